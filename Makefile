@@ -1,0 +1,42 @@
+# One environment, .venv, made on first use by whatever Python PYTHON names. `rm -rf .venv` starts it afresh.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SCRIPTS := $(sort $(wildcard benchmarks/[a-z]*.py))
+
+.PHONY: setup demo test test-slow lint types bench clean
+
+setup: $(READY)
+
+# torch comes first, alone and exact: chosen along with everything else, it may become a newer CUDA build of several GB.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/stitch demo:gpt2 demo:llama --layer 3 --out build/demo --overwrite
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# 5: no test is marked slow, or none was collected.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(READY)
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+# Each script prints one JSON line; its name goes to standard error.
+bench: $(READY)
+	@set -e; for script in $(SCRIPTS); do echo "$$script" >&2; $(BIN)/python $$script; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find stitch sae matching tests benchmarks -name __pycache__ -exec rm -rf {} +
+	rm -rf __pycache__

@@ -1,0 +1,255 @@
+"""The `stitch` command: parses, calls one library function, prints. Heavy imports happen inside the command that needs them."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+
+class DefaultsToStitch(TyperGroup):
+    """`stitch A B --layer 3` works literally: what is no other command's name goes to `run`."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in {"--help", "--version", "--install-completion", "--show-completion"}:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=DefaultsToStitch,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Take language models apart and build new ones from the parts.\n\n`stitch MODEL_A MODEL_B --layer N` joins two models.",
+)
+
+Model = Annotated[str, typer.Argument(help="Hub id, local folder, .gguf file, demo:gpt2, demo:llama or smollm2.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps … ; auto takes an accelerator if there is one.")]
+Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16: what the models run in.")]
+Text = Annotated[str, typer.Option(help="`docs` (docstrings of installed packages), a file, a folder, or a dataset.")]
+Memory = Annotated[str, typer.Option(help="Budget for statistics and buffers, such as 4G.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run modeling code that a checkpoint brings along.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, alone on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+
+
+@app.command(name="run", hidden=True)
+def run(
+    model_a: Annotated[str, typer.Argument(metavar="MODEL_A", help="The source: its early blocks run first.")],
+    model_b: Annotated[str, typer.Argument(metavar="MODEL_B", help="The target: its late blocks finish.")],
+    layer: Annotated[int, typer.Option(help="Blocks 0 to N-1 of A are kept; the stream entering block N is translated.")],
+    layer_b: Annotated[int | None, typer.Option(help="B goes on at this block. Default: the same relative depth.")] = None,
+    text: Text = "docs",
+    tokens: Annotated[int, typer.Option(help="Tokens to fit on; a twentieth more is held out twice, to choose and to report.")] = 1_000_000,
+    context: Annotated[int | None, typer.Option(help="Window length. Default: what both models take, at most 1024.")] = None,
+    features: Annotated[int | None, typer.Option(help="Features per SAE. Default: 8 times the width.")] = None,
+    k: Annotated[int, typer.Option("--k", help="Active features per token.")] = 32,
+    architecture: Annotated[str, typer.Option(help="batchtopk, topk, jumprelu, standard or matryoshka.")] = "batchtopk",
+    sae_a: Annotated[str | None, typer.Option(help="Use this SAE for A: a SAELens folder or release:id.")] = None,
+    sae_b: Annotated[str | None, typer.Option(help="Use this SAE for B.")] = None,
+    sae_passes: Annotated[float, typer.Option(help="Passes over the tokens when training SAEs.")] = 3.0,
+    matching: Annotated[str, typer.Option(help="hungarian, ot (balanced transport) or unbalanced (transport).")] = "hungarian",
+    translation: Annotated[str, typer.Option(help="Write this one; auto takes the best on the sweep split.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Same inputs and seed: the same bytes.")] = 0,
+    memory: Memory = "4G",
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    out: Annotated[Path | None, typer.Option(help="Folder for the composite. Default: A-N-B-M.")] = None,
+    push: Annotated[str | None, typer.Option(metavar="USER/REPO", help="Upload the composite to the Hub.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")] = False,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Join two models: blocks of A, a translation fitted without training, blocks of B. Writes a checkpoint and its report."""
+
+    def work(progress):
+        from stitch.config import Settings
+        from stitch.pipeline import stitch
+
+        settings = Settings(
+            model_a=model_a, model_b=model_b, layer=layer, layer_b=layer_b, text=text, tokens=tokens, context=context,
+            features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
+            matching=matching, translation=translation, seed=seed, memory=_bytes(memory), device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        report, folder = stitch(settings, out, overwrite=overwrite, resume=resume, progress=progress)
+        url = None
+        if push:
+            from stitch.hub import push as upload
+
+            url = upload(folder, push)
+        return report, folder, url
+
+    report, folder, url = _guarded(work, quiet=quiet, debug=debug)
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    from stitch.report import table
+
+    _print_table(*table(report))
+    print(f"\nwritten to {folder}" + (f" and {url}" if url else ""))
+
+
+@app.command()
+def inspect(model: Model, as_json: Json = False, debug: Debug = False) -> None:
+    """Show a model's family, width, blocks, sites and vocabulary, without loading its weights."""
+
+    def work(progress):
+        from stitch.describe import describe
+
+        return describe(model)
+
+    facts = _guarded(work, quiet=True, debug=debug)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print_table(["", ""], [[name, str(value)] for name, value in facts.items()], facts["name"])
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Model,
+    against: Annotated[str | None, typer.Option(help="A second model: adds KL(against ‖ model) and top-1 agreement.")] = None,
+    text: Text = "docs",
+    tokens: Annotated[int, typer.Option(help="Tokens of the report split.")] = 50_000,
+    context: Annotated[int | None, typer.Option(help="Window length. Default: what the model takes, at most 1024.")] = None,
+    memory: Memory = "4G",
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Cross-entropy and perplexity of any causal language model on held-out text, with a 95 % interval by document."""
+
+    def work(progress):
+        from stitch.pipeline import evaluate_models
+
+        return evaluate_models(
+            model, against, text=text, tokens=tokens, context=context, memory=_bytes(memory), device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code, progress=progress,
+        )  # fmt: skip
+
+    report = _guarded(work, quiet=quiet, debug=debug)
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    from stitch.report import table
+
+    _print_table(*table(report))
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A composite's folder.")],
+    repo: Annotated[str, typer.Argument(metavar="USER/REPO")],
+    private: Annotated[bool, typer.Option("--private")] = False,
+    debug: Debug = False,
+) -> None:
+    """Upload a composite to the Hugging Face Hub. The token comes from HF_TOKEN or `hf auth login`."""
+
+    def work(progress):
+        from stitch.hub import push as upload
+
+        return upload(folder, repo, private=private)
+
+    print(_guarded(work, quiet=True, debug=debug))
+
+
+def _guarded(work: Callable, *, quiet: bool, debug: bool):
+    """Runs `work(progress)`; a known failure becomes one line on standard error and the exit code that it asks for."""
+    from stitch.errors import StitchError
+
+    try:
+        with _Progress(quiet) as progress:
+            return work(progress.update)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command with --resume goes on from here.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if debug:
+            raise
+        known = isinstance(error, StitchError) or type(error).__name__ in {"SAEError", "MatchError"}
+        text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+        print("stitch: " + " ".join(text.split()), file=sys.stderr)
+        raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+
+class _Progress:
+    """Bars with rate and time left on a terminal, one line per stage and minute elsewhere; both on standard error."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.terminal = quiet, sys.stderr.isatty()
+        self.bars, self.stage, self.said = None, None, 0.0
+
+    def __enter__(self) -> "_Progress":
+        if self.terminal and not self.quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = [TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
+            self.bars = Progress(*columns, console=Console(stderr=True))
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        if self.quiet:
+            return
+        import time
+
+        now = time.monotonic()
+        if stage != self.stage:
+            self.stage, self.began, self.first, self.said = stage, now, done, 0.0
+            if self.bars:
+                self.task = self.bars.add_task(stage, total=total, rate="")
+        rate = (done - self.first) / (now - self.began) if now > self.began else 0.0
+        if self.bars:
+            self.bars.update(self.task, completed=done, rate=f"{rate:,.0f}/s" if rate else "")
+        elif done >= total or now - self.said > 30:
+            self.said = now
+            left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
+            print(f"{stage}: {done:,} of {total:,}" + (f", {rate:,.0f}/s" if rate else "") + left, file=sys.stderr, flush=True)
+
+
+def _print_table(header: list[str], rows: list[list[str]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row, style="bold" if row[0] in {"composite", "model"} else None)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _bytes(text: str) -> int:
+    from stitch.errors import UsageError
+
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    try:
+        return int(float(number) * (units[unit] if unit else 1))
+    except (ValueError, KeyError):
+        raise UsageError(f"--memory needs a size such as 512M or 4G; got {text!r}.") from None
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,2 @@
+class MatchError(Exception):
+    """Two feature sets cannot be matched. One line: what is needed, what was got, what to do."""

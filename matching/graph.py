@@ -1,0 +1,143 @@
+"""The candidate graph: for every feature its best-correlated partners, found block by block within a memory budget."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from matching.errors import MatchError
+from matching.null import draw_columns
+from matching.statistics import FeatureMoments, correlation_block
+from matching.stream import Batches
+from matching.types import Alternatives, Candidates
+
+# Entries looked at together while selecting; bounds the temporaries of a selection to some 30 MB.
+SELECTION = 2**20
+
+
+def candidates(
+    batches: Batches,
+    moments_a: FeatureMoments,
+    moments_b: FeatureMoments,
+    *,
+    generator: np.random.Generator,
+    top: int = 16,
+    minimum_firings: int = 10,
+    budget_bytes: int = 2**30,
+) -> Candidates:
+    """The `top` best-correlated B-features of every A-feature, and the `top` best A-features of every B-feature.
+
+    Exact: every correlation is computed, in blocks of A-features (all B-features wide) of at most `budget_bytes`, each
+    block one pass over the stream. The result is the same, bit for bit, for any budget and any cut of the stream into
+    batches. Ties go to the lower index. With `top` as large as both feature sets the graph is complete. For the null,
+    `top` random partners per A-feature are drawn from `generator` and scored too (`Alternatives`).
+
+    Memory: `budget_bytes` for blocks, ~70 MB of temporaries at k = 32 (they grow with k²), 16 bytes · top per feature,
+    32 bytes per edge.
+
+    Raises: MatchError when the budget is less than one row of correlations, when no feature of A or of B is live
+        (varies and fires `minimum_firings` times), or from the stream.
+    """
+    rows, cols = len(moments_a.mean), len(moments_b.mean)
+    if budget_bytes < 8 * cols:
+        raise MatchError(
+            f"matching {cols} features needs a budget of at least {8 * cols:,} bytes; got {budget_bytes:,}. Raise it."
+        )
+    live_a, live_b = _live("A", moments_a, minimum_firings), _live("B", moments_b, minimum_firings)
+    drawn = draw_columns(rows, np.flatnonzero(live_b), top, generator)
+    drawn_correlation = np.empty(drawn.shape)
+
+    by_row: list[_Edges] = []
+    by_col = _empty()
+    block_rows = min(rows, budget_bytes // (8 * cols))
+    for start in range(0, rows, block_rows):
+        stop = min(start + block_rows, rows)
+        block = correlation_block(batches, moments_a, moments_b, start, stop)
+        block[~live_a[start:stop]] = -np.inf
+        block[:, ~live_b] = -np.inf
+        drawn_correlation[start:stop] = np.take_along_axis(block, drawn[start:stop], axis=1)
+        by_row.append(_best_of_rows(block, start, top))
+        by_col = _best_of_cols(block, start, by_col, top)
+        del block  # the next one must not be allocated beside it
+    edge_rows, edge_cols, correlation = _union([*by_row, by_col], cols)
+    deviation_a, deviation_b = np.sqrt(moments_a.variance), np.sqrt(moments_b.variance)
+    covariance = correlation * deviation_a[edge_rows] * deviation_b[edge_cols]
+    return Candidates(
+        shape=(rows, cols),
+        rows=edge_rows,
+        cols=edge_cols,
+        correlation=correlation,
+        co_moment=covariance + moments_a.mean[edge_rows] * moments_b.mean[edge_cols],
+        alternatives=Alternatives(drawn, drawn_correlation),
+    )
+
+
+_Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""rows, cols, correlations."""
+
+
+def _empty() -> _Edges:
+    return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+
+
+def _live(side: str, moments: FeatureMoments, minimum_firings: int) -> Bool[np.ndarray, " features"]:
+    live = moments.live(minimum_firings)
+    if not live.any():
+        raise MatchError(
+            f"matching needs features that vary and fire at least {minimum_firings} times; got none among the "
+            f"{len(live)} of {side} on {moments.count} tokens. Use more tokens or another dictionary."
+        )
+    return live
+
+
+def _best_of_rows(block: Float64[np.ndarray, "block cols"], start: int, top: int) -> _Edges:
+    found = []
+    for part in _chunks(len(block), SELECTION // block.shape[1]):
+        values = block[part]
+        rows, cols = np.nonzero(_top_mask(values, top) & np.isfinite(values))
+        found.append((rows + part.start + start, cols, values[rows, cols]))
+    return _concatenated(found)
+
+
+def _best_of_cols(block: Float64[np.ndarray, "block cols"], start: int, kept: _Edges, top: int) -> _Edges:
+    """The best `top` rows of each column among those kept from earlier blocks and this block's."""
+    rows, cols, values = (np.concatenate(parts) for parts in zip(kept, _best_within(block, start, top), strict=True))
+    order = np.lexsort((rows, -values, cols))
+    rank = np.arange(len(order)) - np.searchsorted(cols[order], cols[order])
+    order = order[rank < top]
+    return rows[order], cols[order], values[order]
+
+
+def _best_within(block: Float64[np.ndarray, "block cols"], start: int, top: int) -> _Edges:
+    found = []
+    for part in _chunks(block.shape[1], SELECTION // len(block)):
+        values = np.ascontiguousarray(block[:, part].T)
+        cols, rows = np.nonzero(_top_mask(values, top) & np.isfinite(values))
+        found.append((rows + start, cols + part.start, values[cols, rows]))
+    return _concatenated(found)
+
+
+def _top_mask(values: Float64[np.ndarray, "lists entries"], top: int) -> Bool[np.ndarray, "lists entries"]:
+    """True at the `top` largest entries of every list; ties go to the lower index."""
+    if values.shape[1] <= top:
+        return np.ones(values.shape, bool)
+    cut = np.partition(values, -top, axis=1)[:, -top, None]
+    above, tied = values > cut, values == cut
+    spare = top - above.sum(axis=1, keepdims=True)
+    return above | (tied & (np.cumsum(tied, axis=1) <= spare))
+
+
+def _chunks(length: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _concatenated(found: list[_Edges]) -> _Edges:
+    rows, cols, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return rows, cols, values
+
+
+def _union(found: list[_Edges], width: int) -> _Edges:
+    rows, cols, values = _concatenated(found)
+    keys, first = np.unique(rows * width + cols, return_index=True)
+    return keys // width, keys % width, values[first]

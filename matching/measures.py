@@ -1,0 +1,76 @@
+"""How alike two sets of directions or two representations are, as single numbers."""
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from matching.errors import MatchError
+
+# Entries of a similarity matrix held at once.
+_CHUNK = 2**24
+
+
+def pair_cosines(source: Float[Tensor, "pairs d"], target: Float[Tensor, "pairs d"]) -> Float64[Tensor, " pairs"]:
+    """Cosine of every matched pair of directions in one space (map A's decoder rows into B's space first)."""
+    return (_unit(source) * _unit(target)).sum(dim=1)
+
+
+def share_above(similarities: Float[Tensor, " pairs"], level: float = 0.7) -> float:
+    """Share of pairs more similar than `level`; 0 when there are none."""
+    return float((similarities > level).double().mean()) if len(similarities) else 0.0
+
+
+def mean_max_cosine(source: Float[Tensor, "features d"], target: Float[Tensor, "others d"]) -> float:
+    """MMCS: each source direction's highest cosine with any target direction, averaged. Not symmetric.
+
+    Source: Sharkey, Braun, Millidge 2022, "Taking features out of superposition with sparse autoencoders".
+    """
+    target = _unit(target)
+    parts = _unit(source).split(max(1, _CHUNK // len(target)))
+    return float(torch.cat([(part @ target.T).amax(dim=1) for part in parts]).mean())
+
+
+def linear_cka(
+    covariance_a: Float64[Tensor, "d_a d_a"],
+    covariance_b: Float64[Tensor, "d_b d_b"],
+    covariance_ab: Float64[Tensor, "d_a d_b"],
+) -> float:
+    """‖C_ab‖² / (‖C_a‖ ‖C_b‖) in Frobenius norms of centred (co-)variances: 1 for equal up to rotation and scale.
+
+    Raises: MatchError when either side has no variance.
+    Source: Kornblith et al. 2019, arXiv 1905.00414.
+    """
+    scale = covariance_a.norm() * covariance_b.norm()
+    if not scale > 0:
+        raise MatchError("CKA needs activations that vary; got zero variance. Use more tokens.")
+    return float(covariance_ab.square().sum() / scale)
+
+
+def svcca(
+    covariance_a: Float64[Tensor, "d_a d_a"],
+    covariance_b: Float64[Tensor, "d_b d_b"],
+    covariance_ab: Float64[Tensor, "d_a d_b"],
+    *,
+    explained: float = 0.99,
+) -> float:
+    """Mean canonical correlation between the leading principal components that explain `explained` of each variance.
+
+    Raises: MatchError when either side has no variance.
+    Source: Raghu et al. 2017, arXiv 1706.05806.
+    """
+    whitened = _whitening(covariance_a, explained).T @ covariance_ab @ _whitening(covariance_b, explained)
+    return float(torch.linalg.svdvals(whitened).clamp(max=1).mean())
+
+
+def _whitening(covariance: Float64[Tensor, "d d"], explained: float) -> Float64[Tensor, "d kept"]:
+    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = values.flip(0), vectors.flip(1)
+    if not values[0] > 0:
+        raise MatchError("SVCCA needs activations that vary; got zero variance. Use more tokens.")
+    share = values.clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
+    kept = int((share < explained).sum()) + 1
+    return vectors[:, :kept] / values[:kept].sqrt()
+
+
+def _unit(directions: Float[Tensor, "features d"]) -> Float64[Tensor, "features d"]:
+    return torch.nn.functional.normalize(directions.double(), dim=1)

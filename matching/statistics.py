@@ -1,0 +1,188 @@
+"""Streamed float64 moments of two feature sets on the same tokens, and their correlations."""
+
+# pyright: reportOptionalSubscript=false, reportGeneralTypeIssues=false
+# (scipy.sparse carries no types: its shapes are taken for None)
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Bool, Float64, Int64
+
+from matching.errors import MatchError
+from matching.stream import Batches, segments
+
+# A standard deviation this small beside the root mean square is rounding: the feature is constant.
+CONSTANT = 1e-10
+
+
+@dataclass(frozen=True)
+class FeatureMoments:
+    """Moments of every feature over `count` tokens. `variance` is the population variance, `firings` counts z ≠ 0."""
+
+    count: int
+    mean: Float64[np.ndarray, " features"]
+    variance: Float64[np.ndarray, " features"]
+    firings: Int64[np.ndarray, " features"]
+
+    @property
+    def second(self) -> Float64[np.ndarray, " features"]:
+        """E[z²]."""
+        return self.variance + self.mean**2
+
+    @property
+    def frequency(self) -> Float64[np.ndarray, " features"]:
+        """Share of tokens on which the feature fires."""
+        return self.firings / self.count
+
+    def live(self, minimum_firings: int) -> Bool[np.ndarray, " features"]:
+        """Features whose correlation means something: neither constant nor seen too rarely.
+
+        Two features that fire once, on the same token, correlate perfectly; hence the minimum.
+        """
+        varies = self.variance > CONSTANT**2 * self.second
+        return varies & (self.firings >= minimum_firings)
+
+
+def feature_moments(batches: Batches) -> tuple[FeatureMoments, FeatureMoments]:
+    """Moments of A's and of B's features in one pass.
+
+    Means and variances of segments are merged, never raw sums of squares, so a large mean does not eat the variance.
+
+    Raises: MatchError from the stream (`segments`).
+    Source: Chan, Golub, LeVeque 1983, The American Statistician 37.
+    """
+    stream = segments(batches)
+    moments_a, moments_b = (_moments(codes) for codes in next(stream))
+    for a, b in stream:
+        moments_a = _merged(moments_a, _moments(a))
+        moments_b = _merged(moments_b, _moments(b))
+    return moments_a, moments_b
+
+
+def correlation_matrix(
+    batches: Batches,
+    moments_a: FeatureMoments,
+    moments_b: FeatureMoments,
+    *,
+    minimum_firings: int = 10,
+    budget_bytes: int = 2**30,
+) -> Float64[np.ndarray, "rows cols"]:
+    """Dense Pearson correlations [features A, features B]; NaN where either feature is not live.
+
+    Raises: MatchError when the matrix is larger than `budget_bytes`; or from the stream.
+    """
+    rows, cols = len(moments_a.mean), len(moments_b.mean)
+    if 8 * rows * cols > budget_bytes:
+        raise MatchError(
+            f"dense correlations of {rows} x {cols} features need {8 * rows * cols:,} bytes; got a budget of "
+            f"{budget_bytes:,}. Use the sparse graph (`candidates`) or raise the budget."
+        )
+    block = correlation_block(batches, moments_a, moments_b, 0, rows)
+    block[~moments_a.live(minimum_firings)] = np.nan
+    block[:, ~moments_b.live(minimum_firings)] = np.nan
+    return block
+
+
+def correlation_block(
+    batches: Batches, moments_a: FeatureMoments, moments_b: FeatureMoments, start: int, stop: int
+) -> Float64[np.ndarray, "block cols"]:
+    """Correlations of A's features start..stop−1 with all of B's, in one pass; meaningless where a feature is not live.
+
+    Features that fire on most tokens are centred before the product, which at most doubles their entries. The others
+    lose at most one bit when means are subtracted afterwards: with firing share f, mean² / variance ≤ f / (1 − f) ≤ 1.
+
+    Raises: MatchError when the stream differs from the one the moments came from.
+    """
+    shift_a, shift_b = _shift(moments_a), _shift(moments_b)
+    sums = np.zeros((stop - start, len(moments_b.mean)))
+    flat = sums.reshape(-1)
+    tokens = 0
+    for a, b in segments(batches):
+        _check_widths(a, b, moments_a, moments_b)
+        product = _shifted(a, shift_a).T.tocsr()[start:stop] @ _shifted(b, shift_b)
+        rows = np.repeat(np.arange(stop - start), np.diff(product.indptr))
+        flat[rows * sums.shape[1] + product.indices] += product.data
+        tokens += a.shape[0]
+    _check_tokens(tokens, moments_a, moments_b)
+    left_a, left_b = (moments_a.mean - shift_a)[start:stop], moments_b.mean - shift_b
+    scale_a, scale_b = _inverse_deviation(moments_a)[start:stop], _inverse_deviation(moments_b)
+    for row, left, scale in zip(sums, left_a, scale_a, strict=True):  # row by row: no second block in memory
+        row /= tokens
+        row -= left * left_b
+        row *= scale * scale_b
+        np.clip(row, -1.0, 1.0, out=row)
+    return sums
+
+
+def co_moments(
+    batches: Batches, rows: Int64[np.ndarray, " pairs"], cols: Int64[np.ndarray, " pairs"]
+) -> Float64[np.ndarray, " pairs"]:
+    """E[z_row z_col], uncentred, of any list of pairs (matched, shuffled, or the edges of a plan) in one pass.
+
+    Raises: MatchError from the stream.
+    """
+    totals = np.zeros(len(rows))
+    tokens = 0
+    for a, b in segments(batches):
+        totals += a[:, rows].multiply(b[:, cols]).sum(axis=0)
+        tokens += a.shape[0]
+    return totals / tokens
+
+
+def _moments(codes: sp.csr_array) -> FeatureMoments:
+    tokens, features = codes.shape
+    firings = np.bincount(codes.indices, minlength=features)
+    mean = np.bincount(codes.indices, weights=codes.data, minlength=features) / tokens
+    deviations = np.bincount(codes.indices, weights=(codes.data - mean[codes.indices]) ** 2, minlength=features)
+    deviations += (tokens - firings) * mean**2
+    return FeatureMoments(tokens, mean, deviations / tokens, firings.astype(np.int64))
+
+
+def _merged(first: FeatureMoments, second: FeatureMoments) -> FeatureMoments:
+    count = first.count + second.count
+    share = second.count / count
+    difference = second.mean - first.mean
+    mean = first.mean + difference * share
+    variance = first.variance + (second.variance - first.variance) * share + difference**2 * share * (1 - share)
+    return FeatureMoments(count, mean, variance, first.firings + second.firings)
+
+
+def _shift(moments: FeatureMoments) -> Float64[np.ndarray, " features"]:
+    return np.where(moments.frequency > 0.5, moments.mean, 0.0)
+
+
+def _shifted(codes: sp.csr_array, shift: Float64[np.ndarray, " features"]) -> sp.csr_array:
+    """Codes − shift; columns with a shift become dense, the others stay as they are."""
+    dense = np.flatnonzero(shift)
+    if not dense.size:
+        return codes
+    tokens = codes.shape[0]
+    centred = codes[:, dense].toarray() - shift[dense]
+    columns = sp.csr_array(
+        (centred.reshape(-1), np.tile(dense, tokens), np.arange(tokens + 1) * len(dense)), shape=codes.shape
+    )
+    rest = sp.csr_array((codes.data * (shift == 0)[codes.indices], codes.indices, codes.indptr), shape=codes.shape)
+    return sp.csr_array(rest + columns)
+
+
+def _inverse_deviation(moments: FeatureMoments) -> Float64[np.ndarray, " features"]:
+    varies = moments.live(minimum_firings=0)
+    return np.where(varies, 1 / np.sqrt(np.where(varies, moments.variance, 1.0)), 0.0)
+
+
+def _check_widths(a: sp.csr_array, b: sp.csr_array, moments_a: FeatureMoments, moments_b: FeatureMoments) -> None:
+    need = (len(moments_a.mean), len(moments_b.mean))
+    if (a.shape[1], b.shape[1]) != need:
+        raise MatchError(
+            f"the stream must have the features of the moments, {need[0]} and {need[1]}; got {a.shape[1]} and "
+            f"{b.shape[1]}. Recompute `feature_moments` from this stream."
+        )
+
+
+def _check_tokens(tokens: int, moments_a: FeatureMoments, moments_b: FeatureMoments) -> None:
+    if not tokens == moments_a.count == moments_b.count:
+        raise MatchError(
+            f"every pass must see the tokens of the moments, {moments_a.count} and {moments_b.count}; got {tokens}. "
+            "The callable must restart the same stream each time."
+        )

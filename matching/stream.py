@@ -1,0 +1,78 @@
+"""The stream of paired codes: checked, in float64, cut at fixed places so that no sum depends on how it was batched."""
+
+# pyright: reportOptionalSubscript=false, reportGeneralTypeIssues=false
+# (scipy.sparse carries no types: its shapes are taken for None)
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import scipy.sparse as sp
+
+from matching.errors import MatchError
+
+Codes = sp.csr_array | sp.csr_matrix
+"""Feature activations [tokens, features] of one batch."""
+
+Batches = Callable[[], Iterable[tuple[Codes, Codes]]]
+"""Starts the stream anew: (codes of A, codes of B) on the same tokens, batch after batch."""
+
+# Tokens summed at once. A co-activation product holds at most SEGMENT · k_A · k_B entries of about 32 bytes.
+SEGMENT = 1024
+
+
+def segments(batches: Batches) -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
+    """The stream as float64 codes of exactly SEGMENT tokens (the last may be shorter), however it was cut before.
+
+    Raises: MatchError when the stream is empty, when A and B differ in tokens, when the number of features changes, or
+        when a code is NaN or infinite.
+    """
+    pending: list[tuple[Codes, Codes]] = []
+    waiting = 0
+    widths = None
+    for number, (a, b) in enumerate(batches()):
+        widths = widths or (a.shape[1], b.shape[1])
+        _check(a, b, widths, number)
+        start, tokens = 0, a.shape[0]
+        while waiting + tokens - start >= SEGMENT:
+            stop = start + SEGMENT - waiting
+            yield _joined([*pending, (a[start:stop], b[start:stop])])
+            pending, waiting, start = [], 0, stop
+        if start < tokens:
+            pending.append((a[start:], b[start:]))
+            waiting += tokens - start
+    if waiting:
+        yield _joined(pending)
+    elif widths is None:
+        raise MatchError("matching needs at least one batch of codes; got an empty stream. Check the text.")
+
+
+def _check(a: Codes, b: Codes, widths: tuple[int, int], number: int) -> None:
+    if a.shape[0] != b.shape[0]:
+        raise MatchError(
+            f"codes of A and B must cover the same tokens; got {a.shape[0]} and {b.shape[0]} in batch {number}. "
+            "Encode both from one token stream."
+        )
+    if (a.shape[1], b.shape[1]) != widths:
+        raise MatchError(
+            f"the number of features must not change along the stream; got {a.shape[1]} and {b.shape[1]} in batch "
+            f"{number} after {widths[0]} and {widths[1]}. Encode every batch with the same two dictionaries."
+        )
+    for side, codes in (("A", a), ("B", b)):
+        if not np.isfinite(codes.data).all():
+            raise MatchError(
+                f"codes must be finite; got NaN or infinity in the codes of {side}, batch {number}. "
+                "Drop those tokens or check the model's precision."
+            )
+
+
+def _joined(parts: list[tuple[Codes, Codes]]) -> tuple[sp.csr_array, sp.csr_array]:
+    a, b = zip(*parts, strict=True)
+    return _owned(a), _owned(b)
+
+
+def _owned(parts: tuple[Codes, ...]) -> sp.csr_array:
+    """One float64 matrix without explicit zeros or repeated entries; a copy, since both are removed in place."""
+    codes = sp.csr_array(sp.vstack(parts, format="csr"), dtype=np.float64, copy=True)
+    codes.sum_duplicates()
+    codes.eliminate_zeros()
+    return codes

@@ -1,0 +1,2 @@
+class SAEError(Exception):
+    """An SAE cannot be trained, read or used. One line: what is needed, what was got, what to do."""

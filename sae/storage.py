@@ -1,0 +1,131 @@
+"""SAEs on disk, in SAELens's format: cfg.json and sae_weights.safetensors, and beside them where they came from."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae.atomic import whole_folder
+from sae.errors import SAEError
+
+if TYPE_CHECKING:
+    import sae_lens
+
+CONFIG, WEIGHTS, PROVENANCE = "cfg.json", "sae_weights.safetensors", "provenance.json"
+PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
+# SAELens's readers of published SAEs that read safetensors; the others unpickle or read npz.
+SAFETENSORS_READERS = {"sae_lens", "gemma_3", "llama_scope", "llama_scope_r1_distill", "sparsify"}
+
+
+def save(sae: "sae_lens.SAE", folder: Path, provenance: dict) -> None:
+    """Write `sae` in the form it is used in (batchtopk and matryoshka become jumprelu) with `provenance` as JSON.
+
+    `folder` appears whole or not at all; `sae_lens.SAE.load_from_disk(folder)` reads it.
+    Raises: SAEError when it exists or cannot be written.
+    """
+    from sae_lens import TrainingSAE
+
+    if folder.exists():
+        raise SAEError(f"{folder} exists. Remove it or give another folder.")
+    try:
+        with whole_folder(folder) as partial:
+            (sae.save_inference_model if isinstance(sae, TrainingSAE) else sae.save_model)(partial)
+            (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise SAEError(f"{folder} cannot be written: {error.strerror or error}.") from error
+
+
+def read_provenance(folder: Path) -> dict | None:
+    """What `save` noted about the SAE; None where it was written by something else."""
+    path = folder / PROVENANCE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def load(source: str | Path, width: int | None = None, device: str = "cpu") -> "sae_lens.SAE":
+    """An SAE from a folder in SAELens's format, or from a published release as `release:sae_id`.
+
+    `width` is that of the activations it is to read. Only safetensors are read.
+    Raises: SAEError when it is missing, truncated, corrupt, pickled, holds NaN, has no inference form or another width.
+    """
+    folder = Path(source)
+    if folder.exists():
+        sae = _load_folder(folder, device)
+    elif isinstance(source, str) and ":" in source:
+        sae = _load_release(*source.split(":", 1), device)
+    else:
+        raise SAEError(f"an SAE is a folder or release:sae_id; there is no folder {source}.")
+    if width is not None and sae.cfg.d_in != width:
+        raise SAEError(
+            f"the SAE must read activations of width {width}; {source} reads {sae.cfg.d_in}. Use this model's."
+        )
+    for name, tensor in sae.state_dict().items():
+        if not tensor.isfinite().all():
+            raise SAEError(f"an SAE must hold finite numbers; {name} of {source} does not. Train or download it again.")
+    return sae
+
+
+def _load_folder(folder: Path, device: str) -> "sae_lens.SAE":
+    from sae_lens import SAE
+    from sae_lens.registry import SAE_CLASS_REGISTRY
+
+    if not (folder / WEIGHTS).is_file():
+        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+        if pickles:
+            raise SAEError(
+                f"only safetensors are read; {folder} holds {pickles[0]}. Convert it with SAELens where you trust it."
+            )
+        raise SAEError(f"an SAE folder holds {CONFIG} and {WEIGHTS}; {folder} has no {WEIGHTS}.")
+    if not (folder / CONFIG).is_file():
+        raise SAEError(f"an SAE folder holds {CONFIG} and {WEIGHTS}; {folder} has no {CONFIG}.")
+    try:
+        architecture = json.loads((folder / CONFIG).read_text()).get("architecture", "standard")
+    except (ValueError, AttributeError) as error:
+        raise SAEError(
+            f"{folder / CONFIG} must be a JSON object; it is not. Save or download the SAE again."
+        ) from error
+    if architecture not in SAE_CLASS_REGISTRY:
+        raise SAEError(
+            f"{folder} holds a {architecture!r} SAE, which has no form for use: a training checkpoint? "
+            "Save it with save_inference_model."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return SAE.load_from_disk(folder, device=device)
+    except Exception as error:  # safetensors, torch and SAELens each have their own for a broken file
+        raise SAEError(
+            f"{folder} is truncated, corrupt or not an SAE: {_one_line(error)}. Save or download it again."
+        ) from error
+
+
+def _load_release(release: str, sae_id: str, device: str) -> "sae_lens.SAE":
+    from sae_lens import SAE
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    known = get_pretrained_saes_directory()
+    if release not in known and "/" not in release:
+        raise SAEError(
+            f"{release!r} is neither a folder, a release that SAELens knows, nor a Hub repository USER/NAME."
+        )
+    if release in known and sae_id not in known[release].saes_map:
+        some = ", ".join(list(known[release].saes_map)[:3])
+        raise SAEError(f"release {release} has {len(known[release].saes_map)} SAEs ({some}, …); {sae_id!r} is not one.")
+    reader = (known[release].conversion_func if release in known else None) or "sae_lens"
+    if reader not in SAFETENSORS_READERS:
+        raise SAEError(
+            f"only safetensors are read; release {release} is published in another format ({reader}). "
+            f"Where you trust it: sae_lens.SAE.from_pretrained({release!r}, {sae_id!r}).save_model(FOLDER), "
+            "and give FOLDER."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return SAE.from_pretrained(release, sae_id, device=device)
+    except Exception as error:  # the Hub's, safetensors's, torch's and SAELens's own
+        raise SAEError(
+            f"{release}:{sae_id} cannot be loaded: {_one_line(error)}. Check the network and the id."
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

@@ -1,0 +1,247 @@
+"""Train SAEs at several sites in one pass over their activations, through SAELens's trainer."""
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.atomic import PARTIAL, whole_folder
+from sae.config import SAEConfig
+from sae.errors import SAEError
+
+if TYPE_CHECKING:
+    import sae_lens
+    from sae_lens.training.sae_trainer import SAETrainer
+
+Batch = dict[str, Float[Tensor, "batch _"]]
+SCALE_BATCHES = 8  # 16 thousand tokens at the default batch size: the mean norm to well within 1 %
+REPORT_EVERY = 10  # steps between measured progress reports: measuring waits for the device
+
+
+def train(
+    configs: dict[str, SAEConfig],
+    widths: dict[str, int],
+    batches: Callable[[int], Iterator[Batch]],
+    *,
+    snapshots: Path | None = None,
+    snapshot_every: int = 500,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int, dict], None] | None = None,
+) -> dict[str, "sae_lens.SAE"]:
+    """One SAE per site, all fed by the same stream of activations, the input normalisation folded into the weights.
+
+    `batches(start)` yields, from training step `start` on, one dict per step with an activation matrix
+    [batch_size, widths[site]] for every site, row i being the same token at all of them; any float dtype (training is
+    in float32). It must give the same batches each time it is called: `batches(0)` is also read to estimate the
+    activations' mean and mean norm, and after an interruption `batches(start)` is asked to go on. `device` is where the
+    SAEs live.
+
+    With `snapshots`, the newest complete snapshot there is continued, and the result equals that of an uninterrupted
+    run bit for bit. `progress(step, steps, {site: {"loss", "fvu", "dead"}})` is called after every tenth step and the
+    last; loss is in units where the mean squared norm is about d, fvu is the batch's, dead is a share. Nothing is
+    printed.
+
+    The loop is that of SAELens's MultiSAETrainer, whose sites must share one learning rate, here one rate per site.
+    Its SAETrainers do each step: loss, gradient clipping, Adam, schedule, dead-feature counts. A site's SAE does not
+    depend on which sites are trained beside it.
+
+    Raises: SAEError on sites whose steps or batch sizes differ, a batch of the wrong sites, shape or with NaN, a stream
+    that ends early, and a snapshot of other settings.
+    """
+    steps, batch_size = _check_request(configs, widths, snapshot_every)
+    trainers = {site: _trainer(configs[site], widths[site], device) for site in configs}
+
+    def stream(start: int) -> Iterator[tuple[int, Batch]]:
+        source = batches(start)
+        for step in range(start, steps):
+            batch = next(source, None)
+            if batch is None:
+                raise SAEError(
+                    f"training needs {steps} batches of {batch_size} tokens; the stream ended after {step}. "
+                    "Give more tokens or fewer steps."
+                )
+            _check_batch(batch, widths, batch_size, step)
+            yield step, {site: batch[site].to(device, torch.float32) for site in trainers}
+
+    run = {"sites": {site: {"width": widths[site], **asdict(config)} for site, config in configs.items()}}
+    start = _resume(snapshots, run, trainers) if snapshots else 0
+    if start == 0:
+        _estimate_scale(trainers, stream(0))
+
+    for step, batch in stream(start):
+        outputs = {}
+        for site, trainer in trainers.items():
+            trainer.maybe_reset_sparsity()
+            outputs[site] = trainer.step(batch[site])
+            trainer.n_training_steps += 1
+        done = step + 1
+        if snapshots and (done % snapshot_every == 0 or done == steps):
+            _snapshot(snapshots, done, run, trainers)
+        if progress and (done % REPORT_EVERY == 0 or done == steps):
+            progress(done, steps, {site: _report(trainers[site], outputs[site]) for site in trainers})
+
+    for trainer in trainers.values():
+        trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+        trainer.activation_scaler.scaling_factor = None
+        trainer.set_final_sae_metadata()
+    return {site: trainer.sae.eval() for site, trainer in trainers.items()}
+
+
+def _check_request(configs: dict[str, SAEConfig], widths: dict[str, int], snapshot_every: int) -> tuple[int, int]:
+    if not configs or set(configs) != set(widths):
+        raise SAEError(
+            f"each site needs a config and a width; got configs for {list(configs)}, widths for {list(widths)}."
+        )
+    schedules = {(config.steps, config.batch_size) for config in configs.values()}
+    if len(schedules) > 1:
+        raise SAEError(
+            "sites trained in one pass must agree on steps and batch_size; got "
+            + ", ".join(f"{site}: {config.steps} × {config.batch_size}" for site, config in configs.items())
+            + ". Make them equal or train them apart."
+        )
+    for site, config in configs.items():
+        if config.features < widths[site]:
+            raise SAEError(
+                f"features must be at least the width, {widths[site]} at {site}; got {config.features}. Raise features."
+            )
+    if snapshot_every < 1:
+        raise SAEError(f"snapshot_every must be at least 1 step; got {snapshot_every}.")
+    return schedules.pop()
+
+
+def _check_batch(batch: Batch, widths: dict[str, int], batch_size: int, step: int) -> None:
+    for site, width in widths.items():
+        if site not in batch:
+            raise SAEError(f"batch {step} must hold every site; {site} is missing, it has {', '.join(batch)}.")
+        if batch[site].shape != (batch_size, width):
+            raise SAEError(f"batch {step} of {site} must be {(batch_size, width)}; got {tuple(batch[site].shape)}.")
+        if not batch[site].isfinite().all():
+            raise SAEError(
+                f"activations must be finite; batch {step} of {site} is not. Run the model in float32 or bf16."
+            )
+
+
+def _trainer(config: SAEConfig, width: int, device: str | torch.device) -> "SAETrainer[Any, Any]":
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    schedule = SAETrainerConfig(
+        total_training_samples=config.steps * config.batch_size,
+        train_batch_size_samples=config.batch_size,
+        lr=config.learning_rate,
+        lr_end=config.learning_rate,
+        lr_scheduler_name="constant",
+        lr_warm_up_steps=config.warmup_steps,
+        lr_decay_steps=config.decay_steps,
+        device=str(device),
+        dead_feature_window=min(1000, max(1, config.steps // 10)),
+    )
+    # SAELens draws initial weights from torch's global generator (on the CPU here, so that they are the same for every
+    # device), and nothing afterwards: given weights and data a step is deterministic, and snapshots hold no RNG state.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        sae = _untrained_sae(config, width)
+    return SAETrainer(cfg=schedule, sae=sae.to(device), data_provider=iter(()))
+
+
+def _untrained_sae(config: SAEConfig, width: int) -> "sae_lens.TrainingSAE":
+    import sae_lens
+
+    shape = {"d_in": width, "d_sae": config.features, "normalize_activations": "expected_average_only_in"}
+    if config.architecture == "standard":
+        return sae_lens.StandardTrainingSAE(
+            sae_lens.StandardTrainingSAEConfig(
+                **shape, l1_coefficient=config.auxiliary, l1_warm_up_steps=config.warmup_steps
+            )
+        )
+    if config.architecture == "jumprelu":
+        return sae_lens.JumpReLUTrainingSAE(
+            sae_lens.JumpReLUTrainingSAEConfig(
+                **shape,
+                jumprelu_sparsity_loss_mode="quadratic",  # Gemma Scope 2: the mode with a target for L0
+                target_l0=config.k,
+                l0_coefficient=config.auxiliary,
+                l0_warm_up_steps=config.warmup_steps,
+            )
+        )
+    shape |= {"k": config.k, "aux_loss_coefficient": config.auxiliary}
+    if config.architecture == "topk":
+        return sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(**shape))
+    if config.architecture == "batchtopk":
+        return sae_lens.BatchTopKTrainingSAE(sae_lens.BatchTopKTrainingSAEConfig(**shape))
+    levels = [config.features // 8, config.features // 4, config.features // 2, config.features]
+    return sae_lens.MatryoshkaBatchTopKTrainingSAE(
+        sae_lens.MatryoshkaBatchTopKTrainingSAEConfig(**shape, matryoshka_widths=sorted({n for n in levels if n}))
+    )
+
+
+def _estimate_scale(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Iterator[tuple[int, Batch]]) -> None:
+    """Scale activations to a mean norm of sqrt(d), as SAELens's ActivationScaler does (which draws a progress bar)."""
+    norms = dict.fromkeys(trainers, 0.0)
+    tokens = 0
+    for _, batch in itertools.islice(stream, SCALE_BATCHES):
+        for site, activations in batch.items():
+            norms[site] += activations.norm(dim=-1).sum().item()
+        tokens += len(next(iter(batch.values())))
+    for site, trainer in trainers.items():
+        if norms[site] == 0:
+            raise SAEError(f"activations must not all be zero; those of {site} are. Choose another site.")
+        trainer.activation_scaler.scaling_factor = math.sqrt(trainer.sae.cfg.d_in) / (norms[site] / tokens)
+
+
+@torch.no_grad()
+def _report(trainer: "SAETrainer[Any, Any]", output: Any) -> dict[str, float]:
+    error = (output.sae_in - output.sae_out).pow(2).sum()
+    variance = (output.sae_in - output.sae_in.mean(dim=0)).pow(2).sum()
+    return {
+        "loss": output.loss.item(),
+        "fvu": (error / variance).item(),
+        "dead": trainer.dead_neurons.float().mean().item(),
+    }
+
+
+def _snapshot(snapshots: Path, step: int, run: dict, trainers: "dict[str, SAETrainer[Any, Any]]") -> None:
+    place = snapshots / f"step-{step:08d}"
+    with whole_folder(place) as folder:
+        for index, trainer in enumerate(trainers.values()):  # sites may have names that folders may not
+            trainer.save_checkpoint(checkpoint_name=f"site-{index}", base_path=folder)
+        (folder / "run.json").write_text(json.dumps({"step": step, **run}))
+    for older in snapshots.glob("step-*"):
+        if older != place:
+            shutil.rmtree(older)
+
+
+def _resume(snapshots: Path, run: dict, trainers: "dict[str, SAETrainer[Any, Any]]") -> int:
+    """The steps already done, 0 without a snapshot. A killed run's half-written folders are removed."""
+    for partial in snapshots.glob(f"{PARTIAL}*"):
+        shutil.rmtree(partial)
+    complete = sorted(snapshots.glob("step-*"))
+    if not complete:
+        return 0
+    newest = complete[-1]
+    try:
+        saved = json.loads((newest / "run.json").read_text())
+        step = saved.pop("step")
+        if saved == run:
+            for index, trainer in enumerate(trainers.values()):
+                # SAELens leaves weights_only at torch's default, True since 2.6: no code runs from trainer_state.pt.
+                trainer.load_trainer_state(newest / f"site-{index}")
+                trainer.sae.load_weights_from_checkpoint(newest / f"site-{index}")
+            return step
+    except Exception as error:
+        raise SAEError(
+            f"the snapshot {newest} cannot be read ({_first_line(error)}). Delete it to start again."
+        ) from error
+    raise SAEError(f"the snapshot {newest} belongs to other sites or settings. Delete it or give another folder.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

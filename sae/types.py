@@ -1,0 +1,44 @@
+"""An SAE as plain tensors, free of the library that trained it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """A sparse autoencoder whose decoder rows have unit norm; the norms live in the codes.
+
+    The decoder's bias is already taken out of the input: `pre = x @ encoder + encoder_bias`. Codes are
+        relu      z = max(pre, 0)
+        jumprelu  z = pre where pre > threshold (threshold ≥ 0, in the units of the codes), else 0
+        topk      z = max(pre, 0) on the k largest of each row, else 0
+    and `x̂ = z @ decoder + decoder_bias`. Codes have the units of x.
+    """
+
+    encoder: Float[Tensor, "d features"]
+    encoder_bias: Float[Tensor, " features"]
+    activation: Literal["relu", "jumprelu", "topk"]
+    threshold: Float[Tensor, " features"] | None
+    k: int | None
+    decoder: Float[Tensor, "features d"]
+    decoder_bias: Float[Tensor, " d"]
+
+    def encode(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch features"]:
+        pre = x.to(self.encoder.dtype) @ self.encoder + self.encoder_bias
+        if self.activation == "relu":
+            return pre.relu()
+        if self.activation == "jumprelu":
+            return pre * (pre > self.threshold)
+        assert self.k is not None  # topk has one: convert.to_dictionary and null.untrained set it
+        values, indices = pre.topk(self.k, dim=-1, sorted=False)
+        return torch.zeros_like(pre).scatter_(-1, indices, values.relu())
+
+    def decode(self, z: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch d"]:
+        return z.to(self.decoder.dtype) @ self.decoder + self.decoder_bias
+
+    def __call__(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return self.decode(self.encode(x))

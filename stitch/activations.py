@@ -1,0 +1,203 @@
+"""Residual streams of a model, harvested in one truncated forward pass and kept on disk as safetensors shards.
+
+A shard holds the same windows for every model, so shard k of A and shard k of B are token by token the same text. Shards are
+written atomically and never twice: an interrupted harvest continues where it stopped. Memory is bounded by one shard, whatever
+the size of the text.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from stitch.errors import StitchError
+from stitch.models import Model
+from stitch.tokens import Windows
+
+Progress = Callable[[str, int, int], None]  # stage, done, total (tokens or steps)
+SINK_RATIO = 10.0  # a token whose norm exceeds the median this many times is a sink, not text
+
+
+class _Enough(Exception):
+    """Raised by the hook at the last site: nothing after it is computed."""
+
+
+@torch.no_grad()
+def residuals(model: Model, ids: Int[Tensor, "batch context"], sites: Sequence[int]) -> dict[int, Tensor]:
+    """Residual stream [batch, context, width] entering block `site`, for every site, in one pass that ends at the last of them.
+
+    Site `depth` is the stream entering the final norm. Raises StitchError when a site holds NaN or infinity.
+    """
+    found: dict[int, Tensor] = {}
+    last = max(sites)
+
+    def catch(site: int):
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            found[site] = args[0] if args else kwargs["hidden_states"]
+            if site == last:
+                raise _Enough
+
+        return hook
+
+    places = [*model.blocks, model.final_norm]
+    handles = [places[site].register_forward_pre_hook(catch(site), with_kwargs=True) for site in sites]
+    try:
+        model.net(input_ids=ids, use_cache=False)
+    except _Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    for site, stream in found.items():
+        if not torch.isfinite(stream).all():
+            raise StitchError(
+                f"activations must be finite; {model.name} gives NaN or infinity at site {site}: "
+                "load it in another precision (--dtype fp32) or check its weights."
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class Activations:
+    """A harvest on disk: `sites` of one model over `windows`, `per_shard` windows to a file."""
+
+    folder: Path
+    sites: tuple[int, ...]
+    windows: Windows
+    per_shard: int
+
+    @property
+    def shards(self) -> int:
+        return -(-len(self.windows.ids) // self.per_shard)
+
+    def rows(self, shard: int) -> slice:
+        return slice(shard * self.per_shard, min((shard + 1) * self.per_shard, len(self.windows.ids)))
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.safetensors"
+
+    def width(self, site: int) -> int:
+        from safetensors import safe_open
+
+        with safe_open(self.path(0), framework="pt") as file:
+            return file.get_slice(f"resid_pre.{site}").get_shape()[-1]
+
+    def read(self, shard: int, site: int) -> Float[Tensor, "windows context width"]:
+        from safetensors import safe_open
+
+        with safe_open(self.path(shard), framework="pt") as file:
+            return file.get_tensor(f"resid_pre.{site}")
+
+
+def harvest(
+    model: Model,
+    windows: Windows,
+    sites: Sequence[int],
+    folder: Path,
+    *,
+    per_shard: int = 256,
+    batch: int = 16,
+    progress: Progress | None = None,
+) -> Activations:
+    """Writes the residual stream of `model` at `sites` over `windows` into `folder`; shards already there are kept."""
+    from safetensors.torch import save_file
+
+    result = Activations(folder, tuple(sites), windows, per_shard)
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(result.shards):
+        target = result.path(shard)
+        if not target.exists():
+            ids = windows.ids[result.rows(shard)]
+            parts = [residuals(model, part.to(model.device).long(), sites) for part in ids.split(batch)]
+            tensors = {f"resid_pre.{site}": torch.cat([part[site].cpu() for part in parts]) for site in sites}
+            temporary = target.with_suffix(".tmp")
+            save_file(tensors, temporary)
+            os.replace(temporary, target)
+        if progress:
+            progress(f"activations of {model.name}", min(result.rows(shard).stop, len(windows.ids)) * windows.context, windows.tokens)
+    return result
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The same tokens seen by A at one site and by B at another. `keep` leaves out BOS at position 0 and sinks of either model."""
+
+    a: Activations
+    b: Activations
+    site_a: int
+    site_b: int
+    keep: Bool[Tensor, "windows context"]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.keep.sum())
+
+    @property
+    def width_a(self) -> int:
+        return self.a.width(self.site_a)
+
+    @property
+    def width_b(self) -> int:
+        return self.b.width(self.site_b)
+
+    def shard(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Kept rows of a shard: x [tokens, width_a], y [tokens, width_b], ids [tokens]."""
+        rows = self.a.rows(index)
+        keep = self.keep[rows]
+        x, y = self.a.read(index, self.site_a), self.b.read(index, self.site_b)
+        return x[keep], y[keep], self.a.windows.ids[rows][keep].long()
+
+    def chunks(self, tokens: int = 8192) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """All kept rows in text order, at most `tokens` at a time."""
+        for index in range(self.a.shards):
+            x, y, ids = self.shard(index)
+            yield from zip(x.split(tokens), y.split(tokens), ids.split(tokens), strict=True)
+
+    def batches(self, size: int, *, seed: int, group: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless shuffled batches of paired rows, from batch `start` on; the order is a pure function of the seed.
+
+        Every epoch visits the shards in a fresh order, `group` of them in memory at a time, rows shuffled within the group; what
+        does not fill a batch at the end of a group is left out of that epoch.
+        """
+        kept = [int(self.keep[self.a.rows(index)].sum()) for index in range(self.a.shards)]
+        done, epoch = 0, 0
+        if sum(kept) < size:
+            raise StitchError(f"a batch needs {size} tokens; the text has {sum(kept)}: give more text or raise --tokens.")
+        while True:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            order = torch.randperm(self.a.shards, generator=generator).tolist()
+            for position in range(0, len(order), group):
+                members = order[position : position + group]
+                count = sum(kept[index] for index in members)
+                shuffle = torch.randperm(count, generator=generator)
+                usable = count // size
+                if done + usable > start:
+                    parts = [self.shard(index) for index in members]
+                    x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+                    for number in range(max(0, start - done), usable):
+                        chosen = shuffle[number * size : (number + 1) * size]
+                        yield x[chosen], y[chosen]
+                done += usable
+            epoch += 1
+
+
+def pair(a: Activations, b: Activations, site_a: int, site_b: int) -> Paired:
+    """Joins two harvests of the same windows and marks the rows to fit on.
+
+    Sinks reach 10⁵ times the median norm and would own every least-squares fit; they are found per model by norm, with the
+    median of the first shard as the yardstick. BOS at position 0 has no context, so it is a constant and needs no fit.
+    """
+    keep = torch.ones(a.windows.ids.shape, dtype=torch.bool)
+    keep[:, 0] = False
+    for activations, site in ((a, site_a), (b, site_b)):
+        limit = None
+        for index in range(activations.shards):
+            norms = activations.read(index, site).float().norm(dim=-1)
+            if limit is None:
+                limit = SINK_RATIO * norms[:, 1:].median()
+            keep[activations.rows(index)] &= norms <= limit
+    return Paired(a, b, site_a, site_b, keep)

@@ -1,0 +1,201 @@
+"""A composite on disk: a folder that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads.
+
+Tensors go from the donors' safetensors files to the new ones by byte range, under new names: the donors are never in memory.
+"""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from stitch import modeling_composite
+from stitch.composite import donor_path, translation_tensors
+from stitch.errors import StitchError, UsageError
+from stitch.modeling_composite import StitchConfig, StitchForCausalLM
+from stitch.models import Anatomy, anatomy_of
+from stitch.shards import Held, Stored, stored_tensors, write_shards
+from stitch.translation.types import Translation
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def write_checkpoint(
+    target: Path,
+    config: StitchConfig,
+    a: Path,
+    b: Path,
+    translation: Translation,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    extra_files: Mapping[str, bytes] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes the composite that `config` describes (`composite.config`, or `stitch_config(…)`) to the folder `target`.
+
+    `a` and `b` are the donors' folders; the tokenizer is B's. With `dtype` None every tensor keeps the type it is stored in.
+    The folder appears whole or not at all; the same inputs give the same bytes.
+    Raises UsageError when `target` exists and `overwrite` is False, StitchError when a donor's file is missing or damaged or the
+    disk refuses.
+    """
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} must not exist; it does: choose another --out or pass --overwrite.")
+    tensors = composite_tensors(config, a, b, translation, dtype)
+    config = copy.deepcopy(config)
+    for part in (config, config.a_config, config.b_config):
+        part.dtype = dtype or _common_dtype(tensors)
+    if dtype is None:
+        # In the model's own type, as loading would give: the file is then what the model in memory is.
+        tensors |= _translation(translation, config.dtype)
+
+    def fill(folder: Path) -> None:
+        write_shards(folder, tensors, max_shard_bytes)
+        (folder / "config.json").write_text(_config_json(config))
+        (folder / "generation_config.json").write_text(_generation_json(config, b))
+        shutil.copyfile(modeling_composite.__file__, folder / "modeling_composite.py")
+        for name in TOKENIZER_FILES:
+            if (b / name).is_file():
+                shutil.copyfile(b / name, folder / name)
+        for name, content in (extra_files or {}).items():
+            (folder / name).write_bytes(content)
+
+    _appear(target, fill)
+
+
+def composite_tensors(
+    config: StitchConfig, a: Path, b: Path, translation: Translation, dtype: torch.dtype | None
+) -> dict[str, Stored | Held]:
+    """Every tensor of the composite by its name there, and where it comes from. Reads headers, builds a model without memory."""
+    with torch.device("meta"):
+        wanted = StitchForCausalLM(config).state_dict()
+    a_anatomy, b_anatomy = anatomy_of(config.a_config), anatomy_of(config.b_config)
+    a_stored, b_stored = stored_tensors(a), stored_tensors(b)
+    tensors: dict[str, Stored | Held] = {}
+    for name, slot in wanted.items():
+        half, _, path = name.partition(".")
+        if half == "a":
+            donor = f"{a_anatomy.body}.{path}"
+            stored = _find(donor, a_anatomy, a_stored, a)
+        elif half == "b":
+            donor = donor_path(path, f"{b_anatomy.body}.{b_anatomy.blocks}", config.site_b)
+            stored = _find(donor, b_anatomy, b_stored, b)
+        else:
+            continue
+        if stored.shape != tuple(slot.shape):
+            raise StitchError(
+                f"{donor} must have shape {tuple(slot.shape)} by config.json; in {stored.path} it has {stored.shape}: "
+                "the folder mixes two models, download it again."
+            )
+        cast = dtype if dtype is not None and stored.stored_dtype.is_floating_point else None
+        tensors[name] = Stored(stored.path, stored.start, stored.stop, stored.stored_dtype, stored.shape, cast)
+    return tensors | _translation(translation, dtype or torch.float32)
+
+
+def _translation(translation: Translation, dtype: torch.dtype) -> dict[str, Held]:
+    held = translation_tensors(translation, dtype)
+    return {f"translation.{name}": Held(tensor) for name, tensor in held.items()}
+
+
+def _find(name: str, anatomy: Anatomy, stored: dict[str, Stored], folder: Path) -> Stored:
+    """The stored tensor that a model of this anatomy calls `name`: under that name, the family's other one, or the tied embedding."""
+    names = [name]
+    if name == f"{anatomy.head}.weight":
+        names.append(f"{anatomy.body}.{anatomy.embedding}.weight")
+    for candidate in list(names):
+        names += [file + candidate.removeprefix(own) for own, file in anatomy.stored_as if candidate.startswith(own)]
+    # The head's own tensor under either name comes before the embedding it may be tied to.
+    names.sort(key=lambda candidate: anatomy.embedding in candidate)
+    for candidate in names:
+        if candidate in stored:
+            return stored[candidate]
+    raise StitchError(f"the checkpoint needs the tensor {name}; {folder} does not have it: download it again.")
+
+
+def _common_dtype(tensors: Mapping[str, Stored | Held]) -> torch.dtype:
+    """The narrowest type that holds every donor weight exactly."""
+    common = None
+    for tensor in tensors.values():
+        if isinstance(tensor, Stored) and tensor.dtype.is_floating_point:
+            common = tensor.dtype if common is None else torch.promote_types(common, tensor.dtype)
+    return common or torch.float32
+
+
+def _config_json(config: StitchConfig) -> str:
+    content = config.to_dict()
+    content["architectures"] = [StitchForCausalLM.__name__]
+    content["auto_map"] = {
+        "AutoConfig": f"modeling_composite.{StitchConfig.__name__}",
+        "AutoModelForCausalLM": f"modeling_composite.{StitchForCausalLM.__name__}",
+    }
+    content.pop("_name_or_path", None)
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def _generation_json(config: StitchConfig, b: Path) -> str:
+    """B's generation settings, without the static cache that some families ask for and a composite cannot use."""
+    content: dict = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }
+    path = b / "generation_config.json"
+    if path.is_file():
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:
+            raise StitchError(f"{path} must be JSON; it cannot be read: download it again.") from error
+    content.pop("cache_implementation", None)
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def _appear(target: Path, fill: Callable[[Path], None]) -> None:
+    """Fills a folder beside `target`, flushes it to disk and renames it into place; removes it if anything goes wrong."""
+    work = target.parent / f".{target.name}.partial"
+    new, old = work / "new", work / "old"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _restore(old, target)  # a killed run may have left its work behind
+        shutil.rmtree(work, ignore_errors=True)
+        new.mkdir(parents=True)
+        fill(new)
+        for path in sorted(new.rglob("*")):
+            _flush(path)
+        _flush(new)
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        _flush(target.parent)
+    except OSError as error:
+        raise StitchError(
+            f"{target} must be writable and have room; got {error.strerror or error}: make room or choose another --out."
+        ) from error
+    finally:
+        _restore(old, target)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _restore(old: Path, target: Path) -> None:
+    if old.exists() and not target.exists():
+        old.rename(target)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,191 @@
+"""Two models in memory become one: the composite's halves use the donors' tensors, nothing is copied."""
+
+import copy
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from stitch.errors import UsageError
+from stitch.modeling_composite import StitchConfig, StitchForCausalLM, TranslationModule, build_late
+from stitch.models import Anatomy, Model, anatomy_of, truncated
+from stitch.translation.types import Codes, Residual, Token, Translation
+
+
+def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translation) -> StitchForCausalLM:
+    """Blocks 0..site_a−1 of A, the translation, blocks site_b.. of B with its final norm and head, in evaluation mode.
+
+    The composite's parameters share memory with the donors': training it in place would train them too; moving it elsewhere
+    or changing its dtype leaves them alone. Donors may differ in device or dtype only if the caller moves the composite.
+    Raises UsageError for sites out of range and for a translation of another width.
+    """
+    a.check_site(site_a)
+    b.check_site(site_b)
+    config = stitch_config(a.config, b.config, site_a, site_b, translation, b.bos)
+    for part in (config, config.a_config, config.b_config):
+        part.dtype = b.dtype
+    with torch.device("meta"):
+        composite = StitchForCausalLM(config)
+    share(composite.a, a.body, a.anatomy.blocks, 0)
+    share(composite.b, b.net, _blocks_path(b.anatomy), site_b)
+    _fill(composite.translation, translation, b.dtype, b.device)
+    composite.generation_config = copy.deepcopy(b.net.generation_config)
+    composite.generation_config.cache_implementation = None  # some families ask for a static cache
+    return composite.eval()
+
+
+def stitch_config(
+    a: PreTrainedConfig, b: PreTrainedConfig, site_a: int, site_b: int, translation: Translation, bos: int | None
+) -> StitchConfig:
+    """The composite's config from those of its donors, which stay as they are. Raises UsageError when widths do not fit."""
+    if len(translation.bias) != b.hidden_size:
+        raise UsageError(
+            f"the translation must end in B's width {b.hidden_size}; {translation.name} ends in {len(translation.bias)}: fit it anew."
+        )
+    early, late = truncated(a, 0, site_a), _late_config(b, site_b)
+    early._name_or_path = ""
+    seam = {"a_identity": [anatomy_of(a).final_norm], **_late_seam(anatomy_of(b))}
+    config = StitchConfig(
+        early, late, site_a, site_b, seam, translation_config(translation, bos, site_a, a.hidden_size)
+    )
+    config.architectures = [StitchForCausalLM.__name__]
+    return config
+
+
+def _late_config(b: PreTrainedConfig, site: int) -> PreTrainedConfig:
+    late = truncated(b, site, b.num_hidden_layers)
+    late.tie_word_embeddings = False  # the embedding is gone, the head keeps the weights
+    late._name_or_path = ""
+    return late
+
+
+def _late_seam(b: Anatomy) -> dict[str, list[str]]:
+    absent = [b.embedding, *([b.embedding_dropout] if b.embedding_dropout else [])]
+    return {
+        "b_identity": [f"{b.body}.{path}" for path in absent],
+        "b_zero": [f"{b.body}.{b.positions}"] if b.positions else [],
+    }
+
+
+def translation_config(translation: Translation, bos: int | None, site_a: int, width: int) -> dict:
+    """What `TranslationModule` needs to know to hold `translation`, which reads A (of `width`) up to `site_a`."""
+    if translation.first is not None and bos is None:
+        raise UsageError(
+            "a first state needs a BOS token; the tokenizer of B has neither BOS nor EOS: give the translation none."
+        )
+    terms = []
+    for term in translation.terms:
+        match term.input:
+            case Residual(site):
+                entry: dict = {"kind": "residual", "site": site, "width": width, "identity": term.weight is None}
+            case Codes(site, dictionary):
+                entry = {
+                    "kind": "codes",
+                    "site": site,
+                    "width": width,
+                    "features": dictionary.encoder.shape[1],
+                    "activation": dictionary.activation,
+                    "k": dictionary.k,
+                    "identity": term.weight is None,
+                }
+            case Token() if term.weight is not None:
+                entry = {"kind": "token", "vocabulary": term.weight.shape[0]}
+            case _:
+                raise UsageError(
+                    f"a term must read a residual, codes or a token table; {translation.name} has {term.input}."
+                )
+        if entry.get("site", 0) > site_a:
+            raise UsageError(
+                f"a translation at site {site_a} can read no later site; {translation.name} reads {entry['site']}."
+            )
+        terms.append(entry)
+    return {"width": len(translation.bias), "first": translation.first is not None, "bos_token_id": bos, "terms": terms}
+
+
+def translation_tensors(translation: Translation, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The state of `TranslationModule` for `translation`: float32, token tables in the model's `dtype`."""
+    tensors = {"bias": translation.bias}
+    if translation.first is not None:
+        tensors["first"] = translation.first
+    for index, term in enumerate(translation.terms):
+        if isinstance(term.input, Codes):
+            dictionary = term.input.dictionary
+            tensors[f"terms.{index}.encoder"] = dictionary.encoder
+            tensors[f"terms.{index}.encoder_bias"] = dictionary.encoder_bias
+            if dictionary.activation == "jumprelu":
+                tensors[f"terms.{index}.threshold"] = dictionary.threshold
+        if term.weight is not None:
+            name = "token_table" if isinstance(term.input, Token) else "weight"
+            tensors[f"terms.{index}.{name}"] = term.weight
+    return {
+        name: tensor.to(dtype if name.endswith("token_table") else torch.float32) for name, tensor in tensors.items()
+    }
+
+
+def translation_module(translation: Translation, a: Model, b: Model, site_a: int) -> TranslationModule:
+    """The module a composite of A and B applies, on B's device, for use on cached activations."""
+    with torch.device("meta"):
+        module = TranslationModule(translation_config(translation, b.bos, site_a, a.width))
+    _fill(module, translation, b.dtype, b.device)
+    return module.eval()
+
+
+def _fill(module: TranslationModule, translation: Translation, dtype: torch.dtype, device: torch.device) -> None:
+    tensors = {name: tensor.to(device) for name, tensor in translation_tensors(translation, dtype).items()}
+    module.load_state_dict(tensors, assign=True)
+    module.requires_grad_(True)
+
+
+def late_half(b: Model, site: int) -> PreTrainedModel:
+    """Blocks site.. of B with its final norm and head, sharing B's tensors: the very module a composite ends in."""
+    b.check_site(site)
+    with torch.device("meta"):
+        late = build_late(_late_config(b.config, site), _late_seam(b.anatomy), site)
+    share(late, b.net, _blocks_path(b.anatomy), site)
+    return late.eval()
+
+
+def late_logits(
+    late: PreTrainedModel,
+    hidden: Float[Tensor, "batch seq d"],
+    attention_mask: Int[Tensor, "batch seq"] | Bool[Tensor, "batch seq"] | None = None,
+    position_ids: Int[Tensor, "rows seq"] | None = None,
+) -> Float[Tensor, "batch seq vocabulary"]:
+    """Logits from the residual stream `hidden` entering the first block of `late`, a `late_half(b, site)` or a `composite.b`.
+
+    Bit-equal to the composite's whose translation gives `hidden`, when called without a cache in the same batch.
+    """
+    if late.config.num_hidden_layers == 0:
+        attention_mask = None
+    return late(
+        inputs_embeds=hidden.to(late.dtype), attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    ).logits
+
+
+def share(part: nn.Module, donor: nn.Module, blocks: str, offset: int) -> None:
+    """Gives every module of `part` the tensors of its counterpart in `donor`, whose blocks are numbered `offset` higher."""
+    for path, module in part.named_modules():
+        if not (module._parameters or module._buffers):
+            continue
+        counterpart = donor.get_submodule(donor_path(path, blocks, offset))
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                theirs = counterpart.get_parameter(name)
+                # A parameter of its own over the same memory: `.to()` on the composite must not move the donor.
+                module._parameters[name] = nn.Parameter(theirs.detach(), requires_grad=theirs.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = counterpart.get_buffer(name)
+
+
+def donor_path(path: str, blocks: str, offset: int) -> str:
+    """The donor's name for the module or tensor `path` of a half: "model.layers.0.mlp" → "model.layers.4.mlp"."""
+    if not path.startswith(f"{blocks}."):
+        return path
+    index, _, rest = path[len(blocks) + 1 :].partition(".")
+    return f"{blocks}.{int(index) + offset}" + (f".{rest}" if rest else "")
+
+
+def _blocks_path(anatomy: Anatomy) -> str:
+    return f"{anatomy.body}.{anatomy.blocks}"

@@ -1,0 +1,89 @@
+"""What a stitch is asked to be: one frozen record, checked at birth, stored in the report."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, get_args
+
+from stitch.errors import UsageError
+
+MatchingMethod = Literal["hungarian", "ot", "unbalanced"]
+Architecture = Literal["batchtopk", "topk", "jumprelu", "standard", "matryoshka"]
+Dtype = Literal["fp32", "bf16", "fp16"]
+LEAST_TOKENS = 4096  # two SAE batches; fewer tokens cannot fit anything
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides the result. Layers are checked against the models later, when these are known."""
+
+    model_a: str
+    model_b: str
+    layer: int
+    layer_b: int | None = None
+    text: str = "docs"
+    tokens: int = 1_000_000
+    context: int | None = None
+    features: int | None = None
+    k: int = 32
+    architecture: Architecture = "batchtopk"
+    sae_a: str | None = None
+    sae_b: str | None = None
+    sae_passes: float = 3.0
+    matching: MatchingMethod = "hungarian"
+    translation: str = "auto"
+    seed: int = 0
+    memory: int = 4 * 2**30
+    device: str = "auto"
+    dtype: Dtype = "fp32"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("matching", get_args(MatchingMethod)), ("architecture", get_args(Architecture)), ("dtype", get_args(Dtype))):
+            if (got := getattr(self, name)) not in choices:
+                raise UsageError(f"--{name} must be one of {', '.join(choices)}; got {got!r}.")
+        if self.tokens < LEAST_TOKENS:
+            raise UsageError(f"--tokens must be at least {LEAST_TOKENS:,}; got {self.tokens:,}.")
+        if self.context is not None and self.context < 8:
+            raise UsageError(f"--context must be at least 8 tokens; got {self.context}.")
+        if self.k < 1:
+            raise UsageError(f"--k must be at least 1; got {self.k}.")
+        if not self.sae_passes > 0:
+            raise UsageError(f"--sae-passes must be above 0; got {self.sae_passes}.")
+        if self.memory < 2**26:
+            raise UsageError(f"--memory must be at least 64M; got {self.memory / 2**20:.0f}M.")
+        if self.seed < 0:
+            raise UsageError(f"--seed must be 0 or more; got {self.seed}.")
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Settings":
+        """The inverse of `asdict`; an unknown key raises UsageError."""
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise UsageError(f"settings have the keys {', '.join(known)}; got {unknown[0]!r} as well.")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def torch_dtype(name: Dtype):
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def torch_device(name: str):
+    """`auto` is the accelerator if there is one. Raises UsageError for a device that this machine does not have."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device must name a device of this machine; {name!r} is none ({str(error).splitlines()[0][:80]}).") from None
+
+
+def same_relative_depth(layer: int, depth_a: int, depth_b: int) -> int:
+    """The site of B at the same share of its depth as `layer` of A, at least one block from either end where A's is."""
+    site = round(layer * depth_b / depth_a)
+    return min(max(site, 1), depth_b - 1) if 0 < layer < depth_a else site

@@ -1,0 +1,205 @@
+"""How the embedded pair was made: `python -m stitch.demo.recipe gpt2|llama --out DIR`.
+
+Two small causal language models of different architecture, width and depth, one tokenizer, trained on the fit split of the
+docstring corpus on one CPU core each. Interrupt it at will: it continues from its last snapshot and ends with the same weights.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stitch.demo.docstrings import documents
+from stitch.text import select
+from stitch.tokens import pack
+
+VOCABULARY = 4096
+CONTEXT = 256
+BOS, PAD = "<|endoftext|>", "<|pad|>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Steps of `batch` windows; Muon for the matrices inside blocks, AdamW for everything else; linear decay at the end."""
+
+    family: str
+    shape: dict
+    steps: int
+    batch: int = 16
+    warmup: int = 60
+    decay: float = 0.5  # share of the steps over which the rate falls linearly to zero
+    rate_matrices: float = 0.02
+    rate_others: float = 0.003
+    seed: int = 0
+
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+RECIPES = {
+    "gpt2": Recipe(
+        family="gpt2",
+        steps=4000,
+        shape=dict(n_layer=6, n_embd=160, n_head=5, n_positions=CONTEXT, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+    ),
+    "llama": Recipe(
+        family="llama",
+        steps=3000,
+        shape=dict(
+            num_hidden_layers=8,
+            hidden_size=192,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            intermediate_size=512,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+        ),
+    ),
+}
+
+
+def train_tokenizer(texts: list[str]):
+    """Byte-level BPE with 4,096 entries, two of them special; BOS is put before a text as it was in training."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[BOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=BOS, pad_token=PAD, padding_side="left", model_max_length=CONTEXT
+    )
+
+
+def build(recipe: Recipe) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(recipe.seed)
+    config = AutoConfig.for_model(
+        recipe.family, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, pad_token_id=1, use_cache=False, **recipe.shape
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        inside_a_block = ".h." in name or ".layers." in name
+        (matrices if inside_a_block and parameter.ndim == 2 else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=recipe.rate_matrices, weight_decay=0.01, momentum=0.95),
+        torch.optim.AdamW(others, lr=recipe.rate_others, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def rate_at(step: int, recipe: Recipe) -> float:
+    decay_steps = recipe.decay * recipe.steps
+    return min(1.0, (step + 1) / recipe.warmup, (recipe.steps - step) / decay_steps)
+
+
+def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
+    logits = model(input_ids=ids).logits[:, :-1]
+    return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+@torch.no_grad()
+def held_out(model: nn.Module, ids: Tensor, batch: int = 16) -> float:
+    losses = [(loss_of(model, part).item(), len(part)) for part in ids.split(batch)]
+    return sum(loss * size for loss, size in losses) / sum(size for _, size in losses)
+
+
+def batch_indices(step: int, windows: int, recipe: Recipe) -> Tensor:
+    """Window indices of a step: a fresh permutation every epoch, a pure function of the step so that resuming is exact."""
+    positions = range(step * recipe.batch, (step + 1) * recipe.batch)
+    epochs = {position // windows for position in positions}
+    order = {
+        epoch: torch.randperm(windows, generator=torch.Generator().manual_seed(recipe.seed + epoch)) for epoch in epochs
+    }
+    return torch.stack([order[position // windows][position % windows] for position in positions])
+
+
+def train(recipe: Recipe, work: Path, log=print) -> tuple[nn.Module, list[dict]]:
+    """Trains from the newest snapshot in `work` (or from scratch) to the last step. Returns the model and the loss curve."""
+    from transformers import AutoTokenizer
+
+    work.mkdir(parents=True, exist_ok=True)
+    corpus = documents()
+    if not (work / "tokenizer").exists():
+        train_tokenizer([text for _, text in select(corpus, "fit")]).save_pretrained(work / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    fit = pack(select(corpus, "fit"), tokenizer, CONTEXT).ids.long()
+    sweep = pack(select(corpus, "sweep"), tokenizer, CONTEXT).ids.long()[:128]
+    log(f"{fit.numel():,} training tokens, {len(fit) // recipe.batch} steps an epoch")
+
+    model = build(recipe)
+    optimizers = optimisers(model, recipe)
+    snapshot = work / "snapshot.pt"
+    curve, start = [], 0
+    if snapshot.exists():
+        saved = torch.load(snapshot, weights_only=True)
+        model.load_state_dict(saved["model"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        curve, start = saved["curve"], saved["step"]
+    peak_rates = (recipe.rate_matrices, recipe.rate_others)
+    compiled = torch.compile(model)  # a fifth faster on a CPU
+    running, clock = [], time.perf_counter()
+    for step in range(start, recipe.steps):
+        for optimizer, peak in zip(optimizers, peak_rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * rate_at(step, recipe)
+        loss = loss_of(compiled, fit[batch_indices(step, len(fit), recipe)])
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        running.append(loss.item())
+        if not math.isfinite(running[-1]):
+            raise FloatingPointError(f"loss is {running[-1]} at step {step}")
+        if (step + 1) % 50 == 0:
+            speed = len(running) * recipe.batch * CONTEXT / (time.perf_counter() - clock)
+            entry = {"step": step + 1, "train": round(sum(running) / len(running), 4)}
+            if (step + 1) % 250 == 0 or step + 1 == recipe.steps:
+                entry["sweep"] = round(held_out(model, sweep), 4)
+                _save(snapshot, model, optimizers, [*curve, entry], step + 1)
+            curve.append(entry)
+            log(f"{entry} {speed:,.0f} tokens/s")
+            running, clock = [], time.perf_counter()
+    return model, curve
+
+
+def _save(path: Path, model: nn.Module, optimizers: list, curve: list, step: int) -> None:
+    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "curve": curve, "step": step}
+    torch.save(state, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--work", type=Path, required=True, help="snapshots go here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    train(RECIPES[arguments.name], arguments.work, log=lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    main()

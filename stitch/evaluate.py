@@ -1,0 +1,134 @@
+"""What a model is worth on held-out text: cross-entropy, perplexity, KL to a reference, top-1 agreement, intervals by document.
+
+All rows of a table see the same windows and the same reference logits, so their differences are paired.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from stitch.errors import StitchError
+from stitch.tokens import Windows
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some windows of the text: their ids and which rows of `Windows` they are (to find cached activations)."""
+
+    ids: Int[Tensor, "batch context"]
+    rows: slice
+
+
+Logits = Callable[[Batch], Float[Tensor, "batch context vocabulary"]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One row's sums per document: nats, nats of KL(reference ‖ row), top-1 agreements, predicted tokens."""
+
+    nats: Float[Tensor, " documents"]
+    kl: Float[Tensor, " documents"] | None
+    agreements: Float[Tensor, " documents"] | None
+    tokens: Float[Tensor, " documents"]
+
+    @staticmethod
+    def mean(draws: "list[Scores]") -> "Scores":
+        """One row for several draws of the same null: sums averaged over the draws."""
+
+        def average(column: str):
+            values = [getattr(draw, column) for draw in draws]
+            return None if values[0] is None else torch.stack(values).mean(0)
+
+        return Scores(average("nats"), average("kl"), average("agreements"), draws[0].tokens)
+
+    @property
+    def ce(self) -> float:
+        """Cross-entropy in nats per predicted token."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+    def interval(self, minus: "Scores | None" = None, seed: int = 0) -> tuple[float, float]:
+        """95 % percentile bootstrap over documents of the cross-entropy, or of its paired difference to another row."""
+        nats = self.nats if minus is None else self.nats - minus.nats
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.randint(len(nats), (RESAMPLES, len(nats)), generator=generator)
+        samples = nats[draws].sum(1) / self.tokens[draws].sum(1)
+        low, high = torch.quantile(samples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return low, high
+
+    def row(self, name: str) -> dict:
+        """The row as it stands in report.json."""
+        low, high = self.interval()
+        total = self.tokens.sum()
+        return {
+            "name": name,
+            "ce": self.ce,
+            "ce_low": low,
+            "ce_high": high,
+            "ppl": math.exp(min(self.ce, 700.0)),
+            "kl_to_b": None if self.kl is None else float(self.kl.sum() / total),
+            "top1": None if self.agreements is None else float(self.agreements.sum() / total),
+        }
+
+
+def whole_model(net: nn.Module) -> Logits:
+    """A causal language model of transformers, run on the ids."""
+    device = next(net.parameters()).device
+    return lambda batch: net(input_ids=batch.ids.to(device), use_cache=False).logits
+
+
+def batches(windows: Windows, vocabulary: int, memory: int) -> Iterator[Batch]:
+    """Windows in groups whose logits, a few copies of them, fit in a quarter of `memory` bytes."""
+    size = max(1, min(16, memory // 4 // (windows.context * vocabulary * 4 * 6)))
+    for start in range(0, len(windows.ids), size):
+        rows = slice(start, min(start + size, len(windows.ids)))
+        yield Batch(windows.ids[rows].long(), rows)
+
+
+@torch.no_grad()
+def evaluate(
+    rows: dict[str, Logits],
+    windows: Windows,
+    *,
+    vocabulary: int,
+    reference: Logits | None = None,
+    memory: int = 2**30,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Scores]:
+    """Scores every row on every window; `reference` gives the distribution that KL and top-1 agreement compare with.
+
+    Position 0 (BOS) predicts the first token; the last position of a window predicts nothing. Logits beyond the shared
+    `vocabulary` (padding rows of the embedding) are left out. Raises StitchError when a row's logits are not finite.
+    """
+    documents = int(windows.document.max()) + 1
+    sums = {name: torch.zeros(4, documents, dtype=torch.float64) for name in rows}
+    for batch in batches(windows, vocabulary, memory):
+        owner = windows.document[batch.rows][:, 1:].flatten().long()
+        target = batch.ids[:, 1:].flatten()
+        base = _log_probabilities(reference(batch), vocabulary) if reference else None
+        for name, logits in rows.items():
+            predicted = _log_probabilities(logits(batch), vocabulary)
+            nats = -predicted.gather(1, target.to(predicted.device)[:, None])[:, 0]
+            if not torch.isfinite(nats).all():
+                raise StitchError(f"logits must be finite; {name} gives NaN or infinity: try --dtype fp32.")
+            columns = [nats, torch.zeros_like(nats), torch.zeros_like(nats), torch.ones_like(nats)]
+            if base is not None:
+                base = base.to(predicted.device)
+                columns[1] = (base.exp() * (base - predicted)).sum(1)
+                columns[2] = (base.argmax(1) == predicted.argmax(1)).float()
+            sums[name].index_add_(1, owner, torch.stack(columns).double().cpu())
+        if progress:
+            progress("evaluation", batch.rows.stop * windows.context, windows.tokens)
+    return {
+        name: Scores(total[0], None if reference is None else total[1], None if reference is None else total[2], total[3])
+        for name, total in sums.items()
+    }
+
+
+def _log_probabilities(logits: Tensor, vocabulary: int) -> Float[Tensor, "tokens vocabulary"]:
+    return logits[:, :-1, :vocabulary].float().log_softmax(-1).flatten(0, 1)

@@ -1,0 +1,103 @@
+"""SAEs of a stitch: trained on both sites in one pass, or loaded; and the sparse codes that matching reads."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.config import SAEConfig
+from sae.convert import to_dictionary
+from sae.metrics import Quality, measure
+from sae.storage import load, save
+from sae.train import train as train_saes
+from sae.types import Dictionary
+from stitch.activations import Paired, Progress
+
+Codes = sp.csr_array
+
+
+@dataclass(frozen=True)
+class SAEs:
+    """The two dictionaries, their quality on held-out tokens, and (for the untrained null) what they were asked to be."""
+
+    a: Dictionary
+    b: Dictionary
+    quality_a: Quality
+    quality_b: Quality
+
+
+def steps_for(tokens: int, passes: float, batch: int) -> int:
+    return max(1, math.floor(tokens * passes / batch))
+
+
+def train(
+    fit: Paired,
+    held_out: Paired,
+    configs: dict[str, SAEConfig],
+    folders: dict[str, Path],
+    given: dict[str, str | None],
+    *,
+    snapshots: Path,
+    group: int,
+    provenance: dict,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> SAEs:
+    """Trains the SAEs of sites "a" and "b" that are not `given` together, saves them in SAELens's format, measures both.
+
+    A folder that is already there is a finished SAE of an earlier, interrupted run. `snapshots` lets training itself go on.
+    """
+    widths = {"a": fit.width_a, "b": fit.width_b}
+    missing = [side for side in configs if given[side] is None and not folders[side].exists()]
+    if missing:
+
+        def batches(start: int) -> Iterator[dict[str, Tensor]]:
+            config = configs[missing[0]]
+            for x, y in fit.batches(config.batch_size, seed=config.seed, group=group, start=start):
+                yield {side: {"a": x, "b": y}[side] for side in missing}
+
+        def report(step: int, steps: int, found: dict) -> None:
+            if progress:
+                progress("SAE training (steps)", step, steps)
+
+        trained = train_saes(
+            {side: configs[side] for side in missing},
+            {side: widths[side] for side in missing},
+            batches,
+            snapshots=snapshots,
+            device=device,
+            progress=report,
+        )
+        for side, sae in trained.items():
+            save(sae, folders[side], provenance[side])
+    dictionaries = {
+        side: to_dictionary(load(given[side] or folders[side], width=widths[side], device=str(device))) for side in configs
+    }
+    streams = {"a": (x for x, _, _ in held_out.chunks()), "b": (y for _, y, _ in held_out.chunks())}
+    quality = {side: measure(dictionaries[side], streams[side]) for side in configs}
+    return SAEs(dictionaries["a"], dictionaries["b"], quality["a"], quality["b"])
+
+
+@torch.no_grad()
+def sparse_codes(dictionary: Dictionary, x: Float[Tensor, "tokens d"]) -> Codes:
+    """The dictionary's codes of x as a scipy CSR array in float32."""
+    z = dictionary.encode(x.to(dictionary.encoder.device))
+    rows, cols = z.nonzero(as_tuple=True)
+    starts = np.searchsorted(rows.cpu().numpy(), np.arange(len(z) + 1))
+    return sp.csr_array((z[rows, cols].cpu().numpy(), cols.cpu().numpy(), starts), shape=tuple(z.shape))
+
+
+def code_stream(paired: Paired, a: Dictionary, b: Dictionary, chunk: int) -> Callable[[], Iterator[tuple[Codes, Codes]]]:
+    """A stream of both models' codes on the same tokens that can be started again, for the passes that matching needs."""
+
+    def start() -> Iterator[tuple[Codes, Codes]]:
+        for x, y, _ in paired.chunks(chunk):
+            yield sparse_codes(a, x), sparse_codes(b, y)
+
+    return start

@@ -1,0 +1,70 @@
+"""Matching of two SAEs' features by how their activations correlate on the same tokens, with its nulls."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+
+from matching.assignment import assign
+from matching.graph import candidates
+from matching.null import shuffled
+from matching.statistics import FeatureMoments, co_moments, feature_moments
+from matching.stream import Batches
+from matching.transport import balanced, unbalanced
+from matching.types import Pairs
+from stitch.config import MatchingMethod
+from stitch.translation.matched import Matched
+
+SHUFFLES = 20  # random matchings that the real one is compared with
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The one-to-one pairs (always found: they carry the scores), the matching that translations use, and its shuffles."""
+
+    pairs: Pairs
+    used: Matched
+    shuffles: list[Matched]
+
+
+def match(batches: Batches, method: MatchingMethod, *, seed: int, budget_bytes: int) -> Matching:
+    """Matches the features of `batches` (sparse codes of A and B on the same tokens, a stream that can be restarted).
+
+    `hungarian` is the best one-to-one assignment on the candidate graph; `ot` and `unbalanced` are transport plans on it, whose
+    marginals are firing frequencies. A shuffle keeps rows, masses and weights and exchanges the partners within strata of
+    firing frequency.
+    """
+    moments_a, moments_b = feature_moments(batches)
+    graph = candidates(batches, moments_a, moments_b, generator=np.random.default_rng(seed), budget_bytes=budget_bytes)
+    pairs = assign(graph)
+    if method == "hungarian":
+        rows, cols, mass = pairs.rows, pairs.cols, np.ones(len(pairs))
+    else:
+        solve = balanced if method == "ot" else unbalanced
+        plan = solve(graph, moments_a.frequency, moments_b.frequency)
+        rows, cols, mass = plan.rows, plan.cols, plan.mass
+
+    generator = np.random.default_rng(seed + 1)
+    partners = [cols, *(_exchanged(cols, moments_b.frequency, generator) for _ in range(SHUFFLES))]
+    # One pass over the stream for the real edges and all shuffled ones.
+    found = co_moments(batches, np.tile(rows, len(partners)), np.concatenate(partners)).reshape(len(partners), -1)
+    deviation_a, deviation_b = np.sqrt(moments_a.variance), np.sqrt(moments_b.variance)
+    covariance = found[0] - moments_a.mean[rows] * moments_b.mean[cols]
+    similarity = covariance / np.maximum(deviation_a[rows] * deviation_b[cols], 1e-30)
+
+    def matched(partner: Int64[np.ndarray, " edges"], co_moment: Float64[np.ndarray, " edges"]) -> Matched:
+        arrays = (rows, partner, mass, similarity, co_moment, moments_a.mean, moments_a.second)
+        return Matched(*map(torch.from_numpy, arrays))
+
+    real, *wrong = (matched(partner, co_moment) for partner, co_moment in zip(partners, found, strict=True))
+    return Matching(pairs, real, wrong)
+
+
+def _exchanged(
+    cols: Int64[np.ndarray, " edges"], frequency: Float64[np.ndarray, " features"], generator: np.random.Generator
+) -> Int64[np.ndarray, " edges"]:
+    """Every partner replaced by another that fires about as often, the same one wherever it occurs."""
+    partners, position = np.unique(cols, return_inverse=True)
+    zeros = np.zeros(len(partners))
+    return shuffled(Pairs(partners, partners, zeros, zeros), frequency, generator).cols[position]

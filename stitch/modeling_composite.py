@@ -1,0 +1,336 @@
+"""A causal language model made of two: the early blocks of A, a translation, the late blocks of B.
+
+This file needs torch and transformers alone: it travels with every checkpoint, which then loads with
+
+    AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+
+Any pair of decoder families works: each half is the stock model of its family, built from a config cut down to its blocks, so
+masks, rotary embeddings, layer types and soft caps are the family's own. What a half must not do twice is taken out of it:
+A's final norm, B's embedding and B's learned positions.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+
+class StitchConfig(PreTrainedConfig):
+    """`a_config` and `b_config` describe the halves alone: blocks 0..site_a−1 of A and blocks site_b.. of B.
+
+    `seam` names what the halves leave out: {"a_identity": [...], "b_identity": [...], "b_zero": [...]}, dotted paths.
+    `translation` is the config of `TranslationModule`.
+    """
+
+    model_type = "stitch"
+    sub_configs: ClassVar = {"a_config": AutoConfig, "b_config": AutoConfig}
+
+    def __init__(self, a_config=None, b_config=None, site_a=0, site_b=0, seam=None, translation=None, **kwargs):
+        a_config, b_config = _config(a_config), _config(b_config)
+        self.a_config, self.b_config = a_config, b_config
+        self.site_a, self.site_b = site_a, site_b
+        self.seam = seam or {"a_identity": [], "b_identity": [], "b_zero": []}
+        self.translation = translation
+        # What `generate` asks of a decoder: one cache layer per block, B's vocabulary and special tokens.
+        kwargs = {**kwargs, "tie_word_embeddings": False}
+        kwargs.pop("per_layer_config", None)
+        windows: list = []
+        if a_config is not None and b_config is not None:
+            windows = sliding_windows(a_config) + sliding_windows(b_config)
+            kwargs["vocab_size"] = b_config.vocab_size
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                kwargs.setdefault(name, getattr(b_config, name, None))
+        self.num_hidden_layers = kwargs["num_hidden_layers"] = len(windows)
+        if any(window is not None for window in windows):
+            kwargs["per_layer_config"] = {block: {"sliding_window": window} for block, window in enumerate(windows)}
+        super().__init__(**kwargs)
+
+
+def _config(given):
+    if isinstance(given, dict):
+        return AutoConfig.for_model(**given)
+    return given
+
+
+def sliding_windows(config: PreTrainedConfig) -> list[int | None]:
+    """Per block the number of tokens its attention reaches back, itself included; None where it reaches all."""
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        types = ["sliding_attention"] * config.num_hidden_layers
+    return [window if kind == "sliding_attention" else None for kind in types]
+
+
+class TranslationModule(nn.Module):
+    """y = bias + Σ terms, in float32 whatever the model's dtype; `first` replaces y where BOS stands at position 0.
+
+    config: {"width": d_out, "first": bool, "bos_token_id": int | None, "terms": [
+        {"kind": "residual", "site": 3, "width": dA, "identity": bool} |
+        {"kind": "token", "vocabulary": V} |
+        {"kind": "codes", "site": 3, "width": dA, "features": F, "activation": "relu" | "jumprelu" | "topk", "k": 32}]}
+
+    An identity term passes its input on unchanged, cut or zero-padded to d_out. Token tables may be kept in the model's dtype.
+    """
+
+    def __init__(self, config: dict):
+        super().__init__()
+        width = config["width"]
+        self.bos_token_id = config.get("bos_token_id")
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.first = nn.Parameter(torch.zeros(width)) if config.get("first") else None
+        self.terms = nn.ModuleList([_TERMS[term["kind"]](term, width) for term in config["terms"]])
+
+    @property
+    def reads_tokens(self) -> bool:
+        return self.first is not None or any(isinstance(term, TokenTerm) for term in self.terms)
+
+    @property
+    def sites(self) -> set[int]:
+        """The sites of A that the terms read."""
+        return {term.site for term in self.terms if not isinstance(term, TokenTerm)}
+
+    def forward(self, residuals: dict[int, Tensor], input_ids: Tensor | None, position_ids: Tensor) -> Tensor:
+        """A's residual streams by site [batch, seq, dA], ids [batch, seq], positions [batch or 1, seq] → float32 [batch, seq, d_out]."""
+        with torch.autocast(device_type=self.bias.device.type, enabled=False):
+            y = self.bias.float()
+            for term in self.terms:
+                y = y + term(residuals, input_ids)
+            if y.ndim == 1:  # no term but the bias
+                rows = next(iter(residuals.values()))[..., 0] if input_ids is None else input_ids
+                y = y.expand(*rows.shape, -1)
+            if self.first is not None:
+                is_first = (position_ids == 0) & (input_ids == self.bos_token_id)
+                y = torch.where(is_first.unsqueeze(-1), self.first.float(), y)
+            return y
+
+
+class ResidualTerm(nn.Module):
+    """x @ weight, x the residual stream entering block `site` of A; without weight x itself."""
+
+    def __init__(self, term: dict, width: int):
+        super().__init__()
+        self.site, self.width = term["site"], width
+        self.weight = None if term.get("identity") else nn.Parameter(torch.zeros(term["width"], width))
+
+    def forward(self, residuals: dict[int, Tensor], input_ids: Tensor | None) -> Tensor:
+        x = residuals[self.site].float()
+        return _resize(x, self.width) if self.weight is None else x @ self.weight.float()
+
+
+class TokenTerm(nn.Module):
+    """A row of the table `token_table` per token id."""
+
+    def __init__(self, term: dict, width: int):
+        super().__init__()
+        self.token_table = nn.Parameter(torch.zeros(term["vocabulary"], width))
+
+    def forward(self, residuals: dict[int, Tensor], input_ids: Tensor | None) -> Tensor:
+        return nn.functional.embedding(input_ids, self.token_table).float()
+
+
+class CodesTerm(nn.Module):
+    """z @ weight, z the latents of a sparse autoencoder that reads the residual stream entering block `site` of A."""
+
+    def __init__(self, term: dict, width: int):
+        super().__init__()
+        features = term["features"]
+        self.site, self.width, self.activation, self.k = term["site"], width, term["activation"], term.get("k")
+        self.encoder = nn.Parameter(torch.zeros(term["width"], features))
+        self.encoder_bias = nn.Parameter(torch.zeros(features))
+        self.threshold = nn.Parameter(torch.zeros(features)) if self.activation == "jumprelu" else None
+        self.weight = None if term.get("identity") else nn.Parameter(torch.zeros(features, width))
+
+    def forward(self, residuals: dict[int, Tensor], input_ids: Tensor | None) -> Tensor:
+        z = self.encode(residuals[self.site].float())
+        return _resize(z, self.width) if self.weight is None else z @ self.weight.float()
+
+    def encode(self, x: Tensor) -> Tensor:
+        pre = x @ self.encoder.float() + self.encoder_bias.float()
+        if self.threshold is not None:
+            return pre * (pre > self.threshold.float())
+        if self.activation == "relu":
+            return pre.relu()
+        kept = pre.topk(self.k, dim=-1, sorted=False)
+        return torch.zeros_like(pre).scatter(-1, kept.indices, kept.values.relu())
+
+
+_TERMS = {"residual": ResidualTerm, "token": TokenTerm, "codes": CodesTerm}
+
+
+def _resize(x: Tensor, width: int) -> Tensor:
+    return x[..., :width] if x.shape[-1] >= width else nn.functional.pad(x, (0, width - x.shape[-1]))
+
+
+class NoPositions(nn.Module):
+    """In place of B's table of learned positions, which A's half has already added to the residual stream."""
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        return position_ids.new_zeros(())  # 0-dim: adds nothing and leaves the other's dtype alone
+
+
+def build_early(config: PreTrainedConfig, seam: dict) -> PreTrainedModel:
+    """A's half: embedding and blocks; its last hidden state is the residual stream at site_a, not normalised."""
+    early = AutoModel.from_config(config)
+    for path in seam["a_identity"]:
+        early.set_submodule(path, nn.Identity())
+    return early
+
+
+def build_late(config: PreTrainedConfig, seam: dict, site: int) -> PreTrainedModel:
+    """B's half: blocks from `site`, final norm, head. Called with `inputs_embeds`, the residual stream at that site."""
+    late = AutoModelForCausalLM.from_config(config)
+    for path in seam["b_identity"]:
+        late.set_submodule(path, nn.Identity())
+    for path in seam["b_zero"]:
+        late.set_submodule(path, NoPositions())
+    for module in late.modules():  # GPT-2's optional scaling by depth counts blocks from the donor's first
+        if getattr(module, "scale_attn_by_inverse_layer_idx", False) and hasattr(module, "scaling"):
+            scale = module.head_dim**-0.5 if module.scale_attn_weights else 1.0
+            module.scaling = scale / float(site + module.layer_idx + 1)
+    return late
+
+
+class CacheView(Cache):
+    """`count` layers of another cache, from `start`, under the indices 0..count−1 that a half knows. Nothing is copied."""
+
+    def __init__(self, whole: Cache, start: int, count: int):
+        super().__init__(layers=whole.layers[start : start + count])
+        self.whole, self.start = whole, start
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        return self.whole.update(key_states, value_states, self.start + layer_idx, *args, **kwargs)
+
+
+class StitchForCausalLM(PreTrainedModel, GenerationMixin):
+    config_class = StitchConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["TranslationModule"]
+    _skip_keys_device_placement: ClassVar = ["past_key_values"]
+    _keep_in_fp32_modules_strict: ClassVar = [
+        r"translation\.(?:bias|first)$",
+        r"translation\.terms\.\d+\.(?:weight|encoder|encoder_bias|threshold)$",
+    ]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: StitchConfig):
+        super().__init__(config)
+        self.a = build_early(config.a_config, config.seam)
+        self.translation = TranslationModule(config.translation)
+        self.b = build_late(config.b_config, config.seam, config.site_b)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.a.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.a.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.b.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings):
+        self.b.set_output_embeddings(new_embeddings)
+
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
+        _refuse_static(past_key_values)
+        return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ):
+        """As in any causal model of transformers. `hidden_states` are those of A's half, then those of B's half."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of input_ids and inputs_embeds must be given.")
+        if input_ids is None and self.translation.reads_tokens:
+            raise ValueError("this translation looks token ids up; got inputs_embeds: pass input_ids instead.")
+        _refuse_static(past_key_values)
+        if use_cache is None:
+            use_cache = getattr(self.config, "use_cache", True) and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            given = inputs_embeds if input_ids is None else input_ids
+            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = (torch.arange(given.shape[1], device=given.device) + seen).unsqueeze(0)
+
+        shared = {**kwargs, "position_ids": position_ids, "use_cache": bool(use_cache), "return_dict": True}
+        early_blocks, late_blocks = self.config.a_config.num_hidden_layers, self.config.b_config.num_hidden_layers
+        early = self.a(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states or self.translation.sites - {self.config.site_a} != set(),
+            **_context(attention_mask, past_key_values, 0, early_blocks),
+            **shared,
+        )
+        residuals = {self.config.site_a: early.last_hidden_state}
+        for site in self.translation.sites - {self.config.site_a}:
+            residuals[site] = early.hidden_states[site]
+        translated = self.translation(residuals, input_ids, _text_positions(attention_mask, position_ids))
+        late = self.b(
+            inputs_embeds=translated.to(self.b.dtype),
+            output_hidden_states=output_hidden_states,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            **_context(attention_mask, past_key_values, early_blocks, late_blocks),
+            **shared,
+        )
+        output = CausalLMOutputWithPast(
+            loss=late.loss,
+            logits=late.logits,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=(*early.hidden_states, *late.hidden_states) if output_hidden_states else None,
+            attentions=(*early.attentions, *late.attentions) if kwargs.get("output_attentions") else None,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+
+def _context(attention_mask, cache: Cache | None, start: int, count: int) -> dict:
+    """Mask and cache of a half. A half without blocks attends to nothing: it gets neither."""
+    if count == 0:
+        return {"attention_mask": None, "past_key_values": None}
+    if cache is None:
+        return {"attention_mask": attention_mask, "past_key_values": None}
+    while cache.layer_class_to_replicate is not None and len(cache.layers) < start + count:
+        cache.layers.append(cache.layer_class_to_replicate())  # a cache that grows as it is used: views need its layers
+    return {"attention_mask": attention_mask, "past_key_values": CacheView(cache, start, count)}
+
+
+def _text_positions(attention_mask, position_ids: Tensor) -> Tensor:
+    """Positions counted from the first real token, −1 at padding; `position_ids` where no two-dimensional mask tells."""
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+        return position_ids
+    real = attention_mask.long()
+    positions = (real.cumsum(-1) - 1).masked_fill(real == 0, -1)
+    return positions[:, -position_ids.shape[1] :]
+
+
+def _refuse_static(cache) -> None:
+    if isinstance(cache, StaticCache):
+        raise ValueError(
+            "a stitched model needs a cache that grows; got a static one: leave cache_implementation out or set it to 'dynamic'."
+        )
+
+
+# Without this, save_pretrained would not put this file beside the weights.
+StitchConfig.register_for_auto_class()
+StitchForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,0 +1,425 @@
+"""The main job: each stage once, in order, resumable. Reads as a table of contents; the stages live in their own files."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from sae.config import SAEConfig
+from sae.null import untrained
+from stitch.activations import Activations, Paired, Progress, harvest, pair
+from stitch.checkpoint import write_checkpoint
+from stitch.composite import compose
+from stitch.config import LEAST_TOKENS, Settings, same_relative_depth, torch_device, torch_dtype
+from stitch.errors import StitchError, UsageError
+from stitch.evaluate import Scores, evaluate, whole_model
+from stitch.features import SAEs, code_stream, steps_for, train
+from stitch.match import Matching, match
+from stitch.models import Model, load
+from stitch.report import NULL_OF, model_card, to_json
+from stitch.rows import Stage, differences, line, ranked
+from stitch.sources import Source, resolve
+from stitch.text import Split, read, select
+from stitch.tokens import Windows, pack, require_same_ids
+from stitch.translate import Fitted, translate
+from stitch.workspace import check_output, workspace
+
+SPLITS: tuple[Split, ...] = ("fit", "sweep", "report")
+LONGEST_CONTEXT = 1024  # default; longer windows only on request
+HELD_OUT = 65_536  # tokens of each held-out split, at most: enough for intervals of hundredths of a nat
+CHARACTERS_PER_TOKEN = 8  # generous, so that a streamed dataset is read far enough
+
+
+def stitch(
+    settings: Settings,
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict, Path]:
+    """Stitches two models as `settings` ask, writes the composite to `out`, returns its report and folder.
+
+    Raises UsageError when the request cannot be met, StitchError (SAEError, MatchError) when the work fails; either way nothing is
+    left on disk. After an interrupt the same call with `resume` goes on and ends with the same bytes.
+    """
+    seconds: dict[str, float] = {}
+    if out is not None:
+        check_output(out, overwrite)
+    with _timed(seconds, "load"):
+        a, b, sources = load_pair(settings, progress)
+        settings = complete(settings, a, b)
+        assert settings.layer_b is not None
+        sites = settings.layer, settings.layer_b
+    if out is None:
+        out = Path(f"{_short(a.name)}-{sites[0]}-{_short(b.name)}-{sites[1]}")
+        check_output(out, overwrite)
+
+    with workspace(out, settings.to_dict(), resume) as work:
+        with _timed(seconds, "text"):
+            windows = read_windows(settings, b, progress)
+        with _timed(seconds, "activations"):
+            paired = {split: harvest_pair(settings, a, b, windows[split], work / split, progress) for split in SPLITS}
+        with _timed(seconds, "saes"):
+            configs = sae_configs(settings, a, b, paired["fit"])
+            saes = train_pair(settings, configs, sources, paired, work, a.device, progress)
+        with _timed(seconds, "matching"):
+            chunk = chunk_tokens(settings, saes)
+            matching = match(
+                code_stream(paired["fit"], saes.a, saes.b, chunk),
+                settings.matching,
+                seed=settings.seed,
+                budget_bytes=settings.memory // 4,
+            )
+        with _timed(seconds, "translations"):
+            fitted = fit_translations(settings, configs["a"], paired, b, saes, matching, chunk)
+        with _timed(seconds, "choice"):
+            stage = Stage(a, b, *sites, paired["sweep"], settings.memory)
+            chosen = choose(settings, fitted, stage, progress)
+        with _timed(seconds, "evaluation"):
+            stage = Stage(a, b, *sites, paired["report"], settings.memory)
+            composite = compose(a, b, *sites, fitted.translations[chosen])
+            scores = evaluate_all(stage, composite, fitted, saes, progress)
+
+        report = assemble(settings, a, b, sources, windows, saes, configs, matching, fitted, chosen, scores)
+        with _timed(seconds, "writing"):
+            files = {"report.json": to_json(report), "README.md": model_card(report)}
+            folder = work / "composite"
+            shutil.rmtree(folder, ignore_errors=True)
+            write_checkpoint(
+                folder, composite.config, a.folder, b.folder, fitted.translations[chosen], dtype=a.dtype, extra_files=files
+            )
+            for side in "ab":
+                if (work / f"sae-{side}").exists():
+                    shutil.copytree(work / f"sae-{side}", folder / f"sae-{side}")
+            report["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
+            (folder / "report.json").write_bytes(to_json(report))
+            if out.exists():
+                shutil.rmtree(out)
+            os.replace(folder, out)
+    return report, out
+
+
+def load_pair(settings: Settings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
+    """Both models, loaded once if they are the same; raises UsageError when they do not read the same token ids."""
+    dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
+    sources = {side: resolve(name, progress=progress) for side, name in (("a", settings.model_a), ("b", settings.model_b))}
+    arguments = {"dtype": dtype, "device": device, "trust_remote_code": settings.trust_remote_code}
+    a = load(sources["a"].folder, name=sources["a"].name, **arguments)
+    same = sources["a"].folder.resolve() == sources["b"].folder.resolve()
+    b = a if same else load(sources["b"].folder, name=sources["b"].name, **arguments)
+    require_same_ids(a.tokenizer, b.tokenizer, a.name, b.name)
+    return a, b, sources
+
+
+def complete(settings: Settings, a: Model, b: Model) -> Settings:
+    """The settings with every default that depends on the models filled in, checked against them."""
+    a.check_site(settings.layer)
+    layer_b = settings.layer_b if settings.layer_b is not None else same_relative_depth(settings.layer, a.depth, b.depth)
+    b.check_site(layer_b)
+    longest = min(a.config.max_position_embeddings, b.config.max_position_embeddings)
+    context = settings.context if settings.context is not None else min(longest, LONGEST_CONTEXT)
+    if context > longest:
+        raise UsageError(f"--context must be at most {longest}, what both models take; got {context}.")
+    widest = max(a.width, b.width)
+    if settings.features is not None:
+        if settings.features < widest:
+            raise UsageError(f"--features must be at least the width, {widest}; got {settings.features}: raise it.")
+        # SAE training keeps weights, gradients and two Adam moments of both halves of both SAEs, in float32.
+        needed = 4 * 4 * 2 * settings.features * (a.width + b.width)
+        if needed > settings.memory:
+            raise UsageError(
+                f"--features {settings.features:,} needs {needed / 2**30:.1f} GiB to train; --memory is "
+                f"{settings.memory / 2**30:.1f} GiB: lower the one or raise the other."
+            )
+    return dataclasses.replace(settings, layer_b=layer_b, context=context)
+
+
+def read_windows(settings: Settings, model: Model, progress: Progress | None = None) -> dict[Split, Windows]:
+    """Packed windows of the three splits. Raises StitchError when the text is too small to fill them."""
+    assert settings.context is not None
+    held = max(8 * settings.context, min(settings.tokens // 20, HELD_OUT))
+    limits: dict[Split, int] = {"fit": settings.tokens, "sweep": held, "report": held}
+    documents = list(read(settings.text, characters=CHARACTERS_PER_TOKEN * settings.tokens * 5 // 4))
+    windows = {}
+    for number, split in enumerate(SPLITS):
+        windows[split] = pack(select(documents, split), model.tokenizer, settings.context, limits[split])
+        if progress:
+            progress("text", number + 1, len(SPLITS))
+    least = {"fit": LEAST_TOKENS, "sweep": settings.context, "report": settings.context}
+    for split, found in windows.items():
+        if found.tokens < least[split]:
+            raise StitchError(
+                f"--text must fill at least {least[split]:,} tokens of the {split} split; {settings.text} has {len(documents):,} documents "
+                f"that give {found.tokens:,}: use more or longer text, or a shorter --context."
+            )
+    return windows
+
+
+def harvest_pair(
+    settings: Settings, a: Model, b: Model, windows: Windows, folder: Path, progress: Progress | None
+) -> Paired:
+    """Activations of both sites on disk; one pass for both when A is B."""
+    assert settings.layer_b is not None
+    width = a.width + b.width
+    per_window = windows.context * width * torch.finfo(a.dtype).bits // 8
+    per_shard = max(1, min(256, settings.memory // 32 // per_window))
+    batch = max(1, min(16, per_shard, settings.memory // 8 // (per_window * 16)))
+
+    def one(model: Model, sites: list[int], name: str) -> Activations:
+        return harvest(model, windows, sites, folder / name, per_shard=per_shard, batch=batch, progress=progress)
+
+    if a is b:
+        both = one(a, sorted({settings.layer, settings.layer_b}), "ab")
+        return pair(both, both, settings.layer, settings.layer_b)
+    return pair(one(a, [settings.layer], "a"), one(b, [settings.layer_b], "b"), settings.layer, settings.layer_b)
+
+
+def sae_configs(settings: Settings, a: Model, b: Model, fit: Paired) -> dict[str, SAEConfig]:
+    """What both SAEs should be: by default 8 times as many features as the model is wide."""
+    batch = 2048 if fit.tokens >= 16 * 2048 else 256
+
+    def config(model: Model) -> SAEConfig:
+        return SAEConfig(
+            architecture=settings.architecture,
+            features=settings.features or 8 * model.width,
+            k=settings.k,
+            steps=steps_for(fit.tokens, settings.sae_passes, batch),
+            batch_size=batch,
+            seed=settings.seed,
+        )
+
+    return {"a": config(a), "b": config(b)}
+
+
+def train_pair(
+    settings: Settings,
+    configs: dict[str, SAEConfig],
+    sources: dict[str, Source],
+    paired: dict[Split, Paired],
+    work: Path,
+    device: torch.device,
+    progress: Progress | None,
+) -> SAEs:
+    sites = {"a": settings.layer, "b": settings.layer_b}
+    provenance = {
+        side: {"model": sources[side].name, "revision": sources[side].revision, "site": f"resid_pre.{sites[side]}", **dataclasses.asdict(configs[side])}
+        for side in configs
+    }
+    return train(
+        paired["fit"],
+        paired["sweep"],
+        configs,
+        {side: work / f"sae-{side}" for side in configs},
+        {"a": settings.sae_a, "b": settings.sae_b},
+        snapshots=work / "sae-snapshots",
+        group=4,
+        provenance=provenance,
+        device=device,
+        progress=progress,
+    )
+
+
+def chunk_tokens(settings: Settings, saes: SAEs) -> int:
+    """Tokens encoded at a time: dense codes of both SAEs and their copies within a sixteenth of the memory."""
+    features = saes.a.encoder.shape[1] + saes.b.encoder.shape[1]
+    return max(256, min(8192, settings.memory // 16 // (12 * features)))
+
+
+@torch.no_grad()
+def fit_translations(
+    settings: Settings, config: SAEConfig, paired: dict[Split, Paired], b: Model, saes: SAEs, matching: Matching, chunk: int
+) -> Fitted:
+    sample = paired["fit"].shard(0)[0].float()[:16384]
+    embedding = b.embedding(torch.arange(b.config.vocab_size, device=b.device)).float().cpu()
+    first = paired["fit"].b.read(0, paired["fit"].site_b)[0, 0].float()
+    features = saes.a.encoder.shape[1]
+    null = untrained(
+        dataclasses.replace(config, features=features, k=max(1, round(saes.quality_a.l0))),
+        sample,
+        torch.Generator().manual_seed(settings.seed),
+    )
+    return translate(
+        paired["fit"], paired["sweep"], embedding=embedding, first=first, a=saes.a, b=saes.b, untrained=null,
+        matching=matching, seed=settings.seed, chunk=chunk,
+    )  # fmt: skip
+
+
+def choose(settings: Settings, fitted: Fitted, stage: Stage, progress: Progress | None) -> str:
+    """Row name of the translation to write: the one asked for, or the best on the sweep split."""
+    if settings.translation != "auto":
+        name = f"translation:{settings.translation}"
+        if name not in fitted.translations:
+            known = ", ".join(row.partition(":")[2] for row in fitted.translations)
+            raise UsageError(f"--translation must be auto or one of {known}; got {settings.translation!r}.")
+        return name
+    scores = evaluate(
+        {name: stage.translated(translation) for name, translation in fitted.translations.items()},
+        stage.windows, vocabulary=stage.vocabulary, memory=settings.memory, progress=progress,
+    )  # fmt: skip
+    return min(scores, key=lambda name: scores[name].ce)
+
+
+def evaluate_all(
+    stage: Stage, composite: torch.nn.Module, fitted: Fitted, saes: SAEs, progress: Progress | None
+) -> dict[str, Scores]:
+    """Every row of the report on the same windows: models, translations, floors, ceilings, nulls."""
+    shuffles = {f"shuffle:{number}": stage.translated(draw) for number, draw in enumerate(fitted.shuffles)}
+    rows = {
+        "a": stage.whole(stage.a.net),
+        "b": stage.whole(stage.b.net),
+        "composite": stage.whole(composite),
+        **{name: stage.translated(translation) for name, translation in fitted.translations.items()},
+        "floor:mean": stage.constant(fitted.mean),
+        "floor:zero": stage.constant(torch.zeros_like(fitted.mean)),
+        "floor:wrong-text": stage.wrong_text(),
+        "ceiling:sae-b": stage.spliced_b(saes.b),
+        "sae-a": stage.spliced_a(saes.a),
+        **{name: stage.translated(translation) for name, translation in fitted.nulls.items()},
+        **shuffles,
+    }
+    scores = evaluate(
+        rows, stage.windows, vocabulary=stage.vocabulary, reference=rows["b"], memory=stage.memory, progress=progress
+    )
+    draws = [scores.pop(name) for name in shuffles]
+    scores["null:shuffled-matching"] = Scores.mean(draws)
+    return scores
+
+
+def assemble(
+    settings: Settings,
+    a: Model,
+    b: Model,
+    sources: dict[str, Source],
+    windows: dict[Split, Windows],
+    saes: SAEs,
+    configs: dict[str, SAEConfig],
+    matching: Matching,
+    fitted: Fitted,
+    chosen: str,
+    scores: dict[str, Scores],
+) -> dict:
+    """report.json, timings aside."""
+    assert settings.layer_b is not None and settings.context is not None
+    sites = {"a": settings.layer, "b": settings.layer_b}
+    results = [scores[name].row(name) for name in ranked(scores) if name != "sae-a"]
+    yardstick = line(a, b, sites["a"], sites["b"], fitted.translations[chosen], settings.context, scores)
+    results.insert(3, yardstick)
+    described = [
+        {
+            "site": f"{side}: resid_pre.{sites[side]}",
+            "features": dictionary.encoder.shape[1],
+            "architecture": configs[side].architecture if given is None else given,
+            **dataclasses.asdict(quality),
+            "spliced_ce": scores[row].ce,
+        }
+        for side, dictionary, quality, given, row in (
+            ("a", saes.a, saes.quality_a, settings.sae_a, "sae-a"),
+            ("b", saes.b, saes.quality_b, settings.sae_b, "ceiling:sae-b"),
+        )
+    ]
+    return {
+        "models": {"a": a.name, "b": b.name},
+        "site": sites,
+        "tokens": {split: found.tokens for split, found in windows.items()},
+        "saes": described,
+        "matching": {
+            "method": settings.matching,
+            "pairs": len(matching.pairs),
+            "mean_score": float(matching.pairs.scores.mean()) if len(matching.pairs) else 0.0,
+            "null_mean_score": float(matching.pairs.null_scores.mean()) if len(matching.pairs) else 0.0,
+            "above_0.7": float((matching.pairs.scores > 0.7).mean()) if len(matching.pairs) else 0.0,
+        },
+        "ridge": {name: {"lambda": found.strength, "unexplained": found.unexplained} for name, found in fitted.ridges.items()},
+        "results": results,
+        "differences": differences(scores, chosen, NULL_OF),
+        "chosen": chosen.partition(":")[2],
+        "seconds": {},
+        "provenance": provenance(settings, a, b, sources),
+    }
+
+
+def provenance(settings: Settings, a: Model, b: Model, sources: dict[str, Source]) -> dict:
+    """What made the numbers: settings, revisions, tokenizer, attention kernels, versions."""
+    vocabulary = json.dumps(b.tokenizer.get_vocab(), sort_keys=True).encode()
+    return {
+        "settings": settings.to_dict(),
+        "models": {
+            side: {
+                "name": sources[side].name,
+                "kind": sources[side].kind,
+                "revision": sources[side].revision,
+                "attention": model.config._attn_implementation,
+            }
+            for side, model in (("a", a), ("b", b))
+        },
+        "tokenizer_sha256": hashlib.sha256(vocabulary).hexdigest(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("stitch-lm", "torch", "transformers", "sae-lens", "scipy", "safetensors")},
+        },
+        "device": str(a.device),
+    }
+
+
+def evaluate_models(
+    model: str,
+    against: str | None = None,
+    *,
+    text: str = "docs",
+    tokens: int = 50_000,
+    context: int | None = None,
+    memory: int = 4 * 2**30,
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> dict:
+    """Scores of any causal language model on the report split, of a second one beside it, and KL(second ‖ first)."""
+    names = [model] if against is None else [model, against]
+    nets = [
+        load_any(resolve(name, progress=progress), dtype=torch_dtype(dtype), device=torch_device(device), trust_remote_code=trust_remote_code)
+        for name in names
+    ]
+    if against is not None:
+        require_same_ids(nets[0].tokenizer, nets[1].tokenizer, *names)
+    longest = min(getattr(net.net.config, "max_position_embeddings", LONGEST_CONTEXT) for net in nets)
+    context = min(longest, LONGEST_CONTEXT) if context is None else context
+    windows = pack(
+        select(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25), "report"), nets[0].tokenizer, context, tokens
+    )
+    if windows.tokens == 0:
+        raise StitchError(f"--text must fill a window of {context} tokens of the report split; {text} does not: use more text.")
+    rows = {"model": whole_model(nets[0].net)}
+    if against is not None:
+        rows["against"] = whole_model(nets[1].net)
+    vocabulary = min(net.net.config.vocab_size for net in nets)
+    scores = evaluate(
+        rows, windows, vocabulary=vocabulary, reference=rows.get("against"), memory=memory, progress=progress
+    )
+    return {
+        "models": {"a": model, "b": against},
+        "tokens": {"report": windows.tokens},
+        "context": context,
+        "results": [found.row(name) for name, found in scores.items()],
+    }
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _short(name: str) -> str:
+    return name.rstrip("/").replace(":", "-").rpartition("/")[2]

@@ -1,0 +1,124 @@
+"""The report of a stitch: one dict, what a terminal shows of it, and the model card it makes."""
+
+import json
+
+COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to B", "top-1"]
+
+# What each null is a broken version of; a null that is not worse than its counterpart means that the counterpart shows nothing.
+NULL_OF = {
+    "null:shuffled-matching": "translation:permutation",
+    "null:random-rotation": "translation:procrustes",
+    "null:shuffled-tokens": "translation:affine",
+    "null:untrained-sae": "translation:features",
+    "null:no-source": "translation:affine+token",
+}
+
+
+def table(report: dict) -> tuple[list[str], list[list[str]], str]:
+    """Header, rows and title of the result table."""
+    rows = [[_label(row["name"], report), *_cells(row)] for row in report["results"]]
+    return COLUMNS, rows, title(report)
+
+
+def title(report: dict) -> str:
+    if "site" not in report:
+        return f"{report['models']['a']} on {report['tokens']['report']:,} held-out tokens"
+    return (
+        f"{report['models']['a']} up to block {report['site']['a']}, then {report['models']['b']} from block "
+        f"{report['site']['b']}; {report['tokens']['report']:,} held-out tokens, nats per token"
+    )
+
+
+def _label(name: str, report: dict) -> str:
+    return f"{name} ({report['chosen']})" if name == "composite" else name
+
+
+def _cells(row: dict) -> list[str]:
+    def show(key: str, form: str) -> str:
+        value = row.get(key)
+        return "" if value is None else format(value, form)
+
+    interval = "" if row.get("ce_low") is None else f"{row['ce_low']:.3f} – {row['ce_high']:.3f}"
+    perplexity = "" if row.get("ppl") is None else f"{row['ppl']:,.1f}" if row["ppl"] < 1e5 else f"{row['ppl']:.1e}"
+    return [show("ce", ".3f"), interval, perplexity, show("kl_to_b", ".3f"), show("top1", ".1%")]
+
+
+def footnotes(report: dict) -> list[str]:
+    """The sentences below the table: what was chosen and how the differences stand, with their paired intervals."""
+    lines = []
+    for item in report.get("saes", []):
+        lines.append(
+            f"SAE at {item['site']}: {item['features']:,} features, FVU {item['fvu']:.3f}, L0 {item['l0']:.1f}, "
+            f"{item['dead']:.1%} dead, cross-entropy with it spliced in {item['spliced_ce']:.3f}."
+        )
+    if found := report.get("matching"):
+        lines.append(
+            f"Matching: {found['pairs']:,} pairs, mean correlation {found['mean_score']:.3f}; best random alternative "
+            f"{found['null_mean_score']:.3f}."
+        )
+    for item in report.get("differences", []):
+        lines.append(
+            f"{item['name']} − {item['minus']}: {item['ce']:+.3f} nats ({item['ce_low']:+.3f} to {item['ce_high']:+.3f}, paired)."
+        )
+    return lines
+
+
+def to_json(report: dict) -> bytes:
+    return (json.dumps(report, indent=2, sort_keys=True) + "\n").encode()
+
+
+def model_card(report: dict) -> bytes:
+    """README.md of the composite, its metadata block holding a model-index that the Hub reads."""
+    a, b = report["models"]["a"], report["models"]["b"]
+    composite = next(row for row in report["results"] if row["name"] == "composite")
+    dataset = report["provenance"]["settings"]["text"]
+    metadata = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["stitch", "model-stitching", "merge"],
+        "base_model": [name for name in dict.fromkeys((a, b)) if "/" in name and not name.startswith((".", "/"))],
+        "model-index": [
+            {
+                "name": f"{a} × {b}",
+                "results": [
+                    {
+                        "task": {"type": "text-generation", "name": "Language modelling"},
+                        "dataset": {"type": dataset, "name": f"{dataset}, report split"},
+                        "metrics": [
+                            {"type": "perplexity", "value": round(composite["ppl"], 4), "name": "Perplexity"},
+                            {"type": "cross-entropy", "value": round(composite["ce"], 4), "name": "Cross-entropy, nats per token"},
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+    if not metadata["base_model"]:
+        del metadata["base_model"]
+    header, rows, caption = table(report)
+    lines = ["---", json.dumps(metadata, indent=2, ensure_ascii=False), "---", ""]  # JSON is YAML
+    lines += [f"# {a} × {b}", ""]
+    lines += [
+        f"The first {report['site']['a']} blocks of {a}, a translation ({report['chosen']}) fitted in closed form, and the blocks of "
+        f"{b} from {report['site']['b']} on. No weight was fine-tuned.",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_REPO", trust_remote_code=True)',
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO")',
+        'print(tokenizer.decode(model.generate(**tokenizer("The", return_tensors="pt"))[0]))',
+        "```",
+        "",
+        f"## What it is worth ({caption})",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + "|".join(["-"] + ["-:"] * (len(header) - 1)) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        *(f"- {line}" for line in footnotes(report)),
+        "",
+        "`report.json` holds the same with settings and versions. Made with [stitch-lm](https://pypi.org/project/stitch-lm/).",
+        "",
+    ]
+    return "\n".join(lines).encode()

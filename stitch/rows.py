@@ -1,0 +1,134 @@
+"""The rows of a report: what each of them feeds into B's late blocks, and how rows compare."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sae.types import Dictionary
+from stitch.activations import Paired
+from stitch.composite import late_half, late_logits, translation_module
+from stitch.evaluate import Batch, Logits, Scores, whole_model
+from stitch.models import Model, block_flops
+from stitch.tokens import Windows
+from stitch.translation.types import Translation
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Both models and their cached activations on one split. Rows read A's stream from the cache and run B's late half alone."""
+
+    a: Model
+    b: Model
+    site_a: int
+    site_b: int
+    paired: Paired
+    memory: int
+
+    @property
+    def windows(self) -> Windows:
+        return self.paired.a.windows
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that both models have logits for; the rest are padding rows of one embedding."""
+        return min(self.a.config.vocab_size, self.b.config.vocab_size)
+
+    @cached_property
+    def x(self) -> Float[Tensor, "windows context d_a"]:
+        return torch.cat([self.paired.a.read(shard, self.site_a) for shard in range(self.paired.a.shards)])
+
+    @cached_property
+    def y(self) -> Float[Tensor, "windows context d_b"]:
+        return torch.cat([self.paired.b.read(shard, self.site_b) for shard in range(self.paired.b.shards)])
+
+    @cached_property
+    def late(self) -> nn.Module:
+        return late_half(self.b, self.site_b)
+
+    def whole(self, net: nn.Module) -> Logits:
+        return whole_model(net)
+
+    def translated(self, translation: Translation) -> Logits:
+        """A's stream through the translation."""
+        module = translation_module(translation, self.a, self.b, self.site_a)
+
+        def logits(batch: Batch) -> Tensor:
+            ids = batch.ids.to(self.b.device)
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            return late_logits(self.late, module({self.site_a: self.x[batch.rows].to(ids.device)}, ids, positions))
+
+        return logits
+
+    def constant(self, value: Float[Tensor, " d_b"]) -> Logits:
+        """The same vector everywhere, BOS included: nothing at all comes from the text."""
+        return lambda batch: late_logits(self.late, value.to(self.b.device).expand(*batch.ids.shape, -1))
+
+    def wrong_text(self) -> Logits:
+        """B's own stream, of the next window: everything right but the text."""
+        count = len(self.windows.ids)
+
+        def logits(batch: Batch) -> Tensor:
+            other = (torch.arange(batch.rows.start, batch.rows.stop) + 1) % count
+            return late_logits(self.late, self.y[other].to(self.b.device))
+
+        return logits
+
+    def spliced_b(self, dictionary: Dictionary) -> Logits:
+        """B with its SAE's reconstruction in place of its stream: the ceiling of every route through SAE_B's features."""
+        return _spliced(self.late, self.y, self.paired, dictionary)
+
+    def spliced_a(self, dictionary: Dictionary) -> Logits:
+        """A with its SAE's reconstruction: what SAE_A loses before any stitching."""
+        return _spliced(late_half(self.a, self.site_a), self.x, self.paired, dictionary)
+
+
+def _spliced(late: nn.Module, stream: Tensor, paired: Paired, dictionary: Dictionary) -> Logits:
+    device = dictionary.decoder.device
+
+    def logits(batch: Batch) -> Tensor:
+        own = stream[batch.rows].to(device)
+        keep = paired.keep[batch.rows].to(device)  # the SAE has never seen BOS and sinks: they stay as they are
+        return late_logits(late, torch.where(keep[..., None], dictionary(own).to(own.dtype), own))
+
+    return logits
+
+
+def ranked(scores: dict[str, Scores]) -> list[str]:
+    """Row names in the order of the report: the models, then each kind, best first."""
+    kinds = ("translation", "floor", "ceiling", "null")
+    rest = [name for name in scores if name.partition(":")[0] in kinds]
+    return ["a", "b", "composite", *sorted(rest, key=lambda name: (kinds.index(name.partition(":")[0]), scores[name].ce))]
+
+
+def line(
+    a: Model, b: Model, site_a: int, site_b: int, translation: Translation, context: int, scores: dict[str, Scores]
+) -> dict:
+    """The yardstick: CE_A + share · (CE_B − CE_A), share the composite's place between A's and B's block FLOPs per token.
+
+    The share is kept within 0..1; where both models cost the same it is the share of the composite's blocks that are B's.
+    """
+    cost_a = [block_flops(a.config, block, context) for block in range(a.depth)]
+    cost_b = [block_flops(b.config, block, context) for block in range(b.depth)]
+    cost = sum(cost_a[:site_a]) + 2.0 * translation.multiply_adds + sum(cost_b[site_b:])
+    if sum(cost_a) == sum(cost_b):
+        share = (b.depth - site_b) / max(1, site_a + b.depth - site_b)
+    else:
+        share = (cost - sum(cost_a)) / (sum(cost_b) - sum(cost_a))
+    share = min(1.0, max(0.0, share))
+    ce = scores["a"].ce + share * (scores["b"].ce - scores["a"].ce)
+    return {"name": "line", "ce": ce, "ce_low": None, "ce_high": None, "ppl": None, "kl_to_b": None, "top1": None,
+            "share": share, "flops": {"a": sum(cost_a), "b": sum(cost_b), "composite": cost}}  # fmt: skip
+
+
+def differences(scores: dict[str, Scores], chosen: str, null_of: dict[str, str]) -> list[dict]:
+    """Paired differences in nats with 95 % intervals: the composite against models and affine, each null against what it mocks."""
+    pairs = [("composite", other) for other in ("a", "b", "translation:affine", "null:no-source")]
+    pairs += [(null, real) for null, real in null_of.items()]
+    found = []
+    for name, other in pairs:
+        low, high = scores[name].interval(minus=scores[other])
+        found.append({"name": name, "minus": other, "ce": scores[name].ce - scores[other].ce, "ce_low": low, "ce_high": high})
+    return found

@@ -1,0 +1,99 @@
+"""Documents and their splits: fit, sweep and report never share a document."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from stitch.errors import StitchError, UsageError
+
+Document = tuple[str, str]  # name, text
+Split = Literal["fit", "sweep", "report"]
+PASSAGE = 2000  # characters; plain files are cut at blank lines into documents of at least this size
+
+
+def read(source: str, characters: int | None = None) -> Iterator[Document]:
+    """Documents of `docs` (the installed docstrings), a file, a folder of files, or a Hugging Face dataset.
+
+    Files: `.jsonl` with a `text` field per line is one document a line; anything else is plain UTF-8 text, cut at blank lines.
+    Datasets: `name`, `name:config`, streamed from their train split, column `text`,
+    until `characters` have come.
+    Raises UsageError for a path that is not there, StitchError for one that cannot be read.
+    """
+    if source == "docs":
+        from stitch.demo.corpus import cached_documents
+
+        return iter(cached_documents())
+    path = Path(source)
+    if path.is_dir():
+        return (document for file in sorted(path.rglob("*")) if file.is_file() for document in _file(file, path))
+    if path.is_file():
+        return _file(path, path.parent)
+    if path.suffix in {".txt", ".md", ".jsonl"} or source.startswith((".", "/", "~")):
+        raise UsageError(f"--text needs `docs`, a file, a folder or a dataset name; there is no file {source}.")
+    return _dataset(source, characters)
+
+
+def _file(path: Path, root: Path) -> Iterator[Document]:
+    name = path.relative_to(root).as_posix()
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StitchError(f"text must be readable UTF-8; {path}: {error}. Convert it or leave it out.") from error
+    if path.suffix != ".jsonl":
+        for number, passage in enumerate(_passages(content)):
+            yield f"{name}#{number}", passage
+        return
+    for number, line in enumerate(content.splitlines()):
+        try:
+            text = json.loads(line)["text"] if line.strip() else ""
+        except (ValueError, KeyError, TypeError) as error:
+            message = f"{path}, line {number + 1}, needs a JSON object with a `text` field; got {line[:40]!r}."
+            raise StitchError(message) from error
+        if text:
+            yield f"{name}#{number}", text
+
+
+def _passages(content: str) -> Iterator[str]:
+    passage = ""
+    for paragraph in content.split("\n\n"):
+        passage = f"{passage}\n\n{paragraph}" if passage else paragraph
+        if len(passage) >= PASSAGE:
+            yield passage
+            passage = ""
+    if passage.strip():
+        yield passage
+
+
+def _dataset(source: str, characters: int | None) -> Iterator[Document]:
+    from datasets import load_dataset
+
+    name, _, config = source.partition(":")
+    seen = 0
+    try:
+        for number, row in enumerate(load_dataset(name, config or None, split="train", streaming=True)):
+            yield f"{name}#{number}", row["text"]
+            seen += len(row["text"])
+            if characters is not None and seen >= characters:
+                return
+    except KeyError as error:
+        raise UsageError(f"a dataset needs a `text` column; {source} has none. Export the column to a .jsonl file.") from error
+    except Exception as error:  # the library raises a dozen unrelated types when it is offline or the name is wrong
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise StitchError(f"--text {source} is no local file and cannot be loaded as a dataset: {reason}") from error
+
+
+def split_of(name: str) -> Split:
+    """Split of the document called `name`: 90 % fit, 5 % sweep, 5 % report, by a hash of the name alone.
+
+    Because nothing but the name decides, the split survives a change of corpus size, order or seed.
+    """
+    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
+    return "report" if share < 0.05 else "sweep" if share < 0.10 else "fit"
+
+
+def select(documents: Iterable[Document], split: Split) -> list[Document]:
+    """The documents of one split, in an order that a hash of the name decides (so that a prefix of it is a fair sample)."""
+    chosen = [document for document in documents if split_of(document[0]) == split]
+    return sorted(chosen, key=lambda document: hashlib.sha256(b"order " + document[0].encode()).digest())

@@ -1,0 +1,39 @@
+"""What any translation must beat: doing nothing, moving the mean, rotating; and the floors, which read no activation at all."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stitch.translation.matched import linear
+from stitch.translation.moments import Moments
+from stitch.translation.types import Residual, Term, Translation
+
+
+def identity(site: int, width_b: int) -> Translation:
+    """x itself, cut or zero-padded to B's width. Exact where A is B and the sites agree."""
+    return Translation("identity", (Term(Residual(site), None),), torch.zeros(width_b))
+
+
+def mean_shift(site: int, moments: Moments) -> Translation:
+    """x moved by the difference of the means."""
+    mean_a, mean_b = moments.mean("x"), moments.mean("target")
+    padded = torch.zeros_like(mean_b)
+    shared = min(len(mean_a), len(mean_b))
+    padded[:shared] = mean_a[:shared]
+    return Translation("mean-shift", (Term(Residual(site), None),), (mean_b - padded).float())
+
+
+def procrustes(site: int, moments: Moments) -> Translation:
+    """The best rotation (isometry between unequal widths) and scale from paired activations.
+
+    Source: Schönemann 1966, Psychometrika 31; scale: Schönemann & Carroll 1970, Psychometrika 35.
+    """
+    left, values, right = torch.linalg.svd(moments.covariance("x", "target"), full_matrices=False)
+    rotation = left @ right
+    spread = (rotation.T @ moments.covariance("x", "x") @ rotation).trace()
+    return linear("procrustes", values.sum() / spread * rotation, site, moments)
+
+
+def constant(name: str, value: Float[Tensor, " d_b"]) -> Translation:
+    """The same vector at every position: the floor that a translation starts from."""
+    return Translation(name, (), value.float())

@@ -1,0 +1,76 @@
+"""Second moments of everything a translation may read and of what it should produce, streamed over paired tokens in float64.
+
+A variable is a block of columns per token: dense (`x`, `embedding`, `target`) or sparse (an SAE's codes, which stay sparse).
+Least squares needs nothing else, so one pass over the activations serves every family, and a second pass over held-out tokens
+serves every choice of λ.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Variable = Tensor | sp.csr_matrix  # [tokens, columns]
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """`products[u, v]` is Σ over tokens of uᵀ v, `sums[u]` the column sums, `squares[u]` the column sums of squares."""
+
+    count: int
+    sums: dict[str, Float[Tensor, " _"]]
+    squares: dict[str, Float[Tensor, " _"]]
+    products: dict[Key, Float[Tensor, "_ _"]]
+
+    def mean(self, name: str) -> Float[Tensor, " columns"]:
+        return self.sums[name] / self.count
+
+    def product(self, first: str, second: str) -> Float[Tensor, "rows columns"]:
+        """Σ firstᵀ second, from whichever order was accumulated."""
+        if (first, second) in self.products:
+            return self.products[first, second]
+        return self.products[second, first].T
+
+    def covariance(self, first: str, second: str) -> Float[Tensor, "rows columns"]:
+        return self.product(first, second) / self.count - torch.outer(self.mean(first), self.mean(second))
+
+
+def accumulate(chunks: Iterable[Mapping[str, Variable]], pairs: Iterable[Key]) -> Moments:
+    """One pass over `chunks` (each maps a variable's name to its rows for the same tokens), keeping the products asked for."""
+    pairs = list(dict.fromkeys(pairs))
+    count, sums, squares, products = 0, {}, {}, {}
+    for chunk in chunks:
+        # float64 once per variable and chunk; sparse variables keep their sparsity through every product
+        wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in chunk.items()}
+        count += next(iter(wide.values())).shape[0]
+        for name, value in wide.items():
+            _add(sums, name, _column_sums(value))
+            _add(squares, name, _column_sums(value * value if isinstance(value, Tensor) else value.multiply(value)))
+        for first, second in pairs:
+            _add(products, (first, second), _product(wide[first], wide[second]))
+    return Moments(count, sums, squares, products)
+
+
+def _add(store: dict, key, value: Tensor) -> None:
+    store[key] = store[key] + value if key in store else value
+
+
+def _column_sums(value) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.sum(0)
+    return torch.from_numpy(np.asarray(value.sum(0)).ravel().astype(np.float64))
+
+
+def _product(first: Variable, second: Variable) -> Tensor:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.T @ second
+    if isinstance(first, Tensor):
+        return _product(second, first).T
+    if isinstance(second, Tensor):
+        return torch.from_numpy(first.T @ second.cpu().numpy())
+    return torch.from_numpy((first.T @ second).toarray())

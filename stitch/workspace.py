@@ -1,0 +1,61 @@
+"""The folder where a stitch keeps unfinished work: beside the output, gone when it is done or has failed, kept when killed."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stitch.errors import StitchError, UsageError
+
+REQUEST = "request.json"
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Raises UsageError when `out` exists and may not be replaced, or holds something that stitch did not write."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise UsageError(f"--out must not exist; {out} does: choose another folder or add --overwrite.")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / "report.json").is_file()):
+        raise UsageError(f"--overwrite replaces composites only; {out} is something else: choose another folder.")
+
+
+@contextmanager
+def workspace(out: Path, request: dict, resume: bool) -> Iterator[Path]:
+    """A folder for intermediate files, empty or, with `resume`, as an interrupted run of the same request left it.
+
+    An interrupt (Ctrl-C, a signal) keeps it for `--resume`; success and failure remove it.
+    """
+    folder = out.parent / f".{out.name}.partial"
+    if folder.exists() and resume:
+        before = _read(folder / REQUEST)
+        if before is not None and before != request:
+            changed = sorted(key for key in request.keys() | before.keys() if request.get(key) != before.get(key))
+            raise UsageError(f"--resume needs the settings of the interrupted run; {', '.join(changed)} differ: drop --resume.")
+    elif folder.exists():
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{REQUEST}.tmp"
+        temporary.write_text(json.dumps(request, sort_keys=True))
+        os.replace(temporary, folder / REQUEST)
+    except OSError as error:
+        raise StitchError(f"--out must be writable; {out.parent} is not: {error.strerror}. Choose another folder.") from error
+    try:
+        yield folder
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise StitchError(f"writing to {out.parent} failed: {error.strerror or error}. Free space or choose another --out.") from error
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder)
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # killed before the request was written: nothing to go on from, nothing to contradict
+        return None

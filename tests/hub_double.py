@@ -1,0 +1,510 @@
+"""A double of the Hugging Face Hub on 127.0.0.1, good enough for the real `huggingface_hub` client and `transformers`, over HTTP.
+
+It is two servers, as the Hub is: the Hub itself, which knows repositories, commits and tokens, and a storage server that takes and
+gives large files under signed addresses and turns away every request that carries a token.
+
+In a test, as a fixture (`from hub_double import hub`), which also points the client in this process at it:
+
+    def test_it(hub):
+        push(folder, "user/model", token=hub.token)
+        assert hub.files("user/model")["config.json"] == …
+
+Anywhere else as a context manager; a subprocess finds it through the environment:
+
+    with HubDouble(tmp_path / "hub") as hub:
+        subprocess.run(command, env={**os.environ, **hub.environment(tmp_path / "cache")})
+
+`environment` sets HF_ENDPOINT, HF_HOME (so nothing of the user's is read or written) and, unless told otherwise, HF_TOKEN.
+Not modelled: Xet, datasets and spaces, pull requests, branches other than main, moving or deleting repositories.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import secrets
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import pytest
+
+PART_SIZE = 64 * 1024  # larger files are uploaded in parts; the Hub's own limit is far higher
+TREE_PAGE = 3  # entries per page of a listing, small so that paging is exercised
+
+
+@dataclass(frozen=True)
+class Commit:
+    oid: str
+    message: str
+    files: dict[str, str]  # path → SHA-256 of the content
+
+
+@dataclass
+class Repository:
+    private: bool = False
+    gated: bool = False
+    commits: list[Commit] = field(default_factory=list)
+
+
+@dataclass
+class Upload:
+    """A signed address: the object it is for, and what has arrived."""
+
+    oid: str
+    size: int
+    parts: dict[int, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    status: int
+    authorised: bool
+    range: str | None
+
+
+class Answer(Exception):
+    """Ends the handling of a request with this status, body and headers."""
+
+    def __init__(self, status: int, body: bytes | dict | list = b"", **headers: str):
+        super().__init__(status)
+        self.status = status
+        self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def refuse(status: int, message: str, code: str | None = None) -> Answer:
+    headers = {"X_Error_Message": message} | ({"X_Error_Code": code} if code else {})
+    return Answer(status, {"error": message}, **headers)
+
+
+class HubDouble:
+    """State of the double. `token` may write, `read_token` may only read, any other is refused."""
+
+    def __init__(self, folder: Path, user: str = "user"):
+        self.user = user
+        self.token = "hf_" + secrets.token_hex(17)
+        self.read_token = "hf_" + secrets.token_hex(17)
+        self.repositories: dict[str, Repository] = {}
+        self.uploads: dict[str, Upload] = {}
+        self.verified: set[str] = set()
+        self.requests: list[Request] = []
+        self.outage: int | None = None  # a status that every request to the Hub gets
+        self.echo_token = False  # a hostile Hub: repeats the token in its error messages
+        self._objects = folder  # content by its SHA-256
+        self._lock = threading.RLock()
+
+    # Lifetime
+
+    def __enter__(self) -> "HubDouble":
+        self._objects.mkdir(parents=True, exist_ok=True)
+        self._servers = []
+        for role in (HubRole, StorageRole):
+            handler = type("Handler", (role,), {"double": self})
+            server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+            self._servers.append(server)
+        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+
+    def environment(self, home: Path, *, token: str | None = "write") -> dict[str, str]:
+        """Variables that make a subprocess use the double, with `home` in the place of ~/.cache/huggingface. `token=None`: without one."""
+        chosen = self.token if token == "write" else token
+        quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
+        paths = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}
+        return {**paths, "HF_TOKEN": chosen or "", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **quiet}
+
+    # What tests look at and set up
+
+    def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
+        return {path: self.content(oid) for path, oid in self.commit(repo, revision).files.items()}
+
+    def commits(self, repo: str) -> list[str]:
+        """Messages of the commits of a repository, oldest first; the first is the one that made it."""
+        return [commit.message for commit in self.repositories[repo].commits]
+
+    def parts(self, content: bytes) -> list[int]:
+        """Sizes of the parts in which `content` was uploaded to storage, or [] when it was not."""
+        oid = hashlib.sha256(content).hexdigest()
+        return [len(part) for upload in self.uploads.values() if upload.oid == oid for _, part in sorted(upload.parts.items())]
+
+    def add(self, repo: str, files: dict[str, bytes], **settings: bool) -> str:
+        """Puts files into a repository behind the client's back, and gives the commit."""
+        repository = self.repositories.setdefault(repo, Repository(**settings))
+        return self._record(repository, "add", {path: self._store(content) for path, content in files.items()})
+
+    # Used by the servers
+
+    def content(self, oid: str) -> bytes:
+        return (self._objects / oid).read_bytes()
+
+    def has(self, oid: str) -> bool:
+        return (self._objects / oid).is_file()
+
+    def commit(self, repo: str, revision: str) -> Commit:
+        for commit in reversed(self.repositories[repo].commits):
+            if revision in ("main", "refs/heads/main") or commit.oid == revision:
+                return commit
+        raise refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+
+    def _store(self, content: bytes) -> str:
+        oid = hashlib.sha256(content).hexdigest()
+        (self._objects / oid).write_bytes(content)
+        return oid
+
+    def _record(self, repository: Repository, message: str, files: dict[str, str]) -> str:
+        parent = repository.commits[-1] if repository.commits else Commit("", "", {})
+        state = json.dumps([parent.oid, len(repository.commits), message, sorted(files.items())])
+        commit = Commit(hashlib.sha1(state.encode()).hexdigest(), message, files)
+        repository.commits.append(commit)
+        return commit.oid
+
+
+def stored_as_lfs(path: str, size: int) -> bool:
+    """The Hub's default .gitattributes send weights to large-file storage, and its limit everything above 10 MB."""
+    return path.endswith((".safetensors", ".bin", ".model")) or size > 10_000_000
+
+
+def git_oid(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Role(BaseHTTPRequestHandler):
+    """What both servers share: reading a body, sending an answer, keeping a record."""
+
+    protocol_version = "HTTP/1.1"
+    double: HubDouble
+    routes: list[tuple[str, str, str]]  # method, pattern of the path, name of the handling method
+
+    def log_message(self, format: str, *args) -> None:
+        pass
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def handle_request(self) -> None:
+        parts = urlsplit(self.path)
+        self.query = parse_qs(parts.query)
+        self.payload = self.body()
+        path = unquote(parts.path)
+        with self.double._lock:
+            try:
+                self.admit()
+                for method, pattern, name in self.routes:
+                    if method == self.command.replace("HEAD", "GET") and (match := re.fullmatch(pattern, path)):
+                        getattr(self, name)(**match.groupdict())
+                raise refuse(404, f"nothing at {self.command} {path}")
+            except Answer as answer:
+                final = answer
+            except Exception as error:  # not 500, which the client would retry for half a minute
+                final = refuse(400, f"the double does not understand: {error!r}")
+            self.double.requests.append(
+                Request(self.command, path, final.status, "Authorization" in self.headers, self.headers.get("Range"))
+            )
+        self.send_response(final.status)
+        for name, value in final.headers.items():
+            self.send_header(name, value)
+        if "Content-Length" not in final.headers:
+            self.send_header("Content-Length", str(len(final.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(final.body)
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def admit(self) -> None:
+        raise NotImplementedError
+
+    def send_content(self, content: bytes, **headers: str) -> None:
+        """A file, or the range of it that was asked for."""
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        headers = {"Accept_Ranges": "bytes", "Content_Type": "application/octet-stream", **headers}
+        if wanted is None:
+            raise Answer(200, content, **headers)
+        start = int(wanted[1])
+        stop = min(int(wanted[2]) + 1 if wanted[2] else len(content), len(content))
+        if start >= len(content):
+            raise Answer(416, b"", Content_Range=f"bytes */{len(content)}")
+        raise Answer(206, content[start:stop], Content_Range=f"bytes {start}-{stop - 1}/{len(content)}", **headers)
+
+
+REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+
+
+class HubRole(Role):
+    routes = [
+        ("GET", "/api/whoami-v2", "whoami"),
+        ("POST", "/api/validate-yaml", "validate_card"),
+        ("POST", "/api/repos/create", "create"),
+        ("GET", f"/api/models/{REPO}(/revision/(?P<revision>.+))?", "info"),
+        ("GET", f"/api/models/{REPO}/auth-check", "auth_check"),
+        ("GET", f"/api/models/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
+        ("POST", f"/api/models/{REPO}/preupload/(?P<revision>.+)", "preupload"),
+        ("POST", f"/api/models/{REPO}/commit/(?P<revision>.+)", "new_commit"),
+        ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("POST", rf"/{REPO}\.git/info/lfs/objects/verify", "lfs_verify"),
+        ("GET", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+    ]
+
+    @property
+    def sent_token(self) -> str | None:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+
+    def admit(self) -> None:
+        if self.double.outage:
+            raise refuse(self.double.outage, "the Hub is down")
+        if self.sent_token not in (None, self.double.token, self.double.read_token):
+            echo = f" {self.sent_token}" if self.double.echo_token else ""
+            raise refuse(401, "Invalid credentials in Authorization header" + echo)
+
+    def may_write(self) -> None:
+        if self.sent_token is None:
+            raise refuse(401, "Invalid username or password.")
+        if self.sent_token != self.double.token:
+            echo = f" {self.sent_token}" if self.double.echo_token else ""
+            raise refuse(403, "You don't have the required permissions to perform this action" + echo)
+
+    def repository(self, name: str) -> Repository:
+        """A repository the sender may read. Without a token the Hub does not tell missing from private."""
+        found = self.double.repositories.get(name)
+        if self.sent_token is None and (found is None or found.private):
+            raise refuse(401, "Invalid username or password.")
+        if found is None:
+            raise refuse(404, "Repository not found", "RepoNotFound")
+        return found
+
+    def readable_content(self, name: str) -> Repository:
+        found = self.repository(name)
+        if found.gated and self.sent_token != self.double.token:
+            raise refuse(403, f"Access to model {name} is restricted", "GatedRepo")
+        return found
+
+    # Accounts and repositories
+
+    def whoami(self) -> None:
+        if self.sent_token is None:
+            raise refuse(401, "Invalid username or password.")
+        role = "write" if self.sent_token == self.double.token else "read"
+        access = {"type": "access_token", "accessToken": {"displayName": "test", "role": role}}
+        raise Answer(200, {"type": "user", "name": self.double.user, "orgs": [], "auth": access})
+
+    def validate_card(self) -> None:
+        content = json.loads(self.payload)["content"]
+        if content.startswith("---") and content.count("---") < 2:
+            raise Answer(400, {"errors": [{"message": "the YAML block is not closed"}], "warnings": []})
+        raise Answer(200, {"errors": [], "warnings": []})
+
+    def create(self) -> None:
+        self.may_write()
+        wanted = json.loads(self.payload)
+        owner = wanted.get("organization") or self.double.user
+        name = f"{owner}/{wanted['name']}"
+        if owner != self.double.user:
+            raise refuse(403, f"You don't have the rights to create a model under the namespace {owner!r}")
+        answer = {"url": f"{self.double.url}/{name}", "name": name}
+        if name in self.double.repositories:
+            raise Answer(409, {**answer, "error": "You already created this model repo"}, X_Error_Message="You already created this model repo")
+        private = wanted.get("private") or wanted.get("visibility") == "private"
+        self.double.add(name, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}, private=bool(private))
+        raise Answer(200, answer)
+
+    def info(self, repo: str, revision: str | None) -> None:
+        found = self.repository(repo)
+        commit = self.double.commit(repo, revision or "main")
+        siblings = [{"rfilename": path} for path in sorted(commit.files)]
+        facts = {"_id": "0" * 24, "id": repo, "modelId": repo, "sha": commit.oid, "private": found.private, "gated": found.gated}
+        raise Answer(200, {**facts, "disabled": False, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings})
+
+    def auth_check(self, repo: str) -> None:
+        self.readable_content(repo)
+        raise Answer(200, {})
+
+    def tree(self, repo: str, revision: str, folder: str | None) -> None:
+        self.repository(repo)
+        commit = self.double.commit(repo, revision)
+        inside = f"{folder}/" if folder else ""
+        recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
+        entries = {}
+        for path, oid in sorted(commit.files.items()):
+            if not path.startswith(inside):
+                continue
+            for end in [match.start() for match in re.finditer("/", path) if match.start() >= len(inside)]:
+                entries[path[:end]] = {"type": "directory", "path": path[:end], "oid": git_oid(path[:end].encode()), "size": 0}
+            content = self.double.content(oid)
+            entries[path] = {"type": "file", "path": path, "oid": git_oid(content), "size": len(content)}
+            if stored_as_lfs(path, len(content)):
+                entries[path]["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
+        if folder and not entries:
+            raise refuse(404, f"{folder} does not exist on {revision}", "EntryNotFound")
+        listed = [entry for path, entry in sorted(entries.items()) if recursive or "/" not in path[len(inside) :]]
+        start = int(self.query.get("cursor", ["0"])[0])
+        headers = {}
+        if start + TREE_PAGE < len(listed):
+            more = f"{self.double.url}{quote(urlsplit(self.path).path)}?recursive={recursive}&cursor={start + TREE_PAGE}"
+            headers["Link"] = f'<{more}>; rel="next"'
+        raise Answer(200, listed[start : start + TREE_PAGE], Content_Type="application/json", **headers)
+
+    # Upload: preupload → (LFS batch → storage → verify) → commit
+
+    def preupload(self, repo: str, revision: str) -> None:
+        self.may_write()
+        self.repository(repo)
+        present = self.double.commit(repo, revision).files
+        answers = []
+        for wanted in json.loads(self.payload)["files"]:
+            path, lfs = wanted["path"], stored_as_lfs(wanted["path"], wanted["size"])
+            answer = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
+            if path in present:
+                answer["oid"] = present[path] if lfs else git_oid(self.double.content(present[path]))
+            answers.append(answer)
+        raise Answer(200, {"files": answers})
+
+    def lfs_batch(self, repo: str) -> None:
+        self.may_write()
+        self.repository(repo)
+        wanted = json.loads(self.payload)
+        assert wanted["operation"] == "upload" and wanted["hash_algo"] == "sha256", wanted
+        objects = []
+        for item in wanted["objects"]:
+            oid, size = item["oid"], item["size"]
+            if self.double.has(oid):
+                objects.append({"oid": oid, "size": size})
+                continue
+            key = secrets.token_hex(16)
+            self.double.uploads[key] = Upload(oid, size)
+            address = f"{self.double.storage_url}/{key}"
+            upload: dict = {"href": address}
+            if size > PART_SIZE and "multipart" in wanted["transfers"]:
+                count = -(-size // PART_SIZE)
+                upload["header"] = {"chunk_size": str(PART_SIZE), **{str(part): f"{address}/{part}" for part in range(1, count + 1)}}
+            verify = {"href": f"{self.double.url}/{repo}.git/info/lfs/objects/verify"}
+            objects.append({"oid": oid, "size": size, "actions": {"upload": upload, "verify": verify}})
+        raise Answer(200, {"transfer": "multipart", "objects": objects}, Content_Type="application/vnd.git-lfs+json")
+
+    def lfs_verify(self, repo: str) -> None:
+        self.may_write()
+        wanted = json.loads(self.payload)
+        if not self.double.has(wanted["oid"]) or len(self.double.content(wanted["oid"])) != wanted["size"]:
+            raise refuse(422, "the object did not arrive as announced")
+        self.double.verified.add(wanted["oid"])
+        raise Answer(200, {})
+
+    def new_commit(self, repo: str, revision: str) -> None:
+        self.may_write()
+        repository = self.repository(repo)
+        files = dict(self.double.commit(repo, revision).files)
+        message = ""
+        for line in self.payload.splitlines():
+            item = json.loads(line)
+            key, value = item["key"], item["value"]
+            if key == "header":
+                message = value["summary"]
+            elif key == "file":
+                files[value["path"]] = self.double._store(base64.b64decode(value["content"], validate=True))
+            elif key == "lfsFile":
+                if not self.double.has(value["oid"]):
+                    raise refuse(400, f"LFS object {value['oid']} was never uploaded")
+                files[value["path"]] = value["oid"]
+            elif key == "deletedFile":
+                if files.pop(value["path"], None) is None:
+                    raise refuse(404, "A file with this name doesn't exist", "EntryNotFound")
+            else:
+                raise refuse(400, f"unknown operation {key}")
+        oid = self.double._record(repository, message, files)
+        raise Answer(200, {"success": True, "commitOid": oid, "commitUrl": f"{self.double.url}/{repo}/commit/{oid}"})
+
+    # Download
+
+    def resolve(self, repo: str, revision: str, path: str) -> None:
+        self.readable_content(repo)
+        commit = self.double.commit(repo, revision)
+        if path not in commit.files:
+            raise Answer(404, b"", X_Error_Code="EntryNotFound", X_Error_Message="Entry not found", X_Repo_Commit=commit.oid)
+        oid = commit.files[path]
+        content = self.double.content(oid)
+        if not stored_as_lfs(path, len(content)):
+            self.send_content(content, ETag=f'"{git_oid(content)}"', X_Repo_Commit=commit.oid)
+        raise Answer(
+            302,
+            b"",
+            Location=f"{self.double.storage_url}/objects/{oid}",
+            ETag=f'"{git_oid(content)}"',
+            X_Linked_Etag=f'"{oid}"',
+            X_Linked_Size=str(len(content)),
+            X_Repo_Commit=commit.oid,
+        )
+
+
+class StorageRole(Role):
+    routes = [
+        ("GET", "/objects/(?P<oid>[0-9a-f]{64})", "fetch"),
+        ("PUT", "/(?P<key>[0-9a-f]{32})(/(?P<part>[0-9]+))?", "put"),
+        ("POST", "/(?P<key>[0-9a-f]{32})", "complete"),
+    ]
+
+    def admit(self) -> None:
+        if "Authorization" in self.headers:
+            raise refuse(400, "a signed address takes no token")
+
+    def fetch(self, oid: str) -> None:
+        if not self.double.has(oid):
+            raise refuse(404, "no such object")
+        self.send_content(self.double.content(oid), ETag=f'"{oid}"')
+
+    def put(self, key: str, part: str | None) -> None:
+        upload = self.double.uploads[key]
+        upload.parts[int(part or 1)] = self.payload
+        if part is None:
+            self._finish(upload)
+        raise Answer(200, b"", ETag=f'"{hashlib.md5(self.payload).hexdigest()}"')
+
+    def complete(self, key: str) -> None:
+        upload, wanted = self.double.uploads[key], json.loads(self.payload)
+        etags = {part["partNumber"]: part["etag"] for part in wanted["parts"]}
+        if etags != {number: f'"{hashlib.md5(part).hexdigest()}"' for number, part in upload.parts.items()}:
+            raise refuse(400, "the parts are not the ones that arrived")
+        self._finish(upload)
+        raise Answer(200, {})
+
+    def _finish(self, upload: Upload) -> None:
+        content = b"".join(part for _, part in sorted(upload.parts.items()))
+        if len(content) != upload.size or hashlib.sha256(content).hexdigest() != upload.oid:
+            raise refuse(400, "the content is not the one announced")
+        self.double._store(content)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A fresh double that the client in this process uses too, with a cache of its own and without the user's token."""
+    from huggingface_hub import close_session, constants
+
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(variable, "127.0.0.1")
+    close_session()  # the client reads proxies when it is made
+    with HubDouble(tmp_path / "hub-double") as double:
+        monkeypatch.setattr(constants, "ENDPOINT", double.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", double.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "no-tokens"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield double

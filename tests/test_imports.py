@@ -1,0 +1,189 @@
+"""The architecture, held by reading every import: data flows one way, and so do the imports."""
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("stitch", "sae", "matching")
+OURS = {*ROOMS, "cli"}
+FILES = sorted([ROOT / "cli.py", *(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))])
+
+# Each costs from a tenth of a second to eight.
+HEAVY = set("torch numpy scipy transformers tokenizers datasets huggingface_hub sae_lens transformer_lens ot".split())
+
+# The one place (a folder or a file) that may know a library.
+HOMES = {
+    "sae_lens": "sae/",
+    "transformer_lens": "sae/",
+    "huggingface_hub": "stitch/hub.py",
+    "typer": "cli.py",
+    "click": "cli.py",
+    "rich": "cli.py",
+}
+
+# Distributions whose name differs from the module they bring.
+DISTRIBUTIONS = {"ot": "pot"}
+
+
+@dataclass(frozen=True)
+class Import:
+    file: str  # relative to the root, with forward slashes
+    line: int
+    module: str  # absolute and dotted; of `from a import b` it is `a.b`, which may be a name inside the module a
+    on_load: bool  # runs when the file is imported, not inside a function
+
+    @property
+    def package(self) -> str:
+        return self.module.partition(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def imports_of(source: str, file: str) -> list[Import]:
+    """Every import statement of a file; those for type checkers alone (`if TYPE_CHECKING:`) count as not on load."""
+    package = file.removesuffix(".py").split("/")[:-1]
+
+    def modules(node: ast.AST) -> list[str]:
+        if isinstance(node, ast.Import):
+            return [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            here = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*here, *([node.module] if node.module else [])])
+            return [f"{base}.{alias.name}" for alias in node.names]
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = ast.unparse(node.func)
+            if called in {"import_module", "importlib.import_module", "__import__"}:
+                return [str(node.args[0].value)]
+        return []
+
+    def visit(node: ast.AST, on_load: bool) -> Iterator[Import]:
+        for module in modules(node):
+            yield Import(file, node.lineno, module, on_load)  # pyright: ignore[reportAttributeAccessIssue]
+        for name, value in ast.iter_fields(node):
+            late = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and name == "body"
+            typing = isinstance(node, ast.If) and name == "body" and ast.unparse(node.test).endswith("TYPE_CHECKING")
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from visit(child, on_load and not late and not typing)
+
+    return list(visit(ast.parse(source), True))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+IMPORTS = [found for path in FILES for found in imports_of(path.read_text(), relative(path))]
+
+
+def breaches(room: str, *forbidden: str) -> list[str]:
+    return [str(each) for each in IMPORTS if each.file.startswith(room) and each.package in forbidden]
+
+
+def test_the_reader_of_imports_sees_every_form():
+    source = """
+import a.b, c as d
+from e.f import g
+from . import h
+from ..i import j
+if TYPE_CHECKING:
+    import k
+else:
+    import l
+def late(x=__import__("m")):
+    import n
+    return importlib.import_module("o")
+class Early:
+    from p import q
+"""
+    found = {each.module: each.on_load for each in imports_of(source, "one/two/three.py")}
+    early = dict.fromkeys(["a.b", "c", "e.f.g", "one.two.h", "one.i.j", "l", "m", "p.q"], True)
+    assert found == early | {"k": False, "n": False, "o": False}
+
+
+def test_sae_and_matching_know_nothing_of_stitch():
+    assert breaches("sae/", "stitch") + breaches("matching/", "stitch") == []
+
+
+def test_matching_does_not_know_what_an_sae_is_nor_an_sae_what_a_matching_is():
+    assert breaches("matching/", "sae", "sae_lens") + breaches("sae/", "matching") == []
+
+
+def test_nothing_imports_the_command_line():
+    assert breaches("", "cli") == []
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_is_known_in_one_place_only(library):
+    elsewhere = [str(each) for each in IMPORTS if each.package == library and not each.file.startswith(HOMES[library])]
+    assert elsewhere == []
+
+
+def test_sae_lens_is_imported_only_inside_functions():
+    assert [str(each) for each in IMPORTS if each.package == "sae_lens" and each.on_load] == []
+
+
+def test_the_code_that_ships_with_checkpoints_stands_alone():
+    allowed = sys.stdlib_module_names | {"torch", "transformers"}
+    found = [each for each in IMPORTS if each.file == "stitch/modeling_composite.py"]
+    assert found, "stitch/modeling_composite.py imports nothing: has it moved?"
+    assert [str(each) for each in found if each.package not in allowed] == []
+
+
+def declared_dependencies() -> tuple[set[str], set[str]]:
+    """Names of the core's dependencies, and of those that the extras add."""
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[^\w-]", requirement, maxsplit=1)[0].lower() for requirement in requirements}
+
+    extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    return names(project["dependencies"]), names(extras)
+
+
+def test_every_import_is_a_declared_dependency():
+    core, extra = declared_dependencies()
+    undeclared = []
+    for each in IMPORTS:
+        name = DISTRIBUTIONS.get(each.package, each.package.replace("_", "-")).lower()
+        known = core if each.on_load else core | extra
+        if each.package not in sys.stdlib_module_names | OURS and name not in known:
+            undeclared.append(str(each))
+    assert undeclared == []
+
+
+def fresh_python(*arguments: str) -> str:
+    """What a new interpreter prints, free of the hooks and modules of this one."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("module", ["cli", "stitch", "stitch.errors", "stitch.config", "sae.errors", "matching.errors"])
+def test_importing_what_must_start_quickly_loads_nothing_heavy(module):
+    loaded = fresh_python("-c", f"import sys, {module}; print(*sys.modules)").split()
+    assert module in loaded
+    assert HEAVY.intersection(loaded) == set()
+
+
+def test_help_is_quick():
+    """In processor time, which other jobs hardly change; best of three, since the first may compile bytecode."""
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        assert "MODEL_A MODEL_B" in fresh_python("-m", "cli", "--help")
+        after = os.times()
+        seconds.append(after.children_user - before.children_user + after.children_system - before.children_system)
+    assert min(seconds) < 1.0, f"`stitch --help` takes {min(seconds):.2f} s of processor time: what does cli.py import?"

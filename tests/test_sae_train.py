@@ -1,0 +1,311 @@
+"""Training: a planted dictionary is found, and neither company nor interruption changes a bit."""
+
+import os
+import signal
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sae.config import SAEConfig
+from sae.convert import to_dictionary
+from sae.errors import SAEError
+from sae.metrics import measure
+from sae.null import untrained
+from sae.train import SCALE_BATCHES, train
+
+ARCHITECTURES = ("batchtopk", "topk", "jumprelu", "standard", "matryoshka")
+WIDTHS = {"a.resid_pre.1": 16, "b/resid_pre.2": 12}
+PLANTED, FEATURES, BATCH = 24, 64, 256
+PLANTED_LOOK = SAEConfig(features=FEATURES, k=2, lr=1e-2, steps=300, batch_size=BATCH)
+SHORT = SAEConfig(features=FEATURES, k=2, lr=3e-3, steps=30, batch_size=64)
+
+
+def _unit_rows(count, width, seed):
+    rows = torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+TRUTH = {site: _unit_rows(PLANTED, width, index) for index, (site, width) in enumerate(WIDTHS.items())}
+
+
+def _batch(step, size):
+    """The same sparse codes seen by every site through its own planted directions."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    on = torch.rand(size, PLANTED, generator=generator) < 2 / PLANTED
+    codes = on * (torch.rand(size, PLANTED, generator=generator) + 0.5)
+    return {site: codes @ truth for site, truth in TRUTH.items()}
+
+
+def _stream(size, stop=10**6, change=lambda step, batch: batch):
+    def batches(start):
+        for step in range(start, stop):
+            yield change(step, _batch(step, size))
+
+    return batches
+
+
+def _both(config):
+    return dict.fromkeys(WIDTHS, config)
+
+
+def _weights(saes):
+    return {(site, name): tensor for site, sae in saes.items() for name, tensor in sae.state_dict().items()}
+
+
+def _assert_equal(got, expected):
+    assert got.keys() == expected.keys()
+    different = [key for key in got if not torch.equal(got[key], expected[key])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return train(_both(PLANTED_LOOK), WIDTHS, _stream(BATCH))
+
+
+@pytest.fixture(scope="module")
+def short():
+    return _weights(train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size)))
+
+
+@pytest.mark.parametrize("site", WIDTHS)
+def test_a_planted_dictionary_is_recovered_and_beats_the_untrained_one(planted, site):
+    dictionary = to_dictionary(planted[site])
+    cosines = (TRUTH[site] @ dictionary.decoder.T).max(dim=1).values
+    assert cosines.mean() > 0.9
+
+    held_out = [_batch(10**6 + step, BATCH)[site] for step in range(8)]
+    null = untrained(PLANTED_LOOK, torch.cat(held_out[:4]), torch.Generator().manual_seed(0))
+    trained, random = measure(dictionary, held_out), measure(null, held_out)
+    assert trained.fvu < 0.5 * random.fvu
+    assert abs(trained.l0 - PLANTED_LOOK.k) < 0.25
+    assert abs(random.l0 - PLANTED_LOOK.k) < 0.25
+
+
+def test_a_site_trained_alone_is_the_site_trained_in_company(short):
+    for site in WIDTHS:
+        alone = train({site: SHORT}, {site: WIDTHS[site]}, _stream(SHORT.batch_size))
+        _assert_equal(_weights(alone), {key: tensor for key, tensor in short.items() if key[0] == site})
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "jumprelu"])
+def test_the_loop_is_that_of_saelens(architecture):
+    from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+
+    from sae.train import _trainer
+
+    config = replace(SHORT, architecture=architecture)
+    ours = train(_both(config), WIDTHS, _stream(config.batch_size))
+
+    trainers = {site: _trainer(config, width, "cpu") for site, width in WIDTHS.items()}
+    schedule = replace(trainers["a.resid_pre.1"].cfg, n_batches_for_norm_estimate=SCALE_BATCHES)
+    steps = [*range(SCALE_BATCHES), *range(config.steps)]
+    theirs = MultiSAETrainer(
+        cfg=schedule,
+        saes={site: trainer.sae for site, trainer in trainers.items()},
+        hook_names={site: site for site in WIDTHS},
+        data_provider=(_batch(step, config.batch_size) for step in steps),
+    ).fit()
+    _assert_equal(_weights(ours), _weights(theirs))
+
+
+class _Stop(Exception):
+    pass
+
+
+def _stop_at(last):
+    def change(step, batch):
+        if step == last:
+            raise _Stop
+        return batch
+
+    return change
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(architecture, tmp_path):
+    config = replace(SHORT, architecture=architecture)
+    whole = train(_both(config), WIDTHS, _stream(config.batch_size))
+
+    starts = []
+
+    def stream(start, change=lambda step, batch: batch):
+        starts.append(start)
+        return _stream(config.batch_size, change=change)(start)
+
+    for last in (17, 26):  # in the steady part and in the decay of the learning rate
+        with pytest.raises(_Stop):
+            train(
+                _both(config),
+                WIDTHS,
+                lambda start, last=last: stream(start, _stop_at(last)),
+                snapshots=tmp_path,
+                snapshot_every=5,
+            )
+    (tmp_path / ".partial-step-00000030-dead").mkdir()  # as a killed writer leaves it
+    torch.manual_seed(99)  # the caller's random state is none of our business
+    resumed = train(_both(config), WIDTHS, stream, snapshots=tmp_path, snapshot_every=5)
+
+    assert starts == [0, 0, 15, 25]
+    _assert_equal(_weights(resumed), _weights(whole))
+    for site in WIDTHS:
+        assert resumed[site].cfg.to_dict() == whole[site].cfg.to_dict()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000030"]
+    again = train(_both(config), WIDTHS, stream, snapshots=tmp_path, snapshot_every=5)
+    _assert_equal(_weights(again), _weights(whole))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(short, tmp_path):
+    def die(step, batch):
+        if step == 23:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+    torch.set_num_threads(1)  # a forked child has no thread pool
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork in a process with threads
+        child = os.fork()
+    if child == 0:
+        try:
+            train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size, change=die), snapshots=tmp_path, snapshot_every=5)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000020"]
+    resumed = train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size), snapshots=tmp_path, snapshot_every=5)
+    _assert_equal(_weights(resumed), short)
+
+
+def test_the_seed_alone_decides_and_the_callers_random_state_is_left_alone(short):
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    again = _weights(train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size)))
+    assert torch.equal(torch.get_rng_state(), before)
+    _assert_equal(again, short)
+    other = _weights(train(_both(replace(SHORT, seed=1)), WIDTHS, _stream(SHORT.batch_size)))
+    assert not torch.equal(other["a.resid_pre.1", "W_dec"], short["a.resid_pre.1", "W_dec"])
+
+
+def test_sites_may_differ_in_features_rate_and_architecture():
+    configs = {
+        "a.resid_pre.1": SHORT,
+        "b/resid_pre.2": replace(SHORT, features=40, lr=1e-3, architecture="topk"),
+    }
+    saes = train(configs, WIDTHS, _stream(SHORT.batch_size))
+    alone = train({"b/resid_pre.2": configs["b/resid_pre.2"]}, {"b/resid_pre.2": 12}, _stream(SHORT.batch_size))
+    _assert_equal(_weights({"b/resid_pre.2": saes["b/resid_pre.2"]}), _weights(alone))
+
+
+def test_the_scale_of_the_activations_is_folded_in():
+    """Activations 1000 times as large give the same codes, 1000 times as large."""
+    config = replace(SHORT, steps=20)
+    factor = 1024.0  # a power of two: no rounding
+    plain = train(_both(config), WIDTHS, _stream(config.batch_size))
+    scaled = train(
+        _both(config),
+        WIDTHS,
+        _stream(config.batch_size, change=lambda step, batch: {site: x * factor for site, x in batch.items()}),
+    )
+    x = _batch(5, 50)["a.resid_pre.1"]
+    torch.testing.assert_close(
+        to_dictionary(scaled["a.resid_pre.1"])(x * factor),
+        to_dictionary(plain["a.resid_pre.1"])(x) * factor,
+        rtol=1e-4,
+        atol=1e-3,
+    )
+
+
+def test_half_precision_activations_are_trained_on_in_float32():
+    config = replace(SHORT, steps=10)
+    half = _stream(config.batch_size, change=lambda step, batch: {site: x.bfloat16() for site, x in batch.items()})
+    rounded = _stream(
+        config.batch_size, change=lambda step, batch: {site: x.bfloat16().float() for site, x in batch.items()}
+    )
+    got, expected = train(_both(config), WIDTHS, half), train(_both(config), WIDTHS, rounded)
+    _assert_equal(_weights(got), _weights(expected))
+    assert got["a.resid_pre.1"].W_dec.dtype == torch.float32
+
+
+def test_training_speaks_through_the_callback_alone(capfd):
+    reports = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(
+            _both(replace(SHORT, steps=25)),
+            WIDTHS,
+            _stream(SHORT.batch_size),
+            progress=lambda step, steps, sites: reports.append((step, steps, sites)),
+        )
+    assert capfd.readouterr() == ("", "")
+    assert [(step, steps) for step, steps, _ in reports] == [(10, 25), (20, 25), (25, 25)]
+    assert {site: sorted(values) for site, values in reports[0][2].items()} == {
+        site: ["dead", "fvu", "loss"] for site in WIDTHS
+    }
+    assert reports[-1][2]["a.resid_pre.1"]["fvu"] < reports[0][2]["a.resid_pre.1"]["fvu"]
+
+
+def _with(site, replacement):
+    return lambda step, batch: {**batch, site: replacement(batch[site])} if step == 3 else batch
+
+
+def _nan(x):
+    return x.clone().fill_(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda step, batch: {"a.resid_pre.1": batch["a.resid_pre.1"]}, "batch 0 must hold every site; b/resid_pre.2"),
+        (_with("b/resid_pre.2", lambda x: x[:-1]), r"batch 3 of b/resid_pre.2 must be \(64, 12\); got \(63, 12\)"),
+        (_with("a.resid_pre.1", lambda x: x[:, :8]), r"batch 3 of a.resid_pre.1 must be \(64, 16\); got \(64, 8\)"),
+        (_with("a.resid_pre.1", _nan), "must be finite; batch 3 of a.resid_pre.1 is not"),
+        (lambda step, batch: {site: x * 0 for site, x in batch.items()}, "must not all be zero"),
+    ],
+)
+def test_a_bad_batch_is_refused_by_name(change, message):
+    with pytest.raises(SAEError, match=message):
+        train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size, change=change))
+
+
+@pytest.mark.parametrize("stop", [0, 3, 29])
+def test_a_stream_that_ends_early_is_refused(stop):
+    with pytest.raises(SAEError, match=rf"needs 30 batches of 64 tokens; the stream ended after {stop}\. Give more"):
+        train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size, stop=stop))
+
+
+def test_sites_that_cannot_share_a_pass_are_refused():
+    configs = {"a.resid_pre.1": SHORT, "b/resid_pre.2": replace(SHORT, steps=31)}
+    with pytest.raises(SAEError, match=r"agree on steps and batch_size; got a.resid_pre.1: 30 × 64, b/resid_pre.2: 31"):
+        train(configs, WIDTHS, _stream(SHORT.batch_size))
+    with pytest.raises(SAEError, match=r"each site needs a config and a width"):
+        train({"a.resid_pre.1": SHORT}, WIDTHS, _stream(SHORT.batch_size))
+    with pytest.raises(SAEError, match=r"features must be at least the width, 16 at a.resid_pre.1; got 15"):
+        train(_both(replace(SHORT, features=15)), WIDTHS, _stream(SHORT.batch_size))
+
+
+def test_a_snapshot_of_another_run_or_a_broken_one_is_refused(tmp_path):
+    config = replace(SHORT, steps=5)
+    train(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
+    with pytest.raises(SAEError, match=r"belongs to other sites or settings. Delete it or give another folder"):
+        train(_both(replace(config, seed=1)), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
+
+    weights = next(tmp_path.glob("step-*/site-1/sae_weights.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(SAEError, match=r"snapshot .*step-00000005 cannot be read .*Delete it to start again\.$"):
+        train(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
+
+
+def test_a_snapshot_that_would_run_code_is_refused(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    config = replace(SHORT, steps=5)
+    train(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path / "snapshots")
+    torch.save({"optimizer": Bomb()}, next((tmp_path / "snapshots").glob("step-*/site-0/trainer_state.pt")))
+    with pytest.raises(SAEError, match="cannot be read"):
+        train(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path / "snapshots")
+    assert not (tmp_path / "exploded").exists()

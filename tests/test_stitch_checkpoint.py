@@ -1,0 +1,355 @@
+"""Composite folders: loaded where this package is missing, byte for byte reproducible, whole or absent."""
+
+import errno
+import json
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import stitch.checkpoint
+from sae.types import Dictionary
+from stitch.checkpoint import write_checkpoint
+from stitch.composite import compose
+from stitch.errors import StitchError, UsageError
+from stitch.models import load
+from stitch.shards import Held, Stored, stored_tensors, write_shards
+from stitch.translation.types import Codes, Residual, Term, Token, Translation
+
+PAIRS = [(family, tiny.FAMILIES[(k + 3) % 10]) for k, family in enumerate(tiny.FAMILIES)]
+PROMPTS = ["one fine day", "so", "the quick"]
+
+
+def everything(width_a: int, width_b: int, site: int) -> Translation:
+    dictionary = Dictionary(
+        encoder=tiny.noise(width_a, 16, seed=5),
+        encoder_bias=tiny.noise(16, seed=6),
+        activation="jumprelu",
+        threshold=tiny.noise(16, seed=7).abs(),
+        k=None,
+        decoder=tiny.noise(16, width_a),
+        decoder_bias=torch.zeros(width_a),
+    )
+    terms = (
+        Term(Residual(site), tiny.noise(width_a, width_b) / width_a**0.5),
+        Term(Residual(1), None),
+        Term(Token(), tiny.noise(tiny.VOCABULARY, width_b, seed=1)),
+        Term(Codes(2, dictionary), tiny.noise(16, width_b, seed=2)),
+    )
+    return Translation("everything", terms, tiny.noise(width_b, seed=3), first=tiny.noise(width_b, seed=4))
+
+
+def affine(width_a: int, width_b: int, site: int) -> Translation:
+    return Translation("affine", (Term(Residual(site), tiny.noise(width_a, width_b) / width_a**0.5),), torch.zeros(width_b))
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("donors")
+    return {family: tiny.save(root / family, family) for family in tiny.FAMILIES}
+
+
+def stitched(donors: dict[str, Path], a: str, b: str, target: Path, *, site: int = 3, make=everything, **options):
+    """The composite in memory, the translation, and its folder."""
+    model_a, model_b = load(donors[a]), load(donors[b])
+    translation = make(model_a.width, model_b.width, site)
+    composite = compose(model_a, model_b, site, 2, translation)
+    write_checkpoint(target, composite.config, donors[a], donors[b], translation, **options)
+    return composite, translation
+
+
+CLEAN = '''
+import json, sys
+for name in ("stitch", "sae", "matching"):
+    sys.modules[name] = None  # importing the package would now fail
+import torch, transformers
+from pathlib import Path
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+transformers.logging.set_verbosity_error()
+ids = torch.tensor(json.loads(sys.argv[2]))
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    assert not any(report.values()), (folder, report)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    result = {"logits": model(ids).logits}
+    result["cached"] = model.generate(ids, max_new_tokens=8, do_sample=False)
+    result["uncached"] = model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=False)
+    model.save_pretrained(folder / "again")
+    again = AutoModelForCausalLM.from_pretrained(folder / "again", trust_remote_code=True)
+    result["again"] = again(ids).logits
+    if folder.name in sys.argv[3].split(","):
+        prompts = json.loads(sys.argv[4])
+        batch = tokenizer(prompts, return_tensors="pt", padding=True)
+        length = batch["input_ids"].shape[1]
+        together = model.generate(**batch, max_new_tokens=6, min_new_tokens=6, do_sample=False)[:, length:]
+        alone = [
+            model.generate(**tokenizer(p, return_tensors="pt"), max_new_tokens=6, min_new_tokens=6, do_sample=False)[0, -6:]
+            for p in prompts
+        ]
+        result["together"], result["alone"] = together, torch.stack(alone)
+        generate = pipeline("text-generation", model=str(folder), trust_remote_code=True)
+        text = generate(prompts[0], max_new_tokens=6, min_new_tokens=6, do_sample=False, return_full_text=False)
+        result["piped"] = tokenizer(text[0]["generated_text"], return_tensors="pt", add_special_tokens=False)["input_ids"]
+        mapped = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, device_map={"": "cpu"})
+        result["mapped"] = mapped(ids).logits
+        narrow = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
+        result["narrow"] = narrow(ids).logits
+        for name, parameter in narrow.named_parameters():
+            kept = name.startswith("translation.") and not name.endswith("token_table")
+            assert parameter.dtype == (torch.float32 if kept else torch.bfloat16), name
+    save_file({key: value.contiguous() for key, value in result.items()}, folder / "result")
+'''
+
+
+def run_clean(folder: Path, ids: Tensor, deeply: str, cwd: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "HF_MODULES_CACHE": str(cwd / "modules"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    arguments = [str(folder), json.dumps(ids.tolist()), deeply, json.dumps(PROMPTS)]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", CLEAN, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@torch.no_grad()
+def test_a_checkpoint_is_the_composite_where_this_package_is_missing(donors, tmp_path):
+    """Every family as A and as B, in one clean process: logits, cache, save and reload, batch, pipeline, bf16."""
+    ids = tiny.ids()
+    expected, narrow = {}, {}
+    for index, (a, b) in enumerate(PAIRS):
+        make, options = (everything, {}) if index % 2 else (affine, {"max_shard_bytes": 20_000})
+        composite, translation = stitched(donors, a, b, tmp_path / "out" / a, make=make, **options)
+        expected[a] = composite(ids).logits
+        if a == "gpt_neox":
+            halves = [load(donors[name], dtype=torch.bfloat16) for name in (a, b)]
+            narrow[a] = compose(*halves, 3, 2, translation)(ids).logits
+    run_clean(tmp_path / "out", ids, "gpt_neox", tmp_path)
+    for a, logits in expected.items():
+        result = load_file(tmp_path / "out" / a / "result")
+        assert torch.equal(result["logits"], logits), a
+        assert torch.equal(result["again"], logits), a
+        assert torch.equal(result["cached"], result["uncached"]), a
+        if a in narrow:
+            assert torch.equal(result["narrow"], narrow[a])
+            assert torch.equal(result["mapped"], logits)
+            assert torch.equal(result["together"], result["alone"])
+            assert torch.equal(result["piped"][0], result["alone"][0])
+
+
+def test_shards_hold_the_same_tensors_as_one_file(donors, tmp_path):
+    stitched(donors, "llama", "gpt2", tmp_path / "one")
+    stitched(donors, "llama", "gpt2", tmp_path / "many", max_shard_bytes=20_000)
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert len(files) > 5
+    whole = load_file(tmp_path / "one" / "model.safetensors")
+    parts = {name: tensor for file in files for name, tensor in load_file(tmp_path / "many" / file).items()}
+    assert index["weight_map"].keys() == whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    largest = max(tensor.nbytes for tensor in whole.values())
+    assert all((tmp_path / "many" / file).stat().st_size < max(20_000, largest) + 5_000 for file in files)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_the_same_inputs_give_the_same_bytes_wherever_they_lie(donors, tmp_path):
+    for name in ("first", "second"):
+        elsewhere = {family: tiny.save(tmp_path / name / family, family) for family in ("gemma2", "gpt2")}
+        stitched(elsewhere, "gemma2", "gpt2", tmp_path / name / "out", extra_files={"report.json": b"{}"})
+    first = content(tmp_path / "first" / "out")
+    assert first == content(tmp_path / "second" / "out")
+    assert first["report.json"] == b"{}"
+    assert str(tmp_path).encode() not in b"".join(first.values())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_the_names_that_hub_checkpoints_use_are_understood(family, donors, tmp_path):
+    """GPT-2 without its prefix and with mask buffers, the head tied; GPT-NeoX with `embed_out`."""
+    tensors = load_file(donors[family] / "model.safetensors")
+    if family == "gpt2":
+        assert "lm_head.weight" not in tensors
+        tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        tensors |= {f"h.{block}.attn.bias": torch.ones(1, 1, 8, 8) for block in range(tiny.DEPTH)}
+    else:
+        head = tensors.pop("embed_out.weight", None)
+        tensors["embed_out.weight"] = tensors.pop("lm_head.weight") if head is None else head
+    hub = tiny.save(tmp_path / "hub", family)
+    save_file(tensors, hub / "model.safetensors", metadata={"format": "pt"})
+    for place, folders in {"as saved": donors, "as on the hub": {family: hub}}.items():
+        stitched(folders, family, family, tmp_path / place)
+    assert content(tmp_path / "as saved") == content(tmp_path / "as on the hub")
+    names = stored_tensors(tmp_path / "as on the hub").keys()
+    assert not any("wpe" in name for name in names if name.startswith("b."))
+    assert not any(name.endswith("attn.bias") for name in names)
+
+
+def test_a_dtype_converts_the_weights_but_not_the_translation(donors, tmp_path):
+    stitched(donors, "llama", "gpt2", tmp_path / "wide")
+    stitched(donors, "llama", "gpt2", tmp_path / "narrow", dtype=torch.bfloat16)
+    wide, narrow = (load_file(tmp_path / name / "model.safetensors") for name in ("wide", "narrow"))
+    for name, tensor in wide.items():
+        kept = name.startswith("translation.") and not name.endswith("token_table")
+        assert torch.equal(narrow[name], tensor if kept else tensor.to(torch.bfloat16)), name
+    assert json.loads((tmp_path / "narrow" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_weights_keep_the_type_they_are_stored_in(tmp_path):
+    folders = {"gpt2": tiny.save(tmp_path / "gpt2", "gpt2", dtype=torch.bfloat16), "llama": tiny.save(tmp_path / "llama", "llama")}
+    stitched(folders, "gpt2", "llama", tmp_path / "out")
+    dtypes = {name: stored.dtype for name, stored in stored_tensors(tmp_path / "out").items()}
+    assert {dtype for name, dtype in dtypes.items() if name.startswith("a.")} == {torch.bfloat16}
+    assert {dtype for name, dtype in dtypes.items() if name.startswith("b.")} == {torch.float32}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"  # holds both exactly
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(again["a.wte.weight"], load_file(tmp_path / "gpt2" / "model.safetensors")["transformer.wte.weight"])
+
+
+def test_copying_a_large_tensor_takes_little_memory(tmp_path):
+    size = 96 * 2**20
+    source = tmp_path / "model.safetensors"
+    save_file({"large": torch.arange(size // 4, dtype=torch.int32).view(torch.float32)}, source)
+    tracemalloc.start()
+    target = tmp_path / "copy"
+    target.mkdir()
+    write_shards(target, dict(stored_tensors(tmp_path).items()), 2**40)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 2
+    assert (target / "model.safetensors").read_bytes()[-size:] == source.read_bytes()[-size:]
+
+
+def test_a_mixed_file_is_what_the_reference_reader_expects(tmp_path):
+    tensors = {"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.arange(4.0), "c": torch.tensor(7, dtype=torch.int64)}
+    tensors |= {"d": torch.tensor([True, False, True]), "e": torch.zeros(0, 5)}
+    write_shards(tmp_path, {name: Held(tensor) for name, tensor in tensors.items()}, 2**40)
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def damage_truncated(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damage_header(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:8] + b"{" * 50 + path.read_bytes()[58:])
+
+
+def damage_garbage(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"<html>not found</html>")
+
+
+def damage_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def damage_missing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def damage_shard(folder: Path) -> None:
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def damage_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../../etc/passwd"}}')
+
+
+def damage_tensor(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.4.mlp.up_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def damage_shape(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = torch.ones(3)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_truncated, "its header promises .* bytes, the file has"),
+        (damage_header, "its header cannot be read: download it again"),
+        (damage_garbage, "its header needs .* bytes, the file has 22"),
+        (damage_pickle, "pytorch_model.bin, a pickle that can run code"),
+        (damage_missing, "has neither: check the path"),
+        (damage_shard, "needs model-00001-of-00002.safetensors"),
+        (damage_index, "no usable weight_map"),
+        (damage_tensor, r"needs the tensor model\.layers\.4\.mlp\.up_proj\.weight"),
+        (damage_shape, r"model\.norm\.weight must have shape \(48,\)"),
+    ],
+)
+def test_damaged_donors_are_named_in_one_line_and_nothing_is_left(damage, message, donors, tmp_path):
+    a, b = load(donors["gpt2"]), load(donors["qwen2"])
+    translation = affine(a.width, b.width, 3)
+    config = compose(a, b, 3, 2, translation).config
+    damage(tiny.save(tmp_path / "b", "qwen2"))
+    with pytest.raises(StitchError, match=message) as caught:
+        write_checkpoint(tmp_path / "out", config, donors["gpt2"], tmp_path / "b", translation)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing_behind_and_the_old_checkpoint_in_place(failure, donors, tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    composite, translation = stitched(donors, "llama", "gpt2", target)
+    before = content(target)
+
+    def fail(folder, *rest):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise failure
+
+    monkeypatch.setattr(stitch.checkpoint, "write_shards", fail)
+    arguments = (composite.config, donors["llama"], donors["gpt2"], translation)
+    with pytest.raises(UsageError, match="pass --overwrite"):
+        write_checkpoint(target, *arguments)
+    expected = StitchError if isinstance(failure, OSError) else KeyboardInterrupt
+    for place in (target, tmp_path / "fresh"):
+        with pytest.raises(expected):
+            write_checkpoint(place, *arguments, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert content(target) == before
+
+
+def test_overwriting_replaces_everything_and_a_killed_run_is_swept_up(donors, tmp_path):
+    target = tmp_path / "out"
+    stitched(donors, "llama", "gpt2", target, extra_files={"old": b""})
+    work = tmp_path / ".out.partial"
+    (work / "new").mkdir(parents=True)
+    target.rename(work / "old")  # killed between the two renames
+    stitched(donors, "llama", "gpt2", target, overwrite=True)
+    assert "old" not in content(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_static_cache_that_the_donor_asked_for_is_not_passed_on(donors, tmp_path):
+    b = tiny.save(tmp_path / "b", "gemma2")
+    settings = {"eos_token_id": [0, 5], "cache_implementation": "hybrid", "top_k": 64}
+    (b / "generation_config.json").write_text(json.dumps(settings))
+    a, model = load(donors["llama"]), load(donors["gemma2"])
+    translation = affine(a.width, model.width, 3)
+    write_checkpoint(tmp_path / "out", compose(a, model, 3, 2, translation).config, donors["llama"], b, translation)
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": [0, 5], "top_k": 64}
+
+
+def test_a_stored_tensor_that_shrinks_while_it_is_copied_is_an_error(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"1234")
+    with pytest.raises(StitchError, match="must not change"):
+        list(Stored(path, 0, 8, torch.float32, (2,)).chunks())
