@@ -132,7 +132,7 @@ def evaluate(
     """Cross-entropy and perplexity of any causal language model on held-out text, with a 95 % interval by document."""
 
     def work(progress):
-        from stitch.pipeline import evaluate_models
+        from stitch.compare import evaluate_models
 
         return evaluate_models(
             model, against, text=text, tokens=tokens, context=context, memory=_bytes(memory), device=device, dtype=dtype,

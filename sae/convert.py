@@ -60,7 +60,7 @@ def to_dictionary(sae: "sae_lens.SAE") -> Dictionary:
     return Dictionary(
         encoder=(encoder * norms).to(dtype),
         encoder_bias=(bias * norms).to(dtype),
-        activation={"standard": "relu", "topk": "topk"}.get(architecture, "jumprelu"),
+        activation="relu" if architecture == "standard" else "topk" if architecture == "topk" else "jumprelu",
         # SAELens applies relu besides the threshold: a negative threshold acts as zero.
         threshold=None if threshold is None else (threshold * norms).clamp(min=0).to(dtype),
         k=config["k"] if architecture == "topk" else None,

@@ -29,7 +29,10 @@ def save(sae: "sae_lens.SAE", folder: Path, provenance: dict) -> None:
         raise SAEError(f"{folder} exists. Remove it or give another folder.")
     try:
         with whole_folder(folder) as partial:
-            (sae.save_inference_model if isinstance(sae, TrainingSAE) else sae.save_model)(partial)
+            if isinstance(sae, TrainingSAE):
+                sae.save_inference_model(partial)
+            else:
+                sae.save_model(partial)
             (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise SAEError(f"{folder} cannot be written: {error.strerror or error}.") from error
@@ -51,7 +54,8 @@ def load(source: str | Path, width: int | None = None, device: str = "cpu") -> "
     if folder.exists():
         sae = _load_folder(folder, device)
     elif isinstance(source, str) and ":" in source:
-        sae = _load_release(*source.split(":", 1), device)
+        release, _, sae_id = source.partition(":")
+        sae = _load_release(release, sae_id, device)
     else:
         raise SAEError(f"an SAE is a folder or release:sae_id; there is no folder {source}.")
     if width is not None and sae.cfg.d_in != width:

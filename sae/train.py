@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from sae_lens.training.sae_trainer import SAETrainer
 
 Batch = dict[str, Float[Tensor, "batch _"]]
-SCALE_BATCHES = 8  # 16 thousand tokens at the default batch size: the mean norm to well within 1 %
+SCALE_BATCHES = 8  # 16 thousand tokens at the default batch size: mean and mean norm to well within 1 %
 REPORT_EVERY = 10  # steps between measured progress reports: measuring waits for the device
 
 
+@torch.enable_grad()  # the caller may be reading activations under no_grad
 def train(
     configs: dict[str, SAEConfig],
     widths: dict[str, int],
@@ -74,7 +75,7 @@ def train(
     run = {"sites": {site: {"width": widths[site], **asdict(config)} for site, config in configs.items()}}
     start = _resume(snapshots, run, trainers) if snapshots else 0
     if start == 0:
-        _estimate_scale(trainers, stream(0))
+        _centre_and_scale(trainers, stream(0))
 
     for step, batch in stream(start):
         outputs = {}
@@ -183,18 +184,27 @@ def _untrained_sae(config: SAEConfig, width: int) -> "sae_lens.TrainingSAE":
     )
 
 
-def _estimate_scale(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Iterator[tuple[int, Batch]]) -> None:
-    """Scale activations to a mean norm of sqrt(d), as SAELens's ActivationScaler does (which draws a progress bar)."""
+@torch.no_grad()
+def _centre_and_scale(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Iterator[tuple[int, Batch]]) -> None:
+    """Scale activations to a mean norm of sqrt(d), and start the decoder bias at their mean.
+
+    The first is SAELens's (its ActivationScaler draws a progress bar). The second isn't: SAELens starts at zero, where
+    a residual stream's mean drives the same few features on every token and the others die before Adam gets there.
+    """
     norms = dict.fromkeys(trainers, 0.0)
+    sums = {site: torch.zeros_like(trainer.sae.b_dec, dtype=torch.float64) for site, trainer in trainers.items()}
     tokens = 0
     for _, batch in itertools.islice(stream, SCALE_BATCHES):
         for site, activations in batch.items():
             norms[site] += activations.norm(dim=-1).sum().item()
+            sums[site] += activations.double().sum(dim=0)
         tokens += len(next(iter(batch.values())))
     for site, trainer in trainers.items():
         if norms[site] == 0:
             raise SAEError(f"activations must not all be zero; those of {site} are. Choose another site.")
-        trainer.activation_scaler.scaling_factor = math.sqrt(trainer.sae.cfg.d_in) / (norms[site] / tokens)
+        scale = math.sqrt(trainer.sae.cfg.d_in) / (norms[site] / tokens)
+        trainer.activation_scaler.scaling_factor = scale
+        trainer.sae.b_dec.copy_(sums[site] / tokens * scale)
 
 
 @torch.no_grad()

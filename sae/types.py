@@ -32,8 +32,9 @@ class Dictionary:
         if self.activation == "relu":
             return pre.relu()
         if self.activation == "jumprelu":
+            assert self.threshold is not None
             return pre * (pre > self.threshold)
-        assert self.k is not None  # topk has one: convert.to_dictionary and null.untrained set it
+        assert self.k is not None
         values, indices = pre.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(pre).scatter_(-1, indices, values.relu())
 

@@ -1,9 +1,10 @@
 """A composite on disk: a folder that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads.
 
-Tensors go from the donors' safetensors files to the new ones by byte range, under new names: the donors are never in memory.
+Tensors go from the donors' safetensors files to the new ones by byte range, under new names: donors are never in memory.
 """
 
 import copy
+import functools
 import json
 import os
 import shutil
@@ -47,20 +48,20 @@ def write_checkpoint(
 ) -> None:
     """Writes the composite that `config` describes (`composite.config`, or `stitch_config(…)`) to the folder `target`.
 
-    `a` and `b` are the donors' folders; the tokenizer is B's. With `dtype` None every tensor keeps the type it is stored in.
-    The folder appears whole or not at all; the same inputs give the same bytes.
-    Raises UsageError when `target` exists and `overwrite` is False, StitchError when a donor's file is missing or damaged or the
-    disk refuses.
+    `a` and `b` are the donors' folders; the tokenizer is B's. With `dtype` None every tensor keeps the type it is stored
+    in. The folder appears whole or not at all; the same inputs give the same bytes.
+    Raises UsageError when `target` exists and `overwrite` is False, StitchError when a donor's file is missing or damaged
+    or the disk refuses.
     """
     if target.exists() and not overwrite:
         raise UsageError(f"{target} must not exist; it does: choose another --out or pass --overwrite.")
-    tensors = composite_tensors(config, a, b, translation, dtype)
+    tensors = donor_tensors(config, a, b, dtype)
+    model_dtype = dtype or _common_dtype(tensors)
+    for name, tensor in translation_tensors(translation, model_dtype).items():
+        tensors[f"translation.{name}"] = Held(tensor)
     config = copy.deepcopy(config)
     for part in (config, config.a_config, config.b_config):
-        part.dtype = dtype or _common_dtype(tensors)
-    if dtype is None:
-        # In the model's own type, as loading would give: the file is then what the model in memory is.
-        tensors |= _translation(translation, config.dtype)
+        part.dtype = model_dtype
 
     def fill(folder: Path) -> None:
         write_shards(folder, tensors, max_shard_bytes)
@@ -76,10 +77,8 @@ def write_checkpoint(
     _appear(target, fill)
 
 
-def composite_tensors(
-    config: StitchConfig, a: Path, b: Path, translation: Translation, dtype: torch.dtype | None
-) -> dict[str, Stored | Held]:
-    """Every tensor of the composite by its name there, and where it comes from. Reads headers, builds a model without memory."""
+def donor_tensors(config: StitchConfig, a: Path, b: Path, dtype: torch.dtype | None) -> dict[str, Stored | Held]:
+    """Every tensor of the composite's halves by its name there, and where it comes from. Reads headers alone."""
     with torch.device("meta"):
         wanted = StitchForCausalLM(config).state_dict()
     a_anatomy, b_anatomy = anatomy_of(config.a_config), anatomy_of(config.b_config)
@@ -102,16 +101,11 @@ def composite_tensors(
             )
         cast = dtype if dtype is not None and stored.stored_dtype.is_floating_point else None
         tensors[name] = Stored(stored.path, stored.start, stored.stop, stored.stored_dtype, stored.shape, cast)
-    return tensors | _translation(translation, dtype or torch.float32)
-
-
-def _translation(translation: Translation, dtype: torch.dtype) -> dict[str, Held]:
-    held = translation_tensors(translation, dtype)
-    return {f"translation.{name}": Held(tensor) for name, tensor in held.items()}
+    return tensors
 
 
 def _find(name: str, anatomy: Anatomy, stored: dict[str, Stored], folder: Path) -> Stored:
-    """The stored tensor that a model of this anatomy calls `name`: under that name, the family's other one, or the tied embedding."""
+    """The stored tensor that a model of this anatomy calls `name`: so named, as the family's files name it, or tied."""
     names = [name]
     if name == f"{anatomy.head}.weight":
         names.append(f"{anatomy.body}.{anatomy.embedding}.weight")
@@ -127,11 +121,8 @@ def _find(name: str, anatomy: Anatomy, stored: dict[str, Stored], folder: Path) 
 
 def _common_dtype(tensors: Mapping[str, Stored | Held]) -> torch.dtype:
     """The narrowest type that holds every donor weight exactly."""
-    common = None
-    for tensor in tensors.values():
-        if isinstance(tensor, Stored) and tensor.dtype.is_floating_point:
-            common = tensor.dtype if common is None else torch.promote_types(common, tensor.dtype)
-    return common or torch.float32
+    dtypes = [tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point]
+    return functools.reduce(torch.promote_types, dtypes)
 
 
 def _config_json(config: StitchConfig) -> str:
@@ -163,7 +154,7 @@ def _generation_json(config: StitchConfig, b: Path) -> str:
 
 
 def _appear(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a folder beside `target`, flushes it to disk and renames it into place; removes it if anything goes wrong."""
+    """Fills a folder beside `target`, flushes it to disk, renames it into place; removes it if anything goes wrong."""
     work = target.parent / f".{target.name}.partial"
     new, old = work / "new", work / "old"
     try:
@@ -181,7 +172,7 @@ def _appear(target: Path, fill: Callable[[Path], None]) -> None:
         _flush(target.parent)
     except OSError as error:
         raise StitchError(
-            f"{target} must be writable and have room; got {error.strerror or error}: make room or choose another --out."
+            f"{target} must be writable and fit the disk; got {error.strerror or error}: choose another --out."
         ) from error
     finally:
         _restore(old, target)

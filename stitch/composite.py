@@ -16,8 +16,8 @@ from stitch.translation.types import Codes, Residual, Token, Translation
 def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translation) -> StitchForCausalLM:
     """Blocks 0..site_a−1 of A, the translation, blocks site_b.. of B with its final norm and head, in evaluation mode.
 
-    The composite's parameters share memory with the donors': training it in place would train them too; moving it elsewhere
-    or changing its dtype leaves them alone. Donors may differ in device or dtype only if the caller moves the composite.
+    The composite's parameters share memory with the donors': training it in place would train them too; moving it
+    elsewhere or changing its dtype leaves them alone. Both donors must be on one device.
     Raises UsageError for sites out of range and for a translation of another width.
     """
     a.check_site(site_a)
@@ -38,10 +38,11 @@ def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translati
 def stitch_config(
     a: PreTrainedConfig, b: PreTrainedConfig, site_a: int, site_b: int, translation: Translation, bos: int | None
 ) -> StitchConfig:
-    """The composite's config from those of its donors, which stay as they are. Raises UsageError when widths do not fit."""
+    """The composite's config from those of its donors, which stay as they are. Raises UsageError if widths differ."""
     if len(translation.bias) != b.hidden_size:
         raise UsageError(
-            f"the translation must end in B's width {b.hidden_size}; {translation.name} ends in {len(translation.bias)}: fit it anew."
+            f"the translation must end in B's width {b.hidden_size}; {translation.name} ends in {len(translation.bias)}: "
+            "fit it for this pair."
         )
     early, late = truncated(a, 0, site_a), _late_config(b, site_b)
     early._name_or_path = ""
@@ -113,7 +114,7 @@ def translation_tensors(translation: Translation, dtype: torch.dtype) -> dict[st
             dictionary = term.input.dictionary
             tensors[f"terms.{index}.encoder"] = dictionary.encoder
             tensors[f"terms.{index}.encoder_bias"] = dictionary.encoder_bias
-            if dictionary.activation == "jumprelu":
+            if dictionary.threshold is not None:
                 tensors[f"terms.{index}.threshold"] = dictionary.threshold
         if term.weight is not None:
             name = "token_table" if isinstance(term.input, Token) else "weight"
@@ -152,7 +153,7 @@ def late_logits(
     attention_mask: Int[Tensor, "batch seq"] | Bool[Tensor, "batch seq"] | None = None,
     position_ids: Int[Tensor, "rows seq"] | None = None,
 ) -> Float[Tensor, "batch seq vocabulary"]:
-    """Logits from the residual stream `hidden` entering the first block of `late`, a `late_half(b, site)` or a `composite.b`.
+    """Logits from the residual stream entering the first block of `late`, a `late_half(b, site)` or a `composite.b`.
 
     Bit-equal to the composite's whose translation gives `hidden`, when called without a cache in the same batch.
     """
@@ -164,7 +165,7 @@ def late_logits(
 
 
 def share(part: nn.Module, donor: nn.Module, blocks: str, offset: int) -> None:
-    """Gives every module of `part` the tensors of its counterpart in `donor`, whose blocks are numbered `offset` higher."""
+    """Gives every module of `part` its counterpart's tensors in `donor`, whose blocks are numbered `offset` higher."""
     for path, module in part.named_modules():
         if not (module._parameters or module._buffers):
             continue

@@ -1,13 +1,14 @@
 """What a stitch is asked to be: one frozen record, checked at birth, stored in the report."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, get_args
 
 from stitch.errors import UsageError
 
-MatchingMethod = Literal["hungarian", "ot", "unbalanced"]
-Architecture = Literal["batchtopk", "topk", "jumprelu", "standard", "matryoshka"]
-Dtype = Literal["fp32", "bf16", "fp16"]
+CHOICES = {
+    "matching": ("hungarian", "ot", "unbalanced"),
+    "architecture": ("batchtopk", "topk", "jumprelu", "standard", "matryoshka"),
+    "dtype": ("fp32", "bf16", "fp16"),
+}
 LEAST_TOKENS = 4096  # two SAE batches; fewer tokens cannot fit anything
 
 
@@ -24,20 +25,20 @@ class Settings:
     context: int | None = None
     features: int | None = None
     k: int = 32
-    architecture: Architecture = "batchtopk"
+    architecture: str = "batchtopk"
     sae_a: str | None = None
     sae_b: str | None = None
     sae_passes: float = 3.0
-    matching: MatchingMethod = "hungarian"
+    matching: str = "hungarian"
     translation: str = "auto"
     seed: int = 0
     memory: int = 4 * 2**30
     device: str = "auto"
-    dtype: Dtype = "fp32"
+    dtype: str = "fp32"
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("matching", get_args(MatchingMethod)), ("architecture", get_args(Architecture)), ("dtype", get_args(Dtype))):
+        for name, choices in CHOICES.items():
             if (got := getattr(self, name)) not in choices:
                 raise UsageError(f"--{name} must be one of {', '.join(choices)}; got {got!r}.")
         if self.tokens < LEAST_TOKENS:
@@ -65,9 +66,12 @@ class Settings:
         return asdict(self)
 
 
-def torch_dtype(name: Dtype):
+def torch_dtype(name: str):
+    """The torch dtype called fp32, bf16 or fp16. Raises UsageError for another name."""
     import torch
 
+    if name not in CHOICES["dtype"]:
+        raise UsageError(f"--dtype must be one of {', '.join(CHOICES['dtype'])}; got {name!r}.")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 

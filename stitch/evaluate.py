@@ -37,16 +37,6 @@ class Scores:
     agreements: Float[Tensor, " documents"] | None
     tokens: Float[Tensor, " documents"]
 
-    @staticmethod
-    def mean(draws: "list[Scores]") -> "Scores":
-        """One row for several draws of the same null: sums averaged over the draws."""
-
-        def average(column: str):
-            values = [getattr(draw, column) for draw in draws]
-            return None if values[0] is None else torch.stack(values).mean(0)
-
-        return Scores(average("nats"), average("kl"), average("agreements"), draws[0].tokens)
-
     @property
     def ce(self) -> float:
         """Cross-entropy in nats per predicted token."""
@@ -110,17 +100,19 @@ def evaluate(
     for batch in batches(windows, vocabulary, memory):
         owner = windows.document[batch.rows][:, 1:].flatten().long()
         target = batch.ids[:, 1:].flatten()
-        base = _log_probabilities(reference(batch), vocabulary) if reference else None
+        if reference is not None:
+            base = _log_probabilities(reference(batch), vocabulary)
+            weights, favourite = base.exp(), base.argmax(1)
+            negentropy = (weights * base).sum(1)
         for name, logits in rows.items():
             predicted = _log_probabilities(logits(batch), vocabulary)
             nats = -predicted.gather(1, target.to(predicted.device)[:, None])[:, 0]
             if not torch.isfinite(nats).all():
                 raise StitchError(f"logits must be finite; {name} gives NaN or infinity: try --dtype fp32.")
             columns = [nats, torch.zeros_like(nats), torch.zeros_like(nats), torch.ones_like(nats)]
-            if base is not None:
-                base = base.to(predicted.device)
-                columns[1] = (base.exp() * (base - predicted)).sum(1)
-                columns[2] = (base.argmax(1) == predicted.argmax(1)).float()
+            if reference is not None:
+                columns[1] = negentropy - torch.linalg.vecdot(weights, predicted)
+                columns[2] = (favourite == predicted.argmax(1)).float()
             sums[name].index_add_(1, owner, torch.stack(columns).double().cpu())
         if progress:
             progress("evaluation", batch.rows.stop * windows.context, windows.tokens)

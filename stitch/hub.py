@@ -1,7 +1,7 @@
 """The Hugging Face Hub: models in, composites out. The only module that imports `huggingface_hub`, and it does so late.
 
-Every failure becomes one line that says what to do. The access token goes to the client and nowhere else: no message, no log and
-no file of ours holds it, and exceptions of the client, whose texts we do not control, are not chained to ours.
+Every failure becomes one line that says what to do. The access token goes to the client and nowhere else: no message, log
+or file of ours holds it, and exceptions of the client, whose texts we do not control, are not chained to ours.
 """
 
 import re
@@ -13,7 +13,7 @@ from stitch.errors import StitchError, UsageError
 
 Progress = Callable[[str, int, int], None]  # stage, done, total (bytes)
 
-# What transformers reads of a model. Never pickles, never code, nothing from subfolders (exports to other runtimes live there).
+# What transformers reads of a model: no pickles, no code, nothing from subfolders (exports to other runtimes live there).
 WANTED = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 UNWANTED = ["*/*"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -21,10 +21,12 @@ REPO_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 OFFERS_XET = ("https://huggingface.co", "https://hub-ci.huggingface.co")
 
 
-def download(repo: str, revision: str | None = None, *, endpoint: str | None = None, progress: Progress | None = None) -> tuple[Path, str]:
+def download(
+    repo: str, revision: str | None = None, *, endpoint: str | None = None, progress: Progress | None = None
+) -> tuple[Path, str]:
     """Folder with the model files of `repo` at `revision` (None: its main branch), and the commit they belong to.
 
-    The client's own cache is used: what is there already is not fetched again, and without network its last snapshot serves.
+    The client's own cache is used: what is there is not fetched again, and without network its last snapshot serves.
     `progress` gets ("download REPO", bytes, bytes known so far). Raises StitchError when the Hub does not deliver.
     """
     from huggingface_hub import snapshot_download
@@ -50,13 +52,13 @@ def push(
     endpoint: str | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """Creates `repo` (user/name) if need be, uploads the model in `folder` in one commit, and gives the address of the repository.
+    """Creates `repo` (user/name) if need be, uploads the model in `folder` in one commit, and gives the repository's address.
 
-    Weights of an earlier push that the new ones do not overwrite are deleted in the same commit, or they would be loaded instead.
+    Weights of an earlier push that are not overwritten are deleted in the same commit, or they could be loaded instead.
     Without `token` the client's is used: the environment's HF_TOKEN, then `hf auth login`. `progress` gets
     ("upload REPO", bytes, bytes of all files) after every file.
 
-    Raises: UsageError when `folder` is not a model or `repo` not a name; StitchError when the token or the network fail.
+    Raises: UsageError when `folder` is no model or `repo` no name; StitchError when the token or the network fail.
     """
     if not REPO_NAME.fullmatch(repo):
         raise UsageError(f"a repository is named user/name; got {repo!r}.")
@@ -92,7 +94,9 @@ def _publishable(folder: Path) -> dict[str, Path]:
     }
     files = {name: path for name, path in files.items() if not any(part.startswith(".") for part in name.split("/"))}
     if "config.json" not in files or not any(_is_weights(name) for name in files):
-        raise UsageError(f"a folder to push must hold a model (config.json, model.safetensors); {folder} does not: check the path.")
+        raise UsageError(
+            f"a folder to push must hold a model (config.json, model.safetensors); {folder} does not: check the path."
+        )
     return files
 
 
@@ -115,7 +119,7 @@ def _token(given: str | None) -> str | None:
 
 @contextmanager
 def _quiet_upload(endpoint: str | None) -> Iterator[None]:
-    """No bars of the client's own, and plain HTTP to endpoints that are not known to speak Xet: the client does not ask them."""
+    """No bars of the client's own, and plain HTTP to endpoints not known to speak Xet: the client does not ask them."""
     from huggingface_hub import constants, utils
 
     xet_disabled, bars_disabled = constants.HF_HUB_DISABLE_XET, utils.are_progress_bars_disabled()
@@ -140,7 +144,7 @@ def _bar(stage: str, progress: Progress | None) -> type:
             self.counts_bytes = kwargs.get("name") == "huggingface_hub.snapshot_download"
             super().__init__(*args, **{**kwargs, "disable": True})
 
-        def update(self, n: float | None = 1) -> None:
+        def update(self, n: int | float | None = 1) -> None:
             with self.get_lock():  # several files arrive at once
                 self.n += n or 0
             if progress and self.counts_bytes:
@@ -154,7 +158,10 @@ def _bar(stage: str, progress: Progress | None) -> type:
 
 @contextmanager
 def _one_line(repo: str, token: str | None, unreachable: str) -> Iterator[None]:
-    """Turns every exception of the client into a StitchError of one line, without `token`; `unreachable` says what is lost without network."""
+    """Turns every exception of the client into a StitchError of one line without `token`.
+
+    `unreachable` says what cannot be had without network.
+    """
     try:
         yield
     except StitchError:
@@ -176,24 +183,37 @@ def _explain(error: Exception, repo: str, token: str, unreachable: str) -> Stitc
     if answers and answers[0].status_code != 400:
         return _refusal(answers[0].status_code, answers[0].headers, repo, token)
     # Whatever the HTTP library raises on its own account means that no answer came.
-    silent = any(isinstance(cause, LocalEntryNotFoundError) or _package(cause) in ("httpx", "httpx2", "httpcore") for cause in causes)
+    silent = any(
+        isinstance(cause, LocalEntryNotFoundError) or _package(cause) in ("httpx", "httpx2", "httpcore")
+        for cause in causes
+    )
     if silent and not answers:
         return StitchError(f"{unreachable}; check the connection.")
-    return StitchError(f"the Hub or its client cannot do that with {repo} ({type(error).__name__}: {_plain(str(error), token)}).")
+    return StitchError(
+        f"the Hub or its client cannot do that with {repo} ({type(error).__name__}: {_plain(str(error), token)})."
+    )
 
 
 def _refusal(status: int, headers, repo: str, token: str) -> StitchError:
     code, said = headers.get("X-Error-Code"), _plain(headers.get("X-Error-Message") or "", token)
     if status == 401 and token:
-        return StitchError("the Hub refused the token: make a new one at huggingface.co/settings/tokens, then `hf auth login`.")
+        return StitchError(
+            "the Hub refused the token: make a new one at huggingface.co/settings/tokens, then `hf auth login`."
+        )
     if code == "GatedRepo":
-        return StitchError(f"{repo} is gated: accept its terms on its page on the Hub, and log in with `hf auth login`.")
+        return StitchError(
+            f"{repo} is gated: accept its terms on its page on the Hub, and log in with `hf auth login`."
+        )
     if code == "RevisionNotFound":
         return StitchError(f"{repo} is on the Hub, but the revision asked for is not: check what follows the @.")
     if status in (401, 404):
-        return StitchError(f"{repo} is neither a local folder nor on the Hub, or it is private: check the name, or `hf auth login`.")
+        return StitchError(
+            f"{repo} is neither a local folder nor on the Hub, or it is private: check the name, or `hf auth login`."
+        )
     if status == 403:
-        return StitchError(f"the token may not do that to {repo} ({said or 'forbidden'}): use one with write permission.")
+        return StitchError(
+            f"the token may not do that to {repo} ({said or 'forbidden'}): use one with write permission."
+        )
     return StitchError(f"the Hub answered {status} for {repo} ({said or 'no reason given'}): try again later.")
 
 

@@ -13,7 +13,6 @@ from matching.statistics import FeatureMoments, co_moments, feature_moments
 from matching.stream import Batches
 from matching.transport import balanced, unbalanced
 from matching.types import Pairs
-from stitch.config import MatchingMethod
 from stitch.translation.matched import Matched
 
 SHUFFLES = 20  # random matchings that the real one is compared with
@@ -28,10 +27,10 @@ class Matching:
     shuffles: list[Matched]
 
 
-def match(batches: Batches, method: MatchingMethod, *, seed: int, budget_bytes: int) -> Matching:
+def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Matching:
     """Matches the features of `batches` (sparse codes of A and B on the same tokens, a stream that can be restarted).
 
-    `hungarian` is the best one-to-one assignment on the candidate graph; `ot` and `unbalanced` are transport plans on it, whose
+    `method`: `hungarian` is the best one-to-one assignment on the candidate graph; `ot` and `unbalanced` are transport plans on it, whose
     marginals are firing frequencies. A shuffle keeps rows, masses and weights and exchanges the partners within strata of
     firing frequency.
     """

@@ -4,12 +4,12 @@ This file needs torch and transformers alone: it travels with every checkpoint, 
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
-Any pair of decoder families works: each half is the stock model of its family, built from a config cut down to its blocks, so
-masks, rotary embeddings, layer types and soft caps are the family's own. What a half must not do twice is taken out of it:
-A's final norm, B's embedding and B's learned positions.
+Any pair of decoder families works: each half is the stock model of its family, built from a config cut down to its
+blocks, so masks, rotary embeddings, layer types and soft caps are the family's own. What a half must not do is taken out of
+it: A's final norm, B's embedding and B's learned positions.
 """
 
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,18 @@ class StitchConfig(PreTrainedConfig):
     """
 
     model_type = "stitch"
-    sub_configs: ClassVar = {"a_config": AutoConfig, "b_config": AutoConfig}
+    sub_configs = {"a_config": AutoConfig, "b_config": AutoConfig}  # noqa: RUF012  # pyright: ignore
 
-    def __init__(self, a_config=None, b_config=None, site_a=0, site_b=0, seam=None, translation=None, **kwargs):
+    def __init__(
+        self,
+        a_config: Any = None,
+        b_config: Any = None,
+        site_a: int = 0,
+        site_b: int = 0,
+        seam: Any = None,
+        translation: Any = None,
+        **kwargs,
+    ):
         a_config, b_config = _config(a_config), _config(b_config)
         self.a_config, self.b_config = a_config, b_config
         self.site_a, self.site_b = site_a, site_b
@@ -50,10 +59,8 @@ class StitchConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-def _config(given):
-    if isinstance(given, dict):
-        return AutoConfig.for_model(**given)
-    return given
+def _config(given: Any) -> Any:
+    return AutoConfig.for_model(**given) if isinstance(given, dict) else given
 
 
 def sliding_windows(config: PreTrainedConfig) -> list[int | None]:
@@ -73,7 +80,7 @@ class TranslationModule(nn.Module):
         {"kind": "token", "vocabulary": V} |
         {"kind": "codes", "site": 3, "width": dA, "features": F, "activation": "relu" | "jumprelu" | "topk", "k": 32}]}
 
-    An identity term passes its input on unchanged, cut or zero-padded to d_out. Token tables may be kept in the model's dtype.
+    An identity term passes its input on, cut or zero-padded to d_out. Token tables may be in the model's dtype.
     """
 
     def __init__(self, config: dict):
@@ -91,10 +98,10 @@ class TranslationModule(nn.Module):
     @property
     def sites(self) -> set[int]:
         """The sites of A that the terms read."""
-        return {term.site for term in self.terms if not isinstance(term, TokenTerm)}
+        return {term.site for term in self.terms if isinstance(term, (ResidualTerm, CodesTerm))}
 
     def forward(self, residuals: dict[int, Tensor], input_ids: Tensor | None, position_ids: Tensor) -> Tensor:
-        """A's residual streams by site [batch, seq, dA], ids [batch, seq], positions [batch or 1, seq] → float32 [batch, seq, d_out]."""
+        """Streams of A by site [batch, seq, dA], ids [batch, seq], positions [batch or 1, seq] → [batch, seq, d_out]."""
         with torch.autocast(device_type=self.bias.device.type, enabled=False):
             y = self.bias.float()
             for term in self.terms:
@@ -128,7 +135,7 @@ class TokenTerm(nn.Module):
         super().__init__()
         self.token_table = nn.Parameter(torch.zeros(term["vocabulary"], width))
 
-    def forward(self, residuals: dict[int, Tensor], input_ids: Tensor | None) -> Tensor:
+    def forward(self, residuals: dict[int, Tensor], input_ids: Tensor) -> Tensor:
         return nn.functional.embedding(input_ids, self.token_table).float()
 
 
@@ -138,7 +145,7 @@ class CodesTerm(nn.Module):
     def __init__(self, term: dict, width: int):
         super().__init__()
         features = term["features"]
-        self.site, self.width, self.activation, self.k = term["site"], width, term["activation"], term.get("k")
+        self.site, self.width, self.activation, self.k = term["site"], width, term["activation"], term.get("k") or 0
         self.encoder = nn.Parameter(torch.zeros(term["width"], features))
         self.encoder_bias = nn.Parameter(torch.zeros(features))
         self.threshold = nn.Parameter(torch.zeros(features)) if self.activation == "jumprelu" else None
@@ -195,7 +202,7 @@ def build_late(config: PreTrainedConfig, seam: dict, site: int) -> PreTrainedMod
 
 
 class CacheView(Cache):
-    """`count` layers of another cache, from `start`, under the indices 0..count−1 that a half knows. Nothing is copied."""
+    """`count` layers of another cache, from `start`, under the indices 0..count−1 of a half. Nothing is copied."""
 
     def __init__(self, whole: Cache, start: int, count: int):
         super().__init__(layers=whole.layers[start : start + count])
@@ -210,9 +217,9 @@ class StitchForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["TranslationModule"]
-    _skip_keys_device_placement: ClassVar = ["past_key_values"]
-    _keep_in_fp32_modules_strict: ClassVar = [
+    _no_split_modules = ["TranslationModule"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012
         r"translation\.(?:bias|first)$",
         r"translation\.terms\.\d+\.(?:weight|encoder|encoder_bias|threshold)$",
     ]
@@ -240,9 +247,9 @@ class StitchForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings):
         self.b.set_output_embeddings(new_embeddings)
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
-        _refuse_static(past_key_values)
-        return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        _refuse_static(kwargs.get("past_key_values"))
+        return super().prepare_inputs_for_generation(*args, **kwargs)  # pyright: ignore
 
     def forward(
         self,
@@ -269,7 +276,7 @@ class StitchForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
-            given = inputs_embeds if input_ids is None else input_ids
+            given: Any = inputs_embeds if input_ids is None else input_ids
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(given.shape[1], device=given.device) + seen).unsqueeze(0)
 
@@ -316,7 +323,7 @@ def _context(attention_mask, cache: Cache | None, start: int, count: int) -> dic
 
 
 def _text_positions(attention_mask, position_ids: Tensor) -> Tensor:
-    """Positions counted from the first real token, −1 at padding; `position_ids` where no two-dimensional mask tells."""
+    """Positions counted from the first real token, −1 at padding; `position_ids` where no 2-D mask tells."""
     if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
         return position_ids
     real = attention_mask.long()
@@ -326,9 +333,7 @@ def _text_positions(attention_mask, position_ids: Tensor) -> Tensor:
 
 def _refuse_static(cache) -> None:
     if isinstance(cache, StaticCache):
-        raise ValueError(
-            "a stitched model needs a cache that grows; got a static one: leave cache_implementation out or set it to 'dynamic'."
-        )
+        raise ValueError("a stitched model needs a cache that grows; got a static one: leave cache_implementation out.")
 
 
 # Without this, save_pretrained would not put this file beside the weights.

@@ -17,10 +17,11 @@ from stitch.shards import stored_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """Dotted paths of a decoder's parts: `body` and `head` from the causal model, the next five from the body, the rest from a block.
+    """Dotted paths of a decoder's parts: `body` and `head` from the causal model, `attention` and `mlp` from a block, the
+    others from the body.
 
-    `positions` is the table of learned positions that the body adds to its embeddings, `embedding_dropout` what it drops before
-    the first block; both are None where a family has none.
+    `positions` is the table of learned positions that the body adds to its embeddings, `embedding_dropout` the dropout
+    before its first block; both are None where a family has none.
     """
 
     family: str
@@ -74,7 +75,7 @@ def anatomy_of(config: PreTrainedConfig) -> Anatomy:
     anatomy = _find(config.model_type, config.architectures or [], bool(config.is_encoder_decoder))
     if getattr(config, "use_bidirectional_attention", False):
         raise UsageError(
-            f"the model must predict the next token; got a {anatomy.family} that sees the whole text: choose a causal one."
+            f"the model must be causal; got a {anatomy.family} that sees the whole text: choose one that generates."
         )
     return anatomy
 
@@ -82,20 +83,21 @@ def anatomy_of(config: PreTrainedConfig) -> Anatomy:
 def _find(model_type: str, architectures: list[str], has_encoder: bool) -> Anatomy:
     if model_type in ANATOMIES:
         return ANATOMIES[model_type]
+    known = ", ".join(sorted(ANATOMIES))
     got = f"{model_type} ({', '.join(architectures)})" if architectures else model_type
     if model_type == "gemma3":
         raise UsageError(
-            "a Gemma 3 model must be text only (gemma3_text); got the multimodal gemma3: save its language model with its "
-            "text_config as a checkpoint of its own."
+            "a Gemma 3 model must be text only (gemma3_text); got the multimodal gemma3: save its language model, with its "
+            "text_config, as a checkpoint of its own."
         )
     if has_encoder or (architectures and not any("CausalLM" in name for name in architectures)):
         raise UsageError(
-            f"the model must be a decoder that predicts the next token; got {got}, which has an encoder or no language head: "
-            f"choose a causal model of one of {', '.join(sorted(ANATOMIES))}."
+            f"the model must be a decoder that predicts the next token; got {got}, which has an encoder or no such head: "
+            f"choose a causal model of one of {known}."
         )
     raise UsageError(
-        f"the family must be one of {', '.join(sorted(ANATOMIES))}; got {got}: to add it, write one entry in ANATOMIES of "
-        "stitch/models.py that says where its embedding, blocks, final norm and head are."
+        f"the family must be one of {known}; got {got}: to add it, write one entry in ANATOMIES of stitch/models.py that "
+        "says where its embedding, blocks, final norm and head are."
     )
 
 
@@ -137,11 +139,11 @@ class Model:
     @cached_property
     def embedding(self) -> nn.Embedding:
         """Token embedding. Its output may be scaled (Gemma), its `weight` is not."""
-        return self.body.get_submodule(self.anatomy.embedding)
+        return self.body.get_submodule(self.anatomy.embedding)  # pyright: ignore[reportReturnType]
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
-        return self.body.get_submodule(self.anatomy.blocks)
+        return self.body.get_submodule(self.anatomy.blocks)  # pyright: ignore[reportReturnType]
 
     @cached_property
     def final_norm(self) -> nn.Module:
@@ -161,7 +163,8 @@ class Model:
         """`site` itself. Raises UsageError unless it is in 0..depth."""
         if not 0 <= site <= self.depth:
             raise UsageError(
-                f"layer must be in 0..{self.depth} for {self.name}; got {site}. List layers with `stitch inspect {self.name}`."
+                f"layer must be in 0..{self.depth} for {self.name}; got {site}. "
+                f"List layers with `stitch inspect {self.name}`."
             )
         return site
 
@@ -176,7 +179,7 @@ def load(
 ) -> Model:
     """The model in `folder`, in `dtype` (None: as stored), in evaluation mode; `name` is how messages call it.
 
-    Raises UsageError for a family without anatomy or quantised weights, StitchError for files that are missing or damaged.
+    Raises UsageError for a family without anatomy or quantised weights, StitchError for missing or damaged files.
     """
     name = name or folder.name
     if not (folder / "config.json").is_file():
@@ -193,11 +196,11 @@ def load(
     if (quantised := config.get("quantization_config")) is not None:
         method = quantised.get("quant_method", "unknown")
         raise UsageError(
-            f"weights must be plain floats; {name} is quantised ({method}): give the unquantised checkpoint or a GGUF file."
+            f"weights must be plain floats; {name} is quantised ({method}): give the unquantised checkpoint or a GGUF."
         )
     stored_tensors(folder)  # headers only: says in one line what is missing, damaged or pickled
     try:
-        net, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
             trust_remote_code=trust_remote_code,
@@ -208,6 +211,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise StitchError(f"{name} must load as a causal language model; got {_one_line(error)}") from error
+    net, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise StitchError(f"the weights of {name} are incomplete: {len(missing)} tensors missing, {missing[0]} first.")
     return Model(name, net.to(device).eval(), tokenizer, anatomy, folder)

@@ -21,7 +21,7 @@ from stitch.checkpoint import write_checkpoint
 from stitch.composite import compose
 from stitch.config import LEAST_TOKENS, Settings, same_relative_depth, torch_device, torch_dtype
 from stitch.errors import StitchError, UsageError
-from stitch.evaluate import Scores, evaluate, whole_model
+from stitch.evaluate import Scores, evaluate
 from stitch.features import SAEs, code_stream, steps_for, train
 from stitch.match import Matching, match
 from stitch.models import Model, load
@@ -273,7 +273,6 @@ def evaluate_all(
     stage: Stage, composite: torch.nn.Module, fitted: Fitted, saes: SAEs, progress: Progress | None
 ) -> dict[str, Scores]:
     """Every row of the report on the same windows: models, translations, floors, ceilings, nulls."""
-    shuffles = {f"shuffle:{number}": stage.translated(draw) for number, draw in enumerate(fitted.shuffles)}
     rows = {
         "a": stage.whole(stage.a.net),
         "b": stage.whole(stage.b.net),
@@ -285,14 +284,11 @@ def evaluate_all(
         "ceiling:sae-b": stage.spliced_b(saes.b),
         "sae-a": stage.spliced_a(saes.a),
         **{name: stage.translated(translation) for name, translation in fitted.nulls.items()},
-        **shuffles,
+        "null:shuffled-matching": stage.translated(*fitted.shuffles),
     }
-    scores = evaluate(
+    return evaluate(
         rows, stage.windows, vocabulary=stage.vocabulary, reference=rows["b"], memory=stage.memory, progress=progress
     )
-    draws = [scores.pop(name) for name in shuffles]
-    scores["null:shuffled-matching"] = Scores.mean(draws)
-    return scores
 
 
 def assemble(
@@ -368,49 +364,6 @@ def provenance(settings: Settings, a: Model, b: Model, sources: dict[str, Source
             **{name: importlib.metadata.version(name) for name in ("stitch-lm", "torch", "transformers", "sae-lens", "scipy", "safetensors")},
         },
         "device": str(a.device),
-    }
-
-
-def evaluate_models(
-    model: str,
-    against: str | None = None,
-    *,
-    text: str = "docs",
-    tokens: int = 50_000,
-    context: int | None = None,
-    memory: int = 4 * 2**30,
-    device: str = "auto",
-    dtype: str = "fp32",
-    trust_remote_code: bool = False,
-    progress: Progress | None = None,
-) -> dict:
-    """Scores of any causal language model on the report split, of a second one beside it, and KL(second ‖ first)."""
-    names = [model] if against is None else [model, against]
-    nets = [
-        load_any(resolve(name, progress=progress), dtype=torch_dtype(dtype), device=torch_device(device), trust_remote_code=trust_remote_code)
-        for name in names
-    ]
-    if against is not None:
-        require_same_ids(nets[0].tokenizer, nets[1].tokenizer, *names)
-    longest = min(getattr(net.net.config, "max_position_embeddings", LONGEST_CONTEXT) for net in nets)
-    context = min(longest, LONGEST_CONTEXT) if context is None else context
-    windows = pack(
-        select(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25), "report"), nets[0].tokenizer, context, tokens
-    )
-    if windows.tokens == 0:
-        raise StitchError(f"--text must fill a window of {context} tokens of the report split; {text} does not: use more text.")
-    rows = {"model": whole_model(nets[0].net)}
-    if against is not None:
-        rows["against"] = whole_model(nets[1].net)
-    vocabulary = min(net.net.config.vocab_size for net in nets)
-    scores = evaluate(
-        rows, windows, vocabulary=vocabulary, reference=rows.get("against"), memory=memory, progress=progress
-    )
-    return {
-        "models": {"a": model, "b": against},
-        "tokens": {"report": windows.tokens},
-        "context": context,
-        "results": [found.row(name) for name, found in scores.items()],
     }
 
 

@@ -51,14 +51,20 @@ class Stage:
     def whole(self, net: nn.Module) -> Logits:
         return whole_model(net)
 
-    def translated(self, translation: Translation) -> Logits:
-        """A's stream through the translation."""
-        module = translation_module(translation, self.a, self.b, self.site_a)
+    def translated(self, *draws: Translation) -> Logits:
+        """A's stream through a translation; of several (draws of one null), window w goes through draw w modulo their number."""
+        modules = [translation_module(draw, self.a, self.b, self.site_a) for draw in draws]
 
         def logits(batch: Batch) -> Tensor:
             ids = batch.ids.to(self.b.device)
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            return late_logits(self.late, module({self.site_a: self.x[batch.rows].to(ids.device)}, ids, positions))
+            x = self.x[batch.rows].to(ids.device)
+            translated = torch.empty(*ids.shape, self.b.width, device=ids.device)
+            for number, module in enumerate(modules):
+                mine = slice((number - batch.rows.start) % len(modules), None, len(modules))
+                if len(ids[mine]):
+                    translated[mine] = module({self.site_a: x[mine]}, ids[mine], positions[mine])
+            return late_logits(self.late, translated)
 
         return logits
 

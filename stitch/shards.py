@@ -1,4 +1,4 @@
-"""Safetensors files as bytes: find tensors by reading headers alone, copy them by byte range, write shards and their index.
+"""Safetensors files as bytes: find tensors by reading headers alone, copy them by byte range, write shards and an index.
 
 The format (https://github.com/huggingface/safetensors): 8 bytes with the header's length, little-endian; a JSON header
 {name: {dtype, shape, data_offsets}}; the tensors' bytes, without gaps.
@@ -36,7 +36,7 @@ CHUNK = 16 * 2**20
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its bytes are `start`..`stop`. With `cast` they are written in that dtype instead of their own."""
+    """A tensor in a file: its bytes are `start`..`stop`. With `cast` it is written in that dtype instead of its own."""
 
     path: Path
     start: int
@@ -111,7 +111,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
     if pickled:
         raise StitchError(
-            f"weights must be safetensors; {folder} has only {pickled[0]}, a pickle that can run code: convert it where it came from."
+            f"weights must be safetensors; {folder} has only {pickled[0]}, a pickle that can run code: "
+            "convert it where it came from."
         )
     raise StitchError(f"weights must be in {SINGLE} or shards with {INDEX}; {folder} has neither: check the path.")
 
@@ -167,7 +168,10 @@ def _damaged(path: Path, what: str) -> StitchError:
 
 
 def write_shards(folder: Path, tensors: dict[str, Stored | Held], max_shard_bytes: int) -> None:
-    """Writes `tensors` into `folder` as one file, or as several of at most `max_shard_bytes` (a larger tensor has its own) and an index."""
+    """Writes `tensors` into `folder` as one file, or as an index and several of at most `max_shard_bytes` each.
+
+    A tensor larger than that has a file of its own.
+    """
     shards: list[dict[str, Stored | Held]] = [{}]
     filled = 0
     for name, tensor in tensors.items():

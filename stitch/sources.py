@@ -38,13 +38,23 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "voc
 # Bits per value of every type the safetensors format names.
 DTYPE_BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
-    **{"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32},
+    **{
+        "F8_E4M3FNUZ": 8,
+        "F8_E5M2FNUZ": 8,
+        "I16": 16,
+        "U16": 16,
+        "F16": 16,
+        "BF16": 16,
+        "I32": 32,
+        "U32": 32,
+        "F32": 32,
+    },
     **{"C64": 64, "F64": 64, "I64": 64, "U64": 64},
 }
 HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
-# Byte-level BPE vocabularies by llama.cpp's name of their pre-tokenizer, where transformers 5.23 has no entry of its own. It
-# gives all of these GPT-2's pattern, which is right for the first set; the second was trained with every digit on its own.
+# Byte-level BPE vocabularies by llama.cpp's name of their pre-tokenizer, where transformers has no entry of its own: it then
+# uses GPT-2's pattern, which is right for the first set, while the second was trained with every digit on its own.
 GPT2_SPLIT = {"gpt-2", "gpt2", "olmo", "mpt", "phi-2", "jais", "trillion"}
 DIGIT_SPLIT = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
 GGUF_FORMAT = "1"  # raise it when the conversion changes, so that folders made by the old one are not used
@@ -52,7 +62,7 @@ GGUF_FORMAT = "1"  # raise it when the conversion changes, so that folders made 
 
 @dataclass(frozen=True)
 class Source:
-    """A model on local disk. `name` is what the user typed; `revision` a commit of the Hub, or the SHA-256 of a GGUF file."""
+    """A model on local disk. `name` is what was typed; `revision` a commit of the Hub, or the SHA-256 of a GGUF file."""
 
     name: str
     folder: Path
@@ -63,7 +73,7 @@ class Source:
 def resolve(source: str, *, progress: Progress | None = None) -> Source:
     """The model that `source` names, on local disk and with intact, unquantised safetensors weights.
 
-    Raises: UsageError when the request cannot be met as typed (no such path, pickled or quantised weights, unknown demo);
+    Raises: UsageError when the request cannot be met as typed (no such path or demo, pickled or quantised weights);
     StitchError when a file is damaged, a package is missing or the Hub does not deliver.
     """
     found = _locate(source, progress)
@@ -77,15 +87,19 @@ def _locate(source: str, progress: Progress | None) -> Source:
     if source == "smollm2":
         return _dequantised(source, _smollm2(), progress)
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():  # Path("") is the current folder
         return Source(source, path, None, "folder")
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return _dequantised(source, path, progress)
-        raise UsageError(f"a model is a folder, a .gguf file or a Hub name; got the file {source}: give the folder that holds it.")
+        raise UsageError(
+            f"a model is a folder, a .gguf file or a Hub name; got the file {source}: give the folder that holds it."
+        )
     name = HUB_NAME.fullmatch(source)
     if name is None or source.startswith((".", "~")) or source.lower().endswith(".gguf"):
-        raise UsageError(f"no such file or folder: {source!r}. A model is a folder, a .gguf file, user/repo or demo:gpt2.")
+        raise UsageError(
+            f"no such file or folder: {source!r}. A model is a folder, a .gguf file, user/repo or demo:gpt2."
+        )
     from stitch import hub
 
     folder, commit = hub.download(name["repo"], name["revision"], progress=progress)
@@ -116,22 +130,30 @@ def _check_model_folder(folder: Path, name: str) -> None:
         config = dict(json.loads((folder / "config.json").read_bytes()))
         quantised = dict(config.get("quantization_config") or {})
     except FileNotFoundError:
-        raise UsageError(f"a model folder must hold config.json; {name} has none: give the folder of a model.") from None
+        raise UsageError(
+            f"a model folder must hold config.json; {name} has none: give the folder of a model."
+        ) from None
     except (ValueError, TypeError, OSError) as error:
-        raise StitchError(f"config.json of {name} cannot be read ({type(error).__name__}): download the model again.") from None
+        raise StitchError(
+            f"config.json of {name} cannot be read ({type(error).__name__}): download the model again."
+        ) from None
     verify_weights(folder)
     if quantised:
         method = quantised.get("quant_method", "unknown")
-        raise UsageError(f"weights must be plain floats; those of {name} are quantised ({method}): use the unquantised model.")
+        raise UsageError(
+            f"weights must be plain floats; those of {name} are quantised ({method}): use the unquantised model."
+        )
     if not any((folder / file).is_file() for file in TOKENIZERS):
-        raise UsageError(f"a model folder must hold its tokenizer; {name} has none: save it there with save_pretrained.")
+        raise UsageError(
+            f"a model folder must hold its tokenizer; {name} has none: save it there with save_pretrained."
+        )
 
 
 def verify_weights(folder: Path) -> None:
-    """Checks the structure of every safetensors file in `folder` and of the index, reading headers only. NaNs are not its business.
+    """Checks the structure of every safetensors file in `folder` and of the index, by their headers; not for NaNs.
 
     Raises: UsageError when there are no safetensors weights that transformers would load (pickles are not read);
-    StitchError for a file that is truncated or damaged, and for an index that names a shard or tensor that is not there.
+    StitchError for a file that is truncated or damaged, and for an index that names what is not there.
     """
     headers = {file.name: safetensors_header(file) for file in sorted(folder.glob("*.safetensors"))}
     if "model.safetensors" in headers:  # transformers prefers it to an index
@@ -145,7 +167,9 @@ def verify_weights(folder: Path) -> None:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise StitchError(f"{index} is damaged: it must map tensors to shards; download it again.") from None
     if missing := sorted({shard for shard, _ in named} - set(headers)):
-        raise StitchError(f"{folder} lacks {len(missing)} of the shards its index names, {missing[0]} first: download it again.")
+        raise StitchError(
+            f"{folder} lacks {len(missing)} of the shards its index names, {missing[0]} first: download it again."
+        )
     for shard, tensor in named:
         if tensor not in headers[shard]:
             raise StitchError(f"the index says that {folder / shard} holds {tensor}; it does not: download both again.")
@@ -157,46 +181,50 @@ def _no_weights(folder: Path, other: list[str]) -> str:
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
     got = f"{folder} has only pickles ({pickles[0]})" if pickles else f"{folder} has none"
     return (
-        f"weights must be model.safetensors or shards of it; {got}, and pickles are never read, because reading one can run code: "
-        "convert them where you trust them, with transformers' save_pretrained."
+        f"weights must be model.safetensors or shards of it; {got}, and pickles are never read, because that can run "
+        "code: convert them where you trust them, with transformers' save_pretrained."
     )
 
 
 def safetensors_header(file: Path) -> dict[str, dict]:
-    """Tensor name → {dtype, shape, data_offsets} of a safetensors file, after checking that the file has the size they add up to.
+    """Tensor name → {dtype, shape, data_offsets} of a safetensors file, once its size is known to be what they add up to.
 
-    Source: the format's description, https://github.com/huggingface/safetensors#format. Raises StitchError when it is damaged.
+    Raises StitchError when it is damaged. Source: https://github.com/huggingface/safetensors#format
     """
-
-    def damaged(what: str) -> StitchError:
-        return StitchError(f"{file} is not an intact safetensors file: {what}; download or write it again.")
-
     try:
         with open(file, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             start = stream.read(8)
             if start == b"version ":
-                raise damaged("it is a Git LFS pointer, whose content `git lfs pull` fetches")
+                raise _damaged(file, "it is a Git LFS pointer, whose content `git lfs pull` fetches")
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(HEADER_LIMIT, size - 8):
-                raise damaged(f"its {size} bytes do not hold the header")
+                raise _damaged(file, f"its {size} bytes do not hold the header")
             text = stream.read(length)
     except OSError as error:
         raise StitchError(f"{file} cannot be read: {error.strerror}.") from None
     try:
-        tensors = dict(json.loads(text))
+        tensors = dict(json.loads(text.decode()))
         tensors.pop("__metadata__", None)
         end = 0
         for begin, stop, name in sorted((*entry["data_offsets"], name) for name, entry in tensors.items()):
             shape = tensors[name]["shape"]
-            if begin != end or (stop - begin) * 8 != math.prod(shape) * DTYPE_BITS[tensors[name]["dtype"]] or min(shape, default=0) < 0:
-                raise damaged(f"the bytes of {name} are not where its shape says")
+            if (
+                begin != end
+                or (stop - begin) * 8 != math.prod(shape) * DTYPE_BITS[tensors[name]["dtype"]]
+                or min(shape, default=0) < 0
+            ):
+                raise _damaged(file, f"the bytes of {name} are not where its shape says")
             end = stop
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise damaged("its header cannot be read") from None
+        raise _damaged(file, "its header cannot be read") from None
     if 8 + length + end != size:
-        raise damaged(f"its tensors need {8 + length + end} bytes, it has {size}")
+        raise _damaged(file, f"its tensors need {8 + length + end} bytes, it has {size}")
     return tensors
+
+
+def _damaged(file: Path, what: str) -> StitchError:
+    return StitchError(f"{file} is not an intact safetensors file: {what}; download or write it again.")
 
 
 # GGUF files
@@ -213,7 +241,10 @@ def _dequantised(name: str, file: Path, progress: Progress | None) -> Source:
         shelf.mkdir(parents=True, exist_ok=True)
         with FileLock(shelf / f"{digest}.lock"):
             if not _intact(folder):
-                for stale in (folder, *shelf.glob(f"{digest}.*.part")):  # of a process that was killed: we hold the lock
+                for stale in (
+                    folder,
+                    *shelf.glob(f"{digest}.*.part"),
+                ):  # of a process that was killed: we hold the lock
                     shutil.rmtree(stale, ignore_errors=True)
                 part = Path(tempfile.mkdtemp(prefix=f"{digest}.", suffix=".part", dir=shelf))
                 try:
@@ -223,7 +254,9 @@ def _dequantised(name: str, file: Path, progress: Progress | None) -> Source:
                 finally:
                     shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
-        raise StitchError(f"the dequantised {name} must be written to {shelf}: {error.strerror or error}; set STITCH_CACHE.") from None
+        raise StitchError(
+            f"the dequantised {name} must be written to {shelf}: {error.strerror or error}; set STITCH_CACHE."
+        ) from None
     return Source(name, folder, digest, "gguf")
 
 
@@ -255,30 +288,33 @@ def _sync(folder: Path) -> None:
 
 
 def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> None:
-    """Writes model and tokenizer of a GGUF file to `folder`. float32: the only type that holds every dequantised value exactly."""
+    """Writes model and tokenizer of a GGUF file to `folder`, in float32: no narrower type holds every dequantised value."""
     with open(file, "rb") as stream:
         if stream.read(4) != b"GGUF":
             raise StitchError(f"{name} is not a GGUF file: its first bytes are not 'GGUF'; download it again.")
     if any(importlib.util.find_spec(package) is None for package in ("gguf", "accelerate")):
         raise StitchError(f"reading {name} needs the packages gguf and accelerate: pip install gguf accelerate")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    import transformers
     from transformers.utils import logging
+
+    # Where weights can stay packed (since 5.2x, given a kernel for the device), this says that they must not.
+    unpack = (
+        {"quantization_config": config(dequantize=True)}
+        if (config := getattr(transformers, "GgufConfig", None))
+        else {}
+    )
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         if progress:
             progress(f"dequantising {file.name}", 0, 1)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
         _restore_splitting(tokenizer, file, name)
         with contextlib.redirect_stderr(io.StringIO()):  # one of its bars heeds no setting
-            model = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-                local_files_only=True,
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, **unpack
             )
         # Its weights are plain now, but transformers refuses to save what still claims to be quantised.
         model.hf_quantizer = None
@@ -291,7 +327,9 @@ def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> 
         raise
     except Exception as error:  # the two libraries raise whatever a file they do not expect leads to
         reason = " ".join(str(error).split())[:200]
-        raise StitchError(f"{name} cannot be dequantised ({type(error).__name__}: {reason}): use the safetensors model.") from error
+        raise StitchError(
+            f"{name} cannot be dequantised ({type(error).__name__}: {reason}): use the safetensors model."
+        ) from error
     finally:
         if bars:
             logging.enable_progress_bar()
@@ -299,16 +337,18 @@ def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> 
 
 def _restore_splitting(tokenizer, file: Path, name: str) -> None:
     """Makes the tokenizer cut text into words as the model's own does, which a GGUF file states by name only."""
+    from gguf import GGUFReader
     from tokenizers import pre_tokenizers
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-    from transformers.integrations.gguf.reader import read_gguf_metadata
 
-    metadata, _ = read_gguf_metadata(str(file))
-    split = metadata.get("tokenizer.ggml.pre")
-    if metadata.get("tokenizer.ggml.model") != "gpt2" or split in GGUF_PRE_TOKENIZER_SPLITS or split in GPT2_SPLIT:
-        return
-    if split not in DIGIT_SPLIT:
-        raise UsageError(f"the tokenizer of {name} splits text in a way unknown here ({split}): use the safetensors model.")
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    if not isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        return  # not a byte-level BPE, or one whose split transformers knows
+    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
+    split = field.contents() if field else None
+    if split in DIGIT_SPLIT:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    elif split not in GPT2_SPLIT:
+        raise UsageError(
+            f"the tokenizer of {name} splits text in a way unknown here ({split}): use the safetensors model."
+        )

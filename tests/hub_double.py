@@ -1,7 +1,7 @@
-"""A double of the Hugging Face Hub on 127.0.0.1, good enough for the real `huggingface_hub` client and `transformers`, over HTTP.
+"""A double of the Hugging Face Hub on 127.0.0.1, good enough for the real `huggingface_hub` and `transformers` over HTTP.
 
-It is two servers, as the Hub is: the Hub itself, which knows repositories, commits and tokens, and a storage server that takes and
-gives large files under signed addresses and turns away every request that carries a token.
+It is two servers, as the Hub is: the Hub itself, which knows repositories, commits and tokens, and a storage server that
+takes and gives large files under signed addresses and turns away every request that carries a token.
 
 In a test, as a fixture (`from hub_double import hub`), which also points the client in this process at it:
 
@@ -14,7 +14,7 @@ Anywhere else as a context manager; a subprocess finds it through the environmen
     with HubDouble(tmp_path / "hub") as hub:
         subprocess.run(command, env={**os.environ, **hub.environment(tmp_path / "cache")})
 
-`environment` sets HF_ENDPOINT, HF_HOME (so nothing of the user's is read or written) and, unless told otherwise, HF_TOKEN.
+`environment` sets HF_ENDPOINT, HF_HOME (nothing of the user's is read or written) and, unless told otherwise, HF_TOKEN.
 Not modelled: Xet, datasets and spaces, pull requests, branches other than main, moving or deleting repositories.
 """
 
@@ -118,7 +118,10 @@ class HubDouble:
             server.server_close()
 
     def environment(self, home: Path, *, token: str | None = "write") -> dict[str, str]:
-        """Variables that make a subprocess use the double, with `home` in the place of ~/.cache/huggingface. `token=None`: without one."""
+        """Variables that make a subprocess use the double, with `home` in the place of ~/.cache/huggingface.
+
+        `token=None`: without one.
+        """
         chosen = self.token if token == "write" else token
         quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
         paths = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}
@@ -136,7 +139,12 @@ class HubDouble:
     def parts(self, content: bytes) -> list[int]:
         """Sizes of the parts in which `content` was uploaded to storage, or [] when it was not."""
         oid = hashlib.sha256(content).hexdigest()
-        return [len(part) for upload in self.uploads.values() if upload.oid == oid for _, part in sorted(upload.parts.items())]
+        return [
+            len(part)
+            for upload in self.uploads.values()
+            if upload.oid == oid
+            for _, part in sorted(upload.parts.items())
+        ]
 
     def add(self, repo: str, files: dict[str, bytes], **settings: bool) -> str:
         """Puts files into a repository behind the client's back, and gives the commit."""
@@ -320,16 +328,29 @@ class HubRole(Role):
             raise refuse(403, f"You don't have the rights to create a model under the namespace {owner!r}")
         answer = {"url": f"{self.double.url}/{name}", "name": name}
         if name in self.double.repositories:
-            raise Answer(409, {**answer, "error": "You already created this model repo"}, X_Error_Message="You already created this model repo")
+            raise Answer(
+                409,
+                {**answer, "error": "You already created this model repo"},
+                X_Error_Message="You already created this model repo",
+            )
         private = wanted.get("private") or wanted.get("visibility") == "private"
-        self.double.add(name, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}, private=bool(private))
+        self.double.add(
+            name, {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}, private=bool(private)
+        )
         raise Answer(200, answer)
 
     def info(self, repo: str, revision: str | None) -> None:
         found = self.repository(repo)
         commit = self.double.commit(repo, revision or "main")
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
-        facts = {"_id": "0" * 24, "id": repo, "modelId": repo, "sha": commit.oid, "private": found.private, "gated": found.gated}
+        facts = {
+            "_id": "0" * 24,
+            "id": repo,
+            "modelId": repo,
+            "sha": commit.oid,
+            "private": found.private,
+            "gated": found.gated,
+        }
         raise Answer(200, {**facts, "disabled": False, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings})
 
     def auth_check(self, repo: str) -> None:
@@ -346,7 +367,12 @@ class HubRole(Role):
             if not path.startswith(inside):
                 continue
             for end in [match.start() for match in re.finditer("/", path) if match.start() >= len(inside)]:
-                entries[path[:end]] = {"type": "directory", "path": path[:end], "oid": git_oid(path[:end].encode()), "size": 0}
+                entries[path[:end]] = {
+                    "type": "directory",
+                    "path": path[:end],
+                    "oid": git_oid(path[:end].encode()),
+                    "size": 0,
+                }
             content = self.double.content(oid)
             entries[path] = {"type": "file", "path": path, "oid": git_oid(content), "size": len(content)}
             if stored_as_lfs(path, len(content)):
@@ -357,7 +383,9 @@ class HubRole(Role):
         start = int(self.query.get("cursor", ["0"])[0])
         headers = {}
         if start + TREE_PAGE < len(listed):
-            more = f"{self.double.url}{quote(urlsplit(self.path).path)}?recursive={recursive}&cursor={start + TREE_PAGE}"
+            more = (
+                f"{self.double.url}{quote(urlsplit(self.path).path)}?recursive={recursive}&cursor={start + TREE_PAGE}"
+            )
             headers["Link"] = f'<{more}>; rel="next"'
         raise Answer(200, listed[start : start + TREE_PAGE], Content_Type="application/json", **headers)
 
@@ -393,7 +421,10 @@ class HubRole(Role):
             upload: dict = {"href": address}
             if size > PART_SIZE and "multipart" in wanted["transfers"]:
                 count = -(-size // PART_SIZE)
-                upload["header"] = {"chunk_size": str(PART_SIZE), **{str(part): f"{address}/{part}" for part in range(1, count + 1)}}
+                upload["header"] = {
+                    "chunk_size": str(PART_SIZE),
+                    **{str(part): f"{address}/{part}" for part in range(1, count + 1)},
+                }
             verify = {"href": f"{self.double.url}/{repo}.git/info/lfs/objects/verify"}
             objects.append({"oid": oid, "size": size, "actions": {"upload": upload, "verify": verify}})
         raise Answer(200, {"transfer": "multipart", "objects": objects}, Content_Type="application/vnd.git-lfs+json")
@@ -436,7 +467,9 @@ class HubRole(Role):
         self.readable_content(repo)
         commit = self.double.commit(repo, revision)
         if path not in commit.files:
-            raise Answer(404, b"", X_Error_Code="EntryNotFound", X_Error_Message="Entry not found", X_Repo_Commit=commit.oid)
+            raise Answer(
+                404, b"", X_Error_Code="EntryNotFound", X_Error_Message="Entry not found", X_Repo_Commit=commit.oid
+            )
         oid = commit.files[path]
         content = self.double.content(oid)
         if not stored_as_lfs(path, len(content)):
@@ -502,7 +535,9 @@ def hub(tmp_path, monkeypatch):
     close_session()  # the client reads proxies when it is made
     with HubDouble(tmp_path / "hub-double") as double:
         monkeypatch.setattr(constants, "ENDPOINT", double.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", double.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", double.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "no-tokens"))

@@ -4,8 +4,8 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from codes import planted, stream_of
 
+from codes import planted, stream_of
 from matching.assignment import assign, assign_dense
 from matching.errors import MatchError
 from matching.graph import candidates

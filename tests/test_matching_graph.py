@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from codes import planted, random_codes, stream_of
 
+from codes import planted, random_codes, stream_of
 from matching.errors import MatchError
 from matching.graph import candidates
 from matching.statistics import correlation_matrix, feature_moments

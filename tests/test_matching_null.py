@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from codes import planted, random_codes, stream_of
 
+from codes import planted, random_codes, stream_of
 from matching.errors import MatchError
 from matching.null import draw_columns, misaligned, random_rotation, shuffled
 from matching.statistics import correlation_matrix, feature_moments

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from codes import random_codes, stream_of
 
+from codes import random_codes, stream_of
 from matching.errors import MatchError
 from matching.statistics import FeatureMoments, co_moments, correlation_matrix, feature_moments
 

@@ -8,12 +8,12 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import stitch.checkpoint
+import tiny
 from sae.types import Dictionary
 from stitch.checkpoint import write_checkpoint
 from stitch.composite import compose
@@ -46,7 +46,9 @@ def everything(width_a: int, width_b: int, site: int) -> Translation:
 
 
 def affine(width_a: int, width_b: int, site: int) -> Translation:
-    return Translation("affine", (Term(Residual(site), tiny.noise(width_a, width_b) / width_a**0.5),), torch.zeros(width_b))
+    return Translation(
+        "affine", (Term(Residual(site), tiny.noise(width_a, width_b) / width_a**0.5),), torch.zeros(width_b)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def stitched(donors: dict[str, Path], a: str, b: str, target: Path, *, site: int
     return composite, translation
 
 
-CLEAN = '''
+CLEAN = """
 import json, sys
 for name in ("stitch", "sae", "matching"):
     sys.modules[name] = None  # importing the package would now fail
@@ -105,14 +107,24 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
             kept = name.startswith("translation.") and not name.endswith("token_table")
             assert parameter.dtype == (torch.float32 if kept else torch.bfloat16), name
     save_file({key: value.contiguous() for key, value in result.items()}, folder / "result")
-'''
+"""
 
 
 def run_clean(folder: Path, ids: Tensor, deeply: str, cwd: Path) -> None:
-    environment = {"PATH": "/usr/bin:/bin", "HF_MODULES_CACHE": str(cwd / "modules"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HF_MODULES_CACHE": str(cwd / "modules"),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     arguments = [str(folder), json.dumps(ids.tolist()), deeply, json.dumps(PROMPTS)]
     done = subprocess.run(
-        [sys.executable, "-I", "-c", CLEAN, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-c", CLEAN, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -188,7 +200,7 @@ def test_the_names_that_hub_checkpoints_use_are_understood(family, donors, tmp_p
     assert content(tmp_path / "as saved") == content(tmp_path / "as on the hub")
     names = stored_tensors(tmp_path / "as on the hub").keys()
     assert not any("wpe" in name for name in names if name.startswith("b."))
-    assert not any(name.endswith("attn.bias") for name in names)
+    assert not any(name.endswith(".attn.bias") for name in names)
 
 
 def test_a_dtype_converts_the_weights_but_not_the_translation(donors, tmp_path):
@@ -202,14 +214,19 @@ def test_a_dtype_converts_the_weights_but_not_the_translation(donors, tmp_path):
 
 
 def test_weights_keep_the_type_they_are_stored_in(tmp_path):
-    folders = {"gpt2": tiny.save(tmp_path / "gpt2", "gpt2", dtype=torch.bfloat16), "llama": tiny.save(tmp_path / "llama", "llama")}
+    folders = {
+        "gpt2": tiny.save(tmp_path / "gpt2", "gpt2", dtype=torch.bfloat16),
+        "llama": tiny.save(tmp_path / "llama", "llama"),
+    }
     stitched(folders, "gpt2", "llama", tmp_path / "out")
     dtypes = {name: stored.dtype for name, stored in stored_tensors(tmp_path / "out").items()}
     assert {dtype for name, dtype in dtypes.items() if name.startswith("a.")} == {torch.bfloat16}
     assert {dtype for name, dtype in dtypes.items() if name.startswith("b.")} == {torch.float32}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"  # holds both exactly
     again = load_file(tmp_path / "out" / "model.safetensors")
-    assert torch.equal(again["a.wte.weight"], load_file(tmp_path / "gpt2" / "model.safetensors")["transformer.wte.weight"])
+    assert torch.equal(
+        again["a.wte.weight"], load_file(tmp_path / "gpt2" / "model.safetensors")["transformer.wte.weight"]
+    )
 
 
 def test_copying_a_large_tensor_takes_little_memory(tmp_path):
@@ -227,12 +244,18 @@ def test_copying_a_large_tensor_takes_little_memory(tmp_path):
 
 
 def test_a_mixed_file_is_what_the_reference_reader_expects(tmp_path):
-    tensors = {"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.arange(4.0), "c": torch.tensor(7, dtype=torch.int64)}
+    tensors = {
+        "a": torch.ones(3, dtype=torch.bfloat16),
+        "b": torch.arange(4.0),
+        "c": torch.tensor(7, dtype=torch.int64),
+    }
     tensors |= {"d": torch.tensor([True, False, True]), "e": torch.zeros(0, 5)}
     write_shards(tmp_path, {name: Held(tensor) for name, tensor in tensors.items()}, 2**40)
     found = load_file(tmp_path / "model.safetensors")
     assert found.keys() == tensors.keys()
-    assert all(found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert all(
+        found[name].dtype == tensor.dtype and torch.equal(found[name], tensor) for name, tensor in tensors.items()
+    )
 
 
 def damage_truncated(folder: Path) -> None:
@@ -345,7 +368,10 @@ def test_a_static_cache_that_the_donor_asked_for_is_not_passed_on(donors, tmp_pa
     a, model = load(donors["llama"]), load(donors["gemma2"])
     translation = affine(a.width, model.width, 3)
     write_checkpoint(tmp_path / "out", compose(a, model, 3, 2, translation).config, donors["llama"], b, translation)
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": [0, 5], "top_k": 64}
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {
+        "eos_token_id": [0, 5],
+        "top_k": 64,
+    }
 
 
 def test_a_stored_tensor_that_shrinks_while_it_is_copied_is_an_error(tmp_path):

@@ -3,11 +3,11 @@
 import functools
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+import tiny
 from sae.types import Dictionary
 from stitch.composite import compose, late_half, late_logits, translation_module
 from stitch.errors import UsageError
@@ -104,7 +104,9 @@ def test_a_pair_of_families_equals_two_hooked_models(a, b):
     assert torch.equal(composite(padded, **inputs).logits, hooked(a, b, 2, 4, translation, padded, **inputs))
 
 
-@pytest.mark.parametrize(("a", "b"), [("mistral", "gemma3_text"), ("gpt2", "llama"), ("gemma2", "gpt2"), ("phi", "mistral")])
+@pytest.mark.parametrize(
+    ("a", "b"), [("mistral", "gemma3_text"), ("gpt2", "llama"), ("gemma2", "gpt2"), ("phi", "mistral")]
+)
 @pytest.mark.parametrize(("site_a", "site_b"), [(3, 2), (0, 4), (6, 6), (0, 6)])
 @torch.no_grad()
 def test_generation_is_the_same_with_and_without_a_cache(a, b, site_a, site_b):
@@ -115,7 +117,9 @@ def test_generation_is_the_same_with_and_without_a_cache(a, b, site_a, site_b):
     cached = composite.generate(padded, use_cache=True, **settings)
     assert torch.equal(cached, composite.generate(padded, use_cache=False, **settings))
     for row, length in enumerate((9, 3, 6)):
-        alone = composite.generate(padded[row : row + 1, -length:], max_new_tokens=10, min_new_tokens=10, do_sample=False)
+        alone = composite.generate(
+            padded[row : row + 1, -length:], max_new_tokens=10, min_new_tokens=10, do_sample=False
+        )
         assert torch.equal(alone[0, -10:], cached[row, -10:])
 
 
@@ -204,9 +208,7 @@ def test_every_kind_of_term_equals_its_formula():
     module = translation_module(translation, a, b, 3)
     alone = module({site: stream.float() for site, stream in x.items()}, ids, torch.arange(9).unsqueeze(0))
     assert torch.equal(alone, entering_late_half(composite, ids))
-    assert torch.equal(
-        late_logits(composite.b, alone), composite(ids, use_cache=False).logits
-    )
+    assert torch.equal(late_logits(composite.b, alone), composite(ids, use_cache=False).logits)
 
 
 def entering_late_half(composite, *args, **kwargs) -> Tensor:
@@ -296,7 +298,9 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token():
 
 def test_what_a_composite_cannot_do_is_refused_with_a_remedy():
     a, b, ids = pico("llama"), pico("gpt2"), tiny.ids()
-    composite = compose(a, b, 3, 2, Translation("token", (Term(Token(), tiny.noise(128, b.width)),), torch.zeros(b.width)))
+    composite = compose(
+        a, b, 3, 2, Translation("token", (Term(Token(), tiny.noise(128, b.width)),), torch.zeros(b.width))
+    )
     with pytest.raises(ValueError, match="leave cache_implementation out"):
         composite.generate(ids, max_new_tokens=2, cache_implementation="static")
     with pytest.raises(ValueError, match="pass input_ids"):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy
 import pytest
-from hub_double import PART_SIZE, HubDouble, hub  # noqa: F401 (a fixture)
 from safetensors.numpy import save
 
+from hub_double import PART_SIZE, HubDouble, hub  # noqa: F401 (a fixture)
 from stitch.errors import StitchError, UsageError
 from stitch.hub import download, push
 
@@ -111,7 +111,16 @@ def test_weights_of_an_earlier_push_do_not_outlive_it(hub, model, tmp_path):
 
 
 def test_hidden_files_and_pickles_stay_at_home(hub, model):
-    write(model, {".cache/secret.json": b"{}", ".env": b"x", "optimizer.pt": b"x", "sae/trainer.bin": b"x", "sae/cfg.json": b"{}"})
+    write(
+        model,
+        {
+            ".cache/secret.json": b"{}",
+            ".env": b"x",
+            "optimizer.pt": b"x",
+            "sae/trainer.bin": b"x",
+            "sae/cfg.json": b"{}",
+        },
+    )
     push(model, REPO, token=hub.token)
     extra = set(hub.files(REPO)) - set(contents(model))
     assert extra == {".gitattributes"}
@@ -158,7 +167,13 @@ def test_a_revision_is_a_commit_and_an_unknown_one_is_said_to_be(hub):
 
 def test_pickles_code_and_subfolders_are_not_downloaded(hub):
     wanted = {"config.json": b"{}", "model.safetensors": weights(1), "tokenizer.model": b"t", "merges.txt": b"m"}
-    other = {"pytorch_model.bin": b"p", "consolidated.safetensors": b"c", "onnx/config.json": b"{}", "code.py": b"", "x.gguf": b"g"}
+    other = {
+        "pytorch_model.bin": b"p",
+        "consolidated.safetensors": b"c",
+        "onnx/config.json": b"{}",
+        "code.py": b"",
+        "x.gguf": b"g",
+    }
     hub.add(REPO, {**wanted, **other})
     assert contents(download(REPO)[0]) == wanted
 
@@ -210,7 +225,9 @@ def test_a_refused_token_is_named_and_never_shown(hub, model, capfd, caplog, tok
 def test_without_a_token_nothing_is_sent(hub, model):
     with pytest.raises(StitchError) as caught:
         push(model, REPO)
-    assert one_line(caught.value) == "pushing needs a Hub token and there is none: run `hf auth login`, or set HF_TOKEN."
+    assert (
+        one_line(caught.value) == "pushing needs a Hub token and there is none: run `hf auth login`, or set HF_TOKEN."
+    )
     assert hub.requests == []
 
 
@@ -255,7 +272,7 @@ def test_a_missing_model_is_told_from_a_missing_network(hub, monkeypatch):
 
 def test_a_broken_model_card_is_refused_in_one_line(hub, model):
     (model / "README.md").write_text("---\nlicense: apache-2.0\n")
-    with pytest.raises(StitchError, match="README.md") as caught:
+    with pytest.raises(StitchError, match=r"README\.md") as caught:
         push(model, REPO, token=hub.token)
     one_line(caught.value)
     assert hub.commits(REPO) == ["add"]

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import tiny
 import torch
 from transformers import AutoConfig
 
+import tiny
 from stitch.errors import StitchError, UsageError
 from stitch.models import anatomy_of, block_flops, block_parameters, load
 

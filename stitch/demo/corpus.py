@@ -27,7 +27,8 @@ def cached_documents() -> list[docstrings.Document]:
 
 
 def _state() -> str:
-    """A hash of everything that the corpus depends on."""
-    versions = sorted(f"{item.name}=={item.version}" for item in importlib.metadata.distributions())
+    """A hash of what the corpus is made from: the versions of its packages, and the code that reads them."""
+    owners = importlib.metadata.packages_distributions()
+    versions = [importlib.metadata.version(owners[package][0]) for package in docstrings.PACKAGES if package in owners]
     source = docstrings.__loader__.get_source(docstrings.__name__)
     return hashlib.sha256(repr((sys.version, versions, source)).encode()).hexdigest()[:16]

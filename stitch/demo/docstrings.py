@@ -19,15 +19,16 @@ from pathlib import Path
 
 # Every name here is a dependency, direct or not, of the core install. "std" is the standard library.
 PACKAGES = (
-    "std torch numpy scipy transformers sympy statsmodels pandas networkx nltk huggingface_hub transformer_lens sae_lens datasets"
-).split()
+    *("std", "torch", "numpy", "scipy", "transformers", "sympy", "statsmodels", "pandas", "networkx", "nltk"),
+    *("huggingface_hub", "transformer_lens", "sae_lens", "datasets"),
+)
 SKIPPED_FOLDERS = {"test", "tests", "site-packages", "idlelib", "lib2to3", "_vendor"}
 SHORTEST_DOCUMENT = 200  # characters; below this a module has nothing to say
 
 Document = tuple[str, str]  # name, text
 
 
-def documents(packages: tuple[str, ...] | list[str] = tuple(PACKAGES)) -> list[Document]:
+def documents(packages: tuple[str, ...] = PACKAGES) -> list[Document]:
     """All documents of the given packages, duplicates removed, in a fixed order (package, then path).
 
     A package that is not installed is skipped: the corpus is then smaller, the rest of it unchanged but for paragraphs that

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Variable = Tensor | sp.csr_matrix  # [tokens, columns]
+Variable = Tensor | sp.csr_array  # [tokens, columns]
 Key = tuple[str, str]
 
 
@@ -46,24 +46,28 @@ def accumulate(chunks: Iterable[Mapping[str, Variable]], pairs: Iterable[Key]) -
     count, sums, squares, products = 0, {}, {}, {}
     for chunk in chunks:
         # float64 once per variable and chunk; sparse variables keep their sparsity through every product
-        wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in chunk.items()}
+        wide = {name: _float64(value) for name, value in chunk.items()}
         count += next(iter(wide.values())).shape[0]
         for name, value in wide.items():
             _add(sums, name, _column_sums(value))
-            _add(squares, name, _column_sums(value * value if isinstance(value, Tensor) else value.multiply(value)))
+            _add(squares, name, _column_sums(value * value))
         for first, second in pairs:
             _add(products, (first, second), _product(wide[first], wide[second]))
     return Moments(count, sums, squares, products)
+
+
+def _float64(value: Variable) -> Variable:
+    return value.double() if isinstance(value, Tensor) else value.astype(np.float64)
 
 
 def _add(store: dict, key, value: Tensor) -> None:
     store[key] = store[key] + value if key in store else value
 
 
-def _column_sums(value) -> Tensor:
+def _column_sums(value: Variable) -> Tensor:
     if isinstance(value, Tensor):
         return value.sum(0)
-    return torch.from_numpy(np.asarray(value.sum(0)).ravel().astype(np.float64))
+    return torch.from_numpy(np.asarray(value.sum(axis=0)))
 
 
 def _product(first: Variable, second: Variable) -> Tensor:

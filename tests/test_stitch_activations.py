@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from stitch.activations import Activations, Paired, harvest, pair, residuals
+from stitch.errors import StitchError
+from stitch.tokens import Windows
+
+
+def windows(count: int = 12, context: int = 10, seed: int = 0) -> Windows:
+    ids = tiny.ids(count, context, seed)
+    return Windows(ids.int(), torch.zeros_like(ids).int())
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_sites_are_the_hidden_states_of_the_whole_model(family: str):
+    model, ids = tiny.model(family), tiny.ids()
+    with torch.no_grad():
+        whole = model.net(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+    found = residuals(model, ids, [0, 2, 5])
+    assert list(found) == [0, 2, 5]
+    for site, stream in found.items():
+        assert (stream - whole[site]).abs().max() == 0.0
+
+
+def test_nothing_after_the_last_site_is_computed_and_no_hook_remains():
+    model = tiny.model("llama")
+    ran: list[int] = []
+    for index, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+    residuals(model, tiny.ids(), [1, 3])
+    assert ran == [0, 1, 2]
+    assert not any(block._forward_pre_hooks for block in model.blocks)
+
+
+def test_the_last_site_is_the_stream_entering_the_final_norm():
+    model, ids = tiny.model("gpt2"), tiny.ids()
+    stream = residuals(model, ids, [tiny.DEPTH])[tiny.DEPTH]
+    with torch.no_grad():
+        logits = model.head(model.final_norm(stream))
+        assert (logits - model.net(input_ids=ids).logits).abs().max() == 0.0
+
+
+def test_nan_is_refused_with_the_site():
+    model = tiny.model("llama")
+    with torch.no_grad():
+        model.blocks[2].mlp.down_proj.weight[0, 0] = float("nan")
+    residuals(model, tiny.ids(), [2])
+    with pytest.raises(StitchError, match="site 3"):
+        residuals(model, tiny.ids(), [3])
+
+
+def test_an_interrupted_harvest_goes_on_with_the_missing_shards(tmp_path: Path):
+    model, text = tiny.model("llama"), windows()
+    done = harvest(model, text, [1, 3], tmp_path / "whole", per_shard=5, batch=2)
+    assert done.shards == 3
+    cut = harvest(model, text, [1, 3], tmp_path / "cut", per_shard=5, batch=2)
+    before = cut.path(0).stat().st_mtime_ns
+    cut.path(1).unlink()
+    again = harvest(model, text, [1, 3], tmp_path / "cut", per_shard=5, batch=2)
+    assert again.path(0).stat().st_mtime_ns == before
+    for shard in range(3):
+        assert done.path(shard).read_bytes() == again.path(shard).read_bytes()
+
+
+def paired(tmp_path: Path, count: int = 12) -> Paired:
+    text = windows(count)
+    a = harvest(tiny.model("gpt2"), text, [2], tmp_path / "a", per_shard=4)
+    b = harvest(tiny.model("qwen2"), text, [3], tmp_path / "b", per_shard=4)
+    return pair(a, b, 2, 3)
+
+
+def test_chunks_are_the_same_tokens_in_both_models(tmp_path: Path):
+    found = paired(tmp_path)
+    x, y, ids = (torch.cat(parts) for parts in zip(*found.chunks(7), strict=True))
+    text = found.a.windows.ids
+    assert torch.equal(ids, text[found.keep].long())
+    with torch.no_grad():
+        expected = residuals(tiny.model("gpt2"), text.long(), [2])[2][found.keep]
+        assert torch.allclose(x, expected, atol=1e-5)
+        assert torch.allclose(y, residuals(tiny.model("qwen2"), text.long(), [3])[3][found.keep], atol=1e-5)
+
+
+def test_bos_and_sinks_of_either_model_are_left_out(tmp_path: Path):
+    text = windows(4)
+    streams = {name: torch.ones(4, 10, 3) for name in "ab"}
+    streams["a"][1, 4] = 100.0
+    streams["b"][2, 7] = 100.0
+    from safetensors.torch import save_file
+
+    for name, stream in streams.items():
+        (tmp_path / name).mkdir()
+        save_file({"resid_pre.0": stream}, tmp_path / name / "00000.safetensors")
+    found = pair(Activations(tmp_path / "a", (0,), text, 4), Activations(tmp_path / "b", (0,), text, 4), 0, 0)
+    expected = torch.ones(4, 10, dtype=torch.bool)
+    expected[:, 0] = expected[1, 4] = expected[2, 7] = False
+    assert torch.equal(found.keep, expected)
+
+
+def test_batches_from_a_later_start_are_the_rest_of_the_same_stream(tmp_path: Path):
+    found = paired(tmp_path)
+    stream = found.batches(8, seed=3, group=2)
+    whole = [next(stream) for _ in range(40)]
+    for start in (1, 6, 13, 27):
+        rest = found.batches(8, seed=3, group=2, start=start)
+        for expected in whole[start : start + 5]:
+            x, y = next(rest)
+            assert torch.equal(x, expected[0]) and torch.equal(y, expected[1])
+    other = next(found.batches(8, seed=4, group=2))
+    assert not torch.equal(other[0], whole[0][0])
+
+
+def test_an_epoch_of_batches_visits_every_row_at_most_once(tmp_path: Path):
+    found = paired(tmp_path)
+    stream = found.batches(8, seed=0, group=3)
+    rows = torch.cat([next(stream)[0] for _ in range(found.tokens // 8)])
+    assert len(rows.unique(dim=0)) == len(torch.cat([x for x, _, _ in found.chunks()]).unique(dim=0)) - found.tokens % 8
+
+
+def test_a_batch_larger_than_the_text_is_refused(tmp_path: Path):
+    with pytest.raises(StitchError, match="a batch needs 1000 tokens"):
+        next(paired(tmp_path).batches(1000, seed=0, group=2))

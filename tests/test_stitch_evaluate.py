@@ -1,0 +1,84 @@
+import pytest
+import tiny
+import torch
+
+from stitch.errors import StitchError
+from stitch.evaluate import Batch, Scores, evaluate, whole_model
+from stitch.tokens import Windows
+
+
+def windows(count: int = 7, context: int = 9) -> Windows:
+    ids = tiny.ids(count, context).int()
+    return Windows(ids, (torch.arange(count) // 2)[:, None].expand(-1, context).int())
+
+
+def test_cross_entropy_is_the_loss_that_the_model_itself_reports():
+    model, text = tiny.model("llama"), windows()
+    scores = evaluate({"m": whole_model(model.net)}, text, vocabulary=tiny.VOCABULARY)["m"]
+    with torch.no_grad():
+        loss = model.net(input_ids=text.ids.long(), labels=text.ids.long()).loss
+    assert scores.ce == pytest.approx(float(loss), abs=1e-5)
+    assert scores.tokens.tolist() == [16, 16, 16, 8]
+
+
+def test_a_model_against_itself_has_no_divergence_and_full_agreement():
+    model, other = tiny.model("llama"), tiny.model("qwen2")
+    rows = {"same": whole_model(model.net), "other": whole_model(other.net)}
+    scores = evaluate(rows, windows(), vocabulary=tiny.VOCABULARY, reference=rows["same"])
+    same, different = scores["same"].row("same"), scores["other"].row("other")
+    assert same["kl_to_b"] == pytest.approx(0, abs=1e-6) and same["top1"] == 1.0
+    assert different["kl_to_b"] > 0.1 and different["top1"] < 0.9
+
+
+def test_divergence_is_that_of_the_textbook():
+    text = windows(2)
+    p, q = tiny.noise(2, 9, 5), tiny.noise(2, 9, 5, seed=1)
+    ids = Windows(text.ids % 5, text.document)
+    scores = evaluate({"q": lambda _: q}, ids, vocabulary=5, reference=lambda _: p)["q"]
+    log_p, log_q = p[:, :-1].log_softmax(-1), q[:, :-1].log_softmax(-1)
+    assert scores.kl is not None
+    assert float(scores.kl.sum() / 16) == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()), abs=1e-5)
+
+
+def test_padding_rows_of_the_vocabulary_do_not_count():
+    text = windows()
+    logits = tiny.noise(7, 9, tiny.VOCABULARY)
+    padded = torch.cat([logits, torch.full((7, 9, 10), 50.0)], -1)
+    plain = evaluate({"m": lambda batch: logits[batch.rows]}, text, vocabulary=tiny.VOCABULARY)["m"]
+    other = evaluate({"m": lambda batch: padded[batch.rows]}, text, vocabulary=tiny.VOCABULARY)["m"]
+    assert plain.ce == other.ce
+
+
+def test_little_memory_changes_nothing_but_the_batches():
+    model, text, sizes = tiny.model("gpt2"), windows(), []
+
+    def logits(batch: Batch) -> torch.Tensor:
+        sizes.append(len(batch.ids))
+        return whole_model(model.net)(batch)
+
+    plenty = evaluate({"m": logits}, text, vocabulary=tiny.VOCABULARY)["m"].ce
+    little = evaluate({"m": logits}, text, vocabulary=tiny.VOCABULARY, memory=4 * 9 * 128 * 4 * 6 * 2)["m"].ce
+    assert sizes == [7, 2, 2, 2, 1]
+    assert plenty == pytest.approx(little, abs=1e-6)
+
+
+def test_the_interval_resamples_documents_not_tokens():
+    tokens = torch.full((40,), 100.0, dtype=torch.float64)
+    means = torch.linspace(2, 4, 40, dtype=torch.float64)
+    low, high = Scores(means * 100, None, None, tokens).interval()
+    error = float(means.std() / 40**0.5)
+    assert low == pytest.approx(3 - 1.96 * error, abs=0.03) and high == pytest.approx(3 + 1.96 * error, abs=0.03)
+
+
+def test_a_paired_difference_is_tighter_than_the_rows_it_compares():
+    tokens = torch.full((40,), 100.0, dtype=torch.float64)
+    nats = torch.linspace(200, 400, 40, dtype=torch.float64)
+    better, worse = Scores(nats, None, None, tokens), Scores(nats + 5, None, None, tokens)
+    assert worse.interval(minus=better) == pytest.approx((0.05, 0.05))
+    low, high = worse.interval()
+    assert high - low > 0.3
+
+
+def test_logits_that_are_not_finite_are_refused_by_name():
+    with pytest.raises(StitchError, match="broken gives NaN"):
+        evaluate({"broken": lambda batch: torch.full((7, 9, 128), float("nan"))}, windows(), vocabulary=128)

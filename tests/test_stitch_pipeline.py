@@ -1,0 +1,314 @@
+"""The main job on pico models: planted truth, self-stitching, the same bytes again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from matching.null import random_rotation
+from sae.config import SAEConfig
+from sae.null import untrained
+from sae.types import Dictionary
+from stitch.activations import harvest, pair
+from stitch.compare import evaluate_models
+from stitch.config import Settings, same_relative_depth
+from stitch.errors import StitchError, UsageError
+from stitch.evaluate import evaluate
+from stitch.features import code_stream
+from stitch.match import match
+from stitch.models import Model, load
+from stitch.pipeline import stitch
+from stitch.rows import Stage
+from stitch.text import select
+from stitch.tokens import pack
+from stitch.translate import translate
+
+WORDS = "feature model layer token stream weight matrix norm head block early late match pair plan".split()
+
+
+def write_text(folder: Path, documents: int = 260, seed: int = 0) -> Path:
+    generator = np.random.default_rng(seed)
+    lines = [json.dumps({"text": " ".join(generator.choice(WORDS, 25))}) for _ in range(documents)]
+    path = folder / "text.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def settings(a: Path, b: Path, text: Path, **changes) -> Settings:
+    base = dict(
+        model_a=str(a), model_b=str(b), layer=2, text=str(text), tokens=8192, context=32, features=64, k=8,
+        sae_passes=2.0, device="cpu", memory=2**28,
+    )  # fmt: skip
+    return Settings(**(base | changes))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("donors")
+    return {
+        "gpt2": tiny.save(root / "gpt2", "gpt2"),
+        "qwen3": tiny.save(root / "qwen3", "qwen3", seed=1, hidden_size=48),
+        "text": write_text(root),
+    }
+
+
+@pytest.fixture(scope="module")
+def run(donors, tmp_path_factory) -> tuple[dict, Path]:
+    out = tmp_path_factory.mktemp("run") / "composite"
+    return stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"]), out)
+
+
+def test_the_report_has_every_row_and_its_numbers_agree(run):
+    report, folder = run
+    assert json.loads((folder / "report.json").read_text()) == report
+    names = [row["name"] for row in report["results"]]
+    for name in ("a", "b", "composite", "line", "translation:affine", "translation:permutation", "translation:directions",
+                 "translation:rotation", "translation:features", "translation:affine+token", "translation:identity",
+                 "translation:mean-shift", "floor:mean", "floor:zero", "floor:wrong-text", "ceiling:sae-b",
+                 "null:no-source", "null:shuffled-matching", "null:random-rotation", "null:untrained-sae"):  # fmt: skip
+        assert names.count(name) == 1, name
+    rows = {row["name"]: row for row in report["results"]}
+    for row in rows.values():
+        if row["name"] != "line":
+            assert row["ce_low"] <= row["ce"] <= row["ce_high"]
+            assert row["ppl"] == pytest.approx(np.exp(row["ce"]))
+    assert rows["composite"]["ce"] == pytest.approx(rows[f"translation:{report['chosen']}"]["ce"], abs=1e-6)
+    assert rows["b"]["kl_to_b"] == pytest.approx(0, abs=1e-6) and rows["b"]["top1"] == 1.0
+    assert rows["null:shuffled-tokens"]["kl_to_b"] > rows["translation:affine"]["kl_to_b"]
+    low, high = sorted((rows["a"]["ce"], rows["b"]["ce"]))
+    assert low <= rows["line"]["ce"] <= high
+    assert {split: report["tokens"][split] for split in ("fit", "sweep", "report")} == {"fit": 8192, "sweep": 416, "report": 416}
+
+
+def test_the_folder_on_disk_is_the_composite_of_the_report(run, donors):
+    report, folder = run
+    net = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    tokenizer = tiny.tokenizer()
+    from stitch.text import read
+
+    text = pack(select(read(str(donors["text"])), "report"), tokenizer, 32, report["tokens"]["report"])
+    from stitch.evaluate import whole_model
+
+    ce = evaluate({"m": whole_model(net)}, text, vocabulary=tiny.VOCABULARY)["m"].ce
+    assert ce == pytest.approx(next(row["ce"] for row in report["results"] if row["name"] == "composite"), abs=1e-5)
+    assert not list(folder.parent.glob(".*"))  # no workspace is left
+
+
+def test_the_saes_of_the_folder_load_in_saelens(run):
+    import sae_lens
+
+    report, folder = run
+    for side, width in (("a", 32), ("b", 48)):
+        sae = sae_lens.SAE.load_from_disk(folder / f"sae-{side}")
+        assert sae.cfg.d_in == width and sae.cfg.d_sae == 64
+    assert [entry["features"] for entry in report["saes"]] == [64, 64]
+
+
+def test_the_model_card_has_a_model_index_with_the_measured_perplexity(run):
+    import yaml
+
+    report, folder = run
+    _, header, body = (folder / "README.md").read_text().split("---\n", 2)
+    index = yaml.safe_load(header)["model-index"][0]["results"][0]["metrics"]
+    composite = next(row for row in report["results"] if row["name"] == "composite")
+    assert index[0] == {"type": "perplexity", "name": "Perplexity", "value": round(composite["ppl"], 4)}
+    for row in report["results"]:
+        assert row["name"] in body
+
+
+def test_the_same_seed_gives_the_same_bytes(run, donors, tmp_path):
+    report, folder = run
+    again, other = stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"]), tmp_path / "again")
+    assert {**report, "seconds": {}} == {**again, "seconds": {}}
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    for file in files:
+        if file.name != "report.json":
+            assert (folder / file).read_bytes() == (other / file).read_bytes(), file
+
+
+def test_another_seed_gives_other_saes(run, donors, tmp_path):
+    _, folder = run
+    _, other = stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"], seed=1), tmp_path / "other")
+    weights = [load_file(place / "sae-a" / "sae_weights.safetensors")["W_dec"] for place in (folder, other)]
+    assert not torch.equal(*weights)
+
+
+def test_a_model_stitched_to_itself_chooses_the_identity_and_loses_nothing(donors, tmp_path):
+    wanted = settings(donors["qwen3"], donors["qwen3"], donors["text"], layer=3, layer_b=3, sae_passes=0.2)
+    report, _ = stitch(wanted, tmp_path / "self")
+    rows = {row["name"]: row for row in report["results"]}
+    assert report["chosen"] == "identity"
+    assert rows["composite"]["ce"] == rows["b"]["ce"] == rows["a"]["ce"] == rows["line"]["ce"]
+
+
+@pytest.mark.parametrize("method", ["ot", "unbalanced"])
+def test_transport_plans_take_the_place_of_pairs(method, donors, tmp_path):
+    wanted = settings(donors["gpt2"], donors["qwen3"], donors["text"], matching=method, translation="permutation", sae_passes=0.5)
+    report, _ = stitch(wanted, tmp_path / method)
+    rows = {row["name"]: row["kl_to_b"] for row in report["results"]}
+    assert report["chosen"] == "permutation" and report["matching"]["method"] == method
+    assert rows["translation:permutation"] < rows["null:shuffled-matching"]
+
+
+# ---------------------------------------------------------------------------------------------------------- planted truth
+
+
+def rotated_copy(a: Model, width: int, rotation: torch.Tensor) -> Model:
+    """A Llama that computes exactly what `a` computes, in a residual stream turned by `rotation` [width_a, width].
+
+    Norm gains go into the readers; RMSNorm then commutes with rotations, and with isometries into a wider stream up to the
+    factor √(width_a / width), which goes into the readers as well.
+    """
+    config = {**tiny.SHAPES["llama"], "hidden_size": width, "head_dim": a.width // 4, "tie_word_embeddings": False}
+    net = tiny.net("llama", **config)
+    factor = (a.width / width) ** 0.5
+    with torch.no_grad():
+        net.model.embed_tokens.weight.copy_(a.net.model.embed_tokens.weight @ rotation)
+        for mine, theirs in zip(net.model.layers, a.net.model.layers, strict=True):
+            for norm, readers in (
+                ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+                ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+            ):
+                gain = theirs.get_submodule(norm).weight
+                mine.get_submodule(norm).weight.fill_(1.0)
+                for reader in readers:
+                    read = theirs.get_submodule(reader).weight * gain
+                    mine.get_submodule(reader).weight.copy_(factor * read @ rotation)
+            for writer in ("self_attn.o_proj", "mlp.down_proj"):
+                mine.get_submodule(writer).weight.copy_(rotation.T @ theirs.get_submodule(writer).weight)
+        net.model.norm.weight.fill_(1.0)
+        net.lm_head.weight.copy_(factor * (a.net.lm_head.weight * a.net.model.norm.weight) @ rotation)
+    return Model("b", net, a.tokenizer, a.anatomy, Path("b"))
+
+
+@pytest.mark.parametrize("width", [40, 56])
+def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int, tmp_path):
+    a = tiny.model("llama")
+    rotation = random_rotation(a.width, width, torch.Generator().manual_seed(2)).float()
+    b = rotated_copy(a, width, rotation)
+    ids = tiny.ids(3, 20)
+    with torch.no_grad():
+        assert (a.net(ids).logits - b.net(ids).logits).abs().max() < 2e-3  # the planting is right
+
+    text = write_text(tmp_path)
+    documents = [(f"{number}", json.loads(line)["text"]) for number, line in enumerate(text.read_text().splitlines())]
+    paired = {}
+    for split, limit in (("fit", 12000), ("sweep", 640)):
+        windows = pack(select(documents, split), a.tokenizer, 32, limit)
+        paired[split] = pair(
+            harvest(a, windows, [3], tmp_path / split / "a"), harvest(b, windows, [3], tmp_path / split / "b"), 3, 3
+        )
+    fit = paired["fit"]
+    sample = fit.shard(0)[0]
+    config = SAEConfig(features=96, k=12)
+    known = untrained(config, sample, torch.Generator().manual_seed(0))
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(1))
+    assert known.threshold is not None
+    permuted = Dictionary(
+        encoder=(rotation.T @ known.encoder)[:, order], encoder_bias=known.encoder_bias[order], activation="jumprelu",
+        threshold=known.threshold[order], k=None, decoder=(known.decoder @ rotation)[order],
+        decoder_bias=known.decoder_bias @ rotation,
+    )  # fmt: skip
+    matching = match(code_stream(fit, known, permuted, 1024), "hungarian", seed=0, budget_bytes=2**26)
+    right = order[torch.from_numpy(matching.pairs.cols)] == torch.from_numpy(matching.pairs.rows)
+    alive = int((torch.from_numpy(matching.used.second_a.numpy()) > 0).sum())
+    assert right.double().mean() >= 0.99 and len(matching.pairs) >= 0.95 * alive
+    assert matching.pairs.scores.mean() > 0.99 > 0.7 > matching.pairs.null_scores.mean()
+
+    fitted = translate(
+        fit, paired["sweep"], embedding=b.embedding.weight.detach(), first=fit.b.read(0, 3)[0, 0], a=known, b=permuted,
+        untrained=known, matching=matching, seed=0, chunk=1024,
+    )  # fmt: skip
+    stage = Stage(a, b, 3, 3, paired["sweep"], 2**28)
+    names = ("rotation", "directions", "procrustes", "affine", "identity")
+    rows = {name: stage.translated(fitted.translations[f"translation:{name}"]) for name in names}
+    rows |= {name: stage.translated(found) for name, found in fitted.nulls.items() if name != "null:untrained-sae"}
+    rows["null:shuffled-matching"] = stage.translated(*fitted.shuffles)
+    rows["b"] = stage.whole(b.net)
+    scores = evaluate(rows, stage.windows, vocabulary=tiny.VOCABULARY, reference=rows["b"])
+    kl = {name: found.row(name)["kl_to_b"] for name, found in scores.items()}
+    for name in ("rotation", "directions", "procrustes", "affine"):
+        assert kl[name] < 1e-3, (name, kl)
+    for name in ("identity", "null:shuffled-matching", "null:random-rotation", "null:shuffled-tokens", "null:no-source"):
+        assert kl[name] > 0.1, (name, kl)
+
+
+# --------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"layer": 7}, r"layer must be in 0..6 for .*; got 7"),
+        ({"layer_b": -1}, r"layer must be in 0..6 for .*; got -1"),
+        ({"features": 40}, "--features must be at least the width, 48; got 40"),
+        ({"features": 10**6}, "--features 1,000,000 needs 2.4 GiB to train; --memory is 0.2 GiB"),
+        ({"context": 200}, "--context must be at most 128"),
+        ({"translation": "magic"}, "--translation must be auto or one of identity, mean-shift"),
+        ({"tokens": 10}, "--tokens must be at least 4,096; got 10"),
+        ({"matching": "greedy"}, "--matching must be one of hungarian, ot, unbalanced; got 'greedy'"),
+    ],
+)
+def test_requests_that_cannot_be_met_leave_nothing_behind(changes, message, donors, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"], **{"sae_passes": 0.1, **changes}), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_that_is_too_small_is_refused_with_its_size(donors, tmp_path):
+    (tmp_path / "text").mkdir()
+    small = write_text(tmp_path / "text", documents=3)
+    with pytest.raises(StitchError, match=r"must fill at least .* tokens of the fit split; .* has 3 documents"):
+        stitch(settings(donors["gpt2"], donors["qwen3"], small), tmp_path / "out")
+    (tmp_path / "text" / "text.jsonl").write_text("")
+    with pytest.raises(StitchError, match="has 0 documents"):
+        stitch(settings(donors["gpt2"], donors["qwen3"], small), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_models_with_other_tokenizers_are_refused(donors, tmp_path):
+    other = tiny.save(tmp_path / "other", "llama")
+    changed = tiny.tokenizer()
+    changed.add_tokens(["<new>"])
+    changed.save_pretrained(other)
+    with pytest.raises(UsageError, match="1 of 129 ids differ"):
+        stitch(settings(donors["gpt2"], other, donors["text"]), tmp_path / "out")
+
+
+def test_an_existing_folder_is_replaced_only_on_request(run, donors, tmp_path):
+    _, folder = run
+    wanted = settings(donors["gpt2"], donors["qwen3"], donors["text"])
+    with pytest.raises(UsageError, match="--out must not exist"):
+        stitch(wanted, folder)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="replaces composites only"):
+        stitch(wanted, tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(UsageError, match="got 'colour' as well"):
+        Settings.from_dict({"model_a": "a", "model_b": "b", "layer": 1, "colour": "red"})
+
+
+def test_the_default_layer_of_b_is_at_the_same_relative_depth():
+    assert same_relative_depth(3, 6, 8) == 4
+    assert same_relative_depth(0, 6, 8) == 0 and same_relative_depth(6, 6, 8) == 8
+    assert same_relative_depth(1, 24, 4) == 1 and same_relative_depth(23, 24, 4) == 3
+
+
+def test_any_model_can_be_evaluated_and_compared(run, donors):
+    report, folder = run
+    both = evaluate_models(str(folder), str(donors["qwen3"]), text=str(donors["text"]), tokens=416, context=32, device="cpu")
+    found = {row["name"]: row for row in both["results"]}
+    assert found["model"]["ce"] == pytest.approx(next(r["ce"] for r in report["results"] if r["name"] == "composite"), abs=1e-5)
+    assert found["against"]["ce"] == pytest.approx(next(r["ce"] for r in report["results"] if r["name"] == "b"), abs=1e-5)
+    assert found["model"]["kl_to_b"] > 0
+    assert load(donors["qwen3"]).name == "qwen3"

