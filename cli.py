@@ -14,7 +14,11 @@ class DefaultsToStitch(TyperGroup):
     """`stitch A B --layer 3` works literally: what is no other command's name goes to `run`."""
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in {"--help", "--version", "--install-completion", "--show-completion"}:
+        if (
+            args
+            and args[0] not in self.commands
+            and args[0] not in {"--help", "--version", "--install-completion", "--show-completion"}
+        ):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -32,7 +36,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps … ; auto tak
 Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16: what the models run in.")]
 Text = Annotated[str, typer.Option(help="`docs` (docstrings of installed packages), a file, a folder, or a dataset.")]
 Memory = Annotated[str, typer.Option(help="Budget for statistics and buffers, such as 4G.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run modeling code that a checkpoint brings along.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run modeling code that a checkpoint brings along.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, alone on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
@@ -42,18 +48,28 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stand
 def run(
     model_a: Annotated[str, typer.Argument(metavar="MODEL_A", help="The source: its early blocks run first.")],
     model_b: Annotated[str, typer.Argument(metavar="MODEL_B", help="The target: its late blocks finish.")],
-    layer: Annotated[int, typer.Option(help="Blocks 0 to N-1 of A are kept; the stream entering block N is translated.")],
-    layer_b: Annotated[int | None, typer.Option(help="B goes on at this block. Default: the same relative depth.")] = None,
+    layer: Annotated[
+        int, typer.Option(help="Blocks 0 to N-1 of A are kept; the stream entering block N is translated.")
+    ],
+    layer_b: Annotated[
+        int | None, typer.Option(help="B goes on at this block. Default: the same relative depth.")
+    ] = None,
     text: Text = "docs",
-    tokens: Annotated[int, typer.Option(help="Tokens to fit on; a twentieth more is held out twice, to choose and to report.")] = 1_000_000,
-    context: Annotated[int | None, typer.Option(help="Window length. Default: what both models take, at most 1024.")] = None,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens to fit on; a twentieth more is held out twice, to choose and to report.")
+    ] = 1_000_000,
+    context: Annotated[
+        int | None, typer.Option(help="Window length. Default: what both models take, at most 1024.")
+    ] = None,
     features: Annotated[int | None, typer.Option(help="Features per SAE. Default: 8 times the width.")] = None,
     k: Annotated[int, typer.Option("--k", help="Active features per token.")] = 32,
     architecture: Annotated[str, typer.Option(help="batchtopk, topk, jumprelu, standard or matryoshka.")] = "batchtopk",
     sae_a: Annotated[str | None, typer.Option(help="Use this SAE for A: a SAELens folder or release:id.")] = None,
     sae_b: Annotated[str | None, typer.Option(help="Use this SAE for B.")] = None,
     sae_passes: Annotated[float, typer.Option(help="Passes over the tokens when training SAEs.")] = 3.0,
-    matching: Annotated[str, typer.Option(help="hungarian, ot (balanced transport) or unbalanced (transport).")] = "hungarian",
+    matching: Annotated[
+        str, typer.Option(help="hungarian, ot (balanced transport) or unbalanced (transport).")
+    ] = "hungarian",
     translation: Annotated[str, typer.Option(help="Write this one; auto takes the best on the sweep split.")] = "auto",
     seed: Annotated[int, typer.Option(help="Same inputs and seed: the same bytes.")] = 0,
     memory: Memory = "4G",
@@ -62,7 +78,9 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder for the composite. Default: A-N-B-M.")] = None,
     push: Annotated[str | None, typer.Option(metavar="USER/REPO", help="Upload the composite to the Hub.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")
+    ] = False,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -92,10 +110,10 @@ def run(
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    from stitch.report import table
+    from stitch.report import footnotes, table
 
     _print_table(*table(report))
-    print(f"\nwritten to {folder}" + (f" and {url}" if url else ""))
+    print("", *footnotes(report), f"\nwritten to {folder}" + (f" and {url}" if url else ""), sep="\n")
 
 
 @app.command()
@@ -117,10 +135,14 @@ def inspect(model: Model, as_json: Json = False, debug: Debug = False) -> None:
 @app.command(name="eval")
 def evaluate(
     model: Model,
-    against: Annotated[str | None, typer.Option(help="A second model: adds KL(against ‖ model) and top-1 agreement.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="A second model: adds KL(against ‖ model) and top-1 agreement.")
+    ] = None,
     text: Text = "docs",
     tokens: Annotated[int, typer.Option(help="Tokens of the report split.")] = 50_000,
-    context: Annotated[int | None, typer.Option(help="Window length. Default: what the model takes, at most 1024.")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Window length. Default: what the model takes, at most 1024.")
+    ] = None,
     memory: Memory = "4G",
     device: Device = "auto",
     dtype: Dtype = "fp32",
@@ -196,7 +218,13 @@ class _Progress:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = [TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
+            columns = [
+                TextColumn("{task.description:<36}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+            ]
             self.bars = Progress(*columns, console=Console(stderr=True))
             self.bars.start()
         return self
@@ -221,7 +249,11 @@ class _Progress:
         elif done >= total or now - self.said > 30:
             self.said = now
             left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
-            print(f"{stage}: {done:,} of {total:,}" + (f", {rate:,.0f}/s" if rate else "") + left, file=sys.stderr, flush=True)
+            print(
+                f"{stage}: {done:,} of {total:,}" + (f", {rate:,.0f}/s" if rate else "") + left,
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _print_table(header: list[str], rows: list[list[str]], title: str) -> None:

@@ -118,13 +118,17 @@ def harvest(
             save_file(tensors, temporary)
             os.replace(temporary, target)
         if progress:
-            progress(f"activations of {model.name}", min(result.rows(shard).stop, len(windows.ids)) * windows.context, windows.tokens)
+            progress(
+                f"activations of {model.name}",
+                min(result.rows(shard).stop, len(windows.ids)) * windows.context,
+                windows.tokens,
+            )
     return result
 
 
 @dataclass(frozen=True)
 class Paired:
-    """The same tokens seen by A at one site and by B at another. `keep` leaves out BOS at position 0 and sinks of either model."""
+    """The same tokens seen by A at one site and by B at another. `keep` leaves out BOS at position 0 and either model's sinks."""
 
     a: Activations
     b: Activations
@@ -166,7 +170,9 @@ class Paired:
         kept = [int(self.keep[self.a.rows(index)].sum()) for index in range(self.a.shards)]
         done, epoch = 0, 0
         if sum(kept) < size:
-            raise StitchError(f"a batch needs {size} tokens; the text has {sum(kept)}: give more text or raise --tokens.")
+            raise StitchError(
+                f"a batch needs {size} tokens; the text has {sum(kept)}: give more text or raise --tokens."
+            )
         while True:
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             order = torch.randperm(self.a.shards, generator=generator).tolist()

@@ -1,6 +1,6 @@
 """A composite on disk: a folder that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads.
 
-Tensors go from the donors' safetensors files to the new ones by byte range, under new names: donors are never in memory.
+Tensors go from the donors' safetensors files to the new ones by byte range, renamed: the donors are never in memory.
 """
 
 import copy
@@ -48,10 +48,10 @@ def write_checkpoint(
 ) -> None:
     """Writes the composite that `config` describes (`composite.config`, or `stitch_config(…)`) to the folder `target`.
 
-    `a` and `b` are the donors' folders; the tokenizer is B's. With `dtype` None every tensor keeps the type it is stored
-    in. The folder appears whole or not at all; the same inputs give the same bytes.
-    Raises UsageError when `target` exists and `overwrite` is False, StitchError when a donor's file is missing or damaged
-    or the disk refuses.
+    `a` and `b` are the donors' folders; the tokenizer is B's. With `dtype` None every tensor keeps the type it is
+    stored in. The folder appears whole or not at all; the same inputs give the same bytes.
+    Raises UsageError when `target` exists and `overwrite` is False, StitchError when a donor's file is missing or
+    damaged or the disk refuses.
     """
     if target.exists() and not overwrite:
         raise UsageError(f"{target} must not exist; it does: choose another --out or pass --overwrite.")

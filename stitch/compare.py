@@ -93,7 +93,9 @@ def load_any(source: Source, dtype: torch.dtype, device: torch.device, trust_rem
         tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise StitchError(f"{source.name} must load as a causal language model; got {type(error).__name__}: {reason}") from error
+        raise StitchError(
+            f"{source.name} must load as a causal language model; got {type(error).__name__}: {reason}"
+        ) from error
     config = net.config
     parts = [config, *(getattr(config, name) for name in ("a_config", "b_config") if hasattr(config, name))]
     limits = [part.max_position_embeddings for part in parts if getattr(part, "max_position_embeddings", None)]

@@ -41,8 +41,8 @@ def stitch_config(
     """The composite's config from those of its donors, which stay as they are. Raises UsageError if widths differ."""
     if len(translation.bias) != b.hidden_size:
         raise UsageError(
-            f"the translation must end in B's width {b.hidden_size}; {translation.name} ends in {len(translation.bias)}: "
-            "fit it for this pair."
+            f"the translation must end in B's width {b.hidden_size}; {translation.name} ends in "
+            f"{len(translation.bias)}: fit it for this pair."
         )
     early, late = truncated(a, 0, site_a), _late_config(b, site_b)
     early._name_or_path = ""

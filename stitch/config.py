@@ -84,7 +84,9 @@ def torch_device(name: str):
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device must name a device of this machine; {name!r} is none ({str(error).splitlines()[0][:80]}).") from None
+        raise UsageError(
+            f"--device must name a device of this machine; {name!r} is none ({str(error).splitlines()[0][:80]})."
+        ) from None
 
 
 def same_relative_depth(layer: int, depth_a: int, depth_b: int) -> int:

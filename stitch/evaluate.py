@@ -117,7 +117,9 @@ def evaluate(
         if progress:
             progress("evaluation", batch.rows.stop * windows.context, windows.tokens)
     return {
-        name: Scores(total[0], None if reference is None else total[1], None if reference is None else total[2], total[3])
+        name: Scores(
+            total[0], None if reference is None else total[1], None if reference is None else total[2], total[3]
+        )
         for name, total in sums.items()
     }
 

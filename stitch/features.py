@@ -77,7 +77,8 @@ def train(
         for side, sae in trained.items():
             save(sae, folders[side], provenance[side])
     dictionaries = {
-        side: to_dictionary(load(given[side] or folders[side], width=widths[side], device=str(device))) for side in configs
+        side: to_dictionary(load(given[side] or folders[side], width=widths[side], device=str(device)))
+        for side in configs
     }
     streams = {"a": (x for x, _, _ in held_out.chunks()), "b": (y for _, y, _ in held_out.chunks())}
     quality = {side: measure(dictionaries[side], streams[side]) for side in configs}
@@ -93,7 +94,9 @@ def sparse_codes(dictionary: Dictionary, x: Float[Tensor, "tokens d"]) -> Codes:
     return sp.csr_array((z[rows, cols].cpu().numpy(), cols.cpu().numpy(), starts), shape=tuple(z.shape))
 
 
-def code_stream(paired: Paired, a: Dictionary, b: Dictionary, chunk: int) -> Callable[[], Iterator[tuple[Codes, Codes]]]:
+def code_stream(
+    paired: Paired, a: Dictionary, b: Dictionary, chunk: int
+) -> Callable[[], Iterator[tuple[Codes, Codes]]]:
     """A stream of both models' codes on the same tokens that can be started again, for the passes that matching needs."""
 
     def start() -> Iterator[tuple[Codes, Codes]]:

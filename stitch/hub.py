@@ -1,7 +1,7 @@
 """The Hugging Face Hub: models in, composites out. The only module that imports `huggingface_hub`, and it does so late.
 
-Every failure becomes one line that says what to do. The access token goes to the client and nowhere else: no message, log
-or file of ours holds it, and exceptions of the client, whose texts we do not control, are not chained to ours.
+Every failure becomes one line that says what to do. The access token goes to the client and nowhere else: no message,
+log or file of ours holds it, and exceptions of the client, whose texts we do not control, are not chained to ours.
 """
 
 import re
@@ -13,7 +13,7 @@ from stitch.errors import StitchError, UsageError
 
 Progress = Callable[[str, int, int], None]  # stage, done, total (bytes)
 
-# What transformers reads of a model: no pickles, no code, nothing from subfolders (exports to other runtimes live there).
+# What transformers reads of a model: no pickles, no code, nothing from subfolders (exports to other runtimes).
 WANTED = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 UNWANTED = ["*/*"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -52,7 +52,7 @@ def push(
     endpoint: str | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """Creates `repo` (user/name) if need be, uploads the model in `folder` in one commit, and gives the repository's address.
+    """Creates `repo` (user/name) if need be, uploads the model in `folder` in one commit, and gives the address.
 
     Weights of an earlier push that are not overwritten are deleted in the same commit, or they could be loaded instead.
     Without `token` the client's is used: the environment's HF_TOKEN, then `hf auth login`. `progress` gets

@@ -9,7 +9,7 @@ from jaxtyping import Float64, Int64
 from matching.assignment import assign
 from matching.graph import candidates
 from matching.null import shuffled
-from matching.statistics import FeatureMoments, co_moments, feature_moments
+from matching.statistics import co_moments, feature_moments
 from matching.stream import Batches
 from matching.transport import balanced, unbalanced
 from matching.types import Pairs
@@ -30,9 +30,9 @@ class Matching:
 def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Matching:
     """Matches the features of `batches` (sparse codes of A and B on the same tokens, a stream that can be restarted).
 
-    `method`: `hungarian` is the best one-to-one assignment on the candidate graph; `ot` and `unbalanced` are transport plans on it, whose
-    marginals are firing frequencies. A shuffle keeps rows, masses and weights and exchanges the partners within strata of
-    firing frequency.
+    `method`: `hungarian` is the best one-to-one assignment on the candidate graph; `ot` and `unbalanced` are transport plans on
+    it, whose marginals are firing frequencies. A shuffle keeps rows, masses and weights and exchanges the partners within strata
+    of firing frequency.
     """
     moments_a, moments_b = feature_moments(batches)
     graph = candidates(batches, moments_a, moments_b, generator=np.random.default_rng(seed), budget_bytes=budget_bytes)

@@ -5,8 +5,8 @@ This file needs torch and transformers alone: it travels with every checkpoint, 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
 Any pair of decoder families works: each half is the stock model of its family, built from a config cut down to its
-blocks, so masks, rotary embeddings, layer types and soft caps are the family's own. What a half must not do is taken out of
-it: A's final norm, B's embedding and B's learned positions.
+blocks, so masks, rotary embeddings, layer types and soft caps are the family's own. What a half must not do is taken
+out of it: A's final norm, B's embedding and B's learned positions.
 """
 
 from typing import Any
@@ -101,7 +101,7 @@ class TranslationModule(nn.Module):
         return {term.site for term in self.terms if isinstance(term, (ResidualTerm, CodesTerm))}
 
     def forward(self, residuals: dict[int, Tensor], input_ids: Tensor | None, position_ids: Tensor) -> Tensor:
-        """Streams of A by site [batch, seq, dA], ids [batch, seq], positions [batch or 1, seq] → [batch, seq, d_out]."""
+        """Streams of A by site [batch, seq, dA], ids [batch, seq], positions [batch|1, seq] → [batch, seq, d_out]."""
         with torch.autocast(device_type=self.bias.device.type, enabled=False):
             y = self.bias.float()
             for term in self.terms:

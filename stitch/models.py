@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from stitch.errors import StitchError, UsageError
 from stitch.modeling_composite import sliding_windows
@@ -17,8 +18,8 @@ from stitch.shards import stored_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """Dotted paths of a decoder's parts: `body` and `head` from the causal model, `attention` and `mlp` from a block, the
-    others from the body.
+    """Dotted paths of a decoder's parts: `body` and `head` from the causal model, `attention` and `mlp` from a
+    block, all others from the body.
 
     `positions` is the table of learned positions that the body adds to its embeddings, `embedding_dropout` the dropout
     before its first block; both are None where a family has none.
@@ -87,17 +88,17 @@ def _find(model_type: str, architectures: list[str], has_encoder: bool) -> Anato
     got = f"{model_type} ({', '.join(architectures)})" if architectures else model_type
     if model_type == "gemma3":
         raise UsageError(
-            "a Gemma 3 model must be text only (gemma3_text); got the multimodal gemma3: save its language model, with its "
-            "text_config, as a checkpoint of its own."
+            "a Gemma 3 model must be text only (gemma3_text); got the multimodal gemma3: save its language model "
+            "with its text_config as a checkpoint of its own."
         )
     if has_encoder or (architectures and not any("CausalLM" in name for name in architectures)):
         raise UsageError(
-            f"the model must be a decoder that predicts the next token; got {got}, which has an encoder or no such head: "
-            f"choose a causal model of one of {known}."
+            f"the model must be a decoder that predicts the next token; got {got}, which has an encoder or no such "
+            f"head: choose a causal model of one of {known}."
         )
     raise UsageError(
-        f"the family must be one of {known}; got {got}: to add it, write one entry in ANATOMIES of stitch/models.py that "
-        "says where its embedding, blocks, final norm and head are."
+        f"the family must be one of {known}; got {got}: to add it, write one entry in ANATOMIES of stitch/models.py "
+        "that says where its embedding, blocks, final norm and head are."
     )
 
 
@@ -199,6 +200,7 @@ def load(
             f"weights must be plain floats; {name} is quantised ({method}): give the unquantised checkpoint or a GGUF."
         )
     stored_tensors(folder)  # headers only: says in one line what is missing, damaged or pickled
+    transformers_logging.disable_progress_bar()  # progress is told through callbacks
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -49,8 +49,8 @@ def stitch(
 ) -> tuple[dict, Path]:
     """Stitches two models as `settings` ask, writes the composite to `out`, returns its report and folder.
 
-    Raises UsageError when the request cannot be met, StitchError (SAEError, MatchError) when the work fails; either way nothing is
-    left on disk. After an interrupt the same call with `resume` goes on and ends with the same bytes.
+    Raises UsageError when the request cannot be met, StitchError (SAEError, MatchError) when the work fails; either way
+    nothing is left on disk. After an interrupt the same call with `resume` goes on and ends with the same bytes.
     """
     seconds: dict[str, float] = {}
     if out is not None:
@@ -96,7 +96,13 @@ def stitch(
             folder = work / "composite"
             shutil.rmtree(folder, ignore_errors=True)
             write_checkpoint(
-                folder, composite.config, a.folder, b.folder, fitted.translations[chosen], dtype=a.dtype, extra_files=files
+                folder,
+                composite.config,
+                a.folder,
+                b.folder,
+                fitted.translations[chosen],
+                dtype=a.dtype,
+                extra_files=files,
             )
             for side in "ab":
                 if (work / f"sae-{side}").exists():
@@ -112,7 +118,9 @@ def stitch(
 def load_pair(settings: Settings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
     """Both models, loaded once if they are the same; raises UsageError when they do not read the same token ids."""
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
-    sources = {side: resolve(name, progress=progress) for side, name in (("a", settings.model_a), ("b", settings.model_b))}
+    sources = {
+        side: resolve(name, progress=progress) for side, name in (("a", settings.model_a), ("b", settings.model_b))
+    }
     arguments = {"dtype": dtype, "device": device, "trust_remote_code": settings.trust_remote_code}
     a = load(sources["a"].folder, name=sources["a"].name, **arguments)
     same = sources["a"].folder.resolve() == sources["b"].folder.resolve()
@@ -124,7 +132,9 @@ def load_pair(settings: Settings, progress: Progress | None = None) -> tuple[Mod
 def complete(settings: Settings, a: Model, b: Model) -> Settings:
     """The settings with every default that depends on the models filled in, checked against them."""
     a.check_site(settings.layer)
-    layer_b = settings.layer_b if settings.layer_b is not None else same_relative_depth(settings.layer, a.depth, b.depth)
+    layer_b = (
+        settings.layer_b if settings.layer_b is not None else same_relative_depth(settings.layer, a.depth, b.depth)
+    )
     b.check_site(layer_b)
     longest = min(a.config.max_position_embeddings, b.config.max_position_embeddings)
     context = settings.context if settings.context is not None else min(longest, LONGEST_CONTEXT)
@@ -159,8 +169,8 @@ def read_windows(settings: Settings, model: Model, progress: Progress | None = N
     for split, found in windows.items():
         if found.tokens < least[split]:
             raise StitchError(
-                f"--text must fill at least {least[split]:,} tokens of the {split} split; {settings.text} has {len(documents):,} documents "
-                f"that give {found.tokens:,}: use more or longer text, or a shorter --context."
+                f"--text must fill at least {least[split]:,} tokens of the {split} split; {settings.text} has "
+                f"{len(documents):,} documents that give {found.tokens:,}: use more or longer text, or a shorter --context."
             )
     return windows
 
@@ -186,7 +196,7 @@ def harvest_pair(
 
 def sae_configs(settings: Settings, a: Model, b: Model, fit: Paired) -> dict[str, SAEConfig]:
     """What both SAEs should be: by default 8 times as many features as the model is wide."""
-    batch = 2048 if fit.tokens >= 16 * 2048 else 256
+    batch = 1024 if fit.tokens >= 64 * 1024 else 256
 
     def config(model: Model) -> SAEConfig:
         return SAEConfig(
@@ -212,7 +222,12 @@ def train_pair(
 ) -> SAEs:
     sites = {"a": settings.layer, "b": settings.layer_b}
     provenance = {
-        side: {"model": sources[side].name, "revision": sources[side].revision, "site": f"resid_pre.{sites[side]}", **dataclasses.asdict(configs[side])}
+        side: {
+            "model": sources[side].name,
+            "revision": sources[side].revision,
+            "site": f"resid_pre.{sites[side]}",
+            **dataclasses.asdict(configs[side]),
+        }
         for side in configs
     }
     return train(
@@ -237,7 +252,13 @@ def chunk_tokens(settings: Settings, saes: SAEs) -> int:
 
 @torch.no_grad()
 def fit_translations(
-    settings: Settings, config: SAEConfig, paired: dict[Split, Paired], b: Model, saes: SAEs, matching: Matching, chunk: int
+    settings: Settings,
+    config: SAEConfig,
+    paired: dict[Split, Paired],
+    b: Model,
+    saes: SAEs,
+    matching: Matching,
+    chunk: int,
 ) -> Fitted:
     sample = paired["fit"].shard(0)[0].float()[:16384]
     embedding = b.embedding(torch.arange(b.config.vocab_size, device=b.device)).float().cpu()
@@ -335,7 +356,9 @@ def assemble(
             "null_mean_score": float(matching.pairs.null_scores.mean()) if len(matching.pairs) else 0.0,
             "above_0.7": float((matching.pairs.scores > 0.7).mean()) if len(matching.pairs) else 0.0,
         },
-        "ridge": {name: {"lambda": found.strength, "unexplained": found.unexplained} for name, found in fitted.ridges.items()},
+        "ridge": {
+            name: {"lambda": found.strength, "unexplained": found.unexplained} for name, found in fitted.ridges.items()
+        },
         "results": results,
         "differences": differences(scores, chosen, NULL_OF),
         "chosen": chosen.partition(":")[2],
@@ -361,7 +384,10 @@ def provenance(settings: Settings, a: Model, b: Model, sources: dict[str, Source
         "tokenizer_sha256": hashlib.sha256(vocabulary).hexdigest(),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("stitch-lm", "torch", "transformers", "sae-lens", "scipy", "safetensors")},
+            **{
+                name: importlib.metadata.version(name)
+                for name in ("stitch-lm", "torch", "transformers", "sae-lens", "scipy", "safetensors")
+            },
         },
         "device": str(a.device),
     }

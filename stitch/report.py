@@ -86,7 +86,11 @@ def model_card(report: dict) -> bytes:
                         "dataset": {"type": dataset, "name": f"{dataset}, report split"},
                         "metrics": [
                             {"type": "perplexity", "value": round(composite["ppl"], 4), "name": "Perplexity"},
-                            {"type": "cross-entropy", "value": round(composite["ce"], 4), "name": "Cross-entropy, nats per token"},
+                            {
+                                "type": "cross-entropy",
+                                "value": round(composite["ce"], 4),
+                                "name": "Cross-entropy, nats per token",
+                            },
                         ],
                     }
                 ],
@@ -99,8 +103,8 @@ def model_card(report: dict) -> bytes:
     lines = ["---", json.dumps(metadata, indent=2, ensure_ascii=False), "---", ""]  # JSON is YAML
     lines += [f"# {a} × {b}", ""]
     lines += [
-        f"The first {report['site']['a']} blocks of {a}, a translation ({report['chosen']}) fitted in closed form, and the blocks of "
-        f"{b} from {report['site']['b']} on. No weight was fine-tuned.",
+        f"The first {report['site']['a']} blocks of {a}, a translation ({report['chosen']}) fitted in closed form, and the "
+        f"blocks of {b} from {report['site']['b']} on. No weight was fine-tuned.",
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",

@@ -106,7 +106,12 @@ def ranked(scores: dict[str, Scores]) -> list[str]:
     """Row names in the order of the report: the models, then each kind, best first."""
     kinds = ("translation", "floor", "ceiling", "null")
     rest = [name for name in scores if name.partition(":")[0] in kinds]
-    return ["a", "b", "composite", *sorted(rest, key=lambda name: (kinds.index(name.partition(":")[0]), scores[name].ce))]
+    return [
+        "a",
+        "b",
+        "composite",
+        *sorted(rest, key=lambda name: (kinds.index(name.partition(":")[0]), scores[name].ce)),
+    ]
 
 
 def line(
@@ -130,11 +135,13 @@ def line(
 
 
 def differences(scores: dict[str, Scores], chosen: str, null_of: dict[str, str]) -> list[dict]:
-    """Paired differences in nats with 95 % intervals: the composite against models and affine, each null against what it mocks."""
+    """Paired differences in nats, 95 % intervals: the composite against models and affine, each null against what it mocks."""
     pairs = [("composite", other) for other in ("a", "b", "translation:affine", "null:no-source")]
-    pairs += [(null, real) for null, real in null_of.items()]
+    pairs += list(null_of.items())
     found = []
     for name, other in pairs:
         low, high = scores[name].interval(minus=scores[other])
-        found.append({"name": name, "minus": other, "ce": scores[name].ce - scores[other].ce, "ce_low": low, "ce_high": high})
+        found.append(
+            {"name": name, "minus": other, "ce": scores[name].ce - scores[other].ce, "ce_low": low, "ce_high": high}
+        )
     return found

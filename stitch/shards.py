@@ -1,4 +1,4 @@
-"""Safetensors files as bytes: find tensors by reading headers alone, copy them by byte range, write shards and an index.
+"""Safetensors files as bytes: find tensors by headers alone, copy them by byte range, write shards and an index.
 
 The format (https://github.com/huggingface/safetensors): 8 bytes with the header's length, little-endian; a JSON header
 {name: {dtype, shape, data_offsets}}; the tensors' bytes, without gaps.

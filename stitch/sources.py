@@ -53,8 +53,8 @@ DTYPE_BITS = {
 }
 HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
-# Byte-level BPE vocabularies by llama.cpp's name of their pre-tokenizer, where transformers has no entry of its own: it then
-# uses GPT-2's pattern, which is right for the first set, while the second was trained with every digit on its own.
+# Byte-level BPE vocabularies by llama.cpp's name of their pre-tokenizer, where transformers has no entry of its own: it
+# then uses GPT-2's pattern, which is right for the first set, while the second was trained with every digit on its own.
 GPT2_SPLIT = {"gpt-2", "gpt2", "olmo", "mpt", "phi-2", "jais", "trillion"}
 DIGIT_SPLIT = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
 GGUF_FORMAT = "1"  # raise it when the conversion changes, so that folders made by the old one are not used
@@ -62,7 +62,7 @@ GGUF_FORMAT = "1"  # raise it when the conversion changes, so that folders made 
 
 @dataclass(frozen=True)
 class Source:
-    """A model on local disk. `name` is what was typed; `revision` a commit of the Hub, or the SHA-256 of a GGUF file."""
+    """A model on local disk. `name` is what was typed; `revision` the Hub's commit, or a GGUF file's SHA-256."""
 
     name: str
     folder: Path
@@ -187,7 +187,7 @@ def _no_weights(folder: Path, other: list[str]) -> str:
 
 
 def safetensors_header(file: Path) -> dict[str, dict]:
-    """Tensor name → {dtype, shape, data_offsets} of a safetensors file, once its size is known to be what they add up to.
+    """Tensor name → {dtype, shape, data_offsets} of a safetensors file, checked to have the size they add up to.
 
     Raises StitchError when it is damaged. Source: https://github.com/huggingface/safetensors#format
     """
@@ -298,7 +298,7 @@ def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> 
     import transformers
     from transformers.utils import logging
 
-    # Where weights can stay packed (since 5.2x, given a kernel for the device), this says that they must not.
+    # Recent versions leave weights packed where they have a kernel for the device, unless told not to.
     unpack = (
         {"quantization_config": config(dequantize=True)}
         if (config := getattr(transformers, "GgufConfig", None))
@@ -317,7 +317,7 @@ def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> 
                 file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, **unpack
             )
         # Its weights are plain now, but transformers refuses to save what still claims to be quantised.
-        model.hf_quantizer = None
+        vars(model).pop("hf_quantizer", None)
         vars(model.config).pop("quantization_config", None)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -78,7 +78,9 @@ def _dataset(source: str, characters: int | None) -> Iterator[Document]:
             if characters is not None and seen >= characters:
                 return
     except KeyError as error:
-        raise UsageError(f"a dataset needs a `text` column; {source} has none. Export the column to a .jsonl file.") from error
+        raise UsageError(
+            f"a dataset needs a `text` column; {source} has none. Export the column to a .jsonl file."
+        ) from error
     except Exception as error:  # the library raises a dozen unrelated types when it is offline or the name is wrong
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise StitchError(f"--text {source} is no local file and cannot be loaded as a dataset: {reason}") from error

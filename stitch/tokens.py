@@ -18,7 +18,7 @@ from stitch.text import Document
 
 @dataclass(frozen=True)
 class Windows:
-    """`ids[w, t]` is a token id, `document[w, t]` the index of the document it came from (the window's own BOS counts to the next)."""
+    """`ids[w, t]` is a token id, `document[w, t]` the index of its document (a window's own BOS counts to the next token's)."""
 
     ids: Int[Tensor, "windows context"]
     document: Int[Tensor, "windows context"]
@@ -72,7 +72,9 @@ def require_same_ids(a, b, name_a: str, name_b: str) -> None:
     if first == second and _splits_alike(a, b):
         return
     differing = sum(second.get(token) != index for token, index in first.items()) + len(second.keys() - first.keys())
-    what = f"{differing:,} of {max(len(first), len(second)):,} ids differ" if differing else "they split text differently"
+    what = (
+        f"{differing:,} of {max(len(first), len(second)):,} ids differ" if differing else "they split text differently"
+    )
     raise UsageError(
         f"both models must share a tokenizer; {name_a} and {name_b} do not: {what}. Choose two models of one tokenizer family."
     )

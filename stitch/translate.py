@@ -13,7 +13,7 @@ from stitch.activations import Paired
 from stitch.features import sparse_codes
 from stitch.match import Matching
 from stitch.translation import baselines, matched
-from stitch.translation.moments import Moments, accumulate
+from stitch.translation.moments import accumulate
 from stitch.translation.ridge import Ridge, ridge
 from stitch.translation.types import Codes, Residual, Term, Token, Translation
 
@@ -86,7 +86,8 @@ def translate(
     shuffles = [matched.permutation("shuffled-matching", wrong, a, b, site, mean) for wrong in matching.shuffles]
     # The identity stays bare, so that a model stitched to itself is itself bit for bit.
     placed = {
-        name: found if name == "translation:identity" else found.starting_with(first) for name, found in translations.items()
+        name: found if name == "translation:identity" else found.starting_with(first)
+        for name, found in translations.items()
     }
     return Fitted(
         placed,

@@ -33,7 +33,9 @@ def workspace(out: Path, request: dict, resume: bool) -> Iterator[Path]:
         before = _read(folder / REQUEST)
         if before is not None and before != request:
             changed = sorted(key for key in request.keys() | before.keys() if request.get(key) != before.get(key))
-            raise UsageError(f"--resume needs the settings of the interrupted run; {', '.join(changed)} differ: drop --resume.")
+            raise UsageError(
+                f"--resume needs the settings of the interrupted run; {', '.join(changed)} differ: drop --resume."
+            )
     elif folder.exists():
         shutil.rmtree(folder)
     try:
@@ -42,12 +44,16 @@ def workspace(out: Path, request: dict, resume: bool) -> Iterator[Path]:
         temporary.write_text(json.dumps(request, sort_keys=True))
         os.replace(temporary, folder / REQUEST)
     except OSError as error:
-        raise StitchError(f"--out must be writable; {out.parent} is not: {error.strerror}. Choose another folder.") from error
+        raise StitchError(
+            f"--out must be writable; {out.parent} is not: {error.strerror}. Choose another folder."
+        ) from error
     try:
         yield folder
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise StitchError(f"writing to {out.parent} failed: {error.strerror or error}. Free space or choose another --out.") from error
+        raise StitchError(
+            f"writing to {out.parent} failed: {error.strerror or error}. Free space or choose another --out."
+        ) from error
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -1,7 +1,7 @@
-"""A double of the Hugging Face Hub on 127.0.0.1, good enough for the real `huggingface_hub` and `transformers` over HTTP.
+"""A double of the Hugging Face Hub on 127.0.0.1, for the real `huggingface_hub` and `transformers` over HTTP.
 
-It is two servers, as the Hub is: the Hub itself, which knows repositories, commits and tokens, and a storage server that
-takes and gives large files under signed addresses and turns away every request that carries a token.
+It is two servers, as the Hub is: the Hub itself, which knows repositories, commits and tokens, and a storage server
+that takes and gives large files under signed addresses and turns away every request that carries a token.
 
 In a test, as a fixture (`from hub_double import hub`), which also points the client in this process at it:
 
@@ -27,6 +27,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
@@ -104,7 +105,7 @@ class HubDouble:
         self._objects.mkdir(parents=True, exist_ok=True)
         self._servers = []
         for role in (HubRole, StorageRole):
-            handler = type("Handler", (role,), {"double": self})
+            handler: Any = type("Handler", (role,), {"double": self})
             server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -146,9 +147,9 @@ class HubDouble:
             for _, part in sorted(upload.parts.items())
         ]
 
-    def add(self, repo: str, files: dict[str, bytes], **settings: bool) -> str:
+    def add(self, repo: str, files: dict[str, bytes], *, private: bool = False, gated: bool = False) -> str:
         """Puts files into a repository behind the client's back, and gives the commit."""
-        repository = self.repositories.setdefault(repo, Repository(**settings))
+        repository = self.repositories.setdefault(repo, Repository(private, gated))
         return self._record(repository, "add", {path: self._store(content) for path, content in files.items()})
 
     # Used by the servers

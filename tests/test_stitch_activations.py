@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from stitch.activations import Activations, Paired, harvest, pair, residuals
 from stitch.errors import StitchError
 from stitch.tokens import Windows

@@ -67,7 +67,7 @@ def stitched(donors: dict[str, Path], a: str, b: str, target: Path, *, site: int
 
 
 CLEAN = """
-import json, sys
+import functools, json, sys
 for name in ("stitch", "sae", "matching"):
     sys.modules[name] = None  # importing the package would now fail
 import torch, transformers
@@ -88,17 +88,18 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     result["again"] = again(ids).logits
     if folder.name in sys.argv[3].split(","):
         prompts = json.loads(sys.argv[4])
-        batch = tokenizer(prompts, return_tensors="pt", padding=True)
+        encode = functools.partial(tokenizer, return_tensors="pt")
+        batch = encode(prompts, padding=True)
         length = batch["input_ids"].shape[1]
         together = model.generate(**batch, max_new_tokens=6, min_new_tokens=6, do_sample=False)[:, length:]
         alone = [
-            model.generate(**tokenizer(p, return_tensors="pt"), max_new_tokens=6, min_new_tokens=6, do_sample=False)[0, -6:]
-            for p in prompts
+            model.generate(**encode(prompt), max_new_tokens=6, min_new_tokens=6, do_sample=False)[0, -6:]
+            for prompt in prompts
         ]
         result["together"], result["alone"] = together, torch.stack(alone)
         generate = pipeline("text-generation", model=str(folder), trust_remote_code=True)
         text = generate(prompts[0], max_new_tokens=6, min_new_tokens=6, do_sample=False, return_full_text=False)
-        result["piped"] = tokenizer(text[0]["generated_text"], return_tensors="pt", add_special_tokens=False)["input_ids"]
+        result["piped"] = encode(text[0]["generated_text"], add_special_tokens=False)["input_ids"]
         mapped = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, device_map={"": "cpu"})
         result["mapped"] = mapped(ids).logits
         narrow = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)

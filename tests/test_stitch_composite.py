@@ -1,4 +1,4 @@
-"""The composite against donors, against two hooked models, and against itself with and without a cache. Exact means 0.0."""
+"""The composite against its donors, against two hooked models, and against itself with and without a cache: all exact."""
 
 import functools
 

@@ -1,7 +1,7 @@
 import pytest
-import tiny
 import torch
 
+import tiny
 from stitch.errors import StitchError
 from stitch.evaluate import Batch, Scores, evaluate, whole_model
 from stitch.tokens import Windows

@@ -14,7 +14,7 @@ from stitch.models import anatomy_of, block_flops, block_parameters, load
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @torch.no_grad()
 def test_the_parts_of_every_family_compute_its_logits(family):
-    """The final norm and head, found by anatomy and applied by hand to the last block's output, give the model's logits."""
+    """Final norm and head, found by anatomy and applied by hand to the last block's output, give the model's logits."""
     model, ids, seen = tiny.model(family), tiny.ids(), []
     handles = [
         model.embedding.register_forward_hook(lambda *call: seen.append("embedding")),

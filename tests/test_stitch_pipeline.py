@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import tiny
 from matching.null import random_rotation
 from sae.config import SAEConfig
 from sae.null import untrained
@@ -82,7 +82,11 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
     assert rows["null:shuffled-tokens"]["kl_to_b"] > rows["translation:affine"]["kl_to_b"]
     low, high = sorted((rows["a"]["ce"], rows["b"]["ce"]))
     assert low <= rows["line"]["ce"] <= high
-    assert {split: report["tokens"][split] for split in ("fit", "sweep", "report")} == {"fit": 8192, "sweep": 416, "report": 416}
+    assert {split: report["tokens"][split] for split in ("fit", "sweep", "report")} == {
+        "fit": 8192,
+        "sweep": 416,
+        "report": 416,
+    }
 
 
 def test_the_folder_on_disk_is_the_composite_of_the_report(run, donors):
@@ -149,7 +153,9 @@ def test_a_model_stitched_to_itself_chooses_the_identity_and_loses_nothing(donor
 
 @pytest.mark.parametrize("method", ["ot", "unbalanced"])
 def test_transport_plans_take_the_place_of_pairs(method, donors, tmp_path):
-    wanted = settings(donors["gpt2"], donors["qwen3"], donors["text"], matching=method, translation="permutation", sae_passes=0.5)
+    wanted = settings(
+        donors["gpt2"], donors["qwen3"], donors["text"], matching=method, translation="permutation", sae_passes=0.5
+    )
     report, _ = stitch(wanted, tmp_path / method)
     rows = {row["name"]: row["kl_to_b"] for row in report["results"]}
     assert report["chosen"] == "permutation" and report["matching"]["method"] == method
@@ -235,7 +241,13 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
     kl = {name: found.row(name)["kl_to_b"] for name, found in scores.items()}
     for name in ("rotation", "directions", "procrustes", "affine"):
         assert kl[name] < 1e-3, (name, kl)
-    for name in ("identity", "null:shuffled-matching", "null:random-rotation", "null:shuffled-tokens", "null:no-source"):
+    for name in (
+        "identity",
+        "null:shuffled-matching",
+        "null:random-rotation",
+        "null:shuffled-tokens",
+        "null:no-source",
+    ):
         assert kl[name] > 0.1, (name, kl)
 
 
@@ -257,7 +269,10 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
 )
 def test_requests_that_cannot_be_met_leave_nothing_behind(changes, message, donors, tmp_path):
     with pytest.raises(UsageError, match=message):
-        stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"], **{"sae_passes": 0.1, **changes}), tmp_path / "out")
+        stitch(
+            settings(donors["gpt2"], donors["qwen3"], donors["text"], **{"sae_passes": 0.1, **changes}),
+            tmp_path / "out",
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -306,9 +321,15 @@ def test_the_default_layer_of_b_is_at_the_same_relative_depth():
 
 def test_any_model_can_be_evaluated_and_compared(run, donors):
     report, folder = run
-    both = evaluate_models(str(folder), str(donors["qwen3"]), text=str(donors["text"]), tokens=416, context=32, device="cpu")
+    both = evaluate_models(
+        str(folder), str(donors["qwen3"]), text=str(donors["text"]), tokens=416, context=32, device="cpu"
+    )
     found = {row["name"]: row for row in both["results"]}
-    assert found["model"]["ce"] == pytest.approx(next(r["ce"] for r in report["results"] if r["name"] == "composite"), abs=1e-5)
-    assert found["against"]["ce"] == pytest.approx(next(r["ce"] for r in report["results"] if r["name"] == "b"), abs=1e-5)
+    assert found["model"]["ce"] == pytest.approx(
+        next(r["ce"] for r in report["results"] if r["name"] == "composite"), abs=1e-5
+    )
+    assert found["against"]["ce"] == pytest.approx(
+        next(r["ce"] for r in report["results"] if r["name"] == "b"), abs=1e-5
+    )
     assert found["model"]["kl_to_b"] > 0
     assert load(donors["qwen3"]).name == "qwen3"

@@ -233,7 +233,7 @@ def test_the_header_check_agrees_with_safetensors_on_damaged_files(tmp_path):
 
 
 def pico_gguf(file: Path, split: str = "smollm") -> torch.nn.Module:
-    """Writes a random pico Llama with a byte-level BPE (256 bytes, four merges, two special tokens); gives the model."""
+    """Writes a random pico Llama with a byte-level BPE (four merges, two special tokens); gives the model."""
     import gguf
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -392,8 +392,8 @@ def test_smollm2_predicts_english(tmp_path, cache):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     text = (
-        "Cities grew quickly as people left the countryside to look for work in the mills. Living conditions were often "
-        "poor, and diseases such as cholera spread easily in crowded neighbourhoods without clean water."
+        "Cities grew quickly as people left the countryside to look for work in the mills. Living conditions were "
+        "often poor, and diseases such as cholera spread easily in crowded neighbourhoods without clean water."
     )
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]])
     with torch.no_grad():

@@ -1,7 +1,7 @@
 import pytest
-import tiny
 import torch
 
+import tiny
 from stitch.errors import UsageError
 from stitch.tokens import bos_of, pack, require_same_ids
 

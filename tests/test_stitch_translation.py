@@ -105,7 +105,9 @@ def rotated_pair(d_a: int, d_b: int):
 
     def dictionary(rows: torch.Tensor) -> Dictionary:
         rows = rows.float()
-        return Dictionary(rows.T.contiguous(), torch.zeros(FEATURES), "relu", None, None, rows, torch.zeros(rows.shape[1]))
+        return Dictionary(
+            rows.T.contiguous(), torch.zeros(FEATURES), "relu", None, None, rows, torch.zeros(rows.shape[1])
+        )
 
     a, b = dictionary(directions), dictionary((directions @ rotation)[order])
     x = codes @ directions
@@ -134,7 +136,11 @@ def test_translations_from_a_true_matching_restore_a_rotated_space(d_a: int, d_b
 
 def test_a_wrong_matching_restores_nothing():
     a, b, found, x, y, _ = rotated_pair(6, 8)
-    wrong = Matched(found.rows, found.cols.roll(1), *(getattr(found, name) for name in ("mass", "similarity", "co_moment", "mean_a", "second_a")))
+    wrong = Matched(
+        found.rows,
+        found.cols.roll(1),
+        *(getattr(found, name) for name in ("mass", "similarity", "co_moment", "mean_a", "second_a")),
+    )
     error = (applied(matched.rotation("t", wrong, a, b, 3, moments_of(x, y)), x) - y).square().sum()
     assert error > 0.5 * (y - y.mean(0)).square().sum()
 
@@ -151,7 +157,9 @@ def test_a_soft_matching_sends_a_feature_to_the_barycentre_of_its_partners():
     a, b, found, *_ = rotated_pair(6, 8)
     rows, cols = torch.tensor([0, 0, 3]), torch.tensor([2, 5, 1])
     mass, co_moment = torch.tensor([1.0, 3.0, 7.0]).double(), torch.tensor([2.0, 4.0, 6.0]).double()
-    soft = Matched(rows, cols, mass, torch.ones(3).double(), co_moment, found.mean_a, torch.full((FEATURES,), 2.0).double())
+    soft = Matched(
+        rows, cols, mass, torch.ones(3).double(), co_moment, found.mean_a, torch.full((FEATURES,), 2.0).double()
+    )
     images = matched.images(soft, a, b)
     assert images.features.tolist() == [0, 3]
     decoder = b.decoder.double()

@@ -1,4 +1,4 @@
-"""Pico models of the ten families, built from configs in milliseconds: six blocks each, other widths and heads in each family."""
+"""Pico models of the ten families, built from configs in milliseconds: six blocks each, widths and heads that differ."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ SHAPES: dict[str, dict] = {
 
 
 def net(family: str, seed: int = 0, **changes) -> PreTrainedModel:
-    """A model whose weights are large enough that every block moves the logits (a wrong one shifts them by whole units)."""
+    """A model whose weights are large enough that leaving one block out moves the logits by whole units."""
     config = AutoConfig.for_model(family, **{**_COMMON, **SHAPES[family], **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

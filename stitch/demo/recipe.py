@@ -1,4 +1,4 @@
-"""How the embedded pair was made: `python -m stitch.demo.recipe gpt2|llama --out DIR`.
+"""How the embedded pair was made: `python -m stitch.demo.recipe gpt2|llama --work DIR --out DIR`.
 
 Two small causal language models of different architecture, width and depth, one tokenizer, trained on the fit split of the
 docstring corpus on one CPU core each. Interrupt it at will: it continues from its last snapshot and ends with the same weights.
@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stitch.demo.docstrings import documents
+from stitch.demo.corpus import cached_documents
 from stitch.text import select
 from stitch.tokens import pack
 
@@ -46,12 +47,14 @@ class Recipe:
 RECIPES = {
     "gpt2": Recipe(
         family="gpt2",
-        steps=4000,
-        shape=dict(n_layer=6, n_embd=160, n_head=5, n_positions=CONTEXT, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+        steps=2400,
+        shape=dict(
+            n_layer=6, n_embd=160, n_head=5, n_positions=CONTEXT, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+        ),
     ),
     "llama": Recipe(
         family="llama",
-        steps=3000,
+        steps=2000,
         shape=dict(
             num_hidden_layers=8,
             hidden_size=192,
@@ -84,7 +87,12 @@ def train_tokenizer(texts: list[str]):
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=BOS, pad_token=PAD, padding_side="left", model_max_length=CONTEXT
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=BOS,
+        pad_token=PAD,
+        padding_side="left",
+        model_max_length=CONTEXT,
     )
 
 
@@ -93,7 +101,13 @@ def build(recipe: Recipe) -> nn.Module:
 
     torch.manual_seed(recipe.seed)
     config = AutoConfig.for_model(
-        recipe.family, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, pad_token_id=1, use_cache=False, **recipe.shape
+        recipe.family,
+        vocab_size=VOCABULARY,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+        use_cache=False,
+        **recipe.shape,
     )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
@@ -137,13 +151,11 @@ def batch_indices(step: int, windows: int, recipe: Recipe) -> Tensor:
 
 def train(recipe: Recipe, work: Path, log=print) -> tuple[nn.Module, list[dict]]:
     """Trains from the newest snapshot in `work` (or from scratch) to the last step. Returns the model and the loss curve."""
-    from transformers import AutoTokenizer
-
     work.mkdir(parents=True, exist_ok=True)
-    corpus = documents()
+    corpus = cached_documents()
     if not (work / "tokenizer").exists():
         train_tokenizer([text for _, text in select(corpus, "fit")]).save_pretrained(work / "tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    tokenizer = load_tokenizer(work / "tokenizer")
     fit = pack(select(corpus, "fit"), tokenizer, CONTEXT).ids.long()
     sweep = pack(select(corpus, "sweep"), tokenizer, CONTEXT).ids.long()[:128]
     log(f"{fit.numel():,} training tokens, {len(fit) // recipe.batch} steps an epoch")
@@ -187,18 +199,63 @@ def train(recipe: Recipe, work: Path, log=print) -> tuple[nn.Module, list[dict]]
 
 
 def _save(path: Path, model: nn.Module, optimizers: list, curve: list, step: int) -> None:
-    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "curve": curve, "step": step}
+    state = {
+        "model": model.state_dict(),
+        "optimizers": [o.state_dict() for o in optimizers],
+        "curve": curve,
+        "step": step,
+    }
     torch.save(state, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
+
+
+def ship(name: str, recipe: Recipe, model: nn.Module, curve: list[dict], tokenizer: Path, out: Path) -> dict:
+    """Writes the model as it is shipped: bf16 safetensors, tokenizer, and a card with the recipe, the loss curve and the score.
+
+    The score is taken after rounding to bf16, on the whole report split, which no step of training has seen.
+    """
+    from stitch.evaluate import evaluate, whole_model
+    from stitch.text import select
+
+    model = model.to(torch.bfloat16).float()
+    model.config.use_cache = True
+    text = pack(select(cached_documents(), "report"), load_tokenizer(tokenizer), CONTEXT)
+    score = evaluate({name: whole_model(model)}, text, vocabulary=VOCABULARY)[name].row(name)
+    out.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(out)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer / file, out / file)
+    card = {
+        "name": f"demo:{name}",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "recipe": asdict(recipe),
+        "recipe_hash": recipe.hash(),
+        "report": {"tokens": text.tokens, "ce": score["ce"], "low": score["ce_low"], "high": score["ce_high"]},
+        "curve": curve,
+    }
+    (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    return card
+
+
+def load_tokenizer(folder: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--work", type=Path, required=True, help="snapshots go here")
+    parser.add_argument("--out", type=Path, required=True, help="the finished model goes here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train(RECIPES[arguments.name], arguments.work, log=lambda line: print(line, flush=True))
+    recipe = RECIPES[arguments.name]
+    model, curve = train(recipe, arguments.work, log=lambda line: print(line, flush=True))
+    card = ship(arguments.name, recipe, model, curve, arguments.work / "tokenizer", arguments.out)
+    print(
+        f"{card['name']}: {card['parameters']:,} parameters, cross-entropy {card['report']['ce']:.3f} on the report split"
+    )
 
 
 if __name__ == "__main__":

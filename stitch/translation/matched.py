@@ -60,7 +60,9 @@ def images(matched: Matched, a: Dictionary, b: Dictionary) -> Images:
     return Images(features, a.decoder.double().cpu()[features], scale[:, None] * target, weight)
 
 
-def permutation(name: str, matched: Matched, a: Dictionary, b: Dictionary, site: int, mean_b: Float[Tensor, " d_b"]) -> Translation:
+def permutation(
+    name: str, matched: Matched, a: Dictionary, b: Dictionary, site: int, mean_b: Float[Tensor, " d_b"]
+) -> Translation:
     """V1: ŷ = b + Σ_i s_i z_i D̃_i, with b = E[y] − E[Σ …] so that unmatched features leave no constant hole."""
     found = images(matched, a, b)
     weight = torch.zeros(a.decoder.shape[0], mean_b.shape[0], dtype=torch.float64)

@@ -47,15 +47,15 @@ def ridge(fit: Moments, held_out: Moments, inputs: tuple[str, ...], target: str 
 
     def error(strength: Tensor) -> Tensor:
         weights = rotated / (values + strength)[:, None]
-        return total + shift_out @ shift_out - 2 * (weights * cross_held).sum() + (weights * (gram_held @ weights)).sum()
+        return (
+            total + shift_out @ shift_out - 2 * (weights * cross_held).sum() + (weights * (gram_held @ weights)).sum()
+        )
 
     errors = torch.stack([error(strength) for strength in STRENGTHS])
     best = int(errors.argmin())
     solution = vectors @ (rotated / (values + STRENGTHS[best])[:, None])
     widths = [len(fit.sums[name]) for name in inputs]
-    weights = {
-        name: part / scales[name] for name, part in zip(inputs, solution.split(widths), strict=True)
-    }
+    weights = {name: part / scales[name] for name, part in zip(inputs, solution.split(widths), strict=True)}
     bias = fit.mean(target) - sum(fit.mean(name) @ weight for name, weight in weights.items())
     return Ridge(weights, bias, float(STRENGTHS[best]), float(errors[best] / total))
 
@@ -65,7 +65,9 @@ def _scale(moments: Moments, name: str) -> Tensor:
     return variance.mean().clamp_min(1e-30).sqrt()
 
 
-def _centred(moments: Moments, inputs: tuple[str, ...], target: str, scales: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _centred(
+    moments: Moments, inputs: tuple[str, ...], target: str, scales: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     gram = torch.cat(
         [
             torch.cat([moments.covariance(first, second) / scales[first] / scales[second] for second in inputs], 1)

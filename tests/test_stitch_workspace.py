@@ -1,0 +1,77 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from stitch.errors import StitchError, UsageError
+from stitch.workspace import check_output, workspace
+
+
+def interrupted(out: Path, request: dict) -> Path:
+    """A workspace with one file in it, as Ctrl-C leaves it."""
+    place = []
+
+    def run() -> None:
+        with workspace(out, request, resume=False) as work:
+            place.append(work)
+            (work / "shard").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    return place[0]
+
+
+def test_success_leaves_no_workspace(tmp_path: Path):
+    with workspace(tmp_path / "out", {"seed": 0}, resume=False) as work:
+        (work / "shard").write_text("x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_failure_leaves_no_workspace_and_says_why(tmp_path: Path):
+    with pytest.raises(ValueError, match="wrong"), workspace(tmp_path / "out", {}, resume=False):
+        raise ValueError("wrong")
+    with (
+        pytest.raises(StitchError, match=r"No space left on device\. Free space"),
+        workspace(tmp_path / "out", {}, False),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_keeps_the_workspace_for_resume(tmp_path: Path):
+    interrupted(tmp_path / "out", {"seed": 0})
+    with workspace(tmp_path / "out", {"seed": 0}, resume=True) as work:
+        assert (work / "shard").read_text() == "x"
+
+
+def test_resume_with_other_settings_is_refused_and_the_work_kept(tmp_path: Path):
+    work = interrupted(tmp_path / "out", {"seed": 0, "k": 8})
+    with pytest.raises(UsageError, match="seed differ"), workspace(tmp_path / "out", {"seed": 1, "k": 8}, resume=True):
+        pass
+    assert work.exists()
+
+
+def test_without_resume_old_work_is_thrown_away(tmp_path: Path):
+    interrupted(tmp_path / "out", {})
+    with workspace(tmp_path / "out", {}, resume=False) as work:
+        assert not (work / "shard").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StitchError, match="--out must be writable"), workspace(tmp_path / "file" / "out", {}, False):
+        pass
+
+
+def test_only_composites_may_be_overwritten(tmp_path: Path):
+    check_output(tmp_path / "new", overwrite=False)
+    (tmp_path / "old").mkdir()
+    with pytest.raises(UsageError, match="--overwrite"):
+        check_output(tmp_path / "old", overwrite=False)
+    check_output(tmp_path / "old", overwrite=True)  # empty: nothing to lose
+    (tmp_path / "old" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="something else"):
+        check_output(tmp_path / "old", overwrite=True)
+    (tmp_path / "old" / "report.json").write_text("{}")
+    check_output(tmp_path / "old", overwrite=True)
