@@ -299,12 +299,8 @@ def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> 
     from transformers.utils import logging
 
     # Recent versions leave weights packed where they have a kernel for the device, unless told not to.
-    unpack = (
-        {"quantization_config": config(dequantize=True)}
-        if (config := getattr(transformers, "GgufConfig", None))
-        else {}
-    )
-
+    config = getattr(transformers, "GgufConfig", None)
+    unpack = {"quantization_config": config(dequantize=True)} if config else {}
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -54,7 +54,7 @@ RECIPES = {
     ),
     "llama": Recipe(
         family="llama",
-        steps=2000,
+        steps=1900,
         shape=dict(
             num_hidden_layers=8,
             hidden_size=192,
