@@ -28,6 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its help costs more time than all the rest
     help="Take language models apart and build new ones from the parts.\n\n`stitch MODEL_A MODEL_B --layer N` joins two models.",
 )
 
@@ -44,7 +45,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, al
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 
 
-@app.command(name="run", hidden=True)
+@app.command(name="run")
 def run(
     model_a: Annotated[str, typer.Argument(metavar="MODEL_A", help="The source: its early blocks run first.")],
     model_b: Annotated[str, typer.Argument(metavar="MODEL_B", help="The target: its late blocks finish.")],
@@ -86,7 +87,10 @@ def run(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Join two models: blocks of A, a translation fitted without training, blocks of B. Writes a checkpoint and its report."""
+    """Join two models (the word `run` may be left out).
+
+    Blocks of A, a translation fitted without training, blocks of B: written as a checkpoint, with a report of what it is worth.
+    """
 
     def work(progress):
         from stitch.config import Settings

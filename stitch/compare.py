@@ -87,7 +87,7 @@ def load_any(source: Source, dtype: torch.dtype, device: torch.device, trust_rem
     AutoConfig.register(StitchConfig.model_type, StitchConfig, exist_ok=True)
     AutoModelForCausalLM.register(StitchConfig, StitchForCausalLM, exist_ok=True)
     try:
-        net = AutoModelForCausalLM.from_pretrained(
+        net: Any = AutoModelForCausalLM.from_pretrained(
             source.folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)

@@ -100,19 +100,15 @@ def evaluate(
     for batch in batches(windows, vocabulary, memory):
         owner = windows.document[batch.rows][:, 1:].flatten().long()
         target = batch.ids[:, 1:].flatten()
-        if reference is not None:
-            base = _log_probabilities(reference(batch), vocabulary)
-            weights, favourite = base.exp(), base.argmax(1)
-            negentropy = (weights * base).sum(1)
+        base = _Reference(_log_probabilities(reference(batch), vocabulary)) if reference else None
         for name, logits in rows.items():
             predicted = _log_probabilities(logits(batch), vocabulary)
             nats = -predicted.gather(1, target.to(predicted.device)[:, None])[:, 0]
             if not torch.isfinite(nats).all():
                 raise StitchError(f"logits must be finite; {name} gives NaN or infinity: try --dtype fp32.")
             columns = [nats, torch.zeros_like(nats), torch.zeros_like(nats), torch.ones_like(nats)]
-            if reference is not None:
-                columns[1] = negentropy - torch.linalg.vecdot(weights, predicted)
-                columns[2] = (favourite == predicted.argmax(1)).float()
+            if base is not None:
+                columns[1], columns[2] = base.divergence(predicted), base.agreement(predicted)
             sums[name].index_add_(1, owner, torch.stack(columns).double().cpu())
         if progress:
             progress("evaluation", batch.rows.stop * windows.context, windows.tokens)
@@ -122,6 +118,22 @@ def evaluate(
         )
         for name, total in sums.items()
     }
+
+
+class _Reference:
+    """The distribution that others are compared with, prepared once per batch."""
+
+    def __init__(self, log_probabilities: Float[Tensor, "tokens vocabulary"]) -> None:
+        self.probabilities = log_probabilities.exp()
+        self.favourite = log_probabilities.argmax(1)
+        self.negative_entropy = (self.probabilities * log_probabilities).sum(1)
+
+    def divergence(self, predicted: Float[Tensor, "tokens vocabulary"]) -> Float[Tensor, " tokens"]:
+        """KL(reference ‖ predicted) in nats."""
+        return self.negative_entropy - torch.linalg.vecdot(self.probabilities, predicted)
+
+    def agreement(self, predicted: Float[Tensor, "tokens vocabulary"]) -> Float[Tensor, " tokens"]:
+        return (self.favourite == predicted.argmax(1)).float()
 
 
 def _log_probabilities(logits: Tensor, vocabulary: int) -> Float[Tensor, "tokens vocabulary"]:

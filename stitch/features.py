@@ -24,12 +24,14 @@ Codes = sp.csr_array
 
 @dataclass(frozen=True)
 class SAEs:
-    """The two dictionaries, their quality on held-out tokens, and (for the untrained null) what they were asked to be."""
+    """The two dictionaries, their quality on held-out tokens, and what they were asked to be."""
 
     a: Dictionary
     b: Dictionary
     quality_a: Quality
     quality_b: Quality
+    config_a: SAEConfig
+    config_b: SAEConfig
 
 
 def steps_for(tokens: int, passes: float, batch: int) -> int:
@@ -45,7 +47,7 @@ def train(
     *,
     snapshots: Path,
     group: int,
-    provenance: dict,
+    provenance: dict[str, dict],
     device: torch.device,
     progress: Progress | None = None,
 ) -> SAEs:
@@ -82,7 +84,7 @@ def train(
     }
     streams = {"a": (x for x, _, _ in held_out.chunks()), "b": (y for _, y, _ in held_out.chunks())}
     quality = {side: measure(dictionaries[side], streams[side]) for side in configs}
-    return SAEs(dictionaries["a"], dictionaries["b"], quality["a"], quality["b"])
+    return SAEs(dictionaries["a"], dictionaries["b"], quality["a"], quality["b"], configs["a"], configs["b"])
 
 
 @torch.no_grad()

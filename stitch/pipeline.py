@@ -18,7 +18,7 @@ from sae.config import SAEConfig
 from sae.null import untrained
 from stitch.activations import Activations, Paired, Progress, harvest, pair
 from stitch.checkpoint import write_checkpoint
-from stitch.composite import compose
+from stitch.composite import compose, stitch_config
 from stitch.config import LEAST_TOKENS, Settings, same_relative_depth, torch_device, torch_dtype
 from stitch.errors import StitchError, UsageError
 from stitch.evaluate import Scores, evaluate
@@ -31,7 +31,7 @@ from stitch.sources import Source, resolve
 from stitch.text import Split, read, select
 from stitch.tokens import Windows, pack, require_same_ids
 from stitch.translate import Fitted, translate
-from stitch.workspace import check_output, workspace
+from stitch.workspace import check_output, finished, workspace
 
 SPLITS: tuple[Split, ...] = ("fit", "sweep", "report")
 LONGEST_CONTEXT = 1024  # default; longer windows only on request
@@ -53,8 +53,8 @@ def stitch(
     nothing is left on disk. After an interrupt the same call with `resume` goes on and ends with the same bytes.
     """
     seconds: dict[str, float] = {}
-    if out is not None:
-        check_output(out, overwrite)
+    if out is not None and not resume:
+        check_output(out, overwrite)  # before anything takes time
     with _timed(seconds, "load"):
         a, b, sources = load_pair(settings, progress)
         settings = complete(settings, a, b)
@@ -62,42 +62,40 @@ def stitch(
         sites = settings.layer, settings.layer_b
     if out is None:
         out = Path(f"{_short(a.name)}-{sites[0]}-{_short(b.name)}-{sites[1]}")
-        check_output(out, overwrite)
+    if resume and (report := finished(out, settings.to_dict())) is not None:
+        return report, out
+    check_output(out, overwrite)
 
     with workspace(out, settings.to_dict(), resume) as work:
         with _timed(seconds, "text"):
             windows = read_windows(settings, b, progress)
         with _timed(seconds, "activations"):
-            paired = {split: harvest_pair(settings, a, b, windows[split], work / split, progress) for split in SPLITS}
+            paired: dict[Split, Paired] = {}
+            for split in SPLITS:
+                paired[split] = harvest_pair(settings, a, b, windows[split], work / split, progress)
         with _timed(seconds, "saes"):
-            configs = sae_configs(settings, a, b, paired["fit"])
-            saes = train_pair(settings, configs, sources, paired, work, a.device, progress)
+            saes = train_pair(settings, a, b, paired, work, sources, progress)
         with _timed(seconds, "matching"):
-            chunk = chunk_tokens(settings, saes)
-            matching = match(
-                code_stream(paired["fit"], saes.a, saes.b, chunk),
-                settings.matching,
-                seed=settings.seed,
-                budget_bytes=settings.memory // 4,
-            )
+            matching = match_pair(settings, paired["fit"], saes)
         with _timed(seconds, "translations"):
-            fitted = fit_translations(settings, configs["a"], paired, b, saes, matching, chunk)
+            fitted = translate_pair(settings, b, paired, saes, matching)
         with _timed(seconds, "choice"):
             stage = Stage(a, b, *sites, paired["sweep"], settings.memory)
             chosen = choose(settings, fitted, stage, progress)
+        config = stitch_config(a.config, b.config, *sites, fitted.translations[chosen], b.bos)
         with _timed(seconds, "evaluation"):
             stage = Stage(a, b, *sites, paired["report"], settings.memory)
             composite = compose(a, b, *sites, fitted.translations[chosen])
             scores = evaluate_all(stage, composite, fitted, saes, progress)
 
-        report = assemble(settings, a, b, sources, windows, saes, configs, matching, fitted, chosen, scores)
+        report = assemble(settings, a, b, sources, windows, saes, matching, fitted, chosen, scores)
         with _timed(seconds, "writing"):
             files = {"report.json": to_json(report), "README.md": model_card(report)}
             folder = work / "composite"
             shutil.rmtree(folder, ignore_errors=True)
             write_checkpoint(
                 folder,
-                composite.config,
+                config,
                 a.folder,
                 b.folder,
                 fitted.translations[chosen],
@@ -106,11 +104,11 @@ def stitch(
             )
             for side in "ab":
                 if (work / f"sae-{side}").exists():
-                    shutil.copytree(work / f"sae-{side}", folder / f"sae-{side}")
+                    shutil.copytree(work / f"sae-{side}", folder / f"sae-{side}", copy_function=shutil.copyfile)
             report["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
             (folder / "report.json").write_bytes(to_json(report))
             if out.exists():
-                shutil.rmtree(out)
+                os.replace(out, work / "replaced")
             os.replace(folder, out)
     return report, out
 
@@ -213,13 +211,15 @@ def sae_configs(settings: Settings, a: Model, b: Model, fit: Paired) -> dict[str
 
 def train_pair(
     settings: Settings,
-    configs: dict[str, SAEConfig],
-    sources: dict[str, Source],
+    a: Model,
+    b: Model,
     paired: dict[Split, Paired],
     work: Path,
-    device: torch.device,
-    progress: Progress | None,
+    sources: dict[str, Source],
+    progress: Progress | None = None,
 ) -> SAEs:
+    """The SAEs of both sites: loaded where the settings name one, trained together in `work` where they do not."""
+    configs = sae_configs(settings, a, b, paired["fit"])
     sites = {"a": settings.layer, "b": settings.layer_b}
     provenance = {
         side: {
@@ -239,7 +239,7 @@ def train_pair(
         snapshots=work / "sae-snapshots",
         group=4,
         provenance=provenance,
-        device=device,
+        device=a.device,
         progress=progress,
     )
 
@@ -250,28 +250,27 @@ def chunk_tokens(settings: Settings, saes: SAEs) -> int:
     return max(256, min(8192, settings.memory // 16 // (12 * features)))
 
 
+def match_pair(settings: Settings, fit: Paired, saes: SAEs) -> Matching:
+    """The matching of both SAEs' features over the fit tokens."""
+    stream = code_stream(fit, saes.a, saes.b, chunk_tokens(settings, saes))
+    return match(stream, settings.matching, seed=settings.seed, budget_bytes=settings.memory // 4)
+
+
 @torch.no_grad()
-def fit_translations(
-    settings: Settings,
-    config: SAEConfig,
-    paired: dict[Split, Paired],
-    b: Model,
-    saes: SAEs,
-    matching: Matching,
-    chunk: int,
-) -> Fitted:
+def translate_pair(settings: Settings, b: Model, paired: dict[Split, Paired], saes: SAEs, matching: Matching) -> Fitted:
+    """Every translation and null of the pair, fitted on the fit split, λ chosen on the sweep split."""
     sample = paired["fit"].shard(0)[0].float()[:16384]
     embedding = b.embedding(torch.arange(b.config.vocab_size, device=b.device)).float().cpu()
     first = paired["fit"].b.read(0, paired["fit"].site_b)[0, 0].float()
     features = saes.a.encoder.shape[1]
     null = untrained(
-        dataclasses.replace(config, features=features, k=max(1, round(saes.quality_a.l0))),
+        dataclasses.replace(saes.config_a, features=features, k=max(1, round(saes.quality_a.l0))),
         sample,
         torch.Generator().manual_seed(settings.seed),
     )
     return translate(
         paired["fit"], paired["sweep"], embedding=embedding, first=first, a=saes.a, b=saes.b, untrained=null,
-        matching=matching, seed=settings.seed, chunk=chunk,
+        matching=matching, seed=settings.seed, chunk=chunk_tokens(settings, saes),
     )  # fmt: skip
 
 
@@ -319,7 +318,6 @@ def assemble(
     sources: dict[str, Source],
     windows: dict[Split, Windows],
     saes: SAEs,
-    configs: dict[str, SAEConfig],
     matching: Matching,
     fitted: Fitted,
     chosen: str,
@@ -335,13 +333,13 @@ def assemble(
         {
             "site": f"{side}: resid_pre.{sites[side]}",
             "features": dictionary.encoder.shape[1],
-            "architecture": configs[side].architecture if given is None else given,
+            "architecture": config.architecture if given is None else given,
             **dataclasses.asdict(quality),
             "spliced_ce": scores[row].ce,
         }
-        for side, dictionary, quality, given, row in (
-            ("a", saes.a, saes.quality_a, settings.sae_a, "sae-a"),
-            ("b", saes.b, saes.quality_b, settings.sae_b, "ceiling:sae-b"),
+        for side, dictionary, quality, config, given, row in (
+            ("a", saes.a, saes.quality_a, saes.config_a, settings.sae_a, "sae-a"),
+            ("b", saes.b, saes.quality_b, saes.config_b, settings.sae_b, "ceiling:sae-b"),
         )
     ]
     return {

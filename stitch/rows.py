@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sae.types import Dictionary
 from stitch.activations import Paired
@@ -45,7 +46,7 @@ class Stage:
         return torch.cat([self.paired.b.read(shard, self.site_b) for shard in range(self.paired.b.shards)])
 
     @cached_property
-    def late(self) -> nn.Module:
+    def late(self) -> PreTrainedModel:
         return late_half(self.b, self.site_b)
 
     def whole(self, net: nn.Module) -> Logits:
@@ -91,7 +92,7 @@ class Stage:
         return _spliced(late_half(self.a, self.site_a), self.x, self.paired, dictionary)
 
 
-def _spliced(late: nn.Module, stream: Tensor, paired: Paired, dictionary: Dictionary) -> Logits:
+def _spliced(late: PreTrainedModel, stream: Tensor, paired: Paired, dictionary: Dictionary) -> Logits:
     device = dictionary.decoder.device
 
     def logits(batch: Batch) -> Tensor:

@@ -22,13 +22,26 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise UsageError(f"--overwrite replaces composites only; {out} is something else: choose another folder.")
 
 
+def finished(out: Path, request: dict) -> dict | None:
+    """The report of a run of the same request that was killed after its last step, with its workspace swept up; else None."""
+    report = _read(out / "report.json")
+    if report is None or report["provenance"]["settings"] != request:
+        return None
+    shutil.rmtree(_place(out), ignore_errors=True)
+    return report
+
+
+def _place(out: Path) -> Path:
+    return out.parent / f".{out.name}.partial"
+
+
 @contextmanager
 def workspace(out: Path, request: dict, resume: bool) -> Iterator[Path]:
     """A folder for intermediate files, empty or, with `resume`, as an interrupted run of the same request left it.
 
     An interrupt (Ctrl-C, a signal) keeps it for `--resume`; success and failure remove it.
     """
-    folder = out.parent / f".{out.name}.partial"
+    folder = _place(out)
     if folder.exists() and resume:
         before = _read(folder / REQUEST)
         if before is not None and before != request:

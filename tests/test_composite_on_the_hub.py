@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import tiny
 import torch
-from hub_double import HubDouble
-from test_stitch_pipeline import settings, write_text
 from transformers import AutoModelForCausalLM
 
+import tiny
+from hub_double import HubDouble
 from stitch.pipeline import stitch
+from test_stitch_pipeline import settings, write_text
 
 ELSEWHERE = """
 import json, sys, torch
@@ -54,7 +54,9 @@ def test_a_pushed_composite_is_the_same_model_in_another_environment(tmp_path: P
     net = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     ids = tiny.ids(2, 9)
     with HubDouble(tmp_path / "hub") as hub:
-        environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "HF_HUB_OFFLINE"}}
+        environment = {
+            name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "HF_HUB_OFFLINE"}
+        }
         environment |= hub.environment(tmp_path / "home")
         root = Path(__file__).parent.parent
         pushed = subprocess.run(

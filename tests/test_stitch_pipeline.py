@@ -136,6 +136,15 @@ def test_the_same_seed_gives_the_same_bytes(run, donors, tmp_path):
             assert (folder / file).read_bytes() == (other / file).read_bytes(), file
 
 
+def test_resuming_a_finished_run_gives_its_report_again(run, donors):
+    report, folder = run
+    (folder.parent / f".{folder.name}.partial").mkdir()  # killed between the last rename and the sweeping up
+    again, place = stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"]), folder, resume=True)
+    assert again == report and place == folder and not list(folder.parent.glob(".*"))
+    with pytest.raises(UsageError, match="--out must not exist"):
+        stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"], seed=5), folder, resume=True)
+
+
 def test_another_seed_gives_other_saes(run, donors, tmp_path):
     _, folder = run
     _, other = stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"], seed=1), tmp_path / "other")

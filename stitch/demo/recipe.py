@@ -11,11 +11,14 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from stitch.demo.corpus import cached_documents
 from stitch.text import select
@@ -71,7 +74,6 @@ RECIPES = {
 def train_tokenizer(texts: list[str]):
     """Byte-level BPE with 4,096 entries, two of them special; BOS is put before a text as it was in training."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -96,9 +98,7 @@ def train_tokenizer(texts: list[str]):
     )
 
 
-def build(recipe: Recipe) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+def build(recipe: Recipe) -> PreTrainedModel:
     torch.manual_seed(recipe.seed)
     config = AutoConfig.for_model(
         recipe.family,
@@ -128,7 +128,7 @@ def rate_at(step: int, recipe: Recipe) -> float:
     return min(1.0, (step + 1) / recipe.warmup, (recipe.steps - step) / decay_steps)
 
 
-def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
+def loss_of(model: Callable[..., Any], ids: Tensor) -> Tensor:
     logits = model(input_ids=ids).logits[:, :-1]
     return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
@@ -149,7 +149,7 @@ def batch_indices(step: int, windows: int, recipe: Recipe) -> Tensor:
     return torch.stack([order[position // windows][position % windows] for position in positions])
 
 
-def train(recipe: Recipe, work: Path, log=print) -> tuple[nn.Module, list[dict]]:
+def train(recipe: Recipe, work: Path, log=print) -> tuple[PreTrainedModel, list[dict]]:
     """Trains from the newest snapshot in `work` (or from scratch) to the last step. Returns the model and the loss curve."""
     work.mkdir(parents=True, exist_ok=True)
     corpus = cached_documents()
@@ -209,7 +209,7 @@ def _save(path: Path, model: nn.Module, optimizers: list, curve: list, step: int
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def ship(name: str, recipe: Recipe, model: nn.Module, curve: list[dict], tokenizer: Path, out: Path) -> dict:
+def ship(name: str, recipe: Recipe, model: PreTrainedModel, curve: list[dict], tokenizer: Path, out: Path) -> dict:
     """Writes the model as it is shipped: bf16 safetensors, tokenizer, and a card with the recipe, the loss curve and the score.
 
     The score is taken after rounding to bf16, on the whole report split, which no step of training has seen.
@@ -217,17 +217,17 @@ def ship(name: str, recipe: Recipe, model: nn.Module, curve: list[dict], tokeniz
     from stitch.evaluate import evaluate, whole_model
     from stitch.text import select
 
-    model = model.to(torch.bfloat16).float()
-    model.config.use_cache = True
+    shipped: PreTrainedModel = model.to(torch.bfloat16).float()  # pyright: ignore[reportArgumentType, reportCallIssue]
+    shipped.config.use_cache = True
     text = pack(select(cached_documents(), "report"), load_tokenizer(tokenizer), CONTEXT)
-    score = evaluate({name: whole_model(model)}, text, vocabulary=VOCABULARY)[name].row(name)
+    score = evaluate({name: whole_model(shipped)}, text, vocabulary=VOCABULARY)[name].row(name)
     out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(out)
+    shipped.to(torch.bfloat16).save_pretrained(out)  # pyright: ignore[reportArgumentType, reportCallIssue]
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer / file, out / file)
     card = {
         "name": f"demo:{name}",
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in shipped.parameters()),
         "recipe": asdict(recipe),
         "recipe_hash": recipe.hash(),
         "report": {"tokens": text.tokens, "ce": score["ce"], "low": score["ce_low"], "high": score["ce_high"]},
@@ -238,8 +238,6 @@ def ship(name: str, recipe: Recipe, model: nn.Module, curve: list[dict], tokeniz
 
 
 def load_tokenizer(folder: Path):
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -7,6 +7,7 @@ serves every choice of λ.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Variable = Tensor | sp.csr_array  # [tokens, columns]
+Variable = Tensor | sp.csr_array  # [tokens, columns]; scipy's classes are untyped, hence the Any below
 Key = tuple[str, str]
 
 
@@ -46,7 +47,7 @@ def accumulate(chunks: Iterable[Mapping[str, Variable]], pairs: Iterable[Key]) -
     count, sums, squares, products = 0, {}, {}, {}
     for chunk in chunks:
         # float64 once per variable and chunk; sparse variables keep their sparsity through every product
-        wide = {name: _float64(value) for name, value in chunk.items()}
+        wide: dict[str, Any] = {name: _float64(value) for name, value in chunk.items()}
         count += next(iter(wide.values())).shape[0]
         for name, value in wide.items():
             _add(sums, name, _column_sums(value))
@@ -56,7 +57,7 @@ def accumulate(chunks: Iterable[Mapping[str, Variable]], pairs: Iterable[Key]) -
     return Moments(count, sums, squares, products)
 
 
-def _float64(value: Variable) -> Variable:
+def _float64(value: Variable) -> Any:
     return value.double() if isinstance(value, Tensor) else value.astype(np.float64)
 
 
