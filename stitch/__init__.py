@@ -17,6 +17,7 @@ _HOMES = {
     "pack": "stitch.tokens",
     "harvest": "stitch.activations",
     "pair": "stitch.activations",
+    "compose": "stitch.composite",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
@@ -25,4 +26,6 @@ __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "pipeline":  # `from stitch import pipeline` finds the submodule; `stitch.pipeline` alone would not
+        return import_module("stitch.pipeline")
     raise AttributeError(f"module 'stitch' has no attribute {name!r}")

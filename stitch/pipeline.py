@@ -80,13 +80,11 @@ def stitch(
         with _timed(seconds, "translations"):
             fitted = translate_pair(settings, b, paired, saes, matching)
         with _timed(seconds, "choice"):
-            stage = Stage(a, b, *sites, paired["sweep"], settings.memory)
-            chosen = choose(settings, fitted, stage, progress)
+            chosen = choose(settings, fitted, stage(settings, a, b, paired["sweep"]), progress)
         config = stitch_config(a.config, b.config, *sites, fitted.translations[chosen], b.bos)
         with _timed(seconds, "evaluation"):
-            stage = Stage(a, b, *sites, paired["report"], settings.memory)
             composite = compose(a, b, *sites, fitted.translations[chosen])
-            scores = evaluate_all(stage, composite, fitted, saes, progress)
+            scores = evaluate_all(stage(settings, a, b, paired["report"]), composite, fitted, saes, progress)
 
         report = assemble(settings, a, b, sources, windows, saes, matching, fitted, chosen, scores)
         with _timed(seconds, "writing"):
@@ -174,7 +172,7 @@ def read_windows(settings: Settings, model: Model, progress: Progress | None = N
 
 
 def harvest_pair(
-    settings: Settings, a: Model, b: Model, windows: Windows, folder: Path, progress: Progress | None
+    settings: Settings, a: Model, b: Model, windows: Windows, folder: Path, progress: Progress | None = None
 ) -> Paired:
     """Activations of both sites on disk; one pass for both when A is B."""
     assert settings.layer_b is not None
@@ -274,7 +272,13 @@ def translate_pair(settings: Settings, b: Model, paired: dict[Split, Paired], sa
     )  # fmt: skip
 
 
-def choose(settings: Settings, fitted: Fitted, stage: Stage, progress: Progress | None) -> str:
+def stage(settings: Settings, a: Model, b: Model, paired: Paired) -> Stage:
+    """Both models set up to score rows on one split."""
+    assert settings.layer_b is not None
+    return Stage(a, b, settings.layer, settings.layer_b, paired, settings.memory)
+
+
+def choose(settings: Settings, fitted: Fitted, on: Stage, progress: Progress | None) -> str:
     """Row name of the translation to write: the one asked for, or the best on the sweep split."""
     if settings.translation != "auto":
         name = f"translation:{settings.translation}"
@@ -283,31 +287,31 @@ def choose(settings: Settings, fitted: Fitted, stage: Stage, progress: Progress 
             raise UsageError(f"--translation must be auto or one of {known}; got {settings.translation!r}.")
         return name
     scores = evaluate(
-        {name: stage.translated(translation) for name, translation in fitted.translations.items()},
-        stage.windows, vocabulary=stage.vocabulary, memory=settings.memory, progress=progress,
+        {name: on.translated(translation) for name, translation in fitted.translations.items()},
+        on.windows, vocabulary=on.vocabulary, memory=settings.memory, progress=progress,
     )  # fmt: skip
     return min(scores, key=lambda name: scores[name].ce)
 
 
 def evaluate_all(
-    stage: Stage, composite: torch.nn.Module, fitted: Fitted, saes: SAEs, progress: Progress | None
+    on: Stage, composite: torch.nn.Module, fitted: Fitted, saes: SAEs, progress: Progress | None = None
 ) -> dict[str, Scores]:
     """Every row of the report on the same windows: models, translations, floors, ceilings, nulls."""
     rows = {
-        "a": stage.whole(stage.a.net),
-        "b": stage.whole(stage.b.net),
-        "composite": stage.whole(composite),
-        **{name: stage.translated(translation) for name, translation in fitted.translations.items()},
-        "floor:mean": stage.constant(fitted.mean),
-        "floor:zero": stage.constant(torch.zeros_like(fitted.mean)),
-        "floor:wrong-text": stage.wrong_text(),
-        "ceiling:sae-b": stage.spliced_b(saes.b),
-        "sae-a": stage.spliced_a(saes.a),
-        **{name: stage.translated(translation) for name, translation in fitted.nulls.items()},
-        "null:shuffled-matching": stage.translated(*fitted.shuffles),
+        "a": on.whole(on.a.net),
+        "b": on.whole(on.b.net),
+        "composite": on.whole(composite),
+        **{name: on.translated(translation) for name, translation in fitted.translations.items()},
+        "floor:mean": on.constant(fitted.mean),
+        "floor:zero": on.constant(torch.zeros_like(fitted.mean)),
+        "floor:wrong-text": on.wrong_text(),
+        "ceiling:sae-b": on.spliced_b(saes.b),
+        "sae-a": on.spliced_a(saes.a),
+        **{name: on.translated(translation) for name, translation in fitted.nulls.items()},
+        "null:shuffled-matching": on.translated(*fitted.shuffles),
     }
     return evaluate(
-        rows, stage.windows, vocabulary=stage.vocabulary, reference=rows["b"], memory=stage.memory, progress=progress
+        rows, on.windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, progress=progress
     )
 
 

@@ -192,6 +192,24 @@ def test_a_bad_folder_is_refused_in_one_line(tmp_path, case):
     assert {path.name for path in (tmp_path / "model").iterdir()} == set(files)
 
 
+@pytest.mark.parametrize(
+    "spans, size", [([(0, 4), (4, 8)], 8), ([(0, 4), (0, 4)], 4), ([(0, 4), (8, 12)], 12), ([(4, 8)], 8)]
+)
+def test_tensors_must_lie_end_to_end(tmp_path, spans, size):
+    """Oracle: the reference implementation, on overlapping tensors and on holes."""
+    entries = {f"t{i}": {"dtype": "F32", "shape": [1], "data_offsets": span} for i, span in enumerate(spans)}
+    header = json.dumps(entries).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(size)
+    file = write(tmp_path, {"f": content}) / "f"
+    if spans == [(0, 4), (4, 8)]:
+        assert set(load(content)) == set(safetensors_header(file)) == {"t0", "t1"}
+        return
+    with pytest.raises(SafetensorError):
+        load(content)
+    with pytest.raises(StitchError, match="are not where its shape says"):
+        safetensors_header(file)
+
+
 def test_a_dangling_link_is_said_to_be_unreadable(tmp_path):
     folder = write(tmp_path / "model", without(SINGLE, "model.safetensors"))
     (folder / "model.safetensors").symlink_to(tmp_path / "gone")
