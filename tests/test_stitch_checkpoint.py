@@ -351,6 +351,23 @@ def test_a_failure_leaves_nothing_behind_and_the_old_checkpoint_in_place(failure
     assert content(target) == before
 
 
+def test_the_old_checkpoint_returns_when_the_new_one_cannot_take_its_place(donors, tmp_path, monkeypatch):
+    target, rename = tmp_path / "out", Path.rename
+    composite, translation = stitched(donors, "llama", "gpt2", target)
+    before = content(target)
+
+    def refuse(self, destination):
+        if self.name == "new":
+            raise OSError(errno.EACCES, "Permission denied")
+        return rename(self, destination)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(StitchError, match="got Permission denied"):
+        write_checkpoint(target, composite.config, donors["llama"], donors["gpt2"], translation, overwrite=True)
+    assert content(target) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_overwriting_replaces_everything_and_a_killed_run_is_swept_up(donors, tmp_path):
     target = tmp_path / "out"
     stitched(donors, "llama", "gpt2", target, extra_files={"old": b""})

@@ -157,7 +157,7 @@ def dictionary(width: int, features: int, activation: str) -> Dictionary:
         encoder_bias=tiny.noise(features, seed=6),
         activation=activation,
         threshold=tiny.noise(features, seed=7).abs() if activation == "jumprelu" else None,
-        k=3 if activation == "topk" else None,
+        k=15 if activation == "topk" else None,  # so many that some of them are negative
         decoder=tiny.noise(features, width),
         decoder_bias=torch.zeros(width),
     )
@@ -168,8 +168,8 @@ def encode_by_hand(x: Tensor, d: Dictionary) -> Tensor:
     if d.activation == "jumprelu":
         return torch.where(pre > d.threshold.double(), pre, 0.0)
     if d.activation == "topk":
-        third = pre.relu().sort(dim=-1, descending=True).values[..., 2:3]
-        return torch.where(pre >= third, pre.relu(), 0.0)
+        least = pre.sort(dim=-1, descending=True).values[..., 14:15]
+        return torch.where(pre >= least, pre.clamp(min=0), 0.0)
     return pre.clamp(min=0)
 
 

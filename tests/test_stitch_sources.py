@@ -410,9 +410,14 @@ def test_smollm2_predicts_english(tmp_path, cache):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     text = (
-        "Cities grew quickly as people left the countryside to look for work in the mills. Living conditions were "
-        "often poor, and diseases such as cholera spread easily in crowded neighbourhoods without clean water."
+        "The Industrial Revolution began in Great Britain in the late eighteenth century and spread over the following "
+        "decades to continental Europe and the United States. It was marked by a shift from hand production to machines, "
+        "by new chemical manufacturing and iron production processes, and by the growing use of steam power. Cities grew "
+        "quickly as people left the countryside to look for work in the mills. Living conditions were often poor, and "
+        "diseases such as cholera spread easily in crowded neighbourhoods without clean water. Over time, however, wages "
+        "rose and food became cheaper, and by the end of the nineteenth century most workers were better off than their "
+        "grandparents had been."
     )
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]])
     with torch.no_grad():
-        assert model(ids, labels=ids).loss.exp() < 30
+        assert model(ids, labels=ids).loss.exp() < 20  # 17.9; with the wrong rotary order 7,469

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -31,14 +32,17 @@ BOS, PAD = "<|endoftext|>", "<|pad|>"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Steps of `batch` windows; Muon for the matrices inside blocks, AdamW for everything else; linear decay at the end."""
+    """Steps of `batch` windows; Muon for the matrices inside blocks, AdamW for everything else.
+
+    `rates` are points (step, share of the peak rate), joined by straight lines and flat before the first, after `warmup` steps.
+    """
 
     family: str
     shape: dict
     steps: int
+    rates: tuple[tuple[int, float], ...]
     batch: int = 16
     warmup: int = 60
-    decay: float = 0.5  # share of the steps over which the rate falls linearly to zero
     rate_matrices: float = 0.02
     rate_others: float = 0.003
     seed: int = 0
@@ -50,7 +54,8 @@ class Recipe:
 RECIPES = {
     "gpt2": Recipe(
         family="gpt2",
-        steps=2400,
+        steps=1850,
+        rates=((1200, 1.0), (1750, 650 / 1200), (1850, 0.0)),
         shape=dict(
             n_layer=6, n_embd=160, n_head=5, n_positions=CONTEXT, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
         ),
@@ -58,6 +63,7 @@ RECIPES = {
     "llama": Recipe(
         family="llama",
         steps=1900,
+        rates=((999, 1.0), (1000, 900 / 950), (1900, 0.0)),
         shape=dict(
             num_hidden_layers=8,
             hidden_size=192,
@@ -124,8 +130,8 @@ def optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
-    decay_steps = recipe.decay * recipe.steps
-    return min(1.0, (step + 1) / recipe.warmup, (recipe.steps - step) / decay_steps)
+    steps, shares = zip(*recipe.rates, strict=True)
+    return min((step + 1) / recipe.warmup, float(np.interp(step, steps, shares)))
 
 
 def loss_of(model: Callable[..., Any], ids: Tensor) -> Tensor:
