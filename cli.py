@@ -247,7 +247,7 @@ class _Progress:
             self.stage, self.began, self.first, self.said = stage, now, done, 0.0
             if self.bars:
                 self.task = self.bars.add_task(stage, total=total, rate="")
-        rate = (done - self.first) / (now - self.began) if now > self.began else 0.0
+        rate = (done - self.first) / (now - self.began) if now - self.began > 1 else 0.0
         if self.bars:
             self.bars.update(self.task, completed=done, rate=f"{rate:,.0f}/s" if rate else "")
         elif done >= total or now - self.said > 30:

@@ -27,6 +27,7 @@ from stitch.tokens import pack
 
 VOCABULARY = 4096
 CONTEXT = 256
+SNAPSHOT_EVERY, LOG_EVERY = 250, 50  # steps
 BOS, PAD = "<|endoftext|>", "<|pad|>"
 
 
@@ -192,10 +193,11 @@ def train(recipe: Recipe, work: Path, log=print) -> tuple[PreTrainedModel, list[
         running.append(loss.item())
         if not math.isfinite(running[-1]):
             raise FloatingPointError(f"loss is {running[-1]} at step {step}")
-        if (step + 1) % 50 == 0:
+        pause = (step + 1) % SNAPSHOT_EVERY == 0 or step + 1 == recipe.steps
+        if pause or (step + 1) % LOG_EVERY == 0:
             speed = len(running) * recipe.batch * CONTEXT / (time.perf_counter() - clock)
             entry = {"step": step + 1, "train": round(sum(running) / len(running), 4)}
-            if (step + 1) % 250 == 0 or step + 1 == recipe.steps:
+            if pause:
                 entry["sweep"] = round(held_out(model, sweep), 4)
                 _save(snapshot, model, optimizers, [*curve, entry], step + 1)
             curve.append(entry)

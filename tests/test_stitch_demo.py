@@ -1,0 +1,96 @@
+"""The embedded pair: what ships is what the recipe says, small enough, and really a language model."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from stitch.demo import recipe as recipes
+from stitch.demo.docstrings import documents
+from stitch.demo.recipe import RECIPES, batch_indices, rate_at
+from stitch.errors import UsageError
+from stitch.evaluate import evaluate, whole_model
+from stitch.models import load
+from stitch.sources import resolve
+from stitch.text import select
+from stitch.tokens import pack, require_same_ids
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return {name: load(resolve(f"demo:{name}").folder, dtype=torch.float32, name=f"demo:{name}") for name in RECIPES}
+
+
+def test_the_pair_differs_in_family_width_and_depth_and_shares_a_tokenizer(pair):
+    a, b = pair["gpt2"], pair["llama"]
+    assert (a.anatomy.family, b.anatomy.family) == ("GPT-2", "Llama")
+    assert a.width != b.width and a.depth != b.depth
+    require_same_ids(a.tokenizer, b.tokenizer, a.name, b.name)
+    assert len(a.tokenizer) == recipes.VOCABULARY and a.tokenizer.padding_side == "left"
+
+
+def test_the_card_is_of_this_recipe_and_the_weights_are_small(pair):
+    size = 0
+    for name, model in pair.items():
+        card = json.loads((model.folder / "card.json").read_text())
+        assert card["recipe_hash"] == RECIPES[name].hash()
+        assert card["curve"][-1]["step"] == RECIPES[name].steps
+        assert card["parameters"] == sum(parameter.numel() for parameter in model.net.parameters())
+        assert json.loads((model.folder / "config.json").read_text())["dtype"] == "bfloat16"
+        size += (model.folder / "model.safetensors").stat().st_size
+    assert size <= 40e6
+
+
+def test_both_predict_documentation_they_have_never_seen_from_its_context(pair):
+    text = select(documents(("huggingface_hub", "scipy")), "report")
+    for model in pair.values():
+        windows = pack(text, model.tokenizer, 256, 12 * 256)
+        right = evaluate({"m": whole_model(model.net)}, windows, vocabulary=recipes.VOCABULARY)["m"].ce
+
+        def without_context(batch, net=model.net):
+            """Only the token itself is seen: every position is a text of its own after BOS."""
+            ids = batch.ids.flatten()
+            alone = torch.stack([torch.zeros_like(ids), ids], 1)
+            return net(input_ids=alone).logits[:, 1].view(*batch.ids.shape, -1)
+
+        small = pack(text, model.tokenizer, 256, 2 * 256)
+        blind = evaluate({"m": without_context}, small, vocabulary=recipes.VOCABULARY)["m"].ce
+        seeing = evaluate({"m": whole_model(model.net)}, small, vocabulary=recipes.VOCABULARY)["m"].ce
+        assert right < 3.6, model.name  # uniform: 8.3
+        assert blind - seeing > 0.4, model.name  # context is worth more than a bigram table
+
+
+def test_an_unknown_demo_is_refused():
+    with pytest.raises(UsageError, match="demo:gpt2 and demo:llama"):
+        resolve("demo:bert")
+
+
+def test_every_epoch_visits_every_window_once_and_resuming_needs_no_state():
+    recipe = replace(RECIPES["gpt2"], batch=4)
+    steps = [batch_indices(step, 10, recipe) for step in range(5)]
+    assert sorted(torch.cat(steps)[:10].tolist()) == sorted(torch.cat(steps)[10:].tolist()) == list(range(10))
+    assert torch.equal(batch_indices(3, 10, recipe), steps[3])
+
+
+def test_rates_warm_up_hold_and_fall_to_zero():
+    recipe = replace(RECIPES["gpt2"], steps=100, warmup=10, rates=((40, 1.0), (80, 0.5), (100, 0.0)))
+    rates = [rate_at(step, recipe) for step in range(100)]
+    assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
+    assert rates[40] == 1.0 and rates[60] == pytest.approx(0.75) and rates[90] == pytest.approx(0.25)
+
+
+@pytest.mark.slow
+def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
+    text = [(f"d{number}", "the quick brown fox jumps over the lazy dog " * 40) for number in range(200)]
+    monkeypatch.setattr(recipes, "cached_documents", lambda: text)
+    monkeypatch.setattr(recipes, "SNAPSHOT_EVERY", 3)
+    small = dict(n_layer=1, n_embd=16, n_head=2, n_positions=256)
+    recipe = replace(RECIPES["gpt2"], shape=small, steps=6, batch=2, warmup=2, rates=((3, 1.0), (6, 0.0)))
+    whole, curve = recipes.train(recipe, tmp_path / "whole", log=lambda _: None)
+    recipes.train(replace(recipe, steps=3), tmp_path / "cut", log=lambda _: None)
+    resumed, other = recipes.train(recipe, tmp_path / "cut", log=lambda _: None)
+    assert curve == other
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
