@@ -57,7 +57,10 @@ def run(
     ] = None,
     text: Text = "docs",
     tokens: Annotated[
-        int, typer.Option(help="Tokens to fit on; a twentieth more is held out twice, to choose and to report.")
+        int,
+        typer.Option(
+            help="Tokens to fit on; a tenth more, at most 65,536, is held out twice, to choose and to report."
+        ),
     ] = 1_000_000,
     context: Annotated[
         int | None, typer.Option(help="Window length. Default: what both models take, at most 1024.")
@@ -67,7 +70,7 @@ def run(
     architecture: Annotated[str, typer.Option(help="batchtopk, topk, jumprelu, standard or matryoshka.")] = "batchtopk",
     sae_a: Annotated[str | None, typer.Option(help="Use this SAE for A: a SAELens folder or release:id.")] = None,
     sae_b: Annotated[str | None, typer.Option(help="Use this SAE for B.")] = None,
-    sae_passes: Annotated[float, typer.Option(help="Passes over the tokens when training SAEs.")] = 3.0,
+    sae_passes: Annotated[float, typer.Option(help="Passes over the tokens when training SAEs.")] = 2.0,
     matching: Annotated[
         str, typer.Option(help="hungarian, ot (balanced transport) or unbalanced (transport).")
     ] = "hungarian",

@@ -28,7 +28,7 @@ class Settings:
     architecture: str = "batchtopk"
     sae_a: str | None = None
     sae_b: str | None = None
-    sae_passes: float = 3.0
+    sae_passes: float = 2.0
     matching: str = "hungarian"
     translation: str = "auto"
     seed: int = 0

@@ -73,8 +73,12 @@ def whole_model(net: nn.Module) -> Logits:
 
 
 def batches(windows: Windows, vocabulary: int, memory: int) -> Iterator[Batch]:
-    """Windows in groups whose logits, a few copies of them, fit in a quarter of `memory` bytes."""
-    size = max(1, min(16, memory // 4 // (windows.context * vocabulary * 4 * 6)))
+    """Windows in groups whose logits stay near 16 MiB and, a few copies of them, within a quarter of `memory` bytes.
+
+    Larger groups are slower on a CPU: such arrays outgrow the caches and are returned to the system after every use.
+    """
+    window = windows.context * vocabulary * 4
+    size = max(1, min(2**24 // window, memory // 4 // (window * 6)))
     for start in range(0, len(windows.ids), size):
         rows = slice(start, min(start + size, len(windows.ids)))
         yield Batch(windows.ids[rows].long(), rows)

@@ -1,6 +1,7 @@
 """SAEs of a stitch: trained on both sites in one pass, or loaded; and the sparse codes that matching reads."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from jaxtyping import Float
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from sae.config import SAEConfig
@@ -97,12 +99,49 @@ def sparse_codes(dictionary: Dictionary, x: Float[Tensor, "tokens d"]) -> Codes:
 
 
 def code_stream(
-    paired: Paired, a: Dictionary, b: Dictionary, chunk: int
+    paired: Paired, a: Dictionary, b: Dictionary, *, chunk: int, folder: Path
 ) -> Callable[[], Iterator[tuple[Codes, Codes]]]:
-    """A stream of both models' codes on the same tokens that can be started again, for the passes that matching needs."""
+    """A stream of both models' codes on the same tokens that can be started again, for the passes that matching needs.
+
+    Encoding costs more than everything that reads the codes, so the first pass leaves them in `folder`, a file per shard of
+    activations, and later passes read them there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
 
     def start() -> Iterator[tuple[Codes, Codes]]:
-        for x, y, _ in paired.chunks(chunk):
-            yield sparse_codes(a, x), sparse_codes(b, y)
+        for index in range(paired.a.shards):
+            place = folder / f"{index:05d}.safetensors"
+            if not place.exists():
+                x, y, _ = paired.shard(index)
+                found = {"a": _encoded(a, x, chunk), "b": _encoded(b, y, chunk)}
+                _write_codes(place, found)
+            else:
+                found = _read_codes(place, {"a": a, "b": b})
+            yield found["a"], found["b"]
 
     return start
+
+
+def _encoded(dictionary: Dictionary, x: Float[Tensor, "tokens d"], chunk: int) -> Codes:
+    parts = [sparse_codes(dictionary, part) for part in x.split(chunk)]
+    return sp.csr_array(sp.vstack(parts, format="csr"))
+
+
+def _write_codes(place: Path, codes: dict[str, Codes]) -> None:
+    tensors = {}
+    for side, found in codes.items():
+        tensors[f"{side}.values"] = np.asarray(found.data)
+        tensors[f"{side}.columns"] = np.asarray(found.indices, dtype=np.int32)
+        tensors[f"{side}.starts"] = np.asarray(found.indptr, dtype=np.int64)
+    temporary = place.with_suffix(".tmp")
+    save_file(tensors, temporary)
+    os.replace(temporary, place)
+
+
+def _read_codes(place: Path, dictionaries: dict[str, Dictionary]) -> dict[str, Codes]:
+    found = load_file(place)
+    codes = {}
+    for side, dictionary in dictionaries.items():
+        parts = tuple(found[f"{side}.{name}"] for name in ("values", "columns", "starts"))
+        codes[side] = sp.csr_array(parts, shape=(len(parts[2]) - 1, dictionary.encoder.shape[1]))
+    return codes

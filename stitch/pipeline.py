@@ -76,7 +76,7 @@ def stitch(
         with _timed(seconds, "saes"):
             saes = train_pair(settings, a, b, paired, work, sources, progress)
         with _timed(seconds, "matching"):
-            matching = match_pair(settings, paired["fit"], saes)
+            matching = match_pair(settings, paired["fit"], saes, work)
         with _timed(seconds, "translations"):
             fitted = translate_pair(settings, b, paired, saes, matching)
         with _timed(seconds, "choice"):
@@ -153,7 +153,7 @@ def complete(settings: Settings, a: Model, b: Model) -> Settings:
 def read_windows(settings: Settings, model: Model, progress: Progress | None = None) -> dict[Split, Windows]:
     """Packed windows of the three splits. Raises StitchError when the text is too small to fill them."""
     assert settings.context is not None
-    held = max(8 * settings.context, min(settings.tokens // 20, HELD_OUT))
+    held = max(8 * settings.context, min(settings.tokens // 10, HELD_OUT))
     limits: dict[Split, int] = {"fit": settings.tokens, "sweep": held, "report": held}
     documents = list(read(settings.text, characters=CHARACTERS_PER_TOKEN * settings.tokens * 5 // 4))
     windows = {}
@@ -243,14 +243,17 @@ def train_pair(
 
 
 def chunk_tokens(settings: Settings, saes: SAEs) -> int:
-    """Tokens encoded at a time: dense codes of both SAEs and their copies within a sixteenth of the memory."""
+    """Tokens encoded at a time: dense codes of both SAEs and their copies within a sixteenth of the memory.
+
+    More than 2,048 only makes arrays so large that the allocator returns them to the system every time.
+    """
     features = saes.a.encoder.shape[1] + saes.b.encoder.shape[1]
-    return max(256, min(8192, settings.memory // 16 // (12 * features)))
+    return max(256, min(2048, settings.memory // 16 // (12 * features)))
 
 
-def match_pair(settings: Settings, fit: Paired, saes: SAEs) -> Matching:
-    """The matching of both SAEs' features over the fit tokens."""
-    stream = code_stream(fit, saes.a, saes.b, chunk_tokens(settings, saes))
+def match_pair(settings: Settings, fit: Paired, saes: SAEs, work: Path) -> Matching:
+    """The matching of both SAEs' features over the fit tokens, whose codes are kept in `work`."""
+    stream = code_stream(fit, saes.a, saes.b, chunk=chunk_tokens(settings, saes), folder=work / "codes")
     return match(stream, settings.matching, seed=settings.seed, budget_bytes=settings.memory // 4)
 
 

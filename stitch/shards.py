@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stitch.errors import StitchError
+from stitch.headers import INDEX, SINGLE, verify_weights
 
 DTYPES = {
     "F64": torch.float64,
@@ -28,9 +29,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-HEADER_LIMIT = 100 * 2**20  # the reference reader's own limit
 CHUNK = 16 * 2**20
 
 
@@ -99,72 +97,16 @@ def size_of(tensor: Stored | Held) -> int:
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Where every tensor of the checkpoint in `folder` lies. Reads headers alone.
 
-    Raises StitchError when files are missing, truncated or corrupt, or when there are only pickle files.
+    Raises what `verify_weights` raises when files are missing, damaged or pickled; StitchError for a type that torch lacks.
     """
-    if (folder / INDEX).is_file():
-        weight_map = _weight_map(folder / INDEX)
-        return {
-            name: stored for file in sorted(set(weight_map.values())) for name, stored in _header(folder / file).items()
-        }
-    if (folder / SINGLE).is_file():
-        return _header(folder / SINGLE)
-    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-    if pickled:
-        raise StitchError(
-            f"weights must be safetensors; {folder} has only {pickled[0]}, a pickle that can run code: "
-            "convert it where it came from."
-        )
-    raise StitchError(f"weights must be in {SINGLE} or shards with {INDEX}; {folder} has neither: check the path.")
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(path.read_text())["weight_map"]
-        if not isinstance(weight_map, dict) or any(Path(file).name != file for file in weight_map.values()):
-            raise ValueError("weight_map must name files of the same folder")
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise _damaged(path, f"no usable weight_map ({error})") from error
-    return weight_map
-
-
-def _header(path: Path) -> dict[str, Stored]:
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, HEADER_LIMIT):
-                raise _damaged(path, f"its header needs {length:,} bytes, the file has {size:,}")
-            entries = json.loads(file.read(length))
-    except FileNotFoundError as error:
-        raise StitchError(
-            f"the checkpoint needs {path.name}; {path.parent} does not have it: download it again."
-        ) from error
-    except (ValueError, OSError) as error:
-        raise _damaged(path, "its header cannot be read") from error
-    if not isinstance(entries, dict):
-        raise _damaged(path, "its header is not a table of tensors")
-    entries.pop("__metadata__", None)
-    found, end = {}, 0
-    for name, entry in entries.items():
-        try:
-            dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-        except KeyError as error:
-            raise StitchError(
-                f"tensors must be plain floats or integers; {name} in {path} has {error} instead."
-            ) from error
-        except (TypeError, ValueError) as error:
-            raise _damaged(path, f"the entry of {name} is malformed") from error
-        if stop - start != math.prod(shape) * dtype.itemsize or start < 0:
-            raise _damaged(path, f"{name} of shape {shape} cannot fill {stop - start:,} bytes")
-        found[name] = Stored(path, 8 + length + start, 8 + length + stop, dtype, shape)
-        end = max(end, stop)
-    if 8 + length + end != size:
-        raise _damaged(path, f"its header promises {8 + length + end:,} bytes, the file has {size:,}")
+    found = {}
+    for path, header in verify_weights(folder).items():
+        for name, entry in header.tensors.items():
+            if entry["dtype"] not in DTYPES:
+                raise StitchError(f"tensors must be plain floats or integers; {name} in {path} is {entry['dtype']}.")
+            start, stop = (header.start + offset for offset in entry["data_offsets"])
+            found[name] = Stored(path, start, stop, DTYPES[entry["dtype"]], tuple(entry["shape"]))
     return found
-
-
-def _damaged(path: Path, what: str) -> StitchError:
-    return StitchError(f"{path} must be a complete file; {what}: download it again.")
 
 
 def write_shards(folder: Path, tensors: dict[str, Stored | Held], max_shard_bytes: int) -> None:

@@ -14,7 +14,6 @@ import hashlib
 import importlib.util
 import io
 import json
-import math
 import os
 import re
 import shutil
@@ -26,32 +25,14 @@ from typing import Literal
 
 from stitch.cache import cache_folder
 from stitch.errors import StitchError, UsageError
+from stitch.headers import verify_weights
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 DEMO = Path(__file__).parent / "demo"
 DEMOS = ("gpt2", "llama")
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?", re.ASCII)
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-
-# Bits per value of every type the safetensors format names.
-DTYPE_BITS = {
-    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
-    **{
-        "F8_E4M3FNUZ": 8,
-        "F8_E5M2FNUZ": 8,
-        "I16": 16,
-        "U16": 16,
-        "F16": 16,
-        "BF16": 16,
-        "I32": 32,
-        "U32": 32,
-        "F32": 32,
-    },
-    **{"C64": 64, "F64": 64, "I64": 64, "U64": 64},
-}
-HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
 # Byte-level BPE vocabularies by llama.cpp's name of their pre-tokenizer, where transformers has no entry of its own: it
 # then uses GPT-2's pattern, which is right for the first set, while the second was trained with every digit on its own.
@@ -147,84 +128,6 @@ def _check_model_folder(folder: Path, name: str) -> None:
         raise UsageError(
             f"a model folder must hold its tokenizer; {name} has none: save it there with save_pretrained."
         )
-
-
-def verify_weights(folder: Path) -> None:
-    """Checks the structure of every safetensors file in `folder` and of the index, by their headers; not for NaNs.
-
-    Raises: UsageError when there are no safetensors weights that transformers would load (pickles are not read);
-    StitchError for a file that is truncated or damaged, and for an index that names what is not there.
-    """
-    headers = {file.name: safetensors_header(file) for file in sorted(folder.glob("*.safetensors"))}
-    if "model.safetensors" in headers:  # transformers prefers it to an index
-        return
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        raise UsageError(_no_weights(folder, list(headers)))
-    try:
-        shards = json.loads(index.read_bytes())["weight_map"]
-        named = sorted((str(shard), str(tensor)) for tensor, shard in shards.items())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise StitchError(f"{index} is damaged: it must map tensors to shards; download it again.") from None
-    if missing := sorted({shard for shard, _ in named} - set(headers)):
-        raise StitchError(
-            f"{folder} lacks {len(missing)} of the shards its index names, {missing[0]} first: download it again."
-        )
-    for shard, tensor in named:
-        if tensor not in headers[shard]:
-            raise StitchError(f"the index says that {folder / shard} holds {tensor}; it does not: download both again.")
-
-
-def _no_weights(folder: Path, other: list[str]) -> str:
-    if "adapter_model.safetensors" in other:
-        return f"weights must be a whole model; {folder} holds an adapter: merge it into its base model first."
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
-    got = f"{folder} has only pickles ({pickles[0]})" if pickles else f"{folder} has none"
-    return (
-        f"weights must be model.safetensors or shards of it; {got}, and pickles are never read, because that can run "
-        "code: convert them where you trust them, with transformers' save_pretrained."
-    )
-
-
-def safetensors_header(file: Path) -> dict[str, dict]:
-    """Tensor name → {dtype, shape, data_offsets} of a safetensors file, checked to have the size they add up to.
-
-    Raises StitchError when it is damaged. Source: https://github.com/huggingface/safetensors#format
-    """
-    try:
-        with open(file, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            start = stream.read(8)
-            if start == b"version ":
-                raise _damaged(file, "it is a Git LFS pointer, whose content `git lfs pull` fetches")
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or length > min(HEADER_LIMIT, size - 8):
-                raise _damaged(file, f"its {size} bytes do not hold the header")
-            text = stream.read(length)
-    except OSError as error:
-        raise StitchError(f"{file} cannot be read: {error.strerror}.") from None
-    try:
-        tensors = dict(json.loads(text.decode()))
-        tensors.pop("__metadata__", None)
-        end = 0
-        for begin, stop, name in sorted((*entry["data_offsets"], name) for name, entry in tensors.items()):
-            shape = tensors[name]["shape"]
-            if (
-                begin != end
-                or (stop - begin) * 8 != math.prod(shape) * DTYPE_BITS[tensors[name]["dtype"]]
-                or min(shape, default=0) < 0
-            ):
-                raise _damaged(file, f"the bytes of {name} are not where its shape says")
-            end = stop
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise _damaged(file, "its header cannot be read") from None
-    if 8 + length + end != size:
-        raise _damaged(file, f"its tensors need {8 + length + end} bytes, it has {size}")
-    return tensors
-
-
-def _damaged(file: Path, what: str) -> StitchError:
-    return StitchError(f"{file} is not an intact safetensors file: {what}; download or write it again.")
 
 
 # GGUF files

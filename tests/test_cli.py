@@ -62,7 +62,7 @@ def test_the_default_command_prints_json_alone_on_stdout_and_progress_on_stderr(
         assert row["name"] in table.stdout
     assert "null:no-source − translation:affine+token" in table.stdout
     again = invoke(
-        "eval", tmp_path / "c", "--text", donors["text"], "--tokens", "416", "--context", "32", "--json", "-q"
+        "eval", tmp_path / "c", "--text", donors["text"], "--tokens", "832", "--context", "32", "--json", "-q"
     )
     assert again.exit_code == 0, again.stderr
     ce = next(row["ce"] for row in report["results"] if row["name"] == "composite")

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 import tiny
 from test_stitch_pipeline import write_text
 

@@ -282,11 +282,13 @@ def damage_missing(folder: Path) -> None:
 
 
 def damage_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def damage_index(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../../etc/passwd"}}')
 
 
@@ -307,13 +309,13 @@ def damage_shape(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_truncated, "its header promises .* bytes, the file has"),
-        (damage_header, "its header cannot be read: download it again"),
-        (damage_garbage, "its header needs .* bytes, the file has 22"),
-        (damage_pickle, "pytorch_model.bin, a pickle that can run code"),
-        (damage_missing, "has neither: check the path"),
-        (damage_shard, "needs model-00001-of-00002.safetensors"),
-        (damage_index, "no usable weight_map"),
+        (damage_truncated, "its tensors need .* bytes, it has"),
+        (damage_header, "its header cannot be read; download or write it again"),
+        (damage_garbage, "its 22 bytes do not hold the header"),
+        (damage_pickle, r"only pickles \(pytorch_model.bin\)"),
+        (damage_missing, "b has none, and pickles are never read"),
+        (damage_shard, "lacks 1 of the shards its index names, model-00001"),
+        (damage_index, "lacks 1 of the shards"),
         (damage_tensor, r"needs the tensor model\.layers\.4\.mlp\.up_proj\.weight"),
         (damage_shape, r"model\.norm\.weight must have shape \(48,\)"),
     ],
@@ -323,7 +325,7 @@ def test_damaged_donors_are_named_in_one_line_and_nothing_is_left(damage, messag
     translation = affine(a.width, b.width, 3)
     config = compose(a, b, 3, 2, translation).config
     damage(tiny.save(tmp_path / "b", "qwen2"))
-    with pytest.raises(StitchError, match=message) as caught:
+    with pytest.raises(StitchError, match=message) as caught:  # UsageError is one
         write_checkpoint(tmp_path / "out", config, donors["gpt2"], tmp_path / "b", translation)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["b"]

@@ -84,8 +84,8 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
     assert low <= rows["line"]["ce"] <= high
     assert {split: report["tokens"][split] for split in ("fit", "sweep", "report")} == {
         "fit": 8192,
-        "sweep": 416,
-        "report": 416,
+        "sweep": 832,
+        "report": 832,
     }
 
 
@@ -230,7 +230,12 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
         threshold=known.threshold[order], k=None, decoder=(known.decoder @ rotation)[order],
         decoder_bias=known.decoder_bias @ rotation,
     )  # fmt: skip
-    matching = match(code_stream(fit, known, permuted, 1024), "hungarian", seed=0, budget_bytes=2**26)
+    matching = match(
+        code_stream(fit, known, permuted, chunk=1024, folder=tmp_path / "codes"),
+        "hungarian",
+        seed=0,
+        budget_bytes=2**26,
+    )
     right = order[torch.from_numpy(matching.pairs.cols)] == torch.from_numpy(matching.pairs.rows)
     alive = int((torch.from_numpy(matching.used.second_a.numpy()) > 0).sum())
     assert right.double().mean() >= 0.99 and len(matching.pairs) >= 0.95 * alive
@@ -331,7 +336,7 @@ def test_the_default_layer_of_b_is_at_the_same_relative_depth():
 def test_any_model_can_be_evaluated_and_compared(run, donors):
     report, folder = run
     both = evaluate_models(
-        str(folder), str(donors["qwen3"]), text=str(donors["text"]), tokens=416, context=32, device="cpu"
+        str(folder), str(donors["qwen3"]), text=str(donors["text"]), tokens=832, context=32, device="cpu"
     )
     found = {row["name"]: row for row in both["results"]}
     assert found["model"]["ce"] == pytest.approx(

@@ -55,16 +55,16 @@ class Recipe:
 RECIPES = {
     "gpt2": Recipe(
         family="gpt2",
-        steps=1850,
-        rates=((1200, 1.0), (1750, 650 / 1200), (1850, 0.0)),
+        steps=1775,
+        rates=((1200, 1.0), (1750, 650 / 1200), (1775, 0.0)),
         shape=dict(
             n_layer=6, n_embd=160, n_head=5, n_positions=CONTEXT, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
         ),
     ),
     "llama": Recipe(
         family="llama",
-        steps=1900,
-        rates=((999, 1.0), (1000, 900 / 950), (1900, 0.0)),
+        steps=2150,
+        rates=((999, 1.0), (1000, 900 / 950), (1500, 400 / 950), (2150, 0.0)),
         shape=dict(
             num_hidden_layers=8,
             hidden_size=192,
