@@ -33,6 +33,9 @@ def save(sae: "sae_lens.SAE", folder: Path, provenance: dict) -> None:
                 sae.save_inference_model(partial)
             else:
                 sae.save_model(partial)
+            # SAELens writes keys in the order of a set, which differs from process to process.
+            config = json.loads((partial / CONFIG).read_text())
+            (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
             (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise SAEError(f"{folder} cannot be written: {error.strerror or error}.") from error

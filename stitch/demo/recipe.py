@@ -63,8 +63,8 @@ RECIPES = {
     ),
     "llama": Recipe(
         family="llama",
-        steps=2150,
-        rates=((999, 1.0), (1000, 900 / 950), (1500, 400 / 950), (2150, 0.0)),
+        steps=1950,
+        rates=((999, 1.0), (1000, 900 / 950), (1500, 400 / 950), (1750, 400 / 950 * 400 / 650), (1950, 0.0)),
         shape=dict(
             num_hidden_layers=8,
             hidden_size=192,
