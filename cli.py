@@ -267,12 +267,14 @@ def _print_table(header: list[str], rows: list[list[str]], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(header_style="bold", show_header=any(header), box=None, pad_edge=False)
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row, style="bold" if row[0] in {"composite", "model"} else None)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        table.add_row(*row, style="bold" if row[0].startswith("composite") else None)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(table)
 
 
 def _bytes(text: str) -> int:
