@@ -24,7 +24,7 @@ class Quality:
 
 
 @torch.no_grad()
-def measure(dictionary: Dictionary, batches: Iterable[Float[Tensor, "batch d"]]) -> Quality:
+def measure(dictionary: Dictionary, batches: Iterable[Float[Tensor, "_ d"]]) -> Quality:
     """Streamed over `batches` on the dictionary's device; sums in float64.
 
     Raises: SAEError on an empty or constant stream, on NaN, and on batches of another width.
