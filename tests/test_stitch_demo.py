@@ -58,7 +58,7 @@ def test_both_predict_documentation_they_have_never_seen_from_its_context(pair):
         small = pack(text, model.tokenizer, 256, 2 * 256)
         blind = evaluate({"m": without_context}, small, vocabulary=recipes.VOCABULARY)["m"].ce
         seeing = evaluate({"m": whole_model(model.net)}, small, vocabulary=recipes.VOCABULARY)["m"].ce
-        assert right < 3.6, model.name  # uniform: 8.3
+        assert right < 4.0, model.name  # two packages, few windows; the whole split is in card.json; uniform is 8.3
         assert blind - seeing > 0.4, model.name  # context is worth more than a bigram table
 
 
