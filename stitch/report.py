@@ -110,7 +110,7 @@ def model_card(report: dict) -> bytes:
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_REPO", trust_remote_code=True)',
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO")',
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO", trust_remote_code=True)',
         'print(tokenizer.decode(model.generate(**tokenizer("The", return_tensors="pt"))[0]))',
         "```",
         "",
