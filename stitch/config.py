@@ -7,6 +7,10 @@ from stitch.errors import UsageError
 CHOICES = {
     "matching": ("hungarian", "ot", "unbalanced"),
     "architecture": ("batchtopk", "topk", "jumprelu", "standard", "matryoshka"),
+    "translation": (
+        *("auto", "identity", "mean-shift", "procrustes", "permutation", "directions", "rotation"),
+        *("affine", "affine+token", "features", "features+token"),
+    ),
     "dtype": ("fp32", "bf16", "fp16"),
 }
 LEAST_TOKENS = 4096  # two SAE batches; fewer tokens cannot fit anything

@@ -93,6 +93,7 @@ def evaluate(
     reference: Logits | None = None,
     memory: int = 2**30,
     progress: Callable[[str, int, int], None] | None = None,
+    task: str = "evaluation (tokens)",
 ) -> dict[str, Scores]:
     """Scores every row on every window; `reference` gives the distribution that KL and top-1 agreement compare with.
 
@@ -115,7 +116,7 @@ def evaluate(
                 columns[1], columns[2] = base.divergence(predicted), base.agreement(predicted)
             sums[name].index_add_(1, owner, torch.stack(columns).double().cpu())
         if progress:
-            progress("evaluation", batch.rows.stop * windows.context, windows.tokens)
+            progress(task, batch.rows.stop * windows.context, windows.tokens)
     return {
         name: Scores(
             total[0], None if reference is None else total[1], None if reference is None else total[2], total[3]

@@ -99,7 +99,7 @@ def sparse_codes(dictionary: Dictionary, x: Float[Tensor, "tokens d"]) -> Codes:
 
 
 def code_stream(
-    paired: Paired, a: Dictionary, b: Dictionary, *, chunk: int, folder: Path
+    paired: Paired, a: Dictionary, b: Dictionary, *, chunk: int, folder: Path, progress: Progress | None = None
 ) -> Callable[[], Iterator[tuple[Codes, Codes]]]:
     """A stream of both models' codes on the same tokens that can be started again, for the passes that matching needs.
 
@@ -115,6 +115,8 @@ def code_stream(
                 x, y, _ = paired.shard(index)
                 found = {"a": _encoded(a, x, chunk), "b": _encoded(b, y, chunk)}
                 _write_codes(place, found)
+                if progress:
+                    progress("feature codes", paired.a.rows(index).stop, len(paired.a.windows.ids))
             else:
                 found = _read_codes(place, {"a": a, "b": b})
             yield found["a"], found["b"]

@@ -76,9 +76,9 @@ def stitch(
         with _timed(seconds, "saes"):
             saes = train_pair(settings, a, b, paired, work, sources, progress)
         with _timed(seconds, "matching"):
-            matching = match_pair(settings, paired["fit"], saes, work)
+            matching = match_pair(settings, paired["fit"], saes, work, progress)
         with _timed(seconds, "translations"):
-            fitted = translate_pair(settings, b, paired, saes, matching)
+            fitted = translate_pair(settings, b, paired, saes, matching, progress)
         with _timed(seconds, "choice"):
             chosen = choose(settings, fitted, stage(settings, a, b, paired["sweep"]), progress)
         config = stitch_config(a.config, b.config, *sites, fitted.translations[chosen], b.bos)
@@ -251,14 +251,23 @@ def chunk_tokens(settings: Settings, saes: SAEs) -> int:
     return max(256, min(2048, settings.memory // 16 // (12 * features)))
 
 
-def match_pair(settings: Settings, fit: Paired, saes: SAEs, work: Path) -> Matching:
+def match_pair(settings: Settings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None) -> Matching:
     """The matching of both SAEs' features over the fit tokens, whose codes are kept in `work`."""
-    stream = code_stream(fit, saes.a, saes.b, chunk=chunk_tokens(settings, saes), folder=work / "codes")
+    stream = code_stream(
+        fit, saes.a, saes.b, chunk=chunk_tokens(settings, saes), folder=work / "codes", progress=progress
+    )
     return match(stream, settings.matching, seed=settings.seed, budget_bytes=settings.memory // 4)
 
 
 @torch.no_grad()
-def translate_pair(settings: Settings, b: Model, paired: dict[Split, Paired], saes: SAEs, matching: Matching) -> Fitted:
+def translate_pair(
+    settings: Settings,
+    b: Model,
+    paired: dict[Split, Paired],
+    saes: SAEs,
+    matching: Matching,
+    progress: Progress | None = None,
+) -> Fitted:
     """Every translation and null of the pair, fitted on the fit split, λ chosen on the sweep split."""
     sample = paired["fit"].shard(0)[0].float()[:16384]
     embedding = b.embedding(torch.arange(b.config.vocab_size, device=b.device)).float().cpu()
@@ -271,7 +280,7 @@ def translate_pair(settings: Settings, b: Model, paired: dict[Split, Paired], sa
     )
     return translate(
         paired["fit"], paired["sweep"], embedding=embedding, first=first, a=saes.a, b=saes.b, untrained=null,
-        matching=matching, seed=settings.seed, chunk=chunk_tokens(settings, saes),
+        matching=matching, seed=settings.seed, chunk=chunk_tokens(settings, saes), progress=progress,
     )  # fmt: skip
 
 
@@ -284,14 +293,11 @@ def stage(settings: Settings, a: Model, b: Model, paired: Paired) -> Stage:
 def choose(settings: Settings, fitted: Fitted, on: Stage, progress: Progress | None) -> str:
     """Row name of the translation to write: the one asked for, or the best on the sweep split."""
     if settings.translation != "auto":
-        name = f"translation:{settings.translation}"
-        if name not in fitted.translations:
-            known = ", ".join(row.partition(":")[2] for row in fitted.translations)
-            raise UsageError(f"--translation must be auto or one of {known}; got {settings.translation!r}.")
-        return name
+        return f"translation:{settings.translation}"
     scores = evaluate(
         {name: on.translated(translation) for name, translation in fitted.translations.items()},
         on.windows, vocabulary=on.vocabulary, memory=settings.memory, progress=progress,
+        task="choice (tokens)",
     )  # fmt: skip
     return min(scores, key=lambda name: scores[name].ce)
 

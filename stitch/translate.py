@@ -9,7 +9,7 @@ from torch import Tensor
 
 from matching.null import random_rotation
 from sae.types import Dictionary
-from stitch.activations import Paired
+from stitch.activations import Paired, Progress
 from stitch.features import sparse_codes
 from stitch.match import Matching
 from stitch.translation import baselines, matched
@@ -51,6 +51,7 @@ def translate(
     matching: Matching,
     seed: int,
     chunk: int,
+    progress: Progress | None = None,
 ) -> Fitted:
     """Fits every family. `embedding` is B's input embedding of every token, `first` B's state for BOS at position 0.
 
@@ -59,8 +60,8 @@ def translate(
     site = fit.site_a
     dictionaries = {"codes": a, "untrained": untrained}
     pairs = _needed_pairs()
-    moments = accumulate(_variables(fit, embedding, dictionaries, seed, chunk), pairs)
-    moments_held = accumulate(_variables(held_out, embedding, dictionaries, seed, chunk), pairs)
+    moments = accumulate(_variables(fit, embedding, dictionaries, seed, chunk, progress), pairs)
+    moments_held = accumulate(_variables(held_out, embedding, dictionaries, seed, chunk, None), pairs)
     mean = moments.mean("target")
 
     ridges = {name: ridge(moments, moments_held, inputs) for name, inputs in LEAST_SQUARES.items()}
@@ -107,13 +108,22 @@ def _needed_pairs() -> list[tuple[str, str]]:
 
 
 def _variables(
-    paired: Paired, embedding: Tensor, dictionaries: dict[str, Dictionary], seed: int, chunk: int
+    paired: Paired,
+    embedding: Tensor,
+    dictionaries: dict[str, Dictionary],
+    seed: int,
+    chunk: int,
+    progress: Progress | None,
 ) -> Iterator[dict]:
     generator = torch.Generator().manual_seed(seed)
+    done, total = 0, paired.tokens
     for x, y, ids in paired.chunks(chunk):
         shuffle = torch.randperm(len(y), generator=generator)
         codes = {name: sparse_codes(dictionary, x) for name, dictionary in dictionaries.items()}
         yield {"x": x, "embedding": embedding[ids], "target": y, "shuffled": y[shuffle], **codes}
+        done += len(y)
+        if progress:
+            progress("moments (tokens)", done, total)
 
 
 def _from_ridge(

@@ -16,7 +16,7 @@ from sae.null import untrained
 from sae.types import Dictionary
 from stitch.activations import harvest, pair
 from stitch.compare import evaluate_models
-from stitch.config import Settings, same_relative_depth
+from stitch.config import CHOICES, Settings, same_relative_depth
 from stitch.errors import StitchError, UsageError
 from stitch.evaluate import evaluate
 from stitch.features import code_stream
@@ -72,6 +72,7 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
                  "translation:mean-shift", "floor:mean", "floor:zero", "floor:wrong-text", "ceiling:sae-b",
                  "null:no-source", "null:shuffled-matching", "null:random-rotation", "null:untrained-sae"):  # fmt: skip
         assert names.count(name) == 1, name
+    assert {"auto", *(name[12:] for name in names if name.startswith("translation:"))} == set(CHOICES["translation"])
     rows = {row["name"]: row for row in report["results"]}
     for row in rows.values():
         if row["name"] != "line":
@@ -276,7 +277,7 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
         ({"features": 40}, "--features must be at least the width, 48; got 40"),
         ({"features": 10**6}, "--features 1,000,000 needs 2.4 GiB to train; --memory is 0.2 GiB"),
         ({"context": 200}, "--context must be at most 128"),
-        ({"translation": "magic"}, "--translation must be auto or one of identity, mean-shift"),
+        ({"translation": "magic"}, "--translation must be one of auto, identity, mean-shift"),
         ({"tokens": 10}, "--tokens must be at least 4,096; got 10"),
         ({"matching": "greedy"}, "--matching must be one of hungarian, ot, unbalanced; got 'greedy'"),
     ],
