@@ -218,7 +218,7 @@ class _Progress:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet, self.terminal = quiet, sys.stderr.isatty()
-        self.bars, self.stage, self.said = None, None, 0.0
+        self.bars, self.stage, self.done, self.said = None, None, 0, 0.0
 
     def __enter__(self) -> "_Progress":
         if self.terminal and not self.quiet:
@@ -246,10 +246,11 @@ class _Progress:
         import time
 
         now = time.monotonic()
-        if stage != self.stage:
+        if stage != self.stage or done < self.done:  # the next split of the same stage starts over
             self.stage, self.began, self.first, self.said = stage, now, done, 0.0
             if self.bars:
                 self.task = self.bars.add_task(stage, total=total, rate="")
+        self.done = done
         rate = (done - self.first) / (now - self.began) if now - self.began > 1 else 0.0
         if self.bars:
             self.bars.update(self.task, completed=done, rate=f"{rate:,.0f}/s" if rate else "")
