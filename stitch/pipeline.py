@@ -370,6 +370,7 @@ def assemble(
         "ridge": {
             name: {"lambda": found.strength, "unexplained": found.unexplained} for name, found in fitted.ridges.items()
         },
+        "similarity": fitted.similarity,
         "results": results,
         "differences": differences(scores, chosen, NULL_OF),
         "chosen": chosen.partition(":")[2],

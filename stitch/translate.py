@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from matching.measures import linear_cka, svcca
 from matching.null import random_rotation
 from sae.types import Dictionary
 from stitch.activations import Paired, Progress
@@ -30,12 +31,16 @@ LEAST_SQUARES = {
 
 @dataclass(frozen=True)
 class Fitted:
-    """Translations by row name; `shuffles` are the draws of `null:shuffled-matching`, reported as one row."""
+    """Translations by row name; `shuffles` are the draws of `null:shuffled-matching`, reported as one row.
+
+    `similarity` says how alike the two streams are before any translation: linear CKA and SVCCA, both 1 for rotated copies.
+    """
 
     translations: dict[str, Translation]
     nulls: dict[str, Translation]
     shuffles: list[Translation]
     ridges: dict[str, Ridge]
+    similarity: dict[str, float]
     mean: Float[Tensor, " d_b"]
 
 
@@ -63,6 +68,7 @@ def translate(
     moments = accumulate(_variables(fit, embedding, dictionaries, seed, chunk, progress), pairs)
     moments_held = accumulate(_variables(held_out, embedding, dictionaries, seed, chunk, None), pairs)
     mean = moments.mean("target")
+    covariances = [moments.covariance(*names) for names in (("x", "x"), ("target", "target"), ("x", "target"))]
 
     ridges = {name: ridge(moments, moments_held, inputs) for name, inputs in LEAST_SQUARES.items()}
     ridges["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
@@ -95,12 +101,13 @@ def translate(
         {name: found.starting_with(first) for name, found in nulls.items()},
         [found.starting_with(first) for found in shuffles],
         ridges,
+        {"cka": linear_cka(*covariances), "svcca": svcca(*covariances)},
         mean.float(),
     )
 
 
 def _needed_pairs() -> list[tuple[str, str]]:
-    pairs = [("x", "x"), ("x", "target"), ("x", "shuffled")]
+    pairs = [("x", "x"), ("x", "target"), ("x", "shuffled"), ("target", "target")]
     for inputs in LEAST_SQUARES.values():
         pairs += [(first, second) for index, first in enumerate(inputs) for second in inputs[index:]]
         pairs += [(name, "target") for name in inputs]

@@ -66,6 +66,7 @@ def run(donors, tmp_path_factory) -> tuple[dict, Path]:
 def test_the_report_has_every_row_and_its_numbers_agree(run):
     report, folder = run
     assert json.loads((folder / "report.json").read_text()) == report
+    assert all(0 < value < 0.99 for value in report["similarity"].values())
     names = [row["name"] for row in report["results"]]
     for name in ("a", "b", "composite", "line", "translation:affine", "translation:permutation", "translation:directions",
                  "translation:rotation", "translation:features", "translation:affine+token", "translation:identity",
@@ -158,6 +159,7 @@ def test_a_model_stitched_to_itself_chooses_the_identity_and_loses_nothing(donor
     report, _ = stitch(wanted, tmp_path / "self")
     rows = {row["name"]: row for row in report["results"]}
     assert report["chosen"] == "identity"
+    assert report["similarity"] == pytest.approx({"cka": 1.0, "svcca": 1.0})
     assert rows["composite"]["ce"] == rows["b"]["ce"] == rows["a"]["ce"] == rows["line"]["ce"]
 
 
