@@ -239,7 +239,8 @@ class Role(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def admit(self) -> None:
-        raise NotImplementedError
+        """Each server has its own rule for who may come in; without one nobody may."""
+        raise refuse(403, "this server admits nobody")
 
     def send_content(self, content: bytes, **headers: str) -> None:
         """A file, or the range of it that was asked for."""

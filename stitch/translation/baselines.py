@@ -1,8 +1,6 @@
-"""What any translation must beat: doing nothing, moving the mean, rotating; and the floors, which read no activation at all."""
+"""What any translation must beat: doing nothing, moving the mean, rotating."""
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from stitch.translation.matched import linear
 from stitch.translation.moments import Moments
@@ -32,8 +30,3 @@ def procrustes(site: int, moments: Moments) -> Translation:
     rotation = left @ right
     spread = (rotation.T @ moments.covariance("x", "x") @ rotation).trace()
     return linear("procrustes", values.sum() / spread * rotation, site, moments)
-
-
-def constant(name: str, value: Float[Tensor, " d_b"]) -> Translation:
-    """The same vector at every position: the floor that a translation starts from."""
-    return Translation(name, (), value.float())
