@@ -127,6 +127,17 @@ def harvest(
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Some tokens with what a translation may read of them: streams by (site, tokens back), zero where these are absent;
+    ids of the token and those before it, −1 where there are none; the position; B's stream, which is to be predicted."""
+
+    streams: dict[tuple[int, int], Float[Tensor, "_ d_a"]]
+    ids: Int[Tensor, "_ reach"]
+    positions: Int[Tensor, " _"]
+    target: Float[Tensor, "_ d_b"]
+
+
+@dataclass(frozen=True)
 class Paired:
     """The same tokens seen by A at one site and by B at another. `keep` leaves out BOS at position 0 and either model's sinks."""
 
@@ -161,6 +172,32 @@ class Paired:
             x, y, ids = self.shard(index)
             yield from zip(x.split(tokens), y.split(tokens), ids.split(tokens), strict=True)
 
+    def with_history(self, streams: Sequence[tuple[int, int]], reach: int, tokens: int = 8192) -> Iterator[Tokens]:
+        """All kept rows in text order, at most `tokens` at a time, with streams of A by (site, back) and `reach` ids back.
+
+        A stream before a window's second token counts as absent, as in `stitch.modeling_composite.Seen`; rows whose previous
+        token is a sink are left out.
+        """
+        place = torch.arange(self.keep.shape[1])
+        usable = self.keep.clone()
+        usable[:, 2:] &= self.keep[:, 1:-1]
+        for index in range(self.a.shards):
+            rows = self.a.rows(index)
+            keep, ids = usable[rows], self.a.windows.ids[rows].long()
+            past = torch.stack([_ago(ids, back, -1) for back in range(reach + 1)], -1)
+            stored = {site: self.a.read(index, site) for site in {site for site, _ in streams}}
+            found = {}
+            for site, back in streams:
+                before = _ago(stored[site], back, 0)
+                if back:
+                    before[:, : back + 1] = 0
+                found[site, back] = before[keep].split(tokens)
+            parts = past[keep].split(tokens), place.expand_as(ids)[keep].split(tokens)
+            target = self.b.read(index, self.site_b)[keep].split(tokens)
+            for number in range(len(target)):
+                chosen = {key: value[number] for key, value in found.items()}
+                yield Tokens(chosen, parts[0][number], parts[1][number], target[number])
+
     def batches(self, size: int, *, seed: int, group: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless shuffled batches of paired rows, from batch `start` on; the order is a pure function of the seed.
 
@@ -189,6 +226,13 @@ class Paired:
                         yield x[chosen], y[chosen]
                 done += usable
             epoch += 1
+
+
+def _ago(sequence: Tensor, back: int, absent: int) -> Tensor:
+    """[windows, context, …] moved `back` tokens on; always a copy."""
+    moved = torch.full_like(sequence, absent)
+    moved[:, back:] = sequence[:, : sequence.shape[1] - back]
+    return moved
 
 
 def pair(a: Activations, b: Activations, site_a: int, site_b: int) -> Paired:

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from stitch.errors import UsageError
 from stitch.modeling_composite import StitchConfig, StitchForCausalLM, TranslationModule, build_late
 from stitch.models import Anatomy, Model, anatomy_of, truncated
-from stitch.translation.types import Codes, Residual, Token, Translation
+from stitch.translation.types import Codes, Ngram, Position, Residual, Term, Token, Translation
 
 
 def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translation) -> StitchForCausalLM:
@@ -48,7 +48,7 @@ def stitch_config(
     early._name_or_path = ""
     seam = {"a_identity": [anatomy_of(a).final_norm], **_late_seam(anatomy_of(b))}
     config = StitchConfig(
-        early, late, site_a, site_b, seam, translation_config(translation, bos, site_a, a.hidden_size)
+        early, late, site_a, site_b, seam, translation_config(translation, bos, site_a, a.hidden_size, b.vocab_size)
     )
     config.architectures = [StitchForCausalLM.__name__]
     return config
@@ -69,8 +69,8 @@ def _late_seam(b: Anatomy) -> dict[str, list[str]]:
     }
 
 
-def translation_config(translation: Translation, bos: int | None, site_a: int, width: int) -> dict:
-    """What `TranslationModule` needs to know to hold `translation`, which reads A (of `width`) up to `site_a`."""
+def translation_config(translation: Translation, bos: int | None, site_a: int, width: int, vocabulary: int) -> dict:
+    """What `TranslationModule` needs to hold `translation`, which reads A (of `width`, ids below `vocabulary`) up to `site_a`."""
     if translation.first is not None and bos is None:
         raise UsageError(
             "a first state needs a BOS token; the tokenizer of B has neither BOS nor EOS: give the translation none."
@@ -78,8 +78,9 @@ def translation_config(translation: Translation, bos: int | None, site_a: int, w
     terms = []
     for term in translation.terms:
         match term.input:
-            case Residual(site):
-                entry: dict = {"kind": "residual", "site": site, "width": width, "identity": term.weight is None}
+            case Residual(site, back):
+                entry: dict = {"kind": "residual", "site": site, "back": back, "width": width}
+                entry["identity"] = term.weight is None
             case Codes(site, dictionary):
                 entry = {
                     "kind": "codes",
@@ -90,12 +91,15 @@ def translation_config(translation: Translation, bos: int | None, site_a: int, w
                     "k": dictionary.k,
                     "identity": term.weight is None,
                 }
-            case Token() if term.weight is not None:
-                entry = {"kind": "token", "vocabulary": term.weight.shape[0]}
-            case _:
-                raise UsageError(
-                    f"a term must read a residual, codes or a token table; {translation.name} has {term.input}."
-                )
+            case Token(back):
+                entry = {"kind": "token", "back": back, "entries": _entries(translation, term)}
+            case Position():
+                entry = {"kind": "position", "entries": _entries(translation, term)}
+            case Ngram(order, _):
+                entry = {"kind": "ngram", "order": order, "entries": _entries(translation, term)}
+                entry["vocabulary"] = vocabulary
+                if vocabulary**order >= 2**63:
+                    raise UsageError(f"n-grams of {vocabulary:,} ids must have an order below {order}: lower it.")
         if entry.get("site", 0) > site_a:
             raise UsageError(
                 f"a translation at site {site_a} can read no later site; {translation.name} reads {entry['site']}."
@@ -104,30 +108,37 @@ def translation_config(translation: Translation, bos: int | None, site_a: int, w
     return {"width": len(translation.bias), "first": translation.first is not None, "bos_token_id": bos, "terms": terms}
 
 
+def _entries(translation: Translation, term: Term) -> int:
+    if term.weight is None:
+        raise UsageError(f"a look-up needs a table; {translation.name} has none for {term.input}.")
+    return len(term.weight)
+
+
 def translation_tensors(translation: Translation, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The state of `TranslationModule` for `translation`: float32, token tables in the model's `dtype`."""
-    tensors = {"bias": translation.bias}
+    """The state of `TranslationModule` for `translation`: float32, tables in the model's `dtype`, keys int64."""
+    tensors = {"bias": translation.bias.float()}
     if translation.first is not None:
-        tensors["first"] = translation.first
+        tensors["first"] = translation.first.float()
     for index, term in enumerate(translation.terms):
+        prefix = f"terms.{index}"
         if isinstance(term.input, Codes):
             dictionary = term.input.dictionary
-            tensors[f"terms.{index}.encoder"] = dictionary.encoder
-            tensors[f"terms.{index}.encoder_bias"] = dictionary.encoder_bias
+            tensors[f"{prefix}.encoder"] = dictionary.encoder.float()
+            tensors[f"{prefix}.encoder_bias"] = dictionary.encoder_bias.float()
             if dictionary.threshold is not None:
-                tensors[f"terms.{index}.threshold"] = dictionary.threshold
+                tensors[f"{prefix}.threshold"] = dictionary.threshold.float()
+        if isinstance(term.input, Ngram):
+            tensors[f"{prefix}.keys"] = term.input.keys
         if term.weight is not None:
-            name = "token_table" if isinstance(term.input, Token) else "weight"
-            tensors[f"terms.{index}.{name}"] = term.weight
-    return {
-        name: tensor.to(dtype if name.endswith("token_table") else torch.float32) for name, tensor in tensors.items()
-    }
+            name, kind = ("table", dtype) if term.is_table else ("weight", torch.float32)
+            tensors[f"{prefix}.{name}"] = term.weight.to(kind)
+    return tensors
 
 
 def translation_module(translation: Translation, a: Model, b: Model, site_a: int) -> TranslationModule:
     """The module a composite of A and B applies, on B's device, for use on cached activations."""
     with torch.device("meta"):
-        module = TranslationModule(translation_config(translation, b.bos, site_a, a.width))
+        module = TranslationModule(translation_config(translation, b.bos, site_a, a.width, b.config.vocab_size))
     _fill(module, translation, b.dtype, b.device)
     return module.eval()
 

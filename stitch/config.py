@@ -9,7 +9,8 @@ CHOICES = {
     "architecture": ("batchtopk", "topk", "jumprelu", "standard", "matryoshka"),
     "translation": (
         *("auto", "identity", "mean-shift", "procrustes", "permutation", "directions", "rotation"),
-        *("affine", "affine+token", "features", "features+token"),
+        *("affine", "affine+token", "affine+state", "affine+free", "affine+free+tables"),
+        *("features", "features+token", "features+free", "features+free+tables"),
     ),
     "dtype": ("fp32", "bf16", "fp16"),
 }
@@ -35,6 +36,7 @@ class Settings:
     sae_passes: float = 2.0
     matching: str = "hungarian"
     translation: str = "auto"
+    ngrams: int = 32_768
     seed: int = 0
     memory: int = 4 * 2**30
     device: str = "auto"
@@ -55,6 +57,8 @@ class Settings:
             raise UsageError(f"--sae-passes must be above 0; got {self.sae_passes}.")
         if self.memory < 2**26:
             raise UsageError(f"--memory must be at least 64M; got {self.memory / 2**20:.0f}M.")
+        if self.ngrams < 0:
+            raise UsageError(f"--ngrams must be 0 or more; got {self.ngrams}.")
         if self.seed < 0:
             raise UsageError(f"--seed must be 0 or more; got {self.seed}.")
 

@@ -9,12 +9,13 @@ blocks, so masks, rotary embeddings, layer types and soft caps are the family's 
 out of it: A's final norm, B's embedding and B's learned positions.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -76,11 +77,14 @@ class TranslationModule(nn.Module):
     """y = bias + Σ terms, in float32 whatever the model's dtype; `first` replaces y where BOS stands at position 0.
 
     config: {"width": d_out, "first": bool, "bos_token_id": int | None, "terms": [
-        {"kind": "residual", "site": 3, "width": dA, "identity": bool} |
-        {"kind": "token", "vocabulary": V} |
-        {"kind": "codes", "site": 3, "width": dA, "features": F, "activation": "relu" | "jumprelu" | "topk", "k": 32}]}
+        {"kind": "residual", "site": 3, "back": 0, "width": dA, "identity": bool} |
+        {"kind": "codes", "site": 3, "width": dA, "features": F, "activation": "relu" | "jumprelu" | "topk", "k": 32} |
+        {"kind": "token", "back": 0, "entries": V} |
+        {"kind": "position", "entries": P} |
+        {"kind": "ngram", "order": 2, "entries": E, "vocabulary": V}]}
 
-    An identity term passes its input on, cut or zero-padded to d_out. Token tables may be in the model's dtype.
+    An identity term passes its input on, cut or zero-padded to d_out. Tables may be in the model's dtype. What lies before
+    the text's first token adds nothing.
     """
 
     def __init__(self, config: dict):
@@ -93,54 +97,95 @@ class TranslationModule(nn.Module):
 
     @property
     def reads_tokens(self) -> bool:
-        return self.first is not None or any(isinstance(term, TokenTerm) for term in self.terms)
+        return self.first is not None or any(isinstance(term, (TokenTerm, NgramTerm)) for term in self.terms)
 
     @property
     def sites(self) -> set[int]:
         """The sites of A that the terms read."""
         return {term.site for term in self.terms if isinstance(term, (ResidualTerm, CodesTerm))}
 
-    def forward(self, residuals: dict[int, Tensor], input_ids: Tensor | None, position_ids: Tensor) -> Tensor:
-        """Streams of A by site [batch, seq, dA], ids [batch, seq], positions [batch|1, seq] → [batch, seq, d_out]."""
+    @property
+    def history(self) -> int:
+        """How many tokens back the terms look."""
+        return max((term.back for term in self.terms), default=0)
+
+    @property
+    def past_sites(self) -> list[int]:
+        """The sites whose earlier streams the terms read."""
+        return sorted({term.site for term in self.terms if isinstance(term, ResidualTerm) and term.back})
+
+    def forward(
+        self, streams: dict[int, Tensor], ids: Tensor | None, positions: Tensor, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """Streams of A by site [batch, past + seq, dA] and ids [batch, past + seq] → [batch, seq, d_out].
+
+        `positions` [batch|1, seq] count from the text's first token, negative at padding; `position_ids`, those that the
+        models see, are the same unless given. What of streams and ids is longer than `seq` is history.
+        """
+        seen = Seen(streams, ids, positions, positions if position_ids is None else position_ids)
         with torch.autocast(device_type=self.bias.device.type, enabled=False):
             y = self.bias.float()
             for term in self.terms:
-                y = y + term(residuals, input_ids)
+                y = y + term(seen)
             if y.ndim == 1:  # no term but the bias
-                rows = next(iter(residuals.values()))[..., 0] if input_ids is None else input_ids
-                y = y.expand(*rows.shape, -1)
+                rows = next(iter(streams.values()))[..., 0] if ids is None else ids
+                y = y.expand(len(rows), positions.shape[1], -1)
             if self.first is not None:
-                is_first = (position_ids == 0) & (input_ids == self.bos_token_id)
+                assert ids is not None
+                is_first = (positions == 0) & (seen.ids_ago(0) == self.bos_token_id)
                 y = torch.where(is_first.unsqueeze(-1), self.first.float(), y)
             return y
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a translation may read, and how far back each token has anything to look at."""
+
+    streams: dict[int, Tensor]
+    ids: Tensor | None
+    positions: Tensor
+    position_ids: Tensor
+
+    def stream_ago(self, site: int, back: int) -> Tensor:
+        """[batch, seq, dA]; zero before the text's second token: the stream of its first is a sink."""
+        x = self._ago(self.streams[site], back).float()
+        return x if back == 0 else x * (self.positions > back).unsqueeze(-1)
+
+    def ids_ago(self, back: int) -> Tensor:
+        """[batch, seq]; `reaches(back)` says where they are of the text."""
+        assert self.ids is not None
+        return self._ago(self.ids, back)
+
+    def reaches(self, back: int) -> Tensor:
+        """[batch|1, seq, 1]: whether the text has begun `back` tokens ago."""
+        return (self.positions >= back).unsqueeze(-1)
+
+    def _ago(self, sequence: Tensor, back: int) -> Tensor:
+        length = self.positions.shape[1]
+        missing = back + length - sequence.shape[1]
+        if missing > 0:
+            sequence = torch.cat([sequence[:, :1].expand(-1, missing, *sequence.shape[2:]), sequence], 1)
+        stop = sequence.shape[1] - back
+        return sequence[:, stop - length : stop]
+
+
 class ResidualTerm(nn.Module):
-    """x @ weight, x the residual stream entering block `site` of A; without weight x itself."""
+    """x @ weight, x the residual stream entering block `site` of A, `back` tokens ago; without weight x itself."""
 
     def __init__(self, term: dict, width: int):
         super().__init__()
-        self.site, self.width = term["site"], width
+        self.site, self.back, self.width = term["site"], term.get("back", 0), width
         self.weight = None if term.get("identity") else nn.Parameter(torch.zeros(term["width"], width))
 
-    def forward(self, residuals: dict[int, Tensor], input_ids: Tensor | None) -> Tensor:
-        x = residuals[self.site].float()
+    def forward(self, seen: Seen) -> Tensor:
+        x = seen.stream_ago(self.site, self.back)
         return _resize(x, self.width) if self.weight is None else x @ self.weight.float()
-
-
-class TokenTerm(nn.Module):
-    """A row of the table `token_table` per token id."""
-
-    def __init__(self, term: dict, width: int):
-        super().__init__()
-        self.token_table = nn.Parameter(torch.zeros(term["vocabulary"], width))
-
-    def forward(self, residuals: dict[int, Tensor], input_ids: Tensor) -> Tensor:
-        return nn.functional.embedding(input_ids, self.token_table).float()
 
 
 class CodesTerm(nn.Module):
     """z @ weight, z the latents of a sparse autoencoder that reads the residual stream entering block `site` of A."""
+
+    back = 0
 
     def __init__(self, term: dict, width: int):
         super().__init__()
@@ -151,8 +196,8 @@ class CodesTerm(nn.Module):
         self.threshold = nn.Parameter(torch.zeros(features)) if self.activation == "jumprelu" else None
         self.weight = None if term.get("identity") else nn.Parameter(torch.zeros(features, width))
 
-    def forward(self, residuals: dict[int, Tensor], input_ids: Tensor | None) -> Tensor:
-        z = self.encode(residuals[self.site].float())
+    def forward(self, seen: Seen) -> Tensor:
+        z = self.encode(seen.stream_ago(self.site, 0))
         return _resize(z, self.width) if self.weight is None else z @ self.weight.float()
 
     def encode(self, x: Tensor) -> Tensor:
@@ -165,7 +210,63 @@ class CodesTerm(nn.Module):
         return torch.zeros_like(pre).scatter(-1, kept.indices, kept.values.relu())
 
 
-_TERMS = {"residual": ResidualTerm, "token": TokenTerm, "codes": CodesTerm}
+class TokenTerm(nn.Module):
+    """A row of `table` per token id, of the token `back` ago."""
+
+    def __init__(self, term: dict, width: int):
+        super().__init__()
+        self.back = term.get("back", 0)
+        self.table = nn.Parameter(torch.zeros(term["entries"], width))
+
+    def forward(self, seen: Seen) -> Tensor:
+        found = nn.functional.embedding(seen.ids_ago(self.back), self.table).float()
+        return found if self.back == 0 else found * seen.reaches(self.back)
+
+
+class PositionTerm(nn.Module):
+    """A row of `table` per position id."""
+
+    back = 0
+
+    def __init__(self, term: dict, width: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(term["entries"], width))
+
+    def forward(self, seen: Seen) -> Tensor:
+        return nn.functional.embedding(seen.position_ids, self.table).float()
+
+
+class NgramTerm(nn.Module):
+    """A row of `table` for each n-gram of `keys`, nothing for others. The key of ids … b, a (a the latest) is … + b·V + a."""
+
+    def __init__(self, term: dict, width: int):
+        super().__init__()
+        self.back, self.vocabulary = term["order"] - 1, term["vocabulary"]
+        self.register_buffer("keys", torch.zeros(term["entries"], dtype=torch.int64))
+        self.table = nn.Parameter(torch.zeros(term["entries"], width))
+
+    def forward(self, seen: Seen) -> Tensor:
+        key = ngram_keys([seen.ids_ago(back) for back in range(self.back + 1)], self.vocabulary)
+        place = torch.searchsorted(self.keys, key).clamp_max(len(self.keys) - 1)
+        known = (self.keys[place] == key).unsqueeze(-1) & seen.reaches(self.back)
+        return nn.functional.embedding(place, self.table).float() * known
+
+
+def ngram_keys(ids: list[Tensor], vocabulary: int) -> Tensor:
+    """One int64 per n-gram; `ids` are those of the latest token, the one before, and so on."""
+    key = torch.zeros_like(ids[0], dtype=torch.int64)
+    for back, column in enumerate(ids):
+        key = key + column.long() * vocabulary**back
+    return key
+
+
+_TERMS = {
+    "residual": ResidualTerm,
+    "codes": CodesTerm,
+    "token": TokenTerm,
+    "position": PositionTerm,
+    "ngram": NgramTerm,
+}
 
 
 def _resize(x: Tensor, width: int) -> Tensor:
@@ -292,7 +393,9 @@ class StitchForCausalLM(PreTrainedModel, GenerationMixin):
         residuals = {self.config.site_a: early.last_hidden_state}
         for site in self.translation.sites - {self.config.site_a}:
             residuals[site] = early.hidden_states[site]
-        translated = self.translation(residuals, input_ids, _text_positions(attention_mask, position_ids))
+        residuals, ids = self._with_history(residuals, input_ids, past_key_values)
+        positions = _text_positions(attention_mask, position_ids)
+        translated = self.translation(residuals, ids, positions, position_ids)
         late = self.b(
             inputs_embeds=translated.to(self.b.dtype),
             output_hidden_states=output_hidden_states,
@@ -310,6 +413,30 @@ class StitchForCausalLM(PreTrainedModel, GenerationMixin):
         )
         return output.to_tuple() if return_dict is False else output
 
+    def _with_history(
+        self, streams: dict[int, Tensor], ids: Tensor | None, cache: Cache | None
+    ) -> tuple[dict[int, Tensor], Tensor | None]:
+        """Streams and ids preceded by what the cache holds of them, as far as the translation looks back.
+
+        They live in one more layer of the cache, so whatever reorders, repeats or crops the cache does the same to them.
+        """
+        if cache is None or not self.translation.history:
+            return streams, ids
+        if ids is None:  # nothing reads them
+            ids = torch.zeros(streams[self.config.site_a].shape[:2], dtype=torch.long, device=self.device)
+        blocks = self.config.num_hidden_layers
+        _grow(cache, blocks)
+        if len(cache.layers) == blocks:
+            cache.layers.append(DynamicLayer())
+        past = self.translation.past_sites
+        widths = [streams[site].shape[-1] for site in past]
+        # float32 holds every id below 2²⁴ exactly, and the stream as it was read.
+        empty = ids.new_zeros(*ids.shape, 0, dtype=torch.float32)
+        joined = torch.cat([empty, *(streams[site].float() for site in past)], -1)
+        all_ids, all_streams = cache.layers[blocks].update(ids.float()[:, None, :, None], joined[:, None])
+        longer = dict(zip(past, all_streams[:, 0].split(widths, -1), strict=True)) if past else {}
+        return {**streams, **longer}, all_ids[:, 0, :, 0].long()
+
 
 def _context(attention_mask, cache: Cache | None, start: int, count: int) -> dict:
     """Mask and cache of a half. A half without blocks attends to nothing: it gets neither."""
@@ -317,9 +444,14 @@ def _context(attention_mask, cache: Cache | None, start: int, count: int) -> dic
         return {"attention_mask": None, "past_key_values": None}
     if cache is None:
         return {"attention_mask": attention_mask, "past_key_values": None}
-    while cache.layer_class_to_replicate is not None and len(cache.layers) < start + count:
-        cache.layers.append(cache.layer_class_to_replicate())  # a cache that grows as it is used: views need its layers
+    _grow(cache, start + count)
     return {"attention_mask": attention_mask, "past_key_values": CacheView(cache, start, count)}
+
+
+def _grow(cache: Cache, layers: int) -> None:
+    """Some caches get their layers as they are used; views need them before."""
+    while cache.layer_class_to_replicate is not None and len(cache.layers) < layers:
+        cache.layers.append(cache.layer_class_to_replicate())
 
 
 def _text_positions(attention_mask, position_ids: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from sae.config import SAEConfig
-from sae.null import untrained
 from stitch.activations import Activations, Paired, Progress, harvest, pair
 from stitch.checkpoint import write_checkpoint
 from stitch.composite import compose, stitch_config
@@ -31,11 +30,15 @@ from stitch.sources import Source, resolve
 from stitch.text import Split, read, select
 from stitch.tokens import Windows, pack, require_same_ids
 from stitch.translate import Fitted, translate
+from stitch.translation.available import available, earlier_sites
 from stitch.workspace import check_output, finished, workspace
 
 SPLITS: tuple[Split, ...] = ("fit", "sweep", "report")
 LONGEST_CONTEXT = 1024  # default; longer windows only on request
 HELD_OUT = 65_536  # tokens of each held-out split, at most: enough for intervals of hundredths of a nat
+CHOICE = (
+    16_384  # tokens of the sweep split that the translation is chosen on: all see the same, so differences are paired
+)
 CHARACTERS_PER_TOKEN = 8  # generous, so that a streamed dataset is read far enough
 
 
@@ -78,7 +81,7 @@ def stitch(
         with _timed(seconds, "matching"):
             matching = match_pair(settings, paired["fit"], saes, work, progress)
         with _timed(seconds, "translations"):
-            fitted = translate_pair(settings, b, paired, saes, matching, progress)
+            fitted = translate_pair(settings, a, b, paired, saes, matching, progress)
         with _timed(seconds, "choice"):
             chosen = choose(settings, fitted, stage(settings, a, b, paired["sweep"]), progress)
         config = stitch_config(a.config, b.config, *sites, fitted.translations[chosen], b.bos)
@@ -184,10 +187,11 @@ def harvest_pair(
     def one(model: Model, sites: list[int], name: str) -> Activations:
         return harvest(model, windows, sites, folder / name, per_shard=per_shard, batch=batch, progress=progress)
 
+    early = [*earlier_sites(settings.layer), settings.layer]
     if a is b:
-        both = one(a, sorted({settings.layer, settings.layer_b}), "ab")
+        both = one(a, sorted({*early, settings.layer_b}), "ab")
         return pair(both, both, settings.layer, settings.layer_b)
-    return pair(one(a, [settings.layer], "a"), one(b, [settings.layer_b], "b"), settings.layer, settings.layer_b)
+    return pair(one(a, early, "a"), one(b, [settings.layer_b], "b"), settings.layer, settings.layer_b)
 
 
 def sae_configs(settings: Settings, a: Model, b: Model, fit: Paired) -> dict[str, SAEConfig]:
@@ -259,9 +263,9 @@ def match_pair(settings: Settings, fit: Paired, saes: SAEs, work: Path, progress
     return match(stream, settings.matching, seed=settings.seed, budget_bytes=settings.memory // 4)
 
 
-@torch.no_grad()
 def translate_pair(
     settings: Settings,
+    a: Model,
     b: Model,
     paired: dict[Split, Paired],
     saes: SAEs,
@@ -269,18 +273,11 @@ def translate_pair(
     progress: Progress | None = None,
 ) -> Fitted:
     """Every translation and null of the pair, fitted on the fit split, λ chosen on the sweep split."""
-    sample = paired["fit"].shard(0)[0].float()[:16384]
-    embedding = b.embedding(torch.arange(b.config.vocab_size, device=b.device)).float().cpu()
-    first = paired["fit"].b.read(0, paired["fit"].site_b)[0, 0].float()
-    features = saes.a.encoder.shape[1]
-    null = untrained(
-        dataclasses.replace(saes.config_a, features=features, k=max(1, round(saes.quality_a.l0))),
-        sample,
-        torch.Generator().manual_seed(settings.seed),
-    )
+    fit = paired["fit"]
     return translate(
-        paired["fit"], paired["sweep"], embedding=embedding, first=first, a=saes.a, b=saes.b, untrained=null,
-        matching=matching, seed=settings.seed, chunk=chunk_tokens(settings, saes), progress=progress,
+        fit, paired["sweep"], inputs=available(a, b, fit, saes, settings.seed), a=saes.a, b=saes.b, matching=matching,
+        first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.config.vocab_size, ngrams=settings.ngrams,
+        seed=settings.seed, chunk=chunk_tokens(settings, saes), progress=progress,
     )  # fmt: skip
 
 
@@ -296,7 +293,7 @@ def choose(settings: Settings, fitted: Fitted, on: Stage, progress: Progress | N
         return f"translation:{settings.translation}"
     scores = evaluate(
         {name: on.translated(translation) for name, translation in fitted.translations.items()},
-        on.windows, vocabulary=on.vocabulary, memory=settings.memory, progress=progress,
+        on.windows.first(CHOICE), vocabulary=on.vocabulary, memory=settings.memory, progress=progress,
         task="choice (tokens)",
     )  # fmt: skip
     return min(scores, key=lambda name: scores[name].ce)

@@ -10,7 +10,11 @@ NULL_OF = {
     "null:random-rotation": "translation:procrustes",
     "null:shuffled-tokens": "translation:affine",
     "null:untrained-sae": "translation:features",
-    "null:no-source": "translation:affine+token",
+    "null:random-relu": "translation:features+free",
+    "null:random-topk": "translation:features+free",
+    "null:exemplars": "translation:features+free",
+    "null:look-ups": "translation:affine+free",
+    "null:no-source": "translation:affine+free+tables",
 }
 
 

@@ -38,8 +38,11 @@ class Stage:
         return min(self.a.config.vocab_size, self.b.config.vocab_size)
 
     @cached_property
-    def x(self) -> Float[Tensor, "windows context d_a"]:
-        return torch.cat([self.paired.a.read(shard, self.site_a) for shard in range(self.paired.a.shards)])
+    def streams(self) -> dict[int, Float[Tensor, "windows context d_a"]]:
+        """A's stream at every site that was kept, up to the stitch."""
+        shards = range(self.paired.a.shards)
+        sites = [site for site in self.paired.a.sites if site <= self.site_a]
+        return {site: torch.cat([self.paired.a.read(shard, site) for shard in shards]) for site in sites}
 
     @cached_property
     def y(self) -> Float[Tensor, "windows context d_b"]:
@@ -59,12 +62,13 @@ class Stage:
         def logits(batch: Batch) -> Tensor:
             ids = batch.ids.to(self.b.device)
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            x = self.x[batch.rows].to(ids.device)
+            streams = {site: stream[batch.rows].to(ids.device) for site, stream in self.streams.items()}
             translated = torch.empty(*ids.shape, self.b.width, device=ids.device)
             for number, module in enumerate(modules):
                 mine = slice((number - batch.rows.start) % len(modules), None, len(modules))
                 if len(ids[mine]):
-                    translated[mine] = module({self.site_a: x[mine]}, ids[mine], positions[mine])
+                    mine_of = {site: stream[mine] for site, stream in streams.items()}
+                    translated[mine] = module(mine_of, ids[mine], positions[mine])
             return late_logits(self.late, translated)
 
         return logits
@@ -89,7 +93,7 @@ class Stage:
 
     def spliced_a(self, dictionary: Dictionary) -> Logits:
         """A with its SAE's reconstruction: what SAE_A loses before any stitching."""
-        return _spliced(late_half(self.a, self.site_a), self.x, self.paired, dictionary)
+        return _spliced(late_half(self.a, self.site_a), self.streams[self.site_a], self.paired, dictionary)
 
 
 def _spliced(late: PreTrainedModel, stream: Tensor, paired: Paired, dictionary: Dictionary) -> Logits:

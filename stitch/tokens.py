@@ -31,6 +31,11 @@ class Windows:
     def tokens(self) -> int:
         return self.ids.numel()
 
+    def first(self, tokens: int) -> "Windows":
+        """The first windows, `tokens` of them or the whole windows that hold so many."""
+        count = -(-tokens // self.context)
+        return Windows(self.ids[:count], self.document[:count])
+
 
 def bos_of(tokenizer) -> int:
     """The token that starts a text: BOS, or EOS for the families (Qwen, GPT-NeoX) that have none."""

@@ -1,7 +1,7 @@
 """All translations of a stitch and their nulls, fitted from the same tokens in one pass over them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -10,22 +10,40 @@ from torch import Tensor
 from matching.measures import linear_cka, svcca
 from matching.null import random_rotation
 from sae.types import Dictionary
-from stitch.activations import Paired, Progress
-from stitch.features import sparse_codes
+from stitch.activations import Paired, Progress, Tokens
 from stitch.match import Matching
 from stitch.translation import baselines, matched
+from stitch.translation.inputs import Input, Lift, reach, streams
 from stitch.translation.moments import accumulate
 from stitch.translation.ridge import Ridge, ridge
-from stitch.translation.types import Codes, Residual, Term, Token, Translation
+from stitch.translation.tables import tables
+from stitch.translation.types import Translation, merged
 
-# Which inputs each least-squares translation reads. Names of nulls say what is wrong with them.
+# What costs next to nothing at inference: look-ups, and A's streams that were computed anyway.
+LOOK_UPS = ("embedding", "embedding-1", "embedding-2", "state", "position")
+FREE = ("x-1", "earlier-1", "earlier-2", *LOOK_UPS)
+
+# Which inputs each least-squares row reads, as far as the pair has them. Names of nulls say what is wrong with them.
 LEAST_SQUARES = {
     "translation:affine": ("x",),
     "translation:affine+token": ("x", "embedding"),
+    "translation:affine+state": ("x", "state", "embedding-1"),
+    "translation:affine+free": ("x", *FREE),
     "translation:features": ("codes", "x"),
     "translation:features+token": ("codes", "x", "embedding"),
-    "null:no-source": ("embedding",),
+    "translation:features+free": ("codes", "x", *FREE),
+    "null:look-ups": LOOK_UPS,
     "null:untrained-sae": ("untrained", "x"),
+    "null:random-relu": ("random-relu", "x", *FREE),
+    "null:random-topk": ("random-topk", "x", *FREE),
+    "null:exemplars": ("exemplars", "x", *FREE),
+}
+
+# Rows that tables of tokens and n-grams are added to.
+WITH_TABLES = {
+    "translation:affine+free": "translation:affine+free+tables",
+    "translation:features+free": "translation:features+free+tables",
+    "null:look-ups": "null:no-source",
 }
 
 
@@ -48,31 +66,40 @@ def translate(
     fit: Paired,
     held_out: Paired,
     *,
-    embedding: Float[Tensor, "vocabulary d_b"],
+    inputs: Mapping[str, Input],
     first: Float[Tensor, " d_b"],
     a: Dictionary,
     b: Dictionary,
-    untrained: Dictionary,
     matching: Matching,
+    vocabulary: int,
+    ngrams: int,
     seed: int,
     chunk: int,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Fits every family. `embedding` is B's input embedding of every token, `first` B's state for BOS at position 0.
+    """Fits every family. `inputs` are what least squares may read by name ("x" among them), `first` B's state for BOS at
+    position 0, `ngrams` the number of rows of the n-gram tables (0: none).
 
-    Least squares chooses its λ on `held_out`; nothing here sees the report split.
+    Least squares chooses its λ, and tables their shrinkage, on `held_out`; nothing here sees the report split.
     """
     site = fit.site_a
-    dictionaries = {"codes": a, "untrained": untrained}
-    pairs = _needed_pairs()
-    moments = accumulate(_variables(fit, embedding, dictionaries, seed, chunk, progress), pairs)
-    moments_held = accumulate(_variables(held_out, embedding, dictionaries, seed, chunk, None), pairs)
+    rows = {name: tuple(found for found in wanted if found in inputs) for name, wanted in LEAST_SQUARES.items()}
+    pairs = _needed_pairs(rows)
+    moments = accumulate(_variables(fit, inputs, seed, chunk, progress), pairs)
+    moments_held = accumulate(_variables(held_out, inputs, seed, chunk, None), pairs)
     mean = moments.mean("target")
     covariances = [moments.covariance(*names) for names in (("x", "x"), ("target", "target"), ("x", "target"))]
 
-    ridges = {name: ridge(moments, moments_held, inputs) for name, inputs in LEAST_SQUARES.items()}
+    ridges = {name: ridge(moments, moments_held, wanted) for name, wanted in rows.items()}
     ridges["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
-    solved = {name: _from_ridge(name, found, site, embedding, dictionaries) for name, found in ridges.items()}
+    solved = {name: _from_ridge(name, found, inputs) for name, found in ridges.items()}
+    for name, longer in WITH_TABLES.items():
+
+        def residuals(paired: Paired, name: str = name):
+            return lambda: _residuals(paired, inputs, ridges[name], chunk)
+
+        terms = tables(fit.a.windows.ids, residuals(fit), residuals(held_out), vocabulary, ngrams) if ngrams else []
+        solved[longer] = merged(replace(solved[name], name=_short(longer), terms=(*solved[name].terms, *terms)))
 
     generator = torch.Generator().manual_seed(seed)
     procrustes = baselines.procrustes(site, moments)
@@ -106,46 +133,56 @@ def translate(
     )
 
 
-def _needed_pairs() -> list[tuple[str, str]]:
-    pairs = [("x", "x"), ("x", "target"), ("x", "shuffled"), ("target", "target")]
-    for inputs in LEAST_SQUARES.values():
-        pairs += [(first, second) for index, first in enumerate(inputs) for second in inputs[index:]]
-        pairs += [(name, "target") for name in inputs]
-    return pairs
+def _needed_pairs(rows: Mapping[str, tuple[str, ...]]) -> list[tuple[str, str]]:
+    """Every product some row needs, each once, whichever way round."""
+    pairs = {("x", "x"), ("x", "target"), ("x", "shuffled"), ("target", "target")}
+    for inputs in rows.values():
+        pairs |= {(name, "target") for name in inputs}
+        for index, first in enumerate(inputs):
+            pairs |= {(first, other) for other in inputs[index:] if (other, first) not in pairs}
+    return sorted(pairs)
+
+
+def _tokens(paired: Paired, inputs: Mapping[str, Input], chunk: int) -> Iterator[Tokens]:
+    return paired.with_history(streams(inputs.values()), reach(inputs.values()), chunk)
 
 
 def _variables(
-    paired: Paired,
-    embedding: Tensor,
-    dictionaries: dict[str, Dictionary],
-    seed: int,
-    chunk: int,
-    progress: Progress | None,
+    paired: Paired, inputs: Mapping[str, Input], seed: int, chunk: int, progress: Progress | None
 ) -> Iterator[dict]:
     generator = torch.Generator().manual_seed(seed)
     done, total = 0, paired.tokens
-    for x, y, ids in paired.chunks(chunk):
-        shuffle = torch.randperm(len(y), generator=generator)
-        codes = {name: sparse_codes(dictionary, x) for name, dictionary in dictionaries.items()}
-        yield {"x": x, "embedding": embedding[ids], "target": y, "shuffled": y[shuffle], **codes}
+    for tokens in _tokens(paired, inputs, chunk):
+        y = tokens.target
+        columns = {name: found.columns(tokens) for name, found in inputs.items()}
+        yield {**columns, "target": y, "shuffled": y[torch.randperm(len(y), generator=generator)]}
         done += len(y)
         if progress:
             progress("moments (tokens)", done, total)
 
 
-def _from_ridge(
-    name: str, found: Ridge, site: int, embedding: Tensor, dictionaries: dict[str, Dictionary]
-) -> Translation:
-    """Weights per input as terms; those on B's embedding become a table over the vocabulary, which costs nothing to read."""
-    terms = []
-    for variable, weight in found.weights.items():
-        if variable == "x":
-            terms.append(Term(Residual(site), weight.float()))
-        elif variable == "embedding":
-            terms.append(Term(Token(), (embedding.double() @ weight).float()))
-        else:
-            terms.append(Term(Codes(site, dictionaries[variable]), weight.float()))
-    return Translation(name.partition(":")[2], tuple(terms), found.bias.float())
+def _residuals(
+    paired: Paired, inputs: Mapping[str, Input], found: Ridge, chunk: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a ridge leaves unexplained, with the ids it belongs to; as far back as n-grams go."""
+    used = {name: inputs[name] for name in found.weights}
+    for tokens in paired.with_history(streams(used.values()), max(2, reach(used.values())), chunk):
+        left = tokens.target.double() - found.bias
+        for name, weight in found.weights.items():
+            columns = used[name].columns(tokens)
+            left -= (
+                columns.double() @ weight if isinstance(columns, Tensor) else torch.from_numpy(columns @ weight.numpy())
+            )
+        yield tokens.ids, left
+
+
+def _from_ridge(name: str, found: Ridge, inputs: Mapping[str, Input]) -> Translation:
+    terms = tuple(inputs[variable].term(weight) for variable, weight in found.weights.items())
+    return merged(Translation(_short(name), terms, found.bias.float()))
+
+
+def _short(name: str) -> str:
+    return name.partition(":")[2]
 
 
 def _scale_of(translation: Translation) -> float:

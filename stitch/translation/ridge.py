@@ -1,9 +1,10 @@
-"""V7 and V9: ridge regression from any set of inputs onto B's residual stream.
+"""Ridge regression from any set of inputs onto B's residual stream: V7, V8, V9 and everything that reads more.
 
-Inputs decide the family: `x` alone is the affine baseline that always ships, `x` and `embedding` adds what B knows of the token
-on its own, `embedding` alone is the no-source null, `x` and `codes` uses SAE features as a nonlinear basis.
+Inputs decide the family: `x` alone is the affine baseline that always ships, `x` and `codes` uses SAE features as a nonlinear
+basis, look-ups alone are the no-source null.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,39 +26,66 @@ class Ridge:
     unexplained: float
 
 
-def ridge(fit: Moments, held_out: Moments, inputs: tuple[str, ...], target: str = "target") -> Ridge:
-    """Minimises Σ‖y − b − Σ u W_u‖² + λ Σ‖W_u‖² over W and b; λ by the error on `held_out`, from one factorisation.
+def ridge(
+    fit: Moments,
+    held_out: Moments,
+    inputs: tuple[str, ...],
+    target: str = "target",
+    prior: Mapping[str, Float[Tensor, "d_in d_out"]] | None = None,
+) -> Ridge:
+    """Minimises Σ‖y − b − Σ u W_u‖² + λ Σ‖W_u − T_u‖² over W and b; λ by the error on `held_out`.
 
     Every input block is scaled to unit mean variance first, so one λ is fair to blocks of different size; the bias is free.
+    T is `prior` (zero where it names no input). Full decades of λ are tried, then the half decades beside the best: a Cholesky
+    factor of each costs less than one eigendecomposition from 1,000 columns up (3,000 columns: 7 s against 36 s).
     Source: Hoerl & Kennard 1970, Technometrics 12.
     """
     scales = {name: _scale(fit, name) for name in inputs}
     gram, cross = _centred(fit, inputs, target, scales)
-    values, vectors = torch.linalg.eigh(gram)
-    values = values.clamp_min(0)
-    rotated = vectors.T @ cross
+    start = torch.zeros_like(cross)
+    if prior:
+        parts = [
+            prior[name].double() * scales[name]
+            if name in prior
+            else cross.new_zeros(len(fit.sums[name]), cross.shape[1])
+            for name in inputs
+        ]
+        start = torch.cat(parts)
+        cross = cross - gram @ start
 
     # Held-out error of the same centred model: the bias is refitted nowhere, so its mismatch counts as error too.
     shift_in = torch.cat([(held_out.mean(name) - fit.mean(name)) / scales[name] for name in inputs])
     shift_out = held_out.mean(target) - fit.mean(target)
     gram_held, cross_held = _centred(held_out, inputs, target, scales)
-    gram_held = vectors.T @ (gram_held + torch.outer(shift_in, shift_in)) @ vectors
-    cross_held = vectors.T @ (cross_held + torch.outer(shift_in, shift_out))
+    gram_held += torch.outer(shift_in, shift_in)
+    cross_held += torch.outer(shift_in, shift_out)
     total = (held_out.squares[target] / held_out.count - held_out.mean(target) ** 2).sum()
 
-    def error(strength: Tensor) -> Tensor:
-        weights = rotated / (values + strength)[:, None]
-        return (
+    def attempt(index: int) -> tuple[float, int, Tensor]:
+        weights = start + _solve(gram, cross, float(STRENGTHS[index]))
+        error = (
             total + shift_out @ shift_out - 2 * (weights * cross_held).sum() + (weights * (gram_held @ weights)).sum()
         )
+        return (float(error) if torch.isfinite(error) else torch.inf), index, weights
 
-    errors = torch.stack([error(strength) for strength in STRENGTHS])
-    best = int(errors.argmin())
-    solution = vectors @ (rotated / (values + STRENGTHS[best])[:, None])
+    def least(found: tuple[float, int, Tensor]) -> tuple[float, int]:
+        return found[:2]
+
+    best = min((attempt(index) for index in range(0, len(STRENGTHS), 2)), key=least)
+    beside = [index for index in (best[1] - 1, best[1] + 1) if 0 <= index < len(STRENGTHS)]
+    unexplained, index, solution = min((best, *map(attempt, beside)), key=least)
     widths = [len(fit.sums[name]) for name in inputs]
     weights = {name: part / scales[name] for name, part in zip(inputs, solution.split(widths), strict=True)}
     bias = fit.mean(target) - sum(fit.mean(name) @ weight for name, weight in weights.items())
-    return Ridge(weights, bias, float(STRENGTHS[best]), float(errors[best] / total))
+    return Ridge(weights, bias, float(STRENGTHS[index]), unexplained / float(total))
+
+
+def _solve(gram: Float[Tensor, "d d"], cross: Float[Tensor, "d out"], strength: float) -> Float[Tensor, "d out"]:
+    """(gram + λI)⁻¹ cross; infinite where rounding has left no positive definite matrix to factor."""
+    shifted = gram.clone()
+    shifted.diagonal().add_(strength)
+    factor, failed = torch.linalg.cholesky_ex(shifted)
+    return torch.full_like(cross, torch.inf) if failed else torch.cholesky_solve(cross, factor)
 
 
 def _scale(moments: Moments, name: str) -> Tensor:

@@ -1,0 +1,98 @@
+"""What a least-squares translation may read, as columns to fit on and as terms of the composite once weights are known.
+
+`x`, SAE codes and earlier streams cost products at inference. Everything else is a table: B's embeddings, B's state of a token
+without context, positions. A product with a table's rows is folded into the table, so reading it costs a look-up.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.types import Dictionary
+from stitch.activations import Tokens
+from stitch.features import sparse_codes
+from stitch.translation.moments import Variable
+from stitch.translation.types import Codes, Position, Residual, Term, Token
+
+
+class Input(Protocol):
+    """One block of columns of the least-squares problem."""
+
+    def columns(self, tokens: Tokens) -> Variable: ...
+
+    def term(self, weight: Float[Tensor, "columns d_out"]) -> Term: ...
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A's residual stream entering block `site`, `back` tokens ago."""
+
+    site: int
+    back: int = 0
+
+    def columns(self, tokens: Tokens) -> Variable:
+        return tokens.streams[self.site, self.back]
+
+    def term(self, weight: Tensor) -> Term:
+        return Term(Residual(self.site, self.back), weight.float())
+
+
+@dataclass(frozen=True, eq=False)
+class Lift:
+    """The codes of a dictionary: an SAE's, or those of a null with random directions."""
+
+    site: int
+    dictionary: Dictionary
+
+    def columns(self, tokens: Tokens) -> Variable:
+        x = tokens.streams[self.site, 0]
+        if self.dictionary.activation == "relu":
+            with torch.no_grad():  # about half of them are active: sparse storage would be slower
+                return self.dictionary.encode(x.to(self.dictionary.encoder.device)).cpu()
+        return sparse_codes(self.dictionary, x)
+
+    def term(self, weight: Tensor) -> Term:
+        return Term(Codes(self.site, self.dictionary), weight.float())
+
+
+@dataclass(frozen=True, eq=False)
+class ByToken:
+    """A row of `table` for the token id `back` tokens ago; zero where there is none."""
+
+    table: Float[Tensor, "vocabulary columns"]
+    back: int = 0
+
+    def columns(self, tokens: Tokens) -> Variable:
+        ids = tokens.ids[:, self.back]
+        return self.table[ids.clamp_min(0)] * (ids >= 0)[:, None]
+
+    def term(self, weight: Tensor) -> Term:
+        return Term(Token(self.back), (self.table.double() @ weight).float())
+
+
+@dataclass(frozen=True, eq=False)
+class ByPosition:
+    """A row of `table` for the position."""
+
+    table: Float[Tensor, "positions columns"]
+
+    def columns(self, tokens: Tokens) -> Variable:
+        return self.table[tokens.positions]
+
+    def term(self, weight: Tensor) -> Term:
+        return Term(Position(), (self.table.double() @ weight).float())
+
+
+def streams(inputs: Iterable[Input]) -> list[tuple[int, int]]:
+    """The streams of A, by (site, back), that these inputs read."""
+    found = {(given.site, given.back) for given in inputs if isinstance(given, Stream)}
+    return sorted(found | {(given.site, 0) for given in inputs if isinstance(given, Lift)})
+
+
+def reach(inputs: Iterable[Input]) -> int:
+    """How many ids before a token these inputs look up."""
+    return max((given.back for given in inputs if isinstance(given, ByToken)), default=0)

@@ -1,0 +1,58 @@
+"""Dictionaries without training that an SAE must beat when its codes are a basis for regression. Decoders are never used."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.types import Dictionary
+
+
+def random_relu(sample: Float[Tensor, "tokens d"], features: int, generator: torch.Generator) -> Dictionary:
+    """ReLU features along random directions of the whitened stream, each active on a share drawn from 0.2 … 0.8 of the tokens.
+
+    Dense: nearly half of them are active at a time. Source: random feature regression, Rahimi & Recht 2007.
+    """
+    mean, whitening = _whitening(sample)
+    directions = whitening @ torch.randn(len(mean), features, generator=generator, dtype=torch.float64)
+    active = 0.2 + 0.6 * torch.rand(features, generator=generator, dtype=torch.float64)
+    return _dictionary(sample, directions, mean, active, None)
+
+
+def random_topk(sample: Float[Tensor, "tokens d"], features: int, k: int, generator: torch.Generator) -> Dictionary:
+    """The same directions at an SAE's sparsity: the k largest of each token."""
+    mean, whitening = _whitening(sample)
+    directions = whitening @ torch.randn(len(mean), features, generator=generator, dtype=torch.float64)
+    return _dictionary(sample, directions, mean, None, k)
+
+
+def exemplars(sample: Float[Tensor, "tokens d"], features: int, k: int, generator: torch.Generator) -> Dictionary:
+    """Activations of single tokens as directions, the k most similar of each token: the strongest null known."""
+    x = sample.double()
+    mean = x.mean(0)
+    if len(x) < features:
+        features = len(x)
+    chosen = x[torch.randperm(len(x), generator=generator)[:features]] - mean
+    return _dictionary(sample, (chosen / chosen.norm(dim=1, keepdim=True).clamp_min(1e-12)).T, mean, None, k)
+
+
+def _whitening(sample: Tensor) -> tuple[Tensor, Tensor]:
+    x = sample.double()
+    mean = x.mean(0)
+    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+    return mean, vectors / values.clamp_min(1e-6 * values.max()).sqrt()
+
+
+def _dictionary(sample: Tensor, directions: Tensor, mean: Tensor, active: Tensor | None, k: int | None) -> Dictionary:
+    bias = -mean @ directions
+    if active is not None:  # thresholds at quantiles of a part of the sample
+        pre = (sample[:4096].double() @ directions + bias).sort(0).values
+        bias = bias - pre[((1 - active) * (len(pre) - 1)).long(), torch.arange(len(active))]
+    return Dictionary(
+        encoder=directions.float().contiguous(),
+        encoder_bias=bias.float(),
+        activation="relu" if k is None else "topk",
+        threshold=None,
+        k=k,
+        decoder=(directions / directions.norm(dim=0)).T.float().contiguous(),
+        decoder_bias=mean.float(),
+    )

@@ -1,0 +1,121 @@
+"""Tables of what ridge leaves unexplained, by token and by n-gram: means with shrinkage, backing off from long to short.
+
+A context's row is the mean residual of its tokens, after what shorter contexts explain, shrunk by n / (n + κ): the posterior
+mean when rows are drawn from a Gaussian around the shorter context's. κ comes from the error on held-out tokens, in closed form.
+Source of the back-off: Katz 1987 (IEEE TASSP 35); of the shrinkage: James & Stein 1961.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from stitch.modeling_composite import ngram_keys
+from stitch.translation.types import Ngram, Term, Token
+
+CANDIDATES = 2  # n-grams looked at per order, in units of what may be kept; the most frequent ones
+SHRINKAGES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, torch.inf)
+
+# Ids of a token and those before it (−1 where none), and y − ŷ; starts anew at every call.
+Residuals = Callable[[], Iterator[tuple[Int64[Tensor, "_ reach"], Float[Tensor, "_ d"]]]]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Per context: how many tokens have it, and their summed residuals."""
+
+    counts: Float[Tensor, " contexts"]
+    totals: Float[Tensor, "contexts d"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows for the contexts of one order, by sorted key."""
+
+    order: int
+    keys: Int64[Tensor, " contexts"]
+    rows: Float[Tensor, "contexts d"]
+
+    def look_up(self, keys: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        place = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
+        return self.rows[place] * (self.keys[place] == keys)[:, None]
+
+
+def tables(
+    windows: Int[Tensor, "windows context"], fit: Residuals, held_out: Residuals, vocabulary: int, budget: int
+) -> list[Term]:
+    """Terms that add the tables to a translation with these residuals; n-grams are those of the `windows` it was fitted on.
+
+    The token table has a row per id. `budget` rows are shared by two- and three-grams, those that explain most.
+    """
+    shares = {1: vocabulary, 2: budget // 2, 3: budget - budget // 2}
+    shares = {order: share for order, share in shares.items() if share and vocabulary**order < 2**63}
+    keys = {order: _candidates(windows, order, vocabulary, CANDIDATES * share) for order, share in shares.items()}
+    keys = {order: found for order, found in keys.items() if len(found)}
+    seen, other = _sums(fit, keys, vocabulary), _sums(held_out, keys, vocabulary)
+    built: list[Table] = []
+    for order, share in shares.items():
+        if order in keys:
+            built.append(_table(order, keys[order], seen[order], other[order], built, vocabulary, share))
+    terms = []
+    for table in built:
+        if table.order == 1:
+            dense = torch.zeros(vocabulary, table.rows.shape[1])
+            dense[table.keys] = table.rows.float()
+            terms.append(Term(Token(), dense))
+        elif len(table.keys):
+            terms.append(Term(Ngram(table.order, table.keys), table.rows.float()))
+    return terms
+
+
+def _candidates(windows: Tensor, order: int, vocabulary: int, most: int) -> Int64[Tensor, " contexts"]:
+    """Sorted keys: all tokens that occur, or the most frequent n-grams among those that occur more than once."""
+    ids = windows.long()
+    length = ids.shape[1]
+    columns = [ids[:, order - 1 - back : length - back] for back in range(order)]
+    keys, counts = ngram_keys(columns, vocabulary).flatten().unique(return_counts=True)
+    if order > 1:
+        keys, counts = keys[counts > 1], counts[counts > 1]
+    return keys[counts.argsort(descending=True, stable=True)[:most]].sort().values
+
+
+def _sums(residuals: Residuals, keys: dict[int, Tensor], vocabulary: int) -> dict[int, Sums]:
+    found: dict[int, Sums] = {}
+    for ids, left in residuals():
+        left = left.double()
+        for order, known in keys.items():
+            if order not in found:
+                found[order] = Sums(left.new_zeros(len(known)), left.new_zeros(len(known), left.shape[1]))
+            key = ngram_keys([ids[:, back] for back in range(order)], vocabulary)
+            place = torch.searchsorted(known, key).clamp_max(len(known) - 1)
+            has = (known[place] == key) & (ids[:, :order] >= 0).all(1)
+            found[order].counts.index_add_(0, place[has], torch.ones_like(left[has, 0]))
+            found[order].totals.index_add_(0, place[has], left[has])
+    return found
+
+
+def _table(
+    order: int, keys: Tensor, seen: Sums, other: Sums, shorter: list[Table], vocabulary: int, most: int
+) -> Table:
+    """Shrunken means of what the shorter contexts leave, with the κ that is best on the `other` tokens; at most `most` rows."""
+    explained = torch.zeros_like(seen.totals)
+    for table in shorter:
+        explained += table.look_up(keys % vocabulary**table.order)
+    left = seen.totals - seen.counts[:, None] * explained
+    left_other = other.totals - other.counts[:, None] * explained
+
+    def rows_at(shrinkage: float) -> Tensor:
+        return left / (seen.counts + shrinkage)[:, None]
+
+    def error(shrinkage: float) -> float:
+        """Squared error on the other tokens, less what it is without the table."""
+        rows = rows_at(shrinkage)
+        return float((other.counts[:, None] * rows.square() - 2 * rows * left_other).sum())
+
+    rows = rows_at(min(SHRINKAGES, key=error))
+    gain = (2 * rows * left - seen.counts[:, None] * rows.square()).sum(1)
+    kept = gain.argsort(descending=True, stable=True)[:most].sort().values
+    kept = kept[gain[kept] > 0]
+    return Table(order, keys[kept], rows[kept])
