@@ -8,7 +8,8 @@ CHOICES = {
     "matching": ("hungarian", "ot", "unbalanced"),
     "architecture": ("batchtopk", "topk", "jumprelu", "standard", "matryoshka"),
     "translation": (
-        *("auto", "identity", "mean-shift", "procrustes", "permutation", "directions", "rotation"),
+        *("auto", "identity", "mean-shift", "procrustes", "permutation", "permutation+error", "barycentric"),
+        *("cross-code", "directions", "rotation", "prior"),
         *("affine", "affine+token", "affine+state", "affine+free", "affine+free+tables"),
         *("features", "features+token", "features+free", "features+free+tables"),
     ),

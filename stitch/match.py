@@ -12,7 +12,7 @@ from matching.null import shuffled
 from matching.statistics import co_moments, feature_moments
 from matching.stream import Batches
 from matching.transport import balanced, unbalanced
-from matching.types import Pairs
+from matching.types import Candidates, Pairs
 from stitch.translation.matched import Matched
 
 SHUFFLES = 20  # random matchings that the real one is compared with
@@ -20,11 +20,15 @@ SHUFFLES = 20  # random matchings that the real one is compared with
 
 @dataclass(frozen=True)
 class Matching:
-    """The one-to-one pairs (always found: they carry the scores), the matching that translations use, and its shuffles."""
+    """The candidate graph; the one-to-one pairs (always found: they carry the scores); the matching that translations use
+    and its shuffles; an unbalanced transport plan (always found: barycentres read it)."""
 
+    graph: Candidates
     pairs: Pairs
     used: Matched
     shuffles: list[Matched]
+    transport: Matched
+    deviation_b: Float64[np.ndarray, " features_b"]
 
 
 def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Matching:
@@ -37,27 +41,37 @@ def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Mat
     moments_a, moments_b = feature_moments(batches)
     graph = candidates(batches, moments_a, moments_b, generator=np.random.default_rng(seed), budget_bytes=budget_bytes)
     pairs = assign(graph)
+    plan = unbalanced(graph, moments_a.frequency, moments_b.frequency)
     if method == "hungarian":
         rows, cols, mass = pairs.rows, pairs.cols, np.ones(len(pairs))
     else:
-        solve = balanced if method == "ot" else unbalanced
-        plan = solve(graph, moments_a.frequency, moments_b.frequency)
-        rows, cols, mass = plan.rows, plan.cols, plan.mass
+        used = balanced(graph, moments_a.frequency, moments_b.frequency) if method == "ot" else plan
+        rows, cols, mass = used.rows, used.cols, used.mass
 
     generator = np.random.default_rng(seed + 1)
     partners = [cols, *(_exchanged(cols, moments_b.frequency, generator) for _ in range(SHUFFLES))]
-    # One pass over the stream for the real edges and all shuffled ones.
-    found = co_moments(batches, np.tile(rows, len(partners)), np.concatenate(partners)).reshape(len(partners), -1)
+    # One pass over the stream for the real edges, all shuffled ones and the plan's.
+    edges = [(rows, partner, mass) for partner in partners] + [(plan.rows, plan.cols, plan.mass)]
+    found = co_moments(
+        batches, np.concatenate([edge[0] for edge in edges]), np.concatenate([edge[1] for edge in edges])
+    )
     deviation_a, deviation_b = np.sqrt(moments_a.variance), np.sqrt(moments_b.variance)
-    covariance = found[0] - moments_a.mean[rows] * moments_b.mean[cols]
-    similarity = covariance / np.maximum(deviation_a[rows] * deviation_b[cols], 1e-30)
 
-    def matched(partner: Int64[np.ndarray, " edges"], co_moment: Float64[np.ndarray, " edges"]) -> Matched:
-        arrays = (rows, partner, mass, similarity, co_moment, moments_a.mean, moments_a.second)
+    def matched(
+        rows: Int64[np.ndarray, " edges"],
+        cols: Int64[np.ndarray, " edges"],
+        mass: Float64[np.ndarray, " edges"],
+        co_moment: Float64[np.ndarray, " edges"],
+    ) -> Matched:
+        covariance = co_moment - moments_a.mean[rows] * moments_b.mean[cols]
+        similarity = covariance / np.maximum(deviation_a[rows] * deviation_b[cols], 1e-30)
+        arrays = (rows, cols, mass, similarity, co_moment, moments_a.mean, moments_a.second)
         return Matched(*map(torch.from_numpy, arrays))
 
-    real, *wrong = (matched(partner, co_moment) for partner, co_moment in zip(partners, found, strict=True))
-    return Matching(pairs, real, wrong)
+    ends = np.cumsum([len(edge[0]) for edge in edges])
+    parts = zip(edges, np.split(found, ends[:-1]), strict=True)
+    real, *wrong, transport = (matched(*edge, co_moment) for edge, co_moment in parts)
+    return Matching(graph, pairs, real, wrong, transport, deviation_b)
 
 
 def _exchanged(

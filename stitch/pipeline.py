@@ -39,6 +39,7 @@ HELD_OUT = 65_536  # tokens of each held-out split, at most: enough for interval
 CHOICE = (
     16_384  # tokens of the sweep split that the translation is chosen on: all see the same, so differences are paired
 )
+TIE = 1e-4  # nats that do not count when translations are compared: the cheapest wins
 CHARACTERS_PER_TOKEN = 8  # generous, so that a streamed dataset is read far enough
 
 
@@ -288,7 +289,7 @@ def stage(settings: Settings, a: Model, b: Model, paired: Paired) -> Stage:
 
 
 def choose(settings: Settings, fitted: Fitted, on: Stage, progress: Progress | None) -> str:
-    """Row name of the translation to write: the one asked for, or the best on the sweep split."""
+    """Row name of the translation to write: the one asked for, or the best on the sweep split (the cheapest of equals)."""
     if settings.translation != "auto":
         return f"translation:{settings.translation}"
     scores = evaluate(
@@ -296,7 +297,9 @@ def choose(settings: Settings, fitted: Fitted, on: Stage, progress: Progress | N
         on.windows.first(CHOICE), vocabulary=on.vocabulary, memory=settings.memory, progress=progress,
         task="choice (tokens)",
     )  # fmt: skip
-    return min(scores, key=lambda name: scores[name].ce)
+    best = min(found.ce for found in scores.values())
+    tied = [name for name, found in scores.items() if found.ce - best <= TIE]
+    return min(tied, key=lambda name: (fitted.translations[name].multiply_adds, scores[name].ce))
 
 
 def evaluate_all(

@@ -12,15 +12,15 @@ from matching.null import random_rotation
 from sae.types import Dictionary
 from stitch.activations import Paired, Progress, Tokens
 from stitch.match import Matching
-from stitch.translation import baselines, matched
-from stitch.translation.inputs import Input, Lift, reach, streams
+from stitch.translation import baselines, cross_code, matched
+from stitch.translation.inputs import Input, reach, streams
 from stitch.translation.moments import accumulate
 from stitch.translation.ridge import Ridge, ridge
 from stitch.translation.tables import tables
 from stitch.translation.types import Translation, merged
 
 # What costs next to nothing at inference: look-ups, and A's streams that were computed anyway.
-LOOK_UPS = ("embedding", "embedding-1", "embedding-2", "state", "position")
+LOOK_UPS = ("embedding", "embedding-1", "embedding-2", "state", "state-1", "state-2", "position")
 FREE = ("x-1", "earlier-1", "earlier-2", *LOOK_UPS)
 
 # Which inputs each least-squares row reads, as far as the pair has them. Names of nulls say what is wrong with them.
@@ -101,15 +101,25 @@ def translate(
         terms = tables(fit.a.windows.ids, residuals(fit), residuals(held_out), vocabulary, ngrams) if ngrams else []
         solved[longer] = merged(replace(solved[name], name=_short(longer), terms=(*solved[name].terms, *terms)))
 
+    def through_features(name: str, edges: matched.Matched) -> Translation:
+        return matched.permutation(name, edges, a, b, site, mean)
+
     generator = torch.Generator().manual_seed(seed)
     procrustes = baselines.procrustes(site, moments)
+    permutation = through_features("permutation", matching.used)
+    directions = matched.directions("directions", matching.used, a, b, site, moments)
+    crossed = cross_code.cross_code(matching.graph, b, torch.from_numpy(matching.deviation_b), moments, moments_held)
     wrong_rotation = random_rotation(fit.width_a, fit.width_b, generator) * _scale_of(procrustes)
     translations = {
         "translation:identity": baselines.identity(site, fit.width_b),
         "translation:mean-shift": baselines.mean_shift(site, moments),
         "translation:procrustes": procrustes,
-        "translation:permutation": matched.permutation("permutation", matching.used, a, b, site, mean),
-        "translation:directions": matched.directions("directions", matching.used, a, b, site, moments),
+        "translation:permutation": permutation,
+        "translation:permutation+error": matched.error_carry("permutation+error", permutation, moments, moments_held),
+        "translation:barycentric": through_features("barycentric", matching.transport),
+        "translation:cross-code": cross_code.translation("cross-code", crossed, a, b, site, moments),
+        "translation:directions": directions,
+        "translation:prior": matched.prior("prior", directions, moments, moments_held),
         "translation:rotation": matched.rotation("rotation", matching.used, a, b, site, moments),
         **{name: translation for name, translation in solved.items() if name.startswith("translation:")},
     }
@@ -117,7 +127,7 @@ def translate(
         "null:random-rotation": matched.linear("random-rotation", wrong_rotation, site, moments),
         **{name: translation for name, translation in solved.items() if name.startswith("null:")},
     }
-    shuffles = [matched.permutation("shuffled-matching", wrong, a, b, site, mean) for wrong in matching.shuffles]
+    shuffles = [through_features("shuffled-matching", wrong) for wrong in matching.shuffles]
     # The identity stays bare, so that a model stitched to itself is itself bit for bit.
     placed = {
         name: found if name == "translation:identity" else found.starting_with(first)

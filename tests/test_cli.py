@@ -60,7 +60,7 @@ def test_the_default_command_prints_json_alone_on_stdout_and_progress_on_stderr(
     assert table.exit_code == 0 and not table.stderr
     for row in report["results"]:
         assert row["name"] in table.stdout
-    assert "null:no-source − translation:affine+token" in table.stdout
+    assert "null:no-source − translation:affine+free+tables" in table.stdout
     again = invoke(
         "eval", tmp_path / "c", "--text", donors["text"], "--tokens", "832", "--context", "32", "--json", "-q"
     )

@@ -27,6 +27,8 @@ from stitch.rows import Stage
 from stitch.text import select
 from stitch.tokens import pack
 from stitch.translate import translate
+from stitch.translation import look_ups
+from stitch.translation.inputs import ByToken, Lift, Stream
 
 WORDS = "feature model layer token stream weight matrix norm head block early late match pair plan".split()
 
@@ -71,7 +73,10 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
     for name in ("a", "b", "composite", "line", "translation:affine", "translation:permutation", "translation:directions",
                  "translation:rotation", "translation:features", "translation:affine+token", "translation:identity",
                  "translation:mean-shift", "floor:mean", "floor:zero", "floor:wrong-text", "ceiling:sae-b",
-                 "null:no-source", "null:shuffled-matching", "null:random-rotation", "null:untrained-sae"):  # fmt: skip
+                 "translation:affine+free", "translation:features+free+tables", "translation:cross-code", "translation:prior",
+                 "translation:permutation+error", "translation:barycentric", "null:look-ups", "null:random-relu",
+                 "null:exemplars", "null:random-topk", "null:no-source", "null:shuffled-matching", "null:random-rotation",
+                 "null:untrained-sae"):  # fmt: skip
         assert names.count(name) == 1, name
     assert {"auto", *(name[12:] for name in names if name.startswith("translation:"))} == set(CHOICES["translation"])
     rows = {row["name"]: row for row in report["results"]}
@@ -244,19 +249,20 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
     assert right.double().mean() >= 0.99 and len(matching.pairs) >= 0.95 * alive
     assert matching.pairs.scores.mean() > 0.99 > 0.7 > matching.pairs.null_scores.mean()
 
+    inputs = {"x": Stream(3), "codes": Lift(3, known), "embedding": ByToken(look_ups.embeddings(b))}
     fitted = translate(
-        fit, paired["sweep"], embedding=b.embedding.weight.detach(), first=fit.b.read(0, 3)[0, 0], a=known, b=permuted,
-        untrained=known, matching=matching, seed=0, chunk=1024,
+        fit, paired["sweep"], inputs=inputs, first=fit.b.read(0, 3)[0, 0], a=known, b=permuted, matching=matching,
+        vocabulary=tiny.VOCABULARY, ngrams=0, seed=0, chunk=1024,
     )  # fmt: skip
     stage = Stage(a, b, 3, 3, paired["sweep"], 2**28)
-    names = ("rotation", "directions", "procrustes", "affine", "identity")
+    names = ("rotation", "directions", "procrustes", "affine", "prior", "identity")
     rows = {name: stage.translated(fitted.translations[f"translation:{name}"]) for name in names}
-    rows |= {name: stage.translated(found) for name, found in fitted.nulls.items() if name != "null:untrained-sae"}
+    rows |= {name: stage.translated(found) for name, found in fitted.nulls.items()}
     rows["null:shuffled-matching"] = stage.translated(*fitted.shuffles)
     rows["b"] = stage.whole(b.net)
     scores = evaluate(rows, stage.windows, vocabulary=tiny.VOCABULARY, reference=rows["b"])
     kl = {name: found.row(name)["kl_to_b"] for name, found in scores.items()}
-    for name in ("rotation", "directions", "procrustes", "affine"):
+    for name in ("rotation", "directions", "procrustes", "affine", "prior"):
         assert kl[name] < 1e-3, (name, kl)
     for name in (
         "identity",

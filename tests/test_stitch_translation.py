@@ -4,10 +4,11 @@ import scipy.sparse as sp
 import torch
 
 from matching.null import random_rotation
+from matching.types import Alternatives, Candidates
 from sae.types import Dictionary
 from stitch.composite import translation_config, translation_tensors
 from stitch.modeling_composite import TranslationModule
-from stitch.translation import baselines, matched
+from stitch.translation import baselines, cross_code, lifts, matched
 from stitch.translation.matched import Matched
 from stitch.translation.moments import Moments, accumulate
 from stitch.translation.ridge import STRENGTHS, ridge
@@ -22,7 +23,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def applied(translation: Translation, x: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
     """The translation through the module that ships with every checkpoint."""
-    module = TranslationModule(translation_config(translation, 0, 3, x.shape[1]))
+    module = TranslationModule(translation_config(translation, 0, 3, x.shape[1], 50))
     module.load_state_dict(translation_tensors(translation, torch.float32))
     ids = torch.ones(1, len(x), dtype=torch.long) if ids is None else ids[None]
     with torch.no_grad():
@@ -134,6 +135,99 @@ def test_translations_from_a_true_matching_restore_a_rotated_space(d_a: int, d_b
     assert (applied(baselines.procrustes(3, moments), x) - y).abs().max() < 1e-3
 
 
+def code_moments(a: Dictionary, x: torch.Tensor, y: torch.Tensor) -> Moments:
+    codes = a.encode(x.float()).double()
+    names = [(one, other) for one in ("x", "codes", "target") for other in ("x", "codes", "target")]
+    return accumulate([{"x": x, "codes": codes, "target": y}], names)
+
+
+def test_carrying_the_error_adds_the_best_map_of_what_the_codes_miss():
+    """Half of the features lose their partner: what they leave in x − x̂ and in y is brought over by the error's map."""
+    a, b, found, x, y, _ = rotated_pair(6, 8)
+    half = matched.Matched(
+        *(getattr(found, name)[::2] for name in ("rows", "cols", "mass", "similarity", "co_moment")),
+        found.mean_a,
+        found.second_a,
+    )
+    coarse = Dictionary(**{**vars(a), "encoder_bias": torch.full((FEATURES,), -0.4)})  # codes that miss much of x
+    start = matched.permutation("t", half, coarse, b, 3, y.mean(0))
+    fit, held = code_moments(coarse, x[:400], y[:400]), code_moments(coarse, x[400:], y[400:])
+    carried = matched.error_carry("t+error", start, fit, held)
+
+    z = coarse.encode(x.float()).double()
+    error = x - z @ coarse.decoder.double()
+    left = y - applied(start, x).double()
+    centred, wanted = error[:400] - error[:400].mean(0), left[:400] - left[:400].mean(0)
+    expected = torch.linalg.lstsq(centred, wanted).solution
+    best = left[400:] - (error[400:] - error[:400].mean(0)) @ expected - left[:400].mean(0)
+    got = y[400:] - applied(carried, x[400:]).double()
+    assert got.square().sum() < 1.02 * best.square().sum() < 0.5 * left[400:].square().sum()
+
+
+def graph_of(codes_a: torch.Tensor, codes_b: torch.Tensor) -> Candidates:
+    """Every pair is a candidate."""
+    correlation = np.corrcoef(codes_a.numpy().T, codes_b.numpy().T)[: codes_a.shape[1], codes_a.shape[1] :]
+    rows, cols = (index.flatten() for index in np.indices(correlation.shape))
+    co_moment = (codes_a.T @ codes_b / len(codes_a)).numpy().flatten()
+    none = Alternatives(np.zeros((codes_a.shape[1], 0), dtype=np.int64), np.zeros((codes_a.shape[1], 0)))
+    return Candidates(correlation.shape, rows, cols, correlation.flatten(), co_moment, none)
+
+
+def test_a_cross_code_undoes_a_split_that_no_permutation_can(monkeypatch):
+    """B's features 2j and 2j+1 are halves of A's features j and j+1 mixed: no single partner explains them."""
+    a, _, _, x, _, _ = rotated_pair(6, 8)
+    codes_a = a.encode(x.float()).double()
+    mixing = torch.zeros(FEATURES, FEATURES, dtype=torch.float64)
+    for column in range(FEATURES):
+        mixing[column, column], mixing[(column + 1) % FEATURES, column] = 0.7, 0.5
+    codes_b = codes_a @ mixing
+    decoder = torch.nn.functional.normalize(torch.randn(FEATURES, 8, generator=generator(3), dtype=torch.float64))
+    b = Dictionary(torch.zeros(8, FEATURES), torch.zeros(FEATURES), "relu", None, None, decoder.float(), torch.zeros(8))
+    y = codes_b @ b.decoder.double()
+    fit, held = code_moments(a, x[:400], y[:400]), code_moments(a, x[400:], y[400:])
+    graph, deviation = graph_of(codes_a[:400], codes_b[:400]), codes_b[:400].std(0, correction=0)
+    found = cross_code.cross_code(graph, b, deviation, fit, held)
+    assert found.width > 1 and found.unexplained < 0.01
+    translated = applied(cross_code.translation("t", found, a, b, 3, fit), x[400:]).double()
+    measured = (y[400:] - translated).square().mean(0).sum() / y[400:].var(0, correction=0).sum()
+    assert measured == pytest.approx(found.unexplained, rel=0.02, abs=1e-5)
+
+    monkeypatch.setattr(cross_code, "WIDTHS", (1,))
+    single = cross_code.cross_code(graph, b, deviation, fit, held)
+    assert ((single.weight != 0).sum(0) <= 1).all() and single.unexplained > 10 * found.unexplained
+
+
+def test_a_prior_is_all_there_is_without_data_and_nothing_with_much():
+    x = torch.randn(4000, D_A, generator=generator(), dtype=torch.float64)
+    true = torch.randn(D_A, D_B, generator=generator(1), dtype=torch.float64)
+    y = x @ true + torch.randn(4000, D_B, generator=generator(2), dtype=torch.float64)
+    near = true + 0.01 * torch.randn(D_A, D_B, generator=generator(3), dtype=torch.float64)
+    held = moments_of(x[3000:], y[3000:])
+    few = moments_of(x[:8], y[:8])
+    assert ridge(few, held, ("x",), prior={"x": near}).unexplained < 0.9 * ridge(few, held, ("x",)).unexplained
+    assert torch.allclose(ridge(few, held, ("x",), prior={"x": near}).weights["x"], near, atol=0.2)
+    many = moments_of(x[:3000], y[:3000])
+    wrong = -true
+    assert torch.allclose(ridge(many, held, ("x",), prior={"x": wrong}).weights["x"], true, atol=0.1)
+
+
+@pytest.mark.parametrize("make", ["random_relu", "random_topk", "exemplars"])
+def test_lifts_without_training_are_as_wide_and_as_sparse_as_asked(make: str):
+    sample = torch.randn(3000, D_A, generator=generator()) * torch.tensor([9.0, 3, 1, 1, 1, 0.1]) + 5
+    sizes = {"features": 40, "generator": generator(1)} | ({} if make == "random_relu" else {"k": 7})
+    lift = getattr(lifts, make)(sample, **sizes)
+    active = (lift.encode(sample) > 0).double()
+    assert lift.encoder.shape == (D_A, 40)
+    if make == "random_relu":
+        assert active.mean(0).min() > 0.15 and active.mean(0).max() < 0.85
+    else:
+        assert active.sum(1).max() <= 7 and active.sum(1).mean() > 5
+    if make == "exemplars":
+        nearest = (sample - sample.mean(0)) @ (lift.encoder / lift.encoder.norm(dim=0))
+        cosine = nearest / (sample - sample.mean(0)).norm(dim=1, keepdim=True)
+        assert torch.allclose(cosine.max(0).values, torch.ones(40), atol=1e-4)  # each direction is a token's
+
+
 def test_a_wrong_matching_restores_nothing():
     a, b, found, x, y, _ = rotated_pair(6, 8)
     wrong = Matched(
@@ -183,3 +277,4 @@ def test_lookups_cost_nothing_and_products_are_counted():
     table, weight = torch.zeros(50, 8), torch.zeros(FEATURES, 8)
     translation = Translation("t", (Term(Token(), table), Term(Codes(3, a), weight)), torch.zeros(8))
     assert translation.multiply_adds == 6 * FEATURES + FEATURES * 8
+    assert translation.parameters == 8 + 50 * 8 + 6 * FEATURES + FEATURES + FEATURES * 8

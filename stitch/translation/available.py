@@ -28,14 +28,16 @@ def available(a: Model, b: Model, fit: Paired, saes: SAEs, seed: int) -> dict[st
     def generator(draw: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed + draw)
 
-    embedding = look_ups.embeddings(b)
+    embedding, state = look_ups.embeddings(b), look_ups.context_free(b, fit.site_b)
     inputs: dict[str, Input] = {
         "x": Stream(site),
         "x-1": Stream(site, back=1),
         "embedding": ByToken(embedding),
         "embedding-1": ByToken(embedding, back=1),
         "embedding-2": ByToken(embedding, back=2),
-        "state": ByToken(look_ups.context_free(b, fit.site_b)),
+        "state": ByToken(state),
+        "state-1": ByToken(state, back=1),
+        "state-2": ByToken(state, back=2),
         "codes": Lift(site, saes.a),
         "untrained": Lift(site, untrained(like_trained, sample, generator(0))),
         "random-relu": Lift(site, lifts.random_relu(sample, features, generator(1))),

@@ -6,7 +6,6 @@ without context, positions. A product with a table's rows is folded into the tab
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -17,14 +16,6 @@ from stitch.activations import Tokens
 from stitch.features import sparse_codes
 from stitch.translation.moments import Variable
 from stitch.translation.types import Codes, Position, Residual, Term, Token
-
-
-class Input(Protocol):
-    """One block of columns of the least-squares problem."""
-
-    def columns(self, tokens: Tokens) -> Variable: ...
-
-    def term(self, weight: Float[Tensor, "columns d_out"]) -> Term: ...
 
 
 @dataclass(frozen=True)
@@ -85,6 +76,9 @@ class ByPosition:
 
     def term(self, weight: Tensor) -> Term:
         return Term(Position(), (self.table.double() @ weight).float())
+
+
+Input = Stream | Lift | ByToken | ByPosition
 
 
 def streams(inputs: Iterable[Input]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""V1, V4 and V5: translations that know nothing but two dictionaries, a matching between them, and feature moments.
+"""V1, V2, V4, V5, V6, V8: translations through a matching of two dictionaries.
 
 Notation as in the literature: D decoder rows, s_i the regression coefficient of B's matched feature on A's feature i,
 Ω_i = E[z_i²] · sim_i the weight of a pair.
@@ -13,6 +13,7 @@ from torch import Tensor
 from matching.procrustes import orthogonal_map
 from sae.types import Dictionary
 from stitch.translation.moments import Moments
+from stitch.translation.ridge import ridge
 from stitch.translation.types import Codes, Residual, Term, Translation
 
 RELATIVE_RIDGE = 1e-4  # of a feature's own second moment, or of the mean eigenvalue
@@ -69,6 +70,32 @@ def permutation(
     weight[found.features] = found.target
     bias = mean_b - matched.mean_a @ weight
     return Translation(name, (Term(Codes(site, a), weight.float()),), bias.float())
+
+
+def error_carry(name: str, start: Translation, fit: Moments, held_out: Moments) -> Translation:
+    """V2: ŷ = V1 + (x − x̂) W_e, with W_e the ridge from what A's SAE leaves unexplained to what V1 (`start`) does."""
+    (term,) = start.terms
+    assert isinstance(term.input, Codes) and term.weight is not None
+    weight, decoder = term.weight.double(), term.input.dictionary.decoder.double().cpu()
+    whole = torch.eye(decoder.shape[1], dtype=torch.float64)
+    target = torch.eye(weight.shape[1], dtype=torch.float64)
+
+    def with_errors(moments: Moments) -> Moments:
+        left = moments.combined("left", {"target": target, "codes": -weight}, ("x", "codes", "target"))
+        return left.combined("error", {"x": whole, "codes": -decoder}, ("left",))
+
+    found = ridge(with_errors(fit), with_errors(held_out), ("error",), target="left")
+    carried = found.weights["error"]
+    terms = (Term(term.input, (weight - decoder @ carried).float()), Term(Residual(term.input.site), carried.float()))
+    return Translation(name, terms, found.bias.float())
+
+
+def prior(name: str, start: Translation, fit: Moments, held_out: Moments) -> Translation:
+    """V8: ridge on paired activations that shrinks to `start`, a linear map through the matching, instead of to zero."""
+    (term,) = start.terms
+    assert isinstance(term.input, Residual) and term.weight is not None
+    found = ridge(fit, held_out, ("x",), prior={"x": term.weight})
+    return Translation(name, (Term(term.input, found.weights["x"].float()),), found.bias.float())
 
 
 def directions(name: str, matched: Matched, a: Dictionary, b: Dictionary, site: int, moments: Moments) -> Translation:

@@ -40,6 +40,24 @@ class Moments:
     def covariance(self, first: str, second: str) -> Float[Tensor, "rows columns"]:
         return self.product(first, second) / self.count - torch.outer(self.mean(first), self.mean(second))
 
+    def combined(self, name: str, parts: Mapping[str, Float[Tensor, "_ columns"]], others: Iterable[str]) -> "Moments":
+        """These moments and those of a new variable Σ u @ parts[u]: its squares, its products with itself and `others`.
+
+        Everything about linear functions of the variables is known without another look at the tokens.
+        """
+
+        def against(other: str) -> Tensor:
+            return sum((matrix.T @ self.product(part, other) for part, matrix in parts.items()), torch.tensor(0.0))
+
+        own = sum((against(part) @ matrix for part, matrix in parts.items()), torch.tensor(0.0))
+        total = sum((self.sums[part] @ matrix for part, matrix in parts.items()), torch.tensor(0.0))
+        return Moments(
+            self.count,
+            {**self.sums, name: total},
+            {**self.squares, name: own.diagonal()},
+            {**self.products, (name, name): own, **{(name, other): against(other) for other in others}},
+        )
+
 
 def accumulate(chunks: Iterable[Mapping[str, Variable]], pairs: Iterable[Key]) -> Moments:
     """One pass over `chunks` (each maps a variable's name to its rows for the same tokens), keeping the products asked for."""

@@ -58,14 +58,15 @@ def tables(
     built: list[Table] = []
     for order, share in shares.items():
         if order in keys:
-            built.append(_table(order, keys[order], seen[order], other[order], built, vocabulary, share))
+            table = _table(order, keys[order], seen[order], other[order], built, vocabulary, share)
+            built += [table] if len(table.keys) else []
     terms = []
     for table in built:
         if table.order == 1:
             dense = torch.zeros(vocabulary, table.rows.shape[1])
             dense[table.keys] = table.rows.float()
             terms.append(Term(Token(), dense))
-        elif len(table.keys):
+        else:
             terms.append(Term(Ngram(table.order, table.keys), table.rows.float()))
     return terms
 

@@ -1,0 +1,89 @@
+"""Tables of what ridge leaves: planted token and n-gram effects come back, noise does not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from stitch.translation.tables import tables
+from stitch.translation.types import Ngram, Token
+
+VOCABULARY, D, BOS = 12, 3, 0
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def windows(count: int, seed: int) -> torch.Tensor:
+    ids = torch.randint(1, VOCABULARY, (count, 16), generator=torch.Generator().manual_seed(seed))
+    ids[:, 0] = BOS
+    return ids
+
+
+def residuals(ids: torch.Tensor, effect: Callable, noise_level: float, seed: int) -> Callable:
+    """As `stitch.translate` gives them: every token but BOS, with the two before it (−1 where none)."""
+    before, two_before = torch.full_like(ids, -1), torch.full_like(ids, -1)
+    before[:, 1:], two_before[:, 2:] = ids[:, :-1], ids[:, :-2]
+    history = torch.stack([ids, before, two_before], -1)[:, 1:].flatten(0, 1)
+    left = effect(history) + noise_level * noise(len(history), D, seed=seed)
+    return lambda: zip(history.split(100), left.split(100), strict=True)
+
+
+def fitted(effect: Callable, *, noise_level: float = 0.0, budget: int = 400, count: int = 400):
+    fit, held = windows(count, 1), windows(count, 2)
+    terms = tables(
+        fit, residuals(fit, effect, noise_level, 3), residuals(held, effect, noise_level, 4), VOCABULARY, budget
+    )
+    return {1 if isinstance(term.input, Token) else term.input.order: term for term in terms}
+
+
+BY_TOKEN, BY_PAIR = noise(VOCABULARY, D), noise(VOCABULARY, VOCABULARY, D, seed=1)
+
+
+def test_token_effects_come_back_in_the_token_table_alone():
+    found = fitted(lambda ids: BY_TOKEN[ids[:, 0]])
+    assert torch.allclose(found[1].weight[1:].double(), BY_TOKEN[1:], atol=0.02)
+    assert torch.equal(found[1].weight[0], torch.zeros(D))  # BOS was never seen
+    others = [term.weight.abs().max() for order, term in found.items() if order > 1]
+    assert all(value < 0.02 for value in others)
+
+
+def test_pair_effects_come_back_with_what_the_token_alone_explains():
+    found = fitted(lambda ids: BY_PAIR[ids[:, 0], ids[:, 1]])
+    pairs, rows = found[2].input.keys, found[2].weight
+    token, before = pairs % VOCABULARY, pairs // VOCABULARY
+    assert len(pairs) > 0.9 * (VOCABULARY - 1) ** 2
+    total = rows + found[1].weight[token]
+    assert torch.allclose(total.double(), BY_PAIR[token, before], atol=0.1)
+
+
+def test_noise_leaves_tables_that_are_nearly_empty():
+    """Unshrunk rows of contexts seen about 45 times would have a root mean square of 0.15 (pairs), far more for triples."""
+    found = fitted(lambda ids: torch.zeros(len(ids), D, dtype=torch.float64), noise_level=1.0)
+    for term in found.values():
+        assert term.weight.square().mean().sqrt() < 0.03
+
+
+@pytest.mark.parametrize("budget", [0, 1, 130])
+def test_the_budget_counts_rows_of_all_orders_and_keeps_what_explains_most(budget):
+    strong = torch.zeros(VOCABULARY, VOCABULARY, D, dtype=torch.float64)
+    strong[3, 4], strong[5, 6] = 9.0, 5.0
+    found = fitted(lambda ids: strong[ids[:, 0], ids[:, 1]] + 0.1 * BY_PAIR[ids[:, 0], ids[:, 1]], budget=budget)
+    rows = sum(len(term.weight) for order, term in found.items() if order > 1)
+    assert rows <= budget
+    if budget == 130:
+        kept = set(found[2].input.keys.tolist())
+        assert {3 + 4 * VOCABULARY, 5 + 6 * VOCABULARY} <= kept
+        assert torch.equal(found[2].input.keys, found[2].input.keys.sort().values)
+
+
+def test_a_text_is_not_continued_over_its_start():
+    """Ids before the window's start are −1: they belong to no n-gram."""
+    found = fitted(lambda ids: torch.where((ids[:, 2] < 0)[:, None], 1.0, 0.0).expand(-1, D).double())
+    first = found.get(3)
+    assert first is None or not bool((first.input.keys < 0).any())
+    assert isinstance(found[2].input, Ngram)
+    starts = found[2].input.keys // VOCABULARY == BOS  # "BOS, t" is the only pair at a window's start
+    assert found[2].weight[starts].mean() > 0.5
+    assert found[2].weight[~starts].abs().max() < 0.2
