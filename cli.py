@@ -76,6 +76,9 @@ def run(
     ] = "hungarian",
     translation: Annotated[str, typer.Option(help="Write this one; auto takes the best on the sweep split.")] = "auto",
     ngrams: Annotated[int, typer.Option(help="Rows of the n-gram tables of the best translations; 0: none.")] = 32_768,
+    reference_steps: Annotated[
+        int, typer.Option(help="Gradient steps of the trained reference that the table compares with; 0: none.")
+    ] = 100,
     seed: Annotated[int, typer.Option(help="Same inputs and seed: the same bytes.")] = 0,
     memory: Memory = "4G",
     device: Device = "auto",
@@ -103,7 +106,8 @@ def run(
         settings = Settings(
             model_a=model_a, model_b=model_b, layer=layer, layer_b=layer_b, text=text, tokens=tokens, context=context,
             features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
-            matching=matching, translation=translation, ngrams=ngrams, seed=seed, memory=_bytes(memory),
+            matching=matching, translation=translation, ngrams=ngrams, reference_steps=reference_steps,
+            seed=seed, memory=_bytes(memory),
             device=device, dtype=dtype, trust_remote_code=trust_remote_code,
         )  # fmt: skip
         report, folder = stitch(settings, out, overwrite=overwrite, resume=resume, progress=progress)

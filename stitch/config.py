@@ -38,6 +38,7 @@ class Settings:
     matching: str = "hungarian"
     translation: str = "auto"
     ngrams: int = 32_768
+    reference_steps: int = 100
     seed: int = 0
     memory: int = 4 * 2**30
     device: str = "auto"
@@ -60,6 +61,8 @@ class Settings:
             raise UsageError(f"--memory must be at least 64M; got {self.memory / 2**20:.0f}M.")
         if self.ngrams < 0:
             raise UsageError(f"--ngrams must be 0 or more; got {self.ngrams}.")
+        if self.reference_steps < 0:
+            raise UsageError(f"--reference-steps must be 0 or more; got {self.reference_steps}.")
         if self.seed < 0:
             raise UsageError(f"--seed must be 0 or more; got {self.seed}.")
 

@@ -24,6 +24,7 @@ from stitch.evaluate import Scores, evaluate
 from stitch.features import SAEs, code_stream, steps_for, train
 from stitch.match import Matching, match
 from stitch.models import Model, load
+from stitch.reference import trained
 from stitch.report import NULL_OF, model_card, to_json
 from stitch.rows import Stage, differences, line, ranked
 from stitch.sources import Source, resolve
@@ -31,6 +32,7 @@ from stitch.text import Split, read, select
 from stitch.tokens import Windows, pack, require_same_ids
 from stitch.translate import Fitted, translate
 from stitch.translation.available import available, earlier_sites
+from stitch.translation.types import Translation
 from stitch.workspace import check_output, finished, workspace
 
 SPLITS: tuple[Split, ...] = ("fit", "sweep", "report")
@@ -85,10 +87,14 @@ def stitch(
             fitted = translate_pair(settings, a, b, paired, saes, matching, progress)
         with _timed(seconds, "choice"):
             chosen = choose(settings, fitted, stage(settings, a, b, paired["sweep"]), progress)
+        with _timed(seconds, "references"):
+            references = train_references(settings, a, b, paired["fit"], fitted, progress)
         config = stitch_config(a.config, b.config, *sites, fitted.translations[chosen], b.bos)
         with _timed(seconds, "evaluation"):
             composite = compose(a, b, *sites, fitted.translations[chosen])
-            scores = evaluate_all(stage(settings, a, b, paired["report"]), composite, fitted, saes, progress)
+            scores = evaluate_all(
+                stage(settings, a, b, paired["report"]), composite, fitted, references, saes, progress
+            )
 
         report = assemble(settings, a, b, sources, windows, saes, matching, fitted, chosen, scores)
         with _timed(seconds, "writing"):
@@ -302,8 +308,24 @@ def choose(settings: Settings, fitted: Fitted, on: Stage, progress: Progress | N
     return min(tied, key=lambda name: (fitted.translations[name].multiply_adds, scores[name].ce))
 
 
+def train_references(
+    settings: Settings, a: Model, b: Model, fit: Paired, fitted: Fitted, progress: Progress | None = None
+) -> dict[str, Translation]:
+    """What gradient descent on cross-entropy makes of the affine map in `reference_steps` steps; none without steps."""
+    if not settings.reference_steps:
+        return {}
+    start = fitted.translations["translation:affine"]
+    arguments = {"steps": settings.reference_steps, "seed": settings.seed, "progress": progress}
+    return {"reference:affine-trained": trained(start, a, b, fit, **arguments)}
+
+
 def evaluate_all(
-    on: Stage, composite: torch.nn.Module, fitted: Fitted, saes: SAEs, progress: Progress | None = None
+    on: Stage,
+    composite: torch.nn.Module,
+    fitted: Fitted,
+    references: dict[str, Translation],
+    saes: SAEs,
+    progress: Progress | None = None,
 ) -> dict[str, Scores]:
     """Every row of the report on the same windows: models, translations, floors, ceilings, nulls."""
     rows = {
@@ -316,6 +338,7 @@ def evaluate_all(
         "floor:wrong-text": on.wrong_text(),
         "ceiling:sae-b": on.spliced_b(saes.b),
         "sae-a": on.spliced_a(saes.a),
+        **{name: on.translated(translation) for name, translation in references.items()},
         **{name: on.translated(translation) for name, translation in fitted.nulls.items()},
         "null:shuffled-matching": on.translated(*fitted.shuffles),
     }
@@ -339,7 +362,11 @@ def assemble(
     """report.json, timings aside."""
     assert settings.layer_b is not None and settings.context is not None
     sites = {"a": settings.layer, "b": settings.layer_b}
+    costs = {"composite": fitted.translations[chosen], **fitted.translations, **fitted.nulls}
     results = [scores[name].row(name) for name in ranked(scores) if name != "sae-a"]
+    for row in results:
+        if (found := costs.get(row["name"])) is not None:
+            row |= {"multiply_adds": found.multiply_adds, "parameters": found.parameters}
     yardstick = line(a, b, sites["a"], sites["b"], fitted.translations[chosen], settings.context, scores)
     results.insert(3, yardstick)
     described = [

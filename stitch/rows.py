@@ -109,7 +109,7 @@ def _spliced(late: PreTrainedModel, stream: Tensor, paired: Paired, dictionary: 
 
 def ranked(scores: dict[str, Scores]) -> list[str]:
     """Row names in the order of the report: the models, then each kind, best first."""
-    kinds = ("translation", "floor", "ceiling", "null")
+    kinds = ("translation", "floor", "ceiling", "reference", "null")
     rest = [name for name in scores if name.partition(":")[0] in kinds]
     return [
         "a",
@@ -141,7 +141,8 @@ def line(
 
 def differences(scores: dict[str, Scores], chosen: str, null_of: dict[str, str]) -> list[dict]:
     """Paired differences in nats, 95 % intervals: the composite against models and affine, each null against what it mocks."""
-    pairs = [("composite", other) for other in ("a", "b", "translation:affine", "null:no-source")]
+    against = ("a", "b", "translation:affine", "reference:affine-trained", "ceiling:sae-b", "null:no-source")
+    pairs = [("composite", other) for other in against if other in scores]
     pairs += list(null_of.items())
     found = []
     for name, other in pairs:

@@ -44,7 +44,7 @@ def write_text(folder: Path, documents: int = 260, seed: int = 0) -> Path:
 def settings(a: Path, b: Path, text: Path, **changes) -> Settings:
     base = dict(
         model_a=str(a), model_b=str(b), layer=2, text=str(text), tokens=8192, context=32, features=64, k=8,
-        sae_passes=2.0, device="cpu", memory=2**28,
+        sae_passes=2.0, reference_steps=5, device="cpu", memory=2**28,
     )  # fmt: skip
     return Settings(**(base | changes))  # pyright: ignore[reportArgumentType]
 
@@ -76,7 +76,7 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
                  "translation:affine+free", "translation:features+free+tables", "translation:cross-code", "translation:prior",
                  "translation:permutation+error", "translation:barycentric", "null:look-ups", "null:random-relu",
                  "null:exemplars", "null:random-topk", "null:no-source", "null:shuffled-matching", "null:random-rotation",
-                 "null:untrained-sae"):  # fmt: skip
+                 "null:untrained-sae", "reference:affine-trained"):  # fmt: skip
         assert names.count(name) == 1, name
     assert {"auto", *(name[12:] for name in names if name.startswith("translation:"))} == set(CHOICES["translation"])
     rows = {row["name"]: row for row in report["results"]}

@@ -1,0 +1,83 @@
+"""Trained references: a translation whose weights go on by gradient descent on cross-entropy, to tell how far closed forms are
+from what is possible. No composite is ever made of one; their rows are labelled as trained."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from stitch.activations import Paired, Progress
+from stitch.composite import late_half, late_logits, translation_module
+from stitch.models import Model
+from stitch.translation.types import Codes, Translation
+
+WINDOWS = 8  # per step
+RATE = 1e-2  # of a parameter's root mean square, per step; falls to zero in a line
+
+
+def trained(
+    start: Translation, a: Model, b: Model, fit: Paired, *, steps: int, seed: int, progress: Progress | None = None
+) -> Translation:
+    """`start` after `steps` Adam steps on the cross-entropy of B's late half, both models frozen.
+
+    Weights, tables, bias and encoders train; B's state for BOS (`first`) stays. With a dense lift among its terms this is
+    an MLP. Source: model stitching, Bansal et al. 2021 (2106.07682); between language models 2506.06609.
+    """
+    module = translation_module(start, a, b, fit.site_a).train()
+    late = late_half(b, fit.site_b).requires_grad_(False)
+    groups = []
+    for name, parameter in module.named_parameters():
+        parameter.data = parameter.data.clone()  # the start must stay what it was
+        if name == "first":
+            parameter.requires_grad_(False)
+        else:
+            size = float(parameter.detach().float().square().mean().sqrt())
+            groups.append({"params": [parameter], "lr": RATE * max(size, 1e-6)})
+    optimiser = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
+    vocabulary = min(a.config.vocab_size, b.config.vocab_size)
+    with torch.enable_grad():
+        for step, (streams, ids) in enumerate(_windows(fit, steps, seed)):
+            ids = ids.to(b.device)
+            positions = torch.arange(ids.shape[1], device=b.device).expand_as(ids)
+            hidden = module({site: x.to(b.device) for site, x in streams.items()}, ids, positions)
+            logits = late_logits(late, hidden)[:, :-1, :vocabulary].float()
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            if progress:
+                progress("trained reference (steps)", step + 1, steps)
+    return _read_back(start, {name: value.detach().cpu() for name, value in module.state_dict().items()})
+
+
+def _windows(fit: Paired, steps: int, seed: int) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
+    """`steps` batches of whole windows: A's streams by site, ids. Shards in a fresh order per epoch, shuffled within."""
+    generator = torch.Generator().manual_seed(seed)
+    sites = [site for site in fit.a.sites if site <= fit.site_a]
+    done = 0
+    while True:
+        for shard in torch.randperm(fit.a.shards, generator=generator).tolist():
+            streams = {site: fit.a.read(shard, site).float() for site in sites}
+            ids = fit.a.windows.ids[fit.a.rows(shard)].long()
+            for chosen in torch.randperm(len(ids), generator=generator).split(WINDOWS):
+                if done == steps:
+                    return
+                yield {site: x[chosen] for site, x in streams.items()}, ids[chosen]
+                done += 1
+
+
+def _read_back(start: Translation, state: dict[str, Tensor]) -> Translation:
+    """The translation that a module's state stands for; the inverse of `stitch.composite.translation_tensors`."""
+    terms = []
+    for index, term in enumerate(start.terms):
+        own = {name.rpartition(".")[2]: value for name, value in state.items() if name.startswith(f"terms.{index}.")}
+        if isinstance(term.input, Codes):
+            parts = {name: own[name] for name in ("encoder", "encoder_bias", "threshold") if name in own}
+            term = replace(term, input=Codes(term.input.site, replace(term.input.dictionary, **parts)))
+        if term.weight is not None:
+            term = replace(term, weight=own["table" if term.is_table else "weight"].float())
+        terms.append(term)
+    return replace(start, name=f"{start.name}-trained", terms=tuple(terms), bias=state["bias"].float())
