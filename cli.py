@@ -58,10 +58,14 @@ def run(
     text: Text = "docs",
     tokens: Annotated[
         int,
-        typer.Option(
-            help="Tokens to fit on; a tenth more, at most 65,536, is held out twice, to choose and to report."
-        ),
+        typer.Option(help="Tokens to fit on."),
     ] = 1_000_000,
+    held_out: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens to choose on, and as many to report on. Default: a tenth of --tokens, at most 65,536."
+        ),
+    ] = None,
     context: Annotated[
         int | None, typer.Option(help="Window length. Default: what both models take, at most 1024.")
     ] = None,
@@ -104,8 +108,8 @@ def run(
         from stitch.pipeline import stitch
 
         settings = Settings(
-            model_a=model_a, model_b=model_b, layer=layer, layer_b=layer_b, text=text, tokens=tokens, context=context,
-            features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
+            model_a=model_a, model_b=model_b, layer=layer, layer_b=layer_b, text=text, tokens=tokens, held_out=held_out,
+            context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
             matching=matching, translation=translation, ngrams=ngrams, reference_steps=reference_steps,
             seed=seed, memory=_bytes(memory),
             device=device, dtype=dtype, trust_remote_code=trust_remote_code,

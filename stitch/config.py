@@ -28,6 +28,7 @@ class Settings:
     layer_b: int | None = None
     text: str = "docs"
     tokens: int = 1_000_000
+    held_out: int | None = None
     context: int | None = None
     features: int | None = None
     k: int = 32
@@ -51,6 +52,8 @@ class Settings:
                 raise UsageError(f"--{name} must be one of {', '.join(choices)}; got {got!r}.")
         if self.tokens < LEAST_TOKENS:
             raise UsageError(f"--tokens must be at least {LEAST_TOKENS:,}; got {self.tokens:,}.")
+        if self.held_out is not None and self.held_out < 1:
+            raise UsageError(f"--held-out must be at least 1; got {self.held_out}.")
         if self.context is not None and self.context < 8:
             raise UsageError(f"--context must be at least 8 tokens; got {self.context}.")
         if self.k < 1:

@@ -163,9 +163,12 @@ def complete(settings: Settings, a: Model, b: Model) -> Settings:
 def read_windows(settings: Settings, model: Model, progress: Progress | None = None) -> dict[Split, Windows]:
     """Packed windows of the three splits. Raises StitchError when the text is too small to fill them."""
     assert settings.context is not None
-    held = max(8 * settings.context, min(settings.tokens // 10, HELD_OUT))
+    held = settings.held_out or max(8 * settings.context, min(settings.tokens // 10, HELD_OUT))
     limits: dict[Split, int] = {"fit": settings.tokens, "sweep": held, "report": held}
-    documents = list(read(settings.text, characters=CHARACTERS_PER_TOKEN * settings.tokens * 5 // 4))
+    wanted = max(
+        settings.tokens * 10 // 9, held * 20
+    )  # nine in ten documents are to fit on, one in twenty in each other split
+    documents = list(read(settings.text, characters=CHARACTERS_PER_TOKEN * wanted))
     windows = {}
     for number, split in enumerate(SPLITS):
         windows[split] = pack(select(documents, split), model.tokenizer, settings.context, limits[split])

@@ -35,7 +35,7 @@ def trained(
             size = float(parameter.detach().float().square().mean().sqrt())
             groups.append({"params": [parameter], "lr": RATE * max(size, 1e-6)})
     optimiser = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / max(steps, 1))
     vocabulary = min(a.config.vocab_size, b.config.vocab_size)
     with torch.enable_grad():
         for step, (streams, ids) in enumerate(_windows(fit, steps, seed)):
