@@ -7,7 +7,7 @@ the size of the text.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -158,6 +158,16 @@ class Paired:
     @property
     def width_b(self) -> int:
         return self.b.width(self.site_b)
+
+    def sample(self, tokens: int, seed: int) -> "Paired":
+        """The same pair with random windows of about `tokens` tokens kept; itself if it has no more."""
+        if self.tokens <= tokens:
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        count = max(1, round(len(self.keep) * tokens / self.tokens))
+        chosen = torch.zeros(len(self.keep), dtype=torch.bool)
+        chosen[torch.randperm(len(self.keep), generator=generator)[:count]] = True
+        return replace(self, keep=self.keep & chosen[:, None])
 
     def shard(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Kept rows of a shard: x [tokens, width_a], y [tokens, width_b], ids [tokens]."""

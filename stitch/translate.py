@@ -19,6 +19,10 @@ from stitch.translation.ridge import Ridge, ridge
 from stitch.translation.tables import tables
 from stitch.translation.types import Translation, merged
 
+# Least squares has a few thousand columns: from here on more tokens lower its error by less than a hundredth, and cost the same
+# again. Tables of n-grams read everything.
+LEAST_SQUARES_TOKENS = 2**18
+
 # What costs next to nothing at inference: look-ups, and A's streams that were computed anyway.
 LOOK_UPS = ("embedding", "embedding-1", "embedding-2", "state", "state-1", "state-2", "position")
 FREE = ("x-1", "earlier-1", "earlier-2", *LOOK_UPS)
@@ -85,7 +89,7 @@ def translate(
     site = fit.site_a
     rows = {name: tuple(found for found in wanted if found in inputs) for name, wanted in LEAST_SQUARES.items()}
     pairs = _needed_pairs(rows)
-    moments = accumulate(_variables(fit, inputs, seed, chunk, progress), pairs)
+    moments = accumulate(_variables(fit.sample(LEAST_SQUARES_TOKENS, seed), inputs, seed, chunk, progress), pairs)
     moments_held = accumulate(_variables(held_out, inputs, seed, chunk, None), pairs)
     mean = moments.mean("target")
     covariances = [moments.covariance(*names) for names in (("x", "x"), ("target", "target"), ("x", "target"))]
@@ -177,11 +181,11 @@ def _residuals(
     """What a ridge leaves unexplained, with the ids it belongs to; as far back as n-grams go."""
     used = {name: inputs[name] for name in found.weights}
     for tokens in paired.with_history(streams(used.values()), max(2, reach(used.values())), chunk):
-        left = tokens.target.double() - found.bias
+        left = tokens.target.float() - found.bias.float()
         for name, weight in found.weights.items():
-            columns = used[name].columns(tokens)
+            columns, matrix = used[name].columns(tokens), weight.float()
             left -= (
-                columns.double() @ weight if isinstance(columns, Tensor) else torch.from_numpy(columns @ weight.numpy())
+                columns.float() @ matrix if isinstance(columns, Tensor) else torch.from_numpy(columns @ matrix.numpy())
             )
         yield tokens.ids, left
 

@@ -122,3 +122,16 @@ def test_an_epoch_of_batches_visits_every_row_at_most_once(tmp_path: Path):
 def test_a_batch_larger_than_the_text_is_refused(tmp_path: Path):
     with pytest.raises(StitchError, match="a batch needs 1000 tokens"):
         next(paired(tmp_path).batches(1000, seed=0, group=2))
+
+
+def test_a_sample_keeps_whole_windows_and_the_same_ones_for_a_seed(tmp_path):
+    model = tiny.model("llama")
+    windows = Windows(tiny.ids(40, 10).int(), torch.zeros(40, 10, dtype=torch.int32))
+    whole = pair(*(harvest(model, windows, [2], tmp_path / side, per_shard=16) for side in "ab"), 2, 2)
+    part = whole.sample(90, seed=3)
+    kept = part.keep.any(1)
+    assert kept.sum() == 10 and torch.equal(part.keep[kept], whole.keep[kept])
+    assert torch.equal(part.keep, whole.sample(90, seed=3).keep) and not torch.equal(
+        part.keep, whole.sample(90, 4).keep
+    )
+    assert whole.sample(whole.tokens, seed=0) is whole
