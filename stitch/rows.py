@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from sae.types import Dictionary
 from stitch.activations import Paired
 from stitch.composite import late_half, late_logits, translation_module
+from stitch.costs import Costs
 from stitch.evaluate import Batch, Logits, Scores, whole_model
-from stitch.models import Model, block_flops
+from stitch.models import Model
 from stitch.tokens import Windows
 from stitch.translation.types import Translation
 
@@ -122,17 +123,13 @@ def line(
 
     The share is kept within 0..1; where both models cost the same it is the share of the composite's blocks that are B's.
     """
-    cost_a = [block_flops(a.config, block, context) for block in range(a.depth)]
-    cost_b = [block_flops(b.config, block, context) for block in range(b.depth)]
-    cost = sum(cost_a[:site_a]) + 2.0 * translation.multiply_adds + sum(cost_b[site_b:])
-    if sum(cost_a) == sum(cost_b):
-        share = (b.depth - site_b) / max(1, site_a + b.depth - site_b)
-    else:
-        share = (cost - sum(cost_a)) / (sum(cost_b) - sum(cost_a))
-    share = min(1.0, max(0.0, share))
+    costs = Costs(a, b, context)
+    cost = costs.flops(site_a, site_b, translation.multiply_adds)
+    share = costs.share(site_a, site_b, cost)
     ce = scores["a"].ce + share * (scores["b"].ce - scores["a"].ce)
     return {"name": "line", "ce": ce, "ce_low": None, "ce_high": None, "ppl": None, "kl_to_b": None, "top1": None,
-            "share": share, "flops": {"a": sum(cost_a), "b": sum(cost_b), "composite": cost}}  # fmt: skip
+            "share": share,
+            "flops": {"a": sum(costs.source_blocks), "b": sum(costs.target_blocks), "composite": cost}}  # fmt: skip
 
 
 def differences(scores: dict[str, Scores], chosen: str, null_of: dict[str, str]) -> list[dict]:
