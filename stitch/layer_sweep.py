@@ -231,7 +231,7 @@ def _front(cells: list[dict], donors: dict, cost: str) -> list[dict]:
                     **{key: row[key] for key in (*keys, "parameters")},
                 }
             )
-    kept = [points[index] for index in front([(point[cost], point["sweep_ce"]) for point in points])]
+    kept = [points[index] for index in front([(float(point[cost]), point["sweep_ce"]) for point in points])]
     ends = [point[cost] for point in kept[1:]]
     return [{**point, "up_to": end} for point, end in zip(kept, [*ends, None], strict=True)]
 

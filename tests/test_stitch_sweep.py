@@ -20,11 +20,12 @@ from stitch.layer_sweep import all_cells, sweep
 from stitch.layers import choose_layer
 from stitch.models import Model, load
 from stitch.pipeline import stitch
-from stitch.text import read, select
-from stitch.tokens import pack
+from stitch.text import Split
+from stitch.tokens import Windows
 from stitch.translation.types import Residual, Term, Token, Translation
 from test_stitch_pipeline import rotated_copy, settings, write_text
 
+SAMPLES: dict[Split, int] = {"fit": 250, "sweep": 40, "report": 40}
 ASKED = dict(tokens=4096, context=32, memory=2**28, device="cpu")
 
 
@@ -55,16 +56,25 @@ def swept(donors, tmp_path_factory) -> tuple[dict, Path]:
 @pytest.fixture(scope="module")
 def planted() -> dict[str, Model]:
     """A Llama and the same computation in a turned, wider stream, whose blocks cost more."""
-    a = tiny.model("llama")
+    a = tiny.model("llama", tie_word_embeddings=False)
     rotation = random_rotation(a.width, 56, torch.Generator().manual_seed(2)).float()
     return {"a": a, "b": rotated_copy(a, 56, rotation)}
 
 
 @pytest.fixture(scope="module")
-def planted_windows(planted, tmp_path_factory) -> dict:
-    documents = list(read(str(write_text(tmp_path_factory.mktemp("text")))))
-    limits = {"fit": 6000, "sweep": 640, "report": 640}
-    return {split: pack(select(documents, split), planted["a"].tokenizer, 32, limit) for split, limit in limits.items()}
+def planted_windows(planted) -> dict[Split, Windows]:
+    """Text that the planted model wrote itself: on no other is a model the best there is."""
+    return {split: sampled(planted["a"], 32, count, seed) for seed, (split, count) in enumerate(SAMPLES.items())}
+
+
+@torch.no_grad()
+def sampled(model: Model, context: int, count: int, seed: int) -> Windows:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.full((count, 1), tiny.BOS)
+    while ids.shape[1] < context:
+        chances = model.net(ids).logits[:, -1].softmax(-1)
+        ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)], 1)
+    return Windows(ids.int(), torch.arange(count)[:, None].expand(-1, context).int())
 
 
 def test_where_b_is_a_turned_copy_the_affine_map_loses_nothing_at_the_same_layer(planted, planted_windows, tmp_path):
@@ -74,7 +84,7 @@ def test_where_b_is_a_turned_copy_the_affine_map_loses_nothing_at_the_same_layer
         for split, found in planted_windows.items()
     }
     held_out = {split: harvests[split] for split in ("sweep", "report")}
-    cells = all_cells(planted["a"], planted["b"])
+    cells = [cell for cell in all_cells(planted["a"], planted["b"]) if cell.j in (2, 5)]
     found = score_cells(planted, cells, harvests["fit"], held_out, reference="report", memory=2**28)
     whole = {"a": whole_model(planted["a"].net)}
     own = evaluate(whole, planted_windows["report"], vocabulary=tiny.VOCABULARY)["a"].ce
@@ -84,15 +94,14 @@ def test_where_b_is_a_turned_copy_the_affine_map_loses_nothing_at_the_same_layer
         kl = float(scores.kl.sum() / scores.tokens.sum())
         if cell.i == cell.j:
             assert scores.ce == pytest.approx(own, abs=2e-3) and kl < 1e-3, cell
-        elif 0 < cell.j < depth and cell.i < cell.j:
-            assert kl > 0.05, cell
-        if cell.i == cell.j > 0:
-            null = found.nulls[cell.target, cell.j].scores["report"]
-            assert null.ce > own + 0.05, cell
+        else:
+            assert scores.ce > own + 0.02 and kl > 0.02, cell
+    for null in found.nulls.values():
+        assert null.scores["report"].ce > own + 0.02
 
 
 def test_where_b_is_a_turned_copy_the_layer_chosen_is_the_same(planted, planted_windows, tmp_path):
-    for layer in range(1, planted["a"].depth):
+    for layer in (1, 3, 5):
         choice = choose_layer(*planted.values(), layer, planted_windows, tmp_path / "layer", memory=2**28)
         flops = {item["b"]: item["flops"] for item in choice["layers"]}
         assert flops[layer] <= choice["budget_flops"]  # else the planting is wrong: the same layer costs too much
