@@ -13,8 +13,10 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from stitch.activations import SINK_RATIO, Activations, Paired, Progress, harvest
+from stitch.composite import late_half
 from stitch.errors import UsageError
 from stitch.evaluate import Logits, Scores, evaluate, whole_model
 from stitch.models import Model
@@ -79,9 +81,7 @@ class Harvest:
             ids = self.windows.ids[rows][keep].long().split(tokens)
             streams = {name: self._read(name, shard)[keep].split(tokens) for name in names if name not in tables}
             for number, part in enumerate(ids):
-                yield {
-                    name: tables[name][part] if name in tables else streams[name][number].float() for name in names
-                }
+                yield {name: tables[name][part] if name in tables else streams[name][number].float() for name in names}
 
     def _read(self, name: str, shard: int) -> Float[Tensor, "windows context d"]:
         side, _, site = name.partition(".")
@@ -167,18 +167,18 @@ def score_cells(
             split: accumulate(_told(split, one, names, tables, chunk, progress), pairs)
             for split, one in (("fit", fit), ("sweep", held_out["sweep"]))
         }
-        for target, site in dict.fromkeys((cell.target, cell.j) for cell in group):
+        ends: list[tuple[Side, int]] = list(dict.fromkeys((cell.target, cell.j) for cell in group))
+        for target, site in ends:
             mine = [cell for cell in group if (cell.target, cell.j) == (target, site)]
             first = fit.sides[target].read(0, site)[0, 0].float()  # the target's state for BOS at position 0
+            late = late_half(models[target], site)
             for part in _parts(mine, models, fit, held_out, memory // 4):
-                fitted = {
-                    (cell, name): _fit(moments, tables, first, cell, name) for cell in part for name in INPUTS
-                }
+                fitted = {(cell, name): _fit(moments, tables, first, cell, name) for cell in part for name in INPUTS}
                 null = None
                 if (target, site) not in nulls:
                     null = part[0], NULL
                     fitted[null] = _fit(moments, tables, first, *null)
-                for key, row in _score(models, fitted, held_out, reference, memory).items():
+                for key, row in _score(models, late, fitted, held_out, reference, memory).items():
                     if key == null:
                         nulls[target, site] = row
                     else:
@@ -266,23 +266,22 @@ def _fit(
 
 def _score(
     models: dict[Side, Model],
+    late: PreTrainedModel,
     fitted: dict[tuple[Cell, str], tuple[Translation, Ridge]],
     held_out: dict[str, Harvest],
     reference: str | None,
     memory: int,
 ) -> dict[tuple[Cell, str], Row]:
-    """Scores of translations that all end at the same site of the same target."""
+    """Scores of translations that all end at the same site of the same target, whose late half is `late`."""
     scores: dict[tuple[Cell, str], dict[str, Scores]] = {key: {} for key in fitted}
     target = models[next(iter(fitted))[0].target]
     for split, harvested in held_out.items():
         stages = {
-            cell: Stage(models[cell.source], target, cell.i, cell.j, harvested.paired(cell), memory)
+            cell: Stage(models[cell.source], target, cell.i, cell.j, harvested.paired(cell), memory, late)
             for cell in dict.fromkeys(cell for cell, _ in fitted)
         }
         labels = {f"{cell.source}.{cell.i} {name}": (cell, name) for cell, name in fitted}
-        logits: dict[str, Logits] = {
-            label: stages[key[0]].translated(fitted[key][0]) for label, key in labels.items()
-        }
+        logits: dict[str, Logits] = {label: stages[key[0]].translated(fitted[key][0]) for label, key in labels.items()}
         found = evaluate(
             logits,
             harvested.windows,

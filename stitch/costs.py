@@ -14,7 +14,7 @@ from stitch.models import Model, block_flops, truncated
 class Costs:
     """Costs of joining `source` to `target` at any pair of sites, for windows of `context` tokens.
 
-    FLOPs are those of the blocks and of the translation; embedding, final norm and head are left out, as every composite has them.
+    FLOPs are those of the blocks and of the translation; embedding, final norm and head, which all have, are left out.
     """
 
     source: Model

@@ -41,7 +41,7 @@ def sweep(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
-    """Joins the two models at every pair of layers, writes report.json, README.md and sweep.png to `out`, returns report and folder.
+    """Joins the two models at every pair of layers; writes report.json, README.md and sweep.png to `out`, returns both.
 
     λ and every choice (fronts, best layers) come from the sweep split, all numbers shown from the report split; `seed` is that of
     the intervals' bootstrap. After an interrupt, `resume` keeps the activations already on disk.
@@ -234,5 +234,3 @@ def _front(cells: list[dict], donors: dict, cost: str) -> list[dict]:
     kept = [points[index] for index in front([(float(point[cost]), point["sweep_ce"]) for point in points])]
     ends = [point[cost] for point in kept[1:]]
     return [{**point, "up_to": end} for point, end in zip(kept, [*ends, None], strict=True)]
-
-

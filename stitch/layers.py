@@ -75,7 +75,13 @@ def choose_layer(
         }
         cells = [Cell("a", layer, onto) for onto in affordable]
         found = score_cells(
-            models, cells, harvests["fit"], {"sweep": harvests["sweep"]}, reference=None, memory=memory, progress=progress
+            models,
+            cells,
+            harvests["fit"],
+            {"sweep": harvests["sweep"]},
+            reference=None,
+            memory=memory,
+            progress=progress,
         )
         ce = {cell.j: min(found.rows[cell][name].scores["sweep"].ce for name in INPUTS) for cell in cells}
         shutil.rmtree(folder)

@@ -28,6 +28,7 @@ class Stage:
     site_b: int
     paired: Paired
     memory: int
+    late_of_b: PreTrainedModel | None = None  # the late half, where it is at hand already
 
     @property
     def windows(self) -> Windows:
@@ -48,7 +49,7 @@ class Stage:
 
     @cached_property
     def late(self) -> PreTrainedModel:
-        return late_half(self.b, self.site_b)
+        return late_half(self.b, self.site_b) if self.late_of_b is None else self.late_of_b
 
     def whole(self, net: nn.Module) -> Logits:
         return whole_model(net)

@@ -86,9 +86,7 @@ def _describe(point: dict, report: dict) -> str:
     if point.get("model") in ("a", "b"):
         return report["models"][point["model"]]
     models = report["models"]
-    return (
-        f"{models[point['source']]}.{point['i']} → {models[point['target']]}.{point['j']} ({point['translation']})"
-    )
+    return f"{models[point['source']]}.{point['i']} → {models[point['target']]}.{point['j']} ({point['translation']})"
 
 
 def _interval(point: dict) -> str:
@@ -100,8 +98,8 @@ def card(report: dict) -> bytes:
     lines = [
         f"# {report['models']['a']} × {report['models']['b']}: every pair of layers",
         "",
-        "Blocks 0 to i − 1 of one model, a translation fitted in closed form, the other's blocks from j on. `report.json` holds every "
-        "cell with its translations, null, interval, KL, cost and line.",
+        "Blocks 0 to i − 1 of one model, a translation fitted in closed form, the other's blocks from j on. `report.json` "
+        "holds every cell with its translations, null, interval, KL, cost and line.",
         "",
         "![Cross-entropy above the line for every pair of layers, and the Pareto fronts](sweep.png)",
         "",

@@ -2,15 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import cli
-from stitch import sweep_report
 import tiny
 from matching.null import random_rotation
+from stitch import sweep_report
 from stitch.cells import Cell, _groups, harvest_all, needed, score_cells
 from stitch.composite import compose
 from stitch.costs import Costs, whole_parameters
@@ -26,7 +27,7 @@ from stitch.translation.types import Residual, Term, Token, Translation
 from test_stitch_pipeline import rotated_copy, settings, write_text
 
 SAMPLES: dict[Split, int] = {"fit": 250, "sweep": 40, "report": 40}
-ASKED = dict(tokens=4096, context=32, memory=2**28, device="cpu")
+ASKED: dict[str, Any] = dict(tokens=4096, context=32, memory=2**28, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def donors(tmp_path_factory) -> dict[str, Path]:
 
 
 def run(donors: dict[str, Path], out: Path, **changes) -> dict:
-    arguments = {**ASKED, "text": str(donors["text"]), **changes}
+    arguments: dict[str, Any] = {**ASKED, "text": str(donors["text"]), **changes}
     return sweep(str(donors["gpt2"]), str(donors["qwen3"]), out, **arguments)[0]
 
 
@@ -162,7 +163,9 @@ def test_fronts_and_best_layers_follow_from_the_cells(swept):
         assert row["within_budget"] == bool(affordable)
         wanted = min(
             affordable or rivals,
-            key=lambda cell: min(one["sweep_ce"] for one in cell["translations"].values()) if affordable else cell["flops"],
+            key=lambda cell: (
+                min(one["sweep_ce"] for one in cell["translations"].values()) if affordable else cell["flops"]
+            ),
         )
         assert row["j"] == wanted["j"]
 
@@ -202,6 +205,7 @@ def test_sums_in_several_passes_give_the_same_scores(swept, donors, tmp_path, mo
     with pytest.raises(UsageError, match="--memory must be at least"):
         _groups(cells, widths, one - 1)
 
+    monkeypatch.setattr("stitch.layer_sweep.draw", lambda report, path: None)
     monkeypatch.setattr("stitch.cells._groups", lambda cells, widths, budget: [cells[:7], cells[7:]])
     again = run(donors, tmp_path / "again")
     assert {**again, "provenance": None} == {**swept[0], "provenance": None}
@@ -222,6 +226,7 @@ def test_an_interrupted_sweep_keeps_its_activations_and_ends_with_the_same_bytes
         raise AssertionError("a shard on disk was computed again")
 
     monkeypatch.setattr("stitch.activations.residuals", forbidden)
+    monkeypatch.setattr("stitch.layer_sweep.draw", lambda report, path: None)
     assert run(donors, tmp_path / "cut", resume=True) == swept[0]
     assert run(donors, tmp_path / "cut", resume=True) == swept[0]  # finished: its report again
 
@@ -302,9 +307,7 @@ def test_sweeps_that_cannot_be_met_are_refused_in_one_line(more, message, donors
     ],
 )
 def test_layers_that_cannot_be_met_are_refused_in_one_line(more, message, donors, tmp_path):
-    done = invoke(
-        donors["gpt2"], donors["qwen3"], "--quiet", "--text", donors["text"], "--out", tmp_path / "c", *more
-    )
+    done = invoke(donors["gpt2"], donors["qwen3"], "--quiet", "--text", donors["text"], "--out", tmp_path / "c", *more)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith("stitch: ") and done.stderr.count("\n") == 1 and message in done.stderr
     assert not list(tmp_path.iterdir())
