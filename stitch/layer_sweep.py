@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def sweep(
     with workspace(out, request, resume) as work:
         windows = read_windows(settings, b, progress, HELD_OUT)
         models: dict[Side, Model] = {"a": a, "b": b}
-        sites = {side: range(model.depth + 1) for side, model in models.items()}
+        sites: dict[Side, Sequence[int]] = {side: range(model.depth + 1) for side, model in models.items()}
         harvests = {
             split: harvest_all(models, windows[split], sites, work / split, memory, progress) for split in SPLITS
         }

@@ -67,11 +67,12 @@ def choose_layer(
     ce: dict[int, float] = {}
     if len(affordable) > 1:
         models: dict[Side, Model] = {"a": a, "b": b}
+        limits: dict[Split, int] = {"fit": FIT, "sweep": HELD_OUT}
         harvests = {
             split: harvest_all(
                 models, _part(windows[split], tokens), {"a": [layer], "b": affordable}, folder / split, memory, progress
             )
-            for split, tokens in (("fit", FIT), ("sweep", HELD_OUT))
+            for split, tokens in limits.items()
         }
         cells = [Cell("a", layer, onto) for onto in affordable]
         found = score_cells(

@@ -1,6 +1,7 @@
 """Sweeping over layers on pico models: planted truth, agreement with the main job, refusals, the same bytes again."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import cli
 import tiny
 from matching.null import random_rotation
 from stitch import sweep_report
-from stitch.cells import Cell, _groups, harvest_all, needed, score_cells
+from stitch.cells import Cell, Side, _groups, harvest_all, needed, score_cells
 from stitch.composite import compose
 from stitch.costs import Costs, whole_parameters
 from stitch.errors import UsageError
@@ -55,7 +56,7 @@ def swept(donors, tmp_path_factory) -> tuple[dict, Path]:
 
 
 @pytest.fixture(scope="module")
-def planted() -> dict[str, Model]:
+def planted() -> dict[Side, Model]:
     """A Llama and the same computation in a turned, wider stream, whose blocks cost more."""
     a = tiny.model("llama", tie_word_embeddings=False)
     rotation = random_rotation(a.width, 56, torch.Generator().manual_seed(2)).float()
@@ -80,9 +81,9 @@ def sampled(model: Model, context: int, count: int, seed: int) -> Windows:
 
 def test_where_b_is_a_turned_copy_the_affine_map_loses_nothing_at_the_same_layer(planted, planted_windows, tmp_path):
     depth = planted["a"].depth
+    sites: dict[Side, Sequence[int]] = {"a": range(depth + 1), "b": range(depth + 1)}
     harvests = {
-        split: harvest_all(planted, found, dict.fromkeys("ab", range(depth + 1)), tmp_path / split, 2**28)
-        for split, found in planted_windows.items()
+        split: harvest_all(planted, found, sites, tmp_path / split, 2**28) for split, found in planted_windows.items()
     }
     held_out = {split: harvests[split] for split in ("sweep", "report")}
     cells = [cell for cell in all_cells(planted["a"], planted["b"]) if cell.j in (2, 5)]
@@ -103,7 +104,7 @@ def test_where_b_is_a_turned_copy_the_affine_map_loses_nothing_at_the_same_layer
 
 def test_where_b_is_a_turned_copy_the_layer_chosen_is_the_same(planted, planted_windows, tmp_path):
     for layer in (1, 3, 5):
-        choice = choose_layer(*planted.values(), layer, planted_windows, tmp_path / "layer", memory=2**28)
+        choice = choose_layer(planted["a"], planted["b"], layer, planted_windows, tmp_path / "layer", memory=2**28)
         flops = {item["b"]: item["flops"] for item in choice["layers"]}
         assert flops[layer] <= choice["budget_flops"]  # else the planting is wrong: the same layer costs too much
         assert choice["b"] == layer
