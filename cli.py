@@ -53,7 +53,13 @@ def run(
         int, typer.Option(help="Blocks 0 to N-1 of A are kept; the stream entering block N is translated.")
     ],
     layer_b: Annotated[
-        int | None, typer.Option(help="B goes on at this block. Default: the same relative depth.")
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="B goes on at this block. Default: the same relative depth. auto: the block from 1 to depth-1 with the lowest "
+            "cross-entropy among those with which the composite costs no more block FLOPs per token (translation included) "
+            "than the costlier model; the cheapest where none does.",
+        ),
     ] = None,
     text: Text = "docs",
     tokens: Annotated[
@@ -108,7 +114,7 @@ def run(
         from stitch.pipeline import stitch
 
         settings = Settings(
-            model_a=model_a, model_b=model_b, layer=layer, layer_b=layer_b, text=text, tokens=tokens, held_out=held_out,
+            model_a=model_a, model_b=model_b, layer=layer, layer_b=_layer(layer_b), text=text, tokens=tokens, held_out=held_out,
             context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
             matching=matching, translation=translation, ngrams=ngrams, reference_steps=reference_steps,
             seed=seed, memory=_bytes(memory),
@@ -130,6 +136,65 @@ def run(
 
     _print_table(*table(report))
     print("", *footnotes(report), f"\nwritten to {folder}" + (f" and {url}" if url else ""), sep="\n")
+
+
+@app.command()
+def sweep(
+    model_a: Annotated[str, typer.Argument(metavar="MODEL_A", help="One model.")],
+    model_b: Annotated[str, typer.Argument(metavar="MODEL_B", help="The other; both directions are tried.")],
+    text: Text = "docs",
+    tokens: Annotated[
+        int,
+        typer.Option(
+            help="Tokens to fit on; a tenth more, at most 16,384, is held out twice, to choose and to report."
+        ),
+    ] = 100_000,
+    context: Annotated[
+        int | None, typer.Option(help="Window length. Default: what both models take, at most 1024.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the intervals' bootstrap.")] = 0,
+    memory: Memory = "4G",
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    out: Annotated[Path | None, typer.Option(help="Folder for report and picture. Default: A-B-sweep.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the activations of an interrupted run of the same command.")
+    ] = False,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Try every pair of layers of two models in both directions, with fast translations: which are worth their cost?
+
+    For every number of early blocks i it names the best block j of the other model: that with the lowest cross-entropy among 1 to
+    depth-1 with which the composite costs no more block FLOPs per token (translation included) than the costlier model, the
+    cheapest where none does.
+    """
+
+    def work(progress):
+        from stitch.layer_sweep import sweep
+
+        return sweep(
+            model_a, model_b, out, text=text, tokens=tokens, context=context, seed=seed, memory=_bytes(memory),
+            device=device, dtype=dtype, trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume,
+            progress=progress,
+        )  # fmt: skip
+
+    report, folder = _guarded(work, quiet=quiet, debug=debug)
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    from stitch.sweep_report import best_table, directions, footnotes, front_table, heat
+
+    for source, _ in directions(report):
+        _print_heat(*heat(report, source))
+        print()
+    for table in (best_table(report), front_table(report, "flops"), front_table(report, "parameters")):
+        _print_table(*table)
+        print()
+    print(*footnotes(report), f"\nwritten to {folder}", sep="\n")
 
 
 @app.command()
@@ -285,6 +350,37 @@ def _print_table(header: list[str], rows: list[list[str]], title: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(title, style="bold", soft_wrap=True)
     console.print(table)
+
+
+def _print_heat(title: str, header: list[str], rows: list[list[str]], values: list[list[float]]) -> None:
+    """A table of numbers on a background from light (lowest) to dark (highest)."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text as Styled
+
+    # Five steps of cividis, which rise evenly to the eye, and what can be read on them.
+    steps = ["black on #fee838", "black on #bcae6c", "white on #7d7c78", "white on #414d6b", "white on #00224e"]
+    least, most = min(map(min, values)), max(map(max, values))
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in header:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row, line in zip(rows, values, strict=True):
+        shades = [round((value - least) / max(most - least, 1e-12) * (len(steps) - 1)) for value in line]
+        table.add_row(row[0], *(Styled(text, steps[shade]) for text, shade in zip(row[1:], shades, strict=True)))
+    console = Console(width=None if sys.stdout.isatty() else max(120, 8 * len(header)), highlight=False)
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(table)
+
+
+def _layer(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        from stitch.errors import UsageError
+
+        raise UsageError(f"--layer-b must be a block's number or auto; got {text!r}.") from None
 
 
 def _bytes(text: str) -> int:

@@ -18,6 +18,7 @@ _HOMES = {
     "harvest": "stitch.activations",
     "pair": "stitch.activations",
     "compose": "stitch.composite",
+    "sweep": "stitch.layer_sweep",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

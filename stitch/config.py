@@ -25,7 +25,7 @@ class Settings:
     model_a: str
     model_b: str
     layer: int
-    layer_b: int | None = None
+    layer_b: int | str | None = None  # None: the same relative depth; "auto": chosen on the sweep split
     text: str = "docs"
     tokens: int = 1_000_000
     held_out: int | None = None
@@ -50,6 +50,8 @@ class Settings:
         for name, choices in CHOICES.items():
             if (got := getattr(self, name)) not in choices:
                 raise UsageError(f"--{name} must be one of {', '.join(choices)}; got {got!r}.")
+        if isinstance(self.layer_b, str) and self.layer_b != "auto":
+            raise UsageError(f"--layer-b must be a block's number or auto; got {self.layer_b!r}.")
         if self.tokens < LEAST_TOKENS:
             raise UsageError(f"--tokens must be at least {LEAST_TOKENS:,}; got {self.tokens:,}.")
         if self.held_out is not None and self.held_out < 1:

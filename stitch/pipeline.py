@@ -22,6 +22,7 @@ from stitch.config import LEAST_TOKENS, Settings, same_relative_depth, torch_dev
 from stitch.errors import StitchError, UsageError
 from stitch.evaluate import Scores, evaluate
 from stitch.features import SAEs, code_stream, steps_for, train
+from stitch.layers import check_choosable, choose_layer
 from stitch.match import Matching, match
 from stitch.models import Model, load
 from stitch.reference import trained
@@ -64,17 +65,25 @@ def stitch(
     with _timed(seconds, "load"):
         a, b, sources = load_pair(settings, progress)
         settings = complete(settings, a, b)
-        assert settings.layer_b is not None
-        sites = settings.layer, settings.layer_b
+        request = settings.to_dict()
     if out is None:
-        out = Path(f"{_short(a.name)}-{sites[0]}-{_short(b.name)}-{sites[1]}")
-    if resume and (report := finished(out, settings.to_dict())) is not None:
+        out = Path(f"{short_name(a.name)}-{settings.layer}-{short_name(b.name)}-{settings.layer_b}")
+    if resume and (report := finished(out, request)) is not None:
         return report, out
     check_output(out, overwrite)
 
-    with workspace(out, settings.to_dict(), resume) as work:
+    with workspace(out, request, resume) as work:
         with _timed(seconds, "text"):
             windows = read_windows(settings, b, progress)
+        layer_choice = None
+        if settings.layer_b == "auto":
+            with _timed(seconds, "layer"):
+                layer_choice = choose_layer(
+                    a, b, settings.layer, windows, work / "layer", memory=settings.memory, progress=progress
+                )
+                settings = dataclasses.replace(settings, layer_b=layer_choice["b"])
+        assert isinstance(settings.layer_b, int)
+        sites = settings.layer, settings.layer_b
         with _timed(seconds, "activations"):
             paired: dict[Split, Paired] = {}
             for split in SPLITS:
@@ -97,6 +106,9 @@ def stitch(
             )
 
         report = assemble(settings, a, b, sources, windows, saes, matching, fitted, chosen, scores)
+        report["provenance"]["settings"] = request
+        if layer_choice is not None:
+            report["layer_choice"] = layer_choice
         with _timed(seconds, "writing"):
             files = {"report.json": to_json(report), "README.md": model_card(report)}
             folder = work / "composite"
@@ -141,7 +153,10 @@ def complete(settings: Settings, a: Model, b: Model) -> Settings:
     layer_b = (
         settings.layer_b if settings.layer_b is not None else same_relative_depth(settings.layer, a.depth, b.depth)
     )
-    b.check_site(layer_b)
+    if isinstance(layer_b, int):
+        b.check_site(layer_b)
+    else:
+        check_choosable(settings.layer, b)
     longest = min(a.config.max_position_embeddings, b.config.max_position_embeddings)
     context = settings.context if settings.context is not None else min(longest, LONGEST_CONTEXT)
     if context > longest:
@@ -160,14 +175,16 @@ def complete(settings: Settings, a: Model, b: Model) -> Settings:
     return dataclasses.replace(settings, layer_b=layer_b, context=context)
 
 
-def read_windows(settings: Settings, model: Model, progress: Progress | None = None) -> dict[Split, Windows]:
+def read_windows(
+    settings: Settings, model: Model, progress: Progress | None = None, held_out: int = HELD_OUT
+) -> dict[Split, Windows]:
     """Packed windows of the three splits. Raises StitchError when the text is too small to fill them."""
     assert settings.context is not None
-    held = settings.held_out or max(8 * settings.context, min(settings.tokens // 10, HELD_OUT))
+    held = settings.held_out or max(8 * settings.context, min(settings.tokens // 10, held_out))
     limits: dict[Split, int] = {"fit": settings.tokens, "sweep": held, "report": held}
     wanted = max(
         settings.tokens * 10 // 9, held * 20
-    )  # nine in ten documents are to fit on, one in twenty in each other split
+    )  # nine documents in ten are of the fit split, one in twenty of each other
     documents = list(read(settings.text, characters=CHARACTERS_PER_TOKEN * wanted))
     windows = {}
     for number, split in enumerate(SPLITS):
@@ -188,7 +205,7 @@ def harvest_pair(
     settings: Settings, a: Model, b: Model, windows: Windows, folder: Path, progress: Progress | None = None
 ) -> Paired:
     """Activations of both sites on disk; one pass for both when A is B."""
-    assert settings.layer_b is not None
+    assert isinstance(settings.layer_b, int)
     width = a.width + b.width
     per_window = windows.context * width * torch.finfo(a.dtype).bits // 8
     per_shard = max(1, min(256, settings.memory // 32 // per_window))
@@ -293,7 +310,7 @@ def translate_pair(
 
 def stage(settings: Settings, a: Model, b: Model, paired: Paired) -> Stage:
     """Both models set up to score rows on one split."""
-    assert settings.layer_b is not None
+    assert isinstance(settings.layer_b, int)
     return Stage(a, b, settings.layer, settings.layer_b, paired, settings.memory)
 
 
@@ -363,7 +380,7 @@ def assemble(
     scores: dict[str, Scores],
 ) -> dict:
     """report.json, timings aside."""
-    assert settings.layer_b is not None and settings.context is not None
+    assert isinstance(settings.layer_b, int) and settings.context is not None
     sites = {"a": settings.layer, "b": settings.layer_b}
     costs = {"composite": fitted.translations[chosen], **fitted.translations, **fitted.nulls}
     results = [scores[name].row(name) for name in ranked(scores) if name != "sae-a"]
@@ -442,5 +459,5 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     return name.rstrip("/").replace(":", "-").rpartition("/")[2]

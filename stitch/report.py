@@ -50,6 +50,11 @@ def _cells(row: dict) -> list[str]:
 def footnotes(report: dict) -> list[str]:
     """The sentences below the table: what was chosen and how the differences stand, with their paired intervals."""
     lines = []
+    if choice := report.get("layer_choice"):
+        tried = ", ".join(f"{item['b']}: {item['ce']:.3f}" for item in choice["layers"] if item["ce"] is not None)
+        lines.append(
+            f"Layer of B: {choice['b']}, chosen on the sweep split" + (f" (CE by layer {tried})" if tried else "") + "."
+        )
     for item in report.get("saes", []):
         lines.append(
             f"SAE at {item['site']}: {item['features']:,} features, FVU {item['fvu']:.3f}, L0 {item['l0']:.1f}, "

@@ -1,6 +1,6 @@
 """The rows of a report: what each of them feeds into B's late blocks, and how rows compare."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from sae.types import Dictionary
 from stitch.activations import Paired
 from stitch.composite import late_half, late_logits, translation_module
+from stitch.costs import Costs
 from stitch.evaluate import Batch, Logits, Scores, whole_model
-from stitch.models import Model, block_flops
+from stitch.models import Model
 from stitch.tokens import Windows
 from stitch.translation.types import Translation
 
@@ -27,6 +28,8 @@ class Stage:
     site_b: int
     paired: Paired
     memory: int
+    late_of_b: PreTrainedModel | None = None  # the late half, where it is at hand already
+    _streams: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def windows(self) -> Windows:
@@ -37,12 +40,12 @@ class Stage:
         """Ids that both models have logits for; the rest are padding rows of one embedding."""
         return min(self.a.config.vocab_size, self.b.config.vocab_size)
 
-    @cached_property
-    def streams(self) -> dict[int, Float[Tensor, "windows context d_a"]]:
-        """A's stream at every site that was kept, up to the stitch."""
-        shards = range(self.paired.a.shards)
-        sites = [site for site in self.paired.a.sites if site <= self.site_a]
-        return {site: torch.cat([self.paired.a.read(shard, site) for shard in shards]) for site in sites}
+    def stream(self, site: int) -> Float[Tensor, "windows context d_a"]:
+        """A's stream entering block `site`."""
+        if site not in self._streams:
+            shards = range(self.paired.a.shards)
+            self._streams[site] = torch.cat([self.paired.a.read(shard, site) for shard in shards])
+        return self._streams[site]
 
     @cached_property
     def y(self) -> Float[Tensor, "windows context d_b"]:
@@ -50,7 +53,7 @@ class Stage:
 
     @cached_property
     def late(self) -> PreTrainedModel:
-        return late_half(self.b, self.site_b)
+        return late_half(self.b, self.site_b) if self.late_of_b is None else self.late_of_b
 
     def whole(self, net: nn.Module) -> Logits:
         return whole_model(net)
@@ -58,11 +61,12 @@ class Stage:
     def translated(self, *draws: Translation) -> Logits:
         """A's stream through a translation; of several (draws of one null), window w goes through draw w modulo their number."""
         modules = [translation_module(draw, self.a, self.b, self.site_a) for draw in draws]
+        sites = {site for draw in draws for site in draw.sites}
 
         def logits(batch: Batch) -> Tensor:
             ids = batch.ids.to(self.b.device)
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            streams = {site: stream[batch.rows].to(ids.device) for site, stream in self.streams.items()}
+            streams = {site: self.stream(site)[batch.rows].to(ids.device) for site in sites}
             translated = torch.empty(*ids.shape, self.b.width, device=ids.device)
             for number, module in enumerate(modules):
                 mine = slice((number - batch.rows.start) % len(modules), None, len(modules))
@@ -93,7 +97,7 @@ class Stage:
 
     def spliced_a(self, dictionary: Dictionary) -> Logits:
         """A with its SAE's reconstruction: what SAE_A loses before any stitching."""
-        return _spliced(late_half(self.a, self.site_a), self.streams[self.site_a], self.paired, dictionary)
+        return _spliced(late_half(self.a, self.site_a), self.stream(self.site_a), self.paired, dictionary)
 
 
 def _spliced(late: PreTrainedModel, stream: Tensor, paired: Paired, dictionary: Dictionary) -> Logits:
@@ -126,17 +130,13 @@ def line(
 
     The share is kept within 0..1; where both models cost the same it is the share of the composite's blocks that are B's.
     """
-    cost_a = [block_flops(a.config, block, context) for block in range(a.depth)]
-    cost_b = [block_flops(b.config, block, context) for block in range(b.depth)]
-    cost = sum(cost_a[:site_a]) + 2.0 * translation.multiply_adds + sum(cost_b[site_b:])
-    if sum(cost_a) == sum(cost_b):
-        share = (b.depth - site_b) / max(1, site_a + b.depth - site_b)
-    else:
-        share = (cost - sum(cost_a)) / (sum(cost_b) - sum(cost_a))
-    share = min(1.0, max(0.0, share))
+    costs = Costs(a, b, context)
+    cost = costs.flops(site_a, site_b, translation.multiply_adds)
+    share = costs.share(site_a, site_b, cost)
     ce = scores["a"].ce + share * (scores["b"].ce - scores["a"].ce)
     return {"name": "line", "ce": ce, "ce_low": None, "ce_high": None, "ppl": None, "kl_to_b": None, "top1": None,
-            "share": share, "flops": {"a": sum(cost_a), "b": sum(cost_b), "composite": cost}}  # fmt: skip
+            "share": share,
+            "flops": {"a": sum(costs.source_blocks), "b": sum(costs.target_blocks), "composite": cost}}  # fmt: skip
 
 
 def differences(scores: dict[str, Scores], chosen: str, null_of: dict[str, str]) -> list[dict]:

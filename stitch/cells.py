@@ -1,0 +1,309 @@
+"""Many pairs of sites at once: the closed-form translations of each, fitted from shared sums and scored in the target.
+
+One pass over the tokens accumulates what all pairs need. Σ xᵀx of a site serves every pair it is in, Σ xᵀy of a pair serves both
+directions. What does not fit into the memory budget is accumulated in several passes over groups of pairs.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stitch.activations import SINK_RATIO, Activations, Paired, Progress, harvest
+from stitch.composite import late_half
+from stitch.errors import UsageError
+from stitch.evaluate import Logits, Scores, evaluate, whole_model
+from stitch.models import Model
+from stitch.rows import Stage
+from stitch.tokens import Windows
+from stitch.translation.moments import Key, Moments, accumulate
+from stitch.translation.ridge import Ridge, ridge
+from stitch.translation.types import Residual, Term, Token, Translation
+
+Side = Literal["a", "b"]
+INPUTS = {"affine": ("x",), "affine+token": ("x", "embedding")}  # what each fast translation reads
+NULL = "no-source"  # the target's embedding alone: what the target knows without any source
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """The first `i` blocks of the model `source`, a translation, and the other model's blocks from `j` on."""
+
+    source: Side
+    i: int
+    j: int
+
+    @property
+    def target(self) -> Side:
+        return "b" if self.source == "a" else "a"
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """Every wanted site of both models over the windows of one split."""
+
+    sides: dict[Side, Activations]
+
+    @property
+    def windows(self) -> Windows:
+        return self.sides["a"].windows
+
+    @cached_property
+    def keep(self) -> Bool[Tensor, "windows context"]:
+        """Tokens to fit on, the same for all pairs, so that sums can be shared: not BOS at position 0, a sink at no site."""
+        keep = torch.ones(self.windows.ids.shape, dtype=torch.bool)
+        keep[:, 0] = False
+        for one in self.sides.values():
+            for site in one.sites:
+                limit = None
+                for shard in range(one.shards):
+                    norms = one.read(shard, site).float().norm(dim=-1)
+                    if limit is None:
+                        limit = SINK_RATIO * norms[:, 1:].median()
+                    keep[one.rows(shard)] &= norms <= limit
+        return keep
+
+    def paired(self, cell: Cell) -> Paired:
+        return Paired(self.sides[cell.source], self.sides[cell.target], cell.i, cell.j, self.keep)
+
+    def chunks(self, names: Iterable[str], tables: dict[str, Tensor], tokens: int) -> Iterator[dict[str, Tensor]]:
+        """Kept rows of the variables called "a.3" (a site) or "embedding.b" (a look-up in `tables`), `tokens` at a time."""
+        names = sorted(names)
+        for shard in range(self.sides["a"].shards):
+            rows = self.sides["a"].rows(shard)
+            keep = self.keep[rows]
+            ids = self.windows.ids[rows][keep].long().split(tokens)
+            streams = {name: self._read(name, shard)[keep].split(tokens) for name in names if name not in tables}
+            for number, part in enumerate(ids):
+                yield {name: tables[name][part] if name in tables else streams[name][number].float() for name in names}
+
+    def _read(self, name: str, shard: int) -> Float[Tensor, "windows context d"]:
+        side, _, site = name.partition(".")
+        return self.sides["a" if side == "a" else "b"].read(shard, int(site))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One translation (or null) of a cell: what it scored on each split, its size and how its fit went."""
+
+    scores: dict[str, Scores]
+    multiply_adds: int
+    parameters: int
+    strength: float
+    unexplained: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows by cell and translation; nulls by target and site, as they have no source."""
+
+    rows: dict[Cell, dict[str, Row]]
+    nulls: dict[tuple[Side, int], Row]
+
+
+def harvest_all(
+    models: dict[Side, Model],
+    windows: Windows,
+    sites: dict[Side, Sequence[int]],
+    folder: Path,
+    memory: int,
+    progress: Progress | None = None,
+) -> Harvest:
+    """The streams of both models at all `sites`, on disk; one pass each, and one in all where both are the same model."""
+    same = models["a"] is models["b"]
+    if same:
+        both = sorted({*sites["a"], *sites["b"]})
+        sites = {"a": both, "b": both}
+    streams = sum(models[side].width * len(sites[side]) for side in models)
+    per_window = windows.context * streams * torch.finfo(models["a"].dtype).bits // 8
+    per_shard = max(1, min(256, memory // 32 // per_window))
+    batch = max(1, min(16, per_shard))
+    found: dict[Side, Activations] = {}
+    for side, model in models.items():
+        if same and found:
+            found[side] = found["a"]
+            continue
+        found[side] = harvest(
+            model, windows, sites[side], folder / side, per_shard=per_shard, batch=batch, progress=progress
+        )
+    return Harvest(found)
+
+
+@torch.no_grad()
+def score_cells(
+    models: dict[Side, Model],
+    cells: Sequence[Cell],
+    fit: Harvest,
+    held_out: dict[str, Harvest],
+    *,
+    reference: str | None,
+    memory: int,
+    progress: Progress | None = None,
+) -> Found:
+    """Fits the translations of every cell on `fit`, λ by the error on `held_out["sweep"]`, scores them on each held-out split.
+
+    On the split called `reference` every row is also compared with the target's own logits (KL, top-1).
+    Raises UsageError when not even one cell fits into `memory`.
+    """
+    tables = {
+        f"embedding.{side}": model.embedding(torch.arange(model.config.vocab_size, device=model.device)).float().cpu()
+        for side, model in models.items()
+    }
+    widths = {f"{side}.{site}": models[side].width for side in models for site in range(models[side].depth + 1)}
+    widths |= {name: table.shape[1] for name, table in tables.items()}
+    rows: dict[Cell, dict[str, Row]] = {}
+    nulls: dict[tuple[Side, int], Row] = {}
+    for group in _groups(cells, widths, memory // 4):
+        pairs = sorted({pair for cell in group for pair in needed(cell)})
+        names = {name for pair in pairs for name in pair}
+        chunk = max(256, min(8192, memory // 8 // (12 * sum(widths[name] for name in names))))
+        moments = {
+            split: accumulate(_told(split, one, names, tables, chunk, progress), pairs)
+            for split, one in (("fit", fit), ("sweep", held_out["sweep"]))
+        }
+        ends: list[tuple[Side, int]] = list(dict.fromkeys((cell.target, cell.j) for cell in group))
+        for target, site in ends:
+            mine = [cell for cell in group if (cell.target, cell.j) == (target, site)]
+            first = fit.sides[target].read(0, site)[0, 0].float()  # the target's state for BOS at position 0
+            late = late_half(models[target], site)
+            for part in _parts(mine, models, fit, held_out, memory // 4):
+                fitted = {(cell, name): _fit(moments, tables, first, cell, name) for cell in part for name in INPUTS}
+                null = None
+                if (target, site) not in nulls:
+                    null = part[0], NULL
+                    fitted[null] = _fit(moments, tables, first, *null)
+                for key, row in _score(models, late, fitted, held_out, reference, memory).items():
+                    if key == null:
+                        nulls[target, site] = row
+                    else:
+                        rows.setdefault(key[0], {})[key[1]] = row
+                if progress:
+                    progress("pairs of sites scored", len(rows), len(cells))
+    return Found({cell: rows[cell] for cell in cells}, nulls)
+
+
+def needed(cell: Cell) -> set[Key]:
+    """The products of variables that the translations of a cell are solved from, each in one fixed order."""
+    x, y, embedding = _names(cell)
+    wanted = ((x, x), (embedding, embedding), (x, embedding), (x, y), (embedding, y))
+    return {(first, second) if first <= second else (second, first) for first, second in wanted}
+
+
+def _names(cell: Cell) -> tuple[str, str, str]:
+    return f"{cell.source}.{cell.i}", f"{cell.target}.{cell.j}", f"embedding.{cell.target}"
+
+
+def _groups(cells: Sequence[Cell], widths: dict[str, int], budget: int) -> list[list[Cell]]:
+    """Cells in groups whose products, of the fit and the sweep split together, take at most `budget` bytes in float64."""
+    # Both directions of a pair of sites share their product, so they stay together.
+    ordered = sorted(cells, key=lambda cell: (cell.i, cell.j) if cell.source == "a" else (cell.j, cell.i))
+    groups: list[list[Cell]] = []
+    held: set[Key] = set()
+    for cell in ordered:
+        union = held | needed(cell)
+        if not groups or _bytes(union, widths) > budget:
+            union = needed(cell)
+            if _bytes(union, widths) > budget:
+                least = 4 * _bytes(union, widths) / 2**30
+                raise UsageError(f"--memory must be at least {least:.1f}G for models of these widths: raise it.")
+            groups.append([])
+        groups[-1].append(cell)
+        held = union
+    return groups
+
+
+def _bytes(pairs: set[Key], widths: dict[str, int]) -> int:
+    return 2 * 8 * sum(widths[first] * widths[second] for first, second in pairs)
+
+
+def _parts(
+    cells: list[Cell], models: dict[Side, Model], fit: Harvest, held_out: dict[str, Harvest], budget: int
+) -> Iterator[list[Cell]]:
+    """Cells of one target whose token tables and held-out streams fit into `budget` bytes; at least one at a time."""
+    source, target = models[cells[0].source], models[cells[0].target]
+    tokens = max(one.windows.tokens for one in held_out.values())
+    each = 4 * (target.config.vocab_size * target.width + tokens * source.width)
+    size = max(1, budget // each)
+    for start in range(0, len(cells), size):
+        yield cells[start : start + size]
+
+
+def _told(
+    split: str, found: Harvest, names: set[str], tables: dict[str, Tensor], chunk: int, progress: Progress | None
+) -> Iterator[dict[str, Tensor]]:
+    done, total = 0, int(found.keep.sum())
+    for variables in found.chunks(names, tables, chunk):
+        yield variables
+        done += len(next(iter(variables.values())))
+        if progress:
+            progress(f"moments of the {split} split (tokens)", done, total)
+
+
+def _fit(
+    moments: dict[str, Moments],
+    tables: dict[str, Tensor],
+    first: Float[Tensor, " d"],
+    cell: Cell,
+    name: str,
+) -> tuple[Translation, Ridge]:
+    x, y, embedding = _names(cell)
+    inputs = (embedding,) if name == NULL else tuple({"x": x, "embedding": embedding}[kind] for kind in INPUTS[name])
+    found = ridge(moments["fit"], moments["sweep"], inputs, target=y)
+    terms = [
+        Term(Residual(cell.i), weight.float())
+        if variable == x
+        else Term(Token(), (tables[embedding].double() @ weight).float())
+        for variable, weight in found.weights.items()
+    ]
+    return Translation(name, tuple(terms), found.bias.float(), first), found
+
+
+def _score(
+    models: dict[Side, Model],
+    late: PreTrainedModel,
+    fitted: dict[tuple[Cell, str], tuple[Translation, Ridge]],
+    held_out: dict[str, Harvest],
+    reference: str | None,
+    memory: int,
+) -> dict[tuple[Cell, str], Row]:
+    """Scores of translations that all end at the same site of the same target, whose late half is `late`."""
+    scores: dict[tuple[Cell, str], dict[str, Scores]] = {key: {} for key in fitted}
+    target = models[next(iter(fitted))[0].target]
+    for split, harvested in held_out.items():
+        stages = {
+            cell: Stage(models[cell.source], target, cell.i, cell.j, harvested.paired(cell), memory, late)
+            for cell in dict.fromkeys(cell for cell, _ in fitted)
+        }
+        labels = {f"{cell.source}.{cell.i} {name}": (cell, name) for cell, name in fitted}
+        logits: dict[str, Logits] = {label: stages[key[0]].translated(fitted[key][0]) for label, key in labels.items()}
+        found = evaluate(
+            logits,
+            harvested.windows,
+            vocabulary=min(model.config.vocab_size for model in models.values()),
+            reference=whole_model(target.net) if split == reference else None,
+            memory=memory,
+        )
+        for label, key in labels.items():
+            scores[key][split] = found[label]
+    return {
+        key: Row(
+            scores[key],
+            translation.multiply_adds,
+            _parameters(translation),
+            found.strength,
+            found.unexplained,
+        )
+        for key, (translation, found) in fitted.items()
+    }
+
+
+def _parameters(translation: Translation) -> int:
+    constants = [translation.bias, *([] if translation.first is None else [translation.first])]
+    weights = [term.weight for term in translation.terms if term.weight is not None]
+    return sum(tensor.numel() for tensor in (*constants, *weights))

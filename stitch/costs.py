@@ -1,0 +1,75 @@
+"""What a composite costs to run and to keep, beside its donors: block FLOPs per token and numbers of weights."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from stitch.composite import late_half
+from stitch.modeling_composite import build_early
+from stitch.models import Model, block_flops, truncated
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of joining `source` to `target` at any pair of sites, for windows of `context` tokens.
+
+    FLOPs are those of the blocks and of the translation; embedding, final norm and head, which all have, are left out.
+    """
+
+    source: Model
+    target: Model
+    context: int
+
+    @cached_property
+    def source_blocks(self) -> list[float]:
+        return [block_flops(self.source.config, block, self.context) for block in range(self.source.depth)]
+
+    @cached_property
+    def target_blocks(self) -> list[float]:
+        return [block_flops(self.target.config, block, self.context) for block in range(self.target.depth)]
+
+    @property
+    def costlier_donor(self) -> float:
+        """Block FLOPs per token of the donor that costs more."""
+        return max(sum(self.source_blocks), sum(self.target_blocks))
+
+    def flops(self, site: int, onto: int, multiply_adds: int) -> float:
+        """FLOPs per token of `site` blocks of the source, a translation of `multiply_adds`, the target's blocks from `onto`."""
+        return sum(self.source_blocks[:site]) + 2.0 * multiply_adds + sum(self.target_blocks[onto:])
+
+    def share(self, site: int, onto: int, flops: float) -> float:
+        """The composite's place between source (0) and target (1), by FLOPs; within 0..1.
+
+        Where both cost the same it is the share of the composite's blocks that are the target's.
+        """
+        ends = sum(self.source_blocks), sum(self.target_blocks)
+        if ends[0] == ends[1]:
+            late = self.target.depth - onto
+            return late / max(1, site + late)
+        return min(1.0, max(0.0, (flops - ends[0]) / (ends[1] - ends[0])))
+
+    @cached_property
+    def source_parameters(self) -> list[int]:
+        """Weights of embedding and first blocks of the source, by site."""
+        return [_early_parameters(self.source, site) for site in range(self.source.depth + 1)]
+
+    @cached_property
+    def target_parameters(self) -> list[int]:
+        """Weights of last blocks, final norm and head of the target, by site."""
+        return [whole_parameters(late_half(self.target, site)) for site in range(self.target.depth + 1)]
+
+    def parameters(self, site: int, onto: int, translation: int) -> int:
+        """Weights of the composite, of which `translation` belong to the translation."""
+        return self.source_parameters[site] + translation + self.target_parameters[onto]
+
+
+def whole_parameters(net: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def _early_parameters(source: Model, site: int) -> int:
+    with torch.device("meta"):
+        return whole_parameters(
+            build_early(truncated(source.config, 0, site), {"a_identity": [source.anatomy.final_norm]})
+        )

@@ -1,0 +1,237 @@
+"""Every pair of layers of two models, in both directions: what the fast translations reach there, at what cost."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from stitch.activations import Progress
+from stitch.cells import Cell, Found, Harvest, Row, Side, harvest_all, score_cells
+from stitch.config import Settings
+from stitch.costs import Costs, whole_parameters
+from stitch.errors import UsageError
+from stitch.evaluate import Scores, evaluate, whole_model
+from stitch.layers import RULE, best_layer, eligible
+from stitch.models import Model
+from stitch.pareto import front
+from stitch.pipeline import SPLITS, complete, load_pair, provenance, read_windows, short_name
+from stitch.report import to_json
+from stitch.sweep_report import card, draw, require_matplotlib
+from stitch.workspace import check_output, finished, workspace
+
+HELD_OUT = 16_384  # tokens of each held-out split, at most: a cell is scored on both
+SPLITS_SCORED = ("sweep", "report")
+
+
+def sweep(
+    model_a: str,
+    model_b: str,
+    out: Path | None = None,
+    *,
+    text: str = "docs",
+    tokens: int = 100_000,
+    context: int | None = None,
+    seed: int = 0,
+    memory: int = 4 * 2**30,
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict, Path]:
+    """Joins the two models at every pair of layers; writes report.json, README.md and sweep.png to `out`, returns both.
+
+    λ and every choice (fronts, best layers) come from the sweep split, all numbers shown from the report split; `seed` is that of
+    the intervals' bootstrap. After an interrupt, `resume` keeps the activations already on disk.
+    Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
+    """
+    require_matplotlib()
+    if out is not None and not resume:
+        check_output(out, overwrite)
+    settings = Settings(
+        model_a=model_a, model_b=model_b, layer=0, layer_b=0, text=text, tokens=tokens, context=context, seed=seed,
+        memory=memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    a, b, sources = load_pair(settings, progress)
+    for model in (a, b):
+        if model.depth < 2:
+            raise UsageError(f"a sweep needs models of at least 2 blocks; {model.name} has {model.depth}.")
+    settings = complete(settings, a, b)
+    request = {key: value for key, value in settings.to_dict().items() if key in _ASKED}
+    if out is None:
+        out = Path(f"{short_name(a.name)}-{short_name(b.name)}-sweep")
+    if resume and (report := finished(out, request)) is not None:
+        return report, out
+    check_output(out, overwrite)
+
+    with workspace(out, request, resume) as work:
+        windows = read_windows(settings, b, progress, HELD_OUT)
+        models: dict[Side, Model] = {"a": a, "b": b}
+        sites: dict[Side, Sequence[int]] = {side: range(model.depth + 1) for side, model in models.items()}
+        harvests = {
+            split: harvest_all(models, windows[split], sites, work / split, memory, progress) for split in SPLITS
+        }
+        held_out = {split: harvests[split] for split in SPLITS_SCORED}
+        cells = all_cells(a, b)
+        found = score_cells(
+            models, cells, harvests["fit"], held_out, reference="report", memory=memory, progress=progress
+        )
+        donors = _score_donors(models, held_out, memory, progress)
+        report = assemble(models, settings.context or 0, found, donors, seed)
+        report["tokens"] = {
+            **{split: one.tokens for split, one in windows.items()},
+            "fitted_on": int(harvests["fit"].keep.sum()),
+        }
+        report["provenance"] = {**provenance(settings, a, b, sources), "settings": request}
+        folder = work / "sweep"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "report.json").write_bytes(to_json(report))
+        (folder / "README.md").write_bytes(card(report))
+        draw(report, folder / "sweep.png")
+        if out.exists():
+            os.replace(out, work / "replaced")
+        os.replace(folder, out)
+    return report, out
+
+
+_ASKED = (
+    *("model_a", "model_b", "text", "tokens", "context", "seed"),
+    *("memory", "device", "dtype", "trust_remote_code"),
+)
+
+
+def all_cells(a: Model, b: Model) -> list[Cell]:
+    """Every pair of sites in both directions; in one, where both models are the same."""
+    there = [Cell("a", i, j) for i in range(a.depth + 1) for j in range(b.depth + 1)]
+    return there if a is b else there + [Cell("b", i, j) for i in range(b.depth + 1) for j in range(a.depth + 1)]
+
+
+@torch.no_grad()
+def _score_donors(
+    models: dict[Side, Model], held_out: dict[str, Harvest], memory: int, progress: Progress | None
+) -> dict[str, dict[str, Scores]]:
+    """Both models as they are, on the same windows as the composites: by side, then by split."""
+    vocabulary = min(model.config.vocab_size for model in models.values())
+    by_split = {
+        split: evaluate(
+            {side: whole_model(model.net) for side, model in models.items()}, one.windows, vocabulary=vocabulary,
+            memory=memory, progress=progress, task=f"both models, {split} split (tokens)",
+        )
+        for split, one in held_out.items()
+    }  # fmt: skip
+    return {side: {split: scores[side] for split, scores in by_split.items()} for side in models}
+
+
+def assemble(
+    models: dict[Side, Model], context: int, found: Found, donors: dict[str, dict[str, Scores]], seed: int
+) -> dict:
+    """report.json without what does not follow from the scores: cells, best layers, fronts."""
+    costs = {
+        "a": Costs(models["a"], models["b"], context),
+        "b": Costs(models["b"], models["a"], context),
+    }
+    whole = {
+        side: {
+            **_numbers(donors[side], seed),
+            "flops": sum(costs[side].source_blocks),
+            "parameters": whole_parameters(model.net),
+        }
+        for side, model in models.items()
+    }
+    cells = [_cell(cell, rows, found, costs[cell.source], whole, seed) for cell, rows in found.rows.items()]
+    return {
+        "models": {side: model.name for side, model in models.items()},
+        "depth": {side: model.depth for side, model in models.items()},
+        "context": context,
+        "donors": whole,
+        "cells": cells,
+        "rule": RULE,
+        "best_layers": _best_layers(cells, costs),
+        "fronts": {cost: _front(cells, whole, cost) for cost in ("flops", "parameters")},
+    }
+
+
+def _cell(cell: Cell, rows: dict[str, Row], found: Found, costs: Costs, donors: dict, seed: int) -> dict:
+    flops = costs.flops(cell.i, cell.j, rows["affine"].multiply_adds)
+    share = costs.share(cell.i, cell.j, flops)
+    source, target = donors[cell.source]["ce"], donors[cell.target]["ce"]
+    translations = {
+        name: {
+            **_numbers(row.scores, seed),
+            "parameters": costs.parameters(cell.i, cell.j, row.parameters),
+            "lambda": row.strength,
+            "unexplained": row.unexplained,
+        }
+        for name, row in rows.items()
+    }
+    return {
+        "source": cell.source,
+        "target": cell.target,
+        "i": cell.i,
+        "j": cell.j,
+        "flops": flops,
+        "share": share,
+        "line": source + share * (target - source),
+        "chosen": min(translations, key=lambda name: translations[name]["sweep_ce"]),
+        "translations": translations,
+        "null": _numbers(found.nulls[cell.target, cell.j].scores, seed),
+    }
+
+
+def _numbers(scores: dict[str, Scores], seed: int) -> dict:
+    """The row on the report split, and the cross-entropy on the sweep split that choices are made by."""
+    shown = scores["report"]
+    low, high = shown.interval(seed=seed)
+    kl = None if shown.kl is None else float(shown.kl.sum() / shown.tokens.sum())
+    return {"ce": shown.ce, "ce_low": low, "ce_high": high, "kl_to_target": kl, "sweep_ce": scores["sweep"].ce}
+
+
+def _best_layers(cells: list[dict], costs: dict[str, Costs]) -> list[dict]:
+    """What `RULE` picks for every number of early blocks, in both directions."""
+    at = {(cell["source"], cell["i"], cell["j"]): cell for cell in cells}
+    best = []
+    for side, one in costs.items():
+        if (side, 1, 1) not in at:  # both models are the same: one direction
+            continue
+        for i in range(1, one.source.depth + 1):
+            flops = eligible(one, i)
+            ce = {j: _chosen(at[side, i, j])["sweep_ce"] for j in flops}
+            cell = at[side, i, best_layer(flops, ce, one.costlier_donor)]
+            best.append(
+                {
+                    **{key: cell[key] for key in ("source", "target", "i", "j", "flops", "line")},
+                    "translation": cell["chosen"],
+                    **{key: _chosen(cell)[key] for key in ("ce", "ce_low", "ce_high", "parameters")},
+                    "within_budget": cell["flops"] <= one.costlier_donor,
+                }
+            )
+    return best
+
+
+def _chosen(cell: dict) -> dict:
+    return cell["translations"][cell["chosen"]]
+
+
+def _front(cells: list[dict], donors: dict, cost: str) -> list[dict]:
+    """Pareto front of cost and cross-entropy over both models and every composite; "up_to" is where the next point begins."""
+    keys = ("ce", "ce_low", "ce_high", "sweep_ce")
+    points = [
+        {"model": side, **{key: one[key] for key in (*keys, "flops", "parameters")}} for side, one in donors.items()
+    ]
+    for cell in cells:
+        for name, row in cell["translations"].items():
+            points.append(
+                {
+                    "model": "composite",
+                    **{key: cell[key] for key in ("source", "target", "i", "j", "flops")},
+                    "translation": name,
+                    **{key: row[key] for key in (*keys, "parameters")},
+                }
+            )
+    kept = [points[index] for index in front([(float(point[cost]), point["sweep_ce"]) for point in points])]
+    ends = [point[cost] for point in kept[1:]]
+    return [{**point, "up_to": end} for point, end in zip(kept, [*ends, None], strict=True)]

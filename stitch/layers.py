@@ -1,0 +1,96 @@
+"""Which of B's layers to go on at, when A's is given: `--layer-b auto`."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from stitch.activations import Progress
+from stitch.cells import INPUTS, Cell, Side, harvest_all, score_cells
+from stitch.costs import Costs
+from stitch.errors import UsageError
+from stitch.models import Model
+from stitch.pareto import best_within
+from stitch.text import Split
+from stitch.tokens import Windows
+
+RULE = (
+    "the lowest cross-entropy on the sweep split among layers 1 to depth - 1 of the target with which the composite costs "
+    "no more block FLOPs per token (translation included) than the costlier of the two models; the cheapest where none does"
+)
+FIT, HELD_OUT = 50_000, 8_192  # tokens, at most: a choice among layers needs fewer than a report
+
+
+def best_layer(flops: Mapping[int, float], ce: Mapping[int, float], budget: float) -> int:
+    """`RULE`: layer 0 is left out because all of the target runs there, so it is best without saying anything.
+
+    `flops` holds every layer that may be chosen, `ce` at least those within `budget`. Ties go to the cheaper layer.
+    """
+    layers = sorted(flops)
+    return layers[best_within([(flops[layer], ce.get(layer, float("inf"))) for layer in layers], budget)]
+
+
+def eligible(costs: Costs, site: int) -> dict[int, float]:
+    """FLOPs per token of the composite for every layer of the target that the rule looks at, by layer."""
+    multiply_adds = costs.source.width * costs.target.width
+    return {onto: costs.flops(site, onto, multiply_adds) for onto in range(1, costs.target.depth)}
+
+
+def check_choosable(layer: int, target: Model) -> None:
+    """Raises UsageError where the rule has nothing to choose from."""
+    if layer < 1:
+        raise UsageError(f"--layer-b auto needs a --layer of at least 1; got {layer}: give --layer-b a number.")
+    if target.depth < 2:
+        raise UsageError(
+            f"--layer-b auto needs at least 2 blocks; {target.name} has {target.depth}: give --layer-b a number."
+        )
+
+
+def choose_layer(
+    a: Model,
+    b: Model,
+    layer: int,
+    windows: dict[Split, Windows],
+    folder: Path,
+    *,
+    memory: int,
+    progress: Progress | None = None,
+) -> dict:
+    """The layer of B that `RULE` picks for `layer` of A, as report.json keeps it: its number under "b", and why.
+
+    Fits the fast translations on a part of the fit split and scores them on a part of the sweep split; layers that cost too much
+    are not scored. Harvests go to `folder`, which is gone afterwards.
+    """
+    check_choosable(layer, b)
+    costs = Costs(a, b, windows["fit"].context)
+    flops, budget = eligible(costs, layer), costs.costlier_donor
+    affordable = [onto for onto in flops if flops[onto] <= budget]
+    ce: dict[int, float] = {}
+    if len(affordable) > 1:
+        models: dict[Side, Model] = {"a": a, "b": b}
+        limits: dict[Split, int] = {"fit": FIT, "sweep": HELD_OUT}
+        harvests = {
+            split: harvest_all(
+                models, windows[split].first(tokens), {"a": [layer], "b": affordable}, folder / split, memory, progress
+            )
+            for split, tokens in limits.items()
+        }
+        cells = [Cell("a", layer, onto) for onto in affordable]
+        found = score_cells(
+            models,
+            cells,
+            harvests["fit"],
+            {"sweep": harvests["sweep"]},
+            reference=None,
+            memory=memory,
+            progress=progress,
+        )
+        ce = {cell.j: min(found.rows[cell][name].scores["sweep"].ce for name in INPUTS) for cell in cells}
+        shutil.rmtree(folder)
+    chosen = best_layer(flops, ce, budget)
+    return {
+        "b": chosen,
+        "rule": RULE,
+        "budget_flops": budget,
+        "translations": list(INPUTS),
+        "layers": [{"b": onto, "flops": flops[onto], "ce": ce.get(onto)} for onto in flops],
+    }

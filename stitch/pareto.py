@@ -1,0 +1,27 @@
+"""Which of many models are worth their cost: the Pareto front, and the best one within a budget."""
+
+from collections.abc import Sequence
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the (cost, loss) points that no other beats in both, cheapest first.
+
+    They are a step function: point k is the best model for every budget from its own cost up to that of point k + 1.
+    Of points equal in both, the first stays.
+    """
+    kept: list[int] = []
+    for index in sorted(range(len(points)), key=lambda index: (*points[index], index)):
+        if not kept or points[index][1] < points[kept[-1]][1]:
+            kept.append(index)
+    return kept
+
+
+def best_within(points: Sequence[tuple[float, float]], budget: float) -> int:
+    """Index of the lowest loss among (cost, loss) points that cost at most `budget`; the cheapest one where none does.
+
+    Ties go to the cheaper, then to the first.
+    """
+    affordable = [index for index, (cost, _) in enumerate(points) if cost <= budget]
+    if affordable:
+        return min(affordable, key=lambda index: (points[index][1], points[index][0], index))
+    return min(range(len(points)), key=lambda index: (points[index][0], index))

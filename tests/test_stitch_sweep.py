@@ -1,0 +1,336 @@
+"""Sweeping over layers on pico models: planted truth, agreement with the main job, refusals, the same bytes again."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import cli
+import tiny
+from matching.null import random_rotation
+from stitch import sweep_report
+from stitch.cells import Cell, Side, _groups, harvest_all, needed, score_cells
+from stitch.composite import compose
+from stitch.costs import Costs, whole_parameters
+from stitch.errors import UsageError
+from stitch.evaluate import evaluate, whole_model
+from stitch.layer_sweep import all_cells, sweep
+from stitch.layers import choose_layer
+from stitch.models import Model, load
+from stitch.pipeline import stitch
+from stitch.text import Split
+from stitch.tokens import Windows
+from stitch.translation.types import Residual, Term, Token, Translation
+from test_stitch_pipeline import rotated_copy, settings, write_text
+
+SAMPLES: dict[Split, int] = {"fit": 250, "sweep": 40, "report": 40}
+ASKED: dict[str, Any] = dict(tokens=4096, context=32, memory=2**28, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("donors")
+    return {
+        "gpt2": tiny.save(root / "gpt2", "gpt2", num_hidden_layers=3),
+        "qwen3": tiny.save(root / "qwen3", "qwen3", seed=1, hidden_size=48, num_hidden_layers=4),
+        "text": write_text(root),
+    }
+
+
+def run(donors: dict[str, Path], out: Path, **changes) -> dict:
+    arguments: dict[str, Any] = {**ASKED, "text": str(donors["text"]), **changes}
+    return sweep(str(donors["gpt2"]), str(donors["qwen3"]), out, **arguments)[0]
+
+
+@pytest.fixture(scope="module")
+def swept(donors, tmp_path_factory) -> tuple[dict, Path]:
+    out = tmp_path_factory.mktemp("swept") / "sweep"
+    return run(donors, out), out
+
+
+# ---------------------------------------------------------------------------------------------------------- planted truth
+
+
+@pytest.fixture(scope="module")
+def planted() -> dict[Side, Model]:
+    """A Llama and the same computation in a turned, wider stream, whose blocks cost more."""
+    a = tiny.model("llama", tie_word_embeddings=False)
+    rotation = random_rotation(a.width, 56, torch.Generator().manual_seed(2)).float()
+    return {"a": a, "b": rotated_copy(a, 56, rotation)}
+
+
+@pytest.fixture(scope="module")
+def planted_windows(planted) -> dict[Split, Windows]:
+    """Text that the planted model wrote itself: on no other is a model the best there is."""
+    return {split: sampled(planted["a"], 32, count, seed) for seed, (split, count) in enumerate(SAMPLES.items())}
+
+
+@torch.no_grad()
+def sampled(model: Model, context: int, count: int, seed: int) -> Windows:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.full((count, 1), tiny.BOS)
+    while ids.shape[1] < context:
+        chances = model.net(ids).logits[:, -1].softmax(-1)
+        ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)], 1)
+    return Windows(ids.int(), torch.arange(count)[:, None].expand(-1, context).int())
+
+
+def test_where_b_is_a_turned_copy_the_affine_map_loses_nothing_at_the_same_layer(planted, planted_windows, tmp_path):
+    depth = planted["a"].depth
+    sites: dict[Side, Sequence[int]] = {"a": range(depth + 1), "b": range(depth + 1)}
+    harvests = {
+        split: harvest_all(planted, found, sites, tmp_path / split, 2**28) for split, found in planted_windows.items()
+    }
+    held_out = {split: harvests[split] for split in ("sweep", "report")}
+    cells = [cell for cell in all_cells(planted["a"], planted["b"]) if cell.j in (2, 5)]
+    found = score_cells(planted, cells, harvests["fit"], held_out, reference="report", memory=2**28)
+    whole = {"a": whole_model(planted["a"].net)}
+    own = evaluate(whole, planted_windows["report"], vocabulary=tiny.VOCABULARY)["a"].ce
+    for cell, rows in found.rows.items():
+        scores = rows["affine"].scores["report"]
+        assert scores.kl is not None
+        kl = float(scores.kl.sum() / scores.tokens.sum())
+        if cell.i == cell.j:
+            assert scores.ce == pytest.approx(own, abs=2e-3) and kl < 1e-3, cell
+        else:
+            assert scores.ce > own + 0.02 and kl > 0.02, cell
+    for null in found.nulls.values():
+        assert null.scores["report"].ce > own + 0.02
+
+
+def test_where_b_is_a_turned_copy_the_layer_chosen_is_the_same(planted, planted_windows, tmp_path):
+    for layer in (1, 3, 5):
+        choice = choose_layer(planted["a"], planted["b"], layer, planted_windows, tmp_path / "layer", memory=2**28)
+        flops = {item["b"]: item["flops"] for item in choice["layers"]}
+        assert flops[layer] <= choice["budget_flops"]  # else the planting is wrong: the same layer costs too much
+        assert choice["b"] == layer
+    assert not (tmp_path / "layer").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- the whole
+
+
+def test_the_report_has_every_cell_and_agrees_with_the_main_job_in_both_directions(swept, donors, tmp_path):
+    report, folder = swept
+    assert json.loads((folder / "report.json").read_text()) == report
+    cells = {(cell["source"], cell["i"], cell["j"]): cell for cell in report["cells"]}
+    assert len(cells) == 2 * 4 * 5
+    for source, target, i, j in (("gpt2", "qwen3", 2, 1), ("qwen3", "gpt2", 1, 2)):
+        wanted = settings(
+            donors[source], donors[target], donors["text"], tokens=4096, layer=i, layer_b=j, sae_passes=0.1
+        )
+        main, _ = stitch(wanted, tmp_path / source)
+        rows = {row["name"]: row for row in main["results"]}
+        cell = cells["a" if source == "gpt2" else "b", i, j]
+        for name in ("affine", "affine+token"):
+            row = cell["translations"][name]
+            assert row["ce"] == pytest.approx(rows[f"translation:{name}"]["ce"], abs=1e-6)
+            assert row["kl_to_target"] == pytest.approx(rows[f"translation:{name}"]["kl_to_b"], abs=1e-6)
+            assert row["ce_low"] == pytest.approx(rows[f"translation:{name}"]["ce_low"], abs=1e-6)
+        assert cell["null"]["ce"] == pytest.approx(rows["null:no-source"]["ce"], abs=1e-6)
+        assert cell["flops"] == rows["line"]["flops"]["composite"] or main["chosen"] not in ("affine", "affine+token")
+
+
+def test_fronts_and_best_layers_follow_from_the_cells(swept):
+    report, _ = swept
+    for cost, points in report["fronts"].items():
+        everything = [(one[cost], one["sweep_ce"]) for one in report["donors"].values()] + [
+            ((cell if cost == "flops" else row)[cost], row["sweep_ce"])
+            for cell in report["cells"]
+            for row in cell["translations"].values()
+        ]
+        for point in points:
+            affordable = [loss for paid, loss in everything if paid <= point[cost]]
+            assert point["sweep_ce"] == min(affordable)
+        assert points[0][cost] == min(paid for paid, _ in everything)
+        assert [point["up_to"] for point in points] == [*(point[cost] for point in points[1:]), None]
+    budget = max(one["flops"] for one in report["donors"].values())
+    assert {(row["source"], row["i"]) for row in report["best_layers"]} == {
+        *(("a", i) for i in (1, 2, 3)),
+        *(("b", i) for i in (1, 2, 3, 4)),
+    }
+    for row in report["best_layers"]:
+        rivals = [
+            cell
+            for cell in report["cells"]
+            if (cell["source"], cell["i"]) == (row["source"], row["i"])
+            and 1 <= cell["j"] < report["depth"][row["target"]]
+        ]
+        affordable = [cell for cell in rivals if cell["flops"] <= budget]
+        assert row["within_budget"] == bool(affordable)
+        wanted = min(
+            affordable or rivals,
+            key=lambda cell: (
+                min(one["sweep_ce"] for one in cell["translations"].values()) if affordable else cell["flops"]
+            ),
+        )
+        assert row["j"] == wanted["j"]
+
+
+def test_costs_are_those_of_the_composite_that_would_be_written(donors):
+    models = [load(donors["gpt2"]), load(donors["qwen3"])]
+    for a, b in (models, models[::-1]):
+        costs = Costs(a, b, 32)
+        table = Term(Token(), torch.zeros(tiny.VOCABULARY, b.width))
+        translation = Translation(
+            "t", (Term(Residual(2), torch.zeros(a.width, b.width)), table), torch.zeros(b.width), torch.zeros(b.width)
+        )
+        size = a.width * b.width + tiny.VOCABULARY * b.width + 2 * b.width
+        for onto in (0, 2, b.depth):
+            composite = compose(a, b, 2, onto, translation)
+            assert costs.parameters(2, onto, size) == whole_parameters(composite)
+        assert costs.flops(a.depth, b.depth, 0) == sum(costs.source_blocks)
+        assert costs.flops(0, 0, 5) == sum(costs.target_blocks) + 10
+
+
+def test_the_same_request_gives_the_same_bytes(swept, donors, tmp_path):
+    report, folder = swept
+    assert run(donors, tmp_path / "again") == report
+    for name in ("report.json", "README.md", "sweep.png"):
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_sums_in_several_passes_give_the_same_scores(swept, donors, tmp_path, monkeypatch):
+    cells = [Cell("a", i, j) for i in range(3) for j in range(3)] + [Cell("b", 1, 1)]
+    widths = {f"{side}.{site}": 10 for side in "ab" for site in range(3)} | {"embedding.a": 10, "embedding.b": 10}
+    one = 16 * 100 * len(needed(cells[0]))
+    groups = _groups(cells, widths, 2 * one)
+    assert len(groups) > 2 and sorted(cell for group in groups for cell in group) == sorted(cells)
+    for group in groups:
+        assert 16 * 100 * len({pair for cell in group for pair in needed(cell)}) <= 2 * one
+    with pytest.raises(UsageError, match="--memory must be at least"):
+        _groups(cells, widths, one - 1)
+
+    monkeypatch.setattr("stitch.layer_sweep.draw", lambda report, path: None)
+    monkeypatch.setattr("stitch.cells._groups", lambda cells, widths, budget: [cells[:7], cells[7:]])
+    again = run(donors, tmp_path / "again")
+    assert {**again, "provenance": None} == {**swept[0], "provenance": None}
+
+
+def test_an_interrupted_sweep_keeps_its_activations_and_ends_with_the_same_bytes(swept, donors, tmp_path, monkeypatch):
+    def interrupted(*arguments, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stitch.layer_sweep.score_cells", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(donors, tmp_path / "cut")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / ".cut.partial").rglob("*.safetensors")}
+    assert len(before) >= 6
+
+    def forbidden(*arguments):
+        raise AssertionError("a shard on disk was computed again")
+
+    monkeypatch.setattr("stitch.activations.residuals", forbidden)
+    monkeypatch.setattr("stitch.layer_sweep.draw", lambda report, path: None)
+    assert run(donors, tmp_path / "cut", resume=True) == swept[0]
+    assert run(donors, tmp_path / "cut", resume=True) == swept[0]  # finished: its report again
+
+
+# --------------------------------------------------------------------------------------------------- the layer of the main job
+
+
+def test_layer_b_auto_takes_the_layer_that_the_rule_names_and_records_why(donors, swept, tmp_path):
+    wanted = settings(
+        donors["gpt2"], donors["qwen3"], donors["text"], tokens=4096, layer=1, layer_b="auto", sae_passes=0.1
+    )
+    report, folder = stitch(wanted, tmp_path / "auto")
+    best = next(row for row in swept[0]["best_layers"] if (row["source"], row["i"]) == ("a", 1))
+    choice = report["layer_choice"]
+    assert choice["b"] == best["j"] == report["site"]["b"]
+    assert json.loads((folder / "config.json").read_text())["site_b"] == best["j"]
+    cells = {(cell["source"], cell["i"], cell["j"]): cell for cell in swept[0]["cells"]}
+    scored = {item["b"]: item["ce"] for item in choice["layers"]}
+    assert set(scored) == {1, 2, 3} and scored[best["j"]] is not None
+    for layer, ce in scored.items():
+        cell = cells["a", 1, layer]
+        assert (ce is None) == (cell["flops"] > choice["budget_flops"])
+        if ce is not None:
+            assert ce == pytest.approx(min(row["sweep_ce"] for row in cell["translations"].values()), abs=1e-6)
+    assert report["provenance"]["settings"]["layer_b"] == "auto"
+    assert stitch(wanted, tmp_path / "auto", resume=True)[0] == report
+    from stitch.report import footnotes
+
+    assert footnotes(report)[0].startswith(f"Layer of B: {best['j']}, chosen on the sweep split")
+
+
+# --------------------------------------------------------------------------------------------------------------- refusals
+
+
+def invoke(*arguments: str | Path):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def command(donors: dict[str, Path], *more: str | Path):
+    asked = ["--tokens", "4096", "--context", "32", "--device", "cpu", "--quiet", "--text", donors["text"]]
+    return invoke("sweep", donors["gpt2"], donors["qwen3"], *asked, *more)
+
+
+def test_the_command_prints_heat_tables_fronts_and_best_layers(swept, donors, tmp_path, monkeypatch):
+    report, folder = swept
+    monkeypatch.setattr("stitch.layer_sweep.sweep", lambda *arguments, **more: (report, folder))
+    shown = command(donors, "--out", tmp_path / "s")
+    assert shown.exit_code == 0, shown.stderr
+    for text in ("i \\ j", "Best model at every budget of block MFLOPs", "Best j for every i", f"written to {folder}"):
+        assert text in shown.stdout, text
+    assert shown.stdout.count("*") == len(report["best_layers"])
+    assert json.loads(command(donors, "--json").stdout) == report
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--memory", "lots"], "--memory needs a size"),
+        (["--tokens", "10"], "--tokens must be at least 4,096; got 10"),
+        (["--context", "4"], "--context must be at least 8"),
+        (["--dtype", "fp8"], "--dtype must be one of"),
+    ],
+)
+def test_sweeps_that_cannot_be_met_are_refused_in_one_line(more, message, donors, tmp_path):
+    done = command(donors, "--out", tmp_path / "s", *more)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("stitch: ") and done.stderr.count("\n") == 1 and message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--layer", "1", "--layer-b", "best"], "--layer-b must be a block's number or auto; got 'best'"),
+        (["--layer", "1", "--layer-b", "1.5"], "--layer-b must be a block's number or auto; got '1.5'"),
+        (["--layer", "1", "--layer-b", "9"], "layer must be in 0..4"),
+        (["--layer", "0", "--layer-b", "auto"], "--layer-b auto needs a --layer of at least 1; got 0"),
+    ],
+)
+def test_layers_that_cannot_be_met_are_refused_in_one_line(more, message, donors, tmp_path):
+    done = invoke(donors["gpt2"], donors["qwen3"], "--quiet", "--text", donors["text"], "--out", tmp_path / "c", *more)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("stitch: ") and done.stderr.count("\n") == 1 and message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_of_one_block_other_tokenizers_and_existing_folders_are_refused(swept, donors, tmp_path):
+    short = tiny.save(tmp_path / "short", "llama", num_hidden_layers=1)
+    with pytest.raises(UsageError, match=r"at least 2 blocks; .*short has 1"):
+        sweep(str(donors["gpt2"]), str(short), tmp_path / "out", **ASKED)
+    other = tiny.save(tmp_path / "other", "llama")
+    changed = tiny.tokenizer()
+    changed.add_tokens(["<new>"])
+    changed.save_pretrained(other)
+    with pytest.raises(UsageError, match="1 of 129 ids differ"):
+        sweep(str(donors["gpt2"]), str(other), tmp_path / "out", **ASKED)
+    with pytest.raises(UsageError, match="--out must not exist"):
+        run(donors, swept[1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "short"]
+
+
+def test_without_matplotlib_a_sweep_is_refused_before_any_work(donors, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_report.importlib.util, "find_spec", lambda name: None)
+    done = command(donors, "--out", tmp_path / "s")
+    assert done.exit_code == 2 and "pip install 'stitch-lm[plot]'" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
