@@ -75,6 +75,14 @@ def run(
         str, typer.Option(help="hungarian, ot (balanced transport) or unbalanced (transport).")
     ] = "hungarian",
     translation: Annotated[str, typer.Option(help="Write this one; auto takes the best on the sweep split.")] = "auto",
+    native: Annotated[
+        bool,
+        typer.Option(
+            "--native",
+            help="MODEL_A twice and --layer-b above --layer: remove the blocks between, fold the bridge into the weights, "
+            "write a stock checkpoint.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Same inputs and seed: the same bytes.")] = 0,
     memory: Memory = "4G",
     device: Device = "auto",
@@ -103,7 +111,7 @@ def run(
             model_a=model_a, model_b=model_b, layer=layer, layer_b=layer_b, text=text, tokens=tokens, context=context,
             features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
             matching=matching, translation=translation, seed=seed, memory=_bytes(memory), device=device, dtype=dtype,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=trust_remote_code, native=native,
         )  # fmt: skip
         report, folder = stitch(settings, out, overwrite=overwrite, resume=resume, progress=progress)
         url = None

@@ -4,12 +4,14 @@ from dataclasses import asdict, dataclass, fields
 
 from stitch.errors import UsageError
 
+NATIVE = ("down-projection", "down-projections")  # translations that become weights of the model itself
 CHOICES = {
     "matching": ("hungarian", "ot", "unbalanced"),
     "architecture": ("batchtopk", "topk", "jumprelu", "standard", "matryoshka"),
     "translation": (
         *("auto", "identity", "mean-shift", "procrustes", "permutation", "directions", "rotation"),
         *("affine", "affine+token", "features", "features+token"),
+        *NATIVE,
     ),
     "dtype": ("fp32", "bf16", "fp16"),
 }
@@ -40,11 +42,14 @@ class Settings:
     device: str = "auto"
     dtype: str = "fp32"
     trust_remote_code: bool = False
+    native: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             if (got := getattr(self, name)) not in choices:
                 raise UsageError(f"--{name} must be one of {', '.join(choices)}; got {got!r}.")
+        if self.translation in NATIVE and not self.native:
+            raise UsageError(f"--translation {self.translation} is written into the model's weights: add --native.")
         if self.tokens < LEAST_TOKENS:
             raise UsageError(f"--tokens must be at least {LEAST_TOKENS:,}; got {self.tokens:,}.")
         if self.context is not None and self.context < 8:

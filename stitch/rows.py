@@ -105,7 +105,7 @@ def _spliced(late: PreTrainedModel, stream: Tensor, paired: Paired, dictionary: 
 
 def ranked(scores: dict[str, Scores]) -> list[str]:
     """Row names in the order of the report: the models, then each kind, best first."""
-    kinds = ("translation", "floor", "ceiling", "null")
+    kinds = ("translation", "reference", "floor", "ceiling", "null")
     rest = [name for name in scores if name.partition(":")[0] in kinds]
     return [
         "a",
@@ -141,6 +141,8 @@ def differences(scores: dict[str, Scores], chosen: str, null_of: dict[str, str])
     pairs += list(null_of.items())
     found = []
     for name, other in pairs:
+        if name not in scores or other not in scores:
+            continue
         low, high = scores[name].interval(minus=scores[other])
         found.append(
             {"name": name, "minus": other, "ce": scores[name].ce - scores[other].ce, "ce_low": low, "ce_high": high}

@@ -72,7 +72,7 @@ def translate(
 
     ridges = {name: ridge(moments, moments_held, inputs) for name, inputs in LEAST_SQUARES.items()}
     ridges["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
-    solved = {name: _from_ridge(name, found, site, embedding, dictionaries) for name, found in ridges.items()}
+    solved = {name: from_ridge(name, found, site, embedding, dictionaries) for name, found in ridges.items()}
 
     generator = torch.Generator().manual_seed(seed)
     procrustes = baselines.procrustes(site, moments)
@@ -133,7 +133,7 @@ def _variables(
             progress("moments (tokens)", done, total)
 
 
-def _from_ridge(
+def from_ridge(
     name: str, found: Ridge, site: int, embedding: Tensor, dictionaries: dict[str, Dictionary]
 ) -> Translation:
     """Weights per input as terms; those on B's embedding become a table over the vocabulary, which costs nothing to read."""
