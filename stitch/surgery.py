@@ -6,12 +6,14 @@ where the family has one), so the result needs no part that the family does not 
 
     reference:passthrough           W as it is: blocks are removed and that is all (mergekit's passthrough)
     reference:replaceme             W T, T from least squares of L − Y on N W (ReplaceMe, arXiv 2505.02819)
-    translation:down-projection     ridge of L − Y on N, towards W
+    reference:replaceme-relative    the same, tokens weighed as below
+    translation:down-projection     ridge of L − Y on N, towards W, tokens weighed
     translation:down-projections    the same, and then the down projection of block stop in the same way: its own input is no
                                     longer quite L, its target is the whole model's stream at site stop + 1
 
-Every token counts by its relative error ‖N W + Y − L‖² / ‖L‖², which is what the norm of the next block sees of it. Attention
-sinks, 10² times as long as text, thus neither own the fit nor are left out: a bridge that bends them ruins all attention.
+A token weighs 1 / ‖L‖², so that what counts is its relative error, which is what the norm of the next block sees of it.
+Attention sinks, 10² times as long as text, then neither own the fit nor are left out of it: a bridge that bends them ruins
+all attention after it.
 """
 
 import dataclasses
@@ -38,7 +40,11 @@ COMPARED = {
     "null:shuffled-down-projection": "translation:down-projection",
     "reference:passthrough": "translation:down-projection",
     "reference:replaceme": "translation:down-projection",
+    "reference:replaceme-relative": "translation:down-projection",
 }
+PRODUCTS = [
+    ("neurons", "neurons"), ("neurons", "gap"), ("neurons", "shuffled"), ("output", "output"), ("output", "distance"),
+]  # fmt: skip
 FITTED: tuple[Split, ...] = ("fit", "sweep")
 
 
@@ -137,18 +143,19 @@ def fit_bridges(
         chunks = _variables(
             bridged(model, start, stop, bridge), start - 1, block, target, streams[split], memory, seed, progress
         )
-        return accumulate(chunks, [("neurons", "neurons"), ("neurons", "gap"), ("neurons", "shuffled")])
+        return accumulate(chunks, PRODUCTS)
 
     fit, sweep = (moments(Bridge({}), block, stop, split) for split in FITTED)
     own = weight_of(model.down(block))
-    outputs = [_outputs(found, own) for found in (fit, sweep)]
     nothing = torch.zeros(own.shape[1], own.shape[1], dtype=torch.float64)
-    replaceme = ridge_towards(*outputs, nothing, inputs="output", target="gap")
+    published = ridge_towards(fit, sweep, nothing, inputs="output", target="distance")
+    weighed = ridge_towards(_weighed(fit, own), _weighed(sweep, own), nothing, inputs="output", target="gap")
     down = ridge_towards(fit, sweep, own, inputs="neurons", target="gap")
     shuffled = ridge_towards(fit, sweep, own, inputs="neurons", target="shuffled")
     bridges = {
         "reference:passthrough": Bridge({}),
-        "reference:replaceme": _bridge(block, dataclasses.replace(replaceme, weight=own @ replaceme.weight)),
+        "reference:replaceme": _bridge(block, dataclasses.replace(published, weight=own @ published.weight)),
+        "reference:replaceme-relative": _bridge(block, dataclasses.replace(weighed, weight=own @ weighed.weight)),
         "translation:down-projection": _bridge(block, down),
         "null:shuffled-down-projection": _bridge(block, shuffled),
     }
@@ -190,7 +197,8 @@ def _variables(
 ) -> Iterator[dict[str, Tensor]]:
     """Neurons of `block` of the shortened model, and the gap that they should fill: target − (stream after block − N W).
 
-    The stream starts at block `first`, where both models are still the same. Rows are divided by the norm of the target.
+    The stream starts at block `first`, where both models are still the same. `output` is N W and `distance` the gap as they
+    are; rows of all others are divided by the norm of the target.
     """
     generator = torch.Generator().manual_seed(seed)
     own, device = weight_of(short.down(block)), short.device
@@ -205,19 +213,21 @@ def _variables(
             neurons = seen.neurons[block - first].flatten(0, 1).double()
             if len(own) > neurons.shape[1]:
                 neurons = torch.cat([neurons, neurons.new_ones(len(neurons), 1)], 1)
-            beside = seen.streams[block + 1 - first].flatten(0, 1).double() - neurons @ own
+            output = neurons @ own
+            beside = seen.streams[block + 1 - first].flatten(0, 1).double() - output
             goal = wanted.to(device).flatten(0, 1).double()
             scale = 1 / goal.norm(dim=1, keepdim=True).clamp_min(1e-30)
             gap = goal - beside
             order = torch.randperm(len(gap), generator=generator)
-            yield {"neurons": scale * neurons, "gap": scale * gap, "shuffled": scale * gap[order]}
+            weighed = {"neurons": scale * neurons, "gap": scale * gap, "shuffled": scale * gap[order]}
+            yield {**weighed, "output": output, "distance": gap}
             done += len(gap)
             if progress:
                 progress(f"neurons of block {block} (tokens)", done, streams.windows.tokens)
 
 
-def _outputs(neurons: Moments, own: Float[Tensor, "d_in d"]) -> Moments:
-    """The moments of the MLP's output N W, from those of its neurons."""
+def _weighed(neurons: Moments, own: Float[Tensor, "d_in d"]) -> Moments:
+    """The moments of the MLP's output N W with its tokens weighed, from those of its neurons."""
     products = {
         ("output", "output"): own.T @ neurons.product("neurons", "neurons") @ own,
         ("output", "gap"): own.T @ neurons.product("neurons", "gap"),

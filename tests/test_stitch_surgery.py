@@ -135,7 +135,7 @@ def test_a_hole_that_folds_is_bridged_exactly(family, of, tmp_path):
     )  # fmt: skip
     kl = {name: found.row(name)["kl_to_b"] for name, found in scores.items()}
     exact = {"translation:down-projection", "translation:down-projections"}
-    exact |= {"reference:replaceme"} if of == "output" else set()
+    exact |= {"reference:replaceme", "reference:replaceme-relative"} if of == "output" else set()
     for name, found in kl.items():
         assert found < 1e-6 if name in exact else found > 1e-3, (name, kl)
 
@@ -178,7 +178,7 @@ def test_the_report_has_every_bridge_beside_removal_replaceme_adapters_and_null(
     assert list(rows)[:3] == ["a", "b", "composite"]
     assert set(list(rows)[3:]) == {
         "translation:down-projection", "translation:down-projections", "translation:affine", "translation:affine+token",
-        "reference:passthrough", "reference:replaceme", "null:shuffled-down-projection",
+        "reference:passthrough", "reference:replaceme", "reference:replaceme-relative", "null:shuffled-down-projection",
     }  # fmt: skip
     assert rows["translation:down-projection"]["kl_to_b"] < rows["reference:replaceme"]["kl_to_b"]
     assert rows["translation:down-projection"]["kl_to_b"] < rows["null:shuffled-down-projection"]["kl_to_b"]
