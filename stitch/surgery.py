@@ -19,6 +19,7 @@ all attention after it.
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -88,11 +89,11 @@ def why_not_foldable(model: Model, start: int, stop: int, memory: int) -> str | 
     return None
 
 
-def weight_of(down: nn.Module) -> Float[Tensor, "d_in d"]:
-    """The projection as a matrix for row vectors, float64, its bias as the last row where it has one."""
-    weight: Tensor = down.weight.detach()  # pyright: ignore[reportAssignmentType]
-    rows = (weight.T if isinstance(down, nn.Linear) else weight).double()
-    return rows if down.bias is None else torch.cat([rows, down.bias.detach().double()[None]])  # pyright: ignore
+def weight_of(down: Any) -> Float[Tensor, "d_in d"]:
+    """The projection as a matrix for row vectors, float64 on the CPU, its bias as the last row where it has one."""
+    weight = down.weight.detach().cpu().double()
+    rows = weight.T if isinstance(down, nn.Linear) else weight
+    return rows if down.bias is None else torch.cat([rows, down.bias.detach().cpu().double()[None]])
 
 
 def parameters_of(short: Model, bridge: Bridge) -> dict[str, Tensor]:
@@ -100,8 +101,8 @@ def parameters_of(short: Model, bridge: Bridge) -> dict[str, Tensor]:
     found = {}
     for block, matrix in bridge.downs.items():
         path = f"{short.anatomy.body}.{short.anatomy.blocks}.{block}.{short.anatomy.down}"
-        down = short.down(block)
-        rows = matrix.to(down.weight)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        down: Any = short.down(block)
+        rows = matrix.to(down.weight.device, down.weight.dtype)
         if down.bias is not None:
             rows, found[f"{path}.bias"] = rows[:-1], rows[-1].clone()
         found[f"{path}.weight"] = (rows.T if isinstance(down, nn.Linear) else rows).contiguous()
@@ -162,7 +163,7 @@ def fit_bridges(
     if stop < model.depth:
         first = bridges["translation:down-projection"]
         moved = [moments(first, start, stop + 1, split) for split in FITTED]
-        second = ridge_towards(*moved, weight_of(model.down(stop)), inputs="neurons", target="gap")
+        second = ridge_towards(moved[0], moved[1], weight_of(model.down(stop)), inputs="neurons", target="gap")
         bridges["translation:down-projections"] = _bridge(start, second, first)
     return bridges
 
@@ -201,7 +202,7 @@ def _variables(
     are; rows of all others are divided by the norm of the target.
     """
     generator = torch.Generator().manual_seed(seed)
-    own, device = weight_of(short.down(block)), short.device
+    own = weight_of(short.down(block))
     late = dataclasses.replace(short, net=late_half(short, first))
     context = streams.windows.context
     size = max(1, min(2048, memory // 16 // (8 * 4 * len(own))) // context)
@@ -209,15 +210,18 @@ def _variables(
     for shard in range(streams.shards):
         pieces = zip(streams.read(shard, first).split(size), streams.read(shard, target).split(size), strict=True)
         for x, wanted in pieces:
-            seen = observe(late, {"inputs_embeds": x.to(device)}, streams=[block + 1 - first], neurons=[block - first])
-            neurons = seen.neurons[block - first].flatten(0, 1).double()
+            seen = observe(
+                late, {"inputs_embeds": x.to(short.device)}, streams=[block + 1 - first], neurons=[block - first]
+            )
+            neurons, after, goal = (
+                found.flatten(0, 1).cpu().double()
+                for found in (seen.neurons[block - first], seen.streams[block + 1 - first], wanted)
+            )
             if len(own) > neurons.shape[1]:
                 neurons = torch.cat([neurons, neurons.new_ones(len(neurons), 1)], 1)
             output = neurons @ own
-            beside = seen.streams[block + 1 - first].flatten(0, 1).double() - output
-            goal = wanted.to(device).flatten(0, 1).double()
+            gap = goal - (after - output)
             scale = 1 / goal.norm(dim=1, keepdim=True).clamp_min(1e-30)
-            gap = goal - beside
             order = torch.randperm(len(gap), generator=generator)
             weighed = {"neurons": scale * neurons, "gap": scale * gap, "shuffled": scale * gap[order]}
             yield {**weighed, "output": output, "distance": gap}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
-from stitch.activations import harvest
+from stitch.activations import Activations, harvest
 from stitch.errors import UsageError
 from stitch.evaluate import evaluate, whole_model
 from stitch.models import ANATOMIES, Model, load
 from stitch.native import without, write_native
 from stitch.pipeline import stitch
 from stitch.surgery import Bridge, bridged, fit_bridges, parameters_of, sites_of, weight_of, why_not_foldable
+from stitch.text import Split
 from stitch.tokens import Windows
 from stitch.translation.moments import accumulate
 from stitch.translation.towards import ridge_towards
@@ -59,7 +61,8 @@ def test_the_checkpoint_is_a_stock_model_that_computes_what_the_bridge_says(fami
     bridge = Bridge({START - 1: noise[START - 1] / 5, START: noise[STOP] / 5} if family in FOLDING else {})
     changed = parameters_of(without(model, START, STOP), bridge)
     write_native(tmp_path / "short", model, START, STOP, changed, max_shard_bytes=20_000)
-    net, report = AutoModelForCausalLM.from_pretrained(tmp_path / "short", output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "short", output_loading_info=True)
+    net, report = loaded
     assert type(net) is type(model.net) and net.config.num_hidden_layers == tiny.DEPTH - 2
     assert not report["missing_keys"] and not report["unexpected_keys"]
     with torch.no_grad():
@@ -68,8 +71,8 @@ def test_the_checkpoint_is_a_stock_model_that_computes_what_the_bridge_says(fami
     assert torch.equal(logits, bridged(model, START, STOP, bridge).net(ids, use_cache=False).logits)
     plain = with_hooks(model, ids, Bridge({}))
     assert not bridge.downs or (logits - plain).abs().max() > 0.1
-    cached = net.generate(ids, max_new_tokens=8, do_sample=False, use_cache=True)
-    assert torch.equal(cached, net.generate(ids, max_new_tokens=8, do_sample=False, use_cache=False))
+    cached = net.generate(ids, max_new_tokens=8, do_sample=False, use_cache=True)  # pyright: ignore[reportCallIssue]
+    assert torch.equal(cached, net.generate(ids, max_new_tokens=8, do_sample=False, use_cache=False))  # pyright: ignore[reportCallIssue]
 
 
 def test_layer_types_ties_and_precision_are_those_of_the_donor(tmp_path):
@@ -125,9 +128,11 @@ def test_a_hole_that_folds_is_bridged_exactly(family, of, tmp_path):
     down.register_forward_pre_hook(lambda module, args: setattr(planted, "neurons", args[0]))
     model.blocks[START], model.blocks[STOP - 1] = planted, PassOn()
 
-    texts = {"fit": windows(60, 1), "sweep": windows(10, 2)}
+    texts: dict[Split, Windows] = {"fit": windows(60, 1), "sweep": windows(10, 2)}
     sites = sites_of(model, START, STOP)
-    streams = {split: harvest(model, text, sites, tmp_path / split, per_shard=25) for split, text in texts.items()}
+    streams: dict[Split, Activations] = {
+        split: harvest(model, text, sites, tmp_path / split, per_shard=25) for split, text in texts.items()
+    }
     bridges = fit_bridges(model, START, STOP, streams, memory=2**28)
     rows = {name: whole_model(bridged(model, START, STOP, bridge).net) for name, bridge in bridges.items()}
     scores = evaluate(
@@ -211,6 +216,8 @@ def test_the_same_request_gives_the_same_bytes_and_replaces_on_request_only(run,
     again = json.loads(done.stdout)
     assert {**report, "seconds": {}} == {**again, "seconds": {}}
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
+    again, place = stitch(shorten(donors, layer_b=4), folder, resume=True)
+    assert place == folder and {**report, "seconds": {}} == {**again, "seconds": {}}
     with pytest.raises(UsageError, match="--out must not exist"):
         stitch(shorten(donors, layer_b=4), folder)
 
