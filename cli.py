@@ -89,6 +89,14 @@ def run(
     reference_steps: Annotated[
         int, typer.Option(help="Gradient steps of the trained reference that the table compares with; 0: none.")
     ] = 100,
+    native: Annotated[
+        bool,
+        typer.Option(
+            "--native",
+            help="MODEL_A twice and --layer-b above --layer: remove the blocks between, fold the bridge into the weights, "
+            "write a stock checkpoint.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Same inputs and seed: the same bytes.")] = 0,
     memory: Memory = "4G",
     device: Device = "auto",
@@ -118,7 +126,7 @@ def run(
             context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
             matching=matching, translation=translation, ngrams=ngrams, reference_steps=reference_steps,
             seed=seed, memory=_bytes(memory),
-            device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+            device=device, dtype=dtype, trust_remote_code=trust_remote_code, native=native,
         )  # fmt: skip
         report, folder = stitch(settings, out, overwrite=overwrite, resume=resume, progress=progress)
         url = None

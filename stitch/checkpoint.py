@@ -74,7 +74,7 @@ def write_checkpoint(
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content)
 
-    _appear(target, fill)
+    appear(target, fill)
 
 
 def donor_tensors(config: StitchConfig, a: Path, b: Path, dtype: torch.dtype | None) -> dict[str, Stored | Held]:
@@ -153,7 +153,7 @@ def _generation_json(config: StitchConfig, b: Path) -> str:
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-def _appear(target: Path, fill: Callable[[Path], None]) -> None:
+def appear(target: Path, fill: Callable[[Path], None]) -> None:
     """Fills a folder beside `target`, flushes it to disk, renames it into place; removes it if anything goes wrong."""
     work = target.parent / f".{target.name}.partial"
     new, old = work / "new", work / "old"

@@ -1,6 +1,7 @@
 """Two models in memory become one: the composite's halves use the donors' tensors, nothing is copied."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,8 +28,8 @@ def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translati
         part.dtype = b.dtype
     with torch.device("meta"):
         composite = StitchForCausalLM(config)
-    share(composite.a, a.body, a.anatomy.blocks, 0)
-    share(composite.b, b.net, _blocks_path(b.anatomy), site_b)
+    share(composite.a, a.body, lambda path: path)
+    share(composite.b, b.net, lambda path: donor_path(path, _blocks_path(b.anatomy), site_b))
     _fill(composite.translation, translation, b.dtype, b.device)
     composite.generation_config = copy.deepcopy(b.net.generation_config)
     composite.generation_config.cache_implementation = None  # some families ask for a static cache
@@ -154,7 +155,7 @@ def late_half(b: Model, site: int) -> PreTrainedModel:
     b.check_site(site)
     with torch.device("meta"):
         late = build_late(_late_config(b.config, site), _late_seam(b.anatomy), site)
-    share(late, b.net, _blocks_path(b.anatomy), site)
+    share(late, b.net, lambda path: donor_path(path, _blocks_path(b.anatomy), site))
     return late.eval()
 
 
@@ -175,12 +176,12 @@ def late_logits(
     ).logits
 
 
-def share(part: nn.Module, donor: nn.Module, blocks: str, offset: int) -> None:
-    """Gives every module of `part` its counterpart's tensors in `donor`, whose blocks are numbered `offset` higher."""
+def share(part: nn.Module, donor: nn.Module, path_in_donor: Callable[[str], str]) -> None:
+    """Gives every module of `part` the tensors of its counterpart in `donor`, which stands at `path_in_donor`."""
     for path, module in part.named_modules():
         if not (module._parameters or module._buffers):
             continue
-        counterpart = donor.get_submodule(donor_path(path, blocks, offset))
+        counterpart = donor.get_submodule(path_in_donor(path))
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 theirs = counterpart.get_parameter(name)

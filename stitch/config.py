@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, fields
 
 from stitch.errors import UsageError
 
+NATIVE = ("down-projection", "down-projections")  # translations that become weights of the model itself
 CHOICES = {
     "matching": ("hungarian", "ot", "unbalanced"),
     "architecture": ("batchtopk", "topk", "jumprelu", "standard", "matryoshka"),
@@ -12,6 +13,7 @@ CHOICES = {
         *("cross-code", "directions", "rotation", "prior"),
         *("affine", "affine+token", "affine+state", "affine+free", "affine+free+tables"),
         *("features", "features+token", "features+free", "features+free+tables"),
+        *NATIVE,
     ),
     "dtype": ("fp32", "bf16", "fp16"),
 }
@@ -45,6 +47,7 @@ class Settings:
     device: str = "auto"
     dtype: str = "fp32"
     trust_remote_code: bool = False
+    native: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -52,6 +55,8 @@ class Settings:
                 raise UsageError(f"--{name} must be one of {', '.join(choices)}; got {got!r}.")
         if isinstance(self.layer_b, str) and self.layer_b != "auto":
             raise UsageError(f"--layer-b must be a block's number or auto; got {self.layer_b!r}.")
+        if self.translation in NATIVE and not self.native:
+            raise UsageError(f"--translation {self.translation} is written into the model's weights: add --native.")
         if self.tokens < LEAST_TOKENS:
             raise UsageError(f"--tokens must be at least {LEAST_TOKENS:,}; got {self.tokens:,}.")
         if self.held_out is not None and self.held_out < 1:

@@ -107,7 +107,7 @@ class TranslationModule(nn.Module):
     @property
     def history(self) -> int:
         """How many tokens back the terms look."""
-        return max((term.back for term in self.terms), default=0)
+        return max((int(term.back) for term in self.terms), default=0)  # pyright: ignore
 
     @property
     def past_sites(self) -> list[int]:
@@ -242,6 +242,7 @@ class NgramTerm(nn.Module):
     def __init__(self, term: dict, width: int):
         super().__init__()
         self.back, self.vocabulary = term["order"] - 1, term["vocabulary"]
+        self.keys: Tensor
         self.register_buffer("keys", torch.zeros(term["entries"], dtype=torch.int64))
         self.table = nn.Parameter(torch.zeros(term["entries"], width))
 

@@ -18,11 +18,13 @@ from stitch.shards import stored_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """Dotted paths of a decoder's parts: `body` and `head` from the causal model, `attention` and `mlp` from a
-    block, all others from the body.
+    """Dotted paths of a decoder's parts: `body` and `head` from the causal model, `attention`, `mlp`, `down` and
+    `mlp_out_norm` from a block, all others from the body.
 
-    `positions` is the table of learned positions that the body adds to its embeddings, `embedding_dropout` the dropout
-    before its first block; both are None where a family has none.
+    `down` is the projection that ends the MLP and reads its neurons, `mlp_out_norm` the norm between it and the residual
+    stream (None where the MLP writes to the stream directly). `positions` is the table of learned positions that the
+    body adds to its embeddings, `embedding_dropout` the dropout before its first block; both are None where a family
+    has none.
     """
 
     family: str
@@ -35,6 +37,8 @@ class Anatomy:
     final_norm: str = "norm"
     attention: str = "self_attn"
     mlp: str = "mlp"
+    down: str = "mlp.down_proj"
+    mlp_out_norm: str | None = None
     # Names that checkpoint files use instead of the model's own, as (start in the model, start in the file).
     stored_as: tuple[tuple[str, str], ...] = ()
 
@@ -49,14 +53,15 @@ ANATOMIES: dict[str, Anatomy] = {
         blocks="h",
         final_norm="ln_f",
         attention="attn",
+        down="mlp.c_proj",
         stored_as=(("transformer.", ""),),
     ),
     "llama": Anatomy(family="Llama"),
     "mistral": Anatomy(family="Mistral"),
     "qwen2": Anatomy(family="Qwen2"),
     "qwen3": Anatomy(family="Qwen3"),
-    "gemma2": Anatomy(family="Gemma 2"),
-    "gemma3_text": Anatomy(family="Gemma 3 (text)"),
+    "gemma2": Anatomy(family="Gemma 2", mlp_out_norm="post_feedforward_layernorm"),
+    "gemma3_text": Anatomy(family="Gemma 3 (text)", mlp_out_norm="post_feedforward_layernorm"),
     "gpt_neox": Anatomy(
         family="GPT-NeoX",
         body="gpt_neox",
@@ -64,10 +69,11 @@ ANATOMIES: dict[str, Anatomy] = {
         embedding_dropout="emb_dropout",
         final_norm="final_layer_norm",
         attention="attention",
+        down="mlp.dense_4h_to_h",
         stored_as=(("lm_head.", "embed_out."),),
     ),
-    "phi": Anatomy(family="Phi", embedding_dropout="embed_dropout", final_norm="final_layernorm"),
-    "olmo2": Anatomy(family="OLMo 2"),
+    "phi": Anatomy(family="Phi", embedding_dropout="embed_dropout", final_norm="final_layernorm", down="mlp.fc2"),
+    "olmo2": Anatomy(family="OLMo 2", mlp_out_norm="post_feedforward_layernorm"),
 }
 
 
@@ -145,6 +151,10 @@ class Model:
     @cached_property
     def blocks(self) -> nn.ModuleList:
         return self.body.get_submodule(self.anatomy.blocks)  # pyright: ignore[reportReturnType]
+
+    def down(self, block: int) -> nn.Module:
+        """The projection that ends the MLP of `block`: a Linear, or GPT-2's Conv1D, whose weight is transposed."""
+        return self.blocks[block].get_submodule(self.anatomy.down)
 
     @cached_property
     def final_norm(self) -> nn.Module:

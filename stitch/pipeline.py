@@ -29,6 +29,7 @@ from stitch.reference import trained
 from stitch.report import NULL_OF, model_card, to_json
 from stitch.rows import Stage, differences, line, ranked
 from stitch.sources import Source, resolve
+from stitch.surgery import COMPARED, Bridge, bridged, described, fit_bridges, sites_of, why_not_foldable
 from stitch.text import Split, read, select
 from stitch.tokens import Windows, pack, require_same_ids
 from stitch.translate import Fitted, translate
@@ -59,10 +60,14 @@ def stitch(
     Raises UsageError when the request cannot be met, StitchError (SAEError, MatchError) when the work fails; either way
     nothing is left on disk. After an interrupt the same call with `resume` goes on and ends with the same bytes.
     """
+    if settings.native:
+        from stitch.shorten import shorten
+
+        return shorten(settings, out, overwrite=overwrite, resume=resume, progress=progress)
     seconds: dict[str, float] = {}
     if out is not None and not resume:
         check_output(out, overwrite)  # before anything takes time
-    with _timed(seconds, "load"):
+    with timed(seconds, "load"):
         a, b, sources = load_pair(settings, progress)
         settings = complete(settings, a, b)
         request = settings.to_dict()
@@ -73,43 +78,44 @@ def stitch(
     check_output(out, overwrite)
 
     with workspace(out, request, resume) as work:
-        with _timed(seconds, "text"):
+        with timed(seconds, "text"):
             windows = read_windows(settings, b, progress)
         layer_choice = None
         if settings.layer_b == "auto":
-            with _timed(seconds, "layer"):
+            with timed(seconds, "layer"):
                 layer_choice = choose_layer(
                     a, b, settings.layer, windows, work / "layer", memory=settings.memory, progress=progress
                 )
                 settings = dataclasses.replace(settings, layer_b=layer_choice["b"])
         assert isinstance(settings.layer_b, int)
         sites = settings.layer, settings.layer_b
-        with _timed(seconds, "activations"):
+        with timed(seconds, "activations"):
             paired: dict[Split, Paired] = {}
             for split in SPLITS:
                 paired[split] = harvest_pair(settings, a, b, windows[split], work / split, progress)
-        with _timed(seconds, "saes"):
+        with timed(seconds, "saes"):
             saes = train_pair(settings, a, b, paired, work, sources, progress)
-        with _timed(seconds, "matching"):
+        with timed(seconds, "matching"):
             matching = match_pair(settings, paired["fit"], saes, work, progress)
-        with _timed(seconds, "translations"):
+        with timed(seconds, "translations"):
             fitted = translate_pair(settings, a, b, paired, saes, matching, progress)
-        with _timed(seconds, "choice"):
+            bridges = bridge_pair(settings, a, b, paired, progress)
+        with timed(seconds, "choice"):
             chosen = choose(settings, fitted, stage(settings, a, b, paired["sweep"]), progress)
-        with _timed(seconds, "references"):
+        with timed(seconds, "references"):
             references = train_references(settings, a, b, paired["fit"], fitted, progress)
         config = stitch_config(a.config, b.config, *sites, fitted.translations[chosen], b.bos)
-        with _timed(seconds, "evaluation"):
+        with timed(seconds, "evaluation"):
             composite = compose(a, b, *sites, fitted.translations[chosen])
             scores = evaluate_all(
-                stage(settings, a, b, paired["report"]), composite, fitted, references, saes, progress
+                stage(settings, a, b, paired["report"]), composite, fitted, references, bridges, saes, progress
             )
 
-        report = assemble(settings, a, b, sources, windows, saes, matching, fitted, chosen, scores)
+        report = assemble(settings, a, b, sources, windows, saes, matching, fitted, bridges, chosen, scores)
         report["provenance"]["settings"] = request
         if layer_choice is not None:
             report["layer_choice"] = layer_choice
-        with _timed(seconds, "writing"):
+        with timed(seconds, "writing"):
             files = {"report.json": to_json(report), "README.md": model_card(report)}
             folder = work / "composite"
             shutil.rmtree(folder, ignore_errors=True)
@@ -206,7 +212,9 @@ def harvest_pair(
 ) -> Paired:
     """Activations of both sites on disk; one pass for both when A is B."""
     assert isinstance(settings.layer_b, int)
-    width = a.width + b.width
+    early = [*earlier_sites(settings.layer), settings.layer]
+    sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b)}) if a is b else early
+    width = len(sites) * a.width + (0 if a is b else b.width)
     per_window = windows.context * width * torch.finfo(a.dtype).bits // 8
     per_shard = max(1, min(256, settings.memory // 32 // per_window))
     batch = max(1, min(16, per_shard, settings.memory // 8 // (per_window * 16)))
@@ -214,11 +222,30 @@ def harvest_pair(
     def one(model: Model, sites: list[int], name: str) -> Activations:
         return harvest(model, windows, sites, folder / name, per_shard=per_shard, batch=batch, progress=progress)
 
-    early = [*earlier_sites(settings.layer), settings.layer]
     if a is b:
-        both = one(a, sorted({*early, settings.layer_b}), "ab")
+        both = one(a, sites, "ab")
         return pair(both, both, settings.layer, settings.layer_b)
-    return pair(one(a, early, "a"), one(b, [settings.layer_b], "b"), settings.layer, settings.layer_b)
+    return pair(one(a, sites, "a"), one(b, [settings.layer_b], "b"), settings.layer, settings.layer_b)
+
+
+def bridging_sites(settings: Settings, a: Model, b: Model) -> list[int]:
+    """Sites that `bridge_pair` needs; none where it has nothing to do."""
+    assert isinstance(settings.layer_b, int)
+    sites = settings.layer, settings.layer_b
+    return sites_of(a, *sites) if a is b and why_not_foldable(a, *sites, settings.memory) is None else []
+
+
+def bridge_pair(
+    settings: Settings, a: Model, b: Model, paired: dict[Split, Paired], progress: Progress | None = None
+) -> dict[str, Bridge]:
+    """Where A is B and blocks are left out: the bridges that fold into A's own weights. Else none."""
+    assert isinstance(settings.layer_b, int)
+    if not bridging_sites(settings, a, b):
+        return {}
+    streams: dict[Split, Activations] = {split: paired[split].a for split in ("fit", "sweep")}
+    return fit_bridges(
+        a, settings.layer, settings.layer_b, streams, memory=settings.memory, seed=settings.seed, progress=progress
+    )
 
 
 def sae_configs(settings: Settings, a: Model, b: Model, fit: Paired) -> dict[str, SAEConfig]:
@@ -344,6 +371,7 @@ def evaluate_all(
     composite: torch.nn.Module,
     fitted: Fitted,
     references: dict[str, Translation],
+    bridges: dict[str, Bridge],
     saes: SAEs,
     progress: Progress | None = None,
 ) -> dict[str, Scores]:
@@ -353,6 +381,7 @@ def evaluate_all(
         "b": on.whole(on.b.net),
         "composite": on.whole(composite),
         **{name: on.translated(translation) for name, translation in fitted.translations.items()},
+        **{name: on.whole(bridged(on.a, on.site_a, on.site_b, bridge).net) for name, bridge in bridges.items()},
         "floor:mean": on.constant(fitted.mean),
         "floor:zero": on.constant(torch.zeros_like(fitted.mean)),
         "floor:wrong-text": on.wrong_text(),
@@ -376,6 +405,7 @@ def assemble(
     saes: SAEs,
     matching: Matching,
     fitted: Fitted,
+    bridges: dict[str, Bridge],
     chosen: str,
     scores: dict[str, Scores],
 ) -> dict:
@@ -389,7 +419,7 @@ def assemble(
             row |= {"multiply_adds": found.multiply_adds, "parameters": found.parameters}
     yardstick = line(a, b, sites["a"], sites["b"], fitted.translations[chosen], settings.context, scores)
     results.insert(3, yardstick)
-    described = [
+    dictionaries = [
         {
             "site": f"{side}: resid_pre.{sites[side]}",
             "features": dictionary.encoder.shape[1],
@@ -406,7 +436,7 @@ def assemble(
         "models": {"a": a.name, "b": b.name},
         "site": sites,
         "tokens": {split: found.tokens for split, found in windows.items()},
-        "saes": described,
+        "saes": dictionaries,
         "matching": {
             "method": settings.matching,
             "pairs": len(matching.pairs),
@@ -415,11 +445,12 @@ def assemble(
             "above_0.7": float((matching.pairs.scores > 0.7).mean()) if len(matching.pairs) else 0.0,
         },
         "ridge": {
-            name: {"lambda": found.strength, "unexplained": found.unexplained} for name, found in fitted.ridges.items()
+            **{name: {"lambda": f.strength, "unexplained": f.unexplained} for name, f in fitted.ridges.items()},
+            **described(bridges),
         },
         "similarity": fitted.similarity,
         "results": results,
-        "differences": differences(scores, chosen, NULL_OF),
+        "differences": differences(scores, chosen, {**NULL_OF, **COMPARED}),
         "chosen": chosen.partition(":")[2],
         "seconds": {},
         "provenance": provenance(settings, a, b, sources),
@@ -453,7 +484,7 @@ def provenance(settings: Settings, a: Model, b: Model, sources: dict[str, Source
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -27,6 +27,11 @@ def table(report: dict) -> tuple[list[str], list[list[str]], str]:
 def title(report: dict) -> str:
     if "site" not in report:
         return f"{report['models']['a']} on {report['tokens']['report']:,} held-out tokens"
+    if native := report.get("native"):
+        return (
+            f"{report['models']['a']} without blocks {report['site']['a']} to {report['site']['b'] - 1}, {native['blocks']} of "
+            f"{native['of']} left; {report['tokens']['report']:,} held-out tokens, nats per token"
+        )
     return (
         f"{report['models']['a']} up to block {report['site']['a']}, then {report['models']['b']} from block "
         f"{report['site']['b']}; {report['tokens']['report']:,} held-out tokens, nats per token"
@@ -81,6 +86,18 @@ def model_card(report: dict) -> bytes:
     a, b = report["models"]["a"], report["models"]["b"]
     composite = next(row for row in report["results"] if row["name"] == "composite")
     dataset = report["provenance"]["settings"]["text"]
+    if native := report.get("native"):
+        name = f"{a} with {native['blocks']} of {native['of']} blocks"
+        made = (
+            f"{a} without blocks {report['site']['a']} to {report['site']['b'] - 1}, the hole bridged by weights refitted in "
+            f"closed form ({report['chosen']}). A stock {native['family']}; no weight was fine-tuned."
+        )
+    else:
+        name = f"{a} × {b}"
+        made = (
+            f"The first {report['site']['a']} blocks of {a}, a translation ({report['chosen']}) fitted in closed form, and "
+            f"the blocks of {b} from {report['site']['b']} on. No weight was fine-tuned."
+        )
     metadata = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -88,7 +105,7 @@ def model_card(report: dict) -> bytes:
         "base_model": [name for name in dict.fromkeys((a, b)) if "/" in name and not name.startswith((".", "/"))],
         "model-index": [
             {
-                "name": f"{a} × {b}",
+                "name": name,
                 "results": [
                     {
                         "task": {"type": "text-generation", "name": "Language modelling"},
@@ -110,16 +127,16 @@ def model_card(report: dict) -> bytes:
         del metadata["base_model"]
     header, rows, caption = table(report)
     lines = ["---", json.dumps(metadata, indent=2, ensure_ascii=False), "---", ""]  # JSON is YAML
-    lines += [f"# {a} × {b}", ""]
+    lines += [f"# {name}", ""]
+    remote = "" if native else ", trust_remote_code=True"
     lines += [
-        f"The first {report['site']['a']} blocks of {a}, a translation ({report['chosen']}) fitted in closed form, and the "
-        f"blocks of {b} from {report['site']['b']} on. No weight was fine-tuned.",
+        made,
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        'model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_REPO", trust_remote_code=True)',
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO", trust_remote_code=True)',
+        f'model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_REPO"{remote})',
+        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO"{remote})',
         'print(tokenizer.decode(model.generate(**tokenizer("The", return_tensors="pt"))[0]))',
         "```",
         "",

@@ -146,6 +146,8 @@ def differences(scores: dict[str, Scores], chosen: str, null_of: dict[str, str])
     pairs += list(null_of.items())
     found = []
     for name, other in pairs:
+        if name not in scores or other not in scores:
+            continue
         low, high = scores[name].interval(minus=scores[other])
         found.append(
             {"name": name, "minus": other, "ce": scores[name].ce - scores[other].ce, "ce_low": low, "ce_high": high}

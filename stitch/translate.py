@@ -96,7 +96,7 @@ def translate(
 
     ridges = {name: ridge(moments, moments_held, wanted) for name, wanted in rows.items()}
     ridges["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
-    solved = {name: _from_ridge(name, found, inputs) for name, found in ridges.items()}
+    solved = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
     for name, longer in WITH_TABLES.items():
 
         def residuals(paired: Paired, name: str = name):
@@ -190,7 +190,8 @@ def _residuals(
         yield tokens.ids, left
 
 
-def _from_ridge(name: str, found: Ridge, inputs: Mapping[str, Input]) -> Translation:
+def from_ridge(name: str, found: Ridge, inputs: Mapping[str, Input]) -> Translation:
+    """The translation of row `name`: weights on tables become tables, one per token offset."""
     terms = tuple(inputs[variable].term(weight) for variable, weight in found.weights.items())
     return merged(Translation(_short(name), terms, found.bias.float()))
 

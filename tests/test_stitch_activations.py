@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tiny
-from stitch.activations import Activations, Paired, harvest, pair, residuals
+from stitch.activations import Activations, Paired, harvest, observe, pair, residuals
 from stitch.errors import StitchError
 from stitch.tokens import Windows
 
@@ -23,6 +23,30 @@ def test_sites_are_the_hidden_states_of_the_whole_model(family: str):
     assert list(found) == [0, 2, 5]
     for site, stream in found.items():
         assert (stream - whole[site]).abs().max() == 0.0
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@torch.no_grad()
+def test_neurons_are_what_the_down_projection_turns_into_the_output_of_the_mlp(family: str):
+    model, ids, outputs, ran = tiny.model(family), tiny.ids(), [], []
+    mlp = model.blocks[2].get_submodule(model.anatomy.mlp)
+    handle = mlp.register_forward_hook(lambda module, args, output: outputs.append(output))
+    seen = observe(model, {"input_ids": ids}, streams=[0, 3], neurons=[2])
+    handle.remove()
+    (neurons,), width = seen.neurons.values(), model.width
+    assert neurons.shape == (*ids.shape, model.config.intermediate_size if family != "gpt2" else model.config.n_inner)
+    assert outputs[0].shape[-1] == width and torch.equal(model.down(2)(neurons), outputs[0])
+    # Written to the stream through the norm that the anatomy names, or directly.
+    norm = model.anatomy.mlp_out_norm
+    written = outputs[0] if norm is None else model.blocks[2].get_submodule(norm)(outputs[0])
+    model.blocks[2].get_submodule(model.anatomy.mlp).register_forward_hook(lambda *call: torch.zeros_like(call[-1]))
+    if norm is not None:  # a norm of zeros is zero, biases aside
+        assert model.blocks[2].get_submodule(norm)(torch.zeros(1, width)).abs().max() == 0
+    beside = residuals(model, ids, [3])[3]
+    assert torch.allclose(beside + written, seen.streams[3], atol=1e-5)
+    model.blocks[3].register_forward_hook(lambda *call: ran.append(3))
+    observe(model, {"input_ids": ids}, neurons=[2])
+    assert not ran and not model.down(2)._forward_pre_hooks
 
 
 def test_nothing_after_the_last_site_is_computed_and_no_hook_remains():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from stitch.translation import tables as module
 from stitch.translation.tables import tables
 from stitch.translation.types import Ngram, Token
 
@@ -87,3 +88,14 @@ def test_a_text_is_not_continued_over_its_start():
     starts = found[2].input.keys // VOCABULARY == BOS  # "BOS, t" is the only pair at a window's start
     assert found[2].weight[starts].mean() > 0.5
     assert found[2].weight[~starts].abs().max() < 0.2
+
+
+def test_counting_in_parts_finds_the_same_ngrams_and_forgetting_only_rare_ones(monkeypatch):
+    ids = windows(60, 5)
+    ids[:, 3:5] = torch.tensor([7, 9])  # one pair in every window
+    whole = {order: module._candidates(ids, order, VOCABULARY, 50) for order in (1, 2, 3)}
+    monkeypatch.setattr(module, "COUNTED", 64)
+    for order, keys in whole.items():
+        assert torch.equal(module._candidates(ids, order, VOCABULARY, 50), keys)
+    monkeypatch.setattr(module, "REMEMBERED", 10)
+    assert 9 + 7 * VOCABULARY in module._candidates(ids, 2, VOCABULARY, 3)

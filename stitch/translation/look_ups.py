@@ -1,11 +1,14 @@
 """Tables that cost nothing to fit and nothing to read: what B, and learned positions, know without any context."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stitch.activations import residuals
 from stitch.models import Model
+from stitch.tokens import bos_of
 
 BATCH = 1024
 
@@ -21,7 +24,7 @@ def context_free(model: Model, site: int) -> Float[Tensor, "vocabulary d"]:
     """The model's residual stream entering block `site` at token t of [BOS, t], for every t."""
     rows = []
     for tokens in torch.arange(model.config.vocab_size, device=model.device).split(BATCH):
-        ids = torch.stack([torch.full_like(tokens, model.bos), tokens], 1)
+        ids = torch.stack([torch.full_like(tokens, bos_of(model.tokenizer)), tokens], 1)
         rows.append(residuals(model, ids, [site])[site][:, 1].float().cpu())
     return torch.cat(rows)
 
@@ -29,11 +32,11 @@ def context_free(model: Model, site: int) -> Float[Tensor, "vocabulary d"]:
 @torch.no_grad()
 def positions(*models: Model) -> Float[Tensor, "positions columns"] | None:
     """Learned position tables of the models that have one, side by side; None where all rotate instead."""
-    tables = [
-        model.body.get_submodule(model.anatomy.positions).weight.float().cpu()
-        for model in models
-        if model.anatomy.positions
-    ]
+    tables: list[Tensor] = []
+    for model in models:
+        if model.anatomy.positions:
+            table: Any = model.body.get_submodule(model.anatomy.positions)
+            tables.append(table.weight.float().cpu())
     if not tables:
         return None
     shared = min(len(table) for table in tables)

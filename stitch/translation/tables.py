@@ -16,6 +16,7 @@ from stitch.modeling_composite import ngram_keys
 from stitch.translation.types import Ngram, Term, Token
 
 CANDIDATES = 2  # n-grams looked at per order, in units of what may be kept; the most frequent ones
+COUNTED, REMEMBERED = 2**18, 2**20  # tokens counted at a time, n-grams kept in mind between
 SHRINKAGES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, torch.inf)
 
 # Ids of a token and those before it (−1 where none), and y − ŷ; starts anew at every call.
@@ -72,11 +73,21 @@ def tables(
 
 
 def _candidates(windows: Tensor, order: int, vocabulary: int, most: int) -> Int64[Tensor, " contexts"]:
-    """Sorted keys: all tokens that occur, or the most frequent n-grams among those that occur more than once."""
-    ids = windows.long()
-    length = ids.shape[1]
-    columns = [ids[:, order - 1 - back : length - back] for back in range(order)]
-    keys, counts = ngram_keys(columns, vocabulary).flatten().unique(return_counts=True)
+    """Sorted keys: all tokens that occur, or the most frequent n-grams among those that occur more than once.
+
+    Memory does not grow with the text: n-grams seen once so far are forgotten whenever there are too many to remember.
+    """
+    keys, counts = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    rows = max(1, COUNTED // windows.shape[1])
+    for part in windows.split(rows):
+        ids = part.long()
+        length = ids.shape[1]
+        columns = [ids[:, order - 1 - back : length - back] for back in range(order)]
+        new, their_counts = ngram_keys(columns, vocabulary).flatten().unique(return_counts=True)
+        keys, position = torch.cat([keys, new]).unique(return_inverse=True)
+        counts = torch.zeros_like(keys).index_add_(0, position, torch.cat([counts, their_counts]))
+        if len(keys) > REMEMBERED + 4 * most:
+            keys, counts = keys[counts > 1], counts[counts > 1]
     if order > 1:
         keys, counts = keys[counts > 1], counts[counts > 1]
     return keys[counts.argsort(descending=True, stable=True)[:most]].sort().values

@@ -1,0 +1,116 @@
+"""A model without some of its blocks, as a stock checkpoint of its own family: nothing of ours is needed to load it.
+
+Tensors go from the donor's safetensors files to the new ones by byte range, blocks renumbered; only changed weights are new.
+"""
+
+import copy
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from stitch.checkpoint import TOKENIZER_FILES, appear
+from stitch.composite import share
+from stitch.errors import StitchError
+from stitch.models import Anatomy, Model
+from stitch.shards import Held, Stored, stored_tensors, write_shards
+
+
+def without_blocks(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedConfig:
+    """A copy of `config` without blocks start..stop−1, whose layer types are those of the blocks that stay."""
+    short = copy.deepcopy(config)
+    if getattr(short, "layer_types", None) is not None:
+        short.layer_types = [kind for block, kind in enumerate(short.layer_types) if not start <= block < stop]
+    short.num_hidden_layers = config.num_hidden_layers - (stop - start)
+    short._name_or_path = ""
+    return short
+
+
+def without(model: Model, start: int, stop: int) -> Model:
+    """`model` without blocks start..stop−1; every tensor shares the memory of the model's own."""
+    prefix = f"{model.anatomy.body}.{model.anatomy.blocks}"
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(without_blocks(model.config, start, stop))
+    share(
+        net, model.net, lambda path: _renumbered(path, prefix, lambda block: block + (stop - start) * (block >= start))
+    )
+    net.generation_config = copy.deepcopy(model.net.generation_config)
+    return dataclasses.replace(model, net=net.eval())
+
+
+def write_native(
+    target: Path,
+    model: Model,
+    start: int,
+    stop: int,
+    changed: Mapping[str, Tensor],
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+    extra_files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Writes `model` without blocks start..stop−1 to the folder `target`, which must not exist, in the model's dtype.
+
+    `changed` holds new values of parameters of `without(model, start, stop)` by their names there. The folder appears
+    whole or not at all; the same inputs give the same bytes. Raises StitchError when a donor's file is missing or
+    damaged or the disk refuses.
+    """
+    config = without_blocks(model.config, start, stop)
+    config.architectures, config.dtype = [type(model.net).__name__], model.dtype
+    tensors = _tensors(model, start, stop, changed)
+    content = config.to_dict()
+    for name in ("_name_or_path", "auto_map"):
+        content.pop(name, None)
+
+    def fill(folder: Path) -> None:
+        write_shards(folder, tensors, max_shard_bytes)
+        (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        for name in (*TOKENIZER_FILES, "generation_config.json"):
+            if (model.folder / name).is_file():
+                shutil.copyfile(model.folder / name, folder / name)
+        for name, data in (extra_files or {}).items():
+            (folder / name).write_bytes(data)
+
+    appear(target, fill)
+
+
+def _tensors(model: Model, start: int, stop: int, changed: Mapping[str, Tensor]) -> dict[str, Stored | Held]:
+    """The new checkpoint's tensors by name: as the donor's files name them, so tied weights stay stored once."""
+    prefixes = _names_in_files(f"{model.anatomy.body}.{model.anatomy.blocks}", model.anatomy)
+    tensors: dict[str, Stored | Held] = {}
+    for name, stored in stored_tensors(model.folder).items():
+        prefix = next((prefix for prefix in prefixes if re.match(rf"{re.escape(prefix)}\.\d+\.", name)), None)
+        if prefix is not None:
+            block = int(name[len(prefix) + 1 :].partition(".")[0])
+            if start <= block < stop:
+                continue
+            name = _renumbered(name, prefix, lambda block: block - (stop - start) * (block >= stop))
+        cast = model.dtype if stored.stored_dtype.is_floating_point else None
+        tensors[name] = dataclasses.replace(stored, cast=cast)
+    for name, value in changed.items():
+        place = next((found for found in _names_in_files(name, model.anatomy) if found in tensors), None)
+        if place is None or tensors[place].shape != tuple(value.shape):
+            raise StitchError(
+                f"the checkpoint needs the tensor {name}; {model.folder} does not have it: download it again."
+            )
+        tensors[place] = Held(value.to(model.dtype))
+    return tensors
+
+
+def _names_in_files(name: str, anatomy: Anatomy) -> list[str]:
+    """What checkpoint files may call `name`: the family's own name for it, or the model's."""
+    found = [own + name.removeprefix(start) for start, own in anatomy.stored_as if name.startswith(start)]
+    return [*found, name]
+
+
+def _renumbered(path: str, prefix: str, number) -> str:
+    """`path` with the number of its block, which follows `prefix`, changed by `number`."""
+    if not path.startswith(f"{prefix}."):
+        return path
+    block, dot, rest = path[len(prefix) + 1 :].partition(".")
+    return f"{prefix}.{number(int(block))}{dot}{rest}"

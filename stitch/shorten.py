@@ -1,0 +1,211 @@
+"""`--native`: one model without some of its blocks, as a stock checkpoint of its family. Each stage once, in order.
+
+SAEs and matching have no part in it, so that it takes minutes where the main job takes an hour.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from stitch.activations import Paired, Progress
+from stitch.config import Settings
+from stitch.errors import UsageError
+from stitch.evaluate import Logits, Scores, evaluate
+from stitch.models import Model, block_parameters
+from stitch.native import write_native
+from stitch.pipeline import (
+    SPLITS,
+    bridge_pair,
+    complete,
+    harvest_pair,
+    load_pair,
+    provenance,
+    read_windows,
+    short_name,
+    stage,
+    timed,
+)
+from stitch.report import NULL_OF, model_card, to_json
+from stitch.rows import Stage, differences, ranked
+from stitch.sources import Source
+from stitch.surgery import (
+    COMPARED,
+    TRANSLATIONS,
+    Bridge,
+    bridged,
+    described,
+    parameters_of,
+    why_not_foldable,
+)
+from stitch.text import Split
+from stitch.tokens import Windows
+from stitch.translate import from_ridge
+from stitch.translation.inputs import ByToken, Stream, streams
+from stitch.translation.look_ups import embeddings
+from stitch.translation.moments import accumulate
+from stitch.translation.ridge import ridge
+from stitch.translation.types import Translation
+from stitch.workspace import check_output, finished, workspace
+
+
+def shorten(
+    settings: Settings,
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict, Path]:
+    """Removes blocks layer..layer_b−1 of the model, bridges the hole, writes a stock checkpoint; returns its report and folder.
+
+    Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
+    After an interrupt the same call with `resume` goes on and ends with the same bytes.
+    """
+    seconds: dict[str, float] = {}
+    if out is not None and not resume:
+        check_output(out, overwrite)
+    check_translation(settings)
+    if settings.layer_b == "auto":
+        raise UsageError("--native needs the number of the block that --layer-b goes on at; got auto: name it.")
+    with timed(seconds, "load"):
+        model, other, sources = load_pair(settings, progress)
+        if other is not model:
+            raise UsageError(
+                f"--native shortens one model, so MODEL_A and MODEL_B must be the same; got {model.name} and {other.name}: "
+                "leave --native out, or name one model twice."
+            )
+        settings = complete(settings, model, model)
+    assert isinstance(settings.layer_b, int)
+    start, stop = settings.layer, settings.layer_b
+    if (reason := why_not_foldable(model, start, stop, settings.memory)) is not None:
+        raise UsageError(reason)
+    if settings.translation == "down-projections" and stop == model.depth:
+        raise UsageError(
+            f"--translation down-projections also changes the block after the cut; {model.name} has none after block "
+            f"{stop - 1}: choose down-projection."
+        )
+    if out is None:
+        out = Path(f"{short_name(model.name)}-without-{start}-to-{stop - 1}")
+    if resume and (report := finished(out, settings.to_dict())) is not None:
+        return report, out
+    check_output(out, overwrite)
+
+    with workspace(out, settings.to_dict(), resume) as work:
+        with timed(seconds, "text"):
+            windows = read_windows(settings, model, progress)
+        with timed(seconds, "activations"):
+            paired: dict[Split, Paired] = {}
+            for split in SPLITS:
+                paired[split] = harvest_pair(settings, model, model, windows[split], work / split, progress)
+        with timed(seconds, "translations"):
+            bridges = bridge_pair(settings, model, model, paired, progress)
+            adapters = _adapters(settings, model, paired)
+        with timed(seconds, "choice"):
+            chosen = _choose(settings, bridges, stage(settings, model, model, paired["sweep"]), progress)
+        with timed(seconds, "evaluation"):
+            scores = _evaluate(stage(settings, model, model, paired["report"]), bridges, adapters, chosen, progress)
+        report = _assemble(settings, model, sources, windows, bridges, chosen, scores)
+        with timed(seconds, "writing"):
+            folder = work / "native"
+            shutil.rmtree(folder, ignore_errors=True)
+            changed = parameters_of(bridged(model, start, stop, bridges[chosen]), bridges[chosen])
+            write_native(folder, model, start, stop, changed, extra_files={"README.md": model_card(report)})
+            report["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
+            (folder / "report.json").write_bytes(to_json(report))
+            if out.exists():
+                os.replace(out, work / "replaced")
+            os.replace(folder, out)
+    return report, out
+
+
+def check_translation(settings: Settings) -> None:
+    """Raises UsageError unless the translation asked for leaves no adapter behind."""
+    allowed = ("auto", "identity", *TRANSLATIONS)
+    if settings.translation not in allowed:
+        raise UsageError(
+            f"--native writes no adapter, so --translation must fold into the model's weights: {', '.join(allowed)}; got "
+            f"{settings.translation}: leave --native out, or choose one of these."
+        )
+
+
+def _choose(settings: Settings, bridges: dict[str, Bridge], on: Stage, progress: Progress | None) -> str:
+    """Row name of the bridge to write: the one asked for, or the best on the sweep split."""
+    if settings.translation != "auto":
+        return TRANSLATIONS.get(settings.translation, "reference:passthrough")
+    scores = evaluate(
+        {name: _row(on, bridge) for name, bridge in bridges.items() if not name.startswith("null:")},
+        on.windows, vocabulary=on.vocabulary, memory=on.memory, progress=progress, task="choice (tokens)",
+    )  # fmt: skip
+    return min(scores, key=lambda name: scores[name].ce)
+
+
+def _row(on: Stage, bridge: Bridge) -> Logits:
+    return on.whole(bridged(on.a, on.site_a, on.site_b, bridge).net)
+
+
+def _evaluate(
+    on: Stage,
+    bridges: dict[str, Bridge],
+    adapters: dict[str, Translation],
+    chosen: str,
+    progress: Progress | None,
+) -> dict[str, Scores]:
+    """The whole model, every bridge, and the adapters that a composite would carry instead."""
+    rows = {"b": on.whole(on.b.net), **{name: _row(on, bridge) for name, bridge in bridges.items()}}
+    rows |= {name: on.translated(translation) for name, translation in adapters.items()}
+    scores = evaluate(
+        rows, on.windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, progress=progress
+    )
+    return {"a": scores["b"], "composite": scores[chosen], **scores}  # A is B, and the short model is the chosen row
+
+
+@torch.no_grad()
+def _adapters(settings: Settings, model: Model, paired: dict[Split, Paired]) -> dict[str, Translation]:
+    """Affine maps of the stream, alone and with the token, fitted as in the main job: a composite keeps them as a module."""
+    assert isinstance(settings.layer_b, int)
+    first = paired["fit"].b.read(0, settings.layer_b)[0, 0].float()
+    inputs = {"x": Stream(settings.layer), "embedding": ByToken(embeddings(model))}
+    wanted = {"translation:affine": ("x",), "translation:affine+token": ("x", "embedding")}
+    pairs = [("x", "x"), ("x", "embedding"), ("embedding", "embedding"), ("x", "target"), ("embedding", "target")]
+
+    def variables(split: Split):
+        for tokens in paired[split].with_history(streams(inputs.values()), 0):
+            yield {name: found.columns(tokens) for name, found in inputs.items()} | {"target": tokens.target}
+
+    fit, sweep = (accumulate(variables(split), pairs) for split in ("fit", "sweep"))
+    return {
+        name: from_ridge(name, ridge(fit, sweep, read), inputs).starting_with(first) for name, read in wanted.items()
+    }
+
+
+def _assemble(
+    settings: Settings,
+    model: Model,
+    sources: dict[str, Source],
+    windows: dict[Split, Windows],
+    bridges: dict[str, Bridge],
+    chosen: str,
+    scores: dict[str, Scores],
+) -> dict:
+    """report.json, timings aside; the same keys as the main job's where they apply."""
+    assert isinstance(settings.layer_b, int)
+    removed = range(settings.layer, settings.layer_b)
+    return {
+        "models": {"a": model.name, "b": model.name},
+        "site": {"a": settings.layer, "b": settings.layer_b},
+        "native": {
+            "family": model.anatomy.family,
+            "blocks": model.depth - len(removed),
+            "of": model.depth,
+            "weights_removed": sum(block_parameters(model.config, block) for block in removed),
+        },
+        "tokens": {split: found.tokens for split, found in windows.items()},
+        "ridge": described(bridges),
+        "results": [scores[name].row(name) for name in ranked(scores)],
+        "differences": differences(scores, chosen, {**NULL_OF, **COMPARED}),
+        "chosen": chosen.partition(":")[2],
+        "seconds": {},
+        "provenance": provenance(settings, model, model, sources),
+    }

@@ -1,0 +1,47 @@
+"""Ridge regression towards weights that are already there: what a layer does stays, unless the tokens say otherwise."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stitch.translation.moments import Moments
+from stitch.translation.ridge import STRENGTHS
+
+
+@dataclass(frozen=True)
+class Towards:
+    """The weights, the chosen λ (relative), and the held-out share of the target's squares left unexplained."""
+
+    weight: Float[Tensor, "d_in d_out"]
+    strength: float
+    unexplained: float
+
+
+def ridge_towards(
+    fit: Moments, held_out: Moments, prior: Float[Tensor, "d_in d_out"], *, inputs: str, target: str
+) -> Towards:
+    """Minimises Σ‖y − u W‖² + λ ‖W − prior‖² over W, without bias; λ by the error on `held_out`, from one factorisation.
+
+    λ is relative to the mean square of an input column. Source: Hoerl & Kennard 1970, Technometrics 12, on y − u · prior.
+    """
+    gram, cross = fit.product(inputs, inputs), fit.product(inputs, target)
+    gram_held, cross_held = held_out.product(inputs, inputs), held_out.product(inputs, target)
+    values, vectors = torch.linalg.eigh(gram)
+    values = values.clamp_min(0)
+    scale = values.mean().clamp_min(1e-30)
+    rotated = vectors.T @ (cross - gram @ prior)
+    rest_held = vectors.T @ (cross_held - gram_held @ prior)
+    gram_held_rotated = vectors.T @ gram_held @ vectors
+    total = held_out.squares[target].sum()
+    at_prior = total - 2 * (prior * cross_held).sum() + (prior * (gram_held @ prior)).sum()
+
+    def error(strength: Tensor) -> Tensor:
+        change = rotated / (values + strength * scale)[:, None]
+        return at_prior - 2 * (change * rest_held).sum() + (change * (gram_held_rotated @ change)).sum()
+
+    errors = torch.stack([error(strength) for strength in STRENGTHS])
+    best = int(errors.argmin())
+    change = vectors @ (rotated / (values + STRENGTHS[best] * scale)[:, None])
+    return Towards(prior + change, float(STRENGTHS[best]), float(errors[best] / total))

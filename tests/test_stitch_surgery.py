@@ -1,0 +1,274 @@
+"""Depth surgery: the native checkpoint is what the bridge says, planted bridges are found, what cannot fold is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import cli
+import tiny
+from stitch.activations import Activations, harvest
+from stitch.errors import UsageError
+from stitch.evaluate import evaluate, whole_model
+from stitch.models import ANATOMIES, Model, load
+from stitch.native import without, write_native
+from stitch.pipeline import stitch
+from stitch.surgery import Bridge, bridged, fit_bridges, parameters_of, sites_of, weight_of, why_not_foldable
+from stitch.text import Split
+from stitch.tokens import Windows
+from stitch.translation.moments import accumulate
+from stitch.translation.towards import ridge_towards
+from test_stitch_pipeline import settings, write_text
+
+FOLDING = [family for family in tiny.FAMILIES if ANATOMIES[family].mlp_out_norm is None]
+START, STOP = 2, 4
+
+
+# --------------------------------------------------------------------------------------------------------- the checkpoint
+
+
+def with_hooks(model: Model, ids: torch.Tensor, bridge: Bridge) -> torch.Tensor:
+    """Logits of the whole model whose removed blocks pass on what they get and whose bridged MLPs end in the bridge."""
+    handles = [
+        block.register_forward_hook(lambda module, args, output: args[0]) for block in list(model.blocks)[START:STOP]
+    ]
+    for block, matrix in bridge.downs.items():
+        place = model.down(block if block < START else block + STOP - START)
+
+        def replaced(module, args, output, matrix=matrix):
+            neurons = args[0]
+            return neurons @ matrix[: neurons.shape[-1]] + matrix[neurons.shape[-1] :].sum(0)
+
+        handles.append(place.register_forward_hook(replaced))
+    with torch.no_grad():
+        logits = model.net(ids, use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_checkpoint_is_a_stock_model_that_computes_what_the_bridge_says(family, tmp_path):
+    """Oracle: the whole model with hooks. Families whose MLP ends in a norm lose their blocks without a bridge."""
+    model, ids = load(tiny.save(tmp_path / "whole", family)), tiny.ids(3, 14)
+    noise = {block: tiny.noise(*weight_of(model.down(block)).shape, seed=block) for block in (START - 1, STOP)}
+    bridge = Bridge({START - 1: noise[START - 1] / 5, START: noise[STOP] / 5} if family in FOLDING else {})
+    changed = parameters_of(without(model, START, STOP), bridge)
+    write_native(tmp_path / "short", model, START, STOP, changed, max_shard_bytes=20_000)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "short", output_loading_info=True)
+    net, report = loaded
+    assert type(net) is type(model.net) and net.config.num_hidden_layers == tiny.DEPTH - 2
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    with torch.no_grad():
+        logits = net.eval()(ids, use_cache=False).logits
+    assert (logits - with_hooks(model, ids, bridge)).abs().max() < 1e-4
+    assert torch.equal(logits, bridged(model, START, STOP, bridge).net(ids, use_cache=False).logits)
+    plain = with_hooks(model, ids, Bridge({}))
+    assert not bridge.downs or (logits - plain).abs().max() > 0.1
+    cached = net.generate(ids, max_new_tokens=8, do_sample=False, use_cache=True)  # pyright: ignore[reportCallIssue]
+    assert torch.equal(cached, net.generate(ids, max_new_tokens=8, do_sample=False, use_cache=False))  # pyright: ignore[reportCallIssue]
+
+
+def test_layer_types_ties_and_precision_are_those_of_the_donor(tmp_path):
+    gemma = load(tiny.save(tmp_path / "gemma", "gemma3_text"))
+    write_native(tmp_path / "short", gemma, 1, 3, {})
+    kinds = json.loads((tmp_path / "short" / "config.json").read_text())["layer_types"]
+    assert kinds == [tiny._MIXED_LAYERS[block] for block in (0, 3, 4, 5)]
+    llama = load(tiny.save(tmp_path / "llama", "llama", dtype=torch.bfloat16))
+    write_native(tmp_path / "narrow", llama, 1, 3, parameters_of(without(llama, 1, 3), Bridge({0: tiny.noise(56, 40)})))
+    with safe_open(tmp_path / "narrow" / "model.safetensors", framework="pt") as file:
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+
+
+# ---------------------------------------------------------------------------------------------------------- planted truth
+
+
+def windows(count: int, seed: int) -> Windows:
+    ids = tiny.ids(count, 32, seed)
+    return Windows(ids.int(), torch.arange(count)[:, None].expand(count, 32).int())
+
+
+class Planted(nn.Module):
+    """A block that adds a linear function of the neurons of the block before the cut."""
+
+    def __init__(self, change: torch.Tensor):
+        super().__init__()
+        self.change, self.neurons = change, torch.zeros(())
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return hidden_states + self.neurons @ self.change
+
+
+class PassOn(nn.Module):
+    def forward(self, hidden_states, *args, **kwargs):
+        return hidden_states
+
+
+@pytest.mark.parametrize(
+    "family, of", [("llama", "neurons"), ("gpt2", "neurons"), ("phi", "neurons"), ("llama", "output")]
+)
+def test_a_hole_that_folds_is_bridged_exactly(family, of, tmp_path):
+    model = tiny.model(family)
+    down = model.down(START - 1)
+    own = weight_of(down).float()
+    neurons = own.shape[0] - (down.bias is not None)
+    change = (
+        tiny.noise(neurons, model.width) / 5
+        if of == "neurons"
+        else own[:neurons] @ tiny.noise(model.width, model.width) / 5
+    )
+    planted = Planted(change)
+    down.register_forward_pre_hook(lambda module, args: setattr(planted, "neurons", args[0]))
+    model.blocks[START], model.blocks[STOP - 1] = planted, PassOn()
+
+    texts: dict[Split, Windows] = {"fit": windows(60, 1), "sweep": windows(10, 2)}
+    sites = sites_of(model, START, STOP)
+    streams: dict[Split, Activations] = {
+        split: harvest(model, text, sites, tmp_path / split, per_shard=25) for split, text in texts.items()
+    }
+    bridges = fit_bridges(model, START, STOP, streams, memory=2**28)
+    rows = {name: whole_model(bridged(model, START, STOP, bridge).net) for name, bridge in bridges.items()}
+    scores = evaluate(
+        rows, windows(8, 3), vocabulary=tiny.VOCABULARY, reference=whole_model(model.net)
+    )  # fmt: skip
+    kl = {name: found.row(name)["kl_to_b"] for name, found in scores.items()}
+    exact = {"translation:down-projection", "translation:down-projections"}
+    exact |= {"reference:replaceme", "reference:replaceme-relative"} if of == "output" else set()
+    for name, found in kl.items():
+        assert found < 1e-6 if name in exact else found > 1e-3, (name, kl)
+
+
+def test_ridge_towards_weights_is_least_squares_with_one_more_row_per_input():
+    u, y, prior = tiny.noise(200, 7).double(), tiny.noise(200, 3, seed=1).double(), tiny.noise(7, 3, seed=2).double()
+    pairs = [("u", "u"), ("u", "y")]
+    moments = accumulate([{"u": u[:120], "y": y[:120]}, {"u": u[120:], "y": y[120:]}], pairs)
+    found = ridge_towards(moments, accumulate([{"u": u[:50], "y": y[:50]}], pairs), prior, inputs="u", target="y")
+    strength = (found.strength * (u**2).sum(0).mean()).sqrt() * torch.eye(7, dtype=torch.float64)
+    expected = torch.linalg.lstsq(torch.cat([u, strength]), torch.cat([y, strength @ prior])).solution
+    assert torch.allclose(found.weight, expected)
+    error = ((y[:50] - u[:50] @ found.weight) ** 2).sum() / (y[:50] ** 2).sum()
+    assert found.unexplained == pytest.approx(float(error))
+
+
+# ------------------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("donors")
+    return {"llama": tiny.save(root / "llama", "llama"), "text": write_text(root)}
+
+
+@pytest.fixture(scope="module")
+def run(donors, tmp_path_factory) -> tuple[dict, Path]:
+    out = tmp_path_factory.mktemp("run") / "short"
+    return stitch(shorten(donors, layer=2, layer_b=4), out)
+
+
+def shorten(donors, **changes):
+    return settings(donors["llama"], donors["llama"], donors["text"], native=True, **changes)
+
+
+def test_the_report_has_every_bridge_beside_removal_replaceme_adapters_and_null(run):
+    report, folder = run
+    assert json.loads((folder / "report.json").read_text()) == report
+    rows = {row["name"]: row for row in report["results"]}
+    assert list(rows)[:3] == ["a", "b", "composite"]
+    assert set(list(rows)[3:]) == {
+        "translation:down-projection", "translation:down-projections", "translation:affine", "translation:affine+token",
+        "reference:passthrough", "reference:replaceme", "reference:replaceme-relative", "null:shuffled-down-projection",
+    }  # fmt: skip
+    assert rows["translation:down-projection"]["kl_to_b"] < rows["reference:replaceme"]["kl_to_b"]
+    assert rows["translation:down-projection"]["kl_to_b"] < rows["null:shuffled-down-projection"]["kl_to_b"]
+    assert report["native"]["blocks"] == 4 and report["native"]["of"] == 6
+    card = (folder / "README.md").read_text()
+    assert "trust_remote_code" not in card and "without blocks 2 to 3" in card
+    assert all(row in card for row in rows)
+
+
+def test_the_folder_scores_as_reported_and_generates(run, donors):
+    from stitch.compare import evaluate_models
+
+    report, folder = run
+    again = evaluate_models(str(folder), text=str(donors["text"]), tokens=832, context=32, device="cpu")
+    ce = next(row["ce"] for row in report["results"] if row["name"] == "composite")
+    assert again["results"][0]["ce"] == pytest.approx(ce, abs=1e-6)
+    assert (folder / "tokenizer.json").is_file() and (folder / "generation_config.json").is_file()
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_the_same_request_gives_the_same_bytes_and_replaces_on_request_only(run, donors, tmp_path):
+    report, folder = run
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
+    done = CliRunner().invoke(
+        cli.app,
+        [str(donors["llama"])] * 2 + f"--layer 2 --layer-b 4 --native --text {donors['text']} --tokens 8192 --context 32 "
+        f"--features 64 --k 8 --memory 256M --device cpu --json -q --overwrite --out {folder}".split(),
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    again = json.loads(done.stdout)
+    assert {**report, "seconds": {}} == {**again, "seconds": {}}
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
+    again, place = stitch(shorten(donors, layer_b=4), folder, resume=True)
+    assert place == folder and {**report, "seconds": {}} == {**again, "seconds": {}}
+    with pytest.raises(UsageError, match="--out must not exist"):
+        stitch(shorten(donors, layer_b=4), folder)
+
+
+def test_a_bridge_asked_for_is_the_one_written(donors, tmp_path):
+    report, folder = stitch(shorten(donors, layer_b=4, translation="identity"), tmp_path / "plain")
+    assert report["chosen"] == "passthrough"
+    plain = with_hooks(load(donors["llama"]), tiny.ids(), Bridge({}))
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(tiny.ids(), use_cache=False).logits, plain)
+
+
+def test_the_main_job_shows_the_bridges_when_blocks_of_one_model_are_left_out(donors, tmp_path):
+    wanted = settings(donors["llama"], donors["llama"], donors["text"], layer=2, layer_b=4, sae_passes=0.1)
+    report, _ = stitch(wanted, tmp_path / "composite")
+    rows = {row["name"]: row for row in report["results"]}
+    assert rows["reference:passthrough"]["ce"] == pytest.approx(rows["translation:identity"]["ce"], abs=1e-6)
+    assert rows["translation:down-projection"]["kl_to_b"] < rows["reference:replaceme"]["kl_to_b"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model_b": "gpt2"}, "MODEL_A and MODEL_B must be the same; got"),
+        ({}, "0 < --layer < --layer-b must hold; got 2 and 2"),
+        ({"layer": 4, "layer_b": 2}, "0 < --layer < --layer-b must hold; got 4 and 2"),
+        ({"layer": 0, "layer_b": 2}, "0 < --layer < --layer-b must hold; got 0 and 2"),
+        (
+            {"layer_b": 4, "translation": "affine"},
+            "must fold .*: auto, identity, down-projection, down-projections; got affine",
+        ),
+        ({"layer_b": 6, "translation": "down-projections"}, "choose down-projection"),
+    ],
+)
+def test_what_cannot_fold_is_refused_before_any_work(changes, message, donors, tmp_path):
+    if "model_b" in changes:
+        changes = {"model_b": str(tiny.save(tmp_path / "gpt2", "gpt2")), "layer_b": 4}
+    with pytest.raises(UsageError, match=message):
+        stitch(shorten(donors, **changes), tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} <= {"gpt2"}
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2"])
+def test_families_with_a_norm_after_the_mlp_are_told_which_can(family):
+    reason = why_not_foldable(tiny.model(family), 2, 4, 2**28)
+    assert reason is not None and "GPT-2, Llama, Mistral, Qwen2, Qwen3, GPT-NeoX, Phi." in reason
+
+
+def test_other_reasons_not_to_fold():
+    assert "scale_attn_by_inverse" in str(
+        why_not_foldable(tiny.model("gpt2", scale_attn_by_inverse_layer_idx=True), 2, 4, 2**28)
+    )
+    assert "--memory must be at least" in str(why_not_foldable(tiny.model("llama"), 2, 4, 2**16))
+    with pytest.raises(UsageError, match="add --native"):
+        settings(Path("a"), Path("a"), Path("t"), translation="down-projection")
