@@ -192,6 +192,7 @@ def _assemble(
     """report.json, timings aside; the same keys as the main job's where they apply."""
     assert isinstance(settings.layer_b, int)
     removed = range(settings.layer, settings.layer_b)
+    compared = {name: "composite" if name.startswith("reference:") else other for name, other in COMPARED.items()}
     return {
         "models": {"a": model.name, "b": model.name},
         "site": {"a": settings.layer, "b": settings.layer_b},
@@ -204,7 +205,7 @@ def _assemble(
         "tokens": {split: found.tokens for split, found in windows.items()},
         "ridge": described(bridges),
         "results": [scores[name].row(name) for name in ranked(scores)],
-        "differences": differences(scores, chosen, {**NULL_OF, **COMPARED}),
+        "differences": differences(scores, chosen, {**NULL_OF, **compared}),
         "chosen": chosen.partition(":")[2],
         "seconds": {},
         "provenance": provenance(settings, model, model, sources),

@@ -188,6 +188,8 @@ def test_the_report_has_every_bridge_beside_removal_replaceme_adapters_and_null(
     assert rows["translation:down-projection"]["kl_to_b"] < rows["reference:replaceme"]["kl_to_b"]
     assert rows["translation:down-projection"]["kl_to_b"] < rows["null:shuffled-down-projection"]["kl_to_b"]
     assert report["native"]["blocks"] == 4 and report["native"]["of"] == 6
+    compared = {(item["name"], item["minus"]) for item in report["differences"]}
+    assert {("reference:passthrough", "composite"), ("reference:replaceme", "composite")} <= compared
     card = (folder / "README.md").read_text()
     assert "trust_remote_code" not in card and "without blocks 2 to 3" in card
     assert all(row in card for row in rows)
