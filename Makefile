@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/stitch demo:gpt2 demo:llama --layer 3 --tokens 500000 --out build/demo --overwrite
+	$(BIN)/stitch demo:gpt2 demo:llama --layer 3 --tokens 250000 --out build/demo --overwrite
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -8,9 +8,10 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -107,9 +108,9 @@ def stitch(
         config = stitch_config(a.config, b.config, *sites, fitted.translations[chosen], b.bos)
         with timed(seconds, "evaluation"):
             composite = compose(a, b, *sites, fitted.translations[chosen])
-            scores = evaluate_all(
-                stage(settings, a, b, paired["report"]), composite, fitted, references, bridges, saes, progress
-            )
+            report_stage = stage(settings, a, b, paired["report"])
+            extra = {"references": references, "bridges": bridges, "progress": progress}
+            scores = evaluate_all(report_stage, composite, fitted, saes, **extra)
 
         report = assemble(settings, a, b, sources, windows, saes, matching, fitted, bridges, chosen, scores)
         report["provenance"]["settings"] = request
@@ -370,9 +371,10 @@ def evaluate_all(
     on: Stage,
     composite: torch.nn.Module,
     fitted: Fitted,
-    references: dict[str, Translation],
-    bridges: dict[str, Bridge],
     saes: SAEs,
+    *,
+    references: Mapping[str, Translation] = MappingProxyType({}),
+    bridges: Mapping[str, Bridge] = MappingProxyType({}),
     progress: Progress | None = None,
 ) -> dict[str, Scores]:
     """Every row of the report on the same windows: models, translations, floors, ceilings, nulls."""

@@ -212,7 +212,7 @@ def test_the_same_request_gives_the_same_bytes_and_replaces_on_request_only(run,
     done = CliRunner().invoke(
         cli.app,
         [str(donors["llama"])] * 2 + f"--layer 2 --layer-b 4 --native --text {donors['text']} --tokens 8192 --context 32 "
-        f"--features 64 --k 8 --memory 256M --device cpu --json -q --overwrite --out {folder}".split(),
+        f"--features 64 --k 8 --reference-steps 5 --memory 256M --device cpu --json -q --overwrite --out {folder}".split(),
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
     again = json.loads(done.stdout)
