@@ -21,6 +21,7 @@ from stitch.report import to_json
 from stitch.sweep_report import card, draw, require_matplotlib
 from stitch.workspace import check_output, finished, workspace
 
+MARGIN = 1e-4  # nats; a composite that runs all of the target differs from it by rounding alone
 HELD_OUT = 16_384  # tokens of each held-out split, at most: a cell is scored on both
 SPLITS_SCORED = ("sweep", "report")
 
@@ -232,6 +233,6 @@ def _front(cells: list[dict], donors: dict, cost: str) -> list[dict]:
                     **{key: row[key] for key in (*keys, "parameters")},
                 }
             )
-    kept = [points[index] for index in front([(float(point[cost]), point["sweep_ce"]) for point in points])]
+    kept = [points[index] for index in front([(float(point[cost]), point["sweep_ce"]) for point in points], MARGIN)]
     ends = [point[cost] for point in kept[1:]]
     return [{**point, "up_to": end} for point, end in zip(kept, [*ends, None], strict=True)]

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
+def front(points: Sequence[tuple[float, float]], margin: float = 0.0) -> list[int]:
     """Indices of the (cost, loss) points that no other beats in both, cheapest first.
 
     They are a step function: point k is the best model for every budget from its own cost up to that of point k + 1.
-    Of points equal in both, the first stays.
+    Of points equal in both, the first stays. A dearer point must be better by more than `margin`.
     """
     kept: list[int] = []
     for index in sorted(range(len(points)), key=lambda index: (*points[index], index)):
-        if not kept or points[index][1] < points[kept[-1]][1]:
+        if not kept or points[index][1] < points[kept[-1]][1] - margin:
             kept.append(index)
     return kept
 

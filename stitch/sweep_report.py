@@ -27,7 +27,7 @@ def heat(report: dict, source: str) -> tuple[str, list[str], list[list[str]], li
     depth_i, depth_j = report["depth"][source], report["depth"][target]
     values = [[above(cells[i, j]) for j in range(depth_j + 1)] for i in range(depth_i + 1)]
     rows = [
-        [str(i), *(f"{value:+.2f}" + ("*" if (i, j) in best else " ") for j, value in enumerate(line))]
+        [str(i), *(f"{round(value, 2) + 0.0:+.2f}" + ("*" if (i, j) in best else " ") for j, value in enumerate(line))]
         for i, line in enumerate(values)
     ]
     title = (
@@ -70,9 +70,7 @@ def best_table(report: dict) -> tuple[list[str], list[list[str]], str]:
 
 def footnotes(report: dict) -> list[str]:
     a, b = report["donors"]["a"], report["donors"]["b"]
-    beaten = sum(
-        cell["translations"][cell["chosen"]]["sweep_ce"] < cell["null"]["sweep_ce"] for cell in report["cells"]
-    )
+    beaten = sum(cell["translations"][cell["chosen"]]["ce"] < cell["null"]["ce"] for cell in report["cells"])
     return [
         f"{report['models']['a']}: CE {a['ce']:.3f}; {report['models']['b']}: CE {b['ce']:.3f}; "
         f"{report['tokens']['fit']:,} tokens fitted on, {report['tokens']['report']:,} scored.",
@@ -149,7 +147,7 @@ def _draw_heat(figure, axis, report: dict, source: str) -> None:
         for i, row in enumerate(values):
             for j, value in enumerate(row):
                 # cividis_r is dark where values are high
-                axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8,
+                axis.text(j, i, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=8,
                           color="white" if value > middle else "black")  # fmt: skip
     for row in report["best_layers"]:
         if row["source"] == source:

@@ -8,6 +8,7 @@ def test_the_front_of_a_small_list_is_what_it_is_by_hand():
     # (cost, loss):   kept       beaten by 0  beaten by 3  kept       kept        equal to 4, later
     points = [(1.0, 5.0), (1.0, 6.0), (3.0, 4.0), (2.0, 4.0), (4.0, 1.0), (4.0, 1.0), (9.0, 1.0), (5.0, 1.5)]
     assert front(points) == [0, 3, 4]
+    assert front([(1.0, 2.0), (2.0, 1.9), (3.0, 1.5)], 0.2) == [0, 2]  # the second gains less than the margin
     assert front([]) == [] and front([(2.0, 2.0)]) == [0]
 
 
