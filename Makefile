@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-SCRIPTS := $(sort $(wildcard benchmarks/[a-z]*.py))
+SCRIPTS := $(filter-out benchmarks/translations.py,$(sort $(wildcard benchmarks/[a-z]*.py)))
 
-.PHONY: setup demo test test-slow lint types bench clean
+.PHONY: setup demo test test-slow lint types bench bench-translations clean
 
 setup: $(READY)
 
@@ -35,6 +35,10 @@ types: $(READY)
 # Each script prints one JSON line; its name goes to standard error.
 bench: $(READY)
 	@set -e; for script in $(SCRIPTS); do echo "$$script" >&2; $(BIN)/python $$script; done
+
+# Hours: see the script's head for a smaller grid.
+bench-translations: $(READY)
+	$(BIN)/python benchmarks/translations.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

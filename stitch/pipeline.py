@@ -22,6 +22,7 @@ from stitch.composite import compose, stitch_config
 from stitch.config import LEAST_TOKENS, Settings, same_relative_depth, torch_device, torch_dtype
 from stitch.errors import StitchError, UsageError
 from stitch.evaluate import Scores, evaluate
+from stitch.explain import explain
 from stitch.features import SAEs, code_stream, steps_for, train
 from stitch.layers import check_choosable, choose_layer
 from stitch.match import Matching, match
@@ -98,6 +99,8 @@ def stitch(
             saes = train_pair(settings, a, b, paired, work, sources, progress)
         with timed(seconds, "matching"):
             matching = match_pair(settings, paired["fit"], saes, work, progress)
+            codes = codes_of_pair(settings, paired["fit"], saes, work)
+            explained = explain(paired["fit"], codes(), matching.graph, matching.pairs, b.tokenizer)
         with timed(seconds, "translations"):
             fitted = translate_pair(settings, a, b, paired, saes, matching, progress)
             bridges = bridge_pair(settings, a, b, paired, progress)
@@ -117,7 +120,7 @@ def stitch(
         if layer_choice is not None:
             report["layer_choice"] = layer_choice
         with timed(seconds, "writing"):
-            files = {"report.json": to_json(report), "README.md": model_card(report)}
+            files = {"report.json": to_json(report), "README.md": model_card(report), **explained}
             folder = work / "composite"
             shutil.rmtree(folder, ignore_errors=True)
             write_checkpoint(
@@ -312,10 +315,14 @@ def chunk_tokens(settings: Settings, saes: SAEs) -> int:
 
 def match_pair(settings: Settings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None) -> Matching:
     """The matching of both SAEs' features over the fit tokens, whose codes are kept in `work`."""
-    stream = code_stream(
-        fit, saes.a, saes.b, chunk=chunk_tokens(settings, saes), folder=work / "codes", progress=progress
-    )
+    stream = codes_of_pair(settings, fit, saes, work, progress)
     return match(stream, settings.matching, seed=settings.seed, budget_bytes=settings.memory // 4)
+
+
+def codes_of_pair(settings: Settings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None):
+    """Both SAEs' codes of the fit tokens, a stream that can be started again."""
+    chunk = chunk_tokens(settings, saes)
+    return code_stream(fit, saes.a, saes.b, chunk=chunk, folder=work / "codes", progress=progress)
 
 
 def translate_pair(
@@ -447,7 +454,10 @@ def assemble(
             "above_0.7": float((matching.pairs.scores > 0.7).mean()) if len(matching.pairs) else 0.0,
         },
         "ridge": {
-            **{name: {"lambda": f.strength, "unexplained": f.unexplained} for name, f in fitted.ridges.items()},
+            **{
+                name: {"lambda": f.strength, "unexplained": f.unexplained, "shares": fitted.shares[name]}
+                for name, f in fitted.ridges.items()
+            },
             **described(bridges),
         },
         "similarity": fitted.similarity,

@@ -13,15 +13,15 @@ from sae.types import Dictionary
 from stitch.activations import Paired, Progress, Tokens
 from stitch.match import Matching
 from stitch.translation import baselines, cross_code, matched
-from stitch.translation.inputs import Input, reach, streams
+from stitch.translation.inputs import Input, Stream, reach, streams
 from stitch.translation.moments import accumulate
-from stitch.translation.ridge import Ridge, ridge
+from stitch.translation.ridge import Ridge, ridge, shares
 from stitch.translation.tables import tables
 from stitch.translation.types import Translation, merged
 
 # Least squares has a few thousand columns: from here on more tokens lower its error by less than a hundredth, and cost the same
 # again. Tables of n-grams read everything.
-LEAST_SQUARES_TOKENS = 2**18
+LEAST_SQUARES_TOKENS = 2**17
 
 # What costs next to nothing at inference: look-ups, and A's streams that were computed anyway.
 LOOK_UPS = ("embedding", "embedding-1", "embedding-2", "state", "state-1", "state-2", "position")
@@ -62,6 +62,7 @@ class Fitted:
     nulls: dict[str, Translation]
     shuffles: list[Translation]
     ridges: dict[str, Ridge]
+    shares: dict[str, dict[str, float]]  # of the variance of each least-squares translation, by input
     similarity: dict[str, float]
     mean: Float[Tensor, " d_b"]
 
@@ -89,8 +90,10 @@ def translate(
     site = fit.site_a
     rows = {name: tuple(found for found in wanted if found in inputs) for name, wanted in LEAST_SQUARES.items()}
     pairs = _needed_pairs(rows)
-    moments = accumulate(_variables(fit.sample(LEAST_SQUARES_TOKENS, seed), inputs, seed, chunk, progress), pairs)
-    moments_held = accumulate(_variables(held_out, inputs, seed, chunk, None), pairs)
+    bounded = {name for name, found in inputs.items() if not isinstance(found, Stream)}
+    sample = fit.sample(LEAST_SQUARES_TOKENS, seed)
+    moments = accumulate(_variables(sample, inputs, seed, chunk, progress), pairs, bounded)
+    moments_held = accumulate(_variables(held_out, inputs, seed, chunk, None), pairs, bounded)
     mean = moments.mean("target")
     covariances = [moments.covariance(*names) for names in (("x", "x"), ("target", "target"), ("x", "target"))]
 
@@ -142,6 +145,7 @@ def translate(
         {name: found.starting_with(first) for name, found in nulls.items()},
         [found.starting_with(first) for found in shuffles],
         ridges,
+        {name: shares(found, moments) for name, found in ridges.items()},
         {"cka": linear_cka(*covariances), "svcca": svcca(*covariances)},
         mean.float(),
     )

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -11,7 +13,7 @@ from stitch.modeling_composite import TranslationModule
 from stitch.translation import baselines, cross_code, lifts, matched
 from stitch.translation.matched import Matched
 from stitch.translation.moments import Moments, accumulate
-from stitch.translation.ridge import STRENGTHS, ridge
+from stitch.translation.ridge import STRENGTHS, ridge, shares
 from stitch.translation.types import Codes, Term, Token, Translation
 
 TOKENS, D_A, D_B, FEATURES = 600, 6, 8, 20
@@ -53,6 +55,21 @@ def test_moments_are_those_of_the_whole_matrix_however_it_is_cut():
         expected = torch.from_numpy(np.cov(both.T, bias=True))[:5, 5:]
         assert torch.allclose(found.covariance("dense", "sparse"), expected, atol=1e-9)
         assert torch.allclose(found.squares["sparse"], wide["sparse"].square().sum(0), rtol=1e-12)
+
+
+def test_products_in_single_precision_are_near_and_only_those_asked_for():
+    dense = torch.randn(TOKENS, 5, generator=generator()) + 3
+    codes = torch.relu(torch.randn(TOKENS, 7, generator=generator(1)))
+    pairs = [("dense", "dense"), ("codes", "dense"), ("codes", "codes")]
+    chunk = {"dense": dense, "codes": sp.csr_array(codes.numpy())}
+    exact, near = accumulate([chunk], pairs), accumulate([chunk], pairs, {"codes"})
+    assert torch.equal(near.product("dense", "dense"), exact.product("dense", "dense"))
+    for first in ("dense", "codes"):
+        got, wanted = near.product("codes", first), exact.product("codes", first)
+        assert torch.allclose(got, wanted, rtol=1e-5) and not torch.equal(got, wanted)
+        assert torch.equal(near.sums[first], exact.sums[first]) and torch.equal(
+            near.squares[first], exact.squares[first]
+        )
 
 
 def test_ridge_is_the_regularised_least_squares_solution():
@@ -144,11 +161,8 @@ def code_moments(a: Dictionary, x: torch.Tensor, y: torch.Tensor) -> Moments:
 def test_carrying_the_error_adds_the_best_map_of_what_the_codes_miss():
     """Half of the features lose their partner: what they leave in x − x̂ and in y is brought over by the error's map."""
     a, b, found, x, y, _ = rotated_pair(6, 8)
-    half = matched.Matched(
-        *(getattr(found, name)[::2] for name in ("rows", "cols", "mass", "similarity", "co_moment")),
-        found.mean_a,
-        found.second_a,
-    )
+    every_other = {name: getattr(found, name)[::2] for name in ("rows", "cols", "mass", "similarity", "co_moment")}
+    half = replace(found, **every_other)
     coarse = Dictionary(**{**vars(a), "encoder_bias": torch.full((FEATURES,), -0.4)})  # codes that miss much of x
     start = matched.permutation("t", half, coarse, b, 3, y.mean(0))
     fit, held = code_moments(coarse, x[:400], y[:400]), code_moments(coarse, x[400:], y[400:])
@@ -278,3 +292,13 @@ def test_lookups_cost_nothing_and_products_are_counted():
     translation = Translation("t", (Term(Token(), table), Term(Codes(3, a), weight)), torch.zeros(8))
     assert translation.multiply_adds == 6 * FEATURES + FEATURES * 8
     assert translation.parameters == 8 + 50 * 8 + 6 * FEATURES + FEATURES + FEATURES * 8
+
+
+def test_shares_say_what_each_input_brings_to_the_variance():
+    x = torch.randn(2000, 3, generator=generator(), dtype=torch.float64)
+    other = torch.randn(2000, 3, generator=generator(1), dtype=torch.float64)
+    chunk = {"x": x, "embedding": other, "target": 3 * x + other}
+    names = [("x", "x"), ("x", "embedding"), ("embedding", "embedding"), ("x", "target"), ("embedding", "target")]
+    moments = accumulate([chunk], names)
+    found = shares(ridge(moments, moments, ("x", "embedding")), moments)
+    assert found["x"] == pytest.approx(0.9, abs=0.02) and sum(found.values()) == pytest.approx(1)

@@ -80,6 +80,22 @@ def ridge(
     return Ridge(weights, bias, float(STRENGTHS[index]), unexplained / float(total))
 
 
+def shares(found: Ridge, moments: Moments) -> dict[str, float]:
+    """What part of the variance of ŷ = Σ u W_u each input brings, tr Cov(u W_u, ŷ) / tr Cov(ŷ, ŷ): they sum to 1.
+
+    An input that works against others has a negative share.
+    """
+    names = list(found.weights)
+
+    def with_all(name: str) -> Tensor:
+        covariances = (moments.covariance(name, other) @ found.weights[other] for other in names)
+        return (found.weights[name] * sum(covariances, torch.tensor(0.0))).sum()
+
+    parts = {name: float(with_all(name)) for name in names}
+    total = sum(parts.values()) or 1.0
+    return {name: part / total for name, part in parts.items()}
+
+
 def _solve(gram: Float[Tensor, "d d"], cross: Float[Tensor, "d out"], strength: float) -> Float[Tensor, "d out"]:
     """(gram + λI)⁻¹ cross; infinite where rounding has left no positive definite matrix to factor."""
     shifted = gram.clone()

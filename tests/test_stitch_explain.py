@@ -1,0 +1,78 @@
+"""Feature explanations: planted codes come back with the text they fire on and their partners."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from safetensors.numpy import load
+
+import tiny
+from matching.types import Alternatives, Candidates, Pairs
+from stitch import explain as module
+from stitch.activations import Activations, Paired
+from stitch.explain import explain
+from stitch.tokens import Windows
+
+CONTEXT, WINDOWS = 12, 9
+WORDS = "abcdefghijk"
+
+
+@pytest.fixture
+def paired(tmp_path) -> Paired:
+    tokenizer = tiny.tokenizer()
+    texts = ["".join(np.roll(list(WORDS), shift)) for shift in range(WINDOWS)]
+    ids = torch.tensor([tokenizer.encode(text) for text in texts], dtype=torch.int32)
+    windows = Windows(ids, torch.zeros_like(ids))
+    keep = torch.ones(ids.shape, dtype=torch.bool)
+    keep[:, 0] = keep[4, 5] = False
+    activations = Activations(tmp_path, (1,), windows, WINDOWS)
+    return Paired(activations, activations, 1, 1, keep)
+
+
+def planted(paired: Paired, parts: int):
+    """Feature 0 of A and 1 of B fire on "c" (most in the last windows), feature 1 of A and 0 of B on "f" once, the rest never."""
+    ids = paired.a.windows.ids[paired.keep]
+    c, f = (tiny.tokenizer().convert_tokens_to_ids(letter) for letter in "cf")
+    a, b = np.zeros((len(ids), 3), np.float32), np.zeros((len(ids), 2), np.float32)
+    fires = np.flatnonzero(ids.numpy() == c)
+    a[fires, 0] = b[fires, 1] = 1 + np.arange(len(fires))
+    once = np.flatnonzero(ids.numpy() == f)[2]
+    a[once, 1] = b[once, 0] = 7.0
+    cuts = np.array_split(np.arange(len(ids)), parts)
+    return [(sp.csr_array(a[rows]), sp.csr_array(b[rows])) for rows in cuts]
+
+
+def matching() -> tuple[Candidates, Pairs]:
+    rows, cols = np.array([0, 0, 1, 2]), np.array([0, 1, 0, 1])
+    correlation = np.array([0.1, 0.9, 0.8, 0.2])
+    nothing = Alternatives(np.zeros((3, 0), np.int64), np.zeros((3, 0)))
+    graph = Candidates((3, 2), rows, cols, correlation, correlation, nothing)
+    pairs = Pairs(np.array([0, 1]), np.array([1, 0]), np.array([0.9, 0.8]), np.array([0.3, 0.2]))
+    return graph, pairs
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_features_are_shown_on_the_text_they_fire_on_with_their_partners(paired, parts):
+    files = explain(paired, planted(paired, parts), *matching(), tiny.tokenizer())
+    report = json.loads(files["features.json"])
+    first, second = report["b"]
+    assert first["match"] == {"feature": 1, "score": 0.8, "null_score": 0.2}
+    assert second["match"]["feature"] == 0
+    assert second["strongest"] == [{"feature": 0, "correlation": 0.9}, {"feature": 2, "correlation": 0.2}]
+    assert len(first["contexts"]) == 1 and first["contexts"][0]["code"] == 7.0
+    assert "«f»" in first["contexts"][0]["text"]
+    assert [item["code"] for item in second["contexts"]] == [9.0, 8.0, 7.0]
+    last = "".join(np.roll(list(WORDS), WINDOWS - 1))  # the window of the highest code
+    place = last.index("c")
+    shown = last[max(0, place - module.BEFORE) : place] + "«c»" + last[place + 1 : place + 1 + module.AFTER]
+    assert second["contexts"][0]["text"] == shown
+    assert [item["feature"] for item in report["a"]] == [0, 1, 2]
+    assert report["a"][0]["contexts"] == second["contexts"] and report["a"][2]["contexts"] == []
+
+
+def test_the_graph_and_the_pairs_are_kept_beside_it(paired):
+    tensors = load(explain(paired, planted(paired, 2), *matching(), tiny.tokenizer())["features.safetensors"])
+    assert tensors["candidates.correlation"].tolist() == [0.1, 0.9, 0.8, 0.2]
+    assert tensors["pairs.b"][tensors["pairs.a"].tolist().index(1)] == 0
