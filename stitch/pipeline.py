@@ -20,6 +20,7 @@ from stitch.activations import Activations, Paired, Progress, harvest, pair
 from stitch.checkpoint import write_checkpoint
 from stitch.composite import compose, stitch_config
 from stitch.config import LEAST_TOKENS, Settings, same_relative_depth, torch_device, torch_dtype
+from stitch.costs import Costs
 from stitch.errors import StitchError, UsageError
 from stitch.evaluate import Scores, evaluate
 from stitch.explain import explain
@@ -421,13 +422,19 @@ def assemble(
     """report.json, timings aside."""
     assert isinstance(settings.layer_b, int) and settings.context is not None
     sites = {"a": settings.layer, "b": settings.layer_b}
-    costs = {"composite": fitted.translations[chosen], **fitted.translations, **fitted.nulls}
+    costs, translations = (
+        Costs(a, b, settings.context),
+        {"composite": fitted.translations[chosen], **fitted.translations},
+    )
     results = [scores[name].row(name) for name in ranked(scores) if name != "sae-a"]
     for row in results:
-        if (found := costs.get(row["name"])) is not None:
+        if (found := translations.get(row["name"]) or fitted.nulls.get(row["name"])) is not None:
             row |= {"multiply_adds": found.multiply_adds, "parameters": found.parameters}
-    yardstick = line(a, b, sites["a"], sites["b"], fitted.translations[chosen], settings.context, scores)
-    results.insert(3, yardstick)
+        if (
+            found := translations.get(row["name"])
+        ) is not None:  # every translation has its own line: costlier ones a lower
+            row["above_line"] = row["ce"] - line(costs, *sites.values(), found, scores)["ce"]
+    results.insert(3, line(costs, *sites.values(), fitted.translations[chosen], scores))
     dictionaries = [
         {
             "site": f"{side}: resid_pre.{sites[side]}",

@@ -123,14 +123,11 @@ def ranked(scores: dict[str, Scores]) -> list[str]:
     ]
 
 
-def line(
-    a: Model, b: Model, site_a: int, site_b: int, translation: Translation, context: int, scores: dict[str, Scores]
-) -> dict:
+def line(costs: Costs, site_a: int, site_b: int, translation: Translation, scores: dict[str, Scores]) -> dict:
     """The yardstick: CE_A + share · (CE_B − CE_A), share the composite's place between A's and B's block FLOPs per token.
 
     The share is kept within 0..1; where both models cost the same it is the share of the composite's blocks that are B's.
     """
-    costs = Costs(a, b, context)
     cost = costs.flops(site_a, site_b, translation.multiply_adds)
     share = costs.share(site_a, site_b, cost)
     ce = scores["a"].ce + share * (scores["b"].ce - scores["a"].ce)

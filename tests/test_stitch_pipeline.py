@@ -82,6 +82,8 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
         CHOICES["translation"]
     ) - set(NATIVE)
     rows = {row["name"]: row for row in report["results"]}
+    assert rows["composite"]["above_line"] == pytest.approx(rows["composite"]["ce"] - rows["line"]["ce"])
+    assert rows["translation:affine"]["multiply_adds"] == 32 * 48
     for row in rows.values():
         if row["name"] != "line":
             assert row["ce_low"] <= row["ce"] <= row["ce_high"]
