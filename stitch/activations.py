@@ -6,7 +6,7 @@ the size of the text.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -268,19 +268,24 @@ def _ago(sequence: Tensor, back: int, absent: int) -> Tensor:
     return moved
 
 
-def pair(a: Activations, b: Activations, site_a: int, site_b: int) -> Paired:
-    """Joins two harvests of the same windows and marks the rows to fit on.
+def without_sinks(activations: Activations, sites: Iterable[int]) -> Bool[Tensor, "windows context"]:
+    """Tokens to fit on: not BOS at position 0, a sink at none of `sites`.
 
-    Sinks reach 10⁵ times the median norm and would own every least-squares fit; they are found per model by norm, with the
-    median of the first shard as the yardstick. BOS at position 0 has no context, so it is a constant and needs no fit.
+    Sinks reach 10⁵ times the median norm and would own every least-squares fit; they are found by norm, with the median of the
+    first shard as the yardstick. BOS at position 0 has no context, so it is a constant and needs no fit.
     """
-    keep = torch.ones(a.windows.ids.shape, dtype=torch.bool)
+    keep = torch.ones(activations.windows.ids.shape, dtype=torch.bool)
     keep[:, 0] = False
-    for activations, site in ((a, site_a), (b, site_b)):
+    for site in sites:
         limit = None
         for index in range(activations.shards):
             norms = activations.read(index, site).float().norm(dim=-1)
             if limit is None:
                 limit = SINK_RATIO * norms[:, 1:].median()
             keep[activations.rows(index)] &= norms <= limit
-    return Paired(a, b, site_a, site_b, keep)
+    return keep
+
+
+def pair(a: Activations, b: Activations, site_a: int, site_b: int) -> Paired:
+    """Joins two harvests of the same windows and marks the rows to fit on: those that are text to both models."""
+    return Paired(a, b, site_a, site_b, without_sinks(a, [site_a]) & without_sinks(b, [site_b]))

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stitch.activations import SINK_RATIO, Activations, Paired, Progress, harvest
+from stitch.activations import Activations, Paired, Progress, harvest, without_sinks
 from stitch.composite import late_half
 from stitch.errors import UsageError
 from stitch.evaluate import Logits, Scores, evaluate, whole_model
@@ -57,17 +57,9 @@ class Harvest:
     @cached_property
     def keep(self) -> Bool[Tensor, "windows context"]:
         """Tokens to fit on, the same for all pairs, so that sums can be shared: not BOS at position 0, a sink at no site."""
-        keep = torch.ones(self.windows.ids.shape, dtype=torch.bool)
-        keep[:, 0] = False
-        for one in self.sides.values():
-            for site in one.sites:
-                limit = None
-                for shard in range(one.shards):
-                    norms = one.read(shard, site).float().norm(dim=-1)
-                    if limit is None:
-                        limit = SINK_RATIO * norms[:, 1:].median()
-                    keep[one.rows(shard)] &= norms <= limit
-        return keep
+        return without_sinks(self.sides["a"], self.sides["a"].sites) & without_sinks(
+            self.sides["b"], self.sides["b"].sites
+        )
 
     def paired(self, cell: Cell) -> Paired:
         return Paired(self.sides[cell.source], self.sides[cell.target], cell.i, cell.j, self.keep)
