@@ -433,8 +433,8 @@ def assemble(
         if (
             found := translations.get(row["name"])
         ) is not None:  # every translation has its own line: costlier ones a lower
-            row["above_line"] = row["ce"] - line(costs, *sites.values(), found, scores)["ce"]
-    results.insert(3, line(costs, *sites.values(), fitted.translations[chosen], scores))
+            row["above_line"] = row["ce"] - line(costs, sites["a"], sites["b"], found, scores)["ce"]
+    results.insert(3, line(costs, sites["a"], sites["b"], fitted.translations[chosen], scores))
     dictionaries = [
         {
             "site": f"{side}: resid_pre.{sites[side]}",
