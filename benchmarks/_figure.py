@@ -6,7 +6,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-COLOURS = {"translation": "#3b6fb6", "null": "#c0504d", "floor": "#9a9a9a", "ceiling": "#4f9d69", "reference": "#8a63b0"}
+COLOURS = {
+    "translation": "#3b6fb6",
+    "null": "#c0504d",
+    "floor": "#9a9a9a",
+    "ceiling": "#4f9d69",
+    "reference": "#8a63b0",
+}
 
 
 def main() -> None:
