@@ -224,3 +224,17 @@ def test_merging_tables_changes_nothing_but_their_number():
     assert len(few.terms) == 4
     outputs = [translation_module(each, a, b, SITE_A)(x, ids, positions) for each in (whole, few)]
     assert torch.allclose(*outputs, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_ngram_does_not_reach_into_the_padding():
+    """Every pair is known, those with padding too: a row's first token must not find one."""
+    a, b = pico("gpt2"), pico("llama")
+    table = tiny.noise(tiny.VOCABULARY**2, b.width)
+    terms = (Term(Ngram(2, torch.arange(tiny.VOCABULARY**2)), table),)
+    module = translation_module(Translation("pairs", terms, torch.zeros(b.width)), a, b, SITE_A)
+    ids, mask = left_padded((6, 3))
+    found = module({}, ids, (mask.cumsum(-1) - 1).masked_fill(mask == 0, -1))
+    assert torch.equal(found[1, 3], torch.zeros(b.width))  # its own first token, behind three of padding
+    assert torch.equal(found[0, 0], torch.zeros(b.width))
+    assert torch.equal(found[1, 4], table[ids[1, 4] + tiny.VOCABULARY * ids[1, 3]])
