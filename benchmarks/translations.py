@@ -1,13 +1,12 @@
 """Every translation and null on the embedded pair: both directions, several SAE seeds, several amounts of paired text.
 
-One JSON line per run, all measured on the same 32,768 held-out tokens of the report split. The SAEs of a seed are trained
-once, on the largest amount, and serve all. On two idle cores the full grid takes about three hours; `--tokens 10000 --seeds 1`
-a quarter of one.
+One JSON line per run, all measured on the same held-out tokens of the report split. The SAEs of a seed are trained once, on the
+largest amount and in the first direction, and serve all. Finished runs are kept in `--work`: the same call again prints them and
+goes on where it stopped. On two idle cores the full grid takes one and a half to two hours, `--tokens 10000 --seeds 1` minutes.
 """
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 from stitch.config import Settings
@@ -22,23 +21,24 @@ def main() -> None:
     parser.add_argument("--direction", action="append", choices=DIRECTIONS)
     parser.add_argument("--tokens", action="append", type=int, help="Default: 10,000, 100,000 and 1,000,000.")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--held-out", type=int, default=32_768)
+    parser.add_argument("--held-out", type=int, default=16_384)
+    parser.add_argument("--work", type=Path, default=Path("build/translations"))
     arguments = parser.parse_args()
     sizes = sorted(arguments.tokens or (10_000, 100_000, 1_000_000), reverse=True)
-    with tempfile.TemporaryDirectory() as folder:
+    for seed in range(arguments.seeds):
+        trained: dict[str, Path] = {}  # SAEs of this seed, by model
         for name in arguments.direction or DIRECTIONS:
             a, b, layer = DIRECTIONS[name]
-            for seed in range(arguments.seeds):
-                trained: dict[str, str] = {}
-                for tokens in sizes:
-                    settings = Settings(
-                        model_a=a, model_b=b, layer=layer, tokens=tokens, held_out=arguments.held_out, seed=seed, **trained
-                    )  # fmt: skip
-                    report, place = stitch(settings, Path(folder) / f"{name}-{seed}-{tokens}")
-                    if not trained:
-                        trained = {f"sae_{side}": str(place / f"sae-{side}") for side in "ab"}
-                    kept = {key: report[key] for key in KEPT}
-                    print(json.dumps({"benchmark": "translations", "seed": seed, **kept}), flush=True)
+            for tokens in sizes:
+                given = {f"sae_{side}": str(trained[model]) for side, model in (("a", a), ("b", b)) if trained}
+                settings = Settings(
+                    model_a=a, model_b=b, layer=layer, tokens=tokens, held_out=arguments.held_out, seed=seed,
+                    reference_steps=0, **given,
+                )  # fmt: skip
+                report, place = stitch(settings, arguments.work / f"{name}-{seed}-{tokens}", resume=True)
+                trained = trained or {a: place / "sae-a", b: place / "sae-b"}
+                kept = {key: report[key] for key in KEPT}
+                print(json.dumps({"benchmark": "translations", "seed": seed, **kept}), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ class Dictionary:
         relu      z = max(pre, 0)
         jumprelu  z = pre where pre > threshold (threshold ≥ 0, in the units of the codes), else 0
         topk      z = max(pre, 0) on the k largest of each row, else 0
+        rbf       z = exp(pre − ‖x‖² · threshold): a Gaussian bump, when encoder and bias are those of a centre (not an SAE's)
     and `x̂ = z @ decoder + decoder_bias`. Codes have the units of x.
     """
 
     encoder: Float[Tensor, "d features"]
     encoder_bias: Float[Tensor, " features"]
-    activation: Literal["relu", "jumprelu", "topk"]
+    activation: Literal["relu", "jumprelu", "topk", "rbf"]
     threshold: Float[Tensor, " features"] | None
     k: int | None
     decoder: Float[Tensor, "features d"]
@@ -34,6 +35,9 @@ class Dictionary:
         if self.activation == "jumprelu":
             assert self.threshold is not None
             return pre * (pre > self.threshold)
+        if self.activation == "rbf":
+            assert self.threshold is not None
+            return (pre - x.to(pre.dtype).square().sum(-1, keepdim=True) * self.threshold).exp()
         assert self.k is not None
         values, indices = pre.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(pre).scatter_(-1, indices, values.relu())

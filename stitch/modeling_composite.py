@@ -78,7 +78,7 @@ class TranslationModule(nn.Module):
 
     config: {"width": d_out, "first": bool, "bos_token_id": int | None, "terms": [
         {"kind": "residual", "site": 3, "back": 0, "width": dA, "identity": bool} |
-        {"kind": "codes", "site": 3, "width": dA, "features": F, "activation": "relu" | "jumprelu" | "topk", "k": 32} |
+        {"kind": "codes", "site": 3, "width": dA, "features": F, "activation": "relu" | "jumprelu" | "topk" | "rbf", "k": 32} |
         {"kind": "token", "back": 0, "entries": V} |
         {"kind": "position", "entries": P} |
         {"kind": "ngram", "order": 2, "entries": E, "vocabulary": V}]}
@@ -193,7 +193,8 @@ class CodesTerm(nn.Module):
         self.site, self.width, self.activation, self.k = term["site"], width, term["activation"], term.get("k") or 0
         self.encoder = nn.Parameter(torch.zeros(term["width"], features))
         self.encoder_bias = nn.Parameter(torch.zeros(features))
-        self.threshold = nn.Parameter(torch.zeros(features)) if self.activation == "jumprelu" else None
+        has_threshold = self.activation in ("jumprelu", "rbf")
+        self.threshold = nn.Parameter(torch.zeros(features)) if has_threshold else None
         self.weight = None if term.get("identity") else nn.Parameter(torch.zeros(features, width))
 
     def forward(self, seen: Seen) -> Tensor:
@@ -202,6 +203,9 @@ class CodesTerm(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         pre = x @ self.encoder.float() + self.encoder_bias.float()
+        if self.activation == "rbf":
+            assert self.threshold is not None
+            return (pre - x.square().sum(-1, keepdim=True) * self.threshold.float()).exp()
         if self.threshold is not None:
             return pre * (pre > self.threshold.float())
         if self.activation == "relu":

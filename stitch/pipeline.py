@@ -46,7 +46,8 @@ HELD_OUT = 65_536  # tokens of each held-out split, at most: enough for interval
 CHOICE = (
     16_384  # tokens of the sweep split that the translation is chosen on: all see the same, so differences are paired
 )
-TIE = 1e-4  # nats that do not count when translations are compared: the cheapest wins
+TIE = 0.01  # nats below which translations count as equal when one is chosen: the cheapest wins
+FEATURES_PER_WIDTH = 8  # of an SAE, by default
 CHARACTERS_PER_TOKEN = 8  # generous, so that a streamed dataset is read far enough
 
 
@@ -183,7 +184,17 @@ def complete(settings: Settings, a: Model, b: Model) -> Settings:
                 f"--features {settings.features:,} needs {needed / 2**30:.1f} GiB to train; --memory is "
                 f"{settings.memory / 2**30:.1f} GiB: lower the one or raise the other."
             )
+    check_determined(settings.features or FEATURES_PER_WIDTH * widest, settings.tokens, "--features")
     return dataclasses.replace(settings, layer_b=layer_b, context=context)
+
+
+def check_determined(features: int, tokens: int, what: str) -> None:
+    """Raises UsageError where `tokens` cannot determine a map from so many features: least squares wants two for each."""
+    if tokens < 2 * features:
+        raise UsageError(
+            f"{what} must be at most half the number of tokens to fit on, {tokens:,}; got {features:,}: "
+            "raise --tokens or take fewer features."
+        )
 
 
 def read_windows(
@@ -254,13 +265,13 @@ def bridge_pair(
 
 
 def sae_configs(settings: Settings, a: Model, b: Model, fit: Paired) -> dict[str, SAEConfig]:
-    """What both SAEs should be: by default 8 times as many features as the model is wide."""
+    """What both SAEs should be."""
     batch = 1024 if fit.tokens >= 64 * 1024 else 256
 
     def config(model: Model) -> SAEConfig:
         return SAEConfig(
             architecture=settings.architecture,
-            features=settings.features or 8 * model.width,
+            features=settings.features or FEATURES_PER_WIDTH * model.width,
             k=settings.k,
             steps=steps_for(fit.tokens, settings.sae_passes, batch),
             batch_size=batch,
@@ -291,7 +302,7 @@ def train_pair(
         }
         for side in configs
     }
-    return train(
+    saes = train(
         paired["fit"],
         paired["sweep"],
         configs,
@@ -303,6 +314,8 @@ def train_pair(
         device=a.device,
         progress=progress,
     )
+    check_determined(saes.a.encoder.shape[1], paired["fit"].tokens, "the SAE of A")
+    return saes
 
 
 def chunk_tokens(settings: Settings, saes: SAEs) -> int:
@@ -340,7 +353,7 @@ def translate_pair(
     return translate(
         fit, paired["sweep"], inputs=available(a, b, fit, saes, settings.seed), a=saes.a, b=saes.b, matching=matching,
         first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.config.vocab_size, ngrams=settings.ngrams,
-        seed=settings.seed, chunk=chunk_tokens(settings, saes), progress=progress,
+        seed=settings.seed, chunk=chunk_tokens(settings, saes), memory=settings.memory, progress=progress,
     )  # fmt: skip
 
 
@@ -361,7 +374,12 @@ def choose(settings: Settings, fitted: Fitted, on: Stage, progress: Progress | N
     )  # fmt: skip
     best = min(found.ce for found in scores.values())
     tied = [name for name, found in scores.items() if found.ce - best <= TIE]
-    return min(tied, key=lambda name: (fitted.translations[name].multiply_adds, scores[name].ce))
+
+    def price(name: str) -> tuple[int, int, float]:
+        translation = fitted.translations[name]
+        return translation.multiply_adds, translation.parameters, scores[name].ce
+
+    return min(tied, key=price)
 
 
 def train_references(

@@ -13,6 +13,7 @@ NULL_OF = {
     "null:random-relu": "translation:features+free",
     "null:random-topk": "translation:features+free",
     "null:exemplars": "translation:features+free",
+    "null:rbf": "translation:features+free",
     "null:look-ups": "translation:affine+free",
     "null:no-source": "translation:affine+free+tables",
 }

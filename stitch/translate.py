@@ -1,6 +1,6 @@
 """All translations of a stitch and their nulls, fitted from the same tokens in one pass over them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,8 +13,8 @@ from sae.types import Dictionary
 from stitch.activations import Paired, Progress, Tokens
 from stitch.match import Matching
 from stitch.translation import baselines, cross_code, matched
-from stitch.translation.inputs import Input, Stream, reach, streams
-from stitch.translation.moments import accumulate
+from stitch.translation.inputs import Input, Lift, Stream, reach, streams
+from stitch.translation.moments import Key, Moments, accumulate
 from stitch.translation.ridge import Ridge, ridge, shares
 from stitch.translation.tables import tables
 from stitch.translation.types import Translation, merged
@@ -41,7 +41,13 @@ LEAST_SQUARES = {
     "null:random-relu": ("random-relu", "x", *FREE),
     "null:random-topk": ("random-topk", "x", *FREE),
     "null:exemplars": ("exemplars", "x", *FREE),
+    "null:rbf": ("rbf", "x", *FREE),
 }
+
+# What everything that goes through the matching, and the null of shuffled tokens, is solved from.
+THROUGH_MATCHING = {
+    ("x", "x"), ("codes", "x"), ("codes", "codes"), ("x", "target"), ("codes", "target"), ("target", "target"), ("x", "shuffled"),
+}  # fmt: skip
 
 # Rows that tables of tokens and n-grams are added to.
 WITH_TABLES = {
@@ -80,25 +86,27 @@ def translate(
     ngrams: int,
     seed: int,
     chunk: int,
+    memory: int,
     progress: Progress | None = None,
 ) -> Fitted:
     """Fits every family. `inputs` are what least squares may read by name ("x" among them), `first` B's state for BOS at
-    position 0, `ngrams` the number of rows of the n-gram tables (0: none).
+    position 0, `ngrams` the number of rows of the n-gram tables (0: none). Moments take at most half of `memory` (bytes) at a
+    time, if a single row does: rows that need more together are fitted one after another.
 
     Least squares chooses its λ, and tables their shrinkage, on `held_out`; nothing here sees the report split.
     """
-    site = fit.site_a
     rows = {name: tuple(found for found in wanted if found in inputs) for name, wanted in LEAST_SQUARES.items()}
-    pairs = _needed_pairs(rows)
-    bounded = {name for name, found in inputs.items() if not isinstance(found, Stream)}
-    sample = fit.sample(LEAST_SQUARES_TOKENS, seed)
-    moments = accumulate(_variables(sample, inputs, seed, chunk, progress), pairs, bounded)
-    moments_held = accumulate(_variables(held_out, inputs, seed, chunk, None), pairs, bounded)
-    mean = moments.mean("target")
-    covariances = [moments.covariance(*names) for names in (("x", "x"), ("target", "target"), ("x", "target"))]
-
-    ridges = {name: ridge(moments, moments_held, wanted) for name, wanted in rows.items()}
-    ridges["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
+    ridges: dict[str, Ridge] = {}
+    parts: dict[str, dict[str, float]] = {}
+    closed: _ClosedForms | None = None
+    for group, moments, moments_held in _in_groups(fit, held_out, inputs, rows, seed, chunk, memory, progress):
+        ridges |= {name: ridge(moments, moments_held, rows[name]) for name in group}
+        if closed is None:  # the first group has what these need
+            ridges["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
+            group = [*group, "null:shuffled-tokens"]
+            closed = _closed_forms(fit, a, b, matching, moments, moments_held, seed)
+        parts |= {name: shares(ridges[name], moments) for name in group}
+    assert closed is not None
     solved = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
     for name, longer in WITH_TABLES.items():
 
@@ -108,14 +116,46 @@ def translate(
         terms = tables(fit.a.windows.ids, residuals(fit), residuals(held_out), vocabulary, ngrams) if ngrams else []
         solved[longer] = merged(replace(solved[name], name=_short(longer), terms=(*solved[name].terms, *terms)))
 
+    found = {**closed.translations, **solved}
+    # The identity stays bare, so that a model stitched to itself is itself bit for bit.
+    placed = {
+        name: translation if name == "translation:identity" else translation.starting_with(first)
+        for name, translation in found.items()
+    }
+    return Fitted(
+        {name: translation for name, translation in placed.items() if name.startswith("translation:")},
+        {name: translation for name, translation in placed.items() if name.startswith("null:")},
+        [translation.starting_with(first) for translation in closed.shuffles],
+        ridges,
+        parts,
+        closed.similarity,
+        closed.mean.float(),
+    )
+
+
+@dataclass(frozen=True)
+class _ClosedForms:
+    """What needs no ridge on many inputs: baselines and everything that goes through the matching."""
+
+    translations: dict[str, Translation]
+    shuffles: list[Translation]
+    similarity: dict[str, float]
+    mean: Float[Tensor, " d_b"]
+
+
+def _closed_forms(
+    fit: Paired, a: Dictionary, b: Dictionary, matching: Matching, moments: Moments, moments_held: Moments, seed: int
+) -> _ClosedForms:
+    site, mean = fit.site_a, moments.mean("target")
+
     def through_features(name: str, edges: matched.Matched) -> Translation:
         return matched.permutation(name, edges, a, b, site, mean)
 
-    generator = torch.Generator().manual_seed(seed)
     procrustes = baselines.procrustes(site, moments)
     permutation = through_features("permutation", matching.used)
     directions = matched.directions("directions", matching.used, a, b, site, moments)
     crossed = cross_code.cross_code(matching.graph, b, torch.from_numpy(matching.deviation_b), moments, moments_held)
+    generator = torch.Generator().manual_seed(seed)
     wrong_rotation = random_rotation(fit.width_a, fit.width_b, generator) * _scale_of(procrustes)
     translations = {
         "translation:identity": baselines.identity(site, fit.width_b),
@@ -128,37 +168,62 @@ def translate(
         "translation:directions": directions,
         "translation:prior": matched.prior("prior", directions, moments, moments_held),
         "translation:rotation": matched.rotation("rotation", matching.used, a, b, site, moments),
-        **{name: translation for name, translation in solved.items() if name.startswith("translation:")},
-    }
-    nulls = {
         "null:random-rotation": matched.linear("random-rotation", wrong_rotation, site, moments),
-        **{name: translation for name, translation in solved.items() if name.startswith("null:")},
     }
     shuffles = [through_features("shuffled-matching", wrong) for wrong in matching.shuffles]
-    # The identity stays bare, so that a model stitched to itself is itself bit for bit.
-    placed = {
-        name: found if name == "translation:identity" else found.starting_with(first)
-        for name, found in translations.items()
-    }
-    return Fitted(
-        placed,
-        {name: found.starting_with(first) for name, found in nulls.items()},
-        [found.starting_with(first) for found in shuffles],
-        ridges,
-        {name: shares(found, moments) for name, found in ridges.items()},
-        {"cka": linear_cka(*covariances), "svcca": svcca(*covariances)},
-        mean.float(),
-    )
+    covariances = [moments.covariance(*names) for names in (("x", "x"), ("target", "target"), ("x", "target"))]
+    return _ClosedForms(translations, shuffles, {"cka": linear_cka(*covariances), "svcca": svcca(*covariances)}, mean)
 
 
-def _needed_pairs(rows: Mapping[str, tuple[str, ...]]) -> list[tuple[str, str]]:
-    """Every product some row needs, each once, whichever way round."""
-    pairs = {("x", "x"), ("x", "target"), ("x", "shuffled"), ("target", "target")}
-    for inputs in rows.values():
-        pairs |= {(name, "target") for name in inputs}
-        for index, first in enumerate(inputs):
-            pairs |= {(first, other) for other in inputs[index:] if (other, first) not in pairs}
-    return sorted(pairs)
+def _in_groups(
+    fit: Paired,
+    held_out: Paired,
+    inputs: Mapping[str, Input],
+    rows: Mapping[str, tuple[str, ...]],
+    seed: int,
+    chunk: int,
+    memory: int,
+    progress: Progress | None,
+) -> Iterator[tuple[list[str], Moments, Moments]]:
+    """Names of rows with the moments, fitted and held-out, that solve them: as many at a time as half of `memory` holds."""
+    bounded = {name for name, found in inputs.items() if not isinstance(found, Stream)}
+    widest = max(len(found.dictionary.encoder_bias) for found in inputs.values() if isinstance(found, Lift))
+    sample = fit.sample(max(LEAST_SQUARES_TOKENS, 8 * widest), seed)
+    first_rows = next(_variables(held_out, inputs, seed, chunk, None))
+    widths = {name: value.shape[1] for name, value in first_rows.items()}
+    for names, pairs in _groups(rows, widths, memory // 2):
+        read = {name: found for name, found in inputs.items() if any(name in pair for pair in pairs)}
+        moments = accumulate(_variables(sample, read, seed, chunk, progress), pairs, bounded)
+        moments_held = accumulate(
+            _variables(held_out, read, seed, chunk, None), pairs, bounded, sums_of_single=torch.float32
+        )
+        yield names, moments, moments_held
+
+
+def _groups(
+    rows: Mapping[str, tuple[str, ...]], widths: Mapping[str, int], budget: int
+) -> list[tuple[list[str], set[Key]]]:
+    """Rows in groups whose products, float64 to fit on and float32 or float64 to choose λ with, take at most `budget` bytes."""
+
+    def size(pairs: set[Key]) -> int:
+        return sum(12 * widths[first] * widths[second] for first, second in pairs)
+
+    groups: list[tuple[list[str], set[Key]]] = [([], set(THROUGH_MATCHING))]
+    for name, inputs in rows.items():
+        names, pairs = groups[-1]
+        wanted = needed(inputs)
+        if names and size(pairs | wanted) > budget:
+            groups.append(([name], wanted))
+        else:
+            names.append(name)
+            pairs |= wanted
+    return groups
+
+
+def needed(inputs: Sequence[str]) -> set[Key]:
+    """The products of variables that a ridge on `inputs` is solved from, in one fixed order."""
+    pairs = {("target", "target"), *((name, "target") for name in inputs)}
+    return pairs | {(min(first, other), max(first, other)) for first in inputs for other in inputs}
 
 
 def _tokens(paired: Paired, inputs: Mapping[str, Input], chunk: int) -> Iterator[Tokens]:

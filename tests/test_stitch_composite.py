@@ -156,7 +156,7 @@ def dictionary(width: int, features: int, activation: str) -> Dictionary:
         encoder=tiny.noise(width, features, seed=5),
         encoder_bias=tiny.noise(features, seed=6),
         activation=activation,
-        threshold=tiny.noise(features, seed=7).abs() if activation == "jumprelu" else None,
+        threshold=tiny.noise(features, seed=7).abs() if activation in ("jumprelu", "rbf") else None,
         k=15 if activation == "topk" else None,  # so many that some of them are negative
         decoder=tiny.noise(features, width),
         decoder_bias=torch.zeros(width),
@@ -165,6 +165,8 @@ def dictionary(width: int, features: int, activation: str) -> Dictionary:
 
 def encode_by_hand(x: Tensor, d: Dictionary) -> Tensor:
     pre = x @ d.encoder.double() + d.encoder_bias.double()
+    if d.activation == "rbf":
+        return torch.exp(pre - x.double().square().sum(-1, keepdim=True) * d.threshold.double())
     if d.activation == "jumprelu":
         return torch.where(pre > d.threshold.double(), pre, 0.0)
     if d.activation == "topk":
@@ -176,7 +178,8 @@ def encode_by_hand(x: Tensor, d: Dictionary) -> Tensor:
 @torch.no_grad()
 def test_every_kind_of_term_equals_its_formula():
     a, b = pico("gpt2"), pico("llama")
-    dictionaries = [dictionary(a.width, 20, activation) for activation in ("relu", "jumprelu", "topk")]
+    dictionaries = [dictionary(a.width, 20, activation) for activation in ("relu", "jumprelu", "topk", "rbf")]
+    sites = 1, 2, 3, 1
     translation = Translation(
         "everything",
         (
@@ -184,7 +187,10 @@ def test_every_kind_of_term_equals_its_formula():
             Term(Residual(1), tiny.noise(a.width, b.width, seed=2)),
             Term(Residual(0), None),
             Term(Token(), tiny.noise(tiny.VOCABULARY, b.width, seed=3)),
-            *(Term(Codes(site, d), tiny.noise(20, b.width, seed=4)) for site, d in enumerate(dictionaries, 1)),
+            *(
+                Term(Codes(site, d), tiny.noise(20, b.width, seed=4))
+                for site, d in zip(sites, dictionaries, strict=True)
+            ),
         ),
         tiny.noise(b.width, seed=8),
         first=tiny.noise(b.width, seed=9),
@@ -197,13 +203,13 @@ def test_every_kind_of_term_equals_its_formula():
     expected = translation.bias.double() + x[3] @ terms[0].weight.double() + x[1] @ terms[1].weight.double()
     expected[..., : a.width] += x[0]
     expected += terms[3].weight.double()[ids]
-    for site, d in enumerate(dictionaries, 1):
-        expected += encode_by_hand(x[site], d) @ terms[3 + site].weight.double()
+    for site, d, term in zip(sites, dictionaries, terms[4:], strict=True):
+        expected += encode_by_hand(x[site], d) @ term.weight.double()
     expected[:, 0] = translation.first.double()
 
     composite = compose(a, b, 3, 2, translation)
-    for site, d in enumerate(dictionaries, 1):
-        assert torch.equal(composite.translation.terms[3 + site].encode(streams[site]), d.encode(streams[site]))
+    for site, d, module in zip(sites, dictionaries, composite.translation.terms[4:], strict=True):
+        assert torch.equal(module.encode(streams[site]), d.encode(streams[site]))
     torch.testing.assert_close(entering_late_half(composite, ids).double(), expected, rtol=1e-5, atol=1e-4)
     module = translation_module(translation, a, b, 3)
     alone = module({site: stream.float() for site, stream in x.items()}, ids, torch.arange(9).unsqueeze(0))

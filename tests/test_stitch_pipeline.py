@@ -75,8 +75,8 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
                  "translation:mean-shift", "floor:mean", "floor:zero", "floor:wrong-text", "ceiling:sae-b",
                  "translation:affine+free", "translation:features+free+tables", "translation:cross-code", "translation:prior",
                  "translation:permutation+error", "translation:barycentric", "null:look-ups", "null:random-relu",
-                 "null:exemplars", "null:random-topk", "null:no-source", "null:shuffled-matching", "null:random-rotation",
-                 "null:untrained-sae", "reference:affine-trained"):  # fmt: skip
+                 "null:exemplars", "null:rbf", "null:random-topk", "null:no-source", "null:shuffled-matching",
+                 "null:random-rotation", "null:untrained-sae", "reference:affine-trained"):  # fmt: skip
         assert names.count(name) == 1, name
     assert {"auto", *(name[12:] for name in names if name.startswith("translation:"))} == set(
         CHOICES["translation"]
@@ -254,10 +254,16 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
     assert matching.pairs.scores.mean() > 0.99 > 0.7 > matching.pairs.null_scores.mean()
 
     inputs = {"x": Stream(3), "codes": Lift(3, known), "embedding": ByToken(look_ups.embeddings(b))}
-    fitted = translate(
-        fit, paired["sweep"], inputs=inputs, first=fit.b.read(0, 3)[0, 0], a=known, b=permuted, matching=matching,
-        vocabulary=tiny.VOCABULARY, ngrams=0, seed=0, chunk=1024,
+    arguments = dict(
+        inputs=inputs, first=fit.b.read(0, 3)[0, 0], a=known, b=permuted, matching=matching, vocabulary=tiny.VOCABULARY,
+        ngrams=0, seed=0, chunk=1024,
     )  # fmt: skip
+    fitted = translate(fit, paired["sweep"], **arguments, memory=2**28)
+    in_many_groups = translate(fit, paired["sweep"], **arguments, memory=1)
+    for name, found in fitted.ridges.items():
+        other = in_many_groups.ridges[name]
+        assert other.strength == found.strength and fitted.shares[name] == in_many_groups.shares[name]
+        assert all(torch.equal(weight, other.weights[input]) for input, weight in found.weights.items())
     stage = Stage(a, b, 3, 3, paired["sweep"], 2**28)
     names = ("rotation", "directions", "procrustes", "affine", "prior", "identity")
     rows = {name: stage.translated(fitted.translations[f"translation:{name}"]) for name in names}
@@ -287,6 +293,7 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
         ({"layer": 7}, r"layer must be in 0..6 for .*; got 7"),
         ({"layer_b": -1}, r"layer must be in 0..6 for .*; got -1"),
         ({"features": 40}, "--features must be at least the width, 48; got 40"),
+        ({"features": 4097}, "--features must be at most half the number of tokens to fit on, 8,192; got 4,097"),
         ({"features": 10**6}, "--features 1,000,000 needs 2.4 GiB to train; --memory is 0.2 GiB"),
         ({"context": 200}, "--context must be at most 128"),
         ({"translation": "magic"}, "--translation must be one of auto, identity, mean-shift"),

@@ -10,7 +10,7 @@ from matching.types import Alternatives, Candidates
 from sae.types import Dictionary
 from stitch.composite import translation_config, translation_tensors
 from stitch.modeling_composite import TranslationModule
-from stitch.translation import baselines, cross_code, lifts, matched
+from stitch.translation import baselines, cross_code, lifts, matched, normal
 from stitch.translation.matched import Matched
 from stitch.translation.moments import Moments, accumulate
 from stitch.translation.ridge import STRENGTHS, ridge, shares
@@ -70,6 +70,22 @@ def test_products_in_single_precision_are_near_and_only_those_asked_for():
         assert torch.equal(near.sums[first], exact.sums[first]) and torch.equal(
             near.squares[first], exact.squares[first]
         )
+
+
+def test_normal_equations_are_solved_for_one_strength_after_another(monkeypatch):
+    monkeypatch.setattr(normal, "STRIP", 5)  # several strips, the last one short
+    x = torch.randn(TOKENS, 7, generator=generator(), dtype=torch.float64) + 2
+    codes = torch.relu(torch.randn(TOKENS, 9, generator=generator(1), dtype=torch.float64))
+    variables = {"x": x, "codes": codes, "target": x[:, :D_A]}
+    moments = accumulate([variables], [("x", "x"), ("codes", "x"), ("codes", "codes"), ("x", "target")])
+    scales = {"x": torch.tensor(3.0, dtype=torch.float64), "codes": torch.tensor(0.5, dtype=torch.float64)}
+    equations = normal.NormalEquations(moments, ("x", "codes"), scales)
+    gram = np.cov(torch.cat([x / 3, codes / 0.5], 1).numpy().T, bias=True)
+    cross = torch.randn(16, D_B, generator=generator(2), dtype=torch.float64)
+    for strength in (1e-3, 10.0, 1e-3, 0.1):
+        expected = np.linalg.solve(gram + strength * np.eye(16), cross.numpy())
+        assert np.allclose(equations.solve(cross, strength), expected, rtol=1e-8)
+    assert equations.solve(cross, -100.0) is None
 
 
 def test_ridge_is_the_regularised_least_squares_solution():
@@ -240,6 +256,15 @@ def test_lifts_without_training_are_as_wide_and_as_sparse_as_asked(make: str):
         nearest = (sample - sample.mean(0)) @ (lift.encoder / lift.encoder.norm(dim=0))
         cosine = nearest / (sample - sample.mean(0)).norm(dim=1, keepdim=True)
         assert torch.allclose(cosine.max(0).values, torch.ones(40), atol=1e-4)  # each direction is a token's
+
+
+def test_rbf_features_are_gaussian_bumps_around_tokens():
+    sample = torch.randn(500, D_A, generator=generator()) * torch.tensor([9.0, 3, 1, 1, 1, 0.1]) + 5
+    lift = lifts.rbf(sample, 40, generator(1))
+    centres = sample[torch.randperm(500, generator=generator(1))[:40]]
+    distances = torch.cdist(sample.double(), centres.double()).square()
+    variance = sample.double().var(0, correction=0).sum()
+    assert torch.allclose(lift.encode(sample).double(), torch.exp(-distances / (2 * variance)), atol=1e-4)
 
 
 def test_a_wrong_matching_restores_nothing():

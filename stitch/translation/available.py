@@ -43,6 +43,7 @@ def available(a: Model, b: Model, fit: Paired, saes: SAEs, seed: int) -> dict[st
         "random-relu": Lift(site, lifts.random_relu(sample, features, generator(1))),
         "random-topk": Lift(site, lifts.random_topk(sample, features, k, generator(2))),
         "exemplars": Lift(site, lifts.exemplars(sample, features, k, generator(3))),
+        "rbf": Lift(site, lifts.rbf(sample, features, generator(4))),
     }
     for number, earlier in enumerate(earlier_sites(site)):
         inputs[f"earlier-{number + 1}"] = Stream(earlier)

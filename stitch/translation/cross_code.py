@@ -14,6 +14,7 @@ from torch import Tensor
 from matching.types import Candidates
 from sae.types import Dictionary
 from stitch.translation.moments import Moments
+from stitch.translation.ridge import held_out_error
 from stitch.translation.types import Codes, Term, Translation
 
 WIDTHS = (1, 4, 16, 64)  # m
@@ -36,13 +37,12 @@ def cross_code(
 
     `deviation_b` are the standard deviations of B's features.
     """
-    between = fit.covariance("codes", "codes")
     decoder = b.decoder.double().cpu()
     total = (held_out.squares["target"] / held_out.count - held_out.mean("target") ** 2).sum()
     best: CrossCode | None = None
     for width in WIDTHS:
-        weight = _solve(graph, width, between, deviation_b)
-        error = _error(weight @ decoder, fit, held_out)
+        weight = _solve(graph, width, fit, deviation_b)
+        error = held_out_error({"codes": weight @ decoder}, fit, held_out)
         if best is None or error / total < best.unexplained:
             best = CrossCode(weight, width, float(error / total))
     assert best is not None
@@ -56,17 +56,19 @@ def translation(name: str, found: CrossCode, a: Dictionary, b: Dictionary, site:
     return Translation(name, (Term(Codes(site, a), weight.float()),), bias.float())
 
 
-def _solve(graph: Candidates, width: int, between: Tensor, deviation_b: Tensor) -> Tensor:
+def _solve(graph: Candidates, width: int, fit: Moments, deviation_b: Tensor) -> Tensor:
     rows, cols, correlation = _strongest(graph, width)
     weight = torch.zeros(graph.shape, dtype=torch.float64)
     counts = np.bincount(cols, minlength=graph.shape[1])
-    deviation_a = between.diagonal().clamp_min(0).sqrt()
+    product, mean = fit.product("codes", "codes"), fit.mean("codes")
+    deviation_a = (product.diagonal() / fit.count - mean.square()).clamp_min(0).sqrt()
     for count in np.unique(counts[counts > 0]):  # features with the same number of candidates are solved together
         features = np.flatnonzero(counts == count)
         chosen = np.isin(cols, features)
         members = torch.from_numpy(rows[chosen].reshape(len(features), count))
         cross = torch.from_numpy(correlation[chosen].reshape(len(features), count)) * deviation_a[members]
-        gram = between[members[:, :, None], members[:, None, :]]
+        here = members[:, :, None], members[:, None, :]
+        gram = product[here] / fit.count - mean[here[0]] * mean[here[1]]
         ridge = RELATIVE_RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
         gram = gram + ridge[:, None, None] * torch.eye(int(count), dtype=torch.float64)
         solved = torch.linalg.solve(gram, (cross * deviation_b[features][:, None])[..., None])[..., 0]
@@ -82,11 +84,3 @@ def _strongest(graph: Candidates, width: int) -> tuple[np.ndarray, np.ndarray, n
     rank = np.arange(len(cols)) - np.searchsorted(cols, cols)
     kept = order[rank < width]
     return graph.rows[kept], graph.cols[kept], graph.correlation[kept]
-
-
-def _error(weight: Tensor, fit: Moments, held_out: Moments) -> float:
-    """Mean squared error on held-out tokens of z @ weight with the bias that fits the means of `fit`."""
-    shift = held_out.mean("target") - fit.mean("target") - (held_out.mean("codes") - fit.mean("codes")) @ weight
-    gram, cross = held_out.covariance("codes", "codes"), held_out.covariance("codes", "target")
-    spread = held_out.squares["target"] / held_out.count - held_out.mean("target") ** 2
-    return float(spread.sum() - 2 * (weight * cross).sum() + (weight * (gram @ weight)).sum() + shift @ shift)

@@ -41,8 +41,8 @@ class Lift:
 
     def columns(self, tokens: Tokens) -> Variable:
         x = tokens.streams[self.site, 0]
-        if self.dictionary.activation == "relu":
-            with torch.no_grad():  # about half of them are active: sparse storage would be slower
+        if self.dictionary.activation in ("relu", "rbf"):
+            with torch.no_grad():  # half of them or all are active: sparse storage would be slower
                 return self.dictionary.encode(x.to(self.dictionary.encoder.device)).cpu()
         return sparse_codes(self.dictionary, x)
 

@@ -1,5 +1,7 @@
 """Dictionaries without training that an SAE must beat when its codes are a basis for regression. Decoders are never used."""
 
+import dataclasses
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +35,20 @@ def exemplars(sample: Float[Tensor, "tokens d"], features: int, k: int, generato
         features = len(x)
     chosen = x[torch.randperm(len(x), generator=generator)[:features]] - mean
     return _dictionary(sample, (chosen / chosen.norm(dim=1, keepdim=True).clamp_min(1e-12)).T, mean, None, k)
+
+
+def rbf(sample: Float[Tensor, "tokens d"], features: int, generator: torch.Generator) -> Dictionary:
+    """Gaussian bumps exp(−‖x − c‖² / 2σ²) around single tokens' activations c; σ² is half the mean squared distance of two.
+
+    Ridge on them is kernel regression on landmarks. Source: Nyström features, Williams & Seeger 2001.
+    """
+    x = sample.double()
+    centres = x[torch.randperm(len(x), generator=generator)[:features]]
+    variance = x.var(0, correction=0).sum().clamp_min(1e-12)  # E‖x − c‖² = 2 · variance
+    found = _dictionary(sample, centres.T / variance, torch.zeros_like(x[0]), None, None)
+    bias = -centres.square().sum(1) / (2 * variance)
+    halves = (0.5 / variance).float().expand(len(centres)).contiguous()
+    return dataclasses.replace(found, encoder_bias=bias.float(), activation="rbf", threshold=halves)
 
 
 def _whitening(sample: Tensor) -> tuple[Tensor, Tensor]:

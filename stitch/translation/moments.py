@@ -40,6 +40,11 @@ class Moments:
     def covariance(self, first: str, second: str) -> Float[Tensor, "rows columns"]:
         return self.product(first, second) / self.count - torch.outer(self.mean(first), self.mean(second))
 
+    def covariance_times(self, first: str, second: str, matrix: Float[Tensor, "columns k"]) -> Float[Tensor, "rows k"]:
+        """The covariance of two variables times a matrix, without a copy of what may be the largest array there is."""
+        explained = _times(self.product(first, second), matrix) / self.count
+        return explained - torch.outer(self.mean(first), self.mean(second) @ matrix)
+
     def combined(self, name: str, parts: Mapping[str, Float[Tensor, "_ columns"]], others: Iterable[str]) -> "Moments":
         """These moments and those of a new variable Σ u @ parts[u]: its squares, its products with itself and `others`.
 
@@ -47,7 +52,8 @@ class Moments:
         """
 
         def against(other: str) -> Tensor:
-            return sum((matrix.T @ self.product(part, other) for part, matrix in parts.items()), torch.tensor(0.0))
+            found = (_times(self.product(other, part), matrix).T for part, matrix in parts.items())
+            return sum(found, torch.tensor(0.0))
 
         own = sum((against(part) @ matrix for part, matrix in parts.items()), torch.tensor(0.0))
         total = sum((self.sums[part] @ matrix for part, matrix in parts.items()), torch.tensor(0.0))
@@ -59,12 +65,18 @@ class Moments:
         )
 
 
-def accumulate(chunks: Iterable[Mapping[str, Variable]], pairs: Iterable[Key], single: Collection[str] = ()) -> Moments:
+def accumulate(
+    chunks: Iterable[Mapping[str, Variable]],
+    pairs: Iterable[Key],
+    single: Collection[str] = (),
+    *,
+    sums_of_single: torch.dtype = torch.float64,
+) -> Moments:
     """One pass over `chunks` (each maps a variable's name to its rows for the same tokens), keeping the products asked for.
 
-    Products with a variable named in `single` are taken in float32 within a chunk and added up in float64: twice as fast, and
-    good enough for what is bounded, such as codes and tables. A residual stream, whose largest columns are 10³ times its
-    smallest, is not.
+    Products with a variable named in `single` are taken in float32 within a chunk and added up in `sums_of_single`: twice as
+    fast, and good enough for what is bounded, such as codes and tables. A residual stream, whose largest columns are 10³ times
+    its smallest, is not. float32 sums halve the memory: good enough to measure an error with, not to solve with.
     """
     pairs = list(dict.fromkeys(pairs))
     count, sums, squares, products = 0, {}, {}, {}
@@ -77,8 +89,9 @@ def accumulate(chunks: Iterable[Mapping[str, Variable]], pairs: Iterable[Key], s
             _add(sums, name, _column_sums(value))
             _add(squares, name, _column_sums(value * value))
         for first, second in pairs:
-            rows = narrow if first in single or second in single else wide
-            _add(products, (first, second), _product(rows[first], rows[second]).double())
+            is_single = first in single or second in single
+            rows, dtype = (narrow, sums_of_single) if is_single else (wide, torch.float64)
+            _add(products, (first, second), _product(rows[first], rows[second]).to(dtype))
     return Moments(count, sums, squares, products)
 
 
@@ -89,7 +102,15 @@ def _as(value: Variable, dtype: torch.dtype) -> Any:
 
 
 def _add(store: dict, key, value: Tensor) -> None:
-    store[key] = store[key] + value if key in store else value
+    if key in store:
+        store[key] += value
+    else:
+        store[key] = value.clone()
+
+
+def _times(product: Tensor, matrix: Tensor) -> Tensor:
+    """product @ matrix in the product's precision, as float64."""
+    return (product @ matrix.to(product.dtype)).double()
 
 
 def _column_sums(value: Variable) -> Tensor:
