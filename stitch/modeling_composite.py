@@ -196,12 +196,16 @@ class RoutedTerm(ResidualTerm):
 
     def forward(self, seen: Seen) -> Tensor:
         assert self.weight is not None
-        x, classes = seen.stream_ago(self.site, self.back), self.classes[seen.ids_ago(0)]
-        y = x.new_zeros(*x.shape[:2], self.width)
-        for one in classes.unique().tolist():
-            rows = classes == one
-            y[rows] = x[rows] @ self.weight[one].float()
-        return y
+        return by_class(seen.stream_ago(self.site, self.back), self.classes[seen.ids_ago(0)], self.weight)
+
+
+def by_class(x: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
+    """Rows of x [..., d_in], each times the matrix of its class: weight is [classes, d_in, d_out]."""
+    flat, of = x.flatten(0, -2), classes.flatten()
+    order = of.argsort(stable=True)
+    counts = of.bincount(minlength=len(weight)).tolist()
+    parts = [part @ matrix.float() for part, matrix in zip(flat[order].split(counts), weight, strict=True) if len(part)]
+    return torch.cat(parts)[order.argsort()].view(*x.shape[:-1], weight.shape[2])
 
 
 class CodesTerm(nn.Module):

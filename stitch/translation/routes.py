@@ -6,7 +6,7 @@ composite the two add up, so that a token still costs the product with a single 
 Source: routing by a hash of the token, Roller et al. 2021 (2106.04426), with least squares in the place of training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +16,12 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from stitch.activations import Tokens
+from stitch.modeling_composite import by_class
 from stitch.translation.tables import Residuals
 from stitch.translation.types import Residual, Routed, Term, Token, Translation, merged
 
 ROWS = 32_768  # rows of all matrices together, by default: as large as the n-gram tables
+TOGETHER = 16_384  # tokens that moments are taken of at a time
 SAMPLED = 16_384  # tokens that classes are found on
 SHRINKAGES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)  # λ, in tokens
 
@@ -40,11 +42,7 @@ class Routes:
     def __call__(self, tokens: Tokens) -> Float[Tensor, "_ d_b"]:
         """What the routes add to ŷ."""
         x, classes = _side_by_side(tokens, self.streams), self.classes[tokens.ids[:, 0]]
-        y = torch.zeros(len(x), self.weight.shape[2])
-        for one in classes.unique():
-            rows = classes == one
-            y[rows] = x[rows] @ self.weight[one] + self.constant[one]
-        return y
+        return by_class(x, classes, self.weight) + self.constant[classes]
 
 
 def how_many(wanted: int | None, columns: int, vocabulary: int, memory: int) -> int:
@@ -79,23 +77,19 @@ def routes(
 ) -> Routes:
     """Least squares of the residuals per class, on standardised columns; λ by the error on the held-out tokens."""
     number = int(classes.max()) + 1
-    some = _side_by_side(next(fit())[0], streams).double()
+    first, left = next(fit())
+    some = _side_by_side(first, streams).double()
     mean, deviation = some.mean(0), some.std(0).clamp_min(1e-12)
 
     def moments(rows: Residuals) -> tuple[Tensor, Tensor]:
         gram = torch.zeros(number, len(mean) + 1, len(mean) + 1, dtype=torch.float64)
-        cross = None
-        for tokens, left in rows():
-            if cross is None:
-                cross = torch.zeros(number, len(mean) + 1, left.shape[1], dtype=torch.float64)
-            x = (_side_by_side(tokens, streams) - mean.float()) / deviation.float()
-            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
-            of = classes[tokens.ids[:, 0]]
+        cross = torch.zeros(number, len(mean) + 1, left.shape[1], dtype=torch.float64)
+        for x, of, y in _together(rows(), streams, classes):
+            x = torch.cat([(x - mean.float()) / deviation.float(), x.new_ones(len(x), 1)], 1)
             for one in of.unique():
                 mine = x[of == one]
                 gram[one] += mine.T @ mine
-                cross[one] += mine.T @ left[of == one]
-        assert cross is not None
+                cross[one] += mine.T @ y[of == one]
         return gram, cross
 
     (gram, cross), (gram_held, cross_held) = moments(fit), moments(held_out)
@@ -130,6 +124,25 @@ def routed(name: str, translation: Translation, found: Routes) -> Translation:
         terms.append(term)
     terms.append(Term(Token(), found.constant[found.classes]))
     return merged(replace(translation, name=name, terms=tuple(terms)))
+
+
+def _together(
+    rows: Iterator[tuple[Tokens, Tensor]], streams: Sequence[Stream], classes: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Streams, classes and residuals of TOGETHER tokens at a time: adding to every class's moments has a price of its own."""
+    waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+    for tokens, left in rows:
+        waiting.append((_side_by_side(tokens, streams), classes[tokens.ids[:, 0]], left))
+        if sum(len(part[0]) for part in waiting) >= TOGETHER:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    x, of, left = zip(*parts, strict=True)
+    return torch.cat(x), torch.cat(of), torch.cat(left)
 
 
 def _side_by_side(tokens: Tokens, streams: Sequence[Stream]) -> Float[Tensor, "_ d_in"]:
