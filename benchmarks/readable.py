@@ -60,7 +60,7 @@ def through_dictionaries(pair: Pair, a: Dictionary, b: Dictionary, fit: Moments,
     deviation = torch.from_numpy(np.sqrt(moments_b.variance))
     found = {}
     for m in PARTNERS:
-        weight = cross_code.coefficients(graph, m, fit, deviation)
+        weight = cross_code.towards_stream(cross_code.coefficients(graph, m, fit, deviation), fit, b.decoder.double())
         found[int((weight != 0).sum())] = cross_code.translation(
             "cross-code", cross_code.CrossCode(weight, m, 0.0), a, b, pair.paired["fit"].site_a, fit
         )

@@ -245,6 +245,30 @@ def test_a_cross_code_undoes_a_split_that_no_permutation_can(monkeypatch):
     assert ((single.weight != 0).sum(0) <= 1).all() and single.unexplained > 10 * found.unexplained
 
 
+def test_all_edges_together_are_the_least_squares_of_the_stream():
+    """Directions overlap and every feature of B has two edges, so that no column can be solved alone."""
+    x = torch.randn(TOKENS, D_A, generator=generator(), dtype=torch.float64)
+    codes = torch.relu(x @ torch.randn(D_A, FEATURES, generator=generator(1), dtype=torch.float64))
+    directions = torch.nn.functional.normalize(torch.randn(FEATURES, 8, generator=generator(2), dtype=torch.float64))
+    y = torch.randn(TOKENS, 8, generator=generator(3), dtype=torch.float64) + codes[:, :8]
+    start = torch.zeros(FEATURES, FEATURES, dtype=torch.float64)
+    for column in range(FEATURES):
+        start[[column, (column + 3) % FEATURES], column] = 1.0
+    moments = accumulate(
+        [{"codes": codes, "target": y}], [("codes", "codes"), ("codes", "target"), ("target", "target")]
+    )
+    found = cross_code.towards_stream(start, moments, directions)
+
+    rows, cols = start.nonzero(as_tuple=True)
+    centred = codes - codes.mean(0)
+    written = torch.einsum("te,ed->tde", centred[:, rows], directions[cols]).flatten(0, 1) / TOKENS**0.5
+    penalty = torch.diag(cross_code.RELATIVE_RIDGE * centred.square().mean(0)[rows])
+    wanted = (y - y.mean(0)).flatten() / TOKENS**0.5
+    expected = torch.linalg.solve(written.T @ written + penalty, written.T @ wanted)
+    assert torch.allclose(found[rows, cols], expected, atol=1e-3 * float(expected.abs().max()))
+    assert torch.equal(found != 0, start != 0)
+
+
 def test_a_prior_is_all_there_is_without_data_and_nothing_with_much():
     x = torch.randn(4000, D_A, generator=generator(), dtype=torch.float64)
     true = torch.randn(D_A, D_B, generator=generator(1), dtype=torch.float64)

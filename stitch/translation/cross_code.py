@@ -1,14 +1,20 @@
 """V3: B's codes predicted from A's on the candidate graph, ẑ_B = z C, then decoded. Handles features that split or merge.
 
-Column j of C is the ridge of z^B_j on its m best-correlated features of A, so C has m nonzeros per feature of B and can be
-read. m is chosen by the error on held-out tokens of B's stream itself.
+Column j of C has nonzeros for the m features of A that correlate best with feature j of B, so C can be read. Their values are a
+ridge of B's stream itself on what every edge writes to it, all edges together: the columns of C share B's directions, which are
+not orthogonal. m is chosen by the error on held-out tokens.
 """
+
+# pyright: reportCallIssue=false
+# (scipy.sparse carries no types)
 
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from jaxtyping import Float
+from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
 from matching.types import Candidates
@@ -18,7 +24,9 @@ from stitch.translation.ridge import held_out_error
 from stitch.translation.types import Codes, Term, Translation
 
 WIDTHS = (1, 4, 16, 64)  # m
-RELATIVE_RIDGE = 1e-3  # of the mean variance of the m features
+RELATIVE_RIDGE = 1e-3  # of the mean variance of the m features, or of an edge's own
+PRECISION, ITERATIONS = 1e-4, 200  # of the solution in the end
+EDGES = 2**16  # looked at together
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ def cross_code(
     total = (held_out.squares["target"] / held_out.count - held_out.mean("target") ** 2).sum()
     best: CrossCode | None = None
     for width in WIDTHS:
-        weight = coefficients(graph, width, fit, deviation_b)
+        weight = towards_stream(coefficients(graph, width, fit, deviation_b), fit, decoder)
         error = held_out_error({"codes": weight @ decoder}, fit, held_out)
         if best is None or error / total < best.unexplained:
             best = CrossCode(weight, width, float(error / total))
@@ -59,7 +67,7 @@ def translation(name: str, found: CrossCode, a: Dictionary, b: Dictionary, site:
 def coefficients(
     graph: Candidates, width: int, fit: Moments, deviation_b: Float[Tensor, " features_b"]
 ) -> Float[Tensor, "features_a features_b"]:
-    """C with at most `width` nonzeros per column: each feature of B on its best-correlated features of A."""
+    """C with at most `width` nonzeros per column: the ridge of each feature of B on its best-correlated features of A."""
     rows, cols, correlation = _strongest(graph, width)
     weight = torch.zeros(graph.shape, dtype=torch.float64)
     counts = np.bincount(cols, minlength=graph.shape[1])
@@ -77,6 +85,38 @@ def coefficients(
         solved = torch.linalg.solve(gram, (cross * deviation_b[features][:, None])[..., None])[..., 0]
         weight[members, torch.from_numpy(features)[:, None]] = solved
     return weight
+
+
+def towards_stream(
+    start: Float[Tensor, "features_a features_b"], fit: Moments, decoder: Float[Tensor, "features_b d_b"]
+) -> Float[Tensor, "features_a features_b"]:
+    """C with the nonzeros of `start` that minimises E‖y − b − z C D‖² + λ Σ var(z_i) C_ij², by conjugate gradients from there."""
+    rows, cols = (place.numpy() for place in start.nonzero(as_tuple=True))
+    gram, directions = fit.covariance("codes", "codes").numpy(), decoder.numpy()
+    variance = gram.diagonal()[rows]
+    diagonal = variance * np.square(directions).sum(1)[cols] + RELATIVE_RIDGE * variance
+
+    def along_edges(effect: np.ndarray) -> np.ndarray:
+        """What each edge (i, j) sees of [features of A, d_b]: row i along direction j."""
+        parts = [slice(first, first + EDGES) for first in range(0, len(rows), EDGES)]
+        return np.concatenate([np.einsum("ed,ed->e", effect[rows[part]], directions[cols[part]]) for part in parts])
+
+    def product(values: np.ndarray) -> np.ndarray:
+        written = sp.csr_array((values, (rows, cols)), shape=start.shape) @ directions
+        return along_edges(gram @ written) + RELATIVE_RIDGE * variance * values
+
+    size = (len(rows), len(rows))
+    values, _ = cg(
+        LinearOperator(size, matvec=product, dtype=np.float64),
+        along_edges(fit.covariance("codes", "target").numpy()),
+        x0=start.numpy()[rows, cols],
+        rtol=PRECISION,
+        maxiter=ITERATIONS,
+        M=LinearOperator(size, matvec=lambda values: values / diagonal, dtype=np.float64),
+    )
+    found = torch.zeros_like(start)
+    found[rows, cols] = torch.from_numpy(values)
+    return found
 
 
 def _strongest(graph: Candidates, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
