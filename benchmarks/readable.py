@@ -4,8 +4,10 @@ A translation that a person reads is a short list of edges: this feature of A wr
 has a basis on either side, found without pairs, and N nonzero weights between them, found on paired tokens:
 
   sae        features of both SAEs; the m best-correlated of A for every feature of B (`cross_code`), N = m · features of B
-  untrained  the same with dictionaries that were never trained: random directions at the SAEs' sparsity
-  pca        principal components of both streams, the N entries of the ridge map that bring most, refitted
+  shuffled   the same edges with the features of B exchanged: is it the matching, or merely so many edges?
+  untrained  dictionaries that were never trained: random directions at the SAEs' sparsity
+  exemplars  dictionaries of single tokens' activations, as sparse as the SAEs
+  pca        principal components of both streams, the N entries of the ridge map that bring most: the best N there are
   neurons    the streams' own coordinates, in the same way
 
 `dense` is ridge with all its entries. Bases are not counted, as they are given before the map is.
@@ -26,7 +28,7 @@ from matching.statistics import feature_moments
 from sae.null import untrained
 from sae.types import Dictionary
 from stitch.features import sparse_codes
-from stitch.translation import cross_code
+from stitch.translation import cross_code, lifts
 from stitch.translation.moments import Moments, accumulate
 from stitch.translation.ridge import ridge
 from stitch.translation.types import Residual, Term, Translation
@@ -45,25 +47,29 @@ def moments(pair: Pair, split: str, a: Dictionary) -> Moments:
     return accumulate(chunks, pairs, {"codes"})
 
 
-def through_dictionaries(pair: Pair, a: Dictionary, b: Dictionary, fit: Moments, seed: int) -> dict[int, Translation]:
-    """For every m, the sparse cross-code from dictionary `a` to `b`."""
+def through_dictionaries(
+    pair: Pair, a: Dictionary, b: Dictionary, fit: Moments, seed: int, *, shuffle: bool = False
+) -> dict[int, tuple[int, Translation]]:
+    """For every m, the number of nonzeros and the sparse cross-code from dictionary `a` to `b`."""
 
     def stream():
         for x, y, _ in pair.paired["fit"].chunks(CHUNK):
             yield sparse_codes(a, x.float()), sparse_codes(b, y.float())
 
-    moments_a, moments_b = feature_moments(stream), feature_moments(stream)
-    moments_a, moments_b = moments_a[0], moments_b[1]
-    graph = candidates(
-        stream, moments_a, moments_b, generator=np.random.default_rng(seed), top=max(PARTNERS), budget_bytes=2**28
-    )
+    generator = np.random.default_rng(seed)
+    moments_a, moments_b = feature_moments(stream)
+    graph = candidates(stream, moments_a, moments_b, generator=generator, top=max(PARTNERS), budget_bytes=2**28)
     deviation = torch.from_numpy(np.sqrt(moments_b.variance))
+    order = torch.from_numpy(generator.permutation(graph.shape[1]))
     found = {}
     for m in PARTNERS:
-        weight = cross_code.towards_stream(cross_code.coefficients(graph, m, fit, deviation), fit, b.decoder.double())
-        found[int((weight != 0).sum())] = cross_code.translation(
+        weight = cross_code.coefficients(graph, m, fit, deviation)
+        weight = weight[:, order] if shuffle else weight
+        weight = cross_code.towards_stream(weight, fit, b.decoder.double())
+        translation = cross_code.translation(
             "cross-code", cross_code.CrossCode(weight, m, 0.0), a, b, pair.paired["fit"].site_a, fit
         )
+        found[m] = int((weight != 0).sum()), translation
     return found
 
 
@@ -91,6 +97,20 @@ def principal(moments: Moments, name: str) -> Tensor:
     return torch.linalg.eigh(moments.covariance(name, name)).eigenvectors
 
 
+def null(name: str, pair: Pair, side: str, seed: int) -> Dictionary:
+    """A dictionary for one side's stream that took no training, as wide and as sparse as its SAE."""
+    x, y, _ = pair.paired["fit"].shard(0)
+    sample, trained, quality, config = {
+        "a": (x, pair.saes.a, pair.saes.quality_a, pair.saes.config_a),
+        "b": (y, pair.saes.b, pair.saes.quality_b, pair.saes.config_b),
+    }[side]
+    features, k = trained.encoder.shape[1], round(quality.l0)
+    generator = torch.Generator().manual_seed(seed)
+    if name == "exemplars":
+        return lifts.exemplars(sample.float(), features, k, generator)
+    return untrained(replace(config, features=features, k=k), sample.float(), generator)
+
+
 def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> dict:
     pair = prepare(direction, seed=seed, tokens=tokens, held_out=held_out, work=work)
     fit_pair, saes = pair.paired["fit"], pair.saes
@@ -99,36 +119,34 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
     dense = ridge(fit, held, ("x",)).weights["x"]
     bias = fit.mean("target") - fit.mean("x") @ dense
     rows = {"dense": Translation("dense", (Term(Residual(site), dense.float()),), bias.float())}
-    sizes = {}
-    found = through_dictionaries(pair, saes.a, saes.b, fit, seed)
-    counts = list(found)
-    for m, (count, translation) in zip(PARTNERS, found.items(), strict=True):
-        rows[f"sae, m={m}"], sizes[f"sae, m={m}"] = translation, count
+    sizes = {"dense": dense.numel()}
 
-    x, y, _ = fit_pair.shard(0)
-    generator = torch.Generator().manual_seed(seed)
-    random = {}
-    for side, sample, trained in (("a", x, saes.quality_a), ("b", y, saes.quality_b)):
-        config = {"a": saes.config_a, "b": saes.config_b}[side]
-        width = {"a": saes.a, "b": saes.b}[side].encoder.shape[1]
-        random[side] = untrained(replace(config, features=width, k=round(trained.l0)), sample.float(), generator)
-    own = moments(pair, "fit", random["a"])
-    for m, (count, translation) in zip(
-        PARTNERS, through_dictionaries(pair, random["a"], random["b"], own, seed).items(), strict=True
-    ):
-        rows[f"untrained, m={m}"], sizes[f"untrained, m={m}"] = translation, count
+    def add(name: str, found: dict[int, tuple[int, Translation]]) -> None:
+        for m, (count, translation) in found.items():
+            rows[f"{name}, m={m}"], sizes[f"{name}, m={m}"] = translation, count
+
+    add("sae", through_dictionaries(pair, saes.a, saes.b, fit, seed))
+    add("shuffled", through_dictionaries(pair, saes.a, saes.b, fit, seed, shuffle=True))
+    for name in ("untrained", "exemplars"):
+        a, b = (null(name, pair, side, seed) for side in "ab")
+        add(name, through_dictionaries(pair, a, b, moments(pair, "fit", a), seed))
     bases = {
         "pca": (principal(fit, "x"), principal(fit, "target")),
         "neurons": (torch.eye(len(dense), dtype=torch.float64), torch.eye(dense.shape[1], dtype=torch.float64)),
     }
     for name, (basis_a, basis_b) in bases.items():
-        for m, count in zip(PARTNERS, counts, strict=True):
+        for m in PARTNERS:
+            count = sizes[f"sae, m={m}"]
             weight, bias = sparse_affine(fit, dense, basis_a, basis_b, count)
             rows[f"{name}, m={m}"] = Translation(name, (Term(Residual(site), weight.float()),), bias.float())
             sizes[f"{name}, m={m}"] = min(count, dense.numel())
     scores = pair.scores(rows)
-    sizes["dense"] = dense.numel()
-    against = [(f"sae, m={m}", f"{other}, m={m}") for m in PARTNERS for other in ("untrained", "pca", "neurons")]
+    against = [
+        (f"sae, m={m}", f"{other}, m={m}")
+        for m in PARTNERS
+        for other in ("shuffled", "untrained", "exemplars", "pca", "neurons")
+    ]
+    against += [(f"sae, m={m}", "dense") for m in PARTNERS]
     return {
         "benchmark": "readable", "direction": direction, "seed": seed, "tokens": fit_pair.tokens,
         "results": [{**row(scores, name), "nonzeros": sizes.get(name)} for name in scores],
