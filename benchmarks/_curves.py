@@ -1,51 +1,78 @@
-"""Draws what `few_pairs.py` printed: `python benchmarks/_curves.py OUT.png LINES.jsonl`; means over seeds, bands their range."""
+"""Draws what `few_pairs.py` or `readable.py` printed: `python benchmarks/_curves.py OUT.png LINES.jsonl`.
+
+Lines are means over seeds, bands their range.
+"""
 
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-DRAWN = {  # row at n pairs: its row without pairs, colour
-    "affine": (None, "#9a9a9a"),
-    "pairs alone": (None, "black"),
-    "look-ups prior": ("look-ups", "#4f9d69"),
-    "means prior": ("means+free", "#3b6fb6"),
-    "matched prior": ("matched+look-ups", "#c0504d"),
-    "means prior, codes": ("means+free, codes", "#8a63b0"),
-    "means prior, exemplars": ("means+free, exemplars", "#d99a3a"),
-}
+COLOURS = ("#c0504d", "#3b6fb6", "#4f9d69", "#8a63b0", "#d99a3a", "#9a9a9a", "black")
 NONE_AT = 30  # where no pairs are drawn on the logarithmic axis
+WITHOUT_PAIRS = {  # row at n pairs: its row without any
+    "matched prior": "matched+look-ups",
+    "means prior": "means+free",
+    "look-ups prior": "look-ups",
+    "means prior, codes": "means+free, codes",
+    "means prior, exemplars": "means+free, exemplars",
+    "affine": None,
+    "pairs alone": None,
+}
+BASES = ("sae", "pca", "exemplars", "neurons", "untrained", "shuffled")
+Point = tuple[str, int, float]  # curve, x, cross-entropy
+
+
+def few_pairs(result: dict) -> Iterator[Point]:
+    for row in result["results"]:
+        pairs, _, name = row["name"].partition(":")
+        for curve, without in WITHOUT_PAIRS.items():
+            if name == curve or (pairs == "0" and name == without):
+                yield curve, int(pairs) or NONE_AT, row["ce"]
+
+
+def readable(result: dict) -> Iterator[Point]:
+    rows = {row["name"]: row for row in result["results"]}
+    for curve in BASES:
+        for name, row in rows.items():
+            if name.startswith(f"{curve}, m="):
+                # of one m, every basis has the nonzeros of the SAEs or a few per cent more
+                yield curve, rows[f"sae{name.removeprefix(curve)}"]["nonzeros"], row["ce"]
+
+
+KINDS = {"few_pairs": (few_pairs, "paired tokens", 1.2), "readable": (readable, "nonzero weights", 1.5)}
 
 
 def main() -> None:
     out, lines = sys.argv[1:]
+    results = [json.loads(line) for line in Path(lines).read_text().splitlines()]
+    points, axis_name, height = KINDS[results[0]["benchmark"]]
     found: dict[str, dict[str, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for line in Path(lines).read_text().splitlines():
-        result = json.loads(line)
-        rows = {row["name"]: row["ce"] for row in result["results"]}
-        for name, (without, _) in DRAWN.items():
-            for key, ce in rows.items():
-                pairs, _, row = key.partition(":")
-                if row == name or (pairs == "0" and row == without):
-                    found[result["direction"]][name][int(pairs)].append(ce)
+    dense: dict[str, list[float]] = defaultdict(list)
+    for result in results:
+        for curve, x, ce in points(result):
+            found[result["direction"]][curve][x].append(ce)
+        dense[result["direction"]] += [row["ce"] for row in result["results"] if row["name"] == "dense"]
     figure, axes = plt.subplots(1, len(found), figsize=(6.5 * len(found), 4.6), squeeze=False)
     for axis, (direction, curves) in zip(axes[0], found.items(), strict=True):
-        for name, points in curves.items():
-            x = sorted(points)
-            mean = [sum(points[n]) / len(points[n]) for n in x]
-            at = [n or NONE_AT for n in x]
-            axis.plot(at, mean, marker="o", markersize=3, color=DRAWN[name][1], label=name)
-            axis.fill_between(
-                at, [min(points[n]) for n in x], [max(points[n]) for n in x], color=DRAWN[name][1], alpha=0.15
+        for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
+            x = sorted(values)
+            axis.plot(x, [sum(values[n]) / len(values[n]) for n in x], "o-", markersize=3, color=colour, label=name)
+            axis.fill_between(x, [min(values[n]) for n in x], [max(values[n]) for n in x], color=colour, alpha=0.15)
+        lowest = min(min(ce) for values in curves.values() for ce in values.values())
+        if dense[direction]:
+            axis.axhline(
+                sum(dense[direction]) / len(dense[direction]), color="black", linestyle=":", label="dense ridge"
             )
-        best = min(min(values) for curve in curves.values() for points in [curve] for values in points.values())
         axis.set_xscale("log")
-        axis.set_ylim(best - 0.05, best + 1.2)
-        axis.set_xticks([NONE_AT, 100, 300, 1000, 3000, 10000], ["none", "100", "300", "1k", "3k", "10k"])
+        axis.set_ylim(lowest - 0.05, lowest + height)
+        if points is few_pairs:
+            axis.set_xticks([NONE_AT, 100, 300, 1000, 3000, 10000], ["none", "100", "300", "1k", "3k", "10k"])
         axis.set_title(direction.replace("-", " → "))
-        axis.set_xlabel("paired tokens")
+        axis.set_xlabel(axis_name)
         axis.set_ylabel("cross-entropy, nats per token")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
