@@ -35,15 +35,16 @@ def few_pairs(result: dict) -> Iterator[Point]:
 
 
 def readable(result: dict) -> Iterator[Point]:
-    rows = {row["name"]: row for row in result["results"]}
-    for curve in BASES:
-        for name, row in rows.items():
-            if name.startswith(f"{curve}, m="):
-                # of one m, every basis has the nonzeros of the SAEs or a few per cent more
-                yield curve, rows[f"sae{name.removeprefix(curve)}"]["nonzeros"], row["ce"]
+    for row in result["results"]:
+        curve, _, m = row["name"].partition(", m=")
+        if curve in BASES:
+            yield curve, int(m), row["ce"]
 
 
-KINDS = {"few_pairs": (few_pairs, "paired tokens", 1.2), "readable": (readable, "nonzero weights", 1.5)}
+KINDS = {
+    "few_pairs": (few_pairs, "paired tokens", 1.2),
+    "readable": (readable, "nonzero weights per feature of B's SAE", 1.5),
+}
 
 
 def main() -> None:
@@ -69,8 +70,8 @@ def main() -> None:
             )
         axis.set_xscale("log")
         axis.set_ylim(lowest - 0.05, lowest + height)
-        if points is few_pairs:
-            axis.set_xticks([NONE_AT, 100, 300, 1000, 3000, 10000], ["none", "100", "300", "1k", "3k", "10k"])
+        ticks = sorted({x for values in curves.values() for x in values})
+        axis.set_xticks(ticks, ["none" if tick == NONE_AT else f"{tick:,}" for tick in ticks])
         axis.set_title(direction.replace("-", " → "))
         axis.set_xlabel(axis_name)
         axis.set_ylabel("cross-entropy, nats per token")
