@@ -169,7 +169,7 @@ def complete(settings: Settings, a: Model, b: Model) -> Settings:
         b.check_site(layer_b)
     else:
         check_choosable(settings.layer, b)
-    longest = min(a.config.max_position_embeddings, b.config.max_position_embeddings)
+    longest = min(a.longest, b.longest)
     context = settings.context if settings.context is not None else min(longest, LONGEST_CONTEXT)
     if context > longest:
         raise UsageError(f"--context must be at most {longest}, what both models take; got {context}.")
