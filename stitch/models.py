@@ -169,7 +169,15 @@ class Model:
     @property
     def width(self) -> int:
         """Of the residual stream; in a composite that of its last part."""
-        return [*parts_of(self.config)][-1].hidden_size
+        return self.width_at(self.depth)
+
+    def width_at(self, site: int) -> int:
+        """Of the residual stream entering block `site`: parts of a composite may differ."""
+        config = self.config
+        while isinstance(config, StitchConfig):
+            early = config.a_config
+            config = early if site < early.num_hidden_layers else config.b_config
+        return config.hidden_size
 
     @property
     def longest(self) -> int:

@@ -18,7 +18,7 @@ import torch
 from sae.config import SAEConfig
 from stitch.activations import Activations, Paired, Progress, harvest, pair
 from stitch.checkpoint import write_checkpoint
-from stitch.composite import compose, stitch_config
+from stitch.composite import check_target, compose, stitch_config
 from stitch.config import LEAST_TOKENS, Settings, same_relative_depth, torch_device, torch_dtype
 from stitch.costs import Costs
 from stitch.errors import StitchError, UsageError
@@ -58,9 +58,11 @@ def stitch(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    loaded: tuple[Model, Model, dict[str, Source]] | None = None,
 ) -> tuple[dict, Path]:
     """Stitches two models as `settings` ask, writes the composite to `out`, returns its report and folder.
 
+    `loaded` are the models and where they are from, what `load_pair` would give; the settings' names then only name them.
     Raises UsageError when the request cannot be met, StitchError (SAEError, MatchError) when the work fails; either way
     nothing is left on disk. After an interrupt the same call with `resume` goes on and ends with the same bytes.
     """
@@ -72,7 +74,7 @@ def stitch(
     if out is not None and not resume:
         check_output(out, overwrite)  # before anything takes time
     with timed(seconds, "load"):
-        a, b, sources = load_pair(settings, progress)
+        a, b, sources = loaded or load_pair(settings, progress)
         settings = complete(settings, a, b)
         request = settings.to_dict()
     if out is None:
@@ -146,7 +148,10 @@ def stitch(
 
 
 def load_pair(settings: Settings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
-    """Both models, loaded once if they are the same; raises UsageError when they do not read the same token ids."""
+    """Both models, loaded once if they are the same.
+
+    Raises UsageError when they do not read the same token ids, and where the second is a composite.
+    """
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
     sources = {
         side: resolve(name, progress=progress) for side, name in (("a", settings.model_a), ("b", settings.model_b))
@@ -155,6 +160,7 @@ def load_pair(settings: Settings, progress: Progress | None = None) -> tuple[Mod
     a = load(sources["a"].folder, name=sources["a"].name, **arguments)
     same = sources["a"].folder.resolve() == sources["b"].folder.resolve()
     b = a if same else load(sources["b"].folder, name=sources["b"].name, **arguments)
+    check_target(b.config, b.name)
     require_same_ids(a.tokenizer, b.tokenizer, a.name, b.name)
     return a, b, sources
 
@@ -230,7 +236,7 @@ def harvest_pair(
     assert isinstance(settings.layer_b, int)
     early = [*earlier_sites(settings.layer), settings.layer]
     sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b)}) if a is b else early
-    width = len(sites) * a.width + (0 if a is b else b.width)
+    width = sum(map(a.width_at, sites)) + (0 if a is b else b.width)
     per_window = windows.context * width * torch.finfo(a.dtype).bits // 8
     per_shard = max(1, min(256, settings.memory // 32 // per_window))
     batch = max(1, min(16, per_shard, settings.memory // 8 // (per_window * 16)))
