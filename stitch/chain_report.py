@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from stitch.parts import Part, joined
 from stitch.sources import Source
 
-# What only pairs of rows with the same target may be compared by.
-OF_ONE_TARGET = ("kl_to_b", "top1")
-
 
 def assemble(parts: Sequence[Part], reports: Sequence[dict], request: dict, sources: Sequence[Source]) -> dict:
     """report.json of a chain: that of its last seam, in which `a` is the composite before it, and "chain" with all the rest."""
@@ -49,16 +46,24 @@ def assemble(parts: Sequence[Part], reports: Sequence[dict], request: dict, sour
 
 
 def _row(report: dict, name: str, shown: str) -> dict:
+    """A row under another name, without KL and top-1 agreement: those are to the second model of its own seam."""
     row = next(row for row in report["results"] if row["name"] == name)
     return {"name": shown, **{key: row[key] for key in ("ce", "ce_low", "ce_high", "ppl")}}
 
 
 def rows(chain: dict) -> list[dict]:
-    """Rows for the head of the table: the models as they are, then the composite after each seam but the last."""
+    """Rows for the head of the table: the models as they are, then the composites that the last seam's rows do not have."""
     models = [{**row, "name": f"model {row['name']}"} for row in chain["models"]]
     return models + [
-        {**seam["composite"], "name": f"after seam {number}"} for number, seam in enumerate(chain["seams"][:-1], 1)
+        {**seam["composite"], "name": f"after seam {number}"} for number, seam in enumerate(chain["seams"][:-2], 1)
     ]
+
+
+def label(name: str, chain: dict) -> str:
+    """What the last seam's rows `a` and `b` stand for."""
+    before = len(chain["seams"]) - 1
+    shown = {"a": f"after seam {before}" if before else chain["parts"][0]["model"], "b": chain["parts"][-1]["model"]}
+    return f"{name} ({shown[name]})" if name in shown else name
 
 
 def title(chain: dict) -> str:
@@ -67,18 +72,19 @@ def title(chain: dict) -> str:
 
 def made(chain: dict) -> str:
     """One sentence for the model card."""
-    blocks = [
-        f"blocks {part['from']} to {part['to'] - 1} of {part['model']}"
-        if part["to"] is not None
-        else f"blocks {part['from']} to the last of {part['model']}"
-        for part in chain["parts"]
-    ]
+    blocks = [f"{_blocks(part['from'], part['to'])} of {part['model']}" for part in chain["parts"]]
     chosen = ", ".join(seam["chosen"] for seam in chain["seams"])
     start = ", ".join(blocks[:-1])
     return (
         f"{start[0].upper()}{start[1:]}, and {blocks[-1]}, joined by translations ({chosen}) that were fitted in closed "
         "form, each on what the composite before it computes. No weight was fine-tuned."
     )
+
+
+def _blocks(start: int, stop: int | None) -> str:
+    if stop is None:
+        return f"the blocks from {start} on"
+    return f"block {start}" if stop == start + 1 else f"blocks {start} to {stop - 1}"
 
 
 def footnotes(chain: dict) -> list[str]:
@@ -88,10 +94,10 @@ def footnotes(chain: dict) -> list[str]:
         source, target, row = seam["from"], seam["to"], seam["composite"]
         lines.append(
             f"Seam {number}: {source['model']} at block {source['site']} to {target['model']} at block {target['site']}, "
-            f"{seam['chosen']}; {row['name']} has a cross-entropy of {row['ce']:.3f} ({row['ce_low']:.3f} – {row['ce_high']:.3f})."
+            f"{seam['chosen']}; cross-entropy of {row['name']}: {row['ce']:.3f} "
+            f"({row['ce_low']:.3f} – {row['ce_high']:.3f})."
         )
-    lines.append(f"Rows from `a` on are of seam {len(chain['seams'])}: `a` is the composite before it, `b` the last model.")
-    return lines
+    return [*lines, f"The rows from a on and what follows are of seam {len(chain['seams'])}."]
 
 
 def _part(entry: dict) -> Part:

@@ -41,17 +41,21 @@ def chain(
 ) -> tuple[dict, Path]:
     """Joins `parts` one after another, writes the composite to `out`, returns its report and folder.
 
-    `options` are those of `Settings` that all seams share: all but models, layers, `sae_a`, `sae_b` and `native`. The folder
-    also holds what belongs to the seams before the last, in seam-1, seam-2, … .
+    `options` are those of `Settings` that all seams share: all but models, layers, `sae_a`, `sae_b` and `native`. No reference
+    is trained unless `reference_steps` asks for it. The folder also holds, in seam-1, seam-2, …, what the seams before the last
+    leave beside their checkpoints.
     Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
     After an interrupt the same call with `resume` goes on at the seam it was at and ends with the same bytes.
     """
     if out is not None and not resume:
         check_output(out, overwrite)
     seams = [
-        Settings(model_a=early.model, model_b=late.model, layer=early.stop or 0, layer_b=late.start, **options)
+        Settings(
+            model_a=early.model, model_b=late.model, layer=early.stop or 0, layer_b=late.start,
+            **{"reference_steps": 0, **options},
+        )
         for early, late in pairwise(parts)
-    ]
+    ]  # fmt: skip
     models, sources = load_all(parts, seams[0], progress)
     seams = complete_all(parts, seams, models)
     shared = {name: value for name, value in seams[0].to_dict().items() if name not in OF_ONE_SEAM}

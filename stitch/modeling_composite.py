@@ -24,7 +24,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 class StitchConfig(PreTrainedConfig):
     """`a_config` and `b_config` describe the halves alone: blocks 0..site_a−1 of A and blocks site_b.. of B.
 
-    Where A is a composite, `a_config` is a `StitchConfig` too, and sites count all its blocks. `seam` names what the halves leave out: {"a_identity": [...], "b_identity": [...], "b_zero": [...]}, dotted paths.
+    Where A is a composite, `a_config` is a `StitchConfig` too, and sites of A count all its blocks.
+    `seam` names what the halves leave out: {"a_identity": [...], "b_identity": [...], "b_zero": [...]}, dotted paths.
     `translation` is the config of `TranslationModule`.
     """
 
@@ -64,8 +65,9 @@ class StitchConfig(PreTrainedConfig):
 def _config(given: Any) -> Any:
     if not isinstance(given, dict):
         return given
-    # AutoConfig need not know the name of our own config: nothing registers it where only this file is.
-    return StitchConfig(**given) if given.get("model_type") == StitchConfig.model_type else AutoConfig.for_model(**given)
+    if given.get("model_type") == StitchConfig.model_type:  # AutoConfig does not know it where only this file is
+        return StitchConfig(**given)
+    return AutoConfig.for_model(**given)
 
 
 def sliding_windows(config: PreTrainedConfig) -> list[int | None]:
@@ -385,7 +387,14 @@ class StitchModel(PreTrainedModel):
         )
 
     def _up_to_late(
-        self, input_ids: Tensor | None, attention_mask, cache: Cache | None, *, output_hidden_states, position_ids, **shared
+        self,
+        input_ids: Tensor | None,
+        attention_mask,
+        cache: Cache | None,
+        *,
+        output_hidden_states,
+        position_ids,
+        **shared,
     ) -> tuple[Any, dict]:
         """What A's half gives, and what B's half is called with: the translated stream, its mask, its part of the cache."""
         site, blocks = self.config.site_a, self.config.num_hidden_layers

@@ -96,7 +96,10 @@ def anatomy_of(config: PreTrainedConfig) -> Anatomy:
 
 
 def _joined(a: Anatomy, b: Anatomy) -> Anatomy:
-    """The anatomy of a composite: it begins as A does and ends as B does."""
+    """The anatomy of a composite: it begins as A does and ends as B does.
+
+    Its table of positions is A's: B's own has been left out, and what it says is in the translation.
+    """
     return replace(
         b,
         family=f"{a.family} → {b.family}",

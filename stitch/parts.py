@@ -1,9 +1,9 @@
 """The file that names the parts of a chain: which blocks of which models, in the order they run.
 
-    parts:
-      - {model: demo:gpt2, to: 3}              # embedding and blocks 0..2
-      - {model: demo:llama, from: 4, to: 6}    # blocks 4 and 5
-      - {model: demo:gpt2, from: 5}            # blocks 5.., final norm and head
+parts:
+  - {model: demo:gpt2, to: 3}              # embedding and blocks 0..2
+  - {model: demo:llama, from: 4, to: 6}    # blocks 4 and 5
+  - {model: demo:gpt2, from: 5}            # blocks 5.., final norm and head
 """
 
 from collections.abc import Sequence

@@ -45,7 +45,9 @@ def title(report: dict) -> str:
 
 
 def _label(name: str, report: dict) -> str:
-    return f"{name} ({report['chosen']})" if name == "composite" else name
+    if name == "composite":
+        return f"{name} ({report['chosen']})"
+    return chain_report.label(name, report["chain"]) if "chain" in report else name
 
 
 def _cells(row: dict) -> list[str]:

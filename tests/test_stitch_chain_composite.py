@@ -187,9 +187,7 @@ def test_beams_and_roll_back_carry_every_history_along(families):
         return
     ids = tiny.ids(1, 6).repeat(1, 3)
     plain = composite.generate(ids, max_new_tokens=20, do_sample=False)
-    assert torch.equal(
-        plain, composite.generate(ids, max_new_tokens=20, do_sample=False, prompt_lookup_num_tokens=4)
-    )
+    assert torch.equal(plain, composite.generate(ids, max_new_tokens=20, do_sample=False, prompt_lookup_num_tokens=4))
 
 
 @torch.no_grad()
@@ -256,7 +254,9 @@ def test_the_cost_of_a_composite_is_that_of_its_parts_and_translations():
 def test_a_composite_is_cut_after_its_seam_and_comes_first():
     a, b = pico("gpt2"), pico("llama")
     early = as_model(compose(a, b, 3, 2, affine(a, b, 3)))
-    with pytest.raises(UsageError, match=r"layer must be in 3\.\.7 for composite \(.* last seam, which is at 3\); got 2"):
+    with pytest.raises(
+        UsageError, match=r"layer must be in 3\.\.7 for composite \(.* last seam, which is at 3\); got 2"
+    ):
         compose(early, a, 2, 2, affine(a, a, 2))
     with pytest.raises(UsageError, match="a composite can only come first"):
         compose(a, early, 2, 4, affine(a, b, 2))
