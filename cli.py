@@ -135,7 +135,8 @@ def run(
         report, folder = stitch(settings, out, overwrite=overwrite, resume=resume, progress=progress)
         return report, folder, _pushed(folder, push)
 
-    _print_stitch(*_guarded(work, quiet=quiet, debug=debug), as_json)
+    report, folder, url = _guarded(work, quiet=quiet, debug=debug)
+    _print_stitch(report, folder, url, as_json)
 
 
 @app.command()
@@ -186,7 +187,8 @@ def chain(
         )  # fmt: skip
         return report, folder, _pushed(folder, push)
 
-    _print_stitch(*_guarded(work, quiet=quiet, debug=debug), as_json)
+    report, folder, url = _guarded(work, quiet=quiet, debug=debug)
+    _print_stitch(report, folder, url, as_json)
 
 
 def _pushed(folder: Path, repo: str | None) -> str | None:

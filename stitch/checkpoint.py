@@ -127,7 +127,7 @@ def _common_dtype(tensors: Mapping[str, Stored | Held]) -> torch.dtype:
 
 
 def _stays_float32(name: str) -> bool:
-    return any(re.search(pattern, name) for pattern in StitchForCausalLM._keep_in_fp32_modules_strict)
+    return any(re.search(pattern, name) for pattern in StitchForCausalLM._keep_in_fp32_modules_strict or ())
 
 
 def _config_json(config: StitchConfig) -> str:

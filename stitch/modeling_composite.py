@@ -326,11 +326,10 @@ class CacheView(Cache):
         return self.whole.update(key_states, value_states, self.indices[layer_idx], *args, **kwargs)
 
 
-class StitchModel(PreTrainedModel):
-    """A composite without final norm and head: its last hidden state is the residual stream of B where B's half ends.
+class Stitched(PreTrainedModel):
+    """What composites have in common: A's half, the translation, B's half.
 
-    It is the early half of a composite of more than two parts. Its cache has a layer per block and then one per seam whose
-    translation looks back, in the order of the seams.
+    Their cache has a layer per block and then one per seam whose translation looks back, in the order of the seams.
     """
 
     config_class = StitchConfig
@@ -365,26 +364,6 @@ class StitchModel(PreTrainedModel):
 
     def set_input_embeddings(self, value):
         self.a.set_input_embeddings(value)
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
-    ):
-        """`hidden_states` are those that the blocks read, by site: at a seam what the translation gives, not what it reads."""
-        early, for_late = self._up_to_late(
-            input_ids, attention_mask, past_key_values, output_hidden_states=output_hidden_states, **kwargs
-        )
-        late = self.b.base_model(**for_late)
-        return BaseModelOutputWithPast(
-            last_hidden_state=late.last_hidden_state,
-            past_key_values=past_key_values,
-            hidden_states=(*early.hidden_states[:-1], *late.hidden_states) if output_hidden_states else None,
-            attentions=(*early.attentions, *late.attentions) if kwargs.get("output_attentions") else None,
-        )
 
     def _up_to_late(
         self,
@@ -444,7 +423,31 @@ class StitchModel(PreTrainedModel):
         return {**streams, **longer}, all_ids[:, 0, :, 0].long()
 
 
-class StitchForCausalLM(StitchModel, GenerationMixin):
+class StitchModel(Stitched):
+    """A composite as the early half of another: its last hidden state is the residual stream where it is cut, not normalised."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ):
+        """`hidden_states` are those that the blocks read, by site: at a seam what the translation gives, not what it reads."""
+        early, for_late = self._up_to_late(
+            input_ids, attention_mask, past_key_values, output_hidden_states=output_hidden_states, **kwargs
+        )
+        late = self.b.base_model(**for_late)
+        return BaseModelOutputWithPast(
+            last_hidden_state=late.last_hidden_state,
+            past_key_values=past_key_values,
+            hidden_states=(*early.hidden_states[:-1], *late.hidden_states) if output_hidden_states else None,
+            attentions=(*early.attentions, *late.attentions) if kwargs.get("output_attentions") else None,
+        )
+
+
+class StitchForCausalLM(Stitched, GenerationMixin):
     """A composite that ends in B's final norm and head."""
 
     def get_output_embeddings(self):
