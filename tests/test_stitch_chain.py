@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
-from stitch.chaining import chain
+from stitch.chaining import chain, complete_all
+from stitch.config import Settings
 from stitch.describe import describe
 from stitch.errors import UsageError
 from stitch.evaluate import evaluate, whole_model
@@ -272,6 +273,17 @@ def test_what_the_models_cannot_do_is_refused_before_any_work(donors, tmp_path):
     changed.add_tokens(["<new>"])
     changed.save_pretrained(other)
     assert "1 of 129 ids differ" in refusal(*parts[:2], Part(str(other), 3))
+
+
+def test_every_seam_sees_the_windows_that_all_models_take():
+    models = [tiny.model("gpt2", n_positions=96), tiny.model("qwen3"), tiny.model("llama", max_position_embeddings=64)]
+    parts = [Part("a", 0, 2), Part("b", 2, 4), Part("c", 3)]
+    seams = [
+        Settings(model_a="a", model_b="b", layer=2, layer_b=2),
+        Settings(model_a="b", model_b="c", layer=4, layer_b=3),
+    ]
+    assert [found.context for found in complete_all(parts, seams, models)] == [64, 64]
+    assert [found.context for found in complete_all(parts[:2], seams[:1], models[:2])] == [96]
 
 
 def test_a_chain_may_begin_with_a_composite_and_hold_none_later(run, donors, tmp_path):
