@@ -486,7 +486,12 @@ def assemble(
         },
         "ridge": {
             **{
-                name: {"lambda": f.strength, "unexplained": f.unexplained, "shares": fitted.shares[name]}
+                name: {
+                    "lambda": f.strength,
+                    "lambda_of_lift": f.strength_apart,
+                    "unexplained": f.unexplained,
+                    "shares": fitted.shares[name],
+                }
                 for name, f in fitted.ridges.items()
             },
             **described(bridges),

@@ -100,7 +100,9 @@ def translate(
     parts: dict[str, dict[str, float]] = {}
     closed: _ClosedForms | None = None
     for group, moments, moments_held in _in_groups(fit, held_out, inputs, rows, seed, chunk, memory, progress):
-        ridges |= {name: ridge(moments, moments_held, rows[name]) for name in group}
+        for name in group:
+            lift = next((found for found in rows[name] if isinstance(inputs[found], Lift)), None)
+            ridges[name] = ridge(moments, moments_held, rows[name], apart=lift)
         if closed is None:  # the first group has what these need
             ridges["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
             group = [*group, "null:shuffled-tokens"]
