@@ -17,6 +17,7 @@ from stitch.compare import load_any
 from stitch.composite import compose, late_half, late_logits, translation_module
 from stitch.costs import Costs
 from stitch.errors import UsageError
+from stitch.layers import choose_layer
 from stitch.modeling_composite import StitchForCausalLM, ngram_keys
 from stitch.models import Model, anatomy_of, block_flops, block_parameters, load
 from stitch.rows import Stage
@@ -249,6 +250,19 @@ def test_the_cost_of_a_composite_is_that_of_its_parts_and_translations():
     assert block_parameters(early.config, 1) == block_parameters(a.config, 1)
     assert block_parameters(early.config, 6) == block_parameters(b.config, 5)
     assert (early.depth, early.width, len(early.blocks), early.longest) == (7, b.width, 7, 128)
+
+
+def test_the_best_layer_to_go_on_at_is_found_for_a_composite_too(tmp_path):
+    """Even where its last model's embedding has more rows than its first one's."""
+    a, b, c = pico("gpt2"), tiny.model("llama", vocab_size=140), pico("qwen2")
+    early = as_model(compose(a, b, 3, 2, affine(a, b, 3)))
+    ids = tiny.ids(40, 16, seed=3)
+    windows = {
+        split: Windows(part.int(), torch.zeros_like(part).int()) for split, part in (("fit", ids), ("sweep", ids[:4]))
+    }
+    choice = choose_layer(early, c, 5, windows, tmp_path / "layer", memory=2**28)
+    assert {layer["b"]: layer["ce"] is not None for layer in choice["layers"]}[choice["b"]]
+    assert choice["layers"][0]["flops"] == pytest.approx(Costs(early, c, 16).flops(5, 1, b.width * c.width))
 
 
 def test_a_composite_is_cut_after_its_seam_and_comes_first():
