@@ -41,7 +41,8 @@ def donors(tmp_path_factory) -> dict[str, Path]:
 
 
 def parts_of(donors: dict[str, Path]) -> list[Part]:
-    return [Part(str(donors["gpt2"]), 0, 2), Part(str(donors["qwen3"]), 2, 4), Part(str(donors["llama"]), 3)]
+    """Blocks of the second model have other numbers in the composite than in their donor."""
+    return [Part(str(donors["gpt2"]), 0, 2), Part(str(donors["qwen3"]), 3, 5), Part(str(donors["llama"]), 3)]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_a_chain_is_what_ordinary_stitches_made_one_by_one_give(run, donors, tmp
     """The second seam, too, is that of a stitch whose first model is the composite: fitted on what that computes."""
     report, folder = run
     shared = dict(sae_passes=0.5, reference_steps=0)
-    first = settings(donors["gpt2"], donors["qwen3"], donors["text"], layer=2, layer_b=2, **shared)
+    first = settings(donors["gpt2"], donors["qwen3"], donors["text"], layer=2, layer_b=3, **shared)
     first_report, place = stitch(first, tmp_path / "first")
     second = settings(place, donors["llama"], donors["text"], layer=4, layer_b=3, **shared)
     second_report, other = stitch(second, tmp_path / "second")
@@ -77,7 +78,7 @@ def test_a_chain_is_what_ordinary_stitches_made_one_by_one_give(run, donors, tmp
         "width": 40,
     }.items() <= facts.items()
     # On the donor's own stream at that place the same fit is another.
-    donors_own = settings(donors["qwen3"], donors["llama"], donors["text"], layer=4, layer_b=3, **shared)
+    donors_own = settings(donors["qwen3"], donors["llama"], donors["text"], layer=5, layer_b=3, **shared)
     donors_report, _ = stitch(donors_own, tmp_path / "donors-own")
     assert donors_report["ridge"]["translation:affine"] != report["ridge"]["translation:affine"]
 
@@ -94,8 +95,8 @@ def test_the_report_lists_every_model_every_seam_and_every_composite(run, donors
     }
     seams = report["chain"]["seams"]
     assert [(seam["from"]["site"], seam["to"]["site"], seam["site"]) for seam in seams] == [
-        (2, 2, {"a": 2, "b": 2}),
-        (4, 3, {"a": 4, "b": 3}),
+        (2, 3, {"a": 2, "b": 3}),
+        (5, 3, {"a": 4, "b": 3}),
     ]
     assert [seam["composite"]["ce"] for seam in seams] == [
         row(first, "composite")["ce"],
@@ -112,10 +113,10 @@ def test_the_report_lists_every_model_every_seam_and_every_composite(run, donors
     assert shown["a (after seam 1)"] == f"{seams[0]['composite']['ce']:.3f}"
     card = (folder / "README.md").read_text()
     assert card.encode() == model_card({**report, "seconds": {}})
-    for text in (*footnotes(report), *shown, "blocks 2 to 3 of", "null:no-source"):
+    for text in (*footnotes(report), *shown, "blocks 3 to 4 of", "null:no-source"):
         assert text in card, text
     assert footnotes(report)[0].startswith(
-        f"Seam 1: {names[0]} at block 2 to {names[1]} at block 2, {first['chosen']}; "
+        f"Seam 1: {names[0]} at block 2 to {names[1]} at block 3, {first['chosen']}; "
     )
 
 
