@@ -284,7 +284,7 @@ def test_every_seam_sees_the_windows_that_all_models_take():
         Settings(model_a="b", model_b="c", layer=4, layer_b=3),
     ]
     assert [found.context for found in complete_all(parts, seams, models)] == [64, 64]
-    assert [found.context for found in complete_all(parts[:2], seams[:1], models[:2])] == [96]
+    assert [found.context for found in complete_all([parts[0], Part("b", 2)], seams[:1], models[:2])] == [96]
 
 
 def test_a_chain_may_begin_with_a_composite_and_hold_none_later(run, donors, tmp_path):
