@@ -53,6 +53,7 @@ Passes = Annotated[float, typer.Option(help="Passes over the tokens when trainin
 Matching = Annotated[str, typer.Option(help="hungarian, ot (balanced transport) or unbalanced (transport).")]
 Translation = Annotated[str, typer.Option(help="Write this one; auto takes the best on the sweep split.")]
 Ngrams = Annotated[int, typer.Option(help="Rows of the n-gram tables of the best translations; 0: none.")]
+Routes = Annotated[int | None, typer.Option(help="Classes of tokens that have a matrix of their own; 0: none.")]
 ReferenceSteps = Annotated[
     int, typer.Option(help="Gradient steps of the trained reference that the table compares with; 0: none.")
 ]
@@ -94,6 +95,7 @@ def run(
     matching: Matching = "hungarian",
     translation: Translation = "auto",
     ngrams: Ngrams = 32_768,
+    routes: Routes = None,
     reference_steps: ReferenceSteps = 100,
     native: Annotated[
         bool,
@@ -128,7 +130,7 @@ def run(
         settings = Settings(
             model_a=model_a, model_b=model_b, layer=layer, layer_b=_layer(layer_b), text=text, tokens=tokens, held_out=held_out,
             context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
-            matching=matching, translation=translation, ngrams=ngrams, reference_steps=reference_steps,
+            matching=matching, translation=translation, ngrams=ngrams, routes=routes, reference_steps=reference_steps,
             seed=seed, memory=_bytes(memory),
             device=device, dtype=dtype, trust_remote_code=trust_remote_code, native=native,
         )  # fmt: skip
@@ -155,6 +157,7 @@ def chain(
     matching: Matching = "hungarian",
     translation: Translation = "auto",
     ngrams: Ngrams = 32_768,
+    routes: Routes = None,
     reference_steps: ReferenceSteps = 0,
     seed: Seed = 0,
     memory: Memory = "4G",
@@ -182,7 +185,7 @@ def chain(
         report, folder = chain(
             read_parts(file), out, text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
             architecture=architecture, sae_passes=sae_passes, matching=matching, translation=translation, ngrams=ngrams,
-            reference_steps=reference_steps, seed=seed, memory=_bytes(memory), device=device, dtype=dtype,
+            routes=routes, reference_steps=reference_steps, seed=seed, memory=_bytes(memory), device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume, progress=progress,
         )  # fmt: skip
         return report, folder, _pushed(folder, push)

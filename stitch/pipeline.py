@@ -37,6 +37,7 @@ from stitch.text import Split, read, select
 from stitch.tokens import Windows, pack, require_same_ids
 from stitch.translate import Fitted, translate
 from stitch.translation.available import available, earlier_sites
+from stitch.translation.inputs import Stream
 from stitch.translation.types import Translation
 from stitch.workspace import check_output, finished, workspace
 
@@ -356,10 +357,16 @@ def translate_pair(
 ) -> Fitted:
     """Every translation and null of the pair, fitted on the fit split, λ chosen on the sweep split."""
     fit = paired["fit"]
+    # Before its last seam a composite's stream may be of another width, and routes deal their matrices out evenly among streams.
+    inputs = {
+        name: found
+        for name, found in available(a, b, fit, saes, settings.seed).items()
+        if not isinstance(found, Stream) or a.width_at(found.site) == fit.width_a
+    }
     return translate(
-        fit, paired["sweep"], inputs=available(a, b, fit, saes, settings.seed), a=saes.a, b=saes.b, matching=matching,
+        fit, paired["sweep"], inputs=inputs, a=saes.a, b=saes.b, matching=matching,
         first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.config.vocab_size, ngrams=settings.ngrams,
-        seed=settings.seed, chunk=chunk_tokens(settings, saes), memory=settings.memory, progress=progress,
+        routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes), memory=settings.memory, progress=progress,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from stitch.translation.moments import Moments
 from stitch.translation.normal import NormalEquations
 
 STRENGTHS = torch.logspace(-8, 1, 19, dtype=torch.float64)  # λ relative to the mean variance of an input column
+TOWARDS_PRIOR = torch.logspace(-8, 5, 27, dtype=torch.float64)  # where few tokens may have nothing to say against it
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def ridge(
     5.6 s against 6.9 s), in the memory of one matrix.
     Source: Hoerl & Kennard 1970, Technometrics 12.
     """
+    choices = STRENGTHS if prior is None else TOWARDS_PRIOR
     scales = {name: _scale(fit, name) for name in inputs}
     equations = NormalEquations(fit, inputs, scales)
     widths = {name: len(fit.sums[name]) for name in inputs}
@@ -58,7 +60,7 @@ def ridge(
 
     def attempt(index: int, index_apart: int) -> _Attempt:
         indices = {name: index_apart if name == apart else index for name in inputs}
-        strengths = torch.cat([STRENGTHS[indices[name]].expand(width) for name, width in widths.items()])
+        strengths = torch.cat([choices[indices[name]].expand(width) for name, width in widths.items()])
         change = equations.solve(cross, strengths)
         if change is None:
             return _Attempt(torch.inf, index, index_apart, {})
@@ -66,26 +68,26 @@ def ridge(
         weights = {name: part / scales[name] + start.get(name, 0.0) for name, part in parts}
         return _Attempt(held_out_error(weights, fit, held_out, target), index, index_apart, weights)
 
-    best = min((attempt(index, index) for index in range(0, len(STRENGTHS), 2)), key=_Attempt.order)
-    beside = [index for index in (best.index - 1, best.index + 1) if 0 <= index < len(STRENGTHS)]
+    best = min((attempt(index, index) for index in range(0, len(choices), 2)), key=_Attempt.order)
+    beside = [index for index in (best.index - 1, best.index + 1) if 0 <= index < len(choices)]
     best = min((best, *(attempt(index, index) for index in beside)), key=_Attempt.order)
     has_its_own = apart in inputs and len(inputs) > 1
     if has_its_own:
         for step in (2, -2):
-            while 0 <= best.index_apart + step < len(STRENGTHS):
+            while 0 <= best.index_apart + step < len(choices):
                 further = attempt(best.index, best.index_apart + step)
                 if further.error >= best.error:
                     break
                 best = further
     bias = fit.mean(target) - sum(fit.mean(name) @ weight for name, weight in best.weights.items())
-    strength_apart = float(STRENGTHS[best.index_apart]) if has_its_own else None
-    return Ridge(best.weights, bias, float(STRENGTHS[best.index]), best.error / spread, strength_apart)
+    strength_apart = float(choices[best.index_apart]) if has_its_own else None
+    return Ridge(best.weights, bias, float(choices[best.index]), best.error / spread, strength_apart)
 
 
 @dataclass(frozen=True)
 class _Attempt:
     error: float
-    index: int  # into STRENGTHS
+    index: int  # of λ
     index_apart: int
     weights: dict[str, Tensor]
 
