@@ -40,6 +40,27 @@ Memory = Annotated[str, typer.Option(help="Budget for statistics and buffers, su
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run modeling code that a checkpoint brings along.")
 ]
+Tokens = Annotated[int, typer.Option(help="Tokens to fit on.")]
+HeldOut = Annotated[
+    int | None,
+    typer.Option(help="Tokens to choose on, and as many to report on. Default: a tenth of --tokens, at most 65,536."),
+]
+Context = Annotated[int | None, typer.Option(help="Window length. Default: what the models take, at most 1024.")]
+Features = Annotated[int | None, typer.Option(help="Features per SAE. Default: 8 times the width.")]
+ActiveFeatures = Annotated[int, typer.Option("--k", help="Active features per token.")]
+Architecture = Annotated[str, typer.Option(help="batchtopk, topk, jumprelu, standard or matryoshka.")]
+Passes = Annotated[float, typer.Option(help="Passes over the tokens when training SAEs.")]
+Matching = Annotated[str, typer.Option(help="hungarian, ot (balanced transport) or unbalanced (transport).")]
+Translation = Annotated[str, typer.Option(help="Write this one; auto takes the best on the sweep split.")]
+Ngrams = Annotated[int, typer.Option(help="Rows of the n-gram tables of the best translations; 0: none.")]
+Routes = Annotated[int | None, typer.Option(help="Classes of tokens that have a matrix of their own; 0: none.")]
+ReferenceSteps = Annotated[
+    int, typer.Option(help="Gradient steps of the trained reference that the table compares with; 0: none.")
+]
+Seed = Annotated[int, typer.Option(help="Same inputs and seed: the same bytes.")]
+Push = Annotated[str | None, typer.Option(metavar="USER/REPO", help="Upload the composite to the Hub.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, alone on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
@@ -62,36 +83,20 @@ def run(
         ),
     ] = None,
     text: Text = "docs",
-    tokens: Annotated[
-        int,
-        typer.Option(help="Tokens to fit on."),
-    ] = 1_000_000,
-    held_out: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens to choose on, and as many to report on. Default: a tenth of --tokens, at most 65,536."
-        ),
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Window length. Default: what both models take, at most 1024.")
-    ] = None,
-    features: Annotated[int | None, typer.Option(help="Features per SAE. Default: 8 times the width.")] = None,
-    k: Annotated[int, typer.Option("--k", help="Active features per token.")] = 32,
-    architecture: Annotated[str, typer.Option(help="batchtopk, topk, jumprelu, standard or matryoshka.")] = "batchtopk",
+    tokens: Tokens = 1_000_000,
+    held_out: HeldOut = None,
+    context: Context = None,
+    features: Features = None,
+    k: ActiveFeatures = 32,
+    architecture: Architecture = "batchtopk",
     sae_a: Annotated[str | None, typer.Option(help="Use this SAE for A: a SAELens folder or release:id.")] = None,
     sae_b: Annotated[str | None, typer.Option(help="Use this SAE for B.")] = None,
-    sae_passes: Annotated[float, typer.Option(help="Passes over the tokens when training SAEs.")] = 2.0,
-    matching: Annotated[
-        str, typer.Option(help="hungarian, ot (balanced transport) or unbalanced (transport).")
-    ] = "hungarian",
-    translation: Annotated[str, typer.Option(help="Write this one; auto takes the best on the sweep split.")] = "auto",
-    ngrams: Annotated[int, typer.Option(help="Rows of the n-gram tables of the best translations; 0: none.")] = 32_768,
-    routes: Annotated[
-        int | None, typer.Option(help="Classes of tokens that have a matrix of their own; 0: none.")
-    ] = None,
-    reference_steps: Annotated[
-        int, typer.Option(help="Gradient steps of the trained reference that the table compares with; 0: none.")
-    ] = 100,
+    sae_passes: Passes = 2.0,
+    matching: Matching = "hungarian",
+    translation: Translation = "auto",
+    ngrams: Ngrams = 32_768,
+    routes: Routes = None,
+    reference_steps: ReferenceSteps = 100,
     native: Annotated[
         bool,
         typer.Option(
@@ -100,16 +105,14 @@ def run(
             "write a stock checkpoint.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Same inputs and seed: the same bytes.")] = 0,
+    seed: Seed = 0,
     memory: Memory = "4G",
     device: Device = "auto",
     dtype: Dtype = "fp32",
     out: Annotated[Path | None, typer.Option(help="Folder for the composite. Default: A-N-B-M.")] = None,
-    push: Annotated[str | None, typer.Option(metavar="USER/REPO", help="Upload the composite to the Hub.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")
-    ] = False,
+    push: Push = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -132,14 +135,75 @@ def run(
             device=device, dtype=dtype, trust_remote_code=trust_remote_code, native=native,
         )  # fmt: skip
         report, folder = stitch(settings, out, overwrite=overwrite, resume=resume, progress=progress)
-        url = None
-        if push:
-            from stitch.hub import push as upload
-
-            url = upload(folder, push)
-        return report, folder, url
+        return report, folder, _pushed(folder, push)
 
     report, folder, url = _guarded(work, quiet=quiet, debug=debug)
+    _print_stitch(report, folder, url, as_json)
+
+
+@app.command()
+def chain(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="YAML: a list `parts` of {model: demo:llama, from: 4, to: 6}.")
+    ],
+    text: Text = "docs",
+    tokens: Tokens = 1_000_000,
+    held_out: HeldOut = None,
+    context: Context = None,
+    features: Features = None,
+    k: ActiveFeatures = 32,
+    architecture: Architecture = "batchtopk",
+    sae_passes: Passes = 2.0,
+    matching: Matching = "hungarian",
+    translation: Translation = "auto",
+    ngrams: Ngrams = 32_768,
+    routes: Routes = None,
+    reference_steps: ReferenceSteps = 0,
+    seed: Seed = 0,
+    memory: Memory = "4G",
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    out: Annotated[Path | None, typer.Option(help="Folder for the composite. Default: A-B-C.")] = None,
+    push: Push = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Join parts of any number of models, one after another, as a file names them.
+
+    The first part needs `to`, the last `from`, those between both: blocks `from` to `to` - 1 run. Every translation is fitted on
+    what the composite before it computes. Options are those of the main job, for every seam the same.
+    """
+
+    def work(progress):
+        from stitch.chaining import chain
+        from stitch.parts import read_parts
+
+        report, folder = chain(
+            read_parts(file), out, text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
+            architecture=architecture, sae_passes=sae_passes, matching=matching, translation=translation, ngrams=ngrams,
+            routes=routes, reference_steps=reference_steps, seed=seed, memory=_bytes(memory), device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume, progress=progress,
+        )  # fmt: skip
+        return report, folder, _pushed(folder, push)
+
+    report, folder, url = _guarded(work, quiet=quiet, debug=debug)
+    _print_stitch(report, folder, url, as_json)
+
+
+def _pushed(folder: Path, repo: str | None) -> str | None:
+    """The composite's address on the Hub, if it is to be there."""
+    if not repo:
+        return None
+    from stitch.hub import push as upload
+
+    return upload(folder, repo)
+
+
+def _print_stitch(report: dict, folder: Path, url: str | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report, indent=2))
         return

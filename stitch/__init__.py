@@ -19,6 +19,8 @@ _HOMES = {
     "pair": "stitch.activations",
     "compose": "stitch.composite",
     "sweep": "stitch.layer_sweep",
+    "chain": "stitch.chaining",
+    "Part": "stitch.parts",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

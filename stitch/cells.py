@@ -144,7 +144,9 @@ def score_cells(
     Raises UsageError when not even one cell fits into `memory`.
     """
     tables = {
-        f"embedding.{side}": model.embedding(torch.arange(model.config.vocab_size, device=model.device)).float().cpu()
+        f"embedding.{side}": model.embedding(torch.arange(model.embedding.num_embeddings, device=model.device))
+        .float()
+        .cpu()
         for side, model in models.items()
     }
     widths = {f"{side}.{site}": models[side].width for side in models for site in range(models[side].depth + 1)}

@@ -7,6 +7,7 @@ import copy
 import functools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +15,10 @@ from pathlib import Path
 import torch
 
 from stitch import modeling_composite
-from stitch.composite import donor_path, translation_tensors
+from stitch.composite import blocks_path, donor_path, set_dtype, translation_tensors
 from stitch.errors import StitchError, UsageError
 from stitch.modeling_composite import StitchConfig, StitchForCausalLM
-from stitch.models import Anatomy, anatomy_of
+from stitch.models import Anatomy, anatomy_of, dotted
 from stitch.shards import Held, Stored, stored_tensors, write_shards
 from stitch.translation.types import Translation
 
@@ -60,8 +61,7 @@ def write_checkpoint(
     for name, tensor in translation_tensors(translation, model_dtype).items():
         tensors[f"translation.{name}"] = Held(tensor)
     config = copy.deepcopy(config)
-    for part in (config, config.a_config, config.b_config):
-        part.dtype = model_dtype
+    set_dtype(config, model_dtype)
 
     def fill(folder: Path) -> None:
         write_shards(folder, tensors, max_shard_bytes)
@@ -87,10 +87,10 @@ def donor_tensors(config: StitchConfig, a: Path, b: Path, dtype: torch.dtype | N
     for name, slot in wanted.items():
         half, _, path = name.partition(".")
         if half == "a":
-            donor = f"{a_anatomy.body}.{path}"
+            donor = dotted(a_anatomy.body, path)
             stored = _find(donor, a_anatomy, a_stored, a)
         elif half == "b":
-            donor = donor_path(path, f"{b_anatomy.body}.{b_anatomy.blocks}", config.site_b)
+            donor = donor_path(path, blocks_path(b_anatomy), config.site_b)
             stored = _find(donor, b_anatomy, b_stored, b)
         else:
             continue
@@ -99,7 +99,8 @@ def donor_tensors(config: StitchConfig, a: Path, b: Path, dtype: torch.dtype | N
                 f"{donor} must have shape {tuple(slot.shape)} by config.json; in {stored.path} it has {stored.shape}: "
                 "the folder mixes two models, download it again."
             )
-        cast = dtype if dtype is not None and stored.stored_dtype.is_floating_point else None
+        is_weight = stored.stored_dtype.is_floating_point and not _stays_float32(name)
+        cast = dtype if dtype is not None and is_weight else None
         tensors[name] = Stored(stored.path, stored.start, stored.stop, stored.stored_dtype, stored.shape, cast)
     return tensors
 
@@ -108,7 +109,7 @@ def _find(name: str, anatomy: Anatomy, stored: dict[str, Stored], folder: Path) 
     """The stored tensor that a model of this anatomy calls `name`: so named, as the family's files name it, or tied."""
     names = [name]
     if name == f"{anatomy.head}.weight":
-        names.append(f"{anatomy.body}.{anatomy.embedding}.weight")
+        names.append(dotted(anatomy.body, f"{anatomy.embedding}.weight"))
     for candidate in list(names):
         names += [file + candidate.removeprefix(own) for own, file in anatomy.stored_as if candidate.startswith(own)]
     # The head's own tensor under either name comes before the embedding it may be tied to.
@@ -120,9 +121,13 @@ def _find(name: str, anatomy: Anatomy, stored: dict[str, Stored], folder: Path) 
 
 
 def _common_dtype(tensors: Mapping[str, Stored | Held]) -> torch.dtype:
-    """The narrowest type that holds every donor weight exactly."""
-    dtypes = [tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point]
-    return functools.reduce(torch.promote_types, dtypes)
+    """The narrowest type that holds every donor weight exactly; translations within a composite are float32 in any model."""
+    weights = [tensor.dtype for name, tensor in tensors.items() if not _stays_float32(name)]
+    return functools.reduce(torch.promote_types, [dtype for dtype in weights if dtype.is_floating_point])
+
+
+def _stays_float32(name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in StitchForCausalLM._keep_in_fp32_modules_strict or ())
 
 
 def _config_json(config: StitchConfig) -> str:

@@ -10,6 +10,7 @@ from stitch.activations import Progress
 from stitch.config import torch_device, torch_dtype
 from stitch.errors import StitchError, UsageError
 from stitch.evaluate import evaluate, whole_model
+from stitch.models import parts_of, register_composites
 from stitch.pipeline import CHARACTERS_PER_TOKEN, LONGEST_CONTEXT
 from stitch.sources import Source, resolve
 from stitch.text import read, select
@@ -80,12 +81,9 @@ def evaluate_models(
 
 def load_any(source: Source, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> AnyModel:
     """The model in `source.folder`. Composites need no remote code here: the class that wrote them is at hand."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stitch.modeling_composite import StitchConfig, StitchForCausalLM
-
-    AutoConfig.register(StitchConfig.model_type, StitchConfig, exist_ok=True)
-    AutoModelForCausalLM.register(StitchConfig, StitchForCausalLM, exist_ok=True)
+    register_composites()
     try:
         net: Any = AutoModelForCausalLM.from_pretrained(
             source.folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True, use_safetensors=True
@@ -97,6 +95,5 @@ def load_any(source: Source, dtype: torch.dtype, device: torch.device, trust_rem
             f"{source.name} must load as a causal language model; got {type(error).__name__}: {reason}"
         ) from error
     config = net.config
-    parts = [config, *(getattr(config, name) for name in ("a_config", "b_config") if hasattr(config, name))]
-    limits = [part.max_position_embeddings for part in parts if getattr(part, "max_position_embeddings", None)]
+    limits = [limit for part in parts_of(config) if (limit := getattr(part, "max_position_embeddings", None))]
     return AnyModel(net.to(device).eval(), tokenizer, config.vocab_size, min(limits, default=None))

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from stitch.errors import UsageError
 from stitch.modeling_composite import StitchConfig, StitchForCausalLM, TranslationModule, build_late
-from stitch.models import Anatomy, Model, anatomy_of, truncated
+from stitch.models import Anatomy, Model, anatomy_of, blocks_before_last_part, dotted, parts_of, truncated
 from stitch.translation.types import Codes, Ngram, Position, Residual, Routed, Term, Token, Translation
 
 
@@ -19,17 +19,17 @@ def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translati
 
     The composite's parameters share memory with the donors': training it in place would train them too; moving it
     elsewhere or changing its dtype leaves them alone. Both donors must be on one device.
-    Raises UsageError for sites out of range and for a translation of another width.
+    A may be a composite: its parts, cut at `site_a`, come first. Raises UsageError for sites out of range, a translation of
+    another width, and a composite as B.
     """
     a.check_site(site_a)
     b.check_site(site_b)
     config = stitch_config(a.config, b.config, site_a, site_b, translation, b.bos)
-    for part in (config, config.a_config, config.b_config):
-        part.dtype = b.dtype
+    set_dtype(config, b.dtype)
     with torch.device("meta"):
         composite = StitchForCausalLM(config)
     share(composite.a, a.body, lambda path: path)
-    share(composite.b, b.net, lambda path: donor_path(path, _blocks_path(b.anatomy), site_b))
+    share(composite.b, b.net, lambda path: donor_path(path, blocks_path(b.anatomy), site_b))
     _fill(composite.translation, translation, b.dtype, b.device)
     composite.generation_config = copy.deepcopy(b.net.generation_config)
     composite.generation_config.cache_implementation = None  # some families ask for a static cache
@@ -39,7 +39,11 @@ def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translati
 def stitch_config(
     a: PreTrainedConfig, b: PreTrainedConfig, site_a: int, site_b: int, translation: Translation, bos: int | None
 ) -> StitchConfig:
-    """The composite's config from those of its donors, which stay as they are. Raises UsageError if widths differ."""
+    """The composite's config from those of its donors, which stay as they are.
+
+    Raises UsageError if widths differ, and for a composite as B.
+    """
+    check_target(b, "the second model")
     if len(translation.bias) != b.hidden_size:
         raise UsageError(
             f"the translation must end in B's width {b.hidden_size}; {translation.name} ends in "
@@ -47,12 +51,36 @@ def stitch_config(
         )
     early, late = truncated(a, 0, site_a), _late_config(b, site_b)
     early._name_or_path = ""
-    seam = {"a_identity": [anatomy_of(a).final_norm], **_late_seam(anatomy_of(b))}
+    seam = {"a_identity": early_seam(a), **_late_seam(anatomy_of(b))}
+    width = [*parts_of(a)][-1].hidden_size
     config = StitchConfig(
-        early, late, site_a, site_b, seam, translation_config(translation, bos, site_a, a.hidden_size, b.vocab_size)
+        early, late, site_a, site_b, seam, translation_config(translation, bos, site_a, width, b.vocab_size)
     )
     config.architectures = [StitchForCausalLM.__name__]
     return config
+
+
+def check_target(config: PreTrainedConfig, name: str) -> None:
+    """Raises UsageError where B is a composite: what comes after its seams has seen only what comes before them."""
+    if isinstance(config, StitchConfig):
+        raise UsageError(
+            f"a composite can only come first; {name} is one: put it first, or name its parts in a file for `stitch chain`."
+        )
+
+
+def set_dtype(config: StitchConfig, dtype: torch.dtype) -> None:
+    """Of the composite and of every model and composite in it."""
+    config.dtype = config.b_config.dtype = dtype
+    if isinstance(config.a_config, StitchConfig):
+        set_dtype(config.a_config, dtype)
+    else:
+        config.a_config.dtype = dtype
+
+
+def early_seam(a: PreTrainedConfig) -> list[str]:
+    """What A's half leaves out: its final norm, and its head where it has one, as a composite does."""
+    anatomy = anatomy_of(a)
+    return [anatomy.final_norm, *([anatomy.head] if isinstance(a, StitchConfig) else [])]
 
 
 def _late_config(b: PreTrainedConfig, site: int) -> PreTrainedConfig:
@@ -71,7 +99,10 @@ def _late_seam(b: Anatomy) -> dict[str, list[str]]:
 
 
 def translation_config(translation: Translation, bos: int | None, site_a: int, width: int, vocabulary: int) -> dict:
-    """What `TranslationModule` needs to hold `translation`, which reads A (of `width`, ids below `vocabulary`) up to `site_a`."""
+    """What `TranslationModule` needs to hold `translation`, which reads A (of `width`, ids below `vocabulary`) up to `site_a`.
+
+    Earlier sites of a composite may be of another width: that of the weights that read them.
+    """
     if translation.first is not None and bos is None:
         raise UsageError(
             "a first state needs a BOS token; the tokenizer of B has neither BOS nor EOS: give the translation none."
@@ -80,17 +111,18 @@ def translation_config(translation: Translation, bos: int | None, site_a: int, w
     for term in translation.terms:
         match term.input:
             case Residual(site, back):
-                entry: dict = {"kind": "residual", "site": site, "back": back, "width": width}
+                entry: dict = {"kind": "residual", "site": site, "back": back}
+                entry["width"] = width if term.weight is None else term.weight.shape[0]
                 entry["identity"] = term.weight is None
             case Routed(site, back, classes):
                 assert term.weight is not None
-                entry = {"kind": "routed", "site": site, "back": back, "width": width}
+                entry = {"kind": "routed", "site": site, "back": back, "width": term.weight.shape[1]}
                 entry |= {"classes": len(term.weight), "entries": len(classes)}
             case Codes(site, dictionary):
                 entry = {
                     "kind": "codes",
                     "site": site,
-                    "width": width,
+                    "width": dictionary.encoder.shape[0],
                     "features": dictionary.encoder.shape[1],
                     "activation": dictionary.activation,
                     "k": dictionary.k,
@@ -157,11 +189,19 @@ def _fill(module: TranslationModule, translation: Translation, dtype: torch.dtyp
 
 
 def late_half(b: Model, site: int) -> PreTrainedModel:
-    """Blocks site.. of B with its final norm and head, sharing B's tensors: the very module a composite ends in."""
+    """Blocks site.. of B with its final norm and head, sharing B's tensors: the very module a composite ends in.
+
+    The late half of a composite is that of its last part.
+    """
     b.check_site(site)
+    config, net, start = b.config, b.net, 0
+    if isinstance(config, StitchConfig):
+        site -= blocks_before_last_part(config)
+        config, net, start = config.b_config, net.get_submodule("b"), config.site_b
+    anatomy = anatomy_of(config)
     with torch.device("meta"):
-        late = build_late(_late_config(b.config, site), _late_seam(b.anatomy), site)
-    share(late, b.net, lambda path: donor_path(path, _blocks_path(b.anatomy), site))
+        late = build_late(_late_config(config, site), _late_seam(anatomy), start + site)
+    share(late, net, lambda path: donor_path(path, blocks_path(anatomy), site))
     return late.eval()
 
 
@@ -206,5 +246,5 @@ def donor_path(path: str, blocks: str, offset: int) -> str:
     return f"{blocks}.{int(index) + offset}" + (f".{rest}" if rest else "")
 
 
-def _blocks_path(anatomy: Anatomy) -> str:
-    return f"{anatomy.body}.{anatomy.blocks}"
+def blocks_path(anatomy: Anatomy) -> str:
+    return dotted(anatomy.body, anatomy.blocks)

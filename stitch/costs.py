@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from stitch.composite import late_half
+from stitch.composite import early_seam, late_half
 from stitch.modeling_composite import build_early
 from stitch.models import Model, block_flops, truncated
 
@@ -71,5 +71,5 @@ def whole_parameters(net: torch.nn.Module) -> int:
 def _early_parameters(source: Model, site: int) -> int:
     with torch.device("meta"):
         return whole_parameters(
-            build_early(truncated(source.config, 0, site), {"a_identity": [source.anatomy.final_norm]})
+            build_early(truncated(source.config, 0, site), {"a_identity": early_seam(source.config)})
         )

@@ -9,6 +9,7 @@ import torch
 
 from stitch.activations import Progress
 from stitch.cells import Cell, Found, Harvest, Row, Side, harvest_all, score_cells
+from stitch.composite import check_target
 from stitch.config import Settings
 from stitch.costs import Costs, whole_parameters
 from stitch.errors import UsageError
@@ -58,6 +59,7 @@ def sweep(
     )  # fmt: skip
     a, b, sources = load_pair(settings, progress)
     for model in (a, b):
+        check_target(model.config, model.name)  # both directions are tried
         if model.depth < 2:
             raise UsageError(f"a sweep needs models of at least 2 blocks; {model.name} has {model.depth}.")
     settings = complete(settings, a, b)

@@ -6,7 +6,8 @@ This file needs torch and transformers alone: it travels with every checkpoint, 
 
 Any pair of decoder families works: each half is the stock model of its family, built from a config cut down to its
 blocks, so masks, rotary embeddings, layer types and soft caps are the family's own. What a half must not do is taken
-out of it: A's final norm, B's embedding and B's learned positions.
+out of it: A's final norm, B's embedding and B's learned positions. A may be a composite itself, cut short in its last part:
+so a chain of any length is one of two halves, whose first half is a chain that is one part shorter.
 """
 
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 
 class StitchConfig(PreTrainedConfig):
     """`a_config` and `b_config` describe the halves alone: blocks 0..site_a−1 of A and blocks site_b.. of B.
 
+    Where A is a composite, `a_config` is a `StitchConfig` too, and sites of A count all its blocks.
     `seam` names what the halves leave out: {"a_identity": [...], "b_identity": [...], "b_zero": [...]}, dotted paths.
     `translation` is the config of `TranslationModule`.
     """
@@ -61,11 +63,17 @@ class StitchConfig(PreTrainedConfig):
 
 
 def _config(given: Any) -> Any:
-    return AutoConfig.for_model(**given) if isinstance(given, dict) else given
+    if not isinstance(given, dict):
+        return given
+    if given.get("model_type") == StitchConfig.model_type:  # AutoConfig does not know it where only this file is
+        return StitchConfig(**given)
+    return AutoConfig.for_model(**given)
 
 
 def sliding_windows(config: PreTrainedConfig) -> list[int | None]:
     """Per block the number of tokens its attention reaches back, itself included; None where it reaches all."""
+    if isinstance(config, StitchConfig):
+        return sliding_windows(config.a_config) + sliding_windows(config.b_config)
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     if types is None:
@@ -314,7 +322,7 @@ class NoPositions(nn.Module):
 
 def build_early(config: PreTrainedConfig, seam: dict) -> PreTrainedModel:
     """A's half: embedding and blocks; its last hidden state is the residual stream at site_a, not normalised."""
-    early = AutoModel.from_config(config)
+    early = StitchModel._from_config(config) if isinstance(config, StitchConfig) else AutoModel.from_config(config)
     for path in seam["a_identity"]:
         early.set_submodule(path, nn.Identity())
     return early
@@ -335,17 +343,22 @@ def build_late(config: PreTrainedConfig, seam: dict, site: int) -> PreTrainedMod
 
 
 class CacheView(Cache):
-    """`count` layers of another cache, from `start`, under the indices 0..count−1 of a half. Nothing is copied."""
+    """The layers `indices` of another cache, under the indices 0, 1, … of a half. Nothing is copied."""
 
-    def __init__(self, whole: Cache, start: int, count: int):
-        super().__init__(layers=whole.layers[start : start + count])
-        self.whole, self.start = whole, start
+    def __init__(self, whole: Cache, indices: list[int]):
+        super().__init__(layers=[whole.layers[index] for index in indices])
+        self.whole, self.indices = whole, indices
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        return self.whole.update(key_states, value_states, self.start + layer_idx, *args, **kwargs)
+        return self.whole.update(key_states, value_states, self.indices[layer_idx], *args, **kwargs)
 
 
-class StitchForCausalLM(PreTrainedModel, GenerationMixin):
+class Stitched(PreTrainedModel):
+    """What composites have in common: A's half, the translation, B's half.
+
+    Their cache has a layer per block and then one per seam whose translation looks back, in the order of the seams.
+    """
+
     config_class = StitchConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
@@ -368,11 +381,101 @@ class StitchForCausalLM(PreTrainedModel, GenerationMixin):
         self.b = build_late(config.b_config, config.seam, config.site_b)
         self.post_init()
 
+    @property
+    def histories(self) -> int:
+        """Cache layers beyond those of the blocks."""
+        return getattr(self.a, "histories", 0) + (self.translation.history > 0)
+
     def get_input_embeddings(self):
         return self.a.get_input_embeddings()
 
     def set_input_embeddings(self, value):
         self.a.set_input_embeddings(value)
+
+    def _up_to_late(
+        self,
+        input_ids: Tensor | None,
+        attention_mask,
+        cache: Cache | None,
+        *,
+        output_hidden_states,
+        position_ids,
+        **shared,
+    ) -> tuple[Any, dict]:
+        """What A's half gives, and what B's half is called with: the translated stream, its mask, its part of the cache."""
+        site, blocks = self.config.site_a, self.config.num_hidden_layers
+        early_blocks, earlier = self.config.a_config.num_hidden_layers, getattr(self.a, "histories", 0)
+        if cache is not None:
+            _grow(cache, blocks, self.histories)
+        early = self.a(
+            input_ids=input_ids,
+            output_hidden_states=output_hidden_states or self.translation.sites - {site} != set(),
+            position_ids=position_ids,
+            **_context(attention_mask, cache, [*range(early_blocks), *range(blocks, blocks + earlier)]),
+            **shared,
+        )
+        residuals = {site: early.last_hidden_state}
+        for other in self.translation.sites - {site}:
+            residuals[other] = early.hidden_states[other]
+        residuals, ids = self._with_history(residuals, input_ids, cache)
+        positions = _text_positions(attention_mask, position_ids)
+        translated = self.translation(residuals, ids, positions, position_ids).to(self.b.dtype)
+        return early, {
+            "inputs_embeds": translated,
+            "position_ids": position_ids,
+            "output_hidden_states": output_hidden_states,
+            **_context(attention_mask, cache, list(range(early_blocks, blocks))),
+            **{name: value for name, value in shared.items() if name != "inputs_embeds"},
+        }
+
+    def _with_history(
+        self, streams: dict[int, Tensor], ids: Tensor | None, cache: Cache | None
+    ) -> tuple[dict[int, Tensor], Tensor | None]:
+        """Streams and ids preceded by what the cache holds of them, as far as the translation looks back.
+
+        They live in one more layer of the cache, so whatever reorders, repeats or crops the cache does the same to them.
+        """
+        if cache is None or not self.translation.history:
+            return streams, ids
+        if ids is None:  # nothing reads them
+            ids = torch.zeros(streams[self.config.site_a].shape[:2], dtype=torch.long, device=self.device)
+        past = self.translation.past_sites
+        widths = [streams[site].shape[-1] for site in past]
+        # float32 holds every id below 2²⁴ exactly, and the stream as it was read.
+        empty = ids.new_zeros(*ids.shape, 0, dtype=torch.float32)
+        joined = torch.cat([empty, *(streams[site].float() for site in past)], -1)
+        own = cache.layers[self.config.num_hidden_layers + self.histories - 1]
+        all_ids, all_streams = own.update(ids.float()[:, None, :, None], joined[:, None])
+        longer = dict(zip(past, all_streams[:, 0].split(widths, -1), strict=True)) if past else {}
+        return {**streams, **longer}, all_ids[:, 0, :, 0].long()
+
+
+class StitchModel(Stitched):
+    """A composite as the early half of another: its last hidden state is the residual stream where it is cut, not normalised."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ):
+        """`hidden_states` are those that the blocks read, by site: at a seam what the translation gives, not what it reads."""
+        early, for_late = self._up_to_late(
+            input_ids, attention_mask, past_key_values, output_hidden_states=output_hidden_states, **kwargs
+        )
+        late = self.b.base_model(**for_late)
+        return BaseModelOutputWithPast(
+            last_hidden_state=late.last_hidden_state,
+            past_key_values=past_key_values,
+            hidden_states=(*early.hidden_states[:-1], *late.hidden_states) if output_hidden_states else None,
+            attentions=(*early.attentions, *late.attentions) if kwargs.get("output_attentions") else None,
+        )
+
+
+class StitchForCausalLM(Stitched, GenerationMixin):
+    """A composite that ends in B's final norm and head."""
 
     def get_output_embeddings(self):
         return self.b.get_output_embeddings()
@@ -401,7 +504,9 @@ class StitchForCausalLM(PreTrainedModel, GenerationMixin):
         """As in any causal model of transformers. `hidden_states` are those of A's half, then those of B's half."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given.")
-        if input_ids is None and self.translation.reads_tokens:
+        if input_ids is None and any(
+            module.reads_tokens for module in self.modules() if isinstance(module, TranslationModule)
+        ):
             raise ValueError("this translation looks token ids up; got inputs_embeds: pass input_ids instead.")
         _refuse_static(past_key_values)
         if use_cache is None:
@@ -413,29 +518,18 @@ class StitchForCausalLM(PreTrainedModel, GenerationMixin):
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(given.shape[1], device=given.device) + seen).unsqueeze(0)
 
-        shared = {**kwargs, "position_ids": position_ids, "use_cache": bool(use_cache), "return_dict": True}
-        early_blocks, late_blocks = self.config.a_config.num_hidden_layers, self.config.b_config.num_hidden_layers
-        early = self.a(
-            input_ids=input_ids,
+        early, for_late = self._up_to_late(
+            input_ids,
+            attention_mask,
+            past_key_values,
             inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states or self.translation.sites - {self.config.site_a} != set(),
-            **_context(attention_mask, past_key_values, 0, early_blocks),
-            **shared,
-        )
-        residuals = {self.config.site_a: early.last_hidden_state}
-        for site in self.translation.sites - {self.config.site_a}:
-            residuals[site] = early.hidden_states[site]
-        residuals, ids = self._with_history(residuals, input_ids, past_key_values)
-        positions = _text_positions(attention_mask, position_ids)
-        translated = self.translation(residuals, ids, positions, position_ids)
-        late = self.b(
-            inputs_embeds=translated.to(self.b.dtype),
+            position_ids=position_ids,
+            use_cache=bool(use_cache),
             output_hidden_states=output_hidden_states,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
-            **_context(attention_mask, past_key_values, early_blocks, late_blocks),
-            **shared,
+            return_dict=True,
+            **kwargs,
         )
+        late = self.b(labels=labels, logits_to_keep=logits_to_keep, **for_late)
         output = CausalLMOutputWithPast(
             loss=late.loss,
             logits=late.logits,
@@ -445,45 +539,21 @@ class StitchForCausalLM(PreTrainedModel, GenerationMixin):
         )
         return output.to_tuple() if return_dict is False else output
 
-    def _with_history(
-        self, streams: dict[int, Tensor], ids: Tensor | None, cache: Cache | None
-    ) -> tuple[dict[int, Tensor], Tensor | None]:
-        """Streams and ids preceded by what the cache holds of them, as far as the translation looks back.
 
-        They live in one more layer of the cache, so whatever reorders, repeats or crops the cache does the same to them.
-        """
-        if cache is None or not self.translation.history:
-            return streams, ids
-        if ids is None:  # nothing reads them
-            ids = torch.zeros(streams[self.config.site_a].shape[:2], dtype=torch.long, device=self.device)
-        blocks = self.config.num_hidden_layers
-        _grow(cache, blocks)
-        if len(cache.layers) == blocks:
-            cache.layers.append(DynamicLayer())
-        past = self.translation.past_sites
-        widths = [streams[site].shape[-1] for site in past]
-        # float32 holds every id below 2²⁴ exactly, and the stream as it was read.
-        empty = ids.new_zeros(*ids.shape, 0, dtype=torch.float32)
-        joined = torch.cat([empty, *(streams[site].float() for site in past)], -1)
-        all_ids, all_streams = cache.layers[blocks].update(ids.float()[:, None, :, None], joined[:, None])
-        longer = dict(zip(past, all_streams[:, 0].split(widths, -1), strict=True)) if past else {}
-        return {**streams, **longer}, all_ids[:, 0, :, 0].long()
-
-
-def _context(attention_mask, cache: Cache | None, start: int, count: int) -> dict:
+def _context(attention_mask, cache: Cache | None, indices: list[int]) -> dict:
     """Mask and cache of a half. A half without blocks attends to nothing: it gets neither."""
-    if count == 0:
+    if not indices:
         return {"attention_mask": None, "past_key_values": None}
-    if cache is None:
-        return {"attention_mask": attention_mask, "past_key_values": None}
-    _grow(cache, start + count)
-    return {"attention_mask": attention_mask, "past_key_values": CacheView(cache, start, count)}
+    view = None if cache is None else CacheView(cache, indices)
+    return {"attention_mask": attention_mask, "past_key_values": view}
 
 
-def _grow(cache: Cache, layers: int) -> None:
-    """Some caches get their layers as they are used; views need them before."""
-    while cache.layer_class_to_replicate is not None and len(cache.layers) < layers:
+def _grow(cache: Cache, blocks: int, histories: int) -> None:
+    """Some caches get their layers as they are used; views need them before. None has layers for histories from the start."""
+    while cache.layer_class_to_replicate is not None and len(cache.layers) < blocks:
         cache.layers.append(cache.layer_class_to_replicate())
+    while len(cache.layers) < blocks + histories:
+        cache.layers.append(DynamicLayer())
 
 
 def _text_positions(attention_mask, position_ids: Tensor) -> Tensor:

@@ -1,18 +1,23 @@
-"""Language models by anatomy: where a family keeps its parts, as data. A new family is one entry in `ANATOMIES`."""
+"""Language models by anatomy: where a family keeps its parts, as data. A new family is one entry in `ANATOMIES`.
+
+A composite is a model like others, as long as it is the first of two: its blocks are those of its parts, its last part goes on
+until it is cut.
+"""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from stitch.errors import StitchError, UsageError
-from stitch.modeling_composite import sliding_windows
+from stitch.modeling_composite import StitchConfig, StitchForCausalLM, sliding_windows
 from stitch.shards import stored_tensors
 
 
@@ -34,6 +39,7 @@ class Anatomy:
     positions: str | None = None
     embedding_dropout: str | None = None
     blocks: str = "layers"
+    earlier_blocks: tuple[str, ...] = ()  # of a composite: those that run before `blocks`, part by part
     final_norm: str = "norm"
     attention: str = "self_attn"
     mlp: str = "mlp"
@@ -79,12 +85,53 @@ ANATOMIES: dict[str, Anatomy] = {
 
 def anatomy_of(config: PreTrainedConfig) -> Anatomy:
     """The anatomy of the model that `config` describes. Raises UsageError for a family that has none here."""
+    if isinstance(config, StitchConfig):
+        return _joined(anatomy_of(config.a_config), anatomy_of(config.b_config))
     anatomy = _find(config.model_type, config.architectures or [], bool(config.is_encoder_decoder))
     if getattr(config, "use_bidirectional_attention", False):
         raise UsageError(
             f"the model must be causal; got a {anatomy.family} that sees the whole text: choose one that generates."
         )
     return anatomy
+
+
+def _joined(a: Anatomy, b: Anatomy) -> Anatomy:
+    """The anatomy of a composite: it begins as A does and ends as B does.
+
+    Its table of positions is A's: B's own has been left out, and what it says is in the translation.
+    """
+    return replace(
+        b,
+        family=f"{a.family} → {b.family}",
+        body="",
+        head=f"b.{b.head}",
+        embedding=f"a.{a.embedding}",
+        positions=f"a.{a.positions}" if a.positions else None,
+        embedding_dropout=f"a.{a.embedding_dropout}" if a.embedding_dropout else None,
+        blocks=dotted("b", b.body, b.blocks),
+        earlier_blocks=(*(f"a.{path}" for path in a.earlier_blocks), f"a.{a.blocks}"),
+        final_norm=dotted("b", b.body, b.final_norm),
+        stored_as=(),
+    )
+
+
+def dotted(*parts: str) -> str:
+    """The path through `parts`; the body of a composite is the whole, so its path is empty."""
+    return ".".join(part for part in parts if part)
+
+
+def parts_of(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """Configs of the stock models that a composite is made of, in the order they run; of any other model its own."""
+    if isinstance(config, StitchConfig):
+        yield from parts_of(config.a_config)
+        yield config.b_config
+    else:
+        yield config
+
+
+def blocks_before_last_part(config: PreTrainedConfig) -> int:
+    """Blocks of a composite that run before its last seam; 0 for any other model."""
+    return config.a_config.num_hidden_layers if isinstance(config, StitchConfig) else 0
 
 
 def _find(model_type: str, architectures: list[str], has_encoder: bool) -> Anatomy:
@@ -124,7 +171,21 @@ class Model:
 
     @property
     def width(self) -> int:
-        return self.config.hidden_size
+        """Of the residual stream; in a composite that of its last part."""
+        return self.width_at(self.depth)
+
+    def width_at(self, site: int) -> int:
+        """Of the residual stream entering block `site`: parts of a composite may differ."""
+        config = self.config
+        while isinstance(config, StitchConfig):
+            early = config.a_config
+            config = early if site < early.num_hidden_layers else config.b_config
+        return config.hidden_size
+
+    @property
+    def longest(self) -> int:
+        """Positions that all its parts take."""
+        return min(part.max_position_embeddings for part in parts_of(self.config))
 
     @property
     def depth(self) -> int:
@@ -150,7 +211,10 @@ class Model:
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
-        return self.body.get_submodule(self.anatomy.blocks)  # pyright: ignore[reportReturnType]
+        lists: list[Any] = [
+            self.body.get_submodule(path) for path in (*self.anatomy.earlier_blocks, self.anatomy.blocks)
+        ]
+        return lists[0] if len(lists) == 1 else nn.ModuleList([block for blocks in lists for block in blocks])
 
     def down(self, block: int) -> nn.Module:
         """The projection that ends the MLP of `block`: a Linear, or GPT-2's Conv1D, whose weight is transposed."""
@@ -171,10 +235,12 @@ class Model:
         return bos if bos is not None else self.tokenizer.eos_token_id
 
     def check_site(self, site: int) -> int:
-        """`site` itself. Raises UsageError unless it is in 0..depth."""
-        if not 0 <= site <= self.depth:
+        """`site` itself. Raises UsageError unless it is in 0..depth, or of a composite between its last seam and depth."""
+        least = blocks_before_last_part(self.config)
+        if not least <= site <= self.depth:
+            why = f" (a composite is cut after its last seam, which is at {least})" if least else ""
             raise UsageError(
-                f"layer must be in 0..{self.depth} for {self.name}; got {site}. "
+                f"layer must be in {least}..{self.depth} for {self.name}{why}; got {site}. "
                 f"List layers with `stitch inspect {self.name}`."
             )
         return site
@@ -201,9 +267,15 @@ def load(
         raise StitchError(
             f"config.json of {name} must be readable; got {_one_line(error)}: download it again."
         ) from error
-    anatomy = _find(
-        config.get("model_type", "unknown"), config.get("architectures") or [], bool(config.get("is_encoder_decoder"))
-    )
+    is_composite = config.get("model_type") == StitchConfig.model_type
+    if is_composite:
+        register_composites()
+    else:
+        _find(
+            config.get("model_type", "unknown"),
+            config.get("architectures") or [],
+            bool(config.get("is_encoder_decoder")),
+        )
     if (quantised := config.get("quantization_config")) is not None:
         method = quantised.get("quant_method", "unknown")
         raise UsageError(
@@ -226,7 +298,14 @@ def load(
     net, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise StitchError(f"the weights of {name} are incomplete: {len(missing)} tensors missing, {missing[0]} first.")
+    anatomy = anatomy_of(net.config) if is_composite else ANATOMIES[net.config.model_type]
     return Model(name, net.to(device).eval(), tokenizer, anatomy, folder)
+
+
+def register_composites() -> None:
+    """Lets transformers load composites with the class that is at hand here: they need no remote code."""
+    AutoConfig.register(StitchConfig.model_type, StitchConfig, exist_ok=True)
+    AutoModelForCausalLM.register(StitchConfig, StitchForCausalLM, exist_ok=True)
 
 
 def _one_line(error: Exception) -> str:
@@ -235,6 +314,8 @@ def _one_line(error: Exception) -> str:
 
 def block_parameters(config: PreTrainedConfig, block: int) -> int:
     """Number of weights in block `block`, counted on a model without memory."""
+    if isinstance(config, StitchConfig):
+        return block_parameters(*_in_its_part(config, block))
     anatomy = anatomy_of(config)
     with torch.device("meta"):
         body = AutoModel.from_config(truncated(config, block, block + 1))
@@ -245,7 +326,12 @@ def block_flops(config: PreTrainedConfig, block: int, context: int) -> float:
     """Floating-point operations per token of one block: 2 per weight, 4 · heads · head width per key looked at.
 
     The number of keys is the mean over a causal window of `context` tokens, shorter where the block's attention slides.
+    A composite's translation counts with the block that it leads to.
     """
+    if isinstance(config, StitchConfig):
+        part, own = _in_its_part(config, block)
+        seam = 2.0 * _multiply_adds(config.translation) if part is config.b_config and own == 0 else 0.0
+        return seam + block_flops(part, own, context)
     heads = config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     reach = min(sliding_windows(config)[block] or context, context)
@@ -253,8 +339,33 @@ def block_flops(config: PreTrainedConfig, block: int, context: int) -> float:
     return 2.0 * block_parameters(config, block) + 4.0 * heads * head_width * keys
 
 
+def _in_its_part(config: StitchConfig, block: int) -> tuple[PreTrainedConfig, int]:
+    """The half of a composite that block `block` is in, and its number there."""
+    early = config.a_config.num_hidden_layers
+    return (config.a_config, block) if block < early else (config.b_config, block - early)
+
+
+def _multiply_adds(translation: dict) -> int:
+    """Those of a `TranslationModule` per token; see `Translation.multiply_adds`."""
+    total = 0
+    for term in translation["terms"]:
+        read = term.get("features", term.get("width", 0))  # tables have neither
+        total += 0 if term.get("identity") else read * translation["width"]
+        total += term["width"] * term["features"] if term["kind"] == "codes" else 0
+    return total
+
+
 def truncated(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedConfig:
-    """A copy of `config` for blocks start..stop−1 alone, whose layer types are those of these blocks."""
+    """A copy of `config` for blocks start..stop−1 alone, whose layer types are those of these blocks.
+
+    A composite is cut in its last part and keeps its start.
+    """
+    if isinstance(config, StitchConfig):
+        before = config.a_config.num_hidden_layers
+        assert start == 0 and stop >= before, "a composite is cut after its last seam"
+        late = truncated(config.b_config, 0, stop - before)
+        kept = copy.deepcopy((config.a_config, config.seam, config.translation))
+        return StitchConfig(kept[0], late, config.site_a, config.site_b, *kept[1:])
     part = copy.deepcopy(config)
     if getattr(part, "layer_types", None) is not None:
         part.layer_types = list(part.layer_types[start:stop])

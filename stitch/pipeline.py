@@ -18,7 +18,7 @@ import torch
 from sae.config import SAEConfig
 from stitch.activations import Activations, Paired, Progress, harvest, pair
 from stitch.checkpoint import write_checkpoint
-from stitch.composite import compose, stitch_config
+from stitch.composite import check_target, compose, stitch_config
 from stitch.config import LEAST_TOKENS, Settings, same_relative_depth, torch_device, torch_dtype
 from stitch.costs import Costs
 from stitch.errors import StitchError, UsageError
@@ -37,6 +37,7 @@ from stitch.text import Split, read, select
 from stitch.tokens import Windows, pack, require_same_ids
 from stitch.translate import Fitted, translate
 from stitch.translation.available import available, earlier_sites
+from stitch.translation.inputs import Stream
 from stitch.translation.types import Translation
 from stitch.workspace import check_output, finished, workspace
 
@@ -58,9 +59,11 @@ def stitch(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    loaded: tuple[Model, Model, dict[str, Source]] | None = None,
 ) -> tuple[dict, Path]:
     """Stitches two models as `settings` ask, writes the composite to `out`, returns its report and folder.
 
+    `loaded` are the models and where they are from, what `load_pair` would give; the settings' names then only name them.
     Raises UsageError when the request cannot be met, StitchError (SAEError, MatchError) when the work fails; either way
     nothing is left on disk. After an interrupt the same call with `resume` goes on and ends with the same bytes.
     """
@@ -72,7 +75,7 @@ def stitch(
     if out is not None and not resume:
         check_output(out, overwrite)  # before anything takes time
     with timed(seconds, "load"):
-        a, b, sources = load_pair(settings, progress)
+        a, b, sources = loaded or load_pair(settings, progress)
         settings = complete(settings, a, b)
         request = settings.to_dict()
     if out is None:
@@ -146,7 +149,10 @@ def stitch(
 
 
 def load_pair(settings: Settings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
-    """Both models, loaded once if they are the same; raises UsageError when they do not read the same token ids."""
+    """Both models, loaded once if they are the same.
+
+    Raises UsageError when they do not read the same token ids, and where the second is a composite.
+    """
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
     sources = {
         side: resolve(name, progress=progress) for side, name in (("a", settings.model_a), ("b", settings.model_b))
@@ -155,6 +161,7 @@ def load_pair(settings: Settings, progress: Progress | None = None) -> tuple[Mod
     a = load(sources["a"].folder, name=sources["a"].name, **arguments)
     same = sources["a"].folder.resolve() == sources["b"].folder.resolve()
     b = a if same else load(sources["b"].folder, name=sources["b"].name, **arguments)
+    check_target(b.config, b.name)
     require_same_ids(a.tokenizer, b.tokenizer, a.name, b.name)
     return a, b, sources
 
@@ -169,7 +176,7 @@ def complete(settings: Settings, a: Model, b: Model) -> Settings:
         b.check_site(layer_b)
     else:
         check_choosable(settings.layer, b)
-    longest = min(a.config.max_position_embeddings, b.config.max_position_embeddings)
+    longest = min(a.longest, b.longest)
     context = settings.context if settings.context is not None else min(longest, LONGEST_CONTEXT)
     if context > longest:
         raise UsageError(f"--context must be at most {longest}, what both models take; got {context}.")
@@ -230,7 +237,7 @@ def harvest_pair(
     assert isinstance(settings.layer_b, int)
     early = [*earlier_sites(settings.layer), settings.layer]
     sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b)}) if a is b else early
-    width = len(sites) * a.width + (0 if a is b else b.width)
+    width = sum(map(a.width_at, sites)) + (0 if a is b else b.width)
     per_window = windows.context * width * torch.finfo(a.dtype).bits // 8
     per_shard = max(1, min(256, settings.memory // 32 // per_window))
     batch = max(1, min(16, per_shard, settings.memory // 8 // (per_window * 16)))
@@ -350,8 +357,14 @@ def translate_pair(
 ) -> Fitted:
     """Every translation and null of the pair, fitted on the fit split, λ chosen on the sweep split."""
     fit = paired["fit"]
+    # Before its last seam a composite's stream may be of another width, and routes deal their matrices out evenly among streams.
+    inputs = {
+        name: found
+        for name, found in available(a, b, fit, saes, settings.seed).items()
+        if not isinstance(found, Stream) or a.width_at(found.site) == fit.width_a
+    }
     return translate(
-        fit, paired["sweep"], inputs=available(a, b, fit, saes, settings.seed), a=saes.a, b=saes.b, matching=matching,
+        fit, paired["sweep"], inputs=inputs, a=saes.a, b=saes.b, matching=matching,
         first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.config.vocab_size, ngrams=settings.ngrams,
         routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes), memory=settings.memory, progress=progress,
     )  # fmt: skip

@@ -2,6 +2,8 @@
 
 import json
 
+from stitch import chain_report
+
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to B", "top-1"]
 
 # What each null is a broken version of; a null that is not worse than its counterpart means that the counterpart shows nothing.
@@ -22,7 +24,8 @@ NULL_OF = {
 
 def table(report: dict) -> tuple[list[str], list[list[str]], str]:
     """Header, rows and title of the result table."""
-    rows = [[_label(row["name"], report), *_cells(row)] for row in report["results"]]
+    of_chain = chain_report.rows(report["chain"]) if "chain" in report else []
+    rows = [[_label(row["name"], report), *_cells(row)] for row in (*of_chain, *report["results"])]
     return COLUMNS, rows, title(report)
 
 
@@ -34,6 +37,8 @@ def title(report: dict) -> str:
             f"{report['models']['a']} without blocks {report['site']['a']} to {report['site']['b'] - 1}, {native['blocks']} of "
             f"{native['of']} left; {report['tokens']['report']:,} held-out tokens, nats per token"
         )
+    if chain := report.get("chain"):
+        return f"{chain_report.title(chain)}; {report['tokens']['report']:,} held-out tokens, nats per token"
     return (
         f"{report['models']['a']} up to block {report['site']['a']}, then {report['models']['b']} from block "
         f"{report['site']['b']}; {report['tokens']['report']:,} held-out tokens, nats per token"
@@ -41,7 +46,9 @@ def title(report: dict) -> str:
 
 
 def _label(name: str, report: dict) -> str:
-    return f"{name} ({report['chosen']})" if name == "composite" else name
+    if name == "composite":
+        return f"{name} ({report['chosen']})"
+    return chain_report.label(name, report["chain"]) if "chain" in report else name
 
 
 def _cells(row: dict) -> list[str]:
@@ -56,7 +63,7 @@ def _cells(row: dict) -> list[str]:
 
 def footnotes(report: dict) -> list[str]:
     """The sentences below the table: what was chosen and how the differences stand, with their paired intervals."""
-    lines = []
+    lines = chain_report.footnotes(report["chain"]) if "chain" in report else []
     if choice := report.get("layer_choice"):
         tried = ", ".join(f"{item['b']}: {item['ce']:.3f}" for item in choice["layers"] if item["ce"] is not None)
         lines.append(
@@ -85,7 +92,7 @@ def to_json(report: dict) -> bytes:
 
 def model_card(report: dict) -> bytes:
     """README.md of the composite, its metadata block holding a model-index that the Hub reads."""
-    a, b = report["models"]["a"], report["models"]["b"]
+    a, b = donors = report["models"]["a"], report["models"]["b"]
     composite = next(row for row in report["results"] if row["name"] == "composite")
     dataset = report["provenance"]["settings"]["text"]
     if native := report.get("native"):
@@ -94,6 +101,9 @@ def model_card(report: dict) -> bytes:
             f"{a} without blocks {report['site']['a']} to {report['site']['b'] - 1}, the hole bridged by weights refitted in "
             f"closed form ({report['chosen']}). A stock {native['family']}; no weight was fine-tuned."
         )
+    elif chain := report.get("chain"):
+        donors = [part["model"] for part in chain["parts"]]
+        name, made = " × ".join(donors), chain_report.made(chain)
     else:
         name = f"{a} × {b}"
         made = (
@@ -104,7 +114,7 @@ def model_card(report: dict) -> bytes:
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["stitch", "model-stitching", "merge"],
-        "base_model": [name for name in dict.fromkeys((a, b)) if "/" in name and not name.startswith((".", "/"))],
+        "base_model": [name for name in dict.fromkeys(donors) if "/" in name and not name.startswith((".", "/"))],
         "model-index": [
             {
                 "name": name,

@@ -31,7 +31,7 @@ HOMES = {
 }
 
 # Distributions whose name differs from the module they bring.
-DISTRIBUTIONS = {"ot": "pot"}
+DISTRIBUTIONS = {"ot": "pot", "yaml": "pyyaml"}
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
         narrow = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
         result["narrow"] = narrow(ids).logits
         for name, parameter in narrow.named_parameters():
-            kept = name.startswith("translation.") and not name.endswith(".table")
+            kept = "translation." in name and not name.endswith(".table")
             assert parameter.dtype == (torch.float32 if kept else torch.bfloat16), name
     save_file({key: value.contiguous() for key, value in result.items()}, folder / "result")
 """

@@ -1,0 +1,104 @@
+"""What the report of a chain says beyond that of its last seam: every model, every seam, every composite on the way."""
+
+from collections.abc import Sequence
+
+from stitch.parts import Part, joined
+from stitch.sources import Source
+
+
+def assemble(parts: Sequence[Part], reports: Sequence[dict], request: dict, sources: Sequence[Source]) -> dict:
+    """report.json of a chain: that of its last seam, in which `a` is the composite before it, and "chain" with all the rest."""
+    models = {parts[0].model: _row(reports[0], "a", parts[0].model)}
+    for part, report in zip(parts[1:], reports, strict=True):
+        models.setdefault(part.model, _row(report, "b", part.model))
+    seams = [
+        {
+            "from": {"model": early.model, "site": early.stop},
+            "to": {"model": late.model, "site": late.start},
+            "site": report["site"],  # "a" counts the blocks of the composite so far
+            "chosen": report["chosen"],
+            "composite": _row(report, "composite", joined(parts[: number + 1])),
+        }
+        for number, (early, late, report) in enumerate(zip(parts, parts[1:], reports, strict=False), 1)
+    ]
+    last = reports[-1]
+    return {
+        **last,
+        "chain": {
+            "parts": [{"model": part.model, "from": part.start, "to": part.stop} for part in parts],
+            "models": list(models.values()),
+            "seams": seams,
+        },
+        "seconds": {
+            f"seam {number}: {stage}": value
+            for number, report in enumerate(reports, 1)
+            for stage, value in report["seconds"].items()
+        },
+        "provenance": {
+            **last["provenance"],
+            "settings": request,
+            "models": {
+                f"part {number}": {"name": source.name, "kind": source.kind, "revision": source.revision}
+                for number, source in enumerate(sources, 1)
+            },
+        },
+    }
+
+
+def _row(report: dict, name: str, shown: str) -> dict:
+    """A row under another name, without KL and top-1 agreement: those are to the second model of its own seam."""
+    row = next(row for row in report["results"] if row["name"] == name)
+    return {"name": shown, **{key: row[key] for key in ("ce", "ce_low", "ce_high", "ppl")}}
+
+
+def rows(chain: dict) -> list[dict]:
+    """Rows for the head of the table: the models as they are, then the composites that the last seam's rows do not have."""
+    models = [{**row, "name": f"model {row['name']}"} for row in chain["models"]]
+    return models + [
+        {**seam["composite"], "name": f"after seam {number}"} for number, seam in enumerate(chain["seams"][:-2], 1)
+    ]
+
+
+def label(name: str, chain: dict) -> str:
+    """What the last seam's rows `a` and `b` stand for."""
+    before = len(chain["seams"]) - 1
+    shown = {"a": f"after seam {before}" if before else chain["parts"][0]["model"], "b": chain["parts"][-1]["model"]}
+    return f"{name} ({shown[name]})" if name in shown else name
+
+
+def title(chain: dict) -> str:
+    return joined([_part(part) for part in chain["parts"]])
+
+
+def made(chain: dict) -> str:
+    """One sentence for the model card."""
+    blocks = [f"{_blocks(part['from'], part['to'])} of {part['model']}" for part in chain["parts"]]
+    chosen = ", ".join(seam["chosen"] for seam in chain["seams"])
+    start = ", ".join(blocks[:-1])
+    return (
+        f"{start[0].upper()}{start[1:]}, and {blocks[-1]}, joined by translations ({chosen}) that were fitted in closed "
+        "form, each on what the composite before it computes. No weight was fine-tuned."
+    )
+
+
+def _blocks(start: int, stop: int | None) -> str:
+    if stop is None:
+        return f"the blocks from {start} on"
+    return f"block {start}" if stop == start + 1 else f"blocks {start} to {stop - 1}"
+
+
+def footnotes(chain: dict) -> list[str]:
+    """A sentence per seam."""
+    lines = []
+    for number, seam in enumerate(chain["seams"], 1):
+        source, target, row = seam["from"], seam["to"], seam["composite"]
+        lines.append(
+            f"Seam {number}: {source['model']} at block {source['site']} to {target['model']} at block {target['site']}, "
+            f"{seam['chosen']}; cross-entropy of {row['name']}: {row['ce']:.3f} "
+            f"({row['ce_low']:.3f} – {row['ce_high']:.3f})."
+        )
+    return [*lines, f"The rows from a on and what follows are of seam {len(chain['seams'])}."]
+
+
+def _part(entry: dict) -> Part:
+    return Part(entry["model"], entry["from"], entry["to"])

@@ -1,0 +1,338 @@
+"""Composites of three and four parts: exact against their donors, against hooked models, and against themselves with a cache."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache
+
+import tiny
+from stitch.activations import harvest, observe, pair
+from stitch.checkpoint import write_checkpoint
+from stitch.compare import load_any
+from stitch.composite import compose, late_half, late_logits, translation_module
+from stitch.costs import Costs
+from stitch.errors import UsageError
+from stitch.layers import choose_layer
+from stitch.modeling_composite import StitchForCausalLM, ngram_keys
+from stitch.models import Model, anatomy_of, block_flops, block_parameters, load
+from stitch.rows import Stage
+from stitch.sources import Source
+from stitch.tokens import Windows
+from stitch.translation.types import Codes, Ngram, Position, Residual, Term, Token, Translation
+from test_stitch_checkpoint import run_clean
+from test_stitch_composite import affine, dictionary, identity, in_chunks, left_padded
+
+pico = functools.cache(tiny.model)
+
+
+def as_model(net: StitchForCausalLM, folder: Path = Path("composite")) -> Model:
+    return Model("composite", net, tiny.tokenizer(), anatomy_of(net.config), folder)
+
+
+def everything(a: Model, b: Model, site: int) -> Translation:
+    """Reads what a translation may read of A's last three blocks, which in a composite lie on both sides of its seam."""
+    terms = [
+        Term(Residual(site), tiny.noise(a.width, b.width, seed=1) / a.width**0.5),
+        Term(Residual(site, back=1), tiny.noise(a.width, b.width, seed=2) / a.width**0.5),
+        Term(Codes(site, dictionary(a.width, 20, "topk")), tiny.noise(20, b.width, seed=3) / 6),
+        Term(Token(), tiny.noise(tiny.VOCABULARY, b.width, seed=4) / 4),
+        Term(Token(2), tiny.noise(tiny.VOCABULARY, b.width, seed=5) / 4),
+        Term(Position(), tiny.noise(128, b.width, seed=6) / 4),
+    ]
+    for earlier in (1, site - 1):
+        width = width_at(a, earlier)
+        terms.append(Term(Residual(earlier, back=earlier % 2), tiny.noise(width, b.width, seed=7) / width**0.5))
+    pairs = torch.cartesian_prod(torch.arange(tiny.VOCABULARY), torch.arange(0, tiny.VOCABULARY, 2))
+    keys = ngram_keys([pairs[:, 0], pairs[:, 1]], tiny.VOCABULARY).sort().values
+    terms.append(Term(Ngram(2, keys), tiny.noise(len(keys), b.width, seed=8) / 4))
+    return Translation("everything", tuple(terms), tiny.noise(b.width), tiny.noise(b.width, seed=9))
+
+
+@torch.no_grad()
+def width_at(model: Model, site: int) -> int:
+    return observe(model, {"input_ids": tiny.ids(1, 3)}, streams=[site]).streams[site].shape[-1]
+
+
+def chained(*families: str, make=affine) -> StitchForCausalLM:
+    """The first two blocks of the first model, then blocks 2..4 (or 3..5, …) of the next, and so on; the last to its end."""
+    model, site = pico(families[0]), 2
+    for number, family in enumerate(families[1:]):
+        after, start = pico(family), 2 + number
+        net = compose(model, after, site, start, make(model, after, site))
+        model, site = as_model(net), site + 2
+    return net
+
+
+# -------------------------------------------------------------------------------------------------------------- exactness
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@torch.no_grad()
+def test_a_model_in_three_parts_is_itself_bit_for_bit(family):
+    model, ids = pico(family), tiny.ids(2, 13)
+    padded, mask = left_padded((11, 4, 8))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    whole, chunked = model.net(ids).logits, in_chunks(model.net, ids, (5, 6))
+    with_mask = model.net(padded, attention_mask=mask, position_ids=positions).logits
+    for first, second in ((2, 4), (1, 5), (3, 6), (2, 3)):
+        early = as_model(compose(model, model, first, first, identity(model, first)))
+        composite = compose(early, model, second, second, identity(model, second))
+        assert torch.equal(composite(ids, use_cache=False).logits, whole), (first, second)
+        assert torch.equal(in_chunks(composite, ids, (5, 6)), chunked), (first, second)
+        assert torch.equal(composite(padded, attention_mask=mask, position_ids=positions).logits, with_mask)
+
+
+@torch.no_grad()
+def test_leaving_one_block_out_of_the_middle_is_noticed():
+    model, ids = pico("llama"), tiny.ids()
+    early = as_model(compose(model, model, 2, 2, identity(model, 2)))
+    composite = compose(early, model, 3, 4, identity(model, 3))
+    assert (composite(ids).logits - model.net(ids).logits).abs().max() > 1
+
+
+@torch.no_grad()
+def hooked(models: list[Model], sites: list[tuple[int, int]], translations: list[Translation], ids: Tensor, **inputs):
+    """Whole donors, one after another: each stream is read by a hook, translated by hand and put into the next by another."""
+    stream = None
+    for number, model in enumerate(models):
+        seen, handles, places = {}, [], [*model.blocks, model.final_norm]
+        if number:
+            put = stream
+            handles.append(
+                places[sites[number - 1][1]].register_forward_pre_hook(lambda module, args, put=put: (put, *args[1:]))
+            )
+        if number < len(sites):
+            handles.append(
+                places[sites[number][0]].register_forward_pre_hook(
+                    lambda module, args, seen=seen: seen.update(x=args[0])
+                )
+            )
+        logits = model.net(ids, **inputs, use_cache=False).logits
+        for handle in handles:
+            handle.remove()
+        if number < len(sites):
+            (term,) = translations[number].terms
+            stream = seen["x"] @ term.weight + translations[number].bias
+    return logits
+
+
+TRIPLES = [(family, tiny.FAMILIES[(k + 4) % 10], tiny.FAMILIES[(k + 7) % 10]) for k, family in enumerate(tiny.FAMILIES)]
+
+
+@pytest.mark.parametrize("families", TRIPLES)
+@torch.no_grad()
+def test_three_families_in_a_row_equal_three_hooked_models(families):
+    models = [pico(family) for family in families]
+    a, b, c = models
+    first, second = affine(a, b, 2), affine(b, c, 4)
+    composite = compose(as_model(compose(a, b, 2, 3, first)), c, 4, 2, second)
+    sites = [(2, 3), (5, 2)]  # B runs blocks 3 and 4: the composite's sites 2 to 4
+    ids, (padded, mask) = tiny.ids(2, 13), left_padded((11, 4, 8))
+    assert torch.equal(composite(ids).logits, hooked(models, sites, [first, second], ids))
+    inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    assert torch.equal(composite(padded, **inputs).logits, hooked(models, sites, [first, second], padded, **inputs))
+
+
+# ------------------------------------------------------------------------------------------------------ cache and history
+
+CHAINS = [
+    ("gpt2", "llama", "gpt2"),
+    ("mistral", "gemma3_text", "phi"),
+    ("llama", "gpt2", "mistral", "qwen3"),
+    ("gemma2", "gpt_neox", "olmo2"),
+]
+
+
+@pytest.mark.parametrize("families", CHAINS)
+@torch.no_grad()
+def test_a_cache_filled_in_any_chunks_gives_the_logits_of_the_whole(families):
+    composite, ids = chained(*families, make=everything), tiny.ids(2, 13)
+    assert composite.histories == len(families) - 1
+    whole = composite(ids, use_cache=False).logits
+    for cuts in ((5, 6), (1,), (2, 3, 4), tuple(range(1, 13))):
+        for cache in (DynamicCache(config=composite.config), DynamicCache()):
+            found = in_chunks(composite, ids, cuts, cache)
+            assert torch.allclose(found, whole, atol=5e-4), (cuts, (found - whole).abs().max())
+            assert len(cache.layers) == composite.config.num_hidden_layers + len(families) - 1
+
+
+@pytest.mark.parametrize("families", CHAINS)
+@torch.no_grad()
+def test_generation_does_not_depend_on_cache_padding_or_company(families):
+    composite = chained(*families, make=everything)
+    padded, mask = left_padded((9, 3, 1))
+    settings = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
+    cached = composite.generate(padded, attention_mask=mask, **settings)
+    assert torch.equal(cached, composite.generate(padded, attention_mask=mask, use_cache=False, **settings))
+    for row, length in enumerate((9, 3, 1)):
+        part = slice(row, row + 1), slice(-length, None)
+        alone = composite.generate(padded[part], attention_mask=mask[part], **settings)
+        assert torch.equal(alone[0, length:], cached[row, 9:]), row
+
+
+@pytest.mark.parametrize("families", CHAINS[:3])
+@torch.no_grad()
+def test_beams_and_roll_back_carry_every_history_along(families):
+    composite = chained(*families, make=everything)
+    padded, mask = left_padded((9, 4))
+    beams = dict(attention_mask=mask, num_beams=4, max_new_tokens=8, min_new_tokens=8, num_return_sequences=2)
+    assert torch.equal(
+        composite.generate(padded, use_cache=True, **beams), composite.generate(padded, use_cache=False, **beams)
+    )
+    if composite.config.is_heterogeneous:  # a sliding window's cache cannot be taken back
+        return
+    ids = tiny.ids(1, 6).repeat(1, 3)
+    plain = composite.generate(ids, max_new_tokens=20, do_sample=False)
+    assert torch.equal(plain, composite.generate(ids, max_new_tokens=20, do_sample=False, prompt_lookup_num_tokens=4))
+
+
+@torch.no_grad()
+def test_a_cache_knows_the_windows_of_all_parts():
+    composite = chained("mistral", "gpt2", "gemma3_text", "mistral", make=everything)
+    cache = DynamicCache(config=composite.config)
+    # GPT-2 runs blocks 2 and 3, Gemma 3 blocks 3 and 4, of which one slides, Mistral the last two.
+    assert [getattr(layer, "sliding_window", None) for layer in cache.layers] == [5, 5, None, None, 7, None, 5, 5]
+    ids = tiny.ids(2, 20)
+    whole = composite(ids, use_cache=False).logits
+    torch.testing.assert_close(in_chunks(composite, ids, (9, 10, 11, 16), cache), whole, rtol=0, atol=2e-3)
+
+
+# ----------------------------------------------------------------------------------------------------- as a model like others
+
+
+@torch.no_grad()
+def test_what_is_harvested_of_a_composite_is_what_it_reads(tmp_path):
+    """Cached streams through the second translation and the last half alone give the logits of the chain."""
+    a, b, c = pico("gpt2"), pico("llama"), pico("qwen2")
+    early = as_model(compose(a, b, 3, 2, everything(a, b, 3)))
+    site = 5  # blocks 2 and 3 of B
+    translation = everything(early, c, site)
+    ids = tiny.ids(4, 16, seed=3)
+    windows = Windows(ids.int(), torch.zeros_like(ids).int())
+    harvested = harvest(early, windows, [1, 4, site], tmp_path / "a")
+    streams = {number: harvested.read(0, number) for number in (1, 4, site)}
+    assert [stream.shape[-1] for stream in streams.values()] == [a.width, b.width, b.width]
+    module = translation_module(translation, early, c, site)
+    translated = module(streams, ids, torch.arange(16).expand_as(ids))
+    composite = compose(early, c, site, 2, translation)
+    assert torch.equal(late_logits(composite.b, translated), composite(ids, use_cache=False).logits)
+    assert torch.equal(late_logits(late_half(early, site), streams[site]), early.net(ids, use_cache=False).logits)
+    paired = pair(harvested, harvest(c, windows, [2], tmp_path / "c"), site, 2)
+    stage = Stage(early, c, site, 2, paired, 2**28)
+    from stitch.evaluate import Batch
+
+    batch = Batch(ids, slice(0, 4))
+    assert torch.equal(stage.translated(translation)(batch), composite(ids, use_cache=False).logits)
+
+
+@torch.no_grad()
+def test_the_late_half_of_a_composite_counts_blocks_from_its_donors_first():
+    model, ids = tiny.model("gpt2", scale_attn_by_inverse_layer_idx=True), tiny.ids()
+    early = as_model(compose(model, model, 2, 2, identity(model, 2)))
+    assert torch.equal(compose(early, model, 4, 4, identity(model, 4))(ids).logits, model.net(ids).logits)
+    stream = observe(early, {"input_ids": ids}, streams=[4]).streams[4]
+    assert torch.equal(late_logits(late_half(early, 4), stream), model.net(ids).logits)
+
+
+def test_the_cost_of_a_composite_is_that_of_its_parts_and_translations():
+    a, b = pico("gpt2"), pico("llama")
+    translation = everything(a, b, 3)
+    early = as_model(compose(a, b, 3, 2, translation))
+    expected = [block_flops(a.config, block, 16) for block in range(3)]
+    expected += [block_flops(b.config, block, 16) for block in range(2, 6)]
+    expected[3] += 2 * translation.multiply_adds
+    assert Costs(early, b, 16).source_blocks == pytest.approx(expected)
+    assert block_parameters(early.config, 1) == block_parameters(a.config, 1)
+    assert block_parameters(early.config, 6) == block_parameters(b.config, 5)
+    assert (early.depth, early.width, len(early.blocks), early.longest) == (7, b.width, 7, 128)
+
+
+def test_the_best_layer_to_go_on_at_is_found_for_a_composite_too(tmp_path):
+    """Even where its last model's embedding has more rows than its first one's."""
+    a, b, c = pico("gpt2"), tiny.model("llama", vocab_size=140), pico("qwen2")
+    early = as_model(compose(a, b, 3, 2, affine(a, b, 3)))
+    ids = tiny.ids(40, 16, seed=3)
+    windows = {
+        split: Windows(part.int(), torch.zeros_like(part).int()) for split, part in (("fit", ids), ("sweep", ids[:4]))
+    }
+    choice = choose_layer(early, c, 5, windows, tmp_path / "layer", memory=2**28)
+    assert {layer["b"]: layer["ce"] is not None for layer in choice["layers"]}[choice["b"]]
+    assert choice["layers"][0]["flops"] == pytest.approx(Costs(early, c, 16).flops(5, 1, b.width * c.width))
+
+
+def test_a_composite_is_cut_after_its_seam_and_comes_first():
+    a, b = pico("gpt2"), pico("llama")
+    early = as_model(compose(a, b, 3, 2, affine(a, b, 3)))
+    with pytest.raises(
+        UsageError, match=r"layer must be in 3\.\.7 for composite \(.* last seam, which is at 3\); got 2"
+    ):
+        compose(early, a, 2, 2, affine(a, a, 2))
+    with pytest.raises(UsageError, match="a composite can only come first"):
+        compose(a, early, 2, 4, affine(a, b, 2))
+
+
+# ------------------------------------------------------------------------------------------------------------ checkpoints
+
+
+def written(folders: list[Path], root: Path, make=everything, dtype=torch.float32) -> tuple[StitchForCausalLM, Path]:
+    """The chain of the models in `folders`, each composite written and loaded before it goes on, as the pipeline does."""
+    model, site = load(folders[0], dtype=dtype), 2
+    for number, folder in enumerate(folders[1:]):
+        after, start = load(folder, dtype=dtype), 2 + number
+        translation = make(model, after, site)
+        net = compose(model, after, site, start, translation)
+        out = root / f"after-{number}"
+        write_checkpoint(out, net.config, model.folder, folder, translation, dtype=dtype)
+        model, site = load(out, dtype=dtype), site + 2
+    return net, out
+
+
+@torch.no_grad()
+def test_a_chain_is_the_same_where_this_package_is_missing(tmp_path):
+    """Three and four parts, in one clean process: logits, cache, save and reload, batch, pipeline, bf16."""
+    ids, expected, narrow = tiny.ids(), {}, {}
+    for families in (("gpt2", "llama", "gpt2"), ("mistral", "gemma3_text", "gpt_neox", "qwen3")):
+        folders = [tiny.save(tmp_path / "donors" / family, family) for family in families]
+        name = families[0]
+        net, place = written(folders, tmp_path / name)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        expected[name] = net(ids).logits
+        assert torch.equal(load(place).net(ids).logits, expected[name])
+        place.rename(tmp_path / "out" / name)
+        narrow[name] = written(folders, tmp_path / "narrow" / name, dtype=torch.bfloat16)[0](ids).logits
+        content = json.loads((tmp_path / "out" / name / "config.json").read_text())
+        assert str(tmp_path) not in json.dumps(content)
+    run_clean(tmp_path / "out", ids, "gpt2,mistral", tmp_path)
+    for name, logits in expected.items():
+        result = load_file(tmp_path / "out" / name / "result")
+        for same in ("logits", "again", "mapped"):
+            assert torch.equal(result[same], logits), (name, same)
+        assert torch.equal(result["cached"], result["uncached"]), name
+        assert torch.equal(result["together"], result["alone"]), name
+        assert torch.equal(result["narrow"], narrow[name]), name
+
+
+def test_translations_within_a_chain_stay_float32_and_its_weights_keep_their_type(tmp_path):
+    folders = [tiny.save(tmp_path / family, family, dtype=torch.bfloat16) for family in ("gpt2", "llama")]
+    _, place = written([*folders, folders[0]], tmp_path / "chain", dtype=torch.bfloat16)
+    for name, tensor in load_file(place / "model.safetensors").items():
+        kept = "translation." in name and not name.endswith((".table", ".keys"))
+        wanted = torch.int64 if name.endswith(".keys") else torch.float32 if kept else torch.bfloat16
+        assert tensor.dtype == wanted, name
+    assert json.loads((place / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@torch.no_grad()
+def test_any_tool_loads_a_chain_and_knows_its_longest_context(tmp_path):
+    folders = [tiny.save(tmp_path / "gpt2", "gpt2", n_positions=64), tiny.save(tmp_path / "llama", "llama")]
+    net, place = written([*folders, folders[1]], tmp_path / "chain", make=affine)
+    found = load_any(Source("chain", place, None, "folder"), torch.float32, torch.device("cpu"), False)
+    assert found.longest == 64
+    assert torch.equal(found.net(tiny.ids()).logits, net(tiny.ids()).logits)
+    remote = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=True)
+    assert torch.equal(remote(tiny.ids()).logits, net(tiny.ids()).logits)
