@@ -32,8 +32,8 @@ class Streams:
     def of(cls, streams: dict[str, tuple[Activations, int]]) -> "Streams":
         """Streams by name, each a harvest and one of its sites."""
         keep = torch.stack([without_sinks(harvest, [site]) for harvest, site in streams.values()]).all(0)
-        harvests, sites = ({name: found[part] for name, found in streams.items()} for part in (0, 1))
-        return cls(harvests, sites, keep)
+        harvests = {name: harvest for name, (harvest, _) in streams.items()}
+        return cls(harvests, {name: site for name, (_, site) in streams.items()}, keep)
 
     @property
     def widths(self) -> dict[str, int]:
