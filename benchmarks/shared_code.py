@@ -1,8 +1,9 @@
 """One code for several streams, as a trained reference: beside separate SAEs that are matched, on the same tokens, width and k.
 
-One JSON line per seed and pair of streams: CE, KL, cost of every row, paired intervals, quality of every dictionary. The
-embedded pair (gpt2.3 and llama.4) has every row in both directions; `--pairs all` is all twelve directions of four streams, where
-one code of four is beside codes of two, separate SAEs and ridge. One trainer makes all: a separate SAE is a code of one stream.
+One JSON line per seed and direction: CE, KL, cost of every row, paired intervals, quality of every dictionary. The embedded pair
+(gpt2.3 and llama.4) has every row in both directions; `--other-seeds 1` adds the other ten of the twelve directions of four
+streams, where one code of four is beside codes of two, separate SAEs and ridge. One trainer makes all: a separate SAE is a code of
+one stream.
 
 Finished lines are kept in `--work`: the same call again prints them and goes on where it stopped.
 """
@@ -78,25 +79,25 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=1536)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--passes", type=float, default=4.0, help="Over the tokens, in training.")
-    parser.add_argument("--pairs", choices=("main", "all"), default="main")
+    parser.add_argument(
+        "--other-seeds", type=int, default=0, help="Seeds for the ten other directions of four streams."
+    )
     parser.add_argument("--work", type=Path, default=Path("build/shared_code"))
     arguments = parser.parse_args()
-    pairs = [MAIN, MAIN[::-1], *((a, b) for a in FOUR for b in FOUR if a != b and {a, b} != set(MAIN))]
-    pairs = pairs[:2] if arguments.pairs == "main" else pairs
-    bench: Bench | None = None
-    for seed in range(arguments.seeds):
-        codes: Codes | None = None
-        for source, target in pairs:
-            settings = [arguments.tokens, arguments.held_out, arguments.features, arguments.k, arguments.passes, seed]
-            place = arguments.work / ("-".join(map(str, [source, target, *settings])) + ".json")
-            if not place.exists():
-                bench = bench or Bench(arguments)
-                codes = codes or Codes(bench, seed)
-                line = {"benchmark": "shared_code", "source": source, "target": target, "seed": seed}
-                line |= {name: getattr(arguments, name) for name in ("tokens", "features", "k", "passes")}
-                line |= run(bench, codes, source, target)
-                place.write_text(json.dumps(line))
-            print(place.read_text(), flush=True)
+    others = [(a, b) for a in FOUR for b in FOUR if a != b and {a, b} != set(MAIN)]
+    runs = [(pair, seed) for seed in range(arguments.seeds) for pair in (MAIN, MAIN[::-1])]
+    runs += [(pair, seed) for seed in range(arguments.other_seeds) for pair in others]
+    bench = cache(lambda: Bench(arguments))
+    codes = cache(lambda seed: Codes(bench(), seed))
+    for (source, target), seed in runs:
+        settings = [arguments.tokens, arguments.held_out, arguments.features, arguments.k, arguments.passes, seed]
+        place = arguments.work / ("-".join(map(str, [source, target, *settings])) + ".json")
+        if not place.exists():
+            line = {"benchmark": "shared_code", "source": source, "target": target, "seed": seed}
+            line |= {name: getattr(arguments, name) for name in ("tokens", "features", "k", "passes")}
+            line |= run(bench(), codes(seed), source, target)
+            place.write_text(json.dumps(line))
+        print(place.read_text(), flush=True)
 
 
 class Bench:
@@ -113,6 +114,9 @@ class Bench:
         windows = pipeline.read_windows(self.settings, llama)
         arguments.work.mkdir(parents=True, exist_ok=True)
         self.folder = TemporaryDirectory(dir=arguments.work)
+        self.plain: dict[
+            tuple[str, str], dict[str, Moments]
+        ] = {}  # by direction: without codes they are those of every seed
         self.streams: dict[str, Streams] = {}
         for split in SPLITS:
             found = {}
@@ -233,7 +237,9 @@ def translations(
     a, b, shared, four = codes.sae(source), codes.sae(target), codes.pair(source, target), codes.four
     free = free_inputs(bench, source, target, paired["fit"], a, b) if every else {}
     inputs: dict[str, Input] = {"x": Stream(site), **free}
-    plain = {split: moments_of(paired[split], inputs) for split in ("fit", "sweep")}
+    if (source, target) not in bench.plain:
+        bench.plain[source, target] = {split: moments_of(paired[split], inputs) for split in ("fit", "sweep")}
+    plain = bench.plain[source, target]
 
     def with_lift(dictionary: Dictionary, joined: bool = False) -> Lifted:
         """`joined`: with the free inputs, where the row needs them."""
