@@ -2,8 +2,8 @@
 
 One JSON line per seed and direction: CE, KL, cost of every row, paired intervals, quality of every dictionary. The embedded pair
 (gpt2.3 and llama.4) has every row in both directions; `--other-seeds 1` adds the other ten of the twelve directions of four
-streams, where one code of four is beside codes of two, separate SAEs and ridge. One trainer makes all: a separate SAE is a code of
-one stream.
+streams, where one code of four is beside codes of two, separate SAEs and ridge. One trainer makes all: a separate SAE is a code
+of one stream.
 
 Finished lines are kept in `--work`: the same call again prints them and goes on where it stopped.
 """
