@@ -88,7 +88,7 @@ def main() -> None:
     runs = [(pair, seed) for seed in range(arguments.seeds) for pair in (MAIN, MAIN[::-1])]
     runs += [(pair, seed) for seed in range(arguments.other_seeds) for pair in others]
     bench = cache(lambda: Bench(arguments))
-    codes = cache(lambda seed: Codes(bench(), seed))
+    codes = cache(lambda seed: Trained(bench(), seed))
     for (source, target), seed in runs:
         settings = [arguments.tokens, arguments.held_out, arguments.features, arguments.k, arguments.passes, seed]
         place = arguments.work / ("-".join(map(str, [source, target, *settings])) + ".json")
@@ -114,9 +114,8 @@ class Bench:
         windows = pipeline.read_windows(self.settings, llama)
         arguments.work.mkdir(parents=True, exist_ok=True)
         self.folder = TemporaryDirectory(dir=arguments.work)
-        self.plain: dict[
-            tuple[str, str], dict[str, Moments]
-        ] = {}  # by direction: without codes they are those of every seed
+        # By direction, then split: moments without codes, the same for every seed.
+        self.plain: dict[tuple[str, str], dict[str, Moments]] = {}
         self.streams: dict[str, Streams] = {}
         for split in SPLITS:
             found = {}
@@ -136,7 +135,7 @@ class Bench:
         return self.models[name], int(site)
 
 
-class Codes:
+class Trained:
     """Everything that is trained for one seed, when it is first asked for."""
 
     def __init__(self, bench: Bench, seed: int) -> None:
@@ -148,10 +147,8 @@ class Codes:
         """`kind` is universal or crosscoder, or a null of the first: shuffled, untrained."""
         streams = self.bench.streams["fit"].only(*names)
         config = replace(self.bench.config, seed=self.seed)
-        if kind == "untrained":
-            config = replace(
-                config, steps=1, lr=1e-12
-            )  # a step of no length: the initial weights, with thresholds for k
+        if kind == "untrained":  # one step of no length: the initial weights, with thresholds for k
+            config = replace(config, steps=1, lr=1e-12)
 
         def batches(start: int):
             found = streams.batches(config.batch_size, seed=self.seed, start=start)
@@ -174,7 +171,7 @@ class Codes:
         return self.trained("universal", *FOUR)
 
 
-def run(bench: Bench, codes: Codes, source: str, target: str) -> dict:
+def run(bench: Bench, codes: Trained, source: str, target: str) -> dict:
     start = time.perf_counter()
     paired = {split: found.pair(source, target) for split, found in bench.streams.items()}
     rows = translations(bench, codes, source, target, paired)
@@ -229,7 +226,7 @@ def differences(scores: dict[str, Scores]) -> list[dict]:
 
 
 def translations(
-    bench: Bench, codes: Codes, source: str, target: str, paired: dict[str, Paired]
+    bench: Bench, codes: Trained, source: str, target: str, paired: dict[str, Paired]
 ) -> dict[str, Translation]:
     """Rows by name. Only the embedded pair has the nulls, the crosscoder, and rows with free inputs."""
     every = {source, target} == set(MAIN)
@@ -286,7 +283,7 @@ def translations(
 
 
 def through_matching(
-    bench: Bench, codes: Codes, paired: dict[str, Paired], a: Dictionary, b: Dictionary, lifted: "Lifted"
+    bench: Bench, codes: Trained, paired: dict[str, Paired], a: Dictionary, b: Dictionary, lifted: "Lifted"
 ) -> dict[str, Translation]:
     """The baselines: separate SAEs, matched one to one (Hungarian) and with several partners, and the shuffled matching."""
     fit, site = paired["fit"], paired["fit"].site_a
