@@ -30,7 +30,8 @@ class SharedCode:
              so its codes are z = c · norms[name], in the units of the stream.
     norms    by name, the length of every feature's direction in that stream. Over all streams, each divided by its scale,
              they make unit vectors: a feature with norms near zero in a stream is not shared with it.
-    joint    the code c read from all streams side by side (in the order of `streams`, raw); writes them all.
+    joint    the SAE that reads and writes all streams side by side, raw and in the order of `streams`; its codes are
+             c · √(Σ norms²).
     """
 
     streams: dict[str, Dictionary]
