@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--held-out", type=int, default=16_384)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--features", type=int, default=1536)
+    parser.add_argument("--features", type=int, default=1024)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--passes", type=float, default=4.0, help="Over the tokens, in training.")
     parser.add_argument(
