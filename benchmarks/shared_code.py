@@ -55,6 +55,7 @@ COMPARED = (  # what − what, in nats
     ("reference:universal-sae+error", "translation:features"),
     ("reference:crosscoder-directions", "translation:directions"),
     ("reference:crosscoder-directions", "translation:affine"),
+    ("reference:crosscoder-alone", "reference:universal-sae"),
     ("reference:universal-features", "translation:features"),
     ("reference:universal-features", "null:universal-shuffled-features"),
     ("reference:universal-features", "null:universal-untrained-features"),
