@@ -86,6 +86,9 @@ def run(
     ] = "hungarian",
     translation: Annotated[str, typer.Option(help="Write this one; auto takes the best on the sweep split.")] = "auto",
     ngrams: Annotated[int, typer.Option(help="Rows of the n-gram tables of the best translations; 0: none.")] = 32_768,
+    routes: Annotated[
+        int | None, typer.Option(help="Classes of tokens that have a matrix of their own; 0: none.")
+    ] = None,
     reference_steps: Annotated[
         int, typer.Option(help="Gradient steps of the trained reference that the table compares with; 0: none.")
     ] = 100,
@@ -124,7 +127,7 @@ def run(
         settings = Settings(
             model_a=model_a, model_b=model_b, layer=layer, layer_b=_layer(layer_b), text=text, tokens=tokens, held_out=held_out,
             context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
-            matching=matching, translation=translation, ngrams=ngrams, reference_steps=reference_steps,
+            matching=matching, translation=translation, ngrams=ngrams, routes=routes, reference_steps=reference_steps,
             seed=seed, memory=_bytes(memory),
             device=device, dtype=dtype, trust_remote_code=trust_remote_code, native=native,
         )  # fmt: skip

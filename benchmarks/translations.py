@@ -1,18 +1,19 @@
 """Every translation and null on the embedded pair: both directions, several SAE seeds, several amounts of paired text.
 
-One JSON line per run, all measured on the same held-out tokens of the report split. The SAEs of a seed are trained once, on the
-largest amount and in the first direction, and serve all. Finished runs are kept in `--work`: the same call again prints them and
-goes on where it stopped. On two idle cores the full grid takes one and a half to two hours, `--tokens 10000 --seeds 1` minutes.
+One JSON line per run, all measured on the same held-out tokens of the report split. The SAEs of a seed are trained once, on a
+million tokens, and serve all of its runs. Finished runs are kept in `--work`: the same call again prints them and goes on where
+it stopped. Small amounts of text come first.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+from _pair import DIRECTIONS, trained_saes
+
 from stitch.config import Settings
 from stitch.pipeline import stitch
 
-DIRECTIONS = {"gpt2-llama": ("demo:gpt2", "demo:llama", 3), "llama-gpt2": ("demo:llama", "demo:gpt2", 4)}
 KEPT = ("models", "site", "tokens", "saes", "matching", "ridge", "results", "differences", "chosen", "seconds")
 
 
@@ -22,21 +23,18 @@ def main() -> None:
     parser.add_argument("--tokens", action="append", type=int, help="Default: 10,000, 100,000 and 1,000,000.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--held-out", type=int, default=16_384)
-    parser.add_argument("--work", type=Path, default=Path("build/translations"))
+    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
     arguments = parser.parse_args()
-    sizes = sorted(arguments.tokens or (10_000, 100_000, 1_000_000), reverse=True)
-    for seed in range(arguments.seeds):
-        trained: dict[str, Path] = {}  # SAEs of this seed, by model
-        for name in arguments.direction or DIRECTIONS:
-            a, b, layer = DIRECTIONS[name]
-            for tokens in sizes:
-                given = {f"sae_{side}": str(trained[model]) for side, model in (("a", a), ("b", b)) if trained}
+    for tokens in arguments.tokens or (10_000, 100_000, 1_000_000):
+        for seed in range(arguments.seeds):
+            saes = trained_saes(seed, arguments.work)
+            for name in arguments.direction or DIRECTIONS:
+                a, b, layer = DIRECTIONS[name]
                 settings = Settings(
                     model_a=a, model_b=b, layer=layer, tokens=tokens, held_out=arguments.held_out, seed=seed,
-                    reference_steps=0, **given,
+                    sae_a=str(saes[a]), sae_b=str(saes[b]), reference_steps=0,
                 )  # fmt: skip
-                report, place = stitch(settings, arguments.work / f"{name}-{seed}-{tokens}", resume=True)
-                trained = trained or {a: place / "sae-a", b: place / "sae-b"}
+                report, _ = stitch(settings, arguments.work / f"translations-{name}-{seed}-{tokens}", resume=True)
                 kept = {key: report[key] for key in KEPT}
                 print(json.dumps({"benchmark": "translations", "seed": seed, **kept}), flush=True)
 

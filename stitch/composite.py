@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from stitch.errors import UsageError
 from stitch.modeling_composite import StitchConfig, StitchForCausalLM, TranslationModule, build_late
 from stitch.models import Anatomy, Model, anatomy_of, truncated
-from stitch.translation.types import Codes, Ngram, Position, Residual, Term, Token, Translation
+from stitch.translation.types import Codes, Ngram, Position, Residual, Routed, Term, Token, Translation
 
 
 def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translation) -> StitchForCausalLM:
@@ -82,6 +82,10 @@ def translation_config(translation: Translation, bos: int | None, site_a: int, w
             case Residual(site, back):
                 entry: dict = {"kind": "residual", "site": site, "back": back, "width": width}
                 entry["identity"] = term.weight is None
+            case Routed(site, back, classes):
+                assert term.weight is not None
+                entry = {"kind": "routed", "site": site, "back": back, "width": width}
+                entry |= {"classes": len(term.weight), "entries": len(classes)}
             case Codes(site, dictionary):
                 entry = {
                     "kind": "codes",
@@ -130,6 +134,8 @@ def translation_tensors(translation: Translation, dtype: torch.dtype) -> dict[st
                 tensors[f"{prefix}.threshold"] = dictionary.threshold.float()
         if isinstance(term.input, Ngram):
             tensors[f"{prefix}.keys"] = term.input.keys
+        if isinstance(term.input, Routed):
+            tensors[f"{prefix}.classes"] = term.input.classes
         if term.weight is not None:
             name, kind = ("table", dtype) if term.is_table else ("weight", torch.float32)
             tensors[f"{prefix}.{name}"] = term.weight.to(kind)

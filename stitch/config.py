@@ -12,6 +12,7 @@ CHOICES = {
         *("auto", "identity", "mean-shift", "procrustes", "permutation", "permutation+error", "barycentric"),
         *("cross-code", "directions", "rotation", "prior"),
         *("affine", "affine+token", "affine+state", "affine+free", "affine+free+tables"),
+        *("routed", "routed+tables"),
         *("features", "features+token", "features+free", "features+free+tables"),
         *NATIVE,
     ),
@@ -41,6 +42,9 @@ class Settings:
     matching: str = "hungarian"
     translation: str = "auto"
     ngrams: int = 32_768
+    routes: int | None = (
+        None  # classes of tokens; None: as many as make their matrices as large as 32,768 rows of a table
+    )
     reference_steps: int = 100
     seed: int = 0
     memory: int = 4 * 2**30
@@ -71,6 +75,8 @@ class Settings:
             raise UsageError(f"--memory must be at least 64M; got {self.memory / 2**20:.0f}M.")
         if self.ngrams < 0:
             raise UsageError(f"--ngrams must be 0 or more; got {self.ngrams}.")
+        if self.routes is not None and self.routes < 0:
+            raise UsageError(f"--routes must be 0 or more; got {self.routes}.")
         if self.reference_steps < 0:
             raise UsageError(f"--reference-steps must be 0 or more; got {self.reference_steps}.")
         if self.seed < 0:

@@ -78,6 +78,7 @@ class TranslationModule(nn.Module):
 
     config: {"width": d_out, "first": bool, "bos_token_id": int | None, "terms": [
         {"kind": "residual", "site": 3, "back": 0, "width": dA, "identity": bool} |
+        {"kind": "routed", "site": 3, "back": 0, "width": dA, "classes": C, "entries": V} |
         {"kind": "codes", "site": 3, "width": dA, "features": F, "activation": "relu" | "jumprelu" | "topk" | "rbf", "k": 32} |
         {"kind": "token", "back": 0, "entries": V} |
         {"kind": "position", "entries": P} |
@@ -97,7 +98,9 @@ class TranslationModule(nn.Module):
 
     @property
     def reads_tokens(self) -> bool:
-        return self.first is not None or any(isinstance(term, (TokenTerm, NgramTerm)) for term in self.terms)
+        return self.first is not None or any(
+            isinstance(term, (TokenTerm, NgramTerm, RoutedTerm)) for term in self.terms
+        )
 
     @property
     def sites(self) -> set[int]:
@@ -180,6 +183,29 @@ class ResidualTerm(nn.Module):
     def forward(self, seen: Seen) -> Tensor:
         x = seen.stream_ago(self.site, self.back)
         return _resize(x, self.width) if self.weight is None else x @ self.weight.float()
+
+
+class RoutedTerm(ResidualTerm):
+    """x @ weight[c], c the class of the current token."""
+
+    def __init__(self, term: dict, width: int):
+        super().__init__({**term, "identity": True}, width)
+        self.classes: Tensor
+        self.register_buffer("classes", torch.zeros(term["entries"], dtype=torch.int64))
+        self.weight = nn.Parameter(torch.zeros(term["classes"], term["width"], width))
+
+    def forward(self, seen: Seen) -> Tensor:
+        assert self.weight is not None
+        return by_class(seen.stream_ago(self.site, self.back), self.classes[seen.ids_ago(0)], self.weight)
+
+
+def by_class(x: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
+    """Rows of x [..., d_in], each times the matrix of its class: weight is [classes, d_in, d_out]."""
+    flat, of = x.flatten(0, -2), classes.flatten()
+    order = of.argsort(stable=True)
+    counts = of.bincount(minlength=len(weight)).tolist()
+    parts = [part @ matrix.float() for part, matrix in zip(flat[order].split(counts), weight, strict=True) if len(part)]
+    return torch.cat(parts)[order.argsort()].view(*x.shape[:-1], weight.shape[2])
 
 
 class CodesTerm(nn.Module):
@@ -267,6 +293,7 @@ def ngram_keys(ids: list[Tensor], vocabulary: int) -> Tensor:
 
 _TERMS = {
     "residual": ResidualTerm,
+    "routed": RoutedTerm,
     "codes": CodesTerm,
     "token": TokenTerm,
     "position": PositionTerm,

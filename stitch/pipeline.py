@@ -353,7 +353,7 @@ def translate_pair(
     return translate(
         fit, paired["sweep"], inputs=available(a, b, fit, saes, settings.seed), a=saes.a, b=saes.b, matching=matching,
         first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.config.vocab_size, ngrams=settings.ngrams,
-        seed=settings.seed, chunk=chunk_tokens(settings, saes), memory=settings.memory, progress=progress,
+        routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes), memory=settings.memory, progress=progress,
     )  # fmt: skip
 
 
@@ -480,7 +480,12 @@ def assemble(
         },
         "ridge": {
             **{
-                name: {"lambda": f.strength, "unexplained": f.unexplained, "shares": fitted.shares[name]}
+                name: {
+                    "lambda": f.strength,
+                    "lambda_of_lift": f.strength_apart,
+                    "unexplained": f.unexplained,
+                    "shares": fitted.shares[name],
+                }
                 for name, f in fitted.ridges.items()
             },
             **described(bridges),

@@ -16,6 +16,7 @@ NULL_OF = {
     "null:rbf": "translation:features+free",
     "null:look-ups": "translation:affine+free",
     "null:no-source": "translation:affine+free+tables",
+    "null:random-routes": "translation:routed",
 }
 
 

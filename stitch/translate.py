@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from matching.measures import linear_cka, svcca
@@ -13,10 +14,12 @@ from sae.types import Dictionary
 from stitch.activations import Paired, Progress, Tokens
 from stitch.match import Matching
 from stitch.translation import baselines, cross_code, matched
-from stitch.translation.inputs import Input, Lift, Stream, reach, streams
+from stitch.translation.inputs import ByToken, Input, Lift, Stream, reach, streams
 from stitch.translation.moments import Key, Moments, accumulate
 from stitch.translation.ridge import Ridge, ridge, shares
-from stitch.translation.tables import tables
+from stitch.translation.routes import Routes, classes_at_random, classes_by_state, how_many, routed
+from stitch.translation.routes import routes as fit_routes
+from stitch.translation.tables import Residuals, tables
 from stitch.translation.types import Translation, merged
 
 # Least squares has a few thousand columns: from here on more tokens lower its error by less than a hundredth, and cost the same
@@ -49,9 +52,13 @@ THROUGH_MATCHING = {
     ("x", "x"), ("codes", "x"), ("codes", "codes"), ("x", "target"), ("codes", "target"), ("target", "target"), ("x", "shuffled"),
 }  # fmt: skip
 
+# Rows with a matrix per class of tokens, and the row that they refine.
+ROUTED, ROUTES = "translation:affine+free", ("translation:routed", "null:random-routes")
+
 # Rows that tables of tokens and n-grams are added to.
 WITH_TABLES = {
     "translation:affine+free": "translation:affine+free+tables",
+    "translation:routed": "translation:routed+tables",
     "translation:features+free": "translation:features+free+tables",
     "null:look-ups": "null:no-source",
 }
@@ -84,14 +91,16 @@ def translate(
     matching: Matching,
     vocabulary: int,
     ngrams: int,
+    routes: int | None,
     seed: int,
     chunk: int,
     memory: int,
     progress: Progress | None = None,
 ) -> Fitted:
     """Fits every family. `inputs` are what least squares may read by name ("x" among them), `first` B's state for BOS at
-    position 0, `ngrams` the number of rows of the n-gram tables (0: none). Moments take at most half of `memory` (bytes) at a
-    time, if a single row does: rows that need more together are fitted one after another.
+    position 0, `ngrams` the number of rows of the n-gram tables (0: none), `routes` that of classes of tokens (0: none; None: see
+    `how_many`). Moments take at most half of `memory` (bytes) at a time, if a single row does: rows that need more together
+    are fitted one after another.
 
     Least squares chooses its λ, and tables their shrinkage, on `held_out`; nothing here sees the report split.
     """
@@ -100,7 +109,9 @@ def translate(
     parts: dict[str, dict[str, float]] = {}
     closed: _ClosedForms | None = None
     for group, moments, moments_held in _in_groups(fit, held_out, inputs, rows, seed, chunk, memory, progress):
-        ridges |= {name: ridge(moments, moments_held, rows[name]) for name in group}
+        for name in group:
+            lift = next((found for found in rows[name] if isinstance(inputs[found], Lift)), None)
+            ridges[name] = ridge(moments, moments_held, rows[name], apart=lift)
         if closed is None:  # the first group has what these need
             ridges["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
             group = [*group, "null:shuffled-tokens"]
@@ -108,13 +119,26 @@ def translate(
         parts |= {name: shares(ridges[name], moments) for name in group}
     assert closed is not None
     solved = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
+
+    found_routes: dict[str, Routes] = {}
+
+    def unexplained(name: str) -> tuple[Residuals, Residuals]:
+        """What a row leaves of B's stream, on the tokens to fit on and on those held out."""
+        base, routes = (ROUTED, found_routes[name]) if name in found_routes else (name, None)
+        first, second = (partial(_residuals, split, inputs, ridges[base], chunk, routes) for split in (fit, held_out))
+        return first, second
+
+    read = [found for name in rows[ROUTED] if isinstance(found := inputs[name], Stream)]
+    number = how_many(routes, len(read) * fit.width_a, vocabulary, memory)
+    if number > 1:
+        classes = _classes(inputs, fit, vocabulary, number, seed)
+        for name in ROUTES:
+            found_routes[name] = fit_routes(streams(read), classes[name], *unexplained(ROUTED))
+            solved[name] = routed(_short(name), solved[ROUTED], found_routes[name])
     for name, longer in WITH_TABLES.items():
-
-        def residuals(paired: Paired, name: str = name):
-            return lambda: _residuals(paired, inputs, ridges[name], chunk)
-
-        terms = tables(fit.a.windows.ids, residuals(fit), residuals(held_out), vocabulary, ngrams) if ngrams else []
-        solved[longer] = merged(replace(solved[name], name=_short(longer), terms=(*solved[name].terms, *terms)))
+        if name in solved:
+            terms = tables(fit.a.windows.ids, *unexplained(name), vocabulary, ngrams) if ngrams else []
+            solved[longer] = merged(replace(solved[name], name=_short(longer), terms=(*solved[name].terms, *terms)))
 
     found = {**closed.translations, **solved}
     # The identity stays bare, so that a model stitched to itself is itself bit for bit.
@@ -244,10 +268,19 @@ def _variables(
             progress("moments (tokens)", done, total)
 
 
+def _classes(
+    inputs: Mapping[str, Input], fit: Paired, vocabulary: int, number: int, seed: int
+) -> dict[str, Int64[Tensor, " vocabulary"]]:
+    state = inputs["state"]
+    assert isinstance(state, ByToken)
+    by_state = classes_by_state(state.table, fit.a.windows.ids.flatten().long(), number, seed)
+    return {"translation:routed": by_state, "null:random-routes": classes_at_random(vocabulary, number, seed)}
+
+
 def _residuals(
-    paired: Paired, inputs: Mapping[str, Input], found: Ridge, chunk: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a ridge leaves unexplained, with the ids it belongs to; as far back as n-grams go."""
+    paired: Paired, inputs: Mapping[str, Input], found: Ridge, chunk: int, routes: Routes | None
+) -> Iterator[tuple[Tokens, Tensor]]:
+    """What a ridge, and routes on top of it, leave unexplained of each token; tokens know as much as n-grams need."""
     used = {name: inputs[name] for name in found.weights}
     for tokens in paired.with_history(streams(used.values()), max(2, reach(used.values())), chunk):
         left = tokens.target.float() - found.bias.float()
@@ -256,7 +289,7 @@ def _residuals(
             left -= (
                 columns.float() @ matrix if isinstance(columns, Tensor) else torch.from_numpy(columns @ matrix.numpy())
             )
-        yield tokens.ids, left
+        yield tokens, left if routes is None else left - routes(tokens)
 
 
 def from_ridge(name: str, found: Ridge, inputs: Mapping[str, Input]) -> Translation:

@@ -18,7 +18,7 @@ from stitch.modeling_composite import ngram_keys
 from stitch.models import Model
 from stitch.tokens import Windows
 from stitch.translation.inputs import ByPosition, ByToken, Lift, Stream, reach, streams
-from stitch.translation.types import Ngram, Position, Residual, Term, Token, Translation, merged
+from stitch.translation.types import Ngram, Position, Residual, Routed, Term, Token, Translation, merged
 
 SITE_A, SITE_B, POSITIONS = 3, 4, 128
 pico = functools.cache(tiny.model)
@@ -52,10 +52,15 @@ def weights(a: Model, b: Model) -> dict[str, Tensor]:
     }
 
 
-def everything(a: Model, b: Model, *, ngrams: bool = True) -> Translation:
+def everything(a: Model, b: Model, *, refined: bool = True) -> Translation:
     read = inputs(a, b)
     terms = [read[name].term(weight) for name, weight in weights(a, b).items()]
-    if ngrams:
+    if refined:
+        classes = torch.arange(tiny.VOCABULARY) % 5
+        terms += [
+            Term(Routed(SITE_A, 0, classes), tiny.noise(5, a.width, b.width, seed=30) / 6),
+            Term(Routed(1, 2, classes), tiny.noise(5, a.width, b.width, seed=31) / 6),
+        ]
         # every n-gram of even first id is known, so that generated text meets known and unknown ones
         pairs = torch.cartesian_prod(torch.arange(tiny.VOCABULARY), torch.arange(0, tiny.VOCABULARY, 2))
         keys = ngram_keys([pairs[:, 0], pairs[:, 1]], tiny.VOCABULARY).sort().values
@@ -168,7 +173,7 @@ def test_least_squares_is_fitted_on_what_the_composite_reads(tmp_path):
                 columns.double() @ weight if isinstance(columns, Tensor) else torch.from_numpy(columns @ weight.numpy())
             )
         found.append(sum(parts))
-    translation = everything(a, b, ngrams=False)
+    translation = everything(a, b, refined=False)
     module = translation_module(translation, a, b, SITE_A)
     cached = {site: torch.cat([paired.a.read(shard, site) for shard in range(3)]) for site in (1, SITE_A)}
     expected = module(cached, ids, torch.arange(16).expand_as(ids)) - translation.bias

@@ -76,6 +76,7 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
                  "translation:affine+free", "translation:features+free+tables", "translation:cross-code", "translation:prior",
                  "translation:permutation+error", "translation:barycentric", "null:look-ups", "null:random-relu",
                  "null:exemplars", "null:rbf", "null:random-topk", "null:no-source", "null:shuffled-matching",
+                 "translation:routed", "translation:routed+tables", "null:random-routes",
                  "null:random-rotation", "null:untrained-sae", "reference:affine-trained"):  # fmt: skip
         assert names.count(name) == 1, name
     assert {"auto", *(name[12:] for name in names if name.startswith("translation:"))} == set(
@@ -256,7 +257,7 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
     inputs = {"x": Stream(3), "codes": Lift(3, known), "embedding": ByToken(look_ups.embeddings(b))}
     arguments = dict(
         inputs=inputs, first=fit.b.read(0, 3)[0, 0], a=known, b=permuted, matching=matching, vocabulary=tiny.VOCABULARY,
-        ngrams=0, seed=0, chunk=1024,
+        ngrams=0, routes=0, seed=0, chunk=1024,
     )  # fmt: skip
     fitted = translate(fit, paired["sweep"], **arguments, memory=2**28)
     in_many_groups = translate(fit, paired["sweep"], **arguments, memory=1)

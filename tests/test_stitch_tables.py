@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from stitch.activations import Tokens
 from stitch.translation import tables as module
 from stitch.translation.tables import tables
 from stitch.translation.types import Ngram, Token
@@ -28,7 +29,10 @@ def residuals(ids: torch.Tensor, effect: Callable, noise_level: float, seed: int
     before[:, 1:], two_before[:, 2:] = ids[:, :-1], ids[:, :-2]
     history = torch.stack([ids, before, two_before], -1)[:, 1:].flatten(0, 1)
     left = effect(history) + noise_level * noise(len(history), D, seed=seed)
-    return lambda: zip(history.split(100), left.split(100), strict=True)
+    nowhere = torch.zeros(0, dtype=torch.int64)
+    parts = zip(history.split(100), left.split(100), strict=True)
+    rows = [(Tokens({}, ids, nowhere, rest), rest) for ids, rest in parts]
+    return lambda: iter(rows)
 
 
 def fitted(effect: Callable, *, noise_level: float = 0.0, budget: int = 400, count: int = 400):

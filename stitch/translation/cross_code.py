@@ -41,7 +41,7 @@ def cross_code(
     total = (held_out.squares["target"] / held_out.count - held_out.mean("target") ** 2).sum()
     best: CrossCode | None = None
     for width in WIDTHS:
-        weight = _solve(graph, width, fit, deviation_b)
+        weight = coefficients(graph, width, fit, deviation_b)
         error = held_out_error({"codes": weight @ decoder}, fit, held_out)
         if best is None or error / total < best.unexplained:
             best = CrossCode(weight, width, float(error / total))
@@ -56,7 +56,10 @@ def translation(name: str, found: CrossCode, a: Dictionary, b: Dictionary, site:
     return Translation(name, (Term(Codes(site, a), weight.float()),), bias.float())
 
 
-def _solve(graph: Candidates, width: int, fit: Moments, deviation_b: Tensor) -> Tensor:
+def coefficients(
+    graph: Candidates, width: int, fit: Moments, deviation_b: Float[Tensor, " features_b"]
+) -> Float[Tensor, "features_a features_b"]:
+    """C with at most `width` nonzeros per column: each feature of B on its best-correlated features of A."""
     rows, cols, correlation = _strongest(graph, width)
     weight = torch.zeros(graph.shape, dtype=torch.float64)
     counts = np.bincount(cols, minlength=graph.shape[1])

@@ -14,7 +14,7 @@ potrf, potrs = get_lapack_funcs(("potrf", "potrs"), dtype=np.float64)
 
 
 class NormalEquations:
-    """(G + λI) w = c for several λ; G holds the covariances of `inputs`, each block divided by its scale.
+    """(G + diag λ) w = c for several λ; G holds the covariances of `inputs`, each block divided by its scale.
 
     G lives in the upper triangle of one [n, n] float64 matrix; every Cholesky factor overwrites the lower triangle and the
     diagonal. 16,384 columns take 2.1 GB.
@@ -32,15 +32,15 @@ class NormalEquations:
                 block.addr_(moments.mean(first) / scale, moments.mean(second), alpha=-1)
         self._diagonal = self._matrix.diagonal().clone()
 
-    def solve(self, cross: Float[Tensor, "n out"], strength: float) -> Float[Tensor, "n out"] | None:
-        """(G + strength · I)⁻¹ cross; None where rounding has left no positive definite matrix to factor."""
+    def solve(self, cross: Float[Tensor, "n out"], strengths: Float[Tensor, " n"]) -> Float[Tensor, "n out"] | None:
+        """(G + diag(strengths))⁻¹ cross; None where rounding has left no positive definite matrix to factor."""
         size = len(self._matrix)
         for start in range(0, size, STRIP):
             end = min(start + STRIP, size)
             corner = self._matrix[start:end, start:end]
             corner.copy_(corner.triu() + corner.triu(1).T)
             self._matrix[end:, start:end] = self._matrix[start:end, end:].T
-        self._matrix.diagonal().copy_(self._diagonal + strength)
+        self._matrix.diagonal().copy_(self._diagonal + strengths)
         # To LAPACK, which counts by columns, the lower triangle is the upper one. With `clean=0` the other stays as it is.
         factor, failed = potrf(self._matrix.T.numpy(), lower=0, overwrite_a=1, clean=0)
         if failed:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from stitch.activations import Tokens
 from stitch.modeling_composite import ngram_keys
 from stitch.translation.types import Ngram, Term, Token
 
@@ -19,8 +20,8 @@ CANDIDATES = 2  # n-grams looked at per order, in units of what may be kept; the
 COUNTED, REMEMBERED = 2**18, 2**20  # tokens counted at a time, n-grams kept in mind between
 SHRINKAGES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, torch.inf)
 
-# Ids of a token and those before it (−1 where none), and y − ŷ; starts anew at every call.
-Residuals = Callable[[], Iterator[tuple[Int64[Tensor, "_ reach"], Float[Tensor, "_ d"]]]]
+# Tokens, and y − ŷ; starts anew at every call.
+Residuals = Callable[[], Iterator[tuple[Tokens, Float[Tensor, "_ d"]]]]
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def _candidates(windows: Tensor, order: int, vocabulary: int, most: int) -> Int6
 
 def _sums(residuals: Residuals, keys: dict[int, Tensor], vocabulary: int) -> dict[int, Sums]:
     found: dict[int, Sums] = {}
-    for ids, left in residuals():
-        left = left.double()
+    for tokens, left in residuals():
+        ids, left = tokens.ids, left.double()
         for order, known in keys.items():
             if order not in found:
                 found[order] = Sums(left.new_zeros(len(known)), left.new_zeros(len(known), left.shape[1]))

@@ -29,6 +29,15 @@ class Residual:
 
 
 @dataclass(frozen=True)
+class Routed:
+    """x as `Residual` has it, for a term with a matrix per class of the current token; `classes` has the class of every id."""
+
+    site: int
+    back: int
+    classes: Int64[Tensor, " vocabulary"] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class Codes:
     """z: the latents that an SAE of A finds in the residual stream entering block `site`."""
 
@@ -59,16 +68,16 @@ class Ngram:
     keys: Int64[Tensor, " entries"] = field(repr=False, compare=False)
 
 
-Input = Residual | Codes | Token | Position | Ngram
+Input = Residual | Routed | Codes | Token | Position | Ngram
 
 
 @dataclass(frozen=True)
 class Term:
-    """One summand. `weight` is [d_in, d_out], for tables [entries, d_out]; None passes a stream or codes on, cut or
-    zero-padded. An input that lies before the text's first token adds nothing."""
+    """One summand. `weight` is [d_in, d_out], for tables [entries, d_out], for a routed stream [classes, d_in, d_out]; None
+    passes a stream or codes on, cut or zero-padded. An input that lies before the text's first token adds nothing."""
 
     input: Input
-    weight: Float[Tensor, "d_in d_out"] | None
+    weight: Float[Tensor, "*classes d_in d_out"] | None
 
     @property
     def is_table(self) -> bool:
@@ -91,17 +100,17 @@ class Translation:
     @property
     def sites(self) -> set[int]:
         """The sites of A that the terms read."""
-        return {term.input.site for term in self.terms if isinstance(term.input, (Residual, Codes))}
+        return {term.input.site for term in self.terms if isinstance(term.input, (Residual, Routed, Codes))}
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply–adds per token: products with weights and encoders; look-ups cost nothing."""
+        """Multiply–adds per token: products with weights and encoders; look-ups, of a matrix too, cost nothing."""
         total = 0
         for term in self.terms:
             if isinstance(term.input, Codes):
                 total += term.input.dictionary.encoder.numel()
             if term.weight is not None and not term.is_table:
-                total += term.weight.numel()
+                total += term.weight[0].numel() if isinstance(term.input, Routed) else term.weight.numel()
         return total
 
     @property

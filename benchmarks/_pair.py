@@ -1,0 +1,87 @@
+"""What several benchmarks start from: the embedded pair in one direction, its activations and SAEs, kept on disk between runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stitch import pipeline
+from stitch.activations import Paired
+from stitch.config import Settings
+from stitch.evaluate import Logits, Scores, evaluate
+from stitch.features import SAEs
+from stitch.models import Model
+from stitch.rows import Stage
+from stitch.text import Split
+from stitch.translation.types import Translation
+
+DIRECTIONS = {"gpt2-llama": ("demo:gpt2", "demo:llama", 3), "llama-gpt2": ("demo:llama", "demo:gpt2", 4)}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models, paired tokens of each split, and the SAEs of both sites."""
+
+    settings: Settings
+    a: Model
+    b: Model
+    paired: dict[Split, Paired]
+    saes: SAEs
+
+    def stage(self, paired: Paired | None = None) -> Stage:
+        return pipeline.stage(self.settings, self.a, self.b, paired or self.paired["report"])
+
+    def first(self) -> torch.Tensor:
+        """B's state for BOS."""
+        fit = self.paired["fit"]
+        return fit.b.read(0, fit.site_b)[0, 0].float()
+
+    def scores(self, translations: dict[str, Translation], paired: Paired | None = None) -> dict[str, Scores]:
+        """Every translation and both models on the same tokens: the report split, or others."""
+        stage, first = self.stage(paired), self.first()
+        rows: dict[str, Logits] = {"a": stage.whole(self.a.net), "b": stage.whole(self.b.net)}
+        rows |= {name: stage.translated(found.starting_with(first)) for name, found in translations.items()}
+        return evaluate(rows, stage.windows, vocabulary=stage.vocabulary, reference=rows["b"])
+
+
+def trained_saes(seed: int, work: Path) -> dict[str, Path]:
+    """The SAEs of both models for one seed, by model: trained on a million tokens when they are first asked for."""
+    a_name, b_name, layer = DIRECTIONS["gpt2-llama"]
+    place = work / f"saes-{seed}"
+    folders = {a_name: place / "sae-a", b_name: place / "sae-b"}
+    if not all(folder.exists() for folder in folders.values()):
+        settings = Settings(model_a=a_name, model_b=b_name, layer=layer, tokens=1_000_000, held_out=16_384, seed=seed)
+        a, b, sources = pipeline.load_pair(settings)
+        settings = pipeline.complete(settings, a, b)
+        paired = _harvest(settings, a, b, work / "for-saes")
+        pipeline.train_pair(settings, a, b, paired, place, sources)
+    return folders
+
+
+def prepare(direction: str, *, seed: int, tokens: int, held_out: int, work: Path) -> Pair:
+    """Harvests and trains what `work` does not hold yet."""
+    a_name, b_name, layer = DIRECTIONS[direction]
+    folders = trained_saes(seed, work)
+    settings = Settings(
+        model_a=a_name, model_b=b_name, layer=layer, tokens=tokens, held_out=held_out, seed=seed,
+        sae_a=str(folders[a_name]), sae_b=str(folders[b_name]),
+    )  # fmt: skip
+    a, b, sources = pipeline.load_pair(settings)
+    settings = pipeline.complete(settings, a, b)
+    paired = _harvest(settings, a, b, work / f"{direction}-{tokens}-{held_out}")
+    saes = pipeline.train_pair(settings, a, b, paired, work, sources)
+    return Pair(settings, a, b, paired, saes)
+
+
+def _harvest(settings: Settings, a: Model, b: Model, folder: Path) -> dict[Split, Paired]:
+    windows = pipeline.read_windows(settings, b)
+    return {split: pipeline.harvest_pair(settings, a, b, found, folder / split) for split, found in windows.items()}
+
+
+def row(scores: dict[str, Scores], name: str, minus: str | None = None) -> dict:
+    """CE with its interval, or a paired difference with its own."""
+    if minus is None:
+        low, high = scores[name].interval()
+        return {"name": name, "ce": scores[name].ce, "ce_low": low, "ce_high": high}
+    low, high = scores[name].interval(minus=scores[minus])
+    return {"name": name, "minus": minus, "ce": scores[name].ce - scores[minus].ce, "ce_low": low, "ce_high": high}

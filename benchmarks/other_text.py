@@ -1,0 +1,134 @@
+"""Fitted on docstrings, read on other text: which translations survive the move? One JSON line per seed and direction.
+
+Every row of the main job is fitted on the docstrings' fit split, then scored on held-out docstrings and on texts of other kinds
+that are found on most machines: licences and comments of the installed Python packages, and man pages where there are any.
+"""
+
+import argparse
+import gzip
+import io
+import json
+import re
+import sysconfig
+import tokenize
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from _pair import DIRECTIONS, prepare, row
+
+from stitch import pipeline
+from stitch.text import Document, select
+from stitch.tokens import pack
+
+WIDEST = 200_000  # characters of one file that are read
+MOST = 1_000_000  # characters of a kind
+ROWS = (
+    "translation:affine", "translation:affine+free", "translation:affine+free+tables", "translation:features",
+    "translation:features+free", "translation:features+free+tables", "translation:cross-code", "null:no-source",
+    "null:look-ups", "null:untrained-sae", "null:random-relu", "null:random-topk", "null:exemplars", "null:rbf",
+)  # fmt: skip
+AGAINST = (
+    ("translation:affine+free", "a"), ("translation:affine+free", "null:no-source"),
+    ("translation:affine+free+tables", "translation:affine+free"),
+    ("translation:features+free", "translation:affine+free"), ("translation:features+free", "null:random-relu"),
+    ("translation:features+free", "null:exemplars"), ("translation:features+free", "null:rbf"),
+    ("translation:features", "null:untrained-sae"), ("translation:features", "translation:affine"),
+    ("translation:cross-code", "translation:affine"),
+)  # fmt: skip
+
+
+def installed() -> Path:
+    return Path(sysconfig.get_paths()["purelib"])
+
+
+def licences() -> Iterator[Document]:
+    for path in sorted(installed().rglob("*")):
+        if path.is_file() and re.match(r"(LICEN[CS]E|COPYING|NOTICE)", path.name):
+            yield str(path), path.read_text(errors="ignore")[:WIDEST]
+
+
+def comments() -> Iterator[Document]:
+    for path in sorted(installed().rglob("*.py")):
+        try:
+            source = path.read_text()[:WIDEST]
+            tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+        except (OSError, UnicodeDecodeError, tokenize.TokenError, SyntaxError):
+            continue
+        found = [token.string.lstrip("#: ") for token in tokens if token.type == tokenize.COMMENT]
+        if sum(map(len, found)) > 400:
+            yield str(path), "\n".join(found)
+
+
+def man_pages() -> Iterator[Document]:
+    for path in sorted(Path("/usr/share/man").glob("man[1-8]/*.gz")):
+        text = gzip.decompress(path.read_bytes()).decode(errors="ignore")
+        plain = (re.sub(r"\\f.|\\&|\\", "", line) for line in text.splitlines() if not line.startswith((".", "'")))
+        yield str(path), "\n".join(plain)[:WIDEST]
+
+
+KINDS: dict[str, Callable[[], Iterator[Document]]] = {
+    "licences": licences,
+    "comments": comments,
+    "man pages": man_pages,
+}
+
+
+def documents(kind: str) -> list[Document]:
+    """Different documents of one kind, up to MOST characters, none of them twice."""
+    seen: dict[str, str] = {}
+    total = 0
+    for name, text in KINDS[kind]():
+        if text.strip() and text not in seen:
+            seen[text] = name
+            total += len(text)
+            if total > MOST:
+                break
+    return [(name, text) for text, name in seen.items()]
+
+
+def run(direction: str, seed: int, tokens: int, held_out: int, work: Path, texts: dict[str, list[Document]]) -> dict:
+    pair = prepare(direction, seed=seed, tokens=tokens, held_out=held_out, work=work)
+    settings, fit = pair.settings, pair.paired["fit"]
+    folder = work / f"{direction}-{tokens}-{held_out}"
+    matching = pipeline.match_pair(settings, fit, pair.saes, folder / f"seed-{seed}")
+    fitted = pipeline.translate_pair(settings, pair.a, pair.b, pair.paired, pair.saes, matching)
+    rows = {name: (fitted.translations | fitted.nulls)[name] for name in ROWS}
+    found = {"docstrings": pair.paired["report"]}
+    assert settings.context is not None
+    for kind, read in texts.items():
+        windows = pack(select_all(read), pair.b.tokenizer, settings.context, held_out)
+        found[kind] = pipeline.harvest_pair(settings, pair.a, pair.b, windows, folder / kind.replace(" ", "-"))
+    results = {}
+    for kind, paired in found.items():
+        scores = pair.scores(rows, paired)
+        results[kind] = {
+            "tokens": paired.a.windows.tokens,
+            "results": [row(scores, name) for name in scores],
+            "differences": [row(scores, *pair_of) for pair_of in AGAINST],
+        }
+    return {"benchmark": "other_text", "direction": direction, "seed": seed, "tokens": fit.tokens, "texts": results}
+
+
+def select_all(read: list[Document]) -> list[Document]:
+    """All documents in the order that `select` gives each split: a prefix is a fair sample."""
+    return [document for split in ("report", "sweep", "fit") for document in select(read, split)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--direction", action="append", choices=DIRECTIONS)
+    parser.add_argument("--tokens", type=int, default=300_000)
+    parser.add_argument("--held-out", type=int, default=16_384)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
+    arguments = parser.parse_args()
+    texts = {kind: documents(kind) for kind in KINDS}
+    texts = {kind: found for kind, found in texts.items() if sum(len(text) for _, text in found) > MOST // 20}
+    for seed in range(arguments.seeds):
+        for direction in arguments.direction or DIRECTIONS:
+            result = run(direction, seed, arguments.tokens, arguments.held_out, arguments.work, texts)
+            print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""A matrix per class of tokens: planted ones come back, none are made up, and the composite applies what was fitted."""
+
+import pytest
+import torch
+
+from stitch.activations import Tokens
+from stitch.composite import translation_config, translation_tensors
+from stitch.modeling_composite import TranslationModule
+from stitch.translation.routes import Routes, classes_at_random, classes_by_state, how_many, routed, routes
+from stitch.translation.types import Residual, Routed, Term, Token, Translation
+from tiny import noise
+
+VOCABULARY, D_A, D_B, CLASSES = 40, 6, 5, 4
+STREAMS = ((3, 0), (3, 1))
+OF = torch.arange(VOCABULARY) % CLASSES
+PLANTED, CONSTANT = noise(CLASSES, 2 * D_A, D_B), noise(CLASSES, D_B, seed=1)
+
+
+def tokens(count: int, seed: int) -> Tokens:
+    ids = torch.randint(VOCABULARY, (count, 1), generator=torch.Generator().manual_seed(seed))
+    # columns of very different size and place, as in a residual stream
+    scale = torch.logspace(-0.5, 0.5, D_A)
+    streams = {stream: noise(count, D_A, seed=seed + 10 + stream[1]) * scale + 3 * scale for stream in STREAMS}
+    return Tokens(streams, ids, torch.zeros(count, dtype=torch.int64), torch.zeros(count, D_B))
+
+
+def residuals(count: int, seed: int, *, effect: bool, level: float = 0.1):
+    seen = tokens(count, seed)
+    left = level * noise(count, D_B, seed=seed + 20)
+    if effect:
+        x = torch.cat([seen.streams[stream] for stream in STREAMS], 1)
+        of = OF[seen.ids[:, 0]]
+        left += torch.einsum("td,tde->te", x, PLANTED[of]) + CONSTANT[of]
+    return lambda: iter([(seen, left)])
+
+
+def fitted(*, effect: bool) -> Routes:
+    return routes(STREAMS, OF, residuals(4000, 0, effect=effect), residuals(500, 1, effect=effect))
+
+
+def test_planted_matrices_come_back():
+    found = fitted(effect=True)
+    assert torch.allclose(found.weight, PLANTED, atol=0.1) and torch.allclose(found.constant, CONSTANT, atol=0.5)
+    seen, left = next(residuals(500, 2, effect=True, level=0.0)())
+    assert (found(seen) - left).norm() < 0.02 * left.norm()
+
+
+def test_where_there_is_nothing_next_to_nothing_is_added():
+    found = fitted(effect=False)
+    seen, _ = next(residuals(500, 2, effect=False)())
+    assert found(seen).square().mean() < 0.05 * 0.1**2 and found.strength >= 1000
+
+
+def test_the_composite_applies_what_was_fitted_at_the_cost_of_one_matrix():
+    found = fitted(effect=True)
+    base = Translation(
+        "base", (*(Term(Residual(*stream), noise(D_A, D_B, seed=stream[1])) for stream in STREAMS),), noise(D_B)
+    )
+    whole = routed("routed", base, found)
+    assert [type(term.input) for term in whole.terms] == [Routed, Routed, Token]
+    assert whole.multiply_adds == base.multiply_adds == 2 * D_A * D_B and whole.sites == {3}
+    module = TranslationModule(translation_config(whole, None, 3, D_A, VOCABULARY))
+    module.load_state_dict(translation_tensors(whole, torch.float32))
+    x = noise(1, 9, D_A, seed=7)
+    ids = torch.randint(VOCABULARY, (1, 9), generator=torch.Generator().manual_seed(5))
+    before = torch.cat([torch.zeros(1, 2, D_A), x[:, 1:-1]], 1)  # the first token's stream counts as absent
+    seen = Tokens({(3, 0): x[0], (3, 1): before[0]}, ids.T, torch.arange(9), torch.zeros(9, D_B))
+    matrices = [term.weight for term in base.terms]
+    expected = base.bias + x[0] @ matrices[0] + before[0] @ matrices[1] + found(seen)
+    with torch.no_grad():
+        got = module({3: x}, ids, torch.arange(9)[None])[0]
+    assert torch.allclose(got, expected, atol=1e-3)
+
+
+def test_classes_follow_the_states_and_not_the_vocabulary():
+    states = noise(CLASSES, 8, seed=3)[OF] + 0.01 * noise(VOCABULARY, 8, seed=4)
+    ids = torch.arange(VOCABULARY).repeat(3)
+    found = classes_by_state(states, ids, CLASSES, 0)
+    assert len(set(zip(OF.tolist(), found.tolist(), strict=True))) == CLASSES == len(found.unique())
+    assert torch.equal(found, classes_by_state(states, ids, CLASSES, 0))
+    assert not torch.equal(found, classes_at_random(VOCABULARY, CLASSES, 0))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "columns", "memory", "expected"),
+    [(None, 512, 2**32, 64), (None, 8192, 2**40, 4), (7, 512, 2**32, 7), (None, 512, 2**26, 7), (0, 512, 2**32, 0),
+     (None, 8, 2**40, VOCABULARY)],
+)  # fmt: skip
+def test_matrices_are_as_large_as_the_tables_and_their_moments_fit_the_memory(wanted, columns, memory, expected):
+    assert how_many(wanted, columns, VOCABULARY if columns == 8 else 10**6, memory) == expected
