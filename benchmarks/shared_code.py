@@ -341,7 +341,7 @@ class Lifted:
         return Moments(own.count, sums, squares, {**plain.products, **own.products})
 
     def ridge(self, name: str, names: tuple[str, ...]) -> Translation:
-        return from_ridge(name, ridge(self.fit, self.held_out, names), self.inputs)
+        return from_ridge(name, ridge(self.fit, self.held_out, names, apart="codes"), self.inputs)
 
 
 if __name__ == "__main__":
