@@ -1,0 +1,115 @@
+"""Several residual streams under one code: the same tokens in all of them, and translations between any two.
+
+Shared codes are trained, so these translations are references: no composite is made of one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae.shared import SharedCode
+from stitch.activations import Activations, Paired, without_sinks
+from stitch.translation import matched
+from stitch.translation.moments import Moments
+from stitch.translation.types import Codes, Term, Translation
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Residual streams by name: the harvest that holds each, and its site. All harvests are of the same windows.
+
+    `keep` leaves out BOS at position 0 and what is a sink in any stream, so that every pair of streams has the same tokens.
+    """
+
+    harvests: dict[str, Activations]
+    sites: dict[str, int]
+    keep: Bool[Tensor, "windows context"]
+
+    @classmethod
+    def of(cls, streams: dict[str, tuple[Activations, int]]) -> "Streams":
+        """Streams by name, each a harvest and one of its sites."""
+        keep = torch.stack([without_sinks(harvest, [site]) for harvest, site in streams.values()]).all(0)
+        harvests = {name: harvest for name, (harvest, _) in streams.items()}
+        return cls(harvests, {name: site for name, (_, site) in streams.items()}, keep)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {name: harvest.width(self.sites[name]) for name, harvest in self.harvests.items()}
+
+    def only(self, *names: str) -> "Streams":
+        """Some of the streams; which tokens are kept does not change."""
+        return Streams(
+            {name: self.harvests[name] for name in names}, {name: self.sites[name] for name in names}, self.keep
+        )
+
+    def pair(self, source: str, target: str) -> Paired:
+        sites = self.sites[source], self.sites[target]
+        return Paired(self.harvests[source], self.harvests[target], *sites, self.keep)
+
+    def batches(self, size: int, *, seed: int, group: int = 4, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Endless shuffled batches, row i the same token in every stream: `Paired.batches`, whose order is the seed's alone."""
+        feeds = [self.pair(name, name).batches(size, seed=seed, group=group, start=start) for name in self.sites]
+        for rows in zip(*feeds, strict=True):
+            yield {name: x for name, (x, _) in zip(self.sites, rows, strict=True)}
+
+    def chunks(self, tokens: int = 2048) -> Iterator[dict[str, Tensor]]:
+        """All kept rows in text order."""
+        for rows in zip(*(self.pair(name, name).chunks(tokens) for name in self.sites), strict=True):
+            yield {name: x for name, (x, _, _) in zip(self.sites, rows, strict=True)}
+
+
+def re_paired(batches: Iterator[dict[str, Tensor]], seed: int) -> Iterator[dict[str, Tensor]]:
+    """The null: every stream's rows in an order of their own, so that no row is one token in two streams."""
+    generator = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        yield {name: x[torch.randperm(len(x), generator=generator)] for name, x in batch.items()}
+
+
+def through_code(name: str, code: SharedCode, source: str, target: str, site: int) -> Translation:
+    """Encoded as stream `source` (at `site` of its model), decoded as `target`: no statistics, only what was trained."""
+    term = Term(Codes(site, code.streams[source]), code.onto(source, target).float().cpu())
+    return Translation(name, (term,), code.streams[target].decoder_bias.float().cpu())
+
+
+@torch.no_grad()
+def second_moments(code: SharedCode, streams: Streams) -> Float[Tensor, " features"]:
+    """E[c²] over the kept tokens, c read from all streams together."""
+    total, count = torch.zeros(len(code.joint.encoder_bias), dtype=torch.float64), 0
+    for batch in streams.chunks():
+        side_by_side = torch.cat([batch[name] for name in code.streams], 1).to(code.joint.encoder.device)
+        total += code.joint.encode(side_by_side).double().square().sum(0).cpu()
+        count += len(side_by_side)
+    length = torch.stack([norms.double().cpu().square() for norms in code.norms.values()]).sum(
+        0
+    )  # of a joint decoder row
+    return total / (count * length)
+
+
+def directions(
+    name: str,
+    code: SharedCode,
+    source: str,
+    target: str,
+    site: int,
+    second: Float[Tensor, " features"],
+    moments: Moments,
+) -> Translation:
+    """V4 on the code's own pairs, a linear map of x: feature i of one decoder is feature i of the other.
+
+    `second` are `second_moments`; of `moments` (fitted, with "x" and "target") only the means are used.
+    """
+    norms = {side: code.norms[side].double().cpu() for side in (source, target)}
+    features = torch.arange(len(second))
+    edges = matched.Matched(
+        rows=features,
+        cols=features,
+        mass=torch.ones_like(second),
+        similarity=torch.ones_like(second),
+        co_moment=second * norms[source] * norms[target],
+        mean_a=torch.zeros_like(second),  # of no use here: the bias makes the means of the streams agree
+        second_a=second * norms[source].square(),
+    )
+    return matched.directions(name, edges, code.streams[source], code.streams[target], site, moments)
