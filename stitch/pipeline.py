@@ -30,7 +30,7 @@ from stitch.match import Matching, match
 from stitch.models import Model, load
 from stitch.reference import trained
 from stitch.report import NULL_OF, model_card, to_json
-from stitch.rows import Stage, differences, line, ranked
+from stitch.rows import Stage, against_line, differences, line, ranked
 from stitch.sources import Source, resolve
 from stitch.surgery import COMPARED, Bridge, bridged, described, fit_bridges, sites_of, why_not_foldable
 from stitch.text import Split, read, select
@@ -465,7 +465,8 @@ def assemble(
             found := translations.get(row["name"])
         ) is not None:  # every translation has its own line: costlier ones a lower
             row["above_line"] = row["ce"] - line(costs, sites["a"], sites["b"], found, scores)["ce"]
-    results.insert(3, line(costs, sites["a"], sites["b"], fitted.translations[chosen], scores))
+    yardstick = line(costs, sites["a"], sites["b"], fitted.translations[chosen], scores)
+    results.insert(3, yardstick)
     dictionaries = [
         {
             "site": f"{side}: resid_pre.{sites[side]}",
@@ -505,7 +506,10 @@ def assemble(
         },
         "similarity": fitted.similarity,
         "results": results,
-        "differences": differences(scores, chosen, {**NULL_OF, **COMPARED}),
+        "differences": [
+            against_line(scores, yardstick["share"]),
+            *differences(scores, chosen, {**NULL_OF, **COMPARED}),
+        ],
         "chosen": chosen.partition(":")[2],
         "seconds": {},
         "provenance": provenance(settings, a, b, sources),

@@ -136,6 +136,15 @@ def line(costs: Costs, site_a: int, site_b: int, translation: Translation, score
             "flops": {"a": sum(costs.source_blocks), "b": sum(costs.target_blocks), "composite": cost}}  # fmt: skip
 
 
+def against_line(scores: dict[str, Scores], share: float) -> dict:
+    """The paired difference of the composite and its line, whose nats are those of both models, mixed."""
+    a, b = scores["a"], scores["b"]
+    mixed = Scores(a.nats + share * (b.nats - a.nats), None, None, a.tokens)
+    low, high = scores["composite"].interval(minus=mixed)
+    difference = scores["composite"].ce - mixed.ce
+    return {"name": "composite", "minus": "line", "ce": difference, "ce_low": low, "ce_high": high}
+
+
 def differences(scores: dict[str, Scores], chosen: str, null_of: dict[str, str]) -> list[dict]:
     """Paired differences in nats, 95 % intervals: the composite against models and affine, each null against what it mocks."""
     against = ("a", "b", "translation:affine", "reference:affine-trained", "ceiling:sae-b", "null:no-source")

@@ -84,6 +84,9 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
     ) - set(NATIVE)
     rows = {row["name"]: row for row in report["results"]}
     assert rows["composite"]["above_line"] == pytest.approx(rows["composite"]["ce"] - rows["line"]["ce"])
+    to_line = next(row for row in report["differences"] if (row["name"], row["minus"]) == ("composite", "line"))
+    assert to_line["ce"] == pytest.approx(rows["composite"]["above_line"]) and to_line["ce_low"] < to_line["ce_high"]
+    assert to_line["ce_low"] <= to_line["ce"] <= to_line["ce_high"]
     assert rows["translation:affine"]["multiply_adds"] == 32 * 48
     for row in rows.values():
         if row["name"] != "line":
