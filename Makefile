@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-SCRIPTS := $(filter-out benchmarks/translations.py,$(sort $(wildcard benchmarks/[a-z]*.py)))
+SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surgery.py)
+REGIMES := $(addprefix benchmarks/,readable.py few_pairs.py other_text.py shared_code.py)
 
-.PHONY: setup demo test test-slow lint types bench bench-translations clean
+.PHONY: setup demo test test-slow lint types bench bench-translations bench-regimes clean
 
 setup: $(READY)
 
@@ -36,9 +37,12 @@ types: $(READY)
 bench: $(READY)
 	@set -e; for script in $(SCRIPTS); do echo "$$script" >&2; $(BIN)/python $$script; done
 
-# Hours: see the script's head for a smaller grid.
+# Hours each: the scripts' heads name smaller grids. Finished parts are kept in build/benchmarks.
 bench-translations: $(READY)
 	$(BIN)/python benchmarks/translations.py
+
+bench-regimes: $(READY)
+	@set -e; for script in $(REGIMES); do echo "$$script" >&2; $(BIN)/python $$script; done
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -18,7 +18,7 @@ from torch import Tensor
 from sae.config import SAEConfig
 from sae.convert import to_dictionary
 from sae.errors import SAEError
-from sae.train import REPORT_EVERY, SCALE_BATCHES, Batch, _check_batch, _trainer
+from sae.train import REPORT_EVERY, SCALE_BATCHES, Batch, check_batch, new_trainer
 from sae.types import Dictionary
 
 
@@ -96,7 +96,7 @@ def _train(
     if not widths or config.features < max(widths.values()):
         raise SAEError(f"a shared code needs streams, and features at least as many as their widths {widths}.")
     units = _Units(list(widths), *_statistics(widths, batches, config.batch_size), list(widths.values()), device)
-    trainer = _trainer(config, sum(widths.values()), device)
+    trainer = new_trainer(config, sum(widths.values()), device)
     trainer.sae.cfg.apply_b_dec_to_input = False  # streams are centred; the bias of a hidden stream must not be seen
     drawn: list[int | None] = [None]
     trainer.sae.hook_sae_input.register_forward_hook(lambda _module, _arguments, x: units.alone(x, drawn[0]))
@@ -105,7 +105,7 @@ def _train(
         batch = next(source, None)
         if batch is None:
             raise SAEError(f"training needs {config.steps} batches; the stream ended after {step}. Give more tokens.")
-        _check_batch(batch, widths, config.batch_size, step)
+        check_batch(batch, widths, config.batch_size, step)
         drawn[0] = draw
         trainer.step(units.standardised(batch))
         trainer.n_training_steps += 1
@@ -148,7 +148,7 @@ def _statistics(
     """Mean of every stream, and the number that takes each to a mean square of (sum of widths) / (number of streams)."""
     seen: dict[str, list[Tensor]] = {name: [] for name in widths}
     for step, batch in enumerate(itertools.islice(batches(0), SCALE_BATCHES)):
-        _check_batch(batch, widths, batch_size, step)
+        check_batch(batch, widths, batch_size, step)
         for name in widths:
             seen[name].append(batch[name].double())
     means, scales = [], []

@@ -58,7 +58,7 @@ def train(
     that ends early, and a snapshot of other settings.
     """
     steps, batch_size = _check_request(configs, widths, snapshot_every)
-    trainers = {site: _trainer(configs[site], widths[site], device) for site in configs}
+    trainers = {site: new_trainer(configs[site], widths[site], device) for site in configs}
 
     def stream(start: int) -> Iterator[tuple[int, Batch]]:
         source = batches(start)
@@ -69,7 +69,7 @@ def train(
                     f"training needs {steps} batches of {batch_size} tokens; the stream ended after {step}. "
                     "Give more tokens or fewer steps."
                 )
-            _check_batch(batch, widths, batch_size, step)
+            check_batch(batch, widths, batch_size, step)
             yield step, {site: batch[site].to(device, torch.float32) for site in trainers}
 
     run = {"sites": {site: {"width": widths[site], **asdict(config)} for site, config in configs.items()}}
@@ -118,7 +118,7 @@ def _check_request(configs: dict[str, SAEConfig], widths: dict[str, int], snapsh
     return schedules.pop()
 
 
-def _check_batch(batch: Batch, widths: dict[str, int], batch_size: int, step: int) -> None:
+def check_batch(batch: Batch, widths: dict[str, int], batch_size: int, step: int) -> None:
     for site, width in widths.items():
         if site not in batch:
             raise SAEError(f"batch {step} must hold every site; {site} is missing, it has {', '.join(batch)}.")
@@ -130,7 +130,7 @@ def _check_batch(batch: Batch, widths: dict[str, int], batch_size: int, step: in
             )
 
 
-def _trainer(config: SAEConfig, width: int, device: str | torch.device) -> "SAETrainer[Any, Any]":
+def new_trainer(config: SAEConfig, width: int, device: str | torch.device) -> "SAETrainer[Any, Any]":
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 

@@ -94,12 +94,12 @@ def test_a_site_trained_alone_is_the_site_trained_in_company(short):
 def test_the_loop_is_that_of_saelens(architecture):
     from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
-    from sae.train import _centre_and_scale, _trainer
+    from sae.train import _centre_and_scale, new_trainer
 
     config = replace(SHORT, architecture=architecture)
     ours = train(_both(config), WIDTHS, _stream(config.batch_size))
 
-    trainers = {site: _trainer(config, width, "cpu") for site, width in WIDTHS.items()}
+    trainers = {site: new_trainer(config, width, "cpu") for site, width in WIDTHS.items()}
     _centre_and_scale(trainers, enumerate(_stream(config.batch_size)(0)))  # we start the decoder bias at the mean
     for trainer in trainers.values():
         trainer.activation_scaler.scaling_factor = None  # they estimate their own
