@@ -74,9 +74,9 @@ def test_a_training_sae_becomes_what_saelens_saves_it_as(architecture, tmp_path)
     import sae_lens
 
     from sae.config import SAEConfig
-    from sae.train import _trainer
+    from sae.train import new_trainer
 
-    sae = _trainer(SAEConfig(architecture=architecture, features=FEATURES, k=4), D, "cpu").sae
+    sae = new_trainer(SAEConfig(architecture=architecture, features=FEATURES, k=4), D, "cpu").sae
     _randomised(sae)
     sae.to(torch.float64)
     sae.fold_activation_norm_scaling_factor(1.3)
