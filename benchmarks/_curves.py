@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-COLOURS = ("#c0504d", "#3b6fb6", "#4f9d69", "#8a63b0", "#d99a3a", "#9a9a9a", "black")
+COLOURS = ("#c0504d", "#3b6fb6", "#4f9d69", "#8a63b0", "#d99a3a", "#9a9a9a", "black", "#7a5230")
 NONE_AT = 30  # where no pairs are drawn on the logarithmic axis
 WITHOUT_PAIRS = {  # row at n pairs: its row without any
     "matched prior": "matched+look-ups",
@@ -19,6 +19,7 @@ WITHOUT_PAIRS = {  # row at n pairs: its row without any
     "look-ups prior": "look-ups",
     "means prior, codes": "means+free, codes",
     "means prior, exemplars": "means+free, exemplars",
+    "means prior, rbf": "means+free, rbf",
     "affine": None,
     "pairs alone": None,
 }

@@ -40,6 +40,7 @@ PAIRS = (100, 300, 1_000, 3_000, 10_000)
 LEAST = 4  # occurrences of a context in either half
 TOP = 16  # partners kept per feature, as in `matching.candidates`
 CHUNK = 2048
+NULLS = ("exemplars", "rbf")  # lifts that the SAE's codes must beat
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +214,7 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
     free = [name for name in FREE if name in inputs]
     tables = [name for name in free if name in LOOK_UPS]
     timeless = [name for name in free if name != "position"]
-    source = ["x", *(name for name in free if name not in LOOK_UPS), "codes", "exemplars"]
+    source = ["x", *(name for name in free if name not in LOOK_UPS), "codes", *NULLS]
 
     rows: dict[str, Translation] = {}
     ridges: dict[str, Ridge] = {}
@@ -243,7 +244,7 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
     add("0:shuffled-means", on_means(["x"], {**found.columns, "target": found.columns["target"][mixed]}))
     add("0:means+look-ups", added(known, on_means(["x", *(name for name in timeless if name in LOOK_UPS)], left)))
     add("0:means+free", added(known, on_means(["x", *timeless], left)))
-    for lift in ("codes", "exemplars"):
+    for lift in ("codes", *NULLS):
         add(f"0:means+free, {lift}", added(known, on_means([lift, "x", *timeless], left)))
     # No pairs, through matched features.
     generator = np.random.default_rng(seed)
@@ -271,15 +272,14 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
     for n in PAIRS:
         windows = -(-n // fit.keep.shape[1])
         part = order[:windows], order[windows : windows + max(1, windows // 4)]
-        names = [*wide, "codes", "exemplars", "through", "through-shuffled"]
+        names = [*wide, "codes", *NULLS, "through", "through-shuffled"]
         sets = {
             "pairs alone": (wide, None),
             "look-ups prior": (wide, "0:look-ups"),
             "means prior": (wide, "0:means+free"),
             "matched prior": (["through", *wide], "0:matched+look-ups"),
             "shuffled-matched prior": (["through-shuffled", *wide], "0:shuffled-matched+look-ups"),
-            "means prior, codes": (["codes", *wide], "0:means+free, codes"),
-            "means prior, exemplars": (["exemplars", *wide], "0:means+free, exemplars"),
+            **{f"means prior, {lift}": ([lift, *wide], f"0:means+free, {lift}") for lift in ("codes", *NULLS)},
         }
         pairs = set().union(*(needed(used) for used, _ in sets.values()), needed(["x"]))
         both = [accumulate((v for _, v in variables(rows_of(fit, w), inputs, names)), pairs) for w in part]
@@ -291,12 +291,13 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
     scores = pair.scores(rows)
     against = [
         ("0:matched+look-ups", "0:look-ups"), ("0:means+look-ups", "0:look-ups"), ("0:matched+look-ups", "0:means+look-ups"),
-        ("0:means+free, codes", "0:means+free"), ("0:means+free, codes", "0:means+free, exemplars"),
+        ("0:means+free, codes", "0:means+free"), *(("0:means+free, codes", f"0:means+free, {null}") for null in NULLS),
     ]  # fmt: skip
     for n in PAIRS:
         against += [
             (f"{n}:matched prior", f"{n}:look-ups prior"), (f"{n}:matched prior", f"{n}:means prior"),
-            (f"{n}:means prior, codes", f"{n}:means prior"), (f"{n}:means prior, codes", f"{n}:means prior, exemplars"),
+            (f"{n}:means prior, codes", f"{n}:means prior"),
+            *((f"{n}:means prior, codes", f"{n}:means prior, {null}") for null in NULLS),
             (f"{n}:means prior", f"{n}:pairs alone"),
         ]  # fmt: skip
     return {
