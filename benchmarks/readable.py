@@ -9,6 +9,7 @@ has a basis on either side, found without pairs, and N nonzero weights between t
   exemplars  dictionaries of single tokens' activations, as sparse as the SAEs
   pca        principal components of both streams, the N entries of the ridge map that bring most: the best N there are
   neurons    the streams' own coordinates, in the same way
+  random-relu, rbf, sae-codes → pca   a nonlinear basis on A's side alone, into B's principal components, entries found greedily
 
 `dense` is ridge with all its entries. Bases are not counted, as they are given before the map is.
 """
@@ -31,10 +32,15 @@ from stitch.features import sparse_codes
 from stitch.translation import cross_code, lifts
 from stitch.translation.moments import Moments, accumulate
 from stitch.translation.ridge import ridge
-from stitch.translation.types import Residual, Term, Translation
+from stitch.translation.types import Codes, Residual, Term, Translation
 
 PARTNERS = (1, 2, 4, 8, 16)  # m
 CHUNK = 2048
+ROUNDS = 4
+BASES = (
+    *("sae", "shuffled", "untrained", "exemplars", "pca", "neurons"),
+    *("random-relu → pca", "rbf → pca", "sae-codes → pca"),
+)
 
 
 def moments(pair: Pair, split: str, a: Dictionary) -> Moments:
@@ -93,6 +99,34 @@ def sparse_affine(fit: Moments, dense: Tensor, basis_a: Tensor, basis_b: Tensor,
     return whole, fit.mean("target") - fit.mean("x") @ whole
 
 
+def into_components(pair: Pair, a: Dictionary, entries: dict[int, int]) -> dict[int, tuple[int, Translation]]:
+    """For every m, as many weights as `entries` says from codes of `a` to B's principal components.
+
+    Codes correlate, so that the best weights are not known: in each of ROUNDS those that explain most of what is left are
+    added and all are refitted.
+    """
+    chunks = ({"codes": a.encode(x.float()), "target": y.float()} for x, y, _ in pair.paired["fit"].chunks(CHUNK))
+    fit = accumulate(chunks, [("codes", "codes"), ("codes", "target"), ("target", "target")], {"codes"})
+    gram, basis = fit.covariance("codes", "codes"), principal(fit, "target")
+    cross, variance = fit.covariance("codes", "target") @ basis, gram.diagonal().clamp_min(1e-12)
+    found = {}
+    for m, count in entries.items():
+        kept, weight = torch.zeros_like(cross, dtype=torch.bool), torch.zeros_like(cross)
+        for _ in range(ROUNDS):
+            gain = (cross - gram @ weight).square() / variance[:, None]
+            gain[kept] = -1
+            kept.view(-1)[gain.flatten().topk(count // ROUNDS).indices] = True
+            for column in range(cross.shape[1]):
+                rows = kept[:, column].nonzero()[:, 0]
+                own = gram[rows][:, rows] + 1e-3 * torch.diag(variance[rows])
+                weight[rows, column] = torch.linalg.solve(own, cross[rows, column])
+        whole = weight @ basis.T
+        bias = fit.mean("target") - fit.mean("codes") @ whole
+        term = Term(Codes(pair.paired["fit"].site_a, a), whole.float())
+        found[m] = int(kept.sum()), Translation("codes", (term,), bias.float())
+    return found
+
+
 def principal(moments: Moments, name: str) -> Tensor:
     return torch.linalg.eigh(moments.covariance(name, name)).eigenvectors
 
@@ -108,6 +142,9 @@ def null(name: str, pair: Pair, side: str, seed: int) -> Dictionary:
     generator = torch.Generator().manual_seed(seed)
     if name == "exemplars":
         return lifts.exemplars(sample.float(), features, k, generator)
+    if name in ("random-relu", "rbf"):
+        make = lifts.rbf if name == "rbf" else lifts.random_relu
+        return make(sample.float(), features, generator)
     return untrained(replace(config, features=features, k=k), sample.float(), generator)
 
 
@@ -130,22 +167,22 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
     for name in ("untrained", "exemplars"):
         a, b = (null(name, pair, side, seed) for side in "ab")
         add(name, through_dictionaries(pair, a, b, moments(pair, "fit", a), seed))
+    counts = {m: sizes[f"sae, m={m}"] for m in PARTNERS}
+    for name in ("random-relu", "rbf", "sae-codes"):
+        a = saes.a if name == "sae-codes" else null(name, pair, "a", seed)
+        add(f"{name} → pca", into_components(pair, a, counts))
     bases = {
         "pca": (principal(fit, "x"), principal(fit, "target")),
         "neurons": (torch.eye(len(dense), dtype=torch.float64), torch.eye(dense.shape[1], dtype=torch.float64)),
     }
     for name, (basis_a, basis_b) in bases.items():
         for m in PARTNERS:
-            count = sizes[f"sae, m={m}"]
+            count = counts[m]
             weight, bias = sparse_affine(fit, dense, basis_a, basis_b, count)
             rows[f"{name}, m={m}"] = Translation(name, (Term(Residual(site), weight.float()),), bias.float())
             sizes[f"{name}, m={m}"] = min(count, dense.numel())
     scores = pair.scores(rows)
-    against = [
-        (f"sae, m={m}", f"{other}, m={m}")
-        for m in PARTNERS
-        for other in ("shuffled", "untrained", "exemplars", "pca", "neurons")
-    ]
+    against = [(f"sae, m={m}", f"{other}, m={m}") for m in PARTNERS for other in BASES[1:]]
     against += [(f"sae, m={m}", "dense") for m in PARTNERS]
     return {
         "benchmark": "readable", "direction": direction, "seed": seed, "tokens": fit_pair.tokens,
