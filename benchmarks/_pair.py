@@ -1,5 +1,8 @@
 """What several benchmarks start from: the embedded pair in one direction, its activations and SAEs, kept on disk between runs."""
 
+import argparse
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,3 +88,17 @@ def row(scores: dict[str, Scores], name: str, minus: str | None = None) -> dict:
         return {"name": name, "ce": scores[name].ce, "ce_low": low, "ce_high": high}
     low, high = scores[name].interval(minus=scores[minus])
     return {"name": name, "minus": minus, "ce": scores[name].ce - scores[minus].ce, "ce_low": low, "ce_high": high}
+
+
+def print_lines(run: Callable[..., dict], tokens: int) -> None:
+    """A JSON line of `run(direction, seed, tokens, held_out, work)` for every seed and direction on the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--direction", action="append", choices=DIRECTIONS)
+    parser.add_argument("--tokens", type=int, default=tokens)
+    parser.add_argument("--held-out", type=int, default=16_384)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
+    given = parser.parse_args()
+    for seed in range(given.seeds):
+        for direction in given.direction or DIRECTIONS:
+            print(json.dumps(run(direction, seed, given.tokens, given.held_out, given.work)), flush=True)

@@ -10,8 +10,6 @@ directions, the permutation and the cross-code are fitted as always. `+look-ups`
 own text, leave unexplained.
 """
 
-import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 import torch
-from _pair import DIRECTIONS, Pair, prepare, row
+from _pair import Pair, prepare, print_lines, row
 from torch import Tensor
 
 from matching.assignment import assign
@@ -307,19 +305,5 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--direction", action="append", choices=DIRECTIONS)
-    parser.add_argument("--tokens", type=int, default=600_000)
-    parser.add_argument("--held-out", type=int, default=16_384)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
-    arguments = parser.parse_args()
-    for seed in range(arguments.seeds):
-        for direction in arguments.direction or DIRECTIONS:
-            result = run(direction, seed, arguments.tokens, arguments.held_out, arguments.work)
-            print(json.dumps(result), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    print_lines(run, tokens=200_000)

@@ -4,17 +4,16 @@ Every row of the main job is fitted on the docstrings' fit split, then scored on
 that are found on most machines: licences and comments of the installed Python packages, and man pages where there are any.
 """
 
-import argparse
 import gzip
 import io
-import json
 import re
 import sysconfig
 import tokenize
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from _pair import DIRECTIONS, prepare, row
+from _pair import prepare, print_lines, row
 
 from stitch import pipeline
 from stitch.text import Document, select
@@ -115,19 +114,9 @@ def select_all(read: list[Document]) -> list[Document]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--direction", action="append", choices=DIRECTIONS)
-    parser.add_argument("--tokens", type=int, default=300_000)
-    parser.add_argument("--held-out", type=int, default=16_384)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
-    arguments = parser.parse_args()
     texts = {kind: documents(kind) for kind in KINDS}
     texts = {kind: found for kind, found in texts.items() if sum(len(text) for _, text in found) > MOST // 20}
-    for seed in range(arguments.seeds):
-        for direction in arguments.direction or DIRECTIONS:
-            result = run(direction, seed, arguments.tokens, arguments.held_out, arguments.work, texts)
-            print(json.dumps(result), flush=True)
+    print_lines(partial(run, texts=texts), tokens=100_000)
 
 
 if __name__ == "__main__":

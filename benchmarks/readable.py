@@ -14,14 +14,12 @@ has a basis on either side, found without pairs, and N nonzero weights between t
 `dense` is ridge with all its entries. Bases are not counted, as they are given before the map is.
 """
 
-import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from _pair import DIRECTIONS, Pair, prepare, row
+from _pair import Pair, prepare, print_lines, row
 from torch import Tensor
 
 from matching.graph import candidates
@@ -191,19 +189,5 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--direction", action="append", choices=DIRECTIONS)
-    parser.add_argument("--tokens", type=int, default=300_000)
-    parser.add_argument("--held-out", type=int, default=16_384)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
-    arguments = parser.parse_args()
-    for seed in range(arguments.seeds):
-        for direction in arguments.direction or DIRECTIONS:
-            result = run(direction, seed, arguments.tokens, arguments.held_out, arguments.work)
-            print(json.dumps(result), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    print_lines(run, tokens=200_000)
