@@ -30,14 +30,13 @@ Stream = tuple[int, int]  # site of A, tokens back
 
 @dataclass(frozen=True)
 class Routes:
-    """Per class a matrix on the streams side by side, and a constant. λ in tokens; `gain` is the held-out squared error saved."""
+    """Per class a matrix on the streams side by side, and a constant. λ in tokens."""
 
     streams: tuple[Stream, ...]
     classes: Int64[Tensor, " vocabulary"]
     weight: Float[Tensor, "classes d_in d_b"]
     constant: Float[Tensor, "classes d_b"]
     strength: float
-    gain: float
 
     def __call__(self, tokens: Tokens) -> Float[Tensor, "_ d_b"]:
         """What the routes add to ŷ."""
@@ -107,10 +106,7 @@ def routes(
     weight = solved(strength)
     matrices = weight[:, :-1] / deviation[:, None]
     constant = weight[:, -1] - mean @ matrices
-    held = float(gram_held[:, -1, -1].sum())
-    return Routes(
-        tuple(streams), classes, matrices.float(), constant.float(), strength, -errors[strength] / max(1.0, held)
-    )
+    return Routes(tuple(streams), classes, matrices.float(), constant.float(), strength)
 
 
 def routed(name: str, translation: Translation, found: Routes) -> Translation:
