@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from stitch import pipeline
+from stitch import scoring, stages
 from stitch.activations import Paired
 from stitch.config import Settings
 from stitch.evaluate import Logits, Scores, evaluate
@@ -32,7 +32,7 @@ class Pair:
     saes: SAEs
 
     def stage(self, paired: Paired | None = None) -> Stage:
-        return pipeline.stage(self.settings, self.a, self.b, paired or self.paired["report"])
+        return scoring.stage(self.settings, self.a, self.b, paired or self.paired["report"])
 
     def first(self) -> torch.Tensor:
         """B's state for BOS."""
@@ -54,10 +54,10 @@ def trained_saes(seed: int, work: Path) -> dict[str, Path]:
     folders = {a_name: place / "sae-a", b_name: place / "sae-b"}
     if not all(folder.exists() for folder in folders.values()):
         settings = Settings(model_a=a_name, model_b=b_name, layer=layer, tokens=1_000_000, held_out=16_384, seed=seed)
-        a, b, sources = pipeline.load_pair(settings)
-        settings = pipeline.complete(settings, a, b)
+        a, b, sources = stages.load_pair(settings)
+        settings = stages.complete(settings, a, b)
         paired = _harvest(settings, a, b, work / "for-saes")
-        pipeline.train_pair(settings, a, b, paired, place, sources)
+        stages.train_pair(settings, a, b, paired, place, sources)
     return folders
 
 
@@ -69,16 +69,16 @@ def prepare(direction: str, *, seed: int, tokens: int, held_out: int, work: Path
         model_a=a_name, model_b=b_name, layer=layer, tokens=tokens, held_out=held_out, seed=seed,
         sae_a=str(folders[a_name]), sae_b=str(folders[b_name]),
     )  # fmt: skip
-    a, b, sources = pipeline.load_pair(settings)
-    settings = pipeline.complete(settings, a, b)
+    a, b, sources = stages.load_pair(settings)
+    settings = stages.complete(settings, a, b)
     paired = _harvest(settings, a, b, work / f"{direction}-{tokens}-{held_out}")
-    saes = pipeline.train_pair(settings, a, b, paired, work, sources)
+    saes = stages.train_pair(settings, a, b, paired, work, sources)
     return Pair(settings, a, b, paired, saes)
 
 
 def _harvest(settings: Settings, a: Model, b: Model, folder: Path) -> dict[Split, Paired]:
-    windows = pipeline.read_windows(settings, b)
-    return {split: pipeline.harvest_pair(settings, a, b, found, folder / split) for split, found in windows.items()}
+    windows = stages.read_windows(settings, b)
+    return {split: stages.harvest_pair(settings, a, b, found, folder / split) for split, found in windows.items()}
 
 
 def row(scores: dict[str, Scores], name: str, minus: str | None = None) -> dict:

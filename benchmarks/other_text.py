@@ -15,7 +15,7 @@ from pathlib import Path
 
 from _pair import prepare, print_lines, row
 
-from stitch import pipeline
+from stitch import stages
 from stitch.text import Document, select
 from stitch.tokens import pack
 
@@ -89,14 +89,14 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path, texts
     pair = prepare(direction, seed=seed, tokens=tokens, held_out=held_out, work=work)
     settings, fit = pair.settings, pair.paired["fit"]
     folder = work / f"{direction}-{tokens}-{held_out}"
-    matching = pipeline.match_pair(settings, fit, pair.saes, folder / f"seed-{seed}")
-    fitted = pipeline.translate_pair(settings, pair.a, pair.b, pair.paired, pair.saes, matching)
+    matching = stages.match_pair(settings, fit, pair.saes, folder / f"seed-{seed}")
+    fitted = stages.translate_pair(settings, pair.a, pair.b, pair.paired, pair.saes, matching)
     rows = {name: (fitted.translations | fitted.nulls)[name] for name in ROWS}
     found = {"docstrings": pair.paired["report"]}
     assert settings.context is not None
     for kind, read in texts.items():
         windows = pack(select_all(read), pair.b.tokenizer, settings.context, held_out)
-        found[kind] = pipeline.harvest_pair(settings, pair.a, pair.b, windows, folder / kind.replace(" ", "-"))
+        found[kind] = stages.harvest_pair(settings, pair.a, pair.b, windows, folder / kind.replace(" ", "-"))
     results = {}
     for kind, paired in found.items():
         scores = pair.scores(rows, paired)

@@ -24,7 +24,7 @@ from sae.config import SAEConfig
 from sae.metrics import Quality, measure
 from sae.shared import SharedCode, crosscoder, universal_sae
 from sae.types import Dictionary
-from stitch import pipeline
+from stitch import stages
 from stitch.activations import Paired, harvest
 from stitch.config import Settings
 from stitch.evaluate import Scores, evaluate
@@ -109,10 +109,10 @@ class Bench:
             model_a="demo:gpt2", model_b="demo:llama", layer=3, layer_b=4, tokens=arguments.tokens,
             held_out=arguments.held_out, features=arguments.features, k=arguments.k,
         )  # fmt: skip
-        gpt2, llama, _ = pipeline.load_pair(self.settings)
-        self.settings = pipeline.complete(self.settings, gpt2, llama)
+        gpt2, llama, _ = stages.load_pair(self.settings)
+        self.settings = stages.complete(self.settings, gpt2, llama)
         self.models = {"gpt2": gpt2, "llama": llama}
-        windows = pipeline.read_windows(self.settings, llama)
+        windows = stages.read_windows(self.settings, llama)
         arguments.work.mkdir(parents=True, exist_ok=True)
         self.folder = TemporaryDirectory(dir=arguments.work)
         # By direction, then split: moments without codes, the same for every seed.

@@ -23,12 +23,14 @@ _HOMES = {
     "Part": "stitch.parts",
 }
 
+_MODULES = ("stages", "scoring")
+
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name == "pipeline":  # `from stitch import pipeline` finds the submodule; `stitch.pipeline` alone would not
-        return import_module("stitch.pipeline")
+    if name in _MODULES:  # `from stitch import stages` finds the submodule; `stitch.stages` alone would not
+        return import_module(f"stitch.{name}")
     raise AttributeError(f"module 'stitch' has no attribute {name!r}")

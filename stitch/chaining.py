@@ -19,11 +19,12 @@ from stitch.config import Settings, torch_device, torch_dtype
 from stitch.errors import UsageError
 from stitch.models import Model, load
 from stitch.parts import Part, joined
-from stitch.pipeline import complete, short_name, stitch
+from stitch.pipeline import stitch
 from stitch.report import model_card, to_json
 from stitch.sources import Source, resolve
+from stitch.stages import complete
 from stitch.tokens import require_same_ids
-from stitch.workspace import check_output, finished, workspace
+from stitch.workspace import check_output, finished, publish, short_name, workspace
 
 OF_ONE_SEAM = ("model_a", "model_b", "layer", "layer_b", "sae_a", "sae_b", "native")
 # What a seam's folder holds beside the checkpoint that the next one replaces.
@@ -93,9 +94,7 @@ def chain(
             keep_beside(work / f"seam-{number}", folder / f"seam-{number}")
         (folder / "README.md").write_bytes(model_card(report))
         (folder / "report.json").write_bytes(to_json(report))
-        if out.exists():
-            os.replace(out, work / "replaced")
-        os.replace(folder, out)
+        publish(folder, out, work)
     return report, out
 
 

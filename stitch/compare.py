@@ -11,8 +11,8 @@ from stitch.config import torch_device, torch_dtype
 from stitch.errors import StitchError, UsageError
 from stitch.evaluate import evaluate, whole_model
 from stitch.models import parts_of, register_composites
-from stitch.pipeline import CHARACTERS_PER_TOKEN, LONGEST_CONTEXT
 from stitch.sources import Source, resolve
+from stitch.stages import CHARACTERS_PER_TOKEN, LONGEST_CONTEXT
 from stitch.text import read, select
 from stitch.tokens import pack, require_same_ids
 

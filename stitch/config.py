@@ -42,9 +42,7 @@ class Settings:
     matching: str = "hungarian"
     translation: str = "auto"
     ngrams: int = 32_768
-    routes: int | None = (
-        None  # classes of tokens; None: as many as make their matrices as large as 32,768 rows of a table
-    )
+    routes: int | None = None  # classes of tokens; None: as many as make their matrices as large as 32,768 table rows
     reference_steps: int = 100
     seed: int = 0
     memory: int = 4 * 2**30

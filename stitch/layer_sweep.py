@@ -1,6 +1,5 @@
 """Every pair of layers of two models, in both directions: what the fast translations reach there, at what cost."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,12 @@ from stitch.evaluate import Scores, evaluate, whole_model
 from stitch.layers import RULE, best_layer, eligible
 from stitch.models import Model
 from stitch.pareto import front
-from stitch.pipeline import SPLITS, complete, load_pair, provenance, read_windows, short_name
+from stitch.provenance import provenance
 from stitch.report import to_json
+from stitch.stages import complete, load_pair, read_windows
 from stitch.sweep_report import card, draw, require_matplotlib
-from stitch.workspace import check_output, finished, workspace
+from stitch.text import SPLITS
+from stitch.workspace import check_output, finished, publish, short_name, workspace
 
 MARGIN = 1e-4  # nats; a composite that runs all of the target differs from it by rounding alone
 HELD_OUT = 16_384  # tokens of each held-out split, at most: a cell is scored on both
@@ -95,9 +96,7 @@ def sweep(
         (folder / "report.json").write_bytes(to_json(report))
         (folder / "README.md").write_bytes(card(report))
         draw(report, folder / "sweep.png")
-        if out.exists():
-            os.replace(out, work / "replaced")
-        os.replace(folder, out)
+        publish(folder, out, work)
     return report, out
 
 

@@ -3,7 +3,6 @@
 SAEs and matching have no part in it, so that it takes minutes where the main job takes an hour.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -15,21 +14,12 @@ from stitch.errors import UsageError
 from stitch.evaluate import Logits, Scores, evaluate
 from stitch.models import Model, block_parameters
 from stitch.native import write_native
-from stitch.pipeline import (
-    SPLITS,
-    bridge_pair,
-    complete,
-    harvest_pair,
-    load_pair,
-    provenance,
-    read_windows,
-    short_name,
-    stage,
-    timed,
-)
+from stitch.provenance import provenance
 from stitch.report import NULL_OF, model_card, to_json
 from stitch.rows import Stage, differences, ranked
+from stitch.scoring import stage
 from stitch.sources import Source
+from stitch.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
 from stitch.surgery import (
     COMPARED,
     TRANSLATIONS,
@@ -39,7 +29,8 @@ from stitch.surgery import (
     parameters_of,
     why_not_foldable,
 )
-from stitch.text import Split
+from stitch.text import SPLITS, Split
+from stitch.timing import timed
 from stitch.tokens import Windows
 from stitch.translate import from_ridge
 from stitch.translation.inputs import ByToken, Stream, streams
@@ -47,7 +38,7 @@ from stitch.translation.look_ups import embeddings
 from stitch.translation.moments import accumulate
 from stitch.translation.ridge import ridge
 from stitch.translation.types import Translation
-from stitch.workspace import check_output, finished, workspace
+from stitch.workspace import check_output, finished, publish, short_name, workspace
 
 
 def shorten(
@@ -114,9 +105,7 @@ def shorten(
             write_native(folder, model, start, stop, changed, extra_files={"README.md": model_card(report)})
             report["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
             (folder / "report.json").write_bytes(to_json(report))
-            if out.exists():
-                os.replace(out, work / "replaced")
-            os.replace(folder, out)
+            publish(folder, out, work)
     return report, out
 
 

@@ -10,6 +10,7 @@ from stitch.errors import StitchError, UsageError
 
 Document = tuple[str, str]  # name, text
 Split = Literal["fit", "sweep", "report"]
+SPLITS: tuple[Split, ...] = ("fit", "sweep", "report")
 PASSAGE = 2000  # characters; plain files are cut at blank lines into documents of at least this size
 
 

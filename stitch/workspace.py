@@ -73,6 +73,18 @@ def workspace(out: Path, request: dict, resume: bool) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+def publish(folder: Path, out: Path, work: Path) -> None:
+    """Makes a finished `folder` the output; what it replaces goes with the workspace."""
+    if out.exists():
+        os.replace(out, work / "replaced")
+    os.replace(folder, out)
+
+
+def short_name(model: str) -> str:
+    """What a model is called in the name of an output folder."""
+    return model.rstrip("/").replace(":", "-").rpartition("/")[2]
+
+
 def _read(path: Path) -> dict | None:
     try:
         return json.loads(path.read_text())

@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_library_example_runs_as_printed(tmp_path, monkeypatch):
-    block = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "pipeline" in block)
+    block = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "stages" in block)
     small = (
         f'model_a="{tiny.save(tmp_path / "gpt2", "gpt2")}", model_b="{tiny.save(tmp_path / "qwen3", "qwen3")}", layer=3, '
         f'layer_b=4, text="{write_text(tmp_path)}", tokens=8192, context=32, features=64, k=8, sae_passes=0.3, device="cpu"'

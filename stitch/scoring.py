@@ -1,0 +1,87 @@
+"""What a fitted pair is worth: the translation that is chosen, and every row of the report."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+
+from stitch.activations import Paired, Progress
+from stitch.config import Settings
+from stitch.evaluate import Scores, evaluate
+from stitch.features import SAEs
+from stitch.models import Model
+from stitch.reference import trained
+from stitch.rows import Stage
+from stitch.surgery import Bridge, bridged
+from stitch.translate import Fitted
+from stitch.translation.types import Translation
+
+CHOICE = 16_384  # tokens of the sweep split that the translation is chosen on, the same for all
+TIE = 0.01  # nats below which translations count as equal when one is chosen: the cheapest wins
+
+
+def stage(settings: Settings, a: Model, b: Model, paired: Paired) -> Stage:
+    """Both models set up to score rows on one split."""
+    assert isinstance(settings.layer_b, int)
+    return Stage(a, b, settings.layer, settings.layer_b, paired, settings.memory)
+
+
+def choose(settings: Settings, fitted: Fitted, on: Stage, progress: Progress | None) -> str:
+    """Row name of the translation to write: the one asked for, or the best on the sweep split (the cheapest of equals)."""
+    if settings.translation != "auto":
+        return f"translation:{settings.translation}"
+    scores = evaluate(
+        {name: on.translated(translation) for name, translation in fitted.translations.items()},
+        on.windows.first(CHOICE), vocabulary=on.vocabulary, memory=settings.memory, progress=progress,
+        task="choice (tokens)",
+    )  # fmt: skip
+    best = min(found.ce for found in scores.values())
+    tied = [name for name, found in scores.items() if found.ce - best <= TIE]
+
+    def price(name: str) -> tuple[int, int, float]:
+        translation = fitted.translations[name]
+        return translation.multiply_adds, translation.parameters, scores[name].ce
+
+    return min(tied, key=price)
+
+
+def train_references(
+    settings: Settings, a: Model, b: Model, fit: Paired, fitted: Fitted, progress: Progress | None = None
+) -> dict[str, Translation]:
+    """What gradient descent on cross-entropy makes of the affine map in `reference_steps` steps; none without steps."""
+    if not settings.reference_steps:
+        return {}
+    start = fitted.translations["translation:affine"]
+    arguments = {"steps": settings.reference_steps, "seed": settings.seed, "progress": progress}
+    return {"reference:affine-trained": trained(start, a, b, fit, **arguments)}
+
+
+def evaluate_all(
+    on: Stage,
+    composite: torch.nn.Module,
+    fitted: Fitted,
+    saes: SAEs,
+    *,
+    references: Mapping[str, Translation] = MappingProxyType({}),
+    bridges: Mapping[str, Bridge] = MappingProxyType({}),
+    progress: Progress | None = None,
+) -> dict[str, Scores]:
+    """Every row of the report on the same windows: models, translations, floors, ceilings, nulls."""
+    rows = {
+        "a": on.whole(on.a.net),
+        "b": on.whole(on.b.net),
+        "composite": on.whole(composite),
+        **{name: on.translated(translation) for name, translation in fitted.translations.items()},
+        **{name: on.whole(bridged(on.a, on.site_a, on.site_b, bridge).net) for name, bridge in bridges.items()},
+        "floor:mean": on.constant(fitted.mean),
+        "floor:zero": on.constant(torch.zeros_like(fitted.mean)),
+        "floor:wrong-text": on.wrong_text(),
+        "ceiling:sae-b": on.spliced_b(saes.b),
+        "sae-a": on.spliced_a(saes.a),
+        **{name: on.translated(translation) for name, translation in references.items()},
+        **{name: on.translated(translation) for name, translation in fitted.nulls.items()},
+        "null:shuffled-matching": on.translated(*fitted.shuffles),
+    }
+    return evaluate(
+        rows, on.windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, progress=progress
+    )

@@ -1,0 +1,249 @@
+"""The stages of the main job, each a function of the settings and of what earlier stages gave: text to translations."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from sae.config import SAEConfig
+from stitch.activations import Activations, Paired, Progress, harvest, pair
+from stitch.composite import check_target
+from stitch.config import LEAST_TOKENS, Settings, same_relative_depth, torch_device, torch_dtype
+from stitch.errors import StitchError, UsageError
+from stitch.features import SAEs, code_stream, steps_for, train
+from stitch.layers import check_choosable
+from stitch.match import Matching, match
+from stitch.models import Model, load
+from stitch.sources import Source, resolve
+from stitch.surgery import Bridge, fit_bridges, sites_of, why_not_foldable
+from stitch.text import SPLITS, Split, read, select
+from stitch.tokens import Windows, pack, require_same_ids
+from stitch.translate import Fitted, translate
+from stitch.translation.available import available, earlier_sites
+from stitch.translation.inputs import Stream
+
+LONGEST_CONTEXT = 1024  # default; longer windows only on request
+HELD_OUT = 65_536  # tokens of each held-out split, at most: enough for intervals of hundredths of a nat
+FEATURES_PER_WIDTH = 8  # of an SAE, by default
+CHARACTERS_PER_TOKEN = 8  # generous, so that a streamed dataset is read far enough
+
+
+def load_pair(settings: Settings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
+    """Both models, loaded once if they are the same.
+
+    Raises UsageError when they do not read the same token ids, and where the second is a composite.
+    """
+    dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
+    sources = {
+        side: resolve(name, progress=progress) for side, name in (("a", settings.model_a), ("b", settings.model_b))
+    }
+    arguments = {"dtype": dtype, "device": device, "trust_remote_code": settings.trust_remote_code}
+    a = load(sources["a"].folder, name=sources["a"].name, **arguments)
+    same = sources["a"].folder.resolve() == sources["b"].folder.resolve()
+    b = a if same else load(sources["b"].folder, name=sources["b"].name, **arguments)
+    check_target(b.config, b.name)
+    require_same_ids(a.tokenizer, b.tokenizer, a.name, b.name)
+    return a, b, sources
+
+
+def complete(settings: Settings, a: Model, b: Model) -> Settings:
+    """The settings with every default that depends on the models filled in, checked against them."""
+    a.check_site(settings.layer)
+    layer_b = (
+        settings.layer_b if settings.layer_b is not None else same_relative_depth(settings.layer, a.depth, b.depth)
+    )
+    if isinstance(layer_b, int):
+        b.check_site(layer_b)
+    else:
+        check_choosable(settings.layer, b)
+    longest = min(a.longest, b.longest)
+    context = settings.context if settings.context is not None else min(longest, LONGEST_CONTEXT)
+    if context > longest:
+        raise UsageError(f"--context must be at most {longest}, what both models take; got {context}.")
+    widest = max(a.width, b.width)
+    if settings.features is not None:
+        if settings.features < widest:
+            raise UsageError(f"--features must be at least the width, {widest}; got {settings.features}: raise it.")
+        # SAE training keeps weights, gradients and two Adam moments of both halves of both SAEs, in float32.
+        needed = 4 * 4 * 2 * settings.features * (a.width + b.width)
+        if needed > settings.memory:
+            raise UsageError(
+                f"--features {settings.features:,} needs {needed / 2**30:.1f} GiB to train; --memory is "
+                f"{settings.memory / 2**30:.1f} GiB: lower the one or raise the other."
+            )
+    check_determined(settings.features or FEATURES_PER_WIDTH * widest, settings.tokens, "--features")
+    return dataclasses.replace(settings, layer_b=layer_b, context=context)
+
+
+def check_determined(features: int, tokens: int, what: str) -> None:
+    """Raises UsageError where `tokens` cannot determine a map from so many features: least squares wants two for each."""
+    if tokens < 2 * features:
+        raise UsageError(
+            f"{what} must be at most half the number of tokens to fit on, {tokens:,}; got {features:,}: "
+            "raise --tokens or take fewer features."
+        )
+
+
+def read_windows(
+    settings: Settings, model: Model, progress: Progress | None = None, held_out: int = HELD_OUT
+) -> dict[Split, Windows]:
+    """Packed windows of the three splits. Raises StitchError when the text is too small to fill them."""
+    assert settings.context is not None
+    held = settings.held_out or max(8 * settings.context, min(settings.tokens // 10, held_out))
+    limits: dict[Split, int] = {"fit": settings.tokens, "sweep": held, "report": held}
+    # Nine documents in ten are of the fit split, one in twenty of each other.
+    wanted = max(settings.tokens * 10 // 9, held * 20)
+    documents = list(read(settings.text, characters=CHARACTERS_PER_TOKEN * wanted))
+    windows = {}
+    for number, split in enumerate(SPLITS):
+        windows[split] = pack(select(documents, split), model.tokenizer, settings.context, limits[split])
+        if progress:
+            progress("text", number + 1, len(SPLITS))
+    least = {"fit": LEAST_TOKENS, "sweep": settings.context, "report": settings.context}
+    for split, found in windows.items():
+        if found.tokens < least[split]:
+            raise StitchError(
+                f"--text must fill at least {least[split]:,} tokens of the {split} split; {settings.text} has "
+                f"{len(documents):,} documents that give {found.tokens:,}: use more or longer text, or a shorter --context."
+            )
+    return windows
+
+
+def harvest_pair(
+    settings: Settings, a: Model, b: Model, windows: Windows, folder: Path, progress: Progress | None = None
+) -> Paired:
+    """Activations of both sites on disk; one pass for both when A is B."""
+    assert isinstance(settings.layer_b, int)
+    early = [*earlier_sites(settings.layer), settings.layer]
+    sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b)}) if a is b else early
+    width = sum(map(a.width_at, sites)) + (0 if a is b else b.width)
+    per_window = windows.context * width * torch.finfo(a.dtype).bits // 8
+    per_shard = max(1, min(256, settings.memory // 32 // per_window))
+    batch = max(1, min(16, per_shard, settings.memory // 8 // (per_window * 16)))
+
+    def one(model: Model, sites: list[int], name: str) -> Activations:
+        return harvest(model, windows, sites, folder / name, per_shard=per_shard, batch=batch, progress=progress)
+
+    if a is b:
+        both = one(a, sites, "ab")
+        return pair(both, both, settings.layer, settings.layer_b)
+    return pair(one(a, sites, "a"), one(b, [settings.layer_b], "b"), settings.layer, settings.layer_b)
+
+
+def bridging_sites(settings: Settings, a: Model, b: Model) -> list[int]:
+    """Sites that `bridge_pair` needs; none where it has nothing to do."""
+    assert isinstance(settings.layer_b, int)
+    sites = settings.layer, settings.layer_b
+    return sites_of(a, *sites) if a is b and why_not_foldable(a, *sites, settings.memory) is None else []
+
+
+def bridge_pair(
+    settings: Settings, a: Model, b: Model, paired: dict[Split, Paired], progress: Progress | None = None
+) -> dict[str, Bridge]:
+    """Where A is B and blocks are left out: the bridges that fold into A's own weights. Else none."""
+    assert isinstance(settings.layer_b, int)
+    if not bridging_sites(settings, a, b):
+        return {}
+    streams: dict[Split, Activations] = {split: paired[split].a for split in ("fit", "sweep")}
+    return fit_bridges(
+        a, settings.layer, settings.layer_b, streams, memory=settings.memory, seed=settings.seed, progress=progress
+    )
+
+
+def sae_configs(settings: Settings, a: Model, b: Model, fit: Paired) -> dict[str, SAEConfig]:
+    """What both SAEs should be."""
+    batch = 1024 if fit.tokens >= 64 * 1024 else 256
+
+    def config(model: Model) -> SAEConfig:
+        return SAEConfig(
+            architecture=settings.architecture,
+            features=settings.features or FEATURES_PER_WIDTH * model.width,
+            k=settings.k,
+            steps=steps_for(fit.tokens, settings.sae_passes, batch),
+            batch_size=batch,
+            seed=settings.seed,
+        )
+
+    return {"a": config(a), "b": config(b)}
+
+
+def train_pair(
+    settings: Settings,
+    a: Model,
+    b: Model,
+    paired: dict[Split, Paired],
+    work: Path,
+    sources: dict[str, Source],
+    progress: Progress | None = None,
+) -> SAEs:
+    """The SAEs of both sites: loaded where the settings name one, trained together in `work` where they do not."""
+    configs = sae_configs(settings, a, b, paired["fit"])
+    sites = {"a": settings.layer, "b": settings.layer_b}
+    provenance = {
+        side: {
+            "model": sources[side].name,
+            "revision": sources[side].revision,
+            "site": f"resid_pre.{sites[side]}",
+            **dataclasses.asdict(configs[side]),
+        }
+        for side in configs
+    }
+    saes = train(
+        paired["fit"],
+        paired["sweep"],
+        configs,
+        {side: work / f"sae-{side}" for side in configs},
+        {"a": settings.sae_a, "b": settings.sae_b},
+        snapshots=work / "sae-snapshots",
+        group=4,
+        provenance=provenance,
+        device=a.device,
+        progress=progress,
+    )
+    check_determined(saes.a.encoder.shape[1], paired["fit"].tokens, "the SAE of A")
+    return saes
+
+
+def chunk_tokens(settings: Settings, saes: SAEs) -> int:
+    """Tokens encoded at a time: dense codes of both SAEs and their copies within a sixteenth of the memory.
+
+    More than 2,048 only makes arrays so large that the allocator returns them to the system every time.
+    """
+    features = saes.a.encoder.shape[1] + saes.b.encoder.shape[1]
+    return max(256, min(2048, settings.memory // 16 // (12 * features)))
+
+
+def match_pair(settings: Settings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None) -> Matching:
+    """The matching of both SAEs' features over the fit tokens, whose codes are kept in `work`."""
+    stream = codes_of_pair(settings, fit, saes, work, progress)
+    return match(stream, settings.matching, seed=settings.seed, budget_bytes=settings.memory // 4)
+
+
+def codes_of_pair(settings: Settings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None):
+    """Both SAEs' codes of the fit tokens, a stream that can be started again."""
+    chunk = chunk_tokens(settings, saes)
+    return code_stream(fit, saes.a, saes.b, chunk=chunk, folder=work / "codes", progress=progress)
+
+
+def translate_pair(
+    settings: Settings,
+    a: Model,
+    b: Model,
+    paired: dict[Split, Paired],
+    saes: SAEs,
+    matching: Matching,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Every translation and null of the pair, fitted on the fit split, λ chosen on the sweep split."""
+    fit = paired["fit"]
+    # Before its last seam a composite's stream may be of another width, and routes deal their matrices out evenly among streams.
+    inputs = {
+        name: found
+        for name, found in available(a, b, fit, saes, settings.seed).items()
+        if not isinstance(found, Stream) or a.width_at(found.site) == fit.width_a
+    }
+    return translate(
+        fit, paired["sweep"], inputs=inputs, a=saes.a, b=saes.b, matching=matching,
+        first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.config.vocab_size, ngrams=settings.ngrams,
+        routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes), memory=settings.memory, progress=progress,
+    )  # fmt: skip
