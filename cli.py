@@ -40,7 +40,7 @@ Memory = Annotated[str, typer.Option(help="Budget for statistics and buffers, su
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run modeling code that a checkpoint brings along.")
 ]
-Tokens = Annotated[int, typer.Option(help="Tokens to fit on.")]
+Tokens = Annotated[int | None, typer.Option(help="Tokens to fit on. Default: 1,000,000; 100,000 with --native.")]
 HeldOut = Annotated[
     int | None,
     typer.Option(help="Tokens to choose on, and as many to report on. Default: a tenth of --tokens, at most 65,536."),
@@ -83,7 +83,7 @@ def run(
         ),
     ] = None,
     text: Text = "docs",
-    tokens: Tokens = 1_000_000,
+    tokens: Tokens = None,
     held_out: HeldOut = None,
     context: Context = None,
     features: Features = None,
@@ -147,7 +147,7 @@ def chain(
         Path, typer.Argument(metavar="FILE", help="YAML: a list `parts` of {model: demo:llama, from: 4, to: 6}.")
     ],
     text: Text = "docs",
-    tokens: Tokens = 1_000_000,
+    tokens: Tokens = None,
     held_out: HeldOut = None,
     context: Context = None,
     features: Features = None,

@@ -2,12 +2,14 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from sae.types import Dictionary
 from stitch import scoring, stages
 from stitch.activations import Paired
 from stitch.config import Settings
@@ -16,6 +18,11 @@ from stitch.features import SAEs
 from stitch.models import Model
 from stitch.rows import Stage
 from stitch.text import Split
+from stitch.translate import LEAST_SQUARES_TOKENS, from_ridge, needed
+from stitch.translation.available import available
+from stitch.translation.inputs import Input, Lift, Stream, reach, streams
+from stitch.translation.moments import Variable, accumulate
+from stitch.translation.ridge import ridge
 from stitch.translation.types import Translation
 
 DIRECTIONS = {"gpt2-llama": ("demo:gpt2", "demo:llama", 3), "llama-gpt2": ("demo:llama", "demo:gpt2", 4)}
@@ -34,6 +41,11 @@ class Pair:
     def stage(self, paired: Paired | None = None) -> Stage:
         return scoring.stage(self.settings, self.a, self.b, paired or self.paired["report"])
 
+    @cached_property
+    def inputs(self) -> dict[str, Input]:
+        """What translations may read, by name."""
+        return available(self.a, self.b, self.paired["fit"], self.saes, self.settings.seed)
+
     def first(self) -> torch.Tensor:
         """B's state for BOS."""
         fit = self.paired["fit"]
@@ -45,6 +57,24 @@ class Pair:
         rows: dict[str, Logits] = {"a": stage.whole(self.a.net), "b": stage.whole(self.b.net)}
         rows |= {name: stage.translated(found.starting_with(first)) for name, found in translations.items()}
         return evaluate(rows, stage.windows, vocabulary=stage.vocabulary, reference=rows["b"])
+
+
+def lifted(pair: Pair, name: str, dictionary: Dictionary, others: tuple[str, ...] = ("x",)) -> Translation:
+    """Ridge on a dictionary's codes, with a λ of their own, and on other inputs of the main job, by name."""
+    fit, held_out = pair.paired["fit"], pair.paired["sweep"]
+    read: dict[str, Input] = {"lift": Lift(fit.site_a, dictionary)}
+    read |= {other: pair.inputs[other] for other in others if other in pair.inputs}
+
+    def variables(paired: Paired) -> Iterator[dict[str, Variable]]:
+        for tokens in paired.with_history(streams(read.values()), reach(read.values())):
+            yield {**{one: found.columns(tokens) for one, found in read.items()}, "target": tokens.target}
+
+    bounded = {one for one, found in read.items() if not isinstance(found, Stream)}
+    sample = fit.sample(LEAST_SQUARES_TOKENS, pair.settings.seed)
+    moments = accumulate(variables(sample), needed(tuple(read)), bounded)
+    moments_held = accumulate(variables(held_out), needed(tuple(read)), bounded, sums_of_single=torch.float32)
+    found = ridge(moments, moments_held, tuple(read), apart="lift")
+    return from_ridge(f"lift:{name}", found, read)
 
 
 def trained_saes(seed: int, work: Path) -> dict[str, Path]:

@@ -18,6 +18,8 @@ CHOICES = {
     ),
     "dtype": ("fp32", "bf16", "fp16"),
 }
+TOKENS = 1_000_000  # to fit on, by default
+TOKENS_NATIVE = 100_000  # no SAE is trained, and a bridge gains little from more
 LEAST_TOKENS = 4096  # two SAE batches; fewer tokens cannot fit anything
 
 
@@ -30,7 +32,7 @@ class Settings:
     layer: int
     layer_b: int | str | None = None  # None: the same relative depth; "auto": chosen on the sweep split
     text: str = "docs"
-    tokens: int = 1_000_000
+    tokens: int | None = None  # None: TOKENS, or TOKENS_NATIVE
     held_out: int | None = None
     context: int | None = None
     features: int | None = None
@@ -59,7 +61,7 @@ class Settings:
             raise UsageError(f"--layer-b must be a block's number or auto; got {self.layer_b!r}.")
         if self.translation in NATIVE and not self.native:
             raise UsageError(f"--translation {self.translation} is written into the model's weights: add --native.")
-        if self.tokens < LEAST_TOKENS:
+        if self.tokens is not None and self.tokens < LEAST_TOKENS:
             raise UsageError(f"--tokens must be at least {LEAST_TOKENS:,}; got {self.tokens:,}.")
         if self.held_out is not None and self.held_out < 1:
             raise UsageError(f"--held-out must be at least 1; got {self.held_out}.")

@@ -13,13 +13,23 @@ from stitch.models import Model
 from stitch.translation.types import Codes, Translation
 
 WINDOWS = 8  # per step
-RATE = 1e-2  # of a parameter's root mean square, per step; falls to zero in a line
+RATE = 1e-2
 
 
 def trained(
-    start: Translation, a: Model, b: Model, fit: Paired, *, steps: int, seed: int, progress: Progress | None = None
+    start: Translation,
+    a: Model,
+    b: Model,
+    fit: Paired,
+    *,
+    steps: int,
+    seed: int,
+    rate: float = RATE,
+    progress: Progress | None = None,
 ) -> Translation:
     """`start` after `steps` Adam steps on the cross-entropy of B's late half, both models frozen.
+
+    `rate` is the first step of a parameter over its root mean square; steps shrink to nothing in a line.
 
     Weights, tables, bias and encoders train; B's state for BOS (`first`) stays. With a dense lift among its terms this is
     an MLP. Source: model stitching, Bansal et al. 2021 (2106.07682); between language models 2506.06609.
@@ -33,7 +43,7 @@ def trained(
             parameter.requires_grad_(False)
         else:
             size = float(parameter.detach().float().square().mean().sqrt())
-            groups.append({"params": [parameter], "lr": RATE * max(size, 1e-6)})
+            groups.append({"params": [parameter], "lr": rate * max(size, 1e-6)})
     optimiser = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / max(steps, 1))
     vocabulary = min(a.config.vocab_size, b.config.vocab_size)

@@ -8,7 +8,7 @@ import torch
 from sae.config import SAEConfig
 from stitch.activations import Activations, Paired, Progress, harvest, pair
 from stitch.composite import check_target
-from stitch.config import LEAST_TOKENS, Settings, same_relative_depth, torch_device, torch_dtype
+from stitch.config import LEAST_TOKENS, TOKENS, TOKENS_NATIVE, Settings, same_relative_depth, torch_device, torch_dtype
 from stitch.errors import StitchError, UsageError
 from stitch.features import SAEs, code_stream, steps_for, train
 from stitch.layers import check_choosable
@@ -71,8 +71,10 @@ def complete(settings: Settings, a: Model, b: Model) -> Settings:
                 f"--features {settings.features:,} needs {needed / 2**30:.1f} GiB to train; --memory is "
                 f"{settings.memory / 2**30:.1f} GiB: lower the one or raise the other."
             )
-    check_determined(settings.features or FEATURES_PER_WIDTH * widest, settings.tokens, "--features")
-    return dataclasses.replace(settings, layer_b=layer_b, context=context)
+    tokens = settings.tokens or (TOKENS_NATIVE if settings.native else TOKENS)
+    if not settings.native:  # which has no features
+        check_determined(settings.features or FEATURES_PER_WIDTH * widest, tokens, "--features")
+    return dataclasses.replace(settings, layer_b=layer_b, context=context, tokens=tokens)
 
 
 def check_determined(features: int, tokens: int, what: str) -> None:
@@ -88,7 +90,7 @@ def read_windows(
     settings: Settings, model: Model, progress: Progress | None = None, held_out: int = HELD_OUT
 ) -> dict[Split, Windows]:
     """Packed windows of the three splits. Raises StitchError when the text is too small to fill them."""
-    assert settings.context is not None
+    assert settings.context is not None and settings.tokens is not None
     held = settings.held_out or max(8 * settings.context, min(settings.tokens // 10, held_out))
     limits: dict[Split, int] = {"fit": settings.tokens, "sweep": held, "report": held}
     # Nine documents in ten are of the fit split, one in twenty of each other.
