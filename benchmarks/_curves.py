@@ -1,4 +1,4 @@
-"""Draws what `few_pairs.py` or `readable.py` printed: `python benchmarks/_curves.py OUT.png LINES.jsonl`.
+"""Draws what `translations.py`, `few_pairs.py` or `readable.py` printed: `python benchmarks/_curves.py OUT.png LINES.jsonl`.
 
 Lines are means over seeds, bands their range.
 """
@@ -24,6 +24,10 @@ WITHOUT_PAIRS = {  # row at n pairs: its row without any
     "pairs alone": None,
 }
 BASES = ("sae", "pca", "exemplars", "neurons", "untrained", "shuffled")
+GRID = (
+    *("translation:routed+tables", "translation:features+free+tables", "translation:affine+free", "null:no-source"),
+    *("translation:features", "translation:cross-code", "translation:affine", "null:untrained-sae"),
+)
 Point = tuple[str, int, float]  # curve, x, cross-entropy
 
 
@@ -42,7 +46,14 @@ def readable(result: dict) -> Iterator[Point]:
             yield curve, int(m), row["ce"]
 
 
+def translations(result: dict) -> Iterator[Point]:
+    for row in result["results"]:
+        if row["name"] in GRID:
+            yield row["name"], result["tokens"]["fit"], row["ce"]
+
+
 KINDS = {
+    "translations": (translations, "paired tokens", 2.0),
     "few_pairs": (few_pairs, "paired tokens", 1.2),
     "readable": (readable, "nonzero weights per feature of B's SAE", 1.5),
 }
@@ -55,9 +66,12 @@ def main() -> None:
     found: dict[str, dict[str, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     dense: dict[str, list[float]] = defaultdict(list)
     for result in results:
+        direction = result.get("direction") or "-".join(
+            name.removeprefix("demo:") for name in result["models"].values()
+        )
         for curve, x, ce in points(result):
-            found[result["direction"]][curve][x].append(ce)
-        dense[result["direction"]] += [row["ce"] for row in result["results"] if row["name"] == "dense"]
+            found[direction][curve][x].append(ce)
+        dense[direction] += [row["ce"] for row in result["results"] if row["name"] == "dense"]
     figure, axes = plt.subplots(1, len(found), figsize=(6.5 * len(found), 4.6), squeeze=False)
     for axis, (direction, curves) in zip(axes[0], found.items(), strict=True):
         for (name, values), colour in zip(curves.items(), COLOURS, strict=False):

@@ -78,3 +78,15 @@ def test_no_steps_change_nothing(paired):
     same = trained(start(paired), a, b, paired, steps=0, seed=0)
     for old, new in zip(start(paired).terms, same.terms, strict=True):
         assert torch.equal(old.weight, new.weight)
+
+
+def test_the_rate_is_the_share_of_a_weight_that_the_first_step_moves(paired):
+    a, b = tiny.model("gpt2"), tiny.model("llama", seed=1)
+    given = start(paired)
+    weight = given.terms[0].weight
+    assert weight is not None
+    for rate in (1e-2, 1e-3):
+        moved = trained(given, a, b, paired, steps=1, seed=0, rate=rate).terms[0].weight
+        assert moved is not None
+        size = (moved - weight).square().mean().sqrt() / weight.square().mean().sqrt()
+        assert float(size) == pytest.approx(rate, rel=0.05)  # Adam's first step is the rate in every coordinate

@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 import cli
 import tiny
 from stitch.activations import Activations, harvest
+from stitch.config import Settings
 from stitch.errors import UsageError
 from stitch.evaluate import evaluate, whole_model
 from stitch.models import ANATOMIES, Model, load
 from stitch.native import without, write_native
 from stitch.pipeline import stitch
+from stitch.stages import complete, load_pair
 from stitch.surgery import Bridge, bridged, fit_bridges, parameters_of, sites_of, weight_of, why_not_foldable
 from stitch.text import Split
 from stitch.tokens import Windows
@@ -229,6 +231,17 @@ def test_a_bridge_asked_for_is_the_one_written(donors, tmp_path):
     assert report["chosen"] == "passthrough"
     plain = with_hooks(load(donors["llama"]), tiny.ids(), Bridge({}))
     assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(tiny.ids(), use_cache=False).logits, plain)
+
+
+def test_a_bridge_is_fitted_on_less_text_than_a_stitch_unless_told_otherwise(donors):
+    def completed(**changes) -> Settings:
+        asked = Settings(model_a=str(donors["llama"]), model_b=str(donors["llama"]), layer=2, layer_b=4, **changes)
+        a, b, _ = load_pair(asked)
+        return complete(asked, a, b)
+
+    assert completed().tokens == 1_000_000
+    assert completed(native=True).tokens == 100_000
+    assert completed(native=True, tokens=5_000).tokens == 5_000
 
 
 def test_the_main_job_shows_the_bridges_when_blocks_of_one_model_are_left_out(donors, tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from stitch.errors import StitchError, UsageError
-from stitch.workspace import check_output, workspace
+from stitch.workspace import check_output, publish, short_name, workspace
 
 
 def interrupted(out: Path, request: dict) -> Path:
@@ -75,3 +75,21 @@ def test_only_composites_may_be_overwritten(tmp_path: Path):
         check_output(tmp_path / "old", overwrite=True)
     (tmp_path / "old" / "report.json").write_text("{}")
     check_output(tmp_path / "old", overwrite=True)
+
+
+def test_publishing_replaces_what_was_there_and_keeps_nothing_of_it(tmp_path: Path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    with workspace(out, {}, resume=False) as work:
+        (work / "new").mkdir()
+        (work / "new" / "report.json").write_text("new")
+        publish(work / "new", out, work)
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*")] == [Path("out"), Path("out/report.json")]
+
+
+@pytest.mark.parametrize(
+    "model, name", [("demo:gpt2", "demo-gpt2"), ("org/model", "model"), ("folder/model/", "model")]
+)
+def test_short_names_are_one_part_of_a_path(model: str, name: str):
+    assert short_name(model) == name

@@ -1,0 +1,38 @@
+"""The grid of `translations.py` as Markdown: `python benchmarks/_table.py LINES.jsonl`.
+
+A row of the report per line, a column per direction and amount of text: means over the seeds with their range where it shows.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+
+def main() -> None:
+    results = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
+    found: dict[str, dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    columns = set()
+    for result in results:
+        column = " → ".join(name.removeprefix("demo:") for name in result["models"].values()), result["tokens"]["fit"]
+        columns.add(column)
+        for row in result["results"]:
+            found[row["name"]][column].append(row["ce"])
+        for row in result["differences"]:
+            found[f"{row['name']} − {row['minus']}"][column].append(row["ce"])
+    ordered = sorted(columns)
+    print("| | " + " | ".join(f"{direction}, {tokens:,}" for direction, tokens in ordered) + " |")
+    print("|-" * (len(ordered) + 1) + "|")
+    for name, values in found.items():
+        print(f"| `{name}` | " + " | ".join(_cell(values[column]) for column in ordered) + " |")
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
+    mean = f"{sum(values) / len(values):.3f}"
+    return mean if max(values) - min(values) < 0.0005 else f"{mean} ({min(values):.3f} – {max(values):.3f})"
+
+
+if __name__ == "__main__":
+    main()
