@@ -20,7 +20,7 @@ from stitch.rows import line
 from stitch.translation.inputs import Lift
 from stitch.translation.types import Translation
 
-RATES = (1e-2, 3e-3, 1e-3)  # the best after SHORT steps, on the sweep split, is taken
+RATES = (1e-2, 1e-3)  # the best after SHORT steps, on the sweep split, is taken
 SHORT = 100
 STEPS = {"affine": (100, 2000), "mlp": (2000,), "routed+tables": (2000,)}
 
