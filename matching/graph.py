@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from matching.errors import MatchError
 from matching.null import draw_columns
@@ -39,41 +39,82 @@ def candidates(
         (varies and fires `minimum_firings` times), or from the stream.
     """
     rows, cols = len(moments_a.mean), len(moments_b.mean)
-    if budget_bytes < 8 * cols:
-        raise MatchError(
-            f"matching {cols} features needs a budget of at least {8 * cols:,} bytes; got {budget_bytes:,}. Raise it."
-        )
-    live_a, live_b = _live("A", moments_a, minimum_firings), _live("B", moments_b, minimum_firings)
+    live_b = _live("B", moments_b, minimum_firings)
     drawn = draw_columns(rows, np.flatnonzero(live_b), top, generator)
     drawn_correlation = np.empty(drawn.shape)
 
     by_row: list[_Edges] = []
     by_col = _empty()
+    arguments = {"minimum_firings": minimum_firings, "budget_bytes": budget_bytes}
+    for start, block in correlation_blocks(batches, moments_a, moments_b, **arguments):
+        stop = start + len(block)
+        drawn_correlation[start:stop] = np.take_along_axis(block, drawn[start:stop], axis=1)
+        by_row.append(_best_of_rows(block, start, top))
+        by_col = _best_of_cols(block, start, by_col, top)
+        del block  # the next one must not be allocated beside it
+    alternatives = Alternatives(drawn, drawn_correlation)
+    return _graph((rows, cols), moments_a, moments_b, _union([*by_row, by_col], cols), alternatives)
+
+
+def correlation_blocks(
+    batches: Batches,
+    moments_a: FeatureMoments,
+    moments_b: FeatureMoments,
+    *,
+    minimum_firings: int = 10,
+    budget_bytes: int = 2**30,
+) -> Iterator[tuple[int, Float64[np.ndarray, "block cols"]]]:
+    """First row and correlations of blocks of A-features with all B-features; −inf where either is not live.
+
+    Each block takes at most `budget_bytes` and is one pass over the stream.
+
+    Raises: MatchError as `candidates` does.
+    """
+    rows, cols = len(moments_a.mean), len(moments_b.mean)
+    if budget_bytes < 8 * cols:
+        raise MatchError(
+            f"matching {cols} features needs a budget of at least {8 * cols:,} bytes; got {budget_bytes:,}. Raise it."
+        )
+    live_a, live_b = _live("A", moments_a, minimum_firings), _live("B", moments_b, minimum_firings)
     block_rows = min(rows, budget_bytes // (8 * cols))
     for start in range(0, rows, block_rows):
         stop = min(start + block_rows, rows)
         block = correlation_block(batches, moments_a, moments_b, start, stop)
         block[~live_a[start:stop]] = -np.inf
         block[:, ~live_b] = -np.inf
-        drawn_correlation[start:stop] = np.take_along_axis(block, drawn[start:stop], axis=1)
-        by_row.append(_best_of_rows(block, start, top))
-        by_col = _best_of_cols(block, start, by_col, top)
-        del block  # the next one must not be allocated beside it
-    edge_rows, edge_cols, correlation = _union([*by_row, by_col], cols)
-    deviation_a, deviation_b = np.sqrt(moments_a.variance), np.sqrt(moments_b.variance)
-    covariance = correlation * deviation_a[edge_rows] * deviation_b[edge_cols]
-    return Candidates(
-        shape=(rows, cols),
-        rows=edge_rows,
-        cols=edge_cols,
-        correlation=correlation,
-        co_moment=covariance + moments_a.mean[edge_rows] * moments_b.mean[edge_cols],
-        alternatives=Alternatives(drawn, drawn_correlation),
-    )
+        yield start, block
+        del block
+
+
+def with_edges(
+    candidates: Candidates,
+    moments_a: FeatureMoments,
+    moments_b: FeatureMoments,
+    rows: Int64[np.ndarray, " edges"],
+    cols: Int64[np.ndarray, " edges"],
+    correlation: Float64[np.ndarray, " edges"],
+) -> Candidates:
+    """The graph with further edges; those it has already stay as they are."""
+    known = candidates.rows, candidates.cols, candidates.correlation
+    edges = _union([known, (rows, cols, correlation)], candidates.shape[1])
+    return _graph(candidates.shape, moments_a, moments_b, edges, candidates.alternatives)
 
 
 _Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
 """rows, cols, correlations."""
+
+
+def _graph(
+    shape: tuple[int, int],
+    moments_a: FeatureMoments,
+    moments_b: FeatureMoments,
+    edges: _Edges,
+    alternatives: Alternatives,
+) -> Candidates:
+    rows, cols, correlation = edges
+    covariance = correlation * np.sqrt(moments_a.variance)[rows] * np.sqrt(moments_b.variance)[cols]
+    co_moment = covariance + moments_a.mean[rows] * moments_b.mean[cols]
+    return Candidates(shape, rows, cols, correlation, co_moment, alternatives)
 
 
 def _empty() -> _Edges:

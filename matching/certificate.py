@@ -1,0 +1,157 @@
+"""How far a matching found on the candidate graph can be from the best one over all pairs: prices, a bound, missing pairs.
+
+Linear programming duality: for any prices v ≥ 0 of B's features, no one-to-one matching gains more than
+Σ_j v_j + Σ_i max(0, max_j (gain_ij − v_j)), where gain_ij = correlation − threshold and j runs over *all* features. The prices
+of an optimum on the graph make this bound tight on the graph, so what it exceeds the matching's own gain by is due to pairs that
+the graph leaves out, and says which.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from matching.assignment import assign
+from matching.graph import correlation_blocks, with_edges
+from matching.statistics import FeatureMoments
+from matching.stream import Batches
+from matching.types import Candidates, Pairs
+
+SETTLED = 1e-12  # prices that rise by less have settled
+
+_Edges = tuple[Int64[np.ndarray, " edges"], Int64[np.ndarray, " edges"], Float64[np.ndarray, " edges"]]
+"""rows, cols, correlations."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The matching's gain Σ (correlation − threshold), and a bound that no matching over all pairs exceeds."""
+
+    gain: float
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        """Share of the bound that the matching may be short of; 0 says that it is the best there is."""
+        return max(0.0, 1 - self.gain / self.bound) if self.bound > 0 else 0.0
+
+
+def prices(candidates: Candidates, pairs: Pairs, threshold: float = 0.0) -> Float64[np.ndarray, " cols"]:
+    """The least prices of B's features at which every A-feature prefers its own partner, or none, to all others on the graph.
+
+    Prices start at zero and rise to what the next best bidder would pay, until nobody outbids a partner: the longest paths of
+    Bellman and Ford, a round for all edges at a time. They settle when `pairs` is an optimum on the graph; else they are still
+    prices, for which the bound holds.
+    """
+    good = candidates.correlation > threshold
+    order = np.flatnonzero(good)[np.argsort(candidates.cols[good], kind="stable")]
+    rows, gain = candidates.rows[order], candidates.correlation[order] - threshold
+    cols, starts = np.unique(candidates.cols[order], return_index=True)
+    own_gain, own_col = np.zeros(candidates.shape[0]), np.zeros(candidates.shape[0], np.int64)
+    own_gain[pairs.rows], own_col[pairs.rows] = pairs.scores - threshold, pairs.cols
+    matched = np.zeros(candidates.shape[0], bool)
+    matched[pairs.rows] = True
+    found = np.zeros(candidates.shape[1])
+    if not len(cols):
+        return found
+    for _ in range(len(pairs) + 1):  # no path is longer
+        left = np.where(
+            matched, own_gain - found[own_col], 0.0
+        )  # what a row keeps when it pays its own partner's price
+        offered = np.maximum.reduceat(gain - left[rows], starts)
+        risen = np.maximum(found[cols], offered)
+        settled = (risen - found[cols]).max() < SETTLED
+        found[cols] = risen
+        if settled:
+            break
+    return found
+
+
+def certify(
+    batches: Batches,
+    moments_a: FeatureMoments,
+    moments_b: FeatureMoments,
+    candidates: Candidates,
+    pairs: Pairs,
+    *,
+    threshold: float = 0.0,
+    minimum_firings: int = 10,
+    budget_bytes: int = 2**30,
+    more: int = 4,
+) -> tuple[Certificate, Candidates]:
+    """The certificate of `pairs` against all pairs, and the graph with up to `more` pairs per A-feature that it lacks.
+
+    One pass over the stream per block of correlations, as in `candidates`; the same arguments give the same correlations. A pair
+    is lacking when an A-feature would gain more from it, at the prices, than from anything on the graph.
+    """
+    price = prices(candidates, pairs, threshold)
+    best_known = np.zeros(candidates.shape[0])
+    np.maximum.at(best_known, candidates.rows, candidates.correlation - threshold - price[candidates.cols])
+    bound, found = float(price.sum()), []
+    arguments = {"minimum_firings": minimum_firings, "budget_bytes": budget_bytes}
+    for start, block in correlation_blocks(batches, moments_a, moments_b, **arguments):
+        part, lacking = _seen_from_rows(block, start, threshold + price, best_known, more)
+        bound += part
+        found += lacking
+        del block  # the next one must not be allocated beside it
+    certificate = Certificate(float((pairs.scores - threshold).sum()), bound)
+    if not found:
+        return certificate, candidates
+    rows, cols, correlation = (np.concatenate(part) for part in zip(*found, strict=True))
+    return certificate, with_edges(candidates, moments_a, moments_b, rows, cols, correlation)
+
+
+def assign_certified(
+    batches: Batches,
+    moments_a: FeatureMoments,
+    moments_b: FeatureMoments,
+    candidates: Candidates,
+    *,
+    threshold: float = 0.0,
+    gap: float = 1e-4,
+    rounds: int = 16,
+    minimum_firings: int = 10,
+    budget_bytes: int = 2**30,
+) -> tuple[Candidates, Pairs, Certificate]:
+    """The best one-to-one matching over *all* pairs to within a share `gap`, the graph it was found on, and the proof.
+
+    Matches on the graph, adds the pairs that the certificate says are lacking, and matches again, until the gap is small enough,
+    nothing is lacking, or `rounds` are over. Each round is a pass over the stream as in `candidates`.
+
+    Raises: MatchError as `assign` and `candidates` do.
+    Source: column generation, Dantzig & Wolfe 1960, Operations Research 8.
+    """
+
+    def solved(graph: Candidates) -> tuple[Pairs, Certificate, Candidates]:
+        pairs = assign(graph, threshold=threshold)
+        certificate, larger = certify(
+            batches, moments_a, moments_b, graph, pairs,
+            threshold=threshold, minimum_firings=minimum_firings, budget_bytes=budget_bytes,
+        )  # fmt: skip
+        return pairs, certificate, larger
+
+    pairs, certificate, larger = solved(candidates)
+    for _ in range(rounds - 1):
+        if certificate.gap <= gap or larger is candidates:
+            break
+        candidates = larger
+        pairs, certificate, larger = solved(candidates)
+    return candidates, pairs, certificate
+
+
+def _seen_from_rows(
+    block: Float64[np.ndarray, "block cols"],
+    start: int,
+    cost: Float64[np.ndarray, " cols"],
+    best_known: Float64[np.ndarray, " rows"],
+    more: int,
+) -> tuple[float, list[_Edges]]:
+    """What the rows of a block would gain at best, and up to `more` pairs of each that beat what it knows."""
+    total, found = 0.0, []
+    for row, values in enumerate(block, start):  # row by row: no second block in memory
+        left = values - cost
+        total += max(0.0, float(left.max()))
+        lacking = np.flatnonzero(left > best_known[row] + SETTLED)
+        chosen = lacking[np.argsort(-left[lacking], kind="stable")[:more]]
+        found.append((np.full(len(chosen), row), chosen, values[chosen]))
+    return total, [edges for edges in found if len(edges[0])]

@@ -1,0 +1,117 @@
+"""Oracles: the dense solver on all pairs; weak duality for any prices; a bound worked out by hand."""
+
+import numpy as np
+import pytest
+
+from codes import planted, random_codes, stream_of
+from matching.assignment import assign, assign_dense
+from matching.certificate import Certificate, assign_certified, certify, prices
+from matching.graph import candidates
+from matching.statistics import correlation_matrix, feature_moments
+from test_matching_assignment import graph_of
+
+
+def hard(seed: int = 0, features: int = 60):
+    """Weakly correlated features, many nearly as good partners: the best few of each are far from enough."""
+    mixed = random_codes(900, features, seed) @ np.random.default_rng(seed).dirichlet(np.full(features, 0.05), features)
+    batches = stream_of(random_codes(900, features, seed), mixed)
+    return batches, feature_moments(batches)
+
+
+def best(batches, moments, threshold: float) -> float:
+    found = assign_dense(correlation_matrix(batches, *moments), generator=np.random.default_rng(0), threshold=threshold)
+    return float((found.scores - threshold).sum())
+
+
+@pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.1])
+@pytest.mark.parametrize("top", [1, 2, 4])
+def test_pricing_reaches_the_optimum_over_all_pairs_from_a_graph_that_does_not_have_it(top: int, threshold: float):
+    batches, moments = hard()
+    graph = candidates(batches, *moments, generator=np.random.default_rng(0), top=top)
+    before = float((assign(graph, threshold=threshold).scores - threshold).sum())
+    larger, pairs, certificate = assign_certified(batches, *moments, graph, threshold=threshold, gap=1e-9, rounds=50)
+    want = best(batches, moments, threshold)
+    assert certificate.gain == pytest.approx(want, rel=1e-8)
+    assert certificate.gap <= 1e-9
+    assert certificate.gain == pytest.approx(float((pairs.scores - threshold).sum()))
+    if top == 1:
+        assert before < want * (1 - 1e-3)
+    assert len(larger.rows) < 0.7 * 60 * 60 or threshold < 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_bound_holds_and_is_tight_on_a_complete_graph(seed: int):
+    correlation = np.random.default_rng(seed).uniform(-1, 1, (12, 15))
+    graph = graph_of(correlation)
+    pairs = assign(graph, threshold=0.2)
+    price = prices(graph, pairs, 0.2)
+    bound = price.sum() + (correlation - 0.2 - price).max(1).clip(min=0).sum()
+    assert bound == pytest.approx((pairs.scores - 0.2).sum(), abs=1e-10)
+    assert (price >= 0).all()
+    unmatched = np.setdiff1d(np.arange(15), pairs.cols)
+    assert (price[unmatched] < 1e-10).all()  # nobody pays for what nobody took
+
+
+def test_the_bound_holds_for_a_matching_that_is_not_the_best_and_says_by_how_much_it_may_fall_short():
+    batches, moments = hard(3)
+    graph = candidates(batches, *moments, generator=np.random.default_rng(0), top=1)
+    pairs = assign(graph)
+    certificate, larger = certify(batches, *moments, graph, pairs)
+    want = best(batches, moments, 0.0)
+    assert certificate.gain < want <= certificate.bound + 1e-9
+    assert certificate.gap >= 1 - certificate.gain / want
+    assert len(larger.rows) > len(graph.rows)
+    correlation = correlation_matrix(batches, *moments)
+    assert np.array_equal(larger.correlation, correlation[larger.rows, larger.cols])
+
+
+def test_the_pairs_that_are_missed_most_are_added_first():
+    batches, moments = hard(3)
+    graph = candidates(batches, *moments, generator=np.random.default_rng(0), top=1)
+    pairs = assign(graph)
+    _, larger = certify(batches, *moments, graph, pairs, more=1)
+    known = set(zip(graph.rows, graph.cols, strict=True))
+    left = np.nan_to_num(correlation_matrix(batches, *moments), nan=-1) - prices(graph, pairs)
+    added = [edge for edge in zip(larger.rows, larger.cols, strict=True) if edge not in known]
+    assert added
+    for row, col in added:
+        assert col == left[row].argmax()
+
+
+def test_prices_by_hand():
+    """Two rows want the same column: the loser's second choice decides what the winner pays."""
+    correlation = np.array([[0.9, 0.1], [0.8, 0.5]])
+    graph = graph_of(correlation)
+    pairs = assign(graph)
+    assert list(pairs.cols) == [0, 1]
+    assert prices(graph, pairs) == pytest.approx([0.3, 0.0])  # row 1 gives up 0.5 for 0.8 at a price of 0.3
+
+
+def test_a_graph_that_has_everything_is_certified_at_once_for_any_memory():
+    a, b, _ = planted(1200, 40, 0)
+    batches = stream_of(a, b)
+    moments = feature_moments(batches)
+    graph = candidates(batches, *moments, generator=np.random.default_rng(0), top=40)
+    found = [assign_certified(batches, *moments, graph, budget_bytes=budget) for budget in (8 * 40, 2**20)]
+    for larger, _, certificate in found:
+        assert larger is graph
+        assert certificate.gap < 1e-12
+    assert found[0][2].gain == found[1][2].gain
+
+
+def test_nothing_above_the_threshold_is_nothing_to_gain():
+    batches, moments = hard(1)
+    graph = candidates(batches, *moments, generator=np.random.default_rng(0), top=2)
+    _, pairs, certificate = assign_certified(batches, *moments, graph, threshold=0.999)
+    assert len(pairs) == 0
+    assert certificate == Certificate(0.0, 0.0)
+    assert certificate.gap == 0
+
+
+def test_ties_settle():
+    """Every pair is equally good: any matching is the best, and prices must not chase each other."""
+    graph = graph_of(np.full((30, 20), 0.5))
+    pairs = assign(graph)
+    price = prices(graph, pairs)
+    assert price == pytest.approx(np.full(20, 0.5))  # ten rows go without, and would pay all they gain
+    assert price.sum() == pytest.approx(pairs.scores.sum())
