@@ -55,9 +55,8 @@ def prices(candidates: Candidates, pairs: Pairs, threshold: float = 0.0) -> Floa
     if not len(cols):
         return found
     for _ in range(len(pairs) + 1):  # no path is longer
-        left = np.where(
-            matched, own_gain - found[own_col], 0.0
-        )  # what a row keeps when it pays its own partner's price
+        # What a row keeps when it pays its own partner's price; nothing where it has none.
+        left = np.where(matched, own_gain - found[own_col], 0.0)
         offered = np.maximum.reduceat(gain - left[rows], starts)
         risen = np.maximum(found[cols], offered)
         settled = (risen - found[cols]).max() < SETTLED
