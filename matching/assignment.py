@@ -1,11 +1,10 @@
 """One-to-one matching that maximises Σ (correlation − threshold)₊: sparse at scale, dense as the exact reference."""
 
 import numpy as np
-import scipy.sparse as sp
 from jaxtyping import Float64
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
+from matching.augment import best_matching
 from matching.errors import MatchError
 from matching.null import draw_columns
 from matching.types import Alternatives, Candidates, Pairs
@@ -14,27 +13,22 @@ from matching.types import Alternatives, Candidates, Pairs
 def assign(candidates: Candidates, *, threshold: float = 0.0) -> Pairs:
     """Best one-to-one matching on the candidate graph; features without a partner above `threshold` stay unmatched.
 
-    Every row gets a private dummy column worth exactly the threshold. So a full matching always exists, however badly
-    the graph is connected, and a row that ends on its dummy is unmatched.
-
     Raises: MatchError when the threshold is outside [−1, 1).
-    Source: Jonker & Volgenant 1987, Computing 38 (scipy's LAPJVsp).
+    """
+    return assign_with_prices(candidates, threshold)[0]
+
+
+def assign_with_prices(candidates: Candidates, threshold: float = 0.0) -> tuple[Pairs, Float64[np.ndarray, " cols"]]:
+    """`assign`, and prices of the B-features, at least 0, and 0 for those left over.
+
+    Paying them, every A-feature would rather have its own partner, or none, than any other on the graph.
     """
     _check_threshold(threshold)
     good = candidates.correlation > threshold
-    rows, row_of = np.unique(candidates.rows[good], return_inverse=True)
-    cols, col_of = np.unique(candidates.cols[good], return_inverse=True)
-    if not len(rows):
-        return _pairs(rows, rows, np.empty(0), candidates.alternatives)
-    # scipy drops explicit zeros from the graph: 1 is added to every edge, dummies included, which moves no optimum.
-    gain = candidates.correlation[good] - threshold + 1.0
-    dummies = sp.eye_array(len(rows), format="csr")
-    graph = sp.hstack([sp.csr_array((gain, (row_of, col_of)), shape=(len(rows), len(cols))), dummies], format="csr")
-    matched_rows, matched_cols = min_weight_full_bipartite_matching(graph, maximize=True)
-    real = matched_cols < len(cols)
-    rows, cols = rows[matched_rows[real]], cols[matched_cols[real]]
-    edges = np.searchsorted(candidates.rows * candidates.shape[1] + candidates.cols, rows * candidates.shape[1] + cols)
-    return _pairs(rows, cols, candidates.correlation[edges], candidates.alternatives)
+    rows, cols, correlation = candidates.rows[good], candidates.cols[good], candidates.correlation[good]
+    col_of, prices = best_matching(candidates.shape, rows, cols, correlation - threshold)
+    matched = np.flatnonzero(col_of[rows] == cols)
+    return _pairs(rows[matched], cols[matched], correlation[matched], candidates.alternatives), prices
 
 
 def assign_dense(

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from matching.assignment import assign
+from matching.assignment import assign_with_prices
 from matching.graph import correlation_blocks, with_edges
 from matching.statistics import FeatureMoments
 from matching.stream import Batches
 from matching.types import Candidates, Pairs
 
-SETTLED = 1e-12  # prices that rise by less have settled
+ROUNDING = 1e-12  # gains that differ by less are the same
 
 _Edges = tuple[Int64[np.ndarray, " edges"], Int64[np.ndarray, " edges"], Float64[np.ndarray, " edges"]]
 """rows, cols, correlations."""
@@ -36,42 +36,13 @@ class Certificate:
         return max(0.0, 1 - self.gain / self.bound) if self.bound > 0 else 0.0
 
 
-def prices(candidates: Candidates, pairs: Pairs, threshold: float = 0.0) -> Float64[np.ndarray, " cols"]:
-    """The least prices of B's features at which every A-feature prefers its own partner, or none, to all others on the graph.
-
-    Prices start at zero and rise to what the next best bidder would pay, until nobody outbids a partner: the longest paths of
-    Bellman and Ford, a round for all edges at a time. They settle when `pairs` is an optimum on the graph; else they are still
-    prices, for which the bound holds.
-    """
-    good = candidates.correlation > threshold
-    order = np.flatnonzero(good)[np.argsort(candidates.cols[good], kind="stable")]
-    rows, gain = candidates.rows[order], candidates.correlation[order] - threshold
-    cols, starts = np.unique(candidates.cols[order], return_index=True)
-    own_gain, own_col = np.zeros(candidates.shape[0]), np.zeros(candidates.shape[0], np.int64)
-    own_gain[pairs.rows], own_col[pairs.rows] = pairs.scores - threshold, pairs.cols
-    matched = np.zeros(candidates.shape[0], bool)
-    matched[pairs.rows] = True
-    found = np.zeros(candidates.shape[1])
-    if not len(cols):
-        return found
-    for _ in range(len(pairs) + 1):  # no path is longer
-        # What a row keeps when it pays its own partner's price; nothing where it has none.
-        left = np.where(matched, own_gain - found[own_col], 0.0)
-        offered = np.maximum.reduceat(gain - left[rows], starts)
-        risen = np.maximum(found[cols], offered)
-        settled = (risen - found[cols]).max() < SETTLED
-        found[cols] = risen
-        if settled:
-            break
-    return found
-
-
 def certify(
     batches: Batches,
     moments_a: FeatureMoments,
     moments_b: FeatureMoments,
     candidates: Candidates,
     pairs: Pairs,
+    prices: Float64[np.ndarray, " cols"],
     *,
     threshold: float = 0.0,
     minimum_firings: int = 10,
@@ -83,13 +54,12 @@ def certify(
     One pass over the stream per block of correlations, as in `candidates`; the same arguments give the same correlations. A pair
     is lacking when an A-feature would gain more from it, at the prices, than from anything on the graph.
     """
-    price = prices(candidates, pairs, threshold)
     best_known = np.zeros(candidates.shape[0])
-    np.maximum.at(best_known, candidates.rows, candidates.correlation - threshold - price[candidates.cols])
-    bound, found = float(price.sum()), []
+    np.maximum.at(best_known, candidates.rows, candidates.correlation - threshold - prices[candidates.cols])
+    bound, found = float(prices.sum()), []
     arguments = {"minimum_firings": minimum_firings, "budget_bytes": budget_bytes}
     for start, block in correlation_blocks(batches, moments_a, moments_b, **arguments):
-        part, lacking = _seen_from_rows(block, start, threshold + price, best_known, more)
+        part, lacking = _seen_from_rows(block, start, threshold + prices, best_known, more)
         bound += part
         found += lacking
         del block  # the next one must not be allocated beside it
@@ -122,9 +92,9 @@ def assign_certified(
     """
 
     def solved(graph: Candidates) -> tuple[Pairs, Certificate, Candidates]:
-        pairs = assign(graph, threshold=threshold)
+        pairs, prices = assign_with_prices(graph, threshold)
         certificate, larger = certify(
-            batches, moments_a, moments_b, graph, pairs,
+            batches, moments_a, moments_b, graph, pairs, prices,
             threshold=threshold, minimum_firings=minimum_firings, budget_bytes=budget_bytes,
         )  # fmt: skip
         return pairs, certificate, larger
@@ -150,7 +120,7 @@ def _seen_from_rows(
     for row, values in enumerate(block, start):  # row by row: no second block in memory
         left = values - cost
         total += max(0.0, float(left.max()))
-        lacking = np.flatnonzero(left > best_known[row] + SETTLED)
+        lacking = np.flatnonzero(left > best_known[row] + ROUNDING)
         chosen = lacking[np.argsort(-left[lacking], kind="stable")[:more]]
         found.append((np.full(len(chosen), row), chosen, values[chosen]))
     return total, [edges for edges in found if len(edges[0])]

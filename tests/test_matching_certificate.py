@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from codes import planted, random_codes, stream_of
-from matching.assignment import assign, assign_dense
-from matching.certificate import Certificate, assign_certified, certify, prices
+from matching.assignment import assign, assign_dense, assign_with_prices
+from matching.certificate import Certificate, assign_certified, certify
 from matching.graph import candidates
 from matching.statistics import correlation_matrix, feature_moments
 from test_matching_assignment import graph_of
@@ -43,8 +43,7 @@ def test_pricing_reaches_the_optimum_over_all_pairs_from_a_graph_that_does_not_h
 def test_the_bound_holds_and_is_tight_on_a_complete_graph(seed: int):
     correlation = np.random.default_rng(seed).uniform(-1, 1, (12, 15))
     graph = graph_of(correlation)
-    pairs = assign(graph, threshold=0.2)
-    price = prices(graph, pairs, 0.2)
+    pairs, price = assign_with_prices(graph, 0.2)
     bound = price.sum() + (correlation - 0.2 - price).max(1).clip(min=0).sum()
     assert bound == pytest.approx((pairs.scores - 0.2).sum(), abs=1e-10)
     assert (price >= 0).all()
@@ -55,8 +54,7 @@ def test_the_bound_holds_and_is_tight_on_a_complete_graph(seed: int):
 def test_the_bound_holds_for_a_matching_that_is_not_the_best_and_says_by_how_much_it_may_fall_short():
     batches, moments = hard(3)
     graph = candidates(batches, *moments, generator=np.random.default_rng(0), top=1)
-    pairs = assign(graph)
-    certificate, larger = certify(batches, *moments, graph, pairs)
+    certificate, larger = certify(batches, *moments, graph, *assign_with_prices(graph))
     want = best(batches, moments, 0.0)
     assert certificate.gain < want <= certificate.bound + 1e-9
     assert certificate.gap >= 1 - certificate.gain / want
@@ -68,10 +66,10 @@ def test_the_bound_holds_for_a_matching_that_is_not_the_best_and_says_by_how_muc
 def test_the_pairs_that_are_missed_most_are_added_first():
     batches, moments = hard(3)
     graph = candidates(batches, *moments, generator=np.random.default_rng(0), top=1)
-    pairs = assign(graph)
-    _, larger = certify(batches, *moments, graph, pairs, more=1)
+    pairs, prices = assign_with_prices(graph)
+    _, larger = certify(batches, *moments, graph, pairs, prices, more=1)
     known = set(zip(graph.rows, graph.cols, strict=True))
-    left = np.nan_to_num(correlation_matrix(batches, *moments), nan=-1) - prices(graph, pairs)
+    left = np.nan_to_num(correlation_matrix(batches, *moments), nan=-1) - prices
     added = [edge for edge in zip(larger.rows, larger.cols, strict=True) if edge not in known]
     assert added
     for row, col in added:
@@ -82,9 +80,9 @@ def test_prices_by_hand():
     """Two rows want the same column: the loser's second choice decides what the winner pays."""
     correlation = np.array([[0.9, 0.1], [0.8, 0.5]])
     graph = graph_of(correlation)
-    pairs = assign(graph)
+    pairs, prices = assign_with_prices(graph)
     assert list(pairs.cols) == [0, 1]
-    assert prices(graph, pairs) == pytest.approx([0.3, 0.0])  # row 1 gives up 0.5 for 0.8 at a price of 0.3
+    assert prices == pytest.approx([0.3, 0.0])  # row 1 gives up 0.5 for 0.8 at a price of 0.3
 
 
 def test_a_graph_that_has_everything_is_certified_at_once_for_any_memory():
@@ -111,7 +109,6 @@ def test_nothing_above_the_threshold_is_nothing_to_gain():
 def test_ties_settle():
     """Every pair is equally good: any matching is the best, and prices must not chase each other."""
     graph = graph_of(np.full((30, 20), 0.5))
-    pairs = assign(graph)
-    price = prices(graph, pairs)
+    pairs, price = assign_with_prices(graph)
     assert price == pytest.approx(np.full(20, 0.5))  # ten rows go without, and would pay all they gain
     assert price.sum() == pytest.approx(pairs.scores.sum())
