@@ -22,6 +22,7 @@ import torch
 from _pair import Pair, prepare, print_lines, row
 from torch import Tensor
 
+from matching.correlations import Correlations
 from matching.graph import candidates
 from matching.statistics import feature_moments
 from sae.null import untrained
@@ -62,7 +63,7 @@ def through_dictionaries(
 
     generator = np.random.default_rng(seed)
     moments_a, moments_b = feature_moments(stream)
-    graph = candidates(stream, moments_a, moments_b, generator=generator, top=max(PARTNERS), budget_bytes=2**28)
+    graph = candidates(Correlations(stream, moments_a, moments_b), generator=generator, top=max(PARTNERS))
     deviation = torch.from_numpy(np.sqrt(moments_b.variance))
     order = torch.from_numpy(generator.permutation(graph.shape[1]))
     found = {}

@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from matching.assignment import assign_with_prices
-from matching.graph import correlation_blocks, with_edges
-from matching.statistics import FeatureMoments
-from matching.stream import Batches
+from matching.correlations import Correlations
+from matching.graph import with_edges
 from matching.types import Candidates, Pairs
 
 ROUNDING = 1e-12  # gains that differ by less are the same
@@ -37,28 +36,22 @@ class Certificate:
 
 
 def certify(
-    batches: Batches,
-    moments_a: FeatureMoments,
-    moments_b: FeatureMoments,
+    correlations: Correlations,
     candidates: Candidates,
     pairs: Pairs,
     prices: Float64[np.ndarray, " cols"],
     *,
     threshold: float = 0.0,
-    minimum_firings: int = 10,
-    budget_bytes: int = 2**30,
     more: int = 4,
 ) -> tuple[Certificate, Candidates]:
     """The certificate of `pairs` against all pairs, and the graph with up to `more` pairs per A-feature that it lacks.
 
-    One pass over the stream per block of correlations, as in `candidates`; the same arguments give the same correlations. A pair
-    is lacking when an A-feature would gain more from it, at the prices, than from anything on the graph.
+    A pair is lacking when an A-feature would gain more from it, at the prices, than from anything on the graph.
     """
     best_known = np.zeros(candidates.shape[0])
     np.maximum.at(best_known, candidates.rows, candidates.correlation - threshold - prices[candidates.cols])
     bound, found = float(prices.sum()), []
-    arguments = {"minimum_firings": minimum_firings, "budget_bytes": budget_bytes}
-    for start, block in correlation_blocks(batches, moments_a, moments_b, **arguments):
+    for start, block in correlations.blocks():
         part, lacking = _seen_from_rows(block, start, threshold + prices, best_known, more)
         bound += part
         found += lacking
@@ -67,45 +60,25 @@ def certify(
     if not found:
         return certificate, candidates
     rows, cols, correlation = (np.concatenate(part) for part in zip(*found, strict=True))
-    return certificate, with_edges(candidates, moments_a, moments_b, rows, cols, correlation)
+    return certificate, with_edges(candidates, correlations, rows, cols, correlation)
 
 
 def assign_certified(
-    batches: Batches,
-    moments_a: FeatureMoments,
-    moments_b: FeatureMoments,
-    candidates: Candidates,
-    *,
-    threshold: float = 0.0,
-    gap: float = 1e-4,
-    rounds: int = 16,
-    minimum_firings: int = 10,
-    budget_bytes: int = 2**30,
-) -> tuple[Candidates, Pairs, Certificate]:
-    """The best one-to-one matching over *all* pairs to within a share `gap`, the graph it was found on, and the proof.
+    correlations: Correlations, candidates: Candidates, *, threshold: float = 0.0, gap: float = 1e-4, rounds: int = 16
+) -> tuple[Pairs, Certificate]:
+    """The best one-to-one matching over *all* pairs to within a share `gap`, and the proof.
 
     Matches on the graph, adds the pairs that the certificate says are lacking, and matches again, until the gap is small enough,
-    nothing is lacking, or `rounds` are over. Each round is a pass over the stream as in `candidates`.
+    nothing is lacking, or `rounds` are over. Each round looks at all correlations.
 
-    Raises: MatchError as `assign` and `candidates` do.
+    Raises: MatchError as `assign` and the correlations do.
     Source: column generation, Dantzig & Wolfe 1960, Operations Research 8.
     """
-
-    def solved(graph: Candidates) -> tuple[Pairs, Certificate, Candidates]:
-        pairs, prices = assign_with_prices(graph, threshold)
-        certificate, larger = certify(
-            batches, moments_a, moments_b, graph, pairs, prices,
-            threshold=threshold, minimum_firings=minimum_firings, budget_bytes=budget_bytes,
-        )  # fmt: skip
-        return pairs, certificate, larger
-
-    pairs, certificate, larger = solved(candidates)
-    for _ in range(rounds - 1):
-        if certificate.gap <= gap or larger is candidates:
-            break
-        candidates = larger
-        pairs, certificate, larger = solved(candidates)
-    return candidates, pairs, certificate
+    pairs, prices = assign_with_prices(candidates, threshold)
+    certificate, larger = certify(correlations, candidates, pairs, prices, threshold=threshold)
+    if certificate.gap <= gap or larger is candidates or rounds == 1:
+        return pairs, certificate
+    return assign_certified(correlations, larger, threshold=threshold, gap=gap, rounds=rounds - 1)
 
 
 def _seen_from_rows(

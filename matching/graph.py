@@ -5,91 +5,43 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from matching.errors import MatchError
+from matching.correlations import Correlations
 from matching.null import draw_columns
-from matching.statistics import FeatureMoments, correlation_block
-from matching.stream import Batches
 from matching.types import Alternatives, Candidates
 
 # Entries looked at together while selecting; bounds the temporaries of a selection to some 30 MB.
 SELECTION = 2**20
 
 
-def candidates(
-    batches: Batches,
-    moments_a: FeatureMoments,
-    moments_b: FeatureMoments,
-    *,
-    generator: np.random.Generator,
-    top: int = 16,
-    minimum_firings: int = 10,
-    budget_bytes: int = 2**30,
-) -> Candidates:
+def candidates(correlations: Correlations, *, generator: np.random.Generator, top: int = 16) -> Candidates:
     """The `top` best-correlated B-features of every A-feature, and the `top` best A-features of every B-feature.
 
-    Exact: every correlation is computed, in blocks of A-features (all B-features wide) of at most `budget_bytes`, each
-    block one pass over the stream. The result is the same, bit for bit, for any budget and any cut of the stream into
+    Exact: every correlation is looked at. The result is the same, bit for bit, for any memory and any cut of the stream into
     batches. Ties go to the lower index. With `top` as large as both feature sets the graph is complete. For the null,
     `top` random partners per A-feature are drawn from `generator` and scored too (`Alternatives`).
 
-    Memory: `budget_bytes` for blocks, ~70 MB of temporaries at k = 32 (they grow with k²), 16 bytes · top per feature,
-    32 bytes per edge.
+    Memory beside the blocks: ~70 MB of temporaries at k = 32 (they grow with k²), 16 bytes · top per feature, 32 bytes per edge.
 
-    Raises: MatchError when the budget is less than one row of correlations, when no feature of A or of B is live
-        (varies and fires `minimum_firings` times), or from the stream.
+    Raises: MatchError from the correlations.
     """
-    rows, cols = len(moments_a.mean), len(moments_b.mean)
-    live_b = _live("B", moments_b, minimum_firings)
-    drawn = draw_columns(rows, np.flatnonzero(live_b), top, generator)
+    rows, cols = correlations.shape
+    drawn = draw_columns(rows, np.flatnonzero(correlations.live()[1]), top, generator)
     drawn_correlation = np.empty(drawn.shape)
 
     by_row: list[_Edges] = []
     by_col = _empty()
-    arguments = {"minimum_firings": minimum_firings, "budget_bytes": budget_bytes}
-    for start, block in correlation_blocks(batches, moments_a, moments_b, **arguments):
+    for start, block in correlations.blocks():
         stop = start + len(block)
         drawn_correlation[start:stop] = np.take_along_axis(block, drawn[start:stop], axis=1)
         by_row.append(_best_of_rows(block, start, top))
         by_col = _best_of_cols(block, start, by_col, top)
         del block  # the next one must not be allocated beside it
-    alternatives = Alternatives(drawn, drawn_correlation)
-    return _graph((rows, cols), moments_a, moments_b, _union([*by_row, by_col], cols), alternatives)
-
-
-def correlation_blocks(
-    batches: Batches,
-    moments_a: FeatureMoments,
-    moments_b: FeatureMoments,
-    *,
-    minimum_firings: int = 10,
-    budget_bytes: int = 2**30,
-) -> Iterator[tuple[int, Float64[np.ndarray, "block cols"]]]:
-    """First row and correlations of blocks of A-features with all B-features; −inf where either is not live.
-
-    Each block takes at most `budget_bytes` and is one pass over the stream.
-
-    Raises: MatchError as `candidates` does.
-    """
-    rows, cols = len(moments_a.mean), len(moments_b.mean)
-    if budget_bytes < 8 * cols:
-        raise MatchError(
-            f"matching {cols} features needs a budget of at least {8 * cols:,} bytes; got {budget_bytes:,}. Raise it."
-        )
-    live_a, live_b = _live("A", moments_a, minimum_firings), _live("B", moments_b, minimum_firings)
-    block_rows = min(rows, budget_bytes // (8 * cols))
-    for start in range(0, rows, block_rows):
-        stop = min(start + block_rows, rows)
-        block = correlation_block(batches, moments_a, moments_b, start, stop)
-        block[~live_a[start:stop]] = -np.inf
-        block[:, ~live_b] = -np.inf
-        yield start, block
-        del block
+    return _graph(correlations, _union([*by_row, by_col], cols), Alternatives(drawn, drawn_correlation))
 
 
 def with_edges(
     candidates: Candidates,
-    moments_a: FeatureMoments,
-    moments_b: FeatureMoments,
+    correlations: Correlations,
     rows: Int64[np.ndarray, " edges"],
     cols: Int64[np.ndarray, " edges"],
     correlation: Float64[np.ndarray, " edges"],
@@ -97,38 +49,23 @@ def with_edges(
     """The graph with further edges; those it has already stay as they are."""
     known = candidates.rows, candidates.cols, candidates.correlation
     edges = _union([known, (rows, cols, correlation)], candidates.shape[1])
-    return _graph(candidates.shape, moments_a, moments_b, edges, candidates.alternatives)
+    return _graph(correlations, edges, candidates.alternatives)
 
 
 _Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
 """rows, cols, correlations."""
 
 
-def _graph(
-    shape: tuple[int, int],
-    moments_a: FeatureMoments,
-    moments_b: FeatureMoments,
-    edges: _Edges,
-    alternatives: Alternatives,
-) -> Candidates:
+def _graph(correlations: Correlations, edges: _Edges, alternatives: Alternatives) -> Candidates:
     rows, cols, correlation = edges
+    moments_a, moments_b = correlations.moments_a, correlations.moments_b
     covariance = correlation * np.sqrt(moments_a.variance)[rows] * np.sqrt(moments_b.variance)[cols]
     co_moment = covariance + moments_a.mean[rows] * moments_b.mean[cols]
-    return Candidates(shape, rows, cols, correlation, co_moment, alternatives)
+    return Candidates(correlations.shape, rows, cols, correlation, co_moment, alternatives)
 
 
 def _empty() -> _Edges:
     return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
-
-
-def _live(side: str, moments: FeatureMoments, minimum_firings: int) -> Bool[np.ndarray, " features"]:
-    live = moments.live(minimum_firings)
-    if not live.any():
-        raise MatchError(
-            f"matching needs features that vary and fire at least {minimum_firings} times; got none among the "
-            f"{len(live)} of {side} on {moments.count} tokens. Use more tokens or another dictionary."
-        )
-    return live
 
 
 def _best_of_rows(block: Float64[np.ndarray, "block cols"], start: int, top: int) -> _Edges:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from matching.assignment import assign
+from matching.certificate import Certificate, assign_certified
+from matching.correlations import Correlations
 from matching.graph import candidates
 from matching.null import shuffled
 from matching.statistics import co_moments, feature_moments
@@ -20,11 +21,12 @@ SHUFFLES = 20  # random matchings that the real one is compared with
 
 @dataclass(frozen=True)
 class Matching:
-    """The candidate graph; the one-to-one pairs (always found: they carry the scores); the matching that translations use
-    and its shuffles; an unbalanced transport plan (always found: barycentres read it)."""
+    """The candidate graph; the one-to-one pairs (always found: they carry the scores) and the proof of how good they are; the
+    matching that translations use and its shuffles; an unbalanced transport plan (always found: barycentres read it)."""
 
     graph: Candidates
     pairs: Pairs
+    certificate: Certificate
     used: Matched
     shuffles: list[Matched]
     transport: Matched
@@ -34,13 +36,14 @@ class Matching:
 def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Matching:
     """Matches the features of `batches` (sparse codes of A and B on the same tokens, a stream that can be restarted).
 
-    `method`: `hungarian` is the best one-to-one assignment on the candidate graph; `ot` and `unbalanced` are transport plans on
+    `method`: `hungarian` is the best one-to-one assignment of all; `ot` and `unbalanced` are transport plans on
     it, whose marginals are firing frequencies. A shuffle keeps rows, masses and weights and exchanges the partners within strata
     of firing frequency.
     """
     moments_a, moments_b = feature_moments(batches)
-    graph = candidates(batches, moments_a, moments_b, generator=np.random.default_rng(seed), budget_bytes=budget_bytes)
-    pairs = assign(graph)
+    correlations = Correlations(batches, moments_a, moments_b, budget_bytes=budget_bytes)
+    graph = candidates(correlations, generator=np.random.default_rng(seed))
+    pairs, certificate = assign_certified(correlations, graph)
     plan = unbalanced(graph, moments_a.frequency, moments_b.frequency)
     if method == "hungarian":
         rows, cols, mass = pairs.rows, pairs.cols, np.ones(len(pairs))
@@ -71,7 +74,7 @@ def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Mat
     ends = np.cumsum([len(edge[0]) for edge in edges])
     parts = zip(edges, np.split(found, ends[:-1]), strict=True)
     real, *wrong, transport = (matched(*edge, co_moment) for edge, co_moment in parts)
-    return Matching(graph, pairs, real, wrong, transport, deviation_b)
+    return Matching(graph, pairs, certificate, real, wrong, transport, deviation_b)
 
 
 def _exchanged(

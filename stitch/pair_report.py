@@ -110,4 +110,5 @@ def _matching(method: str, matching: Matching) -> dict:
         "mean_score": float(scores.mean()),
         "null_mean_score": float(nulls.mean()),
         "above_0.7": float((scores > 0.7).mean()),
+        "gap": matching.certificate.gap,
     }

@@ -6,6 +6,7 @@ import pytest
 from codes import planted, random_codes, stream_of
 from matching.assignment import assign, assign_dense, assign_with_prices
 from matching.certificate import Certificate, assign_certified, certify
+from matching.correlations import Correlations
 from matching.graph import candidates
 from matching.statistics import correlation_matrix, feature_moments
 from test_matching_assignment import graph_of
@@ -27,16 +28,17 @@ def best(batches, moments, threshold: float) -> float:
 @pytest.mark.parametrize("top", [1, 2, 4])
 def test_pricing_reaches_the_optimum_over_all_pairs_from_a_graph_that_does_not_have_it(top: int, threshold: float):
     batches, moments = hard()
-    graph = candidates(batches, *moments, generator=np.random.default_rng(0), top=top)
+    graph = candidates(Correlations(batches, *moments), generator=np.random.default_rng(0), top=top)
     before = float((assign(graph, threshold=threshold).scores - threshold).sum())
-    larger, pairs, certificate = assign_certified(batches, *moments, graph, threshold=threshold, gap=1e-9, rounds=50)
+    pairs, certificate = assign_certified(
+        Correlations(batches, *moments), graph, threshold=threshold, gap=1e-9, rounds=50
+    )
     want = best(batches, moments, threshold)
     assert certificate.gain == pytest.approx(want, rel=1e-8)
     assert certificate.gap <= 1e-9
     assert certificate.gain == pytest.approx(float((pairs.scores - threshold).sum()))
     if top == 1:
         assert before < want * (1 - 1e-3)
-    assert len(larger.rows) < 0.7 * 60 * 60 or threshold < 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -53,8 +55,8 @@ def test_the_bound_holds_and_is_tight_on_a_complete_graph(seed: int):
 
 def test_the_bound_holds_for_a_matching_that_is_not_the_best_and_says_by_how_much_it_may_fall_short():
     batches, moments = hard(3)
-    graph = candidates(batches, *moments, generator=np.random.default_rng(0), top=1)
-    certificate, larger = certify(batches, *moments, graph, *assign_with_prices(graph))
+    graph = candidates(Correlations(batches, *moments), generator=np.random.default_rng(0), top=1)
+    certificate, larger = certify(Correlations(batches, *moments), graph, *assign_with_prices(graph))
     want = best(batches, moments, 0.0)
     assert certificate.gain < want <= certificate.bound + 1e-9
     assert certificate.gap >= 1 - certificate.gain / want
@@ -65,9 +67,9 @@ def test_the_bound_holds_for_a_matching_that_is_not_the_best_and_says_by_how_muc
 
 def test_the_pairs_that_are_missed_most_are_added_first():
     batches, moments = hard(3)
-    graph = candidates(batches, *moments, generator=np.random.default_rng(0), top=1)
+    graph = candidates(Correlations(batches, *moments), generator=np.random.default_rng(0), top=1)
     pairs, prices = assign_with_prices(graph)
-    _, larger = certify(batches, *moments, graph, pairs, prices, more=1)
+    _, larger = certify(Correlations(batches, *moments), graph, pairs, prices, more=1)
     known = set(zip(graph.rows, graph.cols, strict=True))
     left = np.nan_to_num(correlation_matrix(batches, *moments), nan=-1) - prices
     added = [edge for edge in zip(larger.rows, larger.cols, strict=True) if edge not in known]
@@ -89,18 +91,38 @@ def test_a_graph_that_has_everything_is_certified_at_once_for_any_memory():
     a, b, _ = planted(1200, 40, 0)
     batches = stream_of(a, b)
     moments = feature_moments(batches)
-    graph = candidates(batches, *moments, generator=np.random.default_rng(0), top=40)
-    found = [assign_certified(batches, *moments, graph, budget_bytes=budget) for budget in (8 * 40, 2**20)]
-    for larger, _, certificate in found:
+    graph = candidates(Correlations(batches, *moments), generator=np.random.default_rng(0), top=40)
+    found = []
+    for budget in (8 * 40, 2**20):  # a row at a time, and all at once
+        correlations = Correlations(batches, *moments, budget_bytes=budget)
+        certificate, larger = certify(correlations, graph, *assign_with_prices(graph))
         assert larger is graph
         assert certificate.gap < 1e-12
-    assert found[0][2].gain == found[1][2].gain
+        found.append(certificate)
+    assert found[0] == found[1]
+
+
+def test_one_block_is_computed_once_and_many_every_time():
+    a, b, _ = planted(600, 20, 0)
+    passes = []
+
+    def counted():
+        passes.append(None)
+        return stream_of(a, b)()
+
+    moments = feature_moments(stream_of(a, b))
+    for budget, want in ((2**20, 1), (8 * 20 * 10, 4)):
+        correlations = Correlations(counted, *moments, budget_bytes=budget)
+        passes.clear()
+        first, again = (np.concatenate([block.copy() for _, block in correlations.blocks()]) for _ in range(2))
+        assert len(passes) == want
+        assert np.array_equal(first, again)
 
 
 def test_nothing_above_the_threshold_is_nothing_to_gain():
     batches, moments = hard(1)
-    graph = candidates(batches, *moments, generator=np.random.default_rng(0), top=2)
-    _, pairs, certificate = assign_certified(batches, *moments, graph, threshold=0.999)
+    graph = candidates(Correlations(batches, *moments), generator=np.random.default_rng(0), top=2)
+    pairs, certificate = assign_certified(Correlations(batches, *moments), graph, threshold=0.999)
     assert len(pairs) == 0
     assert certificate == Certificate(0.0, 0.0)
     assert certificate.gap == 0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from codes import planted, random_codes, stream_of
+from matching.correlations import Correlations
 from matching.errors import MatchError
 from matching.graph import candidates
 from matching.statistics import correlation_matrix, feature_moments
@@ -39,7 +40,7 @@ def test_blocked_candidates_equal_the_dense_reference_for_any_budget(shape: tupl
     correlation = correlation_matrix(batches, *moments)
     row_bytes = 8 * shape[1]
     graphs = [
-        candidates(batches, *moments, generator=np.random.default_rng(3), top=4, budget_bytes=budget)
+        candidates(Correlations(batches, *moments, budget_bytes=budget), generator=np.random.default_rng(3), top=4)
         for budget in (row_bytes, 7 * row_bytes, 2**30)
     ]
     found = graphs[0]
@@ -55,14 +56,16 @@ def test_candidates_do_not_depend_on_how_the_stream_is_cut():
     graphs = []
     for batch in (100, 999, 2100):
         batches = stream_of(a, b, batch)
-        graphs.append(candidates(batches, *feature_moments(batches), generator=np.random.default_rng(0), top=3))
+        graphs.append(
+            candidates(Correlations(batches, *feature_moments(batches)), generator=np.random.default_rng(0), top=3)
+        )
     assert fields(graphs[0]) == fields(graphs[1]) == fields(graphs[2])
 
 
 def test_a_graph_with_all_partners_is_complete():
     a, b, _ = planted(800, 12, 5)
     batches = stream_of(a, b)
-    graph = candidates(batches, *feature_moments(batches), generator=np.random.default_rng(0), top=12)
+    graph = candidates(Correlations(batches, *feature_moments(batches)), generator=np.random.default_rng(0), top=12)
     assert len(graph.rows) == 144
 
 
@@ -73,7 +76,7 @@ def test_dead_and_rare_features_have_no_edge_and_are_never_an_alternative():
     b[:, 7] = 0
     b[:9, 7] = 1.0  # nine firings, one less than the minimum
     batches = stream_of(a, b)
-    graph = candidates(batches, *feature_moments(batches), generator=np.random.default_rng(0))
+    graph = candidates(Correlations(batches, *feature_moments(batches)), generator=np.random.default_rng(0))
     assert not (graph.rows == 2).any()
     assert not np.isin(graph.cols, [3, 7]).any()
     assert not np.isin(graph.alternatives.cols, [3, 7]).any()
@@ -84,7 +87,7 @@ def test_alternatives_carry_their_exact_correlation():
     a, b, _ = planted(900, 15, 7)
     batches = stream_of(a, b)
     moments = feature_moments(batches)
-    drawn = candidates(batches, *moments, generator=np.random.default_rng(0), top=5).alternatives
+    drawn = candidates(Correlations(batches, *moments), generator=np.random.default_rng(0), top=5).alternatives
     correlation = correlation_matrix(batches, *moments)
     np.testing.assert_array_equal(drawn.correlation, np.take_along_axis(correlation, drawn.cols, axis=1))
 
@@ -93,7 +96,9 @@ def test_the_best_alternative_leaves_the_partner_out():
     a, b, partner = planted(900, 8, 8)
     batches = stream_of(a, b)
     moments = feature_moments(batches)
-    drawn = candidates(batches, *moments, generator=np.random.default_rng(0), top=8).alternatives  # all eight
+    drawn = candidates(
+        Correlations(batches, *moments), generator=np.random.default_rng(0), top=8
+    ).alternatives  # all eight
     correlation = correlation_matrix(batches, *moments)
     rows = np.arange(8)
     correlation[rows, partner] = -np.inf
@@ -105,7 +110,7 @@ def test_what_cannot_be_matched_is_refused():
     batches = stream_of(a, b)
     moments = feature_moments(batches)
     with pytest.raises(MatchError, match="at least 48 bytes; got 47"):
-        candidates(batches, *moments, generator=np.random.default_rng(0), budget_bytes=47)
+        candidates(Correlations(batches, *moments, budget_bytes=47), generator=np.random.default_rng(0))
     dead = stream_of(a, np.zeros_like(b))
     with pytest.raises(MatchError, match="got none among the 6 of B"):
-        candidates(dead, *feature_moments(dead), generator=np.random.default_rng(0))
+        candidates(Correlations(dead, *feature_moments(dead)), generator=np.random.default_rng(0))
