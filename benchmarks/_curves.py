@@ -72,10 +72,12 @@ def main() -> None:
         for curve, x, ce in points(result):
             found[direction][curve][x].append(ce)
         dense[direction] += [row["ce"] for row in result["results"] if row["name"] == "dense"]
+    names = dict.fromkeys(name for curves in found.values() for name in curves)
+    colours = dict(zip(names, COLOURS, strict=False))
     figure, axes = plt.subplots(1, len(found), figsize=(6.5 * len(found), 4.6), squeeze=False)
     for axis, (direction, curves) in zip(axes[0], found.items(), strict=True):
-        for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
-            x = sorted(values)
+        for name, values in sorted(curves.items(), key=lambda curve: -max(curve[1][min(curve[1])])):
+            x, colour = sorted(values), colours[name]
             axis.plot(x, [sum(values[n]) / len(values[n]) for n in x], "o-", markersize=3, color=colour, label=name)
             axis.fill_between(x, [min(values[n]) for n in x], [max(values[n]) for n in x], color=colour, alpha=0.15)
         lowest = min(min(ce) for values in curves.values() for ce in values.values())
