@@ -24,7 +24,6 @@ from torch import Tensor
 
 from matching.correlations import Correlations
 from matching.graph import candidates
-from matching.statistics import feature_moments
 from sae.null import untrained
 from sae.types import Dictionary
 from stitch.features import sparse_codes
@@ -62,9 +61,9 @@ def through_dictionaries(
             yield sparse_codes(a, x.float()), sparse_codes(b, y.float())
 
     generator = np.random.default_rng(seed)
-    moments_a, moments_b = feature_moments(stream)
-    graph = candidates(Correlations(stream, moments_a, moments_b), generator=generator, top=max(PARTNERS))
-    deviation = torch.from_numpy(np.sqrt(moments_b.variance))
+    correlations = Correlations.read(stream)
+    graph = candidates(correlations, generator=generator, top=max(PARTNERS))
+    deviation = torch.from_numpy(np.sqrt(correlations.moments_b.variance))
     order = torch.from_numpy(generator.permutation(graph.shape[1]))
     found = {}
     for m in PARTNERS:

@@ -7,19 +7,20 @@ the graph leaves out, and says which.
 """
 
 from dataclasses import dataclass
+from typing import no_type_check
 
+import numba
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
 from matching.assignment import assign_with_prices
-from matching.correlations import Correlations
+from matching.correlations import Correlations, correlate
+from matching.errors import MatchError
 from matching.graph import with_edges
 from matching.types import Candidates, Pairs
 
 ROUNDING = 1e-12  # gains that differ by less are the same
-
-_Edges = tuple[Int64[np.ndarray, " edges"], Int64[np.ndarray, " edges"], Float64[np.ndarray, " edges"]]
-"""rows, cols, correlations."""
+NONE = -1
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,20 @@ def certify(
 
     A pair is lacking when an A-feature would gain more from it, at the prices, than from anything on the graph.
     """
+    if threshold < 0:
+        raise MatchError(
+            f"a certificate needs a threshold of at least 0; got {threshold}. Pairs below are not looked at."
+        )
     best_known = np.zeros(candidates.shape[0])
     np.maximum.at(best_known, candidates.rows, candidates.correlation - threshold - prices[candidates.cols])
-    bound, found = float(prices.sum()), []
-    for start, block in correlations.blocks():
-        part, lacking = _seen_from_rows(block, start, threshold + prices, best_known, more)
-        bound += part
-        found += lacking
-        del block  # the next one must not be allocated beside it
-    certificate = Certificate(float((pairs.scores - threshold).sum()), bound)
-    if not found:
+    cols = np.full((candidates.shape[0], more), NONE)
+    missed, correlation = np.zeros(cols.shape), np.zeros(cols.shape)
+    bound = _price(*correlations.arrays(), threshold + prices, best_known + ROUNDING, cols, missed, correlation)
+    certificate = Certificate(float((pairs.scores - threshold).sum()), float(prices.sum()) + bound)
+    found = cols != NONE
+    if not found.any():
         return certificate, candidates
-    rows, cols, correlation = (np.concatenate(part) for part in zip(*found, strict=True))
-    return certificate, with_edges(candidates, correlations, rows, cols, correlation)
+    return certificate, with_edges(candidates, correlations, np.nonzero(found)[0], cols[found], correlation[found])
 
 
 def assign_certified(
@@ -81,19 +83,25 @@ def assign_certified(
     return assign_certified(correlations, larger, threshold=threshold, gap=gap, rounds=rounds - 1)
 
 
-def _seen_from_rows(
-    block: Float64[np.ndarray, "block cols"],
-    start: int,
-    cost: Float64[np.ndarray, " cols"],
-    best_known: Float64[np.ndarray, " rows"],
-    more: int,
-) -> tuple[float, list[_Edges]]:
-    """What the rows of a block would gain at best, and up to `more` pairs of each that beat what it knows."""
-    total, found = 0.0, []
-    for row, values in enumerate(block, start):  # row by row: no second block in memory
-        left = values - cost
-        total += max(0.0, float(left.max()))
-        lacking = np.flatnonzero(left > best_known[row] + ROUNDING)
-        chosen = lacking[np.argsort(-left[lacking], kind="stable")[:more]]
-        found.append((np.full(len(chosen), row), chosen, values[chosen]))
-    return total, [edges for edges in found if len(edges[0])]
+@no_type_check  # compiled code has types of its own
+@numba.njit
+def _price(a, b, scales, cost, best_known, cols, missed, correlation):
+    """What all rows together would gain at best, and per row the pairs that beat what it knows, from the most missed on."""
+    products, seen = np.zeros(len(cost)), np.full(len(cost), NONE)
+    met = np.empty(len(cost), np.int64)
+    total = 0.0
+    for row in range(len(best_known)):
+        best = 0.0
+        for position in range(correlate(row, a, b, scales, products, seen, met)):
+            col = met[position]
+            left = products[col] - cost[col]
+            best = max(best, left)
+            if left > best_known[row] and left > missed[row, -1]:
+                place = cols.shape[1] - 1
+                while place > 0 and left > missed[row, place - 1]:
+                    missed[row, place], cols[row, place] = missed[row, place - 1], cols[row, place - 1]
+                    correlation[row, place] = correlation[row, place - 1]
+                    place -= 1
+                missed[row, place], cols[row, place], correlation[row, place] = left, col, products[col]
+        total += best
+    return total

@@ -1,42 +1,41 @@
-"""The candidate graph: for every feature its best-correlated partners, found block by block within a memory budget."""
+"""The candidate graph: for every feature its best-correlated partners."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import no_type_check
 
+import numba
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 
-from matching.correlations import Correlations
+from matching.correlations import Correlations, correlate
 from matching.null import draw_columns
 from matching.types import Alternatives, Candidates
 
-# Entries looked at together while selecting; bounds the temporaries of a selection to some 30 MB.
-SELECTION = 2**20
-
 
 def candidates(correlations: Correlations, *, generator: np.random.Generator, top: int = 16) -> Candidates:
-    """The `top` best-correlated B-features of every A-feature, and the `top` best A-features of every B-feature.
+    """The `top` best-correlated B-features of every A-feature, and the `top` best A-features of every B-feature, as far as
+    correlations are positive.
 
-    Exact: every correlation is looked at. The result is the same, bit for bit, for any memory and any cut of the stream into
-    batches. Ties go to the lower index. With `top` as large as both feature sets the graph is complete. For the null,
-    `top` random partners per A-feature are drawn from `generator` and scored too (`Alternatives`).
+    Exact: every pair that is active together is looked at. The result does not depend on how the stream was cut into batches.
+    Ties go to the lower index. For the null, `top` random partners per A-feature are drawn from `generator` and scored too
+    (`Alternatives`).
 
-    Memory beside the blocks: ~70 MB of temporaries at k = 32 (they grow with k²), 16 bytes · top per feature, 32 bytes per edge.
-
-    Raises: MatchError from the correlations.
+    Memory beside the codes: 24 bytes · top per feature.
     """
     rows, cols = correlations.shape
-    drawn = draw_columns(rows, np.flatnonzero(correlations.live()[1]), top, generator)
-    drawn_correlation = np.empty(drawn.shape)
+    drawn = draw_columns(rows, np.flatnonzero(correlations.live_b), top, generator)
+    drawn_correlation = np.full(drawn.shape, -np.inf)
+    best_cols, of_row = np.full((rows, top), -1), np.zeros((rows, top))
+    best_rows, of_col = np.full((cols, top), -1), np.zeros((cols, top))
+    _best(*correlations.arrays(), best_cols, of_row, best_rows, of_col, drawn, drawn_correlation)
+    drawn_correlation[~correlations.live_a] = -np.inf
 
-    by_row: list[_Edges] = []
-    by_col = _empty()
-    for start, block in correlations.blocks():
-        stop = start + len(block)
-        drawn_correlation[start:stop] = np.take_along_axis(block, drawn[start:stop], axis=1)
-        by_row.append(_best_of_rows(block, start, top))
-        by_col = _best_of_cols(block, start, by_col, top)
-        del block  # the next one must not be allocated beside it
-    return _graph(correlations, _union([*by_row, by_col], cols), Alternatives(drawn, drawn_correlation))
+    by_row, by_col = best_cols >= 0, best_rows >= 0
+    edges = (
+        (np.nonzero(by_row)[0], best_cols[by_row], of_row[by_row]),
+        (best_rows[by_col], np.nonzero(by_col)[0], of_col[by_col]),
+    )
+    return _graph(correlations, _union(edges, cols), Alternatives(drawn, drawn_correlation))
 
 
 def with_edges(
@@ -64,58 +63,46 @@ def _graph(correlations: Correlations, edges: _Edges, alternatives: Alternatives
     return Candidates(correlations.shape, rows, cols, correlation, co_moment, alternatives)
 
 
-def _empty() -> _Edges:
-    return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+@no_type_check  # compiled code has types of its own
+@numba.njit
+def _best(a, b, scales, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation):
+    """Fills the best partners of rows and columns, from the best on, and the correlations of the pairs drawn at random."""
+    left_a, left_b, scale_a, scale_b = scales
+    products, seen = np.zeros(len(left_b)), np.full(len(left_b), -1)
+    met = np.empty(len(left_b), np.int64)
+    least = np.zeros(
+        len(left_b)
+    )  # what a column's worst partner has: close together, as most pairs need no more than this
+    for row in range(len(left_a)):
+        count = correlate(row, a, b, scales, products, seen, met)
+        for position in range(count):
+            col = met[position]
+            value = products[col]
+            if value > 0.0 and value >= of_row[row, -1]:
+                _insert(best_cols[row], of_row[row], col, value)
+            if value > least[col]:  # rows come in order, so that a tie stays out
+                _insert(best_rows[col], of_col[col], row, value)
+                least[col] = of_col[col, -1]
+        for position in range(drawn.shape[1]):
+            col = drawn[row, position]
+            apart = -left_a[row] * left_b[col] * (scale_a[row] * scale_b[col])  # never active together
+            drawn_correlation[row, position] = products[col] if seen[col] == row else apart
 
 
-def _best_of_rows(block: Float64[np.ndarray, "block cols"], start: int, top: int) -> _Edges:
-    found = []
-    for part in _chunks(len(block), SELECTION // block.shape[1]):
-        values = block[part]
-        rows, cols = np.nonzero(_top_mask(values, top) & np.isfinite(values))
-        found.append((rows + part.start + start, cols, values[rows, cols]))
-    return _concatenated(found)
+@no_type_check
+@numba.njit
+def _insert(numbers, values, number, value):
+    """Keeps the largest values, from the largest on, ties by number."""
+    place = len(values) - 1
+    if value == values[place] and number > numbers[place]:
+        return
+    while place > 0 and (value > values[place - 1] or (value == values[place - 1] and number < numbers[place - 1])):
+        values[place], numbers[place] = values[place - 1], numbers[place - 1]
+        place -= 1
+    values[place], numbers[place] = value, number
 
 
-def _best_of_cols(block: Float64[np.ndarray, "block cols"], start: int, kept: _Edges, top: int) -> _Edges:
-    """The best `top` rows of each column among those kept from earlier blocks and this block's."""
-    rows, cols, values = (np.concatenate(parts) for parts in zip(kept, _best_within(block, start, top), strict=True))
-    order = np.lexsort((rows, -values, cols))
-    rank = np.arange(len(order)) - np.searchsorted(cols[order], cols[order])
-    order = order[rank < top]
-    return rows[order], cols[order], values[order]
-
-
-def _best_within(block: Float64[np.ndarray, "block cols"], start: int, top: int) -> _Edges:
-    found = []
-    for part in _chunks(block.shape[1], SELECTION // len(block)):
-        values = np.ascontiguousarray(block[:, part].T)
-        cols, rows = np.nonzero(_top_mask(values, top) & np.isfinite(values))
-        found.append((rows + start, cols + part.start, values[cols, rows]))
-    return _concatenated(found)
-
-
-def _top_mask(values: Float64[np.ndarray, "lists entries"], top: int) -> Bool[np.ndarray, "lists entries"]:
-    """True at the `top` largest entries of every list; ties go to the lower index."""
-    if values.shape[1] <= top:
-        return np.ones(values.shape, bool)
-    cut = np.partition(values, -top, axis=1)[:, -top, None]
-    above, tied = values > cut, values == cut
-    spare = top - above.sum(axis=1, keepdims=True)
-    return above | (tied & (np.cumsum(tied, axis=1) <= spare))
-
-
-def _chunks(length: int, size: int) -> Iterator[slice]:
-    size = max(1, size)
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
-
-
-def _concatenated(found: list[_Edges]) -> _Edges:
+def _union(found: Sequence[_Edges], width: int) -> _Edges:
     rows, cols, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return rows, cols, values
-
-
-def _union(found: list[_Edges], width: int) -> _Edges:
-    rows, cols, values = _concatenated(found)
     keys, first = np.unique(rows * width + cols, return_index=True)
     return keys // width, keys % width, values[first]

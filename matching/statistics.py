@@ -68,7 +68,10 @@ def correlation_matrix(
     minimum_firings: int = 10,
     budget_bytes: int = 2**30,
 ) -> Float64[np.ndarray, "rows cols"]:
-    """Dense Pearson correlations [features A, features B]; NaN where either feature is not live.
+    """Dense Pearson correlations [features A, features B]; NaN where either feature is not live: the reference for `Correlations`.
+
+    Features that fire on most tokens are centred before the product, which at most doubles their entries. The others
+    lose at most one bit when means are subtracted afterwards: with firing share f, mean² / variance ≤ f / (1 − f) ≤ 1.
 
     Raises: MatchError when the matrix is larger than `budget_bytes`; or from the stream.
     """
@@ -78,41 +81,26 @@ def correlation_matrix(
             f"dense correlations of {rows} x {cols} features need {8 * rows * cols:,} bytes; got a budget of "
             f"{budget_bytes:,}. Use the sparse graph (`candidates`) or raise the budget."
         )
-    block = correlation_block(batches, moments_a, moments_b, 0, rows)
-    block[~moments_a.live(minimum_firings)] = np.nan
-    block[:, ~moments_b.live(minimum_firings)] = np.nan
-    return block
-
-
-def correlation_block(
-    batches: Batches, moments_a: FeatureMoments, moments_b: FeatureMoments, start: int, stop: int
-) -> Float64[np.ndarray, "block cols"]:
-    """Correlations of A's features start..stop−1 with all of B's, in one pass; meaningless where a feature is not live.
-
-    Features that fire on most tokens are centred before the product, which at most doubles their entries. The others
-    lose at most one bit when means are subtracted afterwards: with firing share f, mean² / variance ≤ f / (1 − f) ≤ 1.
-
-    Raises: MatchError when the stream differs from the one the moments came from.
-    """
-    shift_a, shift_b = _shift(moments_a), _shift(moments_b)
-    sums = np.zeros((stop - start, len(moments_b.mean)))
-    flat = sums.reshape(-1)
+    shift_a, shift_b = shift(moments_a), shift(moments_b)
+    found = np.zeros((rows, cols))
+    flat = found.reshape(-1)
     tokens = 0
     for a, b in segments(batches):
         _check_widths(a, b, moments_a, moments_b)
-        product = _shifted(a, shift_a).T.tocsr()[start:stop] @ _shifted(b, shift_b)
-        rows = np.repeat(np.arange(stop - start), np.diff(product.indptr))
-        np.add.at(flat, rows * sums.shape[1] + product.indices, product.data)  # numpy 2: 3x faster than flat[…] += …
+        product = shifted(a, shift_a).T.tocsr() @ shifted(b, shift_b)
+        np.add.at(flat, np.repeat(np.arange(rows), np.diff(product.indptr)) * cols + product.indices, product.data)
         tokens += a.shape[0]
     _check_tokens(tokens, moments_a, moments_b)
-    left_a, left_b = (moments_a.mean - shift_a)[start:stop], moments_b.mean - shift_b
-    scale_a, scale_b = _inverse_deviation(moments_a)[start:stop], _inverse_deviation(moments_b)
-    for row, left, scale in zip(sums, left_a, scale_a, strict=True):  # row by row: no second block in memory
+    left_a, left_b = moments_a.mean - shift_a, moments_b.mean - shift_b
+    scale_a, scale_b = inverse_deviation(moments_a), inverse_deviation(moments_b)
+    for row, left, scale in zip(found, left_a, scale_a, strict=True):  # row by row: no second matrix in memory
         row /= tokens
         row -= left * left_b
         row *= scale * scale_b
         np.clip(row, -1.0, 1.0, out=row)
-    return sums
+    found[~moments_a.live(minimum_firings)] = np.nan
+    found[:, ~moments_b.live(minimum_firings)] = np.nan
+    return found
 
 
 def co_moments(
@@ -148,11 +136,12 @@ def _merged(first: FeatureMoments, second: FeatureMoments) -> FeatureMoments:
     return FeatureMoments(count, mean, variance, first.firings + second.firings)
 
 
-def _shift(moments: FeatureMoments) -> Float64[np.ndarray, " features"]:
+def shift(moments: FeatureMoments) -> Float64[np.ndarray, " features"]:
+    """What to subtract before products: the mean of features active on most tokens, so that it does not eat their variance."""
     return np.where(moments.frequency > 0.5, moments.mean, 0.0)
 
 
-def _shifted(codes: sp.csr_array, shift: Float64[np.ndarray, " features"]) -> sp.csr_array:
+def shifted(codes: sp.csr_array, shift: Float64[np.ndarray, " features"]) -> sp.csr_array:
     """Codes − shift; columns with a shift become dense, the others stay as they are."""
     dense = np.flatnonzero(shift)
     if not dense.size:
@@ -166,7 +155,8 @@ def _shifted(codes: sp.csr_array, shift: Float64[np.ndarray, " features"]) -> sp
     return sp.csr_array(rest + columns)
 
 
-def _inverse_deviation(moments: FeatureMoments) -> Float64[np.ndarray, " features"]:
+def inverse_deviation(moments: FeatureMoments) -> Float64[np.ndarray, " features"]:
+    """1 / standard deviation; 0 for constant features."""
     varies = moments.live(minimum_firings=0)
     return np.where(varies, 1 / np.sqrt(np.where(varies, moments.variance, 1.0)), 0.0)
 

@@ -44,7 +44,7 @@ def test_balanced_equals_the_dense_optimum_with_strangers_uncorrelated(shape: tu
 def test_balanced_with_equal_weights_is_the_planted_permutation():
     a, b, partner = planted(3000, 60, 0)
     batches = stream_of(a, b)
-    graph = candidates(Correlations(batches, *feature_moments(batches)), generator=np.random.default_rng(0), top=8)
+    graph = candidates(Correlations.read(batches), generator=np.random.default_rng(0), top=8)
     plan = balanced(graph, np.ones(60), np.ones(60))
     np.testing.assert_array_equal(plan.cols, partner)
     np.testing.assert_allclose(plan.mass, 1 / 60, rtol=1e-9)
@@ -57,7 +57,7 @@ def test_balanced_splits_a_feature_over_its_two_halves():
     a = np.column_stack([b[:, 0] + b[:, 1], b[:, 2:]])
     batches = stream_of(a, b)
     moments = feature_moments(batches)
-    graph = candidates(Correlations(batches, *moments), generator=np.random.default_rng(0))
+    graph = candidates(Correlations.read(batches), generator=np.random.default_rng(0))
     plan = matrix(balanced(graph, moments[0].frequency, moments[1].frequency), (5, 6))
     np.testing.assert_allclose(plan[0, :2], moments[1].frequency[:2] / moments[1].frequency.sum(), atol=1e-6)
     assert plan[0, 2:].sum() < 1e-6
@@ -81,7 +81,7 @@ def test_unbalanced_drops_planted_unmatched_mass_and_balanced_does_not():
     strangers = np.arange(10)
     b[:, partner[strangers]] = random_codes(4000, 10, 99)
     batches = stream_of(a, b)
-    graph = candidates(Correlations(batches, *feature_moments(batches)), generator=np.random.default_rng(0), top=8)
+    graph = candidates(Correlations.read(batches), generator=np.random.default_rng(0), top=8)
     uniform = np.ones(40)
     kept = matrix(unbalanced(graph, uniform, uniform, regularisation=0.02, marginal_penalty=0.1), (40, 40)).sum(1)
     assert kept[strangers].max() < 0.1 * kept[10:].min()
