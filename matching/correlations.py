@@ -52,11 +52,11 @@ class Correlations:
                 f"matching needs a budget that holds {SEGMENT:,} tokens, {used:,} bytes; got {budget_bytes:,}. Raise it."
             )
         moments_a, moments_b = feature_moments(lambda: kept)
-        a = sp.csr_array(sp.vstack([pair[0] for pair in kept], format="csr"))
-        b = sp.csr_array(sp.vstack([pair[1] for pair in kept], format="csr"))
         live_a, live_b = _live("A", moments_a, minimum_firings), _live("B", moments_b, minimum_firings)
-        by_feature = sp.csr_array(shifted(a, shift(moments_a)).T.tocsr())
-        return cls(by_feature, shifted(b, shift(moments_b)), moments_a, moments_b, live_a, live_b)
+        parts_a, parts_b = map(list, zip(*kept, strict=True))
+        del kept  # from here on one side at a time: codes are the largest thing that matching holds
+        by_feature = sp.csr_array(shifted(_stacked(parts_a), shift(moments_a)).T.tocsr())
+        return cls(by_feature, shifted(_stacked(parts_b), shift(moments_b)), moments_a, moments_b, live_a, live_b)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -98,6 +98,13 @@ def correlate(row, a, b, scales, products, seen, met):
         covariance = products[col] / (len(starts_b) - 1) - left_a[row] * left_b[col]
         products[col] = min(1.0, max(-1.0, covariance * (scale_a[row] * scale_b[col])))
     return count
+
+
+def _stacked(parts: list[sp.csr_array]) -> sp.csr_array:
+    """All parts below each other; the list is emptied."""
+    found = sp.csr_array(sp.vstack(parts, format="csr"))
+    parts.clear()
+    return found
 
 
 def _live(side: str, moments: FeatureMoments, minimum_firings: int) -> Bool[np.ndarray, " features"]:

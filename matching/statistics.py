@@ -68,7 +68,7 @@ def correlation_matrix(
     minimum_firings: int = 10,
     budget_bytes: int = 2**30,
 ) -> Float64[np.ndarray, "rows cols"]:
-    """Dense Pearson correlations [features A, features B]; NaN where either feature is not live: the reference for `Correlations`.
+    """Dense Pearson correlations [features A, features B], NaN where either is not live: the reference for `Correlations`.
 
     Features that fire on most tokens are centred before the product, which at most doubles their entries. The others
     lose at most one bit when means are subtracted afterwards: with firing share f, mean² / variance ≤ f / (1 − f) ≤ 1.

@@ -10,7 +10,7 @@ from matching.certificate import Certificate, assign_certified
 from matching.correlations import Correlations
 from matching.graph import candidates
 from matching.null import shuffled
-from matching.statistics import co_moments
+from matching.statistics import co_moments, feature_moments
 from matching.stream import Batches
 from matching.transport import balanced, unbalanced
 from matching.types import Candidates, Pairs
@@ -40,8 +40,8 @@ def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Mat
     it, whose marginals are firing frequencies. A shuffle keeps rows, masses and weights and exchanges the partners within strata
     of firing frequency.
     """
+    moments_a, moments_b = feature_moments(batches)
     correlations = Correlations.read(batches, budget_bytes=budget_bytes)
-    moments_a, moments_b = correlations.moments_a, correlations.moments_b
     graph = candidates(correlations, generator=np.random.default_rng(seed))
     pairs, certificate = assign_certified(correlations, graph)
     plan = unbalanced(graph, moments_a.frequency, moments_b.frequency)
