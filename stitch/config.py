@@ -19,7 +19,7 @@ CHOICES = {
     "dtype": ("fp32", "bf16", "fp16"),
 }
 TOKENS = 1_000_000  # to fit on, by default
-TOKENS_NATIVE = 100_000  # no SAE is trained, and a bridge gains little from more
+TOKENS_NATIVE = 100_000  # no SAE is trained, so that fewer will do
 LEAST_TOKENS = 4096  # two SAE batches; fewer tokens cannot fit anything
 
 

@@ -76,10 +76,9 @@ def require_same_ids(a, b, name_a: str, name_b: str) -> None:
     first, second = a.get_vocab(), b.get_vocab()
     if first == second and _splits_alike(a, b):
         return
-    differing = sum(second.get(token) != index for token, index in first.items()) + len(second.keys() - first.keys())
-    what = (
-        f"{differing:,} of {max(len(first), len(second)):,} ids differ" if differing else "they split text differently"
-    )
+    tokens = first.keys() | second.keys()
+    differing = sum(first.get(token) != second.get(token) for token in tokens)
+    what = f"{differing:,} of {len(tokens):,} tokens differ" if differing else "they split text differently"
     raise UsageError(
         f"both models must share a tokenizer; {name_a} and {name_b} do not: {what}. Choose two models of one tokenizer family."
     )

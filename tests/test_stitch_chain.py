@@ -273,7 +273,7 @@ def test_what_the_models_cannot_do_is_refused_before_any_work(donors, tmp_path):
     changed = tiny.tokenizer()
     changed.add_tokens(["<new>"])
     changed.save_pretrained(other)
-    assert "1 of 129 ids differ" in refusal(*parts[:2], Part(str(other), 3))
+    assert "1 of 129 tokens differ" in refusal(*parts[:2], Part(str(other), 3))
 
 
 def test_every_seam_sees_the_windows_that_all_models_take():

@@ -330,7 +330,7 @@ def test_models_with_other_tokenizers_are_refused(donors, tmp_path):
     changed = tiny.tokenizer()
     changed.add_tokens(["<new>"])
     changed.save_pretrained(other)
-    with pytest.raises(UsageError, match="1 of 129 ids differ"):
+    with pytest.raises(UsageError, match="1 of 129 tokens differ"):
         stitch(settings(donors["gpt2"], other, donors["text"]), tmp_path / "out")
 
 

@@ -321,7 +321,7 @@ def test_models_of_one_block_other_tokenizers_and_existing_folders_are_refused(s
     changed = tiny.tokenizer()
     changed.add_tokens(["<new>"])
     changed.save_pretrained(other)
-    with pytest.raises(UsageError, match="1 of 129 ids differ"):
+    with pytest.raises(UsageError, match="1 of 129 tokens differ"):
         sweep(str(donors["gpt2"]), str(other), tmp_path / "out", **ASKED)
     with pytest.raises(UsageError, match="--out must not exist"):
         run(donors, swept[1])

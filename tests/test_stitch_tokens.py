@@ -50,5 +50,5 @@ def test_two_tokenizers_are_told_apart_by_the_number_of_ids():
     same, other = tiny.tokenizer(), tiny.tokenizer()
     require_same_ids(same, other, "m", "n")
     other.add_tokens(["<one>", "<two>", "<three>"])
-    with pytest.raises(UsageError, match="m and n do not: 3 of 131 ids differ"):
+    with pytest.raises(UsageError, match="m and n do not: 3 of 131 tokens differ"):
         require_same_ids(same, other, "m", "n")
