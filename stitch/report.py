@@ -77,7 +77,7 @@ def footnotes(report: dict) -> list[str]:
     if found := report.get("matching"):
         lines.append(
             f"Matching: {found['pairs']:,} pairs, mean correlation {found['mean_score']:.3f}; best random alternative "
-            f"{found['null_mean_score']:.3f}. At most {found['gap']:.1e} of the sum is missing to the best matching of all."
+            f"{found['null_mean_score']:.3f}. Their sum is at most {found['gap']:.4%} below that of the best matching there is."
         )
     for item in report.get("differences", []):
         lines.append(
