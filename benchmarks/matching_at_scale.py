@@ -1,0 +1,120 @@
+"""Matching at scale: time, memory and certified gap against the number of features. One JSON line per size.
+
+Codes are synthetic: 32 active features of each model per token, firing rates that fall by a power law, three fifths of B's
+activity a permutation of A's, the rest drawn anew. `dense` is scipy's exact solver on the whole matrix of correlations (up to
+16,384 features), its time that of the solver alone. Every run is a process of its own, compilation
+included; codes come in shards from disk, as an SAE's do, and peak memory is the operating system's.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+from safetensors.numpy import load_file, save_file
+
+ACTIVE = 32
+SHARD = 20_480  # tokens
+LARGEST_DENSE = 16_384
+
+
+def write_codes(folder: Path, features: int, tokens: int) -> None:
+    weights = np.arange(10, features + 10) ** -0.7
+    cumulative = np.cumsum(weights / weights.sum())
+    partner = np.random.default_rng(0).permutation(features)
+    for shard, start in enumerate(range(0, tokens, SHARD)):
+        generator = np.random.default_rng(shard)
+        shape = (min(SHARD, tokens - start), ACTIVE)
+
+        def drawn(generator=generator, shape=shape) -> np.ndarray:
+            return np.searchsorted(cumulative, generator.random(shape)).clip(max=features - 1)
+
+        a = drawn()
+        b = np.where(generator.random(shape) < 0.6, partner[a], drawn())
+        values = generator.gamma(2.0, 1.0, (2, *shape)).astype(np.float32)
+        save_file({"a": a, "b": b, "values": values}, folder / f"{shard:05d}.safetensors")
+
+
+def stream(folder: Path, features: int):
+    for place in sorted(folder.glob("*.safetensors")):
+        found = load_file(place)
+        yield tuple(
+            sp.csr_array(
+                (values.reshape(-1), cols.reshape(-1), np.arange(0, cols.size + 1, ACTIVE)), shape=(len(cols), features)
+            )
+            for cols, values in zip((found["a"], found["b"]), found["values"], strict=True)
+        )
+
+
+def sparse(folder: Path, features: int) -> dict:
+    from matching.assignment import assign_with_prices
+    from matching.certificate import assign_certified, certify
+    from matching.correlations import Correlations
+    from matching.graph import candidates
+
+    seconds = {}
+
+    def timed(name, work):
+        start = time.perf_counter()
+        found = work()
+        seconds[name] = round(time.perf_counter() - start, 2)
+        return found
+
+    generator = np.random.default_rng(0)
+    correlations = timed("read", lambda: Correlations.read(lambda: stream(folder, features), budget_bytes=2**30))
+    graph = timed("candidates", lambda: candidates(correlations, generator=generator))
+    alone = timed("graph alone", lambda: certify(correlations, graph, *assign_with_prices(graph))[0])
+    pairs, certificate = timed("certified", lambda: assign_certified(correlations, graph))
+    return {
+        "seconds": seconds,
+        "pairs": len(pairs),
+        "gain": certificate.gain,
+        "gap": certificate.gap,
+        "gap_of_graph": alone.gap,
+    }
+
+
+def dense(folder: Path, features: int) -> dict:
+    from matching.assignment import assign_dense
+    from matching.statistics import correlation_matrix, feature_moments
+
+    def batches():
+        return stream(folder, features)
+
+    correlation = correlation_matrix(batches, *feature_moments(batches), budget_bytes=2**33)
+    start = time.perf_counter()
+    pairs = assign_dense(correlation, generator=np.random.default_rng(0))
+    return {"seconds": round(time.perf_counter() - start, 2), "gain": float(pairs.scores.sum())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--features", action="append", type=int, help="Default: 4,096, 16,384, 65,536 and 131,072.")
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--only", choices=("sparse", "dense"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only:
+        found = {"sparse": sparse, "dense": dense}[given.only](given.folder, given.features[0])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(json.dumps({**found, "peak_bytes": peak}))
+        return
+    for features in given.features or (4_096, 16_384, 65_536, 131_072):
+        with tempfile.TemporaryDirectory() as folder:
+            write_codes(Path(folder), features, given.tokens)
+            line = {"benchmark": "matching_at_scale", "features": features, "tokens": given.tokens}
+            for name in ("sparse", "dense")[: 1 + (features <= LARGEST_DENSE)]:
+                command = [sys.executable, __file__, "--only", name, "--folder", folder, "--features", str(features)]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                line[name] = json.loads(done.stdout.splitlines()[-1])
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
