@@ -70,9 +70,7 @@ def _best(a, b, scales, best_cols, of_row, best_rows, of_col, drawn, drawn_corre
     left_a, left_b, scale_a, scale_b = scales
     products, seen = np.zeros(len(left_b)), np.full(len(left_b), -1)
     met = np.empty(len(left_b), np.int64)
-    least = np.zeros(
-        len(left_b)
-    )  # what a column's worst partner has: close together, as most pairs need no more than this
+    least = np.zeros(len(left_b))  # of a column's partners: close together in memory, and most pairs need no more
     for row in range(len(left_a)):
         count = correlate(row, a, b, scales, products, seen, met)
         for position in range(count):
