@@ -5,7 +5,7 @@ READY := .venv/.ready
 SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surgery.py wide_lift.py)
 REGIMES := $(addprefix benchmarks/,readable.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
 
-.PHONY: setup demo test test-slow lint types bench bench-translations bench-regimes clean
+.PHONY: setup demo test test-slow lint types bench bench-scale bench-translations bench-regimes clean
 
 setup: $(READY)
 
@@ -36,6 +36,9 @@ types: $(READY)
 # Each script prints one JSON line; its name goes to standard error.
 bench: $(READY)
 	@set -e; for script in $(SCRIPTS); do echo "$$script" >&2; $(BIN)/python $$script; done
+
+bench-scale: $(READY)
+	$(BIN)/python benchmarks/matching_at_scale.py
 
 # Hours each: the scripts' heads name smaller grids. Finished parts are kept in build/benchmarks.
 bench-translations: $(READY)
