@@ -48,9 +48,8 @@ def _augment(starts, cols, gain, width):
         heap.clear()
         touched = [NONE]
         touched.clear()
-        own = (
-            0.0  # what `row` gains, at the prices there are: the source from its favourite, others from what they have
-        )
+        # What `row` gains at the prices there are: the source from its favourite, others from what they have.
+        own = 0.0
         for edge in range(starts[source], starts[source + 1]):
             own = max(own, gain[edge] - price[cols[edge]])
         row, so_far = source, 0.0
