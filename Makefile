@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surgery.py)
+SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surgery.py wide_lift.py)
 REGIMES := $(addprefix benchmarks/,readable.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
 
 .PHONY: setup demo test test-slow lint types bench bench-scale bench-translations bench-regimes clean

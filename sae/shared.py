@@ -18,7 +18,7 @@ from torch import Tensor
 from sae.config import SAEConfig
 from sae.convert import to_dictionary
 from sae.errors import SAEError
-from sae.train import REPORT_EVERY, SCALE_BATCHES, Batch, check_batch, new_trainer
+from sae.train import REPORT_EVERY, SAMPLE_BATCHES, Batch, check_batch, new_trainer
 from sae.types import Dictionary
 
 
@@ -113,7 +113,7 @@ def _train(
             progress(step + 1, len(draws))
     trainer.sae.fold_activation_norm_scaling_factor(1.0)  # marks it as taking its input as it is
     trained = to_dictionary(trainer.sae.eval())
-    sample = [units.standardised(batch) for batch in itertools.islice(batches(0), SCALE_BATCHES)]
+    sample = [units.standardised(batch) for batch in itertools.islice(batches(0), SAMPLE_BATCHES)]
     return _in_raw_units(trained, units, sample, config.k)
 
 
@@ -147,7 +147,7 @@ def _statistics(
 ) -> tuple[list[Tensor], list[float]]:
     """Mean of every stream, and the number that takes each to a mean square of (sum of widths) / (number of streams)."""
     seen: dict[str, list[Tensor]] = {name: [] for name in widths}
-    for step, batch in enumerate(itertools.islice(batches(0), SCALE_BATCHES)):
+    for step, batch in enumerate(itertools.islice(batches(0), SAMPLE_BATCHES)):
         check_batch(batch, widths, batch_size, step)
         for name in widths:
             seen[name].append(batch[name].double())

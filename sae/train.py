@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sae_lens.training.sae_trainer import SAETrainer
 
 Batch = dict[str, Float[Tensor, "batch _"]]
-SCALE_BATCHES = 8  # 16 thousand tokens at the default batch size: mean and mean norm to well within 1 %
+SAMPLE_BATCHES = 8  # 16 thousand tokens at the default batch size: mean and mean norm to well within 1 %
 REPORT_EVERY = 10  # steps between measured progress reports: measuring waits for the device
 
 
@@ -42,8 +42,8 @@ def train(
     `batches(start)` yields, from training step `start` on, one dict per step with an activation matrix
     [batch_size, widths[site]] for every site, row i being the same token at all of them; any float dtype (training is
     in float32). It must give the same batches each time it is called: `batches(0)` is also read to estimate the
-    activations' mean and mean norm, and after an interruption `batches(start)` is asked to go on. `device` is where the
-    SAEs live.
+    activations' mean and mean norm, and at the end to set thresholds; after an interruption `batches(start)` is asked
+    to go on. `device` is where the SAEs live.
 
     With `snapshots`, the newest complete snapshot there is continued, and the result equals that of an uninterrupted
     run bit for bit. `progress(step, steps, {site: {"loss", "fvu", "dead"}})` is called after every tenth step and the
@@ -51,8 +51,8 @@ def train(
     printed.
 
     The loop is that of SAELens's MultiSAETrainer, whose sites must share one learning rate, here one rate per site.
-    Its SAETrainers do each step: loss, gradient clipping, Adam, schedule, dead-feature counts. A site's SAE does not
-    depend on which sites are trained beside it.
+    Its SAETrainers do each step: loss, gradient clipping, Adam, schedule, dead-feature counts. Only the threshold of batch
+    top-k is set differently, once, at the end. A site's SAE does not depend on which sites are trained beside it.
 
     Raises: SAEError on sites whose steps or batch sizes differ, a batch of the wrong sites, shape or with NaN, a stream
     that ends early, and a snapshot of other settings.
@@ -89,6 +89,7 @@ def train(
         if progress and (done % REPORT_EVERY == 0 or done == steps):
             progress(done, steps, {site: _report(trainers[site], outputs[site]) for site in trainers})
 
+    _calibrate(trainers, stream(0))
     for trainer in trainers.values():
         trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
         trainer.activation_scaler.scaling_factor = None
@@ -194,7 +195,7 @@ def _centre_and_scale(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Itera
     norms = dict.fromkeys(trainers, 0.0)
     sums = {site: torch.zeros_like(trainer.sae.b_dec, dtype=torch.float64) for site, trainer in trainers.items()}
     tokens = 0
-    for _, batch in itertools.islice(stream, SCALE_BATCHES):
+    for _, batch in itertools.islice(stream, SAMPLE_BATCHES):
         for site, activations in batch.items():
             norms[site] += activations.norm(dim=-1).sum().item()
             sums[site] += activations.double().sum(dim=0)
@@ -205,6 +206,25 @@ def _centre_and_scale(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Itera
         scale = math.sqrt(trainer.sae.cfg.d_in) / (norms[site] / tokens)
         trainer.activation_scaler.scaling_factor = scale
         trainer.sae.b_dec.copy_(sums[site] / tokens * scale)
+
+
+@torch.no_grad()
+def _calibrate(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Iterator[tuple[int, Batch]]) -> None:
+    """Set the threshold that stands for batch top-k after training to what keeps k features per token now.
+
+    SAELens's running mean of it, 100 steps long, starts at zero and lags behind the weights: for k = 32 the embedded GPT-2's
+    SAE had 81 active features after 150 steps, 29 after 500.
+    """
+    thresholds: dict[str, list[Tensor]] = {
+        site: [] for site, trainer in trainers.items() if hasattr(trainer.sae, "topk_threshold")
+    }
+    for _, batch in itertools.islice(stream, SAMPLE_BATCHES if thresholds else 0):
+        for site, found in thresholds.items():
+            trainer = trainers[site]
+            active, _ = trainer.sae.encode_with_hidden_pre(trainer.activation_scaler(batch[site]))
+            found.append(active[active > 0].min())
+    for site, found in thresholds.items():
+        trainers[site].sae.topk_threshold.fill_(torch.stack(found).mean())
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from sae.config import SAEConfig
 from sae.errors import SAEError
 from sae.metrics import measure
 from sae.shared import crosscoder, universal_sae
-from sae.train import SCALE_BATCHES
+from sae.train import SAMPLE_BATCHES
 
 WIDTHS = {"gpt": 16, "llama": 12, "qwen": 20}
 PLANTED, FEATURES, BATCH = 20, 48, 256
@@ -104,7 +104,7 @@ def test_decoder_rows_are_unit_and_norms_are_those_of_unit_vectors_over_all_stan
     for name, dictionary in universal.streams.items():
         torch.testing.assert_close(dictionary.decoder.norm(dim=1), torch.ones(FEATURES))
         assert dictionary.threshold is not None and (dictionary.threshold >= 0).all()
-        rows = torch.cat([_batch(step)[name] for step in range(SCALE_BATCHES)])
+        rows = torch.cat([_batch(step)[name] for step in range(SAMPLE_BATCHES)])
         mean_square = (rows - rows.mean(0)).square().sum(1).mean() * len(WIDTHS) / sum(WIDTHS.values())
         total += universal.norms[name].square() / mean_square
     torch.testing.assert_close(total, torch.ones(FEATURES))

@@ -72,8 +72,7 @@ def test_products_in_single_precision_are_near_and_only_those_asked_for():
         )
 
 
-def test_normal_equations_are_solved_for_one_strength_after_another(monkeypatch):
-    monkeypatch.setattr(normal, "STRIP", 5)  # several strips, the last one short
+def test_normal_equations_are_solved_for_one_strength_after_another():
     x = torch.randn(TOKENS, 7, generator=generator(), dtype=torch.float64) + 2
     codes = torch.relu(torch.randn(TOKENS, 9, generator=generator(1), dtype=torch.float64))
     variables = {"x": x, "codes": codes, "target": x[:, :D_A]}
