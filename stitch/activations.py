@@ -1,10 +1,11 @@
 """Residual streams of a model, harvested in one truncated forward pass and kept on disk as safetensors shards.
 
 A shard holds the same windows for every model, so shard k of A and shard k of B are token by token the same text. Shards are
-written atomically and never twice: an interrupted harvest continues where it stopped. Memory is bounded by one shard, whatever
-the size of the text.
+written atomically and never twice: an interrupted harvest continues where it stopped, and a shard of another model, other sites
+or other text is replaced. Memory is bounded by one shard, whatever the size of the text.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -126,19 +127,19 @@ def harvest(
     batch: int = 16,
     progress: Progress | None = None,
 ) -> Activations:
-    """Writes the residual stream of `model` at `sites` over `windows` into `folder`; shards already there are kept."""
+    """Writes the residual stream of `model` at `sites` over `windows` into `folder`; what is there already is kept."""
     from safetensors.torch import save_file
 
     result = Activations(folder, tuple(sites), windows, per_shard)
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(result.shards):
-        target = result.path(shard)
-        if not target.exists():
-            ids = windows.ids[result.rows(shard)]
+        target, ids = result.path(shard), windows.ids[result.rows(shard)]
+        content = _digest(model, sites, ids)
+        if not _holds(target, content):
             parts = [residuals(model, part.to(model.device).long(), sites) for part in ids.split(batch)]
             tensors = {f"resid_pre.{site}": torch.cat([part[site].cpu() for part in parts]) for site in sites}
             temporary = target.with_suffix(".tmp")
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, metadata={"content": content})
             os.replace(temporary, target)
         if progress:
             progress(
@@ -147,6 +148,21 @@ def harvest(
                 windows.tokens,
             )
     return result
+
+
+def _digest(model: Model, sites: Sequence[int], ids: Tensor) -> str:
+    """Of what decides a shard's content. The model goes by its name: its weights are not read again."""
+    what = f"{model.name} {model.dtype} {list(sites)} {tuple(ids.shape)}"
+    return hashlib.sha256(what.encode() + ids.long().numpy().tobytes()).hexdigest()
+
+
+def _holds(path: Path, content: str) -> bool:
+    from safetensors import safe_open
+
+    if not path.exists():
+        return False
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("content") == content
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
+from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
@@ -87,6 +89,17 @@ def test_an_interrupted_harvest_goes_on_with_the_missing_shards(tmp_path: Path):
     assert again.path(0).stat().st_mtime_ns == before
     for shard in range(3):
         assert done.path(shard).read_bytes() == again.path(shard).read_bytes()
+
+
+def test_a_harvest_of_other_text_sites_or_model_is_not_taken_for_this_one(tmp_path: Path):
+    model, text = tiny.model("llama"), windows()
+    other = replace(text, ids=text.ids.flip(0))
+    for given, sites, from_model in ((other, [1], model), (text, [1, 3], model), (text, [1], tiny.model("qwen2"))):
+        harvest(model, text, [1], tmp_path / "used", per_shard=5)
+        used = harvest(from_model, given, sites, tmp_path / "used", per_shard=5)
+        fresh = harvest(from_model, given, sites, Path(mkdtemp(dir=tmp_path)), per_shard=5)
+        for shard in range(3):
+            assert torch.equal(used.read(shard, sites[-1]), fresh.read(shard, sites[-1]))
 
 
 def paired(tmp_path: Path, count: int = 12) -> Paired:
