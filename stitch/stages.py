@@ -238,12 +238,7 @@ def translate_pair(
 ) -> Fitted:
     """Every translation and null of the pair, fitted on the fit split, λ chosen on the sweep split."""
     fit = paired["fit"]
-    # Before its last seam a composite's stream may be of another width, and routes deal their matrices out evenly among streams.
-    inputs = {
-        name: found
-        for name, found in available(a, b, fit, saes, settings.seed).items()
-        if not isinstance(found, Stream) or a.width_at(found.site) == fit.width_a
-    }
+    inputs = available(a, b, fit, saes, settings.seed)
     return translate(
         fit, paired["sweep"], inputs=inputs, a=saes.a, b=saes.b, matching=matching,
         first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.config.vocab_size, ngrams=settings.ngrams,

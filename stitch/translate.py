@@ -129,7 +129,7 @@ def translate(
         return first, second
 
     read = [found for name in rows[ROUTED] if isinstance(found := inputs[name], Stream)]
-    number = how_many(routes, len(read) * fit.width_a, vocabulary, memory)
+    number = how_many(routes, sum(fit.a.width(stream.site) for stream in read), vocabulary, memory)
     if number > 1:
         classes = _classes(inputs, fit, vocabulary, number, seed)
         for name in ROUTES:

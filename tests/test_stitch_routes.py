@@ -72,6 +72,21 @@ def test_the_composite_applies_what_was_fitted_at_the_cost_of_one_matrix():
     assert torch.allclose(got, expected, atol=1e-3)
 
 
+def test_streams_may_be_of_different_widths():
+    """As in a composite of several parts, whose earlier sites lie in another one."""
+    widths = {(1, 0): 4, (3, 0): 6}
+    found = Routes(tuple(widths), OF, noise(CLASSES, 10, D_B), noise(CLASSES, D_B, seed=1), 1.0)
+    seen = tokens(20, 0)
+    seen.streams.update({stream: noise(20, width, seed=stream[0]) for stream, width in widths.items()})
+    terms = [Term(Residual(*stream), noise(width, D_B, seed=8)) for stream, width in widths.items()]
+    whole = routed("routed", Translation("base", tuple(terms), noise(D_B)), found)
+    of = OF[seen.ids[:, 0]]
+    by_class = [term for term in whole.terms if isinstance(term.input, Routed)]
+    got = sum(torch.einsum("td,tde->te", seen.streams[term.input.site, 0], term.weight[of]) for term in by_class)
+    expected = found(seen) + sum(seen.streams[stream] @ term.weight for stream, term in zip(widths, terms, strict=True))
+    assert torch.allclose(got + found.constant[of], expected, atol=1e-5)
+
+
 def test_classes_follow_the_states_and_not_the_vocabulary():
     states = noise(CLASSES, 8, seed=3)[OF] + 0.01 * noise(VOCABULARY, 8, seed=4)
     ids = torch.arange(VOCABULARY).repeat(3)

@@ -111,12 +111,17 @@ def routes(
 
 def routed(name: str, translation: Translation, found: Routes) -> Translation:
     """`translation` with the routes: its matrices on their streams become routed ones, constants go to the token's table."""
-    parts = dict(zip(found.streams, found.weight.chunk(len(found.streams), 1), strict=True))
+    linear = {
+        (term.input.site, term.input.back): term.weight
+        for term in translation.terms
+        if isinstance(term.input, Residual) and term.weight is not None
+    }
+    widths = [len(linear[stream]) for stream in found.streams]  # the parts of a composite may differ
+    parts = dict(zip(found.streams, found.weight.split(widths, 1), strict=True))
     terms = []
     for term in translation.terms:
         if isinstance(term.input, Residual) and (stream := (term.input.site, term.input.back)) in parts:
-            assert term.weight is not None
-            term = Term(Routed(*stream, found.classes), term.weight + parts[stream])
+            term = Term(Routed(*stream, found.classes), linear[stream] + parts[stream])
         terms.append(term)
     terms.append(Term(Token(), found.constant[found.classes]))
     return merged(replace(translation, name=name, terms=tuple(terms)))
