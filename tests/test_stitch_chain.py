@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
+from hub_double import hub  # noqa: F401 (a fixture)
 from stitch.chaining import chain, complete_all
 from stitch.config import Settings
 from stitch.describe import describe
@@ -311,7 +312,8 @@ def test_a_chain_may_begin_with_a_composite_and_hold_none_later(run, donors, tmp
 # ------------------------------------------------------------------------------------------------------------ the command
 
 
-def test_the_command_writes_the_same_folder_and_prints_json_alone(run, donors, tmp_path):
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub client's own
+def test_the_command_writes_the_same_folder_prints_json_alone_and_pushes(run, donors, tmp_path, hub, monkeypatch):
     report, folder = run
     entries = [{"model": part.model, "from": part.start, "to": part.stop} for part in parts_of(donors)]
     entries = [{key: value for key, value in entry.items() if value is not None} for entry in entries]
@@ -324,9 +326,10 @@ def test_the_command_writes_the_same_folder_and_prints_json_alone(run, donors, t
     assert done.exit_code == 0, done.stderr
     assert not done.stderr and {**json.loads(done.stdout), "seconds": {}} == {**report, "seconds": {}}
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    table = CliRunner().invoke(
-        cli.app, [str(argument) for argument in arguments if argument != "--json"] + ["--resume"]
-    )
-    assert "after seam 1" in table.stdout and "Seam 2: " in table.stdout
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    again = [str(argument) for argument in arguments if argument != "--json"] + ["--resume", "--push", "user/chain"]
+    table = CliRunner().invoke(cli.app, again)
+    assert "after seam 1" in table.stdout and "Seam 2: " in table.stdout and f"{hub.url}/user/chain" in table.stdout
+    assert hub.files("user/chain")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     refused = CliRunner().invoke(cli.app, ["chain", str(tmp_path / "no.yaml"), "-q"])
     assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
