@@ -157,6 +157,8 @@ def new_trainer(config: SAEConfig, width: int, device: str | torch.device) -> "S
 def _untrained_sae(config: SAEConfig, width: int) -> "sae_lens.TrainingSAE":
     import sae_lens
 
+    from sae.sparse_steps import BatchTopK, TopK
+
     shape = {"d_in": width, "d_sae": config.features, "normalize_activations": "expected_average_only_in"}
     if config.architecture == "standard":
         return sae_lens.StandardTrainingSAE(
@@ -176,9 +178,9 @@ def _untrained_sae(config: SAEConfig, width: int) -> "sae_lens.TrainingSAE":
         )
     shape |= {"k": config.k, "aux_loss_coefficient": config.auxiliary}
     if config.architecture == "topk":
-        return sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(**shape))
+        return TopK(sae_lens.TopKTrainingSAEConfig(**shape))
     if config.architecture == "batchtopk":
-        return sae_lens.BatchTopKTrainingSAE(sae_lens.BatchTopKTrainingSAEConfig(**shape))
+        return BatchTopK(sae_lens.BatchTopKTrainingSAEConfig(**shape))
     levels = [config.features // 8, config.features // 4, config.features // 2, config.features]
     return sae_lens.MatryoshkaBatchTopKTrainingSAE(
         sae_lens.MatryoshkaBatchTopKTrainingSAEConfig(**shape, matryoshka_widths=sorted({n for n in levels if n}))

@@ -20,7 +20,6 @@ from stitch.text import SPLITS, Split, read, select
 from stitch.tokens import Windows, pack, require_same_ids
 from stitch.translate import Fitted, translate
 from stitch.translation.available import available, earlier_sites
-from stitch.translation.inputs import Stream
 
 LONGEST_CONTEXT = 1024  # default; longer windows only on request
 HELD_OUT = 65_536  # tokens of each held-out split, at most: enough for intervals of hundredths of a nat

@@ -313,7 +313,7 @@ def test_a_chain_may_begin_with_a_composite_and_hold_none_later(run, donors, tmp
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub client's own
-def test_the_command_writes_the_same_folder_prints_json_alone_and_pushes(run, donors, tmp_path, hub, monkeypatch):
+def test_the_command_writes_the_same_folder_prints_json_alone_and_pushes(run, donors, tmp_path, hub, monkeypatch):  # noqa: F811
     report, folder = run
     entries = [{"model": part.model, "from": part.start, "to": part.stop} for part in parts_of(donors)]
     entries = [{key: value for key, value in entry.items() if value is not None} for entry in entries]
