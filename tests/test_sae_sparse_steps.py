@@ -85,6 +85,13 @@ def test_batch_top_k_takes_the_largest_whatever_it_saw_before():
     assert torch.equal(sae.choose(few), (few.flatten() > 0).nonzero().squeeze(1))
 
 
+def test_top_k_leaves_out_what_is_not_positive():
+    sae = pair("topk")[0].sae
+    pre = -torch.ones(2, FEATURES)
+    pre[0, 5], pre[1, :6] = 1.0, torch.arange(6.0)
+    assert sae.choose(pre).tolist() == [5, *(FEATURES + column for column in (2, 3, 4, 5))]
+
+
 def test_of_equal_activations_the_first_are_taken():
     sae = pair("batchtopk")[0].sae
     pre = torch.zeros(2, FEATURES)
