@@ -16,7 +16,6 @@ _HOMES = {
     "FeatureMoments": "statistics",
     "feature_moments": "statistics",
     "correlation_matrix": "statistics",
-    "co_moments": "statistics",
     "Correlations": "correlations",
     "candidates": "graph",
     "assign": "assignment",

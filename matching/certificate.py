@@ -47,7 +47,8 @@ def certify(
 ) -> tuple[Certificate, Candidates]:
     """The certificate of `pairs` against all pairs, and the graph with up to `more` pairs per A-feature that it lacks.
 
-    A pair is lacking when an A-feature would gain more from it, at the prices, than from anything on the graph.
+    A pair is lacking when an A-feature would gain more from it, at the prices, than from anything on the graph. Correlations are
+    looked at again only for A-features whose weakest complete partner (`Candidates.complete`) leaves room for that.
     """
     if threshold < 0:
         raise MatchError(
@@ -57,8 +58,12 @@ def certify(
     np.maximum.at(best_known, candidates.rows, candidates.correlation - threshold - prices[candidates.cols])
     cols = np.full((candidates.shape[0], more), NONE)
     missed, correlation = np.zeros(cols.shape), np.zeros(cols.shape)
-    bound = _price(*correlations.arrays(), threshold + prices, best_known + ROUNDING, cols, missed, correlation)
-    certificate = Certificate(float((pairs.scores - threshold).sum()), float(prices.sum()) + bound)
+    unsure = _most_left_out(candidates) - threshold > best_known + ROUNDING  # prices only lower what is left out
+    looked_at = np.flatnonzero(unsure)
+    bound = best_known[~unsure].sum() + _price(
+        *correlations.arrays(), threshold + prices, looked_at, best_known + ROUNDING, cols, missed, correlation
+    )
+    certificate = Certificate(float((pairs.scores - threshold).sum()), float(prices.sum() + bound))
     found = cols != NONE
     if not found.any():
         return certificate, candidates
@@ -71,7 +76,7 @@ def assign_certified(
     """The best one-to-one matching over *all* pairs to within a share `gap`, and the proof.
 
     Matches on the graph, adds the pairs that the certificate says are lacking, and matches again, until the gap is small enough,
-    nothing is lacking, or `rounds` are over. Each round looks at all correlations.
+    nothing is lacking, or `rounds` are over.
 
     Raises: MatchError as `assign` and the correlations do.
     Source: column generation, Dantzig & Wolfe 1960, Operations Research 8.
@@ -83,14 +88,27 @@ def assign_certified(
     return assign_certified(correlations, larger, threshold=threshold, gap=gap, rounds=rounds - 1)
 
 
+def _most_left_out(candidates: Candidates) -> Float64[np.ndarray, " rows"]:
+    """The correlation that no pair outside the graph exceeds, for every row."""
+    rows, complete = candidates.shape[0], candidates.complete
+    if not complete:
+        return np.full(rows, np.inf)
+    order = np.lexsort((-candidates.correlation, candidates.rows))
+    starts = np.searchsorted(candidates.rows, np.arange(rows + 1))
+    found = np.zeros(rows)  # rows with fewer edges have all their positive partners
+    full = np.diff(starts) >= complete
+    found[full] = candidates.correlation[order][starts[:-1][full] + complete - 1]
+    return found
+
+
 @no_type_check  # compiled code has types of its own
 @numba.njit
-def _price(a, b, scales, cost, best_known, cols, missed, correlation):
-    """What all rows together would gain at best, and per row the pairs that beat what it knows, from the most missed on."""
+def _price(a, b, scales, cost, rows, best_known, cols, missed, correlation):
+    """What these rows together would gain at best, and per row the pairs that beat what it knows, from the most missed on."""
     products, seen = np.zeros(len(cost)), np.full(len(cost), NONE)
     met = np.empty(len(cost), np.int64)
     total = 0.0
-    for row in range(len(best_known)):
+    for row in rows:
         best = 0.0
         for position in range(correlate(row, a, b, scales, products, seen, met)):
             col = met[position]

@@ -11,7 +11,7 @@ from typing import no_type_check
 import numba
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64, Int64
 
 from matching.errors import MatchError
 from matching.statistics import FeatureMoments, feature_moments, inverse_deviation, shift, shifted
@@ -62,6 +62,23 @@ class Correlations:
     def shape(self) -> tuple[int, int]:
         return len(self.live_a), len(self.live_b)
 
+    def of(self, rows: Int64[np.ndarray, " pairs"], cols: Int64[np.ndarray, " pairs"]) -> Float64[np.ndarray, " pairs"]:
+        """Correlations of any list of pairs; 0 where a feature is not live."""
+        order = np.argsort(rows, kind="stable")
+        found = np.empty(len(rows))
+        _of(*self.arrays(), rows[order], cols[order], order, found)
+        return found
+
+    def co_moments(
+        self,
+        rows: Int64[np.ndarray, " pairs"],
+        cols: Int64[np.ndarray, " pairs"],
+        correlation: Float64[np.ndarray, " pairs"],
+    ) -> Float64[np.ndarray, " pairs"]:
+        """E[z_row z_col], uncentred, of live pairs with these correlations."""
+        a, b = self.moments_a, self.moments_b
+        return correlation * np.sqrt(a.variance[rows] * b.variance[cols]) + a.mean[rows] * b.mean[cols]
+
     def arrays(self) -> tuple[tuple, tuple, tuple]:
         """What compiled code reads: A's codes, B's codes, and what turns sums of products into correlations."""
         a, b = self.by_feature, self.by_token
@@ -98,6 +115,27 @@ def correlate(row, a, b, scales, products, seen, met):
         covariance = products[col] / (len(starts_b) - 1) - left_a[row] * left_b[col]
         products[col] = min(1.0, max(-1.0, covariance * (scale_a[row] * scale_b[col])))
     return count
+
+
+@no_type_check
+@numba.njit
+def apart(row, col, scales):
+    """The correlation of two features that are never active together."""
+    left_a, left_b, scale_a, scale_b = scales
+    return -left_a[row] * left_b[col] * (scale_a[row] * scale_b[col])
+
+
+@no_type_check
+@numba.njit
+def _of(a, b, scales, rows, cols, order, found):
+    """Correlations of the pairs (rows ascend), written to the places `order`."""
+    features = len(scales[1])
+    products, seen, met = np.zeros(features), np.full(features, -1), np.empty(features, np.int64)
+    for position in range(len(rows)):
+        row, col = rows[position], cols[position]
+        if position == 0 or row != rows[position - 1]:
+            correlate(row, a, b, scales, products, seen, met)
+        found[order[position]] = products[col] if seen[col] == row else apart(row, col, scales)
 
 
 def _stacked(parts: list[sp.csr_array]) -> sp.csr_array:

@@ -7,7 +7,7 @@ import numba
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from matching.correlations import Correlations, correlate
+from matching.correlations import Correlations, apart, correlate
 from matching.null import draw_columns
 from matching.types import Alternatives, Candidates
 
@@ -35,7 +35,7 @@ def candidates(correlations: Correlations, *, generator: np.random.Generator, to
         (np.nonzero(by_row)[0], best_cols[by_row], of_row[by_row]),
         (best_rows[by_col], np.nonzero(by_col)[0], of_col[by_col]),
     )
-    return _graph(correlations, _union(edges, cols), Alternatives(drawn, drawn_correlation))
+    return _graph(correlations, _union(edges, cols), Alternatives(drawn, drawn_correlation), top)
 
 
 def with_edges(
@@ -48,30 +48,25 @@ def with_edges(
     """The graph with further edges; those it has already stay as they are."""
     known = candidates.rows, candidates.cols, candidates.correlation
     edges = _union([known, (rows, cols, correlation)], candidates.shape[1])
-    return _graph(correlations, edges, candidates.alternatives)
+    return _graph(correlations, edges, candidates.alternatives, candidates.complete)
 
 
 _Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
 """rows, cols, correlations."""
 
 
-def _graph(correlations: Correlations, edges: _Edges, alternatives: Alternatives) -> Candidates:
-    rows, cols, correlation = edges
-    moments_a, moments_b = correlations.moments_a, correlations.moments_b
-    covariance = correlation * np.sqrt(moments_a.variance)[rows] * np.sqrt(moments_b.variance)[cols]
-    co_moment = covariance + moments_a.mean[rows] * moments_b.mean[cols]
-    return Candidates(correlations.shape, rows, cols, correlation, co_moment, alternatives)
+def _graph(correlations: Correlations, edges: _Edges, alternatives: Alternatives, complete: int) -> Candidates:
+    return Candidates(correlations.shape, *edges, correlations.co_moments(*edges), alternatives, complete)
 
 
 @no_type_check  # compiled code has types of its own
 @numba.njit
 def _best(a, b, scales, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation):
     """Fills the best partners of rows and columns, from the best on, and the correlations of the pairs drawn at random."""
-    left_a, left_b, scale_a, scale_b = scales
-    products, seen = np.zeros(len(left_b)), np.full(len(left_b), -1)
-    met = np.empty(len(left_b), np.int64)
-    least = np.zeros(len(left_b))  # of a column's partners: close together in memory, and most pairs need no more
-    for row in range(len(left_a)):
+    width = len(best_rows)
+    products, seen, met = np.zeros(width), np.full(width, -1), np.empty(width, np.int64)
+    least = np.zeros(width)  # of a column's partners: close together in memory, and most pairs need no more
+    for row in range(len(best_cols)):
         count = correlate(row, a, b, scales, products, seen, met)
         for position in range(count):
             col = met[position]
@@ -83,8 +78,7 @@ def _best(a, b, scales, best_cols, of_row, best_rows, of_col, drawn, drawn_corre
                 least[col] = of_col[col, -1]
         for position in range(drawn.shape[1]):
             col = drawn[row, position]
-            apart = -left_a[row] * left_b[col] * (scale_a[row] * scale_b[col])  # never active together
-            drawn_correlation[row, position] = products[col] if seen[col] == row else apart
+            drawn_correlation[row, position] = products[col] if seen[col] == row else apart(row, col, scales)
 
 
 @no_type_check

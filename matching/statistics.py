@@ -103,21 +103,6 @@ def correlation_matrix(
     return found
 
 
-def co_moments(
-    batches: Batches, rows: Int64[np.ndarray, " pairs"], cols: Int64[np.ndarray, " pairs"]
-) -> Float64[np.ndarray, " pairs"]:
-    """E[z_row z_col], uncentred, of any list of pairs (matched, shuffled, or the edges of a plan) in one pass.
-
-    Raises: MatchError from the stream.
-    """
-    totals = np.zeros(len(rows))
-    tokens = 0
-    for a, b in segments(batches):
-        totals += a[:, rows].multiply(b[:, cols]).sum(axis=0)
-        tokens += a.shape[0]
-    return totals / tokens
-
-
 def _moments(codes: sp.csr_array) -> FeatureMoments:
     tokens, features = codes.shape
     firings = np.bincount(codes.indices, minlength=features)

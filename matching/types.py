@@ -26,7 +26,8 @@ class Alternatives:
 class Candidates:
     """Sparse graph of the pairs worth considering, in order of (row, col); features without variance have no edge.
 
-    `correlation` is Pearson's r over tokens, `co_moment` is E[z_row z_col], uncentred.
+    `correlation` is Pearson's r over tokens, `co_moment` is E[z_row z_col], uncentred. The `complete` best partners of every row
+    are among its edges, as far as correlations are positive; 0 where that is not known.
     """
 
     shape: tuple[int, int]
@@ -35,6 +36,7 @@ class Candidates:
     correlation: Float64[np.ndarray, " edges"]
     co_moment: Float64[np.ndarray, " edges"]
     alternatives: Alternatives
+    complete: int = 0
 
 
 @dataclass(frozen=True)

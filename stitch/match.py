@@ -10,7 +10,6 @@ from matching.certificate import Certificate, assign_certified
 from matching.correlations import Correlations
 from matching.graph import candidates
 from matching.null import shuffled
-from matching.statistics import co_moments, feature_moments
 from matching.stream import Batches
 from matching.transport import balanced, unbalanced
 from matching.types import Candidates, Pairs
@@ -40,8 +39,8 @@ def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Mat
     it, whose marginals are firing frequencies. A shuffle keeps rows, masses and weights and exchanges the partners within strata
     of firing frequency.
     """
-    moments_a, moments_b = feature_moments(batches)
     correlations = Correlations.read(batches, budget_bytes=budget_bytes)
+    moments_a, moments_b = correlations.moments_a, correlations.moments_b
     graph = candidates(correlations, generator=np.random.default_rng(seed))
     pairs, certificate = assign_certified(correlations, graph)
     plan = unbalanced(graph, moments_a.frequency, moments_b.frequency)
@@ -53,28 +52,24 @@ def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Mat
 
     generator = np.random.default_rng(seed + 1)
     partners = [cols, *(_exchanged(cols, moments_b.frequency, generator) for _ in range(SHUFFLES))]
-    # One pass over the stream for the real edges, all shuffled ones and the plan's.
+    # One pass over the correlations for the real edges, all shuffled ones and the plan's.
     edges = [(rows, partner, mass) for partner in partners] + [(plan.rows, plan.cols, plan.mass)]
-    found = co_moments(
-        batches, np.concatenate([edge[0] for edge in edges]), np.concatenate([edge[1] for edge in edges])
-    )
-    deviation_a, deviation_b = np.sqrt(moments_a.variance), np.sqrt(moments_b.variance)
+    found = correlations.of(np.concatenate([edge[0] for edge in edges]), np.concatenate([edge[1] for edge in edges]))
 
     def matched(
         rows: Int64[np.ndarray, " edges"],
         cols: Int64[np.ndarray, " edges"],
         mass: Float64[np.ndarray, " edges"],
-        co_moment: Float64[np.ndarray, " edges"],
+        correlation: Float64[np.ndarray, " edges"],
     ) -> Matched:
-        covariance = co_moment - moments_a.mean[rows] * moments_b.mean[cols]
-        similarity = covariance / np.maximum(deviation_a[rows] * deviation_b[cols], 1e-30)
-        arrays = (rows, cols, mass, similarity, co_moment, moments_a.mean, moments_a.second)
+        co_moment = correlations.co_moments(rows, cols, correlation)
+        arrays = (rows, cols, mass, correlation, co_moment, moments_a.mean, moments_a.second)
         return Matched(*map(torch.from_numpy, arrays))
 
     ends = np.cumsum([len(edge[0]) for edge in edges])
     parts = zip(edges, np.split(found, ends[:-1]), strict=True)
-    real, *wrong, transport = (matched(*edge, co_moment) for edge, co_moment in parts)
-    return Matching(graph, pairs, certificate, real, wrong, transport, deviation_b)
+    real, *wrong, transport = (matched(*edge, correlation) for edge, correlation in parts)
+    return Matching(graph, pairs, certificate, real, wrong, transport, np.sqrt(moments_b.variance))
 
 
 def _exchanged(

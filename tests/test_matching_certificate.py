@@ -1,11 +1,14 @@
 """Oracles: the dense solver on all pairs; weak duality for any prices; a bound worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+import matching.certificate as certificate_module
 from codes import planted, random_codes, stream_of
 from matching.assignment import assign, assign_dense, assign_with_prices
-from matching.certificate import Certificate, assign_certified, certify
+from matching.certificate import Certificate, _price, assign_certified, certify
 from matching.correlations import Correlations
 from matching.errors import MatchError
 from matching.graph import candidates
@@ -38,6 +41,27 @@ def test_pricing_reaches_the_optimum_over_all_pairs_from_a_graph_that_does_not_h
     assert certificate.gain == pytest.approx(float((pairs.scores - threshold).sum()))
     if top == 1:
         assert before < want * (1 - 1e-3)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+@pytest.mark.parametrize("top", [1, 3, 8])
+def test_what_the_graph_has_completely_is_not_looked_at_again_and_nothing_changes(
+    top: int, threshold: float, monkeypatch
+):
+    """`complete` 0 says that any pair may be missing, so that every row is looked at."""
+    batches, _ = hard(top)
+    correlations = Correlations.read(batches)
+    graph = candidates(correlations, generator=np.random.default_rng(0), top=top)
+    looked_at: list[int] = []
+    monkeypatch.setattr(certificate_module, "_price", lambda *given: looked_at.append(len(given[4])) or _price(*given))
+    for _ in range(4):
+        solved = assign_with_prices(graph, threshold)
+        short, more = certify(correlations, graph, *solved, threshold=threshold)
+        long, same = certify(correlations, replace(graph, complete=0), *solved, threshold=threshold)
+        assert short.gain == long.gain and short.bound == pytest.approx(long.bound, abs=1e-9)
+        assert np.array_equal(more.rows, same.rows) and np.array_equal(more.cols, same.cols)
+        graph = more
+    assert all(few < all_rows == 60 for few, all_rows in zip(looked_at[::2], looked_at[1::2], strict=True))
 
 
 @pytest.mark.parametrize("seed", range(4))

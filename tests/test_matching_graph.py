@@ -109,6 +109,23 @@ def test_the_best_alternative_leaves_the_partner_out():
     np.testing.assert_allclose(drawn.best(rows, partner), correlation.max(axis=1), atol=1e-13)
 
 
+@pytest.mark.parametrize("always_on", [False, True])
+def test_correlations_and_co_moments_of_any_pairs_equal_the_dense_ones(always_on: bool):
+    a, b = random_codes(1500, 6, 12), random_codes(1500, 5, 13)
+    b[:, 1] = np.where(a[:, 3] > 0, 0.0, b[:, 1])  # never active together
+    if always_on:  # centred inside
+        a[:, 5] += 4.0
+        b[:, 4] += 3.0
+    rows, cols = np.array([5, 3, 0, 3, 3]), np.array([4, 1, 4, 2, 1])  # in no order, one of them twice
+    correlations = Correlations.read(stream_of(a, b))
+    found = correlations.of(rows, cols)
+    want = np.corrcoef(a.T, b.T)[rows, 6 + cols]
+    np.testing.assert_allclose(found, want, atol=1e-12)
+    np.testing.assert_allclose(
+        correlations.co_moments(rows, cols, found), (a[:, rows] * b[:, cols]).mean(0), rtol=1e-10, atol=1e-12
+    )
+
+
 def test_what_cannot_be_matched_is_refused():
     a, b = random_codes(400, 6, 9), random_codes(400, 6, 10)
     batches = stream_of(a, b)

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 
 from codes import random_codes, stream_of
 from matching.errors import MatchError
-from matching.statistics import FeatureMoments, co_moments, correlation_matrix, feature_moments
+from matching.statistics import FeatureMoments, correlation_matrix, feature_moments
 
 
 def test_moments_equal_those_of_the_dense_codes():
@@ -95,13 +95,6 @@ def test_stored_zeros_and_repeated_entries_count_as_what_they_sum_to():
     np.testing.assert_array_equal(moments.mean, [1.5, 2.0])
     np.testing.assert_array_equal(moments.firings, [1, 1])
     np.testing.assert_array_equal(messy.data, before)
-
-
-def test_co_moments_of_any_pairs_equal_the_dense_ones():
-    a, b = random_codes(1500, 6, 12), random_codes(1500, 5, 13)
-    rows, cols = np.array([0, 3, 3, 5]), np.array([4, 1, 2, 4])
-    found = co_moments(stream_of(a, b), rows, cols)
-    np.testing.assert_allclose(found, (a[:, rows] * b[:, cols]).mean(0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
