@@ -106,7 +106,7 @@ def _most_left_out(candidates: Candidates) -> Float64[np.ndarray, " rows"]:
 def _price(a, b, scales, cost, rows, best_known, cols, missed, correlation):
     """What these rows together would gain at best, and per row the pairs that beat what it knows, from the most missed on."""
     products, seen = np.zeros(len(cost)), np.full(len(cost), NONE)
-    met = np.empty(len(cost), np.int64)
+    met = np.empty(len(cost), np.uint32)
     total = 0.0
     for row in rows:
         best = 0.0

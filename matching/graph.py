@@ -64,7 +64,7 @@ def _graph(correlations: Correlations, edges: _Edges, alternatives: Alternatives
 def _best(a, b, scales, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation):
     """Fills the best partners of rows and columns, from the best on, and the correlations of the pairs drawn at random."""
     width = len(best_rows)
-    products, seen, met = np.zeros(width), np.full(width, -1), np.empty(width, np.int64)
+    products, seen, met = np.zeros(width), np.full(width, -1), np.empty(width, np.uint32)
     least = np.zeros(width)  # of a column's partners: close together in memory, and most pairs need no more
     for row in range(len(best_cols)):
         count = correlate(row, a, b, scales, products, seen, met)

@@ -53,10 +53,9 @@ def feature_moments(batches: Batches) -> tuple[FeatureMoments, FeatureMoments]:
     Source: Chan, Golub, LeVeque 1983, The American Statistician 37.
     """
     stream = segments(batches)
-    moments_a, moments_b = (_moments(codes) for codes in next(stream))
+    moments_a, moments_b = map(of_segment, next(stream))
     for a, b in stream:
-        moments_a = _merged(moments_a, _moments(a))
-        moments_b = _merged(moments_b, _moments(b))
+        moments_a, moments_b = merged(moments_a, of_segment(a)), merged(moments_b, of_segment(b))
     return moments_a, moments_b
 
 
@@ -103,7 +102,8 @@ def correlation_matrix(
     return found
 
 
-def _moments(codes: sp.csr_array) -> FeatureMoments:
+def of_segment(codes: sp.csr_array) -> FeatureMoments:
+    """Moments over the tokens of one segment of a stream."""
     tokens, features = codes.shape
     firings = np.bincount(codes.indices, minlength=features)
     mean = np.bincount(codes.indices, weights=codes.data, minlength=features) / tokens
@@ -112,7 +112,8 @@ def _moments(codes: sp.csr_array) -> FeatureMoments:
     return FeatureMoments(tokens, mean, (fired + silent) / tokens, firings.astype(np.int64))
 
 
-def _merged(first: FeatureMoments, second: FeatureMoments) -> FeatureMoments:
+def merged(first: FeatureMoments, second: FeatureMoments) -> FeatureMoments:
+    """Moments over the tokens of both."""
     count = first.count + second.count
     share = second.count / count
     difference = second.mean - first.mean

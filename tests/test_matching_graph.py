@@ -50,12 +50,21 @@ def test_what_the_budget_does_not_hold_is_thinned_out_evenly():
     a, b, partner = planted(6 * SEGMENT, 20, 4)
     a[SEGMENT : 2 * SEGMENT] = 0  # a segment that is left out when every second is read
     whole = Correlations.read(stream_of(a, b))
-    half = Correlations.read(stream_of(a, b), budget_bytes=9 * int((a > 0).sum() + (b > 0).sum()))
+    half = Correlations.read(stream_of(a, b), budget_bytes=5 * int((a > 0).sum() + (b > 0).sum()))
     assert (whole.moments_a.count, half.moments_a.count) == (6 * SEGMENT, 3 * SEGMENT)
     kept = np.concatenate([a[start : start + SEGMENT] for start in (0, 2 * SEGMENT, 4 * SEGMENT)])
     np.testing.assert_allclose(half.moments_a.mean, kept.mean(0))
     graph = candidates(half, generator=np.random.default_rng(0), top=1)
     assert all(partner[row] in graph.cols[graph.rows == row] for row in range(20))
+
+
+def test_codes_in_single_precision_are_kept_as_they_are_and_summed_in_double():
+    a, b = (random_codes(1500, 6, seed).astype(np.float32) for seed in (12, 13))
+    correlations = Correlations.read(stream_of(a, b))
+    assert correlations.by_feature.dtype == correlations.by_token.dtype == np.float32
+    rows, cols = np.divmod(np.arange(36), 6)
+    want = np.corrcoef(a.T.astype(float), b.T.astype(float))[:6, 6:].flatten()
+    np.testing.assert_allclose(correlations.of(rows, cols), want, atol=1e-13)
 
 
 def test_candidates_do_not_depend_on_how_the_stream_is_cut():
