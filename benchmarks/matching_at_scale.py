@@ -1,6 +1,6 @@
 """Matching at scale: time, memory and certified gap against the number of features. One JSON line per size.
 
-Codes are synthetic: 32 active features of each model per token, firing rates that fall by a power law, three fifths of B's
+Codes are synthetic: at most 32 active features of each model per token, firing rates that fall by a power law, three fifths of B's
 activity a permutation of A's, the rest drawn anew. `dense` is scipy's exact solver on the whole matrix of correlations (up to
 16,384 features), its time that of the solver alone. Every run is a process of its own, compilation
 included; codes come in shards from disk, as an SAE's do, and peak memory is the operating system's.
@@ -38,7 +38,18 @@ def write_codes(folder: Path, features: int, tokens: int) -> None:
         a = drawn()
         b = np.where(generator.random(shape) < 0.6, partner[a], drawn())
         values = generator.gamma(2.0, 1.0, (2, *shape)).astype(np.float32)
+        for value, cols in zip(values, (a, b), strict=True):
+            value[repeated(cols)] = 0  # a feature is active once on a token, as in an SAE
         save_file({"a": a, "b": b, "values": values}, folder / f"{shard:05d}.safetensors")
+
+
+def repeated(cols: np.ndarray) -> np.ndarray:
+    """Which entries of each row have occurred in it before."""
+    order = np.argsort(cols, axis=1, kind="stable")
+    ascending = np.take_along_axis(cols, order, 1)
+    again = np.zeros(cols.shape, bool)
+    np.put_along_axis(again, order[:, 1:], ascending[:, 1:] == ascending[:, :-1], 1)
+    return again
 
 
 def stream(folder: Path, features: int):
