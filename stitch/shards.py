@@ -85,7 +85,6 @@ class Held:
 def _copy(source: BinaryIO, start: int, stop: int, target: BinaryIO) -> int:
     """Bytes `start`..`stop` to the end of `target`, by the kernel where it can: nothing passes through this process, and a file
     system that shares blocks does. How many there were."""
-    target.flush()
     place, copied = target.tell(), 0
     try:
         while copied < stop - start:

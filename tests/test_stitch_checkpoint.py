@@ -407,8 +407,8 @@ def test_a_stored_tensor_that_shrinks_while_it_is_copied_is_an_error(dtype, tmp_
 
 
 def half_way(source: int, target: int, count: int, start: int, place: int) -> int:
-    """A kernel that copies ten bytes of a tensor and then finds that it cannot."""
-    if start % 100:
+    """A kernel that copies ten bytes of a tensor, ten more, and then finds that it cannot."""
+    if start % 100 == 20:
         raise OSError(18, "cross-device link")
     return os.pwrite(target, os.pread(source, min(10, count), start), place)
 
