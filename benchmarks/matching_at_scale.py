@@ -1,9 +1,9 @@
 """Matching at scale: time, memory and certified gap against the number of features. One JSON line per size.
 
-Codes are synthetic: at most 32 active features of each model per token, firing rates that fall by a power law, three fifths of B's
-activity a permutation of A's, the rest drawn anew. `dense` is scipy's exact solver on the whole matrix of correlations (up to
-16,384 features), its time that of the solver alone. Every run is a process of its own, compilation
-included; codes come in shards from disk, as an SAE's do, and peak memory is the operating system's.
+Codes are synthetic: at most 32 active features of each model per token, firing rates that fall by a power law, three fifths of
+B's activity a permutation of A's, the rest drawn anew. `dense` is scipy's exact solver on the whole matrix of correlations (up to
+16,384 features), its time that of the solver alone. Every run is a process of its own, compilation included; codes come in shards
+from disk, as an SAE's do, and peak memory is the operating system's.
 """
 
 import argparse
