@@ -151,11 +151,11 @@ def _of(a, b, scales, rows, cols, order, found):
 
 
 def _narrow(codes: sp.csr_array) -> sp.csr_array:
-    """In single precision if that loses nothing."""
+    """In single precision if that loses nothing, with places in 32 bits: scipy stacks to the widest that it is given."""
     values = codes.data.astype(np.float32)
     if not np.array_equal(values, codes.data):
         values = codes.data
-    return sp.csr_array((values, codes.indices.astype(np.int32), codes.indptr), shape=codes.shape)
+    return sp.csr_array((values, codes.indices.astype(np.int32), codes.indptr.astype(np.int32)), shape=codes.shape)
 
 
 def _stacked(parts: list[sp.csr_array]) -> sp.csr_array:
