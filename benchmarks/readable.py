@@ -14,6 +14,7 @@ has a basis on either side, found without pairs, and N nonzero weights between t
 `dense` is ridge with all its entries. Bases are not counted, as they are given before the map is.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from matching.graph import candidates
 from sae.null import untrained
 from sae.types import Dictionary
 from stitch.features import sparse_codes
+from stitch.text import Split
 from stitch.translation import cross_code, lifts
 from stitch.translation.moments import Moments, accumulate
 from stitch.translation.ridge import ridge
@@ -41,7 +43,7 @@ BASES = (
 )
 
 
-def moments(pair: Pair, split: str, a: Dictionary) -> Moments:
+def moments(pair: Pair, split: Split, a: Dictionary) -> Moments:
     """Of x, codes of `a` and the target."""
     chunks = (
         {"x": x.float(), "codes": sparse_codes(a, x.float()), "target": y.float()}
@@ -51,10 +53,10 @@ def moments(pair: Pair, split: str, a: Dictionary) -> Moments:
     return accumulate(chunks, pairs, {"codes"})
 
 
-def through_dictionaries(
+def edges(
     pair: Pair, a: Dictionary, b: Dictionary, fit: Moments, seed: int, *, shuffle: bool = False
-) -> dict[int, tuple[int, Translation]]:
-    """For every m, the number of nonzeros and the sparse cross-code from dictionary `a` to `b`."""
+) -> Iterator[tuple[int, Tensor]]:
+    """For every m, weights from codes of `a` to codes of `b` on the m best-correlated features of A for every feature of B."""
 
     def stream():
         for x, y, _ in pair.paired["fit"].chunks(CHUNK):
@@ -65,11 +67,18 @@ def through_dictionaries(
     graph = candidates(correlations, generator=generator, top=max(PARTNERS))
     deviation = torch.from_numpy(np.sqrt(correlations.moments_b.variance))
     order = torch.from_numpy(generator.permutation(graph.shape[1]))
-    found = {}
     for m in PARTNERS:
         weight = cross_code.coefficients(graph, m, fit, deviation)
-        weight = weight[:, order] if shuffle else weight
-        weight = cross_code.towards_stream(weight, fit, b.decoder.double())
+        yield m, weight[:, order] if shuffle else weight
+
+
+def through_dictionaries(
+    pair: Pair, a: Dictionary, b: Dictionary, fit: Moments, seed: int, *, shuffle: bool = False
+) -> dict[int, tuple[int, Translation]]:
+    """For every m, the number of nonzeros and the sparse cross-code from dictionary `a` to `b`."""
+    found = {}
+    for m, start in edges(pair, a, b, fit, seed, shuffle=shuffle):
+        weight = cross_code.towards_stream(start, fit, b.decoder.double())
         translation = cross_code.translation(
             "cross-code", cross_code.CrossCode(weight, m, 0.0), a, b, pair.paired["fit"].site_a, fit
         )

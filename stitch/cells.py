@@ -115,15 +115,12 @@ def harvest_all(
     streams = sum(models[side].width * len(sites[side]) for side in models)
     per_window = windows.context * streams * torch.finfo(models["a"].dtype).bits // 8
     per_shard = max(1, min(256, memory // 32 // per_window))
-    batch = max(1, min(16, per_shard))
     found: dict[Side, Activations] = {}
     for side, model in models.items():
         if same and found:
             found[side] = found["a"]
             continue
-        found[side] = harvest(
-            model, windows, sites[side], folder / side, per_shard=per_shard, batch=batch, progress=progress
-        )
+        found[side] = harvest(model, windows, sites[side], folder / side, per_shard=per_shard, progress=progress)
     return Harvest(found)
 
 

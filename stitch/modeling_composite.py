@@ -207,9 +207,14 @@ class RoutedTerm(ResidualTerm):
         return by_class(seen.stream_ago(self.site, self.back), self.classes[seen.ids_ago(0)], self.weight)
 
 
+FEW = 32  # rows, as in decoding: their matrices are copied, where sorting by class takes a dozen calls and waits for a GPU
+
+
 def by_class(x: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
     """Rows of x [..., d_in], each times the matrix of its class: weight is [classes, d_in, d_out]."""
     flat, of = x.flatten(0, -2), classes.flatten()
+    if len(flat) <= FEW:
+        return (flat[:, None] @ weight[of].float()).view(*x.shape[:-1], weight.shape[2])
     order = of.argsort(stable=True)
     counts = of.bincount(minlength=len(weight)).tolist()
     parts = [part @ matrix.float() for part, matrix in zip(flat[order].split(counts), weight, strict=True) if len(part)]

@@ -120,10 +120,9 @@ def harvest_pair(
     width = sum(map(a.width_at, sites)) + (0 if a is b else b.width)
     per_window = windows.context * width * torch.finfo(a.dtype).bits // 8
     per_shard = max(1, min(256, settings.memory // 32 // per_window))
-    batch = max(1, min(16, per_shard, settings.memory // 8 // (per_window * 16)))
 
     def one(model: Model, sites: list[int], name: str) -> Activations:
-        return harvest(model, windows, sites, folder / name, per_shard=per_shard, batch=batch, progress=progress)
+        return harvest(model, windows, sites, folder / name, per_shard=per_shard, progress=progress)
 
     if a is b:
         both = one(a, sites, "ab")

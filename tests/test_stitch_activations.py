@@ -80,12 +80,12 @@ def test_nan_is_refused_with_the_site():
 
 def test_an_interrupted_harvest_goes_on_with_the_missing_shards(tmp_path: Path):
     model, text = tiny.model("llama"), windows()
-    done = harvest(model, text, [1, 3], tmp_path / "whole", per_shard=5, batch=2)
+    done = harvest(model, text, [1, 3], tmp_path / "whole", per_shard=5)
     assert done.shards == 3
-    cut = harvest(model, text, [1, 3], tmp_path / "cut", per_shard=5, batch=2)
+    cut = harvest(model, text, [1, 3], tmp_path / "cut", per_shard=5)
     before = cut.path(0).stat().st_mtime_ns
     cut.path(1).unlink()
-    again = harvest(model, text, [1, 3], tmp_path / "cut", per_shard=5, batch=2)
+    again = harvest(model, text, [1, 3], tmp_path / "cut", per_shard=5)
     assert again.path(0).stat().st_mtime_ns == before
     for shard in range(3):
         assert done.path(shard).read_bytes() == again.path(shard).read_bytes()

@@ -5,7 +5,7 @@ import torch
 
 from stitch.activations import Tokens
 from stitch.composite import translation_config, translation_tensors
-from stitch.modeling_composite import TranslationModule
+from stitch.modeling_composite import FEW, TranslationModule, by_class
 from stitch.translation.routes import Routes, classes_at_random, classes_by_state, how_many, routed, routes
 from stitch.translation.types import Residual, Routed, Term, Token, Translation
 from tiny import noise
@@ -70,6 +70,16 @@ def test_the_composite_applies_what_was_fitted_at_the_cost_of_one_matrix():
     with torch.no_grad():
         got = module({3: x}, ids, torch.arange(9)[None])[0]
     assert torch.allclose(got, expected, atol=1e-3)
+
+
+def test_a_token_alone_meets_the_matrix_that_it_meets_among_many():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 40, 6, generator=generator), torch.randn(5, 6, 3, generator=generator)
+    classes = torch.randint(5, (2, 40), generator=generator)
+    assert FEW < 2 * 40
+    alone = [by_class(x[:, [at]], classes[:, [at]], weight) for at in range(40)]
+    torch.testing.assert_close(torch.cat(alone, 1), by_class(x, classes, weight))
+    torch.testing.assert_close(by_class(x, classes, weight), torch.einsum("btd,btde->bte", x, weight[classes]))
 
 
 def test_streams_may_be_of_different_widths():
