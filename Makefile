@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surgery.py wide_lift.py)
-REGIMES := $(addprefix benchmarks/,readable.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
+SCALE := $(addprefix benchmarks/,matching_at_scale.py sae_training.py checkpoint.py harvest.py decode.py)
+REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
 
 .PHONY: setup demo test test-slow lint types bench bench-scale bench-translations bench-regimes clean
 
@@ -37,8 +38,9 @@ types: $(READY)
 bench: $(READY)
 	@set -e; for script in $(SCRIPTS); do echo "$$script" >&2; $(BIN)/python $$script; done
 
-bench-scale: $(READY)
-	$(BIN)/python benchmarks/matching_at_scale.py
+# decode.py reads what `make demo` wrote.
+bench-scale: demo
+	@set -e; for script in $(SCALE); do echo "$$script" >&2; $(BIN)/python $$script; done
 
 # Hours each: the scripts' heads name smaller grids. Finished parts are kept in build/benchmarks.
 bench-translations: $(READY)

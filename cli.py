@@ -236,6 +236,12 @@ def sweep(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the activations of an interrupted run of the same command.")
     ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Spread the work on a Ray cluster: its address, auto or local. All its machines must see --out's folder."
+        ),
+    ] = None,
     trust_remote_code: RemoteCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -254,7 +260,7 @@ def sweep(
         return sweep(
             model_a, model_b, out, text=text, tokens=tokens, context=context, seed=seed, memory=_bytes(memory),
             device=device, dtype=dtype, trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume,
-            progress=progress,
+            cluster=cluster, progress=progress,
         )  # fmt: skip
 
     report, folder = _guarded(work, quiet=quiet, debug=debug)

@@ -27,7 +27,7 @@ def seconds_per_token(model, ids: torch.Tensor, new: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("composite", type=Path)
+    parser.add_argument("composite", type=Path, nargs="?", default=Path("build/demo"))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--new", type=int, default=129)

@@ -127,15 +127,19 @@ def harvest(
     folder: Path,
     *,
     per_shard: int = 256,
+    part: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> Activations:
-    """Writes the residual stream of `model` at `sites` over `windows` into `folder`; what is there already is kept."""
+    """Writes the residual stream of `model` at `sites` over `windows` into `folder`; what is there already is kept.
+
+    `part` (k, n) writes every n-th shard from the k-th on: n calls together write all.
+    """
     from safetensors.torch import save_file
 
     result = Activations(folder, tuple(sites), windows, per_shard)
     batch = max(1, TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // windows.context)
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(result.shards):
+    for shard in range(part[0], result.shards, part[1]):
         target, ids = result.path(shard), windows.ids[result.rows(shard)]
         content = _digest(model, sites, ids)
         if not _holds(target, content):

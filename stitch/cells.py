@@ -43,6 +43,11 @@ class Cell:
     def target(self) -> Side:
         return "b" if self.source == "a" else "a"
 
+    @property
+    def sites(self) -> tuple[int, int]:
+        """Of a and of b. Both directions of a pair of sites share their sums."""
+        return (self.i, self.j) if self.source == "a" else (self.j, self.i)
+
 
 @dataclass(frozen=True)
 class Harvest:
@@ -106,8 +111,13 @@ def harvest_all(
     folder: Path,
     memory: int,
     progress: Progress | None = None,
+    *,
+    part: tuple[int, int] = (0, 1),
 ) -> Harvest:
-    """The streams of both models at all `sites`, on disk; one pass each, and one in all where both are the same model."""
+    """The streams of both models at all `sites`, on disk; one pass each, and one in all where both are the same model.
+
+    `part` is that of `harvest`.
+    """
     same = models["a"] is models["b"]
     if same:
         both = sorted({*sites["a"], *sites["b"]})
@@ -120,7 +130,9 @@ def harvest_all(
         if same and found:
             found[side] = found["a"]
             continue
-        found[side] = harvest(model, windows, sites[side], folder / side, per_shard=per_shard, progress=progress)
+        found[side] = harvest(
+            model, windows, sites[side], folder / side, per_shard=per_shard, part=part, progress=progress
+        )
     return Harvest(found)
 
 
@@ -148,12 +160,13 @@ def score_cells(
     }
     widths = {f"{side}.{site}": models[side].width for side in models for site in range(models[side].depth + 1)}
     widths |= {name: table.shape[1] for name, table in tables.items()}
+    # The same for every group, so that what is summed together does not depend on the other cells.
+    chunk = max(256, min(8192, memory // 8 // (12 * sum(widths.values()))))
     rows: dict[Cell, dict[str, Row]] = {}
     nulls: dict[tuple[Side, int], Row] = {}
     for group in _groups(cells, widths, memory // 4):
         pairs = sorted({pair for cell in group for pair in needed(cell)})
         names = {name for pair in pairs for name in pair}
-        chunk = max(256, min(8192, memory // 8 // (12 * sum(widths[name] for name in names))))
         moments = {
             split: accumulate(_told(split, one, names, tables, chunk, progress), pairs)
             for split, one in (("fit", fit), ("sweep", held_out["sweep"]))
@@ -192,8 +205,7 @@ def _names(cell: Cell) -> tuple[str, str, str]:
 
 def _groups(cells: Sequence[Cell], widths: dict[str, int], budget: int) -> list[list[Cell]]:
     """Cells in groups whose products, of the fit and the sweep split together, take at most `budget` bytes in float64."""
-    # Both directions of a pair of sites share their product, so they stay together.
-    ordered = sorted(cells, key=lambda cell: (cell.i, cell.j) if cell.source == "a" else (cell.j, cell.i))
+    ordered = sorted(cells, key=lambda cell: cell.sites)
     groups: list[list[Cell]] = []
     held: set[Key] = set()
     for cell in ordered:

@@ -2,12 +2,14 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from stitch.activations import Progress
 from stitch.cells import Cell, Found, Harvest, Row, Side, harvest_all, score_cells
+from stitch.cluster import connected
 from stitch.composite import check_target
 from stitch.config import Settings
 from stitch.costs import Costs, whole_parameters
@@ -20,6 +22,7 @@ from stitch.provenance import provenance
 from stitch.report import to_json
 from stitch.stages import complete, load_pair, read_windows
 from stitch.sweep_report import card, draw, require_matplotlib
+from stitch.sweep_tasks import harvest_on, score_on
 from stitch.text import SPLITS
 from stitch.workspace import check_output, finished, publish, short_name, workspace
 
@@ -43,12 +46,14 @@ def sweep(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     resume: bool = False,
+    cluster: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
     """Joins the two models at every pair of layers; writes report.json, README.md and sweep.png to `out`, returns both.
 
     λ and every choice (fronts, best layers) come from the sweep split, all numbers shown from the report split; `seed` is that of
-    the intervals' bootstrap. After an interrupt, `resume` keeps the activations already on disk.
+    the intervals' bootstrap. After an interrupt, `resume` keeps the activations already on disk. `cluster` spreads the work on a
+    Ray cluster (see `stitch.cluster.connected`), all of whose machines must see the folder that holds `out`.
     Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
     """
     require_matplotlib()
@@ -71,23 +76,28 @@ def sweep(
         return report, out
     check_output(out, overwrite)
 
-    with workspace(out, request, resume) as work:
+    with ExitStack() as stack:
+        work = stack.enter_context(workspace(out, request, resume)).resolve()
+        workers = stack.enter_context(connected(cluster, on_gpu=a.device.type == "cuda")) if cluster else None
         windows = read_windows(settings, b, progress, HELD_OUT)
         models: dict[Side, Model] = {"a": a, "b": b}
         sites: dict[Side, Sequence[int]] = {side: range(model.depth + 1) for side, model in models.items()}
-        harvests = {
-            split: harvest_all(models, windows[split], sites, work / split, memory, progress) for split in SPLITS
-        }
-        held_out = {split: harvests[split] for split in SPLITS_SCORED}
+        harvests: dict[str, Harvest] = {}
+        for split in SPLITS:
+            if workers:
+                harvest_on(workers, settings, windows[split], sites, work / split, progress)
+            harvests[split] = harvest_all(models, windows[split], sites, work / split, memory, progress)
+        fit, held_out = harvests["fit"], {split: harvests[split] for split in SPLITS_SCORED}
         cells = all_cells(a, b)
-        found = score_cells(
-            models, cells, harvests["fit"], held_out, reference="report", memory=memory, progress=progress
-        )
+        if workers:
+            found = score_on(workers, settings, cells, fit, held_out, "report", progress)
+        else:
+            found = score_cells(models, cells, fit, held_out, reference="report", memory=memory, progress=progress)
         donors = _score_donors(models, held_out, memory, progress)
         report = assemble(models, settings.context or 0, found, donors, seed)
         report["tokens"] = {
             **{split: one.tokens for split, one in windows.items()},
-            "fitted_on": int(harvests["fit"].keep.sum()),
+            "fitted_on": int(fit.keep.sum()),
         }
         report["provenance"] = {**provenance(settings, a, b, sources), "settings": request}
         folder = work / "sweep"
