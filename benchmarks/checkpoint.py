@@ -1,7 +1,10 @@
 """A composite of two checkpoints of 1.5 billion parameters in bf16 against `cp` of as many bytes. One JSON line.
 
-Sizes are those of Qwen2-1.5B, weights are noise: only headers are read. Each run is a process of its own, the two in turn; both
+Sizes are those of Qwen2-1.5B, weights are noise: only headers are read. Each run is a process of its own, all in turn; all
 write to the same file system, which is told to finish (fsync) before the clock stops. Peak memory is the operating system's.
+
+`--mergekit PATH` also times a passthrough merge of the same blocks (without a translation: widths are equal) by the
+`mergekit-yaml` at PATH, which may belong to another environment. `process` is a whole process, imports included, as its is.
 """
 
 import argparse
@@ -44,7 +47,9 @@ def write_donor(folder: Path, seed: int) -> None:
         for name, shape in shapes.items()
     }
     write_shards(folder, tensors, 5_000_000_000)
-    config().save_pretrained(folder)
+    wanted = config()
+    wanted.architectures = ["Qwen2ForCausalLM"]
+    wanted.save_pretrained(folder)
 
 
 def by_stitch(work: Path, target: Path) -> None:
@@ -61,6 +66,23 @@ def by_stitch(work: Path, target: Path) -> None:
     synchronise(target)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak}))
+
+
+def by_mergekit(program: str, work: Path, target: Path) -> tuple[float, int]:
+    """Seconds and peak memory of a process that joins the same blocks."""
+    slices = "".join(
+        f"  - sources: [{{model: {work / name}, layer_range: [{start}, {end}]}}]\n"
+        for name, start, end in (("a", 0, SITE), ("b", SITE, LAYERS))
+    )
+    asked = work / "merge.yaml"
+    asked.write_text(f"merge_method: passthrough\ndtype: bfloat16\nslices:\n{slices}")
+    start = time.perf_counter()
+    process = subprocess.Popen([program, asked, target], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{program} must succeed; it ended with {os.waitstatus_to_exitcode(status)}.")
+    synchronise(target)
+    return time.perf_counter() - start, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def by_cp(work: Path, target: Path) -> float:
@@ -80,6 +102,7 @@ def synchronise(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--mergekit", help="A mergekit-yaml to compare with.")
     parser.add_argument("--part", choices=("donors", "stitch"), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -91,19 +114,28 @@ def main() -> None:
         by_stitch(given.work, given.work / "stitch")
         return
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        work = Path(folder)
+        work = Path(folder).resolve()  # mergekit takes a relative path for a name on the Hub
         command = [sys.executable, __file__, "--work", str(work), "--part"]
         subprocess.run([*command, "donors"], check=True)  # a child's peak memory starts at its parent's: stay small
         rounds = []
         for _ in range(given.repeats):
-            subprocess.run(["rm", "-rf", work / "stitch", work / "cp"], check=True)
+            subprocess.run(["rm", "-rf", *(work / name for name in ("stitch", "cp", "mergekit"))], check=True)
+            start = time.perf_counter()
             done = subprocess.run([*command, "stitch"], check=True, stdout=subprocess.PIPE, text=True)
-            rounds.append({**json.loads(done.stdout.splitlines()[-1]), "cp": by_cp(work, work / "cp")})
+            found = {**json.loads(done.stdout.splitlines()[-1]), "process": time.perf_counter() - start}
+            found["cp"] = by_cp(work, work / "cp")
+            if given.mergekit:
+                merged = by_mergekit(given.mergekit, work, work / "mergekit")
+                found["mergekit"], found["mergekit_peak_bytes"] = merged
+            rounds.append(found)
         size = sum(place.stat().st_size for place in (work / "stitch").iterdir())
     median = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     ratios = [round(one["seconds"] / one["cp"], 3) for one in rounds]
     found = {"bytes": size, **{name: round(value, 2) for name, value in median.items()}}
-    print(json.dumps({"benchmark": "checkpoint", **found, "ratio": statistics.median(ratios), "ratios": ratios}))
+    found |= {"ratio": statistics.median(ratios), "ratios": ratios}
+    if given.mergekit:
+        found["mergekit_ratios"] = [round(one["mergekit"] / one["process"], 2) for one in rounds]
+    print(json.dumps({"benchmark": "checkpoint", **found}))
 
 
 if __name__ == "__main__":

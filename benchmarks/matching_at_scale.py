@@ -37,10 +37,13 @@ def write_codes(folder: Path, features: int, tokens: int) -> None:
 
         a = drawn()
         b = np.where(generator.random(shape) < 0.6, partner[a], drawn())
-        values = generator.gamma(2.0, 1.0, (2, *shape)).astype(np.float32)
-        for value, cols in zip(values, (a, b), strict=True):
-            value[repeated(cols)] = 0  # a feature is active once on a token, as in an SAE
-        save_file({"a": a, "b": b, "values": values}, folder / f"{shard:05d}.safetensors")
+        tensors = {}
+        for side, cols in (("a", a), ("b", b)):
+            values = generator.gamma(2.0, 1.0, shape).astype(np.float32)
+            values[repeated(cols)] = 0  # a feature is active once on a token, as in an SAE
+            tensors[f"{side}.values"], tensors[f"{side}.columns"] = values.ravel(), cols.astype(np.int32).ravel()
+            tensors[f"{side}.starts"] = np.arange(0, cols.size + 1, ACTIVE)
+        save_file(tensors, folder / f"{shard:05d}.safetensors")
 
 
 def repeated(cols: np.ndarray) -> np.ndarray:
@@ -53,14 +56,11 @@ def repeated(cols: np.ndarray) -> np.ndarray:
 
 
 def stream(folder: Path, features: int):
+    """Codes as stitch keeps them on disk."""
     for place in sorted(folder.glob("*.safetensors")):
         found = load_file(place)
-        yield tuple(
-            sp.csr_array(
-                (values.reshape(-1), cols.reshape(-1), np.arange(0, cols.size + 1, ACTIVE)), shape=(len(cols), features)
-            )
-            for cols, values in zip((found["a"], found["b"]), found["values"], strict=True)
-        )
+        parts = ([found[f"{side}.{name}"] for name in ("values", "columns", "starts")] for side in "ab")
+        yield tuple(sp.csr_array(tuple(part), shape=(len(part[2]) - 1, features)) for part in parts)
 
 
 def sparse(folder: Path, features: int) -> dict:
@@ -104,6 +104,16 @@ def dense(folder: Path, features: int) -> dict:
     return {"seconds": round(time.perf_counter() - start, 2), "gain": float(pairs.scores.sum())}
 
 
+def measured(folder: Path, features: int) -> dict:
+    """Time, memory, gain and gap of stitch and, up to LARGEST_DENSE features, of the dense solver: a process each."""
+    found = {}
+    for name in ("sparse", "dense")[: 1 + (features <= LARGEST_DENSE)]:
+        command = [sys.executable, __file__, "--only", name, "--folder", folder, "--features", str(features)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--features", action="append", type=int, help="Default: 4,096, 16,384, 65,536 and 131,072.")
@@ -119,12 +129,11 @@ def main() -> None:
     for features in given.features or (4_096, 16_384, 65_536, 131_072):
         with tempfile.TemporaryDirectory() as folder:
             write_codes(Path(folder), features, given.tokens)
-            line = {"benchmark": "matching_at_scale", "features": features, "tokens": given.tokens}
-            for name in ("sparse", "dense")[: 1 + (features <= LARGEST_DENSE)]:
-                command = [sys.executable, __file__, "--only", name, "--folder", folder, "--features", str(features)]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                line[name] = json.loads(done.stdout.splitlines()[-1])
-            print(json.dumps(line), flush=True)
+            found = measured(Path(folder), features)
+        print(
+            json.dumps({"benchmark": "matching_at_scale", "features": features, "tokens": given.tokens, **found}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

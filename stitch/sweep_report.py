@@ -6,6 +6,7 @@ from pathlib import Path
 from stitch.errors import UsageError
 
 MOST_NUMBERS = 400  # cells; larger heat maps show colours alone
+SAME = 1e-3  # nats. Where the target runs whole its composite is its null, but for rounding
 
 
 def require_matplotlib() -> None:
@@ -70,11 +71,13 @@ def best_table(report: dict) -> tuple[list[str], list[list[str]], str]:
 
 def footnotes(report: dict) -> list[str]:
     a, b = report["donors"]["a"], report["donors"]["b"]
-    beaten = sum(cell["translations"][cell["chosen"]]["ce"] < cell["null"]["ce"] for cell in report["cells"])
+    cells = report["cells"]
+    beaten = sum(cell["null"]["ce"] - cell["translations"][cell["chosen"]]["ce"] > SAME for cell in cells)
     return [
         f"{report['models']['a']}: CE {a['ce']:.3f}; {report['models']['b']}: CE {b['ce']:.3f}; "
         f"{report['tokens']['fit']:,} tokens fitted on, {report['tokens']['report']:,} scored.",
-        f"{beaten} of {len(report['cells'])} composites beat their null (no source: the target's embedding alone).",
+        f"{beaten} of {len(cells)} composites beat their null by more than {SAME} nats "
+        "(no source: the target's embedding alone).",
         "Layers and fronts are chosen on the sweep split, numbers are from the report split; "
         "line = CE_source + share · (CE_target − CE_source).",
     ]

@@ -281,6 +281,15 @@ def test_the_command_prints_heat_tables_fronts_and_best_layers(swept, donors, tm
     assert json.loads(command(donors, "--json").stdout) == report
 
 
+def test_a_composite_that_equals_its_null_but_for_rounding_does_not_beat_it(swept):
+    report, _ = swept
+    cells = [
+        {"chosen": "affine", "null": {"ce": 3.0}, "translations": {"affine": {"ce": ce}}}
+        for ce in (2.99, 3 - 1e-8, 3.01)
+    ]
+    assert "1 of 3 composites beat their null" in sweep_report.footnotes(report | {"cells": cells})[1]
+
+
 @pytest.mark.parametrize(
     "more, message",
     [

@@ -1,0 +1,65 @@
+"""Matching of trained features, thousands of each model: time, memory and certified gap. One JSON line per size.
+
+SAEs of both demo models at the sites of the main job, trained together, BatchTopK with k 32, and their codes of a million tokens,
+kept on disk as the main job keeps them. Then as `matching_at_scale.py`, whose synthetic codes are easier: there every feature has
+one true partner. Wide SAEs of so small models, trained for `--passes`, are poor; their quality is in the line.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from matching_at_scale import measured
+
+
+def write_codes(work: Path, features: int, tokens: int, passes: float) -> dict:
+    """Both models' codes of the fit split in work/codes, a file per shard; the SAEs' quality."""
+    from stitch import stages
+    from stitch.config import Settings
+    from stitch.features import code_stream
+
+    settings = Settings(
+        model_a="demo:gpt2", model_b="demo:llama", layer=3, features=features, tokens=tokens, held_out=16_384, sae_passes=passes
+    )  # fmt: skip
+    a, b, sources = stages.load_pair(settings)
+    settings = stages.complete(settings, a, b)
+    windows = stages.read_windows(settings, b)
+    paired = {split: stages.harvest_pair(settings, a, b, windows[split], work / split) for split in ("fit", "sweep")}
+    saes = stages.train_pair(settings, a, b, paired, work, sources)
+    chunk = stages.chunk_tokens(settings, saes)
+    for _ in code_stream(paired["fit"], saes.a, saes.b, chunk=chunk, folder=work / "codes")():
+        pass
+    qualities = {"a": saes.quality_a, "b": saes.quality_b}
+    return {
+        "steps": saes.config_a.steps,
+        "fvu": {side: found.fvu for side, found in qualities.items()},
+        "l0": {side: found.l0 for side, found in qualities.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--features", action="append", type=int, help="Default: 16,384.")
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--passes", type=float, default=0.4)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.work:
+        print(json.dumps(write_codes(given.work, given.features[0], given.tokens, given.passes)))
+        return
+    for features in given.features or (16_384,):
+        with tempfile.TemporaryDirectory() as work:
+            asked = {"--work": work, "--features": features, "--tokens": given.tokens, "--passes": given.passes}
+            command = [sys.executable, __file__, *(str(word) for option in asked.items() for word in option)]
+            # In a process of its own, as a child's peak memory starts at its parent's.
+            written = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            found = {"saes": json.loads(written.splitlines()[-1]), **measured(Path(work) / "codes", features)}
+        line = {"benchmark": "matching_real", "features": features, "tokens": given.tokens, **found}
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
