@@ -14,6 +14,7 @@ from stitch.translation import baselines, cross_code, lifts, matched, normal
 from stitch.translation.matched import Matched
 from stitch.translation.moments import Moments, accumulate
 from stitch.translation.ridge import STRENGTHS, ridge, shares
+from stitch.translation.search import descend
 from stitch.translation.types import Codes, Term, Token, Translation
 
 TOKENS, D_A, D_B, FEATURES = 600, 6, 8, 20
@@ -35,6 +36,23 @@ def applied(translation: Translation, x: torch.Tensor, ids: torch.Tensor | None 
 def moments_of(x: torch.Tensor, y: torch.Tensor, chunk: int = 100) -> Moments:
     chunks = ({"x": part, "target": other} for part, other in zip(x.split(chunk), y.split(chunk), strict=True))
     return accumulate(chunks, [("x", "x"), ("x", "target")])
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("lowest", range(0, 11, 2))
+def test_a_search_finds_the_floor_of_a_valley_and_looks_at_each_place_once(lowest, step):
+    asked: list[int] = []
+
+    def attempt(index: int) -> float:
+        asked.append(index)
+        return np.inf if index < lowest - 3 else abs(index - lowest) + 1.0  # below, no factor may exist
+
+    assert descend(attempt, float, start=4, step=step, count=11) == 1.0
+    assert len(asked) == len(set(asked)) <= abs(lowest - 4) // step + 3
+    if step == 1:
+        asked.clear()
+        assert descend(attempt, float, start=lowest, step=1, count=11, best=1.0) == 1.0
+        assert lowest not in asked
 
 
 def test_moments_are_those_of_the_whole_matrix_however_it_is_cut():

@@ -8,6 +8,7 @@ Source: routing by a hash of the token, Roller et al. 2021 (2106.04426), with le
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from stitch.activations import Tokens
 from stitch.modeling_composite import by_class
+from stitch.translation.search import descend
 from stitch.translation.tables import Residuals
 from stitch.translation.types import Residual, Routed, Term, Token, Translation, merged
 
@@ -94,16 +96,15 @@ def routes(
     (gram, cross), (gram_held, cross_held) = moments(fit), moments(held_out)
     eye = torch.eye(len(mean) + 1, dtype=torch.float64)
 
-    def solved(strength: float) -> Tensor:
-        return torch.cholesky_solve(cross, torch.linalg.cholesky(gram + strength * eye))
+    def attempt(index: int) -> tuple[float, float, Tensor]:
+        """Squared error on the held-out tokens, less what it is without routes; λ; weights."""
+        strength = SHRINKAGES[index]
+        weight = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + strength * eye))
+        error = (weight * (gram_held @ weight)).sum() - 2 * (weight * cross_held).sum()
+        return float(error), strength, weight
 
-    def error(weight: Tensor) -> float:
-        """Squared error on the held-out tokens, less what it is without routes."""
-        return float((weight * (gram_held @ weight)).sum() - 2 * (weight * cross_held).sum())
-
-    errors = {strength: error(solved(strength)) for strength in SHRINKAGES}
-    strength = min(errors, key=errors.__getitem__)
-    weight = solved(strength)
+    middle, count = len(SHRINKAGES) // 2, len(SHRINKAGES)
+    _, strength, weight = descend(attempt, itemgetter(0), start=middle, step=1, count=count)
     matrices = weight[:, :-1] / deviation[:, None]
     constant = weight[:, -1] - mean @ matrices
     return Routes(tuple(streams), classes, matrices.float(), constant.float(), strength)

@@ -1,0 +1,110 @@
+"""How the main job's time grows with tokens, features, blocks and width: one axis doubled at a time. One JSON line, one picture.
+
+Both donors are Llamas with random weights and the demo pair's tokenizer, on docstrings, each run a process of its own. A slope is
+the exponent p of time ∝ valueᵖ, by least squares in logarithms over the largest three values: 0 where an axis costs nothing, 1
+where twice as much takes twice as long.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BASE = {"tokens": 64_000, "features": 1_024, "blocks": 8, "width": 128}
+AXES = {
+    "tokens": (32_000, 64_000, 128_000, 256_000),
+    "features": (512, 1_024, 2_048, 4_096),
+    "blocks": (4, 8, 16, 32),
+    "width": (64, 128, 256, 512),
+}
+STAGES = ("activations", "saes", "matching", "translations", "evaluation")  # the rest is small, or does not grow
+COLOURS = ("#3b6fb6", "#c0504d", "#4f9d69", "#8a63b0", "#d99a3a")
+
+
+def one_run(tokens: int, features: int, blocks: int, width: int) -> dict[str, float]:
+    """Seconds of every stage."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    from stitch.config import Settings
+    from stitch.pipeline import stitch
+    from stitch.sources import resolve
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve("demo:llama").folder)
+    config = LlamaConfig(
+        hidden_size=width, num_hidden_layers=blocks, intermediate_size=3 * width, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        for seed, name in enumerate("ab"):
+            torch.manual_seed(seed)
+            AutoModelForCausalLM.from_config(config).save_pretrained(work / name)
+            tokenizer.save_pretrained(work / name)
+        settings = Settings(
+            model_a=str(work / "a"), model_b=str(work / "b"), layer=blocks // 2, tokens=tokens, held_out=8_192,
+            context=256, features=features,
+        )  # fmt: skip
+        report, _ = stitch(settings, work / "out")
+    return report["seconds"]
+
+
+def slope(values: list[int], seconds: list[float]) -> float:
+    """The exponent of the largest three."""
+    points = [(math.log(value), math.log(max(second, 1e-9))) for value, second in zip(values, seconds, strict=True)][
+        -3:
+    ]
+    x, y = (sum(point[side] for point in points) / len(points) for side in (0, 1))
+    return sum((u - x) * (v - y) for u, v in points) / sum((u - x) ** 2 for u, _ in points)
+
+
+def draw(axes: dict, out: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(axes), figsize=(4 * len(axes), 4), sharey=True)
+    for panel, (axis, found) in zip(panels, axes.items(), strict=True):
+        for stage, colour in zip((*STAGES, "total"), (*COLOURS, "black"), strict=True):
+            label = f"{stage} ({found['slopes'][stage]:.2f})"
+            panel.loglog(found["values"], found["seconds"][stage], "o-", color=colour, label=label, base=2)
+        panel.set_xlabel(axis)
+        panel.set_xticks(found["values"], [f"{value:,}" for value in found["values"]])
+        panel.legend(fontsize=7, title="stage (slope)", title_fontsize=7)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("seconds")
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--picture", type=Path, help="Where to draw the curves.")
+    parser.add_argument("--axis", action="append", choices=AXES)
+    parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.run:
+        print(json.dumps(one_run(**given.run)))
+        return
+    found, known = {}, {}
+    for axis in given.axis or AXES:
+        runs = []
+        for value in AXES[axis]:
+            wanted = json.dumps({**BASE, axis: value})
+            if wanted not in known:
+                command = [sys.executable, __file__, "--run", wanted]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                known[wanted] = json.loads(done.stdout.splitlines()[-1])
+            runs.append({**known[wanted], "total": sum(known[wanted].values())})
+        seconds = {stage: [round(run[stage], 2) for run in runs] for stage in (*STAGES, "total")}
+        slopes = {stage: round(slope(AXES[axis], taken), 2) for stage, taken in seconds.items()}
+        found[axis] = {"values": AXES[axis], "seconds": seconds, "slopes": slopes}
+    if given.picture:
+        draw(found, given.picture)
+    print(json.dumps({"benchmark": "slopes", "base": BASE, "axes": found}))
+
+
+if __name__ == "__main__":
+    main()
