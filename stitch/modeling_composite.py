@@ -135,9 +135,7 @@ class TranslationModule(nn.Module):
         """
         seen = Seen(streams, ids, positions, positions if position_ids is None else position_ids)
         with torch.autocast(device_type=self.bias.device.type, enabled=False):
-            y = self.bias.float()
-            for term in self.terms:
-                y = y + term(seen)
+            y = self.written(seen)
             if y.ndim == 1:  # no term but the bias
                 rows = next(iter(streams.values()))[..., 0] if ids is None else ids
                 y = y.expand(len(rows), positions.shape[1], -1)
@@ -146,6 +144,13 @@ class TranslationModule(nn.Module):
                 is_first = (positions == 0) & (seen.ids_ago(0) == self.bos_token_id)
                 y = torch.where(is_first.unsqueeze(-1), self.first.float(), y)
             return y
+
+    def written(self, seen: "Seen") -> Tensor:
+        """The bias and what every term adds to it."""
+        y = self.bias.float()
+        for term in self.terms:
+            y = y + term(seen)
+        return y
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from sae.types import Dictionary
 from stitch.activations import Paired, Progress, Tokens
 from stitch.match import Matching
 from stitch.translation import baselines, cross_code, matched
+from stitch.translation.applied import Applied
 from stitch.translation.inputs import ByToken, Input, Lift, Stream, reach, streams
 from stitch.translation.moments import Key, Moments, accumulate
 from stitch.translation.ridge import Ridge, ridge, shares
-from stitch.translation.routes import Routes, classes_at_random, classes_by_state, how_many, routed
+from stitch.translation.routes import classes_at_random, classes_by_state, how_many, routed
 from stitch.translation.routes import routes as fit_routes
 from stitch.translation.tables import Residuals, tables
 from stitch.translation.types import Translation, merged
@@ -52,8 +53,8 @@ THROUGH_MATCHING = {
     ("x", "x"), ("codes", "x"), ("codes", "codes"), ("x", "target"), ("codes", "target"), ("target", "target"), ("x", "shuffled"),
 }  # fmt: skip
 
-# Rows with a matrix per class of tokens, and the row that they refine.
-ROUTED, ROUTES = "translation:affine+free", ("translation:routed", "null:random-routes")
+# The row that rows with a matrix per class of tokens refine.
+ROUTED = "translation:affine+free"
 
 # Rows that tables of tokens and n-grams are added to.
 WITH_TABLES = {
@@ -120,21 +121,19 @@ def translate(
     assert closed is not None
     solved = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
 
-    found_routes: dict[str, Routes] = {}
-
     def unexplained(name: str) -> tuple[Residuals, Residuals]:
         """What a row leaves of B's stream, on the tokens to fit on and on those held out."""
-        base, routes = (ROUTED, found_routes[name]) if name in found_routes else (name, None)
-        first, second = (partial(_residuals, split, inputs, ridges[base], chunk, routes) for split in (fit, held_out))
+        applied = Applied(solved[name], fit.site_a, vocabulary)
+        first, second = (partial(_residuals, split, applied, chunk) for split in (fit, held_out))
         return first, second
 
     read = [found for name in rows[ROUTED] if isinstance(found := inputs[name], Stream)]
     number = how_many(routes, sum(fit.a.width(stream.site) for stream in read), vocabulary, memory)
     if number > 1:
-        classes = _classes(inputs, fit, vocabulary, number, seed)
-        for name in ROUTES:
-            found_routes[name] = fit_routes(streams(read), classes[name], *unexplained(ROUTED))
-            solved[name] = routed(_short(name), solved[ROUTED], found_routes[name])
+        for name, classes in _classes(inputs, fit, vocabulary, number, seed).items():
+            solved[name] = routed(
+                _short(name), solved[ROUTED], fit_routes(streams(read), classes, *unexplained(ROUTED))
+            )
     for name, longer in WITH_TABLES.items():
         if name in solved:
             terms = tables(fit.a.windows.ids, *unexplained(name), vocabulary, ngrams) if ngrams else []
@@ -277,19 +276,10 @@ def _classes(
     return {"translation:routed": by_state, "null:random-routes": classes_at_random(vocabulary, number, seed)}
 
 
-def _residuals(
-    paired: Paired, inputs: Mapping[str, Input], found: Ridge, chunk: int, routes: Routes | None
-) -> Iterator[tuple[Tokens, Tensor]]:
-    """What a ridge, and routes on top of it, leave unexplained of each token; tokens know as much as n-grams need."""
-    used = {name: inputs[name] for name in found.weights}
-    for tokens in paired.with_history(streams(used.values()), max(2, reach(used.values())), chunk):
-        left = tokens.target.float() - found.bias.float()
-        for name, weight in found.weights.items():
-            columns, matrix = used[name].columns(tokens), weight.float()
-            left -= (
-                columns.float() @ matrix if isinstance(columns, Tensor) else torch.from_numpy(columns @ matrix.numpy())
-            )
-        yield tokens, left if routes is None else left - routes(tokens)
+def _residuals(paired: Paired, applied: Applied, chunk: int) -> Iterator[tuple[Tokens, Tensor]]:
+    """What a translation leaves unexplained of each token; tokens know as much as n-grams need."""
+    for tokens in paired.with_history(applied.streams, max(2, applied.history), chunk):
+        yield tokens, tokens.target.float() - applied(tokens)
 
 
 def from_ridge(name: str, found: Ridge, inputs: Mapping[str, Input]) -> Translation:

@@ -2,6 +2,7 @@
 least squares was fitted on is what the composite reads."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from stitch.errors import UsageError
 from stitch.modeling_composite import ngram_keys
 from stitch.models import Model
 from stitch.tokens import Windows
+from stitch.translation.applied import Applied
 from stitch.translation.inputs import ByPosition, ByToken, Lift, Stream, reach, streams
 from stitch.translation.types import Ngram, Position, Residual, Routed, Term, Token, Translation, merged
 
@@ -151,12 +153,12 @@ def test_the_past_matters_and_nothing_further_back_than_it_reaches():
     assert moved.nonzero().flatten().tolist() == [5, 6]
 
 
-@torch.no_grad()
-def test_least_squares_is_fitted_on_what_the_composite_reads(tmp_path):
+@pytest.fixture
+def harvested(tmp_path):
+    """A pair on seven windows, which rows of these it keeps, and what the composite's module makes of a translation there."""
     a, b = pico("gpt2"), pico("llama")
     ids = tiny.ids(7, 16, seed=3)
     windows = Windows(ids.int(), torch.zeros_like(ids).int())
-    read, wanted = inputs(a, b), weights(a, b)
     paired = pair(
         harvest(a, windows, [1, SITE_A], tmp_path / "a", per_shard=3),
         harvest(b, windows, [SITE_B], tmp_path / "b", per_shard=3),
@@ -164,6 +166,21 @@ def test_least_squares_is_fitted_on_what_the_composite_reads(tmp_path):
         SITE_B,
     )
     paired.keep[2, 7] = False  # as if it were a sink: it and the next token are left out
+    keep = paired.keep.clone()
+    keep[2, 8] = False
+    assert int(keep.sum()) == 7 * 15 - 2
+    cached = {site: torch.cat([paired.a.read(shard, site) for shard in range(3)]) for site in (1, SITE_A)}
+
+    def by_module(translation: Translation) -> Tensor:
+        return translation_module(translation, a, b, SITE_A)(cached, ids, torch.arange(16).expand_as(ids))[keep]
+
+    return a, b, paired, by_module
+
+
+@torch.no_grad()
+def test_least_squares_is_fitted_on_what_the_composite_reads(harvested):
+    a, b, paired, by_module = harvested
+    read, wanted = inputs(a, b), weights(a, b)
     found = []
     for tokens in paired.with_history(streams(read.values()), reach(read.values()), 10):
         parts = []
@@ -174,13 +191,16 @@ def test_least_squares_is_fitted_on_what_the_composite_reads(tmp_path):
             )
         found.append(sum(parts))
     translation = everything(a, b, refined=False)
-    module = translation_module(translation, a, b, SITE_A)
-    cached = {site: torch.cat([paired.a.read(shard, site) for shard in range(3)]) for site in (1, SITE_A)}
-    expected = module(cached, ids, torch.arange(16).expand_as(ids)) - translation.bias
-    keep = paired.keep.clone()
-    keep[2, 8] = False
-    assert int(keep.sum()) == 7 * 15 - 2
-    assert torch.allclose(torch.cat(found).float(), expected[keep], atol=1e-4)
+    assert torch.allclose(torch.cat(found).float(), by_module(translation) - translation.bias, atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_a_translation_leaves_unexplained_is_what_the_composite_leaves(harvested):
+    a, b, paired, by_module = harvested
+    translation = replace(everything(a, b), first=None)
+    applied = Applied(translation, SITE_A, tiny.VOCABULARY)
+    written = [applied(tokens) for tokens in paired.with_history(applied.streams, applied.history, 10)]
+    assert torch.allclose(torch.cat(written), by_module(translation), atol=1e-4)
 
 
 def test_what_a_checkpoint_holds_generates_the_same(tmp_path):

@@ -17,7 +17,6 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from stitch.activations import Tokens
-from stitch.modeling_composite import by_class
 from stitch.translation.search import descend
 from stitch.translation.tables import Residuals
 from stitch.translation.types import Residual, Routed, Term, Token, Translation, merged
@@ -39,11 +38,6 @@ class Routes:
     weight: Float[Tensor, "classes d_in d_b"]
     constant: Float[Tensor, "classes d_b"]
     strength: float
-
-    def __call__(self, tokens: Tokens) -> Float[Tensor, "_ d_b"]:
-        """What the routes add to ŷ."""
-        x, classes = _side_by_side(tokens, self.streams), self.classes[tokens.ids[:, 0]]
-        return by_class(x, classes, self.weight) + self.constant[classes]
 
 
 def how_many(wanted: int | None, columns: int, vocabulary: int, memory: int) -> int:
