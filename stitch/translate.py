@@ -12,9 +12,9 @@ from matching.measures import linear_cka, svcca
 from matching.null import random_rotation
 from sae.types import Dictionary
 from stitch.activations import Paired, Progress, Tokens
+from stitch.applied import Applied
 from stitch.match import Matching
 from stitch.translation import baselines, cross_code, matched
-from stitch.translation.applied import Applied
 from stitch.translation.inputs import ByToken, Input, Lift, Stream, reach, streams
 from stitch.translation.moments import Key, Moments, accumulate
 from stitch.translation.ridge import Ridge, ridge, shares

@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, DynamicCache
 import tiny
 from sae.types import Dictionary
 from stitch.activations import harvest, pair
+from stitch.applied import Applied
 from stitch.checkpoint import write_checkpoint
 from stitch.composite import compose, translation_module
 from stitch.errors import UsageError
 from stitch.modeling_composite import ngram_keys
 from stitch.models import Model
 from stitch.tokens import Windows
-from stitch.translation.applied import Applied
 from stitch.translation.inputs import ByPosition, ByToken, Lift, Stream, reach, streams
 from stitch.translation.types import Ngram, Position, Residual, Routed, Term, Token, Translation, merged
 
