@@ -1,6 +1,6 @@
 """All translations of a stitch and their nulls, fitted from the same tokens in one pass over them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -109,15 +109,20 @@ def translate(
     ridges: dict[str, Ridge] = {}
     parts: dict[str, dict[str, float]] = {}
     closed: _ClosedForms | None = None
-    for group, moments, moments_held in _in_groups(fit, held_out, inputs, rows, seed, chunk, memory, progress):
+
+    def solve(group: list[str], moments: Moments, moments_held: Moments) -> None:
+        nonlocal closed
+        found = {}
         for name in group:
-            lift = next((found for found in rows[name] if isinstance(inputs[found], Lift)), None)
-            ridges[name] = ridge(moments, moments_held, rows[name], apart=lift)
+            lift = next((one for one in rows[name] if isinstance(inputs[one], Lift)), None)
+            found[name] = ridge(moments, moments_held, rows[name], apart=lift)
         if closed is None:  # the first group has what these need
-            ridges["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
-            group = [*group, "null:shuffled-tokens"]
+            found["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
             closed = _closed_forms(fit, a, b, matching, moments, moments_held, seed)
-        parts |= {name: shares(ridges[name], moments) for name in group}
+        ridges.update(found)
+        parts.update({name: shares(one, moments) for name, one in found.items()})
+
+    _in_groups(solve, fit, held_out, inputs, rows, seed, chunk, memory, progress)
     assert closed is not None
     solved = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
 
@@ -199,6 +204,7 @@ def _closed_forms(
 
 
 def _in_groups(
+    solve: Callable[[list[str], Moments, Moments], None],
     fit: Paired,
     held_out: Paired,
     inputs: Mapping[str, Input],
@@ -207,8 +213,11 @@ def _in_groups(
     chunk: int,
     memory: int,
     progress: Progress | None,
-) -> Iterator[tuple[list[str], Moments, Moments]]:
-    """Names of rows with the moments, fitted and held-out, that solve them: as many at a time as half of `memory` holds."""
+) -> None:
+    """Calls `solve` with names of rows and the moments, fitted and held-out, for these: as many as half of `memory` holds.
+
+    The moments of a group are gone before those of the next are taken.
+    """
     bounded = {name for name, found in inputs.items() if not isinstance(found, Stream)}
     widest = max(len(found.dictionary.encoder_bias) for found in inputs.values() if isinstance(found, Lift))
     sample = fit.sample(max(LEAST_SQUARES_TOKENS, 8 * widest), seed)
@@ -216,11 +225,12 @@ def _in_groups(
     widths = {name: value.shape[1] for name, value in first_rows.items()}
     for names, pairs in _groups(rows, widths, memory // 2):
         read = {name: found for name, found in inputs.items() if any(name in pair for pair in pairs)}
-        moments = accumulate(_variables(sample, read, seed, chunk, progress), pairs, bounded)
-        moments_held = accumulate(
-            _variables(held_out, read, seed, chunk, None), pairs, bounded, sums_of_single=torch.float32
+        held = _variables(held_out, read, seed, chunk, None)
+        solve(
+            names,
+            accumulate(_variables(sample, read, seed, chunk, progress), pairs, bounded),
+            accumulate(held, pairs, bounded, sums_of_single=torch.float32),
         )
-        yield names, moments, moments_held
 
 
 def _groups(

@@ -88,14 +88,16 @@ def routes(
         return gram, cross
 
     (gram, cross), (gram_held, cross_held) = moments(fit), moments(held_out)
-    eye = torch.eye(len(mean) + 1, dtype=torch.float64)
 
     def attempt(index: int) -> tuple[float, float, Tensor]:
-        """Squared error on the held-out tokens, less what it is without routes; λ; weights."""
-        strength = SHRINKAGES[index]
-        weight = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + strength * eye))
-        error = (weight * (gram_held @ weight)).sum() - 2 * (weight * cross_held).sum()
-        return float(error), strength, weight
+        """Squared error on the held-out tokens, less what it is without routes; λ; weights. In the memory of one more matrix."""
+        error, weight = 0.0, torch.empty_like(cross)
+        for one in range(number):
+            matrix = gram[one].clone()
+            matrix.diagonal().add_(SHRINKAGES[index])
+            weight[one] = torch.cholesky_solve(cross[one], torch.linalg.cholesky(matrix))
+            error += float((weight[one] * (gram_held[one] @ weight[one] - 2 * cross_held[one])).sum())
+        return error, SHRINKAGES[index], weight
 
     middle, count = len(SHRINKAGES) // 2, len(SHRINKAGES)
     _, strength, weight = descend(attempt, itemgetter(0), start=middle, step=1, count=count)
