@@ -20,8 +20,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/stitch demo:gpt2 demo:llama --layer 3 --tokens 250000 --out build/demo --overwrite
 
+# A process per core, at most four; a file's tests stay together, as they share what they made.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # 5: no test is marked slow, or none was collected.
 test-slow: $(READY)
