@@ -105,6 +105,14 @@ def run(
             "write a stock checkpoint.",
         ),
     ] = False,
+    brief: Annotated[
+        bool,
+        typer.Option(
+            "--brief",
+            help="Fit and report less: the default translations, the affine baseline, matched features, a floor, the ceiling, "
+            "the null without a source. Every number is that of the whole report.",
+        ),
+    ] = False,
     seed: Seed = 0,
     memory: Memory = "4G",
     device: Device = "auto",
@@ -132,7 +140,7 @@ def run(
             context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
             matching=matching, translation=translation, ngrams=ngrams, routes=routes, reference_steps=reference_steps,
             seed=seed, memory=_bytes(memory),
-            device=device, dtype=dtype, trust_remote_code=trust_remote_code, native=native,
+            device=device, dtype=dtype, trust_remote_code=trust_remote_code, native=native, brief=brief,
         )  # fmt: skip
         report, folder = stitch(settings, out, overwrite=overwrite, resume=resume, progress=progress)
         return report, folder, _pushed(folder, push)

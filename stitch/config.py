@@ -18,6 +18,12 @@ CHOICES = {
     ),
     "dtype": ("fp32", "bf16", "fp16"),
 }
+# Rows of a brief report besides models, composite, trained references and a translation asked for by name: what a pair and a
+# model stitched to itself get by default, baseline, what the matching carries, floor, ceiling, nulls.
+BRIEF = (
+    *("translation:routed+tables", "translation:affine+free+tables", "translation:identity", "translation:affine"),
+    *("translation:permutation", "floor:mean", "ceiling:sae-b", "sae-a", "null:no-source", "null:shuffled-matching"),
+)
 TOKENS = 1_000_000  # to fit on, by default
 TOKENS_NATIVE = 100_000  # no SAE is trained, so that fewer will do
 LEAST_TOKENS = 4096  # two SAE batches; fewer tokens cannot fit anything
@@ -52,6 +58,7 @@ class Settings:
     dtype: str = "fp32"
     trust_remote_code: bool = False
     native: bool = False
+    brief: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -61,6 +68,8 @@ class Settings:
             raise UsageError(f"--layer-b must be a block's number or auto; got {self.layer_b!r}.")
         if self.translation in NATIVE and not self.native:
             raise UsageError(f"--translation {self.translation} is written into the model's weights: add --native.")
+        if self.native and self.brief:
+            raise UsageError("--brief leaves out rows that a report of --native does not have: give one of the two.")
         if self.tokens is not None and self.tokens < LEAST_TOKENS:
             raise UsageError(f"--tokens must be at least {LEAST_TOKENS:,}; got {self.tokens:,}.")
         if self.held_out is not None and self.held_out < 1:
@@ -81,6 +90,10 @@ class Settings:
             raise UsageError(f"--reference-steps must be 0 or more; got {self.reference_steps}.")
         if self.seed < 0:
             raise UsageError(f"--seed must be 0 or more; got {self.seed}.")
+
+    def wants(self, row: str) -> bool:
+        """Whether a row of this name is to be fitted and reported."""
+        return not self.brief or row in BRIEF or row == f"translation:{self.translation}"
 
     @classmethod
     def from_dict(cls, values: dict) -> "Settings":

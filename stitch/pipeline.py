@@ -95,7 +95,7 @@ def stitch(
         with timed(seconds, "evaluation"):
             composite = compose(a, b, *sites, fitted.translations[chosen])
             report_stage = stage(settings, a, b, paired["report"])
-            extra = {"references": references, "bridges": bridges, "progress": progress}
+            extra = {"wants": settings.wants, "references": references, "bridges": bridges, "progress": progress}
             scores = evaluate_all(report_stage, composite, fitted, saes, **extra)
 
         report = assemble(settings, a, b, sources, windows, saes, matching, fitted, bridges, chosen, scores)

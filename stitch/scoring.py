@@ -1,6 +1,6 @@
 """What a fitted pair is worth: the translation that is chosen, and every row of the report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -13,7 +13,7 @@ from stitch.models import Model
 from stitch.reference import trained
 from stitch.rows import Stage
 from stitch.surgery import Bridge, bridged
-from stitch.translate import Fitted
+from stitch.translate import Fitted, everything
 from stitch.translation.types import Translation
 
 CHOICE = 16_384  # tokens of the sweep split that the translation is chosen on, the same for all
@@ -62,25 +62,30 @@ def evaluate_all(
     fitted: Fitted,
     saes: SAEs,
     *,
+    wants: Callable[[str], bool] = everything,
     references: Mapping[str, Translation] = MappingProxyType({}),
     bridges: Mapping[str, Bridge] = MappingProxyType({}),
     progress: Progress | None = None,
 ) -> dict[str, Scores]:
-    """Every row of the report on the same windows: models, translations, floors, ceilings, nulls."""
+    """The report's rows on the same windows: models, translations, floors, ceilings, nulls; of the last three those that
+    `wants` names."""
+    yardsticks = {
+        "floor:mean": on.constant(fitted.mean),
+        "floor:zero": on.constant(torch.zeros_like(fitted.mean)),
+        "floor:wrong-text": on.wrong_text(),
+        "ceiling:sae-b": on.spliced_b(saes.b),
+        "sae-a": on.spliced_a(saes.a),
+        **{name: on.translated(translation) for name, translation in fitted.nulls.items()},
+        "null:shuffled-matching": on.translated(*fitted.shuffles),
+    }
     rows = {
         "a": on.whole(on.a.net),
         "b": on.whole(on.b.net),
         "composite": on.whole(composite),
         **{name: on.translated(translation) for name, translation in fitted.translations.items()},
         **{name: on.whole(bridged(on.a, on.site_a, on.site_b, bridge).net) for name, bridge in bridges.items()},
-        "floor:mean": on.constant(fitted.mean),
-        "floor:zero": on.constant(torch.zeros_like(fitted.mean)),
-        "floor:wrong-text": on.wrong_text(),
-        "ceiling:sae-b": on.spliced_b(saes.b),
-        "sae-a": on.spliced_a(saes.a),
         **{name: on.translated(translation) for name, translation in references.items()},
-        **{name: on.translated(translation) for name, translation in fitted.nulls.items()},
-        "null:shuffled-matching": on.translated(*fitted.shuffles),
+        **{name: logits for name, logits in yardsticks.items() if wants(name)},
     }
     return evaluate(
         rows, on.windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, progress=progress

@@ -134,7 +134,9 @@ def bridging_sites(settings: Settings, a: Model, b: Model) -> list[int]:
     """Sites that `bridge_pair` needs; none where it has nothing to do."""
     assert isinstance(settings.layer_b, int)
     sites = settings.layer, settings.layer_b
-    return sites_of(a, *sites) if a is b and why_not_foldable(a, *sites, settings.memory) is None else []
+    if a is not b or settings.brief:
+        return []
+    return sites_of(a, *sites) if why_not_foldable(a, *sites, settings.memory) is None else []
 
 
 def bridge_pair(
@@ -234,11 +236,12 @@ def translate_pair(
     matching: Matching,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Every translation and null of the pair, fitted on the fit split, λ chosen on the sweep split."""
+    """Every translation and null of the pair that the settings want, fitted on the fit split, λ chosen on the sweep split."""
     fit = paired["fit"]
     inputs = available(a, b, fit, saes, settings.seed)
     return translate(
         fit, paired["sweep"], inputs=inputs, a=saes.a, b=saes.b, matching=matching,
         first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.config.vocab_size, ngrams=settings.ngrams,
-        routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes), memory=settings.memory, progress=progress,
+        routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes), memory=settings.memory,
+        wants=settings.wants, progress=progress,
     )  # fmt: skip

@@ -48,12 +48,14 @@ LEAST_SQUARES = {
     "null:rbf": ("rbf", "x", *FREE),
 }
 
-# What everything that goes through the matching, and the null of shuffled tokens, is solved from.
-THROUGH_MATCHING = {
-    ("x", "x"), ("codes", "x"), ("codes", "codes"), ("x", "target"), ("codes", "target"), ("target", "target"), ("x", "shuffled"),
-}  # fmt: skip
+# What baselines, everything that goes through the matching, and the null of shuffled tokens are solved from; the rows among them
+# that also read A's codes, and what these are solved from.
+CLOSED = {("x", "x"), ("x", "target"), ("target", "target"), ("x", "shuffled")}
+READING_CODES = ("translation:permutation+error", "translation:cross-code")
+OF_CODES = {("codes", "x"), ("codes", "codes"), ("codes", "target")}
 
-# The row that rows with a matrix per class of tokens refine.
+# Rows with a matrix per class of tokens, and the one that they refine.
+BY_CLASS = ("translation:routed", "null:random-routes")
 ROUTED = "translation:affine+free"
 
 # Rows that tables of tokens and n-grams are added to.
@@ -63,6 +65,11 @@ WITH_TABLES = {
     "translation:features+free": "translation:features+free+tables",
     "null:look-ups": "null:no-source",
 }
+
+
+def everything(row: str) -> bool:
+    """No row is left out."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -96,16 +103,26 @@ def translate(
     seed: int,
     chunk: int,
     memory: int,
+    wants: Callable[[str], bool] = everything,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Fits every family. `inputs` are what least squares may read by name ("x" among them), `first` B's state for BOS at
-    position 0, `ngrams` the number of rows of the n-gram tables (0: none), `routes` that of classes of tokens (0: none; None: see
-    `how_many`). Moments take at most half of `memory` (bytes) at a time, if a single row does: rows that need more together
-    are fitted one after another.
+    """Fits every row that `wants` approves of. `inputs` are what least squares may read by name ("x" among them), `first` B's
+    state for BOS at position 0, `ngrams` the number of rows of the n-gram tables (0: none), `routes` that of classes of tokens
+    (0: none; None: see `how_many`). Moments take at most half of `memory` (bytes) at a time, if a single row does: rows that
+    need more together are fitted one after another.
 
     Least squares chooses its λ, and tables their shrinkage, on `held_out`; nothing here sees the report split.
     """
-    rows = {name: tuple(found for found in wanted if found in inputs) for name, wanted in LEAST_SQUARES.items()}
+
+    def leads_to_wanted(name: str) -> bool:
+        return wants(name) or (name in WITH_TABLES and wants(WITH_TABLES[name]))
+
+    classes_wanted = [name for name in BY_CLASS if leads_to_wanted(name)]
+    rows = {
+        name: tuple(found for found in wanted if found in inputs)
+        for name, wanted in LEAST_SQUARES.items()
+        if leads_to_wanted(name) or (name == ROUTED and classes_wanted)
+    }
     ridges: dict[str, Ridge] = {}
     parts: dict[str, dict[str, float]] = {}
     closed: _ClosedForms | None = None
@@ -118,11 +135,12 @@ def translate(
             found[name] = ridge(moments, moments_held, rows[name], apart=lift)
         if closed is None:  # the first group has what these need
             found["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
-            closed = _closed_forms(fit, a, b, matching, moments, moments_held, seed)
+            closed = _closed_forms(fit, a, b, matching, moments, moments_held, wants, seed)
         ridges.update(found)
         parts.update({name: shares(one, moments) for name, one in found.items()})
 
-    _in_groups(solve, fit, held_out, inputs, rows, seed, chunk, memory, progress)
+    first_of_all = CLOSED | (OF_CODES if any(map(wants, READING_CODES)) else set())
+    _in_groups(solve, fit, held_out, inputs, rows, first_of_all, seed, chunk, memory, progress)
     assert closed is not None
     solved = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
 
@@ -132,15 +150,17 @@ def translate(
         first, second = (partial(_residuals, split, applied, chunk) for split in (fit, held_out))
         return first, second
 
-    read = [found for name in rows[ROUTED] if isinstance(found := inputs[name], Stream)]
-    number = how_many(routes, sum(fit.a.width(stream.site) for stream in read), vocabulary, memory)
-    if number > 1:
-        for name, classes in _classes(inputs, fit, vocabulary, number, seed).items():
+    for name in classes_wanted:
+        read = [found for one in rows[ROUTED] if isinstance(found := inputs[one], Stream)]
+        distinct = len(fit.a.windows.ids.unique())
+        number = how_many(routes, sum(fit.a.width(stream.site) for stream in read), distinct, memory)
+        if number > 1:
+            classes = _classes(name, inputs, fit, vocabulary, number, seed)
             solved[name] = routed(
                 _short(name), solved[ROUTED], fit_routes(streams(read), classes, *unexplained(ROUTED))
             )
     for name, longer in WITH_TABLES.items():
-        if name in solved:
+        if name in solved and wants(longer):
             terms = tables(fit.a.windows.ids, *unexplained(name), vocabulary, ngrams) if ngrams else []
             solved[longer] = merged(replace(solved[name], name=_short(longer), terms=(*solved[name].terms, *terms)))
 
@@ -149,6 +169,7 @@ def translate(
     placed = {
         name: translation if name == "translation:identity" else translation.starting_with(first)
         for name, translation in found.items()
+        if wants(name)
     }
     return Fitted(
         {name: translation for name, translation in placed.items() if name.startswith("translation:")},
@@ -172,7 +193,14 @@ class _ClosedForms:
 
 
 def _closed_forms(
-    fit: Paired, a: Dictionary, b: Dictionary, matching: Matching, moments: Moments, moments_held: Moments, seed: int
+    fit: Paired,
+    a: Dictionary,
+    b: Dictionary,
+    matching: Matching,
+    moments: Moments,
+    moments_held: Moments,
+    wants: Callable[[str], bool],
+    seed: int,
 ) -> _ClosedForms:
     site, mean = fit.site_a, moments.mean("target")
 
@@ -182,7 +210,6 @@ def _closed_forms(
     procrustes = baselines.procrustes(site, moments)
     permutation = through_features("permutation", matching.used)
     directions = matched.directions("directions", matching.used, a, b, site, moments)
-    crossed = cross_code.cross_code(matching.graph, b, torch.from_numpy(matching.deviation_b), moments, moments_held)
     generator = torch.Generator().manual_seed(seed)
     wrong_rotation = random_rotation(fit.width_a, fit.width_b, generator) * _scale_of(procrustes)
     translations = {
@@ -190,14 +217,19 @@ def _closed_forms(
         "translation:mean-shift": baselines.mean_shift(site, moments),
         "translation:procrustes": procrustes,
         "translation:permutation": permutation,
-        "translation:permutation+error": matched.error_carry("permutation+error", permutation, moments, moments_held),
         "translation:barycentric": through_features("barycentric", matching.transport),
-        "translation:cross-code": cross_code.translation("cross-code", crossed, a, b, site, moments),
         "translation:directions": directions,
         "translation:prior": matched.prior("prior", directions, moments, moments_held),
         "translation:rotation": matched.rotation("rotation", matching.used, a, b, site, moments),
         "null:random-rotation": matched.linear("random-rotation", wrong_rotation, site, moments),
     }
+    if wants("translation:permutation+error"):
+        carried = matched.error_carry("permutation+error", permutation, moments, moments_held)
+        translations["translation:permutation+error"] = carried
+    if wants("translation:cross-code"):
+        deviation_b = torch.from_numpy(matching.deviation_b)
+        crossed = cross_code.cross_code(matching.graph, b, deviation_b, moments, moments_held)
+        translations["translation:cross-code"] = cross_code.translation("cross-code", crossed, a, b, site, moments)
     shuffles = [through_features("shuffled-matching", wrong) for wrong in matching.shuffles]
     covariances = [moments.covariance(*names) for names in (("x", "x"), ("target", "target"), ("x", "target"))]
     return _ClosedForms(translations, shuffles, {"cka": linear_cka(*covariances), "svcca": svcca(*covariances)}, mean)
@@ -209,6 +241,7 @@ def _in_groups(
     held_out: Paired,
     inputs: Mapping[str, Input],
     rows: Mapping[str, tuple[str, ...]],
+    first_of_all: set[Key],
     seed: int,
     chunk: int,
     memory: int,
@@ -223,7 +256,7 @@ def _in_groups(
     sample = fit.sample(max(LEAST_SQUARES_TOKENS, 8 * widest), seed)
     first_rows = next(_variables(held_out, inputs, seed, chunk, None))
     widths = {name: value.shape[1] for name, value in first_rows.items()}
-    for names, pairs in _groups(rows, widths, memory // 2):
+    for names, pairs in _groups(rows, first_of_all, widths, memory // 2):
         read = {name: found for name, found in inputs.items() if any(name in pair for pair in pairs)}
         held = _variables(held_out, read, seed, chunk, None)
         solve(
@@ -234,14 +267,15 @@ def _in_groups(
 
 
 def _groups(
-    rows: Mapping[str, tuple[str, ...]], widths: Mapping[str, int], budget: int
+    rows: Mapping[str, tuple[str, ...]], first_of_all: set[Key], widths: Mapping[str, int], budget: int
 ) -> list[tuple[list[str], set[Key]]]:
-    """Rows in groups whose products, float64 to fit on and float32 or float64 to choose λ with, take at most `budget` bytes."""
+    """Rows in groups, the first with the pairs `first_of_all` as well, whose products, float64 to fit on and float32 or float64
+    to choose λ with, take at most `budget` bytes."""
 
     def size(pairs: set[Key]) -> int:
         return sum(12 * widths[first] * widths[second] for first, second in pairs)
 
-    groups: list[tuple[list[str], set[Key]]] = [([], set(THROUGH_MATCHING))]
+    groups: list[tuple[list[str], set[Key]]] = [([], set(first_of_all))]
     for name, inputs in rows.items():
         names, pairs = groups[-1]
         wanted = needed(inputs)
@@ -278,12 +312,13 @@ def _variables(
 
 
 def _classes(
-    inputs: Mapping[str, Input], fit: Paired, vocabulary: int, number: int, seed: int
-) -> dict[str, Int64[Tensor, " vocabulary"]]:
+    name: str, inputs: Mapping[str, Input], fit: Paired, vocabulary: int, number: int, seed: int
+) -> Int64[Tensor, " vocabulary"]:
+    if name.startswith("null:"):
+        return classes_at_random(vocabulary, number, seed)
     state = inputs["state"]
     assert isinstance(state, ByToken)
-    by_state = classes_by_state(state.table, fit.a.windows.ids.flatten().long(), number, seed)
-    return {"translation:routed": by_state, "null:random-routes": classes_at_random(vocabulary, number, seed)}
+    return classes_by_state(state.table, fit.a.windows.ids.flatten().long(), number, seed)
 
 
 def _residuals(paired: Paired, applied: Applied, chunk: int) -> Iterator[tuple[Tokens, Tensor]]:

@@ -16,7 +16,7 @@ from sae.null import untrained
 from sae.types import Dictionary
 from stitch.activations import harvest, pair
 from stitch.compare import evaluate_models
-from stitch.config import CHOICES, NATIVE, Settings, same_relative_depth
+from stitch.config import BRIEF, CHOICES, NATIVE, Settings, same_relative_depth
 from stitch.errors import StitchError, UsageError
 from stitch.evaluate import evaluate
 from stitch.features import code_stream
@@ -102,6 +102,22 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
         "sweep": 832,
         "report": 832,
     }
+
+
+@pytest.mark.parametrize("translation", ["auto", "cross-code", "features+free+tables"])
+def test_a_brief_report_has_fewer_rows_and_the_same_numbers(translation: str, run, donors, tmp_path):
+    wanted = settings(donors["gpt2"], donors["qwen3"], donors["text"], translation=translation, brief=True)
+    report, _ = stitch(wanted, tmp_path / "out")
+    names = {row["name"] for row in report["results"]}
+    assert names == {*BRIEF, "a", "b", "composite", "line", "reference:affine-trained"} - {"sae-a"} | (
+        {f"translation:{translation}"} - {"translation:auto"}
+    )
+    whole = {row["name"]: row for row in run[0]["results"]}
+    differing = [row["name"] for row in report["results"] if row != whole[row["name"]]]
+    assert set(differing) <= {"composite", "line"}  # of another translation
+    assert report["saes"] == run[0]["saes"] and report["matching"] == run[0]["matching"]
+    if translation != "auto":
+        assert report["chosen"] == translation
 
 
 def test_the_folder_on_disk_is_the_composite_of_the_report(run, donors):
@@ -302,6 +318,7 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
         ({"context": 200}, "--context must be at most 128"),
         ({"translation": "magic"}, "--translation must be one of auto, identity, mean-shift"),
         ({"tokens": 10}, "--tokens must be at least 4,096; got 10"),
+        ({"brief": True, "native": True}, "--brief leaves out rows that a report of --native does not have"),
         ({"matching": "greedy"}, "--matching must be one of hungarian, ot, unbalanced; got 'greedy'"),
     ],
 )

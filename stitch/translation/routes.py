@@ -40,10 +40,11 @@ class Routes:
     strength: float
 
 
-def how_many(wanted: int | None, columns: int, vocabulary: int, memory: int) -> int:
-    """The number of classes for matrices on `columns`: as asked, or as ROWS allow; moments take at most half of `memory`."""
+def how_many(wanted: int | None, columns: int, distinct: int, memory: int) -> int:
+    """The number of classes for matrices on `columns`: as asked, or as ROWS allow, but no more than distinct tokens to sort into
+    them; moments take at most half of `memory`."""
     number = ROWS // columns if wanted is None else wanted
-    return min(number, vocabulary, memory // 2 // (2 * 8 * (columns + 1) ** 2))
+    return min(number, distinct, memory // 2 // (2 * 8 * (columns + 1) ** 2))
 
 
 def classes_by_state(
