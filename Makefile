@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surgery.py wide_lift.py)
-SCALE := $(addprefix benchmarks/,matching_at_scale.py matching_real.py sae_training.py checkpoint.py harvest.py decode.py)
+SCALE := $(addprefix benchmarks/,matching_at_scale.py matching_real.py sae_training.py checkpoint.py harvest.py decode.py end_to_end.py)
 REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
 
 .PHONY: setup demo test test-slow lint types bench bench-scale bench-translations bench-regimes clean

@@ -18,8 +18,9 @@ from stitch.features import SAEs
 from stitch.models import Model
 from stitch.rows import Stage
 from stitch.text import Split
-from stitch.translate import LEAST_SQUARES_TOKENS, from_ridge, needed
+from stitch.translate import LEAST_SQUARES_TOKENS, from_ridge
 from stitch.translation.available import available
+from stitch.translation.groups import needed
 from stitch.translation.inputs import Input, Lift, Stream, reach, streams
 from stitch.translation.moments import Variable, accumulate
 from stitch.translation.ridge import ridge
@@ -71,8 +72,11 @@ def lifted(pair: Pair, name: str, dictionary: Dictionary, others: tuple[str, ...
 
     bounded = {one for one, found in read.items() if not isinstance(found, Stream)}
     sample = fit.sample(LEAST_SQUARES_TOKENS, pair.settings.seed)
-    moments = accumulate(variables(sample), needed(tuple(read)), bounded)
-    moments_held = accumulate(variables(held_out), needed(tuple(read)), bounded, sums_of_single=torch.float32)
+    implicit = Sizes.of(read, next(variables(held_out)), pair.settings.memory // 2).implicit
+    moments = accumulate(variables(sample), needed(tuple(read)), bounded, implicit=implicit)
+    moments_held = accumulate(
+        variables(held_out), needed(tuple(read)), bounded, implicit=implicit, sums_of_single=torch.float32
+    )
     found = ridge(moments, moments_held, tuple(read), apart="lift")
     return from_ridge(f"lift:{name}", found, read)
 

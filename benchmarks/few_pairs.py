@@ -26,9 +26,10 @@ from matching.types import Alternatives, Candidates
 from stitch.activations import Paired
 from stitch.features import sparse_codes
 from stitch.modeling_composite import ngram_keys
-from stitch.translate import FREE, LOOK_UPS, from_ridge, needed
+from stitch.translate import FREE, LOOK_UPS, from_ridge
 from stitch.translation import cross_code, matched
 from stitch.translation.available import available
+from stitch.translation.groups import needed
 from stitch.translation.inputs import Input, Lift, reach, streams
 from stitch.translation.moments import Moments, Variable, accumulate
 from stitch.translation.ridge import Ridge, ridge

@@ -33,9 +33,10 @@ from stitch.match import match
 from stitch.models import Model
 from stitch.rows import Stage
 from stitch.shared import Streams, directions, re_paired, second_moments, through_code
-from stitch.translate import FREE, from_ridge, needed
+from stitch.translate import FREE, from_ridge
 from stitch.translation import cross_code, matched
 from stitch.translation.available import available, earlier_sites
+from stitch.translation.groups import needed
 from stitch.translation.inputs import Input, Lift, Stream, reach, streams
 from stitch.translation.moments import Moments, accumulate
 from stitch.translation.ridge import ridge

@@ -5,7 +5,6 @@ times a step: to decode, and for the gradients of both weights, the codes and th
 dense one; losses and gradients are the same up to rounding. Of the SAE's hooks only that of its input is called.
 """
 
-import warnings
 from typing import Any
 
 import torch
@@ -14,11 +13,9 @@ from sae_lens import BatchTopKTrainingSAE, TopKTrainingSAE
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 
-NEAR = 0.9  # of a batch's threshold: what is above is looked at when the next one is sought
+from sae.csr import csr
 
-with warnings.catch_warnings():  # torch says once in a process that CSR is in beta
-    warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
-    torch.eye(1).to_sparse_csr()
+NEAR = 0.9  # of a batch's threshold: what is above is looked at when the next one is sought
 
 
 class _Pattern:
@@ -32,7 +29,7 @@ class _Pattern:
         self._starts_of_columns = _starts(self.columns[self._by_column], shape[1])
 
     def with_values(self, values: Float[Tensor, " active"]) -> Tensor:
-        return torch.sparse_csr_tensor(self._starts, self.columns, values, self.shape, check_invariants=False)
+        return csr(self._starts, self.columns, values, self.shape)
 
     def as_coo(self, values: Float[Tensor, " active"]) -> Tensor:
         places = torch.stack([self.rows, self.columns])
@@ -40,8 +37,7 @@ class _Pattern:
 
     def transposed(self, values: Float[Tensor, " active"]) -> Tensor:
         columns, values = self.rows[self._by_column], values[self._by_column]
-        shape = self.shape[::-1]
-        return torch.sparse_csr_tensor(self._starts_of_columns, columns, values, shape, check_invariants=False)
+        return csr(self._starts_of_columns, columns, values, self.shape[::-1])
 
     def sums_by_column(self, values: Float[Tensor, " active"]) -> Float[Tensor, " columns"]:
         return values.new_zeros(self.shape[1]).index_add_(0, self.columns, values)

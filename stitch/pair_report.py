@@ -63,6 +63,7 @@ def assemble(
             against_line(scores, yardstick["share"]),
             *differences(scores, chosen, {**NULL_OF, **COMPARED}),
         ],
+        "left_out": list(fitted.left_out),
         "chosen": chosen.partition(":")[2],
         "seconds": {},
         "provenance": provenance(settings, a, b, sources),

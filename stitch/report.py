@@ -79,6 +79,8 @@ def footnotes(report: dict) -> list[str]:
             f"Matching: {found['pairs']:,} pairs, mean correlation {found['mean_score']:.3f}; best random alternative "
             f"{found['null_mean_score']:.3f}. Their sum is at most {found['gap']:.4%} below that of the best matching there is."
         )
+    if found := report.get("left_out"):
+        lines.append(f"Left out, as they need more than --memory: {', '.join(found)}.")
     for item in report.get("differences", []):
         lines.append(
             f"{item['name']} − {item['minus']}: {item['ce']:+.3f} nats ({item['ce_low']:+.3f} to {item['ce_high']:+.3f}, paired)."

@@ -7,6 +7,7 @@ import torch
 
 from stitch.activations import Paired, Progress
 from stitch.config import Settings
+from stitch.errors import UsageError
 from stitch.evaluate import Scores, evaluate
 from stitch.features import SAEs
 from stitch.models import Model
@@ -29,7 +30,11 @@ def stage(settings: Settings, a: Model, b: Model, paired: Paired) -> Stage:
 def choose(settings: Settings, fitted: Fitted, on: Stage, progress: Progress | None) -> str:
     """Row name of the translation to write: the one asked for, or the best on the sweep split (the cheapest of equals)."""
     if settings.translation != "auto":
-        return f"translation:{settings.translation}"
+        if (name := f"translation:{settings.translation}") in fitted.left_out:
+            raise UsageError(
+                f"--translation {settings.translation} needs more than --memory with SAEs of so many features."
+            )
+        return name
     scores = evaluate(
         {name: on.translated(translation) for name, translation in fitted.translations.items()},
         on.windows.first(CHOICE), vocabulary=on.vocabulary, memory=settings.memory, progress=progress,

@@ -1,6 +1,6 @@
 """All translations of a stitch and their nulls, fitted from the same tokens in one pass over them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,8 +15,9 @@ from stitch.activations import Paired, Progress, Tokens
 from stitch.applied import Applied
 from stitch.match import Matching
 from stitch.translation import baselines, cross_code, matched
+from stitch.translation.groups import Sizes, groups
 from stitch.translation.inputs import ByToken, Input, Lift, Stream, reach, streams
-from stitch.translation.moments import Key, Moments, accumulate
+from stitch.translation.moments import Moments, accumulate
 from stitch.translation.ridge import Ridge, ridge, shares
 from stitch.translation.routes import classes_at_random, classes_by_state, how_many, routed
 from stitch.translation.routes import routes as fit_routes
@@ -86,6 +87,7 @@ class Fitted:
     shares: dict[str, dict[str, float]]  # of the variance of each least-squares translation, by input
     similarity: dict[str, float]
     mean: Float[Tensor, " d_b"]
+    left_out: tuple[str, ...]  # rows whose moments the memory does not hold
 
 
 def translate(
@@ -109,13 +111,18 @@ def translate(
     """Fits every row that `wants` approves of. `inputs` are what least squares may read by name ("x" among them), `first` B's
     state for BOS at position 0, `ngrams` the number of rows of the n-gram tables (0: none), `routes` that of classes of tokens
     (0: none; None: see `how_many`). Moments take at most half of `memory` (bytes) at a time, if a single row does: rows that
-    need more together are fitted one after another.
+    need more together are fitted one after another. Lifts whose products alone would take more are solved for by conjugate
+    gradients; rows that cannot be had so, as their lifts are dense or their edges need the products, are left out.
 
     Least squares chooses its λ, and tables their shrinkage, on `held_out`; nothing here sees the report split.
     """
+    sizes = Sizes.of(inputs, next(_variables(held_out, inputs, seed, chunk, None)), memory // 2)
+    impossible = {row for row, read in LEAST_SQUARES.items() if sizes.impossible & set(read)}
+    if "codes" in sizes.implicit:
+        impossible.add("translation:cross-code")
 
     def leads_to_wanted(name: str) -> bool:
-        return wants(name) or (name in WITH_TABLES and wants(WITH_TABLES[name]))
+        return name not in impossible and (wants(name) or (name in WITH_TABLES and wants(WITH_TABLES[name])))
 
     classes_wanted = [name for name in BY_CLASS if leads_to_wanted(name)]
     rows = {
@@ -123,6 +130,7 @@ def translate(
         for name, wanted in LEAST_SQUARES.items()
         if leads_to_wanted(name) or (name == ROUTED and classes_wanted)
     }
+    bounded = {name for name, found in inputs.items() if not isinstance(found, Stream)}
     ridges: dict[str, Ridge] = {}
     parts: dict[str, dict[str, float]] = {}
     closed: _ClosedForms | None = None
@@ -135,12 +143,22 @@ def translate(
             found[name] = ridge(moments, moments_held, rows[name], apart=lift)
         if closed is None:  # the first group has what these need
             found["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
-            closed = _closed_forms(fit, a, b, matching, moments, moments_held, wants, seed)
+            closed = _closed_forms(fit, a, b, matching, moments, moments_held, leads_to_wanted, seed)
         ridges.update(found)
         parts.update({name: shares(one, moments) for name, one in found.items()})
 
-    first_of_all = CLOSED | (OF_CODES if any(map(wants, READING_CODES)) else set())
-    _in_groups(solve, fit, held_out, inputs, rows, first_of_all, seed, chunk, memory, progress)
+    # From here on more tokens lower the error by little and cost as much again.
+    widest = max(len(found.dictionary.encoder_bias) for found in inputs.values() if isinstance(found, Lift))
+    sample = fit.sample(max(LEAST_SQUARES_TOKENS, 8 * widest), seed)
+    first_of_all = CLOSED | (OF_CODES if any(map(leads_to_wanted, READING_CODES)) else set())
+    for names, pairs in groups(rows, first_of_all, sizes, sample.tokens):
+        read = {name: found for name, found in inputs.items() if any(name in pair for pair in pairs)}
+        held = _variables(held_out, read, seed, chunk, None)
+        solve(  # moments are gone before those of the next group are taken
+            names,
+            accumulate(_variables(sample, read, seed, chunk, progress), pairs, bounded, implicit=sizes.implicit),
+            accumulate(held, pairs, bounded, implicit=sizes.implicit, sums_of_single=torch.float32),
+        )
     assert closed is not None
     solved = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
 
@@ -179,6 +197,7 @@ def translate(
         parts,
         closed.similarity,
         closed.mean.float(),
+        tuple(sorted(filter(wants, impossible))),
     )
 
 
@@ -233,64 +252,6 @@ def _closed_forms(
     shuffles = [through_features("shuffled-matching", wrong) for wrong in matching.shuffles]
     covariances = [moments.covariance(*names) for names in (("x", "x"), ("target", "target"), ("x", "target"))]
     return _ClosedForms(translations, shuffles, {"cka": linear_cka(*covariances), "svcca": svcca(*covariances)}, mean)
-
-
-def _in_groups(
-    solve: Callable[[list[str], Moments, Moments], None],
-    fit: Paired,
-    held_out: Paired,
-    inputs: Mapping[str, Input],
-    rows: Mapping[str, tuple[str, ...]],
-    first_of_all: set[Key],
-    seed: int,
-    chunk: int,
-    memory: int,
-    progress: Progress | None,
-) -> None:
-    """Calls `solve` with names of rows and the moments, fitted and held-out, for these: as many as half of `memory` holds.
-
-    The moments of a group are gone before those of the next are taken.
-    """
-    bounded = {name for name, found in inputs.items() if not isinstance(found, Stream)}
-    widest = max(len(found.dictionary.encoder_bias) for found in inputs.values() if isinstance(found, Lift))
-    sample = fit.sample(max(LEAST_SQUARES_TOKENS, 8 * widest), seed)
-    first_rows = next(_variables(held_out, inputs, seed, chunk, None))
-    widths = {name: value.shape[1] for name, value in first_rows.items()}
-    for names, pairs in _groups(rows, first_of_all, widths, memory // 2):
-        read = {name: found for name, found in inputs.items() if any(name in pair for pair in pairs)}
-        held = _variables(held_out, read, seed, chunk, None)
-        solve(
-            names,
-            accumulate(_variables(sample, read, seed, chunk, progress), pairs, bounded),
-            accumulate(held, pairs, bounded, sums_of_single=torch.float32),
-        )
-
-
-def _groups(
-    rows: Mapping[str, tuple[str, ...]], first_of_all: set[Key], widths: Mapping[str, int], budget: int
-) -> list[tuple[list[str], set[Key]]]:
-    """Rows in groups, the first with the pairs `first_of_all` as well, whose products, float64 to fit on and float32 or float64
-    to choose λ with, take at most `budget` bytes."""
-
-    def size(pairs: set[Key]) -> int:
-        return sum(12 * widths[first] * widths[second] for first, second in pairs)
-
-    groups: list[tuple[list[str], set[Key]]] = [([], set(first_of_all))]
-    for name, inputs in rows.items():
-        names, pairs = groups[-1]
-        wanted = needed(inputs)
-        if names and size(pairs | wanted) > budget:
-            groups.append(([name], wanted))
-        else:
-            names.append(name)
-            pairs |= wanted
-    return groups
-
-
-def needed(inputs: Sequence[str]) -> set[Key]:
-    """The products of variables that a ridge on `inputs` is solved from, in one fixed order."""
-    pairs = {("target", "target"), *((name, "target") for name in inputs)}
-    return pairs | {(min(first, other), max(first, other)) for first in inputs for other in inputs}
 
 
 def _tokens(paired: Paired, inputs: Mapping[str, Input], chunk: int) -> Iterator[Tokens]:

@@ -279,11 +279,18 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
         ngrams=0, routes=0, seed=0, chunk=1024,
     )  # fmt: skip
     fitted = translate(fit, paired["sweep"], **arguments, memory=2**28)
-    in_many_groups = translate(fit, paired["sweep"], **arguments, memory=1)
+    in_many_groups = translate(fit, paired["sweep"], **arguments, memory=2**18)
     for name, found in fitted.ridges.items():
         other = in_many_groups.ridges[name]
         assert other.strength == found.strength and fitted.shares[name] == in_many_groups.shares[name]
         assert all(torch.equal(weight, other.weights[input]) for input, weight in found.weights.items())
+    iterated = translate(
+        fit, paired["sweep"], **arguments, memory=2**16
+    )  # the products of the codes take 110,592 bytes
+    assert iterated.left_out == ("translation:cross-code",) and fitted.left_out == ()
+    assert set(iterated.translations) == set(fitted.translations) - {"translation:cross-code"}
+    for name, found in fitted.ridges.items():
+        assert iterated.ridges[name].unexplained == pytest.approx(found.unexplained, rel=1e-3, abs=1e-6), name
     stage = Stage(a, b, 3, 3, paired["sweep"], 2**28)
     names = ("rotation", "directions", "procrustes", "affine", "prior", "identity")
     rows = {name: stage.translated(fitted.translations[f"translation:{name}"]) for name in names}

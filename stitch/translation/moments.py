@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stitch.translation.sparse_gram import SparseGram
+
 Variable = Tensor | sp.csr_array  # [tokens, columns]; scipy's classes are untyped, hence the Any below
 Key = tuple[str, str]
 
@@ -26,23 +28,30 @@ class Moments:
     count: int
     sums: dict[str, Float[Tensor, " _"]]
     squares: dict[str, Float[Tensor, " _"]]
-    products: dict[Key, Float[Tensor, "_ _"]]
+    products: Mapping[Key, Float[Tensor, "_ _"] | SparseGram]
 
     def mean(self, name: str) -> Float[Tensor, " columns"]:
         return self.sums[name] / self.count
 
     def product(self, first: str, second: str) -> Float[Tensor, "rows columns"]:
-        """Σ firstᵀ second, from whichever order was accumulated."""
+        """Σ firstᵀ second, from whichever order was accumulated. Not of what is a SparseGram."""
+        found = self.found(first, second)
+        assert isinstance(found, Tensor), f"the products of {first} are never formed"
+        return found
+
+    def found(self, first: str, second: str) -> Tensor | SparseGram:
+        """The same, or the rows that a product with a matrix can be had from."""
         if (first, second) in self.products:
             return self.products[first, second]
-        return self.products[second, first].T
+        other = self.products[second, first]
+        return other.T if isinstance(other, Tensor) else other
 
     def covariance(self, first: str, second: str) -> Float[Tensor, "rows columns"]:
         return self.product(first, second) / self.count - torch.outer(self.mean(first), self.mean(second))
 
     def covariance_times(self, first: str, second: str, matrix: Float[Tensor, "columns k"]) -> Float[Tensor, "rows k"]:
         """The covariance of two variables times a matrix, without a copy of what may be the largest array there is."""
-        explained = _times(self.product(first, second), matrix) / self.count
+        explained = _times(self.found(first, second), matrix) / self.count
         return explained - torch.outer(self.mean(first), self.mean(second) @ matrix)
 
     def combined(self, name: str, parts: Mapping[str, Float[Tensor, "_ columns"]], others: Iterable[str]) -> "Moments":
@@ -52,7 +61,7 @@ class Moments:
         """
 
         def against(other: str) -> Tensor:
-            found = (_times(self.product(other, part), matrix).T for part, matrix in parts.items())
+            found = (_times(self.found(other, part), matrix).T for part, matrix in parts.items())
             return sum(found, torch.tensor(0.0))
 
         own = sum((against(part) @ matrix for part, matrix in parts.items()), torch.tensor(0.0))
@@ -70,13 +79,15 @@ def accumulate(
     pairs: Iterable[Key],
     single: Collection[str] = (),
     *,
+    implicit: Collection[str] = (),
     sums_of_single: torch.dtype = torch.float64,
 ) -> Moments:
     """One pass over `chunks` (each maps a variable's name to its rows for the same tokens), keeping the products asked for.
 
     Products with a variable named in `single` are taken in float32 within a chunk and added up in `sums_of_single`: twice as
     fast, and good enough for what is bounded, such as codes and tables. A residual stream, whose largest columns are 10³ times
-    its smallest, is not. float32 sums halve the memory: good enough to measure an error with, not to solve with.
+    its smallest, is not. float32 sums halve the memory: good enough to measure an error with, not to solve with. The product
+    of a sparse variable named in `implicit` with itself becomes a SparseGram.
     """
     pairs = list(dict.fromkeys(pairs))
     count, sums, squares, products = 0, {}, {}, {}
@@ -89,6 +100,9 @@ def accumulate(
             _add(sums, name, _column_sums(value))
             _add(squares, name, _column_sums(value * value))
         for first, second in pairs:
+            if first == second and first in implicit:
+                products.setdefault((first, first), SparseGram(wide[first].shape[1])).add(chunk[first])
+                continue
             is_single = first in single or second in single
             rows, dtype = (narrow, sums_of_single) if is_single else (wide, torch.float64)
             _add(products, (first, second), _product(rows[first], rows[second]).to(dtype))
@@ -108,7 +122,7 @@ def _add(store: dict, key, value: Tensor) -> None:
         store[key] = value.clone()
 
 
-def _times(product: Tensor, matrix: Tensor) -> Tensor:
+def _times(product: Tensor | SparseGram, matrix: Tensor) -> Tensor:
     """product @ matrix in the product's precision, as float64."""
     return (product @ matrix.to(product.dtype)).double()
 

@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stitch.translation.conjugate import ConjugateGradients
 from stitch.translation.moments import Moments
 from stitch.translation.normal import NormalEquations
 from stitch.translation.search import descend
+from stitch.translation.sparse_gram import SparseGram
 
 STRENGTHS = torch.logspace(-8, 1, 19, dtype=torch.float64)  # λ relative to the mean variance of an input column
 FIRST = 10  # 1e-3, tried first
@@ -50,12 +52,13 @@ def ridge(
     T is `prior` (zero where it names no input). λ goes down the error by decades, then by half decades; then, for the input
     named `apart` (a lift of thousands of columns, which overfits long before the rest), by decades beside the others. Each has
     a Cholesky factor of its own: faster than one eigendecomposition for all (3,000 columns, 12 factors: 2.3 s against 6.9 s),
-    in the memory of one matrix.
+    in the memory of one matrix. An input whose products are a SparseGram is solved for by conjugate gradients instead.
     Source: Hoerl & Kennard 1970, Technometrics 12.
     """
     choices = STRENGTHS if prior is None else TOWARDS_PRIOR
     scales = {name: _scale(fit, name) for name in inputs}
-    equations = NormalEquations(fit, inputs, scales)
+    has_wide = any(isinstance(fit.found(name, name), SparseGram) for name in inputs)
+    equations = (ConjugateGradients if has_wide else NormalEquations)(fit, inputs, scales)
     widths = {name: len(fit.sums[name]) for name in inputs}
     start = {name: weight.double() for name, weight in (prior or {}).items()}
     cross = torch.cat([_unexplained_by(start, fit, name, target) / scales[name] for name in inputs])

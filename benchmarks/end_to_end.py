@@ -1,0 +1,42 @@
+"""Where the main job's time goes, of the whole report and of `--brief`. One JSON line for each.
+
+`share` is the time of the whole job over that of what it cannot do without: harvesting both models (their own forward passes, see
+`harvest.py`) and training the SAEs. `share_of_passes` counts the forward passes that choose and score the rows as well: what is
+above 1 there is reading text, matching, least squares, and writing.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from stitch.config import Settings
+from stitch.pipeline import stitch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", nargs=2, default=["smollm2", "smollm2"])
+    parser.add_argument("--layers", type=int, nargs=2, default=[12, 18])
+    parser.add_argument("--tokens", type=int, default=50_000)
+    parser.add_argument("--held-out", type=int)
+    given = parser.parse_args()
+    for brief in (True, False):
+        settings = Settings(
+            model_a=given.models[0], model_b=given.models[1], layer=given.layers[0], layer_b=given.layers[1],
+            tokens=given.tokens, held_out=given.held_out, brief=brief,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            report, _ = stitch(settings, Path(folder) / "composite")
+        seconds = report["seconds"]
+        total, needed = sum(seconds.values()), seconds["activations"] + seconds["saes"]
+        line = {
+            "benchmark": "end_to_end", "brief": brief, "models": given.models, "tokens": report["tokens"],
+            "rows": len(report["results"]), "seconds": seconds, "share": total / needed,
+            "share_of_passes": total / (needed + seconds["choice"] + seconds["references"] + seconds["evaluation"]),
+        }  # fmt: skip
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Which rows are solved from the same moments, so that these take no more than the memory they are given."""
+
+# pyright: reportOptionalSubscript=false
+# (scipy.sparse carries no types)
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from stitch.translation.inputs import Input, Lift
+from stitch.translation.moments import Key, Variable
+from stitch.translation.sparse_gram import BYTES as OF_ENTRY
+
+OF_PRODUCT = 12  # bytes: float64 to fit on, float32 or float64 to choose λ with
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of moments of `inputs`, of which `rows` are an example.
+
+    `implicit` names the lifts whose products with themselves would take more than `budget`: their codes are kept in the place of
+    these (`SparseGram`). `impossible` are those whose codes are not sparse.
+    """
+
+    rows: Mapping[str, Variable]
+    budget: int
+    implicit: frozenset[str]
+    impossible: frozenset[str]
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Input], rows: Mapping[str, Variable], budget: int) -> "Sizes":
+        lifts = [name for name, found in inputs.items() if isinstance(found, Lift)]
+        wide = {name for name in lifts if OF_PRODUCT * rows[name].shape[1] ** 2 > budget}
+        dense = frozenset(name for name in wide if isinstance(rows[name], Tensor))
+        return cls(rows, budget, frozenset(wide - dense), dense)
+
+    def bytes_of(self, pairs: Collection[Key], tokens: int) -> int:
+        """What the products `pairs` take, of `tokens` tokens."""
+        return sum(self._of_pair(*pair, tokens) for pair in pairs)
+
+    def _of_pair(self, first: str, second: str, tokens: int) -> int:
+        one = self.rows[first]
+        if first == second and first in self.implicit:
+            assert not isinstance(one, Tensor)
+            return OF_ENTRY * one.nnz * tokens // one.shape[0]
+        return OF_PRODUCT * one.shape[1] * self.rows[second].shape[1]
+
+
+def needed(inputs: Sequence[str]) -> set[Key]:
+    """The products of variables that a ridge on `inputs` is solved from, in one fixed order."""
+    pairs = {("target", "target"), *((name, "target") for name in inputs)}
+    return pairs | {(min(first, other), max(first, other)) for first in inputs for other in inputs}
+
+
+def groups(
+    rows: Mapping[str, tuple[str, ...]], first_of_all: set[Key], sizes: Sizes, tokens: int
+) -> list[tuple[list[str], set[Key]]]:
+    """Rows and the products that they are solved from, those of the first with `first_of_all` as well: as many rows in a group
+    as the budget holds, and at least one."""
+    found: list[tuple[list[str], set[Key]]] = [([], set(first_of_all))]
+    for name, inputs in rows.items():
+        names, pairs = found[-1]
+        wanted = needed(inputs)
+        if names and sizes.bytes_of(pairs | wanted, tokens) > sizes.budget:
+            found.append(([name], wanted))
+        else:
+            names.append(name)
+            pairs |= wanted
+    return found
