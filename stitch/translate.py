@@ -17,7 +17,7 @@ from stitch.match import Matching
 from stitch.translation import baselines, cross_code, matched
 from stitch.translation.groups import Sizes, groups
 from stitch.translation.inputs import ByToken, Input, Lift, Stream, reach, streams
-from stitch.translation.moments import Moments, accumulate
+from stitch.translation.moments import Key, Moments, accumulate
 from stitch.translation.ridge import Ridge, ridge, shares
 from stitch.translation.routes import classes_at_random, classes_by_state, how_many, routed
 from stitch.translation.routes import routes as fit_routes
@@ -130,36 +130,14 @@ def translate(
         for name, wanted in LEAST_SQUARES.items()
         if leads_to_wanted(name) or (name == ROUTED and classes_wanted)
     }
-    bounded = {name for name, found in inputs.items() if not isinstance(found, Stream)}
-    ridges: dict[str, Ridge] = {}
-    parts: dict[str, dict[str, float]] = {}
-    closed: _ClosedForms | None = None
-
-    def solve(group: list[str], moments: Moments, moments_held: Moments) -> None:
-        nonlocal closed
-        found = {}
-        for name in group:
-            lift = next((one for one in rows[name] if isinstance(inputs[one], Lift)), None)
-            found[name] = ridge(moments, moments_held, rows[name], apart=lift)
-        if closed is None:  # the first group has what these need
-            found["null:shuffled-tokens"] = ridge(moments, moments_held, ("x",), target="shuffled")
-            closed = _closed_forms(fit, a, b, matching, moments, moments_held, leads_to_wanted, seed)
-        ridges.update(found)
-        parts.update({name: shares(one, moments) for name, one in found.items()})
-
-    # From here on more tokens lower the error by little and cost as much again.
-    widest = max(len(found.dictionary.encoder_bias) for found in inputs.values() if isinstance(found, Lift))
-    sample = fit.sample(max(LEAST_SQUARES_TOKENS, 8 * widest), seed)
     first_of_all = CLOSED | (OF_CODES if any(map(leads_to_wanted, READING_CODES)) else set())
-    for names, pairs in groups(rows, first_of_all, sizes, sample.tokens):
-        read = {name: found for name, found in inputs.items() if any(name in pair for pair in pairs)}
-        held = _variables(held_out, read, seed, chunk, None)
-        solve(  # moments are gone before those of the next group are taken
-            names,
-            accumulate(_variables(sample, read, seed, chunk, progress), pairs, bounded, implicit=sizes.implicit),
-            accumulate(held, pairs, bounded, implicit=sizes.implicit, sums_of_single=torch.float32),
-        )
-    assert closed is not None
+
+    def closed_forms(moments: Moments, moments_held: Moments) -> _ClosedForms:
+        return _closed_forms(fit, a, b, matching, moments, moments_held, leads_to_wanted, seed)
+
+    ridges, parts, closed = _least_squares(
+        fit, held_out, inputs, rows, first_of_all, sizes, closed_forms, seed=seed, chunk=chunk, progress=progress
+    )
     solved = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
 
     def unexplained(name: str) -> tuple[Residuals, Residuals]:
@@ -199,6 +177,53 @@ def translate(
         closed.mean.float(),
         tuple(sorted(filter(wants, impossible))),
     )
+
+
+def _least_squares(
+    fit: Paired,
+    held_out: Paired,
+    inputs: Mapping[str, Input],
+    rows: Mapping[str, tuple[str, ...]],
+    first_of_all: set[Key],
+    sizes: Sizes,
+    closed_forms: Callable[[Moments, Moments], "_ClosedForms"],
+    *,
+    seed: int,
+    chunk: int,
+    progress: Progress | None,
+) -> tuple[dict[str, Ridge], dict[str, dict[str, float]], "_ClosedForms"]:
+    """Ridges on the inputs of `rows`, what each input brings to them, and the closed forms of the same moments.
+
+    Rows are solved in groups; a group's moments are gone before those of the next are taken. The first has `first_of_all`, what
+    closed forms need.
+    """
+    ridges: dict[str, Ridge] = {}
+    parts: dict[str, dict[str, float]] = {}
+    closed: list[_ClosedForms] = []
+
+    def solve(names: list[str], moments: Moments, moments_held: Moments) -> None:
+        for name in names:
+            lift = next((one for one in rows[name] if isinstance(inputs[one], Lift)), None)
+            ridges[name] = ridge(moments, moments_held, rows[name], apart=lift)
+            parts[name] = shares(ridges[name], moments)
+        if not closed:
+            shuffled = "null:shuffled-tokens"
+            ridges[shuffled] = ridge(moments, moments_held, ("x",), target="shuffled")
+            parts[shuffled] = shares(ridges[shuffled], moments)
+            closed.append(closed_forms(moments, moments_held))
+
+    widest = max(len(found.dictionary.encoder_bias) for found in inputs.values() if isinstance(found, Lift))
+    sample = fit.sample(max(LEAST_SQUARES_TOKENS, 8 * widest), seed)
+    bounded = {name for name, found in inputs.items() if not isinstance(found, Stream)}
+    for names, pairs in groups(rows, first_of_all, sizes, sample.tokens):
+        read = {name: found for name, found in inputs.items() if any(name in pair for pair in pairs)}
+        held = _variables(held_out, read, seed, chunk, None)
+        solve(
+            names,
+            accumulate(_variables(sample, read, seed, chunk, progress), pairs, bounded, implicit=sizes.implicit),
+            accumulate(held, pairs, bounded, implicit=sizes.implicit, sums_of_single=torch.float32),
+        )
+    return ridges, parts, closed[0]
 
 
 @dataclass(frozen=True)

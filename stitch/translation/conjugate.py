@@ -7,7 +7,9 @@ from torch import Tensor
 from stitch.translation.moments import Moments
 from stitch.translation.sparse_gram import SparseGram
 
-PRECISION = 1e-3  # of the residual, in the preconditioner's norm: errors on held-out tokens agree with exact ones to a few 10⁻⁴
+PRECISION = (
+    1e-3  # of the residual, in the preconditioner's norm: errors on held-out tokens agree with exact ones to a few 10⁻⁴
+)
 ITERATIONS = 100  # at most: what is not found by then is what a stronger λ would have damped
 
 
