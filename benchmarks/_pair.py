@@ -20,7 +20,7 @@ from stitch.rows import Stage
 from stitch.text import Split
 from stitch.translate import LEAST_SQUARES_TOKENS, from_ridge
 from stitch.translation.available import available
-from stitch.translation.groups import needed
+from stitch.translation.groups import Sizes, needed
 from stitch.translation.inputs import Input, Lift, Stream, reach, streams
 from stitch.translation.moments import Variable, accumulate
 from stitch.translation.ridge import ridge
