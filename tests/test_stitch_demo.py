@@ -43,6 +43,11 @@ def test_the_card_is_of_this_recipe_and_the_weights_are_small(pair):
     assert size <= 40e6
 
 
+def test_both_generate_with_their_cache(pair):
+    for model in pair.values():
+        assert model.net.config.use_cache and model.net.generation_config.use_cache, model.name
+
+
 def test_both_predict_documentation_they_have_never_seen_from_its_context(pair):
     text = select(documents(("huggingface_hub", "scipy")), "report")
     for model in pair.values():

@@ -227,6 +227,7 @@ def ship(name: str, recipe: Recipe, model: PreTrainedModel, curve: list[dict], t
 
     shipped: PreTrainedModel = model.to(torch.bfloat16).float()  # pyright: ignore[reportArgumentType, reportCallIssue]
     shipped.config.use_cache = True
+    shipped.generation_config.use_cache = True
     text = pack(select(cached_documents(), "report"), load_tokenizer(tokenizer), CONTEXT)
     score = evaluate({name: whole_model(shipped)}, text, vocabulary=VOCABULARY)[name].row(name)
     out.mkdir(parents=True, exist_ok=True)
