@@ -55,7 +55,11 @@ Translation = Annotated[str, typer.Option(help="Write this one; auto takes the b
 Ngrams = Annotated[int, typer.Option(help="Rows of the n-gram tables of the best translations; 0: none.")]
 Routes = Annotated[int | None, typer.Option(help="Classes of tokens that have a matrix of their own; 0: none.")]
 ReferenceSteps = Annotated[
-    int, typer.Option(help="Gradient steps of the trained reference that the table compares with; 0: none.")
+    int | None,
+    typer.Option(
+        help="Gradient steps of the trained reference that the table compares with; 0: none. Default: 100; none with "
+        "--brief and in chains."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Same inputs and seed: the same bytes.")]
 Push = Annotated[str | None, typer.Option(metavar="USER/REPO", help="Upload the composite to the Hub.")]
@@ -96,7 +100,7 @@ def run(
     translation: Translation = "auto",
     ngrams: Ngrams = 32_768,
     routes: Routes = None,
-    reference_steps: ReferenceSteps = 100,
+    reference_steps: ReferenceSteps = None,
     native: Annotated[
         bool,
         typer.Option(

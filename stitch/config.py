@@ -18,13 +18,14 @@ CHOICES = {
     ),
     "dtype": ("fp32", "bf16", "fp16"),
 }
-# Rows of a brief report besides models, composite, trained references and a translation asked for by name: what a pair and a
-# model stitched to itself get by default, baseline, what the matching carries, floor, ceiling, nulls.
+# Rows of a brief report besides models, composite, and references and a translation that are asked for: what a pair and a model
+# stitched to itself get by default, baseline, what the matching carries, floor, ceiling, nulls.
 BRIEF = (
     *("translation:routed+tables", "translation:affine+free+tables", "translation:identity", "translation:affine"),
     *("translation:permutation", "floor:mean", "ceiling:sae-b", "sae-a", "null:no-source", "null:shuffled-matching"),
 )
 TOKENS = 1_000_000  # to fit on, by default
+REFERENCE_STEPS = 100  # of gradient descent, by default
 TOKENS_NATIVE = 100_000  # no SAE is trained, so that fewer will do
 LEAST_TOKENS = 4096  # two SAE batches; fewer tokens cannot fit anything
 
@@ -51,7 +52,7 @@ class Settings:
     translation: str = "auto"
     ngrams: int = 32_768
     routes: int | None = None  # classes of tokens; None: as many as make their matrices as large as 32,768 table rows
-    reference_steps: int = 100
+    reference_steps: int | None = None  # None: REFERENCE_STEPS, or none for a brief report
     seed: int = 0
     memory: int = 4 * 2**30
     device: str = "auto"
@@ -86,10 +87,17 @@ class Settings:
             raise UsageError(f"--ngrams must be 0 or more; got {self.ngrams}.")
         if self.routes is not None and self.routes < 0:
             raise UsageError(f"--routes must be 0 or more; got {self.routes}.")
-        if self.reference_steps < 0:
+        if self.reference_steps is not None and self.reference_steps < 0:
             raise UsageError(f"--reference-steps must be 0 or more; got {self.reference_steps}.")
         if self.seed < 0:
             raise UsageError(f"--seed must be 0 or more; got {self.seed}.")
+
+    @property
+    def steps_of_reference(self) -> int:
+        """Gradient steps of the trained reference; none: there is no such row."""
+        if self.reference_steps is not None:
+            return self.reference_steps
+        return 0 if self.brief else REFERENCE_STEPS
 
     def wants(self, row: str) -> bool:
         """Whether a row of this name is to be fitted and reported."""

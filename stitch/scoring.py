@@ -53,11 +53,11 @@ def choose(settings: Settings, fitted: Fitted, on: Stage, progress: Progress | N
 def train_references(
     settings: Settings, a: Model, b: Model, fit: Paired, fitted: Fitted, progress: Progress | None = None
 ) -> dict[str, Translation]:
-    """What gradient descent on cross-entropy makes of the affine map in `reference_steps` steps; none without steps."""
-    if not settings.reference_steps:
+    """What gradient descent on cross-entropy makes of the affine map in so many steps as the settings ask; none without steps."""
+    if not settings.steps_of_reference:
         return {}
     start = fitted.translations["translation:affine"]
-    arguments = {"steps": settings.reference_steps, "seed": settings.seed, "progress": progress}
+    arguments = {"steps": settings.steps_of_reference, "seed": settings.seed, "progress": progress}
     return {"reference:affine-trained": trained(start, a, b, fit, **arguments)}
 
 
