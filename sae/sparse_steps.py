@@ -5,6 +5,7 @@ times a step: to decode, and for the gradients of both weights, the codes and th
 dense one; losses and gradients are the same up to rounding. Of the SAE's hooks only that of its input is called.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -96,8 +97,9 @@ class _Decode(torch.autograd.Function):
 class _SparseSteps(TopKTrainingSAE):
     """The step of TopKTrainingSAE and its descendants, in which `choose` says which positive pre-activations are active."""
 
+    @abstractmethod
     def choose(self, pre: Float[Tensor, "batch features"]) -> Int64[Tensor, " active"]:
-        raise NotImplementedError
+        """Places of the active ones in the flattened `pre`, ascending."""
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         x = self.process_sae_in(step_input.sae_in)
