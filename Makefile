@@ -39,7 +39,7 @@ types: $(READY)
 bench: $(READY)
 	@set -e; for script in $(SCRIPTS); do echo "$$script" >&2; $(BIN)/python $$script; done
 
-# decode.py reads what `make demo` wrote.
+# decode.py reads what `make demo` wrote; harvest.py measures SmolLM2, which the extra `smollm2` brings.
 bench-scale: demo
 	@set -e; for script in $(SCALE); do echo "$$script" >&2; $(BIN)/python $$script; done
 

@@ -16,9 +16,9 @@ from stitch.pipeline import stitch
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--models", nargs=2, default=["smollm2", "smollm2"])
-    parser.add_argument("--layers", type=int, nargs=2, default=[12, 18])
-    parser.add_argument("--tokens", type=int, default=50_000)
+    parser.add_argument("--models", nargs=2, default=["demo:gpt2", "demo:llama"])
+    parser.add_argument("--layers", type=int, nargs=2, default=[3, 4])
+    parser.add_argument("--tokens", type=int, default=250_000)
     parser.add_argument("--held-out", type=int)
     given = parser.parse_args()
     for brief in (True, False):

@@ -18,7 +18,7 @@ from stitch.sources import Source, resolve
 from stitch.surgery import Bridge, fit_bridges, sites_of, why_not_foldable
 from stitch.text import SPLITS, Split, read, select
 from stitch.tokens import Windows, pack, require_same_ids
-from stitch.translate import Fitted, translate
+from stitch.translate import Fitted, inputs_read, translate
 from stitch.translation.available import available, earlier_sites
 
 LONGEST_CONTEXT = 1024  # default; longer windows only on request
@@ -238,7 +238,7 @@ def translate_pair(
 ) -> Fitted:
     """Every translation and null of the pair that the settings want, fitted on the fit split, λ chosen on the sweep split."""
     fit = paired["fit"]
-    inputs = available(a, b, fit, saes, settings.seed)
+    inputs = available(a, b, fit, saes, settings.seed, inputs_read(settings.wants))
     return translate(
         fit, paired["sweep"], inputs=inputs, a=saes.a, b=saes.b, matching=matching,
         first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.config.vocab_size, ngrams=settings.ngrams,

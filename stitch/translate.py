@@ -117,12 +117,10 @@ def translate(
     Least squares chooses its λ, and tables their shrinkage, on `held_out`; nothing here sees the report split.
     """
     sizes = Sizes.of(inputs, next(_variables(held_out, inputs, seed, chunk, None)), memory // 2)
-    impossible = {row for row, read in LEAST_SQUARES.items() if sizes.impossible & set(read)}
-    if "codes" in sizes.implicit:
-        impossible.add("translation:cross-code")
+    impossible = _impossible(sizes)
 
     def leads_to_wanted(name: str) -> bool:
-        return name not in impossible and (wants(name) or (name in WITH_TABLES and wants(WITH_TABLES[name])))
+        return name not in impossible and _leads_to(name, wants)
 
     classes_wanted = [name for name in BY_CLASS if leads_to_wanted(name)]
     rows = {
@@ -146,11 +144,11 @@ def translate(
         first, second = (partial(_residuals, split, applied, chunk) for split in (fit, held_out))
         return first, second
 
-    for name in classes_wanted:
+    if classes_wanted:
         read = [found for one in rows[ROUTED] if isinstance(found := inputs[one], Stream)]
         distinct = len(fit.a.windows.ids.unique())
         number = how_many(routes, sum(fit.a.width(stream.site) for stream in read), distinct, memory)
-        if number > 1:
+        for name in classes_wanted if number > 1 else ():
             classes = _classes(name, inputs, fit, vocabulary, number, seed)
             solved[name] = routed(
                 _short(name), solved[ROUTED], fit_routes(streams(read), classes, *unexplained(ROUTED))
@@ -177,6 +175,27 @@ def translate(
         closed.mean.float(),
         tuple(sorted(filter(wants, impossible))),
     )
+
+
+def inputs_read(wants: Callable[[str], bool]) -> set[str]:
+    """Names of what the rows that `wants` approves of may read."""
+    return {name for row, read in LEAST_SQUARES.items() if _leads_to(row, wants) for name in read}
+
+
+def _leads_to(name: str, wants: Callable[[str], bool]) -> bool:
+    """Whether a row is wanted, or one that adds tables to it."""
+    return wants(name) or (name in WITH_TABLES and wants(WITH_TABLES[name]))
+
+
+def _impossible(sizes: Sizes) -> set[str]:
+    """Rows that need products which the memory does not hold."""
+    found = {row for row, read in LEAST_SQUARES.items() if sizes.impossible & set(read)}
+    found |= {longer for row, longer in WITH_TABLES.items() if row in found}
+    if "codes" in sizes.impossible:
+        found |= set(READING_CODES)
+    elif "codes" in sizes.implicit:  # products of the codes on its edges' ends
+        found.add("translation:cross-code")
+    return found
 
 
 def _least_squares(

@@ -1,6 +1,7 @@
 """The main job on pico models: planted truth, self-stitching, the same bytes again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -286,13 +287,18 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
         other = in_many_groups.ridges[name]
         assert other.strength == found.strength and fitted.shares[name] == in_many_groups.shares[name]
         assert all(torch.equal(weight, other.weights[input]) for input, weight in found.weights.items())
-    iterated = translate(
-        fit, paired["sweep"], **arguments, memory=2**16
-    )  # the products of the codes take 110,592 bytes
+    # The products of the codes take 110,592 bytes.
+    iterated = translate(fit, paired["sweep"], **arguments, memory=2**16)
     assert iterated.left_out == ("translation:cross-code",) and fitted.left_out == ()
     assert set(iterated.translations) == set(fitted.translations) - {"translation:cross-code"}
     for name, found in fitted.ridges.items():
         assert iterated.ridges[name].unexplained == pytest.approx(found.unexplained, rel=1e-3, abs=1e-6), name
+    dense = replace(known, activation="relu", threshold=None)  # half of the features are active on a token
+    arguments |= {"inputs": inputs | {"codes": Lift(3, dense)}}
+    without = translate(fit, paired["sweep"], **arguments, memory=2**16)
+    reading_codes = {f"translation:{name}" for name in ("cross-code", "permutation+error", "features", "features+token",
+                                                        "features+free", "features+free+tables")}  # fmt: skip
+    assert set(without.left_out) == reading_codes == set(fitted.translations) - set(without.translations)
     stage = Stage(a, b, 3, 3, paired["sweep"], 2**28)
     names = ("rotation", "directions", "procrustes", "affine", "prior", "identity")
     rows = {name: stage.translated(fitted.translations[f"translation:{name}"]) for name in names}

@@ -1,10 +1,12 @@
 """Everything a least-squares translation of this pair may read, by the names that `stitch.translate` uses."""
 
 import dataclasses
+from collections.abc import Callable, Collection
 
 import torch
 
 from sae.null import untrained
+from sae.types import Dictionary
 from stitch.activations import Paired
 from stitch.features import SAEs
 from stitch.models import Model
@@ -19,8 +21,13 @@ def earlier_sites(site: int) -> list[int]:
     return sorted({round(site / 3), round(2 * site / 3)} - {0, site})
 
 
-def available(a: Model, b: Model, fit: Paired, saes: SAEs, seed: int) -> dict[str, Input]:
-    """Inputs by name; a pair without learned positions has no `position`, an early site no `earlier-2`."""
+def available(
+    a: Model, b: Model, fit: Paired, saes: SAEs, seed: int, lifts_of: Collection[str] | None = None
+) -> dict[str, Input]:
+    """Inputs by name; a pair without learned positions has no `position`, an early site no `earlier-2`.
+
+    Lifts without training are as large as an SAE each: given `lifts_of`, only those that it names are made.
+    """
     site, sample = fit.site_a, fit.shard(0)[0].float()[:SAMPLE]
     features, k = saes.a.encoder.shape[1], max(1, round(saes.quality_a.l0))
     like_trained = dataclasses.replace(saes.config_a, features=features, k=k)
@@ -39,12 +46,15 @@ def available(a: Model, b: Model, fit: Paired, saes: SAEs, seed: int) -> dict[st
         "state-1": ByToken(state, back=1),
         "state-2": ByToken(state, back=2),
         "codes": Lift(site, saes.a),
-        "untrained": Lift(site, untrained(like_trained, sample, generator(0))),
-        "random-relu": Lift(site, lifts.random_relu(sample, features, generator(1))),
-        "random-topk": Lift(site, lifts.random_topk(sample, features, k, generator(2))),
-        "exemplars": Lift(site, lifts.exemplars(sample, features, k, generator(3))),
-        "rbf": Lift(site, lifts.rbf(sample, features, generator(4))),
     }
+    nulls: dict[str, Callable[[], Dictionary]] = {
+        "untrained": lambda: untrained(like_trained, sample, generator(0)),
+        "random-relu": lambda: lifts.random_relu(sample, features, generator(1)),
+        "random-topk": lambda: lifts.random_topk(sample, features, k, generator(2)),
+        "exemplars": lambda: lifts.exemplars(sample, features, k, generator(3)),
+        "rbf": lambda: lifts.rbf(sample, features, generator(4)),
+    }
+    inputs |= {name: Lift(site, make()) for name, make in nulls.items() if lifts_of is None or name in lifts_of}
     for number, earlier in enumerate(earlier_sites(site)):
         inputs[f"earlier-{number + 1}"] = Stream(earlier)
     if (positions := look_ups.positions(*dict.fromkeys((a, b)))) is not None:

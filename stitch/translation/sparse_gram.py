@@ -12,9 +12,7 @@ from torch import Tensor
 from sae.csr import csr
 
 BYTES = 24  # of each number that is not zero: its place and its value, kept by row and by column
-BLOCK = (
-    4096  # rows in one product: what their results take fits a cache, which is eight times as fast as all rows at once
-)
+BLOCK = 4096  # rows in one product: their results fit a cache, which is eight times as fast as all rows at once
 
 
 class SparseGram:
