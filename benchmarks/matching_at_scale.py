@@ -1,13 +1,14 @@
 """Matching at scale: time, memory and certified gap against the number of features. One JSON line per size.
 
 Codes are synthetic: at most 32 active features of each model per token, firing rates that fall by a power law, three fifths of
-B's activity a permutation of A's, the rest drawn anew. `dense` is scipy's exact solver on the whole matrix of correlations (up to
-16,384 features), its time that of the solver alone. Every run is a process of its own, compilation included; codes come in shards
-from disk, as an SAE's do, and peak memory is the operating system's.
+B's activity a permutation of A's, the rest drawn anew. `dense` is scipy: its sparse product for the whole matrix of correlations
+and its exact solver (up to 16,384 features). Every run is a process of its own, compilation included; codes come in shards from
+disk, as an SAE's do, and peak memory is the operating system's.
 """
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def stream(folder: Path, features: int):
         yield tuple(sp.csr_array(tuple(part), shape=(len(part[2]) - 1, features)) for part in parts)
 
 
-def sparse(folder: Path, features: int) -> dict:
+def sparse(folder: Path, features: int, threads: int) -> dict:
     from matching.assignment import assign_with_prices
     from matching.certificate import assign_certified, certify
     from matching.correlations import Correlations
@@ -78,7 +79,7 @@ def sparse(folder: Path, features: int) -> dict:
         return found
 
     generator = np.random.default_rng(0)
-    correlations = timed("read", lambda: Correlations.read(lambda: stream(folder, features), budget_bytes=2**30))
+    correlations = timed("read", lambda: Correlations.read(lambda: stream(folder, features), threads=threads))
     graph = timed("candidates", lambda: candidates(correlations, generator=generator))
     alone = timed("graph alone", lambda: certify(correlations, graph, *assign_with_prices(graph))[0])
     pairs, certificate = timed("certified", lambda: assign_certified(correlations, graph))
@@ -91,25 +92,54 @@ def sparse(folder: Path, features: int) -> dict:
     }
 
 
-def dense(folder: Path, features: int) -> dict:
+def dense(folder: Path, features: int, threads: int) -> dict:
+    """scipy's solver and product know one thread only."""
     from matching.assignment import assign_dense
-    from matching.statistics import correlation_matrix, feature_moments
 
-    def batches():
-        return stream(folder, features)
-
-    correlation = correlation_matrix(batches, *feature_moments(batches), budget_bytes=2**33)
     start = time.perf_counter()
+    correlation = whole_matrix(folder, features)
+    made = time.perf_counter()
     pairs = assign_dense(correlation, generator=np.random.default_rng(0))
-    return {"seconds": round(time.perf_counter() - start, 2), "gain": float(pairs.scores.sum())}
+    seconds = {"matrix": round(made - start, 2), "solver": round(time.perf_counter() - made, 2)}
+    return {"seconds": seconds, "gain": float(pairs.scores.sum())}
 
 
-def measured(folder: Path, features: int) -> dict:
+def whole_matrix(folder: Path, features: int, *, rows: int = 1024, minimum_firings: int = 10) -> np.ndarray:
+    """Pearson correlations [features of A, features of B], `rows` of them at a time; NaN for features that rarely fire."""
+    a, b = (sp.vstack(parts, format="csr").astype(np.float64) for parts in zip(*stream(folder, features), strict=True))
+    tokens = a.shape[0]
+    by_feature = a.T.tocsr()
+    mean_a, mean_b = by_feature.sum(1) / tokens, b.sum(0) / tokens
+    deviation_a, deviation_b = (np.sqrt((z**2).sum(0) / tokens - mean**2) for z, mean in ((a, mean_a), (b, mean_b)))
+    found = np.empty((features, features))
+    for start in range(0, features, rows):
+        part = slice(start, start + rows)
+        found[part] = (by_feature[part] @ b).toarray() / tokens
+        found[part] -= mean_a[part, None] * mean_b
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found[part] /= deviation_a[part, None] * deviation_b
+    found[np.diff(by_feature.indptr) < minimum_firings] = np.nan
+    found[:, np.bincount(b.indices, minlength=features) < minimum_firings] = np.nan
+    return found
+
+
+def measured(folder: Path, features: int, threads: int) -> dict:
     """Time, memory, gain and gap of stitch and, up to LARGEST_DENSE features, of the dense solver: a process each."""
-    found = {}
+    found = {"threads": threads}
     for name in ("sparse", "dense")[: 1 + (features <= LARGEST_DENSE)]:
-        command = [sys.executable, __file__, "--only", name, "--folder", folder, "--features", str(features)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            __file__,
+            "--only",
+            name,
+            "--folder",
+            folder,
+            "--features",
+            features,
+            "--threads",
+            threads,
+        ]
+        done = subprocess.run(map(str, command), check=True, stdout=subprocess.PIPE, text=True)
         found[name] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -118,18 +148,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--features", action="append", type=int, help="Default: 4,096, 16,384, 65,536 and 131,072.")
     parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--only", choices=("sparse", "dense"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.only:
-        found = {"sparse": sparse, "dense": dense}[given.only](given.folder, given.features[0])
+        found = {"sparse": sparse, "dense": dense}[given.only](given.folder, given.features[0], given.threads)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         print(json.dumps({**found, "peak_bytes": peak}))
         return
     for features in given.features or (4_096, 16_384, 65_536, 131_072):
         with tempfile.TemporaryDirectory() as folder:
             write_codes(Path(folder), features, given.tokens)
-            found = measured(Path(folder), features)
+            found = measured(Path(folder), features, given.threads)
         print(
             json.dumps({"benchmark": "matching_at_scale", "features": features, "tokens": given.tokens, **found}),
             flush=True,

@@ -7,6 +7,7 @@ one true partner. Wide SAEs of so small models, trained for `--passes`, are poor
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--features", action="append", type=int, help="Default: 16,384.")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--passes", type=float, default=0.4)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="For the matching alone.")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
@@ -56,7 +58,10 @@ def main() -> None:
             command = [sys.executable, __file__, *(str(word) for option in asked.items() for word in option)]
             # In a process of its own, as a child's peak memory starts at its parent's.
             written = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found = {"saes": json.loads(written.splitlines()[-1]), **measured(Path(work) / "codes", features)}
+            found = {
+                "saes": json.loads(written.splitlines()[-1]),
+                **measured(Path(work) / "codes", features, given.threads),
+            }
         line = {"benchmark": "matching_real", "features": features, "tokens": given.tokens, **found}
         print(json.dumps(line), flush=True)
 

@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from matching.assignment import assign_with_prices
-from matching.correlations import Correlations, correlate
+from matching.correlations import Correlations, collect, multiply
 from matching.errors import MatchError
 from matching.graph import with_edges
+from matching.threads import in_parts
 from matching.types import Candidates, Pairs
 
 ROUNDING = 1e-12  # gains that differ by less are the same
@@ -60,10 +61,14 @@ def certify(
     missed, correlation = np.zeros(cols.shape), np.zeros(cols.shape)
     unsure = _most_left_out(candidates) - threshold > best_known + ROUNDING  # prices only lower what is left out
     looked_at = np.flatnonzero(unsure)
-    bound = best_known[~unsure].sum() + _price(
-        *correlations.arrays(), threshold + prices, looked_at, best_known + ROUNDING, cols, missed, correlation
-    )
-    certificate = Certificate(float((pairs.scores - threshold).sum()), float(prices.sum() + bound))
+    best = best_known.copy()
+
+    def part(start: int, stop: int) -> None:
+        found = cols, missed, correlation, best
+        _price(*correlations.arrays(), threshold + prices, looked_at[start:stop], best_known + ROUNDING, *found)
+
+    in_parts(part, correlations.cost[looked_at], correlations.threads)
+    certificate = Certificate(float((pairs.scores - threshold).sum()), float(prices.sum() + best.sum()))
     found = cols != NONE
     if not found.any():
         return certificate, candidates
@@ -102,24 +107,20 @@ def _most_left_out(candidates: Candidates) -> Float64[np.ndarray, " rows"]:
 
 
 @no_type_check  # compiled code has types of its own
-@numba.njit
-def _price(a, b, scales, cost, rows, best_known, cols, missed, correlation):
-    """What these rows together would gain at best, and per row the pairs that beat what it knows, from the most missed on."""
-    products, seen = np.zeros(len(cost)), np.full(len(cost), NONE)
-    met = np.empty(len(cost), np.uint32)
-    total = 0.0
+@numba.njit(nogil=True)
+def _price(a, b, scales, work, cost, rows, best_known, cols, missed, correlation, best):
+    """What each of these rows would gain at best, and the pairs that beat what it knows, from the most missed on."""
+    tokens = len(b.starts) - 1
     for row in rows:
-        best = 0.0
-        for position in range(correlate(row, a, b, scales, products, seen, met)):
-            col = met[position]
-            left = products[col] - cost[col]
-            best = max(best, left)
+        best[row] = 0.0
+        for position in range(collect(row, multiply(row, a, b, work), tokens, scales, work)):
+            col, value = work.met[position], work.found[position]
+            left = value - cost[col]
+            best[row] = max(best[row], left)
             if left > best_known[row] and left > missed[row, -1]:
                 place = cols.shape[1] - 1
                 while place > 0 and left > missed[row, place - 1]:
                     missed[row, place], cols[row, place] = missed[row, place - 1], cols[row, place - 1]
                     correlation[row, place] = correlation[row, place - 1]
                     place -= 1
-                missed[row, place], cols[row, place], correlation[row, place] = left, col, products[col]
-        total += best
-    return total
+                missed[row, place], cols[row, place], correlation[row, place] = left, col, value

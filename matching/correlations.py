@@ -6,63 +6,72 @@ the matrix of 131,072² correlations would have 17 billion entries.
 """
 
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import NamedTuple, no_type_check
 
 import numba
 import numpy as np
-import scipy.sparse as sp
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, UInt32
 
+from matching import codes
+from matching.codes import Lists
 from matching.errors import MatchError
-from matching.statistics import FeatureMoments, inverse_deviation, merged, of_segment, shift, shifted
-from matching.stream import SEGMENT, Batches, segments
+from matching.statistics import FeatureMoments, inverse_deviation, shift
+from matching.stream import Batches
+from matching.threads import in_parts
 
-BYTES = 8  # an active feature of a token: its number, and its value in single precision
+# Tokens whose codes are copied next to each other before they are multiplied. Where they lie, each is a wait for memory;
+# short copies wait together, and long products do not: four times as fast.
+GATHERED = 32
+
+
+class Scales(NamedTuple):
+    """What turns sums of products into correlations: what centring leaves of the means, and 1 / deviation (0: not live)."""
+
+    left_a: Float64[np.ndarray, " rows"]
+    left_b: Float64[np.ndarray, " cols"]
+    scale_a: Float64[np.ndarray, " rows"]
+    scale_b: Float64[np.ndarray, " cols"]
+
+
+class Workspace(NamedTuple):
+    """What a thread writes to."""
+
+    products: Float64[np.ndarray, " cols"]
+    met: UInt32[np.ndarray, " places"]
+    found: Float64[np.ndarray, " places"]
+    numbers: UInt32[np.ndarray, " gathered"]  # codes of GATHERED tokens
+    values: Float64[np.ndarray, " gathered"]
 
 
 @dataclass(frozen=True, eq=False)
 class Correlations:
     """Codes in memory, A's by feature and B's by token, with their moments.
 
-    `live_a` and `live_b` say which features have correlations at all: those that vary and are active often enough.
+    `live_a` and `live_b` say which features have correlations at all: those that vary and are active often enough. `threads`
+    share the work; results do not depend on how many.
     """
 
-    by_feature: sp.csr_array  # [features of A, tokens]; here and below, features active on most tokens are centred
-    by_token: sp.csr_array  # [tokens, features of B]
+    by_feature: Lists
+    by_token: Lists
     moments_a: FeatureMoments
     moments_b: FeatureMoments
     live_a: Bool[np.ndarray, " rows"]
     live_b: Bool[np.ndarray, " cols"]
+    threads: int = 1
 
     @classmethod
-    def read(cls, batches: Batches, *, minimum_firings: int = 10, budget_bytes: int = 2**30) -> "Correlations":
-        """Reads a stream of codes: every n-th segment of 1,024 tokens, with the least n that `budget_bytes` holds.
-
-        A million tokens with 32 active features on either side take 0.5 GB, twice that while they are read. Values are kept in
-        single precision where that loses nothing, as in codes of an SAE, others in half as much memory again: sums are always in
+    def read(
+        cls, batches: Batches, *, minimum_firings: int = 10, budget_bytes: int = 2**30, threads: int = 1
+    ) -> "Correlations":
+        """Reads a stream of codes, thinned out evenly to what `budget_bytes` hold (`matching.codes.read`). Sums are always in
         double precision.
 
         Raises: MatchError when the budget holds no segment, when a side has no feature that varies and fires `minimum_firings`
             times, or from the stream.
         """
-        active = sum(a.nnz + b.nnz for a, b in batches())
-        stride = max(1, -(-active * BYTES // budget_bytes))
-        parts_a, parts_b, moments = [], [], []
-        for number, (a, b) in enumerate(segments(batches)):
-            if number % stride == 0:
-                found = of_segment(a), of_segment(b)
-                moments = [merged(*pair) for pair in zip(moments, found, strict=True)] if moments else found
-                parts_a.append(_narrow(a))
-                parts_b.append(_narrow(b))
-        used = BYTES * sum(part.nnz for part in parts_a + parts_b)
-        if used > 2 * budget_bytes:
-            raise MatchError(
-                f"matching needs a budget that holds {SEGMENT:,} tokens, {used:,} bytes; got {budget_bytes:,}. Raise it."
-            )
-        moments_a, moments_b = moments
-        live_a, live_b = _live("A", moments_a, minimum_firings), _live("B", moments_b, minimum_firings)
-        by_feature = sp.csr_array(shifted(_stacked(parts_a), shift(moments_a)).T.tocsr())
-        return cls(by_feature, shifted(_stacked(parts_b), shift(moments_b)), moments_a, moments_b, live_a, live_b)
+        found = codes.read(batches, budget_bytes)
+        live_a, live_b = _live("A", found.moments_a, minimum_firings), _live("B", found.moments_b, minimum_firings)
+        return cls(*found, live_a, live_b, threads)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,7 +81,14 @@ class Correlations:
         """Correlations of any list of pairs; 0 where a feature is not live."""
         order = np.argsort(rows, kind="stable")
         found = np.empty(len(rows))
-        _of(*self.arrays(), rows[order], cols[order], order, found)
+        lists, first = np.unique(rows[order], return_index=True)
+        ends = np.append(first, len(rows))
+
+        def part(start: int, stop: int) -> None:
+            pairs = order[ends[start] : ends[stop]]
+            _of(*self.arrays(), rows, cols, pairs, found)
+
+        in_parts(part, self.cost[lists], self.threads)
         return found
 
     def co_moments(
@@ -85,84 +101,95 @@ class Correlations:
         a, b = self.moments_a, self.moments_b
         return correlation * np.sqrt(a.variance[rows] * b.variance[cols]) + a.mean[rows] * b.mean[cols]
 
-    def arrays(self) -> tuple[tuple, tuple, tuple]:
-        """What compiled code reads: A's codes, B's codes, and what turns sums of products into correlations.
+    @property
+    def cost(self) -> Int64[np.ndarray, " rows"]:
+        """Of the correlations of every row, up to a factor: the tokens it is active on."""
+        return np.diff(self.by_feature.starts.astype(np.int64))
 
-        Places are unsigned: where they could be negative, numba checks every one of them, which is a third of all the time.
-        """
-        scales = (
-            self.moments_a.mean - shift(self.moments_a),
-            self.moments_b.mean - shift(self.moments_b),
-            np.where(self.live_a, inverse_deviation(self.moments_a), 0.0),
-            np.where(self.live_b, inverse_deviation(self.moments_b), 0.0),
+    def arrays(self) -> tuple[Lists, Lists, Scales, Workspace]:
+        """What compiled code reads, and a workspace of its own."""
+        a, b = self.moments_a, self.moments_b
+        scales = Scales(
+            a.mean - shift(a),
+            b.mean - shift(b),
+            np.where(self.live_a, inverse_deviation(a), 0.0),
+            np.where(self.live_b, inverse_deviation(b), 0.0),
         )
-        a, b = (
-            (codes.indptr.astype(np.uint64), codes.indices.astype(np.int32, copy=False).view(np.uint32), codes.data)
-            for codes in (self.by_feature, self.by_token)
+        width = len(self.live_b)
+        longest = GATHERED * int(np.diff(self.by_token.starts).max())
+        workspace = Workspace(
+            np.zeros(width),
+            np.empty(longest + width, np.uint32),
+            np.empty(longest + width),
+            np.empty(longest, np.uint32),
+            np.empty(longest),
         )
-        return a, b, scales
+        return self.by_feature, self.by_token, scales, workspace
 
 
 @no_type_check  # compiled code has types of its own
-@numba.njit
-def correlate(row, a, b, scales, products, seen, met):
-    """How many features of B row `row` of A meets on a token: their numbers in `met`, their correlations in `products`.
+@numba.njit(nogil=True)
+def multiply(row, a, b, work):
+    """Sums of products of a row of A with all features of B, in `products`; `met` lists where they are, and how many is returned.
 
-    `products` and `seen` are as long as B has features; `seen` starts as −1 and names the last row that met a feature.
+    `products` must be 0 before, and `collect` makes it so again.
     """
-    (starts_a, tokens, values_a), (starts_b, cols, values_b), (left_a, left_b, scale_a, scale_b) = a, b, scales
-    count = 0
-    for entry in range(starts_a[row], starts_a[row + 1]):
-        token, value = tokens[entry], values_a[entry]
-        for other in range(starts_b[token], starts_b[token + 1]):
-            col = cols[other]
-            if seen[col] != row:
-                seen[col] = row
-                products[col] = 0.0
-                met[count] = col
-                count += 1
-            products[col] += np.float64(value) * np.float64(values_b[other])
-    for position in range(count):
-        col = met[position]
-        covariance = products[col] / (len(starts_b) - 1) - left_a[row] * left_b[col]
-        products[col] = min(1.0, max(-1.0, covariance * (scale_a[row] * scale_b[col])))
+    products, met = work.products, work.met
+    count, entry, end = 0, a.starts[row], a.starts[row + 1]
+    while entry < end:
+        stop = min(entry + np.uint64(GATHERED), end)
+        gathered = np.uint64(0)
+        for place in range(entry, stop):
+            token, value = a.numbers[place], np.float64(a.values[place])
+            for other in range(b.starts[token], b.starts[token + np.uint32(1)]):
+                work.numbers[gathered] = b.numbers[other]
+                work.values[gathered] = value * np.float64(b.values[other])
+                gathered += np.uint64(1)
+        for place in range(gathered):
+            col = work.numbers[place]
+            met[count] = col  # kept if the sum is 0: no branch that is hard to foretell, and at worst met twice
+            count += products[col] == 0.0
+            products[col] += work.values[place]
+        entry = stop
     return count
 
 
 @no_type_check
-@numba.njit
-def apart(row, col, scales):
-    """The correlation of two features that are never active together."""
-    left_a, left_b, scale_a, scale_b = scales
-    return -left_a[row] * left_b[col] * (scale_a[row] * scale_b[col])
+@numba.njit(nogil=True)
+def correlation(row, col, tokens, scales, work):
+    """Of any feature of B with the row that was multiplied; a sum of 0 is what features that are never active together have."""
+    covariance = work.products[col] / tokens - scales.left_a[row] * scales.left_b[col]
+    return min(1.0, max(-1.0, covariance * (scales.scale_a[row] * scales.scale_b[col])))
 
 
 @no_type_check
-@numba.njit
-def _of(a, b, scales, rows, cols, order, found):
-    """Correlations of the pairs (rows ascend), written to the places `order`."""
-    features = len(scales[1])
-    products, seen, met = np.zeros(features), np.full(features, -1), np.empty(features, np.uint32)
-    for position in range(len(rows)):
-        row, col = rows[position], cols[position]
-        if position == 0 or row != rows[position - 1]:
-            correlate(row, a, b, scales, products, seen, met)
-        found[order[position]] = products[col] if seen[col] == row else apart(row, col, scales)
+@numba.njit(nogil=True, error_model="numpy")
+def collect(row, count, tokens, scales, work):
+    """Puts the features of B that the row met in `met`, each once, and their correlations in `found`; how many there are."""
+    products, met, found = work.products, work.met, work.found
+    left, scale = scales.left_a[row], scales.scale_a[row]
+    kept = 0
+    for position in range(count):
+        col = met[position]
+        covariance = products[col] / tokens - left * scales.left_b[col]
+        met[kept] = col
+        found[kept] = min(1.0, max(-1.0, covariance * (scale * scales.scale_b[col])))
+        kept += products[col] != 0.0
+        products[col] = 0.0
+    return kept
 
 
-def _narrow(codes: sp.csr_array) -> sp.csr_array:
-    """In single precision if that loses nothing, with places in 32 bits: scipy stacks to the widest that it is given."""
-    values = codes.data.astype(np.float32)
-    if not np.array_equal(values, codes.data):
-        values = codes.data
-    return sp.csr_array((values, codes.indices.astype(np.int32), codes.indptr.astype(np.int32)), shape=codes.shape)
-
-
-def _stacked(parts: list[sp.csr_array]) -> sp.csr_array:
-    """All parts below each other; the list is emptied."""
-    found = sp.csr_array(sp.vstack(parts, format="csr"))
-    parts.clear()
-    return found
+@no_type_check
+@numba.njit(nogil=True)
+def _of(a, b, scales, work, rows, cols, pairs, found):
+    """Correlations of these pairs, in order of rows."""
+    tokens, count, last = len(b.starts) - 1, 0, -1
+    for pair in pairs:
+        row = rows[pair]
+        if row != last:
+            collect(last, count, tokens, scales, work)
+            count, last = multiply(row, a, b, work), row
+        found[pair] = correlation(row, cols[pair], tokens, scales, work)
 
 
 def _live(side: str, moments: FeatureMoments, minimum_firings: int) -> Bool[np.ndarray, " features"]:

@@ -7,8 +7,9 @@ import numba
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from matching.correlations import Correlations, apart, correlate
+from matching.correlations import Correlations, collect, correlation, multiply
 from matching.null import draw_columns
+from matching.threads import in_parts
 from matching.types import Alternatives, Candidates
 
 
@@ -20,14 +21,21 @@ def candidates(correlations: Correlations, *, generator: np.random.Generator, to
     Ties go to the lower index. For the null, `top` random partners per A-feature are drawn from `generator` and scored too
     (`Alternatives`).
 
-    Memory beside the codes: 24 bytes · top per feature.
+    Memory beside the codes: 16 bytes · top per feature of A, and as much per feature of B for every thread.
     """
     rows, cols = correlations.shape
     drawn = draw_columns(rows, np.flatnonzero(correlations.live_b), top, generator)
     drawn_correlation = np.full(drawn.shape, -np.inf)
     best_cols, of_row = np.full((rows, top), -1), np.zeros((rows, top))
-    best_rows, of_col = np.full((cols, top), -1), np.zeros((cols, top))
-    _best(*correlations.arrays(), best_cols, of_row, best_rows, of_col, drawn, drawn_correlation)
+
+    def part(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        best_rows, of_col = np.full((cols, top), -1), np.zeros((cols, top))
+        _best(*correlations.arrays(), start, stop, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation)
+        return best_rows, of_col
+
+    (best_rows, of_col), *others = in_parts(part, correlations.cost, correlations.threads)
+    for other in others:
+        _merge(best_rows, of_col, *other)
     drawn_correlation[~correlations.live_a] = -np.inf
 
     by_row, by_col = best_cols >= 0, best_rows >= 0
@@ -60,29 +68,37 @@ def _graph(correlations: Correlations, edges: _Edges, alternatives: Alternatives
 
 
 @no_type_check  # compiled code has types of its own
-@numba.njit
-def _best(a, b, scales, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation):
-    """Fills the best partners of rows and columns, from the best on, and the correlations of the pairs drawn at random."""
-    width = len(best_rows)
-    products, seen, met = np.zeros(width), np.full(width, -1), np.empty(width, np.uint32)
-    least = np.zeros(width)  # of a column's partners: close together in memory, and most pairs need no more
-    for row in range(len(best_cols)):
-        count = correlate(row, a, b, scales, products, seen, met)
-        for position in range(count):
-            col = met[position]
-            value = products[col]
+@numba.njit(nogil=True)
+def _best(a, b, scales, work, start, stop, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation):
+    """Fills the best partners of rows, and of columns among these rows, from the best on, and the correlations of the pairs drawn
+    at random."""
+    least = np.zeros(len(best_rows))  # of a column's partners: close together in memory, and most pairs need no more
+    tokens = len(b.starts) - 1
+    for row in range(start, stop):
+        count = multiply(row, a, b, work)
+        for position in range(drawn.shape[1]):
+            drawn_correlation[row, position] = correlation(row, drawn[row, position], tokens, scales, work)
+        for position in range(collect(row, count, tokens, scales, work)):
+            col, value = work.met[position], work.found[position]
             if value > 0.0 and value >= of_row[row, -1]:
                 _insert(best_cols[row], of_row[row], col, value)
             if value > least[col]:  # rows come in order, so that a tie stays out
                 _insert(best_rows[col], of_col[col], row, value)
                 least[col] = of_col[col, -1]
-        for position in range(drawn.shape[1]):
-            col = drawn[row, position]
-            drawn_correlation[row, position] = products[col] if seen[col] == row else apart(row, col, scales)
 
 
 @no_type_check
 @numba.njit
+def _merge(best_rows, of_col, other_rows, of_other):
+    """Adds the best partners of columns among later rows."""
+    for col in range(len(best_rows)):
+        for place in range(best_rows.shape[1]):
+            if of_other[col, place] > of_col[col, -1]:
+                _insert(best_rows[col], of_col[col], other_rows[col, place], of_other[col, place])
+
+
+@no_type_check
+@numba.njit(nogil=True)
 def _insert(numbers, values, number, value):
     """Keeps the largest values, from the largest on, ties by number."""
     place = len(values) - 1

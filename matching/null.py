@@ -1,4 +1,4 @@
-"""Nulls: matchings and maps that know nothing of the correspondence and differ from the real ones in nothing else."""
+"""Nulls: matchings that know nothing of the correspondence and differ from the real ones in nothing else."""
 
 # pyright: reportOptionalSubscript=false, reportGeneralTypeIssues=false
 # (scipy.sparse carries no types: its shapes are taken for None)
@@ -7,9 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from jaxtyping import Float64, Int64
-from torch import Tensor
 
 from matching.errors import MatchError
 from matching.stream import Batches, Codes
@@ -73,14 +71,3 @@ def misaligned(batches: Batches, seed: int) -> Batches:
             yield a, sp.csr_array(sp.vstack([b[offset:], b[:offset]], format="csr"))
 
     return stream
-
-
-def random_rotation(d_a: int, d_b: int, generator: torch.Generator) -> Float64[Tensor, "d_a d_b"]:
-    """Uniform (Haar) random orthogonal map; between unequal widths, orthonormal along the narrower side.
-
-    Source: Mezzadri 2007, Notices of the AMS 54: the signs of R's diagonal make QR uniform.
-    """
-    tall = torch.randn(max(d_a, d_b), min(d_a, d_b), dtype=torch.float64, generator=generator, device=generator.device)
-    q, r = torch.linalg.qr(tall)
-    q = q * torch.sign(torch.diagonal(r))
-    return q if d_a >= d_b else q.T

@@ -1,4 +1,4 @@
-"""The orthogonal map between two spaces that carries matched directions onto each other."""
+"""The orthogonal map between two spaces that carries matched directions onto each other, and its null, a random one."""
 
 from dataclasses import dataclass
 
@@ -49,3 +49,14 @@ def orthogonal_map(
     matrix = u @ vh
     length = ((weighted @ matrix) * (source @ matrix)).sum()
     return Rotation(matrix, float(sigma.sum() / length))
+
+
+def random_rotation(d_a: int, d_b: int, generator: torch.Generator) -> Float64[Tensor, "d_a d_b"]:
+    """Uniform (Haar) random orthogonal map; between unequal widths, orthonormal along the narrower side.
+
+    Source: Mezzadri 2007, Notices of the AMS 54: the signs of R's diagonal make QR uniform.
+    """
+    tall = torch.randn(max(d_a, d_b), min(d_a, d_b), dtype=torch.float64, generator=generator, device=generator.device)
+    q, r = torch.linalg.qr(tall)
+    q = q * torch.sign(torch.diagonal(r))
+    return q if d_a >= d_b else q.T

@@ -128,17 +128,17 @@ def shift(moments: FeatureMoments) -> Float64[np.ndarray, " features"]:
 
 
 def shifted(codes: sp.csr_array, shift: Float64[np.ndarray, " features"]) -> sp.csr_array:
-    """Codes − shift; columns with a shift become dense, the others stay as they are."""
+    """Codes − shift; columns with a shift become dense, zeros included, the others stay as they are."""
     dense = np.flatnonzero(shift)
     if not dense.size:
         return codes
     tokens = codes.shape[0]
     centred = codes[:, dense].toarray() - shift[dense]
-    columns = sp.csr_array(
-        (centred.reshape(-1), np.tile(dense, tokens), np.arange(tokens + 1) * len(dense)), shape=codes.shape
-    )
-    rest = sp.csr_array((codes.data * (shift == 0)[codes.indices], codes.indices, codes.indptr), shape=codes.shape)
-    return sp.csr_array(rest + columns)
+    rest = (shift == 0)[codes.indices]
+    values = np.concatenate([codes.data[rest], centred.reshape(-1)])
+    rows = np.concatenate([codes.tocoo().row[rest], np.repeat(np.arange(tokens), len(dense))])
+    columns = np.concatenate([codes.indices[rest], np.tile(dense, tokens)])
+    return sp.csr_array(sp.coo_array((values, (rows, columns)), shape=codes.shape).tocsr())
 
 
 def inverse_deviation(moments: FeatureMoments) -> Float64[np.ndarray, " features"]:

@@ -39,7 +39,7 @@ def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Mat
     it, whose marginals are firing frequencies. A shuffle keeps rows, masses and weights and exchanges the partners within strata
     of firing frequency.
     """
-    correlations = Correlations.read(batches, budget_bytes=budget_bytes)
+    correlations = Correlations.read(batches, budget_bytes=budget_bytes, threads=torch.get_num_threads())
     moments_a, moments_b = correlations.moments_a, correlations.moments_b
     graph = candidates(correlations, generator=np.random.default_rng(seed))
     pairs, certificate = assign_certified(correlations, graph)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from matching.measures import linear_cka, svcca
-from matching.null import random_rotation
+from matching.procrustes import random_rotation
 from sae.types import Dictionary
 from stitch.activations import Paired, Progress, Tokens
 from stitch.applied import Applied

@@ -53,7 +53,7 @@ def test_what_the_graph_has_completely_is_not_looked_at_again_and_nothing_change
     correlations = Correlations.read(batches)
     graph = candidates(correlations, generator=np.random.default_rng(0), top=top)
     looked_at: list[int] = []
-    monkeypatch.setattr(certificate_module, "_price", lambda *given: looked_at.append(len(given[4])) or _price(*given))
+    monkeypatch.setattr(certificate_module, "_price", lambda *given: looked_at.append(len(given[5])) or _price(*given))
     for _ in range(4):
         solved = assign_with_prices(graph, threshold)
         short, more = certify(correlations, graph, *solved, threshold=threshold)

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from codes import planted, random_codes, stream_of
+from matching.certificate import assign_certified
 from matching.correlations import Correlations
 from matching.errors import MatchError
 from matching.graph import candidates
 from matching.statistics import correlation_matrix, feature_moments
 from matching.stream import SEGMENT
+from matching.threads import in_parts
 from matching.types import Candidates
 
 
@@ -61,7 +63,7 @@ def test_what_the_budget_does_not_hold_is_thinned_out_evenly():
 def test_codes_in_single_precision_are_kept_as_they_are_and_summed_in_double():
     a, b = (random_codes(1500, 6, seed).astype(np.float32) for seed in (12, 13))
     correlations = Correlations.read(stream_of(a, b))
-    assert correlations.by_feature.dtype == correlations.by_token.dtype == np.float32
+    assert correlations.by_feature.values.dtype == correlations.by_token.values.dtype == np.float32
     rows, cols = np.divmod(np.arange(36), 6)
     want = np.corrcoef(a.T.astype(float), b.T.astype(float))[:6, 6:].flatten()
     np.testing.assert_allclose(correlations.of(rows, cols), want, atol=1e-13)
@@ -143,3 +145,43 @@ def test_what_cannot_be_matched_is_refused():
     dead = stream_of(a, np.zeros_like(b))
     with pytest.raises(MatchError, match="got none among the 6 of B"):
         Correlations.read(dead)
+
+
+def test_threads_share_the_rows_and_change_nothing():
+    a, b, _ = planted(1500, 30, 4)
+    a[:, 7], b[:, 5] = a[:, 6], b[:, 4]  # ties
+    rows, cols = np.divmod(np.random.default_rng(1).permutation(30 * 30), 30)
+    found = []
+    for threads in (1, 2, 5):
+        correlations = Correlations.read(stream_of(a, b), threads=threads)
+        graph = candidates(correlations, generator=np.random.default_rng(0), top=2)
+        pairs, certificate = assign_certified(correlations, graph, gap=0.0)
+        found.append((fields(graph), pairs.cols.tolist(), certificate, correlations.of(rows, cols).tolist()))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda a, b: (a[:-1], b[:-1]),
+        lambda a, b: (np.concatenate([a, a]), np.concatenate([b, b])),
+        lambda a, b: (np.roll(a, 1, axis=1), b),
+        lambda a, b: (a, np.zeros_like(b)),
+    ],
+    ids=["shorter", "longer", "other features of A", "fewer features of B"],
+)
+def test_a_stream_that_changes_is_refused(other):
+    a, b = random_codes(1500, 6, 9), random_codes(1500, 6, 10)
+    passes = iter([(a, b), (a, b), other(a, b)])
+    with pytest.raises(MatchError, match=r"the same stream; got another one after [\d,]+ of 1,500 tokens"):
+        Correlations.read(lambda: stream_of(*next(passes))())
+
+
+def test_parts_cover_the_rows_and_cost_about_the_same():
+    cost = np.random.default_rng(0).integers(0, 100, 1000)
+    parts = in_parts(lambda start, stop: (start, stop), cost, 4)
+    assert [stop for _, stop in parts] == [start for start, _ in parts[1:]] + [1000] and parts[0][0] == 0
+    assert all(abs(cost[slice(*part)].sum() - cost.sum() / 4) < 200 for part in parts)
+    one_row = np.zeros(10, int)
+    one_row[3] = 10**6
+    assert sum(stop - start for start, stop in in_parts(lambda *part: part, one_row, 4)) == 10

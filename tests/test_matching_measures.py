@@ -5,7 +5,7 @@ import torch
 
 from matching.errors import MatchError
 from matching.measures import linear_cka, mean_max_cosine, pair_cosines, share_above, svcca
-from matching.null import random_rotation
+from matching.procrustes import random_rotation
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,7 +6,8 @@ import torch
 
 from codes import planted, random_codes, stream_of
 from matching.errors import MatchError
-from matching.null import draw_columns, misaligned, random_rotation, shuffled
+from matching.null import draw_columns, misaligned, shuffled
+from matching.procrustes import random_rotation
 from matching.statistics import correlation_matrix, feature_moments
 from matching.types import Pairs
 

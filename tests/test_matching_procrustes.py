@@ -5,8 +5,7 @@ import torch
 from scipy.linalg import orthogonal_procrustes
 
 from matching.errors import MatchError
-from matching.null import random_rotation
-from matching.procrustes import orthogonal_map
+from matching.procrustes import orthogonal_map, random_rotation
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from matching.null import random_rotation
+from matching.procrustes import random_rotation
 from sae.config import SAEConfig
 from sae.null import untrained
 from sae.types import Dictionary

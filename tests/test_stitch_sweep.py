@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
-from matching.null import random_rotation
+from matching.procrustes import random_rotation
 from stitch import sweep_report
 from stitch.cells import Cell, Side, _groups, harvest_all, needed, score_cells
 from stitch.composite import compose

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from matching.null import random_rotation
+from matching.procrustes import random_rotation
 from matching.types import Alternatives, Candidates
 from sae.types import Dictionary
 from stitch.composite import translation_config, translation_tensors

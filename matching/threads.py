@@ -1,0 +1,23 @@
+"""Work on a range of rows, shared by threads."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Int64
+
+T = TypeVar("T")
+
+
+def in_parts(work: Callable[[int, int], T], cost: Int64[np.ndarray, " rows"], threads: int) -> list[T]:
+    """work(start, stop) on as many ranges of rows as there are threads, of about equal cost; what they return, in order.
+
+    Worth it for work that lets go of Python's lock, as compiled code does.
+    """
+    total = np.cumsum(cost + 1)  # a row costs something even if nothing is active on it
+    if threads == 1 or len(total) <= threads:
+        return [work(0, len(total))]
+    ends = np.searchsorted(total, total[-1] * np.arange(1, threads) / threads).tolist()
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, [0, *ends], [*ends, len(total)]))
