@@ -87,9 +87,10 @@ def _merged(known: Tops | None, codes: Codes, seen: int) -> Tops:
     if known is None:
         known = Tops(np.zeros((count, CONTEXTS), np.float32), np.zeros((count, CONTEXTS), np.int64))
     entries = codes.tocoo()
-    features = np.concatenate([np.repeat(np.arange(count), CONTEXTS), entries.col])
-    values = np.concatenate([known.values.ravel(), entries.data])
-    tokens = np.concatenate([known.tokens.ravel(), entries.row + seen])
+    higher = entries.data > known.values[entries.col, -1]  # soon only a few are
+    features = np.concatenate([np.repeat(np.arange(count), CONTEXTS), entries.col[higher]])
+    values = np.concatenate([known.values.ravel(), entries.data[higher]])
+    tokens = np.concatenate([known.tokens.ravel(), entries.row[higher] + seen])
     order = np.lexsort((tokens, -values, features))
     features = features[order]
     rank = np.arange(len(features)) - np.searchsorted(features, features)

@@ -119,15 +119,14 @@ def _table(
     left = seen.totals - seen.counts[:, None] * explained
     left_other = other.totals - other.counts[:, None] * explained
 
-    def rows_at(shrinkage: float) -> Tensor:
-        return left / (seen.counts + shrinkage)[:, None]
+    squares, agreement = left.square().sum(1), (left * left_other).sum(1)
 
     def error(shrinkage: float) -> float:
         """Squared error on the other tokens, less what it is without the table."""
-        rows = rows_at(shrinkage)
-        return float((other.counts[:, None] * rows.square() - 2 * rows * left_other).sum())
+        weight = 1 / (seen.counts + shrinkage)
+        return float((other.counts * weight**2 * squares - 2 * weight * agreement).sum())
 
-    rows = rows_at(min(SHRINKAGES, key=error))
+    rows = left / (seen.counts + min(SHRINKAGES, key=error))[:, None]
     gain = (2 * rows * left - seen.counts[:, None] * rows.square()).sum(1)
     kept = gain.argsort(descending=True, stable=True)[:most].sort().values
     kept = kept[gain[kept] > 0]
