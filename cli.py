@@ -317,6 +317,16 @@ def evaluate(
     context: Annotated[
         int | None, typer.Option(help="Window length. Default: what the model takes, at most 1024.")
     ] = None,
+    behaviour: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Score this behaviour instead: induction, previous-token, duplicate-token, brackets, or a .jsonl file of "
+            "clean, corrupt and answer.",
+        ),
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts of the behaviour.")] = 256,
+    seed: Seed = 0,
     memory: Memory = "4G",
     device: Device = "auto",
     dtype: Dtype = "fp32",
@@ -325,9 +335,19 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Cross-entropy and perplexity of any causal language model on held-out text, with a 95 % interval by document."""
+    """Cross-entropy and perplexity of any causal language model on held-out text, with a 95 % interval by document.
+
+    With --behaviour: how often it gives the right answer, beside prompts that lack what the answer follows from, and chance.
+    """
 
     def work(progress):
+        if behaviour is not None:
+            from stitch.circuits.score import score_model
+
+            return score_model(
+                model, behaviour, count=prompts, seed=seed, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+                progress=progress,
+            )  # fmt: skip
         from stitch.compare import evaluate_models
 
         return evaluate_models(
@@ -339,8 +359,10 @@ def evaluate(
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    from stitch.report import table
-
+    if behaviour is None:
+        from stitch.report import table
+    else:
+        from stitch.circuits.score import table
     _print_table(*table(report))
 
 
@@ -440,7 +462,8 @@ def _print_table(header: list[str], rows: list[list[str]], title: str) -> None:
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row, style="bold" if row[0].startswith("composite") else None)
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    # Without emoji: `demo:llama:` is no animal.
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False)
     console.print(title, style="bold", soft_wrap=True)
     console.print(table)
 

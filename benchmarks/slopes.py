@@ -1,31 +1,35 @@
 """How the main job's time grows with tokens, features, blocks and width: one axis doubled at a time. One JSON line, one picture.
 
-Both donors are Llamas with random weights and the demo pair's tokenizer, on docstrings, each run a process of its own. A slope is
-the exponent p of time ∝ valueᵖ, by least squares in logarithms over the largest three values: 0 where an axis costs nothing, 1
-where twice as much takes twice as long.
+Both donors are Llamas with random weights and the demo pair's tokenizer, on docstrings, each run a process of its own with one
+thread. Seconds are of CPU time, so that other work on the machine does not bend the curves. A slope is the exponent p of
+time ∝ valueᵖ, by least squares in logarithms over the largest three values: 0 where an axis costs nothing, 1 where twice as much
+takes twice as long.
 """
 
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-BASE = {"tokens": 64_000, "features": 1_024, "blocks": 8, "width": 128}
+BASE = {"tokens": 32_000, "features": 1_024, "blocks": 8, "width": 128}
 AXES = {
-    "tokens": (32_000, 64_000, 128_000, 256_000),
+    "tokens": (16_000, 32_000, 64_000, 128_000),
     "features": (512, 1_024, 2_048, 4_096),
-    "blocks": (4, 8, 16, 32),
-    "width": (64, 128, 256, 512),
+    "blocks": (4, 8, 16),
+    "width": (64, 128, 256),
 }
 STAGES = ("activations", "saes", "matching", "translations", "evaluation")  # the rest is small, or does not grow
 COLOURS = ("#3b6fb6", "#c0504d", "#4f9d69", "#8a63b0", "#d99a3a")
 
 
 def one_run(tokens: int, features: int, blocks: int, width: int) -> dict[str, float]:
-    """Seconds of every stage."""
+    """Seconds of every stage, of CPU time."""
+    time.perf_counter = time.process_time  # the clock of `stitch.timing`
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
@@ -47,7 +51,7 @@ def one_run(tokens: int, features: int, blocks: int, width: int) -> dict[str, fl
             tokenizer.save_pretrained(work / name)
         settings = Settings(
             model_a=str(work / "a"), model_b=str(work / "b"), layer=blocks // 2, tokens=tokens, held_out=8_192,
-            context=256, features=features,
+            context=256, features=features, reference_steps=0,
         )  # fmt: skip
         report, _ = stitch(settings, work / "out")
     return report["seconds"]
@@ -74,7 +78,7 @@ def draw(axes: dict, out: Path) -> None:
         panel.set_xticks(found["values"], [f"{value:,}" for value in found["values"]])
         panel.legend(fontsize=7, title="stage (slope)", title_fontsize=7)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("seconds")
+    panels[0].set_ylabel("seconds of CPU time")
     figure.tight_layout()
     figure.savefig(out, dpi=110)
 
@@ -89,13 +93,14 @@ def main() -> None:
         print(json.dumps(one_run(**given.run)))
         return
     found, known = {}, {}
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     for axis in given.axis or AXES:
         runs = []
         for value in AXES[axis]:
             wanted = json.dumps({**BASE, axis: value})
             if wanted not in known:
                 command = [sys.executable, __file__, "--run", wanted]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=one_thread)
                 known[wanted] = json.loads(done.stdout.splitlines()[-1])
             runs.append({**known[wanted], "total": sum(known[wanted].values())})
         seconds = {stage: [round(run[stage], 2) for run in runs] for stage in (*STAGES, "total")}

@@ -82,8 +82,10 @@ def evaluate_models(
 def load_any(source: Source, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> AnyModel:
     """The model in `source.folder`. Composites need no remote code here: the class that wrote them is at hand."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     register_composites()
+    logging.disable_progress_bar()  # progress is told through callbacks
     try:
         net: Any = AutoModelForCausalLM.from_pretrained(
             source.folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True, use_safetensors=True

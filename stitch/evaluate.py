@@ -28,6 +28,17 @@ class Batch:
 Logits = Callable[[Batch], Float[Tensor, "batch context vocabulary"]]
 
 
+def bootstrap(
+    sums: Float[Tensor, " documents"], counts: Float[Tensor, " documents"], seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile bootstrap over documents of Σ sums / Σ counts."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
+    samples = sums[draws].sum(1) / counts[draws].sum(1)
+    low, high = torch.quantile(samples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
 @dataclass(frozen=True)
 class Scores:
     """One row's sums per document: nats, nats of KL(reference ‖ row), top-1 agreements, predicted tokens."""
@@ -44,12 +55,7 @@ class Scores:
 
     def interval(self, minus: "Scores | None" = None, seed: int = 0) -> tuple[float, float]:
         """95 % percentile bootstrap over documents of the cross-entropy, or of its paired difference to another row."""
-        nats = self.nats if minus is None else self.nats - minus.nats
-        generator = torch.Generator().manual_seed(seed)
-        draws = torch.randint(len(nats), (RESAMPLES, len(nats)), generator=generator)
-        samples = nats[draws].sum(1) / self.tokens[draws].sum(1)
-        low, high = torch.quantile(samples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return low, high
+        return bootstrap(self.nats if minus is None else self.nats - minus.nats, self.tokens, seed)
 
     def row(self, name: str) -> dict:
         """The row as it stands in report.json."""

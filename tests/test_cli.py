@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import cli
 import tiny
+from stitch.circuits.spec import prompts
 from test_stitch_pipeline import write_text
 
 RUN = ["--tokens", "8192", "--context", "32", "--features", "64", "--k", "8", "--memory", "256M", "--device", "cpu"]
@@ -67,6 +70,23 @@ def test_the_default_command_prints_json_alone_on_stdout_and_progress_on_stderr(
     assert again.exit_code == 0, again.stderr
     ce = next(row["ce"] for row in report["results"] if row["name"] == "composite")
     assert json.loads(again.stdout)["results"][0]["ce"] == pytest.approx(ce, abs=1e-5)
+
+
+def test_a_behaviour_is_scored_beside_corrupt_prompts_and_chance(donors):
+    done = invoke("eval", donors["qwen3"], "--behaviour", "induction", "--prompts", "8", "--json", "-q")
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    asked = prompts("induction", tiny.tokenizer(), count=8)
+    with torch.no_grad():
+        likeliest = AutoModelForCausalLM.from_pretrained(donors["qwen3"])(asked.clean).logits.argmax(-1)
+    right = (likeliest == asked.answers)[asked.asked].float().mean()
+    assert report["results"][0]["right"] == pytest.approx(float(right)) and report["chance"] == 1 / tiny.VOCABULARY
+    assert (report["prompts"], report["places"]) == (8, 8 * 23)
+    shown = invoke("eval", donors["qwen3"], "--behaviour", "induction", "--prompts", "8", "-q")
+    assert shown.exit_code == 0 and not shown.stderr
+    assert all(name in shown.stdout for name in ("clean", "corrupt", "chance", "184 tokens asked for"))
+    refused = invoke("eval", donors["qwen3"], "--behaviour", "inducton")
+    assert refused.exit_code == 2 and "got inducton" in refused.stderr
 
 
 def test_inspect_shows_the_shape_of_a_model(donors):

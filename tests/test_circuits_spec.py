@@ -1,0 +1,158 @@
+"""Behaviours against rules that have them: a rule answers every clean prompt of its own behaviour, and no corrupt one."""
+
+import functools
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+import tiny
+from stitch.circuits.score import score
+from stitch.circuits.spec import BEHAVIOURS, BRACKETS, Prompts, prompts
+from stitch.errors import StitchError, UsageError
+
+
+@functools.cache
+def with_words() -> PreTrainedTokenizerFast:
+    """Words that start with a space, brackets, and 200 other tokens."""
+    words = ["Ġone", "Ġtwo", "Ġthree", *sorted(set("".join(BRACKETS))), *(f"t{index}" for index in range(200))]
+    vocabulary = {token: index for index, token in enumerate(["<s>", "<unk>", *words])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", unk_token="<unk>")
+
+
+def after_its_last_occurrence(ids: list[int]) -> int:
+    earlier = [place for place in range(len(ids) - 1) if ids[place] == ids[-1]]
+    return ids[earlier[-1] + 1] if earlier else 0
+
+
+def before(ids: list[int]) -> int:
+    return ids[-2] if len(ids) > 1 else 0
+
+
+def itself_if_the_last_one_came_twice(ids: list[int]) -> int:
+    return ids[-1] if len(ids) > 2 and ids[-2] == ids[-3] else 0
+
+
+def closing(ids: list[int]) -> int:
+    tokenizer, open_marks = with_words(), []
+    closers = {pair[0]: pair[1] for pair in BRACKETS}
+    for token in tokenizer.convert_ids_to_tokens(ids):
+        if open_marks and token == closers[open_marks[-1]]:
+            open_marks.pop()
+        elif token in closers:
+            open_marks.append(token)
+    return tokenizer.convert_tokens_to_ids(closers[open_marks[-1]]) if open_marks else 0
+
+
+RULES: dict[str, Callable[[list[int]], int]] = {
+    "induction": after_its_last_occurrence,
+    "previous-token": before,
+    "duplicate-token": itself_if_the_last_one_came_twice,
+    "brackets": closing,
+}
+
+
+def following(rule: Callable[[list[int]], int]) -> Callable[[Tensor], Tensor]:
+    """Logits of a model that does what the rule says."""
+    vocabulary = len(with_words())
+
+    def logits(ids: Tensor) -> Tensor:
+        rows = [[rule(row[: place + 1]) for place in range(len(row))] for row in ids.tolist()]
+        return 20.0 * torch.nn.functional.one_hot(torch.tensor(rows), vocabulary).float()
+
+    return logits
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_a_rule_has_its_own_behaviour_and_only_where_its_cause_is(behaviour: str):
+    asked = prompts(behaviour, with_words(), count=20)
+    clean, corrupt = score(following(RULES[behaviour]), asked)
+    assert (clean["right"], corrupt["right"]) == (1.0, 0.0)
+    assert clean["probability"] > 0.99 and clean["nats"] < 0.01
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_no_other_rule_has_it(behaviour: str):
+    asked = prompts(behaviour, with_words(), count=20)
+    others = {name: score(following(rule), asked)[0]["right"] for name, rule in RULES.items() if name != behaviour}
+    for name, right in others.items():
+        # In "a b a b" what followed a token last time is the one before it as well.
+        assert right == 1 if (name, behaviour) == ("induction", "previous-token") else right < 0.2, (name, right)
+
+
+def test_where_the_sequence_comes_differs_from_prompt_to_prompt():
+    asked = prompts("induction", with_words(), count=50).asked
+    first = asked.long().argmax(1)
+    assert asked.sum(1).tolist() == [23] * 50
+    assert len(first.unique()) > 10
+
+
+def test_prompts_depend_on_the_seed_alone():
+    one, same, other = (prompts("induction", with_words(), count=4, seed=seed).clean for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_probabilities_are_those_among_the_options():
+    asked = Prompts(
+        torch.tensor([[0, 1]]), torch.tensor([[0, 2]]), torch.tensor([[False, True]]), torch.tensor([[0, 3]]), (3, 4)
+    )
+    logits = torch.zeros(1, 2, 6)
+    logits[0, 1] = torch.tensor([9.0, 9.0, 9.0, 0.0, 1.0, 9.0]).log_softmax(0)
+    row, _ = score(lambda ids: logits, asked)
+    assert row["right"] == 0 and row["probability"] == pytest.approx(1 / (1 + torch.e))
+    assert row["nats"] == pytest.approx(-torch.tensor(row["probability"]).log().item())
+
+
+def written(folder, *lines: dict | str):
+    path = folder / "prompts.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def test_prompts_from_a_file(tmp_path):
+    lines = (
+        {"clean": "t1 t2 t3", "corrupt": "t1 t9 t3", "answer": "t4"},
+        {"clean": "t5", "corrupt": "t6", "answer": "t7"},
+    )
+    tokenizer = with_words()
+    found = prompts(str(written(tmp_path, *lines)), tokenizer)
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.convert_tokens_to_ids(text.split())
+
+    assert found.clean.tolist() == [ids("<s> t1 t2 t3"), ids("<s> t5 <s> <s>")]
+    assert found.corrupt.tolist() == [ids("<s> t1 t9 t3"), ids("<s> t6 <s> <s>")]
+    assert found.asked.nonzero().tolist() == [[0, 3], [1, 1]]
+    assert found.answers[found.asked].tolist() == ids("t4 t7")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["", "{}"], "line 2, needs JSON with clean, corrupt and answer; got '{}'"),
+        ([{"clean": "t1 t2", "corrupt": "t1", "answer": "t3"}], "line 1: .*equally many tokens; got 2 and 1"),
+        ([{"clean": "t1", "corrupt": "t2", "answer": "t3 t4"}], "one token; got 't3 t4'"),
+        ([""], "at least one prompt; it is empty"),
+    ],
+)
+def test_files_that_are_refused(lines, message, tmp_path):
+    with pytest.raises(StitchError, match=message):
+        prompts(str(written(tmp_path, *lines)), with_words())
+
+
+def test_behaviours_that_are_refused():
+    with pytest.raises(UsageError, match=r"one of induction, previous-token, .*; got inductoin\."):
+        prompts("inductoin", with_words())
+    without_brackets = Tokenizer(models.WordLevel({"<s>": 0, "Ġone": 1}, "<s>"))
+    with pytest.raises(UsageError, match="at least two kinds"):
+        prompts(
+            "brackets", PreTrainedTokenizerFast(tokenizer_object=without_brackets, bos_token="<s>", unk_token="<s>")
+        )
+    with pytest.raises(UsageError, match="words that start with a space"):
+        prompts("brackets", tiny.tokenizer())
