@@ -362,8 +362,56 @@ def evaluate(
     if behaviour is None:
         from stitch.report import table
     else:
-        from stitch.circuits.score import table
+        from stitch.circuits.report import table
     _print_table(*table(report))
+
+
+@app.command()
+def circuit(
+    model: Model,
+    behaviour: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="induction, previous-token, duplicate-token, brackets, or a .jsonl file of clean, corrupt and answer.",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write the report with the circuit here, as JSON to edit.")] = None,
+    given: Annotated[
+        Path | None, typer.Option("--circuit", metavar="FILE", help="Try this circuit; do not look for one.")
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Share of the right answers that the circuit alone must keep.")] = 0.9,
+    prompts: Annotated[int, typer.Option(help="Prompts to choose on, and as many to report on.")] = 128,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Find the heads and neurons that a behaviour rests on: by attribution, confirmed by ablation on other prompts."""
+
+    def work(progress):
+        from stitch.circuits.circuit import find_circuit
+
+        return find_circuit(
+            model, behaviour, circuit=given, keep=keep, count=prompts, seed=seed, device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code, progress=progress,
+        )  # fmt: skip
+
+    report = _guarded(work, quiet=quiet, debug=debug)
+    from stitch.circuits.report import footnotes, table, to_json
+
+    if out is not None:
+        out.write_text(to_json(report))
+    if as_json:
+        print(to_json(report), end="")
+        return
+    _print_table(*table(report))
+    print()
+    for line in footnotes(report):
+        print(line)
 
 
 @app.command()

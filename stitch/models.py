@@ -23,13 +23,13 @@ from stitch.shards import stored_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """Dotted paths of a decoder's parts: `body` and `head` from the causal model, `attention`, `mlp`, `down` and
+    """Dotted paths of a decoder's parts: `body` and `head` from the causal model, `attention`, `heads_out`, `mlp`, `down` and
     `mlp_out_norm` from a block, all others from the body.
 
-    `down` is the projection that ends the MLP and reads its neurons, `mlp_out_norm` the norm between it and the residual
-    stream (None where the MLP writes to the stream directly). `positions` is the table of learned positions that the
-    body adds to its embeddings, `embedding_dropout` the dropout before its first block; both are None where a family
-    has none.
+    `heads_out` is the projection that ends the attention and reads its heads, `down` the one that ends the MLP and reads
+    its neurons, `mlp_out_norm` the norm between it and the residual stream (None where the MLP writes to the stream
+    directly). `positions` is the table of learned positions that the body adds to its embeddings, `embedding_dropout`
+    the dropout before its first block; both are None where a family has none.
     """
 
     family: str
@@ -42,6 +42,7 @@ class Anatomy:
     earlier_blocks: tuple[str, ...] = ()  # of a composite: those that run before `blocks`, part by part
     final_norm: str = "norm"
     attention: str = "self_attn"
+    heads_out: str = "self_attn.o_proj"
     mlp: str = "mlp"
     down: str = "mlp.down_proj"
     mlp_out_norm: str | None = None
@@ -59,6 +60,7 @@ ANATOMIES: dict[str, Anatomy] = {
         blocks="h",
         final_norm="ln_f",
         attention="attn",
+        heads_out="attn.c_proj",
         down="mlp.c_proj",
         stored_as=(("transformer.", ""),),
     ),
@@ -75,10 +77,17 @@ ANATOMIES: dict[str, Anatomy] = {
         embedding_dropout="emb_dropout",
         final_norm="final_layer_norm",
         attention="attention",
+        heads_out="attention.dense",
         down="mlp.dense_4h_to_h",
         stored_as=(("lm_head.", "embed_out."),),
     ),
-    "phi": Anatomy(family="Phi", embedding_dropout="embed_dropout", final_norm="final_layernorm", down="mlp.fc2"),
+    "phi": Anatomy(
+        family="Phi",
+        embedding_dropout="embed_dropout",
+        final_norm="final_layernorm",
+        heads_out="self_attn.dense",
+        down="mlp.fc2",
+    ),
     "olmo2": Anatomy(family="OLMo 2", mlp_out_norm="post_feedforward_layernorm"),
 }
 
@@ -219,6 +228,18 @@ class Model:
     def down(self, block: int) -> nn.Module:
         """The projection that ends the MLP of `block`: a Linear, or GPT-2's Conv1D, whose weight is transposed."""
         return self.blocks[block].get_submodule(self.anatomy.down)
+
+    def heads_out(self, block: int) -> nn.Module:
+        """The projection that ends the attention of `block` and reads its heads side by side."""
+        return self.blocks[block].get_submodule(self.anatomy.heads_out)
+
+    def heads(self, block: int) -> int:
+        """How many heads the attention of `block` has."""
+        for part in parts_of(self.config):
+            if block < part.num_hidden_layers:
+                return part.num_attention_heads
+            block -= part.num_hidden_layers
+        raise IndexError(block)
 
     @cached_property
     def final_norm(self) -> nn.Module:

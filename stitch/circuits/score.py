@@ -15,7 +15,6 @@ from stitch.evaluate import bootstrap
 from stitch.sources import resolve
 
 PROMPTS_AT_ONCE = 16
-COLUMNS = ["", "right", "95 % interval", "probability", "nats"]
 
 Logits = Callable[[Int64[Tensor, "prompts length"]], Float[Tensor, "prompts length vocabulary"]]
 
@@ -59,61 +58,54 @@ def score_model(
     }
 
 
-@torch.no_grad()
 def score(logits: Logits, of: Prompts, progress: Progress | None = None) -> list[dict]:
-    """Of the clean and of the corrupt prompts: the share of answers that are the likeliest, with a 95 % interval by prompt; their
-    mean probability; and their mean −log probability in nats."""
-    rows = []
-    for number, (name, ids) in enumerate((("clean", of.clean), ("corrupt", of.corrupt))):
-        sums = []
-        for start in range(0, len(ids), PROMPTS_AT_ONCE):
-            part = slice(start, start + PROMPTS_AT_ONCE)
-            sums.append(_sums(logits(ids[part]), of, part))
-            if progress:
-                progress("behaviour (prompts)", number * len(ids) + min(part.stop, len(ids)), 2 * len(ids))
-        right, probability, nats, places = torch.cat(sums).T
-        low, high = bootstrap(right, places)
-        total = places.sum()
-        rows.append(
-            {
-                "name": name,
-                "right": float(right.sum() / total),
-                "right_low": low,
-                "right_high": high,
-                "probability": float(probability.sum() / total),
-                "nats": float(nats.sum() / total),
-            }
-        )
-    return rows
+    """`answered` for the clean and for the corrupt prompts."""
+    return [
+        {"name": name, **answered(logits, ids, of, progress)}
+        for name, ids in (("clean", of.clean), ("corrupt", of.corrupt))
+    ]
+
+
+@torch.no_grad()
+def answered(
+    logits: Logits, ids: Int64[Tensor, "prompts length"], of: Prompts, progress: Progress | None = None
+) -> dict[str, float]:
+    """The share of answers that are the likeliest, with a 95 % interval by prompt, their mean probability, and their mean −log
+    probability in nats, when `ids` are read."""
+    sums = []
+    for start in range(0, len(ids), PROMPTS_AT_ONCE):
+        part = slice(start, start + PROMPTS_AT_ONCE)
+        sums.append(_sums(logits(ids[part]), of, part))
+        if progress:
+            progress("behaviour (prompts)", min(part.stop, len(ids)), len(ids))
+    right, probability, nats, places = torch.cat(sums).T
+    low, high = bootstrap(right, places)
+    total = places.sum()
+    return {
+        "right": float(right.sum() / total),
+        "right_low": low,
+        "right_high": high,
+        "probability": float(probability.sum() / total),
+        "nats": float(nats.sum() / total),
+    }
+
+
+def log_probabilities(
+    logits: Float[Tensor, "places vocabulary"], answers: Int64[Tensor, " places"], among: tuple[int, ...]
+) -> tuple[Float[Tensor, "places options"], Int64[Tensor, " places"]]:
+    """Of all tokens, or of those `among` alone, and the places of the answers in them."""
+    if among:
+        options = torch.tensor(among, device=logits.device)
+        logits, answers = logits[:, options], (answers[:, None] == options).long().argmax(1)
+    return logits.double().log_softmax(1), answers
 
 
 def _sums(logits: Tensor, of: Prompts, part: slice) -> Float[Tensor, "prompts 4"]:
     """Per prompt: right answers, their probabilities, their nats, and how many are asked for."""
-    asked, answers = of.asked[part], of.answers[part]
+    asked = of.asked[part]
     if not torch.isfinite(logits[asked]).all():
         raise StitchError("logits must be finite; the model gives NaN or infinity: try --dtype fp32.")
-    if of.among:
-        among = torch.tensor(of.among)
-        logits, answers = logits[..., among], (answers[..., None] == among).long().argmax(-1)
-    log_probability = logits.double().log_softmax(-1)
-    nats = -log_probability.gather(2, answers[..., None])[..., 0]
-    right = log_probability.argmax(-1) == answers
-    columns = [right.double(), (-nats).exp(), nats, torch.ones_like(nats)]
-    return torch.stack([(column * asked).sum(1) for column in columns], 1)
-
-
-def table(report: dict) -> tuple[list[str], list[list[str]], str]:
-    """Header, rows and title."""
-    rows = [
-        [
-            row["name"],
-            f"{row['right']:.1%}",
-            f"{row['right_low']:.1%} – {row['right_high']:.1%}",
-            f"{row['probability']:.3f}",
-            f"{row['nats']:.3f}",
-        ]
-        for row in report["results"]
-    ]
-    rows.append(["chance", f"{report['chance']:.1%}", "", f"{report['chance']:.3f}", ""])
-    title = f"{report['model']}: {report['behaviour']}, {report['prompts']:,} prompts, {report['places']:,} tokens asked for"
-    return COLUMNS, rows, title
+    options, answers = log_probabilities(logits[asked], of.answers[part][asked], of.among)
+    found = options.gather(1, answers[:, None])[:, 0]
+    columns = [(options.argmax(1) == answers).double(), found.exp(), -found, torch.ones_like(found)]
+    return found.new_zeros(len(asked), 4).index_add_(0, asked.nonzero()[:, 0], torch.stack(columns, 1))

@@ -1,0 +1,188 @@
+"""The fewest components that keep a behaviour: the first by attribution, as many as ablation asks for, seen on other prompts."""
+
+import json
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stitch.activations import Progress
+from stitch.circuits.attribution import attribute
+from stitch.circuits.components import Components, Place, replaced, watched
+from stitch.circuits.score import PROMPTS_AT_ONCE, answered
+from stitch.circuits.spec import Prompts, prompts
+from stitch.config import torch_device, torch_dtype
+from stitch.errors import StitchError, UsageError
+from stitch.models import Model, load
+from stitch.sources import resolve
+
+LEAST = 0.1  # of the answers: what a model must have of a behaviour beyond what corrupt prompts get
+RANDOM = 3  # circuits drawn at random
+
+Means = dict[Place, Float[Tensor, "1 length columns"]]
+
+
+def find_circuit(
+    model: str,
+    behaviour: str,
+    *,
+    circuit: Path | None = None,
+    keep: float = 0.9,
+    count: int = 128,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> dict:
+    """The fewest components, by attribution, that alone keep a share `keep` of a model's right answers, all others having their
+    mean output on corrupt prompts; or what the `circuit` of a file keeps. Chosen on `count` prompts, reported on as many others.
+
+    The report's rows are the whole model; the circuit alone, with the means of the prompts it was chosen on and with those of
+    the others; the model without it; circuits of as many heads and neurons drawn at random, alone and left out; and the model on
+    corrupt prompts. `stability` is the share of components that the circuit of as many other prompts has as well.
+
+    Raises: UsageError for families without anatomy; StitchError when the model does not have the behaviour.
+    """
+    if not 0 < keep <= 1:
+        raise UsageError(f"--keep must be a share of the right answers, above 0 and at most 1; got {keep}.")
+    source = resolve(model, progress=progress)
+    arguments = {"dtype": torch_dtype(dtype), "device": torch_device(device), "trust_remote_code": trust_remote_code}
+    net = load(source.folder, name=source.name, **arguments)
+    first, other = (prompts(behaviour, net.tokenizer, count=count, seed=seed + more) for more in (0, 1))
+    whole, corrupt = (_answers(net, other, ids) for ids in (other.clean, other.corrupt))
+    if whole["right"] - corrupt["right"] < LEAST:
+        raise StitchError(
+            f"{model} must have the behaviour to have a circuit for it; it answers {whole['right']:.1%} of clean prompts and "
+            f"{corrupt['right']:.1%} of corrupt ones right: choose another donor or behaviour."
+        )
+    means = mean_outputs(net, first)
+    stability = None
+    if circuit is not None:
+        found = read_circuit(circuit, net)
+    else:
+        order, order_other = (_ranked(attribute(net, of, progress=progress)) for of in (first, other))
+        size = _smallest(net, first, means, order, keep, progress)
+        found = _taken(net, order, size)
+        again = _taken(net, order_other, size)
+        stability = sum(int((found.masks[place] & again.masks[place]).sum()) for place in found.masks) / size
+
+    def row(name: str, kept: Components, values: Means = means) -> dict:
+        with replaced(net, kept, values):
+            return {"name": name, **_answers(net, other, other.clean)}
+
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [_random_like(found, generator) for _ in range(RANDOM)]
+    rows = [{"name": "model", **whole}, row("circuit alone", found)]
+    rows += [row("circuit alone, other means", found, mean_outputs(net, other)), row("without it", _others(found))]
+    rows += [row(f"random circuit {number} alone", one) for number, one in enumerate(drawn, 1)]
+    rows += [row(f"without random circuit {number}", _others(one)) for number, one in enumerate(drawn, 1)]
+    return {
+        "model": model,
+        "behaviour": behaviour,
+        "prompts": len(other.clean),
+        "places": int(other.asked.sum()),
+        "circuit": found.to_dict(),
+        "size": {kind: {"kept": found.count(kind), "of": _all(found).count(kind)} for kind in ("heads", "neurons")},
+        "stability": stability,
+        "results": [*rows, {"name": "corrupt prompts", **corrupt}],
+    }
+
+
+def read_circuit(path: Path, model: Model) -> Components:
+    """A circuit as `find_circuit` reports it, under the key `circuit` or alone.
+
+    Raises: UsageError when the file is no such JSON, or names components that the model does not have.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found = found.get("circuit", found)
+        wanted = [
+            (kind, int(block), numbers)
+            for kind in ("heads", "neurons")
+            for block, numbers in found.get(kind, {}).items()
+        ]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f'--circuit must be JSON such as {{"heads": {{"1": [0, 2]}}, "neurons": {{}}}}; {path}: {error}.'
+        ) from error
+    kept = Components.none(model)
+    for kind, block, numbers in wanted:
+        mask = kept.masks.get((kind, block))
+        if mask is None or not all(isinstance(number, int) and 0 <= number < len(mask) for number in numbers):
+            raise UsageError(f"{path} names {kind} {numbers} of block {block}, which {model.name} does not have.")
+        mask[numbers] = True
+    return kept
+
+
+@torch.no_grad()
+def mean_outputs(model: Model, of: Prompts) -> Means:
+    """What components give on average over the corrupt prompts, by place in the prompt."""
+    totals: Means = {}
+    for part in of.corrupt.split(PROMPTS_AT_ONCE):
+        with watched(model) as seen:
+            model.net(input_ids=part.to(model.device), use_cache=False)
+        for place, output in seen.items():
+            totals[place] = totals.get(place, 0) + output.sum(0, keepdim=True)
+    return {place: total / len(of.corrupt) for place, total in totals.items()}
+
+
+def _answers(model: Model, of: Prompts, ids: Tensor) -> dict:
+    return answered(lambda part: model.net(input_ids=part.to(model.device), use_cache=False).logits.cpu(), ids, of)
+
+
+def _ranked(scores: dict[Place, Tensor]) -> list[tuple[Place, int]]:
+    """Components from the one that matters most, to whichever side, on."""
+    named = [
+        (place, number, abs(value)) for place, values in scores.items() for number, value in enumerate(values.tolist())
+    ]
+    return [(place, number) for place, number, _ in sorted(named, key=lambda one: -one[2])]
+
+
+def _taken(model: Model, order: list[tuple[Place, int]], size: int) -> Components:
+    kept = Components.none(model)
+    for place, number in order[:size]:
+        kept.masks[place][number] = True
+    return kept
+
+
+def _smallest(
+    model: Model, of: Prompts, means: Means, order: list[tuple[Place, int]], keep: float, progress: Progress | None
+) -> int:
+    """How many of the first components alone keep the share: doubled until they do, then halved in between."""
+    wanted = keep * _answers(model, of, of.clean)["right"]
+
+    def enough(size: int) -> bool:
+        if progress:
+            progress("ablation (components kept)", size, len(order))
+        with replaced(model, _taken(model, order, size), means):
+            return _answers(model, of, of.clean)["right"] >= wanted
+
+    most = 1
+    while most < len(order) and not enough(most):
+        most = min(2 * most, len(order))
+    least = most // 2  # not enough, or none
+    while most - least > max(1, least // 16):
+        middle = (least + most) // 2
+        least, most = (least, middle) if enough(middle) else (middle, most)
+    return most
+
+
+def _all(of: Components) -> Components:
+    return Components({place: torch.ones_like(mask) for place, mask in of.masks.items()})
+
+
+def _others(of: Components) -> Components:
+    return Components({place: ~mask for place, mask in of.masks.items()})
+
+
+def _random_like(of: Components, generator: torch.Generator) -> Components:
+    """As many heads and as many neurons, anywhere."""
+    drawn = {}
+    for kind in ("heads", "neurons"):
+        masks = {place: mask for place, mask in of.masks.items() if place[0] == kind}
+        joined = torch.cat(list(masks.values()))
+        mixed = joined[torch.randperm(len(joined), generator=generator)]
+        drawn |= dict(zip(masks, mixed.split([len(mask) for mask in masks.values()]), strict=True))
+    return Components({place: drawn[place] for place in of.masks})

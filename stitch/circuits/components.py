@@ -1,0 +1,105 @@
+"""What circuits are made of, attention heads and MLP neurons: read in a forward pass, and put in the place of others."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from stitch.models import Model
+
+Place = tuple[str, int]
+"""("heads", block) or ("neurons", block): all of them in a block."""
+
+
+def places(model: Model) -> list[Place]:
+    return [(kind, block) for block in range(model.depth) for kind in ("heads", "neurons")]
+
+
+@dataclass(frozen=True)
+class Components:
+    """Which heads and neurons of every block, as masks."""
+
+    masks: dict[Place, Bool[Tensor, " components"]]
+
+    @classmethod
+    def none(cls, model: Model) -> "Components":
+        return cls({place: torch.zeros(_count(model, place), dtype=torch.bool) for place in places(model)})
+
+    def __len__(self) -> int:
+        return sum(int(mask.sum()) for mask in self.masks.values())
+
+    def count(self, kind: str) -> int:
+        return sum(int(mask.sum()) for place, mask in self.masks.items() if place[0] == kind)
+
+    def to_dict(self) -> dict:
+        """{"heads": {"0": [1, 2]}, "neurons": {…}}: numbers by block, as a person edits them."""
+        return {
+            kind: {
+                str(block): mask.nonzero()[:, 0].tolist()
+                for (of, block), mask in self.masks.items()
+                if of == kind and mask.any()
+            }
+            for kind in ("heads", "neurons")
+        }
+
+
+def _count(model: Model, place: Place) -> int:
+    kind, block = place
+    return model.heads(block) if kind == "heads" else _width(model.down(block))
+
+
+def _width(projection: nn.Module) -> int:
+    """Of what it reads: a Linear's, or GPT-2's Conv1D's, whose weight is transposed."""
+    weight: Tensor = projection.weight  # pyright: ignore[reportAssignmentType]
+    return weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0]
+
+
+def _reader(model: Model, place: Place) -> nn.Module:
+    kind, block = place
+    return model.heads_out(block) if kind == "heads" else model.down(block)
+
+
+@contextmanager
+def watched(model: Model) -> Iterator[dict[Place, Float[Tensor, "prompts length columns"]]]:
+    """Inside, a forward pass leaves the outputs of all components in the dict: heads side by side, or neurons."""
+    seen: dict[Place, Tensor] = {}
+
+    def watch(place: Place):
+        def hook(module: nn.Module, args: tuple) -> None:
+            seen[place] = args[0]
+
+        return hook
+
+    handles = [_reader(model, place).register_forward_pre_hook(watch(place)) for place in places(model)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def replaced(
+    model: Model, kept: Components, values: Mapping[Place, Float[Tensor, "#prompts length columns"]]
+) -> Iterator[None]:
+    """Inside, components that are not `kept` have these outputs."""
+
+    def replace(place: Place):
+        mask = kept.masks[place].to(model.device)
+
+        def hook(module: nn.Module, args: tuple) -> tuple:
+            own = args[0]
+            keep = mask.repeat_interleave(own.shape[-1] // len(mask))
+            return (torch.where(keep, own, values[place].to(own.dtype)), *args[1:])
+
+        return hook
+
+    handles = [_reader(model, place).register_forward_pre_hook(replace(place)) for place in places(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

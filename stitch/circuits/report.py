@@ -1,0 +1,49 @@
+"""What a terminal shows of a behaviour's scores and of a circuit, and the file of a circuit."""
+
+import json
+import re
+
+COLUMNS = ["", "right", "95 % interval", "probability", "nats"]
+
+
+def table(report: dict) -> tuple[list[str], list[list[str]], str]:
+    """Header, rows and title."""
+    rows = [_cells(row) for row in report["results"]]
+    if "chance" in report:
+        rows.append(["chance", f"{report['chance']:.1%}", "", f"{report['chance']:.3f}", ""])
+    title = f"{report['model']}: {report['behaviour']}, {report['prompts']:,} prompts, {report['places']:,} tokens asked for"
+    return COLUMNS, rows, title
+
+
+def footnotes(report: dict) -> list[str]:
+    """Of a circuit: its heads, how many neurons, and how much of it other prompts would have chosen."""
+    size = report["size"]
+    heads = [f"{block}.{number}" for block, numbers in report["circuit"]["heads"].items() for number in numbers]
+    lines = [
+        f"Circuit: {size['heads']['kept']} of {size['heads']['of']} heads"
+        + (f" ({', '.join(heads)})" if heads else "")
+        + ", "
+        f"{size['neurons']['kept']:,} of {size['neurons']['of']:,} neurons."
+    ]
+    if report["stability"] is not None:
+        lines.append(f"Attribution on other prompts chooses {report['stability']:.0%} of the same.")
+    return lines
+
+
+def to_json(report: dict) -> str:
+    """With every list of numbers on one line, as a person edits it."""
+    text = json.dumps(report, indent=2)
+    return (
+        re.sub(r"\[[\d,\s]+\]", lambda found: re.sub(r"\s+", " ", found[0]).replace("[ ", "[").replace(" ]", "]"), text)
+        + "\n"
+    )
+
+
+def _cells(row: dict) -> list[str]:
+    return [
+        row["name"],
+        f"{row['right']:.1%}",
+        f"{row['right_low']:.1%} – {row['right_high']:.1%}",
+        f"{row['probability']:.3f}",
+        f"{row['nats']:.3f}",
+    ]
