@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
 
+import cli
 import tiny
 from stitch.circuits.attribution import attribute
 from stitch.circuits.circuit import find_circuit, mean_outputs, read_circuit
@@ -145,6 +147,28 @@ def test_a_circuit_can_be_edited_and_tried(donor: Path, tmp_path: Path):
         assert again["stability"] is None
         if name == "same":
             assert again["results"] == report["results"]
+
+
+def test_the_command_shows_the_table_and_writes_the_file(donor: Path, tmp_path: Path):
+    command = [
+        "circuit",
+        str(donor),
+        "--behaviour",
+        "previous-token",
+        "--prompts",
+        "16",
+        "-q",
+        "--out",
+        str(tmp_path / "found.json"),
+    ]
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 0, done.stderr
+    report = json.loads((tmp_path / "found.json").read_text())
+    assert report == find_circuit(str(donor), "previous-token", count=16)
+    assert all(row["name"] in done.stdout for row in report["results"])
+    assert footnotes(report)[0] in done.stdout
+    again = CliRunner().invoke(cli.app, [*command[:-2], "--circuit", str(tmp_path / "found.json"), "--json"])
+    assert json.loads(again.stdout)["results"] == report["results"]
 
 
 @pytest.mark.parametrize(
