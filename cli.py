@@ -321,7 +321,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="Score this behaviour instead: induction, previous-token, duplicate-token, brackets, or a .jsonl file of "
+            help="Score this behaviour instead: induction, previous-token, duplicate-token, brackets, ngram, or a .jsonl file of "
             "clean, corrupt and answer.",
         ),
     ] = None,
@@ -345,8 +345,8 @@ def evaluate(
             from stitch.circuits.score import score_model
 
             return score_model(
-                model, behaviour, count=prompts, seed=seed, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
-                progress=progress,
+                model, behaviour, count=prompts, seed=seed, text=text, device=device, dtype=dtype,
+                trust_remote_code=trust_remote_code, progress=progress,
             )  # fmt: skip
         from stitch.compare import evaluate_models
 
@@ -373,7 +373,7 @@ def circuit(
         str,
         typer.Option(
             metavar="NAME|FILE",
-            help="induction, previous-token, duplicate-token, brackets, or a .jsonl file of clean, corrupt and answer.",
+            help="induction, previous-token, duplicate-token, brackets, ngram, or a .jsonl file of clean, corrupt and answer.",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Write the report with the circuit here, as JSON to edit.")] = None,
@@ -382,6 +382,7 @@ def circuit(
     ] = None,
     keep: Annotated[float, typer.Option(help="Share of the right answers that the circuit alone must keep.")] = 0.9,
     prompts: Annotated[int, typer.Option(help="Prompts to choose on, and as many to report on.")] = 128,
+    text: Text = "docs",
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "fp32",
@@ -396,7 +397,7 @@ def circuit(
         from stitch.circuits.circuit import find_circuit
 
         return find_circuit(
-            model, behaviour, circuit=given, keep=keep, count=prompts, seed=seed, device=device, dtype=dtype,
+            model, behaviour, circuit=given, keep=keep, count=prompts, seed=seed, text=text, device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
 

@@ -50,11 +50,32 @@ def closing(ids: list[int]) -> int:
     return tokenizer.convert_tokens_to_ids(closers[open_marks[-1]]) if open_marks else 0
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    """Documents in which "t<i> t100" goes on with "t<i + 50>", for i up to 40, and everything else as chance wills."""
+    generator = torch.Generator().manual_seed(0)
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    with path.open("w") as file:
+        for number in range(400):
+            kinds = torch.randint(40, (40,), generator=generator).tolist()
+            words = [f"t{kind} t100 t{kind + 50} t{150 + (kind + number) % 7}" for kind in kinds]
+            file.write(json.dumps({"text": " ".join(words)}) + "\n")
+    return str(path)
+
+
+def next_in_the_text(ids: list[int]) -> int:
+    tokens = with_words().convert_ids_to_tokens(ids)
+    if len(tokens) < 2 or tokens[-1] != "t100" or not tokens[-2].startswith("t"):
+        return 0
+    return with_words().convert_tokens_to_ids(f"t{int(tokens[-2][1:]) + 50}")
+
+
 RULES: dict[str, Callable[[list[int]], int]] = {
     "induction": after_its_last_occurrence,
     "previous-token": before,
     "duplicate-token": itself_if_the_last_one_came_twice,
     "brackets": closing,
+    "ngram": next_in_the_text,
 }
 
 
@@ -70,16 +91,16 @@ def following(rule: Callable[[list[int]], int]) -> Callable[[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
-def test_a_rule_has_its_own_behaviour_and_only_where_its_cause_is(behaviour: str):
-    asked = prompts(behaviour, with_words(), count=20)
+def test_a_rule_has_its_own_behaviour_and_only_where_its_cause_is(behaviour: str, text: str):
+    asked = prompts(behaviour, with_words(), count=20, text=text)
     clean, corrupt = score(following(RULES[behaviour]), asked)
     assert (clean["right"], corrupt["right"]) == (1.0, 0.0)
     assert clean["probability"] > 0.99 and clean["nats"] < 0.01
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
-def test_no_other_rule_has_it(behaviour: str):
-    asked = prompts(behaviour, with_words(), count=20)
+def test_no_other_rule_has_it(behaviour: str, text: str):
+    asked = prompts(behaviour, with_words(), count=20, text=text)
     others = {name: score(following(rule), asked)[0]["right"] for name, rule in RULES.items() if name != behaviour}
     for name, right in others.items():
         # In "a b a b" what followed a token last time is the one before it as well.
@@ -146,7 +167,7 @@ def test_files_that_are_refused(lines, message, tmp_path):
         prompts(str(written(tmp_path, *lines)), with_words())
 
 
-def test_behaviours_that_are_refused():
+def test_behaviours_that_are_refused(text: str):
     with pytest.raises(UsageError, match=r"one of induction, previous-token, .*; got inductoin\."):
         prompts("inductoin", with_words())
     without_brackets = Tokenizer(models.WordLevel({"<s>": 0, "Ġone": 1}, "<s>"))
@@ -154,5 +175,7 @@ def test_behaviours_that_are_refused():
         prompts(
             "brackets", PreTrainedTokenizerFast(tokenizer_object=without_brackets, bos_token="<s>", unk_token="<s>")
         )
+    with pytest.raises(UsageError, match=r"at least 99 pairs of tokens that go on in one way; .* has 40"):
+        prompts("ngram", with_words(), count=99, text=text)
     with pytest.raises(UsageError, match="words that start with a space"):
         prompts("brackets", tiny.tokenizer())

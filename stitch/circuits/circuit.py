@@ -31,6 +31,7 @@ def find_circuit(
     keep: float = 0.9,
     count: int = 128,
     seed: int = 0,
+    text: str = "docs",
     device: str = "auto",
     dtype: str = "fp32",
     trust_remote_code: bool = False,
@@ -50,7 +51,7 @@ def find_circuit(
     source = resolve(model, progress=progress)
     arguments = {"dtype": torch_dtype(dtype), "device": torch_device(device), "trust_remote_code": trust_remote_code}
     net = load(source.folder, name=source.name, **arguments)
-    first, other = (prompts(behaviour, net.tokenizer, count=count, seed=seed + more) for more in (0, 1))
+    first, other = (prompts(behaviour, net.tokenizer, count=count, seed=seed + more, text=text) for more in (0, 1))
     whole, corrupt = (_answers(net, other, ids) for ids in (other.clean, other.corrupt))
     if whole["right"] - corrupt["right"] < LEAST:
         raise StitchError(

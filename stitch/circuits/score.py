@@ -25,6 +25,7 @@ def score_model(
     *,
     count: int = 256,
     seed: int = 0,
+    text: str = "docs",
     device: str = "auto",
     dtype: str = "fp32",
     trust_remote_code: bool = False,
@@ -36,7 +37,7 @@ def score_model(
     """
     source = resolve(model, progress=progress)
     found = load_any(source, torch_dtype(dtype), torch_device(device), trust_remote_code)
-    asked = prompts(behaviour, found.tokenizer, count=count, seed=seed)
+    asked = prompts(behaviour, found.tokenizer, count=count, seed=seed, text=text)
     length = asked.clean.shape[1]
     if found.longest is not None and length > found.longest:
         raise UsageError(f"{behaviour} needs a context of {length} tokens; {model} takes {found.longest}.")

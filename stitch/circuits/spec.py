@@ -1,7 +1,7 @@
 """Behaviours as prompts: where the next token is asked for, what it should be, and the same prompts without what it follows from.
 
-Sequences are of random tokens, so that nothing but the behaviour can answer; all start with BOS. A model that has a behaviour
-answers the clean prompts and not the corrupt ones.
+Sequences are of random tokens where they can be, so that nothing but the behaviour answers; all start with BOS. A model that
+has a behaviour answers the clean prompts and not the corrupt ones.
 """
 
 import json
@@ -15,12 +15,19 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from stitch.errors import StitchError, UsageError
-from stitch.tokens import bos_of
+from stitch.text import read, select
+from stitch.tokens import bos_of, pack
 
 REPEATED, AROUND = 24, 16  # tokens of a repeated sequence, and before and after it
 PAIRS = 12  # of tokens, in prompts made of pairs
 BRACKETS = ("()", "[]", "{}", "<>", '""', "''", "``")
 WORDS = 12  # in a prompt with brackets
+NGRAM_TOKENS, NGRAM_CONTEXT = 2**18, 256  # of text that n-grams are counted in
+OFTEN, SURE, UNSURE = (
+    8,
+    0.9,
+    0.5,
+)  # an n-gram's count; shares of its last token after all others, and after the last of them
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class _Source:
     tokenizer: Any
     count: int
     generator: torch.Generator
+    text: str
 
     @property
     def bos(self) -> int:
@@ -134,21 +142,59 @@ def brackets(source: _Source) -> Prompts:
     return Prompts(prompts[0], prompts[1], asked, answers, tuple(pairs[:, 1].tolist()))
 
 
+def ngram(source: _Source) -> Prompts:
+    """Two tokens after which a text (its fit split) nearly always goes on in one way, which the second alone does not say.
+
+    Corrupt: another first token.
+    """
+    windows = pack(select(read(source.text), "fit"), source.tokenizer, NGRAM_CONTEXT, NGRAM_TOKENS)
+    ids = windows.ids.long()[:, 1:]  # BOS in front of a window is not of the text
+    triples, counts = (
+        torch.stack([ids[:, :-2], ids[:, 1:-1], ids[:, 2:]], 2).flatten(0, 1).unique(dim=0, return_counts=True)
+    )
+
+    def share(columns: slice) -> Tensor:
+        """Of its last token, for every triple, after the tokens in these columns."""
+        _, before = triples[:, columns].unique(dim=0, return_inverse=True)
+        _, whole = triples[:, columns.start :].unique(dim=0, return_inverse=True)
+        sums = [
+            torch.zeros(int(group.max()) + 1).index_add_(0, group, counts.float())[group] for group in (whole, before)
+        ]
+        return sums[0] / sums[1]
+
+    special = torch.tensor(sorted({*source.tokenizer.all_special_ids, source.bos}))
+    known = (counts >= OFTEN) & (share(slice(0, 2)) >= SURE) & (share(slice(1, 2)) < UNSURE)
+    known &= ~torch.isin(triples, special).any(1)
+    found = triples[known]
+    if len(found) < source.count:
+        raise UsageError(
+            f"--text must have at least {source.count:,} pairs of tokens that go on in one way; {source.text} has "
+            f"{len(found):,}: ask for fewer prompts or take more text."
+        )
+    drawn = found[torch.randperm(len(found), generator=source.generator)[: source.count]]
+    clean = source.starting_with_bos(drawn[:, :2])
+    corrupt = source.starting_with_bos(source.distinct(1), drawn[:, 1:2])
+    asked = torch.zeros_like(clean, dtype=torch.bool)
+    asked[:, -1] = True
+    return Prompts(clean, corrupt, asked, torch.where(asked, drawn[:, 2:], 0))
+
+
 BEHAVIOURS: dict[str, Callable[[_Source], Prompts]] = {
     "induction": induction,
     "previous-token": previous_token,
     "duplicate-token": duplicate_token,
     "brackets": brackets,
+    "ngram": ngram,
 }
 
 
-def prompts(behaviour: str, tokenizer: Any, *, count: int = 256, seed: int = 0) -> Prompts:
-    """`count` prompts of the behaviour of that name, or all of a .jsonl file (`from_file`).
+def prompts(behaviour: str, tokenizer: Any, *, count: int = 256, seed: int = 0, text: str = "docs") -> Prompts:
+    """`count` prompts of the behaviour of that name, or all of a .jsonl file (`from_file`). n-grams are those of `text`.
 
     Raises: UsageError when there is no such behaviour or file, or when the vocabulary does not allow it.
     """
     if make := BEHAVIOURS.get(behaviour):
-        return make(_Source(tokenizer, count, torch.Generator().manual_seed(seed)))
+        return make(_Source(tokenizer, count, torch.Generator().manual_seed(seed), text))
     if Path(behaviour).is_file():
         return from_file(Path(behaviour), tokenizer)
     raise UsageError(f"--behaviour must be one of {', '.join(BEHAVIOURS)}, or a .jsonl file; got {behaviour}.")
