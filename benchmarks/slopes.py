@@ -76,7 +76,14 @@ def draw(axes: dict, out: Path) -> None:
             panel.loglog(found["values"], found["seconds"][stage], "o-", color=colour, label=label, base=2)
         panel.set_xlabel(axis)
         panel.set_xticks(found["values"], [f"{value:,}" for value in found["values"]])
-        panel.legend(fontsize=7, title="stage (slope)", title_fontsize=7)
+        panel.legend(
+            fontsize=7,
+            ncols=2,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.16),
+            title="stage (slope)",
+            title_fontsize=7,
+        )
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("seconds of CPU time")
     figure.tight_layout()
