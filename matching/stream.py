@@ -73,7 +73,7 @@ def _joined(parts: list[tuple[Codes, Codes]]) -> tuple[sp.csr_array, sp.csr_arra
 def _owned(parts: tuple[Codes, ...]) -> sp.csr_array:
     """One float64 matrix without explicit zeros or repeated entries; a copy, since both are removed in place."""
     whole = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
-    codes = sp.csr_array(whole).astype(np.float64)
+    codes = sp.csr_array(whole, dtype=np.float64, copy=True)
     codes.sum_duplicates()
     codes.eliminate_zeros()
     return codes
