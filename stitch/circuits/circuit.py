@@ -1,5 +1,6 @@
 """The fewest components that keep a behaviour: the first by attribution, as many as ablation asks for, seen on other prompts."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -152,11 +153,11 @@ def _smallest(
     model: Model, of: Prompts, means: Means, order: list[tuple[Place, int]], keep: float, progress: Progress | None
 ) -> int:
     """How many of the first components alone keep the share: doubled until they do, then halved in between."""
-    wanted = keep * _answers(model, of, of.clean)["right"]
+    wanted, tried = keep * _answers(model, of, of.clean)["right"], itertools.count(1)
 
     def enough(size: int) -> bool:
         if progress:
-            progress("ablation (components kept)", size, len(order))
+            progress("ablation (sizes, at most)", next(tried), len(order).bit_length() + 6)
         with replaced(model, _taken(model, order, size), means):
             return _answers(model, of, of.clean)["right"] >= wanted
 
