@@ -177,6 +177,7 @@ def test_the_command_shows_the_table_and_writes_the_file(donor: Path, tmp_path: 
         ("nothing", "--circuit must be JSON such as"),
         ("[1]", "--circuit must be JSON such as"),
         ('{"heads": {"2": [0]}}', r"heads \[0\] of block 2, which planted does not have"),
+        ('{"heads": {"1": 0}}', "heads 0 of block 1"),
         ('{"neurons": {"0": [512]}}', r"neurons \[512\] of block 0"),
     ],
 )
@@ -184,6 +185,21 @@ def test_circuits_that_are_refused(text: str, message: str, donor: Path, tmp_pat
     (tmp_path / "circuit.json").write_text(text)
     with pytest.raises(UsageError, match=message):
         read_circuit(tmp_path / "circuit.json", load(donor, name="planted"))
+
+
+def test_prompts_of_a_file_are_chosen_on_and_reported_on_apart(donor: Path, tmp_path: Path):
+    """Every other line asks for what the planted head does not give: seen only where the report looks."""
+    right = {"clean": "abcdb", "corrupt": "efghi", "answer": "d"}
+    wrong = {**right, "answer": "z"}
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps(right) for _ in range(8)))
+    assert find_circuit(str(donor), str(path))["prompts"] == 4
+    path.write_text("\n".join(json.dumps(line) for line in (right, wrong) * 4))
+    with pytest.raises(StitchError, match=r"it answers 0\.0% of clean prompts"):
+        find_circuit(str(donor), str(path))
+    path.write_text(json.dumps(right))
+    with pytest.raises(UsageError, match="others to report on"):
+        find_circuit(str(donor), str(path))
 
 
 def test_a_model_without_the_behaviour_is_refused(donor: Path):

@@ -39,7 +39,8 @@ def find_circuit(
     progress: Progress | None = None,
 ) -> dict:
     """The fewest components, by attribution, that alone keep a share `keep` of a model's right answers, all others having their
-    mean output on corrupt prompts; or what the `circuit` of a file keeps. Chosen on `count` prompts, reported on as many others.
+    mean output on corrupt prompts; or what the `circuit` of a file keeps. Chosen on `count` prompts, reported on as many others;
+    of a file's prompts, on every other one.
 
     The report's rows are the whole model; the circuit alone, with the means of the prompts it was chosen on and with those of
     the others; the model without it; circuits of as many heads and neurons drawn at random, alone and left out; and the model on
@@ -52,7 +53,10 @@ def find_circuit(
     source = resolve(model, progress=progress)
     arguments = {"dtype": torch_dtype(dtype), "device": torch_device(device), "trust_remote_code": trust_remote_code}
     net = load(source.folder, name=source.name, **arguments)
-    first, other = (prompts(behaviour, net.tokenizer, count=count, seed=seed + more, text=text) for more in (0, 1))
+    both = prompts(behaviour, net.tokenizer, count=2 * count, seed=seed, text=text)
+    if len(both.clean) < 2:
+        raise UsageError(f"a circuit needs prompts to choose on and others to report on; {behaviour} has only one.")
+    first, other = both.part(slice(0, None, 2)), both.part(slice(1, None, 2))
     whole, corrupt = (_answers(net, other, ids) for ids in (other.clean, other.corrupt))
     if whole["right"] - corrupt["right"] < LEAST:
         raise StitchError(
@@ -112,7 +116,8 @@ def read_circuit(path: Path, model: Model) -> Components:
     kept = Components.none(model)
     for kind, block, numbers in wanted:
         mask = kept.masks.get((kind, block))
-        if mask is None or not all(isinstance(number, int) and 0 <= number < len(mask) for number in numbers):
+        known = mask is not None and isinstance(numbers, list)
+        if not (known and all(isinstance(number, int) and 0 <= number < len(mask) for number in numbers)):
             raise UsageError(f"{path} names {kind} {numbers} of block {block}, which {model.name} does not have.")
         mask[numbers] = True
     return kept

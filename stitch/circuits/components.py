@@ -28,9 +28,6 @@ class Components:
     def none(cls, model: Model) -> "Components":
         return cls({place: torch.zeros(_count(model, place), dtype=torch.bool) for place in places(model)})
 
-    def __len__(self) -> int:
-        return sum(int(mask.sum()) for mask in self.masks.values())
-
     def count(self, kind: str) -> int:
         return sum(int(mask.sum()) for place, mask in self.masks.items() if place[0] == kind)
 

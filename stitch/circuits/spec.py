@@ -44,6 +44,10 @@ class Prompts:
     answers: Int64[Tensor, "prompts length"]
     among: tuple[int, ...] = ()
 
+    def part(self, of: slice) -> "Prompts":
+        """Some of the prompts."""
+        return Prompts(self.clean[of], self.corrupt[of], self.asked[of], self.answers[of], self.among)
+
 
 @dataclass(frozen=True)
 class _Source:
