@@ -115,9 +115,8 @@ def read_circuit(path: Path, model: Model) -> Components:
         ) from error
     kept = Components.none(model)
     for kind, block, numbers in wanted:
-        mask = kept.masks.get((kind, block))
-        known = mask is not None and isinstance(numbers, list)
-        if not (known and all(isinstance(number, int) and 0 <= number < len(mask) for number in numbers)):
+        mask = kept.masks.get((kind, block), torch.zeros(0, dtype=torch.bool))  # none in a block that there is not
+        if not isinstance(numbers, list) or not all(isinstance(one, int) and 0 <= one < len(mask) for one in numbers):
             raise UsageError(f"{path} names {kind} {numbers} of block {block}, which {model.name} does not have.")
         mask[numbers] = True
     return kept
