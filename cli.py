@@ -416,6 +416,84 @@ def circuit(
 
 
 @app.command()
+def graft(
+    donor: Annotated[str, typer.Argument(metavar="DONOR", help="The model that has the behaviour.")],
+    behaviour: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="induction, previous-token, duplicate-token, brackets, ngram, or a .jsonl file of clean, corrupt and answer.",
+        ),
+    ],
+    host: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="JSON config of the host, with its model_type: gpt2, llama, mistral or qwen2."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for the grafted host. Default: DONOR-BEHAVIOUR.")] = None,
+    given: Annotated[
+        Path | None, typer.Option("--circuit", metavar="FILE", help="Write this circuit; do not look for one.")
+    ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--graft", metavar="DONOR=BEHAVIOUR", help="Another donor's behaviour into the same host; repeat at will."
+        ),
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Share of the right answers that the circuit alone must keep.")] = 0.9,
+    channels: Annotated[
+        int | None, typer.Option(help="Channels for each donor's stream, at most. Default: its width, or what is free.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and what each part will lose; write nothing.")
+    ] = False,
+    prompts: Annotated[int, typer.Option(help="Prompts to choose and fit on, and as many to report on.")] = 128,
+    text: Text = "docs",
+    seed: Annotated[int, typer.Option(help="Of the host's initialisation and of the prompts.")] = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a behaviour's circuit into a freshly initialised model of another architecture, without training.
+
+    The host is a stock checkpoint with the donor's tokenizer. It is scored beside the donor, the donor's circuit alone, the same
+    host without the graft, and grafts that should not work.
+    """
+
+    def work(progress):
+        from stitch.circuits.graft import Wish, graft
+
+        pairs = [one.partition("=") for one in more or []]
+        wishes = [Wish(donor, behaviour, given), *(Wish(name, wanted) for name, _, wanted in pairs)]
+        folder = None if dry_run else out or Path(f"{_plain(donor)}-{_plain(behaviour)}")
+        report = graft(
+            wishes, host, folder, keep=keep, channels=channels, count=prompts, seed=seed, text=text, device=device,
+            overwrite=overwrite, trust_remote_code=trust_remote_code, progress=progress,
+        )  # fmt: skip
+        return report, folder
+
+    report, folder = _guarded(work, quiet=quiet, debug=debug)
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    from stitch.circuits.graft_report import plan_notes, plan_tables, result_notes, result_tables
+
+    for table in plan_tables(report) if dry_run else result_tables(report):
+        _print_table(*table)
+        print()
+    print(*(plan_notes(report) if dry_run else [*result_notes(report), f"\nwritten to {folder}"]), sep="\n")
+
+
+def _plain(name: str) -> str:
+    """As part of a folder's name."""
+    return "-".join(part for part in Path(name).stem.replace(":", "-").split())
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="A composite's folder.")],
     repo: Annotated[str, typer.Argument(metavar="USER/REPO")],

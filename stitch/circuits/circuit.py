@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from stitch.sources import resolve
 LEAST = 0.1  # of the answers: what a model must have of a behaviour beyond what corrupt prompts get
 RANDOM = 3  # circuits drawn at random
 
-Means = dict[Place, Float[Tensor, "1 length columns"]]
+Means = dict[Place, Float[Tensor, "1 #length columns"]]
 
 
 def find_circuit(
@@ -48,31 +49,11 @@ def find_circuit(
 
     Raises: UsageError for families without anatomy; StitchError when the model does not have the behaviour.
     """
-    if not 0 < keep <= 1:
-        raise UsageError(f"--keep must be a share of the right answers, above 0 and at most 1; got {keep}.")
     source = resolve(model, progress=progress)
     arguments = {"dtype": torch_dtype(dtype), "device": torch_device(device), "trust_remote_code": trust_remote_code}
     net = load(source.folder, name=source.name, **arguments)
-    both = prompts(behaviour, net.tokenizer, count=2 * count, seed=seed, text=text)
-    if len(both.clean) < 2:
-        raise UsageError(f"a circuit needs prompts to choose on and others to report on; {behaviour} has only one.")
-    first, other = both.part(slice(0, None, 2)), both.part(slice(1, None, 2))
-    whole, corrupt = (_answers(net, other, ids) for ids in (other.clean, other.corrupt))
-    if whole["right"] - corrupt["right"] < LEAST:
-        raise StitchError(
-            f"{model} must have the behaviour to have a circuit for it; it answers {whole['right']:.1%} of clean prompts and "
-            f"{corrupt['right']:.1%} of corrupt ones right: choose another donor or behaviour."
-        )
-    means = mean_outputs(net, first)
-    stability = None
-    if circuit is not None:
-        found = read_circuit(circuit, net)
-    else:
-        order, order_other = (_ranked(attribute(net, of, progress=progress)) for of in (first, other))
-        size = _smallest(net, first, means, order, keep, progress)
-        found = _taken(net, order, size)
-        again = _taken(net, order_other, size)
-        stability = sum(int((found.masks[place] & again.masks[place]).sum()) for place in found.masks) / size
+    chosen = choose(net, behaviour, circuit=circuit, keep=keep, count=count, seed=seed, text=text, progress=progress)
+    found, other, means = chosen.kept, chosen.other, chosen.means
 
     def row(name: str, kept: Components, values: Means = means) -> dict:
         with replaced(net, kept, values):
@@ -80,7 +61,7 @@ def find_circuit(
 
     generator = torch.Generator().manual_seed(seed)
     drawn = [_random_like(found, generator) for _ in range(RANDOM)]
-    rows = [{"name": "model", **whole}, row("circuit alone", found)]
+    rows = [{"name": "model", **chosen.whole}, row("circuit alone", found)]
     rows += [row("circuit alone, other means", found, mean_outputs(net, other)), row("without it", _others(found))]
     rows += [row(f"random circuit {number} alone", one) for number, one in enumerate(drawn, 1)]
     rows += [row(f"without random circuit {number}", _others(one)) for number, one in enumerate(drawn, 1)]
@@ -91,9 +72,63 @@ def find_circuit(
         "places": int(other.asked.sum()),
         "circuit": found.to_dict(),
         "size": {kind: {"kept": found.count(kind), "of": _all(found).count(kind)} for kind in ("heads", "neurons")},
-        "stability": stability,
-        "results": [*rows, {"name": "corrupt prompts", **corrupt}],
+        "stability": chosen.stability,
+        "results": [*rows, {"name": "corrupt prompts", **chosen.corrupt}],
     }
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The components `kept`, chosen on the `first` prompts, where all have these `means`; scores are on the `other` prompts."""
+
+    kept: Components
+    means: Means
+    first: Prompts
+    other: Prompts
+    whole: dict[str, float]
+    corrupt: dict[str, float]
+    stability: float | None
+
+
+def choose(
+    net: Model,
+    behaviour: str,
+    *,
+    circuit: Path | None = None,
+    keep: float = 0.9,
+    count: int = 128,
+    seed: int = 0,
+    text: str = "docs",
+    constant: bool = False,
+    progress: Progress | None = None,
+) -> Chosen:
+    """The circuit that `find_circuit` reports on, with the same arguments; `constant`: other components have one mean output
+    wherever they are in a prompt, which says nothing about its form.
+
+    Raises: StitchError when the model does not have the behaviour; UsageError as `prompts` and `read_circuit`.
+    """
+    if not 0 < keep <= 1:
+        raise UsageError(f"--keep must be a share of the right answers, above 0 and at most 1; got {keep}.")
+    both = prompts(behaviour, net.tokenizer, count=2 * count, seed=seed, text=text)
+    if len(both.clean) < 2:
+        raise UsageError(f"a circuit needs prompts to choose on and others to report on; {behaviour} has only one.")
+    first, other = both.part(slice(0, None, 2)), both.part(slice(1, None, 2))
+    whole, corrupt = (_answers(net, other, ids) for ids in (other.clean, other.corrupt))
+    if whole["right"] - corrupt["right"] < LEAST:
+        raise StitchError(
+            f"{net.name} must have the behaviour to have a circuit for it; it answers {whole['right']:.1%} of clean prompts and "
+            f"{corrupt['right']:.1%} of corrupt ones right: choose another donor or behaviour."
+        )
+    means = mean_outputs(net, first)
+    if constant:
+        means = {place: mean.mean(1, keepdim=True) for place, mean in means.items()}
+    if circuit is not None:
+        return Chosen(read_circuit(circuit, net), means, first, other, whole, corrupt, None)
+    order, order_other = (_ranked(attribute(net, of, progress=progress)) for of in (first, other))
+    size = _smallest(net, first, means, order, keep, progress)
+    found, again = _taken(net, order, size), _taken(net, order_other, size)
+    stability = sum(int((found.masks[place] & again.masks[place]).sum()) for place in found.masks) / size
+    return Chosen(found, means, first, other, whole, corrupt, stability)
 
 
 def read_circuit(path: Path, model: Model) -> Components:

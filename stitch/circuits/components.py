@@ -80,7 +80,7 @@ def watched(model: Model) -> Iterator[dict[Place, Float[Tensor, "prompts length 
 
 @contextmanager
 def replaced(
-    model: Model, kept: Components, values: Mapping[Place, Float[Tensor, "#prompts length columns"]]
+    model: Model, kept: Components, values: Mapping[Place, Float[Tensor, "#prompts #length columns"]]
 ) -> Iterator[None]:
     """Inside, components that are not `kept` have these outputs."""
 

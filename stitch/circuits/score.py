@@ -91,6 +91,18 @@ def answered(
     }
 
 
+@torch.no_grad()
+def divergence(reference: Logits, logits: Logits, of: Prompts) -> float:
+    """KL(reference ‖ model) in nats per answer, over the tokens that compete."""
+    total = 0.0
+    for start in range(0, len(of.clean), PROMPTS_AT_ONCE):
+        part = slice(start, start + PROMPTS_AT_ONCE)
+        asked, ids, answers = of.asked[part], of.clean[part], of.answers[part]
+        ours, theirs = (log_probabilities(one(ids)[asked], answers[asked], of.among)[0] for one in (reference, logits))
+        total += float((ours.exp() * (ours - theirs)).sum())
+    return total / int(of.asked.sum())
+
+
 def log_probabilities(
     logits: Float[Tensor, "places vocabulary"], answers: Int64[Tensor, " places"], among: tuple[int, ...]
 ) -> tuple[Float[Tensor, "places options"], Int64[Tensor, " places"]]:

@@ -1,7 +1,8 @@
-"""How the embedded pair was made: `python -m stitch.demo.recipe gpt2|llama --work DIR --out DIR`.
+"""How the embedded models were made: `python -m stitch.demo.recipe gpt2|llama|induction --work DIR --out DIR`.
 
 Two small causal language models of different architecture, width and depth, one tokenizer, trained on the fit split of the
-docstring corpus on one CPU core each. Interrupt it at will: it continues from its last snapshot and ends with the same weights.
+docstring corpus on one CPU core each; and a two-layer donor that has learned to repeat what came before, from random tokens in
+half of every batch. Interrupt it at will: it continues from its last snapshot and ends with the same weights.
 """
 
 import argparse
@@ -47,9 +48,13 @@ class Recipe:
     rate_matrices: float = 0.02
     rate_others: float = 0.003
     seed: int = 0
+    repeats: int = 0  # windows of a batch that are random tokens, part of which come twice, and no text
 
     def hash(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        content = asdict(self)
+        if not self.repeats:  # recipes that are older than this
+            del content["repeats"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 RECIPES = {
@@ -73,6 +78,15 @@ RECIPES = {
             intermediate_size=512,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
+        ),
+    ),
+    "induction": Recipe(
+        family="gpt2",
+        steps=1500,
+        rates=((1000, 1.0), (1500, 0.0)),
+        repeats=8,
+        shape=dict(
+            n_layer=2, n_embd=128, n_head=4, n_positions=CONTEXT, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
         ),
     ),
 }
@@ -135,9 +149,27 @@ def rate_at(step: int, recipe: Recipe) -> float:
     return min((step + 1) / recipe.warmup, float(np.interp(step, steps, shares)))
 
 
-def loss_of(model: Callable[..., Any], ids: Tensor) -> Tensor:
-    logits = model(input_ids=ids).logits[:, :-1]
-    return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+def loss_of(model: Callable[..., Any], ids: Tensor, known: Tensor | None = None) -> Tensor:
+    """Of all tokens but the first, or of those that are `known` from what is before them."""
+    logits, answers = model(input_ids=ids).logits[:, :-1], ids[:, 1:]
+    if known is not None:
+        answers = answers.where(known[:, 1:], -100)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), answers.flatten())
+
+
+def repeated(count: int, step: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Windows of random tokens, 16 to 112 of which come again somewhere; and which tokens are known from the first time."""
+    generator = torch.Generator().manual_seed(seed + 1_000_003 * (step + 1))
+    ids = torch.randint(2, VOCABULARY, (count, CONTEXT), generator=generator)
+    ids[:, 0] = 0
+    known = torch.zeros_like(ids, dtype=torch.bool)
+    for row in range(count):
+        length = int(torch.randint(16, 113, (1,), generator=generator))
+        first = 1 + int(torch.randint(CONTEXT - 2 * length, (1,), generator=generator))
+        second = first + length + int(torch.randint(CONTEXT - first - 2 * length + 1, (1,), generator=generator))
+        ids[row, second : second + length] = ids[row, first : first + length].clone()
+        known[row, second + 1 : second + length] = True
+    return ids, known
 
 
 @torch.no_grad()
@@ -156,12 +188,26 @@ def batch_indices(step: int, windows: int, recipe: Recipe) -> Tensor:
     return torch.stack([order[position // windows][position % windows] for position in positions])
 
 
+def batch(step: int, fit: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
+    """Windows of a step, and which of their tokens count."""
+    text = fit[batch_indices(step, len(fit), recipe)]
+    if not recipe.repeats:
+        return text, None
+    ids, known = repeated(recipe.repeats, step, recipe.seed)
+    text = text[recipe.repeats :]
+    return torch.cat([text, ids]), torch.cat([torch.ones_like(text, dtype=torch.bool), known])
+
+
 def train(recipe: Recipe, work: Path, log=print) -> tuple[PreTrainedModel, list[dict]]:
     """Trains from the newest snapshot in `work` (or from scratch) to the last step. Returns the model and the loss curve."""
     work.mkdir(parents=True, exist_ok=True)
     corpus = cached_documents()
     if not (work / "tokenizer").exists():
-        train_tokenizer([text for _, text in select(corpus, "fit")]).save_pretrained(work / "tokenizer")
+        shipped = Path(__file__).parent / "gpt2"  # what comes later has the pair's
+        if (shipped / "tokenizer.json").exists():
+            load_tokenizer(shipped).save_pretrained(work / "tokenizer")
+        else:
+            train_tokenizer([text for _, text in select(corpus, "fit")]).save_pretrained(work / "tokenizer")
     tokenizer = load_tokenizer(work / "tokenizer")
     fit = pack(select(corpus, "fit"), tokenizer, CONTEXT).ids.long()
     sweep = pack(select(corpus, "sweep"), tokenizer, CONTEXT).ids.long()[:128]
@@ -184,7 +230,7 @@ def train(recipe: Recipe, work: Path, log=print) -> tuple[PreTrainedModel, list[
         for optimizer, peak in zip(optimizers, peak_rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate_at(step, recipe)
-        loss = loss_of(compiled, fit[batch_indices(step, len(fit), recipe)])
+        loss = loss_of(compiled, *batch(step, fit, recipe))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:

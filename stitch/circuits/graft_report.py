@@ -1,0 +1,80 @@
+"""What a terminal shows of a graft: its plan, and the host beside donor and controls."""
+
+from collections.abc import Iterator
+
+Table = tuple[list[str], list[list[str]], str]
+
+
+def plan_tables(report: dict) -> Iterator[Table]:
+    """Per graft: every head at its place, then the neurons by block."""
+    for graft in report["grafts"]:
+        plan = graft["plan"]
+        title = f"{graft['donor']}: {graft['behaviour']}"
+        rows = [
+            [_dotted(one["donor"]), _dotted(one["host"]), one["kind"], f"{one['moved']:.1%}", f"{one['lost']:.1%}"]
+            for one in plan["heads"]
+        ]
+        yield ["head", "in the host", "made as", "attention moved", "output lost"], rows, title
+        if plan["neurons"]:
+            rows = [
+                [
+                    f"{one['donor']}",
+                    f"{one['count']:,}",
+                    f"{one['host']}",
+                    f"{one['as']:,}",
+                    one["kind"],
+                    f"{one['lost']:.1%}",
+                ]
+                for one in plan["neurons"]
+            ]
+            yield ["block", "neurons", "in the host's", "as many", "made as", "output lost"], rows, title
+
+
+def plan_notes(report: dict) -> list[str]:
+    free = report["free"]
+    lines = []
+    for graft in report["grafts"]:
+        plan = graft["plan"]
+        kept = "all of its stream" if plan["stream_kept"] == 1 else f"{plan['stream_kept']:.1%} of what it reads"
+        lines.append(f"{graft['donor']} takes {plan['channels']} channels of the host, for {kept}.")
+    return [*lines, f"{free['channels']} of {free['of']} channels are left."]
+
+
+def result_tables(report: dict) -> Iterator[Table]:
+    """Per graft, with the divergence from the donor's circuit alone."""
+    for graft in report["grafts"]:
+        size = f"{graft['prompts']:,} prompts, {graft['places']:,} tokens asked for"
+        header = ["", "right", "95 % interval", "probability", "nats", "KL"]
+        yield header, [_cells(row) for row in graft["results"]], f"{graft['donor']}: {graft['behaviour']}, {size}"
+
+
+def result_notes(report: dict) -> list[str]:
+    """How the circuit was written, in a line per graft."""
+    lines = []
+    for graft in report["grafts"]:
+        plan, missing = graft["plan"], max(read["missing"] for read in graft["reads"])
+        kinds: dict[str, int] = {}
+        for head in plan["heads"]:
+            kinds[head["kind"]] = kinds.get(head["kind"], 0) + 1
+        heads = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
+        neurons = sum(of["count"] for of in plan["neurons"])
+        lines.append(
+            f"{graft['donor']}: heads: {heads}; {neurons:,} neurons. Of what any norm reads in the donor, the host lacks at most "
+            f"{missing:.1%}."
+        )
+    return lines
+
+
+def _dotted(place: list[int]) -> str:
+    return ".".join(str(number) for number in place)
+
+
+def _cells(row: dict) -> list[str]:
+    return [
+        row["name"],
+        f"{row['right']:.1%}",
+        f"{row['right_low']:.1%} – {row['right_high']:.1%}",
+        f"{row['probability']:.3f}",
+        f"{row['nats']:.3f}",
+        f"{row['kl']:.3f}" if "kl" in row else "",
+    ]

@@ -1,0 +1,122 @@
+"""A donor's MLP neurons as neurons of another architecture: copied, or made of others where the activation is another."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from stitch.circuits.weights import Mlp, Norm
+
+SHARPNESS = 1.702  # GELU(x) is silu(1.702 x) / 1.702 within 0.021
+UNITS, DRAWN = 8, 200  # GELU neurons in the place of a gated one, and how many they are chosen from
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Maps of the donor's normalised stream, its norm's gain and bias folded in; `gate` is None where there is none.
+
+    `constant` is what they write in any case.
+    """
+
+    gate: Float[Tensor, "d neurons"] | None
+    gate_bias: Float[Tensor, " neurons"] | None
+    up: Float[Tensor, "d neurons"]
+    up_bias: Float[Tensor, " neurons"]
+    down: Float[Tensor, "neurons d"]
+    constant: Float[Tensor, " d"]
+
+    def __len__(self) -> int:
+        return len(self.down)
+
+
+def of_donor(mlp: Mlp, norm: Norm, mask: Bool[Tensor, " neurons"]) -> Neurons:
+    """Those of the `mask`, in float64."""
+
+    def read(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        columns = weight[:, mask].double().cpu()
+        total = torch.zeros(columns.shape[1], dtype=torch.float64) if bias is None else bias[mask].double().cpu()
+        if norm.bias is not None:
+            total = total + norm.bias.double().cpu() @ columns
+        return norm.gain.double().cpu()[:, None] * columns, total
+
+    gate, gate_bias = (None, None) if mlp.gate is None else read(mlp.gate, mlp.gate_bias)
+    up, up_bias = read(mlp.up, mlp.up_bias)
+    down = mlp.down[mask].double().cpu()
+    return Neurons(gate, gate_bias, up, up_bias, down, down.new_zeros(down.shape[1]))
+
+
+def written(
+    neurons: Neurons, x: Float[Tensor, "rows d"], activation: Literal["gelu", "silu"]
+) -> Float[Tensor, "rows d"]:
+    """What they add to the stream."""
+    act = {"gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}[activation]
+    up = x @ neurons.up + neurons.up_bias
+    if neurons.gate is None or neurons.gate_bias is None:
+        return act(up) @ neurons.down + neurons.constant
+    inner = act(x @ neurons.gate + neurons.gate_bias) * up
+    return inner @ neurons.down + neurons.constant
+
+
+def gated(neurons: Neurons) -> Neurons:
+    """GELU neurons as gated SiLU ones whose other factor is constant."""
+    constant = torch.full_like(neurons.up_bias, 1 / SHARPNESS)
+    still = torch.zeros_like(neurons.up)
+    return Neurons(
+        SHARPNESS * neurons.up, SHARPNESS * neurons.up_bias, still, constant, neurons.down, neurons.constant
+    )  # fmt: skip
+
+
+def ungated(neurons: Neurons, x: Float[Tensor, "rows d"]) -> Neurons:
+    """Each gated SiLU neuron as `UNITS` GELU ones that read its two inputs, chosen among `DRAWN` by its values on `x`.
+
+    Source: orthogonal matching pursuit, Pati, Rezaiifar & Krishnaprasad 1993.
+    """
+    assert neurons.gate is not None and neurons.gate_bias is not None
+    generator = torch.Generator().manual_seed(0)
+    angle = 2 * torch.pi * torch.rand(DRAWN, generator=generator, dtype=x.dtype)
+    sharp = 3 ** (2 * torch.rand(DRAWN, generator=generator, dtype=x.dtype) - 0.5)
+    bend = sharp * torch.randn(DRAWN, generator=generator, dtype=x.dtype)
+    gates, ups = x @ neurons.gate + neurons.gate_bias, x @ neurons.up + neurons.up_bias
+    sizes = [values.square().mean(0).sqrt().clamp_min(1e-12) for values in (gates, ups)]
+    mixes = [sharp * turn / size[:, None] for turn, size in zip((angle.cos(), angle.sin()), sizes, strict=True)]
+    reads, biases, writes, constant = [], [], [], neurons.constant
+    for number in range(len(neurons)):
+        of_gate, of_up = mixes[0][number], mixes[1][number]
+        goal = torch.nn.functional.silu(gates[:, number]) * ups[:, number]
+        drawn = torch.outer(gates[:, number], of_gate) + torch.outer(ups[:, number], of_up) - bend
+        chosen, sizes_chosen, rest = _pursuit(torch.nn.functional.gelu(drawn), goal, UNITS)
+        of_gate, of_up = of_gate[chosen], of_up[chosen]
+        reads.append(torch.outer(neurons.gate[:, number], of_gate) + torch.outer(neurons.up[:, number], of_up))
+        biases.append(neurons.gate_bias[number] * of_gate + neurons.up_bias[number] * of_up - bend[chosen])
+        writes.append(torch.outer(sizes_chosen, neurons.down[number]))
+        constant = constant + rest * neurons.down[number]
+    return Neurons(None, None, torch.cat(reads, 1), torch.cat(biases), torch.cat(writes), constant)
+
+
+def _pursuit(
+    columns: Float[Tensor, "rows columns"], goal: Float[Tensor, " rows"], count: int
+) -> tuple[Int64[Tensor, " count"], Float[Tensor, " count"], float]:
+    """Which columns add up to the goal, how often each, and a constant: one after the other, that which explains most."""
+    one = torch.ones_like(columns[:, :1])
+    rest, left, chosen = columns - columns.mean(0), goal - goal.mean(), []
+    lengths = rest.norm(dim=0).clamp_min(1e-12)
+    for _ in range(count):
+        remaining = rest.norm(dim=0)
+        new = remaining > 1e-6 * lengths
+        best = int(torch.where(new, (rest.T @ left).abs() / remaining.clamp_min(1e-12), 0.0).argmax())
+        chosen.append(best)
+        direction = rest[:, best] / remaining[best].clamp_min(1e-12)
+        left = left - direction * (direction @ left)
+        rest = rest - torch.outer(direction, direction @ rest)
+    design = torch.cat([columns[:, chosen], one], 1)
+    square = design.T @ design
+    square += 1e-10 * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
+    found = torch.linalg.solve(square, design.T @ goal)
+    return torch.tensor(chosen), found[:-1], float(found[-1])
+
+
+def unexplained(goal: Float[Tensor, "rows d"], found: Float[Tensor, "rows d"]) -> float:
+    """Share of the goal's variance that is not in what was found."""
+    return float((goal - found).square().sum() / (goal - goal.mean(0)).square().sum().clamp_min(1e-30))

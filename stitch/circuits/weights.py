@@ -1,0 +1,164 @@
+"""A model's weights as a circuit has them: every read and write a matrix for row vectors, head by head, neuron by neuron.
+
+All tensors are views of the model's own parameters: writing to them changes the model.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stitch.errors import StitchError, UsageError
+from stitch.models import Model
+
+FAMILIES = ("gpt2", "llama", "mistral", "qwen2")
+GELU = {"gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"}  # within 5e-4 of each other
+SILU = {"silu", "swish"}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Scores are `scale` times the product of rotated queries and keys; query head h reads key head h // (heads // groups)."""
+
+    q: Float[Tensor, "d heads d_head"]
+    k: Float[Tensor, "d groups d_head"]
+    v: Float[Tensor, "d groups d_head"]
+    o: Float[Tensor, "heads d_head d"]
+    q_bias: Float[Tensor, "heads d_head"] | None
+    k_bias: Float[Tensor, "groups d_head"] | None
+    v_bias: Float[Tensor, "groups d_head"] | None
+    o_bias: Float[Tensor, " d"] | None
+    scale: float
+
+    @property
+    def shared(self) -> int:
+        """Query heads per key head."""
+        return self.q.shape[1] // self.k.shape[1]
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """act(x up + up_bias) down, or act(x gate + gate_bias) · (x up + up_bias) down, + down_bias."""
+
+    gate: Float[Tensor, "d neurons"] | None
+    gate_bias: Float[Tensor, " neurons"] | None
+    up: Float[Tensor, "d neurons"]
+    up_bias: Float[Tensor, " neurons"] | None
+    down: Float[Tensor, "neurons d"]
+    down_bias: Float[Tensor, " d"] | None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What it does to a row vector x: (x − mean, where centred) / √(mean square + eps) · gain + bias."""
+
+    gain: Float[Tensor, " d"]
+    bias: Float[Tensor, " d"] | None
+    eps: float
+    centred: bool
+
+    def direction(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """`x` normalised, without gain and bias."""
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+
+
+def check(model: Model, role: str) -> None:
+    """Raises UsageError unless circuits can be read from and written to this model, StitchError where weights aren't finite."""
+    config = model.config
+    if config.model_type not in FAMILIES:
+        why = {"qwen3": " (its queries and keys are normalised)", "gemma2": " (its scores are softcapped)"}
+        raise UsageError(
+            f"the {role} of a graft must be of one of {', '.join(FAMILIES)}; {model.name} is "
+            f"{config.model_type}{why.get(config.model_type, '')}: choose another."
+        )
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise UsageError(f"the {role} of a graft must scale attention alike in all blocks; {model.name} does not.")
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True) and window < config.max_position_embeddings:
+        raise UsageError(
+            f"the {role} of a graft must attend to its whole context; {model.name} sees {window} tokens: choose another."
+        )
+    for name, value in model.net.named_parameters():
+        if not torch.isfinite(value).all():
+            raise StitchError(f"the weights of {model.name} must be finite; {name} is not: download it again.")
+
+
+def is_rotary(model: Model) -> bool:
+    return model.anatomy.positions is None
+
+
+def frequencies(model: Model) -> Float[Tensor, " planes"]:
+    """Radians per position by which plane f, made of dimensions f and f + d_head / 2, turns: zeros with learned positions."""
+    if not is_rotary(model):
+        return torch.zeros(attention(model, 0).q.shape[2] // 2, dtype=torch.float64)
+    return model.body.rotary_emb.inv_freq.detach().cpu().double()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+
+
+def positions(model: Model) -> Float[Tensor, "positions d"] | None:
+    """The table of learned positions."""
+    path = model.anatomy.positions
+    return None if path is None else _view(model.body.get_submodule(path).weight)
+
+
+def unembedding(model: Model) -> Float[Tensor, "d vocabulary"]:
+    return _view(model.head.weight).T
+
+
+def norm_module(model: Model, stage: str, block: int = 0) -> nn.Module:
+    """The norm before the attention or MLP of a block, or before the head."""
+    if stage == "final":
+        return model.final_norm
+    names = ("ln_1", "ln_2") if model.config.model_type == "gpt2" else ("input_layernorm", "post_attention_layernorm")
+    return model.blocks[block].get_submodule(names[stage == "mlp"])
+
+
+def norm(model: Model, stage: str, block: int = 0) -> Norm:
+    module: Any = norm_module(model, stage, block)
+    centred = model.config.model_type == "gpt2"
+    eps = module.eps if centred else module.variance_epsilon
+    return Norm(_view(module.weight), _view(getattr(module, "bias", None)), eps, centred)
+
+
+def attention(model: Model, block: int) -> Attention:
+    if model.config.model_type == "gpt2":
+        module: Any = model.blocks[block].attn
+        heads = model.heads(block)
+        q, k, v = _view(module.c_attn.weight).unflatten(1, (3, heads, -1)).unbind(1)
+        q_bias, k_bias, v_bias = _view(module.c_attn.bias).view(3, heads, -1).unbind(0)
+        o, o_bias = _view(module.c_proj.weight).unflatten(0, (heads, -1)), _view(module.c_proj.bias)
+        return Attention(q, k, v, o, q_bias, k_bias, v_bias, o_bias, module.scaling)
+    module = model.blocks[block].self_attn
+    scaling = model.body.rotary_emb.attention_scaling**2  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue]
+    size = (-1, module.head_dim)
+    reads = [module.q_proj, module.k_proj, module.v_proj]
+    q, k, v = (_view(read.weight).unflatten(0, size).permute(2, 0, 1) for read in reads)
+    q_bias, k_bias, v_bias = (None if read.bias is None else _view(read.bias).unflatten(0, size) for read in reads)
+    o = _view(module.o_proj.weight).unflatten(1, size).permute(1, 2, 0)
+    return Attention(q, k, v, o, q_bias, k_bias, v_bias, _view(module.o_proj.bias), module.scaling * scaling)
+
+
+def mlp(model: Model, block: int) -> Mlp:
+    module: Any = model.blocks[block].mlp
+    if model.config.model_type == "gpt2":
+        up, down = module.c_fc, module.c_proj
+        return Mlp(None, None, *(_view(t) for t in (up.weight, up.bias, down.weight, down.bias)))
+    gate, up, down = module.gate_proj, module.up_proj, module.down_proj
+    return Mlp(
+        _view(gate.weight).T, _view(gate.bias), _view(up.weight).T, _view(up.bias), _view(down.weight).T, _view(down.bias)
+    )  # fmt: skip
+
+
+def activation(model: Model) -> Literal["gelu", "silu"]:
+    """Raises UsageError for others."""
+    config = model.config
+    name = getattr(config, "activation_function", None) or config.hidden_act
+    if name not in GELU | SILU:
+        raise UsageError(f"neurons must be GELU or SiLU to be grafted; those of {model.name} are {name}.")
+    return "gelu" if name in GELU else "silu"
+
+
+def _view(parameter: Any) -> Any:
+    return None if parameter is None else parameter.detach()

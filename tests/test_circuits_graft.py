@@ -1,0 +1,267 @@
+"""A planted circuit in freshly initialised hosts: the behaviour is there before any training, and not in the controls."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+import cli
+import planted
+import tiny
+from stitch.circuits import weights
+from stitch.circuits.circuit import choose, mean_outputs
+from stitch.circuits.components import Components, replaced
+from stitch.circuits.graft import Wish, graft, read_host
+from stitch.circuits.plan import make_plan
+from stitch.circuits.room import Room
+from stitch.circuits.score import score_model
+from stitch.circuits.spec import Prompts
+from stitch.circuits.weights import FAMILIES
+from stitch.circuits.write import write
+from stitch.errors import StitchError, UsageError
+from stitch.models import load
+
+LLAMA = dict(
+    model_type="llama", hidden_size=320, num_hidden_layers=4, num_attention_heads=5, num_key_value_heads=5, intermediate_size=64,
+    max_position_embeddings=128, attention_bias=True, mlp_bias=True,
+)  # fmt: skip
+GPT2 = dict(model_type="gpt2", n_embd=400, n_layer=4, n_head=5, n_positions=planted.POSITIONS, n_inner=64)
+CIRCUIT = {"heads": {"0": [1], "1": [2]}, "neurons": {}}
+
+
+def config(folder: Path, base: dict, **changes) -> Path:
+    path = folder / "host.json"
+    path.write_text(json.dumps({**base, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory) -> Path:
+    return planted.induction(tmp_path_factory.mktemp("donor") / "gpt2")
+
+
+@pytest.fixture(scope="module")
+def circuit(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("circuit") / "circuit.json"
+    path.write_text(json.dumps(CIRCUIT))
+    return path
+
+
+@pytest.fixture(scope="module")
+def llama(gpt2: Path, tmp_path_factory) -> Path:
+    """A fresh Llama with the circuit, as a stock checkpoint."""
+    folder = tmp_path_factory.mktemp("grafted")
+    graft([Wish(str(gpt2), "induction")], config(folder, LLAMA), folder / "llama", count=24)
+    return folder / "llama"
+
+
+def right(report: dict, number: int = 0) -> dict[str, float]:
+    return {row["name"]: row["right"] for row in report["grafts"][number]["results"]}
+
+
+CONTROLS = (
+    "fresh initialisation",
+    "noise of the same norm",
+    "blocks in opposite order",
+    "without block 0",
+    "without block 1",
+)
+
+
+def test_a_fresh_llama_has_the_behaviour_before_any_training_and_no_control_has(llama: Path):
+    report = json.loads((llama / "graft.json").read_text())
+    assert report["grafts"][0]["circuit"] == CIRCUIT  # found, not given
+    scores = right(report)
+    assert scores["donor"] > 0.99 and scores["host, before training"] >= 0.97 * scores["donor"]
+    assert max(scores[name] for name in CONTROLS) < 0.05 and scores["host on corrupt prompts"] < 0.02
+    kl = {row["name"]: row["kl"] for row in report["grafts"][0]["results"] if "kl" in row}
+    assert kl["its circuit alone"] == 0 and kl["host, before training"] < 0.5
+    assert min(kl[name] for name in CONTROLS) > 4
+    heads = report["grafts"][0]["plan"]["heads"]
+    assert [head["kind"] for head in heads] == ["1 back", "content, distance"]
+    assert heads[0]["back"][1] > 0.95
+
+
+def test_the_host_is_a_stock_checkpoint(llama: Path):
+    net = AutoModelForCausalLM.from_pretrained(llama)
+    assert type(net).__name__ == "LlamaForCausalLM" and not list(llama.glob("*.py"))
+    assert not net.config.tie_word_embeddings
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    text = "qwertyuiopasdfgh"
+    ids = tokenizer(text + "!" + text[:6], return_tensors="pt").input_ids
+    out = net.generate(ids, max_new_tokens=8, do_sample=False, attention_mask=torch.ones_like(ids))
+    assert tokenizer.decode(out[0, ids.shape[1] :]) == text[6:14]
+    clean, corrupt = score_model(str(llama), "induction", count=16)["results"]
+    assert clean["right"] > 0.97 and corrupt["right"] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [
+        pytest.param(LLAMA, {"attention_bias": False, "mlp_bias": False}, id="no biases"),
+        pytest.param(LLAMA, {"num_attention_heads": 10, "num_key_value_heads": 5, "head_dim": 64}, id="grouped heads"),
+        pytest.param(LLAMA, {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3}, id="narrower"),
+        pytest.param(GPT2, {"n_embd": 160}, id="narrower GPT-2, smaller heads"),
+        pytest.param({**LLAMA, "model_type": "qwen2"}, {}, id="Qwen2"),
+    ],
+)
+def test_hosts_of_other_shapes(gpt2: Path, circuit: Path, tmp_path: Path, base: dict, changes: dict):
+    report = graft(
+        [Wish(str(gpt2), "induction", circuit)], config(tmp_path, base, **changes), tmp_path / "host", count=24
+    )
+    scores, plan = right(report), report["grafts"][0]["plan"]
+    assert scores["host, before training"] >= 0.97 * scores["donor"]
+    assert max(scores[name] for name in CONTROLS) < 0.05
+    shared = changes.get("num_attention_heads", 1) // changes.get("num_key_value_heads", 1)
+    assert all(head["host"][1] % shared == 0 for head in plan["heads"])
+    wide = changes.get("hidden_size", changes.get("n_embd", 400)) > 208
+    assert (plan["channels"] >= 208) == wide and (plan["stream_kept"] == 1 or not wide)
+
+
+def test_from_rope_to_learned_positions(llama: Path, tmp_path: Path):
+    report = graft([Wish(str(llama), "induction")], config(tmp_path, GPT2), tmp_path / "gpt2", count=24)
+    scores = right(report)
+    assert scores["host, before training"] >= 0.97 * scores["donor"] and max(scores[name] for name in CONTROLS) < 0.05
+    assert [head["kind"] for head in report["grafts"][0]["plan"]["heads"]] == ["1 back", "content, distance"]
+
+
+@pytest.mark.parametrize("source", ["gpt2", "llama"])
+def test_where_positions_work_alike_logits_are_those_of_the_circuit_alone(source: str, request, tmp_path: Path):
+    """Other width, depth, number and size of heads; all of the donor's channels: exact but for rounding."""
+    donor = load(request.getfixturevalue(source), dtype=torch.float64)
+    base = GPT2 if source == "gpt2" else LLAMA | {"hidden_size": 400, "head_dim": 64}
+    host = read_host(config(tmp_path, base), donor, seed=3)
+    host.net.double()
+    chosen = choose(donor, "induction", count=16, constant=True)
+    plan = make_plan(donor, "induction", chosen.kept, chosen.means, chosen.first, host, Room.of(host))
+    reads = write(host, [plan])[0]
+    assert all(read["scale"] == pytest.approx(1, abs=1e-4) and read["missing"] < 1e-8 for read in reads)
+    with torch.no_grad():
+        found = host.net(chosen.other.clean).logits
+        with replaced(donor, chosen.kept, chosen.means):
+            wanted = donor.net(chosen.other.clean).logits
+    gap = (found - found.mean(-1, keepdim=True)) - (wanted - wanted.mean(-1, keepdim=True))
+    assert gap.abs().max() < 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_whole_model_goes_into_a_wider_and_deeper_one(family: str, tmp_path: Path):
+    """Every head and neuron of a pico model: the host computes the same, though its blocks, heads and channels are others."""
+    changes = {"sliding_window": None} if family == "mistral" else {}
+    donor = dataclasses.replace(tiny.model(family, **changes), folder=tmp_path)
+    donor.net.double()
+    size = weights.attention(donor, 0).q.shape[2]
+    base = (
+        GPT2 | {"n_embd": 15 * size, "n_head": 15}
+        if family == "gpt2"
+        else LLAMA | {"model_type": family, "head_dim": size}
+    )
+    wider = (
+        {"n_layer": 6}
+        if family == "gpt2"
+        else {"num_hidden_layers": 6, "rope_parameters": donor.config.rope_parameters}
+    )
+    host = read_host(config(tmp_path, base | wider | {"sliding_window": None}), donor, 0)
+    host.net.double()
+    everything = Components({place: ~mask for place, mask in Components.none(donor).masks.items()})
+    ids = tiny.ids(6, 20)
+    of = Prompts(ids, ids, torch.ones_like(ids, dtype=torch.bool), ids)
+    means = {place: mean.mean(1, keepdim=True) for place, mean in mean_outputs(donor, of).items()}
+    write(host, [make_plan(donor, "everything", everything, means, of, host, Room.of(host))])
+    other = tiny.ids(4, 24, seed=1)
+    found, wanted = host.net(other).logits, donor.net(other).logits
+    assert (found - wanted).abs().max() < 1e-4 and wanted.std() > 0.5
+
+
+def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
+    """Their channels do not overlap, and either behaviour is still there; a third finds no room."""
+    other = planted.induction(tmp_path / "other", gain=3.0, n_inner=24)
+    host = config(tmp_path, LLAMA, hidden_size=640, num_attention_heads=10, num_key_value_heads=10)
+    wishes = [Wish(str(gpt2), "induction", circuit), Wish(str(other), "induction", circuit)]
+    report = graft(wishes, host, tmp_path / "both", count=16)
+    assert [one["plan"]["channels"] for one in report["grafts"]] == [209, 209]
+    assert report["free"] == {"channels": 640 - 2 * 209, "of": 640}
+    assert {tuple(head["host"]) for one in report["grafts"] for head in one["plan"]["heads"]} == {
+        (0, 0),
+        (1, 0),
+        (0, 1),
+        (1, 1),
+    }
+    for number in (0, 1):
+        scores = right(report, number)
+        assert scores["this graft alone"] >= 0.97 * scores["donor"]
+        assert scores["host, before training"] >= 0.97 * scores["donor"]
+    with pytest.raises(UsageError, match="needs channels"):
+        graft([*wishes, *wishes], config(tmp_path, LLAMA, hidden_size=420), None, count=16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tie_word_embeddings": True}, "must not be tied.*tie_word_embeddings.*false"),
+        ({"num_hidden_layers": 1}, "is in 2 blocks .* host has 1: choose a deeper"),
+        ({"max_position_embeddings": 40}, "needs a context of 65 tokens; host takes 40"),
+        ({"vocab_size": 50}, "the host has the donor's tokenizer"),
+        ({"model_type": "bert"}, "must be of one of gpt2, llama, mistral, qwen2; got bert"),
+        ({"hidden_size": 322}, "must make a model; transformers says.*not a multiple"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1.0001}}, "must tell 128 positions apart"),
+    ],
+)
+def test_hosts_that_cannot_hold_the_circuit_are_refused(
+    gpt2: Path, circuit: Path, tmp_path: Path, changes: dict, message: str
+):
+    with pytest.raises(UsageError, match=message):
+        graft([Wish(str(gpt2), "induction", circuit)], config(tmp_path, LLAMA, **changes), tmp_path / "out", count=8)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_key_heads_and_neurons_are_refused(gpt2: Path, tmp_path: Path):
+    many = tmp_path / "many.json"
+    many.write_text(json.dumps({"heads": {"0": [0, 1], "1": [2]}, "neurons": {"0": list(range(48))}}))
+    wish = [Wish(str(gpt2), "induction", many)]
+    with pytest.raises(UsageError, match="needs 2 key heads in block 0 of host; it has 1"):
+        graft(wish, config(tmp_path, LLAMA, num_key_value_heads=1), None, count=8)
+    with pytest.raises(UsageError, match="needs 48 neurons in block 0 of host; it has 32"):
+        graft(wish, config(tmp_path, LLAMA, intermediate_size=32), None, count=8)
+
+
+def test_a_donor_that_copies_without_looking_one_token_back_is_refused(gpt2: Path, tmp_path: Path):
+    """With its attention; a host whose positions work as the donor's would take it."""
+    alone = tmp_path / "alone.json"
+    alone.write_text(json.dumps({"heads": {"1": [2]}, "neurons": {}}))
+    with pytest.raises(
+        StitchError, match=r"looks 1 token back at least 50%.*circuit do 1\.2: 5%: it copies by position"
+    ):
+        graft([Wish(str(gpt2), "induction", alone)], config(tmp_path, LLAMA), None, count=8)
+    assert graft([Wish(str(gpt2), "induction", alone)], config(tmp_path, GPT2), None, count=8)["grafts"]
+
+
+@pytest.mark.parametrize("text", ["[1]", "{}", "{not json", '{"hidden_size": 3}'])
+def test_a_host_file_that_is_no_config_is_refused(gpt2: Path, tmp_path: Path, text: str):
+    path = tmp_path / "host.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="--host must be JSON such as"):
+        read_host(path, load(gpt2), 0)
+
+
+def test_the_command_plans_then_writes_and_does_not_overwrite(gpt2: Path, circuit: Path, tmp_path: Path):
+    host, out = config(tmp_path, LLAMA), tmp_path / "out"
+    arguments = ["graft", str(gpt2), "--behaviour", "induction", "--host", str(host), "--circuit", str(circuit)]
+    arguments += ["--out", str(out), "--prompts", "16", "-q"]
+    planned = CliRunner().invoke(cli.app, [*arguments, "--dry-run"], env={"COLUMNS": "120"})
+    assert planned.exit_code == 0 and not out.exists()
+    assert "1 back" in planned.output and "111 of 320 channels are left." in planned.output
+    written = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "120"})
+    assert (
+        written.exit_code == 0 and "host, before training" in written.output and f"written to {out}" in written.output
+    )
+    again = CliRunner().invoke(cli.app, arguments)
+    assert again.exit_code == 2 and "must not exist yet" in again.stderr
+    seed = [*arguments, "--overwrite", "--json"]
+    first, second = (CliRunner().invoke(cli.app, seed) for _ in range(2))
+    assert json.loads(first.stdout) == json.loads(second.stdout)
