@@ -41,7 +41,10 @@ bench: $(READY)
 
 # decode.py reads what `make demo` wrote; harvest.py measures SmolLM2, which the extra `smollm2` brings.
 bench-scale: demo
-	@set -e; for script in $(SCALE); do echo "$$script" >&2; $(BIN)/python $$script; done
+	@rm -f build/bench-scale.jsonl; set -e; for script in $(SCALE); do \
+		echo "$$script" >&2; $(BIN)/python $$script > build/part.jsonl; cat build/part.jsonl; cat build/part.jsonl >> build/bench-scale.jsonl; \
+	done
+	@$(BIN)/python benchmarks/_scale_table.py build/bench-scale.jsonl
 
 # Hours each: the scripts' heads name smaller grids. Finished parts are kept in build/benchmarks.
 bench-translations: $(READY)

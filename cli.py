@@ -426,9 +426,11 @@ def graft(
         ),
     ],
     host: Annotated[
-        Path,
+        str,
         typer.Option(
-            metavar="FILE", help="JSON config of the host, with its model_type: gpt2, llama, mistral or qwen2."
+            metavar="FILE.json|MODEL",
+            help="Config of a fresh host with its model_type (gpt2, llama, mistral, qwen2); or a trained model, which gets new "
+            "channels, heads and neurons.",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the grafted host. Default: DONOR-BEHAVIOUR.")] = None,
@@ -441,10 +443,14 @@ def graft(
             "--graft", metavar="DONOR=BEHAVIOUR", help="Another donor's behaviour into the same host; repeat at will."
         ),
     ] = None,
-    keep: Annotated[float, typer.Option(help="Share of the right answers that the circuit alone must keep.")] = 0.9,
+    keep: Annotated[float, typer.Option(help="Share of the right answers that the circuit alone must keep.")] = 0.98,
     channels: Annotated[
         int | None, typer.Option(help="Channels for each donor's stream, at most. Default: its width, or what is free.")
     ] = None,
+    strength: Annotated[
+        float,
+        typer.Option(help="In a trained host: how much of what the circuit brings to the donor's logits is added."),
+    ] = 1.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and what each part will lose; write nothing.")
     ] = False,
@@ -458,7 +464,7 @@ def graft(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a behaviour's circuit into a freshly initialised model of another architecture, without training.
+    """Write a behaviour's circuit into a model of another architecture, freshly initialised or trained, without training.
 
     The host is a stock checkpoint with the donor's tokenizer. It is scored beside the donor, the donor's circuit alone, the same
     host without the graft, and grafts that should not work.
@@ -471,8 +477,8 @@ def graft(
         wishes = [Wish(donor, behaviour, given), *(Wish(name, wanted) for name, _, wanted in pairs)]
         folder = None if dry_run else out or Path(f"{_plain(donor)}-{_plain(behaviour)}")
         report = graft(
-            wishes, host, folder, keep=keep, channels=channels, count=prompts, seed=seed, text=text, device=device,
-            overwrite=overwrite, trust_remote_code=trust_remote_code, progress=progress,
+            wishes, host, folder, keep=keep, channels=channels, strength=strength, count=prompts, seed=seed, text=text,
+            device=device, overwrite=overwrite, trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
         return report, folder
 

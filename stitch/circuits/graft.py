@@ -1,8 +1,8 @@
-"""Donors' circuits in a host of another architecture that has never been trained: found, planned, written, and compared."""
+"""Donors' circuits in a host of another architecture, fresh or trained: found, planned, written, and compared."""
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +11,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from stitch.activations import Progress
 from stitch.checkpoint import TOKENIZER_FILES, appear
-from stitch.circuits import controls, weights
+from stitch.circuits import weights
 from stitch.circuits.circuit import Chosen, choose
-from stitch.circuits.components import replaced
-from stitch.circuits.plan import Plan, make_plan
+from stitch.circuits.comparison import Graft, on_text, with_plan
+from stitch.circuits.neurons import UNITS
+from stitch.circuits.plan import make_plan
 from stitch.circuits.room import Room
-from stitch.circuits.score import Logits, answered, divergence
+from stitch.circuits.scheme import CODE_PLANES
+from stitch.circuits.trained import beside
+from stitch.circuits.widen import widened
 from stitch.circuits.write import write
 from stitch.config import torch_device
 from stitch.errors import UsageError
@@ -38,137 +41,112 @@ class Wish:
 
 def graft(
     wishes: Sequence[Wish],
-    host: Path,
+    host: str,
     out: Path | None,
     *,
-    keep: float = 0.9,
+    keep: float = 0.98,
     channels: int | None = None,
+    strength: float = 1.0,
     count: int = 128,
     seed: int = 0,
     text: str = "docs",
+    tokens: int = 50_000,
     device: str = "auto",
     overwrite: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """Writes donors' circuits into a fresh model of the architecture in the file `host`, saved to `out` as a stock checkpoint;
-    None: plans, and writes nothing.
+    """Writes donors' circuits into a host, saved to `out` as a stock checkpoint; None: plans, and writes nothing.
 
-    For every wish the report has the plan and rows: the donor, its circuit alone (all else constant), the host before any
-    training, and controls: the same initialisation without a graft, noise in the place of the circuit, its blocks in the
-    opposite order, the first and the last of them left out. `kl` is KL(circuit alone ‖ row) in nats per answer.
+    `host` is a JSON file with the config of a model to be initialised here, or a trained model, which gets new channels, heads
+    and neurons beside its own; circuits then add `strength` times what they bring to the donor's logits to its logits.
+
+    For every wish the report has the plan and rows: the donor, its circuit alone (all else constant), the grafted host, and
+    controls: the host without a graft, noise in the place of the circuit, its blocks in the opposite order, the first and the
+    last of them left out. `kl` is KL(circuit alone ‖ row) in nats per answer. For a trained host, `text` has its cross-entropy
+    before and after on `tokens` of held-out text.
 
     Raises: UsageError when a circuit does not fit the host, StitchError when a donor does not have its behaviour.
     """
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"--out must not exist yet; {out} does: choose another or give --overwrite.")
-    donors = [_load_donor(wish, device, trust_remote_code, progress) for wish in wishes]
+    options = {"device": torch_device(device), "trust_remote_code": trust_remote_code, "progress": progress}
+    donors = [_load(wish.donor, "donor", **options) for wish in wishes]
     for net in donors[1:]:
         require_same_ids(donors[0].tokenizer, net.tokenizer, donors[0].name, net.name)
+    search = {"keep": keep, "count": count, "seed": seed, "text": text, "constant": True, "progress": progress}
+    chosen = [
+        choose(net, wish.behaviour, circuit=wish.circuit, **search) for wish, net in zip(wishes, donors, strict=True)
+    ]
+    trained = None if host.endswith(".json") else _load(host, "host", **options)
 
-    def fresh() -> Model:
-        return read_host(host, donors[0], seed)
+    def make() -> tuple[Model, Room]:
+        if trained is not None:
+            return widened(trained, **_needed(donors, chosen, trained, channels))
+        fresh = read_host(Path(host), donors[0], seed)
+        return fresh, Room.of(fresh)
 
-    target = fresh()
-    room, grafts = Room.of(target), []
-    for wish, net in zip(wishes, donors, strict=True):
-        chosen = choose(
-            net, wish.behaviour, circuit=wish.circuit, keep=keep, count=count, seed=seed, text=text, constant=True,
-            progress=progress,
-        )  # fmt: skip
-        plan = make_plan(net, wish.behaviour, chosen.kept, chosen.means, chosen.first, target, room, channels)
-        grafts.append(_Graft(net, chosen, plan))
-    plans = [one.plan for one in grafts]
-    report = {
-        "host": target.config.to_diff_dict(),
-        "free": {"channels": room.free, "of": target.width},
-        "seed": seed,
-        "grafts": [one.described() for one in grafts],
-    }
+    if trained is not None:
+        require_same_ids(donors[0].tokenizer, trained.tokenizer, donors[0].name, trained.name)
+    target, room = make()
+    grafts, report = (
+        [],
+        {"host": target.config.to_diff_dict(), "trained": trained is not None, "seed": seed, "grafts": []},
+    )
+    for wish, net, one in zip(wishes, donors, chosen, strict=True):
+        plan = make_plan(net, wish.behaviour, one.kept, one.means, one.first, target, room, channels)
+        entry = {
+            "donor": wish.donor,
+            "behaviour": wish.behaviour,
+            "circuit": one.kept.to_dict(),
+            "plan": plan.described(),
+        }
+        if trained is not None:
+            plan = beside(plan, net, one.kept, one.means, target, room, strength)
+        grafts.append(Graft(net, one, plan))
+        report["grafts"].append(entry)
+    report["free"] = {"channels": room.free, "of": target.width}
     if out is None:
         return report
+    plans = [one.plan for one in grafts]
     reads = write(target, plans)
-    for graft, found, entry in zip(grafts, reads, report["grafts"], strict=True):
-        alone = [] if len(plans) == 1 else [("this graft alone", lambda plan=graft.plan: _written(fresh(), [plan]))]
-        entry["reads"] = found
-        entry["results"] = graft.compared(target, fresh, alone, seed, progress)
+    for one, found, entry in zip(grafts, reads, report["grafts"], strict=True):
+        tests = one.controls(lambda: make()[0], seed)
+        if len(plans) > 1:
+            tests["this graft alone"] = lambda plan=one.plan: with_plan(make()[0], plan)
+        of = one.chosen.other
+        entry |= {"reads": found, "prompts": len(of.clean), "places": int(of.asked.sum())}
+        entry["results"] = one.compared(target, tests, progress)
+    if trained is not None:
+        report["text"] = on_text(trained, target, text, tokens, progress)
     _save(target, donors[0], out, report)
     return report
 
 
-@dataclass(frozen=True)
-class _Graft:
-    donor: Model
-    chosen: Chosen
-    plan: Plan
-
-    def described(self) -> dict:
-        of = self.chosen.other
-        return {
-            "donor": self.plan.donor,
-            "behaviour": self.plan.behaviour,
-            "circuit": self.chosen.kept.to_dict(),
-            "plan": self.plan.described(),
-            "prompts": len(of.clean),
-            "places": int(of.asked.sum()),
-        }
-
-    def compared(
-        self,
-        host: Model,
-        fresh: Callable[[], Model],
-        others: list[tuple[str, Callable[[], Model]]],
-        seed: int,
-        progress: Progress | None,
-    ) -> list[dict]:
-        """Rows of the report, on prompts that nothing was chosen or fitted on."""
-        of = self.chosen.other
-        donor = _logits(self.donor)
-
-        def alone(ids: torch.Tensor) -> torch.Tensor:
-            with replaced(self.donor, self.chosen.kept, self.chosen.means):
-                return donor(ids)
-
-        def row(name: str, logits: Logits) -> dict:
-            return {"name": name, **answered(logits, of.clean, of), "kl": divergence(alone, logits, of)}
-
-        rows = [row("donor", donor), row("its circuit alone", alone), row("host, before training", _logits(host))]
-        rows.append({"name": "host on corrupt prompts", **answered(_logits(host), of.corrupt, of)})
-        tests = [*others, *self._controls(fresh, seed)]
-        for number, (name, make) in enumerate(tests, 1):
-            rows.append(row(name, _logits(make())))
-            if progress:
-                progress("controls", number, len(tests))
-        return rows
-
-    def _controls(self, fresh: Callable[[], Model], seed: int) -> list[tuple[str, Callable[[], Model]]]:
-        plan, blocks = self.plan, sorted(self.plan.layers)
-        found = [("fresh initialisation", fresh)]
-        found.append(("noise of the same norm", lambda: _written(fresh(), [controls.randomised(plan, seed)])))
-        if len(blocks) > 1:
-            found.append(("blocks in opposite order", lambda: _written(fresh(), [controls.shuffled(plan)])))
-        for block in sorted({blocks[0], blocks[-1]}):
-            found.append(
-                (f"without block {block}", lambda block=block: _written(fresh(), [controls.without(plan, block)]))
-            )
-        return found
+def _needed(donors: Sequence[Model], chosen: Sequence[Chosen], host: Model, channels: int | None) -> dict[str, int]:
+    """Channels, key heads and neurons of every block, at most, that circuits will take of a trained host."""
+    units = (
+        UNITS
+        if any(weights.mlp(donor, 0).gate is not None for donor in donors) and weights.mlp(host, 0).gate is None
+        else 1
+    )
+    heads, neurons = ([0] * max(donor.depth for donor in donors) for _ in range(2))
+    for donor, one in zip(donors, chosen, strict=True):
+        masks = one.kept.masks
+        used = [block for block in range(donor.depth) if masks["heads", block].any() or masks["neurons", block].any()]
+        for number, block in enumerate(used):
+            heads[number] += int(masks["heads", block].sum())
+            neurons[number] += units * int(masks["neurons", block].sum()) + 1
+    # The donor's stream, positions, a constant and what it writes; under LayerNorm twice one more.
+    width = sum(min(donor.width, channels or donor.width) + donor.width + 2 * CODE_PLANES + 3 for donor in donors)
+    return {"channels": width, "groups": max(heads), "neurons": max(neurons)}
 
 
-def _load_donor(wish: Wish, device: str, trust_remote_code: bool, progress: Progress | None) -> Model:
-    source = resolve(wish.donor, progress=progress)
-    where, name = torch_device(device), wish.donor
-    net = load(source.folder, name=name, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
-    weights.check(net, "donor")
-    return net
-
-
-def _logits(model: Model) -> Logits:
-    return lambda ids: model.net(input_ids=ids.to(model.device), use_cache=False).logits.cpu()
-
-
-def _written(host: Model, plans: Sequence[Plan]) -> Model:
-    write(host, plans)
-    return host
+def _load(name: str, role: str, *, device: torch.device, trust_remote_code: bool, progress: Progress | None) -> Model:
+    source = resolve(name, progress=progress)
+    model = load(source.folder, name=name, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code)
+    weights.check(model, role)
+    return model
 
 
 def read_host(path: Path, donor: Model, seed: int) -> Model:

@@ -1,5 +1,6 @@
 """What a terminal shows of a graft: its plan, and the host beside donor and controls."""
 
+import math
 from collections.abc import Iterator
 
 Table = tuple[list[str], list[list[str]], str]
@@ -61,6 +62,12 @@ def result_notes(report: dict) -> list[str]:
         lines.append(
             f"{graft['donor']}: heads: {heads}; {neurons:,} neurons. Of what any norm reads in the donor, the host lacks at most "
             f"{missing:.1%}."
+        )
+    if report["trained"]:
+        before, after = report["text"]["results"]
+        lines.append(
+            f"Perplexity of the host on {report['text']['tokens']:,} tokens of held-out text: {math.exp(before['ce']):.2f}, with "
+            f"the graft {math.exp(after['ce']):.2f} ({after['ce'] - before['ce']:+.4f} nats)."
         )
     return lines
 

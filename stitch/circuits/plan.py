@@ -25,12 +25,22 @@ EMBEDDING: Spot = ("embedding", 0)
 
 
 @dataclass(frozen=True)
+class Output:
+    """How a circuit adds to the logits of a trained host: what its components write goes to the host by `write` too, less what is
+    `usual` at a spot, and its head reads it by `read`."""
+
+    write: Float[Tensor, "d_donor d_host"]
+    read: Float[Tensor, "d_host d_donor"]
+    usual: dict[Spot, Float[Tensor, " d_donor"]]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything is in the donor's coordinates; `frame` says where they are in the host.
 
     `layers` are the host's blocks by the donor's. `constants` are written at a spot of the host whatever the tokens; by
     `spares`, neurons of hosts that have no biases. `shift` is added to what the final norm gives. `targets`: what the donor
-    reads at the host's spots on the prompts `ids`.
+    reads at the host's spots on the prompts `ids`. `output` is for trained hosts.
     """
 
     donor: str
@@ -48,6 +58,7 @@ class Plan:
     unembedding: Float[Tensor, "d vocabulary"]
     ids: Int64[Tensor, "prompts length"]
     targets: dict[Spot, Float[Tensor, "prompts length d"]]
+    output: Output | None = None
 
     def described(self) -> dict:
         """Numbers, no weights."""

@@ -16,11 +16,14 @@ SATURATED = 20.0  # where SiLU is the identity
 
 @torch.no_grad()
 def write(host: Model, plans: Sequence[Plan]) -> list[list[dict]]:
-    """Fills the host in place; everything of it that no plan fills keeps its random reads and writes nothing at first.
+    """Fills the host in place. Everything of a fresh one that no plan fills keeps its random reads and writes nothing at first; a
+    trained one (plans have an `output`) keeps all that it has.
 
     Returns per plan and spot the scale of its reads, and the share of what the donor reads there that the host does not give.
     """
-    _silence(host)
+    fresh = all(plan.output is None for plan in plans)
+    if fresh:
+        _silence(host)
     for plan in plans:
         _write_embedding(host, plan)
     said: list[list[dict]] = [[] for _ in plans]
@@ -33,6 +36,11 @@ def write(host: Model, plans: Sequence[Plan]) -> list[list[dict]]:
                 if reading is not None:
                     fills(host, reading, block)
                     entry.append(reading.described())
+    for plan in plans:
+        if plan.output is not None:
+            weights.unembedding(host).add_(_like(plan.output.read @ plan.unembedding, host))
+    if not fresh:
+        return said
     final = [_Reading.of(host, plan, ("final", 0)) for plan in plans]
     _write_unembedding(host, final)
     return [[*entry, reading.described()] for entry, reading in zip(said, final, strict=True)]
@@ -112,7 +120,7 @@ def _write_heads(host: Model, reading: _Reading, block: int) -> None:
         ours.q[:, query] = _like(reading.map(head.q, head.q_bias, head.q_codes, biased=biased), host)
         ours.k[:, group] = _like(reading.map(head.k, head.k_bias, head.k_codes, biased=biased), host)
         ours.v[:, group] = _like(reading.map(head.v, head.v_bias, biased=True), host)  # its bias is here, or a constant
-        ours.o[query] = _like(head.o @ plan.frame.write, host)
+        ours.o[query] = _like(_written(plan, head.o, block), host)
         for own, place, bias in (
             (ours.q_bias, query, head.q_bias),
             (ours.k_bias, group, head.k_bias),
@@ -123,6 +131,7 @@ def _write_heads(host: Model, reading: _Reading, block: int) -> None:
     constant = plan.constants.get(("attention", block))
     if constant is not None and ours.o_bias is not None:
         ours.o_bias.add_(_like(constant @ plan.frame.write, host))
+    _less_usual(ours.o_bias, reading, host)
 
 
 def _write_neurons(host: Model, reading: _Reading, block: int) -> None:
@@ -139,10 +148,11 @@ def _write_neurons(host: Model, reading: _Reading, block: int) -> None:
             ours.gate[:, columns] = _like(reading.map(maps.gate, maps.gate_bias, biased=biased), host)
             if ours.gate_bias is not None:
                 ours.gate_bias[columns] = _like(maps.gate_bias, host)
-        ours.down[columns] = _like(maps.down @ plan.frame.write, host)
+        ours.down[columns] = _like(_written(plan, maps.down, block), host)
     constant = plan.constants.get(("mlp", block))
     if constant is not None and ours.down_bias is not None:
         ours.down_bias.add_(_like(constant @ plan.frame.write, host))
+    _less_usual(ours.down_bias, reading, host)
     if plan.frame.constant is not None and ours.gate is not None and block in plan.spares:
         # A neuron that is 1 whatever the token writes what biases would have.
         total = torch.zeros(len(plan.frame.write), dtype=torch.float64)
@@ -152,6 +162,18 @@ def _write_neurons(host: Model, reading: _Reading, block: int) -> None:
         lane, spare = plan.frame.constant / reading.lane, plan.spares[block]
         ours.gate[:, spare], ours.up[:, spare] = _like(SATURATED * lane, host), _like(lane / SATURATED, host)
         ours.down[spare] = _like(total @ plan.frame.write, host)
+
+
+def _written(plan: Plan, rows: Float[Tensor, "rows d"], block: int) -> Float[Tensor, "rows d_host"]:
+    """Into the lanes; in a trained host the last block's into those of its output as well."""
+    last = plan.output if block == max(plan.layers.values()) else None
+    return rows @ (plan.frame.write if last is None else plan.frame.write + last.write)
+
+
+def _less_usual(bias: Tensor | None, reading: _Reading, host: Model) -> None:
+    output = reading.plan.output
+    if bias is not None and output is not None and reading.spot in output.usual:
+        bias.sub_(_like(output.usual[reading.spot] @ output.write, host))
 
 
 def _write_unembedding(host: Model, readings: Sequence[_Reading]) -> None:

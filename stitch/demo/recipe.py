@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from stitch.demo.corpus import cached_documents
+from stitch.models import ANATOMIES, Model
 from stitch.text import select
 from stitch.tokens import pack
 
@@ -89,6 +90,22 @@ RECIPES = {
             n_layer=2, n_embd=128, n_head=4, n_positions=CONTEXT, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
         ),
     ),
+    "induction-llama": Recipe(
+        family="llama",
+        steps=1500,
+        rates=((1000, 1.0), (1500, 0.0)),
+        repeats=8,
+        shape=dict(
+            num_hidden_layers=2,
+            hidden_size=128,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            intermediate_size=256,
+            max_position_embeddings=CONTEXT,
+            attention_bias=True,
+            tie_word_embeddings=True,
+        ),
+    ),
 }
 
 
@@ -130,7 +147,39 @@ def build(recipe: Recipe) -> PreTrainedModel:
         use_cache=False,
         **recipe.shape,
     )
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    net = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if recipe.repeats:
+        plant(net)
+    return net
+
+
+@torch.no_grad()
+def plant(net: PreTrainedModel) -> None:
+    """Head 0.0 starts as one that looks one token back: random attention takes long to become one. Training may change it."""
+    from stitch.circuits import heads, weights
+    from stitch.circuits.positions import code_frequencies, offset_head, position_codes
+
+    model = Model("planted", net, None, ANATOMIES[net.config.model_type], Path())
+    attention, table = weights.attention(model, 0), weights.positions(model)
+    frequencies = weights.frequencies(model) if table is None else code_frequencies(12, CONTEXT)
+    width, size = attention.q.shape[0], attention.q.shape[2]
+    blank = torch.zeros(width, size, dtype=torch.float64)
+    nothing = heads.Head(blank, blank[0], blank, blank[0], blank, blank[0], blank.T)
+    head = heads.looking_back(
+        nothing, offset_head(frequencies, 1, CONTEXT), size, attention.scale, coded=table is not None, steady=True
+    )
+    if table is None:
+        assert attention.q_bias is not None and attention.k_bias is not None
+        attention.q_bias[0], attention.k_bias[0] = head.q_bias, head.k_bias
+        attention.q[:, 0] = attention.k[:, 0] = 0
+        return
+    assert head.q_codes is not None and head.k_codes is not None
+    model.embedding.weight.mul_(5)  # longer, so that the first steps of the optimiser do not turn positions round
+    lanes = torch.linalg.qr(torch.randn(width, len(head.q_codes), dtype=torch.float64)).Q.T
+    spread = model.embedding.weight.std() * width**0.5
+    table.copy_(spread * position_codes(frequencies, CONTEXT) @ lanes)
+    seen = (width / 2) ** 0.5  # of a code, once positions and tokens, equally long, are normalised
+    attention.q[:, 0], attention.k[:, 0] = lanes.T @ head.q_codes / seen, lanes.T @ head.k_codes / seen
 
 
 def optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -158,17 +207,23 @@ def loss_of(model: Callable[..., Any], ids: Tensor, known: Tensor | None = None)
 
 
 def repeated(count: int, step: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Windows of random tokens, 16 to 112 of which come again somewhere; and which tokens are known from the first time."""
+    """Windows of random tokens in which a sequence of 8 to 64 comes again and again, others between; and which tokens are known
+    from the time before."""
     generator = torch.Generator().manual_seed(seed + 1_000_003 * (step + 1))
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,), generator=generator))
+
     ids = torch.randint(2, VOCABULARY, (count, CONTEXT), generator=generator)
     ids[:, 0] = 0
     known = torch.zeros_like(ids, dtype=torch.bool)
-    for row in range(count):
-        length = int(torch.randint(16, 113, (1,), generator=generator))
-        first = 1 + int(torch.randint(CONTEXT - 2 * length, (1,), generator=generator))
-        second = first + length + int(torch.randint(CONTEXT - first - 2 * length + 1, (1,), generator=generator))
-        ids[row, second : second + length] = ids[row, first : first + length].clone()
-        known[row, second + 1 : second + length] = True
+    for row, drawn in enumerate(ids.clone()):
+        length = draw(8, 65)
+        place = 1 + draw(0, 16)
+        first = place
+        while (place := place + length + draw(0, 16)) + length <= CONTEXT:
+            ids[row, place : place + length] = drawn[first : first + length]
+            known[row, place + 1 : place + length] = True
     return ids, known
 
 

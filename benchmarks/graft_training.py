@@ -1,0 +1,172 @@
+"""Does a graft help training? One host, trained on the embedded corpus from a graft, from controls and from fresh.
+
+    graft       the donor's circuit, its embedding and unembedding
+    noise       the same with noise of the same norm in the place of the circuit's heads and neurons
+    embeddings  the same without the circuit: only the donor's embedding and unembedding
+    fresh       the host's own initialisation
+
+All arms of a seed see the same windows in the same order with the same optimisers and rates. One JSON line per run: cross-entropy
+on held-out windows and the share of right answers to induction prompts, by tokens trained on; then one with what an arm needs to
+reach the loss that fresh has at the end, and a picture. Runs that are in --lines already are not repeated.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stitch.circuits import controls, weights
+from stitch.circuits.circuit import choose
+from stitch.circuits.graft import read_host
+from stitch.circuits.plan import make_plan
+from stitch.circuits.room import Room
+from stitch.circuits.score import answered
+from stitch.circuits.spec import prompts
+from stitch.circuits.write import write
+from stitch.demo.corpus import cached_documents
+from stitch.demo.recipe import RECIPES, held_out, loss_of, optimisers
+from stitch.models import Model, load
+from stitch.sources import resolve
+from stitch.text import select
+from stitch.tokens import pack
+
+ARMS = ("graft", "noise", "embeddings", "fresh")
+COLOURS = dict(zip(ARMS, ("#3b6fb6", "#c0504d", "#4f9d69", "#9a9a9a"), strict=True))
+
+
+def host_of(arm: str, donor: Model, behaviour: str, config: Path, seed: int) -> Model:
+    host = read_host(config, donor, seed)
+    if arm == "fresh":
+        return host
+    chosen = choose(donor, behaviour, keep=0.98, constant=True)
+    plan = make_plan(donor, behaviour, chosen.kept, chosen.means, chosen.first, host, Room.of(host))
+    if arm == "noise":
+        plan = controls.randomised(plan, seed)
+    if arm == "embeddings":
+        for block in plan.layers:
+            plan = controls.without(plan, block)
+    write(host, [plan])
+    return host
+
+
+def train(
+    host: Model, windows: torch.Tensor, sweep: torch.Tensor, donor: Model, given: argparse.Namespace, seed: int
+) -> list[dict]:
+    asked = prompts(given.behaviour, donor.tokenizer, count=32, seed=seed + 1000)
+    found, net = [], host.net
+    recipe = RECIPES["gpt2"]
+    optimizers = optimisers(net, recipe)
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+
+    def measure(step: int) -> None:
+        net.eval()
+        score = answered(lambda ids: net(input_ids=ids, use_cache=False).logits, asked.clean, asked)
+        tokens = step * given.batch * given.context
+        found.append({"tokens": tokens, "ce": held_out(net, sweep), "right": score["right"]})
+        net.train()
+
+    measure(0)
+    for step in range(given.steps):
+        warm, cool = min(1.0, (step + 1) / 20), min(1.0, (given.steps - step) / (0.3 * given.steps))
+        for optimizer, peak in zip(
+            optimizers, (given.rate * recipe.rate_matrices, given.rate * recipe.rate_others), strict=True
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * warm * cool
+        part = windows[order[step * given.batch : (step + 1) * given.batch]]
+        loss_of(net, part).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if (step + 1) % given.every == 0:
+            measure(step + 1)
+    return found
+
+
+def tokens_to(curve: list[dict], loss: float) -> float | None:
+    """Where a curve first gets down to a loss, straight between the points; None if it never does."""
+    for before, after in itertools.pairwise(curve):
+        if after["ce"] <= loss:
+            share = (before["ce"] - loss) / (before["ce"] - after["ce"]) if before["ce"] > loss else 0.0
+            return before["tokens"] + share * (after["tokens"] - before["tokens"])
+    return None
+
+
+def summary(lines: list[dict]) -> dict:
+    found: dict[str, list[float | None]] = {arm: [] for arm in ARMS}
+    for seed in sorted({line["seed"] for line in lines}):
+        runs = {line["arm"]: line["curve"] for line in lines if line["seed"] == seed}
+        if "fresh" not in runs:
+            continue
+        goal, total = runs["fresh"][-1]["ce"], runs["fresh"][-1]["tokens"]
+        for arm, curve in runs.items():
+            needed = tokens_to(curve, goal)
+            found[arm].append(None if needed is None else needed / total)
+    return {"benchmark": "graft_training", "share_of_tokens_to_fresh_loss": found}
+
+
+def draw(lines: list[dict], out: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    for axis, key, label in zip(
+        axes, ("ce", "right"), ("held-out cross-entropy, nats", "induction, right"), strict=True
+    ):
+        for arm in ARMS:
+            curves = [line["curve"] for line in lines if line["arm"] == arm]
+            for number, curve in enumerate(curves):
+                x, y = [point["tokens"] / 1e6 for point in curve], [point[key] for point in curve]
+                axis.plot(x, y, color=COLOURS[arm], linewidth=1.3, alpha=0.8, label=arm if number == 0 else None)
+        axis.set_xlabel("tokens trained on, millions")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--donor", default="demo:induction")
+    parser.add_argument("--behaviour", default="induction")
+    parser.add_argument("--host", type=Path, default=Path("examples/llama-tiny.json"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--every", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=0.5, help="of the embedded pair's learning rates")
+    parser.add_argument("--lines", type=Path, default=Path("build/benchmarks/graft_training.jsonl"))
+    parser.add_argument("--figure", type=Path, default=Path("benchmarks/figures/graft-training.png"))
+    given = parser.parse_args()
+    donor = load(resolve(given.donor).folder, dtype=torch.float32, name=given.donor)
+    weights.check(donor, "donor")
+    tokens = given.steps * given.batch * given.context
+    fit, sweep = (
+        pack(select(cached_documents(), split), donor.tokenizer, given.context, count).ids.long()
+        for split, count in (("fit", tokens), ("sweep", 128 * given.context))
+    )
+    given.lines.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in given.lines.read_text().splitlines()] if given.lines.exists() else []
+    for seed in given.seeds:
+        for arm in given.arms:
+            if any((line["arm"], line["seed"]) == (arm, seed) for line in lines):
+                continue
+            host = host_of(arm, donor, given.behaviour, given.host, seed)
+            line = {"arm": arm, "seed": seed, "curve": train(host, fit, sweep, donor, given, seed)}
+            lines.append(line)
+            with given.lines.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps({**line, "curve": line["curve"][:: max(1, len(line["curve"]) // 5)]}), flush=True)
+    draw(lines, given.figure)
+    print(json.dumps(summary(lines)))
+
+
+if __name__ == "__main__":
+    main()

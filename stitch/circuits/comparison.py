@@ -1,0 +1,74 @@
+"""A grafted host beside its donor and hosts that should not have the behaviour; a trained one also beside itself before."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from stitch.activations import Progress
+from stitch.circuits import controls
+from stitch.circuits.circuit import Chosen
+from stitch.circuits.components import replaced
+from stitch.circuits.plan import Plan
+from stitch.circuits.score import Logits, answered, divergence
+from stitch.circuits.write import write
+from stitch.compare import report_windows
+from stitch.evaluate import evaluate, whole_model
+from stitch.models import Model
+from stitch.stages import LONGEST_CONTEXT
+
+
+@dataclass(frozen=True)
+class Graft:
+    """A planned one, with what it is compared with."""
+
+    donor: Model
+    chosen: Chosen
+    plan: Plan
+
+    def compared(self, host: Model, tests: Mapping[str, Callable[[], Model]], progress: Progress | None) -> list[dict]:
+        """Rows of the report, on prompts that nothing was chosen or fitted on."""
+        of, donor = self.chosen.other, _logits(self.donor)
+
+        def alone(ids: torch.Tensor) -> torch.Tensor:
+            with replaced(self.donor, self.chosen.kept, self.chosen.means):
+                return donor(ids)
+
+        def row(name: str, logits: Logits) -> dict:
+            return {"name": name, **answered(logits, of.clean, of), "kl": divergence(alone, logits, of)}
+
+        rows = [row("donor", donor), row("its circuit alone", alone), row("host, grafted", _logits(host))]
+        rows.append({"name": "host on corrupt prompts", **answered(_logits(host), of.corrupt, of)})
+        for number, (name, make) in enumerate(tests.items(), 1):
+            rows.append(row(name, _logits(make())))
+            if progress:
+                progress("controls", number, len(tests))
+        return rows
+
+    def controls(self, bare: Callable[[], Model], seed: int) -> dict[str, Callable[[], Model]]:
+        """Hosts that should not have the behaviour, by name; `bare` is one without a graft."""
+        plan, blocks = self.plan, sorted(self.plan.layers)
+        found: dict[str, Callable[[], Model]] = {"host without the graft": bare}
+        found["noise of the same norm"] = lambda: with_plan(bare(), controls.randomised(plan, seed))
+        if len(blocks) > 1:
+            found["blocks in opposite order"] = lambda: with_plan(bare(), controls.shuffled(plan))
+        for block in {blocks[0]: None, blocks[-1]: None}:
+            found[f"without block {block}"] = lambda block=block: with_plan(bare(), controls.without(plan, block))
+        return found
+
+
+def on_text(before: Model, after: Model, text: str, tokens: int, progress: Progress | None) -> dict:
+    """Cross-entropy and perplexity of a trained host on the report split, as it was and with its grafts."""
+    windows = report_windows(text, tokens, before.tokenizer, min(before.longest, LONGEST_CONTEXT))
+    rows = {"as it was": whole_model(before.net), "grafted": whole_model(after.net)}
+    scores = evaluate(rows, windows, vocabulary=before.config.vocab_size, progress=progress)
+    return {"tokens": windows.tokens, "results": [score.row(name) for name, score in scores.items()]}
+
+
+def with_plan(host: Model, plan: Plan) -> Model:
+    write(host, [plan])
+    return host
+
+
+def _logits(model: Model) -> Logits:
+    return lambda ids: model.net(input_ids=ids.to(model.device), use_cache=False).logits.cpu()
