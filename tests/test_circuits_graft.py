@@ -21,6 +21,7 @@ from stitch.circuits.room import Room
 from stitch.circuits.score import score_model
 from stitch.circuits.spec import Prompts
 from stitch.circuits.weights import FAMILIES
+from stitch.circuits.widen import widened
 from stitch.circuits.write import write
 from stitch.errors import StitchError, UsageError
 from stitch.models import load
@@ -55,7 +56,7 @@ def circuit(tmp_path_factory) -> Path:
 def llama(gpt2: Path, tmp_path_factory) -> Path:
     """A fresh Llama with the circuit, as a stock checkpoint."""
     folder = tmp_path_factory.mktemp("grafted")
-    graft([Wish(str(gpt2), "induction")], config(folder, LLAMA), folder / "llama", count=24)
+    graft([Wish(str(gpt2), "induction")], str(config(folder, LLAMA)), folder / "llama", count=24)
     return folder / "llama"
 
 
@@ -64,7 +65,7 @@ def right(report: dict, number: int = 0) -> dict[str, float]:
 
 
 CONTROLS = (
-    "fresh initialisation",
+    "host without the graft",
     "noise of the same norm",
     "blocks in opposite order",
     "without block 0",
@@ -76,10 +77,10 @@ def test_a_fresh_llama_has_the_behaviour_before_any_training_and_no_control_has(
     report = json.loads((llama / "graft.json").read_text())
     assert report["grafts"][0]["circuit"] == CIRCUIT  # found, not given
     scores = right(report)
-    assert scores["donor"] > 0.99 and scores["host, before training"] >= 0.97 * scores["donor"]
+    assert scores["donor"] > 0.99 and scores["host, grafted"] >= 0.97 * scores["donor"]
     assert max(scores[name] for name in CONTROLS) < 0.05 and scores["host on corrupt prompts"] < 0.02
     kl = {row["name"]: row["kl"] for row in report["grafts"][0]["results"] if "kl" in row}
-    assert kl["its circuit alone"] == 0 and kl["host, before training"] < 0.5
+    assert kl["its circuit alone"] == 0 and kl["host, grafted"] < 0.5
     assert min(kl[name] for name in CONTROLS) > 4
     heads = report["grafts"][0]["plan"]["heads"]
     assert [head["kind"] for head in heads] == ["1 back", "content, distance"]
@@ -111,10 +112,10 @@ def test_the_host_is_a_stock_checkpoint(llama: Path):
 )
 def test_hosts_of_other_shapes(gpt2: Path, circuit: Path, tmp_path: Path, base: dict, changes: dict):
     report = graft(
-        [Wish(str(gpt2), "induction", circuit)], config(tmp_path, base, **changes), tmp_path / "host", count=24
+        [Wish(str(gpt2), "induction", circuit)], str(config(tmp_path, base, **changes)), tmp_path / "host", count=24
     )
     scores, plan = right(report), report["grafts"][0]["plan"]
-    assert scores["host, before training"] >= 0.97 * scores["donor"]
+    assert scores["host, grafted"] >= 0.97 * scores["donor"]
     assert max(scores[name] for name in CONTROLS) < 0.05
     shared = changes.get("num_attention_heads", 1) // changes.get("num_key_value_heads", 1)
     assert all(head["host"][1] % shared == 0 for head in plan["heads"])
@@ -123,9 +124,9 @@ def test_hosts_of_other_shapes(gpt2: Path, circuit: Path, tmp_path: Path, base: 
 
 
 def test_from_rope_to_learned_positions(llama: Path, tmp_path: Path):
-    report = graft([Wish(str(llama), "induction")], config(tmp_path, GPT2), tmp_path / "gpt2", count=24)
+    report = graft([Wish(str(llama), "induction")], str(config(tmp_path, GPT2)), tmp_path / "gpt2", count=24)
     scores = right(report)
-    assert scores["host, before training"] >= 0.97 * scores["donor"] and max(scores[name] for name in CONTROLS) < 0.05
+    assert scores["host, grafted"] >= 0.97 * scores["donor"] and max(scores[name] for name in CONTROLS) < 0.05
     assert [head["kind"] for head in report["grafts"][0]["plan"]["heads"]] == ["1 back", "content, distance"]
 
 
@@ -181,7 +182,7 @@ def test_a_whole_model_goes_into_a_wider_and_deeper_one(family: str, tmp_path: P
 def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
     """Their channels do not overlap, and either behaviour is still there; a third finds no room."""
     other = planted.induction(tmp_path / "other", gain=3.0, n_inner=24)
-    host = config(tmp_path, LLAMA, hidden_size=640, num_attention_heads=10, num_key_value_heads=10)
+    host = str(config(tmp_path, LLAMA, hidden_size=640, num_attention_heads=10, num_key_value_heads=10))
     wishes = [Wish(str(gpt2), "induction", circuit), Wish(str(other), "induction", circuit)]
     report = graft(wishes, host, tmp_path / "both", count=16)
     assert [one["plan"]["channels"] for one in report["grafts"]] == [209, 209]
@@ -195,9 +196,9 @@ def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
     for number in (0, 1):
         scores = right(report, number)
         assert scores["this graft alone"] >= 0.97 * scores["donor"]
-        assert scores["host, before training"] >= 0.97 * scores["donor"]
+        assert scores["host, grafted"] >= 0.97 * scores["donor"]
     with pytest.raises(UsageError, match="needs channels"):
-        graft([*wishes, *wishes], config(tmp_path, LLAMA, hidden_size=420), None, count=16)
+        graft([*wishes, *wishes], str(config(tmp_path, LLAMA, hidden_size=420)), None, count=16)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,9 @@ def test_hosts_that_cannot_hold_the_circuit_are_refused(
     gpt2: Path, circuit: Path, tmp_path: Path, changes: dict, message: str
 ):
     with pytest.raises(UsageError, match=message):
-        graft([Wish(str(gpt2), "induction", circuit)], config(tmp_path, LLAMA, **changes), tmp_path / "out", count=8)
+        graft(
+            [Wish(str(gpt2), "induction", circuit)], str(config(tmp_path, LLAMA, **changes)), tmp_path / "out", count=8
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -225,9 +228,9 @@ def test_too_few_key_heads_and_neurons_are_refused(gpt2: Path, tmp_path: Path):
     many.write_text(json.dumps({"heads": {"0": [0, 1], "1": [2]}, "neurons": {"0": list(range(48))}}))
     wish = [Wish(str(gpt2), "induction", many)]
     with pytest.raises(UsageError, match="needs 2 key heads in block 0 of host; it has 1"):
-        graft(wish, config(tmp_path, LLAMA, num_key_value_heads=1), None, count=8)
+        graft(wish, str(config(tmp_path, LLAMA, num_key_value_heads=1)), None, count=8)
     with pytest.raises(UsageError, match="needs 48 neurons in block 0 of host; it has 32"):
-        graft(wish, config(tmp_path, LLAMA, intermediate_size=32), None, count=8)
+        graft(wish, str(config(tmp_path, LLAMA, intermediate_size=32)), None, count=8)
 
 
 def test_a_donor_that_copies_without_looking_one_token_back_is_refused(gpt2: Path, tmp_path: Path):
@@ -237,8 +240,8 @@ def test_a_donor_that_copies_without_looking_one_token_back_is_refused(gpt2: Pat
     with pytest.raises(
         StitchError, match=r"looks 1 token back at least 50%.*circuit do 1\.2: 5%: it copies by position"
     ):
-        graft([Wish(str(gpt2), "induction", alone)], config(tmp_path, LLAMA), None, count=8)
-    assert graft([Wish(str(gpt2), "induction", alone)], config(tmp_path, GPT2), None, count=8)["grafts"]
+        graft([Wish(str(gpt2), "induction", alone)], str(config(tmp_path, LLAMA)), None, count=8)
+    assert graft([Wish(str(gpt2), "induction", alone)], str(config(tmp_path, GPT2)), None, count=8)["grafts"]
 
 
 @pytest.mark.parametrize("text", ["[1]", "{}", "{not json", '{"hidden_size": 3}'])
@@ -257,11 +260,43 @@ def test_the_command_plans_then_writes_and_does_not_overwrite(gpt2: Path, circui
     assert planned.exit_code == 0 and not out.exists()
     assert "1 back" in planned.output and "111 of 320 channels are left." in planned.output
     written = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "120"})
-    assert (
-        written.exit_code == 0 and "host, before training" in written.output and f"written to {out}" in written.output
-    )
+    assert written.exit_code == 0 and "host, grafted" in written.output and f"written to {out}" in written.output
     again = CliRunner().invoke(cli.app, arguments)
     assert again.exit_code == 2 and "must not exist yet" in again.stderr
     seed = [*arguments, "--overwrite", "--json"]
     first, second = (CliRunner().invoke(cli.app, seed) for _ in range(2))
     assert json.loads(first.stdout) == json.loads(second.stdout)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_wider_model_computes_what_it_did(family: str):
+    model = tiny.model(family, **({"sliding_window": None} if family == "mistral" else {}))
+    model.net.double()
+    wide, room = widened(model, channels=50, groups=2, neurons=7)
+    ids = tiny.ids()
+    assert (wide.net(ids).logits - model.net(ids).logits).abs().max() < 1e-4
+    assert room.free >= 50 and room.channels == model.width
+    before, after = weights.attention(model, 0), weights.attention(wide, 0)
+    assert room.take_group(3, after.k.shape[1]) == before.k.shape[1] and after.k.shape[1] >= before.k.shape[1] + 2
+    assert after.shared == before.shared
+    assert room.take_neurons(2, 7, weights.mlp(wide, 2).up.shape[1]) == weights.mlp(model, 2).up.shape[1]
+
+
+def test_a_trained_host_keeps_what_it_had_and_gets_the_behaviour(gpt2: Path, circuit: Path, tmp_path: Path):
+    host, text, out = tiny.save(tmp_path / "llama", "llama", head_dim=64), tmp_path / "text", tmp_path / "out"
+    text.mkdir()
+    for number in range(60):
+        (text / f"{number}.txt").write_text(f"{number} and {number * 7} make {number * 8}. " * 10)
+    wish = [Wish(str(gpt2), "induction", circuit)]
+    report = graft(wish, str(host), out, count=16, strength=20.0, text=str(text), tokens=500)
+    scores = right(report)
+    assert scores["host without the graft"] < 0.05 and scores["host, grafted"] > 0.9
+    assert max(scores[name] for name in CONTROLS) < 0.1
+    before, after = report["text"]["results"]
+    assert abs(before["ce"] - after["ce"]) > 1e-2
+    net = AutoModelForCausalLM.from_pretrained(out)
+    assert type(net).__name__ == "LlamaForCausalLM" and net.config.hidden_size == report["free"]["of"] > 400
+    report = graft(wish, str(host), tmp_path / "silent", count=16, strength=0.0, text=str(text), tokens=500)
+    before, after = report["text"]["results"]
+    assert abs(before["ce"] - after["ce"]) < 2e-3  # lanes that nothing reads are not noticed

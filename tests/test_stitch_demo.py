@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from stitch.circuits.score import score_model
 from stitch.demo import recipe as recipes
 from stitch.demo.docstrings import documents
-from stitch.demo.recipe import RECIPES, batch_indices, rate_at
+from stitch.demo.recipe import RECIPES, batch_indices, rate_at, repeated
 from stitch.errors import UsageError
 from stitch.evaluate import evaluate, whole_model
-from stitch.models import load
+from stitch.models import Model, load
 from stitch.sources import resolve
 from stitch.text import select
 from stitch.tokens import pack, require_same_ids
@@ -20,7 +21,11 @@ from stitch.tokens import pack, require_same_ids
 
 @pytest.fixture(scope="module")
 def pair():
-    return {name: load(resolve(f"demo:{name}").folder, dtype=torch.float32, name=f"demo:{name}") for name in RECIPES}
+    return {name: read(name) for name in ("gpt2", "llama")}
+
+
+def read(name: str) -> Model:
+    return load(resolve(f"demo:{name}").folder, dtype=torch.float32, name=f"demo:{name}")
 
 
 def test_the_pair_differs_in_family_width_and_depth_and_shares_a_tokenizer(pair):
@@ -31,9 +36,10 @@ def test_the_pair_differs_in_family_width_and_depth_and_shares_a_tokenizer(pair)
     assert len(a.tokenizer) == recipes.VOCABULARY and a.tokenizer.padding_side == "left"
 
 
-def test_the_card_is_of_this_recipe_and_the_weights_are_small(pair):
+def test_the_card_is_of_this_recipe_and_the_weights_are_small():
     size = 0
-    for name, model in pair.items():
+    for name in RECIPES:
+        model = read(name)
         card = json.loads((model.folder / "card.json").read_text())
         assert card["recipe_hash"] == RECIPES[name].hash()
         assert card["curve"][-1]["step"] == RECIPES[name].steps
@@ -67,8 +73,27 @@ def test_both_predict_documentation_they_have_never_seen_from_its_context(pair):
         assert blind - seeing > 0.4, model.name  # context is worth more than a bigram table
 
 
+@pytest.mark.parametrize("name", ["induction", "induction-llama"])
+def test_the_donors_repeat_what_came_before_and_share_the_tokenizer(name: str, pair):
+    model = read(name)
+    require_same_ids(model.tokenizer, pair["gpt2"].tokenizer, name, "gpt2")
+    clean, corrupt = score_model(f"demo:{name}", "induction", count=16)["results"]
+    assert clean["right_low"] > 0.97 and corrupt["right_high"] < 0.01
+
+
+def test_windows_that_repeat_say_what_is_known():
+    ids, known = repeated(6, step=3, seed=0)
+    again, _ = repeated(6, step=3, seed=0)
+    assert torch.equal(ids, again) and not torch.equal(ids, repeated(6, step=4, seed=0)[0])
+    assert 0.3 < known.float().mean() < 0.9 and ids[:, 0].eq(0).all() and ids[:, 1:].min() >= 2
+    for row, where in zip(ids.tolist(), known, strict=True):
+        for place in where.nonzero()[:, 0].tolist():
+            earlier = [i for i in range(1, place - 1) if row[i : i + 2] == row[place - 1 : place + 1]]
+            assert earlier  # the same two tokens stood somewhere before
+
+
 def test_an_unknown_demo_is_refused():
-    with pytest.raises(UsageError, match="demo:gpt2 and demo:llama"):
+    with pytest.raises(UsageError, match="demo:gpt2, demo:llama, demo:induction, demo:induction-llama"):
         resolve("demo:bert")
 
 

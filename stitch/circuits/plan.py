@@ -19,7 +19,7 @@ from stitch.circuits.streams import Spot, directions, lengths
 from stitch.errors import StitchError, UsageError
 from stitch.models import Model
 
-PROMPTS_READ = 32  # that maps are fitted and scales are calibrated on
+PROMPTS_READ = 16  # that maps are fitted and scales are calibrated on
 SLIGHT = 0.05  # of the stream's mean square, in a constant lane that only stands in for biases
 EMBEDDING: Spot = ("embedding", 0)
 

@@ -1,5 +1,6 @@
 """What the norms of a model read, seen in forward passes."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 
 import torch
@@ -38,6 +39,10 @@ def lengths(
     return _read(model, spots, ids, length)
 
 
+class _Enough(Exception):
+    """All that was asked for has been seen: the rest of the forward pass is not needed."""
+
+
 @torch.no_grad()
 def _read(
     model: Model, spots: Iterable[Spot], ids: Tensor, reading: Callable[[Spot, Tensor], Tensor]
@@ -47,13 +52,16 @@ def _read(
     def watch(spot: Spot):
         def hook(module: torch.nn.Module, args: tuple) -> None:
             seen[spot].append(reading(spot, args[0].double()).cpu())
+            if len({len(parts) for parts in seen.values()}) == 1:
+                raise _Enough
 
         return hook
 
     handles = [norm_module(model, *spot).register_forward_pre_hook(watch(spot)) for spot in seen]
     try:
         for part in ids.split(PROMPTS_AT_ONCE):
-            model.net(input_ids=part.to(model.device), use_cache=False)
+            with contextlib.suppress(_Enough):
+                model.net(input_ids=part.to(model.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
