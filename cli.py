@@ -321,8 +321,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="Score this behaviour instead: induction, previous-token, duplicate-token, brackets, ngram, or a .jsonl file of "
-            "clean, corrupt and answer.",
+            help="Score this behaviour instead: induction, iid-induction, previous-token, duplicate-token, brackets, ngram, or "
+            "a .jsonl file of clean, corrupt and answer.",
         ),
     ] = None,
     prompts: Annotated[int, typer.Option(help="Prompts of the behaviour.")] = 256,
@@ -373,7 +373,8 @@ def circuit(
         str,
         typer.Option(
             metavar="NAME|FILE",
-            help="induction, previous-token, duplicate-token, brackets, ngram, or a .jsonl file of clean, corrupt and answer.",
+            help="induction, iid-induction, previous-token, duplicate-token, brackets, ngram, or a .jsonl file of clean, corrupt "
+            "and answer.",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Write the report with the circuit here, as JSON to edit.")] = None,
@@ -422,7 +423,8 @@ def graft(
         str,
         typer.Option(
             metavar="NAME|FILE",
-            help="induction, previous-token, duplicate-token, brackets, ngram, or a .jsonl file of clean, corrupt and answer.",
+            help="induction, iid-induction, previous-token, duplicate-token, brackets, ngram, or a .jsonl file of clean, corrupt "
+            "and answer.",
         ),
     ],
     host: Annotated[

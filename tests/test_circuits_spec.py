@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -90,7 +91,7 @@ def following(rule: Callable[[list[int]], int]) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@pytest.mark.parametrize("behaviour", RULES)
 def test_a_rule_has_its_own_behaviour_and_only_where_its_cause_is(behaviour: str, text: str):
     asked = prompts(behaviour, with_words(), count=20, text=text)
     clean, corrupt = score(following(RULES[behaviour]), asked)
@@ -98,7 +99,28 @@ def test_a_rule_has_its_own_behaviour_and_only_where_its_cause_is(behaviour: str
     assert clean["probability"] > 0.99 and clean["nats"] < 0.01
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def what_followed_most(ids: list[int]) -> int:
+    counts = Counter(ids[place + 1] for place in range(len(ids) - 1) if ids[place] == ids[-1])
+    best = [token for token, count in counts.items() if count == max(counts.values())]
+    return best[sum(ids) % len(best)] if best else 0
+
+
+def test_tokens_drawn_again_leave_the_current_one_ambiguous():
+    """Which the rule reaches, and one that looks two back passes: it knows which of the earlier places it is at."""
+    asked = prompts("iid-induction", with_words(), count=60)
+    found, corrupt = score(following(what_followed_most), asked)
+    assert asked.order_one is not None and 0.6 < asked.order_one < 0.9
+    assert found["right"] == pytest.approx(asked.order_one, abs=0.03) and corrupt["right"] < 0.05
+
+    def two_back(ids: list[int]) -> int:
+        places = [place for place in range(1, len(ids) - 1) if ids[place - 1 : place + 1] == ids[-2:]]
+        return ids[places[0] + 1] if places else what_followed_most(ids)
+
+    assert score(following(two_back), asked)[0]["right"] > asked.order_one + 0.1
+    assert set(RULES) | {"iid-induction"} == set(BEHAVIOURS)
+
+
+@pytest.mark.parametrize("behaviour", RULES)
 def test_no_other_rule_has_it(behaviour: str, text: str):
     asked = prompts(behaviour, with_words(), count=20, text=text)
     others = {name: score(following(rule), asked)[0]["right"] for name, rule in RULES.items() if name != behaviour}
@@ -168,7 +190,7 @@ def test_files_that_are_refused(lines, message, tmp_path):
 
 
 def test_behaviours_that_are_refused(text: str):
-    with pytest.raises(UsageError, match=r"one of induction, previous-token, .*; got inductoin\."):
+    with pytest.raises(UsageError, match=r"one of induction, iid-induction, .*; got inductoin\."):
         prompts("inductoin", with_words())
     without_brackets = Tokenizer(models.WordLevel({"<s>": 0, "Ġone": 1}, "<s>"))
     with pytest.raises(UsageError, match="at least two kinds"):

@@ -115,7 +115,7 @@ def graft(
         if len(plans) > 1:
             tests["this graft alone"] = lambda plan=one.plan: with_plan(make()[0], plan)
         of = one.chosen.other
-        entry |= {"reads": found, "prompts": len(of.clean), "places": int(of.asked.sum())}
+        entry |= {"reads": found, "prompts": len(of.clean), "places": int(of.asked.sum()), "order_one": of.order_one}
         entry["results"] = one.compared(target, tests, progress)
     if trained is not None:
         report["text"] = on_text(trained, target, text, tokens, progress)

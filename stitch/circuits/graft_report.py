@@ -46,7 +46,10 @@ def result_tables(report: dict) -> Iterator[Table]:
     for graft in report["grafts"]:
         size = f"{graft['prompts']:,} prompts, {graft['places']:,} tokens asked for"
         header = ["", "right", "95 % interval", "probability", "nats", "KL"]
-        yield header, [_cells(row) for row in graft["results"]], f"{graft['donor']}: {graft['behaviour']}, {size}"
+        rows = [_cells(row) for row in graft["results"]]
+        if graft["order_one"] is not None:
+            rows.append(["order 1", f"{graft['order_one']:.1%}", "", "", "", ""])
+        yield header, rows, f"{graft['donor']}: {graft['behaviour']}, {size}"
 
 
 def result_notes(report: dict) -> list[str]:

@@ -11,6 +11,8 @@ def table(report: dict) -> tuple[list[str], list[list[str]], str]:
     rows = [_cells(row) for row in report["results"]]
     if "chance" in report:
         rows.append(["chance", f"{report['chance']:.1%}", "", f"{report['chance']:.3f}", ""])
+    if report.get("order_one") is not None:
+        rows.append(["order 1", f"{report['order_one']:.1%}", "", "", ""])
     title = f"{report['model']}: {report['behaviour']}, {report['prompts']:,} prompts, {report['places']:,} tokens asked for"
     return COLUMNS, rows, title
 

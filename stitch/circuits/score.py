@@ -55,6 +55,7 @@ def score_model(
         "prompts": len(asked.clean),
         "places": int(asked.asked.sum()),
         "chance": 1 / options,
+        "order_one": asked.order_one,
         "results": score(logits, asked, progress),
     }
 

@@ -5,8 +5,9 @@ has a behaviour answers the clean prompts and not the corrupt ones.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stitch.errors import StitchError, UsageError
 from stitch.text import read, select
 from stitch.tokens import bos_of, pack
 
+POOL, DRAWN = 128, 48  # different tokens in iid sequences, and how long those are
 REPEATED, AROUND = 24, 16  # tokens of a repeated sequence, and before and after it
 PAIRS = 12  # of tokens, in prompts made of pairs
 BRACKETS = ("()", "[]", "{}", "<>", '""', "''", "``")
@@ -35,7 +37,8 @@ class Prompts:
     """Token ids. Where `asked`, the next token should be the one in `answers`; it competes with those `among` (none: with all).
 
     `corrupt` has other tokens in the place of those that the answers follow from, and is as long, so that activations of one
-    can be put into the other.
+    can be put into the other. `order_one`, where tokens repeat: the share that what followed the current
+    token most often until then gets right, ties by chance.
     """
 
     clean: Int64[Tensor, "prompts length"]
@@ -43,10 +46,11 @@ class Prompts:
     asked: Bool[Tensor, "prompts length"]
     answers: Int64[Tensor, "prompts length"]
     among: tuple[int, ...] = ()
+    order_one: float | None = None
 
     def part(self, of: slice) -> "Prompts":
         """Some of the prompts."""
-        return Prompts(self.clean[of], self.corrupt[of], self.asked[of], self.answers[of], self.among)
+        return Prompts(self.clean[of], self.corrupt[of], self.asked[of], self.answers[of], self.among, self.order_one)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,34 @@ def induction(source: _Source) -> Prompts:
     column = torch.arange(length)
     asked = (column > last - REPEATED) & (column < last)
     return _following(clean, corrupt, asked)
+
+
+def iid_induction(source: _Source) -> Prompts:
+    """A sequence comes twice whose tokens are drawn independently from a few: most stood there before, followed by others too.
+
+    A head that looks for the current token finds all its places: `order_one` says how far that goes. Corrupt: the first sequence
+    is another.
+    """
+    pool = source.distinct(POOL)
+    first, other = (
+        pool.gather(1, torch.randint(POOL, (source.count, DRAWN), generator=source.generator)) for _ in range(2)
+    )
+    clean, corrupt = (source.starting_with_bos(before, first) for before in (first, other))
+    asked = torch.zeros_like(clean, dtype=torch.bool)
+    asked[:, DRAWN + 1 : -1] = True
+    found = _following(clean, corrupt, asked)
+    return replace(found, order_one=_order_one(clean, asked))
+
+
+def _order_one(ids: Int64[Tensor, "prompts length"], asked: Bool[Tensor, "prompts length"]) -> float:
+    """Of the tokens asked for, the share that what followed the current token most often until then gets right."""
+    right = []
+    for row, where in zip(ids.tolist(), asked, strict=True):
+        for place in where.nonzero()[:, 0].tolist():
+            counts = Counter(row[i + 1] for i in range(place) if row[i] == row[place])
+            best = [token for token, count in counts.items() if count == max(counts.values())]
+            right.append((row[place + 1] in best) / len(best))
+    return sum(right) / len(right)
 
 
 def previous_token(source: _Source) -> Prompts:
@@ -185,6 +217,7 @@ def ngram(source: _Source) -> Prompts:
 
 BEHAVIOURS: dict[str, Callable[[_Source], Prompts]] = {
     "induction": induction,
+    "iid-induction": iid_induction,
     "previous-token": previous_token,
     "duplicate-token": duplicate_token,
     "brackets": brackets,
