@@ -473,7 +473,7 @@ def graft(
     """
 
     def work(progress):
-        from stitch.circuits.graft import Wish, graft
+        from stitch.grafts.graft import Wish, graft
 
         pairs = [one.partition("=") for one in more or []]
         wishes = [Wish(donor, behaviour, given), *(Wish(name, wanted) for name, _, wanted in pairs)]
@@ -488,7 +488,7 @@ def graft(
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    from stitch.circuits.graft_report import plan_notes, plan_tables, result_notes, result_tables
+    from stitch.grafts.report import plan_notes, plan_tables, result_notes, result_tables
 
     for table in plan_tables(report) if dry_run else result_tables(report):
         _print_table(*table)

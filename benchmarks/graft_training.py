@@ -18,16 +18,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stitch.circuits import controls, weights
+from stitch.circuits import weights
 from stitch.circuits.circuit import choose
-from stitch.circuits.graft import read_host
-from stitch.circuits.plan import make_plan
-from stitch.circuits.room import Room
 from stitch.circuits.score import answered
 from stitch.circuits.spec import prompts
-from stitch.circuits.write import write
 from stitch.demo.corpus import cached_documents
 from stitch.demo.recipe import RECIPES, held_out, loss_of, optimisers
+from stitch.grafts import controls
+from stitch.grafts.graft import read_host
+from stitch.grafts.plan import make_plan
+from stitch.grafts.room import Room
+from stitch.grafts.write import write
 from stitch.models import Model, load
 from stitch.sources import resolve
 from stitch.text import select

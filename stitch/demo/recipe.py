@@ -156,8 +156,9 @@ def build(recipe: Recipe) -> PreTrainedModel:
 @torch.no_grad()
 def plant(net: PreTrainedModel) -> None:
     """Head 0.0 starts as one that looks one token back: random attention takes long to become one. Training may change it."""
-    from stitch.circuits import heads, weights
+    from stitch.circuits import weights
     from stitch.circuits.positions import code_frequencies, offset_head, position_codes
+    from stitch.grafts import heads
 
     model = Model("planted", net, None, ANATOMIES[net.config.model_type], Path())
     attention, table = weights.attention(model, 0), weights.positions(model)

@@ -13,16 +13,16 @@ from stitch.activations import Progress
 from stitch.checkpoint import TOKENIZER_FILES, appear
 from stitch.circuits import weights
 from stitch.circuits.circuit import Chosen, choose
-from stitch.circuits.comparison import Graft, on_text, with_plan
-from stitch.circuits.neurons import UNITS
-from stitch.circuits.plan import make_plan
-from stitch.circuits.room import Room
-from stitch.circuits.scheme import CODE_PLANES
-from stitch.circuits.trained import beside
-from stitch.circuits.widen import widened
-from stitch.circuits.write import write
 from stitch.config import torch_device
 from stitch.errors import UsageError
+from stitch.grafts.comparison import Graft, on_text, with_plan
+from stitch.grafts.neurons import UNITS
+from stitch.grafts.plan import make_plan
+from stitch.grafts.room import Room
+from stitch.grafts.scheme import CODE_PLANES
+from stitch.grafts.trained import beside
+from stitch.grafts.widen import widened
+from stitch.grafts.write import write
 from stitch.models import ANATOMIES, Model, load
 from stitch.sources import resolve
 from stitch.tokens import require_same_ids

@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stitch.circuits import heads, neurons, weights
-from stitch.circuits.heads import Head
-from stitch.circuits.neurons import Neurons
+from stitch.circuits import weights
 from stitch.circuits.positions import OffsetHead, fitted_profile, position_codes
-from stitch.circuits.room import Room
-from stitch.circuits.scheme import Scheme
 from stitch.errors import UsageError
+from stitch.grafts import heads, neurons
+from stitch.grafts.heads import Head
+from stitch.grafts.neurons import Neurons
+from stitch.grafts.room import Room
+from stitch.grafts.scheme import Scheme
 from stitch.models import Model
 
 ROWS_FITTED = 2048  # tokens that neurons are fitted on

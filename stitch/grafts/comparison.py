@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 
 from stitch.activations import Progress
-from stitch.circuits import controls
 from stitch.circuits.circuit import Chosen
 from stitch.circuits.components import replaced
-from stitch.circuits.plan import Plan
 from stitch.circuits.score import Logits, answered, divergence
-from stitch.circuits.write import write
 from stitch.compare import report_windows
 from stitch.evaluate import evaluate, whole_model
+from stitch.grafts import controls
+from stitch.grafts.plan import Plan
+from stitch.grafts.write import write
 from stitch.models import Model
 from stitch.stages import LONGEST_CONTEXT
 

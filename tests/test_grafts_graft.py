@@ -15,15 +15,15 @@ import tiny
 from stitch.circuits import weights
 from stitch.circuits.circuit import choose, mean_outputs
 from stitch.circuits.components import Components, replaced
-from stitch.circuits.graft import Wish, graft, read_host
-from stitch.circuits.plan import make_plan
-from stitch.circuits.room import Room
 from stitch.circuits.score import score_model
 from stitch.circuits.spec import Prompts
 from stitch.circuits.weights import FAMILIES
-from stitch.circuits.widen import widened
-from stitch.circuits.write import write
 from stitch.errors import StitchError, UsageError
+from stitch.grafts.graft import Wish, graft, read_host
+from stitch.grafts.plan import make_plan
+from stitch.grafts.room import Room
+from stitch.grafts.widen import widened
+from stitch.grafts.write import write
 from stitch.models import load
 
 LLAMA = dict(

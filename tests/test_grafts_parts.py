@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import tiny
-from stitch.circuits import heads, neurons, weights
-from stitch.circuits.frame import narrowed, whole
-from stitch.circuits.placing import of_donor
+from stitch.circuits import weights
 from stitch.circuits.positions import code_frequencies, fitted_profile, offset_head, position_codes
-from stitch.circuits.room import Room
-from stitch.circuits.streams import directions
 from stitch.errors import StitchError, UsageError
+from stitch.grafts import heads, neurons
+from stitch.grafts.frame import narrowed, whole
+from stitch.grafts.placing import of_donor
+from stitch.grafts.room import Room
+from stitch.grafts.streams import directions
 from stitch.models import Model
 
 ROPE = 1e4 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)

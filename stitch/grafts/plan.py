@@ -7,16 +7,17 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stitch.circuits import heads, weights
+from stitch.circuits import weights
 from stitch.circuits.components import Components, Place, replaced
-from stitch.circuits.frame import Frame, narrowed, whole
-from stitch.circuits.placing import PlacedHead, PlacedNeurons, of_donor, place_head, place_neurons
 from stitch.circuits.positions import position_codes
-from stitch.circuits.room import Room
-from stitch.circuits.scheme import Scheme
 from stitch.circuits.spec import Prompts
-from stitch.circuits.streams import Spot, directions, lengths
 from stitch.errors import StitchError, UsageError
+from stitch.grafts import heads
+from stitch.grafts.frame import Frame, narrowed, whole
+from stitch.grafts.placing import PlacedHead, PlacedNeurons, of_donor, place_head, place_neurons
+from stitch.grafts.room import Room
+from stitch.grafts.scheme import Scheme
+from stitch.grafts.streams import Spot, directions, lengths
 from stitch.models import Model
 
 PROMPTS_READ = 16  # that maps are fitted and scales are calibrated on

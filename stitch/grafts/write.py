@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.circuits import weights
-from stitch.circuits.plan import Plan
-from stitch.circuits.streams import Spot, directions
+from stitch.grafts.plan import Plan
+from stitch.grafts.streams import Spot, directions
 from stitch.models import Model
 
 SATURATED = 20.0  # where SiLU is the identity

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from stitch.circuits import weights
 from stitch.circuits.components import Components, Place
-from stitch.circuits.frame import whole
-from stitch.circuits.plan import Output, Plan
-from stitch.circuits.room import Room
-from stitch.circuits.streams import Spot, lengths
+from stitch.grafts.frame import whole
+from stitch.grafts.plan import Output, Plan
+from stitch.grafts.room import Room
+from stitch.grafts.streams import Spot, lengths
 from stitch.models import Model
 
 FAINT = 0.02  # length of all lanes together, beside the host's stream where that is shortest

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stitch.circuits.heads import Head
-from stitch.circuits.neurons import Neurons
-from stitch.circuits.plan import Plan
+from stitch.grafts.heads import Head
+from stitch.grafts.neurons import Neurons
+from stitch.grafts.plan import Plan
 
 
 def randomised(plan: Plan, seed: int) -> Plan:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from stitch.circuits import weights
-from stitch.circuits.room import Room
+from stitch.grafts.room import Room
 from stitch.models import Model
 
 
