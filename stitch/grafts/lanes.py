@@ -1,0 +1,69 @@
+"""Which of a host's channels a donor's stream gets, beside them positions and a constant where the host needs them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from stitch.circuits import weights
+from stitch.errors import UsageError
+from stitch.grafts.frame import Frame, narrowed, whole
+from stitch.grafts.placing import PlacedHead, PlacedNeurons
+from stitch.grafts.room import Room
+from stitch.grafts.scheme import Scheme
+from stitch.grafts.streams import Spot
+from stitch.models import Model
+
+SLIGHT = 0.05  # of the stream's mean square, in a constant lane that only stands in for biases
+
+
+def frame_for(
+    donor: Model,
+    host: Model,
+    room: Room,
+    scheme: Scheme,
+    placed: list[PlacedHead],
+    inner: list[PlacedNeurons],
+    unembedding: Tensor,
+    constant: bool,
+    x: Mapping[Spot, Tensor],
+    long: Mapping[Spot, Tensor],
+    channels: int | None,
+) -> Frame:
+    offsets = [head for head in placed if head.offset is not None]
+    codes = 2 * len(scheme.code_frequencies) if any(head.maps.q_codes is not None for head in placed) else 0
+    rank = min(donor.width, room.free - codes - constant, channels or donor.width)
+    if rank < 1:
+        raise UsageError(f"the graft needs channels; {room.free} of {host.name} are free: choose a wider host.")
+    lanes = room.take_channels(rank + codes + constant)
+    own, code_lanes, constant_lane = lanes.split([rank, codes, constant])
+    if rank == donor.width:
+        (write, read), kept = whole(own, weights.norm(donor, "final").centred), 1.0
+    else:
+        rows = [one.flatten(0, 1) for one in x.values()]
+        moment = torch.stack([one.T @ one / len(one) for one in rows]).mean(0)
+        maps = [map for head in placed for map in (head.maps.q, head.maps.k, head.maps.v)] + [unembedding]
+        maps += [map for one in inner for map in (one.maps.gate, one.maps.up) if map is not None]
+        equal = [map / ((moment @ map) * map).sum().sqrt() for map in maps if map.any()]
+        write, read, kept = narrowed(own, moment, torch.cat(equal, 1))
+    return Frame(
+        lanes=lanes,
+        write=write,
+        read=read,
+        constant=constant_lane[0] if constant else None,
+        codes=code_lanes if codes else None,
+        length=_lane_length(scheme, offsets, long) * host.width**0.5,
+        kept=kept,
+    )
+
+
+def _lane_length(scheme: Scheme, offsets: list[PlacedHead], long: Mapping[Spot, Tensor]) -> float:
+    """Of a constant lane or a code, beside √(mean square) of the stream: little, or so much that norms vary as little as heads
+    that read it take."""
+    enough = SLIGHT * min(float(one.square().mean()) for one in long.values())
+    if offsets and not scheme.by_bias:
+        read = torch.cat([long["attention", head.block].flatten() for head in offsets])
+        low, high = torch.quantile(read.square(), torch.tensor([0.005, 0.995], dtype=torch.float64)).tolist()
+        tolerance = min(head.offset.tolerance for head in offsets if head.offset is not None) ** 2
+        enough = max(enough, (high - tolerance * low) / (tolerance - 1))
+    return enough**0.5
