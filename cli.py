@@ -473,9 +473,12 @@ def graft(
     """
 
     def work(progress):
+        from stitch.errors import UsageError
         from stitch.grafts.graft import Wish, graft
 
         pairs = [one.partition("=") for one in more or []]
+        if wrong := [name for name, _, wanted in pairs if not wanted]:
+            raise UsageError(f"--graft must be DONOR=BEHAVIOUR; got {wrong[0]}.")
         wishes = [Wish(donor, behaviour, given), *(Wish(name, wanted) for name, _, wanted in pairs)]
         folder = None if dry_run else out or Path(f"{_plain(donor)}-{_plain(behaviour)}")
         report = graft(

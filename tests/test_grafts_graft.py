@@ -264,6 +264,8 @@ def test_the_command_plans_then_writes_and_does_not_overwrite(gpt2: Path, circui
     assert "1 back" in planned.output and "111 of 320 channels are left." in planned.output
     written = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "120"})
     assert written.exit_code == 0 and "host, grafted" in written.output and f"written to {out}" in written.output
+    wrong = CliRunner().invoke(cli.app, [*arguments, "--graft", "demo:llama"])
+    assert wrong.exit_code == 2 and "--graft must be DONOR=BEHAVIOUR; got demo:llama." in wrong.stderr
     again = CliRunner().invoke(cli.app, arguments)
     assert again.exit_code == 2 and "must not exist yet" in again.stderr
     seed = [*arguments, "--overwrite", "--json"]
