@@ -49,6 +49,14 @@ Context = Annotated[int | None, typer.Option(help="Window length. Default: what 
 Features = Annotated[int | None, typer.Option(help="Features per SAE. Default: 8 times the width.")]
 ActiveFeatures = Annotated[int, typer.Option("--k", help="Active features per token.")]
 Architecture = Annotated[str, typer.Option(help="batchtopk, topk, jumprelu, standard or matryoshka.")]
+Behaviour = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="induction, iid-induction, previous-token, duplicate-token, brackets, ngram, or a .jsonl file of clean, corrupt "
+        "and answer.",
+    ),
+]
 Passes = Annotated[float, typer.Option(help="Passes over the tokens when training SAEs.")]
 Matching = Annotated[str, typer.Option(help="hungarian, ot (balanced transport) or unbalanced (transport).")]
 Translation = Annotated[str, typer.Option(help="Write this one; auto takes the best on the sweep split.")]
@@ -369,14 +377,7 @@ def evaluate(
 @app.command()
 def circuit(
     model: Model,
-    behaviour: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="induction, iid-induction, previous-token, duplicate-token, brackets, ngram, or a .jsonl file of clean, corrupt "
-            "and answer.",
-        ),
-    ],
+    behaviour: Behaviour,
     out: Annotated[Path | None, typer.Option(help="Write the report with the circuit here, as JSON to edit.")] = None,
     given: Annotated[
         Path | None, typer.Option("--circuit", metavar="FILE", help="Try this circuit; do not look for one.")
@@ -419,14 +420,7 @@ def circuit(
 @app.command()
 def graft(
     donor: Annotated[str, typer.Argument(metavar="DONOR", help="The model that has the behaviour.")],
-    behaviour: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="induction, iid-induction, previous-token, duplicate-token, brackets, ngram, or a .jsonl file of clean, corrupt "
-            "and answer.",
-        ),
-    ],
+    behaviour: Behaviour,
     host: Annotated[
         str,
         typer.Option(

@@ -8,7 +8,7 @@ COLUMNS = ["", "right", "95 % interval", "probability", "nats"]
 
 def table(report: dict) -> tuple[list[str], list[list[str]], str]:
     """Header, rows and title."""
-    rows = [_cells(row) for row in report["results"]]
+    rows = [cells(row) for row in report["results"]]
     if "chance" in report:
         rows.append(["chance", f"{report['chance']:.1%}", "", f"{report['chance']:.3f}", ""])
     if report.get("order_one") is not None:
@@ -41,7 +41,8 @@ def to_json(report: dict) -> str:
     )
 
 
-def _cells(row: dict) -> list[str]:
+def cells(row: dict) -> list[str]:
+    """A row's name, share of right answers with its interval, probability and nats."""
     return [
         row["name"],
         f"{row['right']:.1%}",

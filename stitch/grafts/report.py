@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator
 
+from stitch.circuits.report import COLUMNS, cells
+
 Table = tuple[list[str], list[list[str]], str]
 
 
@@ -45,7 +47,7 @@ def result_tables(report: dict) -> Iterator[Table]:
     """Per graft, with the divergence from the donor's circuit alone."""
     for graft in report["grafts"]:
         size = f"{graft['prompts']:,} prompts, {graft['places']:,} tokens asked for"
-        header = ["", "right", "95 % interval", "probability", "nats", "KL"]
+        header = [*COLUMNS, "KL"]
         rows = [_cells(row) for row in graft["results"]]
         if graft["order_one"] is not None:
             rows.append(["order 1", f"{graft['order_one']:.1%}", "", "", "", ""])
@@ -80,11 +82,4 @@ def _dotted(place: list[int]) -> str:
 
 
 def _cells(row: dict) -> list[str]:
-    return [
-        row["name"],
-        f"{row['right']:.1%}",
-        f"{row['right_low']:.1%} – {row['right_high']:.1%}",
-        f"{row['probability']:.3f}",
-        f"{row['nats']:.3f}",
-        f"{row['kl']:.3f}" if "kl" in row else "",
-    ]
+    return [*cells(row), f"{row['kl']:.3f}" if "kl" in row else ""]
