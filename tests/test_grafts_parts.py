@@ -7,12 +7,13 @@ import torch
 
 import tiny
 from stitch.circuits import weights
-from stitch.circuits.positions import code_frequencies, fitted_profile, offset_head, position_codes
+from stitch.circuits.positions import Profile, code_frequencies, fitted_profile, offset_head, position_codes
 from stitch.errors import StitchError, UsageError
 from stitch.grafts import heads, neurons
 from stitch.grafts.frame import narrowed, whole
-from stitch.grafts.placing import of_donor
+from stitch.grafts.placing import _shared_out, of_donor
 from stitch.grafts.room import Room
+from stitch.grafts.scheme import Scheme
 from stitch.grafts.streams import directions
 from stitch.models import Model
 
@@ -89,6 +90,33 @@ def test_a_head_from_scratch_looks_back_and_nowhere_else(offset: int, length: in
     right = attention[0].diagonal(-offset)
     assert 1 - right.min() <= 1e-6
     assert found.gap > 0.2 and found.weights.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("length", [2, 3, 9, 40])
+def test_how_far_back_a_head_looks_is_known_in_short_prompts_too(length: int):
+    scores = torch.full((2, length, length), -50.0, dtype=torch.float64)
+    scores.diagonal(0 if length == 2 else -1, 1, 2).fill_(50.0)
+    back = heads.by_offset(heads.attended(scores))
+    assert back == pytest.approx([float(offset == (length > 2)) for offset in range(min(length - 1, 9))], abs=1e-6)
+
+
+@pytest.mark.parametrize("width", [16, 32, 64])
+def test_content_and_distance_never_share_a_dimension(width: int):
+    """In hosts with codes, every way to share out a head's dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, x = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((20, 32), (20, 32), (99, 20))
+    )
+    none = torch.zeros(32, dtype=torch.float64)
+    gpt2 = tiny.model("gpt2", n_embd=4 * width, n_head=4)
+    scheme = Scheme.of(tiny.model("llama"), gpt2)
+    ways = list(_shared_out(heads.Head(q, none, k, none, q, none, q.T), x, scheme, width))
+    assert len(ways) >= 3
+    for head, usable in ways:
+        profile = Profile(usable.double(), 0 * usable.double())
+        codes = heads.with_profile(head, profile, coded=True).q_codes
+        assert codes is not None and not (codes.any(0) & head.q.any(0)).any()
+        assert int(codes.any(0).sum()) == 2 * int(usable.sum())
 
 
 def test_planes_that_hardly_turn_cannot_tell_neighbours_apart():

@@ -52,7 +52,7 @@ class Graft:
         found["noise of the same norm"] = lambda: with_plan(bare(), controls.randomised(plan, seed))
         if len(blocks) > 1:
             found["blocks in opposite order"] = lambda: with_plan(bare(), controls.shuffled(plan))
-        for block in {blocks[0]: None, blocks[-1]: None}:
+        for block in dict.fromkeys((blocks[0], blocks[-1])):
             found[f"without block {block}"] = lambda block=block: with_plan(bare(), controls.without(plan, block))
         return found
 

@@ -89,10 +89,8 @@ def graft(
     if trained is not None:
         require_same_ids(donors[0].tokenizer, trained.tokenizer, donors[0].name, trained.name)
     target, room = make()
-    grafts, report = (
-        [],
-        {"host": target.config.to_diff_dict(), "trained": trained is not None, "seed": seed, "grafts": []},
-    )
+    report = {"host": target.config.to_diff_dict(), "trained": trained is not None, "seed": seed, "grafts": []}
+    grafts = []
     for wish, net, one in zip(wishes, donors, chosen, strict=True):
         plan = make_plan(net, wish.behaviour, one.kept, one.means, one.first, target, room, channels)
         entry = {

@@ -72,8 +72,9 @@ def moved(a: Float[Tensor, "prompts length length"], b: Float[Tensor, "prompts l
 
 def by_offset(attention: Float[Tensor, "prompts length length"]) -> list[float]:
     """Mean attention 0, 1, … `FARTHEST` tokens back, of queries that have as many before them."""
-    offsets = range(min(FARTHEST, attention.shape[1] - 2) + 1)
-    return [float(attention.diagonal(-offset, 1, 2)[:, FARTHEST - offset :].mean()) for offset in offsets]
+    farthest = max(min(FARTHEST, attention.shape[1] - 2), 0)
+    shares = [attention.diagonal(-offset, 1, 2)[:, farthest - offset :].mean() for offset in range(farthest + 1)]
+    return [float(share) for share in shares]
 
 
 def mean_turn(

@@ -30,6 +30,10 @@ def frame_for(
     long: Mapping[Spot, Tensor],
     channels: int | None,
 ) -> Frame:
+    """Taken from `room`: the donor's whole width if it fits (and `channels` allows), else what its reads need most of all.
+
+    `x` are the directions that the donor's norms read, `long` their lengths. Raises UsageError when no channel is left.
+    """
     offsets = [head for head in placed if head.offset is not None]
     codes = 2 * len(scheme.code_frequencies) if any(head.maps.q_codes is not None for head in placed) else 0
     rank = min(donor.width, room.free - codes - constant, channels or donor.width)

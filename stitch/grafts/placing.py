@@ -169,13 +169,11 @@ def _shared_out(
     most, frequencies = min(width, head.q.shape[1]), scheme.offset_frequencies
     ordered = heads.fitted_rank(head, rows, most)
     if scheme.coded:
-        planes = torch.arange(len(frequencies))
-        for used in range(0, len(planes) + 1, 4):
+        for used in range(0, len(frequencies) + 1, 4):
             rank = min(most, width - 2 * used)
-            yield (
-                heads.spread(heads.first(ordered, rank), torch.arange(rank), width),
-                planes % max(len(planes) // max(used, 1), 1) < (used > 0),
-            )
+            usable = torch.zeros(len(frequencies), dtype=torch.bool)
+            usable[torch.linspace(0, len(frequencies) - 1, used).round().long()] = True
+            yield heads.spread(heads.first(ordered, rank), torch.arange(rank), width), usable
         return
     slowest = frequencies.argsort()
     dimensions = torch.stack([slowest, slowest + width // 2], 1).flatten()

@@ -1,4 +1,4 @@
-"""Writes planned circuits into a host that has never been trained, block by block; reads get the scale that the host needs."""
+"""Writes planned circuits into a host, block by block; reads get the scale that the host needs."""
 
 from collections.abc import Sequence
 
