@@ -1,0 +1,1 @@
+"""Circuits written down on purpose, as weights that stock architectures run."""

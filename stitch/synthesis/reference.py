@@ -1,0 +1,32 @@
+"""What synthesised models should say, by the plainest interpreters: no code in common with what compiles, nor with torch."""
+
+from collections.abc import Iterator, Sequence
+
+
+def words(machine: dict, string: Sequence[int]) -> list[str]:
+    """What an automaton (as its description has it) says after each symbol."""
+    said, state = [], machine["start"]
+    for symbol in string:
+        said.append(machine["says"][state][symbol])
+        state = machine["steps"][state][symbol]
+    return said
+
+
+def run(rules: Sequence[tuple[str, str, str, str, str]], start: str, cells: Sequence[str], head: int) -> Iterator[tuple[str, list[str], int]]:
+    """State, cells and head of a Turing machine at first and after each step, until it halts or leaves its cells.
+
+    The last is ("halt" or "edge", cells, head).
+    """
+    table = {(state, symbol): (write, move, to) for state, symbol, write, move, to in rules}
+    cells, state = list(cells), start
+    while True:
+        yield state, list(cells), head
+        if (state, cells[head]) not in table:
+            yield "halt", list(cells), head
+            return
+        write, move, to = table[state, cells[head]]
+        after = head + {"L": -1, "R": 1, "S": 0}[move]
+        if not 0 <= after < len(cells):
+            yield "edge", list(cells), head
+            return
+        cells[head], state, head = write, to, after
