@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 
 class DefaultsToStitch(TyperGroup):
-    """`stitch A B --layer 3` works literally: what is no other command's name goes to `run`."""
+    """`stitch A B --layer 3` works literally: what is no other command's name goes to `join`."""
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         if (
@@ -19,7 +19,7 @@ class DefaultsToStitch(TyperGroup):
             and args[0] not in self.commands
             and args[0] not in {"--help", "--version", "--install-completion", "--show-completion"}
         ):
-            args = ["run", *args]
+            args = ["join", *args]
         return super().parse_args(ctx, args)
 
 
@@ -78,8 +78,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON, al
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 
 
-@app.command(name="run")
-def run(
+@app.command()
+def join(
     model_a: Annotated[str, typer.Argument(metavar="MODEL_A", help="The source: its early blocks run first.")],
     model_b: Annotated[str, typer.Argument(metavar="MODEL_B", help="The target: its late blocks finish.")],
     layer: Annotated[
@@ -138,7 +138,7 @@ def run(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Join two models (the word `run` may be left out).
+    """Join two models (the word `join` may be left out).
 
     Blocks of A, a translation fitted without training, blocks of B: written as a checkpoint, with a report of what it is worth.
     """
@@ -496,6 +496,129 @@ def graft(
 def _plain(name: str) -> str:
     """As part of a folder's name."""
     return "-".join(part for part in Path(name).stem.replace(":", "-").split())
+
+
+compiler = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Write weights from a specification, with a certificate.")
+app.add_typer(compiler, name="compile")
+CompiledFor = Annotated[str, typer.Option(help="gpt2 or llama: stock checkpoints of either.")]
+CompiledTo = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the checkpoint goes.")]
+
+
+@compiler.command()
+def automaton(
+    spec: Annotated[str, typer.Argument(metavar="REGEX|FILE.json", help="A regular expression, or a DFA, Moore or Mealy machine.")],
+    out: CompiledTo,
+    arch: CompiledFor = "llama",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="stepwise: one block, says every state and reads it again. vsa: likewise, states as nearly orthogonal vectors. "
+            "parallel: a whole string at once, in as many blocks as its length has bits; 8 states at most."
+        ),
+    ] = "stepwise",
+    length: Annotated[int, typer.Option(help="Symbols of the longest string.")] = 512,
+    dimension: Annotated[int, typer.Option(help="Of the vectors of vsa.")] = 64,
+    alphabet: Annotated[str | None, typer.Option(help="Symbols of a regular expression, where there are more than it names.")] = None,
+    normalise: Annotated[bool, typer.Option("--normalise", help="Determinise, complete and minimise the automaton first.")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """A finite automaton as a transformer that says its state, or output, as the next token."""
+
+    def work(progress):
+        from stitch.synthesis.compile import compile_automaton
+
+        return compile_automaton(
+            spec, out, arch=arch, mode=mode, length=length, dimension=dimension, alphabet=alphabet, normalise=normalise,
+            seed=seed, device=device, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+
+    _print_certificate(_guarded(work, quiet=quiet, debug=debug), as_json)
+
+
+@compiler.command()
+def machine(
+    out: CompiledTo,
+    arch: CompiledFor = "llama",
+    window: Annotated[int, typer.Option(help="Cells of the tape.")] = 32,
+    context: Annotated[int, typer.Option(help="Tokens that the model takes: rules, and tapes one after another.")] = 2048,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """A universal machine: one checkpoint that runs any Turing machine of up to 16 states and 8 symbols from its prompt."""
+
+    def work(progress):
+        from stitch.synthesis.compile import compile_machine
+
+        return compile_machine(
+            out, arch=arch, window=window, context=context, device=device, overwrite=overwrite, progress=progress
+        )
+
+    _print_certificate(_guarded(work, quiet=quiet, debug=debug), as_json)
+
+
+@app.command()
+def certify(
+    folder: Annotated[Path, typer.Argument(help="What `stitch compile` wrote.")],
+    tokens: Annotated[int, typer.Option(help="About how many to try of every kind, per dtype and attention.")] = 200_000,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Try a compiled checkpoint, read back from disk, against a reference interpreter: fp32 and bf16, eager and fused attention.
+
+    Exit code 1 where an answer is wrong.
+    """
+
+    def work(progress):
+        from stitch.synthesis.certify import certify as certified
+
+        return certified(folder, tokens=tokens, seed=seed, device=device, progress=progress)
+
+    report = _guarded(work, quiet=quiet, debug=debug)
+    _print_certificate(report, as_json)
+    if not report["certified"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    folder: Annotated[Path, typer.Argument(help="What `stitch compile` wrote.")],
+    first: Annotated[str, typer.Argument(metavar="INPUT|PROGRAM.json", help="A string for an automaton; a program for a machine.")],
+    tape: Annotated[str | None, typer.Argument(metavar="[TAPE]", help="What a machine runs on. Default: the program's own.")] = None,
+    steps: Annotated[int, typer.Option(help="Of a machine, at most.")] = 10_000,
+    dtype: Dtype = "fp32",
+    device: Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Run a compiled checkpoint by plain greedy decoding, and show the trace."""
+
+    def work(progress):
+        from stitch.synthesis.run import trace
+
+        for line in trace(folder, first, tape, steps=steps, dtype=dtype, device=device):
+            print(line, flush=True)
+
+    _guarded(work, quiet=True, debug=debug)
+
+
+def _print_certificate(report: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    from stitch.synthesis.report import notes, table
+
+    _print_table(*table(report))
+    print(*["", *notes(report)], sep="\n")
 
 
 @app.command()

@@ -48,6 +48,11 @@ def build(blueprint: Blueprint, arch: str, name: str = "synthesis") -> Model:
     return model
 
 
+def heads_of(blueprint: Blueprint, arch: str) -> list[list[Select | LookUp]]:
+    """Per block, the heads as they are numbered in the model that `build` makes."""
+    return _places(blueprint, arch).heads
+
+
 @dataclass(frozen=True)
 class _Places:
     """Where things are in the stream and in the blocks: `heads[b]` are those of block b, each copying what one head can."""

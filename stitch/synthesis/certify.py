@@ -1,0 +1,73 @@
+"""A certificate: a compiled checkpoint, read back from disk, tried against a reference interpreter in every way it may be run."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stitch.config import torch_device, torch_dtype
+from stitch.synthesis import checkpoint, kinds
+from stitch.synthesis.attention import off_mass
+from stitch.synthesis.build import LOGIT
+from stitch.synthesis.trials import outcome
+
+FILE = "certificate.json"
+SETTINGS = (("fp32", "sdpa"), ("fp32", "eager"), ("bf16", "sdpa"), ("bf16", "eager"))
+
+
+def certify(
+    folder: Path,
+    *,
+    tokens: int = 200_000,
+    settings: Sequence[tuple[str, str]] = SETTINGS,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict:
+    """Tries about `tokens` tokens of every kind in each of `settings` (dtype, attention); writes `certificate.json` beside the
+    weights. `ideal` is the margin without any error; `certified` whether no answer was wrong.
+
+    Raises: UsageError for a folder that holds nothing compiled.
+    """
+    description = kinds.described(folder)
+    blueprint = kinds.blueprint_of(description)
+    trials = list(kinds.trials_of(description, tokens, seed))
+    place = str(torch_device(device))
+    rows = []
+    for dtype, attention in settings:
+        net = checkpoint.load(folder, torch_dtype(dtype), attention, place)
+        done, total = 0, sum(len(trial.ids) for trial in trials)
+
+        def step(count: int, stage: str = f"{dtype}, {attention}", total: int = total) -> None:
+            nonlocal done
+            done += count
+            if progress:
+                progress(stage, done, total)
+
+        for trial in trials:
+            found = outcome(net, trial, step)
+            rows.append(
+                {
+                    "dtype": dtype,
+                    "attention": attention,
+                    "trial": trial.name,
+                    "prompts": len(trial.ids),
+                    "asked": found.asked,
+                    "wrong": found.wrong,
+                    "margin": found.margin,
+                }
+            )
+    report = {
+        "folder": str(folder),
+        "description": description,
+        "context": blueprint.length,
+        "blocks": len(blueprint.blocks),
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "ideal": LOGIT * (1 - blueprint.crosstalk),
+        "results": rows,
+        "margin": min(row["margin"] for row in rows),
+        "certified": not any(row["wrong"] for row in rows),
+        "off_mass": off_mass(folder, blueprint, description["arch"]),
+        "seed": seed,
+    }
+    (folder / FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return report

@@ -1,0 +1,31 @@
+"""Compiled models on disk: stock checkpoints, with what they were compiled from beside the weights."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from stitch.checkpoint import appear
+from stitch.errors import UsageError
+from stitch.models import Model
+from stitch.synthesis.kinds import FILE
+
+
+def save(model: Model, description: dict, folder: Path, *, overwrite: bool = False) -> None:
+    """The folder appears whole or not at all. Raises UsageError when it exists and `overwrite` is False."""
+    if folder.exists() and not overwrite:
+        raise UsageError(f"{folder} must not exist; it does: choose another --out or pass --overwrite.")
+
+    def fill(new: Path) -> None:
+        model.net.save_pretrained(new)
+        model.tokenizer.save_pretrained(new)
+        (new / FILE).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+
+    appear(folder, fill)
+
+
+def load(folder: Path, dtype: torch.dtype, attention: str, device: str = "cpu") -> PreTrainedModel:
+    """As anybody would: by transformers, with no code of ours."""
+    net = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False)
+    return net.to(device).eval()

@@ -1,0 +1,76 @@
+"""From a specification to a checkpoint with a first, small certificate."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from stitch.errors import UsageError
+from stitch.synthesis import checkpoint, kinds
+from stitch.synthesis.automaton import read_automaton
+from stitch.synthesis.build import build
+from stitch.synthesis.certify import certify
+from stitch.synthesis.kinds import MODES
+
+FIRST_TOKENS = 20_000  # of the certificate that comes with compiling
+Progress = Callable[[str, int, int], None]
+
+
+def compile_to(
+    description: dict, out: Path, *, overwrite: bool = False, device: str = "auto", progress: Progress | None = None
+) -> dict:
+    """Writes the checkpoint that `description` (as `synthesis.json` keeps it) asks for, certified on few tokens in fp32.
+
+    Returns the certificate, with the `seconds` that compiling took. Raises UsageError where it cannot be built.
+    """
+    began = time.perf_counter()
+    model = build(kinds.blueprint_of(description), description["arch"])
+    checkpoint.save(model, description, out, overwrite=overwrite)
+    seconds = time.perf_counter() - began
+    report = certify(out, tokens=FIRST_TOKENS, settings=[("fp32", "sdpa")], device=device, progress=progress)
+    return {**report, "seconds": seconds}
+
+
+def compile_automaton(
+    spec: str,
+    out: Path,
+    *,
+    arch: str = "llama",
+    mode: str = "stepwise",
+    length: int = 512,
+    dimension: int = 64,
+    alphabet: str | None = None,
+    normalise: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict:
+    """A regular expression or an automaton's JSON file as a checkpoint. `seed` draws the vectors of mode `vsa`.
+
+    Raises UsageError for an automaton, a mode or a length that cannot be compiled, with what helps.
+    """
+    if mode not in MODES:
+        raise UsageError(f"--mode must be one of {', '.join(MODES)}; got {mode}.")
+    if length < 2:
+        raise UsageError(f"--length must be 2 symbols or more; got {length}.")
+    automaton = read_automaton(spec, alphabet=alphabet, normalise=normalise)
+    description = {"kind": "automaton", "source": spec, "arch": arch, "mode": mode, "length": length}
+    if mode == "vsa":
+        description |= {"dimension": dimension, "seed": seed}
+    description["automaton"] = automaton.as_json()
+    return compile_to(description, out, overwrite=overwrite, device=device, progress=progress)
+
+
+def compile_machine(
+    out: Path,
+    *,
+    arch: str = "llama",
+    window: int = 32,
+    context: int = 2048,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict:
+    """The universal Turing machine as a checkpoint. Raises UsageError where window and context do not fit."""
+    description = {"kind": "machine", "arch": arch, "window": window, "context": context}
+    return compile_to(description, out, overwrite=overwrite, device=device, progress=progress)
