@@ -543,23 +543,28 @@ def automaton(
 @compiler.command()
 def machine(
     out: CompiledTo,
-    arch: CompiledFor = "llama",
-    window: Annotated[int, typer.Option(help="Cells of the tape.")] = 32,
-    context: Annotated[int, typer.Option(help="Tokens that the model takes: rules, and tapes one after another.")] = 2048,
+    kind: Annotated[
+        str, typer.Option(help="turing: runs any machine of up to 16 states and 8 symbols. subleq: programs that may rewrite themselves.")
+    ] = "turing",
+    arch: Annotated[str | None, typer.Option(help="gpt2 or llama. Default: llama; gpt2 for subleq, which runs on no other.")] = None,
+    window: Annotated[int, typer.Option(help="Cells of a Turing machine's tape.")] = 32,
+    cells: Annotated[int, typer.Option(help="Cells of subleq's memory.")] = 64,
+    context: Annotated[int, typer.Option(help="Tokens that the model takes: the program, and tapes or memories one after another.")] = 2048,
     device: Device = "auto",
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """A universal machine: one checkpoint that runs any Turing machine of up to 16 states and 8 symbols from its prompt."""
+    """A universal machine: one checkpoint that runs any program from its prompt."""
 
     def work(progress):
         from stitch.synthesis.compile import compile_machine
 
         return compile_machine(
-            out, arch=arch, window=window, context=context, device=device, overwrite=overwrite, progress=progress
-        )
+            out, kind=kind, arch=arch, window=window, cells=cells, context=context, device=device, overwrite=overwrite,
+            progress=progress,
+        )  # fmt: skip
 
     _print_certificate(_guarded(work, quiet=quiet, debug=debug), as_json)
 

@@ -59,7 +59,7 @@ def read_automaton(spec: str, *, alphabet: str | None = None, normalise: bool = 
         if not path.is_file():
             raise UsageError(f"the automaton must be a file or a regular expression; there is no {spec}.")
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise StitchError(f"{spec} must be JSON; {error}.") from error
         return from_description(found, normalise=normalise)

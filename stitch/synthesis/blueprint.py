@@ -69,6 +69,7 @@ class Blueprint:
     length: int
     specimens: Int64[Tensor, "prompts positions"]
     asked: Bool[Tensor, "prompts positions"]
+    positions: Float[Tensor, "length d"] | None = None  # added to the embedding of the token that is there
     crosstalk: float = 0.0
 
 

@@ -38,6 +38,8 @@ def build(blueprint: Blueprint, arch: str, name: str = "synthesis") -> Model:
     """In fp32. Raises UsageError where the architecture cannot hold it."""
     if arch not in ARCHITECTURES:
         raise UsageError(f"--arch must be one of {', '.join(ARCHITECTURES)}; got {arch}.")
+    if blueprint.positions is not None and arch != "gpt2":
+        raise UsageError(f"this circuit needs learned positions, which {arch} has none of: pass --arch gpt2.")
     places = _places(blueprint, arch)
     config = _config(blueprint, arch, places)
     with torch.device("meta"):
@@ -207,6 +209,8 @@ class _Writer:
         self.model.embedding.weight.copy_(rows)
         table = weights.positions(self.model)
         if table is not None:
+            if self.blueprint.positions is not None:
+                table.copy_(self.written(self.blueprint.positions))
             for target, start in self.places.codes:
                 code = _code(target, self.blueprint.length)
                 table[:, start : start + code.shape[1]] = code.float()

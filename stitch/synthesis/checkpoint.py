@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from stitch.checkpoint import appear
 from stitch.errors import UsageError
@@ -17,6 +18,8 @@ def save(model: Model, description: dict, folder: Path, *, overwrite: bool = Fal
     if folder.exists() and not overwrite:
         raise UsageError(f"{folder} must not exist; it does: choose another --out or pass --overwrite.")
 
+    logging.disable_progress_bar()
+
     def fill(new: Path) -> None:
         model.net.save_pretrained(new)
         model.tokenizer.save_pretrained(new)
@@ -27,5 +30,6 @@ def save(model: Model, description: dict, folder: Path, *, overwrite: bool = Fal
 
 def load(folder: Path, dtype: torch.dtype, attention: str, device: str = "cpu") -> PreTrainedModel:
     """As anybody would: by transformers, with no code of ours."""
+    logging.disable_progress_bar()
     net = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False)
     return net.to(device).eval()

@@ -11,6 +11,7 @@ from stitch.synthesis.build import build
 from stitch.synthesis.certify import certify
 from stitch.synthesis.kinds import MODES
 
+MACHINES = {"turing": "llama", "subleq": "gpt2"}  # and what they are compiled for if nothing else is said
 FIRST_TOKENS = 20_000  # of the certificate that comes with compiling
 Progress = Callable[[str, int, int], None]
 
@@ -64,13 +65,21 @@ def compile_automaton(
 def compile_machine(
     out: Path,
     *,
-    arch: str = "llama",
+    kind: str = "turing",
+    arch: str | None = None,
     window: int = 32,
+    cells: int = 64,
     context: int = 2048,
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """The universal Turing machine as a checkpoint. Raises UsageError where window and context do not fit."""
-    description = {"kind": "machine", "arch": arch, "window": window, "context": context}
+    """A universal machine as a checkpoint: `turing` with a tape of `window` cells, or `subleq` with a memory of `cells`.
+
+    Raises UsageError for another kind, and where frames do not fit the context.
+    """
+    if kind not in MACHINES:
+        raise UsageError(f"--kind must be one of {', '.join(MACHINES)}; got {kind}.")
+    own = {"window": window} if kind == "turing" else {"cells": cells}
+    description = {"kind": kind, "arch": arch or MACHINES[kind], **own, "context": context}
     return compile_to(description, out, overwrite=overwrite, device=device, progress=progress)

@@ -30,3 +30,25 @@ def run(rules: Sequence[tuple[str, str, str, str, str]], start: str, cells: Sequ
             yield "edge", list(cells), head
             return
         cells[head], state, head = write, to, after
+
+
+def subleq(memory: Sequence[int], counter: int = 0) -> Iterator[tuple[int | None, int | None, list[int]]]:
+    """What goes out, the counter and the memory (bytes) at first and after each step; the counter is None when it halts."""
+    memory = list(memory)
+    size = len(memory)
+    yield None, counter, list(memory)
+    while True:
+        a, b, c = ([*memory[counter : counter + 3], None, None, None])[:3]
+        out = None
+        following = None
+        if b == 255:
+            if a is not None and a < size:
+                out, following = memory[a], counter + 3
+        elif a is not None and b is not None and a < size and b < size:
+            memory[b] = (memory[b] - memory[a]) % 256
+            following = c if memory[b] == 0 or memory[b] > 127 else counter + 3
+        if following is None or following >= size:
+            yield out, None, list(memory)
+            return
+        counter = following
+        yield out, counter, list(memory)

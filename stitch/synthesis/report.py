@@ -6,7 +6,7 @@ Table = tuple[list[str], list[list[str]], str]
 def title(report: dict) -> str:
     """What was compiled, in a line."""
     said = report["description"]
-    what = {"automaton": _automaton, "machine": _machine}[said["kind"]](said)
+    what = {"automaton": _automaton, "turing": _turing, "subleq": _subleq}[said["kind"]](said)
     return (
         f"{what}: {said['arch']}, {report['blocks']} block{'s' if report['blocks'] > 1 else ''}, {report['parameters']:,} parameters, "
         f"context {report['context']:,}"
@@ -18,30 +18,31 @@ def _automaton(said: dict) -> str:
     return f"{said['source']} ({states} states, {symbols} symbols), {said['mode']} to length {said['length']:,}"
 
 
-def _machine(said: dict) -> str:
+def _turing(said: dict) -> str:
     return f"universal Turing machine, window of {said['window']} cells"
 
 
+def _subleq(said: dict) -> str:
+    return f"SUBLEQ machine, {said['cells']} cells"
+
+
 def table(report: dict) -> Table:
-    rows = [
-        [
-            f"{row['dtype']}, {row['attention']}",
-            row["trial"],
-            f"{row['prompts']:,}",
-            f"{row['asked']:,}",
-            f"{row['wrong']:,}",
-            f"{row['margin']:.4f}",
-            f"{row['margin'] / report['ideal']:.1%}",
-        ]
-        for row in report["results"]
-    ]
-    return ["", "tried on", "prompts", "answers", "wrong", "smallest margin", "of ideal"], rows, title(report)
+    """A row per trial: prompts, answers asked for and wrong ones, and the smallest margin in each way of running it."""
+    settings = list(dict.fromkeys((row["dtype"], row["attention"]) for row in report["results"]))
+    trials = list(dict.fromkeys(row["trial"] for row in report["results"]))
+    found = {(row["trial"], row["dtype"], row["attention"]): row for row in report["results"]}
+    rows = []
+    for trial in trials:
+        of = [found[trial, *setting] for setting in settings]
+        counts = [of[0]["prompts"], of[0]["asked"], sum(row["wrong"] for row in of)]
+        rows.append([trial, *(f"{count:,}" for count in counts), *(f"{row['margin']:.3f}" for row in of)])
+    return ["", "prompts", "answers", "wrong", *(" ".join(setting) for setting in settings)], rows, title(report)
 
 
 def notes(report: dict) -> list[str]:
     off = ", ".join(f"{name} {value:.1e}" for name, value in report["off_mass"].items())
     return [
         f"Attention of heads by position beside their token, at most: {off}.",
-        f"{'Certified' if report['certified'] else 'NOT certified'}: smallest margin {report['margin']:.3f}; without any error it would "
-        f"be {report['ideal']:.3f}.",
+        f"{'Certified' if report['certified'] else 'NOT certified'}: smallest margin {report['margin']:.3f}, "
+        f"{report['margin'] / report['ideal']:.1%} of what it is without any error.",
     ]

@@ -43,7 +43,7 @@ def read_turing(path: Path) -> Turing:
     if not path.is_file():
         raise UsageError(f"the program must be a JSON file; there is no {path}.")
     try:
-        return from_description(json.loads(path.read_text(), object_pairs_hook=_once))
+        return from_description(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once))
     except ValueError as error:
         raise StitchError(f"{path} must be JSON; {error}.") from error
 

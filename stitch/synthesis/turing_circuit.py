@@ -22,7 +22,7 @@ SIZES = dict(cell=len(SYMBOLS) + 1, state=len(STATES) + 1, under=len(SYMBOLS) + 
 FEWEST_CELLS = 4
 
 
-def machine(window: int, context: int, specimens: list[str]) -> Blueprint:
+def turing_machine(window: int, context: int, specimens: list[str]) -> Blueprint:
     """For tapes of `window` cells. `specimens` are texts, as the machine should write them."""
     if window < FEWEST_CELLS:
         raise UsageError(f"--window must be {FEWEST_CELLS} cells or more; got {window}.")

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 
 from stitch.synthesis import reference
-from stitch.synthesis.machine import BAR, ID, ids_of
+from stitch.synthesis.turing_circuit import BAR, ID, ids_of
 from stitch.synthesis.trials import Trial, padded
 from stitch.synthesis.turing import EDGE, HALT, MOVES, STATES, SYMBOLS, Names, Turing, frame_text, program_text
 
