@@ -569,6 +569,61 @@ def machine(
     _print_certificate(_guarded(work, quiet=quiet, debug=debug), as_json)
 
 
+@compiler.command()
+def pattern(
+    what: Annotated[
+        str, typer.Argument(metavar="PATTERN", help="previous, self, first, parent, offset:K, block:K, random:R, or a .json or .npy file.")
+    ],
+    out: CompiledTo,
+    arch: CompiledFor = "gpt2",
+    length: Annotated[int, typer.Option(help="Tokens of the context.")] = 512,
+    rank: Annotated[int, typer.Option(help="Of queries and keys, for soft patterns.")] = 16,
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """A head that has the attention asked for, whatever the tokens: on learned positions (gpt2) any, on RoPE (llama) fixed offsets.
+
+    A file holds a target for each query, or a matrix whose rows sum to 1.
+    """
+
+    def work(progress):
+        from stitch.synthesis.compile import compile_pattern
+
+        return compile_pattern(
+            what, out, arch=arch, length=length, rank=rank, seed=seed, device=device, overwrite=overwrite, progress=progress
+        )
+
+    _print_certificate(_guarded(work, quiet=quiet, debug=debug), as_json)
+
+
+@compiler.command()
+def induction(
+    out: CompiledTo,
+    arch: CompiledFor = "llama",
+    context: Annotated[int, typer.Option(help="Tokens that the model takes.")] = 512,
+    tokenizer: Annotated[str | None, typer.Option(help="A model whose vocabulary is used. Default: 26 letters.")] = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The two-layer induction circuit, a donor for `stitch graft`."""
+
+    def work(progress):
+        from stitch.synthesis.compile import compile_induction
+
+        return compile_induction(
+            out, arch=arch, context=context, tokenizer=tokenizer, device=device, overwrite=overwrite, progress=progress
+        )
+
+    _print_certificate(_guarded(work, quiet=quiet, debug=debug), as_json)
+
+
 @app.command()
 def certify(
     folder: Annotated[Path, typer.Argument(help="What `stitch compile` wrote.")],
@@ -620,9 +675,10 @@ def _print_certificate(report: dict, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
         return
-    from stitch.synthesis.report import notes, table
+    from stitch.synthesis.report import notes, tables
 
-    _print_table(*table(report))
+    for table in tables(report):
+        _print_table(*table)
     print(*["", *notes(report)], sep="\n")
 
 

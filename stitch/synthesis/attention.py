@@ -1,31 +1,42 @@
-"""How much of their attention heads give to tokens that they are not for: measured at every position of a full context."""
+"""What heads attend to, read back from disk: beside the token that they are for, or apart from a soft pattern."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stitch.synthesis import checkpoint
 from stitch.synthesis.blueprint import Blueprint, Select
 from stitch.synthesis.build import heads_of
+from stitch.synthesis.factorise import differences
 
 
-@torch.inference_mode()
 def off_mass(folder: Path, blueprint: Blueprint, arch: str) -> dict[str, float]:
-    """The most that any head by position gives elsewhere at any position, by dtype, on random tokens."""
+    """The most that any head by position gives elsewhere at any position of a full context, by dtype, on random tokens."""
     found = {}
-    ids = torch.randint(1, len(blueprint.tokens), (1, blueprint.length), generator=torch.Generator().manual_seed(0))
-    ids[0, 0] = 0
-    places = heads_of(blueprint, arch)
     rows = torch.arange(blueprint.length)
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        net = checkpoint.load(folder, dtype, "eager")
-        worst = 0.0
-        maps = net(ids, use_cache=False, output_attentions=True).attentions
-        for block, heads in enumerate(places):
+    for name, maps in _maps(folder, blueprint):
+        found[name] = 0.0
+        for block, heads in enumerate(heads_of(blueprint, arch)):
             for number, head in enumerate(heads):
                 if isinstance(head, Select):
                     attention = maps[block][0, number].float()
                     attention[rows, head.target] = 0.0
-                    worst = max(worst, float(attention.sum(1).max()))
-        found[name] = worst
+                    found[name] = max(found[name], float(attention.sum(1).max()))
     return found
+
+
+def apart(folder: Path, blueprint: Blueprint, pattern: Float[Tensor, "length length"]) -> dict[str, dict[str, float]]:
+    """How far the only head's attention is from the pattern, by dtype: see `differences`."""
+    return {name: differences(pattern, maps[0][0, 0].double()) for name, maps in _maps(folder, blueprint)}
+
+
+def _maps(folder: Path, blueprint: Blueprint) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    ids = torch.randint(1, len(blueprint.tokens), (1, blueprint.length), generator=torch.Generator().manual_seed(0))
+    ids[0, 0] = 0
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with torch.inference_mode():
+            net = checkpoint.load(folder, dtype, "eager")
+            yield name, net(ids, use_cache=False, output_attentions=True).attentions

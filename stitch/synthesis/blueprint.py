@@ -4,6 +4,7 @@ The stream is what `embedding` gives a token, plus what heads copy and neurons w
 equally long by design: norms then are one known factor, which `build` folds into the weights.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,12 +33,11 @@ class Select:
 
 @dataclass(frozen=True)
 class LookUp:
-    """A head by content: the best product of query and key is `gap` or more above all others, whatever the tokens."""
+    """A head by content: scores are products of query and key. See `sharp` for those that are to select."""
 
     query: Float[Tensor, "d rank"]
     query_bias: Float[Tensor, " rank"]
     key: Float[Tensor, "d rank"]
-    gap: float
     source: Int64[Tensor, " copied"]
     into: Int64[Tensor, " copied"]
 
@@ -59,8 +59,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """`tokens[0]` begins every prompt. Of the `specimens`, positions `asked` have an answer: its logit is 1 by `unembedding`, all
-    others at most 0 + `crosstalk`."""
+    """`tokens[0]` begins every prompt. Of the `specimens`, positions `asked` have an answer: by `unembedding` it gets 1, all others
+    `crosstalk` at most."""
 
     tokens: tuple[str, ...]
     embedding: Float[Tensor, "vocabulary d"]
@@ -71,6 +71,11 @@ class Blueprint:
     asked: Bool[Tensor, "prompts positions"]
     positions: Float[Tensor, "length d"] | None = None  # added to the embedding of the token that is there
     crosstalk: float = 0.0
+
+
+def sharp(gap: float, length: int) -> float:
+    """What scores must be multiplied by so that the best, `gap` above all others, leaves them `OFF_MASS` of the attention at most."""
+    return math.log(length / OFF_MASS) / gap
 
 
 def back(offset: int, length: int) -> Int64[Tensor, " length"]:

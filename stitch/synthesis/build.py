@@ -8,7 +8,6 @@ Contents    Llama: in the planes that turn least
 ReLU        Llama: SiLU of a steep gate, the value a bias. GPT-2: a steep GELU
 """
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,23 @@ from stitch.circuits import weights
 from stitch.circuits.positions import OffsetHead, offset_head
 from stitch.errors import StitchError, UsageError
 from stitch.models import ANATOMIES, Model
-from stitch.synthesis.blueprint import OFF_MASS, Blueprint, LookUp, Neurons, Select
+from stitch.synthesis.blueprint import Blueprint, LookUp, Neurons, Select, sharp
 from stitch.synthesis.tokenizer import tokenizer_of
 
 ARCHITECTURES = ("gpt2", "llama")
 STEEP = 40.0  # times a threshold's half unit: SiLU(±20) is 20 and 0 within 1e-7
-LOGIT = 10.0  # of the answer; that of all other tokens is 0
+MARGIN = 10.0  # of the answer's logit over all others, without any error
 HEAD = 64  # dimensions of Llama's heads
 THETA = 1e8  # rope_theta: half of 32 planes tell positions apart, half hardly turn
 STILL = 0.02  # radians over the whole context, at most, in a plane that holds contents
 ALIKE = 1e-3  # by which streams at one stage may differ in length
 
 
-def build(blueprint: Blueprint, arch: str, name: str = "synthesis") -> Model:
-    """In fp32. Raises UsageError where the architecture cannot hold it."""
+def build(blueprint: Blueprint, arch: str, *, tokenizer: Any = None) -> Model:
+    """In fp32, with a tokenizer of the blueprint's tokens unless another is given.
+
+    Raises UsageError where the architecture cannot hold it.
+    """
     if arch not in ARCHITECTURES:
         raise UsageError(f"--arch must be one of {', '.join(ARCHITECTURES)}; got {arch}.")
     if blueprint.positions is not None and arch != "gpt2":
@@ -45,7 +47,7 @@ def build(blueprint: Blueprint, arch: str, name: str = "synthesis") -> Model:
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     net = _filled(net, config)
-    model = Model(name, net.eval(), tokenizer_of(blueprint.tokens), ANATOMIES[arch], Path(name))
+    model = Model("synthesis", net.eval(), tokenizer or tokenizer_of(blueprint.tokens), ANATOMIES[arch], Path("synthesis"))
     _write(model, blueprint, places)
     return model
 
@@ -230,10 +232,6 @@ class _Writer:
         into[torch.arange(size), head.into] = 1.0
         ours.o[number, :size] = self.written(into).float()
 
-    def _units(self, gap: float) -> float:
-        """By which scores are multiplied for `gap` to leave `OFF_MASS` of the attention elsewhere."""
-        return math.log(self.blueprint.length / OFF_MASS) / gap
-
     def _look_up(self, block: int, number: int, head: LookUp, gain: float) -> None:
         ours, rank = weights.attention(self.model, block), head.query.shape[1]
         dimensions = torch.arange(rank)
@@ -246,19 +244,18 @@ class _Writer:
                     f"heads must compare {rank} numbers over {self.blueprint.length:,} tokens; {2 * len(still)} dimensions turn "
                     "little enough: compile for a shorter context."
                 )
-        sharp = (self._units(head.gap) / ours.scale) ** 0.5
-        ours.q[:, number, dimensions] = (sharp * self.wide(head.query) / gain).float()
-        ours.q_bias[number, dimensions] = (sharp * head.query_bias).float()
-        ours.k[:, number, dimensions] = (sharp * self.wide(head.key) / gain).float()
+        ours.q[:, number, dimensions] = (self.wide(head.query) / gain / ours.scale).float()
+        ours.q_bias[number, dimensions] = (head.query_bias / ours.scale).float()
+        ours.k[:, number, dimensions] = (self.wide(head.key) / gain).float()
 
     def _select_by_code(self, block: int, number: int, head: Select, gain: float) -> None:
         ours, bits = weights.attention(self.model, block), _bits(self.blueprint.length)
-        sharp = (self._units(2.0) / ours.scale) ** 0.5 / gain
+        size = (sharp(2.0, self.blueprint.length) / ours.scale) ** 0.5 / gain
         (start,) = (start for target, start in self.places.codes if torch.equal(target, head.target))
         own = self.places.codes[0][1]
         bit = torch.arange(bits)
-        ours.q[start + bit, number, bit] = sharp
-        ours.k[own + bit, number, bit] = sharp
+        ours.q[start + bit, number, bit] = size
+        ours.k[own + bit, number, bit] = size
 
     def _select_by_plane(self, block: int, number: int, head: Select, gain: float) -> None:
         ours, offset = weights.attention(self.model, block), head.offset
@@ -268,7 +265,7 @@ class _Writer:
             self.found[offset] = offset_head(weights.frequencies(self.model), offset, self.blueprint.length)
         found = self.found[offset]
         clamped = offset > 1  # one back, the first token sees itself alone
-        units = self._units(found.gap / 2 if clamped else found.gap) / ours.scale
+        units = sharp(found.gap / 2 if clamped else found.gap, self.blueprint.length) / ours.scale
         amplitude, phase = (units * found.weights).sqrt(), offset * found.frequencies
         assert ours.q_bias is not None and ours.k_bias is not None
         ours.q_bias[number] = torch.cat([amplitude * phase.cos(), -amplitude * phase.sin()]).float()
@@ -292,7 +289,8 @@ class _Writer:
         ours.down[:count] = (self.written(neurons.write) / STEEP).float()
 
     def unembedding(self, gain: float) -> None:
-        weights.unembedding(self.model).copy_(LOGIT * self.wide(self.blueprint.unembedding) / gain)
+        size = MARGIN / (1 - self.blueprint.crosstalk) / gain
+        weights.unembedding(self.model).copy_(size * self.wide(self.blueprint.unembedding))
 
 
 def _bits(length: int) -> int:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from stitch.config import torch_device, torch_dtype
 from stitch.synthesis import checkpoint, kinds
-from stitch.synthesis.attention import off_mass
-from stitch.synthesis.build import LOGIT
+from stitch.synthesis.attention import apart, off_mass
+from stitch.synthesis.build import MARGIN
 from stitch.synthesis.trials import outcome
 
 FILE = "certificate.json"
+ROUNDING = 1e-3  # of attention
 SETTINGS = (("fp32", "sdpa"), ("fp32", "eager"), ("bf16", "sdpa"), ("bf16", "eager"))
 
 
@@ -62,12 +63,18 @@ def certify(
         "context": blueprint.length,
         "blocks": len(blueprint.blocks),
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
-        "ideal": LOGIT * (1 - blueprint.crosstalk),
+        "ideal": MARGIN,
         "results": rows,
-        "margin": min(row["margin"] for row in rows),
+        "margin": min((row["margin"] for row in rows), default=None),
         "certified": not any(row["wrong"] for row in rows),
         "off_mass": off_mass(folder, blueprint, description["arch"]),
         "seed": seed,
     }
+    if "matrix" in description:
+        pattern = kinds.pattern_of(description).matrix
+        assert pattern is not None
+        report["apart"] = apart(folder, blueprint, pattern)
+        # What the factors lose is chosen with the rank; what weights lose beyond that must be rounding.
+        report["certified"] = report["apart"]["fp32"]["max"] <= description["rank_curve"][-1]["max"] + ROUNDING
     (folder / FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report

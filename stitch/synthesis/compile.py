@@ -3,13 +3,17 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stitch.errors import UsageError
 from stitch.synthesis import checkpoint, kinds
 from stitch.synthesis.automaton import read_automaton
 from stitch.synthesis.build import build
 from stitch.synthesis.certify import certify
+from stitch.synthesis.factorise import rank_curve
 from stitch.synthesis.kinds import MODES
+from stitch.synthesis.pattern_circuit import TOKENS as LETTERS
+from stitch.synthesis.patterns import read_pattern
 
 MACHINES = {"turing": "llama", "subleq": "gpt2"}  # and what they are compiled for if nothing else is said
 FIRST_TOKENS = 20_000  # of the certificate that comes with compiling
@@ -17,14 +21,21 @@ Progress = Callable[[str, int, int], None]
 
 
 def compile_to(
-    description: dict, out: Path, *, overwrite: bool = False, device: str = "auto", progress: Progress | None = None
+    description: dict,
+    out: Path,
+    *,
+    tokenizer: Any = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
 ) -> dict:
-    """Writes the checkpoint that `description` (as `synthesis.json` keeps it) asks for, certified on few tokens in fp32.
+    """Writes the checkpoint that `description` (as `synthesis.json` keeps it) asks for, certified on few tokens in fp32, with its
+    own tokenizer unless another is given.
 
     Returns the certificate, with the `seconds` that compiling took. Raises UsageError where it cannot be built.
     """
     began = time.perf_counter()
-    model = build(kinds.blueprint_of(description), description["arch"])
+    model = build(kinds.blueprint_of(description), description["arch"], tokenizer=tokenizer)
     checkpoint.save(model, description, out, overwrite=overwrite)
     seconds = time.perf_counter() - began
     report = certify(out, tokens=FIRST_TOKENS, settings=[("fp32", "sdpa")], device=device, progress=progress)
@@ -83,3 +94,57 @@ def compile_machine(
     own = {"window": window} if kind == "turing" else {"cells": cells}
     description = {"kind": kind, "arch": arch or MACHINES[kind], **own, "context": context}
     return compile_to(description, out, overwrite=overwrite, device=device, progress=progress)
+
+
+def compile_pattern(
+    what: str,
+    out: Path,
+    *,
+    arch: str = "gpt2",
+    length: int = 512,
+    rank: int = 16,
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict:
+    """A head's attention pattern (`read_pattern`) as a checkpoint; soft ones at `rank`, beside smaller ones and other ways.
+
+    Raises UsageError for a pattern that is none, or that the architecture has no positions for.
+    """
+    if length < 2 or rank < 1:
+        raise UsageError(f"--length must be 2 or more and --rank 1 or more; got {length} and {rank}.")
+    pattern = read_pattern(what, length, seed)
+    description: dict = {"kind": "pattern", "source": what, "arch": arch, "context": length}
+    if pattern.targets is not None:
+        description["targets"] = pattern.targets.tolist()
+    if pattern.matrix is not None:
+        description |= {"rank": rank, "rank_curve": rank_curve(pattern.matrix, rank), "matrix": pattern.matrix.tolist()}
+    return compile_to(description, out, overwrite=overwrite, device=device, progress=progress)
+
+
+def compile_induction(
+    out: Path,
+    *,
+    arch: str = "llama",
+    context: int = 512,
+    tokenizer: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict:
+    """The induction circuit as a checkpoint, ready to graft; with the vocabulary of the model `tokenizer`, or letters.
+
+    Raises UsageError where the vocabulary cannot be read, or has more bits than heads can compare over the context.
+    """
+    description = {"kind": "induction", "arch": arch, "context": context, "tokens": list(LETTERS), "tokenizer": tokenizer}
+    loaded = None
+    if tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        from stitch.sources import resolve
+
+        loaded = AutoTokenizer.from_pretrained(resolve(tokenizer).folder)
+        names = {number: token for token, number in loaded.get_vocab().items()}
+        description["tokens"] = [names.get(number, f"<{number}>") for number in range(max(names) + 1)]
+    return compile_to(description, out, tokenizer=loaded, overwrite=overwrite, device=device, progress=progress)

@@ -5,11 +5,17 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from stitch.errors import StitchError, UsageError
-from stitch.synthesis import automaton_trials, subleq_trials, turing_trials
+from stitch.synthesis import automaton_trials, induction_circuit, pattern_circuit, subleq_trials, turing_trials
 from stitch.synthesis.automaton import Automaton
 from stitch.synthesis.blueprint import Blueprint
+from stitch.synthesis.factorise import factorise
+from stitch.synthesis.induction_circuit import induction
 from stitch.synthesis.parallel import parallel
+from stitch.synthesis.pattern_circuit import hard_pattern, soft_pattern
+from stitch.synthesis.patterns import Pattern
 from stitch.synthesis.stepwise import exact_codes, random_codes, stepwise
 from stitch.synthesis.subleq import frames
 from stitch.synthesis.subleq_circuit import subleq
@@ -44,6 +50,13 @@ def blueprint_of(description: dict) -> Blueprint:
             cells, context = description["cells"], description["context"]
             counting = [2, 2, 0, *[0] * (cells - 3)]  # goes on for ever
             return subleq(cells, context, frames(counting, max((context - 1) // (cells + 2), 1)))
+        case "pattern":
+            pattern = pattern_of(description)
+            if pattern.targets is not None:
+                return hard_pattern(pattern.targets)
+            return soft_pattern(*factorise(pattern.matrix, description["rank"]))
+        case "induction":
+            return induction(tuple(description["tokens"]), description["context"])
     automaton, length = Automaton.from_json(description["automaton"]), description["length"]
     if description["mode"] == "parallel":
         return parallel(automaton, length)
@@ -52,11 +65,23 @@ def blueprint_of(description: dict) -> Blueprint:
     return stepwise(automaton, length, codes)
 
 
+def pattern_of(description: dict) -> Pattern:
+    """What the head is to attend to: kept as it was read, so that its file may go."""
+    if "matrix" in description:
+        return Pattern(None, torch.tensor(description["matrix"], dtype=torch.float64))
+    return Pattern(torch.tensor(description["targets"]), None)
+
+
 def trials_of(description: dict, tokens: int, seed: int) -> Iterator[Trial]:
     match description["kind"]:
         case "turing":
             return turing_trials.trials(description["window"], description["context"], tokens, seed)
         case "subleq":
             return subleq_trials.trials(description["cells"], description["context"], tokens, seed)
+        case "pattern":
+            targets = pattern_of(description).targets
+            return iter([] if targets is None else [pattern_circuit.trials(targets, tokens, seed)])
+        case "induction":
+            return iter([induction_circuit.trials(len(description["tokens"]), description["context"], tokens, seed)])
     automaton = Automaton.from_json(description["automaton"])
     return automaton_trials.trials(automaton, description["mode"], description["length"], tokens, seed)

@@ -6,7 +6,9 @@ Table = tuple[list[str], list[list[str]], str]
 def title(report: dict) -> str:
     """What was compiled, in a line."""
     said = report["description"]
-    what = {"automaton": _automaton, "turing": _turing, "subleq": _subleq}[said["kind"]](said)
+    what = {"automaton": _automaton, "turing": _turing, "subleq": _subleq, "pattern": _pattern, "induction": _induction}[
+        said["kind"]
+    ](said)
     return (
         f"{what}: {said['arch']}, {report['blocks']} block{'s' if report['blocks'] > 1 else ''}, {report['parameters']:,} parameters, "
         f"context {report['context']:,}"
@@ -26,7 +28,32 @@ def _subleq(said: dict) -> str:
     return f"SUBLEQ machine, {said['cells']} cells"
 
 
-def table(report: dict) -> Table:
+def _pattern(said: dict) -> str:
+    return f"attention {said['source']}" + (f" at rank {said['rank']}" if "rank" in said else "")
+
+
+def _induction(said: dict) -> str:
+    return f"induction over {len(said['tokens']):,} tokens"
+
+
+def tables(report: dict) -> list[Table]:
+    """What was tried; of a soft pattern, its errors by rank."""
+    return [*([_tried(report)] if report["results"] else []), *([_rank_curve(report)] if "apart" in report else [])]
+
+
+def _rank_curve(report: dict) -> Table:
+    """Largest error of any attention, and share of attention that is elsewhere."""
+    rows = []
+    for row in report["description"]["rank_curve"]:
+        cells = [row["naive"], row["completed"], row]
+        rows.append([str(row["rank"]), *(text for cell in cells for text in (f"{cell['max']:.4f}", f"{cell['mean']:.2%}"))])
+    for name, found in report["apart"].items():
+        rows.append([f"{name} weights", "", "", "", "", f"{found['max']:.4f}", f"{found['mean']:.2%}"])
+    ways = ["log SVD", "causal log SVD", "divergence"]
+    return ["rank", *(f"{way}: {what}" for way in ways for what in ("max", "moved"))], rows, title(report)
+
+
+def _tried(report: dict) -> Table:
     """A row per trial: prompts, answers asked for and wrong ones, and the smallest margin in each way of running it."""
     settings = list(dict.fromkeys((row["dtype"], row["attention"]) for row in report["results"]))
     trials = list(dict.fromkeys(row["trial"] for row in report["results"]))
@@ -40,6 +67,8 @@ def table(report: dict) -> Table:
 
 
 def notes(report: dict) -> list[str]:
+    if "apart" in report:
+        return [f"{'Certified' if report['certified'] else 'NOT certified'}: weights hold the factors, up to rounding."]
     off = ", ".join(f"{name} {value:.1e}" for name, value in report["off_mass"].items())
     return [
         f"Attention of heads by position beside their token, at most: {off}.",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stitch.errors import UsageError
-from stitch.synthesis.blueprint import Block, Blueprint, LookUp, Neurons, Select, all_of, allot, together
+from stitch.synthesis.blueprint import Block, Blueprint, LookUp, Neurons, Select, all_of, allot, sharp, together
 
 Channels = dict[str, Tensor]
 
@@ -52,7 +52,7 @@ def subleq(cells: int, context: int, frames: Sequence[Sequence[str]]) -> Bluepri
         return torch.cat([at[f"{name}_{part}"] for name in names for part in PARTS])
 
     def look_up(address: str, into: str) -> LookUp:
-        return LookUp(**_by_address(at, unit, address, bits), source=of("own"), into=of(into))
+        return LookUp(**_by_address(at, unit, address, bits, context), source=of("own"), into=of(into))
 
     place = torch.arange(context)
     counter, old = place // size * size - size + 2, place + 1 - size
@@ -135,7 +135,7 @@ def _signs(number: int, bits: int) -> Tensor:
     return torch.cat([signs, -signs])
 
 
-def _by_address(at: Channels, unit: Tensor, address: str, bits: int) -> dict:
+def _by_address(at: Channels, unit: Tensor, address: str, bits: int, context: int) -> dict:
     """The cell of the frame before whose address has these two digits: a match is 2 and the frame's bits, a miss 1 and they at
     most. The first token is half way between, found where there is no such cell."""
     rank = 32 + bits + 1
@@ -151,7 +151,7 @@ def _by_address(at: Channels, unit: Tensor, address: str, bits: int) -> dict:
     query_bias = torch.zeros(rank, dtype=torch.float64)
     query_bias[-1] = 1.0
     key[at["first"], -1] = bits + 1.5
-    return dict(query=query, query_bias=query_bias, key=key, gap=0.5)
+    return dict(query=query, query_bias=query_bias, key=sharp(0.5, context) * key)
 
 
 def _when(unit: Tensor, *conditions: Tensor, then: Tensor) -> Neurons:

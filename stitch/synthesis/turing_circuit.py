@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.errors import UsageError
-from stitch.synthesis.blueprint import Block, Blueprint, LookUp, Neurons, Select, all_of, allot, back, together
+from stitch.synthesis.blueprint import Block, Blueprint, LookUp, Neurons, Select, all_of, allot, back, sharp, together
 from stitch.synthesis.turing import BAR, EDGE, HALT, MOVES, STATES, SYMBOLS
 
 BOS = "<s>"
@@ -50,7 +50,7 @@ def turing_machine(window: int, context: int, specimens: list[str]) -> Blueprint
         for bank, offset in (("before", 1), ("twice", 2))
     ]
     found = LookUp(
-        **_rule_look_up(at, width),
+        **_rule_look_up(at, width, context),
         source=torch.cat([channels("before", "state", "under"), at["own_mark"]]),
         into=channels("rule", "state", "under", "mark"),
     )
@@ -78,7 +78,7 @@ def _bits(count: int) -> Float[Tensor, "count bits"]:
     return 1.0 - 2.0 * ((numbers[:, None] >> torch.arange((count - 1).bit_length())) & 1).double()
 
 
-def _rule_look_up(at: dict[str, Tensor], width: int) -> dict:
+def _rule_look_up(at: dict[str, Tensor], width: int, context: int) -> dict:
     """State and symbol under the head as 4 and 3 bits, ±1: 7 where all agree, 5 at most elsewhere. The last token of a rule has 2
     on top, and the first token 8 in all: found where no rule applies, or no head is near."""
     states, symbols = _bits(len(STATES)), _bits(len(SYMBOLS))
@@ -95,7 +95,7 @@ def _rule_look_up(at: dict[str, Tensor], width: int) -> dict:
     bias[-1] = 1.0
     key[at["own_mark"][: len(MOVES)], -1] = 2.0
     key[at["own_mark"][MARKS.index(BOS)], -1] = 8.0
-    return dict(query=query, query_bias=bias, key=key, gap=1.0)
+    return dict(query=query, query_bias=bias, key=sharp(1.0, context) * key)
 
 
 def _decide(at: dict[str, Tensor], width: int) -> Neurons:
