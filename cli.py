@@ -498,7 +498,9 @@ def _plain(name: str) -> str:
     return "-".join(part for part in Path(name).stem.replace(":", "-").split())
 
 
-compiler = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Write weights from a specification, with a certificate.")
+compiler = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Write weights from a specification, with a certificate."
+)
 app.add_typer(compiler, name="compile")
 CompiledFor = Annotated[str, typer.Option(help="gpt2 or llama: stock checkpoints of either.")]
 CompiledTo = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the checkpoint goes.")]
@@ -506,7 +508,9 @@ CompiledTo = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the chec
 
 @compiler.command()
 def automaton(
-    spec: Annotated[str, typer.Argument(metavar="REGEX|FILE.json", help="A regular expression, or a DFA, Moore or Mealy machine.")],
+    spec: Annotated[
+        str, typer.Argument(metavar="REGEX|FILE.json", help="A regular expression, or a DFA, Moore or Mealy machine.")
+    ],
     out: CompiledTo,
     arch: CompiledFor = "llama",
     mode: Annotated[
@@ -518,8 +522,12 @@ def automaton(
     ] = "stepwise",
     length: Annotated[int, typer.Option(help="Symbols of the longest string.")] = 512,
     dimension: Annotated[int, typer.Option(help="Of the vectors of vsa.")] = 64,
-    alphabet: Annotated[str | None, typer.Option(help="Symbols of a regular expression, where there are more than it names.")] = None,
-    normalise: Annotated[bool, typer.Option("--normalise", help="Determinise, complete and minimise the automaton first.")] = False,
+    alphabet: Annotated[
+        str | None, typer.Option(help="Symbols of a regular expression, where there are more than it names.")
+    ] = None,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="Determinise, complete and minimise the automaton first.")
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -544,12 +552,19 @@ def automaton(
 def machine(
     out: CompiledTo,
     kind: Annotated[
-        str, typer.Option(help="turing: runs any machine of up to 16 states and 8 symbols. subleq: programs that may rewrite themselves.")
+        str,
+        typer.Option(
+            help="turing: runs any machine of up to 16 states and 8 symbols. subleq: programs that may rewrite themselves."
+        ),
     ] = "turing",
-    arch: Annotated[str | None, typer.Option(help="gpt2 or llama. Default: llama; gpt2 for subleq, which runs on no other.")] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="gpt2 or llama. Default: llama; gpt2 for subleq, which runs on no other.")
+    ] = None,
     window: Annotated[int, typer.Option(help="Cells of a Turing machine's tape.")] = 32,
     cells: Annotated[int, typer.Option(help="Cells of subleq's memory.")] = 64,
-    context: Annotated[int, typer.Option(help="Tokens that the model takes: the program, and tapes or memories one after another.")] = 2048,
+    context: Annotated[
+        int, typer.Option(help="Tokens that the model takes: the program, and tapes or memories one after another.")
+    ] = 2048,
     device: Device = "auto",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -572,7 +587,11 @@ def machine(
 @compiler.command()
 def pattern(
     what: Annotated[
-        str, typer.Argument(metavar="PATTERN", help="previous, self, first, parent, offset:K, block:K, random:R, or a .json or .npy file.")
+        str,
+        typer.Argument(
+            metavar="PATTERN",
+            help="previous, self, first, parent, offset:K, block:K, random:R, or a .json or .npy file.",
+        ),
     ],
     out: CompiledTo,
     arch: CompiledFor = "gpt2",
@@ -585,7 +604,7 @@ def pattern(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """A head that has the attention asked for, whatever the tokens: on learned positions (gpt2) any, on RoPE (llama) fixed offsets.
+    """A head that has the attention asked for, whatever the tokens: any on learned positions (gpt2), offsets on RoPE (llama).
 
     A file holds a target for each query, or a matrix whose rows sum to 1.
     """
@@ -594,7 +613,15 @@ def pattern(
         from stitch.synthesis.compile import compile_pattern
 
         return compile_pattern(
-            what, out, arch=arch, length=length, rank=rank, seed=seed, device=device, overwrite=overwrite, progress=progress
+            what,
+            out,
+            arch=arch,
+            length=length,
+            rank=rank,
+            seed=seed,
+            device=device,
+            overwrite=overwrite,
+            progress=progress,
         )
 
     _print_certificate(_guarded(work, quiet=quiet, debug=debug), as_json)
@@ -605,7 +632,9 @@ def induction(
     out: CompiledTo,
     arch: CompiledFor = "llama",
     context: Annotated[int, typer.Option(help="Tokens that the model takes.")] = 512,
-    tokenizer: Annotated[str | None, typer.Option(help="A model whose vocabulary is used. Default: 26 letters.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A model whose vocabulary is used. Default: 26 letters.")
+    ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -627,7 +656,9 @@ def induction(
 @app.command()
 def certify(
     folder: Annotated[Path, typer.Argument(help="What `stitch compile` wrote.")],
-    tokens: Annotated[int, typer.Option(help="About how many to try of every kind, per dtype and attention.")] = 200_000,
+    tokens: Annotated[
+        int, typer.Option(help="About how many to try of every kind, per dtype and attention.")
+    ] = 200_000,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -653,8 +684,12 @@ def certify(
 @app.command()
 def run(
     folder: Annotated[Path, typer.Argument(help="What `stitch compile` wrote.")],
-    first: Annotated[str, typer.Argument(metavar="INPUT|PROGRAM.json", help="A string for an automaton; a program for a machine.")],
-    tape: Annotated[str | None, typer.Argument(metavar="[TAPE]", help="What a machine runs on. Default: the program's own.")] = None,
+    first: Annotated[
+        str, typer.Argument(metavar="INPUT|PROGRAM.json", help="A string for an automaton; a program for a machine.")
+    ],
+    tape: Annotated[
+        str | None, typer.Argument(metavar="[TAPE]", help="What a machine runs on. Default: the program's own.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Of a machine, at most.")] = 10_000,
     dtype: Dtype = "fp32",
     device: Device = "auto",

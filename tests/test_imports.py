@@ -31,7 +31,7 @@ HOMES = {
 }
 
 # Distributions whose name differs from the module they bring.
-DISTRIBUTIONS = {"ot": "pot", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"ot": "pot", "yaml": "pyyaml", "automata": "automata-lib"}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,13 @@ class OffsetHead:
     def profile(self, units: float) -> Profile:
         return Profile(units * self.weights, self.offset * self.frequencies)
 
+    def reach(self, limit: int) -> int:
+        """The longest window, up to `limit`, over which no other key comes nearer than half the gap."""
+        behind = torch.arange(1, limit - self.offset, dtype=torch.float64)
+        scores = (behind[:, None] * self.frequencies).cos() @ self.weights
+        near = (scores > 1 - self.gap / 2).nonzero()
+        return limit if not len(near) else self.offset + 1 + int(near[0])
+
     @property
     def tolerance(self) -> float:
         """By which factor lengths of keys may differ before another key can win half of the gap."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stitch.synthesis import checkpoint
 from stitch.synthesis.blueprint import Blueprint, Select
-from stitch.synthesis.build import heads_of
+from stitch.synthesis.build import heads_of, plane_head
 from stitch.synthesis.factorise import differences
 
 
@@ -26,6 +26,18 @@ def off_mass(folder: Path, blueprint: Blueprint, arch: str) -> dict[str, float]:
                     attention[rows, head.target] = 0.0
                     found[name] = max(found[name], float(attention.sum(1).max()))
     return found
+
+
+def safe_context(blueprint: Blueprint, arch: str) -> int:
+    """Tokens over which heads by position hold, by calculation, up to four times the context that they were compiled for: learned
+    positions end with it, RoPE's planes go on."""
+    if arch != "llama":
+        return blueprint.length
+    limit = 4 * blueprint.length
+    offsets = {head.offset for block in blueprint.blocks for head in block.heads if isinstance(head, Select)}
+    return min(
+        (plane_head(offset, blueprint.length).reach(limit) for offset in offsets if offset is not None), default=limit
+    )
 
 
 def apart(folder: Path, blueprint: Blueprint, pattern: Float[Tensor, "length length"]) -> dict[str, dict[str, float]]:

@@ -48,8 +48,12 @@ class Automaton:
     @property
     def said(self) -> dict[str, int]:
         """Every token that can be said, and the state that it stands for, by state."""
-        pairs = {word: state for row, words in zip(self.steps, self.says) for state, word in zip(row, words)}
-        return dict(sorted(pairs.items(), key=lambda pair: (pair[1], pair[0])))
+        pairs = {
+            (state, word)
+            for row, words in zip(self.steps, self.says, strict=True)
+            for state, word in zip(row, words, strict=True)
+        }
+        return {word: state for state, word in sorted(pairs)}
 
 
 def read_automaton(spec: str, *, alphabet: str | None = None, normalise: bool = False) -> Automaton:
@@ -75,7 +79,9 @@ def from_regex(expression: str, alphabet: str | None = None) -> Automaton:
     try:
         nfa = nfa_class.from_regex(expression, input_symbols=set(alphabet) if alphabet else None)
     except Exception as error:  # its errors share no class
-        raise UsageError(f"the regular expression {expression!r} must be one that automata-lib reads; {error}.") from error
+        raise UsageError(
+            f"the regular expression {expression!r} must be one that automata-lib reads; {error}."
+        ) from error
     if not nfa.input_symbols:
         raise UsageError(f"the regular expression {expression!r} must name a symbol; pass --alphabet.")
     return from_library(nfa)
@@ -101,26 +107,36 @@ def from_library(automaton: Any) -> Automaton:
 
 
 def from_description(found: Any, *, normalise: bool = False) -> Automaton:
-    """A JSON object: `transitions` {state: {symbol: state}}, `start`, and `accept` [state …] or `outputs` {state: output}; a Mealy
-    machine's transitions are {state: {symbol: [state, output]}}. A list of several states is an NFA's.
+    """A JSON object: `transitions` {state: {symbol: state}}, `start`, and `accept` [state …] or `outputs` {state: output}; the
+    transitions of a Mealy machine are {state: {symbol: [state, output]}}. A list of several states is an NFA's.
 
     Raises UsageError with everything that is wrong, and what helps.
     """
     needed = {"transitions", "start"}
-    if not isinstance(found, dict) or not needed <= set(found) or not set(found) <= {*needed, "accept", "outputs", "symbols", "about"}:
+    if (
+        not isinstance(found, dict)
+        or not needed <= set(found)
+        or not set(found) <= {*needed, "accept", "outputs", "symbols", "about"}
+    ):
         got = sorted(found) if isinstance(found, dict) else type(found).__name__
-        raise UsageError(f"an automaton needs transitions and start, and accept or outputs (symbols, about); got {got}.")
+        raise UsageError(
+            f"an automaton needs transitions and start, and accept or outputs (symbols, about); got {got}."
+        )
     transitions, start = found["transitions"], str(found["start"])
     accept = {str(state) for state in found.get("accept", [])}
     outputs = {str(state): str(output) for state, output in found.get("outputs", {}).items()}
     targets = [target for row in transitions.values() for target in row.values()]
     symbols = [str(s) for s in found.get("symbols") or dict.fromkeys(s for row in transitions.values() for s in row)]
     if accept or not (outputs or any(isinstance(target, list) for target in targets)):
-        nondeterministic = any(isinstance(target, list) for target in targets) or any("" in row for row in transitions.values())
+        nondeterministic = any(isinstance(target, list) for target in targets) or any(
+            "" in row for row in transitions.values()
+        )
         if normalise:
             return _normalised(transitions, symbols, start, accept)
         if nondeterministic:
-            raise UsageError(f"the automaton must be deterministic; it has steps to several states or without a symbol: {REMEDY}")
+            raise UsageError(
+                f"the automaton must be deterministic; it has steps to several states or without a symbol: {REMEDY}"
+            )
         steps = {str(q): {a: str(r) for a, r in row.items()} for q, row in transitions.items()}
         _check(steps, symbols, start, accept | set(outputs))
         _check_smallest(steps, symbols, start, {q: str(q in accept) for q in steps})
@@ -149,7 +165,9 @@ def _accepting(steps: Mapping[str, Mapping[str, str]], symbols: list[str], start
     return _numbered(steps, symbols, start, says)
 
 
-def _numbered(steps: Mapping[str, Mapping[str, str]], symbols: list[str], start: str, says: list[list[str]]) -> Automaton:
+def _numbered(
+    steps: Mapping[str, Mapping[str, str]], symbols: list[str], start: str, says: list[list[str]]
+) -> Automaton:
     states = list(steps)
     number = {state: index for index, state in enumerate(states)}
     return Automaton(
@@ -162,7 +180,7 @@ def _numbered(steps: Mapping[str, Mapping[str, str]], symbols: list[str], start:
 
 
 def _check(steps: Mapping[str, Mapping[str, str]], symbols: list[str], start: str, named: set[str]) -> None:
-    """Every state and symbol known, every step there, every state reached. Raises UsageError that names the first three of each."""
+    """Every state and symbol known, every step there, every state reached. Raises UsageError that names three of each at most."""
     wrong = []
     if not symbols or any(not symbol for symbol in symbols):
         wrong.append("symbols must be there and not empty")
@@ -185,7 +203,9 @@ def _check(steps: Mapping[str, Mapping[str, str]], symbols: list[str], start: st
         raise UsageError("the automaton has " + "; ".join(wrong))
 
 
-def _check_smallest(steps: Mapping[str, Mapping[str, str]], symbols: list[str], start: str, kind: Mapping[str, str]) -> None:
+def _check_smallest(
+    steps: Mapping[str, Mapping[str, str]], symbols: list[str], start: str, kind: Mapping[str, str]
+) -> None:
     """Raises UsageError when two states are never told apart. Source: Moore 1956."""
     classes, count = dict(kind), 0
     while len(set(classes.values())) > count:
@@ -194,7 +214,9 @@ def _check_smallest(steps: Mapping[str, Mapping[str, str]], symbols: list[str], 
         numbers = {row: str(index) for index, row in enumerate(dict.fromkeys(rows.values()))}
         classes = {q: numbers[row] for q, row in rows.items()}
     if count < len(steps):
-        same = next([q for q in steps if classes[q] == one] for one in classes.values() if list(classes.values()).count(one) > 1)
+        same = next(
+            [q for q in steps if classes[q] == one] for one in classes.values() if list(classes.values()).count(one) > 1
+        )
         raise UsageError(f"the automaton has duplicate states ({_some(same)} do the same); {REMEDY}")
 
 
@@ -210,8 +232,12 @@ def _normalised(transitions: Mapping[str, Any], symbols: list[str], start: str, 
     }
     states = {start, *accept, *moves, *(r for row in moves.values() for targets in row.values() for r in targets)}
     nfa = _automata().fa.nfa.NFA(
-        states=states, input_symbols=set(symbols), transitions={q: moves.get(q, {}) for q in states}, initial_state=start, final_states=accept,
-    )  # fmt: skip
+        states=states,
+        input_symbols=set(symbols),
+        transitions={q: moves.get(q, {}) for q in states},
+        initial_state=start,
+        final_states=accept,
+    )
     return from_library(nfa)
 
 
@@ -220,5 +246,7 @@ def _automata() -> Any:
         import automata.fa.dfa
         import automata.fa.nfa
     except ImportError:
-        raise UsageError("regular expressions and --normalise need automata-lib: pip install 'stitch-lm[automata]'.") from None
+        raise UsageError(
+            "regular expressions and --normalise need automata-lib: pip install 'stitch-lm[automata]'."
+        ) from None
     return automata

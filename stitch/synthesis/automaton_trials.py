@@ -29,7 +29,9 @@ def trials(automaton: Automaton, mode: str, length: int, tokens: int, seed: int)
     loops = [loop for size in range(1, LONGEST_LOOP + 1) for loop in itertools.product(symbols, repeat=size)][:count]
     rows = torch.tensor([list(itertools.islice(itertools.cycle(loop), length)) for loop in loops])
     yield _asked(f"loops of length {length:,}", automaton, mode, rows)
-    yield _asked(f"every step of every state, to length {length:,}", automaton, mode, torch.tensor([_tour(automaton, length)]))
+    yield _asked(
+        f"every step of every state, to length {length:,}", automaton, mode, torch.tensor([_tour(automaton, length)])
+    )
 
 
 def _tour(automaton: Automaton, length: int) -> list[int]:

@@ -59,7 +59,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """`tokens[0]` begins every prompt. Of the `specimens`, positions `asked` have an answer: by `unembedding` it gets 1, all others
+    """`tokens[0]` begins every prompt. Of the `specimens`, positions `asked` have an answer: `unembedding` gives it 1, other tokens
     `crosstalk` at most."""
 
     tokens: tuple[str, ...]
@@ -74,7 +74,7 @@ class Blueprint:
 
 
 def sharp(gap: float, length: int) -> float:
-    """What scores must be multiplied by so that the best, `gap` above all others, leaves them `OFF_MASS` of the attention at most."""
+    """What scores must be multiplied by so that the best, `gap` above all others, leaves `OFF_MASS` of the attention to them."""
     return math.log(length / OFF_MASS) / gap
 
 
@@ -86,7 +86,7 @@ def back(offset: int, length: int) -> Int64[Tensor, " length"]:
 def allot(**sizes: int) -> dict[str, Int64[Tensor, " size"]]:
     """Channels one after another, by name."""
     starts = torch.tensor([0, *sizes.values()]).cumsum(0).tolist()
-    return {name: torch.arange(start, start + size) for (name, size), start in zip(sizes.items(), starts)}
+    return {name: torch.arange(start, start + size) for (name, size), start in zip(sizes.items(), starts, strict=False)}
 
 
 def one_hots(channels: Channels, width: int) -> Float[Tensor, "channels d"]:

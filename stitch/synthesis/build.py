@@ -8,6 +8,7 @@ Contents    Llama: in the planes that turn least
 ReLU        Llama: SiLU of a steep gate, the value a bias. GPT-2: a steep GELU
 """
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ def build(blueprint: Blueprint, arch: str, *, tokenizer: Any = None) -> Model:
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     net = _filled(net, config)
-    model = Model("synthesis", net.eval(), tokenizer or tokenizer_of(blueprint.tokens), ANATOMIES[arch], Path("synthesis"))
+    model = Model(
+        "synthesis", net.eval(), tokenizer or tokenizer_of(blueprint.tokens), ANATOMIES[arch], Path("synthesis")
+    )
     _write(model, blueprint, places)
     return model
 
@@ -55,6 +58,13 @@ def build(blueprint: Blueprint, arch: str, *, tokenizer: Any = None) -> Model:
 def heads_of(blueprint: Blueprint, arch: str) -> list[list[Select | LookUp]]:
     """Per block, the heads as they are numbered in the model that `build` makes."""
     return _places(blueprint, arch).heads
+
+
+@functools.cache
+def plane_head(offset: int, length: int) -> OffsetHead:
+    """The head of a Llama that looks `offset` tokens back over `length`."""
+    frequencies = THETA ** -(torch.arange(0, HEAD, 2, dtype=torch.float64) / HEAD)
+    return offset_head(frequencies, offset, length)
 
 
 @dataclass(frozen=True)
@@ -86,12 +96,12 @@ def _places(blueprint: Blueprint, arch: str) -> _Places:
             if isinstance(head, Select) and not any(torch.equal(head.target, other) for other in targets):
                 targets.append(head.target)
     ranks = [head.query.shape[1] for block in blueprint.blocks for head in block.heads if isinstance(head, LookUp)]
-    size = max([bits, *ranks])
+    size = max([bits, *ranks]) + 1 & ~1  # even, as heads usually are
     heads = [_split(block.heads, size) for block in blueprint.blocks]
     count = max(max(len(of) for of in heads), 1)
     codes = tuple((target, d + 1 + 2 * bits * number) for number, target in enumerate(targets))
     used = d + 1 + 2 * bits * len(targets)
-    size = max(size, -(-used // count))
+    size = max(size, -(-used // count) + 1 & ~1)
     return _Places(count * size, heads, size, neurons, absorber=d, codes=codes)
 
 
@@ -145,7 +155,10 @@ def _config(blueprint: Blueprint, arch: str, places: _Places) -> PreTrainedConfi
 
 def _filled(net: Any, config: PreTrainedConfig) -> Any:
     """With norms' gains 1 and all else 0, buffers as the architecture has them."""
-    state = {name: torch.ones(value.shape) if _is_gain(name) else torch.zeros(value.shape) for name, value in net.state_dict().items()}
+    state = {
+        name: torch.ones(value.shape) if _is_gain(name) else torch.zeros(value.shape)
+        for name, value in net.state_dict().items()
+    }
     net = type(net)(config)
     net.load_state_dict(state)
     return net
@@ -176,7 +189,6 @@ class _Writer:
     def __init__(self, model: Model, blueprint: Blueprint, places: _Places) -> None:
         self.model, self.blueprint, self.places = model, blueprint, places
         self.d = blueprint.embedding.shape[1]
-        self.found: dict[int, OffsetHead] = {}
 
     def gain(self, stage: str, block: int, where: Bool[Tensor, "prompts positions"]) -> float:
         """What the norm multiplies streams by, the same `where` it matters. Raises StitchError where it differs."""
@@ -190,7 +202,9 @@ class _Writer:
         gains = norm.direction(x).norm(dim=1) / x.norm(dim=1)
         low, high = float(gains.min()), float(gains.max())
         if high > (1 + ALIKE) * low:
-            raise StitchError(f"streams at {stage} {block} must be equally long; norms multiply by {low:.4g} to {high:.4g}.")
+            raise StitchError(
+                f"streams at {stage} {block} must be equally long; norms multiply by {low:.4g} to {high:.4g}."
+            )
         return (low + high) / 2
 
     def wide(self, reads: Float[Tensor, "d n"]) -> Float[Tensor, "width n"]:
@@ -244,6 +258,7 @@ class _Writer:
                     f"heads must compare {rank} numbers over {self.blueprint.length:,} tokens; {2 * len(still)} dimensions turn "
                     "little enough: compile for a shorter context."
                 )
+        assert ours.q_bias is not None
         ours.q[:, number, dimensions] = (self.wide(head.query) / gain / ours.scale).float()
         ours.q_bias[number, dimensions] = (head.query_bias / ours.scale).float()
         ours.k[:, number, dimensions] = (self.wide(head.key) / gain).float()
@@ -261,9 +276,7 @@ class _Writer:
         ours, offset = weights.attention(self.model, block), head.offset
         if offset is None:
             raise UsageError("RoPE sees distances: targets must be a fixed number of tokens back; compile for gpt2.")
-        if offset not in self.found:
-            self.found[offset] = offset_head(weights.frequencies(self.model), offset, self.blueprint.length)
-        found = self.found[offset]
+        found = plane_head(offset, self.blueprint.length)
         clamped = offset > 1  # one back, the first token sees itself alone
         units = sharp(found.gap / 2 if clamped else found.gap, self.blueprint.length) / ours.scale
         amplitude, phase = (units * found.weights).sqrt(), offset * found.frequencies
@@ -284,7 +297,8 @@ class _Writer:
         assert read is not None and bias is not None
         read[:, :count] = (STEEP * self.wide(neurons.read) / gain).float()
         bias[:count] = (-STEEP * neurons.threshold).float()
-        if gated and ours.up_bias is not None:
+        if gated:
+            assert ours.up_bias is not None
             ours.up_bias[:count] = 1.0
         ours.down[:count] = (self.written(neurons.write) / STEEP).float()
 

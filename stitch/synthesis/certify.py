@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stitch.config import torch_device, torch_dtype
 from stitch.synthesis import checkpoint, kinds
-from stitch.synthesis.attention import apart, off_mass
+from stitch.synthesis.attention import apart, off_mass, safe_context
 from stitch.synthesis.build import MARGIN
 from stitch.synthesis.trials import outcome
 
@@ -33,9 +33,10 @@ def certify(
     blueprint = kinds.blueprint_of(description)
     trials = list(kinds.trials_of(description, tokens, seed))
     place = str(torch_device(device))
-    rows = []
+    rows, parameters = [], 0
     for dtype, attention in settings:
         net = checkpoint.load(folder, torch_dtype(dtype), attention, place)
+        parameters = sum(parameter.numel() for parameter in net.parameters())
         done, total = 0, sum(len(trial.ids) for trial in trials)
 
         def step(count: int, stage: str = f"{dtype}, {attention}", total: int = total) -> None:
@@ -62,12 +63,14 @@ def certify(
         "description": description,
         "context": blueprint.length,
         "blocks": len(blueprint.blocks),
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "parameters": parameters,
         "ideal": MARGIN,
         "results": rows,
         "margin": min((row["margin"] for row in rows), default=None),
         "certified": not any(row["wrong"] for row in rows),
+        "crosstalk": blueprint.crosstalk,
         "off_mass": off_mass(folder, blueprint, description["arch"]),
+        "safe_context": safe_context(blueprint, description["arch"]),
         "seed": seed,
     }
     if "matrix" in description:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -31,5 +32,7 @@ def save(model: Model, description: dict, folder: Path, *, overwrite: bool = Fal
 def load(folder: Path, dtype: torch.dtype, attention: str, device: str = "cpu") -> PreTrainedModel:
     """As anybody would: by transformers, with no code of ours."""
     logging.disable_progress_bar()
-    net = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False)
+    net: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+    )
     return net.to(device).eval()

@@ -137,7 +137,13 @@ def compile_induction(
 
     Raises UsageError where the vocabulary cannot be read, or has more bits than heads can compare over the context.
     """
-    description = {"kind": "induction", "arch": arch, "context": context, "tokens": list(LETTERS), "tokenizer": tokenizer}
+    description = {
+        "kind": "induction",
+        "arch": arch,
+        "context": context,
+        "tokens": list(LETTERS),
+        "tokenizer": tokenizer,
+    }
     loaded = None
     if tokenizer is not None:
         from transformers import AutoTokenizer

@@ -38,7 +38,12 @@ def factorise(pattern: Float[Tensor, "length length"], rank: int) -> tuple[Tenso
     q, k = completed(pattern, rank)
     q, k = q.contiguous().requires_grad_(), k.contiguous().requires_grad_()
     optimiser = torch.optim.LBFGS(
-        [q, k], max_iter=STEPS, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-12, tolerance_change=1e-14
+        [q, k],
+        max_iter=STEPS,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-12,
+        tolerance_change=1e-14,
     )
 
     def loss() -> Tensor:
@@ -67,7 +72,9 @@ def rank_curve(pattern: Float[Tensor, "length length"], rank: int) -> list[dict]
     ]
 
 
-def errors(pattern: Float[Tensor, "length length"], q: Float[Tensor, "length rank"], k: Float[Tensor, "length rank"]) -> dict:
+def errors(
+    pattern: Float[Tensor, "length length"], q: Float[Tensor, "length rank"], k: Float[Tensor, "length rank"]
+) -> dict:
     """Largest difference of any attention, and the share that is elsewhere, mean over rows (total variation)."""
     return differences(pattern, causal_softmax(q @ k.T))
 

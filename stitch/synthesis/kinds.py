@@ -52,9 +52,10 @@ def blueprint_of(description: dict) -> Blueprint:
             return subleq(cells, context, frames(counting, max((context - 1) // (cells + 2), 1)))
         case "pattern":
             pattern = pattern_of(description)
-            if pattern.targets is not None:
-                return hard_pattern(pattern.targets)
-            return soft_pattern(*factorise(pattern.matrix, description["rank"]))
+            if pattern.matrix is not None:
+                return soft_pattern(*factorise(pattern.matrix, description["rank"]))
+            assert pattern.targets is not None
+            return hard_pattern(pattern.targets)
         case "induction":
             return induction(tuple(description["tokens"]), description["context"])
     automaton, length = Automaton.from_json(description["automaton"]), description["length"]

@@ -29,18 +29,24 @@ def parallel(automaton: Automaton, length: int) -> Blueprint:
         )
     words = list(automaton.said)
     if len(words) > len(set(automaton.said.values())):
-        raise UsageError("--mode parallel says one word for each state; this machine's outputs depend on steps: use --mode stepwise.")
+        raise UsageError(
+            "--mode parallel says one word for each state; this machine's outputs depend on steps: use --mode stepwise."
+        )
     at = allot(window=states**2, earlier=states**2)
     width = 2 * states**2
     hot = {name: one_hots(channels, width).view(states, states, width) for name, channels in at.items()}
 
     every = torch.arange(states)
-    doing = [every, *(torch.tensor([row[symbol] for row in automaton.steps]) for symbol in range(len(automaton.symbols)))]
+    doing = [
+        every,
+        *(torch.tensor([row[symbol] for row in automaton.steps]) for symbol in range(len(automaton.symbols))),
+    ]
     doing += [every] * len(words)
     embedding = torch.stack([hot["window"][every, does].sum(0) for does in doing])
     neurons = _compose(hot["earlier"], hot["window"])
     blocks = tuple(
-        Block((Select(back(2**block, context), at["window"], at["earlier"]),), neurons) for block in range(_depth(length))
+        Block((Select(back(2**block, context), at["window"], at["earlier"]),), neurons)
+        for block in range(_depth(length))
     )
     unembedding = torch.zeros(width, len(doing), dtype=torch.float64)
     first_word = 1 + len(automaton.symbols)
@@ -49,7 +55,13 @@ def parallel(automaton: Automaton, length: int) -> Blueprint:
     specimens = torch.randint(1, first_word, (8, min(context, 32)), generator=generator)
     specimens[:, 0] = 0
     return Blueprint(
-        tokens_of(automaton), embedding, blocks, unembedding, context, specimens, torch.ones_like(specimens, dtype=torch.bool)
+        tokens_of(automaton),
+        embedding,
+        blocks,
+        unembedding,
+        context,
+        specimens,
+        torch.ones_like(specimens, dtype=torch.bool),
     )
 
 
@@ -62,7 +74,7 @@ def _compose(earlier: Tensor, window: Tensor) -> Neurons:
 
     Sums that should be 0 or 1 are drawn to them, so that errors don't double with every block.
     """
-    states, _, width = window.shape
+    states = len(window)
     q, r, s = (index.flatten() for index in torch.meshgrid(*[torch.arange(states)] * 3, indexing="ij"))
     both, to = earlier[q, r] + window[r, s], window[q, s]
     count = len(to)

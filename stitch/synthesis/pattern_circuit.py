@@ -21,7 +21,16 @@ def hard_pattern(targets: Int64[Tensor, " length"]) -> Blueprint:
 def soft_pattern(q: Float[Tensor, "length rank"], k: Float[Tensor, "length rank"]) -> Blueprint:
     """Attention is the causal softmax of q kᵀ, whatever the tokens are; learned positions hold both."""
     length, rank = q.shape
-    at = allot(own=len(TOKENS), attended=len(TOKENS), query=rank, query_minus=rank, key=rank, key_minus=rank, filler=1, filler_minus=1)
+    at = allot(
+        own=len(TOKENS),
+        attended=len(TOKENS),
+        query=rank,
+        query_minus=rank,
+        key=rank,
+        key_minus=rank,
+        filler=1,
+        filler_minus=1,
+    )
     width = sum(map(len, at.values()))
     # As much of keys and queries each, whatever their size; negations keep the mean at 0, a filler all positions equally long.
     size = (q.norm() / k.norm()).sqrt()
@@ -47,7 +56,14 @@ def _copying(at: dict[str, Tensor], head: Select | LookUp, length: int, position
     asked = torch.ones_like(specimens, dtype=torch.bool)
     asked[:, 1:] = isinstance(head, Select)  # soft attention says no one token
     return Blueprint(
-        TOKENS, unit[at["own"]], (Block((head,)),), unit[:, at["attended"]], length, specimens, asked, positions=positions
+        TOKENS,
+        unit[at["own"]],
+        (Block((head,)),),
+        unit[:, at["attended"]],
+        length,
+        specimens,
+        asked,
+        positions=positions,
     )
 
 

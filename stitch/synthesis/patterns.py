@@ -23,8 +23,8 @@ class Pattern:
 
 
 def read_pattern(what: str, length: int, seed: int = 0) -> Pattern:
-    """`offset:K` looks K tokens back, `block:K` at the first of every K tokens, `parent` at token i // 2, `random:R` is the softmax
-    of random scores of rank R. Files hold a list of targets, or a list of rows, of `length`.
+    """`offset:K` looks K tokens back, `block:K` at the first of every K tokens, `parent` at token i // 2; `random:R` is the
+    softmax of random scores of rank R. Files hold `length` targets, or as many rows of a matrix.
 
     Raises UsageError with what is wrong.
     """
@@ -63,17 +63,26 @@ def _from_file(path: Path, length: int) -> Pattern:
     if not path.is_file():
         raise UsageError(f"the pattern must be {NAMES}; there is no {path}.")
     try:
-        found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.array(json.loads(path.read_text(encoding="utf-8")))
+        found = (
+            np.load(path, allow_pickle=False)
+            if path.suffix == ".npy"
+            else np.array(json.loads(path.read_text(encoding="utf-8")))
+        )
     except ValueError as error:
         raise StitchError(f"{path} must hold a list of numbers or of rows; {error}.") from error
     if found.dtype.kind not in "iuf" or found.ndim not in (1, 2) or set(found.shape) != {length}:
-        raise UsageError(f"{path} must hold {length:,} targets or {length:,} rows of as many numbers; got {found.dtype} {found.shape}: pass --length.")
+        raise UsageError(
+            f"{path} must hold {length:,} targets or {length:,} rows of as many numbers; got {found.dtype} {found.shape}: "
+            "pass --length."
+        )
     if found.ndim == 1:
         targets = torch.from_numpy(found.astype(np.int64))
         wrong = (targets < 0) | (targets > torch.arange(length))
         if wrong.any():
             place = int(wrong.nonzero()[0])
-            raise UsageError(f"targets must be causal, 0 to the query's own place; that of {place} is {int(targets[place])}.")
+            raise UsageError(
+                f"targets must be causal, 0 to the query's own place; that of {place} is {int(targets[place])}."
+            )
         return Pattern(targets, None)
     return _soft(torch.from_numpy(found).double())
 
@@ -85,7 +94,9 @@ def _soft(matrix: Float[Tensor, "length length"]) -> Pattern:
     if (matrix < 0).any():
         raise UsageError(f"attention must not be negative; the pattern holds {float(matrix.min()):.3g}.")
     if (later := float(matrix.triu(1).sum())) > 1e-6:
-        raise UsageError(f"the pattern must be causal; {later:.3g} of its mass is on later tokens: mask and normalise it.")
+        raise UsageError(
+            f"the pattern must be causal; {later:.3g} of its mass is on later tokens: mask and normalise it."
+        )
     off = (matrix.sum(1) - 1).abs()
     if float(off.max()) > 1e-4:
         row = int(off.argmax())

@@ -12,7 +12,9 @@ def words(machine: dict, string: Sequence[int]) -> list[str]:
     return said
 
 
-def run(rules: Sequence[tuple[str, str, str, str, str]], start: str, cells: Sequence[str], head: int) -> Iterator[tuple[str, list[str], int]]:
+def run(
+    rules: Sequence[tuple[str, str, str, str, str]], start: str, cells: Sequence[str], head: int
+) -> Iterator[tuple[str, list[str], int]]:
     """State, cells and head of a Turing machine at first and after each step, until it halts or leaves its cells.
 
     The last is ("halt" or "edge", cells, head).

@@ -6,12 +6,16 @@ Table = tuple[list[str], list[list[str]], str]
 def title(report: dict) -> str:
     """What was compiled, in a line."""
     said = report["description"]
-    what = {"automaton": _automaton, "turing": _turing, "subleq": _subleq, "pattern": _pattern, "induction": _induction}[
-        said["kind"]
-    ](said)
+    what = {
+        "automaton": _automaton,
+        "turing": _turing,
+        "subleq": _subleq,
+        "pattern": _pattern,
+        "induction": _induction,
+    }[said["kind"]](said)
     return (
-        f"{what}: {said['arch']}, {report['blocks']} block{'s' if report['blocks'] > 1 else ''}, {report['parameters']:,} parameters, "
-        f"context {report['context']:,}"
+        f"{what}: {said['arch']}, {report['blocks']} block{'s' if report['blocks'] > 1 else ''}, "
+        f"{report['parameters']:,} parameters, context {report['context']:,}"
     )
 
 
@@ -46,10 +50,12 @@ def _rank_curve(report: dict) -> Table:
     rows = []
     for row in report["description"]["rank_curve"]:
         cells = [row["naive"], row["completed"], row]
-        rows.append([str(row["rank"]), *(text for cell in cells for text in (f"{cell['max']:.4f}", f"{cell['mean']:.2%}"))])
+        rows.append(
+            [str(row["rank"]), *(text for cell in cells for text in (f"{cell['max']:.4f}", f"{cell['mean']:.2%}"))]
+        )
     for name, found in report["apart"].items():
         rows.append([f"{name} weights", "", "", "", "", f"{found['max']:.4f}", f"{found['mean']:.2%}"])
-    ways = ["log SVD", "causal log SVD", "divergence"]
+    ways = ["SVD", "causal SVD", "fitted"]
     return ["rank", *(f"{way}: {what}" for way in ways for what in ("max", "moved"))], rows, title(report)
 
 
@@ -60,7 +66,7 @@ def _tried(report: dict) -> Table:
     found = {(row["trial"], row["dtype"], row["attention"]): row for row in report["results"]}
     rows = []
     for trial in trials:
-        of = [found[trial, *setting] for setting in settings]
+        of = [found[(trial, *setting)] for setting in settings]
         counts = [of[0]["prompts"], of[0]["asked"], sum(row["wrong"] for row in of)]
         rows.append([trial, *(f"{count:,}" for count in counts), *(f"{row['margin']:.3f}" for row in of)])
     return ["", "prompts", "answers", "wrong", *(" ".join(setting) for setting in settings)], rows, title(report)
@@ -70,8 +76,10 @@ def notes(report: dict) -> list[str]:
     if "apart" in report:
         return [f"{'Certified' if report['certified'] else 'NOT certified'}: weights hold the factors, up to rounding."]
     off = ", ".join(f"{name} {value:.1e}" for name, value in report["off_mass"].items())
+    alike = f", {report['crosstalk']:.2f} of the answer's before" if report["crosstalk"] > 0 else ""
     return [
-        f"Attention of heads by position beside their token, at most: {off}.",
+        f"Attention of heads by position beside their token, at most: {off}; they hold to {report['safe_context']:,} tokens.",
+        f"Logits are scaled so that the best of others is {report['ideal']:g} below the answer's{alike}.",
         f"{'Certified' if report['certified'] else 'NOT certified'}: smallest margin {report['margin']:.3f}, "
         f"{report['margin'] / report['ideal']:.1%} of what it is without any error.",
     ]

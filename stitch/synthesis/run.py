@@ -20,7 +20,9 @@ from stitch.synthesis.turing import BAR, EDGE, HALT, Names, Turing, frame_text, 
 from stitch.synthesis.turing_circuit import TOKENS, ids_of
 
 
-def trace(folder: Path, first: str, tape: str | None, *, steps: int, dtype: str = "fp32", device: str = "auto") -> Iterator[str]:
+def trace(
+    folder: Path, first: str, tape: str | None, *, steps: int, dtype: str = "fp32", device: str = "auto"
+) -> Iterator[str]:
     """Lines of what the checkpoint does with `first`: an automaton's input, or the file of a machine's program.
 
     Raises: UsageError for an input or a program that the checkpoint cannot run; StitchError where it writes what is no frame.
@@ -78,15 +80,21 @@ def run_turing(net: Any, description: dict, machine: Turing, tape: str, steps: i
     symbols = {short: own for own, short in names.symbols.items()}
 
     def readable(tokens: Sequence[str]) -> str:
-        return "".join(f"[{states[letter]}]" if letter in states else symbols.get(letter, "") for letter in "".join(tokens))
+        return "".join(
+            f"[{states[letter]}]" if letter in states else symbols.get(letter, "") for letter in "".join(tokens)
+        )
 
     yield f"{0:>6}  {readable(frame)}"
-    for step, said in enumerate(_frames(net, ids_of(program), ids_of(frame)[1:], context, TOKENS, (HALT, EDGE), steps), 1):
+    for step, said in enumerate(
+        _frames(net, ids_of(program), ids_of(frame)[1:], context, TOKENS, (HALT, EDGE), steps), 1
+    ):
         if said[-1] in (HALT, EDGE):
             yield "halts" if said[-1] == HALT else "leaves the window"
             return
         if said[-1] != BAR:
-            raise StitchError(f"the model must end every tape with {BAR}; it wrote {''.join(said)!r}: certify the checkpoint.")
+            raise StitchError(
+                f"the model must end every tape with {BAR}; it wrote {''.join(said)!r}: certify the checkpoint."
+            )
         yield f"{step:>6}  {readable(said)}"
     yield "goes on"
 
@@ -105,7 +113,9 @@ def run_subleq(net: Any, description: dict, program: Program, steps: int) -> Ite
             ends = "halts"
             break
         if len(said) != len(before) or said[1][0] != "@":
-            raise StitchError(f"the model must write a memory of {cells} cells; it wrote {''.join(said)!r}: certify the checkpoint.")
+            raise StitchError(
+                f"the model must write a memory of {cells} cells; it wrote {''.join(said)!r}: certify the checkpoint."
+            )
         changed = [f"[{place:02x}] {said[2 + place]}" for place in range(cells) if said[2 + place] != before[2 + place]]
         went = [f"out {said[0]}"] if said[0] != "." else []
         yield f"{step:>6}  {said[1]}  {'  '.join([*changed, *went])}".rstrip()
@@ -120,8 +130,8 @@ def _frames(
     size, ids, done = len(frame), prompt + frame, 0
     if len(ids) + size > context:
         raise UsageError(
-            f"the program and two frames of {size} tokens must fit the context of {context:,}; they take {len(ids) + size:,}: compile "
-            "with a larger --context."
+            f"the program and two frames of {size} tokens must fit the context of {context:,}; they take {len(ids) + size:,}: "
+            "compile with a larger --context."
         )
     stop = [tokens.index(end) for end in ends]
     while done < steps:

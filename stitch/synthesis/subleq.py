@@ -19,7 +19,9 @@ class Program:
     def filled(self, cells: int) -> list[int]:
         """With zeros to the end of memory. Raises UsageError where it is larger."""
         if len(self.memory) > cells:
-            raise UsageError(f"the checkpoint has {cells} cells; this program has {len(self.memory)}: compile with a larger --cells.")
+            raise UsageError(
+                f"the checkpoint has {cells} cells; this program has {len(self.memory)}: compile with a larger --cells."
+            )
         return [*self.memory, *[0] * (cells - len(self.memory))]
 
 
@@ -32,10 +34,14 @@ def read_subleq(path: Path) -> Program:
     except ValueError as error:
         raise StitchError(f"{path} must be JSON; {error}.") from error
     if not isinstance(found, dict) or "memory" not in found or not set(found) <= {"memory", "about"}:
-        raise UsageError(f"a SUBLEQ program needs memory (and about); got {sorted(found) if isinstance(found, dict) else found}.")
+        raise UsageError(
+            f"a SUBLEQ program needs memory (and about); got {sorted(found) if isinstance(found, dict) else found}."
+        )
     wrong = [cell for cell in found["memory"] if not (isinstance(cell, int) and -128 <= cell <= 255)]
     if wrong or not found["memory"]:
-        raise UsageError(f"cells must be numbers from -128 to 255, one or more; got {', '.join(map(str, wrong[:3])) or 'none'}.")
+        raise UsageError(
+            f"cells must be numbers from -128 to 255, one or more; got {', '.join(map(str, wrong[:3])) or 'none'}."
+        )
     return Program(found.get("about", ""), tuple(cell % 256 for cell in found["memory"]))
 
 

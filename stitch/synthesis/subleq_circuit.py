@@ -7,8 +7,9 @@ in it, and its number.
 
 Streams stay equally long: what a neuron finds out has a channel that is 1 until then, and 0 afterwards.
 
-Block 0 fetches the counter, and the cell that is to be written next. Block 1 looks a, b and c up; neurons compare b with that cell's
-address. Block 2 looks up what a and b point to; neurons subtract digit by digit. Block 3 decides. Source: Mavaddat & Parhami 1988.
+Block 0 fetches the counter, and the cell that is to be written next. Block 1 looks a, b and c up; neurons compare b with the
+address of that cell. Block 2 looks up what a and b point to; neurons subtract digit by digit. Block 3 decides.
+Source of the instruction: Mavaddat & Parhami 1988.
 """
 
 from collections.abc import Sequence
@@ -115,7 +116,9 @@ def _digits(at: Channels, unit: Tensor, name: str, value: int | None) -> Tensor:
 
 def _positions(at: Channels, unit: Tensor, context: int, size: int, bits: int) -> Tensor:
     """A place holds a token of one slot and writes the next: what goes out, the counter, or a cell. The first is in no frame."""
-    unknown = sum(unit[at[flag][0]] for flag in FLAGS) + sum(unit[at[name][NONE]] for name in ("low", "kept", "borrowed"))
+    unknown = sum(unit[at[flag][0]] for flag in FLAGS) + sum(
+        unit[at[name][NONE]] for name in ("low", "kept", "borrowed")
+    )
     rows = []
     for place in range(context):
         frame, slot = divmod(place, size)  # of the token that is written here
@@ -169,14 +172,21 @@ def _compare(at: Channels, unit: Tensor, cells: int) -> Neurons:
     found = [
         _when(unit, unit[at["b_high"][15]], unit[at["b_low"][15]], then=_yes(at, unit, "out")),
         *(
-            _when(unit, unit[at[f"next_{part}"][:NONE]], unit[at[f"b_{part}"][:NONE]], then=_yes(at, unit, f"hit_{part}").expand(16, -1))
+            _when(
+                unit,
+                unit[at[f"next_{part}"][:NONE]],
+                unit[at[f"b_{part}"][:NONE]],
+                then=_yes(at, unit, f"hit_{part}").expand(16, -1),
+            )
             for part in PARTS
         ),
     ]
     high, low = divmod(cells, 16)
     found.append(_when(unit, unit[at["c_high"][:high]].sum(0), then=_yes(at, unit, "c_there")))
     if low:
-        found.append(_when(unit, unit[at["c_high"][high]], unit[at["c_low"][:low]].sum(0), then=_yes(at, unit, "c_there")))
+        found.append(
+            _when(unit, unit[at["c_high"][high]], unit[at["c_low"][:low]].sum(0), then=_yes(at, unit, "c_there"))
+        )
     return together(*found)
 
 
@@ -232,10 +242,15 @@ def _count(at: Channels, unit: Tensor) -> Neurons:
     ]
     for jump in jumps:
         found.append(_when(unit, now, inside, *jump, missing, then=halts))
-        found += [_when(unit, now, inside, *jump, there, unit[at[f"c_{part}"][:NONE]], then=_said(at, unit, part)) for part in PARTS]
+        found += [
+            _when(unit, now, inside, *jump, there, unit[at[f"c_{part}"][:NONE]], then=_said(at, unit, part))
+            for part in PARTS
+        ]
     for case in goes_on:
         found.append(_when(unit, now, *case, unit[at["at_pc3_high"][NONE]], then=halts))
-        found += [_when(unit, now, *case, unit[at[f"at_pc3_{part}"][:NONE]], then=_said(at, unit, part)) for part in PARTS]
+        found += [
+            _when(unit, now, *case, unit[at[f"at_pc3_{part}"][:NONE]], then=_said(at, unit, part)) for part in PARTS
+        ]
     return together(*found)
 
 

@@ -9,7 +9,7 @@ from stitch.errors import UsageError
 
 
 def tokenizer_of(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
-    """`tokens[0]` begins every text; text that holds anything else is an error when it is encoded. Raises UsageError where two are the same."""
+    """`tokens[0]` begins every text; what is no token is an error when encoded. Raises UsageError where two are the same."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     if len(set(tokens)) < len(tokens):

@@ -32,7 +32,9 @@ class Turing:
 
     @property
     def symbols(self) -> list[str]:
-        return list(dict.fromkeys([self.blank, *self.tape, *(symbol for rule in self.rules for symbol in (rule[1], rule[2]))]))
+        return list(
+            dict.fromkeys([self.blank, *self.tape, *(symbol for rule in self.rules for symbol in (rule[1], rule[2]))])
+        )
 
 
 def read_turing(path: Path) -> Turing:
@@ -51,15 +53,24 @@ def read_turing(path: Path) -> Turing:
 def from_description(found: Mapping[str, Any]) -> Turing:
     known = {"start", "blank", "rules", "tape", "head", "about", "kind"}
     if not {"start", "blank", "rules"} <= set(found) <= known:
-        raise UsageError(f"a Turing machine needs start, blank and rules (tape, head, about); got {', '.join(sorted(found))}.")
+        raise UsageError(
+            f"a Turing machine needs start, blank and rules (tape, head, about); got {', '.join(sorted(found))}."
+        )
     rules = []
     for state, row in found["rules"].items():
         for symbol, rule in row.items():
             if not (isinstance(rule, list) and len(rule) == 3 and rule[1] in MOVES and len(str(rule[0])) == 1):
-                raise UsageError(f"a rule must be [symbol to write, L, R or S, next state]; that of ({state}, {symbol}) is {rule}.")
+                raise UsageError(
+                    f"a rule must be [symbol to write, L, R or S, next state]; that of ({state}, {symbol}) is {rule}."
+                )
             rules.append((state, symbol, *map(str, rule)))
     return Turing(
-        found.get("about", ""), str(found["start"]), str(found["blank"]), tuple(rules), found.get("tape", ""), found.get("head", 0)
+        found.get("about", ""),
+        str(found["start"]),
+        str(found["blank"]),
+        tuple(rules),
+        found.get("tape", ""),
+        found.get("head", 0),
     )
 
 
@@ -85,8 +96,10 @@ class Names:
             raise UsageError(f"the tape may hold {' '.join(symbols)}; got {', '.join(strange)}.")
         for kind, own, names in (("states", states, STATES), ("symbols", symbols, SYMBOLS)):
             if len(own) > len(names):
-                raise UsageError(f"the checkpoint runs machines of {len(names)} {kind} at most; this one has {len(own)}.")
-        return cls(dict(zip(states, STATES)), dict(zip(symbols, SYMBOLS)))
+                raise UsageError(
+                    f"the checkpoint runs machines of {len(names)} {kind} at most; this one has {len(own)}."
+                )
+        return cls(dict(zip(states, STATES, strict=False)), dict(zip(symbols, SYMBOLS, strict=False)))
 
 
 def program_text(machine: Turing, names: Names, order: Sequence[int] | None = None) -> str:
@@ -111,7 +124,9 @@ def frame_text(names: Names, cells: Sequence[str], head: int, state: str) -> str
 def laid_out(machine: Turing, tape: str, window: int, head: int) -> tuple[list[str], int]:
     """The tape in the middle of the window, and where the head is. Raises UsageError where it is too long."""
     if len(tape) > window or not 0 <= head < max(len(tape), 1):
-        raise UsageError(f"the tape must fit a window of {window} cells with the head on it; got {len(tape)} cells, head {head}.")
+        raise UsageError(
+            f"the tape must fit a window of {window} cells with the head on it; got {len(tape)} cells, head {head}."
+        )
     left = (window - len(tape)) // 2
     cells = [machine.blank] * left + list(tape)
     return cells + [machine.blank] * (window - len(cells)), left + head

@@ -1,8 +1,8 @@
 """A universal machine in two blocks: the prompt holds the rules of any Turing machine and its tape, every line says the next.
 
-Tokens are A0 … P7 (a state on a symbol), 0 … 7 (cells), moves, the bar that ends a tape, ! (halts) and # (leaves the window). A rule is
-three tokens, `A0 B1 >`. Block 0 brings every token the two before it, and the three cells one tape earlier from which the next
-cell follows. Block 1 looks the rule up that belongs to the state and symbol among them; its neurons decide the next cell.
+Tokens are A0 … P7 (a state on a symbol), 0 … 7 (cells), moves, the bar that ends a tape, ! (halts) and # (leaves the window).
+A rule is three tokens, `A0 B1 >`. Block 0 brings every token the two before it, and the three cells one tape earlier from which
+the next cell follows. Block 1 looks the rule up for the state and symbol among them; its neurons decide the next cell.
 """
 
 import torch

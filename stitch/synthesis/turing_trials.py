@@ -4,9 +4,9 @@ import random
 from collections.abc import Iterator
 
 from stitch.synthesis import reference
-from stitch.synthesis.turing_circuit import BAR, ID, ids_of
 from stitch.synthesis.trials import Trial, padded
 from stitch.synthesis.turing import EDGE, HALT, MOVES, STATES, SYMBOLS, Names, Turing, frame_text, program_text
+from stitch.synthesis.turing_circuit import BAR, ID, ids_of
 
 
 def trials(window: int, context: int, tokens: int, seed: int) -> Iterator[Trial]:
@@ -34,7 +34,9 @@ def random_machine(generator: random.Random) -> Turing:
     return Turing("", states[0], symbols[0], tuple(rules), symbols, 0)
 
 
-def texts(machine: Turing, cells: list[str], head: int, context: int, generator: random.Random | None = None) -> list[str]:
+def texts(
+    machine: Turing, cells: list[str], head: int, context: int, generator: random.Random | None = None
+) -> list[str]:
     """The whole run, as often begun again from its last tape as the context asks for; with a generator, rules in random order."""
     names = Names.of(machine, "")
     order = list(range(len(machine.rules)))
