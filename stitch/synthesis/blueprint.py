@@ -59,7 +59,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """`tokens[0]` begins every prompt. Of the `specimens`, positions `asked` have an answer: `unembedding` gives it 1, other tokens
+    """`tokens[0]` begins every prompt. Of the `specimens`, positions `asked` have an answer: `unembedding` gives it 1, others
     `crosstalk` at most."""
 
     tokens: tuple[str, ...]

@@ -195,7 +195,7 @@ class _Writer:
         caught: list[Tensor] = []
         module = weights.norm_module(self.model, stage, block)
         hook = module.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].double()))
-        self.model.net(self.blueprint.specimens)
+        self.model.body(self.blueprint.specimens)
         hook.remove()
         x = caught[0][where]
         norm = weights.norm(self.model, stage, block)

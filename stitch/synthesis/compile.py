@@ -16,7 +16,7 @@ from stitch.synthesis.pattern_circuit import TOKENS as LETTERS
 from stitch.synthesis.patterns import read_pattern
 
 MACHINES = {"turing": "llama", "subleq": "gpt2"}  # and what they are compiled for if nothing else is said
-FIRST_TOKENS = 20_000  # of the certificate that comes with compiling
+FIRST_TOKENS = 10_000  # of the certificate that comes with compiling
 Progress = Callable[[str, int, int], None]
 
 

@@ -25,7 +25,7 @@ def induction(tokens: tuple[str, ...], length: int) -> Blueprint:
         query=unit[:, at["own"][:bits]], query_bias=none, key=sharp(2.0, length) * unit[:, at["before"][:bits]],
         source=at["own"], into=at["following"],
     )  # fmt: skip
-    ids, asked = repeated(len(tokens), length, 4, seed=0)
+    ids, asked = repeated(len(tokens), min(length, 64), 4, seed=0)
     return Blueprint(
         tokens=tokens,
         embedding=codes @ unit[at["own"]],

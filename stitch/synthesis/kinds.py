@@ -43,7 +43,7 @@ def blueprint_of(description: dict) -> Blueprint:
     match description["kind"]:
         case "turing":
             window, context = description["window"], description["context"]
-            drawn = turing_trials.random_machine(generator)
+            drawn = turing_trials.random_machine(generator, min(turing_trials.most_rules(window, context), 16))
             cells = generator.choices(drawn.symbols, k=window)
             return turing_machine(window, context, turing_trials.texts(drawn, cells, window // 2, context)[:1])
         case "subleq":

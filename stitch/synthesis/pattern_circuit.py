@@ -51,7 +51,7 @@ def soft_pattern(q: Float[Tensor, "length rank"], k: Float[Tensor, "length rank"
 def _copying(at: dict[str, Tensor], head: Select | LookUp, length: int, positions: Tensor | None = None) -> Blueprint:
     width = sum(map(len, at.values()))
     unit = torch.eye(width, dtype=torch.float64)
-    specimens = torch.randint(1, len(TOKENS), (4, length), generator=torch.Generator().manual_seed(0))
+    specimens = torch.randint(1, len(TOKENS), (1, length), generator=torch.Generator().manual_seed(0))
     specimens[:, 0] = 0
     asked = torch.ones_like(specimens, dtype=torch.bool)
     asked[:, 1:] = isinstance(head, Select)  # soft attention says no one token

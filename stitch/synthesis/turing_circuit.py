@@ -27,7 +27,7 @@ def turing_machine(window: int, context: int, specimens: list[str]) -> Blueprint
     if window < FEWEST_CELLS:
         raise UsageError(f"--window must be {FEWEST_CELLS} cells or more; got {window}.")
     if context < 3 * (window + 1):
-        raise UsageError(f"--context must hold rules and two tapes of {window} cells; got {context}.")
+        raise UsageError(f"--context must hold a program and two tapes of {window} cells; got {context}.")
     banks = {f"{bank}_{part}": size for bank in ("own", "left", "centre", "right") for part, size in SIZES.items()}
     before = {f"{bank}_{part}": SIZES[part] for bank in ("before", "twice") for part in ("state", "under")}
     rule = {f"rule_{part}": SIZES[part] for part in ("state", "under", "mark")}

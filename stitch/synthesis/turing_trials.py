@@ -14,14 +14,20 @@ def trials(window: int, context: int, tokens: int, seed: int) -> Iterator[Trial]
     generator = random.Random(seed)
     rows: list[str] = []
     while len(rows) * context < tokens:
-        drawn = random_machine(generator)
+        drawn = random_machine(generator, most_rules(window, context))
         cells = generator.choices(drawn.symbols, k=window)
         rows += texts(drawn, cells, generator.randrange(window), context, generator)[:8]
     ids = [ids_of(text)[:context] for text in rows]
     yield padded("random machines", ids, [answers(row, window) for row in ids])
 
 
-def random_machine(generator: random.Random) -> Turing:
+def most_rules(window: int, context: int) -> int:
+    """That fit the context beside two tapes."""
+    return (context - 2 - 2 * (window + 1)) // 3
+
+
+def random_machine(generator: random.Random, most: int) -> Turing:
+    """Of up to `most` rules."""
     states = STATES[: generator.randint(1, len(STATES))]
     symbols = SYMBOLS[: generator.randint(2, len(SYMBOLS))]
     kept = generator.choice([0.7, 0.95, 1.0])
@@ -31,6 +37,7 @@ def random_machine(generator: random.Random) -> Turing:
         for a in symbols
         if generator.random() < kept
     ]
+    rules = generator.sample(rules, min(len(rules), most))
     return Turing("", states[0], symbols[0], tuple(rules), symbols, 0)
 
 
