@@ -1,0 +1,385 @@
+"""What compiled circuits cost and how far they hold: one JSON line per part, and two pictures with `--figure`.
+
+    random      1,000 random automata, up to 16 states and 8 symbols, per architecture; a null: the answers of another automaton
+    sizes       one automaton of every size: parameters, seconds, margin at a length of 1,000, fp32 and bf16
+    parallel    the word problem of A5 at full length, and the same without saturating neurons
+    vsa         nearly orthogonal vectors: predicted and measured margin by dimension, to where it fails
+    heads       attention beside the token of heads by position at 4,096 tokens; planes weighted alike as the baseline
+    ranks       errors of soft patterns by rank, three ways
+    turing      steps of random machines teacher-forced, and decoded greedily in batches
+    subleq      the same of programs that rewrite themselves
+
+`python benchmarks/synthesis.py vsa ranks` measures these alone. Hours nowhere: about 25 minutes for all on two cores.
+"""
+
+import argparse
+import dataclasses
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stitch.synthesis import attention, checkpoint, kinds, subleq_trials, turing_trials
+from stitch.synthesis.automaton import Automaton, from_description
+from stitch.synthesis.automaton_trials import trials
+from stitch.synthesis.blueprint import Blueprint, Neurons, back, one_hots, together
+from stitch.synthesis.build import HEAD, MARGIN, THETA, build, plane_head
+from stitch.synthesis.factorise import rank_curve
+from stitch.synthesis.pattern_circuit import hard_pattern
+from stitch.synthesis.patterns import read_pattern
+from stitch.synthesis.run import _decoded
+from stitch.synthesis.stepwise import Codes, exact_codes, random_codes, stepwise
+from stitch.synthesis.subleq import frames
+from stitch.synthesis.trials import Outcome, outcome
+from stitch.synthesis.turing import EDGE, HALT
+from stitch.synthesis.turing_circuit import ID, TOKENS, ids_of
+
+ARCHS = ("gpt2", "llama")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def random_automaton(generator: random.Random, states: int, symbols: int) -> Automaton:
+    steps = tuple(tuple(generator.randrange(states) for _ in range(symbols)) for _ in range(states))
+    says = tuple(tuple(f"<{to}>" for to in row) for row in steps)
+    letters = tuple(chr(ord("a") + symbol) for symbol in range(symbols))
+    return Automaton(tuple(map(str, range(states))), letters, generator.randrange(states), steps, says)
+
+
+def saved(blueprint: Blueprint, arch: str, folder: Path) -> tuple[dict, float]:
+    """Description enough to load it again, and the seconds that building took."""
+    start = time.perf_counter()
+    model = build(blueprint, arch)
+    seconds = time.perf_counter() - start
+    checkpoint.save(model, {"arch": arch}, folder, overwrite=True)
+    return {"parameters": model.net.num_parameters()}, seconds
+
+
+def measured(folder: Path, tried: list, dtypes=DTYPES, attention_by: str = "sdpa") -> dict:
+    found = {}
+    for name in dtypes:
+        net = checkpoint.load(folder, DTYPES[name], attention_by)
+        outcomes = [outcome(net, trial) for trial in tried]
+        found[name] = {
+            "asked": sum(one.asked for one in outcomes),
+            "wrong": sum(one.wrong for one in outcomes),
+            "margin": min(one.margin for one in outcomes) / MARGIN,
+        }
+    return found
+
+
+def random_automata(work: Path, count: int) -> dict:
+    found = {}
+    for arch in ARCHS:
+        generator, asked, wrong, margin, null = random.Random(0), 0, 0, torch.inf, []
+        for _ in range(count):
+            automaton = random_automaton(generator, generator.randint(2, 16), generator.randint(1, 8))
+            other = random_automaton(generator, len(automaton.states), len(automaton.symbols))
+            net = build(stepwise(automaton, 40, exact_codes(automaton)), arch).net
+            for number, trial in enumerate(trials(automaton, "stepwise", 40, 1_000, seed=1)):
+                one = outcome(net, trial)
+                asked, wrong, margin = asked + one.asked, wrong + one.wrong, min(margin, one.margin / MARGIN)
+                if number == 1:
+                    theirs = list(trials(other, "stepwise", 40, 1_000, seed=1))[1]
+                    null.append(_agreement(net, trial.ids, automaton, theirs.answers, other))
+        found[arch] = {
+            "automata": count,
+            "asked": asked,
+            "wrong": wrong,
+            "margin": margin,
+            "null_right": sum(null) / len(null),
+        }
+    return found
+
+
+def _agreement(net, ids: Tensor, automaton: Automaton, answers: Tensor, other: Automaton) -> float:
+    """Share of answers that are also those of another automaton on the same strings, state by state."""
+    with torch.inference_mode():
+        said = net(ids).logits.argmax(-1)
+    where = answers >= 0
+    ours, theirs = list(automaton.said.values()), list(other.said.values())
+    first = 1 + len(automaton.symbols)
+    mine = torch.tensor([ours[token - first] if token >= first else -1 for token in said[where].tolist()])
+    return float((mine == torch.tensor([theirs[token - first] for token in answers[where].tolist()])).float().mean())
+
+
+def sizes(work: Path) -> list[dict]:
+    rows = []
+    for arch in ARCHS:
+        for states, symbols in ((4, 2), (16, 8), (64, 8), (256, 16)):
+            automaton = random_automaton(random.Random(states), states, symbols)
+            blueprint = stepwise(automaton, 1_000, exact_codes(automaton))
+            about, seconds = saved(blueprint, arch, work / "dfa")
+            tried = list(trials(automaton, "stepwise", 1_000, 50_000, seed=0))
+            rows.append(
+                {
+                    "arch": arch,
+                    "states": states,
+                    "symbols": symbols,
+                    **about,
+                    "seconds": seconds,
+                    **measured(work / "dfa", tried),
+                }
+            )
+    return rows
+
+
+def parallel(work: Path) -> list[dict]:
+    cycle, three = [1, 2, 3, 4, 0], [1, 2, 0, 3, 4]
+    a5 = from_description(
+        {
+            "transitions": {str(q): {"a": str(cycle[q]), "b": str(three[q])} for q in range(5)},
+            "start": "0",
+            "outputs": {str(q): str(q) for q in range(5)},
+        }
+    )
+    rows = []
+    for arch, length in (("llama", 4_095), ("gpt2", 1_023)):
+        description = {"kind": "automaton", "mode": "parallel", "length": length, "automaton": a5.as_json()}
+        full = kinds.blueprint_of(description)
+        for saturating in (True, False):
+            blueprint = full if saturating else _without_saturation(full, len(a5.states))
+            about, seconds = saved(blueprint, arch, work / "a5")
+            tried = list(trials(a5, "parallel", length, 20_000, seed=0))
+            row = {
+                "arch": arch,
+                "length": length,
+                "blocks": len(full.blocks),
+                "saturating": saturating,
+                **about,
+                "seconds": seconds,
+            }
+            rows.append({**row, **measured(work / "a5", tried)})
+    return rows
+
+
+def _without_saturation(blueprint: Blueprint, states: int) -> Blueprint:
+    """Compositions by relu(a + b − 1) alone."""
+    width = 2 * states**2
+    window, earlier = one_hots(torch.arange(width), width).view(2, states, states, width)
+    q, r, s = (index.flatten() for index in torch.meshgrid(*[torch.arange(states)] * 3, indexing="ij"))
+    old = torch.cat([earlier.flatten(0, 1), window.flatten(0, 1)])
+    plain = together(
+        Neurons((earlier[q, r] + window[r, s]).T, torch.ones(len(q), dtype=torch.float64), window[q, s]),
+        Neurons(old.T, torch.zeros(len(old), dtype=torch.float64), -old),
+    )
+    return dataclasses.replace(
+        blueprint, blocks=tuple(dataclasses.replace(block, neurons=plain) for block in blueprint.blocks)
+    )
+
+
+def vsa(work: Path) -> list[dict]:
+    """Margins in units of the answer's own logit: 1 without crosstalk."""
+    rows = []
+    for states in (16, 64, 256):
+        automaton = random_automaton(random.Random(states), states, 4)
+        for dimension in (8, 12, 16, 24, 32, 48, 64, 96, 128, 256):
+            codes = _drawn(automaton, dimension)
+            # From here on two vectors are the same: there is nothing to tell them apart.
+            if codes.coherence > 1 - 1e-9:
+                rows.append({"states": states, "dimension": dimension, "coherence": codes.coherence})
+                continue
+            blueprint = stepwise(automaton, 250, codes)
+            saved(blueprint, "llama", work / "vsa")
+            found = measured(work / "vsa", list(trials(automaton, "stepwise", 250, 10_000, seed=0)))
+            scale = 1 - blueprint.crosstalk
+            row = {"states": states, "dimension": dimension, "coherence": codes.coherence, "predicted": scale}
+            rows.append({**row, **{name: {**one, "margin": scale * one["margin"]} for name, one in found.items()}})
+    return rows
+
+
+def _drawn(automaton: Automaton, dimension: int) -> Codes:
+    """As `random_codes`, but however much alike."""
+    from stitch.synthesis import stepwise as module
+
+    limit, module.TOO_ALIKE = module.TOO_ALIKE, 2.0
+    try:
+        return random_codes(automaton, dimension)
+    finally:
+        module.TOO_ALIKE = limit
+
+
+def heads(work: Path) -> list[dict]:
+    rows, length = [], 4_096
+    frequencies = THETA ** -(torch.arange(0, HEAD, 2, dtype=torch.float64) / HEAD)
+    for offset in (1, 7, 64, 2_048):
+        found = plane_head(offset, length)
+        others = torch.tensor([delta for delta in range(-offset, length - offset) if delta], dtype=torch.float64)
+        alike = float((1 - (others[:, None] * frequencies).cos().mean(1)).min())
+        row = {"offset": offset, "length": length, "gap": found.gap, "gap_of_planes_alike": alike}
+        for arch in ARCHS:
+            blueprint = hard_pattern(back(offset, length))
+            saved(blueprint, arch, work / "head")
+            row[arch] = attention.off_mass(work / "head", blueprint, arch)
+        rows.append(row)
+    return rows
+
+
+def ranks(work: Path) -> list[dict]:
+    noise = torch.rand(256, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64).pow(4).tril()
+    return [
+        {"pattern": "random:8", "length": 256, "curve": rank_curve(read_pattern("random:8", 256).matrix, 32)},
+        {"pattern": "noise", "length": 256, "curve": rank_curve(noise / noise.sum(1, keepdim=True), 64)},
+    ]
+
+
+def turing(work: Path, steps: int, decoded: int) -> dict:
+    window, context = 32, 1_024
+    description = {"kind": "turing", "arch": "llama", "window": window, "context": context}
+    about, seconds = saved(kinds.blueprint_of(description), "llama", work / "turing")
+    net = checkpoint.load(work / "turing", torch.float32, "sdpa")
+    found, seed = Outcome(0, 0, torch.inf), 0
+    while found.asked < steps * (window + 1):
+        (trial,) = turing_trials.trials(window, context, 200_000, seed=seed)
+        one = outcome(net, trial)
+        found = Outcome(found.asked + one.asked, found.wrong + one.wrong, min(found.margin, one.margin))
+        seed += 1
+    half = measured(work / "turing", list(turing_trials.trials(window, context, 50_000, seed=seed)), ["bf16"])
+    start = time.perf_counter()
+    greedy = decoded_in_batches(net, window, context, decoded)
+    return {
+        **about,
+        "seconds": seconds,
+        "teacher_forced": {"steps": found.asked / (window + 1), "wrong": found.wrong, "margin": found.margin / MARGIN},
+        **half,
+        "decoded": {**greedy, "seconds": time.perf_counter() - start},
+    }
+
+
+def decoded_in_batches(net, window: int, context: int, steps: int, rows: int = 32) -> dict:
+    """Machines with as many rules each, side by side, by plain greedy decoding; compared token by token with the reference."""
+    generator, done, wrong, ended = random.Random(99), 0, 0, 0
+    while done < steps:
+        texts = []
+        while len(texts) < rows:
+            drawn = turing_trials.random_machine(generator, 24)
+            if len(drawn.rules) == 24:
+                cells = generator.choices(drawn.symbols, k=window)
+                texts.append(turing_trials.texts(drawn, cells, generator.randrange(window), context, generator)[0])
+        wanted = [ids_of(text) for text in texts]
+        prompt = 1 + 3 * 24 + 1 + window + 1
+        ids = torch.tensor([row[:prompt] for row in wanted])
+        with torch.inference_mode():
+            said = net.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=max(map(len, wanted)) - prompt, do_sample=False,
+                eos_token_id=[ID[HALT], ID[EDGE]], pad_token_id=0,
+            )  # fmt: skip
+        for row, want in zip(said.tolist(), wanted, strict=True):
+            wrong += row[: len(want)] != want
+            done += -(-(len(want) - prompt) // (window + 1))
+            ended += TOKENS[want[-1]] in (HALT, EDGE)
+    return {"steps": done, "machines_wrong": wrong, "machines_that_ended": ended}
+
+
+def subleq(work: Path, tokens: int) -> dict:
+    cells, context = 64, 1_024
+    description = {"kind": "subleq", "arch": "gpt2", "cells": cells, "context": context}
+    about, seconds = saved(kinds.blueprint_of(description), "gpt2", work / "subleq")
+    tried = list(subleq_trials.trials(cells, context, tokens, seed=0))
+    net = checkpoint.load(work / "subleq", torch.float32, "sdpa")
+    generator, programs, wrong, steps = random.Random(7), 0, 0, 0
+    number = {token: index for index, token in enumerate(kinds.blueprint_of(description).tokens)}
+    while steps < 100:
+        found = frames(subleq_trials.random_memory(cells, generator), 12, generator.randrange(cells - 2))
+        want = [0, *(number[token] for frame in found for token in frame)]
+        size = cells + 2
+        said = _decoded(net, want[: 1 + size], len(want) - 1 - size, [number["!"]])
+        wrong, steps, programs = wrong + (said != want[1 + size :]), steps + len(found) - 1, programs + 1
+    return {
+        **about,
+        "seconds": seconds,
+        **measured(work / "subleq", tried),
+        "decoded": {"programs": programs, "steps": steps, "wrong": wrong},
+    }
+
+
+def figure(parts: dict, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    canvas, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4))
+    colours = dict(zip((16, 64, 256), ("#3b6fb6", "#4f9d69", "#c0504d"), strict=True))
+    for states, colour in colours.items():
+        rows = [row for row in parts["vsa"] if row["states"] == states and "predicted" in row]
+        x = [row["dimension"] for row in rows]
+        left.plot(x, [row["predicted"] for row in rows], color=colour, linewidth=1, label=f"{states} states, predicted")
+        for name, mark in (("fp32", "o"), ("bf16", "x")):
+            left.plot(x, [row[name]["margin"] for row in rows], mark, color=colour, label=f"measured, {name}")
+    left.axhline(0, color="black", linewidth=0.8)
+    left.set_xscale("log", base=2)
+    left.set_xlabel("dimensions of the vectors for states, and of those for symbols")
+    left.set_ylabel("smallest margin, share of the answer's logit")
+    left.set_title("states as nearly orthogonal vectors")
+    left.legend(fontsize=7, ncols=3)
+    styles = {
+        "naive": ("SVD of the logarithm", ":"),
+        "completed": ("the same, causal, rows centred", "--"),
+        "fitted": ("divergence of attention", "-"),
+    }
+    for part, colour in zip(parts["ranks"], ("#3b6fb6", "#c0504d"), strict=True):
+        for way, (name, style) in styles.items():
+            y = [(row if way == "fitted" else row[way])["mean"] for row in part["curve"]]
+            right.plot(
+                [row["rank"] for row in part["curve"]],
+                y,
+                style,
+                color=colour,
+                marker=".",
+                label=f"{part['pattern']}: {name}",
+            )
+    right.set_xscale("log", base=2)
+    right.set_yscale("log")
+    right.set_xlabel("rank of queries and keys")
+    right.set_ylabel("share of attention that is elsewhere")
+    right.set_title("soft patterns over 256 tokens")
+    right.legend(fontsize=7)
+    canvas.tight_layout()
+    canvas.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*")
+    parser.add_argument("--automata", type=int, default=1_000)
+    parser.add_argument("--steps", type=int, default=100_000, help="Of Turing machines, teacher-forced.")
+    parser.add_argument("--decoded", type=int, default=10_000, help="Of Turing machines, decoded.")
+    parser.add_argument("--lines", type=Path, help="Results so far: parts in it are not measured again.")
+    parser.add_argument("--figure", type=Path)
+    given = parser.parse_args()
+    found: dict = {}
+    if given.lines and given.lines.is_file():
+        found = {row["part"]: row["results"] for row in map(json.loads, given.lines.read_text().splitlines())}
+    measure = {
+        "random": lambda work: random_automata(work, given.automata),
+        "sizes": sizes,
+        "parallel": parallel,
+        "vsa": vsa,
+        "heads": heads,
+        "ranks": ranks,
+        "turing": lambda work: turing(work, given.steps, given.decoded),
+        "subleq": lambda work: subleq(work, 50_000),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for part in given.parts or measure:
+            if part in found:
+                continue
+            start = time.perf_counter()
+            found[part] = measure[part](Path(folder))
+            line = {
+                "benchmark": "synthesis",
+                "part": part,
+                "took": round(time.perf_counter() - start, 1),
+                "results": found[part],
+            }
+            print(json.dumps(line), flush=True)
+            if given.lines:
+                with given.lines.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+    if given.figure:
+        figure(found, given.figure)
+
+
+if __name__ == "__main__":
+    main()
