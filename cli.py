@@ -628,6 +628,52 @@ def pattern(
 
 
 @compiler.command()
+def tool(
+    spec: Annotated[str, typer.Argument(metavar="REGEX|FILE.json", help="An automaton that reads characters.")],
+    host: Annotated[str, typer.Option(metavar="MODEL", help="A trained model with learned positions (gpt2).")],
+    out: CompiledTo,
+    text: Text = "docs",
+    tokens: Annotated[int, typer.Option(help="Of held-out text, to report on.")] = 50_000,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="Determinise, complete and minimise the automaton first.")
+    ] = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """A trained model with an automaton beside its stream, whose state can be read at every token; what it says stays the same.
+
+    Every token's characters are read; a special token starts afresh. The table compares with a probe on the model as it was.
+    """
+
+    def work(progress):
+        from stitch.synthesis.tool_report import compile_tool
+
+        return compile_tool(
+            spec,
+            host,
+            out,
+            text=text,
+            tokens=tokens,
+            device=device,
+            normalise=normalise,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+    report = _guarded(work, quiet=quiet, debug=debug)
+    if as_json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    from stitch.synthesis.report import tool_notes, tool_table
+
+    _print_table(*tool_table(report))
+    print(*["", *tool_notes(report), f"\nwritten to {out}"], sep="\n")
+
+
+@compiler.command()
 def induction(
     out: CompiledTo,
     arch: CompiledFor = "llama",

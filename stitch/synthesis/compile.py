@@ -14,6 +14,7 @@ from stitch.synthesis.factorise import rank_curve
 from stitch.synthesis.kinds import MODES
 from stitch.synthesis.pattern_circuit import TOKENS as LETTERS
 from stitch.synthesis.patterns import read_pattern
+from stitch.synthesis.stepwise import random_codes
 
 MACHINES = {"turing": "llama", "subleq": "gpt2"}  # and what they are compiled for if nothing else is said
 FIRST_TOKENS = 10_000  # of the certificate that comes with compiling
@@ -68,7 +69,8 @@ def compile_automaton(
     automaton = read_automaton(spec, alphabet=alphabet, normalise=normalise)
     description = {"kind": "automaton", "source": spec, "arch": arch, "mode": mode, "length": length}
     if mode == "vsa":
-        description |= {"dimension": dimension, "seed": seed}
+        codes = random_codes(automaton, dimension, seed)
+        description |= {"dimension": dimension, "seed": seed, "coherence": codes.coherence}
     description["automaton"] = automaton.as_json()
     return compile_to(description, out, overwrite=overwrite, device=device, progress=progress)
 

@@ -21,7 +21,8 @@ def title(report: dict) -> str:
 
 def _automaton(said: dict) -> str:
     states, symbols = len(said["automaton"]["states"]), len(said["automaton"]["symbols"])
-    return f"{said['source']} ({states} states, {symbols} symbols), {said['mode']} to length {said['length']:,}"
+    coded = f" in {said['dimension']} dimensions of coherence {said['coherence']:.2f}" if said["mode"] == "vsa" else ""
+    return f"{said['source']} ({states} states, {symbols} symbols), {said['mode']}{coded} to length {said['length']:,}"
 
 
 def _turing(said: dict) -> str:
@@ -73,13 +74,39 @@ def _tried(report: dict) -> Table:
 
 
 def notes(report: dict) -> list[str]:
+    took = [f"Compiled in {report['seconds']:.2f} s."] if "seconds" in report else []
     if "apart" in report:
-        return [f"{'Certified' if report['certified'] else 'NOT certified'}: weights hold the factors, up to rounding."]
+        return [
+            *took,
+            f"{'Certified' if report['certified'] else 'NOT certified'}: weights hold the factors, up to rounding.",
+        ]
     off = ", ".join(f"{name} {value:.1e}" for name, value in report["off_mass"].items())
     alike = f", {report['crosstalk']:.2f} of the answer's before" if report["crosstalk"] > 0 else ""
     return [
+        *took,
         f"Attention of heads by position beside their token, at most: {off}; they hold to {report['safe_context']:,} tokens.",
         f"Logits are scaled so that the best of others is {report['ideal']:g} below the answer's{alike}.",
         f"{'Certified' if report['certified'] else 'NOT certified'}: smallest margin {report['margin']:.3f}, "
         f"{report['margin'] / report['ideal']:.1%} of what it is without any error.",
+    ]
+
+
+def tool_table(report: dict) -> Table:
+    """How often the state is right, of the tool and of what else could tell it."""
+    rows = [
+        [row["name"], f"{row['right']:.2%}", f"{row['low']:.2%} – {row['high']:.2%}", f"{row['mean_over_states']:.2%}"]
+        for row in report["right"]
+    ]
+    title = f"{report['automaton']} in {report['host']}: {len(report['states'])} states, {report['tokens']:,} held-out tokens"
+    return ["", "right", "95 % interval", "mean over states"], rows, title
+
+
+def tool_notes(report: dict) -> list[str]:
+    before, after = report["text"]
+    price, size = report["price"], report["parameters"]
+    return [
+        f"Cross-entropy of the host as it was {before['ce']:.5f}, with the tool {after['ce']:.5f} ({price['nats']:+.1e} nats, "
+        f"{price['low']:+.1e} to {price['high']:+.1e}, paired).",
+        f"{report['blocks']} blocks compose {report['windows_per_block']} windows each; {size['before']:,} parameters became "
+        f"{size['after']:,}.",
     ]

@@ -1,0 +1,174 @@
+"""What a tool in a trained model is worth: how often its lanes are right, beside what a probe finds in the model as it was, and
+what it costs on text."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stitch.checkpoint import TOKENIZER_FILES, appear
+from stitch.compare import report_windows
+from stitch.config import torch_device
+from stitch.errors import UsageError
+from stitch.evaluate import bootstrap, evaluate, whole_model
+from stitch.models import Model, load
+from stitch.sources import resolve
+from stitch.synthesis import checkpoint
+from stitch.synthesis.automaton import read_automaton
+from stitch.synthesis.tool import states_along, steps_of_tokens, with_tool
+from stitch.tokens import Windows
+
+READOUT, REPORT = "readout.safetensors", "tool.json"
+SAMPLE = 8  # windows that show how much norms multiply by
+BATCH = 32  # windows run at once
+RIDGE = 1e-3  # of the mean square of a probe's inputs
+Progress = Callable[[str, int, int], None]
+
+
+def compile_tool(
+    spec: str,
+    host: str,
+    out: Path,
+    *,
+    text: str = "docs",
+    tokens: int = 50_000,
+    device: str = "auto",
+    normalise: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict:
+    """Writes a trained host with an automaton beside its stream to `out`, a stock checkpoint, and how to read its states.
+
+    `readout.safetensors` holds a vector for each state; the right one has the largest product with the last hidden state.
+    Report: cross-entropy on `tokens` of held-out `text` before and after, and the share of tokens at which the state is right, of
+    all and as the mean over states: of the tool in fp32 and bf16, of a linear probe on the host as it was (at its best site), and
+    of always saying the most frequent.
+
+    Raises: UsageError for an automaton or a host that does not fit.
+    """
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} must not exist; it does: choose another --out or pass --overwrite.")
+    automaton = read_automaton(spec, normalise=normalise)
+    before = load(resolve(host, progress=progress).folder, name=host, dtype=torch.float32, device=torch_device(device))
+    windows = report_windows(text, tokens, before.tokenizer, before.longest)
+    ids = windows.ids.long()
+    tool = with_tool(before, automaton, ids[:SAMPLE])
+    report = {
+        "host": host,
+        "automaton": spec,
+        "states": list(automaton.states),
+        "windows_per_block": tool.windows,
+        "blocks": tool.blocks,
+        "parameters": {"before": before.net.num_parameters(), "after": tool.net.net.num_parameters()},
+        "tokens": windows.tokens,
+    }
+
+    def fill(folder: Path) -> None:
+        tool.net.net.save_pretrained(folder)
+        for name in TOKENIZER_FILES:
+            if (before.folder / name).is_file():
+                shutil.copyfile(before.folder / name, folder / name)
+        save_file({"states": tool.read.float().contiguous()}, folder / READOUT, metadata={"format": "pt"})
+        (folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+    appear(out, fill)
+    steps = steps_of_tokens(automaton, before.tokenizer, before.config.vocab_size)
+    states = states_along(steps, ids, automaton.start)
+    report["right"] = _rows(before, out, tool.read, windows, states, progress)
+    rows = {"as it was": whole_model(before.net), "with the tool": whole_model(tool.net.net)}
+    scores = evaluate(rows, windows, vocabulary=before.config.vocab_size, progress=progress)
+    low, high = scores["with the tool"].interval(minus=scores["as it was"])
+    report["text"] = [score.row(name) for name, score in scores.items()]
+    report["price"] = {"nats": scores["with the tool"].ce - scores["as it was"].ce, "low": low, "high": high}
+    (out / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return report
+
+
+def _rows(
+    before: Model,
+    out: Path,
+    read: Tensor,
+    windows: Windows,
+    states: Int64[Tensor, "windows context"],
+    progress: Progress | None,
+) -> list[dict]:
+    """On the second half of the windows; probes are fitted on the first."""
+    half = len(windows.ids) // 2
+    ids, test = windows.ids.long(), slice(half, None)
+    document, truth = windows.document[test].flatten(), states[test].flatten()
+    found = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        net = checkpoint.load(out, dtype, "sdpa", str(before.device))
+        lanes = [_hidden(net, part)[-1] @ read.T for part in _parts(ids[test], f"tool, {name}", progress)]
+        found[f"tool, {name}"] = torch.cat(lanes).argmax(-1).flatten()
+    probes = _probes(before, ids[:half], states[:half], len(read), progress)
+    fitted = [_said(before, ids[:half], site, probe, progress) for site, probe in enumerate(probes)]
+    site = max(range(len(probes)), key=lambda site: float((fitted[site] == states[:half].flatten()).double().mean()))
+    found[f"probe on the host's stream, site {site}"] = _said(before, ids[test], site, probes[site], progress)
+    found["the most frequent state"] = torch.full_like(truth, int(states[:half].flatten().bincount().argmax()))
+    return [_row(name, said, truth, document) for name, said in found.items()]
+
+
+def _row(name: str, said: Tensor, truth: Tensor, document: Tensor) -> dict:
+    right = (said == truth).double()
+    _, owner = document.unique(return_inverse=True)
+    sums, counts = torch.bincount(owner, right), torch.bincount(owner).double()
+    low, high = bootstrap(sums, counts)
+    by_state = [float(right[truth == state].mean()) for state in truth.unique()]
+    return {
+        "name": name,
+        "right": float(right.mean()),
+        "low": low,
+        "high": high,
+        "mean_over_states": sum(by_state) / len(by_state),
+    }
+
+
+@torch.inference_mode()
+def _hidden(net, ids: Int64[Tensor, "rows context"]) -> list[Float[Tensor, "rows context d"]]:
+    """The stream entering every block, and the last hidden state, after the norm."""
+    return [
+        one.double().cpu() for one in net(ids.to(net.device), output_hidden_states=True, use_cache=False).hidden_states
+    ]
+
+
+def _parts(ids: Tensor, stage: str, progress: Progress | None):
+    for start in range(0, len(ids), BATCH):
+        yield ids[start : start + BATCH]
+        if progress:
+            progress(stage, min(start + BATCH, len(ids)), len(ids))
+
+
+def _probes(
+    before: Model, ids: Tensor, states: Tensor, count: int, progress: Progress | None
+) -> list[Float[Tensor, "d1 states"]]:
+    """Ridge from every site, and a constant, to which state it is."""
+    zero = torch.zeros((), dtype=torch.float64)
+    grams, crosses, start = [zero] * (before.depth + 1), [zero] * (before.depth + 1), 0
+    for part in _parts(ids, "probes", progress):
+        wanted = torch.nn.functional.one_hot(states[start : start + len(part)].flatten(), count).double()
+        start += len(part)
+        for site, x in enumerate(_hidden(before.net, part)):
+            x = _with_constant(x)
+            grams[site], crosses[site] = grams[site] + x.T @ x, crosses[site] + x.T @ wanted
+    found = []
+    for gram, cross in zip(grams, crosses, strict=True):
+        damped = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        found.append(torch.linalg.solve(damped, cross))
+    return found
+
+
+def _said(before: Model, ids: Tensor, site: int, probe: Tensor, progress: Progress | None) -> Int64[Tensor, " tokens"]:
+    parts = [
+        (_with_constant(_hidden(before.net, part)[site]) @ probe).argmax(-1) for part in _parts(ids, "probes", progress)
+    ]
+    return torch.cat(parts)
+
+
+def _with_constant(x: Float[Tensor, "rows context d"]) -> Float[Tensor, "tokens d1"]:
+    return torch.cat([x, torch.ones_like(x[..., :1])], -1).flatten(0, 1)
