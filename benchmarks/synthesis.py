@@ -8,14 +8,17 @@
     ranks       errors of soft patterns by rank, three ways
     turing      steps of random machines teacher-forced, and decoded greedily in batches
     subleq      the same of programs that rewrite themselves
+    tasks       parity and balanced brackets, beside Tracr (`--tracr PYTHON`, an environment that has `tracr-pypi`)
 
 `python benchmarks/synthesis.py vsa ranks` measures these alone. Hours nowhere: about 25 minutes for all on two cores.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import random
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -39,6 +42,7 @@ from stitch.synthesis.turing import EDGE, HALT
 from stitch.synthesis.turing_circuit import ID, TOKENS, ids_of
 
 ARCHS = ("gpt2", "llama")
+FEWEST_STEPS = 10  # of machines that are decoded
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -127,33 +131,31 @@ def sizes(work: Path) -> list[dict]:
     return rows
 
 
+def acting(*generators: list[int]) -> Automaton:
+    """Symbols permute the states; each state is said. A 5-cycle and a 3-cycle make A5, whose word problem is not solvable in
+    constant depth unless TC0 = NC1 (Barrington 1989)."""
+    states = range(len(generators[0]))
+    letters = [chr(ord("a") + number) for number in range(len(generators))]
+    transitions = {str(q): {a: str(moved[q]) for a, moved in zip(letters, generators, strict=True)} for q in states}
+    return from_description({"transitions": transitions, "start": "0", "outputs": {str(q): str(q) for q in states}})
+
+
 def parallel(work: Path) -> list[dict]:
-    cycle, three = [1, 2, 3, 4, 0], [1, 2, 0, 3, 4]
-    a5 = from_description(
-        {
-            "transitions": {str(q): {"a": str(cycle[q]), "b": str(three[q])} for q in range(5)},
-            "start": "0",
-            "outputs": {str(q): str(q) for q in range(5)},
-        }
-    )
-    rows = []
-    for arch, length in (("llama", 4_095), ("gpt2", 1_023)):
-        description = {"kind": "automaton", "mode": "parallel", "length": length, "automaton": a5.as_json()}
-        full = kinds.blueprint_of(description)
-        for saturating in (True, False):
-            blueprint = full if saturating else _without_saturation(full, len(a5.states))
-            about, seconds = saved(blueprint, arch, work / "a5")
-            tried = list(trials(a5, "parallel", length, 20_000, seed=0))
-            row = {
-                "arch": arch,
-                "length": length,
-                "blocks": len(full.blocks),
-                "saturating": saturating,
-                **about,
-                "seconds": seconds,
-            }
-            rows.append({**row, **measured(work / "a5", tried)})
-    return rows
+    a5 = acting([1, 2, 3, 4, 0], [1, 2, 0, 3, 4])
+    whole = [("llama", 4_095, a5), ("gpt2", 1_023, a5)]
+    rows = [parallel_row(work, *one, saturating) for one in whole for saturating in (True, False)]
+    swapped = {states: acting([*range(1, states), 0], [1, 0, *range(2, states)]) for states in (2, 4, 8)}
+    smaller = [("llama", length, swapped[states]) for states in swapped for length in (63, 255, 1_023)]
+    return rows + [parallel_row(work, *one, True) for one in smaller]
+
+
+def parallel_row(work: Path, arch: str, length: int, automaton: Automaton, saturating: bool) -> dict:
+    description = {"kind": "automaton", "mode": "parallel", "length": length, "automaton": automaton.as_json()}
+    full, states = kinds.blueprint_of(description), len(automaton.states)
+    about, seconds = saved(full if saturating else _without_saturation(full, states), arch, work / "parallel")
+    tried = list(trials(automaton, "parallel", length, 20_000, seed=0))
+    row = {"arch": arch, "states": states, "length": length, "blocks": len(full.blocks), "saturating": saturating}
+    return {**row, **about, "seconds": seconds, **measured(work / "parallel", tried)}
 
 
 def _without_saturation(blueprint: Blueprint, states: int) -> Blueprint:
@@ -220,8 +222,10 @@ def heads(work: Path) -> list[dict]:
 
 def ranks(work: Path) -> list[dict]:
     noise = torch.rand(256, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64).pow(4).tril()
+    low = read_pattern("random:8", 256).matrix
+    assert low is not None
     return [
-        {"pattern": "random:8", "length": 256, "curve": rank_curve(read_pattern("random:8", 256).matrix, 32)},
+        {"pattern": "random:8", "length": 256, "curve": rank_curve(low, 32)},
         {"pattern": "noise", "length": 256, "curve": rank_curve(noise / noise.sum(1, keepdim=True), 64)},
     ]
 
@@ -258,7 +262,9 @@ def decoded_in_batches(net, window: int, context: int, steps: int, rows: int = 3
             drawn = turing_trials.random_machine(generator, 24)
             if len(drawn.rules) == 24:
                 cells = generator.choices(drawn.symbols, k=window)
-                texts.append(turing_trials.texts(drawn, cells, generator.randrange(window), context, generator)[0])
+                text = turing_trials.texts(drawn, cells, generator.randrange(window), context, generator)[0]
+                if text.count("|") > FEWEST_STEPS:  # a batch takes as long as its longest run
+                    texts.append(text)
         wanted = [ids_of(text) for text in texts]
         prompt = 1 + 3 * 24 + 1 + window + 1
         ids = torch.tensor([row[:prompt] for row in wanted])
@@ -294,6 +300,98 @@ def subleq(work: Path, tokens: int) -> dict:
         **measured(work / "subleq", tried),
         "decoded": {"programs": programs, "steps": steps, "wrong": wrong},
     }
+
+
+def same_tasks(work: Path, peer: str | None) -> list[dict]:
+    """Parity and balanced brackets, compiled here and by Tracr (by the Python `peer`), on the same strings: what is said after the
+    last symbol. Parity with every number of ones as often; half of the words of brackets balanced, half nearly."""
+    rows = []
+    for task, length in itertools.product(("parity", "brackets"), (8, 16, 32)):
+        cases = (_parities if task == "parity" else _brackets)(random.Random(0), length)
+        (work / "cases.json").write_text(json.dumps(cases))
+        automaton = acting([1, 0], [0, 1]) if task == "parity" else _depths(length // 2)
+        modes = ("parallel", "stepwise") if task == "parity" else ("stepwise",)
+        for mode in modes:
+            description = {"kind": "automaton", "mode": mode, "length": length, "automaton": automaton.as_json()}
+            blueprint = kinds.blueprint_of(description)
+            about, seconds = saved(blueprint, "llama", work / "task")
+            row = {
+                "task": task,
+                "length": length,
+                "by": f"stitch, {mode}",
+                **about,
+                "blocks": len(blueprint.blocks),
+                "seconds": seconds,
+            }
+            for name, dtype in DTYPES.items():
+                net = checkpoint.load(work / "task", dtype, "sdpa")
+                row[f"wrong_{name}"] = _wrong(net, automaton, mode, cases)
+            rows.append({**row, "strings": len(cases)})
+        for exactness in (100, 10_000) if peer else ():
+            call = [
+                peer,
+                str(Path(__file__).with_name("_tracr_peer.py")),
+                task,
+                str(length),
+                str(exactness),
+                str(work / "cases.json"),
+            ]
+            found = json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            rows.append({"task": task, "length": length, "by": f"Tracr, mlp_exactness {exactness}", **found})
+    return rows
+
+
+def _parities(generator: random.Random, length: int) -> list[tuple[str, int]]:
+    cases = []
+    for number in range(500):
+        ones = number % (length + 1)
+        letters = ["a"] * ones + ["b"] * (length - ones)
+        generator.shuffle(letters)
+        cases.append(("".join(letters), ones % 2))
+    return cases
+
+
+def _brackets(generator: random.Random, length: int) -> list[tuple[str, int]]:
+    cases = []
+    for number in range(500):
+        depth, letters = 0, []
+        for left in range(length, 0, -1):
+            opening = depth == 0 or (depth < left and generator.random() < 0.5)
+            depth += 1 if opening else -1
+            letters.append("(" if opening else ")")
+        if number % 2:
+            flipped = generator.randrange(length)
+            letters[flipped] = "(" if letters[flipped] == ")" else ")"
+        cases.append(("".join(letters), int(not number % 2)))
+    return cases
+
+
+def _depths(deepest: int) -> Automaton:
+    """How deep in brackets; beyond the deepest that a balanced word of twice as many letters has, or below 0, nowhere."""
+    states = [str(depth) for depth in range(deepest + 1)]
+    transitions = {
+        q: {"(": str(int(q) + 1) if int(q) < deepest else "no", ")": str(int(q) - 1) if int(q) else "no"}
+        for q in states
+    }
+    return from_description(
+        {"transitions": {**transitions, "no": {"(": "no", ")": "no"}}, "start": "0", "accept": ["0"]}
+    )
+
+
+def _wrong(net, automaton: Automaton, mode: str, cases: list[tuple[str, int]]) -> int:
+    """Strings after which the model, which reads back what it says, does not say the right thing."""
+    texts = torch.tensor([[1 + automaton.symbols.index(letter) for letter in text] for text, _ in cases])
+    ids = torch.zeros(len(texts), 1, dtype=torch.long)
+    with torch.inference_mode():
+        for column in texts.T[:, :, None]:
+            ids = torch.cat([ids, column], 1)
+            if mode == "stepwise":
+                ids = torch.cat([ids, net(ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
+        last = net(ids).logits[:, -1].argmax(-1) if mode == "parallel" else ids[:, -1]
+    words = list(automaton.said)
+    said = [words[number - 1 - len(automaton.symbols)] for number in last.tolist()]
+    right = [word == "<0+>" if "+" in "".join(words) else word.startswith("<1") for word in said]
+    return sum(one != bool(answer) for one, (_, answer) in zip(right, cases, strict=True))
 
 
 def figure(parts: dict, path: Path) -> None:
@@ -345,6 +443,7 @@ def main() -> None:
     parser.add_argument("--automata", type=int, default=1_000)
     parser.add_argument("--steps", type=int, default=100_000, help="Of Turing machines, teacher-forced.")
     parser.add_argument("--decoded", type=int, default=10_000, help="Of Turing machines, decoded.")
+    parser.add_argument("--tracr", help="A Python whose environment has tracr-pypi, to compare with.")
     parser.add_argument("--lines", type=Path, help="Results so far: parts in it are not measured again.")
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
@@ -360,6 +459,7 @@ def main() -> None:
         "ranks": ranks,
         "turing": lambda work: turing(work, given.steps, given.decoded),
         "subleq": lambda work: subleq(work, 50_000),
+        "tasks": lambda work: same_tasks(work, given.tracr),
     }
     with tempfile.TemporaryDirectory() as folder:
         for part in given.parts or measure:

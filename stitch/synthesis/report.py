@@ -38,7 +38,7 @@ def _pattern(said: dict) -> str:
 
 
 def _induction(said: dict) -> str:
-    return f"induction over {len(said['tokens']):,} tokens"
+    return f"induction over the tokens of {said['tokenizer']}" if said["tokenizer"] else "induction over letters"
 
 
 def tables(report: dict) -> list[Table]:
