@@ -10,7 +10,7 @@
     subleq      the same of programs that rewrite themselves
     tasks       parity and balanced brackets, beside Tracr (`--tracr PYTHON`, an environment that has `tracr-pypi`)
 
-`python benchmarks/synthesis.py vsa ranks` measures these alone. Hours nowhere: about 25 minutes for all on two cores.
+`python benchmarks/synthesis.py vsa ranks` measures these alone. Three quarters of an hour at most for all, on two cores.
 """
 
 import argparse
@@ -303,8 +303,8 @@ def subleq(work: Path, tokens: int) -> dict:
 
 
 def same_tasks(work: Path, peer: str | None) -> list[dict]:
-    """Parity and balanced brackets, compiled here and by Tracr (by the Python `peer`), on the same strings: what is said after the
-    last symbol. Parity with every number of ones as often; half of the words of brackets balanced, half nearly."""
+    """Parity and balanced brackets, compiled here and by Tracr (by the Python `peer`), on the same strings: what is said after
+    the last symbol. Parity with every number of ones as often; half of the words of brackets balanced, half nearly."""
     rows = []
     for task, length in itertools.product(("parity", "brackets"), (8, 16, 32)):
         cases = (_parities if task == "parity" else _brackets)(random.Random(0), length)
@@ -403,14 +403,17 @@ def figure(parts: dict, path: Path) -> None:
         rows = [row for row in parts["vsa"] if row["states"] == states and "predicted" in row]
         x = [row["dimension"] for row in rows]
         left.plot(x, [row["predicted"] for row in rows], color=colour, linewidth=1, label=f"{states} states, predicted")
+        same = [row["dimension"] for row in parts["vsa"] if row["states"] == states and "predicted" not in row]
+        left.plot(same, [0] * len(same), "v", color=colour)
         for name, mark in (("fp32", "o"), ("bf16", "x")):
             left.plot(x, [row[name]["margin"] for row in rows], mark, color=colour, label=f"measured, {name}")
     left.axhline(0, color="black", linewidth=0.8)
+    left.text(8, 0.02, "▾ two vectors are the same", fontsize=8)
     left.set_xscale("log", base=2)
     left.set_xlabel("dimensions of the vectors for states, and of those for symbols")
     left.set_ylabel("smallest margin, share of the answer's logit")
     left.set_title("states as nearly orthogonal vectors")
-    left.legend(fontsize=7, ncols=3)
+    left.legend(fontsize=7, ncols=3, loc="upper left")
     styles = {
         "naive": ("SVD of the logarithm", ":"),
         "completed": ("the same, causal, rows centred", "--"),
