@@ -594,7 +594,8 @@ def pattern(
         ),
     ],
     out: CompiledTo,
-    arch: CompiledFor = "gpt2",
+    arch: Annotated[str | None, typer.Option(help="gpt2 or llama. Default: what --positions say.")] = None,
+    positions: Annotated[str | None, typer.Option(help="learned (gpt2) or rope (llama). Default: learned.")] = None,
     length: Annotated[int, typer.Option(help="Tokens of the context.")] = 512,
     rank: Annotated[int, typer.Option(help="Of queries and keys, for soft patterns.")] = 16,
     seed: Seed = 0,
@@ -613,16 +614,9 @@ def pattern(
         from stitch.synthesis.compile import compile_pattern
 
         return compile_pattern(
-            what,
-            out,
-            arch=arch,
-            length=length,
-            rank=rank,
-            seed=seed,
-            device=device,
-            overwrite=overwrite,
+            what, out, arch=arch, positions=positions, length=length, rank=rank, seed=seed, device=device, overwrite=overwrite,
             progress=progress,
-        )
+        )  # fmt: skip
 
     _print_certificate(_guarded(work, quiet=quiet, debug=debug), as_json)
 

@@ -413,7 +413,7 @@ def figure(parts: dict, path: Path) -> None:
     left.set_xlabel("dimensions of the vectors for states, and of those for symbols")
     left.set_ylabel("smallest margin, share of the answer's logit")
     left.set_title("states as nearly orthogonal vectors")
-    left.legend(fontsize=7, ncols=3, loc="upper left")
+    left.legend(fontsize=7, ncols=3, loc="lower right")
     styles = {
         "naive": ("SVD of the logarithm", ":"),
         "completed": ("the same, causal, rows centred", "--"),

@@ -266,6 +266,15 @@ def test_targets_that_are_no_offset_need_learned_positions(tmp_path):
         compile_pattern("parent", tmp_path / "p", arch="llama", length=16)
 
 
+def test_positions_choose_the_architecture_and_must_agree_with_it(tmp_path):
+    report = compile_pattern("previous", tmp_path / "p", positions="rope", length=16)
+    assert report["description"]["arch"] == "llama"
+    with pytest.raises(UsageError, match="positions of gpt2 are learned; got rope"):
+        compile_pattern("previous", tmp_path / "q", arch="gpt2", positions="rope", length=16)
+    with pytest.raises(UsageError, match="must be one of learned, rope; got alibi"):
+        compile_pattern("previous", tmp_path / "q", positions="alibi", length=16)
+
+
 def test_heads_on_rope_planes_hold_as_far_as_they_say():
     found = offset_head(THETA ** -(torch.arange(0, 64, 2, dtype=torch.float64) / 64), 1, 64)
     reach = found.reach(10_000)

@@ -17,6 +17,7 @@ from stitch.synthesis.patterns import read_pattern
 from stitch.synthesis.stepwise import random_codes
 
 MACHINES = {"turing": "llama", "subleq": "gpt2"}  # and what they are compiled for if nothing else is said
+POSITIONS = {"gpt2": "learned", "llama": "rope"}
 FIRST_TOKENS = 10_000  # of the certificate that comes with compiling
 Progress = Callable[[str, int, int], None]
 
@@ -102,7 +103,8 @@ def compile_pattern(
     what: str,
     out: Path,
     *,
-    arch: str = "gpt2",
+    arch: str | None = None,
+    positions: str | None = None,
     length: int = 512,
     rank: int = 16,
     seed: int = 0,
@@ -112,8 +114,16 @@ def compile_pattern(
 ) -> dict:
     """A head's attention pattern (`read_pattern`) as a checkpoint; soft ones at `rank`, beside smaller ones and other ways.
 
+    Positions are `learned` (gpt2) or `rope` (llama): either of `arch` and `positions` says which, learned if none does.
     Raises UsageError for a pattern that is none, or that the architecture has no positions for.
     """
+    if positions not in (None, *POSITIONS.values()):
+        raise UsageError(f"--positions must be one of {', '.join(POSITIONS.values())}; got {positions}.")
+    arch = arch or next((name for name, kind in POSITIONS.items() if kind == positions), "gpt2")
+    if positions and POSITIONS.get(arch, positions) != positions:
+        raise UsageError(
+            f"--positions of {arch} are {POSITIONS[arch]}; got {positions}: leave one of --arch and --positions out."
+        )
     if length < 2 or rank < 1:
         raise UsageError(f"--length must be 2 or more and --rank 1 or more; got {length} and {rank}.")
     pattern = read_pattern(what, length, seed)
