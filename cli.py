@@ -628,6 +628,12 @@ def tool(
     out: CompiledTo,
     text: Text = "docs",
     tokens: Annotated[int, typer.Option(help="Of held-out text, to report on.")] = 50_000,
+    faint: Annotated[
+        float,
+        typer.Option(
+            help="Length of what is added, beside the stream where that is shortest: less costs less, bf16 needs it."
+        ),
+    ] = 0.1,
     normalise: Annotated[
         bool, typer.Option("--normalise", help="Determinise, complete and minimise the automaton first.")
     ] = False,
@@ -646,16 +652,9 @@ def tool(
         from stitch.synthesis.tool_report import compile_tool
 
         return compile_tool(
-            spec,
-            host,
-            out,
-            text=text,
-            tokens=tokens,
-            device=device,
-            normalise=normalise,
-            overwrite=overwrite,
+            spec, host, out, text=text, tokens=tokens, faint=faint, device=device, normalise=normalise, overwrite=overwrite,
             progress=progress,
-        )
+        )  # fmt: skip
 
     report = _guarded(work, quiet=quiet, debug=debug)
     if as_json:

@@ -34,7 +34,7 @@ def test_states_are_right_at_every_token_and_the_host_says_what_it_said(automato
     generator = torch.Generator().manual_seed(1)
     some = torch.rand(ids[:, 1:].shape, generator=generator) < 0.3
     ids[:, 1:][some] = letters[torch.randint(2, (int(some.sum()),), generator=generator)]
-    tool = with_tool(model, automaton, ids)
+    tool = with_tool(model, automaton, ids, faint=1e-3)
     assert tool.windows == windows
     wanted = states_along(steps_of_tokens(automaton, model.tokenizer, tiny.VOCABULARY), ids, automaton.start)
     assert 0.2 < wanted.double().mean() < 0.8
@@ -97,7 +97,8 @@ def test_the_report_compares_with_a_probe_and_the_checkpoint_is_stock(tmp_path):
     assert rows["tool, fp32"]["right"] == 1.0
     assert rows["probe on the host's stream"]["right"] < 0.95
     assert rows["the most frequent state"]["mean_over_states"] == pytest.approx(0.5)
-    assert abs(report["price"]["nats"]) < 1e-4
+    assert rows["tool, bf16"]["right"] == 1.0
+    assert abs(report["price"]["nats"]) < 2e-3
     net = AutoModelForCausalLM.from_pretrained(tmp_path / "tool")
     assert type(net).__name__ == "GPT2LMHeadModel"
     read = load_file(tmp_path / "tool" / "readout.safetensors")["states"]

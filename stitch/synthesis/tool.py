@@ -20,8 +20,9 @@ from stitch.models import Model
 from stitch.synthesis.automaton import Automaton
 from stitch.synthesis.blueprint import sharp
 
-FAINT = 1e-3  # of the stream's length where that is shortest, for all lanes together
+FAINT = 0.1  # what bf16 needs
 STEEP = 20.0  # times a saturated neuron's threshold: GELU(±20) is 20 and 0
+ABSORBERS = 32  # channels that share minus the sum of all lanes
 MOST_WINDOWS = 3  # composed in one block
 SLACK = 1.5  # by which norms may differ from what was seen
 
@@ -69,9 +70,10 @@ def states_along(
 
 
 @torch.no_grad()
-def with_tool(host: Model, automaton: Automaton, text: Int64[Tensor, "rows length"]) -> Tool:
+def with_tool(host: Model, automaton: Automaton, text: Int64[Tensor, "rows length"], faint: float = FAINT) -> Tool:
     """The host with the automaton beside its stream; `text` shows how much its norms multiply by. Contexts must start with a
-    special token.
+    special token. `faint` is the length of all lanes together, beside the stream where that is shortest: what it is costs the
+    host something, and bf16 needs some of it.
 
     Raises: UsageError for a host without learned positions, for symbols that aren't characters, or too many states.
     """
@@ -89,106 +91,143 @@ def with_tool(host: Model, automaton: Automaton, text: Int64[Tensor, "rows lengt
             f"{context:,}: choose a deeper host."
         )
     size = weights.attention(host, 0).q.shape[2]
-    bits = (context - 1).bit_length()
-    if states**2 > size or bits + 1 > size:
+    shape = _Shape(
+        states, windows, next(n for n in range(1, host.depth + 1) if windows**n >= context), (context - 1).bit_length()
+    )
+    if states**2 > size or shape.bits + 1 > size:
         raise UsageError(
             f"the automaton may have {int(size**0.5)} states, as heads of {host.name} copy {size} numbers; it has {states}."
         )
-    blocks = next(n for n in range(1, host.depth + 1) if windows**n >= context)
-    earlier, neurons = windows - 1, 2 * (states ** (windows + 1) + states**2)
-    lanes = states**2 * (1 + blocks * earlier) + 1 + bits * (1 + blocks * earlier)
-    wide, room = widened(host, channels=lanes, groups=earlier, neurons=neurons)
-    writer = _Writer(host, wide, room, automaton, blocks, windows, bits, text)
+    # Beside the lanes the ground, and absorbers, one of which LayerNorm's own room brings.
+    wide, room = widened(
+        host, channels=shape.lanes + ABSORBERS, groups=windows - 1, neurons=2 * states ** (windows + 1)
+    )
+    writer = _Writer(host, wide, room, automaton, shape, text, faint)
     writer.embedding()
-    for block in range(blocks):
+    for block in range(shape.blocks):
         writer.heads(block)
         writer.neurons(block)
-    return Tool(wide, writer.window[automaton.start], windows, blocks)
+    return Tool(wide, writer.of[writer.windows[-1][automaton.start]], windows, shape.blocks)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How many states, windows composed in a block, blocks that compose, and bits of a position."""
+
+    states: int
+    windows: int
+    blocks: int
+    bits: int
+
+    def earlier(self) -> list[tuple[int, int]]:
+        """Blocks, and how many windows back their heads look."""
+        return [(block, back) for block in range(self.blocks) for back in range(1, self.windows)]
+
+    def sizes(self) -> list[int]:
+        """Windows before and after every block, a constant, positions, those looked for, and what is fetched from there."""
+        square, heads = self.states**2, len(self.earlier())
+        return [*[square] * (self.blocks + 1), 1, self.bits, *[self.bits] * heads, *[square] * heads]
+
+    @property
+    def lanes(self) -> int:
+        return sum(self.sizes())
+
+    @property
+    def held(self) -> int:
+        """Lanes that hold something at once, at most."""
+        heads = len(self.earlier())
+        return self.states * (self.blocks + 1 + heads) + 1 + self.bits * (1 + heads)
 
 
 class _Writer:
+    """Lanes are channels. What is written to one is taken from the absorbers, so that the mean stays what it was; what is read
+    from one is read against the ground, a channel that nobody writes, so that the mean does not matter at all."""
+
     def __init__(
         self,
         host: Model,
         wide: Model,
         room: Room,
         automaton: Automaton,
-        blocks: int,
-        windows: int,
-        bits: int,
-        text: Tensor,
+        shape: "_Shape",
+        text: Int64[Tensor, "rows length"],
+        faint: float,
     ) -> None:
-        self.wide, self.automaton, self.windows, self.bits, self.blocks = wide, automaton, windows, bits, blocks
-        self.group, self.neuron = room.groups[0], room.neurons[0]
-        states = len(automaton.states)
-        later = [(block, back) for block in range(blocks) for back in range(1, windows)]
-        sizes = [states**2, 1, bits, *[bits] * len(later), *[states**2] * len(later)]
-        window, constant, self.place, *rest = room.take_channels(sum(sizes)).split(sizes)
-        self.window, self.constant = window.view(states, states, -1), constant[0]
-        self.targets = dict(zip(later, rest, strict=False))
-        self.banks = {key: bank.view(states, states, -1) for key, bank in zip(later, rest[len(later) :], strict=True)}
-        found = [_factors(host, stage, block, text) for block in range(blocks) for stage in ("attention", "mlp")]
-        self.low, self.high = min(low for low, _ in found) / SLACK, max(high for _, high in found) * SLACK
-        lanes = states * (1 + blocks * (windows - 1)) + 1 + bits * len(self.targets) + bits
-        self.size = FAINT * host.width**0.5 / self.high / lanes**0.5
+        self.wide, self.automaton, self.shape = wide, automaton, shape
+        self.group, self.neuron, first = room.groups[0], room.neurons[0], room.channels
+        states = shape.states
+        lanes = torch.arange(first, first + shape.lanes).split(shape.sizes())
+        self.windows = [one.view(states, states) for one in lanes[: shape.blocks + 1]]
+        self.constant, self.place = lanes[shape.blocks + 1], lanes[shape.blocks + 2]
+        rest = lanes[shape.blocks + 3 :]
+        self.targets = dict(zip(shape.earlier(), rest, strict=False))
+        banks = rest[len(self.targets) :]
+        self.banks = {key: one.view(states, states) for key, one in zip(shape.earlier(), banks, strict=True)}
+        self.to = torch.eye(wide.width, dtype=torch.float64)
+        self.of = self.to.clone()
+        ground = first + shape.lanes
+        self.of[:, ground] -= 1
+        self.to[:, ground + 1 : ground + 1 + ABSORBERS] -= 1 / ABSORBERS
+        stages = [(stage, block) for block in range(shape.blocks) for stage in ("attention", "mlp")]
+        self.factors = {stage: _factors(host, *stage, text) for stage in stages}
+        held = shape.held + shape.held**2 / ABSORBERS
+        self.size = faint * (host.width / held) ** 0.5 / max(high for _, high in self.factors.values())
 
     def embedding(self) -> None:
         steps = steps_of_tokens(self.automaton, self.wide.tokenizer, self.wide.config.vocab_size)
-        every = torch.arange(steps.shape[1])
+        every = torch.arange(self.shape.states)
         table = weights.positions(self.wide)
         assert table is not None
-        self.wide.embedding.weight += self.size * self.window[every, steps].sum(1).float()
+        self.wide.embedding.weight += self.size * self.to[self.windows[0][every, steps]].sum(1).float()
         place = torch.arange(len(table))
-        rows = self.constant + self._code(place) @ self.place
+        rows = self.to[self.constant] + self._code(place) @ self.to[self.place]
         for (block, back), lanes in self.targets.items():
-            rows = rows + self._code((place - back * self.windows**block).clamp_min(0)) @ lanes
+            rows = rows + self._code((place - back * self.shape.windows**block).clamp_min(0)) @ self.to[lanes]
         table += self.size * rows.float()
 
     def _code(self, place: Int64[Tensor, " n"]) -> Float[Tensor, "n bits"]:
-        return 1.0 - 2.0 * ((place[:, None] >> torch.arange(self.bits)) & 1).double()
+        return 1.0 - 2.0 * ((place[:, None] >> torch.arange(self.shape.bits)) & 1).double()
 
     def heads(self, block: int) -> None:
         """Scores are agreements less all bits: 0 at the place looked for, −2 and less, times the factors, elsewhere."""
-        ours, states = weights.attention(self.wide, block), len(self.automaton.states)
-        amount = (sharp(2.0, self.wide.longest) / ours.scale) ** 0.5 / (self.size * self.low)
-        typical = (self.low * self.high) ** 0.5
-        for back in range(1, self.windows):
-            head = self.group + back - 1
-            target, bank = self.targets[block, back], self.banks[block, back].flatten(0, 1)
-            ours.q[:, head, : self.bits] = amount * target.T.float()
-            ours.k[:, head, : self.bits] = amount * self.place.T.float()
-            ours.q[:, head, self.bits] = amount * self.constant.float()
-            ours.k[:, head, self.bits] = -self.bits * amount * self.constant.float()
-            ours.v[:, head, : states**2] = self.window.flatten(0, 1).T.float() / typical
-            ours.o[head, : states**2] = bank.float()
+        ours, bits = weights.attention(self.wide, block), self.shape.bits
+        low, high = self.factors["attention", block]
+        amount = (sharp(2.0, self.wide.longest) / ours.scale) ** 0.5 / (self.size * low)
+        window = self.windows[block].flatten()
+        for back in range(1, self.shape.windows):
+            head, bank = self.group + back - 1, self.banks[block, back].flatten()
+            ours.q[:, head, :bits] = amount * self.of[self.targets[block, back]].T.float()
+            ours.k[:, head, :bits] = amount * self.of[self.place].T.float()
+            ours.q[:, head, bits] = amount * self.of[self.constant][0].float()
+            ours.k[:, head, bits] = -bits * amount * self.of[self.constant][0].float()
+            ours.v[:, head, : len(window)] = self.of[window].T.float() / (low * high) ** 0.5
+            ours.o[head, : len(window)] = self.to[bank].float()
 
     def neurons(self, block: int) -> None:
-        """A window q → u for every way there, unless one of the windows before it goes another way. The old one goes."""
-        states, earlier = len(self.automaton.states), self.windows - 1
-        ways = torch.cartesian_prod(*[torch.arange(states)] * (self.windows + 1))
+        """A window q → u for every way there, unless one of the windows before it goes another way."""
+        ways = torch.cartesian_prod(*[torch.arange(self.shape.states)] * (self.shape.windows + 1))
         against = torch.zeros(len(ways), self.wide.width, dtype=torch.float64)
+        earlier = self.shape.windows - 1
         for number in range(earlier):  # the earliest window is the farthest back
-            bank = self.banks[block, earlier - number]
+            bank = self.of[self.banks[block, earlier - number]]
             start, end = ways[:, number], ways[:, number + 1]
             against += bank[start].sum(1) - bank[start, end]
-        own, new = self.window[ways[:, -2], ways[:, -1]], self.window[ways[:, 0], ways[:, -1]]
-        typical = (self.low * self.high) ** 0.5
-        silenced = 2 * typical / self.low  # a bank's lane is as faint as this makes up for
-        old = self.window.flatten(0, 1)
-        pre = torch.cat([own - self.constant / 2 - silenced * against, old - self.constant / 2])
-        write = torch.cat([new, -old])
-        pre = 4 * pre / (self.size * self.low)  # 2 or more where it holds
-        ours, count = weights.mlp(self.wide, block), len(pre)
+        own, new = self.windows[block][ways[:, -2], ways[:, -1]], self.windows[block + 1][ways[:, 0], ways[:, -1]]
+        low, high = self.factors["attention", block]
+        silenced = 2 * (high / low) ** 0.5  # a bank's lane may be as faint as this makes up for
+        pre = self.of[own] - self.of[self.constant] / 2 - silenced * against
+        pre = 4 * pre / (self.size * self.factors["mlp", block][0])  # 2 or more where it holds
+        ours, count = weights.mlp(self.wide, block), len(ways)
         assert ours.up_bias is not None
         for first, threshold, sign in ((self.neuron, 0.0, 1), (self.neuron + count, 1.0, -1)):
             ours.up[:, first : first + count] = STEEP * pre.T.float()
             ours.up_bias[first : first + count] = -STEEP * threshold
-            ours.down[first : first + count] = sign * self.size / STEEP * write.float()
+            ours.down[first : first + count] = sign * self.size / STEEP * self.to[new].float()
 
 
 @torch.no_grad()
 def _factors(model: Model, stage: str, block: int, text: Int64[Tensor, "rows length"]) -> tuple[float, float]:
-    """The least and the most that this norm multiplies by, gains left out."""
+    """The least and the most that this norm multiplies by, gains left out, and `SLACK` beyond."""
     caught: list[Tensor] = []
     hook = weights.norm_module(model, stage, block).register_forward_pre_hook(
         lambda _, inputs: caught.append(inputs[0].double())
@@ -198,4 +237,4 @@ def _factors(model: Model, stage: str, block: int, text: Int64[Tensor, "rows len
     x = caught[0]
     x = x - x.mean(-1, keepdim=True)
     factors = (x.square().mean(-1) + weights.norm(model, stage, block).eps).rsqrt()
-    return float(factors.min()), float(factors.max())
+    return float(factors.min()) / SLACK, float(factors.max()) * SLACK

@@ -20,7 +20,7 @@ from stitch.models import Model, load
 from stitch.sources import resolve
 from stitch.synthesis import checkpoint
 from stitch.synthesis.automaton import read_automaton
-from stitch.synthesis.tool import states_along, steps_of_tokens, with_tool
+from stitch.synthesis.tool import FAINT, states_along, steps_of_tokens, with_tool
 from stitch.tokens import Windows
 
 READOUT, REPORT = "readout.safetensors", "tool.json"
@@ -37,6 +37,7 @@ def compile_tool(
     *,
     text: str = "docs",
     tokens: int = 50_000,
+    faint: float = FAINT,
     device: str = "auto",
     normalise: bool = False,
     overwrite: bool = False,
@@ -57,10 +58,11 @@ def compile_tool(
     before = load(resolve(host, progress=progress).folder, name=host, dtype=torch.float32, device=torch_device(device))
     windows = report_windows(text, tokens, before.tokenizer, before.longest)
     ids = windows.ids.long()
-    tool = with_tool(before, automaton, ids[:SAMPLE])
+    tool = with_tool(before, automaton, ids[:SAMPLE], faint)
     report = {
         "host": host,
         "automaton": spec,
+        "faint": faint,
         "states": list(automaton.states),
         "windows_per_block": tool.windows,
         "blocks": tool.blocks,
