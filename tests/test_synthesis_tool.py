@@ -91,7 +91,13 @@ def test_the_report_compares_with_a_probe_and_the_checkpoint_is_stock(tmp_path):
     odd = {"0": {"e": "1"}, "1": {"e": "0"}}
     spec.write_text(json.dumps({"transitions": odd, "start": "0", "outputs": OUTPUTS}))
     report = compile_tool(
-        str(spec), str(folder), tmp_path / "tool", text=str(write_text(tmp_path)), tokens=2_000, device="cpu"
+        str(spec),
+        str(folder),
+        tmp_path / "tool",
+        text=str(write_text(tmp_path)),
+        tokens=2_000,
+        faint=0.05,
+        device="cpu",
     )
     rows = {row["name"].partition(", site")[0]: row for row in report["right"]}
     assert rows["tool, fp32"]["right"] == 1.0
