@@ -215,7 +215,7 @@ def heads(work: Path) -> list[dict]:
         for arch in ARCHS:
             blueprint = hard_pattern(back(offset, length))
             saved(blueprint, arch, work / "head")
-            row[arch] = attention.off_mass(work / "head", blueprint, arch)
+            row[arch] = attention.selection(work / "head", blueprint, arch)["off_mass"]
         rows.append(row)
     return rows
 

@@ -259,6 +259,7 @@ def test_hard_patterns_leave_next_to_nothing_elsewhere(what, arch, tmp_path):
     report = certify(tmp_path / "p", tokens=1_000)
     assert report["certified"] and report["margin"] > 9
     assert 0 < max(report["off_mass"].values()) <= 1e-9
+    assert all(20 < gap < 200 for gap in report["logit_gap"].values())
 
 
 def test_targets_that_are_no_offset_need_learned_positions(tmp_path):

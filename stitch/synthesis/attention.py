@@ -13,18 +13,22 @@ from stitch.synthesis.build import heads_of, plane_head
 from stitch.synthesis.factorise import differences
 
 
-def off_mass(folder: Path, blueprint: Blueprint, arch: str) -> dict[str, float]:
-    """The most that any head by position gives elsewhere at any position of a full context, by dtype, on random tokens."""
-    found = {}
+def selection(folder: Path, blueprint: Blueprint, arch: str) -> dict[str, dict[str, float]]:
+    """Of heads by position, at every place of a full context of random tokens, by dtype: the most attention that any gives to other
+    tokens (`off_mass`), and the least by which its token's score is above theirs (`logit_gap`; none without such heads)."""
+    found: dict[str, dict[str, float]] = {"off_mass": {}, "logit_gap": {}}
     rows = torch.arange(blueprint.length)
     for name, maps in _maps(folder, blueprint):
-        found[name] = 0.0
+        found["off_mass"][name] = 0.0
         for block, heads in enumerate(heads_of(blueprint, arch)):
             for number, head in enumerate(heads):
                 if isinstance(head, Select):
                     attention = maps[block][0, number].float()
+                    right = attention[rows, head.target]
                     attention[rows, head.target] = 0.0
-                    found[name] = max(found[name], float(attention.sum(1).max()))
+                    found["off_mass"][name] = max(found["off_mass"][name], float(attention.sum(1).max()))
+                    gap = float((right / attention.max(1).values)[1:].log().min())  # the first token has no other
+                    found["logit_gap"][name] = min(found["logit_gap"].get(name, gap), gap)
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stitch.config import torch_device, torch_dtype
 from stitch.synthesis import checkpoint, kinds
-from stitch.synthesis.attention import apart, off_mass, safe_context
+from stitch.synthesis.attention import apart, safe_context, selection
 from stitch.synthesis.build import MARGIN
 from stitch.synthesis.trials import outcome
 
@@ -70,7 +70,7 @@ def certify(
         "margin": min((row["margin"] for row in rows), default=None),
         "certified": not any(row["wrong"] for row in rows),
         "crosstalk": blueprint.crosstalk,
-        "off_mass": off_mass(folder, blueprint, description["arch"]),
+        **selection(folder, blueprint, description["arch"]),
         "safe_context": safe_context(blueprint, description["arch"]),
         "seed": seed,
     }

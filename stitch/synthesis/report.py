@@ -80,7 +80,10 @@ def notes(report: dict) -> list[str]:
             *took,
             f"{'Certified' if report['certified'] else 'NOT certified'}: weights hold the factors, up to rounding.",
         ]
-    off = ", ".join(f"{name} {value:.1e}" for name, value in report["off_mass"].items())
+    off = ", ".join(
+        f"{name} {value:.1e} (logits {report['logit_gap'][name]:.1f} apart)"
+        for name, value in report["off_mass"].items()
+    )
     alike = f", {report['crosstalk']:.2f} of the answer's before" if report["crosstalk"] > 0 else ""
     return [
         *took,
