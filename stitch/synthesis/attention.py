@@ -14,8 +14,8 @@ from stitch.synthesis.factorise import differences
 
 
 def selection(folder: Path, blueprint: Blueprint, arch: str) -> dict[str, dict[str, float]]:
-    """Of heads by position, at every place of a full context of random tokens, by dtype: the most attention that any gives to other
-    tokens (`off_mass`), and the least by which its token's score is above theirs (`logit_gap`; none without such heads)."""
+    """Of heads by position, at every place of a full context of random tokens, by dtype: the most attention that any gives to
+    other tokens (`off_mass`), and the least by which its token's score is above theirs (`logit_gap`; none without such heads)."""
     found: dict[str, dict[str, float]] = {"off_mass": {}, "logit_gap": {}}
     rows = torch.arange(blueprint.length)
     for name, maps in _maps(folder, blueprint):
