@@ -10,7 +10,7 @@
     subleq      the same of programs that rewrite themselves
     tasks       parity and balanced brackets, beside Tracr (`--tracr PYTHON`, an environment that has `tracr-pypi`)
 
-`python benchmarks/synthesis.py vsa ranks` measures these alone. Three quarters of an hour at most for all, on two cores.
+`python benchmarks/synthesis.py vsa ranks` measures these alone. A quarter of an hour for all, on two cores.
 """
 
 import argparse
