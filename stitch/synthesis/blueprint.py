@@ -83,6 +83,11 @@ def back(offset: int, length: int) -> Int64[Tensor, " length"]:
     return (torch.arange(length) - offset).clamp_min(0)
 
 
+def signs(numbers: Int64[Tensor, " n"], bits: int) -> Float[Tensor, "n bits"]:
+    """Binary codes: ±1 for every bit, the lowest first. Two that differ agree in two less, at least, than a code with itself."""
+    return 1.0 - 2.0 * ((numbers[:, None] >> torch.arange(bits)) & 1).double()
+
+
 def allot(**sizes: int) -> dict[str, Int64[Tensor, " size"]]:
     """Channels one after another, by name."""
     starts = torch.tensor([0, *sizes.values()]).cumsum(0).tolist()

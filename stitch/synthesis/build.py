@@ -22,7 +22,7 @@ from stitch.circuits import weights
 from stitch.circuits.positions import OffsetHead, offset_head
 from stitch.errors import StitchError, UsageError
 from stitch.models import ANATOMIES, Model
-from stitch.synthesis.blueprint import Blueprint, LookUp, Neurons, Select, sharp
+from stitch.synthesis.blueprint import Blueprint, LookUp, Neurons, Select, sharp, signs
 from stitch.synthesis.tokenizer import tokenizer_of
 
 ARCHITECTURES = ("gpt2", "llama")
@@ -313,5 +313,5 @@ def _bits(length: int) -> int:
 
 def _code(target: Int64[Tensor, " length"], length: int) -> Float[Tensor, "length columns"]:
     """The bits of every target as ±1, and then all with the other sign."""
-    bits = 1.0 - 2.0 * ((target[:, None] >> torch.arange(_bits(length))) & 1)
-    return torch.cat([bits, -bits], 1)
+    code = signs(target, _bits(length))
+    return torch.cat([code, -code], 1)

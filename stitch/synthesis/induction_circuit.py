@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.synthesis.blueprint import Block, Blueprint, LookUp, Select, allot, back, sharp
+from stitch.synthesis.blueprint import Block, Blueprint, LookUp, Select, allot, back, sharp, signs
 from stitch.synthesis.trials import Trial
 
 
@@ -41,8 +41,8 @@ def induction(tokens: tuple[str, ...], length: int) -> Blueprint:
 def token_codes(count: int) -> Float[Tensor, "tokens codes"]:
     """Bits of every token's number as ±1, then all with the other sign."""
     bits = max((count - 1).bit_length(), 1)
-    signs = 1.0 - 2.0 * ((torch.arange(count)[:, None] >> torch.arange(bits)) & 1).double()
-    return torch.cat([signs, -signs], 1)
+    code = signs(torch.arange(count), bits)
+    return torch.cat([code, -code], 1)
 
 
 def repeated(count: int, length: int, rows: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stitch.errors import UsageError
-from stitch.synthesis.blueprint import Block, Blueprint, LookUp, Neurons, Select, all_of, allot, sharp, together
+from stitch.synthesis.blueprint import Block, Blueprint, LookUp, Neurons, Select, all_of, allot, sharp, signs, together
 
 Channels = dict[str, Tensor]
 
@@ -134,8 +134,8 @@ def _positions(at: Channels, unit: Tensor, context: int, size: int, bits: int) -
 
 def _signs(number: int, bits: int) -> Tensor:
     """Bits as ±1, and all with the other sign, so that their sum is 0."""
-    signs = 1.0 - 2.0 * ((torch.tensor(number) >> torch.arange(bits)) & 1).double()
-    return torch.cat([signs, -signs])
+    code = signs(torch.tensor([number]), bits)[0]
+    return torch.cat([code, -code])
 
 
 def _by_address(at: Channels, unit: Tensor, address: str, bits: int, context: int) -> dict:

@@ -18,7 +18,7 @@ from stitch.grafts.room import Room
 from stitch.grafts.widen import widened
 from stitch.models import Model
 from stitch.synthesis.automaton import Automaton
-from stitch.synthesis.blueprint import sharp
+from stitch.synthesis.blueprint import sharp, signs
 
 FAINT = 0.1  # what bf16 needs
 STEEP = 20.0  # times a saturated neuron's threshold: GELU(±20) is 20 and 0
@@ -180,13 +180,12 @@ class _Writer:
         assert table is not None
         self.wide.embedding.weight += self.size * self.to[self.windows[0][every, steps]].sum(1).float()
         place = torch.arange(len(table))
-        rows = self.to[self.constant] + self._code(place) @ self.to[self.place]
+        rows = self.to[self.constant] + signs(place, self.shape.bits) @ self.to[self.place]
         for (block, back), lanes in self.targets.items():
-            rows = rows + self._code((place - back * self.shape.windows**block).clamp_min(0)) @ self.to[lanes]
+            rows = (
+                rows + signs((place - back * self.shape.windows**block).clamp_min(0), self.shape.bits) @ self.to[lanes]
+            )
         table += self.size * rows.float()
-
-    def _code(self, place: Int64[Tensor, " n"]) -> Float[Tensor, "n bits"]:
-        return 1.0 - 2.0 * ((place[:, None] >> torch.arange(self.shape.bits)) & 1).double()
 
     def heads(self, block: int) -> None:
         """Scores are agreements less all bits: 0 at the place looked for, −2 and less, times the factors, elsewhere."""

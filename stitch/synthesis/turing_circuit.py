@@ -6,11 +6,22 @@ the next cell follows. Block 1 looks the rule up for the state and symbol among 
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from stitch.errors import UsageError
-from stitch.synthesis.blueprint import Block, Blueprint, LookUp, Neurons, Select, all_of, allot, back, sharp, together
+from stitch.synthesis.blueprint import (
+    Block,
+    Blueprint,
+    LookUp,
+    Neurons,
+    Select,
+    all_of,
+    allot,
+    back,
+    sharp,
+    signs,
+    together,
+)
 from stitch.synthesis.turing import BAR, EDGE, HALT, MOVES, STATES, SYMBOLS
 
 BOS = "<s>"
@@ -73,15 +84,10 @@ def _features(token: str) -> dict[str, int]:
     return none
 
 
-def _bits(count: int) -> Float[Tensor, "count bits"]:
-    numbers = torch.arange(count)
-    return 1.0 - 2.0 * ((numbers[:, None] >> torch.arange((count - 1).bit_length())) & 1).double()
-
-
 def _rule_look_up(at: dict[str, Tensor], width: int, context: int) -> dict:
     """State and symbol under the head as 4 and 3 bits, ±1: 7 where all agree, 5 at most elsewhere. The last token of a rule has 2
     on top, and the first token 8 in all: found where no rule applies, or no head is near."""
-    states, symbols = _bits(len(STATES)), _bits(len(SYMBOLS))
+    states, symbols = signs(torch.arange(len(STATES)), 4), signs(torch.arange(len(SYMBOLS)), 3)
     rank = states.shape[1] + symbols.shape[1] + 1
 
     def reading(banks: tuple[str, ...]) -> Tensor:
