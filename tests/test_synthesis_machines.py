@@ -101,8 +101,7 @@ def test_gpt2_runs_the_same_programs(tmp_path):
     assert report["certified"] and report["margin"] > 9
 
 
-def test_one_wrong_rule_changes_the_trace():
-    """The reference and the text come from the same rules; what the model reads is the text."""
+def test_rules_are_written_as_state_and_symbol_new_state_and_symbol_and_a_move():
     machine = from_description(FLIP)
     text = program_text(machine, Names.of(machine, ""))
     assert text == "A1A2>A2A1>|" and ids_of(text)[1:3] == ids_of("A1A2")[1:]
