@@ -756,6 +756,25 @@ def _print_certificate(report: dict, as_json: bool) -> None:
     print(*["", *notes(report)], sep="\n")
 
 
+converter = typer.Typer(
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="A trained model in another form, written as a checkpoint, with a table of what that costs.",
+)
+app.add_typer(converter, name="convert")
+Converted = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the converted model goes.")]
+
+
+def _print_conversion(report: dict, out: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    from stitch.conversions.report import footnotes, table
+
+    _print_table(*table(report))
+    print("", *footnotes(report), f"\nwritten to {out}", sep="\n")
+
+
 @app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="A composite's folder.")],
@@ -851,7 +870,7 @@ def _print_table(header: list[str], rows: list[list[str]], title: str) -> None:
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row, style="bold" if row[0].startswith("composite") else None)
+        table.add_row(*row, style="bold" if row[0].startswith(("composite", "converted")) else None)
     # Without emoji: `demo:llama:` is no animal.
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False)
     console.print(title, style="bold", soft_wrap=True)

@@ -11,18 +11,24 @@ from stitch.sources import Source
 
 
 def provenance(settings: Settings, a: Model, b: Model, sources: dict[str, Source]) -> dict:
-    """What made the numbers: settings, revisions, tokenizer, attention kernels, versions."""
-    vocabulary = json.dumps(b.tokenizer.get_vocab(), sort_keys=True).encode()
+    """What made the numbers of a pair: settings, revisions, tokenizer, attention kernels, versions."""
+    return surroundings(settings.to_dict(), {"a": (a, sources["a"]), "b": (b, sources["b"])})
+
+
+def surroundings(settings: dict, models: dict[str, tuple[Model, Source]]) -> dict:
+    """The same for any number of models that share a tokenizer, by what they are called."""
+    last = list(models.values())[-1][0]
+    vocabulary = json.dumps(last.tokenizer.get_vocab(), sort_keys=True).encode()
     return {
-        "settings": settings.to_dict(),
+        "settings": settings,
         "models": {
             side: {
-                "name": sources[side].name,
-                "kind": sources[side].kind,
-                "revision": sources[side].revision,
+                "name": source.name,
+                "kind": source.kind,
+                "revision": source.revision,
                 "attention": model.config._attn_implementation,
             }
-            for side, model in (("a", a), ("b", b))
+            for side, (model, source) in models.items()
         },
         "tokenizer_sha256": hashlib.sha256(vocabulary).hexdigest(),
         "versions": {
@@ -32,5 +38,5 @@ def provenance(settings: Settings, a: Model, b: Model, sources: dict[str, Source
                 for name in ("stitch-lm", "torch", "transformers", "sae-lens", "scipy", "safetensors")
             },
         },
-        "device": str(a.device),
+        "device": str(last.device),
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -92,19 +93,26 @@ def read_windows(
     assert settings.context is not None and settings.tokens is not None
     held = settings.held_out or max(8 * settings.context, min(settings.tokens // 10, held_out))
     limits: dict[Split, int] = {"fit": settings.tokens, "sweep": held, "report": held}
+    return split_windows(settings.text, limits, model.tokenizer, settings.context, progress)
+
+
+def split_windows(
+    text: str, limits: dict[Split, int], tokenizer: Any, context: int, progress: Progress | None = None
+) -> dict[Split, Windows]:
+    """Packed windows of the three splits, so many tokens of each. Raises StitchError when the text is too small to fill them."""
     # Nine documents in ten are of the fit split, one in twenty of each other.
-    wanted = max(settings.tokens * 10 // 9, held * 20)
-    documents = list(read(settings.text, characters=CHARACTERS_PER_TOKEN * wanted))
+    wanted = max(limits["fit"] * 10 // 9, max(limits["sweep"], limits["report"]) * 20)
+    documents = list(read(text, characters=CHARACTERS_PER_TOKEN * wanted))
     windows = {}
     for number, split in enumerate(SPLITS):
-        windows[split] = pack(select(documents, split), model.tokenizer, settings.context, limits[split])
+        windows[split] = pack(select(documents, split), tokenizer, context, limits[split])
         if progress:
             progress("text", number + 1, len(SPLITS))
-    least = {"fit": LEAST_TOKENS, "sweep": settings.context, "report": settings.context}
+    least = {"fit": LEAST_TOKENS, "sweep": context, "report": context}
     for split, found in windows.items():
         if found.tokens < least[split]:
             raise StitchError(
-                f"--text must fill at least {least[split]:,} tokens of the {split} split; {settings.text} has "
+                f"--text must fill at least {least[split]:,} tokens of the {split} split; {text} has "
                 f"{len(documents):,} documents that give {found.tokens:,}: use more or longer text, or a shorter --context."
             )
     return windows

@@ -1,0 +1,62 @@
+"""What every conversion starts with: a trained model, and text that is split into what may be fitted on and what may not."""
+
+from dataclasses import dataclass
+
+from stitch.activations import Progress
+from stitch.config import LEAST_TOKENS, torch_device, torch_dtype
+from stitch.errors import UsageError
+from stitch.models import Model, load
+from stitch.provenance import surroundings
+from stitch.sources import Source, resolve
+from stitch.stages import LONGEST_CONTEXT, split_windows
+from stitch.text import Split
+from stitch.tokens import Windows
+
+
+@dataclass(frozen=True)
+class Donor:
+    """A model to convert, and windows of the three splits: fit on `fit`, choose on `sweep`, report on `report`."""
+
+    model: Model
+    source: Source
+    windows: dict[Split, Windows]
+    text: str
+
+    @property
+    def context(self) -> int:
+        return self.windows["fit"].context
+
+    def provenance(self, settings: dict) -> dict:
+        """For report.json: `settings` are those of the conversion."""
+        return surroundings({"text": self.text, **settings}, {"donor": (self.model, self.source)})
+
+
+def read_donor(
+    name: str,
+    *,
+    text: str,
+    tokens: int,
+    held_out: int,
+    context: int | None = None,
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Donor:
+    """Loads the model and packs `tokens` tokens of the fit split, `held_out` of each other, in windows of `context` tokens (None:
+    what the model takes, at most 1,024).
+
+    Raises UsageError when the request cannot be met, StitchError when weights or text fail.
+    """
+    if tokens < LEAST_TOKENS:
+        raise UsageError(f"--tokens must be at least {LEAST_TOKENS:,}; got {tokens:,}.")
+    source = resolve(name, progress=progress)
+    model = load(
+        source.folder, name=source.name, dtype=torch_dtype(dtype), device=torch_device(device),
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    if context is not None and not 8 <= context <= model.longest:
+        raise UsageError(f"--context must be in 8..{model.longest}, what {name} takes; got {context}.")
+    context = context or min(model.longest, LONGEST_CONTEXT)
+    limits: dict[Split, int] = {"fit": tokens, "sweep": held_out, "report": held_out}
+    return Donor(model, source, split_windows(text, limits, model.tokenizer, context, progress), text)

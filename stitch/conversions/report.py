@@ -1,0 +1,97 @@
+"""The report of a conversion: one dict, what a terminal shows of it, and the model card.
+
+    {"conversion": "heads", "model": "demo:gpt2", "title": …, "made": …, "tokens": {…}, "context": 256,
+     "results": [rows of `Scores.row`, some with the figures of FIGURES], "differences": [`difference`, …], "notes": [sentences],
+     "provenance": {…}}
+
+The rows are called `donor`, `converted`, `baseline:…`, `null:…`, `reference:…`.
+"""
+
+import json
+
+from stitch.evaluate import Scores
+
+COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to donor", "top-1"]
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"
+
+
+# Figures that rows of some conversions have: key in the row, column, how it is shown.
+FIGURES = {
+    "cache_bytes": ("cache per token", _size),
+    "parameters": ("parameters", lambda value: f"{value:,}"),
+}
+
+
+def difference(scores: dict[str, Scores], name: str, minus: str) -> dict:
+    """The paired difference of two rows' cross-entropies with its 95 % interval, as it stands in report.json."""
+    low, high = scores[name].interval(minus=scores[minus])
+    return {"name": name, "minus": minus, "ce": scores[name].ce - scores[minus].ce, "ce_low": low, "ce_high": high}
+
+
+def table(report: dict) -> tuple[list[str], list[list[str]], str]:
+    """Header, rows and title of the result table."""
+    figures = {key: found for key, found in FIGURES.items() if any(key in row for row in report["results"])}
+    header = [*COLUMNS, *(name for name, _ in figures.values())]
+    rows = [
+        [*_cells(row), *(show(row[key]) if key in row else "" for key, (_, show) in figures.items())]
+        for row in report["results"]
+    ]
+    title = f"{report['title']}; {report['tokens']['report']:,} held-out tokens in windows of {report['context']}, nats per token"
+    return header, rows, title
+
+
+def _cells(row: dict) -> list[str]:
+    perplexity = f"{row['ppl']:,.2f}" if row["ppl"] < 1e5 else f"{row['ppl']:.1e}"
+    kl = "" if row["kl_to_b"] is None else f"{row['kl_to_b']:.4f}"
+    top = "" if row["top1"] is None else f"{row['top1']:.1%}"
+    return [row["name"], f"{row['ce']:.4f}", f"{row['ce_low']:.3f} – {row['ce_high']:.3f}", perplexity, kl, top]
+
+
+def footnotes(report: dict) -> list[str]:
+    """The sentences below the table."""
+    return [
+        *report["notes"],
+        *(
+            f"{one['name']} − {one['minus']}: {one['ce']:+.4f} nats ({one['ce_low']:+.4f} to {one['ce_high']:+.4f}, paired)."
+            for one in report["differences"]
+        ),
+    ]
+
+
+def model_card(report: dict, *, remote_code: bool) -> bytes:
+    """README.md of the converted model."""
+    name = report["model"]
+    metadata: dict = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["stitch", f"convert-{report['conversion']}"],
+    }
+    if "/" in name and not name.startswith((".", "/")):
+        metadata["base_model"] = [name]
+    header, rows, title = table(report)
+    argument = ", trust_remote_code=True" if remote_code else ""
+    lines = [
+        *("---", json.dumps(metadata, indent=2), "---", "", f"# {report['title']}", "", report["made"], ""),
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_REPO"{argument})',
+        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO"{argument})',
+        'print(tokenizer.decode(model.generate(**tokenizer("The", return_tensors="pt"))[0]))',
+        "```",
+        *("", f"## What it is worth ({title})", ""),
+        "| " + " | ".join(header) + " |",
+        "|" + "|".join(["-"] + ["-:"] * (len(header) - 1)) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        *("", *(f"- {line}" for line in footnotes(report)), ""),
+        "`report.json` holds the same with settings and versions. Made with [stitch-lm](https://pypi.org/project/stitch-lm/).",
+        "",
+    ]
+    return "\n".join(lines).encode()
