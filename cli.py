@@ -765,6 +765,49 @@ app.add_typer(converter, name="convert")
 Converted = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the converted model goes.")]
 
 
+@converter.command()
+def heads(
+    model: Model,
+    out: Converted,
+    kv_heads: Annotated[int, typer.Option(help="Key and value heads per block; divides what the model has.")],
+    text: Text = "docs",
+    tokens: Annotated[int, typer.Option(help="Tokens to fit on.")] = 32_768,
+    held_out: Annotated[int, typer.Option(help="Tokens to choose on, and as many to report on.")] = 16_384,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of the windows that are fitted on; the report's are up to 4 times as long. Default: what the model "
+            "takes, at most 256."
+        ),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(help="Steps of fine-tuning the attention against the donor, baselines included.")
+    ] = 0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Merge key and value heads, by contraction and least squares, into a stock checkpoint whose cache is as much smaller.
+
+    The table has mean pooling and other baselines with the same refits. A GPT-2 becomes a GPTBigCode, which has one key head.
+    """
+
+    def work(progress):
+        from stitch.conversions.heads.convert import convert_heads
+
+        return convert_heads(
+            model, out, kv_heads=kv_heads, text=text, tokens=tokens, held_out=held_out, context=context, steps=steps, seed=seed,
+            device=device, dtype=dtype, overwrite=overwrite, trust_remote_code=trust_remote_code, progress=progress,
+        )  # fmt: skip
+
+    _print_conversion(_guarded(work, quiet=quiet, debug=debug), out, as_json)
+
+
 def _print_conversion(report: dict, out: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report, indent=2))

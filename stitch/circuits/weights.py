@@ -66,21 +66,22 @@ class Norm:
 
 
 def check(model: Model, role: str) -> None:
-    """Raises UsageError unless circuits can be read from and written to this model, StitchError where weights aren't finite."""
+    """Raises UsageError unless circuits can be read from and written to this model, StitchError where weights aren't finite.
+
+    `role` is what messages call it: "the donor of a graft".
+    """
     config = model.config
     if config.model_type not in FAMILIES:
         why = {"qwen3": " (its queries and keys are normalised)", "gemma2": " (its scores are softcapped)"}
         raise UsageError(
-            f"the {role} of a graft must be of one of {', '.join(FAMILIES)}; {model.name} is "
+            f"{role} must be of one of {', '.join(FAMILIES)}; {model.name} is "
             f"{config.model_type}{why.get(config.model_type, '')}: choose another."
         )
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise UsageError(f"the {role} of a graft must scale attention alike in all blocks; {model.name} does not.")
+        raise UsageError(f"{role} must scale attention alike in all blocks; {model.name} does not.")
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True) and window < config.max_position_embeddings:
-        raise UsageError(
-            f"the {role} of a graft must attend to its whole context; {model.name} sees {window} tokens: choose another."
-        )
+        raise UsageError(f"{role} must attend to its whole context; {model.name} sees {window} tokens: choose another.")
     for name, value in model.net.named_parameters():
         if not torch.isfinite(value).all():
             raise StitchError(f"the weights of {model.name} must be finite; {name} is not: download it again.")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from stitch.activations import Progress
+from stitch.compare import report_windows
 from stitch.config import LEAST_TOKENS, torch_device, torch_dtype
 from stitch.errors import UsageError
 from stitch.models import Model, load
@@ -24,6 +25,7 @@ class Donor:
 
     @property
     def context(self) -> int:
+        """Of the windows that are fitted on."""
         return self.windows["fit"].context
 
     def provenance(self, settings: dict) -> dict:
@@ -38,13 +40,16 @@ def read_donor(
     tokens: int,
     held_out: int,
     context: int | None = None,
+    longest_context: int = LONGEST_CONTEXT,
+    report_factor: int = 1,
     device: str = "auto",
     dtype: str = "fp32",
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Donor:
-    """Loads the model and packs `tokens` tokens of the fit split, `held_out` of each other, in windows of `context` tokens (None:
-    what the model takes, at most 1,024).
+    """Loads the model and packs `tokens` tokens of the fit split, `held_out` of each other, in windows of `context` tokens
+    (None: what the model takes, at most `longest_context`); those of the report split are `report_factor` times as long, if
+    it takes so many.
 
     Raises UsageError when the request cannot be met, StitchError when weights or text fail.
     """
@@ -57,6 +62,9 @@ def read_donor(
     )  # fmt: skip
     if context is not None and not 8 <= context <= model.longest:
         raise UsageError(f"--context must be in 8..{model.longest}, what {name} takes; got {context}.")
-    context = context or min(model.longest, LONGEST_CONTEXT)
+    context = context or min(model.longest, longest_context)
     limits: dict[Split, int] = {"fit": tokens, "sweep": held_out, "report": held_out}
-    return Donor(model, source, split_windows(text, limits, model.tokenizer, context, progress), text)
+    windows = split_windows(text, limits, model.tokenizer, context, progress)
+    if (longer := min(report_factor * context, model.longest)) > context:
+        windows["report"] = report_windows(text, held_out, model.tokenizer, longer)
+    return Donor(model, source, windows, text)

@@ -143,7 +143,7 @@ def _needed(donors: Sequence[Model], chosen: Sequence[Chosen], host: Model, chan
 def _load(name: str, role: str, *, device: torch.device, trust_remote_code: bool, progress: Progress | None) -> Model:
     source = resolve(name, progress=progress)
     model = load(source.folder, name=name, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code)
-    weights.check(model, role)
+    weights.check(model, f"the {role} of a graft")
     return model
 
 
@@ -183,7 +183,7 @@ def read_host(path: Path, donor: Model, seed: int) -> Model:
             f"{path} must make a model; transformers says: {' '.join(str(error).split())[:200]}"
         ) from error
     host = Model(path.stem, net, donor.tokenizer, ANATOMIES[family], path.parent)
-    weights.check(host, "host")
+    weights.check(host, "the host of a graft")
     return host
 
 

@@ -1,0 +1,211 @@
+"""`stitch convert heads`: a model with fewer key and value heads, beside what others would make of it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from stitch.activations import Progress
+from stitch.circuits import weights
+from stitch.conversions.donor import Donor, read_donor
+from stitch.conversions.heads.contraction import predicted_error, predicted_value_error
+from stitch.conversions.heads.fit import Moments, convert, group_of
+from stitch.conversions.heads.grouping import best_partition
+from stitch.conversions.heads.measured import Watch
+from stitch.conversions.heads.merge import Groups
+from stitch.conversions.heads.methods import REFITTED, closed_form, methods, values
+from stitch.conversions.heads.rebuilt import with_heads
+from stitch.conversions.heads.refine import Rows
+from stitch.conversions.report import difference
+from stitch.conversions.save import save_stock
+from stitch.conversions.teach import taught
+from stitch.errors import UsageError
+from stitch.evaluate import Scores, evaluate, whole_model
+from stitch.models import Model
+from stitch.workspace import check_output
+
+CONTEXT = 256  # tokens of a window that is fitted on, by default
+LONGER = 4  # times that, at most, is reported on
+SAMPLE = 16  # windows whose attention keys are refined on
+RATE, BATCH = 2e-4, 8  # of fine-tuning
+
+
+def convert_heads(
+    name: str,
+    out: Path,
+    *,
+    kv_heads: int,
+    text: str = "docs",
+    tokens: int = 32_768,
+    held_out: int = 16_384,
+    context: int | None = None,
+    steps: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "fp32",
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> dict:
+    """Writes `name` with `kv_heads` key heads per block to `out`, as a stock checkpoint, and returns its report.
+
+    Of our ways the best on the sweep split is written. With `steps`, it and every baseline are fine-tuned against the donor.
+    Raises UsageError when the request cannot be met, StitchError when the work fails.
+    """
+    check_output(out, overwrite)
+    donor = read_donor(
+        name, text=text, tokens=tokens, held_out=held_out, context=context, longest_context=CONTEXT, report_factor=LONGER,
+        device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress,
+    )  # fmt: skip
+    model = donor.model
+    check_heads(model, kv_heads)
+    grouping, watch = Grouping(kv_heads, model.depth, seed), Watch(model, "contraction", "least squares")
+    ids = {split: donor.windows[split].ids for split in ("fit", "sweep")}
+    found = convert(model, grouping, methods(seed), ids, sample=SAMPLE, seed=seed, watch=watch, progress=progress)
+    nets = {way: with_heads(model, attentions) for way, attentions in found.items()}
+    chosen = _choose(donor, nets, progress)
+    final, rows = nets[chosen], {"donor": model.net, "converted": nets[chosen], **nets}
+    if steps:
+        tried = {way: with_heads(model, found[way]) for way in (chosen, *_baselines(nets))}
+        for way, net in tried.items():
+            teach(net, donor, steps, seed, progress)
+            rows[f"{way}, {steps:,} steps"] = net
+        final = rows["converted"] = tried[chosen]
+    scores = evaluate(
+        {row: whole_model(net) for row, net in rows.items()}, donor.windows["report"], vocabulary=model.config.vocab_size,
+        reference=whole_model(model.net), progress=progress,
+    )  # fmt: skip
+    settings = {
+        "kv_heads": kv_heads,
+        "tokens": tokens,
+        "context": donor.context,
+        "steps": steps,
+        "seed": seed,
+        "dtype": dtype,
+    }
+    report = _assemble(donor, kv_heads, grouping, watch, scores, rows, chosen, settings)
+    save_stock(final, model, out, report)
+    return report
+
+
+def check_heads(model: Model, kv_heads: int) -> int:
+    """The number of key heads that the model has. Raises UsageError where it cannot have `kv_heads` instead."""
+    weights.check(model, "a model that gets fewer key heads")
+    attention = weights.attention(model, 0)
+    old = attention.k.shape[1]
+    if not 1 <= kv_heads < old or old % kv_heads:
+        fitting = ", ".join(str(count) for count in range(1, old) if old % count == 0)
+        raise UsageError(
+            f"--kv-heads must be a proper divisor of the {old} key heads of {model.name}"
+            + (f" ({fitting}); got {kv_heads}." if fitting else f"; got {kv_heads}: one head cannot become fewer.")
+        )
+    if model.config.model_type == "gpt2" and kv_heads != 1:
+        raise UsageError(
+            f"--kv-heads must be 1 for a GPT-2: the stock class for learned positions and fewer key heads, GPTBigCode, has one; "
+            f"got {kv_heads}."
+        )
+    return old
+
+
+@dataclass
+class Grouping:
+    """Partitions by block, found where the closed form loses least: the sum of the predicted errors of scores and of
+    outputs."""
+
+    kv_heads: int
+    depth: int
+    seed: int
+    found: list[Groups] = field(default_factory=list)
+
+    def __call__(self, model: Model, block: int, moments: Moments, context: int) -> Groups:
+        def cost(members: tuple[int, ...]) -> float:
+            group = group_of(model, block, members, moments, _no_rows, context)
+            merged = values(group)
+            return predicted_error(closed_form(group), group.keys, offsets=16) + predicted_value_error(
+                merged, group.values, group.output, group.head_of
+            )
+
+        old = weights.attention(model, block).k.shape[1]
+        self.found.append(best_partition(old, self.kv_heads, cost, self.seed))
+        return self.found[-1]
+
+
+def _no_rows() -> Rows:
+    raise AssertionError("closed forms read moments alone")
+
+
+def teach(net: PreTrainedModel, donor: Donor, steps: int, seed: int, progress: Progress | None = None) -> None:
+    """Fine-tunes the attentions of `net` against the donor, in place."""
+    of_attention = [value for name, value in net.named_parameters() if ".self_attn." in name or ".attn." in name]
+    for value in net.parameters():
+        value.requires_grad_(False)
+    for value in of_attention:
+        value.requires_grad_(True)
+    windows = donor.windows["fit"]
+    taught(
+        net, donor.model.net, windows, of_attention, steps=steps, rate=RATE, batch=BATCH, seed=seed, progress=progress
+    )
+
+
+def _choose(donor: Donor, nets: dict[str, PreTrainedModel], progress: Progress | None) -> str:
+    """The best of ours on the sweep split."""
+    scores = evaluate(
+        {way: whole_model(nets[way]) for way in nets if ":" not in way}, donor.windows["sweep"],
+        vocabulary=donor.model.config.vocab_size, progress=progress, task="choice (tokens)",
+    )  # fmt: skip
+    return min(scores, key=lambda way: scores[way].ce)
+
+
+def _baselines(nets: dict[str, PreTrainedModel]) -> list[str]:
+    return [way for way in nets if ":" in way and way.endswith(REFITTED)]
+
+
+def _assemble(
+    donor: Donor,
+    kv_heads: int,
+    grouping: Grouping,
+    watch: Watch,
+    scores: dict[str, Scores],
+    rows: dict[str, PreTrainedModel],
+    chosen: str,
+    settings: dict,
+) -> dict:
+    model, steps = donor.model, settings["steps"]
+    attention = weights.attention(model, 0)
+    old, d = attention.k.shape[1], attention.k.shape[2]
+    results = []
+    for name, found in scores.items():
+        heads = old if name == "donor" else kv_heads
+        size = 2 * heads * d * model.depth * torch.finfo(model.dtype).bits // 8
+        results.append({**found.row(name), "cache_bytes": size, "parameters": rows[name].num_parameters()})
+    compared = [name for name in scores if name.startswith(("baseline:", "null:"))]
+    same = [name for name in compared if (f"{steps:,} steps" in name) == bool(steps)]
+    way = f"{chosen}, {steps:,} steps" if steps else chosen
+    longer = donor.windows["report"].context
+    shares = {key: [row[key] for row in watch.rows] for key in watch.rows[0]}
+    means = {key: sum(values) / len(values) for key, values in shares.items()}
+    notes = [
+        f"converted: {way}, the best on the sweep split.",
+        f"Fitted on {donor.windows['fit'].tokens:,} tokens in windows of {donor.context}"
+        + (f", reported in windows of {longer}." if longer != donor.context else "."),
+        f"Contraction, mean over blocks: {means['keys_predicted']:.3f} of the scores' variance wrong as predicted, "
+        f"{means['keys_measured']:.3f} on held-out text, {means['keys_refined']:.3f} by least squares; of what heads write "
+        f"{means['values_predicted']:.3f} and {means['values_measured']:.3f}.",
+    ]
+    return {
+        "conversion": "heads",
+        "model": model.name,
+        "title": f"{model.name} with {kv_heads} of {old} key heads",
+        "made": f"{model.name} with {old} key and value heads per block merged into {kv_heads} ({way}). "
+        f"A stock {type(rows['converted']).__name__}.",
+        "tokens": {split: windows.tokens for split, windows in donor.windows.items()},
+        "context": longer,
+        "fitted_context": donor.context,
+        "results": results,
+        "differences": [difference(scores, "converted", name) for name in ("donor", *same)],
+        "groups": [[list(group) for group in groups] for groups in grouping.found],
+        "by_block": watch.rows,
+        "notes": notes,
+        "provenance": donor.provenance(settings),
+    }

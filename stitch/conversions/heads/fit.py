@@ -1,0 +1,245 @@
+"""Block by block: the donor's stream beside that of every converted model, so that each refit sees what came before it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stitch.activations import Progress, residuals
+from stitch.circuits import weights
+from stitch.circuits.weights import Attention
+from stitch.conversions.heads.attend import Heads, heads_of, mixed, scores, stacked
+from stitch.conversions.heads.contraction import KeyMoments
+from stitch.conversions.heads.merge import Groups, Keys, Merged, Values, merged_weights, query_heads
+from stitch.conversions.heads.refine import UNIFORM, Rows, rows_of
+from stitch.models import Model
+from stitch.translation.moments import accumulate
+from stitch.translation.towards import ridge_towards
+
+ROWS = 64  # of the attention per window that keys are refined on
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is known of the old key heads that become one."""
+
+    keys: KeyMoments
+    values: Float[Tensor, "stacked stacked"]  # second moment of what heads attend to
+    output: Float[Tensor, "heads d width"]
+    rows: Callable[[], Rows]  # of the attention itself; made when asked for, as they are large
+
+    @property
+    def head_of(self) -> tuple[int, ...]:
+        return self.keys.head_of
+
+    @property
+    def old(self) -> int:
+        return len(self.values) // self.output.shape[1]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a group's heads become one; `refit` says whether the output weights are fitted again, block after block."""
+
+    keys: Callable[[Group], Keys]
+    values: Callable[[Group], Values]
+    refit: bool
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of one block's attention on the donor's stream: all old heads side by side."""
+
+    key_mean: Float[Tensor, " stacked"]
+    key_covariance: Float[Tensor, "stacked stacked"]
+    queries: Float[Tensor, "heads d d"]
+    attended: Float[Tensor, "stacked stacked"]
+
+
+def chunks(stream: Float[Tensor, "windows t width"], heads: int) -> Iterator[slice]:
+    """Windows in groups whose attention takes about 64 MiB."""
+    size = max(1, 2**26 // (4 * heads * stream.shape[1] ** 2))
+    for start in range(0, len(stream), size):
+        yield slice(start, min(start + size, len(stream)))
+
+
+def block_moments(model: Model, block: int, stream: Float[Tensor, "windows t width"]) -> Moments:
+    attention, theta = weights.attention(model, block), weights.frequencies(model)
+    groups, heads = attention.k.shape[1], attention.q.shape[1]
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, value: Tensor) -> None:
+        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+
+    tokens = stream.shape[0] * stream.shape[1]
+    for rows in chunks(stream, heads):
+        of = heads_of(attention, normed(model, block, stream[rows]))
+        weight = scores(of.q, of.k, theta, attention.scale).softmax(-1)
+        everything = stacked(of.v)
+        attended = torch.einsum("whij,wjs->swhi", weight, everything).flatten(1)
+        keys = stacked(of.k).flatten(0, 1)
+        add("mean", keys.sum(0))
+        add("keys", keys.T @ keys)
+        add("queries", torch.einsum("whtd,whte->hde", of.q, of.q))
+        add("attended", attended @ attended.T)
+    mean = sums["mean"] / tokens
+    return Moments(
+        mean,
+        sums["keys"] / tokens - mean[:, None] * mean,
+        sums["queries"] / tokens,
+        sums["attended"] / tokens / (heads // groups) / groups,
+    )
+
+
+def normed(model: Model, block: int, stream: Tensor) -> Tensor:
+    return weights.norm_module(model, "attention", block)(stream)
+
+
+def group_of(
+    model: Model, block: int, members: tuple[int, ...], moments: Moments, rows: Callable[[], Rows], context: int
+) -> Group:
+    attention = weights.attention(model, block)
+    d = attention.q.shape[2]
+    places = torch.cat([torch.arange(head * d, (head + 1) * d) for head in members])
+    queries = query_heads(members, attention.shared)
+    head_of = tuple(place for place in range(len(members)) for _ in range(attention.shared))
+    keys = KeyMoments(
+        moments.key_mean[places], moments.key_covariance[places][:, places], moments.queries[queries], head_of,
+        weights.frequencies(model), context,
+    )  # fmt: skip
+    return Group(keys, moments.attended[places][:, places], attention.o.double().cpu()[queries], rows)
+
+
+def attention_rows(
+    model: Model,
+    block: int,
+    members: tuple[int, ...],
+    stream: Float[Tensor, "windows t width"],
+    seed: int,
+    uniform: float = UNIFORM,
+) -> Rows:
+    """Of the group's query heads, `ROWS` per window of the donor's stream."""
+    attention, theta = weights.attention(model, block), weights.frequencies(model)
+    queries = query_heads(members, attention.shared)
+    of = heads_of(attention, normed(model, block, stream))
+    wanted = scores(of.q[:, queries], of.k[:, [head // attention.shared for head in queries]], theta, attention.scale)
+    later = 1 + torch.randperm(stream.shape[1] - 1, generator=torch.Generator().manual_seed(seed))
+    at = later[:ROWS].sort().values.to(stream.device)
+    keys = stacked(of.k[:, list(members)])
+    return rows_of(of.q[:, queries], keys, wanted, theta, attention.scale, at, uniform)
+
+
+@dataclass
+class Track:
+    """A model being converted: its streams so far on fit and held-out windows, and the attentions that it has got."""
+
+    streams: dict[str, Float[Tensor, "windows t width"]]
+    attentions: list[Attention]
+
+
+@torch.no_grad()
+def attention_output(
+    model: Model, block: int, attention: Attention, stream: Float[Tensor, "windows t width"]
+) -> Float[Tensor, "windows heads t d"]:
+    theta = weights.frequencies(model)
+    found = []
+    for rows in chunks(stream, attention.q.shape[1]):
+        of: Heads = heads_of(attention, normed(model, block, stream[rows]))
+        found.append(mixed(scores(of.q, of.k, theta, attention.scale).softmax(-1), of.v))
+    return torch.cat(found)
+
+
+def written(attention: Attention, heads: Float[Tensor, "windows heads t d"]) -> Float[Tensor, "windows t width"]:
+    out = torch.einsum("whtd,hdm->wtm", heads, attention.o.to(heads))
+    return out if attention.o_bias is None else out + attention.o_bias.to(heads)
+
+
+def after_mlp(model: Model, block: int, stream: Tensor) -> Tensor:
+    return stream + model.blocks[block].get_submodule(model.anatomy.mlp)(
+        weights.norm_module(model, "mlp", block)(stream)
+    )
+
+
+@torch.no_grad()
+def convert(
+    donor: Model,
+    groups: Callable[[Model, int, Moments, int], Groups],
+    methods: dict[str, Method],
+    ids: dict[str, Tensor],
+    *,
+    sample: int,
+    seed: int = 0,
+    watch: Callable[[int, list[Group], dict[str, Merged], Tensor], None] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, list[Attention]]:
+    """The attentions of every method, block by block.
+
+    `ids` holds windows to fit on ("fit") and to choose λ on ("sweep"); of the former the first `sample` give the rows of the
+    attention that keys are refined on. `watch` is shown every block: its groups, what each method made of them, the held-out
+    stream.
+    """
+    start = {split: _embedded(donor, windows) for split, windows in ids.items()}
+    tracks = {name: Track(dict(start) if method.refit else {}, []) for name, method in methods.items()}
+    streams = dict(start)
+    for block in range(donor.depth):
+        old = weights.attention(donor, block)
+        moments = block_moments(donor, block, streams["fit"])
+        grouping = groups(donor, block, moments, streams["fit"].shape[1])
+        found = [
+            group_of(
+                donor, block, members, moments,
+                partial(attention_rows, donor, block, members, streams["fit"][:sample], seed), streams["fit"].shape[1],
+            )
+            for members in grouping
+        ]  # fmt: skip
+        outputs = {split: attention_output(donor, block, old, stream) for split, stream in streams.items()}
+        after = {split: stream + written(old, outputs[split]) for split, stream in streams.items()}
+        keys = {make: tuple(make(one) for one in found) for make in dict.fromkeys(one.keys for one in methods.values())}
+        values = {
+            make: tuple(make(one) for one in found) for make in dict.fromkeys(one.values for one in methods.values())
+        }
+        made = {name: Merged(grouping, keys[one.keys], values[one.values]) for name, one in methods.items()}
+        if watch:
+            watch(block, found, made, streams["sweep"])
+        for name, method in methods.items():
+            merged, track = made[name], tracks[name]
+            new = merged_weights(old, merged)
+            if method.refit:
+                read = {split: attention_output(donor, block, new, stream) for split, stream in track.streams.items()}
+                new = merged_weights(old, merged.with_output(_refitted(new, read, track.streams, after, old.o_bias)))
+                track.streams = {
+                    split: after_mlp(donor, block, stream + written(new, read[split]))
+                    for split, stream in track.streams.items()
+                }
+            track.attentions.append(new)
+        streams = {split: after_mlp(donor, block, stream) for split, stream in after.items()}
+        if progress:
+            progress("blocks", block + 1, donor.depth)
+    return {name: track.attentions for name, track in tracks.items()}
+
+
+def _refitted(
+    new: Attention, read: dict[str, Tensor], streams: dict[str, Tensor], after: dict[str, Tensor], bias: Tensor | None
+) -> Float[Tensor, "heads d width"]:
+    """Output weights by ridge, towards what they are, that bring the converted stream where the donor's is after its
+    attention."""
+
+    def variables(split: str):
+        for index in range(0, len(read[split]), 16):
+            rows = slice(index, index + 16)
+            target = after[split][rows] - streams[split][rows]
+            target = target if bias is None else target - bias
+            yield {"heads": read[split][rows].transpose(1, 2).flatten(2).flatten(0, 1), "target": target.flatten(0, 1)}
+
+    products = [("heads", "heads"), ("heads", "target")]
+    fit, held = (accumulate(variables(split), products, single={"heads", "target"}) for split in ("fit", "sweep"))
+    prior = new.o.flatten(0, 1)
+    return ridge_towards(fit, held, prior, inputs="heads", target="target").weight.view_as(new.o)
+
+
+def _embedded(model: Model, ids: Tensor) -> Tensor:
+    """The stream entering the first block."""
+    return torch.cat([residuals(model, part.long(), [0])[0] for part in ids.split(16)])

@@ -1,0 +1,66 @@
+"""Ways to make one key head of several: ours, and what they are compared with."""
+
+import torch
+
+from stitch.conversions.heads import baselines, contraction
+from stitch.conversions.heads.contraction import SLOW
+from stitch.conversions.heads.fit import Group, Method
+from stitch.conversions.heads.merge import Keys, Values
+from stitch.conversions.heads.refine import error, refined
+
+REFITTED = ", outputs refitted"
+
+
+def methods(seed: int, *, plain: bool = True) -> dict[str, Method]:
+    """By the names that rows have: each with its output weights refitted and, if `plain`, without."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = {
+        "contraction": (closed_form, values),
+        "least squares": (least_squares, values),
+        "baseline:mean pooling": (_pooled, lambda of: baselines.pooled_values(of.old, of.output)),
+        "baseline:first head": (_first, lambda of: baselines.first_values(of.old, of.output)),
+        "baseline:rotate, then mean": (_turned, lambda of: baselines.turned_values(of.values, of.output, of.head_of)),
+        "null:random": (
+            lambda of: baselines.random_keys(of.old, of.keys.size, of.head_of, generator),
+            lambda of: baselines.random_values(of.old, of.output, generator),
+        ),
+    }
+    found = {}
+    for name, (keys, of_values) in pairs.items():
+        if plain:
+            found[name] = Method(keys, of_values, refit=False)
+        found[name + REFITTED] = Method(keys, of_values, refit=True)
+    return found
+
+
+def closed_form(of: Group) -> Keys:
+    """The contraction for how the model tells positions: see `contraction`."""
+    if not of.keys.frequencies.any():
+        return contraction.contracted(of.keys)
+    return contraction.by_frequency(of.keys)
+
+
+def least_squares(of: Group) -> Keys:
+    """Refined from whichever closed form is nearest on the attention itself."""
+    rows = of.rows()
+    starts = [closed_form(of)]
+    if of.keys.frequencies.any():
+        starts.append(contraction.by_frequency(of.keys, slow=SLOW))
+        starts.append(contraction.aligned(of.keys))
+    return refined(min(starts, key=lambda keys: error(keys, rows)), rows)
+
+
+def values(of: Group) -> Values:
+    return contraction.contracted_values(of.values, of.output, of.head_of)
+
+
+def _pooled(of: Group) -> Keys:
+    return baselines.pooled_keys(of.old, of.keys.size, of.head_of)
+
+
+def _first(of: Group) -> Keys:
+    return baselines.first_keys(of.old, of.keys.size, of.head_of)
+
+
+def _turned(of: Group) -> Keys:
+    return baselines.turned_keys(of.keys.moment(), of.keys.size, of.head_of, rotary=bool(of.keys.frequencies.any()))
