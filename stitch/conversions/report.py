@@ -14,7 +14,7 @@ from stitch.evaluate import Scores
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to donor", "top-1"]
 
 
-def _size(count: float) -> str:
+def _size(count: float | int) -> str:
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:,.0f} {unit}"

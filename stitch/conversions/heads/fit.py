@@ -66,6 +66,7 @@ def chunks(stream: Float[Tensor, "windows t width"], heads: int) -> Iterator[sli
         yield slice(start, min(start + size, len(stream)))
 
 
+@torch.no_grad()
 def block_moments(model: Model, block: int, stream: Float[Tensor, "windows t width"]) -> Moments:
     attention, theta = weights.attention(model, block), weights.frequencies(model)
     groups, heads = attention.k.shape[1], attention.q.shape[1]
@@ -113,6 +114,7 @@ def group_of(
     return Group(keys, moments.attended[places][:, places], attention.o.double().cpu()[queries], rows)
 
 
+@torch.no_grad()
 def attention_rows(
     model: Model,
     block: int,

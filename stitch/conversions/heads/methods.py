@@ -34,9 +34,6 @@ def methods(seed: int, *, plain: bool = True) -> dict[str, Method]:
 
 
 def closed_form(of: Group) -> Keys:
-    """The contraction for how the model tells positions: see `contraction`."""
-    if not of.keys.frequencies.any():
-        return contraction.contracted(of.keys)
     return contraction.by_frequency(of.keys)
 
 

@@ -1,0 +1,423 @@
+"""Fewer key heads: exact where it can be, as far off as predicted where it cannot, and loadable by plain transformers."""
+
+import itertools
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from stitch.circuits import weights
+from stitch.circuits.weights import Attention
+from stitch.conversions.heads import baselines, contraction
+from stitch.conversions.heads.attend import heads_of, rotated, scores
+from stitch.conversions.heads.contraction import KeyMoments
+from stitch.conversions.heads.convert import check_heads, convert_heads
+from stitch.conversions.heads.fit import Method, attention_rows, block_moments, convert, group_of, normed
+from stitch.conversions.heads.grouping import best_partition, partitions
+from stitch.conversions.heads.merge import Merged, merged_weights
+from stitch.conversions.heads.methods import closed_form, least_squares, methods, values
+from stitch.conversions.heads.rebuilt import with_heads
+from stitch.conversions.heads.refine import error, refined
+from stitch.errors import StitchError, UsageError
+from stitch.models import Model
+from tests import tiny
+
+OURS = Method(closed_form, values, refit=False)
+KINDS = {"gpt2": {}, "llama": {}, "qwen2": {}, "mistral": {"sliding_window": None}}
+
+
+def pico(family: str, **changes) -> Model:
+    return tiny.model(family, **{**KINDS[family], **changes})
+
+
+def windows(count: int = 8, length: int = 24, seed: int = 0) -> Tensor:
+    return tiny.ids(count, length, seed).int()
+
+
+def all_in_one(model: Model, block: int, moments, context: int) -> tuple[tuple[int, ...], ...]:
+    return (tuple(range(weights.attention(model, block).k.shape[1])),)
+
+
+def converted(model: Model, method: Method, groups=all_in_one, **ids) -> list[Attention]:
+    ids = ids or {"fit": windows(), "sweep": windows(seed=1)}
+    return convert(model, groups, {"it": method}, ids, sample=8)["it"]
+
+
+def logits(net, ids: Tensor) -> Tensor:
+    return net(input_ids=ids.long(), use_cache=False).logits.detach()
+
+
+def shared_behind_a_gauge(model: Model, seed: int = 0) -> Model:
+    """Every key head is the first behind an own scale and turn of each plane, every value head behind an own matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    for block in range(model.depth):
+        of = weights.attention(model, block)
+        d = of.k.shape[2]
+        for head in range(1, of.k.shape[1]):
+            angle = 6.28 * torch.rand(d // 2, generator=generator)
+            length = 0.5 + torch.rand(d // 2, generator=generator)
+            mix = torch.randn(d, d, generator=generator)
+            for key, value in ((of.k, of.v), (of.k_bias, of.v_bias)):
+                if key is None or value is None:
+                    continue
+                first, second = key[..., 0, :].chunk(2, -1)
+                cos, sin = length * angle.cos(), length * angle.sin()
+                key[..., head, :] = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+                value[..., head, :] = value[..., 0, :] @ mix
+    return model
+
+
+# What is exact
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_a_planted_gauge_is_undone(family):
+    """The planted keys are one behind a complex scale per plane, the values one behind a matrix: nothing need be lost."""
+    model = shared_behind_a_gauge(pico(family))
+    net = with_heads(model, converted(model, OURS))
+    ids = windows(seed=2)
+    wanted = logits(model.net, ids)
+    assert (logits(net, ids) - wanted).norm() < 1e-5 * wanted.norm()
+    pooled = Method(
+        lambda of: baselines.pooled_keys(of.old, of.keys.size, of.head_of),
+        lambda of: baselines.pooled_values(of.old, of.output), refit=False,
+    )  # fmt: skip
+    assert (logits(with_heads(model, converted(model, pooled)), ids) - wanted).norm() > 0.05 * wanted.norm()
+
+
+def test_merging_identical_heads_by_their_mean_changes_nothing():
+    model = pico("llama")
+    for block in range(model.depth):
+        of = weights.attention(model, block)
+        of.k[:, 1], of.v[:, 1] = of.k[:, 0], of.v[:, 0]
+    pooled = methods(0)["baseline:mean pooling"]
+    ids = windows(seed=2)
+    assert torch.allclose(logits(with_heads(model, converted(model, pooled)), ids), logits(model.net, ids), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_groups_of_one_head_reproduce_the_donor_at_full_rank(family):
+    model = pico(family)
+    alone = converted(model, OURS, groups=lambda model, block, moments, context: ((1,), (0,)))
+    ids = windows(seed=2)
+    wanted = logits(model.net, ids)
+    assert (logits(with_heads(model, alone), ids) - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_whole_groups_change_places_with_their_query_heads():
+    """Merging (0, 3) and (1, 2) of four heads: had their places stayed, nothing would match any more."""
+    model = pico("llama", num_attention_heads=8, num_key_value_heads=4, head_dim=10)
+    for block in range(model.depth):
+        of = weights.attention(model, block)
+        for head, copy in ((3, 0), (2, 1)):
+            of.k[:, head], of.v[:, head] = of.k[:, copy], of.v[:, copy]
+    ids = windows(seed=2)
+    wanted = logits(model.net, ids)
+    found = converted(model, methods(0)["baseline:mean pooling"], groups=lambda *_: ((0, 3), (1, 2)))
+    assert torch.allclose(logits(with_heads(model, found), ids), wanted, atol=1e-4)
+
+
+def test_refitting_outputs_changes_nothing_where_nothing_is_lost():
+    model = shared_behind_a_gauge(pico("llama"))
+    ids = windows(seed=2)
+    wanted = logits(model.net, ids)
+    refitted = logits(with_heads(model, converted(model, replace(OURS, refit=True))), ids)
+    assert (refitted - wanted).norm() < 1e-3 * wanted.norm()
+
+
+# How far off
+
+
+def moments_of(seed: int, *, old: int = 3, d: int = 8, rotary: bool = False, context: int = 64) -> KeyMoments:
+    generator = torch.Generator().manual_seed(seed)
+    size = old * d
+    root = torch.randn(size, size, generator=generator, dtype=torch.float64) / size**0.5
+    queries = torch.randn(2 * old, d, d, generator=generator, dtype=torch.float64)
+    turns = (
+        1.0 / 10.0 ** torch.arange(d // 2, dtype=torch.float64) if rotary else torch.zeros(d // 2, dtype=torch.float64)
+    )
+    return KeyMoments(
+        torch.zeros(size, dtype=torch.float64), root @ root.T, queries @ queries.mT, tuple(h // 2 for h in range(2 * old)), turns,
+        context,
+    )  # fmt: skip
+
+
+def test_without_rotation_no_shared_key_is_better():
+    """Eckart and Young: gradient descent on the predicted error, from random maps, ends above the closed form."""
+    moments = moments_of(0)
+    best = contraction.predicted_error(contraction.by_frequency(moments), moments)
+    root = contraction.square_roots(moments.moment())[0]
+    halves = [contraction.square_roots(one)[0] for one in moments.queries]
+    total = sum(
+        float((half @ root[8 * h : 8 * h + 8]).square().sum()) for half, h in zip(halves, moments.head_of, strict=True)
+    )
+    generator = torch.Generator().manual_seed(1)
+    ends = []
+    for _ in range(3):
+        shared = torch.randn(8, 24, generator=generator, dtype=torch.float64).requires_grad_()
+        query = torch.randn(6, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
+        descent = torch.optim.LBFGS([shared, query], max_iter=150, line_search_fn="strong_wolfe")
+
+        def loss(shared=shared, query=query):
+            return (
+                sum(
+                    (half @ (root[8 * h : 8 * h + 8] - one.T @ shared @ root)).square().sum()
+                    for half, h, one in zip(halves, moments.head_of, query, strict=True)
+                )
+                / total
+            )
+
+        def closure(descent=descent, loss=loss):
+            descent.zero_grad()
+            value = loss()
+            value.backward()
+            return value
+
+        descent.step(closure)
+        ends.append(float(loss().detach()))
+    assert best - 1e-9 <= min(ends) <= 1.1 * best  # and it is no loose bound
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_the_predicted_error_is_that_of_independent_queries_and_keys(rotary):
+    moments = moments_of(3, rotary=rotary)
+    keys = contraction.by_frequency(moments)
+    generator = torch.Generator().manual_seed(0)
+    root, count = contraction.square_roots(moments.covariance)[0], 40_000
+    stacked = torch.randn(count, 24, generator=generator, dtype=torch.float64) @ root
+    offset = (
+        moments.context * (1 - torch.rand(count, generator=generator).double().sqrt())
+    ).long()  # a causal window's
+
+    def turned(x: Tensor) -> Tensor:
+        return rotated(x[:, None].transpose(0, 1), moments.frequencies, offset).transpose(0, 1)[:, 0]
+
+    wrong = total = 0.0
+    for second, head, query in zip(moments.queries, moments.head_of, keys.query, strict=True):
+        q = torch.randn(count, 8, generator=generator, dtype=torch.float64) @ contraction.square_roots(second)[0]
+        right = (q * turned(stacked[:, 8 * head : 8 * head + 8])).sum(1)
+        wrong += float(((q @ query.T * turned(stacked @ keys.shared.T)).sum(1) - right).square().mean())
+        total += float(right.square().mean())
+    assert contraction.predicted_error(keys, moments) == pytest.approx(wrong / total, rel=0.05)
+
+
+def test_planes_that_hardly_turn_are_better_merged_together():
+    """And planes that do turn are not."""
+    turning = moments_of(5, rotary=True)
+    still = replace(turning, frequencies=1e-9 * turning.frequencies)
+    apart, together = (
+        [contraction.predicted_error(contraction.by_frequency(of, slow=slow), of) for slow in (0.0, 1e3)]
+        for of in (turning, still)
+    )
+    assert apart[0] < 0.9 * apart[1] and together[1] < 0.9 * together[0]
+
+
+def test_the_generator_of_a_planted_rotation_is_found():
+    """Keys of a second head are the first's behind a gauge: the shared subspace turns exactly as RoPE does."""
+    moments = moments_of(6, old=2, rotary=True)
+    angle = torch.tensor([0.3, 1.1, -2.0, 0.7], dtype=torch.float64)
+    cos, sin = angle.cos().diag(), angle.sin().diag()
+    gauge = torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
+    both = torch.cat([torch.eye(8, dtype=torch.float64), gauge])
+    planted = replace(
+        moments, covariance=both @ both.T
+    )  # its own planes are isotropic, so the compressed generator is skew
+    assert contraction.predicted_error(contraction.aligned(planted), planted) < 1e-9
+    assert contraction.predicted_error(contraction.by_frequency(planted), planted) < 1e-9
+
+
+def test_least_squares_only_gets_nearer():
+    model = pico("llama")
+    stream = model.embedding(windows().long()).detach()
+    moments = block_moments(model, 0, stream)
+    rows = partial(attention_rows, model, 0, (0, 1), stream, 0)
+    of = group_of(model, 0, (0, 1), moments, rows, 24)
+    start = closed_form(of)
+    course = [error(refined(start, rows(), rounds=count), rows()) for count in (1, 2, 4)]
+    assert error(start, rows()) > course[0] > course[1] > course[2]
+    assert error(least_squares(of), rows()) <= course[2] + 1e-6
+
+
+def test_the_error_of_keys_is_that_of_the_merged_models_scores():
+    """A second implementation: scores of the merged weights against those of the donor, softmax-blind shifts taken out."""
+    model = pico("qwen2")
+    stream = model.embedding(windows().long()).detach()
+    moments = block_moments(model, 0, stream)
+    rows = partial(attention_rows, model, 0, (0, 1), stream, 0, 1.0)
+    of = group_of(model, 0, (0, 1), moments, rows, 24)
+    old, keys = weights.attention(model, 0), closed_form(of)
+    new = merged_weights(old, Merged(((0, 1),), (keys,), (values(of),)))
+    x, theta = normed(model, 0, stream), weights.frequencies(model)
+    found = [scores(one.q, one.k, theta, old.scale) for one in (heads_of(old, x), heads_of(new, x))]
+    wrong = total = 0.0
+    for row in range(1, 24):
+        right, off = found[0][:, :, row, : row + 1], (found[1] - found[0])[:, :, row, : row + 1]
+        wrong += float(off.var(-1, correction=0).sum())
+        total += float(right.var(-1, correction=0).sum())
+    assert error(keys, rows()) == pytest.approx(wrong / total, rel=1e-3)
+
+
+def test_moments_are_those_of_the_attention():
+    model = pico("qwen2")
+    stream = model.embedding(windows(2, 5).long()).detach()
+    moments, of = block_moments(model, 1, stream), heads_of(weights.attention(model, 1), normed(model, 1, stream))
+    keys = of.k.transpose(1, 2).flatten(2).flatten(0, 1).double()
+    assert torch.allclose(moments.key_covariance, torch.cov(keys.T, correction=0), atol=1e-5)
+    assert torch.allclose(
+        moments.queries[3], torch.einsum("wtd,wte->de", of.q[:, 3], of.q[:, 3]).double() / 10, atol=1e-4
+    )
+    weight = scores(of.q, of.k, weights.frequencies(model), weights.attention(model, 1).scale).softmax(-1)
+    attended = torch.einsum("whij,wgjd->whigd", weight, of.v).flatten(3).flatten(0, 2).double()
+    assert torch.allclose(moments.attended, attended.T @ attended / len(attended), atol=1e-5)
+
+
+# Grouping
+
+
+def test_all_partitions_are_tried_up_to_eight_heads():
+    found = list(partitions(tuple(range(6)), 2))
+    assert len(found) == 15 and len({frozenset(map(frozenset, groups)) for groups in found}) == 15
+
+
+@pytest.mark.parametrize("old, new", [(8, 4), (12, 4)])
+def test_planted_clusters_are_found(old, new):
+    """Heads with the same remainder belong together: costs are paid for every pair that does not."""
+
+    def cost(group: tuple[int, ...]) -> float:
+        return 1.0 * sum(a % new != b % new for a, b in itertools.combinations(group, 2))
+
+    groups = best_partition(old, new, cost)
+    assert sorted(sorted(group) for group in groups) == [list(range(start, old, new)) for start in range(new)]
+
+
+# The command
+
+
+TEXT = "\n\n".join(
+    f"Line {number}: the {'quick' if number % 3 else 'slow'} fox jumps over {number * 7 % 23} dogs and {number * 5 % 17} cats."
+    for number in range(4000)
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> dict[str, tuple[dict, Path]]:
+    folder = tmp_path_factory.mktemp("heads")
+    (folder / "text.txt").write_text(TEXT)
+    found = {}
+    for family, changes in (("gpt2", {}), ("llama", {"num_key_value_heads": 4})):
+        donor = tiny.save(folder / family, family, num_hidden_layers=2, **changes)
+        out = folder / f"{family}-merged"
+        report = convert_heads(
+            str(donor), out, kv_heads=1 if family == "gpt2" else 2, text=str(folder / "text.txt"), tokens=4096, held_out=1024,
+            context=32, device="cpu",
+        )  # fmt: skip
+        found[family] = report, out
+    return found
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_report_has_every_baseline_with_and_without_refit(made, family):
+    report, _ = made[family]
+    names = {row["name"] for row in report["results"]}
+    kinds = [
+        "contraction",
+        "least squares",
+        "baseline:mean pooling",
+        "baseline:first head",
+        "baseline:rotate, then mean",
+    ]
+    assert names == {
+        "donor",
+        "converted",
+        *(k + r for k in [*kinds, "null:random"] for r in ("", ", outputs refitted")),
+    }
+    assert report["context"] == 4 * report["fitted_context"] == 128
+    rows = {row["name"]: row for row in report["results"]}
+    share = 4 if family == "gpt2" else 2
+    assert rows["donor"]["cache_bytes"] == share * rows["converted"]["cache_bytes"]
+    assert rows["converted"]["kl_to_b"] < rows["null:random, outputs refitted"]["kl_to_b"]
+    assert json.loads((made[family][1] / "report.json").read_text()) == json.loads(json.dumps(report))
+
+
+def test_plain_transformers_loads_what_was_written(made):
+    """In a process of its own, without this package: stock classes, as many key heads, cached decoding equal to one pass."""
+    folders = [str(made[family][1]) for family in ("gpt2", "llama")]
+    code = f"""
+import sys, torch
+from transformers import AutoModelForCausalLM
+for folder in {folders!r}:
+    net = AutoModelForCausalLM.from_pretrained(folder)
+    assert not any(name.split(".")[0] in ("stitch", "cli") for name in sys.modules)
+    ids = torch.arange(3, 19)[None]
+    whole, past, steps = net(ids).logits, None, []
+    for token in ids[0]:
+        done = net(token[None, None], past_key_values=past, use_cache=True)
+        past = done.past_key_values
+        steps.append(done.logits[0, -1])
+    print(type(net).__name__, float((torch.stack(steps) - whole[0]).abs().max()), past.layers[0].keys.shape[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folders[0])
+    assert done.returncode == 0, done.stderr
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert [(name, heads) for name, _, heads in found] == [("GPTBigCodeForCausalLM", "1"), ("LlamaForCausalLM", "2")]
+    assert max(float(apart) for _, apart, _ in found) < 1e-4
+
+
+def test_a_gpt2_with_its_heads_doubled_up_is_its_big_code(made):
+    """Every head has the same keys and values: one key head says the same, so the two classes must agree."""
+    model = pico("gpt2")
+    for block in range(model.depth):
+        of = weights.attention(model, block)
+        for part in (of.k, of.v, of.k_bias, of.v_bias):
+            part[..., 1:, :] = part[..., :1, :]
+    first = methods(0)["baseline:first head"]
+    ids = windows(seed=2)
+    assert torch.allclose(logits(with_heads(model, converted(model, first)), ids), logits(model.net, ids), atol=1e-5)
+
+
+def test_fine_tuning_brings_it_nearer_and_is_given_to_baselines(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    donor = tiny.save(tmp_path / "llama", "llama", num_hidden_layers=2)
+    report = convert_heads(
+        str(donor), tmp_path / "out", kv_heads=1, text=str(tmp_path / "text.txt"), tokens=4096, held_out=1024, context=64,
+        steps=30, device="cpu",
+    )  # fmt: skip
+    rows = {row["name"]: row["kl_to_b"] for row in report["results"]}
+    for name in ("baseline:mean pooling", "baseline:first head", "baseline:rotate, then mean", "null:random"):
+        assert rows[f"{name}, outputs refitted, 30 steps"] < rows[f"{name}, outputs refitted"]
+    assert rows["converted"] < min(rows[name] for name in ("contraction", "least squares"))
+
+
+@pytest.mark.parametrize("kv_heads", [0, 2, 3])
+def test_key_heads_that_do_not_divide_what_there_is_are_refused(kv_heads):
+    with pytest.raises(UsageError, match="proper divisor of the 2 key heads of llama"):
+        check_heads(pico("llama"), kv_heads)
+
+
+def test_a_gpt2_gets_one_key_head_or_none_is_merged():
+    with pytest.raises(UsageError, match="GPTBigCode, has one; got 2"):
+        check_heads(pico("gpt2"), 2)
+
+
+def test_queries_and_keys_that_are_normalised_are_refused():
+    with pytest.raises(UsageError, match="queries and keys are normalised"):
+        check_heads(tiny.model("qwen3"), 1)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = pico("llama")
+    weights.attention(model, 3).k[0, 0, 0] = torch.nan
+    with pytest.raises(StitchError, match="must be finite"):
+        check_heads(model, 1)
+
+
+def test_a_folder_that_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / "full").mkdir()
+    with pytest.raises(UsageError, match="--out must not exist"):
+        convert_heads("demo:llama", tmp_path / "full", kv_heads=1)
