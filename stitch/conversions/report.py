@@ -24,7 +24,7 @@ def _size(count: float | int) -> str:
 
 # Figures that rows of some conversions have: key in the row, column, how it is shown.
 FIGURES = {
-    "cache_bytes": ("cache per token", _size),
+    "cache_bytes": ("cache/token", _size),
     "parameters": ("parameters", lambda value: f"{value:,}"),
 }
 

@@ -178,9 +178,9 @@ def _assemble(
     for name, found in scores.items():
         heads = old if name == "donor" else kv_heads
         size = 2 * heads * d * model.depth * torch.finfo(model.dtype).bits // 8
-        results.append({**found.row(name), "cache_bytes": size, "parameters": rows[name].num_parameters()})
-    compared = [name for name in scores if name.startswith(("baseline:", "null:"))]
-    same = [name for name in compared if (f"{steps:,} steps" in name) == bool(steps)]
+        results.append({**found.row(name), "cache_bytes": size})
+    ending = f", {steps:,} steps" if steps else REFITTED
+    same = [name for name in scores if name.startswith(("baseline:", "null:")) and name.endswith(ending)]
     way = f"{chosen}, {steps:,} steps" if steps else chosen
     longer = donor.windows["report"].context
     shares = {key: [row[key] for row in watch.rows] for key in watch.rows[0]}

@@ -8,18 +8,18 @@ from stitch.conversions.heads.fit import Group, Method
 from stitch.conversions.heads.merge import Keys, Values
 from stitch.conversions.heads.refine import error, refined
 
-REFITTED = ", outputs refitted"
+REFITTED = " + refit"
 
 
-def methods(seed: int, *, plain: bool = True) -> dict[str, Method]:
-    """By the names that rows have: each with its output weights refitted and, if `plain`, without."""
+def methods(seed: int) -> dict[str, Method]:
+    """By the names that rows have: each as it is, and with its output weights refitted."""
     generator = torch.Generator().manual_seed(seed)
     pairs = {
         "contraction": (closed_form, values),
         "least squares": (least_squares, values),
         "baseline:mean pooling": (_pooled, lambda of: baselines.pooled_values(of.old, of.output)),
         "baseline:first head": (_first, lambda of: baselines.first_values(of.old, of.output)),
-        "baseline:rotate, then mean": (_turned, lambda of: baselines.turned_values(of.values, of.output, of.head_of)),
+        "baseline:rotate-mean": (_turned, lambda of: baselines.turned_values(of.values, of.output, of.head_of)),
         "null:random": (
             lambda of: baselines.random_keys(of.old, of.keys.size, of.head_of, generator),
             lambda of: baselines.random_values(of.old, of.output, generator),
@@ -27,8 +27,7 @@ def methods(seed: int, *, plain: bool = True) -> dict[str, Method]:
     }
     found = {}
     for name, (keys, of_values) in pairs.items():
-        if plain:
-            found[name] = Method(keys, of_values, refit=False)
+        found[name] = Method(keys, of_values, refit=False)
         found[name + REFITTED] = Method(keys, of_values, refit=True)
     return found
 

@@ -1,0 +1,104 @@
+"""Fewer key heads: cross-entropy and divergence beside every baseline with the same refits, one JSON line per model and number of heads.
+
+    python benchmarks/conversions_heads.py --model demo:gpt2 --kv-heads 1 --steps 100
+    python benchmarks/conversions_heads.py --train build/eight-heads          a Llama with eight key heads, trained for this
+    python benchmarks/conversions_heads.py --model build/eight-heads --kv-heads 4,2,1
+    python benchmarks/conversions_heads.py --model smollm2 --kv-heads 1 --tokens 16384
+    python benchmarks/conversions_heads.py --figure OUT.png LINES.jsonl
+
+Windows of the report are four times as long as those that were fitted on, where the model takes so many.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from stitch.conversions.heads.convert import convert_heads
+from stitch.demo import recipe
+
+
+def trained(folder: Path, steps: int) -> None:
+    """Four blocks, width 128, eight heads of 16 with keys of their own, trained as the embedded Llama was, for less long."""
+    shape = dict(
+        num_hidden_layers=4, hidden_size=128, num_attention_heads=8, num_key_value_heads=8, intermediate_size=384,
+        max_position_embeddings=recipe.CONTEXT, tie_word_embeddings=True,
+    )  # fmt: skip
+    wanted = recipe.Recipe(family="llama", shape=shape, steps=steps, rates=((steps // 2, 1.0), (steps, 0.0)))
+    work = folder.with_name(f"{folder.name}-work")
+    net, curve = recipe.train(wanted, work)
+    recipe.ship(folder.name, wanted, net, curve, work / "tokenizer", folder)
+
+
+def line(given: argparse.Namespace, kv_heads: int) -> dict:
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        report = convert_heads(
+            given.model, Path(folder) / "out", kv_heads=kv_heads, tokens=given.tokens, held_out=given.held_out,
+            context=given.context, steps=given.steps, seed=given.seed,
+        )  # fmt: skip
+    kept = ("model", "tokens", "context", "fitted_context", "results", "differences", "groups", "by_block", "notes")
+    return {
+        "benchmark": "conversions_heads",
+        "kv_heads": kv_heads,
+        "seed": given.seed,
+        "steps": given.steps,
+        **{key: report[key] for key in kept},
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def draw(lines: list[dict], out: Path) -> None:
+    """Nats above the donor by model and number of key heads, one mark per way."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    marks = {
+        "converted": ("o", "#00224e"), "contraction": ("D", "#7d7c78"), "baseline:rotate-mean + refit": ("s", "#d1603d"),
+        "baseline:first head + refit": ("^", "#d1603d"), "baseline:mean pooling + refit": ("v", "#d1603d"),
+        "null:random + refit": ("x", "#999999"),
+    }  # fmt: skip
+    figure, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
+    names = [f"{Path(one['model']).name}\n{one['kv_heads']} key heads" for one in lines]
+    for name, (mark, colour) in marks.items():
+        places, heights = [], []
+        for place, one in enumerate(lines):
+            rows = {row["name"]: row["ce"] for row in one["results"]}
+            places.append(place)
+            heights.append(rows[name] - rows["donor"])
+        axes.plot(places, heights, mark, color=colour, label=name, linestyle="none")
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(lines)), names)
+    axes.set_ylabel("nats above the donor")
+    axes.legend(fontsize=8)
+    figure.savefig(out, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo:llama")
+    parser.add_argument("--kv-heads", default="1", help="numbers, with commas")
+    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--held-out", type=int, default=32_768)
+    parser.add_argument("--context", type=int)
+    parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", type=Path, metavar="FOLDER")
+    parser.add_argument("--train-steps", type=int, default=600)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("lines", type=Path, nargs="?")
+    given = parser.parse_args()
+    if given.train:
+        trained(given.train, given.train_steps)
+    elif given.figure:
+        draw([json.loads(one) for one in given.lines.read_text().splitlines()], given.figure)
+    else:
+        for kv_heads in map(int, given.kv_heads.split(",")):
+            print(json.dumps(line(given, kv_heads)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
