@@ -1,4 +1,4 @@
-"""Fewer key heads: cross-entropy and divergence beside every baseline with the same refits, one JSON line per model and number of heads.
+"""Fewer key heads, beside every baseline with the same refits: one JSON line per model and number of heads.
 
     python benchmarks/conversions_heads.py --model demo:gpt2 --kv-heads 1 --steps 100
     python benchmarks/conversions_heads.py --train build/eight-heads          a Llama with eight key heads, trained for this

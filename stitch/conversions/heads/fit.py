@@ -1,7 +1,7 @@
 """Block by block: the donor's stream beside that of every converted model, so that each refit sees what came before it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -211,7 +211,7 @@ def convert(
             new = merged_weights(old, merged)
             if method.refit:
                 read = {split: attention_output(donor, block, new, stream) for split, stream in track.streams.items()}
-                new = merged_weights(old, merged.with_output(_refitted(new, read, track.streams, after, old.o_bias)))
+                new = _refitted(new, read, track.streams, after)
                 track.streams = {
                     split: after_mlp(donor, block, stream + written(new, read[split]))
                     for split, stream in track.streams.items()
@@ -224,22 +224,27 @@ def convert(
 
 
 def _refitted(
-    new: Attention, read: dict[str, Tensor], streams: dict[str, Tensor], after: dict[str, Tensor], bias: Tensor | None
-) -> Float[Tensor, "heads d width"]:
-    """Output weights by ridge, towards what they are, that bring the converted stream where the donor's is after its
-    attention."""
+    new: Attention, read: dict[str, Tensor], streams: dict[str, Tensor], after: dict[str, Tensor]
+) -> Attention:
+    """With output weights (and bias, where there is one) by ridge, towards what they are, that bring the converted stream where
+    the donor's is after its attention."""
 
     def variables(split: str):
         for index in range(0, len(read[split]), 16):
             rows = slice(index, index + 16)
-            target = after[split][rows] - streams[split][rows]
-            target = target if bias is None else target - bias
-            yield {"heads": read[split][rows].transpose(1, 2).flatten(2).flatten(0, 1), "target": target.flatten(0, 1)}
+            heads = read[split][rows].transpose(1, 2).flatten(2).flatten(0, 1)
+            if new.o_bias is not None:
+                heads = torch.cat([heads, torch.ones_like(heads[:, :1])], 1)
+            yield {"heads": heads, "target": (after[split][rows] - streams[split][rows]).flatten(0, 1)}
 
     products = [("heads", "heads"), ("heads", "target")]
     fit, held = (accumulate(variables(split), products, single={"heads", "target"}) for split in ("fit", "sweep"))
     prior = new.o.flatten(0, 1)
-    return ridge_towards(fit, held, prior, inputs="heads", target="target").weight.view_as(new.o)
+    if new.o_bias is not None:
+        prior = torch.cat([prior, new.o_bias.to(prior)[None]])
+    weight = ridge_towards(fit, held, prior, inputs="heads", target="target").weight
+    bias = None if new.o_bias is None else weight[-1]
+    return replace(new, o=weight[: new.o.shape[0] * new.o.shape[1]].view_as(new.o), o_bias=bias)
 
 
 def _embedded(model: Model, ids: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ the group becomes T q; scores are T q · R S K, R the rotation of RoPE. Values l
 what the heads attend to is read by new output weights. All baselines are such maps, too.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -39,13 +39,6 @@ class Merged:
     groups: Groups
     keys: tuple[Keys, ...]
     values: tuple[Values, ...]
-
-    def with_output(self, output: Float[Tensor, "heads d width"]) -> "Merged":
-        sizes = [len(one.output) for one in self.values]
-        parts = output.split(sizes)
-        return replace(
-            self, values=tuple(replace(one, output=part) for one, part in zip(self.values, parts, strict=True))
-        )
 
     @property
     def output(self) -> Float[Tensor, "heads d width"]:
