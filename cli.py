@@ -818,6 +818,47 @@ def _print_conversion(report: dict, out: Path, as_json: bool) -> None:
     print("", *footnotes(report), f"\nwritten to {out}", sep="\n")
 
 
+@converter.command()
+def ngram(
+    model: Model,
+    out: Converted,
+    drop: Annotated[
+        str, typer.Option(metavar="L|auto", help="Blocks 0 to L-1 become tables; auto: as many as --tolerance allows.")
+    ],
+    order: Annotated[int, typer.Option(help="Longest n-gram that has rows of its own.")] = 3,
+    rows: Annotated[int, typer.Option(help="Rows of all tables of n-grams together; 0: none.")] = 65_536,
+    skips: Annotated[int, typer.Option(help="How many tokens back single tokens are looked up.")] = 4,
+    tolerance: Annotated[float, typer.Option(help="Nats on the sweep split that --drop auto may cost.")] = 0.05,
+    text: Text = "docs",
+    tokens: Annotated[int, typer.Option(help="Tokens to make tables of.")] = 300_000,
+    held_out: Annotated[int, typer.Option(help="Tokens to choose on, and as many to report on.")] = 32_768,
+    context: Context = None,
+    seed: Annotated[int, typer.Option(help="Of the random table.")] = 0,
+    memory: Memory = "4G",
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Look the first blocks' work up in tables of tokens and n-grams, fitted in closed form, instead of computing it."""
+
+    def work(progress):
+        from stitch.conversions.ngrams.convert import convert_ngram
+        from stitch.conversions.ngrams.memory import Shape
+
+        return convert_ngram(
+            model, out, drop=int(drop) if drop.lstrip("-").isdigit() else drop,
+            shape=Shape(order=order, rows=rows, skips=skips), tolerance=tolerance, text=text, tokens=tokens,
+            held_out=held_out, context=context, seed=seed, memory=_bytes(memory), device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+
+    _print_conversion(_guarded(work, quiet=quiet, debug=debug), out, as_json)
+
+
 @app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="A composite's folder.")],

@@ -26,6 +26,8 @@ def _size(count: float | int) -> str:
 FIGURES = {
     "cache_bytes": ("cache/token", _size),
     "parameters": ("parameters", lambda value: f"{value:,}"),
+    "r2": ("R²", lambda value: f"{value:.3f}"),
+    "table_bytes": ("tables", lambda count: _size(float(count))),
 }
 
 

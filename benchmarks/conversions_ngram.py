@@ -1,0 +1,146 @@
+"""What an n-gram memory in place of the first blocks costs: by depth, by the text its tables are made of, by their size.
+
+    python benchmarks/conversions_ngram.py --model demo:llama --drop 1,2,3,4,5,6,7 --tokens 300000
+    python benchmarks/conversions_ngram.py --model demo:llama --drop 4 --tokens 30000,100000,1000000
+    python benchmarks/conversions_ngram.py --figure OUT.png LINES.jsonl
+
+One JSON line per model, depth, number of tokens and of rows: every row of the conversion's table with KL, held-out R² and bytes,
+paired differences, the audit. Nothing is written to disk.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import time
+from pathlib import Path
+
+from stitch.conversions.donor import read_donor
+from stitch.conversions.ngrams import convert
+from stitch.conversions.ngrams.memory import Shape, read_source
+from stitch.conversions.report import difference
+from stitch.timing import timed
+
+MEMORY = 8 * 2**30
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def lines(given: argparse.Namespace):
+    """A dict per combination of what was asked for."""
+    for tokens in given.tokens:
+        donor = read_donor(given.model, text=given.text, tokens=tokens, held_out=given.held_out, context=given.context)
+        for rows, drop in itertools.product(given.rows, given.drop):
+            seconds: dict[str, float] = {}
+            began = time.perf_counter()
+            shape = Shape(order=given.order, rows=rows, skips=given.skips)
+            convert.check_drop(donor.model, drop)
+            audit = convert.audited(donor, shape)
+            with timed(seconds, "reading"):
+                source = read_source(donor, drop, shape, convert.looks_of(donor, shape, MEMORY))
+            with timed(seconds, "fits and scores"):
+                fitted, scores, r2 = convert.measure(donor, source, given.seed, MEMORY, None)
+            known = convert.by_knowledge(donor, drop, fitted["converted"].translation, audit, MEMORY)
+            yield {
+                "benchmark": "conversions_ngram",
+                "model": given.model,
+                "drop": drop,
+                "blocks": donor.model.depth,
+                "shape": dataclasses.asdict(shape),
+                "tokens": {split: found.tokens for split, found in donor.windows.items()},
+                "context": donor.context,
+                "results": [found.row(name) | {"r2": r2.get(name)} for name, found in scores.items()],
+                "bytes": {
+                    name: convert.bytes_of(found.translation, donor.model.dtype) for name, found in fitted.items()
+                },
+                "differences": [difference(scores, *pair) for pair in convert.COMPARED],
+                "passes": [
+                    error / found for found in fitted["converted"].errors[:1] for error in fitted["converted"].errors
+                ],
+                "shrinkages": fitted["converted"].shrinkages,
+                "overlap": {"copied": audit.share_copied, "seen": audit.seen},
+                "knowledge": {name: dataclasses.asdict(found) for name, found in known.items()},
+                "seconds": {**seconds, "all": time.perf_counter() - began},
+            }
+
+
+def draw(out: Path, paths: list[Path]) -> None:
+    """Cost against depth and against tokens, one curve per model; without a memory as a dashed line."""
+    import matplotlib.pyplot as plt
+
+    found = [json.loads(line) for path in paths for line in path.read_text().splitlines() if line.startswith("{")]
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5))
+    most: dict[str, int] = {}  # by model the number of tokens that most depths were tried with
+    for model in sorted({one["model"] for one in found}):
+        tried = [one["tokens"]["fit"] for one in found if one["model"] == model]
+        most[model] = max(tried, key=lambda tokens: (tried.count(tokens), tokens))
+
+    def cost(one: dict, name: str) -> float:
+        ce = {row["name"]: row["ce"] for row in one["results"]}
+        return ce[name] - ce["donor"]
+
+    for number, (model, tokens) in enumerate(most.items()):
+        depths = sorted(
+            (one for one in found if one["model"] == model and one["tokens"]["fit"] == tokens),
+            key=lambda one: one["drop"],
+        )
+        at = [one["drop"] for one in depths]
+        for name, style in (
+            ("converted", "o-"),
+            ("baseline:ridge-alone", "x:"),
+            ("reference:passthrough", "s--"),
+            ("null:random-table", "^--"),
+        ):
+            axes[0].plot(
+                at,
+                [cost(one, name) for one in depths],
+                style,
+                color=f"C{number}",
+                label=f"{model}, {name}",
+                markersize=4,
+            )
+    axes[0].set(xlabel="blocks dropped", ylabel="CE − donor, nats", yscale="log")
+    for number, (model, drop) in enumerate(sorted({(one["model"], one["drop"]) for one in found})):
+        curve = sorted(
+            (one["tokens"]["fit"], cost(one, "converted"))
+            for one in found
+            if (one["model"], one["drop"]) == (model, drop)
+        )
+        if len({tokens for tokens, _ in curve}) > 2:
+            axes[1].plot(
+                *zip(*curve, strict=True), "o-", color=f"C{number}", label=f"{model}, {drop} blocks", markersize=4
+            )
+    axes[1].set(xlabel="tokens in the tables", ylabel="CE − donor, nats", xscale="log", yscale="log")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="demo:llama")
+    parser.add_argument("--drop", type=numbers, default=[1, 2, 3, 4, 5, 6, 7])
+    parser.add_argument("--tokens", type=numbers, default=[300_000])
+    parser.add_argument("--rows", type=numbers, default=[65_536])
+    parser.add_argument("--order", type=int, default=3)
+    parser.add_argument("--skips", type=int, default=4)
+    parser.add_argument("--held-out", type=int, default=32_768)
+    parser.add_argument("--context", type=int, default=None)
+    parser.add_argument("--text", default="docs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figure", type=Path, help="Draw the LINES instead.")
+    parser.add_argument("lines", type=Path, nargs="*")
+    given = parser.parse_args()
+    if given.figure is not None:
+        draw(given.figure, given.lines)
+        return
+    for line in lines(given):
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

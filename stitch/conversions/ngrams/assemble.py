@@ -1,0 +1,44 @@
+"""A memory and the blocks after it as one model: a composite whose first half is nothing but an embedding, the table by token."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+
+from stitch.composite import late_half, set_dtype, stitch_config, translation_module
+from stitch.modeling_composite import StitchForCausalLM, build_early
+from stitch.models import Model, blocks_before_last_part, parts_of
+from stitch.translation.types import Residual, Term, Token, Translation
+
+
+def assemble(model: Model, site: int, translation: Translation) -> StitchForCausalLM:
+    """Blocks `site`.. of `model`, its final norm and head, reading what `translation` looks up; in evaluation mode.
+
+    The blocks' tensors are the donor's own. Of a composite, whose last part `site` must be in, only that part remains.
+    """
+    last = list(parts_of(model.config))[-1]
+    before = blocks_before_last_part(model.config)
+    by_token = [term.weight for term in translation.terms if term.input == Token() and term.weight is not None]
+    others = tuple(term for term in translation.terms if term.input != Token())
+    table = sum(by_token, torch.zeros(last.vocab_size, last.hidden_size))
+    read = dataclasses.replace(translation, terms=(Term(Residual(0), None), *others))
+    config = stitch_config(last, last, 0, site - before, read, model.bos)
+    config.site_b = site - before + getattr(model.config, "site_b", 0)
+    set_dtype(config, model.dtype)
+    with torch.device("meta"):
+        net = StitchForCausalLM(config)
+    early: Any = build_early(config.a_config, config.seam)
+    early.to(model.device, model.dtype)
+    with torch.no_grad():
+        for parameter in early.parameters():  # learned positions too: the translation has a table for them
+            parameter.zero_()
+        embedding = early.get_input_embeddings()
+        embedding.weight.fill_(1)
+        scale = embedding(torch.zeros(1, dtype=torch.long, device=model.device)).float().mean()  # Gemma's √d
+        embedding.weight.copy_(table / scale.cpu())
+    net.a, net.b = early, late_half(model, site)
+    net.translation = translation_module(read, model, model, site)
+    net.generation_config = copy.deepcopy(model.net.generation_config)
+    net.generation_config.cache_implementation = None  # some families ask for a static cache
+    return net.eval()

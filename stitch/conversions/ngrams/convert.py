@@ -1,0 +1,306 @@
+"""`stitch convert ngram`: the first L blocks of a decoder become an explicit n-gram memory. Each step once, in order."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stitch.activations import Progress
+from stitch.conversions.donor import Donor, read_donor
+from stitch.conversions.ngrams.assemble import assemble
+from stitch.conversions.ngrams.memory import Memory, Shape, Source, build, read_source, scrambled, stages, tables
+from stitch.conversions.ngrams.overlap import RUN, Overlap, overlap, require_apart
+from stitch.conversions.ngrams.reading import Look
+from stitch.conversions.ngrams.rows import Late, explained
+from stitch.conversions.report import difference
+from stitch.conversions.save import save
+from stitch.errors import UsageError
+from stitch.evaluate import Logits, Scores, evaluate, whole_model
+from stitch.models import Model, block_parameters, blocks_before_last_part
+from stitch.tokens import Windows
+from stitch.translation.look_ups import positions
+from stitch.translation.types import Ngram, Translation
+from stitch.workspace import check_output
+
+TOLERANCE = 0.05  # nats that `--drop auto` may cost on the sweep split, by default
+TOKENS, HELD_OUT = 300_000, 32_768  # by default
+COMPARED = (
+    ("converted", "donor"), ("reference:passthrough", "converted"), ("null:random-table", "converted"),
+    ("floor:mean", "converted"), ("baseline:tables-alone", "converted"), ("baseline:ridge-alone", "converted"),
+)  # fmt: skip
+
+
+def convert_ngram(
+    name: str,
+    out: Path,
+    *,
+    drop: int | str,
+    shape: Shape | None = None,
+    tolerance: float = TOLERANCE,
+    text: str = "docs",
+    tokens: int = TOKENS,
+    held_out: int = HELD_OUT,
+    context: int | None = None,
+    seed: int = 0,
+    memory: int = 4 * 2**30,
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict:
+    """Writes the converted model to `out` and returns its report. `drop` is L, or "auto": the most blocks that cost no more than
+    `tolerance` nats on the sweep split. Rows, λ, κ and least counts are fitted on the fit split and chosen on the sweep split.
+
+    Raises UsageError when the request cannot be met, StitchError when weights or text fail.
+    """
+    shape = shape or Shape()
+    check_output(out, overwrite)
+    if tolerance < 0:
+        raise UsageError(f"--tolerance must be 0 or more nats; got {tolerance}.")
+    donor = read_donor(
+        name, text=text, tokens=tokens, held_out=held_out, context=context, device=device, dtype=dtype,
+        trust_remote_code=trust_remote_code, progress=progress,
+    )  # fmt: skip
+    check_drop(donor.model, drop)
+    looks = looks_of(donor, shape, memory)
+    audit = audited(donor, shape)
+    tried: dict[int, float] = {}
+    if isinstance(drop, int):
+        source = read_source(donor, drop, shape, looks, progress)
+    else:
+        source, tried = deepest(donor, shape, looks, tolerance, memory, progress)
+    fitted, scores, r2 = measure(donor, source, seed, memory, progress)
+    net = assemble(donor.model, source.site, fitted["converted"].translation)
+    scores |= _evaluate({"converted": whole_model(net)}, donor.model, donor.windows["report"], memory, progress)
+    known = by_knowledge(donor, source.site, fitted["converted"].translation, audit, memory)
+    settings = {
+        "drop": drop, **dataclasses.asdict(shape), "tolerance": tolerance, "tokens": tokens, "held_out": held_out,
+        "context": donor.context, "seed": seed, "memory": memory, "dtype": dtype,
+    }  # fmt: skip
+    report = assemble_report(donor, source, fitted, scores, r2, audit, known, tried, settings)
+    save(donor.model, out, report, net.save_pretrained)
+    return report
+
+
+def check_drop(model: Model, drop: int | str) -> None:
+    """Raises UsageError unless `drop` is auto or leaves blocks of the model, of a composite's last part, on both sides."""
+    least = blocks_before_last_part(model.config) + 1
+    if drop != "auto" and not (isinstance(drop, int) and least <= drop < model.depth):
+        raise UsageError(
+            f"--drop must be auto or in {least}..{model.depth - 1} for {model.name}, which has {model.depth} blocks; got {drop}."
+        )
+
+
+def audited(donor: Donor, shape: Shape) -> Overlap:
+    """What of the text to report on the tables will have seen. Raises UsageError where that is too much."""
+    found = overlap(donor.windows["fit"], donor.windows["report"], shape.order, donor.model.config.vocab_size)
+    require_apart(found)
+    return found
+
+
+def looks_of(donor: Donor, shape: Shape, memory: int) -> list[Look]:
+    """The tables that a memory of any depth may have."""
+    model = donor.model
+    learned = positions(model)
+    return tables(
+        donor.windows["fit"], shape, model.config.vocab_size, 0 if learned is None else len(learned), memory, model.width
+    )  # fmt: skip
+
+
+def deepest(
+    donor: Donor, shape: Shape, looks: list[Look], tolerance: float, memory: int, progress: Progress | None
+) -> tuple[Source, dict[int, float]]:
+    """The deepest memory within the tolerance, and what each that was tried costs on the sweep split, in nats.
+
+    Goes deeper as long as the cost stays within it: costs grow with depth.
+    """
+    model, sweep = donor.model, donor.windows["sweep"]
+    base = _evaluate({"donor": whole_model(model.net)}, model, sweep, memory, progress)["donor"].ce
+    best, tried = None, {}
+    for site in range(blocks_before_last_part(model.config) + 1, model.depth):
+        source = read_source(donor, site, shape, looks, progress)
+        row = Late(model, site).reading(whole(source).translation)
+        tried[site] = _evaluate({"memory": row}, model, sweep, memory, progress)["memory"].ce - base
+        if tried[site] > tolerance:
+            break
+        best = source
+    if best is None:
+        raise UsageError(
+            f"--tolerance must be at least {min(tried.values()):.3f} nats for {model.name}, the cost of the first block; got "
+            f"{tolerance:g}: raise it, or give more --tokens."
+        )
+    return best, tried
+
+
+def whole(source: Source) -> Memory:
+    """The memory with everything that its shape allows."""
+    return build(source, *list(stages(source).values())[-1])
+
+
+def measure(
+    donor: Donor, source: Source, seed: int, memory: int, progress: Progress | None
+) -> tuple[dict[str, Memory], dict[str, Scores], dict[str, float]]:
+    """Memories by row, of every order and in full; scores of those and of what they compare with; held-out R²."""
+    steps = stages(source)
+    everything = list(steps.values())[-1]
+    fitted = {f"baseline:{name}": build(source, *step) for name, step in list(steps.items())[:-1]}
+    fitted["converted"] = build(source, *everything)
+    fitted["baseline:tables-alone"] = build(source, everything[0], [])
+    translations: dict[str, Translation] = {
+        **{name: found.translation for name, found in fitted.items()},
+        "baseline:ridge-alone": fitted["converted"].linear,
+        "floor:mean": Translation("mean", (), source.mean.float(), source.first),
+        "null:random-table": scrambled(fitted["converted"].translation, seed),
+    }
+    late = Late(donor.model, source.site)
+    rows: dict[str, Logits] = {"donor": whole_model(donor.model.net)}
+    rows |= {name: late.reading(found) for name, found in translations.items()}
+    rows["reference:passthrough"] = late.passthrough()
+    report = donor.windows["report"]
+    r2 = explained(translations, donor.model, report, source.site, source.mean)
+    return fitted, _evaluate(rows, donor.model, report, memory, progress), r2
+
+
+def _evaluate(
+    rows: dict[str, Logits], model: Model, windows: Windows, memory: int, progress: Progress | None
+) -> dict[str, Scores]:
+    return evaluate(
+        rows, windows, vocabulary=model.config.vocab_size, reference=whole_model(model.net), memory=memory, progress=progress
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What the memory costs, in nats, on some of the reported tokens."""
+
+    tokens: int
+    donor: float
+    converted: float
+
+
+def by_knowledge(
+    donor: Donor, site: int, translation: Translation, audit: Overlap, memory: int
+) -> dict[str, Knowledge]:
+    """Cross-entropies where the longest n-gram was seen, where it was not, and outside copied runs."""
+    report = donor.windows["report"]
+    kind = audit.known.int() + 2 * audit.copied.int()
+    predicting = torch.zeros_like(kind)
+    predicting[:, 1:] = kind[:, :-1]  # of the token that predicts, where scores are by the token that is predicted
+    rows = {"donor": whole_model(donor.model.net), "converted": Late(donor.model, site).reading(translation)}
+    scores = evaluate(
+        rows, Windows(report.ids, predicting), vocabulary=donor.model.config.vocab_size, memory=memory
+    )  # fmt: skip
+
+    def over(kinds: list[int]) -> Knowledge:
+        kinds = [one for one in kinds if one < len(scores["donor"].tokens)]
+        counted = scores["donor"].tokens[kinds].sum()
+        nats = {name: float(found.nats[kinds].sum() / counted.clamp_min(1)) for name, found in scores.items()}
+        return Knowledge(int(counted), nats["donor"], nats["converted"])
+
+    return {"seen": over([1, 3]), "unseen": over([0, 2]), "not copied": over([0, 1])}
+
+
+def assemble_report(
+    donor: Donor,
+    source: Source,
+    fitted: dict[str, Memory],
+    scores: dict[str, Scores],
+    r2: dict[str, float],
+    audit: Overlap,
+    known: dict[str, Knowledge],
+    tried: dict[int, float],
+    settings: dict,
+) -> dict:
+    """report.json; see `stitch.conversions.report`."""
+    model, site = donor.model, source.site
+    start = blocks_before_last_part(model.config)
+    dropped = sum(block_parameters(model.config, block) for block in range(start, site))
+    size = {name: bytes_of(found.translation, model.dtype) for name, found in fitted.items()}
+    order = ["donor", "converted", *(name for name in scores if name.startswith("baseline")), "reference:passthrough"]
+    results = []
+    for name in [*order, "floor:mean", "null:random-table"]:
+        row = scores[name].row(name)
+        row |= {"r2": r2[name]} if name in r2 else {}
+        row |= {"table_bytes": size[name]} if name in size else {}
+        results.append(row)
+    memory = fitted["converted"]
+    return {
+        "conversion": "ngram",
+        "model": model.name,
+        "title": f"{model.name} with an n-gram memory in place of its first {site} of {model.depth} blocks",
+        "made": f"The stream entering block {site} is looked up by the last {1 + source.shape.skips} tokens, not "
+        f"computed; blocks {site} to {model.depth - 1} are the donor's.",
+        "site": site,
+        "tokens": {split: found.tokens for split, found in donor.windows.items()},
+        "context": donor.context,
+        "results": results,
+        "differences": [difference(scores, *pair) for pair in COMPARED if pair[0] in scores],
+        "tables": [
+            {"by": _called(look), "rows": rows, "shrinkage": kappa, "least_count": least}
+            for look, rows, kappa, least in zip(
+                memory.looks, memory.rows, memory.shrinkages, memory.least_counts, strict=True
+            )
+        ],
+        "passes": [error / memory.errors[0] for error in memory.errors],
+        "overlap": {
+            "copied": audit.share_copied,
+            "run": RUN,
+            "seen": {str(n): share for n, share in audit.seen.items()},
+        },
+        "knowledge": {name: dataclasses.asdict(found) for name, found in known.items()},
+        "tried": {str(depth): cost for depth, cost in tried.items()},
+        "notes": _notes(source, audit, known, tried, dropped * model.dtype.itemsize, size["converted"], settings),
+        "provenance": donor.provenance(settings),
+    }
+
+
+def bytes_of(translation: Translation, dtype: torch.dtype) -> int:
+    """Of tables in the model's dtype and of their keys."""
+    total = 0
+    for term in translation.terms:
+        assert term.weight is not None
+        total += term.weight.numel() * dtype.itemsize
+        total += len(term.input.keys) * 8 if isinstance(term.input, Ngram) else 0
+    return total
+
+
+def _called(look: Look) -> str:
+    if isinstance(look.by, Ngram):
+        return f"{look.by.order}-gram"
+    back: int | None = getattr(look.by, "back", None)
+    return "position" if back is None else "token" if back == 0 else f"token {back} ago"
+
+
+def _notes(
+    source: Source,
+    audit: Overlap,
+    known: dict[str, Knowledge],
+    tried: dict[int, float],
+    dropped: int,
+    tables: int,
+    settings: dict,
+) -> list[str]:
+    order = source.shape.order
+    shares = ", ".join(f"{share:.1%} of {n}-grams" for n, share in audit.seen.items())
+    notes = [
+        f"Tables take {tables / 2**20:,.1f} MiB; the blocks they replace took {dropped / 2**20:,.1f} MiB.",
+        "R² is that of the stream entering the first block that remains, each token weighed by 1 / ‖stream‖², held out; rows by "
+        "order are fitted with that order alone.",
+        f"Audit: the fit text has {shares} of the reported text; {audit.share_copied:.1%} of its tokens stand in runs "
+        f"of {RUN} that the fit text has too.",
+    ]
+    kinds = {"seen": f"whose {order}-gram the fit text has", "unseen": f"whose {order}-gram it lacks"}
+    for name, what in {**kinds, "not copied": "outside such runs"}.items():
+        one = known[name]
+        notes.append(
+            f"After {one.tokens:,} tokens {what}: {one.converted - one.donor:+.4f} nats "
+            f"({one.converted:.3f}, donor {one.donor:.3f})."
+        )
+    if tried:
+        costs = ", ".join(f"{depth}: {cost:+.3f}" for depth, cost in tried.items())
+        notes.append(
+            f"Cost on the sweep split by blocks dropped, in nats: {costs}; tolerated {settings['tolerance']:g}."
+        )
+    return notes

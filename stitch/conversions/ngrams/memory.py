@@ -1,0 +1,232 @@
+"""An explicit n-gram memory in place of a decoder's first blocks: what it is fitted from, and the translation it becomes.
+
+The stream entering block L is looked up instead of computed: a table by token, tables by the token k ago, tables of n-grams. Rows
+start from ridge regression on the model's embeddings and on its context-free states of the last few tokens, which also says
+something of tokens and n-grams that are rare or were never seen; `backfit` then adds what the fit text knows of each row.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stitch.activations import SINK_RATIO, Progress, Tokens, residuals
+from stitch.conversions.donor import Donor
+from stitch.conversions.ngrams.backfit import Evidence, Some, backfit, collect, relative_weights
+from stitch.conversions.ngrams.reading import Look, frequent, stream
+from stitch.errors import UsageError
+from stitch.text import Split
+from stitch.tokens import Windows
+from stitch.translate import LEAST_SQUARES_TOKENS, from_ridge
+from stitch.translation.inputs import ByPosition, ByToken, Input
+from stitch.translation.look_ups import context_free, embeddings, positions
+from stitch.translation.moments import Moments, accumulate
+from stitch.translation.ridge import ridge
+from stitch.translation.types import Ngram, Position, Term, Token, Translation, merged
+
+COPIES = 6  # arrays as large as all rows in float64 that fitting holds at a time, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a memory looks at: n-grams up to `order`, `rows` of them, single tokens up to `skips` ago."""
+
+    order: int = 3
+    rows: int = 65_536
+    skips: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.order <= 5:
+            raise UsageError(f"--order must be in 1..5; got {self.order}.")
+        if self.rows < 0:
+            raise UsageError(f"--rows must be 0 or more; got {self.rows}.")
+        if self.skips < self.order - 1:
+            raise UsageError(f"--skips must be at least --order − 1, {self.order - 1}; got {self.skips}.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything that memories of one depth are fitted from; `looks` are all tables there may be, in the order of visits."""
+
+    site: int
+    vocabulary: int
+    shape: Shape
+    looks: list[Look]
+    inputs: dict[str, Input]
+    moments: dict[Split, Moments]
+    seen: Evidence
+    held: Some
+    mean: Float[Tensor, " d"]  # weighted
+    first: Float[Tensor, " d"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A fitted memory: `linear` is what ridge alone makes of it, `translation` has what backfitting adds.
+
+    By table: the number of rows that say something, κ, and the least count. `errors` as `Fit` has them.
+    """
+
+    looks: list[Look]
+    rows: list[int]
+    shrinkages: list[float]
+    least_counts: list[int]
+    errors: list[float]
+    linear: Translation
+    translation: Translation
+
+
+def tables(
+    windows: Windows, shape: Shape, vocabulary: int, learned_positions: int, memory: int, width: int
+) -> list[Look]:
+    """Every token of the fit text, up to `skips` ago, and its most frequent n-grams, evenly by order; those that occur twice.
+
+    Raises UsageError when ids are too many for the order, or `memory` (bytes) too small to fit all that.
+    """
+    if vocabulary**shape.order >= 2**63:
+        raise UsageError(f"n-grams of {vocabulary:,} ids must have an order below {shape.order}: lower --order.")
+    ids = windows.ids.unique().long()
+    looks, left = [Look(Token(), ids)], shape.rows
+    for order in range(2, shape.order + 1):
+        keys = frequent(
+            windows.ids, order, vocabulary, 2, left // (shape.order + 1 - order), max(2**20, 8 * shape.rows)
+        )
+        left -= len(keys)
+        looks.append(Look(Ngram(order, keys), keys))
+    looks += [Look(Token(back), ids) for back in range(1, shape.skips + 1)]
+    if learned_positions:
+        looks.append(Look(Position(), torch.arange(learned_positions)))
+    rows = sum(len(look.keys) for look in looks)
+    columns = width * (shape.order + shape.skips + 1)  # of ridge: moments of two splits, a factor, a copy
+    needed = COPIES * 8 * width * rows + 4 * 8 * columns**2
+    if needed > memory:
+        raise UsageError(
+            f"tables must fit --memory while they are fitted; {rows:,} rows of {width} numbers need {needed / 2**30:.2f} GiB of "
+            f"{memory / 2**30:.2f} GiB: lower --rows, --skips or --tokens, or raise --memory."
+        )
+    return looks
+
+
+@torch.no_grad()
+def read_source(donor: Donor, site: int, shape: Shape, looks: list[Look], progress: Progress | None = None) -> Source:
+    """Reads fit and sweep text once, up to block `site`."""
+    model, vocabulary = donor.model, donor.model.config.vocab_size
+    own, state = embeddings(model), context_free(model, site)
+    inputs: dict[str, Input] = {f"embedding-{back}": ByToken(own, back) for back in range(shape.skips + 1)}
+    inputs |= {f"state-{back}": ByToken(state, back) for back in range(shape.order)}
+    if (learned := positions(model)) is not None:
+        inputs["position"] = ByPosition(learned)
+
+    def tokens(split: Split, most: int | None = None) -> Iterator[Tokens]:
+        windows = donor.windows[split] if most is None else donor.windows[split].first(most)
+        return stream(model, windows, site, shape.skips, progress, f"block {site}, {split} text")
+
+    def variables(read: Iterator[Tokens]) -> Iterator[dict]:
+        limit = None
+        for part in read:
+            norms = part.target.norm(dim=1)
+            limit = SINK_RATIO * norms.median() if limit is None else limit
+            kept = norms <= limit  # sinks would own an unweighted fit
+            some = Tokens({}, part.ids[kept], part.positions[kept], part.target[kept])
+            yield {**{name: found.columns(some) for name, found in inputs.items()}, "target": some.target}
+
+    names = list(inputs)
+    pairs = [(one, other) for place, one in enumerate(names) for other in (*names[place:], "target")]
+    sample = min(LEAST_SQUARES_TOKENS, donor.windows["fit"].tokens)
+    moments: dict[Split, Moments] = {
+        "fit": accumulate(variables(tokens("fit", sample)), pairs, names),
+        "sweep": accumulate(variables(tokens("sweep")), pairs, names, sums_of_single=torch.float32),
+    }
+
+    def some(part: Tokens) -> Some:
+        rows = torch.stack([look.rows(part, vocabulary) for look in looks])
+        return Some(rows, relative_weights(part.target), part.target)
+
+    seen = collect([len(look.keys) for look in looks], map(some, tokens("fit")))
+    parts = list(map(some, tokens("sweep")))
+    held = Some(
+        torch.cat([part.places for part in parts], 1),
+        torch.cat([part.weights for part in parts]),
+        torch.cat([part.y for part in parts]),
+    )
+    ids = donor.windows["fit"].ids[:1].to(model.device).long()
+    first = residuals(model, ids, [site])[site][0, 0].float().cpu()
+    by_token = seen.of(0)  # every token has a row of this table
+    mean = seen.totals[by_token].sum(0) / seen.mass[by_token].sum()
+    return Source(site, vocabulary, shape, looks, inputs, moments, seen, held, mean, first)
+
+
+def stages(source: Source) -> dict[str, tuple[list[int], list[str]]]:
+    """Tables and inputs by order, cumulative; the last stage has everything."""
+    shape, found = source.shape, {}
+    steps = [(f"{order}-grams", order, order - 1) for order in range(1, shape.order + 1)]
+    if shape.skips >= shape.order:
+        steps.append((f"and single tokens up to {shape.skips} ago", shape.order, shape.skips))
+    for name, order, back in steps:
+        chosen = [place for place, look in enumerate(source.looks) if _within(look, order, back)]
+        read = [name for name in source.inputs if name == "position" or int(name.rpartition("-")[2]) <= back]
+        found[name] = chosen, read
+    return found
+
+
+def _within(look: Look, order: int, back: int) -> bool:
+    match look.by:
+        case Token(ago):
+            return ago <= back
+        case Ngram(of, _):
+            return of <= order
+        case Position():
+            return True
+
+
+def build(source: Source, tables: Sequence[int], inputs: Sequence[str], name: str = "memory") -> Memory:
+    """A memory of some of the tables, whose rows start from ridge on some of the inputs (none: from nothing)."""
+    looks = [source.looks[place] for place in tables]
+    if inputs:
+        found = ridge(source.moments["fit"], source.moments["sweep"], tuple(inputs))
+        linear = from_ridge(name, found, source.inputs)
+    else:
+        linear = Translation(name, (), source.mean.float())
+    by_input = {term.input: term.weight for term in linear.terms}
+    seen = source.seen.chosen(tables)
+    prior = torch.zeros_like(seen.totals)
+    for place, look in enumerate(looks):
+        if (weight := by_input.get(look.by)) is not None:
+            prior[seen.of(place)] = weight[look.keys].double()
+    held = Some(source.held.places[list(tables)], source.held.weights, source.held.y - linear.bias)
+    for place, rows in enumerate(held.places):
+        has = rows >= 0
+        held.y[has] -= prior[seen.of(place)][rows[has]].float()
+    fit = backfit(seen.less(prior, linear.bias.double()), held)
+    added = [_term(look, rows.float(), source.vocabulary) for look, rows in zip(looks, fit.rows, strict=True)]
+    together = merged(dataclasses.replace(linear, terms=(*linear.terms, *added)))
+    terms = tuple(term for term in together.terms if term.weight is not None and len(term.weight))
+    finished = dataclasses.replace(together, terms=terms, first=source.first)
+    rows = [int(table.ne(0).any(1).sum()) for table in fit.rows]
+    choices = fit.shrinkages, fit.least_counts, fit.errors
+    return Memory(looks, rows, *choices, linear.starting_with(source.first), finished)
+
+
+def _term(look: Look, rows: Float[Tensor, "rows d"], vocabulary: int) -> Term:
+    """The table as a term of a translation, without rows that say nothing; tables by token have a row per id."""
+    if isinstance(look.by, Ngram):
+        kept = rows.ne(0).any(1)
+        return Term(Ngram(look.by.order, look.keys[kept]), rows[kept])
+    if isinstance(look.by, Token):
+        dense = torch.zeros(vocabulary, rows.shape[1])
+        dense[look.keys] = rows
+        return Term(look.by, dense)
+    return Term(look.by, rows)
+
+
+def scrambled(translation: Translation, seed: int) -> Translation:
+    """The null: every table's rows dealt out anew among its keys, so that all norms and sizes stay. BOS and bias stay too."""
+    generator = torch.Generator().manual_seed(seed)
+    terms = []
+    for term in translation.terms:
+        assert term.weight is not None
+        terms.append(Term(term.input, term.weight[torch.randperm(len(term.weight), generator=generator)]))
+    return dataclasses.replace(translation, name="random-table", terms=tuple(terms))

@@ -1,0 +1,84 @@
+"""How much of the text that is reported on stands in the text that tables were made of."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int, Int64
+from torch import Tensor
+
+from stitch.errors import UsageError
+from stitch.modeling_composite import ngram_keys
+from stitch.tokens import Windows
+
+RUN = 32  # tokens: so long a run that occurs in both is a copy
+TOLERATED = 0.1  # of the reported tokens may stand in copies: libraries quote each other, licences are everywhere
+BASE = 6_364_136_223_846_793_005  # of the polynomial that runs are hashed by, modulo 2⁶⁴
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Where reported tokens stand in a copied run, where their n-gram of the highest order occurs in the fit text, and by order
+    the share of those whose n-gram does. A window's BOS is in no share."""
+
+    copied: Bool[Tensor, "windows context"]
+    known: Bool[Tensor, "windows context"]
+    seen: dict[int, float]
+
+    @property
+    def share_copied(self) -> float:
+        return float(self.copied[:, 1:].float().mean())
+
+
+def overlap(fit: Windows, report: Windows, order: int, vocabulary: int) -> Overlap:
+    """The audit of `report` against `fit`, for n-grams up to `order`."""
+    known = {n: _occurs(report.ids, fit.ids, n, vocabulary) for n in range(1, order + 1)}
+    shares = {n: float(found[:, 1:].float().mean()) for n, found in known.items()}
+    return Overlap(copies(fit.ids, report.ids), known[order], shares)
+
+
+def require_apart(found: Overlap) -> None:
+    """Raises UsageError where more than TOLERATED of the reported text has been copied from the fit text or into it."""
+    if found.share_copied > TOLERATED:
+        raise UsageError(
+            f"text to report on must not be in the table's corpus; {found.share_copied:.1%} of its tokens stand in runs "
+            f"of {RUN} tokens that are: take copies out of --text."
+        )
+
+
+def copies(
+    fit: Int[Tensor, "windows context"], report: Int[Tensor, "others context"]
+) -> Bool[Tensor, "others context"]:
+    """Which tokens of `report` stand in a run of RUN tokens that `fit` has too. A window's own BOS belongs to no run."""
+    marked = torch.zeros(report.shape, dtype=torch.bool)
+    if report.shape[1] - 1 < RUN:
+        return marked
+    known = _runs(fit).unique()
+    runs = _runs(report)
+    place = torch.searchsorted(known, runs).clamp_max(len(known) - 1)
+    for window, start in (known[place] == runs).nonzero().tolist():
+        marked[window, 1 + start : 1 + start + RUN] = True
+    return marked
+
+
+def _runs(ids: Int[Tensor, "windows context"]) -> Int64[Tensor, "windows runs"]:
+    """A hash of every run of RUN tokens within a window."""
+    own = ids[:, 1:].long() + 1
+    length = own.shape[1] - RUN + 1
+    total = torch.zeros(len(own), length, dtype=torch.int64)
+    for step in range(RUN):
+        total = total * BASE + own[:, step : step + length]  # wraps around
+    return total
+
+
+def _occurs(report: Tensor, fit: Tensor, order: int, vocabulary: int) -> Tensor:
+    known = _keys(fit, order, vocabulary).unique()
+    keys = _keys(report, order, vocabulary)
+    place = torch.searchsorted(known, keys).clamp_max(len(known) - 1)
+    found = torch.zeros(report.shape, dtype=torch.bool)
+    found[:, order - 1 :] = known[place] == keys
+    return found
+
+
+def _keys(ids: Tensor, order: int, vocabulary: int) -> Tensor:
+    length = ids.shape[1]
+    return ngram_keys([ids.long()[:, order - 1 - back : length - back] for back in range(order)], vocabulary)

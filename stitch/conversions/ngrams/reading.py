@@ -1,0 +1,88 @@
+"""A text as a memory reads it: every token but a window's BOS, with the ids before it and the stream that is to be looked up."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int, Int64
+from torch import Tensor
+
+from stitch.activations import TOKENS_AT_ONCE, Progress, Tokens, residuals
+from stitch.modeling_composite import ngram_keys
+from stitch.models import Model
+from stitch.tokens import Windows
+from stitch.translation.types import Ngram, Position, Token
+
+COUNTED = 2**18  # tokens counted at a time
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a table is looked up by, and the sorted keys it has rows for."""
+
+    by: Token | Position | Ngram
+    keys: Int64[Tensor, " rows"] = field(repr=False)
+
+    @property
+    def reach(self) -> int:
+        """How many ids before a token it reads."""
+        return self.by.back if isinstance(self.by, Token) else self.by.order - 1 if isinstance(self.by, Ngram) else 0
+
+    def rows(self, tokens: Tokens, vocabulary: int) -> Int64[Tensor, " tokens"]:
+        """The row of the table for each token, −1 where it has none."""
+        if not len(self.keys):
+            return torch.full_like(tokens.positions, -1)
+        match self.by:
+            case Token(back):
+                own, reaches = tokens.ids[:, back].contiguous(), tokens.ids[:, back] >= 0
+            case Position():
+                own, reaches = tokens.positions, torch.ones_like(tokens.positions, dtype=torch.bool)
+            case Ngram(order, _):
+                own = ngram_keys([tokens.ids[:, back].clamp_min(0) for back in range(order)], vocabulary)
+                reaches = tokens.ids[:, order - 1] >= 0
+        place = torch.searchsorted(self.keys, own).clamp_max(len(self.keys) - 1)
+        return torch.where((self.keys[place] == own) & reaches, place, -1)
+
+
+def history(ids: Int[Tensor, "windows context"], reach: int) -> Int64[Tensor, "tokens back"]:
+    """Ids of each token but the windows' first and of the `reach` before it, −1 where the window has none."""
+    columns = []
+    for back in range(reach + 1):
+        moved = torch.full_like(ids, -1)
+        moved[:, back:] = ids[:, : ids.shape[1] - back]
+        columns.append(moved[:, 1:].flatten())
+    return torch.stack(columns, 1).long()
+
+
+def stream(
+    model: Model, windows: Windows, site: int, reach: int, progress: Progress | None = None, task: str = "reading"
+) -> Iterator[Tokens]:
+    """The tokens of `windows` with the stream entering block `site` as their target, a forward pass at a time."""
+    batch = max(1, TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // windows.context)
+    done = 0
+    for ids in windows.ids.split(batch):
+        target = residuals(model, ids.to(model.device).long(), [site])[site][:, 1:].flatten(0, 1)
+        positions = torch.arange(1, ids.shape[1]).repeat(len(ids))
+        yield Tokens({}, history(ids, reach), positions, target.float().cpu())
+        done += ids.numel()
+        if progress:
+            progress(f"{task} (tokens)", done, windows.tokens)
+
+
+def frequent(
+    ids: Int[Tensor, "windows context"], order: int, vocabulary: int, least: int, most: int, remembered: int
+) -> Int64[Tensor, " rows"]:
+    """Sorted keys of the `most` most frequent n-grams among those that occur at least `least` times.
+
+    Memory does not grow with the text: the rarest are forgotten whenever more than `remembered` are in mind.
+    """
+    keys, counts = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    for part in ids.split(max(1, COUNTED // ids.shape[1])):
+        columns = [part.long()[:, order - 1 - back : part.shape[1] - back] for back in range(order)]
+        new, their_counts = ngram_keys(columns, vocabulary).flatten().unique(return_counts=True)
+        keys, position = torch.cat([keys, new]).unique(return_inverse=True)
+        counts = torch.zeros_like(keys).index_add_(0, position, torch.cat([counts, their_counts]))
+        if len(keys) > remembered:
+            keys, counts = keys[counts > 1], counts[counts > 1]
+    keys, counts = keys[counts >= least], counts[counts >= least]
+    return keys[counts.argsort(descending=True, stable=True)[:most]].sort().values
