@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tiny
 from stitch.circuits import weights
 from stitch.circuits.weights import Attention
 from stitch.conversions.heads import baselines, contraction
@@ -26,7 +27,6 @@ from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.refine import error, refined
 from stitch.errors import StitchError, UsageError
 from stitch.models import Model
-from tests import tiny
 
 OURS = Method(closed_form, values, refit=False)
 KINDS = {"gpt2": {}, "llama": {}, "qwen2": {}, "mistral": {"sliding_window": None}}

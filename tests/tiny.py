@@ -1,4 +1,4 @@
-"""Pico models of the ten families, built from configs in milliseconds: six blocks each, widths and heads that differ."""
+"""Pico models of the eleven families, built from configs in milliseconds: six blocks each, widths and heads that differ."""
 
 from pathlib import Path
 
@@ -14,6 +14,7 @@ _GROUPED = dict(num_attention_heads=4, num_key_value_heads=2, max_position_embed
 _MIXED_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"] * 2
 SHAPES: dict[str, dict] = {
     "gpt2": dict(n_embd=32, n_head=4, n_positions=128, n_inner=48),
+    "gpt_bigcode": dict(n_embd=32, n_head=4, n_positions=128, n_inner=48),
     "llama": dict(hidden_size=40, intermediate_size=56, **_GROUPED, tie_word_embeddings=True),
     "mistral": dict(hidden_size=32, intermediate_size=56, **_GROUPED, sliding_window=5),
     "qwen2": dict(hidden_size=48, intermediate_size=40, **_GROUPED),
