@@ -36,7 +36,7 @@ def test_neurons_are_what_the_down_projection_turns_into_the_output_of_the_mlp(f
     seen = observe(model, {"input_ids": ids}, streams=[0, 3], neurons=[2])
     handle.remove()
     (neurons,), width = seen.neurons.values(), model.width
-    assert neurons.shape == (*ids.shape, model.config.intermediate_size if not family.startswith("gpt_b") and family != "gpt2" else model.config.n_inner)
+    assert neurons.shape == (*ids.shape, getattr(model.config, "n_inner", None) or model.config.intermediate_size)
     assert outputs[0].shape[-1] == width and torch.equal(model.down(2)(neurons), outputs[0])
     # Written to the stream through the norm that the anatomy names, or directly.
     norm = model.anatomy.mlp_out_norm
