@@ -17,7 +17,7 @@ COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to donor", "top-1"]
 def _size(count: float | int) -> str:
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
-            return f"{count:,.0f} {unit}"
+            return f"{count:,.0f} {unit}" if unit == "B" or count >= 100 else f"{count:,.1f} {unit}"
         count /= 1024
     return f"{count:,.1f} GiB"
 
@@ -27,7 +27,7 @@ FIGURES = {
     "cache_bytes": ("cache/token", _size),
     "parameters": ("parameters", lambda value: f"{value:,}"),
     "r2": ("R²", lambda value: f"{value:.3f}"),
-    "table_bytes": ("tables", lambda count: _size(float(count))),
+    "table_bytes": ("tables", _size),
 }
 
 
