@@ -859,6 +859,60 @@ def ngram(
     _print_conversion(_guarded(work, quiet=quiet, debug=debug), out, as_json)
 
 
+@converter.command()
+def recurrent(
+    model: Model,
+    out: Converted,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="taylor2 and random: in closed form. hedgehog: fitted. hybrid: hedgehog, with the last keys exact."
+        ),
+    ] = "hybrid",
+    window: Annotated[
+        int | None,
+        typer.Option(help="Last keys that are seen exactly. Default: a sixth of the context for hybrid, else 0."),
+    ] = None,
+    sinks: Annotated[int, typer.Option(help="First keys that are seen exactly.")] = 1,
+    multiple: Annotated[
+        float | None, typer.Option(help="Features per dimension of a head. Default: 2; for hybrid 0.5.")
+    ] = None,
+    hidden: Annotated[
+        int | None,
+        typer.Option(
+            help="Hidden units of the fitted feature maps, which make no state larger; 0: linear. Default: 2 per dimension."
+        ),
+    ] = None,
+    layers: Annotated[str, typer.Option(help="all, or the blocks to convert, such as 0,2-4.")] = "all",
+    text: Text = "docs",
+    tokens: Annotated[int, typer.Option(help="Tokens to fit on.")] = 65_536,
+    held_out: Annotated[int, typer.Option(help="Tokens to choose on, and as many to report on.")] = 32_768,
+    context: Context = None,
+    steps: Annotated[int, typer.Option(help="Of fitting feature maps by each block's attention.")] = 400,
+    logit_steps: Annotated[int, typer.Option(help="Of fitting them by what the whole model says next.")] = 200,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """A recurrent network with fast weights: a state of constant size in place of the cache that grows."""
+
+    def work(progress):
+        from stitch.conversions.recurrent import convert_recurrent
+
+        return convert_recurrent(
+            model, out, features=features, window=window, sinks=sinks, multiple=multiple, hidden=hidden, layers=layers,
+            text=text, tokens=tokens, held_out=held_out, context=context, steps=steps, logit_steps=logit_steps, seed=seed,
+            device=device, dtype=dtype, overwrite=overwrite, trust_remote_code=trust_remote_code, progress=progress,
+        )  # fmt: skip
+
+    _print_conversion(_guarded(work, quiet=quiet, debug=debug), out, as_json)
+
+
 @app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="A composite's folder.")],

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from stitch.errors import StitchError, UsageError
 from stitch.modeling_composite import StitchConfig, StitchForCausalLM, sliding_windows
+from stitch.modeling_recurrent import RecurrentConfig, RecurrentForCausalLM
 from stitch.shards import stored_tensors
 
 
@@ -160,6 +161,10 @@ def _find(model_type: str, architectures: list[str], has_encoder: bool) -> Anato
         return ANATOMIES[model_type]
     known = ", ".join(sorted(ANATOMIES))
     got = f"{model_type} ({', '.join(architectures)})" if architectures else model_type
+    if model_type == RecurrentConfig.model_type:
+        raise UsageError(
+            "a recurrent model cannot be a part or be converted again: it keeps no keys; take the stock model."
+        )
     if model_type == "gemma3":
         raise UsageError(
             "a Gemma 3 model must be text only (gemma3_text); got the multimodal gemma3: save its language model "
@@ -336,9 +341,10 @@ def load(
 
 
 def register_composites() -> None:
-    """Lets transformers load composites with the class that is at hand here: they need no remote code."""
-    AutoConfig.register(StitchConfig.model_type, StitchConfig, exist_ok=True)
-    AutoModelForCausalLM.register(StitchConfig, StitchForCausalLM, exist_ok=True)
+    """Lets transformers load composites, and recurrent models, with the classes at hand here: they need no remote code."""
+    for config, net in ((StitchConfig, StitchForCausalLM), (RecurrentConfig, RecurrentForCausalLM)):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModelForCausalLM.register(config, net, exist_ok=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -144,10 +144,11 @@ def test_sae_lens_is_imported_only_inside_functions():
     assert loading == {"sae_lens", "sae.sparse_steps"}
 
 
-def test_the_code_that_ships_with_checkpoints_stands_alone():
+@pytest.mark.parametrize("file", ["stitch/modeling_composite.py", "stitch/modeling_recurrent.py"])
+def test_the_code_that_ships_with_checkpoints_stands_alone(file):
     allowed = sys.stdlib_module_names | {"torch", "transformers"}
-    found = [each for each in IMPORTS if each.file == "stitch/modeling_composite.py"]
-    assert found, "stitch/modeling_composite.py imports nothing: has it moved?"
+    found = [each for each in IMPORTS if each.file == file]
+    assert found, f"{file} imports nothing: has it moved?"
     assert [str(each) for each in found if each.package not in allowed] == []
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from stitch.activations import Progress
-from stitch.compare import report_windows
 from stitch.config import LEAST_TOKENS, torch_device, torch_dtype
 from stitch.errors import UsageError
 from stitch.models import Model, load
@@ -16,11 +15,15 @@ from stitch.tokens import Windows
 
 @dataclass(frozen=True)
 class Donor:
-    """A model to convert, and windows of the three splits: fit on `fit`, choose on `sweep`, report on `report`."""
+    """A model to convert, and windows of the three splits: fit on `fit`, choose on `sweep`, report on `report`.
+
+    `to_choose_on` is the sweep split in windows as long as the report's, where these are longer.
+    """
 
     model: Model
     source: Source
     windows: dict[Split, Windows]
+    to_choose_on: Windows
     text: str
 
     @property
@@ -65,6 +68,8 @@ def read_donor(
     context = context or min(model.longest, longest_context)
     limits: dict[Split, int] = {"fit": tokens, "sweep": held_out, "report": held_out}
     windows = split_windows(text, limits, model.tokenizer, context, progress)
+    to_choose_on = windows["sweep"]
     if (longer := min(report_factor * context, model.longest)) > context:
-        windows["report"] = report_windows(text, held_out, model.tokenizer, longer)
-    return Donor(model, source, windows, text)
+        long = split_windows(text, {**limits, "fit": LEAST_TOKENS}, model.tokenizer, longer)
+        windows["report"], to_choose_on = long["report"], long["sweep"]
+    return Donor(model, source, windows, to_choose_on, text)

@@ -25,9 +25,13 @@ def _size(count: float | int) -> str:
 # Figures that rows of some conversions have: key in the row, column, how it is shown.
 FIGURES = {
     "cache_bytes": ("cache/token", _size),
-    "parameters": ("parameters", lambda value: f"{value:,}"),
     "r2": ("R²", lambda value: f"{value:.3f}"),
     "table_bytes": ("tables", _size),
+    "state_bytes": ("state", _size),
+    "cache_share": ("of cache", lambda value: f"{value:.0%}"),
+    "multiple": ("D / d", lambda value: f"{value:.3g}"),
+    "window": ("window", str),
+    "recall": ("recall", lambda value: f"{value:.1%}"),
 }
 
 

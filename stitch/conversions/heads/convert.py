@@ -27,7 +27,7 @@ from stitch.workspace import check_output
 
 CONTEXT = 256  # tokens of a window that is fitted on, by default
 LONGER = 4  # times that, at most, is reported on
-SAMPLE = 16  # windows whose attention keys are refined on
+SAMPLE = 8192  # tokens whose attention keys are refined on
 RATE, BATCH = 2e-4, 8  # of fine-tuning
 
 
@@ -62,7 +62,16 @@ def convert_heads(
     check_heads(model, kv_heads)
     grouping, watch = Grouping(kv_heads, model.depth, seed), Watch(model, "contraction", "least squares")
     ids = {split: donor.windows[split].ids for split in ("fit", "sweep")}
-    found = convert(model, grouping, methods(seed), ids, sample=SAMPLE, seed=seed, watch=watch, progress=progress)
+    found = convert(
+        model,
+        grouping,
+        methods(seed),
+        ids,
+        sample=max(1, SAMPLE // donor.context),
+        seed=seed,
+        watch=watch,
+        progress=progress,
+    )
     nets = {way: with_heads(model, attentions) for way, attentions in found.items()}
     chosen = _choose(donor, nets, progress)
     final, rows = nets[chosen], {"donor": model.net, "converted": nets[chosen], **nets}
@@ -149,9 +158,9 @@ def teach(net: PreTrainedModel, donor: Donor, steps: int, seed: int, progress: P
 
 
 def _choose(donor: Donor, nets: dict[str, PreTrainedModel], progress: Progress | None) -> str:
-    """The best of ours on the sweep split."""
+    """The best of ours on the sweep split, in windows as long as those that are reported."""
     scores = evaluate(
-        {way: whole_model(nets[way]) for way in nets if ":" not in way}, donor.windows["sweep"],
+        {way: whole_model(nets[way]) for way in nets if ":" not in way}, donor.to_choose_on,
         vocabulary=donor.model.config.vocab_size, progress=progress, task="choice (tokens)",
     )  # fmt: skip
     return min(scores, key=lambda way: scores[way].ce)

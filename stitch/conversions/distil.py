@@ -1,0 +1,232 @@
+"""Feature maps fitted to a softmax donor: in closed form from moments, then by its attention, what that gives, its logits.
+
+Objectives, in nats and shares of variance, per block and independently of the other blocks, whose inputs are the donor's own:
+
+    attention   Σ_ij p_ij (log p_ij − log p̂_ij) over query rows i, the KL of the donor's attention p to the recurrent one
+    outputs     |Σ_j (p̂_ij − p_ij) v_j|² / Var(Σ_j p_ij v_j)                (LoLCATs, Zhang et al. 2024)
+
+and of the whole model KL(donor ‖ recurrent) of the next token.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from stitch.activations import Progress
+from stitch.conversions.teach import adam
+from stitch.modeling_recurrent import LEAST, Centred, Exponents, Hedgehog, Mean, Memory, Random, RecurrentForCausalLM
+from stitch.tokens import Windows
+
+ROWS = 64  # queries drawn from each window: neighbours say nearly the same
+SPREAD = 3.0  # length of a hedgehog's directions before its fit: at 1 it ends higher
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What a block's attention is given, and how many nats a unit of q·k is."""
+
+    memory: Memory
+    q: Float[Tensor, "batch groups shared tokens width"]
+    k: Float[Tensor, "batch groups tokens width"]
+    v: Float[Tensor, "batch groups tokens width_v"]
+    scaling: float
+
+
+class Donor:
+    """In place of `Pass`: the stock attention, while `see` is shown every block's heads. Nothing is kept."""
+
+    def __init__(self, memories: nn.ModuleList, see: Callable[[Heads], object]):
+        self.memories, self.see = memories, see
+
+    def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        memory: Any = self.memories[module.memory_index]
+        if memory.map is not None:
+            shape = (memory.shape.groups, memory.shape.shared)
+            wide = torch.promote_types(q.dtype, torch.float32)
+            self.see(Heads(memory, q.unflatten(1, shape).to(wide), k.to(wide), v.to(wide), scaling))
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+
+
+@torch.no_grad()
+def watch(net: RecurrentForCausalLM, ids: Int64[Tensor, "batch tokens"], see: Callable[[Heads], object]) -> None:
+    """One pass of the donor."""
+    body: Any = net.base.base_model
+    body(input_ids=ids.to(net.device), use_cache=False, recurrent=Donor(net.memories, see))
+
+
+@dataclass
+class Moments:
+    """Sums over tokens of queries and keys and of their products, each scaled by the root of the score's scale. Without the first
+    tokens that are kept anyway: their keys are outliers.
+    """
+
+    count: int
+    q: Float[Tensor, "groups shared width"]
+    qq: Float[Tensor, "groups shared width width"]
+    k: Float[Tensor, "groups width"]
+    kk: Float[Tensor, "groups width width"]
+
+    @classmethod
+    def of(cls, heads: Heads) -> "Moments":
+        root = heads.scaling**0.5
+        sinks = heads.memory.sinks
+        q, k = heads.q[:, :, :, sinks:].double() * root, heads.k[:, :, sinks:].double() * root
+        return cls(k.shape[0] * k.shape[2], q.sum((0, 3)), (q.mT @ q).sum(0), k.sum((0, 2)), (k.mT @ k).sum(0))
+
+    def plus(self, more: "Moments") -> "Moments":
+        return Moments(*(getattr(self, field.name) + getattr(more, field.name) for field in fields(self)))
+
+
+def begin(net: RecurrentForCausalLM, windows: Windows, *, seed: int, batch: int) -> None:
+    """Starts every feature map in closed form from the means and covariances of queries and keys on `windows`."""
+    found: dict[int, Moments] = {}
+
+    def add(heads: Heads) -> None:
+        new, layer = Moments.of(heads), heads.memory.layer
+        found[layer] = found[layer].plus(new) if layer in found else new
+
+    for start in range(0, len(windows.ids), batch):
+        watch(net, windows.ids[start : start + batch].long(), add)
+    generator = torch.Generator().manual_seed(seed)
+    for layer, sums in sorted(found.items()):
+        memory: Any = net.memories[layer]
+        write_start(memory.map, sums, generator)
+
+
+@torch.no_grad()
+def write_start(map: nn.Module, sums: Moments, generator: torch.Generator) -> None:
+    """`Centred` maps get their means; `Mean` weighs old keys as their mean, e^{q·μ}; `Hedgehog` likewise, times a kernel of
+    directions that are orthogonal and come with their negatives. MLPs start at 0."""
+    mean, query_mean = sums.k / sums.count, sums.q.mean(1) / sums.count
+    if isinstance(map, Centred):
+        map.key_mean.copy_(mean)
+        map.query_mean.copy_(query_mean)
+    if isinstance(map, Random):
+        map.directions.copy_(_directions(map.directions, generator, gaussian=True))
+    if isinstance(map, Mean):
+        map.query.weight.copy_(mean[:, None, None].expand_as(map.query.weight))
+        _start_mlp(map.query, sums.qq / sums.count, generator)
+    if isinstance(map, Hedgehog):
+        w = _directions(map.key.weight, generator, gaussian=False).to(mean)
+        # With x' = x − mean, wx' − h|x'|² says in expectation 2h q'·k' and no more, where h = |w|² / 2d.
+        h = SPREAD**2 / (2 * mean.shape[-1])
+        square = -h * torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+        for side, own, other in ((map.key, mean, query_mean), (map.query, query_mean, mean)):
+            bias = -torch.einsum("gfd,gd->gf", w, own) - h * own.square().sum(-1, keepdim=True)
+            weight = w + (2 * h * own + other)[:, None]
+            if side is map.key:
+                bias = bias - (own * other).sum(-1, keepdim=True) - math.log(map.dimension)
+            else:
+                weight, bias = weight[:, None], bias[:, None]
+            side.weight.copy_(weight.expand_as(side.weight))
+            side.bias.copy_(bias.expand_as(side.bias))
+            side.square.copy_(square.expand_as(side.square))
+        _start_mlp(map.key, sums.kk / sums.count, generator)
+        _start_mlp(map.query, sums.qq / sums.count, generator)
+
+
+def _start_mlp(exponents: Exponents, products: Tensor, generator: torch.Generator) -> None:
+    """Hidden units read random directions, with a spread of 2."""
+    if exponents.up is None or exponents.up_bias is None:
+        return
+    square = products.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].to(exponents.up)
+    exponents.up.copy_(2 * torch.randn(exponents.up.shape, generator=generator).to(square) / square.sqrt())
+    exponents.up_bias.copy_(torch.randn(exponents.up_bias.shape, generator=generator).to(square))
+
+
+def _directions(like: Tensor, generator: torch.Generator, *, gaussian: bool) -> Tensor:
+    """[groups, dimension, width]: rows of orthogonal matrices and their negatives, as long as Gaussian vectors or as `SPREAD`."""
+    groups, dimension, width = like.shape
+    rows = []
+    for _ in range(-(-dimension // (2 * width))):
+        noise = torch.randn(groups, width, width, generator=generator, dtype=torch.float64)
+        lengths = torch.randn(groups, width, width, generator=generator, dtype=torch.float64).norm(dim=2, keepdim=True)
+        rows.append(torch.linalg.qr(noise)[0] * (lengths if gaussian else SPREAD))
+    half = torch.cat(rows, 1)[:, : -(-dimension // 2)]
+    return torch.cat([half, -half], 1)[:, :dimension].to(like)
+
+
+def attention_loss(
+    heads: Heads, rows: Int64[Tensor, " rows"], outputs: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The two objectives of a block on some query rows; without `outputs` the second is 0."""
+    memory, root = heads.memory, heads.scaling**0.5
+    q, k = heads.q[:, :, :, rows], heads.k
+    column = torch.arange(k.shape[2], device=k.device)
+    ago = rows[:, None] - column
+    scores = (q @ k[:, :, None].mT * heads.scaling).masked_fill(ago < 0, LEAST)
+    plain_k, log_k = memory.map.keys(k * root)
+    plain_q, log_q = memory.map.queries(q * root)
+    # What is seen exactly may be extreme. float64, since the future's keys and the past's share one shift here.
+    log_k = log_k.double().masked_fill((column < memory.sinks)[:, None], -math.inf)
+    shift = log_k.amax(2, keepdim=True).detach()
+    log_q = log_q + shift[:, :, None]
+    best = log_q.amax(-1, keepdim=True).detach()
+    left, right = (log_q - best).exp(), (log_k - shift).exp()
+    if plain_k is not None:
+        left, right = left * plain_q, right * plain_k
+    old = (left @ right[:, :, None].mT).clamp_min(1e-300).log() + best
+    exact = (ago < memory.window) | (column < memory.sinks)
+    logs = torch.where(exact, scores, old.to(scores)).masked_fill(ago < 0, LEAST).log_softmax(-1)
+    target = scores.log_softmax(-1)
+    p = target.exp()
+    attention = (p * (target - logs)).sum(-1).mean()
+    if not outputs:
+        return attention, attention.new_zeros(())
+    v = heads.v[:, :, None]
+    wanted = p @ v
+    scale = (wanted - wanted.mean((0, 3), keepdim=True)).square().mean()
+    return attention, ((logs.exp() - p) @ v).square().mean() / scale
+
+
+def fit_attention(
+    net: RecurrentForCausalLM,
+    windows: Windows,
+    *,
+    steps: int,
+    rate: float,
+    batch: int,
+    attention: float = 1.0,
+    outputs: float = 0.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+    task: str = "feature maps (steps)",
+) -> list[float]:
+    """Adam on `attention` · the first + `outputs` · the second objective, summed over blocks; the mean of the first per step."""
+    generator = torch.Generator().manual_seed(seed)
+    course: list[float] = []
+
+    def one(ids: Tensor) -> None:
+        rows = torch.randperm(ids.shape[1], generator=generator)[:ROWS].sort().values.to(net.device)
+        found = []
+
+        def see(heads: Heads) -> None:
+            with torch.enable_grad():
+                first, second = attention_loss(heads, rows, outputs > 0)
+                (attention * first + outputs * second).backward()
+            found.append(first.detach())
+
+        watch(net, ids, see)
+        course.append(float(torch.stack(found).mean()))
+
+    adam(
+        feature_parameters(net),
+        windows,
+        one,
+        steps=steps,
+        rate=rate,
+        batch=batch,
+        seed=seed,
+        progress=progress,
+        task=task,
+    )
+    return course
+
+
+def feature_parameters(net: RecurrentForCausalLM) -> list[nn.Parameter]:
+    return list(net.memories.parameters())

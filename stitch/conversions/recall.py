@@ -1,0 +1,28 @@
+"""Associative recall over a distance: a sequence comes twice, at the start and at the end of the context, others between."""
+
+import torch
+
+from stitch.circuits.spec import Prompts
+from stitch.tokens import bos_of
+
+DISTINCT, COUNT = 16, 64  # tokens of the sequence; prompts
+
+
+def recall_prompts(tokenizer, context: int, *, count: int = COUNT, seed: int = 0) -> Prompts:
+    """BOS, `DISTINCT` tokens (fewer in a short context), random others, the same tokens again: asked for from the second on.
+
+    Corrupt: the first sequence is another. No more tokens than the vocabulary has.
+    """
+    special = set(tokenizer.all_special_ids)
+    ordinary = torch.tensor([id for id in sorted(tokenizer.get_vocab().values()) if id not in special])
+    length = min(context - 1, len(ordinary))
+    generator = torch.Generator().manual_seed(seed)
+    drawn = ordinary[torch.stack([torch.randperm(len(ordinary), generator=generator)[:length] for _ in range(count)])]
+    distinct = min(DISTINCT, length // 4)
+    # `between` is what fits beside two copies of the sequence; `other` stands in for the first copy and nowhere else.
+    repeated, other, between = drawn.split([distinct, distinct, length - 2 * distinct], 1)
+    bos = torch.full((count, 1), bos_of(tokenizer))
+    clean, corrupt = (torch.cat([bos, first, between, repeated], 1) for first in (repeated, other))
+    asked = torch.zeros_like(clean, dtype=torch.bool)
+    asked[:, -distinct:-1] = True
+    return Prompts(clean, corrupt, asked, clean.roll(-1, 1))

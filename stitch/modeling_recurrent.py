@@ -1,0 +1,613 @@
+"""A softmax decoder as a recurrent network: a state of constant size in place of a cache that grows.
+
+This file needs torch and transformers alone: it travels with every checkpoint, which then loads with
+
+    AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+
+Any family works whose attention goes through transformers' attention interface: the stock model is built from its config and its
+attention function is the one below. A head sees the first `sinks` keys and the last `window` keys by exact softmax weights; every
+older key j weighs φ(q)·φ(k_j), and all of them live in fast weights,
+
+    S = Σ φ(k_j) v_jᵀ,   z = Σ φ(k_j),   o = (Σ_seen e^{q·k_i} v_i + φ(q)ᵀS) / (Σ_seen e^{q·k_i} + φ(q)ᵀz).
+
+Features are kept as plain · exp(log); S and z are divided by exp(shift), the running maximum of the keys' logs, so that sums from
+1e-30 to 1e30 lose nothing. They are float32, or float64 in such models.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+ATTENTION = "stitch_recurrent"
+LEAST = -1e30  # in place of −∞ where a difference is taken
+WIDEST = 60.0  # nats by which logs of keys may grow within a chunk: float32 holds e^-87
+RELATIVE = 1e-5  # of the sum of the absolute values: a smaller denominator of signed features is round-off
+
+
+class RecurrentConfig(PreTrainedConfig):
+    """`base_config` describes the stock model.
+
+    `features`: hedgehog, random, taylor2, mean (one feature: old keys weigh alike), none (they are forgotten) or identity, the
+    linear attention o = scale · Σ (q·k_j) v_j of in-context gradient descent, without a denominator, window or sinks.
+    `dimension`: of φ, per head, for hedgehog and random. `hidden`: units of the MLPs in the feature maps of hedgehog and mean,
+    which make no state larger. `layers`: the blocks that are recurrent; None: all. Others keep all keys.
+    `chunk`: tokens that are computed at once; no result depends on it.
+    """
+
+    model_type = "stitch_recurrent"
+    sub_configs = {"base_config": AutoConfig}  # noqa: RUF012  # pyright: ignore
+
+    def __init__(
+        self,
+        base_config: Any = None,
+        features: str = "hedgehog",
+        window: int = 0,
+        sinks: int = 0,
+        dimension: int | None = None,
+        hidden: int = 0,
+        layers: list[int] | None = None,
+        chunk: int = 64,
+        **kwargs,
+    ):
+        if isinstance(base_config, dict):
+            base_config = AutoConfig.for_model(**base_config)
+        self.base_config = copy.deepcopy(base_config)  # transformers writes to it
+        self.features, self.window, self.sinks = features, window, sinks
+        self.dimension, self.hidden = dimension, hidden
+        self.layers, self.chunk = layers, chunk
+        kwargs = {**kwargs, "tie_word_embeddings": bool(getattr(base_config, "tie_word_embeddings", False))}
+        if base_config is not None:
+            for name in ("vocab_size", "num_hidden_layers", "hidden_size", "max_position_embeddings"):
+                kwargs[name] = getattr(base_config, name)
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                kwargs.setdefault(name, getattr(base_config, name, None))
+        super().__init__(**kwargs)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a block's attention: `shared` query heads read each of `groups` key heads."""
+
+    groups: int
+    shared: int
+    width: int
+
+
+# Feature maps. Keys [batch, groups, tokens, width] and queries [batch, groups, shared, tokens, width], both scaled so that their
+# product is the score, become (plain, log): φ = plain · exp(log), of which plain may be None (ones) and log may have one column.
+Features = tuple[Tensor | None, Tensor]
+
+
+class Exponents(nn.Module):
+    """xᵀAx + Wx + b, plus an MLP where there are `hidden` units: logs of features, for each head its own."""
+
+    def __init__(self, heads: tuple[int, ...], width: int, dimension: int, hidden: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(*heads, dimension, width))
+        self.bias = nn.Parameter(torch.zeros(*heads, dimension))
+        self.square = nn.Parameter(torch.zeros(*heads, width, width))  # one scalar for all features: how large x is
+        self.up = nn.Parameter(torch.zeros(*heads, hidden, width)) if hidden else None
+        self.up_bias = nn.Parameter(torch.zeros(*heads, hidden)) if hidden else None
+        self.down = nn.Parameter(torch.zeros(*heads, dimension, hidden)) if hidden else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, *heads, tokens, width] → [batch, *heads, tokens, dimension]"""
+        y = x @ self.weight.to(x).mT + self.bias.to(x).unsqueeze(-2) + (x @ self.square.to(x) * x).sum(-1, keepdim=True)
+        if self.up is None or self.up_bias is None or self.down is None:
+            return y
+        return y + nn.functional.silu(x @ self.up.to(x).mT + self.up_bias.to(x).unsqueeze(-2)) @ self.down.to(x).mT
+
+
+class Hedgehog(nn.Module):
+    """φ(x) = exp(Wx + …), see `Exponents`: each query head and each key group its own.
+
+    Hedgehog (Zhang et al. 2024) has W = [U; −U] alone, which is where fitting starts from.
+    """
+
+    def __init__(self, shape: Shape, dimension: int, hidden: int):
+        super().__init__()
+        self.dimension = self.scales = dimension
+        self.key = Exponents((shape.groups,), shape.width, dimension, hidden)
+        self.query = Exponents((shape.groups, shape.shared), shape.width, dimension, hidden)
+
+    def keys(self, k: Tensor) -> Features:
+        return None, self.key(k)
+
+    def queries(self, q: Tensor) -> Features:
+        return None, self.query(q)
+
+
+class Mean(nn.Module):
+    """One feature, 1 for every key: old keys are remembered by the mean of their values; the query says how much it weighs."""
+
+    dimension = scales = 1
+
+    def __init__(self, shape: Shape, hidden: int):
+        super().__init__()
+        self.query = Exponents((shape.groups, shape.shared), shape.width, 1, hidden)
+
+    def keys(self, k: Tensor) -> Features:
+        return None, torch.zeros_like(k[..., :1])
+
+    def queries(self, q: Tensor) -> Features:
+        return None, self.query(q)
+
+
+class Centred(nn.Module):
+    """Features of keys minus their mean and queries minus their group's mean.
+
+    q·k = q'·k' + q·μ_k + μ_q·k': the second term is the query's log weight, the third the key's.
+    """
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.key_mean = nn.Parameter(torch.zeros(shape.groups, shape.width))
+        self.query_mean = nn.Parameter(torch.zeros(shape.groups, shape.width))
+
+    def keys(self, k: Tensor) -> Features:
+        centred = k - self.key_mean.to(k)[:, None]
+        plain, log = self.features(centred)
+        return plain, log + centred @ self.query_mean.to(k).unsqueeze(-1)
+
+    def queries(self, q: Tensor) -> Features:
+        plain, log = self.features(q - self.query_mean.to(q)[:, None, None])
+        return plain, log + q @ self.key_mean.to(q)[:, None, :, None]
+
+    def features(self, x: Tensor) -> Features:
+        raise NotImplementedError
+
+
+class Taylor(Centred):
+    """1 + s + s²/2 in place of e^s, s = q'·k': 1 + d + d(d+1)/2 features."""
+
+    scales = 1
+
+    def __init__(self, shape: Shape):
+        super().__init__(shape)
+        self.dimension = 1 + shape.width + shape.width * (shape.width + 1) // 2
+
+    def features(self, x: Tensor) -> Features:
+        first, second = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
+        pairs = x[..., first] * x[..., second] * torch.where(first == second, 0.5, 1.0).to(x).sqrt()
+        return torch.cat([torch.ones_like(x[..., :1]), x, pairs], -1), torch.zeros_like(x[..., :1])
+
+
+class Random(Centred):
+    """Positive random features (Choromanski et al. 2021): E[φ(q')·φ(k')] = e^{q'·k'}, φ(x) = exp(Wx − |x|²/2) / √D."""
+
+    def __init__(self, shape: Shape, dimension: int):
+        super().__init__(shape)
+        self.dimension = self.scales = dimension
+        self.directions = nn.Parameter(torch.zeros(shape.groups, dimension, shape.width))
+
+    def features(self, x: Tensor) -> Features:
+        directions = self.directions.to(x)
+        projected = x @ (directions if x.ndim == 4 else directions[:, None]).mT
+        return None, projected - x.square().sum(-1, keepdim=True) / 2 - math.log(self.dimension) / 2
+
+
+class Identity(nn.Module):
+    """φ(x) = x: linear attention."""
+
+    scales = 1
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.dimension = shape.width
+
+    def keys(self, k: Tensor) -> Features:
+        return k, torch.zeros_like(k[..., :1])
+
+    queries = keys
+
+
+class Memory(nn.Module):
+    """What a block's attention remembers of the past, and by which features. Without a `map` old keys are forgotten."""
+
+    def __init__(self, config: RecurrentConfig, shape: Shape, layer: int):
+        super().__init__()
+        self.shape, self.layer = shape, layer
+        self.recurrent = config.layers is None or layer in config.layers
+        self.window, self.sinks = (config.window, config.sinks) if self.recurrent else (0, 0)
+        self.normalised = config.features != "identity"
+        makers: dict[str, Callable[[], Any]] = {
+            "hedgehog": lambda: Hedgehog(shape, config.dimension or 2 * shape.width, config.hidden),
+            "random": lambda: Random(shape, config.dimension or 2 * shape.width),
+            "taylor2": lambda: Taylor(shape),
+            "mean": lambda: Mean(shape, config.hidden),
+            "identity": lambda: Identity(shape),
+            "none": lambda: None,
+        }
+        if config.features not in makers:
+            raise ValueError(f"features must be one of {', '.join(makers)}; got {config.features!r}.")
+        if config.features == "identity" and (config.window or config.sinks):
+            raise ValueError("identity features have no denominator to share with a window or sinks: set both to 0.")
+        if config.features == "none" and not config.window:
+            raise ValueError("without features and window nothing is seen: set one of the two.")
+        self.map: Any = makers[config.features]() if self.recurrent else None
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, real: Tensor, past: "RecurrentLayer", scaling: float, chunk: int
+    ) -> Tensor:
+        """Queries [batch, heads, tokens, width], new keys and values [batch, groups, tokens, width], which of them are text (not
+        padding) [batch, tokens] → [batch, heads, tokens, width]. `past` is brought up to date.
+        """
+        dtype = torch.promote_types(q.dtype, torch.float32)  # never less: these are sums of thousands of terms
+        with torch.autocast(device_type=q.device.type, enabled=False):
+            queries = q.to(dtype).unflatten(1, (self.shape.groups, self.shape.shared))
+            past.start(self, k, v, dtype)
+            run = _Run(self, queries, k, v, real, past, scaling)
+            out = run.outputs(chunk) if self.recurrent else run.over_all_keys()
+            return out.flatten(1, 2).to(q.dtype)
+
+
+class _Run:
+    """One call: new tokens after a past, which is brought up to date.
+
+    Index t of `k` is the token `window` before the new token t. So the keys that are old for it are those up to t, and those in
+    its window are t + 1 … t + window.
+    """
+
+    def __init__(
+        self, memory: Memory, q: Tensor, k: Tensor, v: Tensor, real: Tensor, past: "RecurrentLayer", scaling: float
+    ):
+        self.memory, self.q, self.past, self.scaling = memory, q, past, scaling
+        self.tokens = k.shape[2]
+        self.rank = past.seen[:, None] + real.cumsum(1)  # number of each token in the text, from 1
+        sinks = memory.sinks
+        if sinks:
+            place = self.rank[:, None] == torch.arange(1, sinks + 1, device=k.device)[:, None]
+            place = (place & real[:, None])[:, None].to(k)
+            past.sink_keys, past.sink_values = past.sink_keys + place @ k, past.sink_values + place @ v
+            real = real & (self.rank > sinks)
+        k, v, real = torch.cat([past.keys, k], 2), torch.cat([past.values, v], 2), torch.cat([past.real, real], 1)
+        self.k, self.v, self.real = k.to(q), v.to(q), real
+        kept = k.shape[2] - memory.window if memory.recurrent else 0
+        past.keys, past.values, past.real = k[:, :, kept:], v[:, :, kept:], real[:, kept:]
+        past.seen, past.tokens = self.rank[:, -1], past.tokens + self.tokens
+
+    def over_all_keys(self) -> Tensor:
+        """Softmax over every key so far: in blocks that are not recurrent."""
+        place = torch.arange(self.k.shape[2], device=self.k.device)
+        seen = (place <= place[-self.tokens :, None]) & self.real[:, None]
+        scores = (self.q @ self.k[:, :, None].mT * self.scaling).masked_fill(~seen[:, None, None], LEAST)
+        return scores.softmax(-1) @ self.v[:, :, None]
+
+    def outputs(self, chunk: int) -> Tensor:
+        """In pieces of `chunk` tokens, so that memory grows with tokens · (window + dimension) and not with tokens²."""
+        keys, queries = None, None
+        if self.memory.map is not None:
+            root = self.scaling**0.5
+            plain, log = self.memory.map.keys(self.k[:, :, : self.tokens] * root)
+            log = log.masked_fill(~self.real[:, None, : self.tokens, None], -math.inf)
+            keys, queries = (plain, log), self.memory.map.queries(self.q * root)
+            chunk = self._narrow(chunk, log)
+        starts = range(0, self.tokens, chunk)
+        return torch.cat([self._piece(a, min(a + chunk, self.tokens), keys, queries) for a in starts], 3)
+
+    def _narrow(self, chunk: int, log: Tensor) -> int:
+        """A chunk within which no feature's largest key grows by so much that what was largest before it would vanish."""
+        with torch.no_grad():
+            if self.tokens == 1 or float((log.amax(2) - _or(log, math.inf).amin(2)).max()) <= WIDEST:
+                return min(chunk, self.tokens)
+            largest = torch.maximum(log.cummax(2).values, self.past.shift[:, :, None])
+            largest = nn.functional.pad(largest, (0, 0, 0, -self.tokens % chunk), mode="replicate")
+            while chunk > 1:
+                within = largest.unflatten(2, (-1, chunk))
+                if float((within.amax(3) - _or(within, math.inf).amin(3)).max()) <= WIDEST:
+                    break
+                chunk = next(part for part in range(chunk // 2, 0, -1) if largest.shape[2] % part == 0)
+            return chunk
+
+    def _piece(self, a: int, b: int, keys: Features | None, queries: Features | None) -> Tensor:
+        memory, past, v = self.memory, self.past, self.v[:, :, None]
+        exact, values = self._exact(a, b)
+        if keys is None or queries is None:
+            best = exact.amax(-1, keepdim=True).clamp_min(LEAST)
+            weights = (exact - best).exp()
+            return _over(weights @ values, weights.sum(-1, keepdim=True))
+
+        plain_k, log_k = None if keys[0] is None else keys[0][:, :, a:b], keys[1][:, :, a:b]
+        plain_q, log_q = None if queries[0] is None else queries[0][:, :, :, a:b], queries[1][:, :, :, a:b]
+        shift = torch.maximum(past.shift, log_k.amax(2)).detach()
+        fading = (past.shift - shift).exp()
+        state, mass = past.state * fading.unsqueeze(-1), past.mass * fading
+        # Where no key is old yet, the shift is that of keys to come.
+        begun = (self.real[:, a:b].cumsum(1) > 0) | (past.shift[:, 0, :1] > LEAST)
+        log_q = (log_q + shift[:, :, None, None]).masked_fill(~begun[:, None, None, :, None], -math.inf)
+        best = torch.cat([exact, log_q], -1).amax(-1, keepdim=True).clamp_min(LEAST).detach()
+        right, left = (log_k - shift[:, :, None]).exp(), (log_q - best).exp()
+        right = right if plain_k is None else plain_k * right
+        left = left if plain_q is None else plain_q * left
+        weights = (exact - best).exp()
+        inner = (left @ right[:, :, None].mT).tril()  # keys that grow old within the piece
+        top = weights @ values + inner @ v[:, :, :, a:b] + left @ state[:, :, None]
+        past.state, past.mass = state + right.mT @ v[:, :, 0, a:b], mass + right.sum(2)
+        past.shift = shift
+        if not memory.normalised:
+            return top  # identity features have logs of 0
+        below = weights.sum(-1, keepdim=True) + inner.sum(-1, keepdim=True) + left @ mass[:, :, None, :, None]
+        if plain_k is not None:
+            terms = weights.sum(-1, keepdim=True) + inner.abs().sum(-1, keepdim=True)
+            terms = terms + left.abs() @ mass.abs()[:, :, None, :, None]
+            if bool((below < RELATIVE * terms).any()):
+                raise ValueError("a denominator must be above its round-off; one is not: use another feature map.")
+        return _over(top, below)
+
+    def _exact(self, a: int, b: int) -> tuple[Tensor, Tensor]:
+        """Scores and values of the keys in window and sinks, for the tokens a … b − 1; −∞ where a key is not seen."""
+        window, sinks = self.memory.window, self.memory.sinks
+        q = self.q[:, :, :, a:b] * self.scaling
+        token = torch.arange(b - a, device=q.device)[:, None]
+        place = torch.arange(b - a + window, device=q.device) if window else token[:0, 0]
+        seen = (place > token) & (place <= token + window) & self.real[:, None, a : a + len(place)]
+        k, v = self.k[:, :, None, a : a + len(place)], self.v[:, :, None, a : a + len(place)]
+        if sinks:
+            k = torch.cat([k, self.past.sink_keys[:, :, None].to(k)], 3)
+            v = torch.cat([v, self.past.sink_values[:, :, None].to(v)], 3)
+            reached = self.rank[:, a:b, None] > torch.arange(sinks, device=q.device)
+            seen = torch.cat([seen, reached], -1)
+        return (q @ k.mT).masked_fill(~seen[:, None, None], -math.inf), v
+
+
+def _or(log: Tensor, value: float) -> Tensor:
+    """`value` where there is no key."""
+    return log.masked_fill(log <= LEAST, value)
+
+
+def _over(top: Tensor, below: Tensor) -> Tensor:
+    """Nothing is below where nothing is seen: at padding."""
+    return top / below.masked_fill(below == 0, 1.0)
+
+
+class RecurrentLayer(CacheLayerMixin):
+    """What a block remembers: the last keys and values as the model has them, the first ones, and fast weights.
+
+    Slots that are not filled yet are there from the start, so that its size is the same at every length. A block that is not
+    recurrent keeps all keys.
+    """
+
+    is_croppable = is_compileable = supports_early_init = False
+    parts = ("keys", "values", "real", "sink_keys", "sink_values", "seen", "state", "mass", "shift")
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = 0
+        self.keys: Any
+        self.values: Any
+        self.real: Any = None
+        self.sink_keys: Any = None
+        self.sink_values: Any = None
+        self.seen: Any = None
+        self.state: Any = None
+        self.mass: Any = None
+        self.shift: Any = None
+
+    def start(self, memory: Memory, k: Tensor, v: Tensor, dtype: torch.dtype) -> None:
+        if self.is_initialized:
+            return
+        batch, groups, _, width = k.shape
+        self.device, self.dtype, self.is_initialized = k.device, k.dtype, True
+        kept = memory.window if memory.recurrent else 0
+        self.keys, self.values = k.new_zeros(batch, groups, kept, width), v.new_zeros(batch, groups, kept, v.shape[-1])
+        self.real = torch.zeros(batch, kept, dtype=torch.bool, device=k.device)
+        self.seen = torch.zeros(batch, dtype=torch.long, device=k.device)
+        if memory.sinks:
+            self.sink_keys = k.new_zeros(batch, groups, memory.sinks, width)
+            self.sink_values = v.new_zeros(batch, groups, memory.sinks, v.shape[-1])
+        if memory.map is not None:
+            size = (batch, groups, memory.map.dimension)
+            self.state = torch.zeros(*size, v.shape[-1], dtype=dtype, device=k.device)
+            self.mass = torch.zeros(size, dtype=dtype, device=k.device)
+            self.shift = torch.full((batch, groups, memory.map.scales), LEAST, dtype=dtype, device=k.device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: part for name in self.parts if (part := getattr(self, name)) is not None}
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> None:
+        for name, tensor in self.tensors().items():
+            setattr(self, name, change(tensor))
+
+    def lazy_initialization(self, key_states, value_states) -> None:
+        raise NotImplementedError
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        raise NotImplementedError("keys reach this cache through the attention function alone")
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.tokens + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.tokens
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def offload(self):
+        self._each(lambda tensor: tensor.to("cpu"))
+
+    def prefetch(self):
+        self._each(lambda tensor: tensor.to(self.device))
+
+    def reset(self) -> None:
+        self.__init__()
+
+    def reorder_cache(self, beam_idx) -> None:
+        self._each(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._each(lambda tensor: tensor.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices) -> None:
+        self._each(lambda tensor: tensor[indices])
+
+
+class RecurrentCache(Cache):
+    def __init__(self, blocks: int):
+        super().__init__(layers=[RecurrentLayer() for _ in range(blocks)])
+
+    def bytes(self) -> int:
+        """Of one sequence."""
+        tensors = [tensor for layer in self.layers for tensor in layer.tensors().values()]  # pyright: ignore
+        return sum(tensor.nbytes // len(tensor) for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the attention function needs of one forward pass beside what stock attention gives it."""
+
+    memories: nn.ModuleList
+    layers: list[RecurrentLayer]
+    real: Tensor
+    chunk: int
+
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        index: Any = module.memory_index
+        memory: Any = self.memories[index]
+        return memory.attend(q, k, v, self.real, self.layers[index], scaling, self.chunk)
+
+
+def recurrent_attention(
+    module: nn.Module, query, key, value, attention_mask, scaling=None, dropout=0.0, recurrent=None, **kwargs
+):
+    """As transformers calls an attention function; `recurrent` has travelled through the stock model's keyword arguments."""
+    if recurrent is None:
+        raise ValueError("recurrent attention runs inside RecurrentForCausalLM; got a call from elsewhere.")
+    for name in ("softcap", "position_bias", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"recurrent attention knows no {name}: this family cannot be converted.")
+    if not getattr(module, "is_causal", True) or kwargs.get("is_causal") is False:
+        raise ValueError("recurrent attention is causal; this model's is not.")
+    if dropout:
+        raise ValueError("recurrent attention has no dropout: set the config's attention dropout to 0.")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return recurrent.attend(module, query, key, value, scaling).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, recurrent_attention)
+
+
+def attentions(net: nn.Module) -> list[Any]:
+    """The attention modules of a stock decoder, in the order of its blocks."""
+    return [m for m in net.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")]
+
+
+def shape_of(config: Any) -> Shape:
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    return Shape(groups, heads // groups, getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+
+class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
+    """A stock causal model whose attention is recurrent. `forward` takes whole texts in chunks (parallel form) or token after
+    token with `past_key_values` (recurrent form), and any mixture.
+    """
+
+    config_class = RecurrentConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _no_split_modules = ["Memory"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [r"memories\."]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: RecurrentConfig):
+        super().__init__(config)
+        self.base = AutoModelForCausalLM.from_config(copy.deepcopy(config.base_config))  # its attention changes below
+        found = attentions(self.base)
+        self.memories = nn.ModuleList([Memory(config, shape_of(m.config), i) for i, m in enumerate(found)])
+        for index, module in enumerate(found):
+            module.memory_index = index
+            module.config._attn_implementation = ATTENTION
+        self.post_init()
+
+    def _init_weights(self, module) -> None:
+        """Feature maps have their zeros; the stock model has initialised itself."""
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # `forward` makes its own
+
+    def set_attn_implementation(self, attn_implementation, *args, **kwargs) -> None:
+        raise ValueError(f"a recurrent model has an attention of its own; got {attn_implementation!r}.")
+
+    def get_input_embeddings(self):
+        return self.base.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.base.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.base.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings):
+        self.base.set_output_embeddings(new_embeddings)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        chunk: int | None = None,
+        **kwargs,
+    ):
+        """As in any causal model of transformers; `chunk` replaces the config's."""
+        given: Any = inputs_embeds if input_ids is None else input_ids
+        cache = RecurrentCache(len(self.memories)) if past_key_values is None else past_key_values
+        if not isinstance(cache, RecurrentCache):
+            raise ValueError(f"the cache must be a RecurrentCache; got a {type(cache).__name__}: leave it out.")
+        if position_ids is None:
+            position_ids = (torch.arange(given.shape[1], device=given.device) + cache.get_seq_length()).unsqueeze(0)
+        out = self.base(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            labels=labels,
+            use_cache=False,
+            logits_to_keep=logits_to_keep,
+            return_dict=True,
+            recurrent=Pass(self.memories, cache.layers, _text(attention_mask, given), chunk or self.config.chunk),  # pyright: ignore
+            **kwargs,
+        )
+        if use_cache is None:
+            use_cache = getattr(self.config, "use_cache", True) and not self.training
+        output = CausalLMOutputWithPast(
+            loss=out.loss,
+            logits=out.logits,
+            past_key_values=cache if use_cache else None,
+            hidden_states=out.hidden_states,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+
+def _text(attention_mask: Tensor | None, given: Tensor) -> Tensor:
+    """Which of the new tokens are text [batch, tokens]."""
+    if attention_mask is None:
+        return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            f"attention_mask must be [batch, tokens], causal attention is given; got {attention_mask.ndim} axes."
+        )
+    return attention_mask[:, -given.shape[1] :].bool().to(given.device)
+
+
+# Without this, save_pretrained would not put this file beside the weights.
+RecurrentConfig.register_for_auto_class()
+RecurrentForCausalLM.register_for_auto_class("AutoModelForCausalLM")

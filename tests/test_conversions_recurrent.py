@@ -1,0 +1,486 @@
+"""Recurrent forms: parallel = recurrent, second implementations, constant state, refusals, and a fit that learns."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from stitch.conversions.distil import Heads, attention_loss, begin, feature_parameters
+from stitch.conversions.donor import Donor
+from stitch.conversions.recall import DISTINCT, recall_prompts
+from stitch.conversions.recurrent import (
+    Recipe,
+    as_many_bytes,
+    beside,
+    cache_bytes,
+    check_convertible,
+    convert_recurrent,
+    fit,
+    state_bytes,
+    wrap,
+)
+from stitch.errors import UsageError
+from stitch.modeling_recurrent import (
+    Memory,
+    RecurrentCache,
+    RecurrentConfig,
+    RecurrentForCausalLM,
+    RecurrentLayer,
+    Shape,
+)
+from stitch.models import load, register_composites
+from stitch.sources import Source
+from stitch.tokens import Windows
+
+FEATURES = ("hedgehog", "random", "taylor2", "mean", "none")
+FAMILIES = {"gpt2": {}, "llama": {}, "mistral": {"sliding_window": 128}, "qwen2": {}}
+WINDOW = 5
+
+
+def recurrent(family: str = "llama", features: str = "hedgehog", seed: int = 0, **options) -> RecurrentForCausalLM:
+    """A pico model whose feature maps are random."""
+    model = tiny.model(family, seed, **FAMILIES[family])
+    net = wrap(model, Recipe(**{"features": features, "window": WINDOW, "sinks": 1, "hidden": 4, **options}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in sorted(net.memories.named_parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+    return net
+
+
+@torch.no_grad()
+def by_token(net: RecurrentForCausalLM, ids: Tensor, **kwargs) -> tuple[Tensor, RecurrentCache]:
+    cache, logits = None, []
+    for column in ids.split(1, 1):
+        out = net(column, past_key_values=cache, use_cache=True, **kwargs)
+        cache = out.past_key_values
+        logits.append(out.logits)
+    assert cache is not None
+    return torch.cat(logits, 1), cache
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("features", FEATURES)
+def test_parallel_and_recurrent_form_agree(family, features):
+    net = recurrent(family, features)
+    with torch.no_grad():
+        for length in (1, WINDOW, WINDOW + 1, 4 * WINDOW):
+            ids = tiny.ids(2, length)
+            assert (net(ids).logits - by_token(net, ids)[0]).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("features", [*FEATURES, "identity"])
+@torch.no_grad()
+def test_the_chunk_changes_nothing(features):
+    options = {"window": 0, "sinks": 0} if features == "identity" else {}
+    net, ids = recurrent("llama", features, **options), tiny.ids(2, 37)
+    whole = net(ids, chunk=64).logits
+    for chunk in (1, 3, 16):
+        assert (net(ids, chunk=chunk).logits - whole).abs().max() <= 1e-4
+
+
+@torch.no_grad()
+def test_a_text_may_come_in_pieces_of_any_size():
+    net, ids, cache, found = recurrent(), tiny.ids(2, 30), None, []
+    for piece in ids.split([7, 1, 12, 10], 1):
+        out = net(piece, past_key_values=cache)
+        cache = out.past_key_values
+        found.append(out.logits)
+    assert (torch.cat(found, 1) - net(ids).logits).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_window_over_the_whole_text_is_the_donor(family):
+    model, ids = tiny.model(family, **FAMILIES[family]), tiny.ids(2, 24)
+    before = model.net(ids).logits
+    net = wrap(model, Recipe(features="none", window=24, sinks=0))
+    assert (net(ids).logits - before).abs().max() <= 5e-5
+    assert torch.equal(model.net(ids).logits, before), "the donor has been changed"
+
+
+@torch.no_grad()
+def test_blocks_that_are_not_converted_keep_all_keys():
+    model, ids = tiny.model("llama"), tiny.ids(2, 24)
+    net = wrap(model, Recipe(features="none", window=2, sinks=0, layers=()))
+    assert (net(ids).logits - model.net(ids).logits).abs().max() <= 5e-5
+    assert (by_token(net, ids)[0] - model.net(ids).logits).abs().max() <= 5e-5
+    some = wrap(model, Recipe(features="none", window=2, sinks=0, layers=(1, 4)))
+    growth = state_bytes(some, 20) - state_bytes(some, 10)
+    assert growth == 4 * 10 * (2 * 2 * 10 * 4 + 1)  # blocks · tokens · (keys and values of two groups in fp32, a flag)
+
+
+def attend(memory: Memory, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, chunk: int = 8) -> Tensor:
+    real = torch.ones(len(k), k.shape[2], dtype=torch.bool) if real is None else real
+    return memory.attend(q, k, v, real, RecurrentLayer(), q.shape[-1] ** -0.5, chunk)
+
+
+def heads(shape: Shape, tokens: int, seed: int = 0, size: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    q = tiny.noise(2, shape.groups * shape.shared, tokens, shape.width, seed=seed)
+    k, v = (tiny.noise(2, shape.groups, tokens, shape.width, seed=seed + n) for n in (1, 2))
+    return size * q.double(), size * k.double(), v.double()
+
+
+def by_weights(weights: Tensor, v: Tensor) -> Tensor:
+    """Causal averages: weights [batch, heads, tokens, tokens], values of the group of each head."""
+    weights = weights.tril()
+    return weights / weights.sum(-1, keepdim=True) @ v.repeat_interleave(weights.shape[1] // v.shape[1], 1)
+
+
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    return q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * q.shape[-1] ** -0.5
+
+
+def test_taylor_features_are_the_polynomial():
+    shape = Shape(groups=2, shared=3, width=6)
+    memory = Memory(RecurrentConfig(features="taylor2"), shape, 0)
+    q, k, v = heads(shape, 20)
+    s = scores(q, k)
+    assert memory.map.dimension == 1 + 6 + 6 * 7 // 2
+    torch.testing.assert_close(attend(memory, q, k, v), by_weights(1 + s + s**2 / 2, v), rtol=1e-9, atol=1e-9)
+
+
+def test_centred_taylor_features_weigh_keys_and_queries_by_the_means():
+    """e^{q·k} = e^{q'·k'} e^{q·μ_k} e^{μ_q·k'}: the first factor alone is approximated; beside exact keys all three count."""
+    shape = Shape(groups=2, shared=3, width=6)
+    memory = Memory(RecurrentConfig(features="taylor2", window=4, sinks=1), shape, 0)
+    q, k, v = heads(shape, 20)
+    means = 0.3 * tiny.noise(2, 2, 6)
+    with torch.no_grad():
+        memory.map.key_mean.copy_(means[0])
+        memory.map.query_mean.copy_(means[1])
+    root = 6**-0.25
+    key_mean, query_mean = (mean.double()[:, None] for mean in means)
+    query_mean = query_mean.repeat_interleave(3, 0)
+    s = scores(q - query_mean / root, k - key_mean / root)
+    rest = scores(q, (key_mean / root).expand_as(k)) + scores((query_mean / root).expand_as(q), k - key_mean / root)
+    ago = torch.arange(20)[:, None] - torch.arange(20)
+    exact = (ago < 4) | (torch.arange(20) < 1)
+    weights = torch.where(exact, scores(q, k).exp(), (1 + s + s**2 / 2) * rest.exp())
+    torch.testing.assert_close(attend(memory, q, k, v), by_weights(weights, v), rtol=1e-6, atol=1e-6)
+
+
+def test_random_features_are_unbiased():
+    """With very many of them the softmax of the donor comes out."""
+    shape = Shape(groups=1, shared=1, width=4)
+    memory = Memory(RecurrentConfig(features="random", dimension=2**15, window=3), shape, 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        memory.map.directions.copy_(torch.randn(memory.map.directions.shape, generator=generator))
+    q, k, v = heads(shape, 10, size=0.5)
+    torch.testing.assert_close(attend(memory, q, k, v), by_weights(scores(q, k).exp(), v), rtol=0, atol=0.02)
+
+
+def test_identity_features_are_unnormalised_linear_attention():
+    shape = Shape(groups=2, shared=2, width=5)
+    q, k, v = heads(shape, 12)
+    memory = Memory(RecurrentConfig(features="identity"), shape, 0)
+    expected = scores(q, k).tril() @ v.repeat_interleave(2, 1)
+    torch.testing.assert_close(attend(memory, q, k, v), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+@pytest.mark.parametrize("window", [0, 2])
+def test_denominators_may_span_forty_orders_of_magnitude(window, chunk):
+    """Logs of features rise and fall by two hundred: float32 sums agree with a pairwise logsumexp in float64."""
+    shape = Shape(groups=1, shared=1, width=3)
+    memory = Memory(RecurrentConfig(features="hedgehog", dimension=2, window=window), shape, 0)
+    with torch.no_grad():
+        memory.map.key.weight[0] = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+        memory.map.query.weight[0, 0] = torch.tensor([[0, 0, 1.0], [1, 0, 0]])
+    q, k, v = heads(shape, 40)
+    steps = torch.tensor([-90.0, -30, 60, 70, 70, -120, 140, 0, 70, -70]).repeat(4)
+    k[:, 0, :, 0] += steps
+    k[:, 0, :, 1] -= steps.roll(3)
+    root = 3**-0.25
+    pairs = (q[..., [2, 0]] * root).unsqueeze(3) + (k[..., [0, 1]] * root).unsqueeze(2)
+    old = pairs.logsumexp(-1)
+    exact = torch.arange(40)[:, None] - torch.arange(40) < window
+    logs = torch.where(exact, scores(q, k), old).masked_fill(~torch.ones(40, 40).tril().bool(), -torch.inf)
+    found = attend(memory, q.float(), k.float(), v.float(), chunk=chunk)
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found.double(), logs.softmax(-1) @ v, rtol=0, atol=1e-4)
+
+
+def test_gradients_are_finite_where_no_key_is_old_yet():
+    net = recurrent("gpt2", "mean", window=30)
+    with torch.no_grad():
+        for parameter in feature_parameters(net):
+            parameter.mul_(20)
+    net(tiny.ids(1, 40)).logits.logsumexp(-1).mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in feature_parameters(net) if p.grad is not None)
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@torch.no_grad()
+def test_padding_on_the_left_changes_nothing(features):
+    net, ids = recurrent("llama", features), tiny.ids(2, 20)
+    alone = net(ids).logits
+    padded = torch.cat([torch.full((2, 6), tiny.PAD), ids], 1)
+    mask = torch.ones_like(padded)
+    mask[:, :6] = 0
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    both = net(padded, attention_mask=mask, position_ids=positions).logits[:, 6:]
+    assert (both - alone).abs().max() <= 1e-4
+
+
+def test_generation_keeps_its_size_and_says_what_the_parallel_form_says():
+    net = recurrent("llama")
+    prompt = tiny.ids(2, 9)
+    out = net.generate(prompt, max_new_tokens=30, min_new_tokens=30, do_sample=False, return_dict_in_generate=True)
+    with torch.no_grad():
+        best = net(out.sequences).logits[..., :].argmax(-1)[:, 8:-1]
+    said = out.sequences[:, 9:]
+    assert ((best == said) | (said == tiny.BOS) | (best == tiny.BOS)).all()  # BOS, also EOS, was held back
+    assert isinstance(out.past_key_values, RecurrentCache)
+    assert out.past_key_values.bytes() == state_bytes(net, 1) == state_bytes(net, 100)
+    assert state_bytes(net, 1) < cache_bytes(tiny.model("llama"), 100)
+
+
+def test_beams_follow_their_own_state():
+    """As without a cache, where every beam is read anew."""
+    net, prompt = recurrent("gpt2"), tiny.ids(2, 10)
+    options = {
+        "max_new_tokens": 10,
+        "min_new_tokens": 10,
+        "num_beams": 4,
+        "do_sample": False,
+        "num_return_sequences": 4,
+    }
+    found, wanted = (net.generate(prompt, use_cache=cached, **options) for cached in (True, False))
+    assert torch.equal(found, wanted)
+
+
+def windows(count: int = 24, length: int = 32, seed: int = 0) -> Windows:
+    ids = tiny.ids(count, length, seed).int()
+    return Windows(ids, torch.zeros_like(ids))
+
+
+def donor(family: str = "gpt2") -> Donor:
+    model = tiny.model(family)
+    splits = {"fit": windows(), "sweep": windows(4, seed=1), "report": windows(4, seed=2)}
+    return Donor(model, Source(family, model.folder, None, "folder"), splits, splits["sweep"], "random")
+
+
+def test_the_attention_objective_is_that_of_a_second_implementation():
+    """Pairwise in float64: what is exact, what is old, normalised, against the donor's attention."""
+    shape = Shape(groups=2, shared=2, width=4)
+    memory = Memory(RecurrentConfig(features="hedgehog", dimension=6, window=3, sinks=1), shape, 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+    q, k, v = heads(shape, 12)
+    rows = torch.arange(12)
+    found, outputs = attention_loss(Heads(memory, q.unflatten(1, (2, 2)), k, v, 0.5), rows, True)
+    _, log_q = memory.map.queries(q.unflatten(1, (2, 2)) * 0.5**0.5)
+    _, log_k = memory.map.keys(k * 0.5**0.5)
+    old = (log_q.unsqueeze(4) + log_k[:, :, None, None]).logsumexp(-1).flatten(1, 2)
+    ago = rows[:, None] - rows
+    hidden = torch.where(ago < 0, -torch.inf, 0.0)
+    p = (scores(q, k) + hidden).softmax(-1)
+    ours = (torch.where((ago < 3) | (rows < 1), scores(q, k), old) + hidden).softmax(-1)
+    kl = (p * (p.clamp_min(1e-300).log() - ours.clamp_min(1e-300).log())).sum(-1).mean()
+    torch.testing.assert_close(found, kl)
+    exact = attend(memory, q, k, v)
+    wanted = p @ v.repeat_interleave(2, 1)
+    grouped = wanted.unflatten(1, (2, 2))
+    spread = (grouped - grouped.mean((0, 3), keepdim=True)).square().mean()
+    torch.testing.assert_close(outputs, (exact - wanted).square().mean() / spread)
+
+
+def test_a_fit_lowers_the_divergence_on_unseen_text():
+    """Below the same maps without their fit; what does not help is not kept."""
+    one = donor()
+    recipe = Recipe(features="hedgehog", window=4, sinks=1, dimension=16, hidden=8, steps=12, logit_steps=3)
+    net = wrap(one.model, recipe)
+    course = fit(net, one, recipe)
+    assert course["attention"] < 0.95 * course["start"]
+    ours = {name: tensor.clone() for name, tensor in net.memories.state_dict().items()}
+    again = wrap(one.model, recipe)
+    fit(again, one, recipe)
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in again.memories.state_dict().items()), (
+        "not repeatable"
+    )
+
+
+def test_a_fit_that_makes_it_worse_is_undone(monkeypatch):
+    import stitch.conversions.recurrent as module
+
+    monkeypatch.setattr(module, "RATE", 30.0)
+    one, recipe = donor(), Recipe(features="hedgehog", window=4, sinks=1, dimension=16, steps=3)
+    net = wrap(one.model, recipe)
+    course = fit(net, one, recipe)
+    assert course["attention"] > course["start"]
+    untouched = beside(net, recipe)
+    begin(untouched, one.windows["fit"], seed=0, batch=32)
+    left, right = net.memories.state_dict(), untouched.memories.state_dict()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_rivals_have_at_least_as_many_bytes():
+    one = tiny.model("llama")
+    recipe = Recipe(features="hedgehog", window=4, sinks=1, dimension=20)
+    net = wrap(one, recipe)
+    for rival in (Recipe(features="mean", window=0, sinks=1), Recipe(features="none", window=0, sinks=0)):
+        found = as_many_bytes(net, one, rival, 100)
+        at = state_bytes(beside(net, found), 1)
+        less = state_bytes(beside(net, Recipe(**{**found.__dict__, "window": found.window - 1})), 1)
+        assert less < state_bytes(net, 1) <= at
+
+
+def test_recall_asks_for_what_no_window_reaches():
+    asked = recall_prompts(tiny.tokenizer(), 80, count=5)
+    assert asked.clean.shape == (5, 80) and int(asked.asked.sum()) == 5 * (DISTINCT - 1)
+    for row in range(5):
+        for place in asked.asked[row].nonzero()[:, 0].tolist():
+            earlier = place - (80 - DISTINCT - 1)
+            assert asked.clean[row, place] == asked.clean[row, earlier]
+            assert asked.answers[row, place] == asked.clean[row, earlier + 1]
+        assert not set(asked.corrupt[row, 1:-DISTINCT].tolist()) & set(asked.clean[row, -DISTINCT:].tolist())
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "reason"),
+    [
+        ("gemma2", {}, "capped"),
+        ("mistral", {}, "reach 5"),
+        ("gemma3_text", {}, "reach 7"),
+    ],
+)
+def test_other_attention_is_refused(family, changes, reason):
+    with pytest.raises(UsageError, match=reason):
+        check_convertible(tiny.model(family, **changes), 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"window": 32}, "nothing would be converted"),
+        ({"window": 0}, "need a --window"),
+        ({"features": "cosine"}, "must be one of taylor2"),
+        ({"layers": "4-9"}, "in 0..5"),
+        ({"layers": "first"}, "blocks such as"),
+        ({"multiple": 0.001}, "at least one feature"),
+        ({"steps": -1}, "0 or more"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_refused(options, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr("stitch.conversions.recurrent.read_donor", lambda *_, **__: donor())
+    with pytest.raises(UsageError, match=reason):
+        convert_recurrent("gpt2", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_modeling_code_cannot_compute_it_refuses():
+    net, ids = recurrent(), tiny.ids(1, 6)
+    with pytest.raises(ValueError, match="no denominator"):
+        Memory(RecurrentConfig(features="identity", window=3), Shape(1, 1, 4), 0)
+    with pytest.raises(ValueError, match="must be one of"):
+        Memory(RecurrentConfig(features="cosine"), Shape(1, 1, 4), 0)
+    with pytest.raises(ValueError, match="nothing is seen"):
+        Memory(RecurrentConfig(features="none"), Shape(1, 1, 4), 0)
+    with pytest.raises(ValueError, match="of its own"):
+        net.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="RecurrentCache"):
+        net(ids, past_key_values=tiny.net("llama")(ids, use_cache=True).past_key_values)
+    with pytest.raises(ValueError, match="causal attention"):
+        net(ids, attention_mask=torch.ones(1, 1, 6, 6))
+    with pytest.raises(ValueError, match="runs inside"):
+        net.base(ids)
+
+
+def test_a_denominator_of_round_off_is_refused():
+    """Huge scores of opposite sign: 1 + s + s²/2 near its minimum is a difference of numbers far above it."""
+    shape = Shape(groups=1, shared=1, width=2)
+    memory = Memory(RecurrentConfig(features="taylor2"), shape, 0)
+    q = torch.tensor([[[[12345.6, -9876.5]]]]).expand(1, 1, 3, 2)
+    k = torch.tensor([[[[9876.5, 12345.6]]]]).expand(1, 1, 3, 2)
+    with pytest.raises(ValueError, match="round-off"):
+        attend(memory, q, k, torch.ones(1, 1, 3, 2))
+
+
+def test_bf16_models_accumulate_in_float32():
+    net = recurrent("llama")
+    whole = net.to(torch.bfloat16)
+    cache = whole(tiny.ids(1, 20), use_cache=True).past_key_values
+    assert cache.layers[0].state.dtype == cache.layers[0].mass.dtype == torch.float32
+    assert cache.layers[0].keys.dtype == torch.bfloat16
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> tuple[Path, dict]:
+    out = tmp_path_factory.mktemp("recurrent") / "out"
+    one = donor("llama")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stitch.conversions.recurrent.read_donor", lambda *_, **__: one)
+        patch.setattr(Donor, "provenance", lambda self, settings: {"settings": settings})
+        report = convert_recurrent("pico", out, window=4, steps=10, logit_steps=2)
+    return out, report
+
+
+def test_the_report_has_every_row_with_its_bytes(written):
+    out, report = written
+    rows = {row["name"]: row for row in report["results"]}
+    assert list(rows) == ["donor", "converted", "baseline:window", "null:window+first+mean", "null:unfitted"]
+    assert rows["donor"]["kl_to_b"] == pytest.approx(0, abs=1e-6)
+    assert rows["converted"]["state_bytes"] == rows["null:unfitted"]["state_bytes"]
+    assert all(rows[name]["state_bytes"] >= rows["converted"]["state_bytes"] for name in rows if ":window" in name)
+    assert rows["converted"]["multiple"] == 0.5 and rows["converted"]["cache_share"] > 0
+    assert json.loads((out / "report.json").read_text())["conversion"] == "recurrent"
+    assert "bytes per sequence at any length" in (out / "README.md").read_text()
+
+
+@torch.no_grad()
+def test_what_is_read_back_is_what_was_saved(tmp_path):
+    """Also where another attention is asked for: a recurrent model has its own."""
+    from transformers import AutoModelForCausalLM
+
+    net, ids = recurrent("gpt2"), tiny.ids(2, 20)
+    net.save_pretrained(tmp_path)
+    register_composites()
+    for options in ({}, {"attn_implementation": "eager"}):
+        again = AutoModelForCausalLM.from_pretrained(tmp_path, **options)
+        assert torch.equal(again(ids).logits, net(ids).logits)
+
+
+def test_it_is_no_part_of_a_composite(written):
+    with pytest.raises(UsageError, match="cannot be a part"):
+        load(written[0])
+
+
+def test_the_checkpoint_loads_with_its_own_code_alone(written):
+    out, _ = written
+    register_composites()
+    from transformers import AutoModelForCausalLM
+
+    here = AutoModelForCausalLM.from_pretrained(out)
+    ids = tiny.ids(2, 20)
+    with torch.no_grad():
+        torch.save((ids, here(ids).logits), out / "logits.pt")
+    program = (
+        "import sys, torch; from transformers import AutoModelForCausalLM\n"
+        f"net = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
+        f"ids, wanted = torch.load({str(out / 'logits.pt')!r})\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] in ('stitch', 'sae', 'matching')]\n"
+        "assert torch.equal(net(ids).logits, wanted)\n"
+        "assert net.generate(ids, max_new_tokens=5).shape[0] == 2\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=out.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@torch.no_grad()
+def test_memory_is_flat_over_thousands_of_tokens():
+    """Beyond the positions that the donor was made for: a test of memory, not of what it says."""
+    net = wrap(tiny.model("llama", num_hidden_layers=1), Recipe(features="hedgehog", window=4, sinks=1))
+    cache, sizes = None, set()
+    for _ in range(8):
+        cache = net(tiny.ids(1, 4096), past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+        sizes.add(cache.bytes())
+    assert cache.get_seq_length() == 2**15 and len(sizes) == 1
