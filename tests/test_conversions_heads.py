@@ -19,7 +19,17 @@ from stitch.conversions.heads import baselines, contraction
 from stitch.conversions.heads.attend import heads_of, rotated, scores
 from stitch.conversions.heads.contraction import KeyMoments
 from stitch.conversions.heads.convert import check_heads, convert_heads
-from stitch.conversions.heads.fit import Method, attention_rows, block_moments, convert, group_of, normed
+from stitch.conversions.heads.fit import (
+    Method,
+    attention_output,
+    attention_rows,
+    block_moments,
+    convert,
+    group_of,
+    normed,
+    refitted_outputs,
+    written,
+)
 from stitch.conversions.heads.grouping import best_partition, partitions
 from stitch.conversions.heads.merge import Merged, merged_weights
 from stitch.conversions.heads.methods import closed_form, least_squares, methods, values
@@ -131,6 +141,18 @@ def test_refitting_outputs_changes_nothing_where_nothing_is_lost():
     assert (refitted - wanted).norm() < 1e-3 * wanted.norm()
 
 
+def test_a_refit_moves_the_bias_where_there_is_one():
+    """The stream has drifted by a constant: no output weights can make up for it, the bias can."""
+    model = pico("gpt2")
+    stream = {split: model.embedding(windows(seed=seed).long()).detach() for split, seed in (("fit", 0), ("sweep", 1))}
+    old = weights.attention(model, 0)
+    read = {split: attention_output(model, 0, old, of) for split, of in stream.items()}
+    after = {split: of + written(old, read[split]) + 0.5 for split, of in stream.items()}
+    assert old.o_bias is not None
+    new = refitted_outputs(old, read, stream, after)
+    assert new.o_bias is not None and torch.allclose(new.o_bias, old.o_bias.double() + 0.5, atol=0.02)
+
+
 # How far off
 
 
@@ -207,6 +229,16 @@ def test_the_predicted_error_is_that_of_independent_queries_and_keys(rotary):
     assert contraction.predicted_error(keys, moments) == pytest.approx(wrong / total, rel=0.05)
 
 
+def test_the_mean_of_keys_counts_as_far_as_rotation_tells_its_places_apart():
+    """What all keys share moves all scores of a row alike where nothing turns, and none alike where everything does."""
+    frequencies = torch.tensor([3.0, 1e-6], dtype=torch.float64)
+    zero, mean = torch.zeros(8, 8, dtype=torch.float64), torch.full((8,), 2.0, dtype=torch.float64)
+    of = KeyMoments(mean, zero, torch.eye(4, dtype=torch.float64)[None], (0,), frequencies, 4096)
+    shown = of.moment().diagonal()
+    assert torch.allclose(shown[[0, 2, 4, 6]], torch.tensor(4.0, dtype=torch.float64), rtol=1e-2)
+    assert float(shown[[1, 3, 5, 7]].max()) < 1e-4
+
+
 def test_planes_that_hardly_turn_are_better_merged_together():
     """And planes that do turn are not."""
     turning = moments_of(5, rotary=True)
@@ -244,6 +276,7 @@ def test_least_squares_only_gets_nearer():
     assert error(least_squares(of), rows()) <= course[2] + 1e-6
 
 
+@torch.no_grad()
 def test_the_error_of_keys_is_that_of_the_merged_models_scores():
     """A second implementation: scores of the merged weights against those of the donor, softmax-blind shifts taken out."""
     model = pico("qwen2")

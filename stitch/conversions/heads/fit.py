@@ -211,7 +211,7 @@ def convert(
             new = merged_weights(old, merged)
             if method.refit:
                 read = {split: attention_output(donor, block, new, stream) for split, stream in track.streams.items()}
-                new = _refitted(new, read, track.streams, after)
+                new = refitted_outputs(new, read, track.streams, after)
                 track.streams = {
                     split: after_mlp(donor, block, stream + written(new, read[split]))
                     for split, stream in track.streams.items()
@@ -223,7 +223,7 @@ def convert(
     return {name: track.attentions for name, track in tracks.items()}
 
 
-def _refitted(
+def refitted_outputs(
     new: Attention, read: dict[str, Tensor], streams: dict[str, Tensor], after: dict[str, Tensor]
 ) -> Attention:
     """With output weights (and bias, where there is one) by ridge, towards what they are, that bring the converted stream where
@@ -239,7 +239,7 @@ def _refitted(
 
     products = [("heads", "heads"), ("heads", "target")]
     fit, held = (accumulate(variables(split), products, single={"heads", "target"}) for split in ("fit", "sweep"))
-    prior = new.o.flatten(0, 1)
+    prior = new.o.flatten(0, 1).double().to(read["fit"].device)
     if new.o_bias is not None:
         prior = torch.cat([prior, new.o_bias.to(prior)[None]])
     weight = ridge_towards(fit, held, prior, inputs="heads", target="target").weight
