@@ -913,6 +913,50 @@ def recurrent(
     _print_conversion(_guarded(work, quiet=quiet, debug=debug), out, as_json)
 
 
+@converter.command()
+def consolidate(
+    model: Model,
+    context: Annotated[
+        Path, typer.Option(metavar="FILE", help="The document, a text file that fits into the model's context.")
+    ],
+    out: Converted,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Text about the document to report on. Default: what the donor writes after it."
+        ),
+    ] = None,
+    cost: Annotated[float, typer.Option(help="Nats per token that other text may lose.")] = 0.02,
+    text: Text = "docs",
+    tokens: Annotated[int, typer.Option(help="Tokens of other text to fit on.")] = 40_000,
+    held_out: Annotated[
+        int, typer.Option(help="Tokens of other text that what edits are scaled and reported on is spread over.")
+    ] = 65_536,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    trust_remote_code: RemoteCode = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """A document from the context into the MLPs' weights: the model then answers as if it had read it.
+
+    The table compares with training on the document, with another document and with noise, all at the same cost on other text.
+    """
+
+    def work(progress):
+        from stitch.conversions.consolidation.convert import consolidate as convert
+
+        return convert(
+            model, context, out, queries=queries, cost=cost, text=text, tokens=tokens, held_out=held_out, seed=seed,
+            device=device, dtype=dtype, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+
+    _print_conversion(_guarded(work, quiet=quiet, debug=debug), out, as_json)
+
+
 @app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="A composite's folder.")],

@@ -32,6 +32,9 @@ FIGURES = {
     "multiple": ("D / d", lambda value: f"{value:.3g}"),
     "window": ("window", str),
     "recall": ("recall", lambda value: f"{value:.1%}"),
+    "kept": ("gain kept", lambda value: f"{value:.0%}"),
+    "kept_bare": ("no prefix", lambda value: f"{value:.0%}"),
+    "retain_cost": ("other text", lambda value: f"{value:+.4f}"),
 }
 
 

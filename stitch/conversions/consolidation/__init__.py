@@ -1,0 +1,1 @@
+"""A document in the context becomes a document in the weights."""

@@ -1,0 +1,196 @@
+"""Edits that make a model without a document answer as it does with it: natural-gradient steps, a closed form, plain training."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from stitch.conversions.consolidation.lessons import BATCH, GIVEN, Lesson, predictions, unrelated
+from stitch.conversions.consolidation.slow_weights import (
+    Coordinates,
+    Curvature,
+    Edit,
+    Parameters,
+    call,
+    length,
+    matrix,
+    parameters,
+    ridge,
+)
+from stitch.errors import StitchError
+from stitch.models import Model
+from stitch.tokens import Windows, bos_of
+
+STEPS, PER_STEP = 8, 24  # of the natural gradient, and queries in each
+SHARE = 0.15  # of the budget: the cost predicted for the largest edit; what it truly costs is several times that
+RATE, MOMENTUM = 0.5, 0.5
+STRENGTH = 1.0  # of the closed form's ridge
+
+
+def _prefix_lengths(query: int) -> tuple[int, int, int]:
+    """An edit is fitted behind none, a short and a long prefix: it must not depend on where the query stands."""
+    return 0, query // 4, query
+
+
+def _batches(lesson: Lesson, pool: Windows, count: int, steps: int, seed: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """For each step the numbers of `count` queries and their prefixes, in groups of equal prefix length."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = _prefix_lengths(lesson.queries.shape[1])
+    for _ in range(steps):
+        chosen = torch.randperm(len(lesson.queries), generator=generator)[:count]
+        groups = zip(lengths, chosen.tensor_split(len(lengths)), strict=True)
+        yield [(rows, unrelated(pool, len(rows), size, generator)) for size, rows in groups if len(rows)]
+
+
+def _loss(
+    model: Model, lesson: Lesson, rows: Tensor, prefixes: Tensor, changed: Parameters, labels: Literal["donor", "text"]
+) -> Float[Tensor, ""]:
+    """Mean nats per scored token: KL(with context ‖ edited without), or the cross-entropy of the queries' own tokens."""
+    predicted = predictions(model, prefixes, lesson.queries[rows], changed, lesson.given)
+    if labels == "text":
+        answers = lesson.queries[rows][:, lesson.given :].to(predicted.device)
+        return -predicted.gather(2, answers[..., None]).mean()
+    target = lesson.target[rows.to(lesson.target.device)]
+    return (target.exp() * (target - predicted)).sum(2).mean()
+
+
+def _gradient(
+    model: Model, lesson: Lesson, groups: list[tuple[Tensor, Tensor]], edit: Edit, labels: Literal["donor", "text"]
+) -> Edit:
+    """Of the mean loss over the groups, by down projection."""
+    leaves = {block: change.detach().requires_grad_() for block, change in edit.items()}
+    total: Edit = {}
+    for rows, prefixes in groups:
+        loss = _loss(model, lesson, rows, prefixes, parameters(model, leaves), labels) * len(rows)
+        for block, part in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+            total[block] = total.get(block, 0) + part
+    count = sum(len(rows) for rows, _ in groups)
+    if not all(torch.isfinite(part).all() for part in total.values()):
+        raise StitchError("gradients must be finite; got NaN or infinity: try --dtype fp32.")
+    return {block: part / count for block, part in total.items()}
+
+
+def nothing(model: Model) -> Edit:
+    return {b: torch.zeros(matrix(model, b).shape, device=model.device) for b in range(model.depth)}
+
+
+def natural_gradient(
+    model: Model,
+    lesson: Lesson,
+    pool: Windows,
+    axes: Coordinates,
+    *,
+    reach: float,
+    steps: int = STEPS,
+    count: int = PER_STEP,
+    seed: int = 0,
+) -> Edit:
+    """Minimises KL(with context ‖ edited without) over the queries, each behind unrelated text, within ½|V|² ≤ reach.
+
+    Steps of normalised gradient descent with momentum in the coordinates V of `axes`, whose length is the predicted cost on other
+    text, projected onto the ball. One step alone is the closed form ΔW = −C⁻¹ (Σ h gᵀ) G⁻¹: the ridge of MEMIT with the residual
+    R = −G⁻¹g that the loss itself asks for.
+    """
+    radius = (2 * reach) ** 0.5
+    point, momentum = nothing(model), nothing(model)
+    for number, groups in enumerate(_batches(lesson, pool, count, steps, seed)):
+        raw = _gradient(model, lesson, groups, axes.edit(point), "donor")
+        slope = {b: axes.left[b] @ one @ axes.right[b] for b, one in raw.items()}
+        size = max(length(slope), 1e-30)
+        momentum = {b: MOMENTUM * momentum[b] + (1 - MOMENTUM) / size * slope[b] for b in slope}
+        rate = radius * RATE * (1 - number / steps) if steps > 1 else radius / max(length(momentum), 1e-30)
+        point = {b: one - rate * momentum[b] for b, one in point.items()}
+        if (far := length(point)) > radius:
+            point = {b: one * (radius / far) for b, one in point.items()}
+    return axes.edit(point)
+
+
+def train(
+    model: Model,
+    lesson: Lesson,
+    pool: Windows,
+    *,
+    optimiser: Literal["sgd", "adamw"],
+    rate: float,
+    labels: Literal["donor", "text"],
+    steps: int = STEPS,
+    count: int = PER_STEP,
+    seed: int = 0,
+) -> Edit:
+    """The baseline: the same matrices, trained as usual."""
+    edit = nothing(model)
+    leaves = [one.requires_grad_() for one in edit.values()]
+    stepper = (torch.optim.SGD if optimiser == "sgd" else torch.optim.AdamW)(leaves, lr=rate, weight_decay=0)
+    for groups in _batches(lesson, pool, count, steps, seed):
+        for leaf, part in zip(leaves, _gradient(model, lesson, groups, edit, labels).values(), strict=True):
+            leaf.grad = part
+        stepper.step()
+    return {block: one.detach() for block, one in edit.items()}
+
+
+@torch.no_grad()
+def closed_form(
+    model: Model,
+    document: Int[Tensor, " tokens"],
+    queries: Int[Tensor, "queries length"],
+    pool: Windows,
+    curvature: Curvature,
+    *,
+    strength: float = STRENGTH,
+    seed: int = 0,
+) -> Edit:
+    """Block after block ΔW = argmin |K ΔW − R|² + strength · tr(ΔWᵀ C ΔW): K the neurons without the document, R what the streams
+    leaving the block lack of those with it, shared among the blocks still to come (MEMIT), both behind unrelated prefixes."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = queries.tensor_split(3)
+    lengths = _prefix_lengths(queries.shape[1])
+    prefixes = [unrelated(pool, len(some), size, generator) for size, some in zip(lengths, parts, strict=True)]
+    with_it = [document.expand(len(some), -1) for some in parts]
+    streams: Places = {str(block): (model.blocks[block], False) for block in range(model.depth)}
+    goals = _capture(model, streams, with_it, parts, {})
+    edit: Edit = {}
+    for block in range(model.depth):
+        places: Places = {"keys": (model.down(block), True), "stream": (model.blocks[block], False)}
+        found = _capture(model, places, prefixes, parts, parameters(model, edit))
+        residual = (goals[str(block)] - found["stream"]) / (model.depth - block)
+        edit[block] = ridge(found["keys"], residual, curvature.neurons[block], strength).float().to(model.device)
+    return edit
+
+
+Places = dict[str, tuple[nn.Module, bool]]  # by name: a module, and whether what it reads is wanted, or what it writes
+
+
+def _capture(
+    model: Model, places: Places, prefixes: list[Tensor], queries: Sequence[Tensor], changed: Parameters
+) -> dict[str, Float[Tensor, "tokens width"]]:
+    """What the modules read or write where the scored tokens are predicted, all queries below each other, on the CPU."""
+    found: dict[str, list[Tensor]] = {name: [] for name in places}
+    last = queries[0].shape[1] - GIVEN + 1
+
+    def hook(name: str, reads: bool) -> Callable:
+        def keep(_: nn.Module, inputs: Any, output: Any) -> None:
+            value = inputs if reads else output
+            rows = value[0] if isinstance(value, tuple) else value
+            found[name].append(rows[:, -last:-1].flatten(0, 1).cpu().float())
+
+        return keep
+
+    hooks = [module.register_forward_hook(hook(name, reads)) for name, (module, reads) in places.items()]
+    try:
+        for some, before in zip(queries, prefixes, strict=True):
+            for rows, prefix in zip(some.split(BATCH), before.split(BATCH), strict=True):
+                bos = torch.full((len(rows), 1), bos_of(model.tokenizer))
+                call(model, changed, torch.cat([bos, prefix, rows], 1), logits_to_keep=1)
+    finally:
+        for one in hooks:
+            one.remove()
+    return {name: torch.cat(rows) for name, rows in found.items()}
+
+
+def random_direction(like: Edit, seed: int = 0) -> Edit:
+    """The null: noise of the same norm in every block."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {block: torch.randn(one.shape, generator=generator).to(one.device) for block, one in like.items()}
+    return {block: one * (like[block].norm() / one.norm()) for block, one in drawn.items()}

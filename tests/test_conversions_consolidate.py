@@ -1,0 +1,429 @@
+"""A document in the context against the same document in the weights: exact for linear attention, measured for softmax."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import tiny
+from cli import app
+from stitch.circuits import weights
+from stitch.conversions.consolidation import fitting, lessons, linear, memory
+from stitch.conversions.consolidation import slow_weights as slow
+from stitch.errors import StitchError, UsageError
+from stitch.evaluate import Scores
+from stitch.models import Model, load
+from stitch.sources import resolve
+from stitch.text import SPLITS, Split
+from stitch.tokens import Windows
+from test_stitch_chain_composite import as_model, chained
+
+DOCUMENTS = [
+    f"The {a}{b} of {b}{a} is {a * 3}. {b}{b}, then {a}! Of {a} and {b} we say that {b}{a}{b} is {a}{b}{a} twice, never {c}."
+    for a in "abcdefgh"
+    for b in "nopqrstuvw"
+    for c in "xyz"
+]
+
+
+def noise_windows(vocabulary: int, count: int = 24, context: int = 64, seed: int = 0) -> Windows:
+    ids = torch.randint(
+        3, vocabulary, (count, context), generator=torch.Generator().manual_seed(seed), dtype=torch.int32
+    )
+    ids[:, 0] = tiny.BOS
+    return Windows(ids, torch.arange(count, dtype=torch.int32)[:, None].expand(-1, context).contiguous())
+
+
+def bench_of(model: Model) -> memory.Bench:
+    vocabulary = model.config.vocab_size
+    splits: dict[Split, Windows] = {split: noise_windows(vocabulary, seed=seed) for seed, split in enumerate(SPLITS)}
+    return memory.open_bench(model, splits)
+
+
+@pytest.fixture(scope="module")
+def pico() -> memory.Bench:
+    return bench_of(tiny.model("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def induction() -> memory.Bench:
+    """A trained model that continues what stood before: `A B … A` with B."""
+    return bench_of(load(resolve("demo:induction").folder, dtype=torch.float32, name="demo:induction"))
+
+
+# --- linear attention: exact ---------------------------------------------------------------------------------------------
+
+
+def linear_stack(model: Model, **what) -> list[linear.LinearAttention]:
+    scale = 0.05  # unnormalised sums grow with the context
+    found = [weights.attention(model, block) for block in range(model.depth)]
+    return [linear.LinearAttention(weights=dataclasses.replace(one, scale=scale), **what) for one in found]
+
+
+def run_stack(model, layers, x, branches=None, states=None):
+    """The streams that leave each block, and the fast weights each has at the end."""
+    held = []
+    for block, layer in enumerate(layers):
+        read = weights.norm_module(model, "attention", block)(x)
+        held.append(linear.remember(layer, read))
+        written = linear.attend(layer, read, None if states is None else states[block])
+        x = x + written + (0 if branches is None else branches[block](read))
+        x = x + model.blocks[block].get_submodule(model.anatomy.mlp)(weights.norm_module(model, "mlp", block)(x))
+    return x, held
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@torch.no_grad()
+def test_linear_attention_with_a_branch_reads_as_if_the_context_stood_before(family):
+    model = tiny.model(family)
+    layers = linear_stack(model)
+    stream = tiny.noise(20, model.width)
+    whole, _ = run_stack(model, layers, stream)
+    _, held = run_stack(model, layers, stream[:13])
+    branches = [linear.branch(layer, state) for layer, state in zip(layers, held, strict=True)]
+    without, _ = run_stack(model, layers, stream[13:])
+    consolidated, _ = run_stack(model, layers, stream[13:], branches)
+    scale = whole[13:].norm()
+    assert (consolidated - whole[13:]).norm() <= 1e-5 * scale
+    assert (without - whole[13:]).norm() > 0.01 * scale
+
+
+@torch.no_grad()
+def test_features_that_widen_the_head_have_a_branch_too():
+    model = tiny.model("gpt2")
+    layer = linear_stack(model, features=lambda x: torch.cat([x.relu(), (-x).relu(), x.square()], -1))[0]
+    x = tiny.noise(12, model.width)
+    after = linear.attend(layer, x)[8:]
+    found = linear.attend(layer, x[8:]) + linear.branch(layer, linear.remember(layer, x[:8]))(x[8:])
+    torch.testing.assert_close(found, after, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_normalised_attention_is_exact_from_its_state_and_refused_as_a_branch():
+    model = tiny.model("gpt2")
+    layer = linear_stack(model, features=torch.exp, normalised=True)[0]
+    x = tiny.noise(12, model.width)
+    state = linear.remember(layer, x[:8])
+    torch.testing.assert_close(linear.attend(layer, x[8:], state), linear.attend(layer, x)[8:], rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match="an MLP cannot divide"):
+        linear.branch(layer, state)
+
+
+@torch.no_grad()
+def test_rotary_attention_and_another_block_s_state_are_refused():
+    model, other = tiny.model("gpt2"), tiny.model("llama")
+    layer, x = linear_stack(model)[0], tiny.noise(5, model.width)
+    with pytest.raises(UsageError, match="no rotary positions"):
+        linear.branch(dataclasses.replace(layer, rotary=True), linear.remember(layer, x))
+    foreign = linear.remember(linear_stack(other)[0], tiny.noise(5, other.width))
+    with pytest.raises(UsageError, match="state must be of 4 key heads of 8; got 2 of 10"):
+        linear.branch(layer, foreign)
+
+
+# --- ridge and coordinates: known answers -----------------------------------------------------------------------------------
+
+
+def test_ridge_on_orthonormal_keys_shrinks_by_one_over_one_plus_strength():
+    keys = torch.eye(6, dtype=torch.float64)
+    wanted = tiny.noise(6, 3).double()
+    retain = torch.eye(6, dtype=torch.float64) / 6  # as much as the keys' own
+    torch.testing.assert_close(slow.ridge(keys, wanted, retain, 3.0), wanted / 4)
+
+
+def test_a_growing_strength_changes_nothing_in_the_end():
+    keys, wanted = tiny.noise(20, 6), tiny.noise(20, 3, seed=1)
+    sizes = [slow.ridge(keys, wanted, torch.eye(6), strength).norm() for strength in (0.1, 1.0, 1e3, 1e9)]
+    assert all(after < before for before, after in itertools.pairwise(sizes))
+    assert sizes[-1] < 1e-7
+
+
+def test_ridge_leaves_the_directions_of_other_text_alone_where_the_keys_have_others():
+    keys, wanted = torch.zeros(10, 6), tiny.noise(10, 3)
+    keys[:, :3] = tiny.noise(10, 3, seed=1)
+    keys[:, 3:] = 0.1 * tiny.noise(10, 3, seed=2)
+    retain = torch.diag(torch.tensor([0.0, 0, 0, 1, 1, 1]))
+    found = slow.ridge(keys, wanted, retain, 1e8)
+    assert found[3:].norm() < 1e-6 < 0.1 < found[:3].norm()
+
+
+def test_independent_keys_are_met_exactly_without_strength():
+    keys, wanted = tiny.noise(4, 6), tiny.noise(4, 3, seed=1).double()
+    torch.testing.assert_close(keys.double() @ slow.ridge(keys, wanted, torch.eye(6), 0.0), wanted)
+
+
+def test_ridge_refuses_what_has_no_answer():
+    keys, wanted = tiny.noise(8, 6), tiny.noise(8, 3)
+    with pytest.raises(UsageError, match="covariance must be of the keys' width, 6; got 5"):
+        slow.ridge(keys, wanted, torch.eye(5), 1.0)
+    with pytest.raises(UsageError, match="independent; got 8 of rank 6"):
+        slow.ridge(keys, wanted, torch.eye(6), 0.0)
+    with pytest.raises(UsageError, match="0 or more; got -1"):
+        slow.ridge(keys, wanted, torch.eye(6), -1.0)
+    with pytest.raises(StitchError, match="condition below 1e\\+12"):
+        slow.ridge(keys[:2], wanted[:2], torch.zeros(6, 6), 1.0)
+
+
+def test_half_the_squared_length_of_the_coordinates_is_the_predicted_cost():
+    curvature = slow.Curvature({0: _covariance(48, 1)}, {0: _covariance(32, 2)})
+    axes = slow.coordinates(curvature, tiny.model("gpt2", num_hidden_layers=1), damping=0.0)
+    point = {0: tiny.noise(48, 32)}
+    change = axes.edit(point)[0].double()
+    predicted = torch.trace(change.T @ curvature.neurons[0] @ change @ curvature.gradients[0]) / 2
+    assert predicted.item() == pytest.approx(0.5 * slow.length(point) ** 2, rel=1e-3)
+
+
+def _covariance(width: int, seed: int) -> torch.Tensor:
+    rows = tiny.noise(4 * width, width, seed=seed).double()
+    return rows.T @ rows / len(rows)
+
+
+def test_curvature_predicts_what_a_small_change_of_one_block_costs(pico):
+    """Measured: the mean KL on the text the curvature is of; K-FAC leaves out how tokens and layers add up."""
+    model, windows = pico.model, pico.windows["fit"]
+    block = model.depth - 1
+    edit = {block: 0.01 * tiny.noise(*slow.matrix(model, block).shape)}
+    found = [
+        slow.call(model, changed, windows.ids.long()).log_softmax(-1) for changed in ({}, slow.parameters(model, edit))
+    ]
+    measured = (found[0].exp() * (found[0] - found[1])).sum(-1).mean().item()
+    change = edit[block].double()
+    inner = change.T @ pico.curvature.neurons[block] @ change @ pico.curvature.gradients[block]
+    assert 0.7 < measured / (torch.trace(inner).item() / 2) < 1.4
+
+
+def test_covariances_of_another_model_and_of_too_little_text_are_refused(pico):
+    with pytest.raises(UsageError, match="of block 0 must be of its 56 neurons and width 40; got 48 and 32"):
+        slow.coordinates(pico.curvature, tiny.model("llama"))
+    with pytest.raises(UsageError, match="at least the number of neurons, 48"):
+        slow.measure_curvature(
+            pico.model, Windows(torch.zeros(1, 8, dtype=torch.int32), torch.zeros(1, 8, dtype=torch.int32))
+        )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+@torch.no_grad()
+def test_an_edit_written_is_an_edit_called(family):
+    model = tiny.model(family)
+    edit = {b: 0.1 * tiny.noise(*slow.matrix(model, b).shape, seed=b) for b in (1, 4)}
+    ids = tiny.ids()
+    called = slow.call(model, slow.parameters(model, edit, 0.5), ids)
+    wanted = [slow.matrix(model, b) + 0.5 * one for b, one in edit.items()]
+    before = slow.call(model, {}, ids)
+    slow.write(model, edit, 0.5)
+    assert all(torch.equal(slow.matrix(model, b), one) for b, one in zip(edit, wanted, strict=True))
+    assert torch.equal(slow.call(model, {}, ids), called)
+    assert (called - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("factor", [0.001, 0.03, 0.3])
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.5])
+def test_scaling_ends_just_below_the_budget(factor, power):
+    scale = slow.scale_to_cost(lambda s: factor * s**power, 0.02)
+    assert factor * scale**power <= 0.02
+    assert scale == slow.LARGEST or factor * scale**power >= 0.9 * 0.02
+
+
+def test_scaling_ends_where_an_edit_costs_nothing():
+    assert slow.scale_to_cost(lambda s: -0.001 * s, 0.02) == slow.LARGEST
+
+
+# --- lessons and what is kept ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_target_is_what_the_donor_says_with_the_document_before_the_query(pico):
+    document, queries = tiny.ids(1, 20, seed=5)[0], tiny.ids(3, 16, seed=6)
+    lesson = lessons.learn(pico.model, document, queries)
+    whole = torch.cat([torch.full((3, 1), tiny.BOS), document.expand(3, -1), queries], 1)
+    expected = pico.model.net(whole).logits.log_softmax(-1)[:, 20 + lessons.GIVEN : -1]
+    torch.testing.assert_close(lesson.target, expected, rtol=1e-5, atol=1e-5)
+    own = lessons.examine(pico.model, lessons.Exam(lesson, document.expand(3, -1)))
+    assert own.kl is not None and own.kl.abs().max() < 1e-4  # behind the document itself nothing is missing
+
+
+def test_the_share_kept_is_none_without_and_all_with_the_document():
+    def scores(*nats: float) -> Scores:
+        some = torch.tensor(nats, dtype=torch.float64)
+        return Scores(some, some, some, torch.full_like(some, 10))
+
+    without, with_ = scores(30, 20, 40), scores(20, 15, 20)
+    assert lessons.kept(without, without, with_) == (0, 0, 0)
+    assert lessons.kept(with_, without, with_) == (1, 1, 1)
+    share, low, high = lessons.kept(scores(25, 20, 30), without, with_)
+    assert share == pytest.approx(15 / 35)
+    assert low < share < high
+
+
+def test_passages_are_of_the_document_and_prefixes_of_the_other_text(pico):
+    document, generator = torch.arange(3, 10), torch.Generator().manual_seed(0)
+    found = lessons.passages(document, 50, 16, generator)
+    steps = found.diff(dim=1)
+    assert found.shape == (50, 16)
+    assert ((steps == 1) | (steps == -6)).all()  # the document again and again
+    prefixes = lessons.unrelated(pico.windows["fit"], 50, 8, generator)
+    text = pico.windows["fit"].ids.unfold(1, 8, 1).flatten(0, 1)
+    assert all((text == one).all(1).any() for one in prefixes)
+    assert len(prefixes.unique(dim=0)) > 40
+
+
+def test_continuations_depend_on_the_seed_alone(pico):
+    document = tiny.ids(1, 20, seed=5)[0]
+    first, again, other = (
+        lessons.continuations(pico.model, document, 4, 8, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+# --- softmax attention: consolidated -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def recall(bench: memory.Bench, document, asked, edit=None, scale=1.0) -> float:
+    """Mean nats of the last token of each query, behind unseen noise."""
+    lesson = lessons.learn(bench.model, document, asked, given=asked.shape[1] - 1)
+    prefixes = lessons.unrelated(bench.windows["report"], len(asked), 20, torch.Generator().manual_seed(9))
+    changed = {} if edit is None else slow.parameters(bench.model, edit, scale)
+    return lessons.examine(bench.model, lessons.Exam(lesson, prefixes), changed).ce
+
+
+def association(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A document that says one thing again and again, A B C, and the question A B → C."""
+    drawn = torch.randint(300, 4000, (3,), generator=torch.Generator().manual_seed(seed))
+    return drawn.repeat(8), drawn[None]
+
+
+def test_a_planted_association_is_recalled_without_context_and_others_are_not_changed(induction):
+    (document, asked), (wrong, elsewhere) = association(1), association(2)
+    budget = 0.05
+    edit, scale = memory.consolidate_document(induction, document, budget)
+    without, with_it = recall(induction, document, asked), lessons.with_context(
+        lessons.learn(induction.model, document, asked, given=2)
+    ).ce  # fmt: skip
+    assert with_it < 1 < 8 < without
+    assert recall(induction, document, asked, edit, scale) < without - 0.5 * (without - with_it)
+    assert abs(recall(induction, document, elsewhere, edit, scale) - recall(induction, document, elsewhere)) < 0.5
+    other, other_scale = memory.consolidate_document(induction, wrong, budget)
+    assert recall(induction, document, asked, other, other_scale) > without - 0.5  # the wrong document does not help
+    cost, low, high = induction.retained(edit, scale)
+    assert low <= cost <= high and cost < 2 * budget
+
+
+def test_natural_gradient_stays_within_reach_and_comes_closer_to_the_donor(pico):
+    document = tiny.ids(1, 30, seed=5)[0]
+    lesson = memory.lesson_of(pico.model, document, queries=12)
+    reach = 0.01
+    edit = fitting.natural_gradient(pico.model, lesson, pico.windows["fit"], pico.axes, reach=reach, count=12)
+    point = {
+        b: torch.linalg.solve(pico.axes.left[b], one) @ torch.linalg.inv(pico.axes.right[b]) for b, one in edit.items()
+    }
+    assert slow.length(point) <= (2 * reach) ** 0.5 * 1.01
+    exam = lessons.Exam(lesson, torch.zeros(len(lesson.queries), 0, dtype=torch.long))
+    before, after = (
+        lessons.examine(pico.model, exam, changed).kl for changed in ({}, slow.parameters(pico.model, edit))
+    )
+    assert before is not None and after is not None and after.sum() < before.sum()
+
+
+def test_all_arms_fit_and_the_noise_is_as_long_as_the_edit(pico):
+    document, other = tiny.ids(2, 30, seed=5)
+    edits = {name: make() for name, make in memory.arms(pico, document, other, 0.02).items()}
+    assert all(set(edit) == set(range(pico.model.depth)) for edit in edits.values())
+    assert all(0 < slow.length(edit) < 1e3 for edit in edits.values())
+    assert slow.length(edits["null:noise"]) == pytest.approx(slow.length(edits["converted"]), rel=1e-5)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "other.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in DOCUMENTS))
+    (folder / "note.txt").write_text("Zoe keeps 3 owls and a fox. Zoe: fox.")
+    (folder / "queries.txt").write_text("What does Zoe keep? Zoe keeps 3 owls and a fox, said Zoe to the owl of Zoe. ")
+    (folder / "empty.txt").write_text("")
+    (folder / "long.txt").write_text("word " * 40)
+    tiny.save(folder / "gpt2", "gpt2")
+    tiny.save(folder / "llama", "llama")
+    tiny.save(folder / "gemma2", "gemma2")
+    return folder
+
+
+def run(folder, family="gpt2", context="note.txt", out="out", *more):
+    return CliRunner().invoke(
+        app,
+        ["convert", "consolidate", str(folder / family), "--context", str(folder / context), "--out", str(folder / out), "--text",
+         str(folder / "other.jsonl"), "--tokens", "4096", "--held-out", "600", "-q", *more],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_command_writes_a_stock_checkpoint_that_differs_in_its_down_projections_alone(texts, family):
+    result = run(texts, family, "note.txt", f"out-{family}", "--queries", str(texts / "queries.txt"))
+    assert result.exit_code == 0, result.output
+    for row in ("donor", "reference:with context", "converted", "baseline:sgd", "null:other document"):
+        assert row in result.output
+    before = AutoModelForCausalLM.from_pretrained(texts / family)
+    after = AutoModelForCausalLM.from_pretrained(texts / f"out-{family}")
+    assert type(before) is type(after)
+    weights_after = dict(after.named_parameters())
+    changed = {name for name, value in before.named_parameters() if not torch.equal(value, weights_after[name])}
+    assert changed and all("mlp.c_proj.weight" in name or "mlp.down_proj.weight" in name for name in changed)
+
+
+def test_the_checkpoint_answers_as_the_edit_that_the_report_is_of(texts):
+    from stitch.conversions.consolidation.convert import consolidate
+
+    folder = texts / "again"
+    arguments = dict(
+        text=str(texts / "other.jsonl"), tokens=4096, held_out=600, queries=texts / "queries.txt", cost=0.05
+    )
+    report = consolidate(str(texts / "gpt2"), texts / "note.txt", folder, **arguments)  # pyright: ignore[reportArgumentType]
+    donor, model = load(texts / "gpt2"), load(folder)
+    ids = lessons.read_document(donor, texts / "note.txt")
+    asked = lessons.cut_queries(
+        lessons.read_ids(donor, texts / "queries.txt", "--queries"), lessons.query_length(donor)
+    )
+    bare = lessons.Exam(lessons.learn(donor, ids, asked), asked[:, :0])
+    without, with_ = lessons.examine(donor, bare), lessons.with_context(bare.lesson)
+    share = lessons.kept(lessons.examine(model, bare), without, with_)[0]
+    row = next(row for row in report["results"] if row["name"] == "converted")
+    assert row["kept_bare"] == pytest.approx(share, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "context", "more", "message"),
+    [
+        ("gpt2", "empty.txt", [], "a document must have at least 2 tokens; got 0"),
+        ("gpt2", "long.txt", [], "that is 95 tokens; got 200"),
+        ("gpt2", "none.txt", [], "there is no file"),
+        ("gpt2", "note.txt", ["--cost", "0"], "--cost must be above 0"),
+        ("gpt2", "note.txt", ["--queries", "empty.txt"], "queries must hold at least 32 tokens; got 0"),
+        ("gemma2", "note.txt", [], "Gemma 2 has a norm between them"),
+    ],
+)
+def test_what_cannot_be_consolidated_is_refused_in_one_line(texts, family, context, more, message):
+    more = [str(texts / one) if one.endswith(".txt") else one for one in more]
+    result = run(texts, family, context, "refused", *more)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert not (texts / "refused").exists()
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = tiny.model("gpt2")
+    with torch.no_grad():
+        slow.matrix(model, 2)[0, 0] = float("nan")
+    with pytest.raises(StitchError, match=r"h\.2\.mlp\.c_proj\.weight is not"):
+        slow.check(model)
+
+
+def test_a_composite_is_refused():
+    with pytest.raises(UsageError, match="composite is a composite: consolidate its parts"):
+        slow.check(as_model(chained("gpt2", "llama")))
