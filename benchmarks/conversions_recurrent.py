@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,7 +45,13 @@ def recipes(width: int, steps: int, logit_steps: int) -> dict[str, list[Recipe]]
     fitted = {"steps": steps, "logit_steps": logit_steps, "hidden": 2 * width}
 
     def hedgehog(multiple: float, window: int, **changes) -> Recipe:
-        options = {**fitted, "features": "hedgehog", "dimension": round(multiple * width), "window": window, "sinks": 1}
+        options: dict[str, Any] = {
+            **fitted,
+            "features": "hedgehog",
+            "dimension": round(multiple * width),
+            "window": window,
+            "sinks": 1,
+        }
         return Recipe(**{**options, **changes})
 
     return {
