@@ -42,16 +42,10 @@ MARKS = {"taylor2": "s", "random": "^"}
 
 def recipes(width: int, steps: int, logit_steps: int) -> dict[str, list[Recipe]]:
     """Rows by kind for heads of this width."""
-    fitted = {"steps": steps, "logit_steps": logit_steps, "hidden": 2 * width}
+    fitted: dict[str, Any] = {"steps": steps, "logit_steps": logit_steps, "hidden": 2 * width}
 
     def hedgehog(multiple: float, window: int, **changes) -> Recipe:
-        options: dict[str, Any] = {
-            **fitted,
-            "features": "hedgehog",
-            "dimension": round(multiple * width),
-            "window": window,
-            "sinks": 1,
-        }
+        options = {**fitted, "features": "hedgehog", "dimension": round(multiple * width), "window": window, "sinks": 1}
         return Recipe(**{**options, **changes})
 
     return {

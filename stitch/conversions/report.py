@@ -30,7 +30,6 @@ FIGURES = {
     "state_bytes": ("state", _size),
     "cache_share": ("of cache", lambda value: f"{value:.0%}"),
     "multiple": ("D / d", lambda value: f"{value:.3g}"),
-    "window": ("window", str),
     "recall": ("recall", lambda value: f"{value:.1%}"),
     "kept": ("gain kept", lambda value: f"{value:.0%}"),
     "kept_bare": ("no prefix", lambda value: f"{value:.0%}"),
