@@ -277,7 +277,7 @@ def test_what_cannot_fold_is_refused_before_any_work(changes, message, donors, t
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2"])
 def test_families_with_a_norm_after_the_mlp_are_told_which_can(family):
     reason = why_not_foldable(tiny.model(family), 2, 4, 2**28)
-    assert reason is not None and "GPT-2, Llama, Mistral, Qwen2, Qwen3, GPT-NeoX, Phi." in reason
+    assert reason is not None and "GPT-2, GPTBigCode, Llama, Mistral, Qwen2, Qwen3, GPT-NeoX, Phi." in reason
 
 
 def test_other_reasons_not_to_fold():
