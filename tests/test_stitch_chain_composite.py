@@ -121,7 +121,10 @@ def hooked(models: list[Model], sites: list[tuple[int, int]], translations: list
     return logits
 
 
-TRIPLES = [(family, tiny.FAMILIES[(k + 4) % 10], tiny.FAMILIES[(k + 7) % 10]) for k, family in enumerate(tiny.FAMILIES)]
+TRIPLES = [
+    (family, tiny.FAMILIES[(k + 4) % len(tiny.FAMILIES)], tiny.FAMILIES[(k + 7) % len(tiny.FAMILIES)])
+    for k, family in enumerate(tiny.FAMILIES)
+]
 
 
 @pytest.mark.parametrize("families", TRIPLES)

@@ -14,7 +14,7 @@ from stitch.errors import UsageError
 from stitch.models import Model
 from stitch.translation.types import Codes, Residual, Term, Token, Translation
 
-PAIRS = [(a, tiny.FAMILIES[(k + step) % 10]) for k, a in enumerate(tiny.FAMILIES) for step in (1, 4)]
+PAIRS = [(a, tiny.FAMILIES[(k + step) % len(tiny.FAMILIES)]) for k, a in enumerate(tiny.FAMILIES) for step in (1, 4)]
 pico = functools.cache(tiny.model)
 
 
