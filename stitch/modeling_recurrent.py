@@ -148,6 +148,8 @@ class Centred(nn.Module):
     q·k = q'·k' + q·μ_k + μ_q·k': the second term is the query's log weight, the third the key's.
     """
 
+    features: Callable[[Tensor], Features]  # of what is centred: a method of each kind
+
     def __init__(self, shape: Shape):
         super().__init__()
         self.key_mean = nn.Parameter(torch.zeros(shape.groups, shape.width))
@@ -161,9 +163,6 @@ class Centred(nn.Module):
     def queries(self, q: Tensor) -> Features:
         plain, log = self.features(q - self.query_mean.to(q)[:, None, None])
         return plain, log + q @ self.key_mean.to(q)[:, None, :, None]
-
-    def features(self, x: Tensor) -> Features:
-        raise NotImplementedError
 
 
 class Taylor(Centred):
@@ -418,10 +417,10 @@ class RecurrentLayer(CacheLayerMixin):
             setattr(self, name, change(tensor))
 
     def lazy_initialization(self, key_states, value_states) -> None:
-        raise NotImplementedError
+        raise TypeError("a recurrent cache starts with its first attention; it cannot be made ready before.")
 
     def update(self, key_states, value_states, *args, **kwargs):
-        raise NotImplementedError("keys reach this cache through the attention function alone")
+        raise TypeError("keys reach a recurrent cache through the attention function alone.")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.tokens + query_length, 0

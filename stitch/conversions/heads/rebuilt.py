@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPTBigCodeConfig, PreTrainedModel
 
-from stitch.circuits import weights
 from stitch.circuits.weights import Attention
 from stitch.models import Model
 
@@ -95,7 +94,3 @@ def _set(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     module.weight.copy_(weight)  # pyright: ignore[reportCallIssue]
     if bias is not None:
         module.bias.copy_(bias)  # pyright: ignore[reportCallIssue]
-
-
-def weights_of(donor: Model) -> list[Attention]:
-    return [weights.attention(donor, block) for block in range(donor.depth)]
