@@ -188,6 +188,13 @@ def _fill(module: TranslationModule, translation: Translation, dtype: torch.dtyp
     module.requires_grad_(True)
 
 
+def copy_translations(old: nn.Module, new: nn.Module) -> None:
+    """Gives a composite, and whatever stands beside it, the translations of another of the same parts, in their dtypes."""
+    for name, module in list(old.named_modules()):
+        if isinstance(module, TranslationModule):
+            new.set_submodule(name, copy.deepcopy(module))
+
+
 def late_half(b: Model, site: int) -> PreTrainedModel:
     """Blocks site.. of B with its final norm and head, sharing B's tensors: the very module a composite ends in.
 

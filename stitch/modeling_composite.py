@@ -10,6 +10,7 @@ out of it: A's final norm, B's embedding and B's learned positions. A may be a c
 so a chain of any length is one of two halves, whose first half is a chain that is one part shorter.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ class StitchConfig(PreTrainedConfig):
         translation: Any = None,
         **kwargs,
     ):
-        a_config, b_config = _config(a_config), _config(b_config)
+        a_config, b_config = config_of(a_config), config_of(b_config)
         self.a_config, self.b_config = a_config, b_config
         self.site_a, self.site_b = site_a, site_b
         self.seam = seam or {"a_identity": [], "b_identity": [], "b_zero": []}
@@ -62,12 +63,22 @@ class StitchConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-def _config(given: Any) -> Any:
+def config_of(given: Any) -> Any:
+    """The config that a dict, as config.json has it, describes; what is no dict stays."""
     if not isinstance(given, dict):
         return given
     if given.get("model_type") == StitchConfig.model_type:  # AutoConfig does not know it where only this file is
         return StitchConfig(**given)
     return AutoConfig.for_model(**given)
+
+
+def parts_of(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """Configs of the stock models that a composite is made of, in the order they run; of any other model its own."""
+    if isinstance(config, StitchConfig):
+        yield from parts_of(config.a_config)
+        yield config.b_config
+    else:
+        yield config
 
 
 def sliding_windows(config: PreTrainedConfig) -> list[int | None]:
@@ -367,7 +378,8 @@ class CacheView(Cache):
 class Stitched(PreTrainedModel):
     """What composites have in common: A's half, the translation, B's half.
 
-    Their cache has a layer per block and then one per seam whose translation looks back, in the order of the seams.
+    Their cache has a layer per block and then one per seam whose translation looks back, in the order of the seams. Where the
+    halves keep their own past, the latter alone are passed as `histories`, without a cache.
     """
 
     config_class = StitchConfig
@@ -411,6 +423,7 @@ class Stitched(PreTrainedModel):
         *,
         output_hidden_states,
         position_ids,
+        histories: list | None = None,
         **shared,
     ) -> tuple[Any, dict]:
         """What A's half gives, and what B's half is called with: the translated stream, its mask, its part of the cache."""
@@ -418,6 +431,9 @@ class Stitched(PreTrainedModel):
         early_blocks, earlier = self.config.a_config.num_hidden_layers, getattr(self.a, "histories", 0)
         if cache is not None:
             _grow(cache, blocks, self.histories)
+            histories = cache.layers[blocks:]
+        if histories and isinstance(self.a, Stitched) and cache is None:
+            shared["histories"] = histories
         early = self.a(
             input_ids=input_ids,
             output_hidden_states=output_hidden_states or self.translation.sites - {site} != set(),
@@ -428,7 +444,7 @@ class Stitched(PreTrainedModel):
         residuals = {site: early.last_hidden_state}
         for other in self.translation.sites - {site}:
             residuals[other] = early.hidden_states[other]
-        residuals, ids = self._with_history(residuals, input_ids, cache)
+        residuals, ids = self._with_history(residuals, input_ids, histories)
         positions = _text_positions(attention_mask, position_ids)
         translated = self.translation(residuals, ids, positions, position_ids).to(self.b.dtype)
         return early, {
@@ -436,17 +452,17 @@ class Stitched(PreTrainedModel):
             "position_ids": position_ids,
             "output_hidden_states": output_hidden_states,
             **_context(attention_mask, cache, list(range(early_blocks, blocks))),
-            **{name: value for name, value in shared.items() if name != "inputs_embeds"},
+            **{name: value for name, value in shared.items() if name not in ("inputs_embeds", "histories")},
         }
 
     def _with_history(
-        self, streams: dict[int, Tensor], ids: Tensor | None, cache: Cache | None
+        self, streams: dict[int, Tensor], ids: Tensor | None, histories: list | None
     ) -> tuple[dict[int, Tensor], Tensor | None]:
-        """Streams and ids preceded by what the cache holds of them, as far as the translation looks back.
+        """Streams and ids preceded by what `histories` hold of them, as far as the translation looks back.
 
         They live in one more layer of the cache, so whatever reorders, repeats or crops the cache does the same to them.
         """
-        if cache is None or not self.translation.history:
+        if not histories or not self.translation.history:
             return streams, ids
         if ids is None:  # nothing reads them
             ids = torch.zeros(streams[self.config.site_a].shape[:2], dtype=torch.long, device=self.device)
@@ -455,7 +471,7 @@ class Stitched(PreTrainedModel):
         # float32 holds every id below 2²⁴ exactly, and the stream as it was read.
         empty = ids.new_zeros(*ids.shape, 0, dtype=torch.float32)
         joined = torch.cat([empty, *(streams[site].float() for site in past)], -1)
-        own = cache.layers[self.config.num_hidden_layers + self.histories - 1]
+        own = histories[self.histories - 1]
         all_ids, all_streams = own.update(ids.float()[:, None, :, None], joined[:, None])
         longer = dict(zip(past, all_streams[:, 0].split(widths, -1), strict=True)) if past else {}
         return {**streams, **longer}, all_ids[:, 0, :, 0].long()

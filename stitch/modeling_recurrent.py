@@ -1,6 +1,7 @@
 """A softmax decoder as a recurrent network: a state of constant size in place of a cache that grows.
 
-This file needs torch and transformers alone: it travels with every checkpoint, which then loads with
+This file needs torch, transformers and modeling_composite.py, for composites: both travel with every checkpoint, which then
+loads with
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
@@ -16,16 +17,18 @@ Features are kept as plain · exp(log); S and z are divided by exp(shift), the r
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .modeling_composite import StitchConfig, StitchForCausalLM, TranslationModule, config_of, parts_of
 
 ATTENTION = "stitch_recurrent"
 LEAST = -1e30  # in place of −∞ where a difference is taken
@@ -34,7 +37,7 @@ RELATIVE = 1e-5  # of the sum of the absolute values: a smaller denominator of s
 
 
 class RecurrentConfig(PreTrainedConfig):
-    """`base_config` describes the stock model.
+    """`base_config` describes the stock model, or the composite of such.
 
     `features`: hedgehog, random, taylor2, mean (one feature: old keys weigh alike), none (they are forgotten) or identity, the
     linear attention o = scale · Σ (q·k_j) v_j of in-context gradient descent, without a denominator, window or sinks.
@@ -58,15 +61,17 @@ class RecurrentConfig(PreTrainedConfig):
         chunk: int = 64,
         **kwargs,
     ):
-        if isinstance(base_config, dict):
-            base_config = AutoConfig.for_model(**base_config)
+        base_config = config_of(base_config)
         self.base_config = copy.deepcopy(base_config)  # transformers writes to it
         self.features, self.window, self.sinks = features, window, sinks
         self.dimension, self.hidden = dimension, hidden
         self.layers, self.chunk = layers, chunk
         kwargs = {**kwargs, "tie_word_embeddings": bool(getattr(base_config, "tie_word_embeddings", False))}
         if base_config is not None:
-            for name in ("vocab_size", "num_hidden_layers", "hidden_size", "max_position_embeddings"):
+            parts = list(parts_of(base_config))
+            kwargs["max_position_embeddings"] = min(part.max_position_embeddings for part in parts)
+            kwargs["hidden_size"] = parts[-1].hidden_size
+            for name in ("vocab_size", "num_hidden_layers"):
                 kwargs[name] = getattr(base_config, name)
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.setdefault(name, getattr(base_config, name, None))
@@ -450,9 +455,36 @@ class RecurrentLayer(CacheLayerMixin):
         self._each(lambda tensor: tensor[indices])
 
 
+class HistoryLayer(DynamicLayer):
+    """What a seam of a composite looks back at: the last `back` tokens, zeros before the first."""
+
+    is_croppable = False
+
+    def __init__(self, back: int):
+        super().__init__()
+        self.back = back
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.keys, self.values = (
+            new.new_zeros(*new.shape[:2], self.back, new.shape[3]) for new in (key_states, value_states)
+        )
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(key_states, value_states)
+        self.keys, self.values = keys[:, :, -self.back :].clone(), values[:, :, -self.back :].clone()
+        return keys, values
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: part for name in ("keys", "values") if isinstance(part := getattr(self, name), Tensor)}
+
+
 class RecurrentCache(Cache):
-    def __init__(self, blocks: int):
-        super().__init__(layers=[RecurrentLayer() for _ in range(blocks)])
+    """A layer per block, then one per seam that looks back, so many tokens each."""
+
+    def __init__(self, blocks: int, histories: Sequence[int] = ()):
+        layers = [RecurrentLayer() for _ in range(blocks)]
+        super().__init__(layers=[*layers, *(HistoryLayer(back) for back in histories)])
 
     def bytes(self) -> int:
         """Of one sequence."""
@@ -496,7 +528,7 @@ AttentionInterface.register(ATTENTION, recurrent_attention)
 
 
 def attentions(net: nn.Module) -> list[Any]:
-    """The attention modules of a stock decoder, in the order of its blocks."""
+    """The attention modules of a stock decoder, or of the parts of a composite, in the order of the blocks."""
     return [m for m in net.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")]
 
 
@@ -507,8 +539,8 @@ def shape_of(config: Any) -> Shape:
 
 
 class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
-    """A stock causal model whose attention is recurrent. `forward` takes whole texts in chunks (parallel form) or token after
-    token with `past_key_values` (recurrent form), and any mixture.
+    """A stock causal model, or a composite, whose attention is recurrent. `forward` takes whole texts in chunks (parallel form)
+    or token after token with `past_key_values` (recurrent form), and any mixture.
     """
 
     config_class = RecurrentConfig
@@ -516,13 +548,15 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _no_split_modules = ["Memory"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = [r"memories\."]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [r"memories\.", *(StitchForCausalLM._keep_in_fp32_modules_strict or ())]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
 
     def __init__(self, config: RecurrentConfig):
         super().__init__(config)
-        self.base = AutoModelForCausalLM.from_config(copy.deepcopy(config.base_config))  # its attention changes below
+        base = copy.deepcopy(config.base_config)  # its attention changes below
+        make = StitchForCausalLM._from_config if isinstance(base, StitchConfig) else AutoModelForCausalLM.from_config
+        self.base: Any = make(base)
         found = attentions(self.base)
         self.memories = nn.ModuleList([Memory(config, shape_of(m.config), i) for i, m in enumerate(found)])
         for index, module in enumerate(found):
@@ -539,6 +573,13 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_attn_implementation(self, attn_implementation, *args, **kwargs) -> None:
         raise ValueError(f"a recurrent model has an attention of its own; got {attn_implementation!r}.")
+
+    @property
+    def histories(self) -> list[int]:
+        """How far back each seam of a composite looks, those that do."""
+        return [
+            found.history for found in self.base.modules() if isinstance(found, TranslationModule) and found.history
+        ]
 
     def get_input_embeddings(self):
         return self.base.get_input_embeddings()
@@ -568,11 +609,15 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
     ):
         """As in any causal model of transformers; `chunk` replaces the config's."""
         given: Any = inputs_embeds if input_ids is None else input_ids
-        cache = RecurrentCache(len(self.memories)) if past_key_values is None else past_key_values
+        blocks = len(self.memories)
+        cache = RecurrentCache(blocks, self.histories) if past_key_values is None else past_key_values
         if not isinstance(cache, RecurrentCache):
             raise ValueError(f"the cache must be a RecurrentCache; got a {type(cache).__name__}: leave it out.")
         if position_ids is None:
             position_ids = (torch.arange(given.shape[1], device=given.device) + cache.get_seq_length()).unsqueeze(0)
+        layers: list[Any] = cache.layers
+        if seams := layers[blocks:]:
+            kwargs["histories"] = seams
         out = self.base(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
@@ -582,7 +627,7 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache=False,
             logits_to_keep=logits_to_keep,
             return_dict=True,
-            recurrent=Pass(self.memories, cache.layers, _text(attention_mask, given), chunk or self.config.chunk),  # pyright: ignore
+            recurrent=Pass(self.memories, layers[:blocks], _text(attention_mask, given), chunk or self.config.chunk),  # pyright: ignore
             **kwargs,
         )
         if use_cache is None:

@@ -5,7 +5,6 @@ until it is cut.
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.utils import logging as transformers_logging
 
 from stitch.errors import StitchError, UsageError
-from stitch.modeling_composite import StitchConfig, StitchForCausalLM, sliding_windows
+from stitch.modeling_composite import (
+    StitchConfig,
+    Stitched,
+    StitchForCausalLM,
+    TranslationModule,
+    parts_of,
+    sliding_windows,
+)
 from stitch.modeling_recurrent import RecurrentConfig, RecurrentForCausalLM
 from stitch.shards import stored_tensors
 
@@ -142,15 +148,6 @@ def dotted(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
-def parts_of(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """Configs of the stock models that a composite is made of, in the order they run; of any other model its own."""
-    if isinstance(config, StitchConfig):
-        yield from parts_of(config.a_config)
-        yield config.b_config
-    else:
-        yield config
-
-
 def blocks_before_last_part(config: PreTrainedConfig) -> int:
     """Blocks of a composite that run before its last seam; 0 for any other model."""
     return config.a_config.num_hidden_layers if isinstance(config, StitchConfig) else 0
@@ -163,7 +160,8 @@ def _find(model_type: str, architectures: list[str], has_encoder: bool) -> Anato
     got = f"{model_type} ({', '.join(architectures)})" if architectures else model_type
     if model_type == RecurrentConfig.model_type:
         raise UsageError(
-            "a recurrent model cannot be a part or be converted again: it keeps no keys; take the stock model."
+            "a recurrent model cannot be a part or be converted again: it keeps no keys; stitch or convert the stock model, "
+            "then give the result its recurrent form (of some blocks alone with --layers)."
         )
     if model_type == "gemma3":
         raise UsageError(
@@ -242,21 +240,47 @@ class Model:
         ]
         return lists[0] if len(lists) == 1 else nn.ModuleList([block for blocks in lists for block in blocks])
 
+    @property
+    def parts(self) -> list["Model"]:
+        """The stock models that a composite is made of, in the order they run, sharing its modules; of any other model itself.
+
+        All but the last have neither final norm nor head, all but the first no embedding.
+        """
+        if not isinstance(self.net, Stitched):
+            return [self]
+        early = replace(self, net=self.net.a, anatomy=replace(anatomy_of(self.net.a.config), body=""))
+        return [*early.parts, replace(self, net=self.net.b, anatomy=anatomy_of(self.net.b.config))]
+
+    def in_part(self, block: int) -> tuple["Model", int]:
+        """The part that `block` is in, and its number there."""
+        for part in self.parts:
+            if block < part.depth:
+                return part, block
+            block -= part.depth
+        raise IndexError(block)
+
+    @property
+    def seams(self) -> list[tuple[int, TranslationModule]]:
+        """Of a composite: its translations in the order they run, each after the block that it leads to."""
+        found, net = [], self.net
+        while isinstance(net, Stitched):
+            found.insert(0, (net.a.config.num_hidden_layers, net.translation))
+            net = net.a
+        return found
+
     def down(self, block: int) -> nn.Module:
         """The projection that ends the MLP of `block`: a Linear, or GPT-2's Conv1D, whose weight is transposed."""
-        return self.blocks[block].get_submodule(self.anatomy.down)
+        part, own = self.in_part(block)
+        return part.blocks[own].get_submodule(part.anatomy.down)
 
     def heads_out(self, block: int) -> nn.Module:
         """The projection that ends the attention of `block` and reads its heads side by side."""
-        return self.blocks[block].get_submodule(self.anatomy.heads_out)
+        part, own = self.in_part(block)
+        return part.blocks[own].get_submodule(part.anatomy.heads_out)
 
     def heads(self, block: int) -> int:
         """How many heads the attention of `block` has."""
-        for part in parts_of(self.config):
-            if block < part.num_hidden_layers:
-                return part.num_attention_heads
-            block -= part.num_hidden_layers
-        raise IndexError(block)
+        return self.in_part(block)[0].config.num_attention_heads
 
     @cached_property
     def final_norm(self) -> nn.Module:

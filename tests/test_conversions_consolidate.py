@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import tiny
 from cli import app
 from stitch.circuits import weights
+from stitch.composite import compose
 from stitch.conversions.consolidation import fitting, lessons, linear, memory
 from stitch.conversions.consolidation import slow_weights as slow
 from stitch.errors import StitchError, UsageError
@@ -20,7 +21,8 @@ from stitch.models import Model, load
 from stitch.sources import resolve
 from stitch.text import SPLITS, Split
 from stitch.tokens import Windows
-from test_stitch_chain_composite import as_model, chained
+from test_stitch_chain_composite import as_model, chained, everything
+from test_stitch_composite import identity
 
 DOCUMENTS = [
     f"The {a}{b} of {b}{a} is {a * 3}. {b}{b}, then {a}! Of {a} and {b} we say that {b}{a}{b} is {a}{b}{a} twice, never {c}."
@@ -424,6 +426,35 @@ def test_weights_that_are_not_finite_are_refused():
         slow.check(model)
 
 
-def test_a_composite_is_refused():
-    with pytest.raises(UsageError, match="composite is a composite: consolidate its parts"):
-        slow.check(as_model(chained("gpt2", "llama")))
+def test_a_composite_with_a_norm_after_an_mlp_in_any_part_is_refused():
+    slow.check(as_model(chained("gpt2", "llama")))
+    with pytest.raises(UsageError, match="Gemma 2 has a norm between them"):
+        slow.check(as_model(chained("gemma2", "llama")))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_model_cut_in_two_is_consolidated_as_the_whole(family):
+    """Curvature and edits block by block, though no gradient reaches embeddings where a seam looks tokens up."""
+    whole = tiny.model(family)
+    two = as_model(compose(whole, whole, 2, 2, identity(whole, 2)))
+    document = tiny.ids(1, 30, seed=5)[0]
+    found = []
+    for model in (whole, two):
+        bench = bench_of(model)
+        edit = memory.fit(bench, memory.lesson_of(model, document), 0.02, steps=2)
+        found.append((bench.curvature, edit))
+    (curvature, edit), (curvature_of_two, edit_of_two) = found
+    for block in range(whole.depth):
+        for part in ("neurons", "gradients"):
+            torch.testing.assert_close(
+                getattr(curvature_of_two, part)[block], getattr(curvature, part)[block], rtol=1e-4, atol=1e-6
+            )
+        assert (edit_of_two[block] - edit[block]).norm() < 1e-3 * edit[block].norm()
+
+
+def test_curvature_is_that_of_each_part_where_a_seam_looks_tokens_up():
+    model = as_model(chained("gpt2", "llama", make=everything))
+    bench = bench_of(model)
+    sizes = [(len(bench.curvature.neurons[b]), len(bench.curvature.gradients[b])) for b in range(model.depth)]
+    assert sizes == [(48, 32)] * 2 + [(56, 40)] * (model.depth - 2)
+    assert all(float(one.diagonal().min()) > 0 for one in bench.curvature.gradients.values())

@@ -365,7 +365,9 @@ def test_a_converted_model_can_be_the_first_of_two_and_a_composite_can_be_conver
     assert load(tmp_path / "again").depth == load(folder).depth - 3
     kl = {row["name"]: row["kl_to_b"] for row in again["results"]}
     assert kl["converted"] < 0.7 * kl["null:random-table"]
-    with pytest.raises(UsageError, match=r"--drop must be auto or in 3\.\.4 .* got 2"):
+    with pytest.raises(
+        UsageError, match=r"--drop must be auto or in 3\.\.4 .* got 2: .* convert their model before it is stitched"
+    ):
         convert_ngram(str(folder), tmp_path / "no", text=str(root / "text.jsonl"), drop=2, **SMALL)
 
 

@@ -38,7 +38,7 @@ from stitch.sources import Source
 from stitch.tokens import Windows
 
 FEATURES = ("hedgehog", "random", "taylor2", "mean", "none")
-FAMILIES = {"gpt2": {}, "llama": {}, "mistral": {"sliding_window": 128}, "qwen2": {}}
+FAMILIES = {"gpt2": {}, "gpt_bigcode": {}, "llama": {}, "mistral": {"sliding_window": 128}, "qwen2": {}}
 WINDOW = 5
 
 
@@ -113,6 +113,14 @@ def test_blocks_that_are_not_converted_keep_all_keys():
     some = wrap(model, Recipe(features="none", window=2, sinks=0, layers=(1, 4)))
     growth = state_bytes(some, 20) - state_bytes(some, 10)
     assert growth == 4 * 10 * (2 * 2 * 10 * 4 + 1)  # blocks · tokens · (keys and values of two groups in fp32, a flag)
+
+
+def test_one_key_head_has_one_state():
+    """Of a GPTBigCode: not one for each query head."""
+    net = recurrent("gpt_bigcode", "mean", window=3)
+    cache = net(tiny.ids(1, 9), use_cache=True).past_key_values
+    assert all(layer.state.shape == (1, 1, 1, 8) and layer.keys.shape == (1, 1, 3, 8) for layer in cache.layers)
+    assert cache_bytes(tiny.model("gpt_bigcode"), 10) == 6 * 10 * 2 * 8 * 4
 
 
 def attend(memory: Memory, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, chunk: int = 8) -> Tensor:
@@ -450,7 +458,7 @@ def test_what_is_read_back_is_what_was_saved(tmp_path):
 
 
 def test_it_is_no_part_of_a_composite(written):
-    with pytest.raises(UsageError, match="cannot be a part"):
+    with pytest.raises(UsageError, match=r"cannot be a part .* then give the result its recurrent form"):
         load(written[0])
 
 

@@ -17,7 +17,7 @@ from stitch.circuits.circuit import choose, mean_outputs
 from stitch.circuits.components import Components, replaced
 from stitch.circuits.score import score_model
 from stitch.circuits.spec import Prompts
-from stitch.circuits.weights import FAMILIES
+from stitch.circuits.weights import FAMILIES, ONE_KEY_HEAD
 from stitch.errors import StitchError, UsageError
 from stitch.grafts.graft import Wish, graft, read_host
 from stitch.grafts.plan import make_plan
@@ -152,7 +152,7 @@ def test_where_positions_work_alike_logits_are_those_of_the_circuit_alone(source
     assert gap.abs().max() < 1e-4 * wanted.abs().max()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, ONE_KEY_HEAD])
 @torch.no_grad()
 def test_a_whole_model_goes_into_a_wider_and_deeper_one(family: str, tmp_path: Path):
     """Every head and neuron of a pico model: the host computes the same, though its blocks, heads and channels are others."""
@@ -162,12 +162,12 @@ def test_a_whole_model_goes_into_a_wider_and_deeper_one(family: str, tmp_path: P
     size = weights.attention(donor, 0).q.shape[2]
     base = (
         GPT2 | {"n_embd": 15 * size, "n_head": 15}
-        if family == "gpt2"
+        if donor.anatomy.positions
         else LLAMA | {"model_type": family, "head_dim": size}
     )
     wider = (
         {"n_layer": 6}
-        if family == "gpt2"
+        if donor.anatomy.positions
         else {"num_hidden_layers": 6, "rope_parameters": donor.config.rope_parameters}
     )
     host = read_host(config(tmp_path, base | wider | {"sliding_window": None}), donor, 0)
@@ -286,6 +286,14 @@ def test_a_wider_model_computes_what_it_did(family: str):
     assert room.take_group(3, after.k.shape[1]) == before.k.shape[1] and after.k.shape[1] >= before.k.shape[1] + 2
     assert after.shared == before.shared
     assert room.take_neurons(2, 7, weights.mlp(wide, 2).up.shape[1]) == weights.mlp(model, 2).up.shape[1]
+
+
+def test_a_host_whose_class_has_one_key_head_is_refused(gpt2: Path, tmp_path: Path):
+    host = tiny.save(tmp_path / "big", "gpt_bigcode")
+    with pytest.raises(UsageError, match=r"must have room for key heads; .*big is a GPTBigCode"):
+        graft([Wish(str(gpt2), "induction", None)], str(host), tmp_path / "out")
+    with pytest.raises(UsageError, match="share one key head"):
+        weights.check(tiny.model("gpt_bigcode", multi_query=False), "the donor of a graft")
 
 
 def test_a_trained_host_keeps_what_it_had_and_gets_the_behaviour(gpt2: Path, circuit: Path, tmp_path: Path):

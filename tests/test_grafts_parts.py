@@ -26,7 +26,7 @@ def attention_of(model: Model, ids: torch.Tensor, block: int) -> torch.Tensor:
         return model.net(ids, output_attentions=True).attentions[block].double()
 
 
-@pytest.mark.parametrize("family", weights.FAMILIES)
+@pytest.mark.parametrize("family", [*weights.FAMILIES, weights.ONE_KEY_HEAD])
 def test_a_head_attends_as_the_model_does(family: str):
     changes = {"sliding_window": None} if family == "mistral" else {}
     model, ids = tiny.model(family, **changes), tiny.ids()
@@ -58,7 +58,7 @@ def test_neurons_write_what_the_models_do(family: str):
     assert (found - wanted).abs().max() < 2e-3 * wanted.abs().max()  # gelu_new is not quite gelu
 
 
-@pytest.mark.parametrize("family", weights.FAMILIES)
+@pytest.mark.parametrize("family", [*weights.FAMILIES, weights.ONE_KEY_HEAD])
 @torch.no_grad()
 def test_what_is_written_to_a_view_is_in_the_model(family: str):
     model, ids = tiny.model(family, **({"sliding_window": None} if family == "mistral" else {})), tiny.ids()

@@ -14,6 +14,8 @@ from stitch.errors import StitchError, UsageError
 from stitch.models import Model
 
 FAMILIES = ("gpt2", "llama", "mistral", "qwen2")
+ONE_KEY_HEAD = "gpt_bigcode"  # a GPT-2 whose heads share it: can be read, but has no room for a head that is written
+LAYER_NORM = ("gpt2", ONE_KEY_HEAD)
 GELU = {"gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"}  # within 5e-4 of each other
 SILU = {"silu", "swish"}
 
@@ -71,11 +73,15 @@ def check(model: Model, role: str) -> None:
     `role` is what messages call it: "the donor of a graft".
     """
     config = model.config
-    if config.model_type not in FAMILIES:
+    if config.model_type not in (*FAMILIES, ONE_KEY_HEAD):
         why = {"qwen3": " (its queries and keys are normalised)", "gemma2": " (its scores are softcapped)"}
         raise UsageError(
-            f"{role} must be of one of {', '.join(FAMILIES)}; {model.name} is "
+            f"{role} must be of one of {', '.join((*FAMILIES, ONE_KEY_HEAD))}; {model.name} is "
             f"{config.model_type}{why.get(config.model_type, '')}: choose another."
+        )
+    if not getattr(config, "multi_query", True):
+        raise UsageError(
+            f"{role} must share one key head where it is a GPTBigCode; {model.name} does not: choose another."
         )
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise UsageError(f"{role} must scale attention alike in all blocks; {model.name} does not.")
@@ -112,24 +118,28 @@ def norm_module(model: Model, stage: str, block: int = 0) -> nn.Module:
     """The norm before the attention or MLP of a block, or before the head."""
     if stage == "final":
         return model.final_norm
-    names = ("ln_1", "ln_2") if model.config.model_type == "gpt2" else ("input_layernorm", "post_attention_layernorm")
+    is_gpt = model.config.model_type in LAYER_NORM
+    names = ("ln_1", "ln_2") if is_gpt else ("input_layernorm", "post_attention_layernorm")
     return model.blocks[block].get_submodule(names[stage == "mlp"])
 
 
 def norm(model: Model, stage: str, block: int = 0) -> Norm:
     module: Any = norm_module(model, stage, block)
-    centred = model.config.model_type == "gpt2"
+    centred = model.config.model_type in LAYER_NORM
     eps = module.eps if centred else module.variance_epsilon
     return Norm(_view(module.weight), _view(getattr(module, "bias", None)), eps, centred)
 
 
 def attention(model: Model, block: int) -> Attention:
-    if model.config.model_type == "gpt2":
+    if model.config.model_type in LAYER_NORM:
         module: Any = model.blocks[block].attn
         heads = model.heads(block)
-        q, k, v = _view(module.c_attn.weight).unflatten(1, (3, heads, -1)).unbind(1)
-        q_bias, k_bias, v_bias = _view(module.c_attn.bias).view(3, heads, -1).unbind(0)
-        o, o_bias = _view(module.c_proj.weight).unflatten(0, (heads, -1)), _view(module.c_proj.bias)
+        size, weight, bias = module.head_dim, _matrix(module.c_attn), _view(module.c_attn.bias)
+        groups = (bias.shape[0] // size - heads) // 2
+        parts = (heads, groups, groups)
+        q, k, v = weight.unflatten(1, (-1, size)).split(parts, 1)
+        q_bias, k_bias, v_bias = bias.unflatten(0, (-1, size)).split(parts)
+        o, o_bias = _matrix(module.c_proj).unflatten(0, (heads, -1)), _view(module.c_proj.bias)
         return Attention(q, k, v, o, q_bias, k_bias, v_bias, o_bias, module.scaling)
     module = model.blocks[block].self_attn
     scaling = model.body.rotary_emb.attention_scaling**2  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue]
@@ -143,9 +153,9 @@ def attention(model: Model, block: int) -> Attention:
 
 def mlp(model: Model, block: int) -> Mlp:
     module: Any = model.blocks[block].mlp
-    if model.config.model_type == "gpt2":
+    if model.config.model_type in LAYER_NORM:
         up, down = module.c_fc, module.c_proj
-        return Mlp(None, None, *(_view(t) for t in (up.weight, up.bias, down.weight, down.bias)))
+        return Mlp(None, None, _matrix(up), _view(up.bias), _matrix(down), _view(down.bias))
     gate, up, down = module.gate_proj, module.up_proj, module.down_proj
     return Mlp(
         _view(gate.weight).T, _view(gate.bias), _view(up.weight).T, _view(up.bias), _view(down.weight).T, _view(down.bias)
@@ -159,6 +169,12 @@ def activation(model: Model) -> Literal["gelu", "silu"]:
     if name not in GELU | SILU:
         raise UsageError(f"neurons must be GELU or SiLU to be grafted; those of {model.name} are {name}.")
     return "gelu" if name in GELU else "silu"
+
+
+def _matrix(module: nn.Module) -> Float[Tensor, "d_in d_out"]:
+    """For row vectors: GPT-2's Conv1D keeps it so, a Linear transposed."""
+    weight = _view(module.weight)
+    return weight.T if isinstance(module, nn.Linear) else weight
 
 
 def _view(parameter: Any) -> Any:

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from stitch.activations import Progress
 from stitch.circuits.score import answered
 from stitch.circuits.spec import Prompts
+from stitch.composite import copy_translations
 from stitch.conversions.distil import begin, feature_parameters, fit_attention
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.recall import recall_prompts
@@ -20,7 +22,7 @@ from stitch.conversions.save import save
 from stitch.conversions.teach import taught
 from stitch.errors import StitchError, UsageError
 from stitch.evaluate import Scores, evaluate, whole_model
-from stitch.modeling_composite import StitchConfig, sliding_windows
+from stitch.modeling_composite import parts_of, sliding_windows
 from stitch.modeling_recurrent import Memory, RecurrentConfig, RecurrentForCausalLM, attentions, shape_of
 from stitch.models import Model
 from stitch.tokens import Windows
@@ -56,11 +58,17 @@ class Recipe:
 
 def check_convertible(model: Model, context: int) -> None:
     """Raises UsageError for attention that is not a plain causal softmax over the whole context."""
-    config = model.config
-    if isinstance(config, StitchConfig):
+    for part in parts_of(model.config):
+        _check_attention(model, part)
+    windows = sliding_windows(model.config)
+    if shortest := [window for window in windows if window is not None and window < context]:
         raise UsageError(
-            f"the model must be a stock one to become recurrent; {model.name} is a composite: convert its parts."
+            f"attention must reach over the whole context of {context} tokens; blocks of {model.name} reach {min(shortest)}: "
+            "lower --context or choose another model."
         )
+
+
+def _check_attention(model: Model, config: PreTrainedConfig) -> None:
     if getattr(config, "attn_logit_softcapping", None):
         raise UsageError(
             f"scores must not be capped to become recurrent; those of {model.name} are: choose another model."
@@ -71,11 +79,6 @@ def check_convertible(model: Model, context: int) -> None:
         )
     if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", None) == "alibi":
         raise UsageError(f"scores must be products of queries and keys; {model.name} adds ALiBi: choose another model.")
-    if shortest := [window for window in sliding_windows(config) if window is not None and window < context]:
-        raise UsageError(
-            f"attention must reach over the whole context of {context} tokens; blocks of {model.name} reach {min(shortest)}: "
-            "lower --context or choose another model."
-        )
 
 
 def wrap(model: Model, recipe: Recipe) -> RecurrentForCausalLM:
@@ -84,6 +87,7 @@ def wrap(model: Model, recipe: Recipe) -> RecurrentForCausalLM:
         net = RecurrentForCausalLM(recipe.config(model.config))
     net.base.load_state_dict(model.net.state_dict())
     net.base.to(model.dtype)
+    copy_translations(model.net, net.base)
     net.base.requires_grad_(False)
     net.generation_config = copy.deepcopy(model.net.generation_config)
     if net.generation_config is not None:

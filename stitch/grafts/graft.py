@@ -144,6 +144,11 @@ def _load(name: str, role: str, *, device: torch.device, trust_remote_code: bool
     source = resolve(name, progress=progress)
     model = load(source.folder, name=name, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code)
     weights.check(model, f"the {role} of a graft")
+    if role == "host" and model.config.model_type not in weights.FAMILIES:
+        raise UsageError(
+            f"the host of a graft must have room for key heads; {name} is a GPTBigCode, whose class has one: choose a model of "
+            f"one of {', '.join(weights.FAMILIES)}."
+        )
     return model
 
 

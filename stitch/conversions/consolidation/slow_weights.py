@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from stitch.errors import StitchError, UsageError
-from stitch.modeling_composite import StitchConfig
 from stitch.models import ANATOMIES, Model
 from stitch.tokens import Windows
 
@@ -32,17 +31,14 @@ LARGEST = 4.0  # factor by which an edit is scaled to a cost
 
 
 def check(model: Model) -> None:
-    """Raises UsageError unless the model is stock and its MLPs write to the stream directly; StitchError for NaN."""
-    if isinstance(model.config, StitchConfig):
-        raise UsageError(
-            f"a memory needs a stock model; {model.name} is a composite: consolidate its parts, then stitch them."
-        )
-    if model.anatomy.mlp_out_norm is not None:
-        fit = ", ".join(one.family for one in ANATOMIES.values() if one.mlp_out_norm is None)
-        raise UsageError(
-            f"a memory needs an MLP that writes to the residual stream directly; {model.anatomy.family} has a norm between "
-            f"them: choose a model of {fit}."
-        )
+    """Raises UsageError unless MLPs write to the stream directly, in a composite those of every part; StitchError for NaN."""
+    for part in model.parts:
+        if part.anatomy.mlp_out_norm is not None:
+            fit = ", ".join(one.family for one in ANATOMIES.values() if one.mlp_out_norm is None)
+            raise UsageError(
+                f"a memory needs an MLP that writes to the residual stream directly; {part.anatomy.family} has a norm between "
+                f"them: choose a model of {fit}."
+            )
     for name, value in model.net.named_parameters():
         if not torch.isfinite(value).all():
             raise StitchError(f"the weights of {model.name} must be finite; {name} is not: download it again.")
@@ -102,7 +98,10 @@ def measure_curvature(model: Model, windows: Windows, seed: int = 0, batch: int 
             f"--tokens must be at least the number of neurons, {widest:,}, for a covariance; got {windows.tokens:,}: raise it."
         )
     neurons: dict[int, Any] = dict.fromkeys(blocks, 0.0)
-    gradients: dict[int, Any] = dict.fromkeys(blocks, 0.0)
+    widths = [matrix(model, block).shape[1] for block in blocks]
+    gradients: dict[int, Any] = {b: torch.zeros(width, width, dtype=torch.float64) for b, width in enumerate(widths)}
+    # Its gradient goes through every down projection, whichever parameters are frozen.
+    leaf = torch.zeros((), dtype=model.dtype, device=model.device, requires_grad=True)
     generator = torch.Generator().manual_seed(seed)
 
     def moment(rows: Tensor) -> Tensor:
@@ -112,20 +111,19 @@ def measure_curvature(model: Model, windows: Windows, seed: int = 0, batch: int 
     def hook(block: int) -> Callable:
         def read(_, inputs, output):
             neurons[block] += moment(inputs[0])
+            output = output + leaf
             output.register_hook(lambda gradient: gradients.__setitem__(block, gradients[block] + moment(gradient)))
+            return output
 
         return read
 
     hooks = [model.down(block).register_forward_hook(hook(block)) for block in blocks]
     try:
         for ids in windows.ids.long().split(max(1, batch // windows.context)):
-            # The gradient of a leaf below all blocks reaches every down projection, whichever parameters are frozen.
-            ids = ids.to(model.device)
-            embedded = model.net.get_input_embeddings()(ids).detach().requires_grad_()
-            logits = model.net(inputs_embeds=embedded, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+            logits = model.net(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].flatten(0, 1).float()
             tokens = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
             loss = nn.functional.cross_entropy(logits, tokens.to(logits.device), reduction="sum")
-            torch.autograd.grad(loss, embedded)
+            torch.autograd.grad(loss, leaf)
     finally:
         for one in hooks:
             one.remove()

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 
 from stitch.activations import Progress
@@ -48,7 +47,8 @@ def convert_heads(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """Writes `name` with `kv_heads` key heads per block to `out`, as a stock checkpoint, and returns its report.
+    """Writes `name` with `kv_heads` key heads per block to `out` and returns its report: a stock checkpoint, of a composite a
+    composite of stock parts. A part that has so many already keeps them.
 
     Of our ways the best on the sweep split is written. With `steps`, it and every baseline are fine-tuned against the donor.
     Raises UsageError when the request cannot be met, StitchError when the work fails.
@@ -59,8 +59,8 @@ def convert_heads(
         device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress,
     )  # fmt: skip
     model = donor.model
-    check_heads(model, kv_heads)
-    grouping, watch = Grouping(kv_heads, model.depth, seed), Watch(model, "contraction", "least squares")
+    old = check_heads(model, kv_heads)
+    grouping, watch = Grouping(kv_heads, seed), Watch("contraction", "least squares")
     ids = {split: donor.windows[split].ids for split in ("fit", "sweep")}
     found = convert(
         model,
@@ -93,23 +93,29 @@ def convert_heads(
         "seed": seed,
         "dtype": dtype,
     }
-    report = _assemble(donor, kv_heads, grouping, watch, scores, rows, chosen, settings)
+    report = _assemble(donor, old, grouping, watch, scores, rows, chosen, settings)
     save_stock(final, model, out, report)
     return report
 
 
-def check_heads(model: Model, kv_heads: int) -> int:
-    """The number of key heads that the model has. Raises UsageError where it cannot have `kv_heads` instead."""
-    weights.check(model, "a model that gets fewer key heads")
-    attention = weights.attention(model, 0)
-    old = attention.k.shape[1]
-    if not 1 <= kv_heads < old or old % kv_heads:
-        fitting = ", ".join(str(count) for count in range(1, old) if old % count == 0)
+def check_heads(model: Model, kv_heads: int) -> list[int]:
+    """The numbers of key heads that the parts of the model have. Raises UsageError where they cannot have `kv_heads` instead."""
+    parts = [part for part in model.parts if part.depth]
+    for part in parts:
+        weights.check(part, "a model that gets fewer key heads")
+    old = [weights.attention(part, 0).k.shape[1] for part in parts]
+    fitting = [count for count in range(1, max(old)) if not any(own % count for own in old)]
+    if kv_heads not in fitting:
+        which = f"{old[0]} key heads" if len(set(old)) == 1 else f"key heads of every part ({', '.join(map(str, old))})"
         raise UsageError(
-            f"--kv-heads must be a proper divisor of the {old} key heads of {model.name}"
-            + (f" ({fitting}); got {kv_heads}." if fitting else f"; got {kv_heads}: one head cannot become fewer.")
+            f"--kv-heads must be a proper divisor of the {which} of {model.name}"
+            + (
+                f" ({', '.join(map(str, fitting))}); got {kv_heads}."
+                if fitting
+                else f"; got {kv_heads}: one head cannot become fewer."
+            )
         )
-    if model.config.model_type == "gpt2" and kv_heads != 1:
+    if kv_heads != 1 and any(part.config.model_type == "gpt2" for part in parts):
         raise UsageError(
             f"--kv-heads must be 1 for a GPT-2: the stock class for learned positions and fewer key heads, GPTBigCode, has one; "
             f"got {kv_heads}."
@@ -123,7 +129,6 @@ class Grouping:
     outputs."""
 
     kv_heads: int
-    depth: int
     seed: int
     found: list[Groups] = field(default_factory=list)
 
@@ -170,9 +175,15 @@ def _baselines(nets: dict[str, PreTrainedModel]) -> list[str]:
     return [way for way in nets if ":" in way and way.endswith(REFITTED)]
 
 
+def cache_bytes(model: Model, kv_heads: int | None) -> int:
+    """Of keys and values per token; `kv_heads` in every block, or as many as there are."""
+    shapes = [weights.attention(*model.in_part(block)).k.shape for block in range(model.depth)]
+    return sum(2 * (kv_heads or heads) * d for _, heads, d in shapes) * model.dtype.itemsize
+
+
 def _assemble(
     donor: Donor,
-    kv_heads: int,
+    old: list[int],
     grouping: Grouping,
     watch: Watch,
     scores: dict[str, Scores],
@@ -180,14 +191,10 @@ def _assemble(
     chosen: str,
     settings: dict,
 ) -> dict:
-    model, steps = donor.model, settings["steps"]
-    attention = weights.attention(model, 0)
-    old, d = attention.k.shape[1], attention.k.shape[2]
-    results = []
-    for name, found in scores.items():
-        heads = old if name == "donor" else kv_heads
-        size = 2 * heads * d * model.depth * torch.finfo(model.dtype).bits // 8
-        results.append({**found.row(name), "cache_bytes": size})
+    model, steps, kv_heads = donor.model, settings["steps"], settings["kv_heads"]
+    sizes = {name: cache_bytes(model, None if name == "donor" else kv_heads) for name in scores}
+    results = [{**found.row(name), "cache_bytes": sizes[name]} for name, found in scores.items()]
+    before = " and ".join(str(count) for count in dict.fromkeys(old))
     ending = f", {steps:,} steps" if steps else REFITTED
     same = [name for name in scores if name.startswith(("baseline:", "null:")) and name.endswith(ending)]
     way = f"{chosen}, {steps:,} steps" if steps else chosen
@@ -205,9 +212,9 @@ def _assemble(
     return {
         "conversion": "heads",
         "model": model.name,
-        "title": f"{model.name} with {kv_heads} of {old} key heads",
-        "made": f"{model.name} with {old} key and value heads per block merged into {kv_heads} ({way}). "
-        f"A stock {type(rows['converted']).__name__}.",
+        "title": f"{model.name} with {kv_heads} of {before} key heads",
+        "made": f"{model.name} with {before} key and value heads per block merged into {kv_heads} ({way}). "
+        f"A {'stock ' if len(model.parts) == 1 else ''}{type(rows['converted']).__name__}.",
         "tokens": {split: windows.tokens for split, windows in donor.windows.items()},
         "context": longer,
         "fitted_context": donor.context,

@@ -1,7 +1,7 @@
 """Block by block: the donor's stream beside that of every converted model, so that each refit sees what came before it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from stitch.conversions.heads.attend import Heads, heads_of, mixed, scores, stac
 from stitch.conversions.heads.contraction import KeyMoments
 from stitch.conversions.heads.merge import Groups, Keys, Merged, Values, merged_weights, query_heads
 from stitch.conversions.heads.refine import UNIFORM, Rows, rows_of
+from stitch.conversions.heads.seams import entering
 from stitch.models import Model
 from stitch.translation.moments import accumulate
 from stitch.translation.towards import ridge_towards
@@ -136,10 +137,18 @@ def attention_rows(
 
 @dataclass
 class Track:
-    """A model being converted: its streams so far on fit and held-out windows, and the attentions that it has got."""
+    """A model being converted: its streams so far on fit and held-out windows, earlier ones that a seam to come reads, and the
+    attentions that it has got."""
 
     streams: dict[str, Float[Tensor, "windows t width"]]
-    attentions: list[Attention]
+    earlier: dict[str, dict[int, Tensor]]
+    attentions: list[Attention] = field(default_factory=list)
+
+    def enter(self, model: Model, block: int, ids: dict[str, Tensor]) -> None:
+        self.streams = {
+            split: entering(model, block, stream, ids[split], self.earlier[split])
+            for split, stream in self.streams.items()
+        }
 
 
 @torch.no_grad()
@@ -174,30 +183,37 @@ def convert(
     *,
     sample: int,
     seed: int = 0,
-    watch: Callable[[int, list[Group], dict[str, Merged], Tensor], None] | None = None,
+    watch: Callable[[Model, int, list[Group], dict[str, Merged], Tensor], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, list[Attention]]:
     """The attentions of every method, block by block.
 
     `ids` holds windows to fit on ("fit") and to choose λ on ("sweep"); of the former the first `sample` give the rows of the
-    attention that keys are refined on. `watch` is shown every block: its groups, what each method made of them, the held-out
-    stream.
+    attention that keys are refined on. `groups` and `watch` get every block as its part of a composite and its number there;
+    `watch` is shown its groups, what each method made of them, the held-out stream.
     """
     start = {split: _embedded(donor, windows) for split, windows in ids.items()}
-    tracks = {name: Track(dict(start) if method.refit else {}, []) for name, method in methods.items()}
-    streams = dict(start)
-    for block in range(donor.depth):
-        old = weights.attention(donor, block)
-        moments = block_moments(donor, block, streams["fit"])
-        grouping = groups(donor, block, moments, streams["fit"].shape[1])
+
+    def track(has_streams: bool) -> Track:
+        return Track(dict(start) if has_streams else {}, {split: {} for split in ids})
+
+    own, tracks = track(True), {name: track(method.refit) for name, method in methods.items()}
+    for number in range(donor.depth):
+        model, block = donor.in_part(number)
+        for one in (own, *tracks.values()):
+            one.enter(donor, number, ids)
+        old, streams = weights.attention(model, block), own.streams
+        moments = block_moments(model, block, streams["fit"])
+        grouping = groups(model, block, moments, streams["fit"].shape[1])
         found = [
             group_of(
-                donor, block, members, moments,
-                partial(attention_rows, donor, block, members, streams["fit"][:sample], seed), streams["fit"].shape[1],
+                model, block, members, moments,
+                partial(attention_rows, model, block, members, streams["fit"][:sample], seed), streams["fit"].shape[1],
             )
             for members in grouping
         ]  # fmt: skip
-        outputs = {split: attention_output(donor, block, old, stream) for split, stream in streams.items()}
+        alone = tuple((head,) for head in range(old.k.shape[1]))
+        outputs = {split: attention_output(model, block, old, stream) for split, stream in streams.items()}
         after = {split: stream + written(old, outputs[split]) for split, stream in streams.items()}
         keys = {make: tuple(make(one) for one in found) for make in dict.fromkeys(one.keys for one in methods.values())}
         values = {
@@ -205,21 +221,23 @@ def convert(
         }
         made = {name: Merged(grouping, keys[one.keys], values[one.values]) for name, one in methods.items()}
         if watch:
-            watch(block, found, made, streams["sweep"])
+            watch(model, block, found, made, streams["sweep"])
         for name, method in methods.items():
-            merged, track = made[name], tracks[name]
-            new = merged_weights(old, merged)
+            merged, converted = made[name], tracks[name]
+            # Where nothing is merged, only the refit has something to do: the stream that reaches it has changed.
+            new = old if grouping == alone else merged_weights(old, merged)
             if method.refit:
-                read = {split: attention_output(donor, block, new, stream) for split, stream in track.streams.items()}
-                new = refitted_outputs(new, read, track.streams, after)
-                track.streams = {
-                    split: after_mlp(donor, block, stream + written(new, read[split]))
-                    for split, stream in track.streams.items()
+                before = converted.streams
+                read = {split: attention_output(model, block, new, stream) for split, stream in before.items()}
+                new = refitted_outputs(new, read, before, after)
+                converted.streams = {
+                    split: after_mlp(model, block, stream + written(new, read[split]))
+                    for split, stream in before.items()
                 }
-            track.attentions.append(new)
-        streams = {split: after_mlp(donor, block, stream) for split, stream in after.items()}
+            converted.attentions.append(new)
+        own.streams = {split: after_mlp(model, block, stream) for split, stream in after.items()}
         if progress:
-            progress("blocks", block + 1, donor.depth)
+            progress("blocks", number + 1, donor.depth)
     return {name: track.attentions for name, track in tracks.items()}
 
 

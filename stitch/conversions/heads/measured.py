@@ -23,12 +23,11 @@ class Watch:
     Called once per block by `fit.convert`; `WINDOWS` held-out windows are measured on.
     """
 
-    model: Model
     predicted_by: str  # the method whose maps are the closed form's
     also: str  # another whose scores are measured
     rows: list[dict[str, float]] = field(default_factory=list)
 
-    def __call__(self, block: int, found: list[Group], made: dict[str, Merged], held_out: Tensor) -> None:
+    def __call__(self, model: Model, block: int, found: list[Group], made: dict[str, Merged], held_out: Tensor) -> None:
         closed, other, stream = made[self.predicted_by], made[self.also], held_out[:WINDOWS]
         sums: dict[str, float] = {}
 
@@ -39,22 +38,25 @@ class Watch:
             closed.groups, found, closed.keys, other.keys, closed.values, strict=True
         ):
             add("keys_predicted", predicted_error(keys, group.keys))
-            held = attention_rows(self.model, block, members, stream, seed=0, uniform=1.0)
+            held = attention_rows(model, block, members, stream, seed=0, uniform=1.0)
             add("keys_measured", error(keys, held))
             add("keys_refined", error(better, held))
             add("values_predicted", predicted_value_error(values, group.values, group.output, group.head_of))
-            add("values_measured", self._values(block, members, group, values, stream))
+            add("values_measured", _wrong_values(model, block, members, group, values, stream))
         self.rows.append(sums)
 
-    def _values(self, block: int, members: tuple[int, ...], group: Group, values: Values, stream: Tensor) -> float:
-        attention = weights.attention(self.model, block)
-        of = heads_of(attention, normed(self.model, block, stream))
-        theta, which = weights.frequencies(self.model), query_heads(members, attention.shared)
-        weight = scores(of.q, of.k, theta, attention.scale).softmax(-1)[:, which]
-        attended = torch.einsum("whij,wjs->hwis", weight, stacked(of.v[:, list(members)])).flatten(1, 2).double().cpu()
-        d, wrong, total = group.output.shape[1], 0.0, 0.0
-        for read, new, own, head in zip(attended, values.output, group.output, group.head_of, strict=True):
-            right = read[:, head * d : (head + 1) * d] @ own
-            wrong += float((right - read @ values.shared.T @ new).square().sum())
-            total += float(right.square().sum())
-        return wrong / max(total, 1e-300)
+
+def _wrong_values(
+    model: Model, block: int, members: tuple[int, ...], group: Group, values: Values, stream: Tensor
+) -> float:
+    attention = weights.attention(model, block)
+    of = heads_of(attention, normed(model, block, stream))
+    theta, which = weights.frequencies(model), query_heads(members, attention.shared)
+    weight = scores(of.q, of.k, theta, attention.scale).softmax(-1)[:, which]
+    attended = torch.einsum("whij,wjs->hwis", weight, stacked(of.v[:, list(members)])).flatten(1, 2).double().cpu()
+    d, wrong, total = group.output.shape[1], 0.0, 0.0
+    for read, new, own, head in zip(attended, values.output, group.output, group.head_of, strict=True):
+        right = read[:, head * d : (head + 1) * d] @ own
+        wrong += float((right - read @ values.shared.T @ new).square().sum())
+        total += float(right.square().sum())
+    return wrong / max(total, 1e-300)

@@ -1,92 +1,88 @@
-"""The stock model that holds merged heads: the donor's own family, or GPTBigCode, a GPT-2 with one key head."""
+"""The model that holds merged heads: of the donor's own family, or GPTBigCode, a GPT-2 with one key head; part by part."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPTBigCodeConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPTBigCodeConfig, PreTrainedConfig, PreTrainedModel
 
 from stitch.circuits.weights import Attention
-from stitch.models import Model
+from stitch.composite import copy_translations
+from stitch.modeling_composite import StitchConfig, StitchForCausalLM
+from stitch.models import Model, anatomy_of
+
+SAME = (
+    "vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "resid_pdrop", "embd_pdrop", "attn_pdrop",
+    "layer_norm_epsilon", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "scale_attn_weights",
+)  # fmt: skip
 
 
 def with_heads(donor: Model, attentions: list[Attention]) -> PreTrainedModel:
     """A new model with these attentions, block by block; everything else has the donor's values, in its dtype and device."""
-    groups = attentions[0].k.shape[1]
-    if donor.config.model_type == "gpt2":
-        return _big_code(donor, attentions)
-    config = copy.deepcopy(donor.config)
-    config.num_key_value_heads = groups
-    config.head_dim = attentions[0].q.shape[2]  # where it was the width divided by the heads, too
-    net = _empty(donor, config)
-    _copy(donor.net, net, lambda name, value: value)
-    for block, new in enumerate(attentions):
-        module = net.get_submodule(f"{donor.anatomy.body}.{donor.anatomy.blocks}.{block}.{donor.anatomy.attention}")
-        for name, weight, bias in (
-            ("q_proj", new.q, new.q_bias),
-            ("k_proj", new.k, new.k_bias),
-            ("v_proj", new.v, new.v_bias),
-        ):
-            _set(module.get_submodule(name), weight.flatten(1).T, None if bias is None else bias.flatten())
-        _set(module.get_submodule("o_proj"), new.o.flatten(0, 1).T, new.o_bias)
+    config = _with_key_heads(donor.config, attentions)
+    config.dtype = donor.dtype
+    make: Any = StitchForCausalLM._from_config if isinstance(config, StitchConfig) else AutoModelForCausalLM.from_config
+    net = make(config, dtype=donor.dtype).to(donor.device).eval()
+    net.generation_config = copy.deepcopy(donor.net.generation_config)
+    copy_translations(donor.net, net)
+    _copy(donor.net, net)
+    new = Model(donor.name, net, donor.tokenizer, anatomy_of(net.config), donor.folder)
+    for block, attention in enumerate(attentions):
+        part, own = new.in_part(block)
+        _write(part.blocks[own].get_submodule(part.anatomy.attention), attention)
     return net
 
 
-def _big_code(donor: Model, attentions: list[Attention]) -> PreTrainedModel:
-    old = donor.config
-    same = (
-        "vocab_size",
-        "n_positions",
-        "n_embd",
-        "n_layer",
-        "n_head",
-        "n_inner",
-        "resid_pdrop",
-        "embd_pdrop",
-        "attn_pdrop",
-    )
-    same += (
-        "layer_norm_epsilon",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "tie_word_embeddings",
-        "scale_attn_weights",
-    )
+def _with_key_heads(config: PreTrainedConfig, attentions: list[Attention]) -> PreTrainedConfig:
+    """A config for attentions with as many key heads as the given ones, which are those of its blocks."""
+    if isinstance(config, StitchConfig):
+        config = copy.deepcopy(config)
+        before = config.a_config.num_hidden_layers
+        config.a_config = _with_key_heads(config.a_config, attentions[:before])
+        config.b_config = _with_key_heads(config.b_config, attentions[before:])
+        return config
+    if not attentions or config.model_type == "gpt_bigcode":
+        return copy.deepcopy(config)
+    if isinstance(config, GPT2Config):
+        return _big_code(config)
+    config = copy.deepcopy(config)
+    _, config.num_key_value_heads, config.head_dim = attentions[0].k.shape  # the width was divided by the heads, too
+    return config
+
+
+def _big_code(old: GPT2Config) -> GPTBigCodeConfig:
     activation = "gelu_pytorch_tanh" if old.activation_function == "gelu_new" else old.activation_function
-    config = GPTBigCodeConfig(
-        **{name: getattr(old, name) for name in same}, activation_function=activation, multi_query=True,
+    return GPTBigCodeConfig(
+        **{name: getattr(old, name) for name in SAME}, activation_function=activation, multi_query=True, dtype=old.dtype,
         attention_softmax_in_fp32=False, scale_attention_softmax_in_fp32=False,
     )  # fmt: skip
-    net = _empty(donor, config)
-    # GPT-2 keeps its projections transposed (Conv1D).
-    _copy(
-        donor.net, net, lambda name, value: value.T if name.endswith((".c_fc.weight", "mlp.c_proj.weight")) else value
-    )
-    for block, new in enumerate(attentions):
-        assert new.q_bias is not None and new.k_bias is not None and new.v_bias is not None
-        reads = torch.cat([part.flatten(1) for part in (new.q, new.k, new.v)], 1).T
-        biases = torch.cat([part.flatten() for part in (new.q_bias, new.k_bias, new.v_bias)])
-        attention = net.get_submodule(f"transformer.h.{block}.attn")
-        _set(attention.get_submodule("c_attn"), reads, biases)
-        _set(attention.get_submodule("c_proj"), new.o.flatten(0, 1).T, new.o_bias)
-    return net
-
-
-def _empty(donor: Model, config) -> PreTrainedModel:
-    config.dtype = donor.dtype
-    net = AutoModelForCausalLM.from_config(config, dtype=donor.dtype).to(donor.device).eval()
-    net.generation_config = copy.deepcopy(donor.net.generation_config)
-    return net
 
 
 @torch.no_grad()
-def _copy(old: nn.Module, new: nn.Module, changed) -> None:
+def _copy(old: nn.Module, new: nn.Module) -> None:
     """All but the attentions, which differ in shape."""
-    values = dict(old.named_parameters())
-    for name, parameter in new.named_parameters():
-        if ".self_attn." not in name and ".attn." not in name:
-            parameter.copy_(changed(name, values[name]))
+    for path, module in new.named_modules():
+        if ".self_attn." in path or ".attn." in path:
+            continue
+        before = old.get_submodule(path)
+        for name, parameter in module.named_parameters(recurse=False):
+            value = before.get_parameter(name)
+            # GPT-2 keeps its projections transposed (Conv1D).
+            is_turned = value.ndim == 2 and isinstance(module, nn.Linear) and not isinstance(before, nn.Linear)
+            parameter.copy_(value.T if is_turned else value)
+
+
+def _write(module: nn.Module, new: Attention) -> None:
+    names = ("c_attn", "c_proj") if hasattr(module, "c_attn") else ("q_proj", "k_proj", "v_proj", "o_proj")
+    reads = [(new.q, new.q_bias), (new.k, new.k_bias), (new.v, new.v_bias)]
+    weights = [weight.flatten(1).T for weight, _ in reads]
+    biases = [None if bias is None else bias.flatten() for _, bias in reads]
+    if len(names) == 2:
+        weights, biases = [torch.cat(weights)], [torch.cat([bias for bias in biases if bias is not None])]
+    for name, weight, bias in zip(names[:-1], weights, biases, strict=True):
+        _set(module.get_submodule(name), weight, bias)
+    _set(module.get_submodule(names[-1]), new.o.flatten(0, 1).T, new.o_bias)
 
 
 @torch.no_grad()

@@ -86,10 +86,16 @@ def convert_ngram(
 
 def check_drop(model: Model, drop: int | str) -> None:
     """Raises UsageError unless `drop` is auto or leaves blocks of the model, of a composite's last part, on both sides."""
-    least = blocks_before_last_part(model.config) + 1
+    before = blocks_before_last_part(model.config)
+    least = before + 1
+    # A memory in place of fewer would leave seams that read streams which are no longer computed.
+    remedy = (
+        f": to replace some of the first {before} alone, convert their model before it is stitched." if before else "."
+    )
     if drop != "auto" and not (isinstance(drop, int) and least <= drop < model.depth):
         raise UsageError(
-            f"--drop must be auto or in {least}..{model.depth - 1} for {model.name}, which has {model.depth} blocks; got {drop}."
+            f"--drop must be auto or in {least}..{model.depth - 1} for {model.name}, which has {model.depth} blocks; "
+            f"got {drop}{remedy}"
         )
 
 
