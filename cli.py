@@ -866,14 +866,20 @@ def recurrent(
     features: Annotated[
         str,
         typer.Option(
-            help="taylor2 and random: in closed form. hedgehog: fitted. hybrid: hedgehog, with the last keys exact."
+            help="taylor2 and random: in closed form. hedgehog: fitted. hybrid: hedgehog, with the last keys exact, and slots."
         ),
     ] = "hybrid",
     window: Annotated[
         int | None,
-        typer.Option(help="Last keys that are seen exactly. Default: a sixth of the context for hybrid, else 0."),
+        typer.Option(help="Last keys that are seen exactly. Default: 1/32 of the context for hybrid, else 0."),
     ] = None,
     sinks: Annotated[int, typer.Option(help="First keys that are seen exactly.")] = 1,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            help="Older keys that are seen exactly, chosen by a learned priority. Default: 1/8 of the context for hybrid, else 0."
+        ),
+    ] = None,
     multiple: Annotated[
         float | None, typer.Option(help="Features per dimension of a head. Default: 2; for hybrid 0.5.")
     ] = None,
@@ -905,9 +911,10 @@ def recurrent(
         from stitch.conversions.recurrent import convert_recurrent
 
         return convert_recurrent(
-            model, out, features=features, window=window, sinks=sinks, multiple=multiple, hidden=hidden, layers=layers,
-            text=text, tokens=tokens, held_out=held_out, context=context, steps=steps, logit_steps=logit_steps, seed=seed,
-            device=device, dtype=dtype, overwrite=overwrite, trust_remote_code=trust_remote_code, progress=progress,
+            model, out, features=features, window=window, sinks=sinks, slots=slots, multiple=multiple, hidden=hidden,
+            layers=layers, text=text, tokens=tokens, held_out=held_out, context=context, steps=steps,
+            logit_steps=logit_steps, seed=seed, device=device, dtype=dtype, overwrite=overwrite,
+            trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
 
     _print_conversion(_guarded(work, quiet=quiet, debug=debug), out, as_json)

@@ -88,13 +88,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=Path, metavar="FOLDER")
     parser.add_argument("--train-steps", type=int, default=600)
-    parser.add_argument("--figure", type=Path)
-    parser.add_argument("lines", type=Path, nargs="?")
+    parser.add_argument("--figure", nargs=2, type=Path, metavar=("OUT.png", "LINES.jsonl"))
     given = parser.parse_args()
     if given.train:
         trained(given.train, given.train_steps)
     elif given.figure:
-        draw([json.loads(one) for one in given.lines.read_text().splitlines()], given.figure)
+        out, lines = given.figure
+        draw([json.loads(one) for one in lines.read_text().splitlines()], out)
     else:
         for kv_heads in map(int, given.kv_heads.split(",")):
             print(json.dumps(line(given, kv_heads)), flush=True)

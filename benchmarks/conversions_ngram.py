@@ -66,11 +66,10 @@ def lines(given: argparse.Namespace):
             }
 
 
-def draw(out: Path, paths: list[Path]) -> None:
+def draw(out: Path, found: list[dict]) -> None:
     """Cost against depth and against tokens, one curve per model; without a memory as a dashed line."""
     import matplotlib.pyplot as plt
 
-    found = [json.loads(line) for path in paths for line in path.read_text().splitlines() if line.startswith("{")]
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5))
     most: dict[str, int] = {}  # by model the number of tokens that most depths were tried with
     for model in sorted({one["model"] for one in found}):
@@ -132,11 +131,13 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=None)
     parser.add_argument("--text", default="docs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--figure", type=Path, help="Draw the LINES instead.")
-    parser.add_argument("lines", type=Path, nargs="*")
+    parser.add_argument(
+        "--figure", nargs=2, type=Path, metavar=("OUT.png", "LINES.jsonl"), help="Draw; measure nothing."
+    )
     given = parser.parse_args()
     if given.figure is not None:
-        draw(given.figure, given.lines)
+        out, lines_of = given.figure
+        draw(out, [json.loads(line) for line in lines_of.read_text().splitlines()])
         return
     for line in lines(given):
         print(json.dumps(line), flush=True)

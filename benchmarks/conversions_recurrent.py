@@ -1,15 +1,23 @@
 """KL to the donor against the bytes of a recurrent state: one JSON line per row, and a picture with `--figure`.
 
-    window      the last keys alone: 16 to 128 of them
-    tail        the same with the first key and one feature for all others, fitted: the null of every fitted row
-    hedgehog    features and the first key alone: twice and four times as many as a head has dimensions
-    hybrid      twice as many and the last 16 or 32 keys; half as many and the last 41, which are the bytes of 16 and twice
-    linear      hybrid without MLPs in its feature maps
-    closed      Taylor-2 and random features, raw and beside 16 keys
-    exact       parallel against recurrent form of a fitted model, and the state at 32,768 tokens (RoPE only)
+At every share of the donor's cache, each row in as many bytes, the first key exact in all but `window`:
 
-`python benchmarks/conversions_recurrent.py demo:gpt2 --rows window tail hybrid` measures these alone. All rows of a model share
-windows, fit tokens and steps; what comes first does not change what follows.
+    window      the last keys alone
+    tail        the last keys and one feature for all others, fitted: the null of every fitted row
+    hedgehog    half as many features as a head has dimensions, and the last keys
+    slots       the last 1/32 of the context, keys kept by a learned priority, one feature for all others
+    hybrid      the same with half as many features as dimensions
+    hindsight   slots whose keys are those that will get the most attention: a ceiling, no model
+
+and at sizes of their own:
+
+    pure        hedgehog features and the first key: one, two, four times as many as dimensions
+    linear      twice as many without MLPs, and the last sixteenth of the context
+    closed      Taylor-2 and random features, raw and beside the last sixteenth
+    exact       parallel against recurrent form of a fitted `hybrid`, and the state at 32,768 tokens (RoPE only)
+
+`python benchmarks/conversions_recurrent.py demo:gpt2 --rows tail slots` measures these alone. All rows of a model share windows,
+fit tokens and steps; what comes first does not change what follows.
 """
 
 import argparse
@@ -19,11 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.recall import recall_prompts
 from stitch.conversions.recurrent import (
     Recipe,
+    as_many_bytes,
     beside,
     cache_bytes,
     check_convertible,
@@ -34,55 +44,111 @@ from stitch.conversions.recurrent import (
     state_bytes,
     wrap,
 )
-from stitch.modeling_recurrent import RecurrentForCausalLM, attentions, shape_of
+from stitch.conversions.report import difference
+from stitch.evaluate import Scores
+from stitch.modeling_recurrent import LEAST, RecurrentForCausalLM, attentions, shape_of
 
-COLOURS = {"window": "#9a9a9a", "tail": "black", "hedgehog": "#3b6fb6", "hybrid": "#c0504d", "linear": "#d99a3a"}
+SHARES = (0.1, 0.2, 0.4, 0.6)
+AT_SHARES = ("tail", "window", "hedgehog", "slots", "hybrid")
+COLOURS = {
+    "window": "#9a9a9a", "tail": "black", "hedgehog": "#3b6fb6", "slots": "#3f8f4f", "hybrid": "#c0504d", "pure": "#d99a3a",
+    "hindsight": "#bbbbbb",
+}  # fmt: skip
 MARKS = {"taylor2": "s", "random": "^"}
 
 
-def recipes(width: int, steps: int, logit_steps: int) -> dict[str, list[Recipe]]:
-    """Rows by kind for heads of this width."""
-    fitted: dict[str, Any] = {"steps": steps, "logit_steps": logit_steps, "hidden": 2 * width}
+class Hindsight(nn.Module):
+    """`net` with the keys in its slots chosen by all the attention that they get once they are old. Pairwise, not recurrent."""
+
+    def __init__(self, net: RecurrentForCausalLM):
+        super().__init__()
+        self.net = net
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False):
+        return self.net.base(input_ids=input_ids, use_cache=False, recurrent=self)
+
+    def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        memory: Any = self.net.memories[module.memory_index]
+        q = q.unflatten(1, (memory.shape.groups, memory.shape.shared))
+        column = torch.arange(k.shape[2], device=k.device)
+        ago = column[:, None] - column
+        scores = (q @ k[:, :, None].mT * scaling).masked_fill(ago < 0, LEAST)
+        old = (ago >= memory.window) & (column >= memory.sinks)
+        asked = (scores.softmax(-1) * old).sum((2, 3))
+        there = asked[:, :, None].masked_fill(~old, -1.0)
+        least = there.topk(min(memory.slots, k.shape[2]), -1).values[..., -1:]
+        kept = (there >= least)[:, :, None]
+        _, log = memory.map.queries(q * scaling**0.5)
+        logs = torch.where(old & ~kept, log.expand_as(scores), scores).masked_fill(ago < 0, LEAST)
+        return (logs.softmax(-1) @ v[:, :, None]).flatten(1, 2)
+
+
+def at_share(share: float, context: int, width: int, fitted: dict[str, Any]) -> dict[str, Recipe]:
+    """Recipes of about this share of the cache; those with windows alone are then brought to the bytes of `slots`."""
+    window, features = max(1, context // 32), width // 2
+    keys = max(window + 2, round(share * context) - 1)
+    # A slot holds key, value and priority, a feature a row of values, a sum and a shift.
+    slots = (keys - window) * 2 * width // (2 * width + 1)
+    fewer = slots - -(-features * (width + 2) // (2 * width + 1))
+    found = {
+        "slots": Recipe(features="mean", window=window, sinks=1, slots=slots, **fitted),
+        "tail": Recipe(features="mean", window=1, sinks=1, **fitted),
+        "window": Recipe(features="none", window=1, sinks=0),
+        "hedgehog": Recipe(features="hedgehog", window=1, sinks=1, dimension=features, **fitted),
+    }
+    if fewer > 0:
+        found["hybrid"] = Recipe(features="hedgehog", window=window, sinks=1, slots=fewer, dimension=features, **fitted)
+    return found
+
+
+def of_own_size(context: int, width: int, fitted: dict[str, Any]) -> dict[str, list[Recipe]]:
+    window = context // 16
 
     def hedgehog(multiple: float, window: int, **changes) -> Recipe:
         options = {**fitted, "features": "hedgehog", "dimension": round(multiple * width), "window": window, "sinks": 1}
         return Recipe(**{**options, **changes})
 
     return {
-        "window": [Recipe(features="none", window=window, sinks=0) for window in (16, 32, 49, 64, 128)],
-        "tail": [Recipe(features="mean", window=window, sinks=1, **fitted) for window in (16, 49, 64)],
-        "hedgehog": [hedgehog(multiple, 0) for multiple in (2, 4)],
-        "hybrid": [hedgehog(2, window) for window in (16, 32)] + [hedgehog(0.5, 41)],
-        "linear": [hedgehog(2, 16, hidden=0)],
+        "pure": [hedgehog(multiple, 0) for multiple in (1, 2, 4)],
+        "linear": [hedgehog(2, window, hidden=0)],
         "closed": [
-            Recipe(features=features, window=window, sinks=min(window, 1), dimension=dimension)
-            for window in (0, 16)
+            Recipe(features=features, window=last, sinks=min(last, 1), dimension=dimension)
+            for last in (0, window)
             for features, dimension in (("taylor2", None), ("random", 2 * width), ("random", 4 * width))
         ],
     }
 
 
-def row(net: RecurrentForCausalLM, donor: Donor, recipe: Recipe, kind: str) -> dict:
-    """A net fitted and scored on the report split."""
+def figures(net: RecurrentForCausalLM, donor: Donor, recipe: Recipe, kind: str, score: Scores, course: dict) -> dict:
+    kept = state_bytes(net, donor.context)
+    return {
+        "kind": kind, "context": donor.context, **score.row(recipe.features), "window": recipe.window, "sinks": recipe.sinks,
+        "slots": recipe.slots, "hidden": recipe.hidden, "multiple": dimension_of(net), "state_bytes": kept,
+        "share": kept / cache_bytes(donor.model, donor.context), "fit": course,
+    }  # fmt: skip
+
+
+def row(
+    net: RecurrentForCausalLM, donor: Donor, recipe: Recipe, kind: str, rival: Scores | None
+) -> tuple[dict, Scores]:
+    """A net fitted and scored on the report split, beside the null of as many bytes."""
     began = time.perf_counter()
     course = fit(net, donor, recipe)
     seconds = time.perf_counter() - began
     score = scores_of({"net": net}, donor, donor.windows["report"])["net"]
-    kept = state_bytes(net, donor.context)
-    asked = recall_prompts(donor.model.tokenizer, donor.context // 2)
-    return {
-        "kind": kind, **score.row(recipe.features), "window": recipe.window, "sinks": recipe.sinks, "hidden": recipe.hidden,
-        "multiple": dimension_of(net), "state_bytes": kept, "share": kept / cache_bytes(donor.model, donor.context),
-        "recall": recall(net, asked), "fit": course, "seconds": seconds,
-    }  # fmt: skip
+    line = figures(net, donor, recipe, kind, score, course)
+    line |= {"recall": recall(net, recall_prompts(donor.model.tokenizer, donor.context // 2)), "seconds": seconds}
+    if rival is not None:
+        line["minus_tail"] = difference({kind: score, "tail": rival}, kind, "tail")
+    return line, score
 
 
 @torch.no_grad()
 def exact(net: RecurrentForCausalLM, donor: Donor) -> dict:
-    """max |Δlogit| of the two forms at lengths 1, w, w + 1, 4 w, and the bytes of a long text's state."""
+    """max |Δlogit| of the two forms at lengths 1, w, w + 1, 4 w and the context, and the bytes of a long text's state."""
     window, ids = net.config.window, donor.windows["report"].ids.long()
     worst = {}
-    for length in (1, window, window + 1, 4 * window):
+    for length in (1, window, window + 1, 4 * window, donor.context):
         text, cache, found = ids[:4, :length].to(net.device), None, []
         for column in text.split(1, 1):
             out = net(column, past_key_values=cache, use_cache=True)
@@ -99,66 +165,85 @@ def exact(net: RecurrentForCausalLM, donor: Donor) -> dict:
     return {"kind": "exact", "worst": worst, "bytes_at": sizes}
 
 
-def main() -> None:
-    options = argparse.ArgumentParser()
-    options.add_argument("model")
-    options.add_argument(
-        "--rows", nargs="*", default=["window", "tail", "hedgehog", "hybrid", "linear", "closed", "exact"]
-    )
-    options.add_argument("--tokens", type=int, default=65_536)
-    options.add_argument("--held-out", type=int, default=16_384)
-    options.add_argument("--context", type=int)
-    options.add_argument("--steps", type=int, default=100)
-    options.add_argument("--logit-steps", type=int, default=0)
-    options.add_argument("--figure", type=Path, help="Draw the lines of --lines here; measure nothing.")
-    options.add_argument("--lines", type=Path)
-    given = options.parse_args()
-    if given.figure:
-        return draw(given.lines, given.figure)
+def measure(given: argparse.Namespace):
+    """One line after the other."""
     donor = read_donor(given.model, text="docs", tokens=given.tokens, held_out=given.held_out, context=given.context)
     check_convertible(donor.model, donor.context)
-    wanted = recipes(shape_of(attentions(donor.model.net)[0].config).width, given.steps, given.logit_steps)
-    common = {"benchmark": "conversions_recurrent", "model": given.model, "context": donor.context}
-    common["tokens"] = {split: windows.tokens for split, windows in donor.windows.items()}
-    first = wrap(donor.model, wanted["hybrid"][1])
-    for kind in (kind for kind in wanted if kind in given.rows):
-        for recipe in wanted[kind]:
-            print(json.dumps({**common, **row(beside(first, recipe), donor, recipe, kind)}), flush=True)
+    width = shape_of(attentions(donor.model.net)[0].config).width
+    fitted = {"steps": given.steps, "logit_steps": given.logit_steps, "hidden": 2 * width}
+    first = wrap(donor.model, Recipe(features="mean", window=1, sinks=1))
+    for share in given.shares:
+        recipes, rival = at_share(share, donor.context, width, fitted), None
+        like = beside(first, recipes["slots"])
+        for kind in (kind for kind in AT_SHARES if kind in recipes and kind in given.rows):
+            recipe = recipes[kind]
+            if not recipe.slots:
+                recipe = as_many_bytes(like, donor.model, recipe, donor.context)
+            net = beside(first, recipe)
+            line, score = row(net, donor, recipe, kind, rival)
+            rival = score if kind == "tail" else rival
+            yield {"at": share, **line}
+            if kind == "slots" and "hindsight" in given.rows:
+                score = scores_of({"net": Hindsight(net)}, donor, donor.windows["report"])["net"]
+                yield {"at": share, **figures(net, donor, recipe, "hindsight", score, {})}
+    own = of_own_size(donor.context, width, fitted)
+    for kind in (kind for kind in own if kind in given.rows):
+        for recipe in own[kind]:
+            yield row(beside(first, recipe), donor, recipe, kind, None)[0]
     if "exact" in given.rows:
-        fit(first, donor, wanted["hybrid"][1])
-        print(json.dumps({**common, **exact(first, donor)}), flush=True)
+        recipe = at_share(0.2, donor.context, width, fitted)["hybrid"]
+        net = beside(first, recipe)
+        fit(net, donor, recipe)
+        yield exact(net, donor)
 
 
 def draw(lines: Path, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = [line for line in map(json.loads, lines.read_text().splitlines()) if line["kind"] != "exact"]
-    models = list(dict.fromkeys(one["model"] for one in rows))
-    figure, axes = plt.subplots(1, len(models), figsize=(6.5 * len(models), 4.6), squeeze=False)
-    for axis, model in zip(axes[0], models, strict=True):
-        ours = [one for one in rows if one["model"] == model]
+    models = list(dict.fromkeys((one["model"], one["context"]) for one in rows))
+    figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4.6), squeeze=False, layout="constrained")
+    for axis, (model, context) in zip(axes[0], models, strict=True):
+        ours = [one for one in rows if (one["model"], one["context"]) == (model, context)]
         for kind, colour in COLOURS.items():
-            points = sorted((one["state_bytes"], one["kl_to_b"]) for one in ours if one["kind"] == kind)
+            points = sorted((one["share"], one["kl_to_b"]) for one in ours if one["kind"] == kind)
             if points:
-                axis.plot(*zip(*points, strict=True), "o-", color=colour, label=kind)
+                style = "--" if kind == "hindsight" else "-"
+                axis.plot(*zip(*points, strict=True), f"o{style}", color=colour, label=kind)
         for features, mark in MARKS.items():
             points = [
-                (one["state_bytes"], one["kl_to_b"])
-                for one in ours
-                if one["kind"] == "closed" and one["name"] == features
+                (one["share"], one["kl_to_b"]) for one in ours if one["kind"] == "closed" and one["name"] == features
             ]
             if points:
                 axis.plot(*zip(*points, strict=True), mark, color="#8a63b0", label=features)
         axis.set(
-            xscale="log",
-            yscale="log",
-            xlabel="bytes of state per sequence",
-            ylabel="KL to the donor, nats",
-            title=model,
-        )
+            xscale="log", yscale="log", xlabel=f"state, share of the cache at {context} tokens",
+            ylabel="KL to the donor, nats", title=model,
+        )  # fmt: skip
         axis.legend()
-    figure.tight_layout()
     figure.savefig(out, dpi=120)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("model", nargs="?")
+    everything = [*AT_SHARES, "hindsight", "pure", "linear", "closed", "exact"]
+    options.add_argument("--rows", nargs="*", default=everything, choices=everything)
+    options.add_argument("--shares", nargs="*", type=float, default=SHARES)
+    options.add_argument("--tokens", type=int, default=65_536)
+    options.add_argument("--held-out", type=int, default=16_384)
+    options.add_argument("--context", type=int)
+    options.add_argument("--steps", type=int, default=100)
+    options.add_argument("--logit-steps", type=int, default=0)
+    options.add_argument(
+        "--figure", nargs=2, type=Path, metavar=("OUT.png", "LINES.jsonl"), help="Draw; measure nothing."
+    )
+    given = options.parse_args()
+    if given.figure:
+        out, lines = given.figure
+        return draw(lines, out)
+    for line in measure(given):
+        print(json.dumps({"benchmark": "conversions_recurrent", "model": given.model, **line}), flush=True)
 
 
 if __name__ == "__main__":

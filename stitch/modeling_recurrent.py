@@ -6,10 +6,14 @@ loads with
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
 Any family works whose attention goes through transformers' attention interface: the stock model is built from its config and its
-attention function is the one below. A head sees the first `sinks` keys and the last `window` keys by exact softmax weights; every
-older key j weighs φ(q)·φ(k_j), and all of them live in fast weights,
+attention function is the one below. A head sees the first `sinks` keys, the last `window` keys and, of all older ones, the
+`slots` keys of highest priority by exact softmax weights; every other key j weighs φ(q)·φ(k_j), and all of them live in fast
+weights,
 
     S = Σ φ(k_j) v_jᵀ,   z = Σ φ(k_j),   o = (Σ_seen e^{q·k_i} v_i + φ(q)ᵀS) / (Σ_seen e^{q·k_i} + φ(q)ᵀz).
+
+A key's priority is a function of its key, its value and its position, fixed when it comes: what loses its slot never has one
+again, so that whole texts can be computed in parallel.
 
 Features are kept as plain · exp(log); S and z are divided by exp(shift), the running maximum of the keys' logs, so that sums from
 1e-30 to 1e30 lose nothing. They are float32, or float64 in such models.
@@ -41,8 +45,9 @@ class RecurrentConfig(PreTrainedConfig):
 
     `features`: hedgehog, random, taylor2, mean (one feature: old keys weigh alike), none (they are forgotten) or identity, the
     linear attention o = scale · Σ (q·k_j) v_j of in-context gradient descent, without a denominator, window or sinks.
-    `dimension`: of φ, per head, for hedgehog and random. `hidden`: units of the MLPs in the feature maps of hedgehog and mean,
-    which make no state larger. `layers`: the blocks that are recurrent; None: all. Others keep all keys.
+    `dimension`: of φ, per head, for hedgehog and random. `slots`: keys that are kept by priority. `hidden`: units of the MLPs in
+    priorities and in the feature maps of hedgehog and mean, which make no state larger. `layers`: the blocks that are recurrent;
+    None: all. Others keep all keys.
     `chunk`: tokens that are computed at once; no result depends on it.
     """
 
@@ -55,6 +60,7 @@ class RecurrentConfig(PreTrainedConfig):
         features: str = "hedgehog",
         window: int = 0,
         sinks: int = 0,
+        slots: int = 0,
         dimension: int | None = None,
         hidden: int = 0,
         layers: list[int] | None = None,
@@ -63,7 +69,7 @@ class RecurrentConfig(PreTrainedConfig):
     ):
         base_config = config_of(base_config)
         self.base_config = copy.deepcopy(base_config)  # transformers writes to it
-        self.features, self.window, self.sinks = features, window, sinks
+        self.features, self.window, self.sinks, self.slots = features, window, sinks, slots
         self.dimension, self.hidden = dimension, hidden
         self.layers, self.chunk = layers, chunk
         kwargs = {**kwargs, "tie_word_embeddings": bool(getattr(base_config, "tie_word_embeddings", False))}
@@ -214,6 +220,24 @@ class Identity(nn.Module):
     queries = keys
 
 
+class Priority(nn.Module):
+    """Which old keys are kept: a function of key and value, each brought to mean 0 and variance 1, plus `slope` per token of
+    position, so that the later of two equal keys stays. With a large slope slots are a window.
+    """
+
+    def __init__(self, shape: Shape, hidden: int):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(shape.groups, 2 * shape.width), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(shape.groups, 2 * shape.width), requires_grad=False)
+        self.slope = nn.Parameter(torch.zeros(shape.groups))
+        self.exponents = Exponents((shape.groups,), 2 * shape.width, 1, hidden)
+
+    def forward(self, k: Tensor, v: Tensor, position: Tensor) -> Tensor:
+        """Keys and values [batch, groups, tokens, width], their positions [tokens] → [batch, groups, tokens]."""
+        x = (torch.cat([k, v], -1) - self.mean.to(k)[:, None]) * self.scale.to(k)[:, None]
+        return self.exponents(x).squeeze(-1) + self.slope.to(k)[:, None] * position.to(k)
+
+
 class Memory(nn.Module):
     """What a block's attention remembers of the past, and by which features. Without a `map` old keys are forgotten."""
 
@@ -221,7 +245,8 @@ class Memory(nn.Module):
         super().__init__()
         self.shape, self.layer = shape, layer
         self.recurrent = config.layers is None or layer in config.layers
-        self.window, self.sinks = (config.window, config.sinks) if self.recurrent else (0, 0)
+        kept = (config.window, config.sinks, config.slots) if self.recurrent else (0, 0, 0)
+        self.window, self.sinks, self.slots = kept
         self.normalised = config.features != "identity"
         makers: dict[str, Callable[[], Any]] = {
             "hedgehog": lambda: Hedgehog(shape, config.dimension or 2 * shape.width, config.hidden),
@@ -233,11 +258,14 @@ class Memory(nn.Module):
         }
         if config.features not in makers:
             raise ValueError(f"features must be one of {', '.join(makers)}; got {config.features!r}.")
-        if config.features == "identity" and (config.window or config.sinks):
-            raise ValueError("identity features have no denominator to share with a window or sinks: set both to 0.")
+        if config.features == "identity" and (config.window or config.sinks or config.slots):
+            raise ValueError(
+                "identity features have no denominator to share with keys that are kept: set window, sinks and slots to 0."
+            )
         if config.features == "none" and not config.window:
             raise ValueError("without features and window nothing is seen: set one of the two.")
         self.map: Any = makers[config.features]() if self.recurrent else None
+        self.priority = Priority(shape, config.hidden) if self.slots else None
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, real: Tensor, past: "RecurrentLayer", scaling: float, chunk: int
@@ -266,6 +294,8 @@ class _Run:
     ):
         self.memory, self.q, self.past, self.scaling = memory, q, past, scaling
         self.tokens = k.shape[2]
+        self.queries: Features | None = None
+        self.priority: Tensor | None = None
         self.rank = past.seen[:, None] + real.cumsum(1)  # number of each token in the text, from 1
         sinks = memory.sinks
         if sinks:
@@ -287,85 +317,135 @@ class _Run:
         return scores.softmax(-1) @ self.v[:, :, None]
 
     def outputs(self, chunk: int) -> Tensor:
-        """In pieces of `chunk` tokens, so that memory grows with tokens · (window + dimension) and not with tokens²."""
-        keys, queries = None, None
-        if self.memory.map is not None:
-            root = self.scaling**0.5
-            plain, log = self.memory.map.keys(self.k[:, :, : self.tokens] * root)
-            log = log.masked_fill(~self.real[:, None, : self.tokens, None], -math.inf)
-            keys, queries = (plain, log), self.memory.map.queries(self.q * root)
-            chunk = self._narrow(chunk, log)
+        """In pieces of `chunk` tokens, so that memory grows with tokens · (window + slots + dimension) and not with tokens²."""
+        memory, root = self.memory, self.scaling**0.5
+        if memory.map is not None:
+            self.queries = memory.map.queries(self.q * root)
+        if memory.priority is not None:
+            position = torch.arange(self.tokens, device=self.k.device) + self.past.tokens - self.tokens
+            leaving = slice(0, self.tokens)
+            self.priority = memory.priority(self.k[:, :, leaving] * root, self.v[:, :, leaving], position)
         starts = range(0, self.tokens, chunk)
-        return torch.cat([self._piece(a, min(a + chunk, self.tokens), keys, queries) for a in starts], 3)
+        return torch.cat([one for a in starts for one in self._pieces(a, min(a + chunk, self.tokens))], 3)
 
-    def _narrow(self, chunk: int, log: Tensor) -> int:
-        """A chunk within which no feature's largest key grows by so much that what was largest before it would vanish."""
-        with torch.no_grad():
-            if self.tokens == 1 or float((log.amax(2) - _or(log, math.inf).amin(2)).max()) <= WIDEST:
-                return min(chunk, self.tokens)
-            largest = torch.maximum(log.cummax(2).values, self.past.shift[:, :, None])
-            largest = nn.functional.pad(largest, (0, 0, 0, -self.tokens % chunk), mode="replicate")
-            while chunk > 1:
-                within = largest.unflatten(2, (-1, chunk))
-                if float((within.amax(3) - _or(within, math.inf).amin(3)).max()) <= WIDEST:
-                    break
-                chunk = next(part for part in range(chunk // 2, 0, -1) if largest.shape[2] % part == 0)
-            return chunk
-
-    def _piece(self, a: int, b: int, keys: Features | None, queries: Features | None) -> Tensor:
-        memory, past, v = self.memory, self.past, self.v[:, :, None]
-        exact, values = self._exact(a, b)
-        if keys is None or queries is None:
+    def _pieces(self, a: int, b: int) -> list[Tensor]:
+        """The outputs of the tokens a … b − 1, in more than one piece where logs of keys grow by too much."""
+        memory, past = self.memory, self.past
+        old = self._old(a, b)
+        exact, values = self._exact(a, b, old)
+        if memory.map is None or self.queries is None:
+            self._keep(old)
             best = exact.amax(-1, keepdim=True).clamp_min(LEAST)
             weights = (exact - best).exp()
-            return _over(weights @ values, weights.sum(-1, keepdim=True))
+            return [_over(weights @ values, weights.sum(-1, keepdim=True))]
 
-        plain_k, log_k = None if keys[0] is None else keys[0][:, :, a:b], keys[1][:, :, a:b]
-        plain_q, log_q = None if queries[0] is None else queries[0][:, :, :, a:b], queries[1][:, :, :, a:b]
+        plain_k, log_k = memory.map.keys(old.k * self.scaling**0.5)
+        log_k = log_k.masked_fill(~old.gone[:, :, -1, :, None], -math.inf)
         shift = torch.maximum(past.shift, log_k.amax(2)).detach()
+        if b - a > 1 and self._grows_too_much(log_k, shift):
+            middle = (a + b) // 2
+            return [*self._pieces(a, middle), *self._pieces(middle, b)]
+        self._keep(old)
+        plain_q, log_q = (
+            None if self.queries[0] is None else self.queries[0][:, :, :, a:b],
+            self.queries[1][:, :, :, a:b],
+        )
         fading = (past.shift - shift).exp()
         state, mass = past.state * fading.unsqueeze(-1), past.mass * fading
-        # Where no key is old yet, the shift is that of keys to come.
-        begun = (self.real[:, a:b].cumsum(1) > 0) | (past.shift[:, 0, :1] > LEAST)
-        log_q = (log_q + shift[:, :, None, None]).masked_fill(~begun[:, None, None, :, None], -math.inf)
+        # Where no key is lost yet, the shift is that of keys to come.
+        begun = old.gone.any(-1) | (past.shift[:, :, :1] > LEAST)
+        log_q = (log_q + shift[:, :, None, None]).masked_fill(~begun[:, :, None, :, None], -math.inf)
         best = torch.cat([exact, log_q], -1).amax(-1, keepdim=True).clamp_min(LEAST).detach()
         right, left = (log_k - shift[:, :, None]).exp(), (log_q - best).exp()
         right = right if plain_k is None else plain_k * right
         left = left if plain_q is None else plain_q * left
         weights = (exact - best).exp()
-        inner = (left @ right[:, :, None].mT).tril()  # keys that grow old within the piece
-        top = weights @ values + inner @ v[:, :, :, a:b] + left @ state[:, :, None]
-        past.state, past.mass = state + right.mT @ v[:, :, 0, a:b], mass + right.sum(2)
+        inner = (left @ right[:, :, None].mT) * old.gone[:, :, None]  # keys that are lost within the piece
+        top = weights @ values + inner @ old.v[:, :, None] + left @ state[:, :, None]
+        past.state, past.mass = state + right.mT @ old.v, mass + right.sum(2)
         past.shift = shift
         if not memory.normalised:
-            return top  # identity features have logs of 0
+            return [top]  # identity features have logs of 0
         below = weights.sum(-1, keepdim=True) + inner.sum(-1, keepdim=True) + left @ mass[:, :, None, :, None]
         if plain_k is not None:
             terms = weights.sum(-1, keepdim=True) + inner.abs().sum(-1, keepdim=True)
             terms = terms + left.abs() @ mass.abs()[:, :, None, :, None]
             if bool((below < RELATIVE * terms).any()):
                 raise ValueError("a denominator must be above its round-off; one is not: use another feature map.")
-        return _over(top, below)
+        return [_over(top, below)]
 
-    def _exact(self, a: int, b: int) -> tuple[Tensor, Tensor]:
-        """Scores and values of the keys in window and sinks, for the tokens a … b − 1; −∞ where a key is not seen."""
+    def _old(self, a: int, b: int) -> "Old":
+        """The keys that the tokens a … b − 1 have no window for: those in slots, and those that leave the window now."""
+        memory, past = self.memory, self.past
+        k, v = self.k[:, :, a:b], self.v[:, :, a:b]
+        real = self.real[:, None, a:b].expand(k.shape[:3])
+        token = torch.arange(b - a, device=k.device)
+        come = token[:, None] >= token
+        if self.priority is None:
+            there = come & real[:, :, None]
+            return Old(k, v, there)
+        k, v = torch.cat([past.slot_keys.to(k), k], 2), torch.cat([past.slot_values.to(v), v], 2)
+        real = torch.cat([past.slot_priority > LEAST, real], 2)
+        priority = torch.cat([past.slot_priority, self.priority[:, :, a:b].detach()], 2).masked_fill(~real, LEAST)
+        come = torch.cat([torch.ones_like(come[:, :1]).expand(-1, memory.slots), come], 1)
+        index = torch.arange(len(come[0]), device=k.device)
+        mine, other = priority[..., None, :], priority[..., None]
+        better = ((other > mine) | ((other == mine) & (index[:, None] > index))) & real[..., None]
+        ahead = come.to(k) @ better.to(k)  # how many keys that have come are better
+        there = come & real[:, :, None]
+        kept = there & (ahead < memory.slots)
+        return Old(k, v, there & ~kept, kept, priority, ahead[:, :, -1].masked_fill(~real, math.inf))
+
+    def _keep(self, old: "Old") -> None:
+        """Fills the slots with the best keys."""
+        if self.priority is None:
+            return
+        past = self.past
+        best = old.ahead.argsort(2)[..., : self.memory.slots]
+        past.slot_priority = old.priority.gather(2, best)
+        places = best[..., None]
+        past.slot_keys = old.k.gather(2, places.expand(-1, -1, -1, old.k.shape[-1])).to(past.slot_keys)
+        past.slot_values = old.v.gather(2, places.expand(-1, -1, -1, old.v.shape[-1])).to(past.slot_values)
+
+    def _grows_too_much(self, log_k: Tensor, shift: Tensor) -> bool:
+        """Whether a feature's largest key grows by so much within a piece that what was largest before it would vanish."""
+        least = log_k.masked_fill(log_k == -math.inf, math.inf).amin(2)
+        before = torch.where(self.past.shift > LEAST, self.past.shift, least)
+        return bool((shift - before > WIDEST).any())
+
+    def _exact(self, a: int, b: int, old: "Old") -> tuple[Tensor, Tensor]:
+        """Scores and values of the keys in window, sinks and slots, for the tokens a … b − 1; −∞ where a key is not seen."""
         window, sinks = self.memory.window, self.memory.sinks
         q = self.q[:, :, :, a:b] * self.scaling
         token = torch.arange(b - a, device=q.device)[:, None]
         place = torch.arange(b - a + window, device=q.device) if window else token[:0, 0]
         seen = (place > token) & (place <= token + window) & self.real[:, None, a : a + len(place)]
-        k, v = self.k[:, :, None, a : a + len(place)], self.v[:, :, None, a : a + len(place)]
+        k, v = self.k[:, :, a : a + len(place)], self.v[:, :, a : a + len(place)]
         if sinks:
-            k = torch.cat([k, self.past.sink_keys[:, :, None].to(k)], 3)
-            v = torch.cat([v, self.past.sink_values[:, :, None].to(v)], 3)
+            k = torch.cat([k, self.past.sink_keys.to(k)], 2)
+            v = torch.cat([v, self.past.sink_values.to(v)], 2)
             reached = self.rank[:, a:b, None] > torch.arange(sinks, device=q.device)
             seen = torch.cat([seen, reached], -1)
-        return (q @ k.mT).masked_fill(~seen[:, None, None], -math.inf), v
+        seen = seen[:, None]
+        if self.priority is not None:
+            k, v = torch.cat([k, old.k], 2), torch.cat([v, old.v], 2)
+            seen = torch.cat([seen.expand(-1, k.shape[1], -1, -1), old.kept], -1)
+        return (q @ k[:, :, None].mT).masked_fill(~seen[:, :, None], -math.inf), v[:, :, None]
 
 
-def _or(log: Tensor, value: float) -> Tensor:
-    """`value` where there is no key."""
-    return log.masked_fill(log <= LEAST, value)
+@dataclass(frozen=True)
+class Old:
+    """Keys that have left the window, or do so within a piece, for each of its tokens: which are lost, and which keep a slot.
+
+    `ahead`: how many are better than each at the end, ∞ for what is no text.
+    """
+
+    k: Tensor  # [batch, groups, keys, width]
+    v: Tensor
+    gone: Tensor  # [batch, groups, tokens, keys]
+    kept: Any = None  # the same; without slots there is none, nor what follows
+    priority: Any = None  # [batch, groups, keys]
+    ahead: Any = None
 
 
 def _over(top: Tensor, below: Tensor) -> Tensor:
@@ -374,14 +454,17 @@ def _over(top: Tensor, below: Tensor) -> Tensor:
 
 
 class RecurrentLayer(CacheLayerMixin):
-    """What a block remembers: the last keys and values as the model has them, the first ones, and fast weights.
+    """What a block remembers: the last keys and values as the model has them, the first ones, the best ones, and fast weights.
 
-    Slots that are not filled yet are there from the start, so that its size is the same at every length. A block that is not
+    Places that are not filled yet are there from the start, so that its size is the same at every length. A block that is not
     recurrent keeps all keys.
     """
 
     is_croppable = is_compileable = supports_early_init = False
-    parts = ("keys", "values", "real", "sink_keys", "sink_values", "seen", "state", "mass", "shift")
+    parts = (
+        *("keys", "values", "real", "sink_keys", "sink_values", "slot_keys", "slot_values", "slot_priority"),
+        *("seen", "state", "mass", "shift"),
+    )
 
     def __init__(self):
         super().__init__()
@@ -391,6 +474,9 @@ class RecurrentLayer(CacheLayerMixin):
         self.real: Any = None
         self.sink_keys: Any = None
         self.sink_values: Any = None
+        self.slot_keys: Any = None
+        self.slot_values: Any = None
+        self.slot_priority: Any = None
         self.seen: Any = None
         self.state: Any = None
         self.mass: Any = None
@@ -408,6 +494,10 @@ class RecurrentLayer(CacheLayerMixin):
         if memory.sinks:
             self.sink_keys = k.new_zeros(batch, groups, memory.sinks, width)
             self.sink_values = v.new_zeros(batch, groups, memory.sinks, v.shape[-1])
+        if memory.slots:
+            self.slot_keys = k.new_zeros(batch, groups, memory.slots, width)
+            self.slot_values = v.new_zeros(batch, groups, memory.slots, v.shape[-1])
+            self.slot_priority = torch.full((batch, groups, memory.slots), LEAST, dtype=dtype, device=k.device)
         if memory.map is not None:
             size = (batch, groups, memory.map.dimension)
             self.state = torch.zeros(*size, v.shape[-1], dtype=dtype, device=k.device)

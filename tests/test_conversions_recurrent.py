@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from stitch.conversions.distil import Heads, attention_loss, begin, feature_parameters
+from stitch.conversions.distil import Heads, Moments, attention_loss, begin, feature_parameters, start_priority
 from stitch.conversions.donor import Donor
 from stitch.conversions.recall import DISTINCT, recall_prompts
 from stitch.conversions.recurrent import (
@@ -38,6 +38,7 @@ from stitch.sources import Source
 from stitch.tokens import Windows
 
 FEATURES = ("hedgehog", "random", "taylor2", "mean", "none")
+WITH_SLOTS = [*((features, 0) for features in FEATURES), ("hedgehog", 3), ("taylor2", 3), ("none", 3)]
 FAMILIES = {"gpt2": {}, "gpt_bigcode": {}, "llama": {}, "mistral": {"sliding_window": 128}, "qwen2": {}}
 WINDOW = 5
 
@@ -65,20 +66,20 @@ def by_token(net: RecurrentForCausalLM, ids: Tensor, **kwargs) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("features", FEATURES)
-def test_parallel_and_recurrent_form_agree(family, features):
-    net = recurrent(family, features)
+@pytest.mark.parametrize(("features", "slots"), WITH_SLOTS)
+def test_parallel_and_recurrent_form_agree(family, features, slots):
+    net = recurrent(family, features, slots=slots)
     with torch.no_grad():
         for length in (1, WINDOW, WINDOW + 1, 4 * WINDOW):
             ids = tiny.ids(2, length)
             assert (net(ids).logits - by_token(net, ids)[0]).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("features", [*FEATURES, "identity"])
+@pytest.mark.parametrize(("features", "slots"), [*WITH_SLOTS, ("identity", 0)])
 @torch.no_grad()
-def test_the_chunk_changes_nothing(features):
+def test_the_chunk_changes_nothing(features, slots):
     options = {"window": 0, "sinks": 0} if features == "identity" else {}
-    net, ids = recurrent("llama", features, **options), tiny.ids(2, 37)
+    net, ids = recurrent("llama", features, slots=slots, **options), tiny.ids(2, 37)
     whole = net(ids, chunk=64).logits
     for chunk in (1, 3, 16):
         assert (net(ids, chunk=chunk).logits - whole).abs().max() <= 1e-4
@@ -215,6 +216,52 @@ def test_denominators_may_span_forty_orders_of_magnitude(window, chunk):
     torch.testing.assert_close(found.double(), logs.softmax(-1) @ v, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+@pytest.mark.parametrize("window", [0, 2])
+def test_slots_keep_the_best_old_keys_and_features_the_rest(window, chunk):
+    """Against a queue that is kept token by token, in float64: one key enters, the worst of all leaves for good."""
+    shape = Shape(groups=2, shared=2, width=4)
+    config = RecurrentConfig(features="hedgehog", dimension=3, window=window, sinks=1, slots=3, hidden=2)
+    memory = Memory(config, shape, 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+        memory.priority.slope.fill_(0.05)
+    q, k, v = heads(shape, 25)
+    root = 4**-0.25
+    priority = memory.priority(k * root, v, torch.arange(25)).detach()
+    _, log_q = memory.map.queries(q.unflatten(1, (2, 2)) * root)
+    _, log_k = memory.map.keys(k * root)
+    features = (log_q.unsqueeze(4) + log_k[:, :, None, None]).logsumexp(-1).flatten(1, 2)
+    logs, plain = torch.full_like(features, -torch.inf), scores(q, k)
+    replaced = 0
+    for text in range(2):
+        for group in range(2):
+            queue: list[int] = []
+            for token in range(25):
+                if (leaving := token - window) >= 1:  # token 0 is the sink's
+                    queue = sorted([*queue, leaving], key=lambda key: float(priority[text, group, key]))[-3:]
+                    replaced += leaving not in queue
+                for key in range(token + 1):
+                    exact = key == 0 or token - key < window or key in queue
+                    for head in (2 * group, 2 * group + 1):
+                        logs[text, head, token, key] = (plain if exact else features)[text, head, token, key]
+    assert 5 < replaced < 60, "priorities never change what a window would keep"
+    found = attend(memory, q, k, v, chunk=chunk)
+    torch.testing.assert_close(found, logs.softmax(-1) @ v.repeat_interleave(2, 1), rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_slots_by_position_are_a_window():
+    model, ids = tiny.model("llama"), tiny.ids(2, 30)
+    net = wrap(model, Recipe(features="none", window=2, sinks=1, slots=5))
+    for memory in net.memories:
+        memory.priority.slope.fill_(1.0)
+    wanted = wrap(model, Recipe(features="none", window=7, sinks=1))(ids).logits
+    assert (net(ids, chunk=8).logits - wanted).abs().max() <= 5e-5
+
+
 def test_gradients_are_finite_where_no_key_is_old_yet():
     net = recurrent("gpt2", "mean", window=30)
     with torch.no_grad():
@@ -224,10 +271,10 @@ def test_gradients_are_finite_where_no_key_is_old_yet():
     assert all(torch.isfinite(p.grad).all() for p in feature_parameters(net) if p.grad is not None)
 
 
-@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize(("features", "slots"), WITH_SLOTS)
 @torch.no_grad()
-def test_padding_on_the_left_changes_nothing(features):
-    net, ids = recurrent("llama", features), tiny.ids(2, 20)
+def test_padding_on_the_left_changes_nothing(features, slots):
+    net, ids = recurrent("llama", features, slots=slots), tiny.ids(2, 20)
     alone = net(ids).logits
     padded = torch.cat([torch.full((2, 6), tiny.PAD), ids], 1)
     mask = torch.ones_like(padded)
@@ -275,10 +322,11 @@ def donor(family: str = "gpt2") -> Donor:
     return Donor(model, Source(family, model.folder, None, "folder"), splits, splits["sweep"], "random")
 
 
-def test_the_attention_objective_is_that_of_a_second_implementation():
+@pytest.mark.parametrize("slots", [0, 4])
+def test_the_attention_objective_is_that_of_a_second_implementation(slots):
     """Pairwise in float64: what is exact, what is old, normalised, against the donor's attention."""
     shape = Shape(groups=2, shared=2, width=4)
-    memory = Memory(RecurrentConfig(features="hedgehog", dimension=6, window=3, sinks=1), shape, 0)
+    memory = Memory(RecurrentConfig(features="hedgehog", dimension=6, window=3, sinks=1, slots=slots), shape, 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in memory.parameters():
@@ -292,14 +340,39 @@ def test_the_attention_objective_is_that_of_a_second_implementation():
     ago = rows[:, None] - rows
     hidden = torch.where(ago < 0, -torch.inf, 0.0)
     p = (scores(q, k) + hidden).softmax(-1)
-    ours = (torch.where((ago < 3) | (rows < 1), scores(q, k), old) + hidden).softmax(-1)
+    exact = ((ago < 3) | (rows < 1)).expand(2, 4, -1, -1).clone()
+    if slots:
+        priority = memory.priority(k * 0.5**0.5, v, rows).repeat_interleave(2, 1)
+        ranked = priority[:, :, None].masked_fill(exact | (ago < 0), -torch.inf)
+        exact |= (ranked[..., None, :] > ranked[..., None]).sum(-1) < slots
+    ours = (torch.where(exact, scores(q, k), old) + hidden).softmax(-1)
     kl = (p * (p.clamp_min(1e-300).log() - ours.clamp_min(1e-300).log())).sum(-1).mean()
     torch.testing.assert_close(found, kl)
-    exact = attend(memory, q, k, v)
+    given = attend(memory, q, k, v)
     wanted = p @ v.repeat_interleave(2, 1)
     grouped = wanted.unflatten(1, (2, 2))
     spread = (grouped - grouped.mean((0, 3), keepdim=True)).square().mean()
-    torch.testing.assert_close(outputs, (exact - wanted).square().mean() / spread)
+    torch.testing.assert_close(outputs, (given - wanted).square().mean() / spread)
+
+
+def test_priorities_learn_which_keys_will_be_asked_for():
+    """Queries look for keys of one direction alone; a window forgets them, learned slots do not."""
+    shape = Shape(groups=1, shared=1, width=4)
+    memory = Memory(RecurrentConfig(features="mean", window=2, sinks=1, slots=4), shape, 0)
+    k, v = tiny.noise(8, 1, 40, 4, seed=1), tiny.noise(8, 1, 40, 4, seed=2)
+    wanted = torch.tensor([3.0, 0, 0, 0])
+    k[:, :, ::10] = 4 * wanted
+    view, rows = Heads(memory, wanted.expand(8, 1, 1, 40, 4), k, v, 0.5), torch.arange(40)
+    start_priority(memory.priority, Moments.of(view), torch.Generator().manual_seed(0))
+    before, _ = attention_loss(view, rows, False)
+    optimiser = torch.optim.Adam([one for one in memory.parameters() if one.requires_grad], lr=0.03)
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss, _ = attention_loss(view, rows, False)
+        loss.backward()
+        optimiser.step()
+    after, _ = attention_loss(view, rows, False)
+    assert after < 0.2 * before
 
 
 def test_a_fit_lowers_the_divergence_on_unseen_text():
@@ -371,6 +444,8 @@ def test_other_attention_is_refused(family, changes, reason):
     [
         ({"window": 32}, "nothing would be converted"),
         ({"window": 0}, "need a --window"),
+        ({"slots": 31}, "nothing would be converted"),
+        ({"features": "taylor2", "slots": 3}, "needs features that are fitted"),
         ({"features": "cosine"}, "must be one of taylor2"),
         ({"layers": "4-9"}, "in 0..5"),
         ({"layers": "first"}, "blocks such as"),
@@ -388,7 +463,7 @@ def test_requests_that_cannot_be_met_are_refused(options, reason, tmp_path, monk
 def test_what_the_modeling_code_cannot_compute_it_refuses():
     net, ids = recurrent(), tiny.ids(1, 6)
     with pytest.raises(ValueError, match="no denominator"):
-        Memory(RecurrentConfig(features="identity", window=3), Shape(1, 1, 4), 0)
+        Memory(RecurrentConfig(features="identity", slots=3), Shape(1, 1, 4), 0)
     with pytest.raises(ValueError, match="must be one of"):
         Memory(RecurrentConfig(features="cosine"), Shape(1, 1, 4), 0)
     with pytest.raises(ValueError, match="nothing is seen"):

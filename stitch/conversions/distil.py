@@ -14,16 +14,28 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from stitch.activations import Progress
 from stitch.conversions.teach import adam
-from stitch.modeling_recurrent import LEAST, Centred, Exponents, Hedgehog, Mean, Memory, Random, RecurrentForCausalLM
+from stitch.modeling_recurrent import (
+    LEAST,
+    Centred,
+    Exponents,
+    Hedgehog,
+    Mean,
+    Memory,
+    Priority,
+    Random,
+    RecurrentForCausalLM,
+)
 from stitch.tokens import Windows
 
 ROWS = 64  # queries drawn from each window: neighbours say nearly the same
 SPREAD = 3.0  # length of a hedgehog's directions before its fit: at 1 it ends higher
+SLOPE = 0.2  # of priorities before their fit, per token: nearly a window, from which slots then depart
+SOFT = 0.3  # width of a priority's threshold in the gradient, in standard deviations of priorities
 
 
 @dataclass(frozen=True)
@@ -61,8 +73,8 @@ def watch(net: RecurrentForCausalLM, ids: Int64[Tensor, "batch tokens"], see: Ca
 
 @dataclass
 class Moments:
-    """Sums over tokens of queries and keys and of their products, each scaled by the root of the score's scale. Without the first
-    tokens that are kept anyway: their keys are outliers.
+    """Sums over tokens of queries and keys, each scaled by the root of the score's scale, of values, and of their products.
+    Without the first tokens that are kept anyway: their keys are outliers.
     """
 
     count: int
@@ -70,13 +82,19 @@ class Moments:
     qq: Float[Tensor, "groups shared width width"]
     k: Float[Tensor, "groups width"]
     kk: Float[Tensor, "groups width width"]
+    v: Float[Tensor, "groups width_v"]
+    squares: Float[Tensor, "groups width_v"]  # of values
 
     @classmethod
     def of(cls, heads: Heads) -> "Moments":
         root = heads.scaling**0.5
         sinks = heads.memory.sinks
         q, k = heads.q[:, :, :, sinks:].double() * root, heads.k[:, :, sinks:].double() * root
-        return cls(k.shape[0] * k.shape[2], q.sum((0, 3)), (q.mT @ q).sum(0), k.sum((0, 2)), (k.mT @ k).sum(0))
+        v = heads.v[:, :, sinks:].double()
+        return cls(
+            k.shape[0] * k.shape[2], q.sum((0, 3)), (q.mT @ q).sum(0), k.sum((0, 2)), (k.mT @ k).sum(0),
+            v.sum((0, 2)), v.square().sum((0, 2)),
+        )  # fmt: skip
 
     def plus(self, more: "Moments") -> "Moments":
         return Moments(*(getattr(self, field.name) + getattr(more, field.name) for field in fields(self)))
@@ -96,6 +114,8 @@ def begin(net: RecurrentForCausalLM, windows: Windows, *, seed: int, batch: int)
     for layer, sums in sorted(found.items()):
         memory: Any = net.memories[layer]
         write_start(memory.map, sums, generator)
+        if memory.priority is not None:
+            start_priority(memory.priority, sums, generator)
 
 
 @torch.no_grad()
@@ -128,6 +148,19 @@ def write_start(map: nn.Module, sums: Moments, generator: torch.Generator) -> No
             side.square.copy_(square.expand_as(side.square))
         _start_mlp(map.key, sums.kk / sums.count, generator)
         _start_mlp(map.query, sums.qq / sums.count, generator)
+
+
+@torch.no_grad()
+def start_priority(priority: Priority, sums: Moments, generator: torch.Generator) -> None:
+    """By position alone; what it may learn to read has mean 0 and variance 1."""
+    mean = torch.cat([sums.k, sums.v], -1) / sums.count
+    square = torch.cat([sums.kk.diagonal(dim1=-2, dim2=-1), sums.squares], -1) / sums.count
+    deviation = (square - mean.square()).clamp_min(0).sqrt()
+    priority.mean.copy_(mean)
+    priority.scale.copy_(1 / deviation.clamp_min(1e-6 * deviation.mean()))
+    priority.slope.fill_(SLOPE)
+    size = mean.shape[-1]
+    _start_mlp(priority.exponents, torch.eye(size).to(mean).expand(len(mean), size, size), generator)
 
 
 def _start_mlp(exponents: Exponents, products: Tensor, generator: torch.Generator) -> None:
@@ -172,7 +205,13 @@ def attention_loss(
         left, right = left * plain_q, right * plain_k
     old = (left @ right[:, :, None].mT).clamp_min(1e-300).log() + best
     exact = (ago < memory.window) | (column < memory.sinks)
-    logs = torch.where(exact, scores, old.to(scores)).masked_fill(ago < 0, LEAST).log_softmax(-1)
+    logs, old = scores, old.to(scores)
+    if memory.priority is not None:
+        kept = kept_weights(memory, memory.priority(k * root, heads.v, column), ~exact)[:, :, None]
+        best = torch.maximum(scores, old).detach()
+        logs = (kept * (scores - best).exp() + (1 - kept) * (old - best).exp()).clamp_min(1e-30).log() + best
+        old = logs
+    logs = torch.where(exact, scores, old).masked_fill(ago < 0, LEAST).log_softmax(-1)
     target = scores.log_softmax(-1)
     p = target.exp()
     attention = (p * (target - logs)).sum(-1).mean()
@@ -182,6 +221,22 @@ def attention_loss(
     wanted = p @ v
     scale = (wanted - wanted.mean((0, 3), keepdim=True)).square().mean()
     return attention, ((logs.exp() - p) @ v).square().mean() / scale
+
+
+def kept_weights(
+    memory: Memory, priority: Float[Tensor, "batch groups tokens"], old: Bool[Tensor, "rows tokens"]
+) -> Float[Tensor, "batch groups rows tokens"]:
+    """1 where an old key has a slot, else 0, with the gradient of a sigmoid about the threshold (straight through)."""
+    ranked = priority[:, :, None].masked_fill(~old, -math.inf)
+    tokens = ranked.shape[-1]
+    if memory.slots >= tokens:
+        return torch.ones_like(ranked)
+    best = ranked.topk(memory.slots + 1, -1).values
+    last, next = best[..., -2:-1], best[..., -1:]
+    threshold = torch.where(next > -math.inf, (last + next) / 2, torch.full_like(last, LEAST))
+    above = priority[:, :, None] - threshold
+    soft = (above / (SOFT * priority.std(-1).detach().clamp_min(1e-6)[..., None, None])).sigmoid()
+    return (above > 0).to(soft) + soft - soft.detach()
 
 
 def fit_attention(
@@ -229,4 +284,4 @@ def fit_attention(
 
 
 def feature_parameters(net: RecurrentForCausalLM) -> list[nn.Parameter]:
-    return list(net.memories.parameters())
+    return [one for one in net.memories.parameters() if one.requires_grad]

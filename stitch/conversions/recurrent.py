@@ -42,6 +42,7 @@ class Recipe:
     features: str  # of the modeling code
     window: int
     sinks: int
+    slots: int = 0
     dimension: int | None = None
     hidden: int = 0
     layers: tuple[int, ...] | None = None
@@ -51,8 +52,8 @@ class Recipe:
 
     def config(self, base) -> RecurrentConfig:
         return RecurrentConfig(
-            base_config=base, features=self.features, window=self.window, sinks=self.sinks, dimension=self.dimension,
-            hidden=self.hidden, layers=None if self.layers is None else list(self.layers), chunk=CHUNK,
+            base_config=base, features=self.features, window=self.window, sinks=self.sinks, slots=self.slots,
+            dimension=self.dimension, hidden=self.hidden, layers=None if self.layers is None else list(self.layers), chunk=CHUNK,
         )  # fmt: skip
 
 
@@ -202,6 +203,7 @@ def convert_recurrent(
     features: str = "hybrid",
     window: int | None = None,
     sinks: int = 1,
+    slots: int | None = None,
     multiple: float | None = None,
     hidden: int | None = None,
     layers: str = "all",
@@ -220,9 +222,10 @@ def convert_recurrent(
 ) -> dict:
     """Writes the recurrent form of a model to the folder `out` and returns its report.
 
-    `features`: taylor2 and random in closed form; hedgehog fitted; hybrid is hedgehog with a window (default: a sixth of the
-    context). `multiple` is D / d for random and hedgehog features (default: 2, for hybrid 1/2: at equal bytes more keys that are
-    exact are worth more than more features); `hidden` the units of the feature maps' MLPs (default: 2 d).
+    `features`: taylor2 and random in closed form; hedgehog fitted; hybrid is hedgehog with a window (default: 1/32 of the
+    context) and `slots` for older keys, which a learned priority fills (default: 1/8 of the context). `multiple` is D / d for
+    random and hedgehog features (default: 2, for hybrid 1/2: at equal bytes more keys that are exact are worth more than more
+    features); `hidden` the units of the MLPs in feature maps and priorities (default: 2 d).
     Every row has as many bytes as `converted`.
 
     Raises UsageError when the request cannot be met, StitchError when weights, text or a denominator fail.
@@ -231,8 +234,8 @@ def convert_recurrent(
         raise UsageError(f"{out} must not exist; it does: choose another --out or pass --overwrite.")
     if features not in FEATURES:
         raise UsageError(f"--features must be one of {', '.join(FEATURES)}; got {features!r}.")
-    if steps < 0 or logit_steps < 0 or sinks < 0 or (window or 0) < 0 or (hidden or 0) < 0 or seed < 0:
-        raise UsageError("--window, --sinks, --hidden, --steps, --logit-steps and --seed must be 0 or more.")
+    if min(steps, logit_steps, sinks, window or 0, slots or 0, hidden or 0, seed) < 0:
+        raise UsageError("--window, --sinks, --slots, --hidden, --steps, --logit-steps and --seed must be 0 or more.")
     donor = read_donor(
         name, text=text, tokens=tokens, held_out=held_out, context=context, device=device, dtype=dtype,
         trust_remote_code=trust_remote_code, progress=progress,
@@ -240,8 +243,8 @@ def convert_recurrent(
     model, length = donor.model, donor.context
     check_convertible(model, length)
     recipe = _recipe(
-        model, features, length, window=window, sinks=sinks, multiple=multiple, hidden=hidden, layers=layers,
-        steps=steps, logit_steps=logit_steps, seed=seed,
+        model, features, length, window=window, sinks=sinks, slots=slots, multiple=multiple, hidden=hidden,
+        layers=layers, steps=steps, logit_steps=logit_steps, seed=seed,
     )  # fmt: skip
     net = wrap(model, recipe)
     course = fit(net, donor, recipe, progress=progress)
@@ -249,7 +252,7 @@ def convert_recurrent(
     report = {
         "conversion": "recurrent",
         "model": name,
-        "title": f"{name} as a recurrent network ({features}, window {recipe.window})",
+        "title": f"{name} as a recurrent network ({features}, window {recipe.window}, {recipe.slots} slots)",
         "made": _made(name, features, recipe),
         "tokens": {split: found.tokens for split, found in donor.windows.items()},
         "context": length,
@@ -268,6 +271,7 @@ def _recipe(
     *,
     window: int | None,
     sinks: int,
+    slots: int | None,
     multiple: float | None,
     hidden: int | None,
     layers: str,
@@ -277,25 +281,27 @@ def _recipe(
 ) -> Recipe:
     """The options of the command checked against the model. Raises UsageError."""
     shape = shape_of(attentions(model.net)[0].config)
-    if window is None:
-        window = context // 6 if features == "hybrid" else 0
-    if multiple is None:
-        multiple = 0.5 if features == "hybrid" else 2.0
-    if features == "hybrid" and not window:
+    is_hybrid, is_fitted = features == "hybrid", features in ("hedgehog", "hybrid")
+    window = (max(1, context // 32) if is_hybrid else 0) if window is None else window
+    slots = (context // 8 if is_hybrid else 0) if slots is None else slots
+    multiple = (0.5 if is_hybrid else 2.0) if multiple is None else multiple
+    if is_hybrid and not window:
         raise UsageError("hybrid features need a --window of 1 or more; got 0: take hedgehog for none.")
-    if window >= context:
+    if slots and not is_fitted:
+        raise UsageError(f"--slots needs features that are fitted, as priorities are; got {features}: take hybrid.")
+    if window + slots >= context:
         raise UsageError(
-            f"--window must be below the context of {context} tokens; got {window}: nothing would be converted, and that it is "
-            "lossless would say nothing."
+            f"--window and --slots must together be below the context of {context} tokens; got {window + slots}: nothing would "
+            "be converted, and that it is lossless would say nothing."
         )
     dimension = round(multiple * shape.width)
     if dimension < 1:
         raise UsageError(f"--multiple must leave at least one feature; got {multiple:g} of {shape.width}.")
-    is_fitted = features in ("hedgehog", "hybrid")
     return Recipe(
         features="hedgehog" if is_fitted else features,
         window=window,
         sinks=sinks,
+        slots=slots,
         dimension=None if features == "taylor2" else dimension,
         hidden=(2 * shape.width if hidden is None else hidden) if is_fitted else 0,
         layers=_blocks(layers, model),
@@ -328,9 +334,9 @@ def nulls(
     feature maps without their fit.
     """
     length = donor.context
-    tail = Recipe(**{**recipe.__dict__, "features": "mean", "sinks": 1, "dimension": None})
+    tail = Recipe(**{**recipe.__dict__, "features": "mean", "sinks": 1, "slots": 0, "dimension": None})
     tail = as_many_bytes(net, donor.model, tail, length)
-    plain = Recipe(**{**recipe.__dict__, "features": "none", "sinks": 0, "dimension": None, "hidden": 0})
+    plain = Recipe(**{**recipe.__dict__, "features": "none", "sinks": 0, "slots": 0, "dimension": None, "hidden": 0})
     found = {"baseline:window": beside(net, as_many_bytes(net, donor.model, plain, length))}
     found["null:window+first+mean"] = beside(net, tail)
     fit(found["null:window+first+mean"], donor, tail, name="null", progress=progress)
@@ -353,7 +359,7 @@ def table_of(nets: dict[str, RecurrentForCausalLM], donor: Donor, progress: Prog
         kept = full if net is None else state_bytes(net, length)
         figures: dict = {"state_bytes": kept, "cache_share": kept / full, "recall": recall(net or model.net, asked)}
         if net is not None:
-            figures["window"] = net.config.window
+            figures["window"], figures["slots"] = net.config.window, net.config.slots
             figures["map_parameters"] = sum(part.numel() for part in feature_parameters(net))
             if (multiple := dimension_of(net)) is not None:
                 figures["multiple"] = multiple
@@ -395,7 +401,11 @@ def _state_notes(net: RecurrentForCausalLM, length: int, full: int) -> list[str]
 
 def _made(name: str, features: str, recipe: Recipe) -> str:
     steps = f", fitted in {recipe.steps} + {recipe.logit_steps} steps" if recipe.steps or recipe.logit_steps else ""
-    exact = (
-        f"the last {recipe.window} and the first {recipe.sinks} keys are exact, older ones" if recipe.window else "keys"
-    )
-    return f"{name} with fast weights in place of its cache: {exact} are remembered by {features} features{steps}."
+    kept = [
+        f"the last {recipe.window}" if recipe.window else "",
+        f"the first {recipe.sinks}" if recipe.sinks else "",
+        f"{recipe.slots} others that a learned priority chooses" if recipe.slots else "",
+    ]
+    kept = [one for one in kept if one]
+    exact = f"{', '.join(kept)} are exact, the rest" if kept else "all"
+    return f"{name} with fast weights in place of its cache: of the keys {exact} are remembered by {features} features{steps}."

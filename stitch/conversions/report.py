@@ -9,7 +9,7 @@ The rows are called `donor`, `converted`, `baseline:…`, `null:…`, `reference
 
 import json
 
-from stitch.evaluate import Scores
+from stitch.evaluate import Scores, bootstrap
 
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to donor", "top-1"]
 
@@ -38,9 +38,15 @@ FIGURES = {
 
 
 def difference(scores: dict[str, Scores], name: str, minus: str) -> dict:
-    """The paired difference of two rows' cross-entropies with its 95 % interval, as it stands in report.json."""
-    low, high = scores[name].interval(minus=scores[minus])
-    return {"name": name, "minus": minus, "ce": scores[name].ce - scores[minus].ce, "ce_low": low, "ce_high": high}
+    """The paired differences of two rows' cross-entropies and, where both have one, of their KL to the donor, with 95 %
+    intervals, as they stand in report.json."""
+    one, other = scores[name], scores[minus]
+    low, high = one.interval(minus=other)
+    found = {"name": name, "minus": minus, "ce": one.ce - other.ce, "ce_low": low, "ce_high": high}
+    if one.kl is not None and other.kl is not None:
+        low, high = bootstrap(one.kl - other.kl, one.tokens)
+        found |= {"kl": float((one.kl - other.kl).sum() / one.tokens.sum()), "kl_low": low, "kl_high": high}
+    return found
 
 
 def table(report: dict) -> tuple[list[str], list[list[str]], str]:
@@ -64,13 +70,16 @@ def _cells(row: dict) -> list[str]:
 
 def footnotes(report: dict) -> list[str]:
     """The sentences below the table."""
-    return [
-        *report["notes"],
-        *(
-            f"{one['name']} − {one['minus']}: {one['ce']:+.4f} nats ({one['ce_low']:+.4f} to {one['ce_high']:+.4f}, paired)."
-            for one in report["differences"]
-        ),
-    ]
+    return [*report["notes"], *map(_sentence, report["differences"])]
+
+
+def _sentence(one: dict) -> str:
+    said = (
+        f"{one['name']} − {one['minus']}: {one['ce']:+.4f} nats ({one['ce_low']:+.4f} to {one['ce_high']:+.4f}, paired)"
+    )
+    if one["minus"] == "donor" or "kl" not in one:
+        return said + "."
+    return said + f", KL {one['kl']:+.4f} ({one['kl_low']:+.4f} to {one['kl_high']:+.4f})."
 
 
 def model_card(report: dict, *, remote_code: bool) -> bytes:

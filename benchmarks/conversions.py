@@ -1,0 +1,56 @@
+"""All four conversions measured and drawn: `python benchmarks/conversions.py [FOLDER]`, about three hours on two quiet cores.
+
+One process per part, whose lines are kept as FOLDER/PART.jsonl (default: build/benchmarks/conversions): a part whose file is there
+is not repeated. Then every conversion's picture, FOLDER/CONVERSION.png. Each script's head says what its rows are.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+EIGHT_HEADS = Path("build/eight-heads")
+
+PARTS: dict[str, dict[str, str]] = {
+    "heads": {
+        "eight-heads": f"--model {EIGHT_HEADS} --kv-heads 4,2,1 --context 64 --tokens 16384 --held-out 16384",
+        "gpt2": "--model demo:gpt2 --held-out 16384",
+        "llama": "--model demo:llama --held-out 16384",
+    },
+    "ngram": {
+        "gpt2": "--model demo:gpt2 --drop 1,2,3,4,5 --tokens 100000 --held-out 16384",
+        "llama": "--model demo:llama --drop 1,2,3,4,5,6,7 --tokens 100000 --held-out 16384",
+        "llama-tokens": "--model demo:llama --drop 2 --tokens 30000,300000,1000000 --held-out 16384",
+    },
+    "recurrent": {"gpt2": "demo:gpt2", "llama": "demo:llama"},
+    "consolidate": {"gpt2": "--model demo:gpt2", "llama": "--model demo:llama"},
+}
+
+
+def run(conversion: str, *arguments: str, **options) -> None:
+    script = HERE / f"conversions_{conversion}.py"
+    subprocess.run([sys.executable, str(script), *arguments], check=True, **options)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/benchmarks/conversions")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not EIGHT_HEADS.exists():
+        run("heads", "--train", str(EIGHT_HEADS), "--train-steps", "500")
+    for conversion, parts in PARTS.items():
+        everything = ""
+        for part, arguments in parts.items():
+            lines = folder / f"{conversion}-{part}.jsonl"
+            if not lines.exists():
+                print(f"{conversion}: {part}", file=sys.stderr)
+                unfinished = lines.with_suffix(".part")
+                with unfinished.open("w") as out:
+                    run(conversion, *arguments.split(), stdout=out)
+                unfinished.rename(lines)
+            everything += lines.read_text()
+        (folder / f"{conversion}.jsonl").write_text(everything)
+        run(conversion, "--figure", str(folder / f"{conversion}.png"), str(folder / f"{conversion}.jsonl"))
+
+
+if __name__ == "__main__":
+    main()
