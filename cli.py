@@ -776,8 +776,8 @@ def heads(
     context: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of the windows that are fitted on; the report's are up to 4 times as long. Default: what the model "
-            "takes, at most 256."
+            help="Tokens of the windows that are fitted on; the report's are up to 4 times as long, at most 1024. Default: "
+            "what the model takes, at most 1024."
         ),
     ] = None,
     steps: Annotated[

@@ -1,7 +1,7 @@
 """All four conversions measured and drawn: `python benchmarks/conversions.py [FOLDER]`, about three hours on two quiet cores.
 
-One process per part, whose lines are kept as FOLDER/PART.jsonl (default: build/benchmarks/conversions): a part whose file is there
-is not repeated. Then every conversion's picture, FOLDER/CONVERSION.png. Each script's head says what its rows are.
+One process per part, whose lines are kept in FOLDER (default: build/benchmarks/conversions): a part whose file is there is not
+repeated. Then every conversion's picture, FOLDER/CONVERSION.png. Each script's head says what its rows are.
 """
 
 import subprocess

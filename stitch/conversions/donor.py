@@ -43,7 +43,6 @@ def read_donor(
     tokens: int,
     held_out: int,
     context: int | None = None,
-    longest_context: int = LONGEST_CONTEXT,
     report_factor: int = 1,
     device: str = "auto",
     dtype: str = "fp32",
@@ -51,8 +50,8 @@ def read_donor(
     progress: Progress | None = None,
 ) -> Donor:
     """Loads the model and packs `tokens` tokens of the fit split, `held_out` of each other, in windows of `context` tokens
-    (None: what the model takes, at most `longest_context`); those of the report split are `report_factor` times as long, if
-    it takes so many.
+    (None: what the model takes, at most `LONGEST_CONTEXT`); those of the report split are `report_factor` times as long, if
+    that is no more than these.
 
     Raises UsageError when the request cannot be met, StitchError when weights or text fail.
     """
@@ -65,11 +64,12 @@ def read_donor(
     )  # fmt: skip
     if context is not None and not 8 <= context <= model.longest:
         raise UsageError(f"--context must be in 8..{model.longest}, what {name} takes; got {context}.")
-    context = context or min(model.longest, longest_context)
+    usual = min(model.longest, LONGEST_CONTEXT)
+    context = context or usual
     limits: dict[Split, int] = {"fit": tokens, "sweep": held_out, "report": held_out}
     windows = split_windows(text, limits, model.tokenizer, context, progress)
     to_choose_on = windows["sweep"]
-    if (longer := min(report_factor * context, model.longest)) > context:
+    if (longer := min(report_factor * context, usual)) > context:
         long = split_windows(text, {**limits, "fit": LEAST_TOKENS}, model.tokenizer, longer)
         windows["report"], to_choose_on = long["report"], long["sweep"]
     return Donor(model, source, windows, to_choose_on, text)

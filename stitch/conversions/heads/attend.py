@@ -44,14 +44,17 @@ def rotated(
 
 
 def scores(
-    q: Float[Tensor, "windows heads t d"],
+    q: Float[Tensor, "windows heads rows d"],
     k: Float[Tensor, "windows groups t d"],
     frequencies: Float[Tensor, " planes"],
     scale: float,
-) -> Float[Tensor, "windows heads t t"]:
-    """Before the softmax; −∞ at keys that come later."""
-    q, k = rotated(q, frequencies), rotated(k, frequencies).repeat_interleave(q.shape[1] // k.shape[1], 1)
-    later = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
+    at: Int[Tensor, " rows"] | None = None,
+) -> Float[Tensor, "windows heads rows t"]:
+    """Before the softmax; −∞ at keys that come later. Queries are those at the positions `at`, without it at all."""
+    place = torch.arange(k.shape[2], device=q.device)
+    at = place if at is None else at
+    q, k = rotated(q, frequencies, at), rotated(k, frequencies).repeat_interleave(q.shape[1] // k.shape[1], 1)
+    later = place > at[:, None]
     return (scale * q @ k.transpose(-1, -2)).masked_fill(later, -torch.inf)
 
 

@@ -24,8 +24,7 @@ from stitch.evaluate import Scores, evaluate, whole_model
 from stitch.models import Model
 from stitch.workspace import check_output
 
-CONTEXT = 256  # tokens of a window that is fitted on, by default
-LONGER = 4  # times that, at most, is reported on
+LONGER = 4  # times as long as the windows that are fitted on, at most, are those of the report
 SAMPLE = 8192  # tokens whose attention keys are refined on
 RATE, BATCH = 2e-4, 8  # of fine-tuning
 
@@ -55,7 +54,7 @@ def convert_heads(
     """
     check_output(out, overwrite)
     donor = read_donor(
-        name, text=text, tokens=tokens, held_out=held_out, context=context, longest_context=CONTEXT, report_factor=LONGER,
+        name, text=text, tokens=tokens, held_out=held_out, context=context, report_factor=LONGER,
         device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress,
     )  # fmt: skip
     model = donor.model

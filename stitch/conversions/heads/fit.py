@@ -20,7 +20,7 @@ from stitch.models import Model
 from stitch.translation.moments import accumulate
 from stitch.translation.towards import ridge_towards
 
-ROWS = 64  # of the attention per window that keys are refined on
+ROWS = 64  # of the attention per window, at least, that keys are refined on
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,15 @@ def attention_rows(
     seed: int,
     uniform: float = UNIFORM,
 ) -> Rows:
-    """Of the group's query heads, `ROWS` per window of the donor's stream."""
+    """Of the group's query heads, `ROWS` per window of the donor's stream, more where it is long."""
     attention, theta = weights.attention(model, block), weights.frequencies(model)
     queries = query_heads(members, attention.shared)
     of = heads_of(attention, normed(model, block, stream))
-    wanted = scores(of.q[:, queries], of.k[:, [head // attention.shared for head in queries]], theta, attention.scale)
     later = 1 + torch.randperm(stream.shape[1] - 1, generator=torch.Generator().manual_seed(seed))
-    at = later[:ROWS].sort().values.to(stream.device)
-    keys = stacked(of.k[:, list(members)])
-    return rows_of(of.q[:, queries], keys, wanted, theta, attention.scale, at, uniform)
+    at = later[: max(ROWS, stream.shape[1] // 8)].sort().values.to(stream.device)
+    q, own = of.q[:, queries][:, :, at], of.k[:, [head // attention.shared for head in queries]]
+    wanted = scores(q, own, theta, attention.scale, at)
+    return rows_of(q, stacked(of.k[:, list(members)]), wanted, theta, attention.scale, at, uniform)
 
 
 @dataclass

@@ -33,19 +33,18 @@ class Rows:
 
 
 def rows_of(
-    q: Float[Tensor, "windows heads t d"],
+    q: Float[Tensor, "windows heads rows d"],
     k: Float[Tensor, "windows t stacked"],
-    scores: Float[Tensor, "windows heads t t"],
+    scores: Float[Tensor, "windows heads rows t"],
     frequencies: Float[Tensor, " planes"],
     scale: float,
     at: Int[Tensor, " rows"],
     uniform: float = UNIFORM,
 ) -> Rows:
-    """`scores` are the donor's, −∞ at later keys; they are kept for the rows `at` alone."""
-    kept = scores[:, :, at]
-    seen = torch.isfinite(kept)
-    weights = uniform * (seen / seen.sum(-1, keepdim=True)) + (1 - uniform) * kept.softmax(-1)
-    return Rows(q[:, :, at], k, at, kept.masked_fill(~seen, 0.0), weights, frequencies, scale)
+    """`scores` are the donor's, −∞ at later keys; they and q are of the rows `at`."""
+    seen = torch.isfinite(scores)
+    weights = uniform * (seen / seen.sum(-1, keepdim=True)) + (1 - uniform) * scores.softmax(-1)
+    return Rows(q, k, at, scores.masked_fill(~seen, 0.0), weights, frequencies, scale)
 
 
 class _Product:
