@@ -99,20 +99,23 @@ Features = tuple[Tensor | None, Tensor]
 
 
 class Exponents(nn.Module):
-    """xᵀAx + Wx + b, plus an MLP where there are `hidden` units: logs of features, for each head its own."""
+    """xᵀAx + Wx + b, plus an MLP where there are `hidden` units: logs of features, for each head its own. A may be left out."""
 
-    def __init__(self, heads: tuple[int, ...], width: int, dimension: int, hidden: int):
+    def __init__(self, heads: tuple[int, ...], width: int, dimension: int, hidden: int, quadratic: bool = True):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(*heads, dimension, width))
         self.bias = nn.Parameter(torch.zeros(*heads, dimension))
-        self.square = nn.Parameter(torch.zeros(*heads, width, width))  # one scalar for all features: how large x is
+        # One scalar for all features: how large x is.
+        self.square = nn.Parameter(torch.zeros(*heads, width, width)) if quadratic else None
         self.up = nn.Parameter(torch.zeros(*heads, hidden, width)) if hidden else None
         self.up_bias = nn.Parameter(torch.zeros(*heads, hidden)) if hidden else None
         self.down = nn.Parameter(torch.zeros(*heads, dimension, hidden)) if hidden else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, *heads, tokens, width] → [batch, *heads, tokens, dimension]"""
-        y = x @ self.weight.to(x).mT + self.bias.to(x).unsqueeze(-2) + (x @ self.square.to(x) * x).sum(-1, keepdim=True)
+        y = x @ self.weight.to(x).mT + self.bias.to(x).unsqueeze(-2)
+        if self.square is not None:
+            y = y + (x @ self.square.to(x) * x).sum(-1, keepdim=True)
         if self.up is None or self.up_bias is None or self.down is None:
             return y
         return y + nn.functional.silu(x @ self.up.to(x).mT + self.up_bias.to(x).unsqueeze(-2)) @ self.down.to(x).mT
@@ -230,12 +233,12 @@ class Priority(nn.Module):
         self.mean = nn.Parameter(torch.zeros(shape.groups, 2 * shape.width), requires_grad=False)
         self.scale = nn.Parameter(torch.ones(shape.groups, 2 * shape.width), requires_grad=False)
         self.slope = nn.Parameter(torch.zeros(shape.groups))
-        self.exponents = Exponents((shape.groups,), 2 * shape.width, 1, hidden)
+        self.read = Exponents((shape.groups,), 2 * shape.width, 1, hidden, quadratic=False)
 
     def forward(self, k: Tensor, v: Tensor, position: Tensor) -> Tensor:
         """Keys and values [batch, groups, tokens, width], their positions [tokens] → [batch, groups, tokens]."""
         x = (torch.cat([k, v], -1) - self.mean.to(k)[:, None]) * self.scale.to(k)[:, None]
-        return self.exponents(x).squeeze(-1) + self.slope.to(k)[:, None] * position.to(k)
+        return self.read(x).squeeze(-1) + self.slope.to(k)[:, None] * position.to(k)
 
 
 class Memory(nn.Module):

@@ -145,6 +145,7 @@ def write_start(map: nn.Module, sums: Moments, generator: torch.Generator) -> No
                 weight, bias = weight[:, None], bias[:, None]
             side.weight.copy_(weight.expand_as(side.weight))
             side.bias.copy_(bias.expand_as(side.bias))
+            assert side.square is not None
             side.square.copy_(square.expand_as(side.square))
         _start_mlp(map.key, sums.kk / sums.count, generator)
         _start_mlp(map.query, sums.qq / sums.count, generator)
@@ -160,7 +161,7 @@ def start_priority(priority: Priority, sums: Moments, generator: torch.Generator
     priority.scale.copy_(1 / deviation.clamp_min(1e-6 * deviation.mean()))
     priority.slope.fill_(SLOPE)
     size = mean.shape[-1]
-    _start_mlp(priority.exponents, torch.eye(size).to(mean).expand(len(mean), size, size), generator)
+    _start_mlp(priority.read, torch.eye(size).to(mean).expand(len(mean), size, size), generator)
 
 
 def _start_mlp(exponents: Exponents, products: Tensor, generator: torch.Generator) -> None:
