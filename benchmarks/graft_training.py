@@ -47,7 +47,7 @@ def host_of(arm: str, donor: Model, behaviour: str, config: Path, seed: int) -> 
     if arm == "noise":
         plan = controls.randomised(plan, seed)
     if arm == "embeddings":
-        for block in plan.layers:
+        for block in set(plan.layers.values()):
             plan = controls.without(plan, block)
     write(host, [plan])
     return host

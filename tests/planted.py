@@ -7,14 +7,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
 
+Head = tuple[int, int]
 CODE = 64  # width of a token's code, of what the previous one's is moved to, and of the one-hot positions
 POSITIONS = 80
 PREVIOUS, INDUCTION = (0, 1), (1, 2)  # (block, head)
 
 
-def induction(folder: Path, gain: float = 4.0, noise: float = 0.002, **changes) -> Path:
-    """Head 0.1 writes the previous token's code to a second lane, head 1.2 looks for the current token there and writes `gain`
-    times the code of what it finds."""
+def induction(
+    folder: Path, gain: float = 4.0, noise: float = 0.002, at: tuple[Head, Head] = (PREVIOUS, INDUCTION), **changes
+) -> Path:
+    """Two heads, `at` these (block, head): the first writes the previous token's code to a second lane, the other looks for the
+    current token there and writes `gain` times the code of what it finds."""
     width = 2 * CODE + POSITIONS
     shape = dict(n_embd=width, n_head=4, n_layer=3, n_positions=POSITIONS, n_inner=48) | changes
     config = GPT2Config(
@@ -37,7 +40,7 @@ def induction(folder: Path, gain: float = 4.0, noise: float = 0.002, **changes) 
         net.transformer.wte.weight[:, code] = codes @ embed
         angles = torch.arange(POSITIONS)[:, None] * torch.logspace(0.3, -1.6, POSITIONS // 2)
         net.transformer.wpe.weight[:, place] = torch.cat([angles.cos(), angles.sin()], 1)
-        for (block, head), (reads, writes) in {PREVIOUS: (code, lane), INDUCTION: (code, code)}.items():
+        for (block, head), reads, writes, finds in ((at[0], code, lane, False), (at[1], code, code, True)):
             attention = net.transformer.h[block].attn
             query, key, value = attention.c_attn.weight.view(width, 3, 4, size)[:, :, head].unbind(1)
             for part in (query, key, value):
@@ -45,8 +48,8 @@ def induction(folder: Path, gain: float = 4.0, noise: float = 0.002, **changes) 
             output = attention.c_proj.weight[head * size : (head + 1) * size]
             output.zero_()
             value[reads] = embed.T
-            output[:, writes] = (gain if block else 1.0) * embed
-            if block:
+            output[:, writes] = (gain if finds else 1.0) * embed
+            if finds:
                 query[code], key[lane] = 6 * embed.T, 6 * embed.T
             else:
                 half, planes = POSITIONS // 2, size // 2

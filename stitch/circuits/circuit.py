@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from stitch.activations import Progress
 from stitch.circuits.attribution import attribute
 from stitch.circuits.components import Components, Place, replaced, watched
 from stitch.circuits.score import PROMPTS_AT_ONCE, answered
+from stitch.circuits.shallow import Shallow
 from stitch.circuits.spec import Prompts, prompts
 from stitch.config import torch_device, torch_dtype
 from stitch.errors import StitchError, UsageError
@@ -79,7 +81,10 @@ def find_circuit(
 
 @dataclass(frozen=True)
 class Chosen:
-    """The components `kept`, chosen on the `first` prompts, where all have these `means`; scores are on the `other` prompts."""
+    """The components `kept`, chosen on the `first` prompts, where all have these `means`; scores are on the `other` prompts.
+
+    `shallow` is how they stand in fewer blocks than the model has, if they do.
+    """
 
     kept: Components
     means: Means
@@ -88,6 +93,7 @@ class Chosen:
     whole: dict[str, float]
     corrupt: dict[str, float]
     stability: float | None
+    shallow: Shallow | None = None
 
 
 def choose(
@@ -124,8 +130,16 @@ def choose(
         means = {place: mean.mean(1, keepdim=True) for place, mean in means.items()}
     if circuit is not None:
         return Chosen(read_circuit(circuit, net), means, first, other, whole, corrupt, None)
-    order, order_other = (_ranked(attribute(net, of, progress=progress)) for of in (first, other))
-    size = _smallest(net, first, means, order, keep, progress)
+    order, order_other = (ranked(attribute(net, of, progress=progress)) for of in (first, other))
+    wanted, tried = keep * _answers(net, first, first.clean)["right"], itertools.count(1)
+
+    def enough(size: int) -> bool:
+        if progress:
+            progress("ablation (sizes, at most)", next(tried), len(order).bit_length() + 6)
+        with replaced(net, _taken(net, order, size), means):
+            return _answers(net, first, first.clean)["right"] >= wanted
+
+    size = smallest(len(order), enough)
     found, again = _taken(net, order, size), _taken(net, order_other, size)
     stability = sum(int((found.masks[place] & again.masks[place]).sum()) for place in found.masks) / size
     return Chosen(found, means, first, other, whole, corrupt, stability)
@@ -173,7 +187,7 @@ def _answers(model: Model, of: Prompts, ids: Tensor) -> dict:
     return answered(lambda part: model.net(input_ids=part.to(model.device), use_cache=False).logits.cpu(), ids, of)
 
 
-def _ranked(scores: dict[Place, Tensor]) -> list[tuple[Place, int]]:
+def ranked(scores: dict[Place, Tensor]) -> list[tuple[Place, int]]:
     """Components from the one that matters most, to whichever side, on."""
     named = [
         (place, number, abs(value)) for place, values in scores.items() for number, value in enumerate(values.tolist())
@@ -188,21 +202,11 @@ def _taken(model: Model, order: list[tuple[Place, int]], size: int) -> Component
     return kept
 
 
-def _smallest(
-    model: Model, of: Prompts, means: Means, order: list[tuple[Place, int]], keep: float, progress: Progress | None
-) -> int:
-    """How many of the first components alone keep the share: doubled until they do, then halved in between."""
-    wanted, tried = keep * _answers(model, of, of.clean)["right"], itertools.count(1)
-
-    def enough(size: int) -> bool:
-        if progress:
-            progress("ablation (sizes, at most)", next(tried), len(order).bit_length() + 6)
-        with replaced(model, _taken(model, order, size), means):
-            return _answers(model, of, of.clean)["right"] >= wanted
-
+def smallest(total: int, enough: Callable[[int], bool]) -> int:
+    """How many of the first components are enough, all at most: doubled until they are, then halved in between."""
     most = 1
-    while most < len(order) and not enough(most):
-        most = min(2 * most, len(order))
+    while most < total and not enough(most):
+        most = min(2 * most, total)
     least = most // 2  # not enough, or none
     while most - least > max(1, least // 16):
         middle = (least + most) // 2

@@ -31,6 +31,10 @@ class Components:
     def count(self, kind: str) -> int:
         return sum(int(mask.sum()) for place, mask in self.masks.items() if place[0] == kind)
 
+    def blocks(self) -> list[int]:
+        """Those that have one."""
+        return sorted({block for (_, block), mask in self.masks.items() if mask.any()})
+
     def to_dict(self) -> dict:
         """{"heads": {"0": [1, 2]}, "neurons": {…}}: numbers by block, as a person edits them."""
         return {

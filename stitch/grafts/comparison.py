@@ -1,7 +1,7 @@
 """A grafted host beside its donor and hosts that should not have the behaviour; a trained one also beside itself before."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,14 +30,23 @@ class Graft:
         """Rows of the report, on prompts that nothing was chosen or fitted on."""
         of, donor = self.chosen.other, _logits(self.donor)
 
+        shallow = self.chosen.shallow
+
         def alone(ids: torch.Tensor) -> torch.Tensor:
+            if shallow is not None:
+                return shallow.logits(ids)
             with replaced(self.donor, self.chosen.kept, self.chosen.means):
                 return donor(ids)
 
         def row(name: str, logits: Logits) -> dict:
             return {"name": name, **answered(logits, of.clean, of), "kl": divergence(alone, logits, of)}
 
-        rows = [row("donor", donor), row("its circuit alone", alone), row("host, grafted", _logits(host))]
+        rows = [row("donor", donor)]
+        if shallow is not None:
+            rows.append(
+                row(f"all of it in {len(shallow.arrangement.groups)} blocks", replace(shallow, kept=None).logits)
+            )
+        rows += [row("its circuit alone", alone), row("host, grafted", _logits(host))]
         rows.append({"name": "host on corrupt prompts", **answered(_logits(host), of.corrupt, of)})
         for number, (name, make) in enumerate(tests.items(), 1):
             rows.append(row(name, _logits(make())))
@@ -47,7 +56,7 @@ class Graft:
 
     def controls(self, bare: Callable[[], Model], seed: int) -> dict[str, Callable[[], Model]]:
         """Hosts that should not have the behaviour, by name; `bare` is one without a graft."""
-        plan, blocks = self.plan, sorted(self.plan.layers)
+        plan, blocks = self.plan, sorted(set(self.plan.layers.values()))
         found: dict[str, Callable[[], Model]] = {"host without the graft": bare}
         found["noise of the same norm"] = lambda: with_plan(bare(), controls.randomised(plan, seed))
         if len(blocks) > 1:

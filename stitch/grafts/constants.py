@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stitch.circuits import weights
 from stitch.circuits.components import Components, Place
-from stitch.grafts.placing import PlacedHead, PlacedNeurons, of_donor
+from stitch.grafts.placing import PlacedHead, PlacedNeurons
 from stitch.grafts.room import Room
 from stitch.grafts.streams import Spot
 from stitch.models import Model
@@ -20,11 +20,13 @@ def constants_of(
     kept: Components,
     means: Mapping[Place, Tensor],
     layers: dict[int, int],
+    placed: list[PlacedHead],
     inner: list[PlacedNeurons],
     values_biased: bool,
+    first: int,
 ) -> dict[Spot, Tensor]:
-    """What the donor writes in any case, each at the last spot of the host that isn't after it; without biases of values where
-    the host has some itself."""
+    """What the donor writes in any case from its block `first` on, each at the last spot of the host that isn't after it; without
+    biases of values where the host has some itself. Heads of earlier blocks write what differs from their mean."""
     at = EMBEDDING
     found = {at: torch.zeros(donor.width, dtype=torch.float64)}
 
@@ -32,24 +34,29 @@ def constants_of(
         if value is not None:
             found[at] = found.get(at, 0) + value.double().cpu()
 
-    for block in range(donor.depth):
+    for block in range(first, donor.depth):
         attention, mlp = weights.attention(donor, block), weights.mlp(donor, block)
         at = ("attention", layers[block]) if block in layers else at
         mask = kept.masks["heads", block]
         for number, output in enumerate(means["heads", block][0, 0].double().cpu().view(len(mask), -1)):
             if mask[number]:
-                head = of_donor(attention, weights.norm(donor, "attention", block), number)
-                add(None if values_biased else head.v_bias @ head.o)
-            else:
-                add(output @ attention.o[number].double().cpu())
+                continue  # written by the head itself, or as a constant below
+            add(output @ attention.o[number].double().cpu())
         add(attention.o_bias)
         at = ("mlp", layers[block]) if block in layers else at
         others = ~kept.masks["neurons", block]
         add(means["neurons", block][0, 0].double().cpu()[others] @ mlp.down.double().cpu()[others])
         add(mlp.down_bias)
-        for placed in inner:
-            if placed.block == block:
-                add(placed.maps.constant)
+        for one in inner:
+            if one.block == block:
+                add(one.maps.constant)
+    for head in placed:
+        at = ("attention", head.host_block)
+        add(None if values_biased else head.maps.v_bias @ head.maps.o)
+        if head.block < first:
+            own = weights.attention(donor, head.block).o[head.number].double().cpu()
+            mean = means["heads", head.block][0, 0].double().cpu().view(donor.heads(head.block), -1)[head.number]
+            add(-mean @ own)
     return found
 
 

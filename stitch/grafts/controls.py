@@ -32,7 +32,7 @@ def randomised(plan: Plan, seed: int) -> Plan:
 
 def shuffled(plan: Plan) -> Plan:
     """The blocks of the circuit in the opposite order."""
-    blocks = sorted(plan.layers.values())
+    blocks = sorted(set(plan.layers.values()))
     other = dict(zip(blocks, reversed(blocks), strict=True))
 
     def moved(spot: tuple) -> tuple:
@@ -49,9 +49,9 @@ def shuffled(plan: Plan) -> Plan:
 
 
 def without(plan: Plan, block: int) -> Plan:
-    """What comes from this block of the donor is left out."""
+    """What is in this block of the host is left out."""
     return replace(
         plan,
-        heads=[placed for placed in plan.heads if placed.block != block],
-        neurons=[placed for placed in plan.neurons if placed.block != block],
+        heads=[placed for placed in plan.heads if placed.host_block != block],
+        neurons=[placed for placed in plan.neurons if placed.host_block != block],
     )

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,9 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stitch.activations import Progress
 from stitch.checkpoint import TOKENIZER_FILES, appear
 from stitch.circuits import weights
-from stitch.circuits.circuit import Chosen, choose
+from stitch.circuits.circuit import LEAST, Chosen, choose
+from stitch.circuits.score import answered
+from stitch.circuits.shallow import tables, with_reads
+from stitch.circuits.spec import BEHAVIOURS, prompts
+from stitch.circuits.squeeze import fitting, squeeze
 from stitch.config import torch_device
-from stitch.errors import UsageError
+from stitch.errors import StitchError, UsageError
 from stitch.grafts.comparison import Graft, on_text, with_plan
 from stitch.grafts.neurons import UNITS
 from stitch.grafts.plan import make_plan
@@ -27,6 +31,7 @@ from stitch.models import ANATOMIES, Model, load
 from stitch.sources import resolve
 from stitch.tokens import require_same_ids
 
+READ_ON = 128  # prompts that reads of a rearranged donor are fitted on
 FORCED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")  # the donor's, since the tokenizer is
 
 
@@ -61,10 +66,13 @@ def graft(
     `host` is a JSON file with the config of a model to be initialised here, or a trained model, which gets new channels, heads
     and neurons beside its own; circuits then add `strength` times what they bring to the donor's logits to its logits.
 
-    For every wish the report has the plan and rows: the donor, its circuit alone (all else constant), the grafted host, and
-    controls: the host without a graft, noise in the place of the circuit, its blocks in the opposite order, the first and the
-    last of them left out. `kl` is KL(circuit alone ‖ row) in nats per answer. For a trained host, `text` has its cross-entropy
-    before and after on `tokens` of held-out text.
+    A circuit that is looked for and lies in more blocks than a fresh host has is looked for again in the donor rearranged into
+    as many (`stitch.circuits.shallow`): early blocks become the host's embedding, others read side by side.
+
+    For every wish the report has the plan and rows: the donor, all of it rearranged where that is so, its circuit alone (all
+    else constant), the grafted host, and controls: the host without a graft, noise in the place of the circuit, its blocks in
+    the opposite order, the first and the last of them left out. `kl` is KL(circuit alone ‖ row) in nats per answer. For a
+    trained host, `text` has its cross-entropy before and after on `tokens` of held-out text.
 
     Raises: UsageError when a circuit does not fit the host, StitchError when a donor does not have its behaviour.
     """
@@ -89,10 +97,17 @@ def graft(
     if trained is not None:
         require_same_ids(donors[0].tokenizer, trained.tokenizer, donors[0].name, trained.name)
     target, room = make()
+    if trained is None:
+        chosen = [
+            one
+            if wish.circuit or len(one.kept.blocks()) <= target.depth
+            else squeezed(net, wish.behaviour, one, target, keep=keep, seed=seed, text=text, progress=progress)
+            for wish, net, one in zip(wishes, donors, chosen, strict=True)
+        ]
     report = {"host": target.config.to_diff_dict(), "trained": trained is not None, "seed": seed, "grafts": []}
     grafts = []
     for wish, net, one in zip(wishes, donors, chosen, strict=True):
-        plan = make_plan(net, wish.behaviour, one.kept, one.means, one.first, target, room, channels)
+        plan = make_plan(net, wish.behaviour, one.kept, one.means, one.first, target, room, channels, one.shallow)
         entry = {
             "donor": wish.donor,
             "behaviour": wish.behaviour,
@@ -119,6 +134,43 @@ def graft(
         report["text"] = on_text(trained, target, text, tokens, progress)
     _save(target, donors[0], out, report)
     return report
+
+
+def squeezed(
+    donor: Model,
+    behaviour: str,
+    chosen: Chosen,
+    host: Model,
+    *,
+    keep: float = 0.98,
+    seed: int = 0,
+    text: str = "docs",
+    progress: Progress | None = None,
+) -> Chosen:
+    """The circuit of a donor rearranged into as many blocks as the host has, with as many heads and neurons as fit into each.
+
+    Raises: StitchError when it does not have the behaviour any more.
+    """
+    arrangement = squeeze(donor, chosen.first, host.depth, seed, progress)
+    known = tables(donor, torch.arange(len(donor.embedding.weight)), {arrangement.first}, seed, progress)
+    # Reads need no answers, so more prompts can be made for them; n-grams and a file's prompts are those that there are.
+    drawn = behaviour in BEHAVIOURS and behaviour != "ngram"
+    more = prompts(behaviour, donor.tokenizer, count=READ_ON, seed=seed + 1, text=text) if drawn else chosen.first
+    as_many = UNITS if weights.mlp(donor, 0).gate is not None and weights.mlp(host, 0).gate is None else 1
+    most = {
+        "heads": weights.attention(host, 0).k.shape[1],
+        "neurons": (weights.mlp(host, 0).up.shape[1] - 1) // as_many,  # one may have to write constants
+    }
+    whole = with_reads(donor, arrangement, known, more, progress=progress)
+    shallow = fitting(whole, chosen.first, most, keep, progress)
+    assert shallow.kept is not None
+    left = answered(shallow.logits, chosen.other.clean, chosen.other)["right"]
+    if left - chosen.corrupt["right"] < LEAST:
+        raise StitchError(
+            f"the circuit of {donor.name} is in {len(chosen.kept.blocks())} blocks, one after another; rearranged into the "
+            f"{host.depth} of {host.name} it must still have the behaviour; it answers {left:.1%} right: choose a deeper host."
+        )
+    return replace(chosen, kept=shallow.kept, means=shallow.means, shallow=shallow, stability=None)
 
 
 def _needed(donors: Sequence[Model], chosen: Sequence[Chosen], host: Model, channels: int | None) -> dict[str, int]:

@@ -12,6 +12,7 @@ from jaxtyping import Complex, Float, Int64
 from torch import Tensor
 
 from stitch.circuits.positions import OffsetHead, Profile
+from stitch.circuits.reads import Read
 
 LOOKED_AT = 0.5  # share of a head's attention at one offset that makes it an offset head
 FARTHEST = 8  # tokens back that offset heads look
@@ -34,6 +35,20 @@ class Head:
     o: Float[Tensor, "d_v d"]
     q_codes: Float[Tensor, "columns d_qk"] | None = None
     k_codes: Float[Tensor, "columns d_qk"] | None = None
+
+
+def reading(head: Head, through: Read) -> Head:
+    """The head on x that is `head` on what `through` makes of x."""
+    weight, shift = through.weight.double().cpu(), through.shift.double().cpu()
+    return replace(
+        head,
+        q=weight @ head.q,
+        q_bias=head.q_bias + shift @ head.q,
+        k=weight @ head.k,
+        k_bias=head.k_bias + shift @ head.k,
+        v=weight @ head.v,
+        v_bias=head.v_bias + shift @ head.v,
+    )
 
 
 def turned(

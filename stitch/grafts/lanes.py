@@ -14,6 +14,7 @@ from stitch.grafts.scheme import Scheme
 from stitch.grafts.streams import Spot
 from stitch.models import Model
 
+PIN = 4.0  # length of codes beside the stream where that is longest, if they are to be read alike everywhere
 SLIGHT = 0.05  # of the stream's mean square, in a constant lane that only stands in for biases
 
 
@@ -29,10 +30,12 @@ def frame_for(
     x: Mapping[Spot, Tensor],
     long: Mapping[Spot, Tensor],
     channels: int | None,
+    pinned: bool = False,
 ) -> Frame:
     """Taken from `room`: the donor's whole width if it fits (and `channels` allows), else what its reads need most of all.
 
-    `x` are the directions that the donor's norms read, `long` their lengths. Raises UsageError when no channel is left.
+    `x` are the directions that the donor's norms read, `long` their lengths. `pinned`: codes are so long that what is read of
+    them hardly depends on the stream, nor does any norm. Raises UsageError when no channel is left.
     """
     offsets = [head for head in placed if head.offset is not None]
     codes = 2 * len(scheme.code_frequencies) if any(head.maps.q_codes is not None for head in placed) else 0
@@ -56,9 +59,13 @@ def frame_for(
         read=read,
         constant=constant_lane[0] if constant else None,
         codes=code_lanes if codes else None,
-        length=_lane_length(scheme, offsets, long) * host.width**0.5,
+        length=max(_lane_length(scheme, offsets, long), _pin(long) if pinned and codes else 0.0) * host.width**0.5,
         kept=kept,
     )
+
+
+def _pin(long: Mapping[Spot, Tensor]) -> float:
+    return PIN * max(float(one.mean()) for one in long.values())
 
 
 def _lane_length(scheme: Scheme, offsets: list[PlacedHead], long: Mapping[Spot, Tensor]) -> float:

@@ -1,12 +1,13 @@
 """A donor's MLP neurons as neurons of another architecture: copied, or made of others where the activation is another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from stitch.circuits.reads import Read
 from stitch.circuits.weights import Mlp, Norm
 
 SHARPNESS = 1.702  # GELU(x) is silu(1.702 x) / 1.702 within 0.021
@@ -45,6 +46,17 @@ def of_donor(mlp: Mlp, norm: Norm, mask: Bool[Tensor, " neurons"]) -> Neurons:
     up, up_bias = read(mlp.up, mlp.up_bias)
     down = mlp.down[mask].double().cpu()
     return Neurons(gate, gate_bias, up, up_bias, down, down.new_zeros(down.shape[1]))
+
+
+def reading(neurons: Neurons, through: Read) -> Neurons:
+    """The neurons on x that are `neurons` on what `through` makes of x."""
+    weight, shift = through.weight.double().cpu(), through.shift.double().cpu()
+    gate, gate_bias = neurons.gate, neurons.gate_bias
+    if gate is not None and gate_bias is not None:
+        gate, gate_bias = weight @ gate, gate_bias + shift @ gate
+    return replace(
+        neurons, gate=gate, gate_bias=gate_bias, up=weight @ neurons.up, up_bias=neurons.up_bias + shift @ neurons.up
+    )
 
 
 def written(

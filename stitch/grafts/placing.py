@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stitch.circuits import weights
 from stitch.circuits.positions import OffsetHead, fitted_profile, position_codes
+from stitch.circuits.reads import Read
 from stitch.errors import UsageError
 from stitch.grafts import heads, neurons
 from stitch.grafts.heads import Head
@@ -65,15 +66,19 @@ def place_head(
     scheme: Scheme,
     x: Float[Tensor, "prompts length d"],
     without: Float[Tensor, "prompts length d"],
+    through: Read | None = None,
 ) -> PlacedHead:
-    """The head `at` (block, number). It reads `x` in the donor, and `without` what positions add in the host."""
+    """The head `at` (block, number). It reads `x` in the donor, and `without` what positions add in the host, or what
+    `through` makes of that."""
     block, number = at
     theirs, ours = weights.attention(donor, block), weights.attention(host, host_block)
     width = ours.q.shape[2]
     own = of_donor(theirs, weights.norm(donor, "attention", block), number)
     wanted = heads.scores(own, x, scheme.donor_frequencies, theirs.scale)
     attention = heads.attended(wanted)
-    narrow, lost = heads.values_in(own, without.flatten(0, 1), width)
+    narrow, lost = heads.values_in(
+        own if through is None else heads.reading(own, through), without.flatten(0, 1), width
+    )
     narrow = heads.scaled(narrow, theirs.scale / ours.scale)
     codes = position_codes(scheme.code_frequencies, x.shape[1]) if scheme.coded else None
 
@@ -89,7 +94,7 @@ def place_head(
         fits = rank == own.q.shape[1]
         kind = "exact" if fits else "narrowed"
         head = heads.spread(
-            narrow if fits else heads.fitted_rank(narrow, x.flatten(0, 1), rank), torch.arange(rank), width
+            narrow if fits else heads.fitted_rank(narrow, without.flatten(0, 1), rank), torch.arange(rank), width
         )
     else:
         if scheme.donor_frequencies.any():
@@ -140,8 +145,11 @@ def place_neurons(
     host_block: int,
     room: Room,
     x: Float[Tensor, "prompts length d"],
+    through: Read | None = None,
 ) -> PlacedNeurons:
+    """Those of the `mask`, which read `x` or what `through` makes of it."""
     theirs = neurons.of_donor(weights.mlp(donor, block), weights.norm(donor, "mlp", block), mask)
+    theirs = theirs if through is None else neurons.reading(theirs, through)
     ours, act, host_act = weights.mlp(host, host_block), weights.activation(donor), weights.activation(host)
     rows = x.flatten(0, 1)
     rows = rows[:: max(1, len(rows) // ROWS_FITTED)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from stitch.circuits import weights
 from stitch.circuits.components import Components, Place, replaced
 from stitch.circuits.positions import position_codes
+from stitch.circuits.shallow import Arrangement, Shallow
 from stitch.circuits.spec import Prompts
 from stitch.errors import StitchError, UsageError
 from stitch.grafts import heads
@@ -19,7 +20,7 @@ from stitch.grafts.lanes import frame_for
 from stitch.grafts.placing import PlacedHead, PlacedNeurons, place_head, place_neurons
 from stitch.grafts.room import Room
 from stitch.grafts.scheme import Scheme
-from stitch.grafts.streams import Spot, directions, lengths
+from stitch.grafts.streams import Spot, length, streams
 from stitch.models import Model
 
 PROMPTS_READ = 16  # that maps are fitted and scales are calibrated on
@@ -41,7 +42,8 @@ class Plan:
 
     `layers` are the host's blocks by the donor's. `constants` are written at a spot of the host whatever the tokens; by
     `spares`, neurons of hosts that have no biases. `shift` is added to what the final norm gives. `targets`: what the donor
-    reads at the host's spots on the prompts `ids`. `output` is for trained hosts.
+    reads at the host's spots on the prompts `ids`. `output` is for trained hosts. `arrangement` is how the donor stands in fewer
+    blocks, then `first` is how much longer the lanes of BOS are, which its stream would drown.
     """
 
     donor: str
@@ -60,6 +62,8 @@ class Plan:
     ids: Int64[Tensor, "prompts length"]
     targets: dict[Spot, Float[Tensor, "prompts length d"]]
     output: Output | None = None
+    arrangement: Arrangement | None = None
+    first: float = 1.0
 
     def described(self) -> dict:
         """Numbers, no weights."""
@@ -67,6 +71,7 @@ class Plan:
             "channels": len(self.frame.lanes),
             "stream_kept": self.frame.kept,
             "layers": {str(block): host for block, host in self.layers.items()},
+            "arrangement": None if self.arrangement is None else self.arrangement.to_dict(),
             "heads": [
                 {
                     "donor": [one.block, one.number],
@@ -101,58 +106,99 @@ def make_plan(
     host: Model,
     room: Room,
     channels: int | None = None,
+    shallow: Shallow | None = None,
 ) -> Plan:
     """How the components `kept` of the donor, all others giving `constants`, go into the free room of the host, in at most so
-    many `channels`.
+    many `channels`; arranged as in `shallow`, or in their own blocks.
 
     Raises: UsageError when they do not fit; StitchError for induction without a head that looks one token back, if the host's
     positions work in another way.
     """
-    used = [
-        block for block in range(donor.depth) if any(kept.masks[kind, block].any() for kind in ("heads", "neurons"))
-    ]
+    first = 0 if shallow is None else shallow.arrangement.first
+    used = kept.blocks() if shallow is None else list(shallow.arrangement.layers)
     ids = of.clean[:PROMPTS_READ]
     if not used:
         raise StitchError("the circuit must have a head or a neuron to be written; it has none.")
-    if len(used) > host.depth:
+    if shallow is None and len(used) > host.depth:
         raise UsageError(
             f"the circuit is in {len(used)} blocks of {donor.name}, one after another; {host.name} has {host.depth}: choose a "
             "deeper host."
         )
     if ids.shape[1] > host.longest:
         raise UsageError(f"{behaviour} needs a context of {ids.shape[1]} tokens; {host.name} takes {host.longest}.")
-    layers = {block: number for number, block in enumerate(used)}
+    layers = {block: number for number, block in enumerate(used)} if shallow is None else shallow.arrangement.layers
     scheme, table = Scheme.of(donor, host), weights.positions(donor)
     own = None if table is None else table[: ids.shape[1]].double()
     less = own - own.mean(0) if own is not None and scheme.loses_positions else None
     spots: list[Spot] = [(stage, block) for block in used for stage in ("attention", "mlp")] + [("final", 0)]
-    with replaced(donor, kept, constants):
-        read, without = directions(donor, spots, ids), directions(donor, spots, ids, less)
-        long = lengths(donor, spots, ids)
+    if shallow is None:
+        with replaced(donor, kept, constants):
+            found = streams(donor, spots, ids)
+    else:
+        found = shallow.streams(ids)
+    without = {spot: weights.norm(donor, *spot).direction(x if less is None else x - less) for spot, x in found.items()}
+    long = {spot: length(donor, spot, x) for spot, x in found.items()}
+    reads = {} if shallow is None else shallow.reads
+
+    def read(spot: Spot) -> Tensor:
+        direction = weights.norm(donor, *spot).direction(found[spot])
+        return reads[spot].of(direction) if spot in reads else direction
 
     placed = []
     for block in used:
-        x, x_without = read["attention", block], without["attention", block]
+        x, x_without = read(("attention", block)), without["attention", block]
         for number in kept.masks["heads", block].nonzero()[:, 0].tolist():
-            placed.append(place_head(donor, (block, number), host, layers[block], room, scheme, x, x_without))
+            placed.append(
+                place_head(
+                    donor,
+                    (block, number),
+                    host,
+                    layers[block],
+                    room,
+                    scheme,
+                    x,
+                    x_without,
+                    reads.get(("attention", block)),
+                )
+            )
     if behaviour == "induction" and not scheme.alike:
         _require_previous_token(donor, placed)
     inner = [
-        place_neurons(donor, block, kept.masks["neurons", block], host, layers[block], room, without["mlp", block])
+        place_neurons(
+            donor,
+            block,
+            kept.masks["neurons", block],
+            host,
+            layers[block],
+            room,
+            without["mlp", block],
+            reads.get(("mlp", block)),
+        )
         for block in used
-        if kept.masks["neurons", block].any()
+        if block >= first and kept.masks["neurons", block].any()
     ]
     values_biased = weights.attention(host, 0).v_bias is not None
-    fixed = constants_of(donor, kept, constants, layers, inner, values_biased)
-    embedding = donor.embedding.weight.detach().double().cpu() + fixed.pop(EMBEDDING)
+    fixed = constants_of(donor, kept, constants, layers, placed, inner, values_biased, first)
+    table_of_tokens = (
+        donor.embedding.weight.detach() if shallow is None else shallow.tables.before[first][shallow.tables.rows]
+    )
+    embedding = table_of_tokens.double().cpu() + fixed.pop(EMBEDDING)
     final = weights.norm(donor, "final")
     gain = final.gain.double().cpu()
     unembedding = gain[:, None] * weights.unembedding(donor).double().cpu()
     shift = (
         torch.zeros_like(gain) if final.bias is None else final.bias.double().cpu() / gain.where(gain != 0, torch.inf)
     )
+    if (last := reads.get(("final", 0))) is not None:
+        weight = last.weight.double().cpu()
+        shift = (shift + last.shift.double().cpu()) @ torch.linalg.pinv(weight, rtol=1e-3)
+        unembedding = weight @ unembedding
     constant = needs_lane(host, placed, inner, fixed, shift)
-    frame = frame_for(donor, host, room, scheme, placed, inner, unembedding, constant, without, long, channels)
+    # Lanes of BOS have a length of their own, so those of the others are chosen for the others.
+    usual = long if shallow is None else {spot: one[:, 1:] for spot, one in long.items()}
+    frame = frame_for(
+        donor, host, room, scheme, placed, inner, unembedding, constant, without, usual, channels, shallow is not None
+    )
     return Plan(
         donor=donor.name,
         behaviour=behaviour,
@@ -168,8 +214,16 @@ def make_plan(
         shift=shift,
         unembedding=unembedding,
         ids=ids,
-        targets={(stage, layers.get(block, 0)): found for (stage, block), found in without.items()},
+        targets={(stage, 0 if stage == "final" else layers[block]): found for (stage, block), found in without.items()},
+        arrangement=None if shallow is None else shallow.arrangement,
+        first=1.0 if shallow is None else _first(long),
     )
+
+
+def _first(long: Mapping[Spot, Tensor]) -> float:
+    """How much longer the first token's stream is than others', where heads read it."""
+    found = [float(one[:, 0].mean() / one[:, 1:].mean()) for (stage, _), one in long.items() if stage == "attention"]
+    return max(float(torch.tensor(found).median()), 1.0)
 
 
 def _require_previous_token(donor: Model, placed: list[PlacedHead]) -> None:

@@ -39,6 +39,8 @@ def plan_notes(report: dict) -> list[str]:
     for graft in report["grafts"]:
         plan = graft["plan"]
         kept = "all of its stream" if plan["stream_kept"] == 1 else f"{plan['stream_kept']:.1%} of what it reads"
+        if plan["arrangement"] is not None:
+            lines.append(_arranged(graft["donor"], plan["arrangement"]))
         lines.append(f"{graft['donor']} takes {plan['channels']} channels of the host, for {kept}.")
     return [*lines, f"{free['channels']} of {free['of']} channels are left."]
 
@@ -64,6 +66,8 @@ def result_notes(report: dict) -> list[str]:
             kinds[head["kind"]] = kinds.get(head["kind"], 0) + 1
         heads = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
         neurons = sum(of["count"] for of in plan["neurons"])
+        if plan["arrangement"] is not None:
+            lines.append(_arranged(graft["donor"], plan["arrangement"]))
         lines.append(
             f"{graft['donor']}: heads: {heads}; {neurons:,} neurons. Of what any norm reads in the donor, the host lacks at most "
             f"{missing:.1%}."
@@ -75,6 +79,14 @@ def result_notes(report: dict) -> list[str]:
             f"the graft {math.exp(after['ce']):.2f} ({after['ce'] - before['ce']:+.4f} nats)."
         )
     return lines
+
+
+def _arranged(donor: str, arrangement: dict) -> str:
+    groups = ", ".join("+".join(str(block) for block in group) for group in arrangement["blocks"])
+    first, beside = arrangement["table"], ", ".join(str(block) for block in arrangement["beside"])
+    table = f"blocks before {first} are in the embedding, " if first else ""
+    heads = f"heads of {beside} beside the first of the others, " if beside else ""
+    return f"{donor} has too many blocks: {table}{heads}the others read side by side: {groups}."
 
 
 def _dotted(place: list[int]) -> str:

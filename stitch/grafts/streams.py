@@ -1,7 +1,7 @@
 """What the norms of a model read, seen in forward passes."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,27 +16,21 @@ Spot = tuple[str, int]
 
 
 def directions(
-    model: Model,
-    spots: Iterable[Spot],
-    ids: Int64[Tensor, "prompts length"],
-    less: Float[Tensor, "length d"] | None = None,
+    model: Model, spots: Iterable[Spot], ids: Int64[Tensor, "prompts length"]
 ) -> dict[Spot, Float[Tensor, "prompts length d"]]:
-    """The residual stream as the norms at these spots make it, before their gain and bias; float64 on the CPU.
-
-    `less` is what each position has of its own, taken away before.
-    """
-    return _read(model, spots, ids, lambda spot, x: norm(model, *spot).direction(x if less is None else x - less))
+    """The residual stream as the norms at these spots make it, before their gain and bias; float64 on the CPU."""
+    return {spot: norm(model, *spot).direction(x) for spot, x in streams(model, spots, ids).items()}
 
 
 def lengths(
     model: Model, spots: Iterable[Spot], ids: Int64[Tensor, "prompts length"]
 ) -> dict[Spot, Float[Tensor, "prompts length"]]:
     """√(mean square) of the residual stream there; under LayerNorm, of what differs from its mean."""
+    return {spot: length(model, spot, x) for spot, x in streams(model, spots, ids).items()}
 
-    def length(spot: Spot, x: Tensor) -> Tensor:
-        return (x - x.mean(-1, keepdim=True) if norm(model, *spot).centred else x).square().mean(-1).sqrt()
 
-    return _read(model, spots, ids, length)
+def length(model: Model, spot: Spot, x: Float[Tensor, "prompts length d"]) -> Float[Tensor, "prompts length"]:
+    return (x - x.mean(-1, keepdim=True) if norm(model, *spot).centred else x).square().mean(-1).sqrt()
 
 
 class _Enough(Exception):
@@ -44,14 +38,15 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def _read(
-    model: Model, spots: Iterable[Spot], ids: Tensor, reading: Callable[[Spot, Tensor], Tensor]
-) -> dict[Spot, Tensor]:
+def streams(
+    model: Model, spots: Iterable[Spot], ids: Int64[Tensor, "prompts length"]
+) -> dict[Spot, Float[Tensor, "prompts length d"]]:
+    """What the norms at these spots read; float64 on the CPU."""
     seen: dict[Spot, list[Tensor]] = {spot: [] for spot in spots}
 
     def watch(spot: Spot):
         def hook(module: torch.nn.Module, args: tuple) -> None:
-            seen[spot].append(reading(spot, args[0].double()).cpu())
+            seen[spot].append(args[0].double().cpu())
             if len({len(parts) for parts in seen.values()}) == 1:
                 raise _Enough
 

@@ -102,12 +102,15 @@ def _write_embedding(host: Model, plan: Plan) -> None:
     host.embedding.weight.add_(_like(plan.embedding @ frame.write, host))
     if frame.constant is not None:
         host.embedding.weight.add_(_like(frame.length * frame.constant, host))
+        host.embedding.weight[plan.ids[0, 0]] += _like((plan.first - 1) * frame.length * frame.constant, host)
     table = weights.positions(host)
     if table is not None and plan.positions is not None:
         own = plan.positions[: len(table)] @ frame.write
         table[: len(own)] += _like(own, host)
     if table is not None and plan.codes is not None and frame.codes is not None:
-        table += _like(frame.length * plan.codes @ frame.codes, host)
+        codes = frame.length * plan.codes @ frame.codes
+        codes[0] *= plan.first
+        table += _like(codes, host)
 
 
 def _write_heads(host: Model, reading: _Reading, block: int) -> None:

@@ -1,0 +1,63 @@
+"""A block's heads and neurons on any stream, wherever it comes from: what a model computes, in another order than its own."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stitch.circuits import weights
+from stitch.circuits.weights import Norm
+from stitch.models import Model
+
+
+def gained(norm: Norm, read: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts d"]:
+    """What a norm gives that makes this of a stream."""
+    return read * norm.gain if norm.bias is None else read * norm.gain + norm.bias
+
+
+def heads_of(model: Model, block: int, x: Float[Tensor, "prompts length d"]) -> Float[Tensor, "prompts length columns"]:
+    """What its heads give when they read `x`, a stream as the norm makes it, side by side, before they write it."""
+    own, y = weights.attention(model, block), gained(weights.norm(model, "attention", block), x)
+
+    def read(weight: Tensor, bias: Tensor | None) -> Float[Tensor, "prompts heads length d_head"]:
+        found = torch.einsum("pld,dhc->phlc", y, weight)
+        return found if bias is None else found + bias[:, None]
+
+    q, k, v = read(own.q, own.q_bias), read(own.k, own.k_bias), read(own.v, own.v_bias)
+    if weights.is_rotary(model):
+        angles = torch.arange(x.shape[1])[:, None] * weights.frequencies(model)
+        cos, sin = (values.to(x.device, x.dtype) for values in (angles.cos(), angles.sin()))
+        q, k = (_turned(vectors, cos, sin) for vectors in (q, k))
+    k, v = (one.repeat_interleave(own.shared, 1) for one in (k, v))
+    given = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=own.scale)
+    return given.transpose(1, 2).flatten(2)
+
+
+def neurons_of(
+    model: Model, block: int, x: Float[Tensor, "prompts length d"]
+) -> Float[Tensor, "prompts length neurons"]:
+    own, y = weights.mlp(model, block), gained(weights.norm(model, "mlp", block), x)
+
+    def read(weight: Tensor, bias: Tensor | None) -> Tensor:
+        return y @ weight if bias is None else y @ weight + bias
+
+    up = read(own.up, own.up_bias)
+    act = model.blocks[block].mlp.act if own.gate is None else model.blocks[block].mlp.act_fn  # pyright: ignore[reportAttributeAccessIssue]
+    return act(up) if own.gate is None else act(read(own.gate, own.gate_bias)) * up  # pyright: ignore[reportCallIssue]
+
+
+def from_heads(
+    model: Model, block: int, given: Float[Tensor, "*prompts length columns"]
+) -> Float[Tensor, "*prompts length d"]:
+    """What they write, without the bias."""
+    return given @ weights.attention(model, block).o.flatten(0, 1)
+
+
+def from_neurons(
+    model: Model, block: int, given: Float[Tensor, "*prompts length neurons"]
+) -> Float[Tensor, "*prompts length d"]:
+    return given @ weights.mlp(model, block).down
+
+
+def _turned(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = vectors.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
