@@ -877,11 +877,11 @@ def recurrent(
     slots: Annotated[
         int | None,
         typer.Option(
-            help="Older keys that are seen exactly, chosen by a learned priority. Default: 1/8 of the context for hybrid, else 0."
+            help="Older keys seen exactly, chosen by a learned priority. Default: 5/32 of the context for hybrid, else 0."
         ),
     ] = None,
     multiple: Annotated[
-        float | None, typer.Option(help="Features per dimension of a head. Default: 2; for hybrid 0.5.")
+        float | None, typer.Option(help="Features per dimension of a head. Default: 2; for hybrid 1/8.")
     ] = None,
     hidden: Annotated[
         int | None,

@@ -6,7 +6,7 @@ At every share of the donor's cache, each row in as many bytes, the first key ex
     tail        the last keys and one feature for all others, fitted: the null of every fitted row
     hedgehog    half as many features as a head has dimensions, and the last keys
     slots       the last 1/32 of the context, keys kept by a learned priority, one feature for all others
-    hybrid      the same with half as many features as dimensions
+    hybrid      the same with an eighth as many features as dimensions
     hindsight   slots whose keys are those that will get the most attention: a ceiling, no model
 
 and at sizes of their own:
@@ -48,7 +48,7 @@ from stitch.conversions.report import difference
 from stitch.evaluate import Scores
 from stitch.modeling_recurrent import LEAST, RecurrentForCausalLM, attentions, shape_of
 
-SHARES = (0.1, 0.2, 0.4, 0.6)
+SHARES = (0.1, 0.2, 0.4)
 AT_SHARES = ("tail", "window", "hedgehog", "slots", "hybrid")
 COLOURS = {
     "window": "#9a9a9a", "tail": "black", "hedgehog": "#3b6fb6", "slots": "#3f8f4f", "hybrid": "#c0504d", "pure": "#d99a3a",
@@ -89,7 +89,8 @@ def at_share(share: float, context: int, width: int, fitted: dict[str, Any]) -> 
     keys = max(window + 2, round(share * context) - 1)
     # A slot holds key, value and priority, a feature a row of values, a sum and a shift.
     slots = (keys - window) * 2 * width // (2 * width + 1)
-    fewer = slots - -(-features * (width + 2) // (2 * width + 1))
+    few = max(1, width // 8)
+    fewer = slots - -(-few * (width + 2) // (2 * width + 1))
     found = {
         "slots": Recipe(features="mean", window=window, sinks=1, slots=slots, **fitted),
         "tail": Recipe(features="mean", window=1, sinks=1, **fitted),
@@ -97,7 +98,7 @@ def at_share(share: float, context: int, width: int, fitted: dict[str, Any]) -> 
         "hedgehog": Recipe(features="hedgehog", window=1, sinks=1, dimension=features, **fitted),
     }
     if fewer > 0:
-        found["hybrid"] = Recipe(features="hedgehog", window=window, sinks=1, slots=fewer, dimension=features, **fitted)
+        found["hybrid"] = Recipe(features="hedgehog", window=window, sinks=1, slots=fewer, dimension=few, **fitted)
     return found
 
 

@@ -514,7 +514,11 @@ def test_the_report_has_every_row_with_its_bytes(written):
     assert rows["donor"]["kl_to_b"] == pytest.approx(0, abs=1e-6)
     assert rows["converted"]["state_bytes"] == rows["null:unfitted"]["state_bytes"]
     assert all(rows[name]["state_bytes"] >= rows["converted"]["state_bytes"] for name in rows if ":window" in name)
-    assert rows["converted"]["multiple"] == 0.5 and rows["converted"]["cache_share"] > 0
+    assert (
+        rows["converted"]["multiple"] == 1 / 10
+        and rows["converted"]["slots"] == 5
+        and rows["converted"]["cache_share"] > 0
+    )
     assert json.loads((out / "report.json").read_text())["conversion"] == "recurrent"
     assert "bytes per sequence at any length" in (out / "README.md").read_text()
 

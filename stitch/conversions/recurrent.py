@@ -223,8 +223,8 @@ def convert_recurrent(
     """Writes the recurrent form of a model to the folder `out` and returns its report.
 
     `features`: taylor2 and random in closed form; hedgehog fitted; hybrid is hedgehog with a window (default: 1/32 of the
-    context) and `slots` for older keys, which a learned priority fills (default: 1/8 of the context). `multiple` is D / d for
-    random and hedgehog features (default: 2, for hybrid 1/2: at equal bytes more keys that are exact are worth more than more
+    context) and `slots` for older keys, which a learned priority fills (default: 5/32 of the context). `multiple` is D / d for
+    random and hedgehog features (default: 2, for hybrid 1/8: at equal bytes more keys that are exact are worth more than more
     features); `hidden` the units of the MLPs in feature maps and priorities (default: 2 d).
     Every row has as many bytes as `converted`.
 
@@ -283,8 +283,8 @@ def _recipe(
     shape = shape_of(attentions(model.net)[0].config)
     is_hybrid, is_fitted = features == "hybrid", features in ("hedgehog", "hybrid")
     window = (max(1, context // 32) if is_hybrid else 0) if window is None else window
-    slots = (context // 8 if is_hybrid else 0) if slots is None else slots
-    multiple = (0.5 if is_hybrid else 2.0) if multiple is None else multiple
+    slots = (5 * context // 32 if is_hybrid else 0) if slots is None else slots
+    multiple = (max(1 / 8, 1 / shape.width) if is_hybrid else 2.0) if multiple is None else multiple
     if is_hybrid and not window:
         raise UsageError("hybrid features need a --window of 1 or more; got 0: take hedgehog for none.")
     if slots and not is_fitted:
