@@ -908,7 +908,7 @@ def recurrent(
     """A recurrent network with fast weights: a state of constant size in place of the cache that grows."""
 
     def work(progress):
-        from stitch.conversions.recurrent import convert_recurrent
+        from stitch.conversions.recurrence.convert import convert_recurrent
 
         return convert_recurrent(
             model, out, features=features, window=window, sinks=sinks, slots=slots, multiple=multiple, hidden=hidden,

@@ -30,20 +30,18 @@ import torch
 from torch import Tensor, nn
 
 from stitch.conversions.donor import Donor, read_donor
-from stitch.conversions.recall import recall_prompts
-from stitch.conversions.recurrent import (
+from stitch.conversions.recurrence.fit import fit, scores_of
+from stitch.conversions.recurrence.forms import (
     Recipe,
     as_many_bytes,
     beside,
     cache_bytes,
     check_convertible,
     dimension_of,
-    fit,
-    recall,
-    scores_of,
     state_bytes,
     wrap,
 )
+from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
 from stitch.evaluate import Scores
 from stitch.modeling_recurrent import LEAST, RecurrentForCausalLM, attentions, shape_of

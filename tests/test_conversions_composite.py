@@ -20,7 +20,8 @@ from stitch.conversions.heads.fit import after_mlp, attention_output, written
 from stitch.conversions.heads.methods import methods
 from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.seams import entering
-from stitch.conversions.recurrent import Recipe, check_convertible, convert_recurrent, state_bytes, wrap
+from stitch.conversions.recurrence.convert import convert_recurrent
+from stitch.conversions.recurrence.forms import Recipe, check_convertible, state_bytes, wrap
 from stitch.errors import UsageError
 from stitch.evaluate import evaluate, whole_model
 from stitch.modeling_recurrent import RecurrentForCausalLM

@@ -10,20 +10,27 @@ import torch
 from torch import Tensor
 
 import tiny
-from stitch.conversions.distil import Heads, Moments, attention_loss, begin, feature_parameters, start_priority
 from stitch.conversions.donor import Donor
-from stitch.conversions.recall import DISTINCT, recall_prompts
-from stitch.conversions.recurrent import (
+from stitch.conversions.recurrence.convert import convert_recurrent
+from stitch.conversions.recurrence.distil import (
+    Heads,
+    Moments,
+    attention_loss,
+    begin,
+    feature_parameters,
+    start_priority,
+)
+from stitch.conversions.recurrence.fit import fit
+from stitch.conversions.recurrence.forms import (
     Recipe,
     as_many_bytes,
     beside,
     cache_bytes,
     check_convertible,
-    convert_recurrent,
-    fit,
     state_bytes,
     wrap,
 )
+from stitch.conversions.recurrence.recall import DISTINCT, recall_prompts
 from stitch.errors import UsageError
 from stitch.modeling_recurrent import (
     Memory,
@@ -391,7 +398,7 @@ def test_a_fit_lowers_the_divergence_on_unseen_text():
 
 
 def test_a_fit_that_makes_it_worse_is_undone(monkeypatch):
-    import stitch.conversions.recurrent as module
+    import stitch.conversions.recurrence.fit as module
 
     monkeypatch.setattr(module, "RATE", 30.0)
     one, recipe = donor(), Recipe(features="hedgehog", window=4, sinks=1, dimension=16, steps=3)
@@ -454,7 +461,7 @@ def test_other_attention_is_refused(family, changes, reason):
     ],
 )
 def test_requests_that_cannot_be_met_are_refused(options, reason, tmp_path, monkeypatch):
-    monkeypatch.setattr("stitch.conversions.recurrent.read_donor", lambda *_, **__: donor())
+    monkeypatch.setattr("stitch.conversions.recurrence.convert.read_donor", lambda *_, **__: donor())
     with pytest.raises(UsageError, match=reason):
         convert_recurrent("gpt2", tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
@@ -501,7 +508,7 @@ def written(tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("recurrent") / "out"
     one = donor("llama")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stitch.conversions.recurrent.read_donor", lambda *_, **__: one)
+        patch.setattr("stitch.conversions.recurrence.convert.read_donor", lambda *_, **__: one)
         patch.setattr(Donor, "provenance", lambda self, settings: {"settings": settings})
         report = convert_recurrent("pico", out, window=4, steps=10, logit_steps=2)
     return out, report

@@ -1,7 +1,9 @@
 """Associative recall over a distance: a sequence comes twice, at the start and at the end of the context, others between."""
 
 import torch
+from torch import nn
 
+from stitch.circuits.score import answered
 from stitch.circuits.spec import Prompts
 from stitch.tokens import bos_of
 
@@ -26,3 +28,9 @@ def recall_prompts(tokenizer, context: int, *, count: int = COUNT, seed: int = 0
     asked = torch.zeros_like(clean, dtype=torch.bool)
     asked[:, -distinct:-1] = True
     return Prompts(clean, corrupt, asked, clean.roll(-1, 1))
+
+
+def recall(net: nn.Module, asked: Prompts, corrupt: bool = False) -> float:
+    device = next(net.parameters()).device
+    ids = asked.corrupt if corrupt else asked.clean
+    return answered(lambda ids: net(input_ids=ids.to(device), use_cache=False).logits.cpu(), ids, asked)["right"]

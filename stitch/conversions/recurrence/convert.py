@@ -1,199 +1,31 @@
 """A softmax decoder as a recurrent network with fast weights, beside what the same bytes do without them."""
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
-from transformers import PreTrainedConfig
 
 from stitch.activations import Progress
-from stitch.circuits.score import answered
 from stitch.circuits.spec import Prompts
-from stitch.composite import copy_translations
-from stitch.conversions.distil import begin, feature_parameters, fit_attention
 from stitch.conversions.donor import Donor, read_donor
-from stitch.conversions.recall import recall_prompts
+from stitch.conversions.recurrence.distil import feature_parameters
+from stitch.conversions.recurrence.fit import fit, scores_of
+from stitch.conversions.recurrence.forms import (
+    Recipe,
+    as_many_bytes,
+    beside,
+    cache_bytes,
+    check_convertible,
+    dimension_of,
+    state_bytes,
+    wrap,
+)
+from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
 from stitch.conversions.save import save
-from stitch.conversions.teach import taught
-from stitch.errors import StitchError, UsageError
-from stitch.evaluate import Scores, evaluate, whole_model
-from stitch.modeling_composite import parts_of, sliding_windows
-from stitch.modeling_recurrent import Memory, RecurrentConfig, RecurrentForCausalLM, attentions, shape_of
+from stitch.errors import UsageError
+from stitch.modeling_recurrent import RecurrentForCausalLM, attentions, shape_of
 from stitch.models import Model
-from stitch.tokens import Windows
 
 FEATURES = ("taylor2", "random", "hedgehog", "hybrid")
 FITTED = ("hedgehog", "mean")
-RATE, RATE_BY_LOGITS = 1e-2, 3e-3  # of Adam
-TOKENS_PER_STEP = 1024
-TOKENS_FOR_MOMENTS = 16_384
-CHUNK = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a recurrent form is made of, and how long it is fitted."""
-
-    features: str  # of the modeling code
-    window: int
-    sinks: int
-    slots: int = 0
-    dimension: int | None = None
-    hidden: int = 0
-    layers: tuple[int, ...] | None = None
-    steps: int = 0
-    logit_steps: int = 0
-    seed: int = 0
-
-    def config(self, base) -> RecurrentConfig:
-        return RecurrentConfig(
-            base_config=base, features=self.features, window=self.window, sinks=self.sinks, slots=self.slots,
-            dimension=self.dimension, hidden=self.hidden, layers=None if self.layers is None else list(self.layers), chunk=CHUNK,
-        )  # fmt: skip
-
-
-def check_convertible(model: Model, context: int) -> None:
-    """Raises UsageError for attention that is not a plain causal softmax over the whole context."""
-    for part in parts_of(model.config):
-        _check_attention(model, part)
-    windows = sliding_windows(model.config)
-    if shortest := [window for window in windows if window is not None and window < context]:
-        raise UsageError(
-            f"attention must reach over the whole context of {context} tokens; blocks of {model.name} reach {min(shortest)}: "
-            "lower --context or choose another model."
-        )
-
-
-def _check_attention(model: Model, config: PreTrainedConfig) -> None:
-    if getattr(config, "attn_logit_softcapping", None):
-        raise UsageError(
-            f"scores must not be capped to become recurrent; those of {model.name} are: choose another model."
-        )
-    if getattr(config, "is_causal", True) is False:
-        raise UsageError(
-            f"attention must be causal to become recurrent; that of {model.name} is not: choose another model."
-        )
-    if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", None) == "alibi":
-        raise UsageError(f"scores must be products of queries and keys; {model.name} adds ALiBi: choose another model.")
-
-
-def wrap(model: Model, recipe: Recipe) -> RecurrentForCausalLM:
-    """The model with recurrent attention, weights copied, feature maps at zero."""
-    with torch.device(model.device):
-        net = RecurrentForCausalLM(recipe.config(model.config))
-    net.base.load_state_dict(model.net.state_dict())
-    net.base.to(model.dtype)
-    copy_translations(model.net, net.base)
-    net.base.requires_grad_(False)
-    net.generation_config = copy.deepcopy(model.net.generation_config)
-    if net.generation_config is not None:
-        net.generation_config.cache_implementation = None
-    return net.eval()
-
-
-def beside(net: RecurrentForCausalLM, recipe: Recipe) -> RecurrentForCausalLM:
-    """Another recurrent form of the same model; both share the stock model's weights."""
-    twin = copy.copy(net)
-    twin._modules = dict(net._modules)
-    twin.config = recipe.config(net.config.base_config)
-    shapes = [shape_of(module.config) for module in attentions(net.base)]
-    memories = [Memory(twin.config, shape, layer) for layer, shape in enumerate(shapes)]
-    twin.memories = nn.ModuleList(memories).to(net.device).eval()
-    return twin
-
-
-def fit(
-    net: RecurrentForCausalLM,
-    donor: Donor,
-    recipe: Recipe,
-    *,
-    name: str = "converted",
-    progress: Progress | None = None,
-) -> dict:
-    """Feature maps from moments, then `steps` by attention, then `logit_steps` by the next token's distribution, each kept if
-    KL(donor ‖ recurrent) on the sweep split is lower for it. Returns that KL after each stage, in nats per token.
-    """
-    if not feature_parameters(net):
-        return {}
-    windows = donor.windows["fit"]
-    batch = max(1, TOKENS_PER_STEP // windows.context)
-    begin(net, windows.first(TOKENS_FOR_MOMENTS), seed=recipe.seed, batch=batch)
-    course = {"start": _divergence(net, donor)}
-    kept, least = copy.deepcopy(net.memories.state_dict()), course["start"]
-    common = {"batch": batch, "seed": recipe.seed, "progress": progress}
-    for stage, steps in (("attention", recipe.steps), ("logits", recipe.logit_steps)):
-        if not steps:
-            continue
-        if stage == "attention":
-            fit_attention(net, windows, steps=steps, rate=RATE, task=f"{name}: by attention (steps)", **common)
-        else:
-            task = f"{name}: by logits (steps)"
-            of_maps = feature_parameters(net)
-            taught(net, donor.model.net, windows, of_maps, steps=steps, rate=RATE_BY_LOGITS, task=task, **common)
-        course[stage] = _divergence(net, donor)
-        if course[stage] < least:
-            kept, least = copy.deepcopy(net.memories.state_dict()), course[stage]
-        net.memories.load_state_dict(kept)
-    return course
-
-
-def _divergence(net: RecurrentForCausalLM, donor: Donor) -> float:
-    scores = scores_of({"net": net}, donor, donor.windows["sweep"])["net"]
-    assert scores.kl is not None
-    return float(scores.kl.sum() / scores.tokens.sum())
-
-
-def scores_of(
-    nets: Mapping[str, nn.Module], donor: Donor, windows: Windows, progress: Progress | None = None
-) -> dict[str, Scores]:
-    model = donor.model
-    rows = {name: whole_model(net) for name, net in nets.items()}
-    try:
-        return evaluate(
-            rows, windows, vocabulary=model.config.vocab_size, reference=whole_model(model.net), progress=progress
-        )
-    except ValueError as error:
-        raise StitchError(f"{error}") from error
-
-
-@torch.no_grad()
-def state_bytes(net: RecurrentForCausalLM, tokens: int) -> int:
-    """Of one sequence of so many tokens, as the cache holds it."""
-    ids = torch.zeros(1, tokens, dtype=torch.long, device=net.device)
-    return net(ids, use_cache=True, logits_to_keep=1).past_key_values.bytes()
-
-
-def cache_bytes(model: Model, tokens: int) -> int:
-    """Of the keys and values that the stock model keeps for so many tokens."""
-    shapes = [shape_of(module.config) for module in attentions(model.net)]
-    return sum(2 * shape.groups * shape.width for shape in shapes) * tokens * model.dtype.itemsize
-
-
-def dimension_of(net: RecurrentForCausalLM) -> float | None:
-    """D / d: features per dimension of a head."""
-    memories: list[Any] = list(net.memories)
-    found = [memory.map.dimension / memory.shape.width for memory in memories if memory.map is not None]
-    return found[0] if found else None
-
-
-def as_many_bytes(net: RecurrentForCausalLM, model: Model, recipe: Recipe, context: int) -> Recipe:
-    """`recipe` with the least window at which its state is as large as that of `net`."""
-    wanted = state_bytes(net, context)
-    at = [state_bytes(beside(net, _with(recipe, window)), 1) for window in (1, 2)]
-    blocks = recipe.layers
-    if blocks is not None:  # the others keep all keys, in either
-        at = [state_bytes(beside(net, _with(recipe, window)), context) for window in (1, 2)]
-    window = 1 + max(0, -(-(wanted - at[0]) // (at[1] - at[0])))
-    return _with(recipe, min(window, context - 1))
-
-
-def _with(recipe: Recipe, window: int) -> Recipe:
-    return Recipe(**{**recipe.__dict__, "window": window})
 
 
 def convert_recurrent(
@@ -372,12 +204,6 @@ def table_of(nets: dict[str, RecurrentForCausalLM], donor: Donor, progress: Prog
         "differences": [difference(scores, "converted", name) for name in rivals],
         "notes": [*_state_notes(converted, length, full), _recall_note(asked, chance)],
     }
-
-
-def recall(net: nn.Module, asked: Prompts, corrupt: bool = False) -> float:
-    device = next(net.parameters()).device
-    ids = asked.corrupt if corrupt else asked.clean
-    return answered(lambda ids: net(input_ids=ids.to(device), use_cache=False).logits.cpu(), ids, asked)["right"]
 
 
 def _recall_note(asked: Prompts, chance: float) -> str:

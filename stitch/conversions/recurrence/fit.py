@@ -1,0 +1,74 @@
+"""A recurrent form fitted to its donor, stage by stage, each kept if it helps on text that was not fitted on."""
+
+import copy
+from collections.abc import Mapping
+
+from torch import nn
+
+from stitch.activations import Progress
+from stitch.conversions.donor import Donor
+from stitch.conversions.recurrence.distil import begin, feature_parameters, fit_attention
+from stitch.conversions.recurrence.forms import Recipe
+from stitch.conversions.teach import taught
+from stitch.errors import StitchError
+from stitch.evaluate import Scores, evaluate, whole_model
+from stitch.modeling_recurrent import RecurrentForCausalLM
+from stitch.tokens import Windows
+
+RATE, RATE_BY_LOGITS = 1e-2, 3e-3  # of Adam
+TOKENS_PER_STEP = 1024
+TOKENS_FOR_MOMENTS = 16_384
+
+
+def fit(
+    net: RecurrentForCausalLM,
+    donor: Donor,
+    recipe: Recipe,
+    *,
+    name: str = "converted",
+    progress: Progress | None = None,
+) -> dict:
+    """Feature maps from moments, then `steps` by attention, then `logit_steps` by the next token's distribution, each kept if
+    KL(donor ‖ recurrent) on the sweep split is lower for it. Returns that KL after each stage, in nats per token.
+    """
+    if not feature_parameters(net):
+        return {}
+    windows = donor.windows["fit"]
+    batch = max(1, TOKENS_PER_STEP // windows.context)
+    begin(net, windows.first(TOKENS_FOR_MOMENTS), seed=recipe.seed, batch=batch)
+    course = {"start": _divergence(net, donor)}
+    kept, least = copy.deepcopy(net.memories.state_dict()), course["start"]
+    common = {"batch": batch, "seed": recipe.seed, "progress": progress}
+    for stage, steps in (("attention", recipe.steps), ("logits", recipe.logit_steps)):
+        if not steps:
+            continue
+        if stage == "attention":
+            fit_attention(net, windows, steps=steps, rate=RATE, task=f"{name}: by attention (steps)", **common)
+        else:
+            task = f"{name}: by logits (steps)"
+            of_maps = feature_parameters(net)
+            taught(net, donor.model.net, windows, of_maps, steps=steps, rate=RATE_BY_LOGITS, task=task, **common)
+        course[stage] = _divergence(net, donor)
+        if course[stage] < least:
+            kept, least = copy.deepcopy(net.memories.state_dict()), course[stage]
+        net.memories.load_state_dict(kept)
+    return course
+
+
+def _divergence(net: RecurrentForCausalLM, donor: Donor) -> float:
+    scores = scores_of({"net": net}, donor, donor.windows["sweep"])["net"]
+    assert scores.kl is not None
+    return float(scores.kl.sum() / scores.tokens.sum())
+
+
+def scores_of(
+    nets: Mapping[str, nn.Module], donor: Donor, windows: Windows, progress: Progress | None = None
+) -> dict[str, Scores]:
+    model = donor.model
+    rows = {name: whole_model(net) for name, net in nets.items()}
+    try:
+        return evaluate(
+            rows, windows, vocabulary=model.config.vocab_size, reference=whole_model(model.net), progress=progress
+        )
+    except ValueError as error:
+        raise StitchError(f"{error}") from error

@@ -1,0 +1,124 @@
+"""Recurrent forms of a model: what they are made of, and how many bytes they keep."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from stitch.composite import copy_translations
+from stitch.errors import UsageError
+from stitch.modeling_composite import parts_of, sliding_windows
+from stitch.modeling_recurrent import Memory, RecurrentConfig, RecurrentForCausalLM, attentions, shape_of
+from stitch.models import Model
+
+CHUNK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a recurrent form is made of, and how long it is fitted."""
+
+    features: str  # of the modeling code
+    window: int
+    sinks: int
+    slots: int = 0
+    dimension: int | None = None
+    hidden: int = 0
+    layers: tuple[int, ...] | None = None
+    steps: int = 0
+    logit_steps: int = 0
+    seed: int = 0
+
+    def config(self, base) -> RecurrentConfig:
+        return RecurrentConfig(
+            base_config=base, features=self.features, window=self.window, sinks=self.sinks, slots=self.slots,
+            dimension=self.dimension, hidden=self.hidden, layers=None if self.layers is None else list(self.layers), chunk=CHUNK,
+        )  # fmt: skip
+
+
+def check_convertible(model: Model, context: int) -> None:
+    """Raises UsageError for attention that is not a plain causal softmax over the whole context."""
+    for part in parts_of(model.config):
+        _check_attention(model, part)
+    windows = sliding_windows(model.config)
+    if shortest := [window for window in windows if window is not None and window < context]:
+        raise UsageError(
+            f"attention must reach over the whole context of {context} tokens; blocks of {model.name} reach {min(shortest)}: "
+            "lower --context or choose another model."
+        )
+
+
+def _check_attention(model: Model, config: PreTrainedConfig) -> None:
+    if getattr(config, "attn_logit_softcapping", None):
+        raise UsageError(
+            f"scores must not be capped to become recurrent; those of {model.name} are: choose another model."
+        )
+    if getattr(config, "is_causal", True) is False:
+        raise UsageError(
+            f"attention must be causal to become recurrent; that of {model.name} is not: choose another model."
+        )
+    if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", None) == "alibi":
+        raise UsageError(f"scores must be products of queries and keys; {model.name} adds ALiBi: choose another model.")
+
+
+def wrap(model: Model, recipe: Recipe) -> RecurrentForCausalLM:
+    """The model with recurrent attention, weights copied, feature maps at zero."""
+    with torch.device(model.device):
+        net = RecurrentForCausalLM(recipe.config(model.config))
+    net.base.load_state_dict(model.net.state_dict())
+    net.base.to(model.dtype)
+    copy_translations(model.net, net.base)
+    net.base.requires_grad_(False)
+    net.generation_config = copy.deepcopy(model.net.generation_config)
+    if net.generation_config is not None:
+        net.generation_config.cache_implementation = None
+    return net.eval()
+
+
+def beside(net: RecurrentForCausalLM, recipe: Recipe) -> RecurrentForCausalLM:
+    """Another recurrent form of the same model; both share the stock model's weights."""
+    twin = copy.copy(net)
+    twin._modules = dict(net._modules)
+    twin.config = recipe.config(net.config.base_config)
+    shapes = [shape_of(module.config) for module in attentions(net.base)]
+    memories = [Memory(twin.config, shape, layer) for layer, shape in enumerate(shapes)]
+    twin.memories = nn.ModuleList(memories).to(net.device).eval()
+    return twin
+
+
+@torch.no_grad()
+def state_bytes(net: RecurrentForCausalLM, tokens: int) -> int:
+    """Of one sequence of so many tokens, as the cache holds it."""
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=net.device)
+    return net(ids, use_cache=True, logits_to_keep=1).past_key_values.bytes()
+
+
+def cache_bytes(model: Model, tokens: int) -> int:
+    """Of the keys and values that the stock model keeps for so many tokens."""
+    shapes = [shape_of(module.config) for module in attentions(model.net)]
+    return sum(2 * shape.groups * shape.width for shape in shapes) * tokens * model.dtype.itemsize
+
+
+def dimension_of(net: RecurrentForCausalLM) -> float | None:
+    """D / d: features per dimension of a head."""
+    memories: list[Any] = list(net.memories)
+    found = [memory.map.dimension / memory.shape.width for memory in memories if memory.map is not None]
+    return found[0] if found else None
+
+
+def as_many_bytes(net: RecurrentForCausalLM, model: Model, recipe: Recipe, context: int) -> Recipe:
+    """`recipe` with the least window at which its state is as large as that of `net`."""
+    wanted = state_bytes(net, context)
+    at = [state_bytes(beside(net, _with(recipe, window)), 1) for window in (1, 2)]
+    blocks = recipe.layers
+    if blocks is not None:  # the others keep all keys, in either
+        at = [state_bytes(beside(net, _with(recipe, window)), context) for window in (1, 2)]
+    window = 1 + max(0, -(-(wanted - at[0]) // (at[1] - at[0])))
+    return _with(recipe, min(window, context - 1))
+
+
+def _with(recipe: Recipe, window: int) -> Recipe:
+    return Recipe(**{**recipe.__dict__, "window": window})
