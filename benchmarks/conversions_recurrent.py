@@ -156,9 +156,9 @@ def exact(net: RecurrentForCausalLM, donor: Donor) -> dict:
         worst[length] = float((torch.cat(found, 1) - net(text).logits).abs().max())
     sizes = {}
     if donor.model.anatomy.positions is None:
-        cache = None
+        cache, text = None, ids.flatten().repeat(-(-(2**15) // ids.numel()))
         for tokens in range(1024, 2**15 + 1, 1024):
-            piece = ids.flatten()[tokens - 1024 : tokens][None].to(net.device)
+            piece = text[tokens - 1024 : tokens][None].to(net.device)
             cache = net(piece, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
             sizes[tokens] = cache.bytes()
     return {"kind": "exact", "worst": worst, "bytes_at": sizes}
@@ -219,6 +219,9 @@ def draw(lines: Path, out: Path) -> None:
             xscale="log", yscale="log", xlabel=f"state, share of the cache at {context} tokens",
             ylabel="KL to the donor, nats", title=model,
         )  # fmt: skip
+        shares = sorted({one["at"] for one in ours if "at" in one})
+        axis.set_xticks(shares, [f"{share:.0%}" for share in shares])
+        axis.minorticks_off()
         axis.legend()
     figure.savefig(out, dpi=120)
 
