@@ -6,7 +6,7 @@ SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surge
 SCALE := $(addprefix benchmarks/,matching_at_scale.py matching_real.py sae_training.py checkpoint.py harvest.py decode.py end_to_end.py)
 REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
 
-.PHONY: setup demo test test-slow lint types bench bench-scale bench-graft bench-synthesis bench-translations bench-regimes clean
+.PHONY: setup demo test test-slow lint types bench bench-scale bench-graft bench-synthesis bench-conversions bench-translations bench-regimes clean
 
 setup: $(READY)
 
@@ -60,6 +60,10 @@ bench-graft: $(READY)
 bench-synthesis: $(READY)
 	@mkdir -p build
 	$(BIN)/python benchmarks/synthesis.py --figure build/synthesis.png
+
+# Three hours; parts that are in build/benchmarks/conversions are not repeated.
+bench-conversions: $(READY)
+	$(BIN)/python benchmarks/conversions.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
