@@ -379,7 +379,7 @@ def test_priorities_learn_which_keys_will_be_asked_for():
         loss.backward()
         optimiser.step()
     after, _ = attention_loss(view, rows, False)
-    assert after < 0.2 * before
+    assert after < 0.01 * before  # 0.2 with a mean of the rest that is fitted alone
 
 
 def test_a_fit_lowers_the_divergence_on_unseen_text():
