@@ -61,7 +61,7 @@ bench-synthesis: $(READY)
 	@mkdir -p build
 	$(BIN)/python benchmarks/synthesis.py --figure build/synthesis.png
 
-# Three hours; parts that are in build/benchmarks/conversions are not repeated.
+# Hours; parts that are in build/benchmarks/conversions are not repeated.
 bench-conversions: $(READY)
 	$(BIN)/python benchmarks/conversions.py
 

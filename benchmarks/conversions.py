@@ -1,4 +1,4 @@
-"""All four conversions measured and drawn: `python benchmarks/conversions.py [FOLDER]`, about three hours on two quiet cores.
+"""All four conversions measured and drawn: `python benchmarks/conversions.py [FOLDER]`. It takes hours.
 
 One process per part, whose lines are kept in FOLDER (default: build/benchmarks/conversions): a part whose file is there is not
 repeated. Then every conversion's picture, FOLDER/CONVERSION.png. Each script's head says what its rows are.

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import tiny
 from stitch.circuits import weights
+from stitch.circuits.attend import heads_of, rotated, scores
 from stitch.circuits.weights import Attention
 from stitch.conversions.heads import baselines, contraction
-from stitch.conversions.heads.attend import heads_of, rotated, scores
 from stitch.conversions.heads.contraction import KeyMoments
 from stitch.conversions.heads.convert import check_heads, convert_heads
 from stitch.conversions.heads.fit import (

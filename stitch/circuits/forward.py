@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.circuits import weights
+from stitch.circuits import attend, weights
 from stitch.circuits.weights import Norm
 from stitch.models import Model
 
@@ -18,16 +18,10 @@ def heads_of(model: Model, block: int, x: Float[Tensor, "prompts length d"]) -> 
     """What its heads give when they read `x`, a stream as the norm makes it, side by side, before they write it."""
     own, y = weights.attention(model, block), gained(weights.norm(model, "attention", block), x)
 
-    def read(weight: Tensor, bias: Tensor | None) -> Float[Tensor, "prompts heads length d_head"]:
-        found = torch.einsum("pld,dhc->phlc", y, weight)
-        return found if bias is None else found + bias[:, None]
-
-    q, k, v = read(own.q, own.q_bias), read(own.k, own.k_bias), read(own.v, own.v_bias)
-    if weights.is_rotary(model):
-        angles = torch.arange(x.shape[1])[:, None] * weights.frequencies(model)
-        cos, sin = (values.to(x.device, x.dtype) for values in (angles.cos(), angles.sin()))
-        q, k = (_turned(vectors, cos, sin) for vectors in (q, k))
-    k, v = (one.repeat_interleave(own.shared, 1) for one in (k, v))
+    of = attend.heads_of(own, y)
+    turn = weights.frequencies(model)
+    q, k = attend.rotated(of.q, turn), attend.rotated(of.k, turn)
+    k, v = (one.repeat_interleave(own.shared, 1) for one in (k, of.v))
     given = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=own.scale)
     return given.transpose(1, 2).flatten(2)
 
@@ -56,8 +50,3 @@ def from_neurons(
     model: Model, block: int, given: Float[Tensor, "*prompts length neurons"]
 ) -> Float[Tensor, "*prompts length d"]:
     return given @ weights.mlp(model, block).down
-
-
-def _turned(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = vectors.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from stitch.conversions.heads.attend import rotated
+from stitch.circuits.attend import rotated
 from stitch.conversions.heads.merge import Keys, Values
 
 SLOW = 1.5  # radians over the context, up to which planes are merged as if they did not turn

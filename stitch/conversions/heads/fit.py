@@ -10,8 +10,8 @@ from torch import Tensor
 
 from stitch.activations import Progress, residuals
 from stitch.circuits import weights
+from stitch.circuits.attend import Heads, heads_of, mixed, scores, stacked
 from stitch.circuits.weights import Attention
-from stitch.conversions.heads.attend import Heads, heads_of, mixed, scores, stacked
 from stitch.conversions.heads.contraction import KeyMoments
 from stitch.conversions.heads.merge import Groups, Keys, Merged, Values, merged_weights, query_heads
 from stitch.conversions.heads.refine import UNIFORM, Rows, rows_of

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stitch.circuits import weights
-from stitch.conversions.heads.attend import heads_of, scores, stacked
+from stitch.circuits.attend import heads_of, scores, stacked
 from stitch.conversions.heads.contraction import predicted_error, predicted_value_error
 from stitch.conversions.heads.fit import Group, attention_rows, normed
 from stitch.conversions.heads.merge import Merged, Values, query_heads

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stitch.conversions.heads.attend import rotated
+from stitch.circuits.attend import rotated
 from stitch.conversions.heads.merge import Keys
 
 UNIFORM = 0.5  # share of the uniform distribution
