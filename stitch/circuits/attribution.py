@@ -1,17 +1,21 @@
 """How much every head and neuron contributes to a behaviour: integrated gradients of the right answers' log probability."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stitch.activations import Progress
-from stitch.circuits.components import Place, places, watched
+from stitch.circuits.components import Place, watched
 from stitch.circuits.score import PROMPTS_AT_ONCE, log_probabilities
 from stitch.circuits.spec import Prompts
 from stitch.errors import UsageError
 from stitch.models import Model
 
 STEPS = 5
+
+Outputs = dict[Place, Tensor]
 
 
 def attribute(
@@ -29,27 +33,53 @@ def attribute(
         raise UsageError(
             f"attribution runs on embeddings; {model.name} looks token ids up in the middle: take one of its donors."
         )
-    totals: dict[Place, Tensor] = {}
-    for start in range(0, len(of.clean), PROMPTS_AT_ONCE):
-        part = slice(start, start + PROMPTS_AT_ONCE)
-        asked, answers = of.asked[part].to(model.device), of.answers[part].to(model.device)
+
+    def way(part: slice) -> tuple[Outputs, Outputs, Callable[[float], tuple[Outputs, Tensor]]]:
         ids = [side[part].to(model.device) for side in (of.clean, of.corrupt)]
-        outputs = []
+        ends = []
         with torch.no_grad():
             for side in ids:
                 with watched(model) as seen:
                     model.net(input_ids=side, use_cache=False)
-                outputs.append(dict(seen))
+                ends.append(dict(seen))
             clean, corrupt = (model.embedding(side) for side in ids)
-        for step in range(steps):
-            between = corrupt + (step + 0.5) / steps * (clean - corrupt)
-            with watched(model) as seen, torch.enable_grad():
+
+        def at(share: float) -> tuple[Outputs, Tensor]:
+            between = corrupt + share * (clean - corrupt)
+            with watched(model) as seen:
                 logits = model.net(inputs_embeds=between.requires_grad_(), use_cache=False).logits
-                options, wanted = log_probabilities(logits[asked], answers[asked], of.among)
+                return dict(seen), logits[of.asked[part].to(model.device)]
+
+        return ends[0], ends[1], at
+
+    return integrated(model, of, way, steps, progress)
+
+
+def integrated(
+    model: Model,
+    of: Prompts,
+    way: Callable[[slice], tuple[Outputs, Outputs, Callable[[float], tuple[Outputs, Tensor]]]],
+    steps: int = STEPS,
+    progress: Progress | None = None,
+) -> dict[Place, Tensor]:
+    """The mean gradient on the way from corrupt to clean, times the change of each component's output.
+
+    `way` gives, for some of the prompts, outputs on the clean and on the corrupt ones, and a function from the share of the
+    way to outputs there and the logits [answers, vocabulary] that they lead to.
+    """
+    totals: dict[Place, Tensor] = {}
+    for start in range(0, len(of.clean), PROMPTS_AT_ONCE):
+        part = slice(start, start + PROMPTS_AT_ONCE)
+        answers = of.answers[part][of.asked[part]].to(model.device)
+        clean, corrupt, at = way(part)
+        for step in range(steps):
+            with torch.enable_grad():
+                seen, logits = at((step + 0.5) / steps)
+                options, wanted = log_probabilities(logits, answers, of.among)
                 answered = options.gather(1, wanted[:, None]).sum()
-            gradients = torch.autograd.grad(answered, [seen[place] for place in places(model)])
-            for place, gradient in zip(places(model), gradients, strict=True):
-                brought = ((outputs[0][place] - outputs[1][place]) * gradient).double().sum((0, 1)).cpu()
+            gradients = torch.autograd.grad(answered, list(seen.values()))
+            for place, gradient in zip(seen, gradients, strict=True):
+                brought = ((clean[place] - corrupt[place]) * gradient).double().sum((0, 1)).cpu()
                 totals[place] = totals.get(place, 0) + brought / (steps * int(of.asked.sum()))
         if progress:
             progress("attribution (prompts)", min(part.stop, len(of.clean)), len(of.clean))

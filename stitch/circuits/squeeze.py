@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from stitch.activations import Progress
-from stitch.circuits.attribution import STEPS
+from stitch.circuits.attribution import integrated
 from stitch.circuits.circuit import ranked, smallest
 from stitch.circuits.components import Components, Place
-from stitch.circuits.score import PROMPTS_AT_ONCE, answered, log_probabilities
+from stitch.circuits.score import answered
 from stitch.circuits.shallow import Arrangement, Shallow, tables
 from stitch.circuits.spec import Prompts
 from stitch.models import Model
@@ -101,32 +101,20 @@ def fitting(
 
 def attribute(shallow: Shallow, of: Prompts, progress: Progress | None = None) -> dict[Place, Tensor]:
     """As `stitch.circuits.attribution.attribute`, on the way from corrupt to clean tables."""
-    totals: dict[Place, Tensor] = {}
-    for start in range(0, len(of.clean), PROMPTS_AT_ONCE):
-        part = slice(start, start + PROMPTS_AT_ONCE)
-        asked, answers = of.asked[part].to(shallow.model.device), of.answers[part].to(shallow.model.device)
+
+    def way(part: slice):
         clean, corrupt = (shallow.inputs(ids[part]) for ids in (of.clean, of.corrupt))
-        outputs: list[dict[Place, Tensor]] = [{}, {}]
+        ends: list[dict[Place, Tensor]] = [{}, {}]
         with torch.no_grad():
-            for inputs, seen in zip((clean, corrupt), outputs, strict=True):
+            for inputs, seen in zip((clean, corrupt), ends, strict=True):
                 shallow.run(inputs, seen)
-        for step in range(STEPS):
-            share = (step + 0.5) / STEPS
+
+        def at(share: float) -> tuple[dict[Place, Tensor], Tensor]:
             between = {block: (x + share * (clean[block] - x)).requires_grad_() for block, x in corrupt.items()}
-            with torch.enable_grad():
-                seen = {}
-                last = shallow.run(between, seen)
-                logits = shallow.last(last[asked])
-                options, wanted = log_probabilities(logits, answers[asked], of.among)
-                total = options.gather(1, wanted[:, None]).sum()
-            gradients = torch.autograd.grad(total, list(seen.values()))
-            for place, gradient in zip(seen, gradients, strict=True):
-                brought = ((outputs[0][place] - outputs[1][place]) * gradient).double().sum((0, 1)).cpu()
-                totals[place] = totals.get(place, 0) + brought / (STEPS * int(of.asked.sum()))
-        if progress:
-            progress("attribution (prompts)", min(part.stop, len(of.clean)), len(of.clean))
-    model = shallow.model
-    return {
-        (kind, block): total.view(model.heads(block), -1).sum(1) if kind == "heads" else total
-        for (kind, block), total in totals.items()
-    }
+            seen: dict[Place, Tensor] = {}
+            last = shallow.run(between, seen)
+            return seen, shallow.last(last[of.asked[part].to(shallow.model.device)])
+
+        return ends[0], ends[1], at
+
+    return integrated(shallow.model, of, way, progress=progress)
