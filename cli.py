@@ -374,6 +374,17 @@ def evaluate(
     _print_table(*table(report))
 
 
+FeaturesInside = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--features",
+        metavar="BLOCK=SAE",
+        help="Features in the place of a block's neurons: of a transcoder, or of an SAE on what the MLP writes; a folder in "
+        "SAELens's format or release:sae_id. Once per block.",
+    ),
+]
+
+
 @app.command()
 def circuit(
     model: Model,
@@ -382,6 +393,7 @@ def circuit(
     given: Annotated[
         Path | None, typer.Option("--circuit", metavar="FILE", help="Try this circuit; do not look for one.")
     ] = None,
+    features: FeaturesInside = None,
     keep: Annotated[float, typer.Option(help="Share of the right answers that the circuit alone must keep.")] = 0.9,
     prompts: Annotated[int, typer.Option(help="Prompts to choose on, and as many to report on.")] = 128,
     text: Text = "docs",
@@ -399,8 +411,8 @@ def circuit(
         from stitch.circuits.circuit import find_circuit
 
         return find_circuit(
-            model, behaviour, circuit=given, keep=keep, count=prompts, seed=seed, text=text, device=device, dtype=dtype,
-            trust_remote_code=trust_remote_code, progress=progress,
+            model, behaviour, circuit=given, features=_by_block(features), keep=keep, count=prompts, seed=seed, text=text,
+            device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
 
     report = _guarded(work, quiet=quiet, debug=debug)
@@ -431,8 +443,12 @@ def graft(
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the grafted host. Default: DONOR-BEHAVIOUR.")] = None,
     given: Annotated[
-        Path | None, typer.Option("--circuit", metavar="FILE", help="Write this circuit; do not look for one.")
+        Path | None,
+        typer.Option(
+            "--circuit", metavar="FILE", help="Write this circuit, or that of a graft.json; do not look for one."
+        ),
     ] = None,
+    features: FeaturesInside = None,
     more: Annotated[
         list[str] | None,
         typer.Option(
@@ -473,7 +489,10 @@ def graft(
         pairs = [one.partition("=") for one in more or []]
         if wrong := [name for name, _, wanted in pairs if not wanted]:
             raise UsageError(f"--graft must be DONOR=BEHAVIOUR; got {wrong[0]}.")
-        wishes = [Wish(donor, behaviour, given), *(Wish(name, wanted) for name, _, wanted in pairs)]
+        wishes = [
+            Wish(donor, behaviour, given, _by_block(features)),
+            *(Wish(name, wanted) for name, _, wanted in pairs),
+        ]
         folder = None if dry_run else out or Path(f"{_plain(donor)}-{_plain(behaviour)}")
         report = graft(
             wishes, host, folder, keep=keep, channels=channels, strength=strength, count=prompts, seed=seed, text=text,
@@ -491,6 +510,19 @@ def graft(
         _print_table(*table)
         print()
     print(*(plan_notes(report) if dry_run else [*result_notes(report), f"\nwritten to {folder}"]), sep="\n")
+
+
+def _by_block(sources: list[str] | None) -> dict[int, str]:
+    """From BLOCK=SAE."""
+    from stitch.errors import UsageError
+
+    found = {}
+    for one in sources or []:
+        block, _, source = one.partition("=")
+        if not block.isdecimal() or not source or int(block) in found:
+            raise UsageError(f"--features must be BLOCK=SAE, once per block; got {one}.")
+        found[int(block)] = source
+    return found
 
 
 def _plain(name: str) -> str:

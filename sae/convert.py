@@ -25,6 +25,30 @@ def to_dictionary(sae: "sae_lens.SAE") -> Dictionary:
     architecture = config["architecture"]
     if architecture not in ("standard", "gated", "topk", "jumprelu"):
         raise SAEError(f"an SAE must be standard, gated, topk or jumprelu to be used here; got {architecture!r}.")
+    return _folded(architecture, config, weights)
+
+
+@torch.no_grad()
+def transcoder_to_dictionary(transcoder: "sae_lens.SAE") -> Dictionary:
+    """The same function as a transcoder that reads and writes activations of one width, as a Dictionary whose decoder's bias is
+    no part of what it reads.
+
+    Raises: SAEError for one with a skip connection, of two widths, or as `to_dictionary`.
+    """
+    config, weights = _inference_form(transcoder)
+    architecture = {"transcoder": "standard", "jumprelu_transcoder": "jumprelu"}.get(config["architecture"])
+    if architecture is None:
+        raise SAEError(
+            f"a transcoder must be ReLU or JumpReLU, without a skip connection; got {config['architecture']!r}: use another."
+        )
+    if config["d_in"] != config["d_out"]:
+        raise SAEError(
+            f"a transcoder must read and write one width; this one reads {config['d_in']} and writes {config['d_out']}."
+        )
+    return _folded(architecture, {**config, "apply_b_dec_to_input": False}, weights)
+
+
+def _folded(architecture: str, config: dict, weights: dict[str, torch.Tensor]) -> Dictionary:
     if config["normalize_activations"] != "none":
         raise SAEError(
             "an SAE must take raw activations; "

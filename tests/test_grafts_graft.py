@@ -25,6 +25,7 @@ from stitch.grafts.room import Room
 from stitch.grafts.widen import widened
 from stitch.grafts.write import write
 from stitch.models import load
+from stitch.synthesis.compile import compile_induction
 
 LLAMA = dict(
     model_type="llama", hidden_size=320, num_hidden_layers=4, num_attention_heads=5, num_key_value_heads=5, intermediate_size=64,
@@ -237,14 +238,19 @@ def test_too_few_key_heads_and_neurons_are_refused(gpt2: Path, tmp_path: Path):
 
 
 def test_a_donor_that_copies_without_looking_one_token_back_is_refused(gpt2: Path, tmp_path: Path):
-    """With its attention; a host whose positions work as the donor's would take it."""
+    """With its attention. A host whose positions work as the donor's would take it; others take synthesised heads for its
+    tokenizer."""
     alone = tmp_path / "alone.json"
     alone.write_text(json.dumps({"heads": {"1": [2]}, "neurons": {}}))
     with pytest.raises(
-        StitchError, match=r"looks 1 token back at least 50%.*circuit do 1\.2: 5%: it copies by position"
+        StitchError,
+        match=r"looks 1 token back at least 50%.*circuit do 1\.2: 5%: it copies by position.*stitch compile induction --token",
     ):
         graft([Wish(str(gpt2), "induction", alone)], str(config(tmp_path, LLAMA)), None, count=8)
     assert graft([Wish(str(gpt2), "induction", alone)], str(config(tmp_path, GPT2)), None, count=8)["grafts"]
+    compile_induction(tmp_path / "made", arch="llama", context=80, tokenizer=str(gpt2))
+    report = graft([Wish(str(tmp_path / "made"), "induction")], str(config(tmp_path, LLAMA)), tmp_path / "out", count=8)
+    assert right(report)["host, grafted"] > 0.99 > 0.01 > right(report)["noise of the same norm"]
 
 
 @pytest.mark.parametrize("text", ["[1]", "{}", "{not json", '{"hidden_size": 3}'])

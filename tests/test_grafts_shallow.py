@@ -17,7 +17,7 @@ from stitch.circuits.shallow import Arrangement, Shallow, tables, with_reads
 from stitch.circuits.spec import Prompts, prompts
 from stitch.circuits.squeeze import fitting, squeeze
 from stitch.circuits.weights import FAMILIES
-from stitch.errors import StitchError
+from stitch.errors import StitchError, UsageError
 from stitch.grafts.comparison import Graft
 from stitch.grafts.graft import Wish, graft, read_host, squeezed
 from stitch.grafts.plan import make_plan
@@ -165,6 +165,35 @@ def test_a_shallow_host_has_the_behaviour_of_a_deep_donor_and_no_control_has(
     assert scores["host, grafted"] > 0.9 * scores["donor"] > 0.85
     names = ("host without the graft", "noise of the same norm", "blocks in opposite order", "without block 0")
     assert max(scores[name] for name in names) < 0.05
+    # graft.json can be given back, or edited: then nothing is looked for.
+    entry = {"circuit": chosen.kept.to_dict(), "features": {}, "plan": plan.described()}
+    given = tmp_path / "graft.json"
+    given.write_text(json.dumps({"grafts": [entry]}))
+    monkeypatch.setattr("stitch.grafts.graft.squeeze", None)
+    again = graft([Wish(str(deep.folder), "induction", given)], str(path), tmp_path / "out", count=24)["grafts"][0]
+    assert (again["circuit"], again["plan"]["arrangement"]) == (entry["circuit"], entry["plan"]["arrangement"])
+    assert {row["name"]: row["right"] for row in again["results"]}["host, grafted"] == scores["host, grafted"]
+
+
+@pytest.mark.parametrize(
+    ("arrangement", "message"),
+    [
+        ({"table": 1, "beside": [], "blocks": [[1, 2], [4, 5]]}, "blocks must come in order from 1 on"),
+        ({"table": 1, "beside": [3], "blocks": [[1, 2, 3, 4, 5]]}, "those beside them before"),
+        ({"table": 1, "blocks": [[1, 2, 3, 4, 5]]}, "'beside'"),
+        ({"table": 0, "beside": [], "blocks": [[0, 1], [2]]}, r"has 2 groups, the last of \(2,\); .* has 6 blocks"),
+        ({"table": 0, "beside": [], "blocks": [[0], [1], [2], [3, 4, 5]]}, "has 4 groups, .* host 2: leave it out"),
+    ],
+)
+def test_arrangements_that_are_refused(deep: Model, tmp_path: Path, arrangement: dict, message: str):
+    given, host = tmp_path / "graft.json", tmp_path / "host.json"
+    given.write_text(json.dumps({"circuit": {"heads": {"4": [2]}}, "plan": {"arrangement": arrangement}}))
+    host.write_text(json.dumps({"model_type": "gpt2", "n_embd": 400, "n_layer": 2, "n_head": 5, "n_positions": 80}))
+    with pytest.raises(UsageError, match=message):
+        graft([Wish(str(deep.folder), "induction", given)], str(host), None, count=8)
+    given.write_text(json.dumps({"grafts": [{}, {}]}))
+    with pytest.raises(UsageError, match="it has 2 grafts; leave one"):
+        graft([Wish(str(deep.folder), "induction", given)], str(host), None, count=8)
 
 
 def test_a_host_with_fewer_blocks_than_the_heads_need_is_refused(

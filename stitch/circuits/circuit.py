@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from stitch.activations import Progress
 from stitch.circuits.attribution import attribute
 from stitch.circuits.components import Components, Place, replaced, watched
 from stitch.circuits.score import PROMPTS_AT_ONCE, answered
-from stitch.circuits.shallow import Shallow
+from stitch.circuits.shallow import Arrangement, Shallow
 from stitch.circuits.spec import Prompts, prompts
+from stitch.circuits.transcoders import as_trained, feature_blocks, put_features
 from stitch.config import torch_device, torch_dtype
 from stitch.errors import StitchError, UsageError
 from stitch.models import Model, load
@@ -23,6 +24,7 @@ from stitch.sources import resolve
 
 LEAST = 0.1  # of the answers: what a model must have of a behaviour beyond what corrupt prompts get
 RANDOM = 3  # circuits drawn at random
+WITH_FEATURES = "features for neurons"
 
 Means = dict[Place, Float[Tensor, "1 #length columns"]]
 
@@ -32,6 +34,7 @@ def find_circuit(
     behaviour: str,
     *,
     circuit: Path | None = None,
+    features: Mapping[int, str] | None = None,
     keep: float = 0.9,
     count: int = 128,
     seed: int = 0,
@@ -45,6 +48,9 @@ def find_circuit(
     mean output on corrupt prompts; or what the `circuit` of a file keeps. Chosen on `count` prompts, reported on as many others;
     of a file's prompts, on every other one.
 
+    `features` by block are put in the place of neurons (`put_features`): they are then what the circuit is made of there, and
+    what they do not explain of an MLP is left out.
+
     The report's rows are the whole model; the circuit alone, with the means of the prompts it was chosen on and with those of
     the others; the model without it; circuits of as many heads and neurons drawn at random, alone and left out; and the model on
     corrupt prompts. `stability` is the share of components that the circuit of as many other prompts has as well.
@@ -54,6 +60,7 @@ def find_circuit(
     source = resolve(model, progress=progress)
     arguments = {"dtype": torch_dtype(dtype), "device": torch_device(device), "trust_remote_code": trust_remote_code}
     net = load(source.folder, name=source.name, **arguments)
+    put_features(net, features or {})
     chosen = choose(net, behaviour, circuit=circuit, keep=keep, count=count, seed=seed, text=text, progress=progress)
     found, other, means = chosen.kept, chosen.other, chosen.means
 
@@ -64,6 +71,9 @@ def find_circuit(
     generator = torch.Generator().manual_seed(seed)
     drawn = [_random_like(found, generator) for _ in range(RANDOM)]
     rows = [{"name": "model", **chosen.whole}, row("circuit alone", found)]
+    if features:
+        with as_trained(net):
+            rows = [{"name": "model", **_answers(net, other, other.clean)}, {**rows[0], "name": WITH_FEATURES}, rows[1]]
     rows += [row("circuit alone, other means", found, mean_outputs(net, other)), row("without it", _others(found))]
     rows += [row(f"random circuit {number} alone", one) for number, one in enumerate(drawn, 1)]
     rows += [row(f"without random circuit {number}", _others(one)) for number, one in enumerate(drawn, 1)]
@@ -73,6 +83,7 @@ def find_circuit(
         "prompts": len(other.clean),
         "places": int(other.asked.sum()),
         "circuit": found.to_dict(),
+        "features": {str(block): source for block, source in (features or {}).items()},
         "size": {kind: {"kept": found.count(kind), "of": _all(found).count(kind)} for kind in ("heads", "neurons")},
         "stability": chosen.stability,
         "results": [*rows, {"name": "corrupt prompts", **chosen.corrupt}],
@@ -146,22 +157,29 @@ def choose(
 
 
 def read_circuit(path: Path, model: Model) -> Components:
-    """A circuit as `find_circuit` reports it, under the key `circuit` or alone.
+    """A circuit as `find_circuit` reports it, under the key `circuit` or alone; or that of a graft, as graft.json has it.
 
-    Raises: UsageError when the file is no such JSON, or names components that the model does not have.
+    Raises: UsageError when the file is no such JSON, names components that the model does not have, or was found with features
+    in other blocks.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        found = found.get("circuit", found)
+        report = _read(path)
+        found = report.get("circuit", report)
+        featured = {int(block) for block in report.get("features", {})}
         wanted = [
             (kind, int(block), numbers)
             for kind in ("heads", "neurons")
             for block, numbers in found.get(kind, {}).items()
         ]
     except (OSError, ValueError, AttributeError) as error:
+        raise _no_circuit(path, error) from error
+    here = set(feature_blocks(model))
+    if "circuit" in report and featured != here:
+        where = [", ".join(map(str, sorted(blocks))) for blocks in (featured, here)]
         raise UsageError(
-            f'--circuit must be JSON such as {{"heads": {{"1": [0, 2]}}, "neurons": {{}}}}; {path}: {error}.'
-        ) from error
+            f"{path} has features in {f'blocks {where[0]}' if featured else 'none'}; {model.name} in "
+            f"{f'blocks {where[1]}' if here else 'none'}: give the same --features."
+        )
     kept = Components.none(model)
     for kind, block, numbers in wanted:
         mask = kept.masks.get((kind, block), torch.zeros(0, dtype=torch.bool))  # none in a block that there is not
@@ -169,6 +187,27 @@ def read_circuit(path: Path, model: Model) -> Components:
             raise UsageError(f"{path} names {kind} {numbers} of block {block}, which {model.name} does not have.")
         mask[numbers] = True
     return kept
+
+
+def read_arrangement(path: Path) -> Arrangement | None:
+    """How the donor of a graft was rearranged, where graft.json says so. Raises UsageError where it makes no sense."""
+    try:
+        found = _read(path).get("plan", {}).get("arrangement")
+        return None if found is None else Arrangement.from_dict(found)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise _no_circuit(path, error) from error
+
+
+def _read(path: Path) -> dict:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    grafts = report.get("grafts", [report])
+    if len(grafts) != 1:
+        raise ValueError(f"it has {len(grafts)} grafts; leave one")
+    return grafts[0]
+
+
+def _no_circuit(path: Path, error: Exception) -> UsageError:
+    return UsageError(f'--circuit must be JSON such as {{"heads": {{"1": [0, 2]}}, "neurons": {{}}}}; {path}: {error}.')
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ def places(model: Model) -> list[Place]:
 
 @dataclass(frozen=True)
 class Components:
-    """Which heads and neurons of every block, as masks."""
+    """Which heads and neurons of every block, as masks; neurons are features where those are in their place."""
 
     masks: dict[Place, Bool[Tensor, " components"]]
 

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.circuits import attend, weights
+from stitch.circuits.transcoders import FeatureMlp
 from stitch.circuits.weights import Norm
 from stitch.models import Model
 
@@ -30,12 +31,15 @@ def neurons_of(
     model: Model, block: int, x: Float[Tensor, "prompts length d"]
 ) -> Float[Tensor, "prompts length neurons"]:
     own, y = weights.mlp(model, block), gained(weights.norm(model, "mlp", block), x)
+    module = model.blocks[block].mlp
+    if isinstance(module, FeatureMlp):
+        return module.codes(y)
 
     def read(weight: Tensor, bias: Tensor | None) -> Tensor:
         return y @ weight if bias is None else y @ weight + bias
 
     up = read(own.up, own.up_bias)
-    act = model.blocks[block].mlp.act if own.gate is None else model.blocks[block].mlp.act_fn  # pyright: ignore[reportAttributeAccessIssue]
+    act = module.act if own.gate is None else module.act_fn  # pyright: ignore[reportAttributeAccessIssue]
     return act(up) if own.gate is None else act(read(own.gate, own.gate_bias)) * up  # pyright: ignore[reportCallIssue]
 
 

@@ -25,11 +25,17 @@ def footnotes(report: dict) -> list[str]:
         f"Circuit: {size['heads']['kept']} of {size['heads']['of']} heads"
         + (f" ({', '.join(heads)})" if heads else "")
         + ", "
-        f"{size['neurons']['kept']:,} of {size['neurons']['of']:,} neurons."
+        f"{size['neurons']['kept']:,} of {size['neurons']['of']:,} {inner_name(report)}."
     ]
     if report["stability"] is not None:
         lines.append(f"Attribution on other prompts chooses {report['stability']:.0%} of the same.")
     return lines
+
+
+def inner_name(report: dict) -> str:
+    """What is within MLPs: neurons, or where they are named features in their place."""
+    blocks = ", ".join(report["features"])
+    return f"neurons (of blocks {blocks}, features)" if blocks else "neurons"
 
 
 def to_json(report: dict) -> str:

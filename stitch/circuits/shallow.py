@@ -116,6 +116,18 @@ class Arrangement:
         gone, rest = self.groups[0], self.groups[1:]
         return Arrangement(rest[0][0], (*self.beside, *(gone if heads else ())), rest)
 
+    @classmethod
+    def from_dict(cls, found: dict) -> "Arrangement":
+        """Of what `to_dict` gives. Raises ValueError unless blocks come in order, each once."""
+        groups = tuple(tuple(map(int, group)) for group in found["blocks"])
+        first, beside = int(found["table"]), tuple(map(int, found["beside"]))
+        blocks = [block for group in groups for block in group]
+        if blocks != list(range(first, first + len(blocks))) or not set(beside) <= set(range(first)):
+            raise ValueError(
+                f"blocks must come in order from {first} on, those beside them before; got {groups}, {beside}"
+            )
+        return cls(first, beside, groups)
+
     def to_dict(self) -> dict:
         return {"table": self.first, "beside": list(self.beside), "blocks": [list(group) for group in self.groups]}
 

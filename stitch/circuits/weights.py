@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stitch.circuits.transcoders import FeatureMlp
 from stitch.errors import StitchError, UsageError
 from stitch.models import Model
 
@@ -42,7 +43,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    """act(x up + up_bias) down, or act(x gate + gate_bias) · (x up + up_bias) down, + down_bias."""
+    """act(x up + up_bias) down, or act(x gate + gate_bias) · (x up + up_bias) down, + down_bias.
+
+    With `threshold`s, act is the identity above them and 0 below: features.
+    """
 
     gate: Float[Tensor, "d neurons"] | None
     gate_bias: Float[Tensor, " neurons"] | None
@@ -50,6 +54,7 @@ class Mlp:
     up_bias: Float[Tensor, " neurons"] | None
     down: Float[Tensor, "neurons d"]
     down_bias: Float[Tensor, " d"] | None
+    threshold: Float[Tensor, " neurons"] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,11 @@ def attention(model: Model, block: int) -> Attention:
 
 def mlp(model: Model, block: int) -> Mlp:
     module: Any = model.blocks[block].mlp
+    if isinstance(module, FeatureMlp):
+        read, write = module.encoder, module.decoder
+        return Mlp(
+            None, None, _matrix(read), _view(read.bias), _matrix(write), _view(write.bias), _view(module.threshold)
+        )  # fmt: skip
     if model.config.model_type in LAYER_NORM:
         up, down = module.c_fc, module.c_proj
         return Mlp(None, None, _matrix(up), _view(up.bias), _matrix(down), _view(down.bias))
@@ -162,8 +172,10 @@ def mlp(model: Model, block: int) -> Mlp:
     )  # fmt: skip
 
 
-def activation(model: Model) -> Literal["gelu", "silu"]:
-    """Raises UsageError for others."""
+def activation(model: Model, block: int = 0) -> Literal["gelu", "silu", "jumprelu"]:
+    """Of the block's neurons, or features in their place. Raises UsageError for others."""
+    if isinstance(model.blocks[block].mlp, FeatureMlp):
+        return "jumprelu"
     config = model.config
     name = getattr(config, "activation_function", None) or config.hidden_act
     if name not in GELU | SILU:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from stitch.activations import Progress
-from stitch.circuits.circuit import Chosen
+from stitch.circuits.circuit import WITH_FEATURES, Chosen
 from stitch.circuits.components import replaced
 from stitch.circuits.score import Logits, answered, divergence
+from stitch.circuits.transcoders import as_trained, feature_blocks
 from stitch.compare import report_windows
 from stitch.evaluate import evaluate, whole_model
 from stitch.grafts import controls
@@ -41,7 +42,10 @@ class Graft:
         def row(name: str, logits: Logits) -> dict:
             return {"name": name, **answered(logits, of.clean, of), "kl": divergence(alone, logits, of)}
 
-        rows = [row("donor", donor)]
+        with as_trained(self.donor):
+            rows = [row("donor", donor)]
+        if feature_blocks(self.donor):
+            rows.append(row(WITH_FEATURES, donor))
         if shallow is not None:
             rows.append(
                 row(f"all of it in {len(shallow.arrangement.groups)} blocks", replace(shallow, kept=None).logits)

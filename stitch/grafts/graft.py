@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,15 +12,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stitch.activations import Progress
 from stitch.checkpoint import TOKENIZER_FILES, appear
 from stitch.circuits import weights
-from stitch.circuits.circuit import LEAST, Chosen, choose
+from stitch.circuits.circuit import LEAST, Chosen, choose, read_arrangement
 from stitch.circuits.score import answered
-from stitch.circuits.shallow import tables, with_reads
+from stitch.circuits.shallow import Arrangement, tables, with_reads
 from stitch.circuits.spec import BEHAVIOURS, prompts
 from stitch.circuits.squeeze import fitting, squeeze
+from stitch.circuits.transcoders import feature_blocks, put_features
 from stitch.config import torch_device
 from stitch.errors import StitchError, UsageError
 from stitch.grafts.comparison import Graft, on_text, with_plan
-from stitch.grafts.neurons import UNITS
+from stitch.grafts.neurons import units
 from stitch.grafts.plan import make_plan
 from stitch.grafts.room import Room
 from stitch.grafts.scheme import CODE_PLANES
@@ -37,11 +38,15 @@ FORCED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")  # the d
 
 @dataclass(frozen=True)
 class Wish:
-    """A behaviour that the host should have from a donor; `circuit` names its components, None: they are looked for."""
+    """A behaviour that the host should have from a donor; `circuit` names its components, None: they are looked for.
+
+    `features` are those of transcoders, by block, in the place of its neurons.
+    """
 
     donor: str
     behaviour: str
     circuit: Path | None = None
+    features: Mapping[int, str] = field(default_factory=dict)
 
 
 def graft(
@@ -80,6 +85,13 @@ def graft(
         raise UsageError(f"--out must not exist yet; {out} does: choose another or give --overwrite.")
     options = {"device": torch_device(device), "trust_remote_code": trust_remote_code, "progress": progress}
     donors = [_load(wish.donor, "donor", **options) for wish in wishes]
+    for wish, net in zip(wishes, donors, strict=True):
+        put_features(net, wish.features)
+        if behind := [block for block, module in feature_blocks(net).items() if module.behind]:
+            raise UsageError(
+                f"features to be grafted must be a transcoder's; those of block {behind[0]} are of an SAE on what the MLP "
+                "writes, a layer behind its neurons."
+            )
     for net in donors[1:]:
         require_same_ids(donors[0].tokenizer, net.tokenizer, donors[0].name, net.name)
     search = {"keep": keep, "count": count, "seed": seed, "text": text, "constant": True, "progress": progress}
@@ -98,11 +110,12 @@ def graft(
         require_same_ids(donors[0].tokenizer, trained.tokenizer, donors[0].name, trained.name)
     target, room = make()
     if trained is None:
+        arranged = [read_arrangement(wish.circuit) if wish.circuit else None for wish in wishes]
         chosen = [
-            one
-            if wish.circuit or len(one.kept.blocks()) <= target.depth
-            else squeezed(net, wish.behaviour, one, target, keep=keep, seed=seed, text=text, progress=progress)
-            for wish, net, one in zip(wishes, donors, chosen, strict=True)
+            squeezed(net, wish.behaviour, one, target, given, keep=keep, seed=seed, text=text, progress=progress)
+            if given or (not wish.circuit and len(one.kept.blocks()) > target.depth)
+            else one
+            for wish, net, one, given in zip(wishes, donors, chosen, arranged, strict=True)
         ]
     report = {"host": target.config.to_diff_dict(), "trained": trained is not None, "seed": seed, "grafts": []}
     grafts = []
@@ -112,6 +125,7 @@ def graft(
             "donor": wish.donor,
             "behaviour": wish.behaviour,
             "circuit": one.kept.to_dict(),
+            "features": {str(block): source for block, source in wish.features.items()},
             "plan": plan.described(),
         }
         if trained is not None:
@@ -141,28 +155,39 @@ def squeezed(
     behaviour: str,
     chosen: Chosen,
     host: Model,
+    given: Arrangement | None = None,
     *,
     keep: float = 0.98,
     seed: int = 0,
     text: str = "docs",
     progress: Progress | None = None,
 ) -> Chosen:
-    """The circuit of a donor rearranged into as many blocks as the host has, with as many heads and neurons as fit into each.
+    """The circuit of a donor rearranged into as many blocks as the host has, with as many heads and neurons as fit into each;
+    `given` an arrangement, with the components that are chosen already.
 
-    Raises: StitchError when it does not have the behaviour any more.
+    Raises: UsageError for an arrangement of other blocks than donor and host have; StitchError when it does not have the
+    behaviour any more.
     """
-    arrangement = squeeze(donor, chosen.first, host.depth, seed, progress)
+    if given is not None and (given.groups[-1][-1] != donor.depth - 1 or len(given.groups) > host.depth):
+        raise UsageError(
+            f"the arrangement has {len(given.groups)} groups, the last of {given.groups[-1]}; {donor.name} has {donor.depth} "
+            f"blocks and {host.name} {host.depth}: leave it out, or choose a deeper host."
+        )
+    arrangement = given or squeeze(donor, chosen.first, host.depth, seed, progress)
     known = tables(donor, torch.arange(len(donor.embedding.weight)), {arrangement.first}, seed, progress)
     # Reads need no answers, so more prompts can be made for them; n-grams and a file's prompts are those that there are.
     drawn = behaviour in BEHAVIOURS and behaviour != "ngram"
     more = prompts(behaviour, donor.tokenizer, count=READ_ON, seed=seed + 1, text=text) if drawn else chosen.first
-    as_many = UNITS if weights.mlp(donor, 0).gate is not None and weights.mlp(host, 0).gate is None else 1
+    as_many = max(units(weights.mlp(donor, block), weights.mlp(host, 0)) for block in range(donor.depth))
     most = {
         "heads": weights.attention(host, 0).k.shape[1],
         "neurons": (weights.mlp(host, 0).up.shape[1] - 1) // as_many,  # one may have to write constants
     }
     whole = with_reads(donor, arrangement, known, more, progress=progress)
-    shallow = fitting(whole, chosen.first, most, keep, progress)
+    if given is None:
+        shallow = fitting(whole, chosen.first, most, keep, progress)
+    else:
+        shallow = replace(whole, kept=chosen.kept, means=whole.mean_outputs(chosen.first))
     assert shallow.kept is not None
     left = answered(shallow.logits, chosen.other.clean, chosen.other)["right"]
     if left - chosen.corrupt["right"] < LEAST:
@@ -175,18 +200,14 @@ def squeezed(
 
 def _needed(donors: Sequence[Model], chosen: Sequence[Chosen], host: Model, channels: int | None) -> dict[str, int]:
     """Channels, key heads and neurons of every block, at most, that circuits will take of a trained host."""
-    units = (
-        UNITS
-        if any(weights.mlp(donor, 0).gate is not None for donor in donors) and weights.mlp(host, 0).gate is None
-        else 1
-    )
     heads, neurons = ([0] * max(donor.depth for donor in donors) for _ in range(2))
     for donor, one in zip(donors, chosen, strict=True):
         masks = one.kept.masks
         used = [block for block in range(donor.depth) if masks["heads", block].any() or masks["neurons", block].any()]
         for number, block in enumerate(used):
             heads[number] += int(masks["heads", block].sum())
-            neurons[number] += units * int(masks["neurons", block].sum()) + 1
+            as_many = units(weights.mlp(donor, block), weights.mlp(host, 0))
+            neurons[number] += as_many * int(masks["neurons", block].sum()) + 1
     # The donor's stream, positions, a constant and what it writes; under LayerNorm twice one more.
     width = sum(min(donor.width, channels or donor.width) + donor.width + 2 * CODE_PLANES + 3 for donor in donors)
     return {"channels": width, "groups": max(heads), "neurons": max(neurons)}

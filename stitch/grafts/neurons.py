@@ -12,13 +12,15 @@ from stitch.circuits.weights import Mlp, Norm
 
 SHARPNESS = 1.702  # GELU(x) is silu(1.702 x) / 1.702 within 0.021
 UNITS, DRAWN = 8, 200  # GELU neurons in the place of a gated one, and how many they are chosen from
+STEP = 0.1  # of a feature's usual size: over how much of what it reads its jump is spread
+EDGE = 8.0  # of the argument of GELU or SiLU, over which those are as good as zero or the identity
 
 
 @dataclass(frozen=True)
 class Neurons:
     """Maps of the donor's normalised stream, its norm's gain and bias folded in; `gate` is None where there is none.
 
-    `constant` is what they write in any case.
+    `constant` is what they write in any case. With `threshold`s they are features: what is above is written, what is below not.
     """
 
     gate: Float[Tensor, "d neurons"] | None
@@ -27,6 +29,7 @@ class Neurons:
     up_bias: Float[Tensor, " neurons"]
     down: Float[Tensor, "neurons d"]
     constant: Float[Tensor, " d"]
+    threshold: Float[Tensor, " neurons"] | None = None
 
     def __len__(self) -> int:
         return len(self.down)
@@ -45,7 +48,8 @@ def of_donor(mlp: Mlp, norm: Norm, mask: Bool[Tensor, " neurons"]) -> Neurons:
     gate, gate_bias = (None, None) if mlp.gate is None else read(mlp.gate, mlp.gate_bias)
     up, up_bias = read(mlp.up, mlp.up_bias)
     down = mlp.down[mask].double().cpu()
-    return Neurons(gate, gate_bias, up, up_bias, down, down.new_zeros(down.shape[1]))
+    threshold = None if mlp.threshold is None else mlp.threshold[mask].double().cpu()
+    return Neurons(gate, gate_bias, up, up_bias, down, down.new_zeros(down.shape[1]), threshold)
 
 
 def reading(neurons: Neurons, through: Read) -> Neurons:
@@ -60,11 +64,14 @@ def reading(neurons: Neurons, through: Read) -> Neurons:
 
 
 def written(
-    neurons: Neurons, x: Float[Tensor, "rows d"], activation: Literal["gelu", "silu"]
+    neurons: Neurons, x: Float[Tensor, "rows d"], activation: Literal["gelu", "silu", "jumprelu"]
 ) -> Float[Tensor, "rows d"]:
     """What they add to the stream."""
-    act = {"gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}[activation]
     up = x @ neurons.up + neurons.up_bias
+    if activation == "jumprelu":
+        assert neurons.threshold is not None
+        return up.relu() * (up > neurons.threshold) @ neurons.down + neurons.constant
+    act = {"gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}[activation]
     if neurons.gate is None or neurons.gate_bias is None:
         return act(up) @ neurons.down + neurons.constant
     inner = act(x @ neurons.gate + neurons.gate_bias) * up
@@ -105,6 +112,37 @@ def ungated(neurons: Neurons, x: Float[Tensor, "rows d"]) -> Neurons:
         writes.append(torch.outer(sizes_chosen, neurons.down[number]))
         constant = constant + rest * neurons.down[number]
     return Neurons(None, None, torch.cat(reads, 1), torch.cat(biases), torch.cat(writes), constant)
+
+
+def units(theirs: Mlp, ours: Mlp) -> int:
+    """How many neurons of a host one of the donor's takes."""
+    if theirs.threshold is not None:
+        return 2 if bool(theirs.threshold.any()) else 1
+    return UNITS if theirs.gate is not None and ours.gate is None else 1
+
+
+def stepped(features: Neurons, x: Float[Tensor, "rows d"], *, gated: bool) -> Neurons:
+    """Each feature as two neurons of GELU hosts, or of `gated` SiLU ones whose other factor is constant: JumpReLU is
+    (1 + a/ε) relu(z − a) − a/ε relu(z − a − ε) but for z between a and a + ε, where its threshold is in the middle, and relu(z)
+    is act(s z) / s at a large s. ε is `STEP` of the feature's usual size on `x`. Where all thresholds are 0, one is enough.
+    """
+    assert features.threshold is not None
+    reads = x @ features.up + features.up_bias
+    active = reads * (reads > features.threshold)
+    usual = (active.square().sum(0) / (active > 0).sum(0).clamp_min(1)).sqrt()
+    usual = torch.where(usual > 0, usual, features.threshold.clamp_min(reads.abs().mean()))
+    jump = STEP * usual  # ε
+    edges, shares = [features.threshold], [torch.ones_like(jump)]
+    if features.threshold.any():
+        edge = (features.threshold - jump / 2).clamp_min(0)
+        edges, shares = [edge, edge + jump], [1 + edge / jump, -edge / jump]
+    count, slope = len(edges), (EDGE / jump).repeat(len(edges))
+    up = features.up.repeat(1, count) * slope
+    bias = torch.cat([features.up_bias - edge for edge in edges]) * slope
+    down = torch.cat([share[:, None] * features.down for share in shares])
+    if gated:
+        return Neurons(up, bias, torch.zeros_like(up), 1 / slope, down, features.constant)
+    return Neurons(None, None, up, bias, down / slope[:, None], features.constant)
 
 
 def _pursuit(

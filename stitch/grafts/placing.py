@@ -150,12 +150,14 @@ def place_neurons(
     """Those of the `mask`, which read `x` or what `through` makes of it."""
     theirs = neurons.of_donor(weights.mlp(donor, block), weights.norm(donor, "mlp", block), mask)
     theirs = theirs if through is None else neurons.reading(theirs, through)
-    ours, act, host_act = weights.mlp(host, host_block), weights.activation(donor), weights.activation(host)
+    ours, act, host_act = weights.mlp(host, host_block), weights.activation(donor, block), weights.activation(host)
     rows = x.flatten(0, 1)
     rows = rows[:: max(1, len(rows) // ROWS_FITTED)]
     is_gated, host_is_gated = theirs.gate is not None, ours.gate is not None
     if is_gated == host_is_gated and act == host_act:
         kind, maps = "copied", theirs
+    elif act == "jumprelu" and (host_is_gated, host_act) in ((False, "gelu"), (True, "silu")):
+        kind, maps = "features, by steps", neurons.stepped(theirs, rows, gated=host_is_gated)
     elif (is_gated, act, host_is_gated, host_act) == (False, "gelu", True, "silu"):
         kind, maps = "as gated SiLU", neurons.gated(theirs)
     elif (is_gated, act, host_is_gated, host_act) == (True, "silu", False, "gelu"):

@@ -232,6 +232,7 @@ def _require_previous_token(donor: Model, placed: list[PlacedHead]) -> None:
     shares = ", ".join(f"{head.block}.{head.number}: {head.back[1]:.0%}" for head in placed)
     raise StitchError(
         f"induction in another architecture needs a head that looks 1 token back at least {heads.LOOKED_AT:.0%} of the time; "
-        f"those of {donor.name}'s circuit do {shares}: it copies by position. Choose another donor, or a host whose positions "
-        "work as the donor's."
+        f"those of {donor.name}'s circuit do {shares}: it copies by position. Choose a host whose positions work as the "
+        "donor's, which takes all of it; or as donor what `stitch compile induction --tokenizer "
+        f"{donor.name} --out FOLDER` writes, which has such a head."
     )

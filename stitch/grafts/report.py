@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from stitch.circuits.report import COLUMNS, cells
+from stitch.circuits.report import COLUMNS, cells, inner_name
 
 Table = tuple[list[str], list[list[str]], str]
 
@@ -69,8 +69,8 @@ def result_notes(report: dict) -> list[str]:
         if plan["arrangement"] is not None:
             lines.append(_arranged(graft["donor"], plan["arrangement"]))
         lines.append(
-            f"{graft['donor']}: heads: {heads}; {neurons:,} neurons. Of what any norm reads in the donor, the host lacks at most "
-            f"{missing:.1%}."
+            f"{graft['donor']}: heads: {heads}; {neurons:,} {inner_name(graft)}. Of what any norm reads in the donor, the host "
+            f"lacks at most {missing:.1%}."
         )
     if report["trained"]:
         before, after = report["text"]["results"]
