@@ -2,6 +2,7 @@
 
     python benchmarks/conversions_heads.py --model demo:gpt2 --kv-heads 1 --steps 100
     python benchmarks/conversions_heads.py --train build/eight-heads          a Llama with eight key heads, trained for this
+    python benchmarks/conversions_heads.py --train build/qwen3 --family qwen3 the same as a Qwen3, which normalises queries and keys
     python benchmarks/conversions_heads.py --model build/eight-heads --kv-heads 4,2,1
     python benchmarks/conversions_heads.py --model smollm2 --kv-heads 1 --tokens 16384
     python benchmarks/conversions_heads.py --figure OUT.png LINES.jsonl
@@ -19,13 +20,13 @@ from stitch.conversions.heads.convert import convert_heads
 from stitch.demo import recipe
 
 
-def trained(folder: Path, steps: int) -> None:
+def trained(folder: Path, family: str, steps: int) -> None:
     """Four blocks, width 128, eight heads of 16 with keys of their own, trained as the embedded Llama was, for less long."""
     shape = dict(
-        num_hidden_layers=4, hidden_size=128, num_attention_heads=8, num_key_value_heads=8, intermediate_size=384,
+        num_hidden_layers=4, hidden_size=128, num_attention_heads=8, num_key_value_heads=8, head_dim=16, intermediate_size=384,
         max_position_embeddings=recipe.CONTEXT, tie_word_embeddings=True,
     )  # fmt: skip
-    wanted = recipe.Recipe(family="llama", shape=shape, steps=steps, rates=((steps // 2, 1.0), (steps, 0.0)))
+    wanted = recipe.Recipe(family=family, shape=shape, steps=steps, rates=((steps // 2, 1.0), (steps, 0.0)))
     work = folder.with_name(f"{folder.name}-work")
     net, curve = recipe.train(wanted, work)
     recipe.ship(folder.name, wanted, net, curve, work / "tokenizer", folder)
@@ -87,11 +88,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=Path, metavar="FOLDER")
+    parser.add_argument("--family", default="llama", help="of what is trained: llama or qwen3")
     parser.add_argument("--train-steps", type=int, default=600)
     parser.add_argument("--figure", nargs=2, type=Path, metavar=("OUT.png", "LINES.jsonl"))
     given = parser.parse_args()
     if given.train:
-        trained(given.train, given.train_steps)
+        trained(given.train, given.family, given.train_steps)
     elif given.figure:
         out, lines = given.figure
         draw([json.loads(one) for one in lines.read_text().splitlines()], out)

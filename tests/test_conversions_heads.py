@@ -43,7 +43,7 @@ KINDS = {"gpt2": {}, "llama": {}, "qwen2": {}, "mistral": {"sliding_window": Non
 
 
 def pico(family: str, **changes) -> Model:
-    return tiny.model(family, **{**KINDS[family], **changes})
+    return tiny.model(family, **{**KINDS.get(family, {}), **changes})
 
 
 def windows(count: int = 8, length: int = 24, seed: int = 0) -> Tensor:
@@ -63,15 +63,15 @@ def logits(net, ids: Tensor) -> Tensor:
     return net(input_ids=ids.long(), use_cache=False).logits.detach()
 
 
-def shared_behind_a_gauge(model: Model, seed: int = 0) -> Model:
-    """Every key head is the first behind an own scale and turn of each plane, every value head behind an own matrix."""
+def shared_behind_a_gauge(model: Model, seed: int = 0, *, scaled: bool = True) -> Model:
+    """Every key head is the first behind an own turn (and scale) of each plane, every value head behind an own matrix."""
     generator = torch.Generator().manual_seed(seed)
     for block in range(model.depth):
         of = weights.attention(model, block)
         d = of.k.shape[2]
         for head in range(1, of.k.shape[1]):
             angle = 6.28 * torch.rand(d // 2, generator=generator)
-            length = 0.5 + torch.rand(d // 2, generator=generator)
+            length = 0.5 + torch.rand(d // 2, generator=generator) if scaled else torch.ones(d // 2)
             mix = torch.randn(d, d, generator=generator)
             for key, value in ((of.k, of.v), (of.k_bias, of.v_bias)):
                 if key is None or value is None:
@@ -98,6 +98,23 @@ def test_a_planted_gauge_is_undone(family):
         lambda of: baselines.pooled_keys(of.old, of.keys.size, of.head_of),
         lambda of: baselines.pooled_values(of.old, of.output), refit=False,
     )  # fmt: skip
+    assert (logits(with_heads(model, converted(model, pooled)), ids) - wanted).norm() > 0.05 * wanted.norm()
+
+
+def test_a_planted_turn_is_undone_where_queries_and_keys_are_normalised():
+    """Gains alike in both dimensions of a plane, every key head the first one turned: nothing need be lost."""
+    model = shared_behind_a_gauge(pico("qwen3"), scaled=False)
+    ids = windows(seed=2)
+    for block in range(model.depth):
+        of = weights.attention(model, block)
+        for gain in (of.q_gain, of.k_gain):
+            assert gain is not None
+            gain[len(gain) // 2 :] = gain[: len(gain) // 2]
+    wanted = logits(model.net, ids)
+    net = with_heads(model, converted(model, OURS))
+    assert net.config.num_key_value_heads == 1
+    assert (logits(net, ids) - wanted).norm() < 1e-4 * wanted.norm()
+    pooled = methods(0)["baseline:mean pooling"]
     assert (logits(with_heads(model, converted(model, pooled)), ids) - wanted).norm() > 0.05 * wanted.norm()
 
 
@@ -343,7 +360,7 @@ def made(tmp_path_factory) -> dict[str, tuple[dict, Path]]:
     folder = tmp_path_factory.mktemp("heads")
     (folder / "text.txt").write_text(TEXT)
     found = {}
-    for family, changes in (("gpt2", {}), ("llama", {"num_key_value_heads": 4})):
+    for family, changes in (("gpt2", {}), *((family, {"num_key_value_heads": 4}) for family in ("llama", "qwen3"))):
         donor = tiny.save(folder / family, family, num_hidden_layers=2, **changes)
         out = folder / f"{family}-merged"
         report = convert_heads(
@@ -354,7 +371,7 @@ def made(tmp_path_factory) -> dict[str, tuple[dict, Path]]:
     return found
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
 def test_the_report_has_every_baseline_with_and_without_refit(made, family):
     report, _ = made[family]
     names = {row["name"] for row in report["results"]}
@@ -380,7 +397,7 @@ def test_the_report_has_every_baseline_with_and_without_refit(made, family):
 
 def test_plain_transformers_loads_what_was_written(made):
     """In a process of its own, without this package: stock classes, as many key heads, cached decoding equal to one pass."""
-    folders = [str(made[family][1]) for family in ("gpt2", "llama")]
+    folders = [str(made[family][1]) for family in ("gpt2", "llama", "qwen3")]
     code = f"""
 import sys, torch
 from transformers import AutoModelForCausalLM
@@ -398,7 +415,8 @@ for folder in {folders!r}:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folders[0])
     assert done.returncode == 0, done.stderr
     found = [line.split() for line in done.stdout.splitlines()]
-    assert [(name, heads) for name, _, heads in found] == [("GPTBigCodeForCausalLM", "1"), ("LlamaForCausalLM", "2")]
+    stock = ["GPTBigCodeForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"]
+    assert [(name, heads) for name, _, heads in found] == list(zip(stock, "122", strict=True))
     assert max(float(apart) for _, apart, _ in found) < 1e-4
 
 
@@ -439,9 +457,9 @@ def test_a_gpt2_gets_one_key_head_or_none_is_merged():
         check_heads(pico("gpt2"), 2)
 
 
-def test_queries_and_keys_that_are_normalised_are_refused():
-    with pytest.raises(UsageError, match="queries and keys are normalised"):
-        check_heads(tiny.model("qwen3"), 1)
+def test_scores_that_are_softcapped_are_refused():
+    with pytest.raises(UsageError, match="its scores are softcapped"):
+        check_heads(tiny.model("gemma2"), 1)
 
 
 def test_weights_that_are_not_finite_are_refused():

@@ -11,7 +11,7 @@ from stitch.circuits.weights import Attention
 
 @dataclass(frozen=True)
 class Heads:
-    """Queries, keys and values before rotation."""
+    """Queries, keys and values before rotation, after the norms of the former where there are some."""
 
     q: Float[Tensor, "windows heads t d"]
     k: Float[Tensor, "windows groups t d"]
@@ -21,12 +21,17 @@ class Heads:
 def heads_of(attention: Attention, x: Float[Tensor, "windows t width"]) -> Heads:
     """In the input's dtype."""
 
-    def read(weight: Tensor, bias: Tensor | None) -> Tensor:
+    def read(weight: Tensor, bias: Tensor | None, gain: Tensor | None = None) -> Tensor:
         out = torch.einsum("wti,ihd->whtd", x, weight.to(x))
-        return out if bias is None else out + bias.to(x)[:, None]
+        out = out if bias is None else out + bias.to(x)[:, None]
+        if gain is None:
+            return out
+        return out * (out.square().mean(-1, keepdim=True) + attention.eps).rsqrt() * gain.to(x)
 
     return Heads(
-        read(attention.q, attention.q_bias), read(attention.k, attention.k_bias), read(attention.v, attention.v_bias)
+        read(attention.q, attention.q_bias, attention.q_gain),
+        read(attention.k, attention.k_bias, attention.k_gain),
+        read(attention.v, attention.v_bias),
     )
 
 

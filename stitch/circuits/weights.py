@@ -23,7 +23,10 @@ SILU = {"silu", "swish"}
 
 @dataclass(frozen=True)
 class Attention:
-    """Scores are `scale` times the product of rotated queries and keys; query head h reads key head h // (heads // groups)."""
+    """Scores are `scale` times the product of rotated queries and keys; query head h reads key head h // (heads // groups).
+
+    With gains, queries and keys are divided by their root mean square (of mean square + `eps`) first, and multiplied by these.
+    """
 
     q: Float[Tensor, "d heads d_head"]
     k: Float[Tensor, "d groups d_head"]
@@ -34,6 +37,9 @@ class Attention:
     v_bias: Float[Tensor, "groups d_head"] | None
     o_bias: Float[Tensor, " d"] | None
     scale: float
+    q_gain: Float[Tensor, " d_head"] | None = None
+    k_gain: Float[Tensor, " d_head"] | None = None
+    eps: float = 0.0
 
     @property
     def shared(self) -> int:
@@ -72,16 +78,16 @@ class Norm:
         return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
 
 
-def check(model: Model, role: str) -> None:
-    """Raises UsageError unless circuits can be read from and written to this model, StitchError where weights aren't finite.
+def check(model: Model, role: str, families: tuple[str, ...] = (*FAMILIES, ONE_KEY_HEAD)) -> None:
+    """Raises UsageError unless weights can be read from and written to this model, StitchError where they aren't finite.
 
     `role` is what messages call it: "the donor of a graft".
     """
     config = model.config
-    if config.model_type not in (*FAMILIES, ONE_KEY_HEAD):
+    if config.model_type not in families:
         why = {"qwen3": " (its queries and keys are normalised)", "gemma2": " (its scores are softcapped)"}
         raise UsageError(
-            f"{role} must be of one of {', '.join((*FAMILIES, ONE_KEY_HEAD))}; {model.name} is "
+            f"{role} must be of one of {', '.join(families)}; {model.name} is "
             f"{config.model_type}{why.get(config.model_type, '')}: choose another."
         )
     if not getattr(config, "multi_query", True):
@@ -153,7 +159,11 @@ def attention(model: Model, block: int) -> Attention:
     q, k, v = (_view(read.weight).unflatten(0, size).permute(2, 0, 1) for read in reads)
     q_bias, k_bias, v_bias = (None if read.bias is None else _view(read.bias).unflatten(0, size) for read in reads)
     o = _view(module.o_proj.weight).unflatten(1, size).permute(1, 2, 0)
-    return Attention(q, k, v, o, q_bias, k_bias, v_bias, _view(module.o_proj.bias), module.scaling * scaling)
+    scale, o_bias = module.scaling * scaling, _view(module.o_proj.bias)
+    if not hasattr(module, "q_norm"):
+        return Attention(q, k, v, o, q_bias, k_bias, v_bias, o_bias, scale)
+    gains = _view(module.q_norm.weight), _view(module.k_norm.weight)
+    return Attention(q, k, v, o, q_bias, k_bias, v_bias, o_bias, scale, *gains, module.q_norm.variance_epsilon)
 
 
 def mlp(model: Model, block: int) -> Mlp:

@@ -24,6 +24,7 @@ from stitch.evaluate import Scores, evaluate, whole_model
 from stitch.models import Model
 from stitch.workspace import check_output
 
+FAMILIES = (*weights.FAMILIES, weights.ONE_KEY_HEAD, "qwen3")
 LONGER = 4  # times as long as the windows that are fitted on, at most, are those of the report
 SAMPLE = 8192  # tokens whose attention keys are refined on
 RATE, BATCH = 2e-4, 8  # of fine-tuning
@@ -101,7 +102,7 @@ def check_heads(model: Model, kv_heads: int) -> list[int]:
     """The numbers of key heads that the parts of the model have. Raises UsageError where they cannot have `kv_heads` instead."""
     parts = [part for part in model.parts if part.depth]
     for part in parts:
-        weights.check(part, "a model that gets fewer key heads")
+        weights.check(part, "a model that gets fewer key heads", FAMILIES)
     old = [weights.attention(part, 0).k.shape[1] for part in parts]
     fitting = [count for count in range(1, max(old)) if not any(own % count for own in old)]
     if kv_heads not in fitting:

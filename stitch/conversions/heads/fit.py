@@ -14,6 +14,7 @@ from stitch.circuits.attend import Heads, heads_of, mixed, scores, stacked
 from stitch.circuits.weights import Attention
 from stitch.conversions.heads.contraction import KeyMoments
 from stitch.conversions.heads.merge import Groups, Keys, Merged, Values, merged_weights, query_heads
+from stitch.conversions.heads.normalised import merged_normalised
 from stitch.conversions.heads.refine import UNIFORM, Rows, rows_of
 from stitch.conversions.heads.seams import entering
 from stitch.models import Model
@@ -214,6 +215,7 @@ def convert(
         ]  # fmt: skip
         alone = tuple((head,) for head in range(old.k.shape[1]))
         outputs = {split: attention_output(model, block, old, stream) for split, stream in streams.items()}
+        read = {split: normed(model, block, stream) for split, stream in streams.items()}
         after = {split: stream + written(old, outputs[split]) for split, stream in streams.items()}
         keys = {make: tuple(make(one) for one in found) for make in dict.fromkeys(one.keys for one in methods.values())}
         values = {
@@ -225,13 +227,18 @@ def convert(
         for name, method in methods.items():
             merged, converted = made[name], tracks[name]
             # Where nothing is merged, only the refit has something to do: the stream that reaches it has changed.
-            new = old if grouping == alone else merged_weights(old, merged)
+            if grouping == alone:
+                new = old
+            elif old.q_gain is None:
+                new = merged_weights(old, merged)
+            else:
+                new = merged_normalised(old, merged, read)
             if method.refit:
                 before = converted.streams
-                read = {split: attention_output(model, block, new, stream) for split, stream in before.items()}
-                new = refitted_outputs(new, read, before, after)
+                given = {split: attention_output(model, block, new, stream) for split, stream in before.items()}
+                new = refitted_outputs(new, given, before, after)
                 converted.streams = {
-                    split: after_mlp(model, block, stream + written(new, read[split]))
+                    split: after_mlp(model, block, stream + written(new, given[split]))
                     for split, stream in before.items()
                 }
             converted.attentions.append(new)

@@ -83,6 +83,9 @@ def _write(module: nn.Module, new: Attention) -> None:
     for name, weight, bias in zip(names[:-1], weights, biases, strict=True):
         _set(module.get_submodule(name), weight, bias)
     _set(module.get_submodule(names[-1]), new.o.flatten(0, 1).T, new.o_bias)
+    for name, gain in (("q_norm", new.q_gain), ("k_norm", new.k_gain)):
+        if gain is not None:
+            _set(module.get_submodule(name), gain, None)
 
 
 @torch.no_grad()

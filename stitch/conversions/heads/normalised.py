@@ -1,0 +1,126 @@
+"""Merged heads for models that normalise queries and keys (Qwen3), in the same stock class.
+
+The maps S and T are those of normalised queries and keys, whose lengths need not be what the norm makes of them. A query T q̂ has
+the direction of a linear map of the stream. A key S [k̂_1 … k̂_G] has not, as old heads have norms of their own: it is fitted by
+ridge, up to a factor per token. Dimensions are scaled before the norm, and back by its gain, so that lengths differ least between
+tokens and heads.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stitch.circuits.attend import heads_of
+from stitch.circuits.weights import Attention
+from stitch.conversions.heads.merge import Merged, merged_weights, query_heads
+from stitch.translation.moments import accumulate
+from stitch.translation.towards import ridge_towards
+
+SAMPLE = 4096  # tokens whose lengths are looked at
+LEAST = 0.1  # of its share of the length that every dimension keeps
+
+Streams = dict[str, Float[Tensor, "windows t width"]]
+
+
+@torch.no_grad()
+def merged_normalised(old: Attention, merged: Merged, streams: Streams) -> Attention:
+    """`streams`: what the attention reads, on windows to fit on ("fit") and to choose λ on ("sweep")."""
+    assert old.q_gain is not None and old.k_gain is not None
+    some = streams["fit"].flatten(0, 1)[:SAMPLE][None]
+    lengths = _lengths(old, some).mean(1).to(old.k.device)
+    plain = replace(
+        old,
+        q=old.q * old.q_gain,
+        k=old.k * old.k_gain / lengths[:, None],
+        q_bias=None if old.q_bias is None else old.q_bias * old.q_gain,
+        k_bias=None if old.k_bias is None else old.k_bias * old.k_gain / lengths[:, None],
+        q_gain=None,
+        k_gain=None,
+    )
+    linear = _nearest_keys(old, merged_weights(plain, merged), merged, streams)
+    wanted_q, wanted_k = _queries(old, merged, some), _keys(old, merged, some)
+    found = heads_of(linear, some.double())
+    q_scale, q_gain = _scaled(wanted_q[0], found.q[0], old.eps)
+    k_scale, k_gain = _scaled(wanted_k[0], found.k[0], old.eps)
+    return replace(
+        linear,
+        q=linear.q * q_scale,
+        k=linear.k * k_scale,
+        q_bias=None if linear.q_bias is None else linear.q_bias * q_scale,
+        k_bias=None if linear.k_bias is None else linear.k_bias * k_scale,
+        q_gain=q_gain,
+        k_gain=k_gain,
+    )
+
+
+def _lengths(old: Attention, x: Float[Tensor, "windows t width"]) -> Float[Tensor, "groups tokens"]:
+    """Root mean squares of keys before their norm."""
+    keys = heads_of(replace(old, q_gain=None, k_gain=None), x.double()).k
+    return keys.square().mean(-1).sqrt().transpose(0, 1).flatten(1)
+
+
+def _queries(old: Attention, merged: Merged, x: Tensor) -> Float[Tensor, "windows heads t d"]:
+    """T q̂."""
+    order = [head for group in merged.groups for head in query_heads(group, old.shared)]
+    maps = torch.cat([one.query for one in merged.keys]).to(x.device)
+    return torch.einsum("whtd,hed->whte", heads_of(old, x.double()).q[:, order], maps)
+
+
+def _keys(old: Attention, merged: Merged, x: Tensor) -> Float[Tensor, "windows groups t d"]:
+    """S [k̂_1 … k̂_G]."""
+    keys = heads_of(old, x.double()).k
+    found = []
+    for group, one in zip(merged.groups, merged.keys, strict=True):
+        stacked = keys[:, list(group)].transpose(1, 2).flatten(2)
+        found.append(stacked @ one.shared.to(stacked).T)
+    return torch.stack(found, 1)
+
+
+def _nearest_keys(old: Attention, linear: Attention, merged: Merged, streams: Streams) -> Attention:
+    """With key weights by ridge, towards what they are, on the wanted keys times the geometric mean of the old heads' lengths."""
+
+    def variables(split: str) -> Iterator[dict[str, Tensor]]:
+        for part in streams[split].split(16):
+            x = part.flatten(0, 1).double()
+            lengths = _lengths(old, part)
+            target = _keys(old, merged, part).transpose(1, 2).flatten(0, 1)  # tokens, groups, d
+            for number, group in enumerate(merged.groups):
+                target[:, number] *= lengths[list(group)].log().mean(0).exp()[:, None]
+            if linear.k_bias is not None:
+                x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+            yield {"x": x, "target": target.flatten(1)}
+
+    products = [("x", "x"), ("x", "target")]
+    fit, held = (accumulate(variables(split), products, single={"x", "target"}) for split in ("fit", "sweep"))
+    # The prior's length is that of unit keys; the targets' is the old ones'.
+    gram, cross = fit.product("x", "x"), fit.product("x", "target")
+    prior = linear.k.flatten(1).double().to(gram)
+    if linear.k_bias is not None:
+        prior = torch.cat([prior, linear.k_bias.flatten()[None].to(prior)])
+    own = (prior * (gram @ prior)).sum(0).view(len(merged.groups), -1).sum(1)
+    shared = (prior * cross).sum(0).view(len(merged.groups), -1).sum(1)
+    prior = prior * (shared / own).repeat_interleave(linear.k.shape[2])
+    weight = ridge_towards(fit, held, prior, inputs="x", target="target").weight
+    shape = linear.k.shape[1:]
+    bias = None if linear.k_bias is None else weight[-1].view(shape)
+    return replace(linear, k=weight[: len(linear.k)].view(linear.k.shape), k_bias=bias)
+
+
+def _scaled(
+    wanted: Float[Tensor, "heads t d"], found: Float[Tensor, "heads t d"], eps: float
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Factors of dimensions before the norm, under which what is wanted has about one length, and the gain after it."""
+    from scipy.optimize import lsq_linear
+
+    rows = wanted.flatten(0, 1)
+    squares = rows.square().cpu().numpy()
+    usual = 1 / np.maximum(squares.mean(0), 1e-300)  # every dimension as large
+    solved = lsq_linear(squares / squares.mean(0), np.full(len(squares), rows.shape[1]), bounds=(LEAST, np.inf))
+    scale = torch.from_numpy(np.sqrt(solved.x * usual)).to(wanted)
+    unit = found * scale
+    unit = (unit * (unit.square().mean(-1, keepdim=True) + eps).rsqrt()).flatten(0, 1)
+    return scale, (rows * unit).sum(0) / unit.square().sum(0).clamp_min(1e-300)
