@@ -2,7 +2,7 @@
 
     python benchmarks/conversions_heads.py --model demo:gpt2 --kv-heads 1 --steps 100
     python benchmarks/conversions_heads.py --train build/eight-heads          a Llama with eight key heads, trained for this
-    python benchmarks/conversions_heads.py --train build/qwen3 --family qwen3 the same as a Qwen3, which normalises queries and keys
+    python benchmarks/conversions_heads.py --train build/qwen3 --family qwen3 the same as a Qwen3: normalised queries and keys
     python benchmarks/conversions_heads.py --model build/eight-heads --kv-heads 4,2,1
     python benchmarks/conversions_heads.py --model smollm2 --kv-heads 1 --tokens 16384
     python benchmarks/conversions_heads.py --figure OUT.png LINES.jsonl

@@ -23,7 +23,8 @@ BEFORE_NORM = ("hook_resid_mid", "hook_mlp_in")  # how those end of the stream t
 
 
 class FeatureMlp(nn.Module):
-    """decode(JumpReLU(encode(x))), of the MLP's input x, or of its output where `behind` it.
+    """decode(JumpReLU(encode(x))), of the MLP's input x, or of its output where `behind` it; where features compete, of the `k`
+    largest of a token alone.
 
     `replaced`, no parameter of it, is the MLP whose place it has. The decoder has the name that the family gives the projection
     that ends an MLP.
@@ -34,7 +35,7 @@ class FeatureMlp(nn.Module):
         width, features = dictionary.encoder.shape
         self.encoder, decoder = nn.Linear(width, features), nn.Linear(features, width)
         self.add_module(ending, decoder)
-        self.ending, self.behind, self.aside = ending, behind, False
+        self.ending, self.behind, self.k, self.aside = ending, behind, dictionary.k, False
         self._replaced = (replaced,)
         threshold = torch.zeros(features) if dictionary.threshold is None else dictionary.threshold
         self.threshold = nn.Parameter(threshold.clone())
@@ -55,7 +56,8 @@ class FeatureMlp(nn.Module):
 
     def codes(self, x: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts features"]:
         found = self.encoder(self.replaced(x) if self.behind else x).relu()
-        return found * (found > self.threshold)
+        least = self.threshold if self.k is None else found.topk(self.k + 1, -1).values[..., -1:]
+        return found * (found > least)
 
     def forward(self, x: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts d"]:
         return self.replaced(x) if self.aside else self.decoder(self.codes(x))
@@ -79,10 +81,6 @@ def put_features(model: Model, sources: Mapping[int, str]) -> None:
             dictionary = (transcoder_to_dictionary if is_transcoder else to_dictionary)(found)
         except SAEError as error:
             raise UsageError(f"--features {block}={source}: {error}") from error
-        if dictionary.activation not in ("relu", "jumprelu"):
-            raise UsageError(
-                f"--features needs features that do not compete, ReLU or JumpReLU; {source} is {dictionary.activation}."
-            )
         replaced = layer.get_submodule(path)
         ending = part.anatomy.down.removeprefix(f"{path}.")
         features = FeatureMlp(dictionary, replaced, ending, behind=not is_transcoder)

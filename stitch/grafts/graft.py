@@ -87,11 +87,13 @@ def graft(
     donors = [_load(wish.donor, "donor", **options) for wish in wishes]
     for wish, net in zip(wishes, donors, strict=True):
         put_features(net, wish.features)
-        if behind := [block for block, module in feature_blocks(net).items() if module.behind]:
-            raise UsageError(
-                f"features to be grafted must be a transcoder's; those of block {behind[0]} are of an SAE on what the MLP "
-                "writes, a layer behind its neurons."
-            )
+        for block, module in feature_blocks(net).items():
+            if module.behind or module.k is not None:
+                why = "of an SAE on what the MLP writes, a layer behind its neurons" if module.behind else "top-k"
+                raise UsageError(
+                    f"features to be grafted must be a transcoder's, each for itself; those of block {block} are {why}: choose "
+                    "others."
+                )
     for net in donors[1:]:
         require_same_ids(donors[0].tokenizer, net.tokenizer, donors[0].name, net.name)
     search = {"keep": keep, "count": count, "seed": seed, "text": text, "constant": True, "progress": progress}
