@@ -30,8 +30,9 @@ Streams = dict[str, Float[Tensor, "windows t width"]]
 def merged_normalised(old: Attention, merged: Merged, streams: Streams) -> Attention:
     """`streams`: what the attention reads, on windows to fit on ("fit") and to choose λ on ("sweep")."""
     assert old.q_gain is not None and old.k_gain is not None
-    some = streams["fit"].flatten(0, 1)[:SAMPLE][None]
-    lengths = _lengths(old, some).mean(1).to(old.k.device)
+    some = streams["fit"].flatten(0, 1)[:SAMPLE].double()
+    raw, long = _raw_keys(old, some)
+    lengths = long.mean(0)[:, 0].to(old.k)
     plain = replace(
         old,
         q=old.q * old.q_gain,
@@ -42,10 +43,11 @@ def merged_normalised(old: Attention, merged: Merged, streams: Streams) -> Atten
         k_gain=None,
     )
     linear = _nearest_keys(old, merged_weights(plain, merged), merged, streams)
-    wanted_q, wanted_k = _queries(old, merged, some), _keys(old, merged, some)
-    found = heads_of(linear, some.double())
-    q_scale, q_gain = _scaled(wanted_q[0], found.q[0], old.eps)
-    k_scale, k_gain = _scaled(wanted_k[0], found.k[0], old.eps)
+    wanted_q = _queries(merged, heads_of(old, some[None]).q[0], old.shared)
+    wanted_k = _keys(merged, raw / long * old.k_gain.to(raw)).transpose(0, 1)
+    found = heads_of(linear, some[None])
+    q_scale, q_gain = _scaled(wanted_q, found.q[0], old.eps)
+    k_scale, k_gain = _scaled(wanted_k, found.k[0], old.eps)
     return replace(
         linear,
         q=linear.q * q_scale,
@@ -57,25 +59,26 @@ def merged_normalised(old: Attention, merged: Merged, streams: Streams) -> Atten
     )
 
 
-def _lengths(old: Attention, x: Float[Tensor, "windows t width"]) -> Float[Tensor, "groups tokens"]:
-    """Root mean squares of keys before their norm."""
-    keys = heads_of(replace(old, q_gain=None, k_gain=None), x.double()).k
-    return keys.square().mean(-1).sqrt().transpose(0, 1).flatten(1)
+def _raw_keys(old: Attention, x: Float[Tensor, "tokens width"]) -> tuple[Tensor, Tensor]:
+    """Keys [tokens, groups, d] before their norm, and their root mean squares [tokens, groups, 1]."""
+    x = x.double()
+    keys = torch.einsum("ti,ihd->thd", x, old.k.to(x))
+    keys = keys if old.k_bias is None else keys + old.k_bias.to(x)
+    return keys, (keys.square().mean(-1, keepdim=True) + old.eps).sqrt()
 
 
-def _queries(old: Attention, merged: Merged, x: Tensor) -> Float[Tensor, "windows heads t d"]:
+def _queries(merged: Merged, unit: Float[Tensor, "heads tokens d"], shared: int) -> Float[Tensor, "heads tokens d"]:
     """T q̂."""
-    order = [head for group in merged.groups for head in query_heads(group, old.shared)]
-    maps = torch.cat([one.query for one in merged.keys]).to(x.device)
-    return torch.einsum("whtd,hed->whte", heads_of(old, x.double()).q[:, order], maps)
+    order = [head for group in merged.groups for head in query_heads(group, shared)]
+    maps = torch.cat([one.query for one in merged.keys]).to(unit)
+    return torch.einsum("htd,hed->hte", unit[order], maps)
 
 
-def _keys(old: Attention, merged: Merged, x: Tensor) -> Float[Tensor, "windows groups t d"]:
+def _keys(merged: Merged, unit: Float[Tensor, "tokens old d"]) -> Float[Tensor, "tokens groups d"]:
     """S [k̂_1 … k̂_G]."""
-    keys = heads_of(old, x.double()).k
     found = []
     for group, one in zip(merged.groups, merged.keys, strict=True):
-        stacked = keys[:, list(group)].transpose(1, 2).flatten(2)
+        stacked = unit[:, list(group)].flatten(1)
         found.append(stacked @ one.shared.to(stacked).T)
     return torch.stack(found, 1)
 
@@ -83,13 +86,16 @@ def _keys(old: Attention, merged: Merged, x: Tensor) -> Float[Tensor, "windows g
 def _nearest_keys(old: Attention, linear: Attention, merged: Merged, streams: Streams) -> Attention:
     """With key weights by ridge, towards what they are, on the wanted keys times the geometric mean of the old heads' lengths."""
 
+    gain = old.k_gain
+    assert gain is not None
+
     def variables(split: str) -> Iterator[dict[str, Tensor]]:
         for part in streams[split].split(16):
             x = part.flatten(0, 1).double()
-            lengths = _lengths(old, part)
-            target = _keys(old, merged, part).transpose(1, 2).flatten(0, 1)  # tokens, groups, d
+            raw, long = _raw_keys(old, x)
+            target = _keys(merged, raw / long * gain.to(raw))
             for number, group in enumerate(merged.groups):
-                target[:, number] *= lengths[list(group)].log().mean(0).exp()[:, None]
+                target[:, number] *= long[:, list(group)].log().mean(1).exp()
             if linear.k_bias is not None:
                 x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
             yield {"x": x, "target": target.flatten(1)}
