@@ -25,7 +25,7 @@ from stitch.circuits.spec import prompts
 from stitch.demo.corpus import cached_documents
 from stitch.demo.recipe import RECIPES, held_out, loss_of, optimisers
 from stitch.grafts import controls
-from stitch.grafts.graft import read_host
+from stitch.grafts.host import read_host
 from stitch.grafts.plan import make_plan
 from stitch.grafts.room import Room
 from stitch.grafts.write import write

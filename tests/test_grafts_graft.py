@@ -19,7 +19,8 @@ from stitch.circuits.score import score_model
 from stitch.circuits.spec import Prompts
 from stitch.circuits.weights import FAMILIES, ONE_KEY_HEAD
 from stitch.errors import StitchError, UsageError
-from stitch.grafts.graft import Wish, graft, read_host
+from stitch.grafts.graft import Wish, graft
+from stitch.grafts.host import read_host
 from stitch.grafts.plan import make_plan
 from stitch.grafts.room import Room
 from stitch.grafts.widen import widened

@@ -19,8 +19,10 @@ from stitch.circuits.squeeze import fitting, squeeze
 from stitch.circuits.weights import FAMILIES
 from stitch.errors import StitchError, UsageError
 from stitch.grafts.comparison import Graft
-from stitch.grafts.graft import Wish, graft, read_host, squeezed
+from stitch.grafts.graft import Wish, graft
+from stitch.grafts.host import read_host
 from stitch.grafts.plan import make_plan
+from stitch.grafts.rearranged import squeezed
 from stitch.grafts.room import Room
 from stitch.grafts.write import write
 from stitch.models import Model, load
@@ -143,7 +145,7 @@ def test_a_shallow_host_has_the_behaviour_of_a_deep_donor_and_no_control_has(
     deep: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Learned positions to RoPE, six blocks to two; the circuit is looked for in the donor as it is rearranged."""
-    monkeypatch.setattr("stitch.grafts.graft.READ_ON", 32)
+    monkeypatch.setattr("stitch.grafts.rearranged.READ_ON", 32)
     path = tmp_path / "host.json"
     shape = dict(
         hidden_size=320, num_hidden_layers=2, num_attention_heads=5, num_key_value_heads=5, intermediate_size=64
@@ -169,7 +171,7 @@ def test_a_shallow_host_has_the_behaviour_of_a_deep_donor_and_no_control_has(
     entry = {"circuit": chosen.kept.to_dict(), "features": {}, "plan": plan.described()}
     given = tmp_path / "graft.json"
     given.write_text(json.dumps({"grafts": [entry]}))
-    monkeypatch.setattr("stitch.grafts.graft.squeeze", None)
+    monkeypatch.setattr("stitch.grafts.rearranged.squeeze", None)
     again = graft([Wish(str(deep.folder), "induction", given)], str(path), tmp_path / "out", count=24)["grafts"][0]
     assert (again["circuit"], again["plan"]["arrangement"]) == (entry["circuit"], entry["plan"]["arrangement"])
     assert {row["name"]: row["right"] for row in again["results"]}["host, grafted"] == scores["host, grafted"]
@@ -199,7 +201,7 @@ def test_arrangements_that_are_refused(deep: Model, tmp_path: Path, arrangement:
 def test_a_host_with_fewer_blocks_than_the_heads_need_is_refused(
     deep: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("stitch.grafts.graft.READ_ON", 32)
+    monkeypatch.setattr("stitch.grafts.rearranged.READ_ON", 32)
     path = tmp_path / "host.json"
     shape = dict(
         hidden_size=320, num_hidden_layers=1, num_attention_heads=5, num_key_value_heads=5, intermediate_size=64

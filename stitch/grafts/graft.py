@@ -3,37 +3,31 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from stitch.activations import Progress
 from stitch.checkpoint import TOKENIZER_FILES, appear
 from stitch.circuits import weights
-from stitch.circuits.circuit import LEAST, Chosen, choose, read_arrangement
-from stitch.circuits.score import answered
-from stitch.circuits.shallow import Arrangement, tables, with_reads
-from stitch.circuits.spec import BEHAVIOURS, prompts
-from stitch.circuits.squeeze import fitting, squeeze
+from stitch.circuits.circuit import Chosen, choose, read_arrangement
 from stitch.circuits.transcoders import feature_blocks, put_features
 from stitch.config import torch_device
-from stitch.errors import StitchError, UsageError
+from stitch.errors import UsageError
 from stitch.grafts.comparison import Graft, on_text, with_plan
+from stitch.grafts.host import read_host
 from stitch.grafts.neurons import units
 from stitch.grafts.plan import make_plan
+from stitch.grafts.rearranged import squeezed
 from stitch.grafts.room import Room
 from stitch.grafts.scheme import CODE_PLANES
 from stitch.grafts.trained import beside
 from stitch.grafts.widen import widened
 from stitch.grafts.write import write
-from stitch.models import ANATOMIES, Model, load
+from stitch.models import Model, load
 from stitch.sources import resolve
 from stitch.tokens import require_same_ids
-
-READ_ON = 128  # prompts that reads of a rearranged donor are fitted on
-FORCED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")  # the donor's, since the tokenizer is
 
 
 @dataclass(frozen=True)
@@ -152,54 +146,6 @@ def graft(
     return report
 
 
-def squeezed(
-    donor: Model,
-    behaviour: str,
-    chosen: Chosen,
-    host: Model,
-    given: Arrangement | None = None,
-    *,
-    keep: float = 0.98,
-    seed: int = 0,
-    text: str = "docs",
-    progress: Progress | None = None,
-) -> Chosen:
-    """The circuit of a donor rearranged into as many blocks as the host has, with as many heads and neurons as fit into each;
-    `given` an arrangement, with the components that are chosen already.
-
-    Raises: UsageError for an arrangement of other blocks than donor and host have; StitchError when it does not have the
-    behaviour any more.
-    """
-    if given is not None and (given.groups[-1][-1] != donor.depth - 1 or len(given.groups) > host.depth):
-        raise UsageError(
-            f"the arrangement has {len(given.groups)} groups, the last of {given.groups[-1]}; {donor.name} has {donor.depth} "
-            f"blocks and {host.name} {host.depth}: leave it out, or choose a deeper host."
-        )
-    arrangement = given or squeeze(donor, chosen.first, host.depth, seed, progress)
-    known = tables(donor, torch.arange(len(donor.embedding.weight)), {arrangement.first}, seed, progress)
-    # Reads need no answers, so more prompts can be made for them; n-grams and a file's prompts are those that there are.
-    drawn = behaviour in BEHAVIOURS and behaviour != "ngram"
-    more = prompts(behaviour, donor.tokenizer, count=READ_ON, seed=seed + 1, text=text) if drawn else chosen.first
-    as_many = max(units(weights.mlp(donor, block), weights.mlp(host, 0)) for block in range(donor.depth))
-    most = {
-        "heads": weights.attention(host, 0).k.shape[1],
-        "neurons": (weights.mlp(host, 0).up.shape[1] - 1) // as_many,  # one may have to write constants
-    }
-    whole = with_reads(donor, arrangement, known, more, progress=progress)
-    if given is None:
-        shallow = fitting(whole, chosen.first, most, keep, progress)
-    else:
-        shallow = replace(whole, kept=chosen.kept, means=whole.mean_outputs(chosen.first))
-    assert shallow.kept is not None
-    left = answered(shallow.logits, chosen.other.clean, chosen.other)["right"]
-    if left - chosen.corrupt["right"] < LEAST:
-        raise StitchError(
-            f"the circuit of {donor.name} is in {len(chosen.kept.blocks())} blocks, one after another; rearranged into the "
-            f"{host.depth} of {host.name} it must still have the behaviour; it answers {left:.1%} right: choose a deeper host."
-        )
-    return replace(chosen, kept=shallow.kept, means=shallow.means, shallow=shallow, stability=None)
-
-
 def _needed(donors: Sequence[Model], chosen: Sequence[Chosen], host: Model, channels: int | None) -> dict[str, int]:
     """Channels, key heads and neurons of every block, at most, that circuits will take of a trained host."""
     heads, neurons = ([0] * max(donor.depth for donor in donors) for _ in range(2))
@@ -225,46 +171,6 @@ def _load(name: str, role: str, *, device: torch.device, trust_remote_code: bool
             f"one of {', '.join(weights.FAMILIES)}."
         )
     return model
-
-
-def read_host(path: Path, donor: Model, seed: int) -> Model:
-    """A freshly initialised model of the architecture in a JSON file, with the donor's vocabulary.
-
-    Raises: UsageError for a file that is no config, a family without anatomy, or tied embeddings: a donor's embedding and
-    unembedding are not the same matrix once its final norm's gain is folded in.
-    """
-    try:
-        wanted = json.loads(path.read_text(encoding="utf-8"))
-        family = wanted.pop("model_type")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UsageError(
-            f'--host must be JSON such as {{"model_type": "llama", "hidden_size": 320, …}}; {path}: {type(error).__name__}, '
-            f"{error}."
-        ) from error
-    if family not in weights.FAMILIES:
-        raise UsageError(f"the host of a graft must be of one of {', '.join(weights.FAMILIES)}; got {family}.")
-    if wanted.get("tie_word_embeddings"):
-        raise UsageError(
-            "the host's embeddings must not be tied: the donor's unembedding would overwrite its embedding; set "
-            '"tie_word_embeddings": false.'
-        )
-    own = {name: getattr(donor.config, name, None) for name in FORCED}
-    own["vocab_size"] = len(donor.embedding.weight)
-    if any(name in wanted and wanted[name] != own[name] for name in FORCED):
-        raise UsageError(f"the host has the donor's tokenizer; leave {', '.join(FORCED)} out of {path}.")
-    wanted["tie_word_embeddings"] = False
-    try:
-        config = AutoConfig.for_model(family, **wanted, **own)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            net = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    except Exception as error:  # whatever the family checks
-        raise UsageError(
-            f"{path} must make a model; transformers says: {' '.join(str(error).split())[:200]}"
-        ) from error
-    host = Model(path.stem, net, donor.tokenizer, ANATOMIES[family], path.parent)
-    weights.check(host, "the host of a graft")
-    return host
 
 
 def _save(host: Model, donor: Model, out: Path, report: dict) -> None:
