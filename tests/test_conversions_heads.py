@@ -151,6 +151,17 @@ def test_whole_groups_change_places_with_their_query_heads():
     assert torch.allclose(logits(with_heads(model, found), ids), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_converted_models_share_all_but_their_attentions_with_the_donor(family):
+    model = pico(family)
+    net = with_heads(model, converted(model, OURS))
+    own = {value.data_ptr() for value in model.net.parameters()}
+    new = [name for name, value in net.named_parameters() if value.data_ptr() not in own]
+    # A GPT-2's projections are transposed in GPTBigCode.
+    assert all(".self_attn." in name or ".attn." in name or ".mlp." in name and family == "gpt2" for name in new)
+    assert net.get_input_embeddings().weight is model.embedding.weight is net.get_output_embeddings().weight
+
+
 def test_refitting_outputs_changes_nothing_where_nothing_is_lost():
     model = shared_behind_a_gauge(pico("llama"))
     ids = windows(seed=2)

@@ -19,14 +19,14 @@ SAME = (
 
 
 def with_heads(donor: Model, attentions: list[Attention]) -> PreTrainedModel:
-    """A new model with these attentions, block by block; everything else has the donor's values, in its dtype and device."""
+    """A new model with these attentions, block by block; everything else is the donor's own, whose memory it shares."""
     config = _with_key_heads(donor.config, attentions)
     config.dtype = donor.dtype
     make: Any = StitchForCausalLM._from_config if isinstance(config, StitchConfig) else AutoModelForCausalLM.from_config
     net = make(config, dtype=donor.dtype).to(donor.device).eval()
     net.generation_config = copy.deepcopy(donor.net.generation_config)
     copy_translations(donor.net, net)
-    _copy(donor.net, net)
+    _share(donor.net, net)
     new = Model(donor.name, net, donor.tokenizer, anatomy_of(net.config), donor.folder)
     for block, attention in enumerate(attentions):
         part, own = new.in_part(block)
@@ -60,17 +60,19 @@ def _big_code(old: GPT2Config) -> GPTBigCodeConfig:
 
 
 @torch.no_grad()
-def _copy(old: nn.Module, new: nn.Module) -> None:
-    """All but the attentions, which differ in shape."""
+def _share(old: nn.Module, new: nn.Module) -> None:
+    """All but the attentions, which differ in shape: a report has a dozen such models at once."""
     for path, module in new.named_modules():
         if ".self_attn." in path or ".attn." in path:
             continue
         before = old.get_submodule(path)
-        for name, parameter in module.named_parameters(recurse=False):
+        for name in list(module._parameters):
+            if module._parameters[name] is None:
+                continue
             value = before.get_parameter(name)
             # GPT-2 keeps its projections transposed (Conv1D).
             is_turned = value.ndim == 2 and isinstance(module, nn.Linear) and not isinstance(before, nn.Linear)
-            parameter.copy_(value.T if is_turned else value)
+            module._parameters[name] = nn.Parameter(value.T.contiguous()) if is_turned else value
 
 
 def _write(module: nn.Module, new: Attention) -> None:
