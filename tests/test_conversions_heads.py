@@ -158,7 +158,7 @@ def test_converted_models_share_all_but_their_attentions_with_the_donor(family):
     own = {value.data_ptr() for value in model.net.parameters()}
     new = [name for name, value in net.named_parameters() if value.data_ptr() not in own]
     # A GPT-2's projections are transposed in GPTBigCode.
-    assert all(".self_attn." in name or ".attn." in name or ".mlp." in name and family == "gpt2" for name in new)
+    assert all(".self_attn." in name or ".attn." in name or (".mlp." in name and family == "gpt2") for name in new)
     assert net.get_input_embeddings().weight is model.embedding.weight is net.get_output_embeddings().weight
 
 
