@@ -3,7 +3,7 @@
 All tensors are views of the model's own parameters: writing to them changes the model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -45,6 +45,10 @@ class Attention:
     def shared(self) -> int:
         """Query heads per key head."""
         return self.q.shape[1] // self.k.shape[1]
+
+    def to(self, dtype: torch.dtype) -> "Attention":
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(self, **{name: value.to(dtype) for name, value in values.items() if isinstance(value, Tensor)})
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ def convert(
                     split: after_mlp(model, block, stream + written(new, given[split]))
                     for split, stream in before.items()
                 }
-            converted.attentions.append(new)
+            converted.attentions.append(new.to(donor.dtype))  # solved in float64, of which a dozen methods take much
         own.streams = {split: after_mlp(model, block, stream) for split, stream in after.items()}
         if progress:
             progress("blocks", number + 1, donor.depth)
