@@ -51,7 +51,8 @@ def query_heads(group: tuple[int, ...], shared: int) -> list[int]:
 
 
 def merged_weights(old: Attention, merged: Merged) -> Attention:
-    """The attention's weights and biases after merging, in float64; the output's bias is the old one."""
+    """The attention's weights and biases after merging, in float64 on the CPU, where the maps are; the output's bias is the old
+    one."""
     order = [head for group in merged.groups for head in query_heads(group, old.shared)]
     query = torch.cat([one.query for one in merged.keys])
 
@@ -59,11 +60,11 @@ def merged_weights(old: Attention, merged: Merged) -> Attention:
         """Rows of `weight` [..., groups, d] stacked by group, through the maps [d, stacked]."""
         if weight is None:
             return None
-        wide = [weight.double()[..., list(group), :].flatten(-2) for group in merged.groups]
+        wide = [weight.double().cpu()[..., list(group), :].flatten(-2) for group in merged.groups]
         return torch.stack([stacked @ one.T for stacked, one in zip(wide, maps, strict=True)], -2)
 
     def queries(weight: Tensor | None) -> Tensor | None:
-        return None if weight is None else torch.einsum("...he,hde->...hd", weight.double()[..., order, :], query)
+        return None if weight is None else torch.einsum("...he,hde->...hd", weight.double().cpu()[..., order, :], query)
 
     of_keys, of_values = [one.shared for one in merged.keys], [one.shared for one in merged.values]
     q, k, v = queries(old.q), from_stacked(old.k, of_keys), from_stacked(old.v, of_values)

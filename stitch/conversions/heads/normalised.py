@@ -46,8 +46,8 @@ def merged_normalised(old: Attention, merged: Merged, streams: Streams) -> Atten
     wanted_q = _queries(merged, heads_of(old, some[None]).q[0], old.shared)
     wanted_k = _keys(merged, raw / long * old.k_gain.to(raw)).transpose(0, 1)
     found = heads_of(linear, some[None])
-    q_scale, q_gain = _scaled(wanted_q, found.q[0], old.eps)
-    k_scale, k_gain = _scaled(wanted_k, found.k[0], old.eps)
+    q_scale, q_gain = (one.cpu() for one in _scaled(wanted_q, found.q[0], old.eps))
+    k_scale, k_gain = (one.cpu() for one in _scaled(wanted_k, found.k[0], old.eps))
     return replace(
         linear,
         q=linear.q * q_scale,
@@ -110,7 +110,7 @@ def _nearest_keys(old: Attention, linear: Attention, merged: Merged, streams: St
     own = (prior * (gram @ prior)).sum(0).view(len(merged.groups), -1).sum(1)
     shared = (prior * cross).sum(0).view(len(merged.groups), -1).sum(1)
     prior = prior * (shared / own).repeat_interleave(linear.k.shape[2])
-    weight = ridge_towards(fit, held, prior, inputs="x", target="target").weight
+    weight = ridge_towards(fit, held, prior, inputs="x", target="target").weight.cpu()
     shape = linear.k.shape[1:]
     bias = None if linear.k_bias is None else weight[-1].view(shape)
     return replace(linear, k=weight[: len(linear.k)].view(linear.k.shape), k_bias=bias)
@@ -124,9 +124,9 @@ def _scaled(
 
     rows = wanted.flatten(0, 1)
     squares = rows.square().cpu().numpy()
-    usual = 1 / np.maximum(squares.mean(0), 1e-300)  # every dimension as large
-    solved = lsq_linear(squares / squares.mean(0), np.full(len(squares), rows.shape[1]), bounds=(LEAST, np.inf))
-    scale = torch.from_numpy(np.sqrt(solved.x * usual)).to(wanted)
+    usual = np.maximum(squares.mean(0), 1e-9 * squares.mean())  # dimensions of no size stay so
+    solved = lsq_linear(squares / usual, np.full(len(squares), rows.shape[1]), bounds=(LEAST, np.inf))
+    scale = torch.from_numpy(np.sqrt(solved.x / usual)).to(wanted)
     unit = found * scale
     unit = (unit * (unit.square().mean(-1, keepdim=True) + eps).rsqrt()).flatten(0, 1)
     return scale, (rows * unit).sum(0) / unit.square().sum(0).clamp_min(1e-300)
