@@ -7,6 +7,7 @@ fire. `python benchmarks/transcoders.py demo:induction --out transcoders`.
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,7 +149,9 @@ def train(model: Model, found: list[Transcoder], ids: Tensor, steps: int) -> Non
         optimiser.step()
         schedule.step()
         if number % 100 == 0:
-            print(f"step {number} of {steps}: {[round(loss.item(), 4) for loss in losses]}", flush=True)
+            print(
+                f"step {number} of {steps}: {[round(loss.item(), 4) for loss in losses]}", file=sys.stderr, flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -85,7 +85,6 @@ def _keys(merged: Merged, unit: Float[Tensor, "tokens old d"]) -> Float[Tensor, 
 
 def _nearest_keys(old: Attention, linear: Attention, merged: Merged, streams: Streams) -> Attention:
     """With key weights by ridge, towards what they are, on the wanted keys times the geometric mean of the old heads' lengths."""
-
     gain = old.k_gain
     assert gain is not None
 
