@@ -898,7 +898,7 @@ def recurrent(
     features: Annotated[
         str,
         typer.Option(
-            help="taylor2 and random: in closed form. hedgehog: fitted. hybrid: hedgehog, with the last keys exact, and slots."
+            help="taylor2, random: in closed form. hedgehog: fitted. hybrid: last keys exact, slots, and a mean or features."
         ),
     ] = "hybrid",
     window: Annotated[
@@ -912,8 +912,15 @@ def recurrent(
             help="Older keys seen exactly, chosen by a learned priority. Default: 5/32 of the context for hybrid, else 0."
         ),
     ] = None,
+    allocation: Annotated[
+        str,
+        typer.Option(
+            help="measured: heads that need more exact keys have more, --window and --slots on average. uniform: all as many."
+        ),
+    ] = "measured",
     multiple: Annotated[
-        float | None, typer.Option(help="Features per dimension of a head. Default: 2; for hybrid 1/8.")
+        float | None,
+        typer.Option(help="Features per dimension of a head; 0: the mean of the rest. Default: 2; for hybrid 0."),
     ] = None,
     hidden: Annotated[
         int | None,
@@ -943,9 +950,9 @@ def recurrent(
         from stitch.conversions.recurrence.convert import convert_recurrent
 
         return convert_recurrent(
-            model, out, features=features, window=window, sinks=sinks, slots=slots, multiple=multiple, hidden=hidden,
-            layers=layers, text=text, tokens=tokens, held_out=held_out, context=context, steps=steps,
-            logit_steps=logit_steps, seed=seed, device=device, dtype=dtype, overwrite=overwrite,
+            model, out, features=features, window=window, sinks=sinks, slots=slots, allocation=allocation,
+            multiple=multiple, hidden=hidden, layers=layers, text=text, tokens=tokens, held_out=held_out, context=context,
+            steps=steps, logit_steps=logit_steps, seed=seed, device=device, dtype=dtype, overwrite=overwrite,
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
 

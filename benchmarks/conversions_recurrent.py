@@ -1,28 +1,35 @@
 """KL to the donor against the bytes of a recurrent state: one JSON line per row, and a picture with `--figure`.
 
-At every share of the donor's cache, each row in as many bytes, the first key exact in all but `window`:
+At every share of the donor's cache, each row in as many bytes, the first key exact in all but `window`. All heads alike:
 
     window      the last keys alone
     tail        the last keys and one feature for all others, fitted: the null of every fitted row
-    hedgehog    half as many features as a head has dimensions, and the last keys
     slots       the last 1/32 of the context, keys kept by a learned priority, one feature for all others
-    hybrid      the same with an eighth as many features as dimensions
     hindsight   slots whose keys are those that will get the most attention: a ceiling, no model
+
+and with exact keys shared out among heads by need, `allocation.py`:
+
+    tail by head, slots by head
+    hybrid by head      slots with an eighth as many features as a head has dimensions
+    hedgehog by head    half as many features as dimensions, and the last keys
+    double by head      twice as many, and the last keys, where these leave room
+    slots at random     the sizes of `slots by head` dealt to heads at random
 
 and at sizes of their own:
 
     pure        hedgehog features and the first key: one, two, four times as many as dimensions
     linear      twice as many without MLPs, and the last sixteenth of the context
     closed      Taylor-2 and random features, raw and beside the last sixteenth
-    exact       parallel against recurrent form of a fitted `hybrid`, and the state at 32,768 tokens (RoPE only)
+    exact       parallel against recurrent form of a fitted `slots by head`, and the state at 32,768 tokens (RoPE only)
 
-`python benchmarks/conversions_recurrent.py demo:gpt2 --rows tail slots` measures these alone. All rows of a model share windows,
-fit tokens and steps; what comes first does not change what follows.
+`python benchmarks/conversions_recurrent.py demo:gpt2 --rows tail 'slots by head'` measures these alone. All rows of a model share
+windows, fit tokens and steps; what comes first does not change what follows.
 """
 
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from stitch.conversions.donor import Donor, read_donor
+from stitch.conversions.recurrence.allocation import Sizes, allocate, dealt_at_random
 from stitch.conversions.recurrence.fit import fit, scores_of
 from stitch.conversions.recurrence.forms import (
     Recipe,
@@ -47,10 +55,17 @@ from stitch.evaluate import Scores
 from stitch.modeling_recurrent import LEAST, RecurrentForCausalLM, attentions, shape_of
 
 SHARES = (0.1, 0.2, 0.4)
-AT_SHARES = ("tail", "window", "hedgehog", "slots", "hybrid")
-COLOURS = {
-    "window": "#9a9a9a", "tail": "black", "hedgehog": "#3b6fb6", "slots": "#3f8f4f", "hybrid": "#c0504d", "pure": "#d99a3a",
-    "hindsight": "#bbbbbb",
+BY_HEAD = " by head"
+AT_RANDOM = "slots at random"
+AT_SHARES = (
+    *("tail", "window", "slots"),
+    *("slots by head", "tail by head", "hybrid by head", "hedgehog by head", "double by head", AT_RANDOM),
+)
+STYLES = {
+    "window": ("#9a9a9a", "-"), "tail": ("black", "-"), "slots": ("#3f8f4f", "-"), "hindsight": ("#bbbbbb", "--"),
+    "tail by head": ("black", ":"), "slots by head": ("#3f8f4f", ":"), "hedgehog by head": ("#3b6fb6", ":"),
+    "double by head": ("#d99a3a", ":"), "hybrid by head": ("#c0504d", ":"), AT_RANDOM: ("#8a63b0", ":"),
+    "pure": ("#d99a3a", "-"),
 }  # fmt: skip
 MARKS = {"taylor2": "s", "random": "^"}
 
@@ -66,7 +81,8 @@ class Hindsight(nn.Module):
         return self.net.base(input_ids=input_ids, use_cache=False, recurrent=self)
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-        memory: Any = self.net.memories[module.memory_index]
+        block: Any = self.net.memories[module.memory_index]
+        (memory,) = block  # all heads keep equally many
         q = q.unflatten(1, (memory.shape.groups, memory.shape.shared))
         column = torch.arange(k.shape[2], device=k.device)
         ago = column[:, None] - column
@@ -82,21 +98,23 @@ class Hindsight(nn.Module):
 
 
 def at_share(share: float, context: int, width: int, fitted: dict[str, Any]) -> dict[str, Recipe]:
-    """Recipes of about this share of the cache; those with windows alone are then brought to the bytes of `slots`."""
-    window, features = max(1, context // 32), width // 2
+    """Recipes of about this share of the cache; those without slots are then brought to the bytes of `slots`."""
+    window = max(1, context // 32)
     keys = max(window + 2, round(share * context) - 1)
     # A slot holds key, value and priority, a feature a row of values, a sum and a shift.
     slots = (keys - window) * 2 * width // (2 * width + 1)
-    few = max(1, width // 8)
-    fewer = slots - -(-few * (width + 2) // (2 * width + 1))
     found = {
         "slots": Recipe(features="mean", window=window, sinks=1, slots=slots, **fitted),
         "tail": Recipe(features="mean", window=1, sinks=1, **fitted),
         "window": Recipe(features="none", window=1, sinks=0),
-        "hedgehog": Recipe(features="hedgehog", window=1, sinks=1, dimension=features, **fitted),
     }
+    few = max(1, width // 8)
+    fewer = slots - -(-few * (width + 2) // (2 * width + 1))
     if fewer > 0:
         found["hybrid"] = Recipe(features="hedgehog", window=window, sinks=1, slots=fewer, dimension=few, **fitted)
+    for kind, dimension in (("hedgehog", width // 2), ("double", 2 * width)):
+        if dimension * (width + 2) < 2 * width * (keys - 1):
+            found[kind] = Recipe(features="hedgehog", window=1, sinks=1, dimension=dimension, **fitted)
     return found
 
 
@@ -122,7 +140,7 @@ def figures(net: RecurrentForCausalLM, donor: Donor, recipe: Recipe, kind: str, 
     kept = state_bytes(net, donor.context)
     return {
         "kind": kind, "context": donor.context, **score.row(recipe.features), "window": recipe.window, "sinks": recipe.sinks,
-        "slots": recipe.slots, "hidden": recipe.hidden, "multiple": dimension_of(net), "state_bytes": kept,
+        "slots": recipe.slots, "keys": recipe.keys, "hidden": recipe.hidden, "multiple": dimension_of(net), "state_bytes": kept,
         "share": kept / cache_bytes(donor.model, donor.context), "fit": course,
     }  # fmt: skip
 
@@ -174,10 +192,19 @@ def measure(given: argparse.Namespace):
     for share in given.shares:
         recipes, rival = at_share(share, donor.context, width, fitted), None
         like = beside(first, recipes["slots"])
-        for kind in (kind for kind in AT_SHARES if kind in recipes and kind in given.rows):
-            recipe = recipes[kind]
+        for kind, recipe in recipes.items():
             if not recipe.slots:
-                recipe = as_many_bytes(like, donor.model, recipe, donor.context)
+                recipes[kind] = as_many_bytes(like, donor.model, recipe, donor.context)
+        shared: dict[str, Sizes] = {}
+        for kind in (kind for kind in AT_SHARES if kind in given.rows):
+            if (base := kind.removesuffix(BY_HEAD) if kind != AT_RANDOM else "slots") not in recipes:
+                continue
+            recipe = recipes[base]
+            if kind != base:
+                if (of := "slots" if base == "tail" else base) not in shared:
+                    shared[of] = allocate(first, donor, recipes[of])
+                keys = shared[of] if kind != AT_RANDOM else dealt_at_random(first, shared[of], recipe.seed)
+                recipe = replace(recipe, keys=keys)
             net = beside(first, recipe)
             line, score = row(net, donor, recipe, kind, rival)
             rival = score if kind == "tail" else rival
@@ -190,7 +217,8 @@ def measure(given: argparse.Namespace):
         for recipe in own[kind]:
             yield row(beside(first, recipe), donor, recipe, kind, None)[0]
     if "exact" in given.rows:
-        recipe = at_share(0.2, donor.context, width, fitted)["hybrid"]
+        recipe = at_share(0.2, donor.context, width, fitted)["slots"]
+        recipe = replace(recipe, keys=allocate(first, donor, recipe))
         net = beside(first, recipe)
         fit(net, donor, recipe)
         yield exact(net, donor)
@@ -204,10 +232,9 @@ def draw(lines: Path, out: Path) -> None:
     figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4.6), squeeze=False, layout="constrained")
     for axis, (model, context) in zip(axes[0], models, strict=True):
         ours = [one for one in rows if (one["model"], one["context"]) == (model, context)]
-        for kind, colour in COLOURS.items():
+        for kind, (colour, style) in STYLES.items():
             points = sorted((one["share"], one["kl_to_b"]) for one in ours if one["kind"] == kind)
             if points:
-                style = "--" if kind == "hindsight" else "-"
                 axis.plot(*zip(*points, strict=True), f"o{style}", color=colour, label=kind)
         for features, mark in MARKS.items():
             points = [

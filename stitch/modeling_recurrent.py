@@ -46,8 +46,9 @@ class RecurrentConfig(PreTrainedConfig):
     `features`: hedgehog, random, taylor2, mean (one feature: old keys weigh alike), none (they are forgotten) or identity, the
     linear attention o = scale · Σ (q·k_j) v_j of in-context gradient descent, without a denominator, window or sinks.
     `dimension`: of φ, per head, for hedgehog and random. `slots`: keys that are kept by priority. `hidden`: units of the MLPs in
-    priorities and in the feature maps of hedgehog and mean, which make no state larger. `layers`: the blocks that are recurrent;
-    None: all. Others keep all keys.
+    priorities and in the feature maps of hedgehog and mean, which make no state larger. `keys`: for every key head of every block
+    how many keys it sees exactly, its window and its slots together; None: all as many. A head with fewer than `window` has
+    no slots, and without slots they are its window. `layers`: the blocks that are recurrent; None: all. Others keep all keys.
     `chunk`: tokens that are computed at once; no result depends on it.
     """
 
@@ -63,6 +64,7 @@ class RecurrentConfig(PreTrainedConfig):
         slots: int = 0,
         dimension: int | None = None,
         hidden: int = 0,
+        keys: list[list[int]] | None = None,
         layers: list[int] | None = None,
         chunk: int = 64,
         **kwargs,
@@ -71,6 +73,7 @@ class RecurrentConfig(PreTrainedConfig):
         self.base_config = copy.deepcopy(base_config)  # transformers writes to it
         self.features, self.window, self.sinks, self.slots = features, window, sinks, slots
         self.dimension, self.hidden = dimension, hidden
+        self.keys = keys
         self.layers, self.chunk = layers, chunk
         kwargs = {**kwargs, "tie_word_embeddings": bool(getattr(base_config, "tie_word_embeddings", False))}
         if base_config is not None:
@@ -242,14 +245,19 @@ class Priority(nn.Module):
 
 
 class Memory(nn.Module):
-    """What a block's attention remembers of the past, and by which features. Without a `map` old keys are forgotten."""
+    """What key heads of a block remember of the past, all as many keys, and by which features. Without a `map` old keys are
+    forgotten. `keys`: exact ones, in place of the config's window and slots.
+    """
 
-    def __init__(self, config: RecurrentConfig, shape: Shape, layer: int):
+    def __init__(self, config: RecurrentConfig, shape: Shape, layer: int, keys: int | None = None):
         super().__init__()
-        self.shape, self.layer = shape, layer
+        self.shape = shape
         self.recurrent = config.layers is None or layer in config.layers
-        kept = (config.window, config.sinks, config.slots) if self.recurrent else (0, 0, 0)
-        self.window, self.sinks, self.slots = kept
+        window, slots = config.window, config.slots
+        if keys is not None:
+            window = min(keys, window) if slots else keys
+            slots = keys - window
+        self.window, self.sinks, self.slots = (window, config.sinks, slots) if self.recurrent else (0, 0, 0)
         self.normalised = config.features != "identity"
         makers: dict[str, Callable[[], Any]] = {
             "hedgehog": lambda: Hedgehog(shape, config.dimension or 2 * shape.width, config.hidden),
@@ -283,6 +291,35 @@ class Memory(nn.Module):
             run = _Run(self, queries, k, v, real, past, scaling)
             out = run.outputs(chunk) if self.recurrent else run.over_all_keys()
             return out.flatten(1, 2).to(q.dtype)
+
+
+class BlockMemory(nn.ModuleList):
+    """What a block remembers: a `Memory` for all its key heads that keep equally many keys."""
+
+    def __init__(self, config: RecurrentConfig, shape: Shape, layer: int):
+        by_size: dict[int | None, list[int]] = {}
+        for head in range(shape.groups):
+            by_size.setdefault(None if config.keys is None else config.keys[layer][head], []).append(head)
+        self.shape = shape
+        self.heads = list(by_size.values())
+        placed = [head for heads in self.heads for head in heads]
+        self.places = [placed.index(head) for head in range(shape.groups)]
+        shapes = [Shape(len(heads), shape.shared, shape.width) for heads in self.heads]
+        super().__init__(Memory(config, one, layer, keys) for one, keys in zip(shapes, by_size, strict=True))
+
+    def split(self, q: Tensor, k: Tensor, v: Tensor) -> list[tuple[Memory, Tensor, Tensor, Tensor]]:
+        """Each memory with its own queries [batch, heads, tokens, width], keys and values [batch, groups, tokens, width]."""
+        memories: list[Any] = list(self)
+        if len(memories) == 1:
+            return [(memories[0], q, k, v)]
+        q = q.unflatten(1, (self.shape.groups, self.shape.shared))
+        return [(m, q[:, h].flatten(1, 2), k[:, h], v[:, h]) for m, h in zip(memories, self.heads, strict=True)]
+
+    def join(self, found: Sequence[Tensor]) -> Tensor:
+        """[batch, heads, tokens, width] of the block from those of its memories."""
+        if len(found) == 1:
+            return found[0]
+        return torch.cat([one.unflatten(1, (-1, self.shape.shared)) for one in found], 1)[:, self.places].flatten(1, 2)
 
 
 class _Run:
@@ -457,7 +494,7 @@ def _over(top: Tensor, below: Tensor) -> Tensor:
 
 
 class RecurrentLayer(CacheLayerMixin):
-    """What a block remembers: the last keys and values as the model has them, the first ones, the best ones, and fast weights.
+    """What a `Memory` holds: the last keys and values as the model has them, the first ones, the best ones, and fast weights.
 
     Places that are not filled yet are there from the start, so that its size is the same at every length. A block that is not
     recurrent keeps all keys.
@@ -573,10 +610,10 @@ class HistoryLayer(DynamicLayer):
 
 
 class RecurrentCache(Cache):
-    """A layer per block, then one per seam that looks back, so many tokens each."""
+    """A layer per `Memory`, block after block, then one per seam that looks back, so many tokens each."""
 
-    def __init__(self, blocks: int, histories: Sequence[int] = ()):
-        layers = [RecurrentLayer() for _ in range(blocks)]
+    def __init__(self, memories: int, histories: Sequence[int] = ()):
+        layers = [RecurrentLayer() for _ in range(memories)]
         super().__init__(layers=[*layers, *(HistoryLayer(back) for back in histories)])
 
     def bytes(self) -> int:
@@ -590,14 +627,18 @@ class Pass:
     """What the attention function needs of one forward pass beside what stock attention gives it."""
 
     memories: nn.ModuleList
-    layers: list[RecurrentLayer]
+    layers: list[list[RecurrentLayer]]  # by block
     real: Tensor
     chunk: int
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
         index: Any = module.memory_index
-        memory: Any = self.memories[index]
-        return memory.attend(q, k, v, self.real, self.layers[index], scaling, self.chunk)
+        block: Any = self.memories[index]
+        found = [
+            memory.attend(*heads, self.real, past, scaling, self.chunk)
+            for (memory, *heads), past in zip(block.split(q, k, v), self.layers[index], strict=True)
+        ]
+        return block.join(found)
 
 
 def recurrent_attention(
@@ -639,7 +680,7 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = RecurrentConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _no_split_modules = ["Memory"]  # noqa: RUF012
+    _no_split_modules = ["BlockMemory"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = [r"memories\.", *(StitchForCausalLM._keep_in_fp32_modules_strict or ())]  # noqa: RUF012
     _supports_sdpa = True
@@ -651,7 +692,7 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
         make = StitchForCausalLM._from_config if isinstance(base, StitchConfig) else AutoModelForCausalLM.from_config
         self.base: Any = make(base)
         found = attentions(self.base)
-        self.memories = nn.ModuleList([Memory(config, shape_of(m.config), i) for i, m in enumerate(found)])
+        self.memories = nn.ModuleList([BlockMemory(config, shape_of(m.config), i) for i, m in enumerate(found)])
         for index, module in enumerate(found):
             module.memory_index = index
             module.config._attn_implementation = ATTENTION
@@ -702,14 +743,16 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
     ):
         """As in any causal model of transformers; `chunk` replaces the config's."""
         given: Any = inputs_embeds if input_ids is None else input_ids
-        blocks = len(self.memories)
-        cache = RecurrentCache(blocks, self.histories) if past_key_values is None else past_key_values
+        blocks: list[Any] = list(self.memories)
+        memories = sum(len(block) for block in blocks)
+        cache = RecurrentCache(memories, self.histories) if past_key_values is None else past_key_values
         if not isinstance(cache, RecurrentCache):
             raise ValueError(f"the cache must be a RecurrentCache; got a {type(cache).__name__}: leave it out.")
         if position_ids is None:
             position_ids = (torch.arange(given.shape[1], device=given.device) + cache.get_seq_length()).unsqueeze(0)
-        layers: list[Any] = cache.layers
-        if seams := layers[blocks:]:
+        layers: Any = iter(cache.layers)
+        by_block = [[next(layers) for _ in block] for block in blocks]
+        if seams := list(layers):
             kwargs["histories"] = seams
         out = self.base(
             input_ids=input_ids,
@@ -720,7 +763,7 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache=False,
             logits_to_keep=logits_to_keep,
             return_dict=True,
-            recurrent=Pass(self.memories, layers[:blocks], _text(attention_mask, given), chunk or self.config.chunk),  # pyright: ignore
+            recurrent=Pass(self.memories, by_block, _text(attention_mask, given), chunk or self.config.chunk),  # pyright: ignore
             **kwargs,
         )
         if use_cache is None:

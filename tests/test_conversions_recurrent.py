@@ -27,6 +27,7 @@ from stitch.conversions.recurrence.forms import (
     beside,
     cache_bytes,
     check_convertible,
+    memories,
     state_bytes,
     wrap,
 )
@@ -263,7 +264,7 @@ def test_slots_keep_the_best_old_keys_and_features_the_rest(window, chunk):
 def test_slots_by_position_are_a_window():
     model, ids = tiny.model("llama"), tiny.ids(2, 30)
     net = wrap(model, Recipe(features="none", window=2, sinks=1, slots=5))
-    for memory in net.memories:
+    for memory in memories(net):
         memory.priority.slope.fill_(1.0)
     wanted = wrap(model, Recipe(features="none", window=7, sinks=1))(ids).logits
     assert (net(ids, chunk=8).logits - wanted).abs().max() <= 5e-5
@@ -510,22 +511,23 @@ def written(tmp_path_factory) -> tuple[Path, dict]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stitch.conversions.recurrence.convert.read_donor", lambda *_, **__: one)
         patch.setattr(Donor, "provenance", lambda self, settings: {"settings": settings})
-        report = convert_recurrent("pico", out, window=4, steps=10, logit_steps=2)
+        report = convert_recurrent("pico", out, window=4, steps=4, logit_steps=2)
     return out, report
 
 
 def test_the_report_has_every_row_with_its_bytes(written):
     out, report = written
     rows = {row["name"]: row for row in report["results"]}
-    assert list(rows) == ["donor", "converted", "baseline:window", "null:window+first+mean", "null:unfitted"]
+    assert list(rows) == [
+        *("donor", "converted", "baseline:window", "null:window+first+mean", "null:keys at random", "null:unfitted")
+    ]
     assert rows["donor"]["kl_to_b"] == pytest.approx(0, abs=1e-6)
     assert rows["converted"]["state_bytes"] == rows["null:unfitted"]["state_bytes"]
+    assert rows["converted"]["state_bytes"] == pytest.approx(rows["null:keys at random"]["state_bytes"], rel=0.02)
     assert all(rows[name]["state_bytes"] >= rows["converted"]["state_bytes"] for name in rows if ":window" in name)
-    assert (
-        rows["converted"]["multiple"] == 1 / 10
-        and rows["converted"]["slots"] == 5
-        and rows["converted"]["cache_share"] > 0
-    )
+    keys = [size for block in rows["converted"]["keys"] for size in block]
+    assert 8 * len(keys) < sum(keys) <= 9 * len(keys), "window 4 and slots 5 for each head on average"
+    assert rows["null:window+first+mean"]["keys"] is None
     assert json.loads((out / "report.json").read_text())["conversion"] == "recurrent"
     assert "bytes per sequence at any length" in (out / "README.md").read_text()
 

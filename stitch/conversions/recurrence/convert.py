@@ -1,10 +1,12 @@
 """A softmax decoder as a recurrent network with fast weights, beside what the same bytes do without them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from stitch.activations import Progress
 from stitch.circuits.spec import Prompts
 from stitch.conversions.donor import Donor, read_donor
+from stitch.conversions.recurrence.allocation import allocate, dealt_at_random
 from stitch.conversions.recurrence.distil import feature_parameters
 from stitch.conversions.recurrence.fit import fit, scores_of
 from stitch.conversions.recurrence.forms import (
@@ -26,6 +28,7 @@ from stitch.models import Model
 
 FEATURES = ("taylor2", "random", "hedgehog", "hybrid")
 FITTED = ("hedgehog", "mean")
+ALLOCATIONS = ("measured", "uniform")
 
 
 def convert_recurrent(
@@ -36,6 +39,7 @@ def convert_recurrent(
     window: int | None = None,
     sinks: int = 1,
     slots: int | None = None,
+    allocation: str = "measured",
     multiple: float | None = None,
     hidden: int | None = None,
     layers: str = "all",
@@ -54,11 +58,12 @@ def convert_recurrent(
 ) -> dict:
     """Writes the recurrent form of a model to the folder `out` and returns its report.
 
-    `features`: taylor2 and random in closed form; hedgehog fitted; hybrid is hedgehog with a window (default: 1/32 of the
-    context) and `slots` for older keys, which a learned priority fills (default: 5/32 of the context). `multiple` is D / d for
-    random and hedgehog features (default: 2, for hybrid 1/8: at equal bytes more keys that are exact are worth more than more
-    features); `hidden` the units of the MLPs in feature maps and priorities (default: 2 d).
-    Every row has as many bytes as `converted`.
+    `features`: taylor2 and random in closed form; hedgehog fitted; hybrid has a window (default: 1/32 of the context), `slots`
+    for older keys, which a learned priority fills (default: 5/32 of the context), and hedgehog features for the rest, or with a
+    `multiple` of 0 the mean of their values. `multiple` is D / d for random and hedgehog features (default: 2, for hybrid 0: at
+    equal bytes more keys that are exact are worth more than more features); `hidden` the units of the MLPs in feature maps and
+    priorities (default: 2 d). `allocation`, of exact keys in forms that are fitted: uniform, or measured, as many as each head
+    needs with `window` + `slots` on average (`allocation.py`). Every row has as many bytes as `converted`.
 
     Raises UsageError when the request cannot be met, StitchError when weights, text or a denominator fail.
     """
@@ -66,6 +71,8 @@ def convert_recurrent(
         raise UsageError(f"{out} must not exist; it does: choose another --out or pass --overwrite.")
     if features not in FEATURES:
         raise UsageError(f"--features must be one of {', '.join(FEATURES)}; got {features!r}.")
+    if allocation not in ALLOCATIONS:
+        raise UsageError(f"--allocation must be one of {', '.join(ALLOCATIONS)}; got {allocation!r}.")
     if min(steps, logit_steps, sinks, window or 0, slots or 0, hidden or 0, seed) < 0:
         raise UsageError("--window, --sinks, --slots, --hidden, --steps, --logit-steps and --seed must be 0 or more.")
     donor = read_donor(
@@ -79,12 +86,15 @@ def convert_recurrent(
         layers=layers, steps=steps, logit_steps=logit_steps, seed=seed,
     )  # fmt: skip
     net = wrap(model, recipe)
+    if allocation == "measured" and recipe.features in FITTED and recipe.window + recipe.slots > 1:
+        recipe = replace(recipe, keys=allocate(net, donor, recipe, progress))
+        net = beside(net, recipe)
     course = fit(net, donor, recipe, progress=progress)
     nets = {"converted": net, **nulls(net, donor, recipe, progress)}
     report = {
         "conversion": "recurrent",
         "model": name,
-        "title": f"{name} as a recurrent network ({features}, window {recipe.window}, {recipe.slots} slots)",
+        "title": f"{name} as a recurrent network ({features}, {_average(recipe)})",
         "made": _made(name, features, recipe),
         "tokens": {split: found.tokens for split, found in donor.windows.items()},
         "context": length,
@@ -116,7 +126,7 @@ def _recipe(
     is_hybrid, is_fitted = features == "hybrid", features in ("hedgehog", "hybrid")
     window = (max(1, context // 32) if is_hybrid else 0) if window is None else window
     slots = (5 * context // 32 if is_hybrid else 0) if slots is None else slots
-    multiple = (max(1 / 8, 1 / shape.width) if is_hybrid else 2.0) if multiple is None else multiple
+    multiple = (0.0 if is_hybrid else 2.0) if multiple is None else multiple
     if is_hybrid and not window:
         raise UsageError("hybrid features need a --window of 1 or more; got 0: take hedgehog for none.")
     if slots and not is_fitted:
@@ -126,15 +136,15 @@ def _recipe(
             f"--window and --slots must together be below the context of {context} tokens; got {window + slots}: nothing would "
             "be converted, and that it is lossless would say nothing."
         )
-    dimension = round(multiple * shape.width)
-    if dimension < 1:
+    dimension, is_mean = round(multiple * shape.width), is_hybrid and multiple == 0
+    if dimension < 1 and not is_mean:
         raise UsageError(f"--multiple must leave at least one feature; got {multiple:g} of {shape.width}.")
     return Recipe(
-        features="hedgehog" if is_fitted else features,
+        features="mean" if is_mean else "hedgehog" if is_fitted else features,
         window=window,
         sinks=sinks,
         slots=slots,
-        dimension=None if features == "taylor2" else dimension,
+        dimension=None if is_mean or features == "taylor2" else dimension,
         hidden=(2 * shape.width if hidden is None else hidden) if is_fitted else 0,
         layers=_blocks(layers, model),
         steps=steps if is_fitted else 0,
@@ -162,18 +172,22 @@ def _blocks(layers: str, model: Model) -> tuple[int, ...] | None:
 def nulls(
     net: RecurrentForCausalLM, donor: Donor, recipe: Recipe, progress: Progress | None = None
 ) -> dict[str, RecurrentForCausalLM]:
-    """At the bytes of `net`: a window alone; a window, the first key and one feature for all others, fitted as long. And `net`'s
-    feature maps without their fit.
+    """At the bytes of `net`: a window alone; a window, the first key and one feature for all others, fitted as long; where keys
+    are shared out, the same numbers of keys dealt to heads at random, fitted as long. And `net`'s feature maps without their fit.
     """
     length = donor.context
-    tail = Recipe(**{**recipe.__dict__, "features": "mean", "sinks": 1, "slots": 0, "dimension": None})
+    tail = replace(recipe, features="mean", sinks=1, slots=0, dimension=None, keys=None)
     tail = as_many_bytes(net, donor.model, tail, length)
-    plain = Recipe(**{**recipe.__dict__, "features": "none", "sinks": 0, "slots": 0, "dimension": None, "hidden": 0})
+    plain = replace(tail, features="none", sinks=0, hidden=0)
     found = {"baseline:window": beside(net, as_many_bytes(net, donor.model, plain, length))}
     found["null:window+first+mean"] = beside(net, tail)
     fit(found["null:window+first+mean"], donor, tail, name="null", progress=progress)
+    if recipe.keys is not None:
+        dealt = replace(recipe, keys=dealt_at_random(net, recipe.keys, recipe.seed))
+        found["null:keys at random"] = beside(net, dealt)
+        fit(found["null:keys at random"], donor, dealt, name="null", progress=progress)
     if recipe.features in FITTED:
-        unfitted = Recipe(**{**recipe.__dict__, "steps": 0, "logit_steps": 0})
+        unfitted = replace(recipe, steps=0, logit_steps=0)
         found["null:unfitted"] = beside(net, unfitted)
         fit(found["null:unfitted"], donor, unfitted)
     return found
@@ -191,7 +205,7 @@ def table_of(nets: dict[str, RecurrentForCausalLM], donor: Donor, progress: Prog
         kept = full if net is None else state_bytes(net, length)
         figures: dict = {"state_bytes": kept, "cache_share": kept / full, "recall": recall(net or model.net, asked)}
         if net is not None:
-            figures["window"], figures["slots"] = net.config.window, net.config.slots
+            figures["window"], figures["slots"], figures["keys"] = net.config.window, net.config.slots, net.config.keys
             figures["map_parameters"] = sum(part.numel() for part in feature_parameters(net))
             if (multiple := dimension_of(net)) is not None:
                 figures["multiple"] = multiple
@@ -219,18 +233,35 @@ def _state_notes(net: RecurrentForCausalLM, length: int, full: int) -> list[str]
     constant = kept == state_bytes(net, 1)
     multiple = dimension_of(net)
     what = "" if multiple is None else f", {multiple:g} × d features per head"
+    what = ", one feature per head" if net.config.features == "mean" else what
     grows = "at any length" if constant else f"at {length} tokens (blocks that are not recurrent keep all keys)"
-    return [
+    notes = [
         f"State: {kept:,} bytes per sequence {grows}{what}, {kept / full:.0%} of the donor's cache at {length} tokens."
     ]
+    if net.config.keys is not None:
+        converted = [keys for block, keys in zip(net.memories, net.config.keys, strict=True) if block[0].recurrent]  # pyright: ignore
+        sizes = sorted(keys for block in converted for keys in block)
+        notes.append(
+            f"Exact keys by key head: {sizes[0]} to {sizes[-1]}, half of the {len(sizes)} heads have at most "
+            f"{sizes[(len(sizes) - 1) // 2]}; shared out on the fit and sweep splits."
+        )
+    return notes
+
+
+def _average(recipe: Recipe) -> str:
+    if recipe.keys is not None:
+        return f"{recipe.window + recipe.slots} exact keys per head on average"
+    return f"window {recipe.window}, {recipe.slots} slots"
 
 
 def _made(name: str, features: str, recipe: Recipe) -> str:
     steps = f", fitted in {recipe.steps} + {recipe.logit_steps} steps" if recipe.steps or recipe.logit_steps else ""
+    is_uniform = recipe.keys is None
+    most, count = ("", f"{recipe.slots} others") if is_uniform else ("up to ", "as many others as a head needs")
     kept = [
-        f"the last {recipe.window}" if recipe.window else "",
+        f"{most}the last {recipe.window}" if recipe.window else "",
         f"the first {recipe.sinks}" if recipe.sinks else "",
-        f"{recipe.slots} others that a learned priority chooses" if recipe.slots else "",
+        f"{count} that a learned priority chooses" if recipe.slots else "",
     ]
     kept = [one for one in kept if one]
     exact = f"{', '.join(kept)} are exact, the rest" if kept else "all"

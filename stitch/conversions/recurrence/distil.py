@@ -40,7 +40,7 @@ SOFT = 0.3  # width of a priority's threshold in the gradient, in standard devia
 
 @dataclass(frozen=True)
 class Heads:
-    """What a block's attention is given, and how many nats a unit of q·k is."""
+    """What the heads of one memory are given, and how many nats a unit of q·k is."""
 
     memory: Memory
     q: Float[Tensor, "batch groups shared tokens width"]
@@ -56,11 +56,12 @@ class Donor:
         self.memories, self.see = memories, see
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-        memory: Any = self.memories[module.memory_index]
-        if memory.map is not None:
-            shape = (memory.shape.groups, memory.shape.shared)
-            wide = torch.promote_types(q.dtype, torch.float32)
-            self.see(Heads(memory, q.unflatten(1, shape).to(wide), k.to(wide), v.to(wide), scaling))
+        block: Any = self.memories[module.memory_index]
+        wide = torch.promote_types(q.dtype, torch.float32)
+        for memory, own, keys, values in block.split(q.to(wide), k.to(wide), v.to(wide)):
+            if memory.map is not None:
+                own = own.unflatten(1, (memory.shape.groups, memory.shape.shared))
+                self.see(Heads(memory, own, keys, values, scaling))
         return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
 
 
@@ -102,17 +103,16 @@ class Moments:
 
 def begin(net: RecurrentForCausalLM, windows: Windows, *, seed: int, batch: int) -> None:
     """Starts every feature map in closed form from the means and covariances of queries and keys on `windows`."""
-    found: dict[int, Moments] = {}
+    found: dict[Memory, Moments] = {}  # in the order of the blocks
 
     def add(heads: Heads) -> None:
-        new, layer = Moments.of(heads), heads.memory.layer
-        found[layer] = found[layer].plus(new) if layer in found else new
+        new, memory = Moments.of(heads), heads.memory
+        found[memory] = found[memory].plus(new) if memory in found else new
 
     for start in range(0, len(windows.ids), batch):
         watch(net, windows.ids[start : start + batch].long(), add)
     generator = torch.Generator().manual_seed(seed)
-    for layer, sums in sorted(found.items()):
-        memory: Any = net.memories[layer]
+    for memory, sums in found.items():
         write_start(memory.map, sums, generator)
         if memory.priority is not None:
             start_priority(memory.priority, sums, generator)
@@ -169,7 +169,8 @@ def _start_mlp(exponents: Exponents, products: Tensor, generator: torch.Generato
     if exponents.up is None or exponents.up_bias is None:
         return
     square = products.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].to(exponents.up)
-    exponents.up.copy_(2 * torch.randn(exponents.up.shape, generator=generator).to(square) / square.sqrt())
+    rows = 2 * torch.randn(exponents.up.shape, generator=generator).to(square) / square.sqrt()
+    exponents.up.copy_(torch.where(square > 0, rows, 0.0))  # a head that was pruned has queries of 0
     exponents.up_bias.copy_(torch.randn(exponents.up_bias.shape, generator=generator).to(square))
 
 

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from transformers import PreTrainedConfig
 from stitch.composite import copy_translations
 from stitch.errors import UsageError
 from stitch.modeling_composite import parts_of, sliding_windows
-from stitch.modeling_recurrent import Memory, RecurrentConfig, RecurrentForCausalLM, attentions, shape_of
+from stitch.modeling_recurrent import BlockMemory, Memory, RecurrentConfig, RecurrentForCausalLM, attentions, shape_of
 from stitch.models import Model
 
 CHUNK = 64
@@ -27,6 +26,7 @@ class Recipe:
     slots: int = 0
     dimension: int | None = None
     hidden: int = 0
+    keys: tuple[tuple[int, ...], ...] | None = None
     layers: tuple[int, ...] | None = None
     steps: int = 0
     logit_steps: int = 0
@@ -35,7 +35,8 @@ class Recipe:
     def config(self, base) -> RecurrentConfig:
         return RecurrentConfig(
             base_config=base, features=self.features, window=self.window, sinks=self.sinks, slots=self.slots,
-            dimension=self.dimension, hidden=self.hidden, layers=None if self.layers is None else list(self.layers), chunk=CHUNK,
+            dimension=self.dimension, hidden=self.hidden, keys=None if self.keys is None else [list(one) for one in self.keys],
+            layers=None if self.layers is None else list(self.layers), chunk=CHUNK,
         )  # fmt: skip
 
 
@@ -84,9 +85,14 @@ def beside(net: RecurrentForCausalLM, recipe: Recipe) -> RecurrentForCausalLM:
     twin._modules = dict(net._modules)
     twin.config = recipe.config(net.config.base_config)
     shapes = [shape_of(module.config) for module in attentions(net.base)]
-    memories = [Memory(twin.config, shape, layer) for layer, shape in enumerate(shapes)]
-    twin.memories = nn.ModuleList(memories).to(net.device).eval()
+    blocks = [BlockMemory(twin.config, shape, layer) for layer, shape in enumerate(shapes)]
+    twin.memories = nn.ModuleList(blocks).to(net.device).eval()
     return twin
+
+
+def memories(net: RecurrentForCausalLM) -> list[Memory]:
+    """Of all blocks, in order."""
+    return [memory for block in net.memories for memory in block]  # pyright: ignore
 
 
 @torch.no_grad()
@@ -104,8 +110,7 @@ def cache_bytes(model: Model, tokens: int) -> int:
 
 def dimension_of(net: RecurrentForCausalLM) -> float | None:
     """D / d: features per dimension of a head."""
-    memories: list[Any] = list(net.memories)
-    found = [memory.map.dimension / memory.shape.width for memory in memories if memory.map is not None]
+    found = [memory.map.dimension / memory.shape.width for memory in memories(net) if memory.map is not None]
     return found[0] if found else None
 
 

@@ -1,0 +1,207 @@
+"""How many exact keys each key head gets: as many as pay, at a sum that is given.
+
+A head whose attention stays near needs few keys, one that looks far back many. What it costs to have n is measured on the donor:
+let δ be what a head's output at a token changes by when it sees its last n keys and the first ones exactly and all others as one
+fitted feature, and g the gradient there of log p of tokens that the donor itself draws. To second order this change alone costs
+
+    KL(donor ‖ changed) ≈ ½ E[(g·δ)²]     nats per token
+
+(E[ggᵀ] is the Fisher information; Amari 1998). Costs of heads are added as if they were independent, and keys go where they
+save most per byte, on the lower convex hull of each head's costs: of all choices with the same bytes the cheapest, but for the
+last keys, which may not fit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stitch.activations import Progress
+from stitch.conversions.donor import Donor
+from stitch.conversions.recurrence.distil import ROWS
+from stitch.conversions.recurrence.fit import TOKENS_PER_STEP, fit
+from stitch.conversions.recurrence.forms import Recipe, beside
+from stitch.modeling_recurrent import LEAST, Memory, RecurrentForCausalLM
+from stitch.tokens import Windows
+
+Sizes = tuple[tuple[int, ...], ...]  # by block and key head
+
+SHARES = (
+    1 / 256,
+    1 / 128,
+    1 / 64,
+    1 / 32,
+    3 / 64,
+    1 / 16,
+    3 / 32,
+    1 / 8,
+    3 / 16,
+    1 / 4,
+    3 / 8,
+    1 / 2,
+    5 / 8,
+    3 / 4,
+    7 / 8,
+    1,
+)
+ROUNDS = 4  # a head's one feature suits the keys beside it: costs are true near the sizes that it was fitted with alone
+MOST_STEPS = 60  # of these fits
+MEASURED = 16_384  # tokens
+
+
+def allocate(
+    net: RecurrentForCausalLM,
+    donor: Donor,
+    recipe: Recipe,
+    progress: Progress | None = None,
+) -> Sizes:
+    """Exact keys of every key head, together no more bytes than `recipe.window + recipe.slots` for each. Of a few rounds, each
+    measured with the sizes of the one before, that with the least KL(donor ‖ changed) on the sweep split.
+    """
+    alike = recipe.window + recipe.slots
+    sizes = sorted({min(max(1, round(share * donor.context)), donor.context - 1) for share in SHARES})
+    blocks: list[Any] = list(net.memories)
+    free = [block[0].recurrent for block in blocks for _ in range(block.shape.groups)]
+    widths = [block.shape.width for block in blocks for _ in range(block.shape.groups)]
+    plain = Recipe(
+        features="mean", window=alike, sinks=recipe.sinks, hidden=recipe.hidden, layers=recipe.layers, seed=recipe.seed,
+        steps=min(recipe.steps, MOST_STEPS), keys=by_block(net, [alike] * len(free)),
+    )  # fmt: skip
+    tried: list[tuple[float, Sizes]] = []
+    for number in range(ROUNDS):
+        task = f"keys by head, {number + 1} of {ROUNDS}"
+        surrogate = beside(net, plain)
+        course = fit(surrogate, donor, plain, name=task, progress=progress)
+        assert plain.keys is not None
+        tried.append((min(course.values()), plain.keys))
+        if number + 1 < ROUNDS:
+            measured = donor.windows["fit"].first(MEASURED)
+            costs = costs_by_size(surrogate, measured, sizes, seed=recipe.seed, progress=progress, task=task)
+            chosen = iter(share_out(
+                torch.cat(costs)[torch.tensor(free)], sizes, [w for w, is_free in zip(widths, free, strict=True) if is_free],
+                alike=alike,
+            ))  # fmt: skip
+            plain = replace(plain, keys=by_block(net, [next(chosen) if is_free else 0 for is_free in free]))
+    return min(tried)[1]
+
+
+def by_block(net: RecurrentForCausalLM, flat: Sequence[int]) -> Sizes:
+    each = iter(flat)
+    return tuple(tuple(next(each) for _ in range(block.shape.groups)) for block in net.memories)  # pyright: ignore
+
+
+def dealt_at_random(net: RecurrentForCausalLM, sizes: Sizes, seed: int) -> Sizes:
+    """The same numbers of keys for other heads, of the same width."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks: list[Any] = list(net.memories)
+    kinds = [(block.shape.width, block[0].recurrent) for block in blocks for _ in range(block.shape.groups)]
+    flat, dealt = [size for block in sizes for size in block], [0] * len(kinds)
+    for kind in dict.fromkeys(kinds):
+        heads = [head for head, one in enumerate(kinds) if one == kind]
+        for head, other in zip(heads, torch.randperm(len(heads), generator=generator).tolist(), strict=True):
+            dealt[head] = flat[heads[other]]
+    return by_block(net, dealt)
+
+
+@dataclass
+class Probe:
+    """In place of `Pass`: the stock attention. With the gradient at its output comes what each size would cost."""
+
+    memories: nn.ModuleList
+    sizes: Sequence[int]
+    rows: Tensor
+    costs: list[Tensor]  # by block [groups, sizes], added to
+    zero: Tensor  # through which gradients flow though no weight takes any
+
+    def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        out = out + self.zero.to(out)
+        block: Any = self.memories[module.memory_index]
+        wide = torch.promote_types(q.dtype, torch.float32)
+        if block[0].map is None:
+            return out
+        parts = block.split(q.detach().to(wide), k.detach().to(wide), v.detach().to(wide))
+        changes = [self.changes(memory, own, keys, values, scaling) for memory, own, keys, values in parts]
+        cost = self.costs[module.memory_index]
+
+        def see(gradient: Tensor) -> None:
+            g = gradient[:, :, self.rows].to(wide).unflatten(1, (block.shape.groups, -1))
+            for index, found in enumerate(zip(*changes, strict=True)):
+                change = block.join(found).unflatten(1, (block.shape.groups, -1))
+                cost[:, index] += (g * change).sum((2, 4)).square().sum((0, 2)).to(cost)
+
+        out.register_hook(see)
+        return out
+
+    @torch.no_grad()
+    def changes(self, memory: Memory, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> list[Tensor]:
+        """[batch, heads, rows, width] for every size."""
+        q = q.unflatten(1, (memory.shape.groups, -1))
+        q, v = q[:, :, :, self.rows], v[:, :, None]
+        column = torch.arange(k.shape[2], device=k.device)
+        ago = self.rows[:, None] - column
+        scores = (q @ k[:, :, None].mT * scaling).masked_fill(ago < 0, LEAST)
+        old = memory.map.queries(q * scaling**0.5)[1].expand_as(scores).masked_fill(ago < 0, LEAST)
+        exact, first = scores.softmax(-1) @ v, column < memory.sinks
+        seen = [torch.where((ago < n) | first, scores, old).softmax(-1) @ v for n in self.sizes]
+        return [(one - exact).flatten(1, 2) for one in seen]
+
+
+def costs_by_size(
+    surrogate: RecurrentForCausalLM,
+    windows: Windows,
+    sizes: Sequence[int],
+    *,
+    seed: int,
+    progress: Progress | None = None,
+    task: str = "what keys cost",
+) -> list[Float[Tensor, "groups sizes"]]:
+    """By block, what each key head costs at each number of exact keys: nats per token, to second order, were it alone."""
+    device = surrogate.device
+    blocks: list[Any] = list(surrogate.memories)
+    costs = [torch.zeros(block.shape.groups, len(sizes), dtype=torch.float64, device=device) for block in blocks]
+    generator = torch.Generator().manual_seed(seed)
+    seen, batch = 0, max(1, TOKENS_PER_STEP // windows.context)
+    for start in range(0, len(windows.ids), batch):
+        ids = windows.ids[start : start + batch].long().to(device)
+        rows = torch.randperm(ids.shape[1], generator=generator)[:ROWS].sort().values.to(device)
+        zero = torch.zeros((), device=device, requires_grad=True)
+        probe = Probe(surrogate.memories, sizes, rows, costs, zero)
+        given = surrogate.base(input_ids=ids, use_cache=False, recurrent=probe).logits.float().log_softmax(-1)
+        drawn = torch.multinomial(given.detach().exp().flatten(0, 1).cpu(), 1, generator=generator).to(device)
+        given.flatten(0, 1).gather(1, drawn).sum().backward()
+        seen += len(ids) * len(rows)
+        if progress:
+            progress(f"{task} (windows)", start + len(ids), len(windows.ids))
+    return [cost / (2 * seen) for cost in costs]
+
+
+def share_out(
+    costs: Float[Tensor, "heads sizes"], sizes: Sequence[int], widths: Sequence[int], *, alike: int
+) -> list[int]:
+    """One of the (rising) sizes for every head, together no more than `alike` keys each; a key takes a head's width.
+
+    Steps between neighbours on the lower convex hull of a head's costs save ever less per byte, so that the best steps of all
+    heads in order are the best choice at every sum that they reach (Everett 1963).
+    """
+    steps = []
+    for head, (cost, width) in enumerate(zip(costs.tolist(), widths, strict=True)):
+        at = 0
+        while True:
+            saved = [
+                ((cost[at] - cost[to]) / (width * (sizes[to] - sizes[at])), to) for to in range(at + 1, len(sizes))
+            ]
+            if not saved or (best := max(saved))[0] <= 0:
+                break
+            steps.append((best[0], head, at, best[1]))
+            at = best[1]
+    left = sum(width * (alike - sizes[0]) for width in widths)
+    chosen = [0] * len(widths)
+    for _, head, at, to in sorted(steps, key=lambda step: (-step[0], step[1])):
+        price = widths[head] * (sizes[to] - sizes[at])
+        if chosen[head] == at and price <= left:
+            chosen[head], left = to, left - price
+    return [sizes[index] for index in chosen]

@@ -1,0 +1,155 @@
+"""Exact keys shared out among key heads: each does what it would do alone, costs are what they say, shares are the best."""
+
+from itertools import chain, product
+
+import pytest
+import torch
+
+import tiny
+from stitch.conversions.recurrence.allocation import allocate, costs_by_size, dealt_at_random, share_out
+from stitch.conversions.recurrence.distil import begin
+from stitch.conversions.recurrence.fit import scores_of
+from stitch.conversions.recurrence.forms import Recipe, beside, state_bytes, wrap
+from stitch.modeling_recurrent import BlockMemory, Memory, RecurrentConfig, RecurrentLayer, Shape
+from test_conversions_recurrent import WINDOW, by_token, donor, recurrent, windows
+
+UNEVEN = {"gpt2": (2, 11, 5, 7), "llama": (2, 11), "gpt_bigcode": (6,)}
+
+
+def uneven(family: str) -> tuple[tuple[int, ...], ...]:
+    """Other numbers in every block, below and above the window of 5."""
+    sizes = UNEVEN[family]
+    return tuple(sizes[block % len(sizes) :] + sizes[: block % len(sizes)] for block in range(6))
+
+
+@pytest.mark.parametrize("slots", [0, 3])
+@torch.no_grad()
+def test_each_head_does_what_it_would_do_alone(slots):
+    shape, config = Shape(groups=3, shared=2, width=4), RecurrentConfig(features="mean", window=5, sinks=1, slots=slots)
+    config.keys = [[2, 9, 2]]
+    block = BlockMemory(config, shape, 0)
+    assert block.heads == [[0, 2], [1]]
+    for parameter in block.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    q, k, v = (tiny.noise(2, heads, 20, 4, seed=heads + n) for n, heads in enumerate((6, 3, 3)))
+    real = torch.ones(2, 20, dtype=torch.bool)
+    found = block.join([m.attend(*one, real, RecurrentLayer(), 0.5, 8) for m, *one in block.split(q, k, v)])
+    for head, place, index in ((0, 0, 0), (1, 0, 1), (2, 1, 0)):
+        memory: Memory = block[index]  # pyright: ignore
+        alone = Memory(config, Shape(1, 2, 4), 0, config.keys[0][head])
+        for name, parameter in alone.named_parameters():
+            given = memory.get_parameter(name)
+            parameter.copy_(given[place : place + 1] if len(given) == memory.shape.groups else given)
+        own = q[:, 2 * head : 2 * head + 2], k[:, head : head + 1], v[:, head : head + 1]
+        wanted = alone.attend(*own, real, RecurrentLayer(), 0.5, 8)
+        torch.testing.assert_close(found[:, 2 * head : 2 * head + 2], wanted)
+
+
+@pytest.mark.parametrize("family", UNEVEN)
+@pytest.mark.parametrize(("features", "slots"), [("mean", 4), ("hedgehog", 0), ("none", 4)])
+@torch.no_grad()
+def test_parallel_and_recurrent_form_agree(family, features, slots):
+    net = recurrent(family, features, slots=slots, keys=uneven(family))
+    for length in (1, WINDOW, WINDOW + 1, 4 * WINDOW):
+        ids = tiny.ids(2, length)
+        stepwise, cache = by_token(net, ids)
+        assert (net(ids).logits - stepwise).abs().max() <= 1e-4
+        assert cache.bytes() == state_bytes(net, 1)
+
+
+@torch.no_grad()
+def test_it_is_saved_and_beams_follow_it(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from stitch.models import register_composites
+
+    net, ids = recurrent("llama", "mean", slots=4, keys=uneven("llama")), tiny.ids(2, 20)
+    net.save_pretrained(tmp_path)
+    register_composites()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(ids).logits, net(ids).logits)
+    options = dict(max_new_tokens=8, min_new_tokens=8, num_beams=3, do_sample=False, num_return_sequences=3)
+    found, wanted = (again.generate(ids[:, :9], use_cache=cached, **options) for cached in (True, False))
+    assert torch.equal(found, wanted)
+
+
+def test_a_size_costs_what_it_says():
+    """Against the divergence measured with one head changed: to second order, from drawn tokens."""
+    one = donor("llama")
+    sizes, many = [2, 20], windows(320, seed=3)
+    net = wrap(one.model, Recipe(features="mean", window=8, sinks=1))
+    begin(net, many, seed=0, batch=32)
+    costs = costs_by_size(net, many, sizes, seed=0)
+    for block, head in ((0, 1), (3, 0)):
+        for index, size in enumerate(sizes):
+            keys = [[31] * 2 for _ in range(6)]
+            keys[block][head] = size
+            changed = beside(net, Recipe(features="mean", window=8, sinks=1, keys=tuple(map(tuple, keys))))
+            begin(changed, many, seed=0, batch=32)
+            score = scores_of({"changed": changed}, one, many)["changed"]
+            assert score.kl is not None
+            measured = float(score.kl.sum() / score.tokens.sum())
+            assert float(costs[block][head, index]) == pytest.approx(measured, rel=0.2), (block, head, size)
+    assert all((cost[:, 0] > cost[:, -1]).all() for cost in costs)
+
+
+def test_no_choice_within_the_bytes_is_cheaper():
+    """Among all, where what is left over does not matter; and never more bytes."""
+    generator = torch.Generator().manual_seed(0)
+    sizes, widths = [1, 2, 3, 4], [2, 2, 1]
+    saved = torch.rand(3, 3, generator=generator, dtype=torch.float64).sort(1, descending=True).values
+    costs = torch.cat([torch.full((3, 1), 5.0, dtype=torch.float64), 5 - saved.cumsum(1)], 1)  # convex
+    reached = set()
+    for alike in (1, 2, 3, 4):
+        found = share_out(costs, sizes, widths, alike=alike)
+        price = sum(w * n for w, n in zip(widths, found, strict=True))
+        assert price <= alike * sum(widths)
+        cost = sum(costs[head, sizes.index(n)] for head, n in enumerate(found))
+        cheapest = min(
+            sum(costs[head, sizes.index(n)] for head, n in enumerate(choice))
+            for choice in product(sizes, repeat=3)
+            if sum(w * n for w, n in zip(widths, choice, strict=True)) <= price
+        )
+        assert cost == pytest.approx(float(cheapest))
+        reached.add(tuple(found))
+    assert len(reached) == 4
+
+
+def test_steps_that_only_pay_together_are_taken_together():
+    costs = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.9, 0.8]])
+    assert share_out(costs, [1, 2, 3], [1, 1], alike=2) == [3, 1]
+
+
+def test_heads_that_need_no_keys_get_none():
+    """Queries of zero weigh all keys alike, which the mean says exactly: all keys go to the one head that looks."""
+    one = donor("llama")
+    with torch.no_grad():
+        for number, block in enumerate(one.model.net.model.layers):
+            weight = block.self_attn.q_proj.weight
+            weight.mul_(4)
+            weight[: len(weight) if number != 2 else len(weight) // 2] = 0
+    recipe = Recipe(features="mean", window=3, sinks=1, hidden=4, steps=2)
+    net = wrap(one.model, recipe)
+    found = allocate(net, one, recipe)
+    assert found[2][1] > 20 and max(size for size in chain(*found) if size != found[2][1]) <= 2
+    assert sum(chain(*found)) <= 3 * 12
+
+
+def test_blocks_that_keep_all_keys_take_no_part():
+    one, recipe = donor("llama"), Recipe(features="mean", window=4, sinks=1, hidden=4, steps=2, layers=(1, 4))
+    net = wrap(one.model, recipe)
+    found = allocate(net, one, recipe)
+    assert [min(block) > 0 for block in found] == [False, True, False, False, True, False]
+    assert sum(map(sum, found)) <= 4 * 4
+    dealt = dealt_at_random(net, found, 0)
+    assert sorted(chain(*dealt)) == sorted(chain(*found)) and not any(chain(*(dealt[b] for b in (0, 2, 3, 5))))
+
+
+def test_sizes_dealt_at_random_take_the_same_bytes():
+    net = recurrent("gpt2", "mean", slots=4, keys=uneven("gpt2"))
+    keys = uneven("gpt2")
+    dealt = dealt_at_random(net, keys, 0)
+    assert dealt != keys and sorted(chain(*dealt)) == sorted(chain(*keys))
+    other = recurrent("gpt2", "mean", slots=4, keys=dealt)
+    # But for the flags of what is padding, which heads of one memory share.
+    assert state_bytes(net, 1) == pytest.approx(state_bytes(other, 1), rel=0.02)
