@@ -1,5 +1,6 @@
 """Conversions of composites: each part is converted, seams stay, and what is written is what was measured."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,15 @@ from stitch.conversions.heads.fit import after_mlp, attention_output, written
 from stitch.conversions.heads.methods import methods
 from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.seams import entering
+from stitch.conversions.recurrence.allocation import allocate
 from stitch.conversions.recurrence.convert import convert_recurrent
-from stitch.conversions.recurrence.forms import Recipe, check_convertible, state_bytes, wrap
+from stitch.conversions.recurrence.forms import Recipe, beside, check_convertible, state_bytes, wrap
 from stitch.errors import UsageError
 from stitch.evaluate import evaluate, whole_model
 from stitch.modeling_recurrent import RecurrentForCausalLM
 from stitch.models import Model, load, register_composites
 from test_conversions_heads import OURS, converted, shared_behind_a_gauge, windows
-from test_conversions_recurrent import by_token
+from test_conversions_recurrent import by_token, donor
 from test_stitch_chain_composite import as_model, everything
 from test_stitch_checkpoint import run_clean
 from test_stitch_composite import left_padded
@@ -197,6 +199,19 @@ def test_a_part_alone_may_be_recurrent_with_the_maps_of_its_model():
     assert apart(seen[0], wanted) < 1e-5
     assert apart(seen[0], residuals(a, ids, [2])[2]) > 1e-2  # and not what the stock blocks say
     assert (by_token(joined, ids)[0] - parallel).abs().max() <= 1e-4
+
+
+def test_exact_keys_are_shared_out_among_parts_of_other_widths():
+    model, recipe = chain("gpt2", "llama"), Recipe(features="mean", window=2, slots=4, sinks=1, hidden=4, steps=2)
+    net = wrap(model, recipe)
+    keys = allocate(net, replace(donor(), model=model), recipe)
+    widths = [block.shape.width for block in net.memories]  # pyright: ignore
+    assert set(widths) == {8, 10} and len({size for block in keys for size in block}) > 2
+    used = sum(width * sum(block) for width, block in zip(widths, keys, strict=True))
+    assert used <= 6 * sum(width * len(block) for width, block in zip(widths, keys, strict=True))
+    shared, ids = beside(net, replace(recipe, keys=keys)), tiny.ids(2, 20)
+    with torch.no_grad():
+        assert (by_token(shared, ids)[0] - shared(ids).logits).abs().max() <= 1e-4
 
 
 @torch.no_grad()
