@@ -23,7 +23,7 @@ from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.seams import entering
 from stitch.conversions.recurrence.allocation import allocate
 from stitch.conversions.recurrence.convert import convert_recurrent
-from stitch.conversions.recurrence.forms import Recipe, beside, check_convertible, state_bytes, wrap
+from stitch.conversions.recurrence.forms import Recipe, check_convertible, state_bytes, wrap
 from stitch.errors import UsageError
 from stitch.evaluate import evaluate, whole_model
 from stitch.modeling_recurrent import RecurrentForCausalLM
@@ -209,7 +209,7 @@ def test_exact_keys_are_shared_out_among_parts_of_other_widths():
     assert set(widths) == {8, 10} and len({size for block in keys for size in block}) > 2
     used = sum(width * sum(block) for width, block in zip(widths, keys, strict=True))
     assert used <= 6 * sum(width * len(block) for width, block in zip(widths, keys, strict=True))
-    shared, ids = beside(net, replace(recipe, keys=keys)), tiny.ids(2, 20)
+    shared, ids = recurrent(model, "mean", window=2, slots=4, keys=keys), tiny.ids(2, 20)
     with torch.no_grad():
         assert (by_token(shared, ids)[0] - shared(ids).logits).abs().max() <= 1e-4
 
