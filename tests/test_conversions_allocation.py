@@ -79,7 +79,7 @@ def test_a_size_costs_what_it_says():
     sizes, many = [2, 20], windows(320, seed=3)
     net = wrap(one.model, Recipe(features="mean", window=8, sinks=1))
     begin(net, many, seed=0, batch=32)
-    costs = costs_by_size(net, many, sizes, seed=0)
+    costs = costs_by_size(net, many, sizes, seed=0, batch=32)
     for block, head in ((0, 1), (3, 0)):
         for index, size in enumerate(sizes):
             keys = [[31] * 2 for _ in range(6)]

@@ -21,32 +21,32 @@ from torch import Tensor, nn
 
 from stitch.activations import Progress
 from stitch.conversions.donor import Donor
-from stitch.conversions.recurrence.distil import ROWS
-from stitch.conversions.recurrence.fit import TOKENS_PER_STEP, fit
+from stitch.conversions.recurrence.distil import ROWS, begin, fit_attention
+from stitch.conversions.recurrence.fit import RATE, TOKENS_FOR_MOMENTS, TOKENS_PER_STEP, divergence
 from stitch.conversions.recurrence.forms import Recipe, beside
 from stitch.modeling_recurrent import LEAST, Memory, RecurrentForCausalLM
 from stitch.tokens import Windows
 
 Sizes = tuple[tuple[int, ...], ...]  # by block and key head
 
-SHARES = (
-    1 / 256,
-    1 / 128,
-    1 / 64,
-    1 / 32,
-    3 / 64,
-    1 / 16,
-    3 / 32,
-    1 / 8,
-    3 / 16,
-    1 / 4,
-    3 / 8,
-    1 / 2,
-    5 / 8,
-    3 / 4,
-    7 / 8,
+IN_256 = (
     1,
-)
+    2,
+    4,
+    8,
+    12,
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+    128,
+    160,
+    192,
+    224,
+    256,
+)  # sizes to choose from, of 256 keys of the context
 ROUNDS = 4  # a head's one feature suits the keys beside it: costs are true near the sizes that it was fitted with alone
 MOST_STEPS = 60  # of these fits
 MEASURED = 16_384  # tokens
@@ -62,24 +62,27 @@ def allocate(
     measured with the sizes of the one before, that with the least KL(donor ‖ changed) on the sweep split.
     """
     alike = recipe.window + recipe.slots
-    sizes = sorted({min(max(1, round(share * donor.context)), donor.context - 1) for share in SHARES})
+    sizes = sorted({min(max(1, round(share * donor.context / 256)), donor.context - 1) for share in IN_256})
     blocks: list[Any] = list(net.memories)
     free = [block[0].recurrent for block in blocks for _ in range(block.shape.groups)]
     widths = [block.shape.width for block in blocks for _ in range(block.shape.groups)]
     plain = Recipe(
-        features="mean", window=alike, sinks=recipe.sinks, hidden=recipe.hidden, layers=recipe.layers, seed=recipe.seed,
-        steps=min(recipe.steps, MOST_STEPS), keys=by_block(net, [alike] * len(free)),
+        features="mean", window=alike, sinks=recipe.sinks, hidden=recipe.hidden, layers=recipe.layers,
+        keys=by_block(net, [alike] * len(free)),
     )  # fmt: skip
+    windows, steps = donor.windows["fit"], min(recipe.steps, MOST_STEPS)
+    batch = max(1, TOKENS_PER_STEP // windows.context)
     tried: list[tuple[float, Sizes]] = []
     for number in range(ROUNDS):
         task = f"keys by head, {number + 1} of {ROUNDS}"
         surrogate = beside(net, plain)
-        course = fit(surrogate, donor, plain, name=task, progress=progress)
+        begin(surrogate, windows.first(TOKENS_FOR_MOMENTS), seed=recipe.seed, batch=batch)
+        common = {"seed": recipe.seed, "batch": batch, "progress": progress}
+        fit_attention(surrogate, windows, steps=steps, rate=RATE, task=f"{task} (steps)", **common)
         assert plain.keys is not None
-        tried.append((min(course.values()), plain.keys))
+        tried.append((divergence(surrogate, donor), plain.keys))
         if number + 1 < ROUNDS:
-            measured = donor.windows["fit"].first(MEASURED)
-            costs = costs_by_size(surrogate, measured, sizes, seed=recipe.seed, progress=progress, task=task)
+            costs = costs_by_size(surrogate, windows.first(MEASURED), sizes, task=f"{task} (windows)", **common)
             chosen = iter(share_out(
                 torch.cat(costs)[torch.tensor(free)], sizes, [w for w, is_free in zip(widths, free, strict=True) if is_free],
                 alike=alike,
@@ -156,15 +159,16 @@ def costs_by_size(
     sizes: Sequence[int],
     *,
     seed: int,
+    batch: int,
     progress: Progress | None = None,
-    task: str = "what keys cost",
+    task: str = "what keys cost (windows)",
 ) -> list[Float[Tensor, "groups sizes"]]:
     """By block, what each key head costs at each number of exact keys: nats per token, to second order, were it alone."""
     device = surrogate.device
     blocks: list[Any] = list(surrogate.memories)
     costs = [torch.zeros(block.shape.groups, len(sizes), dtype=torch.float64, device=device) for block in blocks]
     generator = torch.Generator().manual_seed(seed)
-    seen, batch = 0, max(1, TOKENS_PER_STEP // windows.context)
+    seen = 0
     for start in range(0, len(windows.ids), batch):
         ids = windows.ids[start : start + batch].long().to(device)
         rows = torch.randperm(ids.shape[1], generator=generator)[:ROWS].sort().values.to(device)
@@ -175,7 +179,7 @@ def costs_by_size(
         given.flatten(0, 1).gather(1, drawn).sum().backward()
         seen += len(ids) * len(rows)
         if progress:
-            progress(f"{task} (windows)", start + len(ids), len(windows.ids))
+            progress(task, start + len(ids), len(windows.ids))
     return [cost / (2 * seen) for cost in costs]
 
 

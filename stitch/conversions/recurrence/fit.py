@@ -36,7 +36,7 @@ def fit(
     windows = donor.windows["fit"]
     batch = max(1, TOKENS_PER_STEP // windows.context)
     begin(net, windows.first(TOKENS_FOR_MOMENTS), seed=recipe.seed, batch=batch)
-    course = {"start": _divergence(net, donor)}
+    course = {"start": divergence(net, donor)}
     kept, least = copy.deepcopy(net.memories.state_dict()), course["start"]
     common = {"batch": batch, "seed": recipe.seed, "progress": progress}
     for stage, steps in (("attention", recipe.steps), ("logits", recipe.logit_steps)):
@@ -48,14 +48,15 @@ def fit(
             task = f"{name}: by logits (steps)"
             of_maps = feature_parameters(net)
             taught(net, donor.model.net, windows, of_maps, steps=steps, rate=RATE_BY_LOGITS, task=task, **common)
-        course[stage] = _divergence(net, donor)
+        course[stage] = divergence(net, donor)
         if course[stage] < least:
             kept, least = copy.deepcopy(net.memories.state_dict()), course[stage]
         net.memories.load_state_dict(kept)
     return course
 
 
-def _divergence(net: RecurrentForCausalLM, donor: Donor) -> float:
+def divergence(net: RecurrentForCausalLM, donor: Donor) -> float:
+    """KL(donor ‖ recurrent) on the sweep split, nats per token."""
     scores = scores_of({"net": net}, donor, donor.windows["sweep"])["net"]
     assert scores.kl is not None
     return float(scores.kl.sum() / scores.tokens.sum())

@@ -7,10 +7,11 @@ from stitch.circuits.score import answered
 from stitch.circuits.spec import Prompts
 from stitch.tokens import bos_of
 
-DISTINCT, COUNT = 16, 64  # tokens of the sequence; prompts
+DISTINCT = 16  # tokens of the sequence
+TOKENS, LEAST_PROMPTS = 8_192, 16  # of all prompts together; however long they are
 
 
-def recall_prompts(tokenizer, context: int, *, count: int = COUNT, seed: int = 0) -> Prompts:
+def recall_prompts(tokenizer, context: int, *, count: int | None = None, seed: int = 0) -> Prompts:
     """BOS, `DISTINCT` tokens (fewer in a short context), random others, the same tokens again: asked for from the second on.
 
     Corrupt: the first sequence is another. No more tokens than the vocabulary has.
@@ -18,6 +19,7 @@ def recall_prompts(tokenizer, context: int, *, count: int = COUNT, seed: int = 0
     special = set(tokenizer.all_special_ids)
     ordinary = torch.tensor([id for id in sorted(tokenizer.get_vocab().values()) if id not in special])
     length = min(context - 1, len(ordinary))
+    count = count or max(LEAST_PROMPTS, TOKENS // (length + 1))
     generator = torch.Generator().manual_seed(seed)
     drawn = ordinary[torch.stack([torch.randperm(len(ordinary), generator=generator)[:length] for _ in range(count)])]
     distinct = min(DISTINCT, length // 4)
