@@ -1,12 +1,14 @@
 """Exact keys shared out among key heads: each does what it would do alone, costs are what they say, shares are the best."""
 
 from itertools import chain, product
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import ModuleList
 
 import tiny
-from stitch.conversions.recurrence.allocation import allocate, costs_by_size, dealt_at_random, share_out
+from stitch.conversions.recurrence.allocation import Probe, allocate, costs_by_size, dealt_at_random, share_out
 from stitch.conversions.recurrence.distil import begin
 from stitch.conversions.recurrence.fit import scores_of
 from stitch.conversions.recurrence.forms import Recipe, beside, state_bytes, wrap
@@ -91,6 +93,28 @@ def test_a_size_costs_what_it_says():
             measured = float(score.kl.sum() / score.tokens.sum())
             assert float(costs[block][head, index]) == pytest.approx(measured, rel=0.2), (block, head, size)
     assert all((cost[:, 0] > cost[:, -1]).all() for cost in costs)
+
+
+def test_what_a_head_changes_in_all_its_dimensions_counts_as_one():
+    """The square of the sum over a key head's queries and their dimensions, against weights written down pair by pair."""
+    config, shape = RecurrentConfig(features="mean", window=3, sinks=1), Shape(groups=2, shared=2, width=4)
+    module = SimpleNamespace(memory_index=0)
+    q, k, v = (tiny.noise(3, heads, 12, 4, seed=heads + n).double() for n, heads in enumerate((4, 2, 2)))
+    costs, zero = torch.zeros(2, 1, dtype=torch.float64), torch.zeros((), requires_grad=True)
+    probe = Probe(
+        ModuleList([BlockMemory(config, shape, 0)]), [5], torch.arange(12), [costs], zero
+    )  # the feature says 1
+    gradient = tiny.noise(3, 4, 12, 4, seed=9).double()
+    probe.attend(module, q, k, v, 0.5).backward(gradient)
+    ago = torch.arange(12)[:, None] - torch.arange(12)
+    values = v.repeat_interleave(2, 1)
+    scores = (q @ k.repeat_interleave(2, 1).mT * 0.5).exp()
+    exact, changed = (
+        (weights.tril() / weights.tril().sum(-1, keepdim=True)) @ values
+        for weights in (scores, torch.where((ago < 5) | (torch.arange(12) < 1), scores, 1.0))
+    )
+    effect = (gradient * (changed - exact)).sum(-1).unflatten(1, (2, 2)).sum(2)  # batch, groups, tokens
+    torch.testing.assert_close(costs[:, 0], effect.square().sum((0, 2)))
 
 
 def test_no_choice_within_the_bytes_is_cheaper():
