@@ -12,8 +12,8 @@ weights,
 
     S = Σ φ(k_j) v_jᵀ,   z = Σ φ(k_j),   o = (Σ_seen e^{q·k_i} v_i + φ(q)ᵀS) / (Σ_seen e^{q·k_i} + φ(q)ᵀz).
 
-A key's priority is a function of its key, its value and its position, fixed when it comes: what loses its slot never has one
-again, so that whole texts can be computed in parallel.
+Heads may have windows and slots of their own sizes. A key's priority is a function of its key, its value and its position, fixed
+when it comes: what loses its slot never has one again, so that whole texts can be computed in parallel.
 
 Features are kept as plain · exp(log); S and z are divided by exp(shift), the running maximum of the keys' logs, so that sums from
 1e-30 to 1e30 lose nothing. They are float32, or float64 in such models.
