@@ -249,7 +249,8 @@ def draw(lines: Path, out: Path) -> None:
         shares = sorted({one["at"] for one in ours if "at" in one})
         axis.set_xticks(shares, [f"{share:.0%}" for share in shares])
         axis.minorticks_off()
-        axis.legend()
+    drawn = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(drawn.values(), drawn.keys(), loc="outside right upper")
     figure.savefig(out, dpi=120)
 
 
