@@ -73,8 +73,13 @@ def by_token(net: RecurrentForCausalLM, ids: Tensor, **kwargs) -> tuple[Tensor, 
     return torch.cat(logits, 1), cache
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("features", "slots"), WITH_SLOTS)
+@pytest.mark.parametrize(
+    ("family", "features", "slots"),
+    [
+        *((family, *what) for family in ("gpt2", "llama") for what in WITH_SLOTS),
+        *((family, "hedgehog", 3) for family in FAMILIES if family not in ("gpt2", "llama")),
+    ],
+)
 def test_parallel_and_recurrent_form_agree(family, features, slots):
     net = recurrent(family, features, slots=slots)
     with torch.no_grad():
