@@ -8,7 +8,14 @@ import torch
 from torch.nn import ModuleList
 
 import tiny
-from stitch.conversions.recurrence.allocation import Probe, allocate, costs_by_size, dealt_at_random, share_out
+from stitch.conversions.recurrence.allocation import (
+    Probe,
+    allocate,
+    costs_by_size,
+    dealt_at_random,
+    share_out,
+    sizes_of,
+)
 from stitch.conversions.recurrence.distil import begin
 from stitch.conversions.recurrence.fit import scores_of
 from stitch.conversions.recurrence.forms import Recipe, beside, state_bytes, wrap
@@ -143,6 +150,15 @@ def test_no_choice_within_the_bytes_is_cheaper():
 def test_steps_that_only_pay_together_are_taken_together():
     costs = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.9, 0.8]])
     assert share_out(costs, [1, 2, 3], [1, 1], alike=2) == [3, 1]
+
+
+@pytest.mark.parametrize(("context", "alike"), [(8, 2), (32, 3), (1024, 2), (1024, 192)])
+def test_no_head_has_to_take_more_than_all_could_have(context, alike):
+    """A 256th of a long context is more than a small state holds."""
+    sizes = sizes_of(context, alike)
+    assert sizes[0] <= alike and sizes[-1] == context - 1
+    costs = torch.tensor([1.0, 2.0])[:, None] / torch.tensor(sizes)
+    assert sum(share_out(costs, sizes, [1, 1], alike=alike)) <= 2 * alike
 
 
 def test_heads_that_need_no_keys_get_none():

@@ -29,24 +29,8 @@ from stitch.tokens import Windows
 
 Sizes = tuple[tuple[int, ...], ...]  # by block and key head
 
-IN_256 = (
-    1,
-    2,
-    4,
-    8,
-    12,
-    16,
-    24,
-    32,
-    48,
-    64,
-    96,
-    128,
-    160,
-    192,
-    224,
-    256,
-)  # sizes to choose from, of 256 keys of the context
+# Sizes to choose from, of 256 keys of the context.
+IN_256 = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 ROUNDS = 4  # a head's one feature suits the keys beside it: costs are true near the sizes that it was fitted with alone
 MOST_STEPS = 60  # of these fits
 MEASURED = 16_384  # tokens
@@ -62,7 +46,7 @@ def allocate(
     measured with the sizes of the one before, that with the least KL(donor ‖ changed) on the sweep split.
     """
     alike = recipe.window + recipe.slots
-    sizes = sorted({min(max(1, round(share * donor.context / 256)), donor.context - 1) for share in IN_256})
+    sizes = sizes_of(donor.context, alike)
     blocks: list[Any] = list(net.memories)
     free = [block[0].recurrent for block in blocks for _ in range(block.shape.groups)]
     widths = [block.shape.width for block in blocks for _ in range(block.shape.groups)]
@@ -89,6 +73,12 @@ def allocate(
             ))  # fmt: skip
             plain = replace(plain, keys=by_block(net, [next(chosen) if is_free else 0 for is_free in free]))
     return min(tried)[1]
+
+
+def sizes_of(context: int, alike: int) -> list[int]:
+    """Rising; the least is no more than what all heads could have alike."""
+    sizes = {min(max(1, round(n * context / 256)), context - 1) for n in IN_256}
+    return sorted(sizes | {min(alike, *sizes)})
 
 
 def by_block(net: RecurrentForCausalLM, flat: Sequence[int]) -> Sizes:
