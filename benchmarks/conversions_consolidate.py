@@ -52,7 +52,7 @@ CONDITIONS = ("unseen prefix", "no prefix")
 
 def open_model(name: str, tokens: int = 40_000, held_out: int = 65_536) -> Bench:
     donor = read_donor(name, text="docs", tokens=tokens, held_out=held_out, context=256)
-    return open_bench(donor.model, donor.windows, reported=8_192)
+    return open_bench(donor.model, donor.windows)
 
 
 def documents(bench: Bench, split: Split, count: int) -> list[tuple[str, Tensor]]:
@@ -137,7 +137,7 @@ def run_documents(bench: Bench, count: int, budget: float, name: str, split: Spl
 
 
 def run_costs(bench: Bench, count: int, budget: float, name: str) -> Iterator[dict]:
-    """The documents of `documents`; an edit at a share of the factor at which it costs the budget on the sweep split."""
+    """The first documents of `documents`; an edit at a share of the factor at which it costs the budget on the sweep split."""
     shares = (0.3, 0.5, 0.7, 0.85, 1.0)
     tables: dict[float, Table] = {share: defaultdict(list) for share in shares}
     costs: dict[float, list[float]] = defaultdict(list)
@@ -168,7 +168,7 @@ def run_capacity(bench: Bench, count: int, budget: float, name: str) -> Iterator
         edit, scale = consolidate_document(current, ids[:CONTEXT], budget)
         write_edit(bench, edit, scale)
         # The curvature of the first model serves for all: the cost is searched anew each time.
-        current = Bench(bench.model, bench.windows, bench.reported)
+        current = Bench(bench.model, bench.windows)
         current.__dict__["axes"] = bench.axes
         total = {b: matrix(bench.model, b) - original[b] for b in original}
         line: dict = {"kind": "capacity", "documents": number, "retain_cost": cost_of_all(bench)}
@@ -199,7 +199,7 @@ def run_repeat(bench: Bench, count: int, budget: float, name: str, times: int = 
         for number in range(1, times + 1):
             edit, scale = consolidate_document(current, ids[:CONTEXT], budget, seed=number)
             write_edit(bench, edit, scale)
-            current = Bench(bench.model, bench.windows, bench.reported)
+            current = Bench(bench.model, bench.windows)
             current.__dict__["axes"] = bench.axes
             costs[number].append(cost_of_all(bench))
             for condition, one in grade(bench, papers).items():
@@ -338,14 +338,14 @@ def run_choices(bench: Bench, count: int, budget: float, name: str) -> Iterator[
         yield {"kind": "choices", **line}
 
 
-PARTS = {
-    "documents": run_documents,
-    "costs": run_costs,
-    "capacity": run_capacity,
-    "repeat": run_repeat,
-    "facts": run_facts,
-    "tune": run_tune,
-    "choices": run_choices,
+PARTS = {  # each with how many documents, or sets of facts, it takes
+    "documents": (run_documents, 24),
+    "costs": (run_costs, 12),
+    "capacity": (run_capacity, 8),
+    "repeat": (run_repeat, 4),
+    "facts": (run_facts, 4),
+    "tune": (run_tune, 3),
+    "choices": (run_choices, 3),
 }
 ON_SWEEP = ("tune", "choices")
 
@@ -393,7 +393,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="Default: demo:gpt2 and demo:llama.")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="Default: those on the report split.")
-    parser.add_argument("--documents", type=int, default=24)
+    parser.add_argument("--documents", type=int, help="In place of each part's own number.")
     parser.add_argument("--cost", type=float, default=0.02, help="Nats per token of other text.")
     parser.add_argument("--figure", nargs=2, metavar=("OUT.png", "LINES.jsonl"))
     arguments = parser.parse_args()
@@ -404,7 +404,8 @@ def main() -> None:
     for model in arguments.model or ("demo:gpt2", "demo:llama"):
         bench = open_model(model)
         for part in arguments.part or [part for part in PARTS if part not in ON_SWEEP]:
-            for line in PARTS[part](bench, arguments.documents, arguments.cost, model):
+            measure_part, count = PARTS[part]
+            for line in measure_part(bench, arguments.documents or count, arguments.cost, model):
                 print(
                     json.dumps({"benchmark": "consolidate", "model": model, "cost": arguments.cost, **line}), flush=True
                 )

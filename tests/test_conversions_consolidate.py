@@ -229,6 +229,13 @@ def test_scaling_ends_just_below_the_budget(factor, power):
     assert scale == slow.LARGEST or factor * scale**power >= 0.9 * 0.02
 
 
+def test_scaling_begins_where_it_is_told_and_ends_when_near_enough():
+    tried = []
+    scale = slow.scale_to_cost(lambda s: tried.append(s) or 0.02 * s**2, 0.02, start=0.93, within=0.2)
+    assert tried == [scale] == [0.93]  # costs 0.86 of the budget
+    assert 0.97 < slow.scale_to_cost(lambda s: 0.02 * s**2, 0.02, start=0.93) < 1
+
+
 def test_scaling_ends_where_an_edit_costs_nothing():
     assert slow.scale_to_cost(lambda s: -0.001 * s, 0.02) == slow.LARGEST
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import torch
 from jaxtyping import Int
@@ -28,7 +28,8 @@ from stitch.tokens import Windows
 
 QUERIES = 48  # to learn from: half the model's own continuations of the document, half passages of it
 CURVATURE_TOKENS = 24_576
-SEARCH_TOKENS = 4_096  # on which an edit is scaled to its cost
+FIRST_TOKENS = 4_096  # on which an edit is scaled to about its cost
+SEARCH_TOKENS = 16_384  # and then within 5 %: what it costs on fewer is a third more or less elsewhere
 REPORT_TOKENS = 16_384  # on which its cost is reported
 # Rates of plain training, the best of those tried on the sweep split (benchmarks/conversions_consolidate.py --part tune).
 SGD_RATE, ADAMW_RATE = 1.0, 1e-2
@@ -40,7 +41,6 @@ class Bench:
 
     model: Model
     windows: Mapping[Split, Windows]
-    reported: int = REPORT_TOKENS
 
     @cached_property
     def curvature(self) -> Curvature:
@@ -51,22 +51,23 @@ class Bench:
         return coordinates(self.curvature, self.model)
 
     @cached_property
-    def search(self) -> Windows:
-        return spread(self.windows["sweep"], SEARCH_TOKENS)
-
-    @cached_property
-    def final(self) -> Windows:
-        return spread(self.windows["report"], self.reported)
+    def other(self) -> dict[str, Windows]:
+        """The text that costs are searched on, at first and then, and reported on."""
+        return {
+            "first": spread(self.windows["sweep"], FIRST_TOKENS),
+            "search": spread(self.windows["sweep"], SEARCH_TOKENS),
+            "report": spread(self.windows["report"], REPORT_TOKENS),
+        }
 
     @cached_property
     def untouched(self) -> dict[str, Scores]:
-        """The model as it is on the text that costs are searched and reported on."""
-        return {"search": self._other_text({}, self.search), "report": self._other_text({}, self.final)}
+        """The model as it is on other text."""
+        return {name: self._other_text({}, windows) for name, windows in self.other.items()}
 
     def retained(self, edit: Edit, scale: float) -> tuple[float, float, float]:
         """What the edit costs on the report split, nats per token, with its paired 95 % interval over documents."""
         scores, before = (
-            self._other_text(parameters(self.model, edit, scale), self.final),
+            self._other_text(parameters(self.model, edit, scale), self.other["report"]),
             self.untouched["report"],
         )
         return scores.ce - before.ce, *scores.interval(minus=before)
@@ -74,10 +75,12 @@ class Bench:
     def scale(self, edit: Edit, budget: float) -> float:
         """The factor with which the edit costs `budget` nats per token on the sweep split."""
 
-        def cost_of(scale: float) -> float:
-            return self._other_text(parameters(self.model, edit, scale), self.search).ce - self.untouched["search"].ce
+        def cost_on(text: str, scale: float) -> float:
+            scores = self._other_text(parameters(self.model, edit, scale), self.other[text])
+            return scores.ce - self.untouched[text].ce
 
-        return scale_to_cost(cost_of, budget)
+        about = scale_to_cost(partial(cost_on, "first"), budget, within=0.2)
+        return scale_to_cost(partial(cost_on, "search"), budget, start=about or 1.0)
 
     def _other_text(self, changed: dict[str, Tensor], windows: Windows) -> Scores:
         row = {"model": lambda batch: call(self.model, changed, batch.ids)}
@@ -92,11 +95,11 @@ def spread(windows: Windows, tokens: int) -> Windows:
     return Windows(windows.ids[rows], owner.to(windows.document.dtype))
 
 
-def open_bench(model: Model, windows: Mapping[Split, Windows], reported: int = REPORT_TOKENS) -> Bench:
+def open_bench(model: Model, windows: Mapping[Split, Windows]) -> Bench:
     """Freezes the model: only edits have gradients. Raises UsageError for a model without an MLP to write to."""
     check(model)
     model.net.requires_grad_(False)
-    return Bench(model, windows, reported)
+    return Bench(model, windows)
 
 
 def lesson_of(model: Model, document: Int[Tensor, " tokens"], seed: int = 0, queries: int = QUERIES) -> Lesson:

@@ -206,19 +206,22 @@ def length(edit: Edit) -> float:
     return math.sqrt(sum(float(change.double().square().sum()) for change in edit.values()))
 
 
-def scale_to_cost(cost_of: Callable[[float], float], budget: float, tries: int = 7) -> float:
-    """The largest factor tried with which an edit costs at most `budget`, above 0; the search ends within 5 % of it.
+def scale_to_cost(
+    cost_of: Callable[[float], float], budget: float, *, start: float = 1.0, within: float = 0.05, tries: int = 7
+) -> float:
+    """The largest factor tried with which an edit costs at most `budget`, above 0; the search, which begins with `start`, ends
+    `within` a share of it.
 
     A cost is taken for a power of the factor, at first its square, then the power that the last two tries show; where the guess
     leaves the bracket, its middle is tried. At most LARGEST: beyond it an edit is no longer what was fitted.
     """
-    scale, fits, too_far, power = 1.0, 0.0, math.inf, 2.0
+    scale, fits, too_far, power = start, 0.0, math.inf, 2.0
     last: tuple[float, float] | None = None
     for _ in range(tries):
         cost = cost_of(scale)
         if cost <= budget:
             fits = max(fits, scale)
-            if cost >= 0.95 * budget or fits == LARGEST:
+            if cost >= (1 - within) * budget or fits == LARGEST:
                 break
         else:
             too_far = min(too_far, scale)
@@ -227,7 +230,7 @@ def scale_to_cost(cost_of: Callable[[float], float], budget: float, tries: int =
                 shown = math.log(cost / last[1]) / math.log(scale / last[0])
                 power = shown if 0.5 < shown < 8 else power
             last = (scale, cost)
-        guess = scale * (0.975 * budget / max(cost, budget / 30)) ** (1 / power)
-        within = fits < guess < too_far
-        scale = min(guess if within else (fits + min(too_far, 2 * LARGEST)) / 2, LARGEST)
+        guess = scale * ((1 - within / 2) * budget / max(cost, budget / 30)) ** (1 / power)
+        is_between = fits < guess < too_far
+        scale = min(guess if is_between else (fits + min(too_far, 2 * LARGEST)) / 2, LARGEST)
     return fits
