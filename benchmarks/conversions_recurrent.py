@@ -52,7 +52,7 @@ from stitch.conversions.recurrence.forms import (
 from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
 from stitch.evaluate import Scores
-from stitch.modeling_recurrent import LEAST, RecurrentForCausalLM, attentions, shape_of
+from stitch.modeling_recurrent import LEAST, RecurrentForCausalLM, attentions, by_group, shape_of
 
 SHARES = (0.1, 0.2, 0.4)
 BY_HEAD = " by head"
@@ -81,20 +81,20 @@ class Hindsight(nn.Module):
         return self.net.base(input_ids=input_ids, use_cache=False, recurrent=self)
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-        block: Any = self.net.memories[module.memory_index]
-        (memory,) = block  # all heads keep equally many
+        memory: Any = self.net.memories[module.memory_index]
+        window, slots = memory.windows[0], memory.slots[0]  # all heads keep equally many
         q = q.unflatten(1, (memory.shape.groups, memory.shape.shared))
         column = torch.arange(k.shape[2], device=k.device)
         ago = column[:, None] - column
-        scores = (q @ k[:, :, None].mT * scaling).masked_fill(ago < 0, LEAST)
-        old = (ago >= memory.window) & (column >= memory.sinks)
+        scores = (by_group(q, k.mT) * scaling).masked_fill(ago < 0, LEAST)
+        old = (ago >= window) & (column >= memory.sinks)
         asked = (scores.softmax(-1) * old).sum((2, 3))
         there = asked[:, :, None].masked_fill(~old, -1.0)
-        least = there.topk(min(memory.slots, k.shape[2]), -1).values[..., -1:]
+        least = there.topk(min(slots, k.shape[2]), -1).values[..., -1:]
         kept = (there >= least)[:, :, None]
         _, log = memory.map.queries(q * scaling**0.5)
         logs = torch.where(old & ~kept, log.expand_as(scores), scores).masked_fill(ago < 0, LEAST)
-        return (logs.softmax(-1) @ v[:, :, None]).flatten(1, 2)
+        return by_group(logs.softmax(-1), v).flatten(1, 2)
 
 
 def at_share(share: float, context: int, width: int, fitted: dict[str, Any]) -> dict[str, Recipe]:

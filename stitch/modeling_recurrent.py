@@ -245,19 +245,19 @@ class Priority(nn.Module):
 
 
 class Memory(nn.Module):
-    """What key heads of a block remember of the past, all as many keys, and by which features. Without a `map` old keys are
-    forgotten. `keys`: exact ones, in place of the config's window and slots.
+    """What the key heads of a block remember of the past, each as many keys as the config says, and by which features. Without a
+    `map` old keys are forgotten.
     """
 
-    def __init__(self, config: RecurrentConfig, shape: Shape, layer: int, keys: int | None = None):
+    def __init__(self, config: RecurrentConfig, shape: Shape, layer: int):
         super().__init__()
         self.shape = shape
         self.recurrent = config.layers is None or layer in config.layers
-        window, slots = config.window, config.slots
-        if keys is not None:
-            window = min(keys, window) if slots else keys
-            slots = keys - window
-        self.window, self.sinks, self.slots = (window, config.sinks, slots) if self.recurrent else (0, 0, 0)
+        alike = [config.window + config.slots] * shape.groups
+        keys = (alike if config.keys is None else config.keys[layer]) if self.recurrent else [0] * shape.groups
+        self.windows = [min(n, config.window) if config.slots else n for n in keys]  # by key head
+        self.slots = [n - window for n, window in zip(keys, self.windows, strict=True)]
+        self.sinks = config.sinks if self.recurrent else 0
         self.normalised = config.features != "identity"
         makers: dict[str, Callable[[], Any]] = {
             "hedgehog": lambda: Hedgehog(shape, config.dimension or 2 * shape.width, config.hidden),
@@ -276,7 +276,7 @@ class Memory(nn.Module):
         if config.features == "none" and not config.window:
             raise ValueError("without features and window nothing is seen: set one of the two.")
         self.map: Any = makers[config.features]() if self.recurrent else None
-        self.priority = Priority(shape, config.hidden) if self.slots else None
+        self.priority = Priority(shape, config.hidden) if any(self.slots) else None
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, real: Tensor, past: "RecurrentLayer", scaling: float, chunk: int
@@ -293,40 +293,37 @@ class Memory(nn.Module):
             return out.flatten(1, 2).to(q.dtype)
 
 
-class BlockMemory(nn.ModuleList):
-    """What a block remembers: a `Memory` for all its key heads that keep equally many keys."""
+class Places:
+    """Room for `sizes` things of each key head, kept one head after the other, without gaps: [batch, their sum, …].
 
-    def __init__(self, config: RecurrentConfig, shape: Shape, layer: int):
-        by_size: dict[int | None, list[int]] = {}
-        for head in range(shape.groups):
-            by_size.setdefault(None if config.keys is None else config.keys[layer][head], []).append(head)
-        self.shape = shape
-        self.heads = list(by_size.values())
-        placed = [head for heads in self.heads for head in heads]
-        self.places = [placed.index(head) for head in range(shape.groups)]
-        shapes = [Shape(len(heads), shape.shared, shape.width) for heads in self.heads]
-        super().__init__(Memory(config, one, layer, keys) for one, keys in zip(shapes, by_size, strict=True))
+    To be computed with they are spread out to [batch, groups, the most that a head has, …], a head's own at the end; what stands
+    before them, where a head has fewer, is not to be looked at.
+    """
 
-    def split(self, q: Tensor, k: Tensor, v: Tensor) -> list[tuple[Memory, Tensor, Tensor, Tensor]]:
-        """Each memory with its own queries [batch, heads, tokens, width], keys and values [batch, groups, tokens, width]."""
-        memories: list[Any] = list(self)
-        if len(memories) == 1:
-            return [(memories[0], q, k, v)]
-        q = q.unflatten(1, (self.shape.groups, self.shape.shared))
-        return [(m, q[:, h].flatten(1, 2), k[:, h], v[:, h]) for m, h in zip(memories, self.heads, strict=True)]
+    def __init__(self, sizes: Sequence[int], device: torch.device):
+        self.groups, self.most, self.total = len(sizes), max(sizes), sum(sizes)
+        self.sizes = torch.tensor(sizes, device=device)
+        self.are_alike = len(set(sizes)) == 1
+        self.missing = self.most - self.sizes  # [groups]
+        place = torch.arange(self.most, device=device) - self.missing[:, None]
+        self.empty = place < 0  # [groups, most]
+        self.index = (place + (self.sizes.cumsum(0) - self.sizes)[:, None]).masked_fill(self.empty, 0)
+        self.own = (~self.empty).flatten().nonzero().squeeze(1)
+        self.head = torch.arange(self.groups, device=device).repeat_interleave(self.sizes)  # that each belongs to
 
-    def join(self, found: Sequence[Tensor]) -> Tensor:
-        """[batch, heads, tokens, width] of the block from those of its memories."""
-        if len(found) == 1:
-            return found[0]
-        return torch.cat([one.unflatten(1, (-1, self.shape.shared)) for one in found], 1)[:, self.places].flatten(1, 2)
+    def spread(self, packed: Tensor) -> Tensor:
+        return packed.unflatten(1, (self.groups, self.most)) if self.are_alike else packed[:, self.index]
+
+    def pack(self, spread: Tensor) -> Tensor:
+        flat = spread.flatten(1, 2)
+        return flat if self.are_alike else flat[:, self.own]
 
 
 class _Run:
     """One call: new tokens after a past, which is brought up to date.
 
-    Index t of `k` is the token `window` before the new token t. So the keys that are old for it are those up to t, and those in
-    its window are t + 1 … t + window.
+    Index t of a head's `k` is the token that leaves its window when the new token t comes. So the keys that are old for it are
+    those up to t, and those in its window are t + 1 … t + window.
     """
 
     def __init__(
@@ -343,18 +340,31 @@ class _Run:
             place = (place & real[:, None])[:, None].to(k)
             past.sink_keys, past.sink_values = past.sink_keys + place @ k, past.sink_values + place @ v
             real = real & (self.rank > sinks)
-        k, v, real = torch.cat([past.keys, k], 2), torch.cat([past.values, v], 2), torch.cat([past.real, real], 1)
-        self.k, self.v, self.real = k.to(q), v.to(q), real
-        kept = k.shape[2] - memory.window if memory.recurrent else 0
-        past.keys, past.values, past.real = k[:, :, kept:], v[:, :, kept:], real[:, kept:]
         past.seen, past.tokens = self.rank[:, -1], past.tokens + self.tokens
+        if not memory.recurrent:
+            past.keys, past.values = torch.cat([past.keys, k], 2), torch.cat([past.values, v], 2)
+            past.real = torch.cat([past.real, real], 1)
+            self.k, self.v, self.real = past.keys.to(q), past.values.to(q), past.real[:, None]
+            return
+        window = past.window
+        k, v = torch.cat([window.spread(past.keys), k], 2), torch.cat([window.spread(past.values), v], 2)
+        real = torch.cat([past.real, real], 1)
+        past.keys, past.values = window.pack(k[:, :, self.tokens :]), window.pack(v[:, :, self.tokens :])
+        past.real = real[:, self.tokens :]
+        real = real[:, None]
+        if not window.are_alike:  # heads with a shorter window begin later
+            index = torch.arange(k.shape[2], device=k.device) + window.missing[:, None]
+            is_there, index = index < k.shape[2], index.clamp_max(k.shape[2] - 1)
+            real = real[:, 0, index] & is_there
+            k, v = (x.gather(2, index[None, :, :, None].expand(len(x), -1, -1, x.shape[-1])) for x in (k, v))
+        self.k, self.v, self.real = k.to(q), v.to(q), real
 
     def over_all_keys(self) -> Tensor:
         """Softmax over every key so far: in blocks that are not recurrent."""
         place = torch.arange(self.k.shape[2], device=self.k.device)
-        seen = (place <= place[-self.tokens :, None]) & self.real[:, None]
-        scores = (self.q @ self.k[:, :, None].mT * self.scaling).masked_fill(~seen[:, None, None], LEAST)
-        return scores.softmax(-1) @ self.v[:, :, None]
+        seen = (place <= place[-self.tokens :, None]) & self.real
+        scores = (by_group(self.q, self.k.mT) * self.scaling).masked_fill(~seen[:, None, None], LEAST)
+        return by_group(scores.softmax(-1), self.v)
 
     def outputs(self, chunk: int) -> Tensor:
         """In pieces of `chunk` tokens, so that memory grows with tokens · (window + slots + dimension) and not with tokens²."""
@@ -377,7 +387,7 @@ class _Run:
             self._keep(old)
             best = exact.amax(-1, keepdim=True).clamp_min(LEAST)
             weights = (exact - best).exp()
-            return [_over(weights @ values, weights.sum(-1, keepdim=True))]
+            return [_over(by_group(weights, values), weights.sum(-1, keepdim=True))]
 
         plain_k, log_k = memory.map.keys(old.k * self.scaling**0.5)
         log_k = log_k.masked_fill(~old.gone[:, :, -1, :, None], -math.inf)
@@ -400,52 +410,56 @@ class _Run:
         right = right if plain_k is None else plain_k * right
         left = left if plain_q is None else plain_q * left
         weights = (exact - best).exp()
-        inner = (left @ right[:, :, None].mT) * old.gone[:, :, None]  # keys that are lost within the piece
-        top = weights @ values + inner @ old.v[:, :, None] + left @ state[:, :, None]
+        inner = by_group(left, right.mT) * old.gone[:, :, None]  # keys that are lost within the piece
+        top = by_group(weights, values) + by_group(inner, old.v) + by_group(left, state)
         past.state, past.mass = state + right.mT @ old.v, mass + right.sum(2)
         past.shift = shift
         if not memory.normalised:
             return [top]  # identity features have logs of 0
-        below = weights.sum(-1, keepdim=True) + inner.sum(-1, keepdim=True) + left @ mass[:, :, None, :, None]
+        below = weights.sum(-1, keepdim=True) + inner.sum(-1, keepdim=True) + by_group(left, mass[..., None])
         if plain_k is not None:
             terms = weights.sum(-1, keepdim=True) + inner.abs().sum(-1, keepdim=True)
-            terms = terms + left.abs() @ mass.abs()[:, :, None, :, None]
+            terms = terms + by_group(left.abs(), mass.abs()[..., None])
             if bool((below < RELATIVE * terms).any()):
                 raise ValueError("a denominator must be above its round-off; one is not: use another feature map.")
         return [_over(top, below)]
 
     def _old(self, a: int, b: int) -> "Old":
         """The keys that the tokens a … b − 1 have no window for: those in slots, and those that leave the window now."""
-        memory, past = self.memory, self.past
         k, v = self.k[:, :, a:b], self.v[:, :, a:b]
-        real = self.real[:, None, a:b].expand(k.shape[:3])
+        real = self.real[:, :, a:b].expand(k.shape[:3])
         token = torch.arange(b - a, device=k.device)
         come = token[:, None] >= token
         if self.priority is None:
-            there = come & real[:, :, None]
-            return Old(k, v, there)
-        k, v = torch.cat([past.slot_keys.to(k), k], 2), torch.cat([past.slot_values.to(v), v], 2)
-        real = torch.cat([past.slot_priority > LEAST, real], 2)
-        priority = torch.cat([past.slot_priority, self.priority[:, :, a:b].detach()], 2).masked_fill(~real, LEAST)
-        come = torch.cat([torch.ones_like(come[:, :1]).expand(-1, memory.slots), come], 1)
-        index = torch.arange(len(come[0]), device=k.device)
-        mine, other = priority[..., None, :], priority[..., None]
-        better = ((other > mine) | ((other == mine) & (index[:, None] > index))) & real[..., None]
-        ahead = come.to(k) @ better.to(k)  # how many keys that have come are better
-        there = come & real[:, :, None]
-        kept = there & (ahead < memory.slots)
-        return Old(k, v, there & ~kept, kept, priority, ahead[:, :, -1].masked_fill(~real, math.inf))
+            return Old(k, v, come & real[:, :, None])
+        past, slots = self.past, self.past.slots
+        in_slots = slots.spread(past.slot_priority).masked_fill(slots.empty, LEAST)  # rising
+        leaving = self.priority[:, :, a:b].detach().masked_fill(~real, LEAST)
+        k = torch.cat([slots.spread(past.slot_keys).to(k), k], 2)
+        v = torch.cat([slots.spread(past.slot_values).to(v), v], 2)
+        priority = torch.cat([in_slots, leaving], 2)
+        # How many keys that have come are better than each: of two alike the later. First those in slots, then those that leave.
+        place = torch.arange(slots.most, device=k.device).expand_as(in_slots)
+        no_better = torch.cat([place + 1, torch.searchsorted(in_slots, leaving.contiguous(), right=True)], 2)
+        mine, other = priority[:, :, None], leaving[..., None]
+        index = torch.arange(priority.shape[2], device=k.device)
+        better = ((other > mine) | ((other == mine) & (index[slots.most :, None] > index))) & real[..., None]
+        ahead = slots.most - no_better[:, :, None] + better.cumsum(2)
+        there = torch.cat([(in_slots > LEAST)[:, :, None].expand(-1, -1, b - a, -1), come & real[:, :, None]], -1)
+        kept = there & (ahead < slots.sizes[:, None, None])
+        last = ahead[:, :, -1].masked_fill(~there[:, :, -1], ahead.shape[-1])
+        return Old(k, v, there & ~kept, kept, priority, last)
 
     def _keep(self, old: "Old") -> None:
-        """Fills the slots with the best keys."""
+        """Fills the slots with the best keys, the best last."""
         if self.priority is None:
             return
-        past = self.past
-        best = old.ahead.argsort(2)[..., : self.memory.slots]
-        past.slot_priority = old.priority.gather(2, best)
-        places = best[..., None]
-        past.slot_keys = old.k.gather(2, places.expand(-1, -1, -1, old.k.shape[-1])).to(past.slot_keys)
-        past.slot_values = old.v.gather(2, places.expand(-1, -1, -1, old.v.shape[-1])).to(past.slot_values)
+        past, slots = self.past, self.past.slots
+        best = slots.pack(old.ahead.argsort(2, descending=True)[..., -slots.most :])
+        text = torch.arange(len(best), device=best.device)[:, None]
+        past.slot_priority = old.priority[text, slots.head, best]
+        past.slot_keys = old.k[text, slots.head, best].to(past.slot_keys)
+        past.slot_values = old.v[text, slots.head, best].to(past.slot_values)
 
     def _grows_too_much(self, log_k: Tensor, shift: Tensor) -> bool:
         """Whether a feature's largest key grows by so much within a piece that what was largest before it would vanish."""
@@ -455,29 +469,29 @@ class _Run:
 
     def _exact(self, a: int, b: int, old: "Old") -> tuple[Tensor, Tensor]:
         """Scores and values of the keys in window, sinks and slots, for the tokens a … b − 1; −∞ where a key is not seen."""
-        window, sinks = self.memory.window, self.memory.sinks
+        window, sinks = self.past.window, self.memory.sinks
         q = self.q[:, :, :, a:b] * self.scaling
         token = torch.arange(b - a, device=q.device)[:, None]
-        place = torch.arange(b - a + window, device=q.device) if window else token[:0, 0]
-        seen = (place > token) & (place <= token + window) & self.real[:, None, a : a + len(place)]
+        place = torch.arange(b - a + window.most, device=q.device) if window.most else token[:0, 0]
+        last = token + (window.most if window.are_alike else window.sizes[:, None, None])
+        seen = (place > token) & (place <= last) & self.real[:, :, None, a : a + len(place)]
         k, v = self.k[:, :, a : a + len(place)], self.v[:, :, a : a + len(place)]
         if sinks:
             k = torch.cat([k, self.past.sink_keys.to(k)], 2)
             v = torch.cat([v, self.past.sink_values.to(v)], 2)
-            reached = self.rank[:, a:b, None] > torch.arange(sinks, device=q.device)
-            seen = torch.cat([seen, reached], -1)
-        seen = seen[:, None]
+            reached = self.rank[:, None, a:b, None] > torch.arange(sinks, device=q.device)
+            seen = torch.cat([seen, reached.expand(-1, seen.shape[1], -1, -1)], -1)
         if self.priority is not None:
             k, v = torch.cat([k, old.k], 2), torch.cat([v, old.v], 2)
             seen = torch.cat([seen.expand(-1, k.shape[1], -1, -1), old.kept], -1)
-        return (q @ k[:, :, None].mT).masked_fill(~seen[:, :, None], -math.inf), v[:, :, None]
+        return by_group(q, k.mT).masked_fill(~seen[:, :, None], -math.inf), v
 
 
 @dataclass(frozen=True)
 class Old:
     """Keys that have left the window, or do so within a piece, for each of its tokens: which are lost, and which keep a slot.
 
-    `ahead`: how many are better than each at the end, ∞ for what is no text.
+    `ahead`: how many are better than each at the end, more than all for what is no text.
     """
 
     k: Tensor  # [batch, groups, keys, width]
@@ -486,6 +500,11 @@ class Old:
     kept: Any = None  # the same; without slots there is none, nor what follows
     priority: Any = None  # [batch, groups, keys]
     ahead: Any = None
+
+
+def by_group(x: Tensor, y: Tensor) -> Tensor:
+    """[batch, groups, shared, rows, m] times [batch, groups, m, columns], which a group's heads share, without copies of it."""
+    return (x.flatten(2, 3) @ y).unflatten(2, x.shape[2:4])
 
 
 def _over(top: Tensor, below: Tensor) -> Tensor:
@@ -509,6 +528,8 @@ class RecurrentLayer(CacheLayerMixin):
     def __init__(self):
         super().__init__()
         self.tokens = 0
+        self.window: Any = None  # `Places` for the keys in windows and in slots
+        self.slots: Any = None
         self.keys: Any
         self.values: Any
         self.real: Any = None
@@ -527,17 +548,19 @@ class RecurrentLayer(CacheLayerMixin):
             return
         batch, groups, _, width = k.shape
         self.device, self.dtype, self.is_initialized = k.device, k.dtype, True
-        kept = memory.window if memory.recurrent else 0
-        self.keys, self.values = k.new_zeros(batch, groups, kept, width), v.new_zeros(batch, groups, kept, v.shape[-1])
-        self.real = torch.zeros(batch, kept, dtype=torch.bool, device=k.device)
+        self.window = Places(memory.windows, k.device)
+        size = (batch, self.window.total) if memory.recurrent else (batch, groups, 0)
+        self.keys, self.values = k.new_zeros(*size, width), v.new_zeros(*size, v.shape[-1])
+        self.real = torch.zeros(batch, self.window.most, dtype=torch.bool, device=k.device)
         self.seen = torch.zeros(batch, dtype=torch.long, device=k.device)
         if memory.sinks:
             self.sink_keys = k.new_zeros(batch, groups, memory.sinks, width)
             self.sink_values = v.new_zeros(batch, groups, memory.sinks, v.shape[-1])
-        if memory.slots:
-            self.slot_keys = k.new_zeros(batch, groups, memory.slots, width)
-            self.slot_values = v.new_zeros(batch, groups, memory.slots, v.shape[-1])
-            self.slot_priority = torch.full((batch, groups, memory.slots), LEAST, dtype=dtype, device=k.device)
+        if memory.priority is not None:
+            self.slots = Places(memory.slots, k.device)
+            self.slot_keys = k.new_zeros(batch, self.slots.total, width)
+            self.slot_values = v.new_zeros(batch, self.slots.total, v.shape[-1])
+            self.slot_priority = torch.full((batch, self.slots.total), LEAST, dtype=dtype, device=k.device)
         if memory.map is not None:
             size = (batch, groups, memory.map.dimension)
             self.state = torch.zeros(*size, v.shape[-1], dtype=dtype, device=k.device)
@@ -610,10 +633,10 @@ class HistoryLayer(DynamicLayer):
 
 
 class RecurrentCache(Cache):
-    """A layer per `Memory`, block after block, then one per seam that looks back, so many tokens each."""
+    """A layer per block, then one per seam that looks back, so many tokens each."""
 
-    def __init__(self, memories: int, histories: Sequence[int] = ()):
-        layers = [RecurrentLayer() for _ in range(memories)]
+    def __init__(self, blocks: int, histories: Sequence[int] = ()):
+        layers = [RecurrentLayer() for _ in range(blocks)]
         super().__init__(layers=[*layers, *(HistoryLayer(back) for back in histories)])
 
     def bytes(self) -> int:
@@ -627,18 +650,14 @@ class Pass:
     """What the attention function needs of one forward pass beside what stock attention gives it."""
 
     memories: nn.ModuleList
-    layers: list[list[RecurrentLayer]]  # by block
+    layers: Sequence[Any]  # of the cache
     real: Tensor
     chunk: int
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
         index: Any = module.memory_index
-        block: Any = self.memories[index]
-        found = [
-            memory.attend(*heads, self.real, past, scaling, self.chunk)
-            for (memory, *heads), past in zip(block.split(q, k, v), self.layers[index], strict=True)
-        ]
-        return block.join(found)
+        memory: Any = self.memories[index]
+        return memory.attend(q, k, v, self.real, self.layers[index], scaling, self.chunk)
 
 
 def recurrent_attention(
@@ -680,7 +699,7 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = RecurrentConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _no_split_modules = ["BlockMemory"]  # noqa: RUF012
+    _no_split_modules = ["Memory"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = [r"memories\.", *(StitchForCausalLM._keep_in_fp32_modules_strict or ())]  # noqa: RUF012
     _supports_sdpa = True
@@ -692,7 +711,7 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
         make = StitchForCausalLM._from_config if isinstance(base, StitchConfig) else AutoModelForCausalLM.from_config
         self.base: Any = make(base)
         found = attentions(self.base)
-        self.memories = nn.ModuleList([BlockMemory(config, shape_of(m.config), i) for i, m in enumerate(found)])
+        self.memories = nn.ModuleList([Memory(config, shape_of(m.config), i) for i, m in enumerate(found)])
         for index, module in enumerate(found):
             module.memory_index = index
             module.config._attn_implementation = ATTENTION
@@ -743,16 +762,13 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
     ):
         """As in any causal model of transformers; `chunk` replaces the config's."""
         given: Any = inputs_embeds if input_ids is None else input_ids
-        blocks: list[Any] = list(self.memories)
-        memories = sum(len(block) for block in blocks)
-        cache = RecurrentCache(memories, self.histories) if past_key_values is None else past_key_values
+        blocks = len(self.memories)
+        cache = RecurrentCache(blocks, self.histories) if past_key_values is None else past_key_values
         if not isinstance(cache, RecurrentCache):
             raise ValueError(f"the cache must be a RecurrentCache; got a {type(cache).__name__}: leave it out.")
         if position_ids is None:
             position_ids = (torch.arange(given.shape[1], device=given.device) + cache.get_seq_length()).unsqueeze(0)
-        layers: Any = iter(cache.layers)
-        by_block = [[next(layers) for _ in block] for block in blocks]
-        if seams := list(layers):
+        if seams := cache.layers[blocks:]:
             kwargs["histories"] = seams
         out = self.base(
             input_ids=input_ids,
@@ -763,7 +779,7 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache=False,
             logits_to_keep=logits_to_keep,
             return_dict=True,
-            recurrent=Pass(self.memories, by_block, _text(attention_mask, given), chunk or self.config.chunk),  # pyright: ignore
+            recurrent=Pass(self.memories, cache.layers, _text(attention_mask, given), chunk or self.config.chunk),  # pyright: ignore
             **kwargs,
         )
         if use_cache is None:

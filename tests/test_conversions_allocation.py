@@ -19,7 +19,7 @@ from stitch.conversions.recurrence.allocation import (
 from stitch.conversions.recurrence.distil import begin
 from stitch.conversions.recurrence.fit import scores_of
 from stitch.conversions.recurrence.forms import Recipe, beside, state_bytes, wrap
-from stitch.modeling_recurrent import BlockMemory, Memory, RecurrentConfig, RecurrentLayer, Shape
+from stitch.modeling_recurrent import Memory, RecurrentConfig, RecurrentLayer, Shape
 from test_conversions_recurrent import WINDOW, by_token, donor, recurrent, windows
 
 UNEVEN = {"gpt2": (2, 11, 5, 7), "llama": (2, 11), "gpt_bigcode": (6,)}
@@ -35,20 +35,21 @@ def uneven(family: str) -> tuple[tuple[int, ...], ...]:
 @torch.no_grad()
 def test_each_head_does_what_it_would_do_alone(slots):
     shape, config = Shape(groups=3, shared=2, width=4), RecurrentConfig(features="mean", window=5, sinks=1, slots=slots)
-    config.keys = [[2, 9, 2]]
-    block = BlockMemory(config, shape, 0)
-    assert block.heads == [[0, 2], [1]]
-    for parameter in block.parameters():
+    config.keys = [[2, 9, 6]]
+    memory = Memory(config, shape, 0)
+    for parameter in memory.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
     q, k, v = (tiny.noise(2, heads, 20, 4, seed=heads + n) for n, heads in enumerate((6, 3, 3)))
     real = torch.ones(2, 20, dtype=torch.bool)
-    found = block.join([m.attend(*one, real, RecurrentLayer(), 0.5, 8) for m, *one in block.split(q, k, v)])
-    for head, place, index in ((0, 0, 0), (1, 0, 1), (2, 1, 0)):
-        memory: Memory = block[index]  # pyright: ignore
-        alone = Memory(config, Shape(1, 2, 4), 0, config.keys[0][head])
+    past = RecurrentLayer()
+    found = memory.attend(q, k, v, real, past, 0.5, 8)
+    exact = {"keys": past.keys.shape[1], "slots": past.slot_keys.shape[1] if slots else 0}
+    assert exact == ({"keys": 2 + 5 + 5, "slots": 0 + 4 + 1} if slots else {"keys": 17, "slots": 0}), "not a byte more"
+    for head, size in enumerate((2, 9, 6)):
+        config.keys = [[size]]
+        alone = Memory(config, Shape(1, 2, 4), 0)
         for name, parameter in alone.named_parameters():
-            given = memory.get_parameter(name)
-            parameter.copy_(given[place : place + 1] if len(given) == memory.shape.groups else given)
+            parameter.copy_(memory.get_parameter(name)[head : head + 1])
         own = q[:, 2 * head : 2 * head + 2], k[:, head : head + 1], v[:, head : head + 1]
         wanted = alone.attend(*own, real, RecurrentLayer(), 0.5, 8)
         torch.testing.assert_close(found[:, 2 * head : 2 * head + 2], wanted)
@@ -109,9 +110,7 @@ def test_what_a_head_changes_in_all_its_dimensions_counts_as_one():
     module = SimpleNamespace(memory_index=0)
     q, k, v = (tiny.noise(3, heads, 12, 4, seed=heads + n).double() for n, heads in enumerate((4, 2, 2)))
     costs, zero = torch.zeros(2, 1, dtype=torch.float64), torch.zeros((), requires_grad=True)
-    probe = Probe(
-        ModuleList([BlockMemory(config, shape, 0)]), [5], torch.arange(12), [costs], zero
-    )  # the feature says 1
+    probe = Probe(ModuleList([Memory(config, shape, 0)]), [5], torch.arange(12), [costs], zero)  # the feature says 1
     gradient = tiny.noise(3, 4, 12, 4, seed=9).double()
     probe.attend(module, q, k, v, 0.5).backward(gradient)
     ago = torch.arange(12)[:, None] - torch.arange(12)

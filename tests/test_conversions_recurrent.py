@@ -133,7 +133,7 @@ def test_one_key_head_has_one_state():
     """Of a GPTBigCode: not one for each query head."""
     net = recurrent("gpt_bigcode", "mean", window=3)
     cache = net(tiny.ids(1, 9), use_cache=True).past_key_values
-    assert all(layer.state.shape == (1, 1, 1, 8) and layer.keys.shape == (1, 1, 3, 8) for layer in cache.layers)
+    assert all(layer.state.shape == (1, 1, 1, 8) and layer.keys.shape == (1, 3, 8) for layer in cache.layers)
     assert cache_bytes(tiny.model("gpt_bigcode"), 10) == 6 * 10 * 2 * 8 * 4
 
 

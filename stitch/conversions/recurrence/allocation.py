@@ -23,8 +23,8 @@ from stitch.activations import Progress
 from stitch.conversions.donor import Donor
 from stitch.conversions.recurrence.distil import ROWS, begin, fit_attention
 from stitch.conversions.recurrence.fit import RATE, TOKENS_FOR_MOMENTS, TOKENS_PER_STEP, divergence
-from stitch.conversions.recurrence.forms import Recipe, beside
-from stitch.modeling_recurrent import LEAST, Memory, RecurrentForCausalLM
+from stitch.conversions.recurrence.forms import Recipe, beside, memories
+from stitch.modeling_recurrent import LEAST, Memory, RecurrentForCausalLM, by_group
 from stitch.tokens import Windows
 
 Sizes = tuple[tuple[int, ...], ...]  # by block and key head
@@ -47,9 +47,8 @@ def allocate(
     """
     alike = recipe.window + recipe.slots
     sizes = sizes_of(donor.context, alike)
-    blocks: list[Any] = list(net.memories)
-    free = [block[0].recurrent for block in blocks for _ in range(block.shape.groups)]
-    widths = [block.shape.width for block in blocks for _ in range(block.shape.groups)]
+    free = [memory.recurrent for memory in memories(net) for _ in range(memory.shape.groups)]
+    widths = [memory.shape.width for memory in memories(net) for _ in range(memory.shape.groups)]
     plain = Recipe(
         features="mean", window=alike, sinks=recipe.sinks, hidden=recipe.hidden, layers=recipe.layers,
         keys=by_block(net, [alike] * len(free)),
@@ -83,14 +82,13 @@ def sizes_of(context: int, alike: int) -> list[int]:
 
 def by_block(net: RecurrentForCausalLM, flat: Sequence[int]) -> Sizes:
     each = iter(flat)
-    return tuple(tuple(next(each) for _ in range(block.shape.groups)) for block in net.memories)  # pyright: ignore
+    return tuple(tuple(next(each) for _ in range(memory.shape.groups)) for memory in memories(net))
 
 
 def dealt_at_random(net: RecurrentForCausalLM, sizes: Sizes, seed: int) -> Sizes:
     """The same numbers of keys for other heads, of the same width."""
     generator = torch.Generator().manual_seed(seed)
-    blocks: list[Any] = list(net.memories)
-    kinds = [(block.shape.width, block[0].recurrent) for block in blocks for _ in range(block.shape.groups)]
+    kinds = [(memory.shape.width, memory.recurrent) for memory in memories(net) for _ in range(memory.shape.groups)]
     flat, dealt = [size for block in sizes for size in block], [0] * len(kinds)
     for kind in dict.fromkeys(kinds):
         heads = [head for head, one in enumerate(kinds) if one == kind]
@@ -112,18 +110,16 @@ class Probe:
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
         out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
         out = out + self.zero.to(out)
-        block: Any = self.memories[module.memory_index]
+        memory: Any = self.memories[module.memory_index]
         wide = torch.promote_types(q.dtype, torch.float32)
-        if block[0].map is None:
+        if memory.map is None:
             return out
-        parts = block.split(q.detach().to(wide), k.detach().to(wide), v.detach().to(wide))
-        changes = [self.changes(memory, own, keys, values, scaling) for memory, own, keys, values in parts]
+        changes = self.changes(memory, q.detach().to(wide), k.detach().to(wide), v.detach().to(wide), scaling)
         cost = self.costs[module.memory_index]
 
         def see(gradient: Tensor) -> None:
-            g = gradient[:, :, self.rows].to(wide).unflatten(1, (block.shape.groups, -1))
-            for index, found in enumerate(zip(*changes, strict=True)):
-                change = block.join(found).unflatten(1, (block.shape.groups, -1))
+            g = gradient[:, :, self.rows].to(wide).unflatten(1, (memory.shape.groups, -1))
+            for index, change in enumerate(changes):
                 cost[:, index] += (g * change).sum((2, 4)).square().sum((0, 2)).to(cost)
 
         out.register_hook(see)
@@ -131,16 +127,16 @@ class Probe:
 
     @torch.no_grad()
     def changes(self, memory: Memory, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> list[Tensor]:
-        """[batch, heads, rows, width] for every size."""
+        """[batch, groups, shared, rows, width] for every size."""
         q = q.unflatten(1, (memory.shape.groups, -1))
-        q, v = q[:, :, :, self.rows], v[:, :, None]
+        q = q[:, :, :, self.rows]
         column = torch.arange(k.shape[2], device=k.device)
         ago = self.rows[:, None] - column
-        scores = (q @ k[:, :, None].mT * scaling).masked_fill(ago < 0, LEAST)
+        scores = (by_group(q, k.mT) * scaling).masked_fill(ago < 0, LEAST)
         old = memory.map.queries(q * scaling**0.5)[1].expand_as(scores).masked_fill(ago < 0, LEAST)
-        exact, first = scores.softmax(-1) @ v, column < memory.sinks
-        seen = [torch.where((ago < n) | first, scores, old).softmax(-1) @ v for n in self.sizes]
-        return [(one - exact).flatten(1, 2) for one in seen]
+        exact, first = by_group(scores.softmax(-1), v), column < memory.sinks
+        seen = [by_group(torch.where((ago < n) | first, scores, old).softmax(-1), v) for n in self.sizes]
+        return [one - exact for one in seen]
 
 
 def costs_by_size(
@@ -155,8 +151,10 @@ def costs_by_size(
 ) -> list[Float[Tensor, "groups sizes"]]:
     """By block, what each key head costs at each number of exact keys: nats per token, to second order, were it alone."""
     device = surrogate.device
-    blocks: list[Any] = list(surrogate.memories)
-    costs = [torch.zeros(block.shape.groups, len(sizes), dtype=torch.float64, device=device) for block in blocks]
+    costs = [
+        torch.zeros(memory.shape.groups, len(sizes), dtype=torch.float64, device=device)
+        for memory in memories(surrogate)
+    ]
     generator = torch.Generator().manual_seed(seed)
     seen = 0
     for start in range(0, len(windows.ids), batch):

@@ -16,6 +16,7 @@ from stitch.conversions.recurrence.forms import (
     cache_bytes,
     check_convertible,
     dimension_of,
+    memories,
     state_bytes,
     wrap,
 )
@@ -239,7 +240,7 @@ def _state_notes(net: RecurrentForCausalLM, length: int, full: int) -> list[str]
         f"State: {kept:,} bytes per sequence {grows}{what}, {kept / full:.0%} of the donor's cache at {length} tokens."
     ]
     if net.config.keys is not None:
-        converted = [keys for block, keys in zip(net.memories, net.config.keys, strict=True) if block[0].recurrent]  # pyright: ignore
+        converted = [keys for memory, keys in zip(memories(net), net.config.keys, strict=True) if memory.recurrent]
         sizes = sorted(keys for block in converted for keys in block)
         notes.append(
             f"Exact keys by key head: {sizes[0]} to {sizes[-1]}, half of the {len(sizes)} heads have at most "

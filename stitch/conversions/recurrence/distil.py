@@ -9,7 +9,7 @@ and of the whole model KL(donor ‖ recurrent) of the next token.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -29,6 +29,7 @@ from stitch.modeling_recurrent import (
     Priority,
     Random,
     RecurrentForCausalLM,
+    by_group,
 )
 from stitch.tokens import Windows
 
@@ -40,7 +41,7 @@ SOFT = 0.3  # width of a priority's threshold in the gradient, in standard devia
 
 @dataclass(frozen=True)
 class Heads:
-    """What the heads of one memory are given, and how many nats a unit of q·k is."""
+    """What the heads of one block are given, and how many nats a unit of q·k is."""
 
     memory: Memory
     q: Float[Tensor, "batch groups shared tokens width"]
@@ -56,12 +57,11 @@ class Donor:
         self.memories, self.see = memories, see
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-        block: Any = self.memories[module.memory_index]
+        memory: Any = self.memories[module.memory_index]
         wide = torch.promote_types(q.dtype, torch.float32)
-        for memory, own, keys, values in block.split(q.to(wide), k.to(wide), v.to(wide)):
-            if memory.map is not None:
-                own = own.unflatten(1, (memory.shape.groups, memory.shape.shared))
-                self.see(Heads(memory, own, keys, values, scaling))
+        if memory.map is not None:
+            own = q.to(wide).unflatten(1, (memory.shape.groups, memory.shape.shared))
+            self.see(Heads(memory, own, k.to(wide), v.to(wide), scaling))
         return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
 
 
@@ -194,7 +194,7 @@ def attention_loss(
     q, k = heads.q[:, :, :, rows], heads.k
     column = torch.arange(k.shape[2], device=k.device)
     ago = rows[:, None] - column
-    scores = (q @ k[:, :, None].mT * heads.scaling).masked_fill(ago < 0, LEAST)
+    scores = (by_group(q, k.mT) * heads.scaling).masked_fill(ago < 0, LEAST)
     plain_k, log_k = memory.map.keys(k * root)
     plain_q, log_q = memory.map.queries(q * root)
     # What is seen exactly may be extreme. float64, since the future's keys and the past's share one shift here.
@@ -205,40 +205,44 @@ def attention_loss(
     left, right = (log_q - best).exp(), (log_k - shift).exp()
     if plain_k is not None:
         left, right = left * plain_q, right * plain_k
-    old = (left @ right[:, :, None].mT).clamp_min(1e-300).log() + best
-    exact = (ago < memory.window) | (column < memory.sinks)
+    old = by_group(left, right.mT).clamp_min(1e-300).log() + best
+    exact = (ago < by_head(memory.windows, k)) | (column < memory.sinks)
     logs, old = scores, old.to(scores)
     if memory.priority is not None:
         kept = kept_weights(memory, memory.priority(k * root, heads.v, column), ~exact)[:, :, None]
         best = torch.maximum(scores, old).detach()
         logs = (kept * (scores - best).exp() + (1 - kept) * (old - best).exp()).clamp_min(1e-30).log() + best
         old = logs
-    logs = torch.where(exact, scores, old).masked_fill(ago < 0, LEAST).log_softmax(-1)
+    logs = torch.where(exact[:, None], scores, old).masked_fill(ago < 0, LEAST).log_softmax(-1)
     target = scores.log_softmax(-1)
     p = target.exp()
     attention = (p * (target - logs)).sum(-1).mean()
     if not outputs:
         return attention, attention.new_zeros(())
-    v = heads.v[:, :, None]
-    wanted = p @ v
+    wanted = by_group(p, heads.v)
     scale = (wanted - wanted.mean((0, 3), keepdim=True)).square().mean()
-    return attention, ((logs.exp() - p) @ v).square().mean() / scale
+    return attention, by_group(logs.exp() - p, heads.v).square().mean() / scale
+
+
+def by_head(sizes: Sequence[int], like: Tensor) -> Int64[Tensor, "groups 1 1"]:
+    return torch.tensor(sizes, device=like.device)[:, None, None]
 
 
 def kept_weights(
-    memory: Memory, priority: Float[Tensor, "batch groups tokens"], old: Bool[Tensor, "rows tokens"]
+    memory: Memory, priority: Float[Tensor, "batch groups tokens"], old: Bool[Tensor, "groups rows tokens"]
 ) -> Float[Tensor, "batch groups rows tokens"]:
     """1 where an old key has a slot, else 0, with the gradient of a sigmoid about the threshold (straight through)."""
     ranked = priority[:, :, None].masked_fill(~old, -math.inf)
-    tokens = ranked.shape[-1]
-    if memory.slots >= tokens:
-        return torch.ones_like(ranked)
-    best = ranked.topk(memory.slots + 1, -1).values
-    last, next = best[..., -2:-1], best[..., -1:]
+    slots, most = by_head(memory.slots, priority), min(max(memory.slots) + 1, ranked.shape[-1])
+    best = nn.functional.pad(
+        ranked.topk(most, -1).values, (0, 1), value=-math.inf
+    )  # where all keys have slots, none is next
+    place = slots.clamp_max(most).expand(*ranked.shape[:-1], 1)
+    last, next = best.gather(-1, (place - 1).clamp_min(0)), best.gather(-1, place)
     threshold = torch.where(next > -math.inf, (last + next) / 2, torch.full_like(last, LEAST))
     above = priority[:, :, None] - threshold
     soft = (above / (SOFT * priority.std(-1).detach().clamp_min(1e-6)[..., None, None])).sigmoid()
-    return (above > 0).to(soft) + soft - soft.detach()
+    return ((above > 0).to(soft) + soft - soft.detach()) * (slots > 0)
 
 
 def fit_attention(

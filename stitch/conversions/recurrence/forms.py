@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from stitch.composite import copy_translations
 from stitch.errors import UsageError
 from stitch.modeling_composite import parts_of, sliding_windows
-from stitch.modeling_recurrent import BlockMemory, Memory, RecurrentConfig, RecurrentForCausalLM, attentions, shape_of
+from stitch.modeling_recurrent import Memory, RecurrentConfig, RecurrentForCausalLM, attentions, shape_of
 from stitch.models import Model
 
 CHUNK = 64
@@ -85,14 +85,14 @@ def beside(net: RecurrentForCausalLM, recipe: Recipe) -> RecurrentForCausalLM:
     twin._modules = dict(net._modules)
     twin.config = recipe.config(net.config.base_config)
     shapes = [shape_of(module.config) for module in attentions(net.base)]
-    blocks = [BlockMemory(twin.config, shape, layer) for layer, shape in enumerate(shapes)]
+    blocks = [Memory(twin.config, shape, layer) for layer, shape in enumerate(shapes)]
     twin.memories = nn.ModuleList(blocks).to(net.device).eval()
     return twin
 
 
 def memories(net: RecurrentForCausalLM) -> list[Memory]:
     """Of all blocks, in order."""
-    return [memory for block in net.memories for memory in block]  # pyright: ignore
+    return list(net.memories)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
