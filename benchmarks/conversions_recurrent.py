@@ -10,9 +10,8 @@ At every share of the donor's cache, each row in as many bytes, the first key ex
 and with exact keys shared out among heads by need, `allocation.py`:
 
     tail by head, slots by head
-    hybrid by head      slots with an eighth as many features as a head has dimensions
-    hedgehog by head    half as many features as dimensions, and the last keys
-    double by head      twice as many, and the last keys, where these leave room
+    hybrid by head      slots with an eighth as many features as a head has dimensions, where the state is small
+    double by head      twice as many features as dimensions, and the last keys, where these leave room
     slots at random     the sizes of `slots by head` dealt to heads at random
 
 and at sizes of their own:
@@ -29,6 +28,7 @@ windows, fit tokens and steps; what comes first does not change what follows.
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ from torch import Tensor, nn
 
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.recurrence.allocation import Sizes, allocate, dealt_at_random
-from stitch.conversions.recurrence.fit import fit, scores_of
+from stitch.conversions.recurrence.distil import Moments
+from stitch.conversions.recurrence.fit import fit, moments_of, scores_of
 from stitch.conversions.recurrence.forms import (
     Recipe,
     as_many_bytes,
@@ -57,13 +58,11 @@ from stitch.modeling_recurrent import LEAST, RecurrentForCausalLM, attentions, b
 SHARES = (0.1, 0.2, 0.4)
 BY_HEAD = " by head"
 AT_RANDOM = "slots at random"
-AT_SHARES = (
-    *("tail", "window", "slots"),
-    *("slots by head", "tail by head", "hybrid by head", "hedgehog by head", "double by head", AT_RANDOM),
-)
+AT_SHARES = ("tail", "window", "slots", "slots by head", "tail by head", "hybrid by head", "double by head", AT_RANDOM)
+SMALL = 0.2  # largest share with `hybrid`: at more its few features change nothing
 STYLES = {
     "window": ("#9a9a9a", "-"), "tail": ("black", "-"), "slots": ("#3f8f4f", "-"), "hindsight": ("#bbbbbb", "--"),
-    "tail by head": ("black", ":"), "slots by head": ("#3f8f4f", ":"), "hedgehog by head": ("#3b6fb6", ":"),
+    "tail by head": ("black", ":"), "slots by head": ("#3f8f4f", ":"),
     "double by head": ("#d99a3a", ":"), "hybrid by head": ("#c0504d", ":"), AT_RANDOM: ("#8a63b0", ":"),
     "pure": ("#d99a3a", "-"),
 }  # fmt: skip
@@ -110,11 +109,10 @@ def at_share(share: float, context: int, width: int, fitted: dict[str, Any]) -> 
     }
     few = max(1, width // 8)
     fewer = slots - -(-few * (width + 2) // (2 * width + 1))
-    if fewer > 0:
+    if fewer > 0 and share <= SMALL:
         found["hybrid"] = Recipe(features="hedgehog", window=window, sinks=1, slots=fewer, dimension=few, **fitted)
-    for kind, dimension in (("hedgehog", width // 2), ("double", 2 * width)):
-        if dimension * (width + 2) < 2 * width * (keys - 1):
-            found[kind] = Recipe(features="hedgehog", window=1, sinks=1, dimension=dimension, **fitted)
+    if 2 * width * (width + 2) < 2 * width * (keys - 1):
+        found["double"] = Recipe(features="hedgehog", window=1, sinks=1, dimension=2 * width, **fitted)
     return found
 
 
@@ -146,11 +144,16 @@ def figures(net: RecurrentForCausalLM, donor: Donor, recipe: Recipe, kind: str, 
 
 
 def row(
-    net: RecurrentForCausalLM, donor: Donor, recipe: Recipe, kind: str, rival: Scores | None
+    net: RecurrentForCausalLM,
+    donor: Donor,
+    recipe: Recipe,
+    sums: Sequence[Moments],
+    kind: str,
+    rival: Scores | None,
 ) -> tuple[dict, Scores]:
     """A net fitted and scored on the report split, beside the null of as many bytes."""
     began = time.perf_counter()
-    course = fit(net, donor, recipe)
+    course = fit(net, donor, recipe, sums)
     seconds = time.perf_counter() - began
     score = scores_of({"net": net}, donor, donor.windows["report"])["net"]
     line = figures(net, donor, recipe, kind, score, course)
@@ -189,6 +192,7 @@ def measure(given: argparse.Namespace):
     width = shape_of(attentions(donor.model.net)[0].config).width
     fitted = {"steps": given.steps, "logit_steps": given.logit_steps, "hidden": 2 * width}
     first = wrap(donor.model, Recipe(features="mean", window=1, sinks=1))
+    sums = moments_of(first, donor)
     for share in given.shares:
         recipes, rival = at_share(share, donor.context, width, fitted), None
         like = beside(first, recipes["slots"])
@@ -202,11 +206,11 @@ def measure(given: argparse.Namespace):
             recipe = recipes[base]
             if kind != base:
                 if (of := "slots" if base == "tail" else base) not in shared:
-                    shared[of] = allocate(first, donor, recipes[of])
+                    shared[of] = allocate(first, donor, recipes[of], sums)
                 keys = shared[of] if kind != AT_RANDOM else dealt_at_random(first, shared[of], recipe.seed)
                 recipe = replace(recipe, keys=keys)
             net = beside(first, recipe)
-            line, score = row(net, donor, recipe, kind, rival)
+            line, score = row(net, donor, recipe, sums, kind, rival)
             rival = score if kind == "tail" else rival
             yield {"at": share, **line}
             if kind == "slots" and "hindsight" in given.rows:
@@ -215,12 +219,12 @@ def measure(given: argparse.Namespace):
     own = of_own_size(donor.context, width, fitted)
     for kind in (kind for kind in own if kind in given.rows):
         for recipe in own[kind]:
-            yield row(beside(first, recipe), donor, recipe, kind, None)[0]
+            yield row(beside(first, recipe), donor, recipe, sums, kind, None)[0]
     if "exact" in given.rows:
         recipe = at_share(0.2, donor.context, width, fitted)["slots"]
-        recipe = replace(recipe, keys=allocate(first, donor, recipe))
+        recipe = replace(recipe, keys=allocate(first, donor, recipe, sums))
         net = beside(first, recipe)
-        fit(net, donor, recipe)
+        fit(net, donor, recipe, sums)
         yield exact(net, donor)
 
 

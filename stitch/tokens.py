@@ -36,6 +36,13 @@ class Windows:
         count = -(-tokens // self.context)
         return Windows(self.ids[:count], self.document[:count])
 
+    def spread(self, tokens: int) -> "Windows":
+        """So many tokens in windows evenly spread over all, of as many documents as may be; documents are numbered anew."""
+        count = min(len(self.ids), max(1, tokens // self.context))
+        rows = torch.linspace(0, len(self.ids) - 1, count).round().long()
+        _, owner = self.document[rows].unique(return_inverse=True)
+        return Windows(self.ids[rows], owner.to(self.document.dtype))
+
 
 def bos_of(tokenizer) -> int:
     """The token that starts a text: BOS, or EOS for the families (Qwen, GPT-NeoX) that have none."""

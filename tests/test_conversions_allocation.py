@@ -16,8 +16,8 @@ from stitch.conversions.recurrence.allocation import (
     share_out,
     sizes_of,
 )
-from stitch.conversions.recurrence.distil import begin
-from stitch.conversions.recurrence.fit import scores_of
+from stitch.conversions.recurrence.distil import begin, moments
+from stitch.conversions.recurrence.fit import moments_of, scores_of
 from stitch.conversions.recurrence.forms import Recipe, beside, state_bytes, wrap
 from stitch.modeling_recurrent import Memory, RecurrentConfig, RecurrentLayer, Shape
 from test_conversions_recurrent import WINDOW, by_token, donor, recurrent, windows
@@ -87,20 +87,21 @@ def test_it_is_saved_and_beams_follow_it(tmp_path):
 def test_a_size_costs_what_it_says():
     """Against the divergence measured with one head changed: to second order, from drawn tokens."""
     one = donor("llama")
-    sizes, many = [2, 20], windows(320, seed=3)
+    sizes, many = [2, 6, 12], windows(320, seed=3)
     net = wrap(one.model, Recipe(features="mean", window=8, sinks=1))
-    begin(net, many, seed=0, batch=32)
-    costs = costs_by_size(net, many, sizes, seed=0, batch=32)
+    sums = moments(net, many, batch=32)
+    begin(net, sums, seed=0)
+    costs = costs_by_size(net, many, sizes, seed=0, batch=8)
     for block, head in ((0, 1), (3, 0)):
         for index, size in enumerate(sizes):
             keys = [[31] * 2 for _ in range(6)]
             keys[block][head] = size
             changed = beside(net, Recipe(features="mean", window=8, sinks=1, keys=tuple(map(tuple, keys))))
-            begin(changed, many, seed=0, batch=32)
+            begin(changed, sums, seed=0)
             score = scores_of({"changed": changed}, one, many)["changed"]
             assert score.kl is not None
             measured = float(score.kl.sum() / score.tokens.sum())
-            assert float(costs[block][head, index]) == pytest.approx(measured, rel=0.2), (block, head, size)
+            assert float(costs[block][head, index]) == pytest.approx(measured, rel=0.15), (block, head, size)
     assert all((cost[:, 0] > cost[:, -1]).all() for cost in costs)
 
 
@@ -170,7 +171,7 @@ def test_heads_that_need_no_keys_get_none():
             weight[: len(weight) if number != 2 else len(weight) // 2] = 0
     recipe = Recipe(features="mean", window=3, sinks=1, hidden=4, steps=2)
     net = wrap(one.model, recipe)
-    found = allocate(net, one, recipe)
+    found = allocate(net, one, recipe, moments_of(net, one))
     assert found[2][1] > 20 and max(size for size in chain(*found) if size != found[2][1]) <= 2
     assert sum(chain(*found)) <= 3 * 12
 
@@ -178,7 +179,7 @@ def test_heads_that_need_no_keys_get_none():
 def test_blocks_that_keep_all_keys_take_no_part():
     one, recipe = donor("llama"), Recipe(features="mean", window=4, sinks=1, hidden=4, steps=2, layers=(1, 4))
     net = wrap(one.model, recipe)
-    found = allocate(net, one, recipe)
+    found = allocate(net, one, recipe, moments_of(net, one))
     assert [min(block) > 0 for block in found] == [False, True, False, False, True, False]
     assert sum(map(sum, found)) <= 4 * 4
     dealt = dealt_at_random(net, found, 0)

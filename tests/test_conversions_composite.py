@@ -23,6 +23,7 @@ from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.seams import entering
 from stitch.conversions.recurrence.allocation import allocate
 from stitch.conversions.recurrence.convert import convert_recurrent
+from stitch.conversions.recurrence.fit import moments_of
 from stitch.conversions.recurrence.forms import Recipe, check_convertible, state_bytes, wrap
 from stitch.errors import UsageError
 from stitch.evaluate import evaluate, whole_model
@@ -204,7 +205,8 @@ def test_a_part_alone_may_be_recurrent_with_the_maps_of_its_model():
 def test_exact_keys_are_shared_out_among_parts_of_other_widths():
     model, recipe = chain("gpt2", "llama"), Recipe(features="mean", window=2, slots=4, sinks=1, hidden=4, steps=2)
     net = wrap(model, recipe)
-    keys = allocate(net, replace(donor(), model=model), recipe)
+    one = replace(donor(), model=model)
+    keys = allocate(net, one, recipe, moments_of(net, one))
     widths = [block.shape.width for block in net.memories]  # pyright: ignore
     assert set(widths) == {8, 10} and len({size for block in keys for size in block}) > 2
     used = sum(width * sum(block) for width, block in zip(widths, keys, strict=True))

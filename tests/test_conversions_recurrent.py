@@ -20,7 +20,7 @@ from stitch.conversions.recurrence.distil import (
     feature_parameters,
     start_priority,
 )
-from stitch.conversions.recurrence.fit import fit
+from stitch.conversions.recurrence.fit import fit, moments_of
 from stitch.conversions.recurrence.forms import (
     Recipe,
     as_many_bytes,
@@ -393,11 +393,11 @@ def test_a_fit_lowers_the_divergence_on_unseen_text():
     one = donor()
     recipe = Recipe(features="hedgehog", window=4, sinks=1, dimension=16, hidden=8, steps=12, logit_steps=3)
     net = wrap(one.model, recipe)
-    course = fit(net, one, recipe)
+    course = fit(net, one, recipe, sums := moments_of(net, one))
     assert course["attention"] < 0.95 * course["start"]
     ours = {name: tensor.clone() for name, tensor in net.memories.state_dict().items()}
     again = wrap(one.model, recipe)
-    fit(again, one, recipe)
+    fit(again, one, recipe, sums)
     assert all(torch.equal(tensor, ours[name]) for name, tensor in again.memories.state_dict().items()), (
         "not repeatable"
     )
@@ -409,10 +409,10 @@ def test_a_fit_that_makes_it_worse_is_undone(monkeypatch):
     monkeypatch.setattr(module, "RATE", 30.0)
     one, recipe = donor(), Recipe(features="hedgehog", window=4, sinks=1, dimension=16, steps=3)
     net = wrap(one.model, recipe)
-    course = fit(net, one, recipe)
+    course = fit(net, one, recipe, sums := moments_of(net, one))
     assert course["attention"] > course["start"]
     untouched = beside(net, recipe)
-    begin(untouched, one.windows["fit"], seed=0, batch=32)
+    begin(untouched, sums, seed=0)
     left, right = net.memories.state_dict(), untouched.memories.state_dict()
     assert all(torch.equal(left[name], right[name]) for name in left)
 

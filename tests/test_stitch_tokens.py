@@ -3,7 +3,7 @@ import torch
 
 import tiny
 from stitch.errors import UsageError
-from stitch.tokens import bos_of, pack, require_same_ids
+from stitch.tokens import Windows, bos_of, pack, require_same_ids
 
 DOCUMENTS = [("a", "hello world, this is the first"), ("b", "and a second one"), ("c", "x" * 50)]
 
@@ -52,3 +52,12 @@ def test_two_tokenizers_are_told_apart_by_the_number_of_ids():
     other.add_tokens(["<one>", "<two>", "<three>"])
     with pytest.raises(UsageError, match="m and n do not: 3 of 131 tokens differ"):
         require_same_ids(same, other, "m", "n")
+
+
+def test_some_windows_are_spread_over_all_documents():
+    ids = torch.arange(40).view(10, 4).int()
+    windows = Windows(ids, torch.arange(10)[:, None].expand(10, 4).int() * 3)
+    some = windows.spread(17)
+    assert some.ids[:, 0].tolist() == [0, 12, 24, 36]
+    assert some.document.unique().tolist() == [0, 1, 2, 3]
+    assert torch.equal(windows.spread(400).ids, ids) and windows.spread(1).ids.shape == (1, 4)

@@ -52,11 +52,11 @@ class Bench:
 
     @cached_property
     def other(self) -> dict[str, Windows]:
-        """The text that costs are searched on, at first and then, and reported on."""
+        """The text that costs are searched on, at first and then, and reported on: they differ much by document."""
         return {
-            "first": spread(self.windows["sweep"], FIRST_TOKENS),
-            "search": spread(self.windows["sweep"], SEARCH_TOKENS),
-            "report": spread(self.windows["report"], REPORT_TOKENS),
+            "first": self.windows["sweep"].spread(FIRST_TOKENS),
+            "search": self.windows["sweep"].spread(SEARCH_TOKENS),
+            "report": self.windows["report"].spread(REPORT_TOKENS),
         }
 
     @cached_property
@@ -85,14 +85,6 @@ class Bench:
     def _other_text(self, changed: dict[str, Tensor], windows: Windows) -> Scores:
         row = {"model": lambda batch: call(self.model, changed, batch.ids)}
         return evaluate(row, windows, vocabulary=self.model.config.vocab_size)["model"]
-
-
-def spread(windows: Windows, tokens: int) -> Windows:
-    """So many tokens in windows evenly spread over all: of many documents, since what an edit costs differs much among them."""
-    count = min(len(windows.ids), max(1, tokens // windows.context))
-    rows = torch.linspace(0, len(windows.ids) - 1, count).round().long()
-    _, owner = windows.document[rows].unique(return_inverse=True)
-    return Windows(windows.ids[rows], owner.to(windows.document.dtype))
 
 
 def open_bench(model: Model, windows: Mapping[Split, Windows]) -> Bench:

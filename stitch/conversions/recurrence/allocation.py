@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from stitch.activations import Progress
 from stitch.conversions.donor import Donor
-from stitch.conversions.recurrence.distil import ROWS, begin, fit_attention
-from stitch.conversions.recurrence.fit import RATE, TOKENS_FOR_MOMENTS, TOKENS_PER_STEP, divergence
+from stitch.conversions.recurrence.distil import Moments, begin, drawn_rows, fit_attention
+from stitch.conversions.recurrence.fit import RATE, divergence, windows_per_step
 from stitch.conversions.recurrence.forms import Recipe, beside, memories
 from stitch.modeling_recurrent import LEAST, Memory, RecurrentForCausalLM, by_group
 from stitch.tokens import Windows
@@ -31,7 +31,7 @@ Sizes = tuple[tuple[int, ...], ...]  # by block and key head
 
 # Sizes to choose from, of 256 keys of the context.
 IN_256 = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
-ROUNDS = 4  # a head's one feature suits the keys beside it: costs are true near the sizes that it was fitted with alone
+ROUNDS = 3  # a head's one feature suits the keys beside it: costs are true near the sizes that it was fitted with alone
 MOST_STEPS = 60  # of these fits
 MEASURED = 16_384  # tokens
 
@@ -40,6 +40,7 @@ def allocate(
     net: RecurrentForCausalLM,
     donor: Donor,
     recipe: Recipe,
+    sums: Sequence[Moments],
     progress: Progress | None = None,
 ) -> Sizes:
     """Exact keys of every key head, together no more bytes than `recipe.window + recipe.slots` for each. Of a few rounds, each
@@ -54,12 +55,12 @@ def allocate(
         keys=by_block(net, [alike] * len(free)),
     )  # fmt: skip
     windows, steps = donor.windows["fit"], min(recipe.steps, MOST_STEPS)
-    batch = max(1, TOKENS_PER_STEP // windows.context)
+    batch = windows_per_step(windows)
     tried: list[tuple[float, Sizes]] = []
     for number in range(ROUNDS):
         task = f"keys by head, {number + 1} of {ROUNDS}"
         surrogate = beside(net, plain)
-        begin(surrogate, windows.first(TOKENS_FOR_MOMENTS), seed=recipe.seed, batch=batch)
+        begin(surrogate, sums, recipe.seed)
         common = {"seed": recipe.seed, "batch": batch, "progress": progress}
         fit_attention(surrogate, windows, steps=steps, rate=RATE, task=f"{task} (steps)", **common)
         assert plain.keys is not None
@@ -159,7 +160,7 @@ def costs_by_size(
     seen = 0
     for start in range(0, len(windows.ids), batch):
         ids = windows.ids[start : start + batch].long().to(device)
-        rows = torch.randperm(ids.shape[1], generator=generator)[:ROWS].sort().values.to(device)
+        rows = drawn_rows(ids.shape[1], batch, generator).to(device)
         zero = torch.zeros((), device=device, requires_grad=True)
         probe = Probe(surrogate.memories, sizes, rows, costs, zero)
         given = surrogate.base(input_ids=ids, use_cache=False, recurrent=probe).logits.float().log_softmax(-1)

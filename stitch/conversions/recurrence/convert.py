@@ -1,5 +1,6 @@
 """A softmax decoder as a recurrent network with fast weights, beside what the same bytes do without them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,8 @@ from stitch.activations import Progress
 from stitch.circuits.spec import Prompts
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.recurrence.allocation import allocate, dealt_at_random
-from stitch.conversions.recurrence.distil import feature_parameters
-from stitch.conversions.recurrence.fit import fit, scores_of
+from stitch.conversions.recurrence.distil import Moments, feature_parameters
+from stitch.conversions.recurrence.fit import fit, moments_of, scores_of
 from stitch.conversions.recurrence.forms import (
     Recipe,
     as_many_bytes,
@@ -87,11 +88,12 @@ def convert_recurrent(
         layers=layers, steps=steps, logit_steps=logit_steps, seed=seed,
     )  # fmt: skip
     net = wrap(model, recipe)
+    sums = moments_of(net, donor)
     if allocation == "measured" and recipe.features in FITTED and recipe.window + recipe.slots > 1:
-        recipe = replace(recipe, keys=allocate(net, donor, recipe, progress))
+        recipe = replace(recipe, keys=allocate(net, donor, recipe, sums, progress))
         net = beside(net, recipe)
-    course = fit(net, donor, recipe, progress=progress)
-    nets = {"converted": net, **nulls(net, donor, recipe, progress)}
+    course = fit(net, donor, recipe, sums, progress=progress)
+    nets = {"converted": net, **nulls(net, donor, recipe, sums, progress)}
     report = {
         "conversion": "recurrent",
         "model": name,
@@ -171,7 +173,11 @@ def _blocks(layers: str, model: Model) -> tuple[int, ...] | None:
 
 
 def nulls(
-    net: RecurrentForCausalLM, donor: Donor, recipe: Recipe, progress: Progress | None = None
+    net: RecurrentForCausalLM,
+    donor: Donor,
+    recipe: Recipe,
+    sums: Sequence[Moments],
+    progress: Progress | None = None,
 ) -> dict[str, RecurrentForCausalLM]:
     """At the bytes of `net`: a window alone; a window, the first key and one feature for all others, fitted as long; where keys
     are shared out, the same numbers of keys dealt to heads at random, fitted as long. And `net`'s feature maps without their fit.
@@ -182,15 +188,15 @@ def nulls(
     plain = replace(tail, features="none", sinks=0, hidden=0)
     found = {"baseline:window": beside(net, as_many_bytes(net, donor.model, plain, length))}
     found["null:window+first+mean"] = beside(net, tail)
-    fit(found["null:window+first+mean"], donor, tail, name="null", progress=progress)
+    fit(found["null:window+first+mean"], donor, tail, sums, name="null", progress=progress)
     if recipe.keys is not None:
         dealt = replace(recipe, keys=dealt_at_random(net, recipe.keys, recipe.seed))
         found["null:keys at random"] = beside(net, dealt)
-        fit(found["null:keys at random"], donor, dealt, name="null", progress=progress)
+        fit(found["null:keys at random"], donor, dealt, sums, name="null", progress=progress)
     if recipe.features in FITTED:
         unfitted = replace(recipe, steps=0, logit_steps=0)
         found["null:unfitted"] = beside(net, unfitted)
-        fit(found["null:unfitted"], donor, unfitted)
+        fit(found["null:unfitted"], donor, unfitted, sums)
     return found
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from stitch.activations import Progress
+from stitch.conversions.recurrence.forms import memories
 from stitch.conversions.teach import adam
 from stitch.modeling_recurrent import (
     LEAST,
@@ -33,7 +34,8 @@ from stitch.modeling_recurrent import (
 )
 from stitch.tokens import Windows
 
-ROWS = 64  # queries drawn from each window: neighbours say nearly the same
+ROWS = 256  # queries drawn from the windows of a step, the same of each: neighbours say nearly the same
+FIRST = 1  # tokens left out of moments: the key of the first is an outlier
 SPREAD = 3.0  # length of a hedgehog's directions before its fit: at 1 it ends higher
 SLOPE = 0.2  # of priorities before their fit, per token: nearly a window, from which slots then depart
 SOFT = 0.3  # width of a priority's threshold in the gradient, in standard deviations of priorities
@@ -74,9 +76,7 @@ def watch(net: RecurrentForCausalLM, ids: Int64[Tensor, "batch tokens"], see: Ca
 
 @dataclass
 class Moments:
-    """Sums over tokens of queries and keys, each scaled by the root of the score's scale, of values, and of their products.
-    Without the first tokens that are kept anyway: their keys are outliers.
-    """
+    """Sums over tokens of queries and keys, each scaled by the root of the score's scale, of values, and of their products."""
 
     count: int
     q: Float[Tensor, "groups shared width"]
@@ -89,9 +89,8 @@ class Moments:
     @classmethod
     def of(cls, heads: Heads) -> "Moments":
         root = heads.scaling**0.5
-        sinks = heads.memory.sinks
-        q, k = heads.q[:, :, :, sinks:].double() * root, heads.k[:, :, sinks:].double() * root
-        v = heads.v[:, :, sinks:].double()
+        q, k = heads.q[:, :, :, FIRST:].double() * root, heads.k[:, :, FIRST:].double() * root
+        v = heads.v[:, :, FIRST:].double()
         return cls(
             k.shape[0] * k.shape[2], q.sum((0, 3)), (q.mT @ q).sum(0), k.sum((0, 2)), (k.mT @ k).sum(0),
             v.sum((0, 2)), v.square().sum((0, 2)),
@@ -101,9 +100,9 @@ class Moments:
         return Moments(*(getattr(self, field.name) + getattr(more, field.name) for field in fields(self)))
 
 
-def begin(net: RecurrentForCausalLM, windows: Windows, *, seed: int, batch: int) -> None:
-    """Starts every feature map in closed form from the means and covariances of queries and keys on `windows`."""
-    found: dict[Memory, Moments] = {}  # in the order of the blocks
+def moments(net: RecurrentForCausalLM, windows: Windows, batch: int) -> list[Moments]:
+    """Of every block that has a feature map, in order: what all recurrent forms of a model begin from."""
+    found: dict[Memory, Moments] = {}
 
     def add(heads: Heads) -> None:
         new, memory = Moments.of(heads), heads.memory
@@ -111,11 +110,22 @@ def begin(net: RecurrentForCausalLM, windows: Windows, *, seed: int, batch: int)
 
     for start in range(0, len(windows.ids), batch):
         watch(net, windows.ids[start : start + batch].long(), add)
+    return list(found.values())
+
+
+def begin(net: RecurrentForCausalLM, sums: Sequence[Moments], seed: int) -> None:
+    """Starts every feature map and priority in closed form."""
     generator = torch.Generator().manual_seed(seed)
-    for memory, sums in found.items():
-        write_start(memory.map, sums, generator)
+    with_map = [memory for memory in memories(net) if memory.map is not None]
+    for memory, own in zip(with_map, sums, strict=True):
+        write_start(memory.map, own, generator)
         if memory.priority is not None:
-            start_priority(memory.priority, sums, generator)
+            start_priority(memory.priority, own, generator)
+
+
+def drawn_rows(tokens: int, batch: int, generator: torch.Generator) -> Int64[Tensor, " rows"]:
+    """Queries that a step of `batch` windows looks at, rising."""
+    return torch.randperm(tokens, generator=generator)[: max(1, ROWS // batch)].sort().values
 
 
 @torch.no_grad()
@@ -263,7 +273,7 @@ def fit_attention(
     course: list[float] = []
 
     def one(ids: Tensor) -> None:
-        rows = torch.randperm(ids.shape[1], generator=generator)[:ROWS].sort().values.to(net.device)
+        rows = drawn_rows(ids.shape[1], len(ids), generator).to(net.device)
         found = []
 
         def see(heads: Heads) -> None:

@@ -1,13 +1,13 @@
 """A recurrent form fitted to its donor, stage by stage, each kept if it helps on text that was not fitted on."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from stitch.activations import Progress
 from stitch.conversions.donor import Donor
-from stitch.conversions.recurrence.distil import begin, feature_parameters, fit_attention
+from stitch.conversions.recurrence.distil import Moments, begin, feature_parameters, fit_attention, moments
 from stitch.conversions.recurrence.forms import Recipe
 from stitch.conversions.teach import taught
 from stitch.errors import StitchError
@@ -18,24 +18,28 @@ from stitch.tokens import Windows
 RATE, RATE_BY_LOGITS = 1e-2, 3e-3  # of Adam
 TOKENS_PER_STEP = 1024
 TOKENS_FOR_MOMENTS = 16_384
+SWEEP_TOKENS = 8_192  # that stages are compared on
 
 
 def fit(
     net: RecurrentForCausalLM,
     donor: Donor,
     recipe: Recipe,
+    sums: Sequence[Moments],
     *,
     name: str = "converted",
     progress: Progress | None = None,
 ) -> dict:
-    """Feature maps from moments, then `steps` by attention, then `logit_steps` by the next token's distribution, each kept if
-    KL(donor ‖ recurrent) on the sweep split is lower for it. Returns that KL after each stage, in nats per token.
+    """Feature maps from the donor's moments, then `steps` by attention, then `logit_steps` by the next token's distribution, each
+    kept if KL(donor ‖ recurrent) on the sweep split is lower for it. Returns that KL after each stage, in nats per token.
     """
     if not feature_parameters(net):
         return {}
+    begin(net, sums, recipe.seed)
+    if not (recipe.steps or recipe.logit_steps):
+        return {}
     windows = donor.windows["fit"]
-    batch = max(1, TOKENS_PER_STEP // windows.context)
-    begin(net, windows.first(TOKENS_FOR_MOMENTS), seed=recipe.seed, batch=batch)
+    batch = windows_per_step(windows)
     course = {"start": divergence(net, donor)}
     kept, least = copy.deepcopy(net.memories.state_dict()), course["start"]
     common = {"batch": batch, "seed": recipe.seed, "progress": progress}
@@ -55,9 +59,19 @@ def fit(
     return course
 
 
+def windows_per_step(windows: Windows) -> int:
+    return max(1, TOKENS_PER_STEP // windows.context)
+
+
+def moments_of(net: RecurrentForCausalLM, donor: Donor) -> list[Moments]:
+    """Of the donor's text to fit on, for any recurrent form of it with a feature map in the same blocks as `net`."""
+    windows = donor.windows["fit"]
+    return moments(net, windows.first(TOKENS_FOR_MOMENTS), windows_per_step(windows))
+
+
 def divergence(net: RecurrentForCausalLM, donor: Donor) -> float:
     """KL(donor ‖ recurrent) on the sweep split, nats per token."""
-    scores = scores_of({"net": net}, donor, donor.windows["sweep"])["net"]
+    scores = scores_of({"net": net}, donor, donor.windows["sweep"].spread(SWEEP_TOKENS))["net"]
     assert scores.kl is not None
     return float(scores.kl.sum() / scores.tokens.sum())
 
