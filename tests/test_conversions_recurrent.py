@@ -265,12 +265,14 @@ def test_slots_keep_the_best_old_keys_and_features_the_rest(window, chunk):
     torch.testing.assert_close(found, logs.softmax(-1) @ v.repeat_interleave(2, 1), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("slope", [1.0, 0.0])
 @torch.no_grad()
-def test_slots_by_position_are_a_window():
+def test_slots_by_position_are_a_window(slope):
+    """Also where all priorities are equal: of two alike the later stays."""
     model, ids = tiny.model("llama"), tiny.ids(2, 30)
     net = wrap(model, Recipe(features="none", window=2, sinks=1, slots=5))
     for memory in memories(net):
-        memory.priority.slope.fill_(1.0)
+        memory.priority.slope.fill_(slope)
     wanted = wrap(model, Recipe(features="none", window=7, sinks=1))(ids).logits
     assert (net(ids, chunk=8).logits - wanted).abs().max() <= 5e-5
 
