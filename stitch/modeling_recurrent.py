@@ -1,7 +1,7 @@
 """A softmax decoder as a recurrent network: a state of constant size in place of a cache that grows.
 
-This file needs torch, transformers and modeling_composite.py, for composites: both travel with every checkpoint, which then
-loads with
+This file needs torch, transformers, modeling_features.py and, for composites, modeling_composite.py: they travel with every
+checkpoint, which then loads with
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
@@ -33,6 +33,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .modeling_composite import StitchConfig, StitchForCausalLM, TranslationModule, config_of, parts_of
+from .modeling_features import Features, Hedgehog, Identity, Mean, Priority, Random, Shape, Taylor
 
 ATTENTION = "stitch_recurrent"
 LEAST = -1e30  # in place of −∞ where a difference is taken
@@ -85,163 +86,6 @@ class RecurrentConfig(PreTrainedConfig):
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.setdefault(name, getattr(base_config, name, None))
         super().__init__(**kwargs)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Of a block's attention: `shared` query heads read each of `groups` key heads."""
-
-    groups: int
-    shared: int
-    width: int
-
-
-# Feature maps. Keys [batch, groups, tokens, width] and queries [batch, groups, shared, tokens, width], both scaled so that their
-# product is the score, become (plain, log): φ = plain · exp(log), of which plain may be None (ones) and log may have one column.
-Features = tuple[Tensor | None, Tensor]
-
-
-class Exponents(nn.Module):
-    """xᵀAx + Wx + b, plus an MLP where there are `hidden` units: logs of features, for each head its own. A may be left out."""
-
-    def __init__(self, heads: tuple[int, ...], width: int, dimension: int, hidden: int, quadratic: bool = True):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(*heads, dimension, width))
-        self.bias = nn.Parameter(torch.zeros(*heads, dimension))
-        # One scalar for all features: how large x is.
-        self.square = nn.Parameter(torch.zeros(*heads, width, width)) if quadratic else None
-        self.up = nn.Parameter(torch.zeros(*heads, hidden, width)) if hidden else None
-        self.up_bias = nn.Parameter(torch.zeros(*heads, hidden)) if hidden else None
-        self.down = nn.Parameter(torch.zeros(*heads, dimension, hidden)) if hidden else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, *heads, tokens, width] → [batch, *heads, tokens, dimension]"""
-        y = x @ self.weight.to(x).mT + self.bias.to(x).unsqueeze(-2)
-        if self.square is not None:
-            y = y + (x @ self.square.to(x) * x).sum(-1, keepdim=True)
-        if self.up is None or self.up_bias is None or self.down is None:
-            return y
-        return y + nn.functional.silu(x @ self.up.to(x).mT + self.up_bias.to(x).unsqueeze(-2)) @ self.down.to(x).mT
-
-
-class Hedgehog(nn.Module):
-    """φ(x) = exp(Wx + …), see `Exponents`: each query head and each key group its own.
-
-    Hedgehog (Zhang et al. 2024) has W = [U; −U] alone, which is where fitting starts from.
-    """
-
-    def __init__(self, shape: Shape, dimension: int, hidden: int):
-        super().__init__()
-        self.dimension = self.scales = dimension
-        self.key = Exponents((shape.groups,), shape.width, dimension, hidden)
-        self.query = Exponents((shape.groups, shape.shared), shape.width, dimension, hidden)
-
-    def keys(self, k: Tensor) -> Features:
-        return None, self.key(k)
-
-    def queries(self, q: Tensor) -> Features:
-        return None, self.query(q)
-
-
-class Mean(nn.Module):
-    """One feature, 1 for every key: old keys are remembered by the mean of their values; the query says how much it weighs."""
-
-    dimension = scales = 1
-
-    def __init__(self, shape: Shape, hidden: int):
-        super().__init__()
-        self.query = Exponents((shape.groups, shape.shared), shape.width, 1, hidden)
-
-    def keys(self, k: Tensor) -> Features:
-        return None, torch.zeros_like(k[..., :1])
-
-    def queries(self, q: Tensor) -> Features:
-        return None, self.query(q)
-
-
-class Centred(nn.Module):
-    """Features of keys minus their mean and queries minus their group's mean.
-
-    q·k = q'·k' + q·μ_k + μ_q·k': the second term is the query's log weight, the third the key's.
-    """
-
-    features: Callable[[Tensor], Features]  # of what is centred: a method of each kind
-
-    def __init__(self, shape: Shape):
-        super().__init__()
-        self.key_mean = nn.Parameter(torch.zeros(shape.groups, shape.width))
-        self.query_mean = nn.Parameter(torch.zeros(shape.groups, shape.width))
-
-    def keys(self, k: Tensor) -> Features:
-        centred = k - self.key_mean.to(k)[:, None]
-        plain, log = self.features(centred)
-        return plain, log + centred @ self.query_mean.to(k).unsqueeze(-1)
-
-    def queries(self, q: Tensor) -> Features:
-        plain, log = self.features(q - self.query_mean.to(q)[:, None, None])
-        return plain, log + q @ self.key_mean.to(q)[:, None, :, None]
-
-
-class Taylor(Centred):
-    """1 + s + s²/2 in place of e^s, s = q'·k': 1 + d + d(d+1)/2 features."""
-
-    scales = 1
-
-    def __init__(self, shape: Shape):
-        super().__init__(shape)
-        self.dimension = 1 + shape.width + shape.width * (shape.width + 1) // 2
-
-    def features(self, x: Tensor) -> Features:
-        first, second = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
-        pairs = x[..., first] * x[..., second] * torch.where(first == second, 0.5, 1.0).to(x).sqrt()
-        return torch.cat([torch.ones_like(x[..., :1]), x, pairs], -1), torch.zeros_like(x[..., :1])
-
-
-class Random(Centred):
-    """Positive random features (Choromanski et al. 2021): E[φ(q')·φ(k')] = e^{q'·k'}, φ(x) = exp(Wx − |x|²/2) / √D."""
-
-    def __init__(self, shape: Shape, dimension: int):
-        super().__init__(shape)
-        self.dimension = self.scales = dimension
-        self.directions = nn.Parameter(torch.zeros(shape.groups, dimension, shape.width))
-
-    def features(self, x: Tensor) -> Features:
-        directions = self.directions.to(x)
-        projected = x @ (directions if x.ndim == 4 else directions[:, None]).mT
-        return None, projected - x.square().sum(-1, keepdim=True) / 2 - math.log(self.dimension) / 2
-
-
-class Identity(nn.Module):
-    """φ(x) = x: linear attention."""
-
-    scales = 1
-
-    def __init__(self, shape: Shape):
-        super().__init__()
-        self.dimension = shape.width
-
-    def keys(self, k: Tensor) -> Features:
-        return k, torch.zeros_like(k[..., :1])
-
-    queries = keys
-
-
-class Priority(nn.Module):
-    """Which old keys are kept: a function of key and value, each brought to mean 0 and variance 1, plus `slope` per token of
-    position, so that the later of two equal keys stays. With a large slope slots are a window.
-    """
-
-    def __init__(self, shape: Shape, hidden: int):
-        super().__init__()
-        self.mean = nn.Parameter(torch.zeros(shape.groups, 2 * shape.width), requires_grad=False)
-        self.scale = nn.Parameter(torch.ones(shape.groups, 2 * shape.width), requires_grad=False)
-        self.slope = nn.Parameter(torch.zeros(shape.groups))
-        self.read = Exponents((shape.groups,), 2 * shape.width, 1, hidden, quadratic=False)
-
-    def forward(self, k: Tensor, v: Tensor, position: Tensor) -> Tensor:
-        """Keys and values [batch, groups, tokens, width], their positions [tokens] → [batch, groups, tokens]."""
-        x = (torch.cat([k, v], -1) - self.mean.to(k)[:, None]) * self.scale.to(k)[:, None]
-        return self.read(x).squeeze(-1) + self.slope.to(k)[:, None] * position.to(k)
 
 
 class Memory(nn.Module):

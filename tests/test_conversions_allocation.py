@@ -19,7 +19,8 @@ from stitch.conversions.recurrence.allocation import (
 from stitch.conversions.recurrence.distil import begin, moments
 from stitch.conversions.recurrence.fit import moments_of, scores_of
 from stitch.conversions.recurrence.forms import Recipe, beside, state_bytes, wrap
-from stitch.modeling_recurrent import Memory, RecurrentConfig, RecurrentLayer, Shape
+from stitch.modeling_features import Shape
+from stitch.modeling_recurrent import Memory, RecurrentConfig, RecurrentLayer
 from test_conversions_recurrent import WINDOW, by_token, donor, recurrent, windows
 
 UNEVEN = {"gpt2": (2, 11, 5, 7), "llama": (2, 11), "gpt_bigcode": (6,)}

@@ -33,14 +33,8 @@ from stitch.conversions.recurrence.forms import (
 )
 from stitch.conversions.recurrence.recall import DISTINCT, recall_prompts
 from stitch.errors import UsageError
-from stitch.modeling_recurrent import (
-    Memory,
-    RecurrentCache,
-    RecurrentConfig,
-    RecurrentForCausalLM,
-    RecurrentLayer,
-    Shape,
-)
+from stitch.modeling_features import Shape
+from stitch.modeling_recurrent import Memory, RecurrentCache, RecurrentConfig, RecurrentForCausalLM, RecurrentLayer
 from stitch.models import load, register_composites
 from stitch.sources import Source
 from stitch.tokens import Windows

@@ -146,10 +146,14 @@ def test_sae_lens_is_imported_only_inside_functions():
 
 @pytest.mark.parametrize(
     ("file", "beside"),
-    [("stitch/modeling_composite.py", ()), ("stitch/modeling_recurrent.py", ("stitch.modeling_composite.",))],
+    [
+        ("stitch/modeling_composite.py", ()),
+        ("stitch/modeling_features.py", ()),
+        ("stitch/modeling_recurrent.py", ("stitch.modeling_composite.", "stitch.modeling_features.")),
+    ],
 )
 def test_the_code_that_ships_with_checkpoints_stands_alone(file, beside):
-    """But for a file that travels with it, which it must import relatively to be found there."""
+    """But for files that travel with it, which it must import relatively to be found there."""
     allowed = sys.stdlib_module_names | {"torch", "transformers"}
     found = [each for each in IMPORTS if each.file == file]
     assert found, f"{file} imports nothing: has it moved?"

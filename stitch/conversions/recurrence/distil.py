@@ -20,18 +20,8 @@ from torch import Tensor, nn
 from stitch.activations import Progress
 from stitch.conversions.recurrence.forms import memories
 from stitch.conversions.teach import adam
-from stitch.modeling_recurrent import (
-    LEAST,
-    Centred,
-    Exponents,
-    Hedgehog,
-    Mean,
-    Memory,
-    Priority,
-    Random,
-    RecurrentForCausalLM,
-    by_group,
-)
+from stitch.modeling_features import Centred, Exponents, Hedgehog, Mean, Priority, Random
+from stitch.modeling_recurrent import LEAST, Memory, RecurrentForCausalLM, by_group
 from stitch.tokens import Windows
 
 ROWS = 256  # queries drawn from the windows of a step, the same of each: neighbours say nearly the same
