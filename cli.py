@@ -933,7 +933,7 @@ def recurrent(
     tokens: Annotated[int, typer.Option(help="Tokens to fit on.")] = 65_536,
     held_out: Annotated[int, typer.Option(help="Tokens to choose on, and as many to report on.")] = 32_768,
     context: Context = None,
-    steps: Annotated[int, typer.Option(help="Of fitting feature maps by each block's attention.")] = 400,
+    steps: Annotated[int, typer.Option(help="Of fitting feature maps by what each block's attention gives.")] = 400,
     logit_steps: Annotated[int, typer.Option(help="Of fitting them by what the whole model says next.")] = 200,
     seed: Seed = 0,
     device: Device = "auto",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from stitch.activations import Progress
 from stitch.conversions.donor import Donor
-from stitch.conversions.recurrence.distil import Moments, begin, drawn_rows, fit_attention
+from stitch.conversions.recurrence.distil import Moments, begin, drawn_rows, fit_outputs
 from stitch.conversions.recurrence.fit import RATE, divergence, windows_per_step
 from stitch.conversions.recurrence.forms import Recipe, beside, memories
 from stitch.modeling_recurrent import LEAST, Memory, RecurrentForCausalLM, by_group
@@ -62,7 +62,7 @@ def allocate(
         surrogate = beside(net, plain)
         begin(surrogate, sums, recipe.seed)
         common = {"seed": recipe.seed, "batch": batch, "progress": progress}
-        fit_attention(surrogate, windows, steps=steps, rate=RATE, task=f"{task} (steps)", **common)
+        fit_outputs(surrogate, windows, steps=steps, rate=RATE, task=f"{task} (steps)", **common)
         assert plain.keys is not None
         tried.append((divergence(surrogate, donor), plain.keys))
         if number + 1 < ROUNDS:

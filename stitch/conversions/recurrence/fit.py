@@ -7,7 +7,7 @@ from torch import nn
 
 from stitch.activations import Progress
 from stitch.conversions.donor import Donor
-from stitch.conversions.recurrence.distil import Moments, begin, feature_parameters, fit_attention, moments
+from stitch.conversions.recurrence.distil import Moments, begin, feature_parameters, fit_outputs, moments
 from stitch.conversions.recurrence.forms import Recipe
 from stitch.conversions.teach import taught
 from stitch.errors import StitchError
@@ -30,8 +30,9 @@ def fit(
     name: str = "converted",
     progress: Progress | None = None,
 ) -> dict:
-    """Feature maps from the donor's moments, then `steps` by attention, then `logit_steps` by the next token's distribution, each
-    kept if KL(donor ‖ recurrent) on the sweep split is lower for it. Returns that KL after each stage, in nats per token.
+    """Feature maps from the donor's moments, then `steps` by what attention gives, then `logit_steps` by the next token's
+    distribution, each kept if KL(donor ‖ recurrent) on the sweep split is lower for it. Returns that KL after each stage, in nats
+    per token.
     """
     if not feature_parameters(net):
         return {}
@@ -43,11 +44,11 @@ def fit(
     course = {"start": divergence(net, donor)}
     kept, least = copy.deepcopy(net.memories.state_dict()), course["start"]
     common = {"batch": batch, "seed": recipe.seed, "progress": progress}
-    for stage, steps in (("attention", recipe.steps), ("logits", recipe.logit_steps)):
+    for stage, steps in (("outputs", recipe.steps), ("logits", recipe.logit_steps)):
         if not steps:
             continue
-        if stage == "attention":
-            fit_attention(net, windows, steps=steps, rate=RATE, task=f"{name}: by attention (steps)", **common)
+        if stage == "outputs":
+            fit_outputs(net, windows, steps=steps, rate=RATE, task=f"{name}: by outputs (steps)", **common)
         else:
             task = f"{name}: by logits (steps)"
             of_maps = feature_parameters(net)
