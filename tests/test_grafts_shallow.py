@@ -154,7 +154,7 @@ def test_a_shallow_host_has_the_behaviour_of_a_deep_donor_and_no_control_has(
         json.dumps({"model_type": "llama", "max_position_embeddings": 128, **BIASED, **shape, "head_dim": 64})
     )
     host = read_host(path, deep, 0)
-    chosen = squeezed(deep, "induction", choose(deep, "induction", count=24), host, keep=0.98)
+    chosen = squeezed(deep, "induction", choose(deep, "induction", count=12), host, keep=0.98)
     assert chosen.shallow is not None and len(chosen.shallow.arrangement.groups) == 2
     plan = make_plan(
         deep, "induction", chosen.kept, chosen.means, chosen.first, host, Room.of(host), shallow=chosen.shallow
@@ -172,7 +172,7 @@ def test_a_shallow_host_has_the_behaviour_of_a_deep_donor_and_no_control_has(
     given = tmp_path / "graft.json"
     given.write_text(json.dumps({"grafts": [entry]}))
     monkeypatch.setattr("stitch.grafts.rearranged.squeeze", None)
-    again = graft([Wish(str(deep.folder), "induction", given)], str(path), tmp_path / "out", count=24)["grafts"][0]
+    again = graft([Wish(str(deep.folder), "induction", given)], str(path), tmp_path / "out", count=12)["grafts"][0]
     assert (again["circuit"], again["plan"]["arrangement"]) == (entry["circuit"], entry["plan"]["arrangement"])
     assert {row["name"]: row["right"] for row in again["results"]}["host, grafted"] == scores["host, grafted"]
 
