@@ -294,12 +294,12 @@ def read_back(folder: Path):
 def made(root, tmp_path_factory) -> tuple[Path, dict[str, dict]]:
     folder, text = tmp_path_factory.mktemp("converted"), str(root / "text.jsonl")
     found = {}
-    for name, steps in (("two", 2), ("three", 0)):
+    for name, steps, allocation in (("two", 2, "measured"), ("three", 0, "uniform")):
         given: dict = dict(text=text, **SMALL)
         out = folder / f"heads-{name}"
         found[f"heads-{name}"] = convert_heads(str(root / name), out, kv_heads=1, steps=steps, **given)
         found[f"recurrent-{name}"] = convert_recurrent(
-            str(root / name), folder / f"recurrent-{name}", window=4, steps=6, logit_steps=1, **given
+            str(root / name), folder / f"recurrent-{name}", window=4, steps=6, logit_steps=1, allocation=allocation, **given
         )  # fmt: skip
     (folder.parent / "note.txt").write_text("Zoe keeps 3 owls and a fox. Zoe: fox.")
     found["consolidate-three"] = consolidate(
