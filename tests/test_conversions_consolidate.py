@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -238,6 +239,22 @@ def test_scaling_begins_where_it_is_told_and_ends_when_near_enough():
 
 def test_scaling_ends_where_an_edit_costs_nothing():
     assert slow.scale_to_cost(lambda s: -0.001 * s, 0.02) == slow.LARGEST
+
+
+def test_an_edit_is_scaled_on_more_text_than_the_search_begins_with(pico, monkeypatch):
+    """Twice as dear on few tokens as on many: the many count, and are read in few tries."""
+    monkeypatch.setattr(memory, "FIRST_TOKENS", 64)
+    bench, read = bench_of(pico.model), []
+
+    def other_text(self, changed, windows):
+        read.append(windows.tokens)
+        return SimpleNamespace(ce=1.0 + (changed or 0.0) ** 2 * (0.08 if windows.tokens == 64 else 0.04))
+
+    monkeypatch.setattr(memory, "parameters", lambda model, edit, scale: scale)
+    monkeypatch.setattr(memory.Bench, "_other_text", other_text)
+    scale = bench.scale({}, 0.02)
+    assert 0.95 * 0.02 <= 0.04 * scale**2 <= 0.02
+    assert len([tokens for tokens in read if tokens != 64]) <= 2 + 3
 
 
 # --- lessons and what is kept ------------------------------------------------------------------------------------------------

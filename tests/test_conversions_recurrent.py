@@ -331,11 +331,13 @@ def donor(family: str = "gpt2") -> Donor:
     return Donor(model, Source(family, model.folder, None, "folder"), splits, splits["sweep"], "random")
 
 
-@pytest.mark.parametrize("slots", [0, 4])
-def test_the_objective_is_that_of_a_second_implementation(slots):
+@pytest.mark.parametrize(("slots", "keys"), [(0, None), (4, None), (0, [[2, 5]]), (4, [[2, 6]])])
+def test_the_objective_is_that_of_a_second_implementation(slots, keys):
     """Pairwise in float64: what is exact, what is old, normalised, against the donor's attention."""
     shape = Shape(groups=2, shared=2, width=4)
-    memory = Memory(RecurrentConfig(features="hedgehog", dimension=6, window=3, sinks=1, slots=slots), shape, 0)
+    config = RecurrentConfig(features="hedgehog", dimension=6, window=3, sinks=1, slots=slots, keys=keys)
+    memory = Memory(config, shape, 0)
+    windows, places = (torch.tensor(one).repeat_interleave(2)[:, None, None] for one in (memory.windows, memory.slots))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in memory.parameters():
@@ -349,11 +351,11 @@ def test_the_objective_is_that_of_a_second_implementation(slots):
     ago = rows[:, None] - rows
     hidden = torch.where(ago < 0, -torch.inf, 0.0)
     p = (scores(q, k) + hidden).softmax(-1)
-    exact = ((ago < 3) | (rows < 1)).expand(2, 4, -1, -1).clone()
+    exact = ((ago < windows) | (rows < 1)).expand(2, 4, -1, -1).clone()
     if slots:
         priority = memory.priority(k * 0.5**0.5, v, rows).repeat_interleave(2, 1)
         ranked = priority[:, :, None].masked_fill(exact | (ago < 0), -torch.inf)
-        exact |= (ranked[..., None, :] > ranked[..., None]).sum(-1) < slots
+        exact |= (ranked[..., None, :] > ranked[..., None]).sum(-1) < places
     ours = (torch.where(exact, scores(q, k), old) + hidden).softmax(-1)
     values = v.repeat_interleave(2, 1)
     given, wanted = ours @ values, p @ values

@@ -234,7 +234,7 @@ def kept_weights(
     threshold = torch.where(next > -math.inf, (last + next) / 2, torch.full_like(last, LEAST))
     above = priority[:, :, None] - threshold
     soft = (above / (SOFT * priority.std(-1).detach().clamp_min(1e-6)[..., None, None])).sigmoid()
-    return ((above > 0).to(soft) + soft - soft.detach()) * (slots > 0)
+    return (above > 0).to(soft) + soft - soft.detach()
 
 
 def fit_outputs(
