@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -248,7 +247,8 @@ def test_an_edit_is_scaled_on_more_text_than_the_search_begins_with(pico, monkey
 
     def other_text(self, changed, windows):
         read.append(windows.tokens)
-        return SimpleNamespace(ce=1.0 + (changed or 0.0) ** 2 * (0.08 if windows.tokens == 64 else 0.04))
+        ce = torch.tensor([1.0 + (changed or 0.0) ** 2 * (0.08 if windows.tokens == 64 else 0.04)], dtype=torch.float64)
+        return Scores(ce, None, None, torch.ones_like(ce))
 
     monkeypatch.setattr(memory, "parameters", lambda model, edit, scale: scale)
     monkeypatch.setattr(memory.Bench, "_other_text", other_text)
