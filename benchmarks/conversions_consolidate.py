@@ -366,7 +366,8 @@ def draw(out: Path, lines: list[dict]) -> None:
                 axes[0].plot(line["kept"][1:], [height, height], color=colour, alpha=0.5)
                 axes[0].plot(line["kept"][0], height, "o", color=colour)
         for kind, key, axis in (("capacity", "documents", axes[1]), ("facts", "facts", axes[2])):
-            points = [line for line in lines if line["kind"] == kind and line["model"] == model]
+            if not (points := [line for line in lines if line["kind"] == kind and line["model"] == model]):
+                continue
             if kind == "capacity":
                 for which, style in (("all", "-"), ("first", ":")):
                     shares = [p["unseen prefix"][which] for p in points]
