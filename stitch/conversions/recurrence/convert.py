@@ -88,7 +88,7 @@ def convert_recurrent(
         layers=layers, steps=steps, logit_steps=logit_steps, seed=seed,
     )  # fmt: skip
     net = wrap(model, recipe)
-    sums = moments_of(net, donor)
+    sums = moments_of(net, donor, progress)
     if allocation == "measured" and recipe.features in FITTED and recipe.window + recipe.slots > 1:
         recipe = replace(recipe, keys=allocate(net, donor, recipe, sums, progress))
         net = beside(net, recipe)

@@ -5,7 +5,8 @@ donor's own (LoLCATs, Zhang et al. 2024):
 
     |Σ_j (p̂_ij − p_ij) v_j|² / Var(Σ_j p_ij v_j)
 
-KL(p ‖ p̂) in its place fits what weighs much though its value says little: at equal steps the model is worse by half and more.
+KL(p ‖ p̂) in its place fits what weighs much though its value says little: after equal steps, models with slots are a third to two
+thirds further from their donor for it (many features and a window alone are a little nearer; benchmarks/README.md).
 """
 
 import math
@@ -90,7 +91,7 @@ class Moments:
         return Moments(*(getattr(self, field.name) + getattr(more, field.name) for field in fields(self)))
 
 
-def moments(net: RecurrentForCausalLM, windows: Windows, batch: int) -> list[Moments]:
+def moments(net: RecurrentForCausalLM, windows: Windows, batch: int, progress: Progress | None = None) -> list[Moments]:
     """Of every block that has a feature map, in order: what all recurrent forms of a model begin from."""
     found: dict[Memory, Moments] = {}
 
@@ -99,7 +100,10 @@ def moments(net: RecurrentForCausalLM, windows: Windows, batch: int) -> list[Mom
         found[memory] = found[memory].plus(new) if memory in found else new
 
     for start in range(0, len(windows.ids), batch):
-        watch(net, windows.ids[start : start + batch].long(), add)
+        ids = windows.ids[start : start + batch].long()
+        watch(net, ids, add)
+        if progress:
+            progress("moments (windows)", start + len(ids), len(windows.ids))
     return list(found.values())
 
 
@@ -226,9 +230,8 @@ def kept_weights(
     """1 where an old key has a slot, else 0, with the gradient of a sigmoid about the threshold (straight through)."""
     ranked = priority[:, :, None].masked_fill(~old, -math.inf)
     slots, most = by_head(memory.slots, priority), min(max(memory.slots) + 1, ranked.shape[-1])
-    best = nn.functional.pad(
-        ranked.topk(most, -1).values, (0, 1), value=-math.inf
-    )  # where all keys have slots, none is next
+    # −∞ at the end: where all keys have slots, none is next.
+    best = nn.functional.pad(ranked.topk(most, -1).values, (0, 1), value=-math.inf)
     place = slots.clamp_max(most).expand(*ranked.shape[:-1], 1)
     last, next = best.gather(-1, (place - 1).clamp_min(0)), best.gather(-1, place)
     threshold = torch.where(next > -math.inf, (last + next) / 2, torch.full_like(last, LEAST))

@@ -32,7 +32,7 @@ def fit(
 ) -> dict:
     """Feature maps from the donor's moments, then `steps` by what attention gives, then `logit_steps` by the next token's
     distribution, each kept if KL(donor ‖ recurrent) on the sweep split is lower for it. Returns that KL after each stage, in nats
-    per token.
+    per token; nothing where there are no steps.
     """
     if not feature_parameters(net):
         return {}
@@ -64,10 +64,10 @@ def windows_per_step(windows: Windows) -> int:
     return max(1, TOKENS_PER_STEP // windows.context)
 
 
-def moments_of(net: RecurrentForCausalLM, donor: Donor) -> list[Moments]:
+def moments_of(net: RecurrentForCausalLM, donor: Donor, progress: Progress | None = None) -> list[Moments]:
     """Of the donor's text to fit on, for any recurrent form of it with a feature map in the same blocks as `net`."""
     windows = donor.windows["fit"]
-    return moments(net, windows.first(TOKENS_FOR_MOMENTS), windows_per_step(windows))
+    return moments(net, windows.first(TOKENS_FOR_MOMENTS), windows_per_step(windows), progress)
 
 
 def divergence(net: RecurrentForCausalLM, donor: Donor) -> float:
