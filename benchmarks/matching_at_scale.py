@@ -2,8 +2,8 @@
 
 Codes are synthetic: at most 32 active features of each model per token, firing rates that fall by a power law, three fifths of
 B's activity a permutation of A's, the rest drawn anew. `dense` is scipy: its sparse product for the whole matrix of correlations
-and its exact solver (up to 16,384 features). Every run is a process of its own, compilation included; codes come in shards from
-disk, as an SAE's do, and peak memory is the operating system's.
+and its exact solver (up to 16,384 features). Every run is a process of its own; what is compiled on a machine's first run stays
+on disk. Codes come in shards from disk, sorted, as an SAE's do, and peak memory is the operating system's.
 """
 
 import argparse
@@ -42,8 +42,13 @@ def write_codes(folder: Path, features: int, tokens: int) -> None:
         for side, cols in (("a", a), ("b", b)):
             values = generator.gamma(2.0, 1.0, shape).astype(np.float32)
             values[repeated(cols)] = 0  # a feature is active once on a token, as in an SAE
-            tensors[f"{side}.values"], tensors[f"{side}.columns"] = values.ravel(), cols.astype(np.int32).ravel()
-            tensors[f"{side}.starts"] = np.arange(0, cols.size + 1, ACTIVE)
+            codes = sp.csr_array(
+                (values.ravel(), cols.ravel(), np.arange(0, cols.size + 1, ACTIVE)), shape=(len(cols), features)
+            )
+            codes.eliminate_zeros()
+            codes.sort_indices()
+            tensors |= {f"{side}.values": codes.data, f"{side}.columns": codes.indices.astype(np.int32)}
+            tensors[f"{side}.starts"] = codes.indptr.astype(np.int64)
         save_file(tensors, folder / f"{shard:05d}.safetensors")
 
 

@@ -33,7 +33,7 @@ def best_matching(
 
 
 @no_type_check  # compiled code has types of its own
-@numba.njit
+@numba.njit(cache=True)
 def _augment(starts, cols, gain, width):
     rows = len(starts) - 1
     col_of = np.full(rows, NONE, np.int64)

@@ -7,14 +7,13 @@ the graph leaves out, and says which.
 """
 
 from dataclasses import dataclass
-from typing import no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Float64
 
 from matching.assignment import assign_with_prices
-from matching.correlations import Correlations, collect, multiply
+from matching.compiled import best_gains
+from matching.correlations import Correlations
 from matching.errors import MatchError
 from matching.graph import with_edges
 from matching.threads import in_parts
@@ -65,7 +64,7 @@ def certify(
 
     def part(start: int, stop: int) -> None:
         found = cols, missed, correlation, best
-        _price(*correlations.arrays(), threshold + prices, looked_at[start:stop], best_known + ROUNDING, *found)
+        best_gains(*correlations.arrays(), threshold + prices, looked_at[start:stop], best_known + ROUNDING, *found)
 
     in_parts(part, correlations.cost[looked_at], correlations.threads)
     certificate = Certificate(float((pairs.scores - threshold).sum()), float(prices.sum() + best.sum()))
@@ -104,23 +103,3 @@ def _most_left_out(candidates: Candidates) -> Float64[np.ndarray, " rows"]:
     full = np.diff(starts) >= complete
     found[full] = candidates.correlation[order][starts[:-1][full] + complete - 1]
     return found
-
-
-@no_type_check  # compiled code has types of its own
-@numba.njit(nogil=True)
-def _price(a, b, scales, work, cost, rows, best_known, cols, missed, correlation, best):
-    """What each of these rows would gain at best, and the pairs that beat what it knows, from the most missed on."""
-    tokens = len(b.starts) - 1
-    for row in rows:
-        best[row] = 0.0
-        for position in range(collect(row, multiply(row, a, b, work), tokens, scales, work)):
-            col, value = work.met[position], work.found[position]
-            left = value - cost[col]
-            best[row] = max(best[row], left)
-            if left > best_known[row] and left > missed[row, -1]:
-                place = cols.shape[1] - 1
-                while place > 0 and left > missed[row, place - 1]:
-                    missed[row, place], cols[row, place] = missed[row, place - 1], cols[row, place - 1]
-                    correlation[row, place] = correlation[row, place - 1]
-                    place -= 1
-                missed[row, place], cols[row, place], correlation[row, place] = left, col, value

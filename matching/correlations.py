@@ -6,22 +6,18 @@ the matrix of 131,072² correlations would have 17 billion entries.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, no_type_check
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt32
 
 from matching import codes
 from matching.codes import Lists
+from matching.compiled import GATHERED, of_pairs
 from matching.errors import MatchError
 from matching.statistics import FeatureMoments, inverse_deviation, shift
 from matching.stream import Batches
 from matching.threads import in_parts
-
-# Tokens whose codes are copied next to each other before they are multiplied. Where they lie, each is a wait for memory;
-# short copies wait together, and long products do not: four times as fast.
-GATHERED = 32
 
 
 class Scales(NamedTuple):
@@ -86,7 +82,7 @@ class Correlations:
 
         def part(start: int, stop: int) -> None:
             pairs = order[ends[start] : ends[stop]]
-            _of(*self.arrays(), rows, cols, pairs, found)
+            of_pairs(*self.arrays(), rows, cols, pairs, found)
 
         in_parts(part, self.cost[lists], self.threads)
         return found
@@ -125,71 +121,6 @@ class Correlations:
             np.empty(longest),
         )
         return self.by_feature, self.by_token, scales, workspace
-
-
-@no_type_check  # compiled code has types of its own
-@numba.njit(nogil=True)
-def multiply(row, a, b, work):
-    """Sums of products of a row of A with all features of B, in `products`; `met` lists where they are, and how many is returned.
-
-    `products` must be 0 before, and `collect` makes it so again.
-    """
-    products, met = work.products, work.met
-    count, entry, end = 0, a.starts[row], a.starts[row + 1]
-    while entry < end:
-        stop = min(entry + np.uint64(GATHERED), end)
-        gathered = np.uint64(0)
-        for place in range(entry, stop):
-            token, value = a.numbers[place], np.float64(a.values[place])
-            for other in range(b.starts[token], b.starts[token + np.uint32(1)]):
-                work.numbers[gathered] = b.numbers[other]
-                work.values[gathered] = value * np.float64(b.values[other])
-                gathered += np.uint64(1)
-        for place in range(gathered):
-            col = work.numbers[place]
-            met[count] = col  # kept if the sum is 0: no branch that is hard to foretell, and at worst met twice
-            count += products[col] == 0.0
-            products[col] += work.values[place]
-        entry = stop
-    return count
-
-
-@no_type_check
-@numba.njit(nogil=True)
-def correlation(row, col, tokens, scales, work):
-    """Of any feature of B with the row that was multiplied; a sum of 0 is what features that are never active together have."""
-    covariance = work.products[col] / tokens - scales.left_a[row] * scales.left_b[col]
-    return min(1.0, max(-1.0, covariance * (scales.scale_a[row] * scales.scale_b[col])))
-
-
-@no_type_check
-@numba.njit(nogil=True, error_model="numpy")
-def collect(row, count, tokens, scales, work):
-    """Puts the features of B that the row met in `met`, each once, and their correlations in `found`; how many there are."""
-    products, met, found = work.products, work.met, work.found
-    left, scale = scales.left_a[row], scales.scale_a[row]
-    kept = 0
-    for position in range(count):
-        col = met[position]
-        covariance = products[col] / tokens - left * scales.left_b[col]
-        met[kept] = col
-        found[kept] = min(1.0, max(-1.0, covariance * (scale * scales.scale_b[col])))
-        kept += products[col] != 0.0
-        products[col] = 0.0
-    return kept
-
-
-@no_type_check
-@numba.njit(nogil=True)
-def _of(a, b, scales, work, rows, cols, pairs, found):
-    """Correlations of these pairs, in order of rows."""
-    tokens, count, last = len(b.starts) - 1, 0, -1
-    for pair in pairs:
-        row = rows[pair]
-        if row != last:
-            collect(last, count, tokens, scales, work)
-            count, last = multiply(row, a, b, work), row
-        found[pair] = correlation(row, cols[pair], tokens, scales, work)
 
 
 def _live(side: str, moments: FeatureMoments, minimum_firings: int) -> Bool[np.ndarray, " features"]:

@@ -1,13 +1,12 @@
 """The candidate graph: for every feature its best-correlated partners."""
 
 from collections.abc import Sequence
-from typing import no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from matching.correlations import Correlations, collect, correlation, multiply
+from matching.compiled import best_partners, merge_columns
+from matching.correlations import Correlations
 from matching.null import draw_columns
 from matching.threads import in_parts
 from matching.types import Alternatives, Candidates
@@ -30,12 +29,14 @@ def candidates(correlations: Correlations, *, generator: np.random.Generator, to
 
     def part(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         best_rows, of_col = np.full((cols, top), -1), np.zeros((cols, top))
-        _best(*correlations.arrays(), start, stop, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation)
+        best_partners(
+            *correlations.arrays(), start, stop, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation
+        )
         return best_rows, of_col
 
     (best_rows, of_col), *others = in_parts(part, correlations.cost, correlations.threads)
     for other in others:
-        _merge(best_rows, of_col, *other)
+        merge_columns(best_rows, of_col, *other)
     drawn_correlation[~correlations.live_a] = -np.inf
 
     by_row, by_col = best_cols >= 0, best_rows >= 0
@@ -65,49 +66,6 @@ _Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _graph(correlations: Correlations, edges: _Edges, alternatives: Alternatives, complete: int) -> Candidates:
     return Candidates(correlations.shape, *edges, correlations.co_moments(*edges), alternatives, complete)
-
-
-@no_type_check  # compiled code has types of its own
-@numba.njit(nogil=True)
-def _best(a, b, scales, work, start, stop, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation):
-    """Fills the best partners of rows, and of columns among these rows, from the best on, and the correlations of the pairs drawn
-    at random."""
-    least = np.zeros(len(best_rows))  # of a column's partners: close together in memory, and most pairs need no more
-    tokens = len(b.starts) - 1
-    for row in range(start, stop):
-        count = multiply(row, a, b, work)
-        for position in range(drawn.shape[1]):
-            drawn_correlation[row, position] = correlation(row, drawn[row, position], tokens, scales, work)
-        for position in range(collect(row, count, tokens, scales, work)):
-            col, value = work.met[position], work.found[position]
-            if value > 0.0 and value >= of_row[row, -1]:
-                _insert(best_cols[row], of_row[row], col, value)
-            if value > least[col]:  # rows come in order, so that a tie stays out
-                _insert(best_rows[col], of_col[col], row, value)
-                least[col] = of_col[col, -1]
-
-
-@no_type_check
-@numba.njit
-def _merge(best_rows, of_col, other_rows, of_other):
-    """Adds the best partners of columns among later rows."""
-    for col in range(len(best_rows)):
-        for place in range(best_rows.shape[1]):
-            if of_other[col, place] > of_col[col, -1]:
-                _insert(best_rows[col], of_col[col], other_rows[col, place], of_other[col, place])
-
-
-@no_type_check
-@numba.njit(nogil=True)
-def _insert(numbers, values, number, value):
-    """Keeps the largest values, from the largest on, ties by number."""
-    place = len(values) - 1
-    if value == values[place] and number > numbers[place]:
-        return
-    while place > 0 and (value > values[place - 1] or (value == values[place - 1] and number < numbers[place - 1])):
-        values[place], numbers[place] = values[place - 1], numbers[place - 1]
-        place -= 1
-    values[place], numbers[place] = value, number
 
 
 def _union(found: Sequence[_Edges], width: int) -> _Edges:

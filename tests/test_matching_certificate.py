@@ -8,7 +8,8 @@ import pytest
 import matching.certificate as certificate_module
 from codes import planted, random_codes, stream_of
 from matching.assignment import assign, assign_dense, assign_with_prices
-from matching.certificate import Certificate, _price, assign_certified, certify
+from matching.certificate import Certificate, assign_certified, certify
+from matching.compiled import best_gains
 from matching.correlations import Correlations
 from matching.errors import MatchError
 from matching.graph import candidates
@@ -53,7 +54,9 @@ def test_what_the_graph_has_completely_is_not_looked_at_again_and_nothing_change
     correlations = Correlations.read(batches)
     graph = candidates(correlations, generator=np.random.default_rng(0), top=top)
     looked_at: list[int] = []
-    monkeypatch.setattr(certificate_module, "_price", lambda *given: looked_at.append(len(given[5])) or _price(*given))
+    monkeypatch.setattr(
+        certificate_module, "best_gains", lambda *given: looked_at.append(len(given[5])) or best_gains(*given)
+    )
     for _ in range(4):
         solved = assign_with_prices(graph, threshold)
         short, more = certify(correlations, graph, *solved, threshold=threshold)

@@ -1,0 +1,141 @@
+"""Every loop over correlations, compiled: a row of A with all features of B, and what is kept of each row.
+
+One file, since what is compiled is kept on disk until its file changes: a loop must not outlive what it calls.
+"""
+
+from typing import no_type_check
+
+import numba
+import numpy as np
+
+# Tokens whose codes are copied next to each other before they are multiplied. Where they lie, each is a wait for memory;
+# short copies wait together, and long products do not: four times as fast.
+GATHERED = 32
+
+
+@no_type_check  # compiled code has types of its own
+@numba.njit(nogil=True, cache=True)
+def multiply(row, a, b, work):
+    """Sums of products of a row of A with all features of B, in `products`; `met` lists where they are, and how many is returned.
+
+    `products` must be 0 before, and `collect` makes it so again.
+    """
+    products, met = work.products, work.met
+    count, entry, end = 0, a.starts[row], a.starts[row + 1]
+    while entry < end:
+        stop = min(entry + np.uint64(GATHERED), end)
+        gathered = np.uint64(0)
+        for place in range(entry, stop):
+            token, value = a.numbers[place], np.float64(a.values[place])
+            for other in range(b.starts[token], b.starts[token + np.uint32(1)]):
+                work.numbers[gathered] = b.numbers[other]
+                work.values[gathered] = value * np.float64(b.values[other])
+                gathered += np.uint64(1)
+        for place in range(gathered):
+            col = work.numbers[place]
+            met[count] = col  # kept if the sum is 0: no branch that is hard to foretell, and at worst met twice
+            count += products[col] == 0.0
+            products[col] += work.values[place]
+        entry = stop
+    return count
+
+
+@no_type_check
+@numba.njit(nogil=True, cache=True)
+def correlation(row, col, tokens, scales, work):
+    """Of any feature of B with the row that was multiplied; a sum of 0 is what features that are never active together have."""
+    covariance = work.products[col] / tokens - scales.left_a[row] * scales.left_b[col]
+    return min(1.0, max(-1.0, covariance * (scales.scale_a[row] * scales.scale_b[col])))
+
+
+@no_type_check
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def collect(row, count, tokens, scales, work):
+    """Puts the features of B that the row met in `met`, each once, and their correlations in `found`; how many there are."""
+    products, met, found = work.products, work.met, work.found
+    left, scale = scales.left_a[row], scales.scale_a[row]
+    kept = 0
+    for position in range(count):
+        col = met[position]
+        covariance = products[col] / tokens - left * scales.left_b[col]
+        met[kept] = col
+        found[kept] = min(1.0, max(-1.0, covariance * (scale * scales.scale_b[col])))
+        kept += products[col] != 0.0
+        products[col] = 0.0
+    return kept
+
+
+@no_type_check
+@numba.njit(nogil=True, cache=True)
+def of_pairs(a, b, scales, work, rows, cols, pairs, found):
+    """Correlations of these pairs, in order of rows."""
+    tokens, count, last = len(b.starts) - 1, 0, -1
+    for pair in pairs:
+        row = rows[pair]
+        if row != last:
+            collect(last, count, tokens, scales, work)
+            count, last = multiply(row, a, b, work), row
+        found[pair] = correlation(row, cols[pair], tokens, scales, work)
+
+
+@no_type_check
+@numba.njit(nogil=True, cache=True)
+def best_partners(a, b, scales, work, start, stop, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation):
+    """Fills the best partners of rows, and of columns among these rows, from the best on, and the correlations of the pairs drawn
+    at random."""
+    least = np.zeros(len(best_rows))  # of a column's partners: close together in memory, and most pairs need no more
+    tokens = len(b.starts) - 1
+    for row in range(start, stop):
+        count = multiply(row, a, b, work)
+        for position in range(drawn.shape[1]):
+            drawn_correlation[row, position] = correlation(row, drawn[row, position], tokens, scales, work)
+        for position in range(collect(row, count, tokens, scales, work)):
+            col, value = work.met[position], work.found[position]
+            if value > 0.0 and value >= of_row[row, -1]:
+                _insert(best_cols[row], of_row[row], col, value)
+            if value > least[col]:  # rows come in order, so that a tie stays out
+                _insert(best_rows[col], of_col[col], row, value)
+                least[col] = of_col[col, -1]
+
+
+@no_type_check
+@numba.njit(cache=True)
+def merge_columns(best_rows, of_col, other_rows, of_other):
+    """Adds the best partners of columns among later rows."""
+    for col in range(len(best_rows)):
+        for place in range(best_rows.shape[1]):
+            if of_other[col, place] > of_col[col, -1]:
+                _insert(best_rows[col], of_col[col], other_rows[col, place], of_other[col, place])
+
+
+@no_type_check
+@numba.njit(nogil=True, cache=True)
+def _insert(numbers, values, number, value):
+    """Keeps the largest values, from the largest on, ties by number."""
+    place = len(values) - 1
+    if value == values[place] and number > numbers[place]:
+        return
+    while place > 0 and (value > values[place - 1] or (value == values[place - 1] and number < numbers[place - 1])):
+        values[place], numbers[place] = values[place - 1], numbers[place - 1]
+        place -= 1
+    values[place], numbers[place] = value, number
+
+
+@no_type_check
+@numba.njit(nogil=True, cache=True)
+def best_gains(a, b, scales, work, cost, rows, best_known, cols, missed, correlation, best):
+    """What each of these rows would gain at best, and the pairs that beat what it knows, from the most missed on."""
+    tokens = len(b.starts) - 1
+    for row in rows:
+        best[row] = 0.0
+        for position in range(collect(row, multiply(row, a, b, work), tokens, scales, work)):
+            col, value = work.met[position], work.found[position]
+            left = value - cost[col]
+            best[row] = max(best[row], left)
+            if left > best_known[row] and left > missed[row, -1]:
+                place = cols.shape[1] - 1
+                while place > 0 and left > missed[row, place - 1]:
+                    missed[row, place], cols[row, place] = missed[row, place - 1], cols[row, place - 1]
+                    correlation[row, place] = correlation[row, place - 1]
+                    place -= 1
+                missed[row, place], cols[row, place], correlation[row, place] = left, col, value
