@@ -69,6 +69,6 @@ def _graph(correlations: Correlations, edges: _Edges, alternatives: Alternatives
 
 
 def _union(found: Sequence[_Edges], width: int) -> _Edges:
-    rows, cols, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    keys, first = np.unique(rows * width + cols, return_index=True)
-    return keys // width, keys % width, values[first]
+    # One number per edge: rows and columns of millions of them would be in memory twice.
+    keys, first = np.unique(np.concatenate([rows * width + cols for rows, cols, _ in found]), return_index=True)
+    return keys // width, keys % width, np.concatenate([values for *_, values in found])[first]
