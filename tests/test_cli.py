@@ -166,13 +166,14 @@ def test_requests_that_cannot_be_met_are_refused_in_one_line(more, code, message
 
 
 def test_an_sae_of_another_width_is_refused(donors, tmp_path):
-    first = stitch(donors, "--out", tmp_path / "c", "--quiet", "--sae-passes", "0.2")
+    first = stitch(donors, "--out", tmp_path / "c", "--quiet", "--brief", "--sae-passes", "0.2")
     assert first.exit_code == 0, first.stderr
     given = stitch(
         donors,
         "--out",
         tmp_path / "d",
         "--quiet",
+        "--brief",
         "--sae-a",
         tmp_path / "c" / "sae-a",
         "--sae-b",

@@ -275,9 +275,8 @@ def test_the_command_plans_then_writes_and_does_not_overwrite(gpt2: Path, circui
     assert wrong.exit_code == 2 and "--graft must be DONOR=BEHAVIOUR; got demo:llama." in wrong.stderr
     again = CliRunner().invoke(cli.app, arguments)
     assert again.exit_code == 2 and "must not exist yet" in again.stderr
-    seed = [*arguments, "--overwrite", "--json"]
-    first, second = (CliRunner().invoke(cli.app, seed) for _ in range(2))
-    assert json.loads(first.stdout) == json.loads(second.stdout)
+    first = json.loads((out / "graft.json").read_text())
+    assert json.loads(CliRunner().invoke(cli.app, [*arguments, "--overwrite", "--json"]).stdout) == first
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -295,7 +294,11 @@ def test_a_wider_model_computes_what_it_did(family: str):
     assert room.take_neurons(2, 7, weights.mlp(wide, 2).up.shape[1]) == weights.mlp(model, 2).up.shape[1]
 
 
-def test_a_host_whose_class_has_one_key_head_is_refused(gpt2: Path, tmp_path: Path):
+def test_a_host_whose_class_has_one_key_head_is_refused(gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And one that makes no model: before anything is looked for in the donor."""
+    monkeypatch.setattr("stitch.grafts.graft.choose", None)
+    with pytest.raises(UsageError, match="must not be tied"):
+        graft([Wish(str(gpt2), "induction")], str(config(tmp_path, LLAMA, tie_word_embeddings=True)), tmp_path / "out")
     host = tiny.save(tmp_path / "big", "gpt_bigcode")
     with pytest.raises(UsageError, match=r"must have room for key heads; .*big is a GPTBigCode"):
         graft([Wish(str(gpt2), "induction", None)], str(host), tmp_path / "out")

@@ -90,11 +90,15 @@ def graft(
                 )
     for net in donors[1:]:
         require_same_ids(donors[0].tokenizer, net.tokenizer, donors[0].name, net.name)
+    trained = None if host.endswith(".json") else _load(host, "host", **options)
+    if trained is not None:
+        require_same_ids(donors[0].tokenizer, trained.tokenizer, donors[0].name, trained.name)
+    else:
+        read_host(Path(host), donors[0], seed)  # refused, if it is, before the search takes time
     search = {"keep": keep, "count": count, "seed": seed, "text": text, "constant": True, "progress": progress}
     chosen = [
         choose(net, wish.behaviour, circuit=wish.circuit, **search) for wish, net in zip(wishes, donors, strict=True)
     ]
-    trained = None if host.endswith(".json") else _load(host, "host", **options)
 
     def make() -> tuple[Model, Room]:
         if trained is not None:
@@ -102,8 +106,6 @@ def graft(
         fresh = read_host(Path(host), donors[0], seed)
         return fresh, Room.of(fresh)
 
-    if trained is not None:
-        require_same_ids(donors[0].tokenizer, trained.tokenizer, donors[0].name, trained.name)
     target, room = make()
     if trained is None:
         arranged = [read_arrangement(wish.circuit) if wish.circuit else None for wish in wishes]
