@@ -10,34 +10,48 @@ import numpy as np
 
 # Tokens whose codes are copied next to each other before they are multiplied. Where they lie, each is a wait for memory;
 # short copies wait together, and long products do not: four times as fast.
-GATHERED = 32
+GATHERED = 64
+
+ALL = -1  # in the place of a count
 
 
 @no_type_check  # compiled code has types of its own
 @numba.njit(nogil=True, cache=True)
 def multiply(row, a, b, work):
-    """Sums of products of a row of A with all features of B, in `products`; `met` lists where they are, and how many is returned.
+    """Sums of products of a row of A with all features of B, in `products`; `met` lists where they are, and how many is returned:
+    ALL, and no list, for a row that meets so many that looking at all of them is cheaper than keeping account.
 
     `products` must be 0 before, and `collect` makes it so again.
     """
-    products, met = work.products, work.met
+    products, met, numbers, values = work.products, work.met, work.numbers, work.values
+    starts, lengths = np.empty(GATHERED, np.uint64), np.empty(GATHERED, np.uint64)
     count, entry, end = 0, a.starts[row], a.starts[row + 1]
+    most = float(end - entry) * len(b.numbers) > float(len(products)) * len(b.starts)
     while entry < end:
-        stop = min(entry + np.uint64(GATHERED), end)
+        tokens = min(np.uint64(GATHERED), end - entry)
+        for n in range(tokens):
+            token = a.numbers[entry + n]
+            starts[n] = b.starts[token]
+            lengths[n] = b.starts[token + np.uint32(1)] - starts[n]
         gathered = np.uint64(0)
-        for place in range(entry, stop):
-            token, value = a.numbers[place], np.float64(a.values[place])
-            for other in range(b.starts[token], b.starts[token + np.uint32(1)]):
-                work.numbers[gathered] = b.numbers[other]
-                work.values[gathered] = value * np.float64(b.values[other])
-                gathered += np.uint64(1)
-        for place in range(gathered):
-            col = work.numbers[place]
-            met[count] = col  # kept if the sum is 0: no branch that is hard to foretell, and at worst met twice
-            count += products[col] == 0.0
-            products[col] += work.values[place]
-        entry = stop
-    return count
+        for n in range(tokens):  # in loops so plain that the compiler makes short work of them
+            start, length, value = starts[n], lengths[n], np.float64(a.values[entry + n])
+            for place in range(length):
+                numbers[gathered + place] = b.numbers[start + place]
+            for place in range(length):
+                values[gathered + place] = value * np.float64(b.values[start + place])
+            gathered += length
+        if most:
+            for place in range(gathered):
+                products[numbers[place]] += values[place]
+        else:
+            for place in range(gathered):
+                col = numbers[place]
+                met[count] = col  # kept if the sum is 0: no branch that is hard to foretell, and at worst met twice
+                count += products[col] == 0.0
+                products[col] += values[place]
+        entry += tokens
+    return ALL if most else count
 
 
 @no_type_check
@@ -55,6 +69,15 @@ def collect(row, count, tokens, scales, work):
     products, met, found = work.products, work.met, work.found
     left, scale = scales.left_a[row], scales.scale_a[row]
     kept = 0
+    if count == ALL:
+        for col in range(len(products)):  # apart from what follows, which cannot be done for several at once
+            covariance = products[col] / tokens - left * scales.left_b[col]
+            found[col] = min(1.0, max(-1.0, covariance * (scale * scales.scale_b[col])))
+        for col in range(len(products)):
+            met[kept], found[kept] = col, found[col]
+            kept += products[col] != 0.0
+            products[col] = 0.0
+        return kept
     for position in range(count):
         col = met[position]
         covariance = products[col] / tokens - left * scales.left_b[col]
@@ -89,10 +112,12 @@ def best_partners(a, b, scales, work, start, stop, best_cols, of_row, best_rows,
         count = multiply(row, a, b, work)
         for position in range(drawn.shape[1]):
             drawn_correlation[row, position] = correlation(row, drawn[row, position], tokens, scales, work)
+        worst = of_row[row, -1]
         for position in range(collect(row, count, tokens, scales, work)):
             col, value = work.met[position], work.found[position]
-            if value > 0.0 and value >= of_row[row, -1]:
+            if value >= worst and value > 0.0:  # in this order: seldom, and so easy to foretell
                 _insert(best_cols[row], of_row[row], col, value)
+                worst = of_row[row, -1]
             if value > least[col]:  # rows come in order, so that a tie stays out
                 _insert(best_rows[col], of_col[col], row, value)
                 least[col] = of_col[col, -1]

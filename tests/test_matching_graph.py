@@ -48,6 +48,22 @@ def test_candidates_equal_the_dense_reference(shape: tuple[int, int]):
     np.testing.assert_allclose(found.co_moment, want, atol=1e-12)
 
 
+def test_rows_that_meet_few_features_and_rows_that_meet_most_are_summed_alike():
+    """Of 400 features of B, 4 on a token: the first rows meet at most 64 entries, the others 1,000 and more."""
+    a, b = random_codes(1500, 24, 14, share=0.3), random_codes(1500, 400, 15, share=0.01)
+    for row in range(12):
+        a[np.flatnonzero(a[:, row])[16:], row] = 0
+    b[:, :24] += 0.5 * a
+    a[:, 12], b[:, 200] = -a[:, 12], np.where(a[:, 12] == 0, b[:, 200], 0)  # never together, though they correlate
+    batches = stream_of(a, b)
+    correlation = correlation_matrix(batches, *feature_moments(batches))
+    assert correlation[12, 200] > 0
+    correlation[a.T @ b == 0] = 0
+    found = candidates(Correlations.read(batches), generator=np.random.default_rng(3), top=4)
+    assert set(zip(found.rows.tolist(), found.cols.tolist(), strict=True)) == best_edges(correlation, 4)
+    np.testing.assert_allclose(found.correlation, correlation[found.rows, found.cols], rtol=0, atol=1e-13)
+
+
 def test_what_the_budget_does_not_hold_is_thinned_out_evenly():
     a, b, partner = planted(6 * SEGMENT, 20, 4)
     a[SEGMENT : 2 * SEGMENT] = 0  # a segment that is left out when every second is read
