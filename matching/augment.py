@@ -10,9 +10,10 @@ Source: Jonker & Volgenant 1987, Computing 38 (the augmentation phase), with a p
 import heapq
 from typing import no_type_check
 
-import numba
 import numpy as np
 from jaxtyping import Float64, Int64
+
+from matching.jit import jit
 
 NONE = -1
 
@@ -33,7 +34,7 @@ def best_matching(
 
 
 @no_type_check  # compiled code has types of its own
-@numba.njit(cache=True)
+@jit()
 def _augment(starts, cols, gain, width):
     rows = len(starts) - 1
     col_of = np.full(rows, NONE, np.int64)

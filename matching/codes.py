@@ -6,12 +6,12 @@
 from collections.abc import Iterator
 from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, UInt32, UInt64
 
 from matching.errors import MatchError
+from matching.jit import jit
 from matching.statistics import FeatureMoments, merged, of_segment, shift, shifted
 from matching.stream import SEGMENT, Batches, segments
 
@@ -102,7 +102,7 @@ def _empty(starts: UInt64[np.ndarray, " ends"], entries: int, single: bool) -> L
 
 
 @no_type_check  # compiled code has types of its own
-@numba.njit(cache=True)
+@jit()
 def _scatter(starts, features, values, first_token, free, lists):
     """Adds a segment to the lists of its features, at the places `free`; False when a list is full."""
     for token in range(len(starts) - 1):

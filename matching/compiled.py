@@ -1,12 +1,13 @@
 """Every loop over correlations, compiled: a row of A with all features of B, and what is kept of each row.
 
-One file, since what is compiled is kept on disk until its file changes: a loop must not outlive what it calls.
+One file, since what is compiled is kept on disk until its file changes (`matching.jit`): a loop must not outlive what it calls.
 """
 
 from typing import no_type_check
 
-import numba
 import numpy as np
+
+from matching.jit import jit
 
 # Tokens whose codes are copied next to each other before they are multiplied. Where they lie, each is a wait for memory;
 # short copies wait together, and long products do not: four times as fast.
@@ -16,7 +17,7 @@ ALL = -1  # in the place of a count
 
 
 @no_type_check  # compiled code has types of its own
-@numba.njit(nogil=True, cache=True)
+@jit(nogil=True)
 def multiply(row, a, b, work):
     """Sums of products of a row of A with all features of B, in `products`; `met` lists where they are, and how many is returned:
     ALL, and no list, for a row that meets so many that looking at all of them is cheaper than keeping account.
@@ -55,7 +56,7 @@ def multiply(row, a, b, work):
 
 
 @no_type_check
-@numba.njit(nogil=True, cache=True)
+@jit(nogil=True)
 def correlation(row, col, tokens, scales, work):
     """Of any feature of B with the row that was multiplied; a sum of 0 is what features that are never active together have."""
     covariance = work.products[col] / tokens - scales.left_a[row] * scales.left_b[col]
@@ -63,7 +64,7 @@ def correlation(row, col, tokens, scales, work):
 
 
 @no_type_check
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@jit(nogil=True, error_model="numpy")
 def collect(row, count, tokens, scales, work):
     """Puts the features of B that the row met in `met`, each once, and their correlations in `found`; how many there are."""
     products, met, found = work.products, work.met, work.found
@@ -89,7 +90,7 @@ def collect(row, count, tokens, scales, work):
 
 
 @no_type_check
-@numba.njit(nogil=True, cache=True)
+@jit(nogil=True)
 def of_pairs(a, b, scales, work, rows, cols, pairs, found):
     """Correlations of these pairs, in order of rows."""
     tokens, count, last = len(b.starts) - 1, 0, -1
@@ -102,7 +103,7 @@ def of_pairs(a, b, scales, work, rows, cols, pairs, found):
 
 
 @no_type_check
-@numba.njit(nogil=True, cache=True)
+@jit(nogil=True)
 def best_partners(a, b, scales, work, start, stop, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation):
     """Fills the best partners of rows, and of columns among these rows, from the best on, and the correlations of the pairs drawn
     at random."""
@@ -124,7 +125,7 @@ def best_partners(a, b, scales, work, start, stop, best_cols, of_row, best_rows,
 
 
 @no_type_check
-@numba.njit(cache=True)
+@jit()
 def merge_columns(best_rows, of_col, other_rows, of_other):
     """Adds the best partners of columns among later rows."""
     for col in range(len(best_rows)):
@@ -134,7 +135,7 @@ def merge_columns(best_rows, of_col, other_rows, of_other):
 
 
 @no_type_check
-@numba.njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _insert(numbers, values, number, value):
     """Keeps the largest values, from the largest on, ties by number."""
     place = len(values) - 1
@@ -147,7 +148,7 @@ def _insert(numbers, values, number, value):
 
 
 @no_type_check
-@numba.njit(nogil=True, cache=True)
+@jit(nogil=True)
 def best_gains(a, b, scales, work, cost, rows, best_known, cols, missed, correlation, best):
     """What each of these rows would gain at best, and the pairs that beat what it knows, from the most missed on."""
     tokens = len(b.starts) - 1
