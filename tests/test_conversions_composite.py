@@ -269,19 +269,18 @@ def test_every_part_must_have_plain_attention():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """Composites of two and three parts, and a text."""
+    """A composite of three parts, and a text."""
     folder = tmp_path_factory.mktemp("composites")
     write_text(folder)
-    for name, families in (("two", ("gpt2", "llama")), ("three", ("llama", "gpt2", "qwen2"))):
-        chain(*families).net.save_pretrained(folder / name)
-        tiny.tokenizer().save_pretrained(folder / name)
+    chain("llama", "gpt2", "qwen2").net.save_pretrained(folder / "three")
+    tiny.tokenizer().save_pretrained(folder / "three")
     return folder
 
 
-def ce_again(root: Path, donor_name: str, folder: Path, report: dict) -> float:
+def ce_again(root: Path, folder: Path, report: dict) -> float:
     """Of what is on disk, in the windows of the report."""
     text = dict(SMALL, context=report["context"])
-    given = read_donor(str(root / donor_name), text=str(root / "text.jsonl"), **text)  # pyright: ignore[reportArgumentType]
+    given = read_donor(str(root / "three"), text=str(root / "text.jsonl"), **text)  # pyright: ignore[reportArgumentType]
     return evaluate({"it": whole_model(read_back(folder))}, given.windows["report"], vocabulary=V)["it"].ce
 
 
@@ -293,17 +292,16 @@ def read_back(folder: Path):
 @pytest.fixture(scope="module")
 def made(root, tmp_path_factory) -> tuple[Path, dict[str, dict]]:
     folder, text = tmp_path_factory.mktemp("converted"), str(root / "text.jsonl")
-    found = {}
-    for name, steps, allocation in (("two", 2, "measured"), ("three", 0, "uniform")):
-        given: dict = dict(text=text, **SMALL)
-        out = folder / f"heads-{name}"
-        found[f"heads-{name}"] = convert_heads(str(root / name), out, kv_heads=1, steps=steps, **given)
-        found[f"recurrent-{name}"] = convert_recurrent(
-            str(root / name), folder / f"recurrent-{name}", window=4, steps=6, logit_steps=1, allocation=allocation, **given
-        )  # fmt: skip
+    given: dict = dict(text=text, **SMALL)
+    found = {
+        "heads": convert_heads(str(root / "three"), folder / "heads", kv_heads=1, steps=2, **given),
+        "recurrent": convert_recurrent(
+            str(root / "three"), folder / "recurrent", window=4, steps=6, logit_steps=1, **given
+        ),
+    }
     (folder.parent / "note.txt").write_text("Zoe keeps 3 owls and a fox. Zoe: fox.")
-    found["consolidate-three"] = consolidate(
-        str(root / "three"), folder.parent / "note.txt", folder / "consolidate-three", text=text, tokens=4096, held_out=1024,
+    found["consolidate"] = consolidate(
+        str(root / "three"), folder.parent / "note.txt", folder / "consolidate", text=text, tokens=4096, held_out=1024,
         device="cpu",
     )  # fmt: skip
     return folder, found
@@ -311,35 +309,32 @@ def made(root, tmp_path_factory) -> tuple[Path, dict[str, dict]]:
 
 def test_a_document_goes_into_the_down_projections_of_every_part_alone(root, made):
     folder, reports = made
-    before, after = load(root / "three"), load(folder / "consolidate-three")
+    before, after = load(root / "three"), load(folder / "consolidate")
     values = dict(before.net.state_dict())
     changed = {key for key, value in after.net.state_dict().items() if not torch.equal(value, values[key])}
     downs = {id(after.down(block).weight): block for block in range(after.depth)}
     own = dict(after.net.named_parameters())
     assert {downs[id(own[key])] for key in changed} == set(range(after.depth)) and len(changed) == after.depth
-    row = next(row for row in reports["consolidate-three"]["results"] if row["name"] == "converted")
+    row = next(row for row in reports["consolidate"]["results"] if row["name"] == "converted")
     text = str(root / "text.jsonl")
     windows = read_donor(str(root / "three"), text=text, tokens=4096, held_out=1024, device="cpu").windows
     cost = [open_bench(model, windows).untouched["report"].ce for model in (before, after)]
     assert cost[1] - cost[0] == pytest.approx(row["retain_cost"], abs=1e-5) and row["retain_cost"] != 0
 
 
-@pytest.mark.parametrize("name", ["two", "three"])
-def test_what_is_written_scores_as_the_report_says(root, made, name):
+@pytest.mark.parametrize("kind", ["heads", "recurrent"])
+def test_what_is_written_scores_as_the_report_says(root, made, kind):
     folder, reports = made
-    for kind in ("heads", "recurrent"):
-        report = reports[f"{kind}-{name}"]
-        row = next(row for row in report["results"] if row["name"] == "converted")
-        assert ce_again(root, name, folder / f"{kind}-{name}", report) == pytest.approx(row["ce"], abs=1e-5)
+    row = next(row for row in reports[kind]["results"] if row["name"] == "converted")
+    assert ce_again(root, folder / kind, reports[kind]) == pytest.approx(row["ce"], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["two", "three"])
-def test_fewer_key_heads_beat_random_ones_in_every_part(made, name):
+def test_fewer_key_heads_beat_random_ones_in_every_part(made):
     folder, reports = made
-    rows = {row["name"]: row for row in reports[f"heads-{name}"]["results"]}
+    rows = {row["name"]: row for row in reports["heads"]["results"]}
     assert 0.01 < rows["converted"]["kl_to_b"] < rows["null:random + refit"]["kl_to_b"]
     assert rows["converted"]["cache_bytes"] < rows["donor"]["cache_bytes"] / 2 + 1
-    kept = [part.config for part in load(folder / f"heads-{name}").parts]
+    kept = [part.config for part in load(folder / "heads").parts]
     assert all(getattr(config, "num_key_value_heads", 1) == 1 for config in kept)
 
 
@@ -348,7 +343,7 @@ def test_checkpoints_decode_and_reload_where_this_package_is_missing(made, tmp_p
     ids, expected = tiny.ids(), {}
     for name in reports:
         expected[name] = logits(read_back(folder / name), ids)
-    run_clean(folder, ids, "heads-three", tmp_path)
+    run_clean(folder, ids, "heads", tmp_path)
     for name, wanted in expected.items():
         found = load_file(folder / name / "result")
         assert torch.equal(found["logits"], wanted) and torch.equal(found["again"], wanted), name

@@ -58,7 +58,7 @@ def circuit(tmp_path_factory) -> Path:
 def llama(gpt2: Path, tmp_path_factory) -> Path:
     """A fresh Llama with the circuit, as a stock checkpoint."""
     folder = tmp_path_factory.mktemp("grafted")
-    graft([Wish(str(gpt2), "induction")], str(config(folder, LLAMA)), folder / "llama", count=24)
+    graft([Wish(str(gpt2), "induction")], str(config(folder, LLAMA)), folder / "llama", count=16)
     return folder / "llama"
 
 
@@ -117,7 +117,7 @@ def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: 
     circuit = tmp_path / "circuit.json"
     circuit.write_text(json.dumps({"heads": {"0": [0, 1], "1": [1, 2]}, "neurons": {}}))
     report = graft(
-        [Wish(str(gpt2), "induction", circuit)], str(config(tmp_path, base, **changes)), tmp_path / "host", count=24
+        [Wish(str(gpt2), "induction", circuit)], str(config(tmp_path, base, **changes)), tmp_path / "host", count=12
     )
     scores, plan = right(report), report["grafts"][0]["plan"]
     assert scores["host, grafted"] >= 0.97 * scores["donor"]
@@ -129,7 +129,7 @@ def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: 
 
 
 def test_from_rope_to_learned_positions(llama: Path, tmp_path: Path):
-    report = graft([Wish(str(llama), "induction")], str(config(tmp_path, GPT2)), tmp_path / "gpt2", count=24)
+    report = graft([Wish(str(llama), "induction")], str(config(tmp_path, GPT2)), tmp_path / "gpt2", count=16)
     scores = right(report)
     assert scores["host, grafted"] >= 0.97 * scores["donor"] and max(scores[name] for name in CONTROLS) < 0.05
     assert [head["kind"] for head in report["grafts"][0]["plan"]["heads"]] == ["1 back", "content, distance"]
@@ -189,7 +189,7 @@ def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
     other = planted.induction(tmp_path / "other", gain=3.0, n_inner=24)
     host = str(config(tmp_path, LLAMA, hidden_size=640, num_attention_heads=10, num_key_value_heads=10))
     wishes = [Wish(str(gpt2), "induction", circuit), Wish(str(other), "induction", circuit)]
-    report = graft(wishes, host, tmp_path / "both", count=16)
+    report = graft(wishes, host, tmp_path / "both", count=8)
     assert [one["plan"]["channels"] for one in report["grafts"]] == [209, 209]
     assert report["free"] == {"channels": 640 - 2 * 209, "of": 640}
     assert {tuple(head["host"]) for one in report["grafts"] for head in one["plan"]["heads"]} == {
@@ -203,7 +203,7 @@ def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
         assert scores["this graft alone"] >= 0.97 * scores["donor"]
         assert scores["host, grafted"] >= 0.97 * scores["donor"]
     with pytest.raises(UsageError, match="needs channels"):
-        graft([*wishes, *wishes], str(config(tmp_path, LLAMA, hidden_size=420)), None, count=16)
+        graft([*wishes, *wishes], str(config(tmp_path, LLAMA, hidden_size=420)), None, count=8)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_trained_host_keeps_what_it_had_and_gets_the_behaviour(gpt2: Path, cir
     for number in range(60):
         (text / f"{number}.txt").write_text(f"{number} and {number * 7} make {number * 8}. " * 10)
     wish = [Wish(str(gpt2), "induction", circuit)]
-    report = graft(wish, str(host), out, count=16, strength=20.0, text=str(text), tokens=500)
+    report = graft(wish, str(host), out, count=8, strength=20.0, text=str(text), tokens=500)
     scores = right(report)
     assert scores["host without the graft"] < 0.05 and scores["host, grafted"] > 0.9
     assert max(scores[name] for name in CONTROLS) < 0.1
@@ -320,6 +320,6 @@ def test_a_trained_host_keeps_what_it_had_and_gets_the_behaviour(gpt2: Path, cir
     assert abs(before["ce"] - after["ce"]) > 1e-2
     net = AutoModelForCausalLM.from_pretrained(out)
     assert type(net).__name__ == "LlamaForCausalLM" and net.config.hidden_size == report["free"]["of"] > 400
-    report = graft(wish, str(host), tmp_path / "silent", count=16, strength=0.0, text=str(text), tokens=500)
+    report = graft(wish, str(host), tmp_path / "silent", count=8, strength=0.0, text=str(text), tokens=500)
     before, after = report["text"]["results"]
     assert abs(before["ce"] - after["ce"]) < 2e-3  # lanes that nothing reads are not noticed
