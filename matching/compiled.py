@@ -10,7 +10,7 @@ import numpy as np
 from matching.jit import jit
 
 # Tokens whose codes are copied next to each other before they are multiplied. Where they lie, each is a wait for memory;
-# short copies wait together, and long products do not: four times as fast.
+# short copies wait together, and long products do not: several times as fast.
 GATHERED = 64
 
 ALL = -1  # in the place of a count
