@@ -103,7 +103,7 @@ def sparse_affine(fit: Moments, dense: Tensor, basis_a: Tensor, basis_b: Tensor,
             own = own + 1e-6 * gram.diagonal().mean() * torch.eye(len(rows), dtype=own.dtype)
             weight[rows, column] = torch.linalg.solve(own, cross[rows, column])
     whole = basis_a @ weight @ basis_b.T
-    return whole, fit.mean("target") - fit.mean("x") @ whole
+    return whole, fit.means["target"] - fit.means["x"] @ whole
 
 
 def into_components(pair: Pair, a: Dictionary, entries: dict[int, int]) -> dict[int, tuple[int, Translation]]:
@@ -128,7 +128,7 @@ def into_components(pair: Pair, a: Dictionary, entries: dict[int, int]) -> dict[
                 own = gram[rows][:, rows] + 1e-3 * torch.diag(variance[rows])
                 weight[rows, column] = torch.linalg.solve(own, cross[rows, column])
         whole = weight @ basis.T
-        bias = fit.mean("target") - fit.mean("codes") @ whole
+        bias = fit.means["target"] - fit.means["codes"] @ whole
         term = Term(Codes(pair.paired["fit"].site_a, a), whole.float())
         found[m] = int(kept.sum()), Translation("codes", (term,), bias.float())
     return found
@@ -161,7 +161,7 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
     site = fit_pair.site_a
     fit, held = moments(pair, "fit", saes.a), moments(pair, "sweep", saes.a)
     dense = ridge(fit, held, ("x",)).weights["x"]
-    bias = fit.mean("target") - fit.mean("x") @ dense
+    bias = fit.means["target"] - fit.means["x"] @ dense
     rows = {"dense": Translation("dense", (Term(Residual(site), dense.float()),), bias.float())}
     sizes = {"dense": dense.numel()}
 

@@ -41,7 +41,7 @@ class Left:
         """ŷ of a map from `read` to B's stream, with the look-ups that go best with it."""
         own = {one: self.explained["target"][one] - part @ weight for one, part in self.explained[read].items()}
         weights = {read: weight, **own}
-        bias = self.whole.mean("target") - sum(self.whole.mean(one) @ part for one, part in weights.items())
+        bias = self.whole.means["target"] - sum(self.whole.means[one] @ part for one, part in weights.items())
         terms = tuple(self.inputs[one].term(part) for one, part in weights.items())
         return merged(Translation(name, terms, bias.float()))
 

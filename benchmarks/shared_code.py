@@ -292,7 +292,7 @@ def through_matching(
     with TemporaryDirectory(dir=bench.folder.name) as folder:
         stream = code_stream(fit, a, b, chunk=2048, folder=Path(folder))
         found = match(stream, "hungarian", seed=codes.seed, budget_bytes=bench.settings.memory // 4)
-    mean = lifted.fit.mean("target")
+    mean = lifted.fit.means["target"]
     permutation = matched.permutation("permutation", found.used, a, b, site, mean)
     crossed = cross_code.cross_code(found.graph, b, torch.from_numpy(found.deviation_b), lifted.fit, lifted.held_out)
     return {

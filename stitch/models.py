@@ -246,8 +246,13 @@ class Model:
 
         All but the last have neither final norm nor head, all but the first no embedding.
         """
+        return self._of_composite or [self]
+
+    @cached_property
+    def _of_composite(self) -> list["Model"]:
+        """Empty for any other model, which would keep itself alive in a list of its own."""
         if not isinstance(self.net, Stitched):
-            return [self]
+            return []
         early = replace(self, net=self.net.a, anatomy=replace(anatomy_of(self.net.a.config), body=""))
         return [*early.parts, replace(self, net=self.net.b, anatomy=anatomy_of(self.net.b.config))]
 

@@ -265,7 +265,7 @@ def _closed_forms(
     wants: Callable[[str], bool],
     seed: int,
 ) -> _ClosedForms:
-    site, mean = fit.site_a, moments.mean("target")
+    site, mean = fit.site_a, moments.means["target"]
 
     def through_features(name: str, edges: matched.Matched) -> Translation:
         return matched.permutation(name, edges, a, b, site, mean)

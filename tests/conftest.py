@@ -1,10 +1,13 @@
-"""The suite's surroundings, set before any library reads them: one thread, no network, caches of its own.
+"""The suite's surroundings, set before any library reads them: one thread, no network, caches of its own, shapes checked.
 
-Nothing of ours may be imported here: pytest installs the shape-checking import hook after this file has run.
+Nothing of ours may be imported here: modules are checked that are imported after the hook below is in place.
 """
 
 import os
 import tempfile
+from pathlib import Path
+
+from jaxtyping import install_import_hook
 
 _CACHE = tempfile.TemporaryDirectory(prefix="stitch-tests-")
 
@@ -17,3 +20,14 @@ os.environ.update(
     HF_HOME=os.path.join(_CACHE.name, "huggingface"),
     STITCH_CACHE=os.path.join(_CACHE.name, "stitch"),
 )
+
+# Shapes and types of every module that names shapes. Of the others, models' own code is called thousands of times a test, and
+# checking its calls takes a tenth of the suite.
+_ROOT = Path(__file__).parents[1]
+_SHAPED = [
+    ".".join(file.relative_to(_ROOT).with_suffix("").parts)
+    for package in ("stitch", "sae", "matching")
+    for file in sorted((_ROOT / package).rglob("*.py"))
+    if "from jaxtyping import" in file.read_text()
+]
+install_import_hook(_SHAPED, "beartype.beartype")

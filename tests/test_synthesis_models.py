@@ -333,8 +333,8 @@ def test_induction_takes_the_vocabulary_of_a_model(tmp_path):
 
 
 def test_contents_that_rope_would_turn_are_refused():
-    with pytest.raises(UsageError, match="heads must compare 16 numbers over 262,144 tokens"):
+    with pytest.raises(UsageError, match="heads must compare 16 numbers over 32,768 tokens"):
         build(
-            kinds.blueprint_of({"kind": "induction", "tokens": [str(n) for n in range(40_000)], "context": 262_144}),
+            kinds.blueprint_of({"kind": "induction", "tokens": [str(n) for n in range(40_000)], "context": 32_768}),
             "llama",
         )

@@ -14,7 +14,8 @@ from stitch.errors import StitchError, UsageError
 from stitch.evaluate import bootstrap
 from stitch.sources import resolve
 
-PROMPTS_AT_ONCE = 16
+PROMPTS_AT_ONCE = 16  # where outputs of all components, or gradients, are kept
+TOKENS_AT_ONCE = 2_048  # where logits alone are
 
 Logits = Callable[[Int64[Tensor, "prompts length"]], Float[Tensor, "prompts length vocabulary"]]
 
@@ -75,8 +76,9 @@ def answered(
     """The share of answers that are the likeliest, with a 95 % interval by prompt, their mean probability, and their mean −log
     probability in nats, when `ids` are read."""
     sums = []
-    for start in range(0, len(ids), PROMPTS_AT_ONCE):
-        part = slice(start, start + PROMPTS_AT_ONCE)
+    at_once = max(1, TOKENS_AT_ONCE // ids.shape[1])
+    for start in range(0, len(ids), at_once):
+        part = slice(start, start + at_once)
         sums.append(_sums(logits(ids[part]), of, part))
         if progress:
             progress("behaviour (prompts)", min(part.stop, len(ids)), len(ids))
@@ -96,8 +98,9 @@ def answered(
 def divergence(reference: Logits, logits: Logits, of: Prompts) -> float:
     """KL(reference ‖ model) in nats per answer, over the tokens that compete."""
     total = 0.0
-    for start in range(0, len(of.clean), PROMPTS_AT_ONCE):
-        part = slice(start, start + PROMPTS_AT_ONCE)
+    at_once = max(1, TOKENS_AT_ONCE // of.clean.shape[1])
+    for start in range(0, len(of.clean), at_once):
+        part = slice(start, start + at_once)
         asked, ids, answers = of.asked[part], of.clean[part], of.answers[part]
         ours, theirs = (log_probabilities(one(ids)[asked], answers[asked], of.among)[0] for one in (reference, logits))
         total += float((ours.exp() * (ours - theirs)).sum())

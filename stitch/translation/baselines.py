@@ -14,7 +14,7 @@ def identity(site: int, width_b: int) -> Translation:
 
 def mean_shift(site: int, moments: Moments) -> Translation:
     """x moved by the difference of the means."""
-    mean_a, mean_b = moments.mean("x"), moments.mean("target")
+    mean_a, mean_b = moments.means["x"], moments.means["target"]
     padded = torch.zeros_like(mean_b)
     shared = min(len(mean_a), len(mean_b))
     padded[:shared] = mean_a[:shared]

@@ -33,7 +33,7 @@ class ConjugateGradients:
         (self._wide,) = [name for name in inputs if isinstance(moments.found(name, name), SparseGram)]
         self._rest = [name for name in inputs if name != self._wide]
         self._widths = {name: len(moments.sums[name]) for name in inputs}
-        variance = moments.squares[self._wide] / moments.count - moments.mean(self._wide) ** 2
+        variance = moments.squares[self._wide] / moments.count - moments.means[self._wide] ** 2
         self._variance = variance[:, None] / scales[self._wide] ** 2
         self._narrow = torch.cat(
             [torch.cat([self._covariance(row, col) for col in self._rest], 1) for row in self._rest]

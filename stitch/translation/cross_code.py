@@ -46,7 +46,7 @@ def cross_code(
     `deviation_b` are the standard deviations of B's features.
     """
     decoder = b.decoder.double().cpu()
-    total = (held_out.squares["target"] / held_out.count - held_out.mean("target") ** 2).sum()
+    total = (held_out.squares["target"] / held_out.count - held_out.means["target"] ** 2).sum()
     best: CrossCode | None = None
     for width in WIDTHS:
         weight = towards_stream(coefficients(graph, width, fit, deviation_b), fit, decoder)
@@ -60,7 +60,7 @@ def cross_code(
 def translation(name: str, found: CrossCode, a: Dictionary, b: Dictionary, site: int, fit: Moments) -> Translation:
     """ŷ = b + z C D_B, with the bias that makes the means agree."""
     weight = found.weight @ b.decoder.double().cpu()
-    bias = fit.mean("target") - fit.mean("codes") @ weight
+    bias = fit.means["target"] - fit.means["codes"] @ weight
     return Translation(name, (Term(Codes(site, a), weight.float()),), bias.float())
 
 
@@ -71,7 +71,7 @@ def coefficients(
     rows, cols, correlation = _strongest(graph, width)
     weight = torch.zeros(graph.shape, dtype=torch.float64)
     counts = np.bincount(cols, minlength=graph.shape[1])
-    product, mean = fit.product("codes", "codes"), fit.mean("codes")
+    product, mean = fit.product("codes", "codes"), fit.means["codes"]
     deviation_a = (product.diagonal() / fit.count - mean.square()).clamp_min(0).sqrt()
     for count in np.unique(counts[counts > 0]):  # features with the same number of candidates are solved together
         features = np.flatnonzero(counts == count)

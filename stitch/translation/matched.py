@@ -116,5 +116,5 @@ def rotation(name: str, matched: Matched, a: Dictionary, b: Dictionary, site: in
 
 def linear(name: str, weight: Float[Tensor, "d_a d_b"], site: int, moments: Moments) -> Translation:
     """x W + b with the bias that makes the means agree."""
-    bias = moments.mean("target") - moments.mean("x") @ weight
+    bias = moments.means["target"] - moments.means["x"] @ weight
     return Translation(name, (Term(Residual(site), weight.float()),), bias.float())

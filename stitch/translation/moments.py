@@ -7,6 +7,7 @@ serves every choice of λ.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,9 @@ class Moments:
     squares: dict[str, Float[Tensor, " _"]]
     products: Mapping[Key, Float[Tensor, "_ _"] | SparseGram]
 
-    def mean(self, name: str) -> Float[Tensor, " columns"]:
-        return self.sums[name] / self.count
+    @cached_property
+    def means(self) -> dict[str, Float[Tensor, " _"]]:
+        return {name: total / self.count for name, total in self.sums.items()}
 
     def product(self, first: str, second: str) -> Float[Tensor, "rows columns"]:
         """Σ firstᵀ second, from whichever order was accumulated. Not of what is a SparseGram."""
@@ -47,12 +49,12 @@ class Moments:
         return other.T if isinstance(other, Tensor) else other
 
     def covariance(self, first: str, second: str) -> Float[Tensor, "rows columns"]:
-        return self.product(first, second) / self.count - torch.outer(self.mean(first), self.mean(second))
+        return self.product(first, second) / self.count - torch.outer(self.means[first], self.means[second])
 
     def covariance_times(self, first: str, second: str, matrix: Float[Tensor, "columns k"]) -> Float[Tensor, "rows k"]:
         """The covariance of two variables times a matrix, without a copy of what may be the largest array there is."""
         explained = _times(self.found(first, second), matrix) / self.count
-        return explained - torch.outer(self.mean(first), self.mean(second) @ matrix)
+        return explained - torch.outer(self.means[first], self.means[second] @ matrix)
 
     def combined(self, name: str, parts: Mapping[str, Float[Tensor, "_ columns"]], others: Iterable[str]) -> "Moments":
         """These moments and those of a new variable Σ u @ parts[u]: its squares, its products with itself and `others`.

@@ -1,5 +1,7 @@
 """The normal equations of ridge regression, solved for many λ in the memory of one matrix."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -15,9 +17,20 @@ class NormalEquations:
     """
 
     def __init__(self, moments: Moments, inputs: tuple[str, ...], scales: dict[str, Tensor]):
-        self._moments, self._inputs, self._scales = moments, inputs, scales
-        self._ends = np.cumsum([0, *(len(moments.sums[name]) for name in inputs)])
-        self._matrix = torch.empty(int(self._ends[-1]), int(self._ends[-1]), dtype=torch.float64)
+        ends = np.cumsum([0, *(len(moments.sums[name]) for name in inputs)])
+        columns = {name: slice(*ends[place : place + 2]) for place, name in enumerate(inputs)}
+        self._matrix = torch.empty(int(ends[-1]), int(ends[-1]), dtype=torch.float64)
+        self._upper = [
+            _Block(
+                self._matrix[columns[first], columns[second]],
+                moments.product(first, second),
+                moments.count * scales[first] * scales[second],
+                moments.means[first] / (scales[first] * scales[second]),
+                moments.means[second],
+            )
+            for place, first in enumerate(inputs)
+            for second in inputs[place:]
+        ]
 
     def solve(self, cross: Float[Tensor, "n out"], strengths: Float[Tensor, " n"]) -> Float[Tensor, "n out"] | None:
         """(G + diag(strengths))⁻¹ cross; None where rounding has left no positive definite matrix to factor."""
@@ -33,10 +46,16 @@ class NormalEquations:
         return torch.linalg.solve_triangular(lower.mT, half, upper=True)
 
     def _fill_upper(self) -> None:
-        for row, first in enumerate(self._inputs):
-            for column, second in list(enumerate(self._inputs))[row:]:
-                rows, columns = (slice(self._ends[i], self._ends[i + 1]) for i in (row, column))
-                block = self._matrix[rows, columns]
-                scale = self._scales[first] * self._scales[second]
-                torch.div(self._moments.product(first, second), self._moments.count * scale, out=block)
-                block.addr_(self._moments.mean(first) / scale, self._moments.mean(second), alpha=-1)
+        for block in self._upper:
+            torch.div(block.products, block.divisor, out=block.place).addr_(block.rows, block.columns, alpha=-1)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A part of the matrix, and the products and means that its covariances are made of."""
+
+    place: Float[Tensor, "u v"]
+    products: Float[Tensor, "u v"]
+    divisor: Float[Tensor, ""]
+    rows: Float[Tensor, " u"]
+    columns: Float[Tensor, " v"]

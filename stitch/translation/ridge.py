@@ -62,7 +62,7 @@ def ridge(
     widths = {name: len(fit.sums[name]) for name in inputs}
     start = {name: weight.double() for name, weight in (prior or {}).items()}
     cross = torch.cat([_unexplained_by(start, fit, name, target) / scales[name] for name in inputs])
-    spread = float((held_out.squares[target] / held_out.count - held_out.mean(target) ** 2).sum())
+    spread = float((held_out.squares[target] / held_out.count - held_out.means[target] ** 2).sum())
 
     def attempt(index: int, index_apart: int) -> _Attempt:
         indices = {name: index_apart if name == apart else index for name in inputs}
@@ -81,7 +81,7 @@ def ridge(
     if has_its_own:
         index = best.index
         best = descend(lambda apart: attempt(index, apart), error, start=index, step=2, count=count, best=best)
-    bias = fit.mean(target) - sum(fit.mean(name) @ weight for name, weight in best.weights.items())
+    bias = fit.means[target] - sum(fit.means[name] @ weight for name, weight in best.weights.items())
     strength_apart = float(choices[best.index_apart]) if has_its_own else None
     return Ridge(best.weights, bias, float(choices[best.index]), best.error / spread, strength_apart)
 
@@ -101,12 +101,12 @@ def held_out_error(
 
     The bias is refitted nowhere, so its mismatch counts as error too. Infinite where weights overflow.
     """
-    shift = held_out.mean(target) - fit.mean(target)
-    error = (held_out.squares[target] / held_out.count - held_out.mean(target) ** 2).sum()
+    shift = held_out.means[target] - fit.means[target]
+    error = (held_out.squares[target] / held_out.count - held_out.means[target] ** 2).sum()
     names = list(weights)
     for place, first in enumerate(names):
         weight = weights[first]
-        shift = shift - (held_out.mean(first) - fit.mean(first)) @ weight
+        shift = shift - (held_out.means[first] - fit.means[first]) @ weight
         error = error - 2 * (weight * held_out.covariance(first, target)).sum()
         for second in names[place:]:
             product = (weight * held_out.covariance_times(first, second, weights[second])).sum()
@@ -140,5 +140,5 @@ def shares(found: Ridge, moments: Moments) -> dict[str, float]:
 
 
 def _scale(moments: Moments, name: str) -> Tensor:
-    variance = moments.squares[name] / moments.count - moments.mean(name) ** 2
+    variance = moments.squares[name] / moments.count - moments.means[name] ** 2
     return variance.mean().clamp_min(1e-30).sqrt()
