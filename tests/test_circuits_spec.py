@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from stitch.circuits.score import score
+from stitch.circuits.score import answered, divergence, score
 from stitch.circuits.spec import BEHAVIOURS, BRACKETS, Prompts, prompts
 from stitch.errors import StitchError, UsageError
 
@@ -150,6 +150,27 @@ def test_probabilities_are_those_among_the_options():
     row, _ = score(lambda ids: logits, asked)
     assert row["right"] == 0 and row["probability"] == pytest.approx(1 / (1 + torch.e))
     assert row["nats"] == pytest.approx(-torch.tensor(row["probability"]).log().item())
+
+
+def test_prompts_that_take_several_passes_are_answered_as_in_one(monkeypatch: pytest.MonkeyPatch):
+    asked, passes = prompts("induction", with_words(), count=7, seed=0), []
+    table = torch.randn(int(asked.clean.max()) + 1, 40, generator=torch.Generator().manual_seed(0))
+
+    def logits(ids: Tensor) -> Tensor:
+        passes.append(len(ids))
+        return table[ids] @ table.T / 20
+
+    def other(ids: Tensor) -> Tensor:
+        return table[ids] @ table.T / 10
+
+    whole, apart = answered(logits, asked.clean, asked), divergence(other, logits, asked)
+    assert passes == [7, 7]
+    monkeypatch.setattr("stitch.circuits.score.TOKENS_AT_ONCE", 3 * asked.clean.shape[1] + 1)
+    assert answered(logits, asked.clean, asked) == pytest.approx(whole)
+    assert divergence(other, logits, asked) == pytest.approx(apart) and apart > 0.01
+    assert passes == [7, 7, 3, 3, 1, 3, 3, 1]
+    monkeypatch.setattr("stitch.circuits.score.TOKENS_AT_ONCE", 1)  # a prompt longer than that goes through alone
+    assert answered(logits, asked.clean, asked) == pytest.approx(whole)
 
 
 def written(folder, *lines: dict | str):
