@@ -21,8 +21,8 @@ os.environ.update(
     STITCH_CACHE=os.path.join(_CACHE.name, "stitch"),
 )
 
-# Shapes and types of every module that names shapes. Of the others, models' own code is called thousands of times a test, and
-# checking its calls takes a tenth of the suite.
+# Shapes and types of every module that names shapes. Others have nothing to say about them, and models' own code is called
+# thousands of times a test.
 _ROOT = Path(__file__).parents[1]
 _SHAPED = [
     ".".join(file.relative_to(_ROOT).with_suffix("").parts)

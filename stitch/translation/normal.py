@@ -24,7 +24,7 @@ class NormalEquations:
             _Block(
                 self._matrix[columns[first], columns[second]],
                 moments.product(first, second),
-                moments.count * scales[first] * scales[second],
+                moments.count * (scales[first] * scales[second]),
                 moments.means[first] / (scales[first] * scales[second]),
                 moments.means[second],
             )
