@@ -11,7 +11,7 @@ so a chain of any length is one of two halves, whose first half is a chain that 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -113,28 +113,19 @@ class TranslationModule(nn.Module):
         self.bos_token_id = config.get("bos_token_id")
         self.bias = nn.Parameter(torch.zeros(width))
         self.first = nn.Parameter(torch.zeros(width)) if config.get("first") else None
-        self.terms = nn.ModuleList([_TERMS[term["kind"]](term, width) for term in config["terms"]])
+        terms: list[Any] = [_TERMS[term["kind"]](term, width) for term in config["terms"]]
+        self.terms = nn.ModuleList(terms)
+        # Kept, as decoding asks for them at every token: the sites of A that the terms read, how many tokens back they look,
+        # the sites whose earlier streams they read.
+        self.sites = {term.site for term in terms if isinstance(term, (ResidualTerm, CodesTerm))}
+        self.history = max((term.back for term in terms), default=0)
+        self.past_sites = sorted({term.site for term in terms if isinstance(term, ResidualTerm) and term.back})
 
     @property
     def reads_tokens(self) -> bool:
         return self.first is not None or any(
             isinstance(term, (TokenTerm, NgramTerm, RoutedTerm)) for term in self.terms
         )
-
-    @property
-    def sites(self) -> set[int]:
-        """The sites of A that the terms read."""
-        return {term.site for term in self.terms if isinstance(term, (ResidualTerm, CodesTerm))}
-
-    @property
-    def history(self) -> int:
-        """How many tokens back the terms look."""
-        return max((int(term.back) for term in self.terms), default=0)  # pyright: ignore
-
-    @property
-    def past_sites(self) -> list[int]:
-        """The sites whose earlier streams the terms read."""
-        return sorted({term.site for term in self.terms if isinstance(term, ResidualTerm) and term.back})
 
     def forward(
         self, streams: dict[int, Tensor], ids: Tensor | None, positions: Tensor, position_ids: Tensor | None = None
@@ -172,20 +163,26 @@ class Seen:
     ids: Tensor | None
     positions: Tensor
     position_ids: Tensor
+    _ids_ago: dict[int, Tensor] = field(init=False, default_factory=dict)  # several terms ask for the same
+    _reaches: dict[int, Tensor] = field(init=False, default_factory=dict)
 
     def stream_ago(self, site: int, back: int) -> Tensor:
         """[batch, seq, dA]; zero before the text's second token: the stream of its first is a sink."""
         x = self._ago(self.streams[site], back).float()
-        return x if back == 0 else x * (self.positions > back).unsqueeze(-1)
+        return x if back == 0 else x * self.reaches(back + 1)
 
     def ids_ago(self, back: int) -> Tensor:
         """[batch, seq]; `reaches(back)` says where they are of the text."""
         assert self.ids is not None
-        return self._ago(self.ids, back)
+        if back not in self._ids_ago:
+            self._ids_ago[back] = self._ago(self.ids, back)
+        return self._ids_ago[back]
 
     def reaches(self, back: int) -> Tensor:
         """[batch|1, seq, 1]: whether the text has begun `back` tokens ago."""
-        return (self.positions >= back).unsqueeze(-1)
+        if back not in self._reaches:
+            self._reaches[back] = (self.positions >= back).unsqueeze(-1)
+        return self._reaches[back]
 
     def _ago(self, sequence: Tensor, back: int) -> Tensor:
         length = self.positions.shape[1]
@@ -220,7 +217,8 @@ class RoutedTerm(ResidualTerm):
 
     def forward(self, seen: Seen) -> Tensor:
         assert self.weight is not None
-        return by_class(seen.stream_ago(self.site, self.back), self.classes[seen.ids_ago(0)], self.weight)
+        classes = self.classes.index_select(0, seen.ids_ago(0).flatten())
+        return by_class(seen.stream_ago(self.site, self.back), classes, self.weight)
 
 
 FEW = 32  # rows, as in decoding: their matrices are copied, where sorting by class takes a dozen calls and waits for a GPU
@@ -231,7 +229,7 @@ def by_class(x: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
     flat, of = x.flatten(0, -2), classes.flatten()
     if len(flat) <= FEW:
         own = weight.index_select(0, of)  # a fifth of the time that weight[of] takes
-        return (flat[:, None] @ own.float()).view(*x.shape[:-1], weight.shape[2])
+        return torch.bmm(flat[:, None], own.float()).view(*x.shape[:-1], weight.shape[2])
     order = of.argsort(stable=True)
     counts = of.bincount(minlength=len(weight)).tolist()
     parts = [part @ matrix.float() for part, matrix in zip(flat[order].split(counts), weight, strict=True) if len(part)]
@@ -309,16 +307,16 @@ class NgramTerm(nn.Module):
     def forward(self, seen: Seen) -> Tensor:
         key = ngram_keys([seen.ids_ago(back) for back in range(self.back + 1)], self.vocabulary)
         place = torch.searchsorted(self.keys, key).clamp_max(len(self.keys) - 1)
-        known = (self.keys[place] == key).unsqueeze(-1) & seen.reaches(self.back)
+        known = (self.keys.take(place) == key).unsqueeze(-1) & seen.reaches(self.back)
         return nn.functional.embedding(place, self.table).float() * known
 
 
 def ngram_keys(ids: list[Tensor], vocabulary: int) -> Tensor:
     """One int64 per n-gram; `ids` are those of the latest token, the one before, and so on."""
-    key = torch.zeros_like(ids[0], dtype=torch.int64)
-    for back, column in enumerate(ids):
-        key = key + column.long() * vocabulary**back
-    return key
+    key = ids[-1].long()
+    for column in reversed(ids[:-1]):
+        key = key * vocabulary + column
+    return key.contiguous()
 
 
 _TERMS = {
@@ -429,6 +427,7 @@ class Stitched(PreTrainedModel):
         """What A's half gives, and what B's half is called with: the translated stream, its mask, its part of the cache."""
         site, blocks = self.config.site_a, self.config.num_hidden_layers
         early_blocks, earlier = self.config.a_config.num_hidden_layers, getattr(self.a, "histories", 0)
+        before = self.translation.sites - {site}
         if cache is not None:
             _grow(cache, blocks, self.histories)
             histories = cache.layers[blocks:]
@@ -436,14 +435,12 @@ class Stitched(PreTrainedModel):
             shared["histories"] = histories
         early = self.a(
             input_ids=input_ids,
-            output_hidden_states=output_hidden_states or self.translation.sites - {site} != set(),
+            output_hidden_states=output_hidden_states or bool(before),
             position_ids=position_ids,
             **_context(attention_mask, cache, [*range(early_blocks), *range(blocks, blocks + earlier)]),
             **shared,
         )
-        residuals = {site: early.last_hidden_state}
-        for other in self.translation.sites - {site}:
-            residuals[other] = early.hidden_states[other]
+        residuals = {site: early.last_hidden_state, **{other: early.hidden_states[other] for other in before}}
         residuals, ids = self._with_history(residuals, input_ids, histories)
         positions = _text_positions(attention_mask, position_ids)
         translated = self.translation(residuals, ids, positions, position_ids).to(self.b.dtype)
@@ -470,11 +467,12 @@ class Stitched(PreTrainedModel):
         widths = [streams[site].shape[-1] for site in past]
         # float32 holds every id below 2²⁴ exactly, and the stream as it was read.
         empty = ids.new_zeros(*ids.shape, 0, dtype=torch.float32)
-        joined = torch.cat([empty, *(streams[site].float() for site in past)], -1)
+        joined = torch.cat([streams[site].float() for site in past], -1) if past else empty
         own = histories[self.histories - 1]
         all_ids, all_streams = own.update(ids.float()[:, None, :, None], joined[:, None])
-        longer = dict(zip(past, all_streams[:, 0].split(widths, -1), strict=True)) if past else {}
-        return {**streams, **longer}, all_ids[:, 0, :, 0].long()
+        seen = ids.shape[1] + self.translation.history
+        longer = dict(zip(past, all_streams[:, 0, -seen:].split(widths, -1), strict=True)) if past else {}
+        return {**streams, **longer}, all_ids[:, 0, -seen:, 0].long()
 
 
 class StitchModel(Stitched):

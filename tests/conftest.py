@@ -30,4 +30,4 @@ _SHAPED = [
     for file in sorted((_ROOT / package).rglob("*.py"))
     if "from jaxtyping import" in file.read_text()
 ]
-install_import_hook(_SHAPED, "beartype.beartype")
+install_import_hook(_SHAPED, "shapes.beartype")

@@ -1,12 +1,14 @@
 """A matrix per class of tokens: planted ones come back, none are made up, and the composite applies what was fitted."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.cluster.vq import kmeans2
 
 from stitch.activations import Tokens
 from stitch.composite import translation_config, translation_tensors
 from stitch.modeling_composite import FEW, TranslationModule, by_class
-from stitch.translation.routes import Routes, classes_at_random, classes_by_state, how_many, routed, routes
+from stitch.translation.routes import Routes, _spread_out, classes_at_random, classes_by_state, how_many, routed, routes
 from stitch.translation.types import Residual, Routed, Term, Token, Translation
 from tiny import noise
 
@@ -103,6 +105,15 @@ def test_streams_may_be_of_different_widths():
         seen.streams[stream] @ term.weight for stream, term in zip(widths, terms, strict=True)
     )
     assert torch.allclose(got + found.constant[of], expected, atol=1e-5)
+
+
+def test_centres_begin_where_scipy_begins_them():
+    rows = noise(3000, 5).double().numpy()
+    for number in (1, 2, 20):
+        options = dict(minit="++", rng=np.random.default_rng(number), iter=3)
+        wanted, _ = kmeans2(rows, number, **options)  # pyright: ignore[reportArgumentType]
+        found, _ = kmeans2(rows, _spread_out(rows, number, seed=number), minit="matrix", iter=3)
+        assert np.array_equal(found, wanted)
 
 
 def test_classes_follow_the_states_and_not_the_vocabulary():

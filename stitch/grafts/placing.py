@@ -85,8 +85,8 @@ def place_head(
     def found_scores(head: Head) -> Tensor:
         return heads.scores(head, without, scheme.host_frequencies, ours.scale, codes)
 
-    def moved(head: Head) -> float:
-        return heads.moved(attention, heads.attended(found_scores(head)))
+    def moved(head: Head, found: Tensor | None = None) -> float:
+        return heads.moved(attention, heads.attended(found_scores(head) if found is None else found))
 
     back, offset = heads.by_offset(attention), None
     if scheme.alike:
@@ -96,29 +96,31 @@ def place_head(
         head = heads.spread(
             narrow if fits else heads.fitted_rank(narrow, without.flatten(0, 1), rank), torch.arange(rank), width
         )
+        least = moved(head)
     else:
         if scheme.donor_frequencies.any():
             still = heads.without_turning(narrow, heads.mean_turn(attention, scheme.donor_frequencies))
         else:
             still = narrow
 
-        def with_distance(head: Head, usable: Tensor) -> Head:
-            rest = (wanted - found_scores(head)) / ours.scale
-            profile = fitted_profile(rest, attention, scheme.offset_frequencies, usable)
-            return heads.with_profile(head, profile, coded=scheme.coded)
+        def tried() -> Iterator[tuple[float, Head]]:
+            for content, usable in _shared_out(still, without.flatten(0, 1), scheme, width):
+                found = found_scores(content)
+                yield moved(content, found), content
+                if usable.any():
+                    rest = (wanted - found) / ours.scale
+                    profile = fitted_profile(rest, attention, scheme.offset_frequencies, usable)
+                    both = heads.with_profile(content, profile, coded=scheme.coded)
+                    yield moved(both), both
 
-        tried = list(_shared_out(still, without.flatten(0, 1), scheme, width))
-        both = [with_distance(head, usable) for head, usable in tried if usable.any()]
-        kind, head = "content, distance", min([head for head, _ in tried] + both, key=moved)
+        kind, (least, head) = "content, distance", min(tried(), key=lambda pair: pair[0])
         if max(back) >= heads.LOOKED_AT:
             found = scheme.offset_head(back.index(max(back)))
             alone = heads.looking_back(narrow, found, width, ours.scale, coded=scheme.coded, steady=scheme.by_bias)
-            if moved(alone) <= moved(head) + SIMPLER:
-                kind, head, offset = f"{found.offset} back", alone, found
+            if (by_offset := moved(alone)) <= least + SIMPLER:
+                kind, head, least, offset = f"{found.offset} back", alone, by_offset, found
     group = room.take_group(host_block, ours.k.shape[1])
-    return PlacedHead(
-        block, number, host_block, group * ours.shared, group, kind, back, offset, moved(head), lost, head
-    )
+    return PlacedHead(block, number, host_block, group * ours.shared, group, kind, back, offset, least, lost, head)
 
 
 def of_donor(attention: weights.Attention, norm: weights.Norm, number: int) -> Head:

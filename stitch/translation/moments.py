@@ -53,8 +53,13 @@ class Moments:
 
     def covariance_times(self, first: str, second: str, matrix: Float[Tensor, "columns k"]) -> Float[Tensor, "rows k"]:
         """The covariance of two variables times a matrix, without a copy of what may be the largest array there is."""
-        explained = _times(self.found(first, second), matrix) / self.count
+        explained = self.product_times(first, second, matrix) / self.count
         return explained - torch.outer(self.means[first], self.means[second] @ matrix)
+
+    def product_times(self, first: str, second: str, matrix: Float[Tensor, "columns k"]) -> Float[Tensor, "rows k"]:
+        """Σ firstᵀ second times a matrix: in the product's precision, as float64."""
+        found = self.found(first, second)
+        return (found @ matrix.to(found.dtype)).double()
 
     def combined(self, name: str, parts: Mapping[str, Float[Tensor, "_ columns"]], others: Iterable[str]) -> "Moments":
         """These moments and those of a new variable Σ u @ parts[u]: its squares, its products with itself and `others`.
@@ -63,7 +68,7 @@ class Moments:
         """
 
         def against(other: str) -> Tensor:
-            found = (_times(self.found(other, part), matrix).T for part, matrix in parts.items())
+            found = (self.product_times(other, part, matrix).T for part, matrix in parts.items())
             return sum(found, torch.tensor(0.0))
 
         own = sum((against(part) @ matrix for part, matrix in parts.items()), torch.tensor(0.0))
@@ -122,11 +127,6 @@ def _add(store: dict, key, value: Tensor) -> None:
         store[key] += value
     else:
         store[key] = value.clone()
-
-
-def _times(product: Tensor | SparseGram, matrix: Tensor) -> Tensor:
-    """product @ matrix in the product's precision, as float64."""
-    return (product @ matrix.to(product.dtype)).double()
 
 
 def _column_sums(value: Variable) -> Tensor:

@@ -101,17 +101,17 @@ def held_out_error(
 
     The bias is refitted nowhere, so its mismatch counts as error too. Infinite where weights overflow.
     """
-    shift = held_out.means[target] - fit.means[target]
-    error = (held_out.squares[target] / held_out.count - held_out.means[target] ** 2).sum()
     names = list(weights)
+    bias = fit.means[target] - sum(fit.means[name] @ weight for name, weight in weights.items())
+    left = held_out.means[target] - sum(held_out.means[name] @ weight for name, weight in weights.items())
+    total = held_out.squares[target].sum()
     for place, first in enumerate(names):
         weight = weights[first]
-        shift = shift - (held_out.means[first] - fit.means[first]) @ weight
-        error = error - 2 * (weight * held_out.covariance(first, target)).sum()
+        total = total - 2 * (weight * held_out.product(first, target)).sum()
         for second in names[place:]:
-            product = (weight * held_out.covariance_times(first, second, weights[second])).sum()
-            error = error + (product if second == first else 2 * product)
-    error = float(error + shift @ shift)
+            product = (weight * held_out.product_times(first, second, weights[second])).sum()
+            total = total + (product if second == first else 2 * product)
+    error = float(total / held_out.count - 2 * (bias @ left) + bias @ bias)
     return error if np.isfinite(error) else torch.inf
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from scipy.cluster.vq import kmeans2
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from stitch.activations import Tokens
@@ -57,8 +58,25 @@ def classes_by_state(
     frequency = torch.bincount(ids, minlength=len(rows))[: len(rows)].double().sqrt()
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(frequency, SAMPLED, replacement=True, generator=generator)
-    centres, _ = kmeans2(rows[chosen].numpy(), number, minit="++", rng=np.random.default_rng(seed), iter=20)
+    sample = rows[chosen].numpy()
+    centres, _ = kmeans2(sample, _spread_out(sample, number, seed), minit="matrix", iter=20)
     return torch.cdist(rows, torch.from_numpy(centres)).argmin(1)
+
+
+def _spread_out(rows: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """Centres to begin with, by k-means++: those of scipy's `minit="++"`, which measures the distances to all of them anew for
+    each, where those to the latest are enough.
+
+    Source: Arthur & Vassilvitskii 2007, SODA.
+    """
+    generator = np.random.default_rng(seed)
+    centres = [rows[generator.integers(len(rows))]]
+    nearest = np.full(len(rows), np.inf)
+    while len(centres) < number:
+        nearest = np.minimum(nearest, cdist(centres[-1:], rows, metric="sqeuclidean")[0])
+        total = (nearest / nearest.sum()).cumsum()
+        centres.append(rows[np.searchsorted(total, generator.uniform())])
+    return np.array(centres)
 
 
 def classes_at_random(vocabulary: int, number: int, seed: int) -> Int64[Tensor, " vocabulary"]:
