@@ -106,7 +106,7 @@ class _SparseSteps(TopKTrainingSAE):
         norms = self.W_dec.norm(dim=-1)
         centre = self.b_dec * self.cfg.apply_b_dec_to_input
         values, pattern = _Encode.apply(x.detach(), centre, self.W_enc, self.b_enc, norms, self.choose)
-        sae_out = _Decode.apply(values / norms[pattern.columns], self.W_dec, pattern) + self.b_dec
+        sae_out = _Decode.apply(values / norms.index_select(0, pattern.columns), self.W_dec, pattern) + self.b_dec
         losses = {
             "mse_loss": self.mse_loss_fn(sae_out, step_input.sae_in).sum(dim=-1).mean(),
             "auxiliary_reconstruction_loss": self._loss_of_dead(step_input, x, norms, sae_out),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import tiny
 from sae.config import SAEConfig
 from sae.convert import to_dictionary
 from sae.errors import SAEError
@@ -203,6 +204,23 @@ def test_the_seed_alone_decides_and_the_callers_random_state_is_left_alone(short
     _assert_equal(again, short)
     other = _weights(train(_both(replace(SHORT, seed=1)), WIDTHS, _stream(SHORT.batch_size)))
     assert not torch.equal(other["a.resid_pre.1", "W_dec"], short["a.resid_pre.1", "W_dec"])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_threads_that_share_a_step_give_the_same_weights_each_time(architecture):
+    """In batches large enough to be shared: torch adds up the gradient of indexing in whatever order threads come."""
+    config = SAEConfig(architecture=architecture, features=256, k=40, steps=10, batch_size=1024)
+    batches = [{"site": tiny.noise(1024, 32, seed=step)} for step in range(config.steps)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = (
+            _weights(train({"site": config}, {"site": 32}, lambda start: iter(batches[start:]))) for _ in range(3)
+        )
+    finally:
+        torch.set_num_threads(threads)
+    for other in others:
+        _assert_equal(other, first)
 
 
 def test_sites_may_differ_in_features_rate_and_architecture():
