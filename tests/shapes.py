@@ -13,10 +13,8 @@ from jaxtyping import _import_hook
 
 class _OfShapes(_import_hook.JaxtypingTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef):  # noqa: N802 (as all of its kind)
-        given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
-        return self._visit(
-            node, [argument.annotation for argument in given] + [node.returns], super().visit_FunctionDef
-        )
+        arguments = [part.annotation for part in ast.walk(node.args) if isinstance(part, ast.arg)]
+        return self._visit(node, [*arguments, node.returns], super().visit_FunctionDef)
 
     def visit_ClassDef(self, node: ast.ClassDef):  # noqa: N802
         fields = [part.annotation for part in node.body if isinstance(part, ast.AnnAssign)]

@@ -1,0 +1,23 @@
+"""Shapes in signatures hold while tests run: of functions, methods and dataclasses."""
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from stitch.grafts.heads import attended
+from stitch.translation.moments import Moments
+
+
+def test_a_wrong_shape_is_refused_wherever_a_signature_names_one():
+    with pytest.raises(TypeCheckError, match="scores"):
+        attended(torch.zeros(2, 3))
+    matrix = torch.zeros(3, 3)
+    moments = Moments(1, {"x": matrix[0]}, {"x": matrix[0]}, {("x", "x"): matrix})
+    with pytest.raises(TypeCheckError, match="matrix"):
+        moments.product_times("x", "x", matrix[0])
+    with pytest.raises(TypeCheckError, match="sums"):
+        Moments(1, {"x": matrix}, {"x": matrix[0]}, {("x", "x"): matrix})
+
+
+def test_what_names_no_shape_is_left_alone():
+    assert not hasattr(Moments.found, "__wrapped__") and hasattr(Moments.product_times, "__wrapped__")
