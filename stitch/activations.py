@@ -75,7 +75,8 @@ def observe(
             handle.remove()
     for what, store in (("at site", seen.streams), ("among the neurons of block", seen.neurons)):
         for key, values in store.items():
-            if not torch.isfinite(values).all():
+            # What is not finite makes no finite sum; a sum that is not may be of large values.
+            if not torch.isfinite(values.sum(dtype=torch.float32)) and not torch.isfinite(values).all():
                 raise StitchError(
                     f"activations must be finite; {model.name} gives NaN or infinity {what} {key}: "
                     "load it in another precision (--dtype fp32) or check its weights."
