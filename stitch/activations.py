@@ -2,12 +2,14 @@
 
 A shard holds the same windows for every model, so shard k of A and shard k of B are token by token the same text. Shards are
 written atomically and never twice: an interrupted harvest continues where it stopped, and a shard of another model, other sites
-or other text is replaced. Memory is bounded by one shard, whatever the size of the text.
+or other text is replaced. Memory is bounded by two shards, one that is computed and one that is written, whatever the size of the
+text.
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -135,27 +137,37 @@ def harvest(
 
     `part` (k, n) writes every n-th shard from the k-th on: n calls together write all.
     """
-    from safetensors.torch import save_file
-
     result = Activations(folder, tuple(sites), windows, per_shard)
     batch = max(1, TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // windows.context)
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(part[0], result.shards, part[1]):
-        target, ids = result.path(shard), windows.ids[result.rows(shard)]
-        content = _digest(model, sites, ids)
-        if not _holds(target, content):
-            parts = [residuals(model, part.to(model.device).long(), sites) for part in ids.split(batch)]
-            tensors = {f"resid_pre.{site}": torch.cat([part[site].cpu() for part in parts]) for site in sites}
-            temporary = target.with_suffix(".tmp")
-            save_file(tensors, temporary, metadata={"content": content})
-            os.replace(temporary, target)
-        if progress:
-            progress(
-                f"activations of {model.name}",
-                min(result.rows(shard).stop, len(windows.ids)) * windows.context,
-                windows.tokens,
-            )
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[None] | None = None
+        for shard in range(part[0], result.shards, part[1]):
+            target, ids = result.path(shard), windows.ids[result.rows(shard)]
+            content = _digest(model, sites, ids)
+            if not _holds(target, content):
+                parts = [residuals(model, part.to(model.device).long(), sites) for part in ids.split(batch)]
+                tensors = {f"resid_pre.{site}": torch.cat([part[site].cpu() for part in parts]) for site in sites}
+                if writing is not None:  # no more than one waits in memory while the next is computed
+                    writing.result()
+                writing = writer.submit(_write, tensors, target, content)
+            if progress:
+                progress(
+                    f"activations of {model.name}",
+                    min(result.rows(shard).stop, len(windows.ids)) * windows.context,
+                    windows.tokens,
+                )
+        if writing is not None:
+            writing.result()
     return result
+
+
+def _write(tensors: dict[str, Tensor], target: Path, content: str) -> None:
+    from safetensors.torch import save_file
+
+    temporary = target.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"content": content})
+    os.replace(temporary, target)
 
 
 def _digest(model: Model, sites: Sequence[int], ids: Tensor) -> str:

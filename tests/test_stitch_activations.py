@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 import tiny
+from stitch import activations
 from stitch.activations import Activations, Paired, harvest, observe, pair, residuals
 from stitch.errors import StitchError
 from stitch.tokens import Windows
@@ -89,6 +91,37 @@ def test_an_interrupted_harvest_goes_on_with_the_missing_shards(tmp_path: Path):
     assert again.path(0).stat().st_mtime_ns == before
     for shard in range(3):
         assert done.path(shard).read_bytes() == again.path(shard).read_bytes()
+
+
+def test_a_shard_is_written_while_the_next_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    computed = [threading.Event() for _ in range(3)]
+    late = iter(computed)
+    waited: list[bool] = []
+
+    def observed(*arguments):
+        found = residuals(*arguments)
+        next(late).set()
+        return found
+
+    def write(tensors: dict, target: Path, content: str) -> None:
+        waited.append(computed[min(int(target.stem) + 1, 2)].wait(20))
+        written(tensors, target, content)
+
+    written = activations._write
+    monkeypatch.setattr(activations, "residuals", observed)
+    monkeypatch.setattr(activations, "_write", write)
+    found = harvest(tiny.model("llama"), windows(), [1], tmp_path / "beside", per_shard=5)
+    assert waited == [True] * 3
+    monkeypatch.undo()
+    wanted = harvest(tiny.model("llama"), windows(), [1], tmp_path / "plain", per_shard=5)
+    assert all(found.path(shard).read_bytes() == wanted.path(shard).read_bytes() for shard in range(3))
+
+
+@pytest.mark.parametrize("shard", range(3))
+def test_what_cannot_be_written_is_no_harvest(shard: int, tmp_path: Path):
+    (tmp_path / f"{shard:05d}.tmp").mkdir()
+    with pytest.raises(Exception, match=r"[Dd]irectory"):
+        harvest(tiny.model("llama"), windows(), [1], tmp_path, per_shard=5)
 
 
 def test_a_harvest_of_other_text_sites_or_model_is_not_taken_for_this_one(tmp_path: Path):
