@@ -2,8 +2,8 @@
 
 A shard holds the same windows for every model, so shard k of A and shard k of B are token by token the same text. Shards are
 written atomically and never twice: an interrupted harvest continues where it stopped, and a shard of another model, other sites
-or other text is replaced. Memory is bounded by two shards, one that is computed and one that is written, whatever the size of the
-text.
+or other text is replaced. Memory is bounded by a few shards, one of which is written while the next is computed, whatever the
+size of the text.
 """
 
 import hashlib
@@ -146,8 +146,7 @@ def harvest(
             target, ids = result.path(shard), windows.ids[result.rows(shard)]
             content = _digest(model, sites, ids)
             if not _holds(target, content):
-                parts = [residuals(model, part.to(model.device).long(), sites) for part in ids.split(batch)]
-                tensors = {f"resid_pre.{site}": torch.cat([part[site].cpu() for part in parts]) for site in sites}
+                tensors = _shard(model, ids.split(batch), sites)
                 if writing is not None:  # no more than one waits in memory while the next is computed
                     writing.result()
                 writing = writer.submit(_write, tensors, target, content)
@@ -160,6 +159,11 @@ def harvest(
         if writing is not None:
             writing.result()
     return result
+
+
+def _shard(model: Model, batches: Sequence[Tensor], sites: Sequence[int]) -> dict[str, Tensor]:
+    parts = [residuals(model, ids.to(model.device).long(), sites) for ids in batches]
+    return {f"resid_pre.{site}": torch.cat([part[site].cpu() for part in parts]) for site in sites}
 
 
 def _write(tensors: dict[str, Tensor], target: Path, content: str) -> None:

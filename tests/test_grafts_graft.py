@@ -98,7 +98,7 @@ def test_the_host_is_a_stock_checkpoint(llama: Path):
     ids = tokenizer(text + "!" + text[:6], return_tensors="pt").input_ids
     out = net.generate(ids, max_new_tokens=8, do_sample=False, attention_mask=torch.ones_like(ids))
     assert tokenizer.decode(out[0, ids.shape[1] :]) == text[6:14]
-    clean, corrupt = score_model(str(llama), "induction", count=8)["results"]
+    clean, corrupt = score_model(str(llama), "induction", count=16)["results"]
     assert clean["right"] > 0.97 and corrupt["right"] < 0.02
 
 
@@ -129,7 +129,7 @@ def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: 
 
 
 def test_from_rope_to_learned_positions(llama: Path, tmp_path: Path):
-    report = graft([Wish(str(llama), "induction")], str(config(tmp_path, GPT2)), tmp_path / "gpt2", count=8)
+    report = graft([Wish(str(llama), "induction")], str(config(tmp_path, GPT2)), tmp_path / "gpt2", count=16)
     scores = right(report)
     assert scores["host, grafted"] >= 0.97 * scores["donor"] and max(scores[name] for name in CONTROLS) < 0.05
     assert [head["kind"] for head in report["grafts"][0]["plan"]["heads"]] == ["1 back", "content, distance"]
@@ -142,7 +142,7 @@ def test_where_positions_work_alike_logits_are_those_of_the_circuit_alone(source
     base = GPT2 if source == "gpt2" else LLAMA | {"hidden_size": 400, "head_dim": 64}
     host = read_host(config(tmp_path, base), donor, seed=3)
     host.net.double()
-    chosen = choose(donor, "induction", count=8, constant=True)
+    chosen = choose(donor, "induction", count=16, constant=True)
     plan = make_plan(donor, "induction", chosen.kept, chosen.means, chosen.first, host, Room.of(host))
     reads = write(host, [plan])[0]
     assert all(read["scale"] == pytest.approx(1, abs=1e-4) and read["missing"] < 1e-8 for read in reads)
@@ -265,7 +265,7 @@ def test_a_host_file_that_is_no_config_is_refused(gpt2: Path, tmp_path: Path, te
 def test_the_command_plans_then_writes_and_does_not_overwrite(gpt2: Path, circuit: Path, tmp_path: Path):
     host, out = config(tmp_path, LLAMA), tmp_path / "out"
     arguments = ["graft", str(gpt2), "--behaviour", "induction", "--host", str(host), "--circuit", str(circuit)]
-    arguments += ["--out", str(out), "--prompts", "8", "-q"]
+    arguments += ["--out", str(out), "--prompts", "16", "-q"]
     planned = CliRunner().invoke(cli.app, [*arguments, "--dry-run"], env={"COLUMNS": "120"})
     assert planned.exit_code == 0 and not out.exists()
     assert "1 back" in planned.output and "111 of 320 channels are left." in planned.output

@@ -85,8 +85,8 @@ def place_head(
     def found_scores(head: Head) -> Tensor:
         return heads.scores(head, without, scheme.host_frequencies, ours.scale, codes)
 
-    def moved(head: Head, found: Tensor | None = None) -> float:
-        return heads.moved(attention, heads.attended(found_scores(head) if found is None else found))
+    def moved(found: Tensor) -> float:
+        return heads.moved(attention, heads.attended(found))
 
     back, offset = heads.by_offset(attention), None
     if scheme.alike:
@@ -96,7 +96,7 @@ def place_head(
         head = heads.spread(
             narrow if fits else heads.fitted_rank(narrow, without.flatten(0, 1), rank), torch.arange(rank), width
         )
-        least = moved(head)
+        least = moved(found_scores(head))
     else:
         if scheme.donor_frequencies.any():
             still = heads.without_turning(narrow, heads.mean_turn(attention, scheme.donor_frequencies))
@@ -106,18 +106,18 @@ def place_head(
         def tried() -> Iterator[tuple[float, Head]]:
             for content, usable in _shared_out(still, without.flatten(0, 1), scheme, width):
                 found = found_scores(content)
-                yield moved(content, found), content
+                yield moved(found), content
                 if usable.any():
                     rest = (wanted - found) / ours.scale
                     profile = fitted_profile(rest, attention, scheme.offset_frequencies, usable)
                     both = heads.with_profile(content, profile, coded=scheme.coded)
-                    yield moved(both), both
+                    yield moved(found_scores(both)), both
 
         kind, (least, head) = "content, distance", min(tried(), key=lambda pair: pair[0])
         if max(back) >= heads.LOOKED_AT:
             found = scheme.offset_head(back.index(max(back)))
             alone = heads.looking_back(narrow, found, width, ours.scale, coded=scheme.coded, steady=scheme.by_bias)
-            if (by_offset := moved(alone)) <= least + SIMPLER:
+            if (by_offset := moved(found_scores(alone))) <= least + SIMPLER:
                 kind, head, least, offset = f"{found.offset} back", alone, by_offset, found
     group = room.take_group(host_block, ours.k.shape[1])
     return PlacedHead(block, number, host_block, group * ours.shared, group, kind, back, offset, least, lost, head)
