@@ -1,9 +1,11 @@
 """Matching at scale: time, memory and certified gap against the number of features. One JSON line per size.
 
 Codes are synthetic: at most 32 active features of each model per token, firing rates that fall by a power law, three fifths of
-B's activity a permutation of A's, the rest drawn anew. `dense` is scipy: its sparse product for the whole matrix of correlations
-and its exact solver (up to 16,384 features). Every run is a process of its own; what is compiled on a machine's first run stays
-on disk. Codes come in shards from disk, sorted, as an SAE's do, and peak memory is the operating system's.
+B's activity that of partners of A's (`planted`, or `mixed`, which is hard for the exact solver), the rest drawn anew. `dense` is
+scipy: its sparse product for the whole matrix of correlations and its exact solver (up to 16,384 features). Every run is a
+process of its own; what is compiled on a machine's first run stays on disk. Codes come in shards from disk, sorted, as an SAE's
+do, and peak memory is the operating system's. "graph alone" is no step of a matching: it says what the optimum on the graph is
+short of.
 """
 
 import argparse
@@ -23,12 +25,39 @@ from safetensors.numpy import load_file, save_file
 ACTIVE = 32
 SHARD = 20_480  # tokens
 LARGEST_DENSE = 16_384
+NONE = -1
 
 
-def write_codes(folder: Path, features: int, tokens: int) -> None:
+def planted(features: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A partner of B for every feature of A, twice; of the two, each activity picks one. NONE: nothing in B follows it."""
+    partner = generator.permutation(features)
+    return partner, partner
+
+
+def mixed(features: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Half of A's features have a partner of their own. An eighth each is split between two of B, shares one with another
+    of A, shares one of 1 in 1,024 hubs, and has none.
+    """
+    first = generator.permutation(features)
+    kind = generator.integers(8, size=features)
+    split, shared, hub = (np.flatnonzero(kind == number) for number in range(3))
+    hubs = first[generator.choice(hub, max(1, features // 1024), replace=False)]
+    first[hub] = generator.choice(hubs, len(hub))
+    pairs = len(shared) // 2
+    first[shared[:pairs]] = first[shared[-pairs:]]
+    first[kind == 3] = NONE
+    second = first.copy()
+    second[split] = generator.permutation(first[split])
+    return first, second
+
+
+KINDS = {"planted": planted, "mixed": mixed}
+
+
+def write_codes(folder: Path, features: int, tokens: int, kind: str) -> None:
     weights = np.arange(10, features + 10) ** -0.7
     cumulative = np.cumsum(weights / weights.sum())
-    partner = np.random.default_rng(0).permutation(features)
+    partners = np.stack(KINDS[kind](features, np.random.default_rng(0)))
     for shard, start in enumerate(range(0, tokens, SHARD)):
         generator = np.random.default_rng(shard)
         shape = (min(SHARD, tokens - start), ACTIVE)
@@ -37,7 +66,8 @@ def write_codes(folder: Path, features: int, tokens: int) -> None:
             return np.searchsorted(cumulative, generator.random(shape)).clip(max=features - 1)
 
         a = drawn()
-        b = np.where(generator.random(shape) < 0.6, partner[a], drawn())
+        partner = partners[generator.integers(2, size=shape), a]
+        b = np.where((generator.random(shape) < 0.6) & (partner != NONE), partner, drawn())
         tensors = {}
         for side, cols in (("a", a), ("b", b)):
             values = generator.gamma(2.0, 1.0, shape).astype(np.float32)
@@ -151,7 +181,10 @@ def measured(folder: Path, features: int, threads: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--features", action="append", type=int, help="Default: 4,096, 16,384, 65,536 and 131,072.")
+    parser.add_argument(
+        "--features", action="append", type=int, help="Default: 4,096 to 131,072 planted, 16,384 mixed."
+    )
+    parser.add_argument("--kind", choices=KINDS, default="planted", help="With --features.")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--only", choices=("sparse", "dense"), help=argparse.SUPPRESS)
@@ -162,14 +195,14 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         print(json.dumps({**found, "peak_bytes": peak}))
         return
-    for features in given.features or (4_096, 16_384, 65_536, 131_072):
+    sizes = (4_096, 16_384, 65_536, 131_072)
+    cells = [(size, given.kind) for size in given.features or sizes] + [(LARGEST_DENSE, "mixed")] * (not given.features)
+    for features, kind in cells:
         with tempfile.TemporaryDirectory() as folder:
-            write_codes(Path(folder), features, given.tokens)
+            write_codes(Path(folder), features, given.tokens, kind)
             found = measured(Path(folder), features, given.threads)
-        print(
-            json.dumps({"benchmark": "matching_at_scale", "features": features, "tokens": given.tokens, **found}),
-            flush=True,
-        )
+        line = {"benchmark": "matching_at_scale", "kind": kind, "features": features, "tokens": given.tokens, **found}
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

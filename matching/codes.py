@@ -3,7 +3,7 @@
 # pyright: reportOptionalSubscript=false, reportGeneralTypeIssues=false
 # (scipy.sparse carries no types: its shapes are taken for None)
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, no_type_check
 
 import numpy as np
@@ -12,8 +12,9 @@ from jaxtyping import Float, UInt32, UInt64
 
 from matching.errors import MatchError
 from matching.jit import jit
-from matching.statistics import FeatureMoments, merged, of_segment, shift, shifted
+from matching.statistics import FeatureMoments, moments_of, shift, shifted
 from matching.stream import SEGMENT, Batches, segments
+from matching.threads import one_behind
 
 BYTES = 8  # an active feature of a token: its number, and its value in single precision
 
@@ -38,54 +39,79 @@ class PairedCodes(NamedTuple):
     moments_b: FeatureMoments
 
 
-def read(batches: Batches, budget_bytes: int) -> PairedCodes:
+def read(batches: Batches, budget_bytes: int, threads: int = 1) -> PairedCodes:
     """Every n-th segment of 1,024 tokens of a stream, with the least n that `budget_bytes` holds.
 
     A million tokens with 32 active features on either side take 0.5 GB and nothing on top while they are read: the stream is
-    gone through once for what it holds, once for the moments and once for the codes. Values are kept in single precision where
-    that loses nothing, as in codes of an SAE, others in half as much memory again.
+    gone through once for the moments, which say what it holds, once more for those of what is kept if that is not all, and once
+    for the codes. Values are kept in single precision where that loses nothing, as in codes of an SAE, others in half as much
+    memory again. With more than one thread, a segment is made while the one before is taken in; results are the same.
 
     Raises: MatchError when the budget holds no segment, when the stream is another one when it starts anew, or from the stream.
     """
-    active = sum(a.nnz + b.nnz for a, b in batches())
-    stride = max(1, -(-active * BYTES // budget_bytes))
+    single = [True, True]
+
+    def looked_at() -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
+        for pair in segments(batches):
+            single[:] = [yes and _is_single(codes.data) for yes, codes in zip(single, pair, strict=True)]
+            yield pair
+
+    moments_a, moments_b = moments_of(looked_at(), threads)
+    stride = max(1, -(-_bytes(moments_a, moments_b) // budget_bytes))
 
     def sampled() -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
         return (pair for number, pair in enumerate(segments(batches)) if number % stride == 0)
 
-    moments, single = [], [True, True]
-    for pair in sampled():
-        found = [of_segment(codes) for codes in pair]
-        moments = [merged(*both) for both in zip(moments, found, strict=True)] if moments else found
-        single = [yes and _is_single(codes.data) for yes, codes in zip(single, pair, strict=True)]
-    moments_a, moments_b = moments
-    used = BYTES * int(moments_a.firings.sum() + moments_b.firings.sum())
-    if used > 2 * budget_bytes:
+    if stride > 1:
+        moments_a, moments_b = moments_of(sampled(), threads)
+    if (used := _bytes(moments_a, moments_b)) > 2 * budget_bytes:
         raise MatchError(
             f"matching needs a budget that holds {SEGMENT:,} tokens, {used:,} bytes; got {budget_bytes:,}. Raise it."
         )
 
-    shift_a, shift_b = shift(moments_a), shift(moments_b)
+    shifts = shift(moments_a), shift(moments_b)
     starts = np.concatenate([[0], np.cumsum(_entries(moments_a))]).astype(np.uint64)
-    by_feature = _empty(starts, int(starts[-1]), single[0] and not shift_a.any())
+    by_feature = _empty(starts, int(starts[-1]), single[0] and not shifts[0].any())
     starts = np.zeros(moments_b.count + 1, np.uint64)
-    by_token = _empty(starts, int(_entries(moments_b).sum()), single[1] and not shift_b.any())
-    free, tokens, entries = by_feature.starts[:-1].copy(), 0, 0
-    for a, b in sampled():
-        a, b = shifted(a, shift_a), shifted(b, shift_b)
-        count, stop = a.shape[0], entries + b.nnz
-        fits = tokens + count <= moments_b.count and stop <= len(by_token.values)
-        if not (fits and _scatter(a.indptr, a.indices, a.data, tokens, free, by_feature)):
-            break
-        by_token.numbers[entries:stop], by_token.values[entries:stop] = b.indices, b.data
-        by_token.starts[tokens + 1 : tokens + count + 1] = entries + b.indptr[1:]
-        tokens, entries = tokens + count, stop
-    if not (tokens == moments_b.count and entries == len(by_token.values) and (free == by_feature.starts[1:]).all()):
-        raise MatchError(
-            f"every pass must see the same stream; got another one after {tokens:,} of {moments_b.count:,} tokens. The callable "
-            "must restart it."
-        )
+    by_token = _empty(starts, int(_entries(moments_b).sum()), single[1] and not shifts[1].any())
+    _fill(by_feature, by_token, sampled(), shifts, threads)
     return PairedCodes(by_feature, by_token, moments_a, moments_b)
+
+
+def _fill(
+    by_feature: Lists,
+    by_token: Lists,
+    pairs: Iterable[tuple[sp.csr_array, sp.csr_array]],
+    shifts: tuple[np.ndarray, np.ndarray],
+    threads: int,
+) -> None:
+    free, tokens, entries = by_feature.starts[:-1].copy(), 0, 0
+
+    def another_stream() -> MatchError:
+        return MatchError(
+            f"every pass must see the same stream; got another one after {tokens:,} of {len(by_token.starts) - 1:,} tokens. The "
+            "callable must restart it."
+        )
+
+    def place(pair: tuple[sp.csr_array, sp.csr_array]) -> None:
+        nonlocal tokens, entries
+        a, b = (shifted(codes, by) for codes, by in zip(pair, shifts, strict=True))
+        count, stop = tokens + a.shape[0], entries + b.nnz
+        fits = count < len(by_token.starts) and stop <= len(by_token.values)
+        if not (fits and _scatter(a.indptr, a.indices, a.data, tokens, free, by_feature)):
+            raise another_stream()
+        by_token.numbers[entries:stop], by_token.values[entries:stop] = b.indices, b.data
+        by_token.starts[tokens + 1 : count + 1] = entries + b.indptr[1:]
+        tokens, entries = count, stop
+
+    one_behind(pairs, place, threads)
+    whole = tokens == len(by_token.starts) - 1 and entries == len(by_token.values)
+    if not (whole and (free == by_feature.starts[1:]).all()):
+        raise another_stream()
+
+
+def _bytes(*moments: FeatureMoments) -> int:
+    return BYTES * sum(int(side.firings.sum()) for side in moments)
 
 
 def _is_single(values: np.ndarray) -> bool:
@@ -102,7 +128,7 @@ def _empty(starts: UInt64[np.ndarray, " ends"], entries: int, single: bool) -> L
 
 
 @no_type_check  # compiled code has types of its own
-@jit()
+@jit(nogil=True)
 def _scatter(starts, features, values, first_token, free, lists):
     """Adds a segment to the lists of its features, at the places `free`; False when a list is full."""
     for token in range(len(starts) - 1):

@@ -3,14 +3,18 @@
 # pyright: reportOptionalSubscript=false, reportGeneralTypeIssues=false
 # (scipy.sparse carries no types: its shapes are taken for None)
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import no_type_check
 
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Float64, Int64
 
 from matching.errors import MatchError
+from matching.jit import jit
 from matching.stream import Batches, segments
+from matching.threads import one_behind
 
 # A standard deviation this small beside the root mean square is rounding: the feature is constant.
 CONSTANT = 1e-10
@@ -44,19 +48,68 @@ class FeatureMoments:
         return varies & (self.firings >= minimum_firings)
 
 
+class RunningMoments:
+    """Moments of features over codes that come a segment at a time.
+
+    Kept of the tokens where a feature fires, counted from its first value, one after another; those where it is silent join at
+    the end. So a segment costs what is active in it, a large mean does not eat the variance, and nothing depends on where
+    segments end.
+
+    Source: Welford 1962, Technometrics 4; Chan, Golub, LeVeque 1983, The American Statistician 37 (joining).
+    """
+
+    def __init__(self, features: int):
+        self.tokens = 0
+        self.firings = np.zeros(features, np.int64)
+        self.first, self.mean, self.spread = np.zeros((3, features))
+
+    def add(self, codes: sp.csr_array) -> None:
+        """Codes [tokens, features] in float64, without explicit zeros or repeated entries."""
+        _add(codes.indices, codes.data, self.firings, self.first, self.mean, self.spread)
+        self.tokens += codes.shape[0]
+
+    def result(self) -> FeatureMoments:
+        share, mean = self.firings / self.tokens, self.first + self.mean
+        variance = self.spread / self.tokens + share * (1 - share) * mean**2
+        return FeatureMoments(self.tokens, share * mean, variance, self.firings)
+
+
+@no_type_check  # compiled code has types of its own
+@jit(nogil=True)
+def _add(features, values, firings, first, mean, spread):
+    for entry in range(len(values)):
+        feature = features[entry]
+        if firings[feature] == 0:
+            first[feature] = values[entry]
+        firings[feature] += 1
+        value = values[entry] - first[feature]
+        before = value - mean[feature]
+        mean[feature] += before / firings[feature]
+        spread[feature] += before * (value - mean[feature])
+
+
 def feature_moments(batches: Batches) -> tuple[FeatureMoments, FeatureMoments]:
     """Moments of A's and of B's features in one pass.
 
-    Means and variances of segments are merged, never raw sums of squares, so a large mean does not eat the variance.
-
     Raises: MatchError from the stream (`segments`).
-    Source: Chan, Golub, LeVeque 1983, The American Statistician 37.
     """
-    stream = segments(batches)
-    moments_a, moments_b = map(of_segment, next(stream))
-    for a, b in stream:
-        moments_a, moments_b = merged(moments_a, of_segment(a)), merged(moments_b, of_segment(b))
-    return moments_a, moments_b
+    return moments_of(segments(batches))
+
+
+def moments_of(
+    pairs: Iterable[tuple[sp.csr_array, sp.csr_array]], threads: int = 1
+) -> tuple[FeatureMoments, FeatureMoments]:
+    """Moments of both sides of segments."""
+    running: list[RunningMoments] = []
+
+    def add(pair: tuple[sp.csr_array, sp.csr_array]) -> None:
+        running.extend(RunningMoments(codes.shape[1]) for codes in pair[len(running) :])
+        for moments, codes in zip(running, pair, strict=True):
+            moments.add(codes)
+
+    one_behind(pairs, add, threads)
+    a, b = (moments.result() for moments in running)
+    return a, b
 
 
 def correlation_matrix(
@@ -100,26 +153,6 @@ def correlation_matrix(
     found[~moments_a.live(minimum_firings)] = np.nan
     found[:, ~moments_b.live(minimum_firings)] = np.nan
     return found
-
-
-def of_segment(codes: sp.csr_array) -> FeatureMoments:
-    """Moments over the tokens of one segment of a stream."""
-    tokens, features = codes.shape
-    firings = np.bincount(codes.indices, minlength=features)
-    mean = np.bincount(codes.indices, weights=codes.data, minlength=features) / tokens
-    fired = np.bincount(codes.indices, weights=(codes.data - mean[codes.indices]) ** 2, minlength=features)
-    silent = (tokens - firings) * mean**2
-    return FeatureMoments(tokens, mean, (fired + silent) / tokens, firings.astype(np.int64))
-
-
-def merged(first: FeatureMoments, second: FeatureMoments) -> FeatureMoments:
-    """Moments over the tokens of both."""
-    count = first.count + second.count
-    share = second.count / count
-    difference = second.mean - first.mean
-    mean = first.mean + difference * share
-    variance = first.variance + (second.variance - first.variance) * share + difference**2 * share * (1 - share)
-    return FeatureMoments(count, mean, variance, first.firings + second.firings)
 
 
 def shift(moments: FeatureMoments) -> Float64[np.ndarray, " features"]:

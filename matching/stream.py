@@ -26,7 +26,7 @@ def segments(batches: Batches) -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
     Raises: MatchError when the stream is empty, when A and B differ in tokens, when the number of features changes, or
         when a code is NaN or infinite.
     """
-    pending: list[tuple[Codes, Codes]] = []
+    pending: list[tuple[sp.csr_array, sp.csr_array]] = []
     waiting = 0
     widths = None
     for number, (a, b) in enumerate(batches()):
@@ -35,10 +35,10 @@ def segments(batches: Batches) -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
         start, tokens = 0, a.shape[0]
         while waiting + tokens - start >= SEGMENT:
             stop = start + SEGMENT - waiting
-            yield _joined([*pending, (a[start:stop], b[start:stop])])
+            yield _joined([*pending, (_cut(a, start, stop), _cut(b, start, stop))])
             pending, waiting, start = [], 0, stop
         if start < tokens:
-            pending.append((a[start:], b[start:]))
+            pending.append((_cut(a, start, tokens), _cut(b, start, tokens)))
             waiting += tokens - start
     if waiting:
         yield _joined(pending)
@@ -65,15 +65,24 @@ def _check(a: Codes, b: Codes, widths: tuple[int, int], number: int) -> None:
             )
 
 
-def _joined(parts: list[tuple[Codes, Codes]]) -> tuple[sp.csr_array, sp.csr_array]:
+def _cut(codes: Codes, start: int, stop: int) -> sp.csr_array:
+    """Tokens start..stop in float64; features may be a view of the batch's."""
+    ends = codes.indptr[start : stop + 1]
+    entries = slice(ends[0], ends[-1])
+    parts = codes.data[entries].astype(np.float64), codes.indices[entries], ends - ends[0]
+    return sp.csr_array(parts, shape=(stop - start, codes.shape[1]))
+
+
+def _joined(parts: list[tuple[sp.csr_array, sp.csr_array]]) -> tuple[sp.csr_array, sp.csr_array]:
     a, b = zip(*parts, strict=True)
-    return _owned(a), _owned(b)
+    return _cleaned(a), _cleaned(b)
 
 
-def _owned(parts: tuple[Codes, ...]) -> sp.csr_array:
-    """One float64 matrix without explicit zeros or repeated entries; a copy, since both are removed in place."""
-    whole = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
-    codes = sp.csr_array(whole, dtype=np.float64, copy=True)
-    codes.sum_duplicates()
-    codes.eliminate_zeros()
+def _cleaned(parts: tuple[sp.csr_array, ...]) -> sp.csr_array:
+    """One matrix without explicit zeros or repeated entries; a copy where there are any, since both are removed in place."""
+    codes = parts[0] if len(parts) == 1 else sp.csr_array(sp.vstack(parts, format="csr"))
+    if not (codes.has_canonical_format and codes.data.all()):
+        codes = codes.copy()
+        codes.sum_duplicates()
+        codes.eliminate_zeros()
     return codes

@@ -2,14 +2,13 @@
 
 A shard holds the same windows for every model, so shard k of A and shard k of B are token by token the same text. Shards are
 written atomically and never twice: an interrupted harvest continues where it stopped, and a shard of another model, other sites
-or other text is replaced. Memory is bounded by a few shards, one of which is written while the next is computed, whatever the
+or other text is replaced. Memory is bounded by two batches, one of which is written while the next is computed, whatever the
 size of the text.
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from matching.threads import one_behind
 from stitch.errors import StitchError
 from stitch.models import Model
+from stitch.shards import begin
 from stitch.tokens import Windows
 
 Progress = Callable[[str, int, int], None]  # stage, done, total (tokens or steps)
@@ -140,37 +141,35 @@ def harvest(
     result = Activations(folder, tuple(sites), windows, per_shard)
     batch = max(1, TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // windows.context)
     folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(1) as writer:
-        writing: Future[None] | None = None
-        for shard in range(part[0], result.shards, part[1]):
-            target, ids = result.path(shard), windows.ids[result.rows(shard)]
-            content = _digest(model, sites, ids)
-            if not _holds(target, content):
-                tensors = _shard(model, ids.split(batch), sites)
-                if writing is not None:  # no more than one waits in memory while the next is computed
-                    writing.result()
-                writing = writer.submit(_write, tensors, target, content)
-            if progress:
-                progress(
-                    f"activations of {model.name}",
-                    min(result.rows(shard).stop, len(windows.ids)) * windows.context,
-                    windows.tokens,
-                )
-        if writing is not None:
-            writing.result()
+    for shard in range(part[0], result.shards, part[1]):
+        target, ids = result.path(shard), windows.ids[result.rows(shard)]
+        content = _digest(model, sites, ids)
+        if not _holds(target, content):
+            batches = (residuals(model, some.to(model.device).long(), sites) for some in ids.split(batch))
+            _write(target, content, len(ids), batches)
+        if progress:
+            done = min(result.rows(shard).stop, len(windows.ids))
+            progress(f"activations of {model.name}", done * windows.context, windows.tokens)
     return result
 
 
-def _shard(model: Model, batches: Sequence[Tensor], sites: Sequence[int]) -> dict[str, Tensor]:
-    parts = [residuals(model, ids.to(model.device).long(), sites) for ids in batches]
-    return {f"resid_pre.{site}": torch.cat([part[site].cpu() for part in parts]) for site in sites}
-
-
-def _write(tensors: dict[str, Tensor], target: Path, content: str) -> None:
-    from safetensors.torch import save_file
-
+def _write(target: Path, content: str, windows: int, batches: Iterator[dict[int, Tensor]]) -> None:
+    """Streams by site, a batch of windows after another; each is written while the next is computed."""
     temporary = target.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"content": content})
+    starts, done = {}, 0
+    with temporary.open("wb") as file:
+
+        def put(streams: dict[int, Tensor]) -> None:
+            nonlocal starts, done
+            if not starts:
+                shapes = {f"resid_pre.{site}": (x.dtype, (windows, *x.shape[1:])) for site, x in streams.items()}
+                starts = begin(file, shapes, {"content": content})
+            for site, x in streams.items():
+                file.seek(starts[f"resid_pre.{site}"] + done * x[0].numel() * x.itemsize)
+                file.write(x.cpu().contiguous().view(torch.uint8).numpy().data)
+            done += len(next(iter(streams.values())))
+
+        one_behind(batches, put)
     os.replace(temporary, target)
 
 

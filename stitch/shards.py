@@ -7,6 +7,7 @@ The format (https://github.com/huggingface/safetensors): 8 bytes with the header
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -157,16 +158,23 @@ def write_shards(folder: Path, tensors: dict[str, Stored | Held], max_shard_byte
 def _write(path: Path, tensors: dict[str, Stored | Held]) -> None:
     # Widest types first: every tensor then begins at a multiple of its own element size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    header: dict = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, tensor in ordered:
-        stop = offset + size_of(tensor)
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, stop]}
-        offset = stop
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
+        begin(file, {name: (tensor.dtype, tensor.shape) for name, tensor in ordered}, {"format": "pt"})
         for _, tensor in ordered:
             tensor.write_to(file)
+
+
+def begin(
+    file: BinaryIO, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]], metadata: Mapping[str, str]
+) -> dict[str, int]:
+    """Writes the header of a file that holds `tensors` (dtype, shape) in this order; the byte at which each of them begins."""
+    header: dict = {"__metadata__": metadata}
+    starts, stop = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        starts[name], stop = stop, stop + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [starts[name], stop]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    file.write(len(encoded).to_bytes(8, "little"))
+    file.write(encoded)
+    return {name: 8 + len(encoded) + start for name, start in starts.items()}

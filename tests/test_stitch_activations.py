@@ -5,8 +5,10 @@ from tempfile import mkdtemp
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tiny
+from matching.threads import one_behind
 from stitch import activations
 from stitch.activations import Activations, Paired, harvest, observe, pair, residuals
 from stitch.errors import StitchError
@@ -93,28 +95,46 @@ def test_an_interrupted_harvest_goes_on_with_the_missing_shards(tmp_path: Path):
         assert done.path(shard).read_bytes() == again.path(shard).read_bytes()
 
 
-def test_a_shard_is_written_while_the_next_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    computed = [threading.Event() for _ in range(3)]
-    late = iter(computed)
-    waited: list[bool] = []
+def test_a_batch_is_written_while_the_next_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = windows()
+    wanted = harvest(tiny.model("llama"), text, [1, 3], tmp_path / "at once", per_shard=5)
+    computed: list[threading.Event] = [threading.Event() for _ in text.ids]
+    late, waited = iter(computed), []
 
     def observed(*arguments):
         found = residuals(*arguments)
         next(late).set()
         return found
 
-    def write(tensors: dict, target: Path, content: str) -> None:
-        waited.append(computed[min(int(target.stem) + 1, 2)].wait(20))
-        written(tensors, target, content)
+    def behind(batches, put) -> None:
+        last = len(waited) + len(text.ids[len(waited) :][:5]) - 1
 
-    written = activations._write
+        def waiting(streams: dict) -> None:
+            waited.append(computed[min(len(waited) + 1, last)].wait(20))
+            put(streams)
+
+        one_behind(batches, waiting)
+
+    monkeypatch.setitem(activations.TOKENS_AT_ONCE, "cpu", text.context)
     monkeypatch.setattr(activations, "residuals", observed)
-    monkeypatch.setattr(activations, "_write", write)
-    found = harvest(tiny.model("llama"), windows(), [1], tmp_path / "beside", per_shard=5)
-    assert waited == [True] * 3
-    monkeypatch.undo()
-    wanted = harvest(tiny.model("llama"), windows(), [1], tmp_path / "plain", per_shard=5)
-    assert all(found.path(shard).read_bytes() == wanted.path(shard).read_bytes() for shard in range(3))
+    monkeypatch.setattr(activations, "one_behind", behind)
+    found = harvest(tiny.model("llama"), text, [1, 3], tmp_path / "beside", per_shard=5)
+    assert waited == [True] * len(text.ids)
+    for shard in range(3):
+        assert torch.allclose(found.read(shard, 3), wanted.read(shard, 3), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_shard_is_the_file_that_safetensors_reads(dtype: torch.dtype, tmp_path: Path):
+    model, text = tiny.model("llama"), windows()
+    model.net.to(dtype)
+    found = harvest(model, text, [3, 1], tmp_path, per_shard=5)
+    for shard in range(3):
+        whole = residuals(model, text.ids[found.rows(shard)].long(), [1, 3])
+        assert {name: (x.dtype, x.shape) for name, x in load_file(found.path(shard)).items()} == {
+            f"resid_pre.{site}": (dtype, x.shape) for site, x in whole.items()
+        }
+        assert all(torch.equal(load_file(found.path(shard))[f"resid_pre.{site}"], x) for site, x in whole.items())
 
 
 @pytest.mark.parametrize("shard", range(3))
