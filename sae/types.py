@@ -29,12 +29,13 @@ class Dictionary:
     decoder_bias: Float[Tensor, " d"]
 
     def encode(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch features"]:
-        pre = x.to(self.encoder.dtype) @ self.encoder + self.encoder_bias
+        # In place: what is written to for the first time costs more than the sums.
+        pre = (x.to(self.encoder.dtype) @ self.encoder).add_(self.encoder_bias)
         if self.activation == "relu":
-            return pre.relu()
+            return pre.relu_()
         if self.activation == "jumprelu":
             assert self.threshold is not None
-            return pre * (pre > self.threshold)
+            return pre.mul_(pre > self.threshold)
         if self.activation == "rbf":
             assert self.threshold is not None
             return (pre - x.to(pre.dtype).square().sum(-1, keepdim=True) * self.threshold).exp()

@@ -166,11 +166,16 @@ def _write(target: Path, content: str, windows: int, batches: Iterator[dict[int,
                 starts = begin(file, shapes, {"content": content})
             for site, x in streams.items():
                 file.seek(starts[f"resid_pre.{site}"] + done * x[0].numel() * x.itemsize)
-                file.write(x.cpu().contiguous().view(torch.uint8).numpy().data)
+                file.write(_on_cpu(x).contiguous().view(torch.uint8).numpy().data)
             done += len(next(iter(streams.values())))
 
         one_behind(batches, put)
     os.replace(temporary, target)
+
+
+def _on_cpu(x: Tensor) -> Tensor:
+    """By way of memory that a GPU writes to without a copy of its own."""
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x) if x.is_cuda else x
 
 
 def _digest(model: Model, sites: Sequence[int], ids: Tensor) -> str:

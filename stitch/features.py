@@ -93,9 +93,13 @@ def train(
 def sparse_codes(dictionary: Dictionary, x: Float[Tensor, "tokens d"]) -> Codes:
     """The dictionary's codes of x as a scipy CSR array in float32."""
     z = dictionary.encode(x.to(dictionary.encoder.device))
-    rows, cols = z.nonzero(as_tuple=True)
-    starts = np.searchsorted(rows.cpu().numpy(), np.arange(len(z) + 1))
-    return sp.csr_array((z[rows, cols].cpu().numpy(), cols.cpu().numpy(), starts), shape=tuple(z.shape))
+    tokens, features = z.shape
+    active = (z != 0).flatten()
+    # Found by numpy where it can: several times as fast there as torch.
+    places = active.nonzero()[:, 0].cpu().numpy() if active.is_cuda else np.flatnonzero(active.numpy())
+    values = z.flatten()[torch.from_numpy(places).to(z.device)].cpu().numpy()
+    starts = np.searchsorted(places, np.arange(tokens + 1) * features)
+    return sp.csr_array((values, places % features, starts), shape=(tokens, features))
 
 
 def code_stream(
