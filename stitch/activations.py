@@ -174,8 +174,8 @@ def _write(target: Path, content: str, windows: int, batches: Iterator[dict[int,
 
 
 def _on_cpu(x: Tensor) -> Tensor:
-    """By way of memory that a GPU writes to without a copy of its own."""
-    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x) if x.is_cuda else x
+    """From CUDA into memory that it writes to directly."""
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x) if x.is_cuda else x.cpu()
 
 
 def _digest(model: Model, sites: Sequence[int], ids: Tensor) -> str:

@@ -95,8 +95,9 @@ def sparse_codes(dictionary: Dictionary, x: Float[Tensor, "tokens d"]) -> Codes:
     z = dictionary.encode(x.to(dictionary.encoder.device))
     tokens, features = z.shape
     active = (z != 0).flatten()
-    # Found by numpy where it can: several times as fast there as torch.
-    places = active.nonzero()[:, 0].cpu().numpy() if active.is_cuda else np.flatnonzero(active.numpy())
+    # numpy is several times as fast as torch where it reaches.
+    on_cpu = z.device.type == "cpu"
+    places = np.flatnonzero(active.numpy()) if on_cpu else active.nonzero()[:, 0].cpu().numpy()
     values = z.flatten()[torch.from_numpy(places).to(z.device)].cpu().numpy()
     starts = np.searchsorted(places, np.arange(tokens + 1) * features)
     return sp.csr_array((values, places % features, starts), shape=(tokens, features))
