@@ -14,7 +14,6 @@ from matching.errors import MatchError
 from matching.jit import jit
 from matching.statistics import FeatureMoments, moments_of, shift, shifted
 from matching.stream import SEGMENT, Batches, segments
-from matching.threads import one_behind
 
 BYTES = 8  # an active feature of a token: its number, and its value in single precision
 
@@ -39,13 +38,13 @@ class PairedCodes(NamedTuple):
     moments_b: FeatureMoments
 
 
-def read(batches: Batches, budget_bytes: int, threads: int = 1) -> PairedCodes:
+def read(batches: Batches, budget_bytes: int) -> PairedCodes:
     """Every n-th segment of 1,024 tokens of a stream, with the least n that `budget_bytes` holds.
 
     A million tokens with 32 active features on either side take 0.5 GB and nothing on top while they are read: the stream is
     gone through once for the moments, which say what it holds, once more for those of what is kept if that is not all, and once
     for the codes. Values are kept in single precision where that loses nothing, as in codes of an SAE, others in half as much
-    memory again. With more than one thread, a segment is made while the one before is taken in; results are the same.
+    memory again.
 
     Raises: MatchError when the budget holds no segment, when the stream is another one when it starts anew, or from the stream.
     """
@@ -56,14 +55,14 @@ def read(batches: Batches, budget_bytes: int, threads: int = 1) -> PairedCodes:
             single[:] = [yes and _is_single(codes.data) for yes, codes in zip(single, pair, strict=True)]
             yield pair
 
-    moments_a, moments_b = moments_of(looked_at(), threads)
+    moments_a, moments_b = moments_of(looked_at())
     stride = max(1, -(-_bytes(moments_a, moments_b) // budget_bytes))
 
     def sampled() -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
         return (pair for number, pair in enumerate(segments(batches)) if number % stride == 0)
 
     if stride > 1:
-        moments_a, moments_b = moments_of(sampled(), threads)
+        moments_a, moments_b = moments_of(sampled())
     if (used := _bytes(moments_a, moments_b)) > 2 * budget_bytes:
         raise MatchError(
             f"matching needs a budget that holds {SEGMENT:,} tokens, {used:,} bytes; got {budget_bytes:,}. Raise it."
@@ -74,7 +73,7 @@ def read(batches: Batches, budget_bytes: int, threads: int = 1) -> PairedCodes:
     by_feature = _empty(starts, int(starts[-1]), single[0] and not shifts[0].any())
     starts = np.zeros(moments_b.count + 1, np.uint64)
     by_token = _empty(starts, int(_entries(moments_b).sum()), single[1] and not shifts[1].any())
-    _fill(by_feature, by_token, sampled(), shifts, threads)
+    _fill(by_feature, by_token, sampled(), shifts)
     return PairedCodes(by_feature, by_token, moments_a, moments_b)
 
 
@@ -83,31 +82,23 @@ def _fill(
     by_token: Lists,
     pairs: Iterable[tuple[sp.csr_array, sp.csr_array]],
     shifts: tuple[np.ndarray, np.ndarray],
-    threads: int,
 ) -> None:
     free, tokens, entries = by_feature.starts[:-1].copy(), 0, 0
-
-    def another_stream() -> MatchError:
-        return MatchError(
-            f"every pass must see the same stream; got another one after {tokens:,} of {len(by_token.starts) - 1:,} tokens. The "
-            "callable must restart it."
-        )
-
-    def place(pair: tuple[sp.csr_array, sp.csr_array]) -> None:
-        nonlocal tokens, entries
+    for pair in pairs:
         a, b = (shifted(codes, by) for codes, by in zip(pair, shifts, strict=True))
         count, stop = tokens + a.shape[0], entries + b.nnz
         fits = count < len(by_token.starts) and stop <= len(by_token.values)
         if not (fits and _scatter(a.indptr, a.indices, a.data, tokens, free, by_feature)):
-            raise another_stream()
+            break
         by_token.numbers[entries:stop], by_token.values[entries:stop] = b.indices, b.data
         by_token.starts[tokens + 1 : count + 1] = entries + b.indptr[1:]
         tokens, entries = count, stop
-
-    one_behind(pairs, place, threads)
     whole = tokens == len(by_token.starts) - 1 and entries == len(by_token.values)
     if not (whole and (free == by_feature.starts[1:]).all()):
-        raise another_stream()
+        raise MatchError(
+            f"every pass must see the same stream; got another one after {tokens:,} of {len(by_token.starts) - 1:,} tokens. The "
+            "callable must restart it."
+        )
 
 
 def _bytes(*moments: FeatureMoments) -> int:

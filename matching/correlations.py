@@ -65,7 +65,7 @@ class Correlations:
         Raises: MatchError when the budget holds no segment, when a side has no feature that varies and fires `minimum_firings`
             times, or from the stream.
         """
-        found = codes.read(batches, budget_bytes, threads)
+        found = codes.read(batches, budget_bytes)
         live_a, live_b = _live("A", found.moments_a, minimum_firings), _live("B", found.moments_b, minimum_firings)
         return cls(*found, live_a, live_b, threads)
 

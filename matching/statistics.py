@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float64, Int64
 from matching.errors import MatchError
 from matching.jit import jit
 from matching.stream import Batches, segments
-from matching.threads import one_behind
 
 # A standard deviation this small beside the root mean square is rounding: the feature is constant.
 CONSTANT = 1e-10
@@ -96,18 +95,13 @@ def feature_moments(batches: Batches) -> tuple[FeatureMoments, FeatureMoments]:
     return moments_of(segments(batches))
 
 
-def moments_of(
-    pairs: Iterable[tuple[sp.csr_array, sp.csr_array]], threads: int = 1
-) -> tuple[FeatureMoments, FeatureMoments]:
+def moments_of(pairs: Iterable[tuple[sp.csr_array, sp.csr_array]]) -> tuple[FeatureMoments, FeatureMoments]:
     """Moments of both sides of segments."""
     running: list[RunningMoments] = []
-
-    def add(pair: tuple[sp.csr_array, sp.csr_array]) -> None:
-        running.extend(RunningMoments(codes.shape[1]) for codes in pair[len(running) :])
+    for pair in pairs:
+        running = running or [RunningMoments(codes.shape[1]) for codes in pair]
         for moments, codes in zip(running, pair, strict=True):
             moments.add(codes)
-
-    one_behind(pairs, add, threads)
     a, b = (moments.result() for moments in running)
     return a, b
 

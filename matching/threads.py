@@ -1,7 +1,7 @@
-"""Work that threads share: ranges of rows, or the items of a stream."""
+"""Work on a range of rows, shared by threads."""
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -21,19 +21,3 @@ def in_parts(work: Callable[[int, int], T], cost: Int64[np.ndarray, " rows"], th
     ends = np.searchsorted(total, total[-1] * np.arange(1, threads) / threads).tolist()
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(work, [0, *ends], [*ends, len(total)]))
-
-
-def one_behind(items: Iterable[T], work: Callable[[T], None], threads: int = 2) -> None:
-    """work(item) for each in order; with more than one thread, while the next item is made. No more than two are in memory."""
-    if threads == 1:
-        for item in items:
-            work(item)
-        return
-    with ThreadPoolExecutor(1) as worker:
-        working: Future[None] | None = None
-        for item in items:
-            if working is not None:
-                working.result()
-            working = worker.submit(work, item)
-        if working is not None:
-            working.result()

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from matching.threads import one_behind
 from stitch.errors import StitchError
 from stitch.models import Model
+from stitch.overlap import one_behind
 from stitch.shards import begin
 from stitch.tokens import Windows
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from matching.threads import one_behind
 from stitch import activations
 from stitch.activations import Activations, Paired, harvest, observe, pair, residuals
 from stitch.errors import StitchError
+from stitch.overlap import one_behind
 from stitch.tokens import Windows
 
 
