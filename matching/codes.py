@@ -119,7 +119,7 @@ def _empty(starts: UInt64[np.ndarray, " ends"], entries: int, single: bool) -> L
 
 
 @no_type_check  # compiled code has types of its own
-@jit(nogil=True)
+@jit()
 def _scatter(starts, features, values, first_token, free, lists):
     """Adds a segment to the lists of its features, at the places `free`; False when a list is full."""
     for token in range(len(starts) - 1):

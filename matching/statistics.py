@@ -74,7 +74,7 @@ class RunningMoments:
 
 
 @no_type_check  # compiled code has types of its own
-@jit(nogil=True)
+@jit()
 def _add(features, values, firings, first, mean, spread):
     for entry in range(len(values)):
         feature = features[entry]
