@@ -145,7 +145,7 @@ def join(
 
     def work(progress):
         from stitch.config import Settings
-        from stitch.pipeline import stitch
+        from stitch.jobs.join import stitch
 
         settings = Settings(
             model_a=model_a, model_b=model_b, layer=layer, layer_b=_layer(layer_b), text=text, tokens=tokens, held_out=held_out,
@@ -199,8 +199,8 @@ def chain(
     """
 
     def work(progress):
-        from stitch.chaining import chain
-        from stitch.parts import read_parts
+        from stitch.composite.parts import read_parts
+        from stitch.jobs.chain import chain
 
         report, folder = chain(
             read_parts(file), out, text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
@@ -218,7 +218,7 @@ def _pushed(folder: Path, repo: str | None) -> str | None:
     """The composite's address on the Hub, if it is to be there."""
     if not repo:
         return None
-    from stitch.hub import push as upload
+    from stitch.models.hub import push as upload
 
     return upload(folder, repo)
 
@@ -227,7 +227,7 @@ def _print_stitch(report: dict, folder: Path, url: str | None, as_json: bool) ->
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    from stitch.report import footnotes, table
+    from stitch.report.card import footnotes, table
 
     _print_table(*table(report))
     print("", *footnotes(report), f"\nwritten to {folder}" + (f" and {url}" if url else ""), sep="\n")
@@ -275,7 +275,7 @@ def sweep(
     """
 
     def work(progress):
-        from stitch.layer_sweep import sweep
+        from stitch.jobs.sweep import sweep
 
         return sweep(
             model_a, model_b, out, text=text, tokens=tokens, context=context, seed=seed, memory=_bytes(memory),
@@ -287,7 +287,7 @@ def sweep(
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    from stitch.sweep_report import best_table, directions, footnotes, front_table, heat
+    from stitch.report.sweep import best_table, directions, footnotes, front_table, heat
 
     for source, _ in directions(report):
         _print_heat(*heat(report, source))
@@ -303,7 +303,7 @@ def inspect(model: Model, as_json: Json = False, debug: Debug = False) -> None:
     """Show a model's family, width, blocks, sites and vocabulary, without loading its weights."""
 
     def work(progress):
-        from stitch.describe import describe
+        from stitch.models.describe import describe
 
         return describe(model)
 
@@ -356,7 +356,7 @@ def evaluate(
                 model, behaviour, count=prompts, seed=seed, text=text, device=device, dtype=dtype,
                 trust_remote_code=trust_remote_code, progress=progress,
             )  # fmt: skip
-        from stitch.compare import evaluate_models
+        from stitch.jobs.evaluate import evaluate_models
 
         return evaluate_models(
             model, against, text=text, tokens=tokens, context=context, memory=_bytes(memory), device=device, dtype=dtype,
@@ -368,7 +368,7 @@ def evaluate(
         print(json.dumps(report, indent=2))
         return
     if behaviour is None:
-        from stitch.report import table
+        from stitch.report.card import table
     else:
         from stitch.circuits.report import table
     _print_table(*table(report))
@@ -408,7 +408,7 @@ def circuit(
     """Find the heads and neurons that a behaviour rests on: by attribution, confirmed by ablation on other prompts."""
 
     def work(progress):
-        from stitch.circuits.circuit import find_circuit
+        from stitch.circuits.find import find_circuit
 
         return find_circuit(
             model, behaviour, circuit=given, features=_by_block(features), keep=keep, count=prompts, seed=seed, text=text,
@@ -681,7 +681,7 @@ def tool(
     """
 
     def work(progress):
-        from stitch.synthesis.tool_report import compile_tool
+        from stitch.synthesis.tool.report import compile_tool
 
         return compile_tool(
             spec, host, out, text=text, tokens=tokens, faint=faint, device=device, normalise=normalise, overwrite=overwrite,
@@ -1013,7 +1013,7 @@ def push(
     """Upload a composite to the Hugging Face Hub. The token comes from HF_TOKEN or `hf auth login`."""
 
     def work(progress):
-        from stitch.hub import push as upload
+        from stitch.models.hub import push as upload
 
         return upload(folder, repo, private=private)
 

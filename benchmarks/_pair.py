@@ -10,20 +10,21 @@ from pathlib import Path
 import torch
 
 from sae.types import Dictionary
-from stitch import scoring, stages
-from stitch.activations import Paired
+from stitch.activations.paired import Paired
 from stitch.config import Settings
-from stitch.evaluate import Logits, Scores, evaluate
-from stitch.features import SAEs
-from stitch.models import Model
-from stitch.rows import Stage
-from stitch.text import Split
-from stitch.translate import LEAST_SQUARES_TOKENS, from_ridge
+from stitch.evaluation import scoring
+from stitch.evaluation.scores import Logits, Scores, evaluate
+from stitch.evaluation.stage import Stage
+from stitch.features.saes import SAEs
+from stitch.jobs import stages
+from stitch.models.model import Model
+from stitch.regression.moments import Variable, accumulate
+from stitch.regression.ridge import ridge
+from stitch.text.documents import Split
 from stitch.translation.available import available
+from stitch.translation.fit import LEAST_SQUARES_TOKENS, from_ridge
 from stitch.translation.groups import Sizes, needed
 from stitch.translation.inputs import Input, Lift, Stream, reach, streams
-from stitch.translation.moments import Variable, accumulate
-from stitch.translation.ridge import ridge
 from stitch.translation.types import Translation
 
 DIRECTIONS = {"gpt2-llama": ("demo:gpt2", "demo:llama", 3), "llama-gpt2": ("demo:llama", "demo:gpt2", 4)}

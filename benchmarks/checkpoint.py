@@ -34,7 +34,7 @@ def write_donor(folder: Path, seed: int) -> None:
     import torch
     from transformers import Qwen2ForCausalLM
 
-    from stitch.shards import Held, write_shards
+    from stitch.files.shards import Held, write_shards
 
     torch.manual_seed(seed)
     with torch.device("meta"):
@@ -55,8 +55,8 @@ def write_donor(folder: Path, seed: int) -> None:
 def by_stitch(work: Path, target: Path) -> None:
     import torch
 
-    from stitch.checkpoint import write_checkpoint
-    from stitch.composite import stitch_config
+    from stitch.composite.checkpoint import write_checkpoint
+    from stitch.composite.compose import stitch_config
     from stitch.translation.types import Residual, Term, Translation
 
     translation = Translation("affine", (Term(Residual(SITE), torch.randn(WIDTH, WIDTH)),), torch.zeros(WIDTH))

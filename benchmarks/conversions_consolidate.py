@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from stitch.conversions.consolidation import fitting
-from stitch.conversions.consolidation.lessons import (
+from stitch.conversions.consolidation.arms import Bench, arms, consolidate_document, lesson_of, open_bench
+from stitch.conversions.consolidation.queries import (
     Exam,
     continuations,
     cut_queries,
@@ -40,11 +41,10 @@ from stitch.conversions.consolidation.lessons import (
     whole,
     with_context,
 )
-from stitch.conversions.consolidation.memory import Bench, arms, consolidate_document, lesson_of, open_bench
 from stitch.conversions.consolidation.slow_weights import Curvature, Edit, coordinates, matrix, parameters, write
 from stitch.conversions.donor import read_donor
-from stitch.evaluate import Scores
-from stitch.text import Split, read, select
+from stitch.evaluation.scores import Scores
+from stitch.text.documents import Split, read, select
 
 CONTEXT, QUERIES, LENGTH = 128, 4, 64
 CONDITIONS = ("unseen prefix", "no prefix")

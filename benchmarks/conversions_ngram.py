@@ -19,7 +19,7 @@ from stitch.conversions.donor import read_donor
 from stitch.conversions.ngrams import convert
 from stitch.conversions.ngrams.memory import Shape, read_source
 from stitch.conversions.report import difference
-from stitch.timing import timed
+from stitch.jobs.timing import timed
 
 MEMORY = 8 * 2**30
 

@@ -52,8 +52,8 @@ from stitch.conversions.recurrence.forms import (
 )
 from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
-from stitch.evaluate import Scores
-from stitch.modeling_recurrent import LEAST, RecurrentForCausalLM, attentions, by_group, shape_of
+from stitch.evaluation.scores import Scores
+from stitch.modeling.modeling_recurrent import LEAST, RecurrentForCausalLM, attentions, by_group, shape_of
 
 SHARES = (0.1, 0.2, 0.4)
 BY_HEAD = " by head"

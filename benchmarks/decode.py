@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from stitch.sources import resolve
+from stitch.models.sources import resolve
 
 
 def seconds_per_token(model, ids: torch.Tensor, new: int) -> float:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from stitch.config import Settings
-from stitch.pipeline import stitch
+from stitch.jobs.join import stitch
 
 CUTS = ((13, 16), (12, 18), (13, 19), (9, 19), (13, 23))
 KEPT = ("models", "site", "native", "tokens", "ridge", "results", "differences", "chosen", "seconds")

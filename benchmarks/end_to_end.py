@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from stitch.config import Settings
-from stitch.pipeline import stitch
+from stitch.jobs.join import stitch
 
 
 def main() -> None:

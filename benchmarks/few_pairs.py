@@ -23,16 +23,16 @@ from torch import Tensor
 from matching.assignment import assign
 from matching.null import draw_columns
 from matching.types import Alternatives, Candidates
-from stitch.activations import Paired
-from stitch.features import sparse_codes
-from stitch.modeling_composite import ngram_keys
-from stitch.translate import FREE, LOOK_UPS, from_ridge
+from stitch.activations.paired import Paired
+from stitch.features.saes import sparse_codes
+from stitch.modeling.modeling_composite import ngram_keys
+from stitch.regression.moments import Moments, Variable, accumulate
+from stitch.regression.ridge import Ridge, ridge
 from stitch.translation import cross_code, matched
 from stitch.translation.available import available
+from stitch.translation.fit import FREE, LOOK_UPS, from_ridge
 from stitch.translation.groups import needed
 from stitch.translation.inputs import Input, Lift, reach, streams
-from stitch.translation.moments import Moments, Variable, accumulate
-from stitch.translation.ridge import Ridge, ridge
 from stitch.translation.types import Codes, Term, Translation
 
 PAIRS = (100, 300, 1_000, 3_000, 10_000)

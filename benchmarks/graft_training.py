@@ -18,21 +18,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stitch.circuits import weights
-from stitch.circuits.circuit import choose
+from stitch.circuits.behaviours import prompts
+from stitch.circuits.find import choose
 from stitch.circuits.score import answered
-from stitch.circuits.spec import prompts
-from stitch.demo.corpus import cached_documents
 from stitch.demo.recipe import RECIPES, held_out, loss_of, optimisers
-from stitch.grafts import controls
-from stitch.grafts.host import read_host
+from stitch.grafts import compared
+from stitch.grafts.allocation import Room
+from stitch.grafts.hosts import read_host
 from stitch.grafts.plan import make_plan
-from stitch.grafts.room import Room
 from stitch.grafts.write import write
-from stitch.models import Model, load
-from stitch.sources import resolve
-from stitch.text import select
-from stitch.tokens import pack
+from stitch.internals import weights
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.models.sources import resolve
+from stitch.text.corpus import cached_documents
+from stitch.text.documents import select
+from stitch.text.windows import pack
 
 ARMS = ("graft", "noise", "embeddings", "fresh")
 COLOURS = dict(zip(ARMS, ("#3b6fb6", "#c0504d", "#4f9d69", "#9a9a9a"), strict=True))
@@ -45,10 +46,10 @@ def host_of(arm: str, donor: Model, behaviour: str, config: Path, seed: int) -> 
     chosen = choose(donor, behaviour, keep=0.98, constant=True)
     plan = make_plan(donor, behaviour, chosen.kept, chosen.means, chosen.first, host, Room.of(host))
     if arm == "noise":
-        plan = controls.randomised(plan, seed)
+        plan = compared.randomised(plan, seed)
     if arm == "embeddings":
         for block in set(plan.layers.values()):
-            plan = controls.without(plan, block)
+            plan = compared.without(plan, block)
     write(host, [plan])
     return host
 

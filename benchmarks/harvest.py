@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from stitch import stages
-from stitch.activations import TOKENS_AT_ONCE, harvest
+from stitch.activations.harvest import TOKENS_AT_ONCE, harvest
 from stitch.config import Settings
-from stitch.models import Model
-from stitch.tokens import Windows
+from stitch.jobs import stages
+from stitch.models.model import Model
+from stitch.text.windows import Windows
 
 
 def bare(model: Model, ids: torch.Tensor, batch: int) -> float:

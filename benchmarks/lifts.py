@@ -17,9 +17,9 @@ from sae.config import SAEConfig
 from sae.convert import to_dictionary
 from sae.train import train
 from sae.types import Dictionary
-from stitch.features import steps_for
-from stitch.translate import FREE
+from stitch.features.saes import steps_for
 from stitch.translation import lifts
+from stitch.translation.fit import FREE
 
 TIMES = (2, 4, 8, 16)  # the stream's width
 BATCH = 1024

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from stitch.config import Settings
-from stitch.pipeline import stitch
+from stitch.jobs.join import stitch
 
 PAIRS = (("demo:gpt2", "demo:llama", 3), ("demo:llama", "demo:gpt2", 4))
 

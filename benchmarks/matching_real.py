@@ -18,9 +18,9 @@ from matching_at_scale import measured
 
 def write_codes(work: Path, features: int, tokens: int, passes: float) -> dict:
     """Both models' codes of the fit split in work/codes, a file per shard; the SAEs' quality."""
-    from stitch import stages
     from stitch.config import Settings
-    from stitch.features import code_stream
+    from stitch.features.saes import code_stream
+    from stitch.jobs import stages
 
     settings = Settings(
         model_a="demo:gpt2", model_b="demo:llama", layer=3, features=features, tokens=tokens, held_out=16_384, sae_passes=passes

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from _pair import prepare, print_lines, row
 
-from stitch import stages
-from stitch.text import Document, select
-from stitch.tokens import pack
+from stitch.jobs import stages
+from stitch.text.documents import Document, select
+from stitch.text.windows import pack
 
 WIDEST = 200_000  # characters of one file that are read
 MOST = 1_000_000  # characters of a kind

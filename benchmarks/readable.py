@@ -27,11 +27,11 @@ from matching.correlations import Correlations
 from matching.graph import candidates
 from sae.null import untrained
 from sae.types import Dictionary
-from stitch.features import sparse_codes
-from stitch.text import Split
+from stitch.features.saes import sparse_codes
+from stitch.regression.moments import Moments, accumulate
+from stitch.regression.ridge import ridge
+from stitch.text.documents import Split
 from stitch.translation import cross_code, lifts
-from stitch.translation.moments import Moments, accumulate
-from stitch.translation.ridge import ridge
 from stitch.translation.types import Codes, Residual, Term, Translation
 
 PARTNERS = (1, 2, 4, 8, 16)  # m

@@ -16,12 +16,12 @@ from readable import PARTNERS, edges, null, principal, sparse_affine
 from torch import Tensor
 
 from sae.types import Dictionary
-from stitch.translate import LOOK_UPS, from_ridge
+from stitch.regression.moments import Moments, accumulate
+from stitch.regression.ridge import ridge
 from stitch.translation import cross_code
+from stitch.translation.fit import LOOK_UPS, from_ridge
 from stitch.translation.groups import needed
 from stitch.translation.inputs import Input, Lift, reach, streams
-from stitch.translation.moments import Moments, accumulate
-from stitch.translation.ridge import ridge
 from stitch.translation.types import Translation, merged
 
 BASES = ("shuffled", "exemplars", "pca", "neurons")

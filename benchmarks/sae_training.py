@@ -20,11 +20,12 @@ from sae.config import SAEConfig
 from sae.convert import to_dictionary
 from sae.metrics import measure
 from sae.train import SAMPLE_BATCHES, train
-from stitch import stages
-from stitch.activations import Paired, harvest, pair
+from stitch.activations.harvest import harvest
+from stitch.activations.paired import Paired, pair
 from stitch.config import Settings
-from stitch.models import Model
-from stitch.tokens import Windows
+from stitch.jobs import stages
+from stitch.models.model import Model
+from stitch.text.windows import Windows
 
 
 def prepared(given: argparse.Namespace) -> tuple[Model, dict[str, Windows], SAEConfig]:

@@ -24,22 +24,23 @@ from sae.config import SAEConfig
 from sae.metrics import Quality, measure
 from sae.shared import SharedCode, crosscoder, universal_sae
 from sae.types import Dictionary
-from stitch import stages
-from stitch.activations import Paired, harvest
+from stitch.activations.harvest import harvest
+from stitch.activations.paired import Paired
 from stitch.config import Settings
-from stitch.evaluate import Scores, evaluate
-from stitch.features import SAEs, code_stream, steps_for
-from stitch.match import match
-from stitch.models import Model
-from stitch.rows import Stage
-from stitch.shared import Streams, directions, re_paired, second_moments, through_code
-from stitch.translate import FREE, from_ridge
+from stitch.evaluation.scores import Scores, evaluate
+from stitch.evaluation.stage import Stage
+from stitch.features.matching import match
+from stitch.features.saes import SAEs, code_stream, steps_for
+from stitch.jobs import stages
+from stitch.models.model import Model
+from stitch.regression.moments import Moments, accumulate
+from stitch.regression.ridge import ridge
 from stitch.translation import cross_code, matched
 from stitch.translation.available import available, earlier_sites
+from stitch.translation.fit import FREE, from_ridge
 from stitch.translation.groups import needed
 from stitch.translation.inputs import Input, Lift, Stream, reach, streams
-from stitch.translation.moments import Moments, accumulate
-from stitch.translation.ridge import ridge
+from stitch.translation.shared_code import Streams, directions, re_paired, second_moments, through_code
 from stitch.translation.types import Translation
 
 MAIN = ("gpt2.3", "llama.4")  # the embedded pair; the others are one block earlier

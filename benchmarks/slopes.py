@@ -29,13 +29,13 @@ COLOURS = ("#3b6fb6", "#c0504d", "#4f9d69", "#8a63b0", "#d99a3a")
 
 def one_run(tokens: int, features: int, blocks: int, width: int) -> dict[str, float]:
     """Seconds of every stage, of CPU time."""
-    time.perf_counter = time.process_time  # the clock of `stitch.timing`
+    time.perf_counter = time.process_time  # the clock of `stitch.jobs.timing`
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
     from stitch.config import Settings
-    from stitch.pipeline import stitch
-    from stitch.sources import resolve
+    from stitch.jobs.join import stitch
+    from stitch.models.sources import resolve
 
     tokenizer = AutoTokenizer.from_pretrained(resolve("demo:llama").folder)
     config = LlamaConfig(

@@ -26,20 +26,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stitch.synthesis import attention, checkpoint, kinds, subleq_trials, turing_trials
-from stitch.synthesis.automaton import Automaton, from_description
-from stitch.synthesis.automaton_trials import trials
+from stitch.synthesis import attention, checkpoint, kinds
+from stitch.synthesis.automata.automaton import Automaton, from_description
+from stitch.synthesis.automata.stepwise import Codes, exact_codes, random_codes, stepwise
+from stitch.synthesis.automata.trials import trials
 from stitch.synthesis.blueprint import Blueprint, Neurons, back, one_hots, together
 from stitch.synthesis.build import HEAD, MARGIN, THETA, build, plane_head
-from stitch.synthesis.factorise import rank_curve
-from stitch.synthesis.pattern_circuit import hard_pattern
-from stitch.synthesis.patterns import read_pattern
+from stitch.synthesis.machines import subleq_trials, turing_trials
+from stitch.synthesis.machines.subleq import frames
+from stitch.synthesis.machines.turing import EDGE, HALT
+from stitch.synthesis.machines.turing_circuit import ID, TOKENS, ids_of
+from stitch.synthesis.patterns.factorise import rank_curve
+from stitch.synthesis.patterns.pattern import read_pattern
+from stitch.synthesis.patterns.pattern_circuit import hard_pattern
 from stitch.synthesis.run import _decoded
-from stitch.synthesis.stepwise import Codes, exact_codes, random_codes, stepwise
-from stitch.synthesis.subleq import frames
 from stitch.synthesis.trials import Outcome, outcome
-from stitch.synthesis.turing import EDGE, HALT
-from stitch.synthesis.turing_circuit import ID, TOKENS, ids_of
 
 ARCHS = ("gpt2", "llama")
 FEWEST_STEPS = 10  # of machines that are decoded
@@ -195,7 +196,7 @@ def vsa(work: Path) -> list[dict]:
 
 def _drawn(automaton: Automaton, dimension: int) -> Codes:
     """As `random_codes`, but however much alike."""
-    from stitch.synthesis import stepwise as module
+    from stitch.synthesis.automata import stepwise as module
 
     limit, module.TOO_ALIKE = module.TOO_ALIKE, 2.0
     try:

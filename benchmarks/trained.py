@@ -13,10 +13,10 @@ from pathlib import Path
 
 from _pair import lifted, prepare, print_lines, row
 
-from stitch import stages
-from stitch.costs import Costs
-from stitch.reference import trained
-from stitch.rows import line
+from stitch.composite.costs import Costs
+from stitch.evaluation.rows import line
+from stitch.evaluation.trained import trained
+from stitch.jobs import stages
 from stitch.translation.inputs import Lift
 from stitch.translation.types import Translation
 

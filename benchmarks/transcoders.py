@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from sae.storage import save
-from stitch.config import torch_device
-from stitch.demo.corpus import cached_documents
-from stitch.models import Model, load
-from stitch.sources import resolve
-from stitch.text import select
-from stitch.tokens import bos_of, pack
+from stitch.models.device import torch_device
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.models.sources import resolve
+from stitch.text.corpus import cached_documents
+from stitch.text.documents import select
+from stitch.text.tokenizers import bos_of
+from stitch.text.windows import pack
 
 WINDOWS, RATE, WARM_UP = 16, 2e-3, 50  # per batch; of Adam, and its steps
 HELD_OUT = 16  # batches that are reported on, after those that are trained on

@@ -12,7 +12,7 @@ from pathlib import Path
 from _pair import DIRECTIONS, trained_saes
 
 from stitch.config import Settings
-from stitch.pipeline import stitch
+from stitch.jobs.join import stitch
 
 KEPT = ("models", "site", "tokens", "saes", "matching", "ridge", "results", "differences", "chosen", "seconds")
 

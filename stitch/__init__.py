@@ -10,20 +10,18 @@ _HOMES = {
     "Settings": "stitch.config",
     "StitchError": "stitch.errors",
     "UsageError": "stitch.errors",
-    "resolve": "stitch.sources",
-    "load": "stitch.models",
-    "read": "stitch.text",
-    "select": "stitch.text",
-    "pack": "stitch.tokens",
-    "harvest": "stitch.activations",
-    "pair": "stitch.activations",
-    "compose": "stitch.composite",
-    "sweep": "stitch.layer_sweep",
-    "chain": "stitch.chaining",
-    "Part": "stitch.parts",
+    "resolve": "stitch.models.sources",
+    "load": "stitch.models.loading",
+    "read": "stitch.text.documents",
+    "select": "stitch.text.documents",
+    "pack": "stitch.text.windows",
+    "harvest": "stitch.activations.harvest",
+    "pair": "stitch.activations.paired",
+    "compose": "stitch.composite.compose",
+    "sweep": "stitch.jobs.sweep",
+    "chain": "stitch.jobs.chain",
+    "Part": "stitch.composite.parts",
 }
-
-_MODULES = ("stages", "scoring")
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -31,6 +29,4 @@ __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in _MODULES:  # `from stitch import stages` finds the submodule; `stitch.stages` alone would not
-        return import_module(f"stitch.{name}")
     raise AttributeError(f"module 'stitch' has no attribute {name!r}")

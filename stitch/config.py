@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from stitch.errors import UsageError
 
 NATIVE = ("down-projection", "down-projections")  # translations that become weights of the model itself
+
 CHOICES = {
     "matching": ("hungarian", "ot", "unbalanced"),
     "architecture": ("batchtopk", "topk", "jumprelu", "standard", "matryoshka"),
@@ -18,15 +19,20 @@ CHOICES = {
     ),
     "dtype": ("fp32", "bf16", "fp16"),
 }
+
 # Rows of a brief report besides models, composite, and references and a translation that are asked for: what a pair and a model
 # stitched to itself get by default, baseline, what the matching carries, floor, ceiling, nulls.
 BRIEF = (
     *("translation:routed+tables", "translation:affine+free+tables", "translation:identity", "translation:affine"),
     *("translation:permutation", "floor:mean", "ceiling:sae-b", "sae-a", "null:no-source", "null:shuffled-matching"),
 )
+
 TOKENS = 1_000_000  # to fit on, by default
+
 REFERENCE_STEPS = 100  # of gradient descent, by default
+
 TOKENS_NATIVE = 100_000  # no SAE is trained, so that fewer will do
+
 LEAST_TOKENS = 4096  # two SAE batches; fewer tokens cannot fit anything
 
 
@@ -113,29 +119,6 @@ class Settings:
 
     def to_dict(self) -> dict:
         return asdict(self)
-
-
-def torch_dtype(name: str):
-    """The torch dtype called fp32, bf16 or fp16. Raises UsageError for another name."""
-    import torch
-
-    if name not in CHOICES["dtype"]:
-        raise UsageError(f"--dtype must be one of {', '.join(CHOICES['dtype'])}; got {name!r}.")
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def torch_device(name: str):
-    """`auto` is the accelerator if there is one. Raises UsageError for a device that this machine does not have."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"--device must name a device of this machine; {name!r} is none ({str(error).splitlines()[0][:80]})."
-        ) from None
 
 
 def same_relative_depth(layer: int, depth_a: int, depth_b: int) -> int:

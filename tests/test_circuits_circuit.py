@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 import cli
 import tiny
 from stitch.circuits.attribution import attribute
-from stitch.circuits.circuit import find_circuit, mean_outputs, read_circuit
+from stitch.circuits.behaviours import prompts
 from stitch.circuits.components import Components, places, replaced, watched
+from stitch.circuits.find import find_circuit, mean_outputs, read_circuit
 from stitch.circuits.report import footnotes, to_json
-from stitch.circuits.spec import prompts
 from stitch.errors import StitchError, UsageError
-from stitch.models import load
+from stitch.models.loading import load
 
 CODE, HEAD = 64, 1  # width of a token's code, and of the one-hot positions beside it; the planted head, of block 1
 

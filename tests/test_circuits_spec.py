@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import tiny
+from stitch.circuits.behaviours import BEHAVIOURS, BRACKETS, Prompts, prompts
 from stitch.circuits.score import answered, divergence, score
-from stitch.circuits.spec import BEHAVIOURS, BRACKETS, Prompts, prompts
 from stitch.errors import StitchError, UsageError
 
 

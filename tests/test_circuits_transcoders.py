@@ -12,15 +12,16 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
-from stitch.circuits.circuit import find_circuit, read_circuit
-from stitch.circuits.forward import neurons_of
+from stitch.circuits.find import find_circuit, read_circuit
 from stitch.circuits.report import footnotes
-from stitch.circuits.transcoders import as_trained, feature_blocks, put_features
-from stitch.circuits.weights import activation, norm
 from stitch.errors import UsageError
 from stitch.grafts import neurons
 from stitch.grafts.graft import Wish, graft
-from stitch.models import Model, load
+from stitch.internals.forward import neurons_of
+from stitch.internals.transcoders import as_trained, feature_blocks, put_features
+from stitch.internals.weights import activation, norm
+from stitch.models.loading import load
+from stitch.models.model import Model
 
 LETTERS = "ABCDEFGH"  # asked for: each is followed by its small letter
 WIDTH, DECOYS = 2 * tiny.VOCABULARY, 24

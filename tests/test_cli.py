@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
-from stitch.circuits.spec import prompts
+from stitch.circuits.behaviours import prompts
 from test_stitch_pipeline import write_text
 
 RUN = ["--tokens", "8192", "--context", "32", "--features", "64", "--k", "8", "--memory", "256M", "--device", "cpu"]

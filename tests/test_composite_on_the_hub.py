@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from hub_double import HubDouble
-from stitch.pipeline import stitch
+from stitch.jobs.join import stitch
 from test_stitch_pipeline import settings, write_text
 
 ELSEWHERE = """

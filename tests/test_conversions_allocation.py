@@ -19,8 +19,8 @@ from stitch.conversions.recurrence.allocation import (
 from stitch.conversions.recurrence.distil import begin, moments
 from stitch.conversions.recurrence.fit import moments_of, scores_of
 from stitch.conversions.recurrence.forms import Recipe, beside, state_bytes, wrap
-from stitch.modeling_features import Shape
-from stitch.modeling_recurrent import Memory, RecurrentConfig, RecurrentLayer
+from stitch.modeling.modeling_features import Shape
+from stitch.modeling.modeling_recurrent import Memory, RecurrentConfig, RecurrentLayer
 from test_conversions_recurrent import WINDOW, by_token, donor, recurrent, windows
 
 UNEVEN = {"gpt2": (2, 11, 5, 7), "llama": (2, 11), "gpt_bigcode": (6,)}
@@ -73,7 +73,7 @@ def test_parallel_and_recurrent_form_agree(family, features, slots):
 def test_it_is_saved_and_beams_follow_it(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    from stitch.models import register_composites
+    from stitch.models.loading import register_composites
 
     net, ids = recurrent("llama", "mean", slots=4, keys=uneven("llama")), tiny.ids(2, 20)
     net.save_pretrained(tmp_path)

@@ -10,11 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import tiny
-from stitch.activations import residuals
-from stitch.circuits import weights
-from stitch.composite import compose
+from stitch.activations.observe import residuals
+from stitch.composite.compose import compose
+from stitch.conversions.consolidation.arms import open_bench
 from stitch.conversions.consolidation.convert import consolidate
-from stitch.conversions.consolidation.memory import open_bench
 from stitch.conversions.donor import read_donor
 from stitch.conversions.heads.convert import cache_bytes, check_heads, convert_heads
 from stitch.conversions.heads.fit import after_mlp, attention_output, written
@@ -26,9 +25,11 @@ from stitch.conversions.recurrence.convert import convert_recurrent
 from stitch.conversions.recurrence.fit import moments_of
 from stitch.conversions.recurrence.forms import Recipe, check_convertible, state_bytes, wrap
 from stitch.errors import UsageError
-from stitch.evaluate import evaluate, whole_model
-from stitch.modeling_recurrent import RecurrentForCausalLM
-from stitch.models import Model, load, register_composites
+from stitch.evaluation.scores import evaluate, whole_model
+from stitch.internals import weights
+from stitch.modeling.modeling_recurrent import RecurrentForCausalLM
+from stitch.models.loading import load, register_composites
+from stitch.models.model import Model
 from test_conversions_heads import OURS, converted, shared_behind_a_gauge, windows
 from test_conversions_recurrent import by_token, donor
 from test_stitch_chain_composite import as_model, everything

@@ -11,16 +11,17 @@ from typer.testing import CliRunner
 
 import tiny
 from cli import app
-from stitch.circuits import weights
-from stitch.composite import compose
-from stitch.conversions.consolidation import fitting, lessons, linear, memory
+from stitch.composite.compose import compose
+from stitch.conversions.consolidation import arms, fitting, linear, queries
 from stitch.conversions.consolidation import slow_weights as slow
 from stitch.errors import StitchError, UsageError
-from stitch.evaluate import Scores
-from stitch.models import Model, load
-from stitch.sources import resolve
-from stitch.text import SPLITS, Split
-from stitch.tokens import Windows
+from stitch.evaluation.scores import Scores
+from stitch.internals import weights
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.models.sources import resolve
+from stitch.text.documents import SPLITS, Split
+from stitch.text.windows import Windows
 from test_stitch_chain_composite import as_model, chained, everything
 from test_stitch_composite import identity
 
@@ -40,19 +41,19 @@ def noise_windows(vocabulary: int, count: int = 24, context: int = 64, seed: int
     return Windows(ids, torch.arange(count, dtype=torch.int32)[:, None].expand(-1, context).contiguous())
 
 
-def bench_of(model: Model) -> memory.Bench:
+def bench_of(model: Model) -> arms.Bench:
     vocabulary = model.config.vocab_size
     splits: dict[Split, Windows] = {split: noise_windows(vocabulary, seed=seed) for seed, split in enumerate(SPLITS)}
-    return memory.open_bench(model, splits)
+    return arms.open_bench(model, splits)
 
 
 @pytest.fixture(scope="module")
-def pico() -> memory.Bench:
+def pico() -> arms.Bench:
     return bench_of(tiny.model("gpt2"))
 
 
 @pytest.fixture(scope="module")
-def induction() -> memory.Bench:
+def induction() -> arms.Bench:
     """A trained model that continues what stood before: `A B … A` with B."""
     return bench_of(load(resolve("demo:induction").folder, dtype=torch.float32, name="demo:induction"))
 
@@ -251,7 +252,7 @@ def test_an_edit_is_scaled_on_more_text_than_the_search_begins_with(pico, monkey
         return Scores(ce, None, None, torch.ones_like(ce))
 
     monkeypatch.setattr(memory, "parameters", lambda model, edit, scale: scale)
-    monkeypatch.setattr(memory.Bench, "_other_text", other_text)
+    monkeypatch.setattr(arms.Bench, "_other_text", other_text)
     scale = bench.scale({}, 0.02)
     assert 0.95 * 0.02 <= 0.04 * scale**2 <= 0.02
     assert len([tokens for tokens in read if tokens != 64]) <= 2 + 3
@@ -263,11 +264,11 @@ def test_an_edit_is_scaled_on_more_text_than_the_search_begins_with(pico, monkey
 @torch.no_grad()
 def test_the_target_is_what_the_donor_says_with_the_document_before_the_query(pico):
     document, queries = tiny.ids(1, 20, seed=5)[0], tiny.ids(3, 16, seed=6)
-    lesson = lessons.learn(pico.model, document, queries)
+    lesson = queries.learn(pico.model, document, queries)
     whole = torch.cat([torch.full((3, 1), tiny.BOS), document.expand(3, -1), queries], 1)
-    expected = pico.model.net(whole).logits.log_softmax(-1)[:, 20 + lessons.GIVEN : -1]
+    expected = pico.model.net(whole).logits.log_softmax(-1)[:, 20 + queries.GIVEN : -1]
     torch.testing.assert_close(lesson.target, expected, rtol=1e-5, atol=1e-5)
-    own = lessons.examine(pico.model, lessons.Exam(lesson, document.expand(3, -1)))
+    own = queries.examine(pico.model, queries.Exam(lesson, document.expand(3, -1)))
     assert own.kl is not None and own.kl.abs().max() < 1e-4  # behind the document itself nothing is missing
 
 
@@ -277,20 +278,20 @@ def test_the_share_kept_is_none_without_and_all_with_the_document():
         return Scores(some, some, some, torch.full_like(some, 10))
 
     without, with_ = scores(30, 20, 40), scores(20, 15, 20)
-    assert lessons.kept(without, without, with_) == (0, 0, 0)
-    assert lessons.kept(with_, without, with_) == (1, 1, 1)
-    share, low, high = lessons.kept(scores(25, 20, 30), without, with_)
+    assert queries.kept(without, without, with_) == (0, 0, 0)
+    assert queries.kept(with_, without, with_) == (1, 1, 1)
+    share, low, high = queries.kept(scores(25, 20, 30), without, with_)
     assert share == pytest.approx(15 / 35)
     assert low < share < high
 
 
 def test_passages_are_of_the_document_and_prefixes_of_the_other_text(pico):
     document, generator = torch.arange(3, 10), torch.Generator().manual_seed(0)
-    found = lessons.passages(document, 50, 16, generator)
+    found = queries.passages(document, 50, 16, generator)
     steps = found.diff(dim=1)
     assert found.shape == (50, 16)
     assert ((steps == 1) | (steps == -6)).all()  # the document again and again
-    prefixes = lessons.unrelated(pico.windows["fit"], 50, 8, generator)
+    prefixes = queries.unrelated(pico.windows["fit"], 50, 8, generator)
     text = pico.windows["fit"].ids.unfold(1, 8, 1).flatten(0, 1)
     assert all((text == one).all(1).any() for one in prefixes)
     assert len(prefixes.unique(dim=0)) > 40
@@ -299,7 +300,7 @@ def test_passages_are_of_the_document_and_prefixes_of_the_other_text(pico):
 def test_continuations_depend_on_the_seed_alone(pico):
     document = tiny.ids(1, 20, seed=5)[0]
     first, again, other = (
-        lessons.continuations(pico.model, document, 4, 8, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        queries.continuations(pico.model, document, 4, 8, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -309,12 +310,12 @@ def test_continuations_depend_on_the_seed_alone(pico):
 
 
 @torch.no_grad()
-def recall(bench: memory.Bench, document, asked, edit=None, scale=1.0) -> float:
+def recall(bench: arms.Bench, document, asked, edit=None, scale=1.0) -> float:
     """Mean nats of the last token of each query, behind unseen noise."""
-    lesson = lessons.learn(bench.model, document, asked, given=asked.shape[1] - 1)
-    prefixes = lessons.unrelated(bench.windows["report"], len(asked), 20, torch.Generator().manual_seed(9))
+    lesson = queries.learn(bench.model, document, asked, given=asked.shape[1] - 1)
+    prefixes = queries.unrelated(bench.windows["report"], len(asked), 20, torch.Generator().manual_seed(9))
     changed = {} if edit is None else slow.parameters(bench.model, edit, scale)
-    return lessons.examine(bench.model, lessons.Exam(lesson, prefixes), changed).ce
+    return queries.examine(bench.model, queries.Exam(lesson, prefixes), changed).ce
 
 
 def association(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -326,14 +327,14 @@ def association(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_planted_association_is_recalled_without_context_and_others_are_not_changed(induction):
     (document, asked), (wrong, elsewhere) = association(1), association(2)
     budget = 0.05
-    edit, scale = memory.consolidate_document(induction, document, budget)
-    without, with_it = recall(induction, document, asked), lessons.with_context(
-        lessons.learn(induction.model, document, asked, given=2)
+    edit, scale = arms.consolidate_document(induction, document, budget)
+    without, with_it = recall(induction, document, asked), queries.with_context(
+        queries.learn(induction.model, document, asked, given=2)
     ).ce  # fmt: skip
     assert with_it < 1 < 8 < without
     assert recall(induction, document, asked, edit, scale) < without - 0.5 * (without - with_it)
     assert abs(recall(induction, document, elsewhere, edit, scale) - recall(induction, document, elsewhere)) < 0.5
-    other, other_scale = memory.consolidate_document(induction, wrong, budget)
+    other, other_scale = arms.consolidate_document(induction, wrong, budget)
     assert recall(induction, document, asked, other, other_scale) > without - 0.5  # the wrong document does not help
     cost, low, high = induction.retained(edit, scale)
     assert low <= cost <= high and cost < 2 * budget
@@ -341,23 +342,23 @@ def test_a_planted_association_is_recalled_without_context_and_others_are_not_ch
 
 def test_natural_gradient_stays_within_reach_and_comes_closer_to_the_donor(pico):
     document = tiny.ids(1, 30, seed=5)[0]
-    lesson = memory.lesson_of(pico.model, document, queries=12)
+    lesson = arms.lesson_of(pico.model, document, queries=12)
     reach = 0.01
     edit = fitting.natural_gradient(pico.model, lesson, pico.windows["fit"], pico.axes, reach=reach, count=12)
     point = {
         b: torch.linalg.solve(pico.axes.left[b], one) @ torch.linalg.inv(pico.axes.right[b]) for b, one in edit.items()
     }
     assert slow.length(point) <= (2 * reach) ** 0.5 * 1.01
-    exam = lessons.Exam(lesson, torch.zeros(len(lesson.queries), 0, dtype=torch.long))
+    exam = queries.Exam(lesson, torch.zeros(len(lesson.queries), 0, dtype=torch.long))
     before, after = (
-        lessons.examine(pico.model, exam, changed).kl for changed in ({}, slow.parameters(pico.model, edit))
+        queries.examine(pico.model, exam, changed).kl for changed in ({}, slow.parameters(pico.model, edit))
     )
     assert before is not None and after is not None and after.sum() < before.sum()
 
 
 def test_all_arms_fit_and_the_noise_is_as_long_as_the_edit(pico):
     document, other = tiny.ids(2, 30, seed=5)
-    edits = {name: make() for name, make in memory.arms(pico, document, other, 0.02).items()}
+    edits = {name: make() for name, make in arms.arms(pico, document, other, 0.02).items()}
     assert all(set(edit) == set(range(pico.model.depth)) for edit in edits.values())
     assert all(0 < slow.length(edit) < 1e3 for edit in edits.values())
     assert slow.length(edits["null:noise"]) == pytest.approx(slow.length(edits["converted"]), rel=1e-5)
@@ -411,13 +412,13 @@ def test_the_checkpoint_answers_as_the_edit_that_the_report_is_of(texts):
     )
     report = consolidate(str(texts / "gpt2"), texts / "note.txt", folder, **arguments)  # pyright: ignore[reportArgumentType]
     donor, model = load(texts / "gpt2"), load(folder)
-    ids = lessons.read_document(donor, texts / "note.txt")
-    asked = lessons.cut_queries(
-        lessons.read_ids(donor, texts / "queries.txt", "--queries"), lessons.query_length(donor)
+    ids = queries.read_document(donor, texts / "note.txt")
+    asked = queries.cut_queries(
+        queries.read_ids(donor, texts / "queries.txt", "--queries"), queries.query_length(donor)
     )
-    bare = lessons.Exam(lessons.learn(donor, ids, asked), asked[:, :0])
-    without, with_ = lessons.examine(donor, bare), lessons.with_context(bare.lesson)
-    share = lessons.kept(lessons.examine(model, bare), without, with_)[0]
+    bare = queries.Exam(queries.learn(donor, ids, asked), asked[:, :0])
+    without, with_ = queries.examine(donor, bare), queries.with_context(bare.lesson)
+    share = queries.kept(queries.examine(model, bare), without, with_)[0]
     row = next(row for row in report["results"] if row["name"] == "converted")
     assert row["kept_bare"] == pytest.approx(share, abs=1e-3)
 
@@ -465,7 +466,7 @@ def test_a_model_cut_in_two_is_consolidated_as_the_whole(family):
     found = []
     for model in (whole, two):
         bench = bench_of(model)
-        edit = memory.fit(bench, memory.lesson_of(model, document), 0.02, steps=2)
+        edit = arms.fit(bench, arms.lesson_of(model, document), 0.02, steps=2)
         found.append((bench.curvature, edit))
     (curvature, edit), (curvature_of_two, edit_of_two) = found
     for block in range(whole.depth):

@@ -13,9 +13,6 @@ import torch
 from torch import Tensor
 
 import tiny
-from stitch.circuits import weights
-from stitch.circuits.attend import heads_of, rotated, scores
-from stitch.circuits.weights import Attention
 from stitch.conversions.heads import baselines, contraction
 from stitch.conversions.heads.contraction import KeyMoments
 from stitch.conversions.heads.convert import check_heads, convert_heads
@@ -36,7 +33,10 @@ from stitch.conversions.heads.methods import closed_form, least_squares, methods
 from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.refine import error, refined
 from stitch.errors import StitchError, UsageError
-from stitch.models import Model
+from stitch.internals import weights
+from stitch.internals.attend import heads_of, rotated, scores
+from stitch.internals.weights import Attention
+from stitch.models.model import Model
 
 OURS = Method(closed_form, values, refit=False)
 KINDS = {"gpt2": {}, "llama": {}, "qwen2": {}, "mistral": {"sliding_window": None}}

@@ -13,23 +13,24 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
-from stitch.activations import Tokens, residuals
-from stitch.composite import compose
+from stitch.activations.observe import residuals
+from stitch.activations.paired import Tokens
+from stitch.composite.compose import compose
 from stitch.config import Settings
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.ngrams import backfit as backfitting
 from stitch.conversions.ngrams.assemble import assemble
 from stitch.conversions.ngrams.backfit import Some, backfit, collect
 from stitch.conversions.ngrams.convert import by_knowledge, convert_ngram, looks_of
+from stitch.conversions.ngrams.late import Late, explained
+from stitch.conversions.ngrams.leakage import RUN, copies, overlap
 from stitch.conversions.ngrams.memory import Memory, Shape, build, read_source, scrambled, stages
-from stitch.conversions.ngrams.overlap import RUN, copies, overlap
 from stitch.conversions.ngrams.reading import history
-from stitch.conversions.ngrams.rows import Late, explained
 from stitch.errors import UsageError
-from stitch.evaluate import evaluate, whole_model
-from stitch.models import load
-from stitch.pipeline import stitch
-from stitch.tokens import Windows
+from stitch.evaluation.scores import evaluate, whole_model
+from stitch.jobs.join import stitch
+from stitch.models.loading import load
+from stitch.text.windows import Windows
 from stitch.translation.types import Ngram, Position, Residual, Term, Token, Translation
 from test_stitch_checkpoint import run_clean
 from test_stitch_composite import in_chunks, left_padded
@@ -102,7 +103,7 @@ def test_a_stream_that_depends_on_n_tokens_is_looked_up_exactly_wherever_these_w
 
 
 def load_like(given: Donor, net):
-    from stitch.models import anatomy_of
+    from stitch.models.anatomy import anatomy_of
 
     return replace(given.model, net=net, anatomy=anatomy_of(net.config))
 
@@ -306,7 +307,7 @@ def test_the_model_that_is_written_computes_what_the_report_scored(root, convert
 
 
 def batch_of(ids: torch.Tensor):
-    from stitch.evaluate import Batch
+    from stitch.evaluation.scores import Batch
 
     return Batch(ids.long(), slice(0, len(ids)))
 

@@ -12,14 +12,7 @@ from torch import Tensor
 import tiny
 from stitch.conversions.donor import Donor
 from stitch.conversions.recurrence.convert import convert_recurrent
-from stitch.conversions.recurrence.distil import (
-    Heads,
-    Moments,
-    begin,
-    feature_parameters,
-    output_loss,
-    start_priority,
-)
+from stitch.conversions.recurrence.distil import Heads, Moments, begin, feature_parameters, output_loss, start_priority
 from stitch.conversions.recurrence.fit import fit, moments_of
 from stitch.conversions.recurrence.forms import (
     Recipe,
@@ -33,11 +26,17 @@ from stitch.conversions.recurrence.forms import (
 )
 from stitch.conversions.recurrence.recall import DISTINCT, recall_prompts
 from stitch.errors import UsageError
-from stitch.modeling_features import Shape
-from stitch.modeling_recurrent import Memory, RecurrentCache, RecurrentConfig, RecurrentForCausalLM, RecurrentLayer
-from stitch.models import load, register_composites
-from stitch.sources import Source
-from stitch.tokens import Windows
+from stitch.modeling.modeling_features import Shape
+from stitch.modeling.modeling_recurrent import (
+    Memory,
+    RecurrentCache,
+    RecurrentConfig,
+    RecurrentForCausalLM,
+    RecurrentLayer,
+)
+from stitch.models.loading import load, register_composites
+from stitch.models.sources import Source
+from stitch.text.windows import Windows
 
 FEATURES = ("hedgehog", "random", "taylor2", "mean", "none")
 WITH_SLOTS = [*((features, 0) for features in FEATURES), ("hedgehog", 3), ("taylor2", 3), ("none", 3)]

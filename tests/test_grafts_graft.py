@@ -12,20 +12,19 @@ from typer.testing import CliRunner
 import cli
 import planted
 import tiny
-from stitch.circuits import weights
-from stitch.circuits.circuit import choose, mean_outputs
+from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Components, replaced
+from stitch.circuits.find import choose, mean_outputs
 from stitch.circuits.score import score_model
-from stitch.circuits.spec import Prompts
-from stitch.circuits.weights import FAMILIES, ONE_KEY_HEAD
 from stitch.errors import StitchError, UsageError
+from stitch.grafts.allocation import Room
 from stitch.grafts.graft import Wish, graft
-from stitch.grafts.host import read_host
+from stitch.grafts.hosts import read_host, widened
 from stitch.grafts.plan import make_plan
-from stitch.grafts.room import Room
-from stitch.grafts.widen import widened
 from stitch.grafts.write import write
-from stitch.models import load
+from stitch.internals import weights
+from stitch.internals.weights import FAMILIES, ONE_KEY_HEAD
+from stitch.models.loading import load
 from stitch.synthesis.compile import compile_induction
 
 LLAMA = dict(

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 import tiny
-from stitch.circuits import weights
-from stitch.circuits.positions import Profile, code_frequencies, fitted_profile, offset_head, position_codes
 from stitch.errors import StitchError, UsageError
 from stitch.grafts import heads, neurons
+from stitch.grafts.allocation import Room
 from stitch.grafts.frame import narrowed, whole
+from stitch.grafts.norm_inputs import directions
 from stitch.grafts.placing import _shared_out, of_donor
-from stitch.grafts.room import Room
-from stitch.grafts.scheme import Scheme
-from stitch.grafts.streams import directions
-from stitch.models import Model
+from stitch.grafts.positions import Scheme
+from stitch.internals import weights
+from stitch.internals.positions import Profile, code_frequencies, fitted_profile, offset_head, position_codes
+from stitch.models.model import Model
 
 ROPE = 1e4 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
 

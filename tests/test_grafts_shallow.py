@@ -9,23 +9,24 @@ import torch
 
 import planted
 import tiny
-from stitch.circuits import weights
-from stitch.circuits.circuit import choose
+from stitch.circuits.behaviours import Prompts, prompts
 from stitch.circuits.components import Components
+from stitch.circuits.find import choose
 from stitch.circuits.score import answered
 from stitch.circuits.shallow import Arrangement, Shallow, tables, with_reads
-from stitch.circuits.spec import Prompts, prompts
 from stitch.circuits.squeeze import fitting, squeeze
-from stitch.circuits.weights import FAMILIES
 from stitch.errors import StitchError, UsageError
-from stitch.grafts.comparison import Graft
+from stitch.grafts.allocation import Room
+from stitch.grafts.compared import Graft
 from stitch.grafts.graft import Wish, graft
-from stitch.grafts.host import read_host
+from stitch.grafts.hosts import read_host
 from stitch.grafts.plan import make_plan
 from stitch.grafts.rearranged import squeezed
-from stitch.grafts.room import Room
 from stitch.grafts.write import write
-from stitch.models import Model, load
+from stitch.internals import weights
+from stitch.internals.weights import FAMILIES
+from stitch.models.loading import load
+from stitch.models.model import Model
 
 DEEP = ((2, 1), (4, 2))  # heads of a circuit in a model of six blocks
 BIASED = {"attention_bias": True, "mlp_bias": True}

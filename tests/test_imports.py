@@ -24,7 +24,7 @@ HEAVY = set("torch numpy scipy transformers tokenizers datasets huggingface_hub 
 HOMES = {
     "sae_lens": "sae/",
     "transformer_lens": "sae/",
-    "huggingface_hub": "stitch/hub.py",
+    "huggingface_hub": "stitch/models/hub.py",
     "typer": "cli.py",
     "click": "cli.py",
     "rich": "cli.py",
@@ -147,9 +147,9 @@ def test_sae_lens_is_imported_only_inside_functions():
 @pytest.mark.parametrize(
     ("file", "beside"),
     [
-        ("stitch/modeling_composite.py", ()),
-        ("stitch/modeling_features.py", ()),
-        ("stitch/modeling_recurrent.py", ("stitch.modeling_composite.", "stitch.modeling_features.")),
+        ("stitch/modeling/modeling_composite.py", ()),
+        ("stitch/modeling/modeling_features.py", ()),
+        ("stitch/modeling/modeling_recurrent.py", ("stitch.modeling_composite.", "stitch.modeling_features.")),
     ],
 )
 def test_the_code_that_ships_with_checkpoints_stands_alone(file, beside):

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from stitch.grafts.heads import attended
-from stitch.translation.moments import Moments
+from stitch.regression.moments import Moments
 
 
 def test_a_wrong_shape_is_refused_wherever_a_signature_names_one():

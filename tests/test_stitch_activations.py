@@ -8,11 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from stitch import activations
-from stitch.activations import Activations, Paired, harvest, observe, pair, residuals
+from stitch.activations import harvest as harvesting
+from stitch.activations.harvest import Activations, harvest
+from stitch.activations.observe import observe, residuals
+from stitch.activations.one_behind import one_behind
+from stitch.activations.paired import Paired, pair
 from stitch.errors import StitchError
-from stitch.overlap import one_behind
-from stitch.tokens import Windows
+from stitch.text.windows import Windows
 
 
 def windows(count: int = 12, context: int = 10, seed: int = 0) -> Windows:
@@ -115,9 +117,9 @@ def test_a_batch_is_written_while_the_next_is_computed(tmp_path: Path, monkeypat
 
         one_behind(batches, waiting)
 
-    monkeypatch.setitem(activations.TOKENS_AT_ONCE, "cpu", text.context)
-    monkeypatch.setattr(activations, "residuals", observed)
-    monkeypatch.setattr(activations, "one_behind", behind)
+    monkeypatch.setitem(harvesting.TOKENS_AT_ONCE, "cpu", text.context)
+    monkeypatch.setattr(harvesting, "residuals", observed)
+    monkeypatch.setattr(harvesting, "one_behind", behind)
     found = harvest(tiny.model("llama"), text, [1, 3], tmp_path / "beside", per_shard=5)
     assert waited == [True] * len(text.ids)
     for shard in range(3):

@@ -14,17 +14,17 @@ from typer.testing import CliRunner
 import cli
 import tiny
 from hub_double import hub  # noqa: F401 (a fixture)
-from stitch.chaining import chain, complete_all
+from stitch.composite.parts import Part, joined, read_parts
 from stitch.config import Settings
-from stitch.describe import describe
 from stitch.errors import UsageError
-from stitch.evaluate import evaluate, whole_model
-from stitch.layer_sweep import sweep
-from stitch.parts import Part, joined, read_parts
-from stitch.pipeline import stitch
-from stitch.report import footnotes, model_card, table
-from stitch.text import read, select
-from stitch.tokens import pack
+from stitch.evaluation.scores import evaluate, whole_model
+from stitch.jobs.chain import chain, complete_all
+from stitch.jobs.join import stitch
+from stitch.jobs.sweep import sweep
+from stitch.models.describe import describe
+from stitch.report.card import footnotes, model_card, table
+from stitch.text.documents import read, select
+from stitch.text.windows import pack
 from test_stitch_pipeline import settings, write_text
 
 OPTIONS = dict(tokens=8192, context=32, features=64, k=8, sae_passes=0.5, device="cpu", memory=2**28)

@@ -11,18 +11,23 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import tiny
-from stitch.activations import harvest, observe, pair
-from stitch.checkpoint import write_checkpoint
-from stitch.compare import load_any
-from stitch.composite import compose, late_half, late_logits, translation_module
-from stitch.costs import Costs
+from stitch.activations.harvest import harvest
+from stitch.activations.observe import observe
+from stitch.activations.paired import pair
+from stitch.composite.checkpoint import write_checkpoint
+from stitch.composite.compose import compose, late_half, late_logits
+from stitch.composite.costs import Costs
 from stitch.errors import UsageError
-from stitch.layers import choose_layer
-from stitch.modeling_composite import StitchForCausalLM, ngram_keys
-from stitch.models import Model, anatomy_of, block_flops, block_parameters, load
-from stitch.rows import Stage
-from stitch.sources import Source
-from stitch.tokens import Windows
+from stitch.evaluation.stage import Stage
+from stitch.layers.choose import choose_layer
+from stitch.modeling.modeling_composite import StitchForCausalLM, ngram_keys
+from stitch.models.anatomy import anatomy_of
+from stitch.models.flops import block_flops, block_parameters
+from stitch.models.loading import load, load_any
+from stitch.models.model import Model
+from stitch.models.sources import Source
+from stitch.text.windows import Windows
+from stitch.translation.module import translation_module
 from stitch.translation.types import Codes, Ngram, Position, Residual, Term, Token, Translation
 from test_stitch_checkpoint import run_clean
 from test_stitch_composite import affine, dictionary, identity, in_chunks, left_padded
@@ -227,7 +232,7 @@ def test_what_is_harvested_of_a_composite_is_what_it_reads(tmp_path):
     assert torch.equal(late_logits(late_half(early, site), streams[site]), early.net(ids, use_cache=False).logits)
     paired = pair(harvested, harvest(c, windows, [2], tmp_path / "c"), site, 2)
     stage = Stage(early, c, site, 2, paired, 2**28)
-    from stitch.evaluate import Batch
+    from stitch.evaluation.scores import Batch
 
     batch = Batch(ids, slice(0, 4))
     assert torch.equal(stage.translated(translation)(batch), composite(ids, use_cache=False).logits)

@@ -13,14 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import stitch.checkpoint
 import tiny
 from sae.types import Dictionary
-from stitch.checkpoint import write_checkpoint
-from stitch.composite import compose
+from stitch.composite.checkpoint import write_checkpoint
+from stitch.composite.compose import compose
 from stitch.errors import StitchError, UsageError
-from stitch.models import load
-from stitch.shards import Held, Stored, stored_tensors, write_shards
+from stitch.files.shards import Held, Stored, stored_tensors, write_shards
+from stitch.models.loading import load
 from stitch.translation.types import Codes, Residual, Term, Token, Translation
 
 PAIRS = [(family, tiny.FAMILIES[(k + 3) % len(tiny.FAMILIES)]) for k, family in enumerate(tiny.FAMILIES)]
@@ -344,7 +343,7 @@ def test_a_failure_leaves_nothing_behind_and_the_old_checkpoint_in_place(failure
         (folder / "model.safetensors").write_bytes(b"half")
         raise failure
 
-    monkeypatch.setattr(stitch.checkpoint, "write_shards", fail)
+    monkeypatch.setattr("stitch.composite.checkpoint.write_shards", fail)
     arguments = (composite.config, donors["llama"], donors["gpt2"], translation)
     with pytest.raises(UsageError, match="pass --overwrite"):
         write_checkpoint(target, *arguments)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import tiny
-from stitch import sweep_tasks
-from stitch.cluster import connected
 from stitch.errors import StitchError, UsageError
-from stitch.layer_sweep import sweep
+from stitch.jobs import sweep_tasks
+from stitch.jobs.cluster import connected
+from stitch.jobs.sweep import sweep
 from test_stitch_pipeline import write_text
 
 
@@ -66,7 +66,7 @@ def test_a_worker_that_always_dies_ends_the_run(ray):
 
 @pytest.mark.slow
 def test_with_a_killed_worker_the_numbers_of_a_sweep_are_those_of_a_serial_one(ray, tmp_path, monkeypatch):
-    monkeypatch.setattr("stitch.layer_sweep.draw", lambda report, path: None)
+    monkeypatch.setattr("stitch.jobs.sweep.draw", lambda report, path: None)
     donors = [
         str(tiny.save(tmp_path / family, family, seed=seed, num_hidden_layers=3))
         for seed, family in enumerate(("gpt2", "qwen3"))

@@ -9,9 +9,10 @@ from transformers import DynamicCache
 
 import tiny
 from sae.types import Dictionary
-from stitch.composite import compose, late_half, late_logits, translation_module
+from stitch.composite.compose import compose, late_half, late_logits
 from stitch.errors import UsageError
-from stitch.models import Model
+from stitch.models.model import Model
+from stitch.translation.module import translation_module
 from stitch.translation.types import Codes, Residual, Term, Token, Translation
 
 PAIRS = [(a, tiny.FAMILIES[(k + step) % len(tiny.FAMILIES)]) for k, a in enumerate(tiny.FAMILIES) for step in (1, 4)]

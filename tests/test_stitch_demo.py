@@ -9,14 +9,16 @@ import torch
 
 from stitch.circuits.score import score_model
 from stitch.demo import recipe as recipes
-from stitch.demo.docstrings import documents
 from stitch.demo.recipe import RECIPES, batch_indices, rate_at, repeated
 from stitch.errors import UsageError
-from stitch.evaluate import evaluate, whole_model
-from stitch.models import Model, load
-from stitch.sources import resolve
-from stitch.text import select
-from stitch.tokens import pack, require_same_ids
+from stitch.evaluation.scores import evaluate, whole_model
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.models.sources import resolve
+from stitch.text.docstrings import documents
+from stitch.text.documents import select
+from stitch.text.tokenizers import require_same_ids
+from stitch.text.windows import pack
 
 
 @pytest.fixture(scope="module")

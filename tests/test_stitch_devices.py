@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 import tiny
 from sae.types import Dictionary
-from stitch.composite import compose
+from stitch.composite.compose import compose
 from stitch.translation.types import Codes, Ngram, Position, Residual, Routed, Term, Token, Translation
 
 A, B = (tiny.model(family, pad_token_id=None) for family in ("gpt2", "llama"))

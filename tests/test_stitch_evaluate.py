@@ -3,8 +3,8 @@ import torch
 
 import tiny
 from stitch.errors import StitchError
-from stitch.evaluate import Batch, Scores, evaluate, whole_model
-from stitch.tokens import Windows
+from stitch.evaluation.scores import Batch, Scores, evaluate, whole_model
+from stitch.text.windows import Windows
 
 
 def windows(count: int = 7, context: int = 9) -> Windows:

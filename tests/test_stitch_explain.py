@@ -10,10 +10,11 @@ from safetensors.numpy import load
 
 import tiny
 from matching.types import Alternatives, Candidates, Pairs
-from stitch import explain as module
-from stitch.activations import Activations, Paired
-from stitch.explain import explain
-from stitch.tokens import Windows
+from stitch.activations.harvest import Activations
+from stitch.activations.paired import Paired
+from stitch.features import explain as module
+from stitch.features.explain import explain
+from stitch.text.windows import Windows
 
 CONTEXT, WINDOWS = 12, 9
 WORDS = "abcdefghijk"

@@ -11,15 +11,16 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import tiny
 from sae.types import Dictionary
-from stitch.activations import harvest, pair
-from stitch.applied import Applied
-from stitch.checkpoint import write_checkpoint
-from stitch.composite import compose, translation_module
+from stitch.activations.harvest import harvest
+from stitch.activations.paired import pair
+from stitch.composite.checkpoint import write_checkpoint
+from stitch.composite.compose import compose
 from stitch.errors import UsageError
-from stitch.modeling_composite import ngram_keys
-from stitch.models import Model
-from stitch.tokens import Windows
+from stitch.modeling.modeling_composite import ngram_keys
+from stitch.models.model import Model
+from stitch.text.windows import Windows
 from stitch.translation.inputs import ByPosition, ByToken, Lift, Stream, reach, streams
+from stitch.translation.module import Applied, translation_module
 from stitch.translation.types import Ngram, Position, Residual, Routed, Term, Token, Translation, merged
 
 SITE_A, SITE_B, POSITIONS = 3, 4, 128
@@ -206,7 +207,7 @@ def test_what_a_translation_leaves_unexplained_is_what_the_composite_leaves(harv
 def test_what_a_checkpoint_holds_generates_the_same(tmp_path):
     a = tiny.save(tmp_path / "a", "gpt2")
     b = tiny.save(tmp_path / "b", "llama", seed=1)
-    from stitch.models import load
+    from stitch.models.loading import load
 
     a, b = load(a), load(b)
     translation = everything(a, b)

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from hub_double import PART_SIZE, HubDouble, hub  # noqa: F401 (a fixture)
 from stitch.errors import StitchError, UsageError
-from stitch.hub import download, push
+from stitch.models.hub import download, push
 
 REPO = "user/model"
 

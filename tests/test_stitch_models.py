@@ -8,7 +8,9 @@ from transformers import AutoConfig
 
 import tiny
 from stitch.errors import StitchError, UsageError
-from stitch.models import anatomy_of, block_flops, block_parameters, load
+from stitch.models.anatomy import anatomy_of
+from stitch.models.flops import block_flops, block_parameters
+from stitch.models.loading import load
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

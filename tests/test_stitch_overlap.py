@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from stitch.overlap import one_behind
+from stitch.activations.one_behind import one_behind
 
 
 def test_an_item_is_worked_on_while_the_next_is_made_and_no_more_wait():

@@ -1,7 +1,7 @@
 """The Pareto front and the rule for the best layer on lists small enough to check by hand."""
 
-from stitch.layers import best_layer
-from stitch.pareto import best_within, front
+from stitch.layers.choose import best_layer
+from stitch.layers.pareto import best_within, front
 
 
 def test_the_front_of_a_small_list_is_what_it_is_by_hand():

@@ -15,20 +15,22 @@ from matching.procrustes import random_rotation
 from sae.config import SAEConfig
 from sae.null import untrained
 from sae.types import Dictionary
-from stitch.activations import harvest, pair
-from stitch.compare import evaluate_models
+from stitch.activations.harvest import harvest
+from stitch.activations.paired import pair
 from stitch.config import BRIEF, CHOICES, NATIVE, Settings, same_relative_depth
 from stitch.errors import StitchError, UsageError
-from stitch.evaluate import evaluate
-from stitch.features import code_stream
-from stitch.match import match
-from stitch.models import Model, load
-from stitch.pipeline import stitch
-from stitch.rows import Stage
-from stitch.text import select
-from stitch.tokens import pack
-from stitch.translate import translate
+from stitch.evaluation.scores import evaluate
+from stitch.evaluation.stage import Stage
+from stitch.features.matching import match
+from stitch.features.saes import code_stream
+from stitch.jobs.evaluate import evaluate_models
+from stitch.jobs.join import stitch
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.text.documents import select
+from stitch.text.windows import pack
 from stitch.translation import look_ups
+from stitch.translation.fit import translate
 from stitch.translation.inputs import ByToken, Lift, Stream
 
 WORDS = "feature model layer token stream weight matrix norm head block early late match pair plan".split()
@@ -127,10 +129,10 @@ def test_the_folder_on_disk_is_the_composite_of_the_report(run, donors):
     report, folder = run
     net = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     tokenizer = tiny.tokenizer()
-    from stitch.text import read
+    from stitch.text.documents import read
 
     text = pack(select(read(str(donors["text"])), "report"), tokenizer, 32, report["tokens"]["report"])
-    from stitch.evaluate import whole_model
+    from stitch.evaluation.scores import whole_model
 
     ce = evaluate({"m": whole_model(net)}, text, vocabulary=tiny.VOCABULARY)["m"].ce
     assert ce == pytest.approx(next(row["ce"] for row in report["results"] if row["name"] == "composite"), abs=1e-5)

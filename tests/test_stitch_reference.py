@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import tiny
-from stitch.activations import Paired, harvest, pair
-from stitch.evaluate import evaluate
-from stitch.reference import trained
-from stitch.rows import Stage
-from stitch.tokens import Windows
+from stitch.activations.harvest import harvest
+from stitch.activations.paired import Paired, pair
+from stitch.evaluation.scores import evaluate
+from stitch.evaluation.stage import Stage
+from stitch.evaluation.trained import trained
+from stitch.text.windows import Windows
 from stitch.translation import lifts
 from stitch.translation.types import Codes, Residual, Term, Token, Translation
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.cluster.vq import kmeans2
 
-from stitch.activations import Tokens
-from stitch.composite import translation_config, translation_tensors
-from stitch.modeling_composite import FEW, TranslationModule, by_class
+from stitch.activations.paired import Tokens
+from stitch.modeling.modeling_composite import FEW, TranslationModule, by_class
+from stitch.translation.module import translation_config, translation_tensors
 from stitch.translation.routes import Routes, _spread_out, classes_at_random, classes_by_state, how_many, routed, routes
 from stitch.translation.types import Residual, Routed, Term, Token, Translation
 from tiny import noise

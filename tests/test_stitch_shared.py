@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 
 from sae.config import SAEConfig
 from sae.shared import crosscoder, universal_sae
-from stitch.activations import Activations
-from stitch.shared import Streams, directions, re_paired, second_moments, through_code
-from stitch.tokens import Windows
-from stitch.translation.moments import accumulate
+from stitch.activations.harvest import Activations
+from stitch.regression.moments import accumulate
+from stitch.text.windows import Windows
+from stitch.translation.shared_code import Streams, directions, re_paired, second_moments, through_code
 from stitch.translation.types import Codes, Residual
 
 WINDOWS, CONTEXT, PLANTED = 96, 33, 20

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from hub_double import hub  # noqa: F401 (a fixture)
-from stitch import sources
 from stitch.errors import StitchError, UsageError
-from stitch.headers import safetensors_header, verify_weights
-from stitch.sources import Source, resolve
+from stitch.files.headers import safetensors_header, verify_weights
+from stitch.models import sources
+from stitch.models.sources import Source, resolve
 
 # ruff: noqa: F811 (a fixture is imported, then named as an argument)
 

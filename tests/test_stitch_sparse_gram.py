@@ -6,15 +6,15 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from stitch.translation import conjugate, sparse_gram
-from stitch.translation.conjugate import ConjugateGradients
+from stitch.regression import conjugate, sparse_gram
+from stitch.regression.conjugate import ConjugateGradients
+from stitch.regression.moments import Moments, accumulate
+from stitch.regression.normal import NormalEquations
+from stitch.regression.ridge import ridge
+from stitch.regression.sparse_gram import SparseGram
 from stitch.translation.groups import OF_PRODUCT, Sizes, groups, needed
 from stitch.translation.inputs import Lift, Stream
 from stitch.translation.lifts import random_relu, random_topk
-from stitch.translation.moments import Moments, accumulate
-from stitch.translation.normal import NormalEquations
-from stitch.translation.ridge import ridge
-from stitch.translation.sparse_gram import SparseGram
 from tiny import noise
 
 TOKENS, D_A, D_B, FEATURES = 900, 6, 5, 40

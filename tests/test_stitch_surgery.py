@@ -13,19 +13,21 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
-from stitch.activations import Activations, harvest
+from stitch.activations.harvest import Activations, harvest
+from stitch.composite.native import without, write_native
+from stitch.composite.surgery import Bridge, bridged, fit_bridges, parameters_of, sites_of, weight_of, why_not_foldable
 from stitch.config import Settings
 from stitch.errors import UsageError
-from stitch.evaluate import evaluate, whole_model
-from stitch.models import ANATOMIES, Model, load
-from stitch.native import without, write_native
-from stitch.pipeline import stitch
-from stitch.stages import complete, load_pair
-from stitch.surgery import Bridge, bridged, fit_bridges, parameters_of, sites_of, weight_of, why_not_foldable
-from stitch.text import Split
-from stitch.tokens import Windows
-from stitch.translation.moments import accumulate
-from stitch.translation.towards import ridge_towards
+from stitch.evaluation.scores import evaluate, whole_model
+from stitch.jobs.join import stitch
+from stitch.jobs.stages import complete, load_pair
+from stitch.models.anatomy import ANATOMIES
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.regression.moments import accumulate
+from stitch.regression.prior import ridge_towards
+from stitch.text.documents import Split
+from stitch.text.windows import Windows
 from test_stitch_pipeline import settings, write_text
 
 FOLDING = [family for family in tiny.FAMILIES if ANATOMIES[family].mlp_out_norm is None]
@@ -198,7 +200,7 @@ def test_the_report_has_every_bridge_beside_removal_replaceme_adapters_and_null(
 
 
 def test_the_folder_scores_as_reported_and_generates(run, donors):
-    from stitch.compare import evaluate_models
+    from stitch.jobs.evaluate import evaluate_models
 
     report, folder = run
     again = evaluate_models(str(folder), text=str(donors["text"]), tokens=832, context=32, device="cpu")

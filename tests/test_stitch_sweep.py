@@ -12,18 +12,19 @@ from typer.testing import CliRunner
 import cli
 import tiny
 from matching.procrustes import random_rotation
-from stitch import sweep_report
-from stitch.cells import Cell, Side, _groups, harvest_all, needed, score_cells
-from stitch.composite import compose
-from stitch.costs import Costs, whole_parameters
+from stitch.composite.compose import compose
+from stitch.composite.costs import Costs, whole_parameters
 from stitch.errors import UsageError
-from stitch.evaluate import evaluate, whole_model
-from stitch.layer_sweep import all_cells, sweep
-from stitch.layers import choose_layer
-from stitch.models import Model, load
-from stitch.pipeline import stitch
-from stitch.text import Split
-from stitch.tokens import Windows
+from stitch.evaluation.scores import evaluate, whole_model
+from stitch.jobs.join import stitch
+from stitch.jobs.sweep import all_cells, sweep
+from stitch.layers.cells import Cell, Side, _groups, harvest_all, needed, score_cells
+from stitch.layers.choose import choose_layer
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.report import sweep as sweep_report
+from stitch.text.documents import Split
+from stitch.text.windows import Windows
 from stitch.translation.types import Residual, Term, Token, Translation
 from test_stitch_pipeline import rotated_copy, settings, write_text
 
@@ -205,8 +206,8 @@ def test_sums_in_several_passes_give_the_same_scores(swept, donors, tmp_path, mo
     with pytest.raises(UsageError, match="--memory must be at least"):
         _groups(cells, widths, one - 1)
 
-    monkeypatch.setattr("stitch.layer_sweep.draw", lambda report, path: None)
-    monkeypatch.setattr("stitch.cells._groups", lambda cells, widths, budget: [cells[:7], cells[7:]])
+    monkeypatch.setattr("stitch.jobs.sweep.draw", lambda report, path: None)
+    monkeypatch.setattr("stitch.layers.cells._groups", lambda cells, widths, budget: [cells[:7], cells[7:]])
     again = run(donors, tmp_path / "again")
     assert {**again, "provenance": None} == {**swept[0], "provenance": None}
 
@@ -216,7 +217,7 @@ def test_an_interrupted_sweep_keeps_its_activations_and_ends_with_the_same_bytes
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("stitch.layer_sweep.score_cells", interrupted)
+        patch.setattr("stitch.jobs.sweep.score_cells", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(donors, tmp_path / "cut")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / ".cut.partial").rglob("*.safetensors")}
@@ -225,8 +226,8 @@ def test_an_interrupted_sweep_keeps_its_activations_and_ends_with_the_same_bytes
     def forbidden(*arguments):
         raise AssertionError("a shard on disk was computed again")
 
-    monkeypatch.setattr("stitch.activations.residuals", forbidden)
-    monkeypatch.setattr("stitch.layer_sweep.draw", lambda report, path: None)
+    monkeypatch.setattr("stitch.activations.observe.residuals", forbidden)
+    monkeypatch.setattr("stitch.jobs.sweep.draw", lambda report, path: None)
     assert run(donors, tmp_path / "cut", resume=True) == swept[0]
     assert run(donors, tmp_path / "cut", resume=True) == swept[0]  # finished: its report again
 
@@ -253,7 +254,7 @@ def test_layer_b_auto_takes_the_layer_that_the_rule_names_and_records_why(donors
             assert ce == pytest.approx(min(row["sweep_ce"] for row in cell["translations"].values()), abs=1e-6)
     assert report["provenance"]["settings"]["layer_b"] == "auto"
     assert stitch(wanted, tmp_path / "auto", resume=True)[0] == report
-    from stitch.report import footnotes
+    from stitch.report.card import footnotes
 
     assert footnotes(report)[0].startswith(f"Layer of B: {best['j']}, chosen on the sweep split")
 
@@ -272,7 +273,7 @@ def command(donors: dict[str, Path], *more: str | Path):
 
 def test_the_command_prints_heat_tables_fronts_and_best_layers(swept, donors, tmp_path, monkeypatch):
     report, folder = swept
-    monkeypatch.setattr("stitch.layer_sweep.sweep", lambda *arguments, **more: (report, folder))
+    monkeypatch.setattr("stitch.jobs.sweep.sweep", lambda *arguments, **more: (report, folder))
     shown = command(donors, "--out", tmp_path / "s")
     assert shown.exit_code == 0, shown.stderr
     for text in ("i \\ j", "Best model at every budget of block MFLOPs", "Best j for every i", f"written to {folder}"):

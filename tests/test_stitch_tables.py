@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stitch.activations import Tokens
+from stitch.activations.paired import Tokens
 from stitch.translation import tables as module
 from stitch.translation.tables import tables
 from stitch.translation.types import Ngram, Token
@@ -24,7 +24,7 @@ def windows(count: int, seed: int) -> torch.Tensor:
 
 
 def residuals(ids: torch.Tensor, effect: Callable, noise_level: float, seed: int) -> Callable:
-    """As `stitch.translate` gives them: every token but BOS, with the two before it (−1 where none)."""
+    """As `stitch.translation.fit` gives them: every token but BOS, with the two before it (−1 where none)."""
     before, two_before = torch.full_like(ids, -1), torch.full_like(ids, -1)
     before[:, 1:], two_before[:, 2:] = ids[:, :-1], ids[:, :-2]
     history = torch.stack([ids, before, two_before], -1)[:, 1:].flatten(0, 1)

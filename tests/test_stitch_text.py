@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from stitch.demo.docstrings import documents as docstring_documents
 from stitch.errors import StitchError, UsageError
-from stitch.text import read, select, split_of
+from stitch.text.docstrings import documents as docstring_documents
+from stitch.text.documents import read, select, split_of
 
 
 def test_splits_are_disjoint_and_have_their_shares():

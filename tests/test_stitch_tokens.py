@@ -3,7 +3,8 @@ import torch
 
 import tiny
 from stitch.errors import UsageError
-from stitch.tokens import Windows, bos_of, pack, require_same_ids
+from stitch.text.tokenizers import bos_of, require_same_ids
+from stitch.text.windows import Windows, pack
 
 DOCUMENTS = [("a", "hello world, this is the first"), ("b", "and a second one"), ("c", "x" * 50)]
 

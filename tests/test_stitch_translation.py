@@ -8,13 +8,14 @@ import torch
 from matching.procrustes import random_rotation
 from matching.types import Alternatives, Candidates
 from sae.types import Dictionary
-from stitch.composite import translation_config, translation_tensors
-from stitch.modeling_composite import TranslationModule
-from stitch.translation import baselines, cross_code, lifts, matched, normal
-from stitch.translation.matched import Matched
-from stitch.translation.moments import Moments, accumulate
-from stitch.translation.ridge import STRENGTHS, ridge, shares
-from stitch.translation.search import descend
+from stitch.features.matched import Matched
+from stitch.modeling.modeling_composite import TranslationModule
+from stitch.regression import normal
+from stitch.regression.moments import Moments, accumulate
+from stitch.regression.ridge import STRENGTHS, ridge, shares
+from stitch.regression.search import descend
+from stitch.translation import baselines, cross_code, lifts, matched
+from stitch.translation.module import translation_config, translation_tensors
 from stitch.translation.types import Codes, Term, Token, Translation
 
 TOKENS, D_A, D_B, FEATURES = 600, 6, 8, 20

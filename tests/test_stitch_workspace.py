@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from stitch.errors import StitchError, UsageError
-from stitch.workspace import check_output, publish, short_name, workspace
+from stitch.files.workspace import check_output, publish, short_name, workspace
 
 
 def interrupted(out: Path, request: dict) -> Path:

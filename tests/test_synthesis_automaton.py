@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from stitch.errors import UsageError
-from stitch.synthesis import reference
-from stitch.synthesis.automaton import Automaton, from_description, from_regex, read_automaton
+from stitch.synthesis import interpreters
+from stitch.synthesis.automata.automaton import Automaton, from_description, from_regex, read_automaton
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 EVEN = {
@@ -20,7 +20,7 @@ EVEN = {
 
 
 def words(automaton: Automaton, text: str) -> list[str]:
-    return reference.words(automaton.as_json(), [automaton.symbols.index(symbol) for symbol in text])
+    return interpreters.words(automaton.as_json(), [automaton.symbols.index(symbol) for symbol in text])
 
 
 def changed(**changes) -> dict:

@@ -11,13 +11,14 @@ from typer.testing import CliRunner
 
 import cli
 from stitch.errors import StitchError, UsageError
-from stitch.synthesis import checkpoint, kinds, reference, subleq_trials, turing_trials
+from stitch.synthesis import checkpoint, interpreters, kinds
 from stitch.synthesis.certify import certify
 from stitch.synthesis.compile import compile_machine
+from stitch.synthesis.machines import subleq_trials, turing_trials
+from stitch.synthesis.machines.subleq import Program, read_subleq
+from stitch.synthesis.machines.turing import Names, Turing, from_description, laid_out, program_text, read_turing
+from stitch.synthesis.machines.turing_circuit import ids_of
 from stitch.synthesis.run import run_subleq, run_turing
-from stitch.synthesis.subleq import Program, read_subleq
-from stitch.synthesis.turing import Names, Turing, from_description, laid_out, program_text, read_turing
-from stitch.synthesis.turing_circuit import ids_of
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TURING = sorted(path for path in EXAMPLES.glob("*.json") if "rules" in json.loads(path.read_text(encoding="utf-8")))
@@ -44,7 +45,7 @@ def expected(machine: Turing, tape: str, window: int) -> list[str]:
     """What `stitch run` should print, from the reference interpreter."""
     cells, head = laid_out(machine, tape, window, machine.head)
     lines = []
-    for step, (state, tape_now, place) in enumerate(reference.run(machine.rules, machine.start, cells, head)):
+    for step, (state, tape_now, place) in enumerate(interpreters.run(machine.rules, machine.start, cells, head)):
         if state in ("halt", "edge"):
             return [*lines, {"halt": "halts", "edge": "leaves the window"}[state]]
         lines.append(
@@ -179,7 +180,7 @@ def test_random_programs_do_rewrite_themselves():
     for _ in range(50):
         ran: set[int] = set()
         before = subleq_trials.random_memory(CELLS, generator)
-        for _, (_, counter, cells) in zip(range(30), reference.subleq(before), strict=False):
+        for _, (_, counter, cells) in zip(range(30), interpreters.subleq(before), strict=False):
             rewritten += any(cells[place] != before[place] for place in ran)
             if counter is None:
                 break
@@ -235,7 +236,7 @@ def test_subleq_examples_halt_and_say_what_they_should(path):
         "subleq_fibonacci": bytes([1, 2, 3, 5, 8, 13, 21, 34, 55, 89]),
         "subleq_self_modifying": b"*",
     }
-    steps = list(zip(range(1000), reference.subleq(read_subleq(path).filled(64)), strict=False))
+    steps = list(zip(range(1000), interpreters.subleq(read_subleq(path).filled(64)), strict=False))
     assert bytes(out for _, (out, _, _) in steps if out is not None) == says[path.stem]
     assert steps[-1][1][1] is None
 

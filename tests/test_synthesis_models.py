@@ -11,18 +11,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import cli
-from stitch.circuits.positions import offset_head
 from stitch.errors import StitchError, UsageError
+from stitch.internals.positions import offset_head
 from stitch.synthesis import kinds
-from stitch.synthesis.automaton import Automaton, from_description
+from stitch.synthesis.automata.automaton import Automaton, from_description
+from stitch.synthesis.automata.stepwise import exact_codes, random_codes, stepwise
 from stitch.synthesis.blueprint import Block, Blueprint, all_of, one_hots
 from stitch.synthesis.build import THETA, build, plane_head
 from stitch.synthesis.certify import certify
 from stitch.synthesis.compile import compile_automaton, compile_induction, compile_pattern
-from stitch.synthesis.factorise import completed, errors, factorise, naive
-from stitch.synthesis.patterns import causal_softmax, read_pattern
+from stitch.synthesis.patterns.factorise import completed, errors, factorise, naive
+from stitch.synthesis.patterns.pattern import causal_softmax, read_pattern
 from stitch.synthesis.run import trace
-from stitch.synthesis.stepwise import exact_codes, random_codes, stepwise
 from stitch.synthesis.trials import outcome
 
 ARCHS = ("gpt2", "llama")

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from stitch.models import ANATOMIES, Model
+from stitch.models.anatomy import ANATOMIES
+from stitch.models.model import Model
 
 VOCABULARY, DEPTH, BOS, PAD = 128, 6, 0, 1
 FAMILIES = sorted(ANATOMIES)

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.activations import Progress
+from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Place, watched
 from stitch.circuits.score import PROMPTS_AT_ONCE, log_probabilities
-from stitch.circuits.spec import Prompts
 from stitch.errors import UsageError
-from stitch.models import Model
+from stitch.models.model import Model
+from stitch.progress import Progress
 
 STEPS = 5
 

@@ -16,8 +16,9 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from stitch.errors import StitchError, UsageError
-from stitch.text import read, select
-from stitch.tokens import bos_of, pack
+from stitch.text.documents import read, select
+from stitch.text.tokenizers import bos_of
+from stitch.text.windows import pack
 
 POOL, DRAWN = 128, 48  # different tokens in iid sequences, and how long those are
 REPEATED, AROUND = 24, 16  # tokens of a repeated sequence, and before and after it

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from stitch.models import Model
+from stitch.models.model import Model
 
 Place = tuple[str, int]
 """("heads", block) or ("neurons", block): all of them in a block."""

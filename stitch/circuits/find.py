@@ -10,17 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.activations import Progress
 from stitch.circuits.attribution import attribute
+from stitch.circuits.behaviours import Prompts, prompts
 from stitch.circuits.components import Components, Place, replaced, watched
 from stitch.circuits.score import PROMPTS_AT_ONCE, answered
 from stitch.circuits.shallow import Arrangement, Shallow
-from stitch.circuits.spec import Prompts, prompts
-from stitch.circuits.transcoders import as_trained, feature_blocks, put_features
-from stitch.config import torch_device, torch_dtype
 from stitch.errors import StitchError, UsageError
-from stitch.models import Model, load
-from stitch.sources import resolve
+from stitch.internals.transcoders import as_trained, feature_blocks, put_features
+from stitch.models.device import torch_device, torch_dtype
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.models.sources import resolve
+from stitch.progress import Progress
 
 LEAST = 0.1  # of the answers: what a model must have of a behaviour beyond what corrupt prompts get
 RANDOM = 3  # circuits drawn at random

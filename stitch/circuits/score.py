@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stitch.activations import Progress
-from stitch.circuits.spec import Prompts, prompts
-from stitch.compare import load_any
-from stitch.config import torch_device, torch_dtype
+from stitch.circuits.behaviours import Prompts, prompts
 from stitch.errors import StitchError, UsageError
-from stitch.evaluate import bootstrap
-from stitch.sources import resolve
+from stitch.evaluation.scores import bootstrap
+from stitch.models.device import torch_device, torch_dtype
+from stitch.models.loading import load_any
+from stitch.models.sources import resolve
+from stitch.progress import Progress
 
 PROMPTS_AT_ONCE = 16  # where outputs of all components, or gradients, are kept
 TOKENS_AT_ONCE = 2_048  # where logits alone are

@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stitch.activations import Progress
-from stitch.circuits import weights
+from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Components, Place
-from stitch.circuits.forward import from_heads, from_neurons, gained, heads_of, neurons_of
 from stitch.circuits.reads import RIDGE, Read
-from stitch.circuits.spec import Prompts
-from stitch.models import Model
-from stitch.tokens import bos_of
+from stitch.internals import weights
+from stitch.internals.forward import from_heads, from_neurons, gained, heads_of, neurons_of
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.text.tokenizers import bos_of
 
 CONTEXT, BEFORE = 64, 8  # tokens of a random context that count for their means, and others between BOS and them
 SAMPLES = 4  # contexts of each token

@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from stitch.activations import Progress
 from stitch.circuits.attribution import integrated
-from stitch.circuits.circuit import ranked, smallest
+from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Components, Place
+from stitch.circuits.find import ranked, smallest
 from stitch.circuits.score import answered
 from stitch.circuits.shallow import Arrangement, Shallow, tables
-from stitch.circuits.spec import Prompts
-from stitch.models import Model
+from stitch.models.model import Model
+from stitch.progress import Progress
 
 SEARCHED_ON = 8  # prompts that arrangements are compared on
 

@@ -6,20 +6,21 @@ Tensors go from the donors' safetensors files to the new ones by byte range, ren
 import copy
 import functools
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from stitch import modeling_composite
-from stitch.composite import blocks_path, donor_path, set_dtype, translation_tensors
+from stitch.composite.compose import blocks_path, donor_path, set_dtype
 from stitch.errors import StitchError, UsageError
-from stitch.modeling_composite import StitchConfig, StitchForCausalLM
-from stitch.models import Anatomy, anatomy_of, dotted
-from stitch.shards import Held, Stored, stored_tensors, write_shards
+from stitch.files.folders import appear
+from stitch.files.shards import Held, Stored, stored_tensors, write_shards
+from stitch.modeling import modeling_composite
+from stitch.modeling.modeling_composite import StitchConfig, StitchForCausalLM
+from stitch.models.anatomy import Anatomy, anatomy_of, dotted
+from stitch.translation.module import translation_tensors
 from stitch.translation.types import Translation
 
 TOKENIZER_FILES = (
@@ -156,42 +157,3 @@ def _generation_json(config: StitchConfig, b: Path) -> str:
             raise StitchError(f"{path} must be JSON; it cannot be read: download it again.") from error
     content.pop("cache_implementation", None)
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
-def appear(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a folder beside `target`, flushes it to disk, renames it into place; removes it if anything goes wrong."""
-    work = target.parent / f".{target.name}.partial"
-    new, old = work / "new", work / "old"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _restore(old, target)  # a killed run may have left its work behind
-        shutil.rmtree(work, ignore_errors=True)
-        new.mkdir(parents=True)
-        fill(new)
-        for path in sorted(new.rglob("*")):
-            _flush(path)
-        _flush(new)
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-        _flush(target.parent)
-    except OSError as error:
-        raise StitchError(
-            f"{target} must be writable and fit the disk; got {error.strerror or error}: choose another --out."
-        ) from error
-    finally:
-        _restore(old, target)
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _restore(old: Path, target: Path) -> None:
-    if old.exists() and not target.exists():
-        old.rename(target)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,9 +5,11 @@ from functools import cached_property
 
 import torch
 
-from stitch.composite import early_seam, late_half
-from stitch.modeling_composite import build_early
-from stitch.models import Model, block_flops, truncated
+from stitch.composite.compose import early_seam, late_half
+from stitch.modeling.modeling_composite import build_early
+from stitch.models.anatomy import truncated
+from stitch.models.flops import block_flops
+from stitch.models.model import Model
 
 
 @dataclass(frozen=True)

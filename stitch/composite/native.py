@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from stitch.checkpoint import TOKENIZER_FILES, appear
-from stitch.composite import share
+from stitch.composite.checkpoint import TOKENIZER_FILES
+from stitch.composite.compose import share
 from stitch.errors import StitchError
-from stitch.models import Anatomy, Model
-from stitch.shards import Held, Stored, stored_tensors, write_shards
+from stitch.files.folders import appear
+from stitch.files.shards import Held, Stored, stored_tensors, write_shards
+from stitch.models.anatomy import Anatomy
+from stitch.models.model import Model
 
 
 def without_blocks(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedConfig:

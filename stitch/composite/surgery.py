@@ -25,14 +25,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stitch.activations import Activations, Progress, observe
-from stitch.composite import late_half
+from stitch.activations.harvest import Activations
+from stitch.activations.observe import observe
+from stitch.composite.compose import late_half
+from stitch.composite.native import without
 from stitch.config import NATIVE
-from stitch.models import ANATOMIES, Model
-from stitch.native import without
-from stitch.text import Split
-from stitch.translation.moments import Moments, accumulate
-from stitch.translation.towards import Towards, ridge_towards
+from stitch.models.anatomy import ANATOMIES
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.regression.moments import Moments, accumulate
+from stitch.regression.prior import Towards, ridge_towards
+from stitch.text.documents import Split
 
 # What `--translation` may name beside auto and identity, and the rows they are.
 TRANSLATIONS = {name: f"translation:{name}" for name in NATIVE}

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from stitch.activations import Progress
-from stitch.tokens import Windows
+from stitch.progress import Progress
+from stitch.text.windows import Windows
 
 WARM_UP = 20  # steps
 

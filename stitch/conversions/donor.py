@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 
-from stitch.activations import Progress
-from stitch.config import LEAST_TOKENS, torch_device, torch_dtype
+from stitch.config import LEAST_TOKENS
 from stitch.errors import UsageError
-from stitch.models import Model, load
-from stitch.provenance import surroundings
-from stitch.sources import Source, resolve
-from stitch.stages import LONGEST_CONTEXT, split_windows
-from stitch.text import Split
-from stitch.tokens import Windows
+from stitch.models.device import torch_device, torch_dtype
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.models.provenance import surroundings
+from stitch.models.sources import Source, resolve
+from stitch.progress import Progress
+from stitch.text.documents import Split
+from stitch.text.windows import LONGEST_CONTEXT, Windows, split_windows
 
 
 @dataclass(frozen=True)

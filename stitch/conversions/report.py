@@ -9,7 +9,7 @@ The rows are called `donor`, `converted`, `baseline:…`, `null:…`, `reference
 
 import json
 
-from stitch.evaluate import Scores, bootstrap
+from stitch.evaluation.scores import Scores, bootstrap
 
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to donor", "top-1"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from stitch.checkpoint import TOKENIZER_FILES, appear
+from stitch.composite.checkpoint import TOKENIZER_FILES
 from stitch.conversions.report import model_card
-from stitch.models import Model
-from stitch.report import to_json
+from stitch.files.folders import appear, to_json
+from stitch.models.model import Model
 
 
 def save_stock(net: PreTrainedModel, donor: Model, out: Path, report: dict) -> None:

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from stitch.demo.corpus import cached_documents
-from stitch.models import ANATOMIES, Model
-from stitch.text import select
-from stitch.tokens import pack
+from stitch.models.anatomy import ANATOMIES
+from stitch.models.model import Model
+from stitch.text.corpus import cached_documents
+from stitch.text.documents import select
+from stitch.text.windows import pack
 
 VOCABULARY = 4096
 CONTEXT = 256
@@ -156,9 +157,9 @@ def build(recipe: Recipe) -> PreTrainedModel:
 @torch.no_grad()
 def plant(net: PreTrainedModel) -> None:
     """Head 0.0 starts as one that looks one token back: random attention takes long to become one. Training may change it."""
-    from stitch.circuits import weights
-    from stitch.circuits.positions import code_frequencies, offset_head, position_codes
     from stitch.grafts import heads
+    from stitch.internals import weights
+    from stitch.internals.positions import code_frequencies, offset_head, position_codes
 
     model = Model("planted", net, None, ANATOMIES[net.config.model_type], Path())
     attention, table = weights.attention(model, 0), weights.positions(model)
@@ -324,8 +325,8 @@ def ship(name: str, recipe: Recipe, model: PreTrainedModel, curve: list[dict], t
 
     The score is taken after rounding to bf16, on the whole report split, which no step of training has seen.
     """
-    from stitch.evaluate import evaluate, whole_model
-    from stitch.text import select
+    from stitch.evaluation.scores import evaluate, whole_model
+    from stitch.text.documents import select
 
     shipped: PreTrainedModel = model.to(torch.bfloat16).float()  # pyright: ignore[reportArgumentType, reportCallIssue]
     shipped.config.use_cache = True

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stitch.errors import StitchError
-from stitch.tokens import Windows
+from stitch.text.windows import Windows
 
 RESAMPLES = 1000
 

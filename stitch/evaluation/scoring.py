@@ -5,16 +5,17 @@ from types import MappingProxyType
 
 import torch
 
-from stitch.activations import Paired, Progress
+from stitch.activations.paired import Paired
+from stitch.composite.surgery import Bridge, bridged
 from stitch.config import Settings
 from stitch.errors import UsageError
-from stitch.evaluate import Scores, evaluate
-from stitch.features import SAEs
-from stitch.models import Model
-from stitch.reference import trained
-from stitch.rows import Stage
-from stitch.surgery import Bridge, bridged
-from stitch.translate import Fitted, everything
+from stitch.evaluation.scores import Scores, evaluate
+from stitch.evaluation.stage import Stage
+from stitch.evaluation.trained import trained
+from stitch.features.saes import SAEs
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.translation.fit import Fitted, everything
 from stitch.translation.types import Translation
 
 CHOICE = 16_384  # tokens of the sweep split that the translation is chosen on, the same for all

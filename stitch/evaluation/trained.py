@@ -7,9 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from stitch.activations import Paired, Progress
-from stitch.composite import late_half, late_logits, translation_module
-from stitch.models import Model
+from stitch.activations.paired import Paired
+from stitch.composite.compose import late_half, late_logits
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.translation.module import translation_module
 from stitch.translation.types import Codes, Translation
 
 WINDOWS = 8  # per step
@@ -80,7 +82,7 @@ def _windows(fit: Paired, steps: int, seed: int) -> Iterator[tuple[dict[int, Ten
 
 
 def _read_back(start: Translation, state: dict[str, Tensor]) -> Translation:
-    """The translation that a module's state stands for; the inverse of `stitch.composite.translation_tensors`."""
+    """The translation that a module's state stands for; the inverse of `stitch.translation.module.translation_tensors`."""
     terms = []
     for index, term in enumerate(start.terms):
         own = {name.rpartition(".")[2]: value for name, value in state.items() if name.startswith(f"terms.{index}.")}

@@ -13,8 +13,8 @@ from jaxtyping import Float32, Int64
 from safetensors.numpy import save
 
 from matching.types import Candidates, Pairs
-from stitch.activations import Paired
-from stitch.features import Codes
+from stitch.activations.paired import Paired
+from stitch.features.saes import Codes
 
 CONTEXTS, STRONGEST = 3, 4  # texts per feature, features of A per feature of B
 BEFORE, AFTER = 8, 3  # tokens shown around the one a feature fires on

@@ -13,7 +13,7 @@ from matching.null import shuffled
 from matching.stream import Batches
 from matching.transport import balanced, unbalanced
 from matching.types import Candidates, Pairs
-from stitch.translation.matched import Matched
+from stitch.features.matched import Matched
 
 SHUFFLES = 20  # random matchings that the real one is compared with
 

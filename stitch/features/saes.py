@@ -19,7 +19,8 @@ from sae.metrics import Quality, measure
 from sae.storage import load, save
 from sae.train import train as train_saes
 from sae.types import Dictionary
-from stitch.activations import Paired, Progress
+from stitch.activations.paired import Paired
+from stitch.progress import Progress
 
 Codes = sp.csr_array
 

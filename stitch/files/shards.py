@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stitch.errors import StitchError
-from stitch.headers import INDEX, SINGLE, verify_weights
+from stitch.files.headers import INDEX, SINGLE, verify_weights
 
 DTYPES = {
     "F64": torch.float64,

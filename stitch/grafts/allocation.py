@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.circuits import weights
 from stitch.errors import UsageError
-from stitch.models import Model
+from stitch.internals import weights
+from stitch.models.model import Model
 
 
 @dataclass

@@ -1,22 +1,24 @@
-"""A grafted host beside its donor and hosts that should not have the behaviour; a trained one also beside itself before."""
+"""A grafted host beside its donor, and random controls that should not have the behaviour."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from stitch.activations import Progress
-from stitch.circuits.circuit import WITH_FEATURES, Chosen
 from stitch.circuits.components import replaced
+from stitch.circuits.find import WITH_FEATURES, Chosen
 from stitch.circuits.score import Logits, answered, divergence
-from stitch.circuits.transcoders import as_trained, feature_blocks
-from stitch.compare import report_windows
-from stitch.evaluate import evaluate, whole_model
-from stitch.grafts import controls
+from stitch.evaluation.scores import evaluate, whole_model
+from stitch.grafts.heads import Head
+from stitch.grafts.neurons import Neurons
 from stitch.grafts.plan import Plan
 from stitch.grafts.write import write
-from stitch.models import Model
-from stitch.stages import LONGEST_CONTEXT
+from stitch.internals.transcoders import as_trained, feature_blocks
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.text.windows import LONGEST_CONTEXT, report_windows
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,11 @@ class Graft:
         """Hosts that should not have the behaviour, by name; `bare` is one without a graft."""
         plan, blocks = self.plan, sorted(set(self.plan.layers.values()))
         found: dict[str, Callable[[], Model]] = {"host without the graft": bare}
-        found["noise of the same norm"] = lambda: with_plan(bare(), controls.randomised(plan, seed))
+        found["noise of the same norm"] = lambda: with_plan(bare(), randomised(plan, seed))
         if len(blocks) > 1:
-            found["blocks in opposite order"] = lambda: with_plan(bare(), controls.shuffled(plan))
+            found["blocks in opposite order"] = lambda: with_plan(bare(), shuffled(plan))
         for block in dict.fromkeys((blocks[0], blocks[-1])):
-            found[f"without block {block}"] = lambda block=block: with_plan(bare(), controls.without(plan, block))
+            found[f"without block {block}"] = lambda block=block: with_plan(bare(), without(plan, block))
         return found
 
 
@@ -85,3 +87,49 @@ def with_plan(host: Model, plan: Plan) -> Model:
 
 def _logits(model: Model) -> Logits:
     return lambda ids: model.net(input_ids=ids.to(model.device), use_cache=False).logits.cpu()
+
+
+def randomised(plan: Plan, seed: int) -> Plan:
+    """Every map of its heads and neurons is noise of the same norm; embeddings and unembedding stay."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(value: Tensor) -> Tensor:
+        drawn = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        return drawn * value.norm() / drawn.norm()
+
+    def drawn(maps: Head | Neurons) -> Any:
+        values = {one.name: getattr(maps, one.name) for one in fields(maps)}
+        return replace(maps, **{name: None if value is None else noise(value) for name, value in values.items()})
+
+    return replace(
+        plan,
+        heads=[replace(placed, maps=drawn(placed.maps)) for placed in plan.heads],
+        neurons=[replace(placed, maps=drawn(placed.maps)) for placed in plan.neurons],
+    )
+
+
+def shuffled(plan: Plan) -> Plan:
+    """The blocks of the circuit in the opposite order."""
+    blocks = sorted(set(plan.layers.values()))
+    other = dict(zip(blocks, reversed(blocks), strict=True))
+
+    def moved(spot: tuple) -> tuple:
+        return spot if spot[0] == "final" else (spot[0], other[spot[1]])
+
+    return replace(
+        plan,
+        heads=[replace(placed, host_block=other[placed.host_block]) for placed in plan.heads],
+        neurons=[replace(placed, host_block=other[placed.host_block]) for placed in plan.neurons],
+        constants={moved(spot): value for spot, value in plan.constants.items()},
+        targets={moved(spot): value for spot, value in plan.targets.items()},
+        spares={other[block]: neuron for block, neuron in plan.spares.items()},
+    )
+
+
+def without(plan: Plan, block: int) -> Plan:
+    """What is in this block of the host is left out."""
+    return replace(
+        plan,
+        heads=[placed for placed in plan.heads if placed.host_block != block],
+        neurons=[placed for placed in plan.neurons if placed.host_block != block],
+    )

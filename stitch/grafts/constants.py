@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from stitch.circuits import weights
 from stitch.circuits.components import Components, Place
+from stitch.grafts.allocation import Room
+from stitch.grafts.norm_inputs import Spot
 from stitch.grafts.placing import PlacedHead, PlacedNeurons
-from stitch.grafts.room import Room
-from stitch.grafts.streams import Spot
-from stitch.models import Model
+from stitch.internals import weights
+from stitch.models.model import Model
 
 EMBEDDING: Spot = ("embedding", 0)
 

@@ -8,26 +8,27 @@ from pathlib import Path
 
 import torch
 
-from stitch.activations import Progress
-from stitch.checkpoint import TOKENIZER_FILES, appear
-from stitch.circuits import weights
-from stitch.circuits.circuit import Chosen, choose, read_arrangement
-from stitch.circuits.transcoders import feature_blocks, put_features
-from stitch.config import torch_device
+from stitch.circuits.find import Chosen, choose, read_arrangement
+from stitch.composite.checkpoint import TOKENIZER_FILES
 from stitch.errors import UsageError
-from stitch.grafts.comparison import Graft, on_text, with_plan
-from stitch.grafts.host import read_host
+from stitch.files.folders import appear
+from stitch.grafts.allocation import Room
+from stitch.grafts.compared import Graft, on_text, with_plan
+from stitch.grafts.hosts import read_host, widened
 from stitch.grafts.neurons import units
 from stitch.grafts.plan import make_plan
+from stitch.grafts.positions import CODE_PLANES
 from stitch.grafts.rearranged import squeezed
-from stitch.grafts.room import Room
-from stitch.grafts.scheme import CODE_PLANES
 from stitch.grafts.trained import beside
-from stitch.grafts.widen import widened
 from stitch.grafts.write import write
-from stitch.models import Model, load
-from stitch.sources import resolve
-from stitch.tokens import require_same_ids
+from stitch.internals import weights
+from stitch.internals.transcoders import feature_blocks, put_features
+from stitch.models.device import torch_device
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.models.sources import resolve
+from stitch.progress import Progress
+from stitch.text.tokenizers import require_same_ids
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Complex, Float, Int64
 from torch import Tensor
 
-from stitch.circuits.positions import OffsetHead, Profile
 from stitch.circuits.reads import Read
+from stitch.internals.positions import OffsetHead, Profile
 
 LOOKED_AT = 0.5  # share of a head's attention at one offset that makes it an offset head
 FARTHEST = 8  # tokens back that offset heads look

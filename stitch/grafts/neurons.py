@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from stitch.circuits.reads import Read
-from stitch.circuits.weights import Mlp, Norm
+from stitch.internals.weights import Mlp, Norm
 
 SHARPNESS = 1.702  # GELU(x) is silu(1.702 x) / 1.702 within 0.021
 UNITS, DRAWN = 8, 200  # GELU neurons in the place of a gated one, and how many they are chosen from

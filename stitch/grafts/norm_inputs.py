@@ -8,8 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stitch.circuits.score import PROMPTS_AT_ONCE
-from stitch.circuits.weights import norm, norm_module
-from stitch.models import Model
+from stitch.internals.weights import norm, norm_module
+from stitch.models.model import Model
 
 Spot = tuple[str, int]
 """("attention", block), ("mlp", block) or ("final", 0): a norm, and what reads it."""

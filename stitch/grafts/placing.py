@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stitch.circuits import weights
-from stitch.circuits.positions import OffsetHead, fitted_profile, position_codes
 from stitch.circuits.reads import Read
 from stitch.errors import UsageError
 from stitch.grafts import heads, neurons
+from stitch.grafts.allocation import Room
 from stitch.grafts.heads import Head
 from stitch.grafts.neurons import Neurons
-from stitch.grafts.room import Room
-from stitch.grafts.scheme import Scheme
-from stitch.models import Model
+from stitch.grafts.positions import Scheme
+from stitch.internals import weights
+from stitch.internals.positions import OffsetHead, fitted_profile, position_codes
+from stitch.models.model import Model
 
 ROWS_FITTED = 2048  # tokens that neurons are fitted on
 SIMPLER = 0.05  # attention that may move for a head that looks back as far in any context, not only in the prompts

@@ -7,21 +7,20 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stitch.circuits import weights
+from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Components, Place, replaced
-from stitch.circuits.positions import position_codes
 from stitch.circuits.shallow import Arrangement, Shallow
-from stitch.circuits.spec import Prompts
 from stitch.errors import StitchError, UsageError
 from stitch.grafts import heads
+from stitch.grafts.allocation import Room
 from stitch.grafts.constants import EMBEDDING, constants_of, needs_lane, spares_for
-from stitch.grafts.frame import Frame
-from stitch.grafts.lanes import frame_for
+from stitch.grafts.frame import Frame, frame_for
+from stitch.grafts.norm_inputs import Spot, length, streams
 from stitch.grafts.placing import PlacedHead, PlacedNeurons, place_head, place_neurons
-from stitch.grafts.room import Room
-from stitch.grafts.scheme import Scheme
-from stitch.grafts.streams import Spot, length, streams
-from stitch.models import Model
+from stitch.grafts.positions import Scheme
+from stitch.internals import weights
+from stitch.internals.positions import position_codes
+from stitch.models.model import Model
 
 PROMPTS_READ = 16  # that maps are fitted and scales are calibrated on
 

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.circuits import weights
-from stitch.circuits.positions import OffsetHead, code_frequencies, offset_head
-from stitch.models import Model
+from stitch.internals import weights
+from stitch.internals.positions import OffsetHead, code_frequencies, offset_head
+from stitch.models.model import Model
 
 CODE_PLANES = 12  # of the codes that hosts with learned positions get, at most
 

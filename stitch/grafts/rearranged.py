@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import torch
 
-from stitch.activations import Progress
-from stitch.circuits import weights
-from stitch.circuits.circuit import LEAST, Chosen
+from stitch.circuits.behaviours import BEHAVIOURS, prompts
+from stitch.circuits.find import LEAST, Chosen
 from stitch.circuits.score import answered
 from stitch.circuits.shallow import Arrangement, tables, with_reads
-from stitch.circuits.spec import BEHAVIOURS, prompts
 from stitch.circuits.squeeze import fitting, squeeze
 from stitch.errors import StitchError, UsageError
 from stitch.grafts.neurons import units
-from stitch.models import Model
+from stitch.internals import weights
+from stitch.models.model import Model
+from stitch.progress import Progress
 
 READ_ON = 128  # prompts that reads are fitted on
 

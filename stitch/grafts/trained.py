@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from stitch.circuits import weights
 from stitch.circuits.components import Components, Place
+from stitch.grafts.allocation import Room
 from stitch.grafts.frame import whole
+from stitch.grafts.norm_inputs import Spot, lengths
 from stitch.grafts.plan import Output, Plan
-from stitch.grafts.room import Room
-from stitch.grafts.streams import Spot, lengths
-from stitch.models import Model
+from stitch.internals import weights
+from stitch.models.model import Model
 
 FAINT = 0.02  # length of all lanes together, beside the host's stream where that is shortest
 

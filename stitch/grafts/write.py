@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.circuits import weights
+from stitch.grafts.norm_inputs import Spot, directions
 from stitch.grafts.plan import Plan
-from stitch.grafts.streams import Spot, directions
-from stitch.models import Model
+from stitch.internals import weights
+from stitch.models.model import Model
 
 SATURATED = 20.0  # where SiLU is the identity
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stitch.circuits.weights import Attention
+from stitch.internals.weights import Attention
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.circuits import attend, weights
-from stitch.circuits.transcoders import FeatureMlp
-from stitch.circuits.weights import Norm
-from stitch.models import Model
+from stitch.internals import attend, weights
+from stitch.internals.transcoders import FeatureMlp
+from stitch.internals.weights import Norm
+from stitch.models.model import Model
 
 
 def gained(norm: Norm, read: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts d"]:

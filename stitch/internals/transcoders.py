@@ -16,7 +16,7 @@ from sae.errors import SAEError
 from sae.storage import load
 from sae.types import Dictionary
 from stitch.errors import UsageError
-from stitch.models import Model
+from stitch.models.model import Model
 
 WRITTEN_BY = ("mlp_out", ".mlp")  # how hook names of an MLP's output end
 BEFORE_NORM = ("hook_resid_mid", "hook_mlp_in")  # how those end of the stream that its norm reads

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stitch.circuits.transcoders import FeatureMlp
 from stitch.errors import StitchError, UsageError
-from stitch.models import Model
+from stitch.internals.transcoders import FeatureMlp
+from stitch.models.model import Model
 
 FAMILIES = ("gpt2", "llama", "mistral", "qwen2")
 ONE_KEY_HEAD = "gpt_bigcode"  # a GPT-2 whose heads share it: can be read, but has no room for a head that is written

@@ -12,19 +12,22 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from stitch.activations import Progress
-from stitch.chain_report import assemble
-from stitch.composite import check_target
-from stitch.config import Settings, torch_device, torch_dtype
+from stitch.composite.compose import check_target
+from stitch.composite.parts import Part, joined
+from stitch.config import Settings
 from stitch.errors import UsageError
-from stitch.models import Model, load
-from stitch.parts import Part, joined
-from stitch.pipeline import stitch
-from stitch.report import model_card, to_json
-from stitch.sources import Source, resolve
-from stitch.stages import complete
-from stitch.tokens import require_same_ids
-from stitch.workspace import check_output, finished, publish, short_name, workspace
+from stitch.files.folders import to_json
+from stitch.files.workspace import check_output, finished, publish, short_name, workspace
+from stitch.jobs.join import stitch
+from stitch.jobs.stages import complete
+from stitch.models.device import torch_device, torch_dtype
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.models.sources import Source, resolve
+from stitch.progress import Progress
+from stitch.report.card import model_card
+from stitch.report.chain import assemble
+from stitch.text.tokenizers import require_same_ids
 
 OF_ONE_SEAM = ("model_a", "model_b", "layer", "layer_b", "sae_a", "sae_b", "native")
 # What a seam's folder holds beside the checkpoint that the next one replaces.

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from stitch.activations import Progress
 from stitch.errors import StitchError, UsageError
+from stitch.progress import Progress
 
 RETRIES = 3  # of a task whose worker died
 

@@ -1,22 +1,19 @@
-"""The main job: each stage once, in order, resumable. Reads as a table of contents; the stages live in `stitch.stages`."""
+"""The main job: each stage once, in order, resumable. Reads as a table of contents; the stages live in `stitch.jobs.stages`."""
 
 import dataclasses
 import shutil
 from pathlib import Path
 
-from stitch.activations import Paired, Progress
-from stitch.checkpoint import write_checkpoint
-from stitch.composite import compose, stitch_config
+from stitch.activations.paired import Paired
+from stitch.composite.checkpoint import write_checkpoint
+from stitch.composite.compose import compose, stitch_config
 from stitch.config import Settings
-from stitch.explain import explain
-from stitch.layers import choose_layer
-from stitch.models import Model
-from stitch.pair_report import assemble
-from stitch.report import model_card, to_json
-from stitch.scoring import choose, evaluate_all, stage, train_references
-from stitch.shorten import shorten
-from stitch.sources import Source
-from stitch.stages import (
+from stitch.evaluation.scoring import choose, evaluate_all, stage, train_references
+from stitch.features.explain import explain
+from stitch.files.folders import to_json
+from stitch.files.workspace import check_output, finished, publish, short_name, workspace
+from stitch.jobs.shorten import shorten
+from stitch.jobs.stages import (
     bridge_pair,
     codes_of_pair,
     complete,
@@ -27,9 +24,14 @@ from stitch.stages import (
     train_pair,
     translate_pair,
 )
-from stitch.text import SPLITS, Split
-from stitch.timing import timed
-from stitch.workspace import check_output, finished, publish, short_name, workspace
+from stitch.jobs.timing import timed
+from stitch.layers.choose import choose_layer
+from stitch.models.model import Model
+from stitch.models.sources import Source
+from stitch.progress import Progress
+from stitch.report.card import model_card
+from stitch.report.pair import assemble
+from stitch.text.documents import SPLITS, Split
 
 
 def stitch(

@@ -8,37 +8,33 @@ from pathlib import Path
 
 import torch
 
-from stitch.activations import Paired, Progress
+from stitch.activations.paired import Paired
+from stitch.composite.native import write_native
+from stitch.composite.surgery import COMPARED, TRANSLATIONS, Bridge, bridged, described, parameters_of, why_not_foldable
 from stitch.config import Settings
 from stitch.errors import UsageError
-from stitch.evaluate import Logits, Scores, evaluate
-from stitch.models import Model, block_parameters
-from stitch.native import write_native
-from stitch.provenance import provenance
-from stitch.report import NULL_OF, model_card, to_json
-from stitch.rows import Stage, differences, ranked
-from stitch.scoring import stage
-from stitch.sources import Source
-from stitch.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
-from stitch.surgery import (
-    COMPARED,
-    TRANSLATIONS,
-    Bridge,
-    bridged,
-    described,
-    parameters_of,
-    why_not_foldable,
-)
-from stitch.text import SPLITS, Split
-from stitch.timing import timed
-from stitch.tokens import Windows
-from stitch.translate import from_ridge
+from stitch.evaluation.rows import differences, ranked
+from stitch.evaluation.scores import Logits, Scores, evaluate
+from stitch.evaluation.scoring import stage
+from stitch.evaluation.stage import Stage
+from stitch.files.folders import to_json
+from stitch.files.workspace import check_output, finished, publish, short_name, workspace
+from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
+from stitch.jobs.timing import timed
+from stitch.models.flops import block_parameters
+from stitch.models.model import Model
+from stitch.models.provenance import provenance
+from stitch.models.sources import Source
+from stitch.progress import Progress
+from stitch.regression.moments import accumulate
+from stitch.regression.ridge import ridge
+from stitch.report.card import NULL_OF, model_card
+from stitch.text.documents import SPLITS, Split
+from stitch.text.windows import Windows
+from stitch.translation.fit import from_ridge
 from stitch.translation.inputs import ByToken, Stream, streams
 from stitch.translation.look_ups import embeddings
-from stitch.translation.moments import accumulate
-from stitch.translation.ridge import ridge
 from stitch.translation.types import Translation
-from stitch.workspace import check_output, finished, publish, short_name, workspace
 
 
 def shorten(

@@ -2,30 +2,31 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sae.config import SAEConfig
-from stitch.activations import Activations, Paired, Progress, harvest, pair
-from stitch.composite import check_target
-from stitch.config import LEAST_TOKENS, TOKENS, TOKENS_NATIVE, Settings, same_relative_depth, torch_device, torch_dtype
-from stitch.errors import StitchError, UsageError
-from stitch.features import SAEs, code_stream, steps_for, train
-from stitch.layers import check_choosable
-from stitch.match import Matching, match
-from stitch.models import Model, load
-from stitch.sources import Source, resolve
-from stitch.surgery import Bridge, fit_bridges, sites_of, why_not_foldable
-from stitch.text import SPLITS, Split, read, select
-from stitch.tokens import Windows, pack, require_same_ids
-from stitch.translate import Fitted, inputs_read, translate
+from stitch.activations.harvest import Activations, harvest
+from stitch.activations.paired import Paired, pair
+from stitch.composite.compose import check_target
+from stitch.composite.surgery import Bridge, fit_bridges, sites_of, why_not_foldable
+from stitch.config import TOKENS, TOKENS_NATIVE, Settings, same_relative_depth
+from stitch.errors import UsageError
+from stitch.features.matching import Matching, match
+from stitch.features.saes import SAEs, code_stream, steps_for, train
+from stitch.layers.choose import check_choosable
+from stitch.models.device import torch_device, torch_dtype
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.models.sources import Source, resolve
+from stitch.progress import Progress
+from stitch.text.documents import Split
+from stitch.text.tokenizers import require_same_ids
+from stitch.text.windows import HELD_OUT, LONGEST_CONTEXT, Windows, split_windows
 from stitch.translation.available import available, earlier_sites
+from stitch.translation.fit import Fitted, inputs_read, translate
 
-LONGEST_CONTEXT = 1024  # default; longer windows only on request
-HELD_OUT = 65_536  # tokens of each held-out split, at most: enough for intervals of hundredths of a nat
 FEATURES_PER_WIDTH = 8  # of an SAE, by default
-CHARACTERS_PER_TOKEN = 8  # generous, so that a streamed dataset is read far enough
 
 
 def load_pair(settings: Settings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
@@ -94,28 +95,6 @@ def read_windows(
     held = settings.held_out or max(8 * settings.context, min(settings.tokens // 10, held_out))
     limits: dict[Split, int] = {"fit": settings.tokens, "sweep": held, "report": held}
     return split_windows(settings.text, limits, model.tokenizer, settings.context, progress)
-
-
-def split_windows(
-    text: str, limits: dict[Split, int], tokenizer: Any, context: int, progress: Progress | None = None
-) -> dict[Split, Windows]:
-    """Packed windows of the three splits, so many tokens of each. Raises StitchError when the text is too small to fill them."""
-    # Nine documents in ten are of the fit split, one in twenty of each other.
-    wanted = max(limits["fit"] * 10 // 9, max(limits["sweep"], limits["report"]) * 20)
-    documents = list(read(text, characters=CHARACTERS_PER_TOKEN * wanted))
-    windows = {}
-    for number, split in enumerate(SPLITS):
-        windows[split] = pack(select(documents, split), tokenizer, context, limits[split])
-        if progress:
-            progress("text", number + 1, len(SPLITS))
-    least = {"fit": LEAST_TOKENS, "sweep": context, "report": context}
-    for split, found in windows.items():
-        if found.tokens < least[split]:
-            raise StitchError(
-                f"--text must fill at least {least[split]:,} tokens of the {split} split; {text} has "
-                f"{len(documents):,} documents that give {found.tokens:,}: use more or longer text, or a shorter --context."
-            )
-    return windows
 
 
 def harvest_pair(

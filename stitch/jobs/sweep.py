@@ -7,24 +7,24 @@ from pathlib import Path
 
 import torch
 
-from stitch.activations import Progress
-from stitch.cells import Cell, Found, Harvest, Row, Side, harvest_all, score_cells
-from stitch.cluster import connected
-from stitch.composite import check_target
+from stitch.composite.compose import check_target
+from stitch.composite.costs import Costs, whole_parameters
 from stitch.config import Settings
-from stitch.costs import Costs, whole_parameters
 from stitch.errors import UsageError
-from stitch.evaluate import Scores, evaluate, whole_model
-from stitch.layers import RULE, best_layer, eligible
-from stitch.models import Model
-from stitch.pareto import front
-from stitch.provenance import provenance
-from stitch.report import to_json
-from stitch.stages import complete, load_pair, read_windows
-from stitch.sweep_report import card, draw, require_matplotlib
-from stitch.sweep_tasks import harvest_on, score_on
-from stitch.text import SPLITS
-from stitch.workspace import check_output, finished, publish, short_name, workspace
+from stitch.evaluation.scores import Scores, evaluate, whole_model
+from stitch.files.folders import to_json
+from stitch.files.workspace import check_output, finished, publish, short_name, workspace
+from stitch.jobs.cluster import connected
+from stitch.jobs.stages import complete, load_pair, read_windows
+from stitch.jobs.sweep_tasks import harvest_on, score_on
+from stitch.layers.cells import Cell, Found, Harvest, Row, Side, harvest_all, score_cells
+from stitch.layers.choose import RULE, best_layer, eligible
+from stitch.layers.pareto import front
+from stitch.models.model import Model
+from stitch.models.provenance import provenance
+from stitch.progress import Progress
+from stitch.report.sweep import card, draw, require_matplotlib
+from stitch.text.documents import SPLITS
 
 MARGIN = 1e-4  # nats; a composite that runs all of the target differs from it by rounding alone
 HELD_OUT = 16_384  # tokens of each held-out split, at most: a cell is scored on both
@@ -53,7 +53,7 @@ def sweep(
 
     λ and every choice (fronts, best layers) come from the sweep split, all numbers shown from the report split; `seed` is that of
     the intervals' bootstrap. After an interrupt, `resume` keeps the activations already on disk. `cluster` spreads the work on a
-    Ray cluster (see `stitch.cluster.connected`), all of whose machines must see the folder that holds `out`.
+    Ray cluster (see `stitch.jobs.cluster.connected`), all of whose machines must see the folder that holds `out`.
     Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
     """
     require_matplotlib()

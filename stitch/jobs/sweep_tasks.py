@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from stitch.activations import Progress
-from stitch.cells import Cell, Found, Harvest, Side, harvest_all, score_cells
-from stitch.cluster import Cluster
 from stitch.config import Settings
-from stitch.models import Model
-from stitch.stages import load_pair
-from stitch.tokens import Windows
+from stitch.jobs.cluster import Cluster
+from stitch.jobs.stages import load_pair
+from stitch.layers.cells import Cell, Found, Harvest, Side, harvest_all, score_cells
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.text.windows import Windows
 
 PARTS = 4  # for every worker, so that all end at about the same time
 

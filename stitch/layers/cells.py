@@ -15,15 +15,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stitch.activations import Activations, Paired, Progress, harvest, without_sinks
-from stitch.composite import late_half
+from stitch.activations.harvest import Activations, harvest
+from stitch.activations.paired import Paired, without_sinks
+from stitch.composite.compose import late_half
 from stitch.errors import UsageError
-from stitch.evaluate import Logits, Scores, evaluate, whole_model
-from stitch.models import Model
-from stitch.rows import Stage
-from stitch.tokens import Windows
-from stitch.translation.moments import Key, Moments, accumulate
-from stitch.translation.ridge import Ridge, ridge
+from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
+from stitch.evaluation.stage import Stage
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.regression.moments import Key, Moments, accumulate
+from stitch.regression.ridge import Ridge, ridge
+from stitch.text.windows import Windows
 from stitch.translation.types import Residual, Term, Token, Translation
 
 Side = Literal["a", "b"]

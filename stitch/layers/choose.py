@@ -4,14 +4,14 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from stitch.activations import Progress
-from stitch.cells import INPUTS, Cell, Side, harvest_all, score_cells
-from stitch.costs import Costs
+from stitch.composite.costs import Costs
 from stitch.errors import UsageError
-from stitch.models import Model
-from stitch.pareto import best_within
-from stitch.text import Split
-from stitch.tokens import Windows
+from stitch.layers.cells import INPUTS, Cell, Side, harvest_all, score_cells
+from stitch.layers.pareto import best_within
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.text.documents import Split
+from stitch.text.windows import Windows
 
 RULE = (
     "the lowest cross-entropy on the sweep split among layers 1 to depth - 1 of the target with which the composite costs "

@@ -1,7 +1,10 @@
 """What a model is made of, from its config and the headers of its weights; the weights stay on disk."""
 
-from stitch.models import block_parameters, blocks_before_last_part, parts_of, register_composites
-from stitch.sources import resolve
+from stitch.modeling.modeling_composite import parts_of
+from stitch.models.anatomy import blocks_before_last_part
+from stitch.models.flops import block_parameters
+from stitch.models.loading import register_composites
+from stitch.models.sources import resolve
 
 
 def describe(source: str) -> dict:
@@ -11,7 +14,7 @@ def describe(source: str) -> dict:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from stitch.models import anatomy_of
+    from stitch.models.anatomy import anatomy_of
 
     found = resolve(source)
     register_composites()

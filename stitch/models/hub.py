@@ -5,13 +5,12 @@ log or file of ours holds it, and exceptions of the client, whose texts we do no
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from stitch.errors import StitchError, UsageError
-
-Progress = Callable[[str, int, int], None]  # stage, done, total (bytes)
+from stitch.progress import Progress
 
 # What transformers reads of a model: no pickles, no code, nothing from subfolders (exports to other runtimes).
 WANTED = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]

@@ -6,8 +6,8 @@ import json
 import platform
 
 from stitch.config import Settings
-from stitch.models import Model
-from stitch.sources import Source
+from stitch.models.model import Model
+from stitch.models.sources import Source
 
 
 def provenance(settings: Settings, a: Model, b: Model, sources: dict[str, Source]) -> dict:

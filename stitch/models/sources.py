@@ -18,18 +18,16 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stitch.cache import cache_folder
 from stitch.errors import StitchError, UsageError
-from stitch.headers import verify_weights
+from stitch.files.cache import cache_folder
+from stitch.files.headers import verify_weights
+from stitch.progress import Progress
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
-
-DEMO = Path(__file__).parent / "demo"
+DEMO = Path(__file__).parent.parent / "demo"
 DEMOS = ("gpt2", "llama", "induction", "induction-llama")
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?", re.ASCII)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
@@ -81,7 +79,7 @@ def _locate(source: str, progress: Progress | None) -> Source:
         raise UsageError(
             f"no such file or folder: {source!r}. A model is a folder, a .gguf file, user/repo or demo:gpt2."
         )
-    from stitch import hub
+    from stitch.models import hub
 
     folder, commit = hub.download(name["repo"], name["revision"], progress=progress)
     return Source(source, folder, commit, "hub")

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
-from stitch.translation.moments import Moments
-from stitch.translation.sparse_gram import SparseGram
+from stitch.regression.moments import Moments
+from stitch.regression.sparse_gram import SparseGram
 
 PRECISION = 1e-3  # of the residual: errors on held-out tokens agree with exact ones to a few 10⁻⁴
 ITERATIONS = 100  # at most: what is not found by then is what a stronger λ would have damped

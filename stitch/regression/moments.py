@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.translation.sparse_gram import SparseGram
+from stitch.regression.sparse_gram import SparseGram
 
 Variable = Tensor | sp.csr_array  # [tokens, columns]; scipy's classes are untyped, hence the Any below
 Key = tuple[str, str]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.translation.moments import Moments
+from stitch.regression.moments import Moments
 
 
 class NormalEquations:

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.translation.moments import Moments
-from stitch.translation.ridge import STRENGTHS
+from stitch.regression.moments import Moments
+from stitch.regression.ridge import STRENGTHS
 
 
 @dataclass(frozen=True)

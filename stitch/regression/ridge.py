@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.translation.conjugate import ConjugateGradients
-from stitch.translation.moments import Moments
-from stitch.translation.normal import NormalEquations
-from stitch.translation.search import descend
-from stitch.translation.sparse_gram import SparseGram
+from stitch.regression.conjugate import ConjugateGradients
+from stitch.regression.moments import Moments
+from stitch.regression.normal import NormalEquations
+from stitch.regression.search import descend
+from stitch.regression.sparse_gram import SparseGram
 
 STRENGTHS = torch.logspace(-8, 1, 19, dtype=torch.float64)  # λ relative to the mean variance of an input column
 FIRST = 10  # 1e-3, tried first

@@ -2,7 +2,7 @@
 
 import json
 
-from stitch import chain_report
+from stitch.report import chain as chain_report
 
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to B", "top-1"]
 
@@ -86,10 +86,6 @@ def footnotes(report: dict) -> list[str]:
             f"{item['name']} − {item['minus']}: {item['ce']:+.3f} nats ({item['ce_low']:+.3f} to {item['ce_high']:+.3f}, paired)."
         )
     return lines
-
-
-def to_json(report: dict) -> bytes:
-    return (json.dumps(report, indent=2, sort_keys=True) + "\n").encode()
 
 
 def model_card(report: dict) -> bytes:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from stitch.parts import Part, joined
-from stitch.sources import Source
+from stitch.composite.parts import Part, joined
+from stitch.models.sources import Source
 
 
 def assemble(parts: Sequence[Part], reports: Sequence[dict], request: dict, sources: Sequence[Source]) -> dict:

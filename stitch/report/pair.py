@@ -4,20 +4,20 @@ import dataclasses
 
 import numpy as np
 
+from stitch.composite.costs import Costs
+from stitch.composite.surgery import COMPARED, Bridge, described
 from stitch.config import Settings
-from stitch.costs import Costs
-from stitch.evaluate import Scores
-from stitch.features import SAEs
-from stitch.match import Matching
-from stitch.models import Model
-from stitch.provenance import provenance
-from stitch.report import NULL_OF
-from stitch.rows import against_line, differences, line, ranked
-from stitch.sources import Source
-from stitch.surgery import COMPARED, Bridge, described
-from stitch.text import Split
-from stitch.tokens import Windows
-from stitch.translate import Fitted
+from stitch.evaluation.rows import against_line, differences, line, ranked
+from stitch.evaluation.scores import Scores
+from stitch.features.matching import Matching
+from stitch.features.saes import SAEs
+from stitch.models.model import Model
+from stitch.models.provenance import provenance
+from stitch.models.sources import Source
+from stitch.report.card import NULL_OF
+from stitch.text.documents import Split
+from stitch.text.windows import Windows
+from stitch.translation.fit import Fitted
 
 
 def assemble(

@@ -10,7 +10,7 @@ from torch import Tensor
 from stitch.synthesis import checkpoint
 from stitch.synthesis.blueprint import Blueprint, Select
 from stitch.synthesis.build import heads_of, plane_head
-from stitch.synthesis.factorise import differences
+from stitch.synthesis.patterns.factorise import differences
 
 
 def selection(folder: Path, blueprint: Blueprint, arch: str) -> dict[str, dict[str, float]]:

@@ -18,10 +18,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 
-from stitch.circuits import weights
-from stitch.circuits.positions import OffsetHead, offset_head
 from stitch.errors import StitchError, UsageError
-from stitch.models import ANATOMIES, Model
+from stitch.internals import weights
+from stitch.internals.positions import OffsetHead, offset_head
+from stitch.models.anatomy import ANATOMIES
+from stitch.models.model import Model
 from stitch.synthesis.blueprint import Blueprint, LookUp, Neurons, Select, sharp, signs
 from stitch.synthesis.tokenizer import tokenizer_of
 

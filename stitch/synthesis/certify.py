@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stitch.config import torch_device, torch_dtype
+from stitch.models.device import torch_device, torch_dtype
 from stitch.synthesis import checkpoint, kinds
 from stitch.synthesis.attention import apart, safe_context, selection
 from stitch.synthesis.build import MARGIN

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from stitch.checkpoint import appear
 from stitch.errors import UsageError
-from stitch.models import Model
+from stitch.files.folders import appear
+from stitch.models.model import Model
 from stitch.synthesis.kinds import FILE
 
 

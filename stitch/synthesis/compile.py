@@ -7,14 +7,14 @@ from typing import Any
 
 from stitch.errors import UsageError
 from stitch.synthesis import checkpoint, kinds
-from stitch.synthesis.automaton import read_automaton
+from stitch.synthesis.automata.automaton import read_automaton
+from stitch.synthesis.automata.stepwise import random_codes
 from stitch.synthesis.build import build
 from stitch.synthesis.certify import certify
-from stitch.synthesis.factorise import rank_curve
 from stitch.synthesis.kinds import MODES
-from stitch.synthesis.pattern_circuit import TOKENS as LETTERS
-from stitch.synthesis.patterns import read_pattern
-from stitch.synthesis.stepwise import random_codes
+from stitch.synthesis.patterns.factorise import rank_curve
+from stitch.synthesis.patterns.pattern import read_pattern
+from stitch.synthesis.patterns.pattern_circuit import TOKENS as LETTERS
 
 MACHINES = {"turing": "llama", "subleq": "gpt2"}  # and what they are compiled for if nothing else is said
 POSITIONS = {"gpt2": "learned", "llama": "rope"}
@@ -160,7 +160,7 @@ def compile_induction(
     if tokenizer is not None:
         from transformers import AutoTokenizer
 
-        from stitch.sources import resolve
+        from stitch.models.sources import resolve
 
         loaded = AutoTokenizer.from_pretrained(resolve(tokenizer).folder)
         names = {number: token for token, number in loaded.get_vocab().items()}

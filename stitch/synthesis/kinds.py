@@ -8,19 +8,21 @@ from pathlib import Path
 import torch
 
 from stitch.errors import StitchError, UsageError
-from stitch.synthesis import automaton_trials, induction_circuit, pattern_circuit, subleq_trials, turing_trials
-from stitch.synthesis.automaton import Automaton
+from stitch.synthesis.automata import trials
+from stitch.synthesis.automata.automaton import Automaton
+from stitch.synthesis.automata.parallel import parallel
+from stitch.synthesis.automata.stepwise import exact_codes, random_codes, stepwise
 from stitch.synthesis.blueprint import Blueprint
-from stitch.synthesis.factorise import factorise
-from stitch.synthesis.induction_circuit import induction
-from stitch.synthesis.parallel import parallel
-from stitch.synthesis.pattern_circuit import hard_pattern, soft_pattern
-from stitch.synthesis.patterns import Pattern
-from stitch.synthesis.stepwise import exact_codes, random_codes, stepwise
-from stitch.synthesis.subleq import frames
-from stitch.synthesis.subleq_circuit import subleq
+from stitch.synthesis.machines import subleq_trials, turing_trials
+from stitch.synthesis.machines.subleq import frames
+from stitch.synthesis.machines.subleq_circuit import subleq
+from stitch.synthesis.machines.turing_circuit import turing_machine
+from stitch.synthesis.patterns import induction_circuit, pattern_circuit
+from stitch.synthesis.patterns.factorise import factorise
+from stitch.synthesis.patterns.induction_circuit import induction
+from stitch.synthesis.patterns.pattern import Pattern
+from stitch.synthesis.patterns.pattern_circuit import hard_pattern, soft_pattern
 from stitch.synthesis.trials import Trial
-from stitch.synthesis.turing_circuit import turing_machine
 
 FILE = "synthesis.json"
 MODES = ("stepwise", "parallel", "vsa")
@@ -85,4 +87,4 @@ def trials_of(description: dict, tokens: int, seed: int) -> Iterator[Trial]:
         case "induction":
             return iter([induction_circuit.trials(len(description["tokens"]), description["context"], tokens, seed)])
     automaton = Automaton.from_json(description["automaton"])
-    return automaton_trials.trials(automaton, description["mode"], description["length"], tokens, seed)
+    return trials.trials(automaton, description["mode"], description["length"], tokens, seed)

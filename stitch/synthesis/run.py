@@ -10,14 +10,24 @@ from typing import Any
 
 import torch
 
-from stitch.config import torch_device, torch_dtype
 from stitch.errors import StitchError, UsageError
+from stitch.models.device import torch_device, torch_dtype
 from stitch.synthesis import checkpoint, kinds
-from stitch.synthesis.automaton import Automaton
-from stitch.synthesis.subleq import Program, frames, read_subleq
-from stitch.synthesis.subleq_circuit import tokens_of
-from stitch.synthesis.turing import BAR, EDGE, HALT, Names, Turing, frame_text, laid_out, program_text, read_turing
-from stitch.synthesis.turing_circuit import TOKENS, ids_of
+from stitch.synthesis.automata.automaton import Automaton
+from stitch.synthesis.machines.subleq import Program, frames, read_subleq
+from stitch.synthesis.machines.subleq_circuit import tokens_of
+from stitch.synthesis.machines.turing import (
+    BAR,
+    EDGE,
+    HALT,
+    Names,
+    Turing,
+    frame_text,
+    laid_out,
+    program_text,
+    read_turing,
+)
+from stitch.synthesis.machines.turing_circuit import TOKENS, ids_of
 
 
 def trace(
@@ -45,7 +55,7 @@ def trace(
 
 def run_automaton(net: Any, description: dict, text: str) -> list[tuple[str, str]]:
     """Every symbol of `text` and what the model says after it."""
-    from stitch.synthesis.stepwise import tokens_of as tokens_of_automaton
+    from stitch.synthesis.automata.stepwise import tokens_of as tokens_of_automaton
     from stitch.synthesis.tokenizer import tokenizer_of
 
     automaton = Automaton.from_json(description["automaton"])

@@ -7,8 +7,8 @@ import json
 import os
 import sys
 
-from stitch.cache import cache_folder
-from stitch.demo import docstrings
+from stitch.files.cache import cache_folder
+from stitch.text import docstrings
 
 
 def cached_documents() -> list[docstrings.Document]:

@@ -23,7 +23,7 @@ def read(source: str, characters: int | None = None) -> Iterator[Document]:
     Raises UsageError for a path that is not there, StitchError for one that cannot be read.
     """
     if source == "docs":
-        from stitch.demo.corpus import cached_documents
+        from stitch.text.corpus import cached_documents
 
         return iter(cached_documents())
     path = Path(source)

@@ -1,4 +1,4 @@
-"""Everything a least-squares translation of this pair may read, by the names that `stitch.translate` uses."""
+"""Everything a least-squares translation of this pair may read, by the names that `stitch.translation.fit` uses."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -7,9 +7,9 @@ import torch
 
 from sae.null import untrained
 from sae.types import Dictionary
-from stitch.activations import Paired
-from stitch.features import SAEs
-from stitch.models import Model
+from stitch.activations.paired import Paired
+from stitch.features.saes import SAEs
+from stitch.models.model import Model
 from stitch.translation import lifts, look_ups
 from stitch.translation.inputs import ByPosition, ByToken, Input, Lift, Stream
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from stitch.regression.moments import Moments
 from stitch.translation.matched import linear
-from stitch.translation.moments import Moments
 from stitch.translation.types import Residual, Term, Translation
 
 

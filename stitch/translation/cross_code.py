@@ -19,8 +19,8 @@ from torch import Tensor
 
 from matching.types import Candidates
 from sae.types import Dictionary
-from stitch.translation.moments import Moments
-from stitch.translation.ridge import held_out_error
+from stitch.regression.moments import Moments
+from stitch.regression.ridge import held_out_error
 from stitch.translation.types import Codes, Term, Translation
 
 WIDTHS = (1, 4, 16, 64)  # m

@@ -11,14 +11,15 @@ from torch import Tensor
 from matching.measures import linear_cka, svcca
 from matching.procrustes import random_rotation
 from sae.types import Dictionary
-from stitch.activations import Paired, Progress, Tokens
-from stitch.applied import Applied
-from stitch.match import Matching
+from stitch.activations.paired import Paired, Tokens
+from stitch.features.matching import Matching
+from stitch.progress import Progress
+from stitch.regression.moments import Key, Moments, accumulate
+from stitch.regression.ridge import Ridge, ridge, shares
 from stitch.translation import baselines, cross_code, matched
 from stitch.translation.groups import Sizes, groups
 from stitch.translation.inputs import ByToken, Input, Lift, Stream, reach, streams
-from stitch.translation.moments import Key, Moments, accumulate
-from stitch.translation.ridge import Ridge, ridge, shares
+from stitch.translation.module import Applied
 from stitch.translation.routes import classes_at_random, classes_by_state, how_many, routed
 from stitch.translation.routes import routes as fit_routes
 from stitch.translation.tables import Residuals, tables

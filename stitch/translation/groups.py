@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from stitch.regression.moments import Key, Variable
+from stitch.regression.sparse_gram import BYTES as OF_ENTRY
 from stitch.translation.inputs import Input, Lift
-from stitch.translation.moments import Key, Variable
-from stitch.translation.sparse_gram import BYTES as OF_ENTRY
 
 OF_PRODUCT = 12  # bytes: float64 to fit on, float32 or float64 to choose λ with
 

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.types import Dictionary
-from stitch.activations import Tokens
-from stitch.features import sparse_codes
-from stitch.translation.moments import Variable
+from stitch.activations.paired import Tokens
+from stitch.features.saes import sparse_codes
+from stitch.regression.moments import Variable
 from stitch.translation.types import Codes, Position, Residual, Term, Token
 
 

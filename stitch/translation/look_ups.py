@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.activations import residuals
-from stitch.models import Model
-from stitch.tokens import bos_of
+from stitch.activations.observe import residuals
+from stitch.models.model import Model
+from stitch.text.tokenizers import bos_of
 
 BATCH = 1024
 

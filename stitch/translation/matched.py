@@ -12,27 +12,12 @@ from torch import Tensor
 
 from matching.procrustes import orthogonal_map
 from sae.types import Dictionary
-from stitch.translation.moments import Moments
-from stitch.translation.ridge import ridge
+from stitch.features.matched import Matched
+from stitch.regression.moments import Moments
+from stitch.regression.ridge import ridge
 from stitch.translation.types import Codes, Residual, Term, Translation
 
 RELATIVE_RIDGE = 1e-4  # of a feature's own second moment, or of the mean eigenvalue
-
-
-@dataclass(frozen=True)
-class Matched:
-    """Edges of a matching, one-to-one or soft, with what streaming found on them. Everything is float64.
-
-    `mass` weighs the edges of a row (1 for one-to-one), `similarity` is the activation correlation, `co_moment` E[z_i z_j].
-    """
-
-    rows: Int[Tensor, " edges"]
-    cols: Int[Tensor, " edges"]
-    mass: Float[Tensor, " edges"]
-    similarity: Float[Tensor, " edges"]
-    co_moment: Float[Tensor, " edges"]
-    mean_a: Float[Tensor, " features_a"]
-    second_a: Float[Tensor, " features_a"]  # E[z_i²]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,117 @@
-"""What a translation writes for harvested tokens: the module that ships with every checkpoint, on tokens instead of windows."""
+"""A fitted translation as the module that ships with checkpoints, in a composite or on harvested tokens."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from stitch.activations import Tokens
-from stitch.composite import translation_config, translation_tensors
-from stitch.modeling_composite import Seen, TranslationModule
-from stitch.translation.types import Codes, Residual, Routed, Translation
+from stitch.activations.paired import Tokens
+from stitch.errors import UsageError
+from stitch.modeling.modeling_composite import (
+    Seen,
+    TranslationModule,
+)
+from stitch.models.model import Model
+from stitch.translation.types import Codes, Ngram, Position, Residual, Routed, Term, Token, Translation
+
+
+def translation_config(translation: Translation, bos: int | None, site_a: int, width: int, vocabulary: int) -> dict:
+    """What `TranslationModule` needs to hold `translation`, which reads A (of `width`, ids below `vocabulary`) up to `site_a`.
+
+    Earlier sites of a composite may be of another width: that of the weights that read them.
+    """
+    if translation.first is not None and bos is None:
+        raise UsageError(
+            "a first state needs a BOS token; the tokenizer of B has neither BOS nor EOS: give the translation none."
+        )
+    terms = []
+    for term in translation.terms:
+        match term.input:
+            case Residual(site, back):
+                entry: dict = {"kind": "residual", "site": site, "back": back}
+                entry["width"] = width if term.weight is None else term.weight.shape[0]
+                entry["identity"] = term.weight is None
+            case Routed(site, back, classes):
+                assert term.weight is not None
+                entry = {"kind": "routed", "site": site, "back": back, "width": term.weight.shape[1]}
+                entry |= {"classes": len(term.weight), "entries": len(classes)}
+            case Codes(site, dictionary):
+                entry = {
+                    "kind": "codes",
+                    "site": site,
+                    "width": dictionary.encoder.shape[0],
+                    "features": dictionary.encoder.shape[1],
+                    "activation": dictionary.activation,
+                    "k": dictionary.k,
+                    "identity": term.weight is None,
+                }
+            case Token(back):
+                entry = {"kind": "token", "back": back, "entries": _entries(translation, term)}
+            case Position():
+                entry = {"kind": "position", "entries": _entries(translation, term)}
+            case Ngram(order, _):
+                entry = {"kind": "ngram", "order": order, "entries": _entries(translation, term)}
+                entry["vocabulary"] = vocabulary
+                if vocabulary**order >= 2**63:
+                    raise UsageError(f"n-grams of {vocabulary:,} ids must have an order below {order}: lower it.")
+        if entry.get("site", 0) > site_a:
+            raise UsageError(
+                f"a translation at site {site_a} can read no later site; {translation.name} reads {entry['site']}."
+            )
+        terms.append(entry)
+    return {"width": len(translation.bias), "first": translation.first is not None, "bos_token_id": bos, "terms": terms}
+
+
+def _entries(translation: Translation, term: Term) -> int:
+    if term.weight is None:
+        raise UsageError(f"a look-up needs a table; {translation.name} has none for {term.input}.")
+    return len(term.weight)
+
+
+def translation_tensors(translation: Translation, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The state of `TranslationModule` for `translation`: float32, tables in the model's `dtype`, keys int64."""
+    tensors = {"bias": translation.bias.float()}
+    if translation.first is not None:
+        tensors["first"] = translation.first.float()
+    for index, term in enumerate(translation.terms):
+        prefix = f"terms.{index}"
+        if isinstance(term.input, Codes):
+            dictionary = term.input.dictionary
+            tensors[f"{prefix}.encoder"] = dictionary.encoder.float()
+            tensors[f"{prefix}.encoder_bias"] = dictionary.encoder_bias.float()
+            if dictionary.threshold is not None:
+                tensors[f"{prefix}.threshold"] = dictionary.threshold.float()
+        if isinstance(term.input, Ngram):
+            tensors[f"{prefix}.keys"] = term.input.keys
+        if isinstance(term.input, Routed):
+            tensors[f"{prefix}.classes"] = term.input.classes
+        if term.weight is not None:
+            name, kind = ("table", dtype) if term.is_table else ("weight", torch.float32)
+            tensors[f"{prefix}.{name}"] = term.weight.to(kind)
+    return tensors
+
+
+def translation_module(translation: Translation, a: Model, b: Model, site_a: int) -> TranslationModule:
+    """The module a composite of A and B applies, on B's device, for use on cached activations."""
+    with torch.device("meta"):
+        module = TranslationModule(translation_config(translation, b.bos, site_a, a.width, b.config.vocab_size))
+    fill(module, translation, b.dtype, b.device)
+    return module.eval()
+
+
+def fill(module: TranslationModule, translation: Translation, dtype: torch.dtype, device: torch.device) -> None:
+    tensors = {name: tensor.to(device) for name, tensor in translation_tensors(translation, dtype).items()}
+    module.load_state_dict(tensors, assign=True)
+    module.requires_grad_(True)
+
+
+def copy_translations(old: nn.Module, new: nn.Module) -> None:
+    """Gives a composite, and whatever stands beside it, the translations of another of the same parts, in their dtypes."""
+    for name, module in list(old.named_modules()):
+        if isinstance(module, TranslationModule):
+            new.set_submodule(name, copy.deepcopy(module))
 
 
 class Applied:

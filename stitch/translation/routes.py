@@ -17,8 +17,8 @@ from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from stitch.activations import Tokens
-from stitch.translation.search import descend
+from stitch.activations.paired import Tokens
+from stitch.regression.search import descend
 from stitch.translation.tables import Residuals
 from stitch.translation.types import Residual, Routed, Term, Token, Translation, merged
 

@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae.shared import SharedCode
-from stitch.activations import Activations, Paired, without_sinks
+from stitch.activations.harvest import Activations
+from stitch.activations.paired import Paired, without_sinks
+from stitch.regression.moments import Moments
 from stitch.translation import matched
-from stitch.translation.moments import Moments
 from stitch.translation.types import Codes, Term, Translation
 
 

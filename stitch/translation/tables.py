@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from stitch.activations import Tokens
-from stitch.modeling_composite import ngram_keys
+from stitch.activations.paired import Tokens
+from stitch.modeling.modeling_composite import ngram_keys
 from stitch.translation.types import Ngram, Term, Token
 
 CANDIDATES = 2  # n-grams looked at per order, in units of what may be kept; the most frequent ones

@@ -1,7 +1,7 @@
 """What a translation is: the map from A's residual stream to B's, as plain tensors.
 
-Every family in this folder ends in the same form, so that one module (`stitch.modeling_composite.TranslationModule`) applies
-them all and a checkpoint needs no code of its own per family:
+Every family in this folder ends in the same form, so that one module, `TranslationModule` in
+`stitch/modeling/modeling_composite.py`, applies them all and a checkpoint needs no code of its own per family:
 
     y = bias + Σ over terms of input @ weight
 

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from stitch.conversions.consolidation import fitting
-from stitch.conversions.consolidation.lessons import Lesson, continuations, learn, passages, query_length
+from stitch.conversions.consolidation.queries import Lesson, continuations, learn, passages, query_length
 from stitch.conversions.consolidation.slow_weights import (
     Coordinates,
     Curvature,
@@ -21,10 +21,10 @@ from stitch.conversions.consolidation.slow_weights import (
     parameters,
     scale_to_cost,
 )
-from stitch.evaluate import Scores, evaluate
-from stitch.models import Model
-from stitch.text import Split
-from stitch.tokens import Windows
+from stitch.evaluation.scores import Scores, evaluate
+from stitch.models.model import Model
+from stitch.text.documents import Split
+from stitch.text.windows import Windows
 
 QUERIES = 48  # to learn from: half the model's own continuations of the document, half passages of it
 CURVATURE_TOKENS = 24_576

@@ -7,17 +7,28 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stitch.activations import Progress
-from stitch.conversions.consolidation import lessons
-from stitch.conversions.consolidation.lessons import Exam, examine, kept, read_document, unrelated, with_context
-from stitch.conversions.consolidation.memory import Bench, arms, open_bench
+from stitch.conversions.consolidation.arms import Bench, arms, open_bench
+from stitch.conversions.consolidation.queries import (
+    Exam,
+    continuations,
+    cut_queries,
+    examine,
+    kept,
+    learn,
+    query_length,
+    read_document,
+    read_ids,
+    unrelated,
+    with_context,
+)
 from stitch.conversions.consolidation.slow_weights import parameters, write
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.report import difference
 from stitch.conversions.save import save_stock
 from stitch.errors import UsageError
-from stitch.evaluate import Scores
-from stitch.workspace import check_output
+from stitch.evaluation.scores import Scores
+from stitch.files.workspace import check_output
+from stitch.progress import Progress
 
 UNSEEN = 32  # queries that the donor writes for the report where no file has them
 
@@ -92,16 +103,14 @@ def consolidate(
 
 def _exams(bench: Bench, ids: Int[Tensor, " tokens"], queries: Path | None, seed: int) -> tuple[Exam, Exam]:
     """The same queries behind unrelated text, as long as the document where the windows are, and behind none."""
-    model, generator = (
-        bench.model,
-        torch.Generator().manual_seed(seed + 1),
-    )  # other continuations than those learnt from
-    length = lessons.query_length(model)
+    model = bench.model
+    generator = torch.Generator().manual_seed(seed + 1)  # other continuations than those the model learns from
+    length = query_length(model)
     if queries is None:
-        asked = lessons.continuations(model, ids, UNSEEN, length, generator)
+        asked = continuations(model, ids, UNSEEN, length, generator)
     else:
-        asked = lessons.cut_queries(lessons.read_ids(model, queries, "--queries"), length)
-    lesson = lessons.learn(model, ids, asked)
+        asked = cut_queries(read_ids(model, queries, "--queries"), length)
+    lesson = learn(model, ids, asked)
     windows = bench.windows["report"]
     prefixes = unrelated(windows, len(asked), len(ids), generator)
     return Exam(lesson, prefixes), Exam(lesson, prefixes[:, :0])

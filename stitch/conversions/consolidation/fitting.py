@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stitch.conversions.consolidation.lessons import BATCH, GIVEN, Lesson, predictions, unrelated
+from stitch.conversions.consolidation.queries import BATCH, GIVEN, Lesson, predictions, unrelated
 from stitch.conversions.consolidation.slow_weights import (
     Coordinates,
     Curvature,
@@ -20,8 +20,9 @@ from stitch.conversions.consolidation.slow_weights import (
     ridge,
 )
 from stitch.errors import StitchError
-from stitch.models import Model
-from stitch.tokens import Windows, bos_of
+from stitch.models.model import Model
+from stitch.text.tokenizers import bos_of
+from stitch.text.windows import Windows
 
 STEPS, PER_STEP = 8, 24  # of the natural gradient, and queries in each
 SHARE = 0.15  # of the budget: the cost predicted for the largest edit; what it truly costs is several times that

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.circuits.weights import Attention
 from stitch.errors import UsageError
+from stitch.internals.weights import Attention
 
 Features = Callable[[Tensor], Tensor]  # of the last dimension
 

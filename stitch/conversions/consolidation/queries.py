@@ -16,9 +16,10 @@ from torch import Tensor
 
 from stitch.conversions.consolidation.slow_weights import Parameters, call
 from stitch.errors import StitchError, UsageError
-from stitch.evaluate import Scores, bootstrap
-from stitch.models import Model
-from stitch.tokens import Windows, bos_of
+from stitch.evaluation.scores import Scores, bootstrap
+from stitch.models.model import Model
+from stitch.text.tokenizers import bos_of
+from stitch.text.windows import Windows
 
 QUERY = 64  # tokens, at most; shorter where the model's context is
 GIVEN = 8  # tokens of a query that are not scored

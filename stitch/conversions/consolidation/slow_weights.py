@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from stitch.errors import StitchError, UsageError
-from stitch.models import ANATOMIES, Model
-from stitch.tokens import Windows
+from stitch.models.anatomy import ANATOMIES
+from stitch.models.model import Model
+from stitch.text.windows import Windows
 
 Edit = dict[int, Float[Tensor, "neurons d"]]  # by block: what is added to its down projection, for row vectors
 Parameters = dict[str, Tensor]  # of a net, by name, in place of its own

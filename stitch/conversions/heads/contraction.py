@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from stitch.circuits.attend import rotated
 from stitch.conversions.heads.merge import Keys, Values
+from stitch.internals.attend import rotated
 
 SLOW = 1.5  # radians over the context, up to which planes are merged as if they did not turn
 FLOOR = 1e-12  # of the largest eigenvalue: below it a direction counts as unused

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from stitch.activations import Progress
-from stitch.circuits import weights
+from stitch.conversions.distil import taught
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.heads.contraction import predicted_error, predicted_value_error
 from stitch.conversions.heads.fit import Moments, convert, group_of
@@ -18,11 +17,12 @@ from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.refine import Rows
 from stitch.conversions.report import difference
 from stitch.conversions.save import save_stock
-from stitch.conversions.teach import taught
 from stitch.errors import UsageError
-from stitch.evaluate import Scores, evaluate, whole_model
-from stitch.models import Model
-from stitch.workspace import check_output
+from stitch.evaluation.scores import Scores, evaluate, whole_model
+from stitch.files.workspace import check_output
+from stitch.internals import weights
+from stitch.models.model import Model
+from stitch.progress import Progress
 
 FAMILIES = (*weights.FAMILIES, weights.ONE_KEY_HEAD, "qwen3")
 LONGER = 4  # times as long as the windows that are fitted on, at most, are those of the report

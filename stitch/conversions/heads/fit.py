@@ -8,18 +8,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.activations import Progress, residuals
-from stitch.circuits import weights
-from stitch.circuits.attend import Heads, heads_of, mixed, scores, stacked
-from stitch.circuits.weights import Attention
+from stitch.activations.observe import residuals
 from stitch.conversions.heads.contraction import KeyMoments
 from stitch.conversions.heads.merge import Groups, Keys, Merged, Values, merged_weights, query_heads
 from stitch.conversions.heads.normalised import merged_normalised
 from stitch.conversions.heads.refine import UNIFORM, Rows, rows_of
 from stitch.conversions.heads.seams import entering
-from stitch.models import Model
-from stitch.translation.moments import accumulate
-from stitch.translation.towards import ridge_towards
+from stitch.internals import weights
+from stitch.internals.attend import Heads, heads_of, mixed, scores, stacked
+from stitch.internals.weights import Attention
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.regression.moments import accumulate
+from stitch.regression.prior import ridge_towards
 
 ROWS = 64  # of the attention per window, at least, that keys are refined on
 

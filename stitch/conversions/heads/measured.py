@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stitch.circuits import weights
-from stitch.circuits.attend import heads_of, scores, stacked
 from stitch.conversions.heads.contraction import predicted_error, predicted_value_error
 from stitch.conversions.heads.fit import Group, attention_rows, normed
 from stitch.conversions.heads.merge import Merged, Values, query_heads
 from stitch.conversions.heads.refine import error
-from stitch.models import Model
+from stitch.internals import weights
+from stitch.internals.attend import heads_of, scores, stacked
+from stitch.models.model import Model
 
 WINDOWS = 8  # that are measured on
 

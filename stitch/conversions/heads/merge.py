@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.circuits.weights import Attention
+from stitch.internals.weights import Attention
 
 Groups = tuple[tuple[int, ...], ...]  # old key heads by new one
 

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.circuits.attend import heads_of
-from stitch.circuits.weights import Attention
 from stitch.conversions.heads.merge import Merged, merged_weights, query_heads
-from stitch.translation.moments import accumulate
-from stitch.translation.towards import ridge_towards
+from stitch.internals.attend import heads_of
+from stitch.internals.weights import Attention
+from stitch.regression.moments import accumulate
+from stitch.regression.prior import ridge_towards
 
 SAMPLE = 4096  # tokens whose lengths are looked at
 LEAST = 0.1  # of its share of the length that every dimension keeps

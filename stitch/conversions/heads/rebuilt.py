@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPTBigCodeConfig, PreTrainedConfig, PreTrainedModel
 
-from stitch.circuits.weights import Attention
-from stitch.composite import copy_translations
-from stitch.modeling_composite import StitchConfig, StitchForCausalLM
-from stitch.models import Model, anatomy_of
+from stitch.internals.weights import Attention
+from stitch.modeling.modeling_composite import StitchConfig, StitchForCausalLM
+from stitch.models.anatomy import anatomy_of
+from stitch.models.model import Model
+from stitch.translation.module import copy_translations
 
 SAME = (
     "vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "resid_pdrop", "embd_pdrop", "attn_pdrop",

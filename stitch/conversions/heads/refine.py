@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stitch.circuits.attend import rotated
 from stitch.conversions.heads.merge import Keys
+from stitch.internals.attend import rotated
 
 UNIFORM = 0.5  # share of the uniform distribution
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stitch.models import Model
+from stitch.models.model import Model
 
 AT_ONCE = 16  # windows that are translated together
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
-from stitch.composite import late_half, set_dtype, stitch_config, translation_module
-from stitch.modeling_composite import StitchForCausalLM, build_early
-from stitch.models import Model, blocks_before_last_part, parts_of
+from stitch.composite.compose import late_half, set_dtype, stitch_config
+from stitch.modeling.modeling_composite import StitchForCausalLM, build_early, parts_of
+from stitch.models.anatomy import blocks_before_last_part
+from stitch.models.model import Model
+from stitch.translation.module import translation_module
 from stitch.translation.types import Residual, Term, Token, Translation
 
 

@@ -6,22 +6,24 @@ from pathlib import Path
 
 import torch
 
-from stitch.activations import Progress
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.ngrams.assemble import assemble
+from stitch.conversions.ngrams.late import Late, explained
+from stitch.conversions.ngrams.leakage import RUN, Overlap, overlap, require_apart
 from stitch.conversions.ngrams.memory import Memory, Shape, Source, build, read_source, scrambled, stages, tables
-from stitch.conversions.ngrams.overlap import RUN, Overlap, overlap, require_apart
 from stitch.conversions.ngrams.reading import Look
-from stitch.conversions.ngrams.rows import Late, explained
 from stitch.conversions.report import difference
 from stitch.conversions.save import save
 from stitch.errors import UsageError
-from stitch.evaluate import Logits, Scores, evaluate, whole_model
-from stitch.models import Model, block_parameters, blocks_before_last_part
-from stitch.tokens import Windows
+from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
+from stitch.files.workspace import check_output
+from stitch.models.anatomy import blocks_before_last_part
+from stitch.models.flops import block_parameters
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.text.windows import Windows
 from stitch.translation.look_ups import positions
 from stitch.translation.types import Ngram, Translation
-from stitch.workspace import check_output
 
 TOLERANCE = 0.05  # nats that `--drop auto` may cost on the sweep split, by default
 TOKENS, HELD_OUT = 300_000, 32_768  # by default

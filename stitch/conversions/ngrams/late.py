@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stitch.activations import residuals
-from stitch.applied import Applied
-from stitch.composite import late_half, late_logits, translation_module
+from stitch.activations.observe import residuals
+from stitch.composite.compose import late_half, late_logits
 from stitch.conversions.ngrams.backfit import relative_weights
 from stitch.conversions.ngrams.reading import stream
-from stitch.evaluate import Batch, Logits
-from stitch.models import Model, blocks_before_last_part
-from stitch.tokens import Windows
+from stitch.evaluation.scores import Batch, Logits
+from stitch.models.anatomy import blocks_before_last_part
+from stitch.models.model import Model
+from stitch.text.windows import Windows
+from stitch.translation.module import Applied, translation_module
 from stitch.translation.types import Translation
 
 

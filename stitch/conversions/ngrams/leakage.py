@@ -7,8 +7,8 @@ from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from stitch.errors import UsageError
-from stitch.modeling_composite import ngram_keys
-from stitch.tokens import Windows
+from stitch.modeling.modeling_composite import ngram_keys
+from stitch.text.windows import Windows
 
 RUN = 32  # tokens: so long a run that occurs in both is a copy
 TOLERATED = 0.1  # of the reported tokens may stand in copies: libraries quote each other, licences are everywhere

@@ -13,18 +13,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.activations import SINK_RATIO, Progress, Tokens, residuals
+from stitch.activations.observe import residuals
+from stitch.activations.paired import SINK_RATIO, Tokens
 from stitch.conversions.donor import Donor
 from stitch.conversions.ngrams.backfit import Evidence, Some, backfit, collect, relative_weights
 from stitch.conversions.ngrams.reading import Look, frequent, stream
 from stitch.errors import UsageError
-from stitch.text import Split
-from stitch.tokens import Windows
-from stitch.translate import LEAST_SQUARES_TOKENS, from_ridge
+from stitch.progress import Progress
+from stitch.regression.moments import Moments, accumulate
+from stitch.regression.ridge import ridge
+from stitch.text.documents import Split
+from stitch.text.windows import Windows
+from stitch.translation.fit import LEAST_SQUARES_TOKENS, from_ridge
 from stitch.translation.inputs import ByPosition, ByToken, Input
 from stitch.translation.look_ups import context_free, embeddings, positions
-from stitch.translation.moments import Moments, accumulate
-from stitch.translation.ridge import ridge
 from stitch.translation.types import Ngram, Position, Term, Token, Translation, merged
 
 COPIES = 6  # arrays as large as all rows in float64 that fitting holds at a time, at most

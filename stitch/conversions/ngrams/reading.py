@@ -7,10 +7,13 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
-from stitch.activations import TOKENS_AT_ONCE, Progress, Tokens, residuals
-from stitch.modeling_composite import ngram_keys
-from stitch.models import Model
-from stitch.tokens import Windows
+from stitch.activations.harvest import TOKENS_AT_ONCE
+from stitch.activations.observe import residuals
+from stitch.activations.paired import Tokens
+from stitch.modeling.modeling_composite import ngram_keys
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.text.windows import Windows
 from stitch.translation.types import Ngram, Position, Token
 
 COUNTED = 2**18  # tokens counted at a time

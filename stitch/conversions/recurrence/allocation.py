@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stitch.activations import Progress
 from stitch.conversions.donor import Donor
 from stitch.conversions.recurrence.distil import Moments, begin, drawn_rows, fit_outputs
 from stitch.conversions.recurrence.fit import RATE, divergence, windows_per_step
 from stitch.conversions.recurrence.forms import Recipe, beside, memories
-from stitch.modeling_recurrent import LEAST, Memory, RecurrentForCausalLM, by_group
-from stitch.tokens import Windows
+from stitch.modeling.modeling_recurrent import LEAST, Memory, RecurrentForCausalLM, by_group
+from stitch.progress import Progress
+from stitch.text.windows import Windows
 
 Sizes = tuple[tuple[int, ...], ...]  # by block and key head
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stitch.activations import Progress
-from stitch.circuits.spec import Prompts
+from stitch.circuits.behaviours import Prompts
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.recurrence.allocation import allocate, dealt_at_random
 from stitch.conversions.recurrence.distil import Moments, feature_parameters
@@ -25,8 +24,9 @@ from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
 from stitch.conversions.save import save
 from stitch.errors import UsageError
-from stitch.modeling_recurrent import RecurrentForCausalLM, attentions, shape_of
-from stitch.models import Model
+from stitch.modeling.modeling_recurrent import RecurrentForCausalLM, attentions, shape_of
+from stitch.models.model import Model
+from stitch.progress import Progress
 
 FEATURES = ("taylor2", "random", "hedgehog", "hybrid")
 FITTED = ("hedgehog", "mean")

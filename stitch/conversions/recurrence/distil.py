@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from stitch.activations import Progress
+from stitch.conversions.distil import adam
 from stitch.conversions.recurrence.forms import memories
-from stitch.conversions.teach import adam
-from stitch.modeling_features import Centred, Exponents, Hedgehog, Mean, Priority, Random
-from stitch.modeling_recurrent import LEAST, Memory, RecurrentForCausalLM, by_group
-from stitch.tokens import Windows
+from stitch.modeling.modeling_features import Centred, Exponents, Hedgehog, Mean, Priority, Random
+from stitch.modeling.modeling_recurrent import LEAST, Memory, RecurrentForCausalLM, by_group
+from stitch.progress import Progress
+from stitch.text.windows import Windows
 
 ROWS = 256  # queries drawn from the windows of a step, the same of each: neighbours say nearly the same
 FIRST = 1  # tokens left out of moments: the key of the first is an outlier

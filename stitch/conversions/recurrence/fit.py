@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from stitch.activations import Progress
+from stitch.conversions.distil import taught
 from stitch.conversions.donor import Donor
 from stitch.conversions.recurrence.distil import Moments, begin, feature_parameters, fit_outputs, moments
 from stitch.conversions.recurrence.forms import Recipe
-from stitch.conversions.teach import taught
 from stitch.errors import StitchError
-from stitch.evaluate import Scores, evaluate, whole_model
-from stitch.modeling_recurrent import RecurrentForCausalLM
-from stitch.tokens import Windows
+from stitch.evaluation.scores import Scores, evaluate, whole_model
+from stitch.modeling.modeling_recurrent import RecurrentForCausalLM
+from stitch.progress import Progress
+from stitch.text.windows import Windows
 
 RATE, RATE_BY_LOGITS = 1e-2, 3e-3  # of Adam
 TOKENS_PER_STEP = 1024

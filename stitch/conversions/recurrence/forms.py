@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from stitch.composite import copy_translations
 from stitch.errors import UsageError
-from stitch.modeling_composite import parts_of, sliding_windows
-from stitch.modeling_recurrent import Memory, RecurrentConfig, RecurrentForCausalLM, attentions, shape_of
-from stitch.models import Model
+from stitch.modeling.modeling_composite import parts_of, sliding_windows
+from stitch.modeling.modeling_recurrent import Memory, RecurrentConfig, RecurrentForCausalLM, attentions, shape_of
+from stitch.models.model import Model
+from stitch.translation.module import copy_translations
 
 CHUNK = 64
 

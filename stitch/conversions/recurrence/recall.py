@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
+from stitch.circuits.behaviours import Prompts
 from stitch.circuits.score import answered
-from stitch.circuits.spec import Prompts
-from stitch.tokens import bos_of
+from stitch.text.tokenizers import bos_of
 
 DISTINCT = 16  # tokens of the sequence
 TOKENS, LEAST_PROMPTS = 8_192, 16  # of all prompts together; however long they are

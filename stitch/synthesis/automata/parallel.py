@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from stitch.errors import UsageError
-from stitch.synthesis.automaton import Automaton
+from stitch.synthesis.automata.automaton import Automaton
+from stitch.synthesis.automata.stepwise import tokens_of
 from stitch.synthesis.blueprint import Block, Blueprint, Neurons, Select, allot, back, one_hots, together
-from stitch.synthesis.stepwise import tokens_of
 
 MOST_STATES = 8
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stitch.errors import UsageError
-from stitch.synthesis.automaton import Automaton
+from stitch.synthesis.automata.automaton import Automaton
 from stitch.synthesis.blueprint import Block, Blueprint, Neurons, Select, allot, back
 
 BOS = "<s>"

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from stitch.synthesis import reference
-from stitch.synthesis.automaton import Automaton
-from stitch.synthesis.stepwise import interleaved
+from stitch.synthesis import interpreters
+from stitch.synthesis.automata.automaton import Automaton
+from stitch.synthesis.automata.stepwise import interleaved
 from stitch.synthesis.trials import Trial
 
 MOST_STRINGS = 1_000
@@ -49,7 +49,7 @@ def _tour(automaton: Automaton, length: int) -> list[int]:
 
 def _asked(name: str, automaton: Automaton, mode: str, strings: Tensor) -> Trial:
     said, machine = list(automaton.said), automaton.as_json()
-    says = torch.tensor([_numbers(said, reference.words(machine, string)) for string in strings.tolist()])
+    says = torch.tensor([_numbers(said, interpreters.words(machine, string)) for string in strings.tolist()])
     word = 1 + len(automaton.symbols) + says
     if mode != "parallel":
         ids = interleaved(automaton, strings, says)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stitch.errors import StitchError, UsageError
-from stitch.synthesis import reference
+from stitch.synthesis import interpreters
 
 IO = 255  # as an address: not memory, but the way out
 
@@ -48,7 +48,7 @@ def read_subleq(path: Path) -> Program:
 def frames(memory: Sequence[int], most: int, counter: int = 0) -> list[list[str]]:
     """Up to `most` frames as tokens, from the reference interpreter; of the one in which it halts, the first two."""
     found = []
-    for out, at, cells in reference.subleq(memory, counter):
+    for out, at, cells in interpreters.subleq(memory, counter):
         frame = ["." if out is None else f"{out:02x}"]
         if at is None:
             found.append([*frame, "!"])

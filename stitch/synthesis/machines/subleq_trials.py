@@ -3,8 +3,8 @@
 import random
 from collections.abc import Iterator
 
-from stitch.synthesis.subleq import IO, frames
-from stitch.synthesis.subleq_circuit import tokens_of
+from stitch.synthesis.machines.subleq import IO, frames
+from stitch.synthesis.machines.subleq_circuit import tokens_of
 from stitch.synthesis.trials import Trial, padded
 
 

@@ -22,7 +22,7 @@ from stitch.synthesis.blueprint import (
     signs,
     together,
 )
-from stitch.synthesis.turing import BAR, EDGE, HALT, MOVES, STATES, SYMBOLS
+from stitch.synthesis.machines.turing import BAR, EDGE, HALT, MOVES, STATES, SYMBOLS
 
 BOS = "<s>"
 TOKENS = (BOS, *SYMBOLS, *(state + symbol for state in STATES for symbol in SYMBOLS), *MOVES.values(), BAR, HALT, EDGE)

@@ -3,10 +3,21 @@
 import random
 from collections.abc import Iterator
 
-from stitch.synthesis import reference
+from stitch.synthesis import interpreters
+from stitch.synthesis.machines.turing import (
+    BAR,
+    EDGE,
+    HALT,
+    MOVES,
+    STATES,
+    SYMBOLS,
+    Names,
+    Turing,
+    frame_text,
+    program_text,
+)
+from stitch.synthesis.machines.turing_circuit import ID, ids_of
 from stitch.synthesis.trials import Trial, padded
-from stitch.synthesis.turing import EDGE, HALT, MOVES, STATES, SYMBOLS, Names, Turing, frame_text, program_text
-from stitch.synthesis.turing_circuit import BAR, ID, ids_of
 
 
 def trials(window: int, context: int, tokens: int, seed: int) -> Iterator[Trial]:
@@ -54,7 +65,7 @@ def texts(
     frame = len(cells) + 1
     found, lines, state = [], [], machine.start
     last: tuple[str, list[str], int] = (machine.start, cells, head)
-    for state, tape, place in reference.run(machine.rules, machine.start, cells, head):
+    for state, tape, place in interpreters.run(machine.rules, machine.start, cells, head):
         if state in ("halt", "edge"):
             lines.append(_end(names, machine, state, *last))
             break

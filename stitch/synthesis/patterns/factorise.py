@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.synthesis.patterns import causal_softmax
+from stitch.synthesis.patterns.pattern import causal_softmax
 
 FLOOR = 1e-6  # of attention, before its logarithm is taken
 ROUNDS = 20  # of filling up what comes after the diagonal

@@ -11,17 +11,18 @@ from jaxtyping import Float, Int64
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stitch.checkpoint import TOKENIZER_FILES, appear
-from stitch.compare import report_windows
-from stitch.config import torch_device
+from stitch.composite.checkpoint import TOKENIZER_FILES
 from stitch.errors import UsageError
-from stitch.evaluate import bootstrap, evaluate, whole_model
-from stitch.models import Model, load
-from stitch.sources import resolve
+from stitch.evaluation.scores import bootstrap, evaluate, whole_model
+from stitch.files.folders import appear
+from stitch.models.device import torch_device
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.models.sources import resolve
 from stitch.synthesis import checkpoint
-from stitch.synthesis.automaton import read_automaton
-from stitch.synthesis.tool import FAINT, states_along, steps_of_tokens, with_tool
-from stitch.tokens import Windows
+from stitch.synthesis.automata.automaton import read_automaton
+from stitch.synthesis.tool.tool import FAINT, states_along, steps_of_tokens, with_tool
+from stitch.text.windows import Windows, report_windows
 
 READOUT, REPORT = "readout.safetensors", "tool.json"
 SAMPLE = 8  # windows that show how much norms multiply by

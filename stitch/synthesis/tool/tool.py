@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stitch.circuits import weights
 from stitch.errors import UsageError
-from stitch.grafts.room import Room
-from stitch.grafts.widen import widened
-from stitch.models import Model
-from stitch.synthesis.automaton import Automaton
+from stitch.grafts.allocation import Room
+from stitch.grafts.hosts import widened
+from stitch.internals import weights
+from stitch.models.model import Model
+from stitch.synthesis.automata.automaton import Automaton
 from stitch.synthesis.blueprint import sharp, signs
 
 FAINT = 0.1  # what bf16 needs

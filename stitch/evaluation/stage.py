@@ -1,0 +1,111 @@
+"""Both models and their cached activations on one split: runs B's late half on whatever a row feeds it."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sae.types import Dictionary
+from stitch.activations.paired import Paired
+from stitch.composite.compose import late_half, late_logits
+from stitch.evaluation.scores import Batch, Logits, whole_model
+from stitch.models.model import Model
+from stitch.text.windows import Windows
+from stitch.translation.module import translation_module
+from stitch.translation.types import Translation
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Both models and their cached activations on one split. Rows read A's stream from the cache and run B's late half alone."""
+
+    a: Model
+    b: Model
+    site_a: int
+    site_b: int
+    paired: Paired
+    memory: int
+    late_of_b: PreTrainedModel | None = None  # the late half, where it is at hand already
+    _streams: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def windows(self) -> Windows:
+        return self.paired.a.windows
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that both models have logits for; the rest are padding rows of one embedding."""
+        return min(self.a.config.vocab_size, self.b.config.vocab_size)
+
+    def stream(self, site: int) -> Float[Tensor, "windows context d_a"]:
+        """A's stream entering block `site`."""
+        if site not in self._streams:
+            shards = range(self.paired.a.shards)
+            self._streams[site] = torch.cat([self.paired.a.read(shard, site) for shard in shards])
+        return self._streams[site]
+
+    @cached_property
+    def y(self) -> Float[Tensor, "windows context d_b"]:
+        return torch.cat([self.paired.b.read(shard, self.site_b) for shard in range(self.paired.b.shards)])
+
+    @cached_property
+    def late(self) -> PreTrainedModel:
+        return late_half(self.b, self.site_b) if self.late_of_b is None else self.late_of_b
+
+    def whole(self, net: nn.Module) -> Logits:
+        return whole_model(net)
+
+    def translated(self, *draws: Translation) -> Logits:
+        """A's stream through a translation; of several (draws of one null), window w goes through draw w modulo their number."""
+        modules = [translation_module(draw, self.a, self.b, self.site_a) for draw in draws]
+        sites = {site for draw in draws for site in draw.sites}
+
+        def logits(batch: Batch) -> Tensor:
+            ids = batch.ids.to(self.b.device)
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            streams = {site: self.stream(site)[batch.rows].to(ids.device) for site in sites}
+            translated = torch.empty(*ids.shape, self.b.width, device=ids.device)
+            for number, module in enumerate(modules):
+                mine = slice((number - batch.rows.start) % len(modules), None, len(modules))
+                if len(ids[mine]):
+                    mine_of = {site: stream[mine] for site, stream in streams.items()}
+                    translated[mine] = module(mine_of, ids[mine], positions[mine])
+            return late_logits(self.late, translated)
+
+        return logits
+
+    def constant(self, value: Float[Tensor, " d_b"]) -> Logits:
+        """The same vector everywhere, BOS included: nothing at all comes from the text."""
+        return lambda batch: late_logits(self.late, value.to(self.b.device).expand(*batch.ids.shape, -1))
+
+    def wrong_text(self) -> Logits:
+        """B's own stream, of the next window: everything right but the text."""
+        count = len(self.windows.ids)
+
+        def logits(batch: Batch) -> Tensor:
+            other = (torch.arange(batch.rows.start, batch.rows.stop) + 1) % count
+            return late_logits(self.late, self.y[other].to(self.b.device))
+
+        return logits
+
+    def spliced_b(self, dictionary: Dictionary) -> Logits:
+        """B with its SAE's reconstruction in place of its stream: the ceiling of every route through SAE_B's features."""
+        return _spliced(self.late, self.y, self.paired, dictionary)
+
+    def spliced_a(self, dictionary: Dictionary) -> Logits:
+        """A with its SAE's reconstruction: what SAE_A loses before any stitching."""
+        return _spliced(late_half(self.a, self.site_a), self.stream(self.site_a), self.paired, dictionary)
+
+
+def _spliced(late: PreTrainedModel, stream: Tensor, paired: Paired, dictionary: Dictionary) -> Logits:
+    device = dictionary.decoder.device
+
+    def logits(batch: Batch) -> Tensor:
+        own = stream[batch.rows].to(device)
+        keep = paired.keep[batch.rows].to(device)  # the SAE has never seen BOS and sinks: they stay as they are
+        return late_logits(late, torch.where(keep[..., None], dictionary(own).to(own.dtype), own))
+
+    return logits

@@ -1,0 +1,53 @@
+"""`stitch eval`: any causal language model on held-out text, alone or beside another."""
+
+from stitch.errors import UsageError
+from stitch.evaluation.scores import evaluate, whole_model
+from stitch.models.device import torch_device, torch_dtype
+from stitch.models.loading import load_any
+from stitch.models.sources import resolve
+from stitch.progress import Progress
+from stitch.text.tokenizers import require_same_ids
+from stitch.text.windows import LONGEST_CONTEXT, report_windows
+
+
+def evaluate_models(
+    model: str,
+    against: str | None = None,
+    *,
+    text: str = "docs",
+    tokens: int = 50_000,
+    context: int | None = None,
+    memory: int = 4 * 2**30,
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> dict:
+    """Scores `model` on `tokens` tokens of the report split of `text`; with `against`, that one too, and KL(against ‖ model).
+
+    Raises UsageError when the two do not read the same ids or the context is too long, StitchError when text or weights fail.
+    """
+    where, precision = torch_device(device), torch_dtype(dtype)
+    names = [model] if against is None else [model, against]
+    found = [load_any(resolve(name, progress=progress), precision, where, trust_remote_code) for name in names]
+    if against is not None:
+        require_same_ids(found[0].tokenizer, found[1].tokenizer, model, against)
+    longest = min([LONGEST_CONTEXT, *(one.longest for one in found if one.longest)])
+    if context is not None and any(one.longest and context > one.longest for one in found):
+        raise UsageError(f"--context must be at most {longest}, what the models take; got {context}.")
+    windows = report_windows(text, tokens, found[0].tokenizer, context or longest)
+    rows = {name: whole_model(one.net) for name, one in zip(("model", "against"), found, strict=False)}
+    scores = evaluate(
+        rows,
+        windows,
+        vocabulary=min(one.vocabulary for one in found),
+        reference=rows.get("against"),
+        memory=memory,
+        progress=progress,
+    )
+    return {
+        "models": {"a": model, "b": against},
+        "tokens": {"report": windows.tokens},
+        "context": windows.context,
+        "results": [score.row(name) for name, score in scores.items()],
+    }

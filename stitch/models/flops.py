@@ -1,0 +1,53 @@
+"""Parameters and FLOPs of a model's blocks, from its config alone."""
+
+import torch
+from transformers import AutoModel, PreTrainedConfig
+
+from stitch.modeling.modeling_composite import (
+    StitchConfig,
+    sliding_windows,
+)
+from stitch.models.anatomy import anatomy_of, truncated
+
+
+def block_parameters(config: PreTrainedConfig, block: int) -> int:
+    """Number of weights in block `block`, counted on a model without memory."""
+    if isinstance(config, StitchConfig):
+        return block_parameters(*_in_its_part(config, block))
+    anatomy = anatomy_of(config)
+    with torch.device("meta"):
+        body = AutoModel.from_config(truncated(config, block, block + 1))
+    return sum(parameter.numel() for parameter in body.get_submodule(anatomy.blocks).parameters())
+
+
+def block_flops(config: PreTrainedConfig, block: int, context: int) -> float:
+    """Floating-point operations per token of one block: 2 per weight, 4 · heads · head width per key looked at.
+
+    The number of keys is the mean over a causal window of `context` tokens, shorter where the block's attention slides.
+    A composite's translation counts with the block that it leads to.
+    """
+    if isinstance(config, StitchConfig):
+        part, own = _in_its_part(config, block)
+        seam = 2.0 * _multiply_adds(config.translation) if part is config.b_config and own == 0 else 0.0
+        return seam + block_flops(part, own, context)
+    heads = config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    reach = min(sliding_windows(config)[block] or context, context)
+    keys = (reach * (reach + 1) / 2 + (context - reach) * reach) / context
+    return 2.0 * block_parameters(config, block) + 4.0 * heads * head_width * keys
+
+
+def _in_its_part(config: StitchConfig, block: int) -> tuple[PreTrainedConfig, int]:
+    """The half of a composite that block `block` is in, and its number there."""
+    early = config.a_config.num_hidden_layers
+    return (config.a_config, block) if block < early else (config.b_config, block - early)
+
+
+def _multiply_adds(translation: dict) -> int:
+    """Those of a `TranslationModule` per token; see `Translation.multiply_adds`."""
+    total = 0
+    for term in translation["terms"]:
+        read = term.get("features", term.get("width", 0))  # tables have neither
+        total += 0 if term.get("identity") else read * translation["width"]
+        total += term["width"] * term["features"] if term["kind"] == "codes" else 0
+    return total
