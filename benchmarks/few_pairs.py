@@ -30,9 +30,10 @@ from stitch.regression.moments import Moments, Variable, accumulate
 from stitch.regression.ridge import Ridge, ridge
 from stitch.translation import cross_code, matched
 from stitch.translation.available import available
-from stitch.translation.fit import FREE, LOOK_UPS, from_ridge
+from stitch.translation.fit import from_ridge
 from stitch.translation.groups import needed
 from stitch.translation.inputs import Input, Lift, reach, streams
+from stitch.translation.rows import FREE, LOOK_UPS
 from stitch.translation.types import Codes, Term, Translation
 
 PAIRS = (100, 300, 1_000, 3_000, 10_000)

@@ -19,7 +19,7 @@ from sae.train import train
 from sae.types import Dictionary
 from stitch.features.saes import steps_for
 from stitch.translation import lifts
-from stitch.translation.fit import FREE
+from stitch.translation.rows import FREE
 
 TIMES = (2, 4, 8, 16)  # the stream's width
 BATCH = 1024

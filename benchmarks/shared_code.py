@@ -37,9 +37,10 @@ from stitch.regression.moments import Moments, accumulate
 from stitch.regression.ridge import ridge
 from stitch.translation import cross_code, matched
 from stitch.translation.available import available, earlier_sites
-from stitch.translation.fit import FREE, from_ridge
+from stitch.translation.fit import from_ridge
 from stitch.translation.groups import needed
 from stitch.translation.inputs import Input, Lift, Stream, reach, streams
+from stitch.translation.rows import FREE
 from stitch.translation.shared_code import Streams, directions, re_paired, second_moments, through_code
 from stitch.translation.types import Translation
 

@@ -1,53 +1,31 @@
-"""What a stitch is asked to be: one frozen record, checked at birth, stored in the report."""
+"""What a stitch is asked to be, and the same with everything filled in that depends on the models: two frozen records."""
 
 from dataclasses import asdict, dataclass, fields
 
 from stitch.errors import UsageError
+from stitch.translation import rows
 
-NATIVE = ("down-projection", "down-projections")  # translations that become weights of the model itself
+TOKENS = 1_000_000  # to fit on, by default
+TOKENS_NATIVE = 100_000  # the same with `native`: no SAE is trained, so fewer are enough
+REFERENCE_STEPS = 100  # of gradient descent, by default
+LEAST_TOKENS = 4096  # two SAE batches; fewer tokens cannot fit anything
 
 CHOICES = {
     "matching": ("hungarian", "ot", "unbalanced"),
     "architecture": ("batchtopk", "topk", "jumprelu", "standard", "matryoshka"),
-    "translation": (
-        *("auto", "identity", "mean-shift", "procrustes", "permutation", "permutation+error", "barycentric"),
-        *("cross-code", "directions", "rotation", "prior"),
-        *("affine", "affine+token", "affine+state", "affine+free", "affine+free+tables"),
-        *("routed", "routed+tables"),
-        *("features", "features+token", "features+free", "features+free+tables"),
-        *NATIVE,
-    ),
     "dtype": ("fp32", "bf16", "fp16"),
 }
 
-# Rows of a brief report besides models, composite, and references and a translation that are asked for: what a pair and a model
-# stitched to itself get by default, baseline, what the matching carries, floor, ceiling, nulls.
-BRIEF = (
-    *("translation:routed+tables", "translation:affine+free+tables", "translation:identity", "translation:affine"),
-    *("translation:permutation", "floor:mean", "ceiling:sae-b", "sae-a", "null:no-source", "null:shuffled-matching"),
-)
-
-TOKENS = 1_000_000  # to fit on, by default
-
-REFERENCE_STEPS = 100  # of gradient descent, by default
-
-TOKENS_NATIVE = 100_000  # no SAE is trained, so that fewer will do
-
-LEAST_TOKENS = 4096  # two SAE batches; fewer tokens cannot fit anything
-
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything that decides the result. Layers are checked against the models later, when these are known."""
+class _Common:
+    """What asked and complete settings have in common. Raises UsageError for a value that no model could take."""
 
     model_a: str
     model_b: str
     layer: int
-    layer_b: int | str | None = None  # None: the same relative depth; "auto": chosen on the sweep split
     text: str = "docs"
-    tokens: int | None = None  # None: TOKENS, or TOKENS_NATIVE
     held_out: int | None = None
-    context: int | None = None
     features: int | None = None
     k: int = 32
     architecture: str = "batchtopk"
@@ -68,46 +46,58 @@ class Settings:
     brief: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if (got := getattr(self, name)) not in choices:
-                raise UsageError(f"--{name} must be one of {', '.join(choices)}; got {got!r}.")
-        if isinstance(self.layer_b, str) and self.layer_b != "auto":
-            raise UsageError(f"--layer-b must be a block's number or auto; got {self.layer_b!r}.")
-        if self.translation in NATIVE and not self.native:
-            raise UsageError(f"--translation {self.translation} is written into the model's weights: add --native.")
+        choices = {**CHOICES, "translation": ("auto", *rows.translations())}
+        for name, allowed in choices.items():
+            if (got := getattr(self, name)) not in allowed:
+                raise UsageError(f"{name} must be one of {', '.join(allowed)}; got {got!r}.")
+        if self.translation in rows.NATIVE and not self.native:
+            raise UsageError(
+                f"translation {self.translation} is written into the model's weights: set `native` as well."
+            )
         if self.native and self.brief:
-            raise UsageError("--brief leaves out rows that a report of --native does not have: give one of the two.")
-        if self.tokens is not None and self.tokens < LEAST_TOKENS:
-            raise UsageError(f"--tokens must be at least {LEAST_TOKENS:,}; got {self.tokens:,}.")
-        if self.held_out is not None and self.held_out < 1:
-            raise UsageError(f"--held-out must be at least 1; got {self.held_out}.")
-        if self.context is not None and self.context < 8:
-            raise UsageError(f"--context must be at least 8 tokens; got {self.context}.")
-        if self.k < 1:
-            raise UsageError(f"--k must be at least 1; got {self.k}.")
+            raise UsageError("brief leaves out rows that a report with `native` does not have: set one of the two.")
         if not self.sae_passes > 0:
-            raise UsageError(f"--sae-passes must be above 0; got {self.sae_passes}.")
+            raise UsageError(f"sae_passes must be above 0; got {self.sae_passes}.")
         if self.memory < 2**26:
-            raise UsageError(f"--memory must be at least 64M; got {self.memory / 2**20:.0f}M.")
-        if self.ngrams < 0:
-            raise UsageError(f"--ngrams must be 0 or more; got {self.ngrams}.")
-        if self.routes is not None and self.routes < 0:
-            raise UsageError(f"--routes must be 0 or more; got {self.routes}.")
-        if self.reference_steps is not None and self.reference_steps < 0:
-            raise UsageError(f"--reference-steps must be 0 or more; got {self.reference_steps}.")
-        if self.seed < 0:
-            raise UsageError(f"--seed must be 0 or more; got {self.seed}.")
+            raise UsageError(f"memory must be at least 64M; got {self.memory / 2**20:.0f}M.")
+        least = {
+            "tokens": LEAST_TOKENS, "held_out": 1, "context": 8, "k": 1, "ngrams": 0, "routes": 0, "reference_steps": 0,
+            "seed": 0,
+        }  # fmt: skip
+        for name, bound in least.items():
+            if (got := getattr(self, name, None)) is not None and got < bound:
+                raise UsageError(f"{name} must be at least {bound:,}; got {got:,}.")
 
     @property
     def steps_of_reference(self) -> int:
-        """Gradient steps of the trained reference; none: there is no such row."""
+        """Gradient steps of the trained reference; 0: the report has no such row."""
         if self.reference_steps is not None:
             return self.reference_steps
         return 0 if self.brief else REFERENCE_STEPS
 
     def wants(self, row: str) -> bool:
         """Whether a row of this name is to be fitted and reported."""
-        return not self.brief or row in BRIEF or row == f"translation:{self.translation}"
+        return not self.brief or rows.row(row).brief or row == f"translation:{self.translation}"
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(_Common):
+    """What is asked for: everything that decides the result, checked as far as that is possible without the models.
+
+    Lengths are in tokens, `memory` in bytes. None means that the default follows from the models.
+    """
+
+    layer_b: int | str | None = None  # None: the same relative depth; "auto": chosen on the sweep split
+    tokens: int | None = None  # None: TOKENS, or TOKENS_NATIVE
+    context: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.layer_b, str) and self.layer_b != "auto":
+            raise UsageError(f"layer_b must be a block's number or auto; got {self.layer_b!r}.")
 
     @classmethod
     def from_dict(cls, values: dict) -> "Settings":
@@ -117,8 +107,22 @@ class Settings:
             raise UsageError(f"settings have the keys {', '.join(known)}; got {unknown[0]!r} as well.")
         return cls(**values)
 
-    def to_dict(self) -> dict:
-        return asdict(self)
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteSettings(_Common):
+    """Settings with everything filled in that depends on the models and on a choice among layers."""
+
+    layer_b: int
+    tokens: int
+    context: int
+
+    @property
+    def sites(self) -> tuple[int, int]:
+        """The blocks whose entering streams are joined, of A and of B."""
+        return self.layer, self.layer_b
+
+
+AnySettings = Settings | CompleteSettings
 
 
 def same_relative_depth(layer: int, depth_a: int, depth_b: int) -> int:

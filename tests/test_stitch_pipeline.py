@@ -17,7 +17,7 @@ from sae.null import untrained
 from sae.types import Dictionary
 from stitch.activations.harvest import harvest
 from stitch.activations.paired import pair
-from stitch.config import BRIEF, CHOICES, NATIVE, Settings, same_relative_depth
+from stitch.config import Settings, same_relative_depth
 from stitch.errors import StitchError, UsageError
 from stitch.evaluation.scores import evaluate
 from stitch.evaluation.stage import Stage
@@ -30,7 +30,8 @@ from stitch.models.model import Model
 from stitch.text.documents import select
 from stitch.text.windows import pack
 from stitch.translation import look_ups
-from stitch.translation.fit import translate
+from stitch.translation import rows as registry
+from stitch.translation.fit import Evidence, Options, translate
 from stitch.translation.inputs import ByToken, Lift, Stream
 
 WORDS = "feature model layer token stream weight matrix norm head block early late match pair plan".split()
@@ -82,9 +83,8 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
                  "translation:routed", "translation:routed+tables", "null:random-routes",
                  "null:random-rotation", "null:untrained-sae", "reference:affine-trained"):  # fmt: skip
         assert names.count(name) == 1, name
-    assert {"auto", *(name[12:] for name in names if name.startswith("translation:"))} == set(
-        CHOICES["translation"]
-    ) - set(NATIVE)
+    fitted = {name.removeprefix("translation:") for name in names if name.startswith("translation:")}
+    assert fitted == set(registry.translations()) - set(registry.NATIVE)
     rows = {row["name"]: row for row in report["results"]}
     assert rows["composite"]["above_line"] == pytest.approx(rows["composite"]["ce"] - rows["line"]["ce"])
     to_line = next(row for row in report["differences"] if (row["name"], row["minus"]) == ("composite", "line"))
@@ -114,7 +114,7 @@ def test_a_brief_report_has_fewer_rows_and_the_same_numbers(translation: str, ru
     )
     report, _ = stitch(wanted, tmp_path / "out")
     names = {row["name"] for row in report["results"]}
-    assert names == {*BRIEF, "a", "b", "composite", "line"} - {"sae-a"} | (
+    assert names == {row.name for row in registry.ROWS if row.brief} - {"sae-a"} | (
         {f"translation:{translation}"} - {"translation:auto"}
     )
     whole = {row["name"]: row for row in run[0]["results"]}
@@ -279,25 +279,26 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
     assert matching.pairs.scores.mean() > 0.99 > 0.7 > matching.pairs.null_scores.mean()
 
     inputs = {"x": Stream(3), "codes": Lift(3, known), "embedding": ByToken(look_ups.embeddings(b))}
-    arguments = dict(
-        inputs=inputs, first=fit.b.read(0, 3)[0, 0], a=known, b=permuted, matching=matching, vocabulary=tiny.VOCABULARY,
-        ngrams=0, routes=0, seed=0, chunk=1024,
+    evidence = Evidence(
+        fit=fit, held_out=paired["sweep"], inputs=inputs, first=fit.b.read(0, 3)[0, 0], a=known, b=permuted,
+        matching=matching, vocabulary=tiny.VOCABULARY,
     )  # fmt: skip
-    fitted = translate(fit, paired["sweep"], **arguments, memory=2**28)
-    in_many_groups = translate(fit, paired["sweep"], **arguments, memory=2**18)
+    options = Options(ngrams=0, routes=0, seed=0, chunk=1024, memory=2**28)
+    fitted = translate(evidence, options)
+    in_many_groups = translate(evidence, replace(options, memory=2**18))
     for name, found in fitted.ridges.items():
         other = in_many_groups.ridges[name]
         assert other.strength == found.strength and fitted.shares[name] == in_many_groups.shares[name]
         assert all(torch.equal(weight, other.weights[input]) for input, weight in found.weights.items())
     # The products of the codes take 110,592 bytes.
-    iterated = translate(fit, paired["sweep"], **arguments, memory=2**16)
+    iterated = translate(evidence, replace(options, memory=2**16))
     assert iterated.left_out == ("translation:cross-code",) and fitted.left_out == ()
     assert set(iterated.translations) == set(fitted.translations) - {"translation:cross-code"}
     for name, found in fitted.ridges.items():
         assert iterated.ridges[name].unexplained == pytest.approx(found.unexplained, rel=1e-3, abs=1e-6), name
     dense = replace(known, activation="relu", threshold=None)  # half of the features are active on a token
-    arguments |= {"inputs": inputs | {"codes": Lift(3, dense)}}
-    without = translate(fit, paired["sweep"], **arguments, memory=2**16)
+    evidence = replace(evidence, inputs=inputs | {"codes": Lift(3, dense)})
+    without = translate(evidence, replace(options, memory=2**16))
     reading_codes = {f"translation:{name}" for name in ("cross-code", "permutation+error", "features", "features+token",
                                                         "features+free", "features+free+tables")}  # fmt: skip
     assert set(without.left_out) == reading_codes == set(fitted.translations) - set(without.translations)

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from stitch.composite.compose import blocks_path, donor_path, set_dtype
-from stitch.errors import StitchError, UsageError
+from stitch.errors import StitchError
 from stitch.files.folders import appear
+from stitch.files.output import check_output
 from stitch.files.shards import Held, Stored, stored_tensors, write_shards
 from stitch.modeling import modeling_composite
 from stitch.modeling.modeling_composite import StitchConfig, StitchForCausalLM
@@ -55,8 +56,7 @@ def write_checkpoint(
     Raises UsageError when `target` exists and `overwrite` is False, StitchError when a donor's file is missing or
     damaged or the disk refuses.
     """
-    if target.exists() and not overwrite:
-        raise UsageError(f"{target} must not exist; it does: choose another --out or pass --overwrite.")
+    check_output(target, overwrite)
     tensors = donor_tensors(config, a, b, dtype)
     model_dtype = dtype or _common_dtype(tensors)
     for name, tensor in translation_tensors(translation, model_dtype).items():
@@ -75,7 +75,7 @@ def write_checkpoint(
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content)
 
-    appear(target, fill)
+    appear(target, fill, "join", overwrite=overwrite)
 
 
 def donor_tensors(config: StitchConfig, a: Path, b: Path, dtype: torch.dtype | None) -> dict[str, Stored | Held]:

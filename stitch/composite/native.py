@@ -78,7 +78,7 @@ def write_native(
         for name, data in (extra_files or {}).items():
             (folder / name).write_bytes(data)
 
-    appear(target, fill)
+    appear(target, fill, "join")
 
 
 def _tensors(model: Model, start: int, stop: int, changed: Mapping[str, Tensor]) -> dict[str, Stored | Held]:

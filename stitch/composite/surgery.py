@@ -29,23 +29,16 @@ from stitch.activations.harvest import Activations
 from stitch.activations.observe import observe
 from stitch.composite.compose import late_half
 from stitch.composite.native import without
-from stitch.config import NATIVE
 from stitch.models.anatomy import ANATOMIES
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.regression.moments import Moments, accumulate
 from stitch.regression.prior import Towards, ridge_towards
 from stitch.text.documents import Split
+from stitch.translation.rows import NATIVE
 
-# What `--translation` may name beside auto and identity, and the rows they are.
+# Translations that fold into the weights, and their rows.
 TRANSLATIONS = {name: f"translation:{name}" for name in NATIVE}
-# Rows and what each of them is compared with in the report.
-COMPARED = {
-    "null:shuffled-down-projection": "translation:down-projection",
-    "reference:passthrough": "translation:down-projection",
-    "reference:replaceme": "translation:down-projection",
-    "reference:replaceme-relative": "translation:down-projection",
-}
 PRODUCTS = [
     ("neurons", "neurons"), ("neurons", "gap"), ("neurons", "shuffled"), ("output", "output"), ("output", "distance"),
 ]  # fmt: skip
@@ -68,25 +61,25 @@ def why_not_foldable(model: Model, start: int, stop: int, memory: int) -> str | 
     """What keeps blocks start..stop−1 from being removed and bridged within the family, as an error message; None if nothing."""
     if not 0 < start < stop <= model.depth:
         return (
-            "--native removes blocks --layer to --layer-b − 1, and the block before them bridges the hole, so 0 < --layer < "
-            f"--layer-b must hold; got {start} and {stop}: choose other layers."
+            "`native` removes blocks `layer` to `layer_b` − 1 and the block before them bridges the hole, so 0 < `layer` < "
+            f"`layer_b` must hold; got {start} and {stop}: choose other layers."
         )
     if model.anatomy.mlp_out_norm is not None:
         folding = ", ".join(anatomy.family for anatomy in ANATOMIES.values() if anatomy.mlp_out_norm is None)
         return (
-            f"--native needs an MLP that writes to the residual stream directly; {model.anatomy.family} has a norm between "
-            f"them: leave --native out, or choose a model of {folding}."
+            f"`native` needs an MLP that writes to the residual stream directly; {model.anatomy.family} has a norm between "
+            f"them: leave `native` out, or choose a model of {folding}."
         )
     if getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
         return (
-            "--native needs blocks that do not depend on their number; this GPT-2 scales attention by it "
-            "(scale_attn_by_inverse_layer_idx): leave --native out."
+            "`native` needs blocks that do not depend on their number; this GPT-2 scales attention by it "
+            "(scale_attn_by_inverse_layer_idx): leave `native` out."
         )
     neurons = len(weight_of(model.down(start - 1)))
     needed = 6 * 8 * neurons**2  # moments of two splits, their eigenvectors, copies of both; float64
     if needed > memory:
         return (
-            f"--memory must be at least {needed / 2**30:.1f} GiB for the moments of {neurons:,} neurons; got "
+            f"memory must be at least {needed / 2**30:.1f} GiB for the moments of {neurons:,} neurons; got "
             f"{memory / 2**30:.1f} GiB: raise it."
         )
     return None

@@ -29,7 +29,7 @@ def save(donor: Model, out: Path, report: dict, write: Callable[[Path], object])
         (folder / "report.json").write_bytes(to_json(report))
         (folder / "README.md").write_bytes(model_card(report, remote_code=_needs_code(folder)))
 
-    appear(out, fill)
+    appear(out, fill, "convert", overwrite=True)  # what may be replaced was checked before the work began, and is again
 
 
 def _needs_code(folder: Path) -> bool:

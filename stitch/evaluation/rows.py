@@ -2,6 +2,7 @@
 
 from stitch.composite.costs import Costs
 from stitch.evaluation.scores import Scores
+from stitch.translation import rows as registry
 from stitch.translation.types import Translation
 
 
@@ -39,11 +40,11 @@ def against_line(scores: dict[str, Scores], share: float) -> dict:
     return {"name": "composite", "minus": "line", "ce": difference, "ce_low": low, "ce_high": high}
 
 
-def differences(scores: dict[str, Scores], chosen: str, null_of: dict[str, str]) -> list[dict]:
-    """Paired differences in nats, 95 % intervals: the composite against models and affine, each null against what it mocks."""
-    against = ("a", "b", "translation:affine", "reference:affine-trained", "ceiling:sae-b", "null:no-source")
-    pairs = [("composite", other) for other in against if other in scores]
-    pairs += list(null_of.items())
+def differences(scores: dict[str, Scores], compared_with: dict[str, str]) -> list[dict]:
+    """Paired differences in nats with 95 % intervals: the composite minus the headline rows of the registry, and each row of
+    `compared_with` minus the one that it is compared with. Rows without scores are left out."""
+    pairs = [("composite", row.name) for row in registry.ROWS if row.headline]
+    pairs += list(compared_with.items())
     found = []
     for name, other in pairs:
         if name not in scores or other not in scores:

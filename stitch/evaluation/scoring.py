@@ -7,7 +7,7 @@ import torch
 
 from stitch.activations.paired import Paired
 from stitch.composite.surgery import Bridge, bridged
-from stitch.config import Settings
+from stitch.config import CompleteSettings
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Scores, evaluate
 from stitch.evaluation.stage import Stage
@@ -22,18 +22,18 @@ CHOICE = 16_384  # tokens of the sweep split that the translation is chosen on, 
 TIE = 0.01  # nats below which translations count as equal when one is chosen: the cheapest wins
 
 
-def stage(settings: Settings, a: Model, b: Model, paired: Paired) -> Stage:
+def stage(settings: CompleteSettings, a: Model, b: Model, paired: Paired) -> Stage:
     """Both models set up to score rows on one split."""
-    assert isinstance(settings.layer_b, int)
-    return Stage(a, b, settings.layer, settings.layer_b, paired, settings.memory)
+    return Stage(a, b, *settings.sites, paired, settings.memory)
 
 
-def choose(settings: Settings, fitted: Fitted, on: Stage, progress: Progress | None) -> str:
+def choose(settings: CompleteSettings, fitted: Fitted, on: Stage, progress: Progress | None) -> str:
     """Row name of the translation to write: the one asked for, or the best on the sweep split (the cheapest of equals)."""
     if settings.translation != "auto":
         if (name := f"translation:{settings.translation}") in fitted.left_out:
             raise UsageError(
-                f"--translation {settings.translation} needs more than --memory with SAEs of so many features."
+                f"translation {settings.translation} needs more than `memory` with SAEs of so many features: raise it, lower "
+                "`features` or choose another translation."
             )
         return name
     scores = evaluate(
@@ -52,7 +52,7 @@ def choose(settings: Settings, fitted: Fitted, on: Stage, progress: Progress | N
 
 
 def train_references(
-    settings: Settings, a: Model, b: Model, fit: Paired, fitted: Fitted, progress: Progress | None = None
+    settings: CompleteSettings, a: Model, b: Model, fit: Paired, fitted: Fitted, progress: Progress | None = None
 ) -> dict[str, Translation]:
     """What gradient descent on cross-entropy makes of the affine map in so many steps as the settings ask; none without steps."""
     if not settings.steps_of_reference:

@@ -7,37 +7,54 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stitch.errors import StitchError
+from stitch.files.output import check_output, mark
 
 
-def appear(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a folder beside `target`, flushes it to disk, renames it into place; removes it if anything goes wrong."""
+def appear(target: Path, fill: Callable[[Path], None], command: str, *, overwrite: bool = False) -> None:
+    """Fills a folder beside `target`, flushes it to disk, renames it into place; removes it if anything goes wrong.
+
+    Raises UsageError when `target` exists and may not be replaced, StitchError when the disk refuses.
+    """
+    check_output(target, overwrite)
     work = target.parent / f".{target.name}.partial"
-    new, old = work / "new", work / "old"
+    new = work / "new"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _restore(old, target)  # a killed run may have left its work behind
+        _restore(work / "replaced", target)  # a killed run may have left its work behind
         shutil.rmtree(work, ignore_errors=True)
         new.mkdir(parents=True)
         fill(new)
-        for path in sorted(new.rglob("*")):
-            _flush(path)
-        _flush(new)
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-        _flush(target.parent)
+        publish(new, target, work, command, overwrite=overwrite)
     except OSError as error:
         raise StitchError(
-            f"{target} must be writable and fit the disk; got {error.strerror or error}: choose another --out."
+            f"{target} must be writable and fit the disk; got {error.strerror or error}: choose another folder."
         ) from error
     finally:
-        _restore(old, target)
+        _restore(work / "replaced", target)
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _restore(old: Path, target: Path) -> None:
-    if old.exists() and not target.exists():
-        old.rename(target)
+def publish(folder: Path, target: Path, work: Path, command: str, *, overwrite: bool = False) -> None:
+    """Marks a finished `folder` as written by `command`, flushes it and makes it `target`; what it replaces goes to `work`."""
+    mark(folder, command)
+    for path in sorted(folder.rglob("*")):
+        _flush(path)
+    _flush(folder)
+    check_output(target, overwrite)  # again: hours may lie between the first look and this one
+    replaced = work / "replaced"
+    if target.exists():
+        os.replace(target, replaced)
+    try:
+        os.replace(folder, target)
+    except OSError:
+        _restore(replaced, target)
+        raise
+    _flush(target.parent)
+
+
+def _restore(replaced: Path, target: Path) -> None:
+    if replaced.exists() and not target.exists():
+        os.replace(replaced, target)
 
 
 def _flush(path: Path) -> None:

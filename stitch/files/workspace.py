@@ -1,4 +1,4 @@
-"""The folder where a stitch keeps unfinished work: beside the output, gone when it is done or has failed, kept when killed."""
+"""The folder for unfinished work beside the output: removed on success and on failure, kept after an interrupt."""
 
 import json
 import os
@@ -10,16 +10,6 @@ from pathlib import Path
 from stitch.errors import StitchError, UsageError
 
 REQUEST = "request.json"
-
-
-def check_output(out: Path, overwrite: bool) -> None:
-    """Raises UsageError when `out` exists and may not be replaced, or holds something that stitch did not write."""
-    if not out.exists():
-        return
-    if not overwrite:
-        raise UsageError(f"--out must not exist; {out} does: choose another folder or add --overwrite.")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "report.json").is_file()):
-        raise UsageError(f"--overwrite replaces composites only; {out} is something else: choose another folder.")
 
 
 def finished(out: Path, request: dict) -> dict | None:
@@ -39,7 +29,7 @@ def _place(out: Path) -> Path:
 def workspace(out: Path, request: dict, resume: bool) -> Iterator[Path]:
     """A folder for intermediate files, empty or, with `resume`, as an interrupted run of the same request left it.
 
-    An interrupt (Ctrl-C, a signal) keeps it for `--resume`; success and failure remove it.
+    An interrupt (Ctrl-C, a signal) keeps it for `resume`; success and failure remove it.
     """
     folder = _place(out)
     if folder.exists() and resume:
@@ -47,7 +37,7 @@ def workspace(out: Path, request: dict, resume: bool) -> Iterator[Path]:
         if before is not None and before != request:
             changed = sorted(key for key in request.keys() | before.keys() if request.get(key) != before.get(key))
             raise UsageError(
-                f"--resume needs the settings of the interrupted run; {', '.join(changed)} differ: drop --resume."
+                f"`resume` needs the settings of the interrupted run; {', '.join(changed)} differ: drop `resume`."
             )
     elif folder.exists():
         shutil.rmtree(folder)
@@ -58,26 +48,19 @@ def workspace(out: Path, request: dict, resume: bool) -> Iterator[Path]:
         os.replace(temporary, folder / REQUEST)
     except OSError as error:
         raise StitchError(
-            f"--out must be writable; {out.parent} is not: {error.strerror}. Choose another folder."
+            f"out must be writable; {out.parent} is not: {error.strerror}. Choose another folder."
         ) from error
     try:
         yield folder
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise StitchError(
-            f"writing to {out.parent} failed: {error.strerror or error}. Free space or choose another --out."
+            f"writing to {out.parent} failed: {error.strerror or error}. Free space or choose another `out`."
         ) from error
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder)
-
-
-def publish(folder: Path, out: Path, work: Path) -> None:
-    """Makes a finished `folder` the output; what it replaces goes with the workspace."""
-    if out.exists():
-        os.replace(out, work / "replaced")
-    os.replace(folder, out)
 
 
 def short_name(model: str) -> str:

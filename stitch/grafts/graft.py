@@ -12,6 +12,7 @@ from stitch.circuits.find import Chosen, choose, read_arrangement
 from stitch.composite.checkpoint import TOKENIZER_FILES
 from stitch.errors import UsageError
 from stitch.files.folders import appear
+from stitch.files.output import check_output
 from stitch.grafts.allocation import Room
 from stitch.grafts.compared import Graft, on_text, with_plan
 from stitch.grafts.hosts import read_host, widened
@@ -76,8 +77,8 @@ def graft(
 
     Raises: UsageError when a circuit does not fit the host, StitchError when a donor does not have its behaviour.
     """
-    if out is not None and out.exists() and not overwrite:
-        raise UsageError(f"--out must not exist yet; {out} does: choose another or give --overwrite.")
+    if out is not None:
+        check_output(out, overwrite)
     options = {"device": torch_device(device), "trust_remote_code": trust_remote_code, "progress": progress}
     donors = [_load(wish.donor, "donor", **options) for wish in wishes]
     for wish, net in zip(wishes, donors, strict=True):
@@ -186,4 +187,4 @@ def _save(host: Model, donor: Model, out: Path, report: dict) -> None:
                 shutil.copyfile(donor.folder / name, folder / name)
         (folder / "graft.json").write_text(json.dumps(report, indent=2) + "\n")
 
-    appear(out, fill)
+    appear(out, fill, "graft", overwrite=True)

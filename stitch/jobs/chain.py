@@ -14,10 +14,11 @@ from pathlib import Path
 
 from stitch.composite.compose import check_target
 from stitch.composite.parts import Part, joined
-from stitch.config import Settings
+from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.files.folders import to_json
-from stitch.files.workspace import check_output, finished, publish, short_name, workspace
+from stitch.files.job import Job, run
+from stitch.files.workspace import short_name
 from stitch.jobs.join import stitch
 from stitch.jobs.stages import complete
 from stitch.models.device import torch_device, torch_dtype
@@ -51,54 +52,63 @@ def chain(
     Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
     After an interrupt the same call with `resume` goes on at the seam it was at and ends with the same bytes.
     """
-    if out is not None and not resume:
-        check_output(out, overwrite)
-    seams = [
+    asked = [
         Settings(
             model_a=early.model, model_b=late.model, layer=early.stop or 0, layer_b=late.start,
             **{"reference_steps": 0, **options},
         )
         for early, late in pairwise(parts)
     ]  # fmt: skip
-    models, sources = load_all(parts, seams[0], progress)
-    seams = complete_all(parts, seams, models)
-    shared = {name: value for name, value in seams[0].to_dict().items() if name not in OF_ONE_SEAM}
-    request = {**shared, "parts": [dataclasses.asdict(part) for part in parts]}
-    if out is None:
-        out = Path("-".join(short_name(part.model) for part in parts))
-    if resume and (report := finished(out, request)) is not None:
-        return report, out
-    check_output(out, overwrite)
 
-    with workspace(out, request, resume) as work:
-        early, source, site = models[0], sources[0], seams[0].layer
-        reports: list[dict] = []
-        for number, settings in enumerate(seams, 1):
-            late = models[number]
-            folder = work / f"seam-{number}"
-            report, _ = stitch(
-                dataclasses.replace(settings, model_a=early.name, layer=site),
-                folder,
-                resume=True,  # of nothing, unless this chain was interrupted
-                progress=progress,
-                loaded=(early, late, {"a": source, "b": sources[number]}),
-            )
-            reports.append(report)
-            if number < len(seams):
-                early = load_composite(folder, joined(parts[: number + 1]), settings)
-                source = Source(early.name, folder, None, "folder")
-                site += seams[number].layer - parts[number].start
-        report = assemble(parts, reports, request, sources)
-        # From here on a kill costs the last seam again: its folder becomes the chain's.
-        last, folder = work / f"seam-{len(seams)}", work / "composite"
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(last, folder)
-        for number in range(1, len(seams)):
-            keep_beside(work / f"seam-{number}", folder / f"seam-{number}")
-        (folder / "README.md").write_bytes(model_card(report))
-        (folder / "report.json").write_bytes(to_json(report))
-        publish(folder, out, work)
-    return report, out
+    def plan() -> Job:
+        models, sources = load_all(parts, asked[0], progress)
+        seams = complete_all(parts, asked, models)
+        shared = {name: value for name, value in seams[0].to_dict().items() if name not in OF_ONE_SEAM}
+        request = {**shared, "parts": [dataclasses.asdict(part) for part in parts]}
+
+        def make(scratch: Path, output: Path) -> dict:
+            reports = _join_all(parts, seams, models, sources, scratch, progress)
+            report = assemble(parts, reports, request, sources)
+            # From here on a kill costs the last seam again: its folder becomes the chain's.
+            os.replace(scratch / f"seam-{len(seams)}", output)
+            for number in range(1, len(seams)):
+                keep_beside(scratch / f"seam-{number}", output / f"seam-{number}")
+            (output / "README.md").write_bytes(model_card(report))
+            (output / "report.json").write_bytes(to_json(report))
+            return report
+
+        return Job(make=make, request=request, name="-".join(short_name(part.model) for part in parts))
+
+    return run("chain", plan, out, overwrite=overwrite, resume=resume)
+
+
+def _join_all(
+    parts: Sequence[Part],
+    seams: Sequence[CompleteSettings],
+    models: Sequence[Model],
+    sources: Sequence[Source],
+    scratch: Path,
+    progress: Progress | None,
+) -> list[dict]:
+    """Makes the seams one after another, each in its own folder of `scratch`; returns their reports."""
+    early, source, site = models[0], sources[0], seams[0].layer
+    reports: list[dict] = []
+    for number, settings in enumerate(seams, 1):
+        late = models[number]
+        folder = scratch / f"seam-{number}"
+        report, _ = stitch(
+            Settings.from_dict({**settings.to_dict(), "model_a": early.name, "layer": site}),
+            folder,
+            resume=True,  # of nothing, unless this chain was interrupted
+            progress=progress,
+            loaded=(early, late, {"a": source, "b": sources[number]}),
+        )
+        reports.append(report)
+        if number < len(seams):
+            early = load_composite(folder, joined(parts[: number + 1]), settings)
+            source = Source(early.name, folder, None, "folder")
+            site += seams[number].layer - parts[number].start
+    return reports
 
 
 def load_all(
@@ -127,7 +137,7 @@ def load_all(
     return models, sources
 
 
-def complete_all(parts: Sequence[Part], seams: Sequence[Settings], models: Sequence[Model]) -> list[Settings]:
+def complete_all(parts: Sequence[Part], seams: Sequence[Settings], models: Sequence[Model]) -> list[CompleteSettings]:
     """The seams' settings with their defaults filled in, checked against the models before any work is done.
 
     Windows are those that every model takes, so that all numbers of the report are of the same text.
@@ -144,11 +154,11 @@ def complete_all(parts: Sequence[Part], seams: Sequence[Settings], models: Seque
     completed = [
         complete(settings, early, late) for settings, early, late in zip(seams, models, models[1:], strict=False)
     ]
-    context = min(settings.context or 0 for settings in completed)
+    context = min(settings.context for settings in completed)
     return [dataclasses.replace(settings, context=context) for settings in completed]
 
 
-def load_composite(folder: Path, name: str, settings: Settings) -> Model:
+def load_composite(folder: Path, name: str, settings: CompleteSettings) -> Model:
     """The composite so far, as the first model of the next stitch."""
     return load(folder, name=name, dtype=torch_dtype(settings.dtype), device=torch_device(settings.device))
 

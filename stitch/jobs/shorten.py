@@ -1,26 +1,25 @@
-"""`--native`: one model without some of its blocks, as a stock checkpoint of its family. Each stage once, in order.
+"""Depth surgery (`native`): one model without some of its blocks, as a stock checkpoint of its family.
 
-SAEs and matching have no part in it, so that it takes minutes where the main job takes an hour.
+No SAE is trained and nothing is matched, so it takes minutes where the main job takes an hour.
 """
 
-import shutil
 from pathlib import Path
 
 import torch
 
 from stitch.activations.paired import Paired
 from stitch.composite.native import write_native
-from stitch.composite.surgery import COMPARED, TRANSLATIONS, Bridge, bridged, described, parameters_of, why_not_foldable
-from stitch.config import Settings
+from stitch.composite.surgery import TRANSLATIONS, Bridge, bridged, described, parameters_of, why_not_foldable
+from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.evaluation.rows import differences, ranked
 from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.scoring import stage
 from stitch.evaluation.stage import Stage
 from stitch.files.folders import to_json
-from stitch.files.workspace import check_output, finished, publish, short_name, workspace
-from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
-from stitch.jobs.timing import timed
+from stitch.files.job import Clock, Job, run
+from stitch.files.workspace import short_name
+from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows, text_size
 from stitch.models.flops import block_parameters
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
@@ -28,9 +27,10 @@ from stitch.models.sources import Source
 from stitch.progress import Progress
 from stitch.regression.moments import accumulate
 from stitch.regression.ridge import ridge
-from stitch.report.card import NULL_OF, model_card
+from stitch.report.card import model_card
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
+from stitch.translation import rows
 from stitch.translation.fit import from_ridge
 from stitch.translation.inputs import ByToken, Stream, streams
 from stitch.translation.look_ups import embeddings
@@ -50,59 +50,75 @@ def shorten(
     Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
     After an interrupt the same call with `resume` goes on and ends with the same bytes.
     """
-    seconds: dict[str, float] = {}
-    if out is not None and not resume:
-        check_output(out, overwrite)
-    check_translation(settings)
-    if settings.layer_b == "auto":
-        raise UsageError("--native needs the number of the block that --layer-b goes on at; got auto: name it.")
-    with timed(seconds, "load"):
-        model, other, sources = load_pair(settings, progress)
-        if other is not model:
-            raise UsageError(
-                f"--native shortens one model, so MODEL_A and MODEL_B must be the same; got {model.name} and {other.name}: "
-                "leave --native out, or name one model twice."
-            )
-        settings = complete(settings, model, model)
-    assert isinstance(settings.layer_b, int)
-    start, stop = settings.layer, settings.layer_b
+    clock = Clock()
+
+    def plan() -> Job:
+        check_translation(settings)
+        if settings.layer_b == "auto":
+            raise UsageError("layer_b must be a block's number with `native`; got auto: name the block.")
+        with clock.stage("load"):
+            model, other, sources = load_pair(settings, progress)
+            if other is not model:
+                raise UsageError(
+                    f"`native` shortens one model, so `model_a` and `model_b` must be the same; got {model.name} and "
+                    f"{other.name}: leave `native` out, or name one model twice."
+                )
+            completed = complete(settings, model, model)
+        check_foldable(completed, model)
+        start, stop = completed.sites
+
+        def make(scratch: Path, output: Path) -> dict:
+            return _make(completed, model, sources, scratch, output, clock, progress)
+
+        name = f"{short_name(model.name)}-without-{start}-to-{stop - 1}"
+        return Job(make=make, request=completed.to_dict(), name=name)
+
+    return run("join", plan, out, overwrite=overwrite, resume=resume)
+
+
+def _make(
+    settings: CompleteSettings,
+    model: Model,
+    sources: dict[str, Source],
+    scratch: Path,
+    output: Path,
+    clock: Clock,
+    progress: Progress | None,
+) -> dict:
+    """All stages from the text to the finished folder; returns the report."""
+    start, stop = settings.sites
+    with clock.stage("text"):
+        windows = read_windows(settings.text, text_size(settings, model, model), model.tokenizer, progress)
+    with clock.stage("activations"):
+        paired: dict[Split, Paired] = {}
+        for split in SPLITS:
+            paired[split] = harvest_pair(settings, model, model, windows[split], scratch / split, progress)
+    with clock.stage("translations"):
+        bridges = bridge_pair(settings, model, model, paired, progress)
+        adapters = _adapters(settings, model, paired)
+    with clock.stage("choice"):
+        chosen = _choose(settings, bridges, stage(settings, model, model, paired["sweep"]), progress)
+    with clock.stage("evaluation"):
+        scores = _evaluate(stage(settings, model, model, paired["report"]), bridges, adapters, chosen, progress)
+    report = _assemble(settings, model, sources, windows, bridges, chosen, scores)
+    with clock.stage("writing"):
+        changed = parameters_of(bridged(model, start, stop, bridges[chosen]), bridges[chosen])
+        write_native(output, model, start, stop, changed, extra_files={"README.md": model_card(report)})
+    report["seconds"] = clock.seconds
+    (output / "report.json").write_bytes(to_json(report))
+    return report
+
+
+def check_foldable(settings: CompleteSettings, model: Model) -> None:
+    """Raises UsageError where the blocks cannot be removed and bridged by the model's own weights."""
+    start, stop = settings.sites
     if (reason := why_not_foldable(model, start, stop, settings.memory)) is not None:
         raise UsageError(reason)
     if settings.translation == "down-projections" and stop == model.depth:
         raise UsageError(
-            f"--translation down-projections also changes the block after the cut; {model.name} has none after block "
+            f"translation down-projections also changes the block after the cut; {model.name} has none after block "
             f"{stop - 1}: choose down-projection."
         )
-    if out is None:
-        out = Path(f"{short_name(model.name)}-without-{start}-to-{stop - 1}")
-    if resume and (report := finished(out, settings.to_dict())) is not None:
-        return report, out
-    check_output(out, overwrite)
-
-    with workspace(out, settings.to_dict(), resume) as work:
-        with timed(seconds, "text"):
-            windows = read_windows(settings, model, progress)
-        with timed(seconds, "activations"):
-            paired: dict[Split, Paired] = {}
-            for split in SPLITS:
-                paired[split] = harvest_pair(settings, model, model, windows[split], work / split, progress)
-        with timed(seconds, "translations"):
-            bridges = bridge_pair(settings, model, model, paired, progress)
-            adapters = _adapters(settings, model, paired)
-        with timed(seconds, "choice"):
-            chosen = _choose(settings, bridges, stage(settings, model, model, paired["sweep"]), progress)
-        with timed(seconds, "evaluation"):
-            scores = _evaluate(stage(settings, model, model, paired["report"]), bridges, adapters, chosen, progress)
-        report = _assemble(settings, model, sources, windows, bridges, chosen, scores)
-        with timed(seconds, "writing"):
-            folder = work / "native"
-            shutil.rmtree(folder, ignore_errors=True)
-            changed = parameters_of(bridged(model, start, stop, bridges[chosen]), bridges[chosen])
-            write_native(folder, model, start, stop, changed, extra_files={"README.md": model_card(report)})
-            report["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
-            (folder / "report.json").write_bytes(to_json(report))
-            publish(folder, out, work)
-    return report, out
 
 
 def check_translation(settings: Settings) -> None:
@@ -110,12 +126,12 @@ def check_translation(settings: Settings) -> None:
     allowed = ("auto", "identity", *TRANSLATIONS)
     if settings.translation not in allowed:
         raise UsageError(
-            f"--native writes no adapter, so --translation must fold into the model's weights: {', '.join(allowed)}; got "
-            f"{settings.translation}: leave --native out, or choose one of these."
+            f"translation must fold into the model's weights with `native`: {', '.join(allowed)}; got "
+            f"{settings.translation}: choose one of these, or leave `native` out."
         )
 
 
-def _choose(settings: Settings, bridges: dict[str, Bridge], on: Stage, progress: Progress | None) -> str:
+def _choose(settings: CompleteSettings, bridges: dict[str, Bridge], on: Stage, progress: Progress | None) -> str:
     """Row name of the bridge to write: the one asked for, or the best on the sweep split."""
     if settings.translation != "auto":
         return TRANSLATIONS.get(settings.translation, "reference:passthrough")
@@ -147,9 +163,8 @@ def _evaluate(
 
 
 @torch.no_grad()
-def _adapters(settings: Settings, model: Model, paired: dict[Split, Paired]) -> dict[str, Translation]:
+def _adapters(settings: CompleteSettings, model: Model, paired: dict[Split, Paired]) -> dict[str, Translation]:
     """Affine maps of the stream, alone and with the token, fitted as in the main job: a composite keeps them as a module."""
-    assert isinstance(settings.layer_b, int)
     first = paired["fit"].b.read(0, settings.layer_b)[0, 0].float()
     inputs = {"x": Stream(settings.layer), "embedding": ByToken(embeddings(model))}
     wanted = {"translation:affine": ("x",), "translation:affine+token": ("x", "embedding")}
@@ -166,7 +181,7 @@ def _adapters(settings: Settings, model: Model, paired: dict[Split, Paired]) -> 
 
 
 def _assemble(
-    settings: Settings,
+    settings: CompleteSettings,
     model: Model,
     sources: dict[str, Source],
     windows: dict[Split, Windows],
@@ -175,9 +190,11 @@ def _assemble(
     scores: dict[str, Scores],
 ) -> dict:
     """report.json, timings aside; the same keys as the main job's where they apply."""
-    assert isinstance(settings.layer_b, int)
     removed = range(settings.layer, settings.layer_b)
-    compared = {name: "composite" if name.startswith("reference:") else other for name, other in COMPARED.items()}
+    # The short model is the chosen bridge: references are compared with it, whichever it is.
+    compared = {
+        name: "composite" if name.startswith("reference:") else other for name, other in rows.compared_with().items()
+    }
     return {
         "models": {"a": model.name, "b": model.name},
         "site": {"a": settings.layer, "b": settings.layer_b},
@@ -190,8 +207,8 @@ def _assemble(
         "tokens": {split: found.tokens for split, found in windows.items()},
         "ridge": described(bridges),
         "results": [scores[name].row(name) for name in ranked(scores)],
-        "differences": differences(scores, chosen, {**NULL_OF, **compared}),
+        "differences": differences(scores, compared),
         "chosen": chosen.partition(":")[2],
         "seconds": {},
-        "provenance": provenance(settings, model, model, sources),
+        "provenance": provenance(settings.to_dict(), model, model, sources),
     }

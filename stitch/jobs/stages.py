@@ -1,7 +1,9 @@
 """The stages of the main job, each a function of the settings and of what earlier stages gave: text to translations."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,7 +12,7 @@ from stitch.activations.harvest import Activations, harvest
 from stitch.activations.paired import Paired, pair
 from stitch.composite.compose import check_target
 from stitch.composite.surgery import Bridge, fit_bridges, sites_of, why_not_foldable
-from stitch.config import TOKENS, TOKENS_NATIVE, Settings, same_relative_depth
+from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings, CompleteSettings, same_relative_depth
 from stitch.errors import UsageError
 from stitch.features.matching import Matching, match
 from stitch.features.saes import SAEs, code_stream, steps_for, train
@@ -24,12 +26,26 @@ from stitch.text.documents import Split
 from stitch.text.tokenizers import require_same_ids
 from stitch.text.windows import HELD_OUT, LONGEST_CONTEXT, Windows, split_windows
 from stitch.translation.available import available, earlier_sites
-from stitch.translation.fit import Fitted, inputs_read, translate
+from stitch.translation.fit import Evidence, Fitted, Options, inputs_read, translate
 
 FEATURES_PER_WIDTH = 8  # of an SAE, by default
 
 
-def load_pair(settings: Settings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
+@dataclass(frozen=True, kw_only=True)
+class TextSize:
+    """How much text a job reads, in tokens: to fit on, in each held-out split, and in a window."""
+
+    fit: int
+    held_out: int
+    context: int
+
+    @property
+    def limits(self) -> dict[Split, int]:
+        """Tokens of each split."""
+        return {"fit": self.fit, "sweep": self.held_out, "report": self.held_out}
+
+
+def load_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
     """Both models, loaded once if they are the same.
 
     Raises UsageError when they do not read the same token ids, and where the second is a composite.
@@ -47,35 +63,54 @@ def load_pair(settings: Settings, progress: Progress | None = None) -> tuple[Mod
     return a, b, sources
 
 
-def complete(settings: Settings, a: Model, b: Model) -> Settings:
-    """The settings with every default that depends on the models filled in, checked against them."""
-    a.check_site(settings.layer)
-    layer_b = (
-        settings.layer_b if settings.layer_b is not None else same_relative_depth(settings.layer, a.depth, b.depth)
-    )
-    if isinstance(layer_b, int):
-        b.check_site(layer_b)
-    else:
-        check_choosable(settings.layer, b)
+def text_size(settings: AnySettings, a: Model, b: Model, held_out: int = HELD_OUT) -> TextSize:
+    """Tokens of the splits and the context, with the defaults of these models; held-out splits have at most `held_out`."""
     longest = min(a.longest, b.longest)
     context = settings.context if settings.context is not None else min(longest, LONGEST_CONTEXT)
     if context > longest:
-        raise UsageError(f"--context must be at most {longest}, what both models take; got {context}.")
+        raise UsageError(f"context must be at most {longest}, what both models take; got {context}.")
+    tokens = settings.tokens or (TOKENS_NATIVE if settings.native else TOKENS)
+    held = settings.held_out or max(8 * context, min(tokens // 10, held_out))
+    return TextSize(fit=tokens, held_out=held, context=context)
+
+
+def check(settings: AnySettings, a: Model, b: Model) -> None:
+    """Raises UsageError where the models cannot be joined as the settings ask."""
+    a.check_site(settings.layer)
+    if isinstance(settings.layer_b, int):
+        b.check_site(settings.layer_b)
+    elif settings.layer_b == "auto":
+        check_choosable(settings.layer, b)
     widest = max(a.width, b.width)
     if settings.features is not None:
         if settings.features < widest:
-            raise UsageError(f"--features must be at least the width, {widest}; got {settings.features}: raise it.")
+            raise UsageError(f"features must be at least the width, {widest}; got {settings.features}: raise it.")
         # SAE training keeps weights, gradients and two Adam moments of both halves of both SAEs, in float32.
         needed = 4 * 4 * 2 * settings.features * (a.width + b.width)
         if needed > settings.memory:
             raise UsageError(
-                f"--features {settings.features:,} needs {needed / 2**30:.1f} GiB to train; --memory is "
+                f"features must fit into `memory`: {settings.features:,} need {needed / 2**30:.1f} GiB to train, and it is "
                 f"{settings.memory / 2**30:.1f} GiB: lower the one or raise the other."
             )
-    tokens = settings.tokens or (TOKENS_NATIVE if settings.native else TOKENS)
     if not settings.native:  # which has no features
-        check_determined(settings.features or FEATURES_PER_WIDTH * widest, tokens, "--features")
-    return dataclasses.replace(settings, layer_b=layer_b, context=context, tokens=tokens)
+        tokens = text_size(settings, a, b).fit
+        check_determined(settings.features or FEATURES_PER_WIDTH * widest, tokens, "features")
+
+
+def complete(settings: AnySettings, a: Model, b: Model) -> CompleteSettings:
+    """The settings with every default that depends on the models filled in. `layer_b` must not be "auto" any more.
+
+    Raises UsageError where the models cannot be joined as the settings ask.
+    """
+    check(settings, a, b)
+    layer_b = settings.layer_b
+    if layer_b is None:
+        layer_b = same_relative_depth(settings.layer, a.depth, b.depth)
+    if isinstance(layer_b, str):
+        raise UsageError("layer_b must be a block's number here; got auto: choose a block first.")
+    size = text_size(settings, a, b)
+    values = {**settings.to_dict(), "layer_b": layer_b, "context": size.context, "tokens": size.fit}
+    return CompleteSettings(**values)
 
 
 def check_determined(features: int, tokens: int, what: str) -> None:
@@ -83,25 +118,19 @@ def check_determined(features: int, tokens: int, what: str) -> None:
     if tokens < 2 * features:
         raise UsageError(
             f"{what} must be at most half the number of tokens to fit on, {tokens:,}; got {features:,}: "
-            "raise --tokens or take fewer features."
+            "raise `tokens` or lower `features`."
         )
 
 
-def read_windows(
-    settings: Settings, model: Model, progress: Progress | None = None, held_out: int = HELD_OUT
-) -> dict[Split, Windows]:
+def read_windows(text: str, size: TextSize, tokenizer: Any, progress: Progress | None = None) -> dict[Split, Windows]:
     """Packed windows of the three splits. Raises StitchError when the text is too small to fill them."""
-    assert settings.context is not None and settings.tokens is not None
-    held = settings.held_out or max(8 * settings.context, min(settings.tokens // 10, held_out))
-    limits: dict[Split, int] = {"fit": settings.tokens, "sweep": held, "report": held}
-    return split_windows(settings.text, limits, model.tokenizer, settings.context, progress)
+    return split_windows(text, size.limits, tokenizer, size.context, progress)
 
 
 def harvest_pair(
-    settings: Settings, a: Model, b: Model, windows: Windows, folder: Path, progress: Progress | None = None
+    settings: CompleteSettings, a: Model, b: Model, windows: Windows, folder: Path, progress: Progress | None = None
 ) -> Paired:
     """Activations of both sites on disk; one pass for both when A is B."""
-    assert isinstance(settings.layer_b, int)
     early = [*earlier_sites(settings.layer), settings.layer]
     sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b)}) if a is b else early
     width = sum(map(a.width_at, sites)) + (0 if a is b else b.width)
@@ -117,9 +146,8 @@ def harvest_pair(
     return pair(one(a, sites, "a"), one(b, [settings.layer_b], "b"), settings.layer, settings.layer_b)
 
 
-def bridging_sites(settings: Settings, a: Model, b: Model) -> list[int]:
+def bridging_sites(settings: CompleteSettings, a: Model, b: Model) -> list[int]:
     """Sites that `bridge_pair` needs; none where it has nothing to do."""
-    assert isinstance(settings.layer_b, int)
     sites = settings.layer, settings.layer_b
     if a is not b or settings.brief:
         return []
@@ -127,10 +155,9 @@ def bridging_sites(settings: Settings, a: Model, b: Model) -> list[int]:
 
 
 def bridge_pair(
-    settings: Settings, a: Model, b: Model, paired: dict[Split, Paired], progress: Progress | None = None
+    settings: CompleteSettings, a: Model, b: Model, paired: dict[Split, Paired], progress: Progress | None = None
 ) -> dict[str, Bridge]:
     """Where A is B and blocks are left out: the bridges that fold into A's own weights. Else none."""
-    assert isinstance(settings.layer_b, int)
     if not bridging_sites(settings, a, b):
         return {}
     streams: dict[Split, Activations] = {split: paired[split].a for split in ("fit", "sweep")}
@@ -139,7 +166,7 @@ def bridge_pair(
     )
 
 
-def sae_configs(settings: Settings, a: Model, b: Model, fit: Paired) -> dict[str, SAEConfig]:
+def sae_configs(settings: CompleteSettings, a: Model, b: Model, fit: Paired) -> dict[str, SAEConfig]:
     """What both SAEs should be."""
     batch = 1024 if fit.tokens >= 64 * 1024 else 256
 
@@ -157,7 +184,7 @@ def sae_configs(settings: Settings, a: Model, b: Model, fit: Paired) -> dict[str
 
 
 def train_pair(
-    settings: Settings,
+    settings: CompleteSettings,
     a: Model,
     b: Model,
     paired: dict[Split, Paired],
@@ -193,7 +220,7 @@ def train_pair(
     return saes
 
 
-def chunk_tokens(settings: Settings, saes: SAEs) -> int:
+def chunk_tokens(settings: CompleteSettings, saes: SAEs) -> int:
     """Tokens encoded at a time: dense codes of both SAEs and their copies within a sixteenth of the memory.
 
     More than 2,048 only makes arrays so large that the allocator returns them to the system every time.
@@ -202,20 +229,22 @@ def chunk_tokens(settings: Settings, saes: SAEs) -> int:
     return max(256, min(2048, settings.memory // 16 // (12 * features)))
 
 
-def match_pair(settings: Settings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None) -> Matching:
+def match_pair(
+    settings: CompleteSettings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None
+) -> Matching:
     """The matching of both SAEs' features over the fit tokens, whose codes are kept in `work`."""
     stream = codes_of_pair(settings, fit, saes, work, progress)
     return match(stream, settings.matching, seed=settings.seed, budget_bytes=settings.memory // 4)
 
 
-def codes_of_pair(settings: Settings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None):
+def codes_of_pair(settings: CompleteSettings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None):
     """Both SAEs' codes of the fit tokens, a stream that can be started again."""
     chunk = chunk_tokens(settings, saes)
     return code_stream(fit, saes.a, saes.b, chunk=chunk, folder=work / "codes", progress=progress)
 
 
 def translate_pair(
-    settings: Settings,
+    settings: CompleteSettings,
     a: Model,
     b: Model,
     paired: dict[Split, Paired],
@@ -225,10 +254,13 @@ def translate_pair(
 ) -> Fitted:
     """Every translation and null of the pair that the settings want, fitted on the fit split, λ chosen on the sweep split."""
     fit = paired["fit"]
-    inputs = available(a, b, fit, saes, settings.seed, inputs_read(settings.wants))
-    return translate(
-        fit, paired["sweep"], inputs=inputs, a=saes.a, b=saes.b, matching=matching,
-        first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.config.vocab_size, ngrams=settings.ngrams,
-        routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes), memory=settings.memory,
-        wants=settings.wants, progress=progress,
+    evidence = Evidence(
+        fit=fit, held_out=paired["sweep"], inputs=available(a, b, fit, saes, settings.seed, inputs_read(settings.wants)),
+        a=saes.a, b=saes.b, matching=matching, first=fit.b.read(0, fit.site_b)[0, 0].float(),
+        vocabulary=b.config.vocab_size,
     )  # fmt: skip
+    options = Options(
+        ngrams=settings.ngrams, routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes),
+        memory=settings.memory,
+    )  # fmt: skip
+    return translate(evidence, options, settings.wants, progress)

@@ -1,6 +1,5 @@
 """Every pair of layers of two models, in both directions: what the fast translations reach there, at what cost."""
 
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,13 +8,14 @@ import torch
 
 from stitch.composite.compose import check_target
 from stitch.composite.costs import Costs, whole_parameters
-from stitch.config import Settings
+from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.files.folders import to_json
-from stitch.files.workspace import check_output, finished, publish, short_name, workspace
+from stitch.files.job import Job, run
+from stitch.files.workspace import short_name
 from stitch.jobs.cluster import connected
-from stitch.jobs.stages import complete, load_pair, read_windows
+from stitch.jobs.stages import complete, load_pair, read_windows, text_size
 from stitch.jobs.sweep_tasks import harvest_on, score_on
 from stitch.layers.cells import Cell, Found, Harvest, Row, Side, harvest_all, score_cells
 from stitch.layers.choose import RULE, best_layer, eligible
@@ -57,57 +57,67 @@ def sweep(
     Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
     """
     require_matplotlib()
-    if out is not None and not resume:
-        check_output(out, overwrite)
     settings = Settings(
         model_a=model_a, model_b=model_b, layer=0, layer_b=0, text=text, tokens=tokens, context=context, seed=seed,
         memory=memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    a, b, sources = load_pair(settings, progress)
-    for model in (a, b):
-        check_target(model.config, model.name)  # both directions are tried
-        if model.depth < 2:
-            raise UsageError(f"a sweep needs models of at least 2 blocks; {model.name} has {model.depth}.")
-    settings = complete(settings, a, b)
-    request = {key: value for key, value in settings.to_dict().items() if key in _ASKED}
-    if out is None:
-        out = Path(f"{short_name(a.name)}-{short_name(b.name)}-sweep")
-    if resume and (report := finished(out, request)) is not None:
-        return report, out
-    check_output(out, overwrite)
 
+    def plan() -> Job:
+        a, b, sources = load_pair(settings, progress)
+        for model in (a, b):
+            check_target(model.config, model.name)  # both directions are tried
+            if model.depth < 2:
+                raise UsageError(f"a sweep needs models of at least 2 blocks; {model.name} has {model.depth}.")
+        completed = complete(settings, a, b)
+        request = {key: value for key, value in completed.to_dict().items() if key in _ASKED}
+
+        def make(scratch: Path, output: Path) -> dict:
+            report = _make(completed, {"a": a, "b": b}, scratch.resolve(), cluster, progress)
+            report["provenance"] = {**provenance(completed.to_dict(), a, b, sources), "settings": request}
+            output.mkdir()
+            (output / "report.json").write_bytes(to_json(report))
+            (output / "README.md").write_bytes(card(report))
+            draw(report, output / "sweep.png")
+            return report
+
+        return Job(make=make, request=request, name=f"{short_name(a.name)}-{short_name(b.name)}-sweep")
+
+    return run("sweep", plan, out, overwrite=overwrite, resume=resume)
+
+
+def _make(
+    settings: CompleteSettings,
+    models: dict[Side, Model],
+    scratch: Path,
+    cluster: str | None,
+    progress: Progress | None,
+) -> dict:
+    """Harvests, scores every pair of layers, and assembles the report without its provenance."""
+    a, b = models["a"], models["b"]
     with ExitStack() as stack:
-        work = stack.enter_context(workspace(out, request, resume)).resolve()
         workers = stack.enter_context(connected(cluster, on_gpu=a.device.type == "cuda")) if cluster else None
-        windows = read_windows(settings, b, progress, HELD_OUT)
-        models: dict[Side, Model] = {"a": a, "b": b}
+        windows = read_windows(settings.text, text_size(settings, a, b, HELD_OUT), b.tokenizer, progress)
         sites: dict[Side, Sequence[int]] = {side: range(model.depth + 1) for side, model in models.items()}
         harvests: dict[str, Harvest] = {}
         for split in SPLITS:
             if workers:
-                harvest_on(workers, settings, windows[split], sites, work / split, progress)
-            harvests[split] = harvest_all(models, windows[split], sites, work / split, memory, progress)
+                harvest_on(workers, settings, windows[split], sites, scratch / split, progress)
+            harvests[split] = harvest_all(models, windows[split], sites, scratch / split, settings.memory, progress)
         fit, held_out = harvests["fit"], {split: harvests[split] for split in SPLITS_SCORED}
         cells = all_cells(a, b)
         if workers:
             found = score_on(workers, settings, cells, fit, held_out, "report", progress)
         else:
-            found = score_cells(models, cells, fit, held_out, reference="report", memory=memory, progress=progress)
-        donors = _score_donors(models, held_out, memory, progress)
-        report = assemble(models, settings.context or 0, found, donors, seed)
+            found = score_cells(
+                models, cells, fit, held_out, reference="report", memory=settings.memory, progress=progress
+            )
+        donors = _score_donors(models, held_out, settings.memory, progress)
+        report = assemble(models, settings.context, found, donors, settings.seed)
         report["tokens"] = {
             **{split: one.tokens for split, one in windows.items()},
             "fitted_on": int(fit.keep.sum()),
         }
-        report["provenance"] = {**provenance(settings, a, b, sources), "settings": request}
-        folder = work / "sweep"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        (folder / "report.json").write_bytes(to_json(report))
-        (folder / "README.md").write_bytes(card(report))
-        draw(report, folder / "sweep.png")
-        publish(folder, out, work)
-    return report, out
+    return report
 
 
 _ASKED = (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from stitch.config import Settings
+from stitch.config import CompleteSettings
 from stitch.jobs.cluster import Cluster
 from stitch.jobs.stages import load_pair
 from stitch.layers.cells import Cell, Found, Harvest, Side, harvest_all, score_cells
@@ -21,7 +21,7 @@ PARTS = 4  # for every worker, so that all end at about the same time
 
 def harvest_on(
     cluster: Cluster,
-    settings: Settings,
+    settings: CompleteSettings,
     windows: Windows,
     sites: dict[Side, Sequence[int]],
     folder: Path,
@@ -34,7 +34,7 @@ def harvest_on(
 
 def score_on(
     cluster: Cluster,
-    settings: Settings,
+    settings: CompleteSettings,
     cells: Sequence[Cell],
     fit: Harvest,
     held_out: dict[str, Harvest],
@@ -55,19 +55,19 @@ def score_on(
 
 
 def _harvest(
-    settings: Settings, windows: Windows, sites: dict[Side, Sequence[int]], folder: Path, part: tuple[int, int]
+    settings: CompleteSettings, windows: Windows, sites: dict[Side, Sequence[int]], folder: Path, part: tuple[int, int]
 ) -> None:
     harvest_all(_models(settings), windows, sites, folder, settings.memory, part=part)
 
 
 def _score(
-    settings: Settings, cells: Sequence[Cell], fit: Harvest, held_out: dict[str, Harvest], reference: str | None
+    settings: CompleteSettings, cells: Sequence[Cell], fit: Harvest, held_out: dict[str, Harvest], reference: str | None
 ) -> Found:
     return score_cells(_models(settings), cells, fit, held_out, reference=reference, memory=settings.memory)
 
 
 @lru_cache(maxsize=1)
-def _models(settings: Settings) -> dict[Side, Model]:
+def _models(settings: CompleteSettings) -> dict[Side, Model]:
     """Of this worker; it keeps them from one task to the next."""
     a, b, _ = load_pair(settings)
     return {"a": a, "b": b}

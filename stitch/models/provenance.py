@@ -5,14 +5,13 @@ import importlib.metadata
 import json
 import platform
 
-from stitch.config import Settings
 from stitch.models.model import Model
 from stitch.models.sources import Source
 
 
-def provenance(settings: Settings, a: Model, b: Model, sources: dict[str, Source]) -> dict:
+def provenance(settings: dict, a: Model, b: Model, sources: dict[str, Source]) -> dict:
     """What made the numbers of a pair: settings, revisions, tokenizer, attention kernels, versions."""
-    return surroundings(settings.to_dict(), {"a": (a, sources["a"]), "b": (b, sources["b"])})
+    return surroundings(settings, {"a": (a, sources["a"]), "b": (b, sources["b"])})
 
 
 def surroundings(settings: dict, models: dict[str, tuple[Model, Source]]) -> dict:

@@ -6,21 +6,6 @@ from stitch.report import chain as chain_report
 
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to B", "top-1"]
 
-# What each null is a broken version of; a null that is not worse than its counterpart means that the counterpart shows nothing.
-NULL_OF = {
-    "null:shuffled-matching": "translation:permutation",
-    "null:random-rotation": "translation:procrustes",
-    "null:shuffled-tokens": "translation:affine",
-    "null:untrained-sae": "translation:features",
-    "null:random-relu": "translation:features+free",
-    "null:random-topk": "translation:features+free",
-    "null:exemplars": "translation:features+free",
-    "null:rbf": "translation:features+free",
-    "null:look-ups": "translation:affine+free",
-    "null:no-source": "translation:affine+free+tables",
-    "null:random-routes": "translation:routed",
-}
-
 
 def table(report: dict) -> tuple[list[str], list[list[str]], str]:
     """Header, rows and title of the result table."""
@@ -80,7 +65,7 @@ def footnotes(report: dict) -> list[str]:
             f"{found['null_mean_score']:.3f}. Their sum is at most {found['gap']:.4%} below that of the best matching there is."
         )
     if found := report.get("left_out"):
-        lines.append(f"Left out, as they need more than --memory: {', '.join(found)}.")
+        lines.append(f"Left out, because they need more than `memory`: {', '.join(found)}.")
     for item in report.get("differences", []):
         lines.append(
             f"{item['name']} − {item['minus']}: {item['ce']:+.3f} nats ({item['ce_low']:+.3f} to {item['ce_high']:+.3f}, paired)."

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from stitch.composite.costs import Costs
-from stitch.composite.surgery import COMPARED, Bridge, described
-from stitch.config import Settings
+from stitch.composite.surgery import Bridge, described
+from stitch.config import CompleteSettings
 from stitch.evaluation.rows import against_line, differences, line, ranked
 from stitch.evaluation.scores import Scores
 from stitch.features.matching import Matching
@@ -14,14 +14,14 @@ from stitch.features.saes import SAEs
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
 from stitch.models.sources import Source
-from stitch.report.card import NULL_OF
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
 from stitch.translation.fit import Fitted
+from stitch.translation.rows import compared_with
 
 
 def assemble(
-    settings: Settings,
+    settings: CompleteSettings,
     a: Model,
     b: Model,
     sources: dict[str, Source],
@@ -34,8 +34,7 @@ def assemble(
     scores: dict[str, Scores],
 ) -> dict:
     """report.json, timings aside."""
-    assert isinstance(settings.layer_b, int) and settings.context is not None
-    sites = settings.layer, settings.layer_b
+    sites = settings.sites
     costs = Costs(a, b, settings.context)
     yardstick = line(costs, *sites, fitted.translations[chosen], scores)
     results = _results(costs, sites, fitted, chosen, scores)
@@ -61,12 +60,12 @@ def assemble(
         "results": [*results[:3], yardstick, *results[3:]],  # after a, b and the composite
         "differences": [
             against_line(scores, yardstick["share"]),
-            *differences(scores, chosen, {**NULL_OF, **COMPARED}),
+            *differences(scores, compared_with()),
         ],
         "left_out": list(fitted.left_out),
         "chosen": chosen.partition(":")[2],
         "seconds": {},
-        "provenance": provenance(settings, a, b, sources),
+        "provenance": provenance(settings.to_dict(), a, b, sources),
     }
 
 
@@ -84,7 +83,7 @@ def _results(
     return results
 
 
-def _saes(settings: Settings, saes: SAEs, scores: dict[str, Scores]) -> list[dict]:
+def _saes(settings: CompleteSettings, saes: SAEs, scores: dict[str, Scores]) -> list[dict]:
     """Of each SAE: size, how well it reconstructs, and the cross-entropy of its model with it spliced in."""
     return [
         {

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from stitch.errors import UsageError
 from stitch.files.folders import appear
 from stitch.models.model import Model
 from stitch.synthesis.kinds import FILE
@@ -16,9 +15,6 @@ from stitch.synthesis.kinds import FILE
 
 def save(model: Model, description: dict, folder: Path, *, overwrite: bool = False) -> None:
     """The folder appears whole or not at all. Raises UsageError when it exists and `overwrite` is False."""
-    if folder.exists() and not overwrite:
-        raise UsageError(f"{folder} must not exist; it does: choose another --out or pass --overwrite.")
-
     logging.disable_progress_bar()
 
     def fill(new: Path) -> None:
@@ -26,7 +22,7 @@ def save(model: Model, description: dict, folder: Path, *, overwrite: bool = Fal
         model.tokenizer.save_pretrained(new)
         (new / FILE).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
 
-    appear(folder, fill)
+    appear(folder, fill, "compile", overwrite=overwrite)
 
 
 def load(folder: Path, dtype: torch.dtype, attention: str, device: str = "cpu") -> PreTrainedModel:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stitch.errors import UsageError
+from stitch.files.output import check_output
 from stitch.synthesis import checkpoint, kinds
 from stitch.synthesis.automata.automaton import read_automaton
 from stitch.synthesis.automata.stepwise import random_codes
@@ -63,6 +64,7 @@ def compile_automaton(
 
     Raises UsageError for an automaton, a mode or a length that cannot be compiled, with what helps.
     """
+    check_output(out, overwrite)
     if mode not in MODES:
         raise UsageError(f"--mode must be one of {', '.join(MODES)}; got {mode}.")
     if length < 2:
@@ -92,6 +94,7 @@ def compile_machine(
 
     Raises UsageError for another kind, and where frames do not fit the context.
     """
+    check_output(out, overwrite)
     if kind not in MACHINES:
         raise UsageError(f"--kind must be one of {', '.join(MACHINES)}; got {kind}.")
     own = {"window": window} if kind == "turing" else {"cells": cells}
@@ -117,6 +120,7 @@ def compile_pattern(
     Positions are `learned` (gpt2) or `rope` (llama): either of `arch` and `positions` says which, learned if none does.
     Raises UsageError for a pattern that is none, or that the architecture has no positions for.
     """
+    check_output(out, overwrite)
     if positions not in (None, *POSITIONS.values()):
         raise UsageError(f"--positions must be one of {', '.join(POSITIONS.values())}; got {positions}.")
     arch = arch or next((name for name, kind in POSITIONS.items() if kind == positions), "gpt2")
@@ -149,6 +153,7 @@ def compile_induction(
 
     Raises UsageError where the vocabulary cannot be read, or has more bits than heads can compare over the context.
     """
+    check_output(out, overwrite)
     description = {
         "kind": "induction",
         "arch": arch,

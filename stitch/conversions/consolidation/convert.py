@@ -27,7 +27,7 @@ from stitch.conversions.report import difference
 from stitch.conversions.save import save_stock
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Scores
-from stitch.files.workspace import check_output
+from stitch.files.output import check_output
 from stitch.progress import Progress
 
 UNSEEN = 32  # queries that the donor writes for the report where no file has them

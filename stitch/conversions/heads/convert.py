@@ -19,7 +19,7 @@ from stitch.conversions.report import difference
 from stitch.conversions.save import save_stock
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Scores, evaluate, whole_model
-from stitch.files.workspace import check_output
+from stitch.files.output import check_output
 from stitch.internals import weights
 from stitch.models.model import Model
 from stitch.progress import Progress

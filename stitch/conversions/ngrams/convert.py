@@ -16,7 +16,7 @@ from stitch.conversions.report import difference
 from stitch.conversions.save import save
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
-from stitch.files.workspace import check_output
+from stitch.files.output import check_output
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.flops import block_parameters
 from stitch.models.model import Model

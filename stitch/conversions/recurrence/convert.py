@@ -24,6 +24,7 @@ from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
 from stitch.conversions.save import save
 from stitch.errors import UsageError
+from stitch.files.output import check_output
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM, attentions, shape_of
 from stitch.models.model import Model
 from stitch.progress import Progress
@@ -69,8 +70,7 @@ def convert_recurrent(
 
     Raises UsageError when the request cannot be met, StitchError when weights, text or a denominator fail.
     """
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out} must not exist; it does: choose another --out or pass --overwrite.")
+    check_output(out, overwrite)
     if features not in FEATURES:
         raise UsageError(f"--features must be one of {', '.join(FEATURES)}; got {features!r}.")
     if allocation not in ALLOCATIONS:

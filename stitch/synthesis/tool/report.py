@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stitch.composite.checkpoint import TOKENIZER_FILES
-from stitch.errors import UsageError
 from stitch.evaluation.scores import bootstrap, evaluate, whole_model
 from stitch.files.folders import appear
+from stitch.files.output import check_output
 from stitch.models.device import torch_device
 from stitch.models.loading import load
 from stitch.models.model import Model
@@ -53,8 +53,7 @@ def compile_tool(
 
     Raises: UsageError for an automaton or a host that does not fit.
     """
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out} must not exist; it does: choose another --out or pass --overwrite.")
+    check_output(out, overwrite)
     automaton = read_automaton(spec, normalise=normalise)
     before = load(resolve(host, progress=progress).folder, name=host, dtype=torch.float32, device=torch_device(device))
     windows = report_windows(text, tokens, before.tokenizer, before.longest)
@@ -79,7 +78,7 @@ def compile_tool(
         save_file({"states": tool.read.float().contiguous()}, folder / READOUT, metadata={"format": "pt"})
         (folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
-    appear(out, fill)
+    appear(out, fill, "compile tool", overwrite=True)
     steps = steps_of_tokens(automaton, before.tokenizer, before.config.vocab_size)
     states = states_along(steps, ids, automaton.start)
     report["right"] = _rows(before, out, tool.read, windows, states, progress)
