@@ -142,6 +142,13 @@ def test_an_error_is_one_line_and_an_exit_code(error, code, line, capsys):
         raise error
 
 
+@pytest.mark.parametrize("passing", [typer.Exit(3), typer.Abort(), BrokenPipeError()])
+def test_what_typer_handles_passes(passing, capsys):
+    with pytest.raises(type(passing)) as found, reported(PARAMETERS, debug=False, resumable=False):
+        raise passing
+    assert found.value is passing and capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("resumable", [True, False])
 def test_an_interrupt_names_resume_where_the_command_has_it(resumable, capsys):
     with pytest.raises(typer.Exit) as found, reported(PARAMETERS, debug=True, resumable=resumable):
@@ -169,7 +176,7 @@ def test_sizes_in_bytes(text, size):
     assert byte_count(text) == size
 
 
-@pytest.mark.parametrize("text", ["lots", "", "4X", "G", "inf", "nanG"])
+@pytest.mark.parametrize("text", ["lots", "", "4X", "G", "infG", "nanG"])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(UsageError, match=r"^memory must be a size such as 512M or 4G; got"):
         byte_count(text)

@@ -164,7 +164,7 @@ def ngram(
 )
 def consolidate(
     model: o.Model,
-    context: Annotated[
+    document: Annotated[
         Path,
         o.option("Input", "--context", "FILE", "The document: a text file that fits into the model's context."),
     ],
@@ -217,7 +217,7 @@ def consolidate(
 
     with progress(quiet) as update:
         report = consolidate(
-            model, context, out, queries=queries, cost=cost, text=text, tokens=tokens, held_out=held_out, seed=seed,
+            model, document, out, queries=queries, cost=cost, text=text, tokens=tokens, held_out=held_out, seed=seed,
             device=device, dtype=dtype, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=update,
         )  # fmt: skip
     print_conversion(report, out, as_json)

@@ -20,7 +20,7 @@ def reported(params: Sequence[Any], *, debug: bool, resumable: bool) -> Iterator
     """A failure inside becomes one line on standard error and the exit code it asks for; with `debug` it passes as it is."""
     try:
         yield
-    except (typer.Exit, typer.Abort):
+    except (typer.Exit, typer.Abort, BrokenPipeError):  # the last where output goes to `head`; typer ends quietly
         raise
     except KeyboardInterrupt:
         print("\nstopped" + ("; the same command with --resume continues." if resumable else "."), file=sys.stderr)
