@@ -59,7 +59,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Take language models apart and build new ones from the parts.",
     epilog=EXAMPLES,
 )
 app.add_typer(stitching.commands)

@@ -54,7 +54,9 @@ class Group(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for param in self.get_params(ctx):
             if is_switch(param) and param.default is None:  # --help, and typer's switches for completion
-                param.default = False  # to convert None typer would import pydantic, which takes as long as all the rest
+                param.default = (
+                    False  # to convert None typer would import pydantic, which takes as long as all the rest
+                )
         return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
