@@ -62,7 +62,7 @@ def heads(
     """Merge key and value heads, for a smaller KV cache.
 
     Heads are merged by low-rank approximation and least squares, and written as a stock checkpoint. The report compares
-    with mean pooling and other baselines that get the same refits. A GPT-2 becomes a GPTBigCode, which has a single key
+    with mean pooling and other baselines that are refitted in the same way. A GPT-2 becomes a GPTBigCode, which has a single key
     head.
     """
     from stitch.conversions.heads.convert import convert_heads
@@ -110,7 +110,7 @@ def ngram(
             "Conversion",
             "--tolerance",
             "NATS",
-            "With --drop auto, largest increase of cross-entropy on the tokens for choices, in nats per token.",
+            "With --drop auto, largest increase of cross-entropy on the tokens held out for choices, in nats per token.",
         ),
     ] = 0.05,
     order: Annotated[

@@ -144,7 +144,7 @@ Translation = Annotated[
         "--translation",
         "NAME",
         "Translation to write, by its name in the report, such as affine. auto: the one with the lowest cross-entropy on "
-        "the tokens for choices.",
+        "the tokens held out for choices.",
     ),
 ]
 Ngrams = Annotated[

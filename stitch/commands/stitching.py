@@ -46,8 +46,9 @@ def join(
             "Input",
             "--layer-b",
             "N|auto",
-            "First block of MODEL_B that runs. auto: of the blocks from 1 on with which the composite costs no more FLOPs per "
-            "token than the costlier model, the one with the lowest cross-entropy; if there is none, the cheapest block.",
+            "First block of MODEL_B that runs. auto: tries every block but the first, leaves out those where the composite costs "
+            "more FLOPs per token than the costlier model, and takes the one with the lowest cross-entropy (if none is left, the "
+            "cheapest block).",
             "the same relative depth as --layer",
         ),
     ] = None,
@@ -137,8 +138,8 @@ def chain(
         Path,
         o.argument(
             "FILE",
-            "YAML file with a list `parts` of {model, from, to}: blocks from to to-1 run. The first part has no `from`, "
-            "the last no `to`.",
+            "YAML file with a list `parts` of {model, from, to}. Of each model, the blocks `from` to `to` - 1 run. The first "
+            "part needs no `from`, the last no `to`.",
         ),
     ],
     text: o.Text = "docs",

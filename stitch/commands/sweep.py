@@ -62,7 +62,7 @@ def sweep(
 ) -> None:
     """Try every pair of layers of two models.
 
-    Both directions are tried. Only translations that are quick to fit are tried. The report has the cross-entropy of
+    Both directions are tried, with translations that are quick to fit. The report has the cross-entropy of
     every composite as a heat map, the best block of the other model for each number of early blocks (chosen as `stitch
     join --layer-b auto` does), and the composites that no other beats in both cross-entropy and cost.
     """
