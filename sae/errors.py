@@ -1,2 +1,4 @@
 class SAEError(Exception):
     """An SAE cannot be trained, read or used. One line: what is needed, what was got, what to do."""
+
+    exit_code = 1

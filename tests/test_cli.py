@@ -41,18 +41,6 @@ def stitch(donors: dict[str, Path], *more: str | Path, a: Path | str | None = No
     return invoke(*place, *layer, *RUN, *more)
 
 
-def test_help_needs_no_torch_and_little_time():
-    code = "import sys, cli; sys.argv = ['stitch', '--help']\n"
-    code += "try: cli.main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert done.stdout.endswith("False\n") and "stitch MODEL_A MODEL_B --layer N" in done.stdout
-    assert min(times) < 2.0  # 0.3 s on a quiet machine; this bound only catches a heavy import on a busy one
-
-
 def test_the_default_command_prints_json_alone_on_stdout_and_progress_on_stderr(donors, tmp_path):
     done = stitch(donors, "--json", "--out", tmp_path / "c", "--sae-passes", "0.5")
     assert done.exit_code == 0, done.stderr
@@ -153,7 +141,7 @@ def test_models_that_cannot_be_used_are_refused_in_one_line(how, code, message, 
         (["--layer", "7"], 2, "layer must be in 0..6"),
         (["--features", "32"], 2, "--features must be at least the width, 48; got 32"),
         (["--features", "1000000"], 2, "--memory is 0.2 GiB"),
-        (["--memory", "lots"], 2, "--memory needs a size such as 512M or 4G; got 'lots'"),
+        (["--memory", "lots"], 2, "--memory must be a size such as 512M or 4G; got 'lots'"),
         (["--device", "warp"], 2, "--device must name a device of this machine"),
         (["--sae-a", "nowhere"], 1, "there is no folder nowhere"),
     ],

@@ -25,9 +25,9 @@ HOMES = {
     "sae_lens": "sae/",
     "transformer_lens": "sae/",
     "huggingface_hub": "stitch/models/hub.py",
-    "typer": "cli.py",
-    "click": "cli.py",
-    "rich": "cli.py",
+    "typer": ("cli.py", "stitch/commands/"),
+    "click": ("cli.py", "stitch/commands/"),
+    "rich": ("cli.py", "stitch/commands/"),
 }
 
 # Distributions whose name differs from the module they bring.

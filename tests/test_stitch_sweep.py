@@ -294,7 +294,7 @@ def test_a_composite_that_equals_its_null_but_for_rounding_does_not_beat_it(swep
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--memory", "lots"], "--memory needs a size"),
+        (["--memory", "lots"], "--memory must be a size"),
         (["--tokens", "10"], "--tokens must be at least 4,096; got 10"),
         (["--context", "4"], "--context must be at least 8"),
         (["--dtype", "fp8"], "--dtype must be one of"),

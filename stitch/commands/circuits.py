@@ -1,0 +1,169 @@
+"""`stitch circuit` and `graft`: where a behaviour lives in a model, and how another model gets it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stitch.commands import options as o
+from stitch.commands.help import Group, command
+from stitch.commands.progress import progress
+from stitch.commands.terminal import print_json, print_page
+from stitch.commands.values import donor_and_behaviour, folder_name, sae_by_block
+
+commands = typer.Typer(cls=Group)
+PANEL = "Find and move circuits"
+
+
+@command(
+    commands,
+    PANEL,
+    """
+    stitch circuit demo:llama --behaviour brackets --out circuit.json
+    stitch circuit demo:llama --behaviour brackets --circuit circuit.json
+    """,
+)
+def circuit(
+    model: o.Model,
+    behaviour: o.Behaviour,
+    circuit: o.CircuitFile = None,
+    features: o.FeaturesInside = None,
+    keep: o.Keep = 0.9,
+    count: o.CircuitPrompts = 128,
+    text: o.BehaviourText = "docs",
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "fp32",
+    out: Annotated[
+        Path | None,
+        o.option(
+            "Output", "--out", "FILE", "JSON file for the report and the circuit, which may be edited.", "no file"
+        ),
+    ] = None,
+    trust_remote_code: o.RemoteCode = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Find the heads and neurons behind a behaviour.
+
+    Attention heads and MLP neurons are ranked by attribution (integrated gradients). The circuit is the fewest of them
+    that keep the behaviour when all others are ablated to their mean output. It is then tested on other prompts, beside
+    random circuits of the same size.
+    """
+    from stitch.circuits.find import find_circuit
+    from stitch.circuits.report import footnotes, table, to_json
+
+    with progress(quiet) as update:
+        report = find_circuit(
+            model, behaviour, circuit=circuit, features=sae_by_block(features), keep=keep, count=count, seed=seed, text=text,
+            device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=update,
+        )  # fmt: skip
+    if out is not None:
+        out.write_text(to_json(report))
+    if as_json:
+        print(to_json(report), end="")
+    else:
+        print_page([table(report)], footnotes(report))
+
+
+@command(
+    commands,
+    PANEL,
+    """
+    stitch graft demo:induction --behaviour induction \\
+        --host examples/llama-tiny.json --out grafted
+    stitch graft demo:induction --behaviour induction --host demo:gpt2 --dry-run
+    """,
+)
+def graft(
+    donor: Annotated[str, o.argument("DONOR", f"Model that has the behaviour: {o.MODELS}.")],
+    behaviour: o.Behaviour,
+    host: Annotated[
+        str,
+        o.option(
+            "Input",
+            "--host",
+            "FILE.json|MODEL",
+            "Model that gets the behaviour. FILE.json: config of a new model, with its model_type (gpt2, llama, mistral or "
+            "qwen2), to be initialised at random. MODEL: a trained model, which gets additional channels, heads and neurons.",
+        ),
+    ],
+    circuit: o.CircuitFile = None,
+    wishes: Annotated[
+        list[str] | None,
+        o.option(
+            "Input",
+            "--graft",
+            "DONOR=BEHAVIOUR",
+            "Another donor and its behaviour, written into the same host.",
+            "none",
+        ),
+    ] = None,
+    features: o.FeaturesInside = None,
+    keep: o.Keep = 0.98,
+    count: o.CircuitPrompts = 128,
+    channels: Annotated[
+        int | None,
+        o.option(
+            "Graft",
+            "--channels",
+            "N",
+            "At most this many channels of the host for each donor's residual stream.",
+            "the donor's width, or as many as are free",
+        ),
+    ] = None,
+    strength: Annotated[
+        float,
+        o.option(
+            "Graft",
+            "--strength",
+            "X",
+            "In a trained host, factor on what the circuit adds to the logits.",
+        ),
+    ] = 1.0,
+    text: Annotated[
+        str,
+        o.option(
+            "Text",
+            "--text",
+            "SOURCE",
+            f"Text that the behaviour `ngram` counts n-grams in, and that a trained host is evaluated on: {o.SOURCES}.",
+        ),
+    ] = "docs",
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    out: Annotated[Path | None, o.out_folder("DONOR-BEHAVIOUR")] = None,
+    dry_run: Annotated[
+        bool,
+        o.switch("Output", "--dry-run", "Show the plan with the expected loss of each part, and write nothing."),
+    ] = False,
+    overwrite: o.Overwrite = False,
+    trust_remote_code: o.RemoteCode = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write a behaviour's circuit into another model.
+
+    Its weights are written without training. The host may have another architecture. It is written as a stock checkpoint
+    with the donor's tokenizer, and compared with the donor, with the donor's circuit alone, with the same host without
+    the graft, and with controls that should fail.
+    """
+    from stitch.grafts.graft import Wish, graft
+    from stitch.grafts.report import plan_notes, plan_tables, result_notes, result_tables
+
+    first = Wish(donor, behaviour, circuit, sae_by_block(features))
+    others = [Wish(*donor_and_behaviour(one)) for one in wishes or []]
+    folder = None if dry_run else out or folder_name(donor, behaviour)
+    with progress(quiet) as update:
+        report = graft(
+            [first, *others], host, folder, keep=keep, channels=channels, strength=strength, count=count, seed=seed, text=text,
+            device=device, overwrite=overwrite, trust_remote_code=trust_remote_code, progress=update,
+        )  # fmt: skip
+    if as_json:
+        print_json(report)
+    elif dry_run:
+        print_page(plan_tables(report), plan_notes(report))
+    else:
+        print_page(result_tables(report), result_notes(report), [folder])

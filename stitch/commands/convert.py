@@ -1,0 +1,223 @@
+"""`stitch convert heads`, `ngram` and `consolidate`: a trained model in another form."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stitch.commands import options as o
+from stitch.commands.help import Group, command
+from stitch.commands.progress import progress
+from stitch.commands.terminal import print_json, print_page
+from stitch.commands.values import byte_count
+
+commands = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Convert a trained model to another form, with a table of what that costs.",
+)
+PANEL = "Convert a trained model"
+
+
+@command(commands, PANEL, "stitch convert heads demo:gpt2 --kv-heads 1 --out mqa")
+def heads(
+    model: o.Model,
+    out: o.Out,
+    kv_heads: Annotated[
+        int,
+        o.option(
+            "Conversion",
+            "--kv-heads",
+            "N",
+            "Key and value heads per block afterwards; a divisor of the present number.",
+        ),
+    ],
+    steps: Annotated[
+        int,
+        o.steps("Gradient steps of fine-tuning the attention against the original model, also for the baselines."),
+    ] = 0,
+    text: o.Text = "docs",
+    tokens: o.FitTokens = 32_768,
+    held_out: o.HeldOut = 16_384,
+    context: Annotated[
+        int | None,
+        o.option(
+            "Text",
+            "--context",
+            "N",
+            "Window length for fitting, in tokens. Windows of the report are up to 4 times as long, at most 1,024 tokens.",
+            o.LONGEST,
+        ),
+    ] = None,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "fp32",
+    overwrite: o.Overwrite = False,
+    trust_remote_code: o.RemoteCode = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Merge key and value heads, for a smaller KV cache.
+
+    Heads are merged by low-rank approximation and least squares, and written as a stock checkpoint. The report compares
+    with mean pooling and other baselines that are refitted in the same way. A GPT-2 becomes a GPTBigCode, which has a single key
+    head.
+    """
+    from stitch.conversions.heads.convert import convert_heads
+
+    with progress(quiet) as update:
+        report = convert_heads(
+            model, out, kv_heads=kv_heads, text=text, tokens=tokens, held_out=held_out, context=context, steps=steps, seed=seed,
+            device=device, dtype=dtype, overwrite=overwrite, trust_remote_code=trust_remote_code, progress=update,
+        )  # fmt: skip
+    print_conversion(report, out, as_json)
+
+
+def print_conversion(report: dict, out: Path, as_json: bool) -> None:
+    from stitch.conversions.report import footnotes, table
+
+    if as_json:
+        print_json(report)
+    else:
+        print_page([table(report)], footnotes(report), [out])
+
+
+@command(
+    commands,
+    PANEL,
+    """
+    stitch convert ngram demo:llama --drop 2 --tokens 100000 --out tables
+    stitch convert ngram MODEL --drop auto --tolerance 0.1 --out tables
+    """,
+)
+def ngram(
+    model: o.Model,
+    out: o.Out,
+    drop: Annotated[
+        str,
+        o.option(
+            "Conversion",
+            "--drop",
+            "N|auto",
+            "Blocks to replace: 0 to N-1. auto: as many as --tolerance allows.",
+        ),
+    ],
+    tolerance: Annotated[
+        float,
+        o.option(
+            "Conversion",
+            "--tolerance",
+            "NATS",
+            "With --drop auto, largest increase of cross-entropy on the tokens held out for choices, in nats per token.",
+        ),
+    ] = 0.05,
+    order: Annotated[
+        int, o.option("Conversion", "--order", "N", "Length of the longest n-gram with a table, in tokens.")
+    ] = 3,
+    rows: Annotated[
+        int, o.option("Conversion", "--rows", "N", "Rows of all n-gram tables together. 0: no n-grams.")
+    ] = 65_536,
+    skips: Annotated[
+        int, o.option("Conversion", "--skips", "N", "Number of preceding tokens that are also looked up one by one.")
+    ] = 4,
+    text: o.Text = "docs",
+    tokens: o.FitTokens = 300_000,
+    held_out: o.HeldOut = 32_768,
+    context: o.Context = None,
+    seed: o.Seed = 0,
+    memory: o.Memory = "4G",
+    device: o.Device = "auto",
+    dtype: o.Dtype = "fp32",
+    overwrite: o.Overwrite = False,
+    trust_remote_code: o.RemoteCode = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Replace the first blocks by n-gram look-up tables.
+
+    Instead of being computed, the residual stream after these blocks is looked up by the last tokens. The tables are
+    fitted in closed form. The result is a composite, which can also be a model for `stitch join`.
+    """
+    from stitch.conversions.ngrams.convert import convert_ngram
+    from stitch.conversions.ngrams.memory import Shape
+
+    with progress(quiet) as update:
+        report = convert_ngram(
+            model, out, drop=int(drop) if drop.lstrip("-").isdigit() else drop,
+            shape=Shape(order=order, rows=rows, skips=skips), tolerance=tolerance, text=text, tokens=tokens,
+            held_out=held_out, context=context, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code, overwrite=overwrite, progress=update,
+        )  # fmt: skip
+    print_conversion(report, out, as_json)
+
+
+@command(
+    commands,
+    PANEL,
+    """
+    stitch convert consolidate demo:gpt2 --context examples/note.txt \\
+        --queries examples/queries.txt --out with-note
+    """,
+)
+def consolidate(
+    model: o.Model,
+    document: Annotated[
+        Path,
+        o.option("Input", "--context", "FILE", "The document: a text file that fits into the model's context."),
+    ],
+    out: o.Out,
+    queries: Annotated[
+        Path | None,
+        o.option(
+            "Input",
+            "--queries",
+            "FILE",
+            "Text about the document to evaluate on.",
+            "continuations of the document that the model writes",
+        ),
+    ] = None,
+    cost: Annotated[
+        float,
+        o.option(
+            "Conversion",
+            "--cost",
+            "NATS",
+            "Allowed increase of cross-entropy on other text, in nats per token, above 0, below 1.",
+        ),
+    ] = 0.02,
+    text: o.Text = "docs",
+    tokens: o.FitTokens = 40_000,
+    held_out: Annotated[
+        int,
+        o.option(
+            "Text",
+            "--held-out",
+            "N",
+            "Held-out tokens of --text to sample from, to scale the edit by --cost and to report on.",
+        ),
+    ] = 65_536,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "fp32",
+    overwrite: o.Overwrite = False,
+    trust_remote_code: o.RemoteCode = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write a document into the MLP weights.
+
+    The model then answers much as if the document were in its context. The report compares with training on the document,
+    with another document and with noise, each at the same cost on other text.
+    """
+    from stitch.conversions.consolidation.convert import consolidate
+
+    with progress(quiet) as update:
+        report = consolidate(
+            model, document, out, queries=queries, cost=cost, text=text, tokens=tokens, held_out=held_out, seed=seed,
+            device=device, dtype=dtype, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=update,
+        )  # fmt: skip
+    print_conversion(report, out, as_json)

@@ -1,0 +1,205 @@
+"""`stitch join` and `chain`: two or more models made into one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stitch.commands import options as o
+from stitch.commands.help import Group, command
+from stitch.commands.progress import progress
+from stitch.commands.terminal import print_json, print_page
+from stitch.commands.values import block_or_auto, byte_count
+
+commands = typer.Typer(cls=Group)
+PANEL = "Join models"
+
+
+def sae_of(model: str) -> str:
+    return f"Trained SAE to use for {model}: a folder in SAELens's format, or release:sae_id."
+
+
+@command(
+    commands,
+    PANEL,
+    """
+    stitch demo:gpt2 demo:llama --layer 3 --layer-b 4 --out joined
+    stitch MODEL_A MODEL_B --layer 12 --layer-b auto --brief
+    stitch MODEL MODEL --layer 12 --layer-b 18 --native
+    """,
+)
+def join(
+    model_a: o.ModelA,
+    model_b: o.ModelB,
+    layer: Annotated[
+        int,
+        o.option(
+            "Input",
+            "--layer",
+            "N",
+            "Blocks of MODEL_A to keep: 0 to N-1 run. The residual stream entering its block N is translated for MODEL_B.",
+        ),
+    ],
+    layer_b: Annotated[
+        str | None,
+        o.option(
+            "Input",
+            "--layer-b",
+            "N|auto",
+            "First block of MODEL_B that runs. auto: tries every block but the first, leaves out those where the composite costs "
+            "more FLOPs per token than the costlier model, and takes the one with the lowest cross-entropy (if none is left, the "
+            "cheapest block).",
+            "the same relative depth as --layer",
+        ),
+    ] = None,
+    native: Annotated[
+        bool,
+        o.switch(
+            "Input",
+            "--native",
+            "Depth surgery: give the same model twice and --layer-b above --layer. The blocks between are removed, the "
+            "translation is folded into the weights, and the result is a stock checkpoint.",
+        ),
+    ] = False,
+    text: o.Text = "docs",
+    tokens: Annotated[int | None, o.fit_tokens("1,000,000; 100,000 with --native")] = None,
+    held_out: o.OptionalHeldOut = None,
+    context: o.Context = None,
+    features: o.Features = None,
+    k: o.ActiveFeatures = 32,
+    architecture: o.Architecture = "batchtopk",
+    sae_a: Annotated[str | None, o.option("SAE", "--sae-a", "SAE", sae_of("MODEL_A"), "train one")] = None,
+    sae_b: Annotated[str | None, o.option("SAE", "--sae-b", "SAE", sae_of("MODEL_B"), "train one")] = None,
+    sae_passes: o.SaePasses = 2.0,
+    matching: o.Matching = "hungarian",
+    translation: o.Translation = "auto",
+    ngrams: o.Ngrams = 32_768,
+    routes: o.Routes = None,
+    reference_steps: o.ReferenceSteps = None,
+    brief: Annotated[
+        bool,
+        o.switch(
+            "Translation",
+            "--brief",
+            "Fit and report fewer rows: the default translations, the affine baseline, matched features, one floor, the "
+            "ceiling, and two nulls. Each number is the same as in the full report.",
+        ),
+    ] = False,
+    seed: o.Seed = 0,
+    memory: o.Memory = "4G",
+    device: o.Device = "auto",
+    dtype: o.Dtype = "fp32",
+    out: Annotated[Path | None, o.out_folder("named after models and blocks, such as gpt2-3-llama-4")] = None,
+    push: o.Push = None,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    trust_remote_code: o.RemoteCode = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Join two models at a layer.
+
+    The first blocks of MODEL_A run, then the last blocks of MODEL_B. The residual stream between them is translated by a
+    map that is fitted on text without gradient descent. The result is written as a checkpoint, with a report that
+    compares it with both models, baselines and controls. The word `join` may be left out.
+    """
+    from stitch.config import Settings
+    from stitch.jobs.join import stitch
+
+    settings = Settings(
+        model_a=model_a, model_b=model_b, layer=layer, layer_b=block_or_auto(layer_b), text=text, tokens=tokens,
+        held_out=held_out, context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b,
+        sae_passes=sae_passes, matching=matching, translation=translation, ngrams=ngrams, routes=routes,
+        reference_steps=reference_steps, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
+        trust_remote_code=trust_remote_code, native=native, brief=brief,
+    )  # fmt: skip
+    with progress(quiet) as update:
+        report, folder = stitch(settings, out, overwrite=overwrite, resume=resume, progress=update)
+        url = pushed(folder, push)
+    print_composite(report, folder, url, as_json)
+
+
+@command(
+    commands,
+    PANEL,
+    """
+    stitch chain chain.yaml --out chained
+
+    # chain.yaml: blocks 0 to 2 of one model, 4 and 5 of another, 5 to the last
+    # parts:
+    #   - {model: demo:gpt2, to: 3}
+    #   - {model: demo:llama, from: 4, to: 6}
+    #   - {model: demo:gpt2, from: 5}
+    """,
+)
+def chain(
+    parts: Annotated[
+        Path,
+        o.argument(
+            "FILE",
+            "YAML file with a list `parts` of {model, from, to}. Of each model, the blocks `from` to `to` - 1 run. The first "
+            "part needs no `from`, the last no `to`.",
+        ),
+    ],
+    text: o.Text = "docs",
+    tokens: Annotated[int | None, o.fit_tokens("1,000,000")] = None,
+    held_out: o.OptionalHeldOut = None,
+    context: o.Context = None,
+    features: o.Features = None,
+    k: o.ActiveFeatures = 32,
+    architecture: o.Architecture = "batchtopk",
+    sae_passes: o.SaePasses = 2.0,
+    matching: o.Matching = "hungarian",
+    translation: o.Translation = "auto",
+    ngrams: o.Ngrams = 32_768,
+    routes: o.Routes = None,
+    reference_steps: o.ReferenceSteps = 0,
+    seed: o.Seed = 0,
+    memory: o.Memory = "4G",
+    device: o.Device = "auto",
+    dtype: o.Dtype = "fp32",
+    out: Annotated[Path | None, o.out_folder("named after the models, such as gpt2-llama-gpt2")] = None,
+    push: o.Push = None,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    trust_remote_code: o.RemoteCode = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Join parts of any number of models.
+
+    A translation is fitted at each seam, on the stream that the composite so far computes there. The options are those of
+    `stitch join` and apply to every seam.
+    """
+    from stitch.composite.parts import read_parts
+    from stitch.jobs.chain import chain
+
+    with progress(quiet) as update:
+        report, folder = chain(
+            read_parts(parts), out, text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
+            architecture=architecture, sae_passes=sae_passes, matching=matching, translation=translation, ngrams=ngrams,
+            routes=routes, reference_steps=reference_steps, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume, progress=update,
+        )  # fmt: skip
+        url = pushed(folder, push)
+    print_composite(report, folder, url, as_json)
+
+
+def pushed(folder: Path, repo: str | None) -> str | None:
+    """The composite's address on the Hub, if it is to be there."""
+    if not repo:
+        return None
+    from stitch.models.hub import push
+
+    return push(folder, repo)
+
+
+def print_composite(report: dict, folder: Path, url: str | None, as_json: bool) -> None:
+    from stitch.report.card import footnotes, table
+
+    if as_json:
+        print_json(report)
+    else:
+        print_page([table(report)], footnotes(report), [folder, url])

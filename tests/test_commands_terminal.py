@@ -1,0 +1,70 @@
+"""What commands print: pages of tables and notes, heat maps, and progress."""
+
+import json
+
+import pytest
+
+from stitch.commands import progress as progressing
+from stitch.commands.progress import progress
+from stitch.commands.terminal import print_heat, print_json, print_page
+
+TABLE = (["", "CE"], [["a", "3.158"], ["composite (affine)", "3.073"]], "demo:gpt2, nats per token")
+
+
+def test_a_page_is_tables_notes_and_places_apart_by_blank_lines(capsys):
+    print_page([TABLE, TABLE], ["One.", "Two."], ["folder", None, "address"])
+    table = [
+        "demo:gpt2, nats per token",
+        "                       CE",
+        "a                   3.158",
+        "composite (affine)  3.073",
+    ]
+    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert shown == [*table, "", *table, "", "One.", "Two.", "", "written to folder and address"]
+    print_page([TABLE])
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == table
+
+
+def test_json_is_all_that_is_printed(capsys):
+    print_json({"name": "größer", "results": [1.5]})
+    assert json.loads(capsys.readouterr().out) == {"name": "größer", "results": [1.5]}
+
+
+@pytest.mark.parametrize("high", [2.0, 1.0])
+def test_a_heat_map_shows_every_number(high, capsys):
+    print_heat("CE", ["", "1", "2"], [["0", "1.00", "2.00"]], [[1.0, high]])
+    shown = capsys.readouterr().out.split()
+    assert shown == ["CE", "1", "2", "0", "1.00", "2.00"]
+
+
+def test_progress_is_a_line_per_stage_and_half_minute(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progressing.time, "monotonic", lambda: clock[0])
+    with progress(quiet=False) as update:
+        for clock[0], done in [(100, 0), (110, 1000), (140, 4000), (150, 5000), (160, 10_000)]:
+            update("harvest", done, 10_000)
+        update("harvest", 5, 10)  # the next split of the same stage
+        update("fit", 3, 3)
+    assert capsys.readouterr().err.splitlines() == [
+        "harvest: 0 of 10,000",
+        "harvest: 4,000 of 10,000, 100/s, 60 s left",
+        "harvest: 10,000 of 10,000, 167/s",
+        "harvest: 5 of 10",
+        "fit: 3 of 3",
+    ]
+
+
+def test_quiet_progress_says_nothing(capsys):
+    with progress(quiet=True) as update:
+        update("harvest", 1, 1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bars_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress(quiet=False) as update:
+        update("harvest", 1, 4)
+        update("harvest", 4, 4)
+        update("fit", 2, 2)
+    shown = capsys.readouterr().err
+    assert "harvest" in shown and "4/4" in shown and "2/2" in shown
