@@ -16,11 +16,12 @@ A page says in YAML, in a comment above the table, which numbers the table shows
     ...the table...
     <!-- end -->
 
-A list of `rows` has the rows' own names as labels. Without `rows` every record is a row, and a column is the template of its cell alone. Nested fields are written with dots.
-`{x/1e6:.1f}` divides, `{x*100:.1f}` multiplies, `{x+y:.1f}` adds, `{x:sci}` is a power of ten and `{x:.3f±}` adds half the range
-of several records. A part in [brackets] is left out where a field of it is missing; a cell whose other fields are missing is
-empty. Several records in one cell are averaged, or written one after the other with `join`; `mark` follows a number whose 95 %
-interval (x_low, x_high) includes zero for at least one record. A record of a paired difference also has `pair`, "name − minus".
+A list of `rows` has the rows' own names as labels, and a row "x; y" has either name. Without `rows` every record is a row and a
+column is the template of its cell alone. Nested fields are written with dots, and a paired difference has the field `pair`
+("name − minus"). In templates `{x/1e6:.1f}` divides, `{x*100:.1f}` multiplies, `{x+y:.1f}` adds, `{x:sci}` is a power of ten and
+`{x:.3f±}` adds half the range of several records. A part in [brackets] is left out where a field of it is missing; a cell whose
+other fields are missing is empty. Several records in one cell are averaged, or written one after the other with `join`; `mark`
+follows a number whose 95 % interval (x_low, x_high) includes zero for at least one record.
 """
 
 import itertools
@@ -101,8 +102,8 @@ def flat(record: dict, prefix: str = "") -> dict:
 def fits(record: dict, where: dict, row: object = None) -> bool:
     for key, wanted in where.items():
         options = wanted if isinstance(wanted, list) else [wanted]
-        options = [option.replace("{row}", str(row)) if isinstance(option, str) else option for option in options]
-        if record.get(key) not in options and str(record.get(key)) not in options:
+        named = [str(option).replace("{row}", name) for option in options for name in str(row).split("; ")]
+        if str(record.get(key)) not in named:
             return False
     return True
 
