@@ -5,7 +5,7 @@
 
 A page says in YAML, in a comment above the table, which numbers the table shows:
 
-    <!-- table: readable.jsonl
+    <!-- table: readable.jsonl                       one file or several
     each: results                                    every entry of this list becomes a record, with the line's own fields
     where: {direction: gpt2-llama}                   keeps the records that have these values (a list: any of them)
     rows: {sae: SAE features, pca: principal components}
@@ -17,11 +17,11 @@ A page says in YAML, in a comment above the table, which numbers the table shows
     <!-- end -->
 
 A list of `rows` has the rows' own names as labels, and a row "x; y" has either name. Without `rows` every record is a row and a
-column is the template of its cell alone. Nested fields are written with dots, and a paired difference has the field `pair`
-("name − minus"). In templates `{x/1e6:.1f}` divides, `{x*100:.1f}` multiplies, `{x+y:.1f}` adds, `{x:sci}` is a power of ten and
-`{x:.3f±}` adds half the range of several records. A part in [brackets] is left out where a field of it is missing; a cell whose
-other fields are missing is empty. Several records in one cell are averaged, or written one after the other with `join`; `mark`
-follows a number whose 95 % interval (x_low, x_high) includes zero for at least one record.
+column is the template of its cell alone. Entries of mappings and lists are named with dots (`range.0`), and a paired difference
+has the field `pair` ("name − minus"). In templates `{x/1e6:.1f}` divides, `{x*100:.1f}` multiplies, `{x+y:.1f}` adds, `{x:sci}`
+is a power of ten, `{x:.3f±}` adds half the range of several records. A part in [brackets] is left out where a field of it is
+missing; a cell whose other fields are missing is empty. Several records in one cell are averaged, or written one after the
+other with `join`; `mark` follows a number whose 95 % interval (x_low, x_high) includes zero for at least one record.
 """
 
 import itertools
@@ -36,7 +36,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "findings"
 RESULTS = ROOT / "benchmarks" / "results"
-BLOCK = re.compile(r"(<!-- table: *(\S+)\n(.*?)-->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- table: *([^\n]+)\n(.*?)-->\n).*?(<!-- end -->)", re.DOTALL)
 FIELD = re.compile(r"\{([^{}:/*]+)(?:([/*])([0-9.e-]+))?(?::([^{}]*))?\}")
 SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
@@ -71,8 +71,8 @@ def crossing(file: str, row: object, column: dict) -> str:
 
 
 def read(file: str, each: str | list[str] | None) -> Iterator[dict]:
-    """Records of a file: its lines, or the entries of a list or mapping in them, each with what stands around it."""
-    for line in (RESULTS / file).read_text().splitlines():
+    """Records of one or several files: lines, or the entries of a list or mapping in them, each with what stands around it."""
+    for line in itertools.chain.from_iterable((RESULTS / name).read_text().splitlines() for name in file.split()):
         records = [json.loads(line)]
         for step in [each] if isinstance(each, str) else each or []:
             records = list(itertools.chain.from_iterable(entries(record, step) for record in records))
@@ -95,7 +95,9 @@ def entries(record: dict, step: str) -> Iterator[dict]:
 def flat(record: dict, prefix: str = "") -> dict:
     found = {}
     for key, value in record.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        if isinstance(value, list) and not any(isinstance(item, dict) for item in value):
+            value = dict(enumerate(value))
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 
