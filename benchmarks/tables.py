@@ -87,7 +87,7 @@ def read(file: str, each: str | list[str] | None) -> Iterator[dict]:
 def entries(record: dict, step: str) -> Iterator[dict]:
     around, inside = {key: value for key, value in record.items() if key != step}, record.get(step, [])
     if isinstance(inside, dict):
-        inside = [{step: key, **value} for key, value in inside.items()]
+        inside = [{step: key, **value} for key, value in inside.items() if isinstance(value, dict)]
     for entry in inside:
         yield {**around, **entry}
 
@@ -144,6 +144,8 @@ def value(record: dict, key: str, operator: str | None, operand: str | None) -> 
 def formatted(values: list, how: str) -> str:
     if isinstance(values[0], str):
         return values[0]
+    if isinstance(values[0], bool):
+        return "yes" if values[0] else "no"
     number = values[0] if len(values) == 1 else sum(values) / len(values)
     if how == "sci":
         mantissa, _, exponent = f"{number:.1e}".partition("e")
