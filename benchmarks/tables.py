@@ -16,14 +16,14 @@ A page says in YAML, in a comment above the table, which numbers the table shows
     ...the table...
     <!-- end -->
 
-A list of `rows` has the rows' own names as labels, and a row "x; y" has either name. Without `rows` every record is a row and a
-column is the template of its cell alone. Entries of mappings and lists are named with dots (`range.0`), and a paired difference
-has the field `pair` ("name − minus"). In templates `{x/1e6:.1f}` divides, `{x*100:.1f}` multiplies, `{x+y:.1f}` adds, `{x:sci}`
-is a power of ten, `{x:.3f±}` adds half the range of several records. A part in [brackets] is left out where a field of it is
-missing; a cell whose other fields are missing is empty. Several records in one cell are averaged, or written one after the
-other with `join`; `mark` follows a number whose 95 % interval (x_low, x_high) includes zero for at least one record.
+A list of `rows` has the rows' own names as labels, and a row "x; y" has either name. Without `rows` every record is a
+row and a column is the template of its cell alone. Entries of mappings and lists are named with dots (`range.0`), and
+a paired difference has the field `pair` ("name − minus"). What a cell's template may say stands in `_cells.py`.
+
+`<!-- pages: main-job look-ups -->` ... `<!-- end -->` lists pages with their answers.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -32,13 +32,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
+from _cells import cell
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "findings"
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- table: *([^\n]+)\n(.*?)-->\n).*?(<!-- end -->)", re.DOTALL)
-FIELD = re.compile(r"\{([^{}:/*]+)(?:([/*])([0-9.e-]+))?(?::([^{}]*))?\}")
-SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+INDEX = re.compile(r"(<!-- pages: *([^\n]+?) *-->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -48,7 +48,17 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def rewritten(page: str) -> str:
-    return BLOCK.sub(lambda found: found[1] + "\n" + table(found[2], yaml.safe_load(found[3])) + "\n" + found[4], page)
+    page = BLOCK.sub(lambda found: found[1] + "\n" + table(found[2], yaml.safe_load(found[3])) + "\n" + found[4], page)
+    return INDEX.sub(lambda found: found[1] + "\n" + index(found[2].split()) + "\n" + found[3], page)
+
+
+def index(pages: list[str]) -> str:
+    """The pages' questions with their answers, which are their first two paragraphs, and the site's table of contents."""
+    heads = {page: (PAGES / f"{page}.md").read_text().split("\n\n", 2) for page in pages}
+    entries = [
+        f"- **[{question.removeprefix('# ')}]({page}.md)** {answer}\n" for page, (question, answer, _) in heads.items()
+    ]
+    return "".join(entries) + "\n```{toctree}\n:hidden:\n\n" + "\n".join(pages) + "\n```\n"
 
 
 def table(file: str, spec: dict) -> str:
@@ -56,32 +66,45 @@ def table(file: str, spec: dict) -> str:
     columns = [{**spec, **column, "where": {**spec.get("where", {}), **column.get("where", {})}} for column in columns]
     header = list(spec["columns"])
     if "rows" not in spec:
-        records = [record for record in read(file, spec.get("each")) if fits(record, spec.get("where", {}))]
-        return markdown(header, [[cell([record], column) for column in columns] for record in records])
+        shown = [record for record in records(file, spec.get("each")) if fits(record, spec.get("where", {}))]
+        return markdown(
+            header, filled(file, header, [[cell([record], column) for column in columns] for record in shown])
+        )
     labels = spec["rows"]
     if isinstance(labels, list):
         labels = {row: "`" + row.replace(" − ", "` − `") + "`" for row in labels}
     rows = [[label, *(crossing(file, row, column) for column in columns)] for row, label in labels.items()]
-    return markdown([spec.get("corner", ""), *header], rows)
+    header = [spec.get("corner", ""), *header]
+    return markdown(header, filled(file, header, rows))
+
+
+def filled(file: str, header: list[str], rows: list[list[str]]) -> list[list[str]]:
+    for name, *column in zip(header, *rows, strict=True):
+        if not any(column):
+            raise SystemExit(
+                f"{file}: the column {name!r} is empty; its cell must name fields of the records it selects"
+            )
+    return rows
 
 
 def crossing(file: str, row: object, column: dict) -> str:
-    records = [record for record in read(file, column.get("each")) if fits(record, column["where"], row)]
-    return cell(records, {**column, "cell": column["cell"].replace("{row}", str(row))})
+    found = [record for record in records(file, column.get("each")) if fits(record, column["where"], row)]
+    return cell(found, {**column, "cell": column["cell"].replace("{row}", str(row))})
 
 
-def read(file: str, each: str | list[str] | None) -> Iterator[dict]:
-    """Records of one or several files: lines, or the entries of a list or mapping in them, each with what stands around it."""
-    for line in itertools.chain.from_iterable((RESULTS / name).read_text().splitlines() for name in file.split()):
-        records = [json.loads(line)]
-        for step in [each] if isinstance(each, str) else each or []:
-            records = list(itertools.chain.from_iterable(entries(record, step) for record in records))
-        for record in map(flat, records):
-            yield (
-                {**record, "pair": f"{record['name']} − {record['minus']}"}
-                if "minus" in record and "name" in record
-                else record
-            )
+def records(file: str, each: str | list[str] | None) -> list[dict]:
+    """Of one or several files: lines, or the entries of a list or mapping in them, each with what stands around it."""
+    steps = (each,) if isinstance(each, str) else tuple(each or ())
+    return [record for name in file.split() for record in _read(RESULTS / name, steps)]
+
+
+@functools.cache
+def _read(path: Path, steps: tuple[str, ...]) -> list[dict]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    for step in steps:
+        found = list(itertools.chain.from_iterable(entries(record, step) for record in found))
+    found = [flat(record) for record in found]
+    return [{**r, "pair": f"{r['name']} − {r['minus']}"} if {"name", "minus"} <= r.keys() else r for r in found]
 
 
 def entries(record: dict, step: str) -> Iterator[dict]:
@@ -110,56 +133,6 @@ def fits(record: dict, where: dict, row: object = None) -> bool:
     return True
 
 
-def cell(records: list[dict], column: dict) -> str:
-    join = column.get("join")
-    groups = [[record] for record in records] if join else [records] if records else []
-    return (join or "").join(filled(column["cell"], group, column.get("mark", "")) for group in groups)
-
-
-def filled(template: str, records: list[dict], mark: str) -> str:
-    template = re.sub(r"\[([^\]]*)\]", lambda part: text(part[1], records) or "", template)
-    found = text(template, records) or ""
-    first = FIELD.search(template)
-    return found + mark if first and any(includes_zero(record, first[1]) for record in records) else found
-
-
-def text(template: str, records: list[dict]) -> str | None:
-    """The template with its fields filled in, None where a field is missing."""
-    values = [[value(record, *field.group(1, 2, 3)) for record in records] for field in FIELD.finditer(template)]
-    if any(number is None for numbers in values for number in numbers):
-        return None
-    written = iter(values)
-    return FIELD.sub(lambda field: formatted(next(written), field[4] or ""), template)
-
-
-def value(record: dict, key: str, operator: str | None, operand: str | None) -> object:
-    keys = [key] if key in record else key.split("+")
-    numbers = [record.get(key) for key in keys]
-    found = numbers[0] if len(keys) == 1 else None if None in numbers else sum(numbers)
-    if operator is None or found is None:
-        return found
-    return found / float(operand or 1) if operator == "/" else found * float(operand or 1)
-
-
-def formatted(values: list, how: str) -> str:
-    if isinstance(values[0], str):
-        return values[0]
-    if isinstance(values[0], bool):
-        return "yes" if values[0] else "no"
-    number = values[0] if len(values) == 1 else sum(values) / len(values)
-    if how == "sci":
-        mantissa, _, exponent = f"{number:.1e}".partition("e")
-        return "0" if number == 0 else f"{mantissa} · 10{str(int(exponent)).translate(SUPERSCRIPT)}".replace("-", "−")
-    spread = (max(values) - min(values)) / 2
-    half_range = f" ± {spread:{how[:-1]}}" if how.endswith("±") and spread >= 0.0005 else ""
-    return format(number, how.rstrip("±")).replace("-", "−") + half_range
-
-
-def includes_zero(record: dict, key: str) -> bool:
-    low, high = record.get(f"{key}_low"), record.get(f"{key}_high")
-    return low is not None and high is not None and low <= 0 <= high
-
-
 def main() -> int:
     check, stale = "--check" in sys.argv[1:], []
     for path in sorted(PAGES.glob("*.md")):
@@ -169,10 +142,9 @@ def main() -> int:
             stale.append(path)
             if not check:
                 path.write_text(after)
+    done = "differs from its data: run python benchmarks/tables.py" if check else "rewritten"
     for path in stale:
-        print(
-            f"{path.relative_to(ROOT)}: {'differs from its data: run python benchmarks/tables.py' if check else 'rewritten'}"
-        )
+        print(f"{path.relative_to(ROOT)}: {done}")
     return int(check and bool(stale))
 
 
