@@ -1,16 +1,16 @@
-"""The table of `make bench-scale`, beside what to reach for: `python benchmarks/_scale_table.py LINES.jsonl`."""
+"""The table of `make bench-scale`, beside the targets: `python benchmarks/_scale_table.py LINES.jsonl`."""
 
 import json
 import sys
 from pathlib import Path
 
+from tables import markdown
+
 
 def main() -> None:
     lines = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines() if line.startswith("{")]
-    print("| what | measured | reach for |\n|-|-|-|")
-    for line in lines:
-        for row in ROWS[line["benchmark"]](line):
-            print("| " + " | ".join(row) + " |")
+    rows = [row for line in lines for row in ROWS[line["benchmark"]](line)]
+    print(markdown(["what", "measured", "target"], rows), end="")
 
 
 def matching(line: dict) -> list[tuple[str, str, str]]:
@@ -19,14 +19,14 @@ def matching(line: dict) -> list[tuple[str, str, str]]:
     seconds = sum(spent for step, spent in sparse["seconds"].items() if step != "graph alone")
     found = f"{seconds:.1f} s, {sparse['peak_bytes'] / 1e9:.2f} GB, gap {sparse['gap']:.0e}"
     if "dense" not in line:
-        wished = {65_536: "45 s, 1 GB, gap 1e-4", 131_072: "180 s, 1.5 GB, gap 1e-4"}
-        return [(f"matching, {size:,}² {kind}", found, wished.get(size, ""))]
+        target = {65_536: "45 s, 1 GB, gap 1e-4", 131_072: "180 s, 1.5 GB, gap 1e-4"}
+        return [(f"matching, {size:,}² {kind}", found, target.get(size, ""))]
     dense = line["dense"]
     ratio = sum(dense["seconds"].values()) / seconds
     memory = sparse["peak_bytes"] / dense["peak_bytes"]
     found += f"; {ratio:.1f} times as fast as the dense product and scipy, with {memory:.2f} of their memory"
-    wished = ("10 times" if kind == "mixed" else "4 times") if size == 16_384 else ""
-    return [(f"matching, {size:,}² {kind}", found, wished)]
+    target = ("10 times" if kind == "mixed" else "4 times") if size == 16_384 else ""
+    return [(f"matching, {size:,}² {kind}", found, target)]
 
 
 def sae_training(line: dict) -> list[tuple[str, str, str]]:

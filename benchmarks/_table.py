@@ -1,4 +1,4 @@
-"""The grid of `translations.py` as Markdown: `python benchmarks/_table.py LINES.jsonl`.
+"""Every row of `translations.py` as Markdown: `python benchmarks/_table.py LINES.jsonl`.
 
 A row of the report per line, a column per direction and amount of text: means over the seeds with their range where it shows.
 """
@@ -7,6 +7,8 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
+
+from tables import markdown
 
 
 def main() -> None:
@@ -21,10 +23,9 @@ def main() -> None:
         for row in result["differences"]:
             found[f"{row['name']} − {row['minus']}"][column].append(row["ce"])
     ordered = sorted(columns)
-    print("| | " + " | ".join(f"{direction}, {tokens:,}" for direction, tokens in ordered) + " |")
-    print("|-" * (len(ordered) + 1) + "|")
-    for name, values in found.items():
-        print(f"| `{name}` | " + " | ".join(_cell(values[column]) for column in ordered) + " |")
+    header = ["", *(f"{direction}, {tokens:,}" for direction, tokens in ordered)]
+    rows = [[f"`{name}`", *(_cell(values[column]) for column in ordered)] for name, values in found.items()]
+    print(markdown(header, rows), end="")
 
 
 def _cell(values: list[float]) -> str:
