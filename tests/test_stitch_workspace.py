@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from stitch.errors import StitchError, UsageError
-from stitch.files.workspace import check_output, publish, short_name, workspace
+from stitch.files.workspace import short_name, workspace
 
 
 def interrupted(out: Path, request: dict) -> Path:
@@ -60,32 +60,8 @@ def test_without_resume_old_work_is_thrown_away(tmp_path: Path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(StitchError, match="--out must be writable"), workspace(tmp_path / "file" / "out", {}, False):
+    with pytest.raises(StitchError, match="out must be writable"), workspace(tmp_path / "file" / "out", {}, False):
         pass
-
-
-def test_only_composites_may_be_overwritten(tmp_path: Path):
-    check_output(tmp_path / "new", overwrite=False)
-    (tmp_path / "old").mkdir()
-    with pytest.raises(UsageError, match="--overwrite"):
-        check_output(tmp_path / "old", overwrite=False)
-    check_output(tmp_path / "old", overwrite=True)  # empty: nothing to lose
-    (tmp_path / "old" / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match="something else"):
-        check_output(tmp_path / "old", overwrite=True)
-    (tmp_path / "old" / "report.json").write_text("{}")
-    check_output(tmp_path / "old", overwrite=True)
-
-
-def test_publishing_replaces_what_was_there_and_keeps_nothing_of_it(tmp_path: Path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").write_text("old")
-    with workspace(out, {}, resume=False) as work:
-        (work / "new").mkdir()
-        (work / "new" / "report.json").write_text("new")
-        publish(work / "new", out, work)
-    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*")] == [Path("out"), Path("out/report.json")]
 
 
 @pytest.mark.parametrize(

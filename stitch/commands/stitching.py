@@ -173,12 +173,11 @@ def chain(
     A translation is fitted at each seam, on the stream that the composite so far computes there. The options are those of
     `stitch join` and apply to every seam.
     """
-    from stitch.composite.parts import read_parts
     from stitch.jobs.chain import chain
 
     with progress(quiet) as update:
         report, folder = chain(
-            read_parts(parts), out, text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
+            parts, out, text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
             architecture=architecture, sae_passes=sae_passes, matching=matching, translation=translation, ngrams=ngrams,
             routes=routes, reference_steps=reference_steps, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume, progress=update,

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from stitch.composite.compose import check_target
-from stitch.composite.parts import Part, joined
+from stitch.composite.parts import Part, joined, read_parts
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.files.folders import to_json
@@ -36,7 +36,7 @@ KEPT = ("report.json", "features.json", "features.safetensors", "sae-a", "sae-b"
 
 
 def chain(
-    parts: Sequence[Part],
+    parts: Sequence[Part] | Path,
     out: Path | None = None,
     *,
     overwrite: bool = False,
@@ -44,7 +44,8 @@ def chain(
     progress: Progress | None = None,
     **options,
 ) -> tuple[dict, Path]:
-    """Joins `parts` one after another, writes the composite to `out`, returns its report and folder.
+    """Joins `parts`, or those that a YAML file names, one after another; writes the composite to `out`, returns its report and
+    folder.
 
     `options` are those of `Settings` that all seams share: all but models, layers, `sae_a`, `sae_b` and `native`. No reference
     is trained unless `reference_steps` asks for it. The folder also holds, in seam-1, seam-2, …, what the seams before the last
@@ -52,23 +53,24 @@ def chain(
     Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
     After an interrupt the same call with `resume` goes on at the seam it was at and ends with the same bytes.
     """
-    asked = [
-        Settings(
-            model_a=early.model, model_b=late.model, layer=early.stop or 0, layer_b=late.start,
-            **{"reference_steps": 0, **options},
-        )
-        for early, late in pairwise(parts)
-    ]  # fmt: skip
 
     def plan() -> Job:
-        models, sources = load_all(parts, asked[0], progress)
-        seams = complete_all(parts, asked, models)
+        named = read_parts(parts) if isinstance(parts, Path) else parts
+        asked = [
+            Settings(
+                model_a=early.model, model_b=late.model, layer=early.stop or 0, layer_b=late.start,
+                **{"reference_steps": 0, **options},
+            )
+            for early, late in pairwise(named)
+        ]  # fmt: skip
+        models, sources = load_all(named, asked[0], progress)
+        seams = complete_all(named, asked, models)
         shared = {name: value for name, value in seams[0].to_dict().items() if name not in OF_ONE_SEAM}
-        request = {**shared, "parts": [dataclasses.asdict(part) for part in parts]}
+        request = {**shared, "parts": [dataclasses.asdict(part) for part in named]}
 
         def make(scratch: Path, output: Path) -> dict:
-            reports = _join_all(parts, seams, models, sources, scratch, progress)
-            report = assemble(parts, reports, request, sources)
+            reports = _join_all(named, seams, models, sources, scratch, progress)
+            report = assemble(named, reports, request, sources)
             # From here on a kill costs the last seam again: its folder becomes the chain's.
             os.replace(scratch / f"seam-{len(seams)}", output)
             for number in range(1, len(seams)):
@@ -77,7 +79,7 @@ def chain(
             (output / "report.json").write_bytes(to_json(report))
             return report
 
-        return Job(make=make, request=request, name="-".join(short_name(part.model) for part in parts))
+        return Job(make=make, request=request, name="-".join(short_name(part.model) for part in named))
 
     return run("chain", plan, out, overwrite=overwrite, resume=resume)
 
