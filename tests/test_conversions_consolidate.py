@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import tiny
+from chains import as_model, chained, everything
 from cli import app
 from stitch.circuits import weights
 from stitch.composite import compose
@@ -21,8 +22,7 @@ from stitch.models import Model, load
 from stitch.sources import resolve
 from stitch.text import SPLITS, Split
 from stitch.tokens import Windows
-from test_stitch_chain_composite import as_model, chained, everything
-from test_stitch_composite import identity
+from translations import identity
 
 DOCUMENTS = [
     f"The {a}{b} of {b}{a} is {a * 3}. {b}{b}, then {a}! Of {a} and {b} we say that {b}{a}{b} is {a}{b}{a} twice, never {c}."

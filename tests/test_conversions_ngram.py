@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
+from clean_process import run_clean
+from jobs import write_text
+from passes import in_chunks, left_padded
 from stitch.activations import Tokens, residuals
 from stitch.composite import compose
 from stitch.config import Settings
@@ -31,9 +34,6 @@ from stitch.models import load
 from stitch.pipeline import stitch
 from stitch.tokens import Windows
 from stitch.translation.types import Ngram, Position, Residual, Term, Token, Translation
-from test_stitch_checkpoint import run_clean
-from test_stitch_composite import in_chunks, left_padded
-from test_stitch_pipeline import write_text
 
 BUDGET, V = 2**28, tiny.VOCABULARY
 SMALL = dict(tokens=4096, held_out=1024, context=32, memory=BUDGET, device="cpu")

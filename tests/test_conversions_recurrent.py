@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import tiny
+from passes import by_token
+from recurrent import FAMILIES, WINDOW, donor, recurrent
 from stitch.conversions.donor import Donor
 from stitch.conversions.recurrence.convert import convert_recurrent
 from stitch.conversions.recurrence.distil import (
@@ -34,37 +36,11 @@ from stitch.conversions.recurrence.forms import (
 from stitch.conversions.recurrence.recall import DISTINCT, recall_prompts
 from stitch.errors import UsageError
 from stitch.modeling_features import Shape
-from stitch.modeling_recurrent import Memory, RecurrentCache, RecurrentConfig, RecurrentForCausalLM, RecurrentLayer
+from stitch.modeling_recurrent import Memory, RecurrentCache, RecurrentConfig, RecurrentLayer
 from stitch.models import load, register_composites
-from stitch.sources import Source
-from stitch.tokens import Windows
 
 FEATURES = ("hedgehog", "random", "taylor2", "mean", "none")
 WITH_SLOTS = [*((features, 0) for features in FEATURES), ("hedgehog", 3), ("taylor2", 3), ("none", 3)]
-FAMILIES = {"gpt2": {}, "gpt_bigcode": {}, "llama": {}, "mistral": {"sliding_window": 128}, "qwen2": {}}
-WINDOW = 5
-
-
-def recurrent(family: str = "llama", features: str = "hedgehog", seed: int = 0, **options) -> RecurrentForCausalLM:
-    """A pico model whose feature maps are random."""
-    model = tiny.model(family, seed, **FAMILIES[family])
-    net = wrap(model, Recipe(**{"features": features, "window": WINDOW, "sinks": 1, "hidden": 4, **options}))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, parameter in sorted(net.memories.named_parameters()):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
-    return net
-
-
-@torch.no_grad()
-def by_token(net: RecurrentForCausalLM, ids: Tensor, **kwargs) -> tuple[Tensor, RecurrentCache]:
-    cache, logits = None, []
-    for column in ids.split(1, 1):
-        out = net(column, past_key_values=cache, use_cache=True, **kwargs)
-        cache = out.past_key_values
-        logits.append(out.logits)
-    assert cache is not None
-    return torch.cat(logits, 1), cache
 
 
 @pytest.mark.parametrize(
@@ -318,17 +294,6 @@ def test_beams_follow_their_own_state():
     }
     found, wanted = (net.generate(prompt, use_cache=cached, **options) for cached in (True, False))
     assert torch.equal(found, wanted)
-
-
-def windows(count: int = 24, length: int = 32, seed: int = 0) -> Windows:
-    ids = tiny.ids(count, length, seed).int()
-    return Windows(ids, torch.zeros_like(ids))
-
-
-def donor(family: str = "gpt2") -> Donor:
-    model = tiny.model(family)
-    splits = {"fit": windows(), "sweep": windows(4, seed=1), "report": windows(4, seed=2)}
-    return Donor(model, Source(family, model.folder, None, "folder"), splits, splits["sweep"], "random")
 
 
 @pytest.mark.parametrize(("slots", "keys"), [(0, None), (4, None), (0, [[2, 5]]), (4, [[2, 6]])])

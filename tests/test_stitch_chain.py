@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import cli
 import tiny
 from hub_double import hub  # noqa: F401 (a fixture)
+from jobs import settings, write_text
 from stitch.chaining import chain, complete_all
 from stitch.config import Settings
 from stitch.describe import describe
@@ -25,7 +26,6 @@ from stitch.pipeline import stitch
 from stitch.report import footnotes, model_card, table
 from stitch.text import read, select
 from stitch.tokens import pack
-from test_stitch_pipeline import settings, write_text
 
 OPTIONS = dict(tokens=8192, context=32, features=64, k=8, sae_passes=0.5, device="cpu", memory=2**28)
 

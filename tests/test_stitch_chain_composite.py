@@ -1,6 +1,5 @@
 """Composites of three and four parts: exact against their donors, against hooked models, and against themselves with a cache."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -11,6 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import tiny
+from chains import as_model, chained, everything
+from clean_process import run_clean
+from passes import in_chunks, left_padded
 from stitch.activations import harvest, observe, pair
 from stitch.checkpoint import write_checkpoint
 from stitch.compare import load_any
@@ -18,54 +20,15 @@ from stitch.composite import compose, late_half, late_logits, translation_module
 from stitch.costs import Costs
 from stitch.errors import UsageError
 from stitch.layers import choose_layer
-from stitch.modeling_composite import StitchForCausalLM, ngram_keys
-from stitch.models import Model, anatomy_of, block_flops, block_parameters, load
+from stitch.modeling_composite import StitchForCausalLM
+from stitch.models import Model, block_flops, block_parameters, load
 from stitch.rows import Stage
 from stitch.sources import Source
 from stitch.tokens import Windows
-from stitch.translation.types import Codes, Ngram, Position, Residual, Term, Token, Translation
-from test_stitch_checkpoint import run_clean
-from test_stitch_composite import affine, dictionary, identity, in_chunks, left_padded
+from stitch.translation.types import Translation
+from translations import affine, identity
 
-pico = functools.cache(tiny.model)
-
-
-def as_model(net: StitchForCausalLM, folder: Path = Path("composite")) -> Model:
-    return Model("composite", net, tiny.tokenizer(), anatomy_of(net.config), folder)
-
-
-def everything(a: Model, b: Model, site: int) -> Translation:
-    """Reads what a translation may read of A's last three blocks, which in a composite lie on both sides of its seam."""
-    terms = [
-        Term(Residual(site), tiny.noise(a.width, b.width, seed=1) / a.width**0.5),
-        Term(Residual(site, back=1), tiny.noise(a.width, b.width, seed=2) / a.width**0.5),
-        Term(Codes(site, dictionary(a.width, 20, "topk")), tiny.noise(20, b.width, seed=3) / 6),
-        Term(Token(), tiny.noise(tiny.VOCABULARY, b.width, seed=4) / 4),
-        Term(Token(2), tiny.noise(tiny.VOCABULARY, b.width, seed=5) / 4),
-        Term(Position(), tiny.noise(128, b.width, seed=6) / 4),
-    ]
-    for earlier in (1, site - 1):
-        width = width_at(a, earlier)
-        terms.append(Term(Residual(earlier, back=earlier % 2), tiny.noise(width, b.width, seed=7) / width**0.5))
-    pairs = torch.cartesian_prod(torch.arange(tiny.VOCABULARY), torch.arange(0, tiny.VOCABULARY, 2))
-    keys = ngram_keys([pairs[:, 0], pairs[:, 1]], tiny.VOCABULARY).sort().values
-    terms.append(Term(Ngram(2, keys), tiny.noise(len(keys), b.width, seed=8) / 4))
-    return Translation("everything", tuple(terms), tiny.noise(b.width), tiny.noise(b.width, seed=9))
-
-
-@torch.no_grad()
-def width_at(model: Model, site: int) -> int:
-    return observe(model, {"input_ids": tiny.ids(1, 3)}, streams=[site]).streams[site].shape[-1]
-
-
-def chained(*families: str, make=affine) -> StitchForCausalLM:
-    """The first two blocks of the first model, then blocks 2..4 (or 3..5, …) of the next, and so on; the last to its end."""
-    model, site = pico(families[0]), 2
-    for number, family in enumerate(families[1:]):
-        after, start = pico(family), 2 + number
-        net = compose(model, after, site, start, make(model, after, site))
-        model, site = as_model(net), site + 2
-    return net
+pico = tiny.shared
 
 
 # -------------------------------------------------------------------------------------------------------------- exactness

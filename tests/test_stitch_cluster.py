@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import tiny
+from jobs import write_text
 from stitch import sweep_tasks
 from stitch.cluster import connected
 from stitch.errors import StitchError, UsageError
 from stitch.layer_sweep import sweep
-from test_stitch_pipeline import write_text
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
+from jobs import settings, write_text
 from stitch.activations import Activations, harvest
 from stitch.config import Settings
 from stitch.errors import UsageError
@@ -26,7 +27,6 @@ from stitch.text import Split
 from stitch.tokens import Windows
 from stitch.translation.moments import accumulate
 from stitch.translation.towards import ridge_towards
-from test_stitch_pipeline import settings, write_text
 
 FOLDING = [family for family in tiny.FAMILIES if ANATOMIES[family].mlp_out_norm is None]
 START, STOP = 2, 4

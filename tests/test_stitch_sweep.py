@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
+from jobs import settings, write_text
 from matching.procrustes import random_rotation
 from stitch import sweep_report
 from stitch.cells import Cell, Side, _groups, harvest_all, needed, score_cells
@@ -25,7 +26,7 @@ from stitch.pipeline import stitch
 from stitch.text import Split
 from stitch.tokens import Windows
 from stitch.translation.types import Residual, Term, Token, Translation
-from test_stitch_pipeline import rotated_copy, settings, write_text
+from turned import rotated_copy
 
 SAMPLES: dict[Split, int] = {"fit": 250, "sweep": 40, "report": 40}
 ASKED: dict[str, Any] = dict(tokens=4096, context=32, memory=2**28, device="cpu")
