@@ -41,6 +41,7 @@ from tolerance import apart, rounding
 # What is exact
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", KINDS)
 def test_a_planted_gauge_is_undone(family):
     """The planted keys are one behind a complex scale per plane, the values one behind a matrix: nothing need be lost."""
@@ -56,6 +57,7 @@ def test_a_planted_gauge_is_undone(family):
     assert (logits(with_heads(model, converted(model, pooled)), ids) - wanted).norm() > 0.05 * wanted.norm()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_planted_turn_is_undone_where_queries_and_keys_are_normalised(biased):
     """Gains alike in both dimensions of a plane, every key head the first one turned: nothing need be lost."""
@@ -74,6 +76,7 @@ def test_a_planted_turn_is_undone_where_queries_and_keys_are_normalised(biased):
     assert (logits(with_heads(model, converted(model, pooled)), ids) - wanted).norm() > 0.05 * wanted.norm()
 
 
+@pytest.mark.numeric
 def test_merging_identical_heads_by_their_mean_changes_nothing():
     model = pico("llama")
     for block in range(model.depth):
@@ -85,6 +88,7 @@ def test_merging_identical_heads_by_their_mean_changes_nothing():
     assert apart(found, logits(model.net, ids)) < tolerance.of_a_pass(model)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_groups_of_one_head_reproduce_the_donor_at_full_rank(family):
     model = pico(family)
@@ -94,6 +98,7 @@ def test_groups_of_one_head_reproduce_the_donor_at_full_rank(family):
     assert apart(logits(with_heads(model, alone), ids), wanted) < tolerance.of_a_pass(model)
 
 
+@pytest.mark.numeric
 def test_whole_groups_change_places_with_their_query_heads():
     """Merging (0, 3) and (1, 2) of four heads: had their places stayed, nothing would match any more."""
     model = pico("llama", num_attention_heads=8, num_key_value_heads=4, head_dim=10)
@@ -118,6 +123,7 @@ def test_converted_models_share_all_but_their_attentions_with_the_donor(family):
     assert net.get_input_embeddings().weight is model.embedding.weight is net.get_output_embeddings().weight
 
 
+@pytest.mark.numeric
 def test_refitting_outputs_changes_nothing_where_nothing_is_lost():
     model = shared_behind_a_gauge(pico("llama"))
     ids = windows(seed=2)
@@ -126,6 +132,7 @@ def test_refitting_outputs_changes_nothing_where_nothing_is_lost():
     assert apart(refitted, wanted) < tolerance.of_a_pass(model)
 
 
+@pytest.mark.numeric
 def test_a_refit_moves_the_bias_where_there_is_one():
     """The stream has drifted by a constant: no output weights can make up for it, the bias can."""
     model = pico("gpt2")
@@ -155,6 +162,7 @@ def moments_of(seed: int, *, old: int = 3, d: int = 8, rotary: bool = False, con
     )  # fmt: skip
 
 
+@pytest.mark.numeric
 def test_without_rotation_no_shared_key_is_better():
     """Eckart and Young: gradient descent on the predicted error, from random maps, ends above the closed form."""
     moments = moments_of(0)
@@ -191,6 +199,7 @@ def test_without_rotation_no_shared_key_is_better():
     assert best - 1e-9 <= min(ends) <= 1.1 * best  # and it is no loose bound
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("rotary", [False, True])
 def test_the_predicted_error_is_that_of_independent_queries_and_keys(rotary):
     moments = moments_of(3, rotary=rotary)
@@ -214,6 +223,7 @@ def test_the_predicted_error_is_that_of_independent_queries_and_keys(rotary):
     assert contraction.predicted_error(keys, moments) == pytest.approx(wrong / total, rel=0.05)
 
 
+@pytest.mark.numeric
 def test_the_mean_of_keys_counts_as_far_as_rotation_tells_its_places_apart():
     """What all keys share moves all scores of a row alike where nothing turns, and none alike where everything does."""
     frequencies = torch.tensor([3.0, 1e-6], dtype=torch.float64)
@@ -224,6 +234,7 @@ def test_the_mean_of_keys_counts_as_far_as_rotation_tells_its_places_apart():
     assert float(shown[[1, 3, 5, 7]].max()) < 1e-4
 
 
+@pytest.mark.numeric
 def test_planes_that_hardly_turn_are_better_merged_together():
     """And planes that do turn are not."""
     turning = moments_of(5, rotary=True)
@@ -235,6 +246,7 @@ def test_planes_that_hardly_turn_are_better_merged_together():
     assert apart[0] < 0.9 * apart[1] and together[1] < 0.9 * together[0]
 
 
+@pytest.mark.numeric
 def test_the_generator_of_a_planted_rotation_is_found():
     """Keys of a second head are the first's behind a gauge: the shared subspace turns exactly as RoPE does."""
     moments = moments_of(6, old=2, rotary=True)
@@ -249,6 +261,7 @@ def test_the_generator_of_a_planted_rotation_is_found():
     assert contraction.predicted_error(contraction.by_frequency(planted), planted) < 1e-9
 
 
+@pytest.mark.numeric
 def test_least_squares_only_gets_nearer():
     model = pico("llama")
     stream = model.embedding(windows().long()).detach()
@@ -261,6 +274,7 @@ def test_least_squares_only_gets_nearer():
     assert error(least_squares(of), rows()) <= course[2] + 1e-6
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_the_error_of_keys_is_that_of_the_merged_models_scores():
     """A second implementation: scores of the merged weights against those of the donor, softmax-blind shifts taken out."""
@@ -281,6 +295,7 @@ def test_the_error_of_keys_is_that_of_the_merged_models_scores():
     assert error(keys, rows()) == pytest.approx(wrong / total, rel=1e-3)
 
 
+@pytest.mark.numeric
 def test_moments_are_those_of_the_attention():
     model = pico("qwen2")
     stream = model.embedding(windows(2, 5).long()).detach()
@@ -295,6 +310,7 @@ def test_moments_are_those_of_the_attention():
     assert apart(moments.attended, attended.T @ attended / len(attended)) < single
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", KINDS)
 def test_what_shared_heads_leave_unused_is_under_the_floor(family):
     """One head behind gauges: stacked keys and values span a head's dimensions, and no other may count as used."""

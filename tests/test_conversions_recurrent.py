@@ -43,6 +43,7 @@ FEATURES = ("hedgehog", "random", "taylor2", "mean", "none")
 WITH_SLOTS = [*((features, 0) for features in FEATURES), ("hedgehog", 3), ("taylor2", 3), ("none", 3)]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("family", "features", "slots"),
     [
@@ -58,6 +59,7 @@ def test_parallel_and_recurrent_form_agree(family, features, slots):
             assert (net(ids).logits - by_token(net, ids)[0]).abs().max() <= 1e-4
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("features", "slots"), [*WITH_SLOTS, ("identity", 0)])
 @torch.no_grad()
 def test_the_chunk_changes_nothing(features, slots):
@@ -68,6 +70,7 @@ def test_the_chunk_changes_nothing(features, slots):
         assert (net(ids, chunk=chunk).logits - whole).abs().max() <= 1e-4
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_a_text_may_come_in_pieces_of_any_size():
     net, ids, cache, found = recurrent(), tiny.ids(2, 30), None, []
@@ -78,6 +81,7 @@ def test_a_text_may_come_in_pieces_of_any_size():
     assert (torch.cat(found, 1) - net(ids).logits).abs().max() <= 1e-4
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_window_over_the_whole_text_is_the_donor(family):
@@ -99,6 +103,7 @@ def test_blocks_that_are_not_converted_keep_all_keys():
     assert growth == 4 * 10 * (2 * 2 * 10 * 4 + 1)  # blocks · tokens · (keys and values of two groups in fp32, a flag)
 
 
+@pytest.mark.numeric
 def test_one_key_head_has_one_state():
     """Of a GPTBigCode: not one for each query head."""
     net = recurrent("gpt_bigcode", "mean", window=3)
@@ -128,6 +133,7 @@ def scores(q: Tensor, k: Tensor) -> Tensor:
     return q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * q.shape[-1] ** -0.5
 
 
+@pytest.mark.numeric
 def test_taylor_features_are_the_polynomial():
     shape = Shape(groups=2, shared=3, width=6)
     memory = Memory(RecurrentConfig(features="taylor2"), shape, 0)
@@ -137,6 +143,7 @@ def test_taylor_features_are_the_polynomial():
     torch.testing.assert_close(attend(memory, q, k, v), by_weights(1 + s + s**2 / 2, v), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.numeric
 def test_centred_taylor_features_weigh_keys_and_queries_by_the_means():
     """e^{q·k} = e^{q'·k'} e^{q·μ_k} e^{μ_q·k'}: the first factor alone is approximated; beside exact keys all three count."""
     shape = Shape(groups=2, shared=3, width=6)
@@ -157,6 +164,7 @@ def test_centred_taylor_features_weigh_keys_and_queries_by_the_means():
     torch.testing.assert_close(attend(memory, q, k, v), by_weights(weights, v), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.numeric
 def test_random_features_are_unbiased():
     """With very many of them the softmax of the donor comes out."""
     shape = Shape(groups=1, shared=1, width=4)
@@ -168,6 +176,7 @@ def test_random_features_are_unbiased():
     torch.testing.assert_close(attend(memory, q, k, v), by_weights(scores(q, k).exp(), v), rtol=0, atol=0.02)
 
 
+@pytest.mark.numeric
 def test_identity_features_are_unnormalised_linear_attention():
     shape = Shape(groups=2, shared=2, width=5)
     q, k, v = heads(shape, 12)
@@ -176,6 +185,7 @@ def test_identity_features_are_unnormalised_linear_attention():
     torch.testing.assert_close(attend(memory, q, k, v), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("chunk", [1, 4, 16])
 @pytest.mark.parametrize("window", [0, 2])
 def test_denominators_may_span_forty_orders_of_magnitude(window, chunk):
@@ -199,6 +209,7 @@ def test_denominators_may_span_forty_orders_of_magnitude(window, chunk):
     torch.testing.assert_close(found.double(), logs.softmax(-1) @ v, rtol=0, atol=1e-4)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("chunk", [1, 4, 16])
 @pytest.mark.parametrize("window", [0, 2])
 def test_slots_keep_the_best_old_keys_and_features_the_rest(window, chunk):
@@ -235,6 +246,7 @@ def test_slots_keep_the_best_old_keys_and_features_the_rest(window, chunk):
     torch.testing.assert_close(found, logs.softmax(-1) @ v.repeat_interleave(2, 1), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("slope", [1.0, 0.0])
 @torch.no_grad()
 def test_slots_by_position_are_a_window(slope):
@@ -256,6 +268,7 @@ def test_gradients_are_finite_where_no_key_is_old_yet():
     assert all(torch.isfinite(p.grad).all() for p in feature_parameters(net) if p.grad is not None)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("features", "slots"), WITH_SLOTS)
 @torch.no_grad()
 def test_padding_on_the_left_changes_nothing(features, slots):
@@ -296,6 +309,7 @@ def test_beams_follow_their_own_state():
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("slots", "keys"), [(0, None), (4, None), (0, [[2, 5]]), (4, [[2, 6]])])
 def test_the_objective_is_that_of_a_second_implementation(slots, keys):
     """Pairwise in float64: what is exact, what is old, normalised, against the donor's attention."""

@@ -17,6 +17,8 @@ from stitch.grafts.scheme import Scheme
 from stitch.grafts.streams import directions
 from stitch.models import Model
 
+pytestmark = pytest.mark.numeric
+
 ROPE = 1e4 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
 
 

@@ -14,6 +14,8 @@ from matching.statistics import correlation_matrix, feature_moments
 from matching.transport import balanced, unbalanced
 from matching.types import Plan
 
+pytestmark = pytest.mark.numeric
+
 ot = pytest.importorskip("ot")
 
 

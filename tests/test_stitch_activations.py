@@ -14,6 +14,8 @@ from stitch.errors import StitchError
 from stitch.overlap import one_behind
 from stitch.tokens import Windows
 
+pytestmark = pytest.mark.numeric
+
 
 def windows(count: int = 12, context: int = 10, seed: int = 0) -> Windows:
     ids = tiny.ids(count, context, seed)

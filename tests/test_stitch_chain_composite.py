@@ -34,6 +34,7 @@ pico = tiny.shared
 # -------------------------------------------------------------------------------------------------------------- exactness
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @torch.no_grad()
 def test_a_model_in_three_parts_is_itself_bit_for_bit(family):
@@ -90,6 +91,7 @@ TRIPLES = [
 ]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("families", TRIPLES)
 @torch.no_grad()
 def test_three_families_in_a_row_equal_three_hooked_models(families):
@@ -114,6 +116,7 @@ CHAINS = [
 ]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("families", CHAINS)
 @torch.no_grad()
 def test_a_cache_filled_in_any_chunks_gives_the_logits_of_the_whole(families):
@@ -141,6 +144,7 @@ def test_generation_does_not_depend_on_cache_padding_or_company(families):
         assert torch.equal(alone[0, length:], cached[row, 9:]), row
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("families", CHAINS[:3])
 @torch.no_grad()
 def test_beams_and_roll_back_carry_every_history_along(families):
@@ -171,6 +175,7 @@ def test_a_cache_knows_the_windows_of_all_parts():
 # ----------------------------------------------------------------------------------------------------- as a model like others
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_what_is_harvested_of_a_composite_is_what_it_reads(tmp_path):
     """Cached streams through the second translation and the last half alone give the logits of the chain."""
@@ -196,6 +201,7 @@ def test_what_is_harvested_of_a_composite_is_what_it_reads(tmp_path):
     assert torch.equal(stage.translated(translation)(batch), composite(ids, use_cache=False).logits)
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_the_late_half_of_a_composite_counts_blocks_from_its_donors_first():
     model, ids = tiny.model("gpt2", scale_attn_by_inverse_layer_idx=True), tiny.ids()

@@ -107,6 +107,7 @@ def test_beam_search_reorders_both_halves_of_the_cache():
     assert torch.equal(composite.generate(padded, **settings), composite.generate(padded, use_cache=False, **settings))
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_a_cache_knows_each_halfs_own_window():
     a, b = pico("mistral"), pico("gemma3_text")  # windows 5, and 7 in two blocks of three
@@ -138,6 +139,7 @@ def encode_by_hand(x: Tensor, d: Dictionary) -> Tensor:
     return pre.clamp(min=0)
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_every_kind_of_term_equals_its_formula():
     a, b = pico("gpt2"), pico("llama")
@@ -256,6 +258,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     assert all(torch.equal(plain, again) and plain.abs().max() > 0 for plain, again in zip(*gradients, strict=True))
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_the_loss_is_the_cross_entropy_of_the_next_token():
     a, b, ids = pico("llama"), pico("gpt2"), tiny.ids()

@@ -21,6 +21,8 @@ from stitch.tokens import Windows
 from stitch.translation.inputs import ByPosition, ByToken, Lift, Stream, reach, streams
 from stitch.translation.types import Ngram, Position, Residual, Routed, Term, Token, Translation, merged
 
+pytestmark = pytest.mark.numeric
+
 SITE_A, SITE_B, POSITIONS = 3, 4, 128
 pico = tiny.shared
 

@@ -17,6 +17,8 @@ from stitch.translation.ridge import ridge
 from stitch.translation.sparse_gram import SparseGram
 from tiny import noise
 
+pytestmark = pytest.mark.numeric
+
 TOKENS, D_A, D_B, FEATURES = 900, 6, 5, 40
 
 

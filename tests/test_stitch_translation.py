@@ -17,6 +17,8 @@ from stitch.translation.ridge import STRENGTHS, ridge, shares
 from stitch.translation.search import descend
 from stitch.translation.types import Codes, Term, Token, Translation
 
+pytestmark = pytest.mark.numeric
+
 TOKENS, D_A, D_B, FEATURES = 600, 6, 8, 20
 
 
