@@ -6,7 +6,7 @@ SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surge
 SCALE := $(addprefix benchmarks/,matching_at_scale.py matching_real.py sae_training.py checkpoint.py harvest.py decode.py end_to_end.py)
 REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
 
-.PHONY: setup demo test test-slow lint types bench bench-scale bench-graft bench-synthesis bench-conversions bench-translations bench-regimes clean
+.PHONY: setup demo test test-slow test-cpus lint types bench bench-scale bench-graft bench-synthesis bench-conversions bench-translations bench-regimes clean
 
 setup: $(READY)
 
@@ -27,6 +27,13 @@ test: $(READY)
 # 5: no test is marked slow, or none was collected.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+
+# Sums in another order and another instruction set, as other processors have them: what depends on rounding must still hold.
+CPUS := MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default
+test-cpus: $(READY)
+	@set -e; for cpu in $(CPUS); do \
+		echo "$$cpu" >&2; env $$cpu $(BIN)/python -m pytest -m "numeric and not slow" --numprocesses logical --maxprocesses 4 --dist loadfile; \
+	done
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -72,6 +72,7 @@ def test_the_planted_head_is_found_and_carries_the_behaviour(donor: Path):
     assert footnotes(report)[0] == "Circuit: 1 of 4 heads (1.1), 0 of 1,024 neurons."
 
 
+@pytest.mark.numeric
 def test_attribution_is_what_putting_the_corrupt_output_in_its_place_costs(donor: Path):
     """A single component that decides everything: the integral over the way is the whole difference."""
     model = load(donor)
@@ -98,6 +99,7 @@ def test_attribution_is_what_putting_the_corrupt_output_in_its_place_costs(donor
     assert planted_score == pytest.approx(whole - without, rel=0.5)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @torch.no_grad()
 def test_heads_and_neurons_are_where_the_family_has_them(family: str):
@@ -121,6 +123,7 @@ def test_heads_and_neurons_are_where_the_family_has_them(family: str):
     torch.testing.assert_close(model.net(ids).logits, found, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.numeric
 def test_means_are_those_of_the_corrupt_prompts(donor: Path):
     model = load(donor)
     of = prompts("previous-token", model.tokenizer, count=40)
@@ -131,6 +134,7 @@ def test_means_are_those_of_the_corrupt_prompts(donor: Path):
         torch.testing.assert_close(means[place][0], seen[place].mean(0), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.numeric
 def test_a_circuit_can_be_edited_and_tried(donor: Path, tmp_path: Path):
     report = find_circuit(str(donor), "previous-token", count=16)
     assert '"1": [1]' in to_json(report) and json.loads(to_json(report)) == report

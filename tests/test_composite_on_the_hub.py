@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from hub_double import HubDouble
+from jobs import settings, write_text
 from stitch.jobs.join import stitch
-from test_stitch_pipeline import settings, write_text
 
 ELSEWHERE = """
 import json, sys, torch

@@ -8,6 +8,8 @@ import torch
 from torch.nn import ModuleList
 
 import tiny
+from passes import by_token
+from recurrent import WINDOW, donor, recurrent, windows
 from stitch.conversions.recurrence.allocation import (
     Probe,
     allocate,
@@ -21,7 +23,6 @@ from stitch.conversions.recurrence.fit import moments_of, scores_of
 from stitch.conversions.recurrence.forms import Recipe, beside, state_bytes, wrap
 from stitch.modeling.modeling_features import Shape
 from stitch.modeling.modeling_recurrent import Memory, RecurrentConfig, RecurrentLayer
-from test_conversions_recurrent import WINDOW, by_token, donor, recurrent, windows
 
 UNEVEN = {"gpt2": (2, 11, 5, 7), "llama": (2, 11), "gpt_bigcode": (6,)}
 

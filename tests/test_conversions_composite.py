@@ -10,6 +10,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import tiny
+from chains import as_model, everything
+from clean_process import run_clean
+from fewer_heads import OURS, converted, shared_behind_a_gauge, windows
+from jobs import write_text
+from passes import by_token, left_padded
+from recurrent import donor
 from stitch.activations.observe import residuals
 from stitch.composite.compose import compose
 from stitch.conversions.consolidation.arms import open_bench
@@ -30,12 +36,6 @@ from stitch.internals import weights
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM
 from stitch.models.loading import load, register_composites
 from stitch.models.model import Model
-from test_conversions_heads import OURS, converted, shared_behind_a_gauge, windows
-from test_conversions_recurrent import by_token, donor
-from test_stitch_chain_composite import as_model, everything
-from test_stitch_checkpoint import run_clean
-from test_stitch_composite import left_padded
-from test_stitch_pipeline import write_text
 
 V = tiny.VOCABULARY
 SMALL = dict(tokens=4096, held_out=1024, context=32, device="cpu")

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import tiny
+from chains import as_model, chained, everything
 from cli import app
 from stitch.composite.compose import compose
 from stitch.conversions.consolidation import arms, fitting, linear, queries
@@ -22,8 +23,7 @@ from stitch.models.model import Model
 from stitch.models.sources import resolve
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
-from test_stitch_chain_composite import as_model, chained, everything
-from test_stitch_composite import identity
+from translations import identity
 
 DOCUMENTS = [
     f"The {a}{b} of {b}{a} is {a * 3}. {b}{b}, then {a}! Of {a} and {b} we say that {b}{a}{b} is {a}{b}{a} twice, never {c}."
@@ -79,6 +79,7 @@ def run_stack(model, layers, x, branches=None, states=None):
     return x, held
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @torch.no_grad()
 def test_linear_attention_with_a_branch_reads_as_if_the_context_stood_before(family):
@@ -95,6 +96,7 @@ def test_linear_attention_with_a_branch_reads_as_if_the_context_stood_before(fam
     assert (without - whole[13:]).norm() > 0.01 * scale
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_features_that_widen_the_head_have_a_branch_too():
     model = tiny.model("gpt2")
@@ -105,6 +107,7 @@ def test_features_that_widen_the_head_have_a_branch_too():
     torch.testing.assert_close(found, after, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_normalised_attention_is_exact_from_its_state_and_refused_as_a_branch():
     model = tiny.model("gpt2")
@@ -130,6 +133,7 @@ def test_rotary_attention_and_another_block_s_state_are_refused():
 # --- ridge and coordinates: known answers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.numeric
 def test_ridge_on_orthonormal_keys_shrinks_by_one_over_one_plus_strength():
     keys = torch.eye(6, dtype=torch.float64)
     wanted = tiny.noise(6, 3).double()
@@ -137,6 +141,7 @@ def test_ridge_on_orthonormal_keys_shrinks_by_one_over_one_plus_strength():
     torch.testing.assert_close(slow.ridge(keys, wanted, retain, 3.0), wanted / 4)
 
 
+@pytest.mark.numeric
 def test_a_growing_strength_changes_nothing_in_the_end():
     keys, wanted = tiny.noise(20, 6), tiny.noise(20, 3, seed=1)
     sizes = [slow.ridge(keys, wanted, torch.eye(6), strength).norm() for strength in (0.1, 1.0, 1e3, 1e9)]
@@ -144,6 +149,7 @@ def test_a_growing_strength_changes_nothing_in_the_end():
     assert sizes[-1] < 1e-7
 
 
+@pytest.mark.numeric
 def test_ridge_leaves_the_directions_of_other_text_alone_where_the_keys_have_others():
     keys, wanted = torch.zeros(10, 6), tiny.noise(10, 3)
     keys[:, :3] = tiny.noise(10, 3, seed=1)
@@ -153,6 +159,7 @@ def test_ridge_leaves_the_directions_of_other_text_alone_where_the_keys_have_oth
     assert found[3:].norm() < 1e-6 < 0.1 < found[:3].norm()
 
 
+@pytest.mark.numeric
 def test_independent_keys_are_met_exactly_without_strength():
     keys, wanted = tiny.noise(4, 6), tiny.noise(4, 3, seed=1).double()
     torch.testing.assert_close(keys.double() @ slow.ridge(keys, wanted, torch.eye(6), 0.0), wanted)
@@ -170,6 +177,7 @@ def test_ridge_refuses_what_has_no_answer():
         slow.ridge(keys[:2], wanted[:2], torch.zeros(6, 6), 1.0)
 
 
+@pytest.mark.numeric
 def test_half_the_squared_length_of_the_coordinates_is_the_predicted_cost():
     curvature = slow.Curvature({0: _covariance(48, 1)}, {0: _covariance(32, 2)})
     axes = slow.coordinates(curvature, tiny.model("gpt2", num_hidden_layers=1), damping=0.0)
@@ -184,6 +192,7 @@ def _covariance(width: int, seed: int) -> torch.Tensor:
     return rows.T @ rows / len(rows)
 
 
+@pytest.mark.numeric
 def test_curvature_predicts_what_a_small_change_of_one_block_costs(pico):
     """Measured: the mean KL on the text the curvature is of; K-FAC leaves out how tokens and layers add up."""
     model, windows = pico.model, pico.windows["fit"]
@@ -261,6 +270,7 @@ def test_an_edit_is_scaled_on_more_text_than_the_search_begins_with(pico, monkey
 # --- lessons and what is kept ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_the_target_is_what_the_donor_says_with_the_document_before_the_query(pico):
     document, queries = tiny.ids(1, 20, seed=5)[0], tiny.ids(3, 16, seed=6)
@@ -457,6 +467,7 @@ def test_a_composite_with_a_norm_after_an_mlp_in_any_part_is_refused():
         slow.check(as_model(chained("gemma2", "llama")))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_model_cut_in_two_is_consolidated_as_the_whole(family):
     """Curvature and edits block by block, though no gradient reaches embeddings where a seam looks tokens up."""
@@ -477,6 +488,7 @@ def test_a_model_cut_in_two_is_consolidated_as_the_whole(family):
         assert (edit_of_two[block] - edit[block]).norm() < 1e-3 * edit[block].norm()
 
 
+@pytest.mark.numeric
 def test_curvature_is_that_of_each_part_where_a_seam_looks_tokens_up():
     model = as_model(chained("gpt2", "llama", make=everything))
     bench = bench_of(model)

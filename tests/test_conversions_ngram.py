@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
+from clean_process import run_clean
+from jobs import write_text
+from passes import in_chunks, left_padded
 from stitch.activations.observe import residuals
 from stitch.activations.paired import Tokens
 from stitch.composite.compose import compose
@@ -32,9 +35,6 @@ from stitch.jobs.join import stitch
 from stitch.models.loading import load
 from stitch.text.windows import Windows
 from stitch.translation.types import Ngram, Position, Residual, Term, Token, Translation
-from test_stitch_checkpoint import run_clean
-from test_stitch_composite import in_chunks, left_padded
-from test_stitch_pipeline import write_text
 
 BUDGET, V = 2**28, tiny.VOCABULARY
 SMALL = dict(tokens=4096, held_out=1024, context=32, memory=BUDGET, device="cpu")
@@ -83,6 +83,7 @@ def memory(
 # ------------------------------------------------------------------------------------------------------------------ exact
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name, order", [("one", 1), ("two", 2), ("three", 3)])
 @torch.no_grad()
 def test_a_stream_that_depends_on_n_tokens_is_looked_up_exactly_wherever_these_were_seen(root, name, order):
@@ -119,6 +120,7 @@ def one_hot_problem(tokens: int, sizes: tuple[int, ...], seed: int) -> Some:
     )
 
 
+@pytest.mark.numeric
 def test_passes_without_end_reach_the_joint_ridge_solution(monkeypatch):
     """Penalty κ · mass / count on a row is what n / (n + κ) of its weighted mean is."""
     monkeypatch.setattr(backfitting, "SHRINKAGES", (2.0,))
@@ -142,6 +144,7 @@ def test_passes_without_end_reach_the_joint_ridge_solution(monkeypatch):
     assert torch.allclose(found, wanted, atol=1e-9)
 
 
+@pytest.mark.numeric
 def test_some_tables_alone_and_what_is_explained_already_are_as_if_collected_so():
     sizes = (5, 9, 4)
     fit = one_hot_problem(300, sizes, 2)
@@ -156,6 +159,7 @@ def test_some_tables_alone_and_what_is_explained_already_are_as_if_collected_so(
     assert torch.allclose(got.totals, wanted.totals) and abs(got.meetings - wanted.meetings).max() < 1e-12
 
 
+@pytest.mark.numeric
 def test_r2_by_order_is_the_share_of_variance_that_was_planted():
     """Every pair equally often; what pairs add has mean zero over the token before, and three times the variance of tokens."""
     size = 8
@@ -173,6 +177,7 @@ def test_r2_by_order_is_the_share_of_variance_that_was_planted():
     assert torch.allclose(both.rows[0], token[:, 0].double(), atol=1e-6)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("noise, wanted", [(8.0, 8.0), (1.0, 1.0), (64.0, 64.0)])
 def test_the_shrinkage_chosen_is_the_ratio_of_noise_to_signal(noise, wanted):
     """Rows ~ N(0, 1), tokens ~ N(row, noise): the posterior mean of n tokens is their mean times n / (n + noise)."""

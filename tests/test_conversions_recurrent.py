@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import tiny
+from passes import by_token
+from recurrent import FAMILIES, WINDOW, donor, recurrent
 from stitch.conversions.donor import Donor
 from stitch.conversions.recurrence.convert import convert_recurrent
 from stitch.conversions.recurrence.distil import Heads, Moments, begin, feature_parameters, output_loss, start_priority
@@ -27,45 +29,14 @@ from stitch.conversions.recurrence.forms import (
 from stitch.conversions.recurrence.recall import DISTINCT, recall_prompts
 from stitch.errors import UsageError
 from stitch.modeling.modeling_features import Shape
-from stitch.modeling.modeling_recurrent import (
-    Memory,
-    RecurrentCache,
-    RecurrentConfig,
-    RecurrentForCausalLM,
-    RecurrentLayer,
-)
+from stitch.modeling.modeling_recurrent import Memory, RecurrentCache, RecurrentConfig, RecurrentLayer
 from stitch.models.loading import load, register_composites
-from stitch.models.sources import Source
-from stitch.text.windows import Windows
 
 FEATURES = ("hedgehog", "random", "taylor2", "mean", "none")
 WITH_SLOTS = [*((features, 0) for features in FEATURES), ("hedgehog", 3), ("taylor2", 3), ("none", 3)]
-FAMILIES = {"gpt2": {}, "gpt_bigcode": {}, "llama": {}, "mistral": {"sliding_window": 128}, "qwen2": {}}
-WINDOW = 5
 
 
-def recurrent(family: str = "llama", features: str = "hedgehog", seed: int = 0, **options) -> RecurrentForCausalLM:
-    """A pico model whose feature maps are random."""
-    model = tiny.model(family, seed, **FAMILIES[family])
-    net = wrap(model, Recipe(**{"features": features, "window": WINDOW, "sinks": 1, "hidden": 4, **options}))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _, parameter in sorted(net.memories.named_parameters()):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
-    return net
-
-
-@torch.no_grad()
-def by_token(net: RecurrentForCausalLM, ids: Tensor, **kwargs) -> tuple[Tensor, RecurrentCache]:
-    cache, logits = None, []
-    for column in ids.split(1, 1):
-        out = net(column, past_key_values=cache, use_cache=True, **kwargs)
-        cache = out.past_key_values
-        logits.append(out.logits)
-    assert cache is not None
-    return torch.cat(logits, 1), cache
-
-
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("family", "features", "slots"),
     [
@@ -81,6 +52,7 @@ def test_parallel_and_recurrent_form_agree(family, features, slots):
             assert (net(ids).logits - by_token(net, ids)[0]).abs().max() <= 1e-4
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("features", "slots"), [*WITH_SLOTS, ("identity", 0)])
 @torch.no_grad()
 def test_the_chunk_changes_nothing(features, slots):
@@ -91,6 +63,7 @@ def test_the_chunk_changes_nothing(features, slots):
         assert (net(ids, chunk=chunk).logits - whole).abs().max() <= 1e-4
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_a_text_may_come_in_pieces_of_any_size():
     net, ids, cache, found = recurrent(), tiny.ids(2, 30), None, []
@@ -101,6 +74,7 @@ def test_a_text_may_come_in_pieces_of_any_size():
     assert (torch.cat(found, 1) - net(ids).logits).abs().max() <= 1e-4
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_window_over_the_whole_text_is_the_donor(family):
@@ -122,6 +96,7 @@ def test_blocks_that_are_not_converted_keep_all_keys():
     assert growth == 4 * 10 * (2 * 2 * 10 * 4 + 1)  # blocks · tokens · (keys and values of two groups in fp32, a flag)
 
 
+@pytest.mark.numeric
 def test_one_key_head_has_one_state():
     """Of a GPTBigCode: not one for each query head."""
     net = recurrent("gpt_bigcode", "mean", window=3)
@@ -151,6 +126,7 @@ def scores(q: Tensor, k: Tensor) -> Tensor:
     return q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * q.shape[-1] ** -0.5
 
 
+@pytest.mark.numeric
 def test_taylor_features_are_the_polynomial():
     shape = Shape(groups=2, shared=3, width=6)
     memory = Memory(RecurrentConfig(features="taylor2"), shape, 0)
@@ -160,6 +136,7 @@ def test_taylor_features_are_the_polynomial():
     torch.testing.assert_close(attend(memory, q, k, v), by_weights(1 + s + s**2 / 2, v), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.numeric
 def test_centred_taylor_features_weigh_keys_and_queries_by_the_means():
     """e^{q·k} = e^{q'·k'} e^{q·μ_k} e^{μ_q·k'}: the first factor alone is approximated; beside exact keys all three count."""
     shape = Shape(groups=2, shared=3, width=6)
@@ -180,6 +157,7 @@ def test_centred_taylor_features_weigh_keys_and_queries_by_the_means():
     torch.testing.assert_close(attend(memory, q, k, v), by_weights(weights, v), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.numeric
 def test_random_features_are_unbiased():
     """With very many of them the softmax of the donor comes out."""
     shape = Shape(groups=1, shared=1, width=4)
@@ -191,6 +169,7 @@ def test_random_features_are_unbiased():
     torch.testing.assert_close(attend(memory, q, k, v), by_weights(scores(q, k).exp(), v), rtol=0, atol=0.02)
 
 
+@pytest.mark.numeric
 def test_identity_features_are_unnormalised_linear_attention():
     shape = Shape(groups=2, shared=2, width=5)
     q, k, v = heads(shape, 12)
@@ -199,6 +178,7 @@ def test_identity_features_are_unnormalised_linear_attention():
     torch.testing.assert_close(attend(memory, q, k, v), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("chunk", [1, 4, 16])
 @pytest.mark.parametrize("window", [0, 2])
 def test_denominators_may_span_forty_orders_of_magnitude(window, chunk):
@@ -222,6 +202,7 @@ def test_denominators_may_span_forty_orders_of_magnitude(window, chunk):
     torch.testing.assert_close(found.double(), logs.softmax(-1) @ v, rtol=0, atol=1e-4)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("chunk", [1, 4, 16])
 @pytest.mark.parametrize("window", [0, 2])
 def test_slots_keep_the_best_old_keys_and_features_the_rest(window, chunk):
@@ -258,6 +239,7 @@ def test_slots_keep_the_best_old_keys_and_features_the_rest(window, chunk):
     torch.testing.assert_close(found, logs.softmax(-1) @ v.repeat_interleave(2, 1), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("slope", [1.0, 0.0])
 @torch.no_grad()
 def test_slots_by_position_are_a_window(slope):
@@ -279,6 +261,7 @@ def test_gradients_are_finite_where_no_key_is_old_yet():
     assert all(torch.isfinite(p.grad).all() for p in feature_parameters(net) if p.grad is not None)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("features", "slots"), WITH_SLOTS)
 @torch.no_grad()
 def test_padding_on_the_left_changes_nothing(features, slots):
@@ -319,17 +302,7 @@ def test_beams_follow_their_own_state():
     assert torch.equal(found, wanted)
 
 
-def windows(count: int = 24, length: int = 32, seed: int = 0) -> Windows:
-    ids = tiny.ids(count, length, seed).int()
-    return Windows(ids, torch.zeros_like(ids))
-
-
-def donor(family: str = "gpt2") -> Donor:
-    model = tiny.model(family)
-    splits = {"fit": windows(), "sweep": windows(4, seed=1), "report": windows(4, seed=2)}
-    return Donor(model, Source(family, model.folder, None, "folder"), splits, splits["sweep"], "random")
-
-
+@pytest.mark.numeric
 @pytest.mark.parametrize(("slots", "keys"), [(0, None), (4, None), (0, [[2, 5]]), (4, [[2, 6]])])
 def test_the_objective_is_that_of_a_second_implementation(slots, keys):
     """Pairwise in float64: what is exact, what is old, normalised, against the donor's attention."""

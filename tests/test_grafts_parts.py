@@ -17,6 +17,8 @@ from stitch.internals import weights
 from stitch.internals.positions import Profile, code_frequencies, fitted_profile, offset_head, position_codes
 from stitch.models.model import Model
 
+pytestmark = pytest.mark.numeric
+
 ROPE = 1e4 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
 
 

@@ -6,22 +6,14 @@ import numpy as np
 import pytest
 
 from codes import planted, stream_of
+from graphs import graph_of
 from matching.assignment import assign, assign_dense
 from matching.correlations import Correlations
 from matching.errors import MatchError
 from matching.graph import candidates
 from matching.null import misaligned
 from matching.statistics import correlation_matrix, feature_moments
-from matching.types import Alternatives, Candidates, Pairs
-
-
-def graph_of(correlation: np.ndarray) -> Candidates:
-    """Complete graph of a correlation matrix (NaN: no edge), every column an alternative."""
-    rows, cols = np.nonzero(np.isfinite(correlation))
-    every = np.broadcast_to(np.arange(correlation.shape[1]), correlation.shape).copy()
-    values = correlation[rows, cols]
-    alternatives = Alternatives(every, np.where(np.isfinite(correlation), correlation, -np.inf))
-    return Candidates(correlation.shape, rows, cols, values, values, alternatives)
+from matching.types import Pairs
 
 
 def dense(correlation: np.ndarray, threshold: float = 0.0) -> Pairs:

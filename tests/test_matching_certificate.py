@@ -7,6 +7,7 @@ import pytest
 
 import matching.certificate as certificate_module
 from codes import planted, random_codes, stream_of
+from graphs import graph_of
 from matching.assignment import assign, assign_dense, assign_with_prices
 from matching.certificate import Certificate, assign_certified, certify
 from matching.compiled import best_gains
@@ -14,7 +15,6 @@ from matching.correlations import Correlations
 from matching.errors import MatchError
 from matching.graph import candidates
 from matching.statistics import correlation_matrix, feature_moments
-from test_matching_assignment import graph_of
 
 
 def hard(seed: int = 0, features: int = 60):

@@ -7,6 +7,8 @@ from scipy.linalg import orthogonal_procrustes
 from matching.errors import MatchError
 from matching.procrustes import orthogonal_map, random_rotation
 
+pytestmark = pytest.mark.numeric
+
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

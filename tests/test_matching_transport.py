@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from codes import planted, random_codes, stream_of
+from graphs import graph_of
 from matching.correlations import Correlations
 from matching.errors import MatchError
 from matching.graph import candidates
 from matching.statistics import correlation_matrix, feature_moments
 from matching.transport import balanced, unbalanced
 from matching.types import Plan
-from test_matching_assignment import graph_of
+
+pytestmark = pytest.mark.numeric
 
 ot = pytest.importorskip("ot")
 

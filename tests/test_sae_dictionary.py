@@ -6,6 +6,8 @@ import torch
 from sae.convert import to_dictionary
 from sae.errors import SAEError
 
+pytestmark = pytest.mark.numeric
+
 D, FEATURES = 12, 40
 
 

@@ -8,6 +8,8 @@ from sae.errors import SAEError
 from sae.metrics import measure
 from sae.types import Dictionary
 
+pytestmark = pytest.mark.numeric
+
 D, FEATURES = 6, 20
 
 

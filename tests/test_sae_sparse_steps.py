@@ -11,6 +11,8 @@ from sae import sparse_steps
 from sae.config import SAEConfig
 from sae.train import new_trainer
 
+pytestmark = pytest.mark.numeric
+
 WIDTH, FEATURES, BATCH = 12, 40, 64
 DENSE = {"topk": sae_lens.TopKTrainingSAE, "batchtopk": sae_lens.BatchTopKTrainingSAE}
 DEAD = {"none dead": 0, "few dead": 3, "most dead": 30}

@@ -16,6 +16,8 @@ from stitch.activations.paired import Paired, pair
 from stitch.errors import StitchError
 from stitch.text.windows import Windows
 
+pytestmark = pytest.mark.numeric
+
 
 def windows(count: int = 12, context: int = 10, seed: int = 0) -> Windows:
     ids = tiny.ids(count, context, seed)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import cli
 import tiny
 from hub_double import hub  # noqa: F401 (a fixture)
+from jobs import settings, write_text
 from stitch.composite.parts import Part, joined, read_parts
 from stitch.config import Settings
 from stitch.errors import UsageError
@@ -25,7 +26,6 @@ from stitch.models.describe import describe
 from stitch.report.card import footnotes, model_card, table
 from stitch.text.documents import read, select
 from stitch.text.windows import pack
-from test_stitch_pipeline import settings, write_text
 
 OPTIONS = dict(tokens=8192, context=32, features=64, k=8, sae_passes=0.5, device="cpu", memory=2**28)
 

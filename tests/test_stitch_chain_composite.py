@@ -1,6 +1,5 @@
 """Composites of three and four parts: exact against their donors, against hooked models, and against themselves with a cache."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -11,6 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import tiny
+from chains import as_model, chained, everything
+from clean_process import run_clean
+from passes import in_chunks, left_padded
 from stitch.activations.harvest import harvest
 from stitch.activations.observe import observe
 from stitch.activations.paired import pair
@@ -20,62 +22,23 @@ from stitch.composite.costs import Costs
 from stitch.errors import UsageError
 from stitch.evaluation.stage import Stage
 from stitch.layers.choose import choose_layer
-from stitch.modeling.modeling_composite import StitchForCausalLM, ngram_keys
-from stitch.models.anatomy import anatomy_of
+from stitch.modeling.modeling_composite import StitchForCausalLM
 from stitch.models.flops import block_flops, block_parameters
 from stitch.models.loading import load, load_any
 from stitch.models.model import Model
 from stitch.models.sources import Source
 from stitch.text.windows import Windows
 from stitch.translation.module import translation_module
-from stitch.translation.types import Codes, Ngram, Position, Residual, Term, Token, Translation
-from test_stitch_checkpoint import run_clean
-from test_stitch_composite import affine, dictionary, identity, in_chunks, left_padded
+from stitch.translation.types import Translation
+from translations import affine, identity
 
-pico = functools.cache(tiny.model)
-
-
-def as_model(net: StitchForCausalLM, folder: Path = Path("composite")) -> Model:
-    return Model("composite", net, tiny.tokenizer(), anatomy_of(net.config), folder)
-
-
-def everything(a: Model, b: Model, site: int) -> Translation:
-    """Reads what a translation may read of A's last three blocks, which in a composite lie on both sides of its seam."""
-    terms = [
-        Term(Residual(site), tiny.noise(a.width, b.width, seed=1) / a.width**0.5),
-        Term(Residual(site, back=1), tiny.noise(a.width, b.width, seed=2) / a.width**0.5),
-        Term(Codes(site, dictionary(a.width, 20, "topk")), tiny.noise(20, b.width, seed=3) / 6),
-        Term(Token(), tiny.noise(tiny.VOCABULARY, b.width, seed=4) / 4),
-        Term(Token(2), tiny.noise(tiny.VOCABULARY, b.width, seed=5) / 4),
-        Term(Position(), tiny.noise(128, b.width, seed=6) / 4),
-    ]
-    for earlier in (1, site - 1):
-        width = width_at(a, earlier)
-        terms.append(Term(Residual(earlier, back=earlier % 2), tiny.noise(width, b.width, seed=7) / width**0.5))
-    pairs = torch.cartesian_prod(torch.arange(tiny.VOCABULARY), torch.arange(0, tiny.VOCABULARY, 2))
-    keys = ngram_keys([pairs[:, 0], pairs[:, 1]], tiny.VOCABULARY).sort().values
-    terms.append(Term(Ngram(2, keys), tiny.noise(len(keys), b.width, seed=8) / 4))
-    return Translation("everything", tuple(terms), tiny.noise(b.width), tiny.noise(b.width, seed=9))
-
-
-@torch.no_grad()
-def width_at(model: Model, site: int) -> int:
-    return observe(model, {"input_ids": tiny.ids(1, 3)}, streams=[site]).streams[site].shape[-1]
-
-
-def chained(*families: str, make=affine) -> StitchForCausalLM:
-    """The first two blocks of the first model, then blocks 2..4 (or 3..5, …) of the next, and so on; the last to its end."""
-    model, site = pico(families[0]), 2
-    for number, family in enumerate(families[1:]):
-        after, start = pico(family), 2 + number
-        net = compose(model, after, site, start, make(model, after, site))
-        model, site = as_model(net), site + 2
-    return net
+pico = tiny.shared
 
 
 # -------------------------------------------------------------------------------------------------------------- exactness
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @torch.no_grad()
 def test_a_model_in_three_parts_is_itself_bit_for_bit(family):
@@ -132,6 +95,7 @@ TRIPLES = [
 ]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("families", TRIPLES)
 @torch.no_grad()
 def test_three_families_in_a_row_equal_three_hooked_models(families):
@@ -156,6 +120,7 @@ CHAINS = [
 ]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("families", CHAINS)
 @torch.no_grad()
 def test_a_cache_filled_in_any_chunks_gives_the_logits_of_the_whole(families):
@@ -183,6 +148,7 @@ def test_generation_does_not_depend_on_cache_padding_or_company(families):
         assert torch.equal(alone[0, length:], cached[row, 9:]), row
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("families", CHAINS[:3])
 @torch.no_grad()
 def test_beams_and_roll_back_carry_every_history_along(families):
@@ -213,6 +179,7 @@ def test_a_cache_knows_the_windows_of_all_parts():
 # ----------------------------------------------------------------------------------------------------- as a model like others
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_what_is_harvested_of_a_composite_is_what_it_reads(tmp_path):
     """Cached streams through the second translation and the last half alone give the logits of the chain."""
@@ -238,6 +205,7 @@ def test_what_is_harvested_of_a_composite_is_what_it_reads(tmp_path):
     assert torch.equal(stage.translated(translation)(batch), composite(ids, use_cache=False).logits)
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_the_late_half_of_a_composite_counts_blocks_from_its_donors_first():
     model, ids = tiny.model("gpt2", scale_attn_by_inverse_layer_idx=True), tiny.ids()

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import tiny
+from jobs import write_text
 from stitch.errors import StitchError, UsageError
 from stitch.jobs import sweep_tasks
 from stitch.jobs.cluster import connected
 from stitch.jobs.sweep import sweep
-from test_stitch_pipeline import write_text
 
 
 @pytest.fixture(scope="module")

@@ -1,47 +1,22 @@
 """The composite against its donors, against two hooked models, and against itself with and without a cache: all exact."""
 
-import functools
-
 import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 import tiny
+from passes import in_chunks, left_padded
 from sae.types import Dictionary
 from stitch.composite.compose import compose, late_half, late_logits
 from stitch.errors import UsageError
 from stitch.models.model import Model
 from stitch.translation.module import translation_module
 from stitch.translation.types import Codes, Residual, Term, Token, Translation
+from translations import affine, dictionary, identity
 
 PAIRS = [(a, tiny.FAMILIES[(k + step) % len(tiny.FAMILIES)]) for k, a in enumerate(tiny.FAMILIES) for step in (1, 4)]
-pico = functools.cache(tiny.model)
-
-
-def identity(model: Model, site: int) -> Translation:
-    return Translation("identity", (Term(Residual(site), None),), torch.zeros(model.width))
-
-
-def affine(a: Model, b: Model, site: int) -> Translation:
-    weight, bias = tiny.noise(a.width, b.width) / a.width**0.5, tiny.noise(b.width) * 0.1
-    return Translation("affine", (Term(Residual(site), weight),), bias)
-
-
-def left_padded(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Ids and mask; row r holds `lengths[r]` tokens, BOS first, after its padding."""
-    ids = torch.full((len(lengths), max(lengths)), tiny.PAD)
-    for row, length in enumerate(lengths):
-        ids[row, -length:] = tiny.ids(1, length, seed=row)[0]
-    return ids, (ids != tiny.PAD).long()
-
-
-def in_chunks(net, ids: Tensor, cuts: tuple[int, ...], cache=None) -> Tensor:
-    cache = DynamicCache(config=net.config) if cache is None else cache
-    parts = []
-    for part in ids.tensor_split(cuts, dim=1):
-        parts.append(net(part, past_key_values=cache, use_cache=True).logits)
-    return torch.cat(parts, 1)
+pico = tiny.shared
 
 
 @torch.no_grad()
@@ -133,6 +108,7 @@ def test_beam_search_reorders_both_halves_of_the_cache():
     assert torch.equal(composite.generate(padded, **settings), composite.generate(padded, use_cache=False, **settings))
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_a_cache_knows_each_halfs_own_window():
     a, b = pico("mistral"), pico("gemma3_text")  # windows 5, and 7 in two blocks of three
@@ -152,18 +128,6 @@ def test_scaling_attention_by_depth_counts_from_the_donors_first_block():
     assert torch.equal(composite(ids).logits, model.net(ids).logits)
 
 
-def dictionary(width: int, features: int, activation: str) -> Dictionary:
-    return Dictionary(
-        encoder=tiny.noise(width, features, seed=5),
-        encoder_bias=tiny.noise(features, seed=6),
-        activation=activation,
-        threshold=tiny.noise(features, seed=7).abs() if activation in ("jumprelu", "rbf") else None,
-        k=15 if activation == "topk" else None,  # so many that some of them are negative
-        decoder=tiny.noise(features, width),
-        decoder_bias=torch.zeros(width),
-    )
-
-
 def encode_by_hand(x: Tensor, d: Dictionary) -> Tensor:
     pre = x @ d.encoder.double() + d.encoder_bias.double()
     if d.activation == "rbf":
@@ -176,6 +140,7 @@ def encode_by_hand(x: Tensor, d: Dictionary) -> Tensor:
     return pre.clamp(min=0)
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_every_kind_of_term_equals_its_formula():
     a, b = pico("gpt2"), pico("llama")
@@ -294,6 +259,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     assert all(torch.equal(plain, again) and plain.abs().max() > 0 for plain, again in zip(*gradients, strict=True))
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_the_loss_is_the_cross_entropy_of_the_next_token():
     a, b, ids = pico("llama"), pico("gpt2"), tiny.ids()

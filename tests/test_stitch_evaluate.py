@@ -6,6 +6,8 @@ from stitch.errors import StitchError
 from stitch.evaluation.scores import Batch, Scores, evaluate, whole_model
 from stitch.text.windows import Windows
 
+pytestmark = pytest.mark.numeric
+
 
 def windows(count: int = 7, context: int = 9) -> Windows:
     ids = tiny.ids(count, context).int()

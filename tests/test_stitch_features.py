@@ -5,6 +5,8 @@ import torch
 from sae.types import Dictionary
 from stitch.features.saes import sparse_codes
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize(
     ("activation", "threshold", "k"),

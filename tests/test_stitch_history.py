@@ -1,7 +1,6 @@
 """Translations that look back: the composite with a cache, padding, beams and roll-back does what it does without; and what
 least squares was fitted on is what the composite reads."""
 
-import functools
 from dataclasses import replace
 
 import pytest
@@ -23,8 +22,10 @@ from stitch.translation.inputs import ByPosition, ByToken, Lift, Stream, reach, 
 from stitch.translation.module import Applied, translation_module
 from stitch.translation.types import Ngram, Position, Residual, Routed, Term, Token, Translation, merged
 
+pytestmark = pytest.mark.numeric
+
 SITE_A, SITE_B, POSITIONS = 3, 4, 128
-pico = functools.cache(tiny.model)
+pico = tiny.shared
 
 
 def dictionary(width: int) -> Dictionary:

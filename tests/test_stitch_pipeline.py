@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
+from jobs import settings, write_text
 from matching.procrustes import random_rotation
 from sae.config import SAEConfig
 from sae.null import untrained
@@ -26,31 +27,13 @@ from stitch.features.saes import code_stream
 from stitch.jobs.evaluate import evaluate_models
 from stitch.jobs.join import stitch
 from stitch.models.loading import load
-from stitch.models.model import Model
 from stitch.text.documents import select
 from stitch.text.windows import pack
 from stitch.translation import look_ups
 from stitch.translation import rows as registry
 from stitch.translation.fit import Evidence, Options, translate
 from stitch.translation.inputs import ByToken, Lift, Stream
-
-WORDS = "feature model layer token stream weight matrix norm head block early late match pair plan".split()
-
-
-def write_text(folder: Path, documents: int = 260, seed: int = 0) -> Path:
-    generator = np.random.default_rng(seed)
-    lines = [json.dumps({"text": " ".join(generator.choice(WORDS, 25))}) for _ in range(documents)]
-    path = folder / "text.jsonl"
-    path.write_text("\n".join(lines))
-    return path
-
-
-def settings(a: Path, b: Path, text: Path, **changes) -> Settings:
-    base = dict(
-        model_a=str(a), model_b=str(b), layer=2, text=str(text), tokens=8192, context=32, features=64, k=8,
-        sae_passes=2.0, reference_steps=5, device="cpu", memory=2**28,
-    )  # fmt: skip
-    return Settings(**(base | changes))  # pyright: ignore[reportArgumentType]
+from turned import rotated_copy
 
 
 @pytest.fixture(scope="module")
@@ -209,34 +192,6 @@ def test_transport_plans_take_the_place_of_pairs(method, donors, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- planted truth
-
-
-def rotated_copy(a: Model, width: int, rotation: torch.Tensor) -> Model:
-    """A Llama that computes exactly what `a` computes, in a residual stream turned by `rotation` [width_a, width].
-
-    Norm gains go into the readers; RMSNorm then commutes with rotations, and with isometries into a wider stream up to the
-    factor √(width_a / width), which goes into the readers as well.
-    """
-    config = {**tiny.SHAPES["llama"], "hidden_size": width, "head_dim": a.width // 4, "tie_word_embeddings": False}
-    net = tiny.net("llama", **config)
-    factor = (a.width / width) ** 0.5
-    with torch.no_grad():
-        net.model.embed_tokens.weight.copy_(a.net.model.embed_tokens.weight @ rotation)
-        for mine, theirs in zip(net.model.layers, a.net.model.layers, strict=True):
-            for norm, readers in (
-                ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-                ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-            ):
-                gain = theirs.get_submodule(norm).weight
-                mine.get_submodule(norm).weight.fill_(1.0)
-                for reader in readers:
-                    read = theirs.get_submodule(reader).weight * gain
-                    mine.get_submodule(reader).weight.copy_(factor * read @ rotation)
-            for writer in ("self_attn.o_proj", "mlp.down_proj"):
-                mine.get_submodule(writer).weight.copy_(rotation.T @ theirs.get_submodule(writer).weight)
-        net.model.norm.weight.fill_(1.0)
-        net.lm_head.weight.copy_(factor * (a.net.lm_head.weight * a.net.model.norm.weight) @ rotation)
-    return Model("b", net, a.tokenizer, a.anatomy, Path("b"))
 
 
 @pytest.mark.parametrize("width", [40, 56])

@@ -12,6 +12,8 @@ from stitch.translation.routes import Routes, _spread_out, classes_at_random, cl
 from stitch.translation.types import Residual, Routed, Term, Token, Translation
 from tiny import noise
 
+pytestmark = pytest.mark.numeric
+
 VOCABULARY, D_A, D_B, CLASSES = 40, 6, 5, 4
 STREAMS = ((3, 0), (3, 1))
 OF = torch.arange(VOCABULARY) % CLASSES

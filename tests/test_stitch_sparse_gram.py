@@ -17,6 +17,8 @@ from stitch.translation.inputs import Lift, Stream
 from stitch.translation.lifts import random_relu, random_topk
 from tiny import noise
 
+pytestmark = pytest.mark.numeric
+
 TOKENS, D_A, D_B, FEATURES = 900, 6, 5, 40
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
+from jobs import settings, write_text
 from stitch.activations.harvest import Activations, harvest
 from stitch.composite.native import without, write_native
 from stitch.composite.surgery import Bridge, bridged, fit_bridges, parameters_of, sites_of, weight_of, why_not_foldable
@@ -28,7 +29,6 @@ from stitch.regression.moments import accumulate
 from stitch.regression.prior import ridge_towards
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
-from test_stitch_pipeline import settings, write_text
 
 FOLDING = [family for family in tiny.FAMILIES if ANATOMIES[family].mlp_out_norm is None]
 START, STOP = 2, 4
@@ -57,6 +57,7 @@ def with_hooks(model: Model, ids: torch.Tensor, bridge: Bridge) -> torch.Tensor:
     return logits
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_checkpoint_is_a_stock_model_that_computes_what_the_bridge_says(family, tmp_path):
     """Oracle: the whole model with hooks. Families whose MLP ends in a norm lose their blocks without a bridge."""
@@ -115,6 +116,7 @@ class PassOn(nn.Module):
         return hidden_states
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     "family, of", [("llama", "neurons"), ("gpt2", "neurons"), ("phi", "neurons"), ("llama", "output")]
 )
@@ -149,6 +151,7 @@ def test_a_hole_that_folds_is_bridged_exactly(family, of, tmp_path):
         assert found < 1e-6 if name in exact else found > 1e-3, (name, kl)
 
 
+@pytest.mark.numeric
 def test_ridge_towards_weights_is_least_squares_with_one_more_row_per_input():
     u, y, prior = tiny.noise(200, 7).double(), tiny.noise(200, 3, seed=1).double(), tiny.noise(7, 3, seed=2).double()
     pairs = [("u", "u"), ("u", "y")]

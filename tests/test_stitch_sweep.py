@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
+from jobs import settings, write_text
 from matching.procrustes import random_rotation
 from stitch.composite.compose import compose
 from stitch.composite.costs import Costs, whole_parameters
@@ -26,7 +27,7 @@ from stitch.report import sweep as sweep_report
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
 from stitch.translation.types import Residual, Term, Token, Translation
-from test_stitch_pipeline import rotated_copy, settings, write_text
+from turned import rotated_copy
 
 SAMPLES: dict[Split, int] = {"fit": 250, "sweep": 40, "report": 40}
 ASKED: dict[str, Any] = dict(tokens=4096, context=32, memory=2**28, device="cpu")

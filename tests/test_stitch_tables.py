@@ -10,6 +10,8 @@ from stitch.translation import tables as module
 from stitch.translation.tables import tables
 from stitch.translation.types import Ngram, Token
 
+pytestmark = pytest.mark.numeric
+
 VOCABULARY, D, BOS = 12, 3, 0
 
 

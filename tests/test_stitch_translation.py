@@ -18,6 +18,8 @@ from stitch.translation import baselines, cross_code, lifts, matched
 from stitch.translation.module import translation_config, translation_tensors
 from stitch.translation.types import Codes, Term, Token, Translation
 
+pytestmark = pytest.mark.numeric
+
 TOKENS, D_A, D_B, FEATURES = 600, 6, 8, 20
 
 

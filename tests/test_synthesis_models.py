@@ -253,6 +253,7 @@ def test_patterns_without_a_meaning_are_refused(what):
 BOTH = [(what, arch) for what in ("previous", "offset:37") for arch in ARCHS]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("what, arch", [*BOTH, ("parent", "gpt2"), ("block:7", "gpt2")])
 def test_hard_patterns_leave_next_to_nothing_elsewhere(what, arch, tmp_path):
     compile_pattern(what, tmp_path / "p", arch=arch, length=300)
@@ -276,6 +277,7 @@ def test_positions_choose_the_architecture_and_must_agree_with_it(tmp_path):
         compile_pattern("previous", tmp_path / "q", positions="alibi", length=16)
 
 
+@pytest.mark.numeric
 def test_heads_on_rope_planes_hold_as_far_as_they_say():
     found = offset_head(THETA ** -(torch.arange(0, 64, 2, dtype=torch.float64) / 64), 1, 64)
     reach = found.reach(10_000)
@@ -286,6 +288,7 @@ def test_heads_on_rope_planes_hold_as_far_as_they_say():
     assert plane_head(1, 64).gap == pytest.approx(found.gap)
 
 
+@pytest.mark.numeric
 def test_factors_of_the_right_rank_are_found_and_the_svd_of_the_logarithm_does_not_find_them():
     pattern = read_pattern("random:4", 64).matrix
     fitted = errors(pattern, *factorise(pattern, 4))
@@ -303,6 +306,7 @@ def test_factors_do_not_depend_on_what_softmax_does_not_see():
     assert errors(pattern, q, k)["max"] < 2e-3
 
 
+@pytest.mark.numeric
 def test_weights_hold_a_soft_pattern_as_well_as_its_factors(tmp_path):
     report = compile_pattern("random:4", tmp_path / "p", length=48, rank=6)
     best = report["description"]["rank_curve"][-1]["max"]

@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
+from jobs import write_text
 from stitch.errors import UsageError
 from stitch.synthesis.automata.automaton import from_description
 from stitch.synthesis.tool.report import compile_tool
 from stitch.synthesis.tool.tool import states_along, steps_of_tokens, with_tool
-from test_stitch_pipeline import write_text
 
 # Two states each, as heads of a pico model copy eight numbers: whether a came an odd number of times; whether it came since b.
 OUTPUTS = {"0": "0", "1": "1"}

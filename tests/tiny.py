@@ -1,5 +1,6 @@
 """Pico models of the eleven families, built from configs in milliseconds: six blocks each, widths and heads that differ."""
 
+import functools
 from pathlib import Path
 
 import torch
@@ -101,3 +102,6 @@ def ids(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+shared = functools.cache(model)  # for those who only read it

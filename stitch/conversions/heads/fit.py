@@ -54,7 +54,11 @@ class Method:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one block's attention on the donor's stream: all old heads side by side."""
+    """Of one block's attention on the donor's stream: all old heads side by side, in float64.
+
+    Keys that are linear functions of one another leave eigenvalues of zero. Products summed in float32 would make them 1e-7 of
+    the largest, of either sign: far above the floor under which `contraction.square_roots` takes a direction for unused.
+    """
 
     key_mean: Float[Tensor, " stacked"]
     key_covariance: Float[Tensor, "stacked stacked"]
@@ -76,18 +80,17 @@ def block_moments(model: Model, block: int, stream: Float[Tensor, "windows t wid
     sums: dict[str, Tensor] = {}
 
     def add(name: str, value: Tensor) -> None:
-        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.cpu()
 
     tokens = stream.shape[0] * stream.shape[1]
     for rows in chunks(stream, heads):
         of = heads_of(attention, normed(model, block, stream[rows]))
         weight = scores(of.q, of.k, theta, attention.scale).softmax(-1)
-        everything = stacked(of.v)
-        attended = torch.einsum("whij,wjs->swhi", weight, everything).flatten(1)
-        keys = stacked(of.k).flatten(0, 1)
+        attended = torch.einsum("whij,wjs->swhi", weight, stacked(of.v)).flatten(1).double()
+        keys, queries = stacked(of.k).flatten(0, 1).double(), of.q.double()
         add("mean", keys.sum(0))
         add("keys", keys.T @ keys)
-        add("queries", torch.einsum("whtd,whte->hde", of.q, of.q))
+        add("queries", torch.einsum("whtd,whte->hde", queries, queries))
         add("attended", attended @ attended.T)
     mean = sums["mean"] / tokens
     return Moments(
