@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stitch.translation import rows
+
 SOURCES = (
     "`docs` (the docstrings of installed Python packages), a file, a folder, or a Hugging Face dataset (name or "
     "name:config)"
@@ -143,8 +145,8 @@ Translation = Annotated[
         "Translation",
         "--translation",
         "NAME",
-        "Translation to write, by its name in the report, such as affine. auto: the one with the lowest cross-entropy on "
-        "the tokens held out for choices.",
+        "Translation to write. auto: the one with the lowest cross-entropy on the tokens held out for choices. Or a name from "
+        f"the report: {', '.join(rows.translations())}.",
     ),
 ]
 Ngrams = Annotated[

@@ -232,14 +232,14 @@ def _closed_forms(
     given = ClosedForm(
         evidence.fit.site_a, evidence.a, evidence.b, evidence.matching, moments, moments_held, options.seed
     )
-    found = {row.name: _function(row)(given) for row in wanted}
+    found = {row.name: function_of(row)(given) for row in wanted}
     shuffles = [given.through_features("shuffled-matching", wrong) for wrong in evidence.matching.shuffles]
     covariances = [moments.covariance(*names) for names in (("x", "x"), ("target", "target"), ("x", "target"))]
     similarity = {"cka": linear_cka(*covariances), "svcca": svcca(*covariances)}
     return _LeastSquares({}, {}, found, shuffles, similarity, given.mean)
 
 
-def _function(row: Row) -> Callable[[ClosedForm], Translation]:
+def function_of(row: Row) -> Callable[[ClosedForm], Translation]:
     """The function that the registry names for a closed form."""
     module, _, name = (row.made_by or "").partition(":")
     return getattr(import_module(module), name)
