@@ -203,7 +203,7 @@ def test_a_token_goes_to_the_hub_only(hub, model):
     "token, told",
     [
         ("hf_refused_refused_refused", "the Hub refused the token: make a new one"),
-        ("read", "the token may not do that to user/model"),
+        ("read", "the token has no permission for that on user/model"),
         ("hf_with a space", "the Hub token holds spaces"),
         ("hf_with\nnewline", "the Hub token holds spaces"),
         ("hf_\u00fcml\u00e4ut", "the Hub token holds spaces"),

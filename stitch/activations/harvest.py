@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stitch.activations.observe import residuals
 from stitch.activations.one_behind import one_behind
-from stitch.files.shards import begin
+from stitch.files.shards import write_header
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.windows import Windows
@@ -93,7 +93,7 @@ def _write(target: Path, content: str, windows: int, batches: Iterator[dict[int,
             nonlocal starts, done
             if not starts:
                 shapes = {f"resid_pre.{site}": (x.dtype, (windows, *x.shape[1:])) for site, x in streams.items()}
-                starts = begin(file, shapes, {"content": content})
+                starts = write_header(file, shapes, {"content": content})
             for site, x in streams.items():
                 file.seek(starts[f"resid_pre.{site}"] + done * x[0].numel() * x.itemsize)
                 file.write(_on_cpu(x).contiguous().view(torch.uint8).numpy().data)
