@@ -306,7 +306,7 @@ def test_the_client_is_left_as_it_was(hub, model):
 
 def test_a_subprocess_finds_the_double_and_leaves_the_token_nowhere(tmp_path, model, files):
     script = (
-        "import sys, pathlib; from stitch import hub;"
+        "import sys, pathlib; from stitch.models import hub;"
         f"print(hub.push(pathlib.Path(sys.argv[1]), {REPO!r})); print(hub.download({REPO!r})[0])"
     )
     with HubDouble(tmp_path / "double") as double:

@@ -19,7 +19,6 @@ def check_model_folder(folder: Path, name: str) -> None:
     """
     try:
         config = dict(json.loads((folder / "config.json").read_bytes()))
-        quantised = dict(config.get("quantization_config") or {})
     except FileNotFoundError:
         raise UsageError(
             f"a model folder must hold config.json; {name} has none: give the folder of a model."
@@ -29,12 +28,18 @@ def check_model_folder(folder: Path, name: str) -> None:
             f"config.json of {name} cannot be read ({type(error).__name__}): download the model again."
         ) from None
     verify_weights(folder)
-    if quantised:
-        method = quantised.get("quant_method", "unknown")
-        raise UsageError(
-            f"weights must be plain floats; those of {name} are quantised ({method}): use the unquantised model."
-        )
+    require_unquantised(config, name)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise UsageError(
             f"a model folder must hold its tokenizer; {name} has none: save it there with save_pretrained."
+        )
+
+
+def require_unquantised(config: dict, name: str) -> None:
+    """Raises: UsageError when config.json, read as `config`, says that the weights of the model `name` are quantised."""
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        raise UsageError(
+            f"weights must be plain floats; those of {name} are quantised ({method}): "
+            "use the unquantised checkpoint or a GGUF file."
         )
