@@ -12,9 +12,14 @@ def test_a_file_is_replaced_only_when_writing_succeeds(tmp_path: Path):
     with replacing(target) as temporary:
         temporary.write_text("first")
         assert not target.exists()
-    with pytest.raises(KeyboardInterrupt), replacing(target) as temporary:
-        temporary.write_text("sec")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with replacing(target) as temporary:
+            temporary.write_text("sec")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and target.read_text() == "first"
 
 

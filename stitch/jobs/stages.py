@@ -14,8 +14,9 @@ from stitch.composite.compose import check_target
 from stitch.composite.surgery import Bridge, fit_bridges, sites_of, why_not_foldable
 from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings, CompleteSettings, same_relative_depth
 from stitch.errors import UsageError
+from stitch.features.codes import code_stream
 from stitch.features.matching import Matching, match
-from stitch.features.saes import SAEs, code_stream, steps_for, train
+from stitch.features.saes import SAERequest, SAEs, steps_for, train
 from stitch.layers.choose import check_choosable
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
@@ -195,24 +196,27 @@ def train_pair(
     """The SAEs of both sites: loaded where the settings name one, trained together in `work` where they do not."""
     configs = sae_configs(settings, a, b, paired["fit"])
     sites = {"a": settings.layer, "b": settings.layer_b}
-    provenance = {
-        side: {
-            "model": sources[side].name,
-            "revision": sources[side].revision,
-            "site": f"resid_pre.{sites[side]}",
-            **dataclasses.asdict(configs[side]),
-        }
-        for side in configs
+    given = {"a": settings.sae_a, "b": settings.sae_b}
+    requests = {
+        side: SAERequest(
+            config,
+            work / f"sae-{side}",
+            given[side],
+            provenance={
+                "model": sources[side].name,
+                "revision": sources[side].revision,
+                "site": f"resid_pre.{sites[side]}",
+                **dataclasses.asdict(config),
+            },
+        )
+        for side, config in configs.items()
     }
     saes = train(
         paired["fit"],
         paired["sweep"],
-        configs,
-        {side: work / f"sae-{side}" for side in configs},
-        {"a": settings.sae_a, "b": settings.sae_b},
+        requests,
         snapshots=work / "sae-snapshots",
         group=4,
-        provenance=provenance,
         device=a.device,
         progress=progress,
     )
