@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sae.config import SAEConfig
-from stitch.activations.harvest import Activations, harvest
+from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.compose import check_target
 from stitch.composite.surgery import Bridge, fit_bridges, sites_of, why_not_foldable
@@ -135,8 +133,7 @@ def harvest_pair(
     early = [*earlier_sites(settings.layer), settings.layer]
     sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b)}) if a is b else early
     width = sum(map(a.width_at, sites)) + (0 if a is b else b.width)
-    per_window = windows.context * width * torch.finfo(a.dtype).bits // 8
-    per_shard = max(1, min(256, settings.memory // 32 // per_window))
+    per_shard = windows_per_shard(windows.context, width, a.dtype, settings.memory)
 
     def one(model: Model, sites: list[int], name: str) -> Activations:
         return harvest(model, windows, sites, folder / name, per_shard=per_shard, progress=progress)
