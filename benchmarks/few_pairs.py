@@ -24,7 +24,7 @@ from matching.assignment import assign
 from matching.null import draw_columns
 from matching.types import Alternatives, Candidates
 from stitch.activations.paired import Paired
-from stitch.features.saes import sparse_codes
+from stitch.features.codes import sparse_codes
 from stitch.modeling.modeling_composite import ngram_keys
 from stitch.regression.moments import Moments, Variable, accumulate
 from stitch.regression.ridge import Ridge, ridge

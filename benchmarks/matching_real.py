@@ -19,7 +19,7 @@ from matching_at_scale import measured
 def write_codes(work: Path, features: int, tokens: int, passes: float) -> dict:
     """Both models' codes of the fit split in work/codes, a file per shard; the SAEs' quality."""
     from stitch.config import Settings
-    from stitch.features.saes import code_stream
+    from stitch.features.codes import code_stream
     from stitch.jobs import stages
 
     settings = Settings(

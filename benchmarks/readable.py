@@ -27,7 +27,7 @@ from matching.correlations import Correlations
 from matching.graph import candidates
 from sae.null import untrained
 from sae.types import Dictionary
-from stitch.features.saes import sparse_codes
+from stitch.features.codes import sparse_codes
 from stitch.regression.moments import Moments, accumulate
 from stitch.regression.ridge import ridge
 from stitch.text.documents import Split

@@ -29,8 +29,9 @@ from stitch.activations.paired import Paired
 from stitch.config import Settings
 from stitch.evaluation.scores import Scores, evaluate
 from stitch.evaluation.stage import Stage
+from stitch.features.codes import code_stream
 from stitch.features.matching import match
-from stitch.features.saes import SAEs, code_stream, steps_for
+from stitch.features.saes import SAEs, steps_for
 from stitch.jobs import stages
 from stitch.models.model import Model
 from stitch.regression.moments import Moments, accumulate

@@ -3,17 +3,18 @@
 from dataclasses import asdict, dataclass, fields
 
 from stitch.errors import UsageError
+from stitch.models.device import DTYPES
+from stitch.text.documents import LEAST_TOKENS
 from stitch.translation import rows
 
 TOKENS = 1_000_000  # to fit on, by default
 TOKENS_NATIVE = 100_000  # the same with `native`: no SAE is trained, so fewer are enough
 REFERENCE_STEPS = 100  # of gradient descent, by default
-LEAST_TOKENS = 4096  # two SAE batches; fewer tokens cannot fit anything
 
 CHOICES = {
     "matching": ("hungarian", "ot", "unbalanced"),
     "architecture": ("batchtopk", "topk", "jumprelu", "standard", "matryoshka"),
-    "dtype": ("fp32", "bf16", "fp16"),
+    "dtype": tuple(DTYPES),
 }
 
 

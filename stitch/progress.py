@@ -1,5 +1,5 @@
-"""How library code tells of its progress, to whoever listens."""
+"""The callback by which library functions report progress."""
 
 from collections.abc import Callable
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
+Progress = Callable[[str, int, int], None]  # called with (stage, done, total)

@@ -49,7 +49,7 @@ HEAVY = set("torch numpy scipy transformers tokenizers datasets huggingface_hub 
 HOMES = {
     "sae_lens": "sae/",
     "transformer_lens": "sae/",
-    "huggingface_hub": "stitch/models/hub.py",
+    "huggingface_hub": "stitch/models/hub",
     "typer": ("cli.py", "stitch/commands/"),
     "click": ("cli.py", "stitch/commands/"),
     "rich": ("cli.py", "stitch/commands/"),

@@ -1,3 +1,4 @@
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_a_shard_is_the_file_that_safetensors_reads(dtype: torch.dtype, tmp_path
 
 @pytest.mark.parametrize("shard", range(3))
 def test_what_cannot_be_written_is_no_harvest(shard: int, tmp_path: Path):
-    (tmp_path / f"{shard:05d}.tmp").mkdir()
+    (tmp_path / f"{shard:05d}.safetensors.{os.getpid()}.tmp").mkdir()
     with pytest.raises(Exception, match=r"[Dd]irectory"):
         harvest(tiny.model("llama"), windows(), [1], tmp_path, per_shard=5)
 
@@ -214,7 +215,7 @@ def test_an_epoch_of_batches_visits_every_row_at_most_once(tmp_path: Path):
 
 
 def test_a_batch_larger_than_the_text_is_refused(tmp_path: Path):
-    with pytest.raises(StitchError, match="a batch needs 1000 tokens"):
+    with pytest.raises(StitchError, match="must fill a batch of 1000"):
         next(paired(tmp_path).batches(1000, seed=0, group=2))
 
 

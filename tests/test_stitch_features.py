@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sae.types import Dictionary
-from stitch.features.saes import sparse_codes
+from stitch.features.codes import sparse_codes
 
 pytestmark = pytest.mark.numeric
 

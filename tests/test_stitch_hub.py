@@ -203,7 +203,7 @@ def test_a_token_goes_to_the_hub_only(hub, model):
     "token, told",
     [
         ("hf_refused_refused_refused", "the Hub refused the token: make a new one"),
-        ("read", "the token may not do that to user/model"),
+        ("read", "the token has no permission for that on user/model"),
         ("hf_with a space", "the Hub token holds spaces"),
         ("hf_with\nnewline", "the Hub token holds spaces"),
         ("hf_\u00fcml\u00e4ut", "the Hub token holds spaces"),
@@ -306,7 +306,7 @@ def test_the_client_is_left_as_it_was(hub, model):
 
 def test_a_subprocess_finds_the_double_and_leaves_the_token_nowhere(tmp_path, model, files):
     script = (
-        "import sys, pathlib; from stitch import hub;"
+        "import sys, pathlib; from stitch.models import hub;"
         f"print(hub.push(pathlib.Path(sys.argv[1]), {REPO!r})); print(hub.download({REPO!r})[0])"
     )
     with HubDouble(tmp_path / "double") as double:

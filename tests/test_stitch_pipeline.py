@@ -22,8 +22,8 @@ from stitch.config import Settings, same_relative_depth
 from stitch.errors import StitchError, UsageError
 from stitch.evaluation.scores import evaluate
 from stitch.evaluation.stage import Stage
+from stitch.features.codes import code_stream
 from stitch.features.matching import match
-from stitch.features.saes import code_stream
 from stitch.jobs.evaluate import evaluate_models
 from stitch.jobs.join import stitch
 from stitch.models.loading import load

@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 from hub_double import hub  # noqa: F401 (a fixture)
 from stitch.errors import StitchError, UsageError
 from stitch.files.headers import safetensors_header, verify_weights
-from stitch.models import sources
+from stitch.models import gguf, sources
 from stitch.models.sources import Source, resolve
 
 # ruff: noqa: F811 (a fixture is imported, then named as an argument)
@@ -337,7 +337,7 @@ def test_a_gguf_file_is_converted_once_under_any_name_and_mended(tmp_path, cache
     first = resolve(str(tmp_path / "pico.gguf"))
     (tmp_path / "pico.gguf").rename(tmp_path / "moved.gguf")
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "_convert", lambda *_: pytest.fail("converted again"))
+        patch.setattr(gguf, "_convert", lambda *_: pytest.fail("converted again"))
         assert resolve(str(tmp_path / "moved.gguf")).folder == first.folder
     before = (first.folder / "model.safetensors").read_bytes()
     (first.folder / "model.safetensors").write_bytes(before[:-1])
@@ -347,7 +347,7 @@ def test_a_gguf_file_is_converted_once_under_any_name_and_mended(tmp_path, cache
 
 def test_an_interrupted_conversion_leaves_nothing_that_is_used(tmp_path, cache, monkeypatch):
     pico_gguf(tmp_path / "pico.gguf")
-    convert = sources._convert
+    convert = gguf._convert
 
     def interrupted(file, folder, *rest):
         convert(file, folder, *rest)
@@ -355,11 +355,11 @@ def test_an_interrupted_conversion_leaves_nothing_that_is_used(tmp_path, cache, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "_convert", interrupted)
+        patch.setattr(gguf, "_convert", interrupted)
         with pytest.raises(KeyboardInterrupt):
             resolve(str(tmp_path / "pico.gguf"))
-    assert [path.suffix for path in (cache / "gguf" / sources.GGUF_FORMAT).iterdir()] == [".lock"]
-    killed = cache / "gguf" / sources.GGUF_FORMAT / f"{sources._sha256(tmp_path / 'pico.gguf', None)}.killed.part"
+    assert [path.suffix for path in (cache / "gguf" / gguf.FORMAT).iterdir()] == [".lock"]
+    killed = cache / "gguf" / gguf.FORMAT / f"{gguf._sha256(tmp_path / 'pico.gguf', None)}.killed.part"
     write(killed, {"model.safetensors": b"half"})
     resolve(str(tmp_path / "pico.gguf"))
     assert not killed.exists()
@@ -377,7 +377,7 @@ def test_a_damaged_gguf_file_is_refused_and_leaves_nothing(tmp_path, cache, cont
         content = (tmp_path / "whole.gguf").read_bytes()[:-2000]
     (tmp_path / "bad.gguf").write_bytes(content)
     refused(tmp_path / "bad.gguf", StitchError)
-    assert [path.suffix for path in (cache / "gguf" / sources.GGUF_FORMAT).iterdir()] == [".lock"]
+    assert [path.suffix for path in (cache / "gguf" / gguf.FORMAT).iterdir()] == [".lock"]
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The residual stream, MLP inputs and MLP outputs of a model, read during forward passes."""
+"""The residual stream and the MLP neurons of a model, read by hooks during forward passes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from stitch.errors import StitchError
 from stitch.models.model import Model
 
 
-class _Enough(Exception):
-    """Raised by the hook at the last site: nothing after it is computed."""
+class StopForward(Exception):
+    """Raised by a forward hook when all values asked for have been read, so that the rest is not computed."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What one pass saw: residual streams [batch, context, width] by site, neurons [batch, context, d_ff] by block.
+    """Values read in one pass: residual streams [batch, context, width] by site, neurons [batch, context, d_ff] by block.
 
-    Neurons are what the MLP's down projection reads, so W_down and its bias turn them into the MLP's output.
+    Neurons are the input of the MLP's output projection `down`.
     """
 
     streams: dict[int, Tensor]
@@ -30,15 +30,15 @@ class Observed:
 def observe(
     model: Model, inputs: dict[str, Tensor], *, streams: Sequence[int] = (), neurons: Sequence[int] = ()
 ) -> Observed:
-    """Residual streams entering the blocks `streams` and neurons of the blocks `neurons`, in one pass that ends at the last.
+    """Residual streams entering the blocks `streams` and neurons of the blocks `neurons`, in one forward pass.
 
-    `inputs` are `input_ids`, or `inputs_embeds` for a `late_half`. Site `depth` is the stream entering the final norm.
-    Raises StitchError when anything seen holds NaN or infinity.
+    The pass stops at the last of them. `inputs` are `input_ids`, or `inputs_embeds` for a `late_half`. Site `depth` is the
+    stream entering the final norm. Raises: StitchError when any of the values is NaN or infinite.
     """
     seen = Observed({}, {})
-    places = [*model.blocks, model.final_norm]
+    modules = [*model.blocks, model.final_norm]
     watched: list[tuple[nn.Module, dict[int, Tensor], int]] = [
-        *((places[site], seen.streams, site) for site in dict.fromkeys(streams)),
+        *((modules[site], seen.streams, site) for site in dict.fromkeys(streams)),
         *((model.down(block), seen.neurons, block) for block in dict.fromkeys(neurons)),
     ]
 
@@ -46,29 +46,33 @@ def observe(
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             store[key] = args[0] if args else kwargs["hidden_states"]
             if len(seen.streams) + len(seen.neurons) == len(watched):
-                raise _Enough
+                raise StopForward
 
         return hook
 
     handles = [module.register_forward_pre_hook(catch(store, key), with_kwargs=True) for module, store, key in watched]
     try:
         model.net(**inputs, use_cache=False)
-    except _Enough:
+    except StopForward:
         pass
     finally:
         for handle in handles:
             handle.remove()
-    for what, store in (("at site", seen.streams), ("among the neurons of block", seen.neurons)):
-        for key, values in store.items():
-            # What is not finite makes no finite sum; a sum that is not may be of large values.
-            if not torch.isfinite(values.sum(dtype=torch.float32)) and not torch.isfinite(values).all():
-                raise StitchError(
-                    f"activations must be finite; {model.name} gives NaN or infinity {what} {key}: "
-                    "load it in another precision (--dtype fp32) or check its weights."
-                )
+    _require_finite(seen, model.name)
     return seen
 
 
+def _require_finite(seen: Observed, name: str) -> None:
+    for what, store in (("at site", seen.streams), ("among the neurons of block", seen.neurons)):
+        for key, values in store.items():
+            # The sum is quick to check: a value that is not finite makes it so too. Large finite values may also do that.
+            if not torch.isfinite(values.sum(dtype=torch.float32)) and not torch.isfinite(values).all():
+                raise StitchError(
+                    f"activations must be finite; {name} gives NaN or infinity {what} {key}: "
+                    "load it in another precision (`dtype` fp32) or check its weights."
+                )
+
+
 def residuals(model: Model, ids: Int[Tensor, "batch context"], sites: Sequence[int]) -> dict[int, Tensor]:
-    """Residual stream [batch, context, width] entering block `site`, for every site; see `observe`."""
+    """Residual streams [batch, context, width] entering the blocks `sites`, by site; see `observe`."""
     return observe(model, {"input_ids": ids}, streams=sites).streams

@@ -1,4 +1,4 @@
-"""Work on the items of a stream while the next are made."""
+"""Processing of a stream's items in a second thread, while the next item is computed."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 
 def one_behind(items: Iterable[T], work: Callable[[T], None]) -> None:
-    """work(item) for each in order, in a thread of its own, while the next item is made. No more than two are in memory.
+    """Calls work(item) for each item in order, in a second thread, while the next item is computed in this one.
 
-    Worth it for work that lets go of Python's lock, as writing does.
+    At most two items are in memory. This saves time when `work` releases Python's global lock, as writing files does.
     """
     with ThreadPoolExecutor(1) as worker:
         working: Future[None] | None = None

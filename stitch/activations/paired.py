@@ -1,5 +1,6 @@
-"""The activations of two models on the same tokens, and what is left out of a fit."""
+"""The activations of two models on the same tokens, without those that would distort a fit."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,13 +11,16 @@ from torch import Tensor
 from stitch.activations.harvest import Activations
 from stitch.errors import StitchError
 
-SINK_RATIO = 10.0  # a token whose norm exceeds the median this many times is a sink, not text
+SINK_RATIO = 10.0  # a token whose norm exceeds this many times the median is an attention sink
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Some tokens with what a translation may read of them: streams by (site, tokens back), zero where these are absent;
-    ids of the token and those before it, −1 where there are none; the position; B's stream, which is to be predicted."""
+    """A chunk of tokens with the inputs and the target of a translation.
+
+    `streams` of A by (site, tokens back), zero where there is no such token; `ids` of the token and those before it, −1 where
+    there is none; `positions` in the window; `target`, the stream of B.
+    """
 
     streams: dict[tuple[int, int], Float[Tensor, "_ d_a"]]
     ids: Int[Tensor, "_ reach"]
@@ -26,7 +30,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Paired:
-    """The same tokens seen by A at one site and by B at another. `keep` leaves out BOS at position 0 and either model's sinks."""
+    """Activations of A at one site and of B at another on the same tokens.
+
+    `keep` marks the tokens to fit on: all but BOS at position 0 and the sinks of either model.
+    """
 
     a: Activations
     b: Activations
@@ -47,7 +54,7 @@ class Paired:
         return self.b.width(self.site_b)
 
     def sample(self, tokens: int, seed: int) -> "Paired":
-        """The same pair with random windows of about `tokens` tokens kept; itself if it has no more."""
+        """The same pair with about `tokens` tokens kept, in random windows; itself if it has no more than that."""
         if self.tokens <= tokens:
             return self
         generator = torch.Generator().manual_seed(seed)
@@ -57,86 +64,94 @@ class Paired:
         return replace(self, keep=self.keep & chosen[:, None])
 
     def shard(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Kept rows of a shard: x [tokens, width_a], y [tokens, width_b], ids [tokens]."""
+        """The kept tokens of a shard: x [tokens, width_a], y [tokens, width_b], ids [tokens]."""
         rows = self.a.rows(index)
         keep = self.keep[rows]
         x, y = self.a.read(index, self.site_a), self.b.read(index, self.site_b)
         return x[keep], y[keep], self.a.windows.ids[rows][keep].long()
 
     def chunks(self, tokens: int = 8192) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """All kept rows in text order, at most `tokens` at a time."""
+        """`shard` for all kept tokens in text order, at most `tokens` at a time."""
         for index in range(self.a.shards):
             x, y, ids = self.shard(index)
             yield from zip(x.split(tokens), y.split(tokens), ids.split(tokens), strict=True)
 
     def with_history(self, streams: Sequence[tuple[int, int]], reach: int, tokens: int = 8192) -> Iterator[Tokens]:
-        """All kept rows in text order, at most `tokens` at a time, with streams of A by (site, back) and `reach` ids back.
+        """Kept tokens in text order, at most `tokens` at a time, with streams of A by (site, back) and `reach` ids back.
 
-        A stream before a window's second token counts as absent, as in `stitch.modeling_composite.Seen`; rows whose previous
-        token is a sink are left out.
+        Streams of a window's first token count as absent, as in `Seen` of stitch.modeling.modeling_composite. Tokens whose
+        previous token is a sink are left out.
         """
-        place = torch.arange(self.keep.shape[1])
         usable = self.keep.clone()
         usable[:, 2:] &= self.keep[:, 1:-1]
         for index in range(self.a.shards):
-            rows = self.a.rows(index)
-            keep, ids = usable[rows], self.a.windows.ids[rows].long()
-            past = torch.stack([_ago(ids, back, -1) for back in range(reach + 1)], -1)
-            stored = {site: self.a.read(index, site) for site in {site for site, _ in streams}}
-            found = {}
-            for site, back in streams:
-                before = _ago(stored[site], back, 0)
-                if back:
-                    before[:, : back + 1] = 0
-                found[site, back] = before[keep].split(tokens)
-            parts = past[keep].split(tokens), place.expand_as(ids)[keep].split(tokens)
+            keep = usable[self.a.rows(index)]
+            found = {key: stream[keep].split(tokens) for key, stream in self._past_streams(index, streams)}
+            ids = self.a.windows.ids[self.a.rows(index)].long()
+            past = torch.stack([_ago(ids, back, -1) for back in range(reach + 1)], -1)[keep].split(tokens)
+            positions = torch.arange(ids.shape[1]).expand_as(ids)[keep].split(tokens)
             target = self.b.read(index, self.site_b)[keep].split(tokens)
             for number in range(len(target)):
                 chosen = {key: value[number] for key, value in found.items()}
-                yield Tokens(chosen, parts[0][number], parts[1][number], target[number])
+                yield Tokens(chosen, past[number], positions[number], target[number])
+
+    def _past_streams(
+        self, shard: int, streams: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[int, int], Float[Tensor, "windows context d_a"]]]:
+        """Streams of A in a shard with their (site, back), zero where absent; one at a time, to save memory."""
+        stored = {site: self.a.read(shard, site) for site in {site for site, _ in streams}}
+        for site, back in streams:
+            stream = _ago(stored[site], back, 0)
+            if back:
+                stream[:, : back + 1] = 0
+            yield (site, back), stream
 
     def batches(self, size: int, *, seed: int, group: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless shuffled batches of paired rows, from batch `start` on; the order is a pure function of the seed.
+        """Endless shuffled batches (x, y) of `size` kept tokens, from batch number `start` on; the seed decides their order.
 
-        Every epoch visits the shards in a fresh order, `group` of them in memory at a time, rows shuffled within the group; what
-        does not fill a batch at the end of a group is left out of that epoch.
+        Every epoch reads the shards in a new order, `group` of them in memory at a time, and shuffles the tokens of a group.
+        Tokens that do not fill a batch at the end of a group are left out of that epoch.
+        Raises: StitchError when there are fewer than `size` kept tokens.
         """
-        kept = [int(self.keep[self.a.rows(index)].sum()) for index in range(self.a.shards)]
-        done, epoch = 0, 0
-        if sum(kept) < size:
+        if self.tokens < size:
             raise StitchError(
-                f"a batch needs {size} tokens; the text has {sum(kept)}: give more text or raise --tokens."
+                f"tokens must fill a batch of {size}; the text has {self.tokens}: give more text or raise `tokens`."
             )
-        while True:
+        done = 0
+        for shards, shuffled in self._groups(seed, group):
+            full = len(shuffled) // size
+            if done + full > start:
+                parts = [self.shard(index) for index in shards]
+                x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+                for number in range(max(0, start - done), full):
+                    chosen = shuffled[number * size : (number + 1) * size]
+                    yield x[chosen], y[chosen]
+            done += full
+
+    def _groups(self, seed: int, size: int) -> Iterator[tuple[list[int], Int[Tensor, " tokens"]]]:
+        """Endless groups of `size` shards, and the order in which to take the kept tokens of each group."""
+        kept = [int(self.keep[self.a.rows(index)].sum()) for index in range(self.a.shards)]
+        for epoch in itertools.count():
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             order = torch.randperm(self.a.shards, generator=generator).tolist()
-            for position in range(0, len(order), group):
-                members = order[position : position + group]
-                count = sum(kept[index] for index in members)
-                shuffle = torch.randperm(count, generator=generator)
-                usable = count // size
-                if done + usable > start:
-                    parts = [self.shard(index) for index in members]
-                    x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-                    for number in range(max(0, start - done), usable):
-                        chosen = shuffle[number * size : (number + 1) * size]
-                        yield x[chosen], y[chosen]
-                done += usable
-            epoch += 1
+            for start in range(0, len(order), size):
+                shards = order[start : start + size]
+                yield shards, torch.randperm(sum(kept[index] for index in shards), generator=generator)
 
 
 def _ago(sequence: Tensor, back: int, absent: int) -> Tensor:
-    """[windows, context, …] moved `back` tokens on; always a copy."""
+    """[windows, context, …] shifted `back` tokens later, with `absent` in the gap; always a copy."""
     moved = torch.full_like(sequence, absent)
     moved[:, back:] = sequence[:, : sequence.shape[1] - back]
     return moved
 
 
 def without_sinks(activations: Activations, sites: Iterable[int]) -> Bool[Tensor, "windows context"]:
-    """Tokens to fit on: not BOS at position 0, a sink at none of `sites`.
+    """Marks the tokens to fit on: all but BOS at position 0 and tokens that are attention sinks at one of `sites`.
 
-    Sinks reach 10⁵ times the median norm and would own every least-squares fit; they are found by norm, with the median of the
-    first shard as the yardstick. BOS at position 0 has no context, so it is a constant and needs no fit.
+    The norm of a sink reaches 10⁵ times the median, so that a few would dominate every least-squares fit. A token is a sink if
+    its norm exceeds `SINK_RATIO` times the median norm of the first shard. BOS at position 0 has no context: its state is a
+    constant and needs no fit.
     """
     keep = torch.ones(activations.windows.ids.shape, dtype=torch.bool)
     keep[:, 0] = False
@@ -151,5 +166,5 @@ def without_sinks(activations: Activations, sites: Iterable[int]) -> Bool[Tensor
 
 
 def pair(a: Activations, b: Activations, site_a: int, site_b: int) -> Paired:
-    """Joins two harvests of the same windows and marks the rows to fit on: those that are text to both models."""
+    """Joins activations of the same windows and marks the tokens to fit on: those that are sinks in neither model."""
     return Paired(a, b, site_a, site_b, without_sinks(a, [site_a]) & without_sinks(b, [site_b]))

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from stitch.config import LEAST_TOKENS
 from stitch.errors import UsageError
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
@@ -11,7 +10,7 @@ from stitch.models.provenance import surroundings
 from stitch.models.sources import Source, resolve
 from stitch.progress import Progress
 from stitch.text.documents import Split
-from stitch.text.windows import LONGEST_CONTEXT, Windows, split_windows
+from stitch.text.windows import LEAST_TOKENS, LONGEST_CONTEXT, Windows, split_windows
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Why a feature goes where it goes: for every feature of B its strongest features of A, and the text that both fire on.
+"""An explanation of a feature matching: for every feature of B its most correlated features of A, and the text both fire on.
 
-Kept in the composite's folder: `features.json` to read, `features.safetensors` with the candidate graph and the matching.
+Written to the composite's folder: `features.json` for people, `features.safetensors` with the candidate graph and the matching.
 """
 
 import json
@@ -14,15 +14,15 @@ from safetensors.numpy import save
 
 from matching.types import Candidates, Pairs
 from stitch.activations.paired import Paired
-from stitch.features.saes import Codes
+from stitch.features.codes import Codes
 
-CONTEXTS, STRONGEST = 3, 4  # texts per feature, features of A per feature of B
-BEFORE, AFTER = 8, 3  # tokens shown around the one a feature fires on
+CONTEXTS, STRONGEST = 3, 4  # texts shown per feature, features of A shown per feature of B
+BEFORE, AFTER = 8, 3  # tokens shown before and after the one a feature fires on
 
 
 @dataclass(frozen=True)
 class Tops:
-    """Per feature its highest codes, 0 where it has fewer, and the kept tokens they are of, by number."""
+    """The highest codes of each feature (0 where there are fewer), and the index of the kept token of each code."""
 
     values: Float32[np.ndarray, "features n"]
     tokens: Int64[np.ndarray, "features n"]
@@ -31,38 +31,19 @@ class Tops:
 def explain(
     paired: Paired, codes: Iterable[tuple[Codes, Codes]], graph: Candidates, pairs: Pairs, tokenizer: Any
 ) -> dict[str, bytes]:
-    """The two files by name. `codes` are those of A and B for the kept tokens of `paired`, in order, as `match` read them."""
-    tops = _tops(codes)
-    context = paired.keep.shape[1]
-    places = paired.keep.flatten().nonzero()[:, 0].numpy()  # kept token → place in the flattened windows
+    """Content of the two files, by file name.
 
-    def texts(side: int, feature: int) -> list[dict]:
-        found = []
-        for value, token in zip(tops[side].values[feature], tops[side].tokens[feature], strict=True):
-            if value > 0:
-                window, position = divmod(int(places[token]), context)
-                found.append({"code": round(float(value), 4), "text": _text(paired, tokenizer, window, position)})
-        return found
-
-    strongest = _strongest(graph)
-    partner = {int(col): number for number, col in enumerate(pairs.cols)}
-    features = []
-    for feature in range(graph.shape[1]):
-        entry: dict = {"feature": feature, "contexts": texts(1, feature), "match": None, "strongest": []}
-        if (number := partner.get(feature)) is not None:
-            entry["match"] = {
-                "feature": int(pairs.rows[number]),
-                "score": round(float(pairs.scores[number]), 4),
-                "null_score": round(float(pairs.null_scores[number]), 4),
-            }
-        for other, correlation in strongest.get(feature, []):
-            entry["strongest"].append({"feature": other, "correlation": round(correlation, 4)})
-        features.append(entry)
+    `codes` are those of A and B for the kept tokens of `paired`, in order, as given to `match`; `graph` and `pairs` are its
+    results.
+    """
+    tops_a, tops_b = _tops(codes)
+    texts = _Texts(paired, tokenizer)
+    features = _features_of_b(graph, pairs, tops_b, texts)
     shown = {item["feature"] for entry in features for item in entry["strongest"]}
     shown |= {int(row) for row in pairs.rows}
     report = {
         "b": features,
-        "a": [{"feature": feature, "contexts": texts(0, feature)} for feature in sorted(shown)],
+        "a": [{"feature": feature, "contexts": texts.of(tops_a, feature)} for feature in sorted(shown)],
         "contexts": "the token a feature fires on stands between « and »",
     }
     return {
@@ -71,23 +52,67 @@ def explain(
     }
 
 
-def _tops(codes: Iterable[tuple[Codes, Codes]]) -> list[Tops]:
+class _Texts:
+    """The text around the tokens that a feature fires on."""
+
+    def __init__(self, paired: Paired, tokenizer: Any):
+        self._ids, self._tokenizer = paired.a.windows.ids, tokenizer
+        self._places = paired.keep.flatten().nonzero()[:, 0].numpy()  # kept token → index in the flattened windows
+
+    def of(self, tops: Tops, feature: int) -> list[dict]:
+        """The highest codes of a feature, each with its text."""
+        return [
+            {"code": round(float(value), 4), "text": self._around(int(self._places[token]))}
+            for value, token in zip(tops.values[feature], tops.tokens[feature], strict=True)
+            if value > 0
+        ]
+
+    def _around(self, place: int) -> str:
+        window, position = divmod(place, self._ids.shape[1])
+        ids, decode = self._ids[window].tolist(), self._tokenizer.decode
+        before, after = ids[max(1, position - BEFORE) : position], ids[position + 1 : position + 1 + AFTER]
+        return decode(before) + "«" + decode([ids[position]]) + "»" + decode(after)
+
+
+def _features_of_b(graph: Candidates, pairs: Pairs, tops: Tops, texts: _Texts) -> list[dict]:
+    """An entry for each feature of B: its texts, its partner in the matching, its most correlated features of A."""
+    strongest = _strongest(graph)
+    pair_of = {int(col): number for number, col in enumerate(pairs.cols)}
+    features = []
+    for feature in range(graph.shape[1]):
+        entry: dict = {"feature": feature, "contexts": texts.of(tops, feature), "match": None, "strongest": []}
+        if (number := pair_of.get(feature)) is not None:
+            entry["match"] = {
+                "feature": int(pairs.rows[number]),
+                "score": round(float(pairs.scores[number]), 4),
+                "null_score": round(float(pairs.null_scores[number]), 4),
+            }
+        for other, correlation in strongest.get(feature, []):
+            entry["strongest"].append({"feature": other, "correlation": round(correlation, 4)})
+        features.append(entry)
+    return features
+
+
+def _tops(codes: Iterable[tuple[Codes, Codes]]) -> tuple[Tops, Tops]:
+    """The highest codes of A's features and of B's, in one pass. There is at least one chunk of codes."""
     tops: list[Tops | None] = [None, None]
     seen = 0
-    for parts in codes:
-        for side, found in enumerate(parts):
+    for chunk in codes:
+        for side, found in enumerate(chunk):
             tops[side] = _merged(tops[side], found, seen)
-        seen += parts[0].shape[0]  # pyright: ignore[reportOptionalSubscript]
-    return [found for found in tops if found is not None]
+        seen += chunk[0].shape[0]  # pyright: ignore[reportOptionalSubscript]
+    a, b = tops
+    assert a is not None and b is not None, "there are no codes"
+    return a, b
 
 
 def _merged(known: Tops | None, codes: Codes, seen: int) -> Tops:
-    """The highest of those known and of `codes`, whose first token is number `seen`; earlier tokens win ties."""
+    """The highest codes among `known` and `codes`, whose first token has index `seen`. Earlier tokens win ties."""
     count = codes.shape[1]  # pyright: ignore[reportOptionalSubscript]
     if known is None:
         known = Tops(np.zeros((count, CONTEXTS), np.float32), np.zeros((count, CONTEXTS), np.int64))
     entries = codes.tocoo()
-    higher = entries.data > known.values[entries.col, -1]  # soon only a few are
+    higher = entries.data > known.values[entries.col, -1]  # after the first chunks, few codes are
     features = np.concatenate([np.repeat(np.arange(count), CONTEXTS), entries.col[higher]])
     values = np.concatenate([known.values.ravel(), entries.data[higher]])
     tokens = np.concatenate([known.tokens.ravel(), entries.row[higher] + seen])
@@ -99,14 +124,8 @@ def _merged(known: Tops | None, codes: Codes, seen: int) -> Tops:
     return Tops(values[kept].reshape(shape).astype(np.float32), tokens[kept].reshape(shape).astype(np.int64))
 
 
-def _text(paired: Paired, tokenizer: Any, window: int, position: int) -> str:
-    ids = paired.a.windows.ids[window].tolist()
-    before, after = ids[max(1, position - BEFORE) : position], ids[position + 1 : position + 1 + AFTER]
-    return tokenizer.decode(before) + "«" + tokenizer.decode([ids[position]]) + "»" + tokenizer.decode(after)
-
-
 def _strongest(graph: Candidates) -> dict[int, list[tuple[int, float]]]:
-    """The features of A most correlated with each feature of B, best first."""
+    """For each feature of B, the features of A most correlated with it and their correlations, best first."""
     order = np.lexsort((graph.rows, -graph.correlation, graph.cols))
     cols = graph.cols[order]
     rank = np.arange(len(cols)) - np.searchsorted(cols, cols)

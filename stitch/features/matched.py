@@ -1,4 +1,4 @@
-"""The edges of a feature matching with what translations need to know of each."""
+"""The edges of a feature matching with the statistics that translations need."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Matched:
-    """Edges of a matching, one-to-one or soft, with what streaming found on them. Everything is float64.
+    """Edges of a one-to-one or soft matching with statistics of the codes z they connect. All values are float64.
 
-    `mass` weighs the edges of a row (1 for one-to-one), `similarity` is the activation correlation, `co_moment` E[z_i z_j].
+    `rows` are features of A, `cols` features of B; `mass` is the weight of an edge (1 in a one-to-one matching), `similarity`
+    the correlation of its two features' codes, `co_moment` E[z_i z_j].
     """
 
     rows: Int[Tensor, " edges"]

@@ -1,4 +1,4 @@
-"""Matching of two SAEs' features by how their activations correlate on the same tokens, with its nulls."""
+"""Matching of the features of two SAEs by the correlation of their codes on the same tokens, with shuffled matchings as null."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,18 @@ from matching.transport import balanced, unbalanced
 from matching.types import Candidates, Pairs
 from stitch.features.matched import Matched
 
-SHUFFLES = 20  # random matchings that the real one is compared with
+SHUFFLES = 20  # shuffled matchings that the real one is compared with
 
 
 @dataclass(frozen=True)
 class Matching:
-    """The candidate graph; the one-to-one pairs (always found: they carry the scores) and the proof of how good they are; the
-    matching that translations use and its shuffles; an unbalanced transport plan (always found: barycentres read it)."""
+    """What `match` finds.
+
+    `graph` holds the candidate edges, `pairs` the best one-to-one matching with its scores, and `certificate` a bound on how far
+    from the optimum it is. `used` is the matching of the chosen method, which translations use, and `shuffles` are its null.
+    `transport` is an unbalanced transport plan, which barycentric translations use. `deviation_b` are the standard deviations of
+    B's codes. `pairs` and `transport` are there with every method.
+    """
 
     graph: Candidates
     pairs: Pairs
@@ -33,11 +38,10 @@ class Matching:
 
 
 def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Matching:
-    """Matches the features of `batches` (sparse codes of A and B on the same tokens, a stream that can be restarted).
+    """Matches the features of A and B, given a stream of sparse codes on the same tokens that can be started again.
 
-    `method`: `hungarian` is the best one-to-one assignment of all; `ot` and `unbalanced` are transport plans on
-    it, whose marginals are firing frequencies. A shuffle keeps rows, masses and weights and exchanges the partners within strata
-    of firing frequency.
+    `method` is one of: `hungarian`, the optimal one-to-one assignment; `ot` and `unbalanced`, transport plans on the candidate
+    graph with firing frequencies as marginals. A shuffle keeps rows and masses, and exchanges partners that fire about as often.
     """
     correlations = Correlations.read(batches, budget_bytes=budget_bytes, threads=torch.get_num_threads())
     moments_a, moments_b = correlations.moments_a, correlations.moments_b
@@ -47,12 +51,12 @@ def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Mat
     if method == "hungarian":
         rows, cols, mass = pairs.rows, pairs.cols, np.ones(len(pairs))
     else:
-        used = balanced(graph, moments_a.frequency, moments_b.frequency) if method == "ot" else plan
-        rows, cols, mass = used.rows, used.cols, used.mass
+        chosen = balanced(graph, moments_a.frequency, moments_b.frequency) if method == "ot" else plan
+        rows, cols, mass = chosen.rows, chosen.cols, chosen.mass
 
     generator = np.random.default_rng(seed + 1)
     partners = [cols, *(_exchanged(cols, moments_b.frequency, generator) for _ in range(SHUFFLES))]
-    # One pass over the correlations for the real edges, all shuffled ones and the plan's.
+    # One pass over the correlations for the real edges, all shuffled ones and those of the transport plan.
     edges = [(rows, partner, mass) for partner in partners] + [(plan.rows, plan.cols, plan.mass)]
     found = correlations.of(np.concatenate([edge[0] for edge in edges]), np.concatenate([edge[1] for edge in edges]))
 
@@ -68,14 +72,14 @@ def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Mat
 
     ends = np.cumsum([len(edge[0]) for edge in edges])
     parts = zip(edges, np.split(found, ends[:-1]), strict=True)
-    real, *wrong, transport = (matched(*edge, correlation) for edge, correlation in parts)
-    return Matching(graph, pairs, certificate, real, wrong, transport, np.sqrt(moments_b.variance))
+    used, *shuffles, transport = (matched(*edge, correlation) for edge, correlation in parts)
+    return Matching(graph, pairs, certificate, used, shuffles, transport, np.sqrt(moments_b.variance))
 
 
 def _exchanged(
     cols: Int64[np.ndarray, " edges"], frequency: Float64[np.ndarray, " features"], generator: np.random.Generator
 ) -> Int64[np.ndarray, " edges"]:
-    """Every partner replaced by another that fires about as often, the same one wherever it occurs."""
+    """Replaces every partner by another of about the same firing frequency, and by the same one wherever it occurs."""
     partners, position = np.unique(cols, return_inverse=True)
     zeros = np.zeros(len(partners))
     return shuffled(Pairs(partners, partners, zeros, zeros), frequency, generator).cols[position]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stitch.errors import StitchError
+from stitch.files.durable import flush, flush_tree
 from stitch.files.output import check_output, mark
 
 
@@ -37,9 +38,7 @@ def appear(target: Path, fill: Callable[[Path], None], command: str, *, overwrit
 def publish(folder: Path, target: Path, work: Path, command: str, *, overwrite: bool = False) -> None:
     """Marks a finished `folder` as written by `command`, flushes it and makes it `target`; what it replaces goes to `work`."""
     mark(folder, command)
-    for path in sorted(folder.rglob("*")):
-        _flush(path)
-    _flush(folder)
+    flush_tree(folder)
     check_output(target, overwrite)  # again: hours may lie between the first look and this one
     replaced = work / "replaced"
     if target.exists():
@@ -49,20 +48,12 @@ def publish(folder: Path, target: Path, work: Path, command: str, *, overwrite: 
     except OSError:
         _restore(replaced, target)
         raise
-    _flush(target.parent)
+    flush(target.parent)
 
 
 def _restore(replaced: Path, target: Path) -> None:
     if replaced.exists() and not target.exists():
         os.replace(replaced, target)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def to_json(report: dict) -> bytes:

@@ -1,4 +1,4 @@
-"""The structure of safetensors checkpoints, read from headers alone: no tensor is loaded, nothing is unpickled."""
+"""The structure of safetensors checkpoints, read from their headers. No tensor is loaded and nothing is unpickled."""
 
 import json
 import math
@@ -10,9 +10,9 @@ from stitch.errors import StitchError, UsageError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # never read and never pushed: unpickling can run code
 
-# Bits per value of every type the safetensors format names.
+# Bits per value of every type in the safetensors format.
 DTYPE_BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8},
     **{
@@ -33,19 +33,19 @@ HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file holds: `tensors[name]` is {dtype, shape, data_offsets}, the offsets counted from byte `start`."""
+    """The content of a safetensors file: `tensors[name]` is {dtype, shape, data_offsets}, with offsets from byte `start` on."""
 
     start: int
     tensors: dict[str, dict]
 
 
 def verify_weights(folder: Path) -> dict[Path, Header]:
-    """The headers of the files that transformers would load from `folder`, checked against the files and the index.
+    """The headers of the weight files that transformers would load from `folder`, checked against the files and the index.
 
-    `model.safetensors` goes before an index beside it. Tensors are not read, so NaNs are not noticed.
+    `model.safetensors` takes precedence over an index beside it, as in transformers. Tensor values are not read or checked.
 
     Raises: UsageError when there are no safetensors weights that transformers would load (pickles are not read);
-    StitchError for a file that is truncated or damaged, and for an index that names what is not there.
+    StitchError for a truncated or damaged file, and for an index that names a missing shard or tensor.
     """
     headers = {file.name: safetensors_header(file) for file in sorted(folder.glob("*.safetensors"))}
     if SINGLE in headers:
@@ -68,21 +68,23 @@ def verify_weights(folder: Path) -> dict[Path, Header]:
     return {folder / shard: headers[shard] for shard in dict.fromkeys(shard for shard, _ in named)}
 
 
-def _no_weights(folder: Path, other: list[str]) -> str:
-    if "adapter_model.safetensors" in other:
+def _no_weights(folder: Path, safetensors: list[str]) -> str:
+    """The message for a folder without a loadable model; `safetensors` are the names of such files in it."""
+    if "adapter_model.safetensors" in safetensors:
         return f"weights must be a whole model; {folder} holds an adapter: merge it into its base model first."
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
     got = f"{folder} has only pickles ({pickles[0]})" if pickles else f"{folder} has none"
     return (
-        f"weights must be model.safetensors or shards of it; {got}, and pickles are never read, because that can run "
-        "code: convert them where you trust them, with transformers' save_pretrained."
+        f"weights must be model.safetensors or shards of it; {got}, and pickles are never read, because unpickling can "
+        "run code: convert pickles you trust with transformers' save_pretrained."
     )
 
 
 def safetensors_header(file: Path) -> Header:
-    """The header of a safetensors file, checked to add up to the file's size.
+    """The header of a safetensors file, checked against the file's size: its tensors fill the rest of the file without gaps.
 
-    Raises StitchError when it is damaged. Source: https://github.com/huggingface/safetensors#format
+    Raises: StitchError when the file is damaged or cannot be read.
+    Source: https://github.com/huggingface/safetensors#format
     """
     try:
         with open(file, "rb") as stream:

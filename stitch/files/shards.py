@@ -1,4 +1,4 @@
-"""Safetensors files as bytes: find tensors by headers alone, copy them by byte range, write shards and an index.
+"""Safetensors files as bytes: find tensors by their headers, copy them by byte range, write shards and an index.
 
 The format (https://github.com/huggingface/safetensors): 8 bytes with the header's length, little-endian; a JSON header
 {name: {dtype, shape, data_offsets}}; the tensors' bytes, without gaps.
@@ -36,7 +36,7 @@ CHUNK = 16 * 2**20  # bytes read at a time where the kernel does not copy
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its bytes are `start`..`stop`. With `cast` it is written in that dtype instead of its own."""
+    """A tensor in a file, at bytes `start`..`stop`. With `cast` it is written in that dtype instead of its own."""
 
     path: Path
     start: int
@@ -50,6 +50,7 @@ class Stored:
         return self.cast or self.stored_dtype
 
     def write_to(self, file: BinaryIO) -> None:
+        """Appends the tensor's bytes to `file`. Raises: StitchError when the source has become shorter meanwhile."""
         with self.path.open("rb") as source:
             if self.dtype == self.stored_dtype:
                 copied = _copy(source, self.start, self.stop, file)
@@ -67,7 +68,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Held:
-    """A tensor in memory, to be written as it is."""
+    """A tensor in memory, written as it is."""
 
     tensor: Tensor
 
@@ -84,21 +85,23 @@ class Held:
 
 
 def _copy(source: BinaryIO, start: int, stop: int, target: BinaryIO) -> int:
-    """Bytes `start`..`stop` to the end of `target`, by the kernel where it can: nothing passes through this process, and a file
-    system that shares blocks does. How many there were."""
-    place, copied = target.tell(), 0
+    """Copies bytes `start`..`stop` to the current position of `target` and returns how many there were.
+
+    Where possible the kernel copies: the bytes do not pass through this process, and some file systems share the blocks.
+    """
+    position, copied = target.tell(), 0
     try:
         while copied < stop - start:
             count = os.copy_file_range(
-                source.fileno(), target.fileno(), stop - start - copied, start + copied, place + copied
+                source.fileno(), target.fileno(), stop - start - copied, start + copied, position + copied
             )
             if not count:
                 break
             copied += count
-    except (AttributeError, OSError):  # not on this system, or not between these file systems
+    except (AttributeError, OSError):  # unsupported by this system, or between these two file systems
         pass
     source.seek(start + copied)
-    target.seek(place + copied)
+    target.seek(position + copied)
     while piece := source.read(min(CHUNK, stop - start - copied)):
         target.write(piece)
         copied += len(piece)
@@ -106,18 +109,19 @@ def _copy(source: BinaryIO, start: int, stop: int, target: BinaryIO) -> int:
 
 
 def as_bytes(tensor: Tensor) -> bytes:
-    """The tensor's values in row-major order, as they lie in memory."""
+    """The tensor's values in row-major order, in the machine's byte order."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def size_of(tensor: Stored | Held) -> int:
+    """Bytes that the tensor takes in the file."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Where every tensor of the checkpoint in `folder` lies. Reads headers alone.
+    """The place of every tensor of the checkpoint in `folder`, by name. Reads only headers.
 
-    Raises what `verify_weights` raises when files are missing, damaged or pickled; StitchError for a type that torch lacks.
+    Raises: the errors of `verify_weights` when files are missing, damaged or pickled; StitchError for a type that torch lacks.
     """
     found = {}
     for path, header in verify_weights(folder).items():
@@ -132,7 +136,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 def write_shards(folder: Path, tensors: dict[str, Stored | Held], max_shard_bytes: int) -> None:
     """Writes `tensors` into `folder` as one file, or as an index and several of at most `max_shard_bytes` each.
 
-    A tensor larger than that has a file of its own.
+    A tensor larger than that gets a file of its own.
     """
     shards: list[dict[str, Stored | Held]] = [{}]
     filled = 0
@@ -156,18 +160,21 @@ def write_shards(folder: Path, tensors: dict[str, Stored | Held], max_shard_byte
 
 
 def _write(path: Path, tensors: dict[str, Stored | Held]) -> None:
-    # Widest types first: every tensor then begins at a multiple of its own element size.
+    # Widest types first, so that every tensor begins at a multiple of its own element size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     with path.open("wb") as file:
-        begin(file, {name: (tensor.dtype, tensor.shape) for name, tensor in ordered}, {"format": "pt"})
+        write_header(file, {name: (tensor.dtype, tensor.shape) for name, tensor in ordered}, {"format": "pt"})
         for _, tensor in ordered:
             tensor.write_to(file)
 
 
-def begin(
+def write_header(
     file: BinaryIO, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]], metadata: Mapping[str, str]
 ) -> dict[str, int]:
-    """Writes the header of a file that holds `tensors` (dtype, shape) in this order; the byte at which each of them begins."""
+    """Writes the header of a file that will hold `tensors` (dtype, shape) in this order.
+
+    Returns the byte offset of each tensor in the file, by name.
+    """
     header: dict = {"__metadata__": metadata}
     starts, stop = {}, 0
     for name, (dtype, shape) in tensors.items():

@@ -1,13 +1,13 @@
 """The folder for unfinished work beside the output: removed on success and on failure, kept after an interrupt."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from stitch.errors import StitchError, UsageError
+from stitch.files.durable import replacing
 
 REQUEST = "request.json"
 
@@ -43,9 +43,8 @@ def workspace(out: Path, request: dict, resume: bool) -> Iterator[Path]:
         shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{REQUEST}.tmp"
-        temporary.write_text(json.dumps(request, sort_keys=True))
-        os.replace(temporary, folder / REQUEST)
+        with replacing(folder / REQUEST) as temporary:
+            temporary.write_text(json.dumps(request, sort_keys=True))
     except OSError as error:
         raise StitchError(
             f"out must be writable; {out.parent} is not: {error.strerror}. Choose another folder."

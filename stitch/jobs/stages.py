@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sae.config import SAEConfig
-from stitch.activations.harvest import Activations, harvest
+from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.compose import check_target
 from stitch.composite.surgery import Bridge, fit_bridges, sites_of, why_not_foldable
 from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings, CompleteSettings, same_relative_depth
 from stitch.errors import UsageError
+from stitch.features.codes import code_stream
 from stitch.features.matching import Matching, match
-from stitch.features.saes import SAEs, code_stream, steps_for, train
+from stitch.features.saes import SAERequest, SAEs, steps_for, train
 from stitch.layers.choose import check_choosable
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
@@ -134,8 +133,7 @@ def harvest_pair(
     early = [*earlier_sites(settings.layer), settings.layer]
     sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b)}) if a is b else early
     width = sum(map(a.width_at, sites)) + (0 if a is b else b.width)
-    per_window = windows.context * width * torch.finfo(a.dtype).bits // 8
-    per_shard = max(1, min(256, settings.memory // 32 // per_window))
+    per_shard = windows_per_shard(windows.context, width, a.dtype, settings.memory)
 
     def one(model: Model, sites: list[int], name: str) -> Activations:
         return harvest(model, windows, sites, folder / name, per_shard=per_shard, progress=progress)
@@ -195,24 +193,27 @@ def train_pair(
     """The SAEs of both sites: loaded where the settings name one, trained together in `work` where they do not."""
     configs = sae_configs(settings, a, b, paired["fit"])
     sites = {"a": settings.layer, "b": settings.layer_b}
-    provenance = {
-        side: {
-            "model": sources[side].name,
-            "revision": sources[side].revision,
-            "site": f"resid_pre.{sites[side]}",
-            **dataclasses.asdict(configs[side]),
-        }
-        for side in configs
+    given = {"a": settings.sae_a, "b": settings.sae_b}
+    requests = {
+        side: SAERequest(
+            config,
+            work / f"sae-{side}",
+            given[side],
+            provenance={
+                "model": sources[side].name,
+                "revision": sources[side].revision,
+                "site": f"resid_pre.{sites[side]}",
+                **dataclasses.asdict(config),
+            },
+        )
+        for side, config in configs.items()
     }
     saes = train(
         paired["fit"],
         paired["sweep"],
-        configs,
-        {side: work / f"sae-{side}" for side in configs},
-        {"a": settings.sae_a, "b": settings.sae_b},
+        requests,
         snapshots=work / "sae-snapshots",
         group=4,
-        provenance=provenance,
         device=a.device,
         progress=progress,
     )

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stitch.activations.harvest import Activations, harvest
+from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, without_sinks
 from stitch.composite.compose import late_half
 from stitch.errors import UsageError
@@ -124,9 +124,8 @@ def harvest_all(
     if same:
         both = sorted({*sites["a"], *sites["b"]})
         sites = {"a": both, "b": both}
-    streams = sum(models[side].width * len(sites[side]) for side in models)
-    per_window = windows.context * streams * torch.finfo(models["a"].dtype).bits // 8
-    per_shard = max(1, min(256, memory // 32 // per_window))
+    width = sum(models[side].width * len(sites[side]) for side in models)
+    per_shard = windows_per_shard(windows.context, width, models["a"].dtype, memory)
     found: dict[Side, Activations] = {}
     for side, model in models.items():
         if same and found:

@@ -1,4 +1,4 @@
-"""Where each family of models keeps its embedding, blocks, final norm, head, attention and MLP weights."""
+"""Module paths per model family: embedding, blocks, final norm, head, attention and MLP."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -6,21 +6,19 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedConfig
 
 from stitch.errors import UsageError
-from stitch.modeling.modeling_composite import (
-    StitchConfig,
-)
+from stitch.modeling.modeling_composite import StitchConfig
 from stitch.modeling.modeling_recurrent import RecurrentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """Dotted paths of a decoder's parts: `body` and `head` from the causal model, `attention`, `heads_out`, `mlp`, `down` and
-    `mlp_out_norm` from a block, all others from the body.
+    """Dotted paths of a decoder's modules.
 
-    `heads_out` is the projection that ends the attention and reads its heads, `down` the one that ends the MLP and reads
-    its neurons, `mlp_out_norm` the norm between it and the residual stream (None where the MLP writes to the stream
-    directly). `positions` is the table of learned positions that the body adds to its embeddings, `embedding_dropout`
-    the dropout before its first block; both are None where a family has none.
+    `body` and `head` start at the causal model; `attention`, `heads_out`, `mlp`, `down` and `mlp_out_norm` at a block; all
+    others at the body. `heads_out` is the attention's output projection, which reads the heads; `down` is the MLP's output
+    projection, which reads the neurons; `mlp_out_norm` is the norm between `down` and the residual stream (None where there
+    is none). `positions` is the table of learned positions added to the embeddings, `embedding_dropout` the dropout before
+    the first block; both are None in families without them.
     """
 
     family: str
@@ -37,7 +35,7 @@ class Anatomy:
     mlp: str = "mlp"
     down: str = "mlp.down_proj"
     mlp_out_norm: str | None = None
-    # Names that checkpoint files use instead of the model's own, as (start in the model, start in the file).
+    # Prefixes of tensor names that differ between model and checkpoint file, as (in the model, in the file).
     stored_as: tuple[tuple[str, str], ...] = ()
 
 
@@ -96,21 +94,22 @@ ANATOMIES: dict[str, Anatomy] = {
 
 
 def anatomy_of(config: PreTrainedConfig) -> Anatomy:
-    """The anatomy of the model that `config` describes. Raises UsageError for a family that has none here."""
+    """The anatomy of the model that `config` describes. Raises: UsageError for a family without an entry in ANATOMIES."""
     if isinstance(config, StitchConfig):
         return _joined(anatomy_of(config.a_config), anatomy_of(config.b_config))
-    anatomy = _find(config.model_type, config.architectures or [], bool(config.is_encoder_decoder))
+    anatomy = find_anatomy(config.model_type, config.architectures or [], bool(config.is_encoder_decoder))
     if getattr(config, "use_bidirectional_attention", False):
         raise UsageError(
-            f"the model must be causal; got a {anatomy.family} that sees the whole text: choose one that generates."
+            f"the model must be causal; got a {anatomy.family} with bidirectional attention, which sees the whole text: "
+            "choose one that generates."
         )
     return anatomy
 
 
 def _joined(a: Anatomy, b: Anatomy) -> Anatomy:
-    """The anatomy of a composite: it begins as A does and ends as B does.
+    """The anatomy of a composite: embedding and first blocks are A's, last blocks, final norm and head are B's.
 
-    Its table of positions is A's: B's own has been left out, and what it says is in the translation.
+    The table of positions is A's too. B's table is not part of a composite; the translation accounts for it.
     """
     return replace(
         b,
@@ -128,7 +127,7 @@ def _joined(a: Anatomy, b: Anatomy) -> Anatomy:
 
 
 def dotted(*parts: str) -> str:
-    """The path through `parts`; the body of a composite is the whole, so its path is empty."""
+    """The path through `parts`. Empty ones are skipped: the body of a composite is the model itself, with an empty path."""
     return ".".join(part for part in parts if part)
 
 
@@ -137,15 +136,16 @@ def blocks_before_last_part(config: PreTrainedConfig) -> int:
     return config.a_config.num_hidden_layers if isinstance(config, StitchConfig) else 0
 
 
-def _find(model_type: str, architectures: list[str], has_encoder: bool) -> Anatomy:
+def find_anatomy(model_type: str, architectures: list[str], has_encoder: bool) -> Anatomy:
+    """The entry of ANATOMIES for `model_type`. Raises: UsageError that says why there is none and what to do."""
     if model_type in ANATOMIES:
         return ANATOMIES[model_type]
     known = ", ".join(sorted(ANATOMIES))
     got = f"{model_type} ({', '.join(architectures)})" if architectures else model_type
     if model_type == RecurrentConfig.model_type:
         raise UsageError(
-            "a recurrent model cannot be a part or be converted again: it keeps no keys; stitch or convert the stock model, "
-            "then give the result its recurrent form (of some blocks alone with --layers)."
+            "a recurrent model cannot be a part or be converted again, because it keeps no keys: stitch or convert the "
+            "original model, then make the result recurrent (`layers` restricts that to some blocks)."
         )
     if model_type == "gemma3":
         raise UsageError(
@@ -158,15 +158,15 @@ def _find(model_type: str, architectures: list[str], has_encoder: bool) -> Anato
             f"head: choose a causal model of one of {known}."
         )
     raise UsageError(
-        f"the family must be one of {known}; got {got}: to add it, write one entry in ANATOMIES of stitch/models.py "
-        "that says where its embedding, blocks, final norm and head are."
+        f"the family must be one of {known}; got {got}: to add it, write one entry in ANATOMIES of "
+        "stitch/models/anatomy.py with the paths of its embedding, blocks, final norm and head."
     )
 
 
 def truncated(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedConfig:
-    """A copy of `config` for blocks start..stop−1 alone, whose layer types are those of these blocks.
+    """A copy of `config` for a model of blocks start..stop−1 only, with the layer types of these blocks.
 
-    A composite is cut in its last part and keeps its start.
+    A composite keeps all blocks before its last seam: `start` must be 0 and `stop` at or after that seam.
     """
     if isinstance(config, StitchConfig):
         before = config.a_config.num_hidden_layers

@@ -1,20 +1,19 @@
-"""What a model is made of, from its config and the headers of its weights; the weights stay on disk."""
+"""A model's family, shape and vocabulary, from its config and tokenizer. Weights are not loaded."""
 
 from stitch.modeling.modeling_composite import parts_of
-from stitch.models.anatomy import blocks_before_last_part
+from stitch.models.anatomy import anatomy_of, blocks_before_last_part
 from stitch.models.flops import block_parameters
 from stitch.models.loading import register_composites
 from stitch.models.sources import resolve
 
 
 def describe(source: str) -> dict:
-    """Family, shape, sites and vocabulary of the model called `source`, as plain values in the order to show them.
+    """Family, shape, sites and vocabulary of the model named `source`, as plain values in display order.
 
-    Of a composite: sites are those it may be cut at, width and heads those of its last part, weights those of its first block.
+    For a composite, `sites` are those where it may be cut, width and heads are those of its last part, and the parameters per
+    block those of its first block. Raises: the errors of `resolve`; UsageError for an unknown family.
     """
     from transformers import AutoConfig, AutoTokenizer
-
-    from stitch.models.anatomy import anatomy_of
 
     found = resolve(source)
     register_composites()
@@ -27,7 +26,7 @@ def describe(source: str) -> dict:
         "name": found.name,
         "family": anatomy.family,
         "blocks": depth,
-        "sites": f"{blocks_before_last_part(config)}..{depth} (resid_pre.N is the stream entering block N)",
+        "sites": f"{blocks_before_last_part(config)}..{depth} (resid_pre.N is the residual stream entering block N)",
         "width": last.hidden_size,
         "attention heads": last.num_attention_heads,
         "key-value heads": getattr(last, "num_key_value_heads", None) or last.num_attention_heads,

@@ -1,20 +1,24 @@
-"""Devices and dtypes by the names users give them."""
+"""Devices and dtypes by name. torch is imported inside functions, so that checking settings needs no torch."""
 
-from stitch.config import CHOICES
 from stitch.errors import UsageError
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # name in settings: name in torch
 
 
 def torch_dtype(name: str):
-    """The torch dtype called fp32, bf16 or fp16. Raises UsageError for another name."""
+    """The torch dtype called `name`, a key of `DTYPES`. Raises: UsageError for another name."""
     import torch
 
-    if name not in CHOICES["dtype"]:
-        raise UsageError(f"--dtype must be one of {', '.join(CHOICES['dtype'])}; got {name!r}.")
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if name not in DTYPES:
+        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}; got {name!r}.")
+    return getattr(torch, DTYPES[name])
 
 
 def torch_device(name: str):
-    """`auto` is the accelerator if there is one. Raises UsageError for a device that this machine does not have."""
+    """The torch device called `name`; `auto` is the accelerator if there is one, else the CPU.
+
+    Raises: UsageError for a device that this machine does not have.
+    """
     import torch
 
     if name == "auto":
@@ -22,6 +26,5 @@ def torch_device(name: str):
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"--device must name a device of this machine; {name!r} is none ({str(error).splitlines()[0][:80]})."
-        ) from None
+        reason = str(error).splitlines()[0][:80]
+        raise UsageError(f"device must name a device of this machine; got {name!r} ({reason}).") from None

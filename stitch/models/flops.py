@@ -1,17 +1,14 @@
-"""Parameters and FLOPs of a model's blocks, from its config alone."""
+"""Parameter counts and FLOPs of a model's blocks, computed from its config."""
 
 import torch
 from transformers import AutoModel, PreTrainedConfig
 
-from stitch.modeling.modeling_composite import (
-    StitchConfig,
-    sliding_windows,
-)
+from stitch.modeling.modeling_composite import StitchConfig, sliding_windows
 from stitch.models.anatomy import anatomy_of, truncated
 
 
 def block_parameters(config: PreTrainedConfig, block: int) -> int:
-    """Number of weights in block `block`, counted on a model without memory."""
+    """Parameter count of block `block`, taken from a model on torch's meta device, which allocates no memory."""
     if isinstance(config, StitchConfig):
         return block_parameters(*_in_its_part(config, block))
     anatomy = anatomy_of(config)
@@ -21,10 +18,10 @@ def block_parameters(config: PreTrainedConfig, block: int) -> int:
 
 
 def block_flops(config: PreTrainedConfig, block: int, context: int) -> float:
-    """Floating-point operations per token of one block: 2 per weight, 4 · heads · head width per key looked at.
+    """Floating-point operations per token of one block: 2 per parameter, and 4 · heads · head width per key attended to.
 
-    The number of keys is the mean over a causal window of `context` tokens, shorter where the block's attention slides.
-    A composite's translation counts with the block that it leads to.
+    The number of keys is the mean over a causal window of `context` tokens, fewer where the block has sliding-window
+    attention. A composite's translation is counted with the block after it.
     """
     if isinstance(config, StitchConfig):
         part, own = _in_its_part(config, block)
@@ -38,13 +35,13 @@ def block_flops(config: PreTrainedConfig, block: int, context: int) -> float:
 
 
 def _in_its_part(config: StitchConfig, block: int) -> tuple[PreTrainedConfig, int]:
-    """The half of a composite that block `block` is in, and its number there."""
+    """The config of the half of a composite that contains block `block`, and the block's index there."""
     early = config.a_config.num_hidden_layers
     return (config.a_config, block) if block < early else (config.b_config, block - early)
 
 
 def _multiply_adds(translation: dict) -> int:
-    """Those of a `TranslationModule` per token; see `Translation.multiply_adds`."""
+    """Multiply-adds per token of a `TranslationModule`; see `Translation.multiply_adds`."""
     total = 0
     for term in translation["terms"]:
         read = term.get("features", term.get("width", 0))  # tables have neither

@@ -1,4 +1,4 @@
-"""Models read from local folders: any causal language model, or one whose anatomy is known."""
+"""Models loaded from local folders: of a family with a known anatomy, or any causal language model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +9,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from stitch.errors import StitchError, UsageError
+from stitch.errors import StitchError
 from stitch.files.shards import stored_tensors
-from stitch.modeling.modeling_composite import (
-    StitchConfig,
-    StitchForCausalLM,
-    parts_of,
-)
+from stitch.modeling.modeling_composite import StitchConfig, StitchForCausalLM, parts_of
 from stitch.modeling.modeling_recurrent import RecurrentConfig, RecurrentForCausalLM
-from stitch.models.anatomy import ANATOMIES, _find, anatomy_of
+from stitch.models.anatomy import ANATOMIES, anatomy_of, find_anatomy
 from stitch.models.model import Model
+from stitch.models.model_folder import require_unquantised
 from stitch.models.sources import Source
 
 
@@ -30,11 +27,21 @@ def load(
     trust_remote_code: bool = False,
     name: str | None = None,
 ) -> Model:
-    """The model in `folder`, in `dtype` (None: as stored), in evaluation mode; `name` is how messages call it.
+    """The model in `folder`, in `dtype` (None: as stored) and in evaluation mode; `name` is used in messages.
 
-    Raises UsageError for a family without anatomy or quantised weights, StitchError for missing or damaged files.
+    Raises: UsageError for a family without anatomy or for quantised weights; StitchError for missing or damaged files.
     """
     name = name or folder.name
+    is_composite = _check(folder, name)
+    net, tokenizer, missing = _from_pretrained(folder, name, dtype or "auto", trust_remote_code)
+    if missing:
+        raise StitchError(f"the weights of {name} are incomplete: {len(missing)} tensors missing, {missing[0]} first.")
+    anatomy = anatomy_of(net.config) if is_composite else ANATOMIES[net.config.model_type]
+    return Model(name, net.to(device).eval(), tokenizer, anatomy, folder)
+
+
+def _check(folder: Path, name: str) -> bool:
+    """Checks config.json and the headers of the weights before anything is loaded. True for a composite."""
     if not (folder / "config.json").is_file():
         raise StitchError(f"a model folder must hold config.json; {folder} does not: check the path.")
     try:
@@ -44,25 +51,30 @@ def load(
             f"config.json of {name} must be readable; got {_one_line(error)}: download it again."
         ) from error
     is_composite = config.get("model_type") == StitchConfig.model_type
-    if is_composite:
-        register_composites()
-    else:
-        _find(
+    if not is_composite:
+        find_anatomy(
             config.get("model_type", "unknown"),
             config.get("architectures") or [],
             bool(config.get("is_encoder_decoder")),
         )
-    if (quantised := config.get("quantization_config")) is not None:
-        method = quantised.get("quant_method", "unknown")
-        raise UsageError(
-            f"weights must be plain floats; {name} is quantised ({method}): give the unquantised checkpoint or a GGUF."
-        )
-    stored_tensors(folder)  # headers only: says in one line what is missing, damaged or pickled
-    transformers_logging.disable_progress_bar()  # progress is told through callbacks
+    require_unquantised(config, name)
+    stored_tensors(folder)  # raises a one-line error for missing, damaged or pickled weights
+    return is_composite
+
+
+def _from_pretrained(
+    folder: Path, name: str, dtype: torch.dtype | str, trust_remote_code: bool
+) -> tuple[Any, Any, list[str]]:
+    """Model, tokenizer and the names of tensors that the files lack, as transformers loads them.
+
+    Raises: StitchError with transformers' reason when it fails.
+    """
+    register_composites()
+    transformers_logging.disable_progress_bar()  # progress is reported by callbacks
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=dtype or "auto",
+            dtype=dtype,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             use_safetensors=True,
@@ -72,14 +84,11 @@ def load(
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise StitchError(f"{name} must load as a causal language model; got {_one_line(error)}") from error
     net, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise StitchError(f"the weights of {name} are incomplete: {len(missing)} tensors missing, {missing[0]} first.")
-    anatomy = anatomy_of(net.config) if is_composite else ANATOMIES[net.config.model_type]
-    return Model(name, net.to(device).eval(), tokenizer, anatomy, folder)
+    return net, tokenizer, sorted(report["missing_keys"])
 
 
 def register_composites() -> None:
-    """Lets transformers load composites, and recurrent models, with the classes at hand here: they need no remote code."""
+    """Lets transformers load composites and recurrent models with this package's classes, without remote code."""
     for config, net in ((StitchConfig, StitchForCausalLM), (RecurrentConfig, RecurrentForCausalLM)):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForCausalLM.register(config, net, exist_ok=True)
@@ -91,31 +100,17 @@ def _one_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class AnyModel:
-    """A causal language model of any family: no anatomy is needed to score it."""
+    """A causal language model of any family, with what scoring needs; its anatomy is not known."""
 
     net: nn.Module
     tokenizer: Any
     vocabulary: int
-    longest: int | None
+    longest: int | None  # positions that all parts accept; None where the config does not say
 
 
 def load_any(source: Source, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> AnyModel:
-    """The model in `source.folder`. Composites need no remote code here: the class that wrote them is at hand."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    register_composites()
-    logging.disable_progress_bar()  # progress is told through callbacks
-    try:
-        net: Any = AutoModelForCausalLM.from_pretrained(
-            source.folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True, use_safetensors=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StitchError(
-            f"{source.name} must load as a causal language model; got {type(error).__name__}: {reason}"
-        ) from error
+    """The model in `source.folder`, in evaluation mode. Raises: StitchError when transformers cannot load it."""
+    net, tokenizer, _ = _from_pretrained(source.folder, source.name, dtype, trust_remote_code)
     config = net.config
     limits = [limit for part in parts_of(config) if (limit := getattr(part, "max_position_embeddings", None))]
     return AnyModel(net.to(device).eval(), tokenizer, config.vocab_size, min(limits, default=None))

@@ -10,18 +10,13 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stitch.errors import UsageError
-from stitch.modeling.modeling_composite import (
-    StitchConfig,
-    Stitched,
-    TranslationModule,
-    parts_of,
-)
+from stitch.modeling.modeling_composite import StitchConfig, Stitched, TranslationModule, parts_of
 from stitch.models.anatomy import Anatomy, anatomy_of, blocks_before_last_part
 
 
 @dataclass(frozen=True)
 class Model:
-    """A causal language model with its parts in reach. `folder` holds its safetensors, config and tokenizer files."""
+    """A causal language model and access to its modules. `folder` holds its safetensors, config and tokenizer files."""
 
     name: str
     net: PreTrainedModel
@@ -35,11 +30,11 @@ class Model:
 
     @property
     def width(self) -> int:
-        """Of the residual stream; in a composite that of its last part."""
+        """Width of the residual stream; for a composite, of its last part."""
         return self.width_at(self.depth)
 
     def width_at(self, site: int) -> int:
-        """Of the residual stream entering block `site`: parts of a composite may differ."""
+        """Width of the residual stream entering block `site`: the parts of a composite may differ."""
         config = self.config
         while isinstance(config, StitchConfig):
             early = config.a_config
@@ -48,7 +43,7 @@ class Model:
 
     @property
     def longest(self) -> int:
-        """Positions that all its parts take."""
+        """The longest context, in tokens, that all parts of the model accept."""
         return min(part.max_position_embeddings for part in parts_of(self.config))
 
     @property
@@ -70,7 +65,7 @@ class Model:
 
     @cached_property
     def embedding(self) -> nn.Embedding:
-        """Token embedding. Its output may be scaled (Gemma), its `weight` is not."""
+        """The token embedding. Some families (Gemma) scale its output; `weight` is unscaled."""
         return self.body.get_submodule(self.anatomy.embedding)  # pyright: ignore[reportReturnType]
 
     @cached_property
@@ -82,22 +77,22 @@ class Model:
 
     @property
     def parts(self) -> list["Model"]:
-        """The stock models that a composite is made of, in the order they run, sharing its modules; of any other model itself.
+        """The models that a composite consists of, in the order they run, sharing its modules; of another model, itself.
 
-        All but the last have neither final norm nor head, all but the first no embedding.
+        Only the first part has an embedding, and only the last has a final norm and a head.
         """
         return self._of_composite or [self]
 
     @cached_property
     def _of_composite(self) -> list["Model"]:
-        """Empty for any other model, which would keep itself alive in a list of its own."""
+        """The parts of a composite; empty for another model, which must not be cached here: it would refer to itself."""
         if not isinstance(self.net, Stitched):
             return []
         early = replace(self, net=self.net.a, anatomy=replace(anatomy_of(self.net.a.config), body=""))
         return [*early.parts, replace(self, net=self.net.b, anatomy=anatomy_of(self.net.b.config))]
 
     def in_part(self, block: int) -> tuple["Model", int]:
-        """The part that `block` is in, and its number there."""
+        """The part that contains `block`, and the block's index in it. Raises: IndexError when there is no such block."""
         for part in self.parts:
             if block < part.depth:
                 return part, block
@@ -106,7 +101,7 @@ class Model:
 
     @property
     def seams(self) -> list[tuple[int, TranslationModule]]:
-        """Of a composite: its translations in the order they run, each after the block that it leads to."""
+        """The translations of a composite in the order they run, each with the index of the block it leads to."""
         found, net = [], self.net
         while isinstance(net, Stitched):
             found.insert(0, (net.a.config.num_hidden_layers, net.translation))
@@ -114,17 +109,17 @@ class Model:
         return found
 
     def down(self, block: int) -> nn.Module:
-        """The projection that ends the MLP of `block`: a Linear, or GPT-2's Conv1D, whose weight is transposed."""
+        """The output projection of the MLP of `block`: a Linear, or GPT-2's Conv1D, whose weight is transposed."""
         part, own = self.in_part(block)
         return part.blocks[own].get_submodule(part.anatomy.down)
 
     def heads_out(self, block: int) -> nn.Module:
-        """The projection that ends the attention of `block` and reads its heads side by side."""
+        """The output projection of the attention of `block`; its input is the concatenated heads."""
         part, own = self.in_part(block)
         return part.blocks[own].get_submodule(part.anatomy.heads_out)
 
     def heads(self, block: int) -> int:
-        """How many heads the attention of `block` has."""
+        """Number of attention heads (query heads) of `block`."""
         return self.in_part(block)[0].config.num_attention_heads
 
     @cached_property
@@ -137,17 +132,14 @@ class Model:
 
     @property
     def bos(self) -> int | None:
-        """The token every text starts with: BOS, or EOS in families without one."""
+        """The id of the token that starts a text: BOS, or EOS in families without BOS."""
         bos = self.tokenizer.bos_token_id
         return bos if bos is not None else self.tokenizer.eos_token_id
 
     def check_site(self, site: int) -> int:
-        """`site` itself. Raises UsageError unless it is in 0..depth, or of a composite between its last seam and depth."""
+        """Returns `site`. Raises: UsageError unless it is in 0..depth; for a composite, between its last seam and depth."""
         least = blocks_before_last_part(self.config)
         if not least <= site <= self.depth:
             why = f" (a composite is cut after its last seam, which is at {least})" if least else ""
-            raise UsageError(
-                f"layer must be in {least}..{self.depth} for {self.name}{why}; got {site}. "
-                f"List layers with `stitch inspect {self.name}`."
-            )
+            raise UsageError(f"layer must be in {least}..{self.depth} for {self.name}{why}; got {site}.")
         return site

@@ -1,4 +1,4 @@
-"""What made the numbers of a report."""
+"""The part of every report that makes its numbers reproducible: settings, model revisions, tokenizer, versions, device."""
 
 import hashlib
 import importlib.metadata
@@ -8,34 +8,33 @@ import platform
 from stitch.models.model import Model
 from stitch.models.sources import Source
 
+PACKAGES = ("stitch-lm", "torch", "transformers", "sae-lens", "scipy", "safetensors")
+
 
 def provenance(settings: dict, a: Model, b: Model, sources: dict[str, Source]) -> dict:
-    """What made the numbers of a pair: settings, revisions, tokenizer, attention kernels, versions."""
+    """The provenance of a report on a pair of models; `sources` has the keys "a" and "b"."""
     return surroundings(settings, {"a": (a, sources["a"]), "b": (b, sources["b"])})
 
 
 def surroundings(settings: dict, models: dict[str, tuple[Model, Source]]) -> dict:
-    """The same for any number of models that share a tokenizer, by what they are called."""
+    """The provenance of a report on any number of models that share a tokenizer; `models` by their role in the report."""
     last = list(models.values())[-1][0]
     vocabulary = json.dumps(last.tokenizer.get_vocab(), sort_keys=True).encode()
     return {
         "settings": settings,
         "models": {
-            side: {
+            role: {
                 "name": source.name,
                 "kind": source.kind,
                 "revision": source.revision,
                 "attention": model.config._attn_implementation,
             }
-            for side, (model, source) in models.items()
+            for role, (model, source) in models.items()
         },
         "tokenizer_sha256": hashlib.sha256(vocabulary).hexdigest(),
         "versions": {
             "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("stitch-lm", "torch", "transformers", "sae-lens", "scipy", "safetensors")
-            },
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
         },
         "device": str(last.device),
     }

@@ -16,21 +16,21 @@ from torch import Tensor
 from stitch.regression.moments import Moments
 from stitch.regression.sparse_gram import SparseGram
 
-PRECISION = 1e-3  # of the residual: errors on held-out tokens agree with exact ones to a few 10⁻⁴
-ITERATIONS = 100  # at most: what is not found by then is what a stronger λ would have damped
+PRECISION = 1e-3  # relative residual: held-out errors then agree with exact ones to a few 10⁻⁴
+ITERATIONS = 100  # at most; slower components are those that a stronger λ would damp
 
 
 class ConjugateGradients:
-    """As `NormalEquations`, for several λ, where the covariances of one of several `inputs` are a `SparseGram`.
+    """Like `NormalEquations`, for the case that the products of one of several `inputs` are a `SparseGram`.
 
-    The other inputs are eliminated exactly, so that conjugate gradients see the wide one alone (its Schur complement), with
-    its diagonal as preconditioner. A solution starts from that of the last λ.
+    The other inputs are eliminated exactly: conjugate gradients solve only the Schur complement of the wide input, with its
+    diagonal as preconditioner, starting from the solution for the last λ.
     Source: Hestenes & Stiefel 1952; Golub & Van Loan, Matrix Computations, §11.5.
     """
 
     def __init__(self, moments: Moments, inputs: tuple[str, ...], scales: dict[str, Tensor]):
         self._moments, self._inputs, self._scales = moments, inputs, scales
-        (self._wide,) = [name for name in inputs if isinstance(moments.found(name, name), SparseGram)]
+        (self._wide,) = [name for name in inputs if isinstance(moments.stored(name, name), SparseGram)]
         self._rest = [name for name in inputs if name != self._wide]
         self._widths = {name: len(moments.sums[name]) for name in inputs}
         variance = moments.squares[self._wide] / moments.count - moments.means[self._wide] ** 2
@@ -41,33 +41,45 @@ class ConjugateGradients:
         self._last: np.ndarray | None = None
 
     def solve(self, cross: Float[Tensor, "n out"], strengths: Float[Tensor, " n"]) -> Float[Tensor, "n out"] | None:
-        """(G + diag(strengths))⁻¹ cross; None where rounding has left no positive definite matrix of the narrow inputs."""
-        of = dict(zip(self._inputs, cross.split(list(self._widths.values())), strict=True))
-        strength = dict(zip(self._inputs, strengths[:, None].split(list(self._widths.values())), strict=True))
-        of_rest, own = torch.cat([of[name] for name in self._rest]), strength[self._wide]
-        ridge = torch.cat([strength[name] for name in self._rest])
-        factor, failed = torch.linalg.cholesky_ex(self._narrow + torch.diag(ridge[:, 0]))
+        """(G + diag(strengths))⁻¹ cross; None where the matrix of the narrow inputs is not positive definite after rounding."""
+        cross_of = self._by_input(cross)
+        strength_of = self._by_input(strengths[:, None])
+        cross_rest = torch.cat([cross_of[name] for name in self._rest])
+        ridge_rest = torch.cat([strength_of[name] for name in self._rest])
+        factor, failed = torch.linalg.cholesky_ex(self._narrow + torch.diag(ridge_rest[:, 0]))
         if failed:
             return None
+        right = cross_of[self._wide] - self._from_rest(torch.cholesky_solve(cross_rest, factor))
+        weight = self._solve_wide(right, strength_of[self._wide], factor)
+        rest = torch.cholesky_solve(cross_rest - self._to_rest(weight), factor)
+        parts = rest.split([self._widths[name] for name in self._rest])
+        solution = {self._wide: weight, **dict(zip(self._rest, parts, strict=True))}
+        return torch.cat([solution[name] for name in self._inputs])
 
-        def product(weight: Tensor) -> Tensor:
+    def _solve_wide(
+        self,
+        right: Float[Tensor, "wide out"],
+        strength: Float[Tensor, "wide 1"],
+        factor: Float[Tensor, "narrow narrow"],
+    ) -> Float[Tensor, "wide out"]:
+        """The wide input's weights, by conjugate gradients; `factor` is the Cholesky factor of the narrow inputs' matrix."""
+
+        def schur_times(weight: Tensor) -> Tensor:
             from_rest = self._from_rest(torch.cholesky_solve(self._to_rest(weight), factor))
-            return self._times(self._wide, self._wide, weight) + own * weight - from_rest
+            return self._times(self._wide, self._wide, weight) + strength * weight - from_rest
 
-        right = of[self._wide] - self._from_rest(torch.cholesky_solve(of_rest, factor))
         self._last, _ = cg(
-            _flat(product, right.shape),
+            _flat(schur_times, right.shape),
             right.flatten().numpy(),
             x0=self._last,
             rtol=PRECISION,
             maxiter=ITERATIONS,
-            M=_flat(lambda residual: residual / (self._variance + own), right.shape),
+            M=_flat(lambda residual: residual / (self._variance + strength), right.shape),
         )
-        weight = torch.from_numpy(self._last).view_as(right)
-        rest = torch.cholesky_solve(of_rest - self._to_rest(weight), factor)
-        parts = rest.split([self._widths[name] for name in self._rest])
-        found = {self._wide: weight, **dict(zip(self._rest, parts, strict=True))}
-        return torch.cat([found[name] for name in self._inputs])
+        return torch.from_numpy(self._last).view_as(right)
+
+    def _by_input(self, rows: Float[Tensor, "n k"]) -> dict[str, Float[Tensor, "_ k"]]:
+        return dict(zip(self._inputs, rows.split(list(self._widths.values())), strict=True))
 
     def _covariance(self, row: str, column: str) -> Tensor:
         return self._moments.covariance(row, column) / (self._scales[row] * self._scales[column])
@@ -84,7 +96,7 @@ class ConjugateGradients:
 
 
 def _flat(function: Callable[[Tensor], Tensor], shape: torch.Size) -> LinearOperator:
-    """A linear function of matrices as scipy wants it: of all their entries in a row."""
+    """A linear function of matrices in the form scipy needs: a function of the vector of all entries."""
 
     def of_entries(entries: np.ndarray) -> np.ndarray:
         return function(torch.from_numpy(entries).view(shape)).flatten().numpy()

@@ -1,8 +1,8 @@
-"""Second moments of everything a translation may read and of what it should produce, streamed over paired tokens in float64.
+"""Second moments of the inputs and the target of a regression, accumulated over a stream of tokens in float64.
 
 A variable is a block of columns per token: dense (`x`, `embedding`, `target`) or sparse (an SAE's codes, which stay sparse).
-Least squares needs nothing else, so one pass over the activations serves every family, and a second pass over held-out tokens
-serves every choice of λ.
+Least squares needs only these moments. One pass over the fit tokens therefore serves every regression, and one over the held-out
+tokens every choice of λ.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -19,7 +19,7 @@ from torch import Tensor
 from stitch.regression.sparse_gram import SparseGram
 
 Variable = Tensor | sp.csr_array  # [tokens, columns]; scipy's classes are untyped, hence the Any below
-Key = tuple[str, str]
+Key = tuple[str, str]  # two variables whose product is asked for
 
 
 @dataclass(frozen=True)
@@ -36,48 +36,49 @@ class Moments:
         return {name: total / self.count for name, total in self.sums.items()}
 
     def product(self, first: str, second: str) -> Float[Tensor, "rows columns"]:
-        """Σ firstᵀ second, from whichever order was accumulated. Not of what is a SparseGram."""
-        found = self.found(first, second)
-        assert isinstance(found, Tensor), f"the products of {first} are never formed"
-        return found
+        """Σ firstᵀ second, in whichever order it was accumulated. Must not be stored as a SparseGram."""
+        stored = self.stored(first, second)
+        assert isinstance(stored, Tensor), f"the products of {first} are never formed"
+        return stored
 
-    def found(self, first: str, second: str) -> Tensor | SparseGram:
-        """The same, or the rows that a product with a matrix can be had from."""
+    def stored(self, first: str, second: str) -> Tensor | SparseGram:
+        """Σ firstᵀ second as it was accumulated: a matrix, or a SparseGram that can only be multiplied with one."""
         if (first, second) in self.products:
             return self.products[first, second]
         other = self.products[second, first]
         return other.T if isinstance(other, Tensor) else other
 
     def covariance(self, first: str, second: str) -> Float[Tensor, "rows columns"]:
+        """The covariance of two variables' columns, divided by the number of tokens."""
         return self.product(first, second) / self.count - torch.outer(self.means[first], self.means[second])
 
     def covariance_times(self, first: str, second: str, matrix: Float[Tensor, "columns k"]) -> Float[Tensor, "rows k"]:
-        """The covariance of two variables times a matrix, without a copy of what may be the largest array there is."""
+        """The covariance of two variables times a matrix, without forming the covariance, which may be very large."""
         explained = self.product_times(first, second, matrix) / self.count
         return explained - torch.outer(self.means[first], self.means[second] @ matrix)
 
     def product_times(self, first: str, second: str, matrix: Float[Tensor, "columns k"]) -> Float[Tensor, "rows k"]:
-        """Σ firstᵀ second times a matrix: in the product's precision, as float64."""
-        found = self.found(first, second)
-        return (found @ matrix.to(found.dtype)).double()
+        """Σ firstᵀ second times a matrix, computed in the stored precision and returned in float64."""
+        stored = self.stored(first, second)
+        return (stored @ matrix.to(stored.dtype)).double()
 
     def combined(self, name: str, parts: Mapping[str, Float[Tensor, "_ columns"]], others: Iterable[str]) -> "Moments":
-        """These moments and those of a new variable Σ u @ parts[u]: its squares, its products with itself and `others`.
+        """These moments with a new variable `name` = Σ u @ parts[u]: its sums, squares and products with itself and `others`.
 
-        Everything about linear functions of the variables is known without another look at the tokens.
+        The moments of linear functions of the variables follow from those of the variables; no token is read again.
         """
 
-        def against(other: str) -> Tensor:
-            found = (self.product_times(other, part, matrix).T for part, matrix in parts.items())
-            return sum(found, torch.tensor(0.0))
+        def product_with(other: str) -> Tensor:
+            terms = (self.product_times(other, part, matrix).T for part, matrix in parts.items())
+            return sum(terms, torch.tensor(0.0))
 
-        own = sum((against(part) @ matrix for part, matrix in parts.items()), torch.tensor(0.0))
+        own = sum((product_with(part) @ matrix for part, matrix in parts.items()), torch.tensor(0.0))
         total = sum((self.sums[part] @ matrix for part, matrix in parts.items()), torch.tensor(0.0))
         return Moments(
             self.count,
             {**self.sums, name: total},
             {**self.squares, name: own.diagonal()},
-            {**self.products, (name, name): own, **{(name, other): against(other) for other in others}},
+            {**self.products, (name, name): own, **{(name, other): product_with(other) for other in others}},
         )
 
 
@@ -89,17 +90,18 @@ def accumulate(
     implicit: Collection[str] = (),
     sums_of_single: torch.dtype = torch.float64,
 ) -> Moments:
-    """One pass over `chunks` (each maps a variable's name to its rows for the same tokens), keeping the products asked for.
+    """The moments of the variables in `chunks`, in one pass, with the products of `pairs`.
 
-    Products with a variable named in `single` are taken in float32 within a chunk and added up in `sums_of_single`: twice as
-    fast, and good enough for what is bounded, such as codes and tables. A residual stream, whose largest columns are 10³ times
-    its smallest, is not. float32 sums halve the memory: good enough to measure an error with, not to solve with. The product
-    of a sparse variable named in `implicit` with itself becomes a SparseGram.
+    Each chunk maps the names of all variables to their rows for the same tokens. Products with a variable named in `single` are
+    computed in float32 within a chunk and summed in `sums_of_single`. That is twice as fast, and accurate enough for bounded
+    values such as codes and tables; it is not for a residual stream, whose largest columns are 10³ times its smallest. float32
+    sums take half the memory, and are accurate enough to measure an error but not to solve equations. The product of a sparse
+    variable named in `implicit` with itself becomes a SparseGram.
     """
     pairs = list(dict.fromkeys(pairs))
     count, sums, squares, products = 0, {}, {}, {}
     for chunk in chunks:
-        # each precision once per variable and chunk; sparse variables keep their sparsity through every product
+        # Convert each variable once per chunk and precision. Sparse variables stay sparse.
         wide: dict[str, Any] = {name: _as(value, torch.float64) for name, value in chunk.items()}
         narrow: dict[str, Any] = {name: _as(value, torch.float32) for name, value in chunk.items()} if single else {}
         count += next(iter(wide.values())).shape[0]

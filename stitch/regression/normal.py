@@ -1,4 +1,4 @@
-"""The normal equations of ridge regression, solved for many λ in the memory of one matrix."""
+"""The normal equations of ridge regression, solved for several λ in the memory of one matrix."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ from stitch.regression.moments import Moments
 
 
 class NormalEquations:
-    """(G + diag λ) w = c for several λ; G holds the covariances of `inputs`, each block divided by its scale.
+    """Solves (G + diag λ) w = c for several λ. G holds the covariances of `inputs`, each divided by its two inputs' scales.
 
-    One [n, n] float64 matrix is kept, 2.1 GB for 16,384 columns: every λ writes G into it anew and factors it in place.
+    One [n, n] float64 matrix is allocated, 2.1 GB for 16,384 columns. For every λ, G is written into it and factored in place.
     """
 
     def __init__(self, moments: Moments, inputs: tuple[str, ...], scales: dict[str, Tensor]):
         ends = np.cumsum([0, *(len(moments.sums[name]) for name in inputs)])
-        columns = {name: slice(*ends[place : place + 2]) for place, name in enumerate(inputs)}
+        columns = {name: slice(*ends[number : number + 2]) for number, name in enumerate(inputs)}
         self._matrix = torch.empty(int(ends[-1]), int(ends[-1]), dtype=torch.float64)
         self._upper = [
             _Block(
@@ -28,20 +28,20 @@ class NormalEquations:
                 moments.means[first] / (scales[first] * scales[second]),
                 moments.means[second],
             )
-            for place, first in enumerate(inputs)
-            for second in inputs[place:]
+            for number, first in enumerate(inputs)
+            for second in inputs[number:]
         ]
 
     def solve(self, cross: Float[Tensor, "n out"], strengths: Float[Tensor, " n"]) -> Float[Tensor, "n out"] | None:
-        """(G + diag(strengths))⁻¹ cross; None where rounding has left no positive definite matrix to factor."""
+        """(G + diag(strengths))⁻¹ cross; None where the matrix is not positive definite after rounding."""
         self._fill_upper()
         self._matrix.diagonal().add_(strengths)
-        # LAPACK counts by columns, so the transpose is what it can factor where it lies; the lower triangle is read.
+        # LAPACK stores matrices by column, so it can factor the transpose in place. It reads the lower triangle only.
         lower = self._matrix.mT
         _, failed = torch.linalg.cholesky_ex(lower, out=(lower, torch.zeros((), dtype=torch.int32)))
         if failed:
             return None
-        # Not `cholesky_solve`, which copies the factor.
+        # `cholesky_solve` would copy the factor.
         half = torch.linalg.solve_triangular(lower, cross, upper=False)
         return torch.linalg.solve_triangular(lower.mT, half, upper=True)
 
@@ -52,7 +52,7 @@ class NormalEquations:
 
 @dataclass(frozen=True)
 class _Block:
-    """A part of the matrix, and the products and means that its covariances are made of."""
+    """A block of the matrix, and the products and means from which its covariances are computed."""
 
     place: Float[Tensor, "u v"]
     products: Float[Tensor, "u v"]

@@ -1,4 +1,4 @@
-"""Ridge regression towards weights that are already there: what a layer does stays, unless the tokens say otherwise."""
+"""Ridge regression that shrinks towards given weights instead of zero, such as those of an existing layer."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from stitch.regression.ridge import STRENGTHS
 
 @dataclass(frozen=True)
 class Towards:
-    """The weights, the chosen λ (relative), and the held-out share of the target's squares left unexplained."""
+    """The weights, the chosen λ (relative), and the share of the target's held-out sum of squares left unexplained."""
 
     weight: Float[Tensor, "d_in d_out"]
     strength: float
@@ -22,9 +22,10 @@ class Towards:
 def ridge_towards(
     fit: Moments, held_out: Moments, prior: Float[Tensor, "d_in d_out"], *, inputs: str, target: str
 ) -> Towards:
-    """Minimises Σ‖y − u W‖² + λ ‖W − prior‖² over W, without bias; λ by the error on `held_out`, from one factorisation.
+    """Minimises Σ‖y − u W‖² + λ ‖W − prior‖² over W, without bias; λ by the error on `held_out`.
 
-    λ is relative to the mean square of an input column. Source: Hoerl & Kennard 1970, Technometrics 12, on y − u · prior.
+    λ is relative to the mean eigenvalue of Σ uᵀu. One eigendecomposition serves all λ.
+    Source: Hoerl & Kennard 1970, Technometrics 12, applied to y − u · prior.
     """
     gram, cross = fit.product(inputs, inputs), fit.product(inputs, target)
     gram_held, cross_held = held_out.product(inputs, inputs), held_out.product(inputs, target)

@@ -1,11 +1,12 @@
-"""Ridge regression from any set of inputs onto B's residual stream: V7, V8, V9 and everything that reads more.
+"""Ridge regression of one variable on several input blocks, with λ chosen by the error on held-out tokens.
 
-Inputs decide the family: `x` alone is the affine baseline that always ships, `x` and `codes` uses SAE features as a nonlinear
-basis, look-ups alone are the no-source null.
+The inputs decide the kind of translation: residual stream alone (`x`) is the affine baseline, `x` with SAE codes is a nonlinear
+one, look-up tables alone are the no-source null.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 
 import numpy as np
@@ -20,15 +21,17 @@ from stitch.regression.search import descend
 from stitch.regression.sparse_gram import SparseGram
 
 STRENGTHS = torch.logspace(-8, 1, 19, dtype=torch.float64)  # λ relative to the mean variance of an input column
-FIRST = 10  # 1e-3, tried first
-TOWARDS_PRIOR = torch.logspace(-8, 5, 27, dtype=torch.float64)  # where few tokens may have nothing to say against it
+FIRST = 10  # index of 1e-3, tried first
+TOWARDS_PRIOR = torch.logspace(
+    -8, 5, 27, dtype=torch.float64
+)  # larger λ too, since few tokens may not improve on a prior
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """Weights per input, bias, the chosen λ (relative), and the held-out share of variance left unexplained.
+    """Weights per input, bias, the chosen λ (relative), and the share of the held-out variance left unexplained.
 
-    `strength_apart` is the λ of the input that had one of its own.
+    `strength_apart` is the λ of the input named `apart`, if it had one of its own.
     """
 
     weights: dict[str, Float[Tensor, "d_in d_out"]]
@@ -48,58 +51,83 @@ def ridge(
 ) -> Ridge:
     """Minimises Σ‖y − b − Σ u W_u‖² + Σ λ_u ‖W_u − T_u‖² over W and b; λ by the error on `held_out`.
 
-    Every input block is scaled to unit mean variance first, so one λ is fair to blocks of different size; the bias is free.
-    T is `prior` (zero where it names no input). λ goes down the error by decades, then by half decades; then, for the input
-    named `apart` (a lift of thousands of columns, which overfits long before the rest), by decades beside the others. Each has
-    a Cholesky factor of its own: faster than one eigendecomposition for all (3,000 columns, 12 factors: 2.3 s against 6.9 s),
-    in the memory of one matrix. An input whose products are a SparseGram is solved for by conjugate gradients instead.
+    Every input block is scaled to unit mean variance first, so that one λ suits blocks of different size. The bias is not
+    penalised. T is `prior`, or zero for inputs that it does not name. λ is searched downhill by decades, then by half decades.
+    The input named `apart` then gets a λ of its own, by decades: a lift with thousands of columns overfits long before the
+    others. Each λ needs a Cholesky factor, in the memory of one matrix; that is faster than one eigendecomposition for all
+    (3,000 columns, 12 factors: 2.3 s against 6.9 s). An input whose products are a SparseGram is solved for by conjugate
+    gradients instead.
     Source: Hoerl & Kennard 1970, Technometrics 12.
     """
+    problem = _Problem(fit, held_out, inputs, target, dict(prior or {}))
     choices = STRENGTHS if prior is None else TOWARDS_PRIOR
-    scales = {name: _scale(fit, name) for name in inputs}
-    has_wide = any(isinstance(fit.found(name, name), SparseGram) for name in inputs)
-    equations = (ConjugateGradients if has_wide else NormalEquations)(fit, inputs, scales)
-    widths = {name: len(fit.sums[name]) for name in inputs}
-    start = {name: weight.double() for name, weight in (prior or {}).items()}
-    cross = torch.cat([_unexplained_by(start, fit, name, target) / scales[name] for name in inputs])
-    spread = float((held_out.squares[target] / held_out.count - held_out.means[target] ** 2).sum())
-
-    def attempt(index: int, index_apart: int) -> _Attempt:
-        indices = {name: index_apart if name == apart else index for name in inputs}
-        strengths = torch.cat([choices[indices[name]].expand(width) for name, width in widths.items()])
-        change = equations.solve(cross, strengths)
-        if change is None:
-            return _Attempt(torch.inf, index, index_apart, {})
-        parts = zip(inputs, change.split(list(widths.values())), strict=True)
-        weights = {name: part / scales[name] + start.get(name, 0.0) for name, part in parts}
-        return _Attempt(held_out_error(weights, fit, held_out, target), index, index_apart, weights)
-
-    count, error = len(choices), attrgetter("error")
-    best = descend(lambda index: attempt(index, index), error, start=FIRST, step=2, count=count)
-    best = descend(lambda index: attempt(index, index), error, start=best.index, step=1, count=count, best=best)
     has_its_own = apart in inputs and len(inputs) > 1
-    if has_its_own:
-        index = best.index
-        best = descend(lambda apart: attempt(index, apart), error, start=index, step=2, count=count, best=best)
+    best = _lowest(problem, choices, apart if has_its_own else None)
     bias = fit.means[target] - sum(fit.means[name] @ weight for name, weight in best.weights.items())
+    variance = float((held_out.squares[target] / held_out.count - held_out.means[target] ** 2).sum())
     strength_apart = float(choices[best.index_apart]) if has_its_own else None
-    return Ridge(best.weights, bias, float(choices[best.index]), best.error / spread, strength_apart)
+    return Ridge(best.weights, bias, float(choices[best.index]), best.error / variance, strength_apart)
+
+
+class _Problem:
+    """The scaled normal equations of `ridge`, to be solved for any choice of λ."""
+
+    def __init__(self, fit: Moments, held_out: Moments, inputs: tuple[str, ...], target: str, prior: dict[str, Tensor]):
+        self.inputs = inputs
+        self._fit, self._held_out, self._target = fit, held_out, target
+        self._scales = {name: _scale(fit, name) for name in inputs}
+        self._widths = {name: len(fit.sums[name]) for name in inputs}
+        is_wide = any(isinstance(fit.stored(name, name), SparseGram) for name in inputs)
+        self._equations = (ConjugateGradients if is_wide else NormalEquations)(fit, inputs, self._scales)
+        self._start = {name: weight.double() for name, weight in prior.items()}
+        self._cross = torch.cat(
+            [_unexplained_by(self._start, fit, name, target) / self._scales[name] for name in inputs]
+        )
+
+    def solve(self, strengths: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+        """Held-out error and weights, given a relative λ per input. The error is infinite where rounding prevents a solution."""
+        per_column = torch.cat([strengths[name].expand(width) for name, width in self._widths.items()])
+        change = self._equations.solve(self._cross, per_column)
+        if change is None:
+            return torch.inf, {}
+        parts = zip(self.inputs, change.split(list(self._widths.values())), strict=True)
+        weights = {name: part / self._scales[name] + self._start.get(name, 0.0) for name, part in parts}
+        return held_out_error(weights, self._fit, self._held_out, self._target), weights
 
 
 @dataclass(frozen=True)
 class _Attempt:
     error: float
     index: int  # of λ
-    index_apart: int
+    index_apart: int  # of the λ of the input that has one of its own
     weights: dict[str, Tensor]
+
+
+def _lowest(problem: _Problem, choices: Float[Tensor, " n"], apart: str | None) -> _Attempt:
+    """The attempt with the lowest held-out error: one λ for all inputs, then another for the input `apart`."""
+
+    def attempt(index: int, index_apart: int) -> _Attempt:
+        strengths = {name: choices[index_apart if name == apart else index] for name in problem.inputs}
+        error, weights = problem.solve(strengths)
+        return _Attempt(error, index, index_apart, weights)
+
+    def same(index: int) -> _Attempt:
+        return attempt(index, index)
+
+    count, error = len(choices), attrgetter("error")
+    best = descend(same, error, start=FIRST, step=2, count=count)
+    best = descend(same, error, start=best.index, step=1, count=count, best=best)
+    if apart is None:
+        return best
+    return descend(partial(attempt, best.index), error, start=best.index, step=2, count=count, best=best)
 
 
 def held_out_error(
     weights: Mapping[str, Float[Tensor, "d_in d_out"]], fit: Moments, held_out: Moments, target: str = "target"
 ) -> float:
-    """Mean squared error on held-out tokens of Σ u W_u with the bias that makes the means of `fit` agree.
+    """Mean squared error on held-out tokens of Σ u W_u + b, where b makes the means on the tokens of `fit` agree.
 
-    The bias is refitted nowhere, so its mismatch counts as error too. Infinite where weights overflow.
+    b is not refitted on the held-out tokens, so that its error counts too. Infinite where the weights overflow.
     """
     names = list(weights)
     bias = fit.means[target] - sum(fit.means[name] @ weight for name, weight in weights.items())
@@ -116,7 +144,7 @@ def held_out_error(
 
 
 def _unexplained_by(start: Mapping[str, Tensor], fit: Moments, name: str, target: str) -> Tensor:
-    """Covariance of an input with what the prior leaves of the target."""
+    """Covariance [d_in, d_out] of the input `name` with the target minus what the prior weights `start` predict."""
     left = fit.covariance(name, target)
     for other, weight in start.items():
         left = left - fit.covariance_times(name, other, weight)
@@ -124,9 +152,9 @@ def _unexplained_by(start: Mapping[str, Tensor], fit: Moments, name: str, target
 
 
 def shares(found: Ridge, moments: Moments) -> dict[str, float]:
-    """What part of the variance of ŷ = Σ u W_u each input brings, tr Cov(u W_u, ŷ) / tr Cov(ŷ, ŷ): they sum to 1.
+    """The share of each input in the variance of ŷ = Σ u W_u: tr Cov(u W_u, ŷ) / tr Cov(ŷ, ŷ). The shares sum to 1.
 
-    An input that works against others has a negative share.
+    An input whose contribution is anticorrelated with ŷ has a negative share.
     """
     names = list(found.weights)
 
@@ -140,5 +168,6 @@ def shares(found: Ridge, moments: Moments) -> dict[str, float]:
 
 
 def _scale(moments: Moments, name: str) -> Tensor:
+    """Root of the mean variance of a variable's columns."""
     variance = moments.squares[name] / moments.count - moments.means[name] ** 2
     return variance.mean().clamp_min(1e-30).sqrt()

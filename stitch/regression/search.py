@@ -1,4 +1,4 @@
-"""The best of a list of strengths by an error that falls and then rises along it, without trying all of them."""
+"""Search for the lowest error along a list of choices, such as values of λ, without trying all of them."""
 
 from collections.abc import Callable
 from math import inf
@@ -16,22 +16,21 @@ def descend(
     count: int,
     best: Attempt | None = None,
 ) -> Attempt:
-    """Goes from place `start` of `count`, `step` places at a time, whichever way the error falls, until it does not.
+    """Moves from index `start` of `count` in steps of `step`, in the direction in which the error falls, until it rises.
 
-    Out of infinity (nothing could be solved there) it goes up.
-
-    `best` is the attempt at `start`, if it has been made already. The result is the lowest there is where the error has one
-    valley. That of ridge regression on held-out tokens may have a second one at tiny λ: on the demo pair (13 rows, 100,000
-    tokens) the lower one was missed once, by 4e-5 of the error.
+    From an infinite error (nothing could be solved there) it moves to higher indices. `best` is the attempt at `start`, if it
+    has been made already. The result is the minimum where the error has one valley. The error of ridge regression on held-out
+    tokens may have a second valley at tiny λ: on the demo pair (13 rows, 100,000 tokens) the lower one was missed once, by 4e-5
+    of the error.
     """
-    found = attempt(start) if best is None else best
-    place = start
-    for way in (step, -step):
-        while 0 <= place + way < count:
-            further = attempt(place + way)
-            if error(further) >= error(found) < inf:
+    lowest = attempt(start) if best is None else best
+    index = start
+    for direction in (step, -step):
+        while 0 <= index + direction < count:
+            further = attempt(index + direction)
+            if error(further) >= error(lowest) < inf:
                 break
-            found, place = further, place + way
-        if place != start:
+            lowest, index = further, index + direction
+        if index != start:
             break
-    return found
+    return lowest

@@ -1,4 +1,5 @@
-"""uᵀu of sparse rows u, never formed: 65,536 columns would make it 34 GB, the rows of half a million tokens take 0.4 GB."""
+"""The matrix Σ uᵀu of sparse rows u, kept as its rows: with 65,536 columns it would take 34 GB, the rows of half a million tokens
+take 0.4 GB."""
 
 # pyright: reportOptionalSubscript=false, reportArgumentType=false
 # (scipy.sparse carries no types)
@@ -11,26 +12,29 @@ from torch import Tensor
 
 from sae.csr import csr
 
-BYTES = 24  # of each number that is not zero: its place and its value, kept by row and by column
-BLOCK = 4096  # rows in one product: their results fit a cache, which is eight times as fast as all rows at once
+BYTES = 24  # of memory per nonzero value: index and value, stored by row and by column
+BLOCK = (
+    4096  # rows multiplied at once: the results fit the CPU's cache, which is eight times as fast as all rows at once
+)
 
 
 class SparseGram:
-    """The symmetric [columns, columns] matrix Σ uᵀu, of which products with dense matrices can be had.
+    """The symmetric [columns, columns] matrix Σ uᵀu, which can be multiplied with dense matrices.
 
-    Rows are kept in blocks, by row and by column, in single precision.
+    Rows are stored in blocks, by row and by column, in float32.
     """
 
     dtype = torch.float32
 
     def __init__(self, columns: int):
         self.shape = (columns, columns)
-        self._rows_of_block = max(BLOCK, columns // 4)  # by column, a block takes at least 8 bytes a column
+        # Stored by column, a block takes at least 8 bytes per column, so that wide matrices need larger blocks.
+        self._rows_of_block = max(BLOCK, columns // 4)
         self._waiting: list[sp.csr_array] = []
         self._blocks: list[tuple[Tensor, Tensor]] = []
 
     def add(self, rows: sp.csr_array) -> None:
-        """Σ uᵀu grows by that of `rows` [any, columns]."""
+        """Adds Σ uᵀu over `rows` [any, columns]."""
         self._waiting.append(sp.csr_array(rows, dtype=np.float32))
         if sum(part.shape[0] for part in self._waiting) >= self._rows_of_block:
             self._close()

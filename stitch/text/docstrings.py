@@ -1,9 +1,9 @@
-"""The embedded corpus: the docstrings of Python packages that every installation of stitch brings along.
+"""The default corpus: the docstrings of Python packages that are installed together with stitch.
 
-One document is one module: its docstrings in source order. Files are parsed with `ast`; nothing is imported. A paragraph that
-an earlier document already contained is dropped, because packages copy docstrings between modules freely and a copy in the
-report split would flatter every number. Documents are named (`torch.nn.modules.linear`), and the split of a document is decided
-by that name alone, so a later release of a package never moves a document from the fit split to the report split.
+One document holds the docstrings of one module in source order. Files are parsed with `ast`; nothing is imported. A paragraph
+that an earlier document contains is dropped: packages often copy docstrings between modules, and copies of fit text in the
+report split would make results too good. A document is named after its module (`torch.nn.modules.linear`). Its split depends
+only on that name, so a later release of a package cannot move a document from the fit split to the report split.
 """
 
 import ast
@@ -17,25 +17,25 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-# Every name here is a dependency, direct or not, of the core install. "std" is the standard library.
+from stitch.text.documents import Document
+
+# Every package here is a direct or indirect dependency of the core install. "std" is the standard library.
 PACKAGES = (
     *("std", "torch", "numpy", "scipy", "transformers", "sympy", "statsmodels", "pandas", "networkx", "nltk"),
     *("huggingface_hub", "transformer_lens", "sae_lens", "datasets"),
 )
 SKIPPED_FOLDERS = {"test", "tests", "site-packages", "idlelib", "lib2to3", "_vendor"}
-SHORTEST_DOCUMENT = 200  # characters; below this a module has nothing to say
-
-Document = tuple[str, str]  # name, text
+SHORTEST_DOCUMENT = 200  # characters; shorter documents are left out
 
 
 def documents(packages: tuple[str, ...] = PACKAGES) -> list[Document]:
-    """All documents of the given packages, duplicates removed, in a fixed order (package, then path).
+    """All documents of the given packages without repeated paragraphs, in a fixed order (package, then path).
 
-    A package that is not installed is skipped: the corpus is then smaller, the rest of it unchanged but for paragraphs that
-    the missing package had first.
+    A package that is not installed is skipped. The other documents then stay the same, except that they keep paragraphs which
+    the missing package would have contained first.
     """
     files = [file for package in packages for file in _python_files(package)]
-    # "spawn" would re-import the caller's main module; a fork before any thread pool starts is safe only on Linux.
+    # "spawn" imports the caller's main module again, so "fork" is preferred where it is safe: on Linux.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(mp_context=context) as pool:
         texts = pool.map(_docstrings, (path for _, path in files), chunksize=64)
@@ -43,6 +43,7 @@ def documents(packages: tuple[str, ...] = PACKAGES) -> list[Document]:
 
 
 def _python_files(package: str) -> list[tuple[str, Path]]:
+    """Module name and path of every source file of `package`; none where it is not installed."""
     if package == "std":
         root, prefix = Path(sysconfig.get_paths()["stdlib"]), ()
     else:
@@ -59,6 +60,7 @@ def _python_files(package: str) -> list[tuple[str, Path]]:
 
 
 def _docstrings(path: Path) -> str:
+    """The docstrings of one source file, separated by blank lines; empty where the file cannot be parsed."""
     source = path.read_bytes()
     if b'"""' not in source and b"'''" not in source:
         return ""
@@ -66,14 +68,14 @@ def _docstrings(path: Path) -> str:
         warnings.simplefilter("ignore")  # other people's invalid escape sequences
         try:
             tree = ast.parse(source)
-        except (SyntaxError, ValueError):  # templates and deliberately broken fixtures
+        except (SyntaxError, ValueError):  # templates, and test fixtures that are broken on purpose
             return ""
     found = (ast.get_docstring(node, clean=False) for node in _documented(tree))
     return "\n\n".join(inspect.cleandoc(text) for text in found if text)
 
 
 def _documented(node: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Nodes that may carry a docstring, in source order (`ast.walk` is breadth-first and would tear classes apart)."""
+    """Nodes that may have a docstring, in source order (`ast.walk` goes breadth-first and would separate a class's methods)."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield node
     for child in ast.iter_child_nodes(node):
@@ -82,6 +84,7 @@ def _documented(node: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.Funct
 
 
 def _without_repeats(documents: Iterator[Document]) -> Iterator[Document]:
+    """Documents without paragraphs that occurred before, leaving out those that become shorter than `SHORTEST_DOCUMENT`."""
     seen: set[str] = set()
     for name, text in documents:
         kept = []

@@ -1,4 +1,4 @@
-"""Documents and their splits: fit, sweep and report never share a document."""
+"""Documents read from files or datasets, and their splits: fit, sweep and report have no document in common."""
 
 import hashlib
 import json
@@ -12,15 +12,17 @@ Document = tuple[str, str]  # name, text
 Split = Literal["fit", "sweep", "report"]
 SPLITS: tuple[Split, ...] = ("fit", "sweep", "report")
 PASSAGE = 2000  # characters; plain files are cut at blank lines into documents of at least this size
+LEAST_TOKENS = 4096  # of the fit split: two SAE batches. Fewer cannot fit anything.
 
 
 def read(source: str, characters: int | None = None) -> Iterator[Document]:
-    """Documents of `docs` (the installed docstrings), a file, a folder of files, or a Hugging Face dataset.
+    """Documents of `source`: "docs" (the installed docstrings), a file, a folder of files, or a Hugging Face dataset.
 
-    Files: `.jsonl` with a `text` field per line is one document a line; anything else is plain UTF-8 text, cut at blank lines.
-    Datasets: `name`, `name:config`, streamed from their train split, column `text`,
-    until `characters` have come.
-    Raises UsageError for a path that is not there, StitchError for one that cannot be read.
+    A `.jsonl` file holds one document per line, in its `text` field; any other file is plain UTF-8 text, cut at blank lines.
+    A dataset is given as `name` or `name:config`; the column `text` of its train split is streamed until `characters` have
+    been read (None: to the end).
+
+    Raises: UsageError for a path that does not exist; StitchError, while reading, for a source that cannot be read.
     """
     if source == "docs":
         from stitch.text.corpus import cached_documents
@@ -32,7 +34,7 @@ def read(source: str, characters: int | None = None) -> Iterator[Document]:
     if path.is_file():
         return _file(path, path.parent)
     if path.suffix in {".txt", ".md", ".jsonl"} or source.startswith((".", "/", "~")):
-        raise UsageError(f"--text needs `docs`, a file, a folder or a dataset name; there is no file {source}.")
+        raise UsageError(f"text must be docs, a file, a folder or a dataset name; there is no file {source}.")
     return _dataset(source, characters)
 
 
@@ -57,6 +59,7 @@ def _file(path: Path, root: Path) -> Iterator[Document]:
 
 
 def _passages(content: str) -> Iterator[str]:
+    """Plain text cut at blank lines into passages of at least `PASSAGE` characters; the last may be shorter."""
     passage = ""
     for paragraph in content.split("\n\n"):
         passage = f"{passage}\n\n{paragraph}" if passage else paragraph
@@ -82,21 +85,23 @@ def _dataset(source: str, characters: int | None) -> Iterator[Document]:
         raise UsageError(
             f"a dataset needs a `text` column; {source} has none. Export the column to a .jsonl file."
         ) from error
-    except Exception as error:  # the library raises a dozen unrelated types when it is offline or the name is wrong
+    except Exception as error:  # datasets raises many unrelated types when offline or when the name is wrong
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise StitchError(f"--text {source} is no local file and cannot be loaded as a dataset: {reason}") from error
+        raise StitchError(
+            f"text must be a local file or a dataset; {source} is no file and cannot be loaded as a dataset: {reason}"
+        ) from error
 
 
 def split_of(name: str) -> Split:
-    """Split of the document called `name`: 90 % fit, 5 % sweep, 5 % report, by a hash of the name alone.
+    """Split of the document called `name`: 90 % fit, 5 % sweep, 5 % report, by a hash of the name.
 
-    Because nothing but the name decides, the split survives a change of corpus size, order or seed.
+    Since only the name matters, the split does not change with the size of the corpus, its order or the seed.
     """
     share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
     return "report" if share < 0.05 else "sweep" if share < 0.10 else "fit"
 
 
 def select(documents: Iterable[Document], split: Split) -> list[Document]:
-    """The documents of one split, in an order that a hash of the name decides (so that a prefix of it is a fair sample)."""
+    """The documents of one split, ordered by a hash of their names, so that every prefix is a random sample."""
     chosen = [document for document in documents if split_of(document[0]) == split]
     return sorted(chosen, key=lambda document: hashlib.sha256(b"order " + document[0].encode()).digest())

@@ -1,10 +1,15 @@
-"""What two models' tokenizers must have in common, and the token a text begins with."""
+"""The token that starts a text, and the check that two models use the same tokenizer."""
 
 from stitch.errors import UsageError
 
+PROBE = "The 3 quick_foxes' naïve plan:\n\tdef f(x): return x**2  # 漢字 🙂 1234567 don't\r\n\n  end."
+
 
 def bos_of(tokenizer) -> int:
-    """The token that starts a text: BOS, or EOS for the families (Qwen, GPT-NeoX) that have none."""
+    """The id of the token that starts a text: BOS, or EOS for families without BOS (Qwen, GPT-NeoX).
+
+    Raises: UsageError when the tokenizer has neither.
+    """
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
@@ -12,12 +17,12 @@ def bos_of(tokenizer) -> int:
 
 
 def require_same_ids(a, b, name_a: str, name_b: str) -> None:
-    """Both models must read the same ids: raises UsageError saying how many entries of the two vocabularies differ.
+    """Checks that tokenizers `a` and `b` give the same ids: equal vocabularies, and the same encoding of `PROBE`.
 
-    Names and classes of tokenizers say nothing; what counts is that every token string has the same id in both.
+    Names and classes of tokenizers are not compared. Raises: UsageError with the number of tokens that differ.
     """
     first, second = a.get_vocab(), b.get_vocab()
-    if first == second and _splits_alike(a, b):
+    if first == second and _encode_alike(a, b):
         return
     tokens = first.keys() | second.keys()
     differing = sum(first.get(token) != second.get(token) for token in tokens)
@@ -27,8 +32,5 @@ def require_same_ids(a, b, name_a: str, name_b: str) -> None:
     )
 
 
-PROBE = "The 3 quick_foxes' naïve plan:\n\tdef f(x): return x**2  # 漢字 🙂 1234567 don't\r\n\n  end."
-
-
-def _splits_alike(a, b) -> bool:
+def _encode_alike(a, b) -> bool:
     return a.encode(PROBE, add_special_tokens=False) == b.encode(PROBE, add_special_tokens=False)

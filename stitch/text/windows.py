@@ -1,4 +1,4 @@
-"""Text as token windows: packed documents, split into what may be fitted on, chosen on and reported on."""
+"""Documents packed into windows of token ids, for the splits used to fit (fit), to choose (sweep) and to report (report)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,16 +8,20 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stitch.config import LEAST_TOKENS
 from stitch.errors import StitchError
 from stitch.progress import Progress
-from stitch.text.documents import SPLITS, Document, Split, read, select
+from stitch.text.documents import LEAST_TOKENS, SPLITS, Document, Split, read, select
 from stitch.text.tokenizers import bos_of
+
+LONGEST_CONTEXT = 1024  # tokens; the default context is the models' own, but at most this
+HELD_OUT = 65_536  # tokens of each held-out split, at most; gives confidence intervals of hundredths of a nat
+CHARACTERS_PER_TOKEN = 8  # an upper estimate, so that enough of a streamed dataset is read
 
 
 @dataclass(frozen=True)
 class Windows:
-    """`ids[w, t]` is a token id, `document[w, t]` the index of its document (a window's own BOS counts to the next token's)."""
+    """`ids[w, t]` is a token id, `document[w, t]` the index of its document. A window's first token, BOS, counts to the document
+    of the token after it."""
 
     ids: Int[Tensor, "windows context"]
     document: Int[Tensor, "windows context"]
@@ -31,12 +35,12 @@ class Windows:
         return self.ids.numel()
 
     def first(self, tokens: int) -> "Windows":
-        """The first windows, `tokens` of them or the whole windows that hold so many."""
+        """The first windows with `tokens` tokens, rounded up to whole windows."""
         count = -(-tokens // self.context)
         return Windows(self.ids[:count], self.document[:count])
 
     def spread(self, tokens: int) -> "Windows":
-        """So many tokens in windows evenly spread over all, of as many documents as may be; documents are numbered anew."""
+        """About `tokens` tokens, in windows evenly spaced over all of them; their documents are numbered from 0 again."""
         count = min(len(self.ids), max(1, tokens // self.context))
         rows = torch.linspace(0, len(self.ids) - 1, count).round().long()
         _, owner = self.document[rows].unique(return_inverse=True)
@@ -44,7 +48,10 @@ class Windows:
 
 
 def pack(documents: Iterable[Document], tokenizer, context: int, limit: int | None = None) -> Windows:
-    """Packs documents into windows of `context` ids, BOS first; stops after `limit` tokens (rounded up to whole windows)."""
+    """Packs documents into windows of `context` ids that start with BOS, up to `limit` tokens rounded up to whole windows.
+
+    Every document starts with a BOS of its own too. The rest of the text that does not fill a window is left out.
+    """
     bos = bos_of(tokenizer)
     body = context - 1
     needed = None if limit is None else -(-limit // context) * body
@@ -66,20 +73,16 @@ def pack(documents: Iterable[Document], tokenizer, context: int, limit: int | No
     return Windows(torch.cat([start, flat], 1), torch.cat([document[:, :1], document], 1))
 
 
-LONGEST_CONTEXT = 1024  # default; longer windows only on request
-
-HELD_OUT = 65_536  # tokens of each held-out split, at most: enough for intervals of hundredths of a nat
-
-CHARACTERS_PER_TOKEN = 8  # generous, so that a streamed dataset is read far enough
-
-
 def split_windows(
     text: str, limits: dict[Split, int], tokenizer: Any, context: int, progress: Progress | None = None
 ) -> dict[Split, Windows]:
-    """Packed windows of the three splits, so many tokens of each. Raises StitchError when the text is too small to fill them."""
-    # Nine documents in ten are of the fit split, one in twenty of each other.
-    wanted = max(limits["fit"] * 10 // 9, max(limits["sweep"], limits["report"]) * 20)
-    documents = list(read(text, characters=CHARACTERS_PER_TOKEN * wanted))
+    """Packed windows of the three splits, of at most `limits` tokens each; `text` as in `read`.
+
+    Raises: StitchError when the text gives fewer than `LEAST_TOKENS` tokens to fit on, or less than one held-out window.
+    """
+    # The fit split has 90 % of the documents, the other two have 5 % each.
+    needed = max(limits["fit"] * 10 // 9, max(limits["sweep"], limits["report"]) * 20)
+    documents = list(read(text, characters=CHARACTERS_PER_TOKEN * needed))
     windows = {}
     for number, split in enumerate(SPLITS):
         windows[split] = pack(select(documents, split), tokenizer, context, limits[split])
@@ -89,18 +92,18 @@ def split_windows(
     for split, found in windows.items():
         if found.tokens < least[split]:
             raise StitchError(
-                f"--text must fill at least {least[split]:,} tokens of the {split} split; {text} has "
-                f"{len(documents):,} documents that give {found.tokens:,}: use more or longer text, or a shorter --context."
+                f"text must fill at least {least[split]:,} tokens of the {split} split; {text} has "
+                f"{len(documents):,} documents that give {found.tokens:,}: use more or longer text, or lower `context`."
             )
     return windows
 
 
 def report_windows(text: str, tokens: int, tokenizer: Any, context: int) -> Windows:
-    """`tokens` tokens of the report split of `text`. Raises StitchError when there is less than one window."""
+    """`tokens` tokens of the report split of `text`. Raises: StitchError when they do not fill one window."""
     documents = select(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25), "report")
     windows = pack(documents, tokenizer, context, tokens)
     if windows.tokens == 0:
         raise StitchError(
-            f"--text must fill one window of {windows.context} tokens of the report split; {text} does not: use more text."
+            f"text must fill one window of {windows.context} tokens of the report split; {text} does not: use more text."
         )
     return windows

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae.types import Dictionary
 from stitch.activations.paired import Tokens
-from stitch.features.saes import sparse_codes
+from stitch.features.codes import sparse_codes
 from stitch.regression.moments import Variable
 from stitch.translation.types import Codes, Position, Residual, Term, Token
 

@@ -1,0 +1,147 @@
+"""GGUF files, dequantised once into safetensors folders in the user cache."""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from stitch.errors import StitchError, UsageError
+from stitch.files.cache import cache_folder
+from stitch.files.durable import flush_tree
+from stitch.models.model_folder import check_model_folder
+from stitch.progress import Progress
+
+# A GGUF file only names its pre-tokenizer, and transformers falls back to GPT-2's pattern for names it does not know. That is
+# right for the byte-level BPE vocabularies of the first set (names as in llama.cpp); those of the second split off every digit.
+GPT2_SPLIT = {"gpt-2", "gpt2", "olmo", "mpt", "phi-2", "jais", "trillion"}
+DIGIT_SPLIT = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+FORMAT = "1"  # of the converted folders; raise it when the conversion changes, so that older folders are not used
+
+
+def dequantised(file: Path, name: str, progress: Progress | None = None) -> tuple[Path, str]:
+    """The safetensors folder made from a GGUF file, and the file's SHA-256. Converts unless the cache holds the folder.
+
+    `name` is used in messages. Raises: StitchError when the file is damaged, a package is missing or the cache cannot be
+    written; UsageError for a tokenizer whose way of splitting text is unknown.
+    """
+    from filelock import FileLock
+
+    digest = _sha256(file, progress)
+    cache = cache_folder() / "gguf" / FORMAT
+    folder = cache / digest
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{digest}.lock"):
+            if not _intact(folder):
+                for stale in (folder, *cache.glob(f"{digest}.*.part")):  # left by a killed process: we hold the lock
+                    shutil.rmtree(stale, ignore_errors=True)
+                _convert_into(folder, file, name, progress)
+    except OSError as error:
+        raise StitchError(
+            f"the dequantised {name} must be written to {cache}: {error.strerror or error}; set STITCH_CACHE."
+        ) from None
+    return folder, digest
+
+
+def _convert_into(folder: Path, file: Path, name: str, progress: Progress | None) -> None:
+    """Converts beside `folder` and renames, so that the folder is complete or absent."""
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        _convert(file, part, name, progress)
+        flush_tree(part)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _sha256(file: Path, progress: Progress | None) -> str:
+    total, done, digest = file.stat().st_size, 0, hashlib.sha256()
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 24):
+            digest.update(block)
+            done += len(block)
+            if progress:
+                progress(f"reading {file.name}", done, total)
+    return digest.hexdigest()
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        check_model_folder(folder, folder.name)
+    except StitchError:
+        return False
+    return True
+
+
+def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> None:
+    """Writes model and tokenizer of a GGUF file to `folder`, in float32: no narrower type holds every dequantised value."""
+    with open(file, "rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise StitchError(f"{name} is not a GGUF file: its first bytes are not 'GGUF'; download it again.")
+    if any(importlib.util.find_spec(package) is None for package in ("gguf", "accelerate")):
+        raise StitchError(f"reading {name} needs the packages gguf and accelerate: pip install gguf accelerate")
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        if progress:
+            progress(f"dequantising {file.name}", 0, 1)
+        tokenizer, model = _read(file, name)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if progress:
+            progress(f"dequantising {file.name}", 1, 1)
+    except StitchError:
+        raise
+    except Exception as error:  # gguf and transformers raise errors of any type for an unexpected file
+        reason = " ".join(str(error).split())[:200]
+        raise StitchError(
+            f"{name} cannot be dequantised ({type(error).__name__}: {reason}): use the safetensors model."
+        ) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _read(file: Path, name: str) -> tuple[Any, Any]:
+    """The tokenizer and the model in a GGUF file, with plain float32 weights."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    _restore_splitting(tokenizer, file, name)
+    # Unless told otherwise, recent versions leave weights packed where they have a kernel for the device.
+    config = getattr(transformers, "GgufConfig", None)
+    unpack = {"quantization_config": config(dequantize=True)} if config else {}
+    with contextlib.redirect_stderr(io.StringIO()):  # one progress bar cannot be switched off
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, **unpack
+        )
+    # transformers refuses to save a model that is marked as quantised, although its weights are plain now.
+    vars(model).pop("hf_quantizer", None)
+    vars(model.config).pop("quantization_config", None)
+    return tokenizer, model
+
+
+def _restore_splitting(tokenizer: Any, file: Path, name: str) -> None:
+    """Makes the tokenizer split text into words as the model's own does; a GGUF file holds only the name of that rule."""
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    if not isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        return  # not a byte-level BPE, or one whose rule transformers knows
+    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
+    split = field.contents() if field else None
+    if split in DIGIT_SPLIT:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    elif split not in GPT2_SPLIT:
+        raise UsageError(
+            f"the tokenizer of {name} splits text in a way unknown here ({split}): use the safetensors model."
+        )
