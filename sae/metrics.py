@@ -1,4 +1,4 @@
-"""How well a dictionary reconstructs a stream of activations, and how sparsely."""
+"""Reconstruction error and sparsity of a dictionary on a stream of activations."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,8 +13,13 @@ from sae.types import Dictionary
 
 @dataclass(frozen=True)
 class Quality:
-    """fvu: Σ‖x − x̂‖² / Σ‖x − mean‖². r2: mean over dimensions of 1 − residual/variance, constant dimensions left out.
-    l0: mean active features per token. dead: share of features that were never active."""
+    """Quality of a dictionary over `tokens` tokens.
+
+    fvu   fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − mean‖².
+    r2    mean over dimensions of 1 − residual / variance; constant dimensions are left out.
+    l0    mean number of active features per token.
+    dead  share of features that were never active.
+    """
 
     tokens: int
     fvu: float
@@ -25,16 +30,16 @@ class Quality:
 
 @torch.no_grad()
 def measure(dictionary: Dictionary, batches: Iterable[Float[Tensor, "_ d"]]) -> Quality:
-    """Streamed over `batches` on the dictionary's device; sums in float64.
+    """Quality over all `batches` of activations, computed on the dictionary's device with sums in float64.
 
-    Raises: SAEError on an empty or constant stream, on NaN, and on batches of another width.
+    Raises: SAEError when the stream is empty or constant, holds NaN, or has another width than the dictionary.
     """
     device = dictionary.decoder.device
     features, width = dictionary.decoder.shape
     error, first, second = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(3))
     fired = torch.zeros(features, dtype=torch.bool, device=device)
     active = torch.zeros((), dtype=torch.int64, device=device)
-    shift = None  # moments about an early mean: a residual stream's mean may dwarf its spread
+    shift = None  # moments are taken about the first batch's mean: a residual stream's mean may be far larger than its deviation
     tokens = 0
     for batch in batches:
         if batch.shape[-1] != width:
@@ -58,7 +63,7 @@ def measure(dictionary: Dictionary, batches: Iterable[Float[Tensor, "_ d"]]) -> 
     varying = variance > 0
     if not (error.isfinite().all() and variance.isfinite().all() and varying.any()):
         raise SAEError(
-            f"activations must be finite and vary over the {tokens} tokens measured. Check the site and the text."
+            f"activations must be finite and vary; those of the {tokens} tokens measured do not. Check the site and the text."
         )
     return Quality(
         tokens=tokens,
