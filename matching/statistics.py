@@ -138,16 +138,23 @@ def correlation_matrix(
         np.add.at(flat, np.repeat(np.arange(rows), np.diff(product.indptr)) * cols + product.indices, product.data)
         tokens += a.shape[0]
     _check_tokens(tokens, moments_a, moments_b)
-    left_a, left_b = moments_a.mean - shift_a, moments_b.mean - shift_b
+    _normalise(found, tokens, moments_a, moments_b)
+    found[~moments_a.live(minimum_firings)] = np.nan
+    found[:, ~moments_b.live(minimum_firings)] = np.nan
+    return found
+
+
+def _normalise(
+    products: Float64[np.ndarray, "rows cols"], tokens: int, moments_a: FeatureMoments, moments_b: FeatureMoments
+) -> None:
+    """Turns sums of products into correlations in place, row by row, so that there is no second matrix in memory."""
+    left_a, left_b = moments_a.mean - shift(moments_a), moments_b.mean - shift(moments_b)
     scale_a, scale_b = inverse_deviation(moments_a), inverse_deviation(moments_b)
-    for row, left, scale in zip(found, left_a, scale_a, strict=True):  # row by row: no second matrix in memory
+    for row, left, scale in zip(products, left_a, scale_a, strict=True):
         row /= tokens
         row -= left * left_b
         row *= scale * scale_b
         np.clip(row, -1.0, 1.0, out=row)
-    found[~moments_a.live(minimum_firings)] = np.nan
-    found[:, ~moments_b.live(minimum_firings)] = np.nan
-    return found
 
 
 def shift(moments: FeatureMoments) -> Float64[np.ndarray, " features"]:

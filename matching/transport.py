@@ -29,25 +29,8 @@ def balanced(
     """
     ot = _import_pot()
     weights_a, weights_b = _distribution("a", weights_a), _distribution("b", weights_b)
-    rows, cols = candidates.shape
-    # The solver gets only nodes with mass, edges that cost less than the dummies, and one dummy on each side.
-    useful = (candidates.correlation > 0) & (weights_a[candidates.rows] > 0) & (weights_b[candidates.cols] > 0)
-    full_a, full_b = np.flatnonzero(weights_a), np.flatnonzero(weights_b)
-    edge_rows = np.searchsorted(full_a, candidates.rows[useful])
-    edge_cols = np.searchsorted(full_b, candidates.cols[useful])
-    relay_row, relay_col = len(full_a), len(full_b)
-    cost = sp.coo_array(
-        (
-            np.concatenate(
-                [1 - candidates.correlation[useful], np.full(relay_row, 0.5), np.full(relay_col, 0.5), [0.0]]
-            ),
-            (
-                np.concatenate([edge_rows, np.arange(relay_row), np.full(relay_col, relay_row), [relay_row]]),
-                np.concatenate([edge_cols, np.full(relay_row, relay_col), np.arange(relay_col), [relay_col]]),
-            ),
-        ),
-        shape=(relay_row + 1, relay_col + 1),
-    )
+    full_a, full_b = np.flatnonzero(weights_a), np.flatnonzero(weights_b)  # the solver gets only nodes with mass
+    cost = _cost_with_dummies(candidates, weights_a, weights_b)
     supply, demand = np.append(weights_a[full_a], 1.0), np.append(weights_b[full_b], 1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exit status is checked below
@@ -57,9 +40,29 @@ def balanced(
             f"the transport solver must converge; POT reports: {log['warning']}. Lower `top` and try again."
         )
     flow = flow.tocoo()
-    direct = (flow.row < relay_row) & (flow.col < relay_col)
-    plan = sp.csr_array((flow.data[direct], (full_a[flow.row[direct]], full_b[flow.col[direct]])), shape=(rows, cols))
+    direct = (flow.row < len(full_a)) & (flow.col < len(full_b))
+    at = full_a[flow.row[direct]], full_b[flow.col[direct]]
+    plan = sp.csr_array((flow.data[direct], at), shape=candidates.shape)
     return _plan(plan + _layout(weights_a - plan.sum(axis=1), weights_b - plan.sum(axis=0)))
+
+
+def _cost_with_dummies(
+    candidates: Candidates, weights_a: Float64[np.ndarray, " rows"], weights_b: Float64[np.ndarray, " cols"]
+) -> sp.coo_array:
+    """Sparse costs between nodes with mass, with a dummy row and a dummy column last.
+
+    A path through the dummies costs 1, as an uncorrelated pair. Edges that cost more are left out.
+    """
+    useful = (candidates.correlation > 0) & (weights_a[candidates.rows] > 0) & (weights_b[candidates.cols] > 0)
+    full_a, full_b = np.flatnonzero(weights_a), np.flatnonzero(weights_b)
+    edge_rows = np.searchsorted(full_a, candidates.rows[useful])
+    edge_cols = np.searchsorted(full_b, candidates.cols[useful])
+    rows, cols = len(full_a), len(full_b)
+    costs = [1 - candidates.correlation[useful], np.full(rows, 0.5), np.full(cols, 0.5), [0.0]]
+    from_rows = [edge_rows, np.arange(rows), np.full(cols, rows), [rows]]
+    to_cols = [edge_cols, np.full(rows, cols), np.arange(cols), [cols]]
+    entries = (np.concatenate(costs), (np.concatenate(from_rows), np.concatenate(to_cols)))
+    return sp.coo_array(entries, shape=(rows + 1, cols + 1))
 
 
 def unbalanced(

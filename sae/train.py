@@ -63,15 +63,7 @@ def train(
     trainers = {site: new_trainer(configs[site], widths[site], device) for site in configs}
 
     def stream(start: int) -> Iterator[tuple[int, Batch]]:
-        source = batches(start)
-        for step in range(start, steps):
-            batch = next(source, None)
-            if batch is None:
-                raise SAEError(
-                    f"training needs {steps} batches of {batch_size} tokens; the stream ended after {step}. "
-                    "Give more tokens or lower `steps`."
-                )
-            check_batch(batch, widths, batch_size, step)
+        for step, batch in enumerate(_checked(batches(start), start, steps, batch_size, widths), start):
             yield step, {site: batch[site].to(device, torch.float32) for site in trainers}
 
     run = {"sites": {site: {"width": widths[site], **asdict(config)} for site, config in configs.items()}}
@@ -92,11 +84,7 @@ def train(
             progress(done, steps, {site: _report(trainers[site], outputs[site]) for site in trainers})
 
     _calibrate(trainers, stream(0))
-    for trainer in trainers.values():
-        trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
-        trainer.activation_scaler.scaling_factor = None
-        trainer.set_final_sae_metadata()
-    return {site: trainer.sae.eval() for site, trainer in trainers.items()}
+    return {site: _finished(trainer) for site, trainer in trainers.items()}
 
 
 def _check_request(configs: dict[str, SAEConfig], widths: dict[str, int], snapshot_every: int) -> tuple[int, int]:
@@ -119,6 +107,21 @@ def _check_request(configs: dict[str, SAEConfig], widths: dict[str, int], snapsh
     if snapshot_every < 1:
         raise SAEError(f"snapshot_every must be at least 1 step; got {snapshot_every}.")
     return schedules.pop()
+
+
+def _checked(
+    source: Iterator[Batch], start: int, steps: int, batch_size: int, widths: dict[str, int]
+) -> Iterator[Batch]:
+    """The batches of steps `start` to `steps` − 1."""
+    for step in range(start, steps):
+        batch = next(source, None)
+        if batch is None:
+            raise SAEError(
+                f"training needs {steps} batches of {batch_size} tokens; the stream ended after {step}. "
+                "Give more tokens or lower `steps`."
+            )
+        check_batch(batch, widths, batch_size, step)
+        yield batch
 
 
 def check_batch(batch: Batch, widths: dict[str, int], batch_size: int, step: int) -> None:
@@ -230,6 +233,14 @@ def _calibrate(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Iterator[tup
             found.append(active[active > 0].min())
     for site, found in thresholds.items():
         trainers[site].sae.topk_threshold.fill_(torch.stack(found).mean())
+
+
+def _finished(trainer: "SAETrainer[Any, Any]") -> "sae_lens.SAE":
+    """The trained SAE with the scaling of its input folded into its weights."""
+    trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+    trainer.activation_scaler.scaling_factor = None
+    trainer.set_final_sae_metadata()
+    return trainer.sae.eval()
 
 
 @torch.no_grad()

@@ -182,7 +182,7 @@ def test_running_shows_every_symbol_with_what_is_said(tmp_path):
         ):
             done = CliRunner().invoke(cli.app, ["run", str(folder), text])
             assert done.exit_code == 2 and message in done.stderr
-    with pytest.raises(UsageError, match="tape is for Turing machines"):
+    with pytest.raises(UsageError, match="tape may be given for Turing machines only"):
         list(trace(tmp_path / "parallel", "ab", "01", steps=1))
     with pytest.raises(UsageError, match="must be a folder with a compiled checkpoint"):
         kinds.described(tmp_path)
@@ -276,7 +276,7 @@ def test_targets_that_are_no_offset_need_learned_positions(tmp_path):
 def test_positions_choose_the_architecture_and_must_agree_with_it(tmp_path):
     report = compile_pattern("previous", tmp_path / "p", positions="rope", length=16)
     assert report["description"]["arch"] == "llama"
-    with pytest.raises(UsageError, match="positions of gpt2 are learned; got rope"):
+    with pytest.raises(UsageError, match="positions must be learned for gpt2; got rope"):
         compile_pattern("previous", tmp_path / "q", arch="gpt2", positions="rope", length=16)
     with pytest.raises(UsageError, match="must be one of learned, rope; got alibi"):
         compile_pattern("previous", tmp_path / "q", positions="alibi", length=16)

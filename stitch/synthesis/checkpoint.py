@@ -14,7 +14,10 @@ from stitch.synthesis.kinds import FILE
 
 
 def save(model: Model, description: dict, folder: Path, *, overwrite: bool = False) -> None:
-    """The folder appears whole or not at all. Raises UsageError when it exists and `overwrite` is False."""
+    """Writes the checkpoint completely or not at all.
+
+    Raises: UsageError when `folder` exists and `overwrite` is False.
+    """
     logging.disable_progress_bar()
 
     def fill(new: Path) -> None:

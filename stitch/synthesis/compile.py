@@ -131,7 +131,7 @@ def compile_pattern(
     arch = arch or next((name for name, kind in POSITIONS.items() if kind == positions), "gpt2")
     if positions and POSITIONS.get(arch, positions) != positions:
         raise UsageError(
-            f"positions of {arch} are {POSITIONS[arch]}; got {positions}. Give only one of `arch` and `positions`."
+            f"positions must be {POSITIONS[arch]} for {arch}; got {positions}. Give only one of `arch` and `positions`."
         )
     if length < 2 or rank < 1:
         raise UsageError(f"length must be at least 2 and `rank` at least 1; got {length} and {rank}.")

@@ -22,7 +22,7 @@ def trace(
     """
     description = kinds.described(folder)
     if tape is not None and description["kind"] != "turing":
-        raise UsageError(f"tape is for Turing machines; got {tape!r} for a checkpoint of kind {description['kind']}.")
+        raise UsageError(f"tape may be given for Turing machines only; got {tape!r} for kind {description['kind']}.")
     net = checkpoint.load(folder, torch_dtype(dtype), "sdpa", str(torch_device(device)))
     match description["kind"]:
         case "turing":

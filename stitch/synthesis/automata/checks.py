@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from stitch.errors import UsageError
 
 Steps = Mapping[str, Mapping[str, str]]
-REMEDY = "set `normalise` to have it determinised, completed and minimised"
+REMEDY = "pass `normalise=True` to have it determinised, completed and minimised"
 
 
 def check_complete(steps: Steps, symbols: list[str], start: str, named: set[str]) -> None:

@@ -20,49 +20,54 @@ def parallel(automaton: Automaton, length: int) -> Blueprint:
 
     Raises: UsageError for too many states, since neurons grow with their third power, and for states with several outputs.
     """
+    _check(automaton, length)
     states, context = len(automaton.states), length + 1
-    if states > MOST_STATES:
-        neurons = 2 * states**3 + 2 * states**2
-        raise UsageError(
-            f"`mode` parallel takes {MOST_STATES} states at most; {states} would need {neurons:,} neurons in each of "
-            f"{bits_for(length)} blocks. Use stepwise."
-        )
-    words = list(automaton.said)
-    if len(words) > len(set(automaton.said.values())):
-        raise UsageError(
-            "`mode` parallel needs one output for each state; this machine's outputs depend on its steps. Use stepwise."
-        )
     at = allot(window=states**2, earlier=states**2)
     width = 2 * states**2
     hot = {name: one_hots(channels, width).view(states, states, width) for name, channels in at.items()}
-
-    identity = torch.arange(states)
-    functions = [
-        identity,
-        *(torch.tensor([row[symbol] for row in automaton.steps]) for symbol in range(len(automaton.symbols))),
-    ]
-    functions += [identity] * len(words)
-    embedding = torch.stack([hot["window"][identity, function].sum(0) for function in functions])
     neurons = _compose(hot["earlier"], hot["window"])
     blocks = tuple(
         Block((Select(back(2**block, context), at["window"], at["earlier"]),), neurons)
         for block in range(bits_for(length))
     )
+    functions = _functions(automaton)
+    first_output = 1 + len(automaton.symbols)
     unembedding = torch.zeros(width, len(functions), dtype=torch.float64)
-    first_word = 1 + len(automaton.symbols)
-    unembedding[:, first_word:] = hot["window"][automaton.start, torch.tensor(list(automaton.said.values()))].T
+    unembedding[:, first_output:] = hot["window"][automaton.start, torch.tensor(list(automaton.said.values()))].T
     generator = torch.Generator().manual_seed(0)
-    specimens = torch.randint(1, first_word, (8, min(context, 32)), generator=generator)
+    specimens = torch.randint(1, first_output, (8, min(context, 32)), generator=generator)
     specimens[:, 0] = 0
     return Blueprint(
-        tokens_of(automaton),
-        embedding,
-        blocks,
-        unembedding,
-        context,
-        specimens,
-        torch.ones_like(specimens, dtype=torch.bool),
+        tokens=tokens_of(automaton),
+        embedding=torch.stack([hot["window"][torch.arange(states), function].sum(0) for function in functions]),
+        blocks=blocks,
+        unembedding=unembedding,
+        length=context,
+        specimens=specimens,
+        asked=torch.ones_like(specimens, dtype=torch.bool),
     )
+
+
+def _check(automaton: Automaton, length: int) -> None:
+    states = len(automaton.states)
+    if states > MOST_STATES:
+        neurons = 2 * states**3 + 2 * states**2
+        raise UsageError(
+            f"`mode=parallel` takes {MOST_STATES} states at most; {states} would need {neurons:,} neurons in each of "
+            f"{bits_for(length)} blocks. Use `mode=stepwise`."
+        )
+    if len(automaton.said) > len(set(automaton.said.values())):
+        raise UsageError(
+            "`mode=parallel` needs one output for each state; this machine's outputs depend on its steps. "
+            "Use `mode=stepwise`."
+        )
+
+
+def _functions(automaton: Automaton) -> list[Tensor]:
+    """The next state from every state, for each token: transitions for symbols, the identity for the first token and outputs."""
+    identity = torch.arange(len(automaton.states))
+    transitions = [torch.tensor([row[symbol] for row in automaton.steps]) for symbol in range(len(automaton.symbols))]
+    return [identity, *transitions, *[identity] * len(automaton.said)]
 
 
 def _compose(earlier: Tensor, window: Tensor) -> Neurons:

@@ -79,7 +79,7 @@ def from_description(found: Any, *, normalise: bool = False) -> Automaton:
     if found.get("accept") or not (found.get("outputs") or lists):
         return _acceptor(found, symbols, nondeterministic=lists or any("" in row for row in rows), normalise=normalise)
     if normalise:
-        raise UsageError("normalise is for accepting automata; this one has outputs, and is compiled as it is given.")
+        raise UsageError("`normalise` is for accepting automata; this one has outputs, and is compiled as it is given.")
     return _with_outputs(found, symbols)
 
 

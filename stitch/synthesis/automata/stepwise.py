@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stitch.errors import UsageError
 from stitch.synthesis.automata.automaton import Automaton
-from stitch.synthesis.blueprint import Block, Blueprint, Neurons, Select, allot, back
+from stitch.synthesis.blueprint import Block, Blueprint, Neurons, Select, all_of, allot, back
 
 BOS = "<s>"
 HIGHEST_COHERENCE = 0.9  # above it, bf16 cannot distinguish codes
@@ -72,45 +72,55 @@ def random_codes(automaton: Automaton, dimension: int, seed: int = 0) -> Codes:
 
 def stepwise(automaton: Automaton, length: int, codes: Codes) -> Blueprint:
     """The blueprint for strings of up to `length` symbols."""
-    symbols, said = len(automaton.symbols), list(automaton.said)
+    symbols, said = len(automaton.symbols), len(automaton.said)
     d_symbols, d_said = codes.symbols.shape[1], codes.said.shape[1]
     at = allot(symbol=d_symbols, state=d_said, before_symbol=d_symbols, before=d_said, result=d_said)
     width = sum(map(len, at.values()))
     context = 1 + 2 * length
-
-    def placed(rows: Tensor, channels: Tensor) -> Tensor:
-        wide = torch.zeros(len(rows), width, dtype=torch.float64)
-        wide[:, channels] = rows
-        return wide
-
     # The first token has the first of the codes of outputs, which stands for the start state.
-    embedding = torch.cat(
-        [placed(codes.said[:1], at["state"]), placed(codes.symbols, at["symbol"]), placed(codes.said[1:], at["state"])]
-    )
+    embedding = [
+        _placed(codes.said[:1], at["state"], width),
+        _placed(codes.symbols, at["symbol"], width),
+        _placed(codes.said[1:], at["state"], width),
+    ]
     before = Select(
         back(1, context),
         torch.cat([at["symbol"], at["state"]]),
         torch.cat([at["before_symbol"], at["before"]]),
     )
-    state_of = torch.tensor([automaton.start, *automaton.said.values()])  # by code
-    code, symbol = torch.meshgrid(torch.arange(len(state_of)), torch.arange(symbols), indexing="ij")
-    code, symbol = code.flatten(), symbol.flatten()
-    answers = torch.tensor([[said.index(word) for word in row] for row in automaton.says])[state_of[code], symbol]
-    read = placed(codes.said[code], at["before"]) + placed(codes.symbols[symbol], at["symbol"])
-    miss = 1 + codes.coherence
-    slope = 2 / (2 - miss)
-    neurons = Neurons(
-        slope * read.T,
-        torch.full((len(read),), slope * (2 + miss) / 2, dtype=torch.float64),
-        placed(codes.said[1:][answers], at["result"]),
-    )
-    unembedding = torch.zeros(width, 1 + symbols + len(said), dtype=torch.float64)
+    unembedding = torch.zeros(width, 1 + symbols + said, dtype=torch.float64)
     unembedding[at["result"], 1 + symbols :] = codes.said[1:].T
     specimens, asked = _specimens(automaton, min(length, 16))
     return Blueprint(
-        tokens_of(automaton), embedding, (Block((before,), neurons),), unembedding, context, specimens, asked,
+        tokens=tokens_of(automaton),
+        embedding=torch.cat(embedding),
+        blocks=(Block((before,), _transitions(automaton, codes, at, width)),),
+        unembedding=unembedding,
+        length=context,
+        specimens=specimens,
+        asked=asked,
         crosstalk=coherence(codes.said[1:]),
-    )  # fmt: skip
+    )
+
+
+def _transitions(automaton: Automaton, codes: Codes, at: dict[str, Tensor], width: int) -> Neurons:
+    """A neuron for every pair of an output before (which gives the state) and a symbol; it writes the output after."""
+    said = list(automaton.said)
+    state_of = torch.tensor([automaton.start, *automaton.said.values()])  # by code
+    code, symbol = torch.meshgrid(torch.arange(len(state_of)), torch.arange(len(automaton.symbols)), indexing="ij")
+    code, symbol = code.flatten(), symbol.flatten()
+    answers = torch.tensor([[said.index(word) for word in row] for row in automaton.says])[state_of[code], symbol]
+    reads = [_placed(codes.said[code], at["before"], width), _placed(codes.symbols[symbol], at["symbol"], width)]
+    write = _placed(codes.said[1:][answers], at["result"], width)
+    # A similar code meets a condition in part.
+    return all_of(torch.stack(reads), write, highest_miss=1 + codes.coherence)
+
+
+def _placed(rows: Tensor, channels: Tensor, width: int) -> Float[Tensor, "rows d"]:
+    """Rows in these channels of an otherwise empty stream."""
+    wide = torch.zeros(len(rows), width, dtype=torch.float64)
+    wide[:, channels] = rows
+    return wide
 
 
 def interleaved(

@@ -21,7 +21,7 @@ from stitch.models.sources import resolve
 from stitch.progress import Progress
 from stitch.synthesis import checkpoint
 from stitch.synthesis.automata.read import read_automaton
-from stitch.synthesis.tool.tool import FAINT, states_along, steps_of_tokens, with_tool
+from stitch.synthesis.tool.tool import FAINT, Tool, states_along, steps_of_tokens, with_tool
 from stitch.text.windows import Windows, report_windows
 
 READOUT, REPORT = "readout.safetensors", "tool.json"
@@ -69,15 +69,7 @@ def compile_tool(
         "tokens": windows.tokens,
     }
 
-    def fill(folder: Path) -> None:
-        tool.net.net.save_pretrained(folder)
-        for name in TOKENIZER_FILES:
-            if (before.folder / name).is_file():
-                shutil.copyfile(before.folder / name, folder / name)
-        save_file({"states": tool.read.float().contiguous()}, folder / READOUT, metadata={"format": "pt"})
-        (folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-
-    appear(out, fill, "compile tool", overwrite=True)
+    appear(out, lambda folder: _write(folder, tool, before, report), "compile tool", overwrite=True)
     steps = steps_of_tokens(automaton, before.tokenizer, before.config.vocab_size)
     states = states_along(steps, ids, automaton.start)
     report["right"] = _rows(before, out, tool.read, windows, states, progress)
@@ -88,6 +80,16 @@ def compile_tool(
     report["price"] = {"nats": scores["with the tool"].ce - scores["as it was"].ce, "low": low, "high": high}
     (out / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report
+
+
+def _write(folder: Path, tool: Tool, host: Model, report: dict) -> None:
+    """The model with its tool, the host's tokenizer, the readout, and the report so far."""
+    tool.net.net.save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        if (host.folder / name).is_file():
+            shutil.copyfile(host.folder / name, folder / name)
+    save_file({"states": tool.read.float().contiguous()}, folder / READOUT, metadata={"format": "pt"})
+    (folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 def _rows(
