@@ -17,19 +17,21 @@ import time
 from pathlib import Path
 
 from stitch.conversions.heads.convert import convert_heads
-from stitch.demo import recipe
+from stitch.demo.recipe import CONTEXT, Recipe
+from stitch.demo.ship import ship
+from stitch.demo.train import train
 
 
 def trained(folder: Path, family: str, steps: int) -> None:
     """Four blocks, width 128, eight heads of 16 with keys of their own, trained as the embedded Llama was, for less long."""
     shape = dict(
         num_hidden_layers=4, hidden_size=128, num_attention_heads=8, num_key_value_heads=8, head_dim=16, intermediate_size=384,
-        max_position_embeddings=recipe.CONTEXT, tie_word_embeddings=True,
+        max_position_embeddings=CONTEXT, tie_word_embeddings=True,
     )  # fmt: skip
-    wanted = recipe.Recipe(family=family, shape=shape, steps=steps, rates=((steps // 2, 1.0), (steps, 0.0)))
+    wanted = Recipe(family=family, shape=shape, steps=steps, rates=((steps // 2, 1.0), (steps, 0.0)))
     work = folder.with_name(f"{folder.name}-work")
-    net, curve = recipe.train(wanted, work)
-    recipe.ship(folder.name, wanted, net, curve, work / "tokenizer", folder)
+    net, curve = train(wanted, work)
+    ship(folder.name, wanted, net, curve, work / "tokenizer", folder)
 
 
 def line(given: argparse.Namespace, kv_heads: int) -> dict:

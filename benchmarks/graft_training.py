@@ -21,7 +21,8 @@ from torch import nn
 from stitch.circuits.behaviours import prompts
 from stitch.circuits.find import choose
 from stitch.circuits.score import answered
-from stitch.demo.recipe import RECIPES, held_out, loss_of, optimisers
+from stitch.demo.recipe import RECIPES
+from stitch.demo.train import held_out, loss_of, optimisers
 from stitch.grafts import compared
 from stitch.grafts.allocation import Room
 from stitch.grafts.hosts import read_host

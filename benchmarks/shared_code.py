@@ -19,10 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from _joint_sae import SharedCode, crosscoder, universal_sae
+from _shared_code import Streams, directions, re_paired, second_moments, through_code
 
 from sae.config import SAEConfig
 from sae.metrics import Quality, measure
-from sae.shared import SharedCode, crosscoder, universal_sae
 from sae.types import Dictionary
 from stitch.activations.harvest import harvest
 from stitch.activations.paired import Paired
@@ -42,7 +43,6 @@ from stitch.translation.fit import from_ridge
 from stitch.translation.groups import needed
 from stitch.translation.inputs import Input, Lift, Stream, reach, streams
 from stitch.translation.rows import FREE
-from stitch.translation.shared_code import Streams, directions, re_paired, second_moments, through_code
 from stitch.translation.types import Translation
 
 MAIN = ("gpt2.3", "llama.4")  # the embedded pair; the others are one block earlier

@@ -27,11 +27,13 @@ import torch
 from torch import Tensor
 
 from stitch.synthesis import attention, checkpoint, kinds
-from stitch.synthesis.automata.automaton import Automaton, from_description
+from stitch.synthesis.automata.automaton import Automaton
+from stitch.synthesis.automata.read import from_description
 from stitch.synthesis.automata.stepwise import Codes, exact_codes, random_codes, stepwise
 from stitch.synthesis.automata.trials import trials
 from stitch.synthesis.blueprint import Blueprint, Neurons, back, one_hots, together
-from stitch.synthesis.build import HEAD, MARGIN, THETA, build, plane_head
+from stitch.synthesis.build import build
+from stitch.synthesis.decode import decoded
 from stitch.synthesis.machines import subleq_trials, turing_trials
 from stitch.synthesis.machines.subleq import frames
 from stitch.synthesis.machines.turing import EDGE, HALT
@@ -39,8 +41,9 @@ from stitch.synthesis.machines.turing_circuit import ID, TOKENS, ids_of
 from stitch.synthesis.patterns.factorise import rank_curve
 from stitch.synthesis.patterns.pattern import read_pattern
 from stitch.synthesis.patterns.pattern_circuit import hard_pattern
-from stitch.synthesis.run import _decoded
+from stitch.synthesis.rope_heads import HEAD, THETA, plane_head
 from stitch.synthesis.trials import Outcome, outcome
+from stitch.synthesis.write import MARGIN
 
 ARCHS = ("gpt2", "llama")
 FEWEST_STEPS = 10  # of machines that are decoded
@@ -293,7 +296,7 @@ def subleq(work: Path, tokens: int) -> dict:
         found = frames(subleq_trials.random_memory(cells, generator), 12, generator.randrange(cells - 2))
         want = [0, *(number[token] for frame in found for token in frame)]
         size = cells + 2
-        said = _decoded(net, want[: 1 + size], len(want) - 1 - size, [number["!"]])
+        said = decoded(net, want[: 1 + size], len(want) - 1 - size, [number["!"]])
         wrong, steps, programs = wrong + (said != want[1 + size :]), steps + len(found) - 1, programs + 1
     return {
         **about,

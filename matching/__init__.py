@@ -1,7 +1,7 @@
-"""Matching two feature sets on the same tokens: statistics, candidates, pairs or plans, and their nulls.
+"""Matching two feature sets on the same tokens: statistics, candidates, pairs or plans, nulls, and measures of similarity.
 
-Knows tensors only: not what a dictionary is, nor where codes come from. Rows are A's features, columns are B's.
-Names are looked up on first use, so that `matching.errors` costs no import of torch.
+The package knows tensors only, neither dictionaries nor where codes come from. Rows are A's features, columns are B's.
+Names are imported on first use, so that importing `matching.errors` does not import torch.
 """
 
 from importlib import import_module
@@ -27,6 +27,10 @@ _HOMES = {
     "unbalanced": "transport",
     "Rotation": "procrustes",
     "orthogonal_map": "procrustes",
+    "linear_cka": "measures",
+    "svcca": "measures",
+    "mean_max_cosine": "measures",
+    "pair_cosines": "measures",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,4 +1,4 @@
-"""One-to-one matching that maximises Σ (correlation − threshold)₊: sparse at scale, dense as the exact reference."""
+"""One-to-one matching that maximises Σ (correlation − threshold)₊: on a sparse graph, and dense as the exact reference."""
 
 import numpy as np
 from jaxtyping import Float64
@@ -19,9 +19,10 @@ def assign(candidates: Candidates, *, threshold: float = 0.0) -> Pairs:
 
 
 def assign_with_prices(candidates: Candidates, threshold: float = 0.0) -> tuple[Pairs, Float64[np.ndarray, " cols"]]:
-    """`assign`, and prices of the B-features, at least 0, and 0 for those left over.
+    """The result of `assign`, and prices of the B-features: nonnegative, and 0 for unmatched features.
 
-    Paying them, every A-feature would rather have its own partner, or none, than any other on the graph.
+    After subtracting prices, no A-feature gains more from another partner on the graph than from its own, or from none.
+    They are the dual variables of the assignment problem.
     """
     _check_threshold(threshold)
     good = candidates.correlation > threshold
@@ -38,9 +39,10 @@ def assign_dense(
     threshold: float = 0.0,
     alternatives: int = 16,
 ) -> Pairs:
-    """The exact optimum over all pairs; NaN marks what must not be matched. Cubic time, two more copies of the matrix.
+    """The exact optimum over all pairs. NaN marks pairs that must not be matched.
 
-    The same generator state and number of alternatives as in `candidates` give the same null scores.
+    It takes cubic time and memory for two more copies of the matrix. With the same generator state and number of
+    alternatives as in `candidates`, null scores are the same.
 
     Raises: MatchError when the threshold is outside [−1, 1).
     Source: Crouse 2016, IEEE TAES 52 (scipy's `linear_sum_assignment`).
@@ -61,4 +63,6 @@ def _pairs(rows: np.ndarray, cols: np.ndarray, scores: np.ndarray, alternatives:
 
 def _check_threshold(threshold: float) -> None:
     if not -1.0 <= threshold < 1.0:
-        raise MatchError(f"the threshold must be a correlation in [-1, 1); got {threshold}. Use 0 to keep every gain.")
+        raise MatchError(
+            f"threshold must be a correlation in [-1, 1); got {threshold}. Use 0 for all positive correlations."
+        )

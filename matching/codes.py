@@ -1,4 +1,4 @@
-"""Codes of both models in memory, in the two orders that correlations read them in: A's by feature, B's by token."""
+"""Codes of both models in memory, in the order in which correlations read them: A's by feature, B's by token."""
 
 # pyright: reportOptionalSubscript=false, reportGeneralTypeIssues=false
 # (scipy.sparse carries no types: its shapes are taken for None)
@@ -15,13 +15,13 @@ from matching.jit import jit
 from matching.statistics import FeatureMoments, moments_of, shift, shifted
 from matching.stream import SEGMENT, Batches, segments
 
-BYTES = 8  # an active feature of a token: its number, and its value in single precision
+BYTES = 8  # for an active feature of a token: its number, and its value in single precision
 
 
 class Lists(NamedTuple):
-    """Lists one after another: the n-th is `numbers` and `values` from starts[n] up to starts[n + 1].
+    """Concatenated lists: list n consists of `numbers` and `values` from starts[n] up to starts[n + 1].
 
-    Places are unsigned: where they could be negative, numba checks every one of them, which is a third of all the time.
+    Indices are unsigned because numba checks signed ones for negative values, which takes a third of the whole time.
     """
 
     starts: UInt64[np.ndarray, " ends"]
@@ -30,32 +30,32 @@ class Lists(NamedTuple):
 
 
 class PairedCodes(NamedTuple):
-    """Features active on most tokens are centred (`shift`), so that their mean does not eat their variance."""
+    """Codes of A and B with their moments. Features active on most tokens are centred (`shift`) to keep precision."""
 
-    by_feature: Lists  # of A: a list for every feature, of the tokens where it is active
-    by_token: Lists  # of B: a list for every token, of the features active there
+    by_feature: Lists  # codes of A: for every feature, the tokens where it is active
+    by_token: Lists  # codes of B: for every token, the features that are active
     moments_a: FeatureMoments
     moments_b: FeatureMoments
 
 
 def read(batches: Batches, budget_bytes: int) -> PairedCodes:
-    """Every n-th segment of 1,024 tokens of a stream, with the least n that `budget_bytes` holds.
+    """Reads every n-th segment of 1,024 tokens of a stream, with the smallest n for which the codes fit `budget_bytes`.
 
-    A million tokens with 32 active features on either side take 0.5 GB and nothing on top while they are read: the stream is
-    gone through once for the moments, which say what it holds, once more for those of what is kept if that is not all, and once
-    for the codes. Values are kept in single precision where that loses nothing, as in codes of an SAE, others in half as much
-    memory again.
+    A million tokens with 32 active features on either side take 0.5 GB, and reading needs no memory beyond that. The stream is
+    read once for the moments, which give the number of codes; once more for the moments of the kept segments, if n > 1; and once
+    for the codes. Values are stored in single precision where that is exact, as for codes of an SAE, and otherwise in double
+    precision, which takes half as much memory again.
 
-    Raises: MatchError when the budget holds no segment, when the stream is another one when it starts anew, or from the stream.
+    Raises: MatchError when the budget holds no segment, when two passes over the stream differ, or from the stream.
     """
     single = [True, True]
 
-    def looked_at() -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
+    def all_segments() -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
         for pair in segments(batches):
-            single[:] = [yes and _is_single(codes.data) for yes, codes in zip(single, pair, strict=True)]
+            single[:] = [exact and _is_single(codes.data) for exact, codes in zip(single, pair, strict=True)]
             yield pair
 
-    moments_a, moments_b = moments_of(looked_at())
+    moments_a, moments_b = moments_of(all_segments())
     stride = max(1, -(-_bytes(moments_a, moments_b) // budget_bytes))
 
     def sampled() -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
@@ -65,7 +65,7 @@ def read(batches: Batches, budget_bytes: int) -> PairedCodes:
         moments_a, moments_b = moments_of(sampled())
     if (used := _bytes(moments_a, moments_b)) > 2 * budget_bytes:
         raise MatchError(
-            f"matching needs a budget that holds {SEGMENT:,} tokens, {used:,} bytes; got {budget_bytes:,}. Raise it."
+            f"budget_bytes must hold {SEGMENT:,} tokens, which take {used:,}; got {budget_bytes:,}. Raise it."
         )
 
     shifts = shift(moments_a), shift(moments_b)
@@ -96,8 +96,8 @@ def _fill(
     whole = tokens == len(by_token.starts) - 1 and entries == len(by_token.values)
     if not (whole and (free == by_feature.starts[1:]).all()):
         raise MatchError(
-            f"every pass must see the same stream; got another one after {tokens:,} of {len(by_token.starts) - 1:,} tokens. The "
-            "callable must restart it."
+            f"every pass must see the same stream; got a different one after {tokens:,} of {len(by_token.starts) - 1:,} tokens. "
+            "`batches` must start the same stream each time it is called."
         )
 
 
@@ -110,7 +110,7 @@ def _is_single(values: np.ndarray) -> bool:
 
 
 def _entries(moments: FeatureMoments) -> np.ndarray:
-    """Of every feature: those that are centred have one on every token."""
+    """Number of entries of every feature; a centred feature has one on every token."""
     return np.where(shift(moments) != 0, moments.count, moments.firings)
 
 
@@ -121,7 +121,7 @@ def _empty(starts: UInt64[np.ndarray, " ends"], entries: int, single: bool) -> L
 @no_type_check  # compiled code has types of its own
 @jit()
 def _scatter(starts, features, values, first_token, free, lists):
-    """Adds a segment to the lists of its features, at the places `free`; False when a list is full."""
+    """Adds a segment to the lists of its features, each at its next index `free`; False when a list is full."""
     for token in range(len(starts) - 1):
         for entry in range(starts[token], starts[token + 1]):
             feature = features[entry]

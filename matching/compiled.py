@@ -1,6 +1,7 @@
-"""Every loop over correlations, compiled: a row of A with all features of B, and what is kept of each row.
+"""All compiled loops over correlations: one row of A with all features of B at a time, and what is kept of each row.
 
-One file, since what is compiled is kept on disk until its file changes (`matching.jit`): a loop must not outlive what it calls.
+They are in one file because compiled code is cached on disk until its own file changes (`matching.jit`). A loop in another file
+would continue to use an old version of the functions that it calls.
 """
 
 from typing import no_type_check
@@ -9,20 +10,20 @@ import numpy as np
 
 from matching.jit import jit
 
-# Tokens whose codes are copied next to each other before they are multiplied. Where they lie, each is a wait for memory;
-# short copies wait together, and long products do not: several times as fast.
+# Number of tokens whose codes are copied next to each other before they are multiplied. Reading each token's codes where they
+# are stored costs one memory latency. Latencies of short copies overlap, those of long products do not: several times as fast.
 GATHERED = 64
 
-ALL = -1  # in the place of a count
+ALL = -1  # returned instead of a count
 
 
 @no_type_check  # compiled code has types of its own
 @jit(nogil=True)
 def multiply(row, a, b, work):
-    """Sums of products of a row of A with all features of B, in `products`; `met` lists where they are, and how many is returned:
-    ALL, and no list, for a row that meets so many that looking at all of them is cheaper than keeping account.
+    """Adds products of a row of A with all features of B to `products`; lists the nonzero ones in `met`, returns their number.
 
-    `products` must be 0 before, and `collect` makes it so again.
+    For a row with so many products that visiting all features is cheaper than listing, nothing is listed and ALL is returned.
+    `products` must be 0 before; `collect` resets it to 0.
     """
     products, met, numbers, values = work.products, work.met, work.numbers, work.values
     starts, lengths = np.empty(GATHERED, np.uint64), np.empty(GATHERED, np.uint64)
@@ -35,7 +36,7 @@ def multiply(row, a, b, work):
             starts[n] = b.starts[token]
             lengths[n] = b.starts[token + np.uint32(1)] - starts[n]
         gathered = np.uint64(0)
-        for n in range(tokens):  # in loops so plain that the compiler makes short work of them
+        for n in range(tokens):  # loops simple enough for the compiler to vectorise
             start, length, value = starts[n], lengths[n], np.float64(a.values[entry + n])
             for place in range(length):
                 numbers[gathered + place] = b.numbers[start + place]
@@ -48,7 +49,7 @@ def multiply(row, a, b, work):
         else:
             for place in range(gathered):
                 col = numbers[place]
-                met[count] = col  # kept if the sum is 0: no branch that is hard to foretell, and at worst met twice
+                met[count] = col  # kept if the sum was 0: no unpredictable branch; a feature may be listed twice
                 count += products[col] == 0.0
                 products[col] += values[place]
         entry += tokens
@@ -58,7 +59,7 @@ def multiply(row, a, b, work):
 @no_type_check
 @jit(nogil=True)
 def correlation(row, col, tokens, scales, work):
-    """Of any feature of B with the row that was multiplied; a sum of 0 is what features that are never active together have."""
+    """Correlation of a feature of B with the row that was multiplied last; features never active together have a sum of 0."""
     covariance = work.products[col] / tokens - scales.left_a[row] * scales.left_b[col]
     return min(1.0, max(-1.0, covariance * (scales.scale_a[row] * scales.scale_b[col])))
 
@@ -66,12 +67,12 @@ def correlation(row, col, tokens, scales, work):
 @no_type_check
 @jit(nogil=True, error_model="numpy")
 def collect(row, count, tokens, scales, work):
-    """Puts the features of B that the row met in `met`, each once, and their correlations in `found`; how many there are."""
+    """Lists features of B with a nonzero product in `met`, each once, and correlations in `found`; returns their number."""
     products, met, found = work.products, work.met, work.found
     left, scale = scales.left_a[row], scales.scale_a[row]
     kept = 0
     if count == ALL:
-        for col in range(len(products)):  # apart from what follows, which cannot be done for several at once
+        for col in range(len(products)):  # a loop of its own, since the next one cannot be vectorised
             covariance = products[col] / tokens - left * scales.left_b[col]
             found[col] = min(1.0, max(-1.0, covariance * (scale * scales.scale_b[col])))
         for col in range(len(products)):
@@ -92,7 +93,7 @@ def collect(row, count, tokens, scales, work):
 @no_type_check
 @jit(nogil=True)
 def of_pairs(a, b, scales, work, rows, cols, pairs, found):
-    """Correlations of these pairs, in order of rows."""
+    """Correlations of `pairs`, indices into `rows` and `cols` in ascending order of the row."""
     tokens, count, last = len(b.starts) - 1, 0, -1
     for pair in pairs:
         row = rows[pair]
@@ -105,9 +106,11 @@ def of_pairs(a, b, scales, work, rows, cols, pairs, found):
 @no_type_check
 @jit(nogil=True)
 def best_partners(a, b, scales, work, start, stop, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation):
-    """Fills the best partners of rows, and of columns among these rows, from the best on, and the correlations of the pairs drawn
-    at random."""
-    least = np.zeros(len(best_rows))  # of a column's partners: close together in memory, and most pairs need no more
+    """Fills in the best partners of every row and, among rows start to stop, of every column, in descending order of correlation;
+    and the correlations of the randomly drawn pairs."""
+    least = np.zeros(
+        len(best_rows)
+    )  # lowest correlation among a column's partners: contiguous, and enough to reject most pairs
     tokens = len(b.starts) - 1
     for row in range(start, stop):
         count = multiply(row, a, b, work)
@@ -116,10 +119,10 @@ def best_partners(a, b, scales, work, start, stop, best_cols, of_row, best_rows,
         worst = of_row[row, -1]
         for position in range(collect(row, count, tokens, scales, work)):
             col, value = work.met[position], work.found[position]
-            if value >= worst and value > 0.0:  # in this order: seldom, and so easy to foretell
+            if value >= worst and value > 0.0:  # the first condition seldom holds, which makes the branch predictable
                 _insert(best_cols[row], of_row[row], col, value)
                 worst = of_row[row, -1]
-            if value > least[col]:  # rows come in order, so that a tie stays out
+            if value > least[col]:  # rows come in ascending order, so a tie must not replace a partner
                 _insert(best_rows[col], of_col[col], row, value)
                 least[col] = of_col[col, -1]
 
@@ -127,7 +130,7 @@ def best_partners(a, b, scales, work, start, stop, best_cols, of_row, best_rows,
 @no_type_check
 @jit()
 def merge_columns(best_rows, of_col, other_rows, of_other):
-    """Adds the best partners of columns among later rows."""
+    """Merges the best partners of columns among later rows into those among earlier rows."""
     for col in range(len(best_rows)):
         for place in range(best_rows.shape[1]):
             if of_other[col, place] > of_col[col, -1]:
@@ -137,7 +140,7 @@ def merge_columns(best_rows, of_col, other_rows, of_other):
 @no_type_check
 @jit(nogil=True)
 def _insert(numbers, values, number, value):
-    """Keeps the largest values, from the largest on, ties by number."""
+    """Inserts a value into a list of the largest ones, in descending order, ties in ascending order of their numbers."""
     place = len(values) - 1
     if value == values[place] and number > numbers[place]:
         return
@@ -150,18 +153,18 @@ def _insert(numbers, values, number, value):
 @no_type_check
 @jit(nogil=True)
 def best_gains(a, b, scales, work, cost, rows, best_known, cols, missed, correlation, best):
-    """What each of these rows would gain at best, and the pairs that beat what it knows, from the most missed on."""
+    """The best gain of each of `rows`, and the pairs whose gain exceeds `best_known`, in descending order of their gain."""
     tokens = len(b.starts) - 1
     for row in rows:
         best[row] = 0.0
         for position in range(collect(row, multiply(row, a, b, work), tokens, scales, work)):
             col, value = work.met[position], work.found[position]
-            left = value - cost[col]
-            best[row] = max(best[row], left)
-            if left > best_known[row] and left > missed[row, -1]:
+            gain = value - cost[col]
+            best[row] = max(best[row], gain)
+            if gain > best_known[row] and gain > missed[row, -1]:
                 place = cols.shape[1] - 1
-                while place > 0 and left > missed[row, place - 1]:
+                while place > 0 and gain > missed[row, place - 1]:
                     missed[row, place], cols[row, place] = missed[row, place - 1], cols[row, place - 1]
                     correlation[row, place] = correlation[row, place - 1]
                     place -= 1
-                missed[row, place], cols[row, place], correlation[row, place] = left, col, value
+                missed[row, place], cols[row, place], correlation[row, place] = gain, col, value

@@ -1,8 +1,8 @@
-"""Correlations of every feature of A with every feature of B, a feature of A at a time and without the matrix. Compiled.
+"""Correlations of every feature of A with every feature of B, one feature of A at a time, without the full matrix. Compiled.
 
-Only features that ever fire on the same token can correlate positively, and codes are sparse: a feature of A is multiplied with
-the codes of B on its own tokens alone. All pairs of all features cost tokens · k_A · k_B multiply–adds and nothing else, where
-the matrix of 131,072² correlations would have 17 billion entries.
+Only features that are active on a common token can have a positive correlation. Therefore a feature of A is multiplied only with
+the codes of B on the tokens where it is active. All pairs together cost tokens · k_A · k_B multiply–adds, while the matrix of
+131,072² correlations would have 17 billion entries.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from matching.threads import in_parts
 
 
 class Scales(NamedTuple):
-    """What turns sums of products into correlations: what centring leaves of the means, and 1 / deviation (0: not live)."""
+    """Converts sums of products into correlations: means that remain after centring, and 1 / standard deviation (0: not live)."""
 
     left_a: Float64[np.ndarray, " rows"]
     left_b: Float64[np.ndarray, " cols"]
@@ -30,7 +30,7 @@ class Scales(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """What a thread writes to."""
+    """Arrays that one thread writes to."""
 
     products: Float64[np.ndarray, " cols"]
     met: UInt32[np.ndarray, " places"]
@@ -43,8 +43,8 @@ class Workspace(NamedTuple):
 class Correlations:
     """Codes in memory, A's by feature and B's by token, with their moments.
 
-    `live_a` and `live_b` say which features have correlations at all: those that vary and are active often enough. `threads`
-    share the work; results do not depend on how many.
+    `live_a` and `live_b` mark the features that have correlations: those that vary and are active often enough. Results do
+    not depend on the number of `threads`.
     """
 
     by_feature: Lists
@@ -59,11 +59,12 @@ class Correlations:
     def read(
         cls, batches: Batches, *, minimum_firings: int = 10, budget_bytes: int = 2**30, threads: int = 1
     ) -> "Correlations":
-        """Reads a stream of codes, thinned out evenly to what `budget_bytes` hold (`matching.codes.read`). Sums are always in
-        double precision.
+        """Reads a stream of codes; if it exceeds `budget_bytes`, every n-th segment of it (`matching.codes.read`).
 
-        Raises: MatchError when the budget holds no segment, when a side has no feature that varies and fires `minimum_firings`
-            times, or from the stream.
+        Sums are in double precision.
+
+        Raises: MatchError when the budget holds no segment, when a side has no feature that varies and is active on
+            `minimum_firings` tokens, or from the stream.
         """
         found = codes.read(batches, budget_bytes)
         live_a, live_b = _live("A", found.moments_a, minimum_firings), _live("B", found.moments_b, minimum_firings)
@@ -74,17 +75,17 @@ class Correlations:
         return len(self.live_a), len(self.live_b)
 
     def of(self, rows: Int64[np.ndarray, " pairs"], cols: Int64[np.ndarray, " pairs"]) -> Float64[np.ndarray, " pairs"]:
-        """Correlations of any list of pairs; 0 where a feature is not live."""
+        """Correlations of a list of pairs; 0 where a feature is not live."""
         order = np.argsort(rows, kind="stable")
         found = np.empty(len(rows))
-        lists, first = np.unique(rows[order], return_index=True)
+        distinct_rows, first = np.unique(rows[order], return_index=True)
         ends = np.append(first, len(rows))
 
         def part(start: int, stop: int) -> None:
             pairs = order[ends[start] : ends[stop]]
             of_pairs(*self.arrays(), rows, cols, pairs, found)
 
-        in_parts(part, self.cost[lists], self.threads)
+        in_parts(part, self.cost[distinct_rows], self.threads)
         return found
 
     def co_moments(
@@ -93,17 +94,17 @@ class Correlations:
         cols: Int64[np.ndarray, " pairs"],
         correlation: Float64[np.ndarray, " pairs"],
     ) -> Float64[np.ndarray, " pairs"]:
-        """E[z_row z_col], uncentred, of live pairs with these correlations."""
+        """E[z_row z_col], uncentred, of pairs of live features with the given correlations."""
         a, b = self.moments_a, self.moments_b
         return correlation * np.sqrt(a.variance[rows] * b.variance[cols]) + a.mean[rows] * b.mean[cols]
 
     @property
     def cost(self) -> Int64[np.ndarray, " rows"]:
-        """Of the correlations of every row, up to a factor: the tokens it is active on."""
+        """Cost of the correlations of every row, up to a factor: the number of tokens on which it is active."""
         return np.diff(self.by_feature.starts.astype(np.int64))
 
     def arrays(self) -> tuple[Lists, Lists, Scales, Workspace]:
-        """What compiled code reads, and a workspace of its own."""
+        """Arguments of the compiled loops, with a new workspace."""
         a, b = self.moments_a, self.moments_b
         scales = Scales(
             a.mean - shift(a),
@@ -127,7 +128,7 @@ def _live(side: str, moments: FeatureMoments, minimum_firings: int) -> Bool[np.n
     live = moments.live(minimum_firings)
     if not live.any():
         raise MatchError(
-            f"matching needs features that vary and fire at least {minimum_firings} times; got none among the "
-            f"{len(live)} of {side} on {moments.count} tokens. Use more tokens or another dictionary."
+            f"matching needs features that vary and are active on at least {minimum_firings} tokens; got none among the "
+            f"{len(live)} of {side} in {moments.count} tokens. Use more tokens or another dictionary."
         )
     return live

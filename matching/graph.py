@@ -1,4 +1,4 @@
-"""The candidate graph: for every feature its best-correlated partners."""
+"""The candidate graph: the most correlated partners of every feature."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,13 @@ from matching.types import Alternatives, Candidates
 
 
 def candidates(correlations: Correlations, *, generator: np.random.Generator, top: int = 16) -> Candidates:
-    """The `top` best-correlated B-features of every A-feature, and the `top` best A-features of every B-feature, as far as
-    correlations are positive.
+    """The graph of the `top` most correlated B-features of every A-feature, and vice versa, among positive correlations.
 
-    Exact: every pair that is active together is looked at. The result does not depend on how the stream was cut into batches.
-    Ties go to the lower index. For the null, `top` random partners per A-feature are drawn from `generator` and scored too
-    (`Alternatives`).
+    The result is exact: all pairs that are active on a common token are considered. It does not depend on how the stream was
+    cut into batches. Ties go to the lower index. For the null, `top` random partners per A-feature are drawn from `generator`
+    and scored as well (`Alternatives`).
 
-    Memory beside the codes: 16 bytes · top per feature of A, and as much per feature of B for every thread.
+    Memory in addition to the codes: 16 bytes · top per feature of A, and the same per feature of B for every thread.
     """
     rows, cols = correlations.shape
     drawn = draw_columns(rows, np.flatnonzero(correlations.live_b), top, generator)
@@ -54,7 +53,7 @@ def with_edges(
     cols: Int64[np.ndarray, " edges"],
     correlation: Float64[np.ndarray, " edges"],
 ) -> Candidates:
-    """The graph with further edges; those it has already stay as they are."""
+    """The graph with additional edges; existing edges stay unchanged."""
     known = candidates.rows, candidates.cols, candidates.correlation
     edges = _union([known, (rows, cols, correlation)], candidates.shape[1])
     return _graph(correlations, edges, candidates.alternatives, candidates.complete)
@@ -69,6 +68,6 @@ def _graph(correlations: Correlations, edges: _Edges, alternatives: Alternatives
 
 
 def _union(found: Sequence[_Edges], width: int) -> _Edges:
-    # One number per edge: rows and columns of millions of them would be in memory twice.
+    # One number per edge: separate rows and columns of millions of edges would be in memory twice.
     keys, first = np.unique(np.concatenate([rows * width + cols for rows, cols, _ in found]), return_index=True)
     return keys // width, keys % width, np.concatenate([values for *_, values in found])[first]

@@ -1,4 +1,4 @@
-"""Compilation by numba, kept on disk where there is a place for it."""
+"""Compilation by numba, cached on disk where possible."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,10 @@ import numba
 
 
 def jit(**options: Any) -> Callable[[Callable], Any]:
-    """`numba.njit(**options)`, compiled once per machine: kept beside the file, or else in the user's folder for caches.
+    """`numba.njit(**options)`, compiled once per machine: cached beside the file, or else in the user's cache folder.
 
-    Where neither can be written, as in some containers, numba refuses to keep anything, and every process compiles anew.
-    What is kept lasts until the function's own file changes, so that functions which call each other belong in one file.
+    Where neither can be written, as in some containers, numba raises, and every process compiles the function again. The
+    cache is valid until the function's own file changes; therefore functions that call each other must be in one file.
     """
 
     def compiled(function: Callable) -> Any:

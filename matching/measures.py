@@ -1,4 +1,4 @@
-"""How alike two sets of directions or two representations are, as single numbers."""
+"""Similarity of two sets of directions, or of two representations, as one number."""
 
 import torch
 from jaxtyping import Float, Float64
@@ -6,22 +6,19 @@ from torch import Tensor
 
 from matching.errors import MatchError
 
-# Entries of a similarity matrix held at once.
+# Entries of the similarity matrix that are in memory at once.
 _CHUNK = 2**24
 
 
 def pair_cosines(source: Float[Tensor, "pairs d"], target: Float[Tensor, "pairs d"]) -> Float64[Tensor, " pairs"]:
-    """Cosine of every matched pair of directions in one space (map A's decoder rows into B's space first)."""
+    """Cosine of every matched pair of directions, both in one space: map A's decoder rows into B's space first."""
     return (_unit(source) * _unit(target)).sum(dim=1)
 
 
-def share_above(similarities: Float[Tensor, " pairs"], level: float = 0.7) -> float:
-    """Share of pairs more similar than `level`; 0 when there are none."""
-    return float((similarities > level).double().mean()) if len(similarities) else 0.0
-
-
 def mean_max_cosine(source: Float[Tensor, "features d"], target: Float[Tensor, "others d"]) -> float:
-    """MMCS: each source direction's highest cosine with any target direction, averaged. Not symmetric.
+    """Mean max cosine similarity (MMCS): the mean over source directions of the highest cosine with any target direction.
+
+    It is not symmetric.
 
     Source: Sharkey, Braun, Millidge 2022, "Taking features out of superposition with sparse autoencoders".
     """
@@ -35,7 +32,9 @@ def linear_cka(
     covariance_b: Float64[Tensor, "d_b d_b"],
     covariance_ab: Float64[Tensor, "d_a d_b"],
 ) -> float:
-    """‖C_ab‖² / (‖C_a‖ ‖C_b‖) in Frobenius norms of centred (co-)variances: 1 for equal up to rotation and scale.
+    """Linear CKA, ‖C_ab‖² / (‖C_a‖ ‖C_b‖), with Frobenius norms of centred covariances.
+
+    It is 1 for representations that are equal up to rotation and scale.
 
     Raises: MatchError when either side has no variance.
     Source: Kornblith et al. 2019, arXiv 1905.00414.

@@ -1,4 +1,4 @@
-"""Nulls: matchings that know nothing of the correspondence and differ from the real ones in nothing else."""
+"""Nulls: matchings without any information on the correspondence, and otherwise like the real ones."""
 
 # pyright: reportOptionalSubscript=false, reportGeneralTypeIssues=false
 # (scipy.sparse carries no types: its shapes are taken for None)
@@ -33,13 +33,13 @@ def draw_columns(
 def shuffled(
     pairs: Pairs, frequency: Float64[np.ndarray, " features"], generator: np.random.Generator, *, strata: int = 10
 ) -> Pairs:
-    """The same rows with the partners of other pairs: wrong, but firing about as often as the right ones.
+    """The same rows with the partners of other pairs: wrong partners of about the same frequency.
 
     Pairs are sorted by the frequency of their B-feature (`frequency`, one per feature of B) and cut into `strata` parts
-    of equal size; within each, partners move along one random cycle, so that no pair keeps its own. The weights stay
-    those of the real matching: row, score and null score are unchanged, only the partner is wrong.
+    of equal size. Within each part, partners are permuted along one random cycle, so that no pair keeps its own. Rows,
+    scores and null scores stay unchanged, so weights are those of the real matching.
 
-    Raises: MatchError when there are fewer than two pairs, which leaves nothing to exchange.
+    Raises: MatchError when there are fewer than two pairs.
     """
     if len(pairs) < 2:
         raise MatchError(f"shuffling needs at least 2 pairs; got {len(pairs)}. Lower the matching threshold.")
@@ -52,11 +52,11 @@ def shuffled(
 
 
 def misaligned(batches: Batches, seed: int) -> Batches:
-    """The stream with B's tokens moved against A's: in each batch, by a random quarter to three quarters of its length.
+    """The stream with B's tokens rotated against A's: in each batch, by a random quarter to three quarters of its length.
 
-    Every feature keeps its moments and its neighbours in time; only the pairing of tokens is lost. Candidates and
+    Every feature keeps its moments and its sequence in time; only the pairing of tokens is lost. Candidates and
     assignment on this stream give the strictest null: the scores that selecting the best of *all* partners reaches by
-    chance alone, which is high for rare features and few tokens.
+    chance, which are high for rare features and few tokens.
 
     Raises: MatchError while streaming when a batch has fewer than four tokens.
     """
@@ -66,7 +66,9 @@ def misaligned(batches: Batches, seed: int) -> Batches:
         for a, b in batches():
             tokens = b.shape[0]
             if tokens < 4:
-                raise MatchError(f"moving tokens needs batches of at least 4 tokens; got {tokens}. Use larger batches.")
+                raise MatchError(
+                    f"a misaligned stream needs batches of at least 4 tokens; got {tokens}. Use larger batches."
+                )
             offset = int(generator.integers(tokens // 4, tokens - tokens // 4))
             yield a, sp.csr_array(sp.vstack([b[offset:], b[:offset]], format="csr"))
 

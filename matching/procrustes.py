@@ -1,4 +1,4 @@
-"""The orthogonal map between two spaces that carries matched directions onto each other, and its null, a random one."""
+"""The orthogonal map between two spaces that aligns matched directions, and its null, a random orthogonal map."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from matching.errors import MatchError
 
 @dataclass(frozen=True)
 class Rotation:
-    """x ↦ scale · x @ matrix. The matrix is orthogonal; between unequal widths, orthonormal along the narrower side."""
+    """x ↦ scale · x @ matrix. The matrix is orthogonal; for unequal widths the fewer of its rows and columns are orthonormal."""
 
     matrix: Float64[Tensor, "d_a d_b"]
     scale: float
@@ -52,7 +52,7 @@ def orthogonal_map(
 
 
 def random_rotation(d_a: int, d_b: int, generator: torch.Generator) -> Float64[Tensor, "d_a d_b"]:
-    """Uniform (Haar) random orthogonal map; between unequal widths, orthonormal along the narrower side.
+    """Uniform (Haar) random orthogonal map; for unequal widths the fewer of its rows and columns are orthonormal.
 
     Source: Mezzadri 2007, Notices of the AMS 54: the signs of R's diagonal make QR uniform.
     """

@@ -15,13 +15,13 @@ from matching.errors import MatchError
 from matching.jit import jit
 from matching.stream import Batches, segments
 
-# A standard deviation this small beside the root mean square is rounding: the feature is constant.
+# A standard deviation below this share of the root mean square is rounding error: the feature is constant.
 CONSTANT = 1e-10
 
 
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Moments of every feature over `count` tokens. `variance` is the population variance, `firings` counts z ≠ 0."""
+    """Moments of every feature over `count` tokens. `variance` is the population variance; `firings` counts tokens with z ≠ 0."""
 
     count: int
     mean: Float64[np.ndarray, " features"]
@@ -35,24 +35,24 @@ class FeatureMoments:
 
     @property
     def frequency(self) -> Float64[np.ndarray, " features"]:
-        """Share of tokens on which the feature fires."""
+        """Share of tokens on which the feature is active."""
         return self.firings / self.count
 
     def live(self, minimum_firings: int) -> Bool[np.ndarray, " features"]:
-        """Features whose correlation means something: neither constant nor seen too rarely.
+        """Features whose correlation is meaningful: they are not constant and are active on `minimum_firings` tokens or more.
 
-        Two features that fire once, on the same token, correlate perfectly; hence the minimum.
+        The minimum is needed because two features that are active once, on the same token, correlate perfectly.
         """
         varies = self.variance > CONSTANT**2 * self.second
         return varies & (self.firings >= minimum_firings)
 
 
 class RunningMoments:
-    """Moments of features over codes that come a segment at a time.
+    """Moments of features over codes that arrive in segments.
 
-    Kept of the tokens where a feature fires, counted from its first value, one after another; those where it is silent join at
-    the end. So a segment costs what is active in it, a large mean does not eat the variance, and nothing depends on where
-    segments end.
+    Moments over the tokens where a feature is active are updated token by token, relative to its first value. Tokens where it is
+    inactive are added at the end. Therefore a segment costs only its active features, a large mean does not reduce the
+    precision of the variance, and the result does not depend on the boundaries of segments.
 
     Source: Welford 1962, Technometrics 4; Chan, Golub, LeVeque 1983, The American Statistician 37 (joining).
     """
@@ -96,7 +96,7 @@ def feature_moments(batches: Batches) -> tuple[FeatureMoments, FeatureMoments]:
 
 
 def moments_of(pairs: Iterable[tuple[sp.csr_array, sp.csr_array]]) -> tuple[FeatureMoments, FeatureMoments]:
-    """Moments of both sides of segments."""
+    """Moments of both sides of a sequence of segments (codes of A, codes of B)."""
     running: list[RunningMoments] = []
     for pair in pairs:
         running = running or [RunningMoments(codes.shape[1]) for codes in pair]
@@ -114,18 +114,19 @@ def correlation_matrix(
     minimum_firings: int = 10,
     budget_bytes: int = 2**30,
 ) -> Float64[np.ndarray, "rows cols"]:
-    """Dense Pearson correlations [features A, features B], NaN where either is not live: the reference for `Correlations`.
+    """Dense Pearson correlations [features A, features B], NaN where a feature is not live: the reference for `Correlations`.
 
-    Features that fire on most tokens are centred before the product, which at most doubles their entries. The others
-    lose at most one bit when means are subtracted afterwards: with firing share f, mean² / variance ≤ f / (1 − f) ≤ 1.
+    Features that are active on most tokens are centred before the product, which at most doubles their entries. For the
+    others, means are subtracted afterwards, which costs at most one bit of precision: for a feature active on a share f of
+    the tokens, mean² / variance ≤ f / (1 − f) ≤ 1.
 
-    Raises: MatchError when the matrix is larger than `budget_bytes`; or from the stream.
+    Raises: MatchError when the matrix is larger than `budget_bytes`, or from the stream.
     """
     rows, cols = len(moments_a.mean), len(moments_b.mean)
     if 8 * rows * cols > budget_bytes:
         raise MatchError(
-            f"dense correlations of {rows} x {cols} features need {8 * rows * cols:,} bytes; got a budget of "
-            f"{budget_bytes:,}. Use the sparse graph (`candidates`) or raise the budget."
+            f"budget_bytes must be at least {8 * rows * cols:,} for dense correlations of {rows} x {cols} features; got "
+            f"{budget_bytes:,}. Use the sparse graph (`candidates`) or raise it."
         )
     shift_a, shift_b = shift(moments_a), shift(moments_b)
     found = np.zeros((rows, cols))
@@ -137,25 +138,32 @@ def correlation_matrix(
         np.add.at(flat, np.repeat(np.arange(rows), np.diff(product.indptr)) * cols + product.indices, product.data)
         tokens += a.shape[0]
     _check_tokens(tokens, moments_a, moments_b)
-    left_a, left_b = moments_a.mean - shift_a, moments_b.mean - shift_b
-    scale_a, scale_b = inverse_deviation(moments_a), inverse_deviation(moments_b)
-    for row, left, scale in zip(found, left_a, scale_a, strict=True):  # row by row: no second matrix in memory
-        row /= tokens
-        row -= left * left_b
-        row *= scale * scale_b
-        np.clip(row, -1.0, 1.0, out=row)
+    _normalise(found, tokens, moments_a, moments_b)
     found[~moments_a.live(minimum_firings)] = np.nan
     found[:, ~moments_b.live(minimum_firings)] = np.nan
     return found
 
 
+def _normalise(
+    products: Float64[np.ndarray, "rows cols"], tokens: int, moments_a: FeatureMoments, moments_b: FeatureMoments
+) -> None:
+    """Turns sums of products into correlations in place, row by row, so that there is no second matrix in memory."""
+    left_a, left_b = moments_a.mean - shift(moments_a), moments_b.mean - shift(moments_b)
+    scale_a, scale_b = inverse_deviation(moments_a), inverse_deviation(moments_b)
+    for row, left, scale in zip(products, left_a, scale_a, strict=True):
+        row /= tokens
+        row -= left * left_b
+        row *= scale * scale_b
+        np.clip(row, -1.0, 1.0, out=row)
+
+
 def shift(moments: FeatureMoments) -> Float64[np.ndarray, " features"]:
-    """What to subtract before products: the mean of features active on most tokens, so that it does not eat their variance."""
+    """What to subtract before products: the mean of features active on most tokens, 0 for others. It preserves precision."""
     return np.where(moments.frequency > 0.5, moments.mean, 0.0)
 
 
 def shifted(codes: sp.csr_array, shift: Float64[np.ndarray, " features"]) -> sp.csr_array:
-    """Codes − shift; columns with a shift become dense, zeros included, the others stay as they are."""
+    """Codes − shift. Columns with a nonzero shift become dense, explicit zeros included; the others stay unchanged."""
     dense = np.flatnonzero(shift)
     if not dense.size:
         return codes
@@ -187,5 +195,5 @@ def _check_tokens(tokens: int, moments_a: FeatureMoments, moments_b: FeatureMome
     if not tokens == moments_a.count == moments_b.count:
         raise MatchError(
             f"every pass must see the tokens of the moments, {moments_a.count} and {moments_b.count}; got {tokens}. "
-            "The callable must restart the same stream each time."
+            "`batches` must start the same stream each time it is called."
         )

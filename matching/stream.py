@@ -1,4 +1,4 @@
-"""The stream of paired codes: checked, in float64, cut at fixed places so that no sum depends on how it was batched."""
+"""The stream of paired codes: checked, in float64, and cut at fixed tokens so that sums do not depend on the batch size."""
 
 # pyright: reportOptionalSubscript=false, reportGeneralTypeIssues=false
 # (scipy.sparse carries no types: its shapes are taken for None)
@@ -14,14 +14,14 @@ Codes = sp.csr_array | sp.csr_matrix
 """Feature activations [tokens, features] of one batch."""
 
 Batches = Callable[[], Iterable[tuple[Codes, Codes]]]
-"""Starts the stream anew: (codes of A, codes of B) on the same tokens, batch after batch."""
+"""Starts the stream from its beginning: (codes of A, codes of B) on the same tokens, batch after batch."""
 
-# Tokens summed at once. A co-activation product holds at most SEGMENT · k_A · k_B entries of about 32 bytes.
+# Number of tokens that are summed at once. A co-activation product holds at most SEGMENT · k_A · k_B entries of about 32 bytes.
 SEGMENT = 1024
 
 
 def segments(batches: Batches) -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
-    """The stream as float64 codes of exactly SEGMENT tokens (the last may be shorter), however it was cut before.
+    """The stream as float64 codes of exactly SEGMENT tokens each (the last segment may be shorter).
 
     Raises: MatchError when the stream is empty, when A and B differ in tokens, when the number of features changes, or
         when a code is NaN or infinite.
@@ -66,7 +66,7 @@ def _check(a: Codes, b: Codes, widths: tuple[int, int], number: int) -> None:
 
 
 def _cut(codes: Codes, start: int, stop: int) -> sp.csr_array:
-    """Tokens start..stop in float64; features may be a view of the batch's."""
+    """Tokens start to stop − 1 in float64; column indices may be a view of the batch's."""
     ends = codes.indptr[start : stop + 1]
     entries = slice(ends[0], ends[-1])
     parts = codes.data[entries].astype(np.float64), codes.indices[entries], ends - ends[0]
@@ -79,7 +79,7 @@ def _joined(parts: list[tuple[sp.csr_array, sp.csr_array]]) -> tuple[sp.csr_arra
 
 
 def _cleaned(parts: tuple[sp.csr_array, ...]) -> sp.csr_array:
-    """One matrix without explicit zeros or repeated entries; a copy where there are any, since both are removed in place."""
+    """One matrix without explicit zeros or repeated entries; a copy if there are any, since they are removed in place."""
     codes = parts[0] if len(parts) == 1 else sp.csr_array(sp.vstack(parts, format="csr"))
     if not (codes.has_canonical_format and codes.data.all()):
         codes = codes.copy()

@@ -1,4 +1,4 @@
-"""Work on a range of rows, shared by threads."""
+"""Work on a range of rows, divided among threads."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 def in_parts(work: Callable[[int, int], T], cost: Int64[np.ndarray, " rows"], threads: int) -> list[T]:
-    """work(start, stop) on as many ranges of rows as there are threads, of about equal cost; what they return, in order.
+    """Calls work(start, stop) for as many ranges of rows as there are threads, of about equal cost; returns the results in order.
 
-    Worth it for work that lets go of Python's lock, as compiled code does.
+    It is faster only for work that releases Python's global lock, as compiled code does.
     """
-    total = np.cumsum(cost + 1)  # a row costs something even if nothing is active on it
+    total = np.cumsum(cost + 1)  # every row has a cost even if no token activates it
     if threads == 1 or len(total) <= threads:
         return [work(0, len(total))]
     ends = np.searchsorted(total, total[-1] * np.arange(1, threads) / threads).tolist()

@@ -1,6 +1,6 @@
 """Soft matching by optimal transport on the candidate graph: exact when balanced, entropic when mass may be dropped.
 
-Both work on the graph's edges alone. A dense cost never exists, so 65,536 features need the memory of their candidates.
+Both use the edges of the graph only. A dense cost matrix is never formed, so memory is proportional to the number of candidates.
 """
 
 import importlib
@@ -18,46 +18,51 @@ from matching.types import Candidates, Plan
 def balanced(
     candidates: Candidates, weights_a: Float64[np.ndarray, " rows"], weights_b: Float64[np.ndarray, " cols"]
 ) -> Plan:
-    """Transport plan P of least cost Σ P (1 − correlation₊) whose row sums are `weights_a` and column sums `weights_b`.
+    """The transport plan P of minimal cost Σ P (1 − correlation₊) with row sums `weights_a` and column sums `weights_b`.
 
-    Exact over *all* pairs of features, those outside the graph counted as uncorrelated (cost 1). Mass without a
-    correlated partner passes through a relay of that cost (a dummy row and a dummy column) and is laid out afterwards
-    over pairs outside the graph; every layout costs the same. Weights are non-negative and scaled to sum to 1.
+    It is exact over *all* pairs of features, where pairs outside the graph count as uncorrelated (cost 1). Mass without a
+    correlated partner passes through a dummy row and a dummy column at that cost, and is distributed afterwards over
+    pairs outside the graph; every distribution costs the same. Weights must be nonnegative; they are scaled to sum to 1.
 
-    Raises: MatchError when POT is not installed, when weights are not usable, or when the solver gives up.
+    Raises: MatchError when POT is not installed, when weights are invalid, or when the solver does not converge.
     Source: Bonneel et al. 2011, ACM TOG 30 (network simplex, POT's `ot.emd` on sparse costs).
     """
     ot = _import_pot()
-    weights_a, weights_b = _distribution("A", weights_a), _distribution("B", weights_b)
-    rows, cols = candidates.shape
-    # The solver sees nodes with mass only, edges that beat the relay only, and one relay on each side.
-    useful = (candidates.correlation > 0) & (weights_a[candidates.rows] > 0) & (weights_b[candidates.cols] > 0)
-    full_a, full_b = np.flatnonzero(weights_a), np.flatnonzero(weights_b)
-    edge_rows = np.searchsorted(full_a, candidates.rows[useful])
-    edge_cols = np.searchsorted(full_b, candidates.cols[useful])
-    relay_row, relay_col = len(full_a), len(full_b)
-    cost = sp.coo_array(
-        (
-            np.concatenate(
-                [1 - candidates.correlation[useful], np.full(relay_row, 0.5), np.full(relay_col, 0.5), [0.0]]
-            ),
-            (
-                np.concatenate([edge_rows, np.arange(relay_row), np.full(relay_col, relay_row), [relay_row]]),
-                np.concatenate([edge_cols, np.full(relay_row, relay_col), np.arange(relay_col), [relay_col]]),
-            ),
-        ),
-        shape=(relay_row + 1, relay_col + 1),
-    )
+    weights_a, weights_b = _distribution("a", weights_a), _distribution("b", weights_b)
+    full_a, full_b = np.flatnonzero(weights_a), np.flatnonzero(weights_b)  # the solver gets only nodes with mass
+    cost = _cost_with_dummies(candidates, weights_a, weights_b)
     supply, demand = np.append(weights_a[full_a], 1.0), np.append(weights_b[full_b], 1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exit status is checked below
         flow, log = ot.emd(supply, demand, cost, numItermax=2**31 - 1, log=True)
     if log["result_code"] != 1:
-        raise MatchError(f"transport needs a solver that converges; POT says: {log['warning']}. Lower `top` and retry.")
+        raise MatchError(
+            f"the transport solver must converge; POT reports: {log['warning']}. Lower `top` and try again."
+        )
     flow = flow.tocoo()
-    direct = (flow.row < relay_row) & (flow.col < relay_col)
-    plan = sp.csr_array((flow.data[direct], (full_a[flow.row[direct]], full_b[flow.col[direct]])), shape=(rows, cols))
+    direct = (flow.row < len(full_a)) & (flow.col < len(full_b))
+    at = full_a[flow.row[direct]], full_b[flow.col[direct]]
+    plan = sp.csr_array((flow.data[direct], at), shape=candidates.shape)
     return _plan(plan + _layout(weights_a - plan.sum(axis=1), weights_b - plan.sum(axis=0)))
+
+
+def _cost_with_dummies(
+    candidates: Candidates, weights_a: Float64[np.ndarray, " rows"], weights_b: Float64[np.ndarray, " cols"]
+) -> sp.coo_array:
+    """Sparse costs between nodes with mass, with a dummy row and a dummy column last.
+
+    A path through the dummies costs 1, as an uncorrelated pair. Edges that cost more are left out.
+    """
+    useful = (candidates.correlation > 0) & (weights_a[candidates.rows] > 0) & (weights_b[candidates.cols] > 0)
+    full_a, full_b = np.flatnonzero(weights_a), np.flatnonzero(weights_b)
+    edge_rows = np.searchsorted(full_a, candidates.rows[useful])
+    edge_cols = np.searchsorted(full_b, candidates.cols[useful])
+    rows, cols = len(full_a), len(full_b)
+    costs = [1 - candidates.correlation[useful], np.full(rows, 0.5), np.full(cols, 0.5), [0.0]]
+    from_rows = [edge_rows, np.arange(rows), np.full(cols, rows), [rows]]
+    to_cols = [edge_cols, np.full(rows, cols), np.arange(cols), [cols]]
+    entries = (np.concatenate(costs), (np.concatenate(from_rows), np.concatenate(to_cols)))
+    return sp.coo_array(entries, shape=(rows + 1, cols + 1))
 
 
 def unbalanced(
@@ -69,24 +74,25 @@ def unbalanced(
     marginal_penalty: float = 0.2,
     iterations: int = 10_000,
 ) -> Plan:
-    """Plan on the graph minimising ⟨P, 1 − correlation⟩ + ε KL(P ‖ a⊗b) + ρ KL(P1 ‖ a) + ρ KL(Pᵀ1 ‖ b).
+    """The plan on the graph that minimises ⟨P, 1 − correlation⟩ + ε KL(P ‖ a⊗b) + ρ KL(P1 ‖ a) + ρ KL(Pᵀ1 ‖ b).
 
-    ε = `regularisation` blurs (in units of correlation); ρ = `marginal_penalty` is what a unit of missing mass costs: a
-    feature whose best partner costs far more than 2ρ is dropped rather than moved. Weights are non-negative and scaled
-    to sum to 1. Needs no POT, which would hold a dense cost: scaling iterations in the log domain over the edges.
+    ε = `regularisation` sets how soft the plan is, in units of correlation. ρ = `marginal_penalty` is the cost of a unit of
+    missing mass: a feature whose best partner costs far more than 2ρ is dropped. Weights must be nonnegative; they are
+    scaled to sum to 1. The scaling iterations run in the log domain over the edges; POT, which needs a dense cost, is not
+    used.
 
-    Raises: MatchError when weights or parameters are not usable, or when the iterations do not converge.
+    Raises: MatchError when weights or parameters are invalid, or when the iterations do not converge.
     Source: Chizat et al. 2018, Mathematics of Computation 87.
     """
     if not (regularisation > 0 and marginal_penalty > 0):
         raise MatchError(
-            "unbalanced transport needs a positive regularisation and marginal penalty; got "
+            "regularisation and marginal_penalty must be positive for unbalanced transport; got "
             f"{regularisation} and {marginal_penalty}. For no regularisation use `balanced`."
         )
-    weights_a, weights_b = _distribution("A", weights_a), _distribution("B", weights_b)
+    weights_a, weights_b = _distribution("a", weights_a), _distribution("b", weights_b)
     used = (weights_a[candidates.rows] > 0) & (weights_b[candidates.cols] > 0)
     rows, cols = candidates.rows[used], candidates.cols[used]
-    # log of the kernel a exp(−cost / ε) b: with it the potentials below are pure scalings
+    # log of the kernel a exp(−cost / ε) b, with which the potentials below are pure scalings
     kernel = np.log(weights_a[rows] * weights_b[cols]) - (1 - candidates.correlation[used]) / regularisation
     row_sums, col_sums = _LogSums(rows, candidates.shape[0]), _LogSums(cols, candidates.shape[1])
     log_a, log_b = np.log(np.maximum(weights_a, 1e-300)), np.log(np.maximum(weights_b, 1e-300))
@@ -100,13 +106,13 @@ def unbalanced(
             mass = np.exp(kernel + scale_a[rows] + scale_b[cols])
             return _plan(sp.csr_array((mass, (rows, cols)), shape=candidates.shape))
     raise MatchError(
-        f"unbalanced transport must settle within {iterations} iterations; it did not at regularisation "
-        f"{regularisation}. Raise the regularisation or lower the marginal penalty."
+        f"unbalanced transport must converge within {iterations} iterations; it did not with `regularisation` "
+        f"{regularisation}. Raise `regularisation` or lower `marginal_penalty`."
     )
 
 
 class _LogSums:
-    """log Σ exp over the edges of each node; 0 for nodes without edges, whose scaling touches nothing."""
+    """log Σ exp over the edges of each node; 0 for nodes without edges, whose scaling has no effect."""
 
     def __init__(self, nodes: Int64[np.ndarray, " edges"], count: int) -> None:
         self.order = np.argsort(nodes, kind="stable")
@@ -125,7 +131,7 @@ class _LogSums:
 
 
 def _layout(left_a: Float64[np.ndarray, " rows"], left_b: Float64[np.ndarray, " cols"]) -> sp.csr_array:
-    """A coupling of two leftovers of equal mass with fewer entries than they have features (north-west corner rule)."""
+    """A coupling of two remainders of equal mass by the north-west corner rule, which has few entries."""
     left_a, left_b = (np.where(left > 1e-14, left, 0.0) for left in (left_a, left_b))
     ends_a, ends_b = np.cumsum(left_a), np.cumsum(left_b)
     total = min(ends_a[-1], ends_b[-1])
@@ -147,7 +153,7 @@ def _distribution(side: str, weights: Float64[np.ndarray, " features"]) -> Float
     total = weights.sum()
     if not (np.isfinite(total) and (weights >= 0).all() and total > 0):
         raise MatchError(
-            f"transport needs finite weights ≥ 0, not all zero; got others for {side}. Use firing frequencies."
+            f"weights_{side} must be finite, nonnegative and not all zero; got others. Use firing frequencies."
         )
     return weights / total
 

@@ -1,4 +1,4 @@
-"""What a matching is: one-to-one pairs or a transport plan, and the graph of candidates both are found on."""
+"""Types of a matching: one-to-one pairs or a transport plan, and the candidate graph on which both are computed."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from jaxtyping import Float64, Int64
 
 @dataclass(frozen=True)
 class Alternatives:
-    """Random partners drawn for every row, with their correlations (−inf where undefined): what chance has to offer."""
+    """Random partners drawn for every row, with their correlations (−inf where undefined): the chance level."""
 
     cols: Int64[np.ndarray, "rows draws"]
     correlation: Float64[np.ndarray, "rows draws"]
@@ -16,7 +16,7 @@ class Alternatives:
     def best(
         self, rows: Int64[np.ndarray, " pairs"], cols: Int64[np.ndarray, " pairs"]
     ) -> Float64[np.ndarray, " pairs"]:
-        """Highest correlation among the draws of each pair's row, its own partner left out; 0 if nothing is left."""
+        """Highest correlation among the draws of each pair's row, without its own partner; 0 if no draw remains."""
         correlation = np.where(self.cols[rows] == cols[:, None], -np.inf, self.correlation[rows])
         best = correlation.max(axis=1, initial=-np.inf)
         return np.where(np.isfinite(best), best, 0.0)
@@ -24,10 +24,10 @@ class Alternatives:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Sparse graph of the pairs worth considering, in order of (row, col); features without variance have no edge.
+    """Sparse graph of candidate pairs, in order of (row, col); features without variance have no edge.
 
-    `correlation` is Pearson's r over tokens, `co_moment` is E[z_row z_col], uncentred. The `complete` best partners of every row
-    are among its edges, as far as correlations are positive; 0 where that is not known.
+    `correlation` is Pearson's r over tokens, `co_moment` is E[z_row z_col], uncentred. The edges of every row include its
+    `complete` best partners with positive correlations; `complete` is 0 where that is not known.
     """
 
     shape: tuple[int, int]

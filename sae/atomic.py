@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders that are written completely or not at all."""
 
 import os
 import shutil
@@ -12,22 +12,26 @@ PARTIAL = ".partial-"
 
 @contextmanager
 def whole_folder(place: Path) -> Iterator[Path]:
-    """An empty folder beside `place` to write into; on success it is fsynced and renamed to `place`, else removed."""
+    """Yields an empty folder beside `place` to write into.
+
+    On success its files are synced to disk and it is renamed to `place`; after an error it is removed.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_name(f"{PARTIAL}{place.name}-{uuid.uuid4().hex[:8]}")
     partial.mkdir()
     try:
         yield partial
         for path in [*partial.rglob("*"), partial]:
-            _fsync(path)
+            fsync(path)
         partial.rename(place)
-        _fsync(place.parent)
+        fsync(place.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Waits until a file or a folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

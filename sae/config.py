@@ -1,4 +1,4 @@
-"""What an SAE should be and how long to train it."""
+"""Architecture, size and training schedule of an SAE."""
 
 import math
 from dataclasses import dataclass, fields
@@ -12,14 +12,17 @@ ARCHITECTURES = ("batchtopk", "topk", "jumprelu", "standard", "matryoshka")
 class SAEConfig:
     """One SAE and its training schedule.
 
+    Raises SAEError when a value is out of range.
+
     architecture one of ARCHITECTURES.
     k            active features per token: exact for topk, on average for batchtopk and matryoshka, the target of
-                 jumprelu's penalty. `standard` has no such dial; its L1 penalty decides (see `auxiliary`).
-    lr           peak Adam step; None is 2e-4 / sqrt(features / 16384) (Gao et al. 2024, arXiv 2406.04093, scaling law).
+                 jumprelu's penalty. Not used by `standard`, whose sparsity follows from its L1 penalty (see `auxiliary`).
+    lr           peak learning rate of Adam; None is 2e-4 / sqrt(features / 16384), the scaling law of Gao et al. 2024,
+                 arXiv 2406.04093.
     warmup       share of the steps over which lr rises linearly.
     decay        share of the steps, at the end, over which lr falls linearly to zero.
     auxiliary    weight of the architecture's second loss: reviving dead features (batchtopk, topk, matryoshka),
-                 (L0 − k)² (jumprelu), L1 (standard), with activations scaled to a mean norm of sqrt(d).
+                 (L0 − k)² (jumprelu), L1 (standard). Activations are scaled to a mean norm of sqrt(d) first.
     """
 
     architecture: str = "batchtopk"

@@ -1,4 +1,4 @@
-"""SAELens SAE → Dictionary."""
+"""Converts SAEs and transcoders of SAELens into Dictionary."""
 
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def to_dictionary(sae: "sae_lens.SAE") -> Dictionary:
-    """The same function as `sae`, with decoder rows of unit norm and the decoder's bias taken out of the encoder.
+    """A Dictionary that computes the same function as `sae`.
 
-    A training SAE is read in the form SAELens saves it in (batchtopk and matryoshka become jumprelu). Folding is done
-    in float64; the result has the SAE's dtype, half precisions widened to float32.
+    Its decoder rows have unit norm, and the subtraction of the decoder bias is folded into the encoder bias. A training
+    SAE is read in the form in which SAELens saves it (batchtopk and matryoshka become jumprelu). Folding is done in
+    float64; the result has the SAE's dtype, or float32 for half-precision SAEs.
 
-    Raises: SAEError where no such Dictionary exists: input normalised per token or not folded in, reshaped heads,
-    topk selecting on codes with unequal decoder norms, or another architecture than standard, gated, topk, jumprelu.
+    Raises: SAEError where no such Dictionary exists: input normalised per token or by a factor that is not folded in,
+    reshaped attention heads, topk that selects on codes with unequal decoder norms, or an architecture other than
+    standard, gated, topk and jumprelu.
     """
     config, weights = _inference_form(sae)
     architecture = config["architecture"]
@@ -30,20 +32,23 @@ def to_dictionary(sae: "sae_lens.SAE") -> Dictionary:
 
 @torch.no_grad()
 def transcoder_to_dictionary(transcoder: "sae_lens.SAE") -> Dictionary:
-    """The same function as a transcoder that reads and writes activations of one width, as a Dictionary whose decoder's bias is
-    no part of what it reads.
+    """A Dictionary that computes the same function as a transcoder whose input and output have the same width.
 
-    Raises: SAEError for one with a skip connection, of two widths, or as `to_dictionary`.
+    Unlike an SAE, a transcoder does not subtract the decoder bias from its input.
+
+    Raises: SAEError for a transcoder with a skip connection or with two widths, and as `to_dictionary` does.
     """
     config, weights = _inference_form(transcoder)
     architecture = {"transcoder": "standard", "jumprelu_transcoder": "jumprelu"}.get(config["architecture"])
     if architecture is None:
         raise SAEError(
-            f"a transcoder must be ReLU or JumpReLU, without a skip connection; got {config['architecture']!r}: use another."
+            "a transcoder must be ReLU or JumpReLU, without a skip connection; "
+            f"got {config['architecture']!r}. Use another transcoder."
         )
     if config["d_in"] != config["d_out"]:
         raise SAEError(
-            f"a transcoder must read and write one width; this one reads {config['d_in']} and writes {config['d_out']}."
+            f"a transcoder's input and output must have the same width; got {config['d_in']} and {config['d_out']}. "
+            "Use another transcoder."
         )
     return _folded(architecture, {**config, "apply_b_dec_to_input": False}, weights)
 
@@ -59,18 +64,18 @@ def _folded(architecture: str, config: dict, weights: dict[str, torch.Tensor]) -
         raise SAEError("an SAE must read the residual stream; this one reads attention heads (hook_z). Use another.")
 
     decoder = weights["W_dec"].double()
-    norms = decoder.norm(dim=-1).clamp(min=1e-8)  # SAELens's own floor
+    norms = decoder.norm(dim=-1).clamp(min=1e-8)  # the lower bound that SAELens uses
     if architecture == "topk" and not config["rescale_acts_by_decoder_norm"] and norms.max() > norms.min() * (1 + 1e-3):
         raise SAEError(
             "a topk SAE that selects before rescaling must have decoder rows of equal norm; "
-            f"this one's lie in {norms.min():.3g}..{norms.max():.3g}. Use another SAE."
+            f"the norms range from {norms.min():.3g} to {norms.max():.3g}. Use another SAE."
         )
 
     encoder = weights["W_enc"].double()
     input_bias = weights["b_dec"].double() if config["apply_b_dec_to_input"] else torch.zeros_like(decoder[0])
     threshold = None
     if architecture == "gated":
-        # Both paths share W_enc up to the factor exp(r_mag), so the gate is a threshold on the magnitude path.
+        # Both paths use W_enc up to the factor exp(r_mag), so the gate is a threshold on the magnitude path.
         gain = weights["r_mag"].double().exp()
         threshold = weights["b_mag"].double() - weights["b_gate"].double() * gain
         encoder, bias = encoder * gain, weights["b_mag"].double()
@@ -85,7 +90,7 @@ def _folded(architecture: str, config: dict, weights: dict[str, torch.Tensor]) -
         encoder=(encoder * norms).to(dtype),
         encoder_bias=(bias * norms).to(dtype),
         activation="relu" if architecture == "standard" else "topk" if architecture == "topk" else "jumprelu",
-        # SAELens applies relu besides the threshold: a negative threshold acts as zero.
+        # SAELens also applies a ReLU, so a negative threshold acts as zero.
         threshold=None if threshold is None else (threshold * norms).clamp(min=0).to(dtype),
         k=config["k"] if architecture == "topk" else None,
         decoder=(decoder / norms[:, None]).to(dtype),

@@ -1,4 +1,4 @@
-"""torch's compressed sparse rows, without its word, once in a process, that they are in beta."""
+"""torch's compressed sparse rows (CSR), without the warning that torch issues once per process about their beta state."""
 
 import warnings
 
@@ -17,5 +17,8 @@ def csr(
     values: Float[Tensor, " entries"],
     shape: tuple[int, ...],
 ) -> Tensor:
-    """The matrix with `values` in `columns`, which ascend within a row; row r has entries starts[r] to starts[r + 1] − 1."""
+    """The CSR matrix whose row r has the entries starts[r] to starts[r + 1] − 1 of `columns` and `values`.
+
+    `columns` must ascend within a row. The arguments are not checked.
+    """
     return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)

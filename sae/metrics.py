@@ -1,4 +1,4 @@
-"""How well a dictionary reconstructs a stream of activations, and how sparsely."""
+"""Reconstruction error and sparsity of a dictionary on a stream of activations."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,8 +13,13 @@ from sae.types import Dictionary
 
 @dataclass(frozen=True)
 class Quality:
-    """fvu: Σ‖x − x̂‖² / Σ‖x − mean‖². r2: mean over dimensions of 1 − residual/variance, constant dimensions left out.
-    l0: mean active features per token. dead: share of features that were never active."""
+    """Quality of a dictionary over `tokens` tokens.
+
+    fvu   fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − mean‖².
+    r2    mean over dimensions of 1 − residual / variance; constant dimensions are left out.
+    l0    mean number of active features per token.
+    dead  share of features that were never active.
+    """
 
     tokens: int
     fvu: float
@@ -25,45 +30,62 @@ class Quality:
 
 @torch.no_grad()
 def measure(dictionary: Dictionary, batches: Iterable[Float[Tensor, "_ d"]]) -> Quality:
-    """Streamed over `batches` on the dictionary's device; sums in float64.
+    """Quality over all `batches` of activations, computed on the dictionary's device with sums in float64.
 
-    Raises: SAEError on an empty or constant stream, on NaN, and on batches of another width.
+    Raises: SAEError when the stream is empty or constant, holds NaN, or has another width than the dictionary.
     """
-    device = dictionary.decoder.device
-    features, width = dictionary.decoder.shape
-    error, first, second = (torch.zeros(width, dtype=torch.float64, device=device) for _ in range(3))
-    fired = torch.zeros(features, dtype=torch.bool, device=device)
-    active = torch.zeros((), dtype=torch.int64, device=device)
-    shift = None  # moments about an early mean: a residual stream's mean may dwarf its spread
-    tokens = 0
+    sums = _Sums(dictionary)
     for batch in batches:
-        if batch.shape[-1] != width:
-            raise SAEError(f"activations must have the SAE's width {width}; got {batch.shape[-1]}.")
-        x = batch.to(device)
-        codes = dictionary.encode(x)
-        residual = x.double() - dictionary.decode(codes).double()
-        if shift is None:
-            shift = x.double().mean(dim=0)
-        centred = x.double() - shift
-        error += residual.square().sum(dim=0)
-        first += centred.sum(dim=0)
-        second += centred.square().sum(dim=0)
-        on = codes != 0
-        fired |= on.any(dim=0)
-        active += on.sum()
-        tokens += len(x)
-    if tokens == 0:
-        raise SAEError("measuring an SAE needs at least one batch of activations; the stream was empty.")
-    variance = second - first.square() / tokens
-    varying = variance > 0
-    if not (error.isfinite().all() and variance.isfinite().all() and varying.any()):
-        raise SAEError(
-            f"activations must be finite and vary over the {tokens} tokens measured. Check the site and the text."
+        sums.add(batch)
+    return sums.quality()
+
+
+class _Sums:
+    """Sums over tokens from which a quality follows, by dimension or by feature."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self.dictionary, self.device = dictionary, dictionary.decoder.device
+        features, self.width = dictionary.decoder.shape
+        self.error, self.first, self.second = (
+            torch.zeros(self.width, dtype=torch.float64, device=self.device) for _ in range(3)
         )
-    return Quality(
-        tokens=tokens,
-        fvu=(error.sum() / variance.sum()).item(),
-        r2=(1 - error[varying] / variance[varying]).mean().item(),
-        l0=active.item() / tokens,
-        dead=1 - fired.double().mean().item(),
-    )
+        self.fired = torch.zeros(features, dtype=torch.bool, device=self.device)
+        self.active = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.tokens = 0
+        # Moments are taken about the first batch's mean: a residual stream's mean may be far larger than its deviation.
+        self.shift: Tensor | None = None
+
+    def add(self, batch: Float[Tensor, "_ d"]) -> None:
+        if batch.shape[-1] != self.width:
+            raise SAEError(f"activations must have the SAE's width {self.width}; got {batch.shape[-1]}.")
+        x = batch.to(self.device)
+        codes = self.dictionary.encode(x)
+        residual = x.double() - self.dictionary.decode(codes).double()
+        if self.shift is None:
+            self.shift = x.double().mean(dim=0)
+        centred = x.double() - self.shift
+        self.error += residual.square().sum(dim=0)
+        self.first += centred.sum(dim=0)
+        self.second += centred.square().sum(dim=0)
+        active = codes != 0
+        self.fired |= active.any(dim=0)
+        self.active += active.sum()
+        self.tokens += len(x)
+
+    def quality(self) -> Quality:
+        if self.tokens == 0:
+            raise SAEError("measuring an SAE needs at least one batch of activations; the stream was empty.")
+        variance = self.second - self.first.square() / self.tokens
+        varying = variance > 0
+        if not (self.error.isfinite().all() and variance.isfinite().all() and varying.any()):
+            raise SAEError(
+                f"activations must be finite and vary; those of the {self.tokens} tokens measured do not. "
+                "Check the site and the text."
+            )
+        return Quality(
+            tokens=self.tokens,
+            fvu=(self.error.sum() / variance.sum()).item(),
+            r2=(1 - self.error[varying] / variance[varying]).mean().item(),
+            l0=self.active.item() / self.tokens,
+            dead=1 - self.fired.double().mean().item(),
+        )

@@ -1,4 +1,4 @@
-"""The untrained SAE that a trained one must beat."""
+"""The untrained SAE: the null that a trained SAE is compared with."""
 
 import torch
 from jaxtyping import Float
@@ -11,17 +11,17 @@ from sae.types import Dictionary
 
 @torch.no_grad()
 def untrained(config: SAEConfig, sample: Float[Tensor, "tokens d"], generator: torch.Generator) -> Dictionary:
-    """An SAE with `config`'s architecture, features and sparsity, whose directions are random.
+    """An SAE with the architecture, number of features and sparsity of `config`, whose directions are random.
 
-    The decoder's rows are uniform on the sphere, the encoder is their transpose, and what needs no training is fitted
-    to `sample` so that the null is not weaker than it must be: the decoder bias is the mean; one threshold for all
-    features makes k of them active on average; one gain on the codes gives the least squared error.
-    `generator` is a CPU generator, so that the directions are the same for every device.
+    Decoder rows are uniform on the sphere and the encoder is their transpose. To make the null as strong as it can be
+    without training, three things are fitted to `sample`: the decoder bias is the mean; one threshold for all features
+    makes k of them active on average; one gain on the codes minimises the squared error. `generator` is a CPU
+    generator, so that the directions are the same on every device.
 
     Raises: SAEError when the sample is empty, constant, or holds NaN.
     """
     if len(sample) == 0 or not sample.isfinite().all():
-        raise SAEError(f"an untrained SAE needs a finite, non-empty sample of activations; got {len(sample)} tokens.")
+        raise SAEError(f"an untrained SAE needs a non-empty sample of finite activations; got {len(sample)} tokens.")
     x = sample.double()
     mean = x.mean(dim=0)
     centred = x - mean
@@ -33,7 +33,7 @@ def untrained(config: SAEConfig, sample: Float[Tensor, "tokens d"], generator: t
         cut = pre.topk(config.k, dim=1).values[:, -1:].clamp(min=0)
         codes = pre * (pre >= cut)
     else:
-        # The (k · tokens)-th largest pre-activation; everything above it is on.
+        # The (k · tokens)-th largest pre-activation; everything above it is active.
         cut = pre.flatten().kthvalue(max(1, pre.numel() - config.k * len(x))).values.clamp(min=0)
         codes = (pre - cut).relu() if config.architecture == "standard" else pre * (pre > cut)
     reconstruction = codes @ directions

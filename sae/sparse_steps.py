@@ -1,8 +1,9 @@
-"""Training steps of top-k SAEs that multiply with active features only.
+"""Training steps of top-k SAEs whose matrix products involve active features only.
 
-SAELens holds codes as a dense [batch, features] matrix, of which k / features are not zero, and multiplies with all of it five
-times a step: to decode, and for the gradients of both weights, the codes and the input. Here the encoder's product is the only
-dense one; losses and gradients are the same up to rounding. Of the SAE's hooks only that of its input is called.
+SAELens holds codes as a dense [batch, features] matrix, although only a share k / features of it is nonzero. It multiplies with
+the whole matrix five times per step: to decode, and for the gradients of both weights, the codes and the input. Here only the
+product with the encoder is dense. Losses and gradients are the same up to rounding. Of the SAE's hooks only that of the input
+is called.
 """
 
 from abc import abstractmethod
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from sae.csr import csr
 
-NEAR = 0.9  # of a batch's threshold: what is above is looked at when the next one is sought
+NEAR = 0.9  # share of the last batch's threshold above which the next threshold is searched
 
 
 class _Pattern:
-    """Where a [rows, columns] matrix is not zero; positions count row by row and ascend."""
+    """Positions of the nonzero entries of a [rows, columns] matrix, counted row by row, ascending."""
 
     def __init__(self, positions: Int64[Tensor, " active"], shape: torch.Size):
         self.shape = shape
@@ -33,8 +34,8 @@ class _Pattern:
         return csr(self._starts, self.columns, values, self.shape)
 
     def as_coo(self, values: Float[Tensor, " active"]) -> Tensor:
-        places = torch.stack([self.rows, self.columns])
-        return torch.sparse_coo_tensor(places, values, self.shape, is_coalesced=True, check_invariants=False)
+        indices = torch.stack([self.rows, self.columns])
+        return torch.sparse_coo_tensor(indices, values, self.shape, is_coalesced=True, check_invariants=False)
 
     def transposed(self, values: Float[Tensor, " active"]) -> Tensor:
         columns, values = self.rows[self._by_column], values[self._by_column]
@@ -44,7 +45,7 @@ class _Pattern:
         return values.new_zeros(self.shape[1]).index_add_(0, self.columns, values)
 
     def of_product(self, left: Float[Tensor, "rows d"], right: Float[Tensor, "d columns"]) -> Float[Tensor, " active"]:
-        """The entries of left @ right that lie in the pattern; no other is computed."""
+        """The entries of left @ right that lie in the pattern; no other entry is computed."""
         zeros = self.with_values(left.new_zeros(len(self.columns)))
         return torch.sparse.sampled_addmm(zeros, left, right).values()
 
@@ -54,7 +55,7 @@ def _starts(ascending: Int64[Tensor, " active"], count: int) -> Int64[Tensor, " 
 
 
 class _Encode(torch.autograd.Function):
-    """The active ones of the pre-activations (x W + b) · norms, and where they are. x has `centre` taken off it."""
+    """Values and positions of the active pre-activations (x W + b) · norms. `centre` has already been subtracted from x."""
 
     @staticmethod
     def forward(
@@ -95,11 +96,11 @@ class _Decode(torch.autograd.Function):
 
 
 class _SparseSteps(TopKTrainingSAE):
-    """The step of TopKTrainingSAE and its descendants, in which `choose` says which positive pre-activations are active."""
+    """The training step of TopKTrainingSAE and its subclasses; `choose` selects which positive pre-activations are active."""
 
     @abstractmethod
     def choose(self, pre: Float[Tensor, "batch features"]) -> Int64[Tensor, " active"]:
-        """Places of the active ones in the flattened `pre`, ascending."""
+        """Positions of the active features in the flattened `pre`, ascending."""
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         x = self.process_sae_in(step_input.sae_in)
@@ -109,14 +110,17 @@ class _SparseSteps(TopKTrainingSAE):
         sae_out = _Decode.apply(values / norms.index_select(0, pattern.columns), self.W_dec, pattern) + self.b_dec
         losses = {
             "mse_loss": self.mse_loss_fn(sae_out, step_input.sae_in).sum(dim=-1).mean(),
-            "auxiliary_reconstruction_loss": self._loss_of_dead(step_input, x, norms, sae_out),
+            "auxiliary_reconstruction_loss": self._dead_feature_loss(step_input, x, norms, sae_out),
         }
         loss = torch.stack(list(losses.values())).sum()
-        codes = pattern.as_coo(values.detach())  # what SAETrainer can count
+        codes = pattern.as_coo(values.detach())  # the form that SAETrainer counts
         return TrainStepOutput(step_input.sae_in, sae_out, codes, codes, loss, losses)
 
-    def _loss_of_dead(self, step_input: TrainStepInput, x: Tensor, norms: Tensor, sae_out: Tensor) -> Tensor:
-        """What the strongest dead features leave of the error, as in `calculate_topk_aux_loss`, with their columns alone."""
+    def _dead_feature_loss(self, step_input: TrainStepInput, x: Tensor, norms: Tensor, sae_out: Tensor) -> Tensor:
+        """The auxiliary loss of `calculate_topk_aux_loss`, computed with the columns of dead features only.
+
+        It is the squared error that remains when the strongest dead features reconstruct the error of the SAE.
+        """
         mask = step_input.dead_neuron_mask
         dead = x.new_zeros(0, dtype=torch.int64) if mask is None else mask.nonzero().squeeze(1)
         if not len(dead):
@@ -126,8 +130,8 @@ class _SparseSteps(TopKTrainingSAE):
         pre = (x @ self.W_enc[:, dead] + self.b_enc[dead]) * norms[dead]
         strongest = pre.topk(min(most, len(dead)), sorted=False)
         codes = torch.zeros_like(pre).scatter(1, strongest.indices, strongest.values)
-        left = (codes / norms[dead]) @ self.W_dec[dead] - error
-        return self.cfg.aux_loss_coefficient * min(len(dead) / most, 1.0) * left.square().sum(-1).mean()
+        remaining = (codes / norms[dead]) @ self.W_dec[dead] - error
+        return self.cfg.aux_loss_coefficient * min(len(dead) / most, 1.0) * remaining.square().sum(-1).mean()
 
 
 class TopK(_SparseSteps, TopKTrainingSAE):
@@ -145,9 +149,10 @@ class BatchTopK(_SparseSteps, BatchTopKTrainingSAE):
     _last = 0.0
 
     def choose(self, pre: Tensor) -> Tensor:
-        """The largest of all, sought among those near the last batch's threshold: sorting all takes longer than the product.
+        """The k · batch largest entries of `pre`, searched among those near the last batch's threshold.
 
-        Of equal ones the first are taken, so that the choice depends on `pre` alone.
+        Sorting all entries would take longer than the product with the encoder. Among equal entries the first are
+        taken, so that the choice depends on `pre` alone.
         """
         flat, count = pre.flatten(), int(self.cfg.k * len(pre))
         near = (flat > NEAR * self._last).nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""SAEs on disk, in SAELens's format: cfg.json and sae_weights.safetensors, and beside them where they came from."""
+"""SAEs on disk, in SAELens's format: cfg.json, sae_weights.safetensors, and a record of their provenance."""
 
 import json
 import warnings
@@ -7,33 +7,35 @@ from typing import TYPE_CHECKING
 
 from sae.atomic import whole_folder
 from sae.errors import SAEError
+from sae.messages import one_line
 
 if TYPE_CHECKING:
     import sae_lens
 
 CONFIG, WEIGHTS, PROVENANCE = "cfg.json", "sae_weights.safetensors", "provenance.json"
 PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
-# SAELens's readers of published SAEs that read safetensors; the others unpickle or read npz.
+# The readers of published SAEs in SAELens that read safetensors; the others unpickle or read npz.
 SAFETENSORS_READERS = {"sae_lens", "gemma_3", "llama_scope", "llama_scope_r1_distill", "sparsify"}
 
 
 def save(sae: "sae_lens.SAE", folder: Path, provenance: dict) -> None:
-    """Write `sae` in the form it is used in (batchtopk and matryoshka become jumprelu) with `provenance` as JSON.
+    """Writes the inference form of `sae` (batchtopk and matryoshka become jumprelu), and `provenance` as JSON.
 
-    `folder` appears whole or not at all; `sae_lens.SAE.load_from_disk(folder)` reads it.
-    Raises: SAEError when it exists or cannot be written.
+    `folder` is written completely or not at all; `sae_lens.SAE.load_from_disk(folder)` reads it.
+
+    Raises: SAEError when the folder exists or cannot be written.
     """
     from sae_lens import TrainingSAE
 
     if folder.exists():
-        raise SAEError(f"{folder} exists. Remove it or give another folder.")
+        raise SAEError(f"the folder of an SAE must not exist; {folder} does. Remove it or give another folder.")
     try:
         with whole_folder(folder) as partial:
             if isinstance(sae, TrainingSAE):
                 sae.save_inference_model(partial)
             else:
                 sae.save_model(partial)
-            # SAELens writes keys in the order of a set, which differs from process to process.
+            # SAELens writes keys in the order of a set, which differs between processes.
             config = json.loads((partial / CONFIG).read_text())
             (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
             (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
@@ -42,16 +44,18 @@ def save(sae: "sae_lens.SAE", folder: Path, provenance: dict) -> None:
 
 
 def read_provenance(folder: Path) -> dict | None:
-    """What `save` noted about the SAE; None where it was written by something else."""
+    """The provenance that `save` recorded; None for an SAE that was written by another program."""
     path = folder / PROVENANCE
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def load(source: str | Path, width: int | None = None, device: str = "cpu") -> "sae_lens.SAE":
-    """An SAE from a folder in SAELens's format, or from a published release as `release:sae_id`.
+    """Loads an SAE from a folder in SAELens's format, or from a published release given as `release:sae_id`.
 
-    `width` is that of the activations it is to read. Only safetensors are read.
-    Raises: SAEError when it is missing, truncated, corrupt, pickled, holds NaN, has no inference form or another width.
+    `width` is the width of the activations that the SAE has to read. Only safetensors are read.
+
+    Raises: SAEError when the SAE is missing, truncated, corrupt or pickled, holds NaN, has no inference form, or has
+    another width.
     """
     folder = Path(source)
     if folder.exists():
@@ -60,7 +64,7 @@ def load(source: str | Path, width: int | None = None, device: str = "cpu") -> "
         release, _, sae_id = source.partition(":")
         sae = _load_release(release, sae_id, device)
     else:
-        raise SAEError(f"an SAE is a folder or release:sae_id; there is no folder {source}.")
+        raise SAEError(f"an SAE must be a folder or release:sae_id; there is no folder {source}.")
     if width is not None and sae.cfg.d_in != width:
         raise SAEError(
             f"the SAE must read activations of width {width}; {source} reads {sae.cfg.d_in}. Use this model's."
@@ -79,11 +83,11 @@ def _load_folder(folder: Path, device: str) -> "sae_lens.SAE":
         pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
         if pickles:
             raise SAEError(
-                f"only safetensors are read; {folder} holds {pickles[0]}. Convert it with SAELens where you trust it."
+                f"only safetensors are read; {folder} holds {pickles[0]}. If you trust it, convert it with SAELens."
             )
-        raise SAEError(f"an SAE folder holds {CONFIG} and {WEIGHTS}; {folder} has no {WEIGHTS}.")
+        raise SAEError(f"an SAE folder must hold {CONFIG} and {WEIGHTS}; {folder} has no {WEIGHTS}.")
     if not (folder / CONFIG).is_file():
-        raise SAEError(f"an SAE folder holds {CONFIG} and {WEIGHTS}; {folder} has no {CONFIG}.")
+        raise SAEError(f"an SAE folder must hold {CONFIG} and {WEIGHTS}; {folder} has no {CONFIG}.")
     try:
         architecture = json.loads((folder / CONFIG).read_text()).get("architecture", "standard")
     except (ValueError, AttributeError) as error:
@@ -92,16 +96,16 @@ def _load_folder(folder: Path, device: str) -> "sae_lens.SAE":
         ) from error
     if architecture not in SAE_CLASS_REGISTRY:
         raise SAEError(
-            f"{folder} holds a {architecture!r} SAE, which has no form for use: a training checkpoint? "
-            "Save it with save_inference_model."
+            f"{folder} must hold an SAE in its inference form; got the architecture {architecture!r}, which may be a training "
+            "checkpoint. Save it with save_inference_model."
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return SAE.load_from_disk(folder, device=device)
-    except Exception as error:  # safetensors, torch and SAELens each have their own for a broken file
+    except Exception as error:  # safetensors, torch and SAELens each raise their own for a broken file
         raise SAEError(
-            f"{folder} is truncated, corrupt or not an SAE: {_one_line(error)}. Save or download it again."
+            f"{folder} is truncated, corrupt or not an SAE: {one_line(error)}. Save or download it again."
         ) from error
 
 
@@ -121,18 +125,14 @@ def _load_release(release: str, sae_id: str, device: str) -> "sae_lens.SAE":
     if reader not in SAFETENSORS_READERS:
         raise SAEError(
             f"only safetensors are read; release {release} is published in another format ({reader}). "
-            f"Where you trust it: sae_lens.SAE.from_pretrained({release!r}, {sae_id!r}).save_model(FOLDER), "
-            "and give FOLDER."
+            f"If you trust it, run sae_lens.SAE.from_pretrained({release!r}, {sae_id!r}).save_model(FOLDER), "
+            "and give that folder."
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return SAE.from_pretrained(release, sae_id, device=device)
-    except Exception as error:  # the Hub's, safetensors's, torch's and SAELens's own
+    except Exception as error:  # of the Hub, safetensors, torch and SAELens
         raise SAEError(
-            f"{release}:{sae_id} cannot be loaded: {_one_line(error)}. Check the network and the id."
+            f"{release}:{sae_id} cannot be loaded: {one_line(error)}. Check the network and the id."
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

@@ -1,4 +1,4 @@
-"""Train SAEs at several sites in one pass over their activations, through SAELens's trainer."""
+"""Trains SAEs at several sites in one pass over their activations, with SAELens's trainer."""
 
 import itertools
 import json
@@ -16,14 +16,15 @@ from torch import Tensor
 from sae.atomic import PARTIAL, whole_folder
 from sae.config import SAEConfig
 from sae.errors import SAEError
+from sae.messages import one_line
 
 if TYPE_CHECKING:
     import sae_lens
     from sae_lens.training.sae_trainer import SAETrainer
 
 Batch = dict[str, Float[Tensor, "batch _"]]
-SAMPLE_BATCHES = 8  # 16 thousand tokens at the default batch size: mean and mean norm to well within 1 %
-REPORT_EVERY = 10  # steps between measured progress reports: measuring waits for the device
+SAMPLE_BATCHES = 8  # 16 thousand tokens at the default batch size: enough for the mean and the mean norm to 1 %
+REPORT_EVERY = 10  # steps between progress reports, since measuring the loss waits for the device
 
 
 @torch.enable_grad()  # the caller may be reading activations under no_grad
@@ -37,39 +38,32 @@ def train(
     device: str | torch.device = "cpu",
     progress: Callable[[int, int, dict], None] | None = None,
 ) -> dict[str, "sae_lens.SAE"]:
-    """One SAE per site, all fed by the same stream of activations, the input normalisation folded into the weights.
+    """Trains one SAE per site on the same stream of activations; the input normalisation is folded into the weights.
 
-    `batches(start)` yields, from training step `start` on, one dict per step with an activation matrix
-    [batch_size, widths[site]] for every site, row i being the same token at all of them; any float dtype (training is
-    in float32). It must give the same batches each time it is called: `batches(0)` is also read to estimate the
-    activations' mean and mean norm, and at the end to set thresholds; after an interruption `batches(start)` is asked
-    to go on. `device` is where the SAEs live.
+    `batches(start)` yields one dict per training step, from step `start` on. It holds an activation matrix
+    [batch_size, widths[site]] for every site, in any float dtype (training is in float32); row i is the same token at
+    all sites. Every call must give the same batches: `batches(0)` is also read to estimate the activations' mean and
+    mean norm, and at the end to set thresholds; after an interruption training continues with `batches(start)`.
+    `device` is the device of the SAEs.
 
-    With `snapshots`, the newest complete snapshot there is continued, and the result equals that of an uninterrupted
-    run bit for bit. `progress(step, steps, {site: {"loss", "fvu", "dead"}})` is called after every tenth step and the
-    last; loss is in units where the mean squared norm is about d, fvu is the batch's, dead is a share. Nothing is
-    printed.
+    With `snapshots`, training continues from the newest complete snapshot in that folder, and the result equals that of
+    an uninterrupted run bit for bit. `progress(step, steps, {site: {"loss", "fvu", "dead"}})` is called after every
+    tenth step and after the last. The loss is in units where the mean squared norm is about d, fvu is that of the batch,
+    dead is a share. Nothing is printed.
 
-    The loop is that of SAELens's MultiSAETrainer, whose sites must share one learning rate, here one rate per site.
-    Its SAETrainers do each step: loss, gradient clipping, Adam, schedule, dead-feature counts. Only the threshold of batch
-    top-k is set differently, once, at the end. A site's SAE does not depend on which sites are trained beside it.
+    The loop corresponds to SAELens's MultiSAETrainer, whose sites must have the same learning rate; here each site has
+    its own. SAELens's SAETrainer does each step: loss, gradient clipping, Adam, schedule, dead-feature counts. Only the
+    threshold of batch top-k is set differently, once, at the end. A site's SAE does not depend on which other sites are
+    trained in the same pass.
 
-    Raises: SAEError on sites whose steps or batch sizes differ, a batch of the wrong sites, shape or with NaN, a stream
-    that ends early, and a snapshot of other settings.
+    Raises: SAEError when sites differ in steps or batch size, when a batch has the wrong sites or shape or holds NaN,
+    when the stream ends early, and when the snapshot was made with other settings.
     """
     steps, batch_size = _check_request(configs, widths, snapshot_every)
     trainers = {site: new_trainer(configs[site], widths[site], device) for site in configs}
 
     def stream(start: int) -> Iterator[tuple[int, Batch]]:
-        source = batches(start)
-        for step in range(start, steps):
-            batch = next(source, None)
-            if batch is None:
-                raise SAEError(
-                    f"training needs {steps} batches of {batch_size} tokens; the stream ended after {step}. "
-                    "Give more tokens or fewer steps."
-                )
-            check_batch(batch, widths, batch_size, step)
+        for step, batch in enumerate(_checked(batches(start), start, steps, batch_size, widths), start):
             yield step, {site: batch[site].to(device, torch.float32) for site in trainers}
 
     run = {"sites": {site: {"width": widths[site], **asdict(config)} for site, config in configs.items()}}
@@ -90,33 +84,44 @@ def train(
             progress(done, steps, {site: _report(trainers[site], outputs[site]) for site in trainers})
 
     _calibrate(trainers, stream(0))
-    for trainer in trainers.values():
-        trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
-        trainer.activation_scaler.scaling_factor = None
-        trainer.set_final_sae_metadata()
-    return {site: trainer.sae.eval() for site, trainer in trainers.items()}
+    return {site: _finished(trainer) for site, trainer in trainers.items()}
 
 
 def _check_request(configs: dict[str, SAEConfig], widths: dict[str, int], snapshot_every: int) -> tuple[int, int]:
     if not configs or set(configs) != set(widths):
         raise SAEError(
-            f"each site needs a config and a width; got configs for {list(configs)}, widths for {list(widths)}."
+            f"each site needs a config and a width; got configs for {list(configs)} and widths for {list(widths)}."
         )
     schedules = {(config.steps, config.batch_size) for config in configs.values()}
     if len(schedules) > 1:
         raise SAEError(
             "sites trained in one pass must agree on steps and batch_size; got "
             + ", ".join(f"{site}: {config.steps} × {config.batch_size}" for site, config in configs.items())
-            + ". Make them equal or train them apart."
+            + ". Make them equal or train the sites separately."
         )
     for site, config in configs.items():
         if config.features < widths[site]:
             raise SAEError(
-                f"features must be at least the width, {widths[site]} at {site}; got {config.features}. Raise features."
+                f"features must be at least the width, {widths[site]} at {site}; got {config.features}. Raise `features`."
             )
     if snapshot_every < 1:
         raise SAEError(f"snapshot_every must be at least 1 step; got {snapshot_every}.")
     return schedules.pop()
+
+
+def _checked(
+    source: Iterator[Batch], start: int, steps: int, batch_size: int, widths: dict[str, int]
+) -> Iterator[Batch]:
+    """The batches of steps `start` to `steps` − 1."""
+    for step in range(start, steps):
+        batch = next(source, None)
+        if batch is None:
+            raise SAEError(
+                f"training needs {steps} batches of {batch_size} tokens; the stream ended after {step}. "
+                "Give more tokens or lower `steps`."
+            )
+        check_batch(batch, widths, batch_size, step)
+        yield batch
 
 
 def check_batch(batch: Batch, widths: dict[str, int], batch_size: int, step: int) -> None:
@@ -146,8 +151,8 @@ def new_trainer(config: SAEConfig, width: int, device: str | torch.device) -> "S
         device=str(device),
         dead_feature_window=min(1000, max(1, config.steps // 10)),
     )
-    # SAELens draws initial weights from torch's global generator (on the CPU here, so that they are the same for every
-    # device), and nothing afterwards: given weights and data a step is deterministic, and snapshots hold no RNG state.
+    # SAELens draws initial weights from torch's global generator, here on the CPU so that they are the same on every
+    # device. It draws nothing afterwards: steps are deterministic, so snapshots need no state of a generator.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         sae = _untrained_sae(config, width)
@@ -170,7 +175,7 @@ def _untrained_sae(config: SAEConfig, width: int) -> "sae_lens.TrainingSAE":
         return sae_lens.JumpReLUTrainingSAE(
             sae_lens.JumpReLUTrainingSAEConfig(
                 **shape,
-                jumprelu_sparsity_loss_mode="quadratic",  # Gemma Scope 2: the mode with a target for L0
+                jumprelu_sparsity_loss_mode="quadratic",  # the mode with a target L0, as in Gemma Scope 2
                 target_l0=config.k,
                 l0_coefficient=config.auxiliary,
                 l0_warm_up_steps=config.warmup_steps,
@@ -189,10 +194,11 @@ def _untrained_sae(config: SAEConfig, width: int) -> "sae_lens.TrainingSAE":
 
 @torch.no_grad()
 def _centre_and_scale(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Iterator[tuple[int, Batch]]) -> None:
-    """Scale activations to a mean norm of sqrt(d), and start the decoder bias at their mean.
+    """Scales activations to a mean norm of sqrt(d), and initialises the decoder bias with their mean.
 
-    The first is SAELens's (its ActivationScaler draws a progress bar). The second isn't: SAELens starts at zero, where
-    a residual stream's mean drives the same few features on every token and the others die before Adam gets there.
+    SAELens scales in the same way, but its ActivationScaler prints a progress bar. It initialises the bias with zero.
+    Then the mean of a residual stream activates the same few features on every token, and the others die before Adam
+    has moved the bias to the mean.
     """
     norms = dict.fromkeys(trainers, 0.0)
     sums = {site: torch.zeros_like(trainer.sae.b_dec, dtype=torch.float64) for site, trainer in trainers.items()}
@@ -212,10 +218,10 @@ def _centre_and_scale(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Itera
 
 @torch.no_grad()
 def _calibrate(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Iterator[tuple[int, Batch]]) -> None:
-    """Set the threshold that stands for batch top-k after training to what keeps k features per token now.
+    """Sets the threshold that replaces batch top-k after training, so that k features per token are active on average.
 
-    SAELens's running mean of it, 100 steps long, starts at zero and lags behind the weights: for k = 32 the embedded GPT-2's
-    SAE had 81 active features after 150 steps, 29 after 500.
+    SAELens keeps a running mean of the threshold over 100 steps, which starts at zero and lags behind the weights: with
+    k = 32, the SAE of the embedded GPT-2 had 81 active features after 150 steps and 29 after 500.
     """
     thresholds: dict[str, list[Tensor]] = {
         site: [] for site, trainer in trainers.items() if hasattr(trainer.sae, "topk_threshold")
@@ -227,6 +233,14 @@ def _calibrate(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Iterator[tup
             found.append(active[active > 0].min())
     for site, found in thresholds.items():
         trainers[site].sae.topk_threshold.fill_(torch.stack(found).mean())
+
+
+def _finished(trainer: "SAETrainer[Any, Any]") -> "sae_lens.SAE":
+    """The trained SAE with the scaling of its input folded into its weights."""
+    trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+    trainer.activation_scaler.scaling_factor = None
+    trainer.set_final_sae_metadata()
+    return trainer.sae.eval()
 
 
 @torch.no_grad()
@@ -241,18 +255,20 @@ def _report(trainer: "SAETrainer[Any, Any]", output: Any) -> dict[str, float]:
 
 
 def _snapshot(snapshots: Path, step: int, run: dict, trainers: "dict[str, SAETrainer[Any, Any]]") -> None:
-    place = snapshots / f"step-{step:08d}"
-    with whole_folder(place) as folder:
-        for index, trainer in enumerate(trainers.values()):  # sites may have names that folders may not
+    newest = snapshots / f"step-{step:08d}"
+    with whole_folder(newest) as folder:
+        for index, trainer in enumerate(
+            trainers.values()
+        ):  # the name of a site may not be valid as the name of a folder
             trainer.save_checkpoint(checkpoint_name=f"site-{index}", base_path=folder)
         (folder / "run.json").write_text(json.dumps({"step": step, **run}))
     for older in snapshots.glob("step-*"):
-        if older != place:
+        if older != newest:
             shutil.rmtree(older)
 
 
 def _resume(snapshots: Path, run: dict, trainers: "dict[str, SAETrainer[Any, Any]]") -> int:
-    """The steps already done, 0 without a snapshot. A killed run's half-written folders are removed."""
+    """Loads the newest snapshot into `trainers` and returns its number of steps, 0 without one; removes incomplete folders."""
     for partial in snapshots.glob(f"{PARTIAL}*"):
         shutil.rmtree(partial)
     complete = sorted(snapshots.glob("step-*"))
@@ -264,16 +280,12 @@ def _resume(snapshots: Path, run: dict, trainers: "dict[str, SAETrainer[Any, Any
         step = saved.pop("step")
         if saved == run:
             for index, trainer in enumerate(trainers.values()):
-                # SAELens leaves weights_only at torch's default, True since 2.6: no code runs from trainer_state.pt.
+                # SAELens uses torch's default of weights_only, True since 2.6, so trainer_state.pt cannot run code.
                 trainer.load_trainer_state(newest / f"site-{index}")
                 trainer.sae.load_weights_from_checkpoint(newest / f"site-{index}")
             return step
     except Exception as error:
         raise SAEError(
-            f"the snapshot {newest} cannot be read ({_first_line(error)}). Delete it to start again."
+            f"the snapshot {newest} cannot be read ({one_line(error)}). Delete it to start again."
         ) from error
     raise SAEError(f"the snapshot {newest} belongs to other sites or settings. Delete it or give another folder.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""An SAE as plain tensors, free of the library that trained it."""
+"""An SAE as plain tensors, independent of the library that trained it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Dictionary:
-    """A sparse autoencoder whose decoder rows have unit norm; the norms live in the codes.
+    """A sparse autoencoder whose decoder rows have unit norm, so that codes have the units of x.
 
-    The decoder's bias is already taken out of the input: `pre = x @ encoder + encoder_bias`. Codes are
+    Subtracting the decoder bias from the input is folded into the encoder bias: `pre = x @ encoder + encoder_bias`. Codes are
         relu      z = max(pre, 0)
         jumprelu  z = pre where pre > threshold (threshold ≥ 0, in the units of the codes), else 0
         topk      z = max(pre, 0) on the k largest of each row, else 0
-        rbf       z = exp(pre − ‖x‖² · threshold): a Gaussian bump, when encoder and bias are those of a centre (not an SAE's)
-    and `x̂ = z @ decoder + decoder_bias`. Codes have the units of x.
+        rbf       z = exp(pre − ‖x‖² · threshold), a Gaussian bump whose centre the encoder and its bias hold (not for SAEs)
+    and `x̂ = z @ decoder + decoder_bias`.
     """
 
     encoder: Float[Tensor, "d features"]
@@ -29,7 +29,7 @@ class Dictionary:
     decoder_bias: Float[Tensor, " d"]
 
     def encode(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch features"]:
-        # In place: what is written to for the first time costs more than the sums.
+        # In place, because the first write to newly allocated memory costs more than the arithmetic.
         pre = (x.to(self.encoder.dtype) @ self.encoder).add_(self.encoder_bias)
         if self.activation == "relu":
             return pre.relu_()

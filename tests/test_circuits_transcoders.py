@@ -216,7 +216,7 @@ def test_what_cannot_be_put_in_the_place_of_neurons_is_refused(made: tuple[Path,
     )
     refused("without a skip connection; got 'skip_transcoder'", saved(tmp_path / "d", "skip_transcoder", width, 64))
     refused("of width 32; .* reads 40", saved(tmp_path / "e", "transcoder", 40, 64))
-    refused("reads 32 and writes 24", saved(tmp_path / "f", "transcoder", width, 64, d_out=24))
+    refused("must have the same width; got 32 and 24", saved(tmp_path / "f", "transcoder", width, 64, d_out=24))
     refused("no folder", tmp_path / "nothing")
     assert not feature_blocks(model)
     donor, _, prompts = made

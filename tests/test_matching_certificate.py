@@ -126,7 +126,7 @@ def test_below_zero_there_is_no_certificate():
     batches, _ = hard(1)
     correlations = Correlations.read(batches)
     graph = candidates(correlations, generator=np.random.default_rng(0), top=2)
-    with pytest.raises(MatchError, match=r"a threshold of at least 0; got -0\.1"):
+    with pytest.raises(MatchError, match=r"threshold must be at least 0 .*; got -0\.1"):
         assign_certified(correlations, graph, threshold=-0.1)
 
 

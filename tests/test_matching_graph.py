@@ -155,7 +155,7 @@ def test_correlations_and_co_moments_of_any_pairs_equal_the_dense_ones(always_on
 def test_what_cannot_be_matched_is_refused():
     a, b = random_codes(400, 6, 9), random_codes(400, 6, 10)
     batches = stream_of(a, b)
-    with pytest.raises(MatchError, match=r"holds 1,024 tokens, \d,\d+ bytes; got 47"):
+    with pytest.raises(MatchError, match=r"must hold 1,024 tokens, which take \d,\d+; got 47"):
         Correlations.read(batches, budget_bytes=47)
     dead = stream_of(a, np.zeros_like(b))
     with pytest.raises(MatchError, match="got none among the 6 of B"):
@@ -188,7 +188,7 @@ def test_threads_share_the_rows_and_change_nothing():
 def test_a_stream_that_changes_is_refused(other):
     a, b = random_codes(1500, 6, 9), random_codes(1500, 6, 10)
     passes = iter([(a, b), other(a, b)])
-    with pytest.raises(MatchError, match=r"the same stream; got another one after [\d,]+ of 1,500 tokens"):
+    with pytest.raises(MatchError, match=r"the same stream; got a different one after [\d,]+ of 1,500 tokens"):
         Correlations.read(lambda: stream_of(*next(passes))())
 
 
@@ -196,6 +196,6 @@ def test_a_stream_that_changes_after_it_was_thinned_out_is_refused():
     a, b = random_codes(1500, 6, 9), random_codes(1500, 6, 10)
     passes = iter([(a, b), (a, b), (np.roll(a, 1, axis=1), b)])  # what it holds, moments of what is kept, codes
     budget = 5 * int((a > 0).sum() + (b > 0).sum())
-    with pytest.raises(MatchError, match=r"the same stream; got another one after [\d,]+ of 1,024 tokens"):
+    with pytest.raises(MatchError, match=r"the same stream; got a different one after [\d,]+ of 1,024 tokens"):
         Correlations.read(lambda: stream_of(*next(passes))(), budget_bytes=budget)
     assert next(passes, None) is None

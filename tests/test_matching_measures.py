@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from matching.errors import MatchError
-from matching.measures import linear_cka, mean_max_cosine, pair_cosines, share_above, svcca
+from matching.measures import linear_cka, mean_max_cosine, pair_cosines, svcca
 from matching.procrustes import random_rotation
 
 
@@ -32,11 +32,6 @@ def test_mean_max_cosine_follows_its_definition_in_any_chunks(monkeypatch: pytes
     for chunk in (1, 17 * 4, 2**24):
         monkeypatch.setattr("matching.measures._CHUNK", chunk)
         assert mean_max_cosine(source, target) == pytest.approx(float(want), abs=1e-12)
-
-
-def test_share_above_counts_pairs():
-    assert share_above(torch.tensor([0.9, 0.7, 0.71, -1.0])) == 0.5
-    assert share_above(torch.tensor([])) == 0.0
 
 
 def test_cka_follows_its_definition_on_kernels():

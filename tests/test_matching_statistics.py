@@ -127,5 +127,5 @@ def test_a_stream_that_does_not_restart_is_refused():
 
 def test_a_dense_matrix_beyond_the_budget_is_refused():
     empty = FeatureMoments(1, np.zeros(1000), np.zeros(1000), np.zeros(1000, np.int64))
-    with pytest.raises(MatchError, match="8,000,000 bytes"):
+    with pytest.raises(MatchError, match="at least 8,000,000"):
         correlation_matrix(lambda: [], empty, empty, budget_bytes=7_999_999)

@@ -64,7 +64,7 @@ def test_a_dictionary_computes_what_saelens_computes(architecture, settings, sub
 @torch.no_grad()
 def test_topk_that_selects_before_rescaling_needs_equal_decoder_norms():
     sae = _inference("topk", k=5)
-    with pytest.raises(SAEError, match=r"rows of equal norm; this one's lie in .*Use another SAE\.$"):
+    with pytest.raises(SAEError, match=r"rows of equal norm; the norms range from .*Use another SAE\.$"):
         to_dictionary(sae)
     sae.W_dec.data *= 1.7 / sae.W_dec.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(to_dictionary(sae)(_inputs()), sae(_inputs()), rtol=1e-12, atol=1e-12)

@@ -55,7 +55,7 @@ def test_no_other_gain_reconstructs_better(architecture):
 def test_samples_that_say_nothing_are_refused():
     generator = torch.Generator()
     for sample, message in [
-        (torch.empty(0, 8), "non-empty sample of activations; got 0 tokens"),
+        (torch.empty(0, 8), "non-empty sample of finite activations; got 0 tokens"),
         (torch.full((5, 8), float("nan")), "finite"),
         (torch.ones(5, 8), "activations that vary"),
     ]:

@@ -77,7 +77,7 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path):
 
 def test_an_existing_folder_is_not_overwritten(saved):
     before = (saved / "sae_weights.safetensors").read_bytes()
-    with pytest.raises(SAEError, match=r"good exists. Remove it or give another folder"):
+    with pytest.raises(SAEError, match=r"must not exist; .*good does. Remove it or give another folder"):
         save(_sae("topk"), saved, {})
     assert (saved / "sae_weights.safetensors").read_bytes() == before
 
@@ -134,7 +134,7 @@ def _pickled(folder):
         (_short_of_a_tensor, "is truncated, corrupt or not an SAE: .*b_enc"),
         (_of_other_shapes, "is truncated, corrupt or not an SAE: .*size mismatch"),
         (_with_nan, "must hold finite numbers; W_enc of .* does not"),
-        (_training_checkpoint, "holds a 'batchtopk' SAE, which has no form for use"),
+        (_training_checkpoint, "must hold an SAE in its inference form; got the architecture 'batchtopk'"),
         (_pickled, "only safetensors are read; .* holds sae.pt"),
     ],
 )

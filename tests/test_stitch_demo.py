@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from stitch.circuits.score import score_model
-from stitch.demo import recipe as recipes
-from stitch.demo.recipe import RECIPES, batch_indices, rate_at, repeated
+from stitch.demo import train as training
+from stitch.demo.batches import batch_indices, repeated
+from stitch.demo.recipe import RECIPES, VOCABULARY
+from stitch.demo.train import rate_at, train
 from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.models.loading import load
@@ -35,7 +37,7 @@ def test_the_pair_differs_in_family_width_and_depth_and_shares_a_tokenizer(pair)
     assert (a.anatomy.family, b.anatomy.family) == ("GPT-2", "Llama")
     assert a.width != b.width and a.depth != b.depth
     require_same_ids(a.tokenizer, b.tokenizer, a.name, b.name)
-    assert len(a.tokenizer) == recipes.VOCABULARY and a.tokenizer.padding_side == "left"
+    assert len(a.tokenizer) == VOCABULARY and a.tokenizer.padding_side == "left"
 
 
 def test_the_card_is_of_this_recipe_and_the_weights_are_small():
@@ -60,7 +62,7 @@ def test_both_predict_documentation_they_have_never_seen_from_its_context(pair):
     text = select(documents(("huggingface_hub", "scipy")), "report")
     for model in pair.values():
         windows = pack(text, model.tokenizer, 256, 12 * 256)
-        right = evaluate({"m": whole_model(model.net)}, windows, vocabulary=recipes.VOCABULARY)["m"].ce
+        right = evaluate({"m": whole_model(model.net)}, windows, vocabulary=VOCABULARY)["m"].ce
 
         def without_context(batch, net=model.net):
             """Only the token itself is seen: every position is a text of its own after BOS."""
@@ -69,8 +71,8 @@ def test_both_predict_documentation_they_have_never_seen_from_its_context(pair):
             return net(input_ids=alone).logits[:, 1].view(*batch.ids.shape, -1)
 
         small = pack(text, model.tokenizer, 256, 2 * 256)
-        blind = evaluate({"m": without_context}, small, vocabulary=recipes.VOCABULARY)["m"].ce
-        seeing = evaluate({"m": whole_model(model.net)}, small, vocabulary=recipes.VOCABULARY)["m"].ce
+        blind = evaluate({"m": without_context}, small, vocabulary=VOCABULARY)["m"].ce
+        seeing = evaluate({"m": whole_model(model.net)}, small, vocabulary=VOCABULARY)["m"].ce
         assert right < 4.0, model.name  # two packages, few windows; the whole split is in card.json; uniform is 8.3
         assert blind - seeing > 0.4, model.name  # context is worth more than a bigram table
 
@@ -116,13 +118,13 @@ def test_rates_warm_up_hold_and_fall_to_zero():
 @pytest.mark.slow
 def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
     text = [(f"d{number}", "the quick brown fox jumps over the lazy dog " * 40) for number in range(200)]
-    monkeypatch.setattr(recipes, "cached_documents", lambda: text)
-    monkeypatch.setattr(recipes, "SNAPSHOT_EVERY", 3)
+    monkeypatch.setattr(training, "cached_documents", lambda: text)
+    monkeypatch.setattr(training, "SNAPSHOT_EVERY", 3)
     small = {**RECIPES["gpt2"].shape, "n_layer": 1, "n_embd": 16, "n_head": 2}  # no dropout: no random state to keep
     recipe = replace(RECIPES["gpt2"], shape=small, steps=6, batch=2, warmup=2, rates=((3, 1.0), (6, 0.0)))
-    whole, curve = recipes.train(recipe, tmp_path / "whole", log=lambda _: None)
-    recipes.train(replace(recipe, steps=3), tmp_path / "cut", log=lambda _: None)
-    resumed, other = recipes.train(recipe, tmp_path / "cut", log=lambda _: None)
+    whole, curve = train(recipe, tmp_path / "whole", log=lambda _: None)
+    train(replace(recipe, steps=3), tmp_path / "cut", log=lambda _: None)
+    resumed, other = train(recipe, tmp_path / "cut", log=lambda _: None)
     assert curve == other
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

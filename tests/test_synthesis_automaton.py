@@ -9,7 +9,8 @@ import pytest
 
 from stitch.errors import UsageError
 from stitch.synthesis import interpreters
-from stitch.synthesis.automata.automaton import Automaton, from_description, from_regex, read_automaton
+from stitch.synthesis.automata.automaton import Automaton
+from stitch.synthesis.automata.read import from_description, from_regex, read_automaton
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 EVEN = {
@@ -70,17 +71,17 @@ FAR = {**STEPS, "far": {"a": "even", "b": "far"}}
 REFUSED = {
     "several states": (
         changed(transitions={"even": {"a": ["even", "odd"]}, "odd": {"a": "odd"}}),
-        "deterministic.*--normalise",
+        "deterministic.*`normalise=True`",
     ),
     "without a symbol": (
         changed(transitions={"even": {"": "odd"}, "odd": {"a": "odd"}}),
-        "without a symbol.*--normalise",
+        "without a symbol.*`normalise=True`",
     ),
-    "missing steps": (changed(transitions=NO_B), r"missing.*\(odd, b\).*--normalise"),
-    "unreachable": (changed(transitions=FAR), "unreachable states far.*--normalise"),
+    "missing steps": (changed(transitions=NO_B), r"missing.*\(odd, b\).*`normalise=True`"),
+    "unreachable": (changed(transitions=FAR), "unreachable states far.*`normalise=True`"),
     "duplicates": (
         {"transitions": {"p": {"a": "q"}, "q": {"a": "p"}}, "start": "p", "accept": ["p", "q"]},
-        "duplicate states .p, q.*--normalise",
+        "duplicate states .p, q.*`normalise=True`",
     ),
     "unknown state": (changed(transitions={"even": {"a": "no"}, "odd": {"a": "even"}}), "no transitions of no"),
     "unknown symbol": (changed(symbols=["a"]), "unknown symbols b"),

@@ -16,9 +16,10 @@ from stitch.synthesis.certify import certify
 from stitch.synthesis.compile import compile_machine
 from stitch.synthesis.machines import subleq_trials, turing_trials
 from stitch.synthesis.machines.subleq import Program, read_subleq
+from stitch.synthesis.machines.subleq_run import run_subleq
 from stitch.synthesis.machines.turing import Names, Turing, from_description, laid_out, program_text, read_turing
 from stitch.synthesis.machines.turing_circuit import ids_of
-from stitch.synthesis.run import run_subleq, run_turing
+from stitch.synthesis.machines.turing_run import run_turing
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TURING = sorted(path for path in EXAMPLES.glob("*.json") if "rules" in json.loads(path.read_text(encoding="utf-8")))
@@ -118,7 +119,7 @@ def test_the_command_shows_the_trace(turing, tmp_path):
 REFUSED = {
     "two rules for the same": (
         '{"q": {"0": ["1", "R", "q"], "0": ["0", "R", "q"]}}',
-        "one rule for each symbol; 0 is there twice",
+        "one rule for each symbol; got 0 twice",
     ),
     "a move": ('{"q": {"0": ["1", "X", "q"]}}', r"L, R or S.*\(q, 0\)"),
     "no rule": ('{}, "moves": 3', "needs start, blank and rules"),
@@ -135,9 +136,9 @@ def test_programs_that_say_two_things_or_nothing_are_refused(case, tmp_path):
 
 def test_programs_that_do_not_fit_are_refused(turing):
     wide = {f"q{n}": {"0": ["0", "R", f"q{n + 1}"]} for n in range(17)}
-    with pytest.raises(UsageError, match="16 states at most; this one has 18"):
+    with pytest.raises(UsageError, match="16 states at most; it has 18"):
         run(turing, from_description({"start": "q0", "blank": "0", "rules": wide}), "")
-    with pytest.raises(UsageError, match="may hold _ 0 1; got 2"):
+    with pytest.raises(UsageError, match="symbols _ 0 1; got 2"):
         run(turing, from_description(FLIP), "012")
     with pytest.raises(UsageError, match="window of 10 cells"):
         run(turing, from_description(FLIP), "01" * 6)
@@ -145,14 +146,14 @@ def test_programs_that_do_not_fit_are_refused(turing):
     too_many = from_description({"start": "A", "blank": "0", "rules": full})
     with pytest.raises(UsageError, match=r"must fit the context of 200; they take"):
         list(run_turing(None, {**kinds.described(turing), "context": 200}, too_many, "", 1))
-    with pytest.raises(UsageError, match="--window must be 4"):
+    with pytest.raises(UsageError, match="window must be at least 4"):
         kinds.blueprint_of({"kind": "turing", "window": 3, "context": 100})
 
 
 def test_a_checkpoint_that_writes_no_tape_is_an_error(turing, tmp_path):
     net = checkpoint.load(turing, torch.float32, "sdpa")
     net.lm_head.weight.data[ids_of("|")[1]] = 0.0
-    with pytest.raises(StitchError, match=r"must end every tape with \|.*certify"):
+    with pytest.raises(StitchError, match=r"must end every tape with \|.*Certify"):
         list(run_turing(net, kinds.described(turing), from_description(FLIP), "0110", 3))
 
 
@@ -217,13 +218,13 @@ def test_memories_that_are_none_are_refused(found, message, tmp_path):
 
 
 def test_what_subleq_cannot_hold_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="has 20 cells; this program has 30"):
+    with pytest.raises(UsageError, match="must fit the checkpoint's 20 cells; it has 30"):
         Program("", (0,) * 30).filled(20)
-    with pytest.raises(UsageError, match="--arch gpt2"):
+    with pytest.raises(UsageError, match="arch must be gpt2"):
         compile_machine(tmp_path / "m", kind="subleq", arch="llama", cells=8, context=64)
     with pytest.raises(UsageError, match="must hold two frames of 66 tokens"):
         compile_machine(tmp_path / "m", kind="subleq", context=100)
-    with pytest.raises(UsageError, match="--kind must be one of turing, subleq"):
+    with pytest.raises(UsageError, match="kind must be one of turing, subleq"):
         compile_machine(tmp_path / "m", kind="brainfuck")
 
 

@@ -14,14 +14,16 @@ import cli
 from stitch.errors import StitchError, UsageError
 from stitch.internals.positions import offset_head
 from stitch.synthesis import kinds
-from stitch.synthesis.automata.automaton import Automaton, from_description
+from stitch.synthesis.automata.automaton import Automaton
+from stitch.synthesis.automata.read import from_description
 from stitch.synthesis.automata.stepwise import exact_codes, random_codes, stepwise
 from stitch.synthesis.blueprint import Block, Blueprint, all_of, one_hots
-from stitch.synthesis.build import THETA, build, plane_head
+from stitch.synthesis.build import build
 from stitch.synthesis.certify import certify
 from stitch.synthesis.compile import compile_automaton, compile_induction, compile_pattern
 from stitch.synthesis.patterns.factorise import completed, errors, factorise, naive
 from stitch.synthesis.patterns.pattern import causal_softmax, read_pattern
+from stitch.synthesis.rope_heads import THETA, plane_head
 from stitch.synthesis.run import trace
 from stitch.synthesis.trials import outcome
 
@@ -137,7 +139,7 @@ def test_states_as_nearly_orthogonal_vectors_take_fewer_channels_than_states():
 
 
 def test_vectors_that_are_too_much_alike_are_refused():
-    with pytest.raises(UsageError, match="larger --dimension"):
+    with pytest.raises(UsageError, match=r"dimension must give .* Raise it"):
         random_codes(random_automaton(random.Random(5), states=16), 4)
     with pytest.raises(UsageError, match="must be even"):
         random_codes(from_description(A5), 5)
@@ -147,10 +149,10 @@ def test_vectors_that_are_too_much_alike_are_refused():
     "change, message",
     [
         (dict(mode="parallel", spec="a{9}"), "8 states at most; 11 would need 2,904 neurons.*stepwise"),
-        (dict(mode="other"), "--mode must be one of stepwise, parallel, vsa"),
-        (dict(length=1), "--length must be 2"),
-        (dict(arch="bert"), "--arch must be one of gpt2, llama"),
-        (dict(spec="(s|t)*", mode="vsa", dimension=2), "larger --dimension"),
+        (dict(mode="other"), "mode must be one of stepwise, parallel, vsa"),
+        (dict(length=1), "length must be at least 2"),
+        (dict(arch="bert"), "arch must be one of gpt2, llama"),
+        (dict(spec="(s|t)*", mode="vsa", dimension=2), "dimension must give .* Raise it"),
     ],
 )
 def test_what_cannot_be_built_is_refused(change, message, tmp_path):
@@ -164,7 +166,7 @@ def test_outputs_that_depend_on_steps_are_refused_in_parallel():
         "transitions": {"q": {"a": ["q", "x"], "b": ["r", "y"]}, "r": {"a": ["q", "y"], "b": ["r", "y"]}},
         "start": "q",
     }
-    with pytest.raises(UsageError, match="one word for each state"):
+    with pytest.raises(UsageError, match="one output for each state"):
         kinds.blueprint_of(described(from_description(mealy), "llama", "parallel"))
 
 
@@ -174,12 +176,15 @@ def test_running_shows_every_symbol_with_what_is_said(tmp_path):
         compile_automaton("(ab|ba)*c?", folder, mode=mode, length=8)
         done = CliRunner().invoke(cli.app, ["run", str(folder), "abc"])
         assert done.stdout == "a <1> b <0+> c <3+>\n"
-        for text, message in (("abz", "the input may hold a b c; got 'abz'"), ("ab" * 5, "may have 8 symbols; got 10")):
+        for text, message in (
+            ("abz", "must consist of the symbols a b c; got 'abz'"),
+            ("ab" * 5, "may have 8 symbols; got 10"),
+        ):
             done = CliRunner().invoke(cli.app, ["run", str(folder), text])
             assert done.exit_code == 2 and message in done.stderr
-    with pytest.raises(UsageError, match="takes a tape"):
+    with pytest.raises(UsageError, match="tape may be given for Turing machines only"):
         list(trace(tmp_path / "parallel", "ab", "01", steps=1))
-    with pytest.raises(UsageError, match="must be a folder that `stitch compile` wrote"):
+    with pytest.raises(UsageError, match="must be a folder with a compiled checkpoint"):
         kinds.described(tmp_path)
 
 
@@ -197,7 +202,7 @@ def test_streams_of_different_length_are_an_error_not_a_wrong_model():
         specimens > 0,
     )
     for arch in ARCHS:
-        with pytest.raises(StitchError, match="must be equally long"):
+        with pytest.raises(StitchError, match="must have equal norms"):
             build(uneven, arch)
 
 
@@ -264,14 +269,14 @@ def test_hard_patterns_leave_next_to_nothing_elsewhere(what, arch, tmp_path):
 
 
 def test_targets_that_are_no_offset_need_learned_positions(tmp_path):
-    with pytest.raises(UsageError, match=r"RoPE sees distances.*gpt2"):
+    with pytest.raises(UsageError, match=r"RoPE encodes distances.*gpt2"):
         compile_pattern("parent", tmp_path / "p", arch="llama", length=16)
 
 
 def test_positions_choose_the_architecture_and_must_agree_with_it(tmp_path):
     report = compile_pattern("previous", tmp_path / "p", positions="rope", length=16)
     assert report["description"]["arch"] == "llama"
-    with pytest.raises(UsageError, match="positions of gpt2 are learned; got rope"):
+    with pytest.raises(UsageError, match="positions must be learned for gpt2; got rope"):
         compile_pattern("previous", tmp_path / "q", arch="gpt2", positions="rope", length=16)
     with pytest.raises(UsageError, match="must be one of learned, rope; got alibi"):
         compile_pattern("previous", tmp_path / "q", positions="alibi", length=16)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 import tiny
 from jobs import write_text
 from stitch.errors import UsageError
-from stitch.synthesis.automata.automaton import from_description
+from stitch.synthesis.automata.read import from_description
 from stitch.synthesis.tool.report import compile_tool
 from stitch.synthesis.tool.tool import states_along, steps_of_tokens, with_tool
 

@@ -1,1 +1,1 @@
-"""Circuits written down on purpose, as weights that stock architectures run."""
+"""Circuits that are written down by hand and compiled to the weights of stock architectures."""

@@ -1,7 +1,7 @@
-"""A circuit as one writes it down by hand: named channels, heads that select, neurons that decide. No norms, no architecture.
+"""A circuit written down by hand: named channels, attention heads and neurons, without norms and without an architecture.
 
-The stream is what `embedding` gives a token, plus what heads copy and neurons write. All streams that are read at one stage are
-equally long by design: norms then are one known factor, which `build` folds into the weights.
+The residual stream is the embedding of a token plus what heads copy and neurons write. By design, all streams that one stage
+reads have the same norm. Each norm of a model is then a known constant factor, which `build` folds into the weights.
 """
 
 import math
@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 Channels = Int64[Tensor, " channels"]
-OFF_MASS = 1e-9  # of a head's attention, at most, beside the token that it is for
+OFF_MASS = 1e-9  # largest share of a head's attention on tokens other than its target
 
 
 @dataclass(frozen=True)
 class Select:
-    """A head by position alone: the query at i attends to `target[i]`. It copies channels `source` to channels `into`."""
+    """A head that attends by position alone: the query at i attends to `target[i]`. It copies channels `source` to `into`."""
 
     target: Int64[Tensor, " length"]
     source: Int64[Tensor, " copied"]
@@ -25,7 +25,7 @@ class Select:
 
     @property
     def offset(self) -> int | None:
-        """How many tokens back, where that is all the targets say: the first token where there are not as many."""
+        """How many tokens back all targets are (the first token where there are fewer); None if that varies."""
         length = len(self.target)
         offset = length - 1 - int(self.target[-1])
         return offset if torch.equal(self.target, back(offset, length)) else None
@@ -33,7 +33,7 @@ class Select:
 
 @dataclass(frozen=True)
 class LookUp:
-    """A head by content: scores are products of query and key. See `sharp` for those that are to select."""
+    """A head that attends by content: scores are products of query and key. `sharp` scales them for a hard selection."""
 
     query: Float[Tensor, "d rank"]
     query_bias: Float[Tensor, " rank"]
@@ -59,8 +59,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """`tokens[0]` begins every prompt. Of the `specimens`, positions `asked` have an answer: `unembedding` gives it 1, others
-    `crosstalk` at most."""
+    """A circuit with examples of its prompts.
+
+    tokens       the vocabulary; `tokens[0]` begins every prompt.
+    length       the context, in tokens.
+    specimens    prompts on which norms are measured.
+    asked        positions of the specimens where there is an answer: `unembedding` gives it 1, other tokens at most `crosstalk`.
+    positions    added to the embedding of the token at each position; needs learned positions.
+    """
 
     tokens: tuple[str, ...]
     embedding: Float[Tensor, "vocabulary d"]
@@ -69,37 +75,49 @@ class Blueprint:
     length: int
     specimens: Int64[Tensor, "prompts positions"]
     asked: Bool[Tensor, "prompts positions"]
-    positions: Float[Tensor, "length d"] | None = None  # added to the embedding of the token that is there
+    positions: Float[Tensor, "length d"] | None = None
     crosstalk: float = 0.0
 
 
 def sharp(gap: float, length: int) -> float:
-    """What scores must be multiplied by so that the best, `gap` above all others, leaves `OFF_MASS` of the attention to them."""
+    """The factor on scores with which a best score that is `gap` above all others leaves `OFF_MASS` of the attention to them."""
     return math.log(length / OFF_MASS) / gap
 
 
 def back(offset: int, length: int) -> Int64[Tensor, " length"]:
-    """Targets `offset` tokens back, the first token where there are not as many."""
+    """Targets `offset` tokens back, or the first token for positions before that."""
     return (torch.arange(length) - offset).clamp_min(0)
 
 
+def bits_for(count: int) -> int:
+    """Number of bits that distinguish the numbers below `count`; at least 1."""
+    return max((count - 1).bit_length(), 1)
+
+
 def signs(numbers: Int64[Tensor, " n"], bits: int) -> Float[Tensor, "n bits"]:
-    """Binary codes: ±1 for every bit, the lowest first. Two that differ agree in two less, at least, than a code with itself."""
+    """Binary codes with ±1 for every bit, the lowest first. Products of two different codes are at most `bits` − 2."""
     return 1.0 - 2.0 * ((numbers[:, None] >> torch.arange(bits)) & 1).double()
 
 
+def balanced_signs(numbers: Int64[Tensor, " n"], bits: int) -> Float[Tensor, "n codes"]:
+    """`signs`, followed by their negation, so that every code sums to 0."""
+    code = signs(numbers, bits)
+    return torch.cat([code, -code], 1)
+
+
 def allot(**sizes: int) -> dict[str, Int64[Tensor, " size"]]:
-    """Channels one after another, by name."""
+    """Consecutive channels for every name."""
     starts = torch.tensor([0, *sizes.values()]).cumsum(0).tolist()
     return {name: torch.arange(start, start + size) for (name, size), start in zip(sizes.items(), starts, strict=False)}
 
 
 def one_hots(channels: Channels, width: int) -> Float[Tensor, "channels d"]:
-    """Row n is 1 in channel n of these."""
+    """A matrix whose row n is 1 in channel channels[n], otherwise 0."""
     return torch.eye(width, dtype=torch.float64)[channels]
 
 
 def together(*parts: Neurons) -> Neurons:
+    """All neurons of the parts, as those of one block."""
     return Neurons(
         torch.cat([part.read for part in parts], 1),
         torch.cat([part.threshold for part in parts]),
@@ -110,13 +128,14 @@ def together(*parts: Neurons) -> Neurons:
 def all_of(
     reads: Float[Tensor, "conditions neurons d"], write: Float[Tensor, "neurons d"], highest_miss: float | None = None
 ) -> Neurons:
-    """Neurons that are 1 when all their conditions hold, and 0 otherwise. A condition is 1 when it holds, at most 0 otherwise.
+    """Neurons that are 1 when all their conditions hold, otherwise 0. A condition is 1 when it holds, otherwise at most 0.
 
-    `highest_miss` is the most that the conditions of a neuron add up to without all holding: all but one, where they are exact.
+    `highest_miss` is the largest sum of a neuron's conditions of which at least one does not hold; the default is that of exact
+    conditions, their number minus 1.
     """
     conditions = len(reads)
     miss = conditions - 1.0 if highest_miss is None else highest_miss
-    # Half way between, and so steep that the sum of all is 1 above it: f(conditions) = 1, f(miss) = −1 before the ReLU.
-    steep = 2 / (conditions - miss)
-    threshold = torch.full((reads.shape[1],), steep * (conditions + miss) / 2, dtype=torch.float64)
-    return Neurons(steep * reads.sum(0).T, threshold, write)
+    # The pre-activation is linear in the sum of conditions: 1 if all hold, and −1 at the highest miss.
+    slope = 2 / (conditions - miss)
+    threshold = torch.full((reads.shape[1],), slope * (conditions + miss) / 2, dtype=torch.float64)
+    return Neurons(slope * reads.sum(0).T, threshold, write)

@@ -1,18 +1,21 @@
-"""A certificate: a compiled checkpoint, read back from disk, tried against a reference interpreter in every way it may be run."""
+"""A certificate of a compiled checkpoint: its answers, read back from disk, against those of a reference interpreter."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from stitch.models.device import torch_device, torch_dtype
+from stitch.progress import Progress
 from stitch.synthesis import checkpoint, kinds
 from stitch.synthesis.attention import apart, safe_context, selection
-from stitch.synthesis.build import MARGIN
-from stitch.synthesis.trials import outcome
+from stitch.synthesis.trials import Trial, outcome
+from stitch.synthesis.write import MARGIN
 
 FILE = "certificate.json"
-ROUNDING = 1e-3  # of attention
-LARGE = ("matrix", "targets", "tokens")  # of a description; they are in the folder's synthesis.json
+ROUNDING = 1e-3  # largest difference in attention that counts as rounding error
+LARGE = ("matrix", "targets", "tokens")  # parts of a description that the report leaves out; synthesis.json has them
 SETTINGS = (("fp32", "sdpa"), ("fp32", "eager"), ("bf16", "sdpa"), ("bf16", "eager"))
 
 
@@ -23,42 +26,23 @@ def certify(
     settings: Sequence[tuple[str, str]] = SETTINGS,
     seed: int = 0,
     device: str = "auto",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict:
-    """Tries about `tokens` tokens of every kind in each of `settings` (dtype, attention); writes `certificate.json` beside the
-    weights. `ideal` is the margin without any error; `certified` whether no answer was wrong.
+    """Runs about `tokens` tokens of every trial in each of `settings` (dtype, attention); writes `certificate.json` to `folder`.
 
-    Raises: UsageError for a folder that holds nothing compiled.
+    In the report, `ideal` is the margin without rounding errors, and `certified` says whether all answers were correct.
+
+    Raises: UsageError when the folder holds no compiled checkpoint.
     """
     description = kinds.described(folder)
     blueprint = kinds.blueprint_of(description)
     trials = list(kinds.trials_of(description, tokens, seed))
-    place = str(torch_device(device))
     rows, parameters = [], 0
     for dtype, attention in settings:
-        net = checkpoint.load(folder, torch_dtype(dtype), attention, place)
+        net = checkpoint.load(folder, torch_dtype(dtype), attention, str(torch_device(device)))
         parameters = sum(parameter.numel() for parameter in net.parameters())
-        done, total = 0, sum(len(trial.ids) for trial in trials)
-
-        def step(count: int, stage: str = f"{dtype}, {attention}", total: int = total) -> None:
-            nonlocal done
-            done += count
-            if progress:
-                progress(stage, done, total)
-
-        for trial in trials:
-            found = outcome(net, trial, step)
-            rows.append(
-                {
-                    "dtype": dtype,
-                    "attention": attention,
-                    "trial": trial.name,
-                    "prompts": len(trial.ids),
-                    "asked": found.asked,
-                    "wrong": found.wrong,
-                    "margin": found.margin,
-                }
-            )
+        for row in _tried(net, trials, f"{dtype}, {attention}", progress):
+            rows.append({"dtype": dtype, "attention": attention, **row})
     report = {
         "folder": str(folder),
         "description": {name: value for name, value in description.items() if name not in LARGE},
@@ -78,7 +62,27 @@ def certify(
         pattern = kinds.pattern_of(description).matrix
         assert pattern is not None
         report["apart"] = apart(folder, blueprint, pattern)
-        # What the factors lose is chosen with the rank; what weights lose beyond that must be rounding.
+        # The error of the factors follows from the rank; the weights may add no more than rounding errors.
         report["certified"] = report["apart"]["fp32"]["max"] <= description["rank_curve"][-1]["max"] + ROUNDING
     (folder / FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report
+
+
+def _tried(net: PreTrainedModel, trials: list[Trial], stage: str, progress: Progress | None) -> Iterable[dict]:
+    done, total = 0, sum(len(trial.ids) for trial in trials)
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(stage, done, total)
+
+    for trial in trials:
+        found = outcome(net, trial, step)
+        yield {
+            "trial": trial.name,
+            "prompts": len(trial.ids),
+            "asked": found.asked,
+            "wrong": found.wrong,
+            "margin": found.margin,
+        }

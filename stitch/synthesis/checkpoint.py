@@ -1,4 +1,4 @@
-"""Compiled models on disk: stock checkpoints, with what they were compiled from beside the weights."""
+"""Compiled models on disk: stock checkpoints, with the description of what they were compiled from."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,10 @@ from stitch.synthesis.kinds import FILE
 
 
 def save(model: Model, description: dict, folder: Path, *, overwrite: bool = False) -> None:
-    """The folder appears whole or not at all. Raises UsageError when it exists and `overwrite` is False."""
+    """Writes the checkpoint completely or not at all.
+
+    Raises: UsageError when `folder` exists and `overwrite` is False.
+    """
     logging.disable_progress_bar()
 
     def fill(new: Path) -> None:
@@ -26,7 +29,7 @@ def save(model: Model, description: dict, folder: Path, *, overwrite: bool = Fal
 
 
 def load(folder: Path, dtype: torch.dtype, attention: str, device: str = "cpu") -> PreTrainedModel:
-    """As anybody would: by transformers, with no code of ours."""
+    """Loads a checkpoint with transformers alone, without code of this package."""
     logging.disable_progress_bar()
     net: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False

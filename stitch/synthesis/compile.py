@@ -1,14 +1,14 @@
-"""From a specification to a checkpoint with a first, small certificate."""
+"""Compiles a specification to a checkpoint with a first, short certificate."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from stitch.errors import UsageError
 from stitch.files.output import check_output
+from stitch.progress import Progress
 from stitch.synthesis import checkpoint, kinds
-from stitch.synthesis.automata.automaton import read_automaton
+from stitch.synthesis.automata.read import read_automaton
 from stitch.synthesis.automata.stepwise import random_codes
 from stitch.synthesis.build import build
 from stitch.synthesis.certify import certify
@@ -17,10 +17,9 @@ from stitch.synthesis.patterns.factorise import rank_curve
 from stitch.synthesis.patterns.pattern import read_pattern
 from stitch.synthesis.patterns.pattern_circuit import TOKENS as LETTERS
 
-MACHINES = {"turing": "llama", "subleq": "gpt2"}  # and what they are compiled for if nothing else is said
+MACHINES = {"turing": "llama", "subleq": "gpt2"}  # and their default architectures
 POSITIONS = {"gpt2": "learned", "llama": "rope"}
-FIRST_TOKENS = 10_000  # of the certificate that comes with compiling
-Progress = Callable[[str, int, int], None]
+FIRST_TOKENS = 10_000  # tokens per trial of the first certificate
 
 
 def compile_to(
@@ -32,10 +31,12 @@ def compile_to(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict:
-    """Writes the checkpoint that `description` (as `synthesis.json` keeps it) asks for, certified on few tokens in fp32, with its
-    own tokenizer unless another is given.
+    """Writes the checkpoint of a `description` (the content of `synthesis.json`), and certifies it on few tokens in fp32.
 
-    Returns the certificate, with the `seconds` that compiling took. Raises UsageError where it cannot be built.
+    It has a tokenizer of its own vocabulary unless another one is given. Returns the certificate, and in `seconds` how long
+    compiling took.
+
+    Raises: UsageError when the circuit cannot be built.
     """
     began = time.perf_counter()
     model = build(kinds.blueprint_of(description), description["arch"], tokenizer=tokenizer)
@@ -60,15 +61,17 @@ def compile_automaton(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """A regular expression or an automaton's JSON file as a checkpoint. `seed` draws the vectors of mode `vsa`.
+    """Compiles an automaton, given as a regular expression or a JSON file, for strings of up to `length` symbols.
 
-    Raises UsageError for an automaton, a mode or a length that cannot be compiled, with what helps.
+    In mode `vsa`, states and symbols are random vectors of `dimension` numbers drawn from `seed`.
+
+    Raises: UsageError for an automaton, a mode or a length that cannot be compiled, and how to change it.
     """
     check_output(out, overwrite)
     if mode not in MODES:
-        raise UsageError(f"--mode must be one of {', '.join(MODES)}; got {mode}.")
+        raise UsageError(f"mode must be one of {', '.join(MODES)}; got {mode}.")
     if length < 2:
-        raise UsageError(f"--length must be 2 symbols or more; got {length}.")
+        raise UsageError(f"length must be at least 2 symbols; got {length}.")
     automaton = read_automaton(spec, alphabet=alphabet, normalise=normalise)
     description = {"kind": "automaton", "source": spec, "arch": arch, "mode": mode, "length": length}
     if mode == "vsa":
@@ -90,15 +93,15 @@ def compile_machine(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """A universal machine as a checkpoint: `turing` with a tape of `window` cells, or `subleq` with a memory of `cells`.
+    """Compiles a universal machine: `turing` with a tape of `window` cells, or `subleq` with a memory of `cells` bytes.
 
-    Raises UsageError for another kind, and where frames do not fit the context.
+    Raises: UsageError for another kind, and when two frames do not fit the context.
     """
     check_output(out, overwrite)
     if kind not in MACHINES:
-        raise UsageError(f"--kind must be one of {', '.join(MACHINES)}; got {kind}.")
-    own = {"window": window} if kind == "turing" else {"cells": cells}
-    description = {"kind": kind, "arch": arch or MACHINES[kind], **own, "context": context}
+        raise UsageError(f"kind must be one of {', '.join(MACHINES)}; got {kind}.")
+    size = {"window": window} if kind == "turing" else {"cells": cells}
+    description = {"kind": kind, "arch": arch or MACHINES[kind], **size, "context": context}
     return compile_to(description, out, overwrite=overwrite, device=device, progress=progress)
 
 
@@ -115,21 +118,23 @@ def compile_pattern(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """A head's attention pattern (`read_pattern`) as a checkpoint; soft ones at `rank`, beside smaller ones and other ways.
+    """Compiles a head with a given attention pattern (`read_pattern`).
 
-    Positions are `learned` (gpt2) or `rope` (llama): either of `arch` and `positions` says which, learned if none does.
-    Raises UsageError for a pattern that is none, or that the architecture has no positions for.
+    A soft pattern is factorised at `rank`; its report compares lower ranks and other methods. Positions are `learned` (gpt2) or
+    `rope` (llama); `arch` or `positions` selects one, by default learned.
+
+    Raises: UsageError for an invalid pattern, or one that the architecture's positions cannot express.
     """
     check_output(out, overwrite)
     if positions not in (None, *POSITIONS.values()):
-        raise UsageError(f"--positions must be one of {', '.join(POSITIONS.values())}; got {positions}.")
+        raise UsageError(f"positions must be one of {', '.join(POSITIONS.values())}; got {positions}.")
     arch = arch or next((name for name, kind in POSITIONS.items() if kind == positions), "gpt2")
     if positions and POSITIONS.get(arch, positions) != positions:
         raise UsageError(
-            f"--positions of {arch} are {POSITIONS[arch]}; got {positions}: leave one of --arch and --positions out."
+            f"positions must be {POSITIONS[arch]} for {arch}; got {positions}. Give only one of `arch` and `positions`."
         )
     if length < 2 or rank < 1:
-        raise UsageError(f"--length must be 2 or more and --rank 1 or more; got {length} and {rank}.")
+        raise UsageError(f"length must be at least 2 and `rank` at least 1; got {length} and {rank}.")
     pattern = read_pattern(what, length, seed)
     description: dict = {"kind": "pattern", "source": what, "arch": arch, "context": length}
     if pattern.targets is not None:
@@ -149,9 +154,9 @@ def compile_induction(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """The induction circuit as a checkpoint, ready to graft; with the vocabulary of the model `tokenizer`, or letters.
+    """Compiles the induction circuit, with the vocabulary of the model `tokenizer` or, by default, of letters.
 
-    Raises UsageError where the vocabulary cannot be read, or has more bits than heads can compare over the context.
+    Raises: UsageError when the vocabulary cannot be read, or has more bits than heads can compare over the context.
     """
     check_output(out, overwrite)
     description = {

@@ -1,10 +1,10 @@
-"""What synthesised models should say, by the plainest interpreters: no code in common with what compiles, nor with torch."""
+"""Reference interpreters of compiled models, as simple as possible. They share no code with the compiler and do not use torch."""
 
 from collections.abc import Iterator, Sequence
 
 
 def words(machine: dict, string: Sequence[int]) -> list[str]:
-    """What an automaton (as its description has it) says after each symbol."""
+    """The output of an automaton, in the form of its description, after each symbol."""
     said, state = [], machine["start"]
     for symbol in string:
         said.append(machine["says"][state][symbol])
@@ -15,9 +15,9 @@ def words(machine: dict, string: Sequence[int]) -> list[str]:
 def run(
     rules: Sequence[tuple[str, str, str, str, str]], start: str, cells: Sequence[str], head: int
 ) -> Iterator[tuple[str, list[str], int]]:
-    """State, cells and head of a Turing machine at first and after each step, until it halts or leaves its cells.
+    """State, cells and head of a Turing machine before the first and after each step, until it halts or leaves its cells.
 
-    The last is ("halt" or "edge", cells, head).
+    The last item is ("halt" or "edge", cells, head).
     """
     table = {(state, symbol): (write, move, to) for state, symbol, write, move, to in rules}
     cells, state = list(cells), start
@@ -35,7 +35,7 @@ def run(
 
 
 def subleq(memory: Sequence[int], counter: int = 0) -> Iterator[tuple[int | None, int | None, list[int]]]:
-    """What goes out, the counter and the memory (bytes) at first and after each step; the counter is None when it halts."""
+    """Output byte, counter and memory (bytes) before the first and after each step; the counter is None when it halts."""
     memory = list(memory)
     size = len(memory)
     yield None, counter, list(memory)

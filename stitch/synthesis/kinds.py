@@ -1,18 +1,18 @@
-"""What was compiled, as `synthesis.json` in its folder says, and what follows from it: the blueprint, and trials of it."""
+"""The description of a compiled checkpoint (`synthesis.json` in its folder), and the blueprint and trials that follow from it."""
 
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from stitch.errors import StitchError, UsageError
+from stitch.errors import UsageError
 from stitch.synthesis.automata import trials
 from stitch.synthesis.automata.automaton import Automaton
 from stitch.synthesis.automata.parallel import parallel
 from stitch.synthesis.automata.stepwise import exact_codes, random_codes, stepwise
 from stitch.synthesis.blueprint import Blueprint
+from stitch.synthesis.json_file import read_json
 from stitch.synthesis.machines import subleq_trials, turing_trials
 from stitch.synthesis.machines.subleq import frames
 from stitch.synthesis.machines.subleq_circuit import subleq
@@ -29,18 +29,21 @@ MODES = ("stepwise", "parallel", "vsa")
 
 
 def described(folder: Path) -> dict:
-    """Raises UsageError for a folder that holds nothing compiled."""
+    """The description in `folder`.
+
+    Raises: UsageError when the folder holds no compiled checkpoint, StitchError when its description is not JSON.
+    """
     path = folder / FILE
     if not path.is_file():
-        raise UsageError(f"{folder} must be a folder that `stitch compile` wrote; it has no {FILE}.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StitchError(f"{path} must be JSON; {error}: compile again.") from error
+        raise UsageError(f"{folder} must be a folder with a compiled checkpoint; it has no {FILE}.")
+    return read_json(path, "the description")
 
 
 def blueprint_of(description: dict) -> Blueprint:
-    """Raises UsageError where it cannot be built as asked for."""
+    """The blueprint of a description.
+
+    Raises: UsageError when its sizes do not allow one.
+    """
     generator = random.Random(0)
     match description["kind"]:
         case "turing":
@@ -50,7 +53,7 @@ def blueprint_of(description: dict) -> Blueprint:
             return turing_machine(window, context, turing_trials.texts(drawn, cells, window // 2, context)[:1])
         case "subleq":
             cells, context = description["cells"], description["context"]
-            counting = [2, 2, 0, *[0] * (cells - 3)]  # goes on for ever
+            counting = [2, 2, 0, *[0] * (cells - 3)]  # never halts
             return subleq(cells, context, frames(counting, max((context - 1) // (cells + 2), 1)))
         case "pattern":
             pattern = pattern_of(description)
@@ -69,13 +72,14 @@ def blueprint_of(description: dict) -> Blueprint:
 
 
 def pattern_of(description: dict) -> Pattern:
-    """What the head is to attend to: kept as it was read, so that its file may go."""
+    """The pattern as it was read; the description holds it, so its file is not needed any more."""
     if "matrix" in description:
         return Pattern(None, torch.tensor(description["matrix"], dtype=torch.float64))
     return Pattern(torch.tensor(description["targets"]), None)
 
 
 def trials_of(description: dict, tokens: int, seed: int) -> Iterator[Trial]:
+    """Trials of about `tokens` tokens each."""
     match description["kind"]:
         case "turing":
             return turing_trials.trials(description["window"], description["context"], tokens, seed)

@@ -1,53 +1,59 @@
-"""What a terminal shows of a certificate."""
+"""Tables and footnotes of certificates and of tools, for the terminal."""
 
-Table = tuple[list[str], list[list[str]], str]
+Table = tuple[list[str], list[list[str]], str]  # heads, rows, title
 
 
 def title(report: dict) -> str:
-    """What was compiled, in a line."""
-    said = report["description"]
+    """One line that says what was compiled."""
+    description = report["description"]
     what = {
         "automaton": _automaton,
         "turing": _turing,
         "subleq": _subleq,
         "pattern": _pattern,
         "induction": _induction,
-    }[said["kind"]](said)
+    }[description["kind"]](description)
     return (
-        f"{what}: {said['arch']}, {report['blocks']} block{'s' if report['blocks'] > 1 else ''}, "
+        f"{what}: {description['arch']}, {report['blocks']} block{'s' if report['blocks'] > 1 else ''}, "
         f"{report['parameters']:,} parameters, context {report['context']:,}"
     )
 
 
-def _automaton(said: dict) -> str:
-    states, symbols = len(said["automaton"]["states"]), len(said["automaton"]["symbols"])
-    coded = f" in {said['dimension']} dimensions of coherence {said['coherence']:.2f}" if said["mode"] == "vsa" else ""
-    return f"{said['source']} ({states} states, {symbols} symbols), {said['mode']}{coded} to length {said['length']:,}"
+def _automaton(description: dict) -> str:
+    states, symbols = len(description["automaton"]["states"]), len(description["automaton"]["symbols"])
+    mode = description["mode"]
+    if mode == "vsa":
+        mode += f" in {description['dimension']} dimensions with coherence {description['coherence']:.2f}"
+    return f"{description['source']} ({states} states, {symbols} symbols), {mode}, length {description['length']:,}"
 
 
-def _turing(said: dict) -> str:
-    return f"universal Turing machine, window of {said['window']} cells"
+def _turing(description: dict) -> str:
+    return f"universal Turing machine, window of {description['window']} cells"
 
 
-def _subleq(said: dict) -> str:
-    return f"SUBLEQ machine, {said['cells']} cells"
+def _subleq(description: dict) -> str:
+    return f"SUBLEQ machine, {description['cells']} cells"
 
 
-def _pattern(said: dict) -> str:
-    return f"attention {said['source']}" + (f" at rank {said['rank']}" if "rank" in said else "")
+def _pattern(description: dict) -> str:
+    return f"attention {description['source']}" + (f" at rank {description['rank']}" if "rank" in description else "")
 
 
-def _induction(said: dict) -> str:
-    return f"induction over the tokens of {said['tokenizer']}" if said["tokenizer"] else "induction over letters"
+def _induction(description: dict) -> str:
+    return (
+        f"induction over the tokens of {description['tokenizer']}"
+        if description["tokenizer"]
+        else "induction over letters"
+    )
 
 
 def tables(report: dict) -> list[Table]:
-    """What was tried; of a soft pattern, its errors by rank."""
+    """The trials, and the errors of a soft pattern by rank."""
     return [*([_tried(report)] if report["results"] else []), *([_rank_curve(report)] if "apart" in report else [])]
 
 
 def _rank_curve(report: dict) -> Table:
-    """Largest error of any attention, and share of attention that is elsewhere."""
+    """The largest error of an attention weight (max), and the share of attention on wrong tokens (moved)."""
     rows = []
     for row in report["description"]["rank_curve"]:
         cells = [row["naive"], row["completed"], row]
@@ -61,7 +67,7 @@ def _rank_curve(report: dict) -> Table:
 
 
 def _tried(report: dict) -> Table:
-    """A row per trial: prompts, answers asked for and wrong ones, and the smallest margin in each way of running it."""
+    """A row per trial: numbers of prompts, answers and wrong answers, and the smallest margin for every dtype and attention."""
     settings = list(dict.fromkeys((row["dtype"], row["attention"]) for row in report["results"]))
     trials = list(dict.fromkeys(row["trial"] for row in report["results"]))
     found = {(row["trial"], row["dtype"], row["attention"]): row for row in report["results"]}
@@ -78,38 +84,44 @@ def notes(report: dict) -> list[str]:
     if "apart" in report:
         return [
             *took,
-            f"{'Certified' if report['certified'] else 'NOT certified'}: weights hold the factors, up to rounding.",
+            f"{_verdict(report)}: attention differs from that of the factors by no more than rounding errors."
+            if report["certified"]
+            else f"{_verdict(report)}: attention differs from that of the factors by more than rounding errors.",
         ]
     off = ", ".join(
-        f"{name} {value:.1e} (logits {report['logit_gap'][name]:.1f} apart)"
-        for name, value in report["off_mass"].items()
+        f"{name} {value:.1e} (score gap {report['logit_gap'][name]:.1f})" for name, value in report["off_mass"].items()
     )
-    alike = f", {report['crosstalk']:.2f} of the answer's before" if report["crosstalk"] > 0 else ""
+    crosstalk = f" (crosstalk {report['crosstalk']:.2f} before scaling)" if report["crosstalk"] > 0 else ""
     return [
         *took,
-        f"Attention of heads by position beside their token, at most: {off}; they hold to {report['safe_context']:,} tokens.",
-        f"Logits are scaled so that the best of others is {report['ideal']:g} below the answer's{alike}.",
-        f"{'Certified' if report['certified'] else 'NOT certified'}: smallest margin {report['margin']:.3f}, "
-        f"{report['margin'] / report['ideal']:.1%} of what it is without any error.",
+        f"Largest attention of positional heads to tokens other than their target: {off}. They work up to "
+        f"{report['safe_context']:,} tokens.",
+        f"The margin is the answer's logit minus the highest other logit; without rounding errors it is {report['ideal']:g}"
+        f"{crosstalk}.",
+        f"{_verdict(report)}: the smallest margin is {report['margin']:.3f}, {report['margin'] / report['ideal']:.1%} of that.",
     ]
 
 
+def _verdict(report: dict) -> str:
+    return "Certified" if report["certified"] else "NOT certified"
+
+
 def tool_table(report: dict) -> Table:
-    """How often the state is right, of the tool and of what else could tell it."""
+    """Accuracy of the state, of the tool and of the baselines."""
     rows = [
         [row["name"], f"{row['right']:.2%}", f"{row['low']:.2%} – {row['high']:.2%}", f"{row['mean_over_states']:.2%}"]
         for row in report["right"]
     ]
     title = f"{report['automaton']} in {report['host']}: {len(report['states'])} states, {report['tokens']:,} held-out tokens"
-    return ["", "right", "95 % interval", "mean over states"], rows, title
+    return ["", "correct", "95 % interval", "mean over states"], rows, title
 
 
 def tool_notes(report: dict) -> list[str]:
     before, after = report["text"]
     price, size = report["price"], report["parameters"]
     return [
-        f"Cross-entropy of the host as it was {before['ce']:.5f}, with the tool {after['ce']:.5f} ({price['nats']:+.1e} nats, "
-        f"{price['low']:+.1e} to {price['high']:+.1e}, paired).",
-        f"{report['blocks']} blocks compose {report['windows_per_block']} windows each; {size['before']:,} parameters became "
-        f"{size['after']:,}.",
+        f"Cross-entropy of the host {before['ce']:.5f}, with the tool {after['ce']:.5f} "
+        f"(difference {price['nats']:+.1e} nats, 95 % interval {price['low']:+.1e} to {price['high']:+.1e}, paired).",
+        f"{report['blocks']} blocks compose {report['windows_per_block']} windows each. Parameters: {size['before']:,} "
+        f"before, {size['after']:,} with the tool.",
     ]

@@ -1,4 +1,4 @@
-"""A tokenizer for a vocabulary that is written down: every token is a word, found wherever it stands, longest first."""
+"""A tokenizer for a given vocabulary. Every token is a literal string; where several match, the longest is taken."""
 
 import re
 from collections.abc import Sequence
@@ -9,12 +9,15 @@ from stitch.errors import UsageError
 
 
 def tokenizer_of(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
-    """`tokens[0]` begins every text; what is no token is an error when encoded. Raises UsageError where two are the same."""
+    """`tokens[0]` is put before every text. Encoding a text that is not made of tokens is an error.
+
+    Raises: UsageError when two tokens are equal.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     if len(set(tokens)) < len(tokens):
         twice = sorted({token for token in tokens if tokens.count(token) > 1})
-        raise UsageError(f"tokens must differ; {', '.join(twice)} are there twice: rename states or symbols.")
+        raise UsageError(f"tokens must differ; got {', '.join(twice)} twice. Rename states or symbols.")
     first = tokens[0]
     core = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}))
     longest = sorted(tokens, key=len, reverse=True)

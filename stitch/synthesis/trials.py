@@ -1,4 +1,4 @@
-"""Prompts with the answers that a reference interpreter gives, and how far a model's logits put them ahead."""
+"""Prompts with the answers of a reference interpreter, and the margin of these answers in a model's logits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-BATCH = 65_536  # tokens run at once
+BATCH = 65_536  # tokens per forward pass
 
 
 @dataclass(frozen=True)
 class Trial:
-    """`answers` are the tokens that must follow each; −1 where nothing is asked. Shorter prompts are filled up on the right."""
+    """`answers[i, j]` must follow `ids[i, j]`; −1 where nothing is asked. Shorter prompts are padded on the right."""
 
     name: str
     ids: Int64[Tensor, "rows length"]
@@ -26,7 +26,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`margin` is the smallest lead of an answer's logit over all others: negative where one is wrong."""
+    """`margin` is the smallest difference between an answer's logit and the highest other logit, negative for a wrong answer."""
 
     asked: int
     wrong: int
@@ -44,8 +44,10 @@ def padded(name: str, ids: Sequence[Sequence[int]], answers: Sequence[Sequence[i
 
 @torch.inference_mode()
 def outcome(net: Any, trial: Trial, progress: Callable[[int], None] | None = None) -> Outcome:
-    """Every prompt in one pass each: as answers are read from prompts that hold the right ones, this is greedy decoding, too, as
-    long as none is wrong."""
+    """The answers of a model, read in one forward pass per prompt, which contains the correct answers.
+
+    As long as no answer is wrong, the result equals that of greedy decoding.
+    """
     rows = max(BATCH // trial.ids.shape[1], 1)
     asked = wrong = 0
     margin = torch.inf
@@ -53,9 +55,9 @@ def outcome(net: Any, trial: Trial, progress: Callable[[int], None] | None = Non
         where = answers >= 0
         logits = net(ids.to(net.device), use_cache=False).logits[where.to(net.device)].float()
         right = answers[where].to(net.device)[:, None]
-        lead = logits.gather(1, right)[:, 0] - logits.scatter(1, right, -torch.inf).max(1).values
-        asked, wrong = asked + len(lead), wrong + int((lead <= 0).sum())
-        margin = min(margin, float(lead.min())) if len(lead) else margin
+        margins = logits.gather(1, right)[:, 0] - logits.scatter(1, right, -torch.inf).max(1).values
+        asked, wrong = asked + len(margins), wrong + int((margins <= 0).sum())
+        margin = min(margin, float(margins.min())) if len(margins) else margin
         if progress:
             progress(len(ids))
     return Outcome(asked, wrong, float(margin))

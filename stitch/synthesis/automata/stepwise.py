@@ -1,7 +1,7 @@
-"""An automaton in one block: symbol, state, symbol, state … where the model says every state, and reads it one token later.
+"""An automaton in one block, on alternating symbols and states: the model writes every state, and reads it one token later.
 
-One head copies the token before, neurons know the state and the symbol they belong to. States and symbols may be anything that is
-told apart: one channel each, or nearly orthogonal vectors with far fewer channels than states.
+One head copies the previous token. Each neuron is active for one pair of state and symbol. States and symbols have codes: one
+channel each, or nearly orthogonal vectors, which need far fewer channels than states.
 """
 
 from dataclasses import dataclass
@@ -12,47 +12,49 @@ from torch import Tensor
 
 from stitch.errors import UsageError
 from stitch.synthesis.automata.automaton import Automaton
-from stitch.synthesis.blueprint import Block, Blueprint, Neurons, Select, allot, back
+from stitch.synthesis.blueprint import Block, Blueprint, Neurons, Select, all_of, allot, back
 
 BOS = "<s>"
-TOO_ALIKE = 0.9  # coherence from which bf16 cannot tell codes apart
+HIGHEST_COHERENCE = 0.9  # above it, bf16 cannot distinguish codes
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Vectors of length 1 that stand for symbols and for what is said, each kind in channels of its own."""
+    """Unit vectors for symbols and for outputs, in separate channels. `said[0]` is that of the start state."""
 
     symbols: Float[Tensor, "symbols d_symbols"]
     said: Float[Tensor, "said d_said"]
 
     @property
     def coherence(self) -> float:
-        """The largest product of two vectors of one kind."""
+        """The largest product of two vectors, both of symbols or both of outputs."""
         return max(coherence(self.symbols), coherence(self.said))
 
 
 def coherence(vectors: Float[Tensor, "n d"]) -> float:
+    """The largest product of two different rows, at least 0."""
     products = vectors @ vectors.T
     return max(float(products.fill_diagonal_(-torch.inf).max()), 0.0) if len(vectors) > 1 else 0.0
 
 
 def tokens_of(automaton: Automaton) -> tuple[str, ...]:
+    """The vocabulary of a compiled automaton: the first token, symbols, outputs."""
     return (BOS, *automaton.symbols, *automaton.said)
 
 
 def exact_codes(automaton: Automaton) -> Codes:
-    """A channel each."""
+    """One channel for every symbol and every output."""
     symbols, said = len(automaton.symbols), len(automaton.said) + 1
     return Codes(torch.eye(symbols, dtype=torch.float64), torch.eye(said, dtype=torch.float64))
 
 
 def random_codes(automaton: Automaton, dimension: int, seed: int = 0) -> Codes:
-    """Nearly orthogonal: signs with as many + as −, at random. The vectors of symbols and of states are `dimension` long each.
+    """Nearly orthogonal vectors of `dimension` numbers: random signs, half of them negative.
 
-    Raises UsageError where two are too much alike.
+    Raises: UsageError for an odd dimension, or when two vectors are too similar.
     """
     if dimension < 2 or dimension % 2:
-        raise UsageError(f"--dimension must be even and 2 or more; got {dimension}.")
+        raise UsageError(f"dimension must be even and at least 2; got {dimension}.")
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(count: int) -> Tensor:
@@ -60,75 +62,85 @@ def random_codes(automaton: Automaton, dimension: int, seed: int = 0) -> Codes:
         return (1.0 - 2.0 * (order < dimension // 2).double()) / dimension**0.5
 
     codes = Codes(drawn(len(automaton.symbols)), drawn(len(automaton.said) + 1))
-    if codes.coherence > TOO_ALIKE:
+    if codes.coherence > HIGHEST_COHERENCE:
         raise UsageError(
-            f"vectors of {len(automaton.said) + 1} states and {len(automaton.symbols)} symbols must be nearly orthogonal; in "
-            f"{dimension} dimensions two have a product of {codes.coherence:.2f}, over {TOO_ALIKE}: pass a larger --dimension."
+            f"dimension must give the vectors of {len(automaton.said) + 1} states and {len(automaton.symbols)} symbols products "
+            f"of at most {HIGHEST_COHERENCE}; with {dimension}, two have {codes.coherence:.2f}. Raise it."
         )
     return codes
 
 
 def stepwise(automaton: Automaton, length: int, codes: Codes) -> Blueprint:
-    """For strings of `length` symbols and less."""
-    symbols, said = len(automaton.symbols), list(automaton.said)
+    """The blueprint for strings of up to `length` symbols."""
+    symbols, said = len(automaton.symbols), len(automaton.said)
     d_symbols, d_said = codes.symbols.shape[1], codes.said.shape[1]
     at = allot(symbol=d_symbols, state=d_said, before_symbol=d_symbols, before=d_said, result=d_said)
     width = sum(map(len, at.values()))
     context = 1 + 2 * length
-
-    def placed(rows: Tensor, channels: Tensor) -> Tensor:
-        wide = torch.zeros(len(rows), width, dtype=torch.float64)
-        wide[:, channels] = rows
-        return wide
-
-    # The first token stands for the first state; its code is the first of those that are said.
-    embedding = torch.cat(
-        [placed(codes.said[:1], at["state"]), placed(codes.symbols, at["symbol"]), placed(codes.said[1:], at["state"])]
-    )
+    # The first token has the first of the codes of outputs, which stands for the start state.
+    embedding = [
+        _placed(codes.said[:1], at["state"], width),
+        _placed(codes.symbols, at["symbol"], width),
+        _placed(codes.said[1:], at["state"], width),
+    ]
     before = Select(
         back(1, context),
         torch.cat([at["symbol"], at["state"]]),
         torch.cat([at["before_symbol"], at["before"]]),
     )
-    standing = torch.tensor([automaton.start, *automaton.said.values()])  # the state of each code
-    code, symbol = torch.meshgrid(torch.arange(len(standing)), torch.arange(symbols), indexing="ij")
-    code, symbol = code.flatten(), symbol.flatten()
-    answers = torch.tensor([[said.index(word) for word in row] for row in automaton.says])[standing[code], symbol]
-    read = placed(codes.said[code], at["before"]) + placed(codes.symbols[symbol], at["symbol"])
-    miss = 1 + codes.coherence
-    steep = 2 / (2 - miss)
-    neurons = Neurons(
-        steep * read.T,
-        torch.full((len(read),), steep * (2 + miss) / 2, dtype=torch.float64),
-        placed(codes.said[1:][answers], at["result"]),
-    )
-    unembedding = torch.zeros(width, 1 + symbols + len(said), dtype=torch.float64)
+    unembedding = torch.zeros(width, 1 + symbols + said, dtype=torch.float64)
     unembedding[at["result"], 1 + symbols :] = codes.said[1:].T
     specimens, asked = _specimens(automaton, min(length, 16))
     return Blueprint(
-        tokens_of(automaton), embedding, (Block((before,), neurons),), unembedding, context, specimens, asked,
+        tokens=tokens_of(automaton),
+        embedding=torch.cat(embedding),
+        blocks=(Block((before,), _transitions(automaton, codes, at, width)),),
+        unembedding=unembedding,
+        length=context,
+        specimens=specimens,
+        asked=asked,
         crosstalk=coherence(codes.said[1:]),
-    )  # fmt: skip
+    )
+
+
+def _transitions(automaton: Automaton, codes: Codes, at: dict[str, Tensor], width: int) -> Neurons:
+    """A neuron for every pair of an output before (which gives the state) and a symbol; it writes the output after."""
+    said = list(automaton.said)
+    state_of = torch.tensor([automaton.start, *automaton.said.values()])  # by code
+    code, symbol = torch.meshgrid(torch.arange(len(state_of)), torch.arange(len(automaton.symbols)), indexing="ij")
+    code, symbol = code.flatten(), symbol.flatten()
+    answers = torch.tensor([[said.index(word) for word in row] for row in automaton.says])[state_of[code], symbol]
+    reads = [_placed(codes.said[code], at["before"], width), _placed(codes.symbols[symbol], at["symbol"], width)]
+    write = _placed(codes.said[1:][answers], at["result"], width)
+    # A similar code meets a condition in part.
+    return all_of(torch.stack(reads), write, highest_miss=1 + codes.coherence)
+
+
+def _placed(rows: Tensor, channels: Tensor, width: int) -> Float[Tensor, "rows d"]:
+    """Rows in these channels of an otherwise empty stream."""
+    wide = torch.zeros(len(rows), width, dtype=torch.float64)
+    wide[:, channels] = rows
+    return wide
 
 
 def interleaved(
     automaton: Automaton, strings: Int64[Tensor, "strings length"], says: Int64[Tensor, "strings length"]
 ) -> Int64[Tensor, "strings context"]:
-    """Token ids of strings (numbers of symbols), each followed by what is said."""
+    """Token ids of strings (indices of symbols), with every symbol followed by its output."""
     pairs = torch.stack([1 + strings, 1 + len(automaton.symbols) + says], 2).flatten(1)
     return torch.cat([torch.zeros_like(pairs[:, :1]), pairs], 1)
 
 
 def _specimens(automaton: Automaton, length: int) -> tuple[Tensor, Tensor]:
-    """A few strings with the states that they lead through."""
+    """Eight random strings with their outputs."""
     said = list(automaton.said)
     generator = torch.Generator().manual_seed(0)
     strings = torch.randint(len(automaton.symbols), (8, length), generator=generator)
     says = torch.empty_like(strings)
     for row, string in enumerate(strings.tolist()):
         state = automaton.start
-        for place, symbol in enumerate(string):
-            says[row, place] = said.index(automaton.says[state][symbol])
+        for position, symbol in enumerate(string):
+            says[row, position] = said.index(automaton.says[state][symbol])
             state = automaton.steps[state][symbol]
     ids = interleaved(automaton, strings, says)
     asked = torch.zeros_like(ids, dtype=torch.bool)

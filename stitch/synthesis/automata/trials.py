@@ -1,4 +1,4 @@
-"""Strings that an automaton's checkpoint is tried on: every short one, random long ones, and those that go in circles."""
+"""Trials of a compiled automaton: all short strings, random long ones, loops, and a tour of all transitions."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ LONGEST_LOOP = 3  # symbols
 
 
 def trials(automaton: Automaton, mode: str, length: int, tokens: int, seed: int) -> Iterator[Trial]:
-    """About `tokens` symbols of each kind."""
+    """Trials of about `tokens` symbols each."""
     symbols = range(len(automaton.symbols))
     short = 1
     while short < length and (short + 1) * len(symbols) ** (short + 1) <= tokens:
@@ -35,7 +35,7 @@ def trials(automaton: Automaton, mode: str, length: int, tokens: int, seed: int)
 
 
 def _tour(automaton: Automaton, length: int) -> list[int]:
-    """A string that takes the step taken least often, again and again."""
+    """A string that takes, in every state, the transition that it has taken least often."""
     taken = [[0] * len(automaton.symbols) for _ in automaton.states]
     state, string = automaton.start, []
     for _ in range(length):
@@ -55,7 +55,7 @@ def _asked(name: str, automaton: Automaton, mode: str, strings: Tensor) -> Trial
         ids = interleaved(automaton, strings, says)
         answers = torch.full_like(ids, -1)
         answers[:, 1:-1:2] = word
-        return Trial(name, ids[:, :-1], answers[:, :-1])  # the last word is said, not read
+        return Trial(name, ids[:, :-1], answers[:, :-1])  # the last output is not read
     ids = torch.cat([torch.zeros_like(strings[:, :1]), 1 + strings], 1)
     return Trial(name, ids, torch.cat([torch.full_like(word[:, :1], -1), word], 1))
 

@@ -1,15 +1,15 @@
-"""Programs that the SUBLEQ checkpoint is tried on: random memories, which rewrite themselves as likely as not."""
+"""Trials of the SUBLEQ checkpoint: random memories, many of which modify themselves."""
 
 import random
 from collections.abc import Iterator
 
-from stitch.synthesis.machines.subleq import IO, frames
-from stitch.synthesis.machines.subleq_circuit import tokens_of
+from stitch.synthesis.machines.subleq import OUTPUT, frames
+from stitch.synthesis.machines.subleq_tokens import tokens_of
 from stitch.synthesis.trials import Trial, padded
 
 
 def trials(cells: int, context: int, tokens: int, seed: int) -> Iterator[Trial]:
-    """About `tokens` tokens of programs."""
+    """Runs of random programs with about `tokens` tokens in total."""
     generator, number = random.Random(seed), {token: index for index, token in enumerate(tokens_of(cells))}
     size, rows = cells + 2, []
     while sum(map(len, rows)) < tokens:
@@ -21,10 +21,10 @@ def trials(cells: int, context: int, tokens: int, seed: int) -> Iterator[Trial]:
 
 
 def random_memory(cells: int, generator: random.Random) -> list[int]:
-    """Mostly addresses that are there, now and then the way out, or anything."""
+    """90 % addresses of existing cells, 5 % the output address, 5 % any byte."""
 
     def drawn() -> int:
         kind = generator.random()
-        return generator.randrange(cells) if kind < 0.9 else IO if kind < 0.95 else generator.randrange(256)
+        return generator.randrange(cells) if kind < 0.9 else OUTPUT if kind < 0.95 else generator.randrange(256)
 
     return [drawn() for _ in range(cells)]

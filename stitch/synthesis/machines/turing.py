@@ -1,30 +1,30 @@
-"""Turing machines as data: from JSON, and as the text that a machine's checkpoint reads."""
+"""Turing machines: read from JSON, and as the text that the universal machine's checkpoint reads."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stitch.errors import StitchError, UsageError
+from stitch.errors import UsageError
+from stitch.synthesis.json_file import read_json
 
 STATES = "ABCDEFGHIJKLMNOP"
 SYMBOLS = "01234567"
 MOVES = {"L": "<", "R": ">", "S": "="}
 BAR, HALT, EDGE = "|", "!", "#"
-Rule = tuple[str, str, str, str, str]  # in a state, on a symbol: writes, moves, goes to a state
+Rule = tuple[str, str, str, str, str]  # (state, symbol, symbol to write, move, next state)
 
 
 @dataclass(frozen=True)
 class Turing:
-    """A machine of named states and symbols. It halts where no rule applies. States without rules are allowed."""
+    """A machine with named states and symbols. It halts where no rule applies; states without rules are allowed."""
 
     about: str
     start: str
     blank: str
     rules: tuple[Rule, ...]
-    tape: str  # what it runs on if nothing else is given
-    head: int  # where it stands on it
+    tape: str  # the default tape
+    head: int  # the head's position on it
 
     @property
     def states(self) -> list[str]:
@@ -38,23 +38,24 @@ class Turing:
 
 
 def read_turing(path: Path) -> Turing:
-    """`start`, `blank`, `rules` {state: {symbol: [write, L|R|S, state]}}; `tape`, `head` and `about` may be there.
+    """Reads a JSON object with `start`, `blank` and `rules` {state: {symbol: [write, L|R|S, state]}}.
 
-    Raises UsageError with what is wrong.
+    `tape`, `head` and `about` are optional.
+
+    Raises: UsageError when it is not a Turing machine, StitchError when it is not JSON.
     """
-    if not path.is_file():
-        raise UsageError(f"the program must be a JSON file; there is no {path}.")
-    try:
-        return from_description(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once))
-    except ValueError as error:
-        raise StitchError(f"{path} must be JSON; {error}.") from error
+    return from_description(read_json(path, "the program", _without_repeated_keys))
 
 
 def from_description(found: Mapping[str, Any]) -> Turing:
+    """The machine of a JSON object (`read_turing`).
+
+    Raises: UsageError when it is not a Turing machine.
+    """
     known = {"start", "blank", "rules", "tape", "head", "about", "kind"}
     if not {"start", "blank", "rules"} <= set(found) <= known:
         raise UsageError(
-            f"a Turing machine needs start, blank and rules (tape, head, about); got {', '.join(sorted(found))}."
+            f"a Turing machine needs start, blank and rules, and may have tape, head and about; got {', '.join(sorted(found))}."
         )
     rules = []
     for state, row in found["rules"].items():
@@ -74,36 +75,37 @@ def from_description(found: Mapping[str, Any]) -> Turing:
     )
 
 
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict:
+def _without_repeated_keys(pairs: Sequence[tuple[str, Any]]) -> dict:
     names = [name for name, _ in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"a state may have one rule for each symbol; {', '.join(twice)} is there twice: remove one.")
+        raise UsageError(f"a state may have one rule for each symbol; got {', '.join(twice)} twice. Remove one.")
     return dict(pairs)
 
 
 @dataclass(frozen=True)
 class Names:
-    """What a machine's states and symbols are called in the text: letters A to P and digits 0 to 7, the blank 0."""
+    """Names of a machine's states and symbols in the text: letters A to P, and digits 0 to 7 with 0 for the blank."""
 
     states: dict[str, str]
     symbols: dict[str, str]
 
     @classmethod
     def of(cls, machine: Turing, tape: str) -> "Names":
-        """Raises UsageError for more than there are names for, or a tape of other symbols."""
+        """Names in the order in which states and symbols appear.
+
+        Raises: UsageError for more states or symbols than names, or a tape with other symbols.
+        """
         states, symbols = machine.states, machine.symbols
-        if strange := sorted(set(tape) - set(symbols)):
-            raise UsageError(f"the tape may hold {' '.join(symbols)}; got {', '.join(strange)}.")
+        if unknown := sorted(set(tape) - set(symbols)):
+            raise UsageError(f"tape must consist of the symbols {' '.join(symbols)}; got {', '.join(unknown)}.")
         for kind, own, names in (("states", states, STATES), ("symbols", symbols, SYMBOLS)):
             if len(own) > len(names):
-                raise UsageError(
-                    f"the checkpoint runs machines of {len(names)} {kind} at most; this one has {len(own)}."
-                )
+                raise UsageError(f"the machine may have {len(names)} {kind} at most; it has {len(own)}.")
         return cls(dict(zip(states, STATES, strict=False)), dict(zip(symbols, SYMBOLS, strict=False)))
 
 
 def program_text(machine: Turing, names: Names, order: Sequence[int] | None = None) -> str:
-    """Rules such as `A0B1>` (in A on 0: go to B, write 1, move right), in any order, up to the bar that the tape follows."""
+    """Rules such as `A0B1>` (in state A on symbol 0, go to B, write 1, move right) in the given order, and a bar."""
     rules = [machine.rules[index] for index in (order if order is not None else range(len(machine.rules)))]
     return (
         "".join(
@@ -115,17 +117,20 @@ def program_text(machine: Turing, names: Names, order: Sequence[int] | None = No
 
 
 def frame_text(names: Names, cells: Sequence[str], head: int, state: str) -> str:
-    """The tape with the state before the symbol that the head is on, and a bar: `01A10|`."""
+    """The tape with the state before the symbol under the head, and a bar: `01A10|`."""
     digits = [names.symbols[cell] for cell in cells]
     digits[head] = names.states[state] + digits[head]
     return "".join(digits) + BAR
 
 
 def laid_out(machine: Turing, tape: str, window: int, head: int) -> tuple[list[str], int]:
-    """The tape in the middle of the window, and where the head is. Raises UsageError where it is too long."""
+    """The tape centred in the window, and the position of the head there.
+
+    Raises: UsageError when the tape does not fit the window, or the head is not on it.
+    """
     if len(tape) > window or not 0 <= head < max(len(tape), 1):
         raise UsageError(
-            f"the tape must fit a window of {window} cells with the head on it; got {len(tape)} cells, head {head}."
+            f"tape must fit a window of {window} cells, with the head on it; got {len(tape)} cells and head {head}."
         )
     left = (window - len(tape)) // 2
     cells = [machine.blank] * left + list(tape)

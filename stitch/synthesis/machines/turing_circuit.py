@@ -1,8 +1,9 @@
-"""A universal machine in two blocks: the prompt holds the rules of any Turing machine and its tape, every line says the next.
+"""A universal Turing machine in two blocks. The prompt holds the rules of any machine and its tape; each line gives the next.
 
 Tokens are A0 … P7 (a state on a symbol), 0 … 7 (cells), moves, the bar that ends a tape, ! (halts) and # (leaves the window).
-A rule is three tokens, `A0 B1 >`. Block 0 brings every token the two before it, and the three cells one tape earlier from which
-the next cell follows. Block 1 looks the rule up for the state and symbol among them; its neurons decide the next cell.
+A rule is three tokens, `A0 B1 >`. Block 0 fetches, for every token, the two tokens before it, and the three cells of the
+previous tape that determine the next cell. Block 1 looks up the rule for the state and symbol among these. Its neurons select
+the next cell.
 """
 
 import torch
@@ -28,17 +29,20 @@ BOS = "<s>"
 TOKENS = (BOS, *SYMBOLS, *(state + symbol for state in STATES for symbol in SYMBOLS), *MOVES.values(), BAR, HALT, EDGE)
 ID = {token: number for number, token in enumerate(TOKENS)}
 MARKS = (*MOVES.values(), BAR, BOS, "")  # "": all other tokens
-# Every token has one of each: the symbol of a plain cell, a state, the symbol under the head, a mark. The last is "none".
+# Features of a token: the symbol of a plain cell, a state, the symbol under the head, a mark. The last value of each is "none".
 SIZES = dict(cell=len(SYMBOLS) + 1, state=len(STATES) + 1, under=len(SYMBOLS) + 1, mark=len(MARKS))
 FEWEST_CELLS = 4
 
 
 def turing_machine(window: int, context: int, specimens: list[str]) -> Blueprint:
-    """For tapes of `window` cells. `specimens` are texts, as the machine should write them."""
+    """The blueprint for tapes of `window` cells. `specimens` are texts as the machine should write them.
+
+    Raises: UsageError when `window` or `context` is too small.
+    """
     if window < FEWEST_CELLS:
-        raise UsageError(f"--window must be {FEWEST_CELLS} cells or more; got {window}.")
+        raise UsageError(f"window must be at least {FEWEST_CELLS} cells; got {window}.")
     if context < 3 * (window + 1):
-        raise UsageError(f"--context must hold a program and two tapes of {window} cells; got {context}.")
+        raise UsageError(f"context must hold a program and two tapes of {window} cells; got {context}.")
     banks = {f"{bank}_{part}": size for bank in ("own", "left", "centre", "right") for part, size in SIZES.items()}
     before = {f"{bank}_{part}": SIZES[part] for bank in ("before", "twice") for part in ("state", "under")}
     rule = {f"rule_{part}": SIZES[part] for part in ("state", "under", "mark")}
@@ -48,10 +52,6 @@ def turing_machine(window: int, context: int, specimens: list[str]) -> Blueprint
     def channels(bank: str, *parts: str) -> Tensor:
         return torch.cat([at[f"{bank}_{part}"] for part in parts or SIZES])
 
-    embedding = torch.zeros(len(TOKENS), width, dtype=torch.float64)
-    for number, token in enumerate(TOKENS):
-        for part, index in _features(token).items():
-            embedding[number, at[f"own_{part}"][index]] = 1.0
     fetch = [
         Select(back(offset, context), channels("own"), channels(bank))
         for bank, offset in (("left", window + 1), ("centre", window), ("right", window - 1))
@@ -69,8 +69,22 @@ def turing_machine(window: int, context: int, specimens: list[str]) -> Blueprint
     unembedding[at["say"], torch.arange(len(TOKENS))] = 1.0
     ids, asked = specimen_ids(specimens, window)
     return Blueprint(
-        TOKENS, embedding, (Block(tuple(fetch)), Block((found,), _decide(at, width))), unembedding, context, ids, asked
+        tokens=TOKENS,
+        embedding=_embedding(at, width),
+        blocks=(Block(tuple(fetch)), Block((found,), _decide(at, width))),
+        unembedding=unembedding,
+        length=context,
+        specimens=ids,
+        asked=asked,
     )
+
+
+def _embedding(at: dict[str, Tensor], width: int) -> Tensor:
+    rows = torch.zeros(len(TOKENS), width, dtype=torch.float64)
+    for number, token in enumerate(TOKENS):
+        for part, index in _features(token).items():
+            rows[number, at[f"own_{part}"][index]] = 1.0
+    return rows
 
 
 def _features(token: str) -> dict[str, int]:
@@ -85,8 +99,11 @@ def _features(token: str) -> dict[str, int]:
 
 
 def _rule_look_up(at: dict[str, Tensor], width: int, context: int) -> dict:
-    """State and symbol under the head as 4 and 3 bits, ±1: 7 where all agree, 5 at most elsewhere. The last token of a rule has 2
-    on top, and the first token 8 in all: found where no rule applies, or no head is near."""
+    """Query and key of the head that finds the rule of the state and symbol under the head, as 4 and 3 bits of ±1.
+
+    Products are 7 if all bits agree, otherwise at most 5. The last token of a rule has 2 more. The first token has 8 in total,
+    so it is found where no rule applies, or where the head is not near.
+    """
     states, symbols = signs(torch.arange(len(STATES)), 4), signs(torch.arange(len(SYMBOLS)), 3)
     rank = states.shape[1] + symbols.shape[1] + 1
 
@@ -105,7 +122,7 @@ def _rule_look_up(at: dict[str, Tensor], width: int, context: int) -> dict:
 
 
 def _decide(at: dict[str, Tensor], width: int) -> Neurons:
-    """The next token from the three cells that it follows from, and from the rule found for the head among them."""
+    """Neurons that select the next token, from the three cells that determine it and the rule that was found."""
     unit = torch.eye(width, dtype=torch.float64)
 
     def total(name: str, indices: slice | list[int]) -> Tensor:
@@ -149,7 +166,7 @@ def _decide(at: dict[str, Tensor], width: int) -> Neurons:
 
 
 def ids_of(text: str) -> list[int]:
-    """Token ids of a text, the first token put before it."""
+    """Token ids of a text, after the first token, which begins every prompt."""
     ids, place = [0], 0
     while place < len(text):
         size = 2 if text[place] in STATES else 1
@@ -159,7 +176,7 @@ def ids_of(text: str) -> list[int]:
 
 
 def specimen_ids(texts: list[str], window: int) -> tuple[Tensor, Tensor]:
-    """Ids cut to the shortest text, and where they have an answer: from the end of the first tape on."""
+    """Ids, cut to the shortest text, and the positions with an answer: from the end of the first tape on."""
     rows = [ids_of(text) for text in texts]
     length = min(map(len, rows))
     ids = torch.tensor([row[:length] for row in rows])

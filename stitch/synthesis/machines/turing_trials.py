@@ -1,4 +1,4 @@
-"""Turing machines that the universal checkpoint is tried on: random ones, their rules in any order, from random tapes."""
+"""Trials of the universal Turing machine: random machines with their rules in random order, on random tapes."""
 
 import random
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from stitch.synthesis.trials import Trial, padded
 
 
 def trials(window: int, context: int, tokens: int, seed: int) -> Iterator[Trial]:
-    """About `tokens` tokens of random machines of every size; half of them halt, or leave their tape, sooner or later."""
+    """Runs of random machines of every size, about `tokens` tokens in total; about half of them halt or leave their tape."""
     generator = random.Random(seed)
     rows: list[str] = []
     while len(rows) * context < tokens:
@@ -33,12 +33,12 @@ def trials(window: int, context: int, tokens: int, seed: int) -> Iterator[Trial]
 
 
 def most_rules(window: int, context: int) -> int:
-    """That fit the context beside two tapes."""
+    """The number of rules that fit the context together with two tapes."""
     return (context - 2 - 2 * (window + 1)) // 3
 
 
 def random_machine(generator: random.Random, most: int) -> Turing:
-    """Of up to `most` rules."""
+    """A random machine with up to `most` rules."""
     states = STATES[: generator.randint(1, len(STATES))]
     symbols = SYMBOLS[: generator.randint(2, len(SYMBOLS))]
     kept = generator.choice([0.7, 0.95, 1.0])
@@ -55,13 +55,16 @@ def random_machine(generator: random.Random, most: int) -> Turing:
 def texts(
     machine: Turing, cells: list[str], head: int, context: int, generator: random.Random | None = None
 ) -> list[str]:
-    """The whole run, as often begun again from its last tape as the context asks for; with a generator, rules in random order."""
+    """The run as texts that fit the context: each continues from the last tape of the one before. At most 64 texts.
+
+    With a generator, rules are in random order.
+    """
     names = Names.of(machine, "")
     order = list(range(len(machine.rules)))
     if generator:
         generator.shuffle(order)
     program = program_text(machine, names, order)
-    room = context - 1 - 3 * len(machine.rules) - 1  # the first token, the rules and their bar
+    room = context - 1 - 3 * len(machine.rules) - 1  # the first token, the rules and their bar take the rest
     frame = len(cells) + 1
     found, lines, state = [], [], machine.start
     last: tuple[str, list[str], int] = (machine.start, cells, head)
@@ -80,7 +83,7 @@ def texts(
 
 
 def _end(names: Names, machine: Turing, how: str, state: str, cells: list[str], head: int) -> str:
-    """The last line, up to the token that says how it ends: a cell before the head's, or the head's own, or the bar."""
+    """The last frame up to the token that ends the run, which replaces the first token that depends on the head's next move."""
     plain = [names.symbols[cell] for cell in cells]
     if how == "halt":
         return "".join(plain[: max(head - 1, 0)]) + HALT
@@ -89,6 +92,6 @@ def _end(names: Names, machine: Turing, how: str, state: str, cells: list[str], 
 
 
 def answers(ids: list[int], window: int) -> list[int]:
-    """The next token wherever it follows: from the end of the first tape on."""
+    """The next token at positions where it is determined: from the end of the first tape on."""
     first = ids.index(ID[BAR]) + window + 1
     return [ids[place + 1] if first <= place < len(ids) - 1 else -1 for place in range(len(ids))]

@@ -1,8 +1,8 @@
-"""Queries and keys of a given rank whose causal softmax is a soft pattern.
+"""Queries and keys of a given rank whose causal softmax approximates a soft pattern.
 
-Softmax does not see what is added to a row, nor what comes after the diagonal: both are left free. The loss is the divergence of
-attention itself, not of scores, so that only what a row attends to counts. `naive` and `completed` are what it starts from and
-is compared with: the truncated SVD of the logarithm, as it is and with both freedoms used.
+The causal softmax does not change with a constant added to a row, or with entries after the diagonal, so both are free. The loss
+is the divergence of attention rather than of scores, so tokens count by their attention. The optimisation starts from
+`completed`, and is compared with `completed` and `naive`: truncated SVDs of the logarithm with and without these two freedoms.
 """
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from stitch.synthesis.patterns.pattern import causal_softmax
 
-FLOOR = 1e-6  # of attention, before its logarithm is taken
-ROUNDS = 20  # of filling up what comes after the diagonal
+FLOOR = 1e-6  # lower bound of attention before taking its logarithm
+ROUNDS = 20  # of filling in entries after the diagonal
 STEPS = 300
 
 
@@ -22,7 +22,7 @@ def naive(pattern: Float[Tensor, "length length"], rank: int) -> tuple[Tensor, T
 
 
 def completed(pattern: Float[Tensor, "length length"], rank: int) -> tuple[Tensor, Tensor]:
-    """Queries and keys [length, rank] by the SVD of the logarithm, rows centred, what is not causal filled up in rounds."""
+    """Queries and keys [length, rank] by the SVD of the row-centred logarithm, entries after the diagonal filled in by rounds."""
     causal = torch.ones_like(pattern).tril().bool()
     logs = pattern.clamp_min(FLOOR).log()
     logs = torch.where(causal, logs - (logs * causal).sum(1, keepdim=True) / causal.sum(1, keepdim=True), 0.0)
@@ -33,7 +33,7 @@ def completed(pattern: Float[Tensor, "length length"], rank: int) -> tuple[Tenso
 
 
 def factorise(pattern: Float[Tensor, "length length"], rank: int) -> tuple[Tensor, Tensor]:
-    """Queries and keys [length, rank] with the least divergence from the pattern, mean over rows (a local minimum, by L-BFGS)."""
+    """Queries and keys [length, rank] at a local minimum of the mean divergence of rows from the pattern, by L-BFGS."""
     causal = torch.ones_like(pattern).tril().bool()
     q, k = completed(pattern, rank)
     q, k = q.contiguous().requires_grad_(), k.contiguous().requires_grad_()
@@ -59,7 +59,7 @@ def factorise(pattern: Float[Tensor, "length length"], rank: int) -> tuple[Tenso
 
 
 def rank_curve(pattern: Float[Tensor, "length length"], rank: int) -> list[dict]:
-    """Errors at 1, 2, 4 … and `rank`, of all three ways; those of `factorise` are `max` and `mean`."""
+    """Errors of all three methods at ranks 1, 2, 4 … and `rank`; `max` and `mean` are those of `factorise`."""
     ranks = sorted({*(2**power for power in range(rank.bit_length())), rank})
     return [
         {
@@ -75,11 +75,12 @@ def rank_curve(pattern: Float[Tensor, "length length"], rank: int) -> list[dict]
 def errors(
     pattern: Float[Tensor, "length length"], q: Float[Tensor, "length rank"], k: Float[Tensor, "length rank"]
 ) -> dict:
-    """Largest difference of any attention, and the share that is elsewhere, mean over rows (total variation)."""
+    """`differences` between the pattern and the causal softmax of q kᵀ."""
     return differences(pattern, causal_softmax(q @ k.T))
 
 
 def differences(pattern: Float[Tensor, "length length"], found: Float[Tensor, "length length"]) -> dict:
+    """`max`, the largest absolute difference of an attention weight; `mean`, the mean total variation of rows."""
     gap = (pattern - found).abs()
     return {"max": float(gap.max()), "mean": float(gap.sum(1).mean() / 2)}
 

@@ -1,25 +1,24 @@
-"""The two-layer induction circuit, written down: one head looks one token back, the next looks for what came before.
+"""The two-layer induction circuit: one head copies the previous token, the next finds where the current token was copied.
 
-Tokens are binary codes, ±1, so that a head tells any vocabulary apart in as many dimensions as its size has bits. Says what
-followed the last time; where a token came more than once, what followed each time has a share. The first token of a prompt looks
-like its own predecessor, so that it should be one that does not come again. Source: Elhage et al. 2021.
+Tokens have binary codes of ±1, so heads distinguish any vocabulary in as many dimensions as its size has bits. The answer is the
+token that followed the current token before; if that token occurred several times, each following token has a share. The first
+token of a prompt counts as its own predecessor, so it should not occur again. Source: Elhage et al. 2021.
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from stitch.synthesis.blueprint import Block, Blueprint, LookUp, Select, allot, back, sharp, signs
+from stitch.synthesis.blueprint import Block, Blueprint, LookUp, Select, allot, back, balanced_signs, bits_for, sharp
 from stitch.synthesis.trials import Trial
 
 
 def induction(tokens: tuple[str, ...], length: int) -> Blueprint:
-    """For prompts of `length` tokens of any vocabulary; a token that is new gets no answer."""
-    bits = max((len(tokens) - 1).bit_length(), 1)
+    """The blueprint for prompts of `length` tokens; a token that occurs for the first time has no answer."""
+    bits = bits_for(len(tokens))
     at = allot(own=2 * bits, before=2 * bits, following=2 * bits)
     width = 6 * bits
     unit = torch.eye(width, dtype=torch.float64)
-    codes = token_codes(len(tokens))
+    codes = balanced_signs(torch.arange(len(tokens)), bits)
     none = torch.zeros(bits, dtype=torch.float64)
     head = LookUp(
         query=unit[:, at["own"][:bits]], query_bias=none, key=sharp(2.0, length) * unit[:, at["before"][:bits]],
@@ -38,15 +37,8 @@ def induction(tokens: tuple[str, ...], length: int) -> Blueprint:
     )
 
 
-def token_codes(count: int) -> Float[Tensor, "tokens codes"]:
-    """Bits of every token's number as ±1, then all with the other sign."""
-    bits = max((count - 1).bit_length(), 1)
-    code = signs(torch.arange(count), bits)
-    return torch.cat([code, -code], 1)
-
-
 def repeated(count: int, length: int, rows: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Token 0, different tokens, and then the same again; asked from the second time on that the first of them comes."""
+    """Token 0, a sequence of different tokens, and the same sequence again; asked from the first token of the second one on."""
     half = min((length - 1) // 2, count - 1)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.stack([torch.randperm(count - 1, generator=generator)[:half] + 1 for _ in range(rows)])
@@ -57,6 +49,7 @@ def repeated(count: int, length: int, rows: int, seed: int) -> tuple[Tensor, Ten
 
 
 def trials(count: int, length: int, tokens: int, seed: int) -> Trial:
+    """Repeated sequences (`repeated`) from a vocabulary of `count` tokens, about `tokens` tokens in total."""
     ids, asked = repeated(count, length, max(tokens // length, 1), seed)
     answers = torch.where(asked, ids.roll(-1, 1), -1)
     return Trial(f"{(ids.shape[1] - 1) // 2} different tokens, repeated", ids, answers)

@@ -1,4 +1,4 @@
-"""A model with one head that has the attention asked for, and says the token that it attends to."""
+"""A model with one head that has a given attention pattern; its output is the attended token."""
 
 import string
 
@@ -13,13 +13,13 @@ TOKENS = ("<s>", *string.ascii_lowercase)
 
 
 def hard_pattern(targets: Int64[Tensor, " length"]) -> Blueprint:
-    """The query at i attends to `targets[i]`, whatever the tokens are."""
+    """The query at i attends to `targets[i]` for any tokens."""
     at = allot(own=len(TOKENS), attended=len(TOKENS))
     return _copying(at, Select(targets, at["own"], at["attended"]), len(targets))
 
 
 def soft_pattern(q: Float[Tensor, "length rank"], k: Float[Tensor, "length rank"]) -> Blueprint:
-    """Attention is the causal softmax of q kᵀ, whatever the tokens are; learned positions hold both."""
+    """Attention is the causal softmax of q kᵀ for any tokens; learned positions hold q and k."""
     length, rank = q.shape
     at = allot(
         own=len(TOKENS),
@@ -32,11 +32,11 @@ def soft_pattern(q: Float[Tensor, "length rank"], k: Float[Tensor, "length rank"
         filler_minus=1,
     )
     width = sum(map(len, at.values()))
-    # As much of keys and queries each, whatever their size; negations keep the mean at 0, a filler all positions equally long.
+    # Queries and keys get the same norm. Negations keep the mean at 0; a filler gives all positions the same norm.
     size = (q.norm() / k.norm()).sqrt()
     q, k = q / size, k * size
-    long = q.square().sum(1) + k.square().sum(1)
-    filler = (long.max() - long).sqrt()[:, None]
+    squared_norms = q.square().sum(1) + k.square().sum(1)
+    filler = (squared_norms.max() - squared_norms).sqrt()[:, None]
     positions = torch.zeros(length, width, dtype=torch.float64)
     for name, value in (("query", q), ("key", k), ("filler", filler)):
         positions[:, at[name]], positions[:, at[f"{name}_minus"]] = value, -value
@@ -54,7 +54,7 @@ def _copying(at: dict[str, Tensor], head: Select | LookUp, length: int, position
     specimens = torch.randint(1, len(TOKENS), (1, length), generator=torch.Generator().manual_seed(0))
     specimens[:, 0] = 0
     asked = torch.ones_like(specimens, dtype=torch.bool)
-    asked[:, 1:] = isinstance(head, Select)  # soft attention says no one token
+    asked[:, 1:] = isinstance(head, Select)  # soft attention has no single answer
     return Blueprint(
         TOKENS,
         unit[at["own"]],
@@ -68,7 +68,7 @@ def _copying(at: dict[str, Tensor], head: Select | LookUp, length: int, position
 
 
 def trials(targets: Int64[Tensor, " length"], tokens: int, seed: int) -> Trial:
-    """Random tokens, of which the attended one is to be said."""
+    """Random tokens; the answer is the attended one."""
     rows = max(tokens // len(targets), 1)
     ids = torch.randint(1, len(TOKENS), (rows, len(targets)), generator=torch.Generator().manual_seed(seed))
     ids[:, 0] = 0

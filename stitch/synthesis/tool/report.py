@@ -1,9 +1,8 @@
-"""What a tool in a trained model is worth: how often its lanes are right, beside what a probe finds in the model as it was, and
-what it costs on text."""
+"""Compiles a tool into a trained model and measures it: accuracy of its states, that of probes on the host, and cost on text."""
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,16 +18,16 @@ from stitch.models.device import torch_device
 from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.sources import resolve
+from stitch.progress import Progress
 from stitch.synthesis import checkpoint
-from stitch.synthesis.automata.automaton import read_automaton
-from stitch.synthesis.tool.tool import FAINT, states_along, steps_of_tokens, with_tool
+from stitch.synthesis.automata.read import read_automaton
+from stitch.synthesis.tool.tool import FAINT, Tool, states_along, steps_of_tokens, with_tool
 from stitch.text.windows import Windows, report_windows
 
 READOUT, REPORT = "readout.safetensors", "tool.json"
-SAMPLE = 8  # windows that show how much norms multiply by
-BATCH = 32  # windows run at once
-RIDGE = 1e-3  # of the mean square of a probe's inputs
-Progress = Callable[[str, int, int], None]
+SAMPLE = 8  # windows on which factors of norms are measured
+BATCH = 32  # windows per forward pass
+RIDGE = 1e-3  # of probes, relative to the mean square of their inputs
 
 
 def compile_tool(
@@ -44,14 +43,14 @@ def compile_tool(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """Writes a trained host with an automaton beside its stream to `out`, a stock checkpoint, and how to read its states.
+    """Writes a trained host with an additional automaton to `out`, a stock checkpoint, and measures it.
 
-    `readout.safetensors` holds a vector for each state; the right one has the largest product with the last hidden state.
-    Report: cross-entropy on `tokens` of held-out `text` before and after, and the share of tokens at which the state is right, of
-    all and as the mean over states: of the tool in fp32 and bf16, of a linear probe on the host as it was (at its best site), and
-    of always saying the most frequent.
+    `readout.safetensors` holds a vector for every state; the state is the one with the largest product with the last hidden
+    state. The report has the cross-entropy on `tokens` tokens of held-out `text` before and after, and the accuracy of the
+    state, over all tokens and as the mean over states: of the tool in fp32 and bf16, of a linear probe on the unchanged host (at
+    its best site), and of the most frequent state.
 
-    Raises: UsageError for an automaton or a host that does not fit.
+    Raises: UsageError when the automaton does not fit the host.
     """
     check_output(out, overwrite)
     automaton = read_automaton(spec, normalise=normalise)
@@ -70,15 +69,7 @@ def compile_tool(
         "tokens": windows.tokens,
     }
 
-    def fill(folder: Path) -> None:
-        tool.net.net.save_pretrained(folder)
-        for name in TOKENIZER_FILES:
-            if (before.folder / name).is_file():
-                shutil.copyfile(before.folder / name, folder / name)
-        save_file({"states": tool.read.float().contiguous()}, folder / READOUT, metadata={"format": "pt"})
-        (folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-
-    appear(out, fill, "compile tool", overwrite=True)
+    appear(out, lambda folder: _write(folder, tool, before, report), "compile tool", overwrite=True)
     steps = steps_of_tokens(automaton, before.tokenizer, before.config.vocab_size)
     states = states_along(steps, ids, automaton.start)
     report["right"] = _rows(before, out, tool.read, windows, states, progress)
@@ -91,6 +82,16 @@ def compile_tool(
     return report
 
 
+def _write(folder: Path, tool: Tool, host: Model, report: dict) -> None:
+    """The model with its tool, the host's tokenizer, the readout, and the report so far."""
+    tool.net.net.save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        if (host.folder / name).is_file():
+            shutil.copyfile(host.folder / name, folder / name)
+    save_file({"states": tool.read.float().contiguous()}, folder / READOUT, metadata={"format": "pt"})
+    (folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
 def _rows(
     before: Model,
     out: Path,
@@ -99,25 +100,26 @@ def _rows(
     states: Int64[Tensor, "windows context"],
     progress: Progress | None,
 ) -> list[dict]:
-    """On the second half of the windows; probes are fitted on the first."""
+    """Accuracies on the second half of the windows; probes are fitted on the first half."""
     half = len(windows.ids) // 2
     ids, test = windows.ids.long(), slice(half, None)
     document, truth = windows.document[test].flatten(), states[test].flatten()
-    found = {}
+    found = {}  # predicted states of all tokens, by name
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         net = checkpoint.load(out, dtype, "sdpa", str(before.device))
         lanes = [_hidden(net, part)[-1] @ read.T for part in _parts(ids[test], f"tool, {name}", progress)]
         found[f"tool, {name}"] = torch.cat(lanes).argmax(-1).flatten()
     probes = _probes(before, ids[:half], states[:half], len(read), progress)
-    fitted = [_said(before, ids[:half], site, probe, progress) for site, probe in enumerate(probes)]
+    fitted = [_predicted(before, ids[:half], site, probe, progress) for site, probe in enumerate(probes)]
     site = max(range(len(probes)), key=lambda site: float((fitted[site] == states[:half].flatten()).double().mean()))
-    found[f"probe on the host's stream, site {site}"] = _said(before, ids[test], site, probes[site], progress)
+    found[f"probe on the host's stream, site {site}"] = _predicted(before, ids[test], site, probes[site], progress)
     found["the most frequent state"] = torch.full_like(truth, int(states[:half].flatten().bincount().argmax()))
-    return [_row(name, said, truth, document) for name, said in found.items()]
+    return [_row(name, predicted, truth, document) for name, predicted in found.items()]
 
 
-def _row(name: str, said: Tensor, truth: Tensor, document: Tensor) -> dict:
-    right = (said == truth).double()
+def _row(name: str, predicted: Tensor, truth: Tensor, document: Tensor) -> dict:
+    """Accuracy with a 95 % interval from a bootstrap over documents."""
+    right = (predicted == truth).double()
     _, owner = document.unique(return_inverse=True)
     sums, counts = torch.bincount(owner, right), torch.bincount(owner).double()
     low, high = bootstrap(sums, counts)
@@ -133,13 +135,13 @@ def _row(name: str, said: Tensor, truth: Tensor, document: Tensor) -> dict:
 
 @torch.inference_mode()
 def _hidden(net, ids: Int64[Tensor, "rows context"]) -> list[Float[Tensor, "rows context d"]]:
-    """The stream entering every block, and the last hidden state, after the norm."""
+    """The residual stream before every block, and the last hidden state, after the final norm."""
     return [
         one.double().cpu() for one in net(ids.to(net.device), output_hidden_states=True, use_cache=False).hidden_states
     ]
 
 
-def _parts(ids: Tensor, stage: str, progress: Progress | None):
+def _parts(ids: Tensor, stage: str, progress: Progress | None) -> Iterator[Tensor]:
     for start in range(0, len(ids), BATCH):
         yield ids[start : start + BATCH]
         if progress:
@@ -149,7 +151,7 @@ def _parts(ids: Tensor, stage: str, progress: Progress | None):
 def _probes(
     before: Model, ids: Tensor, states: Tensor, count: int, progress: Progress | None
 ) -> list[Float[Tensor, "d1 states"]]:
-    """Ridge from every site, and a constant, to which state it is."""
+    """Ridge regressions from every site, with a constant, to the one-hot state."""
     zero = torch.zeros((), dtype=torch.float64)
     grams, crosses, start = [zero] * (before.depth + 1), [zero] * (before.depth + 1), 0
     for part in _parts(ids, "probes", progress):
@@ -165,7 +167,9 @@ def _probes(
     return found
 
 
-def _said(before: Model, ids: Tensor, site: int, probe: Tensor, progress: Progress | None) -> Int64[Tensor, " tokens"]:
+def _predicted(
+    before: Model, ids: Tensor, site: int, probe: Tensor, progress: Progress | None
+) -> Int64[Tensor, " tokens"]:
     parts = [
         (_with_constant(_hidden(before.net, part)[site]) @ probe).argmax(-1) for part in _parts(ids, "probes", progress)
     ]

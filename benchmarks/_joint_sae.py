@@ -1,9 +1,9 @@
 """One sparse code for several residual streams: the universal SAE and the crosscoder.
 
-Neither is in SAELens 6.54, yet its BatchTopK SAE on the streams side by side *is* a crosscoder: the code comes from the sum of
-all encoders and reconstructs everything. Hide all streams but one, drawn anew in every step, and it is a universal SAE. So
-SAELens's trainer does both, with its auxiliary loss for dead features, exactly as it trains the SAEs they are compared with:
-one stream alone gives an ordinary SAE.
+SAELens 6.54 has neither. But its BatchTopK SAE on the concatenated streams is a crosscoder: the code is computed from the sum of
+all encoders and reconstructs all streams. With all streams but one hidden, a random one in every step, it is a universal SAE.
+Therefore SAELens's trainer trains both, with its auxiliary loss for dead features, exactly as it trains the SAEs that they are
+compared with. With a single stream the result is an ordinary SAE.
 """
 
 import itertools
@@ -24,13 +24,13 @@ from sae.types import Dictionary
 
 @dataclass(frozen=True)
 class SharedCode:
-    """A code c of `features` numbers that every stream can be read from and written to.
+    """A code c of `features` numbers that can be encoded from, and decoded to, every stream.
 
-    streams  by name, the SAE that reads and writes this stream alone; as in every Dictionary its decoder rows have unit norm,
-             so its codes are z = c · norms[name], in the units of the stream.
-    norms    by name, the length of every feature's direction in that stream. Over all streams, each divided by its scale,
-             they make unit vectors: a feature with norms near zero in a stream is not shared with it.
-    joint    the SAE that reads and writes all streams side by side, raw and in the order of `streams`; its codes are
+    streams  by name, the SAE that reads and writes this stream alone. As in every Dictionary its decoder rows have unit
+             norm, so its codes are z = c · norms[name], in the units of the stream.
+    norms    by name, the norm of every feature's direction in that stream. Over all streams, each divided by its scale,
+             they form unit vectors: a feature whose norm in a stream is near zero is not shared with that stream.
+    joint    the SAE that reads and writes the concatenation of all raw streams, in the order of `streams`; its codes are
              c · √(Σ norms²).
     """
 
@@ -39,7 +39,7 @@ class SharedCode:
     joint: Dictionary
 
     def onto(self, source: str, target: str) -> Float[Tensor, "features d_target"]:
-        """What one unit of the codes of `source` writes into `target`."""
+        """Vectors that one unit of each code of `source` adds to `target`."""
         ratio = self.norms[target] / self.norms[source]
         return ratio[:, None] * self.streams[target].decoder
 
@@ -52,14 +52,15 @@ def universal_sae(
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> SharedCode:
-    """One code that any stream alone gives: in every step that of one stream, drawn at random, reconstructs all.
+    """A code that any single stream gives: in every step the code of one stream, drawn at random, reconstructs all streams.
 
-    `batches(start)` is that of `sae.train.train`: dicts of [batch_size, widths[name]], row i the same token in all. Streams are
-    centred and brought to one mean square first, so that widths and norms may differ and all weigh the same in the loss. The
-    result depends on config and batches alone. `progress(step, steps)` is called after every tenth step and the last.
+    `batches(start)` is as for `sae.train.train`: dicts of [batch_size, widths[name]], row i the same token in all. Streams are
+    first centred and scaled to the same mean square, so that all have the same weight in the loss whatever their width and
+    norm. The result depends on config and batches alone. `progress(step, steps)` is called after every tenth step and the last.
 
-    The encoders share one bias; each stream gets its own threshold, at which k features are active on average.
-    Raises: SAEError as `sae.train.train` does, and for another architecture than batchtopk.
+    The encoders share one bias. Each stream has its own threshold, at which k features are active on average.
+
+    Raises: SAEError as `sae.train.train` does, and for an architecture other than batchtopk.
     Source: Thasarathan et al. 2025, arXiv 2502.03714, with BatchTopK (Bussmann et al. 2024, arXiv 2412.06410) for its TopK.
     """
     draws = torch.randint(len(widths), (config.steps,), generator=torch.Generator().manual_seed(config.seed)).tolist()
@@ -74,9 +75,11 @@ def crosscoder(
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> SharedCode:
-    """One code from the sum of all encoders that reconstructs all streams; the rest is as for `universal_sae`.
+    """A code from the sum of all encoders, which reconstructs all streams; parameters and errors as for `universal_sae`.
 
-    `streams` of the result read one stream where training saw all: it stands in for the others, at N times its weight.
+    Training reads all N streams, while each SAE in `streams` of the result reads one: that stream is weighted by N to stand
+    in for the others.
+
     Source: Lindsey et al. 2024, transformer-circuits.pub/2024/crosscoders, with BatchTopK instead of an L1 penalty.
     """
     return _train(config, widths, batches, [None] * config.steps, device, progress)
@@ -92,12 +95,12 @@ def _train(
     progress: Callable[[int, int], None] | None,
 ) -> SharedCode:
     if config.architecture != "batchtopk":
-        raise SAEError(f"a shared code must be batchtopk, which ends in thresholds; got {config.architecture!r}.")
+        raise SAEError(f"architecture must be batchtopk for a shared code; got {config.architecture!r}.")
     if not widths or config.features < max(widths.values()):
-        raise SAEError(f"a shared code needs streams, and features at least as many as their widths {widths}.")
+        raise SAEError(f"features must be at least the width of every stream, {widths}; got {config.features}.")
     units = _Units(list(widths), *_statistics(widths, batches, config.batch_size), list(widths.values()), device)
     trainer = new_trainer(config, sum(widths.values()), device)
-    trainer.sae.cfg.apply_b_dec_to_input = False  # streams are centred; the bias of a hidden stream must not be seen
+    trainer.sae.cfg.apply_b_dec_to_input = False  # streams are centred, and the bias of a hidden stream must not enter
     drawn: list[int | None] = [None]
     trainer.sae.hook_sae_input.register_forward_hook(lambda _module, _arguments, x: units.alone(x, drawn[0]))
     source = batches(0)
@@ -111,7 +114,7 @@ def _train(
         trainer.n_training_steps += 1
         if progress and ((step + 1) % REPORT_EVERY == 0 or step + 1 == len(draws)):
             progress(step + 1, len(draws))
-    trainer.sae.fold_activation_norm_scaling_factor(1.0)  # marks it as taking its input as it is
+    trainer.sae.fold_activation_norm_scaling_factor(1.0)  # records that the input needs no further scaling
     trained = to_dictionary(trainer.sae.eval())
     sample = [units.standardised(batch) for batch in itertools.islice(batches(0), SAMPLE_BATCHES)]
     return _in_raw_units(trained, units, sample, config.k)
@@ -119,7 +122,7 @@ def _train(
 
 @dataclass(frozen=True)
 class _Units:
-    """How streams lie side by side: centred, each of a mean square that makes the whole have one per column."""
+    """The standardisation of the concatenated streams: each centred, with a mean square of 1 per column of the whole."""
 
     names: list[str]
     means: list[Tensor]
@@ -132,7 +135,7 @@ class _Units:
         return torch.cat([((batch[name].float() - mean) / scale) for name, mean, scale in parts], 1).to(self.device)
 
     def alone(self, x: Float[Tensor, "tokens width"], index: int | None) -> Float[Tensor, "tokens width"]:
-        """Everything but one stream at its mean, zero; that one stands for all, so that codes keep their size."""
+        """All streams but one set to their mean, zero; that one is scaled up to keep the size of the codes."""
         if index is None:
             return x
         shown = torch.zeros_like(x)
@@ -145,7 +148,7 @@ class _Units:
 def _statistics(
     widths: dict[str, int], batches: Callable[[int], Iterator[Batch]], batch_size: int
 ) -> tuple[list[Tensor], list[float]]:
-    """Mean of every stream, and the number that takes each to a mean square of (sum of widths) / (number of streams)."""
+    """The mean of every stream, and the divisor that gives it a mean squared norm of (sum of widths) / (number of streams)."""
     seen: dict[str, list[Tensor]] = {name: [] for name in widths}
     for step, batch in enumerate(itertools.islice(batches(0), SAMPLE_BATCHES)):
         check_batch(batch, widths, batch_size, step)
@@ -166,12 +169,12 @@ def _statistics(
 
 @torch.no_grad()
 def _in_raw_units(trained: Dictionary, units: _Units, sample: list[Tensor], k: int) -> SharedCode:
-    """The code of standardised streams side by side, `trained`, as dictionaries of raw streams, with thresholds for k."""
+    """Dictionaries of raw streams from `trained`, the code of standardised streams, with thresholds for k features."""
     scale = torch.cat([torch.full((d,), s) for d, s in zip(units.widths, units.scales, strict=True)]).to(units.device)
     mean = torch.cat(units.means).to(units.device)
 
     def raw(stream: slice, weight: int, index: int | None) -> tuple[Dictionary, Tensor]:
-        """The part that reads and writes `stream` (its input counted `weight` times), and the norms of its decoder rows."""
+        """The part that reads and writes `stream`, its input multiplied by `weight`, and the norms of its decoder rows."""
         encoder = trained.encoder[stream] * weight
         cuts = []
         for batch in sample:

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from _joint_sae import crosscoder, universal_sae
 
 from sae.config import SAEConfig
 from sae.errors import SAEError
 from sae.metrics import measure
-from sae.shared import crosscoder, universal_sae
 from sae.train import SAMPLE_BATCHES
 
 WIDTHS = {"gpt": 16, "llama": 12, "qwen": 20}
@@ -135,7 +135,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(kind):
 def test_requests_that_cannot_be_met_are_refused():
     with pytest.raises(SAEError, match="must be batchtopk"):
         universal_sae(replace(SHORT, architecture="topk"), WIDTHS, _stream())
-    with pytest.raises(SAEError, match="features at least"):
+    with pytest.raises(SAEError, match="features must be at least the width of every stream"):
         crosscoder(replace(SHORT, features=10), WIDTHS, _stream())
     with pytest.raises(SAEError, match="ended after 12"):
         crosscoder(SHORT, WIDTHS, _stream(stop=12))

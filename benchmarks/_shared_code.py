@@ -1,16 +1,16 @@
-"""Several residual streams under one code: the same tokens in all of them, and translations between any two.
+"""Translations between residual streams through one shared code, and batches of the same tokens from all streams.
 
-Shared codes are trained, so these translations are references: no composite is made of one.
+Shared codes are trained, so these translations serve as references only; no composite is built from them.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from _joint_sae import SharedCode
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae.shared import SharedCode
 from stitch.activations.harvest import Activations
 from stitch.activations.paired import Paired, without_sinks
 from stitch.regression.moments import Moments
@@ -20,9 +20,9 @@ from stitch.translation.types import Codes, Term, Translation
 
 @dataclass(frozen=True)
 class Streams:
-    """Residual streams by name: the harvest that holds each, and its site. All harvests are of the same windows.
+    """Residual streams by name, each with its harvest and site. All harvests are of the same windows.
 
-    `keep` leaves out BOS at position 0 and what is a sink in any stream, so that every pair of streams has the same tokens.
+    `keep` leaves out BOS at position 0 and tokens that are a sink in any stream, so that all pairs have the same tokens.
     """
 
     harvests: dict[str, Activations]
@@ -31,7 +31,7 @@ class Streams:
 
     @classmethod
     def of(cls, streams: dict[str, tuple[Activations, int]]) -> "Streams":
-        """Streams by name, each a harvest and one of its sites."""
+        """From a harvest and one of its sites for every name."""
         keep = torch.stack([without_sinks(harvest, [site]) for harvest, site in streams.values()]).all(0)
         harvests = {name: harvest for name, (harvest, _) in streams.items()}
         return cls(harvests, {name: site for name, (_, site) in streams.items()}, keep)
@@ -41,7 +41,7 @@ class Streams:
         return {name: harvest.width(self.sites[name]) for name, harvest in self.harvests.items()}
 
     def only(self, *names: str) -> "Streams":
-        """Some of the streams; which tokens are kept does not change."""
+        """A subset of the streams with the same kept tokens."""
         return Streams(
             {name: self.harvests[name] for name in names}, {name: self.sites[name] for name in names}, self.keep
         )
@@ -51,7 +51,7 @@ class Streams:
         return Paired(self.harvests[source], self.harvests[target], *sites, self.keep)
 
     def batches(self, size: int, *, seed: int, group: int = 4, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Endless shuffled batches, row i the same token in every stream: `Paired.batches`, whose order is the seed's alone."""
+        """Endless shuffled batches, row i the same token in every stream; their order depends on the seed alone."""
         feeds = [self.pair(name, name).batches(size, seed=seed, group=group, start=start) for name in self.sites]
         for rows in zip(*feeds, strict=True):
             yield {name: x for name, (x, _) in zip(self.sites, rows, strict=True)}
@@ -63,30 +63,30 @@ class Streams:
 
 
 def re_paired(batches: Iterator[dict[str, Tensor]], seed: int) -> Iterator[dict[str, Tensor]]:
-    """The null: every stream's rows in an order of their own, so that no row is one token in two streams."""
+    """The null: rows of every stream are permuted independently, so that a row no longer is the same token in all streams."""
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
         yield {name: x[torch.randperm(len(x), generator=generator)] for name, x in batch.items()}
 
 
 def through_code(name: str, code: SharedCode, source: str, target: str, site: int) -> Translation:
-    """Encoded as stream `source` (at `site` of its model), decoded as `target`: no statistics, only what was trained."""
+    """Encodes stream `source` (at `site` of its model) and decodes it as `target`, with trained parameters only."""
     term = Term(Codes(site, code.streams[source]), code.onto(source, target).float().cpu())
     return Translation(name, (term,), code.streams[target].decoder_bias.float().cpu())
 
 
 @torch.no_grad()
 def second_moments(code: SharedCode, streams: Streams) -> Float[Tensor, " features"]:
-    """E[c²] over the kept tokens, c read from all streams together."""
+    """E[c²] over the kept tokens, where c is encoded from all streams together."""
     total, count = torch.zeros(len(code.joint.encoder_bias), dtype=torch.float64), 0
     for batch in streams.chunks():
         side_by_side = torch.cat([batch[name] for name in code.streams], 1).to(code.joint.encoder.device)
         total += code.joint.encode(side_by_side).double().square().sum(0).cpu()
         count += len(side_by_side)
-    length = torch.stack([norms.double().cpu().square() for norms in code.norms.values()]).sum(
+    squared_norms = torch.stack([norms.double().cpu().square() for norms in code.norms.values()]).sum(
         0
-    )  # of a joint decoder row
-    return total / (count * length)
+    )  # joint decoder rows
+    return total / (count * squared_norms)
 
 
 def directions(
@@ -98,9 +98,9 @@ def directions(
     second: Float[Tensor, " features"],
     moments: Moments,
 ) -> Translation:
-    """V4 on the code's own pairs, a linear map of x: feature i of one decoder is feature i of the other.
+    """Translation V4, a linear map of x, in which feature i of one decoder is paired with feature i of the other.
 
-    `second` are `second_moments`; of `moments` (fitted, with "x" and "target") only the means are used.
+    `second` is the result of `second_moments`; of `moments` (fitted, with "x" and "target") only the means are used.
     """
     norms = {side: code.norms[side].double().cpu() for side in (source, target)}
     features = torch.arange(len(second))
@@ -110,7 +110,7 @@ def directions(
         mass=torch.ones_like(second),
         similarity=torch.ones_like(second),
         co_moment=second * norms[source] * norms[target],
-        mean_a=torch.zeros_like(second),  # of no use here: the bias makes the means of the streams agree
+        mean_a=torch.zeros_like(second),  # not needed, since the bias makes the means of the streams agree
         second_a=second * norms[source].square(),
     )
     return matched.directions(name, edges, code.streams[source], code.streams[target], site, moments)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from _joint_sae import crosscoder, universal_sae
+from _shared_code import Streams, directions, re_paired, second_moments, through_code
 from safetensors.torch import save_file
 
 from sae.config import SAEConfig
-from sae.shared import crosscoder, universal_sae
 from stitch.activations.harvest import Activations
 from stitch.regression.moments import accumulate
 from stitch.text.windows import Windows
-from stitch.translation.shared_code import Streams, directions, re_paired, second_moments, through_code
 from stitch.translation.types import Codes, Residual
 
 WINDOWS, CONTEXT, PLANTED = 96, 33, 20

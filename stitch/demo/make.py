@@ -1,0 +1,32 @@
+"""Trains and writes an embedded model: `python -m stitch.demo.make gpt2|llama|induction|induction-llama --work DIR --out DIR`.
+
+It can be interrupted; the same command continues from the last snapshot and ends with the same weights.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from stitch.demo.recipe import RECIPES
+from stitch.demo.ship import ship
+from stitch.demo.train import train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the snapshots")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = RECIPES[arguments.name]
+    model, curve = train(recipe, arguments.work, log=lambda line: print(line, flush=True))
+    card = ship(arguments.name, recipe, model, curve, arguments.work / "tokenizer", arguments.out)
+    print(
+        f"{card['name']}: {card['parameters']:,} parameters, cross-entropy {card['report']['ce']:.3f} on the report split"
+    )
+
+
+if __name__ == "__main__":
+    main()

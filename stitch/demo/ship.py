@@ -1,0 +1,42 @@
+"""Writes a trained model in the form in which the package embeds it."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from stitch.demo.recipe import CONTEXT, VOCABULARY, Recipe
+from stitch.demo.tokenizer import load_tokenizer
+from stitch.evaluation.scores import evaluate, whole_model
+from stitch.text.corpus import cached_documents
+from stitch.text.documents import select
+from stitch.text.windows import pack
+
+
+def ship(name: str, recipe: Recipe, model: PreTrainedModel, curve: list[dict], tokenizer: Path, out: Path) -> dict:
+    """Writes safetensors in bf16, the tokenizer, and a card with the recipe, the loss curve and the score; returns the card.
+
+    The score is the cross-entropy in nats after rounding to bf16, on the whole report split, which training never uses.
+    """
+    shipped: PreTrainedModel = model.to(torch.bfloat16).float()  # pyright: ignore[reportArgumentType, reportCallIssue]
+    shipped.config.use_cache = True
+    shipped.generation_config.use_cache = True
+    text = pack(select(cached_documents(), "report"), load_tokenizer(tokenizer), CONTEXT)
+    score = evaluate({name: whole_model(shipped)}, text, vocabulary=VOCABULARY)[name].row(name)
+    out.mkdir(parents=True, exist_ok=True)
+    shipped.to(torch.bfloat16).save_pretrained(out)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer / file, out / file)
+    card = {
+        "name": f"demo:{name}",
+        "parameters": sum(parameter.numel() for parameter in shipped.parameters()),
+        "recipe": asdict(recipe),
+        "recipe_hash": recipe.hash(),
+        "report": {"tokens": text.tokens, "ce": score["ce"], "low": score["ce_low"], "high": score["ce_high"]},
+        "curve": curve,
+    }
+    (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    return card
