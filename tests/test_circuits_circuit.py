@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import cli
 import tiny
 from stitch.circuits.attribution import attribute
-from stitch.circuits.behaviours import prompts
+from stitch.circuits.behaviours import make_prompts
 from stitch.circuits.components import Components, places, replaced, watched
 from stitch.circuits.find import find_circuit, mean_outputs, read_circuit
 from stitch.circuits.report import footnotes, to_json
@@ -76,7 +76,7 @@ def test_the_planted_head_is_found_and_carries_the_behaviour(donor: Path):
 def test_attribution_is_what_putting_the_corrupt_output_in_its_place_costs(donor: Path):
     """A single component that decides everything: the integral over the way is the whole difference."""
     model = load(donor)
-    of = prompts("previous-token", model.tokenizer, count=8)
+    of = make_prompts("previous-token", model.tokenizer, count=8)
     scores = attribute(model, of, steps=30)
     planted_score = float(scores["heads", 1][HEAD])
     others = sum(float(values.abs().sum()) for values in scores.values()) - abs(planted_score)
@@ -126,7 +126,7 @@ def test_heads_and_neurons_are_where_the_family_has_them(family: str):
 @pytest.mark.numeric
 def test_means_are_those_of_the_corrupt_prompts(donor: Path):
     model = load(donor)
-    of = prompts("previous-token", model.tokenizer, count=40)
+    of = make_prompts("previous-token", model.tokenizer, count=40)
     with torch.no_grad(), watched(model) as seen:
         model.net(of.corrupt)
     means = mean_outputs(model, of)

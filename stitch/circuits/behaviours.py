@@ -226,7 +226,7 @@ BEHAVIOURS: dict[str, Callable[[_Source], Prompts]] = {
 }
 
 
-def prompts(behaviour: str, tokenizer: Any, *, count: int = 256, seed: int = 0, text: str = "docs") -> Prompts:
+def make_prompts(behaviour: str, tokenizer: Any, *, count: int = 256, seed: int = 0, text: str = "docs") -> Prompts:
     """`count` prompts of the behaviour of that name, or all of a .jsonl file (`from_file`). n-grams are those of `text`.
 
     Raises: UsageError when there is no such behaviour or file, or when the vocabulary does not allow it.

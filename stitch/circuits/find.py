@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.circuits.attribution import attribute
-from stitch.circuits.behaviours import Prompts, prompts
+from stitch.circuits.behaviours import Prompts, make_prompts
 from stitch.circuits.components import Components, Place, replaced, watched
 from stitch.circuits.score import PROMPTS_AT_ONCE, answered
-from stitch.circuits.shallow import Arrangement, Shallow
+from stitch.circuits.shallow import Arrangement, ShallowModel
 from stitch.errors import StitchError, UsageError
 from stitch.internals.transcoders import as_trained, feature_blocks, put_features
 from stitch.models.device import torch_device, torch_dtype
@@ -62,7 +62,9 @@ def find_circuit(
     arguments = {"dtype": torch_dtype(dtype), "device": torch_device(device), "trust_remote_code": trust_remote_code}
     net = load(source.folder, name=source.name, **arguments)
     put_features(net, features or {})
-    chosen = choose(net, behaviour, circuit=circuit, keep=keep, count=count, seed=seed, text=text, progress=progress)
+    chosen = choose_circuit(
+        net, behaviour, circuit=circuit, keep=keep, count=count, seed=seed, text=text, progress=progress
+    )
     found, other, means = chosen.kept, chosen.other, chosen.means
 
     def row(name: str, kept: Components, values: Means = means) -> dict:
@@ -92,7 +94,7 @@ def find_circuit(
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenCircuit:
     """The components `kept`, chosen on the `first` prompts, where all have these `means`; scores are on the `other` prompts.
 
     `shallow` is how they stand in fewer blocks than the model has, if they do.
@@ -105,10 +107,10 @@ class Chosen:
     whole: dict[str, float]
     corrupt: dict[str, float]
     stability: float | None
-    shallow: Shallow | None = None
+    shallow: ShallowModel | None = None
 
 
-def choose(
+def choose_circuit(
     net: Model,
     behaviour: str,
     *,
@@ -119,15 +121,15 @@ def choose(
     text: str = "docs",
     constant: bool = False,
     progress: Progress | None = None,
-) -> Chosen:
+) -> ChosenCircuit:
     """The circuit that `find_circuit` reports on, with the same arguments; `constant`: other components have one mean output
     wherever they are in a prompt, which says nothing about its form.
 
-    Raises: StitchError when the model does not have the behaviour; UsageError as `prompts` and `read_circuit`.
+    Raises: StitchError when the model does not have the behaviour; UsageError as `make_prompts` and `read_circuit`.
     """
     if not 0 < keep <= 1:
         raise UsageError(f"--keep must be a share of the right answers, above 0 and at most 1; got {keep}.")
-    both = prompts(behaviour, net.tokenizer, count=2 * count, seed=seed, text=text)
+    both = make_prompts(behaviour, net.tokenizer, count=2 * count, seed=seed, text=text)
     if len(both.clean) < 2:
         raise UsageError(f"a circuit needs prompts to choose on and others to report on; {behaviour} has only one.")
     first, other = both.part(slice(0, None, 2)), both.part(slice(1, None, 2))
@@ -141,7 +143,7 @@ def choose(
     if constant:
         means = {place: mean.mean(1, keepdim=True) for place, mean in means.items()}
     if circuit is not None:
-        return Chosen(read_circuit(circuit, net), means, first, other, whole, corrupt, None)
+        return ChosenCircuit(read_circuit(circuit, net), means, first, other, whole, corrupt, None)
     order, order_other = (ranked(attribute(net, of, progress=progress)) for of in (first, other))
     wanted, tried = keep * _answers(net, first, first.clean)["right"], itertools.count(1)
 
@@ -154,7 +156,7 @@ def choose(
     size = smallest(len(order), enough)
     found, again = _taken(net, order, size), _taken(net, order_other, size)
     stability = sum(int((found.masks[place] & again.masks[place]).sum()) for place in found.masks) / size
-    return Chosen(found, means, first, other, whole, corrupt, stability)
+    return ChosenCircuit(found, means, first, other, whole, corrupt, stability)
 
 
 def read_circuit(path: Path, model: Model) -> Components:

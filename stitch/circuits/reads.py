@@ -10,7 +10,7 @@ RIDGE = 5e-2  # of the mean variance
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadMap:
     """y ≈ x @ weight + shift, for two streams as norms make them; `missing` is the share of the variance of y that it leaves."""
 
     weight: Float[Tensor, "d d"]
@@ -18,7 +18,7 @@ class Read:
     missing: float
 
     @classmethod
-    def fitted(cls, x: Float[Tensor, "*rows d"], y: Float[Tensor, "*rows d"], ridge: float = RIDGE) -> "Read":
+    def fitted(cls, x: Float[Tensor, "*rows d"], y: Float[Tensor, "*rows d"], ridge: float = RIDGE) -> "ReadMap":
         """Least squares, with the variance of y; where `x` varies little, y is taken to be x."""
         x, y = x.flatten(0, -2).double(), y.flatten(0, -2).double()
         mean_x, mean_y = x.mean(0), y.mean(0)

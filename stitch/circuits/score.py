@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from stitch.circuits.behaviours import Prompts, prompts
+from stitch.circuits.behaviours import Prompts, make_prompts
 from stitch.errors import StitchError, UsageError
 from stitch.evaluation.scores import bootstrap
 from stitch.models.device import torch_device, torch_dtype
@@ -34,11 +34,11 @@ def score_model(
 ) -> dict:
     """Scores a causal language model of any family on `count` prompts of a behaviour (its name, or a file of prompts).
 
-    Raises: UsageError as `prompts`, or when the model is too short for them; StitchError when its weights fail.
+    Raises: UsageError as `make_prompts`, or when the model is too short for them; StitchError when its weights fail.
     """
     source = resolve(model, progress=progress)
     found = load_any(source, torch_dtype(dtype), torch_device(device), trust_remote_code)
-    asked = prompts(behaviour, found.tokenizer, count=count, seed=seed, text=text)
+    asked = make_prompts(behaviour, found.tokenizer, count=count, seed=seed, text=text)
     length = asked.clean.shape[1]
     if found.longest is not None and length > found.longest:
         raise UsageError(f"{behaviour} needs a context of {length} tokens; {model} takes {found.longest}.")

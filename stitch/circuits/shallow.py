@@ -13,9 +13,9 @@ from torch import Tensor
 
 from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Components, Place
-from stitch.circuits.reads import RIDGE, Read
+from stitch.circuits.reads import RIDGE, ReadMap
 from stitch.internals import weights
-from stitch.internals.forward import from_heads, from_neurons, gained, heads_of, neurons_of
+from stitch.internals.forward import head_outputs, neuron_outputs, with_gain, written_by_heads, written_by_neurons
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.tokenizers import bos_of
@@ -28,7 +28,7 @@ Spot = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Tables:
+class TokenTables:
     """The mean stream of tokens in random contexts, before each of some blocks; of BOS, which comes first, the only one there is.
 
     Without what learned positions add. `rows` says where in a table a token is.
@@ -42,9 +42,9 @@ class Tables:
 
 
 @torch.no_grad()
-def tables(
+def token_tables(
     model: Model, tokens: Int64[Tensor, " tokens"], blocks: set[int], seed: int = 0, progress: Progress | None = None
-) -> Tables:
+) -> TokenTables:
     """For these tokens, each in `SAMPLES` contexts of the others."""
     generator, bos = torch.Generator().manual_seed(seed), bos_of(model.tokenizer)
     vocabulary = len(model.embedding.weight)
@@ -71,7 +71,7 @@ def tables(
             sums[block][-1] = x[0, 0].cpu()
     rows = torch.full((vocabulary,), -1)
     rows[tokens], rows[bos] = torch.arange(len(tokens)), len(tokens)
-    return Tables(rows, sums)
+    return TokenTables(rows, sums)
 
 
 def _streams(model: Model, ids: Tensor, last: int):
@@ -82,8 +82,8 @@ def _streams(model: Model, ids: Tensor, last: int):
     for block in range(last + 1):
         yield block, x - positions
         if block < last:
-            x = x + _attention(model, block, heads_of(model, block, _direction(model, ("attention", block), x)))
-            x = x + _mlp(model, block, neurons_of(model, block, _direction(model, ("mlp", block), x)))
+            x = x + _attention(model, block, head_outputs(model, block, _direction(model, ("attention", block), x)))
+            x = x + _mlp(model, block, neuron_outputs(model, block, _direction(model, ("mlp", block), x)))
 
 
 @dataclass(frozen=True)
@@ -133,16 +133,16 @@ class Arrangement:
 
 
 @dataclass(frozen=True)
-class Shallow:
+class ShallowModel:
     """A `model` so arranged. Components that are not `kept` give `means`; those beside others, nothing, as their mean is in the
     table already. Components read what `reads` makes of the stream, if it says; else those beside others read tables."""
 
     model: Model
     arrangement: Arrangement
-    tables: Tables
+    tables: TokenTables
     kept: Components | None = None
     means: Mapping[Place, Float[Tensor, "1 1 columns"]] = field(default_factory=dict)
-    reads: Mapping[Spot, Read] = field(default_factory=dict)
+    reads: Mapping[Spot, ReadMap] = field(default_factory=dict)
 
     def inputs(self, ids: Int64[Tensor, "prompts length"]) -> dict[int, Float[Tensor, "prompts length d"]]:
         """By block: the stream from a table, for the first group and for heads beside it that read their own."""
@@ -187,14 +187,14 @@ class Shallow:
             stream = inputs.get(block, x)
             if streams is not None:
                 streams["attention", block] = stream
-            own = heads_of(self.model, block, self.read(("attention", block), stream))
+            own = head_outputs(self.model, block, self.read(("attention", block), stream))
             found, mean = self._given(("heads", block), own, seen), self.means.get(("heads", block))
             usual = found.detach()[:, 1:].mean((0, 1)) if mean is None else mean.to(found.dtype)
-            written = written + from_heads(self.model, block, found - usual)
+            written = written + written_by_heads(self.model, block, found - usual)
         for block in self.arrangement.groups[number]:
             if streams is not None:
                 streams["attention", block] = x
-            own = heads_of(self.model, block, self.read(("attention", block), x))
+            own = head_outputs(self.model, block, self.read(("attention", block), x))
             written = written + _attention(self.model, block, self._given(("heads", block), own, seen))
         return written
 
@@ -210,7 +210,7 @@ class Shallow:
         for block in self.arrangement.groups[number]:
             if streams is not None:
                 streams["mlp", block] = x
-            own = neurons_of(self.model, block, self.read(("mlp", block), x))
+            own = neuron_outputs(self.model, block, self.read(("mlp", block), x))
             written = written + _mlp(self.model, block, self._given(("neurons", block), own, seen))
         return written
 
@@ -224,7 +224,7 @@ class Shallow:
 
     def last(self, x: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts vocabulary"]:
         """Logits of the last stream."""
-        return self.model.head(gained(weights.norm(self.model, "final"), self.read(("final", 0), x)))
+        return self.model.head(with_gain(weights.norm(self.model, "final"), self.read(("final", 0), x)))
 
     def logits(self, ids: Int64[Tensor, "prompts length"]) -> Float[Tensor, "prompts length vocabulary"]:
         return self.last(self.run(self.inputs(ids))).cpu()
@@ -252,14 +252,14 @@ class Shallow:
 def with_reads(
     model: Model,
     arrangement: Arrangement,
-    known: Tables,
+    known: TokenTables,
     of: Prompts,
     ridge: float = RIDGE,
     progress: Progress | None = None,
-) -> Shallow:
+) -> ShallowModel:
     """With reads fitted in order, one after the other, on the prompts and their corrupt ones: what each component reads in the
     whole model from what it finds in the arrangement. Tables of blocks beside others are not needed."""
-    shallow = Shallow(model, arrangement, known)
+    shallow = ShallowModel(model, arrangement, known)
     ids = torch.cat([of.clean, of.corrupt])
     truth = _truth(model, ids, min((arrangement.first, *arrangement.beside)))
     x = torch.cat([shallow.from_table(arrangement.first, part) for part in ids.split(AT_ONCE)])
@@ -278,8 +278,10 @@ def with_reads(
     return replace(shallow, reads={**shallow.reads, **_fitted(model, [("final", 0)], x, truth, ridge)})
 
 
-def _fitted(model: Model, spots: list[Spot], x: Tensor, truth: Mapping[Spot, Tensor], ridge: float) -> dict[Spot, Read]:
-    return {spot: Read.fitted(_direction(model, spot, x), truth[spot], ridge) for spot in spots}
+def _fitted(
+    model: Model, spots: list[Spot], x: Tensor, truth: Mapping[Spot, Tensor], ridge: float
+) -> dict[Spot, ReadMap]:
+    return {spot: ReadMap.fitted(_direction(model, spot, x), truth[spot], ridge) for spot in spots}
 
 
 def _truth(model: Model, ids: Tensor, first: int) -> dict[Spot, Tensor]:
@@ -296,8 +298,8 @@ def _truth(model: Model, ids: Tensor, first: int) -> dict[Spot, Tensor]:
     for part in ids.split(AT_ONCE):
         x = model.embedding(part.to(model.device)) + (0 if table is None else table[: ids.shape[1]])
         for block in range(model.depth):
-            x = x + _attention(model, block, heads_of(model, block, kept(("attention", block), x)))
-            x = x + _mlp(model, block, neurons_of(model, block, kept(("mlp", block), x)))
+            x = x + _attention(model, block, head_outputs(model, block, kept(("attention", block), x)))
+            x = x + _mlp(model, block, neuron_outputs(model, block, kept(("mlp", block), x)))
         kept(("final", 0), x)
     return {spot: torch.cat(parts) for spot, parts in found.items()}
 
@@ -308,9 +310,9 @@ def _direction(model: Model, spot: Spot, x: Tensor) -> Tensor:
 
 def _attention(model: Model, block: int, given: Tensor) -> Tensor:
     bias = weights.attention(model, block).o_bias
-    return from_heads(model, block, given) if bias is None else from_heads(model, block, given) + bias
+    return written_by_heads(model, block, given) if bias is None else written_by_heads(model, block, given) + bias
 
 
 def _mlp(model: Model, block: int, given: Tensor) -> Tensor:
     bias = weights.mlp(model, block).down_bias
-    return from_neurons(model, block, given) if bias is None else from_neurons(model, block, given) + bias
+    return written_by_neurons(model, block, given) if bias is None else written_by_neurons(model, block, given) + bias

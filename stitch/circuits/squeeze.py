@@ -13,7 +13,7 @@ from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Components, Place
 from stitch.circuits.find import ranked, smallest
 from stitch.circuits.score import answered
-from stitch.circuits.shallow import Arrangement, Shallow, tables
+from stitch.circuits.shallow import Arrangement, ShallowModel, token_tables
 from stitch.models.model import Model
 from stitch.progress import Progress
 
@@ -27,10 +27,10 @@ def squeeze(model: Model, of: Prompts, depth: int, seed: int = 0, progress: Prog
     Costs of merging are taken as they were last measured until they come first (lazy greedy, Minoux 1978).
     """
     few = of.part(slice(SEARCHED_ON))
-    known = tables(model, few.clean.unique(), set(range(model.depth)), seed, progress)
+    known = token_tables(model, few.clean.unique(), set(range(model.depth)), seed, progress)
 
     def cost(arrangement: Arrangement) -> float:
-        shallow = Shallow(model, arrangement, known)
+        shallow = ShallowModel(model, arrangement, known)
         return answered(shallow.logits, few.clean, few)["nats"]
 
     now, steps = Arrangement.whole(model), itertools.count(1)
@@ -64,13 +64,13 @@ def _cheapest(
     return None
 
 
-def fitting(
-    shallow: Shallow,
+def within_capacity(
+    shallow: ShallowModel,
     of: Prompts,
     most: Mapping[str, int],
     keep: float,
     progress: Progress | None = None,
-) -> Shallow:
+) -> ShallowModel:
     """With the fewest components, by attribution, that keep a share `keep` of its right answers; at most so many heads and
     neurons per block as `most` says. All that fit, if they keep less."""
     means = shallow.mean_outputs(of)
@@ -84,13 +84,13 @@ def fitting(
             order.append(((kind, block), number))
     tried = itertools.count(1)
 
-    def with_first(size: int) -> Shallow:
+    def with_first(size: int) -> ShallowModel:
         kept = Components.none(shallow.model)
         for place, number in order[:size]:
             kept.masks[place][number] = True
         return replace(found, kept=kept)
 
-    def right(one: Shallow) -> float:
+    def right(one: ShallowModel) -> float:
         if progress:
             progress("ablation (sizes, at most)", next(tried), len(order).bit_length() + 7)
         return answered(one.logits, of.clean, of)["right"]
@@ -99,7 +99,7 @@ def fitting(
     return with_first(smallest(len(order), lambda size: right(with_first(size)) >= wanted))
 
 
-def attribute(shallow: Shallow, of: Prompts, progress: Progress | None = None) -> dict[Place, Tensor]:
+def attribute(shallow: ShallowModel, of: Prompts, progress: Progress | None = None) -> dict[Place, Tensor]:
     """As `stitch.circuits.attribution.attribute`, on the way from corrupt to clean tables."""
 
     def way(part: slice):

@@ -13,7 +13,7 @@ from stitch.models.model import Model
 
 
 @dataclass
-class Room:
+class FreeSpace:
     """Heads are given out as whole groups, a key head with the query heads that share it: no others may change places."""
 
     width: int
@@ -24,7 +24,7 @@ class Room:
     neurons: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, host: Model) -> "Room":
+    def of(cls, host: Model) -> "FreeSpace":
         return cls(host.width, weights.norm(host, "final").centred, host.name)
 
     @property

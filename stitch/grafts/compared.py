@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stitch.circuits.components import replaced
-from stitch.circuits.find import WITH_FEATURES, Chosen
+from stitch.circuits.find import WITH_FEATURES, ChosenCircuit
 from stitch.circuits.score import Logits, answered, divergence
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.grafts.heads import Head
@@ -22,11 +22,11 @@ from stitch.text.windows import LONGEST_CONTEXT, report_windows
 
 
 @dataclass(frozen=True)
-class Graft:
+class PlannedGraft:
     """A planned one, with what it is compared with."""
 
     donor: Model
-    chosen: Chosen
+    chosen: ChosenCircuit
     plan: Plan
 
     def compared(self, host: Model, tests: Mapping[str, Callable[[], Model]], progress: Progress | None) -> list[dict]:
@@ -72,7 +72,7 @@ class Graft:
         return found
 
 
-def on_text(before: Model, after: Model, text: str, tokens: int, progress: Progress | None) -> dict:
+def text_scores(before: Model, after: Model, text: str, tokens: int, progress: Progress | None) -> dict:
     """Cross-entropy and perplexity of a trained host on the report split, as it was and with its grafts."""
     windows = report_windows(text, tokens, before.tokenizer, min(before.longest, LONGEST_CONTEXT))
     rows = {"as it was": whole_model(before.net), "grafted": whole_model(after.net)}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stitch.circuits.components import Components, Place
-from stitch.grafts.allocation import Room
+from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.norm_inputs import Spot
 from stitch.grafts.placing import PlacedHead, PlacedNeurons
 from stitch.internals import weights
@@ -79,7 +79,7 @@ def _without_bias(host: Model, spot: Spot) -> bool:
     return (weights.attention(host, 0).o_bias if spot[0] == "attention" else weights.mlp(host, 0).down_bias) is None
 
 
-def spares_for(host: Model, constants: Mapping[Spot, Tensor], room: Room) -> dict[int, int]:
+def spares_for(host: Model, constants: Mapping[Spot, Tensor], space: FreeSpace) -> dict[int, int]:
     """A neuron of every block that has to write a constant and has no bias for it."""
     blocks = sorted({spot[1] for spot, value in constants.items() if value.any() and _without_bias(host, spot)})
-    return {block: room.take_neurons(block, 1, weights.mlp(host, block).up.shape[1]) for block in blocks}
+    return {block: space.take_neurons(block, 1, weights.mlp(host, block).up.shape[1]) for block in blocks}

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.errors import UsageError
-from stitch.grafts.allocation import Room
+from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.norm_inputs import Spot
 from stitch.grafts.placing import PlacedHead, PlacedNeurons
-from stitch.grafts.positions import Scheme
+from stitch.grafts.positions import PositionScheme
 from stitch.internals import weights
 from stitch.models.model import Model
 
@@ -72,8 +72,8 @@ SLIGHT = 0.05  # of the stream's mean square, in a constant lane that only stand
 def frame_for(
     donor: Model,
     host: Model,
-    room: Room,
-    scheme: Scheme,
+    space: FreeSpace,
+    scheme: PositionScheme,
     placed: list[PlacedHead],
     inner: list[PlacedNeurons],
     unembedding: Tensor,
@@ -83,17 +83,17 @@ def frame_for(
     channels: int | None,
     pinned: bool = False,
 ) -> Frame:
-    """Taken from `room`: the donor's whole width if it fits (and `channels` allows), else what its reads need most of all.
+    """Taken from `space`: the donor's whole width if it fits (and `channels` allows), else what its reads need most of all.
 
     `x` are the directions that the donor's norms read, `long` their lengths. `pinned`: codes are so long that what is read of
     them hardly depends on the stream, nor does any norm. Raises UsageError when no channel is left.
     """
     offsets = [head for head in placed if head.offset is not None]
     codes = 2 * len(scheme.code_frequencies) if any(head.maps.q_codes is not None for head in placed) else 0
-    rank = min(donor.width, room.free - codes - constant, channels or donor.width)
+    rank = min(donor.width, space.free - codes - constant, channels or donor.width)
     if rank < 1:
-        raise UsageError(f"the graft needs channels; {room.free} of {host.name} are free: choose a wider host.")
-    lanes = room.take_channels(rank + codes + constant)
+        raise UsageError(f"the graft needs channels; {space.free} of {host.name} are free: choose a wider host.")
+    lanes = space.take_channels(rank + codes + constant)
     own, code_lanes, constant_lane = lanes.split([rank, codes, constant])
     if rank == donor.width:
         (write, read), kept = whole(own, weights.norm(donor, "final").centred), 1.0
@@ -119,7 +119,7 @@ def _pin(long: Mapping[Spot, Tensor]) -> float:
     return PIN * max(float(one.mean()) for one in long.values())
 
 
-def _lane_length(scheme: Scheme, offsets: list[PlacedHead], long: Mapping[Spot, Tensor]) -> float:
+def _lane_length(scheme: PositionScheme, offsets: list[PlacedHead], long: Mapping[Spot, Tensor]) -> float:
     """Of a constant lane or a code, beside √(mean square) of the stream: little, or so much that norms vary as little as heads
     that read it take."""
     enough = SLIGHT * min(float(one.square().mean()) for one in long.values())

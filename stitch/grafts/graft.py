@@ -8,19 +8,19 @@ from pathlib import Path
 
 import torch
 
-from stitch.circuits.find import Chosen, choose, read_arrangement
+from stitch.circuits.find import ChosenCircuit, choose_circuit, read_arrangement
 from stitch.composite.checkpoint import TOKENIZER_FILES
 from stitch.errors import UsageError
 from stitch.files.folders import appear
 from stitch.files.output import check_output
-from stitch.grafts.allocation import Room
-from stitch.grafts.compared import Graft, on_text, with_plan
+from stitch.grafts.allocation import FreeSpace
+from stitch.grafts.compared import PlannedGraft, text_scores, with_plan
 from stitch.grafts.hosts import read_host, widened
 from stitch.grafts.neurons import units
 from stitch.grafts.plan import make_plan
 from stitch.grafts.positions import CODE_PLANES
-from stitch.grafts.rearranged import squeezed
-from stitch.grafts.trained import beside
+from stitch.grafts.rearranged import rearranged_circuit
+from stitch.grafts.trained import beside_trained_stream
 from stitch.grafts.write import write
 from stitch.internals import weights
 from stitch.internals.transcoders import feature_blocks, put_features
@@ -33,7 +33,7 @@ from stitch.text.tokenizers import require_same_ids
 
 
 @dataclass(frozen=True)
-class Wish:
+class GraftRequest:
     """A behaviour that the host should have from a donor; `circuit` names its components, None: they are looked for.
 
     `features` are those of transcoders, by block, in the place of its neurons.
@@ -46,7 +46,7 @@ class Wish:
 
 
 def graft(
-    wishes: Sequence[Wish],
+    requests: Sequence[GraftRequest],
     host: str,
     out: Path | None,
     *,
@@ -80,9 +80,9 @@ def graft(
     if out is not None:
         check_output(out, overwrite)
     options = {"device": torch_device(device), "trust_remote_code": trust_remote_code, "progress": progress}
-    donors = [_load(wish.donor, "donor", **options) for wish in wishes]
-    for wish, net in zip(wishes, donors, strict=True):
-        put_features(net, wish.features)
+    donors = [_load(request.donor, "donor", **options) for request in requests]
+    for request, net in zip(requests, donors, strict=True):
+        put_features(net, request.features)
         for block, module in feature_blocks(net).items():
             if module.behind or module.k is not None:
                 why = "of an SAE on what the MLP writes, a layer behind its neurons" if module.behind else "top-k"
@@ -99,40 +99,43 @@ def graft(
         read_host(Path(host), donors[0], seed)  # refused, if it is, before the search takes time
     search = {"keep": keep, "count": count, "seed": seed, "text": text, "constant": True, "progress": progress}
     chosen = [
-        choose(net, wish.behaviour, circuit=wish.circuit, **search) for wish, net in zip(wishes, donors, strict=True)
+        choose_circuit(net, request.behaviour, circuit=request.circuit, **search)
+        for request, net in zip(requests, donors, strict=True)
     ]
 
-    def make() -> tuple[Model, Room]:
+    def make() -> tuple[Model, FreeSpace]:
         if trained is not None:
             return widened(trained, **_needed(donors, chosen, trained, channels))
         fresh = read_host(Path(host), donors[0], seed)
-        return fresh, Room.of(fresh)
+        return fresh, FreeSpace.of(fresh)
 
-    target, room = make()
+    target, space = make()
     if trained is None:
-        arranged = [read_arrangement(wish.circuit) if wish.circuit else None for wish in wishes]
+        arranged = [read_arrangement(request.circuit) if request.circuit else None for request in requests]
         chosen = [
-            squeezed(net, wish.behaviour, one, target, given, keep=keep, seed=seed, text=text, progress=progress)
-            if given or (not wish.circuit and len(one.kept.blocks()) > target.depth)
+            rearranged_circuit(
+                net, request.behaviour, one, target, given, keep=keep, seed=seed, text=text, progress=progress
+            )
+            if given or (not request.circuit and len(one.kept.blocks()) > target.depth)
             else one
-            for wish, net, one, given in zip(wishes, donors, chosen, arranged, strict=True)
+            for request, net, one, given in zip(requests, donors, chosen, arranged, strict=True)
         ]
     report = {"host": target.config.to_diff_dict(), "trained": trained is not None, "seed": seed, "grafts": []}
     grafts = []
-    for wish, net, one in zip(wishes, donors, chosen, strict=True):
-        plan = make_plan(net, wish.behaviour, one.kept, one.means, one.first, target, room, channels, one.shallow)
+    for request, net, one in zip(requests, donors, chosen, strict=True):
+        plan = make_plan(net, request.behaviour, one.kept, one.means, one.first, target, space, channels, one.shallow)
         entry = {
-            "donor": wish.donor,
-            "behaviour": wish.behaviour,
+            "donor": request.donor,
+            "behaviour": request.behaviour,
             "circuit": one.kept.to_dict(),
-            "features": {str(block): source for block, source in wish.features.items()},
+            "features": {str(block): source for block, source in request.features.items()},
             "plan": plan.described(),
         }
         if trained is not None:
-            plan = beside(plan, net, one.kept, one.means, target, room, strength)
-        grafts.append(Graft(net, one, plan))
+            plan = beside_trained_stream(plan, net, one.kept, one.means, target, space, strength)
+        grafts.append(PlannedGraft(net, one, plan))
         report["grafts"].append(entry)
-    report["free"] = {"channels": room.free, "of": target.width}
+    report["free"] = {"channels": space.free, "of": target.width}
     if out is None:
         return report
     plans = [one.plan for one in grafts]
@@ -145,12 +148,14 @@ def graft(
         entry |= {"reads": found, "prompts": len(of.clean), "places": int(of.asked.sum()), "order_one": of.order_one}
         entry["results"] = one.compared(target, tests, progress)
     if trained is not None:
-        report["text"] = on_text(trained, target, text, tokens, progress)
+        report["text"] = text_scores(trained, target, text, tokens, progress)
     _save(target, donors[0], out, report)
     return report
 
 
-def _needed(donors: Sequence[Model], chosen: Sequence[Chosen], host: Model, channels: int | None) -> dict[str, int]:
+def _needed(
+    donors: Sequence[Model], chosen: Sequence[ChosenCircuit], host: Model, channels: int | None
+) -> dict[str, int]:
     """Channels, key heads and neurons of every block, at most, that circuits will take of a trained host."""
     heads, neurons = ([0] * max(donor.depth for donor in donors) for _ in range(2))
     for donor, one in zip(donors, chosen, strict=True):

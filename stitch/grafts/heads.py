@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Complex, Float, Int64
 from torch import Tensor
 
-from stitch.circuits.reads import Read
+from stitch.circuits.reads import ReadMap
 from stitch.internals.positions import OffsetHead, Profile
 
 LOOKED_AT = 0.5  # share of a head's attention at one offset that makes it an offset head
@@ -37,7 +37,7 @@ class Head:
     k_codes: Float[Tensor, "columns d_qk"] | None = None
 
 
-def reading(head: Head, through: Read) -> Head:
+def reading(head: Head, through: ReadMap) -> Head:
     """The head on x that is `head` on what `through` makes of x."""
     weight, shift = through.weight.double().cpu(), through.shift.double().cpu()
     return replace(

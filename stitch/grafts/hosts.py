@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from stitch.errors import UsageError
-from stitch.grafts.allocation import Room
+from stitch.grafts.allocation import FreeSpace
 from stitch.internals import weights
 from stitch.models.anatomy import ANATOMIES
 from stitch.models.model import Model
@@ -60,7 +60,7 @@ def read_host(path: Path, donor: Model, seed: int) -> Model:
 
 
 @torch.no_grad()
-def widened(model: Model, *, channels: int, groups: int, neurons: int) -> tuple[Model, Room]:
+def widened(model: Model, *, channels: int, groups: int, neurons: int) -> tuple[Model, FreeSpace]:
     """`model` with at least so many more channels, and in every block key heads (each with as many query heads as the others) and
     neurons; and the room that this is. Untied, with biases where the family can have them."""
     own = weights.attention(model, 0)
@@ -112,8 +112,10 @@ def widened(model: Model, *, channels: int, groups: int, neurons: int) -> tuple[
                 new_bias[:width] = centre(old_bias)
     weights.unembedding(wide)[:width] = weights.unembedding(model)
     blocks = range(model.depth)
-    room = Room(total, centred, model.name, width, dict.fromkeys(blocks, own_groups), dict.fromkeys(blocks, inner))
-    return wide, room
+    space = FreeSpace(
+        total, centred, model.name, width, dict.fromkeys(blocks, own_groups), dict.fromkeys(blocks, inner)
+    )
+    return wide, space
 
 
 def _wider(

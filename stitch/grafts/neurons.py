@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from stitch.circuits.reads import Read
+from stitch.circuits.reads import ReadMap
 from stitch.internals.weights import Mlp, Norm
 
 SHARPNESS = 1.702  # GELU(x) is silu(1.702 x) / 1.702 within 0.021
@@ -52,7 +52,7 @@ def of_donor(mlp: Mlp, norm: Norm, mask: Bool[Tensor, " neurons"]) -> Neurons:
     return Neurons(gate, gate_bias, up, up_bias, down, down.new_zeros(down.shape[1]), threshold)
 
 
-def reading(neurons: Neurons, through: Read) -> Neurons:
+def reading(neurons: Neurons, through: ReadMap) -> Neurons:
     """The neurons on x that are `neurons` on what `through` makes of x."""
     weight, shift = through.weight.double().cpu(), through.shift.double().cpu()
     gate, gate_bias = neurons.gate, neurons.gate_bias

@@ -15,21 +15,21 @@ Spot = tuple[str, int]
 """("attention", block), ("mlp", block) or ("final", 0): a norm, and what reads it."""
 
 
-def directions(
+def normalised_inputs(
     model: Model, spots: Iterable[Spot], ids: Int64[Tensor, "prompts length"]
 ) -> dict[Spot, Float[Tensor, "prompts length d"]]:
     """The residual stream as the norms at these spots make it, before their gain and bias; float64 on the CPU."""
-    return {spot: norm(model, *spot).direction(x) for spot, x in streams(model, spots, ids).items()}
+    return {spot: norm(model, *spot).direction(x) for spot, x in norm_inputs(model, spots, ids).items()}
 
 
-def lengths(
+def input_lengths(
     model: Model, spots: Iterable[Spot], ids: Int64[Tensor, "prompts length"]
 ) -> dict[Spot, Float[Tensor, "prompts length"]]:
     """√(mean square) of the residual stream there; under LayerNorm, of what differs from its mean."""
-    return {spot: length(model, spot, x) for spot, x in streams(model, spots, ids).items()}
+    return {spot: input_length(model, spot, x) for spot, x in norm_inputs(model, spots, ids).items()}
 
 
-def length(model: Model, spot: Spot, x: Float[Tensor, "prompts length d"]) -> Float[Tensor, "prompts length"]:
+def input_length(model: Model, spot: Spot, x: Float[Tensor, "prompts length d"]) -> Float[Tensor, "prompts length"]:
     return (x - x.mean(-1, keepdim=True) if norm(model, *spot).centred else x).square().mean(-1).sqrt()
 
 
@@ -38,7 +38,7 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def streams(
+def norm_inputs(
     model: Model, spots: Iterable[Spot], ids: Int64[Tensor, "prompts length"]
 ) -> dict[Spot, Float[Tensor, "prompts length d"]]:
     """What the norms at these spots read; float64 on the CPU."""

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stitch.circuits.reads import Read
+from stitch.circuits.reads import ReadMap
 from stitch.errors import UsageError
 from stitch.grafts import heads, neurons
-from stitch.grafts.allocation import Room
+from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.heads import Head
 from stitch.grafts.neurons import Neurons
-from stitch.grafts.positions import Scheme
+from stitch.grafts.positions import PositionScheme
 from stitch.internals import weights
 from stitch.internals.positions import OffsetHead, fitted_profile, position_codes
 from stitch.models.model import Model
@@ -62,11 +62,11 @@ def place_head(
     at: tuple[int, int],
     host: Model,
     host_block: int,
-    room: Room,
-    scheme: Scheme,
+    space: FreeSpace,
+    scheme: PositionScheme,
     x: Float[Tensor, "prompts length d"],
     without: Float[Tensor, "prompts length d"],
-    through: Read | None = None,
+    through: ReadMap | None = None,
 ) -> PlacedHead:
     """The head `at` (block, number). It reads `x` in the donor, and `without` what positions add in the host, or what
     `through` makes of that."""
@@ -119,7 +119,7 @@ def place_head(
             alone = heads.looking_back(narrow, found, width, ours.scale, coded=scheme.coded, steady=scheme.by_bias)
             if (by_offset := moved(found_scores(alone))) <= least + SIMPLER:
                 kind, head, least, offset = f"{found.offset} back", alone, by_offset, found
-    group = room.take_group(host_block, ours.k.shape[1])
+    group = space.take_group(host_block, ours.k.shape[1])
     return PlacedHead(block, number, host_block, group * ours.shared, group, kind, back, offset, least, lost, head)
 
 
@@ -145,9 +145,9 @@ def place_neurons(
     mask: Bool[Tensor, " neurons"],
     host: Model,
     host_block: int,
-    room: Room,
+    space: FreeSpace,
     x: Float[Tensor, "prompts length d"],
-    through: Read | None = None,
+    through: ReadMap | None = None,
 ) -> PlacedNeurons:
     """Those of the `mask`, which read `x` or what `through` makes of it."""
     theirs = neurons.of_donor(weights.mlp(donor, block), weights.norm(donor, "mlp", block), mask)
@@ -166,13 +166,13 @@ def place_neurons(
         kind, maps = "as GELU, fitted", neurons.ungated(theirs, rows)
     else:
         raise UsageError(f"{act} neurons of {donor.name} have no counterpart among the host's {host_act} ones.")
-    first = room.take_neurons(host_block, len(maps), ours.up.shape[1])
+    first = space.take_neurons(host_block, len(maps), ours.up.shape[1])
     lost = neurons.unexplained(neurons.written(theirs, rows, act), neurons.written(maps, rows, host_act))
     return PlacedNeurons(block, int(mask.sum()), host_block, first, kind, lost, maps)
 
 
 def _shared_out(
-    head: Head, rows: Float[Tensor, "rows d"], scheme: Scheme, width: int
+    head: Head, rows: Float[Tensor, "rows d"], scheme: PositionScheme, width: int
 ) -> Iterator[tuple[Head, Bool[Tensor, " planes"]]]:
     """What a head looks for in more and more of `width` dimensions, and the planes that are left for how far away it looks.
 

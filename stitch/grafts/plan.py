@@ -9,15 +9,15 @@ from torch import Tensor
 
 from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Components, Place, replaced
-from stitch.circuits.shallow import Arrangement, Shallow
+from stitch.circuits.shallow import Arrangement, ShallowModel
 from stitch.errors import StitchError, UsageError
 from stitch.grafts import heads
-from stitch.grafts.allocation import Room
+from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.constants import EMBEDDING, constants_of, needs_lane, spares_for
 from stitch.grafts.frame import Frame, frame_for
-from stitch.grafts.norm_inputs import Spot, length, streams
+from stitch.grafts.norm_inputs import Spot, input_length, norm_inputs
 from stitch.grafts.placing import PlacedHead, PlacedNeurons, place_head, place_neurons
-from stitch.grafts.positions import Scheme
+from stitch.grafts.positions import PositionScheme
 from stitch.internals import weights
 from stitch.internals.positions import position_codes
 from stitch.models.model import Model
@@ -103,9 +103,9 @@ def make_plan(
     constants: Mapping[Place, Tensor],
     of: Prompts,
     host: Model,
-    room: Room,
+    space: FreeSpace,
     channels: int | None = None,
-    shallow: Shallow | None = None,
+    shallow: ShallowModel | None = None,
 ) -> Plan:
     """How the components `kept` of the donor, all others giving `constants`, go into the free room of the host, in at most so
     many `channels`; arranged as in `shallow`, or in their own blocks.
@@ -126,17 +126,17 @@ def make_plan(
     if ids.shape[1] > host.longest:
         raise UsageError(f"{behaviour} needs a context of {ids.shape[1]} tokens; {host.name} takes {host.longest}.")
     layers = {block: number for number, block in enumerate(used)} if shallow is None else shallow.arrangement.layers
-    scheme, table = Scheme.of(donor, host), weights.positions(donor)
+    scheme, table = PositionScheme.of(donor, host), weights.positions(donor)
     own = None if table is None else table[: ids.shape[1]].double()
     less = own - own.mean(0) if own is not None and scheme.loses_positions else None
     spots: list[Spot] = [(stage, block) for block in used for stage in ("attention", "mlp")] + [("final", 0)]
     if shallow is None:
         with replaced(donor, kept, constants):
-            found = streams(donor, spots, ids)
+            found = norm_inputs(donor, spots, ids)
     else:
         found = shallow.streams(ids)
     without = {spot: weights.norm(donor, *spot).direction(x if less is None else x - less) for spot, x in found.items()}
-    long = {spot: length(donor, spot, x) for spot, x in found.items()}
+    long = {spot: input_length(donor, spot, x) for spot, x in found.items()}
     reads = {} if shallow is None else shallow.reads
 
     def read(spot: Spot) -> Tensor:
@@ -153,7 +153,7 @@ def make_plan(
                     (block, number),
                     host,
                     layers[block],
-                    room,
+                    space,
                     scheme,
                     x,
                     x_without,
@@ -169,7 +169,7 @@ def make_plan(
             kept.masks["neurons", block],
             host,
             layers[block],
-            room,
+            space,
             without["mlp", block],
             reads.get(("mlp", block)),
         )
@@ -196,7 +196,7 @@ def make_plan(
     # Lanes of BOS have a length of their own, so those of the others are chosen for the others.
     usual = long if shallow is None else {spot: one[:, 1:] for spot, one in long.items()}
     frame = frame_for(
-        donor, host, room, scheme, placed, inner, unembedding, constant, without, usual, channels, shallow is not None
+        donor, host, space, scheme, placed, inner, unembedding, constant, without, usual, channels, shallow is not None
     )
     return Plan(
         donor=donor.name,
@@ -209,7 +209,7 @@ def make_plan(
         heads=placed,
         neurons=inner,
         constants=fixed,
-        spares=spares_for(host, fixed, room),
+        spares=spares_for(host, fixed, space),
         shift=shift,
         unembedding=unembedding,
         ids=ids,

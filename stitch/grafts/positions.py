@@ -14,7 +14,7 @@ CODE_PLANES = 12  # of the codes that hosts with learned positions get, at most
 
 
 @dataclass(frozen=True)
-class Scheme:
+class PositionScheme:
     """Frequencies are 0 with learned positions.
 
     `alike`: in the same way, so that heads are copied. `coded`: the host has learned positions and the donor has not, so each
@@ -31,7 +31,7 @@ class Scheme:
     biased: bool  # queries and keys of the host have biases
 
     @classmethod
-    def of(cls, donor: Model, host: Model) -> "Scheme":
+    def of(cls, donor: Model, host: Model) -> "PositionScheme":
         theirs, ours = weights.frequencies(donor), weights.frequencies(host)
         turning = weights.is_rotary(donor), weights.is_rotary(host)
         same = theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=1e-6)

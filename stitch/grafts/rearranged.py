@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from stitch.circuits.behaviours import BEHAVIOURS, prompts
-from stitch.circuits.find import LEAST, Chosen
+from stitch.circuits.behaviours import BEHAVIOURS, make_prompts
+from stitch.circuits.find import LEAST, ChosenCircuit
 from stitch.circuits.score import answered
-from stitch.circuits.shallow import Arrangement, tables, with_reads
-from stitch.circuits.squeeze import fitting, squeeze
+from stitch.circuits.shallow import Arrangement, token_tables, with_reads
+from stitch.circuits.squeeze import squeeze, within_capacity
 from stitch.errors import StitchError, UsageError
 from stitch.grafts.neurons import units
 from stitch.internals import weights
@@ -18,10 +18,10 @@ from stitch.progress import Progress
 READ_ON = 128  # prompts that reads are fitted on
 
 
-def squeezed(
+def rearranged_circuit(
     donor: Model,
     behaviour: str,
-    chosen: Chosen,
+    chosen: ChosenCircuit,
     host: Model,
     given: Arrangement | None = None,
     *,
@@ -29,7 +29,7 @@ def squeezed(
     seed: int = 0,
     text: str = "docs",
     progress: Progress | None = None,
-) -> Chosen:
+) -> ChosenCircuit:
     """The circuit of a donor rearranged into as many blocks as the host has, with as many heads and neurons as fit into each;
     `given` an arrangement, with the components that are chosen already.
 
@@ -42,10 +42,10 @@ def squeezed(
             f"blocks and {host.name} {host.depth}: leave it out, or choose a deeper host."
         )
     arrangement = given or squeeze(donor, chosen.first, host.depth, seed, progress)
-    known = tables(donor, torch.arange(len(donor.embedding.weight)), {arrangement.first}, seed, progress)
+    known = token_tables(donor, torch.arange(len(donor.embedding.weight)), {arrangement.first}, seed, progress)
     # Reads need no answers, so more prompts can be made for them; n-grams and a file's prompts are those that there are.
     drawn = behaviour in BEHAVIOURS and behaviour != "ngram"
-    more = prompts(behaviour, donor.tokenizer, count=READ_ON, seed=seed + 1, text=text) if drawn else chosen.first
+    more = make_prompts(behaviour, donor.tokenizer, count=READ_ON, seed=seed + 1, text=text) if drawn else chosen.first
     as_many = max(units(weights.mlp(donor, block), weights.mlp(host, 0)) for block in range(donor.depth))
     most = {
         "heads": weights.attention(host, 0).k.shape[1],
@@ -53,7 +53,7 @@ def squeezed(
     }
     whole = with_reads(donor, arrangement, known, more, progress=progress)
     if given is None:
-        shallow = fitting(whole, chosen.first, most, keep, progress)
+        shallow = within_capacity(whole, chosen.first, most, keep, progress)
     else:
         shallow = replace(whole, kept=chosen.kept, means=whole.mean_outputs(chosen.first))
     assert shallow.kept is not None

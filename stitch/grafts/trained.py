@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from stitch.circuits.components import Components, Place
-from stitch.grafts.allocation import Room
+from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.frame import whole
-from stitch.grafts.norm_inputs import Spot, lengths
+from stitch.grafts.norm_inputs import Spot, input_lengths
 from stitch.grafts.plan import Output, Plan
 from stitch.internals import weights
 from stitch.models.model import Model
@@ -17,8 +17,14 @@ from stitch.models.model import Model
 FAINT = 0.02  # length of all lanes together, beside the host's stream where that is shortest
 
 
-def beside(
-    plan: Plan, donor: Model, kept: Components, means: Mapping[Place, Tensor], host: Model, room: Room, strength: float
+def beside_trained_stream(
+    plan: Plan,
+    donor: Model,
+    kept: Components,
+    means: Mapping[Place, Tensor],
+    host: Model,
+    space: FreeSpace,
+    strength: float,
 ) -> Plan:
     """The plan with lanes so faint that the host's norms do not notice them, and with lanes for its output alone.
 
@@ -27,11 +33,11 @@ def beside(
     """
     frame = plan.frame
     donor_spots: list[Spot] = [(stage, block) for block in range(donor.depth) for stage in ("attention", "mlp")]
-    theirs = lengths(donor, [*donor_spots, ("final", 0)], plan.ids)
-    ours = lengths(host, [("attention", 0), ("final", 0)], plan.ids)
+    theirs = input_lengths(donor, [*donor_spots, ("final", 0)], plan.ids)
+    ours = input_lengths(host, [("attention", 0), ("final", 0)], plan.ids)
     longest = max(float(one.square().mean()) for one in theirs.values()) + frame.length**2 / host.width
     faint = FAINT * (float(ours["attention", 0].square().mean()) / longest) ** 0.5
-    write, read = whole(room.take_channels(donor.width), weights.norm(donor, "final").centred)
+    write, read = whole(space.take_channels(donor.width), weights.norm(donor, "final").centred)
     norms = float(ours["final", 0].mean()) / float(theirs["final", 0].mean())
     usual: dict[Spot, Tensor] = {}
     for block, host_block in [max(plan.layers.items())]:

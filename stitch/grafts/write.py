@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.grafts.norm_inputs import Spot, directions
+from stitch.grafts.norm_inputs import Spot, normalised_inputs
 from stitch.grafts.plan import Plan
 from stitch.internals import weights
 from stitch.models.model import Model
@@ -54,7 +54,7 @@ class _Reading:
 
     @classmethod
     def of(cls, host: Model, plan: Plan, spot: Spot) -> "_Reading":
-        found = directions(host, [spot], plan.ids)[spot]
+        found = normalised_inputs(host, [spot], plan.ids)[spot]
         wanted, got = plan.targets[spot], found @ plan.frame.read
         scale = float((wanted * got).sum() / got.square().sum())
         missing = float((wanted - scale * got).square().sum() / wanted.square().sum())

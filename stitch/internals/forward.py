@@ -10,14 +10,16 @@ from stitch.internals.weights import Norm
 from stitch.models.model import Model
 
 
-def gained(norm: Norm, read: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts d"]:
+def with_gain(norm: Norm, read: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts d"]:
     """What a norm gives that makes this of a stream."""
     return read * norm.gain if norm.bias is None else read * norm.gain + norm.bias
 
 
-def heads_of(model: Model, block: int, x: Float[Tensor, "prompts length d"]) -> Float[Tensor, "prompts length columns"]:
+def head_outputs(
+    model: Model, block: int, x: Float[Tensor, "prompts length d"]
+) -> Float[Tensor, "prompts length columns"]:
     """What its heads give when they read `x`, a stream as the norm makes it, side by side, before they write it."""
-    own, y = weights.attention(model, block), gained(weights.norm(model, "attention", block), x)
+    own, y = weights.attention(model, block), with_gain(weights.norm(model, "attention", block), x)
 
     of = attend.heads_of(own, y)
     turn = weights.frequencies(model)
@@ -27,10 +29,10 @@ def heads_of(model: Model, block: int, x: Float[Tensor, "prompts length d"]) -> 
     return given.transpose(1, 2).flatten(2)
 
 
-def neurons_of(
+def neuron_outputs(
     model: Model, block: int, x: Float[Tensor, "prompts length d"]
 ) -> Float[Tensor, "prompts length neurons"]:
-    own, y = weights.mlp(model, block), gained(weights.norm(model, "mlp", block), x)
+    own, y = weights.mlp(model, block), with_gain(weights.norm(model, "mlp", block), x)
     module = model.blocks[block].mlp
     if isinstance(module, FeatureMlp):
         return module.codes(y)
@@ -43,14 +45,14 @@ def neurons_of(
     return act(up) if own.gate is None else act(read(own.gate, own.gate_bias)) * up  # pyright: ignore[reportCallIssue]
 
 
-def from_heads(
+def written_by_heads(
     model: Model, block: int, given: Float[Tensor, "*prompts length columns"]
 ) -> Float[Tensor, "*prompts length d"]:
     """What they write, without the bias."""
     return given @ weights.attention(model, block).o.flatten(0, 1)
 
 
-def from_neurons(
+def written_by_neurons(
     model: Model, block: int, given: Float[Tensor, "*prompts length neurons"]
 ) -> Float[Tensor, "*prompts length d"]:
     return given @ weights.mlp(model, block).down

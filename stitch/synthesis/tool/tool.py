@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stitch.errors import UsageError
-from stitch.grafts.allocation import Room
+from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.hosts import widened
 from stitch.internals import weights
 from stitch.models.model import Model
@@ -147,7 +147,7 @@ class _Writer:
         self,
         host: Model,
         wide: Model,
-        room: Room,
+        room: FreeSpace,
         automaton: Automaton,
         shape: "_Shape",
         text: Int64[Tensor, "rows length"],
