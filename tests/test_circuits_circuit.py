@@ -178,8 +178,8 @@ def test_the_command_shows_the_table_and_writes_the_file(donor: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nothing", "--circuit must be JSON such as"),
-        ("[1]", "--circuit must be JSON such as"),
+        ("nothing", "circuit must be JSON such as"),
+        ("[1]", "circuit must be JSON such as"),
         ('{"heads": {"2": [0]}}', r"heads \[0\] of block 2, which planted does not have"),
         ('{"heads": {"1": 0}}', "heads 0 of block 1"),
         ('{"neurons": {"0": [512]}}', r"neurons \[512\] of block 0"),
@@ -209,5 +209,5 @@ def test_prompts_of_a_file_are_chosen_on_and_reported_on_apart(donor: Path, tmp_
 def test_a_model_without_the_behaviour_is_refused(donor: Path):
     with pytest.raises(StitchError, match=r"must have the behaviour .* it answers \d\.\d% of clean prompts"):
         find_circuit(str(donor), "duplicate-token", count=16)
-    with pytest.raises(UsageError, match="--keep must be a share"):
+    with pytest.raises(UsageError, match="keep must be a share"):
         find_circuit(str(donor), "previous-token", keep=0.0)

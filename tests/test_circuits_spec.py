@@ -218,7 +218,7 @@ def test_behaviours_that_are_refused(text: str):
         make_prompts(
             "brackets", PreTrainedTokenizerFast(tokenizer_object=without_brackets, bos_token="<s>", unk_token="<s>")
         )
-    with pytest.raises(UsageError, match=r"at least 99 pairs of tokens that go on in one way; .* has 40"):
+    with pytest.raises(UsageError, match=r"at least 99 pairs of tokens with one usual successor; .* has 40"):
         make_prompts("ngram", with_words(), count=99, text=text)
     with pytest.raises(UsageError, match="words that start with a space"):
         make_prompts("brackets", tiny.tokenizer())

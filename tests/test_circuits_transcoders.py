@@ -234,7 +234,7 @@ def test_a_circuit_of_features_needs_them_again(made: tuple[Path, Path, Path], t
     shown = CliRunner().invoke(cli.app, [*arguments, *features, "--out", str(out)])
     assert shown.exit_code == 0 and "features for neurons" in shown.output
     model = load(donor)
-    with pytest.raises(UsageError, match=r"has features in blocks 0; .* in none: give the same --features"):
+    with pytest.raises(UsageError, match=r"has features in blocks 0; .* in none: give the same `features`"):
         read_circuit(out, model)
     put_features(model, {0: str(transcoder)})
     assert int(read_circuit(out, model).masks["neurons", 0].sum()) == len(LETTERS)

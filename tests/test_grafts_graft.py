@@ -250,7 +250,7 @@ def test_a_donor_that_copies_without_looking_one_token_back_is_refused(gpt2: Pat
     alone.write_text(json.dumps({"heads": {"1": [2]}, "neurons": {}}))
     with pytest.raises(
         StitchError,
-        match=r"looks 1 token back at least 50%.*circuit do 1\.2: 5%: it copies by position.*stitch compile induction --token",
+        match=r"attends 1 token back at least 50%.*circuit of .* has 1\.2 at 5%: choose a host.*compile_induction",
     ):
         graft([GraftRequest(str(gpt2), "induction", alone)], str(config(tmp_path, LLAMA)), None, count=8)
     assert graft([GraftRequest(str(gpt2), "induction", alone)], str(config(tmp_path, GPT2)), None, count=8)["grafts"]
@@ -265,7 +265,7 @@ def test_a_donor_that_copies_without_looking_one_token_back_is_refused(gpt2: Pat
 def test_a_host_file_that_is_no_config_is_refused(gpt2: Path, tmp_path: Path, text: str):
     path = tmp_path / "host.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match="--host must be JSON such as"):
+    with pytest.raises(UsageError, match="host must be JSON such as"):
         read_host(path, load(gpt2), 0)
 
 
@@ -311,7 +311,7 @@ def test_a_host_whose_class_has_one_key_head_is_refused(gpt2: Path, tmp_path: Pa
             tmp_path / "out",
         )
     host = tiny.save(tmp_path / "big", "gpt_bigcode")
-    with pytest.raises(UsageError, match=r"must have room for key heads; .*big is a GPTBigCode"):
+    with pytest.raises(UsageError, match=r"must have room for more key heads; .*big is a GPTBigCode"):
         graft([GraftRequest(str(gpt2), "induction", None)], str(host), tmp_path / "out")
     with pytest.raises(UsageError, match="share one key head"):
         weights.check(tiny.model("gpt_bigcode", multi_query=False), "the donor of a graft")

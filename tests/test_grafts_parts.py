@@ -11,7 +11,7 @@ from stitch.grafts import heads, neurons
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.frame import narrowed, whole
 from stitch.grafts.norm_inputs import normalised_inputs
-from stitch.grafts.placing import _shared_out, of_donor
+from stitch.grafts.placing import _divided
 from stitch.grafts.positions import PositionScheme
 from stitch.internals import weights
 from stitch.internals.positions import Profile, code_frequencies, fitted_profile, offset_head, position_codes
@@ -38,7 +38,7 @@ def test_a_head_attends_as_the_model_does(family: str):
         attention, wanted = weights.attention(model, block), attention_of(model, ids, block)
         norm, frequencies = weights.norm(model, "attention", block), weights.frequencies(model)
         for number in range(model.heads(block)):
-            head = of_donor(attention, norm, number)
+            head = heads.donor_head(attention, norm, number)
             found = heads.attended(heads.scores(head, x, frequencies, attention.scale))
             assert (found - wanted[:, number]).abs().max() < 1e-5
             assert wanted[:, number].diagonal(0, 1, 2)[:, 1:].std() > 1e-3  # it isn't uniform anyway
@@ -50,7 +50,7 @@ def test_neurons_write_what_the_models_do(family: str):
     model, ids = tiny.model(family), tiny.ids()
     x = normalised_inputs(model, [("mlp", 1)], ids)["mlp", 1]
     mlp, norm = weights.mlp(model, 1), weights.norm(model, "mlp", 1)
-    kept = neurons.of_donor(mlp, norm, torch.ones(len(mlp.down), dtype=torch.bool))
+    kept = neurons.donor_neurons(mlp, norm, torch.ones(len(mlp.down), dtype=torch.bool))
     found = neurons.written(kept, x.flatten(0, 1), weights.activation(model))
     seen = []
     handle = model.blocks[1].mlp.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -112,7 +112,7 @@ def test_content_and_distance_never_share_a_dimension(width: int):
     none = torch.zeros(32, dtype=torch.float64)
     gpt2 = tiny.model("gpt2", n_embd=4 * width, n_head=4)
     scheme = PositionScheme.of(tiny.model("llama"), gpt2)
-    ways = list(_shared_out(heads.Head(q, none, k, none, q, none, q.T), x, scheme, width))
+    ways = list(_divided(heads.Head(q, none, k, none, q, none, q.T), x, scheme, width))
     assert len(ways) >= 3
     for head, usable in ways:
         profile = Profile(usable.double(), 0 * usable.double())
