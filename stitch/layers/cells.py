@@ -88,7 +88,7 @@ class Harvest:
 
 
 @dataclass(frozen=True)
-class Row:
+class CellRow:
     """One translation (or null) of a cell: what it scored on each split, its size and how its fit went."""
 
     scores: dict[str, Scores]
@@ -99,11 +99,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Found:
+class ScoredCells:
     """Rows by cell and translation; nulls by target and site, as they have no source."""
 
-    rows: dict[Cell, dict[str, Row]]
-    nulls: dict[tuple[Side, int], Row]
+    rows: dict[Cell, dict[str, CellRow]]
+    nulls: dict[tuple[Side, int], CellRow]
 
 
 def harvest_all(
@@ -148,7 +148,7 @@ def score_cells(
     reference: str | None,
     memory: int,
     progress: Progress | None = None,
-) -> Found:
+) -> ScoredCells:
     """Fits the translations of every cell on `fit`, λ by the error on `held_out["sweep"]`, scores them on each held-out split.
 
     On the split called `reference` every row is also compared with the target's own logits (KL, top-1).
@@ -164,10 +164,10 @@ def score_cells(
     widths |= {name: table.shape[1] for name, table in tables.items()}
     # The same for every group, so that what is summed together does not depend on the other cells.
     chunk = max(256, min(8192, memory // 8 // (12 * sum(widths.values()))))
-    rows: dict[Cell, dict[str, Row]] = {}
-    nulls: dict[tuple[Side, int], Row] = {}
-    for group in _groups(cells, widths, memory // 4):
-        pairs = sorted({pair for cell in group for pair in needed(cell)})
+    rows: dict[Cell, dict[str, CellRow]] = {}
+    nulls: dict[tuple[Side, int], CellRow] = {}
+    for group in _groups_within(cells, widths, memory // 4):
+        pairs = sorted({pair for cell in group for pair in needed_products(cell)})
         names = {name for pair in pairs for name in pair}
         moments = {
             split: accumulate(_told(split, one, names, tables, chunk, progress), pairs)
@@ -191,10 +191,10 @@ def score_cells(
                         rows.setdefault(key[0], {})[key[1]] = row
                 if progress:
                     progress("pairs of sites scored", len(rows), len(cells))
-    return Found({cell: rows[cell] for cell in cells}, nulls)
+    return ScoredCells({cell: rows[cell] for cell in cells}, nulls)
 
 
-def needed(cell: Cell) -> set[Key]:
+def needed_products(cell: Cell) -> set[Key]:
     """The products of variables that the translations of a cell are solved from, each in one fixed order."""
     x, y, embedding = _names(cell)
     wanted = ((x, x), (embedding, embedding), (x, embedding), (x, y), (embedding, y))
@@ -205,15 +205,15 @@ def _names(cell: Cell) -> tuple[str, str, str]:
     return f"{cell.source}.{cell.i}", f"{cell.target}.{cell.j}", f"embedding.{cell.target}"
 
 
-def _groups(cells: Sequence[Cell], widths: dict[str, int], budget: int) -> list[list[Cell]]:
+def _groups_within(cells: Sequence[Cell], widths: dict[str, int], budget: int) -> list[list[Cell]]:
     """Cells in groups whose products, of the fit and the sweep split together, take at most `budget` bytes in float64."""
     ordered = sorted(cells, key=lambda cell: cell.sites)
     groups: list[list[Cell]] = []
     held: set[Key] = set()
     for cell in ordered:
-        union = held | needed(cell)
+        union = held | needed_products(cell)
         if not groups or _bytes(union, widths) > budget:
-            union = needed(cell)
+            union = needed_products(cell)
             if _bytes(union, widths) > budget:
                 least = 4 * _bytes(union, widths) / 2**30
                 raise UsageError(f"--memory must be at least {least:.1f}G for models of these widths: raise it.")
@@ -276,7 +276,7 @@ def _score(
     held_out: dict[str, Harvest],
     reference: str | None,
     memory: int,
-) -> dict[tuple[Cell, str], Row]:
+) -> dict[tuple[Cell, str], CellRow]:
     """Scores of translations that all end at the same site of the same target, whose late half is `late`."""
     scores: dict[tuple[Cell, str], dict[str, Scores]] = {key: {} for key in fitted}
     target = models[next(iter(fitted))[0].target]
@@ -297,7 +297,7 @@ def _score(
         for label, key in labels.items():
             scores[key][split] = found[label]
     return {
-        key: Row(
+        key: CellRow(
             scores[key],
             translation.multiply_adds,
             _parameters(translation),
