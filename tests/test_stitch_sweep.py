@@ -204,7 +204,7 @@ def test_sums_in_several_passes_give_the_same_scores(swept, donors, tmp_path, mo
     assert len(groups) > 2 and sorted(cell for group in groups for cell in group) == sorted(cells)
     for group in groups:
         assert 16 * 100 * len({pair for cell in group for pair in needed_products(cell)}) <= 2 * one
-    with pytest.raises(UsageError, match="--memory must be at least"):
+    with pytest.raises(UsageError, match="memory must be at least"):
         _groups_within(cells, widths, one - 1)
 
     monkeypatch.setattr("stitch.jobs.sweep.draw", lambda report, path: None)

@@ -130,7 +130,7 @@ def _sums(logits: Tensor, prompts: Prompts, part: slice) -> Float[Tensor, "promp
     asked."""
     asked = prompts.asked[part]
     if not torch.isfinite(logits[asked]).all():
-        raise StitchError("logits must be finite; the model gives NaN or infinity: set `dtype` to fp32.")
+        raise StitchError("logits must be finite; the model gives NaN or infinity: try `dtype=fp32`.")
     options, answers = log_probabilities(logits[asked], prompts.answers[part][asked], prompts.among)
     chosen = options.gather(1, answers[:, None])[:, 0]
     columns = [(options.argmax(1) == answers).double(), chosen.exp(), -chosen, torch.ones_like(chosen)]

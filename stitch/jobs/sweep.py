@@ -17,7 +17,7 @@ from stitch.files.workspace import short_name
 from stitch.jobs.cluster import connected
 from stitch.jobs.stages import complete, load_pair, read_windows, text_size
 from stitch.jobs.sweep_tasks import harvest_on, score_on
-from stitch.layers.cells import Cell, ScoredCells, Harvest, CellRow, Side, harvest_all, score_cells
+from stitch.layers.cells import Cell, CellRow, Harvest, ScoredCells, Side, harvest_all, score_cells
 from stitch.layers.choose import RULE, best_layer, eligible
 from stitch.layers.pareto import front
 from stitch.models.model import Model
