@@ -166,31 +166,40 @@ def score_cells(
     rows: dict[Cell, dict[str, CellRow]] = {}
     nulls: dict[tuple[Side, int], CellRow] = {}
     for group in _groups_within(cells, widths, memory // 4):
-        pairs = sorted({pair for cell in group for pair in needed_products(cell)})
-        names = {name for pair in pairs for name in pair}
-        moments = {
-            split: accumulate(_chunks_with_progress(split, harvested, names, tables, chunk, progress), pairs)
-            for split, harvested in (("fit", fit), ("sweep", held_out["sweep"]))
-        }
-        ends: list[tuple[Side, int]] = list(dict.fromkeys((cell.target, cell.j) for cell in group))
-        for target, site in ends:
-            cells_here = [cell for cell in group if (cell.target, cell.j) == (target, site)]
+        moments = _moments(group, {"fit": fit, "sweep": held_out["sweep"]}, tables, chunk, progress)
+        targets: list[tuple[Side, int]] = list(dict.fromkeys((cell.target, cell.j) for cell in group))
+        for target, site in targets:
             first = fit.sides[target].read(0, site)[0, 0].float()  # the target's stream for BOS at position 0
             late = late_half(models[target], site)
+            cells_here = [cell for cell in group if (cell.target, cell.j) == (target, site)]
             for part in _parts(cells_here, models, fit, held_out, memory // 4):
-                fitted = {(cell, name): _fit(moments, tables, first, cell, name) for cell in part for name in INPUTS}
-                null = None
-                if (target, site) not in nulls:
-                    null = part[0], NULL
-                    fitted[null] = _fit(moments, tables, first, *null)
-                for key, row in _score(models, late, fitted, held_out, reference, memory).items():
-                    if key == null:
-                        nulls[target, site] = row
-                    else:
-                        rows.setdefault(key[0], {})[key[1]] = row
+                keys = [(cell, name) for cell in part for name in INPUTS]
+                null = None if (target, site) in nulls else (part[0], NULL)
+                fitted = {key: _fit(moments, tables, first, *key) for key in [*keys, *([null] if null else [])]}
+                scored = _score(models, late, fitted, held_out, reference, memory)
+                if null:
+                    nulls[target, site] = scored.pop(null)
+                for (cell, name), row in scored.items():
+                    rows.setdefault(cell, {})[name] = row
                 if progress:
                     progress("pairs of sites scored", len(rows), len(cells))
     return ScoredCells({cell: rows[cell] for cell in cells}, nulls)
+
+
+def _moments(
+    group: Sequence[Cell],
+    harvests: dict[str, Harvest],
+    tables: dict[str, Tensor],
+    chunk: int,
+    progress: Progress | None,
+) -> dict[str, Moments]:
+    """The sums of products that the translations of a group are solved from, by split; `chunk` tokens are read at a time."""
+    pairs = sorted({pair for cell in group for pair in needed_products(cell)})
+    names = {name for pair in pairs for name in pair}
+    return {
+        split: accumulate(_chunks_with_progress(split, harvested, names, tables, chunk, progress), pairs)
+        for split, harvested in harvests.items()
+    }
 
 
 def needed_products(cell: Cell) -> set[Key]:
