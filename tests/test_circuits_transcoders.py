@@ -205,7 +205,7 @@ def test_what_cannot_be_put_in_the_place_of_neurons_is_refused(made: tuple[Path,
             put_features(model, {block: str(folder)})
 
     fine = saved(tmp_path / "fine", "transcoder", width, 64)
-    refused("names block 6; .* has 0 to 5", fine, 6)
+    refused("features must be for blocks 0 to 5 of .*; got block 6", fine, 6)
     refused(
         "reads blocks.0.hook_resid_post: choose another",
         saved(tmp_path / "a", "standard", width, 64, hook="blocks.0.hook_resid_post"),
@@ -223,7 +223,7 @@ def test_what_cannot_be_put_in_the_place_of_neurons_is_refused(made: tuple[Path,
     behind = {0: str(saved(tmp_path / "g", "standard", WIDTH, 300, hook="blocks.0.hook_mlp_out"))}
     host = tmp_path / "host.json"
     host.write_text(json.dumps({"model_type": "gpt2", **HOSTS["gpt2"]}))
-    with pytest.raises(UsageError, match="must be a transcoder's, each for itself; those of block 0 are of an SAE"):
+    with pytest.raises(UsageError, match="must be those of a transcoder without top-k; those of block 0 are of an SAE"):
         graft([GraftRequest(str(donor), str(prompts), features=behind)], str(host), None)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from stitch.circuits.attribution import attribute
 from stitch.circuits.behaviours import Prompts, make_prompts
 from stitch.circuits.components import Components, Place, replaced, watched
-from stitch.circuits.score import PROMPTS_AT_ONCE, answered
+from stitch.circuits.score import PROMPTS_AT_ONCE, answered, logits_of
 from stitch.circuits.shallow import Arrangement, ShallowModel
 from stitch.errors import StitchError, UsageError
 from stitch.internals.transcoders import as_trained, feature_blocks, put_features
@@ -241,7 +241,7 @@ def mean_outputs(model: Model, prompts: Prompts) -> Means:
 
 
 def _answers(model: Model, prompts: Prompts, ids: Tensor) -> dict:
-    return answered(lambda part: model.net(input_ids=part.to(model.device), use_cache=False).logits.cpu(), ids, prompts)
+    return answered(logits_of(model.net), ids, prompts)
 
 
 def ranked(scores: dict[Place, Tensor]) -> list[tuple[Place, int]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from stitch.circuits.behaviours import Prompts, make_prompts
 from stitch.errors import StitchError, UsageError
@@ -49,11 +49,6 @@ def score_model(
         raise StitchError(
             f"{model} must know all ids of its tokenizer; it has {loaded.vocabulary:,} rows: choose another model."
         )
-    device_of_model = next(loaded.net.parameters()).device
-
-    def logits(ids: Tensor) -> Tensor:
-        return loaded.net(input_ids=ids.to(device_of_model), use_cache=False).logits.cpu()
-
     options = len(prompts.among) or loaded.vocabulary
     return {
         "model": model,
@@ -62,8 +57,14 @@ def score_model(
         "places": int(prompts.asked.sum()),
         "chance": 1 / options,
         "order_one": prompts.order_one,
-        "results": score(logits, prompts, progress),
+        "results": score(logits_of(loaded.net), prompts, progress),
     }
+
+
+def logits_of(net: nn.Module) -> Logits:
+    """The logits of a causal language model for token ids, on the CPU."""
+    device = next(net.parameters()).device
+    return lambda ids: net(input_ids=ids.to(device), use_cache=False).logits.cpu()
 
 
 def score(logits: Logits, prompts: Prompts, progress: Progress | None = None) -> list[dict]:

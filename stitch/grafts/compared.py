@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stitch.circuits.components import replaced
 from stitch.circuits.find import WITH_FEATURES, ChosenCircuit
-from stitch.circuits.score import Logits, answered, divergence
+from stitch.circuits.score import Logits, answered, divergence, logits_of
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.grafts.heads import Head
 from stitch.grafts.neurons import Neurons
@@ -40,7 +40,7 @@ class PlannedGraft:
         All are scored on prompts on which nothing was chosen or fitted. `kl` is KL(circuit alone ‖ row) in nats per answer.
         """
         prompts, shallow = self.chosen.other, self.chosen.shallow
-        donor, alone, grafted = _logits(self.donor), self._circuit_alone(), _logits(host)
+        donor, alone, grafted = logits_of(self.donor.net), self._circuit_alone(), logits_of(host.net)
 
         def row(name: str, logits: Logits) -> dict:
             return {
@@ -60,7 +60,7 @@ class PlannedGraft:
         rows += [row("its circuit alone", alone), row("host, grafted", grafted)]
         rows.append({"name": "host on corrupt prompts", **answered(grafted, prompts.corrupt, prompts)})
         for number, (name, make) in enumerate(controls.items(), 1):
-            rows.append(row(name, _logits(make())))
+            rows.append(row(name, logits_of(make().net)))
             if progress:
                 progress("controls", number, len(controls))
         return rows
@@ -69,7 +69,7 @@ class PlannedGraft:
         """The donor with only its circuit running, all other components giving their means."""
         if self.chosen.shallow is not None:
             return self.chosen.shallow.logits
-        donor = _logits(self.donor)
+        donor = logits_of(self.donor.net)
 
         def alone(ids: Tensor) -> Tensor:
             with replaced(self.donor, self.chosen.kept, self.chosen.means):
@@ -87,10 +87,6 @@ class PlannedGraft:
         for block in dict.fromkeys((blocks[0], blocks[-1])):
             controls[f"without block {block}"] = lambda block=block: with_plan(bare(), without(plan, block))
         return controls
-
-
-def _logits(model: Model) -> Logits:
-    return lambda ids: model.net(input_ids=ids.to(model.device), use_cache=False).logits.cpu()
 
 
 def with_plan(host: Model, plan: Plan) -> Model:

@@ -133,8 +133,8 @@ def _load_donors(requests: Sequence[GraftRequest], **options: Any) -> list[Model
     for request, donor in zip(requests, donors, strict=True):
         put_features(donor, request.features)
         for block, module in feature_blocks(donor).items():
-            if module.behind or module.k is not None:
-                what = "an SAE on the MLP's output, behind the neurons" if module.behind else "a top-k dictionary"
+            if module.reads_output or module.k is not None:
+                what = "an SAE on the MLP's output, behind the neurons" if module.reads_output else "a top-k dictionary"
                 raise UsageError(
                     f"features to be grafted must be those of a transcoder without top-k; those of block {block} are of {what}: "
                     "choose others."

@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from stitch.errors import UsageError
 from stitch.grafts.allocation import FreeSpace
 from stitch.internals import weights
-from stitch.internals.weights import Spot
 from stitch.models.anatomy import ANATOMIES
 from stitch.models.model import Model
 
@@ -147,8 +146,7 @@ def _copy_embeddings(model: Model, wide: Model, centred: bool) -> None:
 def _copy_norms(model: Model, wide: Model) -> None:
     """Copies the norms with gains that make up for the larger width, over which the mean square is smaller."""
     width, shrink = model.width, (model.width / wide.width) ** 0.5
-    spots: list[Spot] = [(stage, block) for block in range(model.depth) for stage in ("attention", "mlp")]
-    for spot in [*spots, ("final", 0)]:
+    for spot in weights.norm_spots(range(model.depth)):
         old, new = weights.norm(model, *spot), weights.norm(wide, *spot)
         new.gain.fill_(1.0)
         new.gain[:width] = shrink * old.gain

@@ -213,10 +213,9 @@ def _donor_streams(
     shallow: ShallowModel | None,
 ) -> _DonorStreams:
     """The streams at all norms of these blocks and at the final norm, with only the circuit running."""
-    spots: list[Spot] = [(stage, block) for block in blocks for stage in ("attention", "mlp")] + [("final", 0)]
     if shallow is None:
         with replaced(donor, kept, means):
-            inputs = norm_inputs(donor, spots, ids)
+            inputs = norm_inputs(donor, weights.norm_spots(blocks), ids)
     else:
         inputs = shallow.streams(ids)
     read_maps = {} if shallow is None else shallow.reads

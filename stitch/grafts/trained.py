@@ -34,8 +34,7 @@ def beside_trained_stream(
     Raises: UsageError when too few channels are free.
     """
     frame = plan.frame
-    donor_spots: list[Spot] = [(stage, block) for block in range(donor.depth) for stage in ("attention", "mlp")]
-    donor_lengths = input_lengths(donor, [*donor_spots, ("final", 0)], plan.ids)
+    donor_lengths = input_lengths(donor, weights.norm_spots(range(donor.depth)), plan.ids)
     host_lengths = input_lengths(host, [("attention", 0), ("final", 0)], plan.ids)
     longest = max(float(each.square().mean()) for each in donor_lengths.values()) + frame.length**2 / host.width
     faint = FAINT * (float(host_lengths["attention", 0].square().mean()) / longest) ** 0.5

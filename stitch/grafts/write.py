@@ -153,10 +153,7 @@ def _write_heads(host: Model, reading: _Reading, block: int) -> None:
         ):
             if own is not None:
                 own[place] = _like(bias, host)
-    constant = plan.constants.get(("attention", block))
-    if constant is not None and ours.o_bias is not None:
-        ours.o_bias.add_(_like(constant @ plan.frame.write, host))
-    _less_usual(ours.o_bias, reading, host)
+    _write_output_bias(host, reading, ours.o_bias)
 
 
 def _write_neurons(host: Model, reading: _Reading, block: int) -> None:
@@ -175,10 +172,7 @@ def _write_neurons(host: Model, reading: _Reading, block: int) -> None:
             if ours.gate_bias is not None:
                 ours.gate_bias[columns] = _like(maps.gate_bias, host)
         ours.down[columns] = _like(_written(plan, maps.down, block), host)
-    constant = plan.constants.get(("mlp", block))
-    if constant is not None and ours.down_bias is not None:
-        ours.down_bias.add_(_like(constant @ plan.frame.write, host))
-    _less_usual(ours.down_bias, reading, host)
+    _write_output_bias(host, reading, ours.down_bias)
     if plan.frame.constant is not None and ours.gate is not None and block in plan.spares:
         _write_constant_neuron(host, reading, block)
 
@@ -202,11 +196,16 @@ def _written(plan: Plan, rows: Float[Tensor, "rows d"], block: int) -> Float[Ten
     return rows @ (plan.frame.write if last is None else plan.frame.write + last.write)
 
 
-def _less_usual(bias: Tensor | None, reading: _Reading, host: Model) -> None:
-    """Subtracts what is usually written to the output lanes at this spot from the bias there."""
-    output = reading.plan.output
-    if bias is not None and output is not None and reading.spot in output.usual:
-        bias.sub_(_like(output.usual[reading.spot] @ output.write, host))
+def _write_output_bias(host: Model, reading: _Reading, bias: Tensor | None) -> None:
+    """Adds the plan's constant at this spot to the bias of the output projection, and subtracts what is usually written to the
+    output lanes."""
+    if bias is None:
+        return
+    plan, spot = reading.plan, reading.spot
+    if spot in plan.constants:
+        bias.add_(_like(plan.constants[spot] @ plan.frame.write, host))
+    if plan.output is not None and spot in plan.output.usual:
+        bias.sub_(_like(plan.output.usual[spot] @ plan.output.write, host))
 
 
 def _write_unembedding(host: Model, readings: Sequence[_Reading]) -> None:

@@ -23,19 +23,19 @@ BEFORE_NORM = ("hook_resid_mid", "hook_mlp_in")  # endings of hook names for the
 
 
 class FeatureMlp(nn.Module):
-    """decode(JumpReLU(encode(x))), where x is the MLP's input, or its output if `behind`. A top-k dictionary keeps only the `k`
-    largest features of each token.
+    """decode(JumpReLU(encode(x))), where x is the MLP's input, or its output if `reads_output`. A top-k dictionary keeps only
+    the `k` largest features of each token.
 
     `replaced` is the MLP that stood here; it is no submodule, so its parameters are not this module's. The decoder is called
     `ending`, the name that the family gives an MLP's last projection.
     """
 
-    def __init__(self, dictionary: Dictionary, replaced: nn.Module, ending: str, *, behind: bool) -> None:
+    def __init__(self, dictionary: Dictionary, replaced: nn.Module, ending: str, *, reads_output: bool) -> None:
         super().__init__()
         width, features = dictionary.encoder.shape
         self.encoder, decoder = nn.Linear(width, features), nn.Linear(features, width)
         self.add_module(ending, decoder)
-        self.ending, self.behind, self.k, self.aside = ending, behind, dictionary.k, False
+        self.ending, self.reads_output, self.k, self.bypassed = ending, reads_output, dictionary.k, False
         self._replaced = (replaced,)
         threshold = torch.zeros(features) if dictionary.threshold is None else dictionary.threshold
         self.threshold = nn.Parameter(threshold.clone())
@@ -56,12 +56,12 @@ class FeatureMlp(nn.Module):
 
     def codes(self, x: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts features"]:
         """The features' activations for the MLP's input `x`."""
-        activations = self.encoder(self.replaced(x) if self.behind else x).relu()
+        activations = self.encoder(self.replaced(x) if self.reads_output else x).relu()
         threshold = self.threshold if self.k is None else activations.topk(self.k + 1, -1).values[..., -1:]
         return activations * (activations > threshold)
 
     def forward(self, x: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts d"]:
-        return self.replaced(x) if self.aside else self.decoder(self.codes(x))
+        return self.replaced(x) if self.bypassed else self.decoder(self.codes(x))
 
 
 def put_features(model: Model, sources: Mapping[int, str]) -> None:
@@ -84,7 +84,7 @@ def put_features(model: Model, sources: Mapping[int, str]) -> None:
             raise UsageError(f"features of block {block} from {source}: {error}") from error
         replaced = layer.get_submodule(path)
         ending = part.anatomy.down.removeprefix(f"{path}.")
-        features = FeatureMlp(dictionary, replaced, ending, behind=not is_transcoder)
+        features = FeatureMlp(dictionary, replaced, ending, reads_output=not is_transcoder)
         setattr(layer, path, features.to(device=part.device, dtype=part.dtype))
 
 
@@ -112,9 +112,9 @@ def as_trained(model: Model) -> Iterator[None]:
     """Inside, the model uses its own neurons again. Components must not be watched or replaced there."""
     modules = feature_blocks(model).values()
     for module in modules:
-        module.aside = True
+        module.bypassed = True
     try:
         yield
     finally:
         for module in modules:
-            module.aside = False
+            module.bypassed = False

@@ -3,6 +3,7 @@
 All tensors are views of the model's parameters, so writing to them changes the model.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -131,6 +132,11 @@ def positions(model: Model) -> Float[Tensor, "positions d"] | None:
 
 def unembedding(model: Model) -> Float[Tensor, "d vocabulary"]:
     return _view(model.head.weight).T
+
+
+def norm_spots(blocks: Iterable[int]) -> list[Spot]:
+    """The norms of these blocks in the order in which the model computes them, and the final norm."""
+    return [(stage, block) for block in blocks for stage in ("attention", "mlp")] + [("final", 0)]
 
 
 def norm_module(model: Model, stage: str, block: int = 0) -> nn.Module:
