@@ -74,7 +74,7 @@ class _TokenSampler:
         ordinary = torch.tensor([id for id in sorted(self.tokenizer.get_vocab().values()) if id not in special])
         if len(ordinary) < number:
             raise UsageError(
-                f"this behaviour needs a vocabulary of at least {number} tokens; the model's has {len(ordinary)}."
+                f"this behaviour needs a vocabulary of at least {number} tokens; the model's has {len(ordinary)}: choose another."
             )
         order = torch.stack(
             [torch.randperm(len(ordinary), generator=self.generator)[:number] for _ in range(self.count)]
