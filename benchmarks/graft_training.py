@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stitch.circuits.behaviours import prompts
-from stitch.circuits.find import choose
+from stitch.circuits.behaviours import make_prompts
+from stitch.circuits.find import choose_circuit
 from stitch.circuits.score import answered
 from stitch.demo.recipe import RECIPES
 from stitch.demo.train import held_out, loss_of, optimisers
 from stitch.grafts import compared
-from stitch.grafts.allocation import Room
+from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.hosts import read_host
 from stitch.grafts.plan import make_plan
 from stitch.grafts.write import write
@@ -44,8 +44,8 @@ def host_of(arm: str, donor: Model, behaviour: str, config: Path, seed: int) -> 
     host = read_host(config, donor, seed)
     if arm == "fresh":
         return host
-    chosen = choose(donor, behaviour, keep=0.98, constant=True)
-    plan = make_plan(donor, behaviour, chosen.kept, chosen.means, chosen.first, host, Room.of(host))
+    chosen = choose_circuit(donor, behaviour, keep=0.98, constant=True)
+    plan = make_plan(donor, behaviour, chosen.kept, chosen.means, chosen.first, host, FreeSpace.of(host))
     if arm == "noise":
         plan = compared.randomised(plan, seed)
     if arm == "embeddings":
@@ -58,7 +58,7 @@ def host_of(arm: str, donor: Model, behaviour: str, config: Path, seed: int) -> 
 def train(
     host: Model, windows: torch.Tensor, sweep: torch.Tensor, donor: Model, given: argparse.Namespace, seed: int
 ) -> list[dict]:
-    asked = prompts(given.behaviour, donor.tokenizer, count=32, seed=seed + 1000)
+    asked = make_prompts(given.behaviour, donor.tokenizer, count=32, seed=seed + 1000)
     found, net = [], host.net
     recipe = RECIPES["gpt2"]
     optimizers = optimisers(net, recipe)

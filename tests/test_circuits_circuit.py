@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import cli
 import tiny
 from stitch.circuits.attribution import attribute
-from stitch.circuits.behaviours import prompts
+from stitch.circuits.behaviours import make_prompts
 from stitch.circuits.components import Components, places, replaced, watched
 from stitch.circuits.find import find_circuit, mean_outputs, read_circuit
 from stitch.circuits.report import footnotes, to_json
@@ -76,7 +76,7 @@ def test_the_planted_head_is_found_and_carries_the_behaviour(donor: Path):
 def test_attribution_is_what_putting_the_corrupt_output_in_its_place_costs(donor: Path):
     """A single component that decides everything: the integral over the way is the whole difference."""
     model = load(donor)
-    of = prompts("previous-token", model.tokenizer, count=8)
+    of = make_prompts("previous-token", model.tokenizer, count=8)
     scores = attribute(model, of, steps=30)
     planted_score = float(scores["heads", 1][HEAD])
     others = sum(float(values.abs().sum()) for values in scores.values()) - abs(planted_score)
@@ -126,7 +126,7 @@ def test_heads_and_neurons_are_where_the_family_has_them(family: str):
 @pytest.mark.numeric
 def test_means_are_those_of_the_corrupt_prompts(donor: Path):
     model = load(donor)
-    of = prompts("previous-token", model.tokenizer, count=40)
+    of = make_prompts("previous-token", model.tokenizer, count=40)
     with torch.no_grad(), watched(model) as seen:
         model.net(of.corrupt)
     means = mean_outputs(model, of)
@@ -178,8 +178,8 @@ def test_the_command_shows_the_table_and_writes_the_file(donor: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nothing", "--circuit must be JSON such as"),
-        ("[1]", "--circuit must be JSON such as"),
+        ("nothing", "circuit must be JSON such as"),
+        ("[1]", "circuit must be JSON such as"),
         ('{"heads": {"2": [0]}}', r"heads \[0\] of block 2, which planted does not have"),
         ('{"heads": {"1": 0}}', "heads 0 of block 1"),
         ('{"neurons": {"0": [512]}}', r"neurons \[512\] of block 0"),
@@ -209,5 +209,5 @@ def test_prompts_of_a_file_are_chosen_on_and_reported_on_apart(donor: Path, tmp_
 def test_a_model_without_the_behaviour_is_refused(donor: Path):
     with pytest.raises(StitchError, match=r"must have the behaviour .* it answers \d\.\d% of clean prompts"):
         find_circuit(str(donor), "duplicate-token", count=16)
-    with pytest.raises(UsageError, match="--keep must be a share"):
+    with pytest.raises(UsageError, match="keep must be a share"):
         find_circuit(str(donor), "previous-token", keep=0.0)

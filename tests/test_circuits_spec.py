@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from stitch.circuits.behaviours import BEHAVIOURS, BRACKETS, Prompts, prompts
+from stitch.circuits.behaviours import BEHAVIOURS, BRACKETS, Prompts, make_prompts
 from stitch.circuits.score import answered, divergence, score
 from stitch.errors import StitchError, UsageError
 
@@ -93,7 +93,7 @@ def following(rule: Callable[[list[int]], int]) -> Callable[[Tensor], Tensor]:
 
 @pytest.mark.parametrize("behaviour", RULES)
 def test_a_rule_has_its_own_behaviour_and_only_where_its_cause_is(behaviour: str, text: str):
-    asked = prompts(behaviour, with_words(), count=20, text=text)
+    asked = make_prompts(behaviour, with_words(), count=20, text=text)
     clean, corrupt = score(following(RULES[behaviour]), asked)
     assert (clean["right"], corrupt["right"]) == (1.0, 0.0)
     assert clean["probability"] > 0.99 and clean["nats"] < 0.01
@@ -107,7 +107,7 @@ def what_followed_most(ids: list[int]) -> int:
 
 def test_tokens_drawn_again_leave_the_current_one_ambiguous():
     """Which the rule reaches, and one that looks two back passes: it knows which of the earlier places it is at."""
-    asked = prompts("iid-induction", with_words(), count=60)
+    asked = make_prompts("iid-induction", with_words(), count=60)
     found, corrupt = score(following(what_followed_most), asked)
     assert asked.order_one is not None and 0.6 < asked.order_one < 0.9
     assert found["right"] == pytest.approx(asked.order_one, abs=0.03) and corrupt["right"] < 0.05
@@ -122,7 +122,7 @@ def test_tokens_drawn_again_leave_the_current_one_ambiguous():
 
 @pytest.mark.parametrize("behaviour", RULES)
 def test_no_other_rule_has_it(behaviour: str, text: str):
-    asked = prompts(behaviour, with_words(), count=20, text=text)
+    asked = make_prompts(behaviour, with_words(), count=20, text=text)
     others = {name: score(following(rule), asked)[0]["right"] for name, rule in RULES.items() if name != behaviour}
     for name, right in others.items():
         # In "a b a b" what followed a token last time is the one before it as well.
@@ -130,14 +130,14 @@ def test_no_other_rule_has_it(behaviour: str, text: str):
 
 
 def test_where_the_sequence_comes_differs_from_prompt_to_prompt():
-    asked = prompts("induction", with_words(), count=50).asked
+    asked = make_prompts("induction", with_words(), count=50).asked
     first = asked.long().argmax(1)
     assert asked.sum(1).tolist() == [23] * 50
     assert len(first.unique()) > 10
 
 
 def test_prompts_depend_on_the_seed_alone():
-    one, same, other = (prompts("induction", with_words(), count=4, seed=seed).clean for seed in (1, 1, 2))
+    one, same, other = (make_prompts("induction", with_words(), count=4, seed=seed).clean for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
@@ -153,7 +153,7 @@ def test_probabilities_are_those_among_the_options():
 
 
 def test_prompts_that_take_several_passes_are_answered_as_in_one(monkeypatch: pytest.MonkeyPatch):
-    asked, passes = prompts("induction", with_words(), count=7, seed=0), []
+    asked, passes = make_prompts("induction", with_words(), count=7, seed=0), []
     table = torch.randn(int(asked.clean.max()) + 1, 40, generator=torch.Generator().manual_seed(0))
 
     def logits(ids: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def test_prompts_from_a_file(tmp_path):
         {"clean": "t5", "corrupt": "t6", "answer": "t7"},
     )
     tokenizer = with_words()
-    found = prompts(str(written(tmp_path, *lines)), tokenizer)
+    found = make_prompts(str(written(tmp_path, *lines)), tokenizer)
 
     def ids(text: str) -> list[int]:
         return tokenizer.convert_tokens_to_ids(text.split())
@@ -207,18 +207,18 @@ def test_prompts_from_a_file(tmp_path):
 )
 def test_files_that_are_refused(lines, message, tmp_path):
     with pytest.raises(StitchError, match=message):
-        prompts(str(written(tmp_path, *lines)), with_words())
+        make_prompts(str(written(tmp_path, *lines)), with_words())
 
 
 def test_behaviours_that_are_refused(text: str):
     with pytest.raises(UsageError, match=r"one of induction, iid-induction, .*; got inductoin\."):
-        prompts("inductoin", with_words())
+        make_prompts("inductoin", with_words())
     without_brackets = Tokenizer(models.WordLevel({"<s>": 0, "Ġone": 1}, "<s>"))
     with pytest.raises(UsageError, match="at least two kinds"):
-        prompts(
+        make_prompts(
             "brackets", PreTrainedTokenizerFast(tokenizer_object=without_brackets, bos_token="<s>", unk_token="<s>")
         )
-    with pytest.raises(UsageError, match=r"at least 99 pairs of tokens that go on in one way; .* has 40"):
-        prompts("ngram", with_words(), count=99, text=text)
+    with pytest.raises(UsageError, match=r"at least 99 pairs of tokens with one usual successor; .* has 40"):
+        make_prompts("ngram", with_words(), count=99, text=text)
     with pytest.raises(UsageError, match="words that start with a space"):
-        prompts("brackets", tiny.tokenizer())
+        make_prompts("brackets", tiny.tokenizer())

@@ -16,8 +16,8 @@ from stitch.circuits.find import find_circuit, read_circuit
 from stitch.circuits.report import footnotes
 from stitch.errors import UsageError
 from stitch.grafts import neurons
-from stitch.grafts.graft import Wish, graft
-from stitch.internals.forward import neurons_of
+from stitch.grafts.graft import GraftRequest, graft
+from stitch.internals.forward import neuron_outputs
 from stitch.internals.transcoders import as_trained, feature_blocks, put_features
 from stitch.internals.weights import activation, norm
 from stitch.models.loading import load
@@ -126,7 +126,7 @@ def test_neurons_of_a_circuit_are_the_features(family: str, tmp_path: Path):
     with torch.no_grad():
         theirs = SAE.load_from_disk(folder)
         wanted = theirs.encode(read) * theirs.W_dec.norm(dim=1)  # here decoder rows have length 1
-        torch.testing.assert_close(neurons_of(model, 1, x), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(neuron_outputs(model, 1, x), wanted, rtol=1e-5, atol=1e-5)
     assert (activation(model, 1), activation(model, 0)) == ("jumprelu", "gelu" if family == "gpt2" else "silu")
 
 
@@ -175,7 +175,7 @@ def test_features_are_grafted_into_fresh_hosts(made: tuple[Path, Path, Path], fa
     host = tmp_path / "host.json"
     host.write_text(json.dumps({"model_type": family, **HOSTS[family]}))
     report = graft(
-        [Wish(str(donor), str(prompts), features={0: str(transcoder)})], str(host), tmp_path / "out", keep=1.0
+        [GraftRequest(str(donor), str(prompts), features={0: str(transcoder)})], str(host), tmp_path / "out", keep=1.0
     )["grafts"][0]
     right = {row["name"]: row["right"] for row in report["results"]}
     (placed,) = report["plan"]["neurons"]
@@ -191,8 +191,8 @@ def test_features_are_grafted_into_a_trained_host(made: tuple[Path, Path, Path],
     text.mkdir()
     for number in range(60):
         (text / f"{number}.txt").write_text(f"{number} and {number * 7} make {number * 8}. " * 10)
-    wish = Wish(str(donor), str(prompts), features={0: str(transcoder)})
-    report = graft([wish], str(donor), tmp_path / "out", keep=1.0, text=str(text), tokens=256)
+    request = GraftRequest(str(donor), str(prompts), features={0: str(transcoder)})
+    report = graft([request], str(donor), tmp_path / "out", keep=1.0, text=str(text), tokens=256)
     right = {row["name"]: row["right"] for row in report["grafts"][0]["results"]}
     assert right["host, grafted"] == 1 and right["host without the graft"] == 0
 
@@ -205,7 +205,7 @@ def test_what_cannot_be_put_in_the_place_of_neurons_is_refused(made: tuple[Path,
             put_features(model, {block: str(folder)})
 
     fine = saved(tmp_path / "fine", "transcoder", width, 64)
-    refused("names block 6; .* has 0 to 5", fine, 6)
+    refused("features must be for blocks 0 to 5 of .*; got block 6", fine, 6)
     refused(
         "reads blocks.0.hook_resid_post: choose another",
         saved(tmp_path / "a", "standard", width, 64, hook="blocks.0.hook_resid_post"),
@@ -223,8 +223,8 @@ def test_what_cannot_be_put_in_the_place_of_neurons_is_refused(made: tuple[Path,
     behind = {0: str(saved(tmp_path / "g", "standard", WIDTH, 300, hook="blocks.0.hook_mlp_out"))}
     host = tmp_path / "host.json"
     host.write_text(json.dumps({"model_type": "gpt2", **HOSTS["gpt2"]}))
-    with pytest.raises(UsageError, match="must be a transcoder's, each for itself; those of block 0 are of an SAE"):
-        graft([Wish(str(donor), str(prompts), features=behind)], str(host), None)
+    with pytest.raises(UsageError, match="must be those of a transcoder without top-k; those of block 0 are of an SAE"):
+        graft([GraftRequest(str(donor), str(prompts), features=behind)], str(host), None)
 
 
 def test_a_circuit_of_features_needs_them_again(made: tuple[Path, Path, Path], tmp_path: Path):
@@ -234,7 +234,7 @@ def test_a_circuit_of_features_needs_them_again(made: tuple[Path, Path, Path], t
     shown = CliRunner().invoke(cli.app, [*arguments, *features, "--out", str(out)])
     assert shown.exit_code == 0 and "features for neurons" in shown.output
     model = load(donor)
-    with pytest.raises(UsageError, match=r"has features in blocks 0; .* in none: give the same --features"):
+    with pytest.raises(UsageError, match=r"has features in blocks 0; .* in none: give the same `features`"):
         read_circuit(out, model)
     put_features(model, {0: str(transcoder)})
     assert int(read_circuit(out, model).masks["neurons", 0].sum()) == len(LETTERS)

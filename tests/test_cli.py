@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
-from stitch.circuits.behaviours import prompts
+from stitch.circuits.behaviours import make_prompts
 from test_stitch_pipeline import write_text
 
 RUN = ["--tokens", "8192", "--context", "32", "--features", "64", "--k", "8", "--memory", "256M", "--device", "cpu"]
@@ -64,7 +64,7 @@ def test_a_behaviour_is_scored_beside_corrupt_prompts_and_chance(donors):
     done = invoke("eval", donors["qwen3"], "--behaviour", "induction", "--prompts", "8", "--json", "-q")
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
-    asked = prompts("induction", tiny.tokenizer(), count=8)
+    asked = make_prompts("induction", tiny.tokenizer(), count=8)
     with torch.no_grad():
         likeliest = AutoModelForCausalLM.from_pretrained(donors["qwen3"])(asked.clean).logits.argmax(-1)
     right = (likeliest == asked.answers)[asked.asked].float().mean()

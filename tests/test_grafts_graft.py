@@ -14,11 +14,11 @@ import planted
 import tiny
 from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Components, replaced
-from stitch.circuits.find import choose, mean_outputs
+from stitch.circuits.find import choose_circuit, mean_outputs
 from stitch.circuits.score import score_model
 from stitch.errors import StitchError, UsageError
-from stitch.grafts.allocation import Room
-from stitch.grafts.graft import Wish, graft
+from stitch.grafts.allocation import FreeSpace
+from stitch.grafts.graft import GraftRequest, graft
 from stitch.grafts.hosts import read_host, widened
 from stitch.grafts.plan import make_plan
 from stitch.grafts.write import write
@@ -57,7 +57,7 @@ def circuit(tmp_path_factory) -> Path:
 def llama(gpt2: Path, tmp_path_factory) -> Path:
     """A fresh Llama with the circuit, as a stock checkpoint."""
     folder = tmp_path_factory.mktemp("grafted")
-    graft([Wish(str(gpt2), "induction")], str(config(folder, LLAMA)), folder / "llama", count=16)
+    graft([GraftRequest(str(gpt2), "induction")], str(config(folder, LLAMA)), folder / "llama", count=16)
     return folder / "llama"
 
 
@@ -116,7 +116,10 @@ def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: 
     circuit = tmp_path / "circuit.json"
     circuit.write_text(json.dumps({"heads": {"0": [0, 1], "1": [1, 2]}, "neurons": {}}))
     report = graft(
-        [Wish(str(gpt2), "induction", circuit)], str(config(tmp_path, base, **changes)), tmp_path / "host", count=12
+        [GraftRequest(str(gpt2), "induction", circuit)],
+        str(config(tmp_path, base, **changes)),
+        tmp_path / "host",
+        count=12,
     )
     scores, plan = right(report), report["grafts"][0]["plan"]
     assert scores["host, grafted"] >= 0.97 * scores["donor"]
@@ -128,7 +131,7 @@ def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: 
 
 
 def test_from_rope_to_learned_positions(llama: Path, tmp_path: Path):
-    report = graft([Wish(str(llama), "induction")], str(config(tmp_path, GPT2)), tmp_path / "gpt2", count=16)
+    report = graft([GraftRequest(str(llama), "induction")], str(config(tmp_path, GPT2)), tmp_path / "gpt2", count=16)
     scores = right(report)
     assert scores["host, grafted"] >= 0.97 * scores["donor"] and max(scores[name] for name in CONTROLS) < 0.05
     assert [head["kind"] for head in report["grafts"][0]["plan"]["heads"]] == ["1 back", "content, distance"]
@@ -141,8 +144,8 @@ def test_where_positions_work_alike_logits_are_those_of_the_circuit_alone(source
     base = GPT2 if source == "gpt2" else LLAMA | {"hidden_size": 400, "head_dim": 64}
     host = read_host(config(tmp_path, base), donor, seed=3)
     host.net.double()
-    chosen = choose(donor, "induction", count=16, constant=True)
-    plan = make_plan(donor, "induction", chosen.kept, chosen.means, chosen.first, host, Room.of(host))
+    chosen = choose_circuit(donor, "induction", count=16, constant=True)
+    plan = make_plan(donor, "induction", chosen.kept, chosen.means, chosen.first, host, FreeSpace.of(host))
     reads = write(host, [plan])[0]
     assert all(read["scale"] == pytest.approx(1, abs=1e-4) and read["missing"] < 1e-8 for read in reads)
     with torch.no_grad():
@@ -177,7 +180,7 @@ def test_a_whole_model_goes_into_a_wider_and_deeper_one(family: str, tmp_path: P
     ids = tiny.ids(6, 20)
     of = Prompts(ids, ids, torch.ones_like(ids, dtype=torch.bool), ids)
     means = {place: mean.mean(1, keepdim=True) for place, mean in mean_outputs(donor, of).items()}
-    write(host, [make_plan(donor, "everything", everything, means, of, host, Room.of(host))])
+    write(host, [make_plan(donor, "everything", everything, means, of, host, FreeSpace.of(host))])
     other = tiny.ids(4, 24, seed=1)
     found, wanted = host.net(other).logits, donor.net(other).logits
     assert (found - wanted).abs().max() < 1e-4 and wanted.std() > 0.5
@@ -187,8 +190,8 @@ def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
     """Their channels do not overlap, and either behaviour is still there; a third finds no room."""
     other = planted.induction(tmp_path / "other", gain=3.0, n_inner=24)
     host = str(config(tmp_path, LLAMA, hidden_size=640, num_attention_heads=10, num_key_value_heads=10))
-    wishes = [Wish(str(gpt2), "induction", circuit), Wish(str(other), "induction", circuit)]
-    report = graft(wishes, host, tmp_path / "both", count=8)
+    requests = [GraftRequest(str(gpt2), "induction", circuit), GraftRequest(str(other), "induction", circuit)]
+    report = graft(requests, host, tmp_path / "both", count=8)
     assert [one["plan"]["channels"] for one in report["grafts"]] == [209, 209]
     assert report["free"] == {"channels": 640 - 2 * 209, "of": 640}
     assert {tuple(head["host"]) for one in report["grafts"] for head in one["plan"]["heads"]} == {
@@ -202,7 +205,7 @@ def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
         assert scores["this graft alone"] >= 0.97 * scores["donor"]
         assert scores["host, grafted"] >= 0.97 * scores["donor"]
     with pytest.raises(UsageError, match="needs channels"):
-        graft([*wishes, *wishes], str(config(tmp_path, LLAMA, hidden_size=420)), None, count=8)
+        graft([*requests, *requests], str(config(tmp_path, LLAMA, hidden_size=420)), None, count=8)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +225,10 @@ def test_hosts_that_cannot_hold_the_circuit_are_refused(
 ):
     with pytest.raises(UsageError, match=message):
         graft(
-            [Wish(str(gpt2), "induction", circuit)], str(config(tmp_path, LLAMA, **changes)), tmp_path / "out", count=8
+            [GraftRequest(str(gpt2), "induction", circuit)],
+            str(config(tmp_path, LLAMA, **changes)),
+            tmp_path / "out",
+            count=8,
         )
     assert not (tmp_path / "out").exists()
 
@@ -230,11 +236,11 @@ def test_hosts_that_cannot_hold_the_circuit_are_refused(
 def test_too_few_key_heads_and_neurons_are_refused(gpt2: Path, tmp_path: Path):
     many = tmp_path / "many.json"
     many.write_text(json.dumps({"heads": {"0": [0, 1], "1": [2]}, "neurons": {"0": list(range(48))}}))
-    wish = [Wish(str(gpt2), "induction", many)]
+    request = [GraftRequest(str(gpt2), "induction", many)]
     with pytest.raises(UsageError, match="needs 2 key heads in block 0 of host; it has 1"):
-        graft(wish, str(config(tmp_path, LLAMA, num_key_value_heads=1)), None, count=8)
+        graft(request, str(config(tmp_path, LLAMA, num_key_value_heads=1)), None, count=8)
     with pytest.raises(UsageError, match="needs 48 neurons in block 0 of host; it has 32"):
-        graft(wish, str(config(tmp_path, LLAMA, intermediate_size=32)), None, count=8)
+        graft(request, str(config(tmp_path, LLAMA, intermediate_size=32)), None, count=8)
 
 
 def test_a_donor_that_copies_without_looking_one_token_back_is_refused(gpt2: Path, tmp_path: Path):
@@ -244,12 +250,14 @@ def test_a_donor_that_copies_without_looking_one_token_back_is_refused(gpt2: Pat
     alone.write_text(json.dumps({"heads": {"1": [2]}, "neurons": {}}))
     with pytest.raises(
         StitchError,
-        match=r"looks 1 token back at least 50%.*circuit do 1\.2: 5%: it copies by position.*stitch compile induction --token",
+        match=r"attends 1 token back at least 50%.*circuit of .* has 1\.2 at 5%: choose a host.*compile_induction",
     ):
-        graft([Wish(str(gpt2), "induction", alone)], str(config(tmp_path, LLAMA)), None, count=8)
-    assert graft([Wish(str(gpt2), "induction", alone)], str(config(tmp_path, GPT2)), None, count=8)["grafts"]
+        graft([GraftRequest(str(gpt2), "induction", alone)], str(config(tmp_path, LLAMA)), None, count=8)
+    assert graft([GraftRequest(str(gpt2), "induction", alone)], str(config(tmp_path, GPT2)), None, count=8)["grafts"]
     compile_induction(tmp_path / "made", arch="llama", context=80, tokenizer=str(gpt2))
-    report = graft([Wish(str(tmp_path / "made"), "induction")], str(config(tmp_path, LLAMA)), tmp_path / "out", count=8)
+    report = graft(
+        [GraftRequest(str(tmp_path / "made"), "induction")], str(config(tmp_path, LLAMA)), tmp_path / "out", count=8
+    )
     assert right(report)["host, grafted"] > 0.99 > 0.01 > right(report)["noise of the same norm"]
 
 
@@ -257,7 +265,7 @@ def test_a_donor_that_copies_without_looking_one_token_back_is_refused(gpt2: Pat
 def test_a_host_file_that_is_no_config_is_refused(gpt2: Path, tmp_path: Path, text: str):
     path = tmp_path / "host.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match="--host must be JSON such as"):
+    with pytest.raises(UsageError, match="host must be JSON such as"):
         read_host(path, load(gpt2), 0)
 
 
@@ -283,24 +291,28 @@ def test_the_command_plans_then_writes_and_does_not_overwrite(gpt2: Path, circui
 def test_a_wider_model_computes_what_it_did(family: str):
     model = tiny.model(family, **({"sliding_window": None} if family == "mistral" else {}))
     model.net.double()
-    wide, room = widened(model, channels=50, groups=2, neurons=7)
+    wide, space = widened(model, channels=50, groups=2, neurons=7)
     ids = tiny.ids()
     assert (wide.net(ids).logits - model.net(ids).logits).abs().max() < 1e-4
-    assert room.free >= 50 and room.channels == model.width
+    assert space.free >= 50 and space.channels == model.width
     before, after = weights.attention(model, 0), weights.attention(wide, 0)
-    assert room.take_group(3, after.k.shape[1]) == before.k.shape[1] and after.k.shape[1] >= before.k.shape[1] + 2
+    assert space.take_group(3, after.k.shape[1]) == before.k.shape[1] and after.k.shape[1] >= before.k.shape[1] + 2
     assert after.shared == before.shared
-    assert room.take_neurons(2, 7, weights.mlp(wide, 2).up.shape[1]) == weights.mlp(model, 2).up.shape[1]
+    assert space.take_neurons(2, 7, weights.mlp(wide, 2).up.shape[1]) == weights.mlp(model, 2).up.shape[1]
 
 
 def test_a_host_whose_class_has_one_key_head_is_refused(gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """And one that makes no model: before anything is looked for in the donor."""
-    monkeypatch.setattr("stitch.grafts.graft.choose", None)
+    monkeypatch.setattr("stitch.grafts.graft.choose_circuit", None)
     with pytest.raises(UsageError, match="must not be tied"):
-        graft([Wish(str(gpt2), "induction")], str(config(tmp_path, LLAMA, tie_word_embeddings=True)), tmp_path / "out")
+        graft(
+            [GraftRequest(str(gpt2), "induction")],
+            str(config(tmp_path, LLAMA, tie_word_embeddings=True)),
+            tmp_path / "out",
+        )
     host = tiny.save(tmp_path / "big", "gpt_bigcode")
-    with pytest.raises(UsageError, match=r"must have room for key heads; .*big is a GPTBigCode"):
-        graft([Wish(str(gpt2), "induction", None)], str(host), tmp_path / "out")
+    with pytest.raises(UsageError, match=r"must have room for more key heads; .*big is a GPTBigCode"):
+        graft([GraftRequest(str(gpt2), "induction", None)], str(host), tmp_path / "out")
     with pytest.raises(UsageError, match="share one key head"):
         weights.check(tiny.model("gpt_bigcode", multi_query=False), "the donor of a graft")
 
@@ -310,8 +322,8 @@ def test_a_trained_host_keeps_what_it_had_and_gets_the_behaviour(gpt2: Path, cir
     text.mkdir()
     for number in range(60):
         (text / f"{number}.txt").write_text(f"{number} and {number * 7} make {number * 8}. " * 10)
-    wish = [Wish(str(gpt2), "induction", circuit)]
-    report = graft(wish, str(host), out, count=8, strength=20.0, text=str(text), tokens=500)
+    request = [GraftRequest(str(gpt2), "induction", circuit)]
+    report = graft(request, str(host), out, count=8, strength=20.0, text=str(text), tokens=500)
     scores = right(report)
     assert scores["host without the graft"] < 0.05 and scores["host, grafted"] > 0.9
     assert max(scores[name] for name in CONTROLS) < 0.1
@@ -319,6 +331,6 @@ def test_a_trained_host_keeps_what_it_had_and_gets_the_behaviour(gpt2: Path, cir
     assert abs(before["ce"] - after["ce"]) > 1e-2
     net = AutoModelForCausalLM.from_pretrained(out)
     assert type(net).__name__ == "LlamaForCausalLM" and net.config.hidden_size == report["free"]["of"] > 400
-    report = graft(wish, str(host), tmp_path / "silent", count=8, strength=0.0, text=str(text), tokens=500)
+    report = graft(request, str(host), tmp_path / "silent", count=8, strength=0.0, text=str(text), tokens=500)
     before, after = report["text"]["results"]
     assert abs(before["ce"] - after["ce"]) < 2e-3  # lanes that nothing reads are not noticed

@@ -8,11 +8,11 @@ import torch
 import tiny
 from stitch.errors import StitchError, UsageError
 from stitch.grafts import heads, neurons
-from stitch.grafts.allocation import Room
+from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.frame import narrowed, whole
-from stitch.grafts.norm_inputs import directions
-from stitch.grafts.placing import _shared_out, of_donor
-from stitch.grafts.positions import Scheme
+from stitch.grafts.norm_inputs import normalised_inputs
+from stitch.grafts.placing import _divided
+from stitch.grafts.positions import PositionScheme
 from stitch.internals import weights
 from stitch.internals.positions import Profile, code_frequencies, fitted_profile, offset_head, position_codes
 from stitch.models.model import Model
@@ -34,11 +34,11 @@ def test_a_head_attends_as_the_model_does(family: str):
     model, ids = tiny.model(family, **changes), tiny.ids()
     weights.check(model, "donor")
     for block in (0, 2):
-        x = directions(model, [("attention", block)], ids)["attention", block]
+        x = normalised_inputs(model, [("attention", block)], ids)["attention", block]
         attention, wanted = weights.attention(model, block), attention_of(model, ids, block)
         norm, frequencies = weights.norm(model, "attention", block), weights.frequencies(model)
         for number in range(model.heads(block)):
-            head = of_donor(attention, norm, number)
+            head = heads.donor_head(attention, norm, number)
             found = heads.attended(heads.scores(head, x, frequencies, attention.scale))
             assert (found - wanted[:, number]).abs().max() < 1e-5
             assert wanted[:, number].diagonal(0, 1, 2)[:, 1:].std() > 1e-3  # it isn't uniform anyway
@@ -48,9 +48,9 @@ def test_a_head_attends_as_the_model_does(family: str):
 @torch.no_grad()
 def test_neurons_write_what_the_models_do(family: str):
     model, ids = tiny.model(family), tiny.ids()
-    x = directions(model, [("mlp", 1)], ids)["mlp", 1]
+    x = normalised_inputs(model, [("mlp", 1)], ids)["mlp", 1]
     mlp, norm = weights.mlp(model, 1), weights.norm(model, "mlp", 1)
-    kept = neurons.of_donor(mlp, norm, torch.ones(len(mlp.down), dtype=torch.bool))
+    kept = neurons.donor_neurons(mlp, norm, torch.ones(len(mlp.down), dtype=torch.bool))
     found = neurons.written(kept, x.flatten(0, 1), weights.activation(model))
     seen = []
     handle = model.blocks[1].mlp.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -111,8 +111,8 @@ def test_content_and_distance_never_share_a_dimension(width: int):
     )
     none = torch.zeros(32, dtype=torch.float64)
     gpt2 = tiny.model("gpt2", n_embd=4 * width, n_head=4)
-    scheme = Scheme.of(tiny.model("llama"), gpt2)
-    ways = list(_shared_out(heads.Head(q, none, k, none, q, none, q.T), x, scheme, width))
+    scheme = PositionScheme.of(tiny.model("llama"), gpt2)
+    ways = list(_divided(heads.Head(q, none, k, none, q, none, q.T), x, scheme, width))
     assert len(ways) >= 3
     for head, usable in ways:
         profile = Profile(usable.double(), 0 * usable.double())
@@ -182,28 +182,28 @@ def test_gelu_neurons_on_gated_silu_and_back():
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_channels_are_orthonormal_never_shared_and_without_mean_under_layer_norm(centred: bool):
-    room = Room(40, centred, "host")
-    first, second = room.take_channels(12), room.take_channels(9)
+    space = FreeSpace(40, centred, "host")
+    first, second = space.take_channels(12), space.take_channels(9)
     both = torch.cat([first, second])
     assert torch.allclose(both @ both.T, torch.eye(21, dtype=torch.float64), atol=1e-12)
     assert (both.sum(1).abs().max() < 1e-12) == centred
     assert not (first.abs().sum(0) * second.abs().sum(0)).any()
-    assert room.free == 40 - 21 - 3 * centred
+    assert space.free == 40 - 21 - 3 * centred
     with pytest.raises(UsageError, match=r"needs 20 channels; \d+ of the 40 of host are free"):
-        room.take_channels(20)
+        space.take_channels(20)
 
 
 def test_a_whole_stream_keeps_its_norms_and_a_narrow_one_what_is_read():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(500, 12, generator=generator, dtype=torch.float64)
-    write, read = whole(Room(30, False, "host").take_channels(12), centred=False)
+    write, read = whole(FreeSpace(30, False, "host").take_channels(12), centred=False)
     assert torch.allclose((x @ write).square().mean(1), x.square().mean(1))
     assert torch.allclose(x @ write @ read, x)
     x = x * torch.logspace(0, -2, 12, dtype=torch.float64)
     reads = torch.randn(12, 4, generator=generator, dtype=torch.float64)
-    write, read, kept = narrowed(Room(30, False, "host").take_channels(4), x.T @ x / 500, reads)
+    write, read, kept = narrowed(FreeSpace(30, False, "host").take_channels(4), x.T @ x / 500, reads)
     assert kept == pytest.approx(1) and torch.allclose(x @ write @ read @ reads, x @ reads)
-    write, read, kept = narrowed(Room(30, False, "host").take_channels(3), x.T @ x / 500, reads)
+    write, read, kept = narrowed(FreeSpace(30, False, "host").take_channels(3), x.T @ x / 500, reads)
     lost = (x @ write @ read @ reads - x @ reads).square().sum() / (x @ reads).square().sum()
     assert float(lost) == pytest.approx(1 - kept) and 1e-4 < lost < 0.3
 

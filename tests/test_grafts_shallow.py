@@ -9,19 +9,19 @@ import torch
 
 import planted
 import tiny
-from stitch.circuits.behaviours import Prompts, prompts
+from stitch.circuits.behaviours import Prompts, make_prompts
 from stitch.circuits.components import Components
-from stitch.circuits.find import choose
+from stitch.circuits.find import choose_circuit
 from stitch.circuits.score import answered
-from stitch.circuits.shallow import Arrangement, Shallow, tables, with_reads
-from stitch.circuits.squeeze import fitting, squeeze
+from stitch.circuits.shallow import Arrangement, ShallowModel, token_tables, with_reads
+from stitch.circuits.squeeze import squeeze, within_capacity
 from stitch.errors import StitchError, UsageError
-from stitch.grafts.allocation import Room
-from stitch.grafts.compared import Graft
-from stitch.grafts.graft import Wish, graft
+from stitch.grafts.allocation import FreeSpace
+from stitch.grafts.compared import PlannedGraft
+from stitch.grafts.graft import GraftRequest, graft
 from stitch.grafts.hosts import read_host
 from stitch.grafts.plan import make_plan
-from stitch.grafts.rearranged import squeezed
+from stitch.grafts.rearranged import rearranged_circuit
 from stitch.grafts.write import write
 from stitch.internals import weights
 from stitch.internals.weights import FAMILIES
@@ -37,7 +37,7 @@ def pico(family: str) -> Model:
     return tiny.model(family, **({"sliding_window": None} if family == "mistral" else {}))
 
 
-def right(shallow: Shallow, of: Prompts) -> float:
+def right(shallow: ShallowModel, of: Prompts) -> float:
     return answered(shallow.logits, of.clean, of)["right"]
 
 
@@ -49,14 +49,14 @@ def deep(tmp_path_factory) -> Model:
 
 @pytest.fixture(scope="module")
 def of(deep: Model) -> Prompts:
-    return prompts("induction", deep.tokenizer, count=12)
+    return make_prompts("induction", deep.tokenizer, count=12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_in_its_own_blocks_a_model_computes_what_it_does(family: str):
     model, ids = pico(family), tiny.ids(3, 20)
-    shallow = Shallow(model, Arrangement.whole(model), tables(model, WORDS, {0}))
+    shallow = ShallowModel(model, Arrangement.whole(model), token_tables(model, WORDS, {0}))
     assert (shallow.logits(ids) - model.net(ids).logits).abs().max() < 1e-4
 
 
@@ -64,7 +64,7 @@ def test_in_its_own_blocks_a_model_computes_what_it_does(family: str):
 def test_tables_hold_the_mean_stream_of_a_token(deep: Model):
     """Before any block that is its embedding; BOS has the stream it has in every prompt."""
     model = pico("llama")
-    found = tables(model, WORDS, {0, 2})
+    found = token_tables(model, WORDS, {0, 2})
     assert torch.allclose(found.before[0][found.rows[WORDS]], model.embedding.weight[WORDS], atol=1e-5)
     seen = {}
     handle = model.blocks[2].register_forward_pre_hook(lambda module, args: seen.update(x=args[0]))
@@ -75,28 +75,30 @@ def test_tables_hold_the_mean_stream_of_a_token(deep: Model):
 
 @torch.no_grad()
 def test_blocks_that_do_not_compose_merge_without_loss_and_others_do_not(deep: Model, of: Prompts):
-    known = tables(deep, WORDS, {0})
-    idle = Shallow(deep, Arrangement(0, (), ((0, 1, 2), (3, 4, 5))), known)
+    known = token_tables(deep, WORDS, {0})
+    idle = ShallowModel(deep, Arrangement(0, (), ((0, 1, 2), (3, 4, 5))), known)
     assert (idle.logits(of.clean) - deep.net(of.clean).logits).abs().max() < 1e-2  # of 100
-    assert right(Shallow(deep, Arrangement(0, (), ((0, 1), (2, 3, 4), (5,))), known), of) < 0.1
+    assert right(ShallowModel(deep, Arrangement(0, (), ((0, 1), (2, 3, 4), (5,))), known), of) < 0.1
 
 
 @torch.no_grad()
 def test_a_planted_circuit_is_found_in_as_many_blocks_as_it_needs(deep: Model, of: Prompts):
     whole = answered(lambda ids: deep.net(ids).logits, of.clean, of)["right"]
-    others = prompts("induction", deep.tokenizer, count=48, seed=1)
+    others = make_prompts("induction", deep.tokenizer, count=48, seed=1)
     two = squeeze(deep, of, 2)
     layers = two.layers
     assert len(two.groups) == 2 and layers[2] < layers[4]
-    assert right(with_reads(deep, two, tables(deep, WORDS, {two.first}), others), of) > 0.95 * whole > 0.9
+    assert right(with_reads(deep, two, token_tables(deep, WORDS, {two.first}), others), of) > 0.95 * whole > 0.9
     one = squeeze(deep, of, 1)
-    assert right(with_reads(deep, one, tables(deep, WORDS, {one.first}), others), of) < 0.1  # the two heads compose
+    assert (
+        right(with_reads(deep, one, token_tables(deep, WORDS, {one.first}), others), of) < 0.1
+    )  # the two heads compose
 
 
 @torch.no_grad()
 def test_no_block_gets_more_components_than_fit(deep: Model, of: Prompts):
-    shallow = Shallow(deep, Arrangement(0, (), ((0, 1, 2), (3, 4, 5))), tables(deep, WORDS, {0}))
-    tight = fitting(shallow, of, {"heads": 1, "neurons": 0}, keep=1.0)
+    shallow = ShallowModel(deep, Arrangement(0, (), ((0, 1, 2), (3, 4, 5))), token_tables(deep, WORDS, {0}))
+    tight = within_capacity(shallow, of, {"heads": 1, "neurons": 0}, keep=1.0)
     assert tight.kept is not None and tight.kept.to_dict() == {"heads": {"2": [1], "4": [2]}, "neurons": {}}
     assert right(tight, of) > 0.95
 
@@ -127,13 +129,13 @@ def test_a_host_computes_what_the_arrangement_does(family: str, tmp_path: Path):
     ids = tiny.ids(8, 24)
     of = Prompts(ids, tiny.ids(8, 24, seed=1), torch.ones_like(ids, dtype=torch.bool), ids)
     arrangement = Arrangement(2, (0, 1), ((2,), (3, 4), (5,)))
-    shallow = with_reads(model, arrangement, tables(model, torch.arange(tiny.VOCABULARY), {2}), of)
+    shallow = with_reads(model, arrangement, token_tables(model, torch.arange(tiny.VOCABULARY), {2}), of)
     everything = Components({place: ~mask for place, mask in Components.none(model).masks.items()})
     if family == "llama":  # whose final norm has no bias for a shift
         shallow.reads.pop(("final", 0))
     shallow = dataclasses.replace(shallow, means=shallow.mean_outputs(of), kept=everything)
     assert shallow.kept is not None
-    plan = make_plan(model, "all", shallow.kept, shallow.means, of, target, Room.of(target), shallow=shallow)
+    plan = make_plan(model, "all", shallow.kept, shallow.means, of, target, FreeSpace.of(target), shallow=shallow)
     write(target, [plan])
     other = tiny.ids(4, 20, seed=2)
     found, wanted = target.net(other).logits, shallow.logits(other)
@@ -155,13 +157,13 @@ def test_a_shallow_host_has_the_behaviour_of_a_deep_donor_and_no_control_has(
         json.dumps({"model_type": "llama", "max_position_embeddings": 128, **BIASED, **shape, "head_dim": 64})
     )
     host = read_host(path, deep, 0)
-    chosen = squeezed(deep, "induction", choose(deep, "induction", count=12), host, keep=0.98)
+    chosen = rearranged_circuit(deep, "induction", choose_circuit(deep, "induction", count=12), host, keep=0.98)
     assert chosen.shallow is not None and len(chosen.shallow.arrangement.groups) == 2
     plan = make_plan(
-        deep, "induction", chosen.kept, chosen.means, chosen.first, host, Room.of(host), shallow=chosen.shallow
+        deep, "induction", chosen.kept, chosen.means, chosen.first, host, FreeSpace.of(host), shallow=chosen.shallow
     )
     write(host, [plan])
-    whole = Graft(deep, chosen, plan)
+    whole = PlannedGraft(deep, chosen, plan)
     rows = whole.compared(host, whole.controls(lambda: read_host(path, deep, 0), 0), None)
     scores = {row["name"]: row["right"] for row in rows}
     assert scores["all of it in 2 blocks"] > 0.95 * scores["donor"]
@@ -173,7 +175,9 @@ def test_a_shallow_host_has_the_behaviour_of_a_deep_donor_and_no_control_has(
     given = tmp_path / "graft.json"
     given.write_text(json.dumps({"grafts": [entry]}))
     monkeypatch.setattr("stitch.grafts.rearranged.squeeze", None)
-    again = graft([Wish(str(deep.folder), "induction", given)], str(path), tmp_path / "out", count=12)["grafts"][0]
+    again = graft([GraftRequest(str(deep.folder), "induction", given)], str(path), tmp_path / "out", count=12)[
+        "grafts"
+    ][0]
     assert (again["circuit"], again["plan"]["arrangement"]) == (entry["circuit"], entry["plan"]["arrangement"])
     assert {row["name"]: row["right"] for row in again["results"]}["host, grafted"] == scores["host, grafted"]
 
@@ -193,10 +197,10 @@ def test_arrangements_that_are_refused(deep: Model, tmp_path: Path, arrangement:
     given.write_text(json.dumps({"circuit": {"heads": {"4": [2]}}, "plan": {"arrangement": arrangement}}))
     host.write_text(json.dumps({"model_type": "gpt2", "n_embd": 400, "n_layer": 2, "n_head": 5, "n_positions": 80}))
     with pytest.raises(UsageError, match=message):
-        graft([Wish(str(deep.folder), "induction", given)], str(host), None, count=8)
+        graft([GraftRequest(str(deep.folder), "induction", given)], str(host), None, count=8)
     given.write_text(json.dumps({"grafts": [{}, {}]}))
     with pytest.raises(UsageError, match="it has 2 grafts; leave one"):
-        graft([Wish(str(deep.folder), "induction", given)], str(host), None, count=8)
+        graft([GraftRequest(str(deep.folder), "induction", given)], str(host), None, count=8)
 
 
 def test_a_host_with_fewer_blocks_than_the_heads_need_is_refused(
@@ -209,5 +213,5 @@ def test_a_host_with_fewer_blocks_than_the_heads_need_is_refused(
     )
     path.write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 128, **shape}))
     with pytest.raises(StitchError, match=r"is in 2 blocks, .* rearranged into the 1 of host .* choose a deeper host"):
-        graft([Wish(str(deep.folder), "induction")], str(path), tmp_path / "out", count=12)
+        graft([GraftRequest(str(deep.folder), "induction")], str(path), tmp_path / "out", count=12)
     assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.jobs.join import stitch
 from stitch.jobs.sweep import all_cells, sweep
-from stitch.layers.cells import Cell, Side, _groups, harvest_all, needed, score_cells
+from stitch.layers.cells import Cell, Side, _groups_within, harvest_all, needed_products, score_cells
 from stitch.layers.choose import choose_layer
 from stitch.models.loading import load
 from stitch.models.model import Model
@@ -199,13 +199,13 @@ def test_the_same_request_gives_the_same_bytes(swept, donors, tmp_path):
 def test_sums_in_several_passes_give_the_same_scores(swept, donors, tmp_path, monkeypatch):
     cells = [Cell("a", i, j) for i in range(3) for j in range(3)] + [Cell("b", 1, 1)]
     widths = {f"{side}.{site}": 10 for side in "ab" for site in range(3)} | {"embedding.a": 10, "embedding.b": 10}
-    one = 16 * 100 * len(needed(cells[0]))
-    groups = _groups(cells, widths, 2 * one)
+    one = 16 * 100 * len(needed_products(cells[0]))
+    groups = _groups_within(cells, widths, 2 * one)
     assert len(groups) > 2 and sorted(cell for group in groups for cell in group) == sorted(cells)
     for group in groups:
-        assert 16 * 100 * len({pair for cell in group for pair in needed(cell)}) <= 2 * one
-    with pytest.raises(UsageError, match="--memory must be at least"):
-        _groups(cells, widths, one - 1)
+        assert 16 * 100 * len({pair for cell in group for pair in needed_products(cell)}) <= 2 * one
+    with pytest.raises(UsageError, match="memory must be at least"):
+        _groups_within(cells, widths, one - 1)
 
     monkeypatch.setattr("stitch.jobs.sweep.draw", lambda report, path: None)
     monkeypatch.setattr("stitch.layers.cells._groups", lambda cells, widths, budget: [cells[:7], cells[7:]])

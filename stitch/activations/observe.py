@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 from stitch.errors import StitchError
 from stitch.models.model import Model
-
-
-class StopForward(Exception):
-    """Raised by a forward hook when all values asked for have been read, so that the rest is not computed."""
+from stitch.models.module_inputs import module_inputs
 
 
 @dataclass(frozen=True)
@@ -35,29 +32,16 @@ def observe(
     The pass stops at the last of them. `inputs` are `input_ids`, or `inputs_embeds` for a `late_half`. Site `depth` is the
     stream entering the final norm. Raises: StitchError when any of the values is NaN or infinite.
     """
-    seen = Observed({}, {})
-    modules = [*model.blocks, model.final_norm]
-    watched: list[tuple[nn.Module, dict[int, Tensor], int]] = [
-        *((modules[site], seen.streams, site) for site in dict.fromkeys(streams)),
-        *((model.down(block), seen.neurons, block) for block in dict.fromkeys(neurons)),
-    ]
-
-    def catch(store: dict[int, Tensor], key: int):
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            store[key] = args[0] if args else kwargs["hidden_states"]
-            if len(seen.streams) + len(seen.neurons) == len(watched):
-                raise StopForward
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(catch(store, key), with_kwargs=True) for module, store, key in watched]
-    try:
-        model.net(**inputs, use_cache=False)
-    except StopForward:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    residual = [*model.blocks, model.final_norm]
+    modules: dict[tuple[str, int], nn.Module] = {
+        **{("stream", site): residual[site] for site in streams},
+        **{("neurons", block): model.down(block) for block in neurons},
+    }
+    found = module_inputs(model.net, modules, **inputs)
+    seen = Observed(
+        {site: found["stream", site] for site in dict.fromkeys(streams)},
+        {block: found["neurons", block] for block in dict.fromkeys(neurons)},
+    )
     _require_finite(seen, model.name)
     return seen
 

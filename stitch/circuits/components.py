@@ -1,4 +1,4 @@
-"""What circuits are made of, attention heads and MLP neurons: read in a forward pass, and put in the place of others."""
+"""The components of circuits, attention heads and MLP neurons: their outputs read or replaced during forward passes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stitch.models.model import Model
 
 Place = tuple[str, int]
-"""("heads", block) or ("neurons", block): all of them in a block."""
+"""("heads", block) or ("neurons", block): all heads or all neurons of a block."""
 
 
 def places(model: Model) -> list[Place]:
@@ -20,7 +20,7 @@ def places(model: Model) -> list[Place]:
 
 @dataclass(frozen=True)
 class Components:
-    """Which heads and neurons of every block, as masks; neurons are features where those are in their place."""
+    """A choice of heads and neurons, as a mask per block and kind. Features count as neurons where they replace them."""
 
     masks: dict[Place, Bool[Tensor, " components"]]
 
@@ -32,7 +32,7 @@ class Components:
         return sum(int(mask.sum()) for place, mask in self.masks.items() if place[0] == kind)
 
     def blocks(self) -> list[int]:
-        """Those that have one."""
+        """The blocks that have at least one of the components."""
         return sorted({block for (_, block), mask in self.masks.items() if mask.any()})
 
     def to_dict(self) -> dict:
@@ -40,8 +40,8 @@ class Components:
         return {
             kind: {
                 str(block): mask.nonzero()[:, 0].tolist()
-                for (of, block), mask in self.masks.items()
-                if of == kind and mask.any()
+                for (each, block), mask in self.masks.items()
+                if each == kind and mask.any()
             }
             for kind in ("heads", "neurons")
         }
@@ -53,19 +53,20 @@ def _count(model: Model, place: Place) -> int:
 
 
 def _width(projection: nn.Module) -> int:
-    """Of what it reads: a Linear's, or GPT-2's Conv1D's, whose weight is transposed."""
+    """The input width of a Linear, or of GPT-2's Conv1D, which stores the transposed weight."""
     weight: Tensor = projection.weight  # pyright: ignore[reportAssignmentType]
     return weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0]
 
 
 def _reader(model: Model, place: Place) -> nn.Module:
+    """The module whose input is the outputs of these components."""
     kind, block = place
     return model.heads_out(block) if kind == "heads" else model.down(block)
 
 
 @contextmanager
 def watched(model: Model) -> Iterator[dict[Place, Float[Tensor, "prompts length columns"]]]:
-    """Inside, a forward pass leaves the outputs of all components in the dict: heads side by side, or neurons."""
+    """Inside, each forward pass puts the outputs of all components into the dict: those of heads side by side, or of neurons."""
     seen: dict[Place, Tensor] = {}
 
     def watch(place: Place):
@@ -86,7 +87,7 @@ def watched(model: Model) -> Iterator[dict[Place, Float[Tensor, "prompts length 
 def replaced(
     model: Model, kept: Components, values: Mapping[Place, Float[Tensor, "#prompts #length columns"]]
 ) -> Iterator[None]:
-    """Inside, components that are not `kept` have these outputs."""
+    """Inside, all components that are not `kept` have these `values` as outputs."""
 
     def replace(place: Place):
         mask = kept.masks[place].to(model.device)

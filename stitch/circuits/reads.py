@@ -1,4 +1,4 @@
-"""What a component of another place reads: its own stream, as far as it follows linearly from the one that it finds there."""
+"""A linear map from the stream that a component finds at a new place to the stream that it reads in its own model."""
 
 from dataclasses import dataclass
 
@@ -6,30 +6,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-RIDGE = 5e-2  # of the mean variance
+RIDGE = 5e-2  # relative to the mean variance of the input
 
 
 @dataclass(frozen=True)
-class Read:
-    """y ≈ x @ weight + shift, for two streams as norms make them; `missing` is the share of the variance of y that it leaves."""
+class ReadMap:
+    """y ≈ x @ weight + shift for two normalised streams; `missing` is the share of y's variance that the fit does not explain."""
 
     weight: Float[Tensor, "d d"]
     shift: Float[Tensor, " d"]
     missing: float
 
     @classmethod
-    def fitted(cls, x: Float[Tensor, "*rows d"], y: Float[Tensor, "*rows d"], ridge: float = RIDGE) -> "Read":
-        """Least squares, with the variance of y; where `x` varies little, y is taken to be x."""
+    def fitted(cls, x: Float[Tensor, "*rows d"], y: Float[Tensor, "*rows d"], ridge: float = RIDGE) -> "ReadMap":
+        """Ridge regression towards the identity, rescaled so that the prediction has the variance of `y`."""
         x, y = x.flatten(0, -2).double(), y.flatten(0, -2).double()
         mean_x, mean_y = x.mean(0), y.mean(0)
         x, y = x - mean_x, y - mean_y
         square, eye = x.T @ x, torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
         weight = eye + torch.linalg.solve(square + ridge * square.diagonal().mean() * eye, x.T @ (y - x))
-        found = x @ weight
-        missing = float((y - found).square().sum() / y.square().sum())
-        # What is predicted varies less than what is: scores would be too small.
-        weight = weight * (y.square().sum() / found.square().sum()).sqrt()
+        predicted = x @ weight
+        missing = float((y - predicted).square().sum() / y.square().sum())
+        # A prediction varies less than its target, and attention scores would be too small.
+        weight = weight * (y.square().sum() / predicted.square().sum()).sqrt()
         return cls(weight.float(), (mean_y - mean_x @ weight).float(), missing)
 
-    def of(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+    def apply(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         return x @ self.weight.to(x) + self.shift.to(x)

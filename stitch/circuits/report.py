@@ -1,4 +1,4 @@
-"""What a terminal shows of a behaviour's scores and of a circuit, and the file of a circuit."""
+"""Tables and notes for a behaviour's scores and for a circuit, and the JSON text of a circuit."""
 
 import json
 import re
@@ -7,7 +7,7 @@ COLUMNS = ["", "right", "95 % interval", "probability", "nats"]
 
 
 def table(report: dict) -> tuple[list[str], list[list[str]], str]:
-    """Header, rows and title."""
+    """Header, rows and title of the table of scores."""
     rows = [cells(row) for row in report["results"]]
     if "chance" in report:
         rows.append(["chance", f"{report['chance']:.1%}", "", f"{report['chance']:.3f}", ""])
@@ -18,7 +18,7 @@ def table(report: dict) -> tuple[list[str], list[list[str]], str]:
 
 
 def footnotes(report: dict) -> list[str]:
-    """Of a circuit: its heads, how many neurons, and how much of it other prompts would have chosen."""
+    """Lines under a circuit's table: its heads, its number of neurons, and its overlap with the circuit of other prompts."""
     size = report["size"]
     heads = [f"{block}.{number}" for block, numbers in report["circuit"]["heads"].items() for number in numbers]
     lines = [
@@ -28,18 +28,18 @@ def footnotes(report: dict) -> list[str]:
         f"{size['neurons']['kept']:,} of {size['neurons']['of']:,} {inner_name(report)}."
     ]
     if report["stability"] is not None:
-        lines.append(f"Attribution on other prompts chooses {report['stability']:.0%} of the same.")
+        lines.append(f"Attribution on other prompts chooses {report['stability']:.0%} of the same components.")
     return lines
 
 
 def inner_name(report: dict) -> str:
-    """What is within MLPs: neurons, or where they are named features in their place."""
+    """The name of the components inside MLPs: neurons, with the blocks named in which features replace them."""
     blocks = ", ".join(report["features"])
     return f"neurons (of blocks {blocks}, features)" if blocks else "neurons"
 
 
 def to_json(report: dict) -> str:
-    """With every list of numbers on one line, as a person edits it."""
+    """The report as JSON with every list of numbers on one line, for editing by hand."""
     text = json.dumps(report, indent=2)
     return (
         re.sub(r"\[[\d,\s]+\]", lambda found: re.sub(r"\s+", " ", found[0]).replace("[ ", "[").replace(" ]", "]"), text)
@@ -48,7 +48,7 @@ def to_json(report: dict) -> str:
 
 
 def cells(row: dict) -> list[str]:
-    """A row's name, share of right answers with its interval, probability and nats."""
+    """The cells of a row: name, share of right answers with its interval, probability and nats."""
     return [
         row["name"],
         f"{row['right']:.1%}",

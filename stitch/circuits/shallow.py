@@ -1,10 +1,11 @@
-"""A model rearranged into fewer blocks: its first ones become a table of tokens, others read their inputs side by side.
+"""A model rearranged into fewer blocks: the first blocks become a table of token vectors, and later blocks are merged into groups
+whose components read the same stream.
 
-What is lost is what components of the same block would have read of each other, and of early blocks whatever depends on more than
-the token. Nothing is trained: tables and what stands in for left-out components are means.
+This loses what merged components would have read of each other's outputs, and what the first blocks compute from more than the
+current token. Nothing is trained: the tables and the outputs of left-out components are means.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,39 +14,38 @@ from torch import Tensor
 
 from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Components, Place
-from stitch.circuits.reads import RIDGE, Read
+from stitch.circuits.reads import RIDGE, ReadMap
 from stitch.internals import weights
-from stitch.internals.forward import from_heads, from_neurons, gained, heads_of, neurons_of
+from stitch.internals.forward import head_outputs, neuron_outputs, with_gain, written_by_heads, written_by_neurons
+from stitch.internals.weights import Spot
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.tokenizers import bos_of
 
-CONTEXT, BEFORE = 64, 8  # tokens of a random context that count for their means, and others between BOS and them
-SAMPLES = 4  # contexts of each token
-AT_ONCE = 16
-
-Spot = tuple[str, int]
+CONTEXT, BEFORE = 64, 8  # a random context: tokens that enter the means, and tokens between BOS and those
+SAMPLES = 4  # random contexts of each token
+AT_ONCE = 16  # prompts per forward pass
 
 
 @dataclass(frozen=True)
-class Tables:
-    """The mean stream of tokens in random contexts, before each of some blocks; of BOS, which comes first, the only one there is.
+class TokenTables:
+    """Mean residual streams of tokens in random contexts, by the block that they enter, without learned positions.
 
-    Without what learned positions add. `rows` says where in a table a token is.
+    BOS always comes first, so its stream is no mean. `rows` gives each token's row in the tables, −1 for tokens without one.
     """
 
     rows: Int64[Tensor, " vocabulary"]
     before: Mapping[int, Float[Tensor, "tokens d"]]
 
-    def of(self, block: int, ids: Int64[Tensor, "prompts length"]) -> Float[Tensor, "prompts length d"]:
+    def look_up(self, block: int, ids: Int64[Tensor, "prompts length"]) -> Float[Tensor, "prompts length d"]:
         return self.before[block][self.rows[ids]]
 
 
 @torch.no_grad()
-def tables(
+def token_tables(
     model: Model, tokens: Int64[Tensor, " tokens"], blocks: set[int], seed: int = 0, progress: Progress | None = None
-) -> Tables:
-    """For these tokens, each in `SAMPLES` contexts of the others."""
+) -> TokenTables:
+    """Tables for these `tokens` before these `blocks`; every token is seen in `SAMPLES` random contexts of the others."""
     generator, bos = torch.Generator().manual_seed(seed), bos_of(model.tokenizer)
     vocabulary = len(model.embedding.weight)
     tokens = tokens[tokens != bos]
@@ -54,15 +54,15 @@ def tables(
     windows = -(-len(tokens) // CONTEXT)
     for sample in range(SAMPLES):
         order = torch.randperm(len(tokens), generator=generator)
-        again = torch.randint(len(tokens), (windows * CONTEXT - len(tokens),), generator=generator)
-        index = torch.cat([order, again]).view(windows, CONTEXT)
+        padding = torch.randint(len(tokens), (windows * CONTEXT - len(tokens),), generator=generator)
+        index = torch.cat([order, padding]).view(windows, CONTEXT)
         others = tokens[torch.randint(len(tokens), (windows, BEFORE), generator=generator)]
         ids = torch.cat([torch.full((windows, 1), bos), others, tokens[index]], 1)
-        for part, where in zip(ids.split(AT_ONCE), index.split(AT_ONCE), strict=True):
+        for part, numbers in zip(ids.split(AT_ONCE), index.split(AT_ONCE), strict=True):
             for block, x in _streams(model, part, max(blocks)):
                 if block in sums:
-                    sums[block].index_add_(0, where.flatten(), x[:, 1 + BEFORE :].flatten(0, 1).cpu())
-            counts.index_add_(0, where.flatten(), torch.ones(where.numel(), dtype=model.dtype))
+                    sums[block].index_add_(0, numbers.flatten(), x[:, 1 + BEFORE :].flatten(0, 1).cpu())
+            counts.index_add_(0, numbers.flatten(), torch.ones(numbers.numel(), dtype=model.dtype))
         if progress:
             progress("tables of tokens (samples)", sample + 1, SAMPLES)
     for block, x in _streams(model, torch.tensor([[bos]]), max(blocks)):
@@ -71,25 +71,29 @@ def tables(
             sums[block][-1] = x[0, 0].cpu()
     rows = torch.full((vocabulary,), -1)
     rows[tokens], rows[bos] = torch.arange(len(tokens)), len(tokens)
-    return Tables(rows, sums)
+    return TokenTables(rows, sums)
 
 
-def _streams(model: Model, ids: Tensor, last: int):
-    """The stream before each block up to `last`, less what positions add."""
+def _streams(model: Model, ids: Tensor, last: int) -> Iterator[tuple[int, Tensor]]:
+    """Every block up to `last` with the stream that enters it, less the learned positions."""
     x, table = model.embedding(ids.to(model.device)), weights.positions(model)
     positions = 0 if table is None else table[: ids.shape[1]]
     x = x + positions
     for block in range(last + 1):
         yield block, x - positions
         if block < last:
-            x = x + _attention(model, block, heads_of(model, block, _direction(model, ("attention", block), x)))
-            x = x + _mlp(model, block, neurons_of(model, block, _direction(model, ("mlp", block), x)))
+            x = x + _attention(model, block, head_outputs(model, block, _direction(model, ("attention", block), x)))
+            x = x + _mlp(model, block, neuron_outputs(model, block, _direction(model, ("mlp", block), x)))
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Blocks before `first` are a table of tokens. Heads of those in `beside` read tables of their own, in the first of the
-    `groups`; these are the other blocks, the attention of each group on one stream, then the MLPs on one."""
+    """How a model's blocks are rearranged.
+
+    Blocks before `first` are replaced by a table of tokens. The others are in `groups`: all heads of a group read one stream,
+    then all its MLPs read one. Heads of the blocks in `beside`, which are before `first`, join the first group and read tables
+    of their own.
+    """
 
     first: int
     beside: tuple[int, ...]
@@ -97,30 +101,31 @@ class Arrangement:
 
     @classmethod
     def whole(cls, model: Model) -> "Arrangement":
+        """The model as it is: one block per group."""
         return cls(0, (), tuple((block,) for block in range(model.depth)))
 
     @property
     def layers(self) -> dict[int, int]:
-        """The group of every block that is not in the table alone."""
+        """The number of the group of every block that has heads or neurons in one."""
         return dict.fromkeys(self.beside, 0) | {
             block: number for number, group in enumerate(self.groups) for block in group
         }
 
     def merged(self, number: int) -> "Arrangement":
-        """With this group and the next as one."""
+        """This group and the next become one."""
         before, after = self.groups[:number], self.groups[number + 2 :]
         return replace(self, groups=(*before, self.groups[number] + self.groups[number + 1], *after))
 
-    def folded(self, heads: bool) -> "Arrangement":
-        """With the first group in the table; its heads beside the next."""
-        gone, rest = self.groups[0], self.groups[1:]
-        return Arrangement(rest[0][0], (*self.beside, *(gone if heads else ())), rest)
+    def folded(self, keep_heads: bool) -> "Arrangement":
+        """The first group goes into the table; `keep_heads` puts its heads beside the next one."""
+        folded, rest = self.groups[0], self.groups[1:]
+        return Arrangement(rest[0][0], (*self.beside, *(folded if keep_heads else ())), rest)
 
     @classmethod
-    def from_dict(cls, found: dict) -> "Arrangement":
-        """Of what `to_dict` gives. Raises ValueError unless blocks come in order, each once."""
-        groups = tuple(tuple(map(int, group)) for group in found["blocks"])
-        first, beside = int(found["table"]), tuple(map(int, found["beside"]))
+    def from_dict(cls, values: dict) -> "Arrangement":
+        """The inverse of `to_dict`. Raises ValueError unless the blocks are in order, each once."""
+        groups = tuple(tuple(map(int, group)) for group in values["blocks"])
+        first, beside = int(values["table"]), tuple(map(int, values["beside"]))
         blocks = [block for group in groups for block in group]
         if blocks != list(range(first, first + len(blocks))) or not set(beside) <= set(range(first)):
             raise ValueError(
@@ -129,34 +134,40 @@ class Arrangement:
         return cls(first, beside, groups)
 
     def to_dict(self) -> dict:
+        """As graft.json has it."""
         return {"table": self.first, "beside": list(self.beside), "blocks": [list(group) for group in self.groups]}
 
 
 @dataclass(frozen=True)
-class Shallow:
-    """A `model` so arranged. Components that are not `kept` give `means`; those beside others, nothing, as their mean is in the
-    table already. Components read what `reads` makes of the stream, if it says; else those beside others read tables."""
+class ShallowModel:
+    """A `model` whose blocks are rearranged.
+
+    Components that are not `kept` give their `means`. Heads beside the first group add only what differs from their mean, which
+    is in the table already. `reads` maps the normalised stream at a spot to what its components read in the whole model; heads
+    beside the first group that have no such map read tables of their own.
+    """
 
     model: Model
     arrangement: Arrangement
-    tables: Tables
+    tables: TokenTables
     kept: Components | None = None
     means: Mapping[Place, Float[Tensor, "1 1 columns"]] = field(default_factory=dict)
-    reads: Mapping[Spot, Read] = field(default_factory=dict)
+    reads: Mapping[Spot, ReadMap] = field(default_factory=dict)
 
     def inputs(self, ids: Int64[Tensor, "prompts length"]) -> dict[int, Float[Tensor, "prompts length d"]]:
-        """By block: the stream from a table, for the first group and for heads beside it that read their own."""
+        """The streams from tables, by block: for the first group, and for heads beside it that read their own."""
         own = [block for block in self.arrangement.beside if ("attention", block) not in self.reads]
         return {block: self.from_table(block, ids) for block in (self.arrangement.first, *own)}
 
     def from_table(self, block: int, ids: Int64[Tensor, "prompts length"]) -> Float[Tensor, "prompts length d"]:
+        """The stream that enters a block according to its table, with learned positions added."""
         table = weights.positions(self.model)
-        return self.tables.of(block, ids).to(self.model.device) + (0 if table is None else table[: ids.shape[1]])
+        return self.tables.look_up(block, ids).to(self.model.device) + (0 if table is None else table[: ids.shape[1]])
 
     def read(self, spot: Spot, x: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts d"]:
-        """What the norm there makes of the stream, as its components need it."""
-        found = _direction(self.model, spot, x)
-        return self.reads[spot].of(found) if spot in self.reads else found
+        """The normalised stream at a spot, mapped to what its components read where `reads` has a map."""
+        direction = _direction(self.model, spot, x)
+        return self.reads[spot].apply(direction) if spot in self.reads else direction
 
     def run(
         self,
@@ -164,7 +175,7 @@ class Shallow:
         seen: dict[Place, Tensor] | None = None,
         streams: dict[Spot, Tensor] | None = None,
     ) -> Float[Tensor, "prompts length d"]:
-        """The last stream. `seen` gets what components give, `streams` what norms read."""
+        """The stream after the last group. `seen` is filled with the components' outputs, `streams` with the norms' inputs."""
         x = inputs[self.arrangement.first]
         for number in range(len(self.arrangement.groups)):
             x = x + self.attention(number, x, inputs, seen, streams)
@@ -181,21 +192,21 @@ class Shallow:
         seen: dict[Place, Tensor] | None = None,
         streams: dict[Spot, Tensor] | None = None,
     ) -> Float[Tensor, "prompts length d"]:
-        """What all heads of a group write."""
+        """The sum of what all heads of a group write, the biases of their output projections included."""
         written = torch.zeros_like(x)
         for block in self.arrangement.beside if number == 0 else ():
             stream = inputs.get(block, x)
             if streams is not None:
                 streams["attention", block] = stream
-            own = heads_of(self.model, block, self.read(("attention", block), stream))
-            found, mean = self._given(("heads", block), own, seen), self.means.get(("heads", block))
-            usual = found.detach()[:, 1:].mean((0, 1)) if mean is None else mean.to(found.dtype)
-            written = written + from_heads(self.model, block, found - usual)
+            outputs = head_outputs(self.model, block, self.read(("attention", block), stream))
+            outputs, mean = self._ablated(("heads", block), outputs, seen), self.means.get(("heads", block))
+            mean = outputs.detach()[:, 1:].mean((0, 1)) if mean is None else mean.to(outputs.dtype)
+            written = written + written_by_heads(self.model, block, outputs - mean)
         for block in self.arrangement.groups[number]:
             if streams is not None:
                 streams["attention", block] = x
-            own = heads_of(self.model, block, self.read(("attention", block), x))
-            written = written + _attention(self.model, block, self._given(("heads", block), own, seen))
+            outputs = head_outputs(self.model, block, self.read(("attention", block), x))
+            written = written + _attention(self.model, block, self._ablated(("heads", block), outputs, seen))
         return written
 
     def mlp(
@@ -205,69 +216,77 @@ class Shallow:
         seen: dict[Place, Tensor] | None = None,
         streams: dict[Spot, Tensor] | None = None,
     ) -> Float[Tensor, "prompts length d"]:
-        """What all neurons of a group write."""
+        """The sum of what all MLPs of a group write."""
         written = torch.zeros_like(x)
         for block in self.arrangement.groups[number]:
             if streams is not None:
                 streams["mlp", block] = x
-            own = neurons_of(self.model, block, self.read(("mlp", block), x))
-            written = written + _mlp(self.model, block, self._given(("neurons", block), own, seen))
+            outputs = neuron_outputs(self.model, block, self.read(("mlp", block), x))
+            written = written + _mlp(self.model, block, self._ablated(("neurons", block), outputs, seen))
         return written
 
-    def _given(self, place: Place, own: Tensor, seen: dict[Place, Tensor] | None) -> Tensor:
+    def _ablated(self, place: Place, outputs: Tensor, seen: dict[Place, Tensor] | None) -> Tensor:
+        """The outputs of a block's heads or neurons, those that are not kept replaced by their means. `seen` gets the
+        originals."""
         if seen is not None:
-            seen[place] = own
+            seen[place] = outputs
         if self.kept is None or place not in self.means:
-            return own
-        mask = self.kept.masks[place].to(own.device)
-        return torch.where(mask.repeat_interleave(own.shape[-1] // len(mask)), own, self.means[place].to(own.dtype))
+            return outputs
+        mask = self.kept.masks[place].to(outputs.device)
+        mask = mask.repeat_interleave(outputs.shape[-1] // len(mask))
+        return torch.where(mask, outputs, self.means[place].to(outputs.dtype))
 
     def last(self, x: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts vocabulary"]:
-        """Logits of the last stream."""
-        return self.model.head(gained(weights.norm(self.model, "final"), self.read(("final", 0), x)))
+        """The logits for a stream after the last group."""
+        return self.model.head(with_gain(weights.norm(self.model, "final"), self.read(("final", 0), x)))
 
     def logits(self, ids: Int64[Tensor, "prompts length"]) -> Float[Tensor, "prompts length vocabulary"]:
+        """On the CPU."""
         return self.last(self.run(self.inputs(ids))).cpu()
 
     @torch.no_grad()
-    def mean_outputs(self, of: Prompts) -> dict[Place, Float[Tensor, "1 1 columns"]]:
-        """Over the corrupt prompts, at all positions but that of BOS, which is like no other."""
+    def mean_outputs(self, prompts: Prompts) -> dict[Place, Float[Tensor, "1 1 columns"]]:
+        """The components' mean outputs over the corrupt prompts and all positions except that of BOS."""
         totals: dict[Place, Tensor] = {}
-        for part in of.corrupt.split(AT_ONCE):
+        for part in prompts.corrupt.split(AT_ONCE):
             seen: dict[Place, Tensor] = {}
             self.run(self.inputs(part), seen)
             for place, output in seen.items():
                 totals[place] = totals.get(place, 0) + output[:, 1:].mean(1, keepdim=True).sum(0, keepdim=True)
-        return {place: total / len(of.corrupt) for place, total in totals.items()}
+        return {place: total / len(prompts.corrupt) for place, total in totals.items()}
 
     @torch.no_grad()
     def streams(self, ids: Int64[Tensor, "prompts length"]) -> dict[Spot, Float[Tensor, "prompts length d"]]:
-        """What norms read."""
-        found: dict[Spot, Tensor] = {}
-        self.run(self.inputs(ids), streams=found)
-        return {spot: stream.double().cpu() for spot, stream in found.items()}
+        """The inputs of all norms; float64 on the CPU."""
+        streams: dict[Spot, Tensor] = {}
+        self.run(self.inputs(ids), streams=streams)
+        return {spot: stream.double().cpu() for spot, stream in streams.items()}
 
 
 @torch.no_grad()
 def with_reads(
     model: Model,
     arrangement: Arrangement,
-    known: Tables,
-    of: Prompts,
+    tables: TokenTables,
+    prompts: Prompts,
     ridge: float = RIDGE,
     progress: Progress | None = None,
-) -> Shallow:
-    """With reads fitted in order, one after the other, on the prompts and their corrupt ones: what each component reads in the
-    whole model from what it finds in the arrangement. Tables of blocks beside others are not needed."""
-    shallow = Shallow(model, arrangement, known)
-    ids = torch.cat([of.clean, of.corrupt])
-    truth = _truth(model, ids, min((arrangement.first, *arrangement.beside)))
+) -> ShallowModel:
+    """The rearranged model with `reads` for all spots, fitted by ridge regression on the clean and the corrupt prompts.
+
+    Each map predicts what components read in the whole model from the stream that they find here. Spots are fitted in the order
+    in which the model computes them, each with all earlier maps in place. Only the table of the arrangement's first block is
+    used.
+    """
+    shallow = ShallowModel(model, arrangement, tables)
+    ids = torch.cat([prompts.clean, prompts.corrupt])
+    targets = _normalised_streams(model, ids, min((arrangement.first, *arrangement.beside)))
     x = torch.cat([shallow.from_table(arrangement.first, part) for part in ids.split(AT_ONCE)])
     for number, group in enumerate(arrangement.groups):
         for stage in ("attention", "mlp"):
             blocks = (*arrangement.beside, *group) if (number, stage) == (0, "attention") else group
             spots = [(stage, block) for block in blocks]
-            shallow = replace(shallow, reads={**shallow.reads, **_fitted(model, spots, x, truth, ridge)})
+            shallow = replace(shallow, reads={**shallow.reads, **_fitted(model, spots, x, targets, ridge)})
             if stage == "attention":
                 written = [shallow.attention(number, part, {}) for part in x.split(AT_ONCE)]
             else:
@@ -275,42 +294,48 @@ def with_reads(
             x = x + torch.cat(written)
         if progress:
             progress("reads (blocks)", number + 1, len(arrangement.groups))
-    return replace(shallow, reads={**shallow.reads, **_fitted(model, [("final", 0)], x, truth, ridge)})
+    return replace(shallow, reads={**shallow.reads, **_fitted(model, [("final", 0)], x, targets, ridge)})
 
 
-def _fitted(model: Model, spots: list[Spot], x: Tensor, truth: Mapping[Spot, Tensor], ridge: float) -> dict[Spot, Read]:
-    return {spot: Read.fitted(_direction(model, spot, x), truth[spot], ridge) for spot in spots}
+def _fitted(
+    model: Model, spots: list[Spot], x: Tensor, targets: Mapping[Spot, Tensor], ridge: float
+) -> dict[Spot, ReadMap]:
+    return {spot: ReadMap.fitted(_direction(model, spot, x), targets[spot], ridge) for spot in spots}
 
 
-def _truth(model: Model, ids: Tensor, first: int) -> dict[Spot, Tensor]:
-    """What norms make of the stream in the whole model, from a block on."""
-    found: dict[Spot, list[Tensor]] = {}
+def _normalised_streams(model: Model, ids: Tensor, first: int) -> dict[Spot, Tensor]:
+    """The stream in the whole model after every norm from block `first` on, without gain and bias."""
+    seen: dict[Spot, list[Tensor]] = {}
 
-    def kept(spot: Spot, x: Tensor) -> Tensor:
+    def normalised(spot: Spot, x: Tensor) -> Tensor:
         direction = _direction(model, spot, x)
         if spot[1] >= first or spot[0] == "final":
-            found.setdefault(spot, []).append(direction)
+            seen.setdefault(spot, []).append(direction)
         return direction
 
     table = weights.positions(model)
     for part in ids.split(AT_ONCE):
         x = model.embedding(part.to(model.device)) + (0 if table is None else table[: ids.shape[1]])
         for block in range(model.depth):
-            x = x + _attention(model, block, heads_of(model, block, kept(("attention", block), x)))
-            x = x + _mlp(model, block, neurons_of(model, block, kept(("mlp", block), x)))
-        kept(("final", 0), x)
-    return {spot: torch.cat(parts) for spot, parts in found.items()}
+            x = x + _attention(model, block, head_outputs(model, block, normalised(("attention", block), x)))
+            x = x + _mlp(model, block, neuron_outputs(model, block, normalised(("mlp", block), x)))
+        normalised(("final", 0), x)
+    return {spot: torch.cat(parts) for spot, parts in seen.items()}
 
 
 def _direction(model: Model, spot: Spot, x: Tensor) -> Tensor:
     return weights.norm(model, *spot).direction(x)
 
 
-def _attention(model: Model, block: int, given: Tensor) -> Tensor:
+def _attention(model: Model, block: int, outputs: Tensor) -> Tensor:
+    """What a block's attention adds to the stream, given its heads' outputs."""
     bias = weights.attention(model, block).o_bias
-    return from_heads(model, block, given) if bias is None else from_heads(model, block, given) + bias
+    return written_by_heads(model, block, outputs) if bias is None else written_by_heads(model, block, outputs) + bias
 
 
-def _mlp(model: Model, block: int, given: Tensor) -> Tensor:
+def _mlp(model: Model, block: int, outputs: Tensor) -> Tensor:
+    """What a block's MLP adds to the stream, given its neurons' outputs."""
     bias = weights.mlp(model, block).down_bias
-    return from_neurons(model, block, given) if bias is None else from_neurons(model, block, given) + bias
+    return (
+        written_by_neurons(model, block, outputs) if bias is None else written_by_neurons(model, block, outputs) + bias
+    )

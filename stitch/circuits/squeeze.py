@@ -1,4 +1,5 @@
-"""The arrangement of a model in so many blocks that keeps most of a behaviour, and the components of it that fit a host."""
+"""Rearranges a model into few blocks so that it keeps most of a behaviour, and chooses the components of it that fit into a
+host."""
 
 import heapq
 import itertools
@@ -8,113 +9,123 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from stitch.circuits.attribution import integrated
+from stitch.circuits.attribution import InputPath, OutputsAndLogits, integrated
 from stitch.circuits.behaviours import Prompts
-from stitch.circuits.components import Components, Place
-from stitch.circuits.find import ranked, smallest
+from stitch.circuits.components import Place
+from stitch.circuits.find import first_components, ranked, smallest
 from stitch.circuits.score import answered
-from stitch.circuits.shallow import Arrangement, Shallow, tables
+from stitch.circuits.shallow import Arrangement, ShallowModel, token_tables
 from stitch.models.model import Model
 from stitch.progress import Progress
 
 SEARCHED_ON = 8  # prompts that arrangements are compared on
 
 
-def squeeze(model: Model, of: Prompts, depth: int, seed: int = 0, progress: Progress | None = None) -> Arrangement:
-    """Greedy: from the whole model to `depth` groups of blocks, each time the step after which the answers cost fewest nats. A
-    step folds the first group into the table, with its heads beside the next or without, or makes two neighbours one.
+def squeeze(model: Model, prompts: Prompts, depth: int, seed: int = 0, progress: Progress | None = None) -> Arrangement:
+    """A greedy search from the whole model to an arrangement in `depth` groups of blocks.
 
-    Costs of merging are taken as they were last measured until they come first (lazy greedy, Minoux 1978).
+    A step folds the first group into the token table, with or without keeping its heads beside the next group, or merges two
+    neighbouring groups. Each time the step is taken after which the answers lose the fewest nats. The cost of a merge is measured
+    again only when it would be chosen (lazy greedy, Minoux 1978).
     """
-    few = of.part(slice(SEARCHED_ON))
-    known = tables(model, few.clean.unique(), set(range(model.depth)), seed, progress)
+    few = prompts.part(slice(SEARCHED_ON))
+    tables = token_tables(model, few.clean.unique(), set(range(model.depth)), seed, progress)
 
     def cost(arrangement: Arrangement) -> float:
-        shallow = Shallow(model, arrangement, known)
+        shallow = ShallowModel(model, arrangement, tables)
         return answered(shallow.logits, few.clean, few)["nats"]
 
-    now, steps = Arrangement.whole(model), itertools.count(1)
-    total, most = cost(now), model.depth - depth
-    waiting = [(-float("inf"), block) for block in range(1, model.depth)]  # by what merging before this block costs
-    while len(now.groups) > depth:
-        options = [(cost(one) - total, one) for one in (now.folded(True), now.folded(False))]
-        if (merge := _cheapest(now, waiting, total, cost)) is not None:
+    arrangement, steps = Arrangement.whole(model), itertools.count(1)
+    total, most = cost(arrangement), model.depth - depth
+    merges = [
+        (-float("inf"), block) for block in range(1, model.depth)
+    ]  # a heap: cost of merging before a block, the block
+    while len(arrangement.groups) > depth:
+        options = [(cost(folded) - total, folded) for folded in (arrangement.folded(True), arrangement.folded(False))]
+        if (merge := _cheapest_merge(arrangement, merges, total, cost)) is not None:
             options.append(merge)
-        more, now = min(options, key=lambda option: option[0])
-        total += more
+        added, arrangement = min(options, key=lambda option: option[0])
+        total += added
         if progress:
             progress("blocks given up", next(steps), most)
-    return now
+    return arrangement
 
 
-def _cheapest(
-    now: Arrangement, waiting: list[tuple[float, int]], total: float, cost: Callable[[Arrangement], float]
+def _cheapest_merge(
+    arrangement: Arrangement, merges: list[tuple[float, int]], total: float, cost: Callable[[Arrangement], float]
 ) -> tuple[float, Arrangement] | None:
-    """The merge that costs least, and what; boundaries that are gone leave the heap."""
-    while waiting:
-        _, block = heapq.heappop(waiting)
-        starts = [group[0] for group in now.groups]
+    """The merge that costs least and its result; boundaries that no longer exist are dropped from the heap."""
+    while merges:
+        _, block = heapq.heappop(merges)
+        starts = [group[0] for group in arrangement.groups]
         if block not in starts[1:]:
             continue
-        merged = now.merged(starts.index(block) - 1)
-        fresh = cost(merged) - total
-        heapq.heappush(waiting, (fresh, block))
-        if waiting[0] == (fresh, block):
-            return fresh, merged
+        merged = arrangement.merged(starts.index(block) - 1)
+        measured = cost(merged) - total
+        heapq.heappush(merges, (measured, block))
+        if merges[0] == (measured, block):
+            return measured, merged
     return None
 
 
-def fitting(
-    shallow: Shallow,
-    of: Prompts,
-    most: Mapping[str, int],
+def within_capacity(
+    shallow: ShallowModel,
+    prompts: Prompts,
+    capacity: Mapping[str, int],
     keep: float,
     progress: Progress | None = None,
-) -> Shallow:
-    """With the fewest components, by attribution, that keep a share `keep` of its right answers; at most so many heads and
-    neurons per block as `most` says. All that fit, if they keep less."""
-    means = shallow.mean_outputs(of)
-    found = replace(shallow, means=means)
-    room: dict[tuple[str, int], int] = {}
-    order = []
-    for (kind, block), number in ranked(attribute(found, of, progress)):
-        place = kind, shallow.arrangement.layers[block]
-        room[place] = room.get(place, most[kind]) - 1
-        if room[place] >= 0:
-            order.append(((kind, block), number))
+) -> ShallowModel:
+    """The rearranged model with the fewest components, in order of attribution, that keep a share `keep` of its right answers.
+
+    A group gets at most `capacity["heads"]` heads and `capacity["neurons"]` neurons. If all components that fit keep less, it has
+    all of them.
+    """
+    with_means = replace(shallow, means=shallow.mean_outputs(prompts))
+    order = _fitting(with_means, ranked(attribute(with_means, prompts, progress)), capacity)
     tried = itertools.count(1)
 
-    def with_first(size: int) -> Shallow:
-        kept = Components.none(shallow.model)
-        for place, number in order[:size]:
-            kept.masks[place][number] = True
-        return replace(found, kept=kept)
+    def with_first(size: int) -> ShallowModel:
+        return replace(with_means, kept=first_components(shallow.model, order, size))
 
-    def right(one: Shallow) -> float:
+    def right(candidate: ShallowModel) -> float:
         if progress:
             progress("ablation (sizes, at most)", next(tried), len(order).bit_length() + 7)
-        return answered(one.logits, of.clean, of)["right"]
+        return answered(candidate.logits, prompts.clean, prompts)["right"]
 
-    wanted = keep * right(shallow)
-    return with_first(smallest(len(order), lambda size: right(with_first(size)) >= wanted))
+    needed = keep * right(shallow)
+    return with_first(smallest(len(order), lambda size: right(with_first(size)) >= needed))
 
 
-def attribute(shallow: Shallow, of: Prompts, progress: Progress | None = None) -> dict[Place, Tensor]:
-    """As `stitch.circuits.attribution.attribute`, on the way from corrupt to clean tables."""
+def _fitting(
+    shallow: ShallowModel, order: list[tuple[Place, int]], capacity: Mapping[str, int]
+) -> list[tuple[Place, int]]:
+    """The components of an order that fit into their groups when they are taken one after another."""
+    free: dict[tuple[str, int], int] = {}
+    fitting = []
+    for (kind, block), number in order:
+        place = kind, shallow.arrangement.layers[block]
+        free[place] = free.get(place, capacity[kind]) - 1
+        if free[place] >= 0:
+            fitting.append(((kind, block), number))
+    return fitting
 
-    def way(part: slice):
-        clean, corrupt = (shallow.inputs(ids[part]) for ids in (of.clean, of.corrupt))
+
+def attribute(shallow: ShallowModel, prompts: Prompts, progress: Progress | None = None) -> dict[Place, Tensor]:
+    """As `stitch.circuits.attribution.attribute`, on the path between the streams that the tables give for the two prompts."""
+
+    def path(part: slice) -> InputPath:
+        clean, corrupt = (shallow.inputs(ids[part]) for ids in (prompts.clean, prompts.corrupt))
         ends: list[dict[Place, Tensor]] = [{}, {}]
         with torch.no_grad():
             for inputs, seen in zip((clean, corrupt), ends, strict=True):
                 shallow.run(inputs, seen)
 
-        def at(share: float) -> tuple[dict[Place, Tensor], Tensor]:
+        def at(share: float) -> OutputsAndLogits:
             between = {block: (x + share * (clean[block] - x)).requires_grad_() for block, x in corrupt.items()}
             seen: dict[Place, Tensor] = {}
             last = shallow.run(between, seen)
-            return seen, shallow.last(last[of.asked[part].to(shallow.model.device)])
+            return seen, shallow.last(last[prompts.asked[part].to(shallow.model.device)])
 
         return ends[0], ends[1], at
 
-    return integrated(shallow.model, of, way, progress=progress)
+    return integrated(shallow.model, prompts, path, progress=progress)

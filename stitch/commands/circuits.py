@@ -90,7 +90,7 @@ def graft(
         ),
     ],
     circuit: o.CircuitFile = None,
-    wishes: Annotated[
+    requests: Annotated[
         list[str] | None,
         o.option(
             "Input",
@@ -150,11 +150,11 @@ def graft(
     with the donor's tokenizer, and compared with the donor, with the donor's circuit alone, with the same host without
     the graft, and with controls that should fail.
     """
-    from stitch.grafts.graft import Wish, graft
+    from stitch.grafts.graft import GraftRequest, graft
     from stitch.grafts.report import plan_notes, plan_tables, result_notes, result_tables
 
-    first = Wish(donor, behaviour, circuit, sae_by_block(features))
-    others = [Wish(*donor_and_behaviour(one)) for one in wishes or []]
+    first = GraftRequest(donor, behaviour, circuit, sae_by_block(features))
+    others = [GraftRequest(*donor_and_behaviour(one)) for one in requests or []]
     folder = None if dry_run else out or folder_name(donor, behaviour)
     with progress(quiet) as update:
         report = graft(

@@ -40,7 +40,7 @@ def donor_and_behaviour(text: str) -> tuple[str, str]:
     """From DONOR=BEHAVIOUR."""
     donor, _, behaviour = text.partition("=")
     if not behaviour:
-        raise UsageError(f"`wishes` must be DONOR=BEHAVIOUR; got {text}.")
+        raise UsageError(f"`requests` must be DONOR=BEHAVIOUR; got {text}.")
     return donor, behaviour
 
 

@@ -1,4 +1,4 @@
-"""A grafted host beside its donor, and random controls that should not have the behaviour."""
+"""Scores of a grafted host beside its donor and controls: hosts that should not have the behaviour, and a trained host's text."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -8,41 +8,46 @@ import torch
 from torch import Tensor
 
 from stitch.circuits.components import replaced
-from stitch.circuits.find import WITH_FEATURES, Chosen
-from stitch.circuits.score import Logits, answered, divergence
+from stitch.circuits.find import WITH_FEATURES, ChosenCircuit
+from stitch.circuits.score import Logits, answered, divergence, logits_of
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.grafts.heads import Head
 from stitch.grafts.neurons import Neurons
 from stitch.grafts.plan import Plan
 from stitch.grafts.write import write
 from stitch.internals.transcoders import as_trained, feature_blocks
+from stitch.internals.weights import Spot
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.windows import LONGEST_CONTEXT, report_windows
 
+# Scores of a graft
+
 
 @dataclass(frozen=True)
-class Graft:
-    """A planned one, with what it is compared with."""
+class PlannedGraft:
+    """A circuit of a donor and the plan that writes it into a host."""
 
     donor: Model
-    chosen: Chosen
+    chosen: ChosenCircuit
     plan: Plan
 
-    def compared(self, host: Model, tests: Mapping[str, Callable[[], Model]], progress: Progress | None) -> list[dict]:
-        """Rows of the report, on prompts that nothing was chosen or fitted on."""
-        of, donor = self.chosen.other, _logits(self.donor)
+    def compared(
+        self, host: Model, controls: Mapping[str, Callable[[], Model]], progress: Progress | None
+    ) -> list[dict]:
+        """The report's rows for the donor, its circuit alone, the grafted host and the controls.
 
-        shallow = self.chosen.shallow
-
-        def alone(ids: torch.Tensor) -> torch.Tensor:
-            if shallow is not None:
-                return shallow.logits(ids)
-            with replaced(self.donor, self.chosen.kept, self.chosen.means):
-                return donor(ids)
+        All are scored on prompts on which nothing was chosen or fitted. `kl` is KL(circuit alone ‖ row) in nats per answer.
+        """
+        prompts, shallow = self.chosen.other, self.chosen.shallow
+        donor, alone, grafted = logits_of(self.donor.net), self._circuit_alone(), logits_of(host.net)
 
         def row(name: str, logits: Logits) -> dict:
-            return {"name": name, **answered(logits, of.clean, of), "kl": divergence(alone, logits, of)}
+            return {
+                "name": name,
+                **answered(logits, prompts.clean, prompts),
+                "kl": divergence(alone, logits, prompts),
+            }
 
         with as_trained(self.donor):
             rows = [row("donor", donor)]
@@ -52,45 +57,49 @@ class Graft:
             rows.append(
                 row(f"all of it in {len(shallow.arrangement.groups)} blocks", replace(shallow, kept=None).logits)
             )
-        rows += [row("its circuit alone", alone), row("host, grafted", _logits(host))]
-        rows.append({"name": "host on corrupt prompts", **answered(_logits(host), of.corrupt, of)})
-        for number, (name, make) in enumerate(tests.items(), 1):
-            rows.append(row(name, _logits(make())))
+        rows += [row("its circuit alone", alone), row("host, grafted", grafted)]
+        rows.append({"name": "host on corrupt prompts", **answered(grafted, prompts.corrupt, prompts)})
+        for number, (name, make) in enumerate(controls.items(), 1):
+            rows.append(row(name, logits_of(make().net)))
             if progress:
-                progress("controls", number, len(tests))
+                progress("controls", number, len(controls))
         return rows
 
+    def _circuit_alone(self) -> Logits:
+        """The donor with only its circuit running, all other components giving their means."""
+        if self.chosen.shallow is not None:
+            return self.chosen.shallow.logits
+        donor = logits_of(self.donor.net)
+
+        def alone(ids: Tensor) -> Tensor:
+            with replaced(self.donor, self.chosen.kept, self.chosen.means):
+                return donor(ids)
+
+        return alone
+
     def controls(self, bare: Callable[[], Model], seed: int) -> dict[str, Callable[[], Model]]:
-        """Hosts that should not have the behaviour, by name; `bare` is one without a graft."""
+        """Hosts that should not have the behaviour, by name; `bare` makes a host without a graft."""
         plan, blocks = self.plan, sorted(set(self.plan.layers.values()))
-        found: dict[str, Callable[[], Model]] = {"host without the graft": bare}
-        found["noise of the same norm"] = lambda: with_plan(bare(), randomised(plan, seed))
+        controls: dict[str, Callable[[], Model]] = {"host without the graft": bare}
+        controls["noise of the same norm"] = lambda: with_plan(bare(), randomised(plan, seed))
         if len(blocks) > 1:
-            found["blocks in opposite order"] = lambda: with_plan(bare(), shuffled(plan))
+            controls["blocks in opposite order"] = lambda: with_plan(bare(), reversed_blocks(plan))
         for block in dict.fromkeys((blocks[0], blocks[-1])):
-            found[f"without block {block}"] = lambda block=block: with_plan(bare(), without(plan, block))
-        return found
-
-
-def on_text(before: Model, after: Model, text: str, tokens: int, progress: Progress | None) -> dict:
-    """Cross-entropy and perplexity of a trained host on the report split, as it was and with its grafts."""
-    windows = report_windows(text, tokens, before.tokenizer, min(before.longest, LONGEST_CONTEXT))
-    rows = {"as it was": whole_model(before.net), "grafted": whole_model(after.net)}
-    scores = evaluate(rows, windows, vocabulary=before.config.vocab_size, progress=progress)
-    return {"tokens": windows.tokens, "results": [score.row(name) for name, score in scores.items()]}
+            controls[f"without block {block}"] = lambda block=block: with_plan(bare(), without(plan, block))
+        return controls
 
 
 def with_plan(host: Model, plan: Plan) -> Model:
+    """The host after the plan is written into it, in place."""
     write(host, [plan])
     return host
 
 
-def _logits(model: Model) -> Logits:
-    return lambda ids: model.net(input_ids=ids.to(model.device), use_cache=False).logits.cpu()
+# Plans for controls
 
 
 def randomised(plan: Plan, seed: int) -> Plan:
-    """Every map of its heads and neurons is noise of the same norm; embeddings and unembedding stay."""
+    """The plan with noise of the same norm in place of every map of its heads and neurons; embeddings and unembedding stay."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(value: Tensor) -> Tensor:
@@ -98,7 +107,7 @@ def randomised(plan: Plan, seed: int) -> Plan:
         return drawn * value.norm() / drawn.norm()
 
     def drawn(maps: Head | Neurons) -> Any:
-        values = {one.name: getattr(maps, one.name) for one in fields(maps)}
+        values = {field.name: getattr(maps, field.name) for field in fields(maps)}
         return replace(maps, **{name: None if value is None else noise(value) for name, value in values.items()})
 
     return replace(
@@ -108,28 +117,40 @@ def randomised(plan: Plan, seed: int) -> Plan:
     )
 
 
-def shuffled(plan: Plan) -> Plan:
-    """The blocks of the circuit in the opposite order."""
+def reversed_blocks(plan: Plan) -> Plan:
+    """The plan with the circuit's blocks in the opposite order."""
     blocks = sorted(set(plan.layers.values()))
-    other = dict(zip(blocks, reversed(blocks), strict=True))
+    opposite = dict(zip(blocks, reversed(blocks), strict=True))
 
-    def moved(spot: tuple) -> tuple:
-        return spot if spot[0] == "final" else (spot[0], other[spot[1]])
+    def moved(spot: Spot) -> Spot:
+        return spot if spot[0] == "final" else (spot[0], opposite[spot[1]])
 
     return replace(
         plan,
-        heads=[replace(placed, host_block=other[placed.host_block]) for placed in plan.heads],
-        neurons=[replace(placed, host_block=other[placed.host_block]) for placed in plan.neurons],
+        heads=[replace(placed, host_block=opposite[placed.host_block]) for placed in plan.heads],
+        neurons=[replace(placed, host_block=opposite[placed.host_block]) for placed in plan.neurons],
         constants={moved(spot): value for spot, value in plan.constants.items()},
         targets={moved(spot): value for spot, value in plan.targets.items()},
-        spares={other[block]: neuron for block, neuron in plan.spares.items()},
+        spares={opposite[block]: neuron for block, neuron in plan.spares.items()},
     )
 
 
 def without(plan: Plan, block: int) -> Plan:
-    """What is in this block of the host is left out."""
+    """The plan without the heads and neurons in this block of the host."""
     return replace(
         plan,
         heads=[placed for placed in plan.heads if placed.host_block != block],
         neurons=[placed for placed in plan.neurons if placed.host_block != block],
     )
+
+
+# Text
+
+
+def text_scores(before: Model, after: Model, text: str, tokens: int, progress: Progress | None) -> dict:
+    """Cross-entropy and perplexity of a trained host on at most `tokens` tokens of the report split, before and after
+    grafting."""
+    windows = report_windows(text, tokens, before.tokenizer, min(before.longest, LONGEST_CONTEXT))
+    rows = {"as it was": whole_model(before.net), "grafted": whole_model(after.net)}
+    scores = evaluate(rows, windows, vocabulary=before.config.vocab_size, progress=progress)
+    return {"tokens": windows.tokens, "results": [score.row(name) for name, score in scores.items()]}

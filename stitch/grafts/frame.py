@@ -1,4 +1,4 @@
-"""Which channels of a host's residual stream hold a donor's stream, positions and a constant."""
+"""The channels of a host that hold a donor's residual stream, its position codes and a constant."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,20 +8,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.errors import UsageError
-from stitch.grafts.allocation import Room
-from stitch.grafts.norm_inputs import Spot
-from stitch.grafts.placing import PlacedHead, PlacedNeurons
-from stitch.grafts.positions import Scheme
+from stitch.grafts.placing import PlacedCircuit, PlacedHead, Transfer
+from stitch.grafts.positions import PositionScheme
 from stitch.internals import weights
-from stitch.models.model import Model
+from stitch.internals.weights import Spot
+
+DOMINANT = 4.0  # length of dominant lanes, relative to the longest mean length of the stream
+SLIGHT = 0.05  # share of the stream's smallest mean square that is in a constant lane which only replaces biases
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A donor's stream x is the host's x @ write; what the host's norm makes of that, read back, is what the donor's makes of x.
+    """Where the host keeps the donor's stream: a stream x of the donor is x @ write in the host.
 
-    Every token has the unit vector `constant` `length` times, every position its code in `codes`, `length` long; both are None
-    where nothing needs them. `lanes` is an orthonormal basis of all of it.
+    The host's norm of that, times `read`, is the donor's norm of x. Every token also has `length` times the unit vector
+    `constant`, and every position has its code in the rows of `codes`, `length` long; each is None if the circuit does not need
+    it. `lanes` is an orthonormal basis of all these channels.
     """
 
     lanes: Float[Tensor, "lanes d_host"]
@@ -30,13 +32,59 @@ class Frame:
     constant: Float[Tensor, " d_host"] | None
     codes: Float[Tensor, "columns d_host"] | None
     length: float
-    kept: float  # share of the donor's reads that the channels hold; 1 where they hold its whole stream
+    kept: float  # share of what the donor reads that the channels hold, in mean square; 1 if they hold its whole stream
+
+
+def frame_for(
+    transfer: Transfer,
+    placed: PlacedCircuit,
+    unembedding: Float[Tensor, "d vocabulary"],
+    inputs: Mapping[Spot, Float[Tensor, "prompts length d"]],
+    lengths: Mapping[Spot, Tensor],
+    *,
+    has_constant: bool,
+    channels: int | None,
+    dominant: bool = False,
+) -> Frame:
+    """Takes the frame's channels from the host's free space: the donor's whole width if it fits and `channels` allows it, else as
+    many as there are, for the directions that the circuit reads most.
+
+    `inputs` are the donor's normalised streams by spot, `lengths` the streams' root mean squares. `dominant`: the lanes are so
+    long beside the stream that norms, and with them what is read of the codes, hardly depend on it.
+    Raises: UsageError when no channel is left.
+    """
+    donor, host, space, scheme = transfer.donor, transfer.host, transfer.space, transfer.scheme
+    code_columns = (
+        2 * len(scheme.code_frequencies) if any(head.maps.q_codes is not None for head in placed.heads) else 0
+    )
+    rank = min(donor.width, space.free - code_columns - has_constant, channels or donor.width)
+    if rank < 1:
+        raise UsageError(f"the graft needs channels; {space.free} of {host.name} are free: choose a wider host.")
+    lanes = space.take_channels(rank + code_columns + has_constant)
+    stream_lanes, code_lanes, constant_lane = lanes.split([rank, code_columns, has_constant])
+    if rank == donor.width:
+        (write, read), kept = whole(stream_lanes, weights.norm(donor, "final").centred), 1.0
+    else:
+        moment = _mean_moment(inputs)
+        write, read, kept = narrowed(stream_lanes, moment, _maps_of_equal_weight(placed, unembedding, moment))
+    length = _lane_length(scheme, [head for head in placed.heads if head.offset is not None], lengths)
+    if dominant and code_columns:
+        length = max(length, DOMINANT * max(float(each.mean()) for each in lengths.values()))
+    return Frame(
+        lanes=lanes,
+        write=write,
+        read=read,
+        constant=constant_lane[0] if has_constant else None,
+        codes=code_lanes if code_columns else None,
+        length=length * host.width**0.5,
+        kept=kept,
+    )
 
 
 def whole(channels: Float[Tensor, "d_donor d_host"], centred: bool) -> tuple[Tensor, Tensor]:
-    """(write, read) for as many channels as the donor has: longer by √(d_host / d_donor), so that mean squares are equal.
+    """(write, read) for as many channels as the donor has; scaled by √(d_host / d_donor), so that mean squares are equal.
 
-    A `centred` donor never sees the mean of its stream, so it isn't written.
+    A `centred` donor never reads the mean of its stream, so it is not written.
     """
     stretch = (channels.shape[1] / channels.shape[0]) ** 0.5
     written = channels - channels.mean(0, keepdim=True) if centred else channels
@@ -48,84 +96,45 @@ def narrowed(
     moment: Float[Tensor, "d_donor d_donor"],
     reads: Float[Tensor, "d_donor columns"],
 ) -> tuple[Tensor, Tensor, float]:
-    """(write, read, share kept) for fewer channels than the donor has: what loses least of `reads`, mean square over `moment`.
+    """(write, read, share kept) for fewer channels than the donor has: they lose least of `reads`, in mean square over inputs
+    with the second `moment`.
 
-    Norms of single tokens are not kept. Source: Eckart & Young 1936, in the metric of the donor's directions.
+    The norms of single tokens are not kept. Source: Eckart & Young 1936, in the metric of the donor's inputs.
     """
     rank, width = channels.shape
     values, vectors = torch.linalg.eigh(moment)
     root = values.clamp_min(0).sqrt()
     inverse = torch.where(root > 1e-6 * root.max(), 1 / root.clamp_min(1e-300), 0.0)
-    to, back = (vectors * inverse) @ vectors.T, (vectors * root) @ vectors.T
-    seen = back @ reads
-    strengths, directions = torch.linalg.eigh(seen @ seen.T)
+    whiten, colour = (vectors * inverse) @ vectors.T, (vectors * root) @ vectors.T
+    coloured_reads = colour @ reads
+    strengths, directions = torch.linalg.eigh(coloured_reads @ coloured_reads.T)
     best, stretch = directions[:, -rank:], (width / rank) ** 0.5
     kept = float(strengths[-rank:].sum() / strengths.clamp_min(0).sum())
-    return to @ best @ channels * stretch, channels.T @ best.T @ back / stretch, kept
+    return whiten @ best @ channels * stretch, channels.T @ best.T @ colour / stretch, kept
 
 
-PIN = 4.0  # length of codes beside the stream where that is longest, if they are to be read alike everywhere
+def _mean_moment(inputs: Mapping[Spot, Tensor]) -> Float[Tensor, "d d"]:
+    """The second moment of the normalised streams, averaged over spots."""
+    rows = [each.flatten(0, 1) for each in inputs.values()]
+    return torch.stack([each.T @ each / len(each) for each in rows]).mean(0)
 
-SLIGHT = 0.05  # of the stream's mean square, in a constant lane that only stands in for biases
+
+def _maps_of_equal_weight(placed: PlacedCircuit, unembedding: Tensor, moment: Tensor) -> Float[Tensor, "d columns"]:
+    """All maps that read the stream side by side, each divided by the root mean square of what it reads."""
+    maps = [each for head in placed.heads for each in (head.maps.q, head.maps.k, head.maps.v)] + [unembedding]
+    maps += [each for neurons in placed.neurons for each in (neurons.maps.gate, neurons.maps.up) if each is not None]
+    return torch.cat([each / ((moment @ each) * each).sum().sqrt() for each in maps if each.any()], 1)
 
 
-def frame_for(
-    donor: Model,
-    host: Model,
-    room: Room,
-    scheme: Scheme,
-    placed: list[PlacedHead],
-    inner: list[PlacedNeurons],
-    unembedding: Tensor,
-    constant: bool,
-    x: Mapping[Spot, Tensor],
-    long: Mapping[Spot, Tensor],
-    channels: int | None,
-    pinned: bool = False,
-) -> Frame:
-    """Taken from `room`: the donor's whole width if it fits (and `channels` allows), else what its reads need most of all.
+def _lane_length(scheme: PositionScheme, offset_heads: list[PlacedHead], lengths: Mapping[Spot, Tensor]) -> float:
+    """The root mean square of a constant lane or a code.
 
-    `x` are the directions that the donor's norms read, `long` their lengths. `pinned`: codes are so long that what is read of
-    them hardly depends on the stream, nor does any norm. Raises UsageError when no channel is left.
+    It is slight beside the stream unless offset heads read it; then norms must vary no more than these heads tolerate.
     """
-    offsets = [head for head in placed if head.offset is not None]
-    codes = 2 * len(scheme.code_frequencies) if any(head.maps.q_codes is not None for head in placed) else 0
-    rank = min(donor.width, room.free - codes - constant, channels or donor.width)
-    if rank < 1:
-        raise UsageError(f"the graft needs channels; {room.free} of {host.name} are free: choose a wider host.")
-    lanes = room.take_channels(rank + codes + constant)
-    own, code_lanes, constant_lane = lanes.split([rank, codes, constant])
-    if rank == donor.width:
-        (write, read), kept = whole(own, weights.norm(donor, "final").centred), 1.0
-    else:
-        rows = [one.flatten(0, 1) for one in x.values()]
-        moment = torch.stack([one.T @ one / len(one) for one in rows]).mean(0)
-        maps = [map for head in placed for map in (head.maps.q, head.maps.k, head.maps.v)] + [unembedding]
-        maps += [map for one in inner for map in (one.maps.gate, one.maps.up) if map is not None]
-        equal = [map / ((moment @ map) * map).sum().sqrt() for map in maps if map.any()]
-        write, read, kept = narrowed(own, moment, torch.cat(equal, 1))
-    return Frame(
-        lanes=lanes,
-        write=write,
-        read=read,
-        constant=constant_lane[0] if constant else None,
-        codes=code_lanes if codes else None,
-        length=max(_lane_length(scheme, offsets, long), _pin(long) if pinned and codes else 0.0) * host.width**0.5,
-        kept=kept,
-    )
-
-
-def _pin(long: Mapping[Spot, Tensor]) -> float:
-    return PIN * max(float(one.mean()) for one in long.values())
-
-
-def _lane_length(scheme: Scheme, offsets: list[PlacedHead], long: Mapping[Spot, Tensor]) -> float:
-    """Of a constant lane or a code, beside √(mean square) of the stream: little, or so much that norms vary as little as heads
-    that read it take."""
-    enough = SLIGHT * min(float(one.square().mean()) for one in long.values())
-    if offsets and not scheme.by_bias:
-        read = torch.cat([long["attention", head.block].flatten() for head in offsets])
-        low, high = torch.quantile(read.square(), torch.tensor([0.005, 0.995], dtype=torch.float64)).tolist()
-        tolerance = min(head.offset.tolerance for head in offsets if head.offset is not None) ** 2
+    enough = SLIGHT * min(float(each.square().mean()) for each in lengths.values())
+    if offset_heads and not scheme.by_bias:
+        squares = torch.cat([lengths["attention", head.block].flatten() for head in offset_heads]).square()
+        low, high = torch.quantile(squares, torch.tensor([0.005, 0.995], dtype=torch.float64)).tolist()
+        tolerance = min(head.offset.tolerance for head in offset_heads if head.offset is not None) ** 2
         enough = max(enough, (high - tolerance * low) / (tolerance - 1))
     return enough**0.5

@@ -1,26 +1,29 @@
-"""Donors' circuits in a host of another architecture, fresh or trained: found, planned, written, and compared."""
+"""Grafts donors' circuits into a host of another architecture, fresh or trained: finds, plans, writes and compares them."""
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from stitch.circuits.find import Chosen, choose, read_arrangement
+from stitch.circuits.behaviours import Prompts
+from stitch.circuits.find import ChosenCircuit, choose_circuit, read_arrangement
 from stitch.composite.checkpoint import TOKENIZER_FILES
 from stitch.errors import UsageError
 from stitch.files.folders import appear
 from stitch.files.output import check_output
-from stitch.grafts.allocation import Room
-from stitch.grafts.compared import Graft, on_text, with_plan
+from stitch.grafts.allocation import FreeSpace
+from stitch.grafts.compared import PlannedGraft, text_scores, with_plan
 from stitch.grafts.hosts import read_host, widened
 from stitch.grafts.neurons import units
-from stitch.grafts.plan import make_plan
+from stitch.grafts.plan import Plan, make_plan
 from stitch.grafts.positions import CODE_PLANES
-from stitch.grafts.rearranged import squeezed
-from stitch.grafts.trained import beside
+from stitch.grafts.rearranged import rearranged_circuit
+from stitch.grafts.trained import beside_trained_stream
 from stitch.grafts.write import write
 from stitch.internals import weights
 from stitch.internals.transcoders import feature_blocks, put_features
@@ -33,10 +36,11 @@ from stitch.text.tokenizers import require_same_ids
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A behaviour that the host should have from a donor; `circuit` names its components, None: they are looked for.
+class GraftRequest:
+    """A behaviour that the host should get from a donor.
 
-    `features` are those of transcoders, by block, in the place of its neurons.
+    `circuit` is a file that names the components; None: they are looked for. `features` are transcoders by block, whose features
+    replace the donor's neurons there.
     """
 
     donor: str
@@ -46,7 +50,7 @@ class Wish:
 
 
 def graft(
-    wishes: Sequence[Wish],
+    requests: Sequence[GraftRequest],
     host: str,
     out: Path | None,
     *,
@@ -62,116 +66,178 @@ def graft(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """Writes donors' circuits into a host, saved to `out` as a stock checkpoint; None: plans, and writes nothing.
+    """Writes donors' circuits into a host and saves it to `out` as a stock checkpoint. Returns the report; if `out` is None, only
+    the plan is made and reported.
 
-    `host` is a JSON file with the config of a model to be initialised here, or a trained model, which gets new channels, heads
-    and neurons beside its own; circuits then add `strength` times what they bring to the donor's logits to its logits.
+    `host` is a JSON file with the config of a model to be initialised with `seed`, or a trained model. A trained model gets new
+    channels, heads and neurons, and each circuit adds `strength` times what it adds to the donor's logits to the host's.
 
-    A circuit that is looked for and lies in more blocks than a fresh host has is looked for again in the donor rearranged into
-    as many (`stitch.circuits.shallow`): early blocks become the host's embedding, others read side by side.
+    Circuits that are looked for keep a share `keep` of the donor's right answers on `count` prompts. A donor's stream gets at
+    most `channels` channels. If a circuit lies in more blocks than a fresh host has, the donor is rearranged into as many
+    blocks (`stitch.circuits.shallow`) and the circuit is looked for again.
 
-    For every wish the report has the plan and rows: the donor, all of it rearranged where that is so, its circuit alone (all
-    else constant), the grafted host, and controls: the host without a graft, noise in the place of the circuit, its blocks in
-    the opposite order, the first and the last of them left out. `kl` is KL(circuit alone ‖ row) in nats per answer. For a
-    trained host, `text` has its cross-entropy before and after on `tokens` of held-out text.
+    For each request the report has the plan and rows of scores: the donor, the rearranged donor if there is one, its circuit
+    alone with all else constant, the grafted host, and controls: the host without the graft, noise in place of the circuit, its
+    blocks in the opposite order, its first or last block left out. `kl` is KL(circuit alone ‖ row) in nats per answer. For a
+    trained host, the report's `text` has its cross-entropy before and after grafting on `tokens` tokens of held-out text.
 
-    Raises: UsageError when a circuit does not fit the host, StitchError when a donor does not have its behaviour.
+    Raises: UsageError when a circuit does not fit into the host; StitchError when a donor does not have its behaviour.
     """
     if out is not None:
         check_output(out, overwrite)
     options = {"device": torch_device(device), "trust_remote_code": trust_remote_code, "progress": progress}
-    donors = [_load(wish.donor, "donor", **options) for wish in wishes]
-    for wish, net in zip(wishes, donors, strict=True):
-        put_features(net, wish.features)
-        for block, module in feature_blocks(net).items():
-            if module.behind or module.k is not None:
-                why = "of an SAE on what the MLP writes, a layer behind its neurons" if module.behind else "top-k"
-                raise UsageError(
-                    f"features to be grafted must be a transcoder's, each for itself; those of block {block} are {why}: choose "
-                    "others."
-                )
-    for net in donors[1:]:
-        require_same_ids(donors[0].tokenizer, net.tokenizer, donors[0].name, net.name)
-    trained = None if host.endswith(".json") else _load(host, "host", **options)
-    if trained is not None:
-        require_same_ids(donors[0].tokenizer, trained.tokenizer, donors[0].name, trained.name)
-    else:
-        read_host(Path(host), donors[0], seed)  # refused, if it is, before the search takes time
+    donors = _load_donors(requests, **options)
+    trained = _load_or_check_host(host, donors[0], seed, **options)
     search = {"keep": keep, "count": count, "seed": seed, "text": text, "constant": True, "progress": progress}
-    chosen = [
-        choose(net, wish.behaviour, circuit=wish.circuit, **search) for wish, net in zip(wishes, donors, strict=True)
+    circuits = [
+        choose_circuit(donor, request.behaviour, circuit=request.circuit, **search)
+        for request, donor in zip(requests, donors, strict=True)
     ]
-
-    def make() -> tuple[Model, Room]:
-        if trained is not None:
-            return widened(trained, **_needed(donors, chosen, trained, channels))
-        fresh = read_host(Path(host), donors[0], seed)
-        return fresh, Room.of(fresh)
-
-    target, room = make()
+    make_host = _host_factory(host, trained, donors, circuits, channels, seed)
+    target, space = make_host()
     if trained is None:
-        arranged = [read_arrangement(wish.circuit) if wish.circuit else None for wish in wishes]
-        chosen = [
-            squeezed(net, wish.behaviour, one, target, given, keep=keep, seed=seed, text=text, progress=progress)
-            if given or (not wish.circuit and len(one.kept.blocks()) > target.depth)
-            else one
-            for wish, net, one, given in zip(wishes, donors, chosen, arranged, strict=True)
+        circuits = [
+            _rearranged_if_needed(request, donor, chosen, target, keep=keep, seed=seed, text=text, progress=progress)
+            for request, donor, chosen in zip(requests, donors, circuits, strict=True)
         ]
     report = {"host": target.config.to_diff_dict(), "trained": trained is not None, "seed": seed, "grafts": []}
     grafts = []
-    for wish, net, one in zip(wishes, donors, chosen, strict=True):
-        plan = make_plan(net, wish.behaviour, one.kept, one.means, one.first, target, room, channels, one.shallow)
-        entry = {
-            "donor": wish.donor,
-            "behaviour": wish.behaviour,
-            "circuit": one.kept.to_dict(),
-            "features": {str(block): source for block, source in wish.features.items()},
-            "plan": plan.described(),
-        }
+    for request, donor, chosen in zip(requests, donors, circuits, strict=True):
+        plan = make_plan(
+            donor, request.behaviour, chosen.kept, chosen.means, chosen.first, target, space, channels, chosen.shallow
+        )
+        report["grafts"].append(_described(request, chosen, plan))
         if trained is not None:
-            plan = beside(plan, net, one.kept, one.means, target, room, strength)
-        grafts.append(Graft(net, one, plan))
-        report["grafts"].append(entry)
-    report["free"] = {"channels": room.free, "of": target.width}
+            plan = beside_trained_stream(plan, donor, chosen.kept, chosen.means, target, space, strength)
+        grafts.append(PlannedGraft(donor, chosen, plan))
+    report["free"] = {"channels": space.free, "of": target.width}
     if out is None:
         return report
-    plans = [one.plan for one in grafts]
-    reads = write(target, plans)
-    for one, found, entry in zip(grafts, reads, report["grafts"], strict=True):
-        tests = one.controls(lambda: make()[0], seed)
-        if len(plans) > 1:
-            tests["this graft alone"] = lambda plan=one.plan: with_plan(make()[0], plan)
-        of = one.chosen.other
-        entry |= {"reads": found, "prompts": len(of.clean), "places": int(of.asked.sum()), "order_one": of.order_one}
-        entry["results"] = one.compared(target, tests, progress)
+    reads = write(target, [each.plan for each in grafts])
+    for planned, entry, scales in zip(grafts, report["grafts"], reads, strict=True):
+        controls = _controls(planned, lambda: make_host()[0], seed, shared=len(grafts) > 1)
+        entry |= {"reads": scales, **_described_prompts(planned.chosen.other)}
+        entry["results"] = planned.compared(target, controls, progress)
     if trained is not None:
-        report["text"] = on_text(trained, target, text, tokens, progress)
+        report["text"] = text_scores(trained, target, text, tokens, progress)
     _save(target, donors[0], out, report)
     return report
 
 
-def _needed(donors: Sequence[Model], chosen: Sequence[Chosen], host: Model, channels: int | None) -> dict[str, int]:
-    """Channels, key heads and neurons of every block, at most, that circuits will take of a trained host."""
+def _load_donors(requests: Sequence[GraftRequest], **options: Any) -> list[Model]:
+    """The donors with the requested features in place of their neurons.
+
+    Raises: UsageError for features that cannot be grafted, and for donors whose tokenizers differ.
+    """
+    donors = [_load(request.donor, "donor", **options) for request in requests]
+    for request, donor in zip(requests, donors, strict=True):
+        put_features(donor, request.features)
+        for block, module in feature_blocks(donor).items():
+            if module.reads_output or module.k is not None:
+                what = "an SAE on the MLP's output, behind the neurons" if module.reads_output else "a top-k dictionary"
+                raise UsageError(
+                    f"features to be grafted must be those of a transcoder without top-k; those of block {block} are of {what}: "
+                    "choose others."
+                )
+    for donor in donors[1:]:
+        require_same_ids(donors[0].tokenizer, donor.tokenizer, donors[0].name, donor.name)
+    return donors
+
+
+def _load_or_check_host(host: str, donor: Model, seed: int, **options: Any) -> Model | None:
+    """The trained host, or None for a config file, which is only checked here, before the search for circuits takes time."""
+    if host.endswith(".json"):
+        read_host(Path(host), donor, seed)
+        return None
+    trained = _load(host, "host", **options)
+    require_same_ids(donor.tokenizer, trained.tokenizer, donor.name, trained.name)
+    return trained
+
+
+def _host_factory(
+    host: str,
+    trained: Model | None,
+    donors: Sequence[Model],
+    circuits: Sequence[ChosenCircuit],
+    channels: int | None,
+    seed: int,
+) -> Callable[[], tuple[Model, FreeSpace]]:
+    """Makes the host without a graft and its free space, as often as controls need it."""
+
+    def fresh() -> tuple[Model, FreeSpace]:
+        model = read_host(Path(host), donors[0], seed)
+        return model, FreeSpace.of(model)
+
+    if trained is None:
+        return fresh
+    return partial(widened, trained, **_needed(donors, circuits, trained, channels))
+
+
+def _needed(
+    donors: Sequence[Model], circuits: Sequence[ChosenCircuit], host: Model, channels: int | None
+) -> dict[str, int]:
+    """Upper bounds for the channels, and the key heads and neurons of every block, that circuits take of a trained host."""
     heads, neurons = ([0] * max(donor.depth for donor in donors) for _ in range(2))
-    for donor, one in zip(donors, chosen, strict=True):
-        masks = one.kept.masks
-        used = [block for block in range(donor.depth) if masks["heads", block].any() or masks["neurons", block].any()]
-        for number, block in enumerate(used):
+    for donor, chosen in zip(donors, circuits, strict=True):
+        masks = chosen.kept.masks
+        for number, block in enumerate(chosen.kept.blocks()):
             heads[number] += int(masks["heads", block].sum())
-            as_many = units(weights.mlp(donor, block), weights.mlp(host, 0))
-            neurons[number] += as_many * int(masks["neurons", block].sum()) + 1
-    # The donor's stream, positions, a constant and what it writes; under LayerNorm twice one more.
+            per_neuron = units(weights.mlp(donor, block), weights.mlp(host, 0))
+            neurons[number] += per_neuron * int(masks["neurons", block].sum()) + 1
+    # The donor's stream, its output, position codes and a constant; LayerNorm takes one more channel each of two times.
     width = sum(min(donor.width, channels or donor.width) + donor.width + 2 * CODE_PLANES + 3 for donor in donors)
     return {"channels": width, "groups": max(heads), "neurons": max(neurons)}
 
 
+def _rearranged_if_needed(
+    request: GraftRequest, donor: Model, chosen: ChosenCircuit, host: Model, **search: Any
+) -> ChosenCircuit:
+    """The circuit as it is, or of the rearranged donor: if the request's file has an arrangement, or the host has too few blocks
+    for a circuit that was looked for."""
+    given = read_arrangement(request.circuit) if request.circuit else None
+    if given or (not request.circuit and len(chosen.kept.blocks()) > host.depth):
+        return rearranged_circuit(donor, request.behaviour, chosen, host, given, **search)
+    return chosen
+
+
+def _described(request: GraftRequest, chosen: ChosenCircuit, plan: Plan) -> dict:
+    """A planned graft as the report has it."""
+    return {
+        "donor": request.donor,
+        "behaviour": request.behaviour,
+        "circuit": chosen.kept.to_dict(),
+        "features": {str(block): source for block, source in request.features.items()},
+        "plan": plan.described(),
+    }
+
+
+def _described_prompts(prompts: Prompts) -> dict:
+    """The prompts that a graft is scored on, as the report has them."""
+    return {
+        "prompts": len(prompts.clean),
+        "places": int(prompts.asked.sum()),
+        "order_one": prompts.order_one,
+    }
+
+
+def _controls(
+    planned: PlannedGraft, bare: Callable[[], Model], seed: int, *, shared: bool
+) -> dict[str, Callable[[], Model]]:
+    """The graft's controls; if the host is `shared` with other grafts, also the host with this graft alone."""
+    controls = planned.controls(bare, seed)
+    if shared:
+        controls["this graft alone"] = lambda: with_plan(bare(), planned.plan)
+    return controls
+
+
 def _load(name: str, role: str, *, device: torch.device, trust_remote_code: bool, progress: Progress | None) -> Model:
+    """A donor or a trained host in fp32. Raises UsageError for a model whose weights cannot be read or written head by head."""
     source = resolve(name, progress=progress)
     model = load(source.folder, name=name, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code)
     weights.check(model, f"the {role} of a graft")
     if role == "host" and model.config.model_type not in weights.FAMILIES:
         raise UsageError(
-            f"the host of a graft must have room for key heads; {name} is a GPTBigCode, whose class has one: choose a model of "
+            f"the host of a graft must have room for more key heads; {name} is a GPTBigCode, which has one: choose a model of "
             f"one of {', '.join(weights.FAMILIES)}."
         )
     return model

@@ -1,8 +1,7 @@
-"""A donor's head as one that another architecture's attention can hold, and how far its attention will be from the donor's.
+"""A donor's attention head as maps that another architecture can hold, and how far its attention is then from the donor's.
 
-exact       positions work alike in both: queries and keys are copied
-content     what a head looks for is kept, where is not: RoPE hosts hold it in the planes that turn least
-offset      a head that looks a fixed number of tokens back is written from scratch
+Where positions work alike in both, queries and keys are copied. Otherwise a head keeps the content that it attends to but not the
+distance (RoPE hosts hold content in their slowest planes), or is constructed anew if it attends a fixed number of tokens back.
 """
 
 from dataclasses import dataclass, replace
@@ -11,19 +10,21 @@ import torch
 from jaxtyping import Complex, Float, Int64
 from torch import Tensor
 
-from stitch.circuits.reads import Read
+from stitch.circuits.reads import ReadMap
+from stitch.internals.attend import rotated, turned
 from stitch.internals.positions import OffsetHead, Profile
+from stitch.internals.weights import Attention, Norm
 
-LOOKED_AT = 0.5  # share of a head's attention at one offset that makes it an offset head
-FARTHEST = 8  # tokens back that offset heads look
+LOOKED_AT = 0.5  # the least share of a head's attention at one offset for it to be constructed as an offset head
+FARTHEST = 8  # the largest offset of such heads, in tokens
 
 
 @dataclass(frozen=True)
 class Head:
-    """Maps of the donor's normalised stream; scores are the products of queries and keys, times the attention's scale.
+    """A head's maps of the donor's normalised stream, float64. Scores are queries times keys times the attention's scale.
 
-    As attention adds up to 1, `v_bias` is written in any case. `q_codes` and `k_codes` are what is read from the codes of
-    positions, in a host that gets some.
+    Attention sums to 1, so `v_bias` is written for every token. `q_codes` and `k_codes` read position codes, in hosts that have
+    them.
     """
 
     q: Float[Tensor, "d d_qk"]
@@ -37,8 +38,8 @@ class Head:
     k_codes: Float[Tensor, "columns d_qk"] | None = None
 
 
-def reading(head: Head, through: Read) -> Head:
-    """The head on x that is `head` on what `through` makes of x."""
+def reading(head: Head, through: ReadMap) -> Head:
+    """The head that computes from x what `head` computes from `through` applied to x."""
     weight, shift = through.weight.double().cpu(), through.shift.double().cpu()
     return replace(
         head,
@@ -51,13 +52,20 @@ def reading(head: Head, through: Read) -> Head:
     )
 
 
-def turned(
-    vectors: Float[Tensor, "prompts length d_head"], frequencies: Float[Tensor, " planes"]
-) -> Float[Tensor, "prompts length d_head"]:
-    """By its position's angle in every plane (dimensions f and f + d_head / 2)."""
-    angles = torch.arange(vectors.shape[1], dtype=vectors.dtype)[:, None] * frequencies
-    first, second = vectors.chunk(2, -1)
-    return torch.cat([first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], -1)
+def donor_head(attention: Attention, norm: Norm, number: int) -> Head:
+    """A head of the donor with the gain and bias of the norm in front of it folded into its maps."""
+    group, gain = number // attention.shared, norm.gain.double().cpu()[:, None]
+    shift = torch.zeros_like(gain[:, 0]) if norm.bias is None else norm.bias.double().cpu()
+
+    def read(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        weight = weight.double().cpu()
+        total = shift @ weight
+        return gain * weight, total if bias is None else total + bias.double().cpu()
+
+    q, q_bias = read(attention.q[:, number], None if attention.q_bias is None else attention.q_bias[number])
+    k, k_bias = read(attention.k[:, group], None if attention.k_bias is None else attention.k_bias[group])
+    v, v_bias = read(attention.v[:, group], None if attention.v_bias is None else attention.v_bias[group])
+    return Head(q, q_bias, k, k_bias, v, v_bias, attention.o[number].double().cpu())
 
 
 def scores(
@@ -67,26 +75,26 @@ def scores(
     scale: float,
     codes: Float[Tensor, "length columns"] | None = None,
 ) -> Float[Tensor, "prompts length length"]:
-    """The head's scores when it reads `x`, and `codes` of positions; not yet causal."""
+    """The head's scores for all pairs of tokens when it reads `x` and the positions' `codes`; not yet causal."""
     q, k = x @ head.q + head.q_bias, x @ head.k + head.k_bias
     if codes is not None and head.q_codes is not None and head.k_codes is not None:
         q, k = q + codes @ head.q_codes, k + codes @ head.k_codes
-    return scale * turned(q, frequencies) @ turned(k, frequencies).mT
+    return scale * rotated(q, frequencies) @ rotated(k, frequencies).mT
 
 
 def attended(scores: Float[Tensor, "prompts length length"]) -> Float[Tensor, "prompts length length"]:
-    """Causal attention with these scores."""
+    """Causal attention: the softmax of these scores over the keys up to each query."""
     later = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
     return scores.masked_fill(later, -torch.inf).softmax(-1)
 
 
 def moved(a: Float[Tensor, "prompts length length"], b: Float[Tensor, "prompts length length"]) -> float:
-    """Share of the attention that is elsewhere (total variation), on average over queries but the first."""
+    """The total variation distance of two attentions, averaged over all queries but the first of each prompt."""
     return float((a - b).abs().sum(-1)[:, 1:].mean() / 2)
 
 
 def by_offset(attention: Float[Tensor, "prompts length length"]) -> list[float]:
-    """Mean attention 0, 1, … `FARTHEST` tokens back, of queries that have as many before them."""
+    """The mean attention 0, 1, … `FARTHEST` tokens back, over queries with at least `FARTHEST` tokens before them."""
     farthest = max(min(FARTHEST, attention.shape[1] - 2), 0)
     shares = [attention.diagonal(-offset, 1, 2)[:, farthest - offset :].mean() for offset in range(farthest + 1)]
     return [float(share) for share in shares]
@@ -95,7 +103,7 @@ def by_offset(attention: Float[Tensor, "prompts length length"]) -> list[float]:
 def mean_turn(
     attention: Float[Tensor, "prompts length length"], frequencies: Float[Tensor, " planes"]
 ) -> Complex[Tensor, " planes"]:
-    """The mean of every plane's turn e^(iθΔ) over the distances Δ that a head attends at."""
+    """The mean of every plane's rotation e^(iθΔ) over the distances Δ at which a head attends."""
     place = torch.arange(attention.shape[1])
     distance = (place[:, None] - place).clamp_min(0)
     weights = torch.zeros(len(place), dtype=torch.float64)
@@ -105,20 +113,16 @@ def mean_turn(
 
 
 def without_turning(head: Head, mean: Complex[Tensor, " planes"]) -> Head:
-    """A head of a RoPE donor whose scores do not depend on distance: every plane turned by its mean turn instead."""
-
-    def turn(q: Tensor) -> Tensor:
-        # Re(q k̄ m): the query takes the mean turn
-        first, second = q.chunk(2, -1)
-        return torch.cat([first * mean.real - second * mean.imag, second * mean.real + first * mean.imag], -1)
-
-    return replace(head, q=turn(head.q), q_bias=turn(head.q_bias), k_bias=torch.zeros_like(head.k_bias))
+    """The head of a RoPE donor with scores that do not depend on distance: every plane's rotation is replaced by its mean."""
+    q, q_bias = (turned(queries, mean.real, mean.imag) for queries in (head.q, head.q_bias))  # Re(q k̄ m)
+    return replace(head, q=q, q_bias=q_bias, k_bias=torch.zeros_like(head.k_bias))
 
 
 def fitted_rank(head: Head, x: Float[Tensor, "rows d"], rank: int) -> Head:
-    """The head whose scores on `x` are nearest to this one's, each row up to a constant, with queries and keys `rank` wide.
+    """The head with queries and keys of width `rank` whose scores on `x` are nearest to this head's, up to a constant per query.
 
-    Without turning alone. Singular directions come largest first. Source: Eckart & Young 1936.
+    Holds without rotation only. Dimensions come in the order of their singular values, the largest first.
+    Source: Eckart & Young 1936.
     """
     keys = x @ head.k
     left, right = _triangle(x @ head.q + head.q_bias), _triangle(keys - keys.mean(0))
@@ -129,12 +133,12 @@ def fitted_rank(head: Head, x: Float[Tensor, "rows d"], rank: int) -> Head:
 
 
 def first(head: Head, rank: int) -> Head:
-    """With the first dimensions of queries and keys alone."""
+    """The head with only the first `rank` dimensions of its queries and keys."""
     return replace(head, q=head.q[:, :rank], q_bias=head.q_bias[:rank], k=head.k[:, :rank], k_bias=head.k_bias[:rank])
 
 
 def spread(head: Head, dimensions: Int64[Tensor, " rank"], width: int) -> Head:
-    """Queries and keys moved to these of `width` dimensions, zeros elsewhere."""
+    """The head with queries and keys of `width` dimensions: its own in the given `dimensions`, zeros in the others."""
 
     def place(t: Tensor) -> Tensor:
         wide = t.new_zeros(*t.shape[:-1], width)
@@ -145,7 +149,7 @@ def spread(head: Head, dimensions: Int64[Tensor, " rank"], width: int) -> Head:
 
 
 def values_in(head: Head, x: Float[Tensor, "rows d"], width: int) -> tuple[Head, float]:
-    """The head with values `width` wide, and the share of its output's mean square on `x` that they do not hold."""
+    """The head with values of `width` dimensions, and the share of its output's mean square on `x` that this loses."""
     own = head.v.shape[1]
     if own <= width:
         v, v_bias = (torch.nn.functional.pad(read, (0, width - own)) for read in (head.v, head.v_bias))
@@ -158,33 +162,34 @@ def values_in(head: Head, x: Float[Tensor, "rows d"], width: int) -> tuple[Head,
 
 
 def scaled(head: Head, factor: float) -> Head:
-    """Scores times `factor`."""
+    """The head with its scores times `factor`."""
     return replace(
         head, q=factor * head.q, q_bias=factor * head.q_bias, q_codes=None if head.q_codes is None else factor * head.q_codes
     )  # fmt: skip
 
 
-def looking_back(head: Head, found: OffsetHead, width: int, scale: float, *, coded: bool, steady: bool) -> Head:
-    """The head with attention `found.offset` tokens back, whatever the tokens, from biases that RoPE turns or from codes.
+def looking_back(head: Head, offset_head: OffsetHead, width: int, scale: float, *, coded: bool, steady: bool) -> Head:
+    """The head with its attention replaced: `offset_head.offset` tokens back whatever the tokens, by biases under RoPE or by
+    codes.
 
-    Unless all keys are equally long (`steady`), it gets twice the mass that is enough then.
+    `steady` says that all keys have the same length. If they do not, scores are twice as large to allow for it.
     """
-    nothing, still = head.q.new_zeros(len(head.q), width), head.q.new_zeros(width)
-    blind = replace(head, q=nothing, k=nothing, q_bias=still, k_bias=still)
-    profile = found.profile((1 if steady else 2) * found.mass / scale)
-    return with_profile(blind, profile, coded=coded)
+    no_map, no_bias = head.q.new_zeros(len(head.q), width), head.q.new_zeros(width)
+    without_content = replace(head, q=no_map, k=no_map, q_bias=no_bias, k_bias=no_bias)
+    profile = offset_head.profile((1 if steady else 2) * offset_head.mass / scale)
+    return with_profile(without_content, profile, coded=coded)
 
 
 def with_profile(head: Head, profile: Profile, *, coded: bool) -> Head:
-    """The head with a profile added to its scores before they are scaled: in the planes of RoPE, or in its last dimensions, two
-    for each plane of the codes that the profile uses."""
+    """The head with a profile added to its scores before they are scaled. Under RoPE it is in the biases; if `coded`, in the last
+    dimensions, two for each plane of the codes that the profile uses."""
     length, planes = profile.amplitude.sqrt(), len(profile.amplitude)
     cos, sin = length * profile.phase.cos(), length * profile.phase.sin()
-    if not coded:  # the key at angle 0, the query as far behind as the phase says
+    if not coded:  # the key has angle 0, the query the negative phase
         q_bias = head.q_bias + torch.cat([cos, -sin])
         return replace(head, q_bias=q_bias, k_bias=head.k_bias + torch.cat([length, 0 * length]))
-    # Of a code, column f is cos θp / √F and F + f is sin θp / √F. A plane's first dimension of the query becomes cos(θp − phase),
-    # its second the sine; those of the key the same of θp: their products add up to cos(θ(i − j) − phase).
+    # Column f of a code is cos θp / √F, column F + f is sin θp / √F. In the two dimensions of a plane the query becomes the
+    # cosine and the sine of θp − phase, the key those of θp. Their product is cos(θ(i − j) − phase).
     used, width = profile.amplitude.nonzero()[:, 0], head.q.shape[1]
     rows, first = torch.cat([used, used + planes]), width - 2 * len(used) + torch.arange(len(used))
     second, size = first + len(used), planes**0.5

@@ -1,4 +1,4 @@
-"""A donor's MLP neurons as neurons of another architecture: copied, or made of others where the activation is another."""
+"""A donor's MLP neurons as neurons of another architecture: copied, or approximated where the activation function differs."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -7,20 +7,20 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from stitch.circuits.reads import Read
+from stitch.circuits.reads import ReadMap
 from stitch.internals.weights import Mlp, Norm
 
 SHARPNESS = 1.702  # GELU(x) is silu(1.702 x) / 1.702 within 0.021
-UNITS, DRAWN = 8, 200  # GELU neurons in the place of a gated one, and how many they are chosen from
-STEP = 0.1  # of a feature's usual size: over how much of what it reads its jump is spread
-EDGE = 8.0  # of the argument of GELU or SiLU, over which those are as good as zero or the identity
+UNITS, DRAWN = 8, 200  # GELU neurons that replace a gated one, and the random candidates they are chosen from
+STEP = 0.1  # width of the ramp that replaces a feature's jump, relative to its usual activation
+EDGE = 8.0  # beyond arguments of ±8, GELU and SiLU are close to the identity and to zero
 
 
 @dataclass(frozen=True)
 class Neurons:
-    """Maps of the donor's normalised stream, its norm's gain and bias folded in; `gate` is None where there is none.
+    """Maps of the donor's normalised stream, with its norm's gain and bias folded in; float64. `gate` is None for plain MLPs.
 
-    `constant` is what they write in any case. With `threshold`s they are features: what is above is written, what is below not.
+    `constant` is written for every token. Features have a `threshold`: activations above it are written, others are not.
     """
 
     gate: Float[Tensor, "d neurons"] | None
@@ -35,8 +35,8 @@ class Neurons:
         return len(self.down)
 
 
-def of_donor(mlp: Mlp, norm: Norm, mask: Bool[Tensor, " neurons"]) -> Neurons:
-    """Those of the `mask`, in float64."""
+def donor_neurons(mlp: Mlp, norm: Norm, mask: Bool[Tensor, " neurons"]) -> Neurons:
+    """The donor's neurons in the `mask`."""
 
     def read(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         columns = weight[:, mask].double().cpu()
@@ -52,8 +52,8 @@ def of_donor(mlp: Mlp, norm: Norm, mask: Bool[Tensor, " neurons"]) -> Neurons:
     return Neurons(gate, gate_bias, up, up_bias, down, down.new_zeros(down.shape[1]), threshold)
 
 
-def reading(neurons: Neurons, through: Read) -> Neurons:
-    """The neurons on x that are `neurons` on what `through` makes of x."""
+def reading(neurons: Neurons, through: ReadMap) -> Neurons:
+    """The neurons that compute from x what `neurons` compute from `through` applied to x."""
     weight, shift = through.weight.double().cpu(), through.shift.double().cpu()
     gate, gate_bias = neurons.gate, neurons.gate_bias
     if gate is not None and gate_bias is not None:
@@ -66,7 +66,7 @@ def reading(neurons: Neurons, through: Read) -> Neurons:
 def written(
     neurons: Neurons, x: Float[Tensor, "rows d"], activation: Literal["gelu", "silu", "jumprelu"]
 ) -> Float[Tensor, "rows d"]:
-    """What they add to the stream."""
+    """What the neurons add to the stream when they read `x`."""
     up = x @ neurons.up + neurons.up_bias
     if activation == "jumprelu":
         assert neurons.threshold is not None
@@ -79,52 +79,54 @@ def written(
 
 
 def gated(neurons: Neurons) -> Neurons:
-    """GELU neurons as gated SiLU ones whose other factor is constant."""
-    constant = torch.full_like(neurons.up_bias, 1 / SHARPNESS)
-    still = torch.zeros_like(neurons.up)
-    return Neurons(
-        SHARPNESS * neurons.up, SHARPNESS * neurons.up_bias, still, constant, neurons.down, neurons.constant
-    )  # fmt: skip
+    """GELU neurons as gated SiLU neurons with a constant up projection."""
+    up, up_bias = torch.zeros_like(neurons.up), torch.full_like(neurons.up_bias, 1 / SHARPNESS)
+    return Neurons(SHARPNESS * neurons.up, SHARPNESS * neurons.up_bias, up, up_bias, neurons.down, neurons.constant)
 
 
 def ungated(neurons: Neurons, x: Float[Tensor, "rows d"]) -> Neurons:
-    """Each gated SiLU neuron as `UNITS` GELU ones that read its two inputs, chosen among `DRAWN` by its values on `x`.
+    """Each gated SiLU neuron as `UNITS` GELU neurons that read random combinations of its gate and up projection.
 
-    Source: orthogonal matching pursuit, Pati, Rezaiifar & Krishnaprasad 1993.
+    They are chosen among `DRAWN` candidates by orthogonal matching pursuit on the neuron's activations for the rows of `x`.
+    Source: Pati, Rezaiifar & Krishnaprasad 1993.
     """
     assert neurons.gate is not None and neurons.gate_bias is not None
     generator = torch.Generator().manual_seed(0)
+    # Candidate c reads slope_c (cos α_c gate / size of gates + sin α_c up / size of ups) − offset_c.
     angle = 2 * torch.pi * torch.rand(DRAWN, generator=generator, dtype=x.dtype)
-    sharp = 3 ** (2 * torch.rand(DRAWN, generator=generator, dtype=x.dtype) - 0.5)
-    bend = sharp * torch.randn(DRAWN, generator=generator, dtype=x.dtype)
+    slope = 3 ** (2 * torch.rand(DRAWN, generator=generator, dtype=x.dtype) - 0.5)
+    offset = slope * torch.randn(DRAWN, generator=generator, dtype=x.dtype)
     gates, ups = x @ neurons.gate + neurons.gate_bias, x @ neurons.up + neurons.up_bias
-    sizes = [values.square().mean(0).sqrt().clamp_min(1e-12) for values in (gates, ups)]
-    mixes = [sharp * turn / size[:, None] for turn, size in zip((angle.cos(), angle.sin()), sizes, strict=True)]
+    gate_sizes, up_sizes = (values.square().mean(0).sqrt().clamp_min(1e-12) for values in (gates, ups))
+    gate_shares, up_shares = slope * angle.cos() / gate_sizes[:, None], slope * angle.sin() / up_sizes[:, None]
     reads, biases, writes, constant = [], [], [], neurons.constant
     for number in range(len(neurons)):
-        of_gate, of_up = mixes[0][number], mixes[1][number]
+        of_gate, of_up = gate_shares[number], up_shares[number]
         goal = torch.nn.functional.silu(gates[:, number]) * ups[:, number]
-        drawn = torch.outer(gates[:, number], of_gate) + torch.outer(ups[:, number], of_up) - bend
-        chosen, sizes_chosen, rest = _pursuit(torch.nn.functional.gelu(drawn), goal, UNITS)
+        candidates = torch.outer(gates[:, number], of_gate) + torch.outer(ups[:, number], of_up) - offset
+        chosen, factors, rest = _pursuit(torch.nn.functional.gelu(candidates), goal, UNITS)
         of_gate, of_up = of_gate[chosen], of_up[chosen]
         reads.append(torch.outer(neurons.gate[:, number], of_gate) + torch.outer(neurons.up[:, number], of_up))
-        biases.append(neurons.gate_bias[number] * of_gate + neurons.up_bias[number] * of_up - bend[chosen])
-        writes.append(torch.outer(sizes_chosen, neurons.down[number]))
+        biases.append(neurons.gate_bias[number] * of_gate + neurons.up_bias[number] * of_up - offset[chosen])
+        writes.append(torch.outer(factors, neurons.down[number]))
         constant = constant + rest * neurons.down[number]
     return Neurons(None, None, torch.cat(reads, 1), torch.cat(biases), torch.cat(writes), constant)
 
 
-def units(theirs: Mlp, ours: Mlp) -> int:
-    """How many neurons of a host one of the donor's takes."""
-    if theirs.threshold is not None:
-        return 2 if bool(theirs.threshold.any()) else 1
-    return UNITS if theirs.gate is not None and ours.gate is None else 1
+def units(donor: Mlp, host: Mlp) -> int:
+    """The number of host neurons that replace one neuron of the donor."""
+    if donor.threshold is not None:
+        return 2 if bool(donor.threshold.any()) else 1
+    return UNITS if donor.gate is not None and host.gate is None else 1
 
 
 def stepped(features: Neurons, x: Float[Tensor, "rows d"], *, gated: bool) -> Neurons:
-    """Each feature as two neurons of GELU hosts, or of `gated` SiLU ones whose other factor is constant: JumpReLU is
-    (1 + a/ε) relu(z − a) − a/ε relu(z − a − ε) but for z between a and a + ε, where its threshold is in the middle, and relu(z)
-    is act(s z) / s at a large s. ε is `STEP` of the feature's usual size on `x`. Where all thresholds are 0, one is enough.
+    """Each feature as two GELU neurons, or two `gated` SiLU neurons with a constant up projection; as one if all thresholds are
+    0.
+
+    JumpReLU equals (1 + a/ε) relu(z − a) − a/ε relu(z − a − ε) except for z between a and a + ε, and the threshold is put in the
+    middle of these. relu(z) is act(s z) / s for a large s. ε is `STEP` times the feature's root mean square on the rows of `x`
+    where it is active.
     """
     assert features.threshold is not None
     reads = x @ features.up + features.up_bias
@@ -148,25 +150,27 @@ def stepped(features: Neurons, x: Float[Tensor, "rows d"], *, gated: bool) -> Ne
 def _pursuit(
     columns: Float[Tensor, "rows columns"], goal: Float[Tensor, " rows"], count: int
 ) -> tuple[Int64[Tensor, " count"], Float[Tensor, " count"], float]:
-    """Which columns add up to the goal, how often each, and a constant: one after the other, that which explains most."""
+    """Orthogonal matching pursuit: the `count` columns chosen one by one that explain most of the goal, their weights in a least
+    squares fit, and its constant."""
     one = torch.ones_like(columns[:, :1])
-    rest, left, chosen = columns - columns.mean(0), goal - goal.mean(), []
-    lengths = rest.norm(dim=0).clamp_min(1e-12)
+    candidates, residual, chosen = columns - columns.mean(0), goal - goal.mean(), []
+    lengths = candidates.norm(dim=0).clamp_min(1e-12)
     for _ in range(count):
-        remaining = rest.norm(dim=0)
-        new = remaining > 1e-6 * lengths
-        best = int(torch.where(new, (rest.T @ left).abs() / remaining.clamp_min(1e-12), 0.0).argmax())
+        remaining = candidates.norm(dim=0)
+        independent = remaining > 1e-6 * lengths  # of the columns that are chosen already
+        gains = (candidates.T @ residual).abs() / remaining.clamp_min(1e-12)
+        best = int(torch.where(independent, gains, 0.0).argmax())
         chosen.append(best)
-        direction = rest[:, best] / remaining[best].clamp_min(1e-12)
-        left = left - direction * (direction @ left)
-        rest = rest - torch.outer(direction, direction @ rest)
+        direction = candidates[:, best] / remaining[best].clamp_min(1e-12)
+        residual = residual - direction * (direction @ residual)
+        candidates = candidates - torch.outer(direction, direction @ candidates)
     design = torch.cat([columns[:, chosen], one], 1)
     square = design.T @ design
     square += 1e-10 * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
-    found = torch.linalg.solve(square, design.T @ goal)
-    return torch.tensor(chosen), found[:-1], float(found[-1])
+    solution = torch.linalg.solve(square, design.T @ goal)
+    return torch.tensor(chosen), solution[:-1], float(solution[-1])
 
 
-def unexplained(goal: Float[Tensor, "rows d"], found: Float[Tensor, "rows d"]) -> float:
-    """Share of the goal's variance that is not in what was found."""
-    return float((goal - found).square().sum() / (goal - goal.mean(0)).square().sum().clamp_min(1e-30))
+def unexplained(goal: Float[Tensor, "rows d"], approximation: Float[Tensor, "rows d"]) -> float:
+    """The share of the goal's variance that an approximation does not explain."""
+    return float((goal - approximation).square().sum() / (goal - goal.mean(0)).square().sum().clamp_min(1e-30))

@@ -1,4 +1,4 @@
-"""What a graft will write, and where: channels, layers, heads and neurons, each with what is lost. Nothing is written yet."""
+"""Plans a graft without writing anything: channels, layers, heads and neurons in the host, and what each of them loses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,26 +9,31 @@ from torch import Tensor
 
 from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Components, Place, replaced
-from stitch.circuits.shallow import Arrangement, Shallow
+from stitch.circuits.reads import ReadMap
+from stitch.circuits.shallow import Arrangement, ShallowModel
 from stitch.errors import StitchError, UsageError
 from stitch.grafts import heads
-from stitch.grafts.allocation import Room
-from stitch.grafts.constants import EMBEDDING, constants_of, needs_lane, spares_for
+from stitch.grafts.allocation import FreeSpace
+from stitch.grafts.constants import EMBEDDING, constant_neurons, constants_of, needs_constant_lane
 from stitch.grafts.frame import Frame, frame_for
-from stitch.grafts.norm_inputs import Spot, length, streams
-from stitch.grafts.placing import PlacedHead, PlacedNeurons, place_head, place_neurons
-from stitch.grafts.positions import Scheme
+from stitch.grafts.norm_inputs import input_length, norm_inputs
+from stitch.grafts.placing import PlacedCircuit, PlacedHead, PlacedNeurons, Transfer, place_head, place_neurons
+from stitch.grafts.positions import PositionScheme
 from stitch.internals import weights
 from stitch.internals.positions import position_codes
+from stitch.internals.weights import Spot
 from stitch.models.model import Model
 
-PROMPTS_READ = 16  # that maps are fitted and scales are calibrated on
+PROMPTS_READ = 16  # prompts on which maps are fitted and scales are calibrated
 
 
 @dataclass(frozen=True)
-class Output:
-    """How a circuit adds to the logits of a trained host: what its components write goes to the host by `write` too, less what is
-    `usual` at a spot, and its head reads it by `read`."""
+class OutputLanes:
+    """How a circuit adds to the logits of a trained host.
+
+    What its last block writes also goes to the host by `write`, less its mean `usual` at a spot; the host's head reads it by
+    `read`.
+    """
 
     write: Float[Tensor, "d_donor d_host"]
     read: Float[Tensor, "d_host d_donor"]
@@ -37,12 +42,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything is in the donor's coordinates; `frame` says where they are in the host.
+    """What will be written into a host. All maps are in the donor's coordinates; `frame` says where these are in the host.
 
-    `layers` are the host's blocks by the donor's. `constants` are written at a spot of the host whatever the tokens; by
-    `spares`, neurons of hosts that have no biases. `shift` is added to what the final norm gives. `targets`: what the donor
-    reads at the host's spots on the prompts `ids`. `output` is for trained hosts. `arrangement` is how the donor stands in fewer
-    blocks, then `first` is how much longer the lanes of BOS are, which its stream would drown.
+    `layers` are the host's blocks by the donor's. `constants` are written at a spot of the host for every token, in blocks
+    without biases by the neurons `spares`. `shift` is added to the output of the final norm. `targets` are the donor's
+    normalised streams on the prompts `ids`, by spot of the host. `output` is set for trained hosts. `arrangement` is set if the
+    donor's blocks were rearranged; then BOS has longer lanes than other tokens, by the factor `first`, as its stream is longer.
     """
 
     donor: str
@@ -60,12 +65,12 @@ class Plan:
     unembedding: Float[Tensor, "d vocabulary"]
     ids: Int64[Tensor, "prompts length"]
     targets: dict[Spot, Float[Tensor, "prompts length d"]]
-    output: Output | None = None
+    output: OutputLanes | None = None
     arrangement: Arrangement | None = None
     first: float = 1.0
 
     def described(self) -> dict:
-        """Numbers, no weights."""
+        """The plan as the report has it: numbers and no weights."""
         return {
             "channels": len(self.frame.lanes),
             "stream_kept": self.frame.kept,
@@ -73,25 +78,25 @@ class Plan:
             "arrangement": None if self.arrangement is None else self.arrangement.to_dict(),
             "heads": [
                 {
-                    "donor": [one.block, one.number],
-                    "host": [one.host_block, one.host_head],
-                    "kind": one.kind,
-                    "back": one.back,
-                    "moved": one.moved,
-                    "lost": one.lost,
+                    "donor": [each.block, each.number],
+                    "host": [each.host_block, each.host_head],
+                    "kind": each.kind,
+                    "back": each.back,
+                    "moved": each.moved,
+                    "lost": each.lost,
                 }
-                for one in self.heads
+                for each in self.heads
             ],
             "neurons": [
                 {
-                    "donor": one.block,
-                    "count": one.count,
-                    "host": one.host_block,
-                    "as": len(one.maps),
-                    "kind": one.kind,
-                    "lost": one.lost,
+                    "donor": each.block,
+                    "count": each.count,
+                    "host": each.host_block,
+                    "as": len(each.maps),
+                    "kind": each.kind,
+                    "lost": each.lost,
                 }
-                for one in self.neurons
+                for each in self.neurons
             ],
         }
 
@@ -100,138 +105,214 @@ def make_plan(
     donor: Model,
     behaviour: str,
     kept: Components,
-    constants: Mapping[Place, Tensor],
-    of: Prompts,
+    means: Mapping[Place, Tensor],
+    prompts: Prompts,
     host: Model,
-    room: Room,
+    space: FreeSpace,
     channels: int | None = None,
-    shallow: Shallow | None = None,
+    shallow: ShallowModel | None = None,
 ) -> Plan:
-    """How the components `kept` of the donor, all others giving `constants`, go into the free room of the host, in at most so
-    many `channels`; arranged as in `shallow`, or in their own blocks.
+    """Plans how the components `kept` of the donor go into the free space of the host, all others giving their `means`.
 
-    Raises: UsageError when they do not fit; StitchError for induction without a head that looks one token back, if the host's
-    positions work in another way.
+    The donor's stream gets at most `channels` channels. `shallow` is the donor rearranged into fewer blocks, if it has to be.
+    Raises: UsageError when the circuit does not fit into the host; StitchError for an empty circuit, and for induction without a
+    head that attends one token back if positions work differently in the host.
     """
-    first = 0 if shallow is None else shallow.arrangement.first
-    used = kept.blocks() if shallow is None else list(shallow.arrangement.layers)
-    ids = of.clean[:PROMPTS_READ]
-    if not used:
-        raise StitchError("the circuit must have a head or a neuron to be written; it has none.")
-    if shallow is None and len(used) > host.depth:
+    ids = prompts.clean[:PROMPTS_READ]
+    layers = _layers(donor, kept, host, shallow)
+    if ids.shape[1] > host.longest:
         raise UsageError(
-            f"the circuit is in {len(used)} blocks of {donor.name}, one after another; {host.name} has {host.depth}: choose a "
+            f"{behaviour} needs a context of {ids.shape[1]} tokens; {host.name} takes {host.longest}: choose another host."
+        )
+    transfer = Transfer(donor, host, space, PositionScheme.of(donor, host))
+    lost_positions = _lost_positions(transfer, ids.shape[1])
+    streams = _donor_streams(donor, kept, means, ids, list(layers), lost_positions, shallow)
+    first_block = 0 if shallow is None else shallow.arrangement.first
+    placed = _placed(transfer, kept, layers, streams, first_block)
+    if behaviour == "induction" and not transfer.scheme.alike:
+        _require_previous_token_head(donor, placed.heads)
+    values_are_biased = weights.attention(host, 0).v_bias is not None
+    constants = constants_of(donor, kept, means, layers, placed, first_block, values_are_biased=values_are_biased)
+    embedding = _embedding(donor, shallow) + constants.pop(EMBEDDING)
+    if lost_positions is not None:
+        embedding = embedding + lost_positions.mean(0)
+    shift, unembedding = _final_maps(donor, streams.read_maps.get(("final", 0)))
+    frame = frame_for(
+        transfer,
+        placed,
+        unembedding,
+        streams.in_host,
+        # BOS has lanes of its own length if blocks are rearranged, so the lanes of the others suit the others.
+        streams.lengths if shallow is None else {spot: each[:, 1:] for spot, each in streams.lengths.items()},
+        has_constant=needs_constant_lane(host, placed, constants, shift),
+        channels=channels,
+        dominant=shallow is not None,
+    )
+    table = weights.positions(donor)
+    return Plan(
+        donor=donor.name,
+        behaviour=behaviour,
+        frame=frame,
+        layers=layers,
+        embedding=embedding,
+        positions=table.double().cpu() if table is not None and transfer.scheme.alike else None,
+        codes=None if frame.codes is None else position_codes(transfer.scheme.code_frequencies, host.longest),
+        heads=placed.heads,
+        neurons=placed.neurons,
+        constants=constants,
+        spares=constant_neurons(host, constants, space),
+        shift=shift,
+        unembedding=unembedding,
+        ids=ids,
+        targets={(stage, 0 if stage == "final" else layers[block]): x for (stage, block), x in streams.in_host.items()},
+        arrangement=None if shallow is None else shallow.arrangement,
+        first=1.0 if shallow is None else _length_of_first(streams.lengths),
+    )
+
+
+def _layers(donor: Model, kept: Components, host: Model, shallow: ShallowModel | None) -> dict[int, int]:
+    """The host's blocks by the donor's blocks that have components: the arrangement's, or one after another.
+
+    Raises: StitchError for an empty circuit; UsageError when the host has too few blocks.
+    """
+    blocks = kept.blocks() if shallow is None else list(shallow.arrangement.layers)
+    if not blocks:
+        raise StitchError("the circuit must have a head or a neuron to be written; it has none: choose another.")
+    if shallow is not None:
+        return shallow.arrangement.layers
+    if len(blocks) > host.depth:
+        raise UsageError(
+            f"the circuit is in {len(blocks)} blocks of {donor.name}, one after another; {host.name} has {host.depth}: choose a "
             "deeper host."
         )
-    if ids.shape[1] > host.longest:
-        raise UsageError(f"{behaviour} needs a context of {ids.shape[1]} tokens; {host.name} takes {host.longest}.")
-    layers = {block: number for number, block in enumerate(used)} if shallow is None else shallow.arrangement.layers
-    scheme, table = Scheme.of(donor, host), weights.positions(donor)
-    own = None if table is None else table[: ids.shape[1]].double()
-    less = own - own.mean(0) if own is not None and scheme.loses_positions else None
-    spots: list[Spot] = [(stage, block) for block in used for stage in ("attention", "mlp")] + [("final", 0)]
+    return {block: number for number, block in enumerate(blocks)}
+
+
+@dataclass(frozen=True)
+class _DonorStreams:
+    """What the donor's norms read on some prompts, by spot of the donor.
+
+    `normalised` is the stream after the norms in front of attention, as the heads read it. `in_host` is the stream after all
+    norms as the host will have it: without lost positions, and before the `read_maps`, which become part of the components'
+    maps. `lengths` are root mean squares.
+    """
+
+    normalised: dict[Spot, Float[Tensor, "prompts length d"]]
+    in_host: dict[Spot, Float[Tensor, "prompts length d"]]
+    lengths: dict[Spot, Float[Tensor, "prompts length"]]
+    read_maps: Mapping[Spot, ReadMap]
+
+
+def _donor_streams(
+    donor: Model,
+    kept: Components,
+    means: Mapping[Place, Tensor],
+    ids: Int64[Tensor, "prompts length"],
+    blocks: list[int],
+    lost_positions: Float[Tensor, "length d"] | None,
+    shallow: ShallowModel | None,
+) -> _DonorStreams:
+    """The streams at all norms of these blocks and at the final norm, with only the circuit running."""
     if shallow is None:
-        with replaced(donor, kept, constants):
-            found = streams(donor, spots, ids)
+        with replaced(donor, kept, means):
+            inputs = norm_inputs(donor, weights.norm_spots(blocks), ids)
     else:
-        found = shallow.streams(ids)
-    without = {spot: weights.norm(donor, *spot).direction(x if less is None else x - less) for spot, x in found.items()}
-    long = {spot: length(donor, spot, x) for spot, x in found.items()}
-    reads = {} if shallow is None else shallow.reads
+        inputs = shallow.streams(ids)
+    read_maps = {} if shallow is None else shallow.reads
 
-    def read(spot: Spot) -> Tensor:
-        direction = weights.norm(donor, *spot).direction(found[spot])
-        return reads[spot].of(direction) if spot in reads else direction
+    def normalised(spot: Spot) -> Tensor:
+        direction = weights.norm(donor, *spot).direction(inputs[spot])
+        return read_maps[spot].apply(direction) if spot in read_maps else direction
 
-    placed = []
-    for block in used:
-        x, x_without = read(("attention", block)), without["attention", block]
-        for number in kept.masks["heads", block].nonzero()[:, 0].tolist():
-            placed.append(
-                place_head(
-                    donor,
-                    (block, number),
-                    host,
-                    layers[block],
-                    room,
-                    scheme,
-                    x,
-                    x_without,
-                    reads.get(("attention", block)),
-                )
+    return _DonorStreams(
+        normalised={spot: normalised(spot) for spot in inputs if spot[0] == "attention"},
+        in_host={
+            spot: weights.norm(donor, *spot).direction(
+                x if lost_positions is None else x - (lost_positions - lost_positions.mean(0))
             )
-    if behaviour == "induction" and not scheme.alike:
-        _require_previous_token(donor, placed)
-    inner = [
+            for spot, x in inputs.items()
+        },
+        lengths={spot: input_length(donor, spot, x) for spot, x in inputs.items()},
+        read_maps=read_maps,
+    )
+
+
+def _lost_positions(transfer: Transfer, length: int) -> Float[Tensor, "length d"] | None:
+    """The donor's learned positions if the host cannot have them, float64 on the CPU. Only their mean goes into its embedding."""
+    table = weights.positions(transfer.donor)
+    if table is None or not transfer.scheme.loses_positions:
+        return None
+    return table[:length].double().cpu()
+
+
+def _placed(
+    transfer: Transfer, kept: Components, layers: dict[int, int], streams: _DonorStreams, first_block: int
+) -> PlacedCircuit:
+    """All heads of the circuit in their places, then all its neurons; of blocks before the `first_block` only the heads."""
+    placed_heads = [
+        place_head(
+            transfer,
+            (block, number),
+            layers[block],
+            streams.normalised["attention", block],
+            streams.in_host["attention", block],
+            streams.read_maps.get(("attention", block)),
+        )
+        for block in layers
+        for number in kept.masks["heads", block].nonzero()[:, 0].tolist()
+    ]
+    placed_neurons = [
         place_neurons(
-            donor,
+            transfer,
             block,
             kept.masks["neurons", block],
-            host,
             layers[block],
-            room,
-            without["mlp", block],
-            reads.get(("mlp", block)),
+            streams.in_host["mlp", block],
+            streams.read_maps.get(("mlp", block)),
         )
-        for block in used
-        if block >= first and kept.masks["neurons", block].any()
+        for block in layers
+        if block >= first_block and kept.masks["neurons", block].any()
     ]
-    values_biased = weights.attention(host, 0).v_bias is not None
-    fixed = constants_of(donor, kept, constants, layers, placed, inner, values_biased, first)
-    table_of_tokens = (
-        donor.embedding.weight.detach() if shallow is None else shallow.tables.before[first][shallow.tables.rows]
-    )
-    embedding = table_of_tokens.double().cpu() + fixed.pop(EMBEDDING)
+    return PlacedCircuit(placed_heads, placed_neurons)
+
+
+def _embedding(donor: Model, shallow: ShallowModel | None) -> Float[Tensor, "vocabulary d"]:
+    """The donor's embedding, or the token table of the first block of its arrangement."""
+    if shallow is None:
+        return donor.embedding.weight.detach().double().cpu()
+    return shallow.tables.before[shallow.arrangement.first][shallow.tables.rows].double().cpu()
+
+
+def _final_maps(donor: Model, read_map: ReadMap | None) -> tuple[Float[Tensor, " d"], Float[Tensor, "d vocabulary"]]:
+    """(shift, unembedding): the logits are (normalised stream + shift) @ unembedding, with the final norm's gain and bias and the
+    `read_map` folded in."""
     final = weights.norm(donor, "final")
     gain = final.gain.double().cpu()
     unembedding = gain[:, None] * weights.unembedding(donor).double().cpu()
     shift = (
         torch.zeros_like(gain) if final.bias is None else final.bias.double().cpu() / gain.where(gain != 0, torch.inf)
     )
-    if (last := reads.get(("final", 0))) is not None:
-        weight = last.weight.double().cpu()
-        shift = (shift + last.shift.double().cpu()) @ torch.linalg.pinv(weight, rtol=1e-3)
-        unembedding = weight @ unembedding
-    constant = needs_lane(host, placed, inner, fixed, shift)
-    # Lanes of BOS have a length of their own, so those of the others are chosen for the others.
-    usual = long if shallow is None else {spot: one[:, 1:] for spot, one in long.items()}
-    frame = frame_for(
-        donor, host, room, scheme, placed, inner, unembedding, constant, without, usual, channels, shallow is not None
-    )
-    return Plan(
-        donor=donor.name,
-        behaviour=behaviour,
-        frame=frame,
-        layers=layers,
-        embedding=embedding if less is None or own is None else embedding + own.mean(0).cpu(),
-        positions=table.double().cpu() if table is not None and scheme.alike else None,
-        codes=None if frame.codes is None else position_codes(scheme.code_frequencies, host.longest),
-        heads=placed,
-        neurons=inner,
-        constants=fixed,
-        spares=spares_for(host, fixed, room),
-        shift=shift,
-        unembedding=unembedding,
-        ids=ids,
-        targets={(stage, 0 if stage == "final" else layers[block]): found for (stage, block), found in without.items()},
-        arrangement=None if shallow is None else shallow.arrangement,
-        first=1.0 if shallow is None else _first(long),
-    )
+    if read_map is None:
+        return shift, unembedding
+    weight = read_map.weight.double().cpu()
+    return (shift + read_map.shift.double().cpu()) @ torch.linalg.pinv(weight, rtol=1e-3), weight @ unembedding
 
 
-def _first(long: Mapping[Spot, Tensor]) -> float:
-    """How much longer the first token's stream is than others', where heads read it."""
-    found = [float(one[:, 0].mean() / one[:, 1:].mean()) for (stage, _), one in long.items() if stage == "attention"]
-    return max(float(torch.tensor(found).median()), 1.0)
+def _length_of_first(lengths: Mapping[Spot, Tensor]) -> float:
+    """By what factor the first token's stream is longer than the others', where heads read it: the median, at least 1."""
+    ratios = [
+        float(each[:, 0].mean() / each[:, 1:].mean()) for (stage, _), each in lengths.items() if stage == "attention"
+    ]
+    return max(float(torch.tensor(ratios).median()), 1.0)
 
 
-def _require_previous_token(donor: Model, placed: list[PlacedHead]) -> None:
+def _require_previous_token_head(donor: Model, placed: list[PlacedHead]) -> None:
+    """Raises StitchError unless a head attends one token back often enough to be constructed anew."""
     if any(head.back[1] >= heads.LOOKED_AT for head in placed):
         return
-    shares = ", ".join(f"{head.block}.{head.number}: {head.back[1]:.0%}" for head in placed)
+    shares = ", ".join(f"{head.block}.{head.number} at {head.back[1]:.0%}" for head in placed)
     raise StitchError(
-        f"induction in another architecture needs a head that looks 1 token back at least {heads.LOOKED_AT:.0%} of the time; "
-        f"those of {donor.name}'s circuit do {shares}: it copies by position. Choose a host whose positions work as the "
-        "donor's, which takes all of it; or as donor what `stitch compile induction --tokenizer "
-        f"{donor.name} --out FOLDER` writes, which has such a head."
+        f"induction needs a head that attends 1 token back at least {heads.LOOKED_AT:.0%} of the time if the host's positions "
+        f"work differently; the circuit of {donor.name} has {shares}: choose a host whose positions work as the donor's, or as "
+        "donor an induction model compiled for its tokenizer (compile_induction), which has such a head."
     )

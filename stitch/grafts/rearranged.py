@@ -1,27 +1,27 @@
-"""The circuit of a donor that is deeper than the host, rearranged into as many blocks as that has."""
+"""A circuit chosen again in a donor that is rearranged into as many blocks as a shallower host has."""
 
 from dataclasses import replace
 
 import torch
 
-from stitch.circuits.behaviours import BEHAVIOURS, prompts
-from stitch.circuits.find import LEAST, Chosen
+from stitch.circuits.behaviours import BEHAVIOURS, Prompts, make_prompts
+from stitch.circuits.find import LEAST, ChosenCircuit
 from stitch.circuits.score import answered
-from stitch.circuits.shallow import Arrangement, tables, with_reads
-from stitch.circuits.squeeze import fitting, squeeze
+from stitch.circuits.shallow import Arrangement, token_tables, with_reads
+from stitch.circuits.squeeze import squeeze, within_capacity
 from stitch.errors import StitchError, UsageError
 from stitch.grafts.neurons import units
 from stitch.internals import weights
 from stitch.models.model import Model
 from stitch.progress import Progress
 
-READ_ON = 128  # prompts that reads are fitted on
+READ_ON = 128  # prompts that read maps are fitted on
 
 
-def squeezed(
+def rearranged_circuit(
     donor: Model,
     behaviour: str,
-    chosen: Chosen,
+    chosen: ChosenCircuit,
     host: Model,
     given: Arrangement | None = None,
     *,
@@ -29,12 +29,12 @@ def squeezed(
     seed: int = 0,
     text: str = "docs",
     progress: Progress | None = None,
-) -> Chosen:
-    """The circuit of a donor rearranged into as many blocks as the host has, with as many heads and neurons as fit into each;
-    `given` an arrangement, with the components that are chosen already.
+) -> ChosenCircuit:
+    """The circuit of the donor rearranged into as many blocks as the host has, as many components per block as fit into the host.
 
-    Raises: UsageError for an arrangement of other blocks than donor and host have; StitchError when it does not have the
-    behaviour any more.
+    A `given` arrangement comes with its components, which are then those of `chosen`.
+    Raises: UsageError for an arrangement that does not end with the donor's last block or has more groups than the host has
+    blocks; StitchError when the rearranged donor no longer has the behaviour.
     """
     if given is not None and (given.groups[-1][-1] != donor.depth - 1 or len(given.groups) > host.depth):
         raise UsageError(
@@ -42,25 +42,34 @@ def squeezed(
             f"blocks and {host.name} {host.depth}: leave it out, or choose a deeper host."
         )
     arrangement = given or squeeze(donor, chosen.first, host.depth, seed, progress)
-    known = tables(donor, torch.arange(len(donor.embedding.weight)), {arrangement.first}, seed, progress)
-    # Reads need no answers, so more prompts can be made for them; n-grams and a file's prompts are those that there are.
-    drawn = behaviour in BEHAVIOURS and behaviour != "ngram"
-    more = prompts(behaviour, donor.tokenizer, count=READ_ON, seed=seed + 1, text=text) if drawn else chosen.first
-    as_many = max(units(weights.mlp(donor, block), weights.mlp(host, 0)) for block in range(donor.depth))
-    most = {
-        "heads": weights.attention(host, 0).k.shape[1],
-        "neurons": (weights.mlp(host, 0).up.shape[1] - 1) // as_many,  # one may have to write constants
-    }
-    whole = with_reads(donor, arrangement, known, more, progress=progress)
+    tables = token_tables(donor, torch.arange(len(donor.embedding.weight)), {arrangement.first}, seed, progress)
+    read_on = _prompts_for_reads(donor, behaviour, chosen, seed, text)
+    whole = with_reads(donor, arrangement, tables, read_on, progress=progress)
     if given is None:
-        shallow = fitting(whole, chosen.first, most, keep, progress)
+        shallow = within_capacity(whole, chosen.first, _capacity(donor, host), keep, progress)
     else:
         shallow = replace(whole, kept=chosen.kept, means=whole.mean_outputs(chosen.first))
     assert shallow.kept is not None
-    left = answered(shallow.logits, chosen.other.clean, chosen.other)["right"]
-    if left - chosen.corrupt["right"] < LEAST:
+    right = answered(shallow.logits, chosen.other.clean, chosen.other)["right"]
+    if right - chosen.corrupt["right"] < LEAST:
         raise StitchError(
             f"the circuit of {donor.name} is in {len(chosen.kept.blocks())} blocks, one after another; rearranged into the "
-            f"{host.depth} of {host.name} it must still have the behaviour; it answers {left:.1%} right: choose a deeper host."
+            f"{host.depth} of {host.name} it must still have the behaviour; it answers {right:.1%} right: choose a deeper host."
         )
     return replace(chosen, kept=shallow.kept, means=shallow.means, shallow=shallow, stability=None)
+
+
+def _prompts_for_reads(donor: Model, behaviour: str, chosen: ChosenCircuit, seed: int, text: str) -> Prompts:
+    """New prompts where they can be made at will; n-grams and a file's prompts are few, so those chosen on are used again."""
+    if behaviour in BEHAVIOURS and behaviour != "ngram":
+        return make_prompts(behaviour, donor.tokenizer, count=READ_ON, seed=seed + 1, text=text)
+    return chosen.first
+
+
+def _capacity(donor: Model, host: Model) -> dict[str, int]:
+    """How many of the donor's heads and neurons fit into a block of the host. One neuron is left to write constants."""
+    per_neuron = max(units(weights.mlp(donor, block), weights.mlp(host, 0)) for block in range(donor.depth))
+    return {
+        "heads": weights.attention(host, 0).k.shape[1],
+        "neurons": (weights.mlp(host, 0).up.shape[1] - 1) // per_neuron,
+    }

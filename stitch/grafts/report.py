@@ -1,4 +1,4 @@
-"""What a terminal shows of a graft: its plan, and the host beside donor and controls."""
+"""Tables and notes for a graft: its plan, and the scores of the host, the donor and the controls."""
 
 import math
 from collections.abc import Iterator
@@ -9,31 +9,32 @@ Table = tuple[list[str], list[list[str]], str]
 
 
 def plan_tables(report: dict) -> Iterator[Table]:
-    """Per graft: every head at its place, then the neurons by block."""
+    """A table of the heads of every graft, and one of its neurons by block if it has some."""
     for graft in report["grafts"]:
         plan = graft["plan"]
         title = f"{graft['donor']}: {graft['behaviour']}"
         rows = [
-            [_dotted(one["donor"]), _dotted(one["host"]), one["kind"], f"{one['moved']:.1%}", f"{one['lost']:.1%}"]
-            for one in plan["heads"]
+            [_dotted(each["donor"]), _dotted(each["host"]), each["kind"], f"{each['moved']:.1%}", f"{each['lost']:.1%}"]
+            for each in plan["heads"]
         ]
         yield ["head", "in the host", "made as", "attention moved", "output lost"], rows, title
         if plan["neurons"]:
             rows = [
                 [
-                    f"{one['donor']}",
-                    f"{one['count']:,}",
-                    f"{one['host']}",
-                    f"{one['as']:,}",
-                    one["kind"],
-                    f"{one['lost']:.1%}",
+                    f"{each['donor']}",
+                    f"{each['count']:,}",
+                    f"{each['host']}",
+                    f"{each['as']:,}",
+                    each["kind"],
+                    f"{each['lost']:.1%}",
                 ]
-                for one in plan["neurons"]
+                for each in plan["neurons"]
             ]
             yield ["block", "neurons", "in the host's", "as many", "made as", "output lost"], rows, title
 
 
 def plan_notes(report: dict) -> list[str]:
+    """Lines under the tables of a plan: channels taken, and channels left."""
     free = report["free"]
     lines = []
     for graft in report["grafts"]:
@@ -41,12 +42,12 @@ def plan_notes(report: dict) -> list[str]:
         kept = "all of its stream" if plan["stream_kept"] == 1 else f"{plan['stream_kept']:.1%} of what it reads"
         if plan["arrangement"] is not None:
             lines.append(_arranged(graft["donor"], plan["arrangement"]))
-        lines.append(f"{graft['donor']} takes {plan['channels']} channels of the host, for {kept}.")
+        lines.append(f"{graft['donor']} takes {plan['channels']} channels of the host, which hold {kept}.")
     return [*lines, f"{free['channels']} of {free['of']} channels are left."]
 
 
 def result_tables(report: dict) -> Iterator[Table]:
-    """Per graft, with the divergence from the donor's circuit alone."""
+    """A table of scores for every graft, with the KL divergence from the donor's circuit alone."""
     for graft in report["grafts"]:
         size = f"{graft['prompts']:,} prompts, {graft['places']:,} tokens asked for"
         header = [*COLUMNS, "KL"]
@@ -57,7 +58,7 @@ def result_tables(report: dict) -> Iterator[Table]:
 
 
 def result_notes(report: dict) -> list[str]:
-    """How the circuit was written, in a line per graft."""
+    """Lines under the tables of scores: how each circuit was written, and what it did to the text of a trained host."""
     lines = []
     for graft in report["grafts"]:
         plan, missing = graft["plan"], max(read["missing"] for read in graft["reads"])
@@ -65,12 +66,12 @@ def result_notes(report: dict) -> list[str]:
         for head in plan["heads"]:
             kinds[head["kind"]] = kinds.get(head["kind"], 0) + 1
         heads = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none"
-        neurons = sum(of["count"] for of in plan["neurons"])
+        neurons = sum(each["count"] for each in plan["neurons"])
         if plan["arrangement"] is not None:
             lines.append(_arranged(graft["donor"], plan["arrangement"]))
         lines.append(
-            f"{graft['donor']}: heads: {heads}; {neurons:,} {inner_name(graft)}. Of what any norm reads in the donor, the host "
-            f"lacks at most {missing:.1%}."
+            f"{graft['donor']}: heads: {heads}; {neurons:,} {inner_name(graft)}. The host lacks at most {missing:.1%} of what "
+            "the donor's norms read."
         )
     if report["trained"]:
         before, after = report["text"]["results"]
@@ -84,12 +85,13 @@ def result_notes(report: dict) -> list[str]:
 def _arranged(donor: str, arrangement: dict) -> str:
     groups = ", ".join("+".join(str(block) for block in group) for group in arrangement["blocks"])
     first, beside = arrangement["table"], ", ".join(str(block) for block in arrangement["beside"])
-    table = f"blocks before {first} are in the embedding, " if first else ""
-    heads = f"heads of {beside} beside the first of the others, " if beside else ""
-    return f"{donor} has too many blocks: {table}{heads}the others read side by side: {groups}."
+    table = f"blocks before {first} are in the embedding; " if first else ""
+    heads = f"heads of blocks {beside} are in the first block; " if beside else ""
+    return f"{donor} has more blocks than the host: {table}{heads}the other blocks are merged as {groups}."
 
 
 def _dotted(place: list[int]) -> str:
+    """A head as block.number."""
     return ".".join(str(number) for number in place)
 
 

@@ -1,4 +1,4 @@
-"""Plans for hosts that have been trained: the circuit lies beside their stream, and what it brings is added to their logits."""
+"""Plans for trained hosts: the circuit is written beside the host's stream, and its output is added to the host's logits."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,41 +7,53 @@ import torch
 from torch import Tensor
 
 from stitch.circuits.components import Components, Place
-from stitch.grafts.allocation import Room
+from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.frame import whole
-from stitch.grafts.norm_inputs import Spot, lengths
-from stitch.grafts.plan import Output, Plan
+from stitch.grafts.norm_inputs import input_lengths
+from stitch.grafts.plan import OutputLanes, Plan
 from stitch.internals import weights
+from stitch.internals.weights import Spot
 from stitch.models.model import Model
 
-FAINT = 0.02  # length of all lanes together, beside the host's stream where that is shortest
+FAINT = 0.02  # length of all lanes together, relative to the host's stream where that is shortest
 
 
-def beside(
-    plan: Plan, donor: Model, kept: Components, means: Mapping[Place, Tensor], host: Model, room: Room, strength: float
+def beside_trained_stream(
+    plan: Plan,
+    donor: Model,
+    kept: Components,
+    means: Mapping[Place, Tensor],
+    host: Model,
+    space: FreeSpace,
+    strength: float,
 ) -> Plan:
-    """The plan with lanes so faint that the host's norms do not notice them, and with lanes for its output alone.
+    """The plan with lanes so faint that the host's norms hardly change, and with additional lanes for the circuit's output.
 
-    What components write goes there as well, less its mean on corrupt prompts. The host's head reads it as the donor's reads its
-    stream: its logits change by `strength` times what the circuit does to the donor's.
+    The circuit's last block also writes to the output lanes, less its mean on corrupt prompts. The host's head reads them as the
+    donor's reads its stream, so its logits change by `strength` times what the circuit adds to the donor's.
+    Raises: UsageError when too few channels are free.
     """
     frame = plan.frame
-    donor_spots: list[Spot] = [(stage, block) for block in range(donor.depth) for stage in ("attention", "mlp")]
-    theirs = lengths(donor, [*donor_spots, ("final", 0)], plan.ids)
-    ours = lengths(host, [("attention", 0), ("final", 0)], plan.ids)
-    longest = max(float(one.square().mean()) for one in theirs.values()) + frame.length**2 / host.width
-    faint = FAINT * (float(ours["attention", 0].square().mean()) / longest) ** 0.5
-    write, read = whole(room.take_channels(donor.width), weights.norm(donor, "final").centred)
-    norms = float(ours["final", 0].mean()) / float(theirs["final", 0].mean())
-    usual: dict[Spot, Tensor] = {}
-    for block, host_block in [max(plan.layers.items())]:
-        attention, mlp = weights.attention(donor, block), weights.mlp(donor, block)
-        heads, neurons = kept.masks["heads", block], kept.masks["neurons", block]
-        mean = means["heads", block][0, 0].double().cpu().view(len(heads), -1)
-        usual["attention", host_block] = torch.einsum("hd,hdm->m", mean[heads], attention.o.double().cpu()[heads])
-        usual["mlp", host_block] = (
-            means["neurons", block][0, 0].double().cpu()[neurons] @ mlp.down.double().cpu()[neurons]
-        )
-    quiet = replace(frame, write=faint * frame.write, read=frame.read / faint, length=faint * frame.length)
-    output = Output(faint * write, strength * norms / faint * read, usual)
-    return replace(plan, frame=quiet, output=output)
+    donor_lengths = input_lengths(donor, weights.norm_spots(range(donor.depth)), plan.ids)
+    host_lengths = input_lengths(host, [("attention", 0), ("final", 0)], plan.ids)
+    longest = max(float(each.square().mean()) for each in donor_lengths.values()) + frame.length**2 / host.width
+    faint = FAINT * (float(host_lengths["attention", 0].square().mean()) / longest) ** 0.5
+    write, read = whole(space.take_channels(donor.width), weights.norm(donor, "final").centred)
+    norms = float(host_lengths["final", 0].mean()) / float(donor_lengths["final", 0].mean())
+    faint_frame = replace(frame, write=faint * frame.write, read=frame.read / faint, length=faint * frame.length)
+    usual = _mean_output(donor, kept, means, *max(plan.layers.items()))
+    return replace(plan, frame=faint_frame, output=OutputLanes(faint * write, strength * norms / faint * read, usual))
+
+
+def _mean_output(
+    donor: Model, kept: Components, means: Mapping[Place, Tensor], block: int, host_block: int
+) -> dict[Spot, Tensor]:
+    """The mean of what the circuit's heads and neurons in a block of the donor write, by spot of the host."""
+    attention, mlp = weights.attention(donor, block), weights.mlp(donor, block)
+    heads, neurons = kept.masks["heads", block], kept.masks["neurons", block]
+    of_heads = means["heads", block][0, 0].double().cpu().view(len(heads), -1)[heads]
+    of_neurons = means["neurons", block][0, 0].double().cpu()[neurons]
+    return {
+        ("attention", host_block): torch.einsum("hd,hdm->m", of_heads, attention.o.double().cpu()[heads]),
+        ("mlp", host_block): of_neurons @ mlp.down.double().cpu()[neurons],
+    }

@@ -1,4 +1,4 @@
-"""Attention step by step, as a circuit has it: what a block's heads compute from its normed input, and what they pass on."""
+"""Attention computed step by step from a block's weights: queries, keys and values, rotation, scores, and outputs."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from stitch.internals.weights import Attention
 
 @dataclass(frozen=True)
 class Heads:
-    """Queries, keys and values before rotation, after the norms of the former where there are some."""
+    """Queries, keys and values of a block's heads: before rotation, after the norms of queries and keys where there are some."""
 
     q: Float[Tensor, "windows heads t d"]
     k: Float[Tensor, "windows groups t d"]
@@ -19,7 +19,7 @@ class Heads:
 
 
 def heads_of(attention: Attention, x: Float[Tensor, "windows t width"]) -> Heads:
-    """In the input's dtype."""
+    """What the heads compute from `x`, the input after its norm; in the dtype of `x`."""
 
     def read(weight: Tensor, bias: Tensor | None, gain: Tensor | None = None) -> Tensor:
         out = torch.einsum("wti,ihd->whtd", x, weight.to(x))
@@ -35,17 +35,26 @@ def heads_of(attention: Attention, x: Float[Tensor, "windows t width"]) -> Heads
     )
 
 
+def turned(
+    x: Float[Tensor, "*batch d"], cos: Float[Tensor, "*angles planes"], sin: Float[Tensor, "*angles planes"]
+) -> Float[Tensor, "*batch d"]:
+    """`x` rotated in plane f, made of dimensions f and f + d/2, by the angle with this cosine and sine."""
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
 def rotated(
     x: Float[Tensor, "*batch t d"], frequencies: Float[Tensor, " planes"], at: Int[Tensor, " t"] | None = None
 ) -> Float[Tensor, "*batch t d"]:
-    """`x` turned by its position (0, 1, … unless `at` says otherwise) in plane f of dimensions f and f + d/2."""
+    """`x` after RoPE: plane f rotated by frequency f (radians per position) times the position, 0, 1, … or those in `at`.
+
+    Source: Su et al. 2021, arXiv:2104.09864.
+    """
     if not frequencies.any():
         return x
     places = torch.arange(x.shape[-2]) if at is None else at.cpu()
     angles = places.double()[:, None] * frequencies
-    cos, sin = angles.cos().to(x), angles.sin().to(x)
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned(x, angles.cos().to(x), angles.sin().to(x))
 
 
 def scores(
@@ -55,7 +64,7 @@ def scores(
     scale: float,
     at: Int[Tensor, " rows"] | None = None,
 ) -> Float[Tensor, "windows heads rows t"]:
-    """Before the softmax; −∞ at keys that come later. Queries are those at the positions `at`, without it at all."""
+    """Attention scores before the softmax, −∞ for keys after the query. Queries are at the positions `at`; default: at all."""
     place = torch.arange(k.shape[2], device=q.device)
     at = place if at is None else at
     q, k = rotated(q, frequencies, at), rotated(k, frequencies).repeat_interleave(q.shape[1] // k.shape[1], 1)
@@ -66,10 +75,10 @@ def scores(
 def mixed(
     attention: Float[Tensor, "windows heads t t"], v: Float[Tensor, "windows groups t d"]
 ) -> Float[Tensor, "windows heads t d"]:
-    """What each head attends to."""
+    """The mean of the values that each head attends to, weighted by its attention."""
     return attention @ v.repeat_interleave(attention.shape[1] // v.shape[1], 1)
 
 
 def stacked(x: Float[Tensor, "windows groups t d"]) -> Float[Tensor, "windows t stacked"]:
-    """Heads side by side."""
+    """The vectors of all heads side by side."""
     return x.transpose(1, 2).flatten(2)

@@ -1,7 +1,8 @@
-"""Heads that attend a fixed number of tokens back, written from scratch: on RoPE planes, or on codes of learned positions.
+"""Attention heads that look a fixed number of tokens back, constructed without training, for RoPE and for learned positions.
 
-Both score Σ_f w_f cos(θ_f (i − j − offset)): largest, and 1, where j = i − offset. What the weights w choose is how far below all
-other keys are. Learned positions get codes (cos θ_f p, sin θ_f p), so that one kind of head serves both.
+The score of query i and key j is Σ_f w_f cos(θ_f (i − j − offset)). It is 1, its maximum, at j = i − offset. The weights w are
+chosen so that all other keys score as far below as possible. Learned positions get codes (cos θ_f p, sin θ_f p), which give the
+same scores.
 """
 
 import math
@@ -14,12 +15,12 @@ from torch import Tensor
 
 from stitch.errors import UsageError
 
-OFF_MASS = 1e-6  # of a synthesised head's attention, at most, beside the token it is for
+OFF_MASS = 1e-6  # at most this share of a constructed head's attention goes to other tokens
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A score by the distance Δ = i − j alone: Σ_f amplitude_f cos(θ_f Δ − phase_f)."""
+    """A score that depends on the distance Δ = i − j alone: Σ_f amplitude_f cos(θ_f Δ − phase_f)."""
 
     amplitude: Float[Tensor, " planes"]
     phase: Float[Tensor, " planes"]
@@ -27,7 +28,10 @@ class Profile:
 
 @dataclass(frozen=True)
 class OffsetHead:
-    """`weights` sum to 1. Scores differ by `gap` per unit or more; `mass` units put all but `OFF_MASS` of the attention right."""
+    """A head that looks `offset` tokens back. Its `weights` w sum to 1, and all other keys score lower by at least `gap`.
+
+    Times `mass`, the scores put all but `OFF_MASS` of the attention on the right token.
+    """
 
     offset: int
     weights: Float[Tensor, " planes"]
@@ -36,10 +40,11 @@ class OffsetHead:
     mass: float
 
     def profile(self, units: float) -> Profile:
+        """The head's scores times `units`."""
         return Profile(units * self.weights, self.offset * self.frequencies)
 
     def reach(self, limit: int) -> int:
-        """The longest window, up to `limit`, over which no other key comes nearer than half the gap."""
+        """The longest window, up to `limit` tokens, in which all other keys score lower by at least half the gap."""
         behind = torch.arange(1, limit - self.offset, dtype=torch.float64)
         scores = (behind[:, None] * self.frequencies).cos() @ self.weights
         near = (scores > 1 - self.gap / 2).nonzero()
@@ -47,22 +52,24 @@ class OffsetHead:
 
     @property
     def tolerance(self) -> float:
-        """By which factor lengths of keys may differ before another key can win half of the gap."""
+        """The factor by which the lengths of keys may differ while at least half of the gap remains."""
         return (1 - self.gap / 2) / (1 - self.gap)
 
 
 def offset_head(frequencies: Float[Tensor, " planes"], offset: int, length: int) -> OffsetHead:
-    """The planes' weights with the widest gap among windows of `length` tokens, by linear programming.
+    """The head with the widest gap in windows of `length` tokens, found by linear programming.
 
-    Raises: UsageError where planes turn too slowly to tell neighbours apart, or the window is not longer than the offset.
+    Raises: UsageError when the frequencies are too low to tell neighbours apart, or the window is not longer than the offset.
     """
     from scipy.optimize import linprog
 
     if offset >= length:
-        raise UsageError(f"a head {offset} tokens back needs a longer context than {length}: choose another host.")
+        raise UsageError(
+            f"a head that looks {offset} tokens back needs a longer context than {length}: choose another host."
+        )
     others = np.array([delta for delta in range(-offset, length - offset) if delta])
     theta = frequencies.double().cpu().numpy()
-    lost = 1 - np.cos(np.outer(others, theta))  # of each plane's score, at every other key
+    lost = 1 - np.cos(np.outer(others, theta))  # by how much each plane's score is lower at every other key
     found = linprog(
         np.append(np.zeros(len(theta)), -1.0),
         A_ub=np.hstack([-lost, np.ones((len(others), 1))]),
@@ -87,23 +94,25 @@ def offset_head(frequencies: Float[Tensor, " planes"], offset: int, length: int)
 
 
 def fitted_profile(
-    wanted: Float[Tensor, "prompts length length"],
+    scores: Float[Tensor, "prompts length length"],
     attention: Float[Tensor, "prompts length length"],
     frequencies: Float[Tensor, " planes"],
     usable: Bool[Tensor, " planes"],
 ) -> Profile:
-    """The profile nearest to the `wanted` scores, each row up to a constant: least squares, half of the weight on keys by the
-    `attention` that they should get, half on all alike."""
-    length = wanted.shape[1]
+    """The profile on the `usable` planes that is nearest to the `scores`, up to a constant for each query.
+
+    Weighted least squares: half of the weight follows the `attention` that each key should get, half is equal for all keys.
+    """
+    length = scores.shape[1]
     distance = (torch.arange(length)[:, None] - torch.arange(length)).clamp_min(0)
     causal = torch.ones(length, length, dtype=torch.float64).tril()
     weights = (attention + causal / causal.sum(1, keepdim=True)).mean(0) / 2
-    goal = (wanted * (attention + causal / causal.sum(1, keepdim=True)) / 2).mean(0) / weights.clamp_min(1e-30) * causal
+    goal = (scores * (attention + causal / causal.sum(1, keepdim=True)) / 2).mean(0) / weights.clamp_min(1e-30) * causal
     angles = distance[..., None] * frequencies[usable]
     design = torch.cat([angles.cos(), angles.sin()], -1)
 
     def centred(value: Tensor) -> Tensor:
-        """By row, in the metric of the weights."""
+        """`value` less its weighted mean over the keys of each query, times the root of the weights."""
         mean = (weights[..., None] * value).sum(1, keepdim=True) / weights.sum(1)[:, None, None]
         return (weights.sqrt()[..., None] * (value - mean)).flatten(0, 1)
 
@@ -117,12 +126,13 @@ def fitted_profile(
 
 
 def code_frequencies(planes: int, length: int) -> Float[Tensor, " planes"]:
-    """Of codes that tell `length` positions apart: geometric, from a turn in three positions to half a turn in all."""
+    """Frequencies of codes that tell `length` positions apart: a geometric series from 1/3 of a turn per position to half a turn
+    over all of them."""
     fastest, slowest = 2 * math.pi / 3, math.pi / length
     return torch.logspace(math.log10(fastest), math.log10(slowest), planes, dtype=torch.float64)
 
 
 def position_codes(frequencies: Float[Tensor, " planes"], length: int) -> Float[Tensor, "length columns"]:
-    """Cosines and then sines of every position's angles, each row of length 1."""
+    """The code of every position: the cosines of its angles, then the sines; each row has length 1."""
     angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], 1) / math.sqrt(len(frequencies))

@@ -1,7 +1,7 @@
-"""SAE features in the place of a block's neurons: a transcoder's, or those of an SAE on what the MLP writes.
+"""SAE features in the place of a block's neurons: those of a transcoder, or of an SAE on the MLP's output.
 
-A transcoder reads what the MLP reads and gives what it writes (Dunefsky, Chlenski & Nanda 2024, arXiv:2406.11944), so that its
-features are neurons of a wider MLP with a threshold. Features of an SAE are a layer behind the neurons, which stay.
+A transcoder predicts an MLP's output from its input (Dunefsky, Chlenski & Nanda 2024, arXiv:2406.11944). Its features are neurons
+of a wider MLP with a threshold. An SAE reads the MLP's output, so the neurons stay in front of its features.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,24 +18,24 @@ from sae.types import Dictionary
 from stitch.errors import UsageError
 from stitch.models.model import Model
 
-WRITTEN_BY = ("mlp_out", ".mlp")  # how hook names of an MLP's output end
-BEFORE_NORM = ("hook_resid_mid", "hook_mlp_in")  # how those end of the stream that its norm reads
+WRITTEN_BY = ("mlp_out", ".mlp")  # endings of hook names for an MLP's output
+BEFORE_NORM = ("hook_resid_mid", "hook_mlp_in")  # endings of hook names for the stream that the MLP's norm reads
 
 
 class FeatureMlp(nn.Module):
-    """decode(JumpReLU(encode(x))), of the MLP's input x, or of its output where `behind` it; where features compete, of the `k`
-    largest of a token alone.
+    """decode(JumpReLU(encode(x))), where x is the MLP's input, or its output if `reads_output`. A top-k dictionary keeps only
+    the `k` largest features of each token.
 
-    `replaced`, no parameter of it, is the MLP whose place it has. The decoder has the name that the family gives the projection
-    that ends an MLP.
+    `replaced` is the MLP that stood here; it is no submodule, so its parameters are not this module's. The decoder is called
+    `ending`, the name that the family gives an MLP's last projection.
     """
 
-    def __init__(self, dictionary: Dictionary, replaced: nn.Module, ending: str, *, behind: bool) -> None:
+    def __init__(self, dictionary: Dictionary, replaced: nn.Module, ending: str, *, reads_output: bool) -> None:
         super().__init__()
         width, features = dictionary.encoder.shape
         self.encoder, decoder = nn.Linear(width, features), nn.Linear(features, width)
         self.add_module(ending, decoder)
-        self.ending, self.behind, self.k, self.aside = ending, behind, dictionary.k, False
+        self.ending, self.reads_output, self.k, self.bypassed = ending, reads_output, dictionary.k, False
         self._replaced = (replaced,)
         threshold = torch.zeros(features) if dictionary.threshold is None else dictionary.threshold
         self.threshold = nn.Parameter(threshold.clone())
@@ -55,23 +55,24 @@ class FeatureMlp(nn.Module):
         return self.get_submodule(self.ending)  # pyright: ignore[reportReturnType]
 
     def codes(self, x: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts features"]:
-        found = self.encoder(self.replaced(x) if self.behind else x).relu()
-        least = self.threshold if self.k is None else found.topk(self.k + 1, -1).values[..., -1:]
-        return found * (found > least)
+        """The features' activations for the MLP's input `x`."""
+        activations = self.encoder(self.replaced(x) if self.reads_output else x).relu()
+        threshold = self.threshold if self.k is None else activations.topk(self.k + 1, -1).values[..., -1:]
+        return activations * (activations > threshold)
 
     def forward(self, x: Float[Tensor, "*prompts d"]) -> Float[Tensor, "*prompts d"]:
-        return self.replaced(x) if self.aside else self.decoder(self.codes(x))
+        return self.replaced(x) if self.bypassed else self.decoder(self.codes(x))
 
 
 def put_features(model: Model, sources: Mapping[int, str]) -> None:
-    """Puts features in the place of the neurons of these blocks, in place: each from a folder in SAELens's format, or from a
-    release as `release:sae_id`.
+    """Replaces the neurons of these blocks by features, in place. `sources` are by block: a folder in SAELens's format, or
+    `release:sae_id`.
 
-    Raises: UsageError for blocks that there are not, SAEs of another place or kind, or another width.
+    Raises: UsageError for a block that the model does not have, and for an SAE of another hook point, kind or width.
     """
     for block, source in sources.items():
         if not 0 <= block < model.depth:
-            raise UsageError(f"--features names block {block}; {model.name} has 0 to {model.depth - 1}.")
+            raise UsageError(f"features must be for blocks 0 to {model.depth - 1} of {model.name}; got block {block}.")
         part, own = model.in_part(block)
         layer, path = part.blocks[own], part.anatomy.mlp
         try:
@@ -80,23 +81,23 @@ def put_features(model: Model, sources: Mapping[int, str]) -> None:
             _check_place(found.cfg.metadata.get("hook_name"), is_transcoder, source)
             dictionary = (transcoder_to_dictionary if is_transcoder else to_dictionary)(found)
         except SAEError as error:
-            raise UsageError(f"--features {block}={source}: {error}") from error
+            raise UsageError(f"features of block {block} from {source}: {error}") from error
         replaced = layer.get_submodule(path)
         ending = part.anatomy.down.removeprefix(f"{path}.")
-        features = FeatureMlp(dictionary, replaced, ending, behind=not is_transcoder)
+        features = FeatureMlp(dictionary, replaced, ending, reads_output=not is_transcoder)
         setattr(layer, path, features.to(device=part.device, dtype=part.dtype))
 
 
 def _check_place(hook: str | None, is_transcoder: bool, source: str) -> None:
     if hook is not None and (hook.endswith(BEFORE_NORM) if is_transcoder else not hook.endswith(WRITTEN_BY)):
         raise UsageError(
-            "--features takes transcoders of what an MLP reads, after its norm, and SAEs on what it writes (hook_mlp_out); "
-            f"{source} reads {hook}: choose another."
+            "features must be of a transcoder that reads the MLP's input after its norm, or of an SAE on its output "
+            f"(hook_mlp_out); {source} reads {hook}: choose another."
         )
 
 
 def feature_blocks(model: Model) -> dict[int, FeatureMlp]:
-    """The blocks that have features in the place of neurons."""
+    """The modules of the blocks that have features in the place of neurons, by block."""
     found = {}
     for block in range(model.depth):
         part, own = model.in_part(block)
@@ -108,12 +109,12 @@ def feature_blocks(model: Model) -> dict[int, FeatureMlp]:
 
 @contextmanager
 def as_trained(model: Model) -> Iterator[None]:
-    """Inside, the model has its own neurons again; its components cannot be watched there."""
+    """Inside, the model uses its own neurons again. Components must not be watched or replaced there."""
     modules = feature_blocks(model).values()
     for module in modules:
-        module.aside = True
+        module.bypassed = True
     try:
         yield
     finally:
         for module in modules:
-            module.aside = False
+            module.bypassed = False

@@ -1,8 +1,9 @@
-"""A model's weights as a circuit has them: every read and write a matrix for row vectors, head by head, neuron by neuron.
+"""A model's weights by attention head and by neuron, in one form for all families: matrices that multiply row vectors.
 
-All tensors are views of the model's own parameters: writing to them changes the model.
+All tensors are views of the model's parameters, so writing to them changes the model.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -15,17 +16,20 @@ from stitch.internals.transcoders import FeatureMlp
 from stitch.models.model import Model
 
 FAMILIES = ("gpt2", "llama", "mistral", "qwen2")
-ONE_KEY_HEAD = "gpt_bigcode"  # a GPT-2 whose heads share it: can be read, but has no room for a head that is written
+ONE_KEY_HEAD = "gpt_bigcode"  # a GPT-2 with one key head; its heads can be read, but no new one can be written
 LAYER_NORM = ("gpt2", ONE_KEY_HEAD)
 GELU = {"gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"}  # within 5e-4 of each other
 SILU = {"silu", "swish"}
 
+Spot = tuple[str, int]
+"""A norm by its stage and block: ("attention", block), ("mlp", block), or ("final", 0) before the head."""
+
 
 @dataclass(frozen=True)
 class Attention:
-    """Scores are `scale` times the product of rotated queries and keys; query head h reads key head h // (heads // groups).
+    """Scores are `scale` times the product of rotated queries and keys; query head h uses key head h // (heads // groups).
 
-    With gains, queries and keys are divided by their root mean square (of mean square + `eps`) first, and multiplied by these.
+    With gains, queries and keys are first divided by √(mean square + `eps`) and multiplied by the gains.
     """
 
     q: Float[Tensor, "d heads d_head"]
@@ -53,9 +57,9 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    """act(x up + up_bias) down, or act(x gate + gate_bias) · (x up + up_bias) down, + down_bias.
+    """act(x up + up_bias) down + down_bias, or with a gate act(x gate + gate_bias) · (x up + up_bias) down + down_bias.
 
-    With `threshold`s, act is the identity above them and 0 below: features.
+    Features have `threshold`s: act is the identity above them and 0 below.
     """
 
     gate: Float[Tensor, "d neurons"] | None
@@ -69,7 +73,7 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Norm:
-    """What it does to a row vector x: (x − mean, where centred) / √(mean square + eps) · gain + bias."""
+    """x / √(mean square + eps) · gain + bias for a row vector x, which has its mean subtracted first where `centred`."""
 
     gain: Float[Tensor, " d"]
     bias: Float[Tensor, " d"] | None
@@ -83,9 +87,9 @@ class Norm:
 
 
 def check(model: Model, role: str, families: tuple[str, ...] = (*FAMILIES, ONE_KEY_HEAD)) -> None:
-    """Raises UsageError unless weights can be read from and written to this model, StitchError where they aren't finite.
+    """Raises UsageError unless the model's weights can be read and written here; StitchError when they are not finite.
 
-    `role` is what messages call it: "the donor of a graft".
+    `role` is the model's name in messages, such as "the donor of a graft".
     """
     config = model.config
     if config.model_type not in families:
@@ -96,10 +100,10 @@ def check(model: Model, role: str, families: tuple[str, ...] = (*FAMILIES, ONE_K
         )
     if not getattr(config, "multi_query", True):
         raise UsageError(
-            f"{role} must share one key head where it is a GPTBigCode; {model.name} does not: choose another."
+            f"{role} must share one key head if it is a GPTBigCode; {model.name} does not: choose another."
         )
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise UsageError(f"{role} must scale attention alike in all blocks; {model.name} does not.")
+        raise UsageError(f"{role} must scale attention alike in all blocks; {model.name} does not: choose another.")
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True) and window < config.max_position_embeddings:
         raise UsageError(f"{role} must attend to its whole context; {model.name} sees {window} tokens: choose another.")
@@ -113,20 +117,26 @@ def is_rotary(model: Model) -> bool:
 
 
 def frequencies(model: Model) -> Float[Tensor, " planes"]:
-    """Radians per position by which plane f, made of dimensions f and f + d_head / 2, turns: zeros with learned positions."""
+    """RoPE's frequency of every plane, in radians per position; plane f is dimensions f and f + d_head / 2. Zeros with learned
+    positions."""
     if not is_rotary(model):
         return torch.zeros(attention(model, 0).q.shape[2] // 2, dtype=torch.float64)
     return model.body.rotary_emb.inv_freq.detach().cpu().double()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
 
 
 def positions(model: Model) -> Float[Tensor, "positions d"] | None:
-    """The table of learned positions."""
+    """The table of learned positions, or None with RoPE."""
     path = model.anatomy.positions
     return None if path is None else _view(model.body.get_submodule(path).weight)
 
 
 def unembedding(model: Model) -> Float[Tensor, "d vocabulary"]:
     return _view(model.head.weight).T
+
+
+def norm_spots(blocks: Iterable[int]) -> list[Spot]:
+    """The norms of these blocks in the order in which the model computes them, and the final norm."""
+    return [(stage, block) for block in blocks for stage in ("attention", "mlp")] + [("final", 0)]
 
 
 def norm_module(model: Model, stage: str, block: int = 0) -> nn.Module:
@@ -187,18 +197,20 @@ def mlp(model: Model, block: int) -> Mlp:
 
 
 def activation(model: Model, block: int = 0) -> Literal["gelu", "silu", "jumprelu"]:
-    """Of the block's neurons, or features in their place. Raises UsageError for others."""
+    """The activation function of the block's neurons, or "jumprelu" for features. Raises UsageError for any other."""
     if isinstance(model.blocks[block].mlp, FeatureMlp):
         return "jumprelu"
     config = model.config
     name = getattr(config, "activation_function", None) or config.hidden_act
     if name not in GELU | SILU:
-        raise UsageError(f"neurons must be GELU or SiLU to be grafted; those of {model.name} are {name}.")
+        raise UsageError(
+            f"neurons must be GELU or SiLU to be grafted; those of {model.name} are {name}: choose another model."
+        )
     return "gelu" if name in GELU else "silu"
 
 
 def _matrix(module: nn.Module) -> Float[Tensor, "d_in d_out"]:
-    """For row vectors: GPT-2's Conv1D keeps it so, a Linear transposed."""
+    """A projection's weight for row vectors. GPT-2's Conv1D stores it that way, a Linear stores its transpose."""
     weight = _view(module.weight)
     return weight.T if isinstance(module, nn.Linear) else weight
 

@@ -17,7 +17,7 @@ from stitch.files.workspace import short_name
 from stitch.jobs.cluster import connected
 from stitch.jobs.stages import complete, load_pair, read_windows, text_size
 from stitch.jobs.sweep_tasks import harvest_on, score_on
-from stitch.layers.cells import Cell, Found, Harvest, Row, Side, harvest_all, score_cells
+from stitch.layers.cells import Cell, CellRow, Harvest, ScoredCells, Side, harvest_all, score_cells
 from stitch.layers.choose import RULE, best_layer, eligible
 from stitch.layers.pareto import front
 from stitch.models.model import Model
@@ -149,7 +149,7 @@ def _score_donors(
 
 
 def assemble(
-    models: dict[Side, Model], context: int, found: Found, donors: dict[str, dict[str, Scores]], seed: int
+    models: dict[Side, Model], context: int, found: ScoredCells, donors: dict[str, dict[str, Scores]], seed: int
 ) -> dict:
     """report.json without what does not follow from the scores: cells, best layers, fronts."""
     costs = {
@@ -177,7 +177,7 @@ def assemble(
     }
 
 
-def _cell(cell: Cell, rows: dict[str, Row], found: Found, costs: Costs, donors: dict, seed: int) -> dict:
+def _cell(cell: Cell, rows: dict[str, CellRow], found: ScoredCells, costs: Costs, donors: dict, seed: int) -> dict:
     flops = costs.flops(cell.i, cell.j, rows["affine"].multiply_adds)
     share = costs.share(cell.i, cell.j, flops)
     source, target = donors[cell.source]["ce"], donors[cell.target]["ce"]

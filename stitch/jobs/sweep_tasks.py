@@ -11,7 +11,7 @@ from pathlib import Path
 from stitch.config import CompleteSettings
 from stitch.jobs.cluster import Cluster
 from stitch.jobs.stages import load_pair
-from stitch.layers.cells import Cell, Found, Harvest, Side, harvest_all, score_cells
+from stitch.layers.cells import Cell, Harvest, ScoredCells, Side, harvest_all, score_cells
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.windows import Windows
@@ -40,7 +40,7 @@ def score_on(
     held_out: dict[str, Harvest],
     reference: str | None,
     progress: Progress | None = None,
-) -> Found:
+) -> ScoredCells:
     """What `score_cells` gives, from workers that take some of the cells each."""
     for one in (fit, *held_out.values()):
         _ = one.keep  # found once, here, and sent along
@@ -48,10 +48,10 @@ def score_on(
     size = -(-len(ordered) // (PARTS * cluster.workers))
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     items = [(settings, part, fit, held_out, reference) for part in parts]
-    found: list[Found] = cluster.run(_score, items, progress, "pairs of sites scored (parts)")
+    found: list[ScoredCells] = cluster.run(_score, items, progress, "pairs of sites scored (parts)")
     rows = {cell: row for one in found for cell, row in one.rows.items()}
     nulls = {end: row for one in found for end, row in one.nulls.items()}
-    return Found({cell: rows[cell] for cell in cells}, nulls)
+    return ScoredCells({cell: rows[cell] for cell in cells}, nulls)
 
 
 def _harvest(
@@ -62,7 +62,7 @@ def _harvest(
 
 def _score(
     settings: CompleteSettings, cells: Sequence[Cell], fit: Harvest, held_out: dict[str, Harvest], reference: str | None
-) -> Found:
+) -> ScoredCells:
     return score_cells(_models(settings), cells, fit, held_out, reference=reference, memory=settings.memory)
 
 

@@ -1,7 +1,7 @@
-"""Many pairs of sites at once: the closed-form translations of each, fitted from shared sums and scored in the target.
+"""Closed-form translations for many pairs of sites at once, fitted from shared sums and scored in the target model.
 
-One pass over the tokens accumulates what all pairs need. Σ xᵀx of a site serves every pair it is in, Σ xᵀy of a pair serves both
-directions. What does not fit into the memory budget is accumulated in several passes over groups of pairs.
+One pass over the tokens accumulates the sums of all pairs. Σ xᵀx of a site serves every pair that has it, Σ xᵀy of a pair serves
+both directions. Pairs whose sums exceed the memory budget together are divided into groups, with one pass for each.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +30,7 @@ from stitch.translation.types import Residual, Term, Token, Translation
 
 Side = Literal["a", "b"]
 INPUTS = {"affine": ("x",), "affine+token": ("x", "embedding")}  # what each fast translation reads
-NULL = "no-source"  # the target's embedding alone: what the target knows without any source
+NULL = "no-source"  # reads only the target's embedding: what can be predicted without a source
 
 
 @dataclass(frozen=True, order=True)
@@ -47,13 +47,13 @@ class Cell:
 
     @property
     def sites(self) -> tuple[int, int]:
-        """Of a and of b. Both directions of a pair of sites share their sums."""
+        """The sites of model a and of model b. Both directions of a pair of sites share their sums."""
         return (self.i, self.j) if self.source == "a" else (self.j, self.i)
 
 
 @dataclass(frozen=True)
 class Harvest:
-    """Every wanted site of both models over the windows of one split."""
+    """The residual streams at the harvested sites of both models, over the windows of one split."""
 
     sides: dict[Side, Activations]
 
@@ -63,16 +63,18 @@ class Harvest:
 
     @cached_property
     def keep(self) -> Bool[Tensor, "windows context"]:
-        """Tokens to fit on, the same for all pairs, so that sums can be shared: not BOS at position 0, a sink at no site."""
+        """The tokens to fit on: without BOS at position 0, and without tokens that are a sink at any site. They are the same
+        for all pairs, so that sums can be shared."""
         return without_sinks(self.sides["a"], self.sides["a"].sites) & without_sinks(
             self.sides["b"], self.sides["b"].sites
         )
 
     def paired(self, cell: Cell) -> Paired:
+        """The streams at the two sites of a cell."""
         return Paired(self.sides[cell.source], self.sides[cell.target], cell.i, cell.j, self.keep)
 
     def chunks(self, names: Iterable[str], tables: dict[str, Tensor], tokens: int) -> Iterator[dict[str, Tensor]]:
-        """Kept rows of the variables called "a.3" (a site) or "embedding.b" (a look-up in `tables`), `tokens` at a time."""
+        """The kept rows of variables, `tokens` at a time: "a.3" is a site of model a, "embedding.b" a row of `tables`."""
         names = sorted(names)
         for shard in range(self.sides["a"].shards):
             rows = self.sides["a"].rows(shard)
@@ -88,8 +90,9 @@ class Harvest:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One translation (or null) of a cell: what it scored on each split, its size and how its fit went."""
+class CellRow:
+    """One translation of a cell, or its null: scores by split, multiply-adds per token, parameters, the ridge strength λ, and the
+    share of the target's variance that the fit leaves unexplained."""
 
     scores: dict[str, Scores]
     multiply_adds: int
@@ -99,11 +102,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Rows by cell and translation; nulls by target and site, as they have no source."""
+class ScoredCells:
+    """Rows by cell and translation, and nulls by target and site, as these have no source."""
 
-    rows: dict[Cell, dict[str, Row]]
-    nulls: dict[tuple[Side, int], Row]
+    rows: dict[Cell, dict[str, CellRow]]
+    nulls: dict[tuple[Side, int], CellRow]
 
 
 def harvest_all(
@@ -116,9 +119,9 @@ def harvest_all(
     *,
     part: tuple[int, int] = (0, 1),
 ) -> Harvest:
-    """The streams of both models at all `sites`, on disk; one pass each, and one in all where both are the same model.
+    """Writes the streams of both models at all `sites` to `folder`, with one pass per model, or one in all if both are the same.
 
-    `part` is that of `harvest`.
+    `memory` is in bytes; `part` is that of `harvest`.
     """
     same = models["a"] is models["b"]
     if same:
@@ -147,75 +150,82 @@ def score_cells(
     reference: str | None,
     memory: int,
     progress: Progress | None = None,
-) -> Found:
-    """Fits the translations of every cell on `fit`, λ by the error on `held_out["sweep"]`, scores them on each held-out split.
+) -> ScoredCells:
+    """Fits the translations of every cell on `fit`, with λ chosen by the error on `held_out["sweep"]`, and scores them on each
+    held-out split.
 
-    On the split called `reference` every row is also compared with the target's own logits (KL, top-1).
-    Raises UsageError when not even one cell fits into `memory`.
+    On the split called `reference`, rows are also compared with the target's own logits (KL, top-1). `memory` is in bytes.
+    Raises: UsageError when a single cell does not fit into `memory`.
     """
-    tables = {
-        f"embedding.{side}": model.embedding(torch.arange(model.embedding.num_embeddings, device=model.device))
-        .float()
-        .cpu()
-        for side, model in models.items()
-    }
+    tables = {f"embedding.{side}": _embedding_table(model) for side, model in models.items()}
     widths = {f"{side}.{site}": models[side].width for side in models for site in range(models[side].depth + 1)}
     widths |= {name: table.shape[1] for name, table in tables.items()}
-    # The same for every group, so that what is summed together does not depend on the other cells.
+    # Equal for all groups, so that rounding does not depend on which cells share a group.
     chunk = max(256, min(8192, memory // 8 // (12 * sum(widths.values()))))
-    rows: dict[Cell, dict[str, Row]] = {}
-    nulls: dict[tuple[Side, int], Row] = {}
-    for group in _groups(cells, widths, memory // 4):
-        pairs = sorted({pair for cell in group for pair in needed(cell)})
-        names = {name for pair in pairs for name in pair}
-        moments = {
-            split: accumulate(_told(split, one, names, tables, chunk, progress), pairs)
-            for split, one in (("fit", fit), ("sweep", held_out["sweep"]))
-        }
-        ends: list[tuple[Side, int]] = list(dict.fromkeys((cell.target, cell.j) for cell in group))
-        for target, site in ends:
-            mine = [cell for cell in group if (cell.target, cell.j) == (target, site)]
-            first = fit.sides[target].read(0, site)[0, 0].float()  # the target's state for BOS at position 0
+    rows: dict[Cell, dict[str, CellRow]] = {}
+    nulls: dict[tuple[Side, int], CellRow] = {}
+    for group in _groups_within(cells, widths, memory // 4):
+        moments = _moments(group, {"fit": fit, "sweep": held_out["sweep"]}, tables, chunk, progress)
+        targets: list[tuple[Side, int]] = list(dict.fromkeys((cell.target, cell.j) for cell in group))
+        for target, site in targets:
+            first = fit.sides[target].read(0, site)[0, 0].float()  # the target's stream for BOS at position 0
             late = late_half(models[target], site)
-            for part in _parts(mine, models, fit, held_out, memory // 4):
-                fitted = {(cell, name): _fit(moments, tables, first, cell, name) for cell in part for name in INPUTS}
-                null = None
-                if (target, site) not in nulls:
-                    null = part[0], NULL
-                    fitted[null] = _fit(moments, tables, first, *null)
-                for key, row in _score(models, late, fitted, held_out, reference, memory).items():
-                    if key == null:
-                        nulls[target, site] = row
-                    else:
-                        rows.setdefault(key[0], {})[key[1]] = row
+            cells_here = [cell for cell in group if (cell.target, cell.j) == (target, site)]
+            for part in _parts(cells_here, models, fit, held_out, memory // 4):
+                keys = [(cell, name) for cell in part for name in INPUTS]
+                null = None if (target, site) in nulls else (part[0], NULL)
+                fitted = {key: _fit(moments, tables, first, *key) for key in [*keys, *([null] if null else [])]}
+                scored = _score(models, late, fitted, held_out, reference, memory)
+                if null:
+                    nulls[target, site] = scored.pop(null)
+                for (cell, name), row in scored.items():
+                    rows.setdefault(cell, {})[name] = row
                 if progress:
                     progress("pairs of sites scored", len(rows), len(cells))
-    return Found({cell: rows[cell] for cell in cells}, nulls)
+    return ScoredCells({cell: rows[cell] for cell in cells}, nulls)
 
 
-def needed(cell: Cell) -> set[Key]:
-    """The products of variables that the translations of a cell are solved from, each in one fixed order."""
+def _moments(
+    group: Sequence[Cell],
+    harvests: dict[str, Harvest],
+    tables: dict[str, Tensor],
+    chunk: int,
+    progress: Progress | None,
+) -> dict[str, Moments]:
+    """The sums of products that the translations of a group are solved from, by split; `chunk` tokens are read at a time."""
+    pairs = sorted({pair for cell in group for pair in needed_products(cell)})
+    names = {name for pair in pairs for name in pair}
+    return {
+        split: accumulate(_chunks_with_progress(split, harvested, names, tables, chunk, progress), pairs)
+        for split, harvested in harvests.items()
+    }
+
+
+def needed_products(cell: Cell) -> set[Key]:
+    """The products of variables from which the translations of a cell are solved, each with its variables in alphabetical
+    order."""
     x, y, embedding = _names(cell)
-    wanted = ((x, x), (embedding, embedding), (x, embedding), (x, y), (embedding, y))
-    return {(first, second) if first <= second else (second, first) for first, second in wanted}
+    products = ((x, x), (embedding, embedding), (x, embedding), (x, y), (embedding, y))
+    return {(first, second) if first <= second else (second, first) for first, second in products}
 
 
 def _names(cell: Cell) -> tuple[str, str, str]:
+    """The names of a cell's variables: source site, target site, and the target's embedding."""
     return f"{cell.source}.{cell.i}", f"{cell.target}.{cell.j}", f"embedding.{cell.target}"
 
 
-def _groups(cells: Sequence[Cell], widths: dict[str, int], budget: int) -> list[list[Cell]]:
-    """Cells in groups whose products, of the fit and the sweep split together, take at most `budget` bytes in float64."""
+def _groups_within(cells: Sequence[Cell], widths: dict[str, int], budget: int) -> list[list[Cell]]:
+    """Cells in groups whose products take at most `budget` bytes in float64, for the fit and the sweep split together."""
     ordered = sorted(cells, key=lambda cell: cell.sites)
     groups: list[list[Cell]] = []
     held: set[Key] = set()
     for cell in ordered:
-        union = held | needed(cell)
+        union = held | needed_products(cell)
         if not groups or _bytes(union, widths) > budget:
-            union = needed(cell)
+            union = needed_products(cell)
             if _bytes(union, widths) > budget:
                 least = 4 * _bytes(union, widths) / 2**30
-                raise UsageError(f"--memory must be at least {least:.1f}G for models of these widths: raise it.")
+                raise UsageError(f"memory must be at least {least:.1f}G for models of these widths: raise it.")
             groups.append([])
         groups[-1].append(cell)
         held = union
@@ -223,26 +233,33 @@ def _groups(cells: Sequence[Cell], widths: dict[str, int], budget: int) -> list[
 
 
 def _bytes(pairs: set[Key], widths: dict[str, int]) -> int:
+    """The size of these products in float64, for two splits."""
     return 2 * 8 * sum(widths[first] * widths[second] for first, second in pairs)
 
 
 def _parts(
     cells: list[Cell], models: dict[Side, Model], fit: Harvest, held_out: dict[str, Harvest], budget: int
 ) -> Iterator[list[Cell]]:
-    """Cells of one target whose token tables and held-out streams fit into `budget` bytes; at least one at a time."""
+    """The cells of one target in parts, each with token tables and held-out streams of at most `budget` bytes, or a single
+    cell."""
     source, target = models[cells[0].source], models[cells[0].target]
     tokens = max(one.windows.tokens for one in held_out.values())
-    each = 4 * (target.config.vocab_size * target.width + tokens * source.width)
-    size = max(1, budget // each)
+    per_cell = 4 * (target.config.vocab_size * target.width + tokens * source.width)
+    size = max(1, budget // per_cell)
     for start in range(0, len(cells), size):
         yield cells[start : start + size]
 
 
-def _told(
-    split: str, found: Harvest, names: set[str], tables: dict[str, Tensor], chunk: int, progress: Progress | None
+def _embedding_table(model: Model) -> Float[Tensor, "vocabulary d"]:
+    """The embedding of every token as the model computes it, float32 on the CPU."""
+    return model.embedding(torch.arange(model.embedding.num_embeddings, device=model.device)).float().cpu()
+
+
+def _chunks_with_progress(
+    split: str, harvested: Harvest, names: set[str], tables: dict[str, Tensor], chunk: int, progress: Progress | None
 ) -> Iterator[dict[str, Tensor]]:
-    done, total = 0, int(found.keep.sum())
-    for variables in found.chunks(names, tables, chunk):
+    done, total = 0, int(harvested.keep.sum())
+    for variables in harvested.chunks(names, tables, chunk):
         yield variables
         done += len(next(iter(variables.values())))
         if progress:
@@ -256,6 +273,7 @@ def _fit(
     cell: Cell,
     name: str,
 ) -> tuple[Translation, Ridge]:
+    """The translation called `name` of a cell, solved from the moments. `first` is its output for BOS at position 0."""
     x, y, embedding = _names(cell)
     inputs = (embedding,) if name == NULL else tuple({"x": x, "embedding": embedding}[kind] for kind in INPUTS[name])
     found = ridge(moments["fit"], moments["sweep"], inputs, target=y)
@@ -275,8 +293,8 @@ def _score(
     held_out: dict[str, Harvest],
     reference: str | None,
     memory: int,
-) -> dict[tuple[Cell, str], Row]:
-    """Scores of translations that all end at the same site of the same target, whose late half is `late`."""
+) -> dict[tuple[Cell, str], CellRow]:
+    """Rows of fitted translations that all end at the same site of one target, whose later blocks are `late`."""
     scores: dict[tuple[Cell, str], dict[str, Scores]] = {key: {} for key in fitted}
     target = models[next(iter(fitted))[0].target]
     for split, harvested in held_out.items():
@@ -296,7 +314,7 @@ def _score(
         for label, key in labels.items():
             scores[key][split] = found[label]
     return {
-        key: Row(
+        key: CellRow(
             scores[key],
             translation.multiply_adds,
             _parameters(translation),
@@ -308,6 +326,7 @@ def _score(
 
 
 def _parameters(translation: Translation) -> int:
+    """The number of parameters, biases and the output for BOS included."""
     constants = [translation.bias, *([] if translation.first is None else [translation.first])]
     weights = [term.weight for term in translation.terms if term.weight is not None]
     return sum(tensor.numel() for tensor in (*constants, *weights))

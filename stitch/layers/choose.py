@@ -1,4 +1,4 @@
-"""Which of B's layers to go on at, when A's is given: `--layer-b auto`."""
+"""Chooses the layer of model B at which a composite continues, for a given layer of model A."""
 
 import shutil
 from collections.abc import Mapping
@@ -17,31 +17,32 @@ RULE = (
     "the lowest cross-entropy on the sweep split among layers 1 to depth - 1 of the target with which the composite costs "
     "no more block FLOPs per token (translation included) than the costlier of the two models; the cheapest where none does"
 )
-FIT, HELD_OUT = 50_000, 8_192  # tokens, at most: a choice among layers needs fewer than a report
+FIT, HELD_OUT = 50_000, 8_192  # at most this many tokens: a choice among layers needs fewer than a report
 
 
 def best_layer(flops: Mapping[int, float], ce: Mapping[int, float], budget: float) -> int:
-    """`RULE`: layer 0 is left out because all of the target runs there, so it is best without saying anything.
+    """The layer that `RULE` chooses. Layer 0 is left out, as the whole target runs there and the source would not matter.
 
-    `flops` holds every layer that may be chosen, `ce` at least those within `budget`. Ties go to the cheaper layer.
+    `flops` per token has every layer that may be chosen; `ce`, in nats, has at least those within `budget`. Ties go to the
+    cheaper layer.
     """
     layers = sorted(flops)
     return layers[best_within([(flops[layer], ce.get(layer, float("inf"))) for layer in layers], budget)]
 
 
 def eligible(costs: Costs, site: int) -> dict[int, float]:
-    """FLOPs per token of the composite for every layer of the target that the rule looks at, by layer."""
+    """Block FLOPs per token of the composite, by layer of the target, for all layers that may be chosen."""
     multiply_adds = costs.source.width * costs.target.width
     return {onto: costs.flops(site, onto, multiply_adds) for onto in range(1, costs.target.depth)}
 
 
 def check_choosable(layer: int, target: Model) -> None:
-    """Raises UsageError where the rule has nothing to choose from."""
+    """Raises UsageError when the rule has no layer to choose from."""
     if layer < 1:
-        raise UsageError(f"--layer-b auto needs a --layer of at least 1; got {layer}: give --layer-b a number.")
+        raise UsageError(f"`layer_b=auto` needs a `layer` of at least 1; got {layer}: set `layer_b` to a number.")
     if target.depth < 2:
         raise UsageError(
-            f"--layer-b auto needs at least 2 blocks; {target.name} has {target.depth}: give --layer-b a number."
+            f"`layer_b=auto` needs at least 2 blocks; {target.name} has {target.depth}: set `layer_b` to a number."
         )
 
 
@@ -55,10 +56,11 @@ def choose_layer(
     memory: int,
     progress: Progress | None = None,
 ) -> dict:
-    """The layer of B that `RULE` picks for `layer` of A, as report.json keeps it: its number under "b", and why.
+    """The layer of B that `RULE` chooses for `layer` of A, with the reasons, as report.json has it; "b" is the layer's number.
 
-    Fits the fast translations on a part of the fit split and scores them on a part of the sweep split; layers that cost too much
-    are not scored. Harvests go to `folder`, which is gone afterwards.
+    The fast translations are fitted on a part of the fit split and scored on a part of the sweep split. Layers that cost too much
+    are not scored. Harvests are written to `folder`, which is deleted afterwards. `memory` is in bytes.
+    Raises: UsageError as `check_choosable` and `score_cells`.
     """
     check_choosable(layer, b)
     costs = Costs(a, b, windows["fit"].context)
@@ -75,7 +77,7 @@ def choose_layer(
             for split, tokens in limits.items()
         }
         cells = [Cell("a", layer, onto) for onto in affordable]
-        found = score_cells(
+        scored = score_cells(
             models,
             cells,
             harvests["fit"],
@@ -84,7 +86,7 @@ def choose_layer(
             memory=memory,
             progress=progress,
         )
-        ce = {cell.j: min(found.rows[cell][name].scores["sweep"].ce for name in INPUTS) for cell in cells}
+        ce = {cell.j: min(scored.rows[cell][name].scores["sweep"].ce for name in INPUTS) for cell in cells}
         shutil.rmtree(folder)
     chosen = best_layer(flops, ce, budget)
     return {

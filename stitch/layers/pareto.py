@@ -1,4 +1,4 @@
-"""Which of many models are worth their cost: the Pareto front, and the best one within a budget."""
+"""The Pareto front of models by cost and loss, and the best model within a budget."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 def front(points: Sequence[tuple[float, float]], margin: float = 0.0) -> list[int]:
     """Indices of the (cost, loss) points that no other beats in both, cheapest first.
 
-    They are a step function: point k is the best model for every budget from its own cost up to that of point k + 1.
-    Of points equal in both, the first stays. A dearer point must be better by more than `margin`.
+    Point k is the best model for every budget from its own cost up to that of point k + 1. Of points equal in both, the first is
+    kept. A more expensive point must be better by more than `margin`.
     """
     kept: list[int] = []
     for index in sorted(range(len(points)), key=lambda index: (*points[index], index)):
@@ -17,9 +17,9 @@ def front(points: Sequence[tuple[float, float]], margin: float = 0.0) -> list[in
 
 
 def best_within(points: Sequence[tuple[float, float]], budget: float) -> int:
-    """Index of the lowest loss among (cost, loss) points that cost at most `budget`; the cheapest one where none does.
+    """The index of the lowest loss among (cost, loss) points that cost at most `budget`, or of the cheapest point if none does.
 
-    Ties go to the cheaper, then to the first.
+    Ties go to the cheaper point, then to the first.
     """
     affordable = [index for index, (cost, _) in enumerate(points) if cost <= budget]
     if affordable:

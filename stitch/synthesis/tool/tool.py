@@ -85,9 +85,9 @@ def with_tool(host: Model, automaton: Automaton, text: Int64[Tensor, "rows lengt
     shape = _shape(host, automaton)
     # Besides the lanes there are the ground channel and the absorbers, one of which is the channel that `widened` adds itself.
     neurons = 2 * shape.states ** (shape.windows + 1)
-    wide, room = widened(host, channels=shape.lanes + ABSORBERS, groups=shape.windows - 1, neurons=neurons)
-    lanes = Lanes.of(shape, room.channels, wide.width)
-    writer = ToolWriter(wide, room, lanes, norm_factors(host, shape.blocks, text), faint, host.width)
+    wide, free = widened(host, channels=shape.lanes + ABSORBERS, groups=shape.windows - 1, neurons=neurons)
+    lanes = Lanes.of(shape, free.channels, wide.width)
+    writer = ToolWriter(wide, free, lanes, norm_factors(host, shape.blocks, text), faint, host.width)
     writer.embedding(steps_of_tokens(automaton, wide.tokenizer, wide.config.vocab_size))
     writer.positions()
     for block in range(shape.blocks):

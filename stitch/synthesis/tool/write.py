@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from stitch.grafts.allocation import Room
+from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.norm_inputs import Spot, streams
 from stitch.internals import weights
 from stitch.models.model import Model
@@ -33,9 +33,9 @@ def norm_factors(host: Model, blocks: int, text: Int64[Tensor, "rows length"]) -
 class ToolWriter:
     """Writes one stage at a time. A lane that holds something has the value `size`."""
 
-    def __init__(self, wide: Model, room: Room, lanes: Lanes, factors: Factors, faint: float, host_width: int) -> None:
+    def __init__(self, wide: Model, free: FreeSpace, lanes: Lanes, factors: Factors, faint: float, host_width: int) -> None:
         self.wide, self.lanes, self.shape, self.factors = wide, lanes, lanes.shape, factors
-        self.group, self.neuron = room.groups[0], room.neurons[0]
+        self.group, self.neuron = free.groups[0], free.neurons[0]
         nonzero = self.shape.most_nonzero
         held = nonzero + nonzero**2 / ABSORBERS
         self.size = faint * (host_width / held) ** 0.5 / max(high for _, high in factors.values())

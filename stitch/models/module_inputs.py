@@ -1,0 +1,37 @@
+"""What chosen modules of a network read in a forward pass that stops once all of them have been called."""
+
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class _AllSeen(Exception):
+    """Raised by the hook of the last module, so that the rest of the forward pass is not computed."""
+
+
+@torch.no_grad()
+def module_inputs(net: nn.Module, modules: Mapping[Key, nn.Module], **inputs: Tensor) -> dict[Key, Tensor]:
+    """The first argument (or `hidden_states`) of each of the `modules` in one forward pass of `net` on `inputs`."""
+    seen: dict[Key, Tensor] = {}
+
+    def keep_as(key: Key):
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            seen[key] = args[0] if args else kwargs["hidden_states"]
+            if len(seen) == len(modules):
+                raise _AllSeen
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(keep_as(key), with_kwargs=True) for key, module in modules.items()]
+    try:
+        net(**inputs, use_cache=False)
+    except _AllSeen:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
