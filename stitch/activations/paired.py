@@ -72,7 +72,7 @@ class Paired:
     def with_history(self, streams: Sequence[tuple[int, int]], reach: int, tokens: int = 8192) -> Iterator[Tokens]:
         """All kept rows in text order, at most `tokens` at a time, with streams of A by (site, back) and `reach` ids back.
 
-        A stream before a window's second token counts as absent, as in `stitch.modeling_composite.Seen`; rows whose previous
+        A stream before a window's second token counts as absent, as in `TranslationInputs`; rows whose previous
         token is a sink are left out.
         """
         place = torch.arange(self.keep.shape[1])

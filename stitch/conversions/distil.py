@@ -12,7 +12,7 @@ from stitch.text.windows import Windows
 WARM_UP = 20  # steps
 
 
-def taught(
+def distil(
     net: nn.Module,
     donor: nn.Module,
     windows: Windows,

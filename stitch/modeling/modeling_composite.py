@@ -135,28 +135,28 @@ class TranslationModule(nn.Module):
         `positions` [batch|1, seq] count from the text's first token, negative at padding; `position_ids`, those that the
         models see, are the same unless given. What of streams and ids is longer than `seq` is history.
         """
-        seen = Seen(streams, ids, positions, positions if position_ids is None else position_ids)
+        inputs = TranslationInputs(streams, ids, positions, positions if position_ids is None else position_ids)
         with torch.autocast(device_type=self.bias.device.type, enabled=False):
-            y = self.written(seen)
+            y = self.written(inputs)
             if y.ndim == 1:  # no term but the bias
                 rows = next(iter(streams.values()))[..., 0] if ids is None else ids
                 y = y.expand(len(rows), positions.shape[1], -1)
             if self.first is not None:
                 assert ids is not None
-                is_first = (positions == 0) & (seen.ids_ago(0) == self.bos_token_id)
+                is_first = (positions == 0) & (inputs.ids_ago(0) == self.bos_token_id)
                 y = torch.where(is_first.unsqueeze(-1), self.first.float(), y)
             return y
 
-    def written(self, seen: "Seen") -> Tensor:
+    def written(self, inputs: "TranslationInputs") -> Tensor:
         """The bias and what every term adds to it."""
         y = self.bias.float()
         for term in self.terms:
-            y = y + term(seen)
+            y = y + term(inputs)
         return y
 
 
 @dataclass(frozen=True)
-class Seen:
+class TranslationInputs:
     """What a translation may read, and how far back each token has anything to look at."""
 
     streams: dict[int, Tensor]
@@ -201,8 +201,8 @@ class ResidualTerm(nn.Module):
         self.site, self.back, self.width = term["site"], term.get("back", 0), width
         self.weight = None if term.get("identity") else nn.Parameter(torch.zeros(term["width"], width))
 
-    def forward(self, seen: Seen) -> Tensor:
-        x = seen.stream_ago(self.site, self.back)
+    def forward(self, inputs: TranslationInputs) -> Tensor:
+        x = inputs.stream_ago(self.site, self.back)
         return _resize(x, self.width) if self.weight is None else x @ self.weight.float()
 
 
@@ -215,19 +215,19 @@ class RoutedTerm(ResidualTerm):
         self.register_buffer("classes", torch.zeros(term["entries"], dtype=torch.int64))
         self.weight = nn.Parameter(torch.zeros(term["classes"], term["width"], width))
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, inputs: TranslationInputs) -> Tensor:
         assert self.weight is not None
-        classes = self.classes.index_select(0, seen.ids_ago(0).flatten())
-        return by_class(seen.stream_ago(self.site, self.back), classes, self.weight)
+        classes = self.classes.index_select(0, inputs.ids_ago(0).flatten())
+        return by_class(inputs.stream_ago(self.site, self.back), classes, self.weight)
 
 
-FEW = 32  # rows, as in decoding: their matrices are copied, where sorting by class takes a dozen calls and waits for a GPU
+FEW_ROWS = 32  # rows, as in decoding: their matrices are copied, where sorting by class takes a dozen calls and waits for a GPU
 
 
 def by_class(x: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
     """Rows of x [..., d_in], each times the matrix of its class: weight is [classes, d_in, d_out]."""
     flat, of = x.flatten(0, -2), classes.flatten()
-    if len(flat) <= FEW:
+    if len(flat) <= FEW_ROWS:
         own = weight.index_select(0, of)  # a fifth of the time that weight[of] takes
         return torch.bmm(flat[:, None], own.float()).view(*x.shape[:-1], weight.shape[2])
     order = of.argsort(stable=True)
@@ -251,8 +251,8 @@ class CodesTerm(nn.Module):
         self.threshold = nn.Parameter(torch.zeros(features)) if has_threshold else None
         self.weight = None if term.get("identity") else nn.Parameter(torch.zeros(features, width))
 
-    def forward(self, seen: Seen) -> Tensor:
-        z = self.encode(seen.stream_ago(self.site, 0))
+    def forward(self, inputs: TranslationInputs) -> Tensor:
+        z = self.encode(inputs.stream_ago(self.site, 0))
         return _resize(z, self.width) if self.weight is None else z @ self.weight.float()
 
     def encode(self, x: Tensor) -> Tensor:
@@ -276,9 +276,9 @@ class TokenTerm(nn.Module):
         self.back = term.get("back", 0)
         self.table = nn.Parameter(torch.zeros(term["entries"], width))
 
-    def forward(self, seen: Seen) -> Tensor:
-        found = nn.functional.embedding(seen.ids_ago(self.back), self.table).float()
-        return found if self.back == 0 else found * seen.reaches(self.back)
+    def forward(self, inputs: TranslationInputs) -> Tensor:
+        found = nn.functional.embedding(inputs.ids_ago(self.back), self.table).float()
+        return found if self.back == 0 else found * inputs.reaches(self.back)
 
 
 class PositionTerm(nn.Module):
@@ -290,8 +290,8 @@ class PositionTerm(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(term["entries"], width))
 
-    def forward(self, seen: Seen) -> Tensor:
-        return nn.functional.embedding(seen.position_ids, self.table).float()
+    def forward(self, inputs: TranslationInputs) -> Tensor:
+        return nn.functional.embedding(inputs.position_ids, self.table).float()
 
 
 class NgramTerm(nn.Module):
@@ -304,10 +304,10 @@ class NgramTerm(nn.Module):
         self.register_buffer("keys", torch.zeros(term["entries"], dtype=torch.int64))
         self.table = nn.Parameter(torch.zeros(term["entries"], width))
 
-    def forward(self, seen: Seen) -> Tensor:
-        key = ngram_keys([seen.ids_ago(back) for back in range(self.back + 1)], self.vocabulary)
+    def forward(self, inputs: TranslationInputs) -> Tensor:
+        key = ngram_keys([inputs.ids_ago(back) for back in range(self.back + 1)], self.vocabulary)
         place = torch.searchsorted(self.keys, key).clamp_max(len(self.keys) - 1)
-        known = (self.keys.take(place) == key).unsqueeze(-1) & seen.reaches(self.back)
+        known = (self.keys.take(place) == key).unsqueeze(-1) & inputs.reaches(self.back)
         return nn.functional.embedding(place, self.table).float() * known
 
 

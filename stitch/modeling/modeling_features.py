@@ -16,7 +16,7 @@ Features = tuple[Tensor | None, Tensor]
 
 
 @dataclass(frozen=True)
-class Shape:
+class HeadShape:
     """Of a block's attention: `shared` query heads read each of `groups` key heads."""
 
     groups: int
@@ -53,7 +53,7 @@ class Hedgehog(nn.Module):
     Hedgehog (Zhang et al. 2024) has W = [U; −U] alone, which is where fitting starts from.
     """
 
-    def __init__(self, shape: Shape, dimension: int, hidden: int):
+    def __init__(self, shape: HeadShape, dimension: int, hidden: int):
         super().__init__()
         self.dimension = self.scales = dimension
         self.key = Exponents((shape.groups,), shape.width, dimension, hidden)
@@ -71,7 +71,7 @@ class Mean(nn.Module):
 
     dimension = scales = 1
 
-    def __init__(self, shape: Shape, hidden: int):
+    def __init__(self, shape: HeadShape, hidden: int):
         super().__init__()
         self.query = Exponents((shape.groups, shape.shared), shape.width, 1, hidden)
 
@@ -90,7 +90,7 @@ class Centred(nn.Module):
 
     features: Callable[[Tensor], Features]  # of what is centred: a method of each kind
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: HeadShape):
         super().__init__()
         self.key_mean = nn.Parameter(torch.zeros(shape.groups, shape.width))
         self.query_mean = nn.Parameter(torch.zeros(shape.groups, shape.width))
@@ -110,7 +110,7 @@ class Taylor(Centred):
 
     scales = 1
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: HeadShape):
         super().__init__(shape)
         self.dimension = 1 + shape.width + shape.width * (shape.width + 1) // 2
 
@@ -123,7 +123,7 @@ class Taylor(Centred):
 class Random(Centred):
     """Positive random features (Choromanski et al. 2021): E[φ(q')·φ(k')] = e^{q'·k'}, φ(x) = exp(Wx − |x|²/2) / √D."""
 
-    def __init__(self, shape: Shape, dimension: int):
+    def __init__(self, shape: HeadShape, dimension: int):
         super().__init__(shape)
         self.dimension = self.scales = dimension
         self.directions = nn.Parameter(torch.zeros(shape.groups, dimension, shape.width))
@@ -139,7 +139,7 @@ class Identity(nn.Module):
 
     scales = 1
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: HeadShape):
         super().__init__()
         self.dimension = shape.width
 
@@ -154,7 +154,7 @@ class Priority(nn.Module):
     position, so that the later of two equal keys stays. With a large slope slots are a window.
     """
 
-    def __init__(self, shape: Shape, hidden: int):
+    def __init__(self, shape: HeadShape, hidden: int):
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(shape.groups, 2 * shape.width), requires_grad=False)
         self.scale = nn.Parameter(torch.ones(shape.groups, 2 * shape.width), requires_grad=False)

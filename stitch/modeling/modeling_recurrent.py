@@ -33,12 +33,12 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .modeling_composite import StitchConfig, StitchForCausalLM, TranslationModule, config_of, parts_of
-from .modeling_features import Features, Hedgehog, Identity, Mean, Priority, Random, Shape, Taylor
+from .modeling_features import Features, HeadShape, Hedgehog, Identity, Mean, Priority, Random, Taylor
 
 ATTENTION = "stitch_recurrent"
-LEAST = -1e30  # in place of −∞ where a difference is taken
-WIDEST = 60.0  # nats by which logs of keys may grow within a chunk: float32 holds e^-87
-RELATIVE = 1e-5  # of the sum of the absolute values: a smaller denominator of signed features is round-off
+LARGE_NEGATIVE = -1e30  # in place of −∞ where a difference is taken
+MAX_LOG_GROWTH = 60.0  # nats by which logs of keys may grow within a chunk: float32 holds e^-87
+ROUND_OFF = 1e-5  # of the sum of the absolute values: a smaller denominator of signed features is round-off
 
 
 class RecurrentConfig(PreTrainedConfig):
@@ -88,12 +88,12 @@ class RecurrentConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-class Memory(nn.Module):
+class RecurrentMemory(nn.Module):
     """What the key heads of a block remember of the past, each as many keys as the config says, and by which features. Without a
     `map` old keys are forgotten.
     """
 
-    def __init__(self, config: RecurrentConfig, shape: Shape, layer: int):
+    def __init__(self, config: RecurrentConfig, shape: HeadShape, layer: int):
         super().__init__()
         self.shape = shape
         self.recurrent = config.layers is None or layer in config.layers
@@ -137,7 +137,7 @@ class Memory(nn.Module):
             return out.flatten(1, 2).to(q.dtype)
 
 
-class Places:
+class PackedHeads:
     """Room for `sizes` things of each key head, kept one head after the other, without gaps: [batch, their sum, …].
 
     To be computed with they are spread out to [batch, groups, the most that a head has, …], a head's own at the end; what stands
@@ -171,7 +171,14 @@ class _Run:
     """
 
     def __init__(
-        self, memory: Memory, q: Tensor, k: Tensor, v: Tensor, real: Tensor, past: "RecurrentLayer", scaling: float
+        self,
+        memory: RecurrentMemory,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        real: Tensor,
+        past: "RecurrentLayer",
+        scaling: float,
     ):
         self.memory, self.q, self.past, self.scaling = memory, q, past, scaling
         self.tokens = k.shape[2]
@@ -207,8 +214,8 @@ class _Run:
         """Softmax over every key so far: in blocks that are not recurrent."""
         place = torch.arange(self.k.shape[2], device=self.k.device)
         seen = (place <= place[-self.tokens :, None]) & self.real
-        scores = (by_group(self.q, self.k.mT) * self.scaling).masked_fill(~seen[:, None, None], LEAST)
-        return by_group(scores.softmax(-1), self.v)
+        scores = (group_matmul(self.q, self.k.mT) * self.scaling).masked_fill(~seen[:, None, None], LARGE_NEGATIVE)
+        return group_matmul(scores.softmax(-1), self.v)
 
     def outputs(self, chunk: int) -> Tensor:
         """In pieces of `chunk` tokens, so that memory grows with tokens · (window + slots + dimension) and not with tokens²."""
@@ -229,9 +236,9 @@ class _Run:
         exact, values = self._exact(a, b, old)
         if memory.map is None or self.queries is None:
             self._keep(old)
-            best = exact.amax(-1, keepdim=True).clamp_min(LEAST)
+            best = exact.amax(-1, keepdim=True).clamp_min(LARGE_NEGATIVE)
             weights = (exact - best).exp()
-            return [_over(by_group(weights, values), weights.sum(-1, keepdim=True))]
+            return [_over(group_matmul(weights, values), weights.sum(-1, keepdim=True))]
 
         plain_k, log_k = memory.map.keys(old.k * self.scaling**0.5)
         log_k = log_k.masked_fill(~old.gone[:, :, -1, :, None], -math.inf)
@@ -247,38 +254,38 @@ class _Run:
         fading = (past.shift - shift).exp()
         state, mass = past.state * fading.unsqueeze(-1), past.mass * fading
         # Where no key is lost yet, the shift is that of keys to come.
-        begun = old.gone.any(-1) | (past.shift[:, :, :1] > LEAST)
+        begun = old.gone.any(-1) | (past.shift[:, :, :1] > LARGE_NEGATIVE)
         log_q = (log_q + shift[:, :, None, None]).masked_fill(~begun[:, :, None, :, None], -math.inf)
-        best = torch.cat([exact, log_q], -1).amax(-1, keepdim=True).clamp_min(LEAST).detach()
+        best = torch.cat([exact, log_q], -1).amax(-1, keepdim=True).clamp_min(LARGE_NEGATIVE).detach()
         right, left = (log_k - shift[:, :, None]).exp(), (log_q - best).exp()
         right = right if plain_k is None else plain_k * right
         left = left if plain_q is None else plain_q * left
         weights = (exact - best).exp()
-        inner = by_group(left, right.mT) * old.gone[:, :, None]  # keys that are lost within the piece
-        top = by_group(weights, values) + by_group(inner, old.v) + by_group(left, state)
+        inner = group_matmul(left, right.mT) * old.gone[:, :, None]  # keys that are lost within the piece
+        top = group_matmul(weights, values) + group_matmul(inner, old.v) + group_matmul(left, state)
         past.state, past.mass = state + right.mT @ old.v, mass + right.sum(2)
         past.shift = shift
         if not memory.normalised:
             return [top]  # identity features have logs of 0
-        below = weights.sum(-1, keepdim=True) + inner.sum(-1, keepdim=True) + by_group(left, mass[..., None])
+        below = weights.sum(-1, keepdim=True) + inner.sum(-1, keepdim=True) + group_matmul(left, mass[..., None])
         if plain_k is not None:
             terms = weights.sum(-1, keepdim=True) + inner.abs().sum(-1, keepdim=True)
-            terms = terms + by_group(left.abs(), mass.abs()[..., None])
-            if bool((below < RELATIVE * terms).any()):
+            terms = terms + group_matmul(left.abs(), mass.abs()[..., None])
+            if bool((below < ROUND_OFF * terms).any()):
                 raise ValueError("a denominator must be above its round-off; one is not: use another feature map.")
         return [_over(top, below)]
 
-    def _old(self, a: int, b: int) -> "Old":
+    def _old(self, a: int, b: int) -> "OldKeys":
         """The keys that the tokens a … b − 1 have no window for: those in slots, and those that leave the window now."""
         k, v = self.k[:, :, a:b], self.v[:, :, a:b]
         real = self.real[:, :, a:b].expand(k.shape[:3])
         token = torch.arange(b - a, device=k.device)
         come = token[:, None] >= token
         if self.priority is None:
-            return Old(k, v, come & real[:, :, None])
+            return OldKeys(k, v, come & real[:, :, None])
         past, slots = self.past, self.past.slots
-        in_slots = slots.spread(past.slot_priority).masked_fill(slots.empty, LEAST)  # rising
-        leaving = self.priority[:, :, a:b].detach().masked_fill(~real, LEAST)
+        in_slots = slots.spread(past.slot_priority).masked_fill(slots.empty, LARGE_NEGATIVE)  # rising
+        leaving = self.priority[:, :, a:b].detach().masked_fill(~real, LARGE_NEGATIVE)
         k = torch.cat([slots.spread(past.slot_keys).to(k), k], 2)
         v = torch.cat([slots.spread(past.slot_values).to(v), v], 2)
         priority = torch.cat([in_slots, leaving], 2)
@@ -289,12 +296,14 @@ class _Run:
         index = torch.arange(priority.shape[2], device=k.device)
         better = ((other > mine) | ((other == mine) & (index[slots.most :, None] > index))) & real[..., None]
         ahead = slots.most - no_better[:, :, None] + better.cumsum(2)
-        there = torch.cat([(in_slots > LEAST)[:, :, None].expand(-1, -1, b - a, -1), come & real[:, :, None]], -1)
+        there = torch.cat(
+            [(in_slots > LARGE_NEGATIVE)[:, :, None].expand(-1, -1, b - a, -1), come & real[:, :, None]], -1
+        )
         kept = there & (ahead < slots.sizes[:, None, None])
         last = ahead[:, :, -1].masked_fill(~there[:, :, -1], ahead.shape[-1])
-        return Old(k, v, there & ~kept, kept, priority, last)
+        return OldKeys(k, v, there & ~kept, kept, priority, last)
 
-    def _keep(self, old: "Old") -> None:
+    def _keep(self, old: "OldKeys") -> None:
         """Fills the slots with the best keys, the best last."""
         if self.priority is None:
             return
@@ -308,10 +317,10 @@ class _Run:
     def _grows_too_much(self, log_k: Tensor, shift: Tensor) -> bool:
         """Whether a feature's largest key grows by so much within a piece that what was largest before it would vanish."""
         least = log_k.masked_fill(log_k == -math.inf, math.inf).amin(2)
-        before = torch.where(self.past.shift > LEAST, self.past.shift, least)
-        return bool((shift - before > WIDEST).any())
+        before = torch.where(self.past.shift > LARGE_NEGATIVE, self.past.shift, least)
+        return bool((shift - before > MAX_LOG_GROWTH).any())
 
-    def _exact(self, a: int, b: int, old: "Old") -> tuple[Tensor, Tensor]:
+    def _exact(self, a: int, b: int, old: "OldKeys") -> tuple[Tensor, Tensor]:
         """Scores and values of the keys in window, sinks and slots, for the tokens a … b − 1; −∞ where a key is not seen."""
         window, sinks = self.past.window, self.memory.sinks
         q = self.q[:, :, :, a:b] * self.scaling
@@ -328,11 +337,11 @@ class _Run:
         if self.priority is not None:
             k, v = torch.cat([k, old.k], 2), torch.cat([v, old.v], 2)
             seen = torch.cat([seen.expand(-1, k.shape[1], -1, -1), old.kept], -1)
-        return by_group(q, k.mT).masked_fill(~seen[:, :, None], -math.inf), v
+        return group_matmul(q, k.mT).masked_fill(~seen[:, :, None], -math.inf), v
 
 
 @dataclass(frozen=True)
-class Old:
+class OldKeys:
     """Keys that have left the window, or do so within a piece, for each of its tokens: which are lost, and which keep a slot.
 
     `ahead`: how many are better than each at the end, more than all for what is no text.
@@ -346,7 +355,7 @@ class Old:
     ahead: Any = None
 
 
-def by_group(x: Tensor, y: Tensor) -> Tensor:
+def group_matmul(x: Tensor, y: Tensor) -> Tensor:
     """[batch, groups, shared, rows, m] times [batch, groups, m, columns], which a group's heads share, without copies of it."""
     return (x.flatten(2, 3) @ y).unflatten(2, x.shape[2:4])
 
@@ -357,7 +366,7 @@ def _over(top: Tensor, below: Tensor) -> Tensor:
 
 
 class RecurrentLayer(CacheLayerMixin):
-    """What a `Memory` holds: the last keys and values as the model has them, the first ones, the best ones, and fast weights.
+    """What a `RecurrentMemory` holds: the last keys and values as the model has them, the first and the best ones, fast weights.
 
     Places that are not filled yet are there from the start, so that its size is the same at every length. A block that is not
     recurrent keeps all keys.
@@ -372,7 +381,7 @@ class RecurrentLayer(CacheLayerMixin):
     def __init__(self):
         super().__init__()
         self.tokens = 0
-        self.window: Any = None  # `Places` for the keys in windows and in slots
+        self.window: Any = None  # `PackedHeads` for the keys in windows and in slots
         self.slots: Any = None
         self.keys: Any
         self.values: Any
@@ -387,12 +396,12 @@ class RecurrentLayer(CacheLayerMixin):
         self.mass: Any = None
         self.shift: Any = None
 
-    def start(self, memory: Memory, k: Tensor, v: Tensor, dtype: torch.dtype) -> None:
+    def start(self, memory: RecurrentMemory, k: Tensor, v: Tensor, dtype: torch.dtype) -> None:
         if self.is_initialized:
             return
         batch, groups, _, width = k.shape
         self.device, self.dtype, self.is_initialized = k.device, k.dtype, True
-        self.window = Places(memory.windows, k.device)
+        self.window = PackedHeads(memory.windows, k.device)
         size = (batch, self.window.total) if memory.recurrent else (batch, groups, 0)
         self.keys, self.values = k.new_zeros(*size, width), v.new_zeros(*size, v.shape[-1])
         self.real = torch.zeros(batch, self.window.most, dtype=torch.bool, device=k.device)
@@ -401,15 +410,15 @@ class RecurrentLayer(CacheLayerMixin):
             self.sink_keys = k.new_zeros(batch, groups, memory.sinks, width)
             self.sink_values = v.new_zeros(batch, groups, memory.sinks, v.shape[-1])
         if memory.priority is not None:
-            self.slots = Places(memory.slots, k.device)
+            self.slots = PackedHeads(memory.slots, k.device)
             self.slot_keys = k.new_zeros(batch, self.slots.total, width)
             self.slot_values = v.new_zeros(batch, self.slots.total, v.shape[-1])
-            self.slot_priority = torch.full((batch, self.slots.total), LEAST, dtype=dtype, device=k.device)
+            self.slot_priority = torch.full((batch, self.slots.total), LARGE_NEGATIVE, dtype=dtype, device=k.device)
         if memory.map is not None:
             size = (batch, groups, memory.map.dimension)
             self.state = torch.zeros(*size, v.shape[-1], dtype=dtype, device=k.device)
             self.mass = torch.zeros(size, dtype=dtype, device=k.device)
-            self.shift = torch.full((batch, groups, memory.map.scales), LEAST, dtype=dtype, device=k.device)
+            self.shift = torch.full((batch, groups, memory.map.scales), LARGE_NEGATIVE, dtype=dtype, device=k.device)
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: part for name in self.parts if (part := getattr(self, name)) is not None}
@@ -490,7 +499,7 @@ class RecurrentCache(Cache):
 
 
 @dataclass(frozen=True)
-class Pass:
+class AttentionContext:
     """What the attention function needs of one forward pass beside what stock attention gives it."""
 
     memories: nn.ModuleList
@@ -529,10 +538,10 @@ def attentions(net: nn.Module) -> list[Any]:
     return [m for m in net.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")]
 
 
-def shape_of(config: Any) -> Shape:
+def shape_of(config: Any) -> HeadShape:
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
-    return Shape(groups, heads // groups, getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return HeadShape(groups, heads // groups, getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
@@ -543,7 +552,7 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = RecurrentConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _no_split_modules = ["Memory"]  # noqa: RUF012
+    _no_split_modules = ["RecurrentMemory"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = [r"memories\.", *(StitchForCausalLM._keep_in_fp32_modules_strict or ())]  # noqa: RUF012
     _supports_sdpa = True
@@ -555,7 +564,7 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
         make = StitchForCausalLM._from_config if isinstance(base, StitchConfig) else AutoModelForCausalLM.from_config
         self.base: Any = make(base)
         found = attentions(self.base)
-        self.memories = nn.ModuleList([Memory(config, shape_of(m.config), i) for i, m in enumerate(found)])
+        self.memories = nn.ModuleList([RecurrentMemory(config, shape_of(m.config), i) for i, m in enumerate(found)])
         for index, module in enumerate(found):
             module.memory_index = index
             module.config._attn_implementation = ATTENTION
@@ -623,7 +632,9 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache=False,
             logits_to_keep=logits_to_keep,
             return_dict=True,
-            recurrent=Pass(self.memories, cache.layers, _text(attention_mask, given), chunk or self.config.chunk),  # pyright: ignore
+            recurrent=AttentionContext(
+                self.memories, cache.layers, _text(attention_mask, given), chunk or self.config.chunk
+            ),  # pyright: ignore
             **kwargs,
         )
         if use_cache is None:

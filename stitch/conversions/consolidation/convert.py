@@ -7,21 +7,21 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stitch.conversions.consolidation.arms import Bench, arms, open_bench
+from stitch.conversions.consolidation.arms import ModelAndText, arms, prepare
 from stitch.conversions.consolidation.queries import (
-    Exam,
+    PrefixedQueries,
     continuations,
     cut_queries,
-    examine,
-    kept,
-    learn,
+    gain_kept,
+    label_queries,
     query_length,
     read_document,
     read_ids,
-    unrelated,
-    with_context,
+    score_queries,
+    scores_with_context,
+    unrelated_prefixes,
 )
-from stitch.conversions.consolidation.slow_weights import parameters, write
+from stitch.conversions.consolidation.slow_weights import apply_edit, edited_parameters
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.report import difference
 from stitch.conversions.save import save_stock
@@ -72,20 +72,24 @@ def consolidate(
         trust_remote_code=trust_remote_code, progress=progress,
     )  # fmt: skip
     model = donor.model
-    bench = open_bench(model, donor.windows)
+    setup = prepare(model, donor.windows)
     ids = read_document(model, document)
-    behind, bare = _exams(bench, ids, queries, seed)
-    graded: dict[str, Graded] = {"donor": Graded(examine(model, behind), examine(model, bare), (0.0, 0.0, 0.0))}
-    ceiling = with_context(behind.lesson)
+    behind, bare = _prefixed_queries(setup, ids, queries, seed)
+    graded: dict[str, Graded] = {
+        "donor": Graded(score_queries(model, behind), score_queries(model, bare), (0.0, 0.0, 0.0))
+    }
+    ceiling = scores_with_context(behind.labelled)
     graded["reference:with context"] = Graded(ceiling, ceiling, (0.0, 0.0, 0.0))
-    edits = arms(bench, ids, _other(bench, len(ids)), cost, seed)
+    edits = arms(setup, ids, _other(setup, len(ids)), cost, seed)
     chosen = None
     for number, (row, make) in enumerate(edits.items()):
         edit = make()
-        scale = bench.scale(edit, cost)
-        changed = parameters(model, edit, scale)
+        scale = setup.scale(edit, cost)
+        changed = edited_parameters(model, edit, scale)
         graded[row] = Graded(
-            examine(model, behind, changed), examine(model, bare, changed), bench.retained(edit, scale)
+            score_queries(model, behind, changed),
+            score_queries(model, bare, changed),
+            setup.retention_cost(edit, scale),
         )
         chosen = chosen or (edit, scale)
         if progress:
@@ -96,29 +100,31 @@ def consolidate(
         "held_out": held_out, "seed": seed,
     }  # fmt: skip
     report = assemble_report(donor, document.name, len(ids), graded, settings)
-    write(model, *chosen)
+    apply_edit(model, *chosen)
     save_stock(model.net, model, out, report)
     return report
 
 
-def _exams(bench: Bench, ids: Int[Tensor, " tokens"], queries: Path | None, seed: int) -> tuple[Exam, Exam]:
+def _prefixed_queries(
+    setup: ModelAndText, ids: Int[Tensor, " tokens"], queries: Path | None, seed: int
+) -> tuple[PrefixedQueries, PrefixedQueries]:
     """The same queries behind unrelated text, as long as the document where the windows are, and behind none."""
-    model = bench.model
+    model = setup.model
     generator = torch.Generator().manual_seed(seed + 1)  # other continuations than those the model learns from
     length = query_length(model)
     if queries is None:
         asked = continuations(model, ids, UNSEEN, length, generator)
     else:
         asked = cut_queries(read_ids(model, queries, "--queries"), length)
-    lesson = learn(model, ids, asked)
-    windows = bench.windows["report"]
-    prefixes = unrelated(windows, len(asked), len(ids), generator)
-    return Exam(lesson, prefixes), Exam(lesson, prefixes[:, :0])
+    labelled = label_queries(model, ids, asked)
+    windows = setup.windows["report"]
+    prefixes = unrelated_prefixes(windows, len(asked), len(ids), generator)
+    return PrefixedQueries(labelled, prefixes), PrefixedQueries(labelled, prefixes[:, :0])
 
 
-def _other(bench: Bench, length: int) -> Int[Tensor, " tokens"]:
+def _other(setup: ModelAndText, length: int) -> Int[Tensor, " tokens"]:
     """A wrong document of that length: text of the sweep split, from its end."""
-    text = bench.windows["sweep"].ids[:, 1:].flatten().long()
+    text = setup.windows["sweep"].ids[:, 1:].flatten().long()
     return text.repeat(-(-length // len(text)))[-length:]
 
 
@@ -126,8 +132,8 @@ def assemble_report(donor: Donor, title: str, document: int, graded: dict[str, G
     without, with_ = graded["donor"], graded["reference:with context"]
     results = []
     for name, row in graded.items():
-        share = kept(row.behind_text, without.behind_text, with_.behind_text)
-        bare = kept(row.bare, without.bare, with_.bare)
+        share = gain_kept(row.behind_text, without.behind_text, with_.behind_text)
+        bare = gain_kept(row.bare, without.bare, with_.bare)
         results.append(
             {
                 **row.behind_text.row(name), "kept": share[0], "kept_low": share[1], "kept_high": share[2],

@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stitch.conversions.consolidation.queries import BATCH, GIVEN, Lesson, predictions, unrelated
+from stitch.conversions.consolidation.queries import BATCH, GIVEN, LabelledQueries, predictions, unrelated_prefixes
 from stitch.conversions.consolidation.slow_weights import (
     Coordinates,
     Curvature,
     Edit,
     Parameters,
-    call,
-    length,
-    matrix,
-    parameters,
+    down_projection,
+    edit_norm,
+    edited_parameters,
+    logits_with,
     ridge,
 )
 from stitch.errors import StitchError
@@ -35,36 +35,47 @@ def _prefix_lengths(query: int) -> tuple[int, int, int]:
     return 0, query // 4, query
 
 
-def _batches(lesson: Lesson, pool: Windows, count: int, steps: int, seed: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _batches(
+    labelled: LabelledQueries, pool: Windows, count: int, steps: int, seed: int
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """For each step the numbers of `count` queries and their prefixes, in groups of equal prefix length."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = _prefix_lengths(lesson.queries.shape[1])
+    lengths = _prefix_lengths(labelled.queries.shape[1])
     for _ in range(steps):
-        chosen = torch.randperm(len(lesson.queries), generator=generator)[:count]
+        chosen = torch.randperm(len(labelled.queries), generator=generator)[:count]
         groups = zip(lengths, chosen.tensor_split(len(lengths)), strict=True)
-        yield [(rows, unrelated(pool, len(rows), size, generator)) for size, rows in groups if len(rows)]
+        yield [(rows, unrelated_prefixes(pool, len(rows), size, generator)) for size, rows in groups if len(rows)]
 
 
 def _loss(
-    model: Model, lesson: Lesson, rows: Tensor, prefixes: Tensor, changed: Parameters, labels: Literal["donor", "text"]
+    model: Model,
+    labelled: LabelledQueries,
+    rows: Tensor,
+    prefixes: Tensor,
+    changed: Parameters,
+    labels: Literal["donor", "text"],
 ) -> Float[Tensor, ""]:
     """Mean nats per scored token: KL(with context ‖ edited without), or the cross-entropy of the queries' own tokens."""
-    predicted = predictions(model, prefixes, lesson.queries[rows], changed, lesson.given)
+    predicted = predictions(model, prefixes, labelled.queries[rows], changed, labelled.given)
     if labels == "text":
-        answers = lesson.queries[rows][:, lesson.given :].to(predicted.device)
+        answers = labelled.queries[rows][:, labelled.given :].to(predicted.device)
         return -predicted.gather(2, answers[..., None]).mean()
-    target = lesson.target[rows.to(lesson.target.device)]
+    target = labelled.target[rows.to(labelled.target.device)]
     return (target.exp() * (target - predicted)).sum(2).mean()
 
 
 def _gradient(
-    model: Model, lesson: Lesson, groups: list[tuple[Tensor, Tensor]], edit: Edit, labels: Literal["donor", "text"]
+    model: Model,
+    labelled: LabelledQueries,
+    groups: list[tuple[Tensor, Tensor]],
+    edit: Edit,
+    labels: Literal["donor", "text"],
 ) -> Edit:
     """Of the mean loss over the groups, by down projection."""
     leaves = {block: change.detach().requires_grad_() for block, change in edit.items()}
     total: Edit = {}
     for rows, prefixes in groups:
-        loss = _loss(model, lesson, rows, prefixes, parameters(model, leaves), labels) * len(rows)
+        loss = _loss(model, labelled, rows, prefixes, edited_parameters(model, leaves), labels) * len(rows)
         for block, part in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
             total[block] = total.get(block, 0) + part
     count = sum(len(rows) for rows, _ in groups)
@@ -73,13 +84,13 @@ def _gradient(
     return {block: part / count for block, part in total.items()}
 
 
-def nothing(model: Model) -> Edit:
-    return {b: torch.zeros(matrix(model, b).shape, device=model.device) for b in range(model.depth)}
+def zero_edit(model: Model) -> Edit:
+    return {b: torch.zeros(down_projection(model, b).shape, device=model.device) for b in range(model.depth)}
 
 
 def natural_gradient(
     model: Model,
-    lesson: Lesson,
+    labelled: LabelledQueries,
     pool: Windows,
     axes: Coordinates,
     *,
@@ -95,22 +106,22 @@ def natural_gradient(
     R = −G⁻¹g that the loss itself asks for.
     """
     radius = (2 * reach) ** 0.5
-    point, momentum = nothing(model), nothing(model)
-    for number, groups in enumerate(_batches(lesson, pool, count, steps, seed)):
-        raw = _gradient(model, lesson, groups, axes.edit(point), "donor")
+    point, momentum = zero_edit(model), zero_edit(model)
+    for number, groups in enumerate(_batches(labelled, pool, count, steps, seed)):
+        raw = _gradient(model, labelled, groups, axes.edit(point), "donor")
         slope = {b: axes.left[b] @ one @ axes.right[b] for b, one in raw.items()}
-        size = max(length(slope), 1e-30)
+        size = max(edit_norm(slope), 1e-30)
         momentum = {b: MOMENTUM * momentum[b] + (1 - MOMENTUM) / size * slope[b] for b in slope}
-        rate = radius * RATE * (1 - number / steps) if steps > 1 else radius / max(length(momentum), 1e-30)
+        rate = radius * RATE * (1 - number / steps) if steps > 1 else radius / max(edit_norm(momentum), 1e-30)
         point = {b: one - rate * momentum[b] for b, one in point.items()}
-        if (far := length(point)) > radius:
+        if (far := edit_norm(point)) > radius:
             point = {b: one * (radius / far) for b, one in point.items()}
     return axes.edit(point)
 
 
 def train(
     model: Model,
-    lesson: Lesson,
+    labelled: LabelledQueries,
     pool: Windows,
     *,
     optimiser: Literal["sgd", "adamw"],
@@ -121,11 +132,11 @@ def train(
     seed: int = 0,
 ) -> Edit:
     """The baseline: the same matrices, trained as usual."""
-    edit = nothing(model)
+    edit = zero_edit(model)
     leaves = [one.requires_grad_() for one in edit.values()]
     stepper = (torch.optim.SGD if optimiser == "sgd" else torch.optim.AdamW)(leaves, lr=rate, weight_decay=0)
-    for groups in _batches(lesson, pool, count, steps, seed):
-        for leaf, part in zip(leaves, _gradient(model, lesson, groups, edit, labels).values(), strict=True):
+    for groups in _batches(labelled, pool, count, steps, seed):
+        for leaf, part in zip(leaves, _gradient(model, labelled, groups, edit, labels).values(), strict=True):
             leaf.grad = part
         stepper.step()
     return {block: one.detach() for block, one in edit.items()}
@@ -147,14 +158,14 @@ def closed_form(
     generator = torch.Generator().manual_seed(seed)
     parts = queries.tensor_split(3)
     lengths = _prefix_lengths(queries.shape[1])
-    prefixes = [unrelated(pool, len(some), size, generator) for size, some in zip(lengths, parts, strict=True)]
+    prefixes = [unrelated_prefixes(pool, len(some), size, generator) for size, some in zip(lengths, parts, strict=True)]
     with_it = [document.expand(len(some), -1) for some in parts]
     streams: Places = {str(block): (model.blocks[block], False) for block in range(model.depth)}
     goals = _capture(model, streams, with_it, parts, {})
     edit: Edit = {}
     for block in range(model.depth):
         places: Places = {"keys": (model.down(block), True), "stream": (model.blocks[block], False)}
-        found = _capture(model, places, prefixes, parts, parameters(model, edit))
+        found = _capture(model, places, prefixes, parts, edited_parameters(model, edit))
         residual = (goals[str(block)] - found["stream"]) / (model.depth - block)
         edit[block] = ridge(found["keys"], residual, curvature.neurons[block], strength).float().to(model.device)
     return edit
@@ -183,7 +194,7 @@ def _capture(
         for some, before in zip(queries, prefixes, strict=True):
             for rows, prefix in zip(some.split(BATCH), before.split(BATCH), strict=True):
                 bos = torch.full((len(rows), 1), bos_of(model.tokenizer))
-                call(model, changed, torch.cat([bos, prefix, rows], 1), logits_to_keep=1)
+                logits_with(model, changed, torch.cat([bos, prefix, rows], 1), logits_to_keep=1)
     finally:
         for one in hooks:
             one.remove()

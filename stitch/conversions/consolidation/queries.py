@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stitch.conversions.consolidation.slow_weights import Parameters, call
+from stitch.conversions.consolidation.slow_weights import Parameters, logits_with
 from stitch.errors import StitchError, UsageError
 from stitch.evaluation.scores import Scores, bootstrap
 from stitch.models.model import Model
@@ -28,7 +28,7 @@ BATCH = 16  # queries that run at once
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LabelledQueries:
     """Queries with the donor's log-probabilities with context: `target[q, t]` predicts token `given` + t of query q."""
 
     queries: Int[Tensor, "queries length"]
@@ -40,10 +40,10 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Exam:
+class PrefixedQueries:
     """Unseen queries, each behind its own prefix."""
 
-    lesson: Lesson
+    labelled: LabelledQueries
     prefixes: Int[Tensor, "queries prefix"]
 
 
@@ -99,17 +99,17 @@ def predictions(
     """Log-probabilities of the tokens of each query after the `given` ones, behind BOS and its prefix."""
     bos = torch.full((len(queries), 1), bos_of(model.tokenizer))
     ids = torch.cat([bos, prefixes, queries], 1)
-    logits = call(model, changed or {}, ids, logits_to_keep=queries.shape[1] - given + 1)
+    logits = logits_with(model, changed or {}, ids, logits_to_keep=queries.shape[1] - given + 1)
     return logits[:, :-1].float().log_softmax(-1)
 
 
 @torch.no_grad()
-def learn(
+def label_queries(
     model: Model, document: Int[Tensor, " tokens"], queries: Int[Tensor, "queries length"], given: int = GIVEN
-) -> Lesson:
+) -> LabelledQueries:
     """What the model says to the queries when it has read the document."""
     parts = [predictions(model, document.expand(len(some), -1), some, given=given) for some in queries.split(BATCH)]
-    return Lesson(queries, torch.cat(parts))
+    return LabelledQueries(queries, torch.cat(parts))
 
 
 @torch.no_grad()
@@ -139,7 +139,9 @@ def passages(
     return torch.stack([document[start : start + length] for start in starts])
 
 
-def unrelated(windows: Windows, count: int, length: int, generator: torch.Generator) -> Int[Tensor, "count prefix"]:
+def unrelated_prefixes(
+    windows: Windows, count: int, length: int, generator: torch.Generator
+) -> Int[Tensor, "count prefix"]:
     """Prefixes from random places of other text, a different one for each query; no longer than its windows."""
     length = min(length, windows.context - 1)
     rows = torch.randint(len(windows.ids), (count,), generator=generator).tolist()
@@ -150,19 +152,22 @@ def unrelated(windows: Windows, count: int, length: int, generator: torch.Genera
 
 
 @torch.no_grad()
-def examine(model: Model, exam: Exam, changed: Parameters | None = None) -> Scores:
+def score_queries(model: Model, prefixed: PrefixedQueries, changed: Parameters | None = None) -> Scores:
     """Nats, KL(with context ‖ without) and agreements on the scored tokens, summed per query. Raises StitchError for NaN."""
     rows = []
-    parts = zip(*(one.split(BATCH) for one in (exam.lesson.queries, exam.lesson.target, exam.prefixes)), strict=True)
+    parts = zip(
+        *(one.split(BATCH) for one in (prefixed.labelled.queries, prefixed.labelled.target, prefixed.prefixes)),
+        strict=True,
+    )
     for queries, target, prefixes in parts:
-        rows.append(_sums(predictions(model, prefixes, queries, changed, exam.lesson.given), target, queries))
+        rows.append(_sums(predictions(model, prefixes, queries, changed, prefixed.labelled.given), target, queries))
     return _scores(torch.cat(rows, 1))
 
 
 @torch.no_grad()
-def with_context(lesson: Lesson) -> Scores:
+def scores_with_context(labelled: LabelledQueries) -> Scores:
     """The donor that reads the document: the ceiling."""
-    return _scores(_sums(lesson.target, lesson.target, lesson.queries))
+    return _scores(_sums(labelled.target, labelled.target, labelled.queries))
 
 
 def _sums(
@@ -183,7 +188,7 @@ def _scores(sums: Float[Tensor, "four units"]) -> Scores:
     return Scores(sums[0], sums[1], sums[2], sums[3])
 
 
-def whole(scores: Scores) -> Scores:
+def as_one_unit(scores: Scores) -> Scores:
     """The queries of one document as one unit, for intervals over documents."""
     assert scores.kl is not None and scores.agreements is not None
     return _scores(
@@ -191,7 +196,7 @@ def whole(scores: Scores) -> Scores:
     )
 
 
-def joined(parts: Sequence[Scores]) -> Scores:
+def concatenated(parts: Sequence[Scores]) -> Scores:
     """All units of several."""
 
     def two(a: Scores, b: Scores) -> Scores:
@@ -207,7 +212,7 @@ def joined(parts: Sequence[Scores]) -> Scores:
     return reduce(two, parts)
 
 
-def kept(row: Scores, without: Scores, with_: Scores) -> tuple[float, float, float]:
+def gain_kept(row: Scores, without: Scores, with_: Scores) -> tuple[float, float, float]:
     """The share of the in-context gain, (CE without − CE row) / (CE without − CE with), and its 95 % bootstrap interval."""
     gains, whole_gains = without.nats - row.nats, without.nats - with_.nats
     return float(gains.sum() / whole_gains.sum()), *bootstrap(gains, whole_gains)

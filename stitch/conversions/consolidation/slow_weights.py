@@ -31,7 +31,7 @@ CONDITION = 1e12  # of a system in float64 that leaves four digits
 LARGEST = 4.0  # factor by which an edit is scaled to a cost
 
 
-def check(model: Model) -> None:
+def check_writable(model: Model) -> None:
     """Raises UsageError unless MLPs write to the stream directly, in a composite those of every part; StitchError for NaN."""
     for part in model.parts:
         if part.anatomy.mlp_out_norm is not None:
@@ -45,33 +45,33 @@ def check(model: Model) -> None:
             raise StitchError(f"the weights of {model.name} must be finite; {name} is not: download it again.")
 
 
-def matrix(model: Model, block: int) -> Float[Tensor, "neurons d"]:
+def down_projection(model: Model, block: int) -> Float[Tensor, "neurons d"]:
     """The down projection of `block` for row vectors: a view of the model's own."""
     down: Any = model.down(block)
     weight = down.weight.detach()
     return weight.T if isinstance(down, nn.Linear) else weight  # GPT-2's Conv1D is stored that way
 
 
-def parameters(model: Model, edit: Edit, scale: float = 1.0) -> Parameters:
+def edited_parameters(model: Model, edit: Edit, scale: float = 1.0) -> Parameters:
     """The edited weights as the net names and stores them."""
     names = {module: name for name, module in model.net.named_modules()}
     found = {}
     for block, change in edit.items():
-        down, own = model.down(block), matrix(model, block)
+        down, own = model.down(block), down_projection(model, block)
         changed = (own.float() + scale * change.to(own.device).float()).to(own.dtype)
         found[f"{names[down]}.weight"] = changed.T if isinstance(down, nn.Linear) else changed
     return found
 
 
 @torch.no_grad()
-def write(model: Model, edit: Edit, scale: float = 1.0) -> None:
+def apply_edit(model: Model, edit: Edit, scale: float = 1.0) -> None:
     """Adds the edit to the model's own weights."""
     own = dict(model.net.named_parameters())
-    for name, value in parameters(model, edit, scale).items():
+    for name, value in edited_parameters(model, edit, scale).items():
         own[name].copy_(value)
 
 
-def call(
+def logits_with(
     model: Model, changed: Parameters, ids: Int[Tensor, "batch length"], **kwargs
 ) -> Float[Tensor, "batch kept vocabulary"]:
     """Logits of the model with `changed` in place of its own parameters."""
@@ -93,13 +93,13 @@ def measure_curvature(model: Model, windows: Windows, seed: int = 0, batch: int 
     Raises UsageError where there are fewer tokens than neurons: C would have directions that cost nothing by accident.
     """
     blocks = range(model.depth)
-    widest = max(len(matrix(model, block)) for block in blocks)
+    widest = max(len(down_projection(model, block)) for block in blocks)
     if windows.tokens < widest:
         raise UsageError(
             f"--tokens must be at least the number of neurons, {widest:,}, for a covariance; got {windows.tokens:,}: raise it."
         )
     neurons: dict[int, Any] = dict.fromkeys(blocks, 0.0)
-    widths = [matrix(model, block).shape[1] for block in blocks]
+    widths = [down_projection(model, block).shape[1] for block in blocks]
     gradients: dict[int, Any] = {b: torch.zeros(width, width, dtype=torch.float64) for b, width in enumerate(widths)}
     # Its gradient goes through every down projection, whichever parameters are frozen.
     leaf = torch.zeros((), dtype=model.dtype, device=model.device, requires_grad=True)
@@ -146,7 +146,7 @@ class Coordinates:
 def coordinates(curvature: Curvature, model: Model, damping: float = DAMPING) -> Coordinates:
     """Raises UsageError where C or G is not of the model's width."""
     for block in range(model.depth):
-        width = tuple(matrix(model, block).shape)
+        width = tuple(down_projection(model, block).shape)
         got = len(curvature.neurons[block]), len(curvature.gradients[block])
         if got != width:
             raise UsageError(
@@ -202,7 +202,7 @@ def ridge(
     return torch.linalg.solve(system, keys.T @ wanted / tokens)
 
 
-def length(edit: Edit) -> float:
+def edit_norm(edit: Edit) -> float:
     """The Frobenius norm over all blocks."""
     return math.sqrt(sum(float(change.double().square().sum()) for change in edit.values()))
 

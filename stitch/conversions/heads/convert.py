@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from stitch.conversions.distil import taught
+from stitch.conversions.distil import distil
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.heads.contraction import predicted_error, predicted_value_error
 from stitch.conversions.heads.fit import Moments, convert, group_of
@@ -157,7 +157,7 @@ def teach(net: PreTrainedModel, donor: Donor, steps: int, seed: int, progress: P
     for value in of_attention:
         value.requires_grad_(True)
     windows = donor.windows["fit"]
-    taught(
+    distil(
         net, donor.model.net, windows, of_attention, steps=steps, rate=RATE, batch=BATCH, seed=seed, progress=progress
     )
 

@@ -25,7 +25,7 @@ TOGETHER = 2**18  # tokens whose meetings are counted at a time
 
 
 @dataclass(frozen=True)
-class Some:
+class TableSamples:
     """Some tokens: their rows (−1: none) by table, weights, and the stream that is to be looked up."""
 
     places: Int64[Tensor, "tables tokens"]
@@ -34,7 +34,7 @@ class Some:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class TableStatistics:
     """What the fit tokens say. `counts` and weighted `mass` per row of all tables side by side; `starts`: where each begins."""
 
     starts: list[int]
@@ -46,18 +46,18 @@ class Evidence:
     def of(self, table: int) -> slice:
         return slice(self.starts[table], self.starts[table + 1])
 
-    def chosen(self, tables: Sequence[int]) -> "Evidence":
+    def chosen(self, tables: Sequence[int]) -> "TableStatistics":
         """The same about some of the tables."""
         rows = torch.cat([torch.arange(self.starts[table], self.starts[table + 1]) for table in tables])
         sizes = [self.starts[table + 1] - self.starts[table] for table in tables]
         place = rows.numpy()
         meetings = sp.csr_array(self.meetings[place][:, place])
-        return Evidence(_starts(sizes), self.counts[rows], self.mass[rows], self.totals[rows], meetings)
+        return TableStatistics(_starts(sizes), self.counts[rows], self.mass[rows], self.totals[rows], meetings)
 
-    def less(self, prior: Float[Tensor, "rows d"], bias: Float[Tensor, " d"]) -> "Evidence":
+    def less(self, prior: Float[Tensor, "rows d"], bias: Float[Tensor, " d"]) -> "TableStatistics":
         """The same with a bias and rows that are there already taken off the stream."""
         explained = torch.from_numpy(self.meetings @ prior.numpy()) + self.mass[:, None] * (prior + bias)
-        return Evidence(self.starts, self.counts, self.mass, self.totals - explained, self.meetings)
+        return TableStatistics(self.starts, self.counts, self.mass, self.totals - explained, self.meetings)
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ def relative_weights(y: Float[Tensor, "tokens d"]) -> Float[Tensor, " tokens"]:
     return 1 / y.double().square().sum(1).clamp_min(1e-30)
 
 
-def collect(sizes: Sequence[int], parts: Iterable[Some]) -> Evidence:
+def collect(sizes: Sequence[int], parts: Iterable[TableSamples]) -> TableStatistics:
     """One pass over the fit tokens; `sizes` are the tables' numbers of rows."""
     starts = _starts(sizes)
     counts, mass = (torch.zeros(starts[-1], dtype=torch.float64) for _ in range(2))
     totals, meetings = None, sp.csr_array((starts[-1], starts[-1]))
-    waiting: list[Some] = []
+    waiting: list[TableSamples] = []
     for part in parts:
         weighed = part.weights[:, None] * part.y.double()
         totals = torch.zeros(starts[-1], part.y.shape[1], dtype=torch.float64) if totals is None else totals
@@ -96,14 +96,14 @@ def collect(sizes: Sequence[int], parts: Iterable[Some]) -> Evidence:
     if waiting:
         meetings = meetings + _meetings(waiting, starts)
     assert totals is not None, "no tokens"
-    return Evidence(starts, counts, mass, totals, meetings)
+    return TableStatistics(starts, counts, mass, totals, meetings)
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
     return [0, *itertools.accumulate(sizes)]
 
 
-def _meetings(waiting: list[Some], starts: list[int]) -> sp.csr_array:
+def _meetings(waiting: list[TableSamples], starts: list[int]) -> sp.csr_array:
     places = torch.cat([part.places for part in waiting], 1).numpy()
     weights = torch.cat([part.weights for part in waiting]).numpy()
     table, token = np.nonzero(places >= 0)
@@ -116,7 +116,7 @@ def _meetings(waiting: list[Some], starts: list[int]) -> sp.csr_array:
     return sp.csr_array((found.data[apart], (found.coords[0][apart], found.coords[1][apart])), found.shape)
 
 
-def backfit(seen: Evidence, held: Some, *, passes: int = PASSES) -> Fit:
+def backfit(seen: TableStatistics, held: TableSamples, *, passes: int = PASSES) -> Fit:
     """Visits the tables in their order, again and again, as long as a pass lowers the error on `held` by a GAIN of it."""
     tables = range(len(seen.starts) - 1)
     meetings = [seen.meetings[seen.of(table)] for table in tables]
@@ -150,12 +150,12 @@ def backfit(seen: Evidence, held: Some, *, passes: int = PASSES) -> Fit:
     )
 
 
-def _error(held: Some, left: Tensor) -> float:
+def _error(held: TableSamples, left: Tensor) -> float:
     return float(held.weights @ left.square().sum(1))
 
 
 def _shrunken(
-    seen: Evidence, own: slice, residual: Tensor, place: Tensor, weights: Tensor, wanted: Tensor
+    seen: TableStatistics, own: slice, residual: Tensor, place: Tensor, weights: Tensor, wanted: Tensor
 ) -> tuple[Tensor, tuple[float, int]]:
     """The table's rows, with the κ and the least count that are best on the held-out tokens."""
     counts, mass = seen.counts[own], seen.mass[own]

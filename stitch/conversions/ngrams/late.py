@@ -21,7 +21,7 @@ from stitch.translation.types import Translation
 
 
 @dataclass(frozen=True)
-class Late:
+class LateBlocks:
     """Blocks `site`.. of a model, fed by something else than its blocks before."""
 
     model: Model
@@ -52,7 +52,7 @@ class Late:
 
 
 @torch.no_grad()
-def explained(
+def explained_variance(
     translations: dict[str, Translation], model: Model, windows: Windows, site: int, mean: Tensor
 ) -> dict[str, float]:
     """R² of each that has terms: 1 − Σ‖y − ŷ‖²/‖y‖² over that of the constant `mean`, over all tokens but the windows' first."""

@@ -16,7 +16,7 @@ BASE = 6_364_136_223_846_793_005  # of the polynomial that runs are hashed by, m
 
 
 @dataclass(frozen=True)
-class Overlap:
+class LeakageAudit:
     """Where reported tokens stand in a copied run, where their n-gram of the highest order occurs in the fit text, and by order
     the share of those whose n-gram does. A window's BOS is in no share."""
 
@@ -29,14 +29,14 @@ class Overlap:
         return float(self.copied[:, 1:].float().mean())
 
 
-def overlap(fit: Windows, report: Windows, order: int, vocabulary: int) -> Overlap:
+def audit_leakage(fit: Windows, report: Windows, order: int, vocabulary: int) -> LeakageAudit:
     """The audit of `report` against `fit`, for n-grams up to `order`."""
     known = {n: _occurs(report.ids, fit.ids, n, vocabulary) for n in range(1, order + 1)}
     shares = {n: float(found[:, 1:].float().mean()) for n, found in known.items()}
-    return Overlap(copies(fit.ids, report.ids), known[order], shares)
+    return LeakageAudit(copies(fit.ids, report.ids), known[order], shares)
 
 
-def require_apart(found: Overlap) -> None:
+def require_apart(found: LeakageAudit) -> None:
     """Raises UsageError where more than TOLERATED of the reported text has been copied from the fit text or into it."""
     if found.share_copied > TOLERATED:
         raise UsageError(

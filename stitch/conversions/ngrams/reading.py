@@ -20,7 +20,7 @@ COUNTED = 2**18  # tokens counted at a time
 
 
 @dataclass(frozen=True)
-class Look:
+class TableIndex:
     """What a table is looked up by, and the sorted keys it has rows for."""
 
     by: Token | Position | Ngram

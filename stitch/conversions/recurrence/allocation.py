@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stitch.conversions.donor import Donor
-from stitch.conversions.recurrence.distil import Moments, begin, drawn_rows, fit_outputs
+from stitch.conversions.recurrence.distil import HeadMoments, draw_rows, fit_outputs, initialise
 from stitch.conversions.recurrence.fit import RATE, divergence, windows_per_step
-from stitch.conversions.recurrence.forms import Recipe, beside, memories
-from stitch.modeling.modeling_recurrent import LEAST, Memory, RecurrentForCausalLM, by_group
+from stitch.conversions.recurrence.forms import RecurrentForm, memories, sibling
+from stitch.modeling.modeling_recurrent import LARGE_NEGATIVE, RecurrentForCausalLM, RecurrentMemory, group_matmul
 from stitch.progress import Progress
 from stitch.text.windows import Windows
 
@@ -39,35 +39,35 @@ MEASURED = 16_384  # tokens
 def allocate(
     net: RecurrentForCausalLM,
     donor: Donor,
-    recipe: Recipe,
-    sums: Sequence[Moments],
+    form: RecurrentForm,
+    sums: Sequence[HeadMoments],
     progress: Progress | None = None,
 ) -> Sizes:
-    """Exact keys of every key head, together no more bytes than `recipe.window + recipe.slots` for each. Of a few rounds, each
+    """Exact keys of every key head, together no more bytes than `form.window + recipe.slots` for each. Of a few rounds, each
     measured with the sizes of the one before, that with the least KL(donor ‖ changed) on the sweep split.
     """
-    alike = recipe.window + recipe.slots
-    sizes = sizes_of(donor.context, alike)
+    alike = form.window + form.slots
+    sizes = candidate_sizes(donor.context, alike)
     free = [memory.recurrent for memory in memories(net) for _ in range(memory.shape.groups)]
     widths = [memory.shape.width for memory in memories(net) for _ in range(memory.shape.groups)]
-    plain = Recipe(
-        features="mean", window=alike, sinks=recipe.sinks, hidden=recipe.hidden, layers=recipe.layers,
+    plain = RecurrentForm(
+        features="mean", window=alike, sinks=form.sinks, hidden=form.hidden, layers=form.layers,
         keys=by_block(net, [alike] * len(free)),
     )  # fmt: skip
-    windows, steps = donor.windows["fit"], min(recipe.steps, MOST_STEPS)
+    windows, steps = donor.windows["fit"], min(form.steps, MOST_STEPS)
     batch = windows_per_step(windows)
     tried: list[tuple[float, Sizes]] = []
     for number in range(ROUNDS):
         task = f"keys by head, {number + 1} of {ROUNDS}"
-        surrogate = beside(net, plain)
-        begin(surrogate, sums, recipe.seed)
-        common = {"seed": recipe.seed, "batch": batch, "progress": progress}
+        surrogate = sibling(net, plain)
+        initialise(surrogate, sums, form.seed)
+        common = {"seed": form.seed, "batch": batch, "progress": progress}
         fit_outputs(surrogate, windows, steps=steps, rate=RATE, task=f"{task} (steps)", **common)
         assert plain.keys is not None
         tried.append((divergence(surrogate, donor), plain.keys))
         if number + 1 < ROUNDS:
             costs = costs_by_size(surrogate, windows.first(MEASURED), sizes, task=f"{task} (windows)", **common)
-            chosen = iter(share_out(
+            chosen = iter(distribute_keys(
                 torch.cat(costs)[torch.tensor(free)], sizes, [w for w, is_free in zip(widths, free, strict=True) if is_free],
                 alike=alike,
             ))  # fmt: skip
@@ -75,7 +75,7 @@ def allocate(
     return min(tried)[1]
 
 
-def sizes_of(context: int, alike: int) -> list[int]:
+def candidate_sizes(context: int, alike: int) -> list[int]:
     """Rising; the least is no more than what all heads could have alike."""
     sizes = {min(max(1, round(n * context / 256)), context - 1) for n in IN_256}
     return sorted(sizes | {min(alike, *sizes)})
@@ -86,7 +86,7 @@ def by_block(net: RecurrentForCausalLM, flat: Sequence[int]) -> Sizes:
     return tuple(tuple(next(each) for _ in range(memory.shape.groups)) for memory in memories(net))
 
 
-def dealt_at_random(net: RecurrentForCausalLM, sizes: Sizes, seed: int) -> Sizes:
+def shuffled_sizes(net: RecurrentForCausalLM, sizes: Sizes, seed: int) -> Sizes:
     """The same numbers of keys for other heads, of the same width."""
     generator = torch.Generator().manual_seed(seed)
     kinds = [(memory.shape.width, memory.recurrent) for memory in memories(net) for _ in range(memory.shape.groups)]
@@ -99,8 +99,8 @@ def dealt_at_random(net: RecurrentForCausalLM, sizes: Sizes, seed: int) -> Sizes
 
 
 @dataclass
-class Probe:
-    """In place of `Pass`: the stock attention. With the gradient at its output comes what each size would cost."""
+class CostProbe:
+    """In place of `AttentionContext`: the stock attention. With the gradient at its output comes what each size would cost."""
 
     memories: nn.ModuleList
     sizes: Sequence[int]
@@ -127,16 +127,16 @@ class Probe:
         return out
 
     @torch.no_grad()
-    def changes(self, memory: Memory, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> list[Tensor]:
+    def changes(self, memory: RecurrentMemory, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> list[Tensor]:
         """[batch, groups, shared, rows, width] for every size."""
         q = q.unflatten(1, (memory.shape.groups, -1))
         q = q[:, :, :, self.rows]
         column = torch.arange(k.shape[2], device=k.device)
         ago = self.rows[:, None] - column
-        scores = (by_group(q, k.mT) * scaling).masked_fill(ago < 0, LEAST)
-        old = memory.map.queries(q * scaling**0.5)[1].expand_as(scores).masked_fill(ago < 0, LEAST)
-        exact, first = by_group(scores.softmax(-1), v), column < memory.sinks
-        seen = [by_group(torch.where((ago < n) | first, scores, old).softmax(-1), v) for n in self.sizes]
+        scores = (group_matmul(q, k.mT) * scaling).masked_fill(ago < 0, LARGE_NEGATIVE)
+        old = memory.map.queries(q * scaling**0.5)[1].expand_as(scores).masked_fill(ago < 0, LARGE_NEGATIVE)
+        exact, first = group_matmul(scores.softmax(-1), v), column < memory.sinks
+        seen = [group_matmul(torch.where((ago < n) | first, scores, old).softmax(-1), v) for n in self.sizes]
         return [one - exact for one in seen]
 
 
@@ -160,9 +160,9 @@ def costs_by_size(
     seen = 0
     for start in range(0, len(windows.ids), batch):
         ids = windows.ids[start : start + batch].long().to(device)
-        rows = drawn_rows(ids.shape[1], batch, generator).to(device)
+        rows = draw_rows(ids.shape[1], batch, generator).to(device)
         zero = torch.zeros((), device=device, requires_grad=True)
-        probe = Probe(surrogate.memories, sizes, rows, costs, zero)
+        probe = CostProbe(surrogate.memories, sizes, rows, costs, zero)
         given = surrogate.base(input_ids=ids, use_cache=False, recurrent=probe).logits.float().log_softmax(-1)
         drawn = torch.multinomial(given.detach().exp().flatten(0, 1).cpu(), 1, generator=generator).to(device)
         given.flatten(0, 1).gather(1, drawn).sum().backward()
@@ -172,7 +172,7 @@ def costs_by_size(
     return [cost / (2 * seen) for cost in costs]
 
 
-def share_out(
+def distribute_keys(
     costs: Float[Tensor, "heads sizes"], sizes: Sequence[int], widths: Sequence[int], *, alike: int
 ) -> list[int]:
     """One of the (rising) sizes for every head, together no more than `alike` keys each; a key takes a head's width.

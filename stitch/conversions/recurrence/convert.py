@@ -6,17 +6,17 @@ from pathlib import Path
 
 from stitch.circuits.behaviours import Prompts
 from stitch.conversions.donor import Donor, read_donor
-from stitch.conversions.recurrence.allocation import allocate, dealt_at_random
-from stitch.conversions.recurrence.distil import Moments, feature_parameters
-from stitch.conversions.recurrence.fit import fit, moments_of, scores_of
+from stitch.conversions.recurrence.allocation import allocate, shuffled_sizes
+from stitch.conversions.recurrence.distil import HeadMoments, feature_parameters
+from stitch.conversions.recurrence.fit import donor_moments, fit, scores_of
 from stitch.conversions.recurrence.forms import (
-    Recipe,
-    as_many_bytes,
-    beside,
+    RecurrentForm,
     cache_bytes,
     check_convertible,
     dimension_of,
+    matching_bytes,
     memories,
+    sibling,
     state_bytes,
     wrap,
 )
@@ -83,33 +83,33 @@ def convert_recurrent(
     )  # fmt: skip
     model, length = donor.model, donor.context
     check_convertible(model, length)
-    recipe = _recipe(
+    form = _form(
         model, features, length, window=window, sinks=sinks, slots=slots, multiple=multiple, hidden=hidden,
         layers=layers, steps=steps, logit_steps=logit_steps, seed=seed,
     )  # fmt: skip
-    net = wrap(model, recipe)
-    sums = moments_of(net, donor, progress)
-    if allocation == "measured" and recipe.features in FITTED and recipe.window + recipe.slots > 1:
-        recipe = replace(recipe, keys=allocate(net, donor, recipe, sums, progress))
-        net = beside(net, recipe)
-    course = fit(net, donor, recipe, sums, progress=progress)
-    nets = {"converted": net, **nulls(net, donor, recipe, sums, progress)}
+    net = wrap(model, form)
+    sums = donor_moments(net, donor, progress)
+    if allocation == "measured" and form.features in FITTED and form.window + form.slots > 1:
+        form = replace(form, keys=allocate(net, donor, form, sums, progress))
+        net = sibling(net, form)
+    course = fit(net, donor, form, sums, progress=progress)
+    nets = {"converted": net, **nulls(net, donor, form, sums, progress)}
     report = {
         "conversion": "recurrent",
         "model": name,
-        "title": f"{name} as a recurrent network ({features}, {_average(recipe)})",
-        "made": _made(name, features, recipe),
+        "title": f"{name} as a recurrent network ({features}, {_average(form)})",
+        "made": _made(name, features, form),
         "tokens": {split: found.tokens for split, found in donor.windows.items()},
         "context": length,
         **table_of(nets, donor, progress),
         "fit": course,
-        "provenance": donor.provenance({**recipe.__dict__, "features": features}),
+        "provenance": donor.provenance({**form.__dict__, "features": features}),
     }
     save(model, out, report, net.save_pretrained)
     return report
 
 
-def _recipe(
+def _form(
     model: Model,
     features: str,
     context: int,
@@ -123,7 +123,7 @@ def _recipe(
     steps: int,
     logit_steps: int,
     seed: int,
-) -> Recipe:
+) -> RecurrentForm:
     """The options of the command checked against the model. Raises UsageError."""
     shape = shape_of(attentions(model.net)[0].config)
     is_hybrid, is_fitted = features == "hybrid", features in ("hedgehog", "hybrid")
@@ -142,7 +142,7 @@ def _recipe(
     dimension, is_mean = round(multiple * shape.width), is_hybrid and multiple == 0
     if dimension < 1 and not is_mean:
         raise UsageError(f"--multiple must leave at least one feature; got {multiple:g} of {shape.width}.")
-    return Recipe(
+    return RecurrentForm(
         features="mean" if is_mean else "hedgehog" if is_fitted else features,
         window=window,
         sinks=sinks,
@@ -175,27 +175,27 @@ def _blocks(layers: str, model: Model) -> tuple[int, ...] | None:
 def nulls(
     net: RecurrentForCausalLM,
     donor: Donor,
-    recipe: Recipe,
-    sums: Sequence[Moments],
+    form: RecurrentForm,
+    sums: Sequence[HeadMoments],
     progress: Progress | None = None,
 ) -> dict[str, RecurrentForCausalLM]:
     """At the bytes of `net`: a window alone; a window, the first key and one feature for all others, fitted as long; where keys
     are shared out, the same numbers of keys dealt to heads at random, fitted as long. And `net`'s feature maps without their fit.
     """
     length = donor.context
-    tail = replace(recipe, features="mean", sinks=1, slots=0, dimension=None, keys=None)
-    tail = as_many_bytes(net, donor.model, tail, length)
+    tail = replace(form, features="mean", sinks=1, slots=0, dimension=None, keys=None)
+    tail = matching_bytes(net, donor.model, tail, length)
     plain = replace(tail, features="none", sinks=0, hidden=0)
-    found = {"baseline:window": beside(net, as_many_bytes(net, donor.model, plain, length))}
-    found["null:window+first+mean"] = beside(net, tail)
+    found = {"baseline:window": sibling(net, matching_bytes(net, donor.model, plain, length))}
+    found["null:window+first+mean"] = sibling(net, tail)
     fit(found["null:window+first+mean"], donor, tail, sums, name="null", progress=progress)
-    if recipe.keys is not None:
-        dealt = replace(recipe, keys=dealt_at_random(net, recipe.keys, recipe.seed))
-        found["null:keys at random"] = beside(net, dealt)
+    if form.keys is not None:
+        dealt = replace(form, keys=shuffled_sizes(net, form.keys, form.seed))
+        found["null:keys at random"] = sibling(net, dealt)
         fit(found["null:keys at random"], donor, dealt, sums, name="null", progress=progress)
-    if recipe.features in FITTED:
-        unfitted = replace(recipe, steps=0, logit_steps=0)
-        found["null:unfitted"] = beside(net, unfitted)
+    if form.features in FITTED:
+        unfitted = replace(form, steps=0, logit_steps=0)
+        found["null:unfitted"] = sibling(net, unfitted)
         fit(found["null:unfitted"], donor, unfitted, sums)
     return found
 
@@ -255,20 +255,20 @@ def _state_notes(net: RecurrentForCausalLM, length: int, full: int) -> list[str]
     return notes
 
 
-def _average(recipe: Recipe) -> str:
-    if recipe.keys is not None:
-        return f"{recipe.window + recipe.slots} exact keys per head on average"
-    return f"window {recipe.window}, {recipe.slots} slots"
+def _average(form: RecurrentForm) -> str:
+    if form.keys is not None:
+        return f"{form.window + form.slots} exact keys per head on average"
+    return f"window {form.window}, {form.slots} slots"
 
 
-def _made(name: str, features: str, recipe: Recipe) -> str:
-    steps = f", fitted in {recipe.steps} + {recipe.logit_steps} steps" if recipe.steps or recipe.logit_steps else ""
-    is_uniform = recipe.keys is None
-    most, count = ("", f"{recipe.slots} others") if is_uniform else ("up to ", "as many others as a head needs")
+def _made(name: str, features: str, form: RecurrentForm) -> str:
+    steps = f", fitted in {form.steps} + {form.logit_steps} steps" if form.steps or form.logit_steps else ""
+    is_uniform = form.keys is None
+    most, count = ("", f"{form.slots} others") if is_uniform else ("up to ", "as many others as a head needs")
     kept = [
-        f"{most}the last {recipe.window}" if recipe.window else "",
-        f"the first {recipe.sinks}" if recipe.sinks else "",
-        f"{count} that a learned priority chooses" if recipe.slots else "",
+        f"{most}the last {form.window}" if form.window else "",
+        f"the first {form.sinks}" if form.sinks else "",
+        f"{count} that a learned priority chooses" if form.slots else "",
     ]
     kept = [one for one in kept if one]
     exact = f"{', '.join(kept)} are exact, the rest" if kept else "all"

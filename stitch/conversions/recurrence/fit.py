@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from stitch.conversions.distil import taught
+from stitch.conversions.distil import distil
 from stitch.conversions.donor import Donor
-from stitch.conversions.recurrence.distil import Moments, begin, feature_parameters, fit_outputs, moments
-from stitch.conversions.recurrence.forms import Recipe
+from stitch.conversions.recurrence.distil import HeadMoments, feature_parameters, fit_outputs, head_moments, initialise
+from stitch.conversions.recurrence.forms import RecurrentForm
 from stitch.errors import StitchError
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM
@@ -24,8 +24,8 @@ SWEEP_TOKENS = 8_192  # that stages are compared on
 def fit(
     net: RecurrentForCausalLM,
     donor: Donor,
-    recipe: Recipe,
-    sums: Sequence[Moments],
+    form: RecurrentForm,
+    sums: Sequence[HeadMoments],
     *,
     name: str = "converted",
     progress: Progress | None = None,
@@ -36,15 +36,15 @@ def fit(
     """
     if not feature_parameters(net):
         return {}
-    begin(net, sums, recipe.seed)
-    if not (recipe.steps or recipe.logit_steps):
+    initialise(net, sums, form.seed)
+    if not (form.steps or form.logit_steps):
         return {}
     windows = donor.windows["fit"]
     batch = windows_per_step(windows)
     course = {"start": divergence(net, donor)}
     kept, least = copy.deepcopy(net.memories.state_dict()), course["start"]
-    common = {"batch": batch, "seed": recipe.seed, "progress": progress}
-    for stage, steps in (("outputs", recipe.steps), ("logits", recipe.logit_steps)):
+    common = {"batch": batch, "seed": form.seed, "progress": progress}
+    for stage, steps in (("outputs", form.steps), ("logits", form.logit_steps)):
         if not steps:
             continue
         if stage == "outputs":
@@ -52,7 +52,7 @@ def fit(
         else:
             task = f"{name}: by logits (steps)"
             of_maps = feature_parameters(net)
-            taught(net, donor.model.net, windows, of_maps, steps=steps, rate=RATE_BY_LOGITS, task=task, **common)
+            distil(net, donor.model.net, windows, of_maps, steps=steps, rate=RATE_BY_LOGITS, task=task, **common)
         course[stage] = divergence(net, donor)
         if course[stage] < least:
             kept, least = copy.deepcopy(net.memories.state_dict()), course[stage]
@@ -64,10 +64,10 @@ def windows_per_step(windows: Windows) -> int:
     return max(1, TOKENS_PER_STEP // windows.context)
 
 
-def moments_of(net: RecurrentForCausalLM, donor: Donor, progress: Progress | None = None) -> list[Moments]:
+def donor_moments(net: RecurrentForCausalLM, donor: Donor, progress: Progress | None = None) -> list[HeadMoments]:
     """Of the donor's text to fit on, for any recurrent form of it with a feature map in the same blocks as `net`."""
     windows = donor.windows["fit"]
-    return moments(net, windows.first(TOKENS_FOR_MOMENTS), windows_per_step(windows), progress)
+    return head_moments(net, windows.first(TOKENS_FOR_MOMENTS), windows_per_step(windows), progress)
 
 
 def divergence(net: RecurrentForCausalLM, donor: Donor) -> float:

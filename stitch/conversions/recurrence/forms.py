@@ -9,7 +9,13 @@ from transformers import PreTrainedConfig
 
 from stitch.errors import UsageError
 from stitch.modeling.modeling_composite import parts_of, sliding_windows
-from stitch.modeling.modeling_recurrent import Memory, RecurrentConfig, RecurrentForCausalLM, attentions, shape_of
+from stitch.modeling.modeling_recurrent import (
+    RecurrentConfig,
+    RecurrentForCausalLM,
+    RecurrentMemory,
+    attentions,
+    shape_of,
+)
 from stitch.models.model import Model
 from stitch.translation.module import copy_translations
 
@@ -17,7 +23,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class RecurrentForm:
     """What a recurrent form is made of, and how long it is fitted."""
 
     features: str  # of the modeling code
@@ -65,10 +71,10 @@ def _check_attention(model: Model, config: PreTrainedConfig) -> None:
         raise UsageError(f"scores must be products of queries and keys; {model.name} adds ALiBi: choose another model.")
 
 
-def wrap(model: Model, recipe: Recipe) -> RecurrentForCausalLM:
+def wrap(model: Model, form: RecurrentForm) -> RecurrentForCausalLM:
     """The model with recurrent attention, weights copied, feature maps at zero."""
     with torch.device(model.device):
-        net = RecurrentForCausalLM(recipe.config(model.config))
+        net = RecurrentForCausalLM(form.config(model.config))
     net.base.load_state_dict(model.net.state_dict())
     net.base.to(model.dtype)
     copy_translations(model.net, net.base)
@@ -79,18 +85,18 @@ def wrap(model: Model, recipe: Recipe) -> RecurrentForCausalLM:
     return net.eval()
 
 
-def beside(net: RecurrentForCausalLM, recipe: Recipe) -> RecurrentForCausalLM:
+def sibling(net: RecurrentForCausalLM, form: RecurrentForm) -> RecurrentForCausalLM:
     """Another recurrent form of the same model; both share the stock model's weights."""
     twin = copy.copy(net)
     twin._modules = dict(net._modules)
-    twin.config = recipe.config(net.config.base_config)
+    twin.config = form.config(net.config.base_config)
     shapes = [shape_of(module.config) for module in attentions(net.base)]
-    blocks = [Memory(twin.config, shape, layer) for layer, shape in enumerate(shapes)]
+    blocks = [RecurrentMemory(twin.config, shape, layer) for layer, shape in enumerate(shapes)]
     twin.memories = nn.ModuleList(blocks).to(net.device).eval()
     return twin
 
 
-def memories(net: RecurrentForCausalLM) -> list[Memory]:
+def memories(net: RecurrentForCausalLM) -> list[RecurrentMemory]:
     """Of all blocks, in order."""
     return list(net.memories)  # pyright: ignore[reportReturnType]
 
@@ -114,16 +120,16 @@ def dimension_of(net: RecurrentForCausalLM) -> float | None:
     return found[0] if found else None
 
 
-def as_many_bytes(net: RecurrentForCausalLM, model: Model, recipe: Recipe, context: int) -> Recipe:
-    """`recipe` with the least window at which its state is as large as that of `net`."""
+def matching_bytes(net: RecurrentForCausalLM, model: Model, form: RecurrentForm, context: int) -> RecurrentForm:
+    """`form` with the least window at which its state is as large as that of `net`."""
     wanted = state_bytes(net, context)
-    at = [state_bytes(beside(net, _with(recipe, window)), 1) for window in (1, 2)]
-    blocks = recipe.layers
+    at = [state_bytes(sibling(net, _with(form, window)), 1) for window in (1, 2)]
+    blocks = form.layers
     if blocks is not None:  # the others keep all keys, in either
-        at = [state_bytes(beside(net, _with(recipe, window)), context) for window in (1, 2)]
+        at = [state_bytes(sibling(net, _with(form, window)), context) for window in (1, 2)]
     window = 1 + max(0, -(-(wanted - at[0]) // (at[1] - at[0])))
-    return _with(recipe, min(window, context - 1))
+    return _with(form, min(window, context - 1))
 
 
-def _with(recipe: Recipe, window: int) -> Recipe:
-    return Recipe(**{**recipe.__dict__, "window": window})
+def _with(form: RecurrentForm, window: int) -> RecurrentForm:
+    return RecurrentForm(**{**form.__dict__, "window": window})
