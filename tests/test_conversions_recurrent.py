@@ -461,7 +461,7 @@ def test_what_the_modeling_code_cannot_compute_it_refuses():
         RecurrentMemory(RecurrentConfig(features="identity", slots=3), HeadShape(1, 1, 4), 0)
     with pytest.raises(ValueError, match="must be one of"):
         RecurrentMemory(RecurrentConfig(features="cosine"), HeadShape(1, 1, 4), 0)
-    with pytest.raises(ValueError, match="nothing is seen"):
+    with pytest.raises(ValueError, match="no key would be seen"):
         RecurrentMemory(RecurrentConfig(features="none"), HeadShape(1, 1, 4), 0)
     with pytest.raises(ValueError, match="of its own"):
         net.set_attn_implementation("eager")

@@ -1,8 +1,8 @@
-"""What a head makes of keys and queries before they reach its state: feature maps, and the priority of old keys.
+"""Feature maps of keys and queries for recurrent attention, and the priority of old keys.
 
-It travels with every recurrent checkpoint, beside modeling_recurrent.py. Keys are [batch, groups, tokens, width], queries [batch,
-groups, shared, tokens, width], both scaled so that their product is the score. A map gives (plain, log): φ = plain · exp(log), of
-which plain may be None (ones) and log may have one column.
+This file is saved with every recurrent checkpoint, beside modeling_recurrent.py. Keys are [batch, groups, tokens, width], and
+queries [batch, groups, shared, tokens, width], both scaled so that q·k is the score. A map returns (plain, log) with
+φ = plain · exp(log); plain may be None (ones), and log may have a single column.
 """
 
 import math
@@ -17,7 +17,7 @@ Features = tuple[Tensor | None, Tensor]
 
 @dataclass(frozen=True)
 class HeadShape:
-    """Of a block's attention: `shared` query heads read each of `groups` key heads."""
+    """Shape of a block's attention: `groups` key heads of `width` dimensions, each read by `shared` query heads."""
 
     groups: int
     shared: int
@@ -25,13 +25,16 @@ class HeadShape:
 
 
 class Exponents(nn.Module):
-    """xᵀAx + Wx + b, plus an MLP where there are `hidden` units: logs of features, for each head its own. A may be left out."""
+    """Logs of features, with separate weights for each head: xᵀAx + Wx + b, plus an MLP of `hidden` units if that is above 0.
+
+    `quadratic` False leaves A out.
+    """
 
     def __init__(self, heads: tuple[int, ...], width: int, dimension: int, hidden: int, quadratic: bool = True):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(*heads, dimension, width))
         self.bias = nn.Parameter(torch.zeros(*heads, dimension))
-        # One scalar for all features: how large x is.
+        # xᵀAx is one scalar for all features.
         self.square = nn.Parameter(torch.zeros(*heads, width, width)) if quadratic else None
         self.up = nn.Parameter(torch.zeros(*heads, hidden, width)) if hidden else None
         self.up_bias = nn.Parameter(torch.zeros(*heads, hidden)) if hidden else None
@@ -48,9 +51,9 @@ class Exponents(nn.Module):
 
 
 class Hedgehog(nn.Module):
-    """φ(x) = exp(Wx + …), see `Exponents`: each query head and each key group its own.
+    """φ(x) = exp(`Exponents`(x)), with separate weights for each query head and each key head.
 
-    Hedgehog (Zhang et al. 2024) has W = [U; −U] alone, which is where fitting starts from.
+    Hedgehog (Zhang et al. 2024) has only W = [U; −U]; fitting starts from there.
     """
 
     def __init__(self, shape: HeadShape, dimension: int, hidden: int):
@@ -67,7 +70,7 @@ class Hedgehog(nn.Module):
 
 
 class Mean(nn.Module):
-    """One feature, 1 for every key: old keys are remembered by the mean of their values; the query says how much it weighs."""
+    """One feature that is 1 for every key: the state is the sum and the number of old values; the query weighs them."""
 
     dimension = scales = 1
 
@@ -83,12 +86,12 @@ class Mean(nn.Module):
 
 
 class Centred(nn.Module):
-    """Features of keys minus their mean and queries minus their group's mean.
+    """Base of maps whose features are computed from k' = k − μ_k and q' = q − μ_q, the means being those of the group.
 
-    q·k = q'·k' + q·μ_k + μ_q·k': the second term is the query's log weight, the third the key's.
+    q·k = q'·k' + q·μ_k + μ_q·k'. The second term is added to the query's log, the third to the key's.
     """
 
-    features: Callable[[Tensor], Features]  # of what is centred: a method of each kind
+    features: Callable[[Tensor], Features]  # of centred queries or keys; a method of each subclass
 
     def __init__(self, shape: HeadShape):
         super().__init__()
@@ -106,7 +109,7 @@ class Centred(nn.Module):
 
 
 class Taylor(Centred):
-    """1 + s + s²/2 in place of e^s, s = q'·k': 1 + d + d(d+1)/2 features."""
+    """Approximates e^s by 1 + s + s²/2, where s = q'·k'. It has 1 + d + d(d+1)/2 features."""
 
     scales = 1
 
@@ -150,8 +153,9 @@ class Identity(nn.Module):
 
 
 class Priority(nn.Module):
-    """Which old keys are kept: a function of key and value, each brought to mean 0 and variance 1, plus `slope` per token of
-    position, so that the later of two equal keys stays. With a large slope slots are a window.
+    """Priority of a key for the slots: a function of key and value, normalised to mean 0 and variance 1, plus `slope` · position.
+
+    So of two equal keys the later one is kept. With a large slope the slots are a window.
     """
 
     def __init__(self, shape: HeadShape, hidden: int):
