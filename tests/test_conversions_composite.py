@@ -264,7 +264,7 @@ def test_conversions_of_narrow_composites_have_the_donors_dtypes(tmp_path):
 def test_every_part_must_have_plain_attention():
     with pytest.raises(UsageError, match=r"scores must not be capped .* those of composite are"):
         check_convertible(chain("llama", "gemma2"), 24)
-    with pytest.raises(UsageError, match="blocks of composite reach 5"):
+    with pytest.raises(UsageError, match=r"window of composite, 5 tokens"):
         check_convertible(chain("mistral", "llama"), 24)
 
 

@@ -169,7 +169,7 @@ def test_ridge_refuses_what_has_no_answer():
     keys, wanted = tiny.noise(8, 6), tiny.noise(8, 3)
     with pytest.raises(UsageError, match="covariance must be of the keys' width, 6; got 5"):
         slow.ridge(keys, wanted, torch.eye(5), 1.0)
-    with pytest.raises(UsageError, match="independent; got 8 of rank 6"):
+    with pytest.raises(UsageError, match="independent at strength 0; got 8 of rank 6"):
         slow.ridge(keys, wanted, torch.eye(6), 0.0)
     with pytest.raises(UsageError, match="0 or more; got -1"):
         slow.ridge(keys, wanted, torch.eye(6), -1.0)
@@ -262,13 +262,13 @@ def test_an_edit_is_scaled_on_more_text_than_the_search_begins_with(pico, monkey
         return Scores(ce, None, None, torch.ones_like(ce))
 
     monkeypatch.setattr(arms, "edited_parameters", lambda model, edit, scale: scale)
-    monkeypatch.setattr(arms.ModelAndText, "_other_text", other_text)
+    monkeypatch.setattr(arms.ModelAndText, "_scores", other_text)
     scale = setup.scale({}, 0.02)
     assert 0.95 * 0.02 <= 0.04 * scale**2 <= 0.02
     assert len([tokens for tokens in read if tokens != 64]) <= 2 + 3
 
 
-# --- lessons and what is kept ------------------------------------------------------------------------------------------------
+# --- queries and the gain kept ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.numeric
@@ -425,9 +425,7 @@ def test_the_checkpoint_answers_as_the_edit_that_the_report_is_of(texts):
     report = consolidate(str(texts / "gpt2"), texts / "note.txt", folder, **arguments)  # pyright: ignore[reportArgumentType]
     donor, model = load(texts / "gpt2"), load(folder)
     ids = queries.read_document(donor, texts / "note.txt")
-    asked = queries.cut_queries(
-        queries.read_ids(donor, texts / "queries.txt", "--queries"), queries.query_length(donor)
-    )
+    asked = queries.cut_queries(queries.read_ids(donor, texts / "queries.txt", "queries"), queries.query_length(donor))
     bare = queries.PrefixedQueries(queries.label_queries(donor, ids, asked), asked[:, :0])
     without, with_ = queries.score_queries(donor, bare), queries.scores_with_context(bare.labelled)
     share = queries.gain_kept(queries.score_queries(model, bare), without, with_)[0]
@@ -438,10 +436,10 @@ def test_the_checkpoint_answers_as_the_edit_that_the_report_is_of(texts):
 @pytest.mark.parametrize(
     ("family", "context", "more", "message"),
     [
-        ("gpt2", "empty.txt", [], "a document must have at least 2 tokens; got 0"),
-        ("gpt2", "long.txt", [], "that is 95 tokens; got 200"),
+        ("gpt2", "empty.txt", [], "document must have at least 2 tokens; got 0"),
+        ("gpt2", "long.txt", [], "at most 95 tokens"),
         ("gpt2", "none.txt", [], "there is no file"),
-        ("gpt2", "note.txt", ["--cost", "0"], "--cost must be above 0"),
+        ("gpt2", "note.txt", ["--cost", "0"], "cost must be above 0"),
         ("gpt2", "note.txt", ["--queries", "empty.txt"], "queries must hold at least 32 tokens; got 0"),
         ("gemma2", "note.txt", [], "Gemma 2 has a norm between them"),
     ],

@@ -425,8 +425,8 @@ def test_recall_asks_for_what_no_window_reaches():
     ("family", "changes", "reason"),
     [
         ("gemma2", {}, "capped"),
-        ("mistral", {}, "reach 5"),
-        ("gemma3_text", {}, "reach 7"),
+        ("mistral", {}, "window of .*, 5 tokens"),
+        ("gemma3_text", {}, "window of .*, 7 tokens"),
     ],
 )
 def test_other_attention_is_refused(family, changes, reason):
@@ -438,9 +438,9 @@ def test_other_attention_is_refused(family, changes, reason):
     ("options", "reason"),
     [
         ({"window": 32}, "nothing would be converted"),
-        ({"window": 0}, "need a --window"),
+        ({"window": 0}, "window must be 1 or more"),
         ({"slots": 31}, "nothing would be converted"),
-        ({"features": "taylor2", "slots": 3}, "needs features that are fitted"),
+        ({"features": "taylor2", "slots": 3}, "unless features are fitted"),
         ({"features": "cosine"}, "must be one of taylor2"),
         ({"layers": "4-9"}, "in 0..5"),
         ({"layers": "first"}, "blocks such as"),

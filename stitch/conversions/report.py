@@ -1,4 +1,4 @@
-"""The report of a conversion: one dict, what a terminal shows of it, and the model card.
+"""The report of a conversion: its dict, its table and footnotes, and the model card.
 
     {"conversion": "heads", "model": "demo:gpt2", "title": …, "made": …, "tokens": {…}, "context": 256,
      "results": [rows of `Scores.row`, some with the figures of FIGURES], "differences": [`difference`, …], "notes": [sentences],
@@ -22,7 +22,7 @@ def _size(count: float | int) -> str:
     return f"{count:,.1f} GiB"
 
 
-# Figures that rows of some conversions have: key in the row, column, how it is shown.
+# Figures that only some conversions have, by key in the row: column header and format.
 FIGURES = {
     "cache_bytes": ("cache/token", _size),
     "r2": ("R²", lambda value: f"{value:.3f}"),
@@ -38,8 +38,10 @@ FIGURES = {
 
 
 def difference(scores: dict[str, Scores], name: str, minus: str) -> dict:
-    """The paired differences of two rows' cross-entropies and, where both have one, of their KL to the donor, with 95 %
-    intervals, as they stand in report.json."""
+    """Paired differences of two rows' cross-entropies and, if both have one, of their KL to the donor, with 95 % intervals.
+
+    This is an entry of `differences` in report.json.
+    """
     one, other = scores[name], scores[minus]
     low, high = one.interval(minus=other)
     found = {"name": name, "minus": minus, "ce": one.ce - other.ce, "ce_low": low, "ce_high": high}
@@ -74,12 +76,12 @@ def footnotes(report: dict) -> list[str]:
 
 
 def _sentence(one: dict) -> str:
-    said = (
+    text = (
         f"{one['name']} − {one['minus']}: {one['ce']:+.4f} nats ({one['ce_low']:+.4f} to {one['ce_high']:+.4f}, paired)"
     )
     if one["minus"] == "donor" or "kl" not in one:
-        return said + "."
-    return said + f", KL {one['kl']:+.4f} ({one['kl_low']:+.4f} to {one['kl_high']:+.4f})."
+        return text + "."
+    return text + f", KL {one['kl']:+.4f} ({one['kl_low']:+.4f} to {one['kl_high']:+.4f})."
 
 
 def model_card(report: dict, *, remote_code: bool) -> bytes:

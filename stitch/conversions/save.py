@@ -1,4 +1,4 @@
-"""Converted models on disk: a folder with weights, the donor's tokenizer, the report and a model card."""
+"""Saves a converted model: a folder with weights, the donor's tokenizer, the report and a model card."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ def save_stock(net: PreTrainedModel, donor: Model, out: Path, report: dict) -> N
 
 
 def save(donor: Model, out: Path, report: dict, write: Callable[[Path], object]) -> None:
-    """Calls `write` for config and weights (and code, where a checkpoint needs its own), then adds tokenizer, report and card."""
+    """Calls `write` for config, weights and modeling code if needed, then adds tokenizer, report and model card."""
 
     def fill(folder: Path) -> None:
         write(folder)

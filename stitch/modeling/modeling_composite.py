@@ -577,7 +577,7 @@ def _context(attention_mask, cache: Cache | None, indices: list[int]) -> dict:
 
 
 def _grow(cache: Cache, blocks: int, histories: int) -> None:
-    """Adds missing layers: some caches create layers at first use, but views need them before, and none has layers for histories."""
+    """Adds missing layers: some caches create layers at first use, views need them before, and no cache has any for histories."""
     while cache.layer_class_to_replicate is not None and len(cache.layers) < blocks:
         cache.layers.append(cache.layer_class_to_replicate())
     while len(cache.layers) < blocks + histories:

@@ -1,4 +1,4 @@
-"""A document consolidated: all arms of the table, each scaled to the same cost on other text."""
+"""All arms of the consolidation table: converted model, baselines and nulls, each scaled to the same cost on other text."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,18 +32,21 @@ from stitch.models.model import Model
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
 
-QUERIES = 48  # to learn from: half the model's own continuations of the document, half passages of it
+QUERIES = 48  # in a fit: half continuations of the document by the model, half passages of it
 CURVATURE_TOKENS = 24_576
-FIRST_TOKENS = 4_096  # on which an edit is scaled to about its cost
-SEARCH_TOKENS = 16_384  # and then within 5 %: what it costs on fewer is a third more or less elsewhere
-REPORT_TOKENS = 16_384  # on which its cost is reported
-# Rates of plain training, the best of those tried on the sweep split (benchmarks/conversions_consolidate.py --part tune).
+FIRST_TOKENS = 4_096  # on which an edit is scaled to within 20 % of its budget
+SEARCH_TOKENS = 16_384  # then to within 5 %. A cost measured on fewer tokens is off by up to a third on other text
+REPORT_TOKENS = 16_384  # on which the cost is reported
+# Learning rates of plain training, the best on the sweep split (benchmarks/conversions_consolidate.py --part tune).
 SGD_RATE, ADAMW_RATE = 1.0, 1e-2
 
 
 @dataclass(frozen=True)
 class ModelAndText:
-    """A model and other text: what consolidating any document needs. The text of the `report` split is only reported on."""
+    """A model and the other text on which the cost of edits is measured, for any document.
+
+    The `report` split is used only for reported costs.
+    """
 
     model: Model
     windows: Mapping[Split, Windows]
@@ -57,8 +60,8 @@ class ModelAndText:
         return coordinates(self.curvature, self.model)
 
     @cached_property
-    def other(self) -> dict[str, Windows]:
-        """The text that costs are searched on, at first and then, and reported on: they differ much by document."""
+    def other_text(self) -> dict[str, Windows]:
+        """The text for the first and the final search of a scale, and for the report."""
         return {
             "first": self.windows["sweep"].spread(FIRST_TOKENS),
             "search": self.windows["sweep"].spread(SEARCH_TOKENS),
@@ -67,34 +70,32 @@ class ModelAndText:
 
     @cached_property
     def unedited_scores(self) -> dict[str, Scores]:
-        """The model as it is on other text."""
-        return {name: self._other_text({}, windows) for name, windows in self.other.items()}
+        """Scores of the unedited model on other text."""
+        return {name: self._scores({}, windows) for name, windows in self.other_text.items()}
 
     def retention_cost(self, edit: Edit, scale: float) -> tuple[float, float, float]:
-        """What the edit costs on the report split, nats per token, with its paired 95 % interval over documents."""
-        scores, before = (
-            self._other_text(edited_parameters(self.model, edit, scale), self.other["report"]),
-            self.unedited_scores["report"],
-        )
+        """Cost of the edit on the report split in nats per token, and its paired 95 % interval over documents."""
+        scores = self._scores(edited_parameters(self.model, edit, scale), self.other_text["report"])
+        before = self.unedited_scores["report"]
         return scores.ce - before.ce, *scores.interval(minus=before)
 
     def scale(self, edit: Edit, budget: float) -> float:
-        """The factor with which the edit costs `budget` nats per token on the sweep split."""
+        """The factor with which the edit costs about `budget` nats per token on the sweep split."""
 
         def cost_on(text: str, scale: float) -> float:
-            scores = self._other_text(edited_parameters(self.model, edit, scale), self.other[text])
+            scores = self._scores(edited_parameters(self.model, edit, scale), self.other_text[text])
             return scores.ce - self.unedited_scores[text].ce
 
         about = scale_to_cost(partial(cost_on, "first"), budget, within=0.2)
         return scale_to_cost(partial(cost_on, "search"), budget, start=about or 1.0)
 
-    def _other_text(self, changed: dict[str, Tensor], windows: Windows) -> Scores:
+    def _scores(self, changed: dict[str, Tensor], windows: Windows) -> Scores:
         row = {"model": lambda batch: logits_with(self.model, changed, batch.ids)}
         return evaluate(row, windows, vocabulary=self.model.config.vocab_size)["model"]
 
 
 def prepare(model: Model, windows: Mapping[Split, Windows]) -> ModelAndText:
-    """Freezes the model: only edits have gradients. Raises UsageError for a model without an MLP to write to."""
+    """Freezes the model's parameters. Raises UsageError for MLPs that cannot be edited, StitchError for non-finite weights."""
     check_writable(model)
     model.net.requires_grad_(False)
     return ModelAndText(model, windows)
@@ -103,7 +104,7 @@ def prepare(model: Model, windows: Mapping[Split, Windows]) -> ModelAndText:
 def queries_about(
     model: Model, document: Int[Tensor, " tokens"], seed: int = 0, queries: int = QUERIES
 ) -> LabelledQueries:
-    """Queries that need no other text about the document: half are continuations by the model itself, half passages."""
+    """Queries to fit on, made from the document alone: half are continuations by the model, half passages."""
     generator, length = torch.Generator().manual_seed(seed), query_length(model)
     own = continuations(model, document, queries - queries // 2, length, generator)
     return label_queries(model, document, torch.cat([own, passages(document, queries // 2, length, generator)]))
@@ -112,7 +113,7 @@ def queries_about(
 def fit(
     setup: ModelAndText, labelled: LabelledQueries, budget: float, seed: int = 0, steps: int = fitting.STEPS
 ) -> Edit:
-    """The edit, not yet scaled to the budget."""
+    """The edit for the queries, not yet scaled to the budget."""
     return fitting.natural_gradient(
         setup.model, labelled, setup.windows["fit"], setup.axes, reach=fitting.SHARE * budget, steps=steps, seed=seed
     )
@@ -121,7 +122,7 @@ def fit(
 def consolidate_document(
     setup: ModelAndText, document: Int[Tensor, " tokens"], budget: float, seed: int = 0
 ) -> tuple[Edit, float]:
-    """The edit that holds the document, and its factor."""
+    """The edit for the document, and the factor that scales it to the budget."""
     edit = fit(setup, queries_about(setup.model, document, seed), budget, seed)
     return edit, setup.scale(edit, budget)
 
@@ -129,15 +130,15 @@ def consolidate_document(
 def arms(
     setup: ModelAndText, document: Int[Tensor, " tokens"], other: Int[Tensor, " tokens"], budget: float, seed: int = 0
 ) -> dict[str, Callable[[], Edit]]:
-    """The converted model, baselines and nulls by their names in the table. `other` is the wrong document."""
+    """Functions that compute the edits, by the names of their rows. `other` is the wrong document of a null."""
     model, pool = setup.model, setup.windows["fit"]
     labelled, length = queries_about(model, document, seed), query_length(model)
-    # Training on the document sees as many passages of it as there are queries, and no donor: its target is not read.
+    # Plain training uses as many passages of the document as there are queries. It ignores the target.
     text = LabelledQueries(
         passages(document, len(labelled.queries), length, torch.Generator().manual_seed(seed)), labelled.target
     )
 
-    @cache  # the noise is as long as it
+    @cache  # also needed for the norm of the noise
     def converted() -> Edit:
         return fit(setup, labelled, budget, seed)
 

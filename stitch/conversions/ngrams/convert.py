@@ -1,4 +1,4 @@
-"""`stitch convert ngram`: the first L blocks of a decoder become an explicit n-gram memory. Each step once, in order."""
+"""`stitch convert ngram`: replaces the first L blocks of a decoder by an n-gram memory."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ from stitch.text.windows import Windows
 from stitch.translation.look_ups import positions
 from stitch.translation.types import Ngram, Translation
 
-TOLERANCE = 0.05  # nats that `--drop auto` may cost on the sweep split, by default
-TOKENS, HELD_OUT = 300_000, 32_768  # by default
+TOLERANCE = 0.05  # default of the nats that `drop` "auto" may cost on the sweep split
+TOKENS, HELD_OUT = 300_000, 32_768  # defaults
 COMPARED = (
     ("converted", "donor"), ("reference:passthrough", "converted"), ("null:random-table", "converted"),
     ("floor:mean", "converted"), ("baseline:tables-alone", "converted"), ("baseline:ridge-alone", "converted"),
@@ -61,15 +61,16 @@ def convert_ngram(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """Writes the converted model to `out` and returns its report. `drop` is L, or "auto": the most blocks that cost no more than
-    `tolerance` nats on the sweep split. Rows, λ, κ and least counts are fitted on the fit split and chosen on the sweep split.
+    """Writes the converted model to `out` and returns its report.
 
-    Raises UsageError when the request cannot be met, StitchError when weights or text fail.
+    `drop` is L, or "auto": the most blocks whose replacement costs at most `tolerance` nats per token on the sweep split. Rows
+    are fitted on the fit split; λ, κ and least counts are chosen on the sweep split. `memory` is the budget in bytes.
+    Raises UsageError for a request that cannot be met, StitchError for weights or text that fail.
     """
     shape = shape or NgramShape()
     check_output(out, overwrite)
     if tolerance < 0:
-        raise UsageError(f"--tolerance must be 0 or more nats; got {tolerance}.")
+        raise UsageError(f"tolerance must be 0 or more nats; got {tolerance}.")
     donor = read_donor(
         name, text=text, tokens=tokens, held_out=held_out, context=context, device=device, dtype=dtype,
         trust_remote_code=trust_remote_code, progress=progress,
@@ -96,29 +97,29 @@ def convert_ngram(
 
 
 def check_drop(model: Model, drop: int | str) -> None:
-    """Raises UsageError unless `drop` is auto or leaves blocks of the model, of a composite's last part, on both sides."""
+    """Raises UsageError unless `drop` is "auto" or cuts the model, in a composite its last part, between two blocks."""
     before = blocks_before_last_part(model.config)
     least = before + 1
-    # A memory in place of fewer would leave seams that read streams which are no longer computed.
+    # With fewer blocks replaced, a seam would remain that reads streams which are no longer computed.
     remedy = (
-        f": to replace some of the first {before} alone, convert their model before it is stitched." if before else "."
+        f": to replace only some of the first {before}, convert their model before it is stitched." if before else "."
     )
     if drop != "auto" and not (isinstance(drop, int) and least <= drop < model.depth):
         raise UsageError(
-            f"--drop must be auto or in {least}..{model.depth - 1} for {model.name}, which has {model.depth} blocks; "
+            f"drop must be auto or in {least}..{model.depth - 1} for {model.name}, which has {model.depth} blocks; "
             f"got {drop}{remedy}"
         )
 
 
 def audited_leakage(donor: Donor, shape: NgramShape) -> LeakageAudit:
-    """What of the text to report on the tables will have seen. Raises UsageError where that is too much."""
+    """The overlap of the report split with the fit split. Raises UsageError if it is too large."""
     found = audit_leakage(donor.windows["fit"], donor.windows["report"], shape.order, donor.model.config.vocab_size)
     require_apart(found)
     return found
 
 
 def tables_for(donor: Donor, shape: NgramShape, memory: int) -> list[TableIndex]:
-    """The tables that a memory of any depth may have."""
+    """The tables for memories of any depth."""
     model = donor.model
     learned = positions(model)
     return choose_tables(
@@ -129,9 +130,9 @@ def tables_for(donor: Donor, shape: NgramShape, memory: int) -> list[TableIndex]
 def deepest_within(
     donor: Donor, shape: NgramShape, indices: list[TableIndex], tolerance: float, memory: int, progress: Progress | None
 ) -> tuple[NgramFitData, dict[int, float]]:
-    """The deepest memory within the tolerance, and what each that was tried costs on the sweep split, in nats.
+    """The data of the deepest memory within the tolerance, and the cost of each tried depth on the sweep split, in nats.
 
-    Goes deeper as long as the cost stays within it: costs grow with depth.
+    Costs grow with depth, so the search ends at the first depth above the tolerance.
     """
     model, sweep = donor.model, donor.windows["sweep"]
     base = _evaluate({"donor": whole_model(model.net)}, model, sweep, memory, progress)["donor"].ce
@@ -145,21 +146,21 @@ def deepest_within(
         best = fit_data
     if best is None:
         raise UsageError(
-            f"--tolerance must be at least {min(tried.values()):.3f} nats for {model.name}, the cost of the first block; got "
-            f"{tolerance:g}: raise it, or give more --tokens."
+            f"tolerance must be at least {min(tried.values()):.3f} nats for {model.name}, the cost of the first block; got "
+            f"{tolerance:g}: raise it, or raise `tokens`."
         )
     return best, tried
 
 
 def fit_full_memory(fit_data: NgramFitData) -> NgramMemory:
-    """The memory with everything that its shape allows."""
+    """The memory with all tables and inputs."""
     return fit_memory(fit_data, *list(cumulative_stages(fit_data).values())[-1])
 
 
 def measure(
     donor: Donor, fit_data: NgramFitData, seed: int, memory: int, progress: Progress | None
 ) -> tuple[dict[str, NgramMemory], dict[str, Scores], dict[str, float]]:
-    """Memories by row, of every order and in full; scores of those and of what they compare with; held-out R²."""
+    """Memories by row name, for every order and in full; scores of all rows on the report split; held-out R²."""
     steps = cumulative_stages(fit_data)
     everything = list(steps.values())[-1]
     fitted = {f"baseline:{name}": fit_memory(fit_data, *step) for name, step in list(steps.items())[:-1]}
@@ -190,7 +191,7 @@ def _evaluate(
 
 @dataclass(frozen=True)
 class SubsetLoss:
-    """What the memory costs, in nats, on some of the reported tokens."""
+    """Cross-entropies of donor and converted model on a subset of the reported tokens, in nats."""
 
     tokens: int
     donor: float
@@ -200,11 +201,11 @@ class SubsetLoss:
 def loss_by_leakage(
     donor: Donor, site: int, translation: Translation, audit: LeakageAudit, memory: int
 ) -> dict[str, SubsetLoss]:
-    """Cross-entropies where the longest n-gram was seen, where it was not, and outside copied runs."""
+    """Cross-entropies after tokens whose longest n-gram is in the fit text, is not in it, or that are outside copied runs."""
     report = donor.windows["report"]
     kind = audit.known.int() + 2 * audit.copied.int()
     predicting = torch.zeros_like(kind)
-    predicting[:, 1:] = kind[:, :-1]  # of the token that predicts, where scores are by the token that is predicted
+    predicting[:, 1:] = kind[:, :-1]  # `Windows.document` labels predicted tokens; `kind` is that of the token before
     rows = {"donor": whole_model(donor.model.net), "converted": LateBlocks(donor.model, site).reading(translation)}
     scores = evaluate(
         rows, Windows(report.ids, predicting), vocabulary=donor.model.config.vocab_size, memory=memory
@@ -247,15 +248,15 @@ def assemble_report(
         "conversion": "ngram",
         "model": model.name,
         "title": f"{model.name} with an n-gram memory in place of its first {site} of {model.depth} blocks",
-        "made": f"The stream entering block {site} is looked up by the last {1 + fit_data.shape.skips} tokens, not "
-        f"computed; blocks {site} to {model.depth - 1} are the donor's.",
+        "made": f"The stream entering block {site} is looked up by the last {1 + fit_data.shape.skips} tokens instead of being "
+        f"computed. Blocks {site} to {model.depth - 1} are the donor's.",
         "site": site,
         "tokens": {split: found.tokens for split, found in donor.windows.items()},
         "context": donor.context,
         "results": results,
         "differences": [difference(scores, *pair) for pair in COMPARED if pair[0] in scores],
         "tables": [
-            {"by": _called(index), "rows": rows, "shrinkage": kappa, "least_count": least}
+            {"by": _label(index), "rows": rows, "shrinkage": kappa, "least_count": least}
             for index, rows, kappa, least in zip(
                 memory.indices, memory.rows, memory.shrinkages, memory.least_counts, strict=True
             )
@@ -283,7 +284,7 @@ def bytes_of(translation: Translation, dtype: torch.dtype) -> int:
     return total
 
 
-def _called(index: TableIndex) -> str:
+def _label(index: TableIndex) -> str:
     if isinstance(index.by, Ngram):
         return f"{index.by.order}-gram"
     back: int | None = getattr(index.by, "back", None)
@@ -303,12 +304,12 @@ def _notes(
     shares = ", ".join(f"{share:.1%} of {n}-grams" for n, share in audit.seen.items())
     notes = [
         f"Tables take {tables / 2**20:,.1f} MiB; the blocks they replace took {dropped / 2**20:,.1f} MiB.",
-        "R² is that of the stream entering the first block that remains, each token weighed by 1 / ‖stream‖², held out; rows by "
-        "order are fitted with that order alone.",
-        f"Audit: the fit text has {shares} of the reported text; {audit.share_copied:.1%} of its tokens stand in runs "
-        f"of {RUN} that the fit text has too.",
+        "R² is measured on held-out tokens for the stream entering the first remaining block, with weights 1 / ‖stream‖². Rows "
+        "by order are fitted with n-grams up to that order.",
+        f"Leakage: the fit text has {shares} of the reported text; {audit.share_copied:.1%} of the reported tokens are in runs "
+        f"of {RUN} tokens that the fit text has too.",
     ]
-    kinds = {"seen": f"whose {order}-gram the fit text has", "unseen": f"whose {order}-gram it lacks"}
+    kinds = {"seen": f"whose {order}-gram is in the fit text", "unseen": f"whose {order}-gram is not in it"}
     for name, what in {**kinds, "not copied": "outside such runs"}.items():
         one = known[name]
         notes.append(
@@ -318,6 +319,6 @@ def _notes(
     if tried:
         costs = ", ".join(f"{depth}: {cost:+.3f}" for depth, cost in tried.items())
         notes.append(
-            f"Cost on the sweep split by blocks dropped, in nats: {costs}; tolerated {settings['tolerance']:g}."
+            f"Cost on the sweep split by number of replaced blocks, in nats: {costs}; tolerance {settings['tolerance']:g}."
         )
     return notes

@@ -1,8 +1,8 @@
-"""An explicit n-gram memory in place of a decoder's first blocks: what it is fitted from, and the translation it becomes.
+"""An n-gram memory in place of a decoder's first blocks: its tables, the data they are fitted on, and the resulting translation.
 
-The stream entering block L is looked up instead of computed: a table by token, tables by the token k ago, tables of n-grams. Rows
-start from ridge regression on the model's embeddings and on its context-free states of the last few tokens, which also says
-something of tokens and n-grams that are rare or were never seen; `backfit` then adds what the fit text knows of each row.
+The stream entering block L is looked up instead of computed, in tables by token, by the token k ago and by n-gram. Rows start
+from ridge regression on the model's embeddings and on its context-free states of the last few tokens, which also covers tokens
+and n-grams that are rare or absent in the fit text. `backfit` then adds the mean residual of each row.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ from stitch.translation.inputs import ByPosition, ByToken, Input
 from stitch.translation.look_ups import context_free, embeddings, positions
 from stitch.translation.types import Ngram, Position, Term, Token, Translation, merged
 
-COPIES = 6  # arrays as large as all rows in float64 that fitting holds at a time, at most
+COPIES = 6  # float64 arrays of the size of all rows that fitting holds at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class NgramShape:
-    """What a memory looks at: n-grams up to `order`, `rows` of them, single tokens up to `skips` ago."""
+    """Tables of a memory: n-grams up to `order`, at most `rows` of them, and single tokens up to `skips` ago."""
 
     order: int = 3
     rows: int = 65_536
@@ -42,16 +42,16 @@ class NgramShape:
 
     def __post_init__(self) -> None:
         if not 1 <= self.order <= 5:
-            raise UsageError(f"--order must be in 1..5; got {self.order}.")
+            raise UsageError(f"order must be in 1..5; got {self.order}.")
         if self.rows < 0:
-            raise UsageError(f"--rows must be 0 or more; got {self.rows}.")
+            raise UsageError(f"rows must be 0 or more; got {self.rows}.")
         if self.skips < self.order - 1:
-            raise UsageError(f"--skips must be at least --order − 1, {self.order - 1}; got {self.skips}.")
+            raise UsageError(f"skips must be at least `order` − 1, {self.order - 1}; got {self.skips}.")
 
 
 @dataclass(frozen=True)
 class NgramFitData:
-    """Everything that memories of one depth are fitted from; `looks` are all tables there may be, in the order of visits."""
+    """The data that memories of one depth are fitted on. `indices` are all available tables, in the order of fitting."""
 
     site: int
     vocabulary: int
@@ -67,9 +67,9 @@ class NgramFitData:
 
 @dataclass(frozen=True)
 class NgramMemory:
-    """A fitted memory: `linear` is what ridge alone makes of it, `translation` has what backfitting adds.
+    """A fitted memory: `linear` is the ridge regression alone, `translation` includes the backfitted tables.
 
-    By table: the number of rows that say something, κ, and the least count. `errors` as `Fit` has them.
+    By table: the number of nonzero rows, κ, and the least count. `errors` are those of `Fit`.
     """
 
     indices: list[TableIndex]
@@ -84,12 +84,14 @@ class NgramMemory:
 def choose_tables(
     windows: Windows, shape: NgramShape, vocabulary: int, learned_positions: int, memory: int, width: int
 ) -> list[TableIndex]:
-    """Every token of the fit text, up to `skips` ago, and its most frequent n-grams, evenly by order; those that occur twice.
+    """Tables by token, up to `skips` ago, and of the most frequent n-grams that occur at least twice, evenly by order.
 
-    Raises UsageError when ids are too many for the order, or `memory` (bytes) too small to fit all that.
+    Raises UsageError if the vocabulary is too large for the order, or if fitting needs more than `memory` bytes.
     """
     if vocabulary**shape.order >= 2**63:
-        raise UsageError(f"n-grams of {vocabulary:,} ids must have an order below {shape.order}: lower --order.")
+        raise UsageError(
+            f"order must be below {shape.order} for a vocabulary of {vocabulary:,} ids; got {shape.order}: lower it."
+        )
     ids = windows.ids.unique().long()
     indices, left = [TableIndex(Token(), ids)], shape.rows
     for order in range(2, shape.order + 1):
@@ -102,12 +104,12 @@ def choose_tables(
     if learned_positions:
         indices.append(TableIndex(Position(), torch.arange(learned_positions)))
     rows = sum(len(index.keys) for index in indices)
-    columns = width * (shape.order + shape.skips + 1)  # of ridge: moments of two splits, a factor, a copy
+    columns = width * (shape.order + shape.skips + 1)  # of the ridge: moments of two splits, a factor, a copy
     needed = COPIES * 8 * width * rows + 4 * 8 * columns**2
     if needed > memory:
         raise UsageError(
-            f"tables must fit --memory while they are fitted; {rows:,} rows of {width} numbers need {needed / 2**30:.2f} GiB of "
-            f"{memory / 2**30:.2f} GiB: lower --rows, --skips or --tokens, or raise --memory."
+            f"memory must be at least {needed / 2**30:.2f} GiB to fit {rows:,} rows of {width} numbers; got "
+            f"{memory / 2**30:.2f} GiB: raise it, or lower `rows`, `skips` or `tokens`."
         )
     return indices
 
@@ -116,7 +118,7 @@ def choose_tables(
 def read_fit_data(
     donor: Donor, site: int, shape: NgramShape, indices: list[TableIndex], progress: Progress | None = None
 ) -> NgramFitData:
-    """Reads fit and sweep text once, up to block `site`."""
+    """Runs the fit and sweep splits up to block `site` and collects what memories of that depth are fitted on."""
     model, vocabulary = donor.model, donor.model.config.vocab_size
     own, state = embeddings(model), context_free(model, site)
     inputs: dict[str, Input] = {f"embedding-{back}": ByToken(own, back) for back in range(shape.skips + 1)}
@@ -133,7 +135,7 @@ def read_fit_data(
         for part in read:
             norms = part.target.norm(dim=1)
             limit = SINK_RATIO * norms.median() if limit is None else limit
-            kept = norms <= limit  # sinks would own an unweighted fit
+            kept = norms <= limit  # sinks would dominate an unweighted fit
             some = Tokens({}, part.ids[kept], part.positions[kept], part.target[kept])
             yield {**{name: found.columns(some) for name, found in inputs.items()}, "target": some.target}
 
@@ -164,7 +166,7 @@ def read_fit_data(
 
 
 def cumulative_stages(fit_data: NgramFitData) -> dict[str, tuple[list[int], list[str]]]:
-    """Tables and inputs by order, cumulative; the last stage has everything."""
+    """Indices of tables and names of inputs for growing memories, by name. The last stage has all of them."""
     shape, found = fit_data.shape, {}
     steps = [(f"{order}-grams", order, order - 1) for order in range(1, shape.order + 1)]
     if shape.skips >= shape.order:
@@ -189,7 +191,7 @@ def _within(index: TableIndex, order: int, back: int) -> bool:
 def fit_memory(
     fit_data: NgramFitData, tables: Sequence[int], inputs: Sequence[str], name: str = "memory"
 ) -> NgramMemory:
-    """A memory of some of the tables, whose rows start from ridge on some of the inputs (none: from nothing)."""
+    """A memory of some of the tables, with rows that start from ridge regression on `inputs`. Without inputs they start at 0."""
     indices = [fit_data.indices[place] for place in tables]
     if inputs:
         found = ridge(fit_data.moments["fit"], fit_data.moments["sweep"], tuple(inputs))
@@ -217,7 +219,7 @@ def fit_memory(
 
 
 def _term(index: TableIndex, rows: Float[Tensor, "rows d"], vocabulary: int) -> Term:
-    """The table as a term of a translation, without rows that say nothing; tables by token have a row per id."""
+    """The table as a term of a translation. N-gram tables lose rows of zeros; tables by token have a row per id."""
     if isinstance(index.by, Ngram):
         kept = rows.ne(0).any(1)
         return Term(Ngram(index.by.order, index.keys[kept]), rows[kept])
@@ -229,7 +231,7 @@ def _term(index: TableIndex, rows: Float[Tensor, "rows d"], vocabulary: int) -> 
 
 
 def with_shuffled_rows(translation: Translation, seed: int) -> Translation:
-    """The null: every table's rows dealt out anew among its keys, so that all norms and sizes stay. BOS and bias stay too."""
+    """Null: the rows of every table permuted among its keys. Norms, sizes, BOS and bias are unchanged."""
     generator = torch.Generator().manual_seed(seed)
     terms = []
     for term in translation.terms:
