@@ -10,6 +10,7 @@ The rows are called `donor`, `converted`, `baseline:…`, `null:…`, `reference
 import json
 
 from stitch.evaluation.scores import Scores, bootstrap
+from stitch.files.markdown import loading_example, markdown_table
 
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to donor", "top-1"]
 
@@ -95,20 +96,11 @@ def model_card(report: dict, *, remote_code: bool) -> bytes:
     if "/" in name and not name.startswith((".", "/")):
         metadata["base_model"] = [name]
     header, rows, title = table(report)
-    argument = ", trust_remote_code=True" if remote_code else ""
     lines = [
         *("---", json.dumps(metadata, indent=2), "---", "", f"# {report['title']}", "", report["made"], ""),
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        f'model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_REPO"{argument})',
-        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO"{argument})',
-        'print(tokenizer.decode(model.generate(**tokenizer("The", return_tensors="pt"))[0]))',
-        "```",
+        *loading_example(remote_code=remote_code),
         *("", f"## What it is worth ({title})", ""),
-        "| " + " | ".join(header) + " |",
-        "|" + "|".join(["-"] + ["-:"] * (len(header) - 1)) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *markdown_table(header, rows),
         *("", *(f"- {line}" for line in footnotes(report)), ""),
         "`report.json` holds the same with settings and versions. Made with [stitch-lm](https://pypi.org/project/stitch-lm/).",
         "",
