@@ -436,7 +436,7 @@ def test_the_checkpoint_answers_as_the_edit_that_the_report_is_of(texts):
 @pytest.mark.parametrize(
     ("family", "context", "more", "message"),
     [
-        ("gpt2", "empty.txt", [], "document must have at least 2 tokens; got 0"),
+        ("gpt2", "empty.txt", [], "--context must have at least 2 tokens; got 0"),
         ("gpt2", "long.txt", [], "at most 95 tokens"),
         ("gpt2", "none.txt", [], "there is no file"),
         ("gpt2", "note.txt", ["--cost", "0"], "cost must be above 0"),

@@ -133,7 +133,7 @@ def test_passes_without_end_reach_the_joint_ridge_solution(monkeypatch):
     monkeypatch.setattr(backfitting, "SHRINKAGES", (2.0,))
     monkeypatch.setattr(backfitting, "LEAST_COUNTS", (1,))
     monkeypatch.setattr(backfitting, "GAIN", -1e9)  # never enough to stop
-    monkeypatch.setattr(backfitting, "TOGETHER", 100)
+    monkeypatch.setattr(backfitting, "TOKENS_PER_COUNT", 100)
     sizes = (5, 9, 4)
     fit = one_hot_problem(300, sizes, 1)
     parts = [
@@ -446,7 +446,7 @@ def test_the_command_prints_its_table_and_what_the_audit_found(root, tmp_path):
         "null:random-table",
         "reference:passthrough",
         "R²",
-        "Audit: the fit text has",
+        "Leakage: the fit text has",
         "written to",
     ):
         assert wanted in done.stdout
