@@ -15,11 +15,12 @@ import json
 import time
 from pathlib import Path
 
+from stitch.jobs.timing import timed
+
 from stitch.conversions.donor import read_donor
 from stitch.conversions.ngrams import convert
 from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
 from stitch.conversions.report import difference
-from stitch.jobs.timing import timed
 
 MEMORY = 8 * 2**30
 

@@ -22,7 +22,7 @@ from stitch.composite.compose import compose
 from stitch.config import Settings
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.ngrams import backfit as backfitting
-from stitch.conversions.ngrams.assemble import assemble
+from stitch.conversions.ngrams.assemble import build_composite
 from stitch.conversions.ngrams.backfit import TableSamples, backfit, collect
 from stitch.conversions.ngrams.convert import convert_ngram, loss_by_leakage, tables_for
 from stitch.conversions.ngrams.late import LateBlocks, explained_variance
@@ -96,7 +96,7 @@ def memory(
 def test_a_stream_that_depends_on_n_tokens_is_looked_up_exactly_wherever_these_were_seen(root, name, order):
     given, found, r2 = memory(root, name, order, plain=True)
     ids = given.windows["report"].ids.long()
-    net = assemble(given.model, 1, found.translation)
+    net = build_composite(given.model, 1, found.translation)
     wanted = residuals(given.model, ids, [1])[1]
     got = residuals(load_like(given, net), ids, [0])[0]
     index = found.indices[order - 1]
@@ -316,7 +316,7 @@ def test_the_model_that_is_written_computes_what_the_report_scored(root, convert
     translation = Translation("any", tuple(terms), tiny.noise(given.model.width), tiny.noise(given.model.width, seed=6))
     ids = given.windows["report"].ids[:3]
     wanted = LateBlocks(given.model, site).reading(translation)(batch_of(ids))
-    assert torch.allclose(assemble(given.model, site, translation)(ids.long()).logits, wanted, atol=1e-4)
+    assert torch.allclose(build_composite(given.model, site, translation)(ids.long()).logits, wanted, atol=1e-4)
 
 
 def batch_of(ids: torch.Tensor):

@@ -1,5 +1,6 @@
 """`stitch convert consolidate`: writes the content of a document into the MLPs of a stock checkpoint."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from stitch.conversions.consolidation.queries import (
     scores_with_context,
     unrelated_prefixes,
 )
-from stitch.conversions.consolidation.slow_weights import apply_edit, edited_parameters
+from stitch.conversions.consolidation.slow_weights import Edit, apply_edit, edited_parameters
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.report import difference
 from stitch.conversions.save import save_stock
@@ -75,34 +76,48 @@ def consolidate(
     setup = prepare(model, donor.windows)
     ids = read_document(model, document)
     behind, bare = _prefixed_queries(setup, ids, queries, seed)
-    graded: dict[str, ArmScores] = {
-        "donor": ArmScores(score_queries(model, behind), score_queries(model, bare), (0.0, 0.0, 0.0))
-    }
-    ceiling = scores_with_context(behind.labelled)
-    graded["reference:with context"] = ArmScores(ceiling, ceiling, (0.0, 0.0, 0.0))
     edits = arms(setup, ids, _wrong_document(setup, len(ids)), cost, seed)
-    chosen = None
-    for number, (row, make) in enumerate(edits.items()):
-        edit = make()
-        scale = setup.scale(edit, cost)
-        changed = edited_parameters(model, edit, scale)
-        graded[row] = ArmScores(
-            score_queries(model, behind, changed),
-            score_queries(model, bare, changed),
-            setup.retention_cost(edit, scale),
-        )
-        chosen = chosen or (edit, scale)
-        if progress:
-            progress("rows", number + 1, len(edits))
-    assert chosen is not None
+    rows, edit, scale = score_arms(setup, edits, behind, bare, cost, progress)
     settings = {
         "context": str(document), "queries": None if queries is None else str(queries), "cost": cost, "tokens": tokens,
         "held_out": held_out, "seed": seed,
     }  # fmt: skip
-    report = assemble_report(donor, document.name, len(ids), graded, settings)
-    apply_edit(model, *chosen)
+    report = assemble_report(donor, document.name, len(ids), rows, settings)
+    apply_edit(model, edit, scale)
     save_stock(model.net, model, out, report)
     return report
+
+
+def score_arms(
+    setup: ModelAndText,
+    edits: dict[str, Callable[[], Edit]],
+    behind: PrefixedQueries,
+    bare: PrefixedQueries,
+    cost: float,
+    progress: Progress | None,
+) -> tuple[dict[str, ArmScores], Edit, float]:
+    """Scores of the donor, the ceiling and every edit, scaled to `cost`; and the edit `converted` with its scale."""
+    model, nothing = setup.model, (0.0, 0.0, 0.0)
+    ceiling = scores_with_context(behind.labelled)
+    rows = {
+        "donor": ArmScores(score_queries(model, behind), score_queries(model, bare), nothing),
+        "reference:with context": ArmScores(ceiling, ceiling, nothing),
+    }
+    converted: tuple[Edit, float] | None = None
+    for number, (name, make) in enumerate(edits.items()):
+        edit = make()
+        scale = setup.scale(edit, cost)
+        changed = edited_parameters(model, edit, scale)
+        rows[name] = ArmScores(
+            score_queries(model, behind, changed),
+            score_queries(model, bare, changed),
+            setup.retention_cost(edit, scale),
+        )
+        converted = (edit, scale) if name == "converted" else converted
+        if progress:
+            progress("rows", number + 1, len(edits))
+    assert converted is not None
+    return rows, *converted
 
 
 def _prefixed_queries(
@@ -128,11 +143,11 @@ def _wrong_document(setup: ModelAndText, length: int) -> Int[Tensor, " tokens"]:
     return text.repeat(-(-length // len(text)))[-length:]
 
 
-def assemble_report(donor: Donor, title: str, document: int, graded: dict[str, ArmScores], settings: dict) -> dict:
-    """report.json, see `stitch.conversions.report`. `document` is the number of its tokens, `graded` holds all rows."""
-    without, with_ = graded["donor"], graded["reference:with context"]
+def assemble_report(donor: Donor, title: str, document: int, rows: dict[str, ArmScores], settings: dict) -> dict:
+    """report.json, see `stitch.conversions.report`. `document` is the number of its tokens."""
+    without, with_ = rows["donor"], rows["reference:with context"]
     results = []
-    for name, row in graded.items():
+    for name, row in rows.items():
         share = gain_kept(row.behind_text, without.behind_text, with_.behind_text)
         bare = gain_kept(row.bare, without.bare, with_.bare)
         results.append(
@@ -143,7 +158,7 @@ def assemble_report(donor: Donor, title: str, document: int, graded: dict[str, A
             }
         )  # fmt: skip
     ours = next(row for row in results if row["name"] == "converted")
-    scores = {name: row.behind_text for name, row in graded.items()}
+    scores = {name: row.behind_text for name, row in rows.items()}
     asked = len(without.behind_text.tokens)
     source = (
         "continuations that the donor generated for the report"
@@ -161,7 +176,7 @@ def assemble_report(donor: Donor, title: str, document: int, graded: dict[str, A
         f"Every edit is scaled to cost {settings['cost']} nats per token on the sweep split. 'other text' is the cost on the "
         f"report split: {ours['retain_cost']:+.4f} ({ours['retain_cost_low']:+.4f} to {ours['retain_cost_high']:+.4f}).",
     ]
-    others = [name for name in graded if name.startswith(("baseline", "null"))]
+    others = [name for name in rows if name.startswith(("baseline", "null"))]
     return {
         "conversion": "consolidate",
         "model": donor.model.name,

@@ -1,5 +1,6 @@
 """`stitch convert heads`: a model with fewer key and value heads, compared with published baselines."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from stitch.errors import UsageError
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.files.output import check_output
 from stitch.internals import weights
+from stitch.internals.weights import Attention
 from stitch.models.model import Model
 from stitch.progress import Progress
 
@@ -73,15 +75,12 @@ def convert_heads(
         observe=errors,
         progress=progress,
     )
-    nets = {way: with_heads(model, attentions) for way, attentions in found.items()}
+    nets = {method: with_heads(model, attentions) for method, attentions in found.items()}
     chosen = _choose(donor, nets, progress)
-    final, rows = nets[chosen], {"donor": model.net, "converted": nets[chosen], **nets}
+    rows = {"donor": model.net, "converted": nets[chosen], **nets}
     if steps:
-        tried = {way: with_heads(model, found[way]) for way in (chosen, *_baselines(nets))}
-        for way, net in tried.items():
-            fine_tune(net, donor, steps, seed, progress)
-            rows[f"{way}, {steps:,} steps"] = net
-        final = rows["converted"] = tried[chosen]
+        rows |= fine_tuned(donor, found, chosen, steps, seed, progress)
+        rows["converted"] = rows[_fine_tuned_name(chosen, steps)]
     scores = evaluate(
         {row: whole_model(net) for row, net in rows.items()}, donor.windows["report"], vocabulary=model.config.vocab_size,
         reference=whole_model(model.net), progress=progress,
@@ -94,8 +93,8 @@ def convert_heads(
         "seed": seed,
         "dtype": dtype,
     }
-    report = _assemble(donor, old, grouping, errors, scores, rows, chosen, settings)
-    save_stock(final, model, out, report)
+    report = assemble_report(donor, old, grouping, errors, scores, rows, chosen, settings)
+    save_stock(rows["converted"], model, out, report)
     return report
 
 
@@ -152,6 +151,21 @@ def _no_rows() -> AttentionRows:
     raise AssertionError("closed forms use only moments")
 
 
+def fine_tuned(
+    donor: Donor, found: dict[str, list[Attention]], chosen: str, steps: int, seed: int, progress: Progress | None
+) -> dict[str, PreTrainedModel]:
+    """The chosen method and every baseline after `steps` steps of fine-tuning, by row name."""
+    nets = {}
+    for method in (chosen, *_baselines(found)):
+        nets[_fine_tuned_name(method, steps)] = net = with_heads(donor.model, found[method])
+        fine_tune(net, donor, steps, seed, progress)
+    return nets
+
+
+def _fine_tuned_name(method: str, steps: int) -> str:
+    return f"{method}, {steps:,} steps"
+
+
 def fine_tune(net: PreTrainedModel, donor: Donor, steps: int, seed: int, progress: Progress | None = None) -> None:
     """Fine-tunes the attentions of `net` against the donor, in place."""
     of_attention = [value for name, value in net.named_parameters() if ".self_attn." in name or ".attn." in name]
@@ -168,14 +182,15 @@ def fine_tune(net: PreTrainedModel, donor: Donor, steps: int, seed: int, progres
 def _choose(donor: Donor, nets: dict[str, PreTrainedModel], progress: Progress | None) -> str:
     """The best method that is not a baseline, on the sweep split in windows of the report's length."""
     scores = evaluate(
-        {way: whole_model(nets[way]) for way in nets if ":" not in way}, donor.to_choose_on,
+        {method: whole_model(nets[method]) for method in nets if ":" not in method}, donor.to_choose_on,
         vocabulary=donor.model.config.vocab_size, progress=progress, task="choice (tokens)",
     )  # fmt: skip
-    return min(scores, key=lambda way: scores[way].ce)
+    return min(scores, key=lambda method: scores[method].ce)
 
 
-def _baselines(nets: dict[str, PreTrainedModel]) -> list[str]:
-    return [way for way in nets if ":" in way and way.endswith(REFITTED)]
+def _baselines(methods: Iterable[str]) -> list[str]:
+    """Baselines and the null, with refitted output weights."""
+    return [method for method in methods if ":" in method and method.endswith(REFITTED)]
 
 
 def cache_bytes(model: Model, kv_heads: int | None) -> int:
@@ -184,7 +199,7 @@ def cache_bytes(model: Model, kv_heads: int | None) -> int:
     return sum(2 * (kv_heads or heads) * d for _, heads, d in shapes) * model.dtype.itemsize
 
 
-def _assemble(
+def assemble_report(
     donor: Donor,
     old: list[int],
     grouping: BestGrouping,
@@ -194,18 +209,19 @@ def _assemble(
     chosen: str,
     settings: dict,
 ) -> dict:
+    """report.json, see `stitch.conversions.report`. `old` are the numbers of key heads of the donor's parts."""
     model, steps, kv_heads = donor.model, settings["steps"], settings["kv_heads"]
     sizes = {name: cache_bytes(model, None if name == "donor" else kv_heads) for name in scores}
     results = [{**found.row(name), "cache_bytes": sizes[name]} for name, found in scores.items()]
     before = " and ".join(str(count) for count in dict.fromkeys(old))
     ending = f", {steps:,} steps" if steps else REFITTED
     same = [name for name in scores if name.startswith(("baseline:", "null:")) and name.endswith(ending)]
-    way = f"{chosen}, {steps:,} steps" if steps else chosen
+    method = _fine_tuned_name(chosen, steps) if steps else chosen
     longer = donor.windows["report"].context
     shares = {key: [row[key] for row in errors.rows] for key in errors.rows[0]}
     means = {key: sum(values) / len(values) for key, values in shares.items()}
     notes = [
-        f"converted: {way}, the best method on the sweep split.",
+        f"converted: {method}, the best method on the sweep split.",
         f"Fitted on {donor.windows['fit'].tokens:,} tokens in windows of {donor.context}"
         + (f", reported in windows of {longer}." if longer != donor.context else "."),
         f"Errors, mean over blocks, as a share of variance. Attention scores: {means['keys_predicted']:.3f} predicted for the "
@@ -216,7 +232,7 @@ def _assemble(
         "conversion": "heads",
         "model": model.name,
         "title": f"{model.name} with {kv_heads} of {before} key heads",
-        "made": f"{model.name} with {before} key and value heads per block merged into {kv_heads} ({way}). "
+        "made": f"{model.name} with {before} key and value heads per block merged into {kv_heads} ({method}). "
         f"A {'stock ' if len(model.parts) == 1 else ''}{type(rows['converted']).__name__}.",
         "tokens": {split: windows.tokens for split, windows in donor.windows.items()},
         "context": longer,

@@ -14,7 +14,7 @@ from stitch.translation.module import translation_module
 from stitch.translation.types import Residual, Term, Token, Translation
 
 
-def assemble(model: Model, site: int, translation: Translation) -> StitchForCausalLM:
+def build_composite(model: Model, site: int, translation: Translation) -> StitchForCausalLM:
     """Blocks `site`.. of `model`, its final norm and head, with `translation` as their input. In evaluation mode.
 
     The blocks share the donor's tensors. In a composite, `site` must be in the last part, and only that part remains.

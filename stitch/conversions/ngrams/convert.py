@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from stitch.conversions.donor import Donor, read_donor
-from stitch.conversions.ngrams.assemble import assemble
+from stitch.conversions.ngrams.assemble import build_composite
 from stitch.conversions.ngrams.late import LateBlocks, explained_variance
 from stitch.conversions.ngrams.leakage import RUN, LeakageAudit, audit_leakage, require_apart
 from stitch.conversions.ngrams.memory import (
@@ -84,7 +84,7 @@ def convert_ngram(
     else:
         fit_data, tried = deepest_within(donor, shape, indices, tolerance, memory, progress)
     fitted, scores, r2 = measure(donor, fit_data, seed, memory, progress)
-    net = assemble(donor.model, fit_data.site, fitted["converted"].translation)
+    net = build_composite(donor.model, fit_data.site, fitted["converted"].translation)
     scores |= _evaluate({"converted": whole_model(net)}, donor.model, donor.windows["report"], memory, progress)
     known = loss_by_leakage(donor, fit_data.site, fitted["converted"].translation, audit, memory)
     settings = {

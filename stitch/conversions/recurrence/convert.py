@@ -74,17 +74,10 @@ def convert_recurrent(
     cannot be met, StitchError for weights, text or a denominator that fail.
     """
     check_output(out, overwrite)
-    if features not in FEATURES:
-        raise UsageError(f"features must be one of {', '.join(FEATURES)}; got {features!r}.")
-    if allocation not in ALLOCATIONS:
-        raise UsageError(f"allocation must be one of {', '.join(ALLOCATIONS)}; got {allocation!r}.")
-    counts = {
-        "window": window, "sinks": sinks, "slots": slots, "hidden": hidden, "steps": steps, "logit_steps": logit_steps,
-        "seed": seed,
-    }  # fmt: skip
-    for parameter, value in counts.items():
-        if value is not None and value < 0:
-            raise UsageError(f"{parameter} must be 0 or more; got {value}.")
+    _check_choices(features, allocation)
+    _check_counts(
+        window=window, sinks=sinks, slots=slots, hidden=hidden, steps=steps, logit_steps=logit_steps, seed=seed
+    )
     donor = read_donor(
         name, text=text, tokens=tokens, held_out=held_out, context=context, device=device, dtype=dtype,
         trust_remote_code=trust_remote_code, progress=progress,
@@ -115,6 +108,19 @@ def convert_recurrent(
     }
     save(model, out, report, net.save_pretrained)
     return report
+
+
+def _check_choices(features: str, allocation: str) -> None:
+    if features not in FEATURES:
+        raise UsageError(f"features must be one of {', '.join(FEATURES)}; got {features!r}.")
+    if allocation not in ALLOCATIONS:
+        raise UsageError(f"allocation must be one of {', '.join(ALLOCATIONS)}; got {allocation!r}.")
+
+
+def _check_counts(**counts: int | None) -> None:
+    for parameter, value in counts.items():
+        if value is not None and value < 0:
+            raise UsageError(f"{parameter} must be 0 or more; got {value}.")
 
 
 def _form(
