@@ -14,7 +14,7 @@ from stitch.models.model import Model
 
 
 def save_stock(net: PreTrainedModel, donor: Model, out: Path, report: dict) -> None:
-    """A checkpoint that plain `transformers` loads. The folder appears whole or not at all."""
+    """A checkpoint that plain `transformers` loads. The folder is written completely or not at all."""
     save(donor, out, report, net.save_pretrained)
 
 

@@ -29,7 +29,7 @@ def identity(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearAttention:
-    """Weights of a block's attention and the features of its queries and keys. Neither `normalised` nor `rotary` has a branch."""
+    """Weights of a block's attention and the features of its queries and keys. If `normalised` or `rotary`, it has no branch."""
 
     weights: Attention
     features: Features = identity

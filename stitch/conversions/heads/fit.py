@@ -55,10 +55,10 @@ class Method:
 
 @dataclass(frozen=True)
 class AttentionMoments:
-    """Of one block's attention on the donor's stream: all old heads side by side, in float64.
+    """Moments of one block's attention on the donor's stream, with all old heads stacked, in float64.
 
-    Keys that are linear functions of one another leave eigenvalues of zero. Products summed in float32 would make them 1e-7 of
-    the largest, of either sign: far above the floor under which `contraction.square_roots` takes a direction for unused.
+    Keys that are linear functions of one another give eigenvalues of zero. Products summed in float32 would turn them into ±1e-7
+    of the largest, far above the floor below which `contraction.square_roots` counts a direction as unused.
     """
 
     key_mean: Float[Tensor, " stacked"]
