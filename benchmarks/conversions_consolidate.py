@@ -27,21 +27,28 @@ import torch
 from torch import Tensor
 
 from stitch.conversions.consolidation import fitting
-from stitch.conversions.consolidation.arms import Bench, arms, consolidate_document, lesson_of, open_bench
+from stitch.conversions.consolidation.arms import ModelAndText, arms, consolidate_document, prepare, queries_about
 from stitch.conversions.consolidation.queries import (
-    Exam,
+    PrefixedQueries,
+    as_one_unit,
+    concatenated,
     continuations,
     cut_queries,
-    examine,
-    joined,
-    kept,
-    learn,
+    gain_kept,
+    label_queries,
     passages,
-    unrelated,
-    whole,
-    with_context,
+    score_queries,
+    scores_with_context,
+    unrelated_prefixes,
 )
-from stitch.conversions.consolidation.slow_weights import Curvature, Edit, coordinates, matrix, parameters, write
+from stitch.conversions.consolidation.slow_weights import (
+    Curvature,
+    Edit,
+    apply_edit,
+    coordinates,
+    down_projection,
+    edited_parameters,
+)
 from stitch.conversions.donor import read_donor
 from stitch.evaluation.scores import Scores
 from stitch.text.documents import Split, read, select
@@ -50,17 +57,17 @@ CONTEXT, QUERIES, LENGTH = 128, 4, 64
 CONDITIONS = ("unseen prefix", "no prefix")
 
 
-def open_model(name: str, tokens: int = 40_000, held_out: int = 65_536) -> Bench:
+def open_model(name: str, tokens: int = 40_000, held_out: int = 65_536) -> ModelAndText:
     donor = read_donor(name, text="docs", tokens=tokens, held_out=held_out, context=256)
-    return open_bench(donor.model, donor.windows)
+    return prepare(donor.model, donor.windows)
 
 
-def documents(bench: Bench, split: Split, count: int) -> list[tuple[str, Tensor]]:
+def documents(setup: ModelAndText, split: Split, count: int) -> list[tuple[str, Tensor]]:
     """Those that the windows of the split do not reach."""
-    used = int(bench.windows[split].document.max()) + 1
+    used = int(setup.windows[split].document.max()) + 1
     found = []
     for name, text in select(read("docs"), split)[used:]:
-        ids = bench.model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        ids = setup.model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         if len(ids) >= CONTEXT + QUERIES * LENGTH:
             found.append((name, torch.tensor(ids[: CONTEXT + QUERIES * LENGTH])))
         if len(found) == count:
@@ -68,15 +75,20 @@ def documents(bench: Bench, split: Split, count: int) -> list[tuple[str, Tensor]
     return found
 
 
-def exams(bench: Bench, ids: Tensor, split: Split = "report", seed: int = 1) -> dict[str, Exam]:
-    lesson = learn(bench.model, ids[:CONTEXT], cut_queries(ids[CONTEXT:], LENGTH))
-    prefixes = unrelated(bench.windows[split], QUERIES, CONTEXT, torch.Generator().manual_seed(seed))
-    return {"unseen prefix": Exam(lesson, prefixes), "no prefix": Exam(lesson, prefixes[:, :0])}
+def exams(setup: ModelAndText, ids: Tensor, split: Split = "report", seed: int = 1) -> dict[str, PrefixedQueries]:
+    labelled = label_queries(setup.model, ids[:CONTEXT], cut_queries(ids[CONTEXT:], LENGTH))
+    prefixes = unrelated_prefixes(setup.windows[split], QUERIES, CONTEXT, torch.Generator().manual_seed(seed))
+    return {
+        "unseen prefix": PrefixedQueries(labelled, prefixes),
+        "no prefix": PrefixedQueries(labelled, prefixes[:, :0]),
+    }
 
 
-def grade(bench: Bench, papers: dict[str, Exam], edit: Edit | None = None, scale: float = 1.0) -> dict[str, Scores]:
-    changed = {} if edit is None else parameters(bench.model, edit, scale)
-    return {condition: whole(examine(bench.model, paper, changed)) for condition, paper in papers.items()}
+def grade(
+    setup: ModelAndText, papers: dict[str, PrefixedQueries], edit: Edit | None = None, scale: float = 1.0
+) -> dict[str, Scores]:
+    changed = {} if edit is None else edited_parameters(setup.model, edit, scale)
+    return {condition: as_one_unit(score_queries(setup.model, paper, changed)) for condition, paper in papers.items()}
 
 
 Table = dict[tuple[str, str], list[Scores]]
@@ -84,10 +96,10 @@ Table = dict[tuple[str, str], list[Scores]]
 
 def summary(table: Table, retained: dict[str, list[float]]) -> Iterator[dict]:
     """A line per row and condition: CE, KL(donor with context ‖ row), share of the gain kept, cost on other text."""
-    scores = {key: joined(parts) for key, parts in table.items()}
+    scores = {key: concatenated(parts) for key, parts in table.items()}
     for (row, condition), found in scores.items():
         without, ceiling = scores["without context", condition], scores["with context", condition]
-        share = kept(found, without, ceiling)
+        share = gain_kept(found, without, ceiling)
         low, high = found.interval(minus=without)
         line = {"row": row, "condition": condition, "documents": len(found.nats), **found.row(row)}
         line |= {"minus_without": [found.ce - without.ce, low, high], "kept": list(share)}
@@ -100,29 +112,31 @@ def summary(table: Table, retained: dict[str, list[float]]) -> Iterator[dict]:
         yield line
 
 
-def run_documents(bench: Bench, count: int, budget: float, name: str, split: Split = "report") -> Iterator[dict]:
-    found = documents(bench, split, count + 1)
+def run_documents(setup: ModelAndText, count: int, budget: float, name: str, split: Split = "report") -> Iterator[dict]:
+    found = documents(setup, split, count + 1)
     table: Table = defaultdict(list)
     retained: dict[str, list[float]] = defaultdict(list)
     (_, first), *rest = found
-    before = consolidate_document(bench, first[:CONTEXT], budget)  # the wrong document of the next
+    before = consolidate_document(setup, first[:CONTEXT], budget)  # the wrong document of the next
     for document, ids in rest:
-        start, papers = time.monotonic(), exams(bench, ids, split)
-        rows: dict[str, dict[str, Scores]] = {"without context": grade(bench, papers)}
-        rows["with context"] = {condition: whole(with_context(paper.lesson)) for condition, paper in papers.items()}
+        start, papers = time.monotonic(), exams(setup, ids, split)
+        rows: dict[str, dict[str, Scores]] = {"without context": grade(setup, papers)}
+        rows["with context"] = {
+            condition: as_one_unit(scores_with_context(paper.labelled)) for condition, paper in papers.items()
+        }
         ours: Any = None
-        for row, make in arms(bench, ids[:CONTEXT], first[:CONTEXT], budget).items():
+        for row, make in arms(setup, ids[:CONTEXT], first[:CONTEXT], budget).items():
             if row == "null:other document":
                 edit, scale = before
             elif row == "null:noise":
                 edit = fitting.random_direction(ours[0])
-                scale = bench.scale(edit, budget)
+                scale = setup.scale(edit, budget)
             else:
                 edit = make()
-                scale = bench.scale(edit, budget)
+                scale = setup.scale(edit, budget)
             ours = (edit, scale) if row == "converted" else ours
-            rows[row] = grade(bench, papers, edit, scale)
-            retained[row].append(bench.retained(edit, scale)[0])
+            rows[row] = grade(setup, papers, edit, scale)
+            retained[row].append(setup.retention_cost(edit, scale)[0])
         before = ours
         for row, by_condition in rows.items():
             for condition, one in by_condition.items():
@@ -136,108 +150,111 @@ def run_documents(bench: Bench, count: int, budget: float, name: str, split: Spl
         yield {"kind": "summary", **line}
 
 
-def run_costs(bench: Bench, count: int, budget: float, name: str) -> Iterator[dict]:
+def run_costs(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
     """The first documents of `documents`; an edit at a share of the factor at which it costs the budget on the sweep split."""
     shares = (0.3, 0.5, 0.7, 0.85, 1.0)
     tables: dict[float, Table] = {share: defaultdict(list) for share in shares}
     costs: dict[float, list[float]] = defaultdict(list)
-    for _, ids in documents(bench, "report", count + 1)[1:]:
-        papers = exams(bench, ids)
-        without = grade(bench, papers)
-        edit, scale = consolidate_document(bench, ids[:CONTEXT], budget)
+    for _, ids in documents(setup, "report", count + 1)[1:]:
+        papers = exams(setup, ids)
+        without = grade(setup, papers)
+        edit, scale = consolidate_document(setup, ids[:CONTEXT], budget)
         for share, table in tables.items():
-            costs[share].append(bench.retained(edit, share * scale)[0])
-            for condition, one in grade(bench, papers, edit, share * scale).items():
+            costs[share].append(setup.retention_cost(edit, share * scale)[0])
+            for condition, one in grade(setup, papers, edit, share * scale).items():
                 table["converted", condition].append(one)
                 table["without context", condition].append(without[condition])
-                table["with context", condition].append(whole(with_context(papers[condition].lesson)))
+                table["with context", condition].append(as_one_unit(scores_with_context(papers[condition].labelled)))
     for share, table in tables.items():
         for line in summary(table, {"converted": costs[share]}):
             if line["row"] == "converted":
                 yield {"kind": "costs", "share": share, **line}
 
 
-def run_capacity(bench: Bench, count: int, budget: float, name: str) -> Iterator[dict]:
+def run_capacity(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
     """`budget` is each document's own, and costs add up; every document is fitted on the weights that hold those before it."""
-    found = documents(bench, "report", count)
-    papers = [exams(bench, ids) for _, ids in found]
-    without = [grade(bench, paper) for paper in papers]
-    ceilings = [{condition: whole(with_context(one.lesson)) for condition, one in paper.items()} for paper in papers]
-    current, original = bench, {b: matrix(bench.model, b).clone() for b in range(bench.model.depth)}
+    found = documents(setup, "report", count)
+    papers = [exams(setup, ids) for _, ids in found]
+    without = [grade(setup, paper) for paper in papers]
+    ceilings = [
+        {condition: as_one_unit(scores_with_context(one.labelled)) for condition, one in paper.items()}
+        for paper in papers
+    ]
+    current, original = setup, {b: down_projection(setup.model, b).clone() for b in range(setup.model.depth)}
     for number, (_, ids) in enumerate(found, 1):
         edit, scale = consolidate_document(current, ids[:CONTEXT], budget)
-        write_edit(bench, edit, scale)
+        write_edit(setup, edit, scale)
         # The curvature of the first model serves for all: the cost is searched anew each time.
-        current = Bench(bench.model, bench.windows)
-        current.__dict__["axes"] = bench.axes
-        total = {b: matrix(bench.model, b) - original[b] for b in original}
-        line: dict = {"kind": "capacity", "documents": number, "retain_cost": cost_of_all(bench)}
+        current = ModelAndText(setup.model, setup.windows)
+        current.__dict__["axes"] = setup.axes
+        total = {b: down_projection(setup.model, b) - original[b] for b in original}
+        line: dict = {"kind": "capacity", "documents": number, "retain_cost": cost_of_all(setup)}
         line["length"] = float(sum(one.square().sum() for one in total.values())) ** 0.5
         for condition in CONDITIONS:
-            graded = [grade(bench, {condition: paper[condition]})[condition] for paper in papers[:number]]
+            graded = [grade(setup, {condition: paper[condition]})[condition] for paper in papers[:number]]
             base, top = [one[condition] for one in without[:number]], [one[condition] for one in ceilings[:number]]
             line[condition] = {
-                "all": list(kept(joined(graded), joined(base), joined(top))),
-                "first": kept(graded[0], base[0], top[0])[0],
-                "last": kept(graded[-1], base[-1], top[-1])[0],
+                "all": list(gain_kept(concatenated(graded), concatenated(base), concatenated(top))),
+                "first": gain_kept(graded[0], base[0], top[0])[0],
+                "last": gain_kept(graded[-1], base[-1], top[-1])[0],
             }
         yield line
-    restore(bench, original)
+    restore(setup, original)
 
 
-def run_repeat(bench: Bench, count: int, budget: float, name: str, times: int = 4) -> Iterator[dict]:
+def run_repeat(setup: ModelAndText, count: int, budget: float, name: str, times: int = 4) -> Iterator[dict]:
     """Each of `count` documents `times` times in a row, from the donor on."""
-    original = {b: matrix(bench.model, b).clone() for b in range(bench.model.depth)}
+    original = {b: down_projection(setup.model, b).clone() for b in range(setup.model.depth)}
     table: dict[int, Table] = defaultdict(lambda: defaultdict(list))
     costs: dict[int, list[float]] = defaultdict(list)
-    measure(bench)
-    for _, ids in documents(bench, "report", count):
-        papers = exams(bench, ids)
-        without = grade(bench, papers)
-        ceiling = {condition: whole(with_context(one.lesson)) for condition, one in papers.items()}
-        current = bench
+    measure(setup)
+    for _, ids in documents(setup, "report", count):
+        papers = exams(setup, ids)
+        without = grade(setup, papers)
+        ceiling = {condition: as_one_unit(scores_with_context(one.labelled)) for condition, one in papers.items()}
+        current = setup
         for number in range(1, times + 1):
             edit, scale = consolidate_document(current, ids[:CONTEXT], budget, seed=number)
-            write_edit(bench, edit, scale)
-            current = Bench(bench.model, bench.windows)
-            current.__dict__["axes"] = bench.axes
-            costs[number].append(cost_of_all(bench))
-            for condition, one in grade(bench, papers).items():
+            write_edit(setup, edit, scale)
+            current = ModelAndText(setup.model, setup.windows)
+            current.__dict__["axes"] = setup.axes
+            costs[number].append(cost_of_all(setup))
+            for condition, one in grade(setup, papers).items():
                 table[number]["converted", condition].append(one)
                 table[number]["without context", condition].append(without[condition])
                 table[number]["with context", condition].append(ceiling[condition])
-        restore(bench, original)
+        restore(setup, original)
     for number, found in table.items():
         for line in summary(found, {"converted": costs[number]}):
             if line["row"] == "converted":
                 yield {"kind": "repeat", "times": number, **line}
 
 
-def cost_of_all(bench: Bench) -> float:
+def cost_of_all(setup: ModelAndText) -> float:
     """What the weights as they are now cost on the report split."""
-    return bench.retained({}, 1.0)[0]
+    return setup.retention_cost({}, 1.0)[0]
 
 
-def measure(bench: Bench) -> None:
+def measure(setup: ModelAndText) -> None:
     """What is kept of the donor, before its weights change."""
-    assert bench.axes and bench.untouched
+    assert setup.axes and setup.unedited_scores
 
 
 @torch.no_grad()
-def write_edit(bench: Bench, edit: Edit, scale: float) -> None:
-    measure(bench)
-    write(bench.model, edit, scale)
+def write_edit(setup: ModelAndText, edit: Edit, scale: float) -> None:
+    measure(setup)
+    apply_edit(setup.model, edit, scale)
 
 
 @torch.no_grad()
-def restore(bench: Bench, original: Edit) -> None:
+def restore(setup: ModelAndText, original: Edit) -> None:
     for block, weight in original.items():
-        matrix(bench.model, block).copy_(weight)
+        down_projection(setup.model, block).copy_(weight)
 
 
-def run_facts(bench: Bench, count: int, budget: float, name: str) -> Iterator[dict]:
+def run_facts(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
     """`count` sets of facts `The default of A is B.`, A and B single tokens drawn at random; only B is scored."""
-    tokenizer = bench.model.tokenizer
+    tokenizer = setup.model.tokenizer
     words = [
         index for text, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         if text.startswith("Ġ") and text[1:].isalpha() and len(text) > 4
@@ -256,69 +273,74 @@ def run_facts(bench: Bench, count: int, budget: float, name: str) -> Iterator[di
                 for pairs in drawn
             ]
             document = both[0].flatten()
-            edit, scale = consolidate_document(bench, document, budget, seed=trial)
-            retained["converted"].append(bench.retained(edit, scale)[0])
+            edit, scale = consolidate_document(setup, document, budget, seed=trial)
+            retained["converted"].append(setup.retention_cost(edit, scale)[0])
             for kind, queries in zip(("", "unrelated "), both, strict=True):
-                lesson = learn(bench.model, document, queries, given=queries.shape[1] - 1)
-                prefixes = unrelated(bench.windows["report"], len(queries), 64, generator)
-                papers = {"unseen prefix": Exam(lesson, prefixes), "no prefix": Exam(lesson, prefixes[:, :0])}
-                for condition, one in grade(bench, papers).items():
+                labelled = label_queries(setup.model, document, queries, given=queries.shape[1] - 1)
+                prefixes = unrelated_prefixes(setup.windows["report"], len(queries), 64, generator)
+                papers = {
+                    "unseen prefix": PrefixedQueries(labelled, prefixes),
+                    "no prefix": PrefixedQueries(labelled, prefixes[:, :0]),
+                }
+                for condition, one in grade(setup, papers).items():
                     table[f"{kind}without context", condition].append(one)
-                for condition, one in grade(bench, papers, edit, scale).items():
+                for condition, one in grade(setup, papers, edit, scale).items():
                     table[f"{kind}converted", condition].append(one)
                 for condition, paper in papers.items():
-                    table[f"{kind}with context", condition].append(whole(with_context(paper.lesson)))
+                    table[f"{kind}with context", condition].append(as_one_unit(scores_with_context(paper.labelled)))
         for line in summary(table, retained):
             yield {"kind": "facts", "facts": facts, **line}
 
 
-def run_tune(bench: Bench, count: int, budget: float, name: str) -> Iterator[dict]:
+def run_tune(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
     """The trained baselines' rates, at the cost of the budget."""
     choices: list[tuple[str, float, str]] = [
         *(("sgd", rate, "text") for rate in (0.3, 1.0, 3.0)),
         *(("adamw", rate, labels) for labels in ("text", "donor") for rate in (3e-3, 1e-2, 3e-2)),
     ]
     table: Table = defaultdict(list)
-    for _, ids in documents(bench, "sweep", count):
-        papers = exams(bench, ids, "sweep")
-        lesson = lesson_of(bench.model, ids[:CONTEXT])
-        pieces = passages(ids[:CONTEXT], len(lesson.queries), LENGTH, torch.Generator().manual_seed(0))
-        text = type(lesson)(pieces, lesson.target)
+    for _, ids in documents(setup, "sweep", count):
+        papers = exams(setup, ids, "sweep")
+        labelled = queries_about(setup.model, ids[:CONTEXT])
+        pieces = passages(ids[:CONTEXT], len(labelled.queries), LENGTH, torch.Generator().manual_seed(0))
+        text = type(labelled)(pieces, labelled.target)
         for condition, paper in papers.items():
-            table["without context", condition].append(whole(examine(bench.model, paper)))
-            table["with context", condition].append(whole(with_context(paper.lesson)))
-        edit, scale = consolidate_document(bench, ids[:CONTEXT], budget)
-        for condition, one in grade(bench, papers, edit, scale).items():
+            table["without context", condition].append(as_one_unit(score_queries(setup.model, paper)))
+            table["with context", condition].append(as_one_unit(scores_with_context(paper.labelled)))
+        edit, scale = consolidate_document(setup, ids[:CONTEXT], budget)
+        for condition, one in grade(setup, papers, edit, scale).items():
             table["converted", condition].append(one)
         for optimiser, rate, labels in choices:
-            learnt: Any = lesson if labels == "donor" else text
+            learnt: Any = labelled if labels == "donor" else text
             edit = fitting.train(
-                bench.model, learnt, bench.windows["fit"], optimiser=optimiser, rate=rate, labels=labels,  # pyright: ignore
+                setup.model, learnt, setup.windows["fit"], optimiser=optimiser, rate=rate, labels=labels,  # pyright: ignore
             )  # fmt: skip
-            for condition, one in grade(bench, papers, edit, bench.scale(edit, budget)).items():
+            for condition, one in grade(setup, papers, edit, setup.scale(edit, budget)).items():
                 table[f"{optimiser} {rate} {labels}", condition].append(one)
     for line in summary(table, {}):
         yield {"kind": "tune", **line}
 
 
-def run_choices(bench: Bench, count: int, budget: float, name: str) -> Iterator[dict]:
+def run_choices(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
     """What the natural gradient owes to each of its parts. `as it is` has what `convert consolidate` has."""
     flat = Curvature(
-        {b: torch.eye(len(m), dtype=m.dtype) for b, m in bench.curvature.neurons.items()},
-        {b: torch.eye(len(m), dtype=m.dtype) * m.diagonal().mean() for b, m in bench.curvature.gradients.items()},
+        {b: torch.eye(len(m), dtype=m.dtype) for b, m in setup.curvature.neurons.items()},
+        {b: torch.eye(len(m), dtype=m.dtype) * m.diagonal().mean() for b, m in setup.curvature.gradients.items()},
     )
-    neurons_alone = coordinates(Curvature(bench.curvature.neurons, flat.gradients), bench.model)
+    neurons_alone = coordinates(Curvature(setup.curvature.neurons, flat.gradients), setup.model)
     table: Table = defaultdict(list)
     retained: dict[str, list[float]] = defaultdict(list)
-    for _, ids in documents(bench, "sweep", count):
-        papers, document = exams(bench, ids, "sweep"), ids[:CONTEXT]
+    for _, ids in documents(setup, "sweep", count):
+        papers, document = exams(setup, ids, "sweep"), ids[:CONTEXT]
         for condition, paper in papers.items():
-            table["without context", condition].append(whole(examine(bench.model, paper)))
-            table["with context", condition].append(whole(with_context(paper.lesson)))
-        both, generator = lesson_of(bench.model, document), torch.Generator().manual_seed(0)
-        own = learn(bench.model, document, continuations(bench.model, document, len(both.queries), LENGTH, generator))
-        text = learn(bench.model, document, passages(document, len(both.queries), LENGTH, generator))
-        usual = {"axes": bench.axes, "reach": fitting.SHARE * budget}
+            table["without context", condition].append(as_one_unit(score_queries(setup.model, paper)))
+            table["with context", condition].append(as_one_unit(scores_with_context(paper.labelled)))
+        both, generator = queries_about(setup.model, document), torch.Generator().manual_seed(0)
+        own = label_queries(
+            setup.model, document, continuations(setup.model, document, len(both.queries), LENGTH, generator)
+        )
+        text = label_queries(setup.model, document, passages(document, len(both.queries), LENGTH, generator))
+        usual = {"axes": setup.axes, "reach": fitting.SHARE * budget}
         variants: dict[str, tuple[Any, dict]] = {
             "as it is": (both, usual),
             "one step": (both, {**usual, "steps": 1}),
@@ -328,11 +350,11 @@ def run_choices(bench: Bench, count: int, budget: float, name: str) -> Iterator[
             "without G": (both, {**usual, "axes": neurons_alone}),
             "reach of the whole budget": (both, {**usual, "reach": budget}),
         }
-        for variant, (lesson, arguments) in variants.items():
-            edit = fitting.natural_gradient(bench.model, lesson, bench.windows["fit"], **arguments)
-            scale = bench.scale(edit, budget)
-            retained[variant].append(bench.retained(edit, scale)[0])
-            for condition, one in grade(bench, papers, edit, scale).items():
+        for variant, (labelled, arguments) in variants.items():
+            edit = fitting.natural_gradient(setup.model, labelled, setup.windows["fit"], **arguments)
+            scale = setup.scale(edit, budget)
+            retained[variant].append(setup.retention_cost(edit, scale)[0])
+            for condition, one in grade(setup, papers, edit, scale).items():
                 table[variant, condition].append(one)
     for line in summary(table, retained):
         yield {"kind": "choices", **line}
@@ -403,10 +425,10 @@ def main() -> None:
         draw(out, [json.loads(line) for line in lines.read_text().splitlines()])
         return
     for model in arguments.model or ("demo:gpt2", "demo:llama"):
-        bench = open_model(model)
+        setup = open_model(model)
         for part in arguments.part or [part for part in PARTS if part not in ON_SWEEP]:
             measure_part, count = PARTS[part]
-            for line in measure_part(bench, arguments.documents or count, arguments.cost, model):
+            for line in measure_part(setup, arguments.documents or count, arguments.cost, model):
                 print(
                     json.dumps({"benchmark": "consolidate", "model": model, "cost": arguments.cost, **line}), flush=True
                 )

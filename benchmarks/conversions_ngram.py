@@ -15,11 +15,12 @@ import json
 import time
 from pathlib import Path
 
+from stitch.jobs.timing import timed
+
 from stitch.conversions.donor import read_donor
 from stitch.conversions.ngrams import convert
-from stitch.conversions.ngrams.memory import Shape, read_source
+from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
 from stitch.conversions.report import difference
-from stitch.jobs.timing import timed
 
 MEMORY = 8 * 2**30
 
@@ -35,14 +36,14 @@ def lines(given: argparse.Namespace):
         for rows, drop in itertools.product(given.rows, given.drop):
             seconds: dict[str, float] = {}
             began = time.perf_counter()
-            shape = Shape(order=given.order, rows=rows, skips=given.skips)
+            shape = NgramShape(order=given.order, rows=rows, skips=given.skips)
             convert.check_drop(donor.model, drop)
-            audit = convert.audited(donor, shape)
+            audit = convert.audited_leakage(donor, shape)
             with timed(seconds, "reading"):
-                source = read_source(donor, drop, shape, convert.looks_of(donor, shape, MEMORY))
+                fit_data = read_fit_data(donor, drop, shape, convert.tables_for(donor, shape, MEMORY))
             with timed(seconds, "fits and scores"):
-                fitted, scores, r2 = convert.measure(donor, source, given.seed, MEMORY, None)
-            known = convert.by_knowledge(donor, drop, fitted["converted"].translation, audit, MEMORY)
+                fitted, scores, r2 = convert.measure(donor, fit_data, given.seed, MEMORY, None)
+            known = convert.loss_by_leakage(donor, drop, fitted["converted"].translation, audit, MEMORY)
             yield {
                 "benchmark": "conversions_ngram",
                 "model": given.model,

@@ -37,23 +37,23 @@ import torch
 from torch import Tensor, nn
 
 from stitch.conversions.donor import Donor, read_donor
-from stitch.conversions.recurrence.allocation import Sizes, allocate, dealt_at_random
-from stitch.conversions.recurrence.distil import Moments
-from stitch.conversions.recurrence.fit import fit, moments_of, scores_of
+from stitch.conversions.recurrence.allocation import Sizes, allocate, shuffled_sizes
+from stitch.conversions.recurrence.distil import HeadMoments
+from stitch.conversions.recurrence.fit import donor_moments, fit, scores_of
 from stitch.conversions.recurrence.forms import (
-    Recipe,
-    as_many_bytes,
-    beside,
+    RecurrentForm,
     cache_bytes,
     check_convertible,
     dimension_of,
+    matching_bytes,
+    sibling,
     state_bytes,
     wrap,
 )
 from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
 from stitch.evaluation.scores import Scores
-from stitch.modeling.modeling_recurrent import LEAST, RecurrentForCausalLM, attentions, by_group, shape_of
+from stitch.modeling.modeling_recurrent import LARGE_NEGATIVE, RecurrentForCausalLM, attentions, group_matmul, shape_of
 
 SHARES = (0.1, 0.2, 0.4)
 BY_HEAD = " by head"
@@ -85,60 +85,64 @@ class Hindsight(nn.Module):
         q = q.unflatten(1, (memory.shape.groups, memory.shape.shared))
         column = torch.arange(k.shape[2], device=k.device)
         ago = column[:, None] - column
-        scores = (by_group(q, k.mT) * scaling).masked_fill(ago < 0, LEAST)
+        scores = (group_matmul(q, k.mT) * scaling).masked_fill(ago < 0, LARGE_NEGATIVE)
         old = (ago >= window) & (column >= memory.sinks)
         asked = (scores.softmax(-1) * old).sum((2, 3))
         there = asked[:, :, None].masked_fill(~old, -1.0)
         least = there.topk(min(slots, k.shape[2]), -1).values[..., -1:]
         kept = (there >= least)[:, :, None]
         _, log = memory.map.queries(q * scaling**0.5)
-        logs = torch.where(old & ~kept, log.expand_as(scores), scores).masked_fill(ago < 0, LEAST)
-        return by_group(logs.softmax(-1), v).flatten(1, 2)
+        logs = torch.where(old & ~kept, log.expand_as(scores), scores).masked_fill(ago < 0, LARGE_NEGATIVE)
+        return group_matmul(logs.softmax(-1), v).flatten(1, 2)
 
 
-def at_share(share: float, context: int, width: int, fitted: dict[str, Any]) -> dict[str, Recipe]:
+def at_share(share: float, context: int, width: int, fitted: dict[str, Any]) -> dict[str, RecurrentForm]:
     """Recipes of about this share of the cache; those without slots are then brought to the bytes of `slots`."""
     window = max(1, context // 32)
     keys = max(window + 2, round(share * context) - 1)
     # A slot holds key, value and priority, a feature a row of values, a sum and a shift.
     slots = (keys - window) * 2 * width // (2 * width + 1)
     found = {
-        "slots": Recipe(features="mean", window=window, sinks=1, slots=slots, **fitted),
-        "tail": Recipe(features="mean", window=1, sinks=1, **fitted),
-        "window": Recipe(features="none", window=1, sinks=0),
+        "slots": RecurrentForm(features="mean", window=window, sinks=1, slots=slots, **fitted),
+        "tail": RecurrentForm(features="mean", window=1, sinks=1, **fitted),
+        "window": RecurrentForm(features="none", window=1, sinks=0),
     }
     few = max(1, width // 8)
     fewer = slots - -(-few * (width + 2) // (2 * width + 1))
     if fewer > 0 and share <= SMALL:
-        found["hybrid"] = Recipe(features="hedgehog", window=window, sinks=1, slots=fewer, dimension=few, **fitted)
+        found["hybrid"] = RecurrentForm(
+            features="hedgehog", window=window, sinks=1, slots=fewer, dimension=few, **fitted
+        )
     if 2 * width * (width + 2) < 2 * width * (keys - 1):
-        found["double"] = Recipe(features="hedgehog", window=1, sinks=1, dimension=2 * width, **fitted)
+        found["double"] = RecurrentForm(features="hedgehog", window=1, sinks=1, dimension=2 * width, **fitted)
     return found
 
 
-def of_own_size(context: int, width: int, fitted: dict[str, Any]) -> dict[str, list[Recipe]]:
+def of_own_size(context: int, width: int, fitted: dict[str, Any]) -> dict[str, list[RecurrentForm]]:
     window = context // 16
 
-    def hedgehog(multiple: float, window: int, **changes) -> Recipe:
+    def hedgehog(multiple: float, window: int, **changes) -> RecurrentForm:
         options = {**fitted, "features": "hedgehog", "dimension": round(multiple * width), "window": window, "sinks": 1}
-        return Recipe(**{**options, **changes})
+        return RecurrentForm(**{**options, **changes})
 
     return {
         "pure": [hedgehog(multiple, 0) for multiple in (1, 2, 4)],
         "linear": [hedgehog(2, window, hidden=0)],
         "closed": [
-            Recipe(features=features, window=last, sinks=min(last, 1), dimension=dimension)
+            RecurrentForm(features=features, window=last, sinks=min(last, 1), dimension=dimension)
             for last in (0, window)
             for features, dimension in (("taylor2", None), ("random", 2 * width), ("random", 4 * width))
         ],
     }
 
 
-def figures(net: RecurrentForCausalLM, donor: Donor, recipe: Recipe, kind: str, score: Scores, course: dict) -> dict:
+def figures(
+    net: RecurrentForCausalLM, donor: Donor, form: RecurrentForm, kind: str, score: Scores, course: dict
+) -> dict:
     kept = state_bytes(net, donor.context)
     return {
-        "kind": kind, "context": donor.context, **score.row(recipe.features), "window": recipe.window, "sinks": recipe.sinks,
-        "slots": recipe.slots, "keys": recipe.keys, "hidden": recipe.hidden, "multiple": dimension_of(net), "state_bytes": kept,
+        "kind": kind, "context": donor.context, **score.row(form.features), "window": form.window, "sinks": form.sinks,
+        "slots": form.slots, "keys": form.keys, "hidden": form.hidden, "multiple": dimension_of(net), "state_bytes": kept,
         "share": kept / cache_bytes(donor.model, donor.context), "fit": course,
     }  # fmt: skip
 
@@ -146,17 +150,17 @@ def figures(net: RecurrentForCausalLM, donor: Donor, recipe: Recipe, kind: str, 
 def row(
     net: RecurrentForCausalLM,
     donor: Donor,
-    recipe: Recipe,
-    sums: Sequence[Moments],
+    form: RecurrentForm,
+    sums: Sequence[HeadMoments],
     kind: str,
     rival: Scores | None,
 ) -> tuple[dict, Scores]:
     """A net fitted and scored on the report split, beside the null of as many bytes."""
     began = time.perf_counter()
-    course = fit(net, donor, recipe, sums)
+    course = fit(net, donor, form, sums)
     seconds = time.perf_counter() - began
     score = scores_of({"net": net}, donor, donor.windows["report"])["net"]
-    line = figures(net, donor, recipe, kind, score, course)
+    line = figures(net, donor, form, kind, score, course)
     line |= {"recall": recall(net, recall_prompts(donor.model.tokenizer, donor.context // 2)), "seconds": seconds}
     if rival is not None:
         line["minus_tail"] = difference({kind: score, "tail": rival}, kind, "tail")
@@ -191,40 +195,40 @@ def measure(given: argparse.Namespace):
     check_convertible(donor.model, donor.context)
     width = shape_of(attentions(donor.model.net)[0].config).width
     fitted = {"steps": given.steps, "logit_steps": given.logit_steps, "hidden": 2 * width}
-    first = wrap(donor.model, Recipe(features="mean", window=1, sinks=1))
-    sums = moments_of(first, donor)
+    first = wrap(donor.model, RecurrentForm(features="mean", window=1, sinks=1))
+    sums = donor_moments(first, donor)
     for share in given.shares:
         recipes, rival = at_share(share, donor.context, width, fitted), None
-        like = beside(first, recipes["slots"])
-        for kind, recipe in recipes.items():
-            if not recipe.slots:
-                recipes[kind] = as_many_bytes(like, donor.model, recipe, donor.context)
+        like = sibling(first, recipes["slots"])
+        for kind, form in recipes.items():
+            if not form.slots:
+                recipes[kind] = matching_bytes(like, donor.model, form, donor.context)
         shared: dict[str, Sizes] = {}
         for kind in (kind for kind in AT_SHARES if kind in given.rows):
             if (base := kind.removesuffix(BY_HEAD) if kind != AT_RANDOM else "slots") not in recipes:
                 continue
-            recipe = recipes[base]
+            form = recipes[base]
             if kind != base:
                 if (of := "slots" if base == "tail" else base) not in shared:
                     shared[of] = allocate(first, donor, recipes[of], sums)
-                keys = shared[of] if kind != AT_RANDOM else dealt_at_random(first, shared[of], recipe.seed)
-                recipe = replace(recipe, keys=keys)
-            net = beside(first, recipe)
-            line, score = row(net, donor, recipe, sums, kind, rival)
+                keys = shared[of] if kind != AT_RANDOM else shuffled_sizes(first, shared[of], form.seed)
+                form = replace(form, keys=keys)
+            net = sibling(first, form)
+            line, score = row(net, donor, form, sums, kind, rival)
             rival = score if kind == "tail" else rival
             yield {"at": share, **line}
             if kind == "slots" and "hindsight" in given.rows:
                 score = scores_of({"net": Hindsight(net)}, donor, donor.windows["report"])["net"]
-                yield {"at": share, **figures(net, donor, recipe, "hindsight", score, {})}
+                yield {"at": share, **figures(net, donor, form, "hindsight", score, {})}
     own = of_own_size(donor.context, width, fitted)
     for kind in (kind for kind in own if kind in given.rows):
-        for recipe in own[kind]:
-            yield row(beside(first, recipe), donor, recipe, sums, kind, None)[0]
+        for form in own[kind]:
+            yield row(sibling(first, form), donor, form, sums, kind, None)[0]
     if "exact" in given.rows:
-        recipe = at_share(0.2, donor.context, width, fitted)["slots"]
-        recipe = replace(recipe, keys=allocate(first, donor, recipe, sums))
-        net = beside(first, recipe)
-        fit(net, donor, recipe, sums)
+        form = at_share(0.2, donor.context, width, fitted)["slots"]
+        form = replace(form, keys=allocate(first, donor, form, sums))
+        net = sibling(first, form)
+        fit(net, donor, form, sums)
         yield exact(net, donor)
 
 

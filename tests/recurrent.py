@@ -4,7 +4,7 @@ import torch
 
 import tiny
 from stitch.conversions.donor import Donor
-from stitch.conversions.recurrence.forms import Recipe, wrap
+from stitch.conversions.recurrence.forms import RecurrentForm, wrap
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM
 from stitch.models.sources import Source
 from stitch.text.windows import Windows
@@ -16,7 +16,7 @@ FAMILIES = {"gpt2": {}, "gpt_bigcode": {}, "llama": {}, "mistral": {"sliding_win
 def recurrent(family: str = "llama", features: str = "hedgehog", seed: int = 0, **options) -> RecurrentForCausalLM:
     """A pico model whose feature maps are random."""
     model = tiny.model(family, seed, **FAMILIES[family])
-    net = wrap(model, Recipe(**{"features": features, "window": WINDOW, "sinks": 1, "hidden": 4, **options}))
+    net = wrap(model, RecurrentForm(**{"features": features, "window": WINDOW, "sinks": 1, "hidden": 4, **options}))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, parameter in sorted(net.memories.named_parameters()):

@@ -11,18 +11,18 @@ import tiny
 from passes import by_token
 from recurrent import WINDOW, donor, recurrent, windows
 from stitch.conversions.recurrence.allocation import (
-    Probe,
+    CostProbe,
     allocate,
+    candidate_sizes,
     costs_by_size,
-    dealt_at_random,
-    share_out,
-    sizes_of,
+    distribute_keys,
+    shuffled_sizes,
 )
-from stitch.conversions.recurrence.distil import begin, moments
-from stitch.conversions.recurrence.fit import moments_of, scores_of
-from stitch.conversions.recurrence.forms import Recipe, beside, state_bytes, wrap
-from stitch.modeling.modeling_features import Shape
-from stitch.modeling.modeling_recurrent import Memory, RecurrentConfig, RecurrentLayer
+from stitch.conversions.recurrence.distil import head_moments, initialise
+from stitch.conversions.recurrence.fit import donor_moments, scores_of
+from stitch.conversions.recurrence.forms import RecurrentForm, sibling, state_bytes, wrap
+from stitch.modeling.modeling_features import HeadShape
+from stitch.modeling.modeling_recurrent import RecurrentConfig, RecurrentLayer, RecurrentMemory
 
 UNEVEN = {"gpt2": (2, 11, 5, 7), "llama": (2, 11), "gpt_bigcode": (6,)}
 
@@ -36,9 +36,12 @@ def uneven(family: str) -> tuple[tuple[int, ...], ...]:
 @pytest.mark.parametrize("slots", [0, 3])
 @torch.no_grad()
 def test_each_head_does_what_it_would_do_alone(slots):
-    shape, config = Shape(groups=3, shared=2, width=4), RecurrentConfig(features="mean", window=5, sinks=1, slots=slots)
+    shape, config = (
+        HeadShape(groups=3, shared=2, width=4),
+        RecurrentConfig(features="mean", window=5, sinks=1, slots=slots),
+    )
     config.keys = [[2, 9, 6]]
-    memory = Memory(config, shape, 0)
+    memory = RecurrentMemory(config, shape, 0)
     for parameter in memory.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
     q, k, v = (tiny.noise(2, heads, 20, 4, seed=heads + n) for n, heads in enumerate((6, 3, 3)))
@@ -49,7 +52,7 @@ def test_each_head_does_what_it_would_do_alone(slots):
     assert exact == ({"keys": 2 + 5 + 5, "slots": 0 + 4 + 1} if slots else {"keys": 17, "slots": 0}), "not a byte more"
     for head, size in enumerate((2, 9, 6)):
         config.keys = [[size]]
-        alone = Memory(config, Shape(1, 2, 4), 0)
+        alone = RecurrentMemory(config, HeadShape(1, 2, 4), 0)
         for name, parameter in alone.named_parameters():
             parameter.copy_(memory.get_parameter(name)[head : head + 1])
         own = q[:, 2 * head : 2 * head + 2], k[:, head : head + 1], v[:, head : head + 1]
@@ -90,16 +93,16 @@ def test_a_size_costs_what_it_says():
     """Against the divergence measured with one head changed: to second order, from drawn tokens."""
     one = donor("llama")
     sizes, many = [2, 6, 12], windows(320, seed=3)
-    net = wrap(one.model, Recipe(features="mean", window=8, sinks=1))
-    sums = moments(net, many, batch=32)
-    begin(net, sums, seed=0)
+    net = wrap(one.model, RecurrentForm(features="mean", window=8, sinks=1))
+    sums = head_moments(net, many, batch=32)
+    initialise(net, sums, seed=0)
     costs = costs_by_size(net, many, sizes, seed=0, batch=8)
     for block, head in ((0, 1), (3, 0)):
         for index, size in enumerate(sizes):
             keys = [[31] * 2 for _ in range(6)]
             keys[block][head] = size
-            changed = beside(net, Recipe(features="mean", window=8, sinks=1, keys=tuple(map(tuple, keys))))
-            begin(changed, sums, seed=0)
+            changed = sibling(net, RecurrentForm(features="mean", window=8, sinks=1, keys=tuple(map(tuple, keys))))
+            initialise(changed, sums, seed=0)
             score = scores_of({"changed": changed}, one, many)["changed"]
             assert score.kl is not None
             measured = float(score.kl.sum() / score.tokens.sum())
@@ -109,11 +112,13 @@ def test_a_size_costs_what_it_says():
 
 def test_what_a_head_changes_in_all_its_dimensions_counts_as_one():
     """The square of the sum over a key head's queries and their dimensions, against weights written down pair by pair."""
-    config, shape = RecurrentConfig(features="mean", window=3, sinks=1), Shape(groups=2, shared=2, width=4)
+    config, shape = RecurrentConfig(features="mean", window=3, sinks=1), HeadShape(groups=2, shared=2, width=4)
     module = SimpleNamespace(memory_index=0)
     q, k, v = (tiny.noise(3, heads, 12, 4, seed=heads + n).double() for n, heads in enumerate((4, 2, 2)))
     costs, zero = torch.zeros(2, 1, dtype=torch.float64), torch.zeros((), requires_grad=True)
-    probe = Probe(ModuleList([Memory(config, shape, 0)]), [5], torch.arange(12), [costs], zero)  # the feature says 1
+    probe = CostProbe(
+        ModuleList([RecurrentMemory(config, shape, 0)]), [5], torch.arange(12), [costs], zero
+    )  # the feature says 1
     gradient = tiny.noise(3, 4, 12, 4, seed=9).double()
     probe.attend(module, q, k, v, 0.5).backward(gradient)
     ago = torch.arange(12)[:, None] - torch.arange(12)
@@ -135,7 +140,7 @@ def test_no_choice_within_the_bytes_is_cheaper():
     costs = torch.cat([torch.full((3, 1), 5.0, dtype=torch.float64), 5 - saved.cumsum(1)], 1)  # convex
     reached = set()
     for alike in (1, 2, 3, 4):
-        found = share_out(costs, sizes, widths, alike=alike)
+        found = distribute_keys(costs, sizes, widths, alike=alike)
         price = sum(w * n for w, n in zip(widths, found, strict=True))
         assert price <= alike * sum(widths)
         cost = sum(costs[head, sizes.index(n)] for head, n in enumerate(found))
@@ -151,16 +156,16 @@ def test_no_choice_within_the_bytes_is_cheaper():
 
 def test_steps_that_only_pay_together_are_taken_together():
     costs = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.9, 0.8]])
-    assert share_out(costs, [1, 2, 3], [1, 1], alike=2) == [3, 1]
+    assert distribute_keys(costs, [1, 2, 3], [1, 1], alike=2) == [3, 1]
 
 
 @pytest.mark.parametrize(("context", "alike"), [(8, 2), (32, 3), (1024, 2), (1024, 192)])
 def test_no_head_has_to_take_more_than_all_could_have(context, alike):
     """A 256th of a long context is more than a small state holds."""
-    sizes = sizes_of(context, alike)
+    sizes = candidate_sizes(context, alike)
     assert sizes[0] <= alike and sizes[-1] == context - 1
     costs = torch.tensor([1.0, 2.0])[:, None] / torch.tensor(sizes)
-    assert sum(share_out(costs, sizes, [1, 1], alike=alike)) <= 2 * alike
+    assert sum(distribute_keys(costs, sizes, [1, 1], alike=alike)) <= 2 * alike
 
 
 def test_heads_that_need_no_keys_get_none():
@@ -171,27 +176,27 @@ def test_heads_that_need_no_keys_get_none():
             weight = block.self_attn.q_proj.weight
             weight.mul_(4)
             weight[: len(weight) if number != 2 else len(weight) // 2] = 0
-    recipe = Recipe(features="mean", window=3, sinks=1, hidden=4, steps=2)
-    net = wrap(one.model, recipe)
-    found = allocate(net, one, recipe, moments_of(net, one))
+    form = RecurrentForm(features="mean", window=3, sinks=1, hidden=4, steps=2)
+    net = wrap(one.model, form)
+    found = allocate(net, one, form, donor_moments(net, one))
     assert found[2][1] > 20 and max(size for size in chain(*found) if size != found[2][1]) <= 2
     assert sum(chain(*found)) <= 3 * 12
 
 
 def test_blocks_that_keep_all_keys_take_no_part():
-    one, recipe = donor("llama"), Recipe(features="mean", window=4, sinks=1, hidden=4, steps=2, layers=(1, 4))
-    net = wrap(one.model, recipe)
-    found = allocate(net, one, recipe, moments_of(net, one))
+    one, form = donor("llama"), RecurrentForm(features="mean", window=4, sinks=1, hidden=4, steps=2, layers=(1, 4))
+    net = wrap(one.model, form)
+    found = allocate(net, one, form, donor_moments(net, one))
     assert [min(block) > 0 for block in found] == [False, True, False, False, True, False]
     assert sum(map(sum, found)) <= 4 * 4
-    dealt = dealt_at_random(net, found, 0)
+    dealt = shuffled_sizes(net, found, 0)
     assert sorted(chain(*dealt)) == sorted(chain(*found)) and not any(chain(*(dealt[b] for b in (0, 2, 3, 5))))
 
 
 def test_sizes_dealt_at_random_take_the_same_bytes():
     net = recurrent("gpt2", "mean", slots=4, keys=uneven("gpt2"))
     keys = uneven("gpt2")
-    dealt = dealt_at_random(net, keys, 0)
+    dealt = shuffled_sizes(net, keys, 0)
     assert dealt != keys and sorted(chain(*dealt)) == sorted(chain(*keys))
     other = recurrent("gpt2", "mean", slots=4, keys=dealt)
     # But for the flags of what is padding, which heads of one memory share.

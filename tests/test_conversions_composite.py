@@ -18,7 +18,7 @@ from passes import by_token, left_padded
 from recurrent import donor
 from stitch.activations.observe import residuals
 from stitch.composite.compose import compose
-from stitch.conversions.consolidation.arms import open_bench
+from stitch.conversions.consolidation.arms import prepare
 from stitch.conversions.consolidation.convert import consolidate
 from stitch.conversions.donor import read_donor
 from stitch.conversions.heads.convert import cache_bytes, check_heads, convert_heads
@@ -28,8 +28,8 @@ from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.seams import entering
 from stitch.conversions.recurrence.allocation import allocate
 from stitch.conversions.recurrence.convert import convert_recurrent
-from stitch.conversions.recurrence.fit import moments_of
-from stitch.conversions.recurrence.forms import Recipe, check_convertible, state_bytes, wrap
+from stitch.conversions.recurrence.fit import donor_moments
+from stitch.conversions.recurrence.forms import RecurrentForm, check_convertible, state_bytes, wrap
 from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.internals import weights
@@ -148,7 +148,7 @@ def test_every_part_must_be_able_to_have_so_many(families, kv_heads, reason):
 
 def recurrent(model: Model, features: str = "hedgehog", **options) -> RecurrentForCausalLM:
     """With feature maps at random."""
-    net = wrap(model, Recipe(**{"features": features, "window": 5, "sinks": 1, "hidden": 4, **options}))
+    net = wrap(model, RecurrentForm(**{"features": features, "window": 5, "sinks": 1, "hidden": 4, **options}))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _, parameter in sorted(net.memories.named_parameters()):
@@ -160,10 +160,10 @@ def recurrent(model: Model, features: str = "hedgehog", **options) -> RecurrentF
 def test_a_window_over_the_whole_text_is_the_composite():
     model, ids = chain("llama", "gpt2", "qwen2"), tiny.ids(2, 24)
     wanted = model.net(ids).logits
-    net = wrap(model, Recipe(features="none", window=24, sinks=0))
+    net = wrap(model, RecurrentForm(features="none", window=24, sinks=0))
     assert (net(ids).logits - wanted).abs().max() <= 5e-5
     assert (by_token(net, ids)[0] - wanted).abs().max() <= 5e-5
-    some = wrap(model, Recipe(features="none", window=2, sinks=0, layers=()))
+    some = wrap(model, RecurrentForm(features="none", window=2, sinks=0, layers=()))
     assert (by_token(some, ids)[0] - wanted).abs().max() <= 5e-5
     assert torch.equal(model.net(ids).logits, wanted), "the donor has been changed"
 
@@ -204,10 +204,10 @@ def test_a_part_alone_may_be_recurrent_with_the_maps_of_its_model():
 
 
 def test_exact_keys_are_shared_out_among_parts_of_other_widths():
-    model, recipe = chain("gpt2", "llama"), Recipe(features="mean", window=2, slots=4, sinks=1, hidden=4, steps=2)
-    net = wrap(model, recipe)
+    model, form = chain("gpt2", "llama"), RecurrentForm(features="mean", window=2, slots=4, sinks=1, hidden=4, steps=2)
+    net = wrap(model, form)
     one = replace(donor(), model=model)
-    keys = allocate(net, one, recipe, moments_of(net, one))
+    keys = allocate(net, one, form, donor_moments(net, one))
     widths = [block.shape.width for block in net.memories]  # pyright: ignore
     assert set(widths) == {8, 10} and len({size for block in keys for size in block}) > 2
     used = sum(width * sum(block) for width, block in zip(widths, keys, strict=True))
@@ -253,7 +253,10 @@ def test_conversions_of_narrow_composites_have_the_donors_dtypes(tmp_path):
     model = load(tmp_path, dtype=torch.bfloat16)
     wanted = {name: parameter.dtype for name, parameter in model.net.named_parameters()}
     assert set(wanted.values()) == {torch.float32, torch.bfloat16}
-    found = wrap(model, Recipe(features="mean", window=3, sinks=1)).base, with_heads(model, converted(model, OURS))
+    found = (
+        wrap(model, RecurrentForm(features="mean", window=3, sinks=1)).base,
+        with_heads(model, converted(model, OURS)),
+    )
     for net in found:
         assert all(parameter.dtype == wanted[name] for name, parameter in net.named_parameters())
 
@@ -261,7 +264,7 @@ def test_conversions_of_narrow_composites_have_the_donors_dtypes(tmp_path):
 def test_every_part_must_have_plain_attention():
     with pytest.raises(UsageError, match=r"scores must not be capped .* those of composite are"):
         check_convertible(chain("llama", "gemma2"), 24)
-    with pytest.raises(UsageError, match="blocks of composite reach 5"):
+    with pytest.raises(UsageError, match=r"window of composite, 5 tokens"):
         check_convertible(chain("mistral", "llama"), 24)
 
 
@@ -319,7 +322,7 @@ def test_a_document_goes_into_the_down_projections_of_every_part_alone(root, mad
     row = next(row for row in reports["consolidate"]["results"] if row["name"] == "converted")
     text = str(root / "text.jsonl")
     windows = read_donor(str(root / "three"), text=text, tokens=4096, held_out=1024, device="cpu").windows
-    cost = [open_bench(model, windows).untouched["report"].ce for model in (before, after)]
+    cost = [prepare(model, windows).unedited_scores["report"].ce for model in (before, after)]
     assert cost[1] - cost[0] == pytest.approx(row["retain_cost"], abs=1e-5) and row["retain_cost"] != 0
 
 

@@ -41,21 +41,21 @@ def noise_windows(vocabulary: int, count: int = 24, context: int = 64, seed: int
     return Windows(ids, torch.arange(count, dtype=torch.int32)[:, None].expand(-1, context).contiguous())
 
 
-def bench_of(model: Model) -> arms.Bench:
+def setup_of(model: Model) -> arms.ModelAndText:
     vocabulary = model.config.vocab_size
     splits: dict[Split, Windows] = {split: noise_windows(vocabulary, seed=seed) for seed, split in enumerate(SPLITS)}
-    return arms.open_bench(model, splits)
+    return arms.prepare(model, splits)
 
 
 @pytest.fixture(scope="module")
-def pico() -> arms.Bench:
-    return bench_of(tiny.model("gpt2"))
+def pico() -> arms.ModelAndText:
+    return setup_of(tiny.model("gpt2"))
 
 
 @pytest.fixture(scope="module")
-def induction() -> arms.Bench:
+def induction() -> arms.ModelAndText:
     """A trained model that continues what stood before: `A B … A` with B."""
-    return bench_of(load(resolve("demo:induction").folder, dtype=torch.float32, name="demo:induction"))
+    return setup_of(load(resolve("demo:induction").folder, dtype=torch.float32, name="demo:induction"))
 
 
 # --- linear attention: exact ---------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_ridge_refuses_what_has_no_answer():
     keys, wanted = tiny.noise(8, 6), tiny.noise(8, 3)
     with pytest.raises(UsageError, match="covariance must be of the keys' width, 6; got 5"):
         slow.ridge(keys, wanted, torch.eye(5), 1.0)
-    with pytest.raises(UsageError, match="independent; got 8 of rank 6"):
+    with pytest.raises(UsageError, match="independent at strength 0; got 8 of rank 6"):
         slow.ridge(keys, wanted, torch.eye(6), 0.0)
     with pytest.raises(UsageError, match="0 or more; got -1"):
         slow.ridge(keys, wanted, torch.eye(6), -1.0)
@@ -184,7 +184,7 @@ def test_half_the_squared_length_of_the_coordinates_is_the_predicted_cost():
     point = {0: tiny.noise(48, 32)}
     change = axes.edit(point)[0].double()
     predicted = torch.trace(change.T @ curvature.neurons[0] @ change @ curvature.gradients[0]) / 2
-    assert predicted.item() == pytest.approx(0.5 * slow.length(point) ** 2, rel=1e-3)
+    assert predicted.item() == pytest.approx(0.5 * slow.edit_norm(point) ** 2, rel=1e-3)
 
 
 def _covariance(width: int, seed: int) -> torch.Tensor:
@@ -197,9 +197,10 @@ def test_curvature_predicts_what_a_small_change_of_one_block_costs(pico):
     """Measured: the mean KL on the text the curvature is of; K-FAC leaves out how tokens and layers add up."""
     model, windows = pico.model, pico.windows["fit"]
     block = model.depth - 1
-    edit = {block: 0.01 * tiny.noise(*slow.matrix(model, block).shape)}
+    edit = {block: 0.01 * tiny.noise(*slow.down_projection(model, block).shape)}
     found = [
-        slow.call(model, changed, windows.ids.long()).log_softmax(-1) for changed in ({}, slow.parameters(model, edit))
+        slow.logits_with(model, changed, windows.ids.long()).log_softmax(-1)
+        for changed in ({}, slow.edited_parameters(model, edit))
     ]
     measured = (found[0].exp() * (found[0] - found[1])).sum(-1).mean().item()
     change = edit[block].double()
@@ -220,14 +221,14 @@ def test_covariances_of_another_model_and_of_too_little_text_are_refused(pico):
 @torch.no_grad()
 def test_an_edit_written_is_an_edit_called(family):
     model = tiny.model(family)
-    edit = {b: 0.1 * tiny.noise(*slow.matrix(model, b).shape, seed=b) for b in (1, 4)}
+    edit = {b: 0.1 * tiny.noise(*slow.down_projection(model, b).shape, seed=b) for b in (1, 4)}
     ids = tiny.ids()
-    called = slow.call(model, slow.parameters(model, edit, 0.5), ids)
-    wanted = [slow.matrix(model, b) + 0.5 * one for b, one in edit.items()]
-    before = slow.call(model, {}, ids)
-    slow.write(model, edit, 0.5)
-    assert all(torch.equal(slow.matrix(model, b), one) for b, one in zip(edit, wanted, strict=True))
-    assert torch.equal(slow.call(model, {}, ids), called)
+    called = slow.logits_with(model, slow.edited_parameters(model, edit, 0.5), ids)
+    wanted = [slow.down_projection(model, b) + 0.5 * one for b, one in edit.items()]
+    before = slow.logits_with(model, {}, ids)
+    slow.apply_edit(model, edit, 0.5)
+    assert all(torch.equal(slow.down_projection(model, b), one) for b, one in zip(edit, wanted, strict=True))
+    assert torch.equal(slow.logits_with(model, {}, ids), called)
     assert (called - before).abs().max() > 1e-3
 
 
@@ -252,33 +253,33 @@ def test_scaling_ends_where_an_edit_costs_nothing():
 
 def test_an_edit_is_scaled_on_more_text_than_the_search_begins_with(pico, monkeypatch):
     """Twice as dear on few tokens as on many: the many count, and are read in few tries."""
-    monkeypatch.setattr(memory, "FIRST_TOKENS", 64)
-    bench, read = bench_of(pico.model), []
+    monkeypatch.setattr(arms, "FIRST_TOKENS", 64)
+    setup, read = setup_of(pico.model), []
 
     def other_text(self, changed, windows):
         read.append(windows.tokens)
         ce = torch.tensor([1.0 + (changed or 0.0) ** 2 * (0.08 if windows.tokens == 64 else 0.04)], dtype=torch.float64)
         return Scores(ce, None, None, torch.ones_like(ce))
 
-    monkeypatch.setattr(memory, "parameters", lambda model, edit, scale: scale)
-    monkeypatch.setattr(arms.Bench, "_other_text", other_text)
-    scale = bench.scale({}, 0.02)
+    monkeypatch.setattr(arms, "edited_parameters", lambda model, edit, scale: scale)
+    monkeypatch.setattr(arms.ModelAndText, "_scores", other_text)
+    scale = setup.scale({}, 0.02)
     assert 0.95 * 0.02 <= 0.04 * scale**2 <= 0.02
     assert len([tokens for tokens in read if tokens != 64]) <= 2 + 3
 
 
-# --- lessons and what is kept ------------------------------------------------------------------------------------------------
+# --- queries and the gain kept ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.numeric
 @torch.no_grad()
 def test_the_target_is_what_the_donor_says_with_the_document_before_the_query(pico):
-    document, queries = tiny.ids(1, 20, seed=5)[0], tiny.ids(3, 16, seed=6)
-    lesson = queries.learn(pico.model, document, queries)
-    whole = torch.cat([torch.full((3, 1), tiny.BOS), document.expand(3, -1), queries], 1)
+    document, asked = tiny.ids(1, 20, seed=5)[0], tiny.ids(3, 16, seed=6)
+    labelled = queries.label_queries(pico.model, document, asked)
+    whole = torch.cat([torch.full((3, 1), tiny.BOS), document.expand(3, -1), asked], 1)
     expected = pico.model.net(whole).logits.log_softmax(-1)[:, 20 + queries.GIVEN : -1]
-    torch.testing.assert_close(lesson.target, expected, rtol=1e-5, atol=1e-5)
-    own = queries.examine(pico.model, queries.Exam(lesson, document.expand(3, -1)))
+    torch.testing.assert_close(labelled.target, expected, rtol=1e-5, atol=1e-5)
+    own = queries.score_queries(pico.model, queries.PrefixedQueries(labelled, document.expand(3, -1)))
     assert own.kl is not None and own.kl.abs().max() < 1e-4  # behind the document itself nothing is missing
 
 
@@ -288,9 +289,9 @@ def test_the_share_kept_is_none_without_and_all_with_the_document():
         return Scores(some, some, some, torch.full_like(some, 10))
 
     without, with_ = scores(30, 20, 40), scores(20, 15, 20)
-    assert queries.kept(without, without, with_) == (0, 0, 0)
-    assert queries.kept(with_, without, with_) == (1, 1, 1)
-    share, low, high = queries.kept(scores(25, 20, 30), without, with_)
+    assert queries.gain_kept(without, without, with_) == (0, 0, 0)
+    assert queries.gain_kept(with_, without, with_) == (1, 1, 1)
+    share, low, high = queries.gain_kept(scores(25, 20, 30), without, with_)
     assert share == pytest.approx(15 / 35)
     assert low < share < high
 
@@ -301,7 +302,7 @@ def test_passages_are_of_the_document_and_prefixes_of_the_other_text(pico):
     steps = found.diff(dim=1)
     assert found.shape == (50, 16)
     assert ((steps == 1) | (steps == -6)).all()  # the document again and again
-    prefixes = queries.unrelated(pico.windows["fit"], 50, 8, generator)
+    prefixes = queries.unrelated_prefixes(pico.windows["fit"], 50, 8, generator)
     text = pico.windows["fit"].ids.unfold(1, 8, 1).flatten(0, 1)
     assert all((text == one).all(1).any() for one in prefixes)
     assert len(prefixes.unique(dim=0)) > 40
@@ -320,12 +321,12 @@ def test_continuations_depend_on_the_seed_alone(pico):
 
 
 @torch.no_grad()
-def recall(bench: arms.Bench, document, asked, edit=None, scale=1.0) -> float:
+def recall(setup: arms.ModelAndText, document, asked, edit=None, scale=1.0) -> float:
     """Mean nats of the last token of each query, behind unseen noise."""
-    lesson = queries.learn(bench.model, document, asked, given=asked.shape[1] - 1)
-    prefixes = queries.unrelated(bench.windows["report"], len(asked), 20, torch.Generator().manual_seed(9))
-    changed = {} if edit is None else slow.parameters(bench.model, edit, scale)
-    return queries.examine(bench.model, queries.Exam(lesson, prefixes), changed).ce
+    labelled = queries.label_queries(setup.model, document, asked, given=asked.shape[1] - 1)
+    prefixes = queries.unrelated_prefixes(setup.windows["report"], len(asked), 20, torch.Generator().manual_seed(9))
+    changed = {} if edit is None else slow.edited_parameters(setup.model, edit, scale)
+    return queries.score_queries(setup.model, queries.PrefixedQueries(labelled, prefixes), changed).ce
 
 
 def association(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -338,30 +339,31 @@ def test_a_planted_association_is_recalled_without_context_and_others_are_not_ch
     (document, asked), (wrong, elsewhere) = association(1), association(2)
     budget = 0.05
     edit, scale = arms.consolidate_document(induction, document, budget)
-    without, with_it = recall(induction, document, asked), queries.with_context(
-        queries.learn(induction.model, document, asked, given=2)
+    without, with_it = recall(induction, document, asked), queries.scores_with_context(
+        queries.label_queries(induction.model, document, asked, given=2)
     ).ce  # fmt: skip
     assert with_it < 1 < 8 < without
     assert recall(induction, document, asked, edit, scale) < without - 0.5 * (without - with_it)
     assert abs(recall(induction, document, elsewhere, edit, scale) - recall(induction, document, elsewhere)) < 0.5
     other, other_scale = arms.consolidate_document(induction, wrong, budget)
     assert recall(induction, document, asked, other, other_scale) > without - 0.5  # the wrong document does not help
-    cost, low, high = induction.retained(edit, scale)
+    cost, low, high = induction.retention_cost(edit, scale)
     assert low <= cost <= high and cost < 2 * budget
 
 
 def test_natural_gradient_stays_within_reach_and_comes_closer_to_the_donor(pico):
     document = tiny.ids(1, 30, seed=5)[0]
-    lesson = arms.lesson_of(pico.model, document, queries=12)
+    labelled = arms.queries_about(pico.model, document, queries=12)
     reach = 0.01
-    edit = fitting.natural_gradient(pico.model, lesson, pico.windows["fit"], pico.axes, reach=reach, count=12)
+    edit = fitting.natural_gradient(pico.model, labelled, pico.windows["fit"], pico.axes, reach=reach, count=12)
     point = {
         b: torch.linalg.solve(pico.axes.left[b], one) @ torch.linalg.inv(pico.axes.right[b]) for b, one in edit.items()
     }
-    assert slow.length(point) <= (2 * reach) ** 0.5 * 1.01
-    exam = queries.Exam(lesson, torch.zeros(len(lesson.queries), 0, dtype=torch.long))
+    assert slow.edit_norm(point) <= (2 * reach) ** 0.5 * 1.01
+    prefixed = queries.PrefixedQueries(labelled, torch.zeros(len(labelled.queries), 0, dtype=torch.long))
     before, after = (
-        queries.examine(pico.model, exam, changed).kl for changed in ({}, slow.parameters(pico.model, edit))
+        queries.score_queries(pico.model, prefixed, changed).kl
+        for changed in ({}, slow.edited_parameters(pico.model, edit))
     )
     assert before is not None and after is not None and after.sum() < before.sum()
 
@@ -370,8 +372,8 @@ def test_all_arms_fit_and_the_noise_is_as_long_as_the_edit(pico):
     document, other = tiny.ids(2, 30, seed=5)
     edits = {name: make() for name, make in arms.arms(pico, document, other, 0.02).items()}
     assert all(set(edit) == set(range(pico.model.depth)) for edit in edits.values())
-    assert all(0 < slow.length(edit) < 1e3 for edit in edits.values())
-    assert slow.length(edits["null:noise"]) == pytest.approx(slow.length(edits["converted"]), rel=1e-5)
+    assert all(0 < slow.edit_norm(edit) < 1e3 for edit in edits.values())
+    assert slow.edit_norm(edits["null:noise"]) == pytest.approx(slow.edit_norm(edits["converted"]), rel=1e-5)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -423,12 +425,10 @@ def test_the_checkpoint_answers_as_the_edit_that_the_report_is_of(texts):
     report = consolidate(str(texts / "gpt2"), texts / "note.txt", folder, **arguments)  # pyright: ignore[reportArgumentType]
     donor, model = load(texts / "gpt2"), load(folder)
     ids = queries.read_document(donor, texts / "note.txt")
-    asked = queries.cut_queries(
-        queries.read_ids(donor, texts / "queries.txt", "--queries"), queries.query_length(donor)
-    )
-    bare = queries.Exam(queries.learn(donor, ids, asked), asked[:, :0])
-    without, with_ = queries.examine(donor, bare), queries.with_context(bare.lesson)
-    share = queries.kept(queries.examine(model, bare), without, with_)[0]
+    asked = queries.cut_queries(queries.read_ids(donor, texts / "queries.txt", "queries"), queries.query_length(donor))
+    bare = queries.PrefixedQueries(queries.label_queries(donor, ids, asked), asked[:, :0])
+    without, with_ = queries.score_queries(donor, bare), queries.scores_with_context(bare.labelled)
+    share = queries.gain_kept(queries.score_queries(model, bare), without, with_)[0]
     row = next(row for row in report["results"] if row["name"] == "converted")
     assert row["kept_bare"] == pytest.approx(share, abs=1e-3)
 
@@ -436,10 +436,10 @@ def test_the_checkpoint_answers_as_the_edit_that_the_report_is_of(texts):
 @pytest.mark.parametrize(
     ("family", "context", "more", "message"),
     [
-        ("gpt2", "empty.txt", [], "a document must have at least 2 tokens; got 0"),
-        ("gpt2", "long.txt", [], "that is 95 tokens; got 200"),
+        ("gpt2", "empty.txt", [], "--context must have at least 2 tokens; got 0"),
+        ("gpt2", "long.txt", [], "at most 95 tokens"),
         ("gpt2", "none.txt", [], "there is no file"),
-        ("gpt2", "note.txt", ["--cost", "0"], "--cost must be above 0"),
+        ("gpt2", "note.txt", ["--cost", "0"], "cost must be above 0"),
         ("gpt2", "note.txt", ["--queries", "empty.txt"], "queries must hold at least 32 tokens; got 0"),
         ("gemma2", "note.txt", [], "Gemma 2 has a norm between them"),
     ],
@@ -456,15 +456,15 @@ def test_what_cannot_be_consolidated_is_refused_in_one_line(texts, family, conte
 def test_weights_that_are_not_finite_are_refused():
     model = tiny.model("gpt2")
     with torch.no_grad():
-        slow.matrix(model, 2)[0, 0] = float("nan")
+        slow.down_projection(model, 2)[0, 0] = float("nan")
     with pytest.raises(StitchError, match=r"h\.2\.mlp\.c_proj\.weight is not"):
-        slow.check(model)
+        slow.check_writable(model)
 
 
 def test_a_composite_with_a_norm_after_an_mlp_in_any_part_is_refused():
-    slow.check(as_model(chained("gpt2", "llama")))
+    slow.check_writable(as_model(chained("gpt2", "llama")))
     with pytest.raises(UsageError, match="Gemma 2 has a norm between them"):
-        slow.check(as_model(chained("gemma2", "llama")))
+        slow.check_writable(as_model(chained("gemma2", "llama")))
 
 
 @pytest.mark.numeric
@@ -476,9 +476,9 @@ def test_a_model_cut_in_two_is_consolidated_as_the_whole(family):
     document = tiny.ids(1, 30, seed=5)[0]
     found = []
     for model in (whole, two):
-        bench = bench_of(model)
-        edit = arms.fit(bench, arms.lesson_of(model, document), 0.02, steps=2)
-        found.append((bench.curvature, edit))
+        setup = setup_of(model)
+        edit = arms.fit(setup, arms.queries_about(model, document), 0.02, steps=2)
+        found.append((setup.curvature, edit))
     (curvature, edit), (curvature_of_two, edit_of_two) = found
     for block in range(whole.depth):
         for part in ("neurons", "gradients"):
@@ -491,7 +491,7 @@ def test_a_model_cut_in_two_is_consolidated_as_the_whole(family):
 @pytest.mark.numeric
 def test_curvature_is_that_of_each_part_where_a_seam_looks_tokens_up():
     model = as_model(chained("gpt2", "llama", make=everything))
-    bench = bench_of(model)
-    sizes = [(len(bench.curvature.neurons[b]), len(bench.curvature.gradients[b])) for b in range(model.depth)]
+    setup = setup_of(model)
+    sizes = [(len(setup.curvature.neurons[b]), len(setup.curvature.gradients[b])) for b in range(model.depth)]
     assert sizes == [(48, 32)] * 2 + [(56, 40)] * (model.depth - 2)
-    assert all(float(one.diagonal().min()) > 0 for one in bench.curvature.gradients.values())
+    assert all(float(one.diagonal().min()) > 0 for one in setup.curvature.gradients.values())

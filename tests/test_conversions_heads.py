@@ -449,7 +449,7 @@ def test_key_heads_that_do_not_divide_what_there_is_are_refused(kv_heads):
 
 
 def test_a_gpt2_gets_one_key_head_or_none_is_merged():
-    with pytest.raises(UsageError, match="GPTBigCode, has one; got 2"):
+    with pytest.raises(UsageError, match="kv_heads must be 1 for a GPT-2; got 2"):
         check_heads(pico("gpt2"), 2)
 
 

@@ -22,12 +22,19 @@ from stitch.composite.compose import compose
 from stitch.config import Settings
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.ngrams import backfit as backfitting
-from stitch.conversions.ngrams.assemble import assemble
-from stitch.conversions.ngrams.backfit import Some, backfit, collect
-from stitch.conversions.ngrams.convert import by_knowledge, convert_ngram, looks_of
-from stitch.conversions.ngrams.late import Late, explained
-from stitch.conversions.ngrams.leakage import RUN, copies, overlap
-from stitch.conversions.ngrams.memory import Memory, Shape, build, read_source, scrambled, stages
+from stitch.conversions.ngrams.assemble import build_composite
+from stitch.conversions.ngrams.backfit import TableSamples, backfit, collect
+from stitch.conversions.ngrams.convert import convert_ngram, loss_by_leakage, tables_for
+from stitch.conversions.ngrams.late import LateBlocks, explained_variance
+from stitch.conversions.ngrams.leakage import RUN, audit_leakage, copies
+from stitch.conversions.ngrams.memory import (
+    NgramMemory,
+    NgramShape,
+    cumulative_stages,
+    fit_memory,
+    read_fit_data,
+    with_shuffled_rows,
+)
 from stitch.conversions.ngrams.reading import history
 from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
@@ -66,17 +73,17 @@ def donor(root: Path, name: str) -> Donor:
 @functools.lru_cache
 def memory(
     root: Path, name: str, order: int, site: int = 1, *, plain: bool = False
-) -> tuple[Donor, Memory, dict[str, float]]:
+) -> tuple[Donor, NgramMemory, dict[str, float]]:
     """A memory of n-grams up to `order` and its R² by stage; a plain one without ridge and without tokens ago."""
-    given, shape = donor(root, name), Shape(order=order, rows=4000, skips=order - 1)
-    source = read_source(given, site, shape, looks_of(given, shape, BUDGET))
+    given, shape = donor(root, name), NgramShape(order=order, rows=4000, skips=order - 1)
+    fit_data = read_fit_data(given, site, shape, tables_for(given, shape, BUDGET))
     steps = {}
-    for step, (tables, inputs) in stages(source).items():
+    for step, (tables, inputs) in cumulative_stages(fit_data).items():
         if plain:
-            tables = [place for place in tables if getattr(source.looks[place].by, "back", 0) == 0]
-        steps[step] = build(source, tables, [] if plain else inputs)
+            tables = [place for place in tables if getattr(fit_data.indices[place].by, "back", 0) == 0]
+        steps[step] = fit_memory(fit_data, tables, [] if plain else inputs)
     translations = {step: found.translation for step, found in steps.items()}
-    r2 = explained(translations, given.model, given.windows["report"], site, source.mean)
+    r2 = explained_variance(translations, given.model, given.windows["report"], site, fit_data.mean)
     return given, list(steps.values())[-1], r2
 
 
@@ -89,12 +96,12 @@ def memory(
 def test_a_stream_that_depends_on_n_tokens_is_looked_up_exactly_wherever_these_were_seen(root, name, order):
     given, found, r2 = memory(root, name, order, plain=True)
     ids = given.windows["report"].ids.long()
-    net = assemble(given.model, 1, found.translation)
+    net = build_composite(given.model, 1, found.translation)
     wanted = residuals(given.model, ids, [1])[1]
     got = residuals(load_like(given, net), ids, [0])[0]
-    look = found.looks[order - 1]
+    index = found.indices[order - 1]
     tokens = Tokens({}, history(ids, order - 1), torch.arange(1, 32).repeat(len(ids)), wanted[:, 1:].flatten(0, 1))
-    known = torch.cat([torch.ones(len(ids), 1, dtype=torch.bool), (look.rows(tokens, V) >= 0).view(len(ids), -1)], 1)
+    known = torch.cat([torch.ones(len(ids), 1, dtype=torch.bool), (index.rows(tokens, V) >= 0).view(len(ids), -1)], 1)
     error = (got - wanted).norm(dim=-1) / wanted.norm(dim=-1)
     assert known[:, 1:].float().mean() > 0.8
     assert error[known].max() < 1e-5
@@ -112,10 +119,10 @@ def load_like(given: Donor, net):
 # -------------------------------------------------------------------------------------------------------------- backfitting
 
 
-def one_hot_problem(tokens: int, sizes: tuple[int, ...], seed: int) -> Some:
+def one_hot_problem(tokens: int, sizes: tuple[int, ...], seed: int) -> TableSamples:
     generator = torch.Generator().manual_seed(seed)
     places = torch.stack([torch.randint(-1, size, (tokens,), generator=generator) for size in sizes])
-    return Some(
+    return TableSamples(
         places, torch.rand(tokens, generator=generator, dtype=torch.float64) + 0.5, tiny.noise(tokens, 3, seed=seed)
     )
 
@@ -126,11 +133,12 @@ def test_passes_without_end_reach_the_joint_ridge_solution(monkeypatch):
     monkeypatch.setattr(backfitting, "SHRINKAGES", (2.0,))
     monkeypatch.setattr(backfitting, "LEAST_COUNTS", (1,))
     monkeypatch.setattr(backfitting, "GAIN", -1e9)  # never enough to stop
-    monkeypatch.setattr(backfitting, "TOGETHER", 100)
+    monkeypatch.setattr(backfitting, "TOKENS_PER_COUNT", 100)
     sizes = (5, 9, 4)
     fit = one_hot_problem(300, sizes, 1)
     parts = [
-        Some(fit.places[:, at : at + 64], fit.weights[at : at + 64], fit.y[at : at + 64]) for at in range(0, 300, 64)
+        TableSamples(fit.places[:, at : at + 64], fit.weights[at : at + 64], fit.y[at : at + 64])
+        for at in range(0, 300, 64)
     ]
     seen = collect(sizes, parts)
     found = torch.cat(backfit(seen, fit, passes=200).rows)
@@ -153,7 +161,7 @@ def test_some_tables_alone_and_what_is_explained_already_are_as_if_collected_so(
     left = fit.y.double() - bias
     for rows, start in ((fit.places[0], 0), (fit.places[2], 5)):
         left[rows >= 0] -= prior[rows[rows >= 0] + start]
-    wanted = collect((5, 4), [Some(fit.places[[0, 2]], fit.weights, left)])
+    wanted = collect((5, 4), [TableSamples(fit.places[[0, 2]], fit.weights, left)])
     got = seen.chosen([0, 2]).less(prior, bias)
     assert got.starts == wanted.starts and torch.equal(got.counts, wanted.counts)
     assert torch.allclose(got.totals, wanted.totals) and abs(got.meetings - wanted.meetings).max() < 1e-12
@@ -168,9 +176,9 @@ def test_r2_by_order_is_the_share_of_variance_that_was_planted():
     token = token / token.square().mean().sqrt()
     pair = pair / pair.square().mean().sqrt() * 3**0.5
     places = torch.stack([torch.arange(size).repeat_interleave(size), torch.arange(size * size)])
-    some = Some(places, torch.ones(size * size, dtype=torch.float64), (token + pair).flatten(0, 1))
+    some = TableSamples(places, torch.ones(size * size, dtype=torch.float64), (token + pair).flatten(0, 1))
     seen = collect((size, size * size), [some])
-    alone = backfit(seen.chosen([0]), Some(places[:1], some.weights, some.y))
+    alone = backfit(seen.chosen([0]), TableSamples(places[:1], some.weights, some.y))
     both = backfit(seen, some)
     assert 1 - alone.errors[-1] / alone.errors[0] == pytest.approx(0.25, abs=1e-6)
     assert both.errors[-1] / both.errors[0] < 1e-10
@@ -184,9 +192,9 @@ def test_the_shrinkage_chosen_is_the_ratio_of_noise_to_signal(noise, wanted):
     rows, size = tiny.noise(4000, 8), 6
     places = torch.arange(4000).repeat_interleave(size)[None]
 
-    def tokens(seed: int) -> Some:
+    def tokens(seed: int) -> TableSamples:
         y = rows[places[0]] + noise**0.5 * tiny.noise(4000 * size, 8, seed=seed)
-        return Some(places, torch.ones(len(y), dtype=torch.float64), y)
+        return TableSamples(places, torch.ones(len(y), dtype=torch.float64), y)
 
     fit = tokens(1)
     found = backfit(collect((4000,), [fit]), tokens(2))
@@ -200,10 +208,10 @@ def test_rows_of_contexts_too_rare_to_trust_are_left_out():
     places = torch.cat([torch.arange(500), torch.arange(500, 600).repeat_interleave(9)])[None]
     signal = torch.cat([torch.zeros(500, 4), tiny.noise(100, 4)])
 
-    def tokens(seed: int) -> Some:
+    def tokens(seed: int) -> TableSamples:
         scale = torch.where(places[0] < 500, 3.0, 0.01)[:, None]
         y = signal[places[0]] + scale * tiny.noise(places.shape[1], 4, seed=seed)
-        return Some(places, torch.ones(len(y), dtype=torch.float64), y)
+        return TableSamples(places, torch.ones(len(y), dtype=torch.float64), y)
 
     found = backfit(collect((600,), [tokens(1)]), tokens(2))
     assert found.least_counts[0] > 1 and found.rows[0][:500].abs().max() == 0
@@ -226,12 +234,12 @@ def test_the_audit_finds_a_planted_copy_wherever_it_stands_and_nothing_else():
     wanted = torch.zeros(10, 64, dtype=torch.bool)
     wanted[3, 20 : 20 + RUN] = True
     assert torch.equal(copies(fit.ids, report.ids), wanted)
-    assert overlap(fit, report, 2, V).share_copied == pytest.approx(RUN / 630)
+    assert audit_leakage(fit, report, 2, V).share_copied == pytest.approx(RUN / 630)
 
 
 def test_the_audit_counts_ngrams_as_a_set_of_tuples_does():
     fit, report = windows(60, 16, 3), windows(20, 16, 4)
-    found = overlap(fit, report, 2, V)
+    found = audit_leakage(fit, report, 2, V)
     known = {tuple(row[at : at + 2]) for row in fit.ids.tolist() for at in range(15)}
     hits = [[tuple(row[at - 1 : at + 1]) in known for at in range(1, 16)] for row in report.ids.tolist()]
     assert torch.equal(found.known[:, 1:], torch.tensor(hits))
@@ -240,9 +248,9 @@ def test_the_audit_counts_ngrams_as_a_set_of_tuples_does():
 
 def test_costs_by_knowledge_add_up_to_the_whole(root):
     given, found, _ = memory(root, "llama", 2, 2)
-    audit = overlap(given.windows["fit"], given.windows["report"], 2, V)
-    known = by_knowledge(given, 2, found.translation, audit, BUDGET)
-    rows = {"donor": whole_model(given.model.net), "converted": Late(given.model, 2).reading(found.translation)}
+    audit = audit_leakage(given.windows["fit"], given.windows["report"], 2, V)
+    known = loss_by_leakage(given, 2, found.translation, audit, BUDGET)
+    rows = {"donor": whole_model(given.model.net), "converted": LateBlocks(given.model, 2).reading(found.translation)}
     scores = evaluate(rows, given.windows["report"], vocabulary=V)
     assert known["seen"].tokens + known["unseen"].tokens == int(scores["donor"].tokens.sum())
     for name in rows:
@@ -259,7 +267,7 @@ def converted(root, tmp_path_factory) -> Path:
     """Memories of three families in one folder; Gemma scales its embeddings, GPT-2 has learned positions."""
     folder = tmp_path_factory.mktemp("converted")
     for name, drop, order in (("llama", 2, 3), ("gpt2", 1, 2), ("gemma2", 3, 2)):
-        convert(root, name, folder / name, drop=drop, shape=Shape(order=order, rows=2000, skips=3))
+        convert(root, name, folder / name, drop=drop, shape=NgramShape(order=order, rows=2000, skips=3))
     return folder
 
 
@@ -301,14 +309,14 @@ def test_the_model_that_is_written_computes_what_the_report_scored(root, convert
     scores = evaluate({"again": whole_model(load(converted / name).net)}, given.windows["report"], vocabulary=V)
     row = next(row for row in report["results"] if row["name"] == "converted")
     assert scores["again"].ce == pytest.approx(row["ce"], abs=1e-6)
-    terms = [Term(look, tiny.noise(V if isinstance(look, Token) else 128, given.model.width, seed=seed))
-             for seed, look in enumerate((Token(), Token(2), Position()))]  # fmt: skip
+    terms = [Term(index, tiny.noise(V if isinstance(index, Token) else 128, given.model.width, seed=seed))
+             for seed, index in enumerate((Token(), Token(2), Position()))]  # fmt: skip
     keys = torch.arange(0, V * V, 3)
     terms.append(Term(Ngram(2, keys), tiny.noise(len(keys), given.model.width, seed=5)))
     translation = Translation("any", tuple(terms), tiny.noise(given.model.width), tiny.noise(given.model.width, seed=6))
     ids = given.windows["report"].ids[:3]
-    wanted = Late(given.model, site).reading(translation)(batch_of(ids))
-    assert torch.allclose(assemble(given.model, site, translation)(ids.long()).logits, wanted, atol=1e-4)
+    wanted = LateBlocks(given.model, site).reading(translation)(batch_of(ids))
+    assert torch.allclose(build_composite(given.model, site, translation)(ids.long()).logits, wanted, atol=1e-4)
 
 
 def batch_of(ids: torch.Tensor):
@@ -328,7 +336,7 @@ def test_a_memory_beats_removal_the_mean_and_its_own_rows_dealt_out_anew(convert
 
 def test_the_null_has_the_same_rows_by_other_keys(root):
     _, found, _ = memory(root, "llama", 2, 2)
-    null = scrambled(found.translation, 0)
+    null = with_shuffled_rows(found.translation, 0)
     for term, other in zip(found.translation.terms, null.terms, strict=True):
         assert term.input == other.input and not torch.equal(term.weight, other.weight)
         assert torch.equal(term.weight.norm(dim=1).sort().values, other.weight.norm(dim=1).sort().values)
@@ -336,7 +344,7 @@ def test_the_null_has_the_same_rows_by_other_keys(root):
 
 
 def test_the_same_request_gives_the_same_bytes(root, converted, tmp_path):
-    convert(root, "gpt2", tmp_path / "again", drop=1, shape=Shape(order=2, rows=2000, skips=3))
+    convert(root, "gpt2", tmp_path / "again", drop=1, shape=NgramShape(order=2, rows=2000, skips=3))
     for file in ("model.safetensors", "report.json", "config.json"):
         assert (tmp_path / "again" / file).read_bytes() == (converted / "gpt2" / file).read_bytes()
 
@@ -366,13 +374,14 @@ def test_a_converted_model_can_be_the_first_of_two_and_a_composite_can_be_conver
         ce, abs=0.2
     )
     again = convert_ngram(
-        str(folder), tmp_path / "again", text=str(root / "text.jsonl"), drop=3, shape=Shape(order=2, rows=500, skips=1), **SMALL
+        str(folder), tmp_path / "again", text=str(root / "text.jsonl"), drop=3, shape=NgramShape(order=2, rows=500, skips=1),
+        **SMALL,
     )  # fmt: skip
     assert load(tmp_path / "again").depth == load(folder).depth - 3
     kl = {row["name"]: row["kl_to_b"] for row in again["results"]}
     assert kl["converted"] < 0.7 * kl["null:random-table"]
     with pytest.raises(
-        UsageError, match=r"--drop must be auto or in 3\.\.4 .* got 2: .* convert their model before it is stitched"
+        UsageError, match=r"drop must be auto or in 3\.\.4 .* got 2: .* convert their model before it is stitched"
     ):
         convert_ngram(str(folder), tmp_path / "no", text=str(root / "text.jsonl"), drop=2, **SMALL)
 
@@ -381,30 +390,30 @@ def test_a_converted_model_can_be_the_first_of_two_and_a_composite_can_be_conver
 
 
 def test_auto_drops_as_many_blocks_as_the_tolerance_allows(root, tmp_path):
-    given = dict(drop="auto", shape=Shape(order=2, rows=1000, skips=1))
+    given = dict(drop="auto", shape=NgramShape(order=2, rows=1000, skips=1))
     first = convert(root, "llama", tmp_path / "first", tolerance=1e-9 + 10.0, **given)
     assert first["site"] == 5 and list(first["tried"]) == ["1", "2", "3", "4", "5"]
     costs = list(first["tried"].values())
     bound = (costs[1] + costs[2]) / 2 if costs[0] < costs[1] < costs[2] else costs[0]
     second = convert(root, "llama", tmp_path / "second", tolerance=bound, **given)
     assert second["site"] == max(depth for depth in range(1, 6) if all(cost <= bound for cost in costs[:depth]))
-    with pytest.raises(UsageError, match="--tolerance must be at least"):
+    with pytest.raises(UsageError, match="tolerance must be at least"):
         convert(root, "llama", tmp_path / "third", tolerance=0.0, **given)
 
 
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--drop", "0"], "--drop must be auto or in 1..5"),
+        (["--drop", "0"], "drop must be auto or in 1..5"),
         (["--drop", "6"], "got 6"),
         (["--drop", "many"], "got many"),
-        (["--drop", "2", "--memory", "100K"], "tables must fit --memory while they are fitted"),
-        (["--drop", "2", "--order", "6"], "--order must be in 1..5; got 6"),
-        (["--drop", "2", "--skips", "1"], "--skips must be at least --order − 1, 2; got 1"),
-        (["--drop", "2", "--rows", "-1"], "--rows must be 0 or more"),
-        (["--drop", "auto", "--tolerance", "-1"], "--tolerance must be 0 or more nats"),
-        (["--drop", "2", "--tokens", "100"], "--tokens must be at least 4,096"),
-        (["--drop", "2", "--context", "4"], "--context must be in 8..128"),
+        (["--drop", "2", "--memory", "100K"], "memory must be at least"),
+        (["--drop", "2", "--order", "6"], "order must be in 1..5; got 6"),
+        (["--drop", "2", "--skips", "1"], "skips must be at least"),
+        (["--drop", "2", "--rows", "-1"], "rows must be 0 or more"),
+        (["--drop", "auto", "--tolerance", "-1"], "tolerance must be 0 or more nats"),
+        (["--drop", "2", "--tokens", "100"], "tokens must be at least 4,096"),
+        (["--drop", "2", "--context", "4"], "context must be in 8..128"),
     ],
 )
 def test_requests_that_cannot_be_met_are_refused_in_one_line(root, tmp_path, more, message):
@@ -418,7 +427,7 @@ def test_text_to_report_on_that_stands_in_the_corpus_is_refused(root, tmp_path):
     lines = (root / "text.jsonl").read_text().splitlines()
     (tmp_path / "copies.jsonl").write_text("\n".join(lines[number % 20] for number in range(260)))
     done = invoke(root / "llama", tmp_path / "copies.jsonl", tmp_path / "out", "--tokens", "4096", "--drop", "2")
-    assert done.exit_code == 2 and "text to report on must not be in the table's corpus" in done.stderr
+    assert done.exit_code == 2 and "text must have a report split with at most 10% of tokens in runs" in done.stderr
 
 
 def invoke(model: Path, text: Path, out: Path, *more: str):
@@ -437,7 +446,7 @@ def test_the_command_prints_its_table_and_what_the_audit_found(root, tmp_path):
         "null:random-table",
         "reference:passthrough",
         "R²",
-        "Audit: the fit text has",
+        "Leakage: the fit text has",
         "written to",
     ):
         assert wanted in done.stdout

@@ -14,22 +14,34 @@ from passes import by_token
 from recurrent import FAMILIES, WINDOW, donor, recurrent
 from stitch.conversions.donor import Donor
 from stitch.conversions.recurrence.convert import convert_recurrent
-from stitch.conversions.recurrence.distil import Heads, Moments, begin, feature_parameters, output_loss, start_priority
-from stitch.conversions.recurrence.fit import fit, moments_of
+from stitch.conversions.recurrence.distil import (
+    HeadInputs,
+    HeadMoments,
+    feature_parameters,
+    initialise,
+    initialise_priority,
+    output_loss,
+)
+from stitch.conversions.recurrence.fit import donor_moments, fit
 from stitch.conversions.recurrence.forms import (
-    Recipe,
-    as_many_bytes,
-    beside,
+    RecurrentForm,
     cache_bytes,
     check_convertible,
+    matching_bytes,
     memories,
+    sibling,
     state_bytes,
     wrap,
 )
 from stitch.conversions.recurrence.recall import DISTINCT, recall_prompts
 from stitch.errors import UsageError
-from stitch.modeling.modeling_features import Shape
-from stitch.modeling.modeling_recurrent import Memory, RecurrentCache, RecurrentConfig, RecurrentLayer
+from stitch.modeling.modeling_features import HeadShape
+from stitch.modeling.modeling_recurrent import (
+    RecurrentCache,
+    RecurrentConfig,
+    RecurrentLayer,
+    RecurrentMemory,
+)
 from stitch.models.loading import load, register_composites
 
 FEATURES = ("hedgehog", "random", "taylor2", "mean", "none")
@@ -80,7 +92,7 @@ def test_a_text_may_come_in_pieces_of_any_size():
 def test_a_window_over_the_whole_text_is_the_donor(family):
     model, ids = tiny.model(family, **FAMILIES[family]), tiny.ids(2, 24)
     before = model.net(ids).logits
-    net = wrap(model, Recipe(features="none", window=24, sinks=0))
+    net = wrap(model, RecurrentForm(features="none", window=24, sinks=0))
     assert (net(ids).logits - before).abs().max() <= 5e-5
     assert torch.equal(model.net(ids).logits, before), "the donor has been changed"
 
@@ -88,10 +100,10 @@ def test_a_window_over_the_whole_text_is_the_donor(family):
 @torch.no_grad()
 def test_blocks_that_are_not_converted_keep_all_keys():
     model, ids = tiny.model("llama"), tiny.ids(2, 24)
-    net = wrap(model, Recipe(features="none", window=2, sinks=0, layers=()))
+    net = wrap(model, RecurrentForm(features="none", window=2, sinks=0, layers=()))
     assert (net(ids).logits - model.net(ids).logits).abs().max() <= 5e-5
     assert (by_token(net, ids)[0] - model.net(ids).logits).abs().max() <= 5e-5
-    some = wrap(model, Recipe(features="none", window=2, sinks=0, layers=(1, 4)))
+    some = wrap(model, RecurrentForm(features="none", window=2, sinks=0, layers=(1, 4)))
     growth = state_bytes(some, 20) - state_bytes(some, 10)
     assert growth == 4 * 10 * (2 * 2 * 10 * 4 + 1)  # blocks · tokens · (keys and values of two groups in fp32, a flag)
 
@@ -105,12 +117,14 @@ def test_one_key_head_has_one_state():
     assert cache_bytes(tiny.model("gpt_bigcode"), 10) == 6 * 10 * 2 * 8 * 4
 
 
-def attend(memory: Memory, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, chunk: int = 8) -> Tensor:
+def attend(
+    memory: RecurrentMemory, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, chunk: int = 8
+) -> Tensor:
     real = torch.ones(len(k), k.shape[2], dtype=torch.bool) if real is None else real
     return memory.attend(q, k, v, real, RecurrentLayer(), q.shape[-1] ** -0.5, chunk)
 
 
-def heads(shape: Shape, tokens: int, seed: int = 0, size: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+def heads(shape: HeadShape, tokens: int, seed: int = 0, size: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     q = tiny.noise(2, shape.groups * shape.shared, tokens, shape.width, seed=seed)
     k, v = (tiny.noise(2, shape.groups, tokens, shape.width, seed=seed + n) for n in (1, 2))
     return size * q.double(), size * k.double(), v.double()
@@ -128,8 +142,8 @@ def scores(q: Tensor, k: Tensor) -> Tensor:
 
 @pytest.mark.numeric
 def test_taylor_features_are_the_polynomial():
-    shape = Shape(groups=2, shared=3, width=6)
-    memory = Memory(RecurrentConfig(features="taylor2"), shape, 0)
+    shape = HeadShape(groups=2, shared=3, width=6)
+    memory = RecurrentMemory(RecurrentConfig(features="taylor2"), shape, 0)
     q, k, v = heads(shape, 20)
     s = scores(q, k)
     assert memory.map.dimension == 1 + 6 + 6 * 7 // 2
@@ -139,8 +153,8 @@ def test_taylor_features_are_the_polynomial():
 @pytest.mark.numeric
 def test_centred_taylor_features_weigh_keys_and_queries_by_the_means():
     """e^{q·k} = e^{q'·k'} e^{q·μ_k} e^{μ_q·k'}: the first factor alone is approximated; beside exact keys all three count."""
-    shape = Shape(groups=2, shared=3, width=6)
-    memory = Memory(RecurrentConfig(features="taylor2", window=4, sinks=1), shape, 0)
+    shape = HeadShape(groups=2, shared=3, width=6)
+    memory = RecurrentMemory(RecurrentConfig(features="taylor2", window=4, sinks=1), shape, 0)
     q, k, v = heads(shape, 20)
     means = 0.3 * tiny.noise(2, 2, 6)
     with torch.no_grad():
@@ -160,8 +174,8 @@ def test_centred_taylor_features_weigh_keys_and_queries_by_the_means():
 @pytest.mark.numeric
 def test_random_features_are_unbiased():
     """With very many of them the softmax of the donor comes out."""
-    shape = Shape(groups=1, shared=1, width=4)
-    memory = Memory(RecurrentConfig(features="random", dimension=2**15, window=3), shape, 0)
+    shape = HeadShape(groups=1, shared=1, width=4)
+    memory = RecurrentMemory(RecurrentConfig(features="random", dimension=2**15, window=3), shape, 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         memory.map.directions.copy_(torch.randn(memory.map.directions.shape, generator=generator))
@@ -171,9 +185,9 @@ def test_random_features_are_unbiased():
 
 @pytest.mark.numeric
 def test_identity_features_are_unnormalised_linear_attention():
-    shape = Shape(groups=2, shared=2, width=5)
+    shape = HeadShape(groups=2, shared=2, width=5)
     q, k, v = heads(shape, 12)
-    memory = Memory(RecurrentConfig(features="identity"), shape, 0)
+    memory = RecurrentMemory(RecurrentConfig(features="identity"), shape, 0)
     expected = scores(q, k).tril() @ v.repeat_interleave(2, 1)
     torch.testing.assert_close(attend(memory, q, k, v), expected, rtol=1e-12, atol=1e-12)
 
@@ -183,8 +197,8 @@ def test_identity_features_are_unnormalised_linear_attention():
 @pytest.mark.parametrize("window", [0, 2])
 def test_denominators_may_span_forty_orders_of_magnitude(window, chunk):
     """Logs of features rise and fall by two hundred: float32 sums agree with a pairwise logsumexp in float64."""
-    shape = Shape(groups=1, shared=1, width=3)
-    memory = Memory(RecurrentConfig(features="hedgehog", dimension=2, window=window), shape, 0)
+    shape = HeadShape(groups=1, shared=1, width=3)
+    memory = RecurrentMemory(RecurrentConfig(features="hedgehog", dimension=2, window=window), shape, 0)
     with torch.no_grad():
         memory.map.key.weight[0] = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
         memory.map.query.weight[0, 0] = torch.tensor([[0, 0, 1.0], [1, 0, 0]])
@@ -207,9 +221,9 @@ def test_denominators_may_span_forty_orders_of_magnitude(window, chunk):
 @pytest.mark.parametrize("window", [0, 2])
 def test_slots_keep_the_best_old_keys_and_features_the_rest(window, chunk):
     """Against a queue that is kept token by token, in float64: one key enters, the worst of all leaves for good."""
-    shape = Shape(groups=2, shared=2, width=4)
+    shape = HeadShape(groups=2, shared=2, width=4)
     config = RecurrentConfig(features="hedgehog", dimension=3, window=window, sinks=1, slots=3, hidden=2)
-    memory = Memory(config, shape, 0)
+    memory = RecurrentMemory(config, shape, 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in memory.parameters():
@@ -245,10 +259,10 @@ def test_slots_keep_the_best_old_keys_and_features_the_rest(window, chunk):
 def test_slots_by_position_are_a_window(slope):
     """Also where all priorities are equal: of two alike the later stays."""
     model, ids = tiny.model("llama"), tiny.ids(2, 30)
-    net = wrap(model, Recipe(features="none", window=2, sinks=1, slots=5))
+    net = wrap(model, RecurrentForm(features="none", window=2, sinks=1, slots=5))
     for memory in memories(net):
         memory.priority.slope.fill_(slope)
-    wanted = wrap(model, Recipe(features="none", window=7, sinks=1))(ids).logits
+    wanted = wrap(model, RecurrentForm(features="none", window=7, sinks=1))(ids).logits
     assert (net(ids, chunk=8).logits - wanted).abs().max() <= 5e-5
 
 
@@ -306,9 +320,9 @@ def test_beams_follow_their_own_state():
 @pytest.mark.parametrize(("slots", "keys"), [(0, None), (4, None), (0, [[2, 5]]), (4, [[2, 6]])])
 def test_the_objective_is_that_of_a_second_implementation(slots, keys):
     """Pairwise in float64: what is exact, what is old, normalised, against the donor's attention."""
-    shape = Shape(groups=2, shared=2, width=4)
+    shape = HeadShape(groups=2, shared=2, width=4)
     config = RecurrentConfig(features="hedgehog", dimension=6, window=3, sinks=1, slots=slots, keys=keys)
-    memory = Memory(config, shape, 0)
+    memory = RecurrentMemory(config, shape, 0)
     windows, places = (torch.tensor(one).repeat_interleave(2)[:, None, None] for one in (memory.windows, memory.slots))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -316,7 +330,7 @@ def test_the_objective_is_that_of_a_second_implementation(slots, keys):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
     q, k, v = heads(shape, 12)
     rows = torch.arange(12)
-    found = output_loss(Heads(memory, q.unflatten(1, (2, 2)), k, v, 0.5), rows)
+    found = output_loss(HeadInputs(memory, q.unflatten(1, (2, 2)), k, v, 0.5), rows)
     _, log_q = memory.map.queries(q.unflatten(1, (2, 2)) * 0.5**0.5)
     _, log_k = memory.map.keys(k * 0.5**0.5)
     old = (log_q.unsqueeze(4) + log_k[:, :, None, None]).logsumexp(-1).flatten(1, 2)
@@ -339,13 +353,13 @@ def test_the_objective_is_that_of_a_second_implementation(slots, keys):
 
 def test_priorities_learn_which_keys_will_be_asked_for():
     """Queries look for keys of one direction alone; a window forgets them, learned slots do not."""
-    shape = Shape(groups=1, shared=1, width=4)
-    memory = Memory(RecurrentConfig(features="mean", window=2, sinks=1, slots=4), shape, 0)
+    shape = HeadShape(groups=1, shared=1, width=4)
+    memory = RecurrentMemory(RecurrentConfig(features="mean", window=2, sinks=1, slots=4), shape, 0)
     k, v = tiny.noise(8, 1, 40, 4, seed=1), tiny.noise(8, 1, 40, 4, seed=2)
     wanted = torch.tensor([3.0, 0, 0, 0])
     k[:, :, ::10] = 4 * wanted
-    view, rows = Heads(memory, wanted.expand(8, 1, 1, 40, 4), k, v, 0.5), torch.arange(40)
-    start_priority(memory.priority, Moments.of(view), torch.Generator().manual_seed(0))
+    view, rows = HeadInputs(memory, wanted.expand(8, 1, 1, 40, 4), k, v, 0.5), torch.arange(40)
+    initialise_priority(memory.priority, HeadMoments.of(view), torch.Generator().manual_seed(0))
     before = output_loss(view, rows).item()
     optimiser = torch.optim.Adam([one for one in memory.parameters() if one.requires_grad], lr=0.03)
     for _ in range(60):
@@ -359,13 +373,13 @@ def test_priorities_learn_which_keys_will_be_asked_for():
 def test_a_fit_lowers_the_divergence_on_unseen_text():
     """Below the same maps without their fit; what does not help is not kept."""
     one = donor()
-    recipe = Recipe(features="hedgehog", window=4, sinks=1, dimension=16, hidden=8, steps=12, logit_steps=3)
-    net = wrap(one.model, recipe)
-    course = fit(net, one, recipe, sums := moments_of(net, one))
+    form = RecurrentForm(features="hedgehog", window=4, sinks=1, dimension=16, hidden=8, steps=12, logit_steps=3)
+    net = wrap(one.model, form)
+    course = fit(net, one, form, sums := donor_moments(net, one))
     assert course["outputs"] < 0.95 * course["start"]
     ours = {name: tensor.clone() for name, tensor in net.memories.state_dict().items()}
-    again = wrap(one.model, recipe)
-    fit(again, one, recipe, sums)
+    again = wrap(one.model, form)
+    fit(again, one, form, sums)
     assert all(torch.equal(tensor, ours[name]) for name, tensor in again.memories.state_dict().items()), (
         "not repeatable"
     )
@@ -375,24 +389,24 @@ def test_a_fit_that_makes_it_worse_is_undone(monkeypatch):
     import stitch.conversions.recurrence.fit as module
 
     monkeypatch.setattr(module, "RATE", 30.0)
-    one, recipe = donor(), Recipe(features="hedgehog", window=4, sinks=1, dimension=16, steps=3)
-    net = wrap(one.model, recipe)
-    course = fit(net, one, recipe, sums := moments_of(net, one))
+    one, form = donor(), RecurrentForm(features="hedgehog", window=4, sinks=1, dimension=16, steps=3)
+    net = wrap(one.model, form)
+    course = fit(net, one, form, sums := donor_moments(net, one))
     assert course["outputs"] > course["start"]
-    untouched = beside(net, recipe)
-    begin(untouched, sums, seed=0)
+    untouched = sibling(net, form)
+    initialise(untouched, sums, seed=0)
     left, right = net.memories.state_dict(), untouched.memories.state_dict()
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_rivals_have_at_least_as_many_bytes():
     one = tiny.model("llama")
-    recipe = Recipe(features="hedgehog", window=4, sinks=1, dimension=20)
-    net = wrap(one, recipe)
-    for rival in (Recipe(features="mean", window=0, sinks=1), Recipe(features="none", window=0, sinks=0)):
-        found = as_many_bytes(net, one, rival, 100)
-        at = state_bytes(beside(net, found), 1)
-        less = state_bytes(beside(net, Recipe(**{**found.__dict__, "window": found.window - 1})), 1)
+    form = RecurrentForm(features="hedgehog", window=4, sinks=1, dimension=20)
+    net = wrap(one, form)
+    for rival in (RecurrentForm(features="mean", window=0, sinks=1), RecurrentForm(features="none", window=0, sinks=0)):
+        found = matching_bytes(net, one, rival, 100)
+        at = state_bytes(sibling(net, found), 1)
+        less = state_bytes(sibling(net, RecurrentForm(**{**found.__dict__, "window": found.window - 1})), 1)
         assert less < state_bytes(net, 1) <= at
 
 
@@ -411,8 +425,8 @@ def test_recall_asks_for_what_no_window_reaches():
     ("family", "changes", "reason"),
     [
         ("gemma2", {}, "capped"),
-        ("mistral", {}, "reach 5"),
-        ("gemma3_text", {}, "reach 7"),
+        ("mistral", {}, "window of .*, 5 tokens"),
+        ("gemma3_text", {}, "window of .*, 7 tokens"),
     ],
 )
 def test_other_attention_is_refused(family, changes, reason):
@@ -424,9 +438,9 @@ def test_other_attention_is_refused(family, changes, reason):
     ("options", "reason"),
     [
         ({"window": 32}, "nothing would be converted"),
-        ({"window": 0}, "need a --window"),
+        ({"window": 0}, "window must be 1 or more"),
         ({"slots": 31}, "nothing would be converted"),
-        ({"features": "taylor2", "slots": 3}, "needs features that are fitted"),
+        ({"features": "taylor2", "slots": 3}, "unless features are fitted"),
         ({"features": "cosine"}, "must be one of taylor2"),
         ({"layers": "4-9"}, "in 0..5"),
         ({"layers": "first"}, "blocks such as"),
@@ -444,11 +458,11 @@ def test_requests_that_cannot_be_met_are_refused(options, reason, tmp_path, monk
 def test_what_the_modeling_code_cannot_compute_it_refuses():
     net, ids = recurrent(), tiny.ids(1, 6)
     with pytest.raises(ValueError, match="no denominator"):
-        Memory(RecurrentConfig(features="identity", slots=3), Shape(1, 1, 4), 0)
+        RecurrentMemory(RecurrentConfig(features="identity", slots=3), HeadShape(1, 1, 4), 0)
     with pytest.raises(ValueError, match="must be one of"):
-        Memory(RecurrentConfig(features="cosine"), Shape(1, 1, 4), 0)
-    with pytest.raises(ValueError, match="nothing is seen"):
-        Memory(RecurrentConfig(features="none"), Shape(1, 1, 4), 0)
+        RecurrentMemory(RecurrentConfig(features="cosine"), HeadShape(1, 1, 4), 0)
+    with pytest.raises(ValueError, match="no key would be seen"):
+        RecurrentMemory(RecurrentConfig(features="none"), HeadShape(1, 1, 4), 0)
     with pytest.raises(ValueError, match="of its own"):
         net.set_attn_implementation("eager")
     with pytest.raises(ValueError, match="RecurrentCache"):
@@ -461,8 +475,8 @@ def test_what_the_modeling_code_cannot_compute_it_refuses():
 
 def test_a_denominator_of_round_off_is_refused():
     """Huge scores of opposite sign: 1 + s + s²/2 near its minimum is a difference of numbers far above it."""
-    shape = Shape(groups=1, shared=1, width=2)
-    memory = Memory(RecurrentConfig(features="taylor2"), shape, 0)
+    shape = HeadShape(groups=1, shared=1, width=2)
+    memory = RecurrentMemory(RecurrentConfig(features="taylor2"), shape, 0)
     q = torch.tensor([[[[12345.6, -9876.5]]]]).expand(1, 1, 3, 2)
     k = torch.tensor([[[[9876.5, 12345.6]]]]).expand(1, 1, 3, 2)
     with pytest.raises(ValueError, match="round-off"):
@@ -547,7 +561,7 @@ def test_the_checkpoint_loads_with_its_own_code_alone(written):
 @torch.no_grad()
 def test_memory_is_flat_over_thousands_of_tokens():
     """Beyond the positions that the donor was made for: a test of memory, not of what it says."""
-    net = wrap(tiny.model("llama", num_hidden_layers=1), Recipe(features="hedgehog", window=4, sinks=1))
+    net = wrap(tiny.model("llama", num_hidden_layers=1), RecurrentForm(features="hedgehog", window=4, sinks=1))
     cache, sizes = None, set()
     for _ in range(8):
         cache = net(tiny.ids(1, 4096), past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values

@@ -6,7 +6,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from stitch.activations.paired import Tokens
-from stitch.modeling.modeling_composite import FEW, TranslationModule, by_class
+from stitch.modeling.modeling_composite import FEW_ROWS, TranslationModule, by_class
 from stitch.translation.module import translation_config, translation_tensors
 from stitch.translation.routes import Routes, _spread_out, classes_at_random, classes_by_state, how_many, routed, routes
 from stitch.translation.types import Residual, Routed, Term, Token, Translation
@@ -86,7 +86,7 @@ def test_a_token_alone_meets_the_matrix_that_it_meets_among_many():
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(2, 40, 6, generator=generator), torch.randn(5, 6, 3, generator=generator)
     classes = torch.randint(5, (2, 40), generator=generator)
-    assert FEW < 2 * 40
+    assert FEW_ROWS < 2 * 40
     alone = [by_class(x[:, [at]], classes[:, [at]], weight) for at in range(40)]
     torch.testing.assert_close(torch.cat(alone, 1), by_class(x, classes, weight))
     torch.testing.assert_close(by_class(x, classes, weight), torch.einsum("btd,btde->bte", x, weight[classes]))

@@ -142,12 +142,12 @@ def ngram(
     fitted in closed form. The result is a composite, which can also be a model for `stitch join`.
     """
     from stitch.conversions.ngrams.convert import convert_ngram
-    from stitch.conversions.ngrams.memory import Shape
+    from stitch.conversions.ngrams.memory import NgramShape
 
     with progress(quiet) as update:
         report = convert_ngram(
             model, out, drop=int(drop) if drop.lstrip("-").isdigit() else drop,
-            shape=Shape(order=order, rows=rows, skips=skips), tolerance=tolerance, text=text, tokens=tokens,
+            shape=NgramShape(order=order, rows=rows, skips=skips), tolerance=tolerance, text=text, tokens=tokens,
             held_out=held_out, context=context, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, overwrite=overwrite, progress=update,
         )  # fmt: skip

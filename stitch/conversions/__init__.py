@@ -1,1 +1,1 @@
-"""A trained transformer in another form: fewer key heads, recurrent state, consolidated memory, explicit n-grams."""
+"""Conversions of a trained transformer: fewer key heads, recurrent state, consolidated documents, n-gram memory."""

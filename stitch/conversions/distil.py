@@ -1,4 +1,4 @@
-"""Gradient descent on KL(donor ‖ converted model), through all blocks."""
+"""Fine-tuning by gradient descent on KL(donor ‖ converted model), through all blocks."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from stitch.text.windows import Windows
 WARM_UP = 20  # steps
 
 
-def taught(
+def distil(
     net: nn.Module,
     donor: nn.Module,
     windows: Windows,
@@ -25,21 +25,24 @@ def taught(
     progress: Progress | None = None,
     task: str = "fine-tuning (steps)",
 ) -> list[float]:
-    """Adam on the mean KL divergence of the next token, changing `parameters` of `net` in place; its value per step, in nats."""
-    course: list[float] = []
+    """Minimises KL(donor ‖ net) of the next token by Adam, changing `parameters` of `net` in place.
+
+    Returns the mean divergence of each step, in nats per token.
+    """
+    divergences: list[float] = []
     device = next(net.parameters()).device
 
-    def one(ids: Tensor) -> None:
+    def backward(ids: Tensor) -> None:
         ids = ids.to(device)
         with torch.no_grad():
             wanted = donor(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
         given = net(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
         loss = (wanted.exp() * (wanted - given)).sum(-1).mean()
         loss.backward()
-        course.append(float(loss.detach()))
+        divergences.append(float(loss.detach()))
 
-    adam(parameters, windows, one, steps=steps, rate=rate, batch=batch, seed=seed, progress=progress, task=task)
-    return course
+    adam(parameters, windows, backward, steps=steps, rate=rate, batch=batch, seed=seed, progress=progress, task=task)
+    return divergences
 
 
 def adam(
@@ -54,7 +57,11 @@ def adam(
     progress: Progress | None,
     task: str,
 ) -> None:
-    """Steps on batches of windows in an order of their own, pass after pass; the rate falls as a cosine."""
+    """Takes `steps` steps of Adam. `backward` gets the ids of a batch of windows and computes the gradients.
+
+    Windows are drawn in random order, all of them once before any is drawn again. The rate rises over WARM_UP steps and decays as
+    a cosine.
+    """
     optimiser = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(0)

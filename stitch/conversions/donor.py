@@ -1,4 +1,4 @@
-"""What every conversion starts with: a trained model, and text that is split into what may be fitted on and what may not."""
+"""The donor of a conversion: a trained model, and text in three splits."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ from stitch.text.windows import LEAST_TOKENS, LONGEST_CONTEXT, Windows, split_wi
 
 @dataclass(frozen=True)
 class Donor:
-    """A model to convert, and windows of the three splits: fit on `fit`, choose on `sweep`, report on `report`.
+    """A model to convert, and windows of the three splits: `fit` to fit on, `sweep` to choose on, `report` for results.
 
-    `to_choose_on` is the sweep split in windows as long as the report's, where these are longer.
+    `to_choose_on` is the sweep split in windows of the report's length.
     """
 
     model: Model
@@ -28,11 +28,11 @@ class Donor:
 
     @property
     def context(self) -> int:
-        """Of the windows that are fitted on."""
+        """Tokens in a window of the fit split."""
         return self.windows["fit"].context
 
     def provenance(self, settings: dict) -> dict:
-        """For report.json: `settings` are those of the conversion."""
+        """The provenance in report.json. `settings` are those of the conversion."""
         return surroundings({"text": self.text, **settings}, {"donor": (self.model, self.source)})
 
 
@@ -49,27 +49,27 @@ def read_donor(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Donor:
-    """Loads the model and packs `tokens` tokens of the fit split, `held_out` of each other, in windows of `context` tokens
-    (None: what the model takes, at most `LONGEST_CONTEXT`); those of the report split are `report_factor` times as long, if
-    that is no more than these.
+    """Loads the model and `text`: `tokens` tokens of the fit split and `held_out` of each other split, in windows.
 
-    Raises UsageError when the request cannot be met, StitchError when weights or text fail.
+    Windows have `context` tokens; None: the model's context, at most LONGEST_CONTEXT. Those of the report split are
+    `report_factor` times as long, limited by the same maximum.
+    Raises UsageError for a request that cannot be met, StitchError for weights or text that fail.
     """
     if tokens < LEAST_TOKENS:
-        raise UsageError(f"--tokens must be at least {LEAST_TOKENS:,}; got {tokens:,}.")
+        raise UsageError(f"tokens must be at least {LEAST_TOKENS:,}; got {tokens:,}.")
     source = resolve(name, progress=progress)
     model = load(
         source.folder, name=source.name, dtype=torch_dtype(dtype), device=torch_device(device),
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if context is not None and not 8 <= context <= model.longest:
-        raise UsageError(f"--context must be in 8..{model.longest}, what {name} takes; got {context}.")
-    usual = min(model.longest, LONGEST_CONTEXT)
-    context = context or usual
+        raise UsageError(f"context must be in 8..{model.longest} for {name}; got {context}.")
+    longest = min(model.longest, LONGEST_CONTEXT)
+    context = context or longest
     limits: dict[Split, int] = {"fit": tokens, "sweep": held_out, "report": held_out}
     windows = split_windows(text, limits, model.tokenizer, context, progress)
     to_choose_on = windows["sweep"]
-    if (longer := min(report_factor * context, usual)) > context:
+    if (longer := min(report_factor * context, longest)) > context:
         long = split_windows(text, {**limits, "fit": LEAST_TOKENS}, model.tokenizer, longer)
         windows["report"], to_choose_on = long["report"], long["sweep"]
     return Donor(model, source, windows, to_choose_on, text)

@@ -1,4 +1,4 @@
-"""The report of a conversion: one dict, what a terminal shows of it, and the model card.
+"""The report of a conversion: its dict, its table and footnotes, and the model card.
 
     {"conversion": "heads", "model": "demo:gpt2", "title": …, "made": …, "tokens": {…}, "context": 256,
      "results": [rows of `Scores.row`, some with the figures of FIGURES], "differences": [`difference`, …], "notes": [sentences],
@@ -10,6 +10,7 @@ The rows are called `donor`, `converted`, `baseline:…`, `null:…`, `reference
 import json
 
 from stitch.evaluation.scores import Scores, bootstrap
+from stitch.files.markdown import loading_example, markdown_table
 
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to donor", "top-1"]
 
@@ -22,7 +23,7 @@ def _size(count: float | int) -> str:
     return f"{count:,.1f} GiB"
 
 
-# Figures that rows of some conversions have: key in the row, column, how it is shown.
+# Figures that only some conversions have, by key in the row: column header and format.
 FIGURES = {
     "cache_bytes": ("cache/token", _size),
     "r2": ("R²", lambda value: f"{value:.3f}"),
@@ -38,8 +39,10 @@ FIGURES = {
 
 
 def difference(scores: dict[str, Scores], name: str, minus: str) -> dict:
-    """The paired differences of two rows' cross-entropies and, where both have one, of their KL to the donor, with 95 %
-    intervals, as they stand in report.json."""
+    """Paired differences of two rows' cross-entropies and, if both have one, of their KL to the donor, with 95 % intervals.
+
+    This is an entry of `differences` in report.json.
+    """
     one, other = scores[name], scores[minus]
     low, high = one.interval(minus=other)
     found = {"name": name, "minus": minus, "ce": one.ce - other.ce, "ce_low": low, "ce_high": high}
@@ -74,12 +77,12 @@ def footnotes(report: dict) -> list[str]:
 
 
 def _sentence(one: dict) -> str:
-    said = (
+    text = (
         f"{one['name']} − {one['minus']}: {one['ce']:+.4f} nats ({one['ce_low']:+.4f} to {one['ce_high']:+.4f}, paired)"
     )
     if one["minus"] == "donor" or "kl" not in one:
-        return said + "."
-    return said + f", KL {one['kl']:+.4f} ({one['kl_low']:+.4f} to {one['kl_high']:+.4f})."
+        return text + "."
+    return text + f", KL {one['kl']:+.4f} ({one['kl_low']:+.4f} to {one['kl_high']:+.4f})."
 
 
 def model_card(report: dict, *, remote_code: bool) -> bytes:
@@ -93,20 +96,11 @@ def model_card(report: dict, *, remote_code: bool) -> bytes:
     if "/" in name and not name.startswith((".", "/")):
         metadata["base_model"] = [name]
     header, rows, title = table(report)
-    argument = ", trust_remote_code=True" if remote_code else ""
     lines = [
         *("---", json.dumps(metadata, indent=2), "---", "", f"# {report['title']}", "", report["made"], ""),
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        f'model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_REPO"{argument})',
-        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO"{argument})',
-        'print(tokenizer.decode(model.generate(**tokenizer("The", return_tensors="pt"))[0]))',
-        "```",
+        *loading_example(remote_code=remote_code),
         *("", f"## What it is worth ({title})", ""),
-        "| " + " | ".join(header) + " |",
-        "|" + "|".join(["-"] + ["-:"] * (len(header) - 1)) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *markdown_table(header, rows),
         *("", *(f"- {line}" for line in footnotes(report)), ""),
         "`report.json` holds the same with settings and versions. Made with [stitch-lm](https://pypi.org/project/stitch-lm/).",
         "",

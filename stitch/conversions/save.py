@@ -1,4 +1,4 @@
-"""Converted models on disk: a folder with weights, the donor's tokenizer, the report and a model card."""
+"""Saves a converted model: a folder with weights, the donor's tokenizer, the report and a model card."""
 
 import json
 import shutil
@@ -14,12 +14,12 @@ from stitch.models.model import Model
 
 
 def save_stock(net: PreTrainedModel, donor: Model, out: Path, report: dict) -> None:
-    """A checkpoint that plain `transformers` loads. The folder appears whole or not at all."""
+    """A checkpoint that plain `transformers` loads. The folder is written completely or not at all."""
     save(donor, out, report, net.save_pretrained)
 
 
 def save(donor: Model, out: Path, report: dict, write: Callable[[Path], object]) -> None:
-    """Calls `write` for config and weights (and code, where a checkpoint needs its own), then adds tokenizer, report and card."""
+    """Calls `write` for config, weights and modeling code if needed, then adds tokenizer, report and model card."""
 
     def fill(folder: Path) -> None:
         write(folder)

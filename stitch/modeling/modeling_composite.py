@@ -1,13 +1,13 @@
-"""A causal language model made of two: the early blocks of A, a translation, the late blocks of B.
+"""A causal language model made of two models: the early blocks of A, a translation, the late blocks of B.
 
-This file needs torch and transformers alone: it travels with every checkpoint, which then loads with
+This file imports only torch and transformers. It is saved with every checkpoint, which then loads with
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
-Any pair of decoder families works: each half is the stock model of its family, built from a config cut down to its
-blocks, so masks, rotary embeddings, layer types and soft caps are the family's own. What a half must not do is taken
-out of it: A's final norm, B's embedding and B's learned positions. A may be a composite itself, cut short in its last part:
-so a chain of any length is one of two halves, whose first half is a chain that is one part shorter.
+Any pair of decoder families works: each half is the stock model of its family, built from a config with only that half's blocks,
+so masks, rotary embeddings, layer types and soft caps are those of the family. The modules that must not run are replaced: A's
+final norm, B's embedding and B's learned positions. A may itself be a composite, cut within its last part. So a chain of any
+length consists of two halves, the first of which is a chain with one part fewer.
 """
 
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 
 class StitchConfig(PreTrainedConfig):
-    """`a_config` and `b_config` describe the halves alone: blocks 0..site_a−1 of A and blocks site_b.. of B.
+    """`a_config` and `b_config` describe only the halves: blocks 0..site_a−1 of A and blocks site_b.. of B.
 
-    Where A is a composite, `a_config` is a `StitchConfig` too, and sites of A count all its blocks.
-    `seam` names what the halves leave out: {"a_identity": [...], "b_identity": [...], "b_zero": [...]}, dotted paths.
-    `translation` is the config of `TranslationModule`.
+    If A is a composite, `a_config` is a `StitchConfig` too, and sites of A count all its blocks.
+    `seam` lists the modules of the halves that are replaced, as dotted paths: {"a_identity": [...], "b_identity": [...],
+    "b_zero": [...]}. `translation` is the config of `TranslationModule`.
     """
 
     model_type = "stitch"
@@ -48,7 +48,7 @@ class StitchConfig(PreTrainedConfig):
         self.site_a, self.site_b = site_a, site_b
         self.seam = seam or {"a_identity": [], "b_identity": [], "b_zero": []}
         self.translation = translation
-        # What `generate` asks of a decoder: one cache layer per block, B's vocabulary and special tokens.
+        # `generate` needs the number of cache layers, one per block, and B's vocabulary and special tokens.
         kwargs = {**kwargs, "tie_word_embeddings": False}
         kwargs.pop("per_layer_config", None)
         windows: list = []
@@ -64,16 +64,16 @@ class StitchConfig(PreTrainedConfig):
 
 
 def config_of(given: Any) -> Any:
-    """The config that a dict, as config.json has it, describes; what is no dict stays."""
+    """The config object for a dict from config.json. Anything else is returned unchanged."""
     if not isinstance(given, dict):
         return given
-    if given.get("model_type") == StitchConfig.model_type:  # AutoConfig does not know it where only this file is
+    if given.get("model_type") == StitchConfig.model_type:  # AutoConfig does not know it when only this file is loaded
         return StitchConfig(**given)
     return AutoConfig.for_model(**given)
 
 
 def parts_of(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """Configs of the stock models that a composite is made of, in the order they run; of any other model its own."""
+    """Configs of the stock models in a composite, in the order they run. For any other model, its own config."""
     if isinstance(config, StitchConfig):
         yield from parts_of(config.a_config)
         yield config.b_config
@@ -82,7 +82,7 @@ def parts_of(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 
 def sliding_windows(config: PreTrainedConfig) -> list[int | None]:
-    """Per block the number of tokens its attention reaches back, itself included; None where it reaches all."""
+    """For each block the number of tokens that its attention sees, the current one included. None: all."""
     if isinstance(config, StitchConfig):
         return sliding_windows(config.a_config) + sliding_windows(config.b_config)
     window = getattr(config, "sliding_window", None)
@@ -93,7 +93,7 @@ def sliding_windows(config: PreTrainedConfig) -> list[int | None]:
 
 
 class TranslationModule(nn.Module):
-    """y = bias + Σ terms, in float32 whatever the model's dtype; `first` replaces y where BOS stands at position 0.
+    """y = bias + Σ terms, in float32 for any dtype of the model. `first` replaces y if BOS is at position 0.
 
     config: {"width": d_out, "first": bool, "bos_token_id": int | None, "terms": [
         {"kind": "residual", "site": 3, "back": 0, "width": dA, "identity": bool} |
@@ -103,8 +103,8 @@ class TranslationModule(nn.Module):
         {"kind": "position", "entries": P} |
         {"kind": "ngram", "order": 2, "entries": E, "vocabulary": V}]}
 
-    An identity term passes its input on, cut or zero-padded to d_out. Tables may be in the model's dtype. What lies before
-    the text's first token adds nothing.
+    An identity term returns its input, truncated or zero-padded to d_out. Tables may be in the model's dtype. Positions before
+    the text's first token contribute nothing.
     """
 
     def __init__(self, config: dict):
@@ -115,8 +115,8 @@ class TranslationModule(nn.Module):
         self.first = nn.Parameter(torch.zeros(width)) if config.get("first") else None
         terms: list[Any] = [_TERMS[term["kind"]](term, width) for term in config["terms"]]
         self.terms = nn.ModuleList(terms)
-        # Kept, as decoding asks for them at every token: the sites of A that the terms read, how many tokens back they look,
-        # the sites whose earlier streams they read.
+        # Computed once, as decoding needs them at every token: the sites of A that the terms read, how many tokens back they
+        # read, and the sites whose streams at earlier tokens they read.
         self.sites = {term.site for term in terms if isinstance(term, (ResidualTerm, CodesTerm))}
         self.history = max((term.back for term in terms), default=0)
         self.past_sites = sorted({term.site for term in terms if isinstance(term, ResidualTerm) and term.back})
@@ -132,54 +132,54 @@ class TranslationModule(nn.Module):
     ) -> Tensor:
         """Streams of A by site [batch, past + seq, dA] and ids [batch, past + seq] → [batch, seq, d_out].
 
-        `positions` [batch|1, seq] count from the text's first token, negative at padding; `position_ids`, those that the
-        models see, are the same unless given. What of streams and ids is longer than `seq` is history.
+        `positions` [batch|1, seq] count from the text's first token and are negative at padding. `position_ids` are those of the
+        models; None: the same. Streams and ids may begin with earlier tokens; the last `seq` are the current ones.
         """
-        seen = Seen(streams, ids, positions, positions if position_ids is None else position_ids)
+        inputs = TranslationInputs(streams, ids, positions, positions if position_ids is None else position_ids)
         with torch.autocast(device_type=self.bias.device.type, enabled=False):
-            y = self.written(seen)
+            y = self.written(inputs)
             if y.ndim == 1:  # no term but the bias
                 rows = next(iter(streams.values()))[..., 0] if ids is None else ids
                 y = y.expand(len(rows), positions.shape[1], -1)
             if self.first is not None:
                 assert ids is not None
-                is_first = (positions == 0) & (seen.ids_ago(0) == self.bos_token_id)
+                is_first = (positions == 0) & (inputs.ids_ago(0) == self.bos_token_id)
                 y = torch.where(is_first.unsqueeze(-1), self.first.float(), y)
             return y
 
-    def written(self, seen: "Seen") -> Tensor:
-        """The bias and what every term adds to it."""
+    def written(self, inputs: "TranslationInputs") -> Tensor:
+        """The bias plus all terms."""
         y = self.bias.float()
         for term in self.terms:
-            y = y + term(seen)
+            y = y + term(inputs)
         return y
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a translation may read, and how far back each token has anything to look at."""
+class TranslationInputs:
+    """Streams, ids and positions that the terms of a translation read."""
 
     streams: dict[int, Tensor]
     ids: Tensor | None
     positions: Tensor
     position_ids: Tensor
-    _ids_ago: dict[int, Tensor] = field(init=False, default_factory=dict)  # several terms ask for the same
+    _ids_ago: dict[int, Tensor] = field(init=False, default_factory=dict)  # cached: several terms need the same
     _reaches: dict[int, Tensor] = field(init=False, default_factory=dict)
 
     def stream_ago(self, site: int, back: int) -> Tensor:
-        """[batch, seq, dA]; zero before the text's second token: the stream of its first is a sink."""
+        """The stream `back` tokens ago [batch, seq, dA]. Zero before the text's second token, as its first token is a sink."""
         x = self._ago(self.streams[site], back).float()
         return x if back == 0 else x * self.reaches(back + 1)
 
     def ids_ago(self, back: int) -> Tensor:
-        """[batch, seq]; `reaches(back)` says where they are of the text."""
+        """Ids `back` tokens ago [batch, seq]. They are part of the text where `reaches(back)`."""
         assert self.ids is not None
         if back not in self._ids_ago:
             self._ids_ago[back] = self._ago(self.ids, back)
         return self._ids_ago[back]
 
     def reaches(self, back: int) -> Tensor:
-        """[batch|1, seq, 1]: whether the text has begun `back` tokens ago."""
+        """Whether the text had begun `back` tokens ago [batch|1, seq, 1]."""
         if back not in self._reaches:
             self._reaches[back] = (self.positions >= back).unsqueeze(-1)
         return self._reaches[back]
@@ -194,20 +194,20 @@ class Seen:
 
 
 class ResidualTerm(nn.Module):
-    """x @ weight, x the residual stream entering block `site` of A, `back` tokens ago; without weight x itself."""
+    """x @ weight, where x is the residual stream entering block `site` of A, `back` tokens ago. Without weight: x."""
 
     def __init__(self, term: dict, width: int):
         super().__init__()
         self.site, self.back, self.width = term["site"], term.get("back", 0), width
         self.weight = None if term.get("identity") else nn.Parameter(torch.zeros(term["width"], width))
 
-    def forward(self, seen: Seen) -> Tensor:
-        x = seen.stream_ago(self.site, self.back)
+    def forward(self, inputs: TranslationInputs) -> Tensor:
+        x = inputs.stream_ago(self.site, self.back)
         return _resize(x, self.width) if self.weight is None else x @ self.weight.float()
 
 
 class RoutedTerm(ResidualTerm):
-    """x @ weight[c], c the class of the current token."""
+    """x @ weight[c], where c is the class of the current token."""
 
     def __init__(self, term: dict, width: int):
         super().__init__({**term, "identity": True}, width)
@@ -215,20 +215,22 @@ class RoutedTerm(ResidualTerm):
         self.register_buffer("classes", torch.zeros(term["entries"], dtype=torch.int64))
         self.weight = nn.Parameter(torch.zeros(term["classes"], term["width"], width))
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, inputs: TranslationInputs) -> Tensor:
         assert self.weight is not None
-        classes = self.classes.index_select(0, seen.ids_ago(0).flatten())
-        return by_class(seen.stream_ago(self.site, self.back), classes, self.weight)
+        classes = self.classes.index_select(0, inputs.ids_ago(0).flatten())
+        return by_class(inputs.stream_ago(self.site, self.back), classes, self.weight)
 
 
-FEW = 32  # rows, as in decoding: their matrices are copied, where sorting by class takes a dozen calls and waits for a GPU
+FEW_ROWS = (
+    32  # rows, as in decoding: copying their matrices is faster than sorting by class, which synchronises with a GPU
+)
 
 
 def by_class(x: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
-    """Rows of x [..., d_in], each times the matrix of its class: weight is [classes, d_in, d_out]."""
+    """Rows of x [..., d_in], each multiplied by the matrix of its class. weight is [classes, d_in, d_out]."""
     flat, of = x.flatten(0, -2), classes.flatten()
-    if len(flat) <= FEW:
-        own = weight.index_select(0, of)  # a fifth of the time that weight[of] takes
+    if len(flat) <= FEW_ROWS:
+        own = weight.index_select(0, of)  # five times as fast as weight[of]
         return torch.bmm(flat[:, None], own.float()).view(*x.shape[:-1], weight.shape[2])
     order = of.argsort(stable=True)
     counts = of.bincount(minlength=len(weight)).tolist()
@@ -237,7 +239,7 @@ def by_class(x: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
 
 
 class CodesTerm(nn.Module):
-    """z @ weight, z the latents of a sparse autoencoder that reads the residual stream entering block `site` of A."""
+    """z @ weight, where z are latents of a sparse autoencoder on the residual stream entering block `site` of A."""
 
     back = 0
 
@@ -251,8 +253,8 @@ class CodesTerm(nn.Module):
         self.threshold = nn.Parameter(torch.zeros(features)) if has_threshold else None
         self.weight = None if term.get("identity") else nn.Parameter(torch.zeros(features, width))
 
-    def forward(self, seen: Seen) -> Tensor:
-        z = self.encode(seen.stream_ago(self.site, 0))
+    def forward(self, inputs: TranslationInputs) -> Tensor:
+        z = self.encode(inputs.stream_ago(self.site, 0))
         return _resize(z, self.width) if self.weight is None else z @ self.weight.float()
 
     def encode(self, x: Tensor) -> Tensor:
@@ -269,20 +271,20 @@ class CodesTerm(nn.Module):
 
 
 class TokenTerm(nn.Module):
-    """A row of `table` per token id, of the token `back` ago."""
+    """The row of `table` for the id of the token `back` tokens ago."""
 
     def __init__(self, term: dict, width: int):
         super().__init__()
         self.back = term.get("back", 0)
         self.table = nn.Parameter(torch.zeros(term["entries"], width))
 
-    def forward(self, seen: Seen) -> Tensor:
-        found = nn.functional.embedding(seen.ids_ago(self.back), self.table).float()
-        return found if self.back == 0 else found * seen.reaches(self.back)
+    def forward(self, inputs: TranslationInputs) -> Tensor:
+        found = nn.functional.embedding(inputs.ids_ago(self.back), self.table).float()
+        return found if self.back == 0 else found * inputs.reaches(self.back)
 
 
 class PositionTerm(nn.Module):
-    """A row of `table` per position id."""
+    """The row of `table` for the position id."""
 
     back = 0
 
@@ -290,12 +292,12 @@ class PositionTerm(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(term["entries"], width))
 
-    def forward(self, seen: Seen) -> Tensor:
-        return nn.functional.embedding(seen.position_ids, self.table).float()
+    def forward(self, inputs: TranslationInputs) -> Tensor:
+        return nn.functional.embedding(inputs.position_ids, self.table).float()
 
 
 class NgramTerm(nn.Module):
-    """A row of `table` for each n-gram of `keys`, nothing for others. The key of ids … b, a (a the latest) is … + b·V + a."""
+    """The row of `table` for an n-gram in `keys`, zero for other n-grams. The key of ids … b, a (a the latest) is … + b·V + a."""
 
     def __init__(self, term: dict, width: int):
         super().__init__()
@@ -304,15 +306,15 @@ class NgramTerm(nn.Module):
         self.register_buffer("keys", torch.zeros(term["entries"], dtype=torch.int64))
         self.table = nn.Parameter(torch.zeros(term["entries"], width))
 
-    def forward(self, seen: Seen) -> Tensor:
-        key = ngram_keys([seen.ids_ago(back) for back in range(self.back + 1)], self.vocabulary)
+    def forward(self, inputs: TranslationInputs) -> Tensor:
+        key = ngram_keys([inputs.ids_ago(back) for back in range(self.back + 1)], self.vocabulary)
         place = torch.searchsorted(self.keys, key).clamp_max(len(self.keys) - 1)
-        known = (self.keys.take(place) == key).unsqueeze(-1) & seen.reaches(self.back)
+        known = (self.keys.take(place) == key).unsqueeze(-1) & inputs.reaches(self.back)
         return nn.functional.embedding(place, self.table).float() * known
 
 
 def ngram_keys(ids: list[Tensor], vocabulary: int) -> Tensor:
-    """One int64 per n-gram; `ids` are those of the latest token, the one before, and so on."""
+    """One int64 per n-gram. `ids` are those of the latest token, the one before it, and so on."""
     key = ids[-1].long()
     for column in reversed(ids[:-1]):
         key = key * vocabulary + column
@@ -334,14 +336,14 @@ def _resize(x: Tensor, width: int) -> Tensor:
 
 
 class NoPositions(nn.Module):
-    """In place of B's table of learned positions, which A's half has already added to the residual stream."""
+    """Replaces B's learned positions: positions are already in the residual stream, from A's half."""
 
     def forward(self, position_ids: Tensor) -> Tensor:
-        return position_ids.new_zeros(())  # 0-dim: adds nothing and leaves the other's dtype alone
+        return position_ids.new_zeros(())  # 0-dim: adds zero without changing the dtype
 
 
 def build_early(config: PreTrainedConfig, seam: dict) -> PreTrainedModel:
-    """A's half: embedding and blocks; its last hidden state is the residual stream at site_a, not normalised."""
+    """A's half: embedding and blocks. Its last hidden state is the residual stream at site_a, not normalised."""
     early = StitchModel._from_config(config) if isinstance(config, StitchConfig) else AutoModel.from_config(config)
     for path in seam["a_identity"]:
         early.set_submodule(path, nn.Identity())
@@ -349,13 +351,13 @@ def build_early(config: PreTrainedConfig, seam: dict) -> PreTrainedModel:
 
 
 def build_late(config: PreTrainedConfig, seam: dict, site: int) -> PreTrainedModel:
-    """B's half: blocks from `site`, final norm, head. Called with `inputs_embeds`, the residual stream at that site."""
+    """B's half: blocks from `site` on, final norm, head. Its `inputs_embeds` are the residual stream at that site."""
     late = AutoModelForCausalLM.from_config(config)
     for path in seam["b_identity"]:
         late.set_submodule(path, nn.Identity())
     for path in seam["b_zero"]:
         late.set_submodule(path, NoPositions())
-    for module in late.modules():  # GPT-2's optional scaling by depth counts blocks from the donor's first
+    for module in late.modules():  # GPT-2's optional scaling by depth counts from the first block of B
         if getattr(module, "scale_attn_by_inverse_layer_idx", False) and hasattr(module, "scaling"):
             scale = module.head_dim**-0.5 if module.scale_attn_weights else 1.0
             module.scaling = scale / float(site + module.layer_idx + 1)
@@ -363,7 +365,7 @@ def build_late(config: PreTrainedConfig, seam: dict, site: int) -> PreTrainedMod
 
 
 class CacheView(Cache):
-    """The layers `indices` of another cache, under the indices 0, 1, … of a half. Nothing is copied."""
+    """The layers `indices` of another cache, as layers 0, 1, … of a half. Nothing is copied."""
 
     def __init__(self, whole: Cache, indices: list[int]):
         super().__init__(layers=[whole.layers[index] for index in indices])
@@ -374,10 +376,10 @@ class CacheView(Cache):
 
 
 class Stitched(PreTrainedModel):
-    """What composites have in common: A's half, the translation, B's half.
+    """Base of composites: A's half, the translation, B's half.
 
-    Their cache has a layer per block and then one per seam whose translation looks back, in the order of the seams. Where the
-    halves keep their own past, the latter alone are passed as `histories`, without a cache.
+    Their cache has one layer per block, then one per seam whose translation reads earlier tokens, in the order of the seams. If
+    the halves store their past themselves, only the latter layers are passed, as `histories`, and no cache.
     """
 
     config_class = StitchConfig
@@ -404,7 +406,7 @@ class Stitched(PreTrainedModel):
 
     @property
     def histories(self) -> int:
-        """Cache layers beyond those of the blocks."""
+        """Number of cache layers beyond those of the blocks."""
         return getattr(self.a, "histories", 0) + (self.translation.history > 0)
 
     def get_input_embeddings(self):
@@ -424,7 +426,7 @@ class Stitched(PreTrainedModel):
         histories: list | None = None,
         **shared,
     ) -> tuple[Any, dict]:
-        """What A's half gives, and what B's half is called with: the translated stream, its mask, its part of the cache."""
+        """The output of A's half, and the arguments of B's half: translated stream, mask, its part of the cache."""
         site, blocks = self.config.site_a, self.config.num_hidden_layers
         early_blocks, earlier = self.config.a_config.num_hidden_layers, getattr(self.a, "histories", 0)
         before = self.translation.sites - {site}
@@ -455,17 +457,17 @@ class Stitched(PreTrainedModel):
     def _with_history(
         self, streams: dict[int, Tensor], ids: Tensor | None, histories: list | None
     ) -> tuple[dict[int, Tensor], Tensor | None]:
-        """Streams and ids preceded by what `histories` hold of them, as far as the translation looks back.
+        """Streams and ids with the earlier tokens from `histories` in front, as many as the translation reads.
 
-        They live in one more layer of the cache, so whatever reorders, repeats or crops the cache does the same to them.
+        They are stored in an additional layer of the cache, so that reordering, repeating and cropping apply to them as well.
         """
         if not histories or not self.translation.history:
             return streams, ids
-        if ids is None:  # nothing reads them
+        if ids is None:  # no term reads them
             ids = torch.zeros(streams[self.config.site_a].shape[:2], dtype=torch.long, device=self.device)
         past = self.translation.past_sites
         widths = [streams[site].shape[-1] for site in past]
-        # float32 holds every id below 2²⁴ exactly, and the stream as it was read.
+        # float32 represents every id below 2²⁴ exactly.
         empty = ids.new_zeros(*ids.shape, 0, dtype=torch.float32)
         joined = torch.cat([streams[site].float() for site in past], -1) if past else empty
         own = histories[self.histories - 1]
@@ -476,7 +478,7 @@ class Stitched(PreTrainedModel):
 
 
 class StitchModel(Stitched):
-    """A composite as the early half of another: its last hidden state is the residual stream where it is cut, not normalised."""
+    """A composite as the early half of another. Its last hidden state is the residual stream at the cut, not normalised."""
 
     def forward(
         self,
@@ -486,7 +488,7 @@ class StitchModel(Stitched):
         output_hidden_states: bool | None = None,
         **kwargs,
     ):
-        """`hidden_states` are those that the blocks read, by site: at a seam what the translation gives, not what it reads."""
+        """`hidden_states` are the inputs of the blocks, by site. At a seam this is the translation's output."""
         early, for_late = self._up_to_late(
             input_ids, attention_mask, past_key_values, output_hidden_states=output_hidden_states, **kwargs
         )
@@ -500,7 +502,7 @@ class StitchModel(Stitched):
 
 
 class StitchForCausalLM(Stitched, GenerationMixin):
-    """A composite that ends in B's final norm and head."""
+    """A composite with B's final norm and head."""
 
     def get_output_embeddings(self):
         return self.b.get_output_embeddings()
@@ -526,22 +528,23 @@ class StitchForCausalLM(Stitched, GenerationMixin):
         return_dict: bool | None = None,
         **kwargs,
     ):
-        """As in any causal model of transformers. `hidden_states` are those of A's half, then those of B's half."""
+        """Like any causal model of transformers. `hidden_states` are those of A's half, then those of B's half."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds must be given.")
+            given = "neither" if input_ids is None else "both"
+            raise ValueError(f"exactly one of input_ids and inputs_embeds must be given; got {given}.")
         if input_ids is None and any(
             module.reads_tokens for module in self.modules() if isinstance(module, TranslationModule)
         ):
-            raise ValueError("this translation looks token ids up; got inputs_embeds: pass input_ids instead.")
+            raise ValueError("this translation needs token ids; got inputs_embeds: pass input_ids instead.")
         _refuse_static(past_key_values)
         if use_cache is None:
             use_cache = getattr(self.config, "use_cache", True) and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
-            given: Any = inputs_embeds if input_ids is None else input_ids
+            new: Any = inputs_embeds if input_ids is None else input_ids
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = (torch.arange(given.shape[1], device=given.device) + seen).unsqueeze(0)
+            position_ids = (torch.arange(new.shape[1], device=new.device) + seen).unsqueeze(0)
 
         early, for_late = self._up_to_late(
             input_ids,
@@ -566,7 +569,7 @@ class StitchForCausalLM(Stitched, GenerationMixin):
 
 
 def _context(attention_mask, cache: Cache | None, indices: list[int]) -> dict:
-    """Mask and cache of a half. A half without blocks attends to nothing: it gets neither."""
+    """Mask and cache of a half. A half without blocks has no attention and gets neither."""
     if not indices:
         return {"attention_mask": None, "past_key_values": None}
     view = None if cache is None else CacheView(cache, indices)
@@ -574,7 +577,7 @@ def _context(attention_mask, cache: Cache | None, indices: list[int]) -> dict:
 
 
 def _grow(cache: Cache, blocks: int, histories: int) -> None:
-    """Some caches get their layers as they are used; views need them before. None has layers for histories from the start."""
+    """Adds missing layers: some caches create layers at first use, views need them before, and no cache has any for histories."""
     while cache.layer_class_to_replicate is not None and len(cache.layers) < blocks:
         cache.layers.append(cache.layer_class_to_replicate())
     while len(cache.layers) < blocks + histories:
@@ -582,7 +585,7 @@ def _grow(cache: Cache, blocks: int, histories: int) -> None:
 
 
 def _text_positions(attention_mask, position_ids: Tensor) -> Tensor:
-    """Positions counted from the first real token, −1 at padding; `position_ids` where no 2-D mask tells."""
+    """Positions counted from the first real token, −1 at padding. Without a 2-D mask: `position_ids`."""
     if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
         return position_ids
     real = attention_mask.long()
@@ -592,9 +595,9 @@ def _text_positions(attention_mask, position_ids: Tensor) -> Tensor:
 
 def _refuse_static(cache) -> None:
     if isinstance(cache, StaticCache):
-        raise ValueError("a stitched model needs a cache that grows; got a static one: leave cache_implementation out.")
+        raise ValueError("a stitched model needs a dynamic cache; got a static one: leave cache_implementation out.")
 
 
-# Without this, save_pretrained would not put this file beside the weights.
+# This makes save_pretrained copy this file into the checkpoint.
 StitchConfig.register_for_auto_class()
 StitchForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,8 +1,8 @@
-"""What a head makes of keys and queries before they reach its state: feature maps, and the priority of old keys.
+"""Feature maps of keys and queries for recurrent attention, and the priority of old keys.
 
-It travels with every recurrent checkpoint, beside modeling_recurrent.py. Keys are [batch, groups, tokens, width], queries [batch,
-groups, shared, tokens, width], both scaled so that their product is the score. A map gives (plain, log): φ = plain · exp(log), of
-which plain may be None (ones) and log may have one column.
+This file is saved with every recurrent checkpoint, beside modeling_recurrent.py. Keys are [batch, groups, tokens, width], and
+queries [batch, groups, shared, tokens, width], both scaled so that q·k is the score. A map returns (plain, log) with
+φ = plain · exp(log); plain may be None (ones), and log may have a single column.
 """
 
 import math
@@ -16,8 +16,8 @@ Features = tuple[Tensor | None, Tensor]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Of a block's attention: `shared` query heads read each of `groups` key heads."""
+class HeadShape:
+    """Shape of a block's attention: `groups` key heads of `width` dimensions, each read by `shared` query heads."""
 
     groups: int
     shared: int
@@ -25,13 +25,16 @@ class Shape:
 
 
 class Exponents(nn.Module):
-    """xᵀAx + Wx + b, plus an MLP where there are `hidden` units: logs of features, for each head its own. A may be left out."""
+    """Logs of features, with separate weights for each head: xᵀAx + Wx + b, plus an MLP of `hidden` units if that is above 0.
+
+    `quadratic` False leaves A out.
+    """
 
     def __init__(self, heads: tuple[int, ...], width: int, dimension: int, hidden: int, quadratic: bool = True):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(*heads, dimension, width))
         self.bias = nn.Parameter(torch.zeros(*heads, dimension))
-        # One scalar for all features: how large x is.
+        # xᵀAx is one scalar for all features.
         self.square = nn.Parameter(torch.zeros(*heads, width, width)) if quadratic else None
         self.up = nn.Parameter(torch.zeros(*heads, hidden, width)) if hidden else None
         self.up_bias = nn.Parameter(torch.zeros(*heads, hidden)) if hidden else None
@@ -48,12 +51,12 @@ class Exponents(nn.Module):
 
 
 class Hedgehog(nn.Module):
-    """φ(x) = exp(Wx + …), see `Exponents`: each query head and each key group its own.
+    """φ(x) = exp(`Exponents`(x)), with separate weights for each query head and each key head.
 
-    Hedgehog (Zhang et al. 2024) has W = [U; −U] alone, which is where fitting starts from.
+    Hedgehog (Zhang et al. 2024) has only W = [U; −U]; fitting starts from there.
     """
 
-    def __init__(self, shape: Shape, dimension: int, hidden: int):
+    def __init__(self, shape: HeadShape, dimension: int, hidden: int):
         super().__init__()
         self.dimension = self.scales = dimension
         self.key = Exponents((shape.groups,), shape.width, dimension, hidden)
@@ -67,11 +70,11 @@ class Hedgehog(nn.Module):
 
 
 class Mean(nn.Module):
-    """One feature, 1 for every key: old keys are remembered by the mean of their values; the query says how much it weighs."""
+    """One feature that is 1 for every key: the state is the sum and the number of old values; the query weighs them."""
 
     dimension = scales = 1
 
-    def __init__(self, shape: Shape, hidden: int):
+    def __init__(self, shape: HeadShape, hidden: int):
         super().__init__()
         self.query = Exponents((shape.groups, shape.shared), shape.width, 1, hidden)
 
@@ -83,14 +86,14 @@ class Mean(nn.Module):
 
 
 class Centred(nn.Module):
-    """Features of keys minus their mean and queries minus their group's mean.
+    """Base of maps whose features are computed from k' = k − μ_k and q' = q − μ_q, the means being those of the group.
 
-    q·k = q'·k' + q·μ_k + μ_q·k': the second term is the query's log weight, the third the key's.
+    q·k = q'·k' + q·μ_k + μ_q·k'. The second term is added to the query's log, the third to the key's.
     """
 
-    features: Callable[[Tensor], Features]  # of what is centred: a method of each kind
+    features: Callable[[Tensor], Features]  # of centred queries or keys; a method of each subclass
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: HeadShape):
         super().__init__()
         self.key_mean = nn.Parameter(torch.zeros(shape.groups, shape.width))
         self.query_mean = nn.Parameter(torch.zeros(shape.groups, shape.width))
@@ -106,11 +109,11 @@ class Centred(nn.Module):
 
 
 class Taylor(Centred):
-    """1 + s + s²/2 in place of e^s, s = q'·k': 1 + d + d(d+1)/2 features."""
+    """Approximates e^s by 1 + s + s²/2, where s = q'·k'. It has 1 + d + d(d+1)/2 features."""
 
     scales = 1
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: HeadShape):
         super().__init__(shape)
         self.dimension = 1 + shape.width + shape.width * (shape.width + 1) // 2
 
@@ -123,7 +126,7 @@ class Taylor(Centred):
 class Random(Centred):
     """Positive random features (Choromanski et al. 2021): E[φ(q')·φ(k')] = e^{q'·k'}, φ(x) = exp(Wx − |x|²/2) / √D."""
 
-    def __init__(self, shape: Shape, dimension: int):
+    def __init__(self, shape: HeadShape, dimension: int):
         super().__init__(shape)
         self.dimension = self.scales = dimension
         self.directions = nn.Parameter(torch.zeros(shape.groups, dimension, shape.width))
@@ -139,7 +142,7 @@ class Identity(nn.Module):
 
     scales = 1
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: HeadShape):
         super().__init__()
         self.dimension = shape.width
 
@@ -150,11 +153,12 @@ class Identity(nn.Module):
 
 
 class Priority(nn.Module):
-    """Which old keys are kept: a function of key and value, each brought to mean 0 and variance 1, plus `slope` per token of
-    position, so that the later of two equal keys stays. With a large slope slots are a window.
+    """Priority of a key for the slots: a function of key and value, normalised to mean 0 and variance 1, plus `slope` · position.
+
+    So of two equal keys the later one is kept. With a large slope the slots are a window.
     """
 
-    def __init__(self, shape: Shape, hidden: int):
+    def __init__(self, shape: HeadShape, hidden: int):
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(shape.groups, 2 * shape.width), requires_grad=False)
         self.scale = nn.Parameter(torch.ones(shape.groups, 2 * shape.width), requires_grad=False)

@@ -1,22 +1,22 @@
-"""A softmax decoder as a recurrent network: a state of constant size in place of a cache that grows.
+"""A softmax decoder as a recurrent network: a state of constant size replaces the growing key-value cache.
 
-This file needs torch, transformers, modeling_features.py and, for composites, modeling_composite.py: they travel with every
-checkpoint, which then loads with
+This file imports torch, transformers, modeling_features.py and modeling_composite.py. The three modeling files are saved with
+every checkpoint, which then loads with
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
-Any family works whose attention goes through transformers' attention interface: the stock model is built from its config and its
-attention function is the one below. A head sees the first `sinks` keys, the last `window` keys and, of all older ones, the
-`slots` keys of highest priority by exact softmax weights; every other key j weighs φ(q)·φ(k_j), and all of them live in fast
-weights,
+Any family works whose attention uses transformers' attention interface: the stock model is built from its config, and its
+attention function is replaced by the one below. A head sees the first `sinks` keys, the last `window` keys and, of all older
+keys, the `slots` keys of highest priority with exact softmax weights. Every other key j has the weight φ(q)·φ(k_j). These keys
+are stored in fast weights S and z:
 
     S = Σ φ(k_j) v_jᵀ,   z = Σ φ(k_j),   o = (Σ_seen e^{q·k_i} v_i + φ(q)ᵀS) / (Σ_seen e^{q·k_i} + φ(q)ᵀz).
 
-Heads may have windows and slots of their own sizes. A key's priority is a function of its key, its value and its position, fixed
-when it comes: what loses its slot never has one again, so that whole texts can be computed in parallel.
+Window and slots may have different sizes for each head. A key's priority is a function of key, value and position, and does not
+change afterwards: a key that loses its slot never gets one again. So a whole text can be computed in parallel.
 
-Features are kept as plain · exp(log); S and z are divided by exp(shift), the running maximum of the keys' logs, so that sums from
-1e-30 to 1e30 lose nothing. They are float32, or float64 in such models.
+Features are stored as plain · exp(log). S and z are divided by exp(shift), where shift is the running maximum of the keys' logs,
+so that sums from 1e-30 to 1e30 keep their precision. They are float32, or float64 in a float64 model.
 """
 
 import copy
@@ -33,24 +33,27 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .modeling_composite import StitchConfig, StitchForCausalLM, TranslationModule, config_of, parts_of
-from .modeling_features import Features, Hedgehog, Identity, Mean, Priority, Random, Shape, Taylor
+from .modeling_features import Features, HeadShape, Hedgehog, Identity, Mean, Priority, Random, Taylor
 
 ATTENTION = "stitch_recurrent"
-LEAST = -1e30  # in place of −∞ where a difference is taken
-WIDEST = 60.0  # nats by which logs of keys may grow within a chunk: float32 holds e^-87
-RELATIVE = 1e-5  # of the sum of the absolute values: a smaller denominator of signed features is round-off
+LARGE_NEGATIVE = -1e30  # replaces −∞ where two such values are subtracted
+MAX_LOG_GROWTH = 60.0  # nats that logs of keys may grow within a piece: float32 holds e^-87
+ROUND_OFF = 1e-5  # relative to the sum of absolute values: a smaller denominator of signed features is round-off
 
 
 class RecurrentConfig(PreTrainedConfig):
-    """`base_config` describes the stock model, or the composite of such.
+    """`base_config` is the config of the stock model or of the composite.
 
-    `features`: hedgehog, random, taylor2, mean (one feature: old keys weigh alike), none (they are forgotten) or identity, the
-    linear attention o = scale · Σ (q·k_j) v_j of in-context gradient descent, without a denominator, window or sinks.
-    `dimension`: of φ, per head, for hedgehog and random. `slots`: keys that are kept by priority. `hidden`: units of the MLPs in
-    priorities and in the feature maps of hedgehog and mean, which make no state larger. `keys`: for every key head of every block
-    how many keys it sees exactly, its window and its slots together; None: all as many. A head with fewer than `window` has
-    no slots, and without slots they are its window. `layers`: the blocks that are recurrent; None: all. Others keep all keys.
-    `chunk`: tokens that are computed at once; no result depends on it.
+    `features`: hedgehog, random, taylor2, mean (one feature: all old keys have the same weight), none (old keys are dropped) or
+    identity. Identity is the linear attention o = scale · Σ (q·k_j) v_j of in-context gradient descent; it has no denominator,
+    window or sinks.
+    `dimension`: size of φ per head, for hedgehog and random.
+    `slots`: number of keys that are kept by priority.
+    `hidden`: units of the MLPs in priorities and in the feature maps of hedgehog and mean. They do not enlarge the state.
+    `keys`: number of exact keys, window and slots together, of each key head of each block. None: the same for all. A head with
+    at most `window` keys has no slots. With `slots` 0 all of a head's keys are its window.
+    `layers`: indices of the recurrent blocks. None: all. The other blocks keep all keys.
+    `chunk`: tokens that are computed at once. It does not change the result.
     """
 
     model_type = "stitch_recurrent"
@@ -71,7 +74,7 @@ class RecurrentConfig(PreTrainedConfig):
         **kwargs,
     ):
         base_config = config_of(base_config)
-        self.base_config = copy.deepcopy(base_config)  # transformers writes to it
+        self.base_config = copy.deepcopy(base_config)  # transformers modifies it
         self.features, self.window, self.sinks, self.slots = features, window, sinks, slots
         self.dimension, self.hidden = dimension, hidden
         self.keys = keys
@@ -88,12 +91,10 @@ class RecurrentConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-class Memory(nn.Module):
-    """What the key heads of a block remember of the past, each as many keys as the config says, and by which features. Without a
-    `map` old keys are forgotten.
-    """
+class RecurrentMemory(nn.Module):
+    """Feature map, priority and cache sizes of the key heads of one block. Without a `map`, old keys are dropped."""
 
-    def __init__(self, config: RecurrentConfig, shape: Shape, layer: int):
+    def __init__(self, config: RecurrentConfig, shape: HeadShape, layer: int):
         super().__init__()
         self.shape = shape
         self.recurrent = config.layers is None or layer in config.layers
@@ -115,33 +116,58 @@ class Memory(nn.Module):
             raise ValueError(f"features must be one of {', '.join(makers)}; got {config.features!r}.")
         if config.features == "identity" and (config.window or config.sinks or config.slots):
             raise ValueError(
-                "identity features have no denominator to share with keys that are kept: set window, sinks and slots to 0."
+                "identity features have no denominator, which exact keys need: set window, sinks and slots to 0."
             )
         if config.features == "none" and not config.window:
-            raise ValueError("without features and window nothing is seen: set one of the two.")
+            raise ValueError("features 'none' need a window of 1 or more; got 0: no key would be seen.")
         self.map: Any = makers[config.features]() if self.recurrent else None
         self.priority = Priority(shape, config.hidden) if any(self.slots) else None
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, real: Tensor, past: "RecurrentLayer", scaling: float, chunk: int
     ) -> Tensor:
-        """Queries [batch, heads, tokens, width], new keys and values [batch, groups, tokens, width], which of them are text (not
-        padding) [batch, tokens] → [batch, heads, tokens, width]. `past` is brought up to date.
+        """Attention output of the new tokens [batch, heads, tokens, width]. Updates `past`.
+
+        `q` is [batch, heads, tokens, width]; `k` and `v`, of the new tokens alone, are [batch, groups, tokens, width]. `real`
+        [batch, tokens] is False at padding.
         """
-        dtype = torch.promote_types(q.dtype, torch.float32)  # never less: these are sums of thousands of terms
+        dtype = torch.promote_types(q.dtype, torch.float32)  # sums of thousands of terms need at least float32
         with torch.autocast(device_type=q.device.type, enabled=False):
             queries = q.to(dtype).unflatten(1, (self.shape.groups, self.shape.shared))
             past.start(self, k, v, dtype)
-            run = _Run(self, queries, k, v, real, past, scaling)
-            out = run.outputs(chunk) if self.recurrent else run.over_all_keys()
+            if self.recurrent:
+                out = self._recurrent_outputs(queries, k, v, real, past, scaling, chunk)
+            else:
+                past.count(real)
+                out = attend_to_all(queries, *past.append(k, v, real), scaling)
             return out.flatten(1, 2).to(q.dtype)
 
+    def _recurrent_outputs(
+        self, q: Tensor, k: Tensor, v: Tensor, real: Tensor, past: "RecurrentLayer", scaling: float, chunk: int
+    ) -> Tensor:
+        """Pieces of `chunk` tokens: memory then grows with tokens · (window + slots + dimension), not with tokens²."""
+        tokens = k.shape[2]
+        position = torch.arange(tokens, device=k.device) + past.tokens
+        rank = past.count(real)
+        real = past.store_sinks(k, v, real, rank)
+        k, v, real = past.slide_windows(k, v, real)
+        k, v, root = k.to(q), v.to(q), scaling**0.5
+        call = NewTokens(
+            *(q, k, v, real, rank, scaling),
+            features=None if self.map is None else self.map.queries(q * root),
+            priority=None
+            if self.priority is None
+            else self.priority(k[:, :, :tokens] * root, v[:, :, :tokens], position),
+        )
+        starts = range(0, tokens, chunk)
+        return torch.cat([one for a in starts for one in attend_piece(self, call, past, a, min(a + chunk, tokens))], 3)
 
-class Places:
-    """Room for `sizes` things of each key head, kept one head after the other, without gaps: [batch, their sum, …].
 
-    To be computed with they are spread out to [batch, groups, the most that a head has, …], a head's own at the end; what stands
-    before them, where a head has fewer, is not to be looked at.
+class PackedHeads:
+    """Storage for `sizes[g]` entries of each key head g, one head after the other without gaps: [batch, sum of sizes, …].
+
+    `spread` gives [batch, groups, largest size, …], a head's entries at the end. The entries before them, where a head has
+    fewer than the largest size, are copies that must be masked (`empty`).
     """
 
     def __init__(self, sizes: Sequence[int], device: torch.device):
@@ -153,7 +179,7 @@ class Places:
         self.empty = place < 0  # [groups, most]
         self.index = (place + (self.sizes.cumsum(0) - self.sizes)[:, None]).masked_fill(self.empty, 0)
         self.own = (~self.empty).flatten().nonzero().squeeze(1)
-        self.head = torch.arange(self.groups, device=device).repeat_interleave(self.sizes)  # that each belongs to
+        self.head = torch.arange(self.groups, device=device).repeat_interleave(self.sizes)  # of each packed entry
 
     def spread(self, packed: Tensor) -> Tensor:
         return packed.unflatten(1, (self.groups, self.most)) if self.are_alike else packed[:, self.index]
@@ -162,205 +188,221 @@ class Places:
         flat = spread.flatten(1, 2)
         return flat if self.are_alike else flat[:, self.own]
 
-
-class _Run:
-    """One call: new tokens after a past, which is brought up to date.
-
-    Index t of a head's `k` is the token that leaves its window when the new token t comes. So the keys that are old for it are
-    those up to t, and those in its window are t + 1 … t + window.
-    """
-
-    def __init__(
-        self, memory: Memory, q: Tensor, k: Tensor, v: Tensor, real: Tensor, past: "RecurrentLayer", scaling: float
-    ):
-        self.memory, self.q, self.past, self.scaling = memory, q, past, scaling
-        self.tokens = k.shape[2]
-        self.queries: Features | None = None
-        self.priority: Tensor | None = None
-        self.rank = past.seen[:, None] + real.cumsum(1)  # number of each token in the text, from 1
-        sinks = memory.sinks
-        if sinks:
-            place = self.rank[:, None] == torch.arange(1, sinks + 1, device=k.device)[:, None]
-            place = (place & real[:, None])[:, None].to(k)
-            past.sink_keys, past.sink_values = past.sink_keys + place @ k, past.sink_values + place @ v
-            real = real & (self.rank > sinks)
-        past.seen, past.tokens = self.rank[:, -1], past.tokens + self.tokens
-        if not memory.recurrent:
-            past.keys, past.values = torch.cat([past.keys, k], 2), torch.cat([past.values, v], 2)
-            past.real = torch.cat([past.real, real], 1)
-            self.k, self.v, self.real = past.keys.to(q), past.values.to(q), past.real[:, None]
-            return
-        window = past.window
-        k, v = torch.cat([window.spread(past.keys), k], 2), torch.cat([window.spread(past.values), v], 2)
-        real = torch.cat([past.real, real], 1)
-        past.keys, past.values = window.pack(k[:, :, self.tokens :]), window.pack(v[:, :, self.tokens :])
-        past.real = real[:, self.tokens :]
-        real = real[:, None]
-        if not window.are_alike:  # heads with a shorter window begin later
-            index = torch.arange(k.shape[2], device=k.device) + window.missing[:, None]
-            is_there, index = index < k.shape[2], index.clamp_max(k.shape[2] - 1)
-            real = real[:, 0, index] & is_there
-            k, v = (x.gather(2, index[None, :, :, None].expand(len(x), -1, -1, x.shape[-1])) for x in (k, v))
-        self.k, self.v, self.real = k.to(q), v.to(q), real
-
-    def over_all_keys(self) -> Tensor:
-        """Softmax over every key so far: in blocks that are not recurrent."""
-        place = torch.arange(self.k.shape[2], device=self.k.device)
-        seen = (place <= place[-self.tokens :, None]) & self.real
-        scores = (by_group(self.q, self.k.mT) * self.scaling).masked_fill(~seen[:, None, None], LEAST)
-        return by_group(scores.softmax(-1), self.v)
-
-    def outputs(self, chunk: int) -> Tensor:
-        """In pieces of `chunk` tokens, so that memory grows with tokens · (window + slots + dimension) and not with tokens²."""
-        memory, root = self.memory, self.scaling**0.5
-        if memory.map is not None:
-            self.queries = memory.map.queries(self.q * root)
-        if memory.priority is not None:
-            position = torch.arange(self.tokens, device=self.k.device) + self.past.tokens - self.tokens
-            leaving = slice(0, self.tokens)
-            self.priority = memory.priority(self.k[:, :, leaving] * root, self.v[:, :, leaving], position)
-        starts = range(0, self.tokens, chunk)
-        return torch.cat([one for a in starts for one in self._pieces(a, min(a + chunk, self.tokens))], 3)
-
-    def _pieces(self, a: int, b: int) -> list[Tensor]:
-        """The outputs of the tokens a … b − 1, in more than one piece where logs of keys grow by too much."""
-        memory, past = self.memory, self.past
-        old = self._old(a, b)
-        exact, values = self._exact(a, b, old)
-        if memory.map is None or self.queries is None:
-            self._keep(old)
-            best = exact.amax(-1, keepdim=True).clamp_min(LEAST)
-            weights = (exact - best).exp()
-            return [_over(by_group(weights, values), weights.sum(-1, keepdim=True))]
-
-        plain_k, log_k = memory.map.keys(old.k * self.scaling**0.5)
-        log_k = log_k.masked_fill(~old.gone[:, :, -1, :, None], -math.inf)
-        shift = torch.maximum(past.shift, log_k.amax(2)).detach()
-        if b - a > 1 and self._grows_too_much(log_k, shift):
-            middle = (a + b) // 2
-            return [*self._pieces(a, middle), *self._pieces(middle, b)]
-        self._keep(old)
-        plain_q, log_q = (
-            None if self.queries[0] is None else self.queries[0][:, :, :, a:b],
-            self.queries[1][:, :, :, a:b],
-        )
-        fading = (past.shift - shift).exp()
-        state, mass = past.state * fading.unsqueeze(-1), past.mass * fading
-        # Where no key is lost yet, the shift is that of keys to come.
-        begun = old.gone.any(-1) | (past.shift[:, :, :1] > LEAST)
-        log_q = (log_q + shift[:, :, None, None]).masked_fill(~begun[:, :, None, :, None], -math.inf)
-        best = torch.cat([exact, log_q], -1).amax(-1, keepdim=True).clamp_min(LEAST).detach()
-        right, left = (log_k - shift[:, :, None]).exp(), (log_q - best).exp()
-        right = right if plain_k is None else plain_k * right
-        left = left if plain_q is None else plain_q * left
-        weights = (exact - best).exp()
-        inner = by_group(left, right.mT) * old.gone[:, :, None]  # keys that are lost within the piece
-        top = by_group(weights, values) + by_group(inner, old.v) + by_group(left, state)
-        past.state, past.mass = state + right.mT @ old.v, mass + right.sum(2)
-        past.shift = shift
-        if not memory.normalised:
-            return [top]  # identity features have logs of 0
-        below = weights.sum(-1, keepdim=True) + inner.sum(-1, keepdim=True) + by_group(left, mass[..., None])
-        if plain_k is not None:
-            terms = weights.sum(-1, keepdim=True) + inner.abs().sum(-1, keepdim=True)
-            terms = terms + by_group(left.abs(), mass.abs()[..., None])
-            if bool((below < RELATIVE * terms).any()):
-                raise ValueError("a denominator must be above its round-off; one is not: use another feature map.")
-        return [_over(top, below)]
-
-    def _old(self, a: int, b: int) -> "Old":
-        """The keys that the tokens a … b − 1 have no window for: those in slots, and those that leave the window now."""
-        k, v = self.k[:, :, a:b], self.v[:, :, a:b]
-        real = self.real[:, :, a:b].expand(k.shape[:3])
-        token = torch.arange(b - a, device=k.device)
-        come = token[:, None] >= token
-        if self.priority is None:
-            return Old(k, v, come & real[:, :, None])
-        past, slots = self.past, self.past.slots
-        in_slots = slots.spread(past.slot_priority).masked_fill(slots.empty, LEAST)  # rising
-        leaving = self.priority[:, :, a:b].detach().masked_fill(~real, LEAST)
-        k = torch.cat([slots.spread(past.slot_keys).to(k), k], 2)
-        v = torch.cat([slots.spread(past.slot_values).to(v), v], 2)
-        priority = torch.cat([in_slots, leaving], 2)
-        # How many keys that have come are better than each: of two alike the later. First those in slots, then those that leave.
-        place = torch.arange(slots.most, device=k.device).expand_as(in_slots)
-        no_better = torch.cat([place + 1, torch.searchsorted(in_slots, leaving.contiguous(), right=True)], 2)
-        mine, other = priority[:, :, None], leaving[..., None]
-        index = torch.arange(priority.shape[2], device=k.device)
-        better = ((other > mine) | ((other == mine) & (index[slots.most :, None] > index))) & real[..., None]
-        ahead = slots.most - no_better[:, :, None] + better.cumsum(2)
-        there = torch.cat([(in_slots > LEAST)[:, :, None].expand(-1, -1, b - a, -1), come & real[:, :, None]], -1)
-        kept = there & (ahead < slots.sizes[:, None, None])
-        last = ahead[:, :, -1].masked_fill(~there[:, :, -1], ahead.shape[-1])
-        return Old(k, v, there & ~kept, kept, priority, last)
-
-    def _keep(self, old: "Old") -> None:
-        """Fills the slots with the best keys, the best last."""
-        if self.priority is None:
-            return
-        past, slots = self.past, self.past.slots
-        best = slots.pack(old.ahead.argsort(2, descending=True)[..., -slots.most :])
-        text = torch.arange(len(best), device=best.device)[:, None]
-        past.slot_priority = old.priority[text, slots.head, best]
-        past.slot_keys = old.k[text, slots.head, best].to(past.slot_keys)
-        past.slot_values = old.v[text, slots.head, best].to(past.slot_values)
-
-    def _grows_too_much(self, log_k: Tensor, shift: Tensor) -> bool:
-        """Whether a feature's largest key grows by so much within a piece that what was largest before it would vanish."""
-        least = log_k.masked_fill(log_k == -math.inf, math.inf).amin(2)
-        before = torch.where(self.past.shift > LEAST, self.past.shift, least)
-        return bool((shift - before > WIDEST).any())
-
-    def _exact(self, a: int, b: int, old: "Old") -> tuple[Tensor, Tensor]:
-        """Scores and values of the keys in window, sinks and slots, for the tokens a … b − 1; −∞ where a key is not seen."""
-        window, sinks = self.past.window, self.memory.sinks
-        q = self.q[:, :, :, a:b] * self.scaling
-        token = torch.arange(b - a, device=q.device)[:, None]
-        place = torch.arange(b - a + window.most, device=q.device) if window.most else token[:0, 0]
-        last = token + (window.most if window.are_alike else window.sizes[:, None, None])
-        seen = (place > token) & (place <= last) & self.real[:, :, None, a : a + len(place)]
-        k, v = self.k[:, :, a : a + len(place)], self.v[:, :, a : a + len(place)]
-        if sinks:
-            k = torch.cat([k, self.past.sink_keys.to(k)], 2)
-            v = torch.cat([v, self.past.sink_values.to(v)], 2)
-            reached = self.rank[:, None, a:b, None] > torch.arange(sinks, device=q.device)
-            seen = torch.cat([seen, reached.expand(-1, seen.shape[1], -1, -1)], -1)
-        if self.priority is not None:
-            k, v = torch.cat([k, old.k], 2), torch.cat([v, old.v], 2)
-            seen = torch.cat([seen.expand(-1, k.shape[1], -1, -1), old.kept], -1)
-        return by_group(q, k.mT).masked_fill(~seen[:, :, None], -math.inf), v
+    def skip_missing(self, k: Tensor, v: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values [batch, groups, n, width] and `real` [batch, 1, n], each head's without its `missing` first entries."""
+        if self.are_alike:
+            return k, v, real
+        index = torch.arange(k.shape[2], device=k.device) + self.missing[:, None]
+        exists, index = index < k.shape[2], index.clamp_max(k.shape[2] - 1)
+        k, v = (x.gather(2, index[None, :, :, None].expand(len(x), -1, -1, x.shape[-1])) for x in (k, v))
+        return k, v, real[:, 0, index] & exists
 
 
 @dataclass(frozen=True)
-class Old:
-    """Keys that have left the window, or do so within a piece, for each of its tokens: which are lost, and which keep a slot.
+class NewTokens:
+    """The new tokens of one call, and the keys that were in a window before it.
 
-    `ahead`: how many are better than each at the end, more than all for what is no text.
+    Index t of a head's `k` is the token that leaves its window when new token t arrives. So the keys outside the window of token
+    t are those up to t, and the keys inside it are t + 1 … t + window.
+    """
+
+    q: Tensor  # [batch, groups, shared, tokens, width]
+    k: Tensor  # [batch, groups, window + tokens, width]
+    v: Tensor
+    real: Tensor  # [batch, groups or 1, window + tokens]: neither padding nor a sink
+    rank: Tensor  # [batch, tokens]: number of each token in the text, from 1
+    scaling: float
+    features: Features | None  # of all queries
+    priority: Tensor | None  # [batch, groups, tokens]: of the key that leaves the window at each token
+
+
+@dataclass(frozen=True)
+class OldKeys:
+    """The keys outside the window of a piece's last token: those in slots, then those that leave the window within the piece.
+
+    `gone` and `kept` say for each token of the piece which of them are forgotten and which are in a slot. `ahead` counts the keys
+    of higher priority at the end of the piece; it is larger than all counts where a key is not text.
     """
 
     k: Tensor  # [batch, groups, keys, width]
     v: Tensor
     gone: Tensor  # [batch, groups, tokens, keys]
-    kept: Any = None  # the same; without slots there is none, nor what follows
+    kept: Any = None  # as `gone`; this field and the following are None where there are no slots
     priority: Any = None  # [batch, groups, keys]
-    ahead: Any = None
+    ahead: Any = None  # [batch, groups, keys]
 
 
-def by_group(x: Tensor, y: Tensor) -> Tensor:
-    """[batch, groups, shared, rows, m] times [batch, groups, m, columns], which a group's heads share, without copies of it."""
+@dataclass(frozen=True)
+class FastWeights:
+    """S and z, both divided by exp(shift), the running maximum of the keys' logs."""
+
+    state: Tensor  # [batch, groups, dimension, width]
+    mass: Tensor  # [batch, groups, dimension]
+    shift: Tensor  # [batch, groups, scales]
+
+    def rescaled(self, shift: Tensor) -> "FastWeights":
+        fading = (self.shift - shift).exp()
+        return FastWeights(self.state * fading.unsqueeze(-1), self.mass * fading, shift)
+
+    def plus(self, features: Tensor, v: Tensor) -> "FastWeights":
+        """After keys with `features` [batch, groups, keys, dimension], divided by exp(shift) like this."""
+        return FastWeights(self.state + features.mT @ v, self.mass + features.sum(2), self.shift)
+
+
+def attend_to_all(q: Tensor, k: Tensor, v: Tensor, real: Tensor, scaling: float) -> Tensor:
+    """Causal softmax over all keys so far, for blocks that are not recurrent. The last queries and keys are of the same token."""
+    k, v, real = k.to(q), v.to(q), real[:, None]
+    place = torch.arange(k.shape[2], device=k.device)
+    seen = (place <= place[-q.shape[3] :, None]) & real
+    scores = (group_matmul(q, k.mT) * scaling).masked_fill(~seen[:, None, None], LARGE_NEGATIVE)
+    return group_matmul(scores.softmax(-1), v)
+
+
+def attend_piece(memory: RecurrentMemory, call: NewTokens, past: "RecurrentLayer", a: int, b: int) -> list[Tensor]:
+    """The outputs of the tokens a … b − 1, in several pieces if logs of keys grow too much. Updates slots and fast weights."""
+    old = keys_outside_windows(call, past, a, b)
+    exact, values = exact_scores(call, past, old, a, b)
+    if memory.map is None or call.features is None:
+        past.fill_slots(old)
+        best = exact.amax(-1, keepdim=True).clamp_min(LARGE_NEGATIVE)
+        weights = (exact - best).exp()
+        return [_ratio(group_matmul(weights, values), weights.sum(-1, keepdim=True))]
+
+    plain_k, log_k = memory.map.keys(old.k * call.scaling**0.5)
+    log_k = log_k.masked_fill(~old.gone[:, :, -1, :, None], -math.inf)
+    shift = torch.maximum(past.shift, log_k.amax(2)).detach()
+    if b - a > 1 and _grows_too_much(log_k, past.shift, shift):
+        middle = (a + b) // 2
+        return [*attend_piece(memory, call, past, a, middle), *attend_piece(memory, call, past, middle, b)]
+    past.fill_slots(old)
+    plain_q, log_q = call.features
+    of_queries = None if plain_q is None else plain_q[:, :, :, a:b], log_q[:, :, :, a:b]
+    out, fast = mix(exact, values, old, of_queries, (plain_k, log_k), past.fast_weights(), shift, memory.normalised)
+    past.state, past.mass, past.shift = fast.state, fast.mass, fast.shift
+    return [out]
+
+
+def mix(
+    exact: Tensor,
+    values: Tensor,
+    old: OldKeys,
+    of_queries: Features,
+    of_keys: Features,
+    past: FastWeights,
+    shift: Tensor,
+    normalised: bool,
+) -> tuple[Tensor, FastWeights]:
+    """Outputs from exact scores and fast weights together, and the fast weights after the piece. `shift` is that of the latter.
+
+    Raises ValueError where a denominator is below its round-off, which only signed features allow.
+    """
+    (plain_q, log_q), (plain_k, log_k) = of_queries, of_keys
+    before = past.rescaled(shift)
+    # As long as no key is forgotten, the shift is that of later keys: the query's features must count nothing.
+    begun = old.gone.any(-1) | (past.shift[:, :, :1] > LARGE_NEGATIVE)
+    log_q = (log_q + shift[:, :, None, None]).masked_fill(~begun[:, :, None, :, None], -math.inf)
+    best = torch.cat([exact, log_q], -1).amax(-1, keepdim=True).clamp_min(LARGE_NEGATIVE).detach()
+    right, left = (log_k - shift[:, :, None]).exp(), (log_q - best).exp()
+    right = right if plain_k is None else plain_k * right
+    left = left if plain_q is None else plain_q * left
+    weights = (exact - best).exp()
+    inner = group_matmul(left, right.mT) * old.gone[:, :, None]  # keys that are forgotten within the piece
+    top = group_matmul(weights, values) + group_matmul(inner, old.v) + group_matmul(left, before.state)
+    after = before.plus(right, old.v)
+    if not normalised:
+        return top, after  # identity features have logs of 0
+    mass = before.mass[..., None]
+    below = weights.sum(-1, keepdim=True) + inner.sum(-1, keepdim=True) + group_matmul(left, mass)
+    if plain_k is not None:
+        terms = weights.sum(-1, keepdim=True) + inner.abs().sum(-1, keepdim=True)
+        terms = terms + group_matmul(left.abs(), mass.abs())
+        if bool((below < ROUND_OFF * terms).any()):
+            raise ValueError("a denominator must be above its round-off; one is not: use another feature map.")
+    return _ratio(top, below), after
+
+
+def keys_outside_windows(call: NewTokens, past: "RecurrentLayer", a: int, b: int) -> OldKeys:
+    """The keys that the tokens a … b − 1 do not have in their windows: those in slots, and those that leave the window now."""
+    k, v = call.k[:, :, a:b], call.v[:, :, a:b]
+    real = call.real[:, :, a:b].expand(k.shape[:3])
+    token = torch.arange(b - a, device=k.device)
+    has_left = token[:, None] >= token
+    if call.priority is None:
+        return OldKeys(k, v, has_left & real[:, :, None])
+    slots = past.slots
+    in_slots = slots.spread(past.slot_priority).masked_fill(slots.empty, LARGE_NEGATIVE)  # ascending
+    leaving = call.priority[:, :, a:b].detach().masked_fill(~real, LARGE_NEGATIVE)
+    ahead = count_ahead(in_slots, leaving, real)
+    filled = (in_slots > LARGE_NEGATIVE)[:, :, None].expand(-1, -1, b - a, -1)
+    exists = torch.cat([filled, has_left & real[:, :, None]], -1)
+    kept = exists & (ahead < slots.sizes[:, None, None])
+    return OldKeys(
+        torch.cat([slots.spread(past.slot_keys).to(k), k], 2),
+        torch.cat([slots.spread(past.slot_values).to(v), v], 2),
+        gone=exists & ~kept,
+        kept=kept,
+        priority=torch.cat([in_slots, leaving], 2),
+        ahead=ahead[:, :, -1].masked_fill(~exists[:, :, -1], ahead.shape[-1]),
+    )
+
+
+def count_ahead(in_slots: Tensor, leaving: Tensor, real: Tensor) -> Tensor:
+    """For each token of a piece and each old key, how many keys so far have higher priority; of two equal keys the later counts.
+
+    Priorities: `in_slots` [batch, groups, slots], ascending, `leaving` [batch, groups, tokens] → [batch, groups, tokens, keys].
+    """
+    slots = in_slots.shape[2]
+    priority = torch.cat([in_slots, leaving], 2)
+    # First the keys in slots that are ahead, then those that leave the window.
+    place = torch.arange(slots, device=in_slots.device).expand_as(in_slots)
+    not_ahead = torch.cat([place + 1, torch.searchsorted(in_slots, leaving.contiguous(), right=True)], 2)
+    mine, other = priority[:, :, None], leaving[..., None]
+    index = torch.arange(priority.shape[2], device=in_slots.device)
+    better = ((other > mine) | ((other == mine) & (index[slots:, None] > index))) & real[..., None]
+    return slots - not_ahead[:, :, None] + better.cumsum(2)
+
+
+def exact_scores(call: NewTokens, past: "RecurrentLayer", old: OldKeys, a: int, b: int) -> tuple[Tensor, Tensor]:
+    """Scores and values of the keys in window, sinks and slots, for the tokens a … b − 1; −∞ where a token does not see a key."""
+    window = past.window
+    q = call.q[:, :, :, a:b] * call.scaling
+    token = torch.arange(b - a, device=q.device)[:, None]
+    place = torch.arange(b - a + window.most, device=q.device) if window.most else token[:0, 0]
+    last = token + (window.most if window.are_alike else window.sizes[:, None, None])
+    seen = (place > token) & (place <= last) & call.real[:, :, None, a : a + len(place)]
+    k, v = call.k[:, :, a : a + len(place)], call.v[:, :, a : a + len(place)]
+    if past.sink_keys is not None:
+        k = torch.cat([k, past.sink_keys.to(k)], 2)
+        v = torch.cat([v, past.sink_values.to(v)], 2)
+        reached = call.rank[:, None, a:b, None] > torch.arange(past.sink_keys.shape[2], device=q.device)
+        seen = torch.cat([seen, reached.expand(-1, seen.shape[1], -1, -1)], -1)
+    if call.priority is not None:
+        k, v = torch.cat([k, old.k], 2), torch.cat([v, old.v], 2)
+        seen = torch.cat([seen.expand(-1, k.shape[1], -1, -1), old.kept], -1)
+    return group_matmul(q, k.mT).masked_fill(~seen[:, :, None], -math.inf), v
+
+
+def _grows_too_much(log_k: Tensor, before: Tensor, after: Tensor) -> bool:
+    """Whether a feature's shift grows so much within a piece that its largest key before the piece would underflow."""
+    least = log_k.masked_fill(log_k == -math.inf, math.inf).amin(2)
+    start = torch.where(before > LARGE_NEGATIVE, before, least)
+    return bool((after - start > MAX_LOG_GROWTH).any())
+
+
+def group_matmul(x: Tensor, y: Tensor) -> Tensor:
+    """[batch, groups, shared, rows, m] times [batch, groups, m, columns]. The heads of a group share `y` without copies of it."""
     return (x.flatten(2, 3) @ y).unflatten(2, x.shape[2:4])
 
 
-def _over(top: Tensor, below: Tensor) -> Tensor:
-    """Nothing is below where nothing is seen: at padding."""
+def _ratio(top: Tensor, below: Tensor) -> Tensor:
+    """top / below; 0 at padding, where no key is seen and both are 0."""
     return top / below.masked_fill(below == 0, 1.0)
 
 
 class RecurrentLayer(CacheLayerMixin):
-    """What a `Memory` holds: the last keys and values as the model has them, the first ones, the best ones, and fast weights.
+    """The cache of one `RecurrentMemory`: last keys and values in the model's dtype, sinks, slots and fast weights.
 
-    Places that are not filled yet are there from the start, so that its size is the same at every length. A block that is not
-    recurrent keeps all keys.
+    All entries exist from the start, so that the size is the same at every length. A block that is not recurrent keeps all keys.
     """
 
     is_croppable = is_compileable = supports_early_init = False
@@ -372,8 +414,8 @@ class RecurrentLayer(CacheLayerMixin):
     def __init__(self):
         super().__init__()
         self.tokens = 0
-        self.window: Any = None  # `Places` for the keys in windows and in slots
-        self.slots: Any = None
+        self.window: Any = None  # `PackedHeads` for the keys in windows
+        self.slots: Any = None  # `PackedHeads` for those in slots
         self.keys: Any
         self.values: Any
         self.real: Any = None
@@ -387,12 +429,12 @@ class RecurrentLayer(CacheLayerMixin):
         self.mass: Any = None
         self.shift: Any = None
 
-    def start(self, memory: Memory, k: Tensor, v: Tensor, dtype: torch.dtype) -> None:
+    def start(self, memory: RecurrentMemory, k: Tensor, v: Tensor, dtype: torch.dtype) -> None:
         if self.is_initialized:
             return
         batch, groups, _, width = k.shape
         self.device, self.dtype, self.is_initialized = k.device, k.dtype, True
-        self.window = Places(memory.windows, k.device)
+        self.window = PackedHeads(memory.windows, k.device)
         size = (batch, self.window.total) if memory.recurrent else (batch, groups, 0)
         self.keys, self.values = k.new_zeros(*size, width), v.new_zeros(*size, v.shape[-1])
         self.real = torch.zeros(batch, self.window.most, dtype=torch.bool, device=k.device)
@@ -401,15 +443,59 @@ class RecurrentLayer(CacheLayerMixin):
             self.sink_keys = k.new_zeros(batch, groups, memory.sinks, width)
             self.sink_values = v.new_zeros(batch, groups, memory.sinks, v.shape[-1])
         if memory.priority is not None:
-            self.slots = Places(memory.slots, k.device)
+            self.slots = PackedHeads(memory.slots, k.device)
             self.slot_keys = k.new_zeros(batch, self.slots.total, width)
             self.slot_values = v.new_zeros(batch, self.slots.total, v.shape[-1])
-            self.slot_priority = torch.full((batch, self.slots.total), LEAST, dtype=dtype, device=k.device)
+            self.slot_priority = torch.full((batch, self.slots.total), LARGE_NEGATIVE, dtype=dtype, device=k.device)
         if memory.map is not None:
             size = (batch, groups, memory.map.dimension)
             self.state = torch.zeros(*size, v.shape[-1], dtype=dtype, device=k.device)
             self.mass = torch.zeros(size, dtype=dtype, device=k.device)
-            self.shift = torch.full((batch, groups, memory.map.scales), LEAST, dtype=dtype, device=k.device)
+            self.shift = torch.full((batch, groups, memory.map.scales), LARGE_NEGATIVE, dtype=dtype, device=k.device)
+
+    def count(self, real: Tensor) -> Tensor:
+        """Number of each new token in its text, from 1 [batch, tokens]."""
+        rank = self.seen[:, None] + real.cumsum(1)
+        self.seen, self.tokens = rank[:, -1], self.tokens + real.shape[1]
+        return rank
+
+    def append(self, k: Tensor, v: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For a block that is not recurrent: all keys, values and `real` so far."""
+        self.keys, self.values = torch.cat([self.keys, k], 2), torch.cat([self.values, v], 2)
+        self.real = torch.cat([self.real, real], 1)
+        return self.keys, self.values, self.real
+
+    def store_sinks(self, k: Tensor, v: Tensor, real: Tensor, rank: Tensor) -> Tensor:
+        """Stores the new tokens that are among the first of their text; returns `real` without them."""
+        if self.sink_keys is None:
+            return real
+        sinks = self.sink_keys.shape[2]
+        place = rank[:, None] == torch.arange(1, sinks + 1, device=k.device)[:, None]
+        place = (place & real[:, None])[:, None].to(k)
+        self.sink_keys, self.sink_values = self.sink_keys + place @ k, self.sink_values + place @ v
+        return real & (rank > sinks)
+
+    def slide_windows(self, k: Tensor, v: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Moves the windows over the new tokens. Returns the keys, values and `real` of `NewTokens`."""
+        window, tokens = self.window, k.shape[2]
+        k, v = torch.cat([window.spread(self.keys), k], 2), torch.cat([window.spread(self.values), v], 2)
+        real = torch.cat([self.real, real], 1)
+        self.keys, self.values = window.pack(k[:, :, tokens:]), window.pack(v[:, :, tokens:])
+        self.real = real[:, tokens:]
+        return window.skip_missing(k, v, real[:, None])
+
+    def fill_slots(self, old: OldKeys) -> None:
+        """Stores the keys of highest priority, the highest last."""
+        if old.ahead is None:
+            return
+        best = self.slots.pack(old.ahead.argsort(2, descending=True)[..., -self.slots.most :])
+        text = torch.arange(len(best), device=best.device)[:, None]
+        self.slot_priority = old.priority[text, self.slots.head, best]
+        self.slot_keys = old.k[text, self.slots.head, best].to(self.slot_keys)
+        self.slot_values = old.v[text, self.slots.head, best].to(self.slot_values)
+
+    def fast_weights(self) -> FastWeights:
+        return FastWeights(self.state, self.mass, self.shift)
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: part for name in self.parts if (part := getattr(self, name)) is not None}
@@ -419,10 +505,14 @@ class RecurrentLayer(CacheLayerMixin):
             setattr(self, name, change(tensor))
 
     def lazy_initialization(self, key_states, value_states) -> None:
-        raise TypeError("a recurrent cache starts with its first attention; it cannot be made ready before.")
+        raise TypeError(
+            "a recurrent cache is initialised by its first attention call; it cannot be initialised before."
+        )
 
     def update(self, key_states, value_states, *args, **kwargs):
-        raise TypeError("keys reach a recurrent cache through the attention function alone.")
+        raise TypeError(
+            "a recurrent cache is updated only by the recurrent attention function; got a call of update()."
+        )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.tokens + query_length, 0
@@ -453,7 +543,7 @@ class RecurrentLayer(CacheLayerMixin):
 
 
 class HistoryLayer(DynamicLayer):
-    """What a seam of a composite looks back at: the last `back` tokens, zeros before the first."""
+    """The last `back` tokens that a seam of a composite reads; zeros before the first token."""
 
     is_croppable = False
 
@@ -477,25 +567,25 @@ class HistoryLayer(DynamicLayer):
 
 
 class RecurrentCache(Cache):
-    """A layer per block, then one per seam that looks back, so many tokens each."""
+    """One layer per block, then one per seam that reads earlier tokens. `histories` are the numbers of these tokens."""
 
     def __init__(self, blocks: int, histories: Sequence[int] = ()):
         layers = [RecurrentLayer() for _ in range(blocks)]
         super().__init__(layers=[*layers, *(HistoryLayer(back) for back in histories)])
 
     def bytes(self) -> int:
-        """Of one sequence."""
+        """Bytes of the cache of one sequence."""
         tensors = [tensor for layer in self.layers for tensor in layer.tensors().values()]  # pyright: ignore
         return sum(tensor.nbytes // len(tensor) for tensor in tensors)
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What the attention function needs of one forward pass beside what stock attention gives it."""
+class AttentionContext:
+    """Arguments of the attention function, for one forward pass, that stock attention does not pass."""
 
     memories: nn.ModuleList
     layers: Sequence[Any]  # of the cache
-    real: Tensor
+    real: Tensor  # [batch, tokens]: False at padding
     chunk: int
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
@@ -507,16 +597,18 @@ class Pass:
 def recurrent_attention(
     module: nn.Module, query, key, value, attention_mask, scaling=None, dropout=0.0, recurrent=None, **kwargs
 ):
-    """As transformers calls an attention function; `recurrent` has travelled through the stock model's keyword arguments."""
+    """An attention function of transformers. `recurrent` is an `AttentionContext`, passed on by the stock model as a keyword."""
     if recurrent is None:
-        raise ValueError("recurrent attention runs inside RecurrentForCausalLM; got a call from elsewhere.")
+        raise ValueError(
+            "recurrent attention runs inside RecurrentForCausalLM; got a call without its context: call that model."
+        )
     for name in ("softcap", "position_bias", "s_aux"):
         if kwargs.get(name) is not None:
-            raise ValueError(f"recurrent attention knows no {name}: this family cannot be converted.")
+            raise ValueError(f"recurrent attention does not support {name}; got one: this family cannot be converted.")
     if not getattr(module, "is_causal", True) or kwargs.get("is_causal") is False:
-        raise ValueError("recurrent attention is causal; this model's is not.")
+        raise ValueError("recurrent attention must be causal; this model's is not: it cannot be converted.")
     if dropout:
-        raise ValueError("recurrent attention has no dropout: set the config's attention dropout to 0.")
+        raise ValueError(f"recurrent attention has no dropout; got {dropout}: set the config's attention dropout to 0.")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return recurrent.attend(module, query, key, value, scaling).transpose(1, 2).contiguous(), None
 
@@ -525,25 +617,27 @@ AttentionInterface.register(ATTENTION, recurrent_attention)
 
 
 def attentions(net: nn.Module) -> list[Any]:
-    """The attention modules of a stock decoder, or of the parts of a composite, in the order of the blocks."""
+    """The attention modules of a stock decoder or of all parts of a composite, in block order."""
     return [m for m in net.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")]
 
 
-def shape_of(config: Any) -> Shape:
+def shape_of(config: Any) -> HeadShape:
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
-    return Shape(groups, heads // groups, getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return HeadShape(groups, heads // groups, getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
-    """A stock causal model, or a composite, whose attention is recurrent. `forward` takes whole texts in chunks (parallel form)
-    or token after token with `past_key_values` (recurrent form), and any mixture.
+    """A stock causal model or a composite with recurrent attention.
+
+    `forward` takes whole texts, computed in chunks (parallel form), single tokens with `past_key_values` (recurrent form), or
+    pieces of any length.
     """
 
     config_class = RecurrentConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    _no_split_modules = ["Memory"]  # noqa: RUF012
+    _no_split_modules = ["RecurrentMemory"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = [r"memories\.", *(StitchForCausalLM._keep_in_fp32_modules_strict or ())]  # noqa: RUF012
     _supports_sdpa = True
@@ -551,29 +645,30 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: RecurrentConfig):
         super().__init__(config)
-        base = copy.deepcopy(config.base_config)  # its attention changes below
+        base = copy.deepcopy(config.base_config)  # its attention implementation is changed below
         make = StitchForCausalLM._from_config if isinstance(base, StitchConfig) else AutoModelForCausalLM.from_config
         self.base: Any = make(base)
         found = attentions(self.base)
-        self.memories = nn.ModuleList([Memory(config, shape_of(m.config), i) for i, m in enumerate(found)])
+        # Checkpoints store these weights under `memories`.
+        self.memories = nn.ModuleList([RecurrentMemory(config, shape_of(m.config), i) for i, m in enumerate(found)])
         for index, module in enumerate(found):
             module.memory_index = index
             module.config._attn_implementation = ATTENTION
         self.post_init()
 
     def _init_weights(self, module) -> None:
-        """Feature maps have their zeros; the stock model has initialised itself."""
+        """Does nothing: feature maps start at zero, and the stock model has initialised itself."""
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # `forward` makes its own
+        return False  # `forward` makes a RecurrentCache
 
     def set_attn_implementation(self, attn_implementation, *args, **kwargs) -> None:
-        raise ValueError(f"a recurrent model has an attention of its own; got {attn_implementation!r}.")
+        raise ValueError(f"a recurrent model has an attention of its own; got {attn_implementation!r}: leave it out.")
 
     @property
     def histories(self) -> list[int]:
-        """How far back each seam of a composite looks, those that do."""
+        """For each seam of a composite that reads earlier tokens, how many of them."""
         return [
             found.history for found in self.base.modules() if isinstance(found, TranslationModule) and found.history
         ]
@@ -604,12 +699,12 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
         chunk: int | None = None,
         **kwargs,
     ):
-        """As in any causal model of transformers; `chunk` replaces the config's."""
+        """Like any causal model of transformers. `chunk` replaces the config's value."""
         given: Any = inputs_embeds if input_ids is None else input_ids
         blocks = len(self.memories)
         cache = RecurrentCache(blocks, self.histories) if past_key_values is None else past_key_values
         if not isinstance(cache, RecurrentCache):
-            raise ValueError(f"the cache must be a RecurrentCache; got a {type(cache).__name__}: leave it out.")
+            raise ValueError(f"past_key_values must be a RecurrentCache; got a {type(cache).__name__}: leave it out.")
         if position_ids is None:
             position_ids = (torch.arange(given.shape[1], device=given.device) + cache.get_seq_length()).unsqueeze(0)
         if seams := cache.layers[blocks:]:
@@ -623,7 +718,9 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache=False,
             logits_to_keep=logits_to_keep,
             return_dict=True,
-            recurrent=Pass(self.memories, cache.layers, _text(attention_mask, given), chunk or self.config.chunk),  # pyright: ignore
+            recurrent=AttentionContext(
+                self.memories, cache.layers, _text(attention_mask, given), chunk or self.config.chunk
+            ),  # pyright: ignore
             **kwargs,
         )
         if use_cache is None:
@@ -638,16 +735,16 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def _text(attention_mask: Tensor | None, given: Tensor) -> Tensor:
-    """Which of the new tokens are text [batch, tokens]."""
+    """Which of the new tokens are not padding [batch, tokens]."""
     if attention_mask is None:
         return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
     if attention_mask.ndim != 2:
         raise ValueError(
-            f"attention_mask must be [batch, tokens], causal attention is given; got {attention_mask.ndim} axes."
+            f"attention_mask must be [batch, tokens]; got {attention_mask.ndim} axes: causal attention is applied anyway."
         )
     return attention_mask[:, -given.shape[1] :].bool().to(given.device)
 
 
-# Without this, save_pretrained would not put this file beside the weights.
+# This makes save_pretrained copy this file into the checkpoint.
 RecurrentConfig.register_for_auto_class()
 RecurrentForCausalLM.register_for_auto_class("AutoModelForCausalLM")

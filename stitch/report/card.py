@@ -2,6 +2,7 @@
 
 import json
 
+from stitch.files.markdown import loading_example, markdown_table
 from stitch.report import chain as chain_report
 
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to B", "top-1"]
@@ -123,23 +124,14 @@ def model_card(report: dict) -> bytes:
     header, rows, caption = table(report)
     lines = ["---", json.dumps(metadata, indent=2, ensure_ascii=False), "---", ""]  # JSON is YAML
     lines += [f"# {name}", ""]
-    remote = "" if native else ", trust_remote_code=True"
     lines += [
         made,
         "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        f'model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_REPO"{remote})',
-        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO"{remote})',
-        'print(tokenizer.decode(model.generate(**tokenizer("The", return_tensors="pt"))[0]))',
-        "```",
+        *loading_example(remote_code=not native),
         "",
         f"## What it is worth ({caption})",
         "",
-        "| " + " | ".join(header) + " |",
-        "|" + "|".join(["-"] + ["-:"] * (len(header) - 1)) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *markdown_table(header, rows),
         "",
         *(f"- {line}" for line in footnotes(report)),
         "",

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from stitch.errors import UsageError
+from stitch.files.markdown import markdown_table
 
 MOST_NUMBERS = 400  # cells; larger heat maps show colours alone
 SAME = 1e-3  # nats. Where the target runs whole its composite is its null, but for rounding
@@ -111,9 +112,7 @@ def card(report: dict) -> bytes:
         best_table(report),
     ):
         lines += [f"## {title.partition(':')[0]}", ""]
-        lines += ["| " + " | ".join(header) + " |", "|" + "|".join(["-"] + ["-:"] * (len(header) - 1)) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        lines.append("")
+        lines += [*markdown_table(header, rows), ""]
     lines += [f"Rule for the best j: {report['rule']}.", "", *(f"- {note}" for note in footnotes(report)), ""]
     return "\n".join(lines).encode()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stitch.activations.paired import Tokens
 from stitch.errors import UsageError
 from stitch.modeling.modeling_composite import (
-    Seen,
+    TranslationInputs,
     TranslationModule,
 )
 from stitch.models.model import Model
@@ -138,7 +138,7 @@ class Applied:
 
 
 @dataclass(frozen=True)
-class _Harvested(Seen):
+class _Harvested(TranslationInputs):
     """Tokens as a batch of one. Each has its past with it, instead of before it in a sequence."""
 
     tokens: Tokens

@@ -1,13 +1,13 @@
-"""Linear attention: its memory of a context is a matrix, and exactly a branch of the MLP where nothing is divided or rotated.
+"""Linear attention: its state after a context is a matrix, which can be moved exactly into a branch of the MLP.
 
     y_t = scale · Σ_heads φ(q_t)ᵀ S_t W_O,   S_t = Σ_{j ≤ t} φ(k_j) v_jᵀ = S_context + Σ_{own j} φ(k_j) v_jᵀ
 
-The first part of the sum is a branch of its own, parallel to the attention and fed by the same normed input: W_up = W_q,
-activation φ, W_down = scale · S_context W_O (ICLCA, arXiv 2406.02847). With it the rest of the text is read as if the context
-stood before it, block after block, provided positions go on where the context ended.
+The first part of the sum is a branch parallel to the attention with the same normed input: W_up = W_q, activation φ,
+W_down = scale · S_context W_O (ICLCA, arXiv 2406.02847). With this branch in every block the model processes the rest of the text
+as if the context preceded it, provided positions continue from the end of the context.
 
-Normalised, y_t = φ(q)ᵀS / φ(q)ᵀz: the branch would have to divide, so that (S, z) stays a state that attention starts from. With
-rotary positions q_t turns with t, and a matrix that does not know t cannot follow.
+Normalised attention, y_t = φ(q)ᵀS / φ(q)ᵀz, has no such branch, as it would have to divide: (S, z) remains a state from which
+attention starts. With rotary positions q_t depends on t, which a fixed matrix cannot follow.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from torch import Tensor
 from stitch.errors import UsageError
 from stitch.internals.weights import Attention
 
-Features = Callable[[Tensor], Tensor]  # of the last dimension
+Features = Callable[[Tensor], Tensor]  # acts on the last dimension
 
 
 def identity(x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def identity(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearAttention:
-    """The reads and writes of a block, the features of its queries and keys, and what keeps its memory from being a branch."""
+    """Weights of a block's attention and the features of its queries and keys. If `normalised` or `rotary`, it has no branch."""
 
     weights: Attention
     features: Features = identity
@@ -47,7 +47,7 @@ class State:
 
 @dataclass(frozen=True)
 class Branch:
-    """φ(x up + bias), head by head, times down: what the MLP adds beside its own neurons."""
+    """φ(x up + bias), head by head, times down: an addition to the output of the MLP."""
 
     up: Float[Tensor, "d heads d_head"]
     bias: Float[Tensor, "heads d_head"] | None
@@ -59,7 +59,7 @@ class Branch:
 
 
 def remember(layer: LinearAttention, x: Float[Tensor, "tokens d"]) -> State:
-    """What the attention of a block holds after the (normed) tokens `x`."""
+    """The state of a block's attention after the (normed) tokens `x`."""
     weights = layer.weights
     keys = layer.features(_read(x, weights.k, weights.k_bias))
     return State(torch.einsum("tgf,tgv->gfv", keys, _read(x, weights.v, weights.v_bias)), keys.sum(0))
@@ -68,10 +68,10 @@ def remember(layer: LinearAttention, x: Float[Tensor, "tokens d"]) -> State:
 def attend(
     layer: LinearAttention, x: Float[Tensor, "tokens d"], state: State | None = None
 ) -> Float[Tensor, "tokens d"]:
-    """Linear attention over the tokens `x`, after what `state` holds. The bias of the output is part of it."""
+    """Linear attention over the tokens `x`, continued from `state`, with output bias. Raises UsageError for rotary positions."""
     if layer.rotary:
         raise UsageError(
-            "linear attention here has no rotary positions; the layer has: use the recurrent model's own forward."
+            "linear attention here must have no rotary positions; the layer has: use the recurrent model's own forward."
         )
     weights = layer.weights
     queries = layer.features(_read(x, weights.q, weights.q_bias)).unflatten(1, (-1, weights.shared))
@@ -87,22 +87,22 @@ def attend(
 
 
 def branch(layer: LinearAttention, state: State) -> Branch:
-    """The exact slow-weight form of `state`. Raises UsageError where there is none, and for a state of other heads."""
+    """The branch equivalent to `state`. Raises UsageError for normalised or rotary attention and for a state of other heads."""
     weights = layer.weights
     if layer.normalised:
         raise UsageError(
-            "attention to be written into an MLP must be unnormalised: an MLP cannot divide by φ(q)ᵀz; keep (S, z) as the state "
-            "that attention starts from."
+            "attention must be unnormalised to become a branch; this one is not, and an MLP cannot divide by φ(q)ᵀz: keep (S, z) "
+            "as the state from which attention starts."
         )
     if layer.rotary:
         raise UsageError(
-            "attention to be written into an MLP must have no rotary positions: its queries turn with the position, a matrix "
-            "does not; consolidate the softmax model instead."
+            "attention must have no rotary positions to become a branch; this one has, and its queries depend on the position: "
+            "consolidate the softmax model instead."
         )
     wanted = weights.v.shape[1:]
     if (got := (state.memory.shape[0], state.memory.shape[2])) != tuple(wanted):
         raise UsageError(
-            f"the state must be of {wanted[0]} key heads of {wanted[1]}; got {got[0]} of {got[1]}: it is another block's."
+            f"state must be of {wanted[0]} key heads of {wanted[1]}; got {got[0]} of {got[1]}: use the state of this block."
         )
     memory = state.memory.repeat_interleave(weights.shared, 0)
     down = weights.scale * torch.einsum("hfv,hvd->hfd", memory, weights.o)

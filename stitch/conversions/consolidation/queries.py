@@ -1,8 +1,8 @@
-"""A document in the donor's context, and queries about it: what an edit is fitted on, and what it is examined on.
+"""Queries about a document: edits are fitted on some of them and scored on others.
 
-A query is a short text about the document. *With context* the donor reads [BOS, document, query]; *without context* a model reads
-[BOS, prefix, query], the prefix being unrelated text, another for each query, or none at all. The first tokens of a query are
-given and not scored: what follows from the last words before the query is no memory of the document.
+A query is a short text about the document. *With context* the donor reads [BOS, document, query]. *Without context* a model reads
+[BOS, prefix, query], where the prefix is unrelated text, different for each query, or empty. The first tokens of a query are not
+scored, since they can often be predicted from the last words before the query.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stitch.conversions.consolidation.slow_weights import Parameters, call
+from stitch.conversions.consolidation.slow_weights import Parameters, logits_with
 from stitch.errors import StitchError, UsageError
 from stitch.evaluation.scores import Scores, bootstrap
 from stitch.models.model import Model
@@ -23,27 +23,28 @@ from stitch.text.windows import Windows
 
 QUERY = 64  # tokens, at most; shorter where the model's context is
 GIVEN = 8  # tokens of a query that are not scored
-LEAST = 2  # tokens that make a document
-BATCH = 16  # queries that run at once
+LEAST = 2  # tokens that a document must have
+BATCH = 16  # queries per forward pass
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """Queries with the donor's log-probabilities with context: `target[q, t]` predicts token `given` + t of query q."""
+class LabelledQueries:
+    """Queries and the donor's log-probabilities with context: `target[q, t]` predicts token `given` + t of query q."""
 
     queries: Int[Tensor, "queries length"]
     target: Float[Tensor, "queries scored vocabulary"]
 
     @property
     def given(self) -> int:
+        """Tokens of a query that are not scored."""
         return self.queries.shape[1] - self.target.shape[1]
 
 
 @dataclass(frozen=True)
-class Exam:
-    """Unseen queries, each behind its own prefix."""
+class PrefixedQueries:
+    """Queries to be scored, each after its own prefix."""
 
-    lesson: Lesson
+    labelled: LabelledQueries
     prefixes: Int[Tensor, "queries prefix"]
 
 
@@ -53,35 +54,36 @@ def query_length(model: Model) -> int:
 
 
 def read_document(model: Model, file: Path) -> Int[Tensor, " tokens"]:
-    """The token ids of a text file. Raises UsageError where there is none, it is empty, or it leaves no room for a query."""
-    return check_document(model, read_ids(model, file, "--context"))
+    """Token ids of a text file. Raises UsageError if it is missing, empty, or too long for the context with a query."""
+    return check_document(model, read_ids(model, file, "document"))
 
 
-def read_ids(model: Model, file: Path, option: str) -> Int[Tensor, " tokens"]:
+def read_ids(model: Model, file: Path, parameter: str) -> Int[Tensor, " tokens"]:
+    """Token ids of a text file, without BOS. Raises UsageError if it is missing, StitchError if it is not UTF-8 text."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UsageError(f"{option} must be a text file; there is no file {file}: check the path.") from None
+        raise UsageError(f"{parameter} must be a text file; there is no file {file}: check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise StitchError(f"{option} must be readable UTF-8; {file}: {error}: save it as a text file.") from error
+        raise StitchError(f"{parameter} must be readable UTF-8; {file}: {error}: save it as a text file.") from error
     return torch.tensor(model.tokenizer.encode(text, add_special_tokens=False, verbose=False), dtype=torch.long)
 
 
 def check_document(model: Model, ids: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:
-    """`ids` themselves."""
+    """Returns `ids`. Raises UsageError if they are too few, or too many for the context together with a query."""
     if len(ids) < LEAST:
-        raise UsageError(f"a document must have at least {LEAST} tokens; got {len(ids)}: give a file with text.")
+        raise UsageError(f"document must have at least {LEAST} tokens; got {len(ids)}: give a file with text.")
     room = model.longest - 1 - query_length(model)
     if len(ids) > room:
         raise UsageError(
-            f"a document must fit into the model's context of {model.longest} tokens with a query of {query_length(model)}, that "
-            f"is {room} tokens; got {len(ids)}: cut it into several files and consolidate them one after another."
+            f"document must have at most {room} tokens, so that it fits into the context of {model.longest} together "
+            f"with a query of {query_length(model)}; got {len(ids)}: cut it into several files and consolidate one after another."
         )
     return ids
 
 
 def cut_queries(ids: Int[Tensor, " tokens"], length: int) -> Int[Tensor, "queries length"]:
-    """`ids` in queries of `length` tokens; the rest is left out. Raises UsageError where there is not one."""
+    """`ids` cut into queries of `length` tokens, without the remainder. Raises UsageError if there are too few for one query."""
     if len(ids) < length:
         raise UsageError(
             f"queries must hold at least {length} tokens; got {len(ids)}: give more text about the document."
@@ -96,32 +98,32 @@ def predictions(
     changed: Parameters | None = None,
     given: int = GIVEN,
 ) -> Float[Tensor, "queries scored vocabulary"]:
-    """Log-probabilities of the tokens of each query after the `given` ones, behind BOS and its prefix."""
+    """Log-probabilities for the tokens of each query after the first `given`, when it follows BOS and its prefix."""
     bos = torch.full((len(queries), 1), bos_of(model.tokenizer))
     ids = torch.cat([bos, prefixes, queries], 1)
-    logits = call(model, changed or {}, ids, logits_to_keep=queries.shape[1] - given + 1)
+    logits = logits_with(model, changed or {}, ids, logits_to_keep=queries.shape[1] - given + 1)
     return logits[:, :-1].float().log_softmax(-1)
 
 
 @torch.no_grad()
-def learn(
+def label_queries(
     model: Model, document: Int[Tensor, " tokens"], queries: Int[Tensor, "queries length"], given: int = GIVEN
-) -> Lesson:
-    """What the model says to the queries when it has read the document."""
+) -> LabelledQueries:
+    """The queries with the model's log-probabilities when it has read the document before each."""
     parts = [predictions(model, document.expand(len(some), -1), some, given=given) for some in queries.split(BATCH)]
-    return Lesson(queries, torch.cat(parts))
+    return LabelledQueries(queries, torch.cat(parts))
 
 
 @torch.no_grad()
 def continuations(
     model: Model, document: Int[Tensor, " tokens"], count: int, length: int, generator: torch.Generator
 ) -> Int[Tensor, "count length"]:
-    """Texts that the model itself writes after the document, sampled at temperature 1."""
+    """Texts that the model generates after the document, sampled at temperature 1."""
     start = torch.cat([torch.tensor([bos_of(model.tokenizer)]), document]).expand(count, -1).to(model.device)
     found = model.net(input_ids=start, use_cache=True)
     tokens = []
     for _ in range(length):
-        chances = found.logits[:, -1].float().softmax(-1).cpu()  # sampled there: the same tokens on every device
+        chances = found.logits[:, -1].float().softmax(-1).cpu()  # on the CPU: the same tokens with every device
         tokens.append(torch.multinomial(chances, 1, generator=generator))
         if len(tokens) < length:
             cache = found.past_key_values
@@ -132,15 +134,17 @@ def continuations(
 def passages(
     document: Int[Tensor, " tokens"], count: int, length: int, generator: torch.Generator
 ) -> Int[Tensor, "count length"]:
-    """Passages of the document from random places; of one shorter than `length`, the document again and again."""
+    """Passages from random places of the document. A document shorter than `length` is repeated."""
     if len(document) < length:
         document = document.repeat(-(-2 * length // len(document)))
     starts = torch.randint(len(document) - length + 1, (count,), generator=generator).tolist()
     return torch.stack([document[start : start + length] for start in starts])
 
 
-def unrelated(windows: Windows, count: int, length: int, generator: torch.Generator) -> Int[Tensor, "count prefix"]:
-    """Prefixes from random places of other text, a different one for each query; no longer than its windows."""
+def unrelated_prefixes(
+    windows: Windows, count: int, length: int, generator: torch.Generator
+) -> Int[Tensor, "count prefix"]:
+    """Prefixes from random places of other text, different for each query, at most as long as the windows."""
     length = min(length, windows.context - 1)
     rows = torch.randint(len(windows.ids), (count,), generator=generator).tolist()
     starts = torch.randint(1, windows.context - length + 1, (count,), generator=generator).tolist()
@@ -150,19 +154,25 @@ def unrelated(windows: Windows, count: int, length: int, generator: torch.Genera
 
 
 @torch.no_grad()
-def examine(model: Model, exam: Exam, changed: Parameters | None = None) -> Scores:
-    """Nats, KL(with context ‖ without) and agreements on the scored tokens, summed per query. Raises StitchError for NaN."""
+def score_queries(model: Model, prefixed: PrefixedQueries, changed: Parameters | None = None) -> Scores:
+    """Cross-entropy, KL(with context ‖ without) and agreement on the scored tokens, summed per query.
+
+    Raises StitchError for logits that are not finite.
+    """
     rows = []
-    parts = zip(*(one.split(BATCH) for one in (exam.lesson.queries, exam.lesson.target, exam.prefixes)), strict=True)
+    parts = zip(
+        *(one.split(BATCH) for one in (prefixed.labelled.queries, prefixed.labelled.target, prefixed.prefixes)),
+        strict=True,
+    )
     for queries, target, prefixes in parts:
-        rows.append(_sums(predictions(model, prefixes, queries, changed, exam.lesson.given), target, queries))
+        rows.append(_sums(predictions(model, prefixes, queries, changed, prefixed.labelled.given), target, queries))
     return _scores(torch.cat(rows, 1))
 
 
 @torch.no_grad()
-def with_context(lesson: Lesson) -> Scores:
-    """The donor that reads the document: the ceiling."""
-    return _scores(_sums(lesson.target, lesson.target, lesson.queries))
+def scores_with_context(labelled: LabelledQueries) -> Scores:
+    """Scores of the donor that reads the document, which are the ceiling."""
+    return _scores(_sums(labelled.target, labelled.target, labelled.queries))
 
 
 def _sums(
@@ -173,7 +183,7 @@ def _sums(
     answers = queries[:, -target.shape[1] :].to(predicted.device)
     nats = -predicted.gather(2, answers[..., None])[..., 0]
     if not torch.isfinite(nats).all():
-        raise StitchError("logits must be finite; the model gives NaN or infinity: try --dtype fp32.")
+        raise StitchError("logits must be finite; the model gives NaN or infinity: set `dtype` to fp32.")
     kl = (target.exp() * (target - predicted)).sum(2)
     agree = (target.argmax(2) == predicted.argmax(2)).float()
     return torch.stack([one.double().sum(1).cpu() for one in (nats, kl, agree, torch.ones_like(nats))])
@@ -183,18 +193,18 @@ def _scores(sums: Float[Tensor, "four units"]) -> Scores:
     return Scores(sums[0], sums[1], sums[2], sums[3])
 
 
-def whole(scores: Scores) -> Scores:
-    """The queries of one document as one unit, for intervals over documents."""
+def as_one_unit(scores: Scores) -> Scores:
+    """All queries of one document as one unit, for bootstrap intervals over documents."""
     assert scores.kl is not None and scores.agreements is not None
     return _scores(
         torch.stack([one.sum(0, keepdim=True) for one in (scores.nats, scores.kl, scores.agreements, scores.tokens)])
     )
 
 
-def joined(parts: Sequence[Scores]) -> Scores:
-    """All units of several."""
+def concatenated(parts: Sequence[Scores]) -> Scores:
+    """The units of all `parts`."""
 
-    def two(a: Scores, b: Scores) -> Scores:
+    def joined(a: Scores, b: Scores) -> Scores:
         assert a.kl is not None and b.kl is not None and a.agreements is not None and b.agreements is not None
         return replace(
             a,
@@ -204,10 +214,10 @@ def joined(parts: Sequence[Scores]) -> Scores:
             tokens=torch.cat([a.tokens, b.tokens]),
         )
 
-    return reduce(two, parts)
+    return reduce(joined, parts)
 
 
-def kept(row: Scores, without: Scores, with_: Scores) -> tuple[float, float, float]:
+def gain_kept(row: Scores, without: Scores, with_: Scores) -> tuple[float, float, float]:
     """The share of the in-context gain, (CE without − CE row) / (CE without − CE with), and its 95 % bootstrap interval."""
     gains, whole_gains = without.nats - row.nats, without.nats - with_.nats
     return float(gains.sum() / whole_gains.sum()), *bootstrap(gains, whole_gains)

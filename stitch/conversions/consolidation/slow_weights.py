@@ -1,11 +1,11 @@
-"""Edits of slow weights: what is added to the MLPs' down projections, in which coordinates, and what that costs other text.
+"""Edits of the MLPs' down projections, and their cost on other text.
 
-The cost of an edit ΔW_b of block b on other text is, to second order and block by block (K-FAC, Martens & Grosse 2015),
+To second order and block by block (K-FAC, Martens & Grosse 2015), an edit ΔW_b of block b costs on other text
 
     ½ Σ_b tr(ΔW_bᵀ C_b ΔW_b G_b),   C_b = E[h hᵀ],   G_b = E[g gᵀ],
 
-h the neurons, g the gradients of the log-probability of tokens that the model itself draws. Coordinates in which the cost is
-half the squared length are V_b = C_b^{1/2} ΔW_b G_b^{1/2}.
+where h are the neurons and g the gradients of the log-probability of tokens that the model itself samples. In the coordinates
+V_b = C_b^{1/2} ΔW_b G_b^{1/2} the cost is half the squared norm.
 """
 
 import math
@@ -23,58 +23,61 @@ from stitch.models.anatomy import ANATOMIES
 from stitch.models.model import Model
 from stitch.text.windows import Windows
 
-Edit = dict[int, Float[Tensor, "neurons d"]]  # by block: what is added to its down projection, for row vectors
-Parameters = dict[str, Tensor]  # of a net, by name, in place of its own
+Edit = dict[int, Float[Tensor, "neurons d"]]  # by block: the change of its down projection, for row vectors
+Parameters = dict[str, Tensor]  # by name: values that replace parameters of a net
 
-DAMPING = 0.1  # of the mean variance, added to every direction of C and G
-CONDITION = 1e12  # of a system in float64 that leaves four digits
-LARGEST = 4.0  # factor by which an edit is scaled to a cost
+DAMPING = 0.1  # share of the mean variance that is added to every direction of C and G
+CONDITION = 1e12  # condition number up to which a float64 solution has four digits
+LARGEST = 4.0  # factor by which an edit is scaled, at most
 
 
-def check(model: Model) -> None:
-    """Raises UsageError unless MLPs write to the stream directly, in a composite those of every part; StitchError for NaN."""
+def check_writable(model: Model) -> None:
+    """Checks that all MLPs write to the residual stream directly and all weights are finite.
+
+    Raises UsageError for other MLPs, in any part of a composite, and StitchError for weights that are not finite.
+    """
     for part in model.parts:
         if part.anatomy.mlp_out_norm is not None:
             fit = ", ".join(one.family for one in ANATOMIES.values() if one.mlp_out_norm is None)
             raise UsageError(
-                f"a memory needs an MLP that writes to the residual stream directly; {part.anatomy.family} has a norm between "
-                f"them: choose a model of {fit}."
+                f"MLPs must write to the residual stream directly to be edited; {part.anatomy.family} has a norm between them: "
+                f"choose a model of {fit}."
             )
     for name, value in model.net.named_parameters():
         if not torch.isfinite(value).all():
             raise StitchError(f"the weights of {model.name} must be finite; {name} is not: download it again.")
 
 
-def matrix(model: Model, block: int) -> Float[Tensor, "neurons d"]:
-    """The down projection of `block` for row vectors: a view of the model's own."""
+def down_projection(model: Model, block: int) -> Float[Tensor, "neurons d"]:
+    """The down projection of `block` for row vectors, a view of the model's parameter."""
     down: Any = model.down(block)
     weight = down.weight.detach()
     return weight.T if isinstance(down, nn.Linear) else weight  # GPT-2's Conv1D is stored that way
 
 
-def parameters(model: Model, edit: Edit, scale: float = 1.0) -> Parameters:
-    """The edited weights as the net names and stores them."""
+def edited_parameters(model: Model, edit: Edit, scale: float = 1.0) -> Parameters:
+    """The edited weights, with the names and layout of the net's parameters."""
     names = {module: name for name, module in model.net.named_modules()}
     found = {}
     for block, change in edit.items():
-        down, own = model.down(block), matrix(model, block)
+        down, own = model.down(block), down_projection(model, block)
         changed = (own.float() + scale * change.to(own.device).float()).to(own.dtype)
         found[f"{names[down]}.weight"] = changed.T if isinstance(down, nn.Linear) else changed
     return found
 
 
 @torch.no_grad()
-def write(model: Model, edit: Edit, scale: float = 1.0) -> None:
+def apply_edit(model: Model, edit: Edit, scale: float = 1.0) -> None:
     """Adds the edit to the model's own weights."""
     own = dict(model.net.named_parameters())
-    for name, value in parameters(model, edit, scale).items():
+    for name, value in edited_parameters(model, edit, scale).items():
         own[name].copy_(value)
 
 
-def call(
+def logits_with(
     model: Model, changed: Parameters, ids: Int[Tensor, "batch length"], **kwargs
 ) -> Float[Tensor, "batch kept vocabulary"]:
-    """Logits of the model with `changed` in place of its own parameters."""
+    """Logits of the model with the parameters `changed`. `kwargs` are passed to the model."""
     kwargs = {"input_ids": ids.to(model.device), "use_cache": False, **kwargs}
     return functional_call(model.net, changed, args=(), kwargs=kwargs).logits
 
@@ -88,20 +91,20 @@ class Curvature:
 
 
 def measure_curvature(model: Model, windows: Windows, seed: int = 0, batch: int = 1024) -> Curvature:
-    """C and G on `windows`, about `batch` tokens at once.
+    """C and G on `windows`, with about `batch` tokens per forward pass.
 
-    Raises UsageError where there are fewer tokens than neurons: C would have directions that cost nothing by accident.
+    Raises UsageError for fewer tokens than neurons: C would be singular, and edits in its null space would seem to cost nothing.
     """
     blocks = range(model.depth)
-    widest = max(len(matrix(model, block)) for block in blocks)
+    widest = max(len(down_projection(model, block)) for block in blocks)
     if windows.tokens < widest:
         raise UsageError(
-            f"--tokens must be at least the number of neurons, {widest:,}, for a covariance; got {windows.tokens:,}: raise it."
+            f"tokens must be at least the number of neurons, {widest:,}, for a covariance; got {windows.tokens:,}: raise it."
         )
     neurons: dict[int, Any] = dict.fromkeys(blocks, 0.0)
-    widths = [matrix(model, block).shape[1] for block in blocks]
+    widths = [down_projection(model, block).shape[1] for block in blocks]
     gradients: dict[int, Any] = {b: torch.zeros(width, width, dtype=torch.float64) for b, width in enumerate(widths)}
-    # Its gradient goes through every down projection, whichever parameters are frozen.
+    # Added to every down projection's output, so that gradients flow there although all parameters are frozen.
     leaf = torch.zeros((), dtype=model.dtype, device=model.device, requires_grad=True)
     generator = torch.Generator().manual_seed(seed)
 
@@ -134,7 +137,7 @@ def measure_curvature(model: Model, windows: Windows, seed: int = 0, batch: int 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """ΔW = left V right: V has the gradient left ∇ right, and half its squared length is the cost on other text."""
+    """ΔW = left V right. The gradient with respect to V is left ∇ right; half the squared norm of V is the cost."""
 
     left: dict[int, Float[Tensor, "neurons neurons"]]
     right: dict[int, Float[Tensor, "d d"]]
@@ -144,13 +147,13 @@ class Coordinates:
 
 
 def coordinates(curvature: Curvature, model: Model, damping: float = DAMPING) -> Coordinates:
-    """Raises UsageError where C or G is not of the model's width."""
+    """Coordinates from the damped C and G. Raises UsageError if their widths are not the model's."""
     for block in range(model.depth):
-        width = tuple(matrix(model, block).shape)
+        width = tuple(down_projection(model, block).shape)
         got = len(curvature.neurons[block]), len(curvature.gradients[block])
         if got != width:
             raise UsageError(
-                f"the covariances of block {block} must be of its {width[0]} neurons and width {width[1]}; got {got[0]} and "
+                f"covariances of block {block} must be of its {width[0]} neurons and width {width[1]}; got {got[0]} and "
                 f"{got[1]}: measure them on this model."
             )
     device = model.device
@@ -175,46 +178,47 @@ def ridge(
 ) -> Float[Tensor, "neurons d"]:
     """argmin_ΔW mean |keys ΔW − wanted|² + strength · tr(ΔWᵀ retain ΔW), in float64.
 
-    This is ΔWᵀ = R Kᵀ(λC + KKᵀ)⁻¹ of MEMIT (Meng et al. 2022) with tokens as rows. Strength 0 asks for ΔW of least length with
-    keys ΔW = wanted: the keys must then be independent. Raises UsageError for a covariance of another width and for more keys
-    than their rank, StitchError for a system that float64 cannot solve.
+    This is ΔWᵀ = R Kᵀ(λC + KKᵀ)⁻¹ of MEMIT (Meng et al. 2022) with tokens as rows. With strength 0 it is the ΔW of least norm
+    with keys ΔW = wanted, for which the keys must be linearly independent.
+    Raises UsageError for a covariance of another width, a negative strength and dependent keys at strength 0; StitchError for a
+    system that is too ill-conditioned for float64.
     """
     keys, wanted, retain = keys.double(), wanted.double(), retain.double().to(keys.device)
     tokens, width = keys.shape
     if tuple(retain.shape) != (width, width):
         raise UsageError(
-            f"the covariance must be of the keys' width, {width}; got {len(retain)}: measure it on this model."
+            f"covariance must be of the keys' width, {width}; got {len(retain)}: measure it on this model."
         )
     if not strength >= 0:
-        raise UsageError(f"the strength of a ridge must be 0 or more; got {strength}.")
+        raise UsageError(f"strength must be 0 or more; got {strength}.")
     if strength == 0:
         if (rank := int(torch.linalg.matrix_rank(keys))) < tokens:
             raise UsageError(
-                f"keys to be met exactly must be independent; got {tokens} of rank {rank}: take fewer or a strength above 0."
+                f"keys must be linearly independent at strength 0; got {tokens} of rank {rank}: take fewer or raise `strength`."
             )
         return torch.linalg.pinv(keys) @ wanted
     system = keys.T @ keys / tokens + strength * retain
     if not (condition := float(torch.linalg.cond(system))) < CONDITION:
         raise StitchError(
-            f"the covariance must leave a system that float64 can solve, condition below {CONDITION:.0e}; got {condition:.0e}: "
-            "measure it on more text, or damp it."
+            f"covariance must give a system with a condition below {CONDITION:.0e}; got {condition:.0e}: measure it on more "
+            "text, or raise `strength`."
         )
     return torch.linalg.solve(system, keys.T @ wanted / tokens)
 
 
-def length(edit: Edit) -> float:
-    """The Frobenius norm over all blocks."""
+def edit_norm(edit: Edit) -> float:
+    """Frobenius norm over all blocks."""
     return math.sqrt(sum(float(change.double().square().sum()) for change in edit.values()))
 
 
 def scale_to_cost(
     cost_of: Callable[[float], float], budget: float, *, start: float = 1.0, within: float = 0.05, tries: int = 7
 ) -> float:
-    """The largest factor tried with which an edit costs at most `budget`, above 0; the search, which begins with `start`, ends
-    `within` a share of it.
+    """The largest tried factor with which an edit costs at most `budget` (above 0). At most LARGEST; 0 if none was found.
 
-    A cost is taken for a power of the factor, at first its square, then the power that the last two tries show; where the guess
-    leaves the bracket, its middle is tried. At most LARGEST: beyond it an edit is no longer what was fitted.
+    The search begins with `start` and ends when the cost is within a share `within` of the budget, or after `tries` tries. The
+    cost is modelled as a power of the factor: 2 at first, then the exponent given by the last two tries. If the next guess is
+    outside the bracket, its midpoint is tried.
     """
     scale, fits, too_far, power = start, 0.0, math.inf, 2.0
     last: tuple[float, float] | None = None
@@ -228,8 +232,8 @@ def scale_to_cost(
             too_far = min(too_far, scale)
         if cost > 0:
             if last is not None and last[1] > 0 and scale != last[0]:
-                shown = math.log(cost / last[1]) / math.log(scale / last[0])
-                power = shown if 0.5 < shown < 8 else power
+                exponent = math.log(cost / last[1]) / math.log(scale / last[0])
+                power = exponent if 0.5 < exponent < 8 else power
             last = (scale, cost)
         guess = scale * ((1 - within / 2) * budget / max(cost, budget / 30)) ** (1 / power)
         is_between = fits < guess < too_far

@@ -1,4 +1,4 @@
-"""What others do with a group of key heads, as the same maps: mean pooling, the first head, rotate-then-mean, random."""
+"""Baselines and null for merging key heads, as maps of the same form: mean pooling, first head, rotate-then-mean, random."""
 
 import torch
 from jaxtyping import Float
@@ -8,12 +8,13 @@ from stitch.conversions.heads.merge import Keys, Values
 
 
 def pooled_keys(old: int, d: int, head_of: tuple[int, ...]) -> Keys:
-    """The mean of the group's key heads; queries stay. Source: GQA, arXiv 2305.13245."""
+    """The mean of the group's key heads; queries are unchanged. Source: GQA, arXiv 2305.13245."""
     eye = torch.eye(d, dtype=torch.float64)
     return Keys(torch.cat([eye / old] * old, 1), torch.stack([eye for _ in head_of]))
 
 
 def first_keys(old: int, d: int, head_of: tuple[int, ...]) -> Keys:
+    """The first key head of the group; queries are unchanged."""
     eye = torch.eye(d, old * d, dtype=torch.float64)
     return Keys(eye, torch.stack([eye[:, :d] for _ in head_of]))
 
@@ -26,8 +27,11 @@ def random_keys(old: int, d: int, head_of: tuple[int, ...], generator: torch.Gen
 
 
 def turned_keys(moment: Float[Tensor, "stacked stacked"], d: int, head_of: tuple[int, ...], *, rotary: bool) -> Keys:
-    """Every old head turned onto the first, then the mean: what commutes with RoPE is a rotation of each plane; without it any
-    orthogonal matrix (Procrustes). Queries turn with their keys. Source: mha2gqa, arXiv 2412.20677."""
+    """The mean of all old heads after each is rotated onto the first. Queries are rotated with their keys.
+
+    With RoPE the rotation is one angle per plane, which commutes with RoPE; otherwise any orthogonal matrix (Procrustes).
+    Source: mha2gqa, arXiv 2412.20677.
+    """
     turns = alignments(moment, d, rotary=rotary)
     return Keys(torch.cat(turns, 1) / len(turns), torch.stack([turns[head] for head in head_of]))
 
@@ -35,7 +39,7 @@ def turned_keys(moment: Float[Tensor, "stacked stacked"], d: int, head_of: tuple
 def turned_values(
     moment: Float[Tensor, "stacked stacked"], output: Float[Tensor, "heads d width"], head_of: tuple[int, ...]
 ) -> Values:
-    """Likewise, with the turn undone by the output weights."""
+    """Values merged like `turned_keys`; the output weights undo the rotation."""
     d = output.shape[1]
     turns = alignments(moment, d, rotary=False)
     return Values(

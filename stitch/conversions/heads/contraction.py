@@ -1,12 +1,12 @@
-"""One key head for several, in closed form: truncated SVDs in the metric of the activations.
+"""Merges key heads in closed form, by truncated SVDs in the metric of the activations.
 
-Stacked keys K of a group have a second moment C; query head h reads the keys of its own old head, with second moment Q_h. The
-error of a shared key S K read through T_h is, without rotation, Σ_h ‖Q_h^½ (P_h − T_hᵀ S) C^½‖², P_h picking the head's own
-keys. Its minimum over all maps of rank d is a truncated SVD (Eckart & Young 1936, Psychometrika 1): S = Vᵀ C^-½ and T_hᵀ =
-P_h C^½ V, V the top eigenvectors of C^½ (Σ_h P_hᵀ Q_h P_h) C^½.
+Stacked keys K of a group have a second moment C. Query head h has the second moment Q_h and reads the keys of its old head,
+selected by P_h. Without rotation, the error of a shared key S K read through T_h is Σ_h ‖Q_h^½ (P_h − T_hᵀ S) C^½‖². Its minimum
+over all maps of rank d is a truncated SVD (Eckart & Young 1936, Psychometrika 1): S = Vᵀ C^-½ and T_hᵀ = P_h C^½ V, where V are
+the top eigenvectors of C^½ (Σ_h P_hᵀ Q_h P_h) C^½.
 
-RoPE turns planes by different angles, whose products average out over offsets: the error is then a sum over frequencies, and
-each has a complex SVD of its own (rank 1 of G). Planes that hardly turn within the context do not average out: those are
+RoPE rotates planes by different angles, and products of different planes average out over offsets. The error is then a sum over
+frequencies with one complex SVD each (rank 1 of G). Planes that hardly rotate within the context do not average out and are
 merged by one real SVD.
 """
 
@@ -19,15 +19,15 @@ from torch import Tensor
 from stitch.conversions.heads.merge import Keys, Values
 from stitch.internals.attend import rotated
 
-SLOW = 1.5  # radians over the context, up to which planes are merged as if they did not turn
-FLOOR = 1e-12  # of the largest eigenvalue: below it a direction counts as unused
+SLOW = 1.5  # radians over the context, up to which planes are merged as if they did not rotate
+FLOOR = 1e-12  # relative to the largest eigenvalue: smaller directions count as unused
 
 
 @dataclass(frozen=True)
 class KeyMoments:
-    """Of one group, from windows of `context` tokens: mean and covariance of stacked keys, second moments of its query heads.
+    """Mean and covariance of a group's stacked keys and second moments of its query heads, in windows of `context` tokens.
 
-    `head_of[i]` is the place in the group of the old key head that query head i reads.
+    `head_of[i]` is the index in the group of the old key head that query head i reads.
     """
 
     mean: Float[Tensor, " stacked"]
@@ -42,15 +42,15 @@ class KeyMoments:
         return self.queries.shape[1]
 
     def moment(self) -> Float[Tensor, "stacked stacked"]:
-        """Second moment of keys as scores see it: a softmax is blind to what all keys of a row share, so the mean counts only
-        as far as rotation makes it differ between them."""
+        """Second moment of keys for scores. A softmax ignores what all keys of a row share, so the mean counts only as far as
+        rotation makes it differ between keys."""
         share = (1 - mean_rotation(self.frequencies, self.context).abs().square()).clamp_min(0)
         weight = share.sqrt().repeat(2).repeat(len(self.mean) // self.size)
         mean = weight * self.mean
         return self.covariance + mean[:, None] * mean
 
     def importance(self) -> Float[Tensor, "stacked stacked"]:
-        """Σ_h P_hᵀ Q_h P_h: block diagonal, the second moment of all queries that read an old head."""
+        """Σ_h P_hᵀ Q_h P_h. Its diagonal blocks are the summed second moments of the queries that read an old head."""
         old = len(self.mean) // self.size
         blocks = torch.zeros(old, self.size, self.size, dtype=torch.float64)
         for query, head in zip(self.queries, self.head_of, strict=True):
@@ -66,8 +66,10 @@ def mean_rotation(frequencies: Float[Tensor, " planes"], context: int) -> Comple
 
 
 def predicted_error(keys: Keys, moments: KeyMoments, offsets: int = 64) -> float:
-    """Share of the scores' variance that a shared key gets wrong, if queries, keys and offsets were independent: the mean over
-    offsets Δ of Σ_h ‖Q_h^½ (R(Δ) P_h − T_hᵀ R(Δ) S) C^½‖², beside that of the scores themselves."""
+    """Unexplained share of the scores' variance, assuming that queries, keys and offsets are independent.
+
+    It is the mean over offsets Δ of Σ_h ‖Q_h^½ (R(Δ) P_h − T_hᵀ R(Δ) S) C^½‖², divided by that of the scores themselves.
+    """
     root, d = square_roots(moments.moment())[0], moments.size
     at = torch.linspace(0, moments.context - 1, offsets).round().long()
     weights = (moments.context - at).double()
@@ -87,8 +89,10 @@ def predicted_error(keys: Keys, moments: KeyMoments, offsets: int = 64) -> float
 
 
 def by_frequency(moments: KeyMoments, *, slow: float = 0.0) -> Keys:
-    """A complex SVD per frequency; planes that turn by at most `slow` radians over the context share one real SVD, as all
-    do where positions are learned: then no shared key has a smaller `predicted_error`."""
+    """One complex SVD per frequency. Planes that rotate by at most `slow` radians over the context share one real SVD.
+
+    With learned positions all planes do, and no shared key has a smaller `predicted_error`.
+    """
     d, planes = moments.size, moments.size // 2
     old = len(moments.mean) // d
     moment, importance = moments.moment(), moments.importance()
@@ -110,7 +114,7 @@ def by_frequency(moments: KeyMoments, *, slow: float = 0.0) -> Keys:
 
 
 def commuting(matrix: Float[Tensor, "stacked stacked"]) -> Float[Tensor, "stacked stacked"]:
-    """The part of a moment of [re_1 … re_G, im_1 … im_G] that all rotations leave alone: a Hermitian matrix, as a real one."""
+    """The part of a moment of [re_1 … re_G, im_1 … im_G] that is invariant under rotation: a Hermitian matrix, in real form."""
     half = len(matrix) // 2
     real = (matrix[:half, :half] + matrix[half:, half:]) / 2
     imaginary = (matrix[half:, :half] - matrix[:half, half:]) / 2
@@ -118,24 +122,26 @@ def commuting(matrix: Float[Tensor, "stacked stacked"]) -> Float[Tensor, "stacke
 
 
 def _places(planes: Tensor, old: int, d: int) -> Tensor:
-    """Indices into stacked keys of these planes: all first dimensions, head by head, then all second ones."""
+    """Indices of these planes in stacked keys: the first dimensions of all heads, then the second ones."""
     first = torch.cat([planes + head * d for head in range(old)])
     return torch.cat([first, first + d // 2])
 
 
 def _turned_upright(share: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """The plane's two rows made one complex row: (a, b; −b, a). The eigenvectors of a Hermitian matrix come in pairs of any
-    phase and orientation."""
+    """Brings the two rows of a plane into the form of one complex row, (a, b; −b, a).
+
+    Eigenvectors of a Hermitian matrix in real form come in pairs of arbitrary phase and orientation.
+    """
     half = share.shape[1] // 2
     a, b = share[0, :half], share[0, half:]
     upright = torch.stack([torch.cat([a, b]), torch.cat([-b, a])])
-    # spread is orthogonal-dual to share: the same change of basis, inverted.
+    # spread is dual to share, so its basis changes by the inverse.
     change = upright @ torch.linalg.pinv(share)
     return upright, spread @ torch.linalg.inv(change)
 
 
 def _shared(moment: Tensor, importance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(S, C^½ V): the shared keys and how the old ones are read off them."""
+    """(S, C^½ V): the map to shared keys and the map back to the old ones."""
     root, inverse = square_roots(moment)
     _, vectors = torch.linalg.eigh(root @ importance @ root)
     top = vectors[:, -rank:].flip(1)
@@ -143,7 +149,7 @@ def _shared(moment: Tensor, importance: Tensor, rank: int) -> tuple[Tensor, Tens
 
 
 def square_roots(moment: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
-    """Symmetric square root and its pseudo-inverse; directions below `FLOOR` of the largest are left out of the latter."""
+    """Symmetric square root and its pseudo-inverse, in which eigenvalues below FLOOR times the largest count as 0."""
     values, vectors = torch.linalg.eigh(moment)
     values = values.clamp_min(0)
     root = values.sqrt()
@@ -152,20 +158,20 @@ def square_roots(moment: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], Fl
 
 
 def _keys(share: Tensor, spread: Tensor, moments: KeyMoments) -> Keys:
-    """Scaled so that keys keep about their length: only the product of keys and queries counts, but dtypes are narrow."""
+    """Keys scaled to about their old length. Scores depend only on the product with queries, but narrow dtypes on the scale."""
     d = moments.size
     length = torch.einsum("di,ij,dj->d", share, moments.moment(), share).mean().clamp_min(1e-300)
-    usual = moments.moment().trace() / (len(moments.mean) // d) / d
-    factor = (usual / length).sqrt()
+    before = moments.moment().trace() / (len(moments.mean) // d) / d
+    factor = (before / length).sqrt()
     query = torch.stack([spread[head * d : (head + 1) * d].T for head in moments.head_of])
     return Keys(factor * share, query / factor)
 
 
 def aligned(moments: KeyMoments) -> Keys:
-    """The optimum without rotation, in the coordinates that turn most like RoPE's planes.
+    """The optimum without rotation, in coordinates that rotate most like RoPE's planes.
 
-    The generator of the rotation is compressed onto the shared subspace; the planes of its skew part turn at frequencies of
-    their own, and are matched to those that there are, by least squares of their logarithms (Hungarian).
+    The generator of the rotation is projected onto the shared subspace. The planes of its skew part are assigned to RoPE's planes
+    by least squares on the logarithms of their frequencies (Hungarian algorithm).
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -178,7 +184,7 @@ def aligned(moments: KeyMoments) -> Keys:
     turn[plane + d // 2, plane], turn[plane, plane + d // 2] = moments.frequencies, -moments.frequencies
     compressed = top.T @ inverse @ torch.block_diag(*[turn] * old) @ root @ top
     values, planes = torch.linalg.eigh(-1j * (compressed - compressed.T).to(torch.complex128) / 2)
-    values, planes = values[d // 2 :], planes[:, d // 2 :]  # those that turn the right way round
+    values, planes = values[d // 2 :], planes[:, d // 2 :]  # those with the orientation of RoPE
     distance = (values.clamp_min(1e-12).log()[:, None] - moments.frequencies.clamp_min(1e-12).log()).square()
     rows, places = linear_sum_assignment(distance.numpy())
     basis = torch.zeros(d, d, dtype=torch.float64)
@@ -190,8 +196,10 @@ def aligned(moments: KeyMoments) -> Keys:
 def contracted_values(
     moment: Float[Tensor, "stacked stacked"], output: Float[Tensor, "heads d width"], head_of: tuple[int, ...]
 ) -> Values:
-    """Minimises Σ_h E‖W_hᵀ (P_h − M_hᵀ L) y‖² over L and M_h: y the stacked values that heads attend to, of second moment
-    `moment`, W_h the output weights, of which M_h W_h are the new ones."""
+    """Minimises Σ_h E‖W_hᵀ (P_h − M_hᵀ L) y‖² over L and M_h.
+
+    y are stacked attended values with the second moment `moment`, W_h old and M_h W_h new output weights.
+    """
     d, old = output.shape[1], len(moment) // output.shape[1]
     blocks = torch.zeros(old, d, d, dtype=torch.float64)
     for own, head in zip(output, head_of, strict=True):
@@ -209,8 +217,7 @@ def predicted_value_error(
     output: Float[Tensor, "heads d width"],
     head_of: tuple[int, ...],
 ) -> float:
-    """Share of what heads write that shared values get wrong, if all of them attended to alike: of the sum of squares, head
-    by head."""
+    """Unexplained share of the summed squares of head outputs, assuming that all heads attend alike."""
     root, d = square_roots(moment)[0], output.shape[1]
     wrong = total = 0.0
     for new, own, head in zip(values.output, output, head_of, strict=True):

@@ -1,4 +1,4 @@
-"""Block by block: the donor's stream beside that of every converted model, so that each refit sees what came before it."""
+"""Converts attentions block by block, with the stream of each converted model, so that refits correct earlier blocks' errors."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from stitch.activations.observe import residuals
 from stitch.conversions.heads.contraction import KeyMoments
 from stitch.conversions.heads.merge import Groups, Keys, Merged, Values, merged_weights, query_heads
 from stitch.conversions.heads.normalised import merged_normalised
-from stitch.conversions.heads.refine import UNIFORM, Rows, rows_of
+from stitch.conversions.heads.refine import UNIFORM, AttentionRows, rows_of
 from stitch.conversions.heads.seams import entering
 from stitch.internals import weights
 from stitch.internals.attend import Heads, heads_of, mixed, scores, stacked
@@ -22,17 +22,17 @@ from stitch.progress import Progress
 from stitch.regression.moments import accumulate
 from stitch.regression.prior import ridge_towards
 
-ROWS = 64  # of the attention per window, at least, that keys are refined on
+ROWS = 64  # query positions per window, at least, on which keys are refined
 
 
 @dataclass(frozen=True)
-class Group:
-    """What is known of the old key heads that become one."""
+class HeadGroup:
+    """Statistics of the old key heads that are merged into one."""
 
     keys: KeyMoments
-    values: Float[Tensor, "stacked stacked"]  # second moment of what heads attend to
+    values: Float[Tensor, "stacked stacked"]  # second moment of the attended values
     output: Float[Tensor, "heads d width"]
-    rows: Callable[[], Rows]  # of the attention itself; made when asked for, as they are large
+    rows: Callable[[], AttentionRows]  # of the attention; computed on demand, as they are large
 
     @property
     def head_of(self) -> tuple[int, ...]:
@@ -40,24 +40,25 @@ class Group:
 
     @property
     def old(self) -> int:
+        """The number of old key heads."""
         return len(self.values) // self.output.shape[1]
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a group's heads become one; `refit` says whether the output weights are fitted again, block after block."""
+    """How the heads of a group are merged. `refit`: whether output weights are then refitted, block after block."""
 
-    keys: Callable[[Group], Keys]
-    values: Callable[[Group], Values]
+    keys: Callable[[HeadGroup], Keys]
+    values: Callable[[HeadGroup], Values]
     refit: bool
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Of one block's attention on the donor's stream: all old heads side by side, in float64.
+class AttentionMoments:
+    """Moments of one block's attention on the donor's stream, with all old heads stacked, in float64.
 
-    Keys that are linear functions of one another leave eigenvalues of zero. Products summed in float32 would make them 1e-7 of
-    the largest, of either sign: far above the floor under which `contraction.square_roots` takes a direction for unused.
+    Keys that are linear functions of one another give eigenvalues of zero. Products summed in float32 would turn them into ±1e-7
+    of the largest, far above the floor below which `contraction.square_roots` counts a direction as unused.
     """
 
     key_mean: Float[Tensor, " stacked"]
@@ -67,14 +68,15 @@ class Moments:
 
 
 def chunks(stream: Float[Tensor, "windows t width"], heads: int) -> Iterator[slice]:
-    """Windows in groups whose attention takes about 64 MiB."""
+    """Slices of windows whose attention weights take about 64 MiB."""
     size = max(1, 2**26 // (4 * heads * stream.shape[1] ** 2))
     for start in range(0, len(stream), size):
         yield slice(start, min(start + size, len(stream)))
 
 
 @torch.no_grad()
-def block_moments(model: Model, block: int, stream: Float[Tensor, "windows t width"]) -> Moments:
+def block_moments(model: Model, block: int, stream: Float[Tensor, "windows t width"]) -> AttentionMoments:
+    """Moments of the attention of `block` when it reads `stream`."""
     attention, theta = weights.attention(model, block), weights.frequencies(model)
     groups, heads = attention.k.shape[1], attention.q.shape[1]
     sums: dict[str, Tensor] = {}
@@ -93,7 +95,7 @@ def block_moments(model: Model, block: int, stream: Float[Tensor, "windows t wid
         add("queries", torch.einsum("whtd,whte->hde", queries, queries))
         add("attended", attended @ attended.T)
     mean = sums["mean"] / tokens
-    return Moments(
+    return AttentionMoments(
         mean,
         sums["keys"] / tokens - mean[:, None] * mean,
         sums["queries"] / tokens,
@@ -102,12 +104,19 @@ def block_moments(model: Model, block: int, stream: Float[Tensor, "windows t wid
 
 
 def normed(model: Model, block: int, stream: Tensor) -> Tensor:
+    """The input of the attention of `block`."""
     return weights.norm_module(model, "attention", block)(stream)
 
 
 def group_of(
-    model: Model, block: int, members: tuple[int, ...], moments: Moments, rows: Callable[[], Rows], context: int
-) -> Group:
+    model: Model,
+    block: int,
+    members: tuple[int, ...],
+    moments: AttentionMoments,
+    rows: Callable[[], AttentionRows],
+    context: int,
+) -> HeadGroup:
+    """The statistics of the key heads `members`, from the moments of their block."""
     attention = weights.attention(model, block)
     d = attention.q.shape[2]
     places = torch.cat([torch.arange(head * d, (head + 1) * d) for head in members])
@@ -117,7 +126,7 @@ def group_of(
         moments.key_mean[places], moments.key_covariance[places][:, places], moments.queries[queries], head_of,
         weights.frequencies(model), context,
     )  # fmt: skip
-    return Group(keys, moments.attended[places][:, places], attention.o.double().cpu()[queries], rows)
+    return HeadGroup(keys, moments.attended[places][:, places], attention.o.double().cpu()[queries], rows)
 
 
 @torch.no_grad()
@@ -128,8 +137,8 @@ def attention_rows(
     stream: Float[Tensor, "windows t width"],
     seed: int,
     uniform: float = UNIFORM,
-) -> Rows:
-    """Of the group's query heads, `ROWS` per window of the donor's stream, more where it is long."""
+) -> AttentionRows:
+    """Attention of the group's query heads at ROWS random positions per window, or at an eighth of all if that is more."""
     attention, theta = weights.attention(model, block), weights.frequencies(model)
     queries = query_heads(members, attention.shared)
     of = heads_of(attention, normed(model, block, stream))
@@ -141,25 +150,40 @@ def attention_rows(
 
 
 @dataclass
-class Track:
-    """A model being converted: its streams so far on fit and held-out windows, earlier ones that a seam to come reads, and the
-    attentions that it has got."""
+class ConvertedStreams:
+    """A model during its conversion.
+
+    `streams` are those leaving the last converted block, by split; `earlier` are streams that a later seam reads. `attentions`
+    are the converted ones so far.
+    """
 
     streams: dict[str, Float[Tensor, "windows t width"]]
     earlier: dict[str, dict[int, Tensor]]
     attentions: list[Attention] = field(default_factory=list)
 
     def enter(self, model: Model, block: int, ids: dict[str, Tensor]) -> None:
+        """Makes the streams those that `block` reads."""
         self.streams = {
             split: entering(model, block, stream, ids[split], self.earlier[split])
             for split, stream in self.streams.items()
         }
+
+    def refit(self, model: Model, block: int, new: Attention, target: dict[str, Tensor]) -> Attention:
+        """`new` with output weights refitted so that streams after it are near `target`. Moves `streams` through the block."""
+        attended = {split: attention_output(model, block, new, stream) for split, stream in self.streams.items()}
+        new = refitted_outputs(new, attended, self.streams, target)
+        self.streams = {
+            split: after_mlp(model, block, stream + written(new, attended[split]))
+            for split, stream in self.streams.items()
+        }
+        return new
 
 
 @torch.no_grad()
 def attention_output(
     model: Model, block: int, attention: Attention, stream: Float[Tensor, "windows t width"]
 ) -> Float[Tensor, "windows heads t d"]:
+    """The attended values of every head, before the output weights."""
     theta = weights.frequencies(model)
     found = []
     for rows in chunks(stream, attention.q.shape[1]):
@@ -169,11 +193,13 @@ def attention_output(
 
 
 def written(attention: Attention, heads: Float[Tensor, "windows heads t d"]) -> Float[Tensor, "windows t width"]:
+    """The output of the attention for the attended values `heads`."""
     out = torch.einsum("whtd,hdm->wtm", heads, attention.o.to(heads))
     return out if attention.o_bias is None else out + attention.o_bias.to(heads)
 
 
 def after_mlp(model: Model, block: int, stream: Tensor) -> Tensor:
+    """The stream leaving `block`, from that after its attention."""
     return stream + model.blocks[block].get_submodule(model.anatomy.mlp)(
         weights.norm_module(model, "mlp", block)(stream)
     )
@@ -182,30 +208,30 @@ def after_mlp(model: Model, block: int, stream: Tensor) -> Tensor:
 @torch.no_grad()
 def convert(
     donor: Model,
-    groups: Callable[[Model, int, Moments, int], Groups],
+    groups: Callable[[Model, int, AttentionMoments, int], Groups],
     methods: dict[str, Method],
     ids: dict[str, Tensor],
     *,
     sample: int,
     seed: int = 0,
-    watch: Callable[[Model, int, list[Group], dict[str, Merged], Tensor], None] | None = None,
+    observe: Callable[[Model, int, list[HeadGroup], dict[str, Merged], Tensor], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, list[Attention]]:
     """The attentions of every method, block by block.
 
-    `ids` holds windows to fit on ("fit") and to choose λ on ("sweep"); of the former the first `sample` give the rows of the
-    attention that keys are refined on. `groups` and `watch` get every block as its part of a composite and its number there;
-    `watch` is shown its groups, what each method made of them, the held-out stream.
+    `ids` holds windows to fit on ("fit") and to choose λ on ("sweep"). Keys are refined on the attention of the first `sample`
+    windows of the former. `groups` and `observe` get every block as a part of a composite and the block's number there. `observe`
+    also gets the block's groups, the merged heads of each method and the held-out stream.
     """
     start = {split: _embedded(donor, windows) for split, windows in ids.items()}
 
-    def track(has_streams: bool) -> Track:
-        return Track(dict(start) if has_streams else {}, {split: {} for split in ids})
+    def new_streams(has_streams: bool) -> ConvertedStreams:
+        return ConvertedStreams(dict(start) if has_streams else {}, {split: {} for split in ids})
 
-    own, tracks = track(True), {name: track(method.refit) for name, method in methods.items()}
+    own, converted = new_streams(True), {name: new_streams(method.refit) for name, method in methods.items()}
     for number in range(donor.depth):
         model, block = donor.in_part(number)
-        for one in (own, *tracks.values()):
+        for one in (own, *converted.values()):
             one.enter(donor, number, ids)
         old, streams = weights.attention(model, block), own.streams
         moments = block_moments(model, block, streams["fit"])
@@ -217,46 +243,45 @@ def convert(
             )
             for members in grouping
         ]  # fmt: skip
-        alone = tuple((head,) for head in range(old.k.shape[1]))
         outputs = {split: attention_output(model, block, old, stream) for split, stream in streams.items()}
         read = {split: normed(model, block, stream) for split, stream in streams.items()}
         after = {split: stream + written(old, outputs[split]) for split, stream in streams.items()}
-        keys = {make: tuple(make(one) for one in found) for make in dict.fromkeys(one.keys for one in methods.values())}
-        values = {
-            make: tuple(make(one) for one in found) for make in dict.fromkeys(one.values for one in methods.values())
-        }
-        made = {name: Merged(grouping, keys[one.keys], values[one.values]) for name, one in methods.items()}
-        if watch:
-            watch(model, block, found, made, streams["sweep"])
+        made = merge_by_method(methods, grouping, found)
+        if observe:
+            observe(model, block, found, made, streams["sweep"])
         for name, method in methods.items():
-            merged, converted = made[name], tracks[name]
-            # Where nothing is merged, only the refit has something to do: the stream that reaches it has changed.
-            if grouping == alone:
-                new = old
-            elif old.q_gain is None:
-                new = merged_weights(old, merged)
-            else:
-                new = merged_normalised(old, merged, read)
+            new = merged_attention(old, made[name], read)
             if method.refit:
-                before = converted.streams
-                given = {split: attention_output(model, block, new, stream) for split, stream in before.items()}
-                new = refitted_outputs(new, given, before, after)
-                converted.streams = {
-                    split: after_mlp(model, block, stream + written(new, given[split]))
-                    for split, stream in before.items()
-                }
-            converted.attentions.append(new.to(donor.dtype))  # solved in float64, of which a dozen methods take much
+                new = converted[name].refit(model, block, new, after)
+            converted[name].attentions.append(new.to(donor.dtype))  # less memory than float64, in which it was solved
         own.streams = {split: after_mlp(model, block, stream) for split, stream in after.items()}
         if progress:
             progress("blocks", number + 1, donor.depth)
-    return {name: track.attentions for name, track in tracks.items()}
+    return {name: one.attentions for name, one in converted.items()}
+
+
+def merge_by_method(methods: dict[str, Method], grouping: Groups, groups: list[HeadGroup]) -> dict[str, Merged]:
+    """The merged heads of every method. What several methods share is computed once."""
+    keys = {make: tuple(map(make, groups)) for make in dict.fromkeys(one.keys for one in methods.values())}
+    values = {make: tuple(map(make, groups)) for make in dict.fromkeys(one.values for one in methods.values())}
+    return {name: Merged(grouping, keys[one.keys], values[one.values]) for name, one in methods.items()}
+
+
+def merged_attention(old: Attention, merged: Merged, read: dict[str, Tensor]) -> Attention:
+    """The attention with merged heads; `old` itself if every head stays alone. `read` is its input, by split."""
+    if merged.groups == tuple((head,) for head in range(old.k.shape[1])):
+        return old
+    return merged_weights(old, merged) if old.q_gain is None else merged_normalised(old, merged, read)
 
 
 def refitted_outputs(
     new: Attention, read: dict[str, Tensor], streams: dict[str, Tensor], after: dict[str, Tensor]
 ) -> Attention:
-    """With output weights (and bias, where there is one) by ridge, towards what they are, that bring the converted stream where
-    the donor's is after its attention."""
+    """`new` with output weights, and bias if it has one, by ridge regression towards their current values.
+
+    The target is the difference between the donor's stream `after` its attention and the converted stream before it. `read` are
+    the attended values of `new`.
+    """
 
     def variables(split: str):
         for index in range(0, len(read[split]), 16):
@@ -277,5 +302,5 @@ def refitted_outputs(
 
 
 def _embedded(model: Model, ids: Tensor) -> Tensor:
-    """The stream entering the first block."""
+    """The stream that enters the first block."""
     return torch.cat([residuals(model, part.long(), [0])[0] for part in ids.split(16)])

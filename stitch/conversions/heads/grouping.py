@@ -1,4 +1,4 @@
-"""Which key heads become one: the partition into equal groups whose closed-form merge loses least."""
+"""Which key heads to merge: the partition into equal groups with the smallest total cost."""
 
 import itertools
 import math
@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 
 from stitch.conversions.heads.merge import Groups
 
-EXHAUSTIVE = 8  # key heads up to which every partition is tried
-MOVES = 400  # of annealing, per key head
+EXHAUSTIVE = 8  # number of key heads up to which all partitions are tried
+MOVES = 400  # moves of simulated annealing per key head
 
 
 def best_partition(old: int, new: int, cost: Callable[[tuple[int, ...]], float], seed: int = 0) -> Groups:
-    """Groups of old / new heads with the least sum of `cost`, which is asked once for each group: all partitions of up to eight
-    heads, simulated annealing of pairwise swaps beyond."""
+    """`new` groups of old / new heads each, with the smallest sum of `cost`, which is called once per group.
+
+    Up to EXHAUSTIVE heads all partitions are tried; beyond that, simulated annealing swaps pairs of heads.
+    """
     known: dict[tuple[int, ...], float] = {}
 
     def of(group: tuple[int, ...]) -> float:
@@ -31,7 +33,7 @@ def best_partition(old: int, new: int, cost: Callable[[tuple[int, ...]], float],
 
 
 def partitions(heads: tuple[int, ...], size: int) -> Iterator[Groups]:
-    """All ways to cut `heads` into groups of `size`."""
+    """All partitions of `heads` into groups of `size`."""
     if not heads:
         yield ()
         return

@@ -1,4 +1,4 @@
-"""What merging costs by block: the error that the closed form predicts from moments, beside what held-out attention shows."""
+"""The error of merging by block: predicted by the closed form from moments, and measured on held-out attention."""
 
 from dataclasses import dataclass, field
 
@@ -6,28 +6,30 @@ import torch
 from torch import Tensor
 
 from stitch.conversions.heads.contraction import predicted_error, predicted_value_error
-from stitch.conversions.heads.fit import Group, attention_rows, normed
+from stitch.conversions.heads.fit import HeadGroup, attention_rows, normed
 from stitch.conversions.heads.merge import Merged, Values, query_heads
 from stitch.conversions.heads.refine import error
 from stitch.internals import weights
 from stitch.internals.attend import heads_of, scores, stacked
 from stitch.models.model import Model
 
-WINDOWS = 8  # that are measured on
+WINDOWS = 8  # held-out windows on which errors are measured
 
 
 @dataclass
-class Watch:
-    """Collects, block by block, shares of variance: of scores (over the keys of a row, all alike) and of what heads write.
+class ErrorLog:
+    """Errors by block as shares of variance: of scores, with equal weights for the keys of a row, and of head outputs.
 
-    Called once per block by `fit.convert`; `WINDOWS` held-out windows are measured on.
+    `fit.convert` calls it once per block.
     """
 
-    predicted_by: str  # the method whose maps are the closed form's
-    also: str  # another whose scores are measured
+    predicted_by: str  # name of the closed-form method
+    also: str  # name of another method whose scores are measured
     rows: list[dict[str, float]] = field(default_factory=list)
 
-    def __call__(self, model: Model, block: int, found: list[Group], made: dict[str, Merged], held_out: Tensor) -> None:
+    def __call__(
+        self, model: Model, block: int, found: list[HeadGroup], made: dict[str, Merged], held_out: Tensor
+    ) -> None:
         closed, other, stream = made[self.predicted_by], made[self.also], held_out[:WINDOWS]
         sums: dict[str, float] = {}
 
@@ -47,7 +49,7 @@ class Watch:
 
 
 def _wrong_values(
-    model: Model, block: int, members: tuple[int, ...], group: Group, values: Values, stream: Tensor
+    model: Model, block: int, members: tuple[int, ...], group: HeadGroup, values: Values, stream: Tensor
 ) -> float:
     attention = weights.attention(model, block)
     of = heads_of(attention, normed(model, block, stream))

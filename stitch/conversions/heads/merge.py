@@ -1,8 +1,8 @@
-"""What fewer key heads are: linear maps in the space of the old ones, for keys and values and for what meets them.
+"""Merged key heads as linear maps of the old ones, and the weights of the merged attention.
 
-A group of G old key heads has stacked keys K = [k_1 … k_G] of G·d numbers per token. Its new key is S K; a query head q of
-the group becomes T q; scores are T q · R S K, R the rotation of RoPE. Values likewise: the new value is L [v_1 … v_G], and
-what the heads attend to is read by new output weights. All baselines are such maps, too.
+A group of G old key heads has stacked keys K = [k_1 … k_G] with G·d numbers per token. The new key is S K, a query q of the group
+becomes T q, and scores are T q · R S K, where R is the rotation of RoPE. The new value is L [v_1 … v_G], and the attended values
+are read by new output weights. The baselines are maps of the same form.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from stitch.internals.weights import Attention
 
-Groups = tuple[tuple[int, ...], ...]  # old key heads by new one
+Groups = tuple[tuple[int, ...], ...]  # for each new key head, its old ones
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Of one group: `shared` is S, `query[i]` the T of its i-th query head, in the order of its old key heads."""
+    """Maps of one group: `shared` is S, `query[i]` is T of the i-th query head, in the order of the old key heads."""
 
     shared: Float[Tensor, "d stacked"]
     query: Float[Tensor, "heads d d"]
@@ -26,7 +26,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class Values:
-    """Of one group: `shared` is L, `output[i]` the output weights of its i-th query head."""
+    """Maps of one group: `shared` is L, `output[i]` are the output weights of the i-th query head."""
 
     shared: Float[Tensor, "d stacked"]
     output: Float[Tensor, "heads d width"]
@@ -34,7 +34,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Merged:
-    """An attention with a key head per group; query heads are in the order of the groups."""
+    """Maps of an attention with one key head per group. Query heads are in the order of the groups."""
 
     groups: Groups
     keys: tuple[Keys, ...]
@@ -51,13 +51,12 @@ def query_heads(group: tuple[int, ...], shared: int) -> list[int]:
 
 
 def merged_weights(old: Attention, merged: Merged) -> Attention:
-    """The attention's weights and biases after merging, in float64 on the CPU, where the maps are; the output's bias is the old
-    one."""
+    """Weights and biases of the merged attention, in float64 on the CPU. The output bias is the old one."""
     order = [head for group in merged.groups for head in query_heads(group, old.shared)]
     query = torch.cat([one.query for one in merged.keys])
 
     def from_stacked(weight: Tensor | None, maps: list[Tensor]) -> Tensor | None:
-        """Rows of `weight` [..., groups, d] stacked by group, through the maps [d, stacked]."""
+        """`weight` [..., heads, d] with its heads stacked by group and multiplied by the maps [d, stacked]."""
         if weight is None:
             return None
         wide = [weight.double().cpu()[..., list(group), :].flatten(-2) for group in merged.groups]

@@ -1,10 +1,10 @@
-"""Ways to make one key head of several: ours, and what they are compared with."""
+"""The methods that merge key heads, and the baselines and the null they are compared with."""
 
 import torch
 
 from stitch.conversions.heads import baselines, contraction
 from stitch.conversions.heads.contraction import SLOW
-from stitch.conversions.heads.fit import Group, Method
+from stitch.conversions.heads.fit import HeadGroup, Method
 from stitch.conversions.heads.merge import Keys, Values
 from stitch.conversions.heads.refine import error, refined
 
@@ -12,7 +12,7 @@ REFITTED = " + refit"
 
 
 def methods(seed: int) -> dict[str, Method]:
-    """By the names that rows have: each as it is, and with its output weights refitted."""
+    """All methods by row name, without and with refitted output weights."""
     generator = torch.Generator().manual_seed(seed)
     pairs = {
         "contraction": (closed_form, values),
@@ -32,12 +32,12 @@ def methods(seed: int) -> dict[str, Method]:
     return found
 
 
-def closed_form(of: Group) -> Keys:
+def closed_form(of: HeadGroup) -> Keys:
     return contraction.by_frequency(of.keys)
 
 
-def least_squares(of: Group) -> Keys:
-    """Refined from whichever closed form is nearest on the attention itself."""
+def least_squares(of: HeadGroup) -> Keys:
+    """Alternating least squares, started from the closed form with the smallest error on the attention."""
     rows = of.rows()
     starts = [closed_form(of)]
     if of.keys.frequencies.any():
@@ -46,17 +46,17 @@ def least_squares(of: Group) -> Keys:
     return refined(min(starts, key=lambda keys: error(keys, rows)), rows)
 
 
-def values(of: Group) -> Values:
+def values(of: HeadGroup) -> Values:
     return contraction.contracted_values(of.values, of.output, of.head_of)
 
 
-def _pooled(of: Group) -> Keys:
+def _pooled(of: HeadGroup) -> Keys:
     return baselines.pooled_keys(of.old, of.keys.size, of.head_of)
 
 
-def _first(of: Group) -> Keys:
+def _first(of: HeadGroup) -> Keys:
     return baselines.first_keys(of.old, of.keys.size, of.head_of)
 
 
-def _turned(of: Group) -> Keys:
+def _turned(of: HeadGroup) -> Keys:
     return baselines.turned_keys(of.keys.moment(), of.keys.size, of.head_of, rotary=bool(of.keys.frequencies.any()))

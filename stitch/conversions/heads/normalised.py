@@ -1,9 +1,9 @@
 """Merged heads for models that normalise queries and keys (Qwen3), in the same stock class.
 
-The maps S and T are those of normalised queries and keys, whose lengths need not be what the norm makes of them. A query T q̂ has
-the direction of a linear map of the stream. A key S [k̂_1 … k̂_G] has not, as old heads have norms of their own: it is fitted by
-ridge, up to a factor per token. Dimensions are scaled before the norm, and back by its gain, so that lengths differ least between
-tokens and heads.
+The maps S and T apply to normalised queries and keys, and their results need not have the length that the norm enforces. A query
+T q̂ has the direction of a linear map of the stream. A key S [k̂_1 … k̂_G] does not, as each old head is normalised separately; it
+is fitted by ridge regression, up to a factor per token. Dimensions are rescaled before the norm, and back by its gain, so that
+lengths vary least between tokens and heads.
 """
 
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ from stitch.internals.weights import Attention
 from stitch.regression.moments import accumulate
 from stitch.regression.prior import ridge_towards
 
-SAMPLE = 4096  # tokens whose lengths are looked at
-LEAST = 0.1  # of its share of the length that every dimension keeps
+SAMPLE = 4096  # tokens on which lengths are compared
+LEAST = 0.1  # smallest weight of a dimension in the length, relative to an equal share
 
 Streams = dict[str, Float[Tensor, "windows t width"]]
 
 
 @torch.no_grad()
 def merged_normalised(old: Attention, merged: Merged, streams: Streams) -> Attention:
-    """`streams`: what the attention reads, on windows to fit on ("fit") and to choose λ on ("sweep")."""
+    """The merged attention. `streams` are its inputs on windows to fit on ("fit") and to choose λ on ("sweep")."""
     assert old.q_gain is not None and old.k_gain is not None
     some = streams["fit"].flatten(0, 1)[:SAMPLE].double()
     raw, long = _raw_keys(old, some)
@@ -84,7 +84,10 @@ def _keys(merged: Merged, unit: Float[Tensor, "tokens old d"]) -> Float[Tensor, 
 
 
 def _nearest_keys(old: Attention, linear: Attention, merged: Merged, streams: Streams) -> Attention:
-    """With key weights by ridge, towards what they are, on the wanted keys times the geometric mean of the old heads' lengths."""
+    """`linear` with key weights by ridge regression towards their current values.
+
+    The target is the merged key times the geometric mean of the old heads' lengths.
+    """
     gain = old.k_gain
     assert gain is not None
 
@@ -101,7 +104,7 @@ def _nearest_keys(old: Attention, linear: Attention, merged: Merged, streams: St
 
     products = [("x", "x"), ("x", "target")]
     fit, held = (accumulate(variables(split), products, single={"x", "target"}) for split in ("fit", "sweep"))
-    # The prior's length is that of unit keys; the targets' is the old ones'.
+    # The prior is for unit keys and is rescaled to the length of the targets.
     gram, cross = fit.product("x", "x"), fit.product("x", "target")
     prior = linear.k.flatten(1).double().to(gram)
     if linear.k_bias is not None:
@@ -118,14 +121,14 @@ def _nearest_keys(old: Attention, linear: Attention, merged: Merged, streams: St
 def _scaled(
     wanted: Float[Tensor, "heads t d"], found: Float[Tensor, "heads t d"], eps: float
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Factors of dimensions before the norm, under which what is wanted has about one length, and the gain after it."""
+    """Factors of the dimensions before the norm, with which `wanted` has nearly constant length, and the gain after the norm."""
     from scipy.optimize import lsq_linear
 
     rows = wanted.flatten(0, 1)
     squares = rows.square().cpu().numpy()
-    usual = np.maximum(squares.mean(0), 1e-9 * squares.mean())  # dimensions of no size stay so
-    solved = lsq_linear(squares / usual, np.full(len(squares), rows.shape[1]), bounds=(LEAST, np.inf))
-    scale = torch.from_numpy(np.sqrt(solved.x / usual)).to(wanted)
+    mean = np.maximum(squares.mean(0), 1e-9 * squares.mean())  # avoids dividing by zero for unused dimensions
+    solved = lsq_linear(squares / mean, np.full(len(squares), rows.shape[1]), bounds=(LEAST, np.inf))
+    scale = torch.from_numpy(np.sqrt(solved.x / mean)).to(wanted)
     unit = found * scale
     unit = (unit * (unit.square().mean(-1, keepdim=True) + eps).rsqrt()).flatten(0, 1)
     return scale, (rows * unit).sum(0) / unit.square().sum(0).clamp_min(1e-300)

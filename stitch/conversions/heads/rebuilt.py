@@ -1,4 +1,4 @@
-"""The model that holds merged heads: of the donor's own family, or GPTBigCode, a GPT-2 with one key head; part by part."""
+"""Builds the model with merged heads: of the donor's family, or GPTBigCode for a GPT-2 with one key head."""
 
 import copy
 from typing import Any
@@ -20,7 +20,7 @@ SAME = (
 
 
 def with_heads(donor: Model, attentions: list[Attention]) -> PreTrainedModel:
-    """A new model with these attentions, block by block; everything else is the donor's own, whose memory it shares."""
+    """A new model with these attentions, in block order. All other tensors are shared with the donor."""
     config = _with_key_heads(donor.config, attentions)
     config.dtype = donor.dtype
     make: Any = StitchForCausalLM._from_config if isinstance(config, StitchConfig) else AutoModelForCausalLM.from_config
@@ -36,7 +36,7 @@ def with_heads(donor: Model, attentions: list[Attention]) -> PreTrainedModel:
 
 
 def _with_key_heads(config: PreTrainedConfig, attentions: list[Attention]) -> PreTrainedConfig:
-    """A config for attentions with as many key heads as the given ones, which are those of its blocks."""
+    """The config with the numbers of key heads that `attentions`, one for each of its blocks, have."""
     if isinstance(config, StitchConfig):
         config = copy.deepcopy(config)
         before = config.a_config.num_hidden_layers
@@ -48,7 +48,9 @@ def _with_key_heads(config: PreTrainedConfig, attentions: list[Attention]) -> Pr
     if isinstance(config, GPT2Config):
         return _big_code(config)
     config = copy.deepcopy(config)
-    _, config.num_key_value_heads, config.head_dim = attentions[0].k.shape  # the width was divided by the heads, too
+    _, config.num_key_value_heads, config.head_dim = attentions[
+        0
+    ].k.shape  # by default head_dim is derived from the number of heads
     return config
 
 
@@ -62,7 +64,7 @@ def _big_code(old: GPT2Config) -> GPTBigCodeConfig:
 
 @torch.no_grad()
 def _share(old: nn.Module, new: nn.Module) -> None:
-    """All but the attentions, which differ in shape: a report has a dozen such models at once."""
+    """Shares all parameters except those of attentions, as a report holds a dozen such models at once."""
     for path, module in new.named_modules():
         if ".self_attn." in path or ".attn." in path:
             continue

@@ -1,9 +1,10 @@
-"""Shared keys by alternating least squares on the scores themselves, rotation and causal mask included.
+"""Shared keys by alternating least squares on attention scores, with rotation and causal mask.
 
-For one group: minimise Σ over windows, query heads, rows of the variance of s' − s over the row's keys, s the donor's scores
-and s'_ij = T_h q_i · R(i − j) S K_j. The variance is taken under a distribution over keys, half the donor's attention and
-half uniform: what all scores of a row share does not count, as a softmax is blind to it; under the attention alone it would
-be the second-order term of its KL divergence. S given T, and T given S, are linear: conjugate gradients on both in turn.
+For one group it minimises, summed over windows, query heads and rows, the variance of s' − s over the row's keys, where s are the
+donor's scores and s'_ij = T_h q_i · R(i − j) S K_j. A constant added to a row's scores does not change the softmax, hence the
+variance. It is taken under a distribution over keys, half of which is the donor's attention and half uniform. Under the attention
+alone it would be the second-order term of the KL divergence. The problem is linear in S for fixed T and in T for fixed S, and is
+solved by conjugate gradients in turn.
 """
 
 from collections.abc import Callable
@@ -20,8 +21,8 @@ UNIFORM = 0.5  # share of the uniform distribution
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Some rows of the attention of a group's heads: `at[r]` is row r's position; K are the stacked keys before rotation."""
+class AttentionRows:
+    """Rows of the attention of a group's heads. `at[r]` is the position of row r; `k` are stacked keys before rotation."""
 
     q: Float[Tensor, "windows heads rows d"]
     k: Float[Tensor, "windows t stacked"]
@@ -40,17 +41,17 @@ def rows_of(
     scale: float,
     at: Int[Tensor, " rows"],
     uniform: float = UNIFORM,
-) -> Rows:
-    """`scores` are the donor's, −∞ at later keys; they and q are of the rows `at`."""
+) -> AttentionRows:
+    """Rows with weights. `scores` are the donor's, −∞ at later keys; `scores` and `q` are for the positions `at`."""
     seen = torch.isfinite(scores)
     weights = uniform * (seen / seen.sum(-1, keepdim=True)) + (1 - uniform) * scores.softmax(-1)
-    return Rows(q, k, at, scores.masked_fill(~seen, 0.0), weights, frequencies, scale)
+    return AttentionRows(q, k, at, scores.masked_fill(~seen, 0.0), weights, frequencies, scale)
 
 
 class _Product:
-    """s' as a bilinear function of queries and keys that turn, with both of its adjoints."""
+    """s' as a bilinear function of rotated queries and keys, with both adjoints."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: AttentionRows) -> None:
         self.rows = rows
 
     def queries(self, query: Float[Tensor, "heads d d"]) -> Float[Tensor, "windows heads rows d"]:
@@ -63,7 +64,7 @@ class _Product:
         return self.rows.scale * torch.einsum("whrd,wtd->whrt", queries, keys)
 
     def weighed(self, error: Tensor) -> Tensor:
-        """The gradient of the rows' variance: w (e − Σ w e)."""
+        """Half the gradient of the rows' variance: w (e − Σ w e)."""
         w = self.rows.weights
         return w * (error - (w * error).sum(-1, keepdim=True))
 
@@ -77,16 +78,16 @@ class _Product:
         return torch.einsum("wtd,wts->ds", rotated(turned, -self.rows.frequencies), self.rows.k)
 
 
-def error(keys: Keys, rows: Rows) -> float:
-    """The objective, as a share of what scores that are all alike would leave."""
+def error(keys: Keys, rows: AttentionRows) -> float:
+    """The objective, relative to its value for constant scores."""
     product = _Product(rows)
     off = product.scores(product.queries(keys.query.to(rows.q)), product.keys(keys.shared.to(rows.q))) - rows.scores
     everything = (rows.scores * product.weighed(rows.scores)).sum()
     return float((off * product.weighed(off)).sum() / everything.clamp_min(1e-30))
 
 
-def refined(keys: Keys, rows: Rows, *, rounds: int = 4, steps: int = 8) -> Keys:
-    """`rounds` times S, then T, by `steps` conjugate gradients each, from where they are."""
+def refined(keys: Keys, rows: AttentionRows, *, rounds: int = 4, steps: int = 8) -> Keys:
+    """`keys` after `rounds` rounds, in each of which S and then T take `steps` conjugate gradient steps."""
     product = _Product(rows)
     metric_q = _inverse(torch.einsum("whrd,whre->hde", rows.q, rows.q))
     metric_k = _inverse(torch.einsum("wts,wtu->su", rows.k, rows.k))
@@ -110,7 +111,7 @@ def refined(keys: Keys, rows: Rows, *, rounds: int = 4, steps: int = 8) -> Keys:
 
 
 def _inverse(gram: Tensor) -> Tensor:
-    """Of a Gram matrix with a thousandth of its mean diagonal added: what preconditions."""
+    """The preconditioner: inverse of a Gram matrix with a thousandth of its mean diagonal added."""
     size = gram.shape[-1]
     damp = 1e-3 * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * torch.eye(size).to(gram)
     return torch.linalg.inv((gram + damp).double()).to(gram)
@@ -123,7 +124,7 @@ def _solved(
     precondition: Callable[[Tensor], Tensor],
     steps: int,
 ) -> Tensor:
-    """Preconditioned conjugate gradients for the x that minimises the weighed square of forward(x) − rest, from 0."""
+    """The x that minimises the weighted square of forward(x) − rest, by preconditioned conjugate gradients from 0."""
     residual = adjoint(rest)
     x = torch.zeros_like(residual)
     towards = precondition(residual)

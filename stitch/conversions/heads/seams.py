@@ -1,4 +1,4 @@
-"""The stream of a composite from block to block: at a seam it is translated, from itself and from earlier places."""
+"""The stream of a composite from block to block, translated at its seams."""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from stitch.models.model import Model
 
-AT_ONCE = 16  # windows that are translated together
+AT_ONCE = 16  # windows that are translated at a time
 
 
 @torch.no_grad()
@@ -17,9 +17,9 @@ def entering(
     ids: Int[Tensor, "windows t"],
     earlier: dict[int, Tensor],
 ) -> Float[Tensor, "windows t wanted"]:
-    """What `block` reads where `stream` left the block before it; before the first block it is what that reads already.
+    """The stream that enters `block`, given the `stream` that leaves the block before it (for block 0: that enters it).
 
-    `earlier` holds what was read by those blocks whose streams a seam to come reads; it is brought up to date.
+    `earlier` holds the streams, by block, that later seams read. It is updated.
     """
     part, _ = model.in_part(block)
     for site, translation in model.seams:

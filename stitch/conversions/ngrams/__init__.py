@@ -1,1 +1,1 @@
-"""The first blocks of a decoder as an explicit memory: what they compute, looked up by the last few tokens."""
+"""Replaces the first blocks of a decoder by n-gram tables: the stream they compute is looked up by the last few tokens."""

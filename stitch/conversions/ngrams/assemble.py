@@ -1,4 +1,4 @@
-"""A memory and the blocks after it as one model: a composite whose first half is nothing but an embedding, the table by token."""
+"""An n-gram memory and the blocks after it as one model: a composite whose first half is only an embedding, the token table."""
 
 import copy
 import dataclasses
@@ -14,10 +14,10 @@ from stitch.translation.module import translation_module
 from stitch.translation.types import Residual, Term, Token, Translation
 
 
-def assemble(model: Model, site: int, translation: Translation) -> StitchForCausalLM:
-    """Blocks `site`.. of `model`, its final norm and head, reading what `translation` looks up; in evaluation mode.
+def build_composite(model: Model, site: int, translation: Translation) -> StitchForCausalLM:
+    """Blocks `site`.. of `model`, its final norm and head, with `translation` as their input. In evaluation mode.
 
-    The blocks' tensors are the donor's own. Of a composite, whose last part `site` must be in, only that part remains.
+    The blocks share the donor's tensors. In a composite, `site` must be in the last part, and only that part remains.
     """
     last = list(parts_of(model.config))[-1]
     before = blocks_before_last_part(model.config)
@@ -33,7 +33,7 @@ def assemble(model: Model, site: int, translation: Translation) -> StitchForCaus
     early: Any = build_early(config.a_config, config.seam)
     early.to(model.device, model.dtype)
     with torch.no_grad():
-        for parameter in early.parameters():  # learned positions too: the translation has a table for them
+        for parameter in early.parameters():  # including learned positions, for which the translation has a table
             parameter.zero_()
         embedding = early.get_input_embeddings()
         embedding.weight.fill_(1)

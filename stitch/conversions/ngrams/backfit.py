@@ -1,10 +1,10 @@
-"""Tables fitted together: each in turn is the shrunken mean of what all others leave, until held-out tokens gain nothing.
+"""Fits several tables jointly by backfitting: each table in turn is the shrunken mean residual of all others.
 
-Σ_t w_t ‖y_t − Σ_k E_k[c_k(t)]‖² is quadratic in all rows, so one pass over the stream y keeps all that matters: sums of w y by
-row (`totals`), and how often rows of two tables meet (`meetings`), which takes the ids and weights alone. A row of a context seen
-n times is its weighted mean residual times n / (n + κ); κ, and below which n a row is left out, have the least error on held-out
-tokens, in closed form at every visit. With κ fixed this is Gauss–Seidel on ridge regression, which converges to
-its joint solution. Sources: backfitting, Buja, Hastie & Tibshirani 1989 (Annals of Statistics 17); shrinkage, James & Stein 1961.
+The objective Σ_t w_t ‖y_t − Σ_k E_k[c_k(t)]‖² is quadratic in all rows. One pass over the stream y therefore collects all that is
+needed: the sums of w y by row (`totals`), and the weights with which rows of two tables occur together (`meetings`). A row whose
+context occurs n times is its weighted mean residual times n / (n + κ). At every visit, κ and the smallest n that has a row are
+chosen to minimise the held-out error, in closed form. For fixed κ this is Gauss–Seidel on ridge regression and converges to the
+joint solution. Sources: backfitting, Buja, Hastie & Tibshirani 1989 (Annals of Statistics 17); shrinkage, James & Stein 1961.
 """
 
 import itertools
@@ -20,13 +20,13 @@ from torch import Tensor
 SHRINKAGES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, torch.inf)
 LEAST_COUNTS = (1, 2, 3, 5, 9)
 PASSES = 10  # at most
-GAIN = 1e-3  # of the error: passes that bring less are the last
-TOGETHER = 2**18  # tokens whose meetings are counted at a time
+GAIN = 1e-3  # relative decrease of the held-out error below which passes end
+TOKENS_PER_COUNT = 2**18  # tokens whose meetings are counted at a time
 
 
 @dataclass(frozen=True)
-class Some:
-    """Some tokens: their rows (−1: none) by table, weights, and the stream that is to be looked up."""
+class TableSamples:
+    """Tokens with their row in each table (−1: none), their weight, and the stream to be looked up."""
 
     places: Int64[Tensor, "tables tokens"]
     weights: Float[Tensor, " tokens"]
@@ -34,8 +34,11 @@ class Some:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What the fit tokens say. `counts` and weighted `mass` per row of all tables side by side; `starts`: where each begins."""
+class TableStatistics:
+    """Statistics of the fit tokens, for the rows of all tables concatenated. Table k has the rows starts[k] … starts[k+1] − 1.
+
+    `counts` are numbers of tokens, `mass` their summed weights, `totals` their weighted sums of y.
+    """
 
     starts: list[int]
     counts: Float[Tensor, " rows"]
@@ -44,25 +47,26 @@ class Evidence:
     meetings: sp.csr_array  # [rows, rows], weighted, without its diagonal
 
     def of(self, table: int) -> slice:
+        """The rows of one table."""
         return slice(self.starts[table], self.starts[table + 1])
 
-    def chosen(self, tables: Sequence[int]) -> "Evidence":
-        """The same about some of the tables."""
+    def chosen(self, tables: Sequence[int]) -> "TableStatistics":
+        """The statistics of some of the tables."""
         rows = torch.cat([torch.arange(self.starts[table], self.starts[table + 1]) for table in tables])
         sizes = [self.starts[table + 1] - self.starts[table] for table in tables]
         place = rows.numpy()
         meetings = sp.csr_array(self.meetings[place][:, place])
-        return Evidence(_starts(sizes), self.counts[rows], self.mass[rows], self.totals[rows], meetings)
+        return TableStatistics(_starts(sizes), self.counts[rows], self.mass[rows], self.totals[rows], meetings)
 
-    def less(self, prior: Float[Tensor, "rows d"], bias: Float[Tensor, " d"]) -> "Evidence":
-        """The same with a bias and rows that are there already taken off the stream."""
+    def less(self, prior: Float[Tensor, "rows d"], bias: Float[Tensor, " d"]) -> "TableStatistics":
+        """The statistics of the stream minus `bias` and minus the rows `prior`."""
         explained = torch.from_numpy(self.meetings @ prior.numpy()) + self.mass[:, None] * (prior + bias)
-        return Evidence(self.starts, self.counts, self.mass, self.totals - explained, self.meetings)
+        return TableStatistics(self.starts, self.counts, self.mass, self.totals - explained, self.meetings)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Rows by table; what was chosen for each; the held-out tokens' weighted squared error after every pass, none first."""
+    """Rows of every table and what was chosen for it. `errors`: weighted held-out squared errors before and after each pass."""
 
     rows: list[Float[Tensor, "_ d"]]
     shrinkages: list[float]
@@ -71,16 +75,16 @@ class Fit:
 
 
 def relative_weights(y: Float[Tensor, "tokens d"]) -> Float[Tensor, " tokens"]:
-    """1 / ‖y‖²: what counts is the relative error, which is what the next block's norm sees; no sink owns the fit."""
+    """1 / ‖y‖²: the next block's norm makes relative errors matter, and sinks do not dominate the fit."""
     return 1 / y.double().square().sum(1).clamp_min(1e-30)
 
 
-def collect(sizes: Sequence[int], parts: Iterable[Some]) -> Evidence:
-    """One pass over the fit tokens; `sizes` are the tables' numbers of rows."""
+def collect(sizes: Sequence[int], parts: Iterable[TableSamples]) -> TableStatistics:
+    """Collects statistics in one pass over the fit tokens. `sizes` are the numbers of rows of the tables."""
     starts = _starts(sizes)
     counts, mass = (torch.zeros(starts[-1], dtype=torch.float64) for _ in range(2))
     totals, meetings = None, sp.csr_array((starts[-1], starts[-1]))
-    waiting: list[Some] = []
+    waiting: list[TableSamples] = []
     for part in parts:
         weighed = part.weights[:, None] * part.y.double()
         totals = torch.zeros(starts[-1], part.y.shape[1], dtype=torch.float64) if totals is None else totals
@@ -91,19 +95,19 @@ def collect(sizes: Sequence[int], parts: Iterable[Some]) -> Evidence:
             mass.index_add_(0, rows, part.weights[has])
             totals.index_add_(0, rows, weighed[has])
         waiting.append(part)
-        if sum(len(each.weights) for each in waiting) >= TOGETHER:
+        if sum(len(each.weights) for each in waiting) >= TOKENS_PER_COUNT:
             meetings, waiting = meetings + _meetings(waiting, starts), []
     if waiting:
         meetings = meetings + _meetings(waiting, starts)
     assert totals is not None, "no tokens"
-    return Evidence(starts, counts, mass, totals, meetings)
+    return TableStatistics(starts, counts, mass, totals, meetings)
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
     return [0, *itertools.accumulate(sizes)]
 
 
-def _meetings(waiting: list[Some], starts: list[int]) -> sp.csr_array:
+def _meetings(waiting: list[TableSamples], starts: list[int]) -> sp.csr_array:
     places = torch.cat([part.places for part in waiting], 1).numpy()
     weights = torch.cat([part.weights for part in waiting]).numpy()
     table, token = np.nonzero(places >= 0)
@@ -116,8 +120,8 @@ def _meetings(waiting: list[Some], starts: list[int]) -> sp.csr_array:
     return sp.csr_array((found.data[apart], (found.coords[0][apart], found.coords[1][apart])), found.shape)
 
 
-def backfit(seen: Evidence, held: Some, *, passes: int = PASSES) -> Fit:
-    """Visits the tables in their order, again and again, as long as a pass lowers the error on `held` by a GAIN of it."""
+def backfit(seen: TableStatistics, held: TableSamples, *, passes: int = PASSES) -> Fit:
+    """Fits the tables in order, repeatedly, as long as a pass lowers the error on `held` by at least the share GAIN."""
     tables = range(len(seen.starts) - 1)
     meetings = [seen.meetings[seen.of(table)] for table in tables]
     rows = torch.zeros_like(seen.totals)
@@ -150,14 +154,14 @@ def backfit(seen: Evidence, held: Some, *, passes: int = PASSES) -> Fit:
     )
 
 
-def _error(held: Some, left: Tensor) -> float:
+def _error(held: TableSamples, left: Tensor) -> float:
     return float(held.weights @ left.square().sum(1))
 
 
 def _shrunken(
-    seen: Evidence, own: slice, residual: Tensor, place: Tensor, weights: Tensor, wanted: Tensor
+    seen: TableStatistics, own: slice, residual: Tensor, place: Tensor, weights: Tensor, wanted: Tensor
 ) -> tuple[Tensor, tuple[float, int]]:
-    """The table's rows, with the κ and the least count that are best on the held-out tokens."""
+    """Rows of one table, and the κ and least count that minimise the held-out error."""
     counts, mass = seen.counts[own], seen.mass[own]
     means = residual / mass.clamp_min(1e-300)[:, None]
     means[counts == 0] = 0.0
@@ -166,7 +170,7 @@ def _shrunken(
     squares, agreement = mass_held * means.square().sum(1), (means * totals_held).sum(1)
 
     def error(choice: tuple[float, int]) -> float:
-        """Squared error on the held-out tokens, less what it is without the table."""
+        """Held-out squared error minus that without the table."""
         share = _share(counts, *choice)
         return float((share.square() * squares - 2 * share * agreement).sum())
 

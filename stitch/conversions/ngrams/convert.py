@@ -1,4 +1,4 @@
-"""`stitch convert ngram`: the first L blocks of a decoder become an explicit n-gram memory. Each step once, in order."""
+"""`stitch convert ngram`: replaces the first L blocks of a decoder by an n-gram memory."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,11 +7,20 @@ from pathlib import Path
 import torch
 
 from stitch.conversions.donor import Donor, read_donor
-from stitch.conversions.ngrams.assemble import assemble
-from stitch.conversions.ngrams.late import Late, explained
-from stitch.conversions.ngrams.leakage import RUN, Overlap, overlap, require_apart
-from stitch.conversions.ngrams.memory import Memory, Shape, Source, build, read_source, scrambled, stages, tables
-from stitch.conversions.ngrams.reading import Look
+from stitch.conversions.ngrams.assemble import build_composite
+from stitch.conversions.ngrams.late import LateBlocks, explained_variance
+from stitch.conversions.ngrams.leakage import RUN, LeakageAudit, audit_leakage, require_apart
+from stitch.conversions.ngrams.memory import (
+    NgramFitData,
+    NgramMemory,
+    NgramShape,
+    choose_tables,
+    cumulative_stages,
+    fit_memory,
+    read_fit_data,
+    with_shuffled_rows,
+)
+from stitch.conversions.ngrams.reading import TableIndex
 from stitch.conversions.report import difference
 from stitch.conversions.save import save
 from stitch.errors import UsageError
@@ -25,8 +34,8 @@ from stitch.text.windows import Windows
 from stitch.translation.look_ups import positions
 from stitch.translation.types import Ngram, Translation
 
-TOLERANCE = 0.05  # nats that `--drop auto` may cost on the sweep split, by default
-TOKENS, HELD_OUT = 300_000, 32_768  # by default
+TOLERANCE = 0.05  # default of the nats that `drop` "auto" may cost on the sweep split
+TOKENS, HELD_OUT = 300_000, 32_768  # defaults
 COMPARED = (
     ("converted", "donor"), ("reference:passthrough", "converted"), ("null:random-table", "converted"),
     ("floor:mean", "converted"), ("baseline:tables-alone", "converted"), ("baseline:ridge-alone", "converted"),
@@ -38,7 +47,7 @@ def convert_ngram(
     out: Path,
     *,
     drop: int | str,
-    shape: Shape | None = None,
+    shape: NgramShape | None = None,
     tolerance: float = TOLERANCE,
     text: str = "docs",
     tokens: int = TOKENS,
@@ -52,122 +61,123 @@ def convert_ngram(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """Writes the converted model to `out` and returns its report. `drop` is L, or "auto": the most blocks that cost no more than
-    `tolerance` nats on the sweep split. Rows, λ, κ and least counts are fitted on the fit split and chosen on the sweep split.
+    """Writes the converted model to `out` and returns its report.
 
-    Raises UsageError when the request cannot be met, StitchError when weights or text fail.
+    `drop` is L, or "auto": the most blocks whose replacement costs at most `tolerance` nats per token on the sweep split. Rows
+    are fitted on the fit split; λ, κ and least counts are chosen on the sweep split. `memory` is the budget in bytes.
+    Raises UsageError for a request that cannot be met, StitchError for weights or text that fail.
     """
-    shape = shape or Shape()
+    shape = shape or NgramShape()
     check_output(out, overwrite)
     if tolerance < 0:
-        raise UsageError(f"--tolerance must be 0 or more nats; got {tolerance}.")
+        raise UsageError(f"tolerance must be 0 or more nats; got {tolerance}.")
     donor = read_donor(
         name, text=text, tokens=tokens, held_out=held_out, context=context, device=device, dtype=dtype,
         trust_remote_code=trust_remote_code, progress=progress,
     )  # fmt: skip
     check_drop(donor.model, drop)
-    looks = looks_of(donor, shape, memory)
-    audit = audited(donor, shape)
+    indices = tables_for(donor, shape, memory)
+    audit = audited_leakage(donor, shape)
     tried: dict[int, float] = {}
     if isinstance(drop, int):
-        source = read_source(donor, drop, shape, looks, progress)
+        fit_data = read_fit_data(donor, drop, shape, indices, progress)
     else:
-        source, tried = deepest(donor, shape, looks, tolerance, memory, progress)
-    fitted, scores, r2 = measure(donor, source, seed, memory, progress)
-    net = assemble(donor.model, source.site, fitted["converted"].translation)
+        fit_data, tried = deepest_within(donor, shape, indices, tolerance, memory, progress)
+    fitted, scores, r2 = measure(donor, fit_data, seed, memory, progress)
+    net = build_composite(donor.model, fit_data.site, fitted["converted"].translation)
     scores |= _evaluate({"converted": whole_model(net)}, donor.model, donor.windows["report"], memory, progress)
-    known = by_knowledge(donor, source.site, fitted["converted"].translation, audit, memory)
+    known = loss_by_leakage(donor, fit_data.site, fitted["converted"].translation, audit, memory)
     settings = {
         "drop": drop, **dataclasses.asdict(shape), "tolerance": tolerance, "tokens": tokens, "held_out": held_out,
         "context": donor.context, "seed": seed, "memory": memory, "dtype": dtype,
     }  # fmt: skip
-    report = assemble_report(donor, source, fitted, scores, r2, audit, known, tried, settings)
+    report = assemble_report(donor, fit_data, fitted, scores, r2, audit, known, tried, settings)
     save(donor.model, out, report, net.save_pretrained)
     return report
 
 
 def check_drop(model: Model, drop: int | str) -> None:
-    """Raises UsageError unless `drop` is auto or leaves blocks of the model, of a composite's last part, on both sides."""
+    """Raises UsageError unless `drop` is "auto" or cuts the model, in a composite its last part, between two blocks."""
     before = blocks_before_last_part(model.config)
     least = before + 1
-    # A memory in place of fewer would leave seams that read streams which are no longer computed.
+    # With fewer blocks replaced, a seam would remain that reads streams which are no longer computed.
     remedy = (
-        f": to replace some of the first {before} alone, convert their model before it is stitched." if before else "."
+        f": to replace only some of the first {before}, convert their model before it is stitched." if before else "."
     )
     if drop != "auto" and not (isinstance(drop, int) and least <= drop < model.depth):
         raise UsageError(
-            f"--drop must be auto or in {least}..{model.depth - 1} for {model.name}, which has {model.depth} blocks; "
+            f"drop must be auto or in {least}..{model.depth - 1} for {model.name}, which has {model.depth} blocks; "
             f"got {drop}{remedy}"
         )
 
 
-def audited(donor: Donor, shape: Shape) -> Overlap:
-    """What of the text to report on the tables will have seen. Raises UsageError where that is too much."""
-    found = overlap(donor.windows["fit"], donor.windows["report"], shape.order, donor.model.config.vocab_size)
+def audited_leakage(donor: Donor, shape: NgramShape) -> LeakageAudit:
+    """The overlap of the report split with the fit split. Raises UsageError if it is too large."""
+    found = audit_leakage(donor.windows["fit"], donor.windows["report"], shape.order, donor.model.config.vocab_size)
     require_apart(found)
     return found
 
 
-def looks_of(donor: Donor, shape: Shape, memory: int) -> list[Look]:
-    """The tables that a memory of any depth may have."""
+def tables_for(donor: Donor, shape: NgramShape, memory: int) -> list[TableIndex]:
+    """The tables for memories of any depth."""
     model = donor.model
     learned = positions(model)
-    return tables(
+    return choose_tables(
         donor.windows["fit"], shape, model.config.vocab_size, 0 if learned is None else len(learned), memory, model.width
     )  # fmt: skip
 
 
-def deepest(
-    donor: Donor, shape: Shape, looks: list[Look], tolerance: float, memory: int, progress: Progress | None
-) -> tuple[Source, dict[int, float]]:
-    """The deepest memory within the tolerance, and what each that was tried costs on the sweep split, in nats.
+def deepest_within(
+    donor: Donor, shape: NgramShape, indices: list[TableIndex], tolerance: float, memory: int, progress: Progress | None
+) -> tuple[NgramFitData, dict[int, float]]:
+    """The data of the deepest memory within the tolerance, and the cost of each tried depth on the sweep split, in nats.
 
-    Goes deeper as long as the cost stays within it: costs grow with depth.
+    Costs grow with depth, so the search ends at the first depth above the tolerance.
     """
     model, sweep = donor.model, donor.windows["sweep"]
     base = _evaluate({"donor": whole_model(model.net)}, model, sweep, memory, progress)["donor"].ce
     best, tried = None, {}
     for site in range(blocks_before_last_part(model.config) + 1, model.depth):
-        source = read_source(donor, site, shape, looks, progress)
-        row = Late(model, site).reading(whole(source).translation)
+        fit_data = read_fit_data(donor, site, shape, indices, progress)
+        row = LateBlocks(model, site).reading(fit_full_memory(fit_data).translation)
         tried[site] = _evaluate({"memory": row}, model, sweep, memory, progress)["memory"].ce - base
         if tried[site] > tolerance:
             break
-        best = source
+        best = fit_data
     if best is None:
         raise UsageError(
-            f"--tolerance must be at least {min(tried.values()):.3f} nats for {model.name}, the cost of the first block; got "
-            f"{tolerance:g}: raise it, or give more --tokens."
+            f"tolerance must be at least {min(tried.values()):.3f} nats for {model.name}, the cost of the first block; got "
+            f"{tolerance:g}: raise it, or raise `tokens`."
         )
     return best, tried
 
 
-def whole(source: Source) -> Memory:
-    """The memory with everything that its shape allows."""
-    return build(source, *list(stages(source).values())[-1])
+def fit_full_memory(fit_data: NgramFitData) -> NgramMemory:
+    """The memory with all tables and inputs."""
+    return fit_memory(fit_data, *list(cumulative_stages(fit_data).values())[-1])
 
 
 def measure(
-    donor: Donor, source: Source, seed: int, memory: int, progress: Progress | None
-) -> tuple[dict[str, Memory], dict[str, Scores], dict[str, float]]:
-    """Memories by row, of every order and in full; scores of those and of what they compare with; held-out R²."""
-    steps = stages(source)
+    donor: Donor, fit_data: NgramFitData, seed: int, memory: int, progress: Progress | None
+) -> tuple[dict[str, NgramMemory], dict[str, Scores], dict[str, float]]:
+    """Memories by row name, for every order and in full; scores of all rows on the report split; held-out R²."""
+    steps = cumulative_stages(fit_data)
     everything = list(steps.values())[-1]
-    fitted = {f"baseline:{name}": build(source, *step) for name, step in list(steps.items())[:-1]}
-    fitted["converted"] = build(source, *everything)
-    fitted["baseline:tables-alone"] = build(source, everything[0], [])
+    fitted = {f"baseline:{name}": fit_memory(fit_data, *step) for name, step in list(steps.items())[:-1]}
+    fitted["converted"] = fit_memory(fit_data, *everything)
+    fitted["baseline:tables-alone"] = fit_memory(fit_data, everything[0], [])
     translations: dict[str, Translation] = {
         **{name: found.translation for name, found in fitted.items()},
         "baseline:ridge-alone": fitted["converted"].linear,
-        "floor:mean": Translation("mean", (), source.mean.float(), source.first),
-        "null:random-table": scrambled(fitted["converted"].translation, seed),
+        "floor:mean": Translation("mean", (), fit_data.mean.float(), fit_data.first),
+        "null:random-table": with_shuffled_rows(fitted["converted"].translation, seed),
     }
-    late = Late(donor.model, source.site)
+    late = LateBlocks(donor.model, fit_data.site)
     rows: dict[str, Logits] = {"donor": whole_model(donor.model.net)}
     rows |= {name: late.reading(found) for name, found in translations.items()}
     rows["reference:passthrough"] = late.passthrough()
     report = donor.windows["report"]
-    r2 = explained(translations, donor.model, report, source.site, source.mean)
+    r2 = explained_variance(translations, donor.model, report, fit_data.site, fit_data.mean)
     return fitted, _evaluate(rows, donor.model, report, memory, progress), r2
 
 
@@ -180,49 +190,49 @@ def _evaluate(
 
 
 @dataclass(frozen=True)
-class Knowledge:
-    """What the memory costs, in nats, on some of the reported tokens."""
+class SubsetLoss:
+    """Cross-entropies of donor and converted model on a subset of the reported tokens, in nats."""
 
     tokens: int
     donor: float
     converted: float
 
 
-def by_knowledge(
-    donor: Donor, site: int, translation: Translation, audit: Overlap, memory: int
-) -> dict[str, Knowledge]:
-    """Cross-entropies where the longest n-gram was seen, where it was not, and outside copied runs."""
+def loss_by_leakage(
+    donor: Donor, site: int, translation: Translation, audit: LeakageAudit, memory: int
+) -> dict[str, SubsetLoss]:
+    """Cross-entropies after tokens whose longest n-gram is in the fit text, is not in it, or that are outside copied runs."""
     report = donor.windows["report"]
     kind = audit.known.int() + 2 * audit.copied.int()
     predicting = torch.zeros_like(kind)
-    predicting[:, 1:] = kind[:, :-1]  # of the token that predicts, where scores are by the token that is predicted
-    rows = {"donor": whole_model(donor.model.net), "converted": Late(donor.model, site).reading(translation)}
+    predicting[:, 1:] = kind[:, :-1]  # `Windows.document` labels predicted tokens; `kind` is that of the token before
+    rows = {"donor": whole_model(donor.model.net), "converted": LateBlocks(donor.model, site).reading(translation)}
     scores = evaluate(
         rows, Windows(report.ids, predicting), vocabulary=donor.model.config.vocab_size, memory=memory
     )  # fmt: skip
 
-    def over(kinds: list[int]) -> Knowledge:
+    def over(kinds: list[int]) -> SubsetLoss:
         kinds = [one for one in kinds if one < len(scores["donor"].tokens)]
         counted = scores["donor"].tokens[kinds].sum()
         nats = {name: float(found.nats[kinds].sum() / counted.clamp_min(1)) for name, found in scores.items()}
-        return Knowledge(int(counted), nats["donor"], nats["converted"])
+        return SubsetLoss(int(counted), nats["donor"], nats["converted"])
 
     return {"seen": over([1, 3]), "unseen": over([0, 2]), "not copied": over([0, 1])}
 
 
 def assemble_report(
     donor: Donor,
-    source: Source,
-    fitted: dict[str, Memory],
+    fit_data: NgramFitData,
+    fitted: dict[str, NgramMemory],
     scores: dict[str, Scores],
     r2: dict[str, float],
-    audit: Overlap,
-    known: dict[str, Knowledge],
+    audit: LeakageAudit,
+    known: dict[str, SubsetLoss],
     tried: dict[int, float],
     settings: dict,
 ) -> dict:
     """report.json; see `stitch.conversions.report`."""
-    model, site = donor.model, source.site
+    model, site = donor.model, fit_data.site
     start = blocks_before_last_part(model.config)
     dropped = sum(block_parameters(model.config, block) for block in range(start, site))
     size = {name: bytes_of(found.translation, model.dtype) for name, found in fitted.items()}
@@ -238,17 +248,17 @@ def assemble_report(
         "conversion": "ngram",
         "model": model.name,
         "title": f"{model.name} with an n-gram memory in place of its first {site} of {model.depth} blocks",
-        "made": f"The stream entering block {site} is looked up by the last {1 + source.shape.skips} tokens, not "
-        f"computed; blocks {site} to {model.depth - 1} are the donor's.",
+        "made": f"The stream entering block {site} is looked up by the last {1 + fit_data.shape.skips} tokens instead of being "
+        f"computed. Blocks {site} to {model.depth - 1} are the donor's.",
         "site": site,
         "tokens": {split: found.tokens for split, found in donor.windows.items()},
         "context": donor.context,
         "results": results,
         "differences": [difference(scores, *pair) for pair in COMPARED if pair[0] in scores],
         "tables": [
-            {"by": _called(look), "rows": rows, "shrinkage": kappa, "least_count": least}
-            for look, rows, kappa, least in zip(
-                memory.looks, memory.rows, memory.shrinkages, memory.least_counts, strict=True
+            {"by": _label(index), "rows": rows, "shrinkage": kappa, "least_count": least}
+            for index, rows, kappa, least in zip(
+                memory.indices, memory.rows, memory.shrinkages, memory.least_counts, strict=True
             )
         ],
         "passes": [error / memory.errors[0] for error in memory.errors],
@@ -259,7 +269,7 @@ def assemble_report(
         },
         "knowledge": {name: dataclasses.asdict(found) for name, found in known.items()},
         "tried": {str(depth): cost for depth, cost in tried.items()},
-        "notes": _notes(source, audit, known, tried, dropped * model.dtype.itemsize, size["converted"], settings),
+        "notes": _notes(fit_data, audit, known, tried, dropped * model.dtype.itemsize, size["converted"], settings),
         "provenance": donor.provenance(settings),
     }
 
@@ -274,32 +284,32 @@ def bytes_of(translation: Translation, dtype: torch.dtype) -> int:
     return total
 
 
-def _called(look: Look) -> str:
-    if isinstance(look.by, Ngram):
-        return f"{look.by.order}-gram"
-    back: int | None = getattr(look.by, "back", None)
+def _label(index: TableIndex) -> str:
+    if isinstance(index.by, Ngram):
+        return f"{index.by.order}-gram"
+    back: int | None = getattr(index.by, "back", None)
     return "position" if back is None else "token" if back == 0 else f"token {back} ago"
 
 
 def _notes(
-    source: Source,
-    audit: Overlap,
-    known: dict[str, Knowledge],
+    fit_data: NgramFitData,
+    audit: LeakageAudit,
+    known: dict[str, SubsetLoss],
     tried: dict[int, float],
     dropped: int,
     tables: int,
     settings: dict,
 ) -> list[str]:
-    order = source.shape.order
+    order = fit_data.shape.order
     shares = ", ".join(f"{share:.1%} of {n}-grams" for n, share in audit.seen.items())
     notes = [
         f"Tables take {tables / 2**20:,.1f} MiB; the blocks they replace took {dropped / 2**20:,.1f} MiB.",
-        "R² is that of the stream entering the first block that remains, each token weighed by 1 / ‖stream‖², held out; rows by "
-        "order are fitted with that order alone.",
-        f"Audit: the fit text has {shares} of the reported text; {audit.share_copied:.1%} of its tokens stand in runs "
-        f"of {RUN} that the fit text has too.",
+        "R² is measured on held-out tokens for the stream entering the first remaining block, with weights 1 / ‖stream‖². Rows "
+        "by order are fitted with n-grams up to that order.",
+        f"Leakage: the fit text has {shares} of the reported text; {audit.share_copied:.1%} of the reported tokens are in runs "
+        f"of {RUN} tokens that the fit text has too.",
     ]
-    kinds = {"seen": f"whose {order}-gram the fit text has", "unseen": f"whose {order}-gram it lacks"}
+    kinds = {"seen": f"whose {order}-gram is in the fit text", "unseen": f"whose {order}-gram is not in it"}
     for name, what in {**kinds, "not copied": "outside such runs"}.items():
         one = known[name]
         notes.append(
@@ -309,6 +319,6 @@ def _notes(
     if tried:
         costs = ", ".join(f"{depth}: {cost:+.3f}" for depth, cost in tried.items())
         notes.append(
-            f"Cost on the sweep split by blocks dropped, in nats: {costs}; tolerated {settings['tolerance']:g}."
+            f"Cost on the sweep split by number of replaced blocks, in nats: {costs}; tolerance {settings['tolerance']:g}."
         )
     return notes

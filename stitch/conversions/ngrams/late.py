@@ -1,4 +1,4 @@
-"""What the late blocks of a decoder are worth with this or that in place of the early ones."""
+"""Scores of a decoder's late blocks with different inputs in place of the early blocks."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from stitch.translation.types import Translation
 
 
 @dataclass(frozen=True)
-class Late:
-    """Blocks `site`.. of a model, fed by something else than its blocks before."""
+class LateBlocks:
+    """Blocks `site`.. of a model, without the blocks before them."""
 
     model: Model
     site: int
@@ -32,7 +32,7 @@ class Late:
         return late_half(self.model, self.site)
 
     def reading(self, translation: Translation) -> Logits:
-        """Fed by look-ups."""
+        """Logits when the input is looked up by `translation`."""
         module = translation_module(translation, self.model, self.model, self.site)
 
         def logits(batch: Batch) -> Tensor:
@@ -42,7 +42,7 @@ class Late:
         return logits
 
     def passthrough(self) -> Logits:
-        """Fed by what the first of the dropped blocks would read: the blocks are gone and that is all."""
+        """Logits when the input is that of the first dropped block, so that blocks are dropped without a replacement."""
         start = blocks_before_last_part(self.model.config)
 
         def logits(batch: Batch) -> Tensor:
@@ -52,14 +52,17 @@ class Late:
 
 
 @torch.no_grad()
-def explained(
+def explained_variance(
     translations: dict[str, Translation], model: Model, windows: Windows, site: int, mean: Tensor
 ) -> dict[str, float]:
-    """R² of each that has terms: 1 − Σ‖y − ŷ‖²/‖y‖² over that of the constant `mean`, over all tokens but the windows' first."""
+    """R² of each translation with terms, over all tokens except the windows' first.
+
+    R² = 1 − Σ ‖y − ŷ‖²/‖y‖² divided by the same sum for the constant ŷ = `mean`.
+    """
     reach = max([0, *(max((_back(term) for term in one.terms), default=0) for one in translations.values())])
     bare = {
         name: dataclasses.replace(one, first=None) for name, one in translations.items() if one.terms
-    }  # BOS is not among the tokens
+    }  # `first` is for BOS, which is not among the tokens
     applied = {name: Applied(one, site, model.config.vocab_size) for name, one in bare.items()}
     left, total = dict.fromkeys(applied, 0.0), 0.0
     for tokens in stream(model, windows, site, reach):

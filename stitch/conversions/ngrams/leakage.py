@@ -1,4 +1,4 @@
-"""How much of the text that is reported on stands in the text that tables were made of."""
+"""Leakage: how much of the report split also occurs in the text that tables were fitted on."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,15 @@ from stitch.errors import UsageError
 from stitch.modeling.modeling_composite import ngram_keys
 from stitch.text.windows import Windows
 
-RUN = 32  # tokens: so long a run that occurs in both is a copy
-TOLERATED = 0.1  # of the reported tokens may stand in copies: libraries quote each other, licences are everywhere
-BASE = 6_364_136_223_846_793_005  # of the polynomial that runs are hashed by, modulo 2⁶⁴
+RUN = 32  # tokens: a run of this length that occurs in both texts counts as copied
+TOLERATED = 0.1  # share of copied tokens that is accepted: licences and quoted code occur in many files
+BASE = 6_364_136_223_846_793_005  # of the polynomial hash of runs, modulo 2⁶⁴
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """Where reported tokens stand in a copied run, where their n-gram of the highest order occurs in the fit text, and by order
-    the share of those whose n-gram does. A window's BOS is in no share."""
+class LeakageAudit:
+    """Which reported tokens are in a copied run (`copied`) and which end an n-gram of the highest order that occurs in the fit
+    text (`known`); by order, the share of tokens whose n-gram occurs there (`seen`). Shares leave out a window's BOS."""
 
     copied: Bool[Tensor, "windows context"]
     known: Bool[Tensor, "windows context"]
@@ -29,26 +29,26 @@ class Overlap:
         return float(self.copied[:, 1:].float().mean())
 
 
-def overlap(fit: Windows, report: Windows, order: int, vocabulary: int) -> Overlap:
-    """The audit of `report` against `fit`, for n-grams up to `order`."""
+def audit_leakage(fit: Windows, report: Windows, order: int, vocabulary: int) -> LeakageAudit:
+    """Compares `report` with `fit`, for n-grams up to `order`."""
     known = {n: _occurs(report.ids, fit.ids, n, vocabulary) for n in range(1, order + 1)}
     shares = {n: float(found[:, 1:].float().mean()) for n, found in known.items()}
-    return Overlap(copies(fit.ids, report.ids), known[order], shares)
+    return LeakageAudit(copies(fit.ids, report.ids), known[order], shares)
 
 
-def require_apart(found: Overlap) -> None:
-    """Raises UsageError where more than TOLERATED of the reported text has been copied from the fit text or into it."""
+def require_apart(found: LeakageAudit) -> None:
+    """Raises UsageError if more than TOLERATED of the reported tokens are in runs that the fit text has too."""
     if found.share_copied > TOLERATED:
         raise UsageError(
-            f"text to report on must not be in the table's corpus; {found.share_copied:.1%} of its tokens stand in runs "
-            f"of {RUN} tokens that are: take copies out of --text."
+            f"text must have a report split with at most {TOLERATED:.0%} of tokens in runs of {RUN} tokens that the fit split "
+            f"has too; got {found.share_copied:.1%}: remove copied passages."
         )
 
 
 def copies(
     fit: Int[Tensor, "windows context"], report: Int[Tensor, "others context"]
 ) -> Bool[Tensor, "others context"]:
-    """Which tokens of `report` stand in a run of RUN tokens that `fit` has too. A window's own BOS belongs to no run."""
+    """Which tokens of `report` are in a run of RUN tokens that `fit` has too. A window's BOS is in no run."""
     marked = torch.zeros(report.shape, dtype=torch.bool)
     if report.shape[1] - 1 < RUN:
         return marked
@@ -61,7 +61,7 @@ def copies(
 
 
 def _runs(ids: Int[Tensor, "windows context"]) -> Int64[Tensor, "windows runs"]:
-    """A hash of every run of RUN tokens within a window."""
+    """Hashes of all runs of RUN tokens within a window."""
     own = ids[:, 1:].long() + 1
     length = own.shape[1] - RUN + 1
     total = torch.zeros(len(own), length, dtype=torch.int64)

@@ -1,8 +1,8 @@
-"""An explicit n-gram memory in place of a decoder's first blocks: what it is fitted from, and the translation it becomes.
+"""An n-gram memory in place of a decoder's first blocks: its tables, the data they are fitted on, and the resulting translation.
 
-The stream entering block L is looked up instead of computed: a table by token, tables by the token k ago, tables of n-grams. Rows
-start from ridge regression on the model's embeddings and on its context-free states of the last few tokens, which also says
-something of tokens and n-grams that are rare or were never seen; `backfit` then adds what the fit text knows of each row.
+The stream entering block L is looked up instead of computed, in tables by token, by the token k ago and by n-gram. Rows start
+from ridge regression on the model's embeddings and on its context-free states of the last few tokens, which also covers tokens
+and n-grams that are rare or absent in the fit text. `backfit` then adds the mean residual of each row.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from torch import Tensor
 from stitch.activations.observe import residuals
 from stitch.activations.paired import SINK_RATIO, Tokens
 from stitch.conversions.donor import Donor
-from stitch.conversions.ngrams.backfit import Evidence, Some, backfit, collect, relative_weights
-from stitch.conversions.ngrams.reading import Look, frequent, stream
+from stitch.conversions.ngrams.backfit import TableSamples, TableStatistics, backfit, collect, relative_weights
+from stitch.conversions.ngrams.reading import TableIndex, frequent, stream
 from stitch.errors import UsageError
 from stitch.progress import Progress
 from stitch.regression.moments import Moments, accumulate
@@ -29,12 +29,12 @@ from stitch.translation.inputs import ByPosition, ByToken, Input
 from stitch.translation.look_ups import context_free, embeddings, positions
 from stitch.translation.types import Ngram, Position, Term, Token, Translation, merged
 
-COPIES = 6  # arrays as large as all rows in float64 that fitting holds at a time, at most
+COPIES = 6  # float64 arrays of the size of all rows that fitting holds at most
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What a memory looks at: n-grams up to `order`, `rows` of them, single tokens up to `skips` ago."""
+class NgramShape:
+    """Tables of a memory: n-grams up to `order`, at most `rows` of them, and single tokens up to `skips` ago."""
 
     order: int = 3
     rows: int = 65_536
@@ -42,37 +42,37 @@ class Shape:
 
     def __post_init__(self) -> None:
         if not 1 <= self.order <= 5:
-            raise UsageError(f"--order must be in 1..5; got {self.order}.")
+            raise UsageError(f"order must be in 1..5; got {self.order}.")
         if self.rows < 0:
-            raise UsageError(f"--rows must be 0 or more; got {self.rows}.")
+            raise UsageError(f"rows must be 0 or more; got {self.rows}.")
         if self.skips < self.order - 1:
-            raise UsageError(f"--skips must be at least --order − 1, {self.order - 1}; got {self.skips}.")
+            raise UsageError(f"skips must be at least `order` − 1, {self.order - 1}; got {self.skips}.")
 
 
 @dataclass(frozen=True)
-class Source:
-    """Everything that memories of one depth are fitted from; `looks` are all tables there may be, in the order of visits."""
+class NgramFitData:
+    """The data that memories of one depth are fitted on. `indices` are all available tables, in the order of fitting."""
 
     site: int
     vocabulary: int
-    shape: Shape
-    looks: list[Look]
+    shape: NgramShape
+    indices: list[TableIndex]
     inputs: dict[str, Input]
     moments: dict[Split, Moments]
-    seen: Evidence
-    held: Some
+    seen: TableStatistics
+    held: TableSamples
     mean: Float[Tensor, " d"]  # weighted
     first: Float[Tensor, " d"]
 
 
 @dataclass(frozen=True)
-class Memory:
-    """A fitted memory: `linear` is what ridge alone makes of it, `translation` has what backfitting adds.
+class NgramMemory:
+    """A fitted memory: `linear` is the ridge regression alone, `translation` includes the backfitted tables.
 
-    By table: the number of rows that say something, κ, and the least count. `errors` as `Fit` has them.
+    By table: the number of nonzero rows, κ, and the least count. `errors` are those of `Fit`.
     """
 
-    looks: list[Look]
+    indices: list[TableIndex]
     rows: list[int]
     shrinkages: list[float]
     least_counts: list[int]
@@ -81,40 +81,44 @@ class Memory:
     translation: Translation
 
 
-def tables(
-    windows: Windows, shape: Shape, vocabulary: int, learned_positions: int, memory: int, width: int
-) -> list[Look]:
-    """Every token of the fit text, up to `skips` ago, and its most frequent n-grams, evenly by order; those that occur twice.
+def choose_tables(
+    windows: Windows, shape: NgramShape, vocabulary: int, learned_positions: int, memory: int, width: int
+) -> list[TableIndex]:
+    """Tables by token, up to `skips` ago, and of the most frequent n-grams that occur at least twice, evenly by order.
 
-    Raises UsageError when ids are too many for the order, or `memory` (bytes) too small to fit all that.
+    Raises UsageError if the vocabulary is too large for the order, or if fitting needs more than `memory` bytes.
     """
     if vocabulary**shape.order >= 2**63:
-        raise UsageError(f"n-grams of {vocabulary:,} ids must have an order below {shape.order}: lower --order.")
+        raise UsageError(
+            f"order must be below {shape.order} for a vocabulary of {vocabulary:,} ids; got {shape.order}: lower it."
+        )
     ids = windows.ids.unique().long()
-    looks, left = [Look(Token(), ids)], shape.rows
+    indices, left = [TableIndex(Token(), ids)], shape.rows
     for order in range(2, shape.order + 1):
         keys = frequent(
             windows.ids, order, vocabulary, 2, left // (shape.order + 1 - order), max(2**20, 8 * shape.rows)
         )
         left -= len(keys)
-        looks.append(Look(Ngram(order, keys), keys))
-    looks += [Look(Token(back), ids) for back in range(1, shape.skips + 1)]
+        indices.append(TableIndex(Ngram(order, keys), keys))
+    indices += [TableIndex(Token(back), ids) for back in range(1, shape.skips + 1)]
     if learned_positions:
-        looks.append(Look(Position(), torch.arange(learned_positions)))
-    rows = sum(len(look.keys) for look in looks)
-    columns = width * (shape.order + shape.skips + 1)  # of ridge: moments of two splits, a factor, a copy
+        indices.append(TableIndex(Position(), torch.arange(learned_positions)))
+    rows = sum(len(index.keys) for index in indices)
+    columns = width * (shape.order + shape.skips + 1)  # of the ridge: moments of two splits, a factor, a copy
     needed = COPIES * 8 * width * rows + 4 * 8 * columns**2
     if needed > memory:
         raise UsageError(
-            f"tables must fit --memory while they are fitted; {rows:,} rows of {width} numbers need {needed / 2**30:.2f} GiB of "
-            f"{memory / 2**30:.2f} GiB: lower --rows, --skips or --tokens, or raise --memory."
+            f"memory must be at least {needed / 2**30:.2f} GiB to fit {rows:,} rows of {width} numbers; got "
+            f"{memory / 2**30:.2f} GiB: raise it, or lower `rows`, `skips` or `tokens`."
         )
-    return looks
+    return indices
 
 
 @torch.no_grad()
-def read_source(donor: Donor, site: int, shape: Shape, looks: list[Look], progress: Progress | None = None) -> Source:
-    """Reads fit and sweep text once, up to block `site`."""
+def read_fit_data(
+    donor: Donor, site: int, shape: NgramShape, indices: list[TableIndex], progress: Progress | None = None
+) -> NgramFitData:
+    """Runs the fit and sweep splits up to block `site` and collects what memories of that depth are fitted on."""
     model, vocabulary = donor.model, donor.model.config.vocab_size
     own, state = embeddings(model), context_free(model, site)
     inputs: dict[str, Input] = {f"embedding-{back}": ByToken(own, back) for back in range(shape.skips + 1)}
@@ -131,7 +135,7 @@ def read_source(donor: Donor, site: int, shape: Shape, looks: list[Look], progre
         for part in read:
             norms = part.target.norm(dim=1)
             limit = SINK_RATIO * norms.median() if limit is None else limit
-            kept = norms <= limit  # sinks would own an unweighted fit
+            kept = norms <= limit  # sinks would dominate an unweighted fit
             some = Tokens({}, part.ids[kept], part.positions[kept], part.target[kept])
             yield {**{name: found.columns(some) for name, found in inputs.items()}, "target": some.target}
 
@@ -143,13 +147,13 @@ def read_source(donor: Donor, site: int, shape: Shape, looks: list[Look], progre
         "sweep": accumulate(variables(tokens("sweep")), pairs, names, sums_of_single=torch.float32),
     }
 
-    def some(part: Tokens) -> Some:
-        rows = torch.stack([look.rows(part, vocabulary) for look in looks])
-        return Some(rows, relative_weights(part.target), part.target)
+    def some(part: Tokens) -> TableSamples:
+        rows = torch.stack([index.rows(part, vocabulary) for index in indices])
+        return TableSamples(rows, relative_weights(part.target), part.target)
 
-    seen = collect([len(look.keys) for look in looks], map(some, tokens("fit")))
+    seen = collect([len(index.keys) for index in indices], map(some, tokens("fit")))
     parts = list(map(some, tokens("sweep")))
-    held = Some(
+    held = TableSamples(
         torch.cat([part.places for part in parts], 1),
         torch.cat([part.weights for part in parts]),
         torch.cat([part.y for part in parts]),
@@ -158,24 +162,24 @@ def read_source(donor: Donor, site: int, shape: Shape, looks: list[Look], progre
     first = residuals(model, ids, [site])[site][0, 0].float().cpu()
     by_token = seen.of(0)  # every token has a row of this table
     mean = seen.totals[by_token].sum(0) / seen.mass[by_token].sum()
-    return Source(site, vocabulary, shape, looks, inputs, moments, seen, held, mean, first)
+    return NgramFitData(site, vocabulary, shape, indices, inputs, moments, seen, held, mean, first)
 
 
-def stages(source: Source) -> dict[str, tuple[list[int], list[str]]]:
-    """Tables and inputs by order, cumulative; the last stage has everything."""
-    shape, found = source.shape, {}
+def cumulative_stages(fit_data: NgramFitData) -> dict[str, tuple[list[int], list[str]]]:
+    """Indices of tables and names of inputs for growing memories, by name. The last stage has all of them."""
+    shape, found = fit_data.shape, {}
     steps = [(f"{order}-grams", order, order - 1) for order in range(1, shape.order + 1)]
     if shape.skips >= shape.order:
         steps.append((f"and single tokens up to {shape.skips} ago", shape.order, shape.skips))
     for name, order, back in steps:
-        chosen = [place for place, look in enumerate(source.looks) if _within(look, order, back)]
-        read = [name for name in source.inputs if name == "position" or int(name.rpartition("-")[2]) <= back]
+        chosen = [place for place, index in enumerate(fit_data.indices) if _within(index, order, back)]
+        read = [name for name in fit_data.inputs if name == "position" or int(name.rpartition("-")[2]) <= back]
         found[name] = chosen, read
     return found
 
 
-def _within(look: Look, order: int, back: int) -> bool:
-    match look.by:
+def _within(index: TableIndex, order: int, back: int) -> bool:
+    match index.by:
         case Token(ago):
             return ago <= back
         case Ngram(of, _):
@@ -184,48 +188,50 @@ def _within(look: Look, order: int, back: int) -> bool:
             return True
 
 
-def build(source: Source, tables: Sequence[int], inputs: Sequence[str], name: str = "memory") -> Memory:
-    """A memory of some of the tables, whose rows start from ridge on some of the inputs (none: from nothing)."""
-    looks = [source.looks[place] for place in tables]
+def fit_memory(
+    fit_data: NgramFitData, tables: Sequence[int], inputs: Sequence[str], name: str = "memory"
+) -> NgramMemory:
+    """A memory of some of the tables, with rows that start from ridge regression on `inputs`. Without inputs they start at 0."""
+    indices = [fit_data.indices[place] for place in tables]
     if inputs:
-        found = ridge(source.moments["fit"], source.moments["sweep"], tuple(inputs))
-        linear = from_ridge(name, found, source.inputs)
+        found = ridge(fit_data.moments["fit"], fit_data.moments["sweep"], tuple(inputs))
+        linear = from_ridge(name, found, fit_data.inputs)
     else:
-        linear = Translation(name, (), source.mean.float())
+        linear = Translation(name, (), fit_data.mean.float())
     by_input = {term.input: term.weight for term in linear.terms}
-    seen = source.seen.chosen(tables)
+    seen = fit_data.seen.chosen(tables)
     prior = torch.zeros_like(seen.totals)
-    for place, look in enumerate(looks):
-        if (weight := by_input.get(look.by)) is not None:
-            prior[seen.of(place)] = weight[look.keys].double()
-    held = Some(source.held.places[list(tables)], source.held.weights, source.held.y - linear.bias)
+    for place, index in enumerate(indices):
+        if (weight := by_input.get(index.by)) is not None:
+            prior[seen.of(place)] = weight[index.keys].double()
+    held = TableSamples(fit_data.held.places[list(tables)], fit_data.held.weights, fit_data.held.y - linear.bias)
     for place, rows in enumerate(held.places):
         has = rows >= 0
         held.y[has] -= prior[seen.of(place)][rows[has]].float()
     fit = backfit(seen.less(prior, linear.bias.double()), held)
-    added = [_term(look, rows.float(), source.vocabulary) for look, rows in zip(looks, fit.rows, strict=True)]
+    added = [_term(index, rows.float(), fit_data.vocabulary) for index, rows in zip(indices, fit.rows, strict=True)]
     together = merged(dataclasses.replace(linear, terms=(*linear.terms, *added)))
     terms = tuple(term for term in together.terms if term.weight is not None and len(term.weight))
-    finished = dataclasses.replace(together, terms=terms, first=source.first)
+    finished = dataclasses.replace(together, terms=terms, first=fit_data.first)
     rows = [int(table.ne(0).any(1).sum()) for table in fit.rows]
     choices = fit.shrinkages, fit.least_counts, fit.errors
-    return Memory(looks, rows, *choices, linear.starting_with(source.first), finished)
+    return NgramMemory(indices, rows, *choices, linear.starting_with(fit_data.first), finished)
 
 
-def _term(look: Look, rows: Float[Tensor, "rows d"], vocabulary: int) -> Term:
-    """The table as a term of a translation, without rows that say nothing; tables by token have a row per id."""
-    if isinstance(look.by, Ngram):
+def _term(index: TableIndex, rows: Float[Tensor, "rows d"], vocabulary: int) -> Term:
+    """The table as a term of a translation. N-gram tables lose rows of zeros; tables by token have a row per id."""
+    if isinstance(index.by, Ngram):
         kept = rows.ne(0).any(1)
-        return Term(Ngram(look.by.order, look.keys[kept]), rows[kept])
-    if isinstance(look.by, Token):
+        return Term(Ngram(index.by.order, index.keys[kept]), rows[kept])
+    if isinstance(index.by, Token):
         dense = torch.zeros(vocabulary, rows.shape[1])
-        dense[look.keys] = rows
-        return Term(look.by, dense)
-    return Term(look.by, rows)
+        dense[index.keys] = rows
+        return Term(index.by, dense)
+    return Term(index.by, rows)
 
 
-def scrambled(translation: Translation, seed: int) -> Translation:
-    """The null: every table's rows dealt out anew among its keys, so that all norms and sizes stay. BOS and bias stay too."""
+def with_shuffled_rows(translation: Translation, seed: int) -> Translation:
+    """Null: the rows of every table permuted among its keys. Norms, sizes, BOS and bias are unchanged."""
     generator = torch.Generator().manual_seed(seed)
     terms = []
     for term in translation.terms:

@@ -1,4 +1,4 @@
-"""A text as a memory reads it: every token but a window's BOS, with the ids before it and the stream that is to be looked up."""
+"""Reads a text for an n-gram memory: all tokens except BOS, with the ids before them and the stream to be looked up."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,19 +16,19 @@ from stitch.progress import Progress
 from stitch.text.windows import Windows
 from stitch.translation.types import Ngram, Position, Token
 
-COUNTED = 2**18  # tokens counted at a time
+TOKENS_PER_COUNT = 2**18  # tokens counted at a time
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a table is looked up by, and the sorted keys it has rows for."""
+class TableIndex:
+    """What a table is looked up by, and the sorted keys that have rows."""
 
     by: Token | Position | Ngram
     keys: Int64[Tensor, " rows"] = field(repr=False)
 
     @property
     def reach(self) -> int:
-        """How many ids before a token it reads."""
+        """The number of ids before a token that it reads."""
         return self.by.back if isinstance(self.by, Token) else self.by.order - 1 if isinstance(self.by, Ngram) else 0
 
     def rows(self, tokens: Tokens, vocabulary: int) -> Int64[Tensor, " tokens"]:
@@ -48,7 +48,7 @@ class Look:
 
 
 def history(ids: Int[Tensor, "windows context"], reach: int) -> Int64[Tensor, "tokens back"]:
-    """Ids of each token but the windows' first and of the `reach` before it, −1 where the window has none."""
+    """Ids of all tokens except the windows' first, each with the `reach` ids before it; −1 before the window."""
     columns = []
     for back in range(reach + 1):
         moved = torch.full_like(ids, -1)
@@ -60,7 +60,7 @@ def history(ids: Int[Tensor, "windows context"], reach: int) -> Int64[Tensor, "t
 def stream(
     model: Model, windows: Windows, site: int, reach: int, progress: Progress | None = None, task: str = "reading"
 ) -> Iterator[Tokens]:
-    """The tokens of `windows` with the stream entering block `site` as their target, a forward pass at a time."""
+    """The tokens of `windows` with the stream entering block `site` as the target, one forward pass at a time."""
     batch = max(1, TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // windows.context)
     done = 0
     for ids in windows.ids.split(batch):
@@ -75,12 +75,12 @@ def stream(
 def frequent(
     ids: Int[Tensor, "windows context"], order: int, vocabulary: int, least: int, most: int, remembered: int
 ) -> Int64[Tensor, " rows"]:
-    """Sorted keys of the `most` most frequent n-grams among those that occur at least `least` times.
+    """Sorted keys of the `most` most frequent n-grams that occur at least `least` times.
 
-    Memory does not grow with the text: the rarest are forgotten whenever more than `remembered` are in mind.
+    Memory does not grow with the text: n-grams seen once are dropped whenever there are more than `remembered`.
     """
     keys, counts = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    for part in ids.split(max(1, COUNTED // ids.shape[1])):
+    for part in ids.split(max(1, TOKENS_PER_COUNT // ids.shape[1])):
         columns = [part.long()[:, order - 1 - back : part.shape[1] - back] for back in range(order)]
         new, their_counts = ngram_keys(columns, vocabulary).flatten().unique(return_counts=True)
         keys, position = torch.cat([keys, new]).unique(return_inverse=True)

@@ -1,4 +1,4 @@
-"""A softmax decoder as a recurrent network with fast weights, beside what the same bytes do without them."""
+"""`stitch convert recurrent`: a softmax decoder becomes a recurrent network, compared with baselines of the same state size."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,17 +6,17 @@ from pathlib import Path
 
 from stitch.circuits.behaviours import Prompts
 from stitch.conversions.donor import Donor, read_donor
-from stitch.conversions.recurrence.allocation import allocate, dealt_at_random
-from stitch.conversions.recurrence.distil import Moments, feature_parameters
-from stitch.conversions.recurrence.fit import fit, moments_of, scores_of
+from stitch.conversions.recurrence.allocation import allocate, shuffled_sizes
+from stitch.conversions.recurrence.distil import HeadMoments, feature_parameters
+from stitch.conversions.recurrence.fit import donor_moments, fit, scores_of
 from stitch.conversions.recurrence.forms import (
-    Recipe,
-    as_many_bytes,
-    beside,
+    RecurrentForm,
     cache_bytes,
     check_convertible,
     dimension_of,
+    matching_bytes,
     memories,
+    sibling,
     state_bytes,
     wrap,
 )
@@ -61,55 +61,69 @@ def convert_recurrent(
 ) -> dict:
     """Writes the recurrent form of a model to the folder `out` and returns its report.
 
-    `features`: taylor2 and random in closed form; hedgehog fitted; hybrid has a window (default: 1/32 of the context), `slots`
-    for older keys, which a learned priority fills (default: 5/32 of the context), and hedgehog features for the rest, or with a
-    `multiple` of 0 the mean of their values. `multiple` is D / d for random and hedgehog features (default: 2, for hybrid 0: at
-    equal bytes more keys that are exact are worth more than more features); `hidden` the units of the MLPs in feature maps and
-    priorities (default: 2 d). `allocation`, of exact keys in forms that are fitted: uniform, or measured, as many as each head
-    needs with `window` + `slots` on average (`allocation.py`). Every row has as many bytes as `converted`.
+    `features`: taylor2 and random are closed-form, hedgehog is fitted. hybrid has a window, `slots` for older keys chosen by a
+    learned priority, and hedgehog features for all other keys or, with a `multiple` of 0, the mean of their values.
+    `window`, `slots`: exact keys per head. Default: 0; for hybrid 1/32 and 5/32 of the context.
+    `multiple`: D / d, features per dimension of a head, for random and hedgehog features. Default: 2; for hybrid 0, as at equal
+    bytes exact keys reduce the divergence more than features.
+    `hidden`: units of the MLPs in feature maps and priorities. Default: 2 d.
+    `allocation` of exact keys in fitted forms: uniform, or measured (`allocation.py`), with `window` + `slots` on average.
+    `layers`: the blocks to convert, "all" or numbers and ranges such as "0,2-4".
 
-    Raises UsageError when the request cannot be met, StitchError when weights, text or a denominator fail.
+    Baselines and nulls in the report have at least as large a state as the converted model. Raises UsageError for a request that
+    cannot be met, StitchError for weights, text or a denominator that fail.
     """
     check_output(out, overwrite)
-    if features not in FEATURES:
-        raise UsageError(f"--features must be one of {', '.join(FEATURES)}; got {features!r}.")
-    if allocation not in ALLOCATIONS:
-        raise UsageError(f"--allocation must be one of {', '.join(ALLOCATIONS)}; got {allocation!r}.")
-    if min(steps, logit_steps, sinks, window or 0, slots or 0, hidden or 0, seed) < 0:
-        raise UsageError("--window, --sinks, --slots, --hidden, --steps, --logit-steps and --seed must be 0 or more.")
+    _check_choices(features, allocation)
+    _check_counts(
+        window=window, sinks=sinks, slots=slots, hidden=hidden, steps=steps, logit_steps=logit_steps, seed=seed
+    )
     donor = read_donor(
         name, text=text, tokens=tokens, held_out=held_out, context=context, device=device, dtype=dtype,
         trust_remote_code=trust_remote_code, progress=progress,
     )  # fmt: skip
-    model, length = donor.model, donor.context
-    check_convertible(model, length)
-    recipe = _recipe(
-        model, features, length, window=window, sinks=sinks, slots=slots, multiple=multiple, hidden=hidden,
+    model = donor.model
+    check_convertible(model, donor.context)
+    form = _form(
+        model, features, donor.context, window=window, sinks=sinks, slots=slots, multiple=multiple, hidden=hidden,
         layers=layers, steps=steps, logit_steps=logit_steps, seed=seed,
     )  # fmt: skip
-    net = wrap(model, recipe)
-    sums = moments_of(net, donor, progress)
-    if allocation == "measured" and recipe.features in FITTED and recipe.window + recipe.slots > 1:
-        recipe = replace(recipe, keys=allocate(net, donor, recipe, sums, progress))
-        net = beside(net, recipe)
-    course = fit(net, donor, recipe, sums, progress=progress)
-    nets = {"converted": net, **nulls(net, donor, recipe, sums, progress)}
+    net = wrap(model, form)
+    sums = donor_moments(net, donor, progress)
+    if allocation == "measured" and form.features in FITTED and form.window + form.slots > 1:
+        form = replace(form, keys=allocate(net, donor, form, sums, progress))
+        net = sibling(net, form)
+    divergences = fit(net, donor, form, sums, progress=progress)
+    nets = {"converted": net, **baselines(net, donor, form, sums, progress)}
     report = {
         "conversion": "recurrent",
         "model": name,
-        "title": f"{name} as a recurrent network ({features}, {_average(recipe)})",
-        "made": _made(name, features, recipe),
+        "title": f"{name} as a recurrent network ({features}, {_exact_keys(form)})",
+        "made": _description(name, features, form),
         "tokens": {split: found.tokens for split, found in donor.windows.items()},
-        "context": length,
-        **table_of(nets, donor, progress),
-        "fit": course,
-        "provenance": donor.provenance({**recipe.__dict__, "features": features}),
+        "context": donor.context,
+        **results_of(nets, donor, progress),
+        "fit": divergences,
+        "provenance": donor.provenance({**form.__dict__, "features": features}),
     }
     save(model, out, report, net.save_pretrained)
     return report
 
 
-def _recipe(
+def _check_choices(features: str, allocation: str) -> None:
+    if features not in FEATURES:
+        raise UsageError(f"features must be one of {', '.join(FEATURES)}; got {features!r}.")
+    if allocation not in ALLOCATIONS:
+        raise UsageError(f"allocation must be one of {', '.join(ALLOCATIONS)}; got {allocation!r}.")
+
+
+def _check_counts(**counts: int | None) -> None:
+    for parameter, value in counts.items():
+        if value is not None and value < 0:
+            raise UsageError(f"{parameter} must be 0 or more; got {value}.")
+
+
+def _form(
     model: Model,
     features: str,
     context: int,
@@ -123,26 +137,30 @@ def _recipe(
     steps: int,
     logit_steps: int,
     seed: int,
-) -> Recipe:
-    """The options of the command checked against the model. Raises UsageError."""
+) -> RecurrentForm:
+    """Fills in defaults and checks the request against the model. Raises UsageError."""
     shape = shape_of(attentions(model.net)[0].config)
     is_hybrid, is_fitted = features == "hybrid", features in ("hedgehog", "hybrid")
     window = (max(1, context // 32) if is_hybrid else 0) if window is None else window
     slots = (5 * context // 32 if is_hybrid else 0) if slots is None else slots
     multiple = (0.0 if is_hybrid else 2.0) if multiple is None else multiple
     if is_hybrid and not window:
-        raise UsageError("hybrid features need a --window of 1 or more; got 0: take hedgehog for none.")
+        raise UsageError("window must be 1 or more with hybrid features; got 0: choose hedgehog features or raise it.")
     if slots and not is_fitted:
-        raise UsageError(f"--slots needs features that are fitted, as priorities are; got {features}: take hybrid.")
+        raise UsageError(
+            f"slots must be 0 unless features are fitted; got {slots} with {features}: choose hybrid or hedgehog features."
+        )
     if window + slots >= context:
         raise UsageError(
-            f"--window and --slots must together be below the context of {context} tokens; got {window + slots}: nothing would "
-            "be converted, and that it is lossless would say nothing."
+            f"`window` and `slots` must together be below the context of {context} tokens; got {window + slots}: nothing "
+            "would be converted, lower one of them."
         )
     dimension, is_mean = round(multiple * shape.width), is_hybrid and multiple == 0
     if dimension < 1 and not is_mean:
-        raise UsageError(f"--multiple must leave at least one feature; got {multiple:g} of {shape.width}.")
-    return Recipe(
+        raise UsageError(
+            f"multiple must leave at least one feature; got {multiple:g} of {shape.width} dimensions: raise it."
+        )
+    return RecurrentForm(
         features="mean" if is_mean else "hedgehog" if is_fitted else features,
         window=window,
         sinks=sinks,
@@ -157,7 +175,7 @@ def _recipe(
 
 
 def _blocks(layers: str, model: Model) -> tuple[int, ...] | None:
-    """`all`, or numbers and ranges such as 0,2-4. Raises UsageError."""
+    """The blocks that `layers` names; None: all. Raises UsageError."""
     if layers == "all":
         return None
     try:
@@ -166,42 +184,45 @@ def _blocks(layers: str, model: Model) -> tuple[int, ...] | None:
             first, _, last = part.partition("-")
             found |= set(range(int(first), int(last or first) + 1))
     except ValueError:
-        raise UsageError(f"--layers must be all, or blocks such as 0,2-4; got {layers!r}.") from None
+        raise UsageError(f"layers must be all, or blocks such as 0,2-4; got {layers!r}.") from None
     if not found or not found <= set(range(model.depth)):
-        raise UsageError(f"--layers must name blocks in 0..{model.depth - 1} of {model.name}; got {layers}.")
+        raise UsageError(f"layers must name blocks in 0..{model.depth - 1} of {model.name}; got {layers}.")
     return tuple(sorted(found))
 
 
-def nulls(
+def baselines(
     net: RecurrentForCausalLM,
     donor: Donor,
-    recipe: Recipe,
-    sums: Sequence[Moments],
+    form: RecurrentForm,
+    sums: Sequence[HeadMoments],
     progress: Progress | None = None,
 ) -> dict[str, RecurrentForCausalLM]:
-    """At the bytes of `net`: a window alone; a window, the first key and one feature for all others, fitted as long; where keys
-    are shared out, the same numbers of keys dealt to heads at random, fitted as long. And `net`'s feature maps without their fit.
+    """Recurrent forms to compare with `net`, by the names of their rows.
+
+    With at least the bytes of `net`: a window alone; a window, the first key and one feature for all other keys. If `form.keys`
+    differ by head: the same numbers permuted at random among heads. These are fitted with as many steps as `net`. The last row is
+    `net` with feature maps that are initialised but not fitted.
     """
     length = donor.context
-    tail = replace(recipe, features="mean", sinks=1, slots=0, dimension=None, keys=None)
-    tail = as_many_bytes(net, donor.model, tail, length)
-    plain = replace(tail, features="none", sinks=0, hidden=0)
-    found = {"baseline:window": beside(net, as_many_bytes(net, donor.model, plain, length))}
-    found["null:window+first+mean"] = beside(net, tail)
-    fit(found["null:window+first+mean"], donor, tail, sums, name="null", progress=progress)
-    if recipe.keys is not None:
-        dealt = replace(recipe, keys=dealt_at_random(net, recipe.keys, recipe.seed))
-        found["null:keys at random"] = beside(net, dealt)
-        fit(found["null:keys at random"], donor, dealt, sums, name="null", progress=progress)
-    if recipe.features in FITTED:
-        unfitted = replace(recipe, steps=0, logit_steps=0)
-        found["null:unfitted"] = beside(net, unfitted)
+    mean = replace(form, features="mean", sinks=1, slots=0, dimension=None, keys=None)
+    mean = matching_bytes(net, donor.model, mean, length)
+    window = replace(mean, features="none", sinks=0, hidden=0)
+    found = {"baseline:window": sibling(net, matching_bytes(net, donor.model, window, length))}
+    found["null:window+first+mean"] = sibling(net, mean)
+    fit(found["null:window+first+mean"], donor, mean, sums, name="null", progress=progress)
+    if form.keys is not None:
+        shuffled = replace(form, keys=shuffled_sizes(net, form.keys, form.seed))
+        found["null:keys at random"] = sibling(net, shuffled)
+        fit(found["null:keys at random"], donor, shuffled, sums, name="null", progress=progress)
+    if form.features in FITTED:
+        unfitted = replace(form, steps=0, logit_steps=0)
+        found["null:unfitted"] = sibling(net, unfitted)
         fit(found["null:unfitted"], donor, unfitted, sums)
     return found
 
 
-def table_of(nets: dict[str, RecurrentForCausalLM], donor: Donor, progress: Progress | None = None) -> dict:
-    """`results`, `differences` and `notes` of the report: the donor and every net on the report split, with what they keep."""
+def results_of(nets: dict[str, RecurrentForCausalLM], donor: Donor, progress: Progress | None = None) -> dict:
+    """`results`, `differences` and `notes` of the report: scores of the donor and of every net, with the bytes of their state."""
     model, length = donor.model, donor.context
     scores = scores_of({"donor": model.net, **nets}, donor, donor.windows["report"], progress)
     asked = recall_prompts(model.tokenizer, length // 2)
@@ -230,8 +251,9 @@ def table_of(nets: dict[str, RecurrentForCausalLM], donor: Donor, progress: Prog
 def _recall_note(asked: Prompts, chance: float) -> str:
     length, places = asked.clean.shape[1], int(asked.asked[0].sum())
     return (
-        f"Recall: {places} tokens that followed the same token {length - places - 2} tokens earlier, in {len(asked.clean)} "
-        f"random prompts of {length}; where they had not come before, the donor has {chance:.1%}."
+        f"Recall: share of {places} repeated tokens, {length - places - 2} tokens after their first occurrence, that are "
+        f"predicted in {len(asked.clean)} random prompts of {length} tokens. Without the first occurrence the donor predicts "
+        f"{chance:.1%}."
     )
 
 
@@ -249,27 +271,29 @@ def _state_notes(net: RecurrentForCausalLM, length: int, full: int) -> list[str]
         converted = [keys for memory, keys in zip(memories(net), net.config.keys, strict=True) if memory.recurrent]
         sizes = sorted(keys for block in converted for keys in block)
         notes.append(
-            f"Exact keys by key head: {sizes[0]} to {sizes[-1]}, half of the {len(sizes)} heads have at most "
-            f"{sizes[(len(sizes) - 1) // 2]}; shared out on the fit and sweep splits."
+            f"Exact keys by key head: {sizes[0]} to {sizes[-1]}; half of the {len(sizes)} heads have at most "
+            f"{sizes[(len(sizes) - 1) // 2]}. They were allocated on the fit and sweep splits."
         )
     return notes
 
 
-def _average(recipe: Recipe) -> str:
-    if recipe.keys is not None:
-        return f"{recipe.window + recipe.slots} exact keys per head on average"
-    return f"window {recipe.window}, {recipe.slots} slots"
+def _exact_keys(form: RecurrentForm) -> str:
+    if form.keys is not None:
+        return f"{form.window + form.slots} exact keys per head on average"
+    return f"window {form.window}, {form.slots} slots"
 
 
-def _made(name: str, features: str, recipe: Recipe) -> str:
-    steps = f", fitted in {recipe.steps} + {recipe.logit_steps} steps" if recipe.steps or recipe.logit_steps else ""
-    is_uniform = recipe.keys is None
-    most, count = ("", f"{recipe.slots} others") if is_uniform else ("up to ", "as many others as a head needs")
+def _description(name: str, features: str, form: RecurrentForm) -> str:
+    by_head = form.keys is not None
     kept = [
-        f"{most}the last {recipe.window}" if recipe.window else "",
-        f"the first {recipe.sinks}" if recipe.sinks else "",
-        f"{count} that a learned priority chooses" if recipe.slots else "",
+        f"{'up to ' if by_head else ''}the last {form.window}" if form.window else "",
+        f"the first {form.sinks}" if form.sinks else "",
+        f"{'others' if by_head else f'{form.slots} others'} chosen by a learned priority" if form.slots else "",
     ]
-    kept = [one for one in kept if one]
-    exact = f"{', '.join(kept)} are exact, the rest" if kept else "all"
-    return f"{name} with fast weights in place of its cache: of the keys {exact} are remembered by {features} features{steps}."
+    kept = ", ".join(one for one in kept if one)
+    steps = f", fitted in {form.steps} + {form.logit_steps} steps" if form.steps or form.logit_steps else ""
+    return (
+        f"{name} with a recurrent state instead of a key-value cache. "
+        + (f"Exact keys of each head: {kept}. All other keys are stored" if kept else "All keys are stored")
+        + f" as {features} features{steps}."
+    )

@@ -1,77 +1,79 @@
-"""A recurrent form fitted to its donor, stage by stage, each kept if it helps on text that was not fitted on."""
+"""Fits a recurrent form to its donor in stages. A stage is kept only if it lowers the divergence on the sweep split."""
 
 import copy
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from stitch.conversions.distil import taught
+from stitch.conversions.distil import distil
 from stitch.conversions.donor import Donor
-from stitch.conversions.recurrence.distil import Moments, begin, feature_parameters, fit_outputs, moments
-from stitch.conversions.recurrence.forms import Recipe
+from stitch.conversions.recurrence.distil import HeadMoments, feature_parameters, fit_outputs, head_moments, initialise
+from stitch.conversions.recurrence.forms import RecurrentForm
 from stitch.errors import StitchError
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM
 from stitch.progress import Progress
 from stitch.text.windows import Windows
 
-RATE, RATE_BY_LOGITS = 1e-2, 3e-3  # of Adam
+RATE, RATE_BY_LOGITS = 1e-2, 3e-3  # of Adam, in the two stages
 TOKENS_PER_STEP = 1024
 TOKENS_FOR_MOMENTS = 16_384
-SWEEP_TOKENS = 8_192  # that stages are compared on
+SWEEP_TOKENS = 8_192  # on which stages are compared
 
 
 def fit(
     net: RecurrentForCausalLM,
     donor: Donor,
-    recipe: Recipe,
-    sums: Sequence[Moments],
+    form: RecurrentForm,
+    sums: Sequence[HeadMoments],
     *,
     name: str = "converted",
     progress: Progress | None = None,
 ) -> dict:
-    """Feature maps from the donor's moments, then `steps` by what attention gives, then `logit_steps` by the next token's
-    distribution, each kept if KL(donor ‖ recurrent) on the sweep split is lower for it. Returns that KL after each stage, in nats
-    per token; nothing where there are no steps.
+    """Initialises feature maps from the donor's moments, then fits them in two stages.
+
+    The first takes `form.steps` steps on attention outputs, the second `form.logit_steps` on the next token's distribution. A
+    stage is kept if it lowers KL(donor ‖ recurrent) on the sweep split. Returns that divergence after initialisation ("start")
+    and after each stage, in nats per token; an empty dict if there are no steps.
     """
     if not feature_parameters(net):
         return {}
-    begin(net, sums, recipe.seed)
-    if not (recipe.steps or recipe.logit_steps):
+    initialise(net, sums, form.seed)
+    if not (form.steps or form.logit_steps):
         return {}
     windows = donor.windows["fit"]
     batch = windows_per_step(windows)
-    course = {"start": divergence(net, donor)}
-    kept, least = copy.deepcopy(net.memories.state_dict()), course["start"]
-    common = {"batch": batch, "seed": recipe.seed, "progress": progress}
-    for stage, steps in (("outputs", recipe.steps), ("logits", recipe.logit_steps)):
+    divergences = {"start": divergence(net, donor)}
+    kept, least = copy.deepcopy(net.memories.state_dict()), divergences["start"]
+    common = {"batch": batch, "seed": form.seed, "progress": progress}
+    for stage, steps in (("outputs", form.steps), ("logits", form.logit_steps)):
         if not steps:
             continue
         if stage == "outputs":
             fit_outputs(net, windows, steps=steps, rate=RATE, task=f"{name}: by outputs (steps)", **common)
         else:
             task = f"{name}: by logits (steps)"
-            of_maps = feature_parameters(net)
-            taught(net, donor.model.net, windows, of_maps, steps=steps, rate=RATE_BY_LOGITS, task=task, **common)
-        course[stage] = divergence(net, donor)
-        if course[stage] < least:
-            kept, least = copy.deepcopy(net.memories.state_dict()), course[stage]
+            parameters = feature_parameters(net)
+            distil(net, donor.model.net, windows, parameters, steps=steps, rate=RATE_BY_LOGITS, task=task, **common)
+        divergences[stage] = divergence(net, donor)
+        if divergences[stage] < least:
+            kept, least = copy.deepcopy(net.memories.state_dict()), divergences[stage]
         net.memories.load_state_dict(kept)
-    return course
+    return divergences
 
 
 def windows_per_step(windows: Windows) -> int:
     return max(1, TOKENS_PER_STEP // windows.context)
 
 
-def moments_of(net: RecurrentForCausalLM, donor: Donor, progress: Progress | None = None) -> list[Moments]:
-    """Of the donor's text to fit on, for any recurrent form of it with a feature map in the same blocks as `net`."""
+def donor_moments(net: RecurrentForCausalLM, donor: Donor, progress: Progress | None = None) -> list[HeadMoments]:
+    """Moments on the fit split, for any recurrent form of the donor with a feature map in the same blocks as `net`."""
     windows = donor.windows["fit"]
-    return moments(net, windows.first(TOKENS_FOR_MOMENTS), windows_per_step(windows), progress)
+    return head_moments(net, windows.first(TOKENS_FOR_MOMENTS), windows_per_step(windows), progress)
 
 
 def divergence(net: RecurrentForCausalLM, donor: Donor) -> float:
-    """KL(donor ‖ recurrent) on the sweep split, nats per token."""
+    """KL(donor ‖ recurrent) on the sweep split, in nats per token."""
     scores = scores_of({"net": net}, donor, donor.windows["sweep"].spread(SWEEP_TOKENS))["net"]
     assert scores.kl is not None
     return float(scores.kl.sum() / scores.tokens.sum())
@@ -80,6 +82,7 @@ def divergence(net: RecurrentForCausalLM, donor: Donor) -> float:
 def scores_of(
     nets: Mapping[str, nn.Module], donor: Donor, windows: Windows, progress: Progress | None = None
 ) -> dict[str, Scores]:
+    """Scores of `nets` by name, with the donor as the reference. Raises StitchError for logits or denominators that fail."""
     model = donor.model
     rows = {name: whole_model(net) for name, net in nets.items()}
     try:

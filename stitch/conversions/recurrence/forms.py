@@ -1,4 +1,4 @@
-"""Recurrent forms of a model: what they are made of, and how many bytes they keep."""
+"""Recurrent forms of a model: their settings, how they are built, and the bytes of their state."""
 
 import copy
 from dataclasses import dataclass
@@ -9,7 +9,13 @@ from transformers import PreTrainedConfig
 
 from stitch.errors import UsageError
 from stitch.modeling.modeling_composite import parts_of, sliding_windows
-from stitch.modeling.modeling_recurrent import Memory, RecurrentConfig, RecurrentForCausalLM, attentions, shape_of
+from stitch.modeling.modeling_recurrent import (
+    RecurrentConfig,
+    RecurrentForCausalLM,
+    RecurrentMemory,
+    attentions,
+    shape_of,
+)
 from stitch.models.model import Model
 from stitch.translation.module import copy_translations
 
@@ -17,10 +23,10 @@ CHUNK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a recurrent form is made of, and how long it is fitted."""
+class RecurrentForm:
+    """Settings of a recurrent form (see `RecurrentConfig`) and of its fit."""
 
-    features: str  # of the modeling code
+    features: str
     window: int
     sinks: int
     slots: int = 0
@@ -41,34 +47,36 @@ class Recipe:
 
 
 def check_convertible(model: Model, context: int) -> None:
-    """Raises UsageError for attention that is not a plain causal softmax over the whole context."""
+    """Raises UsageError unless attention is a plain causal softmax over the whole context."""
     for part in parts_of(model.config):
         _check_attention(model, part)
     windows = sliding_windows(model.config)
     if shortest := [window for window in windows if window is not None and window < context]:
         raise UsageError(
-            f"attention must reach over the whole context of {context} tokens; blocks of {model.name} reach {min(shortest)}: "
-            "lower --context or choose another model."
+            f"`context` must be at most the sliding window of {model.name}, {min(shortest)} tokens; got {context}: lower it or "
+            "choose another model."
         )
 
 
 def _check_attention(model: Model, config: PreTrainedConfig) -> None:
     if getattr(config, "attn_logit_softcapping", None):
         raise UsageError(
-            f"scores must not be capped to become recurrent; those of {model.name} are: choose another model."
+            f"attention scores must not be capped to become recurrent; those of {model.name} are: choose another model."
         )
     if getattr(config, "is_causal", True) is False:
         raise UsageError(
             f"attention must be causal to become recurrent; that of {model.name} is not: choose another model."
         )
     if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", None) == "alibi":
-        raise UsageError(f"scores must be products of queries and keys; {model.name} adds ALiBi: choose another model.")
+        raise UsageError(
+            f"attention scores must be products of queries and keys; {model.name} adds ALiBi: choose another model."
+        )
 
 
-def wrap(model: Model, recipe: Recipe) -> RecurrentForCausalLM:
-    """The model with recurrent attention, weights copied, feature maps at zero."""
+def wrap(model: Model, form: RecurrentForm) -> RecurrentForCausalLM:
+    """The model with recurrent attention. Weights are copied; feature maps are zero."""
     with torch.device(model.device):
-        net = RecurrentForCausalLM(recipe.config(model.config))
+        net = RecurrentForCausalLM(form.config(model.config))
     net.base.load_state_dict(model.net.state_dict())
     net.base.to(model.dtype)
     copy_translations(model.net, net.base)
@@ -79,51 +87,50 @@ def wrap(model: Model, recipe: Recipe) -> RecurrentForCausalLM:
     return net.eval()
 
 
-def beside(net: RecurrentForCausalLM, recipe: Recipe) -> RecurrentForCausalLM:
-    """Another recurrent form of the same model; both share the stock model's weights."""
-    twin = copy.copy(net)
-    twin._modules = dict(net._modules)
-    twin.config = recipe.config(net.config.base_config)
+def sibling(net: RecurrentForCausalLM, form: RecurrentForm) -> RecurrentForCausalLM:
+    """Another recurrent form of the same model. Both share the stock model's weights."""
+    new = copy.copy(net)
+    new._modules = dict(net._modules)
+    new.config = form.config(net.config.base_config)
     shapes = [shape_of(module.config) for module in attentions(net.base)]
-    blocks = [Memory(twin.config, shape, layer) for layer, shape in enumerate(shapes)]
-    twin.memories = nn.ModuleList(blocks).to(net.device).eval()
-    return twin
+    blocks = [RecurrentMemory(new.config, shape, layer) for layer, shape in enumerate(shapes)]
+    new.memories = nn.ModuleList(blocks).to(net.device).eval()
+    return new
 
 
-def memories(net: RecurrentForCausalLM) -> list[Memory]:
-    """Of all blocks, in order."""
+def memories(net: RecurrentForCausalLM) -> list[RecurrentMemory]:
+    """The `RecurrentMemory` of every block, in order."""
     return list(net.memories)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
 def state_bytes(net: RecurrentForCausalLM, tokens: int) -> int:
-    """Of one sequence of so many tokens, as the cache holds it."""
+    """Bytes of the cache after one sequence of `tokens` tokens."""
     ids = torch.zeros(1, tokens, dtype=torch.long, device=net.device)
     return net(ids, use_cache=True, logits_to_keep=1).past_key_values.bytes()
 
 
 def cache_bytes(model: Model, tokens: int) -> int:
-    """Of the keys and values that the stock model keeps for so many tokens."""
+    """Bytes of the keys and values that the stock model stores for `tokens` tokens."""
     shapes = [shape_of(module.config) for module in attentions(model.net)]
     return sum(2 * shape.groups * shape.width for shape in shapes) * tokens * model.dtype.itemsize
 
 
 def dimension_of(net: RecurrentForCausalLM) -> float | None:
-    """D / d: features per dimension of a head."""
+    """D / d, the number of features per dimension of a head; None without features."""
     found = [memory.map.dimension / memory.shape.width for memory in memories(net) if memory.map is not None]
     return found[0] if found else None
 
 
-def as_many_bytes(net: RecurrentForCausalLM, model: Model, recipe: Recipe, context: int) -> Recipe:
-    """`recipe` with the least window at which its state is as large as that of `net`."""
+def matching_bytes(net: RecurrentForCausalLM, model: Model, form: RecurrentForm, context: int) -> RecurrentForm:
+    """`form` with the smallest window at which its state is at least as large as that of `net`, in bytes."""
     wanted = state_bytes(net, context)
-    at = [state_bytes(beside(net, _with(recipe, window)), 1) for window in (1, 2)]
-    blocks = recipe.layers
-    if blocks is not None:  # the others keep all keys, in either
-        at = [state_bytes(beside(net, _with(recipe, window)), context) for window in (1, 2)]
+    at = [state_bytes(sibling(net, _with(form, window)), 1) for window in (1, 2)]
+    if form.layers is not None:  # the other blocks keep all keys in both forms
+        at = [state_bytes(sibling(net, _with(form, window)), context) for window in (1, 2)]
     window = 1 + max(0, -(-(wanted - at[0]) // (at[1] - at[0])))
-    return _with(recipe, min(window, context - 1))
+    return _with(form, min(window, context - 1))
 
 
-def _with(recipe: Recipe, window: int) -> Recipe:
-    return Recipe(**{**recipe.__dict__, "window": window})
+def _with(form: RecurrentForm, window: int) -> RecurrentForm:
+    return RecurrentForm(**{**form.__dict__, "window": window})

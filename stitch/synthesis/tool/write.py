@@ -33,7 +33,9 @@ def norm_factors(host: Model, blocks: int, text: Int64[Tensor, "rows length"]) -
 class ToolWriter:
     """Writes one stage at a time. A lane that holds something has the value `size`."""
 
-    def __init__(self, wide: Model, free: FreeSpace, lanes: Lanes, factors: Factors, faint: float, host_width: int) -> None:
+    def __init__(
+        self, wide: Model, free: FreeSpace, lanes: Lanes, factors: Factors, faint: float, host_width: int
+    ) -> None:
         self.wide, self.lanes, self.shape, self.factors = wide, lanes, lanes.shape, factors
         self.group, self.neuron = free.groups[0], free.neurons[0]
         nonzero = self.shape.most_nonzero

@@ -1,0 +1,26 @@
+"""Markdown for the READMEs that are saved beside results."""
+
+from collections.abc import Sequence
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table. The first column is left-aligned, the others right-aligned."""
+    return [
+        "| " + " | ".join(header) + " |",
+        "|" + "|".join(["-"] + ["-:"] * (len(header) - 1)) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+def loading_example(*, remote_code: bool) -> list[str]:
+    """The lines of a Python example that loads a checkpoint and generates text."""
+    argument = ", trust_remote_code=True" if remote_code else ""
+    return [
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_REPO"{argument})',
+        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO"{argument})',
+        'print(tokenizer.decode(model.generate(**tokenizer("The", return_tensors="pt"))[0]))',
+        "```",
+    ]
