@@ -5,7 +5,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from stitch.grafts.allocation import FreeSpace
-from stitch.grafts.norm_inputs import Spot, streams
+from stitch.grafts.norm_inputs import Spot, norm_inputs
 from stitch.internals import weights
 from stitch.models.model import Model
 from stitch.synthesis.blueprint import sharp, signs
@@ -23,7 +23,7 @@ def norm_factors(host: Model, blocks: int, text: Int64[Tensor, "rows length"]) -
     """The factors of the norms of the first `blocks` blocks on `text`, widened by `SLACK` in both directions."""
     spots: list[Spot] = [(stage, block) for block in range(blocks) for stage in ("attention", "mlp")]
     found = {}
-    for spot, x in streams(host, spots, text).items():
+    for spot, x in norm_inputs(host, spots, text).items():
         x = x - x.mean(-1, keepdim=True)
         factors = (x.square().mean(-1) + weights.norm(host, *spot).eps).rsqrt()
         found[spot] = float(factors.min()) / SLACK, float(factors.max()) * SLACK
