@@ -1,7 +1,9 @@
-"""Draws the picture of the README from the demo's report: `python docs/figures/demo.py build/demo/report.json docs/figures/demo.png`.
+"""Draws the README's picture from the report of `make demo`.
 
-Left, cross-entropy with its 95 % interval over documents. These intervals are wide, because documents differ much more than models do,
-so the right half shows what can be compared: the paired difference of every row to the composite.
+    python docs/figures/demo.py build/demo/report.json docs/figures/demo.png
+
+Left, cross-entropy with its 95 % interval over documents. These intervals are wide, because documents differ much more than
+models do, so the right half shows what can be compared: the paired difference of every row to the composite.
 """
 
 import json
