@@ -30,6 +30,8 @@ python_maximum_signature_line_length = 100
 
 html_theme = "furo"
 html_title = "stitch"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False

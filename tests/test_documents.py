@@ -121,13 +121,10 @@ COMMANDS = [(f"{block} {command.line}", command) for block in BLOCKS for command
 
 
 def skeleton(line: str) -> tuple[str, ...]:
-    """What must be the same in a line at other sizes: a header's cells, or a line's beginning up to its first number or bracket."""
+    """What must be the same at other sizes: the cells of a header; of other lines what is before the first number or bracket."""
     cells = re.split(r"\s{2,}", line.strip())
-    if (
-        line.startswith("  ")
-        and len(cells) > 1
-        and not any(re.search(r"\d{2}", cell.replace("95 %", "")) for cell in cells)
-    ):
+    is_header = line.startswith("  ") and not re.search(r"\d\d", line.replace("95 %", ""))
+    if is_header and len(cells) > 1:
         return tuple(cells)
     beginning = re.split(r"(?<![\w:.])[-+−<]?\d|[(\[]", cells[0])[0]
     return (beginning.strip(" :,'"),)

@@ -42,7 +42,7 @@ def _list(parameters: Sequence[Parameter]) -> nodes.definition_list:
     entries = nodes.definition_list()
     for parameter in parameters:
         term = nodes.term("", "", *_term(parameter))
-        text = nodes.paragraph("", parameter.help)
+        text = nodes.paragraph("", "", *with_code(parameter.help))
         if parameter.default:
             text += [nodes.Text(" Default: "), nodes.literal(text=parameter.default), nodes.Text(".")]
         elif parameter.required:
@@ -51,6 +51,12 @@ def _list(parameters: Sequence[Parameter]) -> nodes.definition_list:
             text += nodes.Text(" May be given several times.")
         entries += nodes.definition_list_item("", term, nodes.definition("", text))
     return entries
+
+
+def with_code(text: str) -> list[nodes.Node]:
+    """Plain text in which `code` stands between backticks."""
+    pieces = enumerate(text.split("`"))
+    return [nodes.literal(text=piece) if number % 2 else nodes.Text(piece) for number, piece in pieces if piece]
 
 
 def _term(parameter: Parameter) -> list[nodes.Node]:

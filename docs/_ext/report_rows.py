@@ -3,6 +3,7 @@
 `translation` shows every `translation:…`; `models` shows the rows that have no prefix.
 """
 
+from command_options import with_code
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -32,10 +33,10 @@ class ReportRows(SphinxDirective):
         body = [
             [
                 [nodes.literal(text=row.name)],
-                [nodes.Text(row.help)],
+                with_code(row.help),
                 _names(row.reads),
                 _names([row.null] if row.null else []),
-                [nodes.Text(row.cost or "")],
+                with_code(row.cost or ""),
                 [nodes.Text("yes" if row.brief else "")],
             ]
             for row in rows
@@ -64,14 +65,9 @@ def _text(cell: list[nodes.Node]) -> str:
 def _table(body: list[list[list[nodes.Node]]], kept: list[int]) -> nodes.table:
     group = nodes.tgroup(cols=len(kept))
     group += [nodes.colspec(colwidth=WIDTHS[column]) for column in kept]
-    titles = [[nodes.literal(text=part) if odd else nodes.Text(part) for odd, part in _code(HEADER[c])] for c in kept]
-    group += nodes.thead("", _row(titles))
+    group += nodes.thead("", _row([with_code(HEADER[column]) for column in kept]))
     group += nodes.tbody("", *(_row([line[column] for column in kept]) for line in body))
     return nodes.table("", group, classes=["rows"])
-
-
-def _code(text: str) -> list[tuple[bool, str]]:
-    return [(bool(number % 2), part) for number, part in enumerate(text.split("`")) if part]
 
 
 def _row(cells: list[list[nodes.Node]]) -> nodes.row:
