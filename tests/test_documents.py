@@ -26,9 +26,8 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT
 
 # Sizes at which a command shows the shape of its output; options given twice count as they are given last.
 SMALL = {
-    "join": "--tokens 8192 --held-out 2048 --context 64 --features 128 --k 8 --sae-passes 0.5 --ngrams 512 --routes 2 "
-    "--reference-steps 1",
-    "chain": "--tokens 8192 --held-out 2048 --context 64 --features 64 --k 8 --sae-passes 0.5 --ngrams 64 --routes 2",
+    "join": "--brief --tokens 8192 --held-out 2048 --context 64 --features 256 --k 8 --sae-passes 0.5 --ngrams 512 --routes 2",
+    "chain": "--tokens 8192 --held-out 2048 --context 64 --features 256 --k 8 --sae-passes 0.5 --ngrams 64 --routes 2",
     "sweep": "--tokens 4096 --context 64",
     "eval": "--tokens 2048 --context 64",
     "eval --behaviour": "--prompts 16",
