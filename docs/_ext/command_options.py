@@ -10,6 +10,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
+
 from stitch.commands.reference import CommandPage, Parameter, command_table
 
 log = logging.getLogger(__name__)

@@ -1,77 +1,72 @@
-"""Every row of a report, read from the registry that fits and scores them: the directive `report-rows` takes a row's prefix.
+"""Every row of a report, read from the registry that fits and scores them: the directive `report-rows` takes a kind of row.
 
-`translation` shows every `translation:…`; `models` shows the rows that have no prefix.
+A kind that no page shows is a warning, and so an error of the strict build.
 """
 
-from command_options import with_code
+from collections.abc import Sequence
+
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
-from stitch.translation.rows import ROWS
+
+from command_options import with_code
+from stitch.translation.rows import FREE, LOOK_UPS, ROWS, nulls_of
 
 log = logging.getLogger(__name__)
-HEADER = ("Row", "What it is", "Reads", "Its null", "Cost", "In `--brief`")
-WIDTHS = (20, 38, 16, 14, 10, 6)
-
-
-def prefix(name: str) -> str:
-    kind, colon, _ = name.partition(":")
-    return kind if colon else "models"
+KINDS = list(dict.fromkeys(row.kind for row in ROWS))
+# Long lists of inputs that many rows share, and what they are called for short.
+TOGETHER = {"free": FREE, "look-ups": LOOK_UPS}
 
 
 class ReportRows(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        wanted = self.arguments[0]
-        rows = [row for row in ROWS if prefix(row.name) == wanted]
-        if not rows:
-            raise self.error(f"no row is of kind {wanted!r}; there are {', '.join(dict.fromkeys(map(kind_of, ROWS)))}.")
-        shown(self.env).setdefault(wanted, self.env.docname)
-        body = [
-            [
-                [nodes.literal(text=row.name)],
-                with_code(row.help),
-                _names(row.reads),
-                _names([row.null] if row.null else []),
-                with_code(row.cost or ""),
-                [nodes.Text("yes" if row.brief else "")],
-            ]
-            for row in rows
-        ]
-        # Columns that are empty for all rows of a kind (models read nothing and have no null) are left out.
-        kept = [column for column in range(len(HEADER)) if any(_text(line[column]) for line in body)]
-        return [_table(body, kept)]
+        kind = self.arguments[0]
+        if kind not in KINDS:
+            raise self.error(f"no row is of kind {kind!r}; there are {', '.join(KINDS)}.")
+        shown(self.env).setdefault(kind, self.env.docname)
+        rows = [row for row in ROWS if row.kind == kind]
+        columns = {
+            "Row": ([f"`{row.name}`" for row in rows], 22),
+            "What it is": ([row.help for row in rows], 38),
+            "Reads": ([_names(_shortened(row.reads)) for row in rows], 16),
+            "Null": ([_names(nulls_of(row.name)) for row in rows], 16),
+            "Compared with": ([f"`{row.compared_with}`" if row.compared_with else "" for row in rows], 16),
+            "Cost": ([row.cost for row in rows], 18),
+            "In `--brief`": (["yes" if row.brief else "" for row in rows], 6),
+        }
+        # What is the same for all rows of a kind says nothing.
+        told = {name: found for name, found in columns.items() if name == "Row" or len(set(found[0])) > 1}
+        told |= {"What it is": columns["What it is"]}
+        return [_table({name: told[name] for name in columns if name in told})]
 
 
-def kind_of(row) -> str:
-    return prefix(row.name)
+def _shortened(reads: Sequence[str]) -> list[str]:
+    names = list(reads)
+    for short, several in TOGETHER.items():
+        if set(several) <= set(names):
+            names = [*(name for name in names if name not in several), short]
+    return names
 
 
-def _names(names) -> list[nodes.Node]:
-    found: list[nodes.Node] = []
-    for name in names:
-        found += [nodes.Text(", ")] if found else []
-        found.append(nodes.literal(text=name))
-    return found
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
-def _text(cell: list[nodes.Node]) -> str:
-    return "".join(node.astext() for node in cell)
-
-
-def _table(body: list[list[list[nodes.Node]]], kept: list[int]) -> nodes.table:
-    group = nodes.tgroup(cols=len(kept))
-    group += [nodes.colspec(colwidth=WIDTHS[column]) for column in kept]
-    group += nodes.thead("", _row([with_code(HEADER[column]) for column in kept]))
-    group += nodes.tbody("", *(_row([line[column] for column in kept]) for line in body))
+def _table(columns: dict[str, tuple[list[str], int]]) -> nodes.table:
+    group = nodes.tgroup(cols=len(columns))
+    group += [nodes.colspec(colwidth=width) for _, width in columns.values()]
+    group += nodes.thead("", _row(list(columns)))
+    lines = zip(*(cells for cells, _ in columns.values()), strict=True)
+    group += nodes.tbody("", *(_row(line) for line in lines))
     return nodes.table("", group, classes=["rows"])
 
 
-def _row(cells: list[list[nodes.Node]]) -> nodes.row:
-    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", *cell)) for cell in cells))
+def _row(cells: Sequence[str]) -> nodes.row:
+    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", *with_code(cell))) for cell in cells))
 
 
 def shown(env: BuildEnvironment) -> dict[str, str]:
@@ -87,7 +82,7 @@ def forget(_: Sphinx, env: BuildEnvironment, docname: str) -> None:
 
 
 def check(_: Sphinx, env: BuildEnvironment) -> None:
-    for kind in dict.fromkeys(map(kind_of, ROWS)):
+    for kind in KINDS:
         if kind not in shown(env):
             log.warning("rows of kind %r are on no page: add {report-rows} %s.", kind, kind)
 
