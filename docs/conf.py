@@ -13,6 +13,7 @@ copyright = author  # Sphinx wants this name
 version = release = installed("stitch-lm")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "command_options", "python_api", "report_rows"]
+smartquotes = False  # `--option` in plain text keeps its two hyphens
 exclude_patterns = ["_ext"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

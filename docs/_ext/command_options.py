@@ -14,6 +14,8 @@ from sphinx.util.docutils import SphinxDirective
 from stitch.commands.reference import CommandPage, Parameter, command_table
 
 log = logging.getLogger(__name__)
+# Read before autodoc looks at any function: where it keeps defaults as written, it changes the functions themselves.
+PAGES = {page.path: page for page in command_table()}
 
 
 class CommandOptions(SphinxDirective):
@@ -23,12 +25,11 @@ class CommandOptions(SphinxDirective):
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        pages = {page.path: page for page in command_table()}
         path = " ".join(self.arguments[0].split())
-        if path not in pages:
-            raise self.error(f"no command is called {path!r}; there are {', '.join(pages)}.")
+        if path not in PAGES:
+            raise self.error(f"no command is called {path!r}; there are {', '.join(PAGES)}.")
         shown(self.env).setdefault(path, self.env.docname)
-        return described(pages[path])
+        return described(PAGES[path])
 
 
 def described(page: CommandPage) -> list[nodes.Node]:
@@ -45,7 +46,9 @@ def _list(parameters: Sequence[Parameter]) -> nodes.definition_list:
         term = nodes.term("", "", *_term(parameter))
         text = nodes.paragraph("", "", *with_code(parameter.help))
         if parameter.default:
-            text += [nodes.Text(" Default: "), nodes.literal(text=parameter.default), nodes.Text(".")]
+            is_prose = " " in parameter.default
+            value = nodes.Text(parameter.default) if is_prose else nodes.literal(text=parameter.default)
+            text += [nodes.Text(" Default: "), value, nodes.Text(".")]
         elif parameter.required:
             text += nodes.Text(" Required.")
         if parameter.repeats:
@@ -82,9 +85,9 @@ def forget(_: Sphinx, env: BuildEnvironment, docname: str) -> None:
 
 
 def check(_: Sphinx, env: BuildEnvironment) -> None:
-    for page in command_table():
-        if page.path not in shown(env):
-            log.warning("the command %r is on no page: add {command-options} %s.", page.path, page.path)
+    for path in PAGES:
+        if path not in shown(env):
+            log.warning("the command %r is on no page: add {command-options} %s.", path, path)
 
 
 def setup(app: Sphinx) -> dict:
