@@ -6,7 +6,7 @@ SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surge
 SCALE := $(addprefix benchmarks/,matching_at_scale.py matching_real.py sae_training.py checkpoint.py harvest.py decode.py end_to_end.py)
 REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
 
-.PHONY: setup demo test test-slow test-cpus lint types bench bench-scale bench-graft bench-synthesis bench-conversions bench-translations bench-regimes clean
+.PHONY: setup demo test test-slow test-cpus lint types docs bench bench-scale bench-graft bench-synthesis bench-conversions bench-translations bench-regimes clean
 
 setup: $(READY)
 
@@ -41,6 +41,10 @@ lint: $(READY)
 
 types: $(READY)
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+# Warnings are errors. A page that left docs/ must leave the site too, hence the fresh start (-E).
+docs: $(READY)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet docs build/docs
 
 # Each script prints one JSON line; its name goes to standard error.
 bench: $(READY)

@@ -1,0 +1,137 @@
+"""The Python API: a page per package, found by walking `stitch`, `sae` and `matching`, so that modules may move.
+
+Pages are written into docs/api before Sphinx looks for sources, and are not kept in the repository. Docstrings of this project
+are plain text with `code`, no markup language; what reStructuredText would take for markup is escaped.
+"""
+
+import importlib
+import inspect
+import itertools
+import pkgutil
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+PACKAGES = ("stitch", "sae", "matching")
+
+
+def write_pages(app: Sphinx) -> None:
+    folder = Path(app.srcdir) / "api"
+    pages = {name: page(name) for package in PACKAGES for name in packages(package)}
+    pages["index"] = index(list(pages))
+    folder.mkdir(exist_ok=True)
+    for file in folder.iterdir():
+        if file.stem not in pages:
+            file.unlink() if file.is_file() else shutil.rmtree(file)
+    for name, text in pages.items():
+        file = folder / f"{name}.rst"
+        if not file.exists() or file.read_text() != text:  # what has not changed is not built again
+            file.write_text(text)
+
+
+def packages(root: str) -> list[str]:
+    """The package and those inside it that hold documented modules."""
+    found = [root]
+    for info in pkgutil.walk_packages(importlib.import_module(root).__path__, f"{root}."):
+        if info.ispkg and public(info.name):
+            found.append(info.name)
+    return [name for name in found if modules(name)]
+
+
+def modules(package: str) -> list[str]:
+    """The package's own modules that say something: itself where it defines anything, and its files."""
+    inside = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
+    names = [package, *(info.name for info in inside if not info.ispkg and public(info.name))]
+    return [name for name in names if members(name)]
+
+
+def members(module: str) -> list[str]:
+    """Public names with a docstring that the module defines itself."""
+    found = vars(importlib.import_module(module))
+    return [
+        name
+        for name, thing in found.items()
+        if not name.startswith("_")
+        and getattr(thing, "__module__", None) == module
+        and (inspect.isclass(thing) or inspect.isfunction(thing))
+        and inspect.getdoc(thing)
+    ]
+
+
+def public(name: str) -> bool:
+    return not any(part.startswith("_") for part in name.split("."))
+
+
+def page(package: str) -> str:
+    parts = [title(package, "="), summary(package)]
+    for module in modules(package):
+        parts += [title(module, "-"), f".. automodule:: {module}\n   :members: {', '.join(members(module))}\n"]
+    return "\n".join(parts)
+
+
+def summary(package: str) -> str:
+    """The package's own docstring is shown here, unless the package has a section of its own below."""
+    said = "" if members(package) else inspect.getdoc(importlib.import_module(package)) or ""
+    return "\n".join(as_rst(said.splitlines())) + "\n"
+
+
+def index(names: list[str]) -> str:
+    listed = "\n".join(f"   {name}" for name in names)
+    return f"{title('Modules', '=')}\n.. toctree::\n   :maxdepth: 2\n\n{listed}\n"
+
+
+def title(text: str, line: str) -> str:
+    return f"{text}\n{line * len(text)}\n"
+
+
+def as_rst(lines: list[str]) -> list[str]:
+    """Plain text with `code` as reStructuredText: paragraphs escaped, lists kept, indented lines literal."""
+    found: list[str] = []
+    for indented, block in itertools.groupby(lines, key=_kind_after()):
+        text = "\n".join(block)
+        found += ["", "::", "", *text.splitlines(), ""] if indented else escaped(text).splitlines()
+    return [*found, ""]
+
+
+def _kind_after() -> Callable[[str], bool]:
+    """Whether a line is part of an indented block; blank lines go with what they follow, and a list's items may be indented."""
+    inside = {"literal": False, "item": False}
+
+    def literal(line: str) -> bool:
+        if not line.strip():
+            return inside["literal"]
+        item = line.lstrip().startswith("- ")
+        inside["literal"] = line.startswith(" ") and not item and not inside["item"]
+        inside["item"] = item or (inside["item"] and line.startswith(" "))
+        return inside["literal"]
+
+    return literal
+
+
+def escaped(text: str) -> str:
+    """`code` becomes ``code``; outside of it stars, bars and underscores at the end of a word are no markup."""
+    pieces = re.split(r"(`[^`]+`)", text)
+    for number, piece in enumerate(pieces):
+        if number % 2:
+            ends_inside_a_word = pieces[number + 1][:1].isalnum()
+            pieces[number] = f"`{piece}`" + ("\\ " if ends_inside_a_word else "")
+        else:
+            pieces[number] = _plain(piece)
+    return "".join(pieces)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"([\\*|`]|(?<=\w)_(?=\W|$))", r"\\\1", text)
+
+
+def process(app: Sphinx, what: str, name: str, thing, options, lines: list[str]) -> None:
+    lines[:] = as_rst(lines)
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("builder-inited", write_pages)
+    app.connect("autodoc-process-docstring", process)
+    return {"version": "1", "parallel_read_safe": True}
