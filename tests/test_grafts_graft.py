@@ -138,7 +138,6 @@ def test_from_rope_to_learned_positions(llama: Path, tmp_path: Path):
     assert [head["kind"] for head in report["grafts"][0]["plan"]["heads"]] == ["1 back", "content, distance"]
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize("source", ["gpt2", "llama"])
 def test_where_positions_work_alike_logits_are_those_of_the_circuit_alone(source: str, request, tmp_path: Path):
     """Other width, depth, number and size of heads; all of the donor's channels: exact but for rounding."""
