@@ -76,6 +76,7 @@ def test_parts_share_the_composites_own_modules():
     assert stock.parts == [stock] and stock.seams == []
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_the_stream_goes_over_seams_as_in_the_composite():
     """Block by block by hand, seams that look back and at earlier sites included, beside what hooks see."""
@@ -93,6 +94,7 @@ def test_the_stream_goes_over_seams_as_in_the_composite():
 # -------------------------------------------------------------------------------------------------------- fewer key heads
 
 
+@pytest.mark.numeric
 def test_gauges_planted_in_every_part_are_undone():
     model, ids = chain("gpt2", "llama", "qwen2", gauge=True), windows(seed=2)
     net, wanted = with_heads(model, converted(model, OURS)), logits(model.net, ids)
@@ -156,6 +158,7 @@ def recurrent(model: Model, features: str = "hedgehog", **options) -> RecurrentF
     return net
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_a_window_over_the_whole_text_is_the_composite():
     model, ids = chain("llama", "gpt2", "qwen2"), tiny.ids(2, 24)
@@ -168,6 +171,7 @@ def test_a_window_over_the_whole_text_is_the_composite():
     assert torch.equal(model.net(ids).logits, wanted), "the donor has been changed"
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("features", ["hedgehog", "taylor2", "mean"])
 @torch.no_grad()
 def test_parallel_and_recurrent_form_agree_though_seams_look_back(features):
@@ -186,6 +190,7 @@ def test_parallel_and_recurrent_form_agree_though_seams_look_back(features):
     assert (torch.cat(found, 1) - net(ids).logits).abs().max() <= 1e-4
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_a_part_alone_may_be_recurrent_with_the_maps_of_its_model():
     """What stitching a recurrent model would be: its blocks have its own feature maps, the other part keeps all keys."""
@@ -203,6 +208,7 @@ def test_a_part_alone_may_be_recurrent_with_the_maps_of_its_model():
     assert (by_token(joined, ids)[0] - parallel).abs().max() <= 1e-4
 
 
+@pytest.mark.numeric
 def test_exact_keys_are_shared_out_among_parts_of_other_widths():
     model, form = chain("gpt2", "llama"), RecurrentForm(features="mean", window=2, slots=4, sinks=1, hidden=4, steps=2)
     net = wrap(model, form)
@@ -217,6 +223,7 @@ def test_exact_keys_are_shared_out_among_parts_of_other_widths():
         assert (by_token(shared, ids)[0] - shared(ids).logits).abs().max() <= 1e-4
 
 
+@pytest.mark.numeric
 @torch.no_grad()
 def test_padding_on_the_left_changes_nothing():
     net = recurrent(chain("gpt2", "llama"))
@@ -304,9 +311,12 @@ def made(root, tmp_path_factory) -> tuple[Path, dict[str, dict]]:
         ),
     }
     (folder.parent / "note.txt").write_text("Zoe keeps 3 owls and a fox. Zoe: fox.")
+    (folder.parent / "queries.txt").write_text(
+        "What does Zoe keep? Zoe keeps 3 owls and a fox, said Zoe to the owl of Zoe. "
+    )
     found["consolidate"] = consolidate(
-        str(root / "three"), folder.parent / "note.txt", folder / "consolidate", text=text, tokens=4096, held_out=1024,
-        device="cpu",
+        str(root / "three"), folder.parent / "note.txt", folder / "consolidate", queries=folder.parent / "queries.txt", text=text,
+        tokens=4096, held_out=1024, device="cpu",
     )  # fmt: skip
     return folder, found
 

@@ -102,16 +102,19 @@ def test_the_host_is_a_stock_checkpoint(llama: Path):
 
 
 @pytest.mark.parametrize(
-    ("base", "changes"),
+    ("base", "changes", "count"),
     [
-        pytest.param(LLAMA, {"attention_bias": False, "mlp_bias": False}, id="no biases"),
-        pytest.param(LLAMA, {"num_attention_heads": 10, "num_key_value_heads": 5, "head_dim": 64}, id="grouped heads"),
-        pytest.param(LLAMA, {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3}, id="narrower"),
-        pytest.param(GPT2, {"n_embd": 160}, id="narrower GPT-2, smaller heads"),
-        pytest.param({**LLAMA, "model_type": "qwen2"}, {}, id="Qwen2"),
+        pytest.param(LLAMA, {"attention_bias": False, "mlp_bias": False}, 6, id="no biases"),
+        pytest.param(
+            LLAMA, {"num_attention_heads": 10, "num_key_value_heads": 5, "head_dim": 64}, 6, id="grouped heads"
+        ),
+        pytest.param(LLAMA, {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3}, 6, id="narrower"),
+        # Some of its answers are wrong: whether it has 0.97 of the donor's takes more prompts to tell.
+        pytest.param(GPT2, {"n_embd": 160}, 12, id="narrower GPT-2, smaller heads"),
+        pytest.param({**LLAMA, "model_type": "qwen2"}, {}, 6, id="Qwen2"),
     ],
 )
-def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: dict):
+def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: dict, count: int):
     """Another head of noise comes first in either block, so that the ones that matter are not where they are by default."""
     circuit = tmp_path / "circuit.json"
     circuit.write_text(json.dumps({"heads": {"0": [0, 1], "1": [1, 2]}, "neurons": {}}))
@@ -119,7 +122,7 @@ def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: 
         [GraftRequest(str(gpt2), "induction", circuit)],
         str(config(tmp_path, base, **changes)),
         tmp_path / "host",
-        count=12,
+        count=count,
     )
     scores, plan = right(report), report["grafts"][0]["plan"]
     assert scores["host, grafted"] >= 0.97 * scores["donor"]
@@ -189,11 +192,11 @@ def test_a_whole_model_goes_into_a_wider_and_deeper_one(family: str, tmp_path: P
 def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
     """Their channels do not overlap, and either behaviour is still there; a third finds no room."""
     other = planted.induction(tmp_path / "other", gain=3.0, n_inner=24)
-    host = str(config(tmp_path, LLAMA, hidden_size=640, num_attention_heads=10, num_key_value_heads=10))
+    host = str(config(tmp_path, LLAMA, hidden_size=448, num_attention_heads=7, num_key_value_heads=7))
     requests = [GraftRequest(str(gpt2), "induction", circuit), GraftRequest(str(other), "induction", circuit)]
-    report = graft(requests, host, tmp_path / "both", count=8)
+    report = graft(requests, host, tmp_path / "both", count=4)
     assert [one["plan"]["channels"] for one in report["grafts"]] == [209, 209]
-    assert report["free"] == {"channels": 640 - 2 * 209, "of": 640}
+    assert report["free"] == {"channels": 448 - 2 * 209, "of": 448}
     assert {tuple(head["host"]) for one in report["grafts"] for head in one["plan"]["heads"]} == {
         (0, 0),
         (1, 0),
@@ -286,6 +289,7 @@ def test_the_command_plans_then_writes_and_does_not_overwrite(gpt2: Path, circui
     assert json.loads(CliRunner().invoke(cli.app, [*arguments, "--overwrite", "--json"]).stdout) == first
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_wider_model_computes_what_it_did(family: str):

@@ -27,7 +27,7 @@ from stitch.report.card import footnotes, model_card, table
 from stitch.text.documents import read, select
 from stitch.text.windows import pack
 
-OPTIONS = dict(tokens=8192, context=32, features=64, k=8, sae_passes=0.5, device="cpu", memory=2**28)
+OPTIONS = dict(tokens=4096, context=32, features=48, k=8, sae_passes=0.5, device="cpu", memory=2**28)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def row(report: dict, name: str) -> dict:
 def test_a_chain_is_what_ordinary_stitches_made_one_by_one_give(run, donors, tmp_path):
     """The second seam, too, is that of a stitch whose first model is the composite: fitted on what that computes."""
     report, folder = run
-    shared = dict(sae_passes=0.5, reference_steps=0)
+    shared = dict(tokens=4096, features=48, sae_passes=0.5, reference_steps=0)
     first = settings(donors["gpt2"], donors["qwen3"], donors["text"], layer=2, layer_b=3, **shared)
     first_report, place = stitch(first, tmp_path / "first")
     second = settings(place, donors["llama"], donors["text"], layer=4, layer_b=3, **shared)
@@ -319,8 +319,8 @@ def test_the_command_writes_the_same_folder_prints_json_alone_and_pushes(run, do
     entries = [{key: value for key, value in entry.items() if value is not None} for entry in entries]
     file = written(tmp_path, yaml.safe_dump({"parts": entries}))
     arguments = [
-        *("chain", file, "--text", donors["text"], "--out", tmp_path / "out", "--tokens", 8192, "--context", 32),
-        *("--features", 64, "--k", 8, "--sae-passes", 0.5, "--device", "cpu", "--memory", "256M", "--json", "-q"),
+        *("chain", file, "--text", donors["text"], "--out", tmp_path / "out", "--tokens", 4096, "--context", 32),
+        *("--features", 48, "--k", 8, "--sae-passes", 0.5, "--device", "cpu", "--memory", "256M", "--json", "-q"),
     ]
     done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.stderr
