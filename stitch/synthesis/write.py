@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stitch.errors import StitchError, UsageError
-from stitch.grafts.norm_inputs import streams
+from stitch.grafts.norm_inputs import norm_inputs
 from stitch.internals import weights
 from stitch.models.model import Model
 from stitch.synthesis.blueprint import Blueprint, LookUp, Neurons, Select, balanced_signs, bits_for, sharp
@@ -51,7 +51,7 @@ class WeightWriter:
         Raises: StitchError where it differs.
         """
         spot = (stage, block)
-        x = streams(self.model, [spot], self.blueprint.specimens)[spot][where]
+        x = norm_inputs(self.model, [spot], self.blueprint.specimens)[spot][where]
         gains = weights.norm(self.model, stage, block).direction(x).norm(dim=1) / x.norm(dim=1)
         low, high = float(gains.min()), float(gains.max())
         if high > (1 + EQUAL) * low:
