@@ -5,7 +5,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from stitch.grafts.allocation import FreeSpace
-from stitch.grafts.norm_inputs import Spot, norm_inputs
+from stitch.grafts.norm_inputs import norm_inputs
 from stitch.internals import weights
 from stitch.models.model import Model
 from stitch.synthesis.blueprint import sharp, signs
@@ -14,14 +14,14 @@ from stitch.synthesis.tool.lanes import ABSORBERS, Lanes
 STEEP = 20.0  # factor on the threshold of saturated neurons: GELU(±20) is 20 and 0
 SLACK = 1.5  # factor by which norms may differ from those measured
 
-Factors = dict[Spot, tuple[float, float]]
+Factors = dict[weights.Spot, tuple[float, float]]
 """The smallest and the largest factor of a norm, without its gain."""
 
 
 @torch.no_grad()
 def norm_factors(host: Model, blocks: int, text: Int64[Tensor, "rows length"]) -> Factors:
     """The factors of the norms of the first `blocks` blocks on `text`, widened by `SLACK` in both directions."""
-    spots: list[Spot] = [(stage, block) for block in range(blocks) for stage in ("attention", "mlp")]
+    spots: list[weights.Spot] = [(stage, block) for block in range(blocks) for stage in ("attention", "mlp")]
     found = {}
     for spot, x in norm_inputs(host, spots, text).items():
         x = x - x.mean(-1, keepdim=True)
