@@ -62,7 +62,8 @@ def saved(blueprint: Blueprint, arch: str, folder: Path) -> tuple[dict, float]:
     start = time.perf_counter()
     model = build(blueprint, arch)
     seconds = time.perf_counter() - start
-    checkpoint.save(model, {"arch": arch}, folder, overwrite=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    checkpoint.save(model, {"arch": arch}, folder)
     return {"parameters": model.net.num_parameters()}, seconds
 
 

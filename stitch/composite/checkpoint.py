@@ -18,23 +18,12 @@ from stitch.errors import StitchError
 from stitch.files.folders import appear
 from stitch.files.output import check_output
 from stitch.files.shards import Held, Stored, stored_tensors, write_shards
+from stitch.files.tokenizer import copy_tokenizer
 from stitch.modeling import modeling_composite
 from stitch.modeling.modeling_composite import StitchConfig, StitchForCausalLM
 from stitch.models.anatomy import Anatomy, anatomy_of, dotted
 from stitch.translation.module import translation_tensors
 from stitch.translation.types import Translation
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 
 def write_checkpoint(
@@ -69,9 +58,7 @@ def write_checkpoint(
         (folder / "config.json").write_text(_config_json(config))
         (folder / "generation_config.json").write_text(_generation_json(config, b))
         shutil.copyfile(modeling_composite.__file__, folder / "modeling_composite.py")
-        for name in TOKENIZER_FILES:
-            if (b / name).is_file():
-                shutil.copyfile(b / name, folder / name)
+        copy_tokenizer(b, folder)
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content)
 

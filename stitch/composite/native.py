@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from stitch.composite.checkpoint import TOKENIZER_FILES
 from stitch.composite.compose import share
 from stitch.errors import StitchError
 from stitch.files.folders import appear
 from stitch.files.shards import Held, Stored, stored_tensors, write_shards
+from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.anatomy import Anatomy
 from stitch.models.model import Model
 
@@ -72,9 +72,9 @@ def write_native(
     def fill(folder: Path) -> None:
         write_shards(folder, tensors, max_shard_bytes)
         (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        for name in (*TOKENIZER_FILES, "generation_config.json"):
-            if (model.folder / name).is_file():
-                shutil.copyfile(model.folder / name, folder / name)
+        copy_tokenizer(model.folder, folder)
+        if (model.folder / "generation_config.json").is_file():
+            shutil.copyfile(model.folder / "generation_config.json", folder / "generation_config.json")
         for name, data in (extra_files or {}).items():
             (folder / name).write_bytes(data)
 

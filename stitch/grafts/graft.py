@@ -1,7 +1,6 @@
 """Grafts donors' circuits into a host of another architecture, fresh or trained: finds, plans, writes and compares them."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,10 +11,9 @@ import torch
 
 from stitch.circuits.behaviours import Prompts
 from stitch.circuits.find import ChosenCircuit, choose_circuit, read_arrangement
-from stitch.composite.checkpoint import TOKENIZER_FILES
 from stitch.errors import UsageError
-from stitch.files.folders import appear
-from stitch.files.output import check_output
+from stitch.files.job import Job, run
+from stitch.files.tokenizer import copy_tokenizer
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.compared import PlannedGraft, text_scores, with_plan
 from stitch.grafts.hosts import read_host, widened
@@ -83,45 +81,83 @@ def graft(
 
     Raises: UsageError when a circuit does not fit into the host; StitchError when a donor does not have its behaviour.
     """
-    if out is not None:
-        check_output(out, overwrite)
-    options = {"device": torch_device(device), "trust_remote_code": trust_remote_code, "progress": progress}
-    donors = _load_donors(requests, **options)
-    trained = _load_or_check_host(host, donors[0], seed, **options)
-    search = {"keep": keep, "count": count, "seed": seed, "text": text, "constant": True, "progress": progress}
-    circuits = [
-        choose_circuit(donor, request.behaviour, circuit=request.circuit, **search)
-        for request, donor in zip(requests, donors, strict=True)
-    ]
-    make_host = _host_factory(host, trained, donors, circuits, channels, seed)
-    target, space = make_host()
-    if trained is None:
+
+    def prepare() -> _Prepared:
+        options = {"device": torch_device(device), "trust_remote_code": trust_remote_code, "progress": progress}
+        donors = _load_donors(requests, **options)
+        trained = _load_or_check_host(host, donors[0], seed, **options)
+        search = {"keep": keep, "count": count, "seed": seed, "text": text, "constant": True, "progress": progress}
         circuits = [
-            _rearranged_if_needed(request, donor, chosen, target, keep=keep, seed=seed, text=text, progress=progress)
-            for request, donor, chosen in zip(requests, donors, circuits, strict=True)
+            choose_circuit(donor, request.behaviour, circuit=request.circuit, **search)
+            for request, donor in zip(requests, donors, strict=True)
         ]
-    report = {"host": target.config.to_diff_dict(), "trained": trained is not None, "seed": seed, "grafts": []}
-    grafts = []
-    for request, donor, chosen in zip(requests, donors, circuits, strict=True):
-        plan = make_plan(
-            donor, request.behaviour, chosen.kept, chosen.means, chosen.first, target, space, channels, chosen.shallow
-        )
-        report["grafts"].append(_described(request, chosen, plan))
-        if trained is not None:
-            plan = beside_trained_stream(plan, donor, chosen.kept, chosen.means, target, space, strength)
-        grafts.append(PlannedGraft(donor, chosen, plan))
-    report["free"] = {"channels": space.free, "of": target.width}
+        make_host = _host_factory(host, trained, donors, circuits, channels, seed)
+        target, space = make_host()
+        if trained is None:
+            circuits = [
+                _rearranged_if_needed(
+                    request, donor, chosen, target, keep=keep, seed=seed, text=text, progress=progress
+                )
+                for request, donor, chosen in zip(requests, donors, circuits, strict=True)
+            ]
+        report = {"host": target.config.to_diff_dict(), "trained": trained is not None, "seed": seed, "grafts": []}
+        grafts = []
+        for request, donor, chosen in zip(requests, donors, circuits, strict=True):
+            plan = make_plan(
+                donor,
+                request.behaviour,
+                chosen.kept,
+                chosen.means,
+                chosen.first,
+                target,
+                space,
+                channels,
+                chosen.shallow,
+            )
+            report["grafts"].append(_described(request, chosen, plan))
+            if trained is not None:
+                plan = beside_trained_stream(plan, donor, chosen.kept, chosen.means, target, space, strength)
+            grafts.append(PlannedGraft(donor, chosen, plan))
+        report["free"] = {"channels": space.free, "of": target.width}
+        return _Prepared(target, trained, grafts, make_host, report)
+
     if out is None:
-        return report
+        return prepare().report
+
+    def plan() -> Job:
+        prepared = prepare()
+
+        def make(scratch: Path, output: Path) -> dict:
+            _write_and_score(prepared, seed, text, tokens, progress)
+            _save(prepared.target, prepared.grafts[0].donor, output, prepared.report)
+            return prepared.report
+
+        return Job(make=make)
+
+    return run("graft", plan, out, overwrite=overwrite)[0]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The host and what will be written into it; `report` has the plan."""
+
+    target: Model
+    trained: Model | None
+    grafts: list[PlannedGraft]
+    make_host: Callable[[], tuple[Model, FreeSpace]]
+    report: dict
+
+
+def _write_and_score(prepared: _Prepared, seed: int, text: str, tokens: int, progress: Progress | None) -> None:
+    """Writes the planned grafts into the host and adds scores of host, donors and controls to the report."""
+    target, grafts, report = prepared.target, prepared.grafts, prepared.report
     reads = write(target, [each.plan for each in grafts])
     for planned, entry, scales in zip(grafts, report["grafts"], reads, strict=True):
-        controls = _controls(planned, lambda: make_host()[0], seed, shared=len(grafts) > 1)
+        controls = _controls(planned, lambda: prepared.make_host()[0], seed, shared=len(grafts) > 1)
         entry |= {"reads": scales, **_described_prompts(planned.chosen.other)}
         entry["results"] = planned.compared(target, controls, progress)
-    if trained is not None:
-        report["text"] = text_scores(trained, target, text, tokens, progress)
-    _save(target, donors[0], out, report)
-    return report
+    if prepared.trained is not None:
+        report["text"] = text_scores(prepared.trained, target, text, tokens, progress)
 
 
 def _load_donors(requests: Sequence[GraftRequest], **options: Any) -> list[Model]:
@@ -243,14 +279,9 @@ def _load(name: str, role: str, *, device: torch.device, trust_remote_code: bool
     return model
 
 
-def _save(host: Model, donor: Model, out: Path, report: dict) -> None:
-    """A stock checkpoint with the donor's tokenizer, and the report beside it."""
-
-    def fill(folder: Path) -> None:
-        host.net.save_pretrained(folder)
-        for name in TOKENIZER_FILES:
-            if (donor.folder / name).is_file():
-                shutil.copyfile(donor.folder / name, folder / name)
-        (folder / "graft.json").write_text(json.dumps(report, indent=2) + "\n")
-
-    appear(out, fill, "graft", overwrite=True)
+def _save(host: Model, donor: Model, folder: Path, report: dict) -> None:
+    """Writes a stock checkpoint with the donor's tokenizer, and the report beside it."""
+    folder.mkdir()
+    host.net.save_pretrained(folder)
+    copy_tokenizer(donor.folder, folder)
+    (folder / "graft.json").write_text(json.dumps(report, indent=2) + "\n")

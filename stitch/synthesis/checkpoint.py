@@ -8,24 +8,17 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from stitch.files.folders import appear
 from stitch.models.model import Model
 from stitch.synthesis.kinds import FILE
 
 
-def save(model: Model, description: dict, folder: Path, *, overwrite: bool = False) -> None:
-    """Writes the checkpoint completely or not at all.
-
-    Raises: UsageError when `folder` exists and `overwrite` is False.
-    """
+def save(model: Model, description: dict, folder: Path) -> None:
+    """Writes the checkpoint to the new folder `folder`."""
     logging.disable_progress_bar()
-
-    def fill(new: Path) -> None:
-        model.net.save_pretrained(new)
-        model.tokenizer.save_pretrained(new)
-        (new / FILE).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
-
-    appear(folder, fill, "compile", overwrite=overwrite)
+    folder.mkdir(parents=True)
+    model.net.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    (folder / FILE).write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
 
 
 def load(folder: Path, dtype: torch.dtype, attention: str, device: str = "cpu") -> PreTrainedModel:

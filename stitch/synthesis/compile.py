@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stitch.errors import UsageError
+from stitch.files.job import Job, run
 from stitch.files.output import check_output
 from stitch.progress import Progress
 from stitch.synthesis import checkpoint, kinds
@@ -38,12 +39,17 @@ def compile_to(
 
     Raises: UsageError when the circuit cannot be built.
     """
-    began = time.perf_counter()
-    model = build(kinds.blueprint_of(description), description["arch"], tokenizer=tokenizer)
-    checkpoint.save(model, description, out, overwrite=overwrite)
-    seconds = time.perf_counter() - began
-    report = certify(out, tokens=FIRST_TOKENS, settings=[("fp32", "sdpa")], device=device, progress=progress)
-    return {**report, "seconds": seconds}
+
+    def make(scratch: Path, output: Path) -> dict:
+        began = time.perf_counter()
+        model = build(kinds.blueprint_of(description), description["arch"], tokenizer=tokenizer)
+        checkpoint.save(model, description, output)
+        seconds = time.perf_counter() - began
+        first = {"tokens": FIRST_TOKENS, "settings": [("fp32", "sdpa")]}
+        report = certify(output, **first, named=str(out), device=device, progress=progress)
+        return {**report, "seconds": seconds}
+
+    return run("compile", lambda: Job(make=make), out, overwrite=overwrite)[0]
 
 
 def compile_automaton(

@@ -20,7 +20,7 @@ from stitch.conversions.report import difference
 from stitch.conversions.save import save_stock
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Scores, evaluate, whole_model
-from stitch.files.output import check_output
+from stitch.files.job import Job, run
 from stitch.internals import weights
 from stitch.internals.weights import Attention
 from stitch.models.model import Model
@@ -56,46 +56,53 @@ def convert_heads(
     baseline are fine-tuned against the donor.
     Raises UsageError for a request that cannot be met, StitchError for weights or text that fail.
     """
-    check_output(out, overwrite)
-    donor = read_donor(
-        name, text=text, tokens=tokens, held_out=held_out, context=context, report_factor=LONGER,
-        device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress,
-    )  # fmt: skip
-    model = donor.model
-    old = check_heads(model, kv_heads)
-    grouping, errors = BestGrouping(kv_heads, seed), ErrorLog("contraction", "least squares")
-    ids = {split: donor.windows[split].ids for split in ("fit", "sweep")}
-    found = convert(
-        model,
-        grouping,
-        methods(seed),
-        ids,
-        sample=max(1, SAMPLE // donor.context),
-        seed=seed,
-        observe=errors,
-        progress=progress,
-    )
-    nets = {method: with_heads(model, attentions) for method, attentions in found.items()}
-    chosen = _choose(donor, nets, progress)
-    rows = {"donor": model.net, "converted": nets[chosen], **nets}
-    if steps:
-        rows |= fine_tuned(donor, found, chosen, steps, seed, progress)
-        rows["converted"] = rows[_fine_tuned_name(chosen, steps)]
-    scores = evaluate(
-        {row: whole_model(net) for row, net in rows.items()}, donor.windows["report"], vocabulary=model.config.vocab_size,
-        reference=whole_model(model.net), progress=progress,
-    )  # fmt: skip
-    settings = {
-        "kv_heads": kv_heads,
-        "tokens": tokens,
-        "context": donor.context,
-        "steps": steps,
-        "seed": seed,
-        "dtype": dtype,
-    }
-    report = assemble_report(donor, old, grouping, errors, scores, rows, chosen, settings)
-    save_stock(rows["converted"], model, out, report)
-    return report
+
+    def plan() -> Job:
+        donor = read_donor(
+            name, text=text, tokens=tokens, held_out=held_out, context=context, report_factor=LONGER,
+            device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress,
+        )  # fmt: skip
+        model = donor.model
+        old = check_heads(model, kv_heads)
+
+        def make(scratch: Path, output: Path) -> dict:
+            grouping, errors = BestGrouping(kv_heads, seed), ErrorLog("contraction", "least squares")
+            ids = {split: donor.windows[split].ids for split in ("fit", "sweep")}
+            found = convert(
+                model,
+                grouping,
+                methods(seed),
+                ids,
+                sample=max(1, SAMPLE // donor.context),
+                seed=seed,
+                observe=errors,
+                progress=progress,
+            )
+            nets = {method: with_heads(model, attentions) for method, attentions in found.items()}
+            chosen = _choose(donor, nets, progress)
+            rows = {"donor": model.net, "converted": nets[chosen], **nets}
+            if steps:
+                rows |= fine_tuned(donor, found, chosen, steps, seed, progress)
+                rows["converted"] = rows[_fine_tuned_name(chosen, steps)]
+            scores = evaluate(
+                {row: whole_model(net) for row, net in rows.items()}, donor.windows["report"], vocabulary=model.config.vocab_size,
+                reference=whole_model(model.net), progress=progress,
+            )  # fmt: skip
+            settings = {
+                "kv_heads": kv_heads,
+                "tokens": tokens,
+                "context": donor.context,
+                "steps": steps,
+                "seed": seed,
+                "dtype": dtype,
+            }
+            report = assemble_report(donor, old, grouping, errors, scores, rows, chosen, settings)
+            save_stock(rows["converted"], model, output, report)
+            return report
+
+        return Job(make=make)
+
+    return run("convert heads", plan, out, overwrite=overwrite)[0]
 
 
 def check_heads(model: Model, kv_heads: int) -> list[int]:

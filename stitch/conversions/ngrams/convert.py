@@ -25,7 +25,7 @@ from stitch.conversions.report import difference
 from stitch.conversions.save import save
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
-from stitch.files.output import check_output
+from stitch.files.job import Job, run
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.flops import block_parameters
 from stitch.models.model import Model
@@ -68,32 +68,39 @@ def convert_ngram(
     Raises UsageError for a request that cannot be met, StitchError for weights or text that fail.
     """
     shape = shape or NgramShape()
-    check_output(out, overwrite)
-    if tolerance < 0:
-        raise UsageError(f"tolerance must be 0 or more nats; got {tolerance}.")
-    donor = read_donor(
-        name, text=text, tokens=tokens, held_out=held_out, context=context, device=device, dtype=dtype,
-        trust_remote_code=trust_remote_code, progress=progress,
-    )  # fmt: skip
-    check_drop(donor.model, drop)
-    indices = tables_for(donor, shape, memory)
-    audit = audited_leakage(donor, shape)
-    tried: dict[int, float] = {}
-    if isinstance(drop, int):
-        fit_data = read_fit_data(donor, drop, shape, indices, progress)
-    else:
-        fit_data, tried = deepest_within(donor, shape, indices, tolerance, memory, progress)
-    fitted, scores, r2 = measure(donor, fit_data, seed, memory, progress)
-    net = build_composite(donor.model, fit_data.site, fitted["converted"].translation)
-    scores |= _evaluate({"converted": whole_model(net)}, donor.model, donor.windows["report"], memory, progress)
-    known = loss_by_leakage(donor, fit_data.site, fitted["converted"].translation, audit, memory)
-    settings = {
-        "drop": drop, **dataclasses.asdict(shape), "tolerance": tolerance, "tokens": tokens, "held_out": held_out,
-        "context": donor.context, "seed": seed, "memory": memory, "dtype": dtype,
-    }  # fmt: skip
-    report = assemble_report(donor, fit_data, fitted, scores, r2, audit, known, tried, settings)
-    save(donor.model, out, report, net.save_pretrained)
-    return report
+
+    def plan() -> Job:
+        if tolerance < 0:
+            raise UsageError(f"tolerance must be 0 or more nats; got {tolerance}.")
+        donor = read_donor(
+            name, text=text, tokens=tokens, held_out=held_out, context=context, device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code, progress=progress,
+        )  # fmt: skip
+        check_drop(donor.model, drop)
+
+        def make(scratch: Path, output: Path) -> dict:
+            indices = tables_for(donor, shape, memory)
+            audit = audited_leakage(donor, shape)
+            tried: dict[int, float] = {}
+            if isinstance(drop, int):
+                fit_data = read_fit_data(donor, drop, shape, indices, progress)
+            else:
+                fit_data, tried = deepest_within(donor, shape, indices, tolerance, memory, progress)
+            fitted, scores, r2 = measure(donor, fit_data, seed, memory, progress)
+            net = build_composite(donor.model, fit_data.site, fitted["converted"].translation)
+            scores |= _evaluate({"converted": whole_model(net)}, donor.model, donor.windows["report"], memory, progress)
+            known = loss_by_leakage(donor, fit_data.site, fitted["converted"].translation, audit, memory)
+            settings = {
+                "drop": drop, **dataclasses.asdict(shape), "tolerance": tolerance, "tokens": tokens, "held_out": held_out,
+                "context": donor.context, "seed": seed, "memory": memory, "dtype": dtype,
+            }  # fmt: skip
+            report = assemble_report(donor, fit_data, fitted, scores, r2, audit, known, tried, settings)
+            save(donor.model, output, report, net.save_pretrained)
+            return report
+
+        return Job(make=make)
+
+    return run("convert ngram", plan, out, overwrite=overwrite)[0]
 
 
 def check_drop(model: Model, drop: int | str) -> None:

@@ -24,7 +24,7 @@ from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
 from stitch.conversions.save import save
 from stitch.errors import UsageError
-from stitch.files.output import check_output
+from stitch.files.job import Job, run
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM, attentions, shape_of
 from stitch.models.model import Model
 from stitch.progress import Progress
@@ -73,41 +73,48 @@ def convert_recurrent(
     Baselines and nulls in the report have at least as large a state as the converted model. Raises UsageError for a request that
     cannot be met, StitchError for weights, text or a denominator that fail.
     """
-    check_output(out, overwrite)
-    _check_choices(features, allocation)
-    _check_counts(
-        window=window, sinks=sinks, slots=slots, hidden=hidden, steps=steps, logit_steps=logit_steps, seed=seed
-    )
-    donor = read_donor(
-        name, text=text, tokens=tokens, held_out=held_out, context=context, device=device, dtype=dtype,
-        trust_remote_code=trust_remote_code, progress=progress,
-    )  # fmt: skip
-    model = donor.model
-    check_convertible(model, donor.context)
-    form = _form(
-        model, features, donor.context, window=window, sinks=sinks, slots=slots, multiple=multiple, hidden=hidden,
-        layers=layers, steps=steps, logit_steps=logit_steps, seed=seed,
-    )  # fmt: skip
-    net = wrap(model, form)
-    sums = donor_moments(net, donor, progress)
-    if allocation == "measured" and form.features in FITTED and form.window + form.slots > 1:
-        form = replace(form, keys=allocate(net, donor, form, sums, progress))
-        net = sibling(net, form)
-    divergences = fit(net, donor, form, sums, progress=progress)
-    nets = {"converted": net, **baselines(net, donor, form, sums, progress)}
-    report = {
-        "conversion": "recurrent",
-        "model": name,
-        "title": f"{name} as a recurrent network ({features}, {_exact_keys(form)})",
-        "made": _description(name, features, form),
-        "tokens": {split: found.tokens for split, found in donor.windows.items()},
-        "context": donor.context,
-        **results_of(nets, donor, progress),
-        "fit": divergences,
-        "provenance": donor.provenance({**form.__dict__, "features": features}),
-    }
-    save(model, out, report, net.save_pretrained)
-    return report
+
+    def plan() -> Job:
+        _check_choices(features, allocation)
+        _check_counts(
+            window=window, sinks=sinks, slots=slots, hidden=hidden, steps=steps, logit_steps=logit_steps, seed=seed
+        )
+        donor = read_donor(
+            name, text=text, tokens=tokens, held_out=held_out, context=context, device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code, progress=progress,
+        )  # fmt: skip
+        model = donor.model
+        check_convertible(model, donor.context)
+
+        def make(scratch: Path, output: Path) -> dict:
+            form = _form(
+                model, features, donor.context, window=window, sinks=sinks, slots=slots, multiple=multiple, hidden=hidden,
+                layers=layers, steps=steps, logit_steps=logit_steps, seed=seed,
+            )  # fmt: skip
+            net = wrap(model, form)
+            sums = donor_moments(net, donor, progress)
+            if allocation == "measured" and form.features in FITTED and form.window + form.slots > 1:
+                form = replace(form, keys=allocate(net, donor, form, sums, progress))
+                net = sibling(net, form)
+            divergences = fit(net, donor, form, sums, progress=progress)
+            nets = {"converted": net, **baselines(net, donor, form, sums, progress)}
+            report = {
+                "conversion": "recurrent",
+                "model": name,
+                "title": f"{name} as a recurrent network ({features}, {_exact_keys(form)})",
+                "made": _description(name, features, form),
+                "tokens": {split: found.tokens for split, found in donor.windows.items()},
+                "context": donor.context,
+                **results_of(nets, donor, progress),
+                "fit": divergences,
+                "provenance": donor.provenance({**form.__dict__, "features": features}),
+            }
+            save(model, output, report, net.save_pretrained)
+            return report
+
+        return Job(make=make)
+
+    return run("convert recurrent", plan, out, overwrite=overwrite)[0]
 
 
 def _check_choices(features: str, allocation: str) -> None:

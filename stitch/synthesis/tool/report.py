@@ -1,7 +1,6 @@
 """Compiles a tool into a trained model and measures it: accuracy of its states, that of probes on the host, and cost on text."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +9,9 @@ from jaxtyping import Float, Int64
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stitch.composite.checkpoint import TOKENIZER_FILES
 from stitch.evaluation.scores import bootstrap, evaluate, whole_model
-from stitch.files.folders import appear
-from stitch.files.output import check_output
+from stitch.files.job import Job, run
+from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.device import torch_device
 from stitch.models.loading import load
 from stitch.models.model import Model
@@ -52,42 +50,50 @@ def compile_tool(
 
     Raises: UsageError when the automaton does not fit the host.
     """
-    check_output(out, overwrite)
-    automaton = read_automaton(spec, normalise=normalise)
-    before = load(resolve(host, progress=progress).folder, name=host, dtype=torch.float32, device=torch_device(device))
-    windows = report_windows(text, tokens, before.tokenizer, before.longest)
-    ids = windows.ids.long()
-    tool = with_tool(before, automaton, ids[:SAMPLE], faint)
-    report = {
-        "host": host,
-        "automaton": spec,
-        "faint": faint,
-        "states": list(automaton.states),
-        "windows_per_block": tool.windows,
-        "blocks": tool.blocks,
-        "parameters": {"before": before.net.num_parameters(), "after": tool.net.net.num_parameters()},
-        "tokens": windows.tokens,
-    }
 
-    appear(out, lambda folder: _write(folder, tool, before, report), "compile tool", overwrite=True)
-    steps = steps_of_tokens(automaton, before.tokenizer, before.config.vocab_size)
-    states = states_along(steps, ids, automaton.start)
-    report["right"] = _rows(before, out, tool.read, windows, states, progress)
-    rows = {"as it was": whole_model(before.net), "with the tool": whole_model(tool.net.net)}
-    scores = evaluate(rows, windows, vocabulary=before.config.vocab_size, progress=progress)
-    low, high = scores["with the tool"].interval(minus=scores["as it was"])
-    report["text"] = [score.row(name) for name, score in scores.items()]
-    report["price"] = {"nats": scores["with the tool"].ce - scores["as it was"].ce, "low": low, "high": high}
-    (out / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    return report
+    def plan() -> Job:
+        automaton = read_automaton(spec, normalise=normalise)
+        before = load(
+            resolve(host, progress=progress).folder, name=host, dtype=torch.float32, device=torch_device(device)
+        )
+        windows = report_windows(text, tokens, before.tokenizer, before.longest)
+        ids = windows.ids.long()
+
+        def make(scratch: Path, output: Path) -> dict:
+            tool = with_tool(before, automaton, ids[:SAMPLE], faint)
+            report = {
+                "host": host,
+                "automaton": spec,
+                "faint": faint,
+                "states": list(automaton.states),
+                "windows_per_block": tool.windows,
+                "blocks": tool.blocks,
+                "parameters": {"before": before.net.num_parameters(), "after": tool.net.net.num_parameters()},
+                "tokens": windows.tokens,
+            }
+
+            output.mkdir()
+            _write(output, tool, before, report)
+            steps = steps_of_tokens(automaton, before.tokenizer, before.config.vocab_size)
+            states = states_along(steps, ids, automaton.start)
+            report["right"] = _rows(before, output, tool.read, windows, states, progress)
+            rows = {"as it was": whole_model(before.net), "with the tool": whole_model(tool.net.net)}
+            scores = evaluate(rows, windows, vocabulary=before.config.vocab_size, progress=progress)
+            low, high = scores["with the tool"].interval(minus=scores["as it was"])
+            report["text"] = [score.row(name) for name, score in scores.items()]
+            report["price"] = {"nats": scores["with the tool"].ce - scores["as it was"].ce, "low": low, "high": high}
+            (output / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+            return report
+
+        return Job(make=make)
+
+    return run("compile tool", plan, out, overwrite=overwrite)[0]
 
 
 def _write(folder: Path, tool: Tool, host: Model, report: dict) -> None:
     """The model with its tool, the host's tokenizer, the readout, and the report so far."""
     tool.net.net.save_pretrained(folder)
-    for name in TOKENIZER_FILES:
-        if (host.folder / name).is_file():
-            shutil.copyfile(host.folder / name, folder / name)
+    copy_tokenizer(host.folder, folder)
     save_file({"states": tool.read.float().contiguous()}, folder / READOUT, metadata={"format": "pt"})
     (folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
