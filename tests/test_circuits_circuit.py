@@ -202,7 +202,7 @@ def test_prompts_of_a_file_are_chosen_on_and_reported_on_apart(donor: Path, tmp_
     with pytest.raises(StitchError, match=r"it answers 0\.0% of clean prompts"):
         find_circuit(str(donor), str(path))
     path.write_text(json.dumps(right))
-    with pytest.raises(UsageError, match="others to report on"):
+    with pytest.raises(UsageError, match="at least 2 prompts, to choose on and to report on"):
         find_circuit(str(donor), str(path))
 
 

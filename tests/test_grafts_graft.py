@@ -284,7 +284,7 @@ def test_the_command_plans_then_writes_and_does_not_overwrite(gpt2: Path, circui
     wrong = CliRunner().invoke(cli.app, [*arguments, "--graft", "demo:llama"])
     assert wrong.exit_code == 2 and "--graft must be DONOR=BEHAVIOUR; got demo:llama." in wrong.stderr
     again = CliRunner().invoke(cli.app, arguments)
-    assert again.exit_code == 2 and "must not exist yet" in again.stderr
+    assert again.exit_code == 2 and "--out must not exist" in again.stderr
     first = json.loads((out / "graft.json").read_text())
     assert json.loads(CliRunner().invoke(cli.app, [*arguments, "--overwrite", "--json"]).stdout) == first
 

@@ -208,7 +208,7 @@ def test_sums_in_several_passes_give_the_same_scores(swept, donors, tmp_path, mo
         _groups_within(cells, widths, one - 1)
 
     monkeypatch.setattr("stitch.jobs.sweep.draw", lambda report, path: None)
-    monkeypatch.setattr("stitch.layers.cells._groups", lambda cells, widths, budget: [cells[:7], cells[7:]])
+    monkeypatch.setattr("stitch.layers.cells._groups_within", lambda cells, widths, budget: [cells[:7], cells[7:]])
     again = run(donors, tmp_path / "again")
     assert {**again, "provenance": None} == {**swept[0], "provenance": None}
 
@@ -334,7 +334,7 @@ def test_models_of_one_block_other_tokenizers_and_existing_folders_are_refused(s
     changed.save_pretrained(other)
     with pytest.raises(UsageError, match="1 of 129 tokens differ"):
         sweep(str(donors["gpt2"]), str(other), tmp_path / "out", **ASKED)
-    with pytest.raises(UsageError, match="--out must not exist"):
+    with pytest.raises(UsageError, match="out must not exist"):
         run(donors, swept[1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "short"]
 
