@@ -15,12 +15,11 @@ import json
 import time
 from pathlib import Path
 
-from stitch.jobs.timing import timed
-
 from stitch.conversions.donor import read_donor
 from stitch.conversions.ngrams import convert
 from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
 from stitch.conversions.report import difference
+from stitch.files.job import Clock
 
 MEMORY = 8 * 2**30
 
@@ -34,14 +33,14 @@ def lines(given: argparse.Namespace):
     for tokens in given.tokens:
         donor = read_donor(given.model, text=given.text, tokens=tokens, held_out=given.held_out, context=given.context)
         for rows, drop in itertools.product(given.rows, given.drop):
-            seconds: dict[str, float] = {}
+            clock = Clock()
             began = time.perf_counter()
             shape = NgramShape(order=given.order, rows=rows, skips=given.skips)
             convert.check_drop(donor.model, drop)
             audit = convert.audited_leakage(donor, shape)
-            with timed(seconds, "reading"):
+            with clock.stage("reading"):
                 fit_data = read_fit_data(donor, drop, shape, convert.tables_for(donor, shape, MEMORY))
-            with timed(seconds, "fits and scores"):
+            with clock.stage("fits and scores"):
                 fitted, scores, r2 = convert.measure(donor, fit_data, given.seed, MEMORY, None)
             known = convert.loss_by_leakage(donor, drop, fitted["converted"].translation, audit, MEMORY)
             yield {
@@ -63,7 +62,7 @@ def lines(given: argparse.Namespace):
                 "shrinkages": fitted["converted"].shrinkages,
                 "overlap": {"copied": audit.share_copied, "seen": audit.seen},
                 "knowledge": {name: dataclasses.asdict(found) for name, found in known.items()},
-                "seconds": {**seconds, "all": time.perf_counter() - began},
+                "seconds": {**clock.seconds, "all": time.perf_counter() - began},
             }
 
 

@@ -18,6 +18,7 @@ import dataclasses
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import tempfile
 import time
@@ -202,11 +203,11 @@ def _drawn(automaton: Automaton, dimension: int) -> Codes:
     """As `random_codes`, but however much alike."""
     from stitch.synthesis.automata import stepwise as module
 
-    limit, module.TOO_ALIKE = module.TOO_ALIKE, 2.0
+    limit, module.HIGHEST_COHERENCE = module.HIGHEST_COHERENCE, 2.0
     try:
         return random_codes(automaton, dimension)
     finally:
-        module.TOO_ALIKE = limit
+        module.HIGHEST_COHERENCE = limit
 
 
 def heads(work: Path) -> list[dict]:

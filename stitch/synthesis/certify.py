@@ -31,7 +31,8 @@ def certify(
 ) -> dict:
     """Runs about `tokens` tokens of every trial in each of `settings` (dtype, attention); writes `certificate.json` to `folder`.
 
-    `named` is the folder's name in the report, where it is not yet in its place. In the report, `ideal` is the margin without rounding errors, and `certified` says whether all answers were correct.
+    `named` is the folder's name in the report, where it is not yet in its place. In the report, `ideal` is the margin without
+    rounding errors, and `certified` says whether all answers were correct.
 
     Raises: UsageError when the folder holds no compiled checkpoint.
     """

@@ -7,7 +7,6 @@ from torch import Tensor
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.norm_inputs import norm_inputs
 from stitch.internals import weights
-from stitch.internals.weights import Spot
 from stitch.models.model import Model
 from stitch.synthesis.blueprint import sharp, signs
 from stitch.synthesis.tool.lanes import ABSORBERS, Lanes
