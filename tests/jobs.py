@@ -20,7 +20,7 @@ def write_text(folder: Path, documents: int = 260, seed: int = 0) -> Path:
 
 def settings(a: Path, b: Path, text: Path, **changes) -> Settings:
     base = dict(
-        model_a=str(a), model_b=str(b), layer=2, text=str(text), tokens=8192, context=32, features=64, k=8,
+        model_a=str(a), model_b=str(b), layer=2, text=str(text), tokens=4096, context=32, features=64, k=8,
         sae_passes=2.0, reference_steps=5, device="cpu", memory=2**28,
     )  # fmt: skip
     return Settings(**(base | changes))  # pyright: ignore[reportArgumentType]

@@ -49,7 +49,7 @@ json.dump({
 
 def test_a_pushed_composite_is_the_same_model_in_another_environment(tmp_path: Path):
     a, b = tiny.save(tmp_path / "gpt2", "gpt2"), tiny.save(tmp_path / "qwen3", "qwen3", hidden_size=48)
-    wanted = settings(a, b, write_text(tmp_path), sae_passes=0.3, brief=True, reference_steps=None)
+    wanted = settings(a, b, write_text(tmp_path), tokens=8192, sae_passes=0.3, brief=True, reference_steps=None)
     _, folder = stitch(wanted, tmp_path / "composite")
     net = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     ids = tiny.ids(2, 9)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import tiny
+import tolerance
 from passes import by_token
 from recurrent import FAMILIES, WINDOW, donor, recurrent
 from stitch.conversions.donor import Donor
@@ -43,6 +44,7 @@ from stitch.modeling.modeling_recurrent import (
     RecurrentMemory,
 )
 from stitch.models.loading import load, register_composites
+from tolerance import apart
 
 FEATURES = ("hedgehog", "random", "taylor2", "mean", "none")
 WITH_SLOTS = [*((features, 0) for features in FEATURES), ("hedgehog", 3), ("taylor2", 3), ("none", 3)]
@@ -93,7 +95,7 @@ def test_a_window_over_the_whole_text_is_the_donor(family):
     model, ids = tiny.model(family, **FAMILIES[family]), tiny.ids(2, 24)
     before = model.net(ids).logits
     net = wrap(model, RecurrentForm(features="none", window=24, sinks=0))
-    assert (net(ids).logits - before).abs().max() <= 5e-5
+    assert apart(net(ids).logits, before) < tolerance.of_a_pass(model)
     assert torch.equal(model.net(ids).logits, before), "the donor has been changed"
 
 
@@ -101,8 +103,8 @@ def test_a_window_over_the_whole_text_is_the_donor(family):
 def test_blocks_that_are_not_converted_keep_all_keys():
     model, ids = tiny.model("llama"), tiny.ids(2, 24)
     net = wrap(model, RecurrentForm(features="none", window=2, sinks=0, layers=()))
-    assert (net(ids).logits - model.net(ids).logits).abs().max() <= 5e-5
-    assert (by_token(net, ids)[0] - model.net(ids).logits).abs().max() <= 5e-5
+    assert apart(net(ids).logits, model.net(ids).logits) < tolerance.of_a_pass(model)
+    assert apart(by_token(net, ids)[0], model.net(ids).logits) < tolerance.of_a_pass(model)
     some = wrap(model, RecurrentForm(features="none", window=2, sinks=0, layers=(1, 4)))
     growth = state_bytes(some, 20) - state_bytes(some, 10)
     assert growth == 4 * 10 * (2 * 2 * 10 * 4 + 1)  # blocks · tokens · (keys and values of two groups in fp32, a flag)
@@ -263,7 +265,7 @@ def test_slots_by_position_are_a_window(slope):
     for memory in memories(net):
         memory.priority.slope.fill_(slope)
     wanted = wrap(model, RecurrentForm(features="none", window=7, sinks=1))(ids).logits
-    assert (net(ids, chunk=8).logits - wanted).abs().max() <= 5e-5
+    assert apart(net(ids, chunk=8).logits, wanted) < tolerance.of_a_pass(model)
 
 
 def test_gradients_are_finite_where_no_key_is_old_yet():

@@ -84,9 +84,9 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
     low, high = sorted((rows["a"]["ce"], rows["b"]["ce"]))
     assert low <= rows["line"]["ce"] <= high
     assert {split: report["tokens"][split] for split in ("fit", "sweep", "report")} == {
-        "fit": 8192,
-        "sweep": 832,
-        "report": 832,
+        "fit": 4096,
+        "sweep": 416,
+        "report": 416,
     }
 
 
@@ -166,13 +166,17 @@ def test_resuming_a_finished_run_gives_its_report_again(run, donors):
 
 def test_another_seed_gives_other_saes(run, donors, tmp_path):
     _, folder = run
-    _, other = stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"], seed=1), tmp_path / "other")
+    wanted = settings(donors["gpt2"], donors["qwen3"], donors["text"], seed=1, brief=True, reference_steps=None)
+    _, other = stitch(wanted, tmp_path / "other")
     weights = [load_file(place / "sae-a" / "sae_weights.safetensors")["W_dec"] for place in (folder, other)]
     assert not torch.equal(*weights)
 
 
 def test_a_model_stitched_to_itself_chooses_the_identity_and_loses_nothing(donors, tmp_path):
-    wanted = settings(donors["qwen3"], donors["qwen3"], donors["text"], layer=3, layer_b=3, sae_passes=0.2)
+    wanted = settings(
+        donors["qwen3"], donors["qwen3"], donors["text"], layer=3, layer_b=3, sae_passes=0.2, brief=True,
+        reference_steps=None,
+    )  # fmt: skip
     report, _ = stitch(wanted, tmp_path / "self")
     rows = {row["name"]: row for row in report["results"]}
     assert report["chosen"] == "identity"
@@ -183,8 +187,9 @@ def test_a_model_stitched_to_itself_chooses_the_identity_and_loses_nothing(donor
 @pytest.mark.parametrize("method", ["ot", "unbalanced"])
 def test_transport_plans_take_the_place_of_pairs(method, donors, tmp_path):
     wanted = settings(
-        donors["gpt2"], donors["qwen3"], donors["text"], matching=method, translation="permutation", sae_passes=0.5
-    )
+        donors["gpt2"], donors["qwen3"], donors["text"], matching=method, translation="permutation", sae_passes=0.5,
+        brief=True, reference_steps=None,
+    )  # fmt: skip
     report, _ = stitch(wanted, tmp_path / method)
     rows = {row["name"]: row["kl_to_b"] for row in report["results"]}
     assert report["chosen"] == "permutation" and report["matching"]["method"] == method
@@ -286,7 +291,7 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
         ({"layer": 7}, r"layer must be in 0..6 for .*; got 7"),
         ({"layer_b": -1}, r"layer must be in 0..6 for .*; got -1"),
         ({"features": 40}, "--features must be at least the width, 48; got 40"),
-        ({"features": 4097}, "--features must be at most half the number of tokens to fit on, 8,192; got 4,097"),
+        ({"features": 2049}, "--features must be at most half the number of tokens to fit on, 4,096; got 2,049"),
         ({"features": 10**6}, "--features 1,000,000 needs 2.4 GiB to train; --memory is 0.2 GiB"),
         ({"context": 200}, "--context must be at most 128"),
         ({"translation": "magic"}, "--translation must be one of auto, identity, mean-shift"),
@@ -350,7 +355,7 @@ def test_the_default_layer_of_b_is_at_the_same_relative_depth():
 def test_any_model_can_be_evaluated_and_compared(run, donors):
     report, folder = run
     both = evaluate_models(
-        str(folder), str(donors["qwen3"]), text=str(donors["text"]), tokens=832, context=32, device="cpu"
+        str(folder), str(donors["qwen3"]), text=str(donors["text"]), tokens=416, context=32, device="cpu"
     )
     found = {row["name"]: row for row in both["results"]}
     assert found["model"]["ce"] == pytest.approx(

@@ -206,7 +206,7 @@ def test_the_folder_scores_as_reported_and_generates(run, donors):
     from stitch.jobs.evaluate import evaluate_models
 
     report, folder = run
-    again = evaluate_models(str(folder), text=str(donors["text"]), tokens=832, context=32, device="cpu")
+    again = evaluate_models(str(folder), text=str(donors["text"]), tokens=416, context=32, device="cpu")
     ce = next(row["ce"] for row in report["results"] if row["name"] == "composite")
     assert again["results"][0]["ce"] == pytest.approx(ce, abs=1e-6)
     assert (folder / "tokenizer.json").is_file() and (folder / "generation_config.json").is_file()
@@ -218,7 +218,7 @@ def test_the_same_request_gives_the_same_bytes_and_replaces_on_request_only(run,
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
     done = CliRunner().invoke(
         cli.app,
-        [str(donors["llama"])] * 2 + f"--layer 2 --layer-b 4 --native --text {donors['text']} --tokens 8192 --context 32 "
+        [str(donors["llama"])] * 2 + f"--layer 2 --layer-b 4 --native --text {donors['text']} --tokens 4096 --context 32 "
         f"--features 64 --k 8 --reference-steps 5 --memory 256M --device cpu --json -q --overwrite --out {folder}".split(),
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr

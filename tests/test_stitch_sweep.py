@@ -123,8 +123,9 @@ def test_the_report_has_every_cell_and_agrees_with_the_main_job_in_both_directio
     assert len(cells) == 2 * 4 * 5
     for source, target, i, j in (("gpt2", "qwen3", 2, 1), ("qwen3", "gpt2", 1, 2)):
         wanted = settings(
-            donors[source], donors[target], donors["text"], tokens=4096, layer=i, layer_b=j, sae_passes=0.1
-        )
+            donors[source], donors[target], donors["text"], tokens=4096, layer=i, layer_b=j, sae_passes=0.1, brief=True,
+            translation="affine+token", reference_steps=None,
+        )  # fmt: skip
         main, _ = stitch(wanted, tmp_path / source)
         rows = {row["name"]: row for row in main["results"]}
         cell = cells["a" if source == "gpt2" else "b", i, j]
@@ -133,7 +134,7 @@ def test_the_report_has_every_cell_and_agrees_with_the_main_job_in_both_directio
             assert row["ce"] == pytest.approx(rows[f"translation:{name}"]["ce"], abs=0.02)
             assert row["kl_to_target"] == pytest.approx(rows[f"translation:{name}"]["kl_to_b"], abs=0.02)
             assert row["ce_low"] == pytest.approx(rows[f"translation:{name}"]["ce_low"], abs=0.02)
-        assert cell["flops"] == rows["line"]["flops"]["composite"] or main["chosen"] not in ("affine", "affine+token")
+        assert cell["flops"] == rows["line"]["flops"]["composite"]
 
 
 def test_fronts_and_best_layers_follow_from_the_cells(swept):
@@ -238,8 +239,9 @@ def test_an_interrupted_sweep_keeps_its_activations_and_ends_with_the_same_bytes
 
 def test_layer_b_auto_takes_the_layer_that_the_rule_names_and_records_why(donors, swept, tmp_path):
     wanted = settings(
-        donors["gpt2"], donors["qwen3"], donors["text"], tokens=4096, layer=1, layer_b="auto", sae_passes=0.1
-    )
+        donors["gpt2"], donors["qwen3"], donors["text"], tokens=4096, layer=1, layer_b="auto", sae_passes=0.1,
+        brief=True, reference_steps=None,
+    )  # fmt: skip
     report, folder = stitch(wanted, tmp_path / "auto")
     best = next(row for row in swept[0]["best_layers"] if (row["source"], row["i"]) == ("a", 1))
     choice = report["layer_choice"]
