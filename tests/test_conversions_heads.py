@@ -467,5 +467,5 @@ def test_weights_that_are_not_finite_are_refused():
 
 def test_a_folder_that_is_there_is_not_overwritten(tmp_path):
     (tmp_path / "full").mkdir()
-    with pytest.raises(UsageError, match="--out must not exist"):
+    with pytest.raises(UsageError, match="out must not exist"):
         convert_heads("demo:llama", tmp_path / "full", kv_heads=1)

@@ -145,20 +145,21 @@ class RecurrentMemory(nn.Module):
     def _recurrent_outputs(
         self, q: Tensor, k: Tensor, v: Tensor, real: Tensor, past: "RecurrentLayer", scaling: float, chunk: int
     ) -> Tensor:
-        """Pieces of `chunk` tokens: memory then grows with tokens · (window + slots + dimension), not with tokens²."""
+        """Outputs of a recurrent block [batch, groups, shared, tokens, width], computed in pieces of `chunk` tokens.
+
+        Memory then grows with tokens · (window + slots + dimension), not with tokens².
+        """
         tokens = k.shape[2]
         position = torch.arange(tokens, device=k.device) + past.tokens
         rank = past.count(real)
         real = past.store_sinks(k, v, real, rank)
         k, v, real = past.slide_windows(k, v, real)
         k, v, root = k.to(q), v.to(q), scaling**0.5
-        call = NewTokens(
-            *(q, k, v, real, rank, scaling),
-            features=None if self.map is None else self.map.queries(q * root),
-            priority=None
-            if self.priority is None
-            else self.priority(k[:, :, :tokens] * root, v[:, :, :tokens], position),
-        )
+        features = None if self.map is None else self.map.queries(q * root)
+        priority = None
+        if self.priority is not None:
+            priority = self.priority(k[:, :, :tokens] * root, v[:, :, :tokens], position)
+        call = NewTokens(q, k, v, real, rank, scaling, features, priority)
         starts = range(0, tokens, chunk)
         return torch.cat([one for a in starts for one in attend_piece(self, call, past, a, min(a + chunk, tokens))], 3)
 
