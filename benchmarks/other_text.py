@@ -16,7 +16,8 @@ from pathlib import Path
 from _pair import prepare, print_lines, row
 
 from stitch.jobs import stages
-from stitch.text.documents import Document, select
+from stitch.text.document import Document
+from stitch.text.documents import select
 from stitch.text.windows import pack
 
 WIDEST = 200_000  # characters of one file that are read

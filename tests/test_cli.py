@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
+from jobs import write_text
 from stitch.circuits.behaviours import make_prompts
-from test_stitch_pipeline import write_text
 
 RUN = ["--tokens", "8192", "--context", "32", "--features", "64", "--k", "8", "--memory", "256M", "--device", "cpu"]
 

@@ -9,7 +9,7 @@ import sys
 from stitch.files.cache import cache_folder
 from stitch.files.durable import replacing
 from stitch.text import docstrings
-from stitch.text.documents import Document
+from stitch.text.document import Document
 
 
 def cached_documents() -> list[Document]:

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from stitch.text.documents import Document
+from stitch.text.document import Document
 
 # Every package here is a direct or indirect dependency of the core install. "std" is the standard library.
 PACKAGES = (

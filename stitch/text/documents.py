@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from stitch.errors import StitchError, UsageError
+from stitch.text.document import Document
 
-Document = tuple[str, str]  # name, text
 Split = Literal["fit", "sweep", "report"]
 SPLITS: tuple[Split, ...] = ("fit", "sweep", "report")
 PASSAGE = 2000  # characters; plain files are cut at blank lines into documents of at least this size

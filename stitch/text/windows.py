@@ -10,7 +10,8 @@ from torch import Tensor
 
 from stitch.errors import StitchError
 from stitch.progress import Progress
-from stitch.text.documents import LEAST_TOKENS, SPLITS, Document, Split, read, select
+from stitch.text.document import Document
+from stitch.text.documents import LEAST_TOKENS, SPLITS, Split, read, select
 from stitch.text.tokenizers import bos_of
 
 LONGEST_CONTEXT = 1024  # tokens; the default context is the models' own, but at most this

@@ -1,0 +1,3 @@
+"""What a document is: its name and its text."""
+
+Document = tuple[str, str]
