@@ -11,7 +11,7 @@ import torch
 
 from sae.types import Dictionary
 from stitch.activations.paired import Paired
-from stitch.config import Settings
+from stitch.config import CompleteSettings, Settings
 from stitch.evaluation import scoring
 from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.stage import Stage
@@ -34,7 +34,7 @@ DIRECTIONS = {"gpt2-llama": ("demo:gpt2", "demo:llama", 3), "llama-gpt2": ("demo
 class Pair:
     """Two models, paired tokens of each split, and the SAEs of both sites."""
 
-    settings: Settings
+    settings: CompleteSettings
     a: Model
     b: Model
     paired: dict[Split, Paired]
@@ -111,8 +111,8 @@ def prepare(direction: str, *, seed: int, tokens: int, held_out: int, work: Path
     return Pair(settings, a, b, paired, saes)
 
 
-def _harvest(settings: Settings, a: Model, b: Model, folder: Path) -> dict[Split, Paired]:
-    windows = stages.read_windows(settings, b)
+def _harvest(settings: CompleteSettings, a: Model, b: Model, folder: Path) -> dict[Split, Paired]:
+    windows = stages.read_windows(settings, a, b)
     return {split: stages.harvest_pair(settings, a, b, found, folder / split) for split, found in windows.items()}
 
 

@@ -47,7 +47,7 @@ def main() -> None:
         model_a=given.model, model_b=given.model, layer=1, tokens=given.tokens, held_out=1024, context=given.context
     )
     model, _, _ = stages.load_pair(settings)
-    windows = stages.read_windows(stages.complete(settings, model, model), model)["fit"]
+    windows = stages.read_windows(settings, model, model)["fit"]
     net, last = model.net.base_model, max(given.sites)
     batch = max(1, TOKENS_AT_ONCE[model.device.type] // given.context)
     found: dict[str, list[float]] = {"bare": [], "harvest": []}

@@ -27,7 +27,7 @@ def write_codes(work: Path, features: int, tokens: int, passes: float) -> dict:
     )  # fmt: skip
     a, b, sources = stages.load_pair(settings)
     settings = stages.complete(settings, a, b)
-    windows = stages.read_windows(settings, b)
+    windows = stages.read_windows(settings, a, b)
     paired = {split: stages.harvest_pair(settings, a, b, windows[split], work / split) for split in ("fit", "sweep")}
     saes = stages.train_pair(settings, a, b, paired, work, sources)
     chunk = stages.chunk_tokens(settings, saes)

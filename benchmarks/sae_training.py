@@ -34,7 +34,7 @@ def prepared(given: argparse.Namespace) -> tuple[Model, dict[str, Windows], SAEC
         held_out=16_384, context=256,
     )  # fmt: skip
     a, b, _ = stages.load_pair(settings)
-    windows = {str(split): found for split, found in stages.read_windows(stages.complete(settings, a, b), b).items()}
+    windows = {str(split): found for split, found in stages.read_windows(settings, a, b).items()}
     batch = 2048
     steps = int(given.passes * windows["fit"].tokens) // batch
     return a, windows, SAEConfig(features=given.features, steps=steps, batch_size=batch)

@@ -116,7 +116,7 @@ class Bench:
         gpt2, llama, _ = stages.load_pair(self.settings)
         self.settings = stages.complete(self.settings, gpt2, llama)
         self.models = {"gpt2": gpt2, "llama": llama}
-        windows = stages.read_windows(self.settings, llama)
+        windows = stages.read_windows(self.settings, gpt2, llama)
         arguments.work.mkdir(parents=True, exist_ok=True)
         self.folder = TemporaryDirectory(dir=arguments.work)
         # By direction, then split: moments without codes, the same for every seed.

@@ -15,7 +15,6 @@ from stitch.files.job import Clock, Job, run
 from stitch.files.workspace import short_name
 from stitch.jobs.shorten import shorten
 from stitch.jobs.stages import (
-    TextSize,
     bridge_pair,
     check,
     codes_of_pair,
@@ -67,7 +66,7 @@ def stitch(
             asked = complete(settings, pair.a, pair.b)
 
         def make(scratch: Path, output: Path) -> dict:
-            return _make(asked, pair, size, scratch, output, clock, progress)
+            return _make(asked, pair, scratch, output, clock, progress)
 
         name = f"{short_name(pair.a.name)}-{asked.layer}-{short_name(pair.b.name)}-{asked.layer_b}"
         return Job(make=make, request=asked.to_dict(), name=name)
@@ -87,7 +86,6 @@ class Pair:
 def _make(
     asked: AnySettings,
     pair: Pair,
-    size: TextSize,
     scratch: Path,
     output: Path,
     clock: Clock,
@@ -96,7 +94,7 @@ def _make(
     """All stages from the text to the finished folder; returns the report."""
     a, b = pair.a, pair.b
     with clock.stage("text"):
-        windows = read_windows(asked.text, size, b.tokenizer, progress)
+        windows = read_windows(asked, a, b, progress)
     if asked.layer_b == "auto":
         with clock.stage("layer"):
             layer_choice = choose_layer(

@@ -19,7 +19,7 @@ from stitch.evaluation.stage import Stage
 from stitch.files.folders import to_json
 from stitch.files.job import Clock, Job, run
 from stitch.files.workspace import short_name
-from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows, text_size
+from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
 from stitch.models.flops import block_parameters
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
@@ -88,7 +88,7 @@ def _make(
     """All stages from the text to the finished folder; returns the report."""
     start, stop = settings.sites
     with clock.stage("text"):
-        windows = read_windows(settings.text, text_size(settings, model, model), model.tokenizer, progress)
+        windows = read_windows(settings, model, model, progress)
     with clock.stage("activations"):
         paired: dict[Split, Paired] = {}
         for split in SPLITS:

@@ -3,7 +3,6 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sae.config import SAEConfig
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
@@ -121,9 +120,12 @@ def check_determined(features: int, tokens: int, what: str) -> None:
         )
 
 
-def read_windows(text: str, size: TextSize, tokenizer: Any, progress: Progress | None = None) -> dict[Split, Windows]:
+def read_windows(
+    settings: AnySettings, a: Model, b: Model, progress: Progress | None = None, held_out: int = HELD_OUT
+) -> dict[Split, Windows]:
     """Packed windows of the three splits. Raises StitchError when the text is too small to fill them."""
-    return split_windows(text, size.limits, tokenizer, size.context, progress)
+    size = text_size(settings, a, b, held_out)
+    return split_windows(settings.text, size.limits, b.tokenizer, size.context, progress)
 
 
 def harvest_pair(

@@ -15,7 +15,7 @@ from stitch.files.folders import to_json
 from stitch.files.job import Job, run
 from stitch.files.workspace import short_name
 from stitch.jobs.cluster import connected
-from stitch.jobs.stages import complete, load_pair, read_windows, text_size
+from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_tasks import harvest_on, score_on
 from stitch.layers.cells import Cell, CellRow, Harvest, ScoredCells, Side, harvest_all, score_cells
 from stitch.layers.choose import RULE, best_layer, eligible
@@ -96,7 +96,7 @@ def _make(
     a, b = models["a"], models["b"]
     with ExitStack() as stack:
         workers = stack.enter_context(connected(cluster, on_gpu=a.device.type == "cuda")) if cluster else None
-        windows = read_windows(settings.text, text_size(settings, a, b, HELD_OUT), b.tokenizer, progress)
+        windows = read_windows(settings, a, b, progress, HELD_OUT)
         sites: dict[Side, Sequence[int]] = {side: range(model.depth + 1) for side, model in models.items()}
         harvests: dict[str, Harvest] = {}
         for split in SPLITS:
