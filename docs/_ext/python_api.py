@@ -114,13 +114,16 @@ def _kind_after() -> Callable[[str], bool]:
 def escaped(text: str) -> str:
     """`code` becomes ``code``; outside of it stars, bars and underscores at the end of a word are no markup."""
     pieces = re.split(r"(`[^`]+`)", text)
+    found = []
     for number, piece in enumerate(pieces):
-        if number % 2:
-            ends_inside_a_word = pieces[number + 1][:1].isalnum()
-            pieces[number] = f"`{piece}`" + ("\\ " if ends_inside_a_word else "")
-        else:
-            pieces[number] = _plain(piece)
-    return "".join(pieces)
+        if number % 2 == 0:
+            found.append(_plain(piece))
+            continue
+        # Where code touches a word or a bracket, an escaped space (which is not shown) tells where it ends.
+        before = "\\ " if re.search(r"[^\s(\[{\"'/:-]$", pieces[number - 1]) else ""
+        after = "\\ " if re.match(r"[^\s)\]}\"'/:.,;!?-]", pieces[number + 1]) else ""
+        found.append(f"{before}`{piece}`{after}")
+    return "".join(found)
 
 
 def _plain(text: str) -> str:
