@@ -1,10 +1,10 @@
-"""What a cell of a table in docs/findings says: a template filled in from the records that meet in it.
+"""Cells of the tables in docs/findings: a template is filled in from the records that belong to the cell.
 
-`{x:.3f}` is a field in Python's format, `{x/1e6:.1f}` divides it, `{x*100:.1f}` multiplies, `{x+y:.1f}` adds,
+`{x:.3f}` is a field in Python's format, `{x/1e6:.1f}` divides it, `{x*100:.1f}` multiplies it, `{x+y:.1f}` adds two,
 `{x:sci}` is a power of ten, and `{x:.3f±}` adds half the range of several records. A part in [brackets] is left out
-where a field of it is missing; a cell whose other fields are missing is empty. Several records are averaged, or
-written one after the other with `join`; `mark` follows a number whose 95 % interval (x_low, x_high) includes zero for
-at least one record.
+when one of its fields is missing; a cell is empty when any other field is missing. Several records are averaged, or
+listed one after another with `join`. `mark` is added after a number whose 95 % interval (x_low, x_high) includes zero
+for at least one record.
 """
 
 import re
@@ -27,7 +27,7 @@ def filled(template: str, group: list[dict], mark: str) -> str:
 
 
 def text(template: str, group: list[dict]) -> str | None:
-    """The template with its fields filled in, None where a field is missing."""
+    """The template with its fields filled in, or None if a field is missing."""
     values = [[value(record, *field.group(1, 2, 3)) for record in group] for field in FIELD.finditer(template)]
     if any(number is None for numbers in values for number in numbers):
         return None

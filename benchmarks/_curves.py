@@ -1,6 +1,7 @@
-"""Draws what `translations.py`, `few_pairs.py` or `readable.py` printed: `python benchmarks/_curves.py OUT.png LINES.jsonl`.
+"""Draws the output of `translations.py`, `few_pairs.py` or `readable.py`: `python benchmarks/_curves.py OUT.png
+LINES.jsonl`.
 
-Lines are means over seeds, bands their range.
+Lines are means over seeds; bands show their range.
 """
 
 import json
@@ -12,8 +13,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 COLOURS = ("#c0504d", "#3b6fb6", "#4f9d69", "#8a63b0", "#d99a3a", "#9a9a9a", "black", "#7a5230")
-NONE_AT = 30  # where no pairs are drawn on the logarithmic axis
-WITHOUT_PAIRS = {  # row at n pairs: its row without any
+NONE_AT = 30  # where results without pairs are drawn on the logarithmic axis
+WITHOUT_PAIRS = {  # each row with n pairs, and the row that stands for it at n = 0
     "matched prior": "matched+look-ups",
     "means prior": "means+free",
     "look-ups prior": "look-ups",

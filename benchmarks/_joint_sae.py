@@ -1,9 +1,9 @@
 """One sparse code for several residual streams: the universal SAE and the crosscoder.
 
-SAELens 6.54 has neither. But its BatchTopK SAE on the concatenated streams is a crosscoder: the code is computed from the sum of
-all encoders and reconstructs all streams. With all streams but one hidden, a random one in every step, it is a universal SAE.
-Therefore SAELens's trainer trains both, with its auxiliary loss for dead features, exactly as it trains the SAEs that they are
-compared with. With a single stream the result is an ordinary SAE.
+SAELens 6.54 has neither. Its BatchTopK SAE on the concatenated streams is a crosscoder, though: the code is computed
+from the sum of all encoders and reconstructs all streams. With all streams but one hidden, a random one in each step,
+it is a universal SAE. So SAELens's trainer trains both, including its auxiliary loss for dead features, exactly as it
+trains the SAEs that they are compared with. With a single stream the result is an ordinary SAE.
 """
 
 import itertools
@@ -24,14 +24,16 @@ from sae.types import Dictionary
 
 @dataclass(frozen=True)
 class SharedCode:
-    """A code c of `features` numbers that can be encoded from, and decoded to, every stream.
+    """A code c of `features` numbers that can be encoded from every stream and decoded to every stream.
 
-    streams  by name, the SAE that reads and writes this stream alone. As in every Dictionary its decoder rows have unit
-             norm, so its codes are z = c · norms[name], in the units of the stream.
-    norms    by name, the norm of every feature's direction in that stream. Over all streams, each divided by its scale,
-             they form unit vectors: a feature whose norm in a stream is near zero is not shared with that stream.
-    joint    the SAE that reads and writes the concatenation of all raw streams, in the order of `streams`; its codes are
-             c · √(Σ norms²).
+    streams: by name, the SAE that reads and writes this stream alone. As in every Dictionary its decoder rows have unit
+    norm, so its codes are z = c · norms[name], in the units of the stream.
+
+    norms: by name, the norm of every feature's direction in that stream. The norms over all streams, each divided by
+    the stream's scale, form unit vectors: a feature with a norm near zero in a stream is not shared with that stream.
+
+    joint: the SAE that reads and writes the concatenation of all raw streams, in the order of `streams`; its codes are
+    c · √(Σ norms²).
     """
 
     streams: dict[str, Dictionary]
@@ -39,7 +41,7 @@ class SharedCode:
     joint: Dictionary
 
     def onto(self, source: str, target: str) -> Float[Tensor, "features d_target"]:
-        """Vectors that one unit of each code of `source` adds to `target`."""
+        """The vectors that one unit of each code of `source` adds to `target`."""
         ratio = self.norms[target] / self.norms[source]
         return ratio[:, None] * self.streams[target].decoder
 
@@ -52,16 +54,19 @@ def universal_sae(
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> SharedCode:
-    """A code that any single stream gives: in every step the code of one stream, drawn at random, reconstructs all streams.
+    """A code that can be computed from any single stream. In each step the code of one stream, drawn at random,
+    reconstructs all streams.
 
-    `batches(start)` is as for `sae.train.train`: dicts of [batch_size, widths[name]], row i the same token in all. Streams are
-    first centred and scaled to the same mean square, so that all have the same weight in the loss whatever their width and
-    norm. The result depends on config and batches alone. `progress(step, steps)` is called after every tenth step and the last.
+    `batches(start)` is as for `sae.train.train`: dicts of [batch_size, widths[name]], where row i is the same token in
+    all streams. Streams are first centred and scaled to the same mean square, so that each has the same weight in the
+    loss whatever its width and norm. The result depends only on config and batches. `progress(step, steps)` is called
+    after every tenth step and the last.
 
     The encoders share one bias. Each stream has its own threshold, at which k features are active on average.
 
     Raises: SAEError as `sae.train.train` does, and for an architecture other than batchtopk.
-    Source: Thasarathan et al. 2025, arXiv 2502.03714, with BatchTopK (Bussmann et al. 2024, arXiv 2412.06410) for its TopK.
+    Source: Thasarathan et al. 2025, arXiv 2502.03714, with BatchTopK (Bussmann et al. 2024, arXiv 2412.06410) instead
+    of TopK.
     """
     draws = torch.randint(len(widths), (config.steps,), generator=torch.Generator().manual_seed(config.seed)).tolist()
     return _train(config, widths, batches, draws, device, progress)
@@ -75,10 +80,11 @@ def crosscoder(
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> SharedCode:
-    """A code from the sum of all encoders, which reconstructs all streams; parameters and errors as for `universal_sae`.
+    """A code from the sum of all encoders, which reconstructs all streams. Parameters and errors as for
+    `universal_sae`.
 
-    Training reads all N streams, while each SAE in `streams` of the result reads one: that stream is weighted by N to stand
-    in for the others.
+    Training reads all N streams, but each SAE in `streams` of the result reads one: its stream is weighted by N to make
+    up for the missing ones.
 
     Source: Lindsey et al. 2024, transformer-circuits.pub/2024/crosscoders, with BatchTopK instead of an L1 penalty.
     """
@@ -122,7 +128,7 @@ def _train(
 
 @dataclass(frozen=True)
 class _Units:
-    """The standardisation of the concatenated streams: each centred, with a mean square of 1 per column of the whole."""
+    """Standardises the concatenated streams: each is centred, and the columns of the whole have a mean square of 1."""
 
     names: list[str]
     means: list[Tensor]
@@ -135,7 +141,9 @@ class _Units:
         return torch.cat([((batch[name].float() - mean) / scale) for name, mean, scale in parts], 1).to(self.device)
 
     def alone(self, x: Float[Tensor, "tokens width"], index: int | None) -> Float[Tensor, "tokens width"]:
-        """All streams but one set to their mean, zero; that one is scaled up to keep the size of the codes."""
+        """Sets all streams but one to their mean, which is zero. The remaining one is scaled up so that the codes
+        keep their size.
+        """
         if index is None:
             return x
         shown = torch.zeros_like(x)
@@ -148,7 +156,9 @@ class _Units:
 def _statistics(
     widths: dict[str, int], batches: Callable[[int], Iterator[Batch]], batch_size: int
 ) -> tuple[list[Tensor], list[float]]:
-    """The mean of every stream, and the divisor that gives it a mean squared norm of (sum of widths) / (number of streams)."""
+    """The mean of every stream, and the divisor that gives it a mean squared norm of (sum of widths) / (number of
+    streams).
+    """
     seen: dict[str, list[Tensor]] = {name: [] for name in widths}
     for step, batch in enumerate(itertools.islice(batches(0), SAMPLE_BATCHES)):
         check_batch(batch, widths, batch_size, step)
@@ -169,12 +179,16 @@ def _statistics(
 
 @torch.no_grad()
 def _in_raw_units(trained: Dictionary, units: _Units, sample: list[Tensor], k: int) -> SharedCode:
-    """Dictionaries of raw streams from `trained`, the code of standardised streams, with thresholds for k features."""
+    """Converts `trained`, the code of standardised streams, to dictionaries of raw streams with thresholds for k
+    features.
+    """
     scale = torch.cat([torch.full((d,), s) for d, s in zip(units.widths, units.scales, strict=True)]).to(units.device)
     mean = torch.cat(units.means).to(units.device)
 
     def raw(stream: slice, weight: int, index: int | None) -> tuple[Dictionary, Tensor]:
-        """The part that reads and writes `stream`, its input multiplied by `weight`, and the norms of its decoder rows."""
+        """The part that reads and writes `stream`, with its input multiplied by `weight`, and the norms of its
+        decoder rows.
+        """
         encoder = trained.encoder[stream] * weight
         cuts = []
         for batch in sample:

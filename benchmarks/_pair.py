@@ -1,4 +1,4 @@
-"""What several benchmarks start from: the embedded pair in one direction, its activations and SAEs, kept on disk between runs."""
+"""Shared setup: the embedded pair in one direction, its activations and SAEs, kept on disk between runs."""
 
 import argparse
 import json
@@ -45,16 +45,16 @@ class Pair:
 
     @cached_property
     def inputs(self) -> dict[str, Input]:
-        """What translations may read, by name."""
+        """The inputs that translations may read, by name."""
         return available(self.a, self.b, self.paired["fit"], self.saes, self.settings.seed)
 
     def first(self) -> torch.Tensor:
-        """B's state for BOS."""
+        """B's residual stream at the BOS token."""
         fit = self.paired["fit"]
         return fit.b.read(0, fit.site_b)[0, 0].float()
 
     def scores(self, translations: dict[str, Translation], paired: Paired | None = None) -> dict[str, Scores]:
-        """Every translation and both models on the same tokens: the report split, or others."""
+        """Scores of every translation and of both models on the same tokens, by default the report split."""
         stage, first = self.stage(paired), self.first()
         rows: dict[str, Logits] = {"a": stage.whole(self.a.net), "b": stage.whole(self.b.net)}
         rows |= {name: stage.translated(found.starting_with(first)) for name, found in translations.items()}
@@ -62,7 +62,7 @@ class Pair:
 
 
 def lifted(pair: Pair, name: str, dictionary: Dictionary, others: tuple[str, ...] = ("x",)) -> Translation:
-    """Ridge on a dictionary's codes, with a λ of their own, and on other inputs of the main job, by name."""
+    """Ridge on a dictionary's codes, with a λ of its own, and on the named other inputs of the main job."""
     fit, held_out = pair.paired["fit"], pair.paired["sweep"]
     read: dict[str, Input] = {"lift": Lift(fit.site_a, dictionary)}
     read |= {other: pair.inputs[other] for other in others if other in pair.inputs}
@@ -83,7 +83,7 @@ def lifted(pair: Pair, name: str, dictionary: Dictionary, others: tuple[str, ...
 
 
 def trained_saes(seed: int, work: Path) -> dict[str, Path]:
-    """The SAEs of both models for one seed, by model: trained on a million tokens when they are first asked for."""
+    """The SAEs of both models for one seed, by model. They are trained on a million tokens when first needed."""
     a_name, b_name, layer = DIRECTIONS["gpt2-llama"]
     place = work / f"saes-{seed}"
     folders = {a_name: place / "sae-a", b_name: place / "sae-b"}
@@ -97,7 +97,7 @@ def trained_saes(seed: int, work: Path) -> dict[str, Path]:
 
 
 def prepare(direction: str, *, seed: int, tokens: int, held_out: int, work: Path) -> Pair:
-    """Harvests and trains what `work` does not hold yet."""
+    """Harvests activations and trains SAEs, unless `work` holds them already."""
     a_name, b_name, layer = DIRECTIONS[direction]
     folders = trained_saes(seed, work)
     settings = Settings(
@@ -117,7 +117,7 @@ def _harvest(settings: CompleteSettings, a: Model, b: Model, folder: Path) -> di
 
 
 def row(scores: dict[str, Scores], name: str, minus: str | None = None) -> dict:
-    """CE with its interval, or a paired difference with its own."""
+    """CE with its interval, or a paired difference with its interval."""
     if minus is None:
         low, high = scores[name].interval()
         return {"name": name, "ce": scores[name].ce, "ce_low": low, "ce_high": high}
@@ -126,7 +126,9 @@ def row(scores: dict[str, Scores], name: str, minus: str | None = None) -> dict:
 
 
 def print_lines(run: Callable[..., dict], tokens: int) -> None:
-    """A JSON line of `run(direction, seed, tokens, held_out, work)` for every seed and direction on the command line."""
+    """Prints a JSON line of `run(direction, seed, tokens, held_out, work)` for every seed and direction on the
+    command line.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--direction", action="append", choices=DIRECTIONS)
     parser.add_argument("--tokens", type=int, default=tokens)

@@ -1,4 +1,4 @@
-"""The table of `make bench-scale`, beside the targets: `python benchmarks/_scale_table.py LINES.jsonl`."""
+"""Prints the results of `make bench-scale` beside their targets: `python benchmarks/_scale_table.py LINES.jsonl`."""
 
 import json
 import sys

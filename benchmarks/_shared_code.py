@@ -1,6 +1,6 @@
 """Translations between residual streams through one shared code, and batches of the same tokens from all streams.
 
-Shared codes are trained, so these translations serve as references only; no composite is built from them.
+Shared codes are trained, so these translations serve only as references; no composite is built from them.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,8 @@ from stitch.translation.types import Codes, Term, Translation
 class Streams:
     """Residual streams by name, each with its harvest and site. All harvests are of the same windows.
 
-    `keep` leaves out BOS at position 0 and tokens that are a sink in any stream, so that all pairs have the same tokens.
+    `keep` leaves out BOS at position 0 and tokens that are a sink in any stream, so that all pairs have the same
+    tokens.
     """
 
     harvests: dict[str, Activations]
@@ -31,7 +32,7 @@ class Streams:
 
     @classmethod
     def of(cls, streams: dict[str, tuple[Activations, int]]) -> "Streams":
-        """From a harvest and one of its sites for every name."""
+        """Built from a harvest and one of its sites for every name."""
         keep = torch.stack([without_sinks(harvest, [site]) for harvest, site in streams.values()]).all(0)
         harvests = {name: harvest for name, (harvest, _) in streams.items()}
         return cls(harvests, {name: site for name, (_, site) in streams.items()}, keep)
@@ -41,7 +42,7 @@ class Streams:
         return {name: harvest.width(self.sites[name]) for name, harvest in self.harvests.items()}
 
     def only(self, *names: str) -> "Streams":
-        """A subset of the streams with the same kept tokens."""
+        """A subset of the streams, with the same kept tokens."""
         return Streams(
             {name: self.harvests[name] for name in names}, {name: self.sites[name] for name in names}, self.keep
         )
@@ -51,7 +52,9 @@ class Streams:
         return Paired(self.harvests[source], self.harvests[target], *sites, self.keep)
 
     def batches(self, size: int, *, seed: int, group: int = 4, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Endless shuffled batches, row i the same token in every stream; their order depends on the seed alone."""
+        """Endless shuffled batches in which row i is the same token in every stream. Their order depends only on the
+        seed.
+        """
         feeds = [self.pair(name, name).batches(size, seed=seed, group=group, start=start) for name in self.sites]
         for rows in zip(*feeds, strict=True):
             yield {name: x for name, (x, _) in zip(self.sites, rows, strict=True)}
@@ -63,7 +66,9 @@ class Streams:
 
 
 def re_paired(batches: Iterator[dict[str, Tensor]], seed: int) -> Iterator[dict[str, Tensor]]:
-    """The null: rows of every stream are permuted independently, so that a row no longer is the same token in all streams."""
+    """The null: rows of every stream are permuted independently, so that a row is no longer the same token in all
+    streams.
+    """
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
         yield {name: x[torch.randperm(len(x), generator=generator)] for name, x in batch.items()}
@@ -98,9 +103,9 @@ def directions(
     second: Float[Tensor, " features"],
     moments: Moments,
 ) -> Translation:
-    """Translation V4, a linear map of x, in which feature i of one decoder is paired with feature i of the other.
+    """A linear map of x in which feature i of one decoder is paired with feature i of the other.
 
-    `second` is the result of `second_moments`; of `moments` (fitted, with "x" and "target") only the means are used.
+    `second` is the result of `second_moments`. Of `moments` (fitted, with "x" and "target") only the means are used.
     """
     norms = {side: code.norms[side].double().cpu() for side in (source, target)}
     features = torch.arange(len(second))
@@ -110,7 +115,7 @@ def directions(
         mass=torch.ones_like(second),
         similarity=torch.ones_like(second),
         co_moment=second * norms[source] * norms[target],
-        mean_a=torch.zeros_like(second),  # not needed, since the bias makes the means of the streams agree
+        mean_a=torch.zeros_like(second),  # not needed, because the bias makes the means of the streams agree
         second_a=second * norms[source].square(),
     )
     return matched.directions(name, edges, code.streams[source], code.streams[target], site, moments)

@@ -1,6 +1,7 @@
-"""Every row of `translations.py` as Markdown: `python benchmarks/_table.py LINES.jsonl`.
+"""Prints every row of `translations.py` as Markdown: `python benchmarks/_table.py LINES.jsonl`.
 
-A row of the report per line, a column per direction and amount of text: means over the seeds with their range where it shows.
+One line per row of the report, one column per direction and amount of text. Entries are means over the seeds, with
+their range where it is visible.
 """
 
 import json

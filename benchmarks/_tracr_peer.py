@@ -1,7 +1,8 @@
-"""Tracr on the tasks that its peer `synthesis.py` gives it: run by the Python of an environment that has `tracr-pypi`.
+"""Runs Tracr on the tasks of `synthesis.py`, with the Python of an environment that has `tracr-pypi`.
 
-`python _tracr_peer.py TASK LENGTH EXACTNESS STRINGS.json` prints one JSON line: parameters (its unembedding has none), blocks,
-width, seconds to compile, strings with a wrong answer at their last position. The library's own decoder is used.
+`python _tracr_peer.py TASK LENGTH EXACTNESS STRINGS.json` prints one JSON line: parameters (Tracr's unembedding has
+none), blocks, width, seconds to compile, and the number of strings with a wrong answer at their last position. The
+answers are read with Tracr's own decoder.
 """
 
 import json

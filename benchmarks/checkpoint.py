@@ -1,10 +1,13 @@
-"""A composite of two checkpoints of 1.5 billion parameters in bf16 against `cp` of as many bytes. One JSON line.
+"""Time to write a composite of two bf16 checkpoints of 1.5 billion parameters, against `cp` of as many bytes. One JSON
+line.
 
-Sizes are those of Qwen2-1.5B, weights are noise: only headers are read. Each run is a process of its own, all in turn; all
-write to the same file system, which is told to finish (fsync) before the clock stops. Peak memory is the operating system's.
+Shapes are those of Qwen2-1.5B; weights are noise, since only headers are read. Each run is a separate process. All
+write to the same file system, and each is flushed with fsync before the clock stops. Peak memory is the operating
+system's figure.
 
-`--mergekit PATH` also times a passthrough merge of the same blocks (without a translation: widths are equal) by the
-`mergekit-yaml` at PATH, which may belong to another environment. `process` is a whole process, imports included, as its is.
+`--mergekit PATH` also times a passthrough merge of the same blocks (no translation is needed, since widths are equal)
+with the `mergekit-yaml` at PATH, which may belong to another environment. Its time is that of a whole process, imports
+included, and is compared with `process`, the same for stitch.
 """
 
 import argparse
@@ -69,7 +72,7 @@ def by_stitch(work: Path, target: Path) -> None:
 
 
 def by_mergekit(program: str, work: Path, target: Path) -> tuple[float, int]:
-    """Seconds and peak memory of a process that joins the same blocks."""
+    """Seconds and peak memory of a mergekit process that joins the same blocks."""
     slices = "".join(
         f"  - sources: [{{model: {work / name}, layer_range: [{start}, {end}]}}]\n"
         for name, start, end in (("a", 0, SITE), ("b", SITE, LAYERS))
@@ -86,7 +89,7 @@ def by_mergekit(program: str, work: Path, target: Path) -> tuple[float, int]:
 
 
 def by_cp(work: Path, target: Path) -> float:
-    """Copies what stitch wrote."""
+    """Copies the checkpoint that stitch wrote."""
     start = time.perf_counter()
     subprocess.run(["cp", "-r", work / "stitch", target], check=True)
     synchronise(target)
@@ -114,9 +117,11 @@ def main() -> None:
         by_stitch(given.work, given.work / "stitch")
         return
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        work = Path(folder).resolve()  # mergekit takes a relative path for a name on the Hub
+        work = Path(folder).resolve()  # mergekit would take a relative path for a name on the Hub
         command = [sys.executable, __file__, "--work", str(work), "--part"]
-        subprocess.run([*command, "donors"], check=True)  # a child's peak memory starts at its parent's: stay small
+        subprocess.run(
+            [*command, "donors"], check=True
+        )  # a child's peak memory starts at its parent's, so this process must stay small
         rounds = []
         for _ in range(given.repeats):
             subprocess.run(["rm", "-rf", *(work / name for name in ("stitch", "cp", "mergekit"))], check=True)

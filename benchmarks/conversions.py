@@ -1,7 +1,8 @@
-"""All four conversions measured and drawn: `python benchmarks/conversions.py [FOLDER]`. It takes hours.
+"""Measures and draws all four conversions: `python benchmarks/conversions.py [FOLDER]`. Takes hours.
 
-One process per part, whose lines are kept in FOLDER (default: build/benchmarks/conversions): a part whose file is there is not
-repeated. Then every conversion's picture, FOLDER/CONVERSION.png. Each script's head says what its rows are.
+Each part runs in a process of its own, and its lines are kept in FOLDER (default: build/benchmarks/conversions); a part
+whose file exists is not repeated. Then a figure of every conversion is drawn to FOLDER/CONVERSION.png. The rows are
+explained at the top of each script.
 """
 
 import subprocess

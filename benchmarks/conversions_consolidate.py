@@ -1,16 +1,17 @@
-"""What of a document's in-context gain is left once it is in the weights.
+"""How much of a document's in-context gain remains after the document is written into the weights.
 
-`python benchmarks/conversions_consolidate.py [--model M] [--part P]`; `--figure OUT.png LINES.jsonl` draws what it printed.
-Documents are of the report split of `docs`, none of them in the other text that costs are measured on. The first 128 tokens of a
-document are its context, the 256 after them four queries, on which nothing is fitted. JSON lines: one per document and point of a
-curve as soon as it is ready, then a summary with intervals over documents.
+`python benchmarks/conversions_consolidate.py [--model M] [--part P]` measures; `--figure OUT.png LINES.jsonl` draws the
+printed lines. Documents come from the report split of `docs`, and none of them is in the other text on which costs are
+measured. The first 128 tokens of a document are its context; the 256 after them are four queries, on which nothing is
+fitted. JSON lines: one per document and point of a curve as soon as it is ready, then a summary with intervals over
+documents.
 
-    documents  all arms at one cost on other text, under unseen prefixes of 128 tokens and under none
-    costs      the gain kept and the cost on other text of the same edits, scaled down
-    capacity   one document after another into the same weights: what is left of the first, of all, and what it costs
-    repeat     one document consolidated again and again, the model its own donor
-    facts      1 to 16 made-up associations in one document; others that were never seen are the control
-    tune       rates of the trained baselines, on the sweep split
+    documents  all methods at the same cost on other text, with unseen prefixes of 128 tokens and with none
+    costs      the gain kept and the cost on other text when the same edits are scaled down
+    capacity   documents written one after another into the same weights: the gain kept for the first and for all, the cost
+    repeat     one document consolidated several times, each time with the edited model as donor
+    facts      1 to 16 invented associations in one document; associations that were never seen are the control
+    tune       learning rates of the trained baselines, on the sweep split
     choices    steps, queries, coordinates and prefixes of the natural gradient, on the sweep split
 """
 
@@ -63,7 +64,7 @@ def open_model(name: str, tokens: int = 40_000, held_out: int = 65_536) -> Model
 
 
 def documents(setup: ModelAndText, split: Split, count: int) -> list[tuple[str, Tensor]]:
-    """Those that the windows of the split do not reach."""
+    """Documents that are long enough and are not in the windows of the split."""
     used = int(setup.windows[split].document.max()) + 1
     found = []
     for name, text in select(read("docs"), split)[used:]:
@@ -95,7 +96,7 @@ Table = dict[tuple[str, str], list[Scores]]
 
 
 def summary(table: Table, retained: dict[str, list[float]]) -> Iterator[dict]:
-    """A line per row and condition: CE, KL(donor with context ‖ row), share of the gain kept, cost on other text."""
+    """One line per row and condition: CE, KL(donor with context ‖ row), share of the gain kept, cost on other text."""
     scores = {key: concatenated(parts) for key, parts in table.items()}
     for (row, condition), found in scores.items():
         without, ceiling = scores["without context", condition], scores["with context", condition]
@@ -117,7 +118,9 @@ def run_documents(setup: ModelAndText, count: int, budget: float, name: str, spl
     table: Table = defaultdict(list)
     retained: dict[str, list[float]] = defaultdict(list)
     (_, first), *rest = found
-    before = consolidate_document(setup, first[:CONTEXT], budget)  # the wrong document of the next
+    before = consolidate_document(
+        setup, first[:CONTEXT], budget
+    )  # the other document of the null: the edit of the previous document
     for document, ids in rest:
         start, papers = time.monotonic(), exams(setup, ids, split)
         rows: dict[str, dict[str, Scores]] = {"without context": grade(setup, papers)}
@@ -151,7 +154,9 @@ def run_documents(setup: ModelAndText, count: int, budget: float, name: str, spl
 
 
 def run_costs(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
-    """The first documents of `documents`; an edit at a share of the factor at which it costs the budget on the sweep split."""
+    """Edits of the first documents of `documents`, scaled to shares of the factor that costs the budget on the sweep
+    split.
+    """
     shares = (0.3, 0.5, 0.7, 0.85, 1.0)
     tables: dict[float, Table] = {share: defaultdict(list) for share in shares}
     costs: dict[float, list[float]] = defaultdict(list)
@@ -172,7 +177,9 @@ def run_costs(setup: ModelAndText, count: int, budget: float, name: str) -> Iter
 
 
 def run_capacity(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
-    """`budget` is each document's own, and costs add up; every document is fitted on the weights that hold those before it."""
+    """`budget` applies to each document, and costs add up. Each document is fitted on weights that hold the ones
+    before it.
+    """
     found = documents(setup, "report", count)
     papers = [exams(setup, ids) for _, ids in found]
     without = [grade(setup, paper) for paper in papers]
@@ -184,7 +191,7 @@ def run_capacity(setup: ModelAndText, count: int, budget: float, name: str) -> I
     for number, (_, ids) in enumerate(found, 1):
         edit, scale = consolidate_document(current, ids[:CONTEXT], budget)
         write_edit(setup, edit, scale)
-        # The curvature of the first model serves for all: the cost is searched anew each time.
+        # The curvature of the original model is reused; the scale is searched anew each time.
         current = ModelAndText(setup.model, setup.windows)
         current.__dict__["axes"] = setup.axes
         total = {b: down_projection(setup.model, b) - original[b] for b in original}
@@ -203,7 +210,7 @@ def run_capacity(setup: ModelAndText, count: int, budget: float, name: str) -> I
 
 
 def run_repeat(setup: ModelAndText, count: int, budget: float, name: str, times: int = 4) -> Iterator[dict]:
-    """Each of `count` documents `times` times in a row, from the donor on."""
+    """Consolidates each of `count` documents `times` times in a row, starting from the donor."""
     original = {b: down_projection(setup.model, b).clone() for b in range(setup.model.depth)}
     table: dict[int, Table] = defaultdict(lambda: defaultdict(list))
     costs: dict[int, list[float]] = defaultdict(list)
@@ -231,12 +238,12 @@ def run_repeat(setup: ModelAndText, count: int, budget: float, name: str, times:
 
 
 def cost_of_all(setup: ModelAndText) -> float:
-    """What the weights as they are now cost on the report split."""
+    """The cost of the current weights on the report split."""
     return setup.retention_cost({}, 1.0)[0]
 
 
 def measure(setup: ModelAndText) -> None:
-    """What is kept of the donor, before its weights change."""
+    """Computes what depends on the donor's weights before these change."""
     assert setup.axes and setup.unedited_scores
 
 
@@ -253,7 +260,9 @@ def restore(setup: ModelAndText, original: Edit) -> None:
 
 
 def run_facts(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
-    """`count` sets of facts `The default of A is B.`, A and B single tokens drawn at random; only B is scored."""
+    """`count` sets of facts `The default of A is B.`, where A and B are single tokens drawn at random. Only B is
+    scored.
+    """
     tokenizer = setup.model.tokenizer
     words = [
         index for text, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -293,7 +302,7 @@ def run_facts(setup: ModelAndText, count: int, budget: float, name: str) -> Iter
 
 
 def run_tune(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
-    """The trained baselines' rates, at the cost of the budget."""
+    """Learning rates of the trained baselines, compared at the cost of the budget."""
     choices: list[tuple[str, float, str]] = [
         *(("sgd", rate, "text") for rate in (0.3, 1.0, 3.0)),
         *(("adamw", rate, labels) for labels in ("text", "donor") for rate in (3e-3, 1e-2, 3e-2)),
@@ -322,7 +331,7 @@ def run_tune(setup: ModelAndText, count: int, budget: float, name: str) -> Itera
 
 
 def run_choices(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
-    """What the natural gradient owes to each of its parts. `as it is` has what `convert consolidate` has."""
+    """Ablations of the natural gradient. `as it is` uses the settings of `convert consolidate`."""
     flat = Curvature(
         {b: torch.eye(len(m), dtype=m.dtype) for b, m in setup.curvature.neurons.items()},
         {b: torch.eye(len(m), dtype=m.dtype) * m.diagonal().mean() for b, m in setup.curvature.gradients.items()},
@@ -360,7 +369,7 @@ def run_choices(setup: ModelAndText, count: int, budget: float, name: str) -> It
         yield {"kind": "choices", **line}
 
 
-PARTS = {  # each with how many documents, or sets of facts, it takes
+PARTS = {  # each with its number of documents, or of sets of facts
     "documents": (run_documents, 24),
     "costs": (run_costs, 12),
     "capacity": (run_capacity, 8),

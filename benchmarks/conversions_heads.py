@@ -1,13 +1,14 @@
-"""Fewer key heads, beside every baseline with the same refits: one JSON line per model and number of heads.
+"""Merges key heads and compares with every baseline, all with the same refits: one JSON line per model and number of
+heads.
 
     python benchmarks/conversions_heads.py --model demo:gpt2 --kv-heads 1 --steps 100
-    python benchmarks/conversions_heads.py --train build/eight-heads          a Llama with eight key heads, trained for this
-    python benchmarks/conversions_heads.py --train build/qwen3 --family qwen3 the same as a Qwen3: normalised queries and keys
+    python benchmarks/conversions_heads.py --train build/eight-heads          trains a Llama with eight key heads
+    python benchmarks/conversions_heads.py --train build/qwen3 --family qwen3 trains a Qwen3 (normalised queries and keys)
     python benchmarks/conversions_heads.py --model build/eight-heads --kv-heads 4,2,1
     python benchmarks/conversions_heads.py --model smollm2 --kv-heads 1 --tokens 16384
     python benchmarks/conversions_heads.py --figure OUT.png LINES.jsonl
 
-Windows of the report are four times as long as those that were fitted on, where the model takes so many.
+Windows of the report split are four times as long as those used for fitting, if the model has enough positions.
 """
 
 import argparse
@@ -23,7 +24,9 @@ from stitch.demo.train import train
 
 
 def trained(folder: Path, family: str, steps: int) -> None:
-    """Four blocks, width 128, eight heads of 16 with keys of their own, trained as the embedded Llama was, for less long."""
+    """Trains a model of four blocks, width 128, with eight heads of 16 and as many key heads, like the embedded
+    Llama but for fewer steps.
+    """
     shape = dict(
         num_hidden_layers=4, hidden_size=128, num_attention_heads=8, num_key_value_heads=8, head_dim=16, intermediate_size=384,
         max_position_embeddings=CONTEXT, tie_word_embeddings=True,
@@ -53,7 +56,7 @@ def line(given: argparse.Namespace, kv_heads: int) -> dict:
 
 
 def draw(lines: list[dict], out: Path) -> None:
-    """Nats above the donor by model and number of key heads, one mark per way."""
+    """Draws nats above the donor by model and number of key heads, with one mark per method."""
     import matplotlib
 
     matplotlib.use("Agg")

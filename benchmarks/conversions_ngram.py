@@ -1,11 +1,11 @@
-"""What an n-gram memory in place of the first blocks costs: by depth, by the text its tables are made of, by their size.
+"""Loss after an n-gram memory replaces the first blocks: by number of blocks, by tokens in the tables, by table size.
 
     python benchmarks/conversions_ngram.py --model demo:llama --drop 1,2,3,4,5,6,7 --tokens 300000
     python benchmarks/conversions_ngram.py --model demo:llama --drop 4 --tokens 30000,100000,1000000
     python benchmarks/conversions_ngram.py --figure OUT.png LINES.jsonl
 
-One JSON line per model, depth, number of tokens and of rows: every row of the conversion's table with KL, held-out R² and bytes,
-paired differences, the audit. Nothing is written to disk.
+One JSON line per model, number of blocks, number of tokens and table size, with every row of the conversion's table
+(KL, held-out R², bytes), paired differences, and the leakage audit. No checkpoint is written.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def numbers(text: str) -> list[int]:
 
 
 def lines(given: argparse.Namespace):
-    """A dict per combination of what was asked for."""
+    """One dict per combination of tokens, rows and blocks."""
     for tokens in given.tokens:
         donor = read_donor(given.model, text=given.text, tokens=tokens, held_out=given.held_out, context=given.context)
         for rows, drop in itertools.product(given.rows, given.drop):
@@ -67,11 +67,13 @@ def lines(given: argparse.Namespace):
 
 
 def draw(out: Path, found: list[dict]) -> None:
-    """Cost against depth and against tokens, one curve per model; without a memory as a dashed line."""
+    """Draws the loss above the donor against blocks and against tokens, one curve per model; without a memory the
+    line is dashed.
+    """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5))
-    most: dict[str, int] = {}  # by model the number of tokens that most depths were tried with
+    most: dict[str, int] = {}  # by model, the number of tokens with the most depths measured
     for model in sorted({one["model"] for one in found}):
         tried = [one["tokens"]["fit"] for one in found if one["model"] == model]
         most[model] = max(tried, key=lambda tokens: (tried.count(tokens), tokens))

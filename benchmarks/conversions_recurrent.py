@@ -1,28 +1,29 @@
-"""KL to the donor against the bytes of a recurrent state: one JSON line per row, and a picture with `--figure`.
+"""KL to the donor against the bytes of a recurrent state: one JSON line per row, and a figure with `--figure`.
 
-At every share of the donor's cache, each row in as many bytes, the first key exact in all but `window`. All heads alike:
+At each share of the donor's cache every row takes the same number of bytes, and all but `window` keep the first key
+exactly. With all heads alike:
 
-    window      the last keys alone
-    tail        the last keys and one feature for all others, fitted: the null of every fitted row
+    window      only the last keys
+    tail        the last keys and one fitted feature for all others: the null of every fitted row
     slots       the last 1/32 of the context, keys kept by a learned priority, one feature for all others
-    hindsight   slots whose keys are those that will get the most attention: a ceiling, no model
+    hindsight   slots that hold the keys which will get the most attention: a ceiling, not a usable model
 
-and with exact keys shared out among heads by need, `allocation.py`:
+and with exact keys allocated to heads by need (`allocation.py`):
 
     tail by head, slots by head
-    hybrid by head      slots with an eighth as many features as a head has dimensions, where the state is small
-    double by head      twice as many features as dimensions, and the last keys, where these leave room
-    slots at random     the sizes of `slots by head` dealt to heads at random
+    hybrid by head      slots, and one feature for every eight dimensions of a head; only for small states
+    double by head      twice as many features as dimensions, and as many last keys as fit beside them
+    slots at random     the sizes of `slots by head` assigned to heads at random
 
-and at sizes of their own:
+and with sizes of their own:
 
-    pure        hedgehog features and the first key: one, two, four times as many as dimensions
-    linear      twice as many without MLPs, and the last sixteenth of the context
-    closed      Taylor-2 and random features, raw and beside the last sixteenth
+    pure        hedgehog features and the first key: one, two and four times as many features as dimensions
+    linear      twice as many features without MLPs, and the last sixteenth of the context
+    closed      Taylor-2 and random features, alone and with the last sixteenth of the context
     exact       parallel against recurrent form of a fitted `slots by head`, and the state at 32,768 tokens (RoPE only)
 
-`python benchmarks/conversions_recurrent.py demo:gpt2 --rows tail 'slots by head'` measures these alone. All rows of a model share
-windows, fit tokens and steps; what comes first does not change what follows.
+`python benchmarks/conversions_recurrent.py demo:gpt2 --rows tail 'slots by head'` measures only these. All rows of a
+model share windows, fit tokens and steps; the result of a row does not depend on the other rows.
 """
 
 import argparse
@@ -59,7 +60,7 @@ SHARES = (0.1, 0.2, 0.4)
 BY_HEAD = " by head"
 AT_RANDOM = "slots at random"
 AT_SHARES = ("tail", "window", "slots", "slots by head", "tail by head", "hybrid by head", "double by head", AT_RANDOM)
-SMALL = 0.2  # largest share with `hybrid`: at more its few features change nothing
+SMALL = 0.2  # largest share with `hybrid`; in larger states its few features make no difference
 STYLES = {
     "window": ("#9a9a9a", "-"), "tail": ("black", "-"), "slots": ("#3f8f4f", "-"), "hindsight": ("#bbbbbb", "--"),
     "tail by head": ("black", ":"), "slots by head": ("#3f8f4f", ":"),
@@ -70,7 +71,9 @@ MARKS = {"taylor2": "s", "random": "^"}
 
 
 class Hindsight(nn.Module):
-    """`net` with the keys in its slots chosen by all the attention that they get once they are old. Pairwise, not recurrent."""
+    """`net` with its slots filled by the keys that get the most attention after they leave the window. Pairwise, not
+    recurrent.
+    """
 
     def __init__(self, net: RecurrentForCausalLM):
         super().__init__()
@@ -81,7 +84,7 @@ class Hindsight(nn.Module):
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
         memory: Any = self.net.memories[module.memory_index]
-        window, slots = memory.windows[0], memory.slots[0]  # all heads keep equally many
+        window, slots = memory.windows[0], memory.slots[0]  # the same for all heads
         q = q.unflatten(1, (memory.shape.groups, memory.shape.shared))
         column = torch.arange(k.shape[2], device=k.device)
         ago = column[:, None] - column
@@ -97,10 +100,10 @@ class Hindsight(nn.Module):
 
 
 def at_share(share: float, context: int, width: int, fitted: dict[str, Any]) -> dict[str, RecurrentForm]:
-    """Recipes of about this share of the cache; those without slots are then brought to the bytes of `slots`."""
+    """Forms that take about this share of the cache. Those without slots are later brought to the bytes of `slots`."""
     window = max(1, context // 32)
     keys = max(window + 2, round(share * context) - 1)
-    # A slot holds key, value and priority, a feature a row of values, a sum and a shift.
+    # A slot holds a key, a value and a priority; a feature holds a row of values, a sum and a shift.
     slots = (keys - window) * 2 * width // (2 * width + 1)
     found = {
         "slots": RecurrentForm(features="mean", window=window, sinks=1, slots=slots, **fitted),
@@ -155,7 +158,7 @@ def row(
     kind: str,
     rival: Scores | None,
 ) -> tuple[dict, Scores]:
-    """A net fitted and scored on the report split, beside the null of as many bytes."""
+    """Fits a net and scores it on the report split, beside the null of as many bytes."""
     began = time.perf_counter()
     course = fit(net, donor, form, sums)
     seconds = time.perf_counter() - began
@@ -169,7 +172,9 @@ def row(
 
 @torch.no_grad()
 def exact(net: RecurrentForCausalLM, donor: Donor) -> dict:
-    """max |Δlogit| of the two forms at lengths 1, w, w + 1, 4 w and the context, and the bytes of a long text's state."""
+    """max |Δlogit| between the two forms at lengths 1, w, w + 1, 4 w and the context, and the bytes of the state
+    over a long text.
+    """
     window, ids = net.config.window, donor.windows["report"].ids.long()
     worst = {}
     for length in (1, window, window + 1, 4 * window, donor.context):
@@ -190,7 +195,7 @@ def exact(net: RecurrentForCausalLM, donor: Donor) -> dict:
 
 
 def measure(given: argparse.Namespace):
-    """One line after the other."""
+    """Yields one line per row."""
     donor = read_donor(given.model, text="docs", tokens=given.tokens, held_out=given.held_out, context=given.context)
     check_convertible(donor.model, donor.context)
     width = shape_of(attentions(donor.model.net)[0].config).width

@@ -1,7 +1,7 @@
-"""Greedy decoding by a composite against its donors, tokens per second. One JSON line.
+"""Tokens per second of greedy decoding by a composite, compared with its donors. One JSON line.
 
-A composite is expected to take, for each token, A's time times the share of A's blocks it runs, and B's times the share of B's.
-All three continue the same prompts through a KV cache, one token at a time, in turn.
+The expected time per token is A's time multiplied by the share of A's blocks in the composite, plus the same for B. All
+three models continue the same prompts in turn, one token at a time, with a KV cache.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def seconds_per_token(model, ids: torch.Tensor, new: int) -> float:
         model.generate(ids, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
         return time.perf_counter() - start
 
-    return (generate(new) - generate(1)) / (new - 1)  # without the prompt
+    return (generate(new) - generate(1)) / (new - 1)  # time without the prompt
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""Depth surgery on SmolLM2-135M: 10, 20 and 33 % of its 30 blocks removed, each bridge beside plain removal and ReplaceMe.
+"""Depth surgery on SmolLM2-135M: 10, 20 and 33 % of its 30 blocks removed, each bridge beside plain removal and
+ReplaceMe.
 
-One JSON line per run. For 3, 6 and 10 blocks the cut where the two sites are most alike (mean cosine on the sweep split, the
-rule of ReplaceMe), blocks 12 to 17, and blocks 13 to 22: SmolLM2 makes its attention sinks in block 11, so that a cut with
-that block in it removes them. A run takes about three minutes on an idle core.
+One JSON line per run. The cuts: for 3, 6 and 10 blocks the cut between the two most similar sites (mean cosine on the
+sweep split, the rule of ReplaceMe), and also blocks 12 to 17 and 13 to 22. SmolLM2 makes its attention sinks in block
+11, so a cut that includes block 11 removes them. A run takes about three minutes on an idle core.
 """
 
 import argparse

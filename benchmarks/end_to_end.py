@@ -1,8 +1,8 @@
-"""Where the main job's time goes, of the whole report and of `--brief`. One JSON line for each.
+"""Time of the stages of the main job, with the whole report and with `--brief`. One JSON line for each.
 
-`share` is the time of the whole job over that of what it cannot do without: harvesting both models (their own forward passes, see
-`harvest.py`) and training the SAEs. `share_of_passes` counts the forward passes that choose and score the rows as well: what is
-above 1 there is reading text, matching, least squares, and writing.
+`share` is the time of the whole job divided by the time of harvesting both models (see `harvest.py`) and training the
+SAEs, which every run must do. `share_of_passes` also counts the forward passes that choose and score the rows in the
+divisor; the excess over 1 is reading text, matching, least squares and writing.
 """
 
 import argparse

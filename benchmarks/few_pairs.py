@@ -1,13 +1,14 @@
-"""From no paired tokens to 10,000: do matched features help where least squares has too little to go on?
+"""From no paired tokens to 10,000: do matched features help when least squares has few tokens?
 
-Both models have plenty of text, but not the same: half of the fit split is A's, the other half B's. What can be had from that is
-compared with and without features, then used as the prior of a ridge on n paired tokens. One JSON line per seed and direction.
+Both models have plenty of text, but different text: half of the fit split is A's, the other half B's. Maps are fitted
+on this unpaired text with and without features, and then serve as the prior of a ridge on n paired tokens. One JSON
+line per seed and direction.
 
-Without features, a context (the last three ids) that occurs in both halves stands for a pair: A's mean stream over its
-occurrences beside B's. Least squares on such means needs no paired token (two-sample instrumental variables, Angrist & Krueger
-1992). With features, codes are averaged in the same way, features matched by the correlation of these profiles, and the matched
-directions, the permutation and the cross-code are fitted as always. `+look-ups` adds either to what B's look-ups, fitted on B's
-own text, leave unexplained.
+Without features, a context (the last three ids) that occurs in both halves takes the place of a pair: A's mean stream
+over its occurrences is paired with B's. Least squares on such means needs no paired token (two-sample instrumental
+variables, Angrist & Krueger 1992). With features, codes are averaged in the same way, features are matched by the
+correlation of these profiles, and the matched directions, the permutation and the cross-code are fitted as in the main
+job. `+look-ups` fits either to the residual of B's look-ups, which are fitted on B's own text.
 """
 
 from collections.abc import Mapping
@@ -37,15 +38,15 @@ from stitch.translation.rows import FREE, LOOK_UPS
 from stitch.translation.types import Codes, Term, Translation
 
 PAIRS = (100, 300, 1_000, 3_000, 10_000)
-LEAST = 4  # occurrences of a context in either half
+LEAST = 4  # occurrences of a context in each half, at least
 TOP = 16  # partners kept per feature, as in `matching.candidates`
 CHUNK = 2048
-NULLS = ("exemplars", "rbf")  # lifts that the SAE's codes must beat
+NULLS = ("exemplars", "rbf")  # lifts that the SAE's codes are compared with
 
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """An input: what matched features predict of B's stream, one column per dimension of B."""
+    """An input: the prediction of B's stream by matched features, one column per dimension of B."""
 
     site: int
     translation: Translation
@@ -67,7 +68,7 @@ class Matched:
 
 @dataclass(frozen=True)
 class Means:
-    """Columns averaged over the occurrences of each context: A's from its half of the text, B's from the other."""
+    """Columns averaged over the occurrences of each context: A's over its half of the text, B's over the other."""
 
     keys: Tensor
     columns: dict[str, Tensor]
@@ -86,7 +87,7 @@ class Means:
 
 
 def rows_of(paired: Paired, windows: Tensor) -> Paired:
-    """Only these windows of the text."""
+    """Keeps only these windows of the text."""
     chosen = torch.zeros(len(paired.keep), dtype=torch.bool)
     chosen[windows] = True
     return replace(paired, keep=paired.keep & chosen[:, None])
@@ -103,7 +104,7 @@ def variables(paired: Paired, inputs: Mapping[str, Input], names):
 
 
 def sums_by_context(rows, keys: Tensor, vocabulary: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Sums of columns, and tokens, per context. `rows` are tokens with their columns."""
+    """Sums of columns and counts of tokens per context. `rows` are tokens with their columns."""
     sums: dict[str, np.ndarray] = {}
     counts = torch.zeros(len(keys), dtype=torch.float64)
     for tokens, found in rows:
@@ -139,7 +140,9 @@ def common_contexts(paired: Paired, halves: tuple[Tensor, Tensor], vocabulary: i
 def means(
     pair: Pair, fit: Paired, halves: tuple[Tensor, Tensor], inputs: dict[str, Input], source: list[str], known: Ridge
 ) -> Means:
-    """A's streams and codes from the first half; from the second B's codes, its stream, and what `known` look-ups leave of it."""
+    """A's streams and codes from the first half; from the second half B's codes, its stream, and the residual of the
+    `known` look-ups.
+    """
     vocabulary = pair.b.config.vocab_size
     keys = common_contexts(fit, halves, vocabulary)
 
@@ -149,7 +152,10 @@ def means(
                 (found[name].float() @ weight.float() for name, weight in known.weights.items()), known.bias
             )
             found |= {"left": tokens.target - explained, "codes-b": sparse_codes(pair.saes.b, tokens.target)}
-            yield tokens, {name: value for name, value in found.items() if name != "position"}  # a context has none
+            yield (
+                tokens,
+                {name: value for name, value in found.items() if name != "position"},
+            )  # a context has no position
 
     of_a, count_a = sums_by_context(variables(rows_of(fit, halves[0]), inputs, source), keys, vocabulary)
     own, count_b = sums_by_context(of_b(), keys, vocabulary)
@@ -169,7 +175,9 @@ def added(first: Ridge, second: Ridge) -> Ridge:
 
 
 def match_profiles(found: Means, pair: Pair, generator: np.random.Generator, shuffle: bool):
-    """One-to-one pairs and the candidate graph, by the weighted correlation of the mean codes; `shuffle` breaks the contexts."""
+    """One-to-one pairs and the candidate graph, by the weighted correlation of the mean codes. `shuffle` permutes
+    the contexts of B.
+    """
     weight = found.weight / found.weight.sum()
     a, b = found.columns["codes"].double(), found.columns["codes-b"].double()
     if shuffle:
@@ -208,7 +216,7 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
     fit, site = pair.paired["fit"], pair.paired["fit"].site_a
     inputs: dict = available(pair.a, pair.b, fit, pair.saes, seed)
     order = torch.randperm(len(fit.keep), generator=torch.Generator().manual_seed(seed))
-    pool = -(-2 * PAIRS[-1] // fit.keep.shape[1])  # windows that pairs are drawn from
+    pool = -(-2 * PAIRS[-1] // fit.keep.shape[1])  # windows from which pairs are drawn
     rest = (len(order) - pool) // 2
     halves = order[pool : pool + rest], order[pool + rest : pool + 2 * rest]
     free = [name for name in FREE if name in inputs]
@@ -223,13 +231,13 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
         ridges[name] = solved
         rows[name] = from_ridge(name, solved, inputs)
 
-    # B's look-ups need B's text only.
+    # B's look-ups need only B's text.
     part = halves[1][len(halves[1]) // 5 :], halves[1][: len(halves[1]) // 5]
     both = [accumulate((v for _, v in variables(rows_of(fit, w), inputs, tables)), needed(tables)) for w in part]
     known = ridge(*both, tuple(tables))
     add("0:look-ups", known)
 
-    # No pairs, no features: contexts stand for pairs.
+    # No pairs, no features: contexts take the place of pairs.
     found = means(pair, fit, halves, inputs, source, known)
     some = torch.rand(len(found.keys), generator=torch.Generator().manual_seed(seed)) < 0.8
 
@@ -246,7 +254,7 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
     add("0:means+free", added(known, on_means(["x", *timeless], left)))
     for lift in ("codes", *NULLS):
         add(f"0:means+free, {lift}", added(known, on_means([lift, "x", *timeless], left)))
-    # No pairs, through matched features.
+    # No pairs, matched features.
     generator = np.random.default_rng(seed)
     for prefix, shuffle in (("0:matched", False), ("0:shuffled-matched", True)):
         edges, graph, deviation_b = match_profiles(found, pair, generator, shuffle)
@@ -267,7 +275,7 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
         left[key] = found.columns["codes"] @ weight
         add(f"{prefix}+look-ups", added(known, on_means([key, *(name for name in timeless if name in LOOK_UPS)], left)))
 
-    # n paired tokens, with what the unpaired text gave as the prior of ridge.
+    # n paired tokens, with a map fitted on unpaired text as the prior of ridge.
     wide = ["x", *free]
     for n in PAIRS:
         windows = -(-n // fit.keep.shape[1])

@@ -1,13 +1,15 @@
-"""Does a graft help training? One host, trained on the embedded corpus from a graft, from controls and from fresh.
+"""Does a graft speed up training? One host is trained on the embedded corpus from a graft, from two controls and from
+scratch.
 
-    graft       the donor's circuit, its embedding and unembedding
-    noise       the same with noise of the same norm in the place of the circuit's heads and neurons
-    embeddings  the same without the circuit: only the donor's embedding and unembedding
+    graft       the donor's circuit, embedding and unembedding
+    noise       the same, with noise of the same norm instead of the circuit's heads and neurons
+    embeddings  the donor's embedding and unembedding, without the circuit
     fresh       the host's own initialisation
 
-All arms of a seed see the same windows in the same order with the same optimisers and rates. One JSON line per run: cross-entropy
-on held-out windows and the share of right answers to induction prompts, by tokens trained on; then one with what an arm needs to
-reach the loss that fresh has at the end, and a picture. Runs that are in --lines already are not repeated.
+All variants of a seed see the same windows in the same order, with the same optimisers and learning rates. One JSON
+line per run: cross-entropy on held-out windows and the share of right answers to induction prompts, by tokens trained
+on. The last line has the share of tokens that each variant needs to reach the final loss of `fresh`; a figure is drawn
+as well. Runs that are already in --lines are not repeated.
 """
 
 import argparse
@@ -91,7 +93,7 @@ def train(
 
 
 def tokens_to(curve: list[dict], loss: float) -> float | None:
-    """Where a curve first gets down to a loss, straight between the points; None if it never does."""
+    """The number of tokens at which a curve first reaches a loss, by linear interpolation; None if it never does."""
     for before, after in itertools.pairwise(curve):
         if after["ce"] <= loss:
             share = (before["ce"] - loss) / (before["ce"] - after["ce"]) if before["ce"] > loss else 0.0

@@ -1,7 +1,7 @@
-"""Harvesting four sites against the bare model cut off after the last of them: tokens per second. One JSON line.
+"""Tokens per second of harvesting four sites, against the bare model cut off after the last of them. One JSON line.
 
-Both run the same windows in turn, in one process; the bare passes keep nothing. The harvest includes everything from ids to
-shards on disk: the checks for NaN, the digest of the content, the files.
+Both run the same windows in turn, in one process; the bare passes keep nothing. The harvest includes everything from
+token ids to shards on disk: the checks for NaN, the digest of the content, the files.
 """
 
 import argparse

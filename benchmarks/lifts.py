@@ -1,8 +1,8 @@
-"""SAEs of one width or of several together, as a basis for regression. One JSON line per seed and direction.
+"""SAEs of one width or of several widths together, as features for regression. One JSON line per seed and direction.
 
-SAEs of A's stream at 2, 4, 8 and 16 times its width are trained on the same tokens, and their codes put side by side. What they
-have to beat is one SAE of the greatest width, and as many features without training: random ReLU, Gaussian bumps, exemplars.
-Each is measured with A's stream beside it, some also with everything else that costs next to nothing (`free`).
+SAEs of A's stream at 2, 4, 8 and 16 times its width are trained on the same tokens, and their codes are concatenated.
+The controls are one SAE of the greatest width, and as many untrained features: random ReLU, Gaussian bumps, exemplars.
+Each is measured together with A's stream, some also with all inputs that cost almost nothing (`free`).
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from stitch.features.saes import steps_for
 from stitch.translation import lifts
 from stitch.translation.rows import FREE
 
-TIMES = (2, 4, 8, 16)  # the stream's width
+TIMES = (2, 4, 8, 16)  # multiples of the stream's width
 BATCH = 1024
 MOST = sum(TIMES)
 ALL = "sae " + "+".join(f"x{n}" for n in TIMES)
@@ -29,7 +29,7 @@ WITH_FREE = ("sae x8", "sae x16", ALL, f"random-relu x{MOST}", f"rbf x{MOST}")
 
 
 def trained(pair: Pair, seed: int) -> dict[int, Dictionary]:
-    """SAEs of A's stream by width, all from one pass over the same batches."""
+    """SAEs of A's stream by width, all trained in one pass over the same batches."""
     fit = pair.paired["fit"]
     steps = steps_for(fit.tokens, 2.0, BATCH)
     configs = {str(n): SAEConfig(features=n * fit.width_a, steps=steps, batch_size=BATCH, seed=seed) for n in TIMES}

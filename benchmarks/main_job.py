@@ -1,4 +1,4 @@
-"""The main job on the embedded pair, both directions: one JSON line with every row of both reports."""
+"""The main job on the embedded pair in both directions: one JSON line with every row of both reports."""
 
 import json
 import tempfile

@@ -1,11 +1,11 @@
-"""Matching at scale: time, memory and certified gap against the number of features. One JSON line per size.
+"""Time, memory and certified gap of the matching, by number of features. One JSON line per size.
 
-Codes are synthetic: at most 32 active features of each model per token, firing rates that fall by a power law, three fifths of
-B's activity that of partners of A's (`planted`, or `mixed`, which is hard for the exact solver), the rest drawn anew. `dense` is
-scipy: its sparse product for the whole matrix of correlations and its exact solver (up to 16,384 features). Every run is a
-process of its own; what is compiled on a machine's first run stays on disk. Codes come in shards from disk, sorted, as an SAE's
-do, and peak memory is the operating system's. "graph alone" is no step of a matching: it says what the optimum on the graph is
-short of.
+Codes are synthetic: at most 32 active features of each model per token, with power-law firing rates. Three fifths of
+B's active features are partners of A's; the rest are drawn at random. In `planted` codes every feature has one partner;
+`mixed` codes are harder for the exact solver. `dense` is scipy: its sparse product for the whole correlation matrix and
+its exact solver (up to 16,384 features). Every run is a process of its own; code compiled on the first run is cached on
+disk. Codes are read from sorted shards on disk, like an SAE's, and peak memory is the operating system's figure. "graph
+alone" is not a step of the matching: it measures how far the optimum on the graph is from the optimum on all pairs.
 """
 
 import argparse
@@ -29,14 +29,18 @@ NONE = -1
 
 
 def planted(features: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A partner of B for every feature of A, twice; of the two, each activity picks one. NONE: nothing in B follows it."""
+    """One partner in B for every feature of A.
+
+    A feature has two entries, and each activation picks one of them. Here both are the same. NONE: no feature of B
+    follows it.
+    """
     partner = generator.permutation(features)
     return partner, partner
 
 
 def mixed(features: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Half of A's features have a partner of their own. An eighth each is split between two of B, shares one with another
-    of A, shares one of 1 in 1,024 hubs, and has none.
+    """Half of A's features have a partner of their own. Of the rest, one quarter each is split between two features
+    of B, shares a partner with another feature of A, shares one of features/1024 hubs, and has no partner.
     """
     first = generator.permutation(features)
     kind = generator.integers(8, size=features)
@@ -83,7 +87,7 @@ def write_codes(folder: Path, features: int, tokens: int, kind: str) -> None:
 
 
 def repeated(cols: np.ndarray) -> np.ndarray:
-    """Which entries of each row have occurred in it before."""
+    """Marks the entries of each row that occurred in it before."""
     order = np.argsort(cols, axis=1, kind="stable")
     ascending = np.take_along_axis(cols, order, 1)
     again = np.zeros(cols.shape, bool)
@@ -128,7 +132,7 @@ def sparse(folder: Path, features: int, threads: int) -> dict:
 
 
 def dense(folder: Path, features: int, threads: int) -> dict:
-    """scipy's solver and product know one thread only."""
+    """scipy's solver and product use one thread only."""
     from matching.assignment import assign_dense
 
     start = time.perf_counter()
@@ -140,7 +144,9 @@ def dense(folder: Path, features: int, threads: int) -> dict:
 
 
 def whole_matrix(folder: Path, features: int, *, rows: int = 1024, minimum_firings: int = 10) -> np.ndarray:
-    """Pearson correlations [features of A, features of B], `rows` of them at a time; NaN for features that rarely fire."""
+    """Pearson correlations [features of A, features of B], computed `rows` at a time; NaN for features that rarely
+    fire.
+    """
     a, b = (sp.vstack(parts, format="csr").astype(np.float64) for parts in zip(*stream(folder, features), strict=True))
     tokens = a.shape[0]
     by_feature = a.T.tocsr()
@@ -159,7 +165,9 @@ def whole_matrix(folder: Path, features: int, *, rows: int = 1024, minimum_firin
 
 
 def measured(folder: Path, features: int, threads: int) -> dict:
-    """Time, memory, gain and gap of stitch and, up to LARGEST_DENSE features, of the dense solver: a process each."""
+    """Time, memory, gain and gap of stitch and, up to LARGEST_DENSE features, of the dense solver, each in its own
+    process.
+    """
     found = {"threads": threads}
     for name in ("sparse", "dense")[: 1 + (features <= LARGEST_DENSE)]:
         command = [

@@ -1,8 +1,9 @@
-"""Matching of trained features, thousands of each model: time, memory and certified gap. One JSON line per size.
+"""Time, memory and certified gap of matching trained features, thousands in each model. One JSON line per size.
 
-SAEs of both demo models at the sites of the main job, trained together, BatchTopK with k 32, and their codes of a million tokens,
-kept on disk as the main job keeps them. Then as `matching_at_scale.py`, whose synthetic codes are easier: there every feature has
-one true partner. Wide SAEs of so small models, trained for `--passes`, are poor; their quality is in the line.
+SAEs of both demo models at the sites of the main job are trained together (BatchTopK, k 32), and their codes of a
+million tokens are kept on disk as the main job keeps them. They are then matched as in `matching_at_scale.py`, whose
+`planted` codes are easier because every feature has one true partner. Wide SAEs of such small models, trained for only
+`--passes`, are poor; their quality is printed in the line.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from matching_at_scale import measured
 
 
 def write_codes(work: Path, features: int, tokens: int, passes: float) -> dict:
-    """Both models' codes of the fit split in work/codes, a file per shard; the SAEs' quality."""
+    """Writes both models' codes of the fit split to work/codes, a file per shard. Returns the quality of the SAEs."""
     from stitch.config import Settings
     from stitch.features.codes import code_stream
     from stitch.jobs import stages
@@ -56,7 +57,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             asked = {"--work": work, "--features": features, "--tokens": given.tokens, "--passes": given.passes}
             command = [sys.executable, __file__, *(str(word) for option in asked.items() for word in option)]
-            # In a process of its own, as a child's peak memory starts at its parent's.
+            # In a process of its own, because a child's peak memory starts at its parent's.
             written = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             found = {
                 "saes": json.loads(written.splitlines()[-1]),

@@ -1,7 +1,7 @@
-"""Peak memory of the main job against the size of the text: `--tokens 4000000` beside `--tokens 1000000`, one JSON line.
+"""Peak memory of the main job by amount of text: `--tokens 4000000` beside `--tokens 1000000`. One JSON line.
 
-Each run is a process of its own; what is quoted is the operating system's peak resident set. SAEs train for the same number of
-steps in both, so that the comparison takes minutes: memory does not depend on how long they train.
+Each run is a process of its own; peak memory is the operating system's figure for the resident set. SAEs train for the
+same number of steps in both runs so that the comparison takes minutes: memory does not depend on the number of steps.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""Fitted on docstrings, read on other text: which translations survive the move? One JSON line per seed and direction.
+"""Translations fitted on docstrings and scored on other kinds of text. One JSON line per seed and direction.
 
-Every row of the main job is fitted on the docstrings' fit split, then scored on held-out docstrings and on texts of other kinds
-that are found on most machines: licences and comments of the installed Python packages, and man pages where there are any.
+Every row of the main job is fitted on the fit split of the docstrings, then scored on held-out docstrings and on other
+text that is found on most machines: licences and comments of the installed Python packages, and man pages if there are
+any.
 """
 
 import gzip
@@ -20,8 +21,8 @@ from stitch.text.document import Document
 from stitch.text.documents import select
 from stitch.text.windows import pack
 
-WIDEST = 200_000  # characters of one file that are read
-MOST = 1_000_000  # characters of a kind
+WIDEST = 200_000  # characters read of one file, at most
+MOST = 1_000_000  # characters of one kind of text, at most
 ROWS = (
     "translation:affine", "translation:affine+free", "translation:affine+free+tables", "translation:features",
     "translation:features+free", "translation:features+free+tables", "translation:cross-code", "null:no-source",
@@ -74,7 +75,7 @@ KINDS: dict[str, Callable[[], Iterator[Document]]] = {
 
 
 def documents(kind: str) -> list[Document]:
-    """Different documents of one kind, up to MOST characters, none of them twice."""
+    """Distinct documents of one kind, until they have MOST characters."""
     seen: dict[str, str] = {}
     total = 0
     for name, text in KINDS[kind]():
@@ -110,7 +111,7 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path, texts
 
 
 def select_all(read: list[Document]) -> list[Document]:
-    """All documents in the order that `select` gives each split: a prefix is a fair sample."""
+    """All documents in the order that `select` gives each split, so that a prefix is a random sample."""
     return [document for split in ("report", "sweep", "fit") for document in select(read, split)]
 
 

@@ -1,17 +1,19 @@
-"""Sparse, readable translations: which basis needs the fewest nonzeros? One JSON line per seed and direction.
+"""Sparse, readable translations: which basis needs the fewest nonzero weights? One JSON line per seed and direction.
 
-A translation that a person reads is a short list of edges: this feature of A writes that feature of B, with this weight. Each row
-has a basis on either side, found without pairs, and N nonzero weights between them, found on paired tokens:
+A translation that a person can read is a short list of edges: this feature of A writes that feature of B, with this
+weight. Each row has a basis on each side, found without pairs, and N nonzero weights between them, fitted on paired
+tokens:
 
-  sae        features of both SAEs; the m best-correlated of A for every feature of B (`cross_code`), N = m · features of B
-  shuffled   the same edges with the features of B exchanged: is it the matching, or merely so many edges?
-  untrained  dictionaries that were never trained: random directions at the SAEs' sparsity
-  exemplars  dictionaries of single tokens' activations, as sparse as the SAEs
-  pca        principal components of both streams, the N entries of the ridge map that bring most: the best N there are
-  neurons    the streams' own coordinates, in the same way
-  random-relu, rbf, sae-codes → pca   a nonlinear basis on A's side alone, into B's principal components, entries found greedily
+    sae        features of both SAEs; the m best-correlated of A for every feature of B (`cross_code`), N = m · features of B
+    shuffled   the same number of edges with the features of B permuted: the control for the matching
+    untrained  dictionaries that were never trained: random directions at the SAEs' sparsity
+    exemplars  dictionaries of single tokens' activations, as sparse as the SAEs
+    pca        principal components of both streams, and the N entries of the ridge map that explain the most variance
+    neurons    the streams' own coordinates, with entries chosen in the same way
 
-`dense` is ridge with all its entries. Bases are not counted, as they are given before the map is.
+random-relu → pca, rbf → pca and sae-codes → pca map a nonlinear basis of A to B's principal components, with entries
+chosen greedily. `dense` is ridge with all its entries. Bases are not counted in N, since they are given before the map
+is fitted.
 """
 
 from collections.abc import Iterator
@@ -34,7 +36,7 @@ from stitch.text.documents import Split
 from stitch.translation import cross_code, lifts
 from stitch.translation.types import Codes, Residual, Term, Translation
 
-PARTNERS = (1, 2, 4, 8, 16)  # m
+PARTNERS = (1, 2, 4, 8, 16)  # values of m
 CHUNK = 2048
 ROUNDS = 4
 BASES = (
@@ -44,7 +46,7 @@ BASES = (
 
 
 def moments(pair: Pair, split: Split, a: Dictionary) -> Moments:
-    """Of x, codes of `a` and the target."""
+    """Moments of x, of the codes of `a`, and of the target."""
     chunks = (
         {"x": x.float(), "codes": sparse_codes(a, x.float()), "target": y.float()}
         for x, y, _ in pair.paired[split].chunks(CHUNK)
@@ -56,7 +58,9 @@ def moments(pair: Pair, split: Split, a: Dictionary) -> Moments:
 def edges(
     pair: Pair, a: Dictionary, b: Dictionary, fit: Moments, seed: int, *, shuffle: bool = False
 ) -> Iterator[tuple[int, Tensor]]:
-    """For every m, weights from codes of `a` to codes of `b` on the m best-correlated features of A for every feature of B."""
+    """For every m, weights from codes of `a` to codes of `b`: for each feature of B the m best-correlated features
+    of A.
+    """
 
     def stream():
         for x, y, _ in pair.paired["fit"].chunks(CHUNK):
@@ -75,7 +79,7 @@ def edges(
 def through_dictionaries(
     pair: Pair, a: Dictionary, b: Dictionary, fit: Moments, seed: int, *, shuffle: bool = False
 ) -> dict[int, tuple[int, Translation]]:
-    """For every m, the number of nonzeros and the sparse cross-code from dictionary `a` to `b`."""
+    """For every m, the number of nonzero weights and the sparse cross-code from dictionary `a` to `b`."""
     found = {}
     for m, start in edges(pair, a, b, fit, seed, shuffle=shuffle):
         weight = cross_code.towards_stream(start, fit, b.decoder.double())
@@ -87,11 +91,13 @@ def through_dictionaries(
 
 
 def sparse_affine(fit: Moments, dense: Tensor, basis_a: Tensor, basis_b: Tensor, entries: int) -> tuple[Tensor, Tensor]:
-    """Ridge of B's coordinates in `basis_b` on A's in `basis_a` (orthonormal columns) with `entries` nonzeros, and its bias."""
+    """Ridge from A's coordinates in `basis_a` to B's in `basis_b` (orthonormal columns) with `entries` nonzero
+    weights, and its bias.
+    """
     gram = basis_a.T @ fit.covariance("x", "x") @ basis_a
     cross = basis_a.T @ fit.covariance("x", "target") @ basis_b
     inside = basis_a.T @ dense @ basis_b
-    gain = gram.diagonal()[:, None] * inside.square()  # variance that an entry brings
+    gain = gram.diagonal()[:, None] * inside.square()  # variance that each entry explains
     kept = torch.zeros_like(gain, dtype=torch.bool).flatten()
     kept[gain.flatten().topk(min(entries, gain.numel())).indices] = True
     kept = kept.view_as(gain)
@@ -107,10 +113,10 @@ def sparse_affine(fit: Moments, dense: Tensor, basis_a: Tensor, basis_b: Tensor,
 
 
 def into_components(pair: Pair, a: Dictionary, entries: dict[int, int]) -> dict[int, tuple[int, Translation]]:
-    """For every m, as many weights as `entries` says from codes of `a` to B's principal components.
+    """For every m, a map with the given number of weights from codes of `a` to B's principal components.
 
-    Codes correlate, so that the best weights are not known: in each of ROUNDS those that explain most of what is left are
-    added and all are refitted.
+    Codes correlate, so the best weights are not known in closed form: each of ROUNDS adds the weights that explain most
+    of the residual, and all are refitted.
     """
     chunks = ({"codes": a.encode(x.float()), "target": y.float()} for x, y, _ in pair.paired["fit"].chunks(CHUNK))
     fit = accumulate(chunks, [("codes", "codes"), ("codes", "target"), ("target", "target")], {"codes"})
@@ -139,7 +145,7 @@ def principal(moments: Moments, name: str) -> Tensor:
 
 
 def null(name: str, pair: Pair, side: str, seed: int) -> Dictionary:
-    """A dictionary for one side's stream that took no training, as wide and as sparse as its SAE."""
+    """An untrained dictionary for one side's stream, as wide and as sparse as the side's SAE."""
     x, y, _ = pair.paired["fit"].shard(0)
     sample, trained, quality, config = {
         "a": (x, pair.saes.a, pair.saes.quality_a, pair.saes.config_a),

@@ -1,10 +1,11 @@
-"""Do matched features still make the shortest map when the composite has its look-ups? One JSON line per seed and direction.
+"""Do matched features still give the sparsest map when the composite has look-ups? One JSON line per seed and
+direction.
 
-As `readable.py`, with B's look-ups by token and position beside the N nonzero weights: a map of what they leave unexplained.
-Everything is fitted together, by the theorem of Frisch, Waugh and Lovell: look-ups are taken out of codes, x and target by
-ridge, the sparse map is fitted between what is left, and the look-ups then get what the map does not write.
+As `readable.py`, but the N nonzero weights are fitted together with B's look-ups by token and position. By the theorem
+of Frisch, Waugh and Lovell, look-ups are regressed out of codes, x and target by ridge, the sparse map is fitted
+between the residuals, and the look-ups are then refitted to the residual of the map.
 
-`look-ups` has them alone, `dense` all entries of ridge beside them.
+`look-ups` has only the look-ups; `dense` has all entries of ridge and the look-ups.
 """
 
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ BASES = ("shuffled", "exemplars", "pca", "neurons")
 
 @dataclass(frozen=True)
 class Left:
-    """Moments of `codes`, `x` and `target` without what look-ups explain, and the weights that explain it."""
+    """Moments of the residuals of `codes`, `x` and `target` after look-ups, and the look-ups' weights."""
 
     inputs: Mapping[str, Input]
     whole: Moments
@@ -39,7 +40,7 @@ class Left:
     moments: Moments
 
     def translation(self, name: str, read: str, weight: Tensor) -> Translation:
-        """ŷ of a map from `read` to B's stream, with the look-ups that go best with it."""
+        """The map from `read` to B's stream by `weight`, with the look-ups that fit best beside it."""
         own = {one: self.explained["target"][one] - part @ weight for one, part in self.explained[read].items()}
         weights = {read: weight, **own}
         bias = self.whole.means["target"] - sum(self.whole.means[one] @ part for one, part in weights.items())

@@ -1,8 +1,9 @@
-"""SAEs of two sites: one pass that trains both against SAELens's own runner, one site after the other. One JSON line.
+"""Training SAEs of two sites in one pass, against SAELens's own runner for one site after the other. One JSON line.
 
-Same model, text, widths, k, batches, steps and learning rates, both from the model to the finished SAEs; each side is a process
-of its own with the same threads. Quality is measured on the same held-out tokens. SAELens estimates norms on 8 batches here, as
-stitch does (its default of 1,000 would take longer than the training).
+Model, text, widths, k, batches, steps and learning rates are the same, and both sides are timed from the model to the
+finished SAEs. Each side is a process of its own with the same number of threads. Quality is measured on the same
+held-out tokens. SAELens estimates norms on 8 batches here, as stitch does (its default of 1,000 would take longer than
+the training).
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""One code for several streams, as a trained reference: beside separate SAEs that are matched, on the same tokens, width and k.
+"""One code for several streams, as a trained reference, compared with separate SAEs that are matched: same tokens,
+width and k.
 
-One JSON line per seed and direction: CE, KL, cost of every row, paired intervals, quality of every dictionary. The embedded pair
-(gpt2.3 and llama.4) has every row in both directions; `--other-seeds 1` adds the other ten of the twelve directions of four
-streams, where one code of four is beside codes of two, separate SAEs and ridge. One trainer makes all: a separate SAE is a code
-of one stream.
+One JSON line per seed and direction: CE, KL and cost of every row, paired intervals, quality of every dictionary. The
+embedded pair (gpt2.3 and llama.4) has every row in both directions. `--other-seeds 1` adds the other ten of the twelve
+directions between four streams, where one code of four streams is compared with codes of two, separate SAEs and ridge.
+All are trained by the same trainer: a separate SAE is a code of one stream.
 
-Finished lines are kept in `--work`: the same call again prints them and goes on where it stopped.
+Finished lines are kept in `--work`; a repeated call prints them and continues.
 """
 
 import argparse
@@ -45,10 +46,10 @@ from stitch.translation.inputs import Input, Lift, Stream, reach, streams
 from stitch.translation.rows import FREE
 from stitch.translation.types import Translation
 
-MAIN = ("gpt2.3", "llama.4")  # the embedded pair; the others are one block earlier
+MAIN = ("gpt2.3", "llama.4")  # the embedded pair; the two others are one block earlier
 FOUR = ("gpt2.2", "gpt2.3", "llama.3", "llama.4")
 SPLITS = ("fit", "sweep", "report")
-COMPARED = (  # what − what, in nats
+COMPARED = (  # row minus row, in nats
     ("reference:universal-sae", "translation:permutation"),
     ("reference:universal-sae", "translation:cross-code"),
     ("reference:universal-sae", "translation:affine"),
@@ -119,7 +120,7 @@ class Bench:
         windows = stages.read_windows(self.settings, gpt2, llama)
         arguments.work.mkdir(parents=True, exist_ok=True)
         self.folder = TemporaryDirectory(dir=arguments.work)
-        # By direction, then split: moments without codes, the same for every seed.
+        # By direction, then split: moments without codes, which are the same for every seed.
         self.plain: dict[tuple[str, str], dict[str, Moments]] = {}
         self.streams: dict[str, Streams] = {}
         for split in SPLITS:
@@ -141,7 +142,7 @@ class Bench:
 
 
 class Trained:
-    """Everything that is trained for one seed, when it is first asked for."""
+    """Everything that is trained for one seed. Each code is trained when first needed."""
 
     def __init__(self, bench: Bench, seed: int) -> None:
         self.bench, self.seed = bench, seed
@@ -149,10 +150,10 @@ class Trained:
         self.trained = cache(self._trained)
 
     def _trained(self, kind: str, *names: str) -> SharedCode:
-        """`kind` is universal or crosscoder, or a null of the first: shuffled, untrained."""
+        """`kind` is universal or crosscoder, or a null of the universal SAE: shuffled or untrained."""
         streams = self.bench.streams["fit"].only(*names)
         config = replace(self.bench.config, seed=self.seed)
-        if kind == "untrained":  # one step of no length: the initial weights, with thresholds for k
+        if kind == "untrained":  # one step of almost zero length: the initial weights, with thresholds for k
             config = replace(config, steps=1, lr=1e-12)
 
         def batches(start: int):
@@ -244,7 +245,7 @@ def translations(
     plain = bench.plain[source, target]
 
     def with_lift(dictionary: Dictionary, joined: bool = False) -> Lifted:
-        """`joined`: with the free inputs, where the row needs them."""
+        """`joined`: with the free inputs, if the row needs them."""
         return Lifted(paired, inputs if joined else {"x": inputs["x"]}, plain, Lift(site, dictionary))
 
     def on_x(name: str, lifted: "Lifted") -> Translation:
@@ -290,7 +291,9 @@ def translations(
 def through_matching(
     bench: Bench, codes: Trained, paired: dict[str, Paired], a: Dictionary, b: Dictionary, lifted: "Lifted"
 ) -> dict[str, Translation]:
-    """The baselines: separate SAEs, matched one to one (Hungarian) and with several partners, and the shuffled matching."""
+    """The baselines: separate SAEs matched one to one (Hungarian) and with several partners, and the shuffled
+    matching.
+    """
     fit, site = paired["fit"], paired["fit"].site_a
     with TemporaryDirectory(dir=bench.folder.name) as folder:
         stream = code_stream(fit, a, b, chunk=2048, folder=Path(folder))
@@ -310,7 +313,9 @@ def through_matching(
 
 
 def free_inputs(bench: Bench, source: str, target: str, fit: Paired, a: Dictionary, b: Dictionary) -> dict[str, Input]:
-    """What costs next to nothing at inference; the lifts without training that come with it are not used here."""
+    """Inputs that cost almost nothing at inference. The untrained lifts among the available inputs are not used
+    here.
+    """
     unmeasured = Quality(tokens=0, fvu=0.0, r2=0.0, l0=float(bench.config.k), dead=0.0)
     saes = SAEs(a, b, unmeasured, unmeasured, bench.config, bench.config)
     found = available(bench.model(source)[0], bench.model(target)[0], fit, saes, 0)
@@ -320,7 +325,7 @@ def free_inputs(bench: Bench, source: str, target: str, fit: Paired, a: Dictiona
 def moments_of(
     paired: Paired, inputs: dict[str, Input], wanted: Callable[[tuple[str, str]], bool] = lambda _: True
 ) -> Moments:
-    """Moments of the inputs and the target: those products of two variables that are `wanted`."""
+    """Moments of the inputs and the target, for the products of two variables that are `wanted`."""
     bounded = {name for name, found in inputs.items() if not isinstance(found, Stream)}
 
     def chunks():
@@ -331,7 +336,7 @@ def moments_of(
 
 
 class Lifted:
-    """The moments of a pair with the codes of a dictionary of A; products without them are taken from `plain`."""
+    """Moments of a pair with the codes of a dictionary of A. Products without codes are taken from `plain`."""
 
     def __init__(
         self, paired: dict[str, Paired], inputs: dict[str, Input], plain: dict[str, Moments], lift: Lift

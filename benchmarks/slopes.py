@@ -1,9 +1,10 @@
-"""How the main job's time grows with tokens, features, blocks and width: one axis doubled at a time. One JSON line, one picture.
+"""Growth of the main job's time with tokens, features, blocks and width: one is varied at a time. One JSON line, one
+figure.
 
-Both donors are Llamas with random weights and the demo pair's tokenizer, on docstrings, each run a process of its own with one
-thread. Seconds are of CPU time, so that other work on the machine does not bend the curves. A slope is the exponent p of
-time ∝ valueᵖ, by least squares in logarithms over the largest three values: 0 where an axis costs nothing, 1 where twice as much
-takes twice as long.
+Both donors are Llamas with random weights and the demo pair's tokenizer, run on docstrings. Each run is a process of
+its own with one thread. Seconds are CPU time, so other work on the machine matters little. A slope is the exponent p of
+time ∝ valueᵖ, by least squares in logarithms over the largest three values: 0 means that time does not grow, 1 that it
+grows proportionally.
 """
 
 import argparse
@@ -23,13 +24,13 @@ AXES = {
     "blocks": (4, 8, 16),
     "width": (64, 128, 256),
 }
-STAGES = ("activations", "saes", "matching", "translations", "evaluation")  # the rest is small, or does not grow
+STAGES = ("activations", "saes", "matching", "translations", "evaluation")  # the other stages are short or do not grow
 COLOURS = ("#3b6fb6", "#c0504d", "#4f9d69", "#8a63b0", "#d99a3a")
 
 
 def one_run(tokens: int, features: int, blocks: int, width: int) -> dict[str, float]:
-    """Seconds of every stage, of CPU time."""
-    time.perf_counter = time.process_time  # the clock of `stitch.jobs.timing`
+    """CPU seconds of every stage."""
+    time.perf_counter = time.process_time  # the clock that `stitch.jobs.timing` reads
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
@@ -58,7 +59,7 @@ def one_run(tokens: int, features: int, blocks: int, width: int) -> dict[str, fl
 
 
 def slope(values: list[int], seconds: list[float]) -> float:
-    """The exponent of the largest three."""
+    """The exponent over the largest three values."""
     points = [(math.log(value), math.log(max(second, 1e-9))) for value, second in zip(values, seconds, strict=True)][
         -3:
     ]

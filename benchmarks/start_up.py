@@ -1,4 +1,4 @@
-"""How long `stitch --help` takes as a whole process, beside Python itself and `import torch`: medians of 7, one JSON line."""
+"""Time of `stitch --help` as a whole process, beside Python itself and `import torch`. Medians of 7, one JSON line."""
 
 import json
 import statistics

@@ -1,16 +1,16 @@
-"""What compiled circuits cost and how far they hold: one JSON line per part, and two pictures with `--figure`.
+"""Size, speed and exactness of compiled circuits: one JSON line per part, and two figures with `--figure`.
 
-    random      1,000 random automata, up to 16 states and 8 symbols, per architecture; a null: the answers of another automaton
-    sizes       one automaton of every size: parameters, seconds, margin at a length of 1,000, fp32 and bf16
-    parallel    the word problem of A5 at full length, and the same without saturating neurons
-    vsa         nearly orthogonal vectors: predicted and measured margin by dimension, to where it fails
-    heads       attention beside the token of heads by position at 4,096 tokens; planes weighted alike as the baseline
-    ranks       errors of soft patterns by rank, three ways
-    turing      steps of random machines teacher-forced, and decoded greedily in batches
-    subleq      the same of programs that rewrite themselves
+    random      1,000 random automata of up to 16 states and 8 symbols, per architecture; the null is another automaton's answers
+    sizes       one automaton of each size: parameters, seconds, margin at a length of 1,000, fp32 and bf16
+    parallel    the word problem of A5 at full length, with and without saturating neurons
+    vsa         nearly orthogonal vectors: predicted and measured margin by dimension, down to where it fails
+    heads       attention outside the target token of positional heads at 4,096 tokens; the baseline weights all planes alike
+    ranks       errors of soft patterns by rank, fitted in three ways
+    turing      steps of random machines, teacher-forced and decoded greedily in batches
+    subleq      the same for programs that rewrite themselves
     tasks       parity and balanced brackets, beside Tracr (`--tracr PYTHON`, an environment that has `tracr-pypi`)
 
-`python benchmarks/synthesis.py vsa ranks` measures these alone. A quarter of an hour for all, on two cores.
+`python benchmarks/synthesis.py vsa ranks` measures only these. All parts take a quarter of an hour on two cores.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from stitch.synthesis.trials import Outcome, outcome
 from stitch.synthesis.write import MARGIN
 
 ARCHS = ("gpt2", "llama")
-FEWEST_STEPS = 10  # of machines that are decoded
+FEWEST_STEPS = 10  # steps of a machine that is decoded, at least
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -59,7 +59,7 @@ def random_automaton(generator: random.Random, states: int, symbols: int) -> Aut
 
 
 def saved(blueprint: Blueprint, arch: str, folder: Path) -> tuple[dict, float]:
-    """Description enough to load it again, and the seconds that building took."""
+    """Builds and saves a model. Returns its number of parameters and the seconds that building took."""
     start = time.perf_counter()
     model = build(blueprint, arch)
     seconds = time.perf_counter() - start
@@ -106,7 +106,7 @@ def random_automata(work: Path, count: int) -> dict:
 
 
 def _agreement(net, ids: Tensor, automaton: Automaton, answers: Tensor, other: Automaton) -> float:
-    """Share of answers that are also those of another automaton on the same strings, state by state."""
+    """Share of answers that equal those of another automaton on the same strings, compared state by state."""
     with torch.inference_mode():
         said = net(ids).logits.argmax(-1)
     where = answers >= 0
@@ -138,8 +138,11 @@ def sizes(work: Path) -> list[dict]:
 
 
 def acting(*generators: list[int]) -> Automaton:
-    """Symbols permute the states; each state is said. A 5-cycle and a 3-cycle make A5, whose word problem is not solvable in
-    constant depth unless TC0 = NC1 (Barrington 1989)."""
+    """An automaton whose symbols permute the states and that outputs its state.
+
+    A 5-cycle and a 3-cycle generate A5, whose word problem is not solvable in constant depth unless TC0 = NC1
+    (Barrington 1989).
+    """
     states = range(len(generators[0]))
     letters = [chr(ord("a") + number) for number in range(len(generators))]
     transitions = {str(q): {a: str(moved[q]) for a, moved in zip(letters, generators, strict=True)} for q in states}
@@ -165,7 +168,7 @@ def parallel_row(work: Path, arch: str, length: int, automaton: Automaton, satur
 
 
 def _without_saturation(blueprint: Blueprint, states: int) -> Blueprint:
-    """Compositions by relu(a + b − 1) alone."""
+    """The same circuit with compositions by relu(a + b − 1) alone."""
     width = 2 * states**2
     window, earlier = one_hots(torch.arange(width), width).view(2, states, states, width)
     q, r, s = (index.flatten() for index in torch.meshgrid(*[torch.arange(states)] * 3, indexing="ij"))
@@ -180,13 +183,13 @@ def _without_saturation(blueprint: Blueprint, states: int) -> Blueprint:
 
 
 def vsa(work: Path) -> list[dict]:
-    """Margins in units of the answer's own logit: 1 without crosstalk."""
+    """Margins in units of the answer's own logit; 1 without crosstalk."""
     rows = []
     for states in (16, 64, 256):
         automaton = random_automaton(random.Random(states), states, 4)
         for dimension in (8, 12, 16, 24, 32, 48, 64, 96, 128, 256):
             codes = _drawn(automaton, dimension)
-            # From here on two vectors are the same: there is nothing to tell them apart.
+            # In fewer dimensions two vectors coincide and cannot be told apart.
             if codes.coherence > 1 - 1e-9:
                 rows.append({"states": states, "dimension": dimension, "coherence": codes.coherence})
                 continue
@@ -200,7 +203,7 @@ def vsa(work: Path) -> list[dict]:
 
 
 def _drawn(automaton: Automaton, dimension: int) -> Codes:
-    """As `random_codes`, but however much alike."""
+    """`random_codes` without its limit on coherence."""
     from stitch.synthesis.automata import stepwise as module
 
     limit, module.HIGHEST_COHERENCE = module.HIGHEST_COHERENCE, 2.0
@@ -260,7 +263,9 @@ def turing(work: Path, steps: int, decoded: int) -> dict:
 
 
 def decoded_in_batches(net, window: int, context: int, steps: int, rows: int = 32) -> dict:
-    """Machines with as many rules each, side by side, by plain greedy decoding; compared token by token with the reference."""
+    """Decodes machines with the same number of rules in batches, greedily, and compares token by token with the
+    reference.
+    """
     generator, done, wrong, ended = random.Random(99), 0, 0, 0
     while done < steps:
         texts = []
@@ -309,8 +314,11 @@ def subleq(work: Path, tokens: int) -> dict:
 
 
 def same_tasks(work: Path, peer: str | None) -> list[dict]:
-    """Parity and balanced brackets, compiled here and by Tracr (by the Python `peer`), on the same strings: what is said after
-    the last symbol. Parity with every number of ones as often; half of the words of brackets balanced, half nearly."""
+    """Parity and balanced brackets, compiled here and by Tracr (run by the Python `peer`), on the same strings.
+
+    The answer is the output after the last symbol. For parity, every number of ones is equally frequent; half of the
+    bracket words are balanced, and half have one bracket flipped.
+    """
     rows = []
     for task, length in itertools.product(("parity", "brackets"), (8, 16, 32)):
         cases = (_parities if task == "parity" else _brackets)(random.Random(0), length)
@@ -373,7 +381,9 @@ def _brackets(generator: random.Random, length: int) -> list[tuple[str, int]]:
 
 
 def _depths(deepest: int) -> Automaton:
-    """How deep in brackets; beyond the deepest that a balanced word of twice as many letters has, or below 0, nowhere."""
+    """An automaton that counts open brackets. Below 0, and above the greatest depth of a balanced word of twice as
+    many letters, it goes to a rejecting state.
+    """
     states = [str(depth) for depth in range(deepest + 1)]
     transitions = {
         q: {"(": str(int(q) + 1) if int(q) < deepest else "no", ")": str(int(q) - 1) if int(q) else "no"}
@@ -385,7 +395,7 @@ def _depths(deepest: int) -> Automaton:
 
 
 def _wrong(net, automaton: Automaton, mode: str, cases: list[tuple[str, int]]) -> int:
-    """Strings after which the model, which reads back what it says, does not say the right thing."""
+    """Number of strings after which the model, which reads back its own output, answers wrongly."""
     texts = torch.tensor([[1 + automaton.symbols.index(letter) for letter in text] for text, _ in cases])
     ids = torch.zeros(len(texts), 1, dtype=torch.long)
     with torch.inference_mode():

@@ -53,7 +53,7 @@ def rewritten(page: str) -> str:
 
 
 def index(pages: list[str]) -> str:
-    """The pages' questions with their answers, which are their first two paragraphs, and the site's table of contents."""
+    """The question and answer of each page (its first two paragraphs), and the site's table of contents."""
     heads = {page: (PAGES / f"{page}.md").read_text().split("\n\n", 2) for page in pages}
     entries = [
         f"- **[{question.removeprefix('# ')}]({page}.md)** {answer}\n" for page, (question, answer, _) in heads.items()
@@ -93,7 +93,9 @@ def crossing(file: str, row: object, column: dict) -> str:
 
 
 def records(file: str, each: str | list[str] | None) -> list[dict]:
-    """Of one or several files: lines, or the entries of a list or mapping in them, each with what stands around it."""
+    """Records of one or several files: lines, or the entries of a list or mapping in them together with the fields
+    around it.
+    """
     steps = (each,) if isinstance(each, str) else tuple(each or ())
     return [record for name in file.split() for record in _read(RESULTS / name, steps)]
 

@@ -1,12 +1,12 @@
-"""How far closed forms are from what is possible: translations whose weights go on by gradient descent on cross-entropy.
+"""How far closed forms are from trained maps: translations trained further by gradient descent on cross-entropy.
 
-Trained, every row of this script that says so: nothing of it is ever written into a composite. Each starts at its closed form.
+The trained rows of this script are references: none is ever written into a composite. Each starts at its closed form.
 
-  affine          ridge on A's stream: what model stitching usually trains
-  mlp             A's stream and as many ReLU units as the SAE has features, directions and weights trained
-  routed+tables   the default of the main job, all its matrices and tables trained
+    affine          ridge on A's stream, the usual map of model stitching
+    mlp             A's stream and as many ReLU units as the SAE has features, directions and weights trained
+    routed+tables   the default of the main job, all its matrices and tables trained
 
-One JSON line per seed and direction, with the `line` that a composite of the default's cost should reach.
+One JSON line per seed and direction, with the value of `line` for a composite of the default's cost.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from stitch.jobs import stages
 from stitch.translation.inputs import Lift
 from stitch.translation.types import Translation
 
-RATES = (1e-2, 1e-3)  # the best after SHORT steps, on the sweep split, is taken
+RATES = (1e-2, 1e-3)  # the one with the lowest loss on the sweep split after SHORT steps is used
 SHORT = 100
 STEPS = {"affine": (100, 2000), "mlp": (2000,), "routed+tables": (2000,)}
 

@@ -1,8 +1,8 @@
-"""Transcoders for a model's MLPs: what `stitch circuit` and `stitch graft` take as `--features`.
+"""Trains transcoders for a model's MLPs, for the `--features` option of `stitch circuit` and `stitch graft`.
 
-Batch top-k while training, JumpReLU in use, in SAELens's format. Half of the windows are documentation, half random tokens, since
-prompts for induction are. One JSON line per block: share of variance that is not explained, features per token, those that never
-fire. `python benchmarks/transcoders.py demo:induction --out transcoders`.
+They use batch top-k in training and JumpReLU in use, in SAELens's format. Half of the windows are documentation, half
+random tokens, like prompts for induction. One JSON line per block: share of unexplained variance, active features per
+token, share of dead features. `python benchmarks/transcoders.py demo:induction --out transcoders`.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from stitch.text.documents import select
 from stitch.text.tokenizers import bos_of
 from stitch.text.windows import pack
 
-WINDOWS, RATE, WARM_UP = 16, 2e-3, 50  # per batch; of Adam, and its steps
-HELD_OUT = 16  # batches that are reported on, after those that are trained on
+WINDOWS, RATE, WARM_UP = 16, 2e-3, 50  # windows per batch; Adam's learning rate and its warm-up steps
+HELD_OUT = 16  # batches for the reported scores, after those for training
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def windows(model: Model, count: int, context: int, seed: int) -> Tensor:
-    """Half documentation, half random tokens behind BOS, shuffled."""
+    """Half documentation, half random tokens after BOS, shuffled."""
     bos, generator = bos_of(model.tokenizer), torch.Generator().manual_seed(seed)
     text = pack(select(cached_documents(), "fit"), model.tokenizer, context, count // 2 * context).ids
     drawn = torch.randint(len(model.embedding.weight), (count - len(text), context), generator=generator)
@@ -66,7 +66,7 @@ def windows(model: Model, count: int, context: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def inner(model: Model, ids: Tensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """By batch and block: what the MLP reads and what it writes, token by token."""
+    """By batch and block: input and output of the MLP, token by token."""
     seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def watch(block: int):
@@ -98,7 +98,7 @@ class Transcoder(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         codes = (x @ self.encoder + self.encoder_bias).relu()
         least = codes.flatten().topk(self.active * len(x)).values[-1]
-        # A running mean of the least code that is kept: the threshold in use.
+        # The threshold in use is a running mean of the smallest code that is kept.
         self.threshold = least.detach() if not self.threshold else torch.lerp(self.threshold, least.detach(), 0.02)
         return (codes * (codes >= least)) @ self.decoder + self.decoder_bias
 
@@ -135,7 +135,7 @@ class Transcoder(torch.nn.Module):
 
 
 def train(model: Model, found: list[Transcoder], ids: Tensor, steps: int) -> None:
-    """All blocks at once, each for the squared error beside the variance of what its MLP writes."""
+    """Trains all blocks at once. The loss is the squared error divided by the variance of the MLP's output."""
     optimiser = torch.optim.Adam([value for one in found for value in one.parameters()], lr=RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / WARM_UP, 5 * (1 - step / steps), 1.0)

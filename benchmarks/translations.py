@@ -1,8 +1,8 @@
 """Every translation and null on the embedded pair: both directions, several SAE seeds, several amounts of paired text.
 
-One JSON line per run, all measured on the same held-out tokens of the report split. The SAEs of a seed are trained once, on a
-million tokens, and serve all of its runs. Finished runs are kept in `--work`: the same call again prints them and goes on where
-it stopped. Small amounts of text come first.
+One JSON line per run, all measured on the same held-out tokens of the report split. The SAEs of a seed are trained
+once, on a million tokens, and used in all of its runs. Finished runs are kept in `--work`; a repeated call prints them
+and continues. Runs with little text come first.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Ridge on 16,384 features: peak memory and time of one row, every λ included. One JSON line.
+"""Ridge on 16,384 features: peak memory and time of one row, all values of λ included. One JSON line.
 
-The features are those of single tokens (exemplars), 32 active at a time, which need no training; A's stream stands beside them.
-Peak memory is the operating system's resident set, models and activations included.
+The features are those of single tokens (exemplars), 32 active at a time, which need no training; A's stream is an input
+as well. Peak memory is the operating system's figure for the resident set, models and activations included.
 """
 
 import argparse
