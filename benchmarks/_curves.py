@@ -4,13 +4,12 @@ LINES.jsonl`.
 Lines are means over seeds; bands show their range.
 """
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import matplotlib.pyplot as plt
+from _lines import read
 
 COLOURS = ("#c0504d", "#3b6fb6", "#4f9d69", "#8a63b0", "#d99a3a", "#9a9a9a", "black", "#7a5230")
 NONE_AT = 30  # where results without pairs are drawn on the logarithmic axis
@@ -62,7 +61,7 @@ KINDS = {
 
 def main() -> None:
     out, lines = sys.argv[1:]
-    results = [json.loads(line) for line in Path(lines).read_text().splitlines()]
+    results = read(lines)
     points, axis_name, height = KINDS[results[0]["benchmark"]]
     found: dict[str, dict[str, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     dense: dict[str, list[float]] = defaultdict(list)

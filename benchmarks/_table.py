@@ -4,16 +4,15 @@ One line per row of the report, one column per direction and amount of text. Ent
 their range where it is visible.
 """
 
-import json
 import sys
 from collections import defaultdict
-from pathlib import Path
 
+from _lines import read
 from tables import markdown
 
 
 def main() -> None:
-    results = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
+    results = read(sys.argv[1])
     found: dict[str, dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     columns = set()
     for result in results:

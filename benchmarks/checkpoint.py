@@ -13,13 +13,14 @@ included, and is compared with `process`, the same for stitch.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from _processes import in_bytes, last_line, peak_bytes
 
 WIDTH, LAYERS, SITE = 1536, 28, 14
 
@@ -67,8 +68,7 @@ def by_stitch(work: Path, target: Path) -> None:
     wanted = stitch_config(config(), config(), SITE, SITE, translation, None)
     write_checkpoint(target, wanted, work / "a", work / "b", translation)
     synchronise(target)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak}))
+    print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes()}))
 
 
 def by_mergekit(program: str, work: Path, target: Path) -> tuple[float, int]:
@@ -85,7 +85,7 @@ def by_mergekit(program: str, work: Path, target: Path) -> tuple[float, int]:
     if status:
         raise SystemExit(f"{program} must succeed; it ended with {os.waitstatus_to_exitcode(status)}.")
     synchronise(target)
-    return time.perf_counter() - start, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return time.perf_counter() - start, in_bytes(used.ru_maxrss)
 
 
 def by_cp(work: Path, target: Path) -> float:
@@ -105,7 +105,7 @@ def synchronise(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--mergekit", help="A mergekit-yaml to compare with.")
+    parser.add_argument("--mergekit", help="Path of a mergekit-yaml to compare with.")
     parser.add_argument("--part", choices=("donors", "stitch"), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -126,8 +126,7 @@ def main() -> None:
         for _ in range(given.repeats):
             subprocess.run(["rm", "-rf", *(work / name for name in ("stitch", "cp", "mergekit"))], check=True)
             start = time.perf_counter()
-            done = subprocess.run([*command, "stitch"], check=True, stdout=subprocess.PIPE, text=True)
-            found = {**json.loads(done.stdout.splitlines()[-1]), "process": time.perf_counter() - start}
+            found = {**last_line([*command, "stitch"]), "process": time.perf_counter() - start}
             found["cp"] = by_cp(work, work / "cp")
             if given.mergekit:
                 merged = by_mergekit(given.mergekit, work, work / "mergekit")

@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _lines import read as read_lines
 from torch import Tensor
 
 from stitch.conversions.consolidation import fitting
 from stitch.conversions.consolidation.arms import ModelAndText, arms, consolidate_document, prepare, queries_about
 from stitch.conversions.consolidation.queries import (
+    LabelledQueries,
     PrefixedQueries,
     as_one_unit,
     concatenated,
@@ -76,23 +78,41 @@ def documents(setup: ModelAndText, split: Split, count: int) -> list[tuple[str, 
     return found
 
 
-def exams(setup: ModelAndText, ids: Tensor, split: Split = "report", seed: int = 1) -> dict[str, PrefixedQueries]:
+def prefixed_queries(
+    setup: ModelAndText, ids: Tensor, split: Split = "report", seed: int = 1
+) -> dict[str, PrefixedQueries]:
     labelled = label_queries(setup.model, ids[:CONTEXT], cut_queries(ids[CONTEXT:], LENGTH))
     prefixes = unrelated_prefixes(setup.windows[split], QUERIES, CONTEXT, torch.Generator().manual_seed(seed))
+    return with_and_without(labelled, prefixes)
+
+
+def with_and_without(labelled: LabelledQueries, prefixes: Tensor) -> dict[str, PrefixedQueries]:
+    return dict(
+        zip(CONDITIONS, (PrefixedQueries(labelled, prefixes), PrefixedQueries(labelled, prefixes[:, :0])), strict=True)
+    )
+
+
+def ceilings(query_sets: dict[str, PrefixedQueries]) -> dict[str, Scores]:
+    """The donor with the document in its context."""
+    return {condition: as_one_unit(scores_with_context(queries.labelled)) for condition, queries in query_sets.items()}
+
+
+def score_sets(
+    setup: ModelAndText, query_sets: dict[str, PrefixedQueries], edit: Edit | None = None, scale: float = 1.0
+) -> dict[str, Scores]:
+    changed = {} if edit is None else edited_parameters(setup.model, edit, scale)
     return {
-        "unseen prefix": PrefixedQueries(labelled, prefixes),
-        "no prefix": PrefixedQueries(labelled, prefixes[:, :0]),
+        condition: as_one_unit(score_queries(setup.model, queries, changed))
+        for condition, queries in query_sets.items()
     }
 
 
-def grade(
-    setup: ModelAndText, papers: dict[str, PrefixedQueries], edit: Edit | None = None, scale: float = 1.0
-) -> dict[str, Scores]:
-    changed = {} if edit is None else edited_parameters(setup.model, edit, scale)
-    return {condition: as_one_unit(score_queries(setup.model, paper, changed)) for condition, paper in papers.items()}
+Table = dict[tuple[str, str], list[Scores]]  # by row and condition, one entry per document
 
 
-Table = dict[tuple[str, str], list[Scores]]
+def add(table: Table, row: str, scores: dict[str, Scores]) -> None:
+    for condition, found in scores.items():
+        table[row, condition].append(found)
 
 
 def summary(table: Table, retained: dict[str, list[float]]) -> Iterator[dict]:
@@ -118,15 +138,11 @@ def run_documents(setup: ModelAndText, count: int, budget: float, name: str, spl
     table: Table = defaultdict(list)
     retained: dict[str, list[float]] = defaultdict(list)
     (_, first), *rest = found
-    before = consolidate_document(
-        setup, first[:CONTEXT], budget
-    )  # the other document of the null: the edit of the previous document
+    before = consolidate_document(setup, first[:CONTEXT], budget)  # the null: an edit for the previous document
     for document, ids in rest:
-        start, papers = time.monotonic(), exams(setup, ids, split)
-        rows: dict[str, dict[str, Scores]] = {"without context": grade(setup, papers)}
-        rows["with context"] = {
-            condition: as_one_unit(scores_with_context(paper.labelled)) for condition, paper in papers.items()
-        }
+        start, query_sets = time.monotonic(), prefixed_queries(setup, ids, split)
+        rows: dict[str, dict[str, Scores]] = {"without context": score_sets(setup, query_sets)}
+        rows["with context"] = ceilings(query_sets)
         ours: Any = None
         for row, make in arms(setup, ids[:CONTEXT], first[:CONTEXT], budget).items():
             if row == "null:other document":
@@ -138,12 +154,11 @@ def run_documents(setup: ModelAndText, count: int, budget: float, name: str, spl
                 edit = make()
                 scale = setup.scale(edit, budget)
             ours = (edit, scale) if row == "converted" else ours
-            rows[row] = grade(setup, papers, edit, scale)
+            rows[row] = score_sets(setup, query_sets, edit, scale)
             retained[row].append(setup.retention_cost(edit, scale)[0])
         before = ours
         for row, by_condition in rows.items():
-            for condition, one in by_condition.items():
-                table[row, condition].append(one)
+            add(table, row, by_condition)
         yield {
             "kind": "document", "document": document, "seconds": time.monotonic() - start,
             "ce": {row: {condition: one.ce for condition, one in by.items()} for row, by in rows.items()},
@@ -161,15 +176,14 @@ def run_costs(setup: ModelAndText, count: int, budget: float, name: str) -> Iter
     tables: dict[float, Table] = {share: defaultdict(list) for share in shares}
     costs: dict[float, list[float]] = defaultdict(list)
     for _, ids in documents(setup, "report", count + 1)[1:]:
-        papers = exams(setup, ids)
-        without = grade(setup, papers)
+        query_sets = prefixed_queries(setup, ids)
+        without, with_context = score_sets(setup, query_sets), ceilings(query_sets)
         edit, scale = consolidate_document(setup, ids[:CONTEXT], budget)
         for share, table in tables.items():
             costs[share].append(setup.retention_cost(edit, share * scale)[0])
-            for condition, one in grade(setup, papers, edit, share * scale).items():
-                table["converted", condition].append(one)
-                table["without context", condition].append(without[condition])
-                table["with context", condition].append(as_one_unit(scores_with_context(papers[condition].labelled)))
+            add(table, "converted", score_sets(setup, query_sets, edit, share * scale))
+            add(table, "without context", without)
+            add(table, "with context", with_context)
     for share, table in tables.items():
         for line in summary(table, {"converted": costs[share]}):
             if line["row"] == "converted":
@@ -181,29 +195,24 @@ def run_capacity(setup: ModelAndText, count: int, budget: float, name: str) -> I
     before it.
     """
     found = documents(setup, "report", count)
-    papers = [exams(setup, ids) for _, ids in found]
-    without = [grade(setup, paper) for paper in papers]
-    ceilings = [
-        {condition: as_one_unit(scores_with_context(one.labelled)) for condition, one in paper.items()}
-        for paper in papers
-    ]
+    query_sets = [prefixed_queries(setup, ids) for _, ids in found]
+    without = [score_sets(setup, queries) for queries in query_sets]
+    with_context = [ceilings(queries) for queries in query_sets]
     current, original = setup, {b: down_projection(setup.model, b).clone() for b in range(setup.model.depth)}
     for number, (_, ids) in enumerate(found, 1):
         edit, scale = consolidate_document(current, ids[:CONTEXT], budget)
         write_edit(setup, edit, scale)
-        # The curvature of the original model is reused; the scale is searched anew each time.
-        current = ModelAndText(setup.model, setup.windows)
-        current.__dict__["axes"] = setup.axes
+        current = with_old_curvature(setup)
         total = {b: down_projection(setup.model, b) - original[b] for b in original}
         line: dict = {"kind": "capacity", "documents": number, "retain_cost": cost_of_all(setup)}
         line["length"] = float(sum(one.square().sum() for one in total.values())) ** 0.5
         for condition in CONDITIONS:
-            graded = [grade(setup, {condition: paper[condition]})[condition] for paper in papers[:number]]
-            base, top = [one[condition] for one in without[:number]], [one[condition] for one in ceilings[:number]]
+            scored = [score_sets(setup, {condition: queries[condition]})[condition] for queries in query_sets[:number]]
+            base, top = ([one[condition] for one in ends[:number]] for ends in (without, with_context))
             line[condition] = {
-                "all": list(gain_kept(concatenated(graded), concatenated(base), concatenated(top))),
-                "first": gain_kept(graded[0], base[0], top[0])[0],
-                "last": gain_kept(graded[-1], base[-1], top[-1])[0],
+                "all": list(gain_kept(concatenated(scored), concatenated(base), concatenated(top))),
+                "first": gain_kept(scored[0], base[0], top[0])[0],
+                "last": gain_kept(scored[-1], base[-1], top[-1])[0],
             }
         yield line
     restore(setup, original)
@@ -214,22 +223,19 @@ def run_repeat(setup: ModelAndText, count: int, budget: float, name: str, times:
     original = {b: down_projection(setup.model, b).clone() for b in range(setup.model.depth)}
     table: dict[int, Table] = defaultdict(lambda: defaultdict(list))
     costs: dict[int, list[float]] = defaultdict(list)
-    measure(setup)
+    compute_before_editing(setup)
     for _, ids in documents(setup, "report", count):
-        papers = exams(setup, ids)
-        without = grade(setup, papers)
-        ceiling = {condition: as_one_unit(scores_with_context(one.labelled)) for condition, one in papers.items()}
+        query_sets = prefixed_queries(setup, ids)
+        without, with_context = score_sets(setup, query_sets), ceilings(query_sets)
         current = setup
         for number in range(1, times + 1):
             edit, scale = consolidate_document(current, ids[:CONTEXT], budget, seed=number)
             write_edit(setup, edit, scale)
-            current = ModelAndText(setup.model, setup.windows)
-            current.__dict__["axes"] = setup.axes
+            current = with_old_curvature(setup)
             costs[number].append(cost_of_all(setup))
-            for condition, one in grade(setup, papers).items():
-                table[number]["converted", condition].append(one)
-                table[number]["without context", condition].append(without[condition])
-                table[number]["with context", condition].append(ceiling[condition])
+            add(table[number], "converted", score_sets(setup, query_sets))
+            add(table[number], "without context", without)
+            add(table[number], "with context", with_context)
         restore(setup, original)
     for number, found in table.items():
         for line in summary(found, {"converted": costs[number]}):
@@ -237,19 +243,26 @@ def run_repeat(setup: ModelAndText, count: int, budget: float, name: str, times:
                 yield {"kind": "repeat", "times": number, **line}
 
 
+def with_old_curvature(setup: ModelAndText) -> ModelAndText:
+    """The model with its changed weights. The curvature of the original one is reused; the scale is searched anew."""
+    current = ModelAndText(setup.model, setup.windows)
+    current.__dict__["axes"] = setup.axes
+    return current
+
+
 def cost_of_all(setup: ModelAndText) -> float:
     """The cost of the current weights on the report split."""
     return setup.retention_cost({}, 1.0)[0]
 
 
-def measure(setup: ModelAndText) -> None:
+def compute_before_editing(setup: ModelAndText) -> None:
     """Computes what depends on the donor's weights before these change."""
     assert setup.axes and setup.unedited_scores
 
 
 @torch.no_grad()
 def write_edit(setup: ModelAndText, edit: Edit, scale: float) -> None:
-    measure(setup)
+    compute_before_editing(setup)
     apply_edit(setup.model, edit, scale)
 
 
@@ -287,16 +300,10 @@ def run_facts(setup: ModelAndText, count: int, budget: float, name: str) -> Iter
             for kind, queries in zip(("", "unrelated "), both, strict=True):
                 labelled = label_queries(setup.model, document, queries, given=queries.shape[1] - 1)
                 prefixes = unrelated_prefixes(setup.windows["report"], len(queries), 64, generator)
-                papers = {
-                    "unseen prefix": PrefixedQueries(labelled, prefixes),
-                    "no prefix": PrefixedQueries(labelled, prefixes[:, :0]),
-                }
-                for condition, one in grade(setup, papers).items():
-                    table[f"{kind}without context", condition].append(one)
-                for condition, one in grade(setup, papers, edit, scale).items():
-                    table[f"{kind}converted", condition].append(one)
-                for condition, paper in papers.items():
-                    table[f"{kind}with context", condition].append(as_one_unit(scores_with_context(paper.labelled)))
+                query_sets = with_and_without(labelled, prefixes)
+                add(table, f"{kind}without context", score_sets(setup, query_sets))
+                add(table, f"{kind}converted", score_sets(setup, query_sets, edit, scale))
+                add(table, f"{kind}with context", ceilings(query_sets))
         for line in summary(table, retained):
             yield {"kind": "facts", "facts": facts, **line}
 
@@ -309,23 +316,20 @@ def run_tune(setup: ModelAndText, count: int, budget: float, name: str) -> Itera
     ]
     table: Table = defaultdict(list)
     for _, ids in documents(setup, "sweep", count):
-        papers = exams(setup, ids, "sweep")
+        query_sets = prefixed_queries(setup, ids, "sweep")
         labelled = queries_about(setup.model, ids[:CONTEXT])
         pieces = passages(ids[:CONTEXT], len(labelled.queries), LENGTH, torch.Generator().manual_seed(0))
         text = type(labelled)(pieces, labelled.target)
-        for condition, paper in papers.items():
-            table["without context", condition].append(as_one_unit(score_queries(setup.model, paper)))
-            table["with context", condition].append(as_one_unit(scores_with_context(paper.labelled)))
+        add(table, "without context", score_sets(setup, query_sets))
+        add(table, "with context", ceilings(query_sets))
         edit, scale = consolidate_document(setup, ids[:CONTEXT], budget)
-        for condition, one in grade(setup, papers, edit, scale).items():
-            table["converted", condition].append(one)
+        add(table, "converted", score_sets(setup, query_sets, edit, scale))
         for optimiser, rate, labels in choices:
             learnt: Any = labelled if labels == "donor" else text
             edit = fitting.train(
                 setup.model, learnt, setup.windows["fit"], optimiser=optimiser, rate=rate, labels=labels,  # pyright: ignore
             )  # fmt: skip
-            for condition, one in grade(setup, papers, edit, setup.scale(edit, budget)).items():
-                table[f"{optimiser} {rate} {labels}", condition].append(one)
+            add(table, f"{optimiser} {rate} {labels}", score_sets(setup, query_sets, edit, setup.scale(edit, budget)))
     for line in summary(table, {}):
         yield {"kind": "tune", **line}
 
@@ -340,10 +344,9 @@ def run_choices(setup: ModelAndText, count: int, budget: float, name: str) -> It
     table: Table = defaultdict(list)
     retained: dict[str, list[float]] = defaultdict(list)
     for _, ids in documents(setup, "sweep", count):
-        papers, document = exams(setup, ids, "sweep"), ids[:CONTEXT]
-        for condition, paper in papers.items():
-            table["without context", condition].append(as_one_unit(score_queries(setup.model, paper)))
-            table["with context", condition].append(as_one_unit(scores_with_context(paper.labelled)))
+        query_sets, document = prefixed_queries(setup, ids, "sweep"), ids[:CONTEXT]
+        add(table, "without context", score_sets(setup, query_sets))
+        add(table, "with context", ceilings(query_sets))
         both, generator = queries_about(setup.model, document), torch.Generator().manual_seed(0)
         own = label_queries(
             setup.model, document, continuations(setup.model, document, len(both.queries), LENGTH, generator)
@@ -363,8 +366,7 @@ def run_choices(setup: ModelAndText, count: int, budget: float, name: str) -> It
             edit = fitting.natural_gradient(setup.model, labelled, setup.windows["fit"], **arguments)
             scale = setup.scale(edit, budget)
             retained[variant].append(setup.retention_cost(edit, scale)[0])
-            for condition, one in grade(setup, papers, edit, scale).items():
-                table[variant, condition].append(one)
+            add(table, variant, score_sets(setup, query_sets, edit, scale))
     for line in summary(table, retained):
         yield {"kind": "choices", **line}
 
@@ -424,14 +426,16 @@ def draw(out: Path, lines: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="Default: demo:gpt2 and demo:llama.")
-    parser.add_argument("--part", action="append", choices=list(PARTS), help="Default: those on the report split.")
-    parser.add_argument("--documents", type=int, help="In place of each part's own number.")
-    parser.add_argument("--cost", type=float, default=0.02, help="Nats per token of other text.")
+    parser.add_argument(
+        "--part", action="append", choices=list(PARTS), help="Default: all parts that use the report split."
+    )
+    parser.add_argument("--documents", type=int, help="Number of documents, for all parts.")
+    parser.add_argument("--cost", type=float, default=0.02, help="Budget, in nats per token of other text.")
     parser.add_argument("--figure", nargs=2, metavar=("OUT.png", "LINES.jsonl"))
     arguments = parser.parse_args()
     if arguments.figure:
         out, lines = map(Path, arguments.figure)
-        draw(out, [json.loads(line) for line in lines.read_text().splitlines()])
+        draw(out, read_lines(lines))
         return
     for model in arguments.model or ("demo:gpt2", "demo:llama"):
         setup = open_model(model)

@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from _lines import read
+
 from stitch.conversions.heads.convert import convert_heads
 from stitch.demo.recipe import CONTEXT, Recipe
 from stitch.demo.ship import ship
@@ -86,14 +88,14 @@ def draw(lines: list[dict], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo:llama")
-    parser.add_argument("--kv-heads", default="1", help="numbers, with commas")
+    parser.add_argument("--kv-heads", default="1", help="Numbers of key heads, separated by commas.")
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--held-out", type=int, default=32_768)
     parser.add_argument("--context", type=int)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=Path, metavar="FOLDER")
-    parser.add_argument("--family", default="llama", help="of what is trained: llama or qwen3")
+    parser.add_argument("--family", default="llama", help="With --train: llama or qwen3.")
     parser.add_argument("--train-steps", type=int, default=600)
     parser.add_argument("--figure", nargs=2, type=Path, metavar=("OUT.png", "LINES.jsonl"))
     given = parser.parse_args()
@@ -101,7 +103,7 @@ def main() -> None:
         trained(given.train, given.family, given.train_steps)
     elif given.figure:
         out, lines = given.figure
-        draw([json.loads(one) for one in lines.read_text().splitlines()], out)
+        draw(read(lines), out)
     else:
         for kv_heads in map(int, given.kv_heads.split(",")):
             print(json.dumps(line(given, kv_heads)), flush=True)

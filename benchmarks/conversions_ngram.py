@@ -15,6 +15,8 @@ import json
 import time
 from pathlib import Path
 
+from _lines import read
+
 from stitch.conversions.donor import read_donor
 from stitch.conversions.ngrams import convert
 from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
@@ -139,7 +141,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.figure is not None:
         out, lines_of = given.figure
-        draw(out, [json.loads(line) for line in lines_of.read_text().splitlines()])
+        draw(out, read(lines_of))
         return
     for line in lines(given):
         print(json.dumps(line), flush=True)

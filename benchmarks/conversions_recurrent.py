@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _lines import read
 from torch import Tensor, nn
 
 from stitch.conversions.donor import Donor, read_donor
@@ -240,7 +241,7 @@ def measure(given: argparse.Namespace):
 def draw(lines: Path, out: Path) -> None:
     import matplotlib.pyplot as plt
 
-    rows = [line for line in map(json.loads, lines.read_text().splitlines()) if line["kind"] != "exact"]
+    rows = [line for line in read(lines) if line["kind"] != "exact"]
     models = list(dict.fromkeys((one["model"], one["context"]) for one in rows))
     figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4.6), squeeze=False, layout="constrained")
     for axis, (model, context) in zip(axes[0], models, strict=True):

@@ -23,7 +23,12 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tokens", type=int, default=20_000)
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--cut", action="append", metavar="LAYER,LAYER_B", help="Instead of these; may be repeated.")
+    parser.add_argument(
+        "--cut",
+        action="append",
+        metavar="LAYER,LAYER_B",
+        help="Measure this cut; may be repeated. Default: the cuts listed above.",
+    )
     arguments = parser.parse_args()
     cuts = [tuple(int(layer) for layer in cut.split(",")) for cut in arguments.cut or ()] or CUTS
     for start, stop in cuts:

@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 
 import torch
+from _lines import read
 from torch import nn
 
 from stitch.circuits.behaviours import make_prompts
@@ -38,19 +39,19 @@ from stitch.text.corpus import cached_documents
 from stitch.text.documents import select
 from stitch.text.windows import pack
 
-ARMS = ("graft", "noise", "embeddings", "fresh")
-COLOURS = dict(zip(ARMS, ("#3b6fb6", "#c0504d", "#4f9d69", "#9a9a9a"), strict=True))
+VARIANTS = ("graft", "noise", "embeddings", "fresh")
+COLOURS = dict(zip(VARIANTS, ("#3b6fb6", "#c0504d", "#4f9d69", "#9a9a9a"), strict=True))
 
 
-def host_of(arm: str, donor: Model, behaviour: str, config: Path, seed: int) -> Model:
+def make_host(variant: str, donor: Model, behaviour: str, config: Path, seed: int) -> Model:
     host = read_host(config, donor, seed)
-    if arm == "fresh":
+    if variant == "fresh":
         return host
     chosen = choose_circuit(donor, behaviour, keep=0.98, constant=True)
     plan = make_plan(donor, behaviour, chosen.kept, chosen.means, chosen.first, host, FreeSpace.of(host))
-    if arm == "noise":
+    if variant == "noise":
         plan = compared.randomised(plan, seed)
-    if arm == "embeddings":
+    if variant == "embeddings":
         for block in set(plan.layers.values()):
             plan = compared.without(plan, block)
     write(host, [plan])
@@ -102,15 +103,15 @@ def tokens_to(curve: list[dict], loss: float) -> float | None:
 
 
 def summary(lines: list[dict]) -> dict:
-    found: dict[str, list[float | None]] = {arm: [] for arm in ARMS}
+    found: dict[str, list[float | None]] = {variant: [] for variant in VARIANTS}
     for seed in sorted({line["seed"] for line in lines}):
         runs = {line["arm"]: line["curve"] for line in lines if line["seed"] == seed}
         if "fresh" not in runs:
             continue
         goal, total = runs["fresh"][-1]["ce"], runs["fresh"][-1]["tokens"]
-        for arm, curve in runs.items():
+        for variant, curve in runs.items():
             needed = tokens_to(curve, goal)
-            found[arm].append(None if needed is None else needed / total)
+            found[variant].append(None if needed is None else needed / total)
     return {"benchmark": "graft_training", "share_of_tokens_to_fresh_loss": found}
 
 
@@ -121,11 +122,13 @@ def draw(lines: list[dict], out: Path) -> None:
     for axis, key, label in zip(
         axes, ("ce", "right"), ("held-out cross-entropy, nats", "induction, right"), strict=True
     ):
-        for arm in ARMS:
-            curves = [line["curve"] for line in lines if line["arm"] == arm]
+        for variant in VARIANTS:
+            curves = [line["curve"] for line in lines if line["arm"] == variant]
             for number, curve in enumerate(curves):
                 x, y = [point["tokens"] / 1e6 for point in curve], [point[key] for point in curve]
-                axis.plot(x, y, color=COLOURS[arm], linewidth=1.3, alpha=0.8, label=arm if number == 0 else None)
+                axis.plot(
+                    x, y, color=COLOURS[variant], linewidth=1.3, alpha=0.8, label=variant if number == 0 else None
+                )
         axis.set_xlabel("tokens trained on, millions")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
@@ -141,12 +144,12 @@ def main() -> None:
     parser.add_argument("--behaviour", default="induction")
     parser.add_argument("--host", type=Path, default=Path("examples/llama-tiny.json"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--every", type=int, default=20)
-    parser.add_argument("--rate", type=float, default=0.5, help="of the embedded pair's learning rates")
+    parser.add_argument("--rate", type=float, default=0.5, help="Multiple of the embedded pair's learning rates.")
     parser.add_argument("--lines", type=Path, default=Path("build/benchmarks/graft_training.jsonl"))
     parser.add_argument("--figure", type=Path, default=Path("benchmarks/figures/graft-training.png"))
     given = parser.parse_args()
@@ -158,13 +161,13 @@ def main() -> None:
         for split, count in (("fit", tokens), ("sweep", 128 * given.context))
     )
     given.lines.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in given.lines.read_text().splitlines()] if given.lines.exists() else []
+    lines = read(given.lines) if given.lines.exists() else []
     for seed in given.seeds:
-        for arm in given.arms:
-            if any((line["arm"], line["seed"]) == (arm, seed) for line in lines):
+        for variant in given.variants:
+            if any((line["arm"], line["seed"]) == (variant, seed) for line in lines):
                 continue
-            host = host_of(arm, donor, given.behaviour, given.host, seed)
-            line = {"arm": arm, "seed": seed, "curve": train(host, fit, sweep, donor, given, seed)}
+            host = make_host(variant, donor, given.behaviour, given.host, seed)
+            line = {"arm": variant, "seed": seed, "curve": train(host, fit, sweep, donor, given, seed)}
             lines.append(line)
             with given.lines.open("a") as file:
                 file.write(json.dumps(line) + "\n")

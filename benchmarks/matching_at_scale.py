@@ -11,8 +11,6 @@ alone" is not a step of the matching: it measures how far the optimum on the gra
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
+from _processes import last_line, peak_bytes
 from safetensors.numpy import load_file, save_file
 
 ACTIVE = 32
@@ -170,20 +169,9 @@ def measured(folder: Path, features: int, threads: int) -> dict:
     """
     found = {"threads": threads}
     for name in ("sparse", "dense")[: 1 + (features <= LARGEST_DENSE)]:
-        command = [
-            sys.executable,
-            __file__,
-            "--only",
-            name,
-            "--folder",
-            folder,
-            "--features",
-            features,
-            "--threads",
-            threads,
-        ]
-        done = subprocess.run(map(str, command), check=True, stdout=subprocess.PIPE, text=True)
-        found[name] = json.loads(done.stdout.splitlines()[-1])
+        options = {"--only": name, "--folder": folder, "--features": features, "--threads": threads}
+        command = [sys.executable, __file__, *(word for option in options.items() for word in option)]
+        found[name] = last_line(command)
     return found
 
 
@@ -192,7 +180,7 @@ def main() -> None:
     parser.add_argument(
         "--features", action="append", type=int, help="Default: 4,096 to 131,072 planted, 16,384 mixed."
     )
-    parser.add_argument("--kind", choices=KINDS, default="planted", help="With --features.")
+    parser.add_argument("--kind", choices=KINDS, default="planted", help="Kind of codes, with --features.")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--only", choices=("sparse", "dense"), help=argparse.SUPPRESS)
@@ -200,8 +188,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.only:
         found = {"sparse": sparse, "dense": dense}[given.only](given.folder, given.features[0], given.threads)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(json.dumps({**found, "peak_bytes": peak}))
+        print(json.dumps({**found, "peak_bytes": peak_bytes()}))
         return
     sizes = (4_096, 16_384, 65_536, 131_072)
     cells = [(size, given.kind) for size in given.features or sizes] + [(LARGEST_DENSE, "mixed")] * (not given.features)

@@ -9,11 +9,11 @@ million tokens are kept on disk as the main job keeps them. They are then matche
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from _processes import last_line
 from matching_at_scale import measured
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--features", action="append", type=int, help="Default: 16,384.")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--passes", type=float, default=0.4)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="For the matching alone.")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="Threads of the matching.")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
@@ -56,11 +56,11 @@ def main() -> None:
     for features in given.features or (16_384,):
         with tempfile.TemporaryDirectory() as work:
             asked = {"--work": work, "--features": features, "--tokens": given.tokens, "--passes": given.passes}
-            command = [sys.executable, __file__, *(str(word) for option in asked.items() for word in option)]
+            command = [sys.executable, __file__, *(word for option in asked.items() for word in option)]
             # In a process of its own, because a child's peak memory starts at its parent's.
-            written = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            saes = last_line(command)
             found = {
-                "saes": json.loads(written.splitlines()[-1]),
+                "saes": saes,
                 **measured(Path(work) / "codes", features, given.threads),
             }
         line = {"benchmark": "matching_real", "features": features, "tokens": given.tokens, **found}

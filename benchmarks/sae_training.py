@@ -8,7 +8,6 @@ the training).
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from _processes import last_line
 
 from sae.config import SAEConfig
 from sae.convert import to_dictionary
@@ -110,15 +110,14 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=8192)
     parser.add_argument("--tokens", type=int, default=200_000)
     parser.add_argument("--passes", type=float, default=2.0)
-    parser.add_argument("--side", choices=["stitch", "saelens"])
+    parser.add_argument("--side", choices=["stitch", "saelens"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
         one_side(given)
         return
     sides = {}
     for side in ("stitch", "saelens"):
-        done = subprocess.run([sys.executable, *sys.argv, "--side", side], check=True, capture_output=True, text=True)
-        sides[side] = json.loads(done.stdout.splitlines()[-1])
+        sides[side] = last_line([sys.executable, *sys.argv, "--side", side])
     ratio = {name: round(sides["stitch"][name] / sides["saelens"][name], 3) for name in ("seconds", "cpu_seconds")}
     setting = {name: getattr(given, name) for name in ("model", "sites", "features", "tokens", "passes")}
     print(json.dumps({"benchmark": "sae_training", **setting, **sides, "ratio": ratio}))

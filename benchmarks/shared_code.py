@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from _joint_sae import SharedCode, crosscoder, universal_sae
+from _pair import row
 from _shared_code import Streams, directions, re_paired, second_moments, through_code
 
 from sae.config import SAEConfig
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--features", type=int, default=1024)
     parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--passes", type=float, default=4.0, help="Over the tokens, in training.")
+    parser.add_argument("--passes", type=float, default=4.0, help="Training passes over the tokens.")
     parser.add_argument(
         "--other-seeds", type=int, default=0, help="Seeds for the ten other directions of four streams."
     )
@@ -200,9 +201,9 @@ def run(bench: Bench, codes: Trained, source: str, target: str) -> dict:
         stage.windows, vocabulary=stage.vocabulary, reference=stage.whole(b.net), memory=stage.memory,
     )  # fmt: skip
     results = [found.row(name) for name, found in scores.items()]
-    for row in results:
-        if row["name"] in rows:
-            row["kmac"] = rows[row["name"]].multiply_adds / 1000
+    for result in results:
+        if result["name"] in rows:
+            result["kmac"] = rows[result["name"]].multiply_adds / 1000
     qualities = {"separate": {name: codes.sae(name) for name in (source, target)}}
     qualities |= {"universal": codes.pair(source, target).streams, "universal-of-4": codes.four.streams}
     report = bench.streams["report"]
@@ -222,13 +223,7 @@ def quality(dictionary: Dictionary, streams: Streams, name: str) -> Quality:
 
 
 def differences(scores: dict[str, Scores]) -> list[dict]:
-    found = []
-    for name, other in COMPARED:
-        if name in scores and other in scores:
-            low, high = scores[name].interval(minus=scores[other])
-            difference = scores[name].ce - scores[other].ce
-            found.append({"name": name, "minus": other, "ce": difference, "ce_low": low, "ce_high": high})
-    return found
+    return [row(scores, name, other) for name, other in COMPARED if name in scores and other in scores]
 
 
 def translations(

@@ -11,11 +11,12 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from _processes import last_line
 
 BASE = {"tokens": 32_000, "features": 1_024, "blocks": 8, "width": 128}
 AXES = {
@@ -60,9 +61,8 @@ def one_run(tokens: int, features: int, blocks: int, width: int) -> dict[str, fl
 
 def slope(values: list[int], seconds: list[float]) -> float:
     """The exponent over the largest three values."""
-    points = [(math.log(value), math.log(max(second, 1e-9))) for value, second in zip(values, seconds, strict=True)][
-        -3:
-    ]
+    largest = list(zip(values, seconds, strict=True))[-3:]
+    points = [(math.log(value), math.log(max(second, 1e-9))) for value, second in largest]
     x, y = (sum(point[side] for point in points) / len(points) for side in (0, 1))
     return sum((u - x) * (v - y) for u, v in points) / sum((u - x) ** 2 for u, _ in points)
 
@@ -93,7 +93,7 @@ def draw(axes: dict, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--picture", type=Path, help="Where to draw the curves.")
+    parser.add_argument("--picture", type=Path, help="Draw the curves to this file.")
     parser.add_argument("--axis", action="append", choices=AXES)
     parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -107,9 +107,7 @@ def main() -> None:
         for value in AXES[axis]:
             wanted = json.dumps({**BASE, axis: value})
             if wanted not in known:
-                command = [sys.executable, __file__, "--run", wanted]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=one_thread)
-                known[wanted] = json.loads(done.stdout.splitlines()[-1])
+                known[wanted] = last_line([sys.executable, __file__, "--run", wanted], env=one_thread)
             runs.append({**known[wanted], "total": sum(known[wanted].values())})
         seconds = {stage: [round(run[stage], 2) for run in runs] for stage in (*STAGES, "total")}
         slopes = {stage: round(slope(AXES[axis], taken), 2) for stage, taken in seconds.items()}

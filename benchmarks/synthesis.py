@@ -19,12 +19,13 @@ import itertools
 import json
 import random
 import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from _lines import read
+from _processes import last_line
 from torch import Tensor
 
 from stitch.synthesis import attention, checkpoint, kinds
@@ -342,15 +343,8 @@ def same_tasks(work: Path, peer: str | None) -> list[dict]:
                 row[f"wrong_{name}"] = _wrong(net, automaton, mode, cases)
             rows.append({**row, "strings": len(cases)})
         for exactness in (100, 10_000) if peer else ():
-            call = [
-                peer,
-                str(Path(__file__).with_name("_tracr_peer.py")),
-                task,
-                str(length),
-                str(exactness),
-                str(work / "cases.json"),
-            ]
-            found = json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            script = Path(__file__).with_name("_tracr_peer.py")
+            found = last_line([peer, script, task, length, exactness, work / "cases.json"])
             rows.append({"task": task, "length": length, "by": f"Tracr, mlp_exactness {exactness}", **found})
     return rows
 
@@ -460,15 +454,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*")
     parser.add_argument("--automata", type=int, default=1_000)
-    parser.add_argument("--steps", type=int, default=100_000, help="Of Turing machines, teacher-forced.")
-    parser.add_argument("--decoded", type=int, default=10_000, help="Of Turing machines, decoded.")
-    parser.add_argument("--tracr", help="A Python whose environment has tracr-pypi, to compare with.")
-    parser.add_argument("--lines", type=Path, help="Results so far: parts in it are not measured again.")
+    parser.add_argument("--steps", type=int, default=100_000, help="Teacher-forced steps of Turing machines.")
+    parser.add_argument("--decoded", type=int, default=10_000, help="Decoded steps of Turing machines.")
+    parser.add_argument("--tracr", help="Python of an environment that has tracr-pypi, to compare with.")
+    parser.add_argument("--lines", type=Path, help="File of finished parts, which are not measured again.")
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
     found: dict = {}
     if given.lines and given.lines.is_file():
-        found = {row["part"]: row["results"] for row in map(json.loads, given.lines.read_text().splitlines())}
+        found = {row["part"]: row["results"] for row in read(given.lines)}
     measure = {
         "random": lambda work: random_automata(work, given.automata),
         "sizes": sizes,

@@ -25,7 +25,6 @@ a paired difference has the field `pair` ("name − minus"). What a cell's templ
 
 import functools
 import itertools
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from pathlib import Path
 
 import yaml
 from _cells import cell
+from _lines import read
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "findings"
@@ -102,7 +102,7 @@ def records(file: str, each: str | list[str] | None) -> list[dict]:
 
 @functools.cache
 def _read(path: Path, steps: tuple[str, ...]) -> list[dict]:
-    found = [json.loads(line) for line in path.read_text().splitlines()]
+    found = read(path)
     for step in steps:
         found = list(itertools.chain.from_iterable(entries(record, step) for record in found))
     found = [flat(record) for record in found]

@@ -6,13 +6,12 @@ as well. Peak memory is the operating system's figure for the resident set, mode
 
 import argparse
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 
 import torch
 from _pair import lifted, prepare, row
+from _processes import peak_bytes
 
 from stitch.translation import lifts
 
@@ -33,7 +32,7 @@ def main() -> None:
     start = time.perf_counter()
     translation = lifted(pair, "exemplars", dictionary).starting_with(pair.first())
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_bytes()
     scores = pair.scores({"exemplars": translation})
     found = {"features": given.features, "peak_bytes": peak, "seconds": round(seconds, 1)}
     print(json.dumps({"benchmark": "wide_lift", **found, "results": [row(scores, name) for name in scores]}))
