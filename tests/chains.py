@@ -1,4 +1,4 @@
-"""Composites of several pico models, and a translation that reads all there is to read."""
+"""Composites of several pico models, and a translation with every kind of input."""
 
 from pathlib import Path
 
@@ -26,7 +26,9 @@ def width_at(model: Model, site: int) -> int:
 
 
 def everything(a: Model, b: Model, site: int) -> Translation:
-    """Reads what a translation may read of A's last three blocks, which in a composite lie on both sides of its seam."""
+    """A translation with every kind of input, at A's last three blocks. In a composite these lie on both sides of
+    its seam.
+    """
     terms = [
         Term(Residual(site), tiny.noise(a.width, b.width, seed=1) / a.width**0.5),
         Term(Residual(site, back=1), tiny.noise(a.width, b.width, seed=2) / a.width**0.5),
@@ -45,7 +47,9 @@ def everything(a: Model, b: Model, site: int) -> Translation:
 
 
 def chained(*families: str, make=affine) -> StitchForCausalLM:
-    """The first two blocks of the first model, then blocks 2..4 (or 3..5, …) of the next, and so on; the last to its end."""
+    """Runs the first two blocks of the first model, then blocks 2..4 (or 3..5, …) of the next, and so on; the last
+    one runs to its end.
+    """
     model, site = pico(families[0]), 2
     for number, family in enumerate(families[1:]):
         after, start = pico(family), 2 + number

@@ -1,4 +1,6 @@
-"""A process that loads a checkpoint without this package, as anyone would, and tries what it can do."""
+"""Loads a checkpoint in a process that cannot import this package, and tries everything that a user would do with
+it.
+"""
 
 import json
 import subprocess

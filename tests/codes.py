@@ -1,4 +1,4 @@
-"""Small streams of paired sparse codes for the tests of `matching`: made from dense arrays, cut anywhere."""
+"""Small streams of paired sparse codes for the tests of `matching`, made from dense arrays and cut at any rows."""
 
 from collections.abc import Callable, Iterator
 
@@ -17,14 +17,16 @@ def stream_of(
 
 
 def random_codes(tokens: int, features: int, seed: int, share: float = 0.1) -> np.ndarray:
-    """Non-negative codes of which `share` are non-zero; frequencies differ from feature to feature."""
+    """Non-negative codes with a share `share` of non-zero entries. Frequencies differ from feature to feature."""
     generator = np.random.default_rng(seed)
     frequency = share * generator.uniform(0.3, 1.7, features)
     return (generator.random((tokens, features)) < frequency) * generator.gamma(2.0, 1.0, (tokens, features))
 
 
 def planted(tokens: int, features: int, seed: int, noise: float = 0.3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes of A, of B, and every A-feature's partner: B is A permuted, with noisy sizes and `noise` of it replaced."""
+    """Codes of A, codes of B, and the partner of every feature of A. B is A permuted, rescaled with noise, with a
+    share `noise` replaced.
+    """
     generator = np.random.default_rng(seed)
     a = random_codes(tokens, features, seed + 1)
     other = random_codes(tokens, features, seed + 2)

@@ -1,6 +1,6 @@
-"""The suite's surroundings, set before any library reads them: one thread, no network, caches of its own, shapes checked.
+"""Test environment, set up before any library reads it: one thread, no network, separate caches, shape checks.
 
-Nothing of ours may be imported here: modules are checked that are imported after the hook below is in place.
+Modules of this project must not be imported here: only modules imported after the hook below are checked.
 """
 
 import os
@@ -12,17 +12,17 @@ from jaxtyping import install_import_hook
 _CACHE = tempfile.TemporaryDirectory(prefix="stitch-tests-")
 
 os.environ.update(
-    OMP_NUM_THREADS="1",  # the order of a sum, and with it its last bits, depends on the number of threads
+    OMP_NUM_THREADS="1",  # the order of a sum, and so its last bits, depends on the number of threads
     MKL_NUM_THREADS="1",
     OPENBLAS_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
-    HF_HUB_OFFLINE="1",  # a test of the Hub starts its own process
+    HF_HUB_OFFLINE="1",  # tests of the Hub start their own server
     HF_HOME=os.path.join(_CACHE.name, "huggingface"),
     STITCH_CACHE=os.path.join(_CACHE.name, "stitch"),
 )
 
-# Shapes and types of every module that names shapes. Others have nothing to say about them, and models' own code is called
-# thousands of times a test.
+# Checks shapes and types in modules that name shapes. Other modules have no shapes to check, and the models' own code
+# is called thousands of times per test.
 _ROOT = Path(__file__).parents[1]
 _SHAPED = [
     ".".join(file.relative_to(_ROOT).with_suffix("").parts)

@@ -1,4 +1,4 @@
-"""Pico models whose key heads are merged: the planted case in which nothing is lost, and how to convert one."""
+"""Pico models for merging key heads: one whose heads can be merged without loss, and a conversion."""
 
 import torch
 from torch import Tensor
@@ -36,7 +36,9 @@ def logits(net, ids: Tensor) -> Tensor:
 
 
 def shared_behind_a_gauge(model: Model, seed: int = 0, *, scaled: bool = True) -> Model:
-    """Every key head is the first behind an own turn (and scale) of each plane, every value head behind an own matrix."""
+    """Every key head equals the first after a rotation (and scale) of each plane, every value head equals the first
+    times a matrix.
+    """
     generator = torch.Generator().manual_seed(seed)
     for block in range(model.depth):
         of = weights.attention(model, block)

@@ -1,20 +1,21 @@
-"""A double of the Hugging Face Hub on 127.0.0.1, for the real `huggingface_hub` and `transformers` over HTTP.
+"""A local stand-in for the Hugging Face Hub on 127.0.0.1, used by the real `huggingface_hub` and `transformers` over
+HTTP.
 
-It is two servers, as the Hub is: the Hub itself, which knows repositories, commits and tokens, and a storage server
-that takes and gives large files under signed addresses and turns away every request that carries a token.
+Like the Hub it has two servers: the Hub itself, with repositories, commits and tokens, and a storage server for large
+files, which uses signed addresses and refuses every request that carries a token.
 
-In a test, as a fixture (`from hub_double import hub`), which also points the client in this process at it:
+In a test it is a fixture (`from hub_double import hub`) that also points the client in this process at it:
 
     def test_it(hub):
         push(folder, "user/model", token=hub.token)
         assert hub.files("user/model")["config.json"] == …
 
-Anywhere else as a context manager; a subprocess finds it through the environment:
+Elsewhere it is a context manager; a subprocess finds it through the environment:
 
     with HubDouble(tmp_path / "hub") as hub:
         subprocess.run(command, env={**os.environ, **hub.environment(tmp_path / "cache")})
 
-`environment` sets HF_ENDPOINT, HF_HOME (nothing of the user's is read or written) and, unless told otherwise, HF_TOKEN.
+`environment` sets HF_ENDPOINT, HF_HOME (so the user's files are neither read nor written) and, by default, HF_TOKEN.
 Not modelled: Xet, datasets and spaces, pull requests, branches other than main, moving or deleting repositories.
 """
 
@@ -32,8 +33,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 
-PART_SIZE = 64 * 1024  # larger files are uploaded in parts; the Hub's own limit is far higher
-TREE_PAGE = 3  # entries per page of a listing, small so that paging is exercised
+PART_SIZE = 64 * 1024  # larger files are uploaded in parts; the limit of the real Hub is far higher
+TREE_PAGE = 3  # entries per page of a listing, small so that the tests use several pages
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Repository:
 
 @dataclass
 class Upload:
-    """A signed address: the object it is for, and what has arrived."""
+    """A signed address: its object, and the parts received so far."""
 
     oid: str
     size: int
@@ -69,7 +70,7 @@ class Request:
 
 
 class Answer(Exception):
-    """Ends the handling of a request with this status, body and headers."""
+    """Raised to end a request with this status, body and headers."""
 
     def __init__(self, status: int, body: bytes | dict | list = b"", **headers: str):
         super().__init__(status)
@@ -84,7 +85,7 @@ def refuse(status: int, message: str, code: str | None = None) -> Answer:
 
 
 class HubDouble:
-    """State of the double. `token` may write, `read_token` may only read, any other is refused."""
+    """State of the stand-in. `token` may write, `read_token` may only read; any other token is refused."""
 
     def __init__(self, folder: Path, user: str = "user"):
         self.user = user
@@ -94,8 +95,8 @@ class HubDouble:
         self.uploads: dict[str, Upload] = {}
         self.verified: set[str] = set()
         self.requests: list[Request] = []
-        self.outage: int | None = None  # a status that every request to the Hub gets
-        self.echo_token = False  # a hostile Hub: repeats the token in its error messages
+        self.outage: int | None = None  # status with which every request to the Hub is answered
+        self.echo_token = False  # simulates a Hub that repeats the token in its error messages
         self._objects = folder  # content by its SHA-256
         self._lock = threading.RLock()
 
@@ -119,26 +120,25 @@ class HubDouble:
             server.server_close()
 
     def environment(self, home: Path, *, token: str | None = "write") -> dict[str, str]:
-        """Variables that make a subprocess use the double, with `home` in the place of ~/.cache/huggingface.
-
-        `token=None`: without one.
+        """Variables that point a subprocess at this server, with `home` instead of ~/.cache/huggingface.
+        `token=None` sets no token.
         """
         chosen = self.token if token == "write" else token
         quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
         paths = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}
         return {**paths, "HF_TOKEN": chosen or "", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **quiet}
 
-    # What tests look at and set up
+    # For tests
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
         return {path: self.content(oid) for path, oid in self.commit(repo, revision).files.items()}
 
     def commits(self, repo: str) -> list[str]:
-        """Messages of the commits of a repository, oldest first; the first is the one that made it."""
+        """Messages of the commits of a repository, oldest first; the first commit created it."""
         return [commit.message for commit in self.repositories[repo].commits]
 
     def parts(self, content: bytes) -> list[int]:
-        """Sizes of the parts in which `content` was uploaded to storage, or [] when it was not."""
+        """Sizes of the parts in which `content` was uploaded to storage, or [] if it was not."""
         oid = hashlib.sha256(content).hexdigest()
         return [
             len(part)
@@ -148,11 +148,11 @@ class HubDouble:
         ]
 
     def add(self, repo: str, files: dict[str, bytes], *, private: bool = False, gated: bool = False) -> str:
-        """Puts files into a repository behind the client's back, and gives the commit."""
+        """Adds files to a repository without the client, and returns the commit."""
         repository = self.repositories.setdefault(repo, Repository(private, gated))
         return self._record(repository, "add", {path: self._store(content) for path, content in files.items()})
 
-    # Used by the servers
+    # For the servers
 
     def content(self, oid: str) -> bytes:
         return (self._objects / oid).read_bytes()
@@ -180,7 +180,7 @@ class HubDouble:
 
 
 def stored_as_lfs(path: str, size: int) -> bool:
-    """The Hub's default .gitattributes send weights to large-file storage, and its limit everything above 10 MB."""
+    """As in the Hub's default .gitattributes, weights and files above 10 MB use large-file storage."""
     return path.endswith((".safetensors", ".bin", ".model")) or size > 10_000_000
 
 
@@ -189,7 +189,7 @@ def git_oid(content: bytes) -> str:
 
 
 class Role(BaseHTTPRequestHandler):
-    """What both servers share: reading a body, sending an answer, keeping a record."""
+    """Common to both servers: reads a body, sends an answer, records requests."""
 
     protocol_version = "HTTP/1.1"
     double: HubDouble
@@ -239,11 +239,11 @@ class Role(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def admit(self) -> None:
-        """Each server has its own rule for who may come in; without one nobody may."""
+        """Each server decides who has access; by default nobody has."""
         raise refuse(403, "this server admits nobody")
 
     def send_content(self, content: bytes, **headers: str) -> None:
-        """A file, or the range of it that was asked for."""
+        """A file, or the requested range of it."""
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         headers = {"Accept_Ranges": "bytes", "Content_Type": "application/octet-stream", **headers}
         if wanted is None:
@@ -292,7 +292,7 @@ class HubRole(Role):
             raise refuse(403, "You don't have the required permissions to perform this action" + echo)
 
     def repository(self, name: str) -> Repository:
-        """A repository the sender may read. Without a token the Hub does not tell missing from private."""
+        """A repository that the sender may read. Without a token the Hub does not distinguish missing from private."""
         found = self.double.repositories.get(name)
         if self.sent_token is None and (found is None or found.private):
             raise refuse(401, "Invalid username or password.")
@@ -527,14 +527,14 @@ class StorageRole(Role):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A fresh double that the client in this process uses too, with a cache of its own and without the user's token."""
+    """A new server that the client in this process uses as well, with a separate cache and without the user's token."""
     from huggingface_hub import close_session, constants
 
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(variable, raising=False)
     for variable in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(variable, "127.0.0.1")
-    close_session()  # the client reads proxies when it is made
+    close_session()  # the client reads proxy settings when it is created
     with HubDouble(tmp_path / "hub-double") as double:
         monkeypatch.setattr(constants, "ENDPOINT", double.url)
         monkeypatch.setattr(

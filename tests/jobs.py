@@ -1,4 +1,4 @@
-"""A small job for `stitch`: a text of few words, and settings that take seconds."""
+"""A small job for `stitch`: text with a small vocabulary, and settings that take seconds."""
 
 import json
 from pathlib import Path

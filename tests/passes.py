@@ -1,4 +1,4 @@
-"""Forward passes that must all say the same: padded rows, chunk by chunk, token by token."""
+"""Forward passes that must agree: padded rows, in chunks, token by token."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from stitch.modeling.modeling_recurrent import RecurrentCache, RecurrentForCausa
 
 
 def left_padded(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Ids and mask; row r holds `lengths[r]` tokens, BOS first, after its padding."""
+    """Token ids and mask. Row r holds `lengths[r]` tokens, starting with BOS, after its padding."""
     ids = torch.full((len(lengths), max(lengths)), tiny.PAD)
     for row, length in enumerate(lengths):
         ids[row, -length:] = tiny.ids(1, length, seed=row)[0]

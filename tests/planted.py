@@ -1,4 +1,4 @@
-"""A GPT-2 in which an induction circuit is planted by hand, in lanes of its own; all else is noise."""
+"""A GPT-2 with an induction circuit set by hand in dimensions of its own; all other weights are noise."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import tiny
 
 Head = tuple[int, int]
-CODE = 64  # width of a token's code, of what the previous one's is moved to, and of the one-hot positions
+CODE = 64  # width of a token's code, of the copy of the previous token's code, and of the one-hot positions
 POSITIONS = 80
 PREVIOUS, INDUCTION = (0, 1), (1, 2)  # (block, head)
 
@@ -16,8 +16,9 @@ PREVIOUS, INDUCTION = (0, 1), (1, 2)  # (block, head)
 def induction(
     folder: Path, gain: float = 4.0, noise: float = 0.002, at: tuple[Head, Head] = (PREVIOUS, INDUCTION), **changes
 ) -> Path:
-    """Two heads, `at` these (block, head): the first writes the previous token's code to a second lane, the other looks for the
-    current token there and writes `gain` times the code of what it finds."""
+    """Two heads at the given (block, head). The first copies the previous token's code to other dimensions; the
+    second looks for the current token there and writes `gain` times the code of the token it finds.
+    """
     width = 2 * CODE + POSITIONS
     shape = dict(n_embd=width, n_head=4, n_layer=3, n_positions=POSITIONS, n_inner=48) | changes
     config = GPT2Config(
@@ -36,7 +37,7 @@ def induction(
         net.transformer.wte.weight.zero_()
         net.transformer.wpe.weight.zero_()
         codes = torch.randn(tiny.VOCABULARY, size)
-        embed = torch.linalg.qr(torch.randn(CODE, size)).Q.T  # codes live in as many dimensions as a head has
+        embed = torch.linalg.qr(torch.randn(CODE, size)).Q.T  # codes span as many dimensions as a head has
         net.transformer.wte.weight[:, code] = codes @ embed
         angles = torch.arange(POSITIONS)[:, None] * torch.logspace(0.3, -1.6, POSITIONS // 2)
         net.transformer.wpe.weight[:, place] = torch.cat([angles.cos(), angles.sin()], 1)

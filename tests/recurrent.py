@@ -1,4 +1,4 @@
-"""Pico models made recurrent, and donors for them."""
+"""Pico models in recurrent form, and donors for them."""
 
 import torch
 
@@ -14,7 +14,7 @@ FAMILIES = {"gpt2": {}, "gpt_bigcode": {}, "llama": {}, "mistral": {"sliding_win
 
 
 def recurrent(family: str = "llama", features: str = "hedgehog", seed: int = 0, **options) -> RecurrentForCausalLM:
-    """A pico model whose feature maps are random."""
+    """A pico model with random feature maps."""
     model = tiny.model(family, seed, **FAMILIES[family])
     net = wrap(model, RecurrentForm(**{"features": features, "window": WINDOW, "sinks": 1, "hidden": 4, **options}))
     generator = torch.Generator().manual_seed(seed)

@@ -1,18 +1,18 @@
-"""Checks of shapes while tests run: beartype, on the functions and classes whose annotations name one.
+"""Shape checks while tests run: beartype, on functions and classes whose annotations name a shape.
 
-jaxtyping's hook decorates all that a module defines, and what is nested in a function again whenever that is called: in the
-tests of chains half of all Python calls were its own. Types without a shape are left to pyright.
+jaxtyping's hook decorates everything that a module defines, and decorates nested functions again on every call: in the
+tests of chains, half of all Python calls came from it. Types without shapes are checked by pyright instead.
 """
 
 import ast
 
 import jaxtyping
-from beartype import beartype  # noqa: F401 (the hook finds it here)
+from beartype import beartype  # noqa: F401 (used by the hook)
 from jaxtyping import _import_hook
 
 
 class _OfShapes(_import_hook.JaxtypingTransformer):
-    def visit_FunctionDef(self, node: ast.FunctionDef):  # noqa: N802 (as all of its kind)
+    def visit_FunctionDef(self, node: ast.FunctionDef):  # noqa: N802 (name given by ast.NodeTransformer)
         arguments = [part.annotation for part in ast.walk(node.args) if isinstance(part, ast.arg)]
         return self._visit(node, [*arguments, node.returns], super().visit_FunctionDef)
 

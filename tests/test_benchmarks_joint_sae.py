@@ -1,4 +1,4 @@
-"""Shared codes: features planted in several streams are found by one code, which translates between any two of them."""
+"""Shared codes: one code finds features planted in several streams and translates between any two of them."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ WIDTHS = {"gpt": 16, "llama": 12, "qwen": 20}
 PLANTED, FEATURES, BATCH = 20, 48, 256
 LOOK = SAEConfig(features=FEATURES, k=2, lr=1e-2, steps=450, batch_size=BATCH)
 SHORT = replace(LOOK, steps=20)
-SCALES = {"gpt": 1.0, "llama": 30.0, "qwen": 0.1}  # norms of streams differ as much as those of models do
+SCALES = {"gpt": 1.0, "llama": 30.0, "qwen": 0.1}  # norms of the streams differ as much as those of real models
 
 
 def _unit_rows(count, width, seed):
@@ -27,7 +27,7 @@ TRUTH = {name: _unit_rows(PLANTED, width, index) for index, (name, width) in enu
 
 
 def _batch(step, widths=WIDTHS, shuffled=False):
-    """The same sparse codes seen by every stream through its own directions, about a mean of its own."""
+    """The same sparse codes in every stream, each with its own directions and its own mean."""
     generator = torch.Generator().manual_seed(1000 + step)
     on = torch.rand(BATCH, PLANTED, generator=generator) < 2 / PLANTED
     codes = on * (torch.rand(BATCH, PLANTED, generator=generator) + 0.5)
@@ -47,7 +47,7 @@ PAIRS = [(source, target) for source in WIDTHS for target in WIDTHS if source !=
 
 
 def _unexplained(code, source, target):
-    """Share of the variance of `target` that its decoder leaves when it is given the code of `source`."""
+    """Share of the variance of `target` that is unexplained when its decoder is given the code of `source`."""
     rows = {name: torch.cat([batch[name] for batch in HELD_OUT]) for name in (source, target)}
     z = code.streams[source].encode(rows[source])
     written = z @ code.onto(source, target) + code.streams[target].decoder_bias
@@ -66,7 +66,7 @@ def crossed():
 
 
 @pytest.mark.parametrize("kind", ["universal", "crossed"])
-def test_planted_features_have_one_place_in_the_code_of_every_stream(kind, request):
+def test_planted_features_have_the_same_index_in_the_code_of_every_stream(kind, request):
     code = request.getfixturevalue(kind)
     cosines = {name: TRUTH[name] @ found.decoder.T for name, found in code.streams.items()}
     together = sum(cosines.values()) / len(cosines)
@@ -74,18 +74,18 @@ def test_planted_features_have_one_place_in_the_code_of_every_stream(kind, reque
 
 
 @pytest.mark.parametrize("source, target", PAIRS)
-def test_the_code_of_one_stream_writes_every_other(universal, source, target):
+def test_the_code_of_one_stream_reconstructs_every_other_stream(universal, source, target):
     assert _unexplained(universal, source, target) < 0.25
 
 
-def test_without_true_pairs_nothing_is_translated(universal):
+def test_codes_trained_on_permuted_pairs_translate_nothing(universal):
     null = universal_sae(LOOK, WIDTHS, _stream(shuffled=True))
     for source, target in PAIRS:
         assert _unexplained(null, source, target) > 0.9
 
 
 @pytest.mark.parametrize("kind", ["universal", "crossed"])
-def test_codes_are_as_sparse_as_asked_for(kind, request):
+def test_codes_are_as_sparse_as_requested(kind, request):
     code = request.getfixturevalue(kind)
     for name, dictionary in code.streams.items():
         assert abs(measure(dictionary, (batch[name] for batch in HELD_OUT)).l0 - LOOK.k) < 0.25
@@ -93,13 +93,13 @@ def test_codes_are_as_sparse_as_asked_for(kind, request):
     assert abs(measure(code.joint, sides).l0 - LOOK.k) < 0.25
 
 
-def test_all_streams_together_are_read_best_by_the_crosscoder(universal, crossed):
+def test_the_crosscoder_reconstructs_all_streams_together_best(universal, crossed):
     sides = [torch.cat([batch[name] for name in WIDTHS], 1) for batch in HELD_OUT]
     assert measure(crossed.joint, sides).fvu < 0.1
     assert measure(crossed.joint, sides).fvu < measure(universal.joint, sides).fvu
 
 
-def test_decoder_rows_are_unit_and_norms_are_those_of_unit_vectors_over_all_standardised_streams(universal):
+def test_decoder_rows_have_unit_norm_and_norms_over_all_standardised_streams_do(universal):
     total = torch.zeros(FEATURES)
     for name, dictionary in universal.streams.items():
         torch.testing.assert_close(dictionary.decoder.norm(dim=1), torch.ones(FEATURES))
@@ -124,7 +124,7 @@ def test_one_stream_alone_gives_an_ordinary_sae():
 
 
 @pytest.mark.parametrize("kind", [universal_sae, crosscoder])
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(kind):
+def test_weights_depend_only_on_the_seed(kind):
     first, again, other = (kind(config, WIDTHS, _stream()) for config in (SHORT, SHORT, replace(SHORT, seed=1)))
     for name in WIDTHS:
         assert torch.equal(first.streams[name].encoder, again.streams[name].encoder)

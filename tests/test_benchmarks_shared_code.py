@@ -1,4 +1,4 @@
-"""Several streams under one code: rows stay the same tokens, and a planted code gives translations between any two streams."""
+"""Several streams with one code: rows stay the same tokens, and a planted code translates between any two streams."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,9 @@ LOOK = SAEConfig(features=32, k=2, lr=1e-2, steps=400, batch_size=256)
 
 @pytest.fixture(scope="module")
 def streams(tmp_path_factory) -> Streams:
-    """Streams that are linear images of one sparse code; two of them are sites of one harvest. Position 0 is a sink."""
+    """Streams that are linear images of one sparse code; two of them are sites of the same harvest. Position 0 is a
+    sink.
+    """
     generator = torch.Generator().manual_seed(0)
     on = torch.rand(WINDOWS, CONTEXT, PLANTED, generator=generator) < 2 / PLANTED
     code = on * (torch.rand(WINDOWS, CONTEXT, PLANTED, generator=generator) + 0.5)
@@ -31,7 +33,7 @@ def streams(tmp_path_factory) -> Streams:
         x = code @ torch.randn(PLANTED, width, generator=generator) + 1.0
         x += 1e-3 * torch.randn(x.shape, generator=generator)  # no two tokens are equal
         x[:, 0] *= 100
-        x[0, len(found) + 1] *= 100  # and each stream has a sink of its own
+        x[0, len(found) + 1] *= 100  # each stream has a sink of its own
         found[name] = x
     ids = torch.zeros(WINDOWS, CONTEXT, dtype=torch.int32)
     windows, root = Windows(ids, ids), tmp_path_factory.mktemp("streams")
@@ -61,9 +63,9 @@ def _unexplained(y, written) -> float:
     return float((y - written).square().sum() / (y - y.mean(0)).square().sum())
 
 
-def test_rows_of_a_batch_are_the_same_tokens_in_every_stream_and_of_a_re_paired_one_are_not(streams):
+def test_rows_of_a_batch_are_the_same_tokens_in_every_stream_unless_re_paired(streams):
     assert streams.widths == WIDTHS
-    assert int(streams.keep.sum()) == WINDOWS * (CONTEXT - 1) - len(WIDTHS)  # BOS and every stream's sink are left out
+    assert int(streams.keep.sum()) == WINDOWS * (CONTEXT - 1) - len(WIDTHS)  # BOS and every stream's sink are excluded
     tokens = [tuple(row) for row in torch.cat([_kept(streams, name) for name in WIDTHS], 1).tolist()]
     batch = next(streams.batches(64, seed=3))
     together = {tuple(row) for row in torch.cat([batch[name] for name in WIDTHS], 1).tolist()}
@@ -81,7 +83,7 @@ def test_rows_of_a_batch_are_the_same_tokens_in_every_stream_and_of_a_re_paired_
     assert len(mixed & set(tokens)) < 8
 
 
-def test_the_code_of_one_stream_written_into_another_is_an_ordinary_translation(streams, universal):
+def test_decoding_the_code_of_one_stream_into_another_is_an_ordinary_translation(streams, universal):
     found = through_code("universal-sae", universal, "llama.2", "gpt2.1", site=2)
     (term,) = found.terms
     assert isinstance(term.input, Codes) and term.input.site == 2 and term.weight is not None
@@ -92,7 +94,7 @@ def test_the_code_of_one_stream_written_into_another_is_an_ordinary_translation(
 
 
 def test_directions_of_a_crosscoder_give_the_planted_linear_map(streams):
-    names = ("llama.2", "gpt2.1")  # from 20 columns, which hold all 20 planted features
+    names = ("llama.2", "gpt2.1")  # the 20 columns hold all 20 planted features
     some = streams.only(*names)
     code = crosscoder(LOOK, some.widths, lambda start: some.batches(256, seed=0, start=start))
     second = second_moments(code, some)

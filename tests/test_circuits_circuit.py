@@ -1,4 +1,4 @@
-"""A head planted by hand in a GPT-2 of noise: attribution ranks it first, ablation keeps it and little else."""
+"""A head planted by hand in a GPT-2 of noise: attribution ranks it first, and the circuit keeps almost nothing else."""
 
 import json
 from pathlib import Path
@@ -18,11 +18,11 @@ from stitch.circuits.report import footnotes, to_json
 from stitch.errors import StitchError, UsageError
 from stitch.models.loading import load
 
-CODE, HEAD = 64, 1  # width of a token's code, and of the one-hot positions beside it; the planted head, of block 1
+CODE, HEAD = 64, 1  # width of a token's code and of the one-hot positions; the planted head, in block 1
 
 
 def planted(folder: Path, gain: float = 3.0) -> Path:
-    """Attends to the token before and writes `gain` times its code over the current one's."""
+    """A head that attends to the previous token and writes `gain` times its code at the current one."""
     config = GPT2Config(
         vocab_size=tiny.VOCABULARY, n_embd=2 * CODE, n_head=2, n_layer=2, n_positions=CODE, bos_token_id=tiny.BOS,
         eos_token_id=tiny.BOS, pad_token_id=tiny.PAD,
@@ -73,8 +73,8 @@ def test_the_planted_head_is_found_and_carries_the_behaviour(donor: Path):
 
 
 @pytest.mark.numeric
-def test_attribution_is_what_putting_the_corrupt_output_in_its_place_costs(donor: Path):
-    """A single component that decides everything: the integral over the way is the whole difference."""
+def test_attribution_approximates_the_effect_of_patching_in_the_corrupt_output(donor: Path):
+    """One component decides everything, so the integral over the path is the whole difference."""
     model = load(donor)
     of = make_prompts("previous-token", model.tokenizer, count=8)
     scores = attribute(model, of, steps=30)
@@ -95,15 +95,16 @@ def test_attribution_is_what_putting_the_corrupt_output_in_its_place_costs(donor
     whole = nats()
     with replaced(model, kept, corrupt):
         without = nats()
-    # The first-order estimate on the way between embeddings, the finite one at its end: not equal, but of one size.
+    # One is a first-order estimate along the path between embeddings, the other a finite difference at its end. They
+    # have the same magnitude but are not equal.
     assert planted_score == pytest.approx(whole - without, rel=0.5)
 
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @torch.no_grad()
-def test_heads_and_neurons_are_where_the_family_has_them(family: str):
-    """Leaving components out equals zeros in the rows of the projections that read them."""
+def test_heads_and_neurons_are_located_in_every_family(family: str):
+    """Ablating components equals setting the matching rows of the output projections to zero."""
     model, ids = tiny.model(family), tiny.ids()
     with watched(model) as seen:
         whole = model.net(ids).logits
@@ -135,7 +136,7 @@ def test_means_are_those_of_the_corrupt_prompts(donor: Path):
 
 
 @pytest.mark.numeric
-def test_a_circuit_can_be_edited_and_tried(donor: Path, tmp_path: Path):
+def test_an_edited_circuit_file_is_scored(donor: Path, tmp_path: Path):
     report = find_circuit(str(donor), "previous-token", count=16)
     assert '"1": [1]' in to_json(report) and json.loads(to_json(report)) == report
     for name, circuit in (
@@ -185,14 +186,14 @@ def test_the_command_shows_the_table_and_writes_the_file(donor: Path, tmp_path: 
         ('{"neurons": {"0": [512]}}', r"neurons \[512\] of block 0"),
     ],
 )
-def test_circuits_that_are_refused(text: str, message: str, donor: Path, tmp_path: Path):
+def test_unusable_circuits_are_refused(text: str, message: str, donor: Path, tmp_path: Path):
     (tmp_path / "circuit.json").write_text(text)
     with pytest.raises(UsageError, match=message):
         read_circuit(tmp_path / "circuit.json", load(donor, name="planted"))
 
 
-def test_prompts_of_a_file_are_chosen_on_and_reported_on_apart(donor: Path, tmp_path: Path):
-    """Every other line asks for what the planted head does not give: seen only where the report looks."""
+def test_prompts_of_a_file_are_split_into_choosing_and_reporting(donor: Path, tmp_path: Path):
+    """Every other line asks for something that the planted head does not do, which shows only in the reported half."""
     right = {"clean": "abcdb", "corrupt": "efghi", "answer": "d"}
     wrong = {**right, "answer": "z"}
     path = tmp_path / "prompts.jsonl"

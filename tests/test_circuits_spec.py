@@ -1,4 +1,6 @@
-"""Behaviours against rules that have them: a rule answers every clean prompt of its own behaviour, and no corrupt one."""
+"""Behaviours against rules that implement them: a rule answers every clean prompt of its own behaviour and no
+corrupt one.
+"""
 
 import functools
 import json
@@ -53,7 +55,7 @@ def closing(ids: list[int]) -> int:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> str:
-    """Documents in which "t<i> t100" goes on with "t<i + 50>", for i up to 40, and everything else as chance wills."""
+    """Documents in which "t<i> t100" is followed by "t<i + 50>" for i up to 40, and all other tokens are random."""
     generator = torch.Generator().manual_seed(0)
     path = tmp_path_factory.mktemp("text") / "text.jsonl"
     with path.open("w") as file:
@@ -81,7 +83,7 @@ RULES: dict[str, Callable[[list[int]], int]] = {
 
 
 def following(rule: Callable[[list[int]], int]) -> Callable[[Tensor], Tensor]:
-    """Logits of a model that does what the rule says."""
+    """Logits of a model that follows the rule."""
     vocabulary = len(with_words())
 
     def logits(ids: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ def following(rule: Callable[[list[int]], int]) -> Callable[[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("behaviour", RULES)
-def test_a_rule_has_its_own_behaviour_and_only_where_its_cause_is(behaviour: str, text: str):
+def test_a_rule_answers_clean_prompts_of_its_behaviour_and_no_corrupt_ones(behaviour: str, text: str):
     asked = make_prompts(behaviour, with_words(), count=20, text=text)
     clean, corrupt = score(following(RULES[behaviour]), asked)
     assert (clean["right"], corrupt["right"]) == (1.0, 0.0)
@@ -105,8 +107,10 @@ def what_followed_most(ids: list[int]) -> int:
     return best[sum(ids) % len(best)] if best else 0
 
 
-def test_tokens_drawn_again_leave_the_current_one_ambiguous():
-    """Which the rule reaches, and one that looks two back passes: it knows which of the earlier places it is at."""
+def test_resampled_tokens_bound_the_accuracy_of_a_rule_that_looks_one_token_back():
+    """The order-one rule reaches the bound. A rule that looks two tokens back exceeds it, because it knows which
+    earlier occurrence it is at.
+    """
     asked = make_prompts("iid-induction", with_words(), count=60)
     found, corrupt = score(following(what_followed_most), asked)
     assert asked.order_one is not None and 0.6 < asked.order_one < 0.9
@@ -121,15 +125,15 @@ def test_tokens_drawn_again_leave_the_current_one_ambiguous():
 
 
 @pytest.mark.parametrize("behaviour", RULES)
-def test_no_other_rule_has_it(behaviour: str, text: str):
+def test_other_rules_do_not_have_the_behaviour(behaviour: str, text: str):
     asked = make_prompts(behaviour, with_words(), count=20, text=text)
     others = {name: score(following(rule), asked)[0]["right"] for name, rule in RULES.items() if name != behaviour}
     for name, right in others.items():
-        # In "a b a b" what followed a token last time is the one before it as well.
+        # In "a b a b" the token that followed last time is also the previous token.
         assert right == 1 if (name, behaviour) == ("induction", "previous-token") else right < 0.2, (name, right)
 
 
-def test_where_the_sequence_comes_differs_from_prompt_to_prompt():
+def test_the_place_of_the_sequence_differs_between_prompts():
     asked = make_prompts("induction", with_words(), count=50).asked
     first = asked.long().argmax(1)
     assert asked.sum(1).tolist() == [23] * 50
@@ -141,7 +145,7 @@ def test_prompts_depend_on_the_seed_alone():
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-def test_probabilities_are_those_among_the_options():
+def test_probabilities_are_relative_to_the_options():
     asked = Prompts(
         torch.tensor([[0, 1]]), torch.tensor([[0, 2]]), torch.tensor([[False, True]]), torch.tensor([[0, 3]]), (3, 4)
     )
@@ -152,7 +156,7 @@ def test_probabilities_are_those_among_the_options():
     assert row["nats"] == pytest.approx(-torch.tensor(row["probability"]).log().item())
 
 
-def test_prompts_that_take_several_passes_are_answered_as_in_one(monkeypatch: pytest.MonkeyPatch):
+def test_prompts_that_take_several_passes_are_answered_as_in_one_pass(monkeypatch: pytest.MonkeyPatch):
     asked, passes = make_prompts("induction", with_words(), count=7, seed=0), []
     table = torch.randn(int(asked.clean.max()) + 1, 40, generator=torch.Generator().manual_seed(0))
 
@@ -169,7 +173,7 @@ def test_prompts_that_take_several_passes_are_answered_as_in_one(monkeypatch: py
     assert answered(logits, asked.clean, asked) == pytest.approx(whole)
     assert divergence(other, logits, asked) == pytest.approx(apart) and apart > 0.01
     assert passes == [7, 7, 3, 3, 1, 3, 3, 1]
-    monkeypatch.setattr("stitch.circuits.score.TOKENS_AT_ONCE", 1)  # a prompt longer than that goes through alone
+    monkeypatch.setattr("stitch.circuits.score.TOKENS_AT_ONCE", 1)  # a longer prompt is passed through by itself
     assert answered(logits, asked.clean, asked) == pytest.approx(whole)
 
 
@@ -205,12 +209,12 @@ def test_prompts_from_a_file(tmp_path):
         ([""], "at least one prompt; it is empty"),
     ],
 )
-def test_files_that_are_refused(lines, message, tmp_path):
+def test_unusable_prompt_files_are_refused(lines, message, tmp_path):
     with pytest.raises(StitchError, match=message):
         make_prompts(str(written(tmp_path, *lines)), with_words())
 
 
-def test_behaviours_that_are_refused(text: str):
+def test_unknown_or_incomplete_behaviours_are_refused(text: str):
     with pytest.raises(UsageError, match=r"one of induction, iid-induction, .*; got inductoin\."):
         make_prompts("inductoin", with_words())
     without_brackets = Tokenizer(models.WordLevel({"<s>": 0, "Ġone": 1}, "<s>"))

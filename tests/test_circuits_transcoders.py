@@ -1,4 +1,6 @@
-"""Features in the place of neurons: those of SAELens, found where they are planted, and written into hosts as steps."""
+"""Features instead of neurons: SAELens computes the same, planted features are found, and hosts receive them as
+pairs of neurons.
+"""
 
 import json
 from pathlib import Path
@@ -23,14 +25,14 @@ from stitch.internals.weights import activation, norm
 from stitch.models.loading import load
 from stitch.models.model import Model
 
-LETTERS = "ABCDEFGH"  # asked for: each is followed by its small letter
+LETTERS = "ABCDEFGH"  # prompts: each letter is followed by its lower-case letter
 WIDTH, DECOYS = 2 * tiny.VOCABULARY, 24
 
 
 def saved(
     folder: Path, architecture: str, d_in: int, features: int, seed: int = 0, hook: str | None = None, **changes
 ) -> Path:
-    """A random one of SAELens's; `changes` are weights."""
+    """A random transcoder of SAELens; `changes` replace weights."""
     kind = {"d_in": d_in, "d_sae": features, "apply_b_dec_to_input": "transcoder" not in architecture}
     if "transcoder" in architecture:
         kind["d_out"] = changes.pop("d_out", d_in)
@@ -44,13 +46,14 @@ def saved(
             if name == "threshold" and name not in changes:
                 value.abs_()
             if name == "W_dec" and architecture == "topk":
-                value.div_(value.norm(dim=1, keepdim=True))  # else it chooses by other numbers than it writes
+                value.div_(value.norm(dim=1, keepdim=True))  # otherwise it would select by other numbers than it writes
     found.save_model(folder)
     return folder
 
 
 def planted(folder: Path) -> tuple[Path, Path, Path]:
-    """A GPT-2 without the behaviour, a transcoder that has it, and prompts: a letter's feature writes its small letter's code.
+    """A GPT-2 without the behaviour, a transcoder that has it (a letter's feature writes the code of the lower-case
+    letter), and prompts.
 
     Decoys write noise at every token.
     """
@@ -82,7 +85,7 @@ def planted(folder: Path) -> tuple[Path, Path, Path]:
         {"clean": f"{before}{one}", "corrupt": f"{before}{other}", "answer": one.lower()}
         for before in "xyz"
         for one, other in zip(LETTERS, "IJKLMNOP", strict=True)
-        for _ in range(2)  # one to choose on, one to report on
+        for _ in range(2)  # one prompt for choosing, one for reporting
     ]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder / "donor", transcoder, folder / "prompts.jsonl"
@@ -99,8 +102,10 @@ def inner(model: Model, block: int, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
 @pytest.mark.parametrize("architecture", ["transcoder", "jumprelu_transcoder", "standard", "jumprelu", "topk"])
-def test_a_block_computes_what_saelens_does(family: str, architecture: str, tmp_path: Path):
-    """A transcoder of what the MLP reads, an SAE of what it writes, and back to the MLP on demand."""
+def test_a_block_with_features_computes_what_saelens_does(family: str, architecture: str, tmp_path: Path):
+    """With a transcoder of the MLP's input, with an SAE of its output, and with the MLP again when features are
+    removed.
+    """
     model = tiny.model(family)
     own = model.blocks[2].get_submodule(model.anatomy.mlp)
     folder = saved(tmp_path / "sae", architecture, model.width, 96)
@@ -125,7 +130,7 @@ def test_neurons_of_a_circuit_are_the_features(family: str, tmp_path: Path):
     read = x * of.gain if of.bias is None else x * of.gain + of.bias
     with torch.no_grad():
         theirs = SAE.load_from_disk(folder)
-        wanted = theirs.encode(read) * theirs.W_dec.norm(dim=1)  # here decoder rows have length 1
+        wanted = theirs.encode(read) * theirs.W_dec.norm(dim=1)  # here decoder rows have unit norm
         torch.testing.assert_close(neuron_outputs(model, 1, x), wanted, rtol=1e-5, atol=1e-5)
     assert (activation(model, 1), activation(model, 0)) == ("jumprelu", "gelu" if family == "gpt2" else "silu")
 
@@ -142,7 +147,7 @@ def test_planted_features_are_found_and_carry_the_behaviour(made: tuple[Path, Pa
 
 
 @pytest.mark.parametrize(("gated", "act"), [(False, "gelu"), (True, "silu")])
-def test_a_feature_is_two_neurons_that_differ_from_it_near_its_threshold_alone(
+def test_a_feature_becomes_two_neurons_that_differ_from_it_only_near_its_threshold(
     gated: bool, act: Literal["gelu", "silu"]
 ):
     threshold = torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)
@@ -155,8 +160,8 @@ def test_a_feature_is_two_neurons_that_differ_from_it_near_its_threshold_alone(
     usual = (wanted.square().sum(0) / (wanted > 0).sum(0)).sqrt()
     near = (rows - threshold).abs() < 0.2 * usual
     assert float((wanted - found)[~near].abs().max()) < 0.02
-    assert float((wanted - found)[near].abs().max()) > 0.05  # there a step is smeared
-    # Without any threshold one neuron is enough.
+    assert float((wanted - found)[near].abs().max()) > 0.05  # here the step is smoothed
+    # Without a threshold, one neuron is enough.
     plain = neurons.stepped(neurons.Neurons(None, None, eye, nothing, eye, nothing, nothing), rows, gated=gated)
     assert len(plain) == 3 and float((neurons.written(plain, rows, act) - rows.relu()).abs().max()) < 0.05
 
@@ -185,7 +190,7 @@ def test_features_are_grafted_into_fresh_hosts(made: tuple[Path, Path, Path], fa
 
 
 def test_features_are_grafted_into_a_trained_host(made: tuple[Path, Path, Path], tmp_path: Path):
-    """Which gets as many new neurons as they take."""
+    """The host gets as many new neurons as the features take."""
     donor, transcoder, prompts = made
     text = tmp_path / "text"
     text.mkdir()
@@ -197,7 +202,7 @@ def test_features_are_grafted_into_a_trained_host(made: tuple[Path, Path, Path],
     assert right["host, grafted"] == 1 and right["host without the graft"] == 0
 
 
-def test_what_cannot_be_put_in_the_place_of_neurons_is_refused(made: tuple[Path, Path, Path], tmp_path: Path):
+def test_dictionaries_that_cannot_replace_neurons_are_refused(made: tuple[Path, Path, Path], tmp_path: Path):
     model, width = tiny.model("gpt2"), tiny.model("gpt2").width
 
     def refused(message: str, folder: Path, block: int = 0) -> None:
@@ -227,7 +232,7 @@ def test_what_cannot_be_put_in_the_place_of_neurons_is_refused(made: tuple[Path,
         graft([GraftRequest(str(donor), str(prompts), features=behind)], str(host), None)
 
 
-def test_a_circuit_of_features_needs_them_again(made: tuple[Path, Path, Path], tmp_path: Path):
+def test_a_circuit_of_features_can_only_be_used_with_its_features(made: tuple[Path, Path, Path], tmp_path: Path):
     donor, transcoder, prompts = made
     arguments = ["circuit", str(donor), "--behaviour", str(prompts), "--keep", "1", "-q"]
     out, features = tmp_path / "circuit.json", ["--features", f"0={transcoder}"]

@@ -1,4 +1,4 @@
-"""The command as a user meets it: in a process of its own, judged by exit code, one line on stderr, and what is left on disk."""
+"""The command line in a process of its own: exit codes, one-line errors on stderr, and the files that remain."""
 
 import json
 import os
@@ -126,7 +126,7 @@ def corrupt(folder: Path, how: str) -> Path:
         ("quantised", 2, "gptq"),
     ],
 )
-def test_models_that_cannot_be_used_are_refused_in_one_line(how, code, message, donors, tmp_path):
+def test_unusable_models_are_refused_in_one_line(how, code, message, donors, tmp_path):
     bad = corrupt(tiny.save(tmp_path / "bad", "gpt2"), how)
     before = sorted(tmp_path.rglob("*"))
     done = stitch(donors, "--out", tmp_path / "c", "--quiet", a=bad)
@@ -146,7 +146,7 @@ def test_models_that_cannot_be_used_are_refused_in_one_line(how, code, message, 
         (["--sae-a", "nowhere"], 1, "there is no folder nowhere"),
     ],
 )
-def test_requests_that_cannot_be_met_are_refused_in_one_line(more, code, message, donors, tmp_path):
+def test_impossible_requests_are_refused_in_one_line(more, code, message, donors, tmp_path):
     done = stitch(donors, "--out", tmp_path / "c", "--quiet", *more)
     assert (done.exit_code, done.stdout) == (code, "")
     assert done.stderr.startswith("stitch: ") and done.stderr.count("\n") == 1 and message in done.stderr
@@ -190,7 +190,7 @@ def test_a_traceback_is_shown_only_on_request(donors, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(donors, tmp_path):
+def test_a_run_that_was_killed_and_resumed_writes_the_same_bytes(donors, tmp_path):
     def start(out: Path, *more: str) -> subprocess.Popen:
         command = [
             sys.executable,
@@ -218,7 +218,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(donors, tm
         time.sleep(share * length)
         process.kill()
         process.wait()
-        if (tmp_path / "cut").exists():  # it was faster than the clock: try again from the start
+        if (tmp_path / "cut").exists():  # the run finished before it could be killed: start again
             break
     if not (tmp_path / "cut").exists():
         process = start(tmp_path / "cut", "--resume")

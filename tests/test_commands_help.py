@@ -1,4 +1,4 @@
-"""Help, as data and as it is printed: every option is explained, spelt once, and fits 80 columns."""
+"""Help texts, as data and as printed: every option is explained, spelt once, and fits 80 columns."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = command_table()
 GROUPS = [(), ("compile",), ("convert",)]
 
-# Options that mean different things in different commands; all others have the same help wherever they are.
+# Options that mean different things in different commands. All others have the same help everywhere.
 DIFFERENT = {
     *("--context", "--features", "--held-out", "--host", "--length", "--out"),
     *("--prompts", "--steps", "--text", "--tokens", "--window"),
@@ -108,7 +108,9 @@ def test_examples_can_be_parsed(page):
 
 @pytest.mark.parametrize("words", [(), ("join",), ("convert", "heads")], ids=" ".join)
 def test_help_is_quick_and_imports_nothing_heavy(words):
-    """In processor time, which other jobs hardly change; best of three, since the first may compile bytecode."""
+    """Measured in processor time, which other jobs hardly affect. Best of three, because the first run may compile
+    bytecode.
+    """
     code = f"import sys, cli; sys.argv = {['stitch', *words, '--help']}\n"
     code += "try: cli.main()\nexcept SystemExit: pass\nprint(*sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb", "COLUMNS": "80"}

@@ -1,4 +1,6 @@
-"""`--overwrite` of every command that writes a folder, found in the command table: it never deletes what stitch did not write."""
+"""`--overwrite` of every command that writes a folder, taken from the command table: it deletes only folders that
+stitch wrote.
+"""
 
 from pathlib import Path
 
@@ -12,7 +14,9 @@ WRITING = [page for page in command_table() if page.writes_folder]
 
 
 def arguments(page: CommandPage, out: Path) -> list[str]:
-    """A call with every required parameter and values that need not mean anything: the guard comes before they are read."""
+    """A call with a value for every required parameter. The values may be invalid, because the guard comes before
+    they are read.
+    """
 
     def value(parameter: Parameter) -> str:
         return "3" if parameter.value in ("N", "L|auto", "N|auto") else "something"
@@ -33,7 +37,7 @@ def test_the_table_has_every_command_that_writes_a_folder():
 
 
 @pytest.mark.parametrize("page", WRITING, ids=lambda page: page.path)
-def test_a_folder_with_a_thesis_is_refused_before_any_work(page: CommandPage, tmp_path: Path):
+def test_a_folder_with_other_files_is_refused_before_any_work(page: CommandPage, tmp_path: Path):
     folder = tmp_path / "work"
     folder.mkdir()
     (folder / "thesis.tex").write_text("years of work")

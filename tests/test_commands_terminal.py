@@ -1,4 +1,4 @@
-"""What commands print: pages of tables and notes, heat maps, and progress."""
+"""What commands print: tables, notes, heat maps and progress."""
 
 import json
 
@@ -11,7 +11,7 @@ from stitch.commands.terminal import print_heat, print_json, print_page
 TABLE = (["", "CE"], [["a", "3.158"], ["composite (affine)", "3.073"]], "demo:gpt2, nats per token")
 
 
-def test_a_page_is_tables_notes_and_places_apart_by_blank_lines(capsys):
+def test_tables_notes_and_places_are_separated_by_blank_lines(capsys):
     print_page([TABLE, TABLE], ["One.", "Two."], ["folder", None, "address"])
     table = [
         "demo:gpt2, nats per token",
@@ -25,7 +25,7 @@ def test_a_page_is_tables_notes_and_places_apart_by_blank_lines(capsys):
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == table
 
 
-def test_json_is_all_that_is_printed(capsys):
+def test_with_json_nothing_else_is_printed(capsys):
     print_json({"name": "größer", "results": [1.5]})
     assert json.loads(capsys.readouterr().out) == {"name": "größer", "results": [1.5]}
 
@@ -37,7 +37,7 @@ def test_a_heat_map_shows_every_number(high, capsys):
     assert shown == ["CE", "1", "2", "0", "1.00", "2.00"]
 
 
-def test_progress_is_a_line_per_stage_and_half_minute(capsys, monkeypatch):
+def test_progress_prints_a_line_per_stage_and_half_minute(capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(progressing.time, "monotonic", lambda: clock[0])
     with progress(quiet=False) as update:
@@ -54,13 +54,13 @@ def test_progress_is_a_line_per_stage_and_half_minute(capsys, monkeypatch):
     ]
 
 
-def test_quiet_progress_says_nothing(capsys):
+def test_quiet_progress_prints_nothing(capsys):
     with progress(quiet=True) as update:
         update("harvest", 1, 1)
     assert capsys.readouterr() == ("", "")
 
 
-def test_bars_on_a_terminal(capsys, monkeypatch):
+def test_progress_bars_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with progress(quiet=False) as update:
         update("harvest", 1, 4)

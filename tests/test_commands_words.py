@@ -1,4 +1,4 @@
-"""The command line's words: suggestions for mistyped ones, and library messages in the spelling of options."""
+"""Words of the command line: suggestions for mistyped ones, and library messages with options instead of parameters."""
 
 import sys
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ def test_a_mistyped_word_is_answered_with_a_suggestion(typed, answer):
 
 
 @pytest.mark.parametrize("word", ["user/join", "demo:gpt2", "./jion", "model.gguf", "~/jion"])
-def test_what_looks_like_a_model_is_taken_as_one(word):
+def test_arguments_that_look_like_models_are_taken_as_models(word):
     assert may_be_model(word)
     done = invoke(word)
     assert done.exit_code == 2 and "Missing argument 'MODEL_B'" in done.stderr
@@ -143,14 +143,14 @@ def test_an_error_is_one_line_and_an_exit_code(error, code, line, capsys):
 
 
 @pytest.mark.parametrize("passing", [typer.Exit(3), typer.Abort(), BrokenPipeError()])
-def test_what_typer_handles_passes(passing, capsys):
+def test_exceptions_that_typer_handles_are_passed_on(passing, capsys):
     with pytest.raises(type(passing)) as found, reported(PARAMETERS, debug=False, resumable=False):
         raise passing
     assert found.value is passing and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("resumable", [True, False])
-def test_an_interrupt_names_resume_where_the_command_has_it(resumable, capsys):
+def test_after_an_interrupt_resume_is_mentioned_if_the_command_has_it(resumable, capsys):
     with pytest.raises(typer.Exit) as found, reported(PARAMETERS, debug=True, resumable=resumable):
         raise KeyboardInterrupt
     assert found.value.exit_code == 130 and ("--resume" in capsys.readouterr().err) is resumable
@@ -177,12 +177,12 @@ def test_sizes_in_bytes(text, size):
 
 
 @pytest.mark.parametrize("text", ["lots", "", "4X", "G", "infG", "nanG"])
-def test_what_is_no_size_is_refused(text):
+def test_invalid_sizes_are_refused(text):
     with pytest.raises(UsageError, match=r"^memory must be a size such as 512M or 4G; got"):
         byte_count(text)
 
 
-def test_other_values():
+def test_other_options_are_parsed():
     assert [block_or_auto(text) for text in (None, "auto", "4", "-1")] == [None, "auto", 4, -1]
     assert sae_by_block(["0=a=b", "11=folder"]) == {0: "a=b", 11: "folder"} and sae_by_block(None) == {}
     assert donor_and_behaviour("demo:induction=induction") == ("demo:induction", "induction")

@@ -1,4 +1,4 @@
-"""A composite goes to the Hub with the real client and comes back, in a process that cannot import this package."""
+"""A composite is uploaded with the real client, downloaded, and loaded in a process that cannot import this package."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_a_pushed_composite_is_the_same_model_in_another_environment(tmp_path: P
         files = hub.files("user/composite")
         assert {"README.md", "config.json", "modeling_composite.py", "model.safetensors", "report.json"} <= files.keys()
         assert files["sae-a/sae_weights.safetensors"] == (folder / "sae-a" / "sae_weights.safetensors").read_bytes()
-        # An installed package is hidden by a module that fails to import.
+        # The installed package is hidden by a module that fails to import.
         hidden = tmp_path / "hidden"
         hidden.mkdir()
         (hidden / "stitch.py").write_text("raise ImportError")

@@ -1,4 +1,6 @@
-"""Exact keys shared out among key heads: each does what it would do alone, costs are what they say, shares are the best."""
+"""Exact keys allocated to key heads: every head computes what it would alone, costs are as predicted, the allocation
+is optimal.
+"""
 
 from itertools import chain, product
 from types import SimpleNamespace
@@ -28,14 +30,14 @@ UNEVEN = {"gpt2": (2, 11, 5, 7), "llama": (2, 11), "gpt_bigcode": (6,)}
 
 
 def uneven(family: str) -> tuple[tuple[int, ...], ...]:
-    """Other numbers in every block, below and above the window of 5."""
+    """A different number of keys in every block, below and above the window of 5."""
     sizes = UNEVEN[family]
     return tuple(sizes[block % len(sizes) :] + sizes[: block % len(sizes)] for block in range(6))
 
 
 @pytest.mark.parametrize("slots", [0, 3])
 @torch.no_grad()
-def test_each_head_does_what_it_would_do_alone(slots):
+def test_each_head_computes_what_it_would_alone(slots):
     shape, config = (
         HeadShape(groups=3, shared=2, width=4),
         RecurrentConfig(features="mean", window=5, sinks=1, slots=slots),
@@ -74,7 +76,7 @@ def test_parallel_and_recurrent_form_agree(family, features, slots):
 
 
 @torch.no_grad()
-def test_it_is_saved_and_beams_follow_it(tmp_path):
+def test_uneven_sizes_can_be_saved_and_used_with_beam_search(tmp_path):
     from transformers import AutoModelForCausalLM
 
     from stitch.models.loading import register_composites
@@ -89,8 +91,8 @@ def test_it_is_saved_and_beams_follow_it(tmp_path):
     assert torch.equal(found, wanted)
 
 
-def test_a_size_costs_what_it_says():
-    """Against the divergence measured with one head changed: to second order, from drawn tokens."""
+def test_predicted_costs_agree_with_measured_ones():
+    """Against the divergence measured with one head changed. The prediction is second-order and uses sampled tokens."""
     one = donor("llama")
     sizes, many = [2, 6, 12], windows(320, seed=3)
     net = wrap(one.model, RecurrentForm(features="mean", window=8, sinks=1))
@@ -110,15 +112,15 @@ def test_a_size_costs_what_it_says():
     assert all((cost[:, 0] > cost[:, -1]).all() for cost in costs)
 
 
-def test_what_a_head_changes_in_all_its_dimensions_counts_as_one():
-    """The square of the sum over a key head's queries and their dimensions, against weights written down pair by pair."""
+def test_the_cost_of_a_head_sums_its_dimensions_before_squaring():
+    """The square of the sum over a key head's queries and their dimensions, against explicit weights for each pair."""
     config, shape = RecurrentConfig(features="mean", window=3, sinks=1), HeadShape(groups=2, shared=2, width=4)
     module = SimpleNamespace(memory_index=0)
     q, k, v = (tiny.noise(3, heads, 12, 4, seed=heads + n).double() for n, heads in enumerate((4, 2, 2)))
     costs, zero = torch.zeros(2, 1, dtype=torch.float64), torch.zeros((), requires_grad=True)
     probe = CostProbe(
         ModuleList([RecurrentMemory(config, shape, 0)]), [5], torch.arange(12), [costs], zero
-    )  # the feature says 1
+    )  # the feature is constant, 1
     gradient = tiny.noise(3, 4, 12, 4, seed=9).double()
     probe.attend(module, q, k, v, 0.5).backward(gradient)
     ago = torch.arange(12)[:, None] - torch.arange(12)
@@ -132,8 +134,8 @@ def test_what_a_head_changes_in_all_its_dimensions_counts_as_one():
     torch.testing.assert_close(costs[:, 0], effect.square().sum((0, 2)))
 
 
-def test_no_choice_within_the_bytes_is_cheaper():
-    """Among all, where what is left over does not matter; and never more bytes."""
+def test_the_allocation_is_the_cheapest_within_its_bytes():
+    """Against all allocations that take no more bytes than the one found, which respects the budget."""
     generator = torch.Generator().manual_seed(0)
     sizes, widths = [1, 2, 3, 4], [2, 2, 1]
     saved = torch.rand(3, 3, generator=generator, dtype=torch.float64).sort(1, descending=True).values
@@ -154,14 +156,14 @@ def test_no_choice_within_the_bytes_is_cheaper():
     assert len(reached) == 4
 
 
-def test_steps_that_only_pay_together_are_taken_together():
+def test_steps_that_reduce_the_cost_only_together_are_taken_together():
     costs = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.9, 0.8]])
     assert distribute_keys(costs, [1, 2, 3], [1, 1], alike=2) == [3, 1]
 
 
 @pytest.mark.parametrize(("context", "alike"), [(8, 2), (32, 3), (1024, 2), (1024, 192)])
-def test_no_head_has_to_take_more_than_all_could_have(context, alike):
-    """A 256th of a long context is more than a small state holds."""
+def test_the_smallest_candidate_size_fits_the_budget(context, alike):
+    """One 256th of a long context would be more than a small state holds."""
     sizes = candidate_sizes(context, alike)
     assert sizes[0] <= alike and sizes[-1] == context - 1
     costs = torch.tensor([1.0, 2.0])[:, None] / torch.tensor(sizes)
@@ -169,7 +171,9 @@ def test_no_head_has_to_take_more_than_all_could_have(context, alike):
 
 
 def test_heads_that_need_no_keys_get_none():
-    """Queries of zero weigh all keys alike, which the mean says exactly: all keys go to the one head that looks."""
+    """Queries of zero weigh all keys equally, and the mean feature represents this exactly. All keys go to the one
+    head with queries.
+    """
     one = donor("llama")
     with torch.no_grad():
         for number, block in enumerate(one.model.net.model.layers):
@@ -183,7 +187,7 @@ def test_heads_that_need_no_keys_get_none():
     assert sum(chain(*found)) <= 3 * 12
 
 
-def test_blocks_that_keep_all_keys_take_no_part():
+def test_blocks_that_are_not_converted_are_left_out_of_the_allocation():
     one, form = donor("llama"), RecurrentForm(features="mean", window=4, sinks=1, hidden=4, steps=2, layers=(1, 4))
     net = wrap(one.model, form)
     found = allocate(net, one, form, donor_moments(net, one))
@@ -193,11 +197,11 @@ def test_blocks_that_keep_all_keys_take_no_part():
     assert sorted(chain(*dealt)) == sorted(chain(*found)) and not any(chain(*(dealt[b] for b in (0, 2, 3, 5))))
 
 
-def test_sizes_dealt_at_random_take_the_same_bytes():
+def test_shuffled_sizes_take_the_same_bytes():
     net = recurrent("gpt2", "mean", slots=4, keys=uneven("gpt2"))
     keys = uneven("gpt2")
     dealt = shuffled_sizes(net, keys, 0)
     assert dealt != keys and sorted(chain(*dealt)) == sorted(chain(*keys))
     other = recurrent("gpt2", "mean", slots=4, keys=dealt)
-    # But for the flags of what is padding, which heads of one memory share.
+    # except for the padding flags, which the heads of a block share
     assert state_bytes(net, 1) == pytest.approx(state_bytes(other, 1), rel=0.02)

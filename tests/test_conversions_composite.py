@@ -1,4 +1,6 @@
-"""Conversions of composites: each part is converted, seams stay, and what is written is what was measured."""
+"""Conversions of composites: each part is converted, seams are unchanged, and the written checkpoint is the measured
+one.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +44,7 @@ SMALL = dict(tokens=4096, held_out=1024, context=32, device="cpu")
 
 
 def chain(*families: str, gauge: bool = False) -> Model:
-    """Two blocks of each family but the last, of which three remain; seams read all that a translation may read."""
+    """Two blocks of each family but the last, which has three. Seams have every kind of input."""
     donors = [tiny.model(family) for family in families]
     if gauge:
         donors = [shared_behind_a_gauge(donor) for donor in donors]
@@ -78,8 +80,8 @@ def test_parts_share_the_composites_own_modules():
 
 @pytest.mark.numeric
 @torch.no_grad()
-def test_the_stream_goes_over_seams_as_in_the_composite():
-    """Block by block by hand, seams that look back and at earlier sites included, beside what hooks see."""
+def test_the_stream_crosses_seams_as_in_the_composite():
+    """Computed by hand, block by block, with seams that look back and read earlier sites, against hooks."""
     model, ids = chain("gpt2", "llama", "qwen2"), tiny.ids(18, 12)
     wanted = residuals(model, ids, range(model.depth))
     stream, earlier = wanted[0], {}
@@ -106,7 +108,7 @@ def test_gauges_planted_in_every_part_are_undone():
     assert apart(logits(refitted, ids), wanted) < 1e-3
 
 
-def test_a_part_that_has_as_many_key_heads_keeps_them():
+def test_a_part_that_already_has_few_key_heads_is_unchanged():
     one, four = tiny.model("llama"), tiny.model("qwen2", num_key_value_heads=4)
     model = as_model(compose(one, four, 2, 3, everything(one, four, 2)))
     assert check_heads(model, 2) == [2, 4]
@@ -140,7 +142,7 @@ def test_a_converted_gpt2_in_a_composite_keeps_its_key_head():
         (("llama", "gemma2"), 1, "scores are softcapped"),
     ],
 )
-def test_every_part_must_be_able_to_have_so_many(families, kv_heads, reason):
+def test_every_part_must_allow_the_requested_number_of_key_heads(families, kv_heads, reason):
     with pytest.raises(UsageError, match=reason):
         check_heads(chain(*families), kv_heads)
 
@@ -149,7 +151,7 @@ def test_every_part_must_be_able_to_have_so_many(families, kv_heads, reason):
 
 
 def recurrent(model: Model, features: str = "hedgehog", **options) -> RecurrentForCausalLM:
-    """With feature maps at random."""
+    """A composite in recurrent form with random feature maps."""
     net = wrap(model, RecurrentForm(**{"features": features, "window": 5, "sinks": 1, "hidden": 4, **options}))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -160,7 +162,7 @@ def recurrent(model: Model, features: str = "hedgehog", **options) -> RecurrentF
 
 @pytest.mark.numeric
 @torch.no_grad()
-def test_a_window_over_the_whole_text_is_the_composite():
+def test_a_window_over_the_whole_text_reproduces_the_composite():
     model, ids = chain("llama", "gpt2", "qwen2"), tiny.ids(2, 24)
     wanted = model.net(ids).logits
     net = wrap(model, RecurrentForm(features="none", window=24, sinks=0))
@@ -174,7 +176,7 @@ def test_a_window_over_the_whole_text_is_the_composite():
 @pytest.mark.numeric
 @pytest.mark.parametrize("features", ["hedgehog", "taylor2", "mean"])
 @torch.no_grad()
-def test_parallel_and_recurrent_form_agree_though_seams_look_back(features):
+def test_parallel_and_recurrent_form_agree_when_seams_look_back(features):
     net = recurrent(chain("gpt2", "llama", "qwen2"), features)
     assert net.histories == [2, 2]
     for length in (1, 2, 6, 20):
@@ -192,8 +194,10 @@ def test_parallel_and_recurrent_form_agree_though_seams_look_back(features):
 
 @pytest.mark.numeric
 @torch.no_grad()
-def test_a_part_alone_may_be_recurrent_with_the_maps_of_its_model():
-    """What stitching a recurrent model would be: its blocks have its own feature maps, the other part keeps all keys."""
+def test_a_single_part_may_be_recurrent_with_the_feature_maps_of_its_model():
+    """Equivalent to stitching a recurrent model: its blocks have their own feature maps, and the other part keeps
+    all keys.
+    """
     a, model, ids = tiny.model("llama"), chain("llama", "gpt2"), tiny.ids(2, 20)
     alone, joined = recurrent(a), recurrent(model, layers=(0, 1))
     for block in range(2):
@@ -204,12 +208,12 @@ def test_a_part_alone_may_be_recurrent_with_the_maps_of_its_model():
     parallel = joined(ids).logits
     handle.remove()
     assert apart(seen[0], wanted) < 1e-5
-    assert apart(seen[0], residuals(a, ids, [2])[2]) > 1e-2  # and not what the stock blocks say
+    assert apart(seen[0], residuals(a, ids, [2])[2]) > 1e-2  # the stock blocks would give other logits
     assert (by_token(joined, ids)[0] - parallel).abs().max() <= 1e-4
 
 
 @pytest.mark.numeric
-def test_exact_keys_are_shared_out_among_parts_of_other_widths():
+def test_exact_keys_are_allocated_across_parts_of_different_widths():
     model, form = chain("gpt2", "llama"), RecurrentForm(features="mean", window=2, slots=4, sinks=1, hidden=4, steps=2)
     net = wrap(model, form)
     one = replace(donor(), model=model)
@@ -241,8 +245,8 @@ def test_beams_follow_their_own_histories():
 
 
 @pytest.mark.parametrize("form", ["composite", "recurrent"])
-def test_narrow_models_keep_translations_and_maps_in_float32(tmp_path, form):
-    """Three parts: the precision that is asked for reaches the configs of the first composite's parts, too."""
+def test_models_in_half_precision_keep_translations_and_maps_in_float32(tmp_path, form):
+    """With three parts: the dtype also reaches the configs of the inner composite's parts."""
     model = chain("gpt2", "llama", "qwen2")
     net = model.net if form == "composite" else recurrent(model, "mean")
     net.save_pretrained(tmp_path)
@@ -254,7 +258,7 @@ def test_narrow_models_keep_translations_and_maps_in_float32(tmp_path, form):
     assert torch.isfinite(again(tiny.ids()).logits).all()
 
 
-def test_conversions_of_narrow_composites_have_the_donors_dtypes(tmp_path):
+def test_conversions_of_half_precision_composites_have_the_donors_dtypes(tmp_path):
     chain("gpt2", "llama").net.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     model = load(tmp_path, dtype=torch.bfloat16)
@@ -289,7 +293,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def ce_again(root: Path, folder: Path, report: dict) -> float:
-    """Of what is on disk, in the windows of the report."""
+    """Scores of the checkpoint on disk, in the windows of the report split."""
     text = dict(SMALL, context=report["context"])
     given = read_donor(str(root / "three"), text=str(root / "text.jsonl"), **text)  # pyright: ignore[reportArgumentType]
     return evaluate({"it": whole_model(read_back(folder))}, given.windows["report"], vocabulary=V)["it"].ce
@@ -321,7 +325,7 @@ def made(root, tmp_path_factory) -> tuple[Path, dict[str, dict]]:
     return folder, found
 
 
-def test_a_document_goes_into_the_down_projections_of_every_part_alone(root, made):
+def test_only_the_down_projections_of_every_part_are_edited(root, made):
     folder, reports = made
     before, after = load(root / "three"), load(folder / "consolidate")
     values = dict(before.net.state_dict())
@@ -337,7 +341,7 @@ def test_a_document_goes_into_the_down_projections_of_every_part_alone(root, mad
 
 
 @pytest.mark.parametrize("kind", ["heads", "recurrent"])
-def test_what_is_written_scores_as_the_report_says(root, made, kind):
+def test_the_written_checkpoint_scores_as_reported(root, made, kind):
     folder, reports = made
     row = next(row for row in reports[kind]["results"] if row["name"] == "converted")
     assert ce_again(root, folder / kind, reports[kind]) == pytest.approx(row["ce"], abs=1e-5)

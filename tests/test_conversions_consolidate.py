@@ -1,4 +1,6 @@
-"""A document in the context against the same document in the weights: exact for linear attention, measured for softmax."""
+"""A document in the context against the same document in the weights: exact for linear attention, measured for
+softmax.
+"""
 
 import dataclasses
 import itertools
@@ -54,7 +56,7 @@ def pico() -> arms.ModelAndText:
 
 @pytest.fixture(scope="module")
 def induction() -> arms.ModelAndText:
-    """A trained model that continues what stood before: `A B … A` with B."""
+    """A trained model that repeats earlier continuations: after `A B … A` it predicts B."""
     return setup_of(load(resolve("demo:induction").folder, dtype=torch.float32, name="demo:induction"))
 
 
@@ -68,7 +70,7 @@ def linear_stack(model: Model, **what) -> list[linear.LinearAttention]:
 
 
 def run_stack(model, layers, x, branches=None, states=None):
-    """The streams that leave each block, and the fast weights each has at the end."""
+    """The stream after each block, and the fast weights of each block at the end."""
     held = []
     for block, layer in enumerate(layers):
         read = weights.norm_module(model, "attention", block)(x)
@@ -82,7 +84,7 @@ def run_stack(model, layers, x, branches=None, states=None):
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @torch.no_grad()
-def test_linear_attention_with_a_branch_reads_as_if_the_context_stood_before(family):
+def test_linear_attention_with_a_branch_computes_as_if_the_context_came_before(family):
     model = tiny.model(family)
     layers = linear_stack(model)
     stream = tiny.noise(20, model.width)
@@ -98,7 +100,7 @@ def test_linear_attention_with_a_branch_reads_as_if_the_context_stood_before(fam
 
 @pytest.mark.numeric
 @torch.no_grad()
-def test_features_that_widen_the_head_have_a_branch_too():
+def test_features_wider_than_the_head_have_a_branch_too():
     model = tiny.model("gpt2")
     layer = linear_stack(model, features=lambda x: torch.cat([x.relu(), (-x).relu(), x.square()], -1))[0]
     x = tiny.noise(12, model.width)
@@ -137,12 +139,12 @@ def test_rotary_attention_and_another_block_s_state_are_refused():
 def test_ridge_on_orthonormal_keys_shrinks_by_one_over_one_plus_strength():
     keys = torch.eye(6, dtype=torch.float64)
     wanted = tiny.noise(6, 3).double()
-    retain = torch.eye(6, dtype=torch.float64) / 6  # as much as the keys' own
+    retain = torch.eye(6, dtype=torch.float64) / 6  # as strong as the keys' own
     torch.testing.assert_close(slow.ridge(keys, wanted, retain, 3.0), wanted / 4)
 
 
 @pytest.mark.numeric
-def test_a_growing_strength_changes_nothing_in_the_end():
+def test_a_very_large_strength_gives_a_zero_edit():
     keys, wanted = tiny.noise(20, 6), tiny.noise(20, 3, seed=1)
     sizes = [slow.ridge(keys, wanted, torch.eye(6), strength).norm() for strength in (0.1, 1.0, 1e3, 1e9)]
     assert all(after < before for before, after in itertools.pairwise(sizes))
@@ -150,7 +152,7 @@ def test_a_growing_strength_changes_nothing_in_the_end():
 
 
 @pytest.mark.numeric
-def test_ridge_leaves_the_directions_of_other_text_alone_where_the_keys_have_others():
+def test_ridge_does_not_change_outputs_in_directions_that_only_other_text_uses():
     keys, wanted = torch.zeros(10, 6), tiny.noise(10, 3)
     keys[:, :3] = tiny.noise(10, 3, seed=1)
     keys[:, 3:] = 0.1 * tiny.noise(10, 3, seed=2)
@@ -160,12 +162,12 @@ def test_ridge_leaves_the_directions_of_other_text_alone_where_the_keys_have_oth
 
 
 @pytest.mark.numeric
-def test_independent_keys_are_met_exactly_without_strength():
+def test_independent_keys_are_fitted_exactly_without_strength():
     keys, wanted = tiny.noise(4, 6), tiny.noise(4, 3, seed=1).double()
     torch.testing.assert_close(keys.double() @ slow.ridge(keys, wanted, torch.eye(6), 0.0), wanted)
 
 
-def test_ridge_refuses_what_has_no_answer():
+def test_ridge_refuses_unsolvable_problems():
     keys, wanted = tiny.noise(8, 6), tiny.noise(8, 3)
     with pytest.raises(UsageError, match="covariance must be of the keys' width, 6; got 5"):
         slow.ridge(keys, wanted, torch.eye(5), 1.0)
@@ -193,8 +195,10 @@ def _covariance(width: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.numeric
-def test_curvature_predicts_what_a_small_change_of_one_block_costs(pico):
-    """Measured: the mean KL on the text the curvature is of; K-FAC leaves out how tokens and layers add up."""
+def test_curvature_predicts_the_cost_of_a_small_change_of_one_block(pico):
+    """Measured: the mean KL on the text of the curvature. K-FAC ignores correlations between tokens and between
+    layers.
+    """
     model, windows = pico.model, pico.windows["fit"]
     block = model.depth - 1
     edit = {block: 0.01 * tiny.noise(*slow.down_projection(model, block).shape)}
@@ -219,7 +223,7 @@ def test_covariances_of_another_model_and_of_too_little_text_are_refused(pico):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
 @torch.no_grad()
-def test_an_edit_written_is_an_edit_called(family):
+def test_writing_an_edit_equals_passing_it_to_the_forward_call(family):
     model = tiny.model(family)
     edit = {b: 0.1 * tiny.noise(*slow.down_projection(model, b).shape, seed=b) for b in (1, 4)}
     ids = tiny.ids()
@@ -240,19 +244,19 @@ def test_scaling_ends_just_below_the_budget(factor, power):
     assert scale == slow.LARGEST or factor * scale**power >= 0.9 * 0.02
 
 
-def test_scaling_begins_where_it_is_told_and_ends_when_near_enough():
+def test_scaling_starts_at_the_given_factor_and_stops_when_close_enough():
     tried = []
     scale = slow.scale_to_cost(lambda s: tried.append(s) or 0.02 * s**2, 0.02, start=0.93, within=0.2)
     assert tried == [scale] == [0.93]  # costs 0.86 of the budget
     assert 0.97 < slow.scale_to_cost(lambda s: 0.02 * s**2, 0.02, start=0.93) < 1
 
 
-def test_scaling_ends_where_an_edit_costs_nothing():
+def test_scaling_ends_for_an_edit_without_cost():
     assert slow.scale_to_cost(lambda s: -0.001 * s, 0.02) == slow.LARGEST
 
 
-def test_an_edit_is_scaled_on_more_text_than_the_search_begins_with(pico, monkeypatch):
-    """Twice as dear on few tokens as on many: the many count, and are read in few tries."""
+def test_scaling_ends_on_more_text_than_it_starts_with(pico, monkeypatch):
+    """The cost on few tokens is twice the cost on many. The result uses the many, which are read only a few times."""
     monkeypatch.setattr(arms, "FIRST_TOKENS", 64)
     setup, read = setup_of(pico.model), []
 
@@ -273,17 +277,19 @@ def test_an_edit_is_scaled_on_more_text_than_the_search_begins_with(pico, monkey
 
 @pytest.mark.numeric
 @torch.no_grad()
-def test_the_target_is_what_the_donor_says_with_the_document_before_the_query(pico):
+def test_the_target_is_the_donors_prediction_with_the_document_before_the_query(pico):
     document, asked = tiny.ids(1, 20, seed=5)[0], tiny.ids(3, 16, seed=6)
     labelled = queries.label_queries(pico.model, document, asked)
     whole = torch.cat([torch.full((3, 1), tiny.BOS), document.expand(3, -1), asked], 1)
     expected = pico.model.net(whole).logits.log_softmax(-1)[:, 20 + queries.GIVEN : -1]
     torch.testing.assert_close(labelled.target, expected, rtol=1e-5, atol=1e-5)
     own = queries.score_queries(pico.model, queries.PrefixedQueries(labelled, document.expand(3, -1)))
-    assert own.kl is not None and own.kl.abs().max() < 1e-4  # behind the document itself nothing is missing
+    assert (
+        own.kl is not None and own.kl.abs().max() < 1e-4
+    )  # the donor reads the document itself, so nothing is missing
 
 
-def test_the_share_kept_is_none_without_and_all_with_the_document():
+def test_the_share_kept_is_zero_without_and_one_with_the_document():
     def scores(*nats: float) -> Scores:
         some = torch.tensor(nats, dtype=torch.float64)
         return Scores(some, some, some, torch.full_like(some, 10))
@@ -296,12 +302,12 @@ def test_the_share_kept_is_none_without_and_all_with_the_document():
     assert low < share < high
 
 
-def test_passages_are_of_the_document_and_prefixes_of_the_other_text(pico):
+def test_passages_come_from_the_document_and_prefixes_from_other_text(pico):
     document, generator = torch.arange(3, 10), torch.Generator().manual_seed(0)
     found = queries.passages(document, 50, 16, generator)
     steps = found.diff(dim=1)
     assert found.shape == (50, 16)
-    assert ((steps == 1) | (steps == -6)).all()  # the document again and again
+    assert ((steps == 1) | (steps == -6)).all()  # the document, repeated
     prefixes = queries.unrelated_prefixes(pico.windows["fit"], 50, 8, generator)
     text = pico.windows["fit"].ids.unfold(1, 8, 1).flatten(0, 1)
     assert all((text == one).all(1).any() for one in prefixes)
@@ -322,7 +328,7 @@ def test_continuations_depend_on_the_seed_alone(pico):
 
 @torch.no_grad()
 def recall(setup: arms.ModelAndText, document, asked, edit=None, scale=1.0) -> float:
-    """Mean nats of the last token of each query, behind unseen noise."""
+    """Mean nats of the last token of each query after an unseen random prefix."""
     labelled = queries.label_queries(setup.model, document, asked, given=asked.shape[1] - 1)
     prefixes = queries.unrelated_prefixes(setup.windows["report"], len(asked), 20, torch.Generator().manual_seed(9))
     changed = {} if edit is None else slow.edited_parameters(setup.model, edit, scale)
@@ -330,12 +336,12 @@ def recall(setup: arms.ModelAndText, document, asked, edit=None, scale=1.0) -> f
 
 
 def association(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A document that says one thing again and again, A B C, and the question A B → C."""
+    """A document that repeats A B C, and the question A B → C."""
     drawn = torch.randint(300, 4000, (3,), generator=torch.Generator().manual_seed(seed))
     return drawn.repeat(8), drawn[None]
 
 
-def test_a_planted_association_is_recalled_without_context_and_others_are_not_changed(induction):
+def test_a_planted_association_is_recalled_without_context_and_others_do_not_change(induction):
     (document, asked), (wrong, elsewhere) = association(1), association(2)
     budget = 0.05
     edit, scale = arms.consolidate_document(induction, document, budget)
@@ -346,12 +352,12 @@ def test_a_planted_association_is_recalled_without_context_and_others_are_not_ch
     assert recall(induction, document, asked, edit, scale) < without - 0.5 * (without - with_it)
     assert abs(recall(induction, document, elsewhere, edit, scale) - recall(induction, document, elsewhere)) < 0.5
     other, other_scale = arms.consolidate_document(induction, wrong, budget)
-    assert recall(induction, document, asked, other, other_scale) > without - 0.5  # the wrong document does not help
+    assert recall(induction, document, asked, other, other_scale) > without - 0.5  # the other document does not help
     cost, low, high = induction.retention_cost(edit, scale)
     assert low <= cost <= high and cost < 2 * budget
 
 
-def test_natural_gradient_stays_within_reach_and_comes_closer_to_the_donor(pico):
+def test_natural_gradient_stays_within_reach_and_approaches_the_donor(pico):
     document = tiny.ids(1, 30, seed=5)[0]
     labelled = arms.queries_about(pico.model, document, queries=12)
     reach = 0.01
@@ -368,7 +374,7 @@ def test_natural_gradient_stays_within_reach_and_comes_closer_to_the_donor(pico)
     assert before is not None and after is not None and after.sum() < before.sum()
 
 
-def test_all_arms_fit_and_the_noise_is_as_long_as_the_edit(pico):
+def test_all_methods_run_and_the_noise_has_the_norm_of_the_edit(pico):
     document, other = tiny.ids(2, 30, seed=5)
     edits = {name: make() for name, make in arms.arms(pico, document, other, 0.02).items()}
     assert all(set(edit) == set(range(pico.model.depth)) for edit in edits.values())
@@ -402,7 +408,7 @@ def run(folder, family="gpt2", context="note.txt", out="out", *more):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_command_writes_a_stock_checkpoint_that_differs_in_its_down_projections_alone(texts, family):
+def test_the_command_writes_a_stock_checkpoint_that_differs_only_in_its_down_projections(texts, family):
     result = run(texts, family, "note.txt", f"out-{family}", "--queries", str(texts / "queries.txt"))
     assert result.exit_code == 0, result.output
     for row in ("donor", "reference:with context", "converted", "baseline:sgd", "null:other document"):
@@ -415,7 +421,7 @@ def test_the_command_writes_a_stock_checkpoint_that_differs_in_its_down_projecti
     assert changed and all("mlp.c_proj.weight" in name or "mlp.down_proj.weight" in name for name in changed)
 
 
-def test_the_checkpoint_answers_as_the_edit_that_the_report_is_of(texts):
+def test_the_checkpoint_computes_what_the_reported_edit_does(texts):
     from stitch.conversions.consolidation.convert import consolidate
 
     folder = texts / "again"
@@ -444,7 +450,9 @@ def test_the_checkpoint_answers_as_the_edit_that_the_report_is_of(texts):
         ("gemma2", "note.txt", [], "Gemma 2 has a norm between them"),
     ],
 )
-def test_what_cannot_be_consolidated_is_refused_in_one_line(texts, family, context, more, message):
+def test_documents_and_models_that_cannot_be_consolidated_are_refused_in_one_line(
+    texts, family, context, more, message
+):
     more = [str(texts / one) if one.endswith(".txt") else one for one in more]
     result = run(texts, family, context, "refused", *more)
     assert result.exit_code == 2, result.output
@@ -469,8 +477,10 @@ def test_a_composite_with_a_norm_after_an_mlp_in_any_part_is_refused():
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_model_cut_in_two_is_consolidated_as_the_whole(family):
-    """Curvature and edits block by block, though no gradient reaches embeddings where a seam looks tokens up."""
+def test_a_model_cut_in_two_is_consolidated_like_the_whole_model(family):
+    """Curvature and edits agree block by block, although no gradient reaches the embeddings where a seam has
+    look-ups.
+    """
     whole = tiny.model(family)
     two = as_model(compose(whole, whole, 2, 2, identity(whole, 2)))
     document = tiny.ids(1, 30, seed=5)[0]
@@ -489,7 +499,7 @@ def test_a_model_cut_in_two_is_consolidated_as_the_whole(family):
 
 
 @pytest.mark.numeric
-def test_curvature_is_that_of_each_part_where_a_seam_looks_tokens_up():
+def test_curvature_of_a_composite_with_look_ups_is_that_of_each_part():
     model = as_model(chained("gpt2", "llama", make=everything))
     setup = setup_of(model)
     sizes = [(len(setup.curvature.neurons[b]), len(setup.curvature.gradients[b])) for b in range(model.depth)]

@@ -1,4 +1,4 @@
-"""Fewer key heads: exact where it can be, as far off as predicted where it cannot, and loadable by plain transformers."""
+"""Fewer key heads: exact where possible, elsewhere with the predicted error, and loadable by plain transformers."""
 
 import itertools
 import json
@@ -38,13 +38,15 @@ from stitch.internals import weights
 from stitch.internals.attend import heads_of, rotated, scores
 from tolerance import apart, rounding
 
-# What is exact
+# Exact cases
 
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", KINDS)
 def test_a_planted_gauge_is_undone(family):
-    """The planted keys are one behind a complex scale per plane, the values one behind a matrix: nothing need be lost."""
+    """All key heads equal one up to a complex scale per plane, all value heads equal one up to a matrix, so nothing
+    is lost.
+    """
     model = shared_behind_a_gauge(pico(family))
     net = with_heads(model, converted(model, OURS))
     ids = windows(seed=2)
@@ -59,8 +61,8 @@ def test_a_planted_gauge_is_undone(family):
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_planted_turn_is_undone_where_queries_and_keys_are_normalised(biased):
-    """Gains alike in both dimensions of a plane, every key head the first one turned: nothing need be lost."""
+def test_a_planted_rotation_is_undone_where_queries_and_keys_are_normalised(biased):
+    """Gains are equal in both dimensions of a plane and every key head is the first one rotated, so nothing is lost."""
     model = shared_behind_a_gauge(pico("qwen3", attention_bias=biased), scaled=False)
     ids = windows(seed=2)
     for block in range(model.depth):
@@ -99,8 +101,8 @@ def test_groups_of_one_head_reproduce_the_donor_at_full_rank(family):
 
 
 @pytest.mark.numeric
-def test_whole_groups_change_places_with_their_query_heads():
-    """Merging (0, 3) and (1, 2) of four heads: had their places stayed, nothing would match any more."""
+def test_merged_groups_are_reordered_with_their_query_heads():
+    """Merges (0, 3) and (1, 2) of four heads. Without the reordering, query heads would use the wrong keys."""
     model = pico("llama", num_attention_heads=8, num_key_value_heads=4, head_dim=10)
     for block in range(model.depth):
         of = weights.attention(model, block)
@@ -113,7 +115,7 @@ def test_whole_groups_change_places_with_their_query_heads():
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_converted_models_share_all_but_their_attentions_with_the_donor(family):
+def test_converted_models_share_everything_but_attention_with_the_donor(family):
     model = pico(family)
     net = with_heads(model, converted(model, OURS))
     own = {value.data_ptr() for value in model.net.parameters()}
@@ -124,7 +126,7 @@ def test_converted_models_share_all_but_their_attentions_with_the_donor(family):
 
 
 @pytest.mark.numeric
-def test_refitting_outputs_changes_nothing_where_nothing_is_lost():
+def test_refitting_outputs_changes_nothing_when_nothing_is_lost():
     model = shared_behind_a_gauge(pico("llama"))
     ids = windows(seed=2)
     wanted = logits(model.net, ids)
@@ -133,8 +135,8 @@ def test_refitting_outputs_changes_nothing_where_nothing_is_lost():
 
 
 @pytest.mark.numeric
-def test_a_refit_moves_the_bias_where_there_is_one():
-    """The stream has drifted by a constant: no output weights can make up for it, the bias can."""
+def test_a_refit_changes_the_bias_if_there_is_one():
+    """The stream is shifted by a constant, which output weights cannot correct but the bias can."""
     model = pico("gpt2")
     stream = {split: model.embedding(windows(seed=seed).long()).detach() for split, seed in (("fit", 0), ("sweep", 1))}
     old = weights.attention(model, 0)
@@ -145,7 +147,7 @@ def test_a_refit_moves_the_bias_where_there_is_one():
     assert new.o_bias is not None and torch.allclose(new.o_bias, old.o_bias.double() + 0.5, atol=0.02)
 
 
-# How far off
+# Approximation error
 
 
 def moments_of(seed: int, *, old: int = 3, d: int = 8, rotary: bool = False, context: int = 64) -> KeyMoments:
@@ -163,7 +165,7 @@ def moments_of(seed: int, *, old: int = 3, d: int = 8, rotary: bool = False, con
 
 
 @pytest.mark.numeric
-def test_without_rotation_no_shared_key_is_better():
+def test_without_rotation_the_closed_form_is_optimal():
     """Eckart and Young: gradient descent on the predicted error, from random maps, ends above the closed form."""
     moments = moments_of(0)
     best = contraction.predicted_error(contraction.by_frequency(moments), moments)
@@ -196,7 +198,7 @@ def test_without_rotation_no_shared_key_is_better():
 
         descent.step(closure)
         ends.append(float(loss().detach()))
-    assert best - 1e-9 <= min(ends) <= 1.1 * best  # and it is no loose bound
+    assert best - 1e-9 <= min(ends) <= 1.1 * best  # and the bound is tight
 
 
 @pytest.mark.numeric
@@ -209,7 +211,7 @@ def test_the_predicted_error_is_that_of_independent_queries_and_keys(rotary):
     stacked = torch.randn(count, 24, generator=generator, dtype=torch.float64) @ root
     offset = (
         moments.context * (1 - torch.rand(count, generator=generator).double().sqrt())
-    ).long()  # a causal window's
+    ).long()  # distances in a causal window
 
     def turned(x: Tensor) -> Tensor:
         return rotated(x[:, None].transpose(0, 1), moments.frequencies, offset).transpose(0, 1)[:, 0]
@@ -224,8 +226,10 @@ def test_the_predicted_error_is_that_of_independent_queries_and_keys(rotary):
 
 
 @pytest.mark.numeric
-def test_the_mean_of_keys_counts_as_far_as_rotation_tells_its_places_apart():
-    """What all keys share moves all scores of a row alike where nothing turns, and none alike where everything does."""
+def test_the_mean_of_keys_counts_only_in_planes_that_rotate():
+    """In a plane without rotation, the mean of the keys shifts all scores of a row equally; in a fast plane it does
+    not.
+    """
     frequencies = torch.tensor([3.0, 1e-6], dtype=torch.float64)
     zero, mean = torch.zeros(8, 8, dtype=torch.float64), torch.full((8,), 2.0, dtype=torch.float64)
     of = KeyMoments(mean, zero, torch.eye(4, dtype=torch.float64)[None], (0,), frequencies, 4096)
@@ -235,8 +239,7 @@ def test_the_mean_of_keys_counts_as_far_as_rotation_tells_its_places_apart():
 
 
 @pytest.mark.numeric
-def test_planes_that_hardly_turn_are_better_merged_together():
-    """And planes that do turn are not."""
+def test_slow_planes_are_better_merged_together_and_fast_planes_are_not():
     turning = moments_of(5, rotary=True)
     still = replace(turning, frequencies=1e-9 * turning.frequencies)
     apart, together = (
@@ -248,7 +251,7 @@ def test_planes_that_hardly_turn_are_better_merged_together():
 
 @pytest.mark.numeric
 def test_the_generator_of_a_planted_rotation_is_found():
-    """Keys of a second head are the first's behind a gauge: the shared subspace turns exactly as RoPE does."""
+    """Keys of the second head equal the first's up to a gauge, so the shared subspace rotates exactly as RoPE does."""
     moments = moments_of(6, old=2, rotary=True)
     angle = torch.tensor([0.3, 1.1, -2.0, 0.7], dtype=torch.float64)
     cos, sin = angle.cos().diag(), angle.sin().diag()
@@ -256,13 +259,13 @@ def test_the_generator_of_a_planted_rotation_is_found():
     both = torch.cat([torch.eye(8, dtype=torch.float64), gauge])
     planted = replace(
         moments, covariance=both @ both.T
-    )  # its own planes are isotropic, so the compressed generator is skew
+    )  # its planes are isotropic, so the compressed generator is skew-symmetric
     assert contraction.predicted_error(contraction.aligned(planted), planted) < 1e-9
     assert contraction.predicted_error(contraction.by_frequency(planted), planted) < 1e-9
 
 
 @pytest.mark.numeric
-def test_least_squares_only_gets_nearer():
+def test_least_squares_reduces_the_error_in_every_round():
     model = pico("llama")
     stream = model.embedding(windows().long()).detach()
     moments = block_moments(model, 0, stream)
@@ -276,8 +279,10 @@ def test_least_squares_only_gets_nearer():
 
 @pytest.mark.numeric
 @torch.no_grad()
-def test_the_error_of_keys_is_that_of_the_merged_models_scores():
-    """A second implementation: scores of the merged weights against those of the donor, softmax-blind shifts taken out."""
+def test_the_error_of_keys_is_the_error_of_the_merged_models_scores():
+    """A second implementation: scores of the merged weights against the donor's, without the shifts that softmax
+    ignores.
+    """
     model = pico("qwen2")
     stream = model.embedding(windows().long()).detach()
     moments = block_moments(model, 0, stream)
@@ -312,8 +317,10 @@ def test_moments_are_those_of_the_attention():
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", KINDS)
-def test_what_shared_heads_leave_unused_is_under_the_floor(family):
-    """One head behind gauges: stacked keys and values span a head's dimensions, and no other may count as used."""
+def test_unused_dimensions_of_shared_heads_are_below_the_floor(family):
+    """All heads equal one up to gauges: stacked keys and values span the dimensions of one head, and no others count
+    as used.
+    """
     model = shared_behind_a_gauge(pico(family))
     moments = block_moments(model, 0, model.embedding(windows().long()).detach())
     size = model.width // weights.attention(model, 0).q.shape[1]
@@ -332,7 +339,7 @@ def test_all_partitions_are_tried_up_to_eight_heads():
 
 @pytest.mark.parametrize("old, new", [(8, 4), (12, 4)])
 def test_planted_clusters_are_found(old, new):
-    """Heads with the same remainder belong together: costs are paid for every pair that does not."""
+    """Heads with the same remainder belong together; every pair with different remainders adds to the cost."""
 
     def cost(group: tuple[int, ...]) -> float:
         return 1.0 * sum(a % new != b % new for a, b in itertools.combinations(group, 2))
@@ -390,8 +397,10 @@ def test_the_report_has_every_baseline_with_and_without_refit(made, family):
     assert json.loads((made[family][1] / "report.json").read_text()) == json.loads(json.dumps(report))
 
 
-def test_plain_transformers_loads_what_was_written(made):
-    """In a process of its own, without this package: stock classes, as many key heads, cached decoding equal to one pass."""
+def test_plain_transformers_loads_the_checkpoint(made):
+    """In a process without this package: stock classes, the requested number of key heads, cached decoding equal to
+    one pass.
+    """
     folders = [str(made[family][1]) for family in ("gpt2", "llama", "qwen3")]
     code = f"""
 import sys, torch
@@ -415,8 +424,8 @@ for folder in {folders!r}:
     assert max(float(apart) for _, apart, _ in found) < 1e-4
 
 
-def test_a_gpt2_with_its_heads_doubled_up_is_its_big_code(made):
-    """Every head has the same keys and values: one key head says the same, so the two classes must agree."""
+def test_a_gpt2_with_identical_heads_equals_its_gpt_bigcode(made):
+    """Every head has the same keys and values, so one key head computes the same and the two classes must agree."""
     model = pico("gpt2")
     for block in range(model.depth):
         of = weights.attention(model, block)
@@ -428,7 +437,7 @@ def test_a_gpt2_with_its_heads_doubled_up_is_its_big_code(made):
     assert apart(found, logits(model.net, ids)) < tolerance.of_a_pass(model)
 
 
-def test_fine_tuning_brings_it_nearer_and_is_given_to_baselines(tmp_path):
+def test_fine_tuning_reduces_the_loss_and_is_applied_to_baselines(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     donor = tiny.save(tmp_path / "llama", "llama", num_hidden_layers=2)
     report = convert_heads(
@@ -443,17 +452,17 @@ def test_fine_tuning_brings_it_nearer_and_is_given_to_baselines(tmp_path):
 
 
 @pytest.mark.parametrize("kv_heads", [0, 2, 3])
-def test_key_heads_that_do_not_divide_what_there_is_are_refused(kv_heads):
+def test_numbers_of_key_heads_that_do_not_divide_the_old_number_are_refused(kv_heads):
     with pytest.raises(UsageError, match="proper divisor of the 2 key heads of llama"):
         check_heads(pico("llama"), kv_heads)
 
 
-def test_a_gpt2_gets_one_key_head_or_none_is_merged():
+def test_a_gpt2_accepts_only_one_key_head_or_all():
     with pytest.raises(UsageError, match="kv_heads must be 1 for a GPT-2; got 2"):
         check_heads(pico("gpt2"), 2)
 
 
-def test_scores_that_are_softcapped_are_refused():
+def test_models_with_softcapped_scores_are_refused():
     with pytest.raises(UsageError, match="its scores are softcapped"):
         check_heads(tiny.model("gemma2"), 1)
 
@@ -465,7 +474,7 @@ def test_weights_that_are_not_finite_are_refused():
         check_heads(model, 1)
 
 
-def test_a_folder_that_is_there_is_not_overwritten(tmp_path):
+def test_an_existing_folder_is_not_overwritten(tmp_path):
     (tmp_path / "full").mkdir()
     with pytest.raises(UsageError, match="out must not exist"):
         convert_heads("demo:llama", tmp_path / "full", kv_heads=1)

@@ -1,4 +1,6 @@
-"""N-gram memories: exact where a stream depends on n tokens alone, known answers elsewhere; what is written loads and decodes."""
+"""N-gram memories: exact where a stream depends on n tokens only, known answers elsewhere; checkpoints load and
+decode.
+"""
 
 import functools
 import json
@@ -74,7 +76,7 @@ def donor(root: Path, name: str) -> Donor:
 def memory(
     root: Path, name: str, order: int, site: int = 1, *, plain: bool = False
 ) -> tuple[Donor, NgramMemory, dict[str, float]]:
-    """A memory of n-grams up to `order` and its R² by stage; a plain one without ridge and without tokens ago."""
+    """A memory of n-grams up to `order` and its R² by stage. `plain` has no ridge and no skipped tokens."""
     given, shape = donor(root, name), NgramShape(order=order, rows=4000, skips=order - 1)
     fit_data = read_fit_data(given, site, shape, tables_for(given, shape, BUDGET))
     steps = {}
@@ -93,7 +95,7 @@ def memory(
 @pytest.mark.numeric
 @pytest.mark.parametrize("name, order", [("one", 1), ("two", 2), ("three", 3)])
 @torch.no_grad()
-def test_a_stream_that_depends_on_n_tokens_is_looked_up_exactly_wherever_these_were_seen(root, name, order):
+def test_a_stream_that_depends_on_n_tokens_is_looked_up_exactly_for_known_ngrams(root, name, order):
     given, found, r2 = memory(root, name, order, plain=True)
     ids = given.windows["report"].ids.long()
     net = build_composite(given.model, 1, found.translation)
@@ -105,7 +107,7 @@ def test_a_stream_that_depends_on_n_tokens_is_looked_up_exactly_wherever_these_w
     error = (got - wanted).norm(dim=-1) / wanted.norm(dim=-1)
     assert known[:, 1:].float().mean() > 0.8
     assert error[known].max() < 1e-5
-    whole = known.cumprod(1).bool()  # what comes after an unknown n-gram has seen it
+    whole = known.cumprod(1).bool()  # later tokens have seen the unknown n-gram
     assert (net(ids).logits - given.model.net(ids).logits).abs()[whole].max() < 1e-3
     assert list(r2.values()) == sorted(r2.values()) and (order == 1 or r2["1-grams"] < 0.9)
 
@@ -128,11 +130,11 @@ def one_hot_problem(tokens: int, sizes: tuple[int, ...], seed: int) -> TableSamp
 
 
 @pytest.mark.numeric
-def test_passes_without_end_reach_the_joint_ridge_solution(monkeypatch):
-    """Penalty κ · mass / count on a row is what n / (n + κ) of its weighted mean is."""
+def test_repeated_passes_converge_to_the_joint_ridge_solution(monkeypatch):
+    """A penalty of κ · mass / count on a row is equivalent to the factor n / (n + κ) on its weighted mean."""
     monkeypatch.setattr(backfitting, "SHRINKAGES", (2.0,))
     monkeypatch.setattr(backfitting, "LEAST_COUNTS", (1,))
-    monkeypatch.setattr(backfitting, "GAIN", -1e9)  # never enough to stop
+    monkeypatch.setattr(backfitting, "GAIN", -1e9)  # so small that passes never stop early
     monkeypatch.setattr(backfitting, "TOKENS_PER_COUNT", 100)
     sizes = (5, 9, 4)
     fit = one_hot_problem(300, sizes, 1)
@@ -153,7 +155,7 @@ def test_passes_without_end_reach_the_joint_ridge_solution(monkeypatch):
 
 
 @pytest.mark.numeric
-def test_some_tables_alone_and_what_is_explained_already_are_as_if_collected_so():
+def test_selected_tables_and_explained_targets_are_as_if_collected_that_way():
     sizes = (5, 9, 4)
     fit = one_hot_problem(300, sizes, 2)
     seen = collect(sizes, [fit])
@@ -168,8 +170,10 @@ def test_some_tables_alone_and_what_is_explained_already_are_as_if_collected_so(
 
 
 @pytest.mark.numeric
-def test_r2_by_order_is_the_share_of_variance_that_was_planted():
-    """Every pair equally often; what pairs add has mean zero over the token before, and three times the variance of tokens."""
+def test_r2_by_order_is_the_planted_share_of_variance():
+    """All pairs are equally frequent. The effect of pairs has mean zero over the previous token and three times the
+    variance of tokens.
+    """
     size = 8
     token, pair = tiny.noise(size, 1, 3), tiny.noise(size, size, 3, seed=1)
     token, pair = token - token.mean(0), pair - pair.mean(1, keepdim=True)
@@ -187,7 +191,7 @@ def test_r2_by_order_is_the_share_of_variance_that_was_planted():
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("noise, wanted", [(8.0, 8.0), (1.0, 1.0), (64.0, 64.0)])
-def test_the_shrinkage_chosen_is_the_ratio_of_noise_to_signal(noise, wanted):
+def test_the_chosen_shrinkage_is_the_ratio_of_noise_to_signal(noise, wanted):
     """Rows ~ N(0, 1), tokens ~ N(row, noise): the posterior mean of n tokens is their mean times n / (n + noise)."""
     rows, size = tiny.noise(4000, 8), 6
     places = torch.arange(4000).repeat_interleave(size)[None]
@@ -203,8 +207,8 @@ def test_the_shrinkage_chosen_is_the_ratio_of_noise_to_signal(noise, wanted):
     assert torch.allclose(found.rows[0], means * size / (size + wanted))
 
 
-def test_rows_of_contexts_too_rare_to_trust_are_left_out():
-    """Contexts seen once carry noise, those seen nine times a signal."""
+def test_rows_of_rare_contexts_are_left_out():
+    """Contexts seen once carry noise; those seen nine times carry a signal."""
     places = torch.cat([torch.arange(500), torch.arange(500, 600).repeat_interleave(9)])[None]
     signal = torch.cat([torch.zeros(500, 4), tiny.noise(100, 4)])
 
@@ -227,10 +231,10 @@ def windows(count: int, context: int, seed: int) -> Windows:
     return Windows(ids, torch.arange(count, dtype=torch.int32)[:, None].expand(-1, context))
 
 
-def test_the_audit_finds_a_planted_copy_wherever_it_stands_and_nothing_else():
+def test_the_audit_finds_planted_copies_and_nothing_else():
     fit, report = windows(40, 64, 1), windows(10, 64, 2)
     report.ids[3, 20 : 20 + RUN] = fit.ids[7, 5 : 5 + RUN]
-    report.ids[6, 10 : 10 + RUN - 1] = fit.ids[8, 9 : 9 + RUN - 1]  # one too short
+    report.ids[6, 10 : 10 + RUN - 1] = fit.ids[8, 9 : 9 + RUN - 1]  # one token too short
     wanted = torch.zeros(10, 64, dtype=torch.bool)
     wanted[3, 20 : 20 + RUN] = True
     assert torch.equal(copies(fit.ids, report.ids), wanted)
@@ -246,7 +250,7 @@ def test_the_audit_counts_ngrams_as_a_set_of_tuples_does():
     assert found.seen[2] == pytest.approx(sum(map(sum, hits)) / 300) and found.seen[1] > found.seen[2] > 0
 
 
-def test_costs_by_knowledge_add_up_to_the_whole(root):
+def test_losses_on_seen_and_unseen_ngrams_add_up_to_the_whole(root):
     given, found, _ = memory(root, "llama", 2, 2)
     audit = audit_leakage(given.windows["fit"], given.windows["report"], 2, V)
     known = loss_by_leakage(given, 2, found.translation, audit, BUDGET)
@@ -264,7 +268,7 @@ def test_costs_by_knowledge_add_up_to_the_whole(root):
 
 @pytest.fixture(scope="module")
 def converted(root, tmp_path_factory) -> Path:
-    """Memories of three families in one folder; Gemma scales its embeddings, GPT-2 has learned positions."""
+    """Memories of three families in one folder. Gemma scales its embeddings; GPT-2 has learned positions."""
     folder = tmp_path_factory.mktemp("converted")
     for name, drop, order in (("llama", 2, 3), ("gpt2", 1, 2), ("gemma2", 3, 2)):
         convert(root, name, folder / name, drop=drop, shape=NgramShape(order=order, rows=2000, skips=3))
@@ -292,7 +296,7 @@ def test_checkpoints_decode_and_reload_where_this_package_is_missing(root, conve
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
 @torch.no_grad()
-def test_decoding_token_by_token_and_with_padding_gives_what_the_whole_text_does(converted, name):
+def test_decoding_token_by_token_and_with_padding_agrees_with_one_pass(converted, name):
     net, ids = load(converted / name).net, tiny.ids(2, 14)
     assert torch.allclose(in_chunks(net, ids, tuple(range(1, 14))), net(ids).logits, atol=2e-5)
     padded, mask = left_padded((11, 4))
@@ -302,8 +306,10 @@ def test_decoding_token_by_token_and_with_padding_gives_what_the_whole_text_does
 
 @pytest.mark.parametrize("name, site", [("llama", 2), ("gpt2", 1), ("gemma2", 3)])
 @torch.no_grad()
-def test_the_model_that_is_written_computes_what_the_report_scored(root, converted, name, site):
-    """Its embedding is the table by token, whatever scale the family gives it; learned positions are in the memory alone."""
+def test_the_written_model_computes_what_the_report_scored(root, converted, name, site):
+    """Its embedding is the table by token, for any embedding scale of the family; learned positions are in the
+    memory only.
+    """
     report = json.loads((converted / name / "report.json").read_text())
     given = donor(root, name)
     scores = evaluate({"again": whole_model(load(converted / name).net)}, given.windows["report"], vocabulary=V)
@@ -325,7 +331,7 @@ def batch_of(ids: torch.Tensor):
     return Batch(ids.long(), slice(0, len(ids)))
 
 
-def test_a_memory_beats_removal_the_mean_and_its_own_rows_dealt_out_anew(converted):
+def test_a_memory_beats_removal_the_mean_and_its_own_rows_permuted(converted):
     report = json.loads((converted / "llama" / "report.json").read_text())
     kl = {row["name"]: row["kl_to_b"] for row in report["results"]}
     for other in ("reference:passthrough", "floor:mean", "null:random-table", "baseline:1-grams"):
@@ -334,7 +340,7 @@ def test_a_memory_beats_removal_the_mean_and_its_own_rows_dealt_out_anew(convert
     assert r2["null:random-table"] < 0.1 < r2["baseline:1-grams"] < r2["converted"] < 1
 
 
-def test_the_null_has_the_same_rows_by_other_keys(root):
+def test_the_null_has_the_same_rows_under_other_keys(root):
     _, found, _ = memory(root, "llama", 2, 2)
     null = with_shuffled_rows(found.translation, 0)
     for term, other in zip(found.translation.terms, null.terms, strict=True):
@@ -353,7 +359,7 @@ def test_the_same_request_gives_the_same_bytes(root, converted, tmp_path):
 
 
 @torch.no_grad()
-def test_a_converted_model_continued_by_its_donor_is_itself(root, converted):
+def test_a_converted_model_continued_by_its_donor_is_unchanged(root, converted):
     memory_of, whole = load(converted / "llama"), load(root / "llama")
     identity = Translation("identity", (Term(Residual(1), None),), torch.zeros(whole.width))
     ids = tiny.ids()
@@ -361,7 +367,7 @@ def test_a_converted_model_continued_by_its_donor_is_itself(root, converted):
     assert torch.equal(joined(ids, use_cache=False).logits, memory_of.net(ids, use_cache=False).logits)
 
 
-def test_a_converted_model_can_be_the_first_of_two_and_a_composite_can_be_converted(root, converted, tmp_path):
+def test_a_converted_model_can_be_a_donor_and_a_composite_can_be_converted(root, converted, tmp_path):
     wanted = Settings(
         model_a=str(converted / "llama"), model_b=str(root / "gpt2"), layer=2, layer_b=3, text=str(root / "text.jsonl"),
         tokens=4096, context=32, features=64, k=8, sae_passes=0.3, device="cpu", memory=BUDGET, brief=True,
@@ -416,14 +422,14 @@ def test_auto_drops_as_many_blocks_as_the_tolerance_allows(root, tmp_path):
         (["--drop", "2", "--context", "4"], "context must be in 8..128"),
     ],
 )
-def test_requests_that_cannot_be_met_are_refused_in_one_line(root, tmp_path, more, message):
+def test_impossible_requests_are_refused_in_one_line(root, tmp_path, more, message):
     size = [] if "--tokens" in more else ["--tokens", "4096"]
     done = invoke(root / "llama", root / "text.jsonl", tmp_path / "out", *size, *more)
     assert (done.exit_code, done.stdout) == (2, "")
     assert message in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_text_to_report_on_that_stands_in_the_corpus_is_refused(root, tmp_path):
+def test_report_text_that_occurs_in_the_corpus_is_refused(root, tmp_path):
     lines = (root / "text.jsonl").read_text().splitlines()
     (tmp_path / "copies.jsonl").write_text("\n".join(lines[number % 20] for number in range(260)))
     done = invoke(root / "llama", tmp_path / "copies.jsonl", tmp_path / "out", "--tokens", "4096", "--drop", "2")
@@ -437,7 +443,7 @@ def invoke(model: Path, text: Path, out: Path, *more: str):
     )
 
 
-def test_the_command_prints_its_table_and_what_the_audit_found(root, tmp_path):
+def test_the_command_prints_its_table_and_the_audit(root, tmp_path):
     more = ["--tokens", "4096", "--held-out", "1024", "--context", "32", "--rows", "500", "--drop", "1"]
     done = invoke(root / "llama", root / "text.jsonl", tmp_path / "out", *more)
     assert done.exit_code == 0, done.stderr
