@@ -103,8 +103,8 @@ def inner(model: Model, block: int, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
 @pytest.mark.parametrize("architecture", ["transcoder", "jumprelu_transcoder", "standard", "jumprelu", "topk"])
 def test_a_block_with_features_computes_what_saelens_does(family: str, architecture: str, tmp_path: Path):
-    """With a transcoder of the MLP's input, with an SAE of its output, and with the MLP again when features are
-    removed.
+    """With a transcoder of the MLP's input, with an SAE of its output, and with the original MLP inside
+    `as_trained`.
     """
     model = tiny.model(family)
     own = model.blocks[2].get_submodule(model.anatomy.mlp)

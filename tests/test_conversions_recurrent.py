@@ -1,4 +1,6 @@
-"""Recurrent forms: parallel = recurrent, second implementations, constant state, refusals, and a fit that learns."""
+"""Recurrent forms: parallel equals recurrent, second implementations, constant state, refusals, and a fit that
+improves.
+"""
 
 import json
 import subprocess
@@ -69,7 +71,7 @@ def test_parallel_and_recurrent_form_agree(family, features, slots):
 @pytest.mark.numeric
 @pytest.mark.parametrize(("features", "slots"), [*WITH_SLOTS, ("identity", 0)])
 @torch.no_grad()
-def test_the_chunk_changes_nothing(features, slots):
+def test_results_do_not_depend_on_the_chunk_size(features, slots):
     options = {"window": 0, "sinks": 0} if features == "identity" else {}
     net, ids = recurrent("llama", features, slots=slots, **options), tiny.ids(2, 37)
     whole = net(ids, chunk=64).logits
@@ -79,7 +81,7 @@ def test_the_chunk_changes_nothing(features, slots):
 
 @pytest.mark.numeric
 @torch.no_grad()
-def test_a_text_may_come_in_pieces_of_any_size():
+def test_a_text_may_be_read_in_pieces_of_any_size():
     net, ids, cache, found = recurrent(), tiny.ids(2, 30), None, []
     for piece in ids.split([7, 1, 12, 10], 1):
         out = net(piece, past_key_values=cache)
@@ -91,7 +93,7 @@ def test_a_text_may_come_in_pieces_of_any_size():
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_a_window_over_the_whole_text_is_the_donor(family):
+def test_a_window_over_the_whole_text_reproduces_the_donor(family):
     model, ids = tiny.model(family, **FAMILIES[family]), tiny.ids(2, 24)
     before = model.net(ids).logits
     net = wrap(model, RecurrentForm(features="none", window=24, sinks=0))
@@ -112,7 +114,7 @@ def test_blocks_that_are_not_converted_keep_all_keys():
 
 @pytest.mark.numeric
 def test_one_key_head_has_one_state():
-    """Of a GPTBigCode: not one for each query head."""
+    """A GPTBigCode has one state per block, not one per query head."""
     net = recurrent("gpt_bigcode", "mean", window=3)
     cache = net(tiny.ids(1, 9), use_cache=True).past_key_values
     assert all(layer.state.shape == (1, 1, 1, 8) and layer.keys.shape == (1, 3, 8) for layer in cache.layers)
@@ -133,7 +135,7 @@ def heads(shape: HeadShape, tokens: int, seed: int = 0, size: float = 1.0) -> tu
 
 
 def by_weights(weights: Tensor, v: Tensor) -> Tensor:
-    """Causal averages: weights [batch, heads, tokens, tokens], values of the group of each head."""
+    """Causal averages: weights [batch, heads, tokens, tokens], values by group of heads."""
     weights = weights.tril()
     return weights / weights.sum(-1, keepdim=True) @ v.repeat_interleave(weights.shape[1] // v.shape[1], 1)
 
@@ -143,7 +145,7 @@ def scores(q: Tensor, k: Tensor) -> Tensor:
 
 
 @pytest.mark.numeric
-def test_taylor_features_are_the_polynomial():
+def test_taylor_features_equal_the_polynomial():
     shape = HeadShape(groups=2, shared=3, width=6)
     memory = RecurrentMemory(RecurrentConfig(features="taylor2"), shape, 0)
     q, k, v = heads(shape, 20)
@@ -154,7 +156,9 @@ def test_taylor_features_are_the_polynomial():
 
 @pytest.mark.numeric
 def test_centred_taylor_features_weigh_keys_and_queries_by_the_means():
-    """e^{q·k} = e^{q'·k'} e^{q·μ_k} e^{μ_q·k'}: the first factor alone is approximated; beside exact keys all three count."""
+    """e^{q·k} = e^{q'·k'} e^{q·μ_k} e^{μ_q·k'}: only the first factor is approximated; beside exact keys all three
+    matter.
+    """
     shape = HeadShape(groups=2, shared=3, width=6)
     memory = RecurrentMemory(RecurrentConfig(features="taylor2", window=4, sinks=1), shape, 0)
     q, k, v = heads(shape, 20)
@@ -175,7 +179,7 @@ def test_centred_taylor_features_weigh_keys_and_queries_by_the_means():
 
 @pytest.mark.numeric
 def test_random_features_are_unbiased():
-    """With very many of them the softmax of the donor comes out."""
+    """With very many features the result approaches the donor's softmax."""
     shape = HeadShape(groups=1, shared=1, width=4)
     memory = RecurrentMemory(RecurrentConfig(features="random", dimension=2**15, window=3), shape, 0)
     generator = torch.Generator().manual_seed(0)
@@ -198,7 +202,7 @@ def test_identity_features_are_unnormalised_linear_attention():
 @pytest.mark.parametrize("chunk", [1, 4, 16])
 @pytest.mark.parametrize("window", [0, 2])
 def test_denominators_may_span_forty_orders_of_magnitude(window, chunk):
-    """Logs of features rise and fall by two hundred: float32 sums agree with a pairwise logsumexp in float64."""
+    """Logs of features vary by two hundred, and float32 sums agree with a pairwise logsumexp in float64."""
     shape = HeadShape(groups=1, shared=1, width=3)
     memory = RecurrentMemory(RecurrentConfig(features="hedgehog", dimension=2, window=window), shape, 0)
     with torch.no_grad():
@@ -221,8 +225,10 @@ def test_denominators_may_span_forty_orders_of_magnitude(window, chunk):
 @pytest.mark.numeric
 @pytest.mark.parametrize("chunk", [1, 4, 16])
 @pytest.mark.parametrize("window", [0, 2])
-def test_slots_keep_the_best_old_keys_and_features_the_rest(window, chunk):
-    """Against a queue that is kept token by token, in float64: one key enters, the worst of all leaves for good."""
+def test_slots_keep_the_old_keys_of_highest_priority_and_features_the_rest(window, chunk):
+    """Against a queue updated token by token in float64: one key enters, and the one with the lowest priority leaves
+    for good.
+    """
     shape = HeadShape(groups=2, shared=2, width=4)
     config = RecurrentConfig(features="hedgehog", dimension=3, window=window, sinks=1, slots=3, hidden=2)
     memory = RecurrentMemory(config, shape, 0)
@@ -243,7 +249,7 @@ def test_slots_keep_the_best_old_keys_and_features_the_rest(window, chunk):
         for group in range(2):
             queue: list[int] = []
             for token in range(25):
-                if (leaving := token - window) >= 1:  # token 0 is the sink's
+                if (leaving := token - window) >= 1:  # token 0 is the sink
                     queue = sorted([*queue, leaving], key=lambda key: float(priority[text, group, key]))[-3:]
                     replaced += leaving not in queue
                 for key in range(token + 1):
@@ -258,8 +264,8 @@ def test_slots_keep_the_best_old_keys_and_features_the_rest(window, chunk):
 @pytest.mark.numeric
 @pytest.mark.parametrize("slope", [1.0, 0.0])
 @torch.no_grad()
-def test_slots_by_position_are_a_window(slope):
-    """Also where all priorities are equal: of two alike the later stays."""
+def test_slots_with_priority_by_position_equal_a_window(slope):
+    """Also if all priorities are equal: of two equal ones the later key stays."""
     model, ids = tiny.model("llama"), tiny.ids(2, 30)
     net = wrap(model, RecurrentForm(features="none", window=2, sinks=1, slots=5))
     for memory in memories(net):
@@ -268,7 +274,7 @@ def test_slots_by_position_are_a_window(slope):
     assert apart(net(ids, chunk=8).logits, wanted) < tolerance.of_a_pass(model)
 
 
-def test_gradients_are_finite_where_no_key_is_old_yet():
+def test_gradients_are_finite_when_no_key_is_old_yet():
     net = recurrent("gpt2", "mean", window=30)
     with torch.no_grad():
         for parameter in feature_parameters(net):
@@ -291,21 +297,21 @@ def test_padding_on_the_left_changes_nothing(features, slots):
     assert (both - alone).abs().max() <= 1e-4
 
 
-def test_generation_keeps_its_size_and_says_what_the_parallel_form_says():
+def test_generation_keeps_the_state_size_and_agrees_with_the_parallel_form():
     net = recurrent("llama")
     prompt = tiny.ids(2, 9)
     out = net.generate(prompt, max_new_tokens=30, min_new_tokens=30, do_sample=False, return_dict_in_generate=True)
     with torch.no_grad():
         best = net(out.sequences).logits[..., :].argmax(-1)[:, 8:-1]
     said = out.sequences[:, 9:]
-    assert ((best == said) | (said == tiny.BOS) | (best == tiny.BOS)).all()  # BOS, also EOS, was held back
+    assert ((best == said) | (said == tiny.BOS) | (best == tiny.BOS)).all()  # BOS is also EOS and was suppressed
     assert isinstance(out.past_key_values, RecurrentCache)
     assert out.past_key_values.bytes() == state_bytes(net, 1) == state_bytes(net, 100)
     assert state_bytes(net, 1) < cache_bytes(tiny.model("llama"), 100)
 
 
 def test_beams_follow_their_own_state():
-    """As without a cache, where every beam is read anew."""
+    """The result equals generation without a cache, which reads every beam anew."""
     net, prompt = recurrent("gpt2"), tiny.ids(2, 10)
     options = {
         "max_new_tokens": 10,
@@ -320,8 +326,8 @@ def test_beams_follow_their_own_state():
 
 @pytest.mark.numeric
 @pytest.mark.parametrize(("slots", "keys"), [(0, None), (4, None), (0, [[2, 5]]), (4, [[2, 6]])])
-def test_the_objective_is_that_of_a_second_implementation(slots, keys):
-    """Pairwise in float64: what is exact, what is old, normalised, against the donor's attention."""
+def test_the_objective_agrees_with_a_second_implementation(slots, keys):
+    """Pairwise in float64: exact and old keys, normalised, against the donor's attention."""
     shape = HeadShape(groups=2, shared=2, width=4)
     config = RecurrentConfig(features="hedgehog", dimension=6, window=3, sinks=1, slots=slots, keys=keys)
     memory = RecurrentMemory(config, shape, 0)
@@ -353,8 +359,8 @@ def test_the_objective_is_that_of_a_second_implementation(slots, keys):
     torch.testing.assert_close(found, (given - wanted).square().mean() / spread)
 
 
-def test_priorities_learn_which_keys_will_be_asked_for():
-    """Queries look for keys of one direction alone; a window forgets them, learned slots do not."""
+def test_priorities_learn_which_keys_get_attention():
+    """Queries look for keys of one direction only; a window loses them, learned slots keep them."""
     shape = HeadShape(groups=1, shared=1, width=4)
     memory = RecurrentMemory(RecurrentConfig(features="mean", window=2, sinks=1, slots=4), shape, 0)
     k, v = tiny.noise(8, 1, 40, 4, seed=1), tiny.noise(8, 1, 40, 4, seed=2)
@@ -369,11 +375,10 @@ def test_priorities_learn_which_keys_will_be_asked_for():
         output_loss(view, rows).backward()
         optimiser.step()
     after = output_loss(view, rows).item()
-    assert after < 1e-3 * before  # without slots half of it is left
+    assert after < 1e-3 * before  # without slots half of the loss remains
 
 
-def test_a_fit_lowers_the_divergence_on_unseen_text():
-    """Below the same maps without their fit; what does not help is not kept."""
+def test_a_fit_lowers_the_loss_and_is_repeatable():
     one = donor()
     form = RecurrentForm(features="hedgehog", window=4, sinks=1, dimension=16, hidden=8, steps=12, logit_steps=3)
     net = wrap(one.model, form)
@@ -387,7 +392,7 @@ def test_a_fit_lowers_the_divergence_on_unseen_text():
     )
 
 
-def test_a_fit_that_makes_it_worse_is_undone(monkeypatch):
+def test_a_fit_that_increases_the_loss_is_undone(monkeypatch):
     import stitch.conversions.recurrence.fit as module
 
     monkeypatch.setattr(module, "RATE", 30.0)
@@ -401,7 +406,7 @@ def test_a_fit_that_makes_it_worse_is_undone(monkeypatch):
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_rivals_have_at_least_as_many_bytes():
+def test_baselines_have_at_least_as_many_bytes():
     one = tiny.model("llama")
     form = RecurrentForm(features="hedgehog", window=4, sinks=1, dimension=20)
     net = wrap(one, form)
@@ -412,7 +417,7 @@ def test_rivals_have_at_least_as_many_bytes():
         assert less < state_bytes(net, 1) <= at
 
 
-def test_recall_asks_for_what_no_window_reaches():
+def test_recall_prompts_need_keys_beyond_any_window():
     asked = recall_prompts(tiny.tokenizer(), 80, count=5)
     assert asked.clean.shape == (5, 80) and int(asked.asked.sum()) == 5 * (DISTINCT - 1)
     for row in range(5):
@@ -431,7 +436,7 @@ def test_recall_asks_for_what_no_window_reaches():
         ("gemma3_text", {}, "window of .*, 7 tokens"),
     ],
 )
-def test_other_attention_is_refused(family, changes, reason):
+def test_unsupported_attention_is_refused(family, changes, reason):
     with pytest.raises(UsageError, match=reason):
         check_convertible(tiny.model(family, **changes), 64)
 
@@ -450,14 +455,14 @@ def test_other_attention_is_refused(family, changes, reason):
         ({"steps": -1}, "0 or more"),
     ],
 )
-def test_requests_that_cannot_be_met_are_refused(options, reason, tmp_path, monkeypatch):
+def test_impossible_requests_are_refused(options, reason, tmp_path, monkeypatch):
     monkeypatch.setattr("stitch.conversions.recurrence.convert.read_donor", lambda *_, **__: donor())
     with pytest.raises(UsageError, match=reason):
         convert_recurrent("gpt2", tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_modeling_code_cannot_compute_it_refuses():
+def test_the_modeling_code_refuses_what_it_cannot_compute():
     net, ids = recurrent(), tiny.ids(1, 6)
     with pytest.raises(ValueError, match="no denominator"):
         RecurrentMemory(RecurrentConfig(features="identity", slots=3), HeadShape(1, 1, 4), 0)
@@ -476,7 +481,7 @@ def test_what_the_modeling_code_cannot_compute_it_refuses():
 
 
 def test_a_denominator_of_round_off_is_refused():
-    """Huge scores of opposite sign: 1 + s + s²/2 near its minimum is a difference of numbers far above it."""
+    """With huge scores of opposite sign, 1 + s + s²/2 near its minimum is a small difference of very large numbers."""
     shape = HeadShape(groups=1, shared=1, width=2)
     memory = RecurrentMemory(RecurrentConfig(features="taylor2"), shape, 0)
     q = torch.tensor([[[[12345.6, -9876.5]]]]).expand(1, 1, 3, 2)
@@ -522,8 +527,8 @@ def test_the_report_has_every_row_with_its_bytes(written):
 
 
 @torch.no_grad()
-def test_what_is_read_back_is_what_was_saved(tmp_path):
-    """Also where another attention is asked for: a recurrent model has its own."""
+def test_a_checkpoint_read_back_equals_the_saved_one(tmp_path):
+    """Also if another attention implementation is requested, because a recurrent model has its own."""
     from transformers import AutoModelForCausalLM
 
     net, ids = recurrent("gpt2"), tiny.ids(2, 20)
@@ -534,12 +539,12 @@ def test_what_is_read_back_is_what_was_saved(tmp_path):
         assert torch.equal(again(ids).logits, net(ids).logits)
 
 
-def test_it_is_no_part_of_a_composite(written):
+def test_a_recurrent_model_cannot_be_a_donor_of_a_composite(written):
     with pytest.raises(UsageError, match=r"cannot be a part .* then give the result its recurrent form"):
         load(written[0])
 
 
-def test_the_checkpoint_loads_with_its_own_code_alone(written):
+def test_the_checkpoint_loads_with_its_own_code_only(written):
     out, _ = written
     register_composites()
     from transformers import AutoModelForCausalLM
@@ -561,8 +566,8 @@ def test_the_checkpoint_loads_with_its_own_code_alone(written):
 
 
 @torch.no_grad()
-def test_memory_is_flat_over_thousands_of_tokens():
-    """Beyond the positions that the donor was made for: a test of memory, not of what it says."""
+def test_memory_is_constant_over_thousands_of_tokens():
+    """Runs beyond the donor's positions; it tests memory, not the predictions."""
     net = wrap(tiny.model("llama", num_hidden_layers=1), RecurrentForm(features="hedgehog", window=4, sinks=1))
     cache, sizes = None, set()
     for _ in range(8):

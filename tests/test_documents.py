@@ -1,7 +1,9 @@
-"""README and documentation keep their word: commands parse, run, and print what is shown; links lead somewhere; Python runs.
+"""README and documentation are tested: commands parse and run, their output has the shape shown, links exist, Python
+runs.
 
-Every ```console block is collected. Its `$ stitch …` lines are parsed by the real command line, and those whose models come with
-the package are run at small sizes; what is shown below a command is then compared in shape with what the command printed.
+Every ```console block is collected. Its `$ stitch …` lines are parsed by the real command line, and those whose models
+come with the package are run at small sizes. The output shown below a command is then compared in shape with the
+printed output.
 """
 
 import json
@@ -24,7 +26,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs/findings").glob("*.md"))]
 
-# Sizes at which a command shows the shape of its output; options given twice count as they are given last.
+# Sizes that are small but show the shape of the output. When an option is given twice, the last value counts.
 SMALL = {
     "join": "--brief --tokens 8192 --held-out 2048 --context 64 --features 256 --k 8 --sae-passes 0.5 --ngrams 512 --routes 2",
     "chain": "--tokens 8192 --held-out 2048 --context 64 --features 256 --k 8 --sae-passes 0.5 --ngrams 64 --routes 2",
@@ -40,9 +42,9 @@ SMALL = {
     "compile tool": "--tokens 4096",
     "certify": "--tokens 2000",
 }
-# Models that are not in the package, the Hub, and clusters: such commands are parsed, not run.
+# Commands that need other models, the Hub or a cluster are parsed but not run.
 ELSEWHERE = re.compile(r"\b(MODEL_A|MODEL_B|MODEL|USER/REPO|HOST:PORT|smollm2)\b")
-# What takes a few seconds is run with the other tests, the rest by `make test-slow`.
+# Commands that take a few seconds are run with the other tests, the rest by `make test-slow`.
 FAST = ("inspect", "compile automaton", "compile pattern", "compile induction", "certify", "run")
 
 
@@ -55,7 +57,7 @@ class Command:
 
     @property
     def args(self) -> list[str]:
-        """The arguments of `stitch`; for `make TARGET` those in its recipe. None of any other program."""
+        """The arguments of `stitch`; for `make TARGET` those in its recipe. Empty for any other program."""
         words = shlex.split(self.line, comments=True)
         if words[:1] == ["make"]:
             return recipe(words[1])
@@ -72,7 +74,7 @@ class Command:
         if first in ("convert", "compile"):
             return f"{first} {second}"
         if first.startswith("demo:"):
-            return "join"  # the word may be left out
+            return "join"  # the word may be omitted
         return "eval --behaviour" if first == "eval" and "--behaviour" in self.args else first
 
 
@@ -97,7 +99,7 @@ class Block:
 
 
 def recipe(target: str) -> list[str]:
-    """The arguments of the `stitch` line of a make target, none where it has no such line."""
+    """The arguments of the `stitch` line of a make target; empty if it has no such line."""
     makefile = (ROOT / "Makefile").read_text()
     found = re.search(rf"^{re.escape(target)}:.*\n\t\$\(BIN\)/stitch (.*)$", makefile, re.MULTILINE)
     return shlex.split(found[1]) if found else []
@@ -120,7 +122,9 @@ COMMANDS = [(f"{block} {command.line}", command) for block in BLOCKS for command
 
 
 def skeleton(line: str) -> tuple[str, ...]:
-    """What must be the same at other sizes: the cells of a header; of other lines what is before the first number or bracket."""
+    """The part that must be equal at other sizes: the cells of a header; of other lines the text before the first
+    number or bracket.
+    """
     cells = re.split(r"\s{2,}", line.strip())
     is_header = line.startswith("  ") and not re.search(r"\d\d", line.replace("95 %", ""))
     if is_header and len(cells) > 1:
@@ -138,13 +142,13 @@ def test_a_skeleton_keeps_names_and_drops_numbers():
 
 
 def in_order(shown: list[tuple[str, ...]], printed: list[tuple[str, ...]]) -> tuple[str, ...] | None:
-    """The first of `shown` that `printed` does not have after those before it; None where all are there."""
+    """The first line of `shown` that `printed` does not have after the lines before it; None if all are there."""
     rest = iter(printed)
     return next((one for one in shown if one not in rest), None)
 
 
 @pytest.mark.parametrize("command", [command for _, command in COMMANDS], ids=[name for name, _ in COMMANDS])
-def test_every_command_shown_is_one_that_the_command_line_takes(command):
+def test_every_shown_command_can_be_parsed(command):
     here, name, args = get_command(cli.app), "stitch", command.args
     context = None
     while True:
@@ -162,7 +166,7 @@ def test_every_command_shown_is_one_that_the_command_line_takes(command):
         if one.runs_here
     ],
 )
-def test_what_is_shown_is_what_is_printed(block, tmp_path, monkeypatch):
+def test_printed_output_has_the_shape_shown(block, tmp_path, monkeypatch):
     prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     for command in block.commands:
@@ -177,7 +181,7 @@ def test_what_is_shown_is_what_is_printed(block, tmp_path, monkeypatch):
 
 
 def prepare(folder: Path) -> None:
-    """What commands read besides models: the examples, and files that a page describes."""
+    """The files that commands read besides models: the examples, and files that a page describes."""
     shutil.copytree(ROOT / "examples", folder / "examples")
     chain = re.search(r"```yaml\n(parts:.*?)```", (ROOT / "docs/stitching.md").read_text(), re.DOTALL)
     assert chain is not None
@@ -212,13 +216,13 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_python_that_is_shown_compiles():
+def test_shown_python_compiles():
     for page in PAGES:
         for block in python_blocks(page):
             compile(block, str(page), "exec")
 
 
-def test_the_library_example_runs_as_printed(tmp_path, monkeypatch):
+def test_the_library_example_prints_what_is_shown(tmp_path, monkeypatch):
     block = next(block for block in python_blocks(ROOT / "docs/python.md") if "Settings(" in block)
     text = tmp_path / "text.jsonl"
     words = random.Random(0)

@@ -27,7 +27,7 @@ def links(page: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize("page", [*PAGES, INDEX], ids=lambda page: page.stem)
-def test_tables_are_those_of_the_data(page: Path):
+def test_tables_agree_with_the_data(page: Path):
     text = page.read_text()
     assert tables.rewritten(text) == text, f"{page.name} differs from its data: run python benchmarks/tables.py"
 

@@ -1,4 +1,6 @@
-"""A planted circuit in freshly initialised hosts: the behaviour is there before any training, and not in the controls."""
+"""A planted circuit in freshly initialised hosts: they have the behaviour before any training, and the controls do
+not.
+"""
 
 import dataclasses
 import json
@@ -76,7 +78,7 @@ CONTROLS = (
 
 def test_a_fresh_llama_has_the_behaviour_before_any_training_and_no_control_has(llama: Path):
     report = json.loads((llama / "graft.json").read_text())
-    assert report["grafts"][0]["circuit"] == CIRCUIT  # found, not given
+    assert report["grafts"][0]["circuit"] == CIRCUIT  # the circuit is searched for, not given
     scores = right(report)
     assert scores["donor"] > 0.99 and scores["host, grafted"] >= 0.97 * scores["donor"]
     assert max(scores[name] for name in CONTROLS) < 0.05 and scores["host on corrupt prompts"] < 0.02
@@ -109,13 +111,15 @@ def test_the_host_is_a_stock_checkpoint(llama: Path):
             LLAMA, {"num_attention_heads": 10, "num_key_value_heads": 5, "head_dim": 64}, 6, id="grouped heads"
         ),
         pytest.param(LLAMA, {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3}, 6, id="narrower"),
-        # Some of its answers are wrong: whether it has 0.97 of the donor's takes more prompts to tell.
+        # Some of its answers are wrong, so more prompts are needed to compare it with 0.97 of the donor's.
         pytest.param(GPT2, {"n_embd": 160}, 12, id="narrower GPT-2, smaller heads"),
         pytest.param({**LLAMA, "model_type": "qwen2"}, {}, 6, id="Qwen2"),
     ],
 )
 def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: dict, count: int):
-    """Another head of noise comes first in either block, so that the ones that matter are not where they are by default."""
+    """The circuit has a noise head first in each block, so that its heads do not take their default places in the
+    host.
+    """
     circuit = tmp_path / "circuit.json"
     circuit.write_text(json.dumps({"heads": {"0": [0, 1], "1": [1, 2]}, "neurons": {}}))
     report = graft(
@@ -141,8 +145,8 @@ def test_from_rope_to_learned_positions(llama: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("source", ["gpt2", "llama"])
-def test_where_positions_work_alike_logits_are_those_of_the_circuit_alone(source: str, request, tmp_path: Path):
-    """Other width, depth, number and size of heads; all of the donor's channels: exact but for rounding."""
+def test_with_equal_position_schemes_logits_are_those_of_the_circuit_alone(source: str, request, tmp_path: Path):
+    """Width, depth, number and size of heads differ, and all of the donor's channels are used: exact up to rounding."""
     donor = load(request.getfixturevalue(source), dtype=torch.float64)
     base = GPT2 if source == "gpt2" else LLAMA | {"hidden_size": 400, "head_dim": 64}
     host = read_host(config(tmp_path, base), donor, seed=3)
@@ -161,8 +165,8 @@ def test_where_positions_work_alike_logits_are_those_of_the_circuit_alone(source
 
 @pytest.mark.parametrize("family", [*FAMILIES, ONE_KEY_HEAD])
 @torch.no_grad()
-def test_a_whole_model_goes_into_a_wider_and_deeper_one(family: str, tmp_path: Path):
-    """Every head and neuron of a pico model: the host computes the same, though its blocks, heads and channels are others."""
+def test_a_whole_model_fits_into_a_wider_and_deeper_one(family: str, tmp_path: Path):
+    """With every head and neuron of a pico model the host computes the same in other blocks, heads and channels."""
     changes = {"sliding_window": None} if family == "mistral" else {}
     donor = dataclasses.replace(tiny.model(family, **changes), folder=tmp_path)
     donor.net.double()
@@ -190,7 +194,7 @@ def test_a_whole_model_goes_into_a_wider_and_deeper_one(family: str, tmp_path: P
 
 
 def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
-    """Their channels do not overlap, and either behaviour is still there; a third finds no room."""
+    """Their channels do not overlap and both behaviours remain; there are no channels left for two more."""
     other = planted.induction(tmp_path / "other", gain=3.0, n_inner=24)
     host = str(config(tmp_path, LLAMA, hidden_size=448, num_attention_heads=7, num_key_value_heads=7))
     requests = [GraftRequest(str(gpt2), "induction", circuit), GraftRequest(str(other), "induction", circuit)]
@@ -246,9 +250,10 @@ def test_too_few_key_heads_and_neurons_are_refused(gpt2: Path, tmp_path: Path):
         graft(request, str(config(tmp_path, LLAMA, intermediate_size=32)), None, count=8)
 
 
-def test_a_donor_that_copies_without_looking_one_token_back_is_refused(gpt2: Path, tmp_path: Path):
-    """With its attention. A host whose positions work as the donor's would take it; others take synthesised heads for its
-    tokenizer."""
+def test_a_circuit_without_a_previous_token_head_needs_a_host_with_the_donors_positions(gpt2: Path, tmp_path: Path):
+    """A host with the donor's position scheme accepts the circuit with its own attention; for other hosts,
+    synthesised heads for the donor's tokenizer are used instead.
+    """
     alone = tmp_path / "alone.json"
     alone.write_text(json.dumps({"heads": {"1": [2]}, "neurons": {}}))
     with pytest.raises(
@@ -292,7 +297,7 @@ def test_the_command_plans_then_writes_and_does_not_overwrite(gpt2: Path, circui
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_a_wider_model_computes_what_it_did(family: str):
+def test_a_widened_model_computes_the_same(family: str):
     model = tiny.model(family, **({"sliding_window": None} if family == "mistral" else {}))
     model.net.double()
     wide, space = widened(model, channels=50, groups=2, neurons=7)
@@ -305,8 +310,8 @@ def test_a_wider_model_computes_what_it_did(family: str):
     assert space.take_neurons(2, 7, weights.mlp(wide, 2).up.shape[1]) == weights.mlp(model, 2).up.shape[1]
 
 
-def test_a_host_whose_class_has_one_key_head_is_refused(gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """And one that makes no model: before anything is looked for in the donor."""
+def test_a_host_class_with_one_key_head_is_refused(gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Such hosts, and hosts that are no model, are refused before the circuit is searched for."""
     monkeypatch.setattr("stitch.grafts.graft.choose_circuit", None)
     with pytest.raises(UsageError, match="must not be tied"):
         graft(
@@ -321,7 +326,7 @@ def test_a_host_whose_class_has_one_key_head_is_refused(gpt2: Path, tmp_path: Pa
         weights.check(tiny.model("gpt_bigcode", multi_query=False), "the donor of a graft")
 
 
-def test_a_trained_host_keeps_what_it_had_and_gets_the_behaviour(gpt2: Path, circuit: Path, tmp_path: Path):
+def test_a_trained_host_gets_the_behaviour(gpt2: Path, circuit: Path, tmp_path: Path):
     host, text, out = tiny.save(tmp_path / "llama", "llama", head_dim=64), tmp_path / "text", tmp_path / "out"
     text.mkdir()
     for number in range(60):
@@ -337,4 +342,4 @@ def test_a_trained_host_keeps_what_it_had_and_gets_the_behaviour(gpt2: Path, cir
     assert type(net).__name__ == "LlamaForCausalLM" and net.config.hidden_size == report["free"]["of"] > 400
     report = graft(request, str(host), tmp_path / "silent", count=8, strength=0.0, text=str(text), tokens=500)
     before, after = report["text"]["results"]
-    assert abs(before["ce"] - after["ce"]) < 2e-3  # lanes that nothing reads are not noticed
+    assert abs(before["ce"] - after["ce"]) < 2e-3  # channels that nothing reads have no effect

@@ -1,4 +1,4 @@
-"""Heads, neurons, positions, channels: what grafts are made of, each against what it must equal."""
+"""The parts of grafts (heads, neurons, positions, channels), each against an equivalent computation."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_a_head_attends_as_the_model_does(family: str):
             head = heads.donor_head(attention, norm, number)
             found = heads.attended(heads.scores(head, x, frequencies, attention.scale))
             assert (found - wanted[:, number]).abs().max() < 1e-5
-            assert wanted[:, number].diagonal(0, 1, 2)[:, 1:].std() > 1e-3  # it isn't uniform anyway
+            assert wanted[:, number].diagonal(0, 1, 2)[:, 1:].std() > 1e-3  # attention differs from uniform
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -57,12 +57,12 @@ def test_neurons_write_what_the_models_do(family: str):
     model.net(ids)
     handle.remove()
     wanted = seen[0].flatten(0, 1).double() - (0 if mlp.down_bias is None else mlp.down_bias)
-    assert (found - wanted).abs().max() < 2e-3 * wanted.abs().max()  # gelu_new is not quite gelu
+    assert (found - wanted).abs().max() < 2e-3 * wanted.abs().max()  # gelu_new differs slightly from gelu
 
 
 @pytest.mark.parametrize("family", [*weights.FAMILIES, weights.ONE_KEY_HEAD])
 @torch.no_grad()
-def test_what_is_written_to_a_view_is_in_the_model(family: str):
+def test_writing_to_a_view_changes_the_model(family: str):
     model, ids = tiny.model(family, **({"sliding_window": None} if family == "mistral" else {})), tiny.ids()
     before = model.net(ids).logits
     attention, mlp = weights.attention(model, 3), weights.mlp(model, 3)
@@ -79,7 +79,7 @@ def test_what_is_written_to_a_view_is_in_the_model(family: str):
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 64), (1, 256), (1, 1024), (3, 128), (100, 256)])
 @pytest.mark.parametrize("coded", [False, True])
-def test_a_head_from_scratch_looks_back_and_nowhere_else(offset: int, length: int, coded: bool):
+def test_a_synthesised_head_attends_only_to_its_offset(offset: int, length: int, coded: bool):
     frequencies = code_frequencies(12, length) if coded else ROPE
     found = offset_head(frequencies, offset, length)
     blank = torch.zeros(3, 64, dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_a_head_from_scratch_looks_back_and_nowhere_else(offset: int, length: in
 
 
 @pytest.mark.parametrize("length", [2, 3, 9, 40])
-def test_how_far_back_a_head_looks_is_known_in_short_prompts_too(length: int):
+def test_the_offset_of_a_head_is_found_in_short_prompts_too(length: int):
     scores = torch.full((2, length, length), -50.0, dtype=torch.float64)
     scores.diagonal(0 if length == 2 else -1, 1, 2).fill_(50.0)
     back = heads.by_offset(heads.attended(scores))
@@ -104,7 +104,7 @@ def test_how_far_back_a_head_looks_is_known_in_short_prompts_too(length: int):
 
 @pytest.mark.parametrize("width", [16, 32, 64])
 def test_content_and_distance_never_share_a_dimension(width: int):
-    """In hosts with codes, every way to share out a head's dimensions."""
+    """In hosts with position codes, for every division of a head's dimensions."""
     generator = torch.Generator().manual_seed(0)
     q, k, x = (
         torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((20, 32), (20, 32), (99, 20))
@@ -121,17 +121,17 @@ def test_content_and_distance_never_share_a_dimension(width: int):
         assert int(codes.any(0).sum()) == 2 * int(usable.sum())
 
 
-def test_planes_that_hardly_turn_cannot_tell_neighbours_apart():
+def test_slow_planes_cannot_distinguish_neighbours():
     with pytest.raises(UsageError, match="must tell 256 positions apart to attend 1 back"):
         offset_head(torch.full((8,), 1e-4, dtype=torch.float64), 1, 256)
     with pytest.raises(UsageError, match="needs a longer context than 8"):
         offset_head(ROPE, 8, 8)
 
 
-def test_a_profile_of_planes_is_found_again():
+def test_a_profile_of_planes_is_recovered():
     distance = (torch.arange(40)[:, None] - torch.arange(40)).clamp_min(0)
     wanted = 3 * torch.cos(ROPE[4] * distance - 0.7) + 2 * torch.sin(ROPE[9] * distance)
-    wanted = (wanted + 5 * torch.randn(40, 1))[None].double()  # a constant of each row says nothing
+    wanted = (wanted + 5 * torch.randn(40, 1))[None].double()  # a constant per row has no effect on attention
     usable = torch.zeros(32, dtype=torch.bool)
     usable[[4, 9, 20]] = True
     profile = fitted_profile(wanted, heads.attended(wanted), ROPE, usable)
@@ -140,8 +140,8 @@ def test_a_profile_of_planes_is_found_again():
     assert float(profile.phase[4]) == pytest.approx(0.7, abs=1e-2)
 
 
-def test_a_narrower_head_is_the_nearest():
-    """Score by score, up to a constant of each row: no random projection of as many dimensions is nearer."""
+def test_a_narrower_head_is_the_best_approximation():
+    """In its scores, up to a constant per row: no random projection to as many dimensions is closer."""
     generator = torch.Generator().manual_seed(0)
     q, k, x = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((20, 8), (20, 8), (300, 20)))
     q = q * torch.logspace(0, -2, 8, dtype=torch.float64)
@@ -159,7 +159,7 @@ def test_a_narrower_head_is_the_nearest():
         assert best < far(heads.Head(q @ basis, none[:3], k @ basis, none[:3], q, none, q.T))
 
 
-def test_gelu_neurons_on_gated_silu_and_back():
+def test_gelu_neurons_are_approximated_by_gated_silu_neurons_and_back():
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -175,13 +175,13 @@ def test_gelu_neurons_on_gated_silu_and_back():
     wanted = neurons.written(both, x, "silu")
     found = neurons.ungated(both, x)
     assert len(found) == 8 * len(both)
-    other = draw(2000, 10)  # that nothing was fitted on
+    other = draw(2000, 10)  # not used for fitting
     assert neurons.unexplained(wanted, neurons.written(found, x, "gelu")) < 0.05
     assert neurons.unexplained(neurons.written(both, other, "silu"), neurons.written(found, other, "gelu")) < 0.06
 
 
 @pytest.mark.parametrize("centred", [False, True])
-def test_channels_are_orthonormal_never_shared_and_without_mean_under_layer_norm(centred: bool):
+def test_channels_are_orthonormal_disjoint_and_centred_for_layer_norm(centred: bool):
     space = FreeSpace(40, centred, "host")
     first, second = space.take_channels(12), space.take_channels(9)
     both = torch.cat([first, second])
@@ -193,7 +193,7 @@ def test_channels_are_orthonormal_never_shared_and_without_mean_under_layer_norm
         space.take_channels(20)
 
 
-def test_a_whole_stream_keeps_its_norms_and_a_narrow_one_what_is_read():
+def test_a_whole_stream_keeps_its_norms_and_a_narrowed_one_the_directions_read():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(500, 12, generator=generator, dtype=torch.float64)
     write, read = whole(FreeSpace(30, False, "host").take_channels(12), centred=False)
@@ -217,7 +217,7 @@ def test_a_whole_stream_keeps_its_norms_and_a_narrow_one_what_is_read():
         ("mistral", {}, "sees 5 tokens"),
     ],
 )
-def test_models_that_circuits_cannot_be_read_from_are_refused(family: str, changes: dict, message: str):
+def test_models_with_unsupported_attention_are_refused(family: str, changes: dict, message: str):
     with pytest.raises(UsageError, match=message):
         weights.check(tiny.model(family, **changes), "donor")
 

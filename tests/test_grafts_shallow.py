@@ -1,4 +1,6 @@
-"""Donors that are deeper than the host: rearranged into fewer blocks, by what is lost, then written as they are arranged."""
+"""Donors deeper than the host: their circuit is rearranged into fewer blocks at the least loss, then written in that
+arrangement.
+"""
 
 import dataclasses
 import json
@@ -54,7 +56,7 @@ def of(deep: Model) -> Prompts:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_in_its_own_blocks_a_model_computes_what_it_does(family: str):
+def test_a_model_in_its_own_blocks_computes_the_same(family: str):
     model, ids = pico(family), tiny.ids(3, 20)
     shallow = ShallowModel(model, Arrangement.whole(model), token_tables(model, WORDS, {0}))
     assert (shallow.logits(ids) - model.net(ids).logits).abs().max() < 1e-4
@@ -62,7 +64,7 @@ def test_in_its_own_blocks_a_model_computes_what_it_does(family: str):
 
 @torch.no_grad()
 def test_tables_hold_the_mean_stream_of_a_token(deep: Model):
-    """Before any block that is its embedding; BOS has the stream it has in every prompt."""
+    """Before block 0 this is the embedding. BOS has the same stream in every prompt."""
     model = pico("llama")
     found = token_tables(model, WORDS, {0, 2})
     assert torch.allclose(found.before[0][found.rows[WORDS]], model.embedding.weight[WORDS], atol=1e-5)
@@ -77,7 +79,7 @@ def test_tables_hold_the_mean_stream_of_a_token(deep: Model):
 def test_blocks_that_do_not_compose_merge_without_loss_and_others_do_not(deep: Model, of: Prompts):
     known = token_tables(deep, WORDS, {0})
     idle = ShallowModel(deep, Arrangement(0, (), ((0, 1, 2), (3, 4, 5))), known)
-    assert (idle.logits(of.clean) - deep.net(of.clean).logits).abs().max() < 1e-2  # of 100
+    assert (idle.logits(of.clean) - deep.net(of.clean).logits).abs().max() < 1e-2  # of logits near 100
     assert right(ShallowModel(deep, Arrangement(0, (), ((0, 1), (2, 3, 4), (5,))), known), of) < 0.1
 
 
@@ -92,11 +94,11 @@ def test_a_planted_circuit_is_found_in_as_many_blocks_as_it_needs(deep: Model, o
     one = squeeze(deep, of, 1)
     assert (
         right(with_reads(deep, one, token_tables(deep, WORDS, {one.first}), others), of) < 0.1
-    )  # the two heads compose
+    )  # one block is too few, because one head reads the other
 
 
 @torch.no_grad()
-def test_no_block_gets_more_components_than_fit(deep: Model, of: Prompts):
+def test_no_block_gets_more_components_than_it_has_space_for(deep: Model, of: Prompts):
     shallow = ShallowModel(deep, Arrangement(0, (), ((0, 1, 2), (3, 4, 5))), token_tables(deep, WORDS, {0}))
     tight = within_capacity(shallow, of, {"heads": 1, "neurons": 0}, keep=1.0)
     assert tight.kept is not None and tight.kept.to_dict() == {"heads": {"2": [1], "4": [2]}, "neurons": {}}
@@ -106,7 +108,9 @@ def test_no_block_gets_more_components_than_fit(deep: Model, of: Prompts):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @torch.no_grad()
 def test_a_host_computes_what_the_arrangement_does(family: str, tmp_path: Path):
-    """Everything of a pico model, with a table, heads beside the first group and merged blocks, into another of its family."""
+    """Uses everything of a pico model, with a table, heads beside the first group and merged blocks, in a host of
+    the same family.
+    """
     model = dataclasses.replace(pico(family), folder=tmp_path)
     model.net.double()
     size = weights.attention(model, 0).q.shape[2]
@@ -131,7 +135,7 @@ def test_a_host_computes_what_the_arrangement_does(family: str, tmp_path: Path):
     arrangement = Arrangement(2, (0, 1), ((2,), (3, 4), (5,)))
     shallow = with_reads(model, arrangement, token_tables(model, torch.arange(tiny.VOCABULARY), {2}), of)
     everything = Components({place: ~mask for place, mask in Components.none(model).masks.items()})
-    if family == "llama":  # whose final norm has no bias for a shift
+    if family == "llama":  # the host's final norm has no bias for the shift
         shallow.reads.pop(("final", 0))
     shallow = dataclasses.replace(shallow, means=shallow.mean_outputs(of), kept=everything)
     assert shallow.kept is not None
@@ -141,13 +145,15 @@ def test_a_host_computes_what_the_arrangement_does(family: str, tmp_path: Path):
     found, wanted = target.net(other).logits, shallow.logits(other)
     gap = (found - found.mean(-1, keepdim=True)) - (wanted - wanted.mean(-1, keepdim=True))
     assert gap.abs().max() < 1e-3 * wanted.abs().max()
-    assert (wanted - model.net(other).logits).abs().max() > 0.1  # fewer blocks do not compute the same
+    assert (wanted - model.net(other).logits).abs().max() > 0.1  # with fewer blocks the result differs
 
 
 def test_a_shallow_host_has_the_behaviour_of_a_deep_donor_and_no_control_has(
     deep: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Learned positions to RoPE, six blocks to two; the circuit is looked for in the donor as it is rearranged."""
+    """From learned positions to RoPE and from six blocks to two. The circuit is searched for in the rearranged
+    donor.
+    """
     monkeypatch.setattr("stitch.grafts.rearranged.READ_ON", 32)
     path = tmp_path / "host.json"
     shape = dict(
@@ -170,7 +176,7 @@ def test_a_shallow_host_has_the_behaviour_of_a_deep_donor_and_no_control_has(
     assert scores["host, grafted"] > 0.9 * scores["donor"] > 0.85
     names = ("host without the graft", "noise of the same norm", "blocks in opposite order", "without block 0")
     assert max(scores[name] for name in names) < 0.05
-    # graft.json can be given back, or edited: then nothing is looked for.
+    # graft.json can be given back, also edited; then no circuit is searched for.
     entry = {"circuit": chosen.kept.to_dict(), "features": {}, "plan": plan.described()}
     given = tmp_path / "graft.json"
     given.write_text(json.dumps({"grafts": [entry]}))
@@ -192,7 +198,7 @@ def test_a_shallow_host_has_the_behaviour_of_a_deep_donor_and_no_control_has(
         ({"table": 0, "beside": [], "blocks": [[0], [1], [2], [3, 4, 5]]}, "has 4 groups, .* host 2: leave it out"),
     ],
 )
-def test_arrangements_that_are_refused(deep: Model, tmp_path: Path, arrangement: dict, message: str):
+def test_impossible_arrangements_are_refused(deep: Model, tmp_path: Path, arrangement: dict, message: str):
     given, host = tmp_path / "graft.json", tmp_path / "host.json"
     given.write_text(json.dumps({"circuit": {"heads": {"4": [2]}}, "plan": {"arrangement": arrangement}}))
     host.write_text(json.dumps({"model_type": "gpt2", "n_embd": 400, "n_layer": 2, "n_head": 5, "n_positions": 80}))

@@ -1,7 +1,8 @@
-"""The structure, held by reading every import: rooms are ranked, and an import goes within its room or to a lower rank.
+"""The structure of the packages, checked on every import: rooms are ranked, and an import goes within its room or to a
+lower rank.
 
-A room is a folder of `stitch/`, a single file there, or one of the packages beside it. `RANKS` is the one table; to move a
-file, move it there too if its room is new.
+A room is a folder of `stitch/`, a single file there, or one of the packages beside it. `RANKS` is the only table. To
+move a file, change `RANKS` as well if its room is new.
 """
 
 import ast
@@ -42,10 +43,10 @@ RANKS = (
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms.split()}
 MOST_ROOMS, MOST_FLOORS = 30, 14
 
-# Each costs from a tenth of a second to eight.
+# Each takes from a tenth of a second to eight seconds to import.
 HEAVY = set("torch numpy scipy transformers tokenizers datasets huggingface_hub sae_lens transformer_lens ot".split())
 
-# The one place (a folder or a file) that may know a library.
+# The only place (a folder or a file) that may import a library.
 HOMES = {
     "sae_lens": "sae/",
     "transformer_lens": "sae/",
@@ -55,7 +56,7 @@ HOMES = {
     "rich": ("cli.py", "stitch/commands/"),
 }
 
-# Distributions whose name differs from the module they bring.
+# Distributions whose name differs from the module they provide.
 DISTRIBUTIONS = {"ot": "pot", "yaml": "pyyaml", "automata": "automata-lib"}
 
 
@@ -63,7 +64,7 @@ DISTRIBUTIONS = {"ot": "pot", "yaml": "pyyaml", "automata": "automata-lib"}
 class Import:
     file: str  # relative to the root, with forward slashes
     line: int
-    module: str  # absolute and dotted; of `from a import b` it is `a.b`, which may be a name inside the module a
+    module: str  # absolute and dotted; for `from a import b` it is `a.b`, where b may be a name inside the module a
     on_load: bool  # runs when the file is imported, not inside a function
 
     @property
@@ -75,7 +76,7 @@ class Import:
 
 
 def imports_of(source: str, file: str) -> list[Import]:
-    """Every import statement of a file; those for type checkers alone (`if TYPE_CHECKING:`) count as not on load."""
+    """Every import statement of a file. Those for type checkers only (`if TYPE_CHECKING:`) do not count as on load."""
     package = file.removesuffix(".py").split("/")[:-1]
 
     def modules(node: ast.AST) -> list[str]:
@@ -147,7 +148,7 @@ def module_of(file: str) -> str:
 
 
 def climbing() -> list[str]:
-    """Imports that leave their room for one that is not of a lower rank, each with what to do about it."""
+    """Imports of a room that is not of a lower rank, each with what to do about it."""
     found = []
     for each in IMPORTS:
         here, there = room_of(module_of(each.file)), room_of(each.module)
@@ -164,7 +165,7 @@ def climbing() -> list[str]:
 def test_every_room_has_a_rank():
     rooms = {room_of(module_of(relative(path))) for path in FILES} - {
         "stitch"
-    }  # stitch/__init__.py loads all on demand
+    }  # stitch/__init__.py loads everything on demand
     assert sorted(rooms - set(RANK)) == [], "give these rooms a place in RANKS"
     assert sorted(set(RANK) - rooms) == [], "these rooms are gone: take them out of RANKS"
     assert len(rooms) <= MOST_ROOMS
@@ -176,7 +177,7 @@ def test_imports_go_within_a_room_or_down():
 
 
 def test_there_are_few_floors():
-    """A room stands one floor above the highest that it imports."""
+    """A room is one floor above the highest room that it imports."""
     below: dict[str, set[str]] = {room: set() for room in RANK}
     for each in IMPORTS:
         here, there = room_of(module_of(each.file)), room_of(each.module)
@@ -188,7 +189,7 @@ def test_there_are_few_floors():
     assert max(floors.values()) <= MOST_FLOORS, floors
 
 
-def test_an_import_that_climbs_is_found_and_named(monkeypatch):
+def test_an_import_of_a_higher_room_is_found_and_named(monkeypatch):
     wrong = Import("stitch/files/shards.py", 7, "stitch.jobs.join.stitch", False)
     monkeypatch.setitem(globals(), "IMPORTS", [wrong])
     (message,) = climbing()
@@ -196,13 +197,13 @@ def test_an_import_that_climbs_is_found_and_named(monkeypatch):
 
 
 @pytest.mark.parametrize("library", HOMES)
-def test_a_library_is_known_in_one_place_only(library):
+def test_a_library_is_imported_in_one_place_only(library):
     elsewhere = [str(each) for each in IMPORTS if each.package == library and not each.file.startswith(HOMES[library])]
     assert elsewhere == []
 
 
 def test_sae_lens_is_imported_only_inside_functions():
-    """But for the classes derived from its own, whose file is itself imported only inside functions."""
+    """Except for classes derived from its own, whose file is itself imported only inside functions."""
     loading = {"sae_lens"}
     while True:
         more = {
@@ -227,8 +228,8 @@ def test_sae_lens_is_imported_only_inside_functions():
         ),
     ],
 )
-def test_the_code_that_ships_with_checkpoints_stands_alone(file, beside):
-    """But for files that travel with it, which it must import relatively to be found there."""
+def test_the_code_that_ships_with_checkpoints_has_no_other_dependencies(file, beside):
+    """Except for the files shipped with it, which it must import relatively to find them in a checkpoint."""
     allowed = sys.stdlib_module_names | {"torch", "transformers"}
     found = [each for each in IMPORTS if each.file == file]
     assert found, f"{file} imports nothing: has it moved?"
@@ -238,7 +239,7 @@ def test_the_code_that_ships_with_checkpoints_stands_alone(file, beside):
 
 
 def declared_dependencies() -> tuple[set[str], set[str]]:
-    """Names of the core's dependencies, and of those that the extras add."""
+    """Names of the core dependencies, and of those that the extras add."""
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -261,7 +262,7 @@ def test_every_import_is_a_declared_dependency():
 
 
 def fresh_python(*arguments: str) -> str:
-    """What a new interpreter prints, free of the hooks and modules of this one."""
+    """The output of a new interpreter, without the hooks and modules of this one."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Oracles: every permutation, the dense solver, a planted permutation."""
+"""Against three oracles: all permutations, the dense solver, a planted permutation."""
 
 from itertools import permutations
 
@@ -64,13 +64,13 @@ def test_a_planted_permutation_is_recovered_and_the_nulls_are_low():
     assert pairs.scores.mean() > 0.4
     assert pairs.null_scores.mean() < 0.06
     assert (pairs.scores > pairs.null_scores).all()
-    # the strictest null: the best of everything, tokens moved
+    # the strictest null: the optimum over all pairs, with shuffled tokens
     chance = assign(candidates(Correlations.read(misaligned(batches, 0)), generator=np.random.default_rng(0)))
     assert chance.scores.mean() < 0.1
     assert (partner[chance.rows] == chance.cols).mean() < 0.05
 
 
-def test_unequal_numbers_of_features_leave_the_strangers_unmatched():
+def test_with_unequal_numbers_of_features_those_without_a_partner_stay_unmatched():
     a, b, partner = planted(3000, 60, 2)
     batches = stream_of(a, b[:, :40])
     pairs = assign(candidates(Correlations.read(batches), generator=np.random.default_rng(0)), threshold=0.2)
@@ -78,7 +78,7 @@ def test_unequal_numbers_of_features_leave_the_strangers_unmatched():
     assert (partner[pairs.rows] == pairs.cols).all()
 
 
-def test_the_threshold_rejects_what_is_not_above_it():
+def test_pairs_at_or_below_the_threshold_are_rejected():
     correlation = np.array([[0.9, 0.0], [0.0, 0.3]])
     for solve in (lambda t: assign(graph_of(correlation), threshold=t), lambda t: dense(correlation, t)):
         assert solve(0.0).rows.tolist() == [0, 1]
@@ -86,14 +86,14 @@ def test_the_threshold_rejects_what_is_not_above_it():
         assert solve(0.9).rows.tolist() == []
 
 
-def test_rejection_frees_the_better_partner():
-    # matching both rows would cost row 0 its partner; above 0.5, only (1, 0) is worth keeping beside nothing
+def test_rejecting_a_pair_frees_the_better_partner():
+    # matching both rows would cost row 0 its partner; above 0.5, only (1, 0) is better than no pair
     correlation = np.array([[0.8, 0.45], [0.95, 0.1]])
     pairs = assign(graph_of(correlation), threshold=0.5)
     assert (pairs.rows.tolist(), pairs.cols.tolist()) == ([1], [0])
 
 
-def test_an_edge_whose_cost_is_zero_is_still_an_edge():
+def test_an_edge_of_cost_zero_is_kept():
     # scipy drops explicit zeros: with gain correlation − threshold alone, or cost 1 − correlation, these would vanish
     pairs = assign(graph_of(np.eye(3)), threshold=-1.0)
     assert pairs.cols.tolist() == [0, 1, 2]
@@ -101,7 +101,7 @@ def test_an_edge_whose_cost_is_zero_is_still_an_edge():
     assert pairs.cols.tolist() == [0, 1]
 
 
-def test_ties_are_broken_into_a_complete_matching_and_always_the_same_one():
+def test_ties_are_broken_into_a_complete_and_reproducible_matching():
     correlation = np.full((6, 6), 0.5)
     first, second = assign(graph_of(correlation)), assign(graph_of(correlation))
     assert sorted(first.cols) == list(range(6))
@@ -110,20 +110,20 @@ def test_ties_are_broken_into_a_complete_matching_and_always_the_same_one():
 
 def test_a_hub_goes_to_one_row_only():
     correlation = np.full((50, 50), 0.01)
-    correlation[:, 7] = np.linspace(0.5, 0.9, 50)  # everybody's best partner
+    correlation[:, 7] = np.linspace(0.5, 0.9, 50)  # the best partner of all rows
     pairs = assign(graph_of(correlation), threshold=0.2)
     assert (pairs.rows.tolist(), pairs.cols.tolist()) == ([49], [7])
 
 
 def test_rows_that_share_all_candidates_do_not_make_the_problem_infeasible():
     correlation = np.full((20, 30), np.nan)
-    correlation[:, :3] = np.random.default_rng(3).uniform(0.2, 1.0, (20, 3))  # 20 rows, 3 columns in reach
+    correlation[:, :3] = np.random.default_rng(3).uniform(0.2, 1.0, (20, 3))  # 20 rows with 3 candidate columns
     pairs = assign(graph_of(correlation))
     assert len(pairs) == 3
     assert gain(pairs, 0.0) == pytest.approx(gain(dense(correlation), 0.0))
 
 
-def test_a_negative_correlation_is_no_match():
+def test_negative_correlations_are_not_matched():
     correlation = np.array([[-0.2, -0.9], [0.4, -0.1]])
     assert assign(graph_of(correlation)).rows.tolist() == dense(correlation).rows.tolist() == [1]
 
@@ -141,7 +141,7 @@ def test_dead_features_are_never_matched():
     np.testing.assert_array_equal(sparse.cols, reference.cols)
 
 
-def test_a_threshold_that_is_no_correlation_is_refused():
+def test_a_threshold_outside_the_range_of_correlations_is_refused():
     for threshold in (1.0, -1.5, float("nan")):
         with pytest.raises(MatchError, match="in \\[-1, 1\\)"):
             assign(graph_of(np.eye(2)), threshold=threshold)

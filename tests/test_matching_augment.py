@@ -1,4 +1,4 @@
-"""Oracle: scipy's dense solver, on small graphs of every shape and on larger ones that are made to be hard."""
+"""Against scipy's dense solver, on small graphs of every shape and on larger hard ones."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,9 @@ from matching.augment import best_matching
 
 
 def check(gain: np.ndarray) -> None:
-    """The matching is the best, its prices prove it, and what is left over is free. Gains of 0 or less are no edges."""
+    """The matching is optimal, its prices prove this, and unmatched columns have price 0. Gains of 0 or less are no
+    edges.
+    """
     rows, cols = np.nonzero(gain > 0)
     col_of, prices = best_matching(gain.shape, rows, cols, gain[rows, cols])
     positive = gain.clip(min=0)
@@ -37,10 +39,10 @@ def test_hard_cases(seed: int):
     generator = np.random.default_rng(seed)
     size = 150
     ramp = np.arange(1, size + 1) / size
-    check(np.outer(ramp, ramp))  # everybody wants the same columns, in the same order
+    check(np.outer(ramp, ramp))  # all rows prefer the same columns in the same order
     check(np.outer(ramp, ramp[::-1])[generator.permutation(size)])
-    check(np.full((size, size // 2), 0.3))  # nothing but ties
-    check(1e-9 * generator.random((size, size)) + 0.5)  # ties but for the last digits
+    check(np.full((size, size // 2), 0.3))  # only ties
+    check(1e-9 * generator.random((size, size)) + 0.5)  # ties except in the last digits
     hubs = generator.uniform(-1, 0.2, (size, size))
     hubs[:, :5] += 0.7
     check(hubs)

@@ -1,4 +1,4 @@
-"""Oracles: the dense solver on all pairs; weak duality for any prices; a bound worked out by hand."""
+"""Against three oracles: the dense solver on all pairs, weak duality for any prices, and a bound computed by hand."""
 
 from dataclasses import replace
 
@@ -18,7 +18,9 @@ from matching.statistics import correlation_matrix, feature_moments
 
 
 def hard(seed: int = 0, features: int = 60):
-    """Weakly correlated features, many nearly as good partners: the best few of each are far from enough."""
+    """Weakly correlated features with many partners of similar quality: the best few candidates of each are not
+    enough.
+    """
     mixed = random_codes(900, features, seed) @ np.random.default_rng(seed).dirichlet(np.full(features, 0.05), features)
     batches = stream_of(random_codes(900, features, seed), mixed)
     return batches, feature_moments(batches)
@@ -31,7 +33,7 @@ def best(batches, moments, threshold: float) -> float:
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1])
 @pytest.mark.parametrize("top", [1, 2, 4])
-def test_pricing_reaches_the_optimum_over_all_pairs_from_a_graph_that_does_not_have_it(top: int, threshold: float):
+def test_pricing_reaches_the_optimum_over_all_pairs_from_an_incomplete_graph(top: int, threshold: float):
     batches, moments = hard()
     graph = candidates(Correlations.read(batches), generator=np.random.default_rng(0), top=top)
     before = float((assign(graph, threshold=threshold).scores - threshold).sum())
@@ -46,10 +48,8 @@ def test_pricing_reaches_the_optimum_over_all_pairs_from_a_graph_that_does_not_h
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1])
 @pytest.mark.parametrize("top", [1, 3, 8])
-def test_what_the_graph_has_completely_is_not_looked_at_again_and_nothing_changes(
-    top: int, threshold: float, monkeypatch
-):
-    """`complete` 0 says that any pair may be missing, so that every row is looked at."""
+def test_rows_with_all_their_edges_are_not_searched_again(top: int, threshold: float, monkeypatch):
+    """`complete=0` means that any pair may be missing, so every row is searched. The results are the same."""
     batches, _ = hard(top)
     correlations = Correlations.read(batches)
     graph = candidates(correlations, generator=np.random.default_rng(0), top=top)
@@ -76,10 +76,10 @@ def test_the_bound_holds_and_is_tight_on_a_complete_graph(seed: int):
     assert bound == pytest.approx((pairs.scores - 0.2).sum(), abs=1e-10)
     assert (price >= 0).all()
     unmatched = np.setdiff1d(np.arange(15), pairs.cols)
-    assert (price[unmatched] < 1e-10).all()  # nobody pays for what nobody took
+    assert (price[unmatched] < 1e-10).all()  # unmatched columns have price 0
 
 
-def test_the_bound_holds_for_a_matching_that_is_not_the_best_and_says_by_how_much_it_may_fall_short():
+def test_the_bound_holds_for_a_matching_that_is_not_optimal():
     batches, moments = hard(3)
     graph = candidates(Correlations.read(batches), generator=np.random.default_rng(0), top=1)
     certificate, larger = certify(Correlations.read(batches), graph, *assign_with_prices(graph))
@@ -91,7 +91,7 @@ def test_the_bound_holds_for_a_matching_that_is_not_the_best_and_says_by_how_muc
     np.testing.assert_allclose(larger.correlation, correlation[larger.rows, larger.cols], atol=1e-12)
 
 
-def test_the_pairs_that_are_missed_most_are_added_first():
+def test_the_missing_pairs_of_highest_gain_are_added_first():
     batches, moments = hard(3)
     graph = candidates(Correlations.read(batches), generator=np.random.default_rng(0), top=1)
     pairs, prices = assign_with_prices(graph)
@@ -104,16 +104,16 @@ def test_the_pairs_that_are_missed_most_are_added_first():
         assert col == left[row].argmax()
 
 
-def test_prices_by_hand():
-    """Two rows want the same column: the loser's second choice decides what the winner pays."""
+def test_prices_computed_by_hand():
+    """Two rows prefer the same column; the price for the winner follows from the loser's second choice."""
     correlation = np.array([[0.9, 0.1], [0.8, 0.5]])
     graph = graph_of(correlation)
     pairs, prices = assign_with_prices(graph)
     assert list(pairs.cols) == [0, 1]
-    assert prices == pytest.approx([0.3, 0.0])  # row 1 gives up 0.5 for 0.8 at a price of 0.3
+    assert prices == pytest.approx([0.3, 0.0])  # row 1 is indifferent between 0.5 and 0.8 at a price of 0.3
 
 
-def test_a_graph_that_has_everything_is_certified_at_once():
+def test_a_complete_graph_is_certified_at_once():
     a, b, _ = planted(1200, 40, 0)
     correlations = Correlations.read(stream_of(a, b))
     graph = candidates(correlations, generator=np.random.default_rng(0), top=40)
@@ -122,7 +122,7 @@ def test_a_graph_that_has_everything_is_certified_at_once():
     assert certificate.gap < 1e-12
 
 
-def test_below_zero_there_is_no_certificate():
+def test_a_threshold_below_zero_cannot_be_certified():
     batches, _ = hard(1)
     correlations = Correlations.read(batches)
     graph = candidates(correlations, generator=np.random.default_rng(0), top=2)
@@ -130,7 +130,7 @@ def test_below_zero_there_is_no_certificate():
         assign_certified(correlations, graph, threshold=-0.1)
 
 
-def test_nothing_above_the_threshold_is_nothing_to_gain():
+def test_without_pairs_above_the_threshold_the_gain_is_zero():
     batches, _ = hard(1)
     graph = candidates(Correlations.read(batches), generator=np.random.default_rng(0), top=2)
     pairs, certificate = assign_certified(Correlations.read(batches), graph, threshold=0.999)
@@ -139,9 +139,9 @@ def test_nothing_above_the_threshold_is_nothing_to_gain():
     assert certificate.gap == 0
 
 
-def test_ties_settle():
-    """Every pair is equally good: any matching is the best, and prices must not chase each other."""
+def test_prices_are_finite_when_all_pairs_tie():
+    """Every matching is optimal, and raising prices must end."""
     graph = graph_of(np.full((30, 20), 0.5))
     pairs, price = assign_with_prices(graph)
-    assert price == pytest.approx(np.full(20, 0.5))  # ten rows go without, and would pay all they gain
+    assert price == pytest.approx(np.full(20, 0.5))  # ten rows stay unmatched, so the price equals the whole gain
     assert price.sum() == pytest.approx(pairs.scores.sum())

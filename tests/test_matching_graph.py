@@ -1,4 +1,4 @@
-"""Oracle: the dense correlation matrix, sorted."""
+"""Against the sorted dense correlation matrix."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from matching.types import Candidates
 
 
 def best_edges(correlation: np.ndarray, top: int) -> set[tuple[int, int]]:
-    """Top of every row and column as far as it is positive, ties to the lower index: the slow and obvious way."""
+    """The top positive entries of every row and column, ties to the lower index: the slow reference."""
     value = np.where(np.isnan(correlation), -np.inf, correlation)
     edges = set()
     for row, values in enumerate(value):
@@ -47,13 +47,15 @@ def test_candidates_equal_the_dense_reference(shape: tuple[int, int]):
     np.testing.assert_allclose(found.co_moment, want, atol=1e-12)
 
 
-def test_rows_that_meet_few_features_and_rows_that_meet_most_are_summed_alike():
-    """Of 400 features of B, 4 on a token: the first rows meet at most 64 entries, the others 1,000 and more."""
+def test_rows_with_few_and_with_many_entries_are_summed_alike():
+    """Of 400 features of B, 4 are active on a token: the first rows have at most 64 entries, the others 1,000 and
+    more.
+    """
     a, b = random_codes(1500, 24, 14, share=0.3), random_codes(1500, 400, 15, share=0.01)
     for row in range(12):
         a[np.flatnonzero(a[:, row])[16:], row] = 0
     b[:, :24] += 0.5 * a
-    a[:, 12], b[:, 200] = -a[:, 12], np.where(a[:, 12] == 0, b[:, 200], 0)  # never together, though they correlate
+    a[:, 12], b[:, 200] = -a[:, 12], np.where(a[:, 12] == 0, b[:, 200], 0)  # never active together, but correlated
     batches = stream_of(a, b)
     correlation = correlation_matrix(batches, *feature_moments(batches))
     assert correlation[12, 200] > 0
@@ -63,9 +65,9 @@ def test_rows_that_meet_few_features_and_rows_that_meet_most_are_summed_alike():
     np.testing.assert_allclose(found.correlation, correlation[found.rows, found.cols], rtol=0, atol=1e-13)
 
 
-def test_what_the_budget_does_not_hold_is_thinned_out_evenly():
+def test_codes_beyond_the_budget_are_thinned_out_evenly():
     a, b, partner = planted(6 * SEGMENT, 20, 4)
-    a[SEGMENT : 2 * SEGMENT] = 0  # a segment that is left out when every second is read
+    a[SEGMENT : 2 * SEGMENT] = 0  # a segment that is skipped when every second one is read
     whole = Correlations.read(stream_of(a, b))
     half = Correlations.read(stream_of(a, b), budget_bytes=5 * int((a > 0).sum() + (b > 0).sum()))
     assert (whole.moments_a.count, half.moments_a.count) == (6 * SEGMENT, 3 * SEGMENT)
@@ -106,7 +108,7 @@ def test_dead_and_rare_features_have_no_edge_and_are_never_an_alternative():
     a[:, 2] = 0
     b[:, 3] = 4.0
     b[:, 7] = 0
-    b[:9, 7] = 1.0  # nine firings, one less than the minimum
+    b[:9, 7] = 1.0  # nine firings, one below the minimum
     batches = stream_of(a, b)
     graph = candidates(Correlations.read(batches), generator=np.random.default_rng(0))
     assert not (graph.rows == 2).any()
@@ -124,7 +126,7 @@ def test_alternatives_carry_their_exact_correlation():
     np.testing.assert_allclose(drawn.correlation, np.take_along_axis(correlation, drawn.cols, axis=1), atol=1e-13)
 
 
-def test_the_best_alternative_leaves_the_partner_out():
+def test_the_best_alternative_excludes_the_partner():
     a, b, partner = planted(900, 8, 8)
     batches = stream_of(a, b)
     moments = feature_moments(batches)
@@ -139,7 +141,7 @@ def test_the_best_alternative_leaves_the_partner_out():
 def test_correlations_and_co_moments_of_any_pairs_equal_the_dense_ones(always_on: bool):
     a, b = random_codes(1500, 6, 12), random_codes(1500, 5, 13)
     b[:, 1] = np.where(a[:, 3] > 0, 0.0, b[:, 1])  # never active together
-    if always_on:  # centred inside
+    if always_on:  # centred by the function
         a[:, 5] += 4.0
         b[:, 4] += 3.0
     rows, cols = np.array([5, 3, 0, 3, 3]), np.array([4, 1, 4, 2, 1])  # in no order, one of them twice
@@ -152,7 +154,7 @@ def test_correlations_and_co_moments_of_any_pairs_equal_the_dense_ones(always_on
     )
 
 
-def test_what_cannot_be_matched_is_refused():
+def test_unusable_codes_are_refused():
     a, b = random_codes(400, 6, 9), random_codes(400, 6, 10)
     batches = stream_of(a, b)
     with pytest.raises(MatchError, match=r"must hold 1,024 tokens, which take \d,\d+; got 47"):
@@ -194,7 +196,9 @@ def test_a_stream_that_changes_is_refused(other):
 
 def test_a_stream_that_changes_after_it_was_thinned_out_is_refused():
     a, b = random_codes(1500, 6, 9), random_codes(1500, 6, 10)
-    passes = iter([(a, b), (a, b), (np.roll(a, 1, axis=1), b)])  # what it holds, moments of what is kept, codes
+    passes = iter(
+        [(a, b), (a, b), (np.roll(a, 1, axis=1), b)]
+    )  # the codes read back, the moments of those kept, and the codes
     budget = 5 * int((a > 0).sum() + (b > 0).sum())
     with pytest.raises(MatchError, match=r"the same stream; got a different one after [\d,]+ of 1,024 tokens"):
         Correlations.read(lambda: stream_of(*next(passes))(), budget_bytes=budget)

@@ -1,4 +1,4 @@
-"""What is compiled stays on disk, and nothing depends on that it can."""
+"""Compiled code is cached on disk, and works without a cache as well."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ LOOPS = "from matching.jit import jit\n\n\n@jit(nogil=True)\ndef double(x):\n   
 
 
 def used(folder: Path, **environment: str) -> list[str]:
-    """What a process of its own finds: twice 21, and how often it had not to compile."""
+    """The output of a new process: twice 21, and the number of cache hits."""
     code = f"import sys; sys.path.append({str(folder)!r}); import loops; print(loops.double(21), "
     code += "sum(loops.double.stats.cache_hits.values()))"
     found = subprocess.run(
@@ -19,7 +19,7 @@ def used(folder: Path, **environment: str) -> list[str]:
     return found.stdout.split()
 
 
-def test_it_is_compiled_once_and_again_where_it_cannot_be_kept(tmp_path: Path):
+def test_code_is_compiled_once_or_each_time_without_a_cache(tmp_path: Path):
     (tmp_path / "loops.py").write_text(LOOPS)
     assert [used(tmp_path), used(tmp_path)] == [["42", "0"], ["42", "1"]]
-    assert used(tmp_path, NUMBA_CACHE_LOCATOR_CLASSES="ZipCacheLocator") == ["42", "0"]  # no file is in an archive
+    assert used(tmp_path, NUMBA_CACHE_LOCATOR_CLASSES="ZipCacheLocator") == ["42", "0"]  # this locator finds no file

@@ -1,4 +1,4 @@
-"""Oracles: invariances, closed cases, the definition on raw activations."""
+"""Against invariances, closed cases, and the definition on raw activations."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def covariances(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return x.T @ x / len(x), y.T @ y / len(x), x.T @ y / len(x)
 
 
-def test_rotated_directions_are_recognised_once_rotated_back():
+def test_rotated_directions_match_after_the_rotation_is_undone():
     source = gaussian(30, 8)
     rotation = random_rotation(8, 8, torch.Generator().manual_seed(1))
     target = 3 * (source @ rotation).flip(0)
@@ -43,7 +43,7 @@ def test_cka_follows_its_definition_on_kernels():
     assert linear_cka(*covariances(x, y)) == pytest.approx(float(want), abs=1e-12)
 
 
-def test_cka_sees_through_rotation_and_scale_and_svcca_through_any_linear_map():
+def test_cka_is_invariant_to_rotation_and_scale_and_svcca_to_any_linear_map():
     x = gaussian(500, 6, seed=7)
     rotated = 3 * x @ random_rotation(6, 9, torch.Generator().manual_seed(8)) + 1
     assert linear_cka(*covariances(x, rotated)) == pytest.approx(1.0)
@@ -58,7 +58,7 @@ def test_unrelated_activations_score_low():
     assert svcca(*parts) < 0.05
 
 
-def test_svcca_ignores_directions_without_variance_to_speak_of():
+def test_svcca_ignores_directions_with_negligible_variance():
     shared = gaussian(5000, 3, seed=12)
     x = torch.cat([shared, 1e-3 * gaussian(5000, 5, seed=13)], dim=1)
     y = torch.cat([shared, 1e-3 * gaussian(5000, 5, seed=14)], dim=1)
@@ -66,7 +66,7 @@ def test_svcca_ignores_directions_without_variance_to_speak_of():
     assert svcca(*covariances(x, y), explained=1.0) < 0.5
 
 
-def test_activations_that_never_vary_are_refused():
+def test_constant_activations_are_refused():
     parts = covariances(torch.ones(50, 3, dtype=torch.float64), gaussian(50, 3))
     for measure in (linear_cka, svcca):
         with pytest.raises(MatchError, match="zero variance"):

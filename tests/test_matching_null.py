@@ -1,4 +1,4 @@
-"""A null must differ from the real thing in its correspondence and in nothing else."""
+"""A null differs from the real matching in its correspondence and in nothing else."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_drawn_columns_are_distinct_live_and_uniform():
     assert np.abs(counts / 15_000 - 1).max() < 0.04  # standard error 0.006
 
 
-def test_where_fewer_columns_live_than_are_drawn_all_are():
+def test_if_fewer_columns_are_live_than_drawn_all_are_taken():
     drawn = draw_columns(4, np.array([2, 7]), 16, np.random.default_rng(0))
     np.testing.assert_array_equal(np.sort(drawn, axis=1), [[2, 7]] * 4)
 
@@ -91,7 +91,7 @@ def test_a_random_rotation_is_orthonormal_along_the_narrower_side(d_a: int, d_b:
 
 
 def test_random_rotations_are_uniform():
-    # Haar in the plane: the angle is uniform and half of all maps are reflections; plain QR fails both
+    # Haar measure in the plane: the angle is uniform and half of all maps are reflections. Plain QR violates both.
     generator = torch.Generator().manual_seed(1)
     maps = torch.stack([random_rotation(2, 2, generator) for _ in range(4000)])
     quarter = torch.atan2(maps[:, 0, 1], maps[:, 0, 0]).div(torch.pi / 2).floor().long()

@@ -1,4 +1,4 @@
-"""Oracles: planted rotations and isometries, scipy's solver."""
+"""Against planted rotations and isometries, and scipy's solver."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_it_agrees_with_scipy_on_noisy_pairs():
     assert found.scale == pytest.approx(trace / float(source.square().sum()))
 
 
-def test_a_weight_counts_a_pair_as_often():
+def test_an_integer_weight_equals_repeating_the_pair():
     source, target = gaussian(10, 4, seed=6), gaussian(10, 4, seed=7)
     repeats = torch.tensor([1, 2, 3, 1, 1, 0, 4, 1, 1, 2])
     weighted = orthogonal_map(source, target, repeats.double())
@@ -52,7 +52,7 @@ def test_a_weight_counts_a_pair_as_often():
 
 
 @pytest.mark.parametrize(("d_a", "d_b"), [(4, 4), (3, 6), (6, 3)])
-def test_no_small_turn_does_better(d_a: int, d_b: int):
+def test_small_rotations_of_the_solution_are_worse(d_a: int, d_b: int):
     source, target = gaussian(25, d_a, seed=8), gaussian(25, d_b, seed=9)
     weights = torch.rand(25, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
     found = orthogonal_map(source, target, weights).matrix
@@ -81,7 +81,7 @@ def test_too_few_pairs_are_refused(d_a: int, d_b: int, pairs: int):
         orthogonal_map(gaussian(pairs, d_a), gaussian(pairs, d_b, seed=1), torch.ones(pairs))
 
 
-def test_pairs_that_repeat_or_weigh_nothing_do_not_count():
+def test_repeated_and_weightless_pairs_do_not_count():
     source, target = gaussian(3, 4).repeat(5, 1), gaussian(3, 4, seed=1).repeat(5, 1)
     with pytest.raises(MatchError, match="got 15 pairs of rank 3"):
         orthogonal_map(source, target, torch.ones(15))
@@ -89,7 +89,7 @@ def test_pairs_that_repeat_or_weigh_nothing_do_not_count():
         orthogonal_map(gaussian(9, 4), gaussian(9, 4, seed=1), torch.zeros(9))
 
 
-def test_what_is_not_finite_or_negative_is_refused():
+def test_non_finite_or_negative_input_is_refused():
     source, target = gaussian(9, 4), gaussian(9, 4, seed=1)
     broken = source.clone()
     broken[0, 0] = float("nan")

@@ -1,4 +1,4 @@
-"""Oracle: numpy on dense codes, and exact arithmetic on huge means."""
+"""Against numpy on dense codes, and exact arithmetic with huge means."""
 
 import numpy as np
 import pytest
@@ -45,9 +45,9 @@ def test_results_do_not_depend_on_how_the_stream_is_cut():
 
 
 @pytest.mark.parametrize("mean", [1e4, 1e7])
-def test_a_huge_mean_does_not_eat_the_variance(mean: float):
+def test_a_huge_mean_does_not_cancel_the_variance(mean: float):
     generator = np.random.default_rng(6)
-    # multiples of 1/1024, so that adding the mean is exact and the oracle sees the same deviations
+    # multiples of 1/1024, so that adding the mean is exact and the reference has the same deviations
     a = np.round(generator.standard_normal((5000, 3)) * 1024) / 1024
     b = np.round((a + generator.standard_normal((5000, 3))) * 1024) / 1024
     batches = stream_of(a + mean, b - mean)
@@ -77,17 +77,17 @@ def test_constant_features_have_no_correlation(value: float):
     assert np.isfinite(np.delete(np.delete(correlation, 1, 0), 2, 1)).all()
 
 
-def test_features_seen_too_rarely_have_no_correlation():
+def test_features_that_fire_too_rarely_have_no_correlation():
     a, b = random_codes(500, 3, 10), random_codes(500, 3, 11)
     a[:, 0] = b[:, 0] = 0
-    a[7, 0] = b[7, 0] = 1.0  # one firing each, together: a perfect correlation that means nothing
+    a[7, 0] = b[7, 0] = 1.0  # one firing each, together: a perfect correlation without meaning
     batches = stream_of(a, b)
     moments = feature_moments(batches)
     assert np.isnan(correlation_matrix(batches, *moments)[0, 0])
     assert correlation_matrix(batches, *moments, minimum_firings=1)[0, 0] == pytest.approx(1.0)
 
 
-def test_stored_zeros_and_repeated_entries_count_as_what_they_sum_to():
+def test_stored_zeros_and_repeated_entries_are_summed():
     # row 0 stores (col 0: 1 + 2, col 1: 0), row 1 stores (col 1: 4)
     messy = sp.csr_array((np.array([1.0, 2.0, 0.0, 4.0]), np.array([0, 0, 1, 1]), np.array([0, 3, 4])), shape=(2, 2))
     before = messy.data.copy()
@@ -106,7 +106,7 @@ def test_codes_that_are_not_finite_are_refused(value: float, side: int):
         feature_moments(stream_of(codes[0], codes[1]))
 
 
-def test_a_broken_stream_is_refused():
+def test_an_inconsistent_stream_is_refused():
     a, b = random_codes(400, 3, 16), random_codes(400, 3, 17)
     with pytest.raises(MatchError, match="empty stream"):
         feature_moments(lambda: [])

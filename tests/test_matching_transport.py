@@ -1,4 +1,4 @@
-"""Oracles: POT on dense costs (its network simplex, its unbalanced Sinkhorn), marginals, planted partners."""
+"""Against POT on dense costs (its network simplex, its unbalanced Sinkhorn), marginals, and planted partners."""
 
 import sys
 
@@ -27,7 +27,7 @@ def matrix(plan: Plan, shape: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(1, 1), (12, 12), (9, 15), (15, 9)])
 @pytest.mark.parametrize("missing", [0.0, 0.8])
-def test_balanced_equals_the_dense_optimum_with_strangers_uncorrelated(shape: tuple[int, int], missing: float):
+def test_balanced_equals_the_dense_optimum_with_missing_pairs_uncorrelated(shape: tuple[int, int], missing: float):
     generator = np.random.default_rng(shape[0])
     correlation = generator.uniform(-0.5, 1.0, shape)
     correlation[generator.random(shape) < missing] = np.nan
@@ -53,7 +53,7 @@ def test_balanced_with_equal_weights_is_the_planted_permutation():
 
 
 def test_balanced_splits_a_feature_over_its_two_halves():
-    # feature 0 of A is features 0 and 1 of B in turn; frequencies say how much goes where
+    # feature 0 of A is features 0 and 1 of B in turn; their frequencies determine how much mass goes to each
     b = random_codes(4000, 6, 1)
     b[:, 1] *= b[:, 0] == 0
     a = np.column_stack([b[:, 0] + b[:, 1], b[:, 2:]])
@@ -122,7 +122,7 @@ def test_unusable_weights_and_parameters_are_refused():
         unbalanced(graph_of(0.5 + 0.4 * np.eye(3)), np.ones(3), np.array([1.0, 2.0, 3.0]), iterations=2)
 
 
-def test_without_pot_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_without_pot_the_error_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ot", None)
     with pytest.raises(MatchError, match="pip install stitch-lm\\[ot\\]"):
         balanced(graph_of(np.eye(3)), np.ones(3), np.ones(3))

@@ -1,4 +1,4 @@
-"""Configs are checked at birth."""
+"""Configs are checked when created."""
 
 import math
 from dataclasses import asdict
@@ -15,7 +15,7 @@ def test_the_default_rate_follows_the_scaling_law():
     assert SAEConfig(features=4096, lr=1e-3).learning_rate == 1e-3
 
 
-def test_a_config_survives_a_round_trip_through_a_dict():
+def test_a_config_is_restored_from_its_dict():
     config = SAEConfig(architecture="topk", features=64, k=3, lr=1e-3, seed=5)
     assert SAEConfig.from_dict(asdict(config)) == config
 

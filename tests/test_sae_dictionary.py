@@ -1,4 +1,4 @@
-"""A Dictionary computes what SAELens computes, for every architecture it can express."""
+"""A Dictionary computes what SAELens computes, for every architecture it can represent."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ D, FEATURES = 12, 40
 
 
 def _randomised(sae, seed=0):
-    """Weights that no folding leaves alone: decoder norms from 0.2 to 3, biases everywhere."""
+    """Weights that every folding changes: decoder norms from 0.2 to 3, biases everywhere."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sae.state_dict().items():
         values = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
@@ -72,7 +72,7 @@ def test_topk_that_selects_before_rescaling_needs_equal_decoder_norms():
 
 @pytest.mark.parametrize("architecture", ["batchtopk", "topk", "jumprelu", "standard", "matryoshka"])
 @torch.no_grad()
-def test_a_training_sae_becomes_what_saelens_saves_it_as(architecture, tmp_path):
+def test_a_training_sae_converts_to_what_saelens_saves(architecture, tmp_path):
     import sae_lens
 
     from sae.config import SAEConfig
@@ -101,12 +101,12 @@ def test_a_training_sae_becomes_what_saelens_saves_it_as(architecture, tmp_path)
         ({"reshape_activations": "hook_z"}, "reads attention heads"),
     ],
 )
-def test_input_handling_that_no_dictionary_expresses_is_refused(settings, message):
+def test_input_handling_that_a_dictionary_cannot_represent_is_refused(settings, message):
     with pytest.raises(SAEError, match=message):
         to_dictionary(_inference("standard", **settings))
 
 
-def test_an_architecture_that_no_dictionary_expresses_is_refused():
+def test_an_architecture_that_a_dictionary_cannot_represent_is_refused():
     import sae_lens
 
     sae = sae_lens.AbsTopKSAE(sae_lens.AbsTopKSAEConfig(d_in=D, d_sae=FEATURES, k=4))
@@ -114,7 +114,7 @@ def test_an_architecture_that_no_dictionary_expresses_is_refused():
         to_dictionary(sae)
 
 
-def test_half_precision_is_widened_and_input_of_any_precision_taken():
+def test_half_precision_is_converted_and_input_of_any_precision_accepted():
     sae = _inference("standard", dtype="bfloat16")
     dictionary = to_dictionary(sae)
     assert dictionary.encoder.dtype == torch.float32

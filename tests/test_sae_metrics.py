@@ -1,4 +1,4 @@
-"""Streamed metrics against the formulas written out in numpy."""
+"""Streamed metrics against formulas in numpy."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_metrics_equal_the_formulas():
     assert np.isclose(got.dead, (~(codes != 0).any(axis=0)).mean()) and got.dead >= 3 / FEATURES
 
 
-def test_how_the_stream_is_cut_does_not_matter():
+def test_metrics_do_not_depend_on_how_the_stream_is_cut():
     dictionary, x = _dictionary(), _activations()
     whole, cut = measure(dictionary, [x]), measure(dictionary, x.split(33))
     assert np.isclose(whole.fvu, cut.fvu, rtol=1e-12) and np.isclose(whole.r2, cut.r2, rtol=1e-12)
@@ -69,7 +69,7 @@ def test_a_mean_far_larger_than_the_spread_costs_no_precision():
     assert np.isclose(got.fvu, 1, rtol=1e-9) and got.l0 == 0 and got.dead == 1
 
 
-def test_streams_that_cannot_be_measured_are_refused():
+def test_unmeasurable_streams_are_refused():
     with pytest.raises(SAEError, match="the stream was empty"):
         measure(_dictionary(), [])
     with pytest.raises(SAEError, match="must have the SAE's width 6; got 5"):

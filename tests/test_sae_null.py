@@ -1,4 +1,4 @@
-"""The untrained SAE: random directions, and everything else as good as it can be."""
+"""The untrained SAE: random directions, all other parameters as good as possible."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def _null(architecture, sample):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_it_has_the_architecture_and_the_sparsity_asked_for(architecture):
+def test_it_has_the_requested_architecture_and_sparsity(architecture):
     sample = _sample()
     null = _null(architecture, sample)
     expected = {"standard": "relu", "topk": "topk"}.get(architecture, "jumprelu")
@@ -32,12 +32,14 @@ def test_it_has_the_architecture_and_the_sparsity_asked_for(architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_its_directions_are_random_unit_rows_read_and_written_alike(architecture):
+def test_its_directions_are_random_unit_rows_equal_in_encoder_and_decoder(architecture):
     null = _null(architecture, _sample())
     torch.testing.assert_close(null.decoder.norm(dim=1), torch.ones(48))
     cosines = torch.nn.functional.cosine_similarity(null.encoder.T, null.decoder)
     torch.testing.assert_close(cosines, torch.ones(48))
-    assert torch.equal(null.decoder, _null(architecture, _sample(seed=2)).decoder)  # the data do not choose them
+    assert torch.equal(
+        null.decoder, _null(architecture, _sample(seed=2)).decoder
+    )  # the directions do not depend on the data
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -52,7 +54,7 @@ def test_no_other_gain_reconstructs_better(architecture):
     assert measure(null, [sample]).fvu < 1
 
 
-def test_samples_that_say_nothing_are_refused():
+def test_unusable_samples_are_refused():
     generator = torch.Generator()
     for sample, message in [
         (torch.empty(0, 8), "non-empty sample of finite activations; got 0 tokens"),

@@ -1,4 +1,6 @@
-"""A sparse step is SAELens's dense one: the same codes, losses, gradients and weights after training, up to rounding."""
+"""A sparse step equals SAELens's dense one: codes, losses, gradients and weights after training agree up to
+rounding.
+"""
 
 from dataclasses import replace
 
@@ -23,8 +25,9 @@ def batch(seed: int = 0, size: int = BATCH) -> torch.Tensor:
 
 
 def pair(architecture: str, **changes):
-    """A trainer of ours, and a dense SAE of SAELens's with the same weights: decoder rows of different norms, and two features
-    that do not fire until the auxiliary loss wakes them."""
+    """A trainer of this package and a dense SAE of SAELens with the same weights: decoder rows of different norms,
+    and two features that fire only once the auxiliary loss revives them.
+    """
     config = replace(
         SAEConfig(architecture=architecture, features=FEATURES, k=4, steps=40, batch_size=BATCH), **changes
     )
@@ -44,7 +47,7 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("dead", DEAD)
 @pytest.mark.parametrize("architecture", DENSE)
-def test_losses_codes_and_gradients_are_those_of_the_dense_step(architecture, dead):
+def test_losses_codes_and_gradients_equal_those_of_the_dense_step(architecture, dead):
     trainer, dense = pair(architecture)
     mask = torch.arange(FEATURES) < DEAD[dead]
     step = TrainStepInput(batch(), coefficients={}, dead_neuron_mask=mask, n_training_steps=0, is_logging_step=False)
@@ -61,7 +64,7 @@ def test_losses_codes_and_gradients_are_those_of_the_dense_step(architecture, de
 
 
 @pytest.mark.parametrize("architecture", DENSE)
-def test_forty_steps_end_where_the_dense_ones_do(architecture):
+def test_forty_steps_give_the_weights_of_dense_steps(architecture):
     trainer, dense = pair(architecture)
     other, _ = pair(architecture)
     other.sae.load_state_dict(dense.state_dict())
@@ -77,17 +80,17 @@ def test_forty_steps_end_where_the_dense_ones_do(architecture):
         assert torch.allclose(trainer.sae.state_dict()[name], weight, atol=1e-4), name
 
 
-def test_batch_top_k_takes_the_largest_whatever_it_saw_before():
+def test_batch_top_k_takes_the_largest_for_any_earlier_threshold():
     sae = pair("batchtopk")[0].sae
     pre = torch.randn(BATCH, FEATURES, generator=torch.Generator().manual_seed(1))
     expected = pre.flatten().topk(4 * BATCH).indices.sort().values
-    for scale in (1.0, 1.0, 0.1, 0.1, 30.0):  # a threshold found before may be too high, too low, or right
+    for scale in (1.0, 1.0, 0.1, 0.1, 30.0):  # the threshold of an earlier batch may be too high, too low, or right
         assert torch.equal(sae.choose(scale * pre), expected)
     few = torch.where(torch.arange(FEATURES) < 2, pre, -1.0)
     assert torch.equal(sae.choose(few), (few.flatten() > 0).nonzero().squeeze(1))
 
 
-def test_top_k_leaves_out_what_is_not_positive():
+def test_top_k_leaves_out_values_that_are_not_positive():
     sae = pair("topk")[0].sae
     pre = -torch.ones(2, FEATURES)
     pre[0, 5], pre[1, :6] = 1.0, torch.arange(6.0)
@@ -102,7 +105,7 @@ def test_of_equal_activations_the_first_are_taken():
         assert sae.choose(pre).tolist() == [3, *(FEATURES + 5 + i for i in range(7))]
 
 
-def test_products_with_a_pattern():
+def test_products_with_a_sparsity_pattern():
     dense = torch.randn(5, 7, generator=torch.Generator().manual_seed(2)) * (torch.rand(5, 7) < 0.4)
     dense[2] = 0
     dense[:, 4] = 0

@@ -1,4 +1,4 @@
-"""SAEs on disk: SAELens reads what we write, and what is broken is refused in one line."""
+"""SAEs on disk: SAELens reads the saved SAEs, and broken folders are refused in one line."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ PROVENANCE = {"model": "demo:gpt2", "site": "resid_pre.3", "seed": 0}
 
 
 def _sae(architecture="batchtopk"):
-    """A training SAE a few steps old, its normalisation folded in."""
+    """A training SAE after a few steps, with its normalisation folded in."""
     from sae.train import train
 
     def batches(start):
@@ -42,7 +42,7 @@ def copy(saved, tmp_path):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_saelens_reads_what_is_saved_and_computes_the_same(architecture, tmp_path):
+def test_saelens_reads_a_saved_sae_and_computes_the_same(architecture, tmp_path):
     import sae_lens
 
     sae = _sae(architecture)
@@ -138,14 +138,14 @@ def _pickled(folder):
         (_pickled, "only safetensors are read; .* holds sae.pt"),
     ],
 )
-def test_a_harmed_folder_is_refused_in_one_line(copy, harm, message):
+def test_a_damaged_folder_is_refused_in_one_line(copy, harm, message):
     harm(copy)
     with pytest.raises(SAEError, match=message) as refusal:
         load(copy)
     assert "\n" not in str(refusal.value)
 
 
-def test_another_width_is_refused(saved):
+def test_a_different_width_is_refused(saved):
     with pytest.raises(SAEError, match=r"must read activations of width 16; .* reads 12\. Use this model's"):
         load(saved, width=16)
 
@@ -159,7 +159,7 @@ def test_another_width_is_refused(saved):
         ("gemma-scope-2b-pt-res-canonical:layer_0/width_16k/canonical", r"only safetensors are read.*gemma_2.*FOLDER"),
     ],
 )
-def test_a_source_that_is_not_there_or_not_safetensors_is_refused_before_any_download(source, message):
+def test_a_missing_or_unsafe_source_is_refused_before_any_download(source, message):
     with pytest.raises(SAEError, match=message):
         load(source)
 

@@ -1,4 +1,4 @@
-"""Training: a planted dictionary is found, and neither company nor interruption changes a bit."""
+"""Training: a planted dictionary is found, and neither other sites nor interruptions change a bit of the result."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ TRUTH = {site: _unit_rows(PLANTED, width, index) for index, (site, width) in enu
 
 
 def _batch(step, size):
-    """The same sparse codes seen by every site through its own planted directions."""
+    """The same sparse codes at every site, each with its own planted directions."""
     generator = torch.Generator().manual_seed(1000 + step)
     on = torch.rand(size, PLANTED, generator=generator) < 2 / PLANTED
     codes = on * (torch.rand(size, PLANTED, generator=generator) + 0.5)
@@ -85,14 +85,14 @@ def test_a_planted_dictionary_is_recovered_and_beats_the_untrained_one(planted, 
     assert abs(random.l0 - PLANTED_LOOK.k) < 0.25
 
 
-def test_a_site_trained_alone_is_the_site_trained_in_company(short):
+def test_a_site_trained_alone_equals_the_site_trained_with_others(short):
     for site in WIDTHS:
         alone = train({site: SHORT}, {site: WIDTHS[site]}, _stream(SHORT.batch_size))
         _assert_equal(_weights(alone), {key: tensor for key, tensor in short.items() if key[0] == site})
 
 
 @pytest.mark.parametrize("architecture", ["batchtopk", "jumprelu"])
-def test_the_loop_is_that_of_saelens(architecture):
+def test_the_training_loop_equals_that_of_saelens(architecture):
     from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
     from sae.train import _centre_and_scale, new_trainer
@@ -101,9 +101,9 @@ def test_the_loop_is_that_of_saelens(architecture):
     ours = train(_both(config), WIDTHS, _stream(config.batch_size))
 
     trainers = {site: new_trainer(config, width, "cpu") for site, width in WIDTHS.items()}
-    _centre_and_scale(trainers, enumerate(_stream(config.batch_size)(0)))  # we start the decoder bias at the mean
+    _centre_and_scale(trainers, enumerate(_stream(config.batch_size)(0)))  # the decoder bias starts at the mean
     for trainer in trainers.values():
-        trainer.activation_scaler.scaling_factor = None  # they estimate their own
+        trainer.activation_scaler.scaling_factor = None  # SAELens estimates its own
     schedule = replace(trainers["a.resid_pre.1"].cfg, n_batches_for_norm_estimate=SAMPLE_BATCHES)
     steps = [*range(SAMPLE_BATCHES), *range(config.steps)]
     theirs = MultiSAETrainer(
@@ -113,7 +113,7 @@ def test_the_loop_is_that_of_saelens(architecture):
         data_provider=(_batch(step, config.batch_size) for step in steps),
     ).fit()
     ours, theirs = _weights(ours), _weights(theirs)
-    if architecture == "batchtopk":  # the one thing that is set differently, tested below
+    if architecture == "batchtopk":  # the only difference, tested below
         for site in WIDTHS:
             assert ours.pop((site, "topk_threshold")) != theirs.pop((site, "topk_threshold"))
     _assert_equal(ours, theirs)
@@ -121,7 +121,7 @@ def test_the_loop_is_that_of_saelens(architecture):
 
 @pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka"])
 def test_a_short_run_has_k_active_features_on_average(architecture):
-    """SAELens's running mean of the threshold is still near its start, zero, after 30 steps."""
+    """After 30 steps SAELens's running mean of the threshold is still near its initial value, zero."""
     saes = train(_both(replace(SHORT, architecture=architecture, batch_size=256)), WIDTHS, _stream(256))
     for site, sae in saes.items():
         held_out = [_batch(10**6 + step, 256)[site] for step in range(8)]
@@ -152,7 +152,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(archit
         starts.append(start)
         return _stream(config.batch_size, change=change)(start)
 
-    for last in (17, 26):  # in the steady part and in the decay of the learning rate
+    for last in (17, 26):  # at the constant learning rate and during its decay
         with pytest.raises(_Stop):
             train(
                 _both(config),
@@ -161,11 +161,11 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(archit
                 snapshots=tmp_path,
                 snapshot_every=5,
             )
-    (tmp_path / ".partial-step-00000030-dead").mkdir()  # as a killed writer leaves it
-    torch.manual_seed(99)  # the caller's random state is none of our business
+    (tmp_path / ".partial-step-00000030-dead").mkdir()  # left by a killed writer
+    torch.manual_seed(99)  # the caller's random state does not matter
     resumed = train(_both(config), WIDTHS, stream, snapshots=tmp_path, snapshot_every=5)
 
-    assert starts[:4] == [0, 0, 15, 25]  # the rest, if any, is read to set thresholds
+    assert starts[:4] == [0, 0, 15, 25]  # any further batches are read to set thresholds
     _assert_equal(_weights(resumed), _weights(whole))
     for site in WIDTHS:
         assert resumed[site].cfg.to_dict() == whole[site].cfg.to_dict()
@@ -196,7 +196,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(short, tmp_p
     _assert_equal(_weights(resumed), short)
 
 
-def test_the_seed_alone_decides_and_the_callers_random_state_is_left_alone(short):
+def test_the_result_depends_only_on_the_seed_and_the_callers_random_state_is_unchanged(short):
     torch.manual_seed(123)
     before = torch.get_rng_state()
     again = _weights(train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size)))
@@ -207,8 +207,8 @@ def test_the_seed_alone_decides_and_the_callers_random_state_is_left_alone(short
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_threads_that_share_a_step_give_the_same_weights_each_time(architecture):
-    """In batches large enough to be shared: torch adds up the gradient of indexing in whatever order threads come."""
+def test_steps_shared_by_threads_are_reproducible(architecture):
+    """In batches large enough to be shared; torch adds up the gradient of indexing in the order of the threads."""
     config = SAEConfig(architecture=architecture, features=256, k=40, steps=10, batch_size=1024)
     batches = [{"site": tiny.noise(1024, 32, seed=step)} for step in range(config.steps)]
     threads = torch.get_num_threads()
@@ -234,9 +234,9 @@ def test_sites_may_differ_in_features_rate_and_architecture():
 
 
 def test_the_scale_of_the_activations_is_folded_in():
-    """Activations 1000 times as large give the same codes, 1000 times as large."""
+    """Activations 1000 times as large give codes 1000 times as large."""
     config = replace(SHORT, steps=20)
-    factor = 1024.0  # a power of two: no rounding
+    factor = 1024.0  # a power of two, so there is no rounding
     plain = train(_both(config), WIDTHS, _stream(config.batch_size))
     scaled = train(
         _both(config),
@@ -263,7 +263,7 @@ def test_half_precision_activations_are_trained_on_in_float32():
     assert got["a.resid_pre.1"].W_dec.dtype == torch.float32
 
 
-def test_training_speaks_through_the_callback_alone(capfd):
+def test_training_reports_only_through_the_callback(capfd):
     reports = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -310,7 +310,7 @@ def test_a_stream_that_ends_early_is_refused(stop):
         train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size, stop=stop))
 
 
-def test_sites_that_cannot_share_a_pass_are_refused():
+def test_sites_that_cannot_be_trained_in_one_pass_are_refused():
     configs = {"a.resid_pre.1": SHORT, "b/resid_pre.2": replace(SHORT, steps=31)}
     with pytest.raises(SAEError, match=r"agree on steps and batch_size; got a.resid_pre.1: 30 × 64, b/resid_pre.2: 31"):
         train(configs, WIDTHS, _stream(SHORT.batch_size))
@@ -320,7 +320,7 @@ def test_sites_that_cannot_share_a_pass_are_refused():
         train(_both(replace(SHORT, features=15)), WIDTHS, _stream(SHORT.batch_size))
 
 
-def test_a_snapshot_of_another_run_or_a_broken_one_is_refused(tmp_path):
+def test_the_snapshot_of_another_run_and_a_broken_one_are_refused(tmp_path):
     config = replace(SHORT, steps=5)
     train(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
     with pytest.raises(SAEError, match=r"belongs to other sites or settings. Delete it or give another folder"):

@@ -1,4 +1,4 @@
-"""Shapes in signatures hold while tests run: of functions, methods and dataclasses."""
+"""Shapes in signatures are checked while tests run: of functions, methods and dataclasses."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from stitch.grafts.heads import attended
 from stitch.regression.moments import Moments
 
 
-def test_a_wrong_shape_is_refused_wherever_a_signature_names_one():
+def test_a_wrong_shape_is_refused_in_functions_methods_and_dataclasses():
     with pytest.raises(TypeCheckError, match="scores"):
         attended(torch.zeros(2, 3))
     matrix = torch.zeros(3, 3)
@@ -19,5 +19,5 @@ def test_a_wrong_shape_is_refused_wherever_a_signature_names_one():
         Moments(1, {"x": matrix}, {"x": matrix[0]}, {("x", "x"): matrix})
 
 
-def test_what_names_no_shape_is_left_alone():
+def test_code_without_shapes_is_not_wrapped():
     assert not hasattr(Moments.found, "__wrapped__") and hasattr(Moments.product_times, "__wrapped__")

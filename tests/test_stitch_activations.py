@@ -39,7 +39,7 @@ def test_sites_are_the_hidden_states_of_the_whole_model(family: str):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @torch.no_grad()
-def test_neurons_are_what_the_down_projection_turns_into_the_output_of_the_mlp(family: str):
+def test_neurons_are_the_inputs_of_the_down_projection(family: str):
     model, ids, outputs, ran = tiny.model(family), tiny.ids(), [], []
     mlp = model.blocks[2].get_submodule(model.anatomy.mlp)
     handle = mlp.register_forward_hook(lambda module, args, output: outputs.append(output))
@@ -48,11 +48,11 @@ def test_neurons_are_what_the_down_projection_turns_into_the_output_of_the_mlp(f
     (neurons,), width = seen.neurons.values(), model.width
     assert neurons.shape == (*ids.shape, getattr(model.config, "n_inner", None) or model.config.intermediate_size)
     assert outputs[0].shape[-1] == width and torch.equal(model.down(2)(neurons), outputs[0])
-    # Written to the stream through the norm that the anatomy names, or directly.
+    # The MLP's output is written to the stream through the norm that the anatomy names, or directly.
     norm = model.anatomy.mlp_out_norm
     written = outputs[0] if norm is None else model.blocks[2].get_submodule(norm)(outputs[0])
     model.blocks[2].get_submodule(model.anatomy.mlp).register_forward_hook(lambda *call: torch.zeros_like(call[-1]))
-    if norm is not None:  # a norm of zeros is zero, biases aside
+    if norm is not None:  # a norm of zeros is zero, except for biases
         assert model.blocks[2].get_submodule(norm)(torch.zeros(1, width)).abs().max() == 0
     beside = residuals(model, ids, [3])[3]
     assert torch.allclose(beside + written, seen.streams[3], atol=1e-5)
@@ -61,7 +61,7 @@ def test_neurons_are_what_the_down_projection_turns_into_the_output_of_the_mlp(f
     assert not ran and not model.down(2)._forward_pre_hooks
 
 
-def test_nothing_after_the_last_site_is_computed_and_no_hook_remains():
+def test_blocks_after_the_last_site_are_not_computed_and_no_hook_remains():
     model = tiny.model("llama")
     ran: list[int] = []
     for index, block in enumerate(model.blocks):
@@ -88,7 +88,7 @@ def test_nan_is_refused_with_the_site():
         residuals(model, tiny.ids(), [3])
 
 
-def test_an_interrupted_harvest_goes_on_with_the_missing_shards(tmp_path: Path):
+def test_an_interrupted_harvest_continues_with_the_missing_shards(tmp_path: Path):
     model, text = tiny.model("llama"), windows()
     done = harvest(model, text, [1, 3], tmp_path / "whole", per_shard=5)
     assert done.shards == 3
@@ -132,7 +132,7 @@ def test_a_batch_is_written_while_the_next_is_computed(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_shard_is_the_file_that_safetensors_reads(dtype: torch.dtype, tmp_path: Path):
+def test_a_shard_is_readable_by_safetensors(dtype: torch.dtype, tmp_path: Path):
     model, text = tiny.model("llama"), windows()
     model.net.to(dtype)
     found = harvest(model, text, [3, 1], tmp_path, per_shard=5)
@@ -145,13 +145,13 @@ def test_a_shard_is_the_file_that_safetensors_reads(dtype: torch.dtype, tmp_path
 
 
 @pytest.mark.parametrize("shard", range(3))
-def test_what_cannot_be_written_is_no_harvest(shard: int, tmp_path: Path):
+def test_a_shard_that_cannot_be_written_fails_the_harvest(shard: int, tmp_path: Path):
     (tmp_path / f"{shard:05d}.safetensors.{os.getpid()}.tmp").mkdir()
     with pytest.raises(Exception, match=r"[Dd]irectory"):
         harvest(tiny.model("llama"), windows(), [1], tmp_path, per_shard=5)
 
 
-def test_a_harvest_of_other_text_sites_or_model_is_not_taken_for_this_one(tmp_path: Path):
+def test_a_harvest_of_other_text_sites_or_models_is_not_reused(tmp_path: Path):
     model, text = tiny.model("llama"), windows()
     other = replace(text, ids=text.ids.flip(0))
     for given, sites, from_model in ((other, [1], model), (text, [1, 3], model), (text, [1], tiny.model("qwen2"))):
@@ -221,7 +221,7 @@ def test_a_batch_larger_than_the_text_is_refused(tmp_path: Path):
         next(paired(tmp_path).batches(1000, seed=0, group=2))
 
 
-def test_a_sample_keeps_whole_windows_and_the_same_ones_for_a_seed(tmp_path):
+def test_a_sample_consists_of_whole_windows_and_depends_only_on_the_seed(tmp_path):
     model = tiny.model("llama")
     windows = Windows(tiny.ids(40, 10).int(), torch.zeros(40, 10, dtype=torch.int32))
     whole = pair(*(harvest(model, windows, [2], tmp_path / side, per_shard=16) for side in "ab"), 2, 2)

@@ -1,4 +1,4 @@
-"""`stitch chain`: the file that names the parts, and the job against ordinary stitches made one by one."""
+"""`stitch chain`: the file that names the parts, and the job against separate stitches made one after another."""
 
 import json
 from dataclasses import replace
@@ -59,8 +59,8 @@ def row(report: dict, name: str) -> dict:
     return next(row for row in report["results"] if row["name"] == name)
 
 
-def test_a_chain_is_what_ordinary_stitches_made_one_by_one_give(run, donors, tmp_path):
-    """The second seam, too, is that of a stitch whose first model is the composite: fitted on what that computes."""
+def test_a_chain_equals_separate_stitches_made_one_after_another(run, donors, tmp_path):
+    """The second seam equals that of a stitch with the composite as model A, fitted on the composite's activations."""
     report, folder = run
     shared = dict(tokens=4096, features=48, sae_passes=0.5, reference_steps=0)
     first = settings(donors["gpt2"], donors["qwen3"], donors["text"], layer=2, layer_b=3, **shared)
@@ -78,7 +78,7 @@ def test_a_chain_is_what_ordinary_stitches_made_one_by_one_give(run, donors, tmp
         "sites": "4..7 (resid_pre.N is the stream entering block N)",
         "width": 40,
     }.items() <= facts.items()
-    # On the donor's own stream at that place the same fit is another.
+    # The same fit on the donor's own stream at that site gives another translation.
     donors_own = settings(donors["qwen3"], donors["llama"], donors["text"], layer=5, layer_b=3, **shared)
     donors_report, _ = stitch(donors_own, tmp_path / "donors-own")
     assert donors_report["ridge"]["translation:affine"] != report["ridge"]["translation:affine"]
@@ -105,7 +105,7 @@ def test_the_report_lists_every_model_every_seam_and_every_composite(run, donors
     ]
     assert seams[0]["composite"]["ce"] == pytest.approx(
         row(report, "a")["ce"], abs=1e-6
-    )  # written, loaded, scored again
+    )  # written, loaded and scored again
     assert [seam["chosen"] for seam in seams] == [first["chosen"], report["chosen"]]
     _, rows, title = table(report)
     shown = {cells[0]: cells[1] for cells in rows}
@@ -134,7 +134,7 @@ def test_the_folder_on_disk_is_the_composite_of_the_report(run, donors):
 
 
 class Stop:
-    """Interrupts at the nth call whose stage begins so; a kill leaves the same on disk."""
+    """Interrupts at the nth call whose stage starts like this. A killed run leaves the same files."""
 
     def __init__(self, stage: str, count: int):
         self.stage, self.left = stage, count
@@ -145,7 +145,7 @@ class Stop:
             raise KeyboardInterrupt
 
 
-def test_interrupted_at_either_seam_and_resumed_it_ends_with_the_same_bytes(run, donors, tmp_path):
+def test_a_chain_interrupted_at_either_seam_and_resumed_writes_the_same_bytes(run, donors, tmp_path):
     report, folder = run
     arguments = dict(text=str(donors["text"]), resume=True, **OPTIONS)
     for stop in (Stop("feature codes", 1), Stop("choice", 2)):
@@ -167,7 +167,7 @@ def test_interrupted_at_either_seam_and_resumed_it_ends_with_the_same_bytes(run,
 
 
 @torch.no_grad()
-def test_a_model_in_three_parts_with_the_identity_gives_its_own_logits_bit_for_bit(donors, tmp_path):
+def test_a_model_in_three_parts_with_identity_seams_gives_its_own_logits_bit_for_bit(donors, tmp_path):
     name = str(donors["llama"])
     parts = [Part(name, 0, 2), Part(name, 2, 4), Part(name, 4)]
     report, folder = chain(parts, tmp_path / "out", text=str(donors["text"]), translation="identity", **OPTIONS)
@@ -240,7 +240,7 @@ A, B = "{model: a, to: 2}", "{model: b, from: 3}"
         (f"parts: [{{model: a, to: yes}}, {B}]", "part 1 needs a block's number, 0 or more, as `to`; got True"),
     ],
 )
-def test_a_file_that_names_no_chain_is_refused_in_one_line(content, message, tmp_path):
+def test_an_invalid_file_is_refused_in_one_line(content, message, tmp_path):
     with pytest.raises(UsageError, match=message) as caught:
         read_parts(written(tmp_path, content))
     assert "\n" not in str(caught.value)
@@ -251,7 +251,7 @@ def test_a_missing_file_is_named(tmp_path):
         read_parts(tmp_path / "nowhere.yaml")
 
 
-def test_what_the_models_cannot_do_is_refused_before_any_work(donors, tmp_path):
+def test_requests_that_the_models_cannot_meet_are_refused_before_any_work(donors, tmp_path):
     parts = parts_of(donors)
 
     def refusal(*changed: Part, **options) -> str:
@@ -268,7 +268,7 @@ def test_what_the_models_cannot_do_is_refused_before_any_work(donors, tmp_path):
     )
     assert "runs to the end of its model, block 6 of" in refusal(*parts[:2], replace(parts[2], stop=5))
     assert "--context must be at most 128" in refusal(*parts, context=129)
-    # 45 is enough for the second seam's 40, too little for Qwen3's 48
+    # 45 is enough for the second seam's 40 but not for Qwen3's 48
     assert "--features must be at least the width, 48; got 45" in refusal(*parts, features=45)
     other = tiny.save(tmp_path / "other", "llama")
     changed = tiny.tokenizer()
@@ -277,7 +277,7 @@ def test_what_the_models_cannot_do_is_refused_before_any_work(donors, tmp_path):
     assert "1 of 129 tokens differ" in refusal(*parts[:2], Part(str(other), 3))
 
 
-def test_every_seam_sees_the_windows_that_all_models_take():
+def test_every_seam_uses_the_windows_that_all_models_accept():
     models = [tiny.model("gpt2", n_positions=96), tiny.model("qwen3"), tiny.model("llama", max_position_embeddings=64)]
     parts = [Part("a", 0, 2), Part("b", 2, 4), Part("c", 3)]
     seams = [
@@ -288,7 +288,7 @@ def test_every_seam_sees_the_windows_that_all_models_take():
     assert [found.context for found in complete_all([parts[0], Part("b", 2)], seams[:1], models[:2])] == [96]
 
 
-def test_a_chain_may_begin_with_a_composite_and_hold_none_later(run, donors, tmp_path):
+def test_a_composite_may_be_the_first_part_of_a_chain_only(run, donors, tmp_path):
     _, folder = run
     llama = str(donors["llama"])
     for work in (
@@ -305,14 +305,14 @@ def test_a_chain_may_begin_with_a_composite_and_hold_none_later(run, donors, tmp
         translation="identity",
         **OPTIONS,
     )
-    # Its last part is blocks 3 and 4 of the Llama: with block 5 it is itself again.
+    # Its last part is blocks 3 and 4 of the Llama, so with block 5 it is the composite again.
     assert row(report, "composite")["ce"] == pytest.approx(row(report, "a")["ce"], abs=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------ the command
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub client's own
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # output of the Hub client
 def test_the_command_writes_the_same_folder_prints_json_alone_and_pushes(run, donors, tmp_path, hub, monkeypatch):  # noqa: F811
     report, folder = run
     entries = [{"model": part.model, "from": part.start, "to": part.stop} for part in parts_of(donors)]

@@ -1,4 +1,6 @@
-"""Composites of three and four parts: exact against their donors, against hooked models, and against themselves with a cache."""
+"""Composites of three and four parts, exact against their donors, against hooked models, and with and without a
+cache.
+"""
 
 import json
 from pathlib import Path
@@ -41,7 +43,7 @@ pico = tiny.shared
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @torch.no_grad()
-def test_a_model_in_three_parts_is_itself_bit_for_bit(family):
+def test_a_model_in_three_parts_is_unchanged_bit_for_bit(family):
     model, ids = pico(family), tiny.ids(2, 13)
     padded, mask = left_padded((11, 4, 8))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -56,7 +58,7 @@ def test_a_model_in_three_parts_is_itself_bit_for_bit(family):
 
 
 @torch.no_grad()
-def test_leaving_one_block_out_of_the_middle_is_noticed():
+def test_omitting_one_block_of_the_middle_part_changes_the_logits():
     model, ids = pico("llama"), tiny.ids()
     early = as_model(compose(model, model, 2, 2, identity(model, 2)))
     composite = compose(early, model, 3, 4, identity(model, 3))
@@ -65,7 +67,9 @@ def test_leaving_one_block_out_of_the_middle_is_noticed():
 
 @torch.no_grad()
 def hooked(models: list[Model], sites: list[tuple[int, int]], translations: list[Translation], ids: Tensor, **inputs):
-    """Whole donors, one after another: each stream is read by a hook, translated by hand and put into the next by another."""
+    """Runs whole donors one after another: a hook reads each stream, it is translated by hand, and a hook puts it
+    into the next donor.
+    """
     stream = None
     for number, model in enumerate(models):
         seen, handles, places = {}, [], [*model.blocks, model.final_norm]
@@ -103,7 +107,7 @@ def test_three_families_in_a_row_equal_three_hooked_models(families):
     a, b, c = models
     first, second = affine(a, b, 2), affine(b, c, 4)
     composite = compose(as_model(compose(a, b, 2, 3, first)), c, 4, 2, second)
-    sites = [(2, 3), (5, 2)]  # B runs blocks 3 and 4: the composite's sites 2 to 4
+    sites = [(2, 3), (5, 2)]  # B runs blocks 3 and 4, which are the composite's sites 2 to 4
     ids, (padded, mask) = tiny.ids(2, 13), left_padded((11, 4, 8))
     assert torch.equal(composite(ids).logits, hooked(models, sites, [first, second], ids))
     inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
@@ -123,7 +127,7 @@ CHAINS = [
 @pytest.mark.numeric
 @pytest.mark.parametrize("families", CHAINS)
 @torch.no_grad()
-def test_a_cache_filled_in_any_chunks_gives_the_logits_of_the_whole(families):
+def test_a_cache_filled_in_any_chunks_gives_the_logits_of_one_pass(families):
     composite, ids = chained(*families, make=everything), tiny.ids(2, 13)
     assert composite.histories == len(families) - 1
     whole = composite(ids, use_cache=False).logits
@@ -136,7 +140,7 @@ def test_a_cache_filled_in_any_chunks_gives_the_logits_of_the_whole(families):
 
 @pytest.mark.parametrize("families", CHAINS)
 @torch.no_grad()
-def test_generation_does_not_depend_on_cache_padding_or_company(families):
+def test_generation_does_not_depend_on_cache_padding_or_batch(families):
     composite = chained(*families, make=everything)
     padded, mask = left_padded((9, 3, 1))
     settings = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
@@ -151,14 +155,14 @@ def test_generation_does_not_depend_on_cache_padding_or_company(families):
 @pytest.mark.numeric
 @pytest.mark.parametrize("families", CHAINS[:3])
 @torch.no_grad()
-def test_beams_and_roll_back_carry_every_history_along(families):
+def test_beams_and_roll_back_move_every_history(families):
     composite = chained(*families, make=everything)
     padded, mask = left_padded((9, 4))
     beams = dict(attention_mask=mask, num_beams=4, max_new_tokens=8, min_new_tokens=8, num_return_sequences=2)
     assert torch.equal(
         composite.generate(padded, use_cache=True, **beams), composite.generate(padded, use_cache=False, **beams)
     )
-    if composite.config.is_heterogeneous:  # a sliding window's cache cannot be taken back
+    if composite.config.is_heterogeneous:  # a sliding window's cache cannot be rolled back
         return
     ids = tiny.ids(1, 6).repeat(1, 3)
     plain = composite.generate(ids, max_new_tokens=20, do_sample=False)
@@ -166,10 +170,10 @@ def test_beams_and_roll_back_carry_every_history_along(families):
 
 
 @torch.no_grad()
-def test_a_cache_knows_the_windows_of_all_parts():
+def test_a_cache_uses_the_windows_of_all_parts():
     composite = chained("mistral", "gpt2", "gemma3_text", "mistral", make=everything)
     cache = DynamicCache(config=composite.config)
-    # GPT-2 runs blocks 2 and 3, Gemma 3 blocks 3 and 4, of which one slides, Mistral the last two.
+    # GPT-2 runs blocks 2 and 3; Gemma 3 blocks 3 and 4, one of which has a sliding window; Mistral the last two.
     assert [getattr(layer, "sliding_window", None) for layer in cache.layers] == [5, 5, None, None, 7, None, 5, 5]
     ids = tiny.ids(2, 20)
     whole = composite(ids, use_cache=False).logits
@@ -181,8 +185,8 @@ def test_a_cache_knows_the_windows_of_all_parts():
 
 @pytest.mark.numeric
 @torch.no_grad()
-def test_what_is_harvested_of_a_composite_is_what_it_reads(tmp_path):
-    """Cached streams through the second translation and the last half alone give the logits of the chain."""
+def test_harvested_activations_of_a_composite_are_those_it_computes(tmp_path):
+    """Harvested streams passed through the second translation and the last half give the logits of the chain."""
     a, b, c = pico("gpt2"), pico("llama"), pico("qwen2")
     early = as_model(compose(a, b, 3, 2, everything(a, b, 3)))
     site = 5  # blocks 2 and 3 of B
@@ -228,8 +232,8 @@ def test_the_cost_of_a_composite_is_that_of_its_parts_and_translations():
     assert (early.depth, early.width, len(early.blocks), early.longest) == (7, b.width, 7, 128)
 
 
-def test_the_best_layer_to_go_on_at_is_found_for_a_composite_too(tmp_path):
-    """Even where its last model's embedding has more rows than its first one's."""
+def test_the_best_layer_is_found_for_a_composite_too(tmp_path):
+    """Also if its last model's embedding has more rows than its first one's."""
     a, b, c = pico("gpt2"), tiny.model("llama", vocab_size=140), pico("qwen2")
     early = as_model(compose(a, b, 3, 2, affine(a, b, 3)))
     ids = tiny.ids(40, 16, seed=3)
@@ -256,7 +260,7 @@ def test_a_composite_is_cut_after_its_seam_and_comes_first():
 
 
 def written(folders: list[Path], root: Path, make=everything, dtype=torch.float32) -> tuple[StitchForCausalLM, Path]:
-    """The chain of the models in `folders`, each composite written and loaded before it goes on, as the pipeline does."""
+    """Composes the models in `folders`, writing and loading each composite before the next step, as the job does."""
     model, site = load(folders[0], dtype=dtype), 2
     for number, folder in enumerate(folders[1:]):
         after, start = load(folder, dtype=dtype), 2 + number
@@ -269,7 +273,7 @@ def written(folders: list[Path], root: Path, make=everything, dtype=torch.float3
 
 
 @torch.no_grad()
-def test_a_chain_is_the_same_where_this_package_is_missing(tmp_path):
+def test_a_chain_is_the_same_in_an_environment_without_this_package(tmp_path):
     """Three and four parts, in one clean process: logits, cache, save and reload, batch, pipeline, bf16."""
     ids, expected, narrow = tiny.ids(), {}, {}
     for families in (("gpt2", "llama", "gpt2"), ("mistral", "gemma3_text", "gpt_neox", "qwen3")):
@@ -293,7 +297,7 @@ def test_a_chain_is_the_same_where_this_package_is_missing(tmp_path):
         assert torch.equal(result["narrow"], narrow[name]), name
 
 
-def test_translations_within_a_chain_stay_float32_and_its_weights_keep_their_type(tmp_path):
+def test_translations_in_a_chain_stay_float32_and_its_weights_keep_their_dtype(tmp_path):
     folders = [tiny.save(tmp_path / family, family, dtype=torch.bfloat16) for family in ("gpt2", "llama")]
     _, place = written([*folders, folders[0]], tmp_path / "chain", dtype=torch.bfloat16)
     for name, tensor in load_file(place / "model.safetensors").items():
@@ -304,7 +308,7 @@ def test_translations_within_a_chain_stay_float32_and_its_weights_keep_their_typ
 
 
 @torch.no_grad()
-def test_any_tool_loads_a_chain_and_knows_its_longest_context(tmp_path):
+def test_standard_tools_load_a_chain_and_its_longest_context(tmp_path):
     folders = [tiny.save(tmp_path / "gpt2", "gpt2", n_positions=64), tiny.save(tmp_path / "llama", "llama")]
     net, place = written([*folders, folders[1]], tmp_path / "chain", make=affine)
     found = load_any(Source("chain", place, None, "folder"), torch.float32, torch.device("cpu"), False)

@@ -1,4 +1,6 @@
-"""Composite folders: loaded where this package is missing, byte for byte reproducible, whole or absent."""
+"""Composite folders: they load without this package, are reproducible byte for byte, and appear complete or not at
+all.
+"""
 
 import errno
 import json
@@ -64,7 +66,7 @@ def stitched(donors: dict[str, Path], a: str, b: str, target: Path, *, site: int
 
 
 @torch.no_grad()
-def test_a_checkpoint_is_the_composite_where_this_package_is_missing(donors, tmp_path):
+def test_a_checkpoint_is_the_composite_in_an_environment_without_this_package(donors, tmp_path):
     """Every family as A and as B, in one clean process: logits, cache, save and reload, batch, pipeline, bf16."""
     ids = tiny.ids()
     expected, narrow = {}, {}
@@ -106,7 +108,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_the_same_inputs_give_the_same_bytes_wherever_they_lie(donors, tmp_path):
+def test_the_same_inputs_give_the_same_bytes_in_any_folder(donors, tmp_path):
     for name in ("first", "second"):
         elsewhere = {family: tiny.save(tmp_path / name / family, family) for family in ("gemma2", "gpt2")}
         stitched(elsewhere, "gemma2", "gpt2", tmp_path / name / "out", extra_files={"report.json": b"{}"})
@@ -117,8 +119,8 @@ def test_the_same_inputs_give_the_same_bytes_wherever_they_lie(donors, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
-def test_the_names_that_hub_checkpoints_use_are_understood(family, donors, tmp_path):
-    """GPT-2 without its prefix and with mask buffers, the head tied; GPT-NeoX with `embed_out`."""
+def test_tensor_names_of_hub_checkpoints_are_understood(family, donors, tmp_path):
+    """GPT-2 without its prefix and with mask buffers and tied head; GPT-NeoX with `embed_out`."""
     tensors = load_file(donors[family] / "model.safetensors")
     if family == "gpt2":
         assert "lm_head.weight" not in tensors
@@ -147,7 +149,7 @@ def test_a_dtype_converts_the_weights_but_not_the_translation(donors, tmp_path):
     assert json.loads((tmp_path / "narrow" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_weights_keep_the_type_they_are_stored_in(tmp_path):
+def test_weights_keep_the_dtype_in_which_they_are_stored(tmp_path):
     folders = {
         "gpt2": tiny.save(tmp_path / "gpt2", "gpt2", dtype=torch.bfloat16),
         "llama": tiny.save(tmp_path / "llama", "llama"),
@@ -156,7 +158,7 @@ def test_weights_keep_the_type_they_are_stored_in(tmp_path):
     dtypes = {name: stored.dtype for name, stored in stored_tensors(tmp_path / "out").items()}
     assert {dtype for name, dtype in dtypes.items() if name.startswith("a.")} == {torch.bfloat16}
     assert {dtype for name, dtype in dtypes.items() if name.startswith("b.")} == {torch.float32}
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"  # holds both exactly
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"  # represents both exactly
     again = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(
         again["a.wte.weight"], load_file(tmp_path / "gpt2" / "model.safetensors")["transformer.wte.weight"]
@@ -177,7 +179,7 @@ def test_copying_a_large_tensor_takes_little_memory(tmp_path):
     assert (target / "model.safetensors").read_bytes()[-size:] == source.read_bytes()[-size:]
 
 
-def test_a_mixed_file_is_what_the_reference_reader_expects(tmp_path):
+def test_a_file_of_mixed_dtypes_is_read_by_safetensors(tmp_path):
     tensors = {
         "a": torch.ones(3, dtype=torch.bfloat16),
         "b": torch.arange(4.0),
@@ -258,7 +260,7 @@ def test_damaged_donors_are_named_in_one_line_and_nothing_is_left(damage, messag
     translation = affine(a.width, b.width, 3)
     config = compose(a, b, 3, 2, translation).config
     damage(tiny.save(tmp_path / "b", "qwen2"))
-    with pytest.raises(StitchError, match=message) as caught:  # UsageError is one
+    with pytest.raises(StitchError, match=message) as caught:  # UsageError is a subclass
         write_checkpoint(tmp_path / "out", config, donors["gpt2"], tmp_path / "b", translation)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
@@ -286,7 +288,7 @@ def test_a_failure_leaves_nothing_behind_and_the_old_checkpoint_in_place(failure
     assert content(target) == before
 
 
-def test_the_old_checkpoint_returns_when_the_new_one_cannot_take_its_place(donors, tmp_path, monkeypatch):
+def test_the_old_checkpoint_returns_if_the_new_one_cannot_replace_it(donors, tmp_path, monkeypatch):
     target, rename = tmp_path / "out", Path.rename
     composite, translation = stitched(donors, "llama", "gpt2", target)
     before = content(target)
@@ -303,7 +305,7 @@ def test_the_old_checkpoint_returns_when_the_new_one_cannot_take_its_place(donor
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_overwriting_replaces_everything_and_a_killed_run_is_swept_up(donors, tmp_path):
+def test_overwriting_replaces_everything_and_remains_of_a_killed_run_are_removed(donors, tmp_path):
     target = tmp_path / "out"
     stitched(donors, "llama", "gpt2", target, extra_files={"old": b""})
     work = tmp_path / ".out.partial"
@@ -314,7 +316,7 @@ def test_overwriting_replaces_everything_and_a_killed_run_is_swept_up(donors, tm
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_static_cache_that_the_donor_asked_for_is_not_passed_on(donors, tmp_path):
+def test_a_donors_setting_of_a_static_cache_is_not_passed_on(donors, tmp_path):
     b = tiny.save(tmp_path / "b", "gemma2")
     settings = {"eos_token_id": [0, 5], "cache_implementation": "hybrid", "top_k": 64}
     (b / "generation_config.json").write_text(json.dumps(settings))
@@ -339,14 +341,14 @@ def test_a_stored_tensor_that_shrinks_while_it_is_copied_is_an_error(dtype, tmp_
 
 
 def half_way(source: int, target: int, count: int, start: int, place: int) -> int:
-    """A kernel that copies ten bytes of a tensor, ten more, and then finds that it cannot."""
+    """A kernel that copies ten bytes of a tensor, ten more, and then fails."""
     if start % 100 == 20:
         raise OSError(18, "cross-device link")
     return os.pwrite(target, os.pread(source, min(10, count), start), place)
 
 
 @pytest.mark.parametrize("kernel", [None, half_way])
-def test_tensors_arrive_whole_whatever_the_kernel_can_copy(kernel, tmp_path, monkeypatch):
+def test_tensors_are_copied_completely_if_the_kernel_copies_only_a_part(kernel, tmp_path, monkeypatch):
     path, parts = tmp_path / "file", [(0, 100), (300, 700), (200, 200), (100, 300)]
     path.write_bytes(bytes(range(256)) * 3)
     if kernel is None:

@@ -1,4 +1,4 @@
-"""A sweep on a local Ray cluster of two workers: the numbers of a sweep without one, also when a worker is killed."""
+"""A sweep on a local Ray cluster of two workers gives the results of a serial sweep, also when a worker is killed."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def ray():
     found.shutdown()
 
 
-def test_without_ray_the_extra_is_named(monkeypatch):
+def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(StitchError, match=r"pip install 'stitch-lm\[cluster\]'"), connected("auto"):
         pass
@@ -40,7 +40,7 @@ def test_an_address_without_a_cluster_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
-def test_results_come_in_order_and_a_workers_error_as_it_was_raised(ray):
+def test_results_come_in_order_and_a_workers_error_is_raised_unchanged(ray):
     def task(number: int, wrong: bool) -> int:
         time.sleep(0.2 if number == 0 else 0)
         if wrong:
@@ -52,7 +52,7 @@ def test_results_come_in_order_and_a_workers_error_as_it_was_raised(ray):
         assert cluster.run(task, [(number, False) for number in range(5)]) == [0, 1, 4, 9, 16]
         with pytest.raises(StitchError, match="got NaN"):
             cluster.run(task, [(number, number == 3) for number in range(5)])
-    assert ray.is_initialized()  # not ours to end
+    assert ray.is_initialized()  # a cluster that this package did not start stays up
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_a_worker_that_always_dies_ends_the_run(ray):
 
 
 @pytest.mark.slow
-def test_with_a_killed_worker_the_numbers_of_a_sweep_are_those_of_a_serial_one(ray, tmp_path, monkeypatch):
+def test_with_a_killed_worker_a_sweep_equals_a_serial_one(ray, tmp_path, monkeypatch):
     monkeypatch.setattr("stitch.jobs.sweep.draw", lambda report, path: None)
     donors = [
         str(tiny.save(tmp_path / family, family, seed=seed, num_hidden_layers=3))
@@ -83,12 +83,12 @@ def test_with_a_killed_worker_the_numbers_of_a_sweep_are_those_of_a_serial_one(r
 
 
 def kill_one(task: str, killed: list[int]) -> None:
-    """Kills the first worker that is seen at `task`, half a second into it."""
+    """Kills the first worker seen at `task`, half a second after its start."""
     while not killed:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 title = (folder / "cmdline").read_bytes()
-            except OSError:  # it has ended
+            except OSError:  # the worker has ended
                 continue
             if title.startswith(b"ray::") and task.encode() in title:
                 time.sleep(0.5)

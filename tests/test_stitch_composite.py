@@ -1,4 +1,4 @@
-"""The composite against its donors, against two hooked models, and against itself with and without a cache: all exact."""
+"""The composite against its donors, against two hooked models, and with and without a cache; all exact."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ pico = tiny.shared
 
 @torch.no_grad()
 def hooked(a: Model, b: Model, site_a: int, site_b: int, translation: Translation, ids: Tensor, **inputs) -> Tensor:
-    """Two whole donors: A's stream is read by one hook, translated by hand, put into B by another."""
+    """Runs two whole donors: a hook reads A's stream, it is translated by hand, and a hook puts it into B."""
     (term,), seen = translation.terms, {}
 
     def read(module, args):
@@ -63,7 +63,7 @@ def test_a_model_stitched_to_itself_is_unchanged_at_every_site(family):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @torch.no_grad()
-def test_leaving_one_block_out_is_noticed(family):
+def test_omitting_one_block_changes_the_logits(family):
     model, ids = pico(family), tiny.ids()
     composite = compose(model, model, 2, 3, identity(model, 2))
     assert (composite(ids).logits - model.net(ids).logits).abs().max() > 1
@@ -111,8 +111,8 @@ def test_beam_search_reorders_both_halves_of_the_cache():
 
 @pytest.mark.numeric
 @torch.no_grad()
-def test_a_cache_knows_each_halfs_own_window():
-    a, b = pico("mistral"), pico("gemma3_text")  # windows 5, and 7 in two blocks of three
+def test_a_cache_uses_each_halfs_own_window():
+    a, b = pico("mistral"), pico("gemma3_text")  # windows of 5, and of 7 in two of three blocks
     composite = compose(a, b, 2, 3, affine(a, b, 2))
     cache = DynamicCache(config=composite.config)
     assert [getattr(layer, "sliding_window", None) for layer in cache.layers] == [5, 5, 7, None, 7]
@@ -194,12 +194,12 @@ def entering_late_half(composite, *args, **kwargs) -> Tensor:
 
 
 @torch.no_grad()
-def test_the_first_state_follows_the_text_not_the_column():
+def test_the_first_state_depends_on_the_text_not_on_the_column():
     a, b = pico("llama"), pico("gpt2")
     first = tiny.noise(b.width, seed=9)
     composite = compose(a, b, 3, 2, Translation("first", affine(a, b, 3).terms, torch.zeros(b.width), first))
     padded, mask = left_padded((6, 3))
-    padded[1, :3] = tiny.BOS  # padding with the BOS token, as models without a pad token do
+    padded[1, :3] = tiny.BOS  # padding with the BOS token, as for models without a pad token
     for inputs in ({}, {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}):
         stream = entering_late_half(composite, padded, attention_mask=mask, **inputs)
         at_first = (stream == first).all(-1)
@@ -271,7 +271,7 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token():
     assert len(output.hidden_states) == (3 + 1) + (4 + 1)
 
 
-def test_what_a_composite_cannot_do_is_refused_with_a_remedy():
+def test_unsupported_uses_of_a_composite_are_refused_with_a_remedy():
     a, b, ids = pico("llama"), pico("gpt2"), tiny.ids()
     composite = compose(
         a, b, 3, 2, Translation("token", (Term(Token(), tiny.noise(128, b.width)),), torch.zeros(b.width))
@@ -289,7 +289,7 @@ def test_what_a_composite_cannot_do_is_refused_with_a_remedy():
 
 
 @torch.no_grad()
-def test_embeddings_may_be_given_when_no_token_id_is_read():
+def test_embeddings_may_be_passed_if_no_token_id_is_read():
     a, b, ids = pico("llama"), pico("gpt2"), tiny.ids()
     composite = compose(a, b, 3, 2, affine(a, b, 3))
     given = composite(inputs_embeds=a.embedding(ids)).logits

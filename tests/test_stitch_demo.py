@@ -1,4 +1,4 @@
-"""The embedded pair: what ships is what the recipe says, small enough, and really a language model."""
+"""The embedded pair: the shipped files follow the recipe, are small, and are trained language models."""
 
 import json
 from dataclasses import replace
@@ -40,7 +40,7 @@ def test_the_pair_differs_in_family_width_and_depth_and_shares_a_tokenizer(pair)
     assert len(a.tokenizer) == VOCABULARY and a.tokenizer.padding_side == "left"
 
 
-def test_the_card_is_of_this_recipe_and_the_weights_are_small():
+def test_the_card_belongs_to_this_recipe_and_the_weights_are_small():
     size = 0
     for name in RECIPES:
         model = read(name)
@@ -58,14 +58,14 @@ def test_both_generate_with_their_cache(pair):
         assert model.net.config.use_cache and model.net.generation_config.use_cache, model.name
 
 
-def test_both_predict_documentation_they_have_never_seen_from_its_context(pair):
+def test_both_predict_unseen_documentation_from_its_context(pair):
     text = select(documents(("huggingface_hub", "scipy")), "report")
     for model in pair.values():
         windows = pack(text, model.tokenizer, 256, 12 * 256)
         right = evaluate({"m": whole_model(model.net)}, windows, vocabulary=VOCABULARY)["m"].ce
 
         def without_context(batch, net=model.net):
-            """Only the token itself is seen: every position is a text of its own after BOS."""
+            """Loss with only the token itself visible: every position is a text of its own after BOS."""
             ids = batch.ids.flatten()
             alone = torch.stack([torch.zeros_like(ids), ids], 1)
             return net(input_ids=alone).logits[:, 1].view(*batch.ids.shape, -1)
@@ -73,19 +73,21 @@ def test_both_predict_documentation_they_have_never_seen_from_its_context(pair):
         small = pack(text, model.tokenizer, 256, 2 * 256)
         blind = evaluate({"m": without_context}, small, vocabulary=VOCABULARY)["m"].ce
         seeing = evaluate({"m": whole_model(model.net)}, small, vocabulary=VOCABULARY)["m"].ce
-        assert right < 4.0, model.name  # two packages, few windows; the whole split is in card.json; uniform is 8.3
+        assert right < 4.0, (
+            model.name
+        )  # two packages, few windows; card.json has the score on the whole split; uniform is 8.3
         assert blind - seeing > 0.4, model.name  # context is worth more than a bigram table
 
 
 @pytest.mark.parametrize("name", ["induction", "induction-llama"])
-def test_the_donors_repeat_what_came_before_and_share_the_tokenizer(name: str, pair):
+def test_the_induction_models_repeat_earlier_text_and_share_the_tokenizer(name: str, pair):
     model = read(name)
     require_same_ids(model.tokenizer, pair["gpt2"].tokenizer, name, "gpt2")
     clean, corrupt = score_model(f"demo:{name}", "induction", count=16)["results"]
     assert clean["right_low"] > 0.97 and corrupt["right_high"] < 0.01
 
 
-def test_windows_that_repeat_say_what_is_known():
+def test_windows_with_repeats_mark_the_predictable_tokens():
     ids, known = repeated(6, step=3, seed=0)
     again, _ = repeated(6, step=3, seed=0)
     assert torch.equal(ids, again) and not torch.equal(ids, repeated(6, step=4, seed=0)[0])
@@ -93,7 +95,7 @@ def test_windows_that_repeat_say_what_is_known():
     for row, where in zip(ids.tolist(), known, strict=True):
         for place in where.nonzero()[:, 0].tolist():
             earlier = [i for i in range(1, place - 1) if row[i : i + 2] == row[place - 1 : place + 1]]
-            assert earlier  # the same two tokens stood somewhere before
+            assert earlier  # the same two tokens occurred earlier
 
 
 def test_an_unknown_demo_is_refused():
@@ -108,7 +110,7 @@ def test_every_epoch_visits_every_window_once_and_resuming_needs_no_state():
     assert torch.equal(batch_indices(3, 10, recipe), steps[3])
 
 
-def test_rates_warm_up_hold_and_fall_to_zero():
+def test_rates_warm_up_stay_constant_and_fall_to_zero():
     recipe = replace(RECIPES["gpt2"], steps=100, warmup=10, rates=((40, 1.0), (80, 0.5), (100, 0.0)))
     rates = [rate_at(step, recipe) for step in range(100)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
@@ -116,11 +118,16 @@ def test_rates_warm_up_hold_and_fall_to_zero():
 
 
 @pytest.mark.slow
-def test_training_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
+def test_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     text = [(f"d{number}", "the quick brown fox jumps over the lazy dog " * 40) for number in range(200)]
     monkeypatch.setattr(training, "cached_documents", lambda: text)
     monkeypatch.setattr(training, "SNAPSHOT_EVERY", 3)
-    small = {**RECIPES["gpt2"].shape, "n_layer": 1, "n_embd": 16, "n_head": 2}  # no dropout: no random state to keep
+    small = {
+        **RECIPES["gpt2"].shape,
+        "n_layer": 1,
+        "n_embd": 16,
+        "n_head": 2,
+    }  # no dropout, so there is no random state to keep
     recipe = replace(RECIPES["gpt2"], shape=small, steps=6, batch=2, warmup=2, rates=((3, 1.0), (6, 0.0)))
     whole, curve = train(recipe, tmp_path / "whole", log=lambda _: None)
     train(replace(recipe, steps=3), tmp_path / "cut", log=lambda _: None)

@@ -1,4 +1,4 @@
-"""Nothing that a composite computes is made on another device than its own: it runs on meta tensors, which mix with no others."""
+"""A composite creates all tensors on its own device: it runs on meta tensors, which cannot be combined with others."""
 
 from contextlib import nullcontext
 
@@ -41,8 +41,8 @@ TERMS = {
 
 @pytest.mark.parametrize("kind", TERMS)
 @torch.no_grad()
-def test_a_composite_runs_on_its_own_device_alone(kind: str, monkeypatch):
-    monkeypatch.setattr(torch, "autocast", lambda **_: nullcontext())  # which knows no meta tensors
+def test_a_composite_runs_on_its_own_device_only(kind: str, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda **_: nullcontext())  # autocast does not support meta tensors
     translation = Translation(kind, (TERMS[kind],), torch.zeros(B.width)).starting_with(torch.ones(B.width))
     composite = compose(A, B, SITE, 3, translation).to("meta")
     ids = torch.zeros(2, 12, dtype=torch.long, device="meta")
@@ -55,7 +55,7 @@ def test_a_composite_runs_on_its_own_device_alone(kind: str, monkeypatch):
     assert shapes == [(2, 12, tiny.VOCABULARY), (2, 12, tiny.VOCABULARY), (2, 1, tiny.VOCABULARY)]
 
 
-def test_meta_tensors_mix_with_no_others():
-    """What the other test rests on."""
+def test_meta_tensors_cannot_be_combined_with_others():
+    """The other test relies on this."""
     with pytest.raises(RuntimeError, match="device"):
         torch.zeros(3, device="meta") + torch.zeros(3)

@@ -32,7 +32,7 @@ def test_a_model_against_itself_has_no_divergence_and_full_agreement():
     assert different["kl_to_b"] > 0.1 and different["top1"] < 0.9
 
 
-def test_divergence_is_that_of_the_textbook():
+def test_divergence_follows_its_definition():
     text = windows(2)
     p, q = tiny.noise(2, 9, 5), tiny.noise(2, 9, 5, seed=1)
     ids = Windows(text.ids % 5, text.document)
@@ -51,7 +51,7 @@ def test_padding_rows_of_the_vocabulary_do_not_count():
     assert plain.ce == other.ce
 
 
-def test_little_memory_changes_nothing_but_the_batches():
+def test_little_memory_changes_only_the_batches():
     model, text, sizes = tiny.model("gpt2"), windows(), []
 
     def logits(batch: Batch) -> torch.Tensor:

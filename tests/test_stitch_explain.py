@@ -1,4 +1,4 @@
-"""Feature explanations: planted codes come back with the text they fire on and their partners."""
+"""Feature explanations: for planted codes, the text they fire on and their partners are shown."""
 
 import json
 
@@ -33,7 +33,9 @@ def paired(tmp_path) -> Paired:
 
 
 def planted(paired: Paired, parts: int):
-    """Feature 0 of A and 1 of B fire on "c" (most in the last windows), feature 1 of A and 0 of B on "f" once, the rest never."""
+    """Features 0 of A and 1 of B fire on "c" (most strongly in the last windows), 1 of A and 0 of B once on "f", the
+    rest never.
+    """
     ids = paired.a.windows.ids[paired.keep]
     c, f = (tiny.tokenizer().convert_tokens_to_ids(letter) for letter in "cf")
     a, b = np.zeros((len(ids), 3), np.float32), np.zeros((len(ids), 2), np.float32)
@@ -55,7 +57,7 @@ def matching() -> tuple[Candidates, Pairs]:
 
 
 @pytest.mark.parametrize("parts", [1, 4])
-def test_features_are_shown_on_the_text_they_fire_on_with_their_partners(paired, parts):
+def test_features_are_shown_with_the_text_they_fire_on_and_their_partners(paired, parts):
     files = explain(paired, planted(paired, parts), *matching(), tiny.tokenizer())
     report = json.loads(files["features.json"])
     first, second = report["b"]
@@ -65,7 +67,7 @@ def test_features_are_shown_on_the_text_they_fire_on_with_their_partners(paired,
     assert len(first["contexts"]) == 1 and first["contexts"][0]["code"] == 7.0
     assert "«f»" in first["contexts"][0]["text"]
     assert [item["code"] for item in second["contexts"]] == [9.0, 8.0, 7.0]
-    last = "".join(np.roll(list(WORDS), WINDOWS - 1))  # the window of the highest code
+    last = "".join(np.roll(list(WORDS), WINDOWS - 1))  # the window of the largest code
     place = last.index("c")
     shown = last[max(0, place - module.BEFORE) : place] + "«c»" + last[place + 1 : place + 1 + module.AFTER]
     assert second["contexts"][0]["text"] == shown
@@ -73,7 +75,7 @@ def test_features_are_shown_on_the_text_they_fire_on_with_their_partners(paired,
     assert report["a"][0]["contexts"] == second["contexts"] and report["a"][2]["contexts"] == []
 
 
-def test_the_graph_and_the_pairs_are_kept_beside_it(paired):
+def test_the_graph_and_the_pairs_are_saved_beside_the_explanations(paired):
     tensors = load(explain(paired, planted(paired, 2), *matching(), tiny.tokenizer())["features.safetensors"])
     assert tensors["candidates.correlation"].tolist() == [0.1, 0.9, 0.8, 0.2]
     assert tensors["pairs.b"][tensors["pairs.a"].tolist().index(1)] == 0

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.numeric
 def test_sparse_codes_are_those_of_the_dictionary(activation: str, threshold: float | None, k: int | None):
     generator = torch.Generator().manual_seed(0)
     encoder, x = torch.randn(6, 20, generator=generator), torch.randn(50, 6, generator=generator)
-    x[7] = 0.0  # a token without an active feature, where the activation knows such
+    x[7] = 0.0  # a token without an active feature, if the activation allows it
     dictionary = Dictionary(
         encoder=encoder,
         encoder_bias=torch.full((20,), -0.1),
@@ -39,7 +39,7 @@ def test_sparse_codes_are_those_of_the_dictionary(activation: str, threshold: fl
     assert torch.equal(x, given)
 
 
-def test_a_stretch_of_text_without_active_features_has_codes_of_its_length():
+def test_tokens_without_active_features_have_codes_too():
     dictionary = Dictionary(torch.eye(4), torch.zeros(4), "jumprelu", torch.ones(4), None, torch.eye(4), torch.zeros(4))
     codes = sparse_codes(dictionary, torch.zeros(5, 4))
     assert codes.shape == (5, 4) and codes.nnz == 0

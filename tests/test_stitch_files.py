@@ -1,4 +1,4 @@
-"""Files that are complete or absent."""
+"""Files are complete or absent."""
 
 from pathlib import Path
 

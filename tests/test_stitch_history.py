@@ -1,5 +1,6 @@
-"""Translations that look back: the composite with a cache, padding, beams and roll-back does what it does without; and what
-least squares was fitted on is what the composite reads."""
+"""Translations that look back: a composite computes the same with a cache, padding, beams and roll-back, and least
+squares is fitted on the inputs that the composite reads.
+"""
 
 from dataclasses import replace
 
@@ -36,7 +37,7 @@ def dictionary(width: int) -> Dictionary:
 
 
 def inputs(a: Model, b: Model) -> dict:
-    """One of everything that reads A's streams, tokens and positions."""
+    """One of every kind of input: A's streams, tokens and positions."""
     table = tiny.noise(tiny.VOCABULARY, 6, seed=9)
     return {
         "x": Stream(SITE_A),
@@ -65,7 +66,7 @@ def everything(a: Model, b: Model, *, refined: bool = True) -> Translation:
             Term(Routed(SITE_A, 0, classes), tiny.noise(5, a.width, b.width, seed=30) / 6),
             Term(Routed(1, 2, classes), tiny.noise(5, a.width, b.width, seed=31) / 6),
         ]
-        # every n-gram of even first id is known, so that generated text meets known and unknown ones
+        # every n-gram with an even first id is known, so that generated text has known and unknown ones
         pairs = torch.cartesian_prod(torch.arange(tiny.VOCABULARY), torch.arange(0, tiny.VOCABULARY, 2))
         keys = ngram_keys([pairs[:, 0], pairs[:, 1]], tiny.VOCABULARY).sort().values
         terms.append(Term(Ngram(2, keys), tiny.noise(len(keys), b.width, seed=20)))
@@ -94,7 +95,7 @@ PAIRS = [("gpt2", "llama"), ("mistral", "gemma3_text"), ("qwen3", "gpt2"), ("lla
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 @torch.no_grad()
-def test_a_cache_filled_in_any_chunks_gives_the_logits_of_the_whole(a, b):
+def test_a_cache_filled_in_any_chunks_gives_the_logits_of_one_pass(a, b):
     composite, ids = pair_of(a, b), tiny.ids(2, 13)
     whole = composite(ids, use_cache=False).logits
     for cuts in ((5, 6), (1,), (2, 3, 4), tuple(range(1, 13))):
@@ -105,7 +106,7 @@ def test_a_cache_filled_in_any_chunks_gives_the_logits_of_the_whole(a, b):
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 @torch.no_grad()
-def test_generation_does_not_depend_on_cache_padding_or_company(a, b):
+def test_generation_does_not_depend_on_cache_padding_or_batch(a, b):
     composite = pair_of(a, b)
     padded, mask = left_padded((9, 3, 1))
     settings = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
@@ -119,7 +120,7 @@ def test_generation_does_not_depend_on_cache_padding_or_company(a, b):
 
 
 @torch.no_grad()
-def test_beams_and_roll_back_carry_the_history_along():
+def test_beams_and_roll_back_move_the_history():
     composite = pair_of("gpt2", "llama")
     padded, mask = left_padded((9, 4))
     beams = {
@@ -132,15 +133,17 @@ def test_beams_and_roll_back_carry_the_history_along():
     assert torch.equal(
         composite.generate(padded, use_cache=True, **beams), composite.generate(padded, use_cache=False, **beams)
     )
-    ids = tiny.ids(1, 6).repeat(1, 3)  # repeats, so that looked-up drafts are made and some are taken back
+    ids = tiny.ids(1, 6).repeat(1, 3)  # with repeats, so that drafts are looked up and some are rolled back
     plain = composite.generate(ids, max_new_tokens=20, do_sample=False)
     drafted = composite.generate(ids, max_new_tokens=20, do_sample=False, prompt_lookup_num_tokens=4)
     assert torch.equal(plain, drafted)
 
 
 @torch.no_grad()
-def test_the_past_matters_and_nothing_further_back_than_it_reaches():
-    """Through the translation alone: a changed id moves its own token's row and the next two, no other."""
+def test_a_translation_reads_only_as_far_back_as_declared():
+    """The translation alone: a changed id affects its own token's row and the next two, a changed stream its own and
+    the next.
+    """
     a, b = pico("gpt2"), pico("llama")
     module = translation_module(everything(a, b), a, b, SITE_A)
     ids, positions = tiny.ids(1, 12), torch.arange(12)[None]
@@ -157,7 +160,9 @@ def test_the_past_matters_and_nothing_further_back_than_it_reaches():
 
 @pytest.fixture
 def harvested(tmp_path):
-    """A pair on seven windows, which rows of these it keeps, and what the composite's module makes of a translation there."""
+    """A pair on seven windows, its kept rows, and the output of the composite's module for a translation on these
+    rows.
+    """
     a, b = pico("gpt2"), pico("llama")
     ids = tiny.ids(7, 16, seed=3)
     windows = Windows(ids.int(), torch.zeros_like(ids).int())
@@ -167,7 +172,7 @@ def harvested(tmp_path):
         SITE_A,
         SITE_B,
     )
-    paired.keep[2, 7] = False  # as if it were a sink: it and the next token are left out
+    paired.keep[2, 7] = False  # marked like a sink: it and the next token are left out
     keep = paired.keep.clone()
     keep[2, 8] = False
     assert int(keep.sum()) == 7 * 15 - 2
@@ -197,7 +202,7 @@ def test_least_squares_is_fitted_on_what_the_composite_reads(harvested):
 
 
 @torch.no_grad()
-def test_what_a_translation_leaves_unexplained_is_what_the_composite_leaves(harvested):
+def test_an_applied_translation_equals_the_composites_module(harvested):
     a, b, paired, by_module = harvested
     translation = replace(everything(a, b), first=None)
     applied = Applied(translation, SITE_A, tiny.VOCABULARY)
@@ -205,7 +210,7 @@ def test_what_a_translation_leaves_unexplained_is_what_the_composite_leaves(harv
     assert torch.allclose(torch.cat(written), by_module(translation), atol=1e-4)
 
 
-def test_what_a_checkpoint_holds_generates_the_same(tmp_path):
+def test_a_written_composite_generates_the_same(tmp_path):
     a = tiny.save(tmp_path / "a", "gpt2")
     b = tiny.save(tmp_path / "b", "llama", seed=1)
     from stitch.models.loading import load
@@ -226,7 +231,7 @@ def test_what_a_checkpoint_holds_generates_the_same(tmp_path):
     )
 
 
-def test_ngrams_that_no_integer_can_name_are_refused():
+def test_ngrams_too_large_for_an_integer_key_are_refused():
     a, b = pico("gpt2"), pico("llama")
     term = Term(Ngram(10, torch.zeros(1, dtype=torch.int64)), torch.zeros(1, b.width))
     with pytest.raises(UsageError, match=r"n-grams of 128 ids must have an order below 10"):
@@ -254,14 +259,14 @@ def test_merging_tables_changes_nothing_but_their_number():
 
 
 @torch.no_grad()
-def test_an_ngram_does_not_reach_into_the_padding():
-    """Every pair is known, those with padding too: a row's first token must not find one."""
+def test_an_ngram_does_not_include_padding():
+    """Every pair is known, also those with padding, but a row's first token must not match one."""
     a, b = pico("gpt2"), pico("llama")
     table = tiny.noise(tiny.VOCABULARY**2, b.width)
     terms = (Term(Ngram(2, torch.arange(tiny.VOCABULARY**2)), table),)
     module = translation_module(Translation("pairs", terms, torch.zeros(b.width)), a, b, SITE_A)
     ids, mask = left_padded((6, 3))
     found = module({}, ids, (mask.cumsum(-1) - 1).masked_fill(mask == 0, -1))
-    assert torch.equal(found[1, 3], torch.zeros(b.width))  # its own first token, behind three of padding
+    assert torch.equal(found[1, 3], torch.zeros(b.width))  # the first token of this row, after three of padding
     assert torch.equal(found[0, 0], torch.zeros(b.width))
     assert torch.equal(found[1, 4], table[ids[1, 4] + tiny.VOCABULARY * ids[1, 3]])

@@ -16,7 +16,7 @@ from stitch.models.hub import download, push
 
 REPO = "user/model"
 
-# The client streams its uploads through a parameter that its HTTP library means to drop.
+# The client uploads through a parameter that its HTTP library has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
@@ -38,8 +38,8 @@ def files() -> dict[str, bytes]:
         "README.md": b"---\nlicense: apache-2.0\n---\n# A model\n",
         "config.json": json.dumps({"model_type": "gpt2"}).encode(),
         "generation_config.json": b"{}",
-        "model-00001-of-00002.safetensors": weights(1),  # 160 kB: three parts
-        "model-00002-of-00002.safetensors": weights(2, values=100),  # one
+        "model-00001-of-00002.safetensors": weights(1),  # 160 kB, uploaded in three parts
+        "model-00002-of-00002.safetensors": weights(2, values=100),  # uploaded in one part
         "model.safetensors.index.json": b'{"weight_map": {}}',
         "modeling_composite.py": b"# code\n",
         "tokenizer.json": "{ \u00e9 }".encode(),
@@ -68,18 +68,21 @@ def one_line(error: BaseException) -> str:
     return text
 
 
-def test_what_is_pushed_comes_back_byte_for_byte(hub, model, files):
+def test_a_pushed_folder_is_downloaded_byte_for_byte(hub, model, files):
     url = push(model, REPO, token=hub.token)
     assert url == f"{hub.url}/{REPO}"
     pushed = hub.files(REPO)
     assert {name: pushed[name] for name in files} == files
     folder, commit = download(REPO)
     assert commit == hub.repositories[REPO].commits[-1].oid
-    code_and_card = {"README.md", "modeling_composite.py"}  # never fetched: what reads them fetches them itself
+    code_and_card = {
+        "README.md",
+        "modeling_composite.py",
+    }  # not downloaded here; libraries that need it fetch it themselves
     assert contents(folder) == {name: content for name, content in files.items() if name not in code_and_card}
 
 
-def test_a_push_is_one_commit_after_the_one_that_makes_the_repository(hub, model):
+def test_a_push_is_one_commit_after_the_initial_one(hub, model):
     push(model, REPO, token=hub.token)
     assert hub.commits(REPO) == ["add", "Upload with stitch"]
 
@@ -89,7 +92,7 @@ def test_large_files_arrive_in_verified_parts_and_small_ones_whole(hub, model, f
     large, small = files["model-00001-of-00002.safetensors"], files["model-00002-of-00002.safetensors"]
     assert hub.parts(large) == [PART_SIZE, PART_SIZE, len(large) - 2 * PART_SIZE]
     assert hub.parts(small) == [len(small)]
-    assert hub.parts(files["tokenizer.json"]) == []  # part of the commit itself
+    assert hub.parts(files["tokenizer.json"]) == []  # part of the commit
     assert len(hub.verified) == 2
 
 
@@ -100,7 +103,7 @@ def test_pushing_the_same_again_uploads_and_commits_nothing(hub, model):
     assert (len(hub.uploads), hub.commits(REPO)) == (uploads, commits)
 
 
-def test_weights_of_an_earlier_push_do_not_outlive_it(hub, model, tmp_path):
+def test_a_push_deletes_weights_of_an_earlier_push(hub, model, tmp_path):
     single = {"config.json": b"{}", "model.safetensors": weights(3), "notes.txt": b"mine"}
     push(write(tmp_path / "single", single), REPO, token=hub.token)
     push(model, REPO, token=hub.token)
@@ -110,7 +113,7 @@ def test_weights_of_an_earlier_push_do_not_outlive_it(hub, model, tmp_path):
     assert hub.commits(REPO) == ["add", "Upload with stitch", "Upload with stitch"]
 
 
-def test_hidden_files_and_pickles_stay_at_home(hub, model):
+def test_hidden_files_and_pickles_are_not_uploaded(hub, model):
     write(
         model,
         {
@@ -128,7 +131,7 @@ def test_hidden_files_and_pickles_stay_at_home(hub, model):
     assert "sae/cfg.json" in hub.files(REPO)
 
 
-def test_a_private_repository_is_made_and_needs_the_token(hub, model, monkeypatch):
+def test_a_private_repository_is_created_and_needs_the_token(hub, model, monkeypatch):
     push(model, REPO, private=True, token=hub.token)
     assert hub.repositories[REPO].private
     with pytest.raises(StitchError, match="private") as caught:
@@ -152,10 +155,10 @@ def test_progress_of_a_download_ends_at_all_bytes(hub, model, capfd):
     folder, _ = download(REPO, progress=lambda *step: seen.append(step))
     total = sum(map(len, contents(folder).values()))
     assert max(done for _, done, _ in seen) == total == max(known for _, _, known in seen)
-    assert capfd.readouterr() == ("", "")  # no bars of the client's own
+    assert capfd.readouterr() == ("", "")  # the client's own progress bars are off
 
 
-def test_a_revision_is_a_commit_and_an_unknown_one_is_said_to_be(hub):
+def test_a_revision_is_a_commit_and_an_unknown_one_is_refused(hub):
     first = hub.add(REPO, {"config.json": b"1", "model.safetensors": weights(1)})
     hub.add(REPO, {"config.json": b"2", "model.safetensors": weights(1)})
     assert (download(REPO)[0] / "config.json").read_bytes() == b"2"
@@ -178,7 +181,7 @@ def test_pickles_code_and_subfolders_are_not_downloaded(hub):
     assert contents(download(REPO)[0]) == wanted
 
 
-def test_a_downloaded_model_serves_without_network(hub, monkeypatch):
+def test_a_downloaded_model_can_be_used_without_network(hub, monkeypatch):
     from huggingface_hub import constants
 
     commit = hub.add(REPO, {"config.json": b"{}", "model.safetensors": weights(1)})
@@ -190,7 +193,7 @@ def test_a_downloaded_model_serves_without_network(hub, monkeypatch):
     assert one_line(caught.value) == "no network and no such local model: user/other; check the connection."
 
 
-def test_a_token_goes_to_the_hub_only(hub, model):
+def test_a_token_is_sent_to_the_hub_only(hub, model):
     push(model, REPO, token=hub.token)
     storage = [request for request in hub.requests if request.path.count("/") <= 2 and request.method == "PUT"]
     assert len(storage) == 4 and all(request.status == 200 and not request.authorised for request in storage)
@@ -210,7 +213,7 @@ def test_a_token_goes_to_the_hub_only(hub, model):
     ],
 )
 @pytest.mark.parametrize("hostile", [False, True])
-def test_a_refused_token_is_named_and_never_shown(hub, model, capfd, caplog, token, told, hostile):
+def test_a_refused_token_is_reported_but_not_shown(hub, model, capfd, caplog, token, told, hostile):
     hub.echo_token = hostile
     secret = hub.read_token if token == "read" else token
     with pytest.raises(StitchError) as caught:
@@ -237,28 +240,28 @@ def test_the_token_of_the_environment_is_used(hub, model, monkeypatch):
     assert "config.json" in hub.files(REPO)
 
 
-def test_a_push_without_network_says_so(model, hub):
+def test_a_push_without_network_is_reported(model, hub):
     with pytest.raises(StitchError) as caught:
         push(model, REPO, token=hub.token, endpoint=closed_endpoint())
     assert one_line(caught.value) == "no network: the Hub cannot be reached; check the connection."
 
 
 @pytest.mark.parametrize("status, told", [(507, "answered 507"), (400, "the Hub is down")])
-def test_what_the_hub_answers_is_passed_on_in_one_line(hub, model, status, told):
+def test_the_hubs_error_is_reported_in_one_line(hub, model, status, told):
     hub.outage = status
     with pytest.raises(StitchError, match=told) as caught:
         push(model, REPO, token=hub.token)
     one_line(caught.value)
 
 
-def test_a_gated_model_says_what_to_accept(hub):
+def test_for_a_gated_model_the_error_says_what_to_accept(hub):
     hub.add(REPO, {"config.json": b"{}", "model.safetensors": weights(1)}, gated=True)
     with pytest.raises(StitchError, match="gated: accept its terms") as caught:
         download(REPO)
     one_line(caught.value)
 
 
-def test_a_missing_model_is_told_from_a_missing_network(hub, monkeypatch):
+def test_a_missing_model_is_distinguished_from_a_missing_network(hub, monkeypatch):
     with pytest.raises(StitchError, match="neither a local folder nor on the Hub") as caught:
         download("user/absent")
     one_line(caught.value)
@@ -279,7 +282,7 @@ def test_a_broken_model_card_is_refused_in_one_line(hub, model):
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_a_folder_that_is_no_model_is_not_pushed(hub, tmp_path, missing):
+def test_a_folder_without_a_model_is_not_pushed(hub, tmp_path, missing):
     files = {"config.json": b"{}", "model.safetensors": weights(1), "notes.txt": b""}
     del files[missing]
     with pytest.raises(UsageError, match="must hold a model") as caught:
@@ -289,13 +292,13 @@ def test_a_folder_that_is_no_model_is_not_pushed(hub, tmp_path, missing):
 
 
 @pytest.mark.parametrize("repo", ["model", "a/b/c", "user/", "user/..x--y", "user/a b", ""])
-def test_a_name_that_no_repository_can_have_is_refused(hub, model, repo):
+def test_an_invalid_repository_name_is_refused(hub, model, repo):
     with pytest.raises(UsageError) as caught:
         push(model, repo, token=hub.token)
     one_line(caught.value)
 
 
-def test_the_client_is_left_as_it_was(hub, model):
+def test_the_clients_settings_are_restored(hub, model):
     from huggingface_hub import constants
     from huggingface_hub.utils import are_progress_bars_disabled
 
@@ -304,7 +307,7 @@ def test_the_client_is_left_as_it_was(hub, model):
     assert (constants.HF_HUB_DISABLE_XET, are_progress_bars_disabled()) == before
 
 
-def test_a_subprocess_finds_the_double_and_leaves_the_token_nowhere(tmp_path, model, files):
+def test_a_subprocess_uses_the_double_and_does_not_store_the_token(tmp_path, model, files):
     script = (
         "import sys, pathlib; from stitch.models import hub;"
         f"print(hub.push(pathlib.Path(sys.argv[1]), {REPO!r})); print(hub.download({REPO!r})[0])"
@@ -328,7 +331,7 @@ def test_a_subprocess_finds_the_double_and_leaves_the_token_nowhere(tmp_path, mo
 # The double itself
 
 
-def test_transformers_loads_from_the_double_what_was_pushed_to_it(hub, tmp_path):
+def test_transformers_loads_a_pushed_model_from_the_double(hub, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 

@@ -1,4 +1,4 @@
-"""Anatomies, loading, and what a block costs."""
+"""Anatomies, loading, and the cost of a block."""
 
 import json
 
@@ -16,7 +16,7 @@ from stitch.models.loading import load
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @torch.no_grad()
 def test_the_parts_of_every_family_compute_its_logits(family):
-    """Final norm and head, found by anatomy and applied by hand to the last block's output, give the model's logits."""
+    """Final norm and head, found by anatomy and applied to the last block's output, give the model's logits."""
     model, ids, seen = tiny.model(family), tiny.ids(), []
     handles = [
         model.embedding.register_forward_hook(lambda *call: seen.append("embedding")),
@@ -57,7 +57,7 @@ def test_learned_positions_are_named_where_a_family_has_them(family):
         ("gemma3", "Gemma3ForConditionalGeneration", r"text only \(gemma3_text\)"),
     ],
 )
-def test_other_families_are_refused_with_the_way_out(family, architecture, message, tmp_path):
+def test_unsupported_families_are_refused_with_a_remedy(family, architecture, message, tmp_path):
     config = AutoConfig.for_model(family)
     config.architectures = [architecture]
     with pytest.raises(UsageError, match=message):
@@ -73,7 +73,7 @@ def test_a_bidirectional_gemma_is_refused():
 
 
 @torch.no_grad()
-def test_a_loaded_model_is_the_saved_one(tmp_path):
+def test_a_loaded_model_equals_the_saved_one(tmp_path):
     folder = tiny.save(tmp_path / "pico", "llama")
     model = load(folder)
     assert torch.equal(model.net(tiny.ids()).logits, tiny.net("llama")(tiny.ids()).logits)
@@ -85,7 +85,7 @@ def test_a_loaded_model_is_the_saved_one(tmp_path):
         narrow.check_site(-1)
 
 
-def test_folders_that_hold_no_usable_model_are_refused_in_one_line(tmp_path):
+def test_unusable_model_folders_are_refused_in_one_line(tmp_path):
     def refusal(folder, kind) -> str:
         with pytest.raises(kind) as caught:
             load(folder)
@@ -111,10 +111,10 @@ def test_block_parameters_are_counted_without_building_the_model(family):
     assert [block_parameters(model.config, block) for block in (0, 3, 5)] == [counts[0], counts[3], counts[5]]
 
 
-def test_the_cost_of_a_block_is_its_products():
+def test_the_cost_of_a_block_counts_its_products():
     config = AutoConfig.for_model("mistral", **tiny._COMMON, **tiny.SHAPES["mistral"])
     weights = block_parameters(config, 0)
-    reached = [min(position, 5) for position in range(1, 13)]  # window 5: keys that each of 12 tokens looks at
+    reached = [min(position, 5) for position in range(1, 13)]  # with a window of 5: keys visible to each of 12 tokens
     products = 2 * 4 * (32 // 4) * sum(reached) / 12  # scores and weighted values, over all heads
     assert block_flops(config, 0, context=12) == pytest.approx(2 * weights + 2 * products)
     config.sliding_window = None

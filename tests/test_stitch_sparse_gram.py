@@ -1,4 +1,4 @@
-"""Lifts too wide for their products: rows in the place of the matrix, and ridge by conjugate gradients."""
+"""Lifts whose products do not fit in memory: sparse rows instead of the matrix, and ridge by conjugate gradients."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ TOKENS, D_A, D_B, FEATURES = 900, 6, 5, 40
 
 
 def codes(tokens: int = TOKENS, seed: int = 0) -> Tensor:
-    """Sparse codes of features that fire at very different rates."""
+    """Sparse codes of features with very different firing rates."""
     rate = torch.linspace(-2.5, 0.5, FEATURES)
     return torch.relu(noise(tokens, FEATURES, seed=seed) + rate) * 3
 
@@ -41,18 +41,18 @@ def moments(seed: int, implicit: tuple[str, ...] = (), chunk: int = 70) -> Momen
 
 
 @pytest.mark.parametrize("block", [64, 100, 10**6])
-def test_products_with_a_matrix_are_those_of_the_matrix_that_is_never_formed(block, monkeypatch):
+def test_products_with_a_matrix_equal_those_of_the_explicit_matrix(block, monkeypatch):
     monkeypatch.setattr(sparse_gram, "BLOCK", block)
     z, gram, matrix = codes(), SparseGram(FEATURES), noise(FEATURES, 3, seed=5)
     for part in z.split(37):
         gram.add(sp.csr_array(part.numpy()))
     assert torch.allclose(gram @ matrix, z.T @ (z @ matrix), rtol=1e-4, atol=1e-2)
-    gram.add(sp.csr_array(z.numpy()))  # it goes on growing
+    gram.add(sp.csr_array(z.numpy()))  # rows can be appended
     assert torch.allclose(gram @ matrix, 2 * z.T @ (z @ matrix), rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("inputs", [("x", "codes"), ("codes", "x")])
-def test_conjugate_gradients_find_what_a_factor_finds_for_one_strength_after_another(inputs, monkeypatch):
+def test_conjugate_gradients_agree_with_a_factorisation_for_all_strengths(inputs, monkeypatch):
     monkeypatch.setattr(conjugate, "PRECISION", 1e-6)
     exact, kept = moments(0), moments(0, ("codes",))
     scales = {name: torch.tensor(scale, dtype=torch.float64) for name, scale in {"x": 50.0, "codes": 2.0}.items()}
@@ -68,7 +68,7 @@ def test_conjugate_gradients_find_what_a_factor_finds_for_one_strength_after_ano
         assert torch.allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
 
 
-def test_a_ridge_on_rows_is_the_ridge_on_products():
+def test_ridge_on_rows_equals_ridge_on_products():
     exact, iterated = (
         ridge(moments(0, kept), moments(1, kept), ("x", "codes"), apart="codes") for kept in ((), ("codes",))
     )
@@ -77,7 +77,7 @@ def test_a_ridge_on_rows_is_the_ridge_on_products():
     assert (iterated.strength, iterated.strength_apart) == (exact.strength, exact.strength_apart)
 
 
-def test_codes_are_kept_where_their_products_are_too_large_and_only_if_they_are_sparse():
+def test_codes_are_kept_if_their_products_are_too_large_and_they_are_sparse():
     sample = noise(200, D_A)
     generator = torch.Generator().manual_seed(0)
     inputs = {
@@ -87,7 +87,7 @@ def test_codes_are_kept_where_their_products_are_too_large_and_only_if_they_are_
         "narrow": Lift(3, random_relu(sample, 50, generator)),
     }
     rows = {"x": sample, "target": sample, "dense": noise(200, 64), "narrow": noise(200, 50)}
-    rows["sparse"] = sp.csr_array(np.repeat(np.eye(1, 64, dtype=np.float32), 200, 0))  # one active feature a token
+    rows["sparse"] = sp.csr_array(np.repeat(np.eye(1, 64, dtype=np.float32), 200, 0))  # one active feature per token
     budget = OF_PRODUCT * 64**2 - 1
     sizes = Sizes.of(inputs, rows, budget)
     assert (sizes.implicit, sizes.impossible) == ({"sparse"}, {"dense"})

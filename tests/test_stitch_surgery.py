@@ -1,4 +1,6 @@
-"""Depth surgery: the native checkpoint is what the bridge says, planted bridges are found, what cannot fold is refused."""
+"""Depth surgery: the native checkpoint computes what the bridge specifies, planted bridges are found, unsupported
+cuts are refused.
+"""
 
 import json
 from pathlib import Path
@@ -38,7 +40,9 @@ START, STOP = 2, 4
 
 
 def with_hooks(model: Model, ids: torch.Tensor, bridge: Bridge) -> torch.Tensor:
-    """Logits of the whole model whose removed blocks pass on what they get and whose bridged MLPs end in the bridge."""
+    """Logits of the whole model with hooks: removed blocks return their input, and the bridge is added to the
+    bridged MLPs.
+    """
     handles = [
         block.register_forward_hook(lambda module, args, output: args[0]) for block in list(model.blocks)[START:STOP]
     ]
@@ -59,8 +63,8 @@ def with_hooks(model: Model, ids: torch.Tensor, bridge: Bridge) -> torch.Tensor:
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_the_checkpoint_is_a_stock_model_that_computes_what_the_bridge_says(family, tmp_path):
-    """Oracle: the whole model with hooks. Families whose MLP ends in a norm lose their blocks without a bridge."""
+def test_the_checkpoint_is_a_stock_model_that_computes_what_the_bridge_specifies(family, tmp_path):
+    """Against the whole model with hooks. Families whose MLP ends in a norm lose their blocks without a bridge."""
     model, ids = load(tiny.save(tmp_path / "whole", family)), tiny.ids(3, 14)
     noise = {block: tiny.noise(*weight_of(model.down(block)).shape, seed=block) for block in (START - 1, STOP)}
     bridge = Bridge({START - 1: noise[START - 1] / 5, START: noise[STOP] / 5} if family in FOLDING else {})
@@ -80,7 +84,7 @@ def test_the_checkpoint_is_a_stock_model_that_computes_what_the_bridge_says(fami
     assert torch.equal(cached, net.generate(ids, max_new_tokens=8, do_sample=False, use_cache=False))  # pyright: ignore[reportCallIssue]
 
 
-def test_layer_types_ties_and_precision_are_those_of_the_donor(tmp_path):
+def test_layer_types_tied_weights_and_dtype_are_those_of_the_donor(tmp_path):
     gemma = load(tiny.save(tmp_path / "gemma", "gemma3_text"))
     write_native(tmp_path / "short", gemma, 1, 3, {})
     kinds = json.loads((tmp_path / "short" / "config.json").read_text())["layer_types"]
@@ -120,7 +124,7 @@ class PassOn(nn.Module):
 @pytest.mark.parametrize(
     "family, of", [("llama", "neurons"), ("gpt2", "neurons"), ("phi", "neurons"), ("llama", "output")]
 )
-def test_a_hole_that_folds_is_bridged_exactly(family, of, tmp_path):
+def test_a_cut_that_a_bridge_can_represent_is_bridged_exactly(family, of, tmp_path):
     model = tiny.model(family)
     down = model.down(START - 1)
     own = weight_of(down).float()
@@ -152,7 +156,7 @@ def test_a_hole_that_folds_is_bridged_exactly(family, of, tmp_path):
 
 
 @pytest.mark.numeric
-def test_ridge_towards_weights_is_least_squares_with_one_more_row_per_input():
+def test_ridge_towards_given_weights_is_least_squares_with_one_more_row_per_input():
     u, y, prior = tiny.noise(200, 7).double(), tiny.noise(200, 3, seed=1).double(), tiny.noise(7, 3, seed=2).double()
     pairs = [("u", "u"), ("u", "y")]
     moments = accumulate([{"u": u[:120], "y": y[:120]}, {"u": u[120:], "y": y[120:]}], pairs)
@@ -231,14 +235,14 @@ def test_the_same_request_gives_the_same_bytes_and_replaces_on_request_only(run,
         stitch(shorten(donors, layer_b=4), folder)
 
 
-def test_a_bridge_asked_for_is_the_one_written(donors, tmp_path):
+def test_a_requested_bridge_is_the_one_written(donors, tmp_path):
     report, folder = stitch(shorten(donors, layer_b=4, translation="identity"), tmp_path / "plain")
     assert report["chosen"] == "passthrough"
     plain = with_hooks(load(donors["llama"]), tiny.ids(), Bridge({}))
     assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(tiny.ids(), use_cache=False).logits, plain)
 
 
-def test_a_bridge_is_fitted_on_less_text_than_a_stitch_unless_told_otherwise(donors):
+def test_a_bridge_is_fitted_on_less_text_than_a_stitch_by_default(donors):
     def completed(**changes) -> Settings:
         asked = Settings(model_a=str(donors["llama"]), model_b=str(donors["llama"]), layer=2, layer_b=4, **changes)
         a, b, _ = load_pair(asked)
@@ -249,7 +253,7 @@ def test_a_bridge_is_fitted_on_less_text_than_a_stitch_unless_told_otherwise(don
     assert completed(native=True, tokens=5_000).tokens == 5_000
 
 
-def test_the_main_job_shows_the_bridges_when_blocks_of_one_model_are_left_out(donors, tmp_path):
+def test_the_main_job_shows_the_bridges_if_both_models_are_the_same(donors, tmp_path):
     wanted = settings(donors["llama"], donors["llama"], donors["text"], layer=2, layer_b=4, sae_passes=0.1)
     report, _ = stitch(wanted, tmp_path / "composite")
     rows = {row["name"]: row for row in report["results"]}
@@ -271,7 +275,7 @@ def test_the_main_job_shows_the_bridges_when_blocks_of_one_model_are_left_out(do
         ({"layer_b": 6, "translation": "down-projections"}, "choose down-projection"),
     ],
 )
-def test_what_cannot_fold_is_refused_before_any_work(changes, message, donors, tmp_path):
+def test_unsupported_cuts_are_refused_before_any_work(changes, message, donors, tmp_path):
     if "model_b" in changes:
         changes = {"model_b": str(tiny.save(tmp_path / "gpt2", "gpt2")), "layer_b": 4}
     with pytest.raises(UsageError, match=message):
@@ -280,12 +284,12 @@ def test_what_cannot_fold_is_refused_before_any_work(changes, message, donors, t
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2"])
-def test_families_with_a_norm_after_the_mlp_are_told_which_can(family):
+def test_for_families_with_a_norm_after_the_mlp_the_error_names_supported_ones(family):
     reason = why_not_foldable(tiny.model(family), 2, 4, 2**28)
     assert reason is not None and "GPT-2, GPTBigCode, Llama, Mistral, Qwen2, Qwen3, GPT-NeoX, Phi." in reason
 
 
-def test_other_reasons_not_to_fold():
+def test_other_unsupported_cuts():
     assert "scale_attn_by_inverse" in str(
         why_not_foldable(tiny.model("gpt2", scale_attn_by_inverse_layer_idx=True), 2, 4, 2**28)
     )

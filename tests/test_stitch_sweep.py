@@ -1,4 +1,6 @@
-"""Sweeping over layers on pico models: planted truth, agreement with the main job, refusals, the same bytes again."""
+"""Sweeps over layers on pico models: planted ground truth, agreement with the main job, refusals, reproducible
+bytes.
+"""
 
 import json
 from collections.abc import Sequence
@@ -59,7 +61,7 @@ def swept(donors, tmp_path_factory) -> tuple[dict, Path]:
 
 @pytest.fixture(scope="module")
 def planted() -> dict[Side, Model]:
-    """A Llama and the same computation in a turned, wider stream, whose blocks cost more."""
+    """A Llama and the same computation in a rotated, wider stream, whose blocks cost more."""
     a = tiny.model("llama", tie_word_embeddings=False)
     rotation = random_rotation(a.width, 56, torch.Generator().manual_seed(2)).float()
     return {"a": a, "b": rotated_copy(a, 56, rotation)}
@@ -67,7 +69,7 @@ def planted() -> dict[Side, Model]:
 
 @pytest.fixture(scope="module")
 def planted_windows(planted) -> dict[Split, Windows]:
-    """Text that the planted model wrote itself: on no other is a model the best there is."""
+    """Text sampled from the planted model itself, on which that model is optimal."""
     return {split: sampled(planted["a"], 32, count, seed) for seed, (split, count) in enumerate(SAMPLES.items())}
 
 
@@ -81,7 +83,7 @@ def sampled(model: Model, context: int, count: int, seed: int) -> Windows:
     return Windows(ids.int(), torch.arange(count)[:, None].expand(-1, context).int())
 
 
-def test_where_b_is_a_turned_copy_the_affine_map_loses_nothing_at_the_same_layer(planted, planted_windows, tmp_path):
+def test_for_a_rotated_copy_the_affine_map_loses_nothing_at_the_same_layer(planted, planted_windows, tmp_path):
     depth = planted["a"].depth
     sites: dict[Side, Sequence[int]] = {"a": range(depth + 1), "b": range(depth + 1)}
     harvests = {
@@ -104,11 +106,11 @@ def test_where_b_is_a_turned_copy_the_affine_map_loses_nothing_at_the_same_layer
         assert null.scores["report"].ce > own + 0.02
 
 
-def test_where_b_is_a_turned_copy_the_layer_chosen_is_the_same(planted, planted_windows, tmp_path):
+def test_for_a_rotated_copy_the_same_layer_is_chosen(planted, planted_windows, tmp_path):
     for layer in (1, 3, 5):
         choice = choose_layer(planted["a"], planted["b"], layer, planted_windows, tmp_path / "layer", memory=2**28)
         flops = {item["b"]: item["flops"] for item in choice["layers"]}
-        assert flops[layer] <= choice["budget_flops"]  # else the planting is wrong: the same layer costs too much
+        assert flops[layer] <= choice["budget_flops"]  # otherwise the same layer would cost too much
         assert choice["b"] == layer
     assert not (tmp_path / "layer").exists()
 
@@ -129,7 +131,7 @@ def test_the_report_has_every_cell_and_agrees_with_the_main_job_in_both_directio
         main, _ = stitch(wanted, tmp_path / source)
         rows = {row["name"]: row for row in main["results"]}
         cell = cells["a" if source == "gpt2" else "b", i, j]
-        for name in ("affine", "affine+token"):  # the main job leaves out a few rows more: those that follow a sink
+        for name in ("affine", "affine+token"):  # the main job leaves out a few more rows, which follow a sink
             row = cell["translations"][name]
             assert row["ce"] == pytest.approx(rows[f"translation:{name}"]["ce"], abs=0.02)
             assert row["kl_to_target"] == pytest.approx(rows[f"translation:{name}"]["kl_to_b"], abs=0.02)
@@ -231,13 +233,13 @@ def test_an_interrupted_sweep_keeps_its_activations_and_ends_with_the_same_bytes
     monkeypatch.setattr("stitch.activations.observe.residuals", forbidden)
     monkeypatch.setattr("stitch.jobs.sweep.draw", lambda report, path: None)
     assert run(donors, tmp_path / "cut", resume=True) == swept[0]
-    assert run(donors, tmp_path / "cut", resume=True) == swept[0]  # finished: its report again
+    assert run(donors, tmp_path / "cut", resume=True) == swept[0]  # a finished sweep returns its report again
 
 
 # --------------------------------------------------------------------------------------------------- the layer of the main job
 
 
-def test_layer_b_auto_takes_the_layer_that_the_rule_names_and_records_why(donors, swept, tmp_path):
+def test_layer_b_auto_takes_the_layer_of_the_rule_and_records_the_reason(donors, swept, tmp_path):
     wanted = settings(
         donors["gpt2"], donors["qwen3"], donors["text"], tokens=4096, layer=1, layer_b="auto", sae_passes=0.1,
         brief=True, reference_steps=None,
@@ -285,7 +287,7 @@ def test_the_command_prints_heat_tables_fronts_and_best_layers(swept, donors, tm
     assert json.loads(command(donors, "--json").stdout) == report
 
 
-def test_a_composite_that_equals_its_null_but_for_rounding_does_not_beat_it(swept):
+def test_a_composite_equal_to_its_null_up_to_rounding_does_not_beat_it(swept):
     report, _ = swept
     cells = [
         {"chosen": "affine", "null": {"ce": 3.0}, "translations": {"affine": {"ce": ce}}}
@@ -303,7 +305,7 @@ def test_a_composite_that_equals_its_null_but_for_rounding_does_not_beat_it(swep
         (["--dtype", "fp8"], "--dtype must be one of"),
     ],
 )
-def test_sweeps_that_cannot_be_met_are_refused_in_one_line(more, message, donors, tmp_path):
+def test_impossible_sweeps_are_refused_in_one_line(more, message, donors, tmp_path):
     done = command(donors, "--out", tmp_path / "s", *more)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith("stitch: ") and done.stderr.count("\n") == 1 and message in done.stderr
@@ -319,7 +321,7 @@ def test_sweeps_that_cannot_be_met_are_refused_in_one_line(more, message, donors
         (["--layer", "0", "--layer-b", "auto"], "--layer-b auto needs a --layer of at least 1; got 0"),
     ],
 )
-def test_layers_that_cannot_be_met_are_refused_in_one_line(more, message, donors, tmp_path):
+def test_impossible_layers_are_refused_in_one_line(more, message, donors, tmp_path):
     done = invoke(donors["gpt2"], donors["qwen3"], "--quiet", "--text", donors["text"], "--out", tmp_path / "c", *more)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith("stitch: ") and done.stderr.count("\n") == 1 and message in done.stderr

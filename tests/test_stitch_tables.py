@@ -1,4 +1,4 @@
-"""Tables of what ridge leaves: planted token and n-gram effects come back, noise does not."""
+"""Tables fitted to the residual of ridge: planted token and n-gram effects are recovered, noise is not fitted."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def windows(count: int, seed: int) -> torch.Tensor:
 
 
 def residuals(ids: torch.Tensor, effect: Callable, noise_level: float, seed: int) -> Callable:
-    """As `stitch.translation.fit` gives them: every token but BOS, with the two before it (−1 where none)."""
+    """Tokens in the form of `stitch.translation.fit`: all but BOS, with the two before each (−1 if there is none)."""
     before, two_before = torch.full_like(ids, -1), torch.full_like(ids, -1)
     before[:, 1:], two_before[:, 2:] = ids[:, :-1], ids[:, :-2]
     history = torch.stack([ids, before, two_before], -1)[:, 1:].flatten(0, 1)
@@ -48,15 +48,15 @@ def fitted(effect: Callable, *, noise_level: float = 0.0, budget: int = 400, cou
 BY_TOKEN, BY_PAIR = noise(VOCABULARY, D), noise(VOCABULARY, VOCABULARY, D, seed=1)
 
 
-def test_token_effects_come_back_in_the_token_table_alone():
+def test_token_effects_are_recovered_in_the_token_table_alone():
     found = fitted(lambda ids: BY_TOKEN[ids[:, 0]])
     assert torch.allclose(found[1].weight[1:].double(), BY_TOKEN[1:], atol=0.02)
-    assert torch.equal(found[1].weight[0], torch.zeros(D))  # BOS was never seen
+    assert torch.equal(found[1].weight[0], torch.zeros(D))  # BOS does not occur
     others = [term.weight.abs().max() for order, term in found.items() if order > 1]
     assert all(value < 0.02 for value in others)
 
 
-def test_pair_effects_come_back_with_what_the_token_alone_explains():
+def test_pair_effects_are_recovered_beside_token_effects():
     found = fitted(lambda ids: BY_PAIR[ids[:, 0], ids[:, 1]])
     pairs, rows = found[2].input.keys, found[2].weight
     token, before = pairs % VOCABULARY, pairs // VOCABULARY
@@ -65,15 +65,17 @@ def test_pair_effects_come_back_with_what_the_token_alone_explains():
     assert torch.allclose(total.double(), BY_PAIR[token, before], atol=0.1)
 
 
-def test_noise_leaves_tables_that_are_nearly_empty():
-    """Unshrunk rows of contexts seen about 45 times would have a root mean square of 0.15 (pairs), far more for triples."""
+def test_tables_fitted_to_noise_are_almost_zero():
+    """Without shrinkage, rows of contexts that occur about 45 times would have a root mean square of 0.15 (pairs)
+    and more for triples.
+    """
     found = fitted(lambda ids: torch.zeros(len(ids), D, dtype=torch.float64), noise_level=1.0)
     for term in found.values():
         assert term.weight.square().mean().sqrt() < 0.03
 
 
 @pytest.mark.parametrize("budget", [0, 1, 130])
-def test_the_budget_counts_rows_of_all_orders_and_keeps_what_explains_most(budget):
+def test_the_budget_counts_rows_of_all_orders_and_keeps_the_most_explanatory(budget):
     strong = torch.zeros(VOCABULARY, VOCABULARY, D, dtype=torch.float64)
     strong[3, 4], strong[5, 6] = 9.0, 5.0
     found = fitted(lambda ids: strong[ids[:, 0], ids[:, 1]] + 0.1 * BY_PAIR[ids[:, 0], ids[:, 1]], budget=budget)
@@ -85,18 +87,18 @@ def test_the_budget_counts_rows_of_all_orders_and_keeps_what_explains_most(budge
         assert torch.equal(found[2].input.keys, found[2].input.keys.sort().values)
 
 
-def test_a_text_is_not_continued_over_its_start():
-    """Ids before the window's start are −1: they belong to no n-gram."""
+def test_ngrams_do_not_cross_the_start_of_a_window():
+    """Ids before the window's start are −1, and no n-gram contains them."""
     found = fitted(lambda ids: torch.where((ids[:, 2] < 0)[:, None], 1.0, 0.0).expand(-1, D).double())
     first = found.get(3)
     assert first is None or not bool((first.input.keys < 0).any())
     assert isinstance(found[2].input, Ngram)
-    starts = found[2].input.keys // VOCABULARY == BOS  # "BOS, t" is the only pair at a window's start
+    starts = found[2].input.keys // VOCABULARY == BOS  # "BOS, t" is the only pair at the start of a window
     assert found[2].weight[starts].mean() > 0.5
     assert found[2].weight[~starts].abs().max() < 0.2
 
 
-def test_counting_in_parts_finds_the_same_ngrams_and_forgetting_only_rare_ones(monkeypatch):
+def test_counting_in_parts_finds_the_same_ngrams_and_drops_only_rare_ones(monkeypatch):
     ids = windows(60, 5)
     ids[:, 3:5] = torch.tensor([7, 9])  # one pair in every window
     whole = {order: module._candidates(ids, order, VOCABULARY, 50) for order in (1, 2, 3)}

@@ -26,13 +26,13 @@ def test_the_split_of_a_document_depends_on_its_name_alone():
         assert names == {name for name, _ in select(many, split)} & {name for name, _ in few}
 
 
-def test_the_order_within_a_split_ignores_the_order_of_arrival():
+def test_the_order_within_a_split_does_not_depend_on_the_input_order():
     given = [(f"d{number}", str(number)) for number in range(100)]
     assert select(given, "fit") == select(reversed(given), "fit")
     assert select(given, "fit") != sorted(select(given, "fit"))
 
 
-def test_a_plain_file_is_cut_at_blank_lines_without_losing_text(tmp_path: Path):
+def test_a_plain_file_is_split_at_blank_lines_without_losing_text(tmp_path: Path):
     text = "\n\n".join(f"paragraph {number} " + "word " * 100 for number in range(30))
     (tmp_path / "book.txt").write_text(text)
     passages = [passage for _, passage in read(str(tmp_path / "book.txt"))]

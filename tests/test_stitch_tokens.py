@@ -47,7 +47,7 @@ def test_eos_starts_a_text_where_there_is_no_bos():
         bos_of(tokenizer)
 
 
-def test_two_tokenizers_are_told_apart_by_the_number_of_ids():
+def test_two_tokenizers_are_distinguished_by_the_number_of_ids():
     same, other = tiny.tokenizer(), tiny.tokenizer()
     require_same_ids(same, other, "m", "n")
     other.add_tokens(["<one>", "<two>", "<three>"])
@@ -55,7 +55,7 @@ def test_two_tokenizers_are_told_apart_by_the_number_of_ids():
         require_same_ids(same, other, "m", "n")
 
 
-def test_some_windows_are_spread_over_all_documents():
+def test_a_sample_of_windows_covers_all_documents():
     ids = torch.arange(40).view(10, 4).int()
     windows = Windows(ids, torch.arange(10)[:, None].expand(10, 4).int() * 3)
     some = windows.spread(17)

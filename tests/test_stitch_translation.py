@@ -28,7 +28,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def applied(translation: Translation, x: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
-    """The translation through the module that ships with every checkpoint."""
+    """Applies the translation with the module that ships with every checkpoint."""
     module = TranslationModule(translation_config(translation, 0, 3, x.shape[1], 50))
     module.load_state_dict(translation_tensors(translation, torch.float32))
     ids = torch.ones(1, len(x), dtype=torch.long) if ids is None else ids[None]
@@ -43,12 +43,12 @@ def moments_of(x: torch.Tensor, y: torch.Tensor, chunk: int = 100) -> Moments:
 
 @pytest.mark.parametrize("step", [1, 2])
 @pytest.mark.parametrize("lowest", range(0, 11, 2))
-def test_a_search_finds_the_floor_of_a_valley_and_looks_at_each_place_once(lowest, step):
+def test_the_search_finds_the_minimum_of_a_valley_and_evaluates_each_point_once(lowest, step):
     asked: list[int] = []
 
     def attempt(index: int) -> float:
         asked.append(index)
-        return np.inf if index < lowest - 3 else abs(index - lowest) + 1.0  # below, no factor may exist
+        return np.inf if index < lowest - 3 else abs(index - lowest) + 1.0  # below this no factorisation may exist
 
     assert descend(attempt, float, start=4, step=step, count=11) == 1.0
     assert len(asked) == len(set(asked)) <= abs(lowest - 4) // step + 3
@@ -58,7 +58,7 @@ def test_a_search_finds_the_floor_of_a_valley_and_looks_at_each_place_once(lowes
         assert lowest not in asked
 
 
-def test_moments_are_those_of_the_whole_matrix_however_it_is_cut():
+def test_moments_equal_those_of_the_whole_matrix_for_any_chunks():
     dense = torch.randn(TOKENS, 5, generator=generator()) + 100
     sparse = torch.relu(torch.randn(TOKENS, 7, generator=generator(1)) - 1)
     pairs = [("dense", "dense"), ("sparse", "dense"), ("sparse", "sparse")]
@@ -78,7 +78,7 @@ def test_moments_are_those_of_the_whole_matrix_however_it_is_cut():
         assert torch.allclose(found.squares["sparse"], wide["sparse"].square().sum(0), rtol=1e-12)
 
 
-def test_products_in_single_precision_are_near_and_only_those_asked_for():
+def test_products_in_single_precision_are_close_and_only_the_requested_ones_are_made():
     dense = torch.randn(TOKENS, 5, generator=generator()) + 3
     codes = torch.relu(torch.randn(TOKENS, 7, generator=generator(1)))
     pairs = [("dense", "dense"), ("codes", "dense"), ("codes", "codes")]
@@ -109,8 +109,10 @@ def test_normal_equations_are_solved_for_one_strength_after_another():
     assert equations.solve(cross, torch.full((16,), -100.0, dtype=torch.float64)) is None
 
 
-def test_a_lift_that_overfits_gets_a_strength_of_its_own():
-    """60 tokens and 40 columns of noise beside one informative input: one λ for both costs what the other needs."""
+def test_an_overfitting_lift_gets_a_strength_of_its_own():
+    """60 tokens and 40 columns of noise beside one informative input: a single λ would shrink the informative input
+    too much.
+    """
     x = torch.randn(TOKENS, D_A, generator=generator(), dtype=torch.float64)
     noise = torch.randn(TOKENS, 40, generator=generator(1), dtype=torch.float64)
     y = x @ torch.randn(D_A, D_B, generator=generator(2), dtype=torch.float64)
@@ -145,7 +147,9 @@ def test_ridge_is_the_regularised_least_squares_solution():
 
 def test_ridge_takes_the_strength_that_is_best_on_held_out_tokens():
     x = torch.randn(60, 40, generator=generator(), dtype=torch.float64)
-    y = torch.randn(60, D_B, generator=generator(1), dtype=torch.float64)  # nothing to learn: the strongest is best
+    y = torch.randn(
+        60, D_B, generator=generator(1), dtype=torch.float64
+    )  # nothing to learn, so the largest strength is best
     held_x, held_y = torch.randn_like(x), torch.randn_like(y)
     assert ridge(moments_of(x, y), moments_of(held_x, held_y), ("x",)).strength == float(STRENGTHS[-1])
     weight = torch.randn(40, D_B, generator=generator(3), dtype=torch.float64)
@@ -153,7 +157,7 @@ def test_ridge_takes_the_strength_that_is_best_on_held_out_tokens():
     assert exact.strength == float(STRENGTHS[0]) and exact.unexplained < 1e-9
 
 
-def test_ridge_gives_blocks_of_different_scale_the_same_chance():
+def test_ridge_does_not_depend_on_the_scale_of_input_blocks():
     x = torch.randn(200, 3, generator=generator(), dtype=torch.float64)
     other = torch.randn(200, 3, generator=generator(1), dtype=torch.float64)
     y = x + other
@@ -168,7 +172,9 @@ def test_ridge_gives_blocks_of_different_scale_the_same_chance():
 
 
 def rotated_pair(d_a: int, d_b: int):
-    """Two dictionaries that differ by an isometry and a permutation of the features, their codes on the same tokens, and x, y."""
+    """Two dictionaries that differ by an isometry and a permutation of the features, their codes on the same tokens,
+    x and y.
+    """
     rotation = random_rotation(d_a, d_b, generator(5))
     order = torch.randperm(FEATURES, generator=generator(6))
     directions = torch.nn.functional.normalize(torch.randn(FEATURES, d_a, generator=generator(7), dtype=torch.float64))
@@ -213,7 +219,7 @@ def code_moments(a: Dictionary, x: torch.Tensor, y: torch.Tensor) -> Moments:
 
 
 def test_carrying_the_error_adds_the_best_map_of_what_the_codes_miss():
-    """Half of the features lose their partner: what they leave in x − x̂ and in y is brought over by the error's map."""
+    """Half of the features lose their partner; the map of the error translates their part of x − x̂ to y."""
     a, b, found, x, y, _ = rotated_pair(6, 8)
     every_other = {name: getattr(found, name)[::2] for name in ("rows", "cols", "mass", "similarity", "co_moment")}
     half = replace(found, **every_other)
@@ -233,7 +239,7 @@ def test_carrying_the_error_adds_the_best_map_of_what_the_codes_miss():
 
 
 def graph_of(codes_a: torch.Tensor, codes_b: torch.Tensor) -> Candidates:
-    """Every pair is a candidate."""
+    """A graph in which every pair is a candidate."""
     correlation = np.corrcoef(codes_a.numpy().T, codes_b.numpy().T)[: codes_a.shape[1], codes_a.shape[1] :]
     rows, cols = (index.flatten() for index in np.indices(correlation.shape))
     co_moment = (codes_a.T @ codes_b / len(codes_a)).numpy().flatten()
@@ -242,7 +248,7 @@ def graph_of(codes_a: torch.Tensor, codes_b: torch.Tensor) -> Candidates:
 
 
 def test_a_cross_code_undoes_a_split_that_no_permutation_can(monkeypatch):
-    """B's features 2j and 2j+1 are halves of A's features j and j+1 mixed: no single partner explains them."""
+    """B's features 2j and 2j+1 are mixtures of halves of A's features j and j+1, so no single partner explains them."""
     a, _, _, x, _, _ = rotated_pair(6, 8)
     codes_a = a.encode(x.float()).double()
     mixing = torch.zeros(FEATURES, FEATURES, dtype=torch.float64)
@@ -265,8 +271,8 @@ def test_a_cross_code_undoes_a_split_that_no_permutation_can(monkeypatch):
     assert ((single.weight != 0).sum(0) <= 1).all() and single.unexplained > 10 * found.unexplained
 
 
-def test_all_edges_together_are_the_least_squares_of_the_stream():
-    """Directions overlap and every feature of B has two edges, so that no column can be solved alone."""
+def test_all_edges_together_are_the_least_squares_solution_in_the_stream():
+    """Directions overlap and every feature of B has two edges, so columns cannot be solved one by one."""
     x = torch.randn(TOKENS, D_A, generator=generator(), dtype=torch.float64)
     codes = torch.relu(x @ torch.randn(D_A, FEATURES, generator=generator(1), dtype=torch.float64))
     directions = torch.nn.functional.normalize(torch.randn(FEATURES, 8, generator=generator(2), dtype=torch.float64))
@@ -289,7 +295,7 @@ def test_all_edges_together_are_the_least_squares_of_the_stream():
     assert torch.equal(found != 0, start != 0)
 
 
-def test_a_prior_is_all_there_is_without_data_and_nothing_with_much():
+def test_a_prior_decides_without_data_and_vanishes_with_much_data():
     x = torch.randn(4000, D_A, generator=generator(), dtype=torch.float64)
     true = torch.randn(D_A, D_B, generator=generator(1), dtype=torch.float64)
     y = x @ true + torch.randn(4000, D_B, generator=generator(2), dtype=torch.float64)
@@ -304,7 +310,7 @@ def test_a_prior_is_all_there_is_without_data_and_nothing_with_much():
 
 
 @pytest.mark.parametrize("make", ["random_relu", "random_topk", "exemplars"])
-def test_lifts_without_training_are_as_wide_and_as_sparse_as_asked(make: str):
+def test_untrained_lifts_have_the_requested_width_and_sparsity(make: str):
     sample = torch.randn(3000, D_A, generator=generator()) * torch.tensor([9.0, 3, 1, 1, 1, 0.1]) + 5
     sizes = {"features": 40, "generator": generator(1)} | ({} if make == "random_relu" else {"k": 7})
     lift = getattr(lifts, make)(sample, **sizes)
@@ -363,7 +369,7 @@ def test_a_soft_matching_sends_a_feature_to_the_barycentre_of_its_partners():
     assert torch.allclose(images.target[1], 3.0 * decoder[1], rtol=1e-3)
 
 
-def test_mean_shift_and_identity_do_what_they_say():
+def test_mean_shift_and_identity_follow_their_definitions():
     x = torch.randn(50, D_A, generator=generator(), dtype=torch.float64)
     y = torch.randn(50, D_B, generator=generator(1), dtype=torch.float64) + 3
     shifted = applied(baselines.mean_shift(3, moments_of(x, y)), x)
@@ -373,7 +379,7 @@ def test_mean_shift_and_identity_do_what_they_say():
     assert torch.equal(applied(baselines.identity(3, 4), x), x[:, :4].float())
 
 
-def test_lookups_cost_nothing_and_products_are_counted():
+def test_look_ups_cost_no_products_and_products_are_counted():
     a, *_ = rotated_pair(6, 8)
     table, weight = torch.zeros(50, 8), torch.zeros(FEATURES, 8)
     translation = Translation("t", (Term(Token(), table), Term(Codes(3, a), weight)), torch.zeros(8))
@@ -381,7 +387,7 @@ def test_lookups_cost_nothing_and_products_are_counted():
     assert translation.parameters == 8 + 50 * 8 + 6 * FEATURES + FEATURES + FEATURES * 8
 
 
-def test_shares_say_what_each_input_brings_to_the_variance():
+def test_shares_are_the_contributions_of_inputs_to_the_variance():
     x = torch.randn(2000, 3, generator=generator(), dtype=torch.float64)
     other = torch.randn(2000, 3, generator=generator(1), dtype=torch.float64)
     chunk = {"x": x, "embedding": other, "target": 3 * x + other}

@@ -28,7 +28,7 @@ def test_success_leaves_no_workspace(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_failure_leaves_no_workspace_and_says_why(tmp_path: Path):
+def test_failure_leaves_no_workspace_and_reports_the_reason(tmp_path: Path):
     with pytest.raises(ValueError, match="wrong"), workspace(tmp_path / "out", {}, resume=False):
         raise ValueError("wrong")
     with (
@@ -45,20 +45,20 @@ def test_an_interrupt_keeps_the_workspace_for_resume(tmp_path: Path):
         assert (work / "shard").read_text() == "x"
 
 
-def test_resume_with_other_settings_is_refused_and_the_work_kept(tmp_path: Path):
+def test_resume_with_other_settings_is_refused_and_the_workspace_kept(tmp_path: Path):
     work = interrupted(tmp_path / "out", {"seed": 0, "k": 8})
     with pytest.raises(UsageError, match="seed differ"), workspace(tmp_path / "out", {"seed": 1, "k": 8}, resume=True):
         pass
     assert work.exists()
 
 
-def test_without_resume_old_work_is_thrown_away(tmp_path: Path):
+def test_without_resume_the_old_workspace_is_deleted(tmp_path: Path):
     interrupted(tmp_path / "out", {})
     with workspace(tmp_path / "out", {}, resume=False) as work:
         assert not (work / "shard").exists()
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
+def test_an_unwritable_folder_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StitchError, match="out must be writable"), workspace(tmp_path / "file" / "out", {}, False):
         pass

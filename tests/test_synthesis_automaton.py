@@ -1,4 +1,4 @@
-"""Automata as data: what is read from regular expressions and files, and every refusal."""
+"""Automata as data: reading regular expressions and files, and every refusal."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ def changed(**changes) -> dict:
 
 
 @pytest.mark.parametrize("expression", ["(ab|ba)*c?", "a+b*|c", "(a|b)*abb", "a{2,3}(bc)*", "[ab]c?[ab]"])
-def test_a_regular_expression_accepts_what_pythons_own_accepts(expression):
+def test_a_regular_expression_accepts_what_pythons_re_accepts(expression):
     automaton = from_regex(expression)
     for size in range(1, 7):
         for letters in itertools.product(automaton.symbols, repeat=size):
@@ -37,16 +37,16 @@ def test_a_regular_expression_accepts_what_pythons_own_accepts(expression):
             assert words(automaton, text)[-1].endswith("+>") == bool(re.fullmatch(expression, text)), text
 
 
-def test_an_alphabet_may_be_larger_than_what_an_expression_names():
+def test_an_alphabet_may_be_larger_than_the_symbols_of_an_expression():
     automaton = from_regex("(ab)*", alphabet="abz")
     assert automaton.symbols == ("a", "b", "z") and words(automaton, "abz")[-1][-2] != "+"
 
 
-def test_an_automaton_says_its_states_with_a_plus_where_it_accepts():
+def test_an_acceptor_outputs_its_states_with_a_plus_where_it_accepts():
     assert words(from_description(EVEN), "aab") == ["<odd>", "<even+>", "<even+>"]
 
 
-def test_machines_with_output_say_the_state_and_the_output():
+def test_machines_with_output_show_the_state_and_the_output():
     moore = from_description(
         {"transitions": EVEN["transitions"], "start": "even", "outputs": {"even": "0", "odd": "1"}}
     )
@@ -60,7 +60,7 @@ def test_machines_with_output_say_the_state_and_the_output():
     assert words(mealy, "abab") == ["<q:x>", "<r:y>", "<q:y>", "<r:y>"]
 
 
-def test_what_is_written_down_reads_back_the_same():
+def test_a_written_automaton_reads_back_the_same():
     automaton = from_regex("(ab|ba)*c?")
     assert Automaton.from_json(json.loads(json.dumps(automaton.as_json()))) == automaton
 
@@ -93,7 +93,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_compiled_is_refused_with_what_helps(case):
+def test_unsupported_automata_are_refused_with_a_remedy(case):
     description, message = REFUSED[case]
     with pytest.raises(UsageError, match=message):
         from_description(description)
@@ -113,7 +113,7 @@ def test_normalising_determinises_completes_and_minimises():
             assert words(automaton, text)[-1].endswith("+>") == text.endswith("ab")
 
 
-def test_expressions_that_say_nothing_are_refused(tmp_path):
+def test_expressions_that_match_nothing_are_refused(tmp_path):
     with pytest.raises(UsageError, match="must be one that automata-lib reads"):
         from_regex("(a")
     with pytest.raises(UsageError, match="must name a symbol"):

@@ -1,4 +1,4 @@
-"""Universal machines: one checkpoint runs every program as the reference interpreter does, or says why it cannot."""
+"""Universal machines: one checkpoint runs every program as the reference interpreter does, or reports why it cannot."""
 
 import json
 import random
@@ -43,7 +43,7 @@ def subleq(tmp_path_factory) -> Path:
 
 
 def expected(machine: Turing, tape: str, window: int) -> list[str]:
-    """What `stitch run` should print, from the reference interpreter."""
+    """The expected output of `stitch run`, from the reference interpreter."""
     cells, head = laid_out(machine, tape, window, machine.head)
     lines = []
     for step, (state, tape_now, place) in enumerate(interpreters.run(machine.rules, machine.start, cells, head)):
@@ -61,15 +61,15 @@ def run(folder: Path, machine: Turing, tape: str, steps: int = 1000) -> list[str
     )
 
 
-def test_random_machines_are_run_right_in_fp32_and_bf16_sdpa_and_eager(turing):
+def test_random_machines_run_correctly_in_fp32_and_bf16_sdpa_and_eager(turing):
     report = certify(turing, tokens=8_000)
     assert report["certified"] and report["margin"] > 9
     assert max(report["off_mass"].values()) <= 1e-9
     assert sum(row["asked"] for row in report["results"]) > 8_000
 
 
-def test_the_same_bytes_run_every_program(turing):
-    """Re-prompted from its last tape where the context is full; with its rules in any order."""
+def test_one_checkpoint_runs_every_program(turing):
+    """Prompted again with its last tape when the context is full, and with its rules in any order."""
     before = (turing / "model.safetensors").read_bytes()
     generator = random.Random(0)
     for path in (EXAMPLES / "busy_beaver_3.json", EXAMPLES / "binary_increment.json"):
@@ -82,14 +82,14 @@ def test_the_same_bytes_run_every_program(turing):
     assert (turing / "model.safetensors").read_bytes() == before
 
 
-def test_a_machine_that_leaves_its_window_says_so(turing):
+def test_a_machine_that_leaves_its_window_is_reported(turing):
     for move in "LR":
         away = from_description({"start": "q", "blank": "0", "rules": {"q": {"0": ["1", move, "q"]}}})
         lines = run(turing, away, "")
         assert lines == expected(away, "", WINDOW) and lines[-1] == "leaves the window"
 
 
-def test_a_machine_that_does_not_halt_goes_on_until_it_is_stopped(turing):
+def test_a_machine_that_does_not_halt_runs_until_it_is_stopped(turing):
     still = from_description({"start": "q", "blank": "0", "rules": {"q": {"0": ["1", "S", "q"], "1": ["0", "S", "q"]}}})
     lines = run(turing, still, "", steps=90)  # more than the context holds
     assert lines[-1] == "goes on" and len(lines) == 92
@@ -103,7 +103,7 @@ def test_gpt2_runs_the_same_programs(tmp_path):
     assert report["certified"] and report["margin"] > 9
 
 
-def test_rules_are_written_as_state_and_symbol_new_state_and_symbol_and_a_move():
+def test_the_format_of_rules():
     machine = from_description(FLIP)
     text = program_text(machine, Names.of(machine, ""))
     assert text == "A1A2>A2A1>|" and ids_of(text)[1:3] == ids_of("A1A2")[1:]
@@ -127,7 +127,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_programs_that_say_two_things_or_nothing_are_refused(case, tmp_path):
+def test_ambiguous_and_empty_programs_are_refused(case, tmp_path):
     rules, message = REFUSED[case]
     (tmp_path / "p.json").write_text(f'{{"start": "q", "blank": "0", "rules": {rules}}}')
     with pytest.raises(UsageError, match=message):
@@ -169,7 +169,7 @@ def test_every_example_runs_on_one_checkpoint(tmp_path):
 # SUBLEQ
 
 
-def test_random_programs_that_rewrite_themselves_are_run_right(subleq):
+def test_random_programs_that_rewrite_themselves_run_correctly(subleq):
     trial = next(subleq_trials.trials(CELLS, 160, 2_000, seed=0))
     report = certify(subleq, tokens=2_000)
     assert report["certified"] and report["margin"] > 9
@@ -199,7 +199,7 @@ def test_a_program_that_turns_its_own_jump_into_a_halt(subleq):
     program = read_subleq(EXAMPLES / "subleq_self_modifying.json")
     assert put_out(subleq, program) == "halts; put out: '*'"
     endless = list(program.memory)
-    endless[endless.index(1)] = 0  # nothing is changed
+    endless[endless.index(1)] = 0  # nothing changes
     assert put_out(subleq, Program("", tuple(endless)), steps=9).startswith("goes on; put out: '***'")
 
 
@@ -211,13 +211,13 @@ def test_a_loop_counts_down_beyond_the_context(subleq):
 @pytest.mark.parametrize(
     "found, message", [({"memory": [300]}, "-128 to 255"), ({}, "needs memory"), ({"memory": []}, "one or more")]
 )
-def test_memories_that_are_none_are_refused(found, message, tmp_path):
+def test_invalid_memories_are_refused(found, message, tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(found))
     with pytest.raises(UsageError, match=message):
         read_subleq(tmp_path / "p.json")
 
 
-def test_what_subleq_cannot_hold_is_refused(tmp_path):
+def test_memories_too_large_for_subleq_are_refused(tmp_path):
     with pytest.raises(UsageError, match="must fit the checkpoint's 20 cells; it has 30"):
         Program("", (0,) * 30).filled(20)
     with pytest.raises(UsageError, match="arch must be gpt2"):
@@ -229,7 +229,7 @@ def test_what_subleq_cannot_hold_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("path", SUBLEQ, ids=lambda path: path.stem)
-def test_subleq_examples_halt_and_say_what_they_should(path):
+def test_subleq_examples_halt_with_the_expected_output(path):
     says = {
         "subleq_hello_world": b"Hello, world!\n",
         "subleq_count_down": b"9876543210",

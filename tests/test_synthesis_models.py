@@ -1,4 +1,6 @@
-"""Automata, patterns and induction as stock checkpoints, read back from disk: right in every way they may be run, or refused."""
+"""Automata, patterns and induction as stock checkpoints: read back from disk they are exact in every supported mode,
+or refused.
+"""
 
 import json
 import random
@@ -36,7 +38,7 @@ A5 = {
 
 
 def random_automaton(generator: random.Random, states: int = 16, symbols: int = 8) -> Automaton:
-    """Any steps, reachable or not: what is compiled does not depend on that."""
+    """Random transitions. Some states may be unreachable, which compilation ignores."""
     q, a = generator.randint(2, states), generator.randint(1, symbols)
     steps = tuple(tuple(generator.randrange(q) for _ in range(a)) for _ in range(q))
     names = tuple(f"{state}" for state in range(q))
@@ -58,7 +60,7 @@ def tried(description: dict, tokens: int = 2_000) -> list:
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("mode", kinds.MODES)
-def test_a_regular_expression_is_certified_from_disk_in_fp32_and_bf16_sdpa_and_eager(mode, arch, tmp_path):
+def test_a_compiled_regular_expression_is_certified_in_fp32_and_bf16_sdpa_and_eager(mode, arch, tmp_path):
     compile_automaton("(ab|ba)*c?", tmp_path / "dfa", arch=arch, mode=mode, length=48)
     report = certify(tmp_path / "dfa", tokens=3_000)
     assert report["certified"] and report["margin"] >= 0.9 * report["ideal"]
@@ -69,7 +71,7 @@ def test_a_regular_expression_is_certified_from_disk_in_fp32_and_bf16_sdpa_and_e
     assert json.loads((tmp_path / "dfa" / "certificate.json").read_text())["margin"] == report["margin"]
 
 
-def test_a_checkpoint_needs_nothing_but_transformers(tmp_path):
+def test_a_checkpoint_needs_only_transformers(tmp_path):
     compile_automaton("(ab)*", tmp_path / "dfa", length=16)
     net = AutoModelForCausalLM.from_pretrained(tmp_path / "dfa")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "dfa")
@@ -81,7 +83,7 @@ def test_a_checkpoint_needs_nothing_but_transformers(tmp_path):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_random_automata_are_right_on_every_short_string_and_long_ones(arch):
+def test_random_automata_are_exact_on_all_short_strings_and_on_long_ones(arch):
     generator = random.Random(0)
     for number in range(6):
         found = tried(described(random_automaton(generator), arch))
@@ -121,7 +123,7 @@ def test_compiling_twice_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
-def test_states_as_nearly_orthogonal_vectors_take_fewer_channels_than_states():
+def test_nearly_orthogonal_vectors_take_fewer_channels_than_states():
     hundred = tuple(str(state) for state in range(100))
     counter = Automaton(
         hundred,
@@ -138,7 +140,7 @@ def test_states_as_nearly_orthogonal_vectors_take_fewer_channels_than_states():
     assert not any(one.wrong for one in found) and min(one.margin for one in found) > 9.9
 
 
-def test_vectors_that_are_too_much_alike_are_refused():
+def test_vectors_that_are_too_similar_are_refused():
     with pytest.raises(UsageError, match=r"dimension must give .* Raise it"):
         random_codes(random_automaton(random.Random(5), states=16), 4)
     with pytest.raises(UsageError, match="must be even"):
@@ -155,13 +157,13 @@ def test_vectors_that_are_too_much_alike_are_refused():
         (dict(spec="(s|t)*", mode="vsa", dimension=2), "dimension must give .* Raise it"),
     ],
 )
-def test_what_cannot_be_built_is_refused(change, message, tmp_path):
+def test_unsupported_requests_are_refused(change, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         compile_automaton(change.pop("spec", "(ab)*"), tmp_path / "dfa", **change)
     assert not (tmp_path / "dfa").exists()
 
 
-def test_outputs_that_depend_on_steps_are_refused_in_parallel():
+def test_outputs_that_depend_on_transitions_are_refused_in_parallel_mode():
     mealy = {
         "transitions": {"q": {"a": ["q", "x"], "b": ["r", "y"]}, "r": {"a": ["q", "y"], "b": ["r", "y"]}},
         "start": "q",
@@ -170,7 +172,7 @@ def test_outputs_that_depend_on_steps_are_refused_in_parallel():
         kinds.blueprint_of(described(from_description(mealy), "llama", "parallel"))
 
 
-def test_running_shows_every_symbol_with_what_is_said(tmp_path):
+def test_running_shows_every_symbol_with_its_output(tmp_path):
     for mode in ("stepwise", "parallel"):
         folder = tmp_path / mode
         compile_automaton("(ab|ba)*c?", folder, mode=mode, length=8)
@@ -188,7 +190,7 @@ def test_running_shows_every_symbol_with_what_is_said(tmp_path):
         kinds.described(tmp_path)
 
 
-def test_streams_of_different_length_are_an_error_not_a_wrong_model():
+def test_embeddings_of_unequal_norm_are_an_error():
     embedding = torch.eye(3, 4, dtype=torch.float64) * torch.tensor([1.0, 1.0, 2.0])[:, None]
     neurons = all_of(one_hots(torch.tensor([1]), 4)[None], one_hots(torch.tensor([3]), 4))
     specimens = torch.tensor([[0, 1, 2]])
@@ -243,14 +245,14 @@ def test_patterns_by_name(what, targets):
         ([0, 0, 0], "must hold 2 targets or 2 rows"),
     ],
 )
-def test_matrices_that_no_attention_can_be_are_refused(found, message, tmp_path):
+def test_matrices_that_are_not_attention_are_refused(found, message, tmp_path):
     np.save(tmp_path / "p.npy", np.array(found))
     with pytest.raises(UsageError, match=message):
         read_pattern(str(tmp_path / "p.npy"), 2)
 
 
 @pytest.mark.parametrize("what", ["later", "offset:x", "block:0", "random:0", "no.json"])
-def test_patterns_without_a_meaning_are_refused(what):
+def test_unknown_patterns_are_refused(what):
     with pytest.raises(UsageError, match="the pattern must be previous"):
         read_pattern(what, 8)
 
@@ -260,7 +262,7 @@ BOTH = [(what, arch) for what in ("previous", "offset:37") for arch in ARCHS]
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("what, arch", [*BOTH, ("parent", "gpt2"), ("block:7", "gpt2")])
-def test_hard_patterns_leave_next_to_nothing_elsewhere(what, arch, tmp_path):
+def test_hard_patterns_leave_almost_no_attention_elsewhere(what, arch, tmp_path):
     compile_pattern(what, tmp_path / "p", arch=arch, length=300)
     report = certify(tmp_path / "p", tokens=1_000)
     assert report["certified"] and report["margin"] > 9
@@ -268,7 +270,7 @@ def test_hard_patterns_leave_next_to_nothing_elsewhere(what, arch, tmp_path):
     assert all(20 < gap < 200 for gap in report["logit_gap"].values())
 
 
-def test_targets_that_are_no_offset_need_learned_positions(tmp_path):
+def test_targets_at_no_fixed_offset_need_learned_positions(tmp_path):
     with pytest.raises(UsageError, match=r"RoPE encodes distances.*gpt2"):
         compile_pattern("parent", tmp_path / "p", arch="llama", length=16)
 
@@ -283,7 +285,7 @@ def test_positions_choose_the_architecture_and_must_agree_with_it(tmp_path):
 
 
 @pytest.mark.numeric
-def test_heads_on_rope_planes_hold_as_far_as_they_say():
+def test_heads_on_rope_planes_are_exact_up_to_their_stated_length():
     found = offset_head(THETA ** -(torch.arange(0, 64, 2, dtype=torch.float64) / 64), 1, 64)
     reach = found.reach(10_000)
     assert 64 <= reach < 10_000
@@ -294,16 +296,16 @@ def test_heads_on_rope_planes_hold_as_far_as_they_say():
 
 
 @pytest.mark.numeric
-def test_factors_of_the_right_rank_are_found_and_the_svd_of_the_logarithm_does_not_find_them():
+def test_the_fit_finds_factors_of_the_right_rank_and_the_svd_of_the_logarithm_does_not():
     pattern = read_pattern("random:4", 64).matrix
     fitted = errors(pattern, *factorise(pattern, 4))
     assert fitted["max"] < 1e-3
     assert errors(pattern, *naive(pattern, 4))["mean"] > 0.2
     assert fitted["mean"] < errors(pattern, *completed(pattern, 4))["mean"]
-    assert errors(pattern, *factorise(pattern, 2))["mean"] > 0.05  # a rank too low says so
+    assert errors(pattern, *factorise(pattern, 2))["mean"] > 0.05  # with one rank less the error shows
 
 
-def test_factors_do_not_depend_on_what_softmax_does_not_see():
+def test_factors_do_not_depend_on_shifts_that_softmax_ignores():
     scores = torch.randn(24, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pattern = causal_softmax(scores @ scores.T)
     q, k = factorise(pattern, 3)
@@ -312,7 +314,7 @@ def test_factors_do_not_depend_on_what_softmax_does_not_see():
 
 
 @pytest.mark.numeric
-def test_weights_hold_a_soft_pattern_as_well_as_its_factors(tmp_path):
+def test_weights_reproduce_a_soft_pattern_as_well_as_its_factors(tmp_path):
     report = compile_pattern("random:4", tmp_path / "p", length=48, rank=6)
     best = report["description"]["rank_curve"][-1]["max"]
     assert report["certified"] and report["apart"]["fp32"]["max"] <= best + 1e-3
@@ -323,14 +325,14 @@ def test_weights_hold_a_soft_pattern_as_well_as_its_factors(tmp_path):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_induction_from_synthesised_heads_says_what_came_before(arch, tmp_path):
+def test_induction_from_synthesised_heads_predicts_earlier_continuations(arch, tmp_path):
     compile_induction(tmp_path / "i", arch=arch, context=64)
     report = certify(tmp_path / "i", tokens=2_000)
     assert report["certified"] and report["margin"] > 9
     assert report["results"][0]["asked"] > 500
 
 
-def test_induction_takes_the_vocabulary_of_a_model(tmp_path):
+def test_induction_uses_the_vocabulary_of_a_model(tmp_path):
     compile_induction(tmp_path / "i", arch="llama", context=64, tokenizer="demo:gpt2")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "i")
     assert (
@@ -341,7 +343,7 @@ def test_induction_takes_the_vocabulary_of_a_model(tmp_path):
     assert net.config.vocab_size == 4096 and net.num_parameters() < 2_000_000
 
 
-def test_contents_that_rope_would_turn_are_refused():
+def test_contents_that_rope_would_rotate_are_refused():
     with pytest.raises(UsageError, match="heads must compare 16 numbers over 32,768 tokens"):
         build(
             kinds.blueprint_of({"kind": "induction", "tokens": [str(n) for n in range(40_000)], "context": 32_768}),

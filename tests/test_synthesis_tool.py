@@ -1,4 +1,6 @@
-"""An automaton inside a trained model: its states are right at every token, and the model says what it said."""
+"""An automaton inside a trained model: its states are correct at every token, and the model's predictions are
+unchanged.
+"""
 
 import json
 
@@ -14,7 +16,8 @@ from stitch.synthesis.automata.read import from_description
 from stitch.synthesis.tool.report import compile_tool
 from stitch.synthesis.tool.tool import states_along, steps_of_tokens, with_tool
 
-# Two states each, as heads of a pico model copy eight numbers: whether a came an odd number of times; whether it came since b.
+# Two states each, because heads of a pico model copy eight numbers. Parity: whether a occurred an odd number of times.
+# Flag: whether a was the last of a and b.
 OUTPUTS = {"0": "0", "1": "1"}
 ODD = {"0": {"a": "1", "b": "0"}, "1": {"a": "0", "b": "1"}}
 SINCE = {"0": {"a": "1", "b": "0"}, "1": {"a": "1", "b": "0"}}
@@ -27,7 +30,7 @@ def host(**changes):
 
 @pytest.mark.parametrize("automaton", [PARITY, FLAG], ids=["parity", "flag"])
 @pytest.mark.parametrize("length, windows", [(64, 2), (128, 3)])
-def test_states_are_right_at_every_token_and_the_host_says_what_it_said(automaton, length, windows):
+def test_states_are_correct_at_every_token_and_the_hosts_logits_are_unchanged(automaton, length, windows):
     model = host(n_positions=length)
     ids = tiny.ids(6, length)
     letters = torch.tensor(tiny.tokenizer().convert_tokens_to_ids(["a", "b"]))
@@ -41,11 +44,11 @@ def test_states_are_right_at_every_token_and_the_host_says_what_it_said(automato
     with torch.no_grad():
         lanes = tool.net.body(ids).last_hidden_state.double() @ tool.read.T
         assert torch.equal(lanes.argmax(-1), wanted)
-        assert float(lanes.min(-1).values.abs().max()) < 0.01 * float(lanes.max(-1).values.min())  # all or nothing
+        assert float(lanes.min(-1).values.abs().max()) < 0.01 * float(lanes.max(-1).values.min())  # one-hot up to 1 %
         assert torch.allclose(tool.net.net(ids).logits, model.net(ids).logits, atol=1e-3)
 
 
-def test_a_special_token_in_the_middle_starts_afresh():
+def test_a_special_token_in_the_middle_resets_the_state():
     model, ids = host(), tiny.ids(2, 30)
     a = tiny.tokenizer().convert_tokens_to_ids("a")
     ids[:, 9], ids[:, 10] = a, tiny.BOS
@@ -60,7 +63,7 @@ def test_a_special_token_in_the_middle_starts_afresh():
     assert torch.equal(lanes.argmax(-1), states)
 
 
-def test_tokens_of_several_characters_do_what_these_do_one_after_another():
+def test_tokens_of_several_characters_act_as_the_sequence_of_characters():
     class Tokenizer:
         all_special_ids = (0,)
 
@@ -70,7 +73,7 @@ def test_tokens_of_several_characters_do_what_these_do_one_after_another():
     assert steps_of_tokens(PARITY, Tokenizer(), 5).tolist() == [[0, 0], [1, 0], [0, 1], [1, 0], [0, 1]]
 
 
-def test_hosts_and_automata_that_do_not_fit_are_refused():
+def test_unsupported_hosts_and_automata_are_refused():
     ids = tiny.ids(1, 8)
     with pytest.raises(UsageError, match=r"learned positions \(gpt2\); llama is llama"):
         with_tool(tiny.model("llama"), PARITY, ids)

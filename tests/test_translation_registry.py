@@ -1,4 +1,4 @@
-"""Adding a translation is one file and one entry in the registry of rows: shown with a throw-away one."""
+"""Adding a translation takes one file and one entry in the registry of rows; a temporary translation shows it."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from stitch.report.card import table
 from stitch.translation import rows as registry
 from stitch.translation.rows import ROWS, Row
 
-# The file: a function of what closed forms are made from.
+# The file: a function of what closed forms are computed from.
 MOVED = '''
 from stitch.translation.baselines import mean_shift
 
@@ -23,7 +23,7 @@ def moved(given):
     return mean_shift(given.site, given.moments)
 '''
 
-# The entry.
+# The registry entry.
 ENTRY = Row(
     name="translation:moved",
     help="A throw-away translation of a test.",
@@ -52,7 +52,7 @@ def test_a_file_and_an_entry_add_a_translation(with_moved, tmp_path: Path):
     assert any(cells[0] == "translation:moved" for cells in table(report)[1])
 
 
-def test_a_translation_that_no_entry_names_is_refused():
+def test_a_translation_without_an_entry_is_refused():
     with pytest.raises(UsageError, match=r"translation must be one of auto, identity, .*; got 'moved'"):
         Settings(model_a="a", model_b="b", layer=1, translation="moved")
 

@@ -1,4 +1,6 @@
-"""Pico models of the eleven families, built from configs in milliseconds: six blocks each, widths and heads that differ."""
+"""Pico models of eleven families, built from configs in milliseconds: six blocks each, with different widths and
+heads.
+"""
 
 import functools
 from pathlib import Path
@@ -40,7 +42,7 @@ SHAPES: dict[str, dict] = {
 
 
 def net(family: str, seed: int = 0, **changes) -> PreTrainedModel:
-    """A model whose weights are large enough that leaving one block out moves the logits by whole units."""
+    """A model with weights so large that omitting one block changes the logits by whole units."""
     config = AutoConfig.for_model(family, **{**_COMMON, **SHAPES[family], **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -54,12 +56,12 @@ def net(family: str, seed: int = 0, **changes) -> PreTrainedModel:
                     noise * (1.0 if "emb" in name or "wte" in name or "wpe" in name else parameter.shape[-1] ** -0.5)
                 )
             else:
-                parameter.add_(0.1 * noise)  # norms and biases: near what they were, but all different
+                parameter.add_(0.1 * noise)  # norms and biases: close to their initial values, but all different
     return model.eval()
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Single characters: BOS, PAD and printable ASCII, one id each; BOS is put first, padding goes left."""
+    """One id per character: BOS, PAD and printable ASCII. BOS is added in front, padding on the left."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     characters = [chr(code) for code in range(32, 127)]
@@ -82,19 +84,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model(family: str, seed: int = 0, folder: Path | None = None, **changes) -> Model:
-    """A pico `Model`; `folder` is only named, not written (see `save`)."""
+    """A pico `Model`. `folder` is only a name; nothing is written (see `save`)."""
     return Model(family, net(family, seed, **changes), tokenizer(), ANATOMIES[family], folder or Path(family))
 
 
 def save(folder: Path, family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> Path:
-    """Writes a pico checkpoint as transformers would: config, safetensors, tokenizer."""
+    """Writes a pico checkpoint as transformers does: config, safetensors, tokenizer."""
     net(family, seed, **changes).to(dtype).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
 
 def ids(batch: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
-    """Random token ids, BOS first."""
+    """Random token ids, starting with BOS."""
     drawn = torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
     drawn[:, 0] = BOS
     return drawn
@@ -104,4 +106,4 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-shared = functools.cache(model)  # for those who only read it
+shared = functools.cache(model)  # for tests that only read it

@@ -1,4 +1,4 @@
-"""Translations between pico models, and a dictionary whose codes they read."""
+"""Translations between pico models, and a dictionary for the codes they read."""
 
 import torch
 
@@ -23,7 +23,7 @@ def dictionary(width: int, features: int, activation: str) -> Dictionary:
         encoder_bias=tiny.noise(features, seed=6),
         activation=activation,
         threshold=tiny.noise(features, seed=7).abs() if activation in ("jumprelu", "rbf") else None,
-        k=15 if activation == "topk" else None,  # so many that some of them are negative
+        k=15 if activation == "topk" else None,  # so many that some codes are negative
         decoder=tiny.noise(features, width),
         decoder_bias=torch.zeros(width),
     )

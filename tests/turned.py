@@ -1,4 +1,4 @@
-"""A Llama that computes what another one does, in a residual stream that is turned."""
+"""A Llama that computes what another one does, in a rotated residual stream."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from stitch.models.model import Model
 
 
 def rotated_copy(a: Model, width: int, rotation: torch.Tensor) -> Model:
-    """A Llama that computes exactly what `a` computes, in a residual stream turned by `rotation` [width_a, width].
+    """A Llama that computes exactly what `a` computes, in a residual stream rotated by `rotation` [width_a, width].
 
-    Norm gains go into the readers; RMSNorm then commutes with rotations, and with isometries into a wider stream up to the
-    factor √(width_a / width), which goes into the readers as well.
+    Norm gains move into the weights that read the stream. RMSNorm then commutes with rotations, and with isometries
+    into a wider stream up to the factor √(width_a / width), which moves into these weights as well.
     """
     config = {**tiny.SHAPES["llama"], "hidden_size": width, "head_dim": a.width // 4, "tie_word_embeddings": False}
     net = tiny.net("llama", **config)
