@@ -88,9 +88,8 @@ def second_moments(code: SharedCode, streams: Streams) -> Float[Tensor, " featur
         side_by_side = torch.cat([batch[name] for name in code.streams], 1).to(code.joint.encoder.device)
         total += code.joint.encode(side_by_side).double().square().sum(0).cpu()
         count += len(side_by_side)
-    squared_norms = torch.stack([norms.double().cpu().square() for norms in code.norms.values()]).sum(
-        0
-    )  # joint decoder rows
+    # joint decoder rows
+    squared_norms = torch.stack([norms.double().cpu().square() for norms in code.norms.values()]).sum(0)
     return total / (count * squared_norms)
 
 

@@ -119,9 +119,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         work = Path(folder).resolve()  # mergekit would take a relative path for a name on the Hub
         command = [sys.executable, __file__, "--work", str(work), "--part"]
-        subprocess.run(
-            [*command, "donors"], check=True
-        )  # a child's peak memory starts at its parent's, so this process must stay small
+        # a child's peak memory starts at its parent's, so this process must stay small
+        subprocess.run([*command, "donors"], check=True)
         rounds = []
         for _ in range(given.repeats):
             subprocess.run(["rm", "-rf", *(work / name for name in ("stitch", "cp", "mergekit"))], check=True)

@@ -152,10 +152,8 @@ def means(
                 (found[name].float() @ weight.float() for name, weight in known.weights.items()), known.bias
             )
             found |= {"left": tokens.target - explained, "codes-b": sparse_codes(pair.saes.b, tokens.target)}
-            yield (
-                tokens,
-                {name: value for name, value in found.items() if name != "position"},
-            )  # a context has no position
+            # a context has no position
+            yield (tokens, {name: value for name, value in found.items() if name != "position"})
 
     of_a, count_a = sums_by_context(variables(rows_of(fit, halves[0]), inputs, source), keys, vocabulary)
     own, count_b = sums_by_context(of_b(), keys, vocabulary)

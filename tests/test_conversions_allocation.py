@@ -118,9 +118,8 @@ def test_the_cost_of_a_head_sums_its_dimensions_before_squaring():
     module = SimpleNamespace(memory_index=0)
     q, k, v = (tiny.noise(3, heads, 12, 4, seed=heads + n).double() for n, heads in enumerate((4, 2, 2)))
     costs, zero = torch.zeros(2, 1, dtype=torch.float64), torch.zeros((), requires_grad=True)
-    probe = CostProbe(
-        ModuleList([RecurrentMemory(config, shape, 0)]), [5], torch.arange(12), [costs], zero
-    )  # the feature is constant, 1
+    # the feature is constant, 1
+    probe = CostProbe(ModuleList([RecurrentMemory(config, shape, 0)]), [5], torch.arange(12), [costs], zero)
     gradient = tiny.noise(3, 4, 12, 4, seed=9).double()
     probe.attend(module, q, k, v, 0.5).backward(gradient)
     ago = torch.arange(12)[:, None] - torch.arange(12)

@@ -284,9 +284,8 @@ def test_the_target_is_the_donors_prediction_with_the_document_before_the_query(
     expected = pico.model.net(whole).logits.log_softmax(-1)[:, 20 + queries.GIVEN : -1]
     torch.testing.assert_close(labelled.target, expected, rtol=1e-5, atol=1e-5)
     own = queries.score_queries(pico.model, queries.PrefixedQueries(labelled, document.expand(3, -1)))
-    assert (
-        own.kl is not None and own.kl.abs().max() < 1e-4
-    )  # the donor reads the document itself, so nothing is missing
+    # the donor reads the document itself, so nothing is missing
+    assert own.kl is not None and own.kl.abs().max() < 1e-4
 
 
 def test_the_share_kept_is_zero_without_and_one_with_the_document():

@@ -209,9 +209,8 @@ def test_the_predicted_error_is_that_of_independent_queries_and_keys(rotary):
     generator = torch.Generator().manual_seed(0)
     root, count = contraction.square_roots(moments.covariance)[0], 40_000
     stacked = torch.randn(count, 24, generator=generator, dtype=torch.float64) @ root
-    offset = (
-        moments.context * (1 - torch.rand(count, generator=generator).double().sqrt())
-    ).long()  # distances in a causal window
+    # distances in a causal window
+    offset = (moments.context * (1 - torch.rand(count, generator=generator).double().sqrt())).long()
 
     def turned(x: Tensor) -> Tensor:
         return rotated(x[:, None].transpose(0, 1), moments.frequencies, offset).transpose(0, 1)[:, 0]
@@ -257,9 +256,8 @@ def test_the_generator_of_a_planted_rotation_is_found():
     cos, sin = angle.cos().diag(), angle.sin().diag()
     gauge = torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
     both = torch.cat([torch.eye(8, dtype=torch.float64), gauge])
-    planted = replace(
-        moments, covariance=both @ both.T
-    )  # its planes are isotropic, so the compressed generator is skew-symmetric
+    # its planes are isotropic, so the compressed generator is skew-symmetric
+    planted = replace(moments, covariance=both @ both.T)
     assert contraction.predicted_error(contraction.aligned(planted), planted) < 1e-9
     assert contraction.predicted_error(contraction.by_frequency(planted), planted) < 1e-9
 

@@ -92,9 +92,8 @@ def test_a_planted_circuit_is_found_in_as_many_blocks_as_it_needs(deep: Model, o
     assert len(two.groups) == 2 and layers[2] < layers[4]
     assert right(with_reads(deep, two, token_tables(deep, WORDS, {two.first}), others), of) > 0.95 * whole > 0.9
     one = squeeze(deep, of, 1)
-    assert (
-        right(with_reads(deep, one, token_tables(deep, WORDS, {one.first}), others), of) < 0.1
-    )  # one block is too few, because one head reads the other
+    # one block is too few, because one head reads the other
+    assert right(with_reads(deep, one, token_tables(deep, WORDS, {one.first}), others), of) < 0.1
 
 
 @torch.no_grad()

@@ -196,9 +196,8 @@ def test_a_stream_that_changes_is_refused(other):
 
 def test_a_stream_that_changes_after_it_was_thinned_out_is_refused():
     a, b = random_codes(1500, 6, 9), random_codes(1500, 6, 10)
-    passes = iter(
-        [(a, b), (a, b), (np.roll(a, 1, axis=1), b)]
-    )  # the codes read back, the moments of those kept, and the codes
+    # the codes read back, the moments of those kept, and the codes
+    passes = iter([(a, b), (a, b), (np.roll(a, 1, axis=1), b)])
     budget = 5 * int((a > 0).sum() + (b > 0).sum())
     with pytest.raises(MatchError, match=r"the same stream; got a different one after [\d,]+ of 1,024 tokens"):
         Correlations.read(lambda: stream_of(*next(passes))(), budget_bytes=budget)

@@ -37,9 +37,8 @@ def test_its_directions_are_random_unit_rows_equal_in_encoder_and_decoder(archit
     torch.testing.assert_close(null.decoder.norm(dim=1), torch.ones(48))
     cosines = torch.nn.functional.cosine_similarity(null.encoder.T, null.decoder)
     torch.testing.assert_close(cosines, torch.ones(48))
-    assert torch.equal(
-        null.decoder, _null(architecture, _sample(seed=2)).decoder
-    )  # the directions do not depend on the data
+    # the directions do not depend on the data
+    assert torch.equal(null.decoder, _null(architecture, _sample(seed=2)).decoder)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -103,9 +103,8 @@ def test_the_report_lists_every_model_every_seam_and_every_composite(run, donors
         row(first, "composite")["ce"],
         row(report, "composite")["ce"],
     ]
-    assert seams[0]["composite"]["ce"] == pytest.approx(
-        row(report, "a")["ce"], abs=1e-6
-    )  # written, loaded and scored again
+    # written, loaded and scored again
+    assert seams[0]["composite"]["ce"] == pytest.approx(row(report, "a")["ce"], abs=1e-6)
     assert [seam["chosen"] for seam in seams] == [first["chosen"], report["chosen"]]
     _, rows, title = table(report)
     shown = {cells[0]: cells[1] for cells in rows}

@@ -73,9 +73,8 @@ def test_both_predict_unseen_documentation_from_its_context(pair):
         small = pack(text, model.tokenizer, 256, 2 * 256)
         blind = evaluate({"m": without_context}, small, vocabulary=VOCABULARY)["m"].ce
         seeing = evaluate({"m": whole_model(model.net)}, small, vocabulary=VOCABULARY)["m"].ce
-        assert right < 4.0, (
-            model.name
-        )  # two packages, few windows; card.json has the score on the whole split; uniform is 8.3
+        # two packages, few windows; card.json has the score on the whole split; uniform is 8.3
+        assert right < 4.0, model.name
         assert blind - seeing > 0.4, model.name  # context is worth more than a bigram table
 
 

@@ -157,9 +157,8 @@ def test_the_same_seed_gives_the_same_bytes(run, donors, tmp_path):
 
 def test_resuming_a_finished_run_gives_its_report_again(run, donors):
     report, folder = run
-    (
-        folder.parent / f".{folder.name}.partial"
-    ).mkdir()  # killed between the last rename and the removal of the workspace
+    # killed between the last rename and the removal of the workspace
+    (folder.parent / f".{folder.name}.partial").mkdir()
     again, place = stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"]), folder, resume=True)
     assert again == report and place == folder and not list(folder.parent.glob(".*"))
     with pytest.raises(UsageError, match="--out must not exist"):

@@ -147,9 +147,8 @@ def test_ridge_is_the_regularised_least_squares_solution():
 
 def test_ridge_takes_the_strength_that_is_best_on_held_out_tokens():
     x = torch.randn(60, 40, generator=generator(), dtype=torch.float64)
-    y = torch.randn(
-        60, D_B, generator=generator(1), dtype=torch.float64
-    )  # nothing to learn, so the largest strength is best
+    # nothing to learn, so the largest strength is best
+    y = torch.randn(60, D_B, generator=generator(1), dtype=torch.float64)
     held_x, held_y = torch.randn_like(x), torch.randn_like(y)
     assert ridge(moments_of(x, y), moments_of(held_x, held_y), ("x",)).strength == float(STRENGTHS[-1])
     weight = torch.randn(40, D_B, generator=generator(3), dtype=torch.float64)
