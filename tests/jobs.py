@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+import tiny
 from stitch.config import Settings
 
 WORDS = "feature model layer token stream weight matrix norm head block early late match pair plan".split()
@@ -16,6 +17,15 @@ def write_text(folder: Path, documents: int = 260, seed: int = 0) -> Path:
     path = folder / "text.jsonl"
     path.write_text("\n".join(lines))
     return path
+
+
+def gpt2_and_qwen3(folder: Path) -> dict[str, Path]:
+    """Two pico models of different width, and a text."""
+    return {
+        "gpt2": tiny.save(folder / "gpt2", "gpt2"),
+        "qwen3": tiny.save(folder / "qwen3", "qwen3", seed=1, hidden_size=48),
+        "text": write_text(folder),
+    }
 
 
 def settings(a: Path, b: Path, text: Path, **changes) -> Settings:

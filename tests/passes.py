@@ -24,11 +24,17 @@ def in_chunks(net, ids: Tensor, cuts: tuple[int, ...], cache=None) -> Tensor:
     return torch.cat(parts, 1)
 
 
-@torch.no_grad()
 def by_token(net: RecurrentForCausalLM, ids: Tensor, **kwargs) -> tuple[Tensor, RecurrentCache]:
+    return in_pieces(net, ids, 1, **kwargs)
+
+
+@torch.no_grad()
+def in_pieces(
+    net: RecurrentForCausalLM, ids: Tensor, sizes: int | list[int], **kwargs
+) -> tuple[Tensor, RecurrentCache]:
     cache, logits = None, []
-    for column in ids.split(1, 1):
-        out = net(column, past_key_values=cache, use_cache=True, **kwargs)
+    for piece in ids.split(sizes, 1):
+        out = net(piece, past_key_values=cache, use_cache=True, **kwargs)
         cache = out.past_key_values
         logits.append(out.logits)
     assert cache is not None

@@ -16,7 +16,7 @@ from chains import as_model, everything
 from clean_process import run_clean
 from fewer_heads import OURS, converted, shared_behind_a_gauge, windows
 from jobs import write_text
-from passes import by_token, left_padded
+from passes import by_token, in_pieces, left_padded
 from recurrent import donor
 from stitch.activations.observe import residuals
 from stitch.composite.compose import compose
@@ -38,6 +38,7 @@ from stitch.internals import weights
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM
 from stitch.models.loading import load, register_composites
 from stitch.models.model import Model
+from tolerance import apart
 
 V = tiny.VOCABULARY
 SMALL = dict(tokens=4096, held_out=1024, context=32, device="cpu")
@@ -56,10 +57,6 @@ def chain(*families: str, gauge: bool = False) -> Model:
 
 def logits(net, ids: Tensor) -> Tensor:
     return net(input_ids=ids.long(), use_cache=False).logits.detach()
-
-
-def apart(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
 
 
 # ------------------------------------------------------------------------------------------------------------------- parts
@@ -184,12 +181,7 @@ def test_parallel_and_recurrent_form_agree_when_seams_look_back(features):
         stepwise, cache = by_token(net, ids)
         assert (net(ids).logits - stepwise).abs().max() <= 1e-4
         assert cache.bytes() == state_bytes(net, 1)
-    cache, found = None, []
-    for piece in ids.split([3, 1, 9, 7], 1):
-        out = net(piece, past_key_values=cache)
-        cache = out.past_key_values
-        found.append(out.logits)
-    assert (torch.cat(found, 1) - net(ids).logits).abs().max() <= 1e-4
+    assert (in_pieces(net, ids, [3, 1, 9, 7])[0] - net(ids).logits).abs().max() <= 1e-4
 
 
 @pytest.mark.numeric

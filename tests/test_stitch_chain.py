@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import cli
 import tiny
 from hub_double import hub  # noqa: F401 (a fixture)
-from jobs import settings, write_text
+from jobs import gpt2_and_qwen3, settings
 from stitch.composite.parts import Part, joined, read_parts
 from stitch.config import Settings
 from stitch.errors import UsageError
@@ -33,12 +33,7 @@ OPTIONS = dict(tokens=4096, context=32, features=48, k=8, sae_passes=0.5, device
 @pytest.fixture(scope="module")
 def donors(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("donors")
-    return {
-        "gpt2": tiny.save(root / "gpt2", "gpt2"),
-        "qwen3": tiny.save(root / "qwen3", "qwen3", seed=1, hidden_size=48),
-        "llama": tiny.save(root / "llama", "llama", seed=2),
-        "text": write_text(root),
-    }
+    return gpt2_and_qwen3(root) | {"llama": tiny.save(root / "llama", "llama", seed=2)}
 
 
 def parts_of(donors: dict[str, Path]) -> list[Part]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from jobs import settings, write_text
+from jobs import gpt2_and_qwen3, settings, write_text
 from matching.procrustes import random_rotation
 from sae.config import SAEConfig
 from sae.null import untrained
@@ -38,12 +38,7 @@ from turned import rotated_copy
 
 @pytest.fixture(scope="module")
 def donors(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("donors")
-    return {
-        "gpt2": tiny.save(root / "gpt2", "gpt2"),
-        "qwen3": tiny.save(root / "qwen3", "qwen3", seed=1, hidden_size=48),
-        "text": write_text(root),
-    }
+    return gpt2_and_qwen3(tmp_path_factory.mktemp("donors"))
 
 
 @pytest.fixture(scope="module")
