@@ -8,7 +8,15 @@ from scipy.cluster.vq import kmeans2
 from stitch.activations.paired import Tokens
 from stitch.modeling.modeling_composite import FEW_ROWS, TranslationModule, by_class
 from stitch.translation.module import translation_config, translation_tensors
-from stitch.translation.routes import Routes, _spread_out, classes_at_random, classes_by_state, how_many, routed, routes
+from stitch.translation.routes import (
+    Routes,
+    _spread_out,
+    classes_at_random,
+    classes_by_state,
+    fit_routes,
+    how_many,
+    routed,
+)
 from stitch.translation.types import Residual, Routed, Term, Token, Translation
 from tiny import noise
 
@@ -39,7 +47,7 @@ def residuals(count: int, seed: int, *, effect: bool, level: float = 0.1):
 
 
 def fitted(*, effect: bool) -> Routes:
-    return routes(STREAMS, OF, residuals(4000, 0, effect=effect), residuals(500, 1, effect=effect))
+    return fit_routes(STREAMS, OF, residuals(4000, 0, effect=effect), residuals(500, 1, effect=effect))
 
 
 def added(found: Routes, seen: Tokens) -> torch.Tensor:

@@ -27,7 +27,7 @@ from stitch.models.model import Model
 from stitch.models.sources import Source, resolve
 from stitch.progress import Progress
 from stitch.report.card import model_card
-from stitch.report.chain import assemble
+from stitch.report.chain import chain_report
 from stitch.text.tokenizers import require_same_ids
 
 OF_ONE_SEAM = ("model_a", "model_b", "layer", "layer_b", "sae_a", "sae_b", "native")
@@ -70,7 +70,7 @@ def chain(
 
         def make(scratch: Path, output: Path) -> dict:
             reports = _join_all(named, seams, models, sources, scratch, progress)
-            report = assemble(named, reports, request, sources)
+            report = chain_report(named, reports, request, sources)
             # From here on a kill costs the last seam again: its folder becomes the chain's.
             os.replace(scratch / f"seam-{len(seams)}", output)
             for number in range(1, len(seams)):

@@ -12,7 +12,7 @@ from stitch.composite.native import write_native
 from stitch.composite.surgery import TRANSLATIONS, Bridge, bridged, described, parameters_of, why_not_foldable
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
-from stitch.evaluation.rows import differences, ranked
+from stitch.evaluation.comparisons import differences, ranked
 from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.scoring import stage
 from stitch.evaluation.stage import Stage
@@ -100,7 +100,7 @@ def _make(
         chosen = _choose(settings, bridges, stage(settings, model, model, paired["sweep"]), progress)
     with clock.stage("evaluation"):
         scores = _evaluate(stage(settings, model, model, paired["report"]), bridges, adapters, chosen, progress)
-    report = _assemble(settings, model, sources, windows, bridges, chosen, scores)
+    report = _surgery_report(settings, model, sources, windows, bridges, chosen, scores)
     with clock.stage("writing"):
         changed = parameters_of(bridged(model, start, stop, bridges[chosen]), bridges[chosen])
         write_native(output, model, start, stop, changed, extra_files={"README.md": model_card(report)})
@@ -180,7 +180,7 @@ def _adapters(settings: CompleteSettings, model: Model, paired: dict[Split, Pair
     }
 
 
-def _assemble(
+def _surgery_report(
     settings: CompleteSettings,
     model: Model,
     sources: dict[str, Source],

@@ -112,7 +112,7 @@ def _make(
                 models, cells, fit, held_out, reference="report", memory=settings.memory, progress=progress
             )
         donors = _score_donors(models, held_out, settings.memory, progress)
-        report = assemble(models, settings.context, found, donors, settings.seed)
+        report = sweep_report(models, settings.context, found, donors, settings.seed)
         report["tokens"] = {
             **{split: one.tokens for split, one in windows.items()},
             "fitted_on": int(fit.keep.sum()),
@@ -148,7 +148,7 @@ def _score_donors(
     return {side: {split: scores[side] for split, scores in by_split.items()} for side in models}
 
 
-def assemble(
+def sweep_report(
     models: dict[Side, Model], context: int, found: ScoredCells, donors: dict[str, dict[str, Scores]], seed: int
 ) -> dict:
     """report.json without what does not follow from the scores: cells, best layers, fronts."""

@@ -6,7 +6,7 @@ from stitch.composite.parts import Part, joined
 from stitch.models.sources import Source
 
 
-def assemble(parts: Sequence[Part], reports: Sequence[dict], request: dict, sources: Sequence[Source]) -> dict:
+def chain_report(parts: Sequence[Part], reports: Sequence[dict], request: dict, sources: Sequence[Source]) -> dict:
     """report.json of a chain: that of its last seam, in which `a` is the composite before it, and "chain" with all the rest."""
     models = {parts[0].model: _row(reports[0], "a", parts[0].model)}
     for part, report in zip(parts[1:], reports, strict=True):

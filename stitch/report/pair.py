@@ -7,7 +7,7 @@ import numpy as np
 from stitch.composite.costs import Costs
 from stitch.composite.surgery import Bridge, described
 from stitch.config import CompleteSettings
-from stitch.evaluation.rows import against_line, differences, line, ranked
+from stitch.evaluation.comparisons import against_line, differences, line, ranked
 from stitch.evaluation.scores import Scores
 from stitch.features.matching import Matching
 from stitch.features.saes import SAEs
@@ -20,7 +20,7 @@ from stitch.translation.fit import Fitted
 from stitch.translation.rows import compared_with
 
 
-def assemble(
+def pair_report(
     settings: CompleteSettings,
     a: Model,
     b: Model,

@@ -16,7 +16,7 @@ def require_matplotlib() -> None:
         raise UsageError("a sweep draws a picture, which needs matplotlib: pip install 'stitch-lm[plot]'")
 
 
-def directions(report: dict) -> list[tuple[str, str]]:
+def swept_directions(report: dict) -> list[tuple[str, str]]:
     """(source, target) of every direction that was swept."""
     return list(dict.fromkeys((cell["source"], cell["target"]) for cell in report["cells"]))
 
@@ -125,9 +125,9 @@ def draw(report: dict, path: Path) -> None:
     figure = Figure(figsize=(14, 11), layout="constrained")
     FigureCanvasAgg(figure)  # no display, and no global state of pyplot
     axes = figure.subplots(2, 2)
-    for axis, (source, _) in zip(axes[0], directions(report), strict=False):
+    for axis, (source, _) in zip(axes[0], swept_directions(report), strict=False):
         _draw_heat(figure, axis, report, source)
-    if len(directions(report)) == 1:
+    if len(swept_directions(report)) == 1:
         axes[0][1].axis("off")
     for axis, cost in zip(axes[1], report["fronts"], strict=True):
         _draw_front(axis, report, cost)
@@ -136,7 +136,7 @@ def draw(report: dict, path: Path) -> None:
 
 def _draw_heat(figure, axis, report: dict, source: str) -> None:
     _, _, _, values = heat(report, source)
-    target = next(target for side, target in directions(report) if side == source)
+    target = next(target for side, target in swept_directions(report) if side == source)
     image = axis.imshow(values, cmap="cividis_r", aspect="auto", origin="upper")
     axis.set_xticks(range(len(values[0])))
     axis.set_yticks(range(len(values)))
@@ -165,7 +165,7 @@ def _rectangle(corner: tuple[float, float], width: float, height: float, **style
 
 def _draw_front(axis, report: dict, cost: str) -> None:
     scale = 1e6
-    for (source, target), colour in zip(directions(report), ("#3b6fb6", "#c98a1b"), strict=False):
+    for (source, target), colour in zip(swept_directions(report), ("#3b6fb6", "#c98a1b"), strict=False):
         mine = [cell for cell in report["cells"] if cell["source"] == source]
         rows = [cell["translations"][cell["chosen"]] for cell in mine]
         costs = [(cell if cost == "flops" else row)[cost] / scale for cell, row in zip(mine, rows, strict=True)]

@@ -21,10 +21,9 @@ from stitch.translation.closed_forms import ClosedForm
 from stitch.translation.groups import Sizes, groups, needed
 from stitch.translation.inputs import ByToken, Input, Lift, Stream, reach, streams
 from stitch.translation.module import Applied
-from stitch.translation.routes import classes_at_random, classes_by_state, how_many, routed
-from stitch.translation.routes import routes as fit_routes
+from stitch.translation.routes import classes_at_random, classes_by_state, fit_routes, how_many, routed
 from stitch.translation.rows import Row
-from stitch.translation.tables import Residuals, tables
+from stitch.translation.tables import Residuals, fit_tables
 from stitch.translation.types import Translation, merged
 
 # Least squares has a few thousand columns. More tokens than these lower its error by less than a hundredth and cost the same
@@ -270,7 +269,7 @@ def _add_tables(solved: dict[str, Translation], evidence: Evidence, options: Opt
             base = solved[row.base]
             left = _left_by(base, evidence, options.chunk)
             ids = evidence.fit.a.windows.ids
-            terms = tables(ids, *left, evidence.vocabulary, options.ngrams) if options.ngrams else []
+            terms = fit_tables(ids, *left, evidence.vocabulary, options.ngrams) if options.ngrams else []
             solved[row.name] = merged(replace(base, name=row.short, terms=(*base.terms, *terms)))
 
 

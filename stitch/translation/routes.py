@@ -83,7 +83,7 @@ def classes_at_random(vocabulary: int, number: int, seed: int) -> Int64[Tensor, 
     return torch.randint(number, (vocabulary,), generator=torch.Generator().manual_seed(seed))
 
 
-def routes(
+def fit_routes(
     streams: Sequence[Stream],
     classes: Int64[Tensor, " vocabulary"],
     fit: Residuals,

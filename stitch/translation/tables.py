@@ -45,7 +45,7 @@ class Table:
         return self.rows[place] * (self.keys[place] == keys)[:, None]
 
 
-def tables(
+def fit_tables(
     windows: Int[Tensor, "windows context"], fit: Residuals, held_out: Residuals, vocabulary: int, budget: int
 ) -> list[Term]:
     """Terms that add the tables to a translation with these residuals; n-grams are those of the `windows` it was fitted on.
