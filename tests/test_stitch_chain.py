@@ -117,7 +117,7 @@ def test_the_report_lists_every_model_every_seam_and_every_composite(run, donors
     for text in (*footnotes(report), *shown, "blocks 3 to 4 of", "null:no-source"):
         assert text in card, text
     assert footnotes(report)[0].startswith(
-        f"Seam 1: {names[0]} at block 2 to {names[1]} at block 3, {first['chosen']}; "
+        f"Seam 1: {names[0]} at block 2 to {names[1]} at block 3, translation {first['chosen']}. "
     )
 
 

@@ -66,7 +66,7 @@ def test_a_worker_that_always_dies_ends_the_run(ray):
 
 @pytest.mark.slow
 def test_with_a_killed_worker_the_numbers_of_a_sweep_are_those_of_a_serial_one(ray, tmp_path, monkeypatch):
-    monkeypatch.setattr("stitch.jobs.sweep.draw", lambda report, path: None)
+    monkeypatch.setattr("stitch.jobs.sweep.draw_sweep", lambda report, path: None)
     donors = [
         str(tiny.save(tmp_path / family, family, seed=seed, num_hidden_layers=3))
         for seed, family in enumerate(("gpt2", "qwen3"))

@@ -10,11 +10,11 @@ from stitch.modeling.modeling_composite import FEW_ROWS, TranslationModule, by_c
 from stitch.translation.module import translation_config, translation_tensors
 from stitch.translation.routes import (
     Routes,
-    _spread_out,
     classes_at_random,
     classes_by_state,
     fit_routes,
     how_many,
+    initial_centres,
     routed,
 )
 from stitch.translation.types import Residual, Routed, Term, Token, Translation
@@ -122,7 +122,7 @@ def test_centres_begin_where_scipy_begins_them():
     for number in (1, 2, 20):
         options = dict(minit="++", rng=np.random.default_rng(number), iter=3)
         wanted, _ = kmeans2(rows, number, **options)  # pyright: ignore[reportArgumentType]
-        found, _ = kmeans2(rows, _spread_out(rows, number, seed=number), minit="matrix", iter=3)
+        found, _ = kmeans2(rows, initial_centres(rows, number, seed=number), minit="matrix", iter=3)
         assert np.array_equal(found, wanted)
 
 

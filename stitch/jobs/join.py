@@ -32,7 +32,7 @@ from stitch.models.model import Model
 from stitch.models.sources import Source
 from stitch.progress import Progress
 from stitch.report.card import model_card
-from stitch.report.pair import pair_report
+from stitch.report.pair import Joined, pair_report
 from stitch.text.documents import SPLITS, Split
 
 
@@ -126,7 +126,11 @@ def _make(
         extra = {"wants": settings.wants, "references": references, "bridges": bridges, "progress": progress}
         scores = evaluate_all(on, composite, fitted, saes, **extra)
 
-    report = pair_report(settings, a, b, pair.sources, windows, saes, matching, fitted, bridges, chosen, scores)
+    found = Joined(
+        a=a, b=b, sources=pair.sources, windows=windows, saes=saes, matching=matching, fitted=fitted, bridges=bridges,
+        chosen=chosen, scores=scores,
+    )  # fmt: skip
+    report = pair_report(settings, found)
     report["provenance"]["settings"] = asked.to_dict()
     if layer_choice is not None:
         report["layer_choice"] = layer_choice

@@ -23,7 +23,8 @@ from stitch.layers.pareto import front
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
 from stitch.progress import Progress
-from stitch.report.sweep import card, draw, require_matplotlib
+from stitch.report.sweep_card import sweep_card
+from stitch.report.sweep_figure import draw_sweep, require_matplotlib
 from stitch.text.documents import SPLITS
 
 MARGIN = 1e-4  # nats; a composite that runs all of the target differs from it by rounding alone
@@ -76,8 +77,8 @@ def sweep(
             report["provenance"] = {**provenance(completed.to_dict(), a, b, sources), "settings": request}
             output.mkdir()
             (output / "report.json").write_bytes(to_json(report))
-            (output / "README.md").write_bytes(card(report))
-            draw(report, output / "sweep.png")
+            (output / "README.md").write_bytes(sweep_card(report))
+            draw_sweep(report, output / "sweep.png")
             return report
 
         return Job(make=make, request=request, name=f"{short_name(a.name)}-{short_name(b.name)}-sweep")

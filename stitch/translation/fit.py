@@ -1,4 +1,4 @@
-"""Fits the rows of the registry: ridge regressions and closed forms from one pass over the tokens, then routes and tables."""
+"""Fits the rows of the registry: ridge regressions and closed forms from shared moments, then routes, then n-gram tables."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from stitch.translation.rows import Row
 from stitch.translation.tables import Residuals, fit_tables
 from stitch.translation.types import Translation, merged
 
-# Least squares has a few thousand columns. More tokens than these lower its error by less than a hundredth and cost the same
+# Tokens that least squares reads. It has a few thousand columns: more tokens lower its error by less than 1 % at the same cost
 # again. Tables of n-grams read all tokens.
 LEAST_SQUARES_TOKENS = 2**17
 
@@ -34,16 +34,16 @@ Wants = Callable[[str], bool]
 
 
 def everything(row: str) -> bool:
-    """Wants every row."""
+    """Accepts every row."""
     return True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What translations are fitted from. λ and shrinkage are chosen on `held_out`; nothing here sees the report split.
+    """What translations are fitted from. λ and shrinkage are chosen on `held_out`; the report split is not among them.
 
-    `inputs` are what a ridge may read, by name ("x" among them). `first` is B's state for BOS at position 0. `vocabulary`
-    is the number of token ids.
+    `inputs` are what a ridge may read, by name; "x" is among them. `first` is B's state for BOS at position 0, and `vocabulary`
+    the number of token ids.
     """
 
     fit: Paired
@@ -58,8 +58,11 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`ngrams`: rows of the n-gram tables (0: none). `routes`: classes of tokens with a matrix of their own (0: none; None:
-    see `how_many`). `chunk`: tokens read at a time. `memory`: bytes; moments take at most half of it at a time."""
+    """How translations are fitted.
+
+    `ngrams`: rows of the n-gram tables, 0 for none. `routes`: classes of tokens with a matrix of their own, 0 for none, None
+    for the number that `how_many` gives. `chunk`: tokens read at a time. `memory`: in bytes; moments take at most half of it.
+    """
 
     ngrams: int
     routes: int | None
@@ -70,9 +73,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Translations by row name; `shuffles` are the draws of `null:shuffled-matching`, reported as one row.
+    """Translations and nulls by row name. `shuffles` are the draws of `null:shuffled-matching`, which are reported as one row.
 
-    `similarity` says how alike the two streams are before any translation: linear CKA and SVCCA, both 1 for rotated copies.
+    `similarity` compares the two streams before any translation, by linear CKA and SVCCA; both are 1 for rotated copies.
     """
 
     translations: dict[str, Translation]
@@ -82,17 +85,17 @@ class Fitted:
     shares: dict[str, dict[str, float]]  # of the variance of each ridge's output, by input
     similarity: dict[str, float]
     mean: Float[Tensor, " d_b"]
-    left_out: tuple[str, ...]  # rows whose moments the memory does not hold
+    left_out: tuple[str, ...]  # rows that were not fitted, as `memory` does not hold their moments
 
 
 def translate(
     evidence: Evidence, options: Options, wants: Wants = everything, progress: Progress | None = None
 ) -> Fitted:
-    """Fits every row that `wants` approves of.
+    """Fits every row that `wants` accepts.
 
-    Rows whose moments do not fit into the memory together are fitted one group after another. Lifts whose products alone
-    would not fit are solved for by conjugate gradients. Rows that cannot be fitted that way, because their lift is dense or they
-    need the products themselves, are left out and named in the result.
+    Rows whose moments do not fit into memory together are fitted in groups, one after another. Codes whose products with
+    themselves do not fit are solved for by conjugate gradients instead. Rows for which that is impossible, because the codes are
+    dense or the row needs the products, are named in `left_out`.
     """
     first_chunk = next(_variables(evidence.held_out, evidence.inputs, options, None))
     sizes = Sizes.of(evidence.inputs, first_chunk, options.memory // 2)
@@ -106,7 +109,7 @@ def translate(
     _add_tables(solved, evidence, options, wants)
 
     found = {**least_squares.closed, **solved}
-    # The identity stays bare, so that a model stitched to itself is itself bit for bit.
+    # The identity has no state for BOS, so that a model joined to itself gives the same bits as the model.
     placed = {
         name: translation if name == "translation:identity" else translation.starting_with(evidence.first)
         for name, translation in found.items()
@@ -129,12 +132,12 @@ KINDS = ("translation", "null")
 
 
 def inputs_read(wants: Wants) -> set[str]:
-    """Names of what the ridges that `wants` approves of may read."""
+    """Names of the inputs that the ridges of accepted rows may read."""
     return {name for row in registry.made_by(registry.RIDGE) if _leads_to(row, wants) for name in row.reads}
 
 
 def from_ridge(name: str, found: Ridge, inputs: Mapping[str, Input]) -> Translation:
-    """The translation of row `name`: weights on tables become tables, one per token offset."""
+    """The translation of row `name`. Products with table rows are folded into tables, one per token offset."""
     terms = tuple(inputs[variable].term(weight) for variable, weight in found.weights.items())
     return merged(Translation(_short(name), terms, found.bias.float()))
 
@@ -144,12 +147,12 @@ def _short(name: str) -> str:
 
 
 def _leads_to(row: Row, wants: Wants) -> bool:
-    """Whether a row is wanted, or one that starts from it."""
+    """Whether this row, or one that starts from it, is accepted."""
     return wants(row.name) or any(_leads_to(one, wants) for one in registry.ROWS if one.base == row.name)
 
 
 def _impossible(sizes: Sizes) -> set[str]:
-    """Rows that need products which the memory does not hold."""
+    """Names of the rows that need products too large for the memory."""
 
     def is_impossible(row: Row) -> bool:
         read = set(row.reads)
@@ -160,7 +163,7 @@ def _impossible(sizes: Sizes) -> set[str]:
 
 @dataclass
 class _LeastSquares:
-    """What the moments gave: ridges by row, what each input brings to them, closed forms, and how alike the streams are."""
+    """What is solved from moments: ridges by row and the shares of their inputs, closed forms, similarity of the streams."""
 
     ridges: dict[str, Ridge]
     shares: dict[str, dict[str, float]]
@@ -179,7 +182,7 @@ def _least_squares(
 ) -> tuple[dict[str, Translation], _LeastSquares]:
     """Ridges as translations, and everything else that is solved from the same moments.
 
-    Rows are solved in groups; a group's moments are gone before those of the next are taken. The first group also has the
+    Rows are solved in groups, and a group's moments are freed before the next group is read. The first group also has the
     moments of the closed forms and of the ridges on shuffled targets.
     """
     inputs = evidence.inputs
@@ -227,7 +230,7 @@ def _least_squares(
 def _closed_forms(
     evidence: Evidence, options: Options, wanted: list[Row], moments: Moments, moments_held: Moments
 ) -> _LeastSquares:
-    """Everything that needs no ridge on many inputs: baselines, and what goes through the matching."""
+    """The rows in closed form, the draws of the shuffled matching, and the similarity of the streams."""
     given = ClosedForm(
         evidence.fit.site_a, evidence.a, evidence.b, evidence.matching, moments, moments_held, options.seed
     )
@@ -247,7 +250,7 @@ def function_of(row: Row) -> Callable[[ClosedForm], Translation]:
 def _add_routes(
     solved: dict[str, Translation], evidence: Evidence, options: Options, leads_to_wanted: Callable[[Row], bool]
 ) -> None:
-    """Adds the rows that have a matrix per class of tokens."""
+    """Adds the rows with a matrix per class of tokens."""
     inputs, fit = evidence.inputs, evidence.fit
     for row in registry.made_by(registry.ROUTES):
         if row.base not in solved or not leads_to_wanted(row):
@@ -263,7 +266,7 @@ def _add_routes(
 
 
 def _add_tables(solved: dict[str, Translation], evidence: Evidence, options: Options, wants: Wants) -> None:
-    """Adds the rows that have n-gram tables of what another row leaves."""
+    """Adds the rows with tables of another row's residuals, by token and n-gram."""
     for row in registry.made_by(registry.TABLES):
         if row.base in solved and wants(row.name):
             base = solved[row.base]
@@ -274,20 +277,20 @@ def _add_tables(solved: dict[str, Translation], evidence: Evidence, options: Opt
 
 
 def _left_by(translation: Translation, evidence: Evidence, chunk: int) -> tuple[Residuals, Residuals]:
-    """What a translation leaves of B's stream, on the tokens to fit on and on those held out."""
+    """A translation's residuals y − ŷ, on the tokens to fit on and on the held-out ones."""
     applied = Applied(translation, evidence.fit.site_a, evidence.vocabulary)
     first, second = (partial(_residuals, split, applied, chunk) for split in (evidence.fit, evidence.held_out))
     return first, second
 
 
 def _residuals(paired: Paired, applied: Applied, chunk: int) -> Iterator[tuple[Tokens, Tensor]]:
-    """What a translation leaves unexplained of each token; tokens know as much as n-grams need."""
+    """Tokens with as many preceding ids as n-grams need, and the residual y − ŷ of each."""
     for tokens in paired.with_history(applied.streams, max(2, applied.history), chunk):
         yield tokens, tokens.target.float() - applied(tokens)
 
 
 def _classes(row: Row, evidence: Evidence, number: int, seed: int) -> Int64[Tensor, " vocabulary"]:
-    """A class for every token id: by B's state of the token, or, for the null, at random."""
+    """A class for every token id: by B's context-free state of the token; for the null, at random."""
     if row.kind == "null":
         return classes_at_random(evidence.vocabulary, number, seed)
     state = evidence.inputs["state"]
@@ -298,7 +301,7 @@ def _classes(row: Row, evidence: Evidence, number: int, seed: int) -> Int64[Tens
 def _variables(
     paired: Paired, inputs: Mapping[str, Input], options: Options, progress: Progress | None
 ) -> Iterator[dict]:
-    """The columns of all inputs and targets, chunk by chunk."""
+    """The columns of all inputs, the target, and the target shuffled among the tokens of the chunk; chunk by chunk."""
     generator = torch.Generator().manual_seed(options.seed)
     done, total = 0, paired.tokens
     for tokens in paired.with_history(streams(inputs.values()), reach(inputs.values()), options.chunk):
