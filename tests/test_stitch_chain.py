@@ -152,7 +152,7 @@ def test_interrupted_at_either_seam_and_resumed_it_ends_with_the_same_bytes(run,
         with pytest.raises(KeyboardInterrupt):
             chain(parts_of(donors), tmp_path / "cut", progress=stop, **arguments)
         assert (tmp_path / ".cut.partial").is_dir()
-    with pytest.raises(UsageError, match="--resume needs the settings of the interrupted run; seed differ"):
+    with pytest.raises(UsageError, match="`resume` needs the settings of the interrupted run; seed differ"):
         chain(parts_of(donors), tmp_path / "cut", seed=3, **arguments)
     again, other = chain(parts_of(donors), tmp_path / "cut", **arguments)
     assert {**report, "seconds": {}} == {**again, "seconds": {}}
@@ -267,7 +267,7 @@ def test_what_the_models_cannot_do_is_refused_before_any_work(donors, tmp_path):
         *parts[:2], replace(parts[2], start=6)
     )
     assert "runs to the end of its model, block 6 of" in refusal(*parts[:2], replace(parts[2], stop=5))
-    assert "--context must be at most 128" in refusal(*parts, context=129)
+    assert "context must be at most 128" in refusal(*parts, context=129)
     # 45 is enough for the second seam's 40, too little for Qwen3's 48
     assert "--features must be at least the width, 48; got 45" in refusal(*parts, features=45)
     other = tiny.save(tmp_path / "other", "llama")

@@ -1,4 +1,4 @@
-"""The main job: two models become a composite. Each stage once, in order; the stages themselves are in `stitch.jobs.stages`."""
+"""The main job: joins two models into a composite. The stages that it runs one after another are in `stitch.jobs.stages`."""
 
 import dataclasses
 import shutil
@@ -45,11 +45,12 @@ def stitch(
     progress: Progress | None = None,
     loaded: tuple[Model, Model, dict[str, Source]] | None = None,
 ) -> tuple[dict, Path]:
-    """Joins two models as `settings` ask, writes the composite to `out`, returns its report and folder.
+    """Joins two models as `settings` say and writes the composite to `out`. Returns its report and folder.
 
-    `loaded` are the models and where they are from, what `load_pair` would return; the settings' names then only name them.
-    Raises UsageError when the request cannot be met, StitchError (SAEError, MatchError) when the work fails; either way
-    nothing is left on disk. After an interrupt the same call with `resume` goes on and ends with the same bytes.
+    `loaded` are the models and their sources as `load_pair` returns them; they are then not loaded by the names in `settings`.
+    After an interrupt the same call with `resume` continues and gives the same bytes.
+    Raises: UsageError when the request cannot be met; StitchError, SAEError or MatchError when the work fails. Either way
+    nothing is left on disk.
     """
     if settings.native:
         return shorten(settings, out, overwrite=overwrite, resume=resume, progress=progress)
@@ -76,7 +77,7 @@ def stitch(
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two loaded models, and where each is from, by side."""
+    """Two loaded models, and their sources by side."""
 
     a: Model
     b: Model
@@ -91,7 +92,7 @@ def _make(
     clock: Clock,
     progress: Progress | None,
 ) -> dict:
-    """All stages from the text to the finished folder; returns the report."""
+    """Runs all stages, from the text to the finished folder `output`, and returns the report."""
     a, b = pair.a, pair.b
     with clock.stage("text"):
         windows = read_windows(asked, a, b, progress)

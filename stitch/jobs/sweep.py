@@ -1,4 +1,4 @@
-"""Every pair of layers of two models, in both directions: what the fast translations reach there, at what cost."""
+"""Joins two models at every pair of layers, in both directions, and reports score and cost of every composite."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -27,9 +27,14 @@ from stitch.report.sweep_card import sweep_card
 from stitch.report.sweep_figure import draw_sweep, require_matplotlib
 from stitch.text.documents import SPLITS
 
-MARGIN = 1e-4  # nats; a composite that runs all of the target differs from it by rounding alone
-HELD_OUT = 16_384  # tokens of each held-out split, at most: a cell is scored on both
+MARGIN = 1e-4  # nats; a composite that runs the whole target differs from it by rounding alone
+HELD_OUT = 16_384  # tokens of each held-out split, at most; every cell is scored on both
 SPLITS_SCORED = ("sweep", "report")
+# The settings that a sweep has parameters for.
+PARAMETERS = (
+    *("model_a", "model_b", "text", "tokens", "context", "seed"),
+    *("memory", "device", "dtype", "trust_remote_code"),
+)
 
 
 def sweep(
@@ -50,12 +55,13 @@ def sweep(
     cluster: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
-    """Joins the two models at every pair of layers; writes report.json, README.md and sweep.png to `out`, returns both.
+    """Joins the two models at every pair of layers and writes report.json, README.md and sweep.png to `out`.
 
-    λ and every choice (fronts, best layers) come from the sweep split, all numbers shown from the report split; `seed` is that of
-    the intervals' bootstrap. After an interrupt, `resume` keeps the activations already on disk. `cluster` spreads the work on a
-    Ray cluster (see `stitch.jobs.cluster.connected`), all of whose machines must see the folder that holds `out`.
-    Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
+    Returns the report and the folder. λ and every choice (fronts, best layers) come from the sweep split, all numbers shown from
+    the report split. `seed` is that of the bootstrap. After an interrupt, `resume` keeps the activations already on disk.
+    `cluster` is the address of a Ray cluster to spread the work on (see `stitch.jobs.cluster.connected`); all its machines must
+    see the folder that holds `out`.
+    Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
     require_matplotlib()
     settings = Settings(
@@ -70,7 +76,7 @@ def sweep(
             if model.depth < 2:
                 raise UsageError(f"a sweep needs models of at least 2 blocks; {model.name} has {model.depth}.")
         completed = complete(settings, a, b)
-        request = {key: value for key, value in completed.to_dict().items() if key in _ASKED}
+        request = {key: value for key, value in completed.to_dict().items() if key in PARAMETERS}
 
         def make(scratch: Path, output: Path) -> dict:
             report = _make(completed, {"a": a, "b": b}, scratch.resolve(), cluster, progress)
@@ -93,7 +99,7 @@ def _make(
     cluster: str | None,
     progress: Progress | None,
 ) -> dict:
-    """Harvests, scores every pair of layers, and assembles the report without its provenance."""
+    """Harvests activations, scores every pair of layers, and returns the report without its provenance."""
     a, b = models["a"], models["b"]
     with ExitStack() as stack:
         workers = stack.enter_context(connected(cluster, on_gpu=a.device.type == "cuda")) if cluster else None
@@ -121,14 +127,8 @@ def _make(
     return report
 
 
-_ASKED = (
-    *("model_a", "model_b", "text", "tokens", "context", "seed"),
-    *("memory", "device", "dtype", "trust_remote_code"),
-)
-
-
 def all_cells(a: Model, b: Model) -> list[Cell]:
-    """Every pair of sites in both directions; in one, where both models are the same."""
+    """Every pair of sites in both directions, or in one if both models are the same."""
     there = [Cell("a", i, j) for i in range(a.depth + 1) for j in range(b.depth + 1)]
     return there if a is b else there + [Cell("b", i, j) for i in range(b.depth + 1) for j in range(a.depth + 1)]
 
@@ -137,7 +137,7 @@ def all_cells(a: Model, b: Model) -> list[Cell]:
 def _score_donors(
     models: dict[Side, Model], held_out: dict[str, Harvest], memory: int, progress: Progress | None
 ) -> dict[str, dict[str, Scores]]:
-    """Both models as they are, on the same windows as the composites: by side, then by split."""
+    """Scores of both whole models on the same windows as the composites, by side and split."""
     vocabulary = min(model.config.vocab_size for model in models.values())
     by_split = {
         split: evaluate(
@@ -152,7 +152,7 @@ def _score_donors(
 def sweep_report(
     models: dict[Side, Model], context: int, found: ScoredCells, donors: dict[str, dict[str, Scores]], seed: int
 ) -> dict:
-    """report.json without what does not follow from the scores: cells, best layers, fronts."""
+    """The part of report.json that follows from the scores: cells, best layers, fronts."""
     costs = {
         "a": Costs(models["a"], models["b"], context),
         "b": Costs(models["b"], models["a"], context),
@@ -206,7 +206,7 @@ def _cell(cell: Cell, rows: dict[str, CellRow], found: ScoredCells, costs: Costs
 
 
 def _numbers(scores: dict[str, Scores], seed: int) -> dict:
-    """The row on the report split, and the cross-entropy on the sweep split that choices are made by."""
+    """The scores on the report split, and the cross-entropy on the sweep split, by which choices are made."""
     shown = scores["report"]
     low, high = shown.interval(seed=seed)
     kl = None if shown.kl is None else float(shown.kl.sum() / shown.tokens.sum())
@@ -214,7 +214,7 @@ def _numbers(scores: dict[str, Scores], seed: int) -> dict:
 
 
 def _best_layers(cells: list[dict], costs: dict[str, Costs]) -> list[dict]:
-    """What `RULE` picks for every number of early blocks, in both directions."""
+    """The cell that `RULE` chooses for every number of early blocks, in both directions."""
     at = {(cell["source"], cell["i"], cell["j"]): cell for cell in cells}
     best = []
     for side, one in costs.items():
@@ -240,7 +240,7 @@ def _chosen(cell: dict) -> dict:
 
 
 def _front(cells: list[dict], donors: dict, cost: str) -> list[dict]:
-    """Pareto front of cost and cross-entropy over both models and every composite; "up_to" is where the next point begins."""
+    """Pareto front of cost and cross-entropy over both models and every composite. "up_to" is the cost of the next point."""
     keys = ("ce", "ce_low", "ce_high", "sweep_ce")
     points = [
         {"model": side, **{key: one[key] for key in (*keys, "flops", "parameters")}} for side, one in donors.items()
