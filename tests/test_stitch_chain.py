@@ -75,7 +75,7 @@ def test_a_chain_is_what_ordinary_stitches_made_one_by_one_give(run, donors, tmp
     facts = describe(str(folder))
     assert {
         "blocks": 7,
-        "sites": "4..7 (resid_pre.N is the stream entering block N)",
+        "sites": "4..7 (resid_pre.N is the residual stream entering block N)",
         "width": 40,
     }.items() <= facts.items()
     # On the donor's own stream at that place the same fit is another.
@@ -162,7 +162,7 @@ def test_interrupted_at_either_seam_and_resumed_it_ends_with_the_same_bytes(run,
         if file.name != "report.json":
             assert (folder / file).read_bytes() == (other / file).read_bytes(), file
     assert [path.name for path in tmp_path.iterdir()] == ["cut"]
-    with pytest.raises(UsageError, match="--out must not exist"):
+    with pytest.raises(UsageError, match="out must not exist"):
         chain(parts_of(donors), tmp_path / "cut", text=str(donors["text"]), **OPTIONS)
 
 
@@ -269,7 +269,7 @@ def test_what_the_models_cannot_do_is_refused_before_any_work(donors, tmp_path):
     assert "runs to the end of its model, block 6 of" in refusal(*parts[:2], replace(parts[2], stop=5))
     assert "context must be at most 128" in refusal(*parts, context=129)
     # 45 is enough for the second seam's 40, too little for Qwen3's 48
-    assert "--features must be at least the width, 48; got 45" in refusal(*parts, features=45)
+    assert "features must be at least the width, 48; got 45" in refusal(*parts, features=45)
     other = tiny.save(tmp_path / "other", "llama")
     changed = tiny.tokenizer()
     changed.add_tokens(["<new>"])

@@ -276,7 +276,7 @@ def test_a_failure_leaves_nothing_behind_and_the_old_checkpoint_in_place(failure
 
     monkeypatch.setattr("stitch.composite.checkpoint.write_shards", fail)
     arguments = (composite.config, donors["llama"], donors["gpt2"], translation)
-    with pytest.raises(UsageError, match="pass --overwrite"):
+    with pytest.raises(UsageError, match="set `overwrite`"):
         write_checkpoint(target, *arguments)
     expected = StitchError if isinstance(failure, OSError) else KeyboardInterrupt
     for place in (target, tmp_path / "fresh"):

@@ -160,7 +160,7 @@ def test_resuming_a_finished_run_gives_its_report_again(run, donors):
     (folder.parent / f".{folder.name}.partial").mkdir()  # killed between the last rename and the sweeping up
     again, place = stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"]), folder, resume=True)
     assert again == report and place == folder and not list(folder.parent.glob(".*"))
-    with pytest.raises(UsageError, match="--out must not exist"):
+    with pytest.raises(UsageError, match="out must not exist"):
         stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"], seed=5), folder, resume=True)
 
 
@@ -335,7 +335,7 @@ def test_models_with_other_tokenizers_are_refused(donors, tmp_path):
 def test_an_existing_folder_is_replaced_only_on_request(run, donors, tmp_path):
     _, folder = run
     wanted = settings(donors["gpt2"], donors["qwen3"], donors["text"])
-    with pytest.raises(UsageError, match="--out must not exist"):
+    with pytest.raises(UsageError, match="out must not exist"):
         stitch(wanted, folder)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")

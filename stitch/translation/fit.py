@@ -101,11 +101,11 @@ def translate(
     sizes = Sizes.of(evidence.inputs, first_chunk, options.memory // 2)
     impossible = _impossible(sizes)
 
-    def leads_to_wanted(row: Row) -> bool:
+    def is_requested(row: Row) -> bool:
         return row.name not in impossible and _leads_to(row, wants)
 
-    solved, least_squares = _least_squares(evidence, options, sizes, leads_to_wanted, progress)
-    _add_routes(solved, evidence, options, leads_to_wanted)
+    solved, least_squares = _least_squares(evidence, options, sizes, is_requested, progress)
+    _add_routes(solved, evidence, options, is_requested)
     _add_tables(solved, evidence, options, wants)
 
     found = {**least_squares.closed, **solved}
@@ -161,7 +161,33 @@ def _impossible(sizes: Sizes) -> set[str]:
     return {row.name for row in registry.ROWS if row.made_by and is_impossible(row)}
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Request:
+    """Rows that are solved from moments: ridges by name with the inputs they read, ridges on shuffled targets, closed forms."""
+
+    reads: dict[str, tuple[str, ...]]
+    shuffled: list[Row]
+    closed: list[Row]
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Input], is_requested: Callable[[Row], bool]) -> "_Request":
+        ridges = registry.made_by(registry.RIDGE)
+        reads = {
+            row.name: tuple(name for name in row.reads if name in inputs)
+            for row in ridges
+            if row.target == "target" and is_requested(row)
+        }
+        shuffled = [row for row in ridges if row.target != "target"]
+        return cls(reads, shuffled, [row for row in registry.closed_forms() if is_requested(row)])
+
+    @property
+    def needed_first(self) -> set[Key]:
+        """The products that closed forms and ridges on shuffled targets are solved from. They belong to the first group."""
+        found: set[Key] = needed(("x",)) | {("x", row.target) for row in self.shuffled}
+        return found.union(*(needed(row.reads) for row in self.closed))
+
+
+@dataclass(frozen=True)
 class _LeastSquares:
     """What is solved from moments: ridges by row and the shares of their inputs, closed forms, similarity of the streams."""
 
@@ -177,7 +203,7 @@ def _least_squares(
     evidence: Evidence,
     options: Options,
     sizes: Sizes,
-    leads_to_wanted: Callable[[Row], bool],
+    is_requested: Callable[[Row], bool],
     progress: Progress | None,
 ) -> tuple[dict[str, Translation], _LeastSquares]:
     """Ridges as translations, and everything else that is solved from the same moments.
@@ -186,55 +212,56 @@ def _least_squares(
     moments of the closed forms and of the ridges on shuffled targets.
     """
     inputs = evidence.inputs
-    ridge_rows = registry.made_by(registry.RIDGE)
-    reads = {
-        row.name: tuple(name for name in row.reads if name in inputs)
-        for row in ridge_rows
-        if row.target == "target" and leads_to_wanted(row)
-    }
-    shuffled = [row for row in ridge_rows if row.target != "target"]
-    closed_rows = [row for row in registry.closed_forms() if leads_to_wanted(row)]
-    first_of_all: set[Key] = needed(("x",)) | {("x", row.target) for row in shuffled}
-    first_of_all = first_of_all.union(*(needed(row.reads) for row in closed_rows))
-
+    request = _Request.of(inputs, is_requested)
     widest = max(len(found.dictionary.encoder_bias) for found in inputs.values() if isinstance(found, Lift))
     sample = evidence.fit.sample(max(LEAST_SQUARES_TOKENS, 8 * widest), options.seed)
-    bounded = {name for name, found in inputs.items() if not isinstance(found, Stream)}
     ridges: dict[str, Ridge] = {}
     parts: dict[str, dict[str, float]] = {}
-    closed: list[_LeastSquares] = []
+    first: _LeastSquares | None = None
+    for names, pairs in groups(request.reads, request.needed_first, sizes, sample.tokens):
+        moments, moments_held = _moments(evidence, sample, pairs, options, sizes, progress)
+        solved = {name: _ridge_of_row(request.reads[name], inputs, moments, moments_held) for name in names}
+        if first is None:
+            for row in request.shuffled:
+                solved[row.name] = ridge(moments, moments_held, row.reads, target=row.target)
+            first = _closed_forms(evidence, options, request.closed, moments, moments_held)
+        ridges |= solved
+        parts |= {name: shares(found, moments) for name, found in solved.items()}
+        del moments, moments_held
+    assert first is not None  # there is at least one group
+    translations = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
+    return translations, replace(first, ridges=ridges, shares=parts)
 
-    def solve(names: list[str], moments: Moments, moments_held: Moments) -> None:
-        for name in names:
-            lift = next((one for one in reads[name] if isinstance(inputs[one], Lift)), None)
-            ridges[name] = ridge(moments, moments_held, reads[name], apart=lift)
-            parts[name] = shares(ridges[name], moments)
-        if not closed:
-            for row in shuffled:
-                ridges[row.name] = ridge(moments, moments_held, row.reads, target=row.target)
-                parts[row.name] = shares(ridges[row.name], moments)
-            closed.append(_closed_forms(evidence, options, closed_rows, moments, moments_held))
 
-    for names, pairs in groups(reads, first_of_all, sizes, sample.tokens):
-        read = {name: found for name, found in inputs.items() if any(name in pair for pair in pairs)}
-        held = _variables(evidence.held_out, read, options, None)
-        solve(
-            names,
-            accumulate(_variables(sample, read, options, progress), pairs, bounded, implicit=sizes.implicit),
-            accumulate(held, pairs, bounded, implicit=sizes.implicit, sums_of_single=torch.float32),
-        )
-    solved = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
-    return solved, replace(closed[0], ridges=ridges, shares=parts)
+def _moments(
+    evidence: Evidence, sample: Paired, pairs: set[Key], options: Options, sizes: Sizes, progress: Progress | None
+) -> tuple[Moments, Moments]:
+    """The products `pairs` over the tokens of `sample` and over the held-out ones."""
+    bounded = {name for name, found in evidence.inputs.items() if not isinstance(found, Stream)}
+    read = {name: found for name, found in evidence.inputs.items() if any(name in pair for pair in pairs)}
+    fit, held_out = _variables(sample, read, options, progress), _variables(evidence.held_out, read, options, None)
+    return (
+        accumulate(fit, pairs, bounded, implicit=sizes.implicit),
+        accumulate(held_out, pairs, bounded, implicit=sizes.implicit, sums_of_single=torch.float32),
+    )
+
+
+def _ridge_of_row(
+    reads: tuple[str, ...], inputs: Mapping[str, Input], moments: Moments, moments_held: Moments
+) -> Ridge:
+    """The ridge on inputs `reads`. Codes have a λ of their own."""
+    lift = next((name for name in reads if isinstance(inputs[name], Lift)), None)
+    return ridge(moments, moments_held, reads, apart=lift)
 
 
 def _closed_forms(
-    evidence: Evidence, options: Options, wanted: list[Row], moments: Moments, moments_held: Moments
+    evidence: Evidence, options: Options, rows: list[Row], moments: Moments, moments_held: Moments
 ) -> _LeastSquares:
     """The rows in closed form, the draws of the shuffled matching, and the similarity of the streams."""
     given = ClosedForm(
         evidence.fit.site_a, evidence.a, evidence.b, evidence.matching, moments, moments_held, options.seed
     )
-    found = {row.name: function_of(row)(given) for row in wanted}
+    found = {row.name: function_of(row)(given) for row in rows}
     shuffles = [given.through_features("shuffled-matching", wrong) for wrong in evidence.matching.shuffles]
     covariances = [moments.covariance(*names) for names in (("x", "x"), ("target", "target"), ("x", "target"))]
     similarity = {"cka": linear_cka(*covariances), "svcca": svcca(*covariances)}
@@ -248,12 +275,12 @@ def function_of(row: Row) -> Callable[[ClosedForm], Translation]:
 
 
 def _add_routes(
-    solved: dict[str, Translation], evidence: Evidence, options: Options, leads_to_wanted: Callable[[Row], bool]
+    solved: dict[str, Translation], evidence: Evidence, options: Options, is_requested: Callable[[Row], bool]
 ) -> None:
     """Adds the rows with a matrix per class of tokens."""
     inputs, fit = evidence.inputs, evidence.fit
     for row in registry.made_by(registry.ROUTES):
-        if row.base not in solved or not leads_to_wanted(row):
+        if row.base not in solved or not is_requested(row):
             continue
         read = [found for one in row.reads if isinstance(found := inputs.get(one), Stream)]
         distinct = len(fit.a.windows.ids.unique())

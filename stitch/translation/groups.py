@@ -63,10 +63,10 @@ def groups(
     found: list[tuple[list[str], set[Key]]] = [([], set(first_of_all))]
     for name, inputs in rows.items():
         names, pairs = found[-1]
-        wanted = needed(inputs)
-        if names and sizes.bytes_of(pairs | wanted, tokens) > sizes.budget:
-            found.append(([name], wanted))
+        products = needed(inputs)
+        if names and sizes.bytes_of(pairs | products, tokens) > sizes.budget:
+            found.append(([name], products))
         else:
             names.append(name)
-            pairs |= wanted
+            pairs |= products
     return found
