@@ -287,16 +287,16 @@ def test_a_failure_leaves_nothing_behind_and_the_old_checkpoint_in_place(failure
 
 
 def test_the_old_checkpoint_returns_when_the_new_one_cannot_take_its_place(donors, tmp_path, monkeypatch):
-    target, rename = tmp_path / "out", Path.rename
+    target, replace = tmp_path / "out", os.replace
     composite, translation = stitched(donors, "llama", "gpt2", target)
     before = content(target)
 
-    def refuse(self, destination):
-        if self.name == "new":
+    def refuse(source, destination):
+        if Path(source).name == "new":
             raise OSError(errno.EACCES, "Permission denied")
-        return rename(self, destination)
+        return replace(source, destination)
 
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr("stitch.files.folders.os.replace", refuse)
     with pytest.raises(StitchError, match="got Permission denied"):
         write_checkpoint(target, composite.config, donors["llama"], donors["gpt2"], translation, overwrite=True)
     assert content(target) == before
@@ -308,7 +308,7 @@ def test_overwriting_replaces_everything_and_a_killed_run_is_swept_up(donors, tm
     stitched(donors, "llama", "gpt2", target, extra_files={"old": b""})
     work = tmp_path / ".out.partial"
     (work / "new").mkdir(parents=True)
-    target.rename(work / "old")  # killed between the two renames
+    target.rename(work / "replaced")  # killed between the two renames
     stitched(donors, "llama", "gpt2", target, overwrite=True)
     assert "old" not in content(target)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

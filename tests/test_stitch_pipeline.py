@@ -339,7 +339,7 @@ def test_an_existing_folder_is_replaced_only_on_request(run, donors, tmp_path):
         stitch(wanted, folder)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(UsageError, match="replaces composites only"):
+    with pytest.raises(UsageError, match="replaces only a folder that stitch wrote"):
         stitch(wanted, tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 
