@@ -7,7 +7,7 @@ from pathlib import Path
 from stitch.activations.paired import Paired
 from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose, stitch_config
-from stitch.config import AnySettings, Settings
+from stitch.config import AnySettings, CompleteSettings, Settings
 from stitch.evaluation.scoring import choose, evaluate_all, stage, train_references
 from stitch.features.explain import explain
 from stitch.files.folders import to_json
@@ -34,6 +34,7 @@ from stitch.progress import Progress
 from stitch.report.card import model_card
 from stitch.report.pair import Joined, pair_report
 from stitch.text.documents import SPLITS, Split
+from stitch.translation.types import Translation
 
 
 def stitch(
@@ -136,13 +137,25 @@ def _make(
     if layer_choice is not None:
         report["layer_choice"] = layer_choice
     with clock.stage("writing"):
-        translation = fitted.translations[chosen]
-        config = stitch_config(a.config, b.config, *settings.sites, translation, b.bos)
         files = {"README.md": model_card(report), **explained}
-        write_checkpoint(output, config, a.folder, b.folder, translation, dtype=a.dtype, extra_files=files)
-        for side in "ab":
-            if (scratch / f"sae-{side}").exists():
-                shutil.copytree(scratch / f"sae-{side}", output / f"sae-{side}", copy_function=shutil.copyfile)
+        _write(output, pair, settings, fitted.translations[chosen], files, scratch)
     report["seconds"] = clock.seconds
     (output / "report.json").write_bytes(to_json(report))
     return report
+
+
+def _write(
+    output: Path,
+    pair: Pair,
+    settings: CompleteSettings,
+    translation: Translation,
+    files: dict[str, bytes],
+    scratch: Path,
+) -> None:
+    """Writes the composite's checkpoint and `files` to `output`, and the SAEs that were trained in `scratch`."""
+    a, b = pair.a, pair.b
+    config = stitch_config(a.config, b.config, *settings.sites, translation, b.bos)
+    write_checkpoint(output, config, a.folder, b.folder, translation, dtype=a.dtype, extra_files=files)
+    for side in "ab":
+        if (scratch / f"sae-{side}").exists():
+            shutil.copytree(scratch / f"sae-{side}", output / f"sae-{side}", copy_function=shutil.copyfile)
