@@ -14,7 +14,7 @@ from pathlib import Path
 from _pair import lifted, prepare, print_lines, row
 
 from stitch.composite.costs import Costs
-from stitch.evaluation.rows import line
+from stitch.evaluation.comparisons import line
 from stitch.evaluation.trained import trained
 from stitch.jobs import stages
 from stitch.translation.inputs import Lift

@@ -1,4 +1,4 @@
-"""What a stitch is asked to be, and the same with everything filled in that depends on the models: two frozen records."""
+"""The settings of a stitch: as they are asked for, and with every default that depends on the models filled in."""
 
 from dataclasses import asdict, dataclass, fields
 
@@ -8,8 +8,8 @@ from stitch.text.documents import LEAST_TOKENS
 from stitch.translation import rows
 
 TOKENS = 1_000_000  # to fit on, by default
-TOKENS_NATIVE = 100_000  # the same with `native`: no SAE is trained, so fewer are enough
-REFERENCE_STEPS = 100  # of gradient descent, by default
+TOKENS_NATIVE = 100_000  # the same with `native`, where no SAE is trained and fewer are enough
+REFERENCE_STEPS = 100  # of gradient descent for the trained reference, by default
 
 CHOICES = {
     "matching": ("hungarian", "ot", "unbalanced"),
@@ -20,7 +20,7 @@ CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Common:
-    """What asked and complete settings have in common. Raises UsageError for a value that no model could take."""
+    """The fields of both kinds of settings. Raises UsageError for a value that is wrong for all models."""
 
     model_a: str
     model_b: str
@@ -36,7 +36,7 @@ class _Common:
     matching: str = "hungarian"
     translation: str = "auto"
     ngrams: int = 32_768
-    routes: int | None = None  # classes of tokens; None: as many as make their matrices as large as 32,768 table rows
+    routes: int | None = None  # classes of tokens; None: as many as keep their matrices within 32,768 rows
     reference_steps: int | None = None  # None: REFERENCE_STEPS, or none for a brief report
     seed: int = 0
     memory: int = 4 * 2**30
@@ -56,7 +56,9 @@ class _Common:
                 f"translation {self.translation} is written into the model's weights: set `native` as well."
             )
         if self.native and self.brief:
-            raise UsageError("brief leaves out rows that a report with `native` does not have: set one of the two.")
+            raise UsageError(
+                "brief and native cannot both be set: a report with `native` has no rows for `brief` to leave out."
+            )
         if not self.sae_passes > 0:
             raise UsageError(f"sae_passes must be above 0; got {self.sae_passes}.")
         if self.memory < 2**26:
@@ -71,13 +73,13 @@ class _Common:
 
     @property
     def steps_of_reference(self) -> int:
-        """Gradient steps of the trained reference; 0: the report has no such row."""
+        """Gradient steps of the trained reference; with 0 the report has no such row."""
         if self.reference_steps is not None:
             return self.reference_steps
         return 0 if self.brief else REFERENCE_STEPS
 
     def wants(self, row: str) -> bool:
-        """Whether a row of this name is to be fitted and reported."""
+        """Whether the row of this name is fitted and reported."""
         return not self.brief or rows.row(row).brief or row == f"translation:{self.translation}"
 
     def to_dict(self) -> dict:
@@ -86,9 +88,9 @@ class _Common:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(_Common):
-    """What is asked for: everything that decides the result, checked as far as that is possible without the models.
+    """Everything that decides the result, checked as far as that is possible without the models.
 
-    Lengths are in tokens, `memory` in bytes. None means that the default follows from the models.
+    Lengths are in tokens, `memory` is in bytes. None stands for a default, which may depend on the models.
     """
 
     layer_b: int | str | None = None  # None: the same relative depth; "auto": chosen on the sweep split
@@ -111,7 +113,7 @@ class Settings(_Common):
 
 @dataclass(frozen=True, kw_only=True)
 class CompleteSettings(_Common):
-    """Settings with everything filled in that depends on the models and on a choice among layers."""
+    """Settings with all defaults filled in that depend on the models or on a choice among layers."""
 
     layer_b: int
     tokens: int
@@ -119,7 +121,7 @@ class CompleteSettings(_Common):
 
     @property
     def sites(self) -> tuple[int, int]:
-        """The blocks whose entering streams are joined, of A and of B."""
+        """The sites that are joined: the stream entering block `layer` of A, and that entering block `layer_b` of B."""
         return self.layer, self.layer_b
 
 
@@ -127,6 +129,6 @@ AnySettings = Settings | CompleteSettings
 
 
 def same_relative_depth(layer: int, depth_a: int, depth_b: int) -> int:
-    """The site of B at the same share of its depth as `layer` of A, at least one block from either end where A's is."""
+    """The site of B at the same share of its depth as `layer` of A. Where A's is not at an end, B's is not either."""
     site = round(layer * depth_b / depth_a)
     return min(max(site, 1), depth_b - 1) if 0 < layer < depth_a else site

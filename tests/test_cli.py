@@ -140,7 +140,7 @@ def test_unusable_models_are_refused_in_one_line(how, code, message, donors, tmp
     [
         (["--layer", "7"], 2, "layer must be in 0..6"),
         (["--features", "32"], 2, "--features must be at least the width, 48; got 32"),
-        (["--features", "1000000"], 2, "--memory is 0.2 GiB"),
+        (["--features", "1000000"], 2, "--features must fit into --memory"),
         (["--memory", "lots"], 2, "--memory must be a size such as 512M or 4G; got 'lots'"),
         (["--device", "warp"], 2, "--device must name a device of this machine"),
         (["--sae-a", "nowhere"], 1, "there is no folder nowhere"),

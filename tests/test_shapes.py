@@ -20,4 +20,4 @@ def test_a_wrong_shape_is_refused_in_functions_methods_and_dataclasses():
 
 
 def test_code_without_shapes_is_not_wrapped():
-    assert not hasattr(Moments.found, "__wrapped__") and hasattr(Moments.product_times, "__wrapped__")
+    assert not hasattr(Moments.stored, "__wrapped__") and hasattr(Moments.product_times, "__wrapped__")

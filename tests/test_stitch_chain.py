@@ -70,7 +70,7 @@ def test_a_chain_equals_separate_stitches_made_one_after_another(run, donors, tm
     facts = describe(str(folder))
     assert {
         "blocks": 7,
-        "sites": "4..7 (resid_pre.N is the stream entering block N)",
+        "sites": "4..7 (resid_pre.N is the residual stream entering block N)",
         "width": 40,
     }.items() <= facts.items()
     # The same fit on the donor's own stream at that site gives another translation.
@@ -111,7 +111,7 @@ def test_the_report_lists_every_model_every_seam_and_every_composite(run, donors
     for text in (*footnotes(report), *shown, "blocks 3 to 4 of", "null:no-source"):
         assert text in card, text
     assert footnotes(report)[0].startswith(
-        f"Seam 1: {names[0]} at block 2 to {names[1]} at block 3, {first['chosen']}; "
+        f"Seam 1: {names[0]} at block 2 to {names[1]} at block 3, translation {first['chosen']}. "
     )
 
 
@@ -146,7 +146,7 @@ def test_a_chain_interrupted_at_either_seam_and_resumed_writes_the_same_bytes(ru
         with pytest.raises(KeyboardInterrupt):
             chain(parts_of(donors), tmp_path / "cut", progress=stop, **arguments)
         assert (tmp_path / ".cut.partial").is_dir()
-    with pytest.raises(UsageError, match="--resume needs the settings of the interrupted run; seed differ"):
+    with pytest.raises(UsageError, match="`resume` needs the settings of the interrupted run; seed differ"):
         chain(parts_of(donors), tmp_path / "cut", seed=3, **arguments)
     again, other = chain(parts_of(donors), tmp_path / "cut", **arguments)
     assert {**report, "seconds": {}} == {**again, "seconds": {}}
@@ -156,7 +156,7 @@ def test_a_chain_interrupted_at_either_seam_and_resumed_writes_the_same_bytes(ru
         if file.name != "report.json":
             assert (folder / file).read_bytes() == (other / file).read_bytes(), file
     assert [path.name for path in tmp_path.iterdir()] == ["cut"]
-    with pytest.raises(UsageError, match="--out must not exist"):
+    with pytest.raises(UsageError, match="out must not exist"):
         chain(parts_of(donors), tmp_path / "cut", text=str(donors["text"]), **OPTIONS)
 
 
@@ -261,9 +261,9 @@ def test_requests_that_the_models_cannot_meet_are_refused_before_any_work(donors
         *parts[:2], replace(parts[2], start=6)
     )
     assert "runs to the end of its model, block 6 of" in refusal(*parts[:2], replace(parts[2], stop=5))
-    assert "--context must be at most 128" in refusal(*parts, context=129)
-    # 45 is enough for the second seam's 40 but not for Qwen3's 48
-    assert "--features must be at least the width, 48; got 45" in refusal(*parts, features=45)
+    assert "context must be at most 128" in refusal(*parts, context=129)
+    # 45 is enough for the second seam's 40, too little for Qwen3's 48
+    assert "features must be at least the width, 48; got 45" in refusal(*parts, features=45)
     other = tiny.save(tmp_path / "other", "llama")
     changed = tiny.tokenizer()
     changed.add_tokens(["<new>"])

@@ -278,7 +278,7 @@ def test_a_failure_leaves_nothing_behind_and_the_old_checkpoint_in_place(failure
 
     monkeypatch.setattr("stitch.composite.checkpoint.write_shards", fail)
     arguments = (composite.config, donors["llama"], donors["gpt2"], translation)
-    with pytest.raises(UsageError, match="pass --overwrite"):
+    with pytest.raises(UsageError, match="set `overwrite`"):
         write_checkpoint(target, *arguments)
     expected = StitchError if isinstance(failure, OSError) else KeyboardInterrupt
     for place in (target, tmp_path / "fresh"):
@@ -289,16 +289,16 @@ def test_a_failure_leaves_nothing_behind_and_the_old_checkpoint_in_place(failure
 
 
 def test_the_old_checkpoint_returns_if_the_new_one_cannot_replace_it(donors, tmp_path, monkeypatch):
-    target, rename = tmp_path / "out", Path.rename
+    target, replace = tmp_path / "out", os.replace
     composite, translation = stitched(donors, "llama", "gpt2", target)
     before = content(target)
 
-    def refuse(self, destination):
-        if self.name == "new":
+    def refuse(source, destination):
+        if Path(source).name == "new":
             raise OSError(errno.EACCES, "Permission denied")
-        return rename(self, destination)
+        return replace(source, destination)
 
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr("stitch.files.folders.os.replace", refuse)
     with pytest.raises(StitchError, match="got Permission denied"):
         write_checkpoint(target, composite.config, donors["llama"], donors["gpt2"], translation, overwrite=True)
     assert content(target) == before
@@ -310,7 +310,7 @@ def test_overwriting_replaces_everything_and_remains_of_a_killed_run_are_removed
     stitched(donors, "llama", "gpt2", target, extra_files={"old": b""})
     work = tmp_path / ".out.partial"
     (work / "new").mkdir(parents=True)
-    target.rename(work / "old")  # killed between the two renames
+    target.rename(work / "replaced")  # killed between the two renames
     stitched(donors, "llama", "gpt2", target, overwrite=True)
     assert "old" not in content(target)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -156,7 +156,7 @@ def test_resuming_a_finished_run_gives_its_report_again(run, donors):
     (folder.parent / f".{folder.name}.partial").mkdir()
     again, place = stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"]), folder, resume=True)
     assert again == report and place == folder and not list(folder.parent.glob(".*"))
-    with pytest.raises(UsageError, match="--out must not exist"):
+    with pytest.raises(UsageError, match="out must not exist"):
         stitch(settings(donors["gpt2"], donors["qwen3"], donors["text"], seed=5), folder, resume=True)
 
 
@@ -286,14 +286,17 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
     [
         ({"layer": 7}, r"layer must be in 0..6 for .*; got 7"),
         ({"layer_b": -1}, r"layer must be in 0..6 for .*; got -1"),
-        ({"features": 40}, "--features must be at least the width, 48; got 40"),
-        ({"features": 2049}, "--features must be at most half the number of tokens to fit on, 4,096; got 2,049"),
-        ({"features": 10**6}, "--features 1,000,000 needs 2.4 GiB to train; --memory is 0.2 GiB"),
-        ({"context": 200}, "--context must be at most 128"),
-        ({"translation": "magic"}, "--translation must be one of auto, identity, mean-shift"),
-        ({"tokens": 10}, "--tokens must be at least 4,096; got 10"),
-        ({"brief": True, "native": True}, "--brief leaves out rows that a report of --native does not have"),
-        ({"matching": "greedy"}, "--matching must be one of hungarian, ot, unbalanced; got 'greedy'"),
+        ({"features": 40}, "features must be at least the width, 48; got 40"),
+        ({"features": 2049}, "features must be at most half the number of tokens to fit on, 4,096; got 2,049"),
+        (
+            {"features": 10**6},
+            "features must fit into `memory`: 1,000,000 need 2.4 GiB to train, and `memory` is 0.2 GiB",
+        ),
+        ({"context": 200}, "context must be at most 128"),
+        ({"translation": "magic"}, "translation must be one of auto, identity, mean-shift"),
+        ({"tokens": 10}, "tokens must be at least 4,096; got 10"),
+        ({"brief": True, "native": True}, "brief and native cannot both be set"),
+        ({"matching": "greedy"}, "matching must be one of hungarian, ot, unbalanced; got 'greedy'"),
     ],
 )
 def test_impossible_requests_are_refused_and_leave_nothing_behind(changes, message, donors, tmp_path):
@@ -328,11 +331,11 @@ def test_models_with_other_tokenizers_are_refused(donors, tmp_path):
 def test_an_existing_folder_is_replaced_only_on_request(run, donors, tmp_path):
     _, folder = run
     wanted = settings(donors["gpt2"], donors["qwen3"], donors["text"])
-    with pytest.raises(UsageError, match="--out must not exist"):
+    with pytest.raises(UsageError, match="out must not exist"):
         stitch(wanted, folder)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(UsageError, match="replaces composites only"):
+    with pytest.raises(UsageError, match="replaces only a folder that stitch wrote"):
         stitch(wanted, tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 

@@ -10,7 +10,15 @@ from scipy.cluster.vq import kmeans2
 from stitch.activations.paired import Tokens
 from stitch.modeling.modeling_composite import FEW_ROWS, TranslationModule, by_class
 from stitch.translation.module import translation_config, translation_tensors
-from stitch.translation.routes import Routes, _spread_out, classes_at_random, classes_by_state, how_many, routed, routes
+from stitch.translation.routes import (
+    Routes,
+    classes_at_random,
+    classes_by_state,
+    fit_routes,
+    how_many,
+    initial_centres,
+    routed,
+)
 from stitch.translation.types import Residual, Routed, Term, Token, Translation
 from tiny import noise
 
@@ -41,7 +49,7 @@ def residuals(count: int, seed: int, *, effect: bool, level: float = 0.1):
 
 
 def fitted(*, effect: bool) -> Routes:
-    return routes(STREAMS, OF, residuals(4000, 0, effect=effect), residuals(500, 1, effect=effect))
+    return fit_routes(STREAMS, OF, residuals(4000, 0, effect=effect), residuals(500, 1, effect=effect))
 
 
 def added(found: Routes, seen: Tokens) -> torch.Tensor:
@@ -116,7 +124,7 @@ def test_initial_centres_equal_those_of_scipy():
     for number in (1, 2, 20):
         options = dict(minit="++", rng=np.random.default_rng(number), iter=3)
         wanted, _ = kmeans2(rows, number, **options)  # pyright: ignore[reportArgumentType]
-        found, _ = kmeans2(rows, _spread_out(rows, number, seed=number), minit="matrix", iter=3)
+        found, _ = kmeans2(rows, initial_centres(rows, number, seed=number), minit="matrix", iter=3)
         assert np.array_equal(found, wanted)
 
 

@@ -231,7 +231,7 @@ def test_the_same_request_gives_the_same_bytes_and_replaces_on_request_only(run,
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
     again, place = stitch(shorten(donors, layer_b=4), folder, resume=True)
     assert place == folder and {**report, "seconds": {}} == {**again, "seconds": {}}
-    with pytest.raises(UsageError, match="--out must not exist"):
+    with pytest.raises(UsageError, match="out must not exist"):
         stitch(shorten(donors, layer_b=4), folder)
 
 
@@ -264,10 +264,10 @@ def test_the_main_job_shows_the_bridges_if_both_models_are_the_same(donors, tmp_
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model_b": "gpt2"}, "MODEL_A and MODEL_B must be the same; got"),
-        ({}, "0 < --layer < --layer-b must hold; got 2 and 2"),
-        ({"layer": 4, "layer_b": 2}, "0 < --layer < --layer-b must hold; got 4 and 2"),
-        ({"layer": 0, "layer_b": 2}, "0 < --layer < --layer-b must hold; got 0 and 2"),
+        ({"model_b": "gpt2"}, "`model_a` and `model_b` must be the same; got"),
+        ({}, "0 < `layer` < `layer_b` must hold; got 2 and 2"),
+        ({"layer": 4, "layer_b": 2}, "0 < `layer` < `layer_b` must hold; got 4 and 2"),
+        ({"layer": 0, "layer_b": 2}, "0 < `layer` < `layer_b` must hold; got 0 and 2"),
         (
             {"layer_b": 4, "translation": "affine"},
             "must fold .*: auto, identity, down-projection, down-projections; got affine",
@@ -293,6 +293,6 @@ def test_other_unsupported_cuts():
     assert "scale_attn_by_inverse" in str(
         why_not_foldable(tiny.model("gpt2", scale_attn_by_inverse_layer_idx=True), 2, 4, 2**28)
     )
-    assert "--memory must be at least" in str(why_not_foldable(tiny.model("llama"), 2, 4, 2**16))
-    with pytest.raises(UsageError, match="add --native"):
+    assert "memory must be at least" in str(why_not_foldable(tiny.model("llama"), 2, 4, 2**16))
+    with pytest.raises(UsageError, match="set `native`"):
         settings(Path("a"), Path("a"), Path("t"), translation="down-projection")

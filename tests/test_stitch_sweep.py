@@ -2,6 +2,7 @@
 bytes.
 """
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -210,7 +211,7 @@ def test_sums_in_several_passes_give_the_same_scores(swept, donors, tmp_path, mo
     with pytest.raises(UsageError, match="memory must be at least"):
         _groups_within(cells, widths, one - 1)
 
-    monkeypatch.setattr("stitch.jobs.sweep.draw", lambda report, path: None)
+    monkeypatch.setattr("stitch.jobs.sweep.draw_sweep", lambda report, path: None)
     monkeypatch.setattr("stitch.layers.cells._groups_within", lambda cells, widths, budget: [cells[:7], cells[7:]])
     again = run(donors, tmp_path / "again")
     assert {**again, "provenance": None} == {**swept[0], "provenance": None}
@@ -231,7 +232,7 @@ def test_an_interrupted_sweep_keeps_its_activations_and_ends_with_the_same_bytes
         raise AssertionError("a shard on disk was computed again")
 
     monkeypatch.setattr("stitch.activations.observe.residuals", forbidden)
-    monkeypatch.setattr("stitch.jobs.sweep.draw", lambda report, path: None)
+    monkeypatch.setattr("stitch.jobs.sweep.draw_sweep", lambda report, path: None)
     assert run(donors, tmp_path / "cut", resume=True) == swept[0]
     assert run(donors, tmp_path / "cut", resume=True) == swept[0]  # a finished sweep returns its report again
 
@@ -344,7 +345,7 @@ def test_models_of_one_block_other_tokenizers_and_existing_folders_are_refused(s
 
 
 def test_without_matplotlib_a_sweep_is_refused_before_any_work(donors, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_report.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     done = command(donors, "--out", tmp_path / "s")
     assert done.exit_code == 2 and "pip install 'stitch-lm[plot]'" in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

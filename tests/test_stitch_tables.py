@@ -7,7 +7,7 @@ import torch
 
 from stitch.activations.paired import Tokens
 from stitch.translation import tables as module
-from stitch.translation.tables import tables
+from stitch.translation.tables import fit_tables
 from stitch.translation.types import Ngram, Token
 
 pytestmark = pytest.mark.numeric
@@ -39,7 +39,7 @@ def residuals(ids: torch.Tensor, effect: Callable, noise_level: float, seed: int
 
 def fitted(effect: Callable, *, noise_level: float = 0.0, budget: int = 400, count: int = 400):
     fit, held = windows(count, 1), windows(count, 2)
-    terms = tables(
+    terms = fit_tables(
         fit, residuals(fit, effect, noise_level, 3), residuals(held, effect, noise_level, 4), VOCABULARY, budget
     )
     return {1 if isinstance(term.input, Token) else term.input.order: term for term in terms}

@@ -67,7 +67,7 @@ def sweep(
     join --layer-b auto` does), and the composites that no other beats in both cross-entropy and cost.
     """
     from stitch.jobs.sweep import sweep
-    from stitch.report.sweep import best_table, directions, footnotes, front_table, heat
+    from stitch.report.sweep import best_table, footnotes, front_table, heat, swept_directions
 
     with progress(quiet) as update:
         report, folder = sweep(
@@ -78,7 +78,7 @@ def sweep(
     if as_json:
         print_json(report)
         return
-    for source, _ in directions(report):
+    for source, _ in swept_directions(report):
         print_heat(*heat(report, source))
         print()
     tables = [best_table(report), front_table(report, "flops"), front_table(report, "parameters")]

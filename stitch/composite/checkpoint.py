@@ -1,6 +1,6 @@
-"""A composite on disk: a folder that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads.
+"""Writes a composite to a folder that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads.
 
-Tensors go from the donors' safetensors files to the new ones by byte range, renamed: the donors are never in memory.
+Tensors are copied by byte range from the donors' safetensors files and renamed; the donors are never loaded into memory.
 """
 
 import copy
@@ -40,10 +40,10 @@ def write_checkpoint(
 ) -> None:
     """Writes the composite that `config` describes (`composite.config`, or `stitch_config(…)`) to the folder `target`.
 
-    `a` and `b` are the donors' folders; the tokenizer is B's. With `dtype` None every tensor keeps the type it is
-    stored in. The folder appears whole or not at all; the same inputs give the same bytes.
-    Raises UsageError when `target` exists and `overwrite` is False, StitchError when a donor's file is missing or
-    damaged or the disk refuses.
+    `a` and `b` are the donors' folders; the tokenizer is B's. With `dtype` None every tensor keeps the type that it is
+    stored in. The folder appears complete or not at all, and the same inputs give the same bytes.
+    Raises: UsageError when `target` exists and may not be replaced; StitchError when a donor's file is missing or damaged,
+    or when writing fails.
     """
     check_output(target, overwrite)
     tensors = donor_tensors(config, a, b, dtype)
@@ -66,13 +66,13 @@ def write_checkpoint(
 
 
 def donor_tensors(config: StitchConfig, a: Path, b: Path, dtype: torch.dtype | None) -> dict[str, Stored | Held]:
-    """Every tensor of the composite's halves by its name there, and where it comes from. Reads headers alone."""
+    """Where every tensor of the composite's halves comes from, by its name in the composite. Only headers are read."""
     with torch.device("meta"):
-        wanted = StitchForCausalLM(config).state_dict()
+        slots = StitchForCausalLM(config).state_dict()
     a_anatomy, b_anatomy = anatomy_of(config.a_config), anatomy_of(config.b_config)
     a_stored, b_stored = stored_tensors(a), stored_tensors(b)
     tensors: dict[str, Stored | Held] = {}
-    for name, slot in wanted.items():
+    for name, slot in slots.items():
         half, _, path = name.partition(".")
         if half == "a":
             donor = dotted(a_anatomy.body, path)
@@ -84,8 +84,8 @@ def donor_tensors(config: StitchConfig, a: Path, b: Path, dtype: torch.dtype | N
             continue
         if stored.shape != tuple(slot.shape):
             raise StitchError(
-                f"{donor} must have shape {tuple(slot.shape)} by config.json; in {stored.path} it has {stored.shape}: "
-                "the folder mixes two models, download it again."
+                f"{donor} must have shape {tuple(slot.shape)}, as config.json says; in {stored.path} it has "
+                f"{stored.shape}: the folder mixes two models, download it again."
             )
         is_weight = stored.stored_dtype.is_floating_point and not _stays_float32(name)
         cast = dtype if dtype is not None and is_weight else None
@@ -94,13 +94,13 @@ def donor_tensors(config: StitchConfig, a: Path, b: Path, dtype: torch.dtype | N
 
 
 def _find(name: str, anatomy: Anatomy, stored: dict[str, Stored], folder: Path) -> Stored:
-    """The stored tensor that a model of this anatomy calls `name`: so named, as the family's files name it, or tied."""
+    """The stored tensor that the model calls `name`: under that name, the family's own, or that of a tied tensor."""
     names = [name]
     if name == f"{anatomy.head}.weight":
         names.append(dotted(anatomy.body, f"{anatomy.embedding}.weight"))
     for candidate in list(names):
         names += [file + candidate.removeprefix(own) for own, file in anatomy.stored_as if candidate.startswith(own)]
-    # The head's own tensor under either name comes before the embedding it may be tied to.
+    # A head's own tensor, under either name, takes precedence over the embedding that it may be tied to.
     names.sort(key=lambda candidate: anatomy.embedding in candidate)
     for candidate in names:
         if candidate in stored:
@@ -109,7 +109,7 @@ def _find(name: str, anatomy: Anatomy, stored: dict[str, Stored], folder: Path) 
 
 
 def _common_dtype(tensors: Mapping[str, Stored | Held]) -> torch.dtype:
-    """The narrowest type that holds every donor weight exactly; translations within a composite are float32 in any model."""
+    """The narrowest type that represents every donor weight exactly. Translations are left out: they are always float32."""
     weights = [tensor.dtype for name, tensor in tensors.items() if not _stays_float32(name)]
     return functools.reduce(torch.promote_types, [dtype for dtype in weights if dtype.is_floating_point])
 

@@ -1,4 +1,4 @@
-"""Two models in memory become one: the composite's halves use the donors' tensors, nothing is copied."""
+"""Joins two models in memory. The composite uses the donors' tensors; nothing is copied."""
 
 import copy
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from stitch.translation.types import Translation
 
 
 def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translation) -> StitchForCausalLM:
-    """Blocks 0..site_a−1 of A, the translation, blocks site_b.. of B with its final norm and head, in evaluation mode.
+    """Blocks 0..site_a−1 of A, the translation, and blocks site_b.. of B with its final norm and head, in evaluation mode.
 
-    The composite's parameters share memory with the donors': training it in place would train them too; moving it
-    elsewhere or changing its dtype leaves them alone. Both donors must be on one device.
-    A may be a composite: its parts, cut at `site_a`, come first. Raises UsageError for sites out of range, a translation of
-    another width, and a composite as B.
+    The composite's parameters share memory with those of the donors: training it in place changes the donors too, while moving
+    it to another device or changing its dtype does not. Both donors must be on the same device. A may be a composite, which is
+    then cut at `site_a`.
+    Raises: UsageError for sites out of range, a translation that does not end in B's width, and a composite as B.
     """
     a.check_site(site_a)
     b.check_site(site_b)
@@ -41,9 +41,9 @@ def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translati
 def stitch_config(
     a: PreTrainedConfig, b: PreTrainedConfig, site_a: int, site_b: int, translation: Translation, bos: int | None
 ) -> StitchConfig:
-    """The composite's config from those of its donors, which stay as they are.
+    """The composite's config, from those of its donors, which are not changed. `bos` is B's BOS id.
 
-    Raises UsageError if widths differ, and for a composite as B.
+    Raises: UsageError when the translation does not end in B's width, and for a composite as B.
     """
     check_target(b, "the second model")
     if len(translation.bias) != b.hidden_size:
@@ -63,15 +63,15 @@ def stitch_config(
 
 
 def check_target(config: PreTrainedConfig, name: str) -> None:
-    """Raises UsageError where B is a composite: what comes after its seams has seen only what comes before them."""
+    """Raises UsageError when B is a composite: its later parts are fitted to its own earlier ones."""
     if isinstance(config, StitchConfig):
         raise UsageError(
-            f"a composite can only come first; {name} is one: put it first, or name its parts in a file for `stitch chain`."
+            f"a composite can only come first; {name} is one: put it first, or make its parts those of a chain."
         )
 
 
 def set_dtype(config: StitchConfig, dtype: torch.dtype) -> None:
-    """Of the composite and of every model and composite in it."""
+    """Sets the dtype of the composite's config and of every config in it."""
     config.dtype = config.b_config.dtype = dtype
     if isinstance(config.a_config, StitchConfig):
         set_dtype(config.a_config, dtype)
@@ -80,7 +80,7 @@ def set_dtype(config: StitchConfig, dtype: torch.dtype) -> None:
 
 
 def early_seam(a: PreTrainedConfig) -> list[str]:
-    """What A's half leaves out: its final norm, and its head where it has one, as a composite does."""
+    """Modules that the early half leaves out: A's final norm, and of a composite also the head."""
     anatomy = anatomy_of(a)
     return [anatomy.final_norm, *([anatomy.head] if isinstance(a, StitchConfig) else [])]
 
@@ -101,9 +101,9 @@ def _late_seam(b: Anatomy) -> dict[str, list[str]]:
 
 
 def late_half(b: Model, site: int) -> PreTrainedModel:
-    """Blocks site.. of B with its final norm and head, sharing B's tensors: the very module a composite ends in.
+    """Blocks site.. of B with its final norm and head: the module that a composite ends in. It shares B's tensors.
 
-    The late half of a composite is that of its last part.
+    B may be a composite if `site` lies in its last part.
     """
     b.check_site(site)
     config, net, start = b.config, b.net, 0
@@ -123,9 +123,9 @@ def late_logits(
     attention_mask: Int[Tensor, "batch seq"] | Bool[Tensor, "batch seq"] | None = None,
     position_ids: Int[Tensor, "rows seq"] | None = None,
 ) -> Float[Tensor, "batch seq vocabulary"]:
-    """Logits from the residual stream entering the first block of `late`, a `late_half(b, site)` or a `composite.b`.
+    """Logits from the residual stream entering the first block of `late`, which is a `late_half(b, site)` or a `composite.b`.
 
-    Bit-equal to the composite's whose translation gives `hidden`, when called without a cache in the same batch.
+    They are bit-equal to those of the composite whose translation gives `hidden`, if it runs the same batch without a cache.
     """
     if late.config.num_hidden_layers == 0:
         attention_mask = None
@@ -135,7 +135,7 @@ def late_logits(
 
 
 def share(part: nn.Module, donor: nn.Module, path_in_donor: Callable[[str], str]) -> None:
-    """Gives every module of `part` the tensors of its counterpart in `donor`, which stands at `path_in_donor`."""
+    """Gives every module of `part` the tensors of its counterpart in `donor`, whose path is `path_in_donor` of the module's."""
     for path, module in part.named_modules():
         if not (module._parameters or module._buffers):
             continue
@@ -143,7 +143,7 @@ def share(part: nn.Module, donor: nn.Module, path_in_donor: Callable[[str], str]
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 theirs = counterpart.get_parameter(name)
-                # A parameter of its own over the same memory: `.to()` on the composite must not move the donor.
+                # A new Parameter over the same memory, so that `.to()` on the composite does not move the donor.
                 module._parameters[name] = nn.Parameter(theirs.detach(), requires_grad=theirs.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:

@@ -1,4 +1,4 @@
-"""What a composite costs to run and to keep, beside its donors: block FLOPs per token and numbers of weights."""
+"""The costs of a composite and of its donors: block FLOPs per token, and parameter counts."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from stitch.models.model import Model
 class Costs:
     """Costs of joining `source` to `target` at any pair of sites, for windows of `context` tokens.
 
-    FLOPs are those of the blocks and of the translation; embedding, final norm and head, which all have, are left out.
+    FLOPs are those of blocks and translation. Embedding, final norm and head are left out, as every model has them.
     """
 
     source: Model
@@ -37,13 +37,13 @@ class Costs:
         return max(sum(self.source_blocks), sum(self.target_blocks))
 
     def flops(self, site: int, onto: int, multiply_adds: int) -> float:
-        """FLOPs per token of `site` blocks of the source, a translation of `multiply_adds`, the target's blocks from `onto`."""
+        """FLOPs per token of the source's first `site` blocks, a translation of `multiply_adds`, the target's from `onto`."""
         return sum(self.source_blocks[:site]) + 2.0 * multiply_adds + sum(self.target_blocks[onto:])
 
     def share(self, site: int, onto: int, flops: float) -> float:
-        """The composite's place between source (0) and target (1), by FLOPs; within 0..1.
+        """The composite's place between source (0) and target (1) by FLOPs, clipped to 0..1.
 
-        Where both cost the same it is the share of the composite's blocks that are the target's.
+        Where both models cost the same, it is the share of the composite's blocks that are the target's.
         """
         ends = sum(self.source_blocks), sum(self.target_blocks)
         if ends[0] == ends[1]:
@@ -53,16 +53,16 @@ class Costs:
 
     @cached_property
     def source_parameters(self) -> list[int]:
-        """Weights of embedding and first blocks of the source, by site."""
+        """Parameters of the source's embedding and its blocks before a site, by site."""
         return [_early_parameters(self.source, site) for site in range(self.source.depth + 1)]
 
     @cached_property
     def target_parameters(self) -> list[int]:
-        """Weights of last blocks, final norm and head of the target, by site."""
+        """Parameters of the target's blocks from a site on, its final norm and head, by site."""
         return [whole_parameters(late_half(self.target, site)) for site in range(self.target.depth + 1)]
 
     def parameters(self, site: int, onto: int, translation: int) -> int:
-        """Weights of the composite, of which `translation` belong to the translation."""
+        """Parameters of the composite, with a translation that has `translation` of them."""
         return self.source_parameters[site] + translation + self.target_parameters[onto]
 
 

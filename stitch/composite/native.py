@@ -1,6 +1,6 @@
-"""A model without some of its blocks, as a stock checkpoint of its own family: nothing of ours is needed to load it.
+"""A model without some of its blocks, as a standard checkpoint of its family, which loads without this package's code.
 
-Tensors go from the donor's safetensors files to the new ones by byte range, blocks renumbered; only changed weights are new.
+Tensors are copied by byte range from the donor's safetensors files, with blocks renumbered; only changed weights are new.
 """
 
 import copy
@@ -8,7 +8,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from stitch.models.model import Model
 
 
 def without_blocks(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedConfig:
-    """A copy of `config` without blocks start..stop−1, whose layer types are those of the blocks that stay."""
+    """A copy of `config` without blocks start..stop−1; remaining blocks keep their layer types."""
     short = copy.deepcopy(config)
     if getattr(short, "layer_types", None) is not None:
         short.layer_types = [kind for block, kind in enumerate(short.layer_types) if not start <= block < stop]
@@ -35,7 +35,7 @@ def without_blocks(config: PreTrainedConfig, start: int, stop: int) -> PreTraine
 
 
 def without(model: Model, start: int, stop: int) -> Model:
-    """`model` without blocks start..stop−1; every tensor shares the memory of the model's own."""
+    """`model` without blocks start..stop−1. All tensors share memory with those of `model`."""
     prefix = f"{model.anatomy.body}.{model.anatomy.blocks}"
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(without_blocks(model.config, start, stop))
@@ -58,9 +58,9 @@ def write_native(
 ) -> None:
     """Writes `model` without blocks start..stop−1 to the folder `target`, which must not exist, in the model's dtype.
 
-    `changed` holds new values of parameters of `without(model, start, stop)` by their names there. The folder appears
-    whole or not at all; the same inputs give the same bytes. Raises StitchError when a donor's file is missing or
-    damaged or the disk refuses.
+    `changed` holds new values of parameters, by their names in `without(model, start, stop)`. The folder appears complete or not
+    at all, and the same inputs give the same bytes.
+    Raises: StitchError when a donor's file is missing or damaged, or when writing fails.
     """
     config = without_blocks(model.config, start, stop)
     config.architectures, config.dtype = [type(model.net).__name__], model.dtype
@@ -82,7 +82,7 @@ def write_native(
 
 
 def _tensors(model: Model, start: int, stop: int, changed: Mapping[str, Tensor]) -> dict[str, Stored | Held]:
-    """The new checkpoint's tensors by name: as the donor's files name them, so tied weights stay stored once."""
+    """The new checkpoint's tensors, by the names in the donor's files, so that tied weights are stored once as before."""
     prefixes = _names_in_files(f"{model.anatomy.body}.{model.anatomy.blocks}", model.anatomy)
     tensors: dict[str, Stored | Held] = {}
     for name, stored in stored_tensors(model.folder).items():
@@ -105,13 +105,13 @@ def _tensors(model: Model, start: int, stop: int, changed: Mapping[str, Tensor])
 
 
 def _names_in_files(name: str, anatomy: Anatomy) -> list[str]:
-    """What checkpoint files may call `name`: the family's own name for it, or the model's."""
+    """The names that `name` may have in checkpoint files: that of the family's files, or the model's."""
     found = [own + name.removeprefix(start) for start, own in anatomy.stored_as if name.startswith(start)]
     return [*found, name]
 
 
-def _renumbered(path: str, prefix: str, number) -> str:
-    """`path` with the number of its block, which follows `prefix`, changed by `number`."""
+def _renumbered(path: str, prefix: str, number: Callable[[int], int]) -> str:
+    """`path` with its block's number, which follows `prefix`, replaced by `number` of it."""
     if not path.startswith(f"{prefix}."):
         return path
     block, dot, rest = path[len(prefix) + 1 :].partition(".")

@@ -1,4 +1,4 @@
-"""The file that names the parts of a chain: which blocks of which models, in the order they run.
+"""The parts of a chain: which blocks of which models, in the order they run. They may come from a YAML file:
 
 parts:
   - {model: demo:gpt2, to: 3}              # embedding and blocks 0..2
@@ -18,7 +18,7 @@ KEYS = ("model", "from", "to")
 
 @dataclass(frozen=True)
 class Part:
-    """Blocks start..stop−1 of a model; to its end where `stop` is None."""
+    """Blocks start..stop−1 of a model, or all from `start` on where `stop` is None."""
 
     model: str
     start: int = 0
@@ -29,16 +29,16 @@ class Part:
 
 
 def joined(parts: Sequence[Part]) -> str:
-    """What a composite of these parts is called; the last one counts to its end."""
+    """The name of a composite of these parts. The last part is named as running to its model's end."""
     last = parts[-1]
     return " + ".join(map(str, (*parts[:-1], Part(last.model, last.start))))
 
 
 def read_parts(file: Path) -> list[Part]:
-    """The parts that a YAML file names, checked as far as that goes without the models.
+    """The parts that a YAML file names, checked as far as is possible without the models.
 
-    Raises UsageError for a file that cannot be read, unknown keys, fewer than two parts, and blocks that are missing, negative
-    or none at all.
+    Raises: UsageError for a file that cannot be read, unknown keys, fewer than two parts, and block numbers that are missing,
+    negative or leave a part empty.
     """
     import yaml
 

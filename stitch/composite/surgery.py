@@ -1,19 +1,19 @@
-"""Depth surgery: blocks start..stop−1 of a model are removed, and weights that are already there bridge the hole.
+"""Depth surgery: blocks start..stop−1 of a model are removed, and existing weights are refitted to bridge the gap.
 
-The stream entering block start is Y + N W: Y the stream beside the MLP of block start−1, N that MLP's neurons, W its down
-projection. What block stop is used to reading is L, the whole model's stream at that site. A bridge is a new W (and bias,
-where the family has one), so the result needs no part that the family does not have:
+The stream entering block start is Y + N W, where N are the activations of the MLP's neurons in block start−1, W is its down
+projection, and Y is everything else in the stream. Block stop expects L, the whole model's stream at site stop. A bridge is a new
+W (with a bias where the family has one), so the result has only the parts that its family has:
 
-    reference:passthrough           W as it is: blocks are removed and that is all (mergekit's passthrough)
-    reference:replaceme             W T, T from least squares of L − Y on N W (ReplaceMe, arXiv 2505.02819)
-    reference:replaceme-relative    the same, tokens weighed as below
-    translation:down-projection     ridge of L − Y on N, towards W, tokens weighed
-    translation:down-projections    the same, and then the down projection of block stop in the same way: its own input is no
-                                    longer quite L, its target is the whole model's stream at site stop + 1
+    reference:passthrough           W unchanged: blocks are removed and nothing is refitted (mergekit's passthrough)
+    reference:replaceme             W T, with T from least squares of L − Y on N W (ReplaceMe, arXiv 2505.02819)
+    reference:replaceme-relative    the same, with tokens weighed as below
+    translation:down-projection     ridge of L − Y on N, shrunken towards W, with tokens weighed
+    translation:down-projections    the same, and then the down projection of block stop in the same way. Its target is the
+                                    whole model's stream at site stop + 1, its input the stream after the first bridge
 
-A token weighs 1 / ‖L‖², so that what counts is its relative error, which is what the norm of the next block sees of it.
-Attention sinks, 10² times as long as text, then neither own the fit nor are left out of it: a bridge that bends them ruins
-all attention after it.
+A token has weight 1 / ‖L‖², so that its relative error counts, as the next block normalises its input. The streams of attention
+sinks are about 10² times as long as others: with these weights they do not dominate the fit. Leaving them out would be
+worse, since a bridge that distorts them ruins all later attention.
 """
 
 import dataclasses
@@ -47,9 +47,10 @@ FITTED: tuple[Split, ...] = ("fit", "sweep")
 
 @dataclass(frozen=True)
 class Bridge:
-    """Down projections by block of the shortened model: [d_ff, d], or [d_ff + 1, d] with the bias as its last row.
+    """New down projections by block of the shortened model: [d_ff, d], or [d_ff + 1, d] with the bias as the last row.
 
-    `strengths` and `unexplained` say of each fit its relative λ and the held-out share of its target's squares it leaves.
+    For each fit, `strengths` has the relative λ, and `unexplained` the share of the target's squares that it leaves on held-out
+    tokens.
     """
 
     downs: dict[int, Float[Tensor, "d_in d"]]
@@ -58,10 +59,10 @@ class Bridge:
 
 
 def why_not_foldable(model: Model, start: int, stop: int, memory: int) -> str | None:
-    """What keeps blocks start..stop−1 from being removed and bridged within the family, as an error message; None if nothing."""
+    """Why blocks start..stop−1 cannot be removed and bridged within the family, as an error message; None if they can."""
     if not 0 < start < stop <= model.depth:
         return (
-            "`native` removes blocks `layer` to `layer_b` − 1 and the block before them bridges the hole, so 0 < `layer` < "
+            "`native` removes blocks `layer` to `layer_b` − 1 and the block before them bridges the gap, so 0 < `layer` < "
             f"`layer_b` must hold; got {start} and {stop}: choose other layers."
         )
     if model.anatomy.mlp_out_norm is not None:
@@ -86,14 +87,14 @@ def why_not_foldable(model: Model, start: int, stop: int, memory: int) -> str | 
 
 
 def weight_of(down: Any) -> Float[Tensor, "d_in d"]:
-    """The projection as a matrix for row vectors, float64 on the CPU, its bias as the last row where it has one."""
+    """The projection as a matrix for row vectors, in float64 on the CPU, with the bias as the last row where there is one."""
     weight = down.weight.detach().cpu().double()
     rows = weight.T if isinstance(down, nn.Linear) else weight
     return rows if down.bias is None else torch.cat([rows, down.bias.detach().cpu().double()[None]])
 
 
 def parameters_of(short: Model, bridge: Bridge) -> dict[str, Tensor]:
-    """The bridge as parameters of the shortened model, by their names there, in its dtype."""
+    """The bridge as parameters of the shortened model, by name, in the model's dtype."""
     found = {}
     for block, matrix in bridge.downs.items():
         path = f"{short.anatomy.body}.{short.anatomy.blocks}.{block}.{short.anatomy.down}"
@@ -106,7 +107,7 @@ def parameters_of(short: Model, bridge: Bridge) -> dict[str, Tensor]:
 
 
 def bridged(model: Model, start: int, stop: int, bridge: Bridge) -> Model:
-    """`model` without blocks start..stop−1, bridged; all other tensors share the model's memory."""
+    """`model` without blocks start..stop−1 and with the bridge. All other tensors share memory with those of `model`."""
     short = without(model, start, stop)
     for name, value in parameters_of(short, bridge).items():
         path, _, kind = name.rpartition(".")
@@ -115,7 +116,7 @@ def bridged(model: Model, start: int, stop: int, bridge: Bridge) -> Model:
 
 
 def sites_of(model: Model, start: int, stop: int) -> list[int]:
-    """The sites of the whole model that bridging needs: what block start−1 reads, and what the refitted blocks aim at."""
+    """The sites of the whole model that bridging reads: the input of block start−1, and the targets of the refitted blocks."""
     return [start - 1, *(site for site in (stop, stop + 1) if site <= model.depth)]
 
 
@@ -130,9 +131,9 @@ def fit_bridges(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Bridge]:
-    """Every bridge and null by row name; λ by the relative error on the sweep split.
+    """Every bridge and null by row name, with λ chosen by the relative error on the sweep split.
 
-    `streams` hold the whole model's residual streams at `sites_of` for the fit and sweep splits.
+    `streams` has the whole model's residual streams at `sites_of(…)` for the fit and sweep splits. `memory` is in bytes.
     """
     block = start - 1
 
@@ -165,7 +166,7 @@ def fit_bridges(
 
 
 def described(bridges: Mapping[str, Bridge]) -> dict[str, dict]:
-    """The fits as they stand in report.json, by row name and block of the shortened model."""
+    """The fits as report.json has them, by row name and block of the shortened model."""
     return {
         f"{name}, block {block}": {"lambda": bridge.strengths[block], "unexplained": bridge.unexplained[block]}
         for name, bridge in bridges.items()
@@ -192,10 +193,10 @@ def _variables(
     seed: int,
     progress: Progress | None,
 ) -> Iterator[dict[str, Tensor]]:
-    """Neurons of `block` of the shortened model, and the gap that they should fill: target − (stream after block − N W).
+    """Neurons N of `block` of the shortened model, and the gap for their output to fill: target − (stream after block − N W).
 
-    The stream starts at block `first`, where both models are still the same. `output` is N W and `distance` the gap as they
-    are; rows of all others are divided by the norm of the target.
+    The shortened model is run from block `first` on, whose input it shares with the whole model. `output` is N W and `distance`
+    the gap, both unweighed. Rows of `neurons`, `gap` and `shuffled` (the gap of other tokens) are divided by the target's norm.
     """
     generator = torch.Generator().manual_seed(seed)
     own = weight_of(short.down(block))
@@ -205,13 +206,13 @@ def _variables(
     done = 0
     for shard in range(streams.shards):
         pieces = zip(streams.read(shard, first).split(size), streams.read(shard, target).split(size), strict=True)
-        for x, wanted in pieces:
+        for x, target_stream in pieces:
             seen = observe(
                 late, {"inputs_embeds": x.to(short.device)}, streams=[block + 1 - first], neurons=[block - first]
             )
             neurons, after, goal = (
                 found.flatten(0, 1).cpu().double()
-                for found in (seen.neurons[block - first], seen.streams[block + 1 - first], wanted)
+                for found in (seen.neurons[block - first], seen.streams[block + 1 - first], target_stream)
             )
             if len(own) > neurons.shape[1]:
                 neurons = torch.cat([neurons, neurons.new_ones(len(neurons), 1)], 1)
@@ -227,7 +228,7 @@ def _variables(
 
 
 def _weighed(neurons: Moments, own: Float[Tensor, "d_in d"]) -> Moments:
-    """The moments of the MLP's output N W with its tokens weighed, from those of its neurons."""
+    """The moments of the MLP's output N W with tokens weighed, from those of its neurons N."""
     products = {
         ("output", "output"): own.T @ neurons.product("neurons", "neurons") @ own,
         ("output", "gap"): own.T @ neurons.product("neurons", "gap"),

@@ -99,7 +99,7 @@ def model_card(report: dict, *, remote_code: bool) -> bytes:
     lines = [
         *("---", json.dumps(metadata, indent=2), "---", "", f"# {report['title']}", "", report["made"], ""),
         *loading_example(remote_code=remote_code),
-        *("", f"## What it is worth ({title})", ""),
+        *("", f"## Results ({title})", ""),
         *markdown_table(header, rows),
         *("", *(f"- {line}" for line in footnotes(report)), ""),
         "`report.json` holds the same with settings and versions. Made with [stitch-lm](https://pypi.org/project/stitch-lm/).",

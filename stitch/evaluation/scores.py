@@ -1,6 +1,6 @@
-"""What a model is worth on held-out text: cross-entropy, perplexity, KL to a reference, top-1 agreement, intervals by document.
+"""Scores on held-out text: cross-entropy, perplexity, KL to a reference, top-1 agreement, and bootstrap intervals by document.
 
-All rows of a table see the same windows and the same reference logits, so their differences are paired.
+All rows of a table are scored on the same windows with the same reference logits, so their differences are paired.
 """
 
 import math
@@ -19,7 +19,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Batch:
-    """Some windows of the text: their ids and which rows of `Windows` they are (to find cached activations)."""
+    """Some windows of the text: their ids, and which rows of `Windows` they are, by which cached activations are found."""
 
     ids: Int[Tensor, "batch context"]
     rows: slice
@@ -31,7 +31,7 @@ Logits = Callable[[Batch], Float[Tensor, "batch context vocabulary"]]
 def bootstrap(
     sums: Float[Tensor, " documents"], counts: Float[Tensor, " documents"], seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap over documents of Σ sums / Σ counts."""
+    """The 95 % percentile bootstrap interval of Σ sums / Σ counts, resampling documents."""
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
     samples = sums[draws].sum(1) / counts[draws].sum(1)
@@ -41,7 +41,7 @@ def bootstrap(
 
 @dataclass(frozen=True)
 class Scores:
-    """One row's sums per document: nats, nats of KL(reference ‖ row), top-1 agreements, predicted tokens."""
+    """A row's sums per document: nats of cross-entropy, nats of KL(reference ‖ row), top-1 agreements, predicted tokens."""
 
     nats: Float[Tensor, " documents"]
     kl: Float[Tensor, " documents"] | None
@@ -54,11 +54,11 @@ class Scores:
         return float(self.nats.sum() / self.tokens.sum())
 
     def interval(self, minus: "Scores | None" = None, seed: int = 0) -> tuple[float, float]:
-        """95 % percentile bootstrap over documents of the cross-entropy, or of its paired difference to another row."""
+        """The 95 % bootstrap interval of the cross-entropy, or of its paired difference to another row, resampling documents."""
         return bootstrap(self.nats if minus is None else self.nats - minus.nats, self.tokens, seed)
 
     def row(self, name: str) -> dict:
-        """The row as it stands in report.json."""
+        """The row as report.json has it."""
         low, high = self.interval()
         total = self.tokens.sum()
         return {
@@ -73,15 +73,15 @@ class Scores:
 
 
 def whole_model(net: nn.Module) -> Logits:
-    """A causal language model of transformers, run on the ids."""
+    """The logits of a causal language model of transformers."""
     device = next(net.parameters()).device
     return lambda batch: net(input_ids=batch.ids.to(device), use_cache=False).logits
 
 
 def batches(windows: Windows, vocabulary: int, memory: int) -> Iterator[Batch]:
-    """Windows in groups whose logits stay near 16 MiB and, a few copies of them, within a quarter of `memory` bytes.
+    """Windows in batches whose logits take about 16 MiB, and six copies of them at most a quarter of `memory` bytes.
 
-    Larger groups are slower on a CPU: such arrays outgrow the caches and are returned to the system after every use.
+    Larger batches are slower on a CPU: their arrays exceed the caches and are returned to the system after every use.
     """
     window = windows.context * vocabulary * 4
     size = max(1, min(2**24 // window, memory // 4 // (window * 6)))
@@ -101,10 +101,11 @@ def evaluate(
     progress: Callable[[str, int, int], None] | None = None,
     task: str = "evaluation (tokens)",
 ) -> dict[str, Scores]:
-    """Scores every row on every window; `reference` gives the distribution that KL and top-1 agreement compare with.
+    """Scores every row on every window. KL and top-1 agreement compare a row with the distribution of `reference`.
 
-    Position 0 (BOS) predicts the first token; the last position of a window predicts nothing. Logits beyond the shared
-    `vocabulary` (padding rows of the embedding) are left out. Raises StitchError when a row's logits are not finite.
+    Position 0 (BOS) predicts the first token; the last position of a window predicts nothing. Logits beyond `vocabulary`, which
+    are padding rows of an embedding, are left out. `memory` is in bytes.
+    Raises: StitchError when a row's logits are not finite.
     """
     documents = int(windows.document.max()) + 1
     sums = {name: torch.zeros(4, documents, dtype=torch.float64) for name in rows}
@@ -116,7 +117,7 @@ def evaluate(
             predicted = _log_probabilities(logits(batch), vocabulary)
             nats = -predicted.gather(1, target.to(predicted.device)[:, None])[:, 0]
             if not torch.isfinite(nats).all():
-                raise StitchError(f"logits must be finite; {name} gives NaN or infinity: try --dtype fp32.")
+                raise StitchError(f"logits must be finite; {name} gives NaN or infinity: try `dtype=fp32`.")
             columns = [nats, torch.zeros_like(nats), torch.zeros_like(nats), torch.ones_like(nats)]
             if base is not None:
                 columns[1], columns[2] = base.divergence(predicted), base.agreement(predicted)
@@ -132,7 +133,7 @@ def evaluate(
 
 
 class _Reference:
-    """The distribution that others are compared with, prepared once per batch."""
+    """The distribution that rows are compared with, prepared once per batch."""
 
     def __init__(self, log_probabilities: Float[Tensor, "tokens vocabulary"]) -> None:
         self.probabilities = log_probabilities.exp()

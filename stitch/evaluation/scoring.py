@@ -1,4 +1,4 @@
-"""What a fitted pair is worth: the translation that is chosen, and every row of the report."""
+"""Scores of a fitted pair: the choice of its translation, and every row of the report."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -18,21 +18,24 @@ from stitch.progress import Progress
 from stitch.translation.fit import Fitted, everything
 from stitch.translation.types import Translation
 
-CHOICE = 16_384  # tokens of the sweep split that the translation is chosen on, the same for all
-TIE = 0.01  # nats below which translations count as equal when one is chosen: the cheapest wins
+CHOICE = 16_384  # tokens of the sweep split that the translation is chosen on
+TIE = 0.01  # nats; translations this close to the best count as equal, and the cheapest of them is chosen
 
 
 def stage(settings: CompleteSettings, a: Model, b: Model, paired: Paired) -> Stage:
-    """Both models set up to score rows on one split."""
+    """Both models, ready to score rows on the split of `paired`."""
     return Stage(a, b, *settings.sites, paired, settings.memory)
 
 
 def choose(settings: CompleteSettings, fitted: Fitted, on: Stage, progress: Progress | None) -> str:
-    """Row name of the translation to write: the one asked for, or the best on the sweep split (the cheapest of equals)."""
+    """Row name of the translation to write: the one that the settings name, or the best on the sweep split (see TIE).
+
+    Raises: UsageError when the named translation was not fitted.
+    """
     if settings.translation != "auto":
         if (name := f"translation:{settings.translation}") in fitted.left_out:
             raise UsageError(
-                f"translation {settings.translation} needs more than `memory` with SAEs of so many features: raise it, lower "
+                f"translation {settings.translation} needs more than `memory` with so many SAE features: raise `memory`, lower "
                 "`features` or choose another translation."
             )
         return name
@@ -54,7 +57,7 @@ def choose(settings: CompleteSettings, fitted: Fitted, on: Stage, progress: Prog
 def train_references(
     settings: CompleteSettings, a: Model, b: Model, fit: Paired, fitted: Fitted, progress: Progress | None = None
 ) -> dict[str, Translation]:
-    """What gradient descent on cross-entropy makes of the affine map in so many steps as the settings ask; none without steps."""
+    """The affine map after as many steps of gradient descent on cross-entropy as the settings say; empty for 0 steps."""
     if not settings.steps_of_reference:
         return {}
     start = fitted.translations["translation:affine"]
@@ -73,8 +76,10 @@ def evaluate_all(
     bridges: Mapping[str, Bridge] = MappingProxyType({}),
     progress: Progress | None = None,
 ) -> dict[str, Scores]:
-    """The report's rows on the same windows: models, translations, floors, ceilings, nulls; of the last three those that
-    `wants` names."""
+    """Scores of all rows of the report on the same windows.
+
+    They are the models, all translations, bridges and references, and those floors, ceilings and nulls that `wants` accepts.
+    """
     yardsticks = {
         "floor:mean": on.constant(fitted.mean),
         "floor:zero": on.constant(torch.zeros_like(fitted.mean)),

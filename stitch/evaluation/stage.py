@@ -1,4 +1,4 @@
-"""Both models and their cached activations on one split: runs B's late half on whatever a row feeds it."""
+"""The logits of a report's rows: B's late half, run on what a row puts in place of B's stream."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,10 @@ from stitch.translation.types import Translation
 
 @dataclass(frozen=True)
 class Stage:
-    """Both models and their cached activations on one split. Rows read A's stream from the cache and run B's late half alone."""
+    """Both models and their cached activations on one split.
+
+    Rows read A's stream from the cache, so only B's late half is run.
+    """
 
     a: Model
     b: Model
@@ -28,7 +31,7 @@ class Stage:
     site_b: int
     paired: Paired
     memory: int
-    late_of_b: PreTrainedModel | None = None  # the late half, where it is at hand already
+    late_of_b: PreTrainedModel | None = None  # B's late half, if it has been built already
     _streams: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -37,7 +40,7 @@ class Stage:
 
     @property
     def vocabulary(self) -> int:
-        """Ids that both models have logits for; the rest are padding rows of one embedding."""
+        """The number of ids that both models have logits for. Others are padding rows of an embedding."""
         return min(self.a.config.vocab_size, self.b.config.vocab_size)
 
     def stream(self, site: int) -> Float[Tensor, "windows context d_a"]:
@@ -59,7 +62,7 @@ class Stage:
         return whole_model(net)
 
     def translated(self, *draws: Translation) -> Logits:
-        """A's stream through a translation; of several (draws of one null), window w goes through draw w modulo their number."""
+        """A's stream through a translation. Given several draws of a null, window w goes through draw w modulo their number."""
         modules = [translation_module(draw, self.a, self.b, self.site_a) for draw in draws]
         sites = {site for draw in draws for site in draw.sites}
 
@@ -78,11 +81,11 @@ class Stage:
         return logits
 
     def constant(self, value: Float[Tensor, " d_b"]) -> Logits:
-        """The same vector everywhere, BOS included: nothing at all comes from the text."""
+        """The same vector at every position, BOS included, so nothing of the text is passed on."""
         return lambda batch: late_logits(self.late, value.to(self.b.device).expand(*batch.ids.shape, -1))
 
     def wrong_text(self) -> Logits:
-        """B's own stream, of the next window: everything right but the text."""
+        """B's own stream of the next window: right in distribution, but of another text."""
         count = len(self.windows.ids)
 
         def logits(batch: Batch) -> Tensor:
@@ -92,11 +95,11 @@ class Stage:
         return logits
 
     def spliced_b(self, dictionary: Dictionary) -> Logits:
-        """B with its SAE's reconstruction in place of its stream: the ceiling of every route through SAE_B's features."""
+        """B with its SAE's reconstruction in place of its stream: the ceiling for any translation through B's features."""
         return _spliced(self.late, self.y, self.paired, dictionary)
 
     def spliced_a(self, dictionary: Dictionary) -> Logits:
-        """A with its SAE's reconstruction: what SAE_A loses before any stitching."""
+        """A with its SAE's reconstruction in place of its stream: what A's SAE loses before any translation."""
         return _spliced(late_half(self.a, self.site_a), self.stream(self.site_a), self.paired, dictionary)
 
 
@@ -105,7 +108,9 @@ def _spliced(late: PreTrainedModel, stream: Tensor, paired: Paired, dictionary: 
 
     def logits(batch: Batch) -> Tensor:
         own = stream[batch.rows].to(device)
-        keep = paired.keep[batch.rows].to(device)  # the SAE has never seen BOS and sinks: they stay as they are
+        keep = paired.keep[batch.rows].to(
+            device
+        )  # SAEs are not trained on BOS and attention sinks: these are kept as they are
         return late_logits(late, torch.where(keep[..., None], dictionary(own).to(own.dtype), own))
 
     return logits

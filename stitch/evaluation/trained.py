@@ -1,5 +1,5 @@
-"""Trained references: a translation whose weights go on by gradient descent on cross-entropy, to tell how far closed forms are
-from what is possible. No composite is ever made of one; their rows are labelled as trained."""
+"""Trained references: translations after further gradient descent on cross-entropy. They show how far closed forms are from what
+training reaches. No composite is made of one, and their rows are named as trained."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,18 +29,18 @@ def trained(
     rate: float = RATE,
     progress: Progress | None = None,
 ) -> Translation:
-    """`start` after `steps` Adam steps on the cross-entropy of B's late half, both models frozen.
+    """`start` after `steps` Adam steps on the cross-entropy of B's late half, with both models frozen.
 
-    `rate` is the first step of a parameter over its root mean square; steps shrink to nothing in a line.
+    `rate` is the first step of a parameter, relative to its root mean square; steps decrease linearly to 0. Weights, tables, bias
+    and encoders are trained; B's state for BOS (`first`) is not. With dense codes among the inputs the result is an MLP.
 
-    Weights, tables, bias and encoders train; B's state for BOS (`first`) stays. With a dense lift among its terms this is
-    an MLP. Source: model stitching, Bansal et al. 2021 (2106.07682); between language models 2506.06609.
+    Source: model stitching, Bansal et al. 2021 (2106.07682); between language models 2506.06609.
     """
     module = translation_module(start, a, b, fit.site_a).train()
     late = late_half(b, fit.site_b).requires_grad_(False)
     groups = []
     for name, parameter in module.named_parameters():
-        parameter.data = parameter.data.clone()  # the start must stay what it was
+        parameter.data = parameter.data.clone()  # `start` must not change
         if name == "first":
             parameter.requires_grad_(False)
         else:
@@ -66,7 +66,7 @@ def trained(
 
 
 def _windows(fit: Paired, steps: int, seed: int) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
-    """`steps` batches of whole windows: A's streams by site, ids. Shards in a fresh order per epoch, shuffled within."""
+    """`steps` batches of whole windows: A's streams by site, and ids. Shards and their windows are shuffled per epoch."""
     generator = torch.Generator().manual_seed(seed)
     sites = [site for site in fit.a.sites if site <= fit.site_a]
     done = 0
@@ -82,7 +82,7 @@ def _windows(fit: Paired, steps: int, seed: int) -> Iterator[tuple[dict[int, Ten
 
 
 def _read_back(start: Translation, state: dict[str, Tensor]) -> Translation:
-    """The translation that a module's state stands for; the inverse of `stitch.translation.module.translation_tensors`."""
+    """The translation with the weights of a module's state; the inverse of `stitch.translation.module.translation_tensors`."""
     terms = []
     for index, term in enumerate(start.terms):
         own = {name.rpartition(".")[2]: value for name, value in state.items() if name.startswith(f"terms.{index}.")}

@@ -1,4 +1,4 @@
-"""The cache folder, for what takes long to make again: dequantised models and the docstring corpus."""
+"""The cache folder, for files that take long to make: dequantised models and the docstring corpus."""
 
 import os
 from pathlib import Path

@@ -57,4 +57,5 @@ def _restore(replaced: Path, target: Path) -> None:
 
 
 def to_json(report: dict) -> bytes:
+    """The report as the bytes of report.json: indented, with sorted keys."""
     return (json.dumps(report, indent=2, sort_keys=True) + "\n").encode()

@@ -1,7 +1,7 @@
-"""The one guard for every folder that stitch writes: what may be replaced, and the marker that says what stitch wrote.
+"""The guard for every folder that stitch writes: which folders may be replaced, and the marker that lists what stitch wrote.
 
 Each output folder holds `stitch.json`, a list of the files that stitch put there. A folder is replaced only if nothing else
-is in it, so that `overwrite` never deletes what somebody else made.
+is in it, so that `overwrite` never deletes files from elsewhere.
 """
 
 import fnmatch
@@ -40,7 +40,7 @@ def check_output(out: Path, overwrite: bool) -> None:
 
 
 def why_not_replaceable(folder: Path) -> str | None:
-    """What speaks against replacing this existing path, to follow its name in a sentence; None where nothing does."""
+    """Why this existing path may not be replaced, as the rest of a sentence that its name begins; None if it may."""
     if folder.is_symlink():
         return "is a link"
     if not folder.is_dir():

@@ -13,7 +13,7 @@ REQUEST = "request.json"
 
 
 def finished(out: Path, request: dict) -> dict | None:
-    """The report of a run of the same request that was killed after its last step, with its workspace swept up; else None."""
+    """The report of a run of the same request that was killed after its last step, whose workspace is then removed; else None."""
     report = _read(out / "report.json")
     if report is None or report["provenance"]["settings"] != request:
         return None
@@ -70,5 +70,5 @@ def short_name(model: str) -> str:
 def _read(path: Path) -> dict | None:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):  # killed before the request was written: nothing to go on from, nothing to contradict
+    except (OSError, ValueError):  # the run was killed before it had written the request
         return None

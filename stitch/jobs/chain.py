@@ -1,7 +1,7 @@
-"""Several seams in one composite: a loop over ordinary stitches, each fitted on what the composite so far computes.
+"""A composite of several parts, made by one stitch per seam, each with the composite so far as model A.
 
-After every seam there is a whole composite, which ends as its last model does. The next seam cuts it in that last part: its
-translation is fitted on the stream that the composite has there, errors of the earlier seams included, not on the donor's.
+After every seam there is a complete composite, which ends with the last blocks of its last model. The next stitch cuts it in that
+last part. Its translation is fitted on the composite's own stream there, with the errors of earlier seams, not on the donor's.
 All seams and models are scored on the same windows.
 """
 
@@ -27,11 +27,11 @@ from stitch.models.model import Model
 from stitch.models.sources import Source, resolve
 from stitch.progress import Progress
 from stitch.report.card import model_card
-from stitch.report.chain import assemble
+from stitch.report.chain import chain_report
 from stitch.text.tokenizers import require_same_ids
 
-OF_ONE_SEAM = ("model_a", "model_b", "layer", "layer_b", "sae_a", "sae_b", "native")
-# What a seam's folder holds beside the checkpoint that the next one replaces.
+PER_SEAM = ("model_a", "model_b", "layer", "layer_b", "sae_a", "sae_b", "native")
+# What is kept of an earlier seam's folder: all but the checkpoint, as the next composite contains it.
 KEPT = ("report.json", "features.json", "features.safetensors", "sae-a", "sae-b")
 
 
@@ -44,14 +44,14 @@ def chain(
     progress: Progress | None = None,
     **options,
 ) -> tuple[dict, Path]:
-    """Joins `parts`, or those that a YAML file names, one after another; writes the composite to `out`, returns its report and
+    """Joins `parts`, or those that a YAML file names, one after another and writes the composite to `out`. Returns its report and
     folder.
 
-    `options` are those of `Settings` that all seams share: all but models, layers, `sae_a`, `sae_b` and `native`. No reference
-    is trained unless `reference_steps` asks for it. The folder also holds, in seam-1, seam-2, …, what the seams before the last
-    leave beside their checkpoints.
-    Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
-    After an interrupt the same call with `resume` goes on at the seam it was at and ends with the same bytes.
+    `options` are fields of `Settings` that all seams share: all but models, layers, `sae_a`, `sae_b`, `native`. No reference is
+    trained unless `reference_steps` is given. The folder also has the reports, features and SAEs of the seams before the last, in
+    seam-1, seam-2 and so on. After an interrupt the same call with `resume` continues at the unfinished seam and gives the same
+    bytes.
+    Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
 
     def plan() -> Job:
@@ -65,16 +65,16 @@ def chain(
         ]  # fmt: skip
         models, sources = load_all(named, asked[0], progress)
         seams = complete_all(named, asked, models)
-        shared = {name: value for name, value in seams[0].to_dict().items() if name not in OF_ONE_SEAM}
+        shared = {name: value for name, value in seams[0].to_dict().items() if name not in PER_SEAM}
         request = {**shared, "parts": [dataclasses.asdict(part) for part in named]}
 
         def make(scratch: Path, output: Path) -> dict:
             reports = _join_all(named, seams, models, sources, scratch, progress)
-            report = assemble(named, reports, request, sources)
-            # From here on a kill costs the last seam again: its folder becomes the chain's.
+            report = chain_report(named, reports, request, sources)
+            # The last seam's folder becomes the chain's. If the process is killed from here on, that seam is made again.
             os.replace(scratch / f"seam-{len(seams)}", output)
             for number in range(1, len(seams)):
-                keep_beside(scratch / f"seam-{number}", output / f"seam-{number}")
+                keep_seam(scratch / f"seam-{number}", output / f"seam-{number}")
             (output / "README.md").write_bytes(model_card(report))
             (output / "report.json").write_bytes(to_json(report))
             return report
@@ -92,7 +92,7 @@ def _join_all(
     scratch: Path,
     progress: Progress | None,
 ) -> list[dict]:
-    """Makes the seams one after another, each in its own folder of `scratch`; returns their reports."""
+    """Makes the seams one after another, each in a folder of `scratch`, and returns their reports."""
     early, source, site = models[0], sources[0], seams[0].layer
     reports: list[dict] = []
     for number, settings in enumerate(seams, 1):
@@ -101,7 +101,7 @@ def _join_all(
         report, _ = stitch(
             Settings.from_dict({**settings.to_dict(), "model_a": early.name, "layer": site}),
             folder,
-            resume=True,  # of nothing, unless this chain was interrupted
+            resume=True,  # has no effect unless this chain was interrupted
             progress=progress,
             loaded=(early, late, {"a": source, "b": sources[number]}),
         )
@@ -116,9 +116,9 @@ def _join_all(
 def load_all(
     parts: Sequence[Part], settings: Settings, progress: Progress | None = None
 ) -> tuple[list[Model], list[Source]]:
-    """A model and its source per part, each folder loaded once. Raises UsageError unless all read the same token ids.
+    """A model and its source for each part. Each folder is loaded once.
 
-    The first part may be cut from a composite, others may not.
+    Raises: UsageError unless all models read the same token ids, and for a composite as another part than the first.
     """
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
     sources = [resolve(part.model, progress=progress) for part in parts]
@@ -140,9 +140,10 @@ def load_all(
 
 
 def complete_all(parts: Sequence[Part], seams: Sequence[Settings], models: Sequence[Model]) -> list[CompleteSettings]:
-    """The seams' settings with their defaults filled in, checked against the models before any work is done.
+    """The seams' settings with defaults filled in, checked against the models before any work is done.
 
-    Windows are those that every model takes, so that all numbers of the report are of the same text.
+    All seams have the shortest context of any, so that all numbers of the report are of the same windows.
+    Raises: UsageError where parts and models do not fit.
     """
     last, end = parts[-1], models[-1].depth
     if last.stop not in (None, end):
@@ -161,12 +162,12 @@ def complete_all(parts: Sequence[Part], seams: Sequence[Settings], models: Seque
 
 
 def load_composite(folder: Path, name: str, settings: CompleteSettings) -> Model:
-    """The composite so far, as the first model of the next stitch."""
+    """The composite so far, as model A of the next stitch."""
     return load(folder, name=name, dtype=torch_dtype(settings.dtype), device=torch_device(settings.device))
 
 
-def keep_beside(seam: Path, target: Path) -> None:
-    """What is worth keeping of an earlier seam: its whole report, its features and their SAEs."""
+def keep_seam(seam: Path, target: Path) -> None:
+    """Copies the files in KEPT, an earlier seam's report, features and SAEs, to `target`."""
     target.mkdir()
     for name in KEPT:
         if (seam / name).is_dir():

@@ -1,4 +1,4 @@
-"""Independent tasks on the workers of a Ray cluster (extra `cluster`). What to run is the caller's; failures are handled here."""
+"""Runs independent tasks on the workers of a Ray cluster (extra `cluster`), and repeats them when a worker dies."""
 
 import logging
 import os
@@ -10,12 +10,12 @@ from typing import Any
 from stitch.errors import StitchError, UsageError
 from stitch.progress import Progress
 
-RETRIES = 3  # of a task whose worker died
+RETRIES = 3  # of a task whose worker dies
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A connection to `workers` CPU cores, or GPUs; a task has one of them."""
+    """A connection to `workers` CPU cores, or GPUs if `on_gpu`. A task uses one of them."""
 
     workers: int
     on_gpu: bool
@@ -23,9 +23,10 @@ class Cluster:
     def run(
         self, task: Callable[..., Any], items: Sequence[tuple], progress: Progress | None = None, what: str = "tasks"
     ) -> list[Any]:
-        """`task(*item)` for every item, in any order and place; the results in the order of the items.
+        """`task(*item)` for every item, in any order and on any worker. Returns the results in the order of the items.
 
-        A task is run again elsewhere when its worker dies. What it raises is raised here, of the first that fails.
+        A task is repeated on another worker when its worker dies. The exception of the first task that fails is raised here.
+        Raises: StitchError when a task's workers die too often.
         """
         import ray
         from ray.exceptions import RayError, RayTaskError
@@ -42,42 +43,40 @@ class Cluster:
         except RayTaskError as error:
             raise error.cause from None
         except RayError as error:
-            raise StitchError(
-                f"workers must stay up; one died {RETRIES + 1} times: {str(error).splitlines()[0]}"
-            ) from None
+            raise StitchError(f"a task's worker died {RETRIES + 1} times: {str(error).splitlines()[0]}") from None
         finally:
-            for one in left:
-                ray.cancel(one)
+            for unfinished in left:
+                ray.cancel(unfinished)
         return ray.get(started)
 
 
 @contextmanager
 def connected(address: str, *, on_gpu: bool = False) -> Iterator[Cluster]:
-    """The cluster at `address`: host:port, `auto` for the one that this machine belongs to, `local` for one of its own cores.
+    """A connection to the cluster at `address`: host:port, "auto" for this machine's cluster, or "local" for its cores.
 
-    Raises UsageError where there is none, or none with a GPU when `on_gpu`; StitchError when Ray is not installed.
+    Raises: UsageError when there is no such cluster, or with `on_gpu` when it has no GPU; StitchError when Ray is not installed.
     """
     try:
         import ray
     except ImportError:
-        raise StitchError("--cluster needs Ray: pip install 'stitch-lm[cluster]'.") from None
+        raise StitchError("`cluster` needs Ray: pip install 'stitch-lm[cluster]'.") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ours = not ray.is_initialized()
-    if ours:
-        of_its_own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    is_new = not ray.is_initialized()
+    if is_new:
+        options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **of_its_own)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(
-                f"--cluster must be the address of a Ray cluster, auto or local; got {address!r}: {reason}"
+                f"cluster must be the address of a Ray cluster, auto or local; got {address!r}: {reason}"
             ) from None
     try:
         resource = "GPU" if on_gpu else "CPU"
         workers = int(ray.cluster_resources().get(resource, 0))
         if not workers:
-            raise UsageError(f"--cluster must have a {resource}; {address!r} has none: use another --device.")
+            raise UsageError(f"cluster must have a {resource}; {address!r} has none: choose another `device`.")
         yield Cluster(workers, on_gpu)
     finally:
-        if ours:
+        if is_new:
             ray.shutdown()

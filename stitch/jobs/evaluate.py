@@ -1,4 +1,4 @@
-"""`stitch eval`: any causal language model on held-out text, alone or beside another."""
+"""Scores any causal language model on held-out text, alone or compared with another."""
 
 from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
@@ -23,18 +23,20 @@ def evaluate_models(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """Scores `model` on `tokens` tokens of the report split of `text`; with `against`, that one too, and KL(against ‖ model).
+    """Scores `model`, and `against` if given, on `tokens` tokens of the report split of `text`.
 
-    Raises UsageError when the two do not read the same ids or the context is too long, StitchError when text or weights fail.
+    With `against` the scores also have KL(against ‖ model) and top-1 agreement. Returns the report.
+    Raises: UsageError when the two models do not read the same token ids or `context` is too long; StitchError when the text is
+    too small or weights are missing or damaged.
     """
-    where, precision = torch_device(device), torch_dtype(dtype)
+    place, precision = torch_device(device), torch_dtype(dtype)
     names = [model] if against is None else [model, against]
-    found = [load_any(resolve(name, progress=progress), precision, where, trust_remote_code) for name in names]
+    found = [load_any(resolve(name, progress=progress), precision, place, trust_remote_code) for name in names]
     if against is not None:
         require_same_ids(found[0].tokenizer, found[1].tokenizer, model, against)
     longest = min([LONGEST_CONTEXT, *(one.longest for one in found if one.longest)])
     if context is not None and any(one.longest and context > one.longest for one in found):
-        raise UsageError(f"--context must be at most {longest}, what the models take; got {context}.")
+        raise UsageError(f"context must be at most {longest}, what the models take; got {context}.")
     windows = report_windows(text, tokens, found[0].tokenizer, context or longest)
     rows = {name: whole_model(one.net) for name, one in zip(("model", "against"), found, strict=False)}
     scores = evaluate(

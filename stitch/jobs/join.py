@@ -1,4 +1,4 @@
-"""The main job: two models become a composite. Each stage once, in order; the stages themselves are in `stitch.jobs.stages`."""
+"""The main job: joins two models into a composite. The stages that it runs one after another are in `stitch.jobs.stages`."""
 
 import dataclasses
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 from stitch.activations.paired import Paired
 from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose, stitch_config
-from stitch.config import AnySettings, Settings
+from stitch.config import AnySettings, CompleteSettings, Settings
 from stitch.evaluation.scoring import choose, evaluate_all, stage, train_references
 from stitch.features.explain import explain
 from stitch.files.folders import to_json
@@ -32,8 +32,9 @@ from stitch.models.model import Model
 from stitch.models.sources import Source
 from stitch.progress import Progress
 from stitch.report.card import model_card
-from stitch.report.pair import assemble
+from stitch.report.pair import Joined, pair_report
 from stitch.text.documents import SPLITS, Split
+from stitch.translation.types import Translation
 
 
 def stitch(
@@ -45,11 +46,12 @@ def stitch(
     progress: Progress | None = None,
     loaded: tuple[Model, Model, dict[str, Source]] | None = None,
 ) -> tuple[dict, Path]:
-    """Joins two models as `settings` ask, writes the composite to `out`, returns its report and folder.
+    """Joins two models as `settings` say and writes the composite to `out`. Returns its report and folder.
 
-    `loaded` are the models and where they are from, what `load_pair` would return; the settings' names then only name them.
-    Raises UsageError when the request cannot be met, StitchError (SAEError, MatchError) when the work fails; either way
-    nothing is left on disk. After an interrupt the same call with `resume` goes on and ends with the same bytes.
+    `loaded` are the models and their sources as `load_pair` returns them; they are then not loaded by the names in `settings`.
+    After an interrupt the same call with `resume` continues and gives the same bytes.
+    Raises: UsageError when the request cannot be met; StitchError, SAEError or MatchError when the work fails. Either way
+    nothing is left on disk.
     """
     if settings.native:
         return shorten(settings, out, overwrite=overwrite, resume=resume, progress=progress)
@@ -76,7 +78,7 @@ def stitch(
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two loaded models, and where each is from, by side."""
+    """Two loaded models, and their sources by side."""
 
     a: Model
     b: Model
@@ -91,7 +93,7 @@ def _make(
     clock: Clock,
     progress: Progress | None,
 ) -> dict:
-    """All stages from the text to the finished folder; returns the report."""
+    """Runs all stages, from the text to the finished folder `output`, and returns the report."""
     a, b = pair.a, pair.b
     with clock.stage("text"):
         windows = read_windows(asked, a, b, progress)
@@ -126,18 +128,34 @@ def _make(
         extra = {"wants": settings.wants, "references": references, "bridges": bridges, "progress": progress}
         scores = evaluate_all(on, composite, fitted, saes, **extra)
 
-    report = assemble(settings, a, b, pair.sources, windows, saes, matching, fitted, bridges, chosen, scores)
+    found = Joined(
+        a=a, b=b, sources=pair.sources, windows=windows, saes=saes, matching=matching, fitted=fitted, bridges=bridges,
+        chosen=chosen, scores=scores,
+    )  # fmt: skip
+    report = pair_report(settings, found)
     report["provenance"]["settings"] = asked.to_dict()
     if layer_choice is not None:
         report["layer_choice"] = layer_choice
     with clock.stage("writing"):
-        translation = fitted.translations[chosen]
-        config = stitch_config(a.config, b.config, *settings.sites, translation, b.bos)
         files = {"README.md": model_card(report), **explained}
-        write_checkpoint(output, config, a.folder, b.folder, translation, dtype=a.dtype, extra_files=files)
-        for side in "ab":
-            if (scratch / f"sae-{side}").exists():
-                shutil.copytree(scratch / f"sae-{side}", output / f"sae-{side}", copy_function=shutil.copyfile)
+        _write(output, pair, settings, fitted.translations[chosen], files, scratch)
     report["seconds"] = clock.seconds
     (output / "report.json").write_bytes(to_json(report))
     return report
+
+
+def _write(
+    output: Path,
+    pair: Pair,
+    settings: CompleteSettings,
+    translation: Translation,
+    files: dict[str, bytes],
+    scratch: Path,
+) -> None:
+    """Writes the composite's checkpoint and `files` to `output`, and the SAEs that were trained in `scratch`."""
+    a, b = pair.a, pair.b
+    config = stitch_config(a.config, b.config, *settings.sites, translation, b.bos)
+    write_checkpoint(output, config, a.folder, b.folder, translation, dtype=a.dtype, extra_files=files)
+    for side in "ab":
+        if (scratch / f"sae-{side}").exists():
+            shutil.copytree(scratch / f"sae-{side}", output / f"sae-{side}", copy_function=shutil.copyfile)

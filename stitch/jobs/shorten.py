@@ -1,4 +1,4 @@
-"""Depth surgery (`native`): one model without some of its blocks, as a stock checkpoint of its family.
+"""Depth surgery (`native`): one model without some of its blocks, as a standard checkpoint of its family.
 
 No SAE is trained and nothing is matched, so it takes minutes where the main job takes an hour.
 """
@@ -12,7 +12,7 @@ from stitch.composite.native import write_native
 from stitch.composite.surgery import TRANSLATIONS, Bridge, bridged, described, parameters_of, why_not_foldable
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
-from stitch.evaluation.rows import differences, ranked
+from stitch.evaluation.comparisons import differences, ranked
 from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.scoring import stage
 from stitch.evaluation.stage import Stage
@@ -45,10 +45,10 @@ def shorten(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
-    """Removes blocks layer..layer_b−1 of the model, bridges the hole, writes a stock checkpoint; returns its report and folder.
+    """Removes blocks layer..layer_b−1 of a model, bridges the gap, writes a standard checkpoint. Returns its report and folder.
 
-    Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
-    After an interrupt the same call with `resume` goes on and ends with the same bytes.
+    After an interrupt the same call with `resume` continues and gives the same bytes.
+    Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
     clock = Clock()
 
@@ -85,7 +85,7 @@ def _make(
     clock: Clock,
     progress: Progress | None,
 ) -> dict:
-    """All stages from the text to the finished folder; returns the report."""
+    """Runs all stages, from the text to the finished folder `output`, and returns the report."""
     start, stop = settings.sites
     with clock.stage("text"):
         windows = read_windows(settings, model, model, progress)
@@ -100,7 +100,7 @@ def _make(
         chosen = _choose(settings, bridges, stage(settings, model, model, paired["sweep"]), progress)
     with clock.stage("evaluation"):
         scores = _evaluate(stage(settings, model, model, paired["report"]), bridges, adapters, chosen, progress)
-    report = _assemble(settings, model, sources, windows, bridges, chosen, scores)
+    report = _surgery_report(settings, model, sources, windows, bridges, chosen, scores)
     with clock.stage("writing"):
         changed = parameters_of(bridged(model, start, stop, bridges[chosen]), bridges[chosen])
         write_native(output, model, start, stop, changed, extra_files={"README.md": model_card(report)})
@@ -110,7 +110,7 @@ def _make(
 
 
 def check_foldable(settings: CompleteSettings, model: Model) -> None:
-    """Raises UsageError where the blocks cannot be removed and bridged by the model's own weights."""
+    """Raises UsageError when the blocks cannot be removed and bridged by the model's own weights."""
     start, stop = settings.sites
     if (reason := why_not_foldable(model, start, stop, settings.memory)) is not None:
         raise UsageError(reason)
@@ -122,7 +122,7 @@ def check_foldable(settings: CompleteSettings, model: Model) -> None:
 
 
 def check_translation(settings: Settings) -> None:
-    """Raises UsageError unless the translation asked for leaves no adapter behind."""
+    """Raises UsageError when the requested translation does not fold into the model's weights."""
     allowed = ("auto", "identity", *TRANSLATIONS)
     if settings.translation not in allowed:
         raise UsageError(
@@ -132,7 +132,7 @@ def check_translation(settings: Settings) -> None:
 
 
 def _choose(settings: CompleteSettings, bridges: dict[str, Bridge], on: Stage, progress: Progress | None) -> str:
-    """Row name of the bridge to write: the one asked for, or the best on the sweep split."""
+    """Row name of the bridge to write: the one that the settings name, or the best on the sweep split."""
     if settings.translation != "auto":
         return TRANSLATIONS.get(settings.translation, "reference:passthrough")
     scores = evaluate(
@@ -153,21 +153,25 @@ def _evaluate(
     chosen: str,
     progress: Progress | None,
 ) -> dict[str, Scores]:
-    """The whole model, every bridge, and the adapters that a composite would carry instead."""
+    """Scores of the whole model, every bridge, and the adapters that a composite would have instead."""
     rows = {"b": on.whole(on.b.net), **{name: _row(on, bridge) for name, bridge in bridges.items()}}
     rows |= {name: on.translated(translation) for name, translation in adapters.items()}
     scores = evaluate(
         rows, on.windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, progress=progress
     )
-    return {"a": scores["b"], "composite": scores[chosen], **scores}  # A is B, and the short model is the chosen row
+    return {
+        "a": scores["b"],
+        "composite": scores[chosen],
+        **scores,
+    }  # A and B are the same; the short model is the chosen row
 
 
 @torch.no_grad()
 def _adapters(settings: CompleteSettings, model: Model, paired: dict[Split, Paired]) -> dict[str, Translation]:
-    """Affine maps of the stream, alone and with the token, fitted as in the main job: a composite keeps them as a module."""
+    """The rows `affine` and `affine+token`, fitted as in the main job. In a composite they would be an additional module."""
     first = paired["fit"].b.read(0, settings.layer_b)[0, 0].float()
     inputs = {"x": Stream(settings.layer), "embedding": ByToken(embeddings(model))}
-    wanted = {"translation:affine": ("x",), "translation:affine+token": ("x", "embedding")}
+    reads = {name: rows.row(name).reads for name in ("translation:affine", "translation:affine+token")}
     pairs = [("x", "x"), ("x", "embedding"), ("embedding", "embedding"), ("x", "target"), ("embedding", "target")]
 
     def variables(split: Split):
@@ -176,11 +180,11 @@ def _adapters(settings: CompleteSettings, model: Model, paired: dict[Split, Pair
 
     fit, sweep = (accumulate(variables(split), pairs) for split in ("fit", "sweep"))
     return {
-        name: from_ridge(name, ridge(fit, sweep, read), inputs).starting_with(first) for name, read in wanted.items()
+        name: from_ridge(name, ridge(fit, sweep, read), inputs).starting_with(first) for name, read in reads.items()
     }
 
 
-def _assemble(
+def _surgery_report(
     settings: CompleteSettings,
     model: Model,
     sources: dict[str, Source],
@@ -189,9 +193,9 @@ def _assemble(
     chosen: str,
     scores: dict[str, Scores],
 ) -> dict:
-    """report.json, timings aside; the same keys as the main job's where they apply."""
+    """report.json, with the timings still to be filled in. It has those keys of the main job's report that apply."""
     removed = range(settings.layer, settings.layer_b)
-    # The short model is the chosen bridge: references are compared with it, whichever it is.
+    # References are compared with the short model, whichever bridge it has.
     compared = {
         name: "composite" if name.startswith("reference:") else other for name, other in rows.compared_with().items()
     }

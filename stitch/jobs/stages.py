@@ -1,4 +1,4 @@
-"""The stages of the main job, each a function of the settings and of what earlier stages gave: text to translations."""
+"""The stages of the main job, from the text to the translations: functions of the settings and of earlier stages' results."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ from stitch.text.windows import HELD_OUT, LONGEST_CONTEXT, Windows, split_window
 from stitch.translation.available import available, earlier_sites
 from stitch.translation.fit import Evidence, Fitted, Options, inputs_read, translate
 
-FEATURES_PER_WIDTH = 8  # of an SAE, by default
+FEATURES_PER_WIDTH = 8  # features of an SAE per dimension of its stream, by default
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSize:
-    """How much text a job reads, in tokens: to fit on, in each held-out split, and in a window."""
+    """How much text a job reads, in tokens: in the fit split, in each held-out split, and in a window."""
 
     fit: int
     held_out: int
@@ -44,9 +44,9 @@ class TextSize:
 
 
 def load_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
-    """Both models, loaded once if they are the same.
+    """Both models and their sources by side. If both are the same folder, it is loaded once.
 
-    Raises UsageError when they do not read the same token ids, and where the second is a composite.
+    Raises: UsageError when they do not read the same token ids, and when the second is a composite.
     """
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
     sources = {
@@ -62,7 +62,11 @@ def load_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[
 
 
 def text_size(settings: AnySettings, a: Model, b: Model, held_out: int = HELD_OUT) -> TextSize:
-    """Tokens of the splits and the context, with the defaults of these models; held-out splits have at most `held_out`."""
+    """Tokens of the splits and of a window, with the defaults for these models.
+
+    Unless the settings say otherwise, a held-out split has about `held_out` tokens at most.
+    Raises: UsageError when the context is longer than the models take.
+    """
     longest = min(a.longest, b.longest)
     context = settings.context if settings.context is not None else min(longest, LONGEST_CONTEXT)
     if context > longest:
@@ -73,7 +77,7 @@ def text_size(settings: AnySettings, a: Model, b: Model, held_out: int = HELD_OU
 
 
 def check(settings: AnySettings, a: Model, b: Model) -> None:
-    """Raises UsageError where the models cannot be joined as the settings ask."""
+    """Raises UsageError when the models cannot be joined as the settings say."""
     a.check_site(settings.layer)
     if isinstance(settings.layer_b, int):
         b.check_site(settings.layer_b)
@@ -87,18 +91,18 @@ def check(settings: AnySettings, a: Model, b: Model) -> None:
         needed = 4 * 4 * 2 * settings.features * (a.width + b.width)
         if needed > settings.memory:
             raise UsageError(
-                f"features must fit into `memory`: {settings.features:,} need {needed / 2**30:.1f} GiB to train, and it is "
-                f"{settings.memory / 2**30:.1f} GiB: lower the one or raise the other."
+                f"features must fit into `memory`: {settings.features:,} need {needed / 2**30:.1f} GiB to train, and `memory` is "
+                f"{settings.memory / 2**30:.1f} GiB; lower `features` or raise `memory`."
             )
-    if not settings.native:  # which has no features
+    if not settings.native:  # depth surgery has no features
         tokens = text_size(settings, a, b).fit
         check_determined(settings.features or FEATURES_PER_WIDTH * widest, tokens, "features")
 
 
 def complete(settings: AnySettings, a: Model, b: Model) -> CompleteSettings:
-    """The settings with every default that depends on the models filled in. `layer_b` must not be "auto" any more.
+    """The settings with every default filled in that depends on the models. `layer_b` must not be "auto".
 
-    Raises UsageError where the models cannot be joined as the settings ask.
+    Raises: UsageError when the models cannot be joined as the settings say.
     """
     check(settings, a, b)
     layer_b = settings.layer_b
@@ -112,7 +116,7 @@ def complete(settings: AnySettings, a: Model, b: Model) -> CompleteSettings:
 
 
 def check_determined(features: int, tokens: int, what: str) -> None:
-    """Raises UsageError where `tokens` cannot determine a map from so many features: least squares wants two for each."""
+    """Raises UsageError for fewer than two tokens per feature, too few for least squares. `what` begins the message."""
     if tokens < 2 * features:
         raise UsageError(
             f"{what} must be at most half the number of tokens to fit on, {tokens:,}; got {features:,}: "
@@ -131,7 +135,7 @@ def read_windows(
 def harvest_pair(
     settings: CompleteSettings, a: Model, b: Model, windows: Windows, folder: Path, progress: Progress | None = None
 ) -> Paired:
-    """Activations of both sites on disk; one pass for both when A is B."""
+    """Writes the activations of both sites to `folder`, in one pass when A is B."""
     early = [*earlier_sites(settings.layer), settings.layer]
     sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b)}) if a is b else early
     width = sum(map(a.width_at, sites)) + (0 if a is b else b.width)
@@ -147,7 +151,7 @@ def harvest_pair(
 
 
 def bridging_sites(settings: CompleteSettings, a: Model, b: Model) -> list[int]:
-    """Sites that `bridge_pair` needs; none where it has nothing to do."""
+    """Sites that `bridge_pair` reads; none where it has nothing to do."""
     sites = settings.layer, settings.layer_b
     if a is not b or settings.brief:
         return []
@@ -157,7 +161,7 @@ def bridging_sites(settings: CompleteSettings, a: Model, b: Model) -> list[int]:
 def bridge_pair(
     settings: CompleteSettings, a: Model, b: Model, paired: dict[Split, Paired], progress: Progress | None = None
 ) -> dict[str, Bridge]:
-    """Where A is B and blocks are left out: the bridges that fold into A's own weights. Else none."""
+    """Where A is B and blocks are left out, the bridges that fold into A's weights (see `fit_bridges`); otherwise none."""
     if not bridging_sites(settings, a, b):
         return {}
     streams: dict[Split, Activations] = {split: paired[split].a for split in ("fit", "sweep")}
@@ -167,7 +171,7 @@ def bridge_pair(
 
 
 def sae_configs(settings: CompleteSettings, a: Model, b: Model, fit: Paired) -> dict[str, SAEConfig]:
-    """What both SAEs should be."""
+    """The configurations of both SAEs, by side."""
     batch = 1024 if fit.tokens >= 64 * 1024 else 256
 
     def config(model: Model) -> SAEConfig:
@@ -192,7 +196,7 @@ def train_pair(
     sources: dict[str, Source],
     progress: Progress | None = None,
 ) -> SAEs:
-    """The SAEs of both sites: loaded where the settings name one, trained together in `work` where they do not."""
+    """The SAEs of both sites: loaded where the settings name one, otherwise trained together, with files in `work`."""
     configs = sae_configs(settings, a, b, paired["fit"])
     sites = {"a": settings.layer, "b": settings.layer_b}
     given = {"a": settings.sae_a, "b": settings.sae_b}
@@ -224,9 +228,9 @@ def train_pair(
 
 
 def chunk_tokens(settings: CompleteSettings, saes: SAEs) -> int:
-    """Tokens encoded at a time: dense codes of both SAEs and their copies within a sixteenth of the memory.
+    """Tokens encoded at a time. Dense codes of both SAEs and their copies take at most a sixteenth of the memory.
 
-    More than 2,048 only makes arrays so large that the allocator returns them to the system every time.
+    With more than 2,048, arrays are so large that the allocator returns them to the system after every use, which is slower.
     """
     features = saes.a.encoder.shape[1] + saes.b.encoder.shape[1]
     return max(256, min(2048, settings.memory // 16 // (12 * features)))
@@ -235,13 +239,13 @@ def chunk_tokens(settings: CompleteSettings, saes: SAEs) -> int:
 def match_pair(
     settings: CompleteSettings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None
 ) -> Matching:
-    """The matching of both SAEs' features over the fit tokens, whose codes are kept in `work`."""
+    """The matching of both SAEs' features on the fit split, whose codes are kept in `work`."""
     stream = codes_of_pair(settings, fit, saes, work, progress)
     return match(stream, settings.matching, seed=settings.seed, budget_bytes=settings.memory // 4)
 
 
 def codes_of_pair(settings: CompleteSettings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None):
-    """Both SAEs' codes of the fit tokens, a stream that can be started again."""
+    """Both SAEs' codes of the fit split, as a stream that can be read several times."""
     chunk = chunk_tokens(settings, saes)
     return code_stream(fit, saes.a, saes.b, chunk=chunk, folder=work / "codes", progress=progress)
 
@@ -255,7 +259,7 @@ def translate_pair(
     matching: Matching,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Every translation and null of the pair that the settings want, fitted on the fit split, λ chosen on the sweep split."""
+    """Every translation and null that the settings ask for, fitted on the fit split, with λ chosen on the sweep split."""
     fit = paired["fit"]
     evidence = Evidence(
         fit=fit, held_out=paired["sweep"], inputs=available(a, b, fit, saes, settings.seed, inputs_read(settings.wants)),

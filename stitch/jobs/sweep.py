@@ -1,4 +1,4 @@
-"""Every pair of layers of two models, in both directions: what the fast translations reach there, at what cost."""
+"""Joins two models at every pair of layers, in both directions, and reports score and cost of every composite."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from stitch.composite.compose import check_target
-from stitch.composite.costs import Costs, whole_parameters
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Scores, evaluate, whole_model
@@ -16,19 +15,23 @@ from stitch.files.job import Job, run
 from stitch.files.workspace import short_name
 from stitch.jobs.cluster import connected
 from stitch.jobs.stages import complete, load_pair, read_windows
+from stitch.jobs.sweep_report import sweep_report
 from stitch.jobs.sweep_tasks import harvest_on, score_on
-from stitch.layers.cells import Cell, CellRow, Harvest, ScoredCells, Side, harvest_all, score_cells
-from stitch.layers.choose import RULE, best_layer, eligible
-from stitch.layers.pareto import front
+from stitch.layers.cells import Cell, Harvest, Side, harvest_all, score_cells
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
 from stitch.progress import Progress
-from stitch.report.sweep import card, draw, require_matplotlib
+from stitch.report.sweep_card import sweep_card
+from stitch.report.sweep_figure import draw_sweep, require_matplotlib
 from stitch.text.documents import SPLITS
 
-MARGIN = 1e-4  # nats; a composite that runs all of the target differs from it by rounding alone
-HELD_OUT = 16_384  # tokens of each held-out split, at most: a cell is scored on both
+HELD_OUT = 16_384  # tokens of each held-out split, at most; every cell is scored on both
 SPLITS_SCORED = ("sweep", "report")
+# The settings that a sweep has parameters for.
+PARAMETERS = (
+    *("model_a", "model_b", "text", "tokens", "context", "seed"),
+    *("memory", "device", "dtype", "trust_remote_code"),
+)
 
 
 def sweep(
@@ -49,12 +52,13 @@ def sweep(
     cluster: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
-    """Joins the two models at every pair of layers; writes report.json, README.md and sweep.png to `out`, returns both.
+    """Joins the two models at every pair of layers and writes report.json, README.md and sweep.png to `out`.
 
-    λ and every choice (fronts, best layers) come from the sweep split, all numbers shown from the report split; `seed` is that of
-    the intervals' bootstrap. After an interrupt, `resume` keeps the activations already on disk. `cluster` spreads the work on a
-    Ray cluster (see `stitch.jobs.cluster.connected`), all of whose machines must see the folder that holds `out`.
-    Raises UsageError when the request cannot be met, StitchError when the work fails; either way nothing is left on disk.
+    Returns the report and the folder. λ and every choice (fronts, best layers) come from the sweep split, all numbers shown from
+    the report split. `seed` is that of the bootstrap. After an interrupt, `resume` keeps the activations already on disk.
+    `cluster` is the address of a Ray cluster to spread the work on (see `stitch.jobs.cluster.connected`); all its machines must
+    see the folder that holds `out`.
+    Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
     require_matplotlib()
     settings = Settings(
@@ -69,15 +73,15 @@ def sweep(
             if model.depth < 2:
                 raise UsageError(f"a sweep needs models of at least 2 blocks; {model.name} has {model.depth}.")
         completed = complete(settings, a, b)
-        request = {key: value for key, value in completed.to_dict().items() if key in _ASKED}
+        request = {key: value for key, value in completed.to_dict().items() if key in PARAMETERS}
 
         def make(scratch: Path, output: Path) -> dict:
             report = _make(completed, {"a": a, "b": b}, scratch.resolve(), cluster, progress)
             report["provenance"] = {**provenance(completed.to_dict(), a, b, sources), "settings": request}
             output.mkdir()
             (output / "report.json").write_bytes(to_json(report))
-            (output / "README.md").write_bytes(card(report))
-            draw(report, output / "sweep.png")
+            (output / "README.md").write_bytes(sweep_card(report))
+            draw_sweep(report, output / "sweep.png")
             return report
 
         return Job(make=make, request=request, name=f"{short_name(a.name)}-{short_name(b.name)}-sweep")
@@ -92,7 +96,7 @@ def _make(
     cluster: str | None,
     progress: Progress | None,
 ) -> dict:
-    """Harvests, scores every pair of layers, and assembles the report without its provenance."""
+    """Harvests activations, scores every pair of layers, and returns the report without its provenance."""
     a, b = models["a"], models["b"]
     with ExitStack() as stack:
         workers = stack.enter_context(connected(cluster, on_gpu=a.device.type == "cuda")) if cluster else None
@@ -112,7 +116,7 @@ def _make(
                 models, cells, fit, held_out, reference="report", memory=settings.memory, progress=progress
             )
         donors = _score_donors(models, held_out, settings.memory, progress)
-        report = assemble(models, settings.context, found, donors, settings.seed)
+        report = sweep_report(models, settings.context, found, donors, settings.seed)
         report["tokens"] = {
             **{split: one.tokens for split, one in windows.items()},
             "fitted_on": int(fit.keep.sum()),
@@ -120,14 +124,8 @@ def _make(
     return report
 
 
-_ASKED = (
-    *("model_a", "model_b", "text", "tokens", "context", "seed"),
-    *("memory", "device", "dtype", "trust_remote_code"),
-)
-
-
 def all_cells(a: Model, b: Model) -> list[Cell]:
-    """Every pair of sites in both directions; in one, where both models are the same."""
+    """Every pair of sites in both directions, or in one if both models are the same."""
     there = [Cell("a", i, j) for i in range(a.depth + 1) for j in range(b.depth + 1)]
     return there if a is b else there + [Cell("b", i, j) for i in range(b.depth + 1) for j in range(a.depth + 1)]
 
@@ -136,7 +134,7 @@ def all_cells(a: Model, b: Model) -> list[Cell]:
 def _score_donors(
     models: dict[Side, Model], held_out: dict[str, Harvest], memory: int, progress: Progress | None
 ) -> dict[str, dict[str, Scores]]:
-    """Both models as they are, on the same windows as the composites: by side, then by split."""
+    """Scores of both whole models on the same windows as the composites, by side and split."""
     vocabulary = min(model.config.vocab_size for model in models.values())
     by_split = {
         split: evaluate(
@@ -146,114 +144,3 @@ def _score_donors(
         for split, one in held_out.items()
     }  # fmt: skip
     return {side: {split: scores[side] for split, scores in by_split.items()} for side in models}
-
-
-def assemble(
-    models: dict[Side, Model], context: int, found: ScoredCells, donors: dict[str, dict[str, Scores]], seed: int
-) -> dict:
-    """report.json without what does not follow from the scores: cells, best layers, fronts."""
-    costs = {
-        "a": Costs(models["a"], models["b"], context),
-        "b": Costs(models["b"], models["a"], context),
-    }
-    whole = {
-        side: {
-            **_numbers(donors[side], seed),
-            "flops": sum(costs[side].source_blocks),
-            "parameters": whole_parameters(model.net),
-        }
-        for side, model in models.items()
-    }
-    cells = [_cell(cell, rows, found, costs[cell.source], whole, seed) for cell, rows in found.rows.items()]
-    return {
-        "models": {side: model.name for side, model in models.items()},
-        "depth": {side: model.depth for side, model in models.items()},
-        "context": context,
-        "donors": whole,
-        "cells": cells,
-        "rule": RULE,
-        "best_layers": _best_layers(cells, costs),
-        "fronts": {cost: _front(cells, whole, cost) for cost in ("flops", "parameters")},
-    }
-
-
-def _cell(cell: Cell, rows: dict[str, CellRow], found: ScoredCells, costs: Costs, donors: dict, seed: int) -> dict:
-    flops = costs.flops(cell.i, cell.j, rows["affine"].multiply_adds)
-    share = costs.share(cell.i, cell.j, flops)
-    source, target = donors[cell.source]["ce"], donors[cell.target]["ce"]
-    translations = {
-        name: {
-            **_numbers(row.scores, seed),
-            "parameters": costs.parameters(cell.i, cell.j, row.parameters),
-            "lambda": row.strength,
-            "unexplained": row.unexplained,
-        }
-        for name, row in rows.items()
-    }
-    return {
-        "source": cell.source,
-        "target": cell.target,
-        "i": cell.i,
-        "j": cell.j,
-        "flops": flops,
-        "share": share,
-        "line": source + share * (target - source),
-        "chosen": min(translations, key=lambda name: translations[name]["sweep_ce"]),
-        "translations": translations,
-        "null": _numbers(found.nulls[cell.target, cell.j].scores, seed),
-    }
-
-
-def _numbers(scores: dict[str, Scores], seed: int) -> dict:
-    """The row on the report split, and the cross-entropy on the sweep split that choices are made by."""
-    shown = scores["report"]
-    low, high = shown.interval(seed=seed)
-    kl = None if shown.kl is None else float(shown.kl.sum() / shown.tokens.sum())
-    return {"ce": shown.ce, "ce_low": low, "ce_high": high, "kl_to_target": kl, "sweep_ce": scores["sweep"].ce}
-
-
-def _best_layers(cells: list[dict], costs: dict[str, Costs]) -> list[dict]:
-    """What `RULE` picks for every number of early blocks, in both directions."""
-    at = {(cell["source"], cell["i"], cell["j"]): cell for cell in cells}
-    best = []
-    for side, one in costs.items():
-        if (side, 1, 1) not in at:  # both models are the same: one direction
-            continue
-        for i in range(1, one.source.depth + 1):
-            flops = eligible(one, i)
-            ce = {j: _chosen(at[side, i, j])["sweep_ce"] for j in flops}
-            cell = at[side, i, best_layer(flops, ce, one.costlier_donor)]
-            best.append(
-                {
-                    **{key: cell[key] for key in ("source", "target", "i", "j", "flops", "line")},
-                    "translation": cell["chosen"],
-                    **{key: _chosen(cell)[key] for key in ("ce", "ce_low", "ce_high", "parameters")},
-                    "within_budget": cell["flops"] <= one.costlier_donor,
-                }
-            )
-    return best
-
-
-def _chosen(cell: dict) -> dict:
-    return cell["translations"][cell["chosen"]]
-
-
-def _front(cells: list[dict], donors: dict, cost: str) -> list[dict]:
-    """Pareto front of cost and cross-entropy over both models and every composite; "up_to" is where the next point begins."""
-    keys = ("ce", "ce_low", "ce_high", "sweep_ce")
-    points = [
-        {"model": side, **{key: one[key] for key in (*keys, "flops", "parameters")}} for side, one in donors.items()
-    ]
-    for cell in cells:
-        for name, row in cell["translations"].items():
-            points.append(
-                {
-                    "model": "composite",
-                    **{key: cell[key] for key in ("source", "target", "i", "j", "flops")},
-                    "translation": name,
-                    **{key: row[key] for key in (*keys, "parameters")},
-                }
-            )
-    kept = [points[index] for index in front([(float(point[cost]), point["sweep_ce"]) for point in points], MARGIN)]
-    ends = [point[cost] for point in kept[1:]]
-    return [{**point, "up_to": end} for point, end in zip(kept, [*ends, None], strict=True)]

@@ -1,7 +1,7 @@
-"""A sweep's two long stages on a cluster: shards of activations, then cells, each worker with models of its own.
+"""The two long stages of a sweep on a cluster: harvesting shards of activations, then scoring cells.
 
-Workers run the functions that a sweep on one machine runs, on parts of the same work, so the numbers are the same. They meet in
-the folder of the activations, which all machines must see.
+Workers load both models and run the same functions as a sweep on one machine on parts of the work, so the numbers are the same.
+They exchange activations through a folder that all machines must see.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.windows import Windows
 
-PARTS = 4  # for every worker, so that all end at about the same time
+PARTS = 4  # per worker, so that all workers finish at about the same time
 
 
 def harvest_on(
@@ -27,7 +27,7 @@ def harvest_on(
     folder: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Writes what `harvest_all` would: every worker some of the shards. Calling that afterwards finds them all."""
+    """Writes the shards that `harvest_all` would write, some by each worker. `harvest_all` then finds them all on disk."""
     items = [(settings, windows, sites, folder, (part, cluster.workers)) for part in range(cluster.workers)]
     cluster.run(_harvest, items, progress, f"activations of the {folder.name} split (parts)")
 
@@ -41,9 +41,9 @@ def score_on(
     reference: str | None,
     progress: Progress | None = None,
 ) -> ScoredCells:
-    """What `score_cells` gives, from workers that take some of the cells each."""
+    """The result of `score_cells`, with the cells spread over the workers."""
     for one in (fit, *held_out.values()):
-        _ = one.keep  # found once, here, and sent along
+        _ = one.keep  # computed once here and cached, so that it is sent along
     ordered = sorted(cells, key=lambda cell: cell.sites)
     size = -(-len(ordered) // (PARTS * cluster.workers))
     parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
@@ -68,6 +68,6 @@ def _score(
 
 @lru_cache(maxsize=1)
 def _models(settings: CompleteSettings) -> dict[Side, Model]:
-    """Of this worker; it keeps them from one task to the next."""
+    """Both models. A worker keeps them from one task to the next."""
     a, b, _ = load_pair(settings)
     return {"a": a, "b": b}

@@ -1,40 +1,42 @@
-"""The report of a stitch: one dict, what a terminal shows of it, and the model card it makes."""
+"""What people read of a report: the result table and its footnotes, as a terminal shows them, and the model card."""
 
 import json
+from dataclasses import dataclass
 
 from stitch.files.markdown import loading_example, markdown_table
-from stitch.report import chain as chain_report
+from stitch.report import chain as seams
 
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to B", "top-1"]
 
 
 def table(report: dict) -> tuple[list[str], list[list[str]], str]:
     """Header, rows and title of the result table."""
-    of_chain = chain_report.rows(report["chain"]) if "chain" in report else []
+    of_chain = seams.rows(report["chain"]) if "chain" in report else []
     rows = [[_label(row["name"], report), *_cells(row)] for row in (*of_chain, *report["results"])]
     return COLUMNS, rows, title(report)
 
 
 def title(report: dict) -> str:
+    """One line: which blocks of which models, and on how much text they are scored."""
+    scored = f"{report['tokens']['report']:,} held-out tokens"
     if "site" not in report:
-        return f"{report['models']['a']} on {report['tokens']['report']:,} held-out tokens"
+        return f"{report['models']['a']} on {scored}"
+    return f"{_blocks_run(report)}; {scored}, nats per token"
+
+
+def _blocks_run(report: dict) -> str:
+    models, site = report["models"], report["site"]
     if native := report.get("native"):
-        return (
-            f"{report['models']['a']} without blocks {report['site']['a']} to {report['site']['b'] - 1}, {native['blocks']} of "
-            f"{native['of']} left; {report['tokens']['report']:,} held-out tokens, nats per token"
-        )
+        return f"{models['a']} without blocks {site['a']} to {site['b'] - 1}, {native['blocks']} of {native['of']} blocks left"
     if chain := report.get("chain"):
-        return f"{chain_report.title(chain)}; {report['tokens']['report']:,} held-out tokens, nats per token"
-    return (
-        f"{report['models']['a']} up to block {report['site']['a']}, then {report['models']['b']} from block "
-        f"{report['site']['b']}; {report['tokens']['report']:,} held-out tokens, nats per token"
-    )
+        return seams.title(chain)
+    return f"first {site['a']} blocks of {models['a']}, then {models['b']} from block {site['b']}"
 
 
 def _label(name: str, report: dict) -> str:
     if name == "composite":
         return f"{name} ({report['chosen']})"
-    return chain_report.label(name, report["chain"]) if "chain" in report else name
+    return seams.label(name, report["chain"]) if "chain" in report else name
 
 
 def _cells(row: dict) -> list[str]:
@@ -48,8 +50,8 @@ def _cells(row: dict) -> list[str]:
 
 
 def footnotes(report: dict) -> list[str]:
-    """The sentences below the table: what was chosen and how the differences stand, with their paired intervals."""
-    lines = chain_report.footnotes(report["chain"]) if "chain" in report else []
+    """The sentences below the table: what was chosen, how good the parts are, and paired differences with their intervals."""
+    lines = seams.footnotes(report["chain"]) if "chain" in report else []
     if choice := report.get("layer_choice"):
         tried = ", ".join(f"{item['b']}: {item['ce']:.3f}" for item in choice["layers"] if item["ce"] is not None)
         lines.append(
@@ -57,16 +59,18 @@ def footnotes(report: dict) -> list[str]:
         )
     for item in report.get("saes", []):
         lines.append(
-            f"SAE at {item['site']}: {item['features']:,} features, FVU {item['fvu']:.3f}, L0 {item['l0']:.1f}, "
-            f"{item['dead']:.1%} dead, cross-entropy with it spliced in {item['spliced_ce']:.3f}."
+            f"SAE at {item['site']}: {item['features']:,} features, {item['dead']:.1%} of them dead, "
+            f"{item['l0']:.1f} active per token (L0), share of variance unexplained (FVU) {item['fvu']:.3f}. With its "
+            f"reconstruction in place of the stream the model's cross-entropy is {item['spliced_ce']:.3f}."
         )
     if found := report.get("matching"):
         lines.append(
-            f"Matching: {found['pairs']:,} pairs, mean correlation {found['mean_score']:.3f}; best random alternative "
-            f"{found['null_mean_score']:.3f}. Their sum is at most {found['gap']:.4%} below that of the best matching there is."
+            f"Matching: {found['pairs']:,} pairs of features, mean correlation {found['mean_score']:.3f}; control, the best of "
+            f"some random partners: {found['null_mean_score']:.3f}. The sum of correlations is at most {found['gap']:.4%} "
+            "below the maximum over all one-to-one matchings."
         )
     if found := report.get("left_out"):
-        lines.append(f"Left out, because they need more than `memory`: {', '.join(found)}.")
+        lines.append(f"Not fitted, because they need more than `memory`: {', '.join(found)}.")
     for item in report.get("differences", []):
         lines.append(
             f"{item['name']} − {item['minus']}: {item['ce']:+.3f} nats ({item['ce_low']:+.3f} to {item['ce_high']:+.3f}, paired)."
@@ -75,62 +79,14 @@ def footnotes(report: dict) -> list[str]:
 
 
 def model_card(report: dict) -> bytes:
-    """README.md of the composite, its metadata block holding a model-index that the Hub reads."""
-    a, b = donors = report["models"]["a"], report["models"]["b"]
-    composite = next(row for row in report["results"] if row["name"] == "composite")
-    dataset = report["provenance"]["settings"]["text"]
-    if native := report.get("native"):
-        name = f"{a} with {native['blocks']} of {native['of']} blocks"
-        made = (
-            f"{a} without blocks {report['site']['a']} to {report['site']['b'] - 1}, the hole bridged by weights refitted in "
-            f"closed form ({report['chosen']}). A stock {native['family']}; no weight was fine-tuned."
-        )
-    elif chain := report.get("chain"):
-        donors = [part["model"] for part in chain["parts"]]
-        name, made = " × ".join(donors), chain_report.made(chain)
-    else:
-        name = f"{a} × {b}"
-        made = (
-            f"The first {report['site']['a']} blocks of {a}, a translation ({report['chosen']}) fitted in closed form, and "
-            f"the blocks of {b} from {report['site']['b']} on. No weight was fine-tuned."
-        )
-    metadata = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["stitch", "model-stitching", "merge"],
-        "base_model": [name for name in dict.fromkeys(donors) if "/" in name and not name.startswith((".", "/"))],
-        "model-index": [
-            {
-                "name": name,
-                "results": [
-                    {
-                        "task": {"type": "text-generation", "name": "Language modelling"},
-                        "dataset": {"type": dataset, "name": f"{dataset}, report split"},
-                        "metrics": [
-                            {"type": "perplexity", "value": round(composite["ppl"], 4), "name": "Perplexity"},
-                            {
-                                "type": "cross-entropy",
-                                "value": round(composite["ce"], 4),
-                                "name": "Cross-entropy, nats per token",
-                            },
-                        ],
-                    }
-                ],
-            }
-        ],
-    }
-    if not metadata["base_model"]:
-        del metadata["base_model"]
+    """README.md of the composite: a metadata block with a model-index that the Hub reads, how to load it, the result table."""
+    subject = _subject(report)
     header, rows, caption = table(report)
-    lines = ["---", json.dumps(metadata, indent=2, ensure_ascii=False), "---", ""]  # JSON is YAML
-    lines += [f"# {name}", ""]
-    lines += [
-        made,
-        "",
-        *loading_example(remote_code=not native),
-        "",
-        f"## What it is worth ({caption})",
-        "",
+    lines = [
+        *("---", json.dumps(_metadata(report, subject), indent=2, ensure_ascii=False), "---", ""),  # JSON is YAML
+        *(f"# {subject.name}", "", subject.made, ""),
+        *loading_example(remote_code="native" not in report),
+        *("", f"## Results ({caption})", ""),
         *markdown_table(header, rows),
         "",
         *(f"- {line}" for line in footnotes(report)),
@@ -139,3 +95,64 @@ def model_card(report: dict) -> bytes:
         "",
     ]
     return "\n".join(lines).encode()
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The model that a card is about: its name, how it was made in one or two sentences, and the models it comes from."""
+
+    name: str
+    made: str
+    donors: list[str]
+
+
+def _subject(report: dict) -> _Subject:
+    a, b = donors = [report["models"][side] for side in "ab"]
+    site, chosen = report["site"], report["chosen"]
+    if native := report.get("native"):
+        bridge = (
+            "nothing else was changed"
+            if chosen == "passthrough"
+            else f"the gap is bridged by weights refitted in closed form ({chosen})"
+        )
+        return _Subject(
+            f"{a} with {native['blocks']} of {native['of']} blocks",
+            f"{a} without blocks {site['a']} to {site['b'] - 1}; {bridge}. It is a standard {native['family']} checkpoint. "
+            "No weight was fine-tuned.",
+            donors,
+        )
+    if chain := report.get("chain"):
+        donors = [part["model"] for part in chain["parts"]]
+        return _Subject(" × ".join(donors), seams.made(chain), donors)
+    return _Subject(
+        f"{a} × {b}",
+        f"The first {site['a']} blocks of {a}, a translation ({chosen}) fitted in closed form, and the blocks of {b} from "
+        f"{site['b']} on. No weight was fine-tuned.",
+        donors,
+    )
+
+
+def _metadata(report: dict, subject: _Subject) -> dict:
+    """The card's metadata. Donors with a name on the Hub are named as base models."""
+    base = [name for name in dict.fromkeys(subject.donors) if "/" in name and not name.startswith((".", "/"))]
+    return {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["stitch", "model-stitching", "merge"],
+        **({"base_model": base} if base else {}),
+        "model-index": [{"name": subject.name, "results": [_measured(report)]}],
+    }
+
+
+def _measured(report: dict) -> dict:
+    """The composite's scores in the form of a model-index."""
+    composite = next(row for row in report["results"] if row["name"] == "composite")
+    dataset = report["provenance"]["settings"]["text"]
+    metrics = {"perplexity": ("ppl", "Perplexity"), "cross-entropy": ("ce", "Cross-entropy, nats per token")}
+    return {
+        "task": {"type": "text-generation", "name": "Language modelling"},
+        "dataset": {"type": dataset, "name": f"{dataset}, report split"},
+        "metrics": [
+            {"type": kind, "value": round(composite[key], 4), "name": shown} for kind, (key, shown) in metrics.items()
+        ],
+    }

@@ -1,4 +1,4 @@
-"""What the report of a chain says beyond that of its last seam: every model, every seam, every composite on the way."""
+"""The report of a chain: that of its last seam, with every model, every seam and every intermediate composite."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ from stitch.composite.parts import Part, joined
 from stitch.models.sources import Source
 
 
-def assemble(parts: Sequence[Part], reports: Sequence[dict], request: dict, sources: Sequence[Source]) -> dict:
-    """report.json of a chain: that of its last seam, in which `a` is the composite before it, and "chain" with all the rest."""
+def chain_report(parts: Sequence[Part], reports: Sequence[dict], request: dict, sources: Sequence[Source]) -> dict:
+    """report.json of a chain: that of its last seam, in which `a` is the composite before it, and the key "chain"."""
     models = {parts[0].model: _row(reports[0], "a", parts[0].model)}
     for part, report in zip(parts[1:], reports, strict=True):
         models.setdefault(part.model, _row(report, "b", part.model))
@@ -46,13 +46,13 @@ def assemble(parts: Sequence[Part], reports: Sequence[dict], request: dict, sour
 
 
 def _row(report: dict, name: str, shown: str) -> dict:
-    """A row under another name, without KL and top-1 agreement: those are to the second model of its own seam."""
+    """A row under another name. KL and top-1 agreement are left out, as they compare with the second model of that seam."""
     row = next(row for row in report["results"] if row["name"] == name)
     return {"name": shown, **{key: row[key] for key in ("ce", "ce_low", "ce_high", "ppl")}}
 
 
 def rows(chain: dict) -> list[dict]:
-    """Rows for the head of the table: the models as they are, then the composites that the last seam's rows do not have."""
+    """The first rows of the table: the whole models, then the composites that are not among the rows of the last seam."""
     models = [{**row, "name": f"model {row['name']}"} for row in chain["models"]]
     return models + [
         {**seam["composite"], "name": f"after seam {number}"} for number, seam in enumerate(chain["seams"][:-2], 1)
@@ -60,24 +60,25 @@ def rows(chain: dict) -> list[dict]:
 
 
 def label(name: str, chain: dict) -> str:
-    """What the last seam's rows `a` and `b` stand for."""
+    """A row's name; `a` and `b` with the model or composite that they are in the last seam."""
     before = len(chain["seams"]) - 1
     shown = {"a": f"after seam {before}" if before else chain["parts"][0]["model"], "b": chain["parts"][-1]["model"]}
     return f"{name} ({shown[name]})" if name in shown else name
 
 
 def title(chain: dict) -> str:
+    """The parts with their blocks, such as "demo:gpt2[:3] + demo:llama[4:]"."""
     return joined([_part(part) for part in chain["parts"]])
 
 
 def made(chain: dict) -> str:
-    """One sentence for the model card."""
+    """How the composite was made, for the model card."""
     blocks = [f"{_blocks(part['from'], part['to'])} of {part['model']}" for part in chain["parts"]]
     chosen = ", ".join(seam["chosen"] for seam in chain["seams"])
     start = ", ".join(blocks[:-1])
     return (
-        f"{start[0].upper()}{start[1:]}, and {blocks[-1]}, joined by translations ({chosen}) that were fitted in closed "
-        "form, each on what the composite before it computes. No weight was fine-tuned."
+        f"{start[0].upper()}{start[1:]}, and {blocks[-1]}, joined by translations ({chosen}). Each was fitted in closed form "
+        "on the activations of the composite before it. No weight was fine-tuned."
     )
 
 
@@ -88,16 +89,16 @@ def _blocks(start: int, stop: int | None) -> str:
 
 
 def footnotes(chain: dict) -> list[str]:
-    """A sentence per seam."""
+    """A sentence per seam, and which seam the rest of the report is about."""
     lines = []
     for number, seam in enumerate(chain["seams"], 1):
         source, target, row = seam["from"], seam["to"], seam["composite"]
         lines.append(
             f"Seam {number}: {source['model']} at block {source['site']} to {target['model']} at block {target['site']}, "
-            f"{seam['chosen']}; cross-entropy of {row['name']}: {row['ce']:.3f} "
+            f"translation {seam['chosen']}. Cross-entropy of {row['name']}: {row['ce']:.3f} "
             f"({row['ce_low']:.3f} – {row['ce_high']:.3f})."
         )
-    return [*lines, f"The rows from a on and what follows are of seam {len(chain['seams'])}."]
+    return [*lines, f"The rows from `a` on and the notes below are those of seam {len(chain['seams'])}."]
 
 
 def _part(entry: dict) -> Part:

@@ -1,13 +1,14 @@
 """report.json of a stitch of two models: scores, costs, SAEs, matching, differences, provenance."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 
 from stitch.composite.costs import Costs
 from stitch.composite.surgery import Bridge, described
 from stitch.config import CompleteSettings
-from stitch.evaluation.rows import against_line, differences, line, ranked
+from stitch.evaluation.comparisons import against_line, differences, line, ranked
 from stitch.evaluation.scores import Scores
 from stitch.features.matching import Matching
 from stitch.features.saes import SAEs
@@ -20,59 +21,64 @@ from stitch.translation.fit import Fitted
 from stitch.translation.rows import compared_with
 
 
-def assemble(
-    settings: CompleteSettings,
-    a: Model,
-    b: Model,
-    sources: dict[str, Source],
-    windows: dict[Split, Windows],
-    saes: SAEs,
-    matching: Matching,
-    fitted: Fitted,
-    bridges: dict[str, Bridge],
-    chosen: str,
-    scores: dict[str, Scores],
-) -> dict:
-    """report.json, timings aside."""
-    sites = settings.sites
-    costs = Costs(a, b, settings.context)
-    yardstick = line(costs, *sites, fitted.translations[chosen], scores)
-    results = _results(costs, sites, fitted, chosen, scores)
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """What a stitch computed, as far as its report needs it. `chosen` is the row name of the translation in the composite."""
+
+    a: Model
+    b: Model
+    sources: dict[str, Source]
+    windows: dict[Split, Windows]
+    saes: SAEs
+    matching: Matching
+    fitted: Fitted
+    bridges: dict[str, Bridge]
+    chosen: str
+    scores: dict[str, Scores]
+
+
+def pair_report(settings: CompleteSettings, found: Joined) -> dict:
+    """report.json, with the timings still to be filled in."""
+    costs = Costs(found.a, found.b, settings.context)
+    yardstick = line(costs, *settings.sites, found.fitted.translations[found.chosen], found.scores)
+    results = _results(costs, settings.sites, found.fitted, found.chosen, found.scores)
     return {
-        "models": {"a": a.name, "b": b.name},
+        "models": {"a": found.a.name, "b": found.b.name},
         "site": {"a": settings.layer, "b": settings.layer_b},
-        "tokens": {split: found.tokens for split, found in windows.items()},
-        "saes": _saes(settings, saes, scores),
-        "matching": _matching(settings.matching, matching),
-        "ridge": {
-            **{
-                name: {
-                    "lambda": found.strength,
-                    "lambda_of_lift": found.strength_apart,
-                    "unexplained": found.unexplained,
-                    "shares": fitted.shares[name],
-                }
-                for name, found in fitted.ridges.items()
-            },
-            **described(bridges),
-        },
-        "similarity": fitted.similarity,
+        "tokens": {split: windows.tokens for split, windows in found.windows.items()},
+        "saes": _saes(settings, found.saes, found.scores),
+        "matching": _matching(settings.matching, found.matching),
+        "ridge": {**_ridges(found.fitted), **described(found.bridges)},
+        "similarity": found.fitted.similarity,
         "results": [*results[:3], yardstick, *results[3:]],  # after a, b and the composite
         "differences": [
-            against_line(scores, yardstick["share"]),
-            *differences(scores, compared_with()),
+            against_line(found.scores, yardstick["share"]),
+            *differences(found.scores, compared_with()),
         ],
-        "left_out": list(fitted.left_out),
-        "chosen": chosen.partition(":")[2],
+        "left_out": list(found.fitted.left_out),
+        "chosen": found.chosen.partition(":")[2],
         "seconds": {},
-        "provenance": provenance(settings.to_dict(), a, b, sources),
+        "provenance": provenance(settings.to_dict(), found.a, found.b, found.sources),
+    }
+
+
+def _ridges(fitted: Fitted) -> dict[str, dict]:
+    """Of each ridge: its λ, the held-out share of variance it leaves unexplained, and what each input contributes."""
+    return {
+        name: {
+            "lambda": ridge.strength,
+            "lambda_of_lift": ridge.strength_apart,
+            "unexplained": ridge.unexplained,
+            "shares": fitted.shares[name],
+        }
+        for name, ridge in fitted.ridges.items()
     }
 
 
 def _results(
     costs: Costs, sites: tuple[int, int], fitted: Fitted, chosen: str, scores: dict[str, Scores]
 ) -> list[dict]:
-    """A dict per row, with what a translation costs; each translation has its own line, a costlier one a lower."""
+    """A dict per row. Translations also have their cost, and their distance to the line at that cost."""
     translations = {"composite": fitted.translations[chosen], **fitted.translations}
     results = [scores[name].row(name) for name in ranked(scores) if name != "sae-a"]
     for row in results:
@@ -84,7 +90,7 @@ def _results(
 
 
 def _saes(settings: CompleteSettings, saes: SAEs, scores: dict[str, Scores]) -> list[dict]:
-    """Of each SAE: size, how well it reconstructs, and the cross-entropy of its model with it spliced in."""
+    """Of each SAE: size, quality, and the cross-entropy of its model with the reconstruction in place of the stream."""
     return [
         {
             "site": f"{side}: resid_pre.{site}",
@@ -101,7 +107,7 @@ def _saes(settings: CompleteSettings, saes: SAEs, scores: dict[str, Scores]) -> 
 
 
 def _matching(method: str, matching: Matching) -> dict:
-    """How many pairs, and how well they fit."""
+    """Number of matched pairs, their correlations beside those of the random control, and the certified gap to the optimum."""
     pairs = matching.pairs
     scores, nulls = (pairs.scores, pairs.null_scores) if len(pairs) else (np.zeros(1), np.zeros(1))
     return {

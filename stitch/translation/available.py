@@ -1,4 +1,4 @@
-"""Everything a least-squares translation of this pair may read, by the names that `stitch.translation.fit` uses."""
+"""The inputs that a least-squares translation of a pair may read, by the names that the registry of rows uses."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -13,20 +13,20 @@ from stitch.models.model import Model
 from stitch.translation import lifts, look_ups
 from stitch.translation.inputs import ByPosition, ByToken, Input, Lift, Stream
 
-SAMPLE = 16_384  # tokens that lifts without training are scaled on, and that exemplars are drawn from
+SAMPLE = 16_384  # tokens; untrained dictionaries are scaled on them and take their exemplars from them
 
 
 def earlier_sites(site: int) -> list[int]:
-    """Up to two sites of A before `site`, evenly spaced; site 0 holds nothing but the token."""
+    """Up to two sites of A before `site`, evenly spaced. Site 0 is left out: there the stream is the token's embedding."""
     return sorted({round(site / 3), round(2 * site / 3)} - {0, site})
 
 
 def available(
     a: Model, b: Model, fit: Paired, saes: SAEs, seed: int, lifts_of: Collection[str] | None = None
 ) -> dict[str, Input]:
-    """Inputs by name; a pair without learned positions has no `position`, an early site no `earlier-2`.
+    """Inputs by name. Without learned positions there is no `position`, and an early site has no `earlier-2`.
 
-    Lifts without training are as large as an SAE each: given `lifts_of`, only those that it names are made.
+    Each untrained dictionary takes as much memory as an SAE: with `lifts_of`, only those that it names are made.
     """
     site, sample = fit.site_a, fit.shard(0)[0].float()[:SAMPLE]
     features, k = saes.a.encoder.shape[1], max(1, round(saes.quality_a.l0))

@@ -1,4 +1,4 @@
-"""What any translation must beat: doing nothing, moving the mean, rotating."""
+"""Baselines: the rows `identity`, `mean-shift` and `procrustes`. They use no SAE."""
 
 import torch
 
@@ -8,12 +8,12 @@ from stitch.translation.types import Residual, Term, Translation
 
 
 def identity(site: int, width_b: int) -> Translation:
-    """x itself, cut or zero-padded to B's width. Exact where A is B and the sites agree."""
+    """x itself, truncated or zero-padded to B's width. It is exact where A is B and the sites are the same."""
     return Translation("identity", (Term(Residual(site), None),), torch.zeros(width_b))
 
 
 def mean_shift(site: int, moments: Moments) -> Translation:
-    """x moved by the difference of the means."""
+    """x plus the difference between the mean of B's stream and that of A's."""
     mean_a, mean_b = moments.means["x"], moments.means["target"]
     padded = torch.zeros_like(mean_b)
     shared = min(len(mean_a), len(mean_b))
@@ -22,7 +22,7 @@ def mean_shift(site: int, moments: Moments) -> Translation:
 
 
 def procrustes(site: int, moments: Moments) -> Translation:
-    """The best rotation (isometry between unequal widths) and scale from paired activations.
+    """The orthogonal map and scale that fit paired activations best; between unequal widths an isometry.
 
     Source: Schönemann 1966, Psychometrika 31; scale: Schönemann & Carroll 1970, Psychometrika 35.
     """

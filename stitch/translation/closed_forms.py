@@ -17,9 +17,9 @@ from stitch.translation.types import Translation
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """What closed forms are made from: the site of A, both SAEs, their matching, and moments of the fit and the sweep split.
+    """What closed forms are computed from: the site of A, both SAEs, their matching, and moments of the fit and the sweep split.
 
-    The moments have the products of "x" (A's stream), "target" (B's) and, where a wanted row reads them, of A's "codes".
+    The moments hold the products of "x" (A's stream), "target" (B's stream) and, where a requested row reads them, A's "codes".
     """
 
     site: int
@@ -48,7 +48,7 @@ class ClosedForm:
         return matched.directions("directions", self.matching.used, self.a, self.b, self.site, self.moments)
 
     def through_features(self, name: str, edges: matched.Matched) -> Translation:
-        """A's codes decoded by the directions in B that `edges` send them to."""
+        """A's codes, each decoded by the directions of B that `edges` match it to."""
         return matched.permutation(name, edges, self.a, self.b, self.site, self.mean)
 
 
@@ -95,7 +95,7 @@ def cross_coded(given: ClosedForm) -> Translation:
 
 
 def random_rotation(given: ClosedForm) -> Translation:
-    """A random isometry with the spectral norm of `procrustes`."""
+    """A random orthogonal map (between unequal widths an isometry) with the spectral norm of `procrustes`."""
     scaled = given.procrustes.terms[0].weight
     assert scaled is not None
     width_a, width_b = scaled.shape

@@ -1,8 +1,9 @@
-"""V3: B's codes predicted from A's on the candidate graph, ẑ_B = z C, then decoded. Handles features that split or merge.
+"""The row `cross-code`: B's codes predicted from A's on the candidate graph, ẑ_B = z C, then decoded. A feature may have several
+partners, so features that split or merge between the models are covered.
 
-Column j of C has nonzeros for the m features of A that correlate best with feature j of B, so C can be read. Their values are a
-ridge of B's stream itself on what every edge writes to it, all edges together: the columns of C share B's directions, which are
-not orthogonal. m is chosen by the error on held-out tokens.
+Column j of C is nonzero only for the m features of A that correlate most with feature j of B, so C stays readable. All nonzeros
+are fitted together by ridge regression with B's stream as the target, because B's decoder directions are not orthogonal. m is
+chosen by the error on held-out tokens.
 """
 
 # pyright: reportCallIssue=false
@@ -24,14 +25,14 @@ from stitch.regression.ridge import held_out_error
 from stitch.translation.types import Codes, Term, Translation
 
 WIDTHS = (1, 4, 16, 64)  # m
-RELATIVE_RIDGE = 1e-3  # of the mean variance of the m features, or of an edge's own
-PRECISION, ITERATIONS = 1e-4, 200  # of the solution in the end
-EDGES = 2**16  # looked at together
+RELATIVE_RIDGE = 1e-3  # λ as a share of the mean variance of the m features, or of the variance of an edge's feature
+PRECISION, ITERATIONS = 1e-4, 200  # of conjugate gradients: relative residual, and the most steps
+EDGES = 2**16  # processed at a time
 
 
 @dataclass(frozen=True)
 class CrossCode:
-    """C, the number of its nonzeros per column, and the held-out share of variance that ẑ_B D_B leaves unexplained."""
+    """C, its nonzeros per column (`width`), and the share of held-out variance that ẑ_B D_B leaves unexplained."""
 
     weight: Float[Tensor, "features_a features_b"]
     width: int
@@ -41,9 +42,9 @@ class CrossCode:
 def cross_code(
     graph: Candidates, b: Dictionary, deviation_b: Float[Tensor, " features_b"], fit: Moments, held_out: Moments
 ) -> CrossCode:
-    """The best C among those with m candidates of `graph` per feature of B; moments hold `codes` (of A) and `target`.
+    """C with the lowest held-out error among the WIDTHS of nonzeros per column. Edges come from `graph`.
 
-    `deviation_b` are the standard deviations of B's features.
+    The moments hold "codes" (of A) and "target"; `deviation_b` is the standard deviation of each feature of B.
     """
     decoder = b.decoder.double().cpu()
     total = (held_out.squares["target"] / held_out.count - held_out.means["target"] ** 2).sum()
@@ -58,7 +59,7 @@ def cross_code(
 
 
 def translation(name: str, found: CrossCode, a: Dictionary, b: Dictionary, site: int, fit: Moments) -> Translation:
-    """ŷ = b + z C D_B, with the bias that makes the means agree."""
+    """ŷ = b + z C D_B; b makes the mean of ŷ that of B's stream."""
     weight = found.weight @ b.decoder.double().cpu()
     bias = fit.means["target"] - fit.means["codes"] @ weight
     return Translation(name, (Term(Codes(site, a), weight.float()),), bias.float())
@@ -67,7 +68,7 @@ def translation(name: str, found: CrossCode, a: Dictionary, b: Dictionary, site:
 def coefficients(
     graph: Candidates, width: int, fit: Moments, deviation_b: Float[Tensor, " features_b"]
 ) -> Float[Tensor, "features_a features_b"]:
-    """C with at most `width` nonzeros per column: the ridge of each feature of B on its best-correlated features of A."""
+    """C with at most `width` nonzeros per column: ridge of each feature of B on the features of A that correlate most."""
     rows, cols, correlation = _strongest(graph, width)
     weight = torch.zeros(graph.shape, dtype=torch.float64)
     counts = np.bincount(cols, minlength=graph.shape[1])
@@ -90,14 +91,14 @@ def coefficients(
 def towards_stream(
     start: Float[Tensor, "features_a features_b"], fit: Moments, decoder: Float[Tensor, "features_b d_b"]
 ) -> Float[Tensor, "features_a features_b"]:
-    """C with the nonzeros of `start` that minimises E‖y − b − z C D‖² + λ Σ var(z_i) C_ij², by conjugate gradients from there."""
+    """C with the nonzeros of `start` that minimises E‖y − b − z C D‖² + λ Σ var(z_i) C_ij². By conjugate gradients."""
     rows, cols = (place.numpy() for place in start.nonzero(as_tuple=True))
     gram, directions = fit.covariance("codes", "codes").numpy(), decoder.numpy()
     variance = gram.diagonal()[rows]
     diagonal = variance * np.square(directions).sum(1)[cols] + RELATIVE_RIDGE * variance
 
     def along_edges(effect: np.ndarray) -> np.ndarray:
-        """What each edge (i, j) sees of [features of A, d_b]: row i along direction j."""
+        """For each edge (i, j): row i of `effect` [features of A, d_b] times direction j."""
         parts = [slice(first, first + EDGES) for first in range(0, len(rows), EDGES)]
         return np.concatenate([np.einsum("ed,ed->e", effect[rows[part]], directions[cols[part]]) for part in parts])
 
@@ -120,7 +121,7 @@ def towards_stream(
 
 
 def _strongest(graph: Candidates, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `width` edges of highest positive correlation of every feature of B, ordered by feature."""
+    """Of every feature of B the `width` edges with the highest positive correlation, ordered by feature of B."""
     order = np.lexsort((-graph.correlation, graph.cols))
     order = order[graph.correlation[order] > 0]
     cols = graph.cols[order]

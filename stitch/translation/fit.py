@@ -1,4 +1,4 @@
-"""Fits the rows of the registry: ridge regressions and closed forms from one pass over the tokens, then routes and tables."""
+"""Fits the rows of the registry: ridge regressions and closed forms from shared moments, then routes, then n-gram tables."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,13 +21,12 @@ from stitch.translation.closed_forms import ClosedForm
 from stitch.translation.groups import Sizes, groups, needed
 from stitch.translation.inputs import ByToken, Input, Lift, Stream, reach, streams
 from stitch.translation.module import Applied
-from stitch.translation.routes import classes_at_random, classes_by_state, how_many, routed
-from stitch.translation.routes import routes as fit_routes
+from stitch.translation.routes import classes_at_random, classes_by_state, fit_routes, how_many, routed
 from stitch.translation.rows import Row
-from stitch.translation.tables import Residuals, tables
+from stitch.translation.tables import Residuals, fit_tables
 from stitch.translation.types import Translation, merged
 
-# Least squares has a few thousand columns. More tokens than these lower its error by less than a hundredth and cost the same
+# Tokens that least squares reads. It has a few thousand columns: more tokens lower its error by less than 1 % at the same cost
 # again. Tables of n-grams read all tokens.
 LEAST_SQUARES_TOKENS = 2**17
 
@@ -35,16 +34,16 @@ Wants = Callable[[str], bool]
 
 
 def everything(row: str) -> bool:
-    """Wants every row."""
+    """Accepts every row."""
     return True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What translations are fitted from. λ and shrinkage are chosen on `held_out`; nothing here sees the report split.
+    """What translations are fitted from. λ and shrinkage are chosen on `held_out`; the report split is not among them.
 
-    `inputs` are what a ridge may read, by name ("x" among them). `first` is B's state for BOS at position 0. `vocabulary`
-    is the number of token ids.
+    `inputs` are what a ridge may read, by name; "x" is among them. `first` is B's state for BOS at position 0, and `vocabulary`
+    the number of token ids.
     """
 
     fit: Paired
@@ -59,8 +58,11 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`ngrams`: rows of the n-gram tables (0: none). `routes`: classes of tokens with a matrix of their own (0: none; None:
-    see `how_many`). `chunk`: tokens read at a time. `memory`: bytes; moments take at most half of it at a time."""
+    """How translations are fitted.
+
+    `ngrams`: rows of the n-gram tables, 0 for none. `routes`: classes of tokens with a matrix of their own, 0 for none, None
+    for the number that `how_many` gives. `chunk`: tokens read at a time. `memory`: in bytes; moments take at most half of it.
+    """
 
     ngrams: int
     routes: int | None
@@ -71,9 +73,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Translations by row name; `shuffles` are the draws of `null:shuffled-matching`, reported as one row.
+    """Translations and nulls by row name. `shuffles` are the draws of `null:shuffled-matching`, which are reported as one row.
 
-    `similarity` says how alike the two streams are before any translation: linear CKA and SVCCA, both 1 for rotated copies.
+    `similarity` compares the two streams before any translation, by linear CKA and SVCCA; both are 1 for rotated copies.
     """
 
     translations: dict[str, Translation]
@@ -83,31 +85,31 @@ class Fitted:
     shares: dict[str, dict[str, float]]  # of the variance of each ridge's output, by input
     similarity: dict[str, float]
     mean: Float[Tensor, " d_b"]
-    left_out: tuple[str, ...]  # rows whose moments the memory does not hold
+    left_out: tuple[str, ...]  # rows that were not fitted, as `memory` does not hold their moments
 
 
 def translate(
     evidence: Evidence, options: Options, wants: Wants = everything, progress: Progress | None = None
 ) -> Fitted:
-    """Fits every row that `wants` approves of.
+    """Fits every row that `wants` accepts.
 
-    Rows whose moments do not fit into the memory together are fitted one group after another. Lifts whose products alone
-    would not fit are solved for by conjugate gradients. Rows that cannot be fitted that way, because their lift is dense or they
-    need the products themselves, are left out and named in the result.
+    Rows whose moments do not fit into memory together are fitted in groups, one after another. Codes whose products with
+    themselves do not fit are solved for by conjugate gradients instead. Rows for which that is impossible, because the codes are
+    dense or the row needs the products, are named in `left_out`.
     """
     first_chunk = next(_variables(evidence.held_out, evidence.inputs, options, None))
     sizes = Sizes.of(evidence.inputs, first_chunk, options.memory // 2)
     impossible = _impossible(sizes)
 
-    def leads_to_wanted(row: Row) -> bool:
+    def is_requested(row: Row) -> bool:
         return row.name not in impossible and _leads_to(row, wants)
 
-    solved, least_squares = _least_squares(evidence, options, sizes, leads_to_wanted, progress)
-    _add_routes(solved, evidence, options, leads_to_wanted)
+    solved, least_squares = _least_squares(evidence, options, sizes, is_requested, progress)
+    _add_routes(solved, evidence, options, is_requested)
     _add_tables(solved, evidence, options, wants)
 
     found = {**least_squares.closed, **solved}
-    # The identity stays bare, so that a model stitched to itself is itself bit for bit.
+    # The identity has no state for BOS, so that a model joined to itself gives the same bits as the model.
     placed = {
         name: translation if name == "translation:identity" else translation.starting_with(evidence.first)
         for name, translation in found.items()
@@ -130,12 +132,12 @@ KINDS = ("translation", "null")
 
 
 def inputs_read(wants: Wants) -> set[str]:
-    """Names of what the ridges that `wants` approves of may read."""
+    """Names of the inputs that the ridges of accepted rows may read."""
     return {name for row in registry.made_by(registry.RIDGE) if _leads_to(row, wants) for name in row.reads}
 
 
 def from_ridge(name: str, found: Ridge, inputs: Mapping[str, Input]) -> Translation:
-    """The translation of row `name`: weights on tables become tables, one per token offset."""
+    """The translation of row `name`. Products with table rows are folded into tables, one per token offset."""
     terms = tuple(inputs[variable].term(weight) for variable, weight in found.weights.items())
     return merged(Translation(_short(name), terms, found.bias.float()))
 
@@ -145,12 +147,12 @@ def _short(name: str) -> str:
 
 
 def _leads_to(row: Row, wants: Wants) -> bool:
-    """Whether a row is wanted, or one that starts from it."""
+    """Whether this row, or one that starts from it, is accepted."""
     return wants(row.name) or any(_leads_to(one, wants) for one in registry.ROWS if one.base == row.name)
 
 
 def _impossible(sizes: Sizes) -> set[str]:
-    """Rows that need products which the memory does not hold."""
+    """Names of the rows that need products too large for the memory."""
 
     def is_impossible(row: Row) -> bool:
         read = set(row.reads)
@@ -159,9 +161,35 @@ def _impossible(sizes: Sizes) -> set[str]:
     return {row.name for row in registry.ROWS if row.made_by and is_impossible(row)}
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Request:
+    """Rows that are solved from moments: ridges by name with the inputs they read, ridges on shuffled targets, closed forms."""
+
+    reads: dict[str, tuple[str, ...]]
+    shuffled: list[Row]
+    closed: list[Row]
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Input], is_requested: Callable[[Row], bool]) -> "_Request":
+        ridges = registry.made_by(registry.RIDGE)
+        reads = {
+            row.name: tuple(name for name in row.reads if name in inputs)
+            for row in ridges
+            if row.target == "target" and is_requested(row)
+        }
+        shuffled = [row for row in ridges if row.target != "target"]
+        return cls(reads, shuffled, [row for row in registry.closed_forms() if is_requested(row)])
+
+    @property
+    def needed_first(self) -> set[Key]:
+        """The products that closed forms and ridges on shuffled targets are solved from. They belong to the first group."""
+        found: set[Key] = needed(("x",)) | {("x", row.target) for row in self.shuffled}
+        return found.union(*(needed(row.reads) for row in self.closed))
+
+
+@dataclass(frozen=True)
 class _LeastSquares:
-    """What the moments gave: ridges by row, what each input brings to them, closed forms, and how alike the streams are."""
+    """What is solved from moments: ridges by row and the shares of their inputs, closed forms, similarity of the streams."""
 
     ridges: dict[str, Ridge]
     shares: dict[str, dict[str, float]]
@@ -175,64 +203,65 @@ def _least_squares(
     evidence: Evidence,
     options: Options,
     sizes: Sizes,
-    leads_to_wanted: Callable[[Row], bool],
+    is_requested: Callable[[Row], bool],
     progress: Progress | None,
 ) -> tuple[dict[str, Translation], _LeastSquares]:
     """Ridges as translations, and everything else that is solved from the same moments.
 
-    Rows are solved in groups; a group's moments are gone before those of the next are taken. The first group also has the
+    Rows are solved in groups, and a group's moments are freed before the next group is read. The first group also has the
     moments of the closed forms and of the ridges on shuffled targets.
     """
     inputs = evidence.inputs
-    ridge_rows = registry.made_by(registry.RIDGE)
-    reads = {
-        row.name: tuple(name for name in row.reads if name in inputs)
-        for row in ridge_rows
-        if row.target == "target" and leads_to_wanted(row)
-    }
-    shuffled = [row for row in ridge_rows if row.target != "target"]
-    closed_rows = [row for row in registry.closed_forms() if leads_to_wanted(row)]
-    first_of_all: set[Key] = needed(("x",)) | {("x", row.target) for row in shuffled}
-    first_of_all = first_of_all.union(*(needed(row.reads) for row in closed_rows))
-
+    request = _Request.of(inputs, is_requested)
     widest = max(len(found.dictionary.encoder_bias) for found in inputs.values() if isinstance(found, Lift))
     sample = evidence.fit.sample(max(LEAST_SQUARES_TOKENS, 8 * widest), options.seed)
-    bounded = {name for name, found in inputs.items() if not isinstance(found, Stream)}
     ridges: dict[str, Ridge] = {}
     parts: dict[str, dict[str, float]] = {}
-    closed: list[_LeastSquares] = []
+    first: _LeastSquares | None = None
+    for names, pairs in groups(request.reads, request.needed_first, sizes, sample.tokens):
+        moments, moments_held = _moments(evidence, sample, pairs, options, sizes, progress)
+        solved = {name: _ridge_of_row(request.reads[name], inputs, moments, moments_held) for name in names}
+        if first is None:
+            for row in request.shuffled:
+                solved[row.name] = ridge(moments, moments_held, row.reads, target=row.target)
+            first = _closed_forms(evidence, options, request.closed, moments, moments_held)
+        ridges |= solved
+        parts |= {name: shares(found, moments) for name, found in solved.items()}
+        del moments, moments_held
+    assert first is not None  # there is at least one group
+    translations = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
+    return translations, replace(first, ridges=ridges, shares=parts)
 
-    def solve(names: list[str], moments: Moments, moments_held: Moments) -> None:
-        for name in names:
-            lift = next((one for one in reads[name] if isinstance(inputs[one], Lift)), None)
-            ridges[name] = ridge(moments, moments_held, reads[name], apart=lift)
-            parts[name] = shares(ridges[name], moments)
-        if not closed:
-            for row in shuffled:
-                ridges[row.name] = ridge(moments, moments_held, row.reads, target=row.target)
-                parts[row.name] = shares(ridges[row.name], moments)
-            closed.append(_closed_forms(evidence, options, closed_rows, moments, moments_held))
 
-    for names, pairs in groups(reads, first_of_all, sizes, sample.tokens):
-        read = {name: found for name, found in inputs.items() if any(name in pair for pair in pairs)}
-        held = _variables(evidence.held_out, read, options, None)
-        solve(
-            names,
-            accumulate(_variables(sample, read, options, progress), pairs, bounded, implicit=sizes.implicit),
-            accumulate(held, pairs, bounded, implicit=sizes.implicit, sums_of_single=torch.float32),
-        )
-    solved = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
-    return solved, replace(closed[0], ridges=ridges, shares=parts)
+def _moments(
+    evidence: Evidence, sample: Paired, pairs: set[Key], options: Options, sizes: Sizes, progress: Progress | None
+) -> tuple[Moments, Moments]:
+    """The products `pairs` over the tokens of `sample` and over the held-out ones."""
+    bounded = {name for name, found in evidence.inputs.items() if not isinstance(found, Stream)}
+    read = {name: found for name, found in evidence.inputs.items() if any(name in pair for pair in pairs)}
+    fit, held_out = _variables(sample, read, options, progress), _variables(evidence.held_out, read, options, None)
+    return (
+        accumulate(fit, pairs, bounded, implicit=sizes.implicit),
+        accumulate(held_out, pairs, bounded, implicit=sizes.implicit, sums_of_single=torch.float32),
+    )
+
+
+def _ridge_of_row(
+    reads: tuple[str, ...], inputs: Mapping[str, Input], moments: Moments, moments_held: Moments
+) -> Ridge:
+    """The ridge on inputs `reads`. Codes have a λ of their own."""
+    lift = next((name for name in reads if isinstance(inputs[name], Lift)), None)
+    return ridge(moments, moments_held, reads, apart=lift)
 
 
 def _closed_forms(
-    evidence: Evidence, options: Options, wanted: list[Row], moments: Moments, moments_held: Moments
+    evidence: Evidence, options: Options, rows: list[Row], moments: Moments, moments_held: Moments
 ) -> _LeastSquares:
-    """Everything that needs no ridge on many inputs: baselines, and what goes through the matching."""
+    """The rows in closed form, the draws of the shuffled matching, and the similarity of the streams."""
     given = ClosedForm(
         evidence.fit.site_a, evidence.a, evidence.b, evidence.matching, moments, moments_held, options.seed
     )
-    found = {row.name: function_of(row)(given) for row in wanted}
+    found = {row.name: function_of(row)(given) for row in rows}
     shuffles = [given.through_features("shuffled-matching", wrong) for wrong in evidence.matching.shuffles]
     covariances = [moments.covariance(*names) for names in (("x", "x"), ("target", "target"), ("x", "target"))]
     similarity = {"cka": linear_cka(*covariances), "svcca": svcca(*covariances)}
@@ -246,12 +275,12 @@ def function_of(row: Row) -> Callable[[ClosedForm], Translation]:
 
 
 def _add_routes(
-    solved: dict[str, Translation], evidence: Evidence, options: Options, leads_to_wanted: Callable[[Row], bool]
+    solved: dict[str, Translation], evidence: Evidence, options: Options, is_requested: Callable[[Row], bool]
 ) -> None:
-    """Adds the rows that have a matrix per class of tokens."""
+    """Adds the rows with a matrix per class of tokens."""
     inputs, fit = evidence.inputs, evidence.fit
     for row in registry.made_by(registry.ROUTES):
-        if row.base not in solved or not leads_to_wanted(row):
+        if row.base not in solved or not is_requested(row):
             continue
         read = [found for one in row.reads if isinstance(found := inputs.get(one), Stream)]
         distinct = len(fit.a.windows.ids.unique())
@@ -264,31 +293,31 @@ def _add_routes(
 
 
 def _add_tables(solved: dict[str, Translation], evidence: Evidence, options: Options, wants: Wants) -> None:
-    """Adds the rows that have n-gram tables of what another row leaves."""
+    """Adds the rows with tables of another row's residuals, by token and n-gram."""
     for row in registry.made_by(registry.TABLES):
         if row.base in solved and wants(row.name):
             base = solved[row.base]
             left = _left_by(base, evidence, options.chunk)
             ids = evidence.fit.a.windows.ids
-            terms = tables(ids, *left, evidence.vocabulary, options.ngrams) if options.ngrams else []
+            terms = fit_tables(ids, *left, evidence.vocabulary, options.ngrams) if options.ngrams else []
             solved[row.name] = merged(replace(base, name=row.short, terms=(*base.terms, *terms)))
 
 
 def _left_by(translation: Translation, evidence: Evidence, chunk: int) -> tuple[Residuals, Residuals]:
-    """What a translation leaves of B's stream, on the tokens to fit on and on those held out."""
+    """A translation's residuals y − ŷ, on the tokens to fit on and on the held-out ones."""
     applied = Applied(translation, evidence.fit.site_a, evidence.vocabulary)
     first, second = (partial(_residuals, split, applied, chunk) for split in (evidence.fit, evidence.held_out))
     return first, second
 
 
 def _residuals(paired: Paired, applied: Applied, chunk: int) -> Iterator[tuple[Tokens, Tensor]]:
-    """What a translation leaves unexplained of each token; tokens know as much as n-grams need."""
+    """Tokens with as many preceding ids as n-grams need, and the residual y − ŷ of each."""
     for tokens in paired.with_history(applied.streams, max(2, applied.history), chunk):
         yield tokens, tokens.target.float() - applied(tokens)
 
 
 def _classes(row: Row, evidence: Evidence, number: int, seed: int) -> Int64[Tensor, " vocabulary"]:
-    """A class for every token id: by B's state of the token, or, for the null, at random."""
+    """A class for every token id: by B's context-free state of the token; for the null, at random."""
     if row.kind == "null":
         return classes_at_random(evidence.vocabulary, number, seed)
     state = evidence.inputs["state"]
@@ -299,7 +328,7 @@ def _classes(row: Row, evidence: Evidence, number: int, seed: int) -> Int64[Tens
 def _variables(
     paired: Paired, inputs: Mapping[str, Input], options: Options, progress: Progress | None
 ) -> Iterator[dict]:
-    """The columns of all inputs and targets, chunk by chunk."""
+    """The columns of all inputs, the target, and the target shuffled among the tokens of the chunk; chunk by chunk."""
     generator = torch.Generator().manual_seed(options.seed)
     done, total = 0, paired.tokens
     for tokens in paired.with_history(streams(inputs.values()), reach(inputs.values()), options.chunk):

@@ -1,4 +1,4 @@
-"""Which rows are solved from the same moments, so that these take no more than the memory they are given."""
+"""Which rows are solved from the same moments, so that the moments stay within a memory budget."""
 
 # pyright: reportOptionalSubscript=false
 # (scipy.sparse carries no types)
@@ -12,15 +12,15 @@ from stitch.regression.moments import Key, Variable
 from stitch.regression.sparse_gram import BYTES as OF_ENTRY
 from stitch.translation.inputs import Input, Lift
 
-OF_PRODUCT = 12  # bytes: float64 to fit on, float32 or float64 to choose λ with
+OF_PRODUCT = 12  # bytes per number: float64 for the fit split, float32 or float64 for the sweep split
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of moments of `inputs`, of which `rows` are an example.
+    """How much memory moments of inputs take. `rows` has a chunk of each input's columns as an example.
 
-    `implicit` names the lifts whose products with themselves would take more than `budget`: their codes are kept in the place of
-    these (`SparseGram`). `impossible` are those whose codes are not sparse.
+    `implicit` names the dictionaries whose codes' products with themselves would take more than `budget` bytes: the sparse codes
+    are kept in their place (`SparseGram`). `impossible` names those of them whose codes are dense.
     """
 
     rows: Mapping[str, Variable]
@@ -36,7 +36,7 @@ class Sizes:
         return cls(rows, budget, frozenset(wide - dense), dense)
 
     def bytes_of(self, pairs: Collection[Key], tokens: int) -> int:
-        """What the products `pairs` take, of `tokens` tokens."""
+        """Bytes of the products `pairs` over `tokens` tokens."""
         return sum(self._of_pair(*pair, tokens) for pair in pairs)
 
     def _of_pair(self, first: str, second: str, tokens: int) -> int:
@@ -48,7 +48,7 @@ class Sizes:
 
 
 def needed(inputs: Sequence[str]) -> set[Key]:
-    """The products of variables that a ridge on `inputs` is solved from, in one fixed order."""
+    """The products of variables that a ridge on `inputs` is solved from; the names of each are in alphabetical order."""
     pairs = {("target", "target"), *((name, "target") for name in inputs)}
     return pairs | {(min(first, other), max(first, other)) for first in inputs for other in inputs}
 
@@ -56,15 +56,17 @@ def needed(inputs: Sequence[str]) -> set[Key]:
 def groups(
     rows: Mapping[str, tuple[str, ...]], first_of_all: set[Key], sizes: Sizes, tokens: int
 ) -> list[tuple[list[str], set[Key]]]:
-    """Rows and the products that they are solved from, those of the first with `first_of_all` as well: as many rows in a group
-    as the budget holds, and at least one."""
+    """Groups of row names, each with the products that it is solved from: as many rows as the budget holds, at least one.
+
+    `rows` has the inputs of each row. The products `first_of_all` belong to the first group.
+    """
     found: list[tuple[list[str], set[Key]]] = [([], set(first_of_all))]
     for name, inputs in rows.items():
         names, pairs = found[-1]
-        wanted = needed(inputs)
-        if names and sizes.bytes_of(pairs | wanted, tokens) > sizes.budget:
-            found.append(([name], wanted))
+        products = needed(inputs)
+        if names and sizes.bytes_of(pairs | products, tokens) > sizes.budget:
+            found.append(([name], products))
         else:
             names.append(name)
-            pairs |= wanted
+            pairs |= products
     return found

@@ -1,7 +1,7 @@
-"""What a least-squares translation may read, as columns to fit on and as terms of the composite once weights are known.
+"""The kinds of inputs of a least-squares translation: their columns for the fit, and their terms once weights are known.
 
-`x`, SAE codes and earlier streams cost products at inference. Everything else is a table: B's embeddings, B's state of a token
-without context, positions. A product with a table's rows is folded into the table, so reading it costs a look-up.
+`x`, SAE codes and earlier streams cost a matrix product at inference. All other inputs are tables: B's embeddings, B's state of a
+token without context, positions. Their product with the weights is computed once and stored, so at inference they cost a look-up.
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ class Stream:
 
 @dataclass(frozen=True, eq=False)
 class Lift:
-    """The codes of a dictionary: an SAE's, or those of a null with random directions."""
+    """The codes of a dictionary: of an SAE, or of an untrained one as a null."""
 
     site: int
     dictionary: Dictionary
@@ -42,7 +42,7 @@ class Lift:
     def columns(self, tokens: Tokens) -> Variable:
         x = tokens.streams[self.site, 0]
         if self.dictionary.activation in ("relu", "rbf"):
-            with torch.no_grad():  # half of them or all are active: sparse storage would be slower
+            with torch.no_grad():  # half or all of the features are active: sparse storage would be slower
                 return self.dictionary.encode(x.to(self.dictionary.encoder.device)).cpu()
         return sparse_codes(self.dictionary, x)
 
@@ -52,7 +52,7 @@ class Lift:
 
 @dataclass(frozen=True, eq=False)
 class ByToken:
-    """A row of `table` for the token id `back` tokens ago; zero where there is none."""
+    """The row of `table` for the token id `back` tokens ago; zeros where the text has not begun."""
 
     table: Float[Tensor, "vocabulary columns"]
     back: int = 0
@@ -67,7 +67,7 @@ class ByToken:
 
 @dataclass(frozen=True, eq=False)
 class ByPosition:
-    """A row of `table` for the position."""
+    """The row of `table` for the position."""
 
     table: Float[Tensor, "positions columns"]
 
@@ -88,5 +88,5 @@ def streams(inputs: Iterable[Input]) -> list[tuple[int, int]]:
 
 
 def reach(inputs: Iterable[Input]) -> int:
-    """How many ids before a token these inputs look up."""
+    """How many tokens back these inputs look up ids."""
     return max((given.back for given in inputs if isinstance(given, ByToken)), default=0)

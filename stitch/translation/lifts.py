@@ -1,4 +1,4 @@
-"""Dictionaries without training that an SAE must beat when its codes are a basis for regression. Decoders are never used."""
+"""Untrained dictionaries: the nulls for SAE codes as inputs of a regression. Their decoders are never used."""
 
 import dataclasses
 
@@ -10,9 +10,9 @@ from sae.types import Dictionary
 
 
 def random_relu(sample: Float[Tensor, "tokens d"], features: int, generator: torch.Generator) -> Dictionary:
-    """ReLU features along random directions of the whitened stream, each active on a share drawn from 0.2 … 0.8 of the tokens.
+    """ReLU features along random directions of the whitened stream. Each is active on a share of tokens drawn from 0.2 … 0.8.
 
-    Dense: nearly half of them are active at a time. Source: random feature regression, Rahimi & Recht 2007.
+    About half of the features are active per token. Source: random feature regression, Rahimi & Recht 2007.
     """
     mean, whitening = _whitening(sample)
     directions = whitening @ torch.randn(len(mean), features, generator=generator, dtype=torch.float64)
@@ -21,14 +21,14 @@ def random_relu(sample: Float[Tensor, "tokens d"], features: int, generator: tor
 
 
 def random_topk(sample: Float[Tensor, "tokens d"], features: int, k: int, generator: torch.Generator) -> Dictionary:
-    """The same directions at an SAE's sparsity: the k largest of each token."""
+    """Random directions of the whitened stream at an SAE's sparsity: the k largest features of each token are active."""
     mean, whitening = _whitening(sample)
     directions = whitening @ torch.randn(len(mean), features, generator=generator, dtype=torch.float64)
     return _dictionary(sample, directions, mean, None, k)
 
 
 def exemplars(sample: Float[Tensor, "tokens d"], features: int, k: int, generator: torch.Generator) -> Dictionary:
-    """Activations of single tokens as directions, the k most similar of each token: the strongest null known."""
+    """Activations of single tokens as directions; of each token the k most similar ones are active."""
     x = sample.double()
     mean = x.mean(0)
     if len(x) < features:
@@ -38,7 +38,7 @@ def exemplars(sample: Float[Tensor, "tokens d"], features: int, k: int, generato
 
 
 def rbf(sample: Float[Tensor, "tokens d"], features: int, generator: torch.Generator) -> Dictionary:
-    """Gaussian bumps exp(−‖x − c‖² / 2σ²) around single tokens' activations c; σ² is half the mean squared distance of two.
+    """Gaussian features exp(−‖x − c‖² / 2σ²) around single tokens' activations c; σ² is half the mean squared distance of tokens.
 
     Ridge on them is kernel regression on landmarks. Source: Nyström features, Williams & Seeger 2001.
     """
@@ -60,7 +60,7 @@ def _whitening(sample: Tensor) -> tuple[Tensor, Tensor]:
 
 def _dictionary(sample: Tensor, directions: Tensor, mean: Tensor, active: Tensor | None, k: int | None) -> Dictionary:
     bias = -mean @ directions
-    if active is not None:  # thresholds at quantiles of a part of the sample
+    if active is not None:  # biases at quantiles of a part of the sample
         pre = (sample[:4096].double() @ directions + bias).sort(0).values
         bias = bias - pre[((1 - active) * (len(pre) - 1)).long(), torch.arange(len(active))]
     return Dictionary(

@@ -1,4 +1,4 @@
-"""Tables that cost nothing to fit and nothing to read: what B, and learned positions, know without any context."""
+"""Tables taken from the models without any fit: embeddings, B's states of tokens without context, learned positions."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def context_free(model: Model, site: int) -> Float[Tensor, "vocabulary d"]:
 
 @torch.no_grad()
 def positions(*models: Model) -> Float[Tensor, "positions columns"] | None:
-    """Learned position tables of the models that have one, side by side; None where all rotate instead."""
+    """Learned position embeddings of the models that have them, side by side; None where no model does."""
     tables: list[Tensor] = []
     for model in models:
         if model.anatomy.positions:

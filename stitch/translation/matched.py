@@ -1,7 +1,8 @@
-"""V1, V2, V4, V5, V6, V8: translations through a matching of two dictionaries.
+"""Translations through a matching of two dictionaries: the rows `permutation`, `permutation+error`, `directions`, `prior` and
+`rotation`, and with a soft matching `barycentric`.
 
-Notation as in the literature: D decoder rows, s_i the regression coefficient of B's matched feature on A's feature i,
-Ω_i = E[z_i²] · sim_i the weight of a pair.
+Notation: D has decoder rows, D̃_i is the (mean) decoder row of B that feature i of A is matched to, s_i the regression coefficient
+of B's matched feature on feature i, Ω_i = E[z_i²] · sim_i the weight of a pair.
 """
 
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ from stitch.regression.moments import Moments
 from stitch.regression.ridge import ridge
 from stitch.translation.types import Codes, Residual, Term, Translation
 
-RELATIVE_RIDGE = 1e-4  # of a feature's own second moment, or of the mean eigenvalue
+RELATIVE_RIDGE = 1e-4  # λ as a share of a feature's second moment, or of the mean eigenvalue
 
 
 @dataclass(frozen=True)
 class Images:
-    """For every matched feature of A: its direction in A, the direction in B it goes to (with s_i inside), its weight Ω_i."""
+    """For every matched feature of A: its direction in A, its image s_i D̃_i in B, and its weight Ω_i."""
 
     features: Int[Tensor, " matched"]
     source: Float[Tensor, "matched d_a"]
@@ -49,7 +50,7 @@ def images(matched: Matched, a: Dictionary, b: Dictionary) -> Images:
 def permutation(
     name: str, matched: Matched, a: Dictionary, b: Dictionary, site: int, mean_b: Float[Tensor, " d_b"]
 ) -> Translation:
-    """V1: ŷ = b + Σ_i s_i z_i D̃_i, with b = E[y] − E[Σ …] so that unmatched features leave no constant hole."""
+    """ŷ = b + Σ_i s_i z_i D̃_i. b makes the means agree, so the mean of unmatched features is not lost."""
     found = images(matched, a, b)
     weight = torch.zeros(a.decoder.shape[0], mean_b.shape[0], dtype=torch.float64)
     weight[found.features] = found.target
@@ -58,7 +59,7 @@ def permutation(
 
 
 def error_carry(name: str, start: Translation, fit: Moments, held_out: Moments) -> Translation:
-    """V2: ŷ = V1 + (x − x̂) W_e, with W_e the ridge from what A's SAE leaves unexplained to what V1 (`start`) does."""
+    """`start`, a `permutation`, plus (x − x̂) W_e. W_e is a ridge from the error of A's SAE to the error of `start`."""
     (term,) = start.terms
     assert isinstance(term.input, Codes) and term.weight is not None
     weight, decoder = term.weight.double(), term.input.dictionary.decoder.double().cpu()
@@ -76,7 +77,7 @@ def error_carry(name: str, start: Translation, fit: Moments, held_out: Moments) 
 
 
 def prior(name: str, start: Translation, fit: Moments, held_out: Moments) -> Translation:
-    """V8: ridge on paired activations that shrinks to `start`, a linear map through the matching, instead of to zero."""
+    """Ridge on paired activations that shrinks towards `start`, a linear map through the matching, instead of zero."""
     (term,) = start.terms
     assert isinstance(term.input, Residual) and term.weight is not None
     found = ridge(fit, held_out, ("x",), prior={"x": term.weight})
@@ -84,7 +85,7 @@ def prior(name: str, start: Translation, fit: Moments, held_out: Moments) -> Tra
 
 
 def directions(name: str, matched: Matched, a: Dictionary, b: Dictionary, site: int, moments: Moments) -> Translation:
-    """V4: least squares on matched directions, T = (D_AᵀΩD_A + λI)⁻¹ D_AᵀΩ S D̃; no paired activation is used but means."""
+    """Least squares on matched directions, T = (D_AᵀΩD_A + λI)⁻¹ D_AᵀΩ S D̃. Of paired activations only the means are used."""
     found = images(matched, a, b)
     gram = found.source.T @ (found.weight[:, None] * found.source)
     cross = found.source.T @ (found.weight[:, None] * found.target)
@@ -93,13 +94,13 @@ def directions(name: str, matched: Matched, a: Dictionary, b: Dictionary, site: 
 
 
 def rotation(name: str, matched: Matched, a: Dictionary, b: Dictionary, site: int, moments: Moments) -> Translation:
-    """V5: orthogonal Procrustes on matched directions, R = UVᵀ of svd(D_AᵀΩSD̃), and its least-squares scale."""
+    """Orthogonal Procrustes on matched directions, R = UVᵀ of svd(D_AᵀΩSD̃), times its least-squares scale."""
     found = images(matched, a, b)
     solved = orthogonal_map(found.source, found.target, found.weight)
     return linear(name, solved.scale * solved.matrix, site, moments)
 
 
 def linear(name: str, weight: Float[Tensor, "d_a d_b"], site: int, moments: Moments) -> Translation:
-    """x W + b with the bias that makes the means agree."""
+    """x W + b, where b makes the mean of the result that of B's stream."""
     bias = moments.means["target"] - moments.means["x"] @ weight
     return Translation(name, (Term(Residual(site), weight.float()),), bias.float())

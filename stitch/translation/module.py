@@ -1,4 +1,4 @@
-"""A fitted translation as the module that ships with checkpoints, in a composite or on harvested tokens."""
+"""A fitted translation as the module of a checkpoint, applied within a composite or to harvested activations."""
 
 import copy
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ from stitch.translation.types import Codes, Ngram, Position, Residual, Routed, T
 
 
 def translation_config(translation: Translation, bos: int | None, site_a: int, width: int, vocabulary: int) -> dict:
-    """What `TranslationModule` needs to hold `translation`, which reads A (of `width`, ids below `vocabulary`) up to `site_a`.
+    """The configuration of a module for `translation`, which reads A (of `width`, ids below `vocabulary`) up to `site_a`.
 
-    Earlier sites of a composite may be of another width: that of the weights that read them.
+    Earlier sites of a composite may have another width: it is taken from the weights that read them.
+    Raises UsageError for a first state without BOS, n-gram keys beyond 64 bits, a site after `site_a`, a look-up without table.
     """
     if translation.first is not None and bos is None:
         raise UsageError(
@@ -94,7 +95,7 @@ def translation_tensors(translation: Translation, dtype: torch.dtype) -> dict[st
 
 
 def translation_module(translation: Translation, a: Model, b: Model, site_a: int) -> TranslationModule:
-    """The module a composite of A and B applies, on B's device, for use on cached activations."""
+    """The module that a composite of A and B has, on B's device, for use on cached activations."""
     with torch.device("meta"):
         module = TranslationModule(translation_config(translation, b.bos, site_a, a.width, b.config.vocab_size))
     fill(module, translation, b.dtype, b.device)
@@ -108,14 +109,14 @@ def fill(module: TranslationModule, translation: Translation, dtype: torch.dtype
 
 
 def copy_translations(old: nn.Module, new: nn.Module) -> None:
-    """Gives a composite, and whatever stands beside it, the translations of another of the same parts, in their dtypes."""
+    """Copies the translation modules of `old` to the same places in `new`, with their dtypes."""
     for name, module in list(old.named_modules()):
         if isinstance(module, TranslationModule):
             new.set_submodule(name, copy.deepcopy(module))
 
 
 class Applied:
-    """`translation`, which reads A up to `site` and has no `first`, as a function of tokens; `vocabulary` is that of its ids."""
+    """`translation` as a function of harvested tokens. It reads A up to `site` and has no `first`; ids are below `vocabulary`."""
 
     def __init__(self, translation: Translation, site: int, vocabulary: int) -> None:
         with torch.device("meta"):
@@ -132,14 +133,14 @@ class Applied:
 
     @torch.no_grad()
     def __call__(self, tokens: Tokens) -> Float[Tensor, "_ d_b"]:
-        """ŷ of each token. Its streams must have `streams`, its ids `history` before the current one."""
+        """ŷ of each token. The tokens must have the streams named in `streams` and `history` ids before the current one."""
         positions = tokens.positions[None]
         return self._module.written(_Harvested({}, tokens.ids[None, :, 0], positions, positions, tokens))[0]
 
 
 @dataclass(frozen=True)
 class _Harvested(TranslationInputs):
-    """Tokens as a batch of one. Each has its past with it, instead of before it in a sequence."""
+    """Tokens as a batch of one sequence. Each token brings its own past, as it does not follow the one before it."""
 
     tokens: Tokens
 

@@ -1,8 +1,8 @@
-"""A matrix per class of tokens: what the stream means for B may depend on the token it stands at, and looking that up is free.
+"""The row `routed`: a matrix per class of tokens, as how B should read A's stream may depend on the current token.
 
-A ridge on A's streams and look-ups adds up what it reads. Here what it leaves unexplained is fitted once more on A's streams,
-with a matrix for each class of the current token, all shrunken towards zero, that is towards the one matrix of the ridge. In the
-composite the two add up, so that a token still costs the product with a single matrix.
+The residuals of a ridge are fitted again on A's streams, with one matrix per class of the current token. These matrices are
+shrunken towards zero, that is, towards the ridge's own matrix. In the composite both are added up beforehand, so that a token
+costs the product with one matrix, which is looked up.
 Source: routing by a hash of the token, Roller et al. 2021 (2106.04426), with least squares in the place of training.
 """
 
@@ -22,9 +22,9 @@ from stitch.regression.search import descend
 from stitch.translation.tables import Residuals
 from stitch.translation.types import Residual, Routed, Term, Token, Translation, merged
 
-ROWS = 32_768  # rows of all matrices together, by default: as large as the n-gram tables
-TOGETHER = 16_384  # tokens that moments are taken of at a time
-SAMPLED = 16_384  # tokens that classes are found on
+ROWS = 32_768  # of all matrices together, by default: as many as the n-gram tables have
+TOGETHER = 16_384  # tokens that are added to the moments at a time
+SAMPLED = 16_384  # token ids that k-means is run on
 SHRINKAGES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)  # λ, in tokens
 
 Stream = tuple[int, int]  # site of A, tokens back
@@ -32,7 +32,7 @@ Stream = tuple[int, int]  # site of A, tokens back
 
 @dataclass(frozen=True)
 class Routes:
-    """Per class a matrix on the streams side by side, and a constant. λ in tokens."""
+    """A matrix on the streams, side by side, and a constant for each class. `strength` is λ, in tokens."""
 
     streams: tuple[Stream, ...]
     classes: Int64[Tensor, " vocabulary"]
@@ -42,8 +42,10 @@ class Routes:
 
 
 def how_many(wanted: int | None, columns: int, distinct: int, memory: int) -> int:
-    """The number of classes for matrices on `columns`: as asked, or as ROWS allow, but no more than distinct tokens to sort into
-    them; moments take at most half of `memory`."""
+    """The number of classes: `wanted`, or as many as keep all matrices of `columns` rows within ROWS.
+
+    There are no more classes than `distinct` token ids, and no more than keep the moments within half of `memory` bytes.
+    """
     number = ROWS // columns if wanted is None else wanted
     return min(number, distinct, memory // 2 // (2 * 8 * (columns + 1) ** 2))
 
@@ -51,21 +53,24 @@ def how_many(wanted: int | None, columns: int, distinct: int, memory: int) -> in
 def classes_by_state(
     states: Float[Tensor, "vocabulary d"], ids: Int64[Tensor, " tokens"], number: int, seed: int
 ) -> Int64[Tensor, " vocabulary"]:
-    """k-means of B's context-free states of the tokens. A token counts by the root of its frequency in `ids`: else the few most
-    frequent ones take most classes, or the many that hardly occur do."""
+    """k-means of B's context-free states of the tokens, each weighed by the square root of its frequency in `ids`.
+
+    Weighed by frequency, the few most frequent tokens would take most classes; unweighed, the many rare ones would.
+    """
     rows = states.double()
     rows = (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-12)
     frequency = torch.bincount(ids, minlength=len(rows))[: len(rows)].double().sqrt()
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(frequency, SAMPLED, replacement=True, generator=generator)
     sample = rows[chosen].numpy()
-    centres, _ = kmeans2(sample, _spread_out(sample, number, seed), minit="matrix", iter=20)
+    centres, _ = kmeans2(sample, initial_centres(sample, number, seed), minit="matrix", iter=20)
     return torch.cdist(rows, torch.from_numpy(centres)).argmin(1)
 
 
-def _spread_out(rows: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """Centres to begin with, by k-means++: those of scipy's `minit="++"`, which measures the distances to all of them anew for
-    each, where those to the latest are enough.
+def initial_centres(rows: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """The initial centres of k-means++, the same as scipy's `minit="++"` gives.
+
+    scipy computes the distances to all centres anew for each centre; here only those to the latest one are computed.
 
     Source: Arthur & Vassilvitskii 2007, SODA.
     """
@@ -83,13 +88,13 @@ def classes_at_random(vocabulary: int, number: int, seed: int) -> Int64[Tensor, 
     return torch.randint(number, (vocabulary,), generator=torch.Generator().manual_seed(seed))
 
 
-def routes(
+def fit_routes(
     streams: Sequence[Stream],
     classes: Int64[Tensor, " vocabulary"],
     fit: Residuals,
     held_out: Residuals,
 ) -> Routes:
-    """Least squares of the residuals per class, on standardised columns; λ by the error on the held-out tokens."""
+    """Least squares of the residuals for each class, on standardised columns; λ by the error on held-out tokens."""
     number = int(classes.max()) + 1
     first, left = next(fit())
     some = _side_by_side(first, streams).double()
@@ -109,7 +114,7 @@ def routes(
     (gram, cross), (gram_held, cross_held) = moments(fit), moments(held_out)
 
     def attempt(index: int) -> tuple[float, float, Tensor]:
-        """Squared error on the held-out tokens, less what it is without routes; λ; weights. In the memory of one more matrix."""
+        """Squared error on the held-out tokens minus that without routes; λ; weights. Solved class by class to save memory."""
         error, weight = 0.0, torch.empty_like(cross)
         for one in range(number):
             matrix = gram[one].clone()
@@ -126,13 +131,13 @@ def routes(
 
 
 def routed(name: str, translation: Translation, found: Routes) -> Translation:
-    """`translation` with the routes: its matrices on their streams become routed ones, constants go to the token's table."""
+    """`translation` with the routes added to its matrices on the same streams; their constants go to the token's table."""
     linear = {
         (term.input.site, term.input.back): term.weight
         for term in translation.terms
         if isinstance(term.input, Residual) and term.weight is not None
     }
-    widths = [len(linear[stream]) for stream in found.streams]  # the parts of a composite may differ
+    widths = [len(linear[stream]) for stream in found.streams]  # they differ where A is a composite of such models
     parts = dict(zip(found.streams, found.weight.split(widths, 1), strict=True))
     terms = []
     for term in translation.terms:
@@ -146,7 +151,7 @@ def routed(name: str, translation: Translation, found: Routes) -> Translation:
 def _together(
     rows: Iterator[tuple[Tokens, Tensor]], streams: Sequence[Stream], classes: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Streams, classes and residuals of TOGETHER tokens at a time: adding to every class's moments has a price of its own."""
+    """Streams, classes and residuals of TOGETHER tokens at a time, as adding to the moments of each class has a fixed cost."""
     waiting: list[tuple[Tensor, Tensor, Tensor]] = []
     for tokens, left in rows:
         waiting.append((_side_by_side(tokens, streams), classes[tokens.ids[:, 0]], left))

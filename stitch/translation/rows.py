@@ -1,15 +1,15 @@
 """The registry of a report's rows: what each row is, what it reads, what it is compared with, and what it costs.
 
-Everything that needs to know the rows reads this table: fitting, scoring, the report, `brief`, the command line's help and the
-documentation. To add a translation, write a function that takes `ClosedForm` inputs (stitch/translation/closed_forms.py) and add
-an entry here that names it; a ridge on other inputs needs the entry alone. This module loads no tensor library.
+Fitting, scoring, the report, `brief`, the command line's help and the documentation all read this table. To add a translation,
+write a function that takes `ClosedForm` inputs (stitch/translation/closed_forms.py) and add an entry here that names it; a ridge
+on other inputs needs the entry alone. This module loads no tensor library.
 """
 
 from dataclasses import dataclass
 
 RIDGE, ROUTES, TABLES = "ridge", "routes", "tables"
 
-# What costs next to nothing at inference: look-ups, and streams of A that are computed anyway.
+# Inputs that cost little or nothing at inference: look-ups, and streams of A that are computed anyway.
 LOOK_UPS = ("embedding", "embedding-1", "embedding-2", "state", "state-1", "state-2", "position")
 FREE = ("x-1", "earlier-1", "earlier-2", *LOOK_UPS)
 
@@ -396,7 +396,7 @@ def closed_forms() -> list[Row]:
 
 
 def translations() -> list[str]:
-    """What `translation` may be, beside auto."""
+    """The values that the setting `translation` may have, beside auto."""
     return [found.short for found in ROWS if found.kind == "translation"]
 
 
@@ -406,5 +406,5 @@ def nulls_of(name: str) -> list[str]:
 
 
 def compared_with() -> dict[str, str]:
-    """Rows whose difference to another row the report shows, and that row."""
+    """For each row whose difference to another row the report shows: that other row."""
     return {found.name: found.compared_with for found in ROWS if found.compared_with is not None}

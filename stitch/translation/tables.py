@@ -1,7 +1,7 @@
-"""Tables of what ridge leaves unexplained, by token and by n-gram: means with shrinkage, backing off from long to short.
+"""Tables of a translation's residuals, by token and by n-gram: means with shrinkage, long contexts back off to shorter ones.
 
-A context's row is the mean residual of its tokens, after what shorter contexts explain, shrunk by n / (n + κ): the posterior
-mean when rows are drawn from a Gaussian around the shorter context's. κ comes from the error on held-out tokens, in closed form.
+The row of a context is the mean residual of its n tokens, after what shorter contexts explain, times n / (n + κ). That is the
+posterior mean when rows are Gaussian around those of the shorter contexts. κ has the lowest error on held-out tokens.
 Source of the back-off: Katz 1987 (IEEE TASSP 35); of the shrinkage: James & Stein 1961.
 """
 
@@ -16,17 +16,17 @@ from stitch.activations.paired import Tokens
 from stitch.modeling.modeling_composite import ngram_keys
 from stitch.translation.types import Ngram, Term, Token
 
-CANDIDATES = 2  # n-grams looked at per order, in units of what may be kept; the most frequent ones
-COUNTED, REMEMBERED = 2**18, 2**20  # tokens counted at a time, n-grams kept in mind between
+CANDIDATES = 2  # times as many n-grams of each order are considered as may be kept, the most frequent ones
+COUNTED, REMEMBERED = 2**18, 2**20  # tokens counted at a time; n-grams whose counts are kept in between
 SHRINKAGES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, torch.inf)
 
-# Tokens, and y − ŷ; starts anew at every call.
+# Tokens and their residuals y − ŷ; every call starts at the beginning.
 Residuals = Callable[[], Iterator[tuple[Tokens, Float[Tensor, "_ d"]]]]
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Per context: how many tokens have it, and their summed residuals."""
+    """For each context: the number of its tokens, and the sum of their residuals."""
 
     counts: Float[Tensor, " contexts"]
     totals: Float[Tensor, "contexts d"]
@@ -34,7 +34,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows for the contexts of one order, by sorted key."""
+    """A row for each context of one order, in order of its key."""
 
     order: int
     keys: Int64[Tensor, " contexts"]
@@ -45,12 +45,12 @@ class Table:
         return self.rows[place] * (self.keys[place] == keys)[:, None]
 
 
-def tables(
+def fit_tables(
     windows: Int[Tensor, "windows context"], fit: Residuals, held_out: Residuals, vocabulary: int, budget: int
 ) -> list[Term]:
-    """Terms that add the tables to a translation with these residuals; n-grams are those of the `windows` it was fitted on.
+    """Terms that add the tables to a translation with these residuals. The n-grams are those of `windows`.
 
-    The token table has a row per id. `budget` rows are shared by two- and three-grams, those that explain most.
+    The token table has a row per id. Bigrams and trigrams share `budget` rows, which go to those that explain most.
     """
     shares = {1: vocabulary, 2: budget // 2, 3: budget - budget // 2}
     shares = {order: share for order, share in shares.items() if share and vocabulary**order < 2**63}
@@ -74,9 +74,9 @@ def tables(
 
 
 def _candidates(windows: Tensor, order: int, vocabulary: int, most: int) -> Int64[Tensor, " contexts"]:
-    """Sorted keys: all tokens that occur, or the most frequent n-grams among those that occur more than once.
+    """Sorted keys: all tokens that occur, or the `most` frequent n-grams of those that occur more than once.
 
-    Memory does not grow with the text: n-grams seen once so far are forgotten whenever there are too many to remember.
+    Memory does not grow with the text: whenever there are too many n-grams, those seen only once so far are dropped.
     """
     keys, counts = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     rows = max(1, COUNTED // windows.shape[1])
@@ -112,7 +112,7 @@ def _sums(residuals: Residuals, keys: dict[int, Tensor], vocabulary: int) -> dic
 def _table(
     order: int, keys: Tensor, seen: Sums, other: Sums, shorter: list[Table], vocabulary: int, most: int
 ) -> Table:
-    """Shrunken means of what the shorter contexts leave, with the κ that is best on the `other` tokens; at most `most` rows."""
+    """Shrunken means of what shorter contexts leave, with the κ that is best on the held-out tokens; at most `most` rows."""
     explained = torch.zeros_like(seen.totals)
     for table in shorter:
         explained += table.look_up(keys % vocabulary**table.order)
@@ -122,7 +122,7 @@ def _table(
     squares, agreement = left.square().sum(1), (left * left_other).sum(1)
 
     def error(shrinkage: float) -> float:
-        """Squared error on the other tokens, less what it is without the table."""
+        """Squared error on the held-out tokens minus that without the table."""
         weight = 1 / (seen.counts + shrinkage)
         return float((other.counts * weight**2 * squares - 2 * weight * agreement).sum())
 

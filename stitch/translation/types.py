@@ -1,12 +1,12 @@
-"""What a translation is: the map from A's residual stream to B's, as plain tensors.
+"""A translation: the map from A's residual stream to B's, as plain tensors.
 
-Every family in this folder ends in the same form, so that one module, `TranslationModule` in
-`stitch/modeling/modeling_composite.py`, applies them all and a checkpoint needs no code of its own per family:
+Every way of fitting one ends in the same form, so one module applies them all, `TranslationModule` in
+`stitch/modeling/modeling_composite.py`:
 
     y = bias + Σ over terms of input @ weight
 
-What a term may read: A's residual stream at a site, now or a few tokens back; an SAE's codes of it; and what costs no
-product at inference: a table looked up by a token id, by a position, by the last few ids.
+A term reads A's residual stream at a site, at this token or a few before it; or an SAE's codes of it; or a table, which is looked
+up by a token id, by the position or by the last few ids and costs no product at inference.
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from sae.types import Dictionary
 class Residual:
     """x: the residual stream of A entering block `site`, `back` tokens ago.
 
-    A stream before the text's second token counts as absent: the first token (BOS) is a sink, its stream says nothing.
+    A stream of the first token counts as absent: BOS is an attention sink, and its stream carries no information.
     """
 
     site: int
@@ -30,7 +30,7 @@ class Residual:
 
 @dataclass(frozen=True)
 class Routed:
-    """x as `Residual` has it, for a term with a matrix per class of the current token; `classes` has the class of every id."""
+    """x as in `Residual`, for a term with a matrix per class of the current token; `classes` has the class of every token id."""
 
     site: int
     back: int
@@ -39,7 +39,7 @@ class Routed:
 
 @dataclass(frozen=True)
 class Codes:
-    """z: the latents that an SAE of A finds in the residual stream entering block `site`."""
+    """z: the codes of A's residual stream entering block `site`, by an SAE."""
 
     site: int
     dictionary: Dictionary = field(repr=False, compare=False)
@@ -59,7 +59,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Ngram:
-    """The last `order` token ids, if they are one of the n-grams with these `keys` (see `ngram_keys`, sorted); else nothing.
+    """The last `order` token ids. `keys` are the sorted keys (`ngram_keys`) of the n-grams in the table; others add nothing.
 
     A term on it is a table with one row per key.
     """
@@ -73,8 +73,10 @@ Input = Residual | Routed | Codes | Token | Position | Ngram
 
 @dataclass(frozen=True)
 class Term:
-    """One summand. `weight` is [d_in, d_out], for tables [entries, d_out], for a routed stream [classes, d_in, d_out]; None
-    passes a stream or codes on, cut or zero-padded. An input that lies before the text's first token adds nothing."""
+    """One summand. `weight` is [d_in, d_out], for tables [entries, d_out], for a routed stream [classes, d_in, d_out].
+
+    With None a stream or codes are added as they are, truncated or zero-padded. Inputs before the text's first token add nothing.
+    """
 
     input: Input
     weight: Float[Tensor, "*classes d_in d_out"] | None
@@ -86,7 +88,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Translation:
-    """A fitted map. `first` is B's state for BOS at position 0: it has no context, so it is a constant and known exactly."""
+    """A fitted map. `first` is B's state for BOS at position 0, which has no context and is therefore a known constant."""
 
     name: str
     terms: tuple[Term, ...]
@@ -104,7 +106,7 @@ class Translation:
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply–adds per token: products with weights and encoders; look-ups, of a matrix too, cost nothing."""
+        """Multiply–adds per token: products with weights and encoders. Looking up a row or a matrix counts as 0."""
         total = 0
         for term in self.terms:
             if isinstance(term.input, Codes):
@@ -126,7 +128,7 @@ class Translation:
 
 
 def merged(translation: Translation) -> Translation:
-    """The same map with one table per token offset: tables of the same ids add up."""
+    """The same map, with tables that are looked up by the same ids added up."""
     tables: dict[Input, Tensor] = {}
     others = []
     for term in translation.terms:

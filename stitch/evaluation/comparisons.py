@@ -1,4 +1,4 @@
-"""The rows of a report: what each of them feeds into B's late blocks, and how rows compare."""
+"""How the rows of a report compare: their order, the line between both models, and paired differences."""
 
 from stitch.composite.costs import Costs
 from stitch.evaluation.scores import Scores
@@ -19,9 +19,8 @@ def ranked(scores: dict[str, Scores]) -> list[str]:
 
 
 def line(costs: Costs, site_a: int, site_b: int, translation: Translation, scores: dict[str, Scores]) -> dict:
-    """The yardstick: CE_A + share · (CE_B − CE_A), share the composite's place between A's and B's block FLOPs per token.
-
-    The share is kept within 0..1; where both models cost the same it is the share of the composite's blocks that are B's.
+    """The row `line`: CE_A + share · (CE_B − CE_A), where share is the place of A's early and B's late blocks with `translation`
+    between A's and B's block FLOPs per token (see `Costs.share`).
     """
     cost = costs.flops(site_a, site_b, translation.multiply_adds)
     share = costs.share(site_a, site_b, cost)
@@ -32,7 +31,7 @@ def line(costs: Costs, site_a: int, site_b: int, translation: Translation, score
 
 
 def against_line(scores: dict[str, Scores], share: float) -> dict:
-    """The paired difference of the composite and its line, whose nats are those of both models, mixed."""
+    """The paired difference between the composite and its line. The line's nats per document mix those of both models."""
     a, b = scores["a"], scores["b"]
     mixed = Scores(a.nats + share * (b.nats - a.nats), None, None, a.tokens)
     low, high = scores["composite"].interval(minus=mixed)
@@ -41,8 +40,11 @@ def against_line(scores: dict[str, Scores], share: float) -> dict:
 
 
 def differences(scores: dict[str, Scores], compared_with: dict[str, str]) -> list[dict]:
-    """Paired differences in nats with 95 % intervals: the composite minus the headline rows of the registry, and each row of
-    `compared_with` minus the one that it is compared with. Rows without scores are left out."""
+    """Paired differences in nats with 95 % intervals.
+
+    They are the composite minus each headline row of the registry, and each row of `compared_with` minus the row that it is
+    compared with. Rows without scores are left out.
+    """
     pairs = [("composite", row.name) for row in registry.ROWS if row.headline]
     pairs += list(compared_with.items())
     found = []

@@ -1,0 +1,26 @@
+"""The README of a sweep's folder."""
+
+from stitch.files.markdown import markdown_table
+from stitch.report.sweep import best_table, footnotes, front_table
+
+
+def sweep_card(report: dict) -> bytes:
+    """README.md of a sweep's folder: the picture, both fronts, and the best j for every i."""
+    lines = [
+        f"# {report['models']['a']} × {report['models']['b']}: every pair of layers",
+        "",
+        "Every composite runs blocks 0 to i − 1 of one model, a translation fitted in closed form, and the other model's "
+        "blocks from j on. `report.json` has the translations, null, intervals, KL, cost and line of every pair (i, j).",
+        "",
+        "![Cross-entropy above the line for every pair of layers, and the Pareto fronts](sweep.png)",
+        "",
+    ]
+    for header, rows, title in (
+        front_table(report, "flops"),
+        front_table(report, "parameters"),
+        best_table(report),
+    ):
+        lines += [f"## {title.partition(':')[0]}", ""]
+        lines += [*markdown_table(header, rows), ""]
+    lines += [f"Rule for the best j: {report['rule']}.", "", *(f"- {note}" for note in footnotes(report)), ""]
+    return "\n".join(lines).encode()
