@@ -536,7 +536,7 @@ def test_a_checkpoint_read_back_equals_the_saved_one(tmp_path):
 
 
 def test_a_recurrent_model_cannot_be_a_donor_of_a_composite(written):
-    with pytest.raises(UsageError, match=r"cannot be a part .* then give the result its recurrent form"):
+    with pytest.raises(UsageError, match=r"cannot be a part .* then make the result recurrent"):
         load(written[0])
 
 
