@@ -1,6 +1,6 @@
 """Take language models apart and build new ones from the parts.
 
-The main job in ten lines is in the README; every name here is loaded on first use, so that `import stitch` costs nothing.
+docs/python.md shows the main job in ten lines. Every name here is loaded on first use, so that `import stitch` costs nothing.
 """
 
 from importlib import import_module

@@ -10,6 +10,8 @@ from stitch.errors import StitchError
 from stitch.files.durable import flush, flush_tree
 from stitch.files.output import check_output, mark
 
+REPLACED = "replaced"  # what the new folder takes the place of, until the work folder is removed
+
 
 def appear(target: Path, fill: Callable[[Path], None], command: str, *, overwrite: bool = False) -> None:
     """Fills a folder beside `target`, flushes it to disk, renames it into place; removes it if anything goes wrong.
@@ -17,11 +19,11 @@ def appear(target: Path, fill: Callable[[Path], None], command: str, *, overwrit
     Raises UsageError when `target` exists and may not be replaced, StitchError when the disk refuses.
     """
     check_output(target, overwrite)
-    work = target.parent / f".{target.name}.partial"
+    work = work_folder(target)
     new = work / "new"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _restore(work / "replaced", target)  # a killed run may have left its work behind
+        restore(target)
         shutil.rmtree(work, ignore_errors=True)
         new.mkdir(parents=True)
         fill(new)
@@ -31,7 +33,7 @@ def appear(target: Path, fill: Callable[[Path], None], command: str, *, overwrit
             f"{target} must be writable and fit the disk; got {error.strerror or error}: choose another folder."
         ) from error
     finally:
-        _restore(work / "replaced", target)
+        restore(target)
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -40,20 +42,28 @@ def publish(folder: Path, target: Path, work: Path, command: str, *, overwrite: 
     mark(folder, command)
     flush_tree(folder)
     check_output(target, overwrite)  # again: hours may lie between the first look and this one
-    replaced = work / "replaced"
+    replaced = work / REPLACED
     if target.exists():
         os.replace(target, replaced)
     try:
         os.replace(folder, target)
     except OSError:
-        _restore(replaced, target)
+        if replaced.exists():
+            os.replace(replaced, target)
         raise
     flush(target.parent)
 
 
-def _restore(replaced: Path, target: Path) -> None:
+def restore(target: Path) -> None:
+    """Puts back the folder that a run had moved away when it was killed before the new one took its place."""
+    replaced = work_folder(target) / REPLACED
     if replaced.exists() and not target.exists():
         os.replace(replaced, target)
+
+
+def work_folder(target: Path) -> Path:
+    """Where unfinished work for `target` lies: beside it."""
+    return target.parent / f".{target.name}.partial"
 
 
 def to_json(report: dict) -> bytes:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stitch.files.folders import publish
+from stitch.files.folders import publish, restore
 from stitch.files.output import check_output
 from stitch.files.workspace import finished, workspace
 
@@ -52,6 +52,7 @@ def run(
         check_output(out, overwrite)
     job = plan()
     out = out or Path(job.name)
+    restore(out)
     if resume and (report := finished(out, job.request)) is not None:
         return report, out
     check_output(out, overwrite)

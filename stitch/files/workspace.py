@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stitch.errors import StitchError, UsageError
 from stitch.files.durable import replacing
+from stitch.files.folders import work_folder
 
 REQUEST = "request.json"
 
@@ -17,12 +18,8 @@ def finished(out: Path, request: dict) -> dict | None:
     report = _read(out / "report.json")
     if report is None or report["provenance"]["settings"] != request:
         return None
-    shutil.rmtree(_place(out), ignore_errors=True)
+    shutil.rmtree(work_folder(out), ignore_errors=True)
     return report
-
-
-def _place(out: Path) -> Path:
-    return out.parent / f".{out.name}.partial"
 
 
 @contextmanager
@@ -31,7 +28,7 @@ def workspace(out: Path, request: dict, resume: bool) -> Iterator[Path]:
 
     An interrupt (Ctrl-C, a signal) keeps it for `resume`; success and failure remove it.
     """
-    folder = _place(out)
+    folder = work_folder(out)
     if folder.exists() and resume:
         before = _read(folder / REQUEST)
         if before is not None and before != request:
