@@ -1,17 +1,22 @@
 """The registry of a report's rows: what each row is, what it reads, what it is compared with, and what it costs.
 
-Fitting, scoring, the report, `brief`, the command line's help and the documentation all read this table. To add a translation,
-write a function that takes `ClosedForm` inputs (stitch/translation/closed_forms.py) and add an entry here that names it; a ridge
-on other inputs needs the entry alone. This module loads no tensor library.
+Everything that needs to know the rows reads this table: fitting, scoring, the report, `brief`, the command line's help and the
+documentation. To add a translation, write a function that takes `ClosedForm` inputs (stitch/translation/closed_forms.py) and add
+an entry here that names it; a ridge on other inputs needs the entry alone. This module loads no tensor library.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 RIDGE, ROUTES, TABLES = "ridge", "routes", "tables"
 
-# Inputs that cost little or nothing at inference: look-ups, and streams of A that are computed anyway.
+# What costs next to nothing at inference: look-ups, and streams of A that are computed anyway.
 LOOK_UPS = ("embedding", "embedding-1", "embedding-2", "state", "state-1", "state-2", "position")
 FREE = ("x-1", "earlier-1", "earlier-2", *LOOK_UPS)
+STREAMS = ("x", "x-1", "earlier-1", "earlier-2")  # of A
+LIFTS = ("codes", "untrained", "random-relu", "random-topk", "exemplars", "rbf")  # features of A's stream
+
+# Translations that become weights of the model itself.
+NATIVE = ("down-projection", "down-projections")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +28,13 @@ class Row:
     "module:function". Rows without it are not fitted. `target` is what a ridge regresses on. `compared_with` names the
     row whose difference to this one the report shows; of a null, the row that it is the null of. `headline`: the
     composite's difference to this row is shown. `needs_products`: a closed form that needs the products of the codes
-    themselves, which a wide SAE does not have.
+    themselves, which a wide SAE does not have. `costs` overrides what `cost` says from the inputs.
     """
 
     name: str
     help: str
     reads: tuple[str, ...] = ()
-    cost: str = "nothing beside the models"
+    costs: str | None = None
     made_by: str | None = None
     base: str | None = None
     target: str = "target"
@@ -48,336 +53,218 @@ class Row:
         """The name without its kind, as `translation` takes it."""
         return self.name.partition(":")[2] or self.name
 
+    @property
+    def cost(self) -> str:
+        """What the row costs per token beside the blocks of both models, in words."""
+        if self.costs is not None:
+            return self.costs
+        streams = len(set(self.reads) & set(STREAMS))
+        parts = [
+            "an encoder and a product on its active features" if set(self.reads) & set(LIFTS) else "",
+            f"{streams} product{'s' * (streams > 1)} d_a × d_b" if streams else "",
+            "look-ups" if set(self.reads) & set(LOOK_UPS) else "",
+            "n-gram look-ups" if self.made_by == TABLES else "",
+        ]
+        return "; ".join(part for part in parts if part) or "nothing"
 
-_PRODUCT = "one d_a × d_b product per token"
-_CODES = "the SAE encoder and one product on its active features"
-_FREE = "one product per stream of A that is read; look-ups"
-_CLOSED = "stitch.translation.closed_forms:"
+
+def _models() -> list[Row]:
+    return [
+        Row(name="a", help="Model A, whole.", headline=True, brief=True),
+        Row(name="b", help="Model B, whole.", headline=True, brief=True),
+        Row(
+            name="composite", brief=True, costs="the translation's",
+            help="A's early blocks, the chosen translation and B's late blocks, run from token ids to logits.",
+        ),
+        Row(
+            name="line", brief=True,
+            help="CE_A + share · (CE_B − CE_A), where share is the composite's place between A's and B's block FLOPs: what "
+            "mixing the two models by text would reach at that cost.",
+        ),
+    ]  # fmt: skip
+
+
+def _closed_forms() -> list[Row]:
+    """Translations that a function in `stitch.translation.closed_forms` makes."""
+
+    def row(name: str, function: str, help: str, reads: tuple[str, ...] = ("x",), **more) -> Row:
+        where = f"stitch.translation.closed_forms:{function}"
+        return Row(name=f"translation:{name}", help=help, reads=reads, made_by=where, **more)
+
+    features = "an encoder and a product on its active features"
+    return [
+        row(
+            "identity", "identity", "A's stream itself, cut or zero-padded to B's width.", brief=True, costs="no product"
+        ),
+        row("mean-shift", "mean_shift", "A's stream moved by the difference of the two means.", costs="no product"),
+        row("procrustes", "procrustes", "The best rotation and scale from paired activations."),
+        row(
+            "permutation", "permutation", brief=True, costs=features,
+            help="Each feature of A is decoded by the decoder row of the feature of B that it is matched to.",
+        ),
+        row(
+            "barycentric", "barycentric", costs=features,
+            help="The same with a soft matching: each feature of A becomes a weighted mean of features of B.",
+        ),
+        row("directions", "directions", "The linear map that sends A's matched decoder rows to B's."),
+        row("prior", "prior", "Ridge regression that shrinks towards `directions` instead of zero."),
+        row("rotation", "rotation", "The best rotation between matched decoder rows."),
+        row(
+            "permutation+error", "permutation_with_error", reads=("codes", "x"),
+            help="`permutation`, and a linear map of what A's SAE does not reconstruct.",
+        ),
+        row(
+            "cross-code", "cross_coded", reads=("codes", "x"), costs=features, needs_products=True,
+            help="B's codes predicted from A's with several partners per feature, then decoded.",
+        ),
+    ]  # fmt: skip
+
+
+def _regressions() -> list[Row]:
+    """Ridges, and rows that add class matrices or n-gram tables to one."""
+
+    def ridge(name: str, help: str, *reads: str, **more) -> Row:
+        return Row(name=f"translation:{name}", help=help, reads=reads, made_by=RIDGE, **more)
+
+    def on(base: Row, made_by: str, name: str, help: str, **more) -> Row:
+        shared = {"headline": False, "brief": False, "costs": None, **more}
+        return replace(base, name=f"translation:{name}", help=help, made_by=made_by, base=base.name, **shared)
+
+    affine_free = ridge(
+        "affine+free",
+        "Ridge on A's stream and all that costs next to nothing: look-ups of the last three tokens and of the position, A's "
+        "stream one token ago and at two earlier sites.",
+        *("x", *FREE),
+    )
+    features_free = ridge(
+        "features+free",
+        "`features` with all that costs next to nothing, as in `affine+free`.",
+        *("codes", "x", *FREE),
+    )
+    routed = on(affine_free, ROUTES, "routed", "`affine+free` with a matrix of its own for each class of tokens.")
+    return [
+        ridge("affine", "Ridge regression from A's stream to B's: the baseline.", "x", headline=True, brief=True),
+        ridge("affine+token", "Ridge on A's stream and B's embedding of the current token.", "x", "embedding"),
+        ridge(
+            "affine+state",
+            "Ridge on A's stream, B's own state of the token without context, and B's embedding of the previous token.",
+            *("x", "state", "embedding-1"),
+        ),
+        affine_free,
+        ridge("features", "Ridge on the codes of A's SAE and on A's stream.", "codes", "x"),
+        ridge(
+            "features+token", "`features` with B's embedding of the current token.", *("codes", "x", "embedding")
+        ),
+        features_free,
+        on(
+            affine_free, TABLES, "affine+free+tables", brief=True,
+            help="`affine+free` and tables of what it leaves, by token and by n-gram, shrunken towards shorter contexts.",
+        ),
+        routed,
+        on(routed, TABLES, "routed+tables", "`routed` with n-gram tables of what it leaves.", brief=True),
+        on(features_free, TABLES, "features+free+tables", "`features+free` with n-gram tables of what it leaves."),
+    ]  # fmt: skip
+
+
+def _bounds() -> list[Row]:
+    """Floors, ceilings, and a trained reference."""
+    return [
+        Row(
+            name="floor:mean", brief=True,
+            help="B's late blocks on the mean of B's stream: nothing comes from the text.",
+        ),
+        Row(name="floor:zero", help="B's late blocks on zeros."),
+        Row(name="floor:wrong-text", help="B's late blocks on B's own stream of another text."),
+        Row(
+            name="ceiling:sae-b", headline=True, brief=True,
+            help="B with its SAE's reconstruction in place of its stream: the best that any route through B's features can "
+            "do.",
+        ),
+        Row(name="sae-a", help="A with its SAE's reconstruction in place of its stream.", brief=True),
+        Row(
+            name="reference:affine-trained", reads=("x",), headline=True,
+            help="The affine map after some gradient steps on cross-entropy. Nothing else in the table is trained.",
+        ),
+    ]  # fmt: skip
+
+
+def _nulls() -> list[Row]:
+    """Versions of translations with one ingredient destroyed."""
+
+    def null(name: str, of: str, help: str, *reads: str, **more) -> Row:
+        found = Row(
+            name=f"null:{name}", help=help, reads=reads or ("x",), compared_with=f"translation:{of}", made_by=RIDGE
+        )
+        return replace(found, **more)
+
+    def features(name: str, help: str) -> Row:
+        return null(name, "features+free", f"`features+free` with {help}.", name, "x", *FREE)
+
+    return [
+        null(
+            "shuffled-matching", "permutation", made_by=None, brief=True,
+            help="`permutation` with partners exchanged among features that fire about as often; the mean of 20 draws.",
+            costs="an encoder and a product on its active features",
+        ),
+        null(
+            "random-rotation", "procrustes", "A random rotation with the scale of `procrustes`.",
+            made_by="stitch.translation.closed_forms:random_rotation",
+        ),
+        null("shuffled-tokens", "affine", "`affine` fitted to B's streams of other tokens.", target="shuffled"),
+        null(
+            "untrained-sae", "features", "`features` with an untrained SAE of the same size and sparsity.",
+            *("untrained", "x"),
+        ),
+        features("random-relu", "dense random ReLU features instead of the SAE's"),
+        features("random-topk", "random features as sparse as the SAE's"),
+        features("exemplars", "the activations of single tokens as feature directions"),
+        features("rbf", "Gaussian bumps around the activations of single tokens: kernel regression"),
+        null("look-ups", "affine+free", "`affine+free` without A: look-ups alone.", *LOOK_UPS),
+        null(
+            "no-source", "affine+free+tables",
+            "Look-ups and n-gram tables without A: what B and the tables know of the text on their own.",
+            *LOOK_UPS, made_by=TABLES, base="null:look-ups", headline=True, brief=True,
+        ),
+        null(
+            "random-routes", "routed",
+            "`routed` with classes of tokens drawn at random: what more parameters alone are worth.",
+            *("x", *FREE), made_by=ROUTES, base="translation:affine+free",
+        ),
+    ]  # fmt: skip
+
+
+def _depth_surgery() -> list[Row]:
+    """Ways to bridge removed blocks with weights of the model itself (`native`)."""
+
+    def surgery(name: str, help: str, compared_with: str | None = "translation:down-projection") -> Row:
+        return Row(name=name, help=f"Depth surgery: {help}", compared_with=compared_with)
+
+    down = "the down projection before the cut, refitted to produce the stream that the removed blocks produced."
+    return [
+        surgery("translation:down-projection", down, None),
+        surgery(
+            "translation:down-projections",
+            "the down projections before and after the cut, refitted one after the other.",
+            None,
+        ),
+        surgery("null:shuffled-down-projection", "the down projection refitted to the streams of other tokens."),
+        surgery("reference:passthrough", "blocks are removed and nothing is refitted, as mergekit's passthrough does."),
+        surgery("reference:replaceme", "ReplaceMe (arXiv 2505.02819), a linear map after the down projection."),
+        surgery(
+            "reference:replaceme-relative",
+            "ReplaceMe with each token weighed by the inverse square of its stream's norm.",
+        ),
+    ]
+
 
 ROWS: tuple[Row, ...] = (
-    Row(name="a", help="Model A, whole.", headline=True, brief=True),
-    Row(name="b", help="Model B, whole.", headline=True, brief=True),
-    Row(
-        name="composite",
-        help="A's early blocks, the chosen translation and B's late blocks, run from token ids to logits.",
-        cost="the blocks that are kept, and the translation",
-        brief=True,
-    ),
-    Row(
-        name="line",
-        help="CE_A + share · (CE_B − CE_A), where share is the composite's place between A's and B's block FLOPs: "
-        "what mixing the two models by text would reach at that cost.",
-        brief=True,
-    ),
-    Row(
-        name="translation:identity",
-        help="A's stream itself, cut or zero-padded to B's width.",
-        reads=("x",),
-        cost="no product",
-        made_by=_CLOSED + "identity",
-        brief=True,
-    ),
-    Row(
-        name="translation:mean-shift",
-        help="A's stream moved by the difference of the two means.",
-        reads=("x",),
-        cost="no product",
-        made_by=_CLOSED + "mean_shift",
-    ),
-    Row(
-        name="translation:procrustes",
-        help="The best rotation and scale from paired activations.",
-        reads=("x",),
-        cost=_PRODUCT,
-        made_by=_CLOSED + "procrustes",
-    ),
-    Row(
-        name="translation:permutation",
-        help="Each feature of A is decoded by the decoder row of the feature of B that it is matched to.",
-        reads=("x",),
-        cost=_CODES,
-        made_by=_CLOSED + "permutation",
-        brief=True,
-    ),
-    Row(
-        name="translation:barycentric",
-        help="The same with a soft matching: each feature of A becomes a weighted mean of features of B.",
-        reads=("x",),
-        cost=_CODES,
-        made_by=_CLOSED + "barycentric",
-    ),
-    Row(
-        name="translation:directions",
-        help="The linear map that sends A's matched decoder rows to B's.",
-        reads=("x",),
-        cost=_PRODUCT,
-        made_by=_CLOSED + "directions",
-    ),
-    Row(
-        name="translation:prior",
-        help="Ridge regression that shrinks towards `directions` instead of zero.",
-        reads=("x",),
-        cost=_PRODUCT,
-        made_by=_CLOSED + "prior",
-    ),
-    Row(
-        name="translation:rotation",
-        help="The best rotation between matched decoder rows.",
-        reads=("x",),
-        cost=_PRODUCT,
-        made_by=_CLOSED + "rotation",
-    ),
-    Row(
-        name="translation:permutation+error",
-        help="`permutation`, and a linear map of what A's SAE does not reconstruct.",
-        reads=("codes", "x"),
-        cost=_CODES + ", and one d_a × d_b product",
-        made_by=_CLOSED + "permutation_with_error",
-    ),
-    Row(
-        name="translation:cross-code",
-        help="B's codes predicted from A's with several partners per feature, then decoded.",
-        reads=("codes", "x"),
-        cost=_CODES,
-        made_by=_CLOSED + "cross_coded",
-        needs_products=True,
-    ),
-    Row(
-        name="translation:affine",
-        help="Ridge regression from A's stream to B's: the baseline.",
-        reads=("x",),
-        cost=_PRODUCT,
-        made_by=RIDGE,
-        headline=True,
-        brief=True,
-    ),
-    Row(
-        name="translation:affine+token",
-        help="Ridge on A's stream and B's embedding of the current token.",
-        reads=("x", "embedding"),
-        cost=_PRODUCT + "; a look-up",
-        made_by=RIDGE,
-    ),
-    Row(
-        name="translation:affine+state",
-        help="Ridge on A's stream, B's own state of the token without context, and B's embedding of the previous token.",
-        reads=("x", "state", "embedding-1"),
-        cost=_PRODUCT + "; look-ups",
-        made_by=RIDGE,
-    ),
-    Row(
-        name="translation:affine+free",
-        help="Ridge on A's stream and all that costs next to nothing: look-ups of the last three tokens and of the position, "
-        "A's stream one token ago and at two earlier sites.",
-        reads=("x", *FREE),
-        cost=_FREE,
-        made_by=RIDGE,
-    ),
-    Row(
-        name="translation:features",
-        help="Ridge on the codes of A's SAE and on A's stream.",
-        reads=("codes", "x"),
-        cost=_CODES + ", and one d_a × d_b product",
-        made_by=RIDGE,
-    ),
-    Row(
-        name="translation:features+token",
-        help="`features` with B's embedding of the current token.",
-        reads=("codes", "x", "embedding"),
-        cost=_CODES + ", and one d_a × d_b product; a look-up",
-        made_by=RIDGE,
-    ),
-    Row(
-        name="translation:features+free",
-        help="`features` with all that costs next to nothing, as in `affine+free`.",
-        reads=("codes", "x", *FREE),
-        cost=_CODES + "; " + _FREE,
-        made_by=RIDGE,
-    ),
-    Row(
-        name="translation:affine+free+tables",
-        help="`affine+free` and tables of what it leaves, by token and by n-gram, shrunken towards shorter contexts.",
-        reads=("x", *FREE),
-        cost=_FREE + "; n-gram look-ups",
-        made_by=TABLES,
-        base="translation:affine+free",
-        brief=True,
-    ),
-    Row(
-        name="translation:routed",
-        help="`affine+free` with a matrix of its own for each class of tokens.",
-        reads=("x", *FREE),
-        cost=_FREE,
-        made_by=ROUTES,
-        base="translation:affine+free",
-    ),
-    Row(
-        name="translation:routed+tables",
-        help="`routed` with n-gram tables of what it leaves.",
-        reads=("x", *FREE),
-        cost=_FREE + "; n-gram look-ups",
-        made_by=TABLES,
-        base="translation:routed",
-        brief=True,
-    ),
-    Row(
-        name="translation:features+free+tables",
-        help="`features+free` with n-gram tables of what it leaves.",
-        reads=("codes", "x", *FREE),
-        cost=_CODES + "; " + _FREE + "; n-gram look-ups",
-        made_by=TABLES,
-        base="translation:features+free",
-    ),
-    Row(
-        name="translation:down-projection",
-        help="Depth surgery (`native`): the down projection before the cut, refitted with the remaining stream as target.",
-        reads=("neurons",),
-        cost="nothing: it replaces weights of the model",
-    ),
-    Row(
-        name="translation:down-projections",
-        help="Depth surgery (`native`): the down projections before and after the cut, refitted.",
-        reads=("neurons",),
-        cost="nothing: it replaces weights of the model",
-    ),
-    Row(name="floor:mean", help="B's late blocks on the mean of B's stream: nothing comes from the text.", brief=True),
-    Row(name="floor:zero", help="B's late blocks on zeros."),
-    Row(name="floor:wrong-text", help="B's late blocks on B's own stream of another text."),
-    Row(
-        name="ceiling:sae-b",
-        help="B with its SAE's reconstruction in place of its stream: the best that any route through B's features can do.",
-        headline=True,
-        brief=True,
-    ),
-    Row(name="sae-a", help="A with its SAE's reconstruction in place of its stream.", brief=True),
-    Row(
-        name="reference:affine-trained",
-        help="The affine map after some gradient steps on cross-entropy. Nothing else in the table is trained.",
-        reads=("x",),
-        cost=_PRODUCT,
-        headline=True,
-    ),
-    Row(
-        name="null:shuffled-matching",
-        help="`permutation` with partners exchanged among features that fire about as often; the mean of 20 draws.",
-        reads=("x",),
-        cost=_CODES,
-        compared_with="translation:permutation",
-        brief=True,
-    ),
-    Row(
-        name="null:random-rotation",
-        help="A random rotation with the scale of `procrustes`.",
-        reads=("x",),
-        cost=_PRODUCT,
-        made_by=_CLOSED + "random_rotation",
-        compared_with="translation:procrustes",
-    ),
-    Row(
-        name="null:shuffled-tokens",
-        help="`affine` fitted to B's streams of other tokens.",
-        reads=("x",),
-        cost=_PRODUCT,
-        made_by=RIDGE,
-        target="shuffled",
-        compared_with="translation:affine",
-    ),
-    Row(
-        name="null:untrained-sae",
-        help="`features` with an untrained SAE of the same size and sparsity.",
-        reads=("untrained", "x"),
-        cost=_CODES,
-        made_by=RIDGE,
-        compared_with="translation:features",
-    ),
-    Row(
-        name="null:random-relu",
-        help="`features+free` with dense random ReLU features instead of the SAE's.",
-        reads=("random-relu", "x", *FREE),
-        cost=_CODES,
-        made_by=RIDGE,
-        compared_with="translation:features+free",
-    ),
-    Row(
-        name="null:random-topk",
-        help="`features+free` with random features as sparse as the SAE's.",
-        reads=("random-topk", "x", *FREE),
-        cost=_CODES,
-        made_by=RIDGE,
-        compared_with="translation:features+free",
-    ),
-    Row(
-        name="null:exemplars",
-        help="`features+free` with the activations of single tokens as feature directions.",
-        reads=("exemplars", "x", *FREE),
-        cost=_CODES,
-        made_by=RIDGE,
-        compared_with="translation:features+free",
-    ),
-    Row(
-        name="null:rbf",
-        help="`features+free` with Gaussian bumps around the activations of single tokens: kernel regression.",
-        reads=("rbf", "x", *FREE),
-        cost=_CODES,
-        made_by=RIDGE,
-        compared_with="translation:features+free",
-    ),
-    Row(
-        name="null:look-ups",
-        help="`affine+free` without A: look-ups alone.",
-        reads=LOOK_UPS,
-        cost="look-ups",
-        made_by=RIDGE,
-        compared_with="translation:affine+free",
-    ),
-    Row(
-        name="null:no-source",
-        help="Look-ups and n-gram tables without A: what B and the tables know of the text on their own.",
-        reads=LOOK_UPS,
-        cost="look-ups",
-        made_by=TABLES,
-        base="null:look-ups",
-        compared_with="translation:affine+free+tables",
-        headline=True,
-        brief=True,
-    ),
-    Row(
-        name="null:random-routes",
-        help="`routed` with classes of tokens drawn at random: what more parameters alone are worth.",
-        reads=("x", *FREE),
-        cost=_FREE,
-        made_by=ROUTES,
-        base="translation:affine+free",
-        compared_with="translation:routed",
-    ),
-    Row(
-        name="null:shuffled-down-projection",
-        help="Depth surgery: the down projection refitted to the streams of other tokens.",
-        cost="nothing: it replaces weights of the model",
-        compared_with="translation:down-projection",
-    ),
-    Row(
-        name="reference:passthrough",
-        help="Depth surgery: blocks are removed and nothing is refitted, as mergekit's passthrough does.",
-        cost="nothing: it replaces weights of the model",
-        compared_with="translation:down-projection",
-    ),
-    Row(
-        name="reference:replaceme",
-        help="Depth surgery: ReplaceMe (arXiv 2505.02819), a linear map after the down projection.",
-        cost="nothing: it replaces weights of the model",
-        compared_with="translation:down-projection",
-    ),
-    Row(
-        name="reference:replaceme-relative",
-        help="Depth surgery: ReplaceMe with each token weighed by the inverse square of its stream's norm.",
-        cost="nothing: it replaces weights of the model",
-        compared_with="translation:down-projection",
-    ),
+    *_models(),
+    *_closed_forms(),
+    *_regressions(),
+    *_bounds(),
+    *_nulls(),
+    *_depth_surgery(),
 )
-
-# Translations that become weights of the model itself.
-NATIVE = ("down-projection", "down-projections")
 
 
 def row(name: str) -> Row:
@@ -396,7 +283,7 @@ def closed_forms() -> list[Row]:
 
 
 def translations() -> list[str]:
-    """The values that the setting `translation` may have, beside auto."""
+    """What `translation` may be, beside auto."""
     return [found.short for found in ROWS if found.kind == "translation"]
 
 
@@ -406,5 +293,5 @@ def nulls_of(name: str) -> list[str]:
 
 
 def compared_with() -> dict[str, str]:
-    """For each row whose difference to another row the report shows: that other row."""
+    """Rows whose difference to another row the report shows, and that row."""
     return {found.name: found.compared_with for found in ROWS if found.compared_with is not None}
