@@ -28,7 +28,7 @@ ENTRY = Row(
     name="translation:moved",
     help="A throw-away translation of a test.",
     reads=("x",),
-    cost="no product",
+    costs="no product",
     made_by="moved_translation:moved",
     brief=True,
 )
