@@ -27,6 +27,7 @@ from stitch.features.matching import match
 from stitch.jobs.evaluate import evaluate_models
 from stitch.jobs.join import stitch
 from stitch.models.loading import load
+from stitch.report.card import table
 from stitch.text.documents import select
 from stitch.text.windows import pack
 from stitch.translation import look_ups
@@ -365,3 +366,6 @@ def test_any_model_can_be_evaluated_and_compared(run, donors):
     )
     assert found["model"]["kl_to_b"] > 0
     assert load(donors["qwen3"]).name == "qwen3"
+    assert table(both)[0] == ["", "CE", "95 % interval", "perplexity", "KL to B", "top-1"]
+    alone = {**both, "results": [{**found["model"], "kl_to_b": None, "top1": None}]}
+    assert table(alone)[0] == ["", "CE", "95 % interval", "perplexity"] and len(table(alone)[1][0]) == 4

@@ -10,10 +10,11 @@ COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to B", "top-1"]
 
 
 def table(report: dict) -> tuple[list[str], list[list[str]], str]:
-    """Header, rows and title of the result table."""
+    """Header, rows and title of the result table. Columns without any value are left out."""
     of_chain = seams.rows(report["chain"]) if "chain" in report else []
     rows = [[_label(row["name"], report), *_cells(row)] for row in (*of_chain, *report["results"])]
-    return COLUMNS, rows, title(report)
+    filled = [column for column in range(len(COLUMNS)) if column == 0 or any(row[column] for row in rows)]
+    return [COLUMNS[column] for column in filled], [[row[column] for column in filled] for row in rows], title(report)
 
 
 def title(report: dict) -> str:
