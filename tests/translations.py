@@ -18,11 +18,18 @@ def affine(a: Model, b: Model, site: int) -> Translation:
 
 
 def dictionary(width: int, features: int, activation: str) -> Dictionary:
+    """Random features. Those of `rbf` are Gaussian bumps around random points, so that no code exceeds 1."""
+    directions, bias = tiny.noise(width, features, seed=5), tiny.noise(features, seed=6)
+    threshold = tiny.noise(features, seed=7).abs()
+    if activation == "rbf":
+        threshold = 0.01 + threshold / 10  # 1 / 2σ²
+        bias = -threshold * directions.square().sum(0)
+        directions = 2 * threshold * directions
     return Dictionary(
-        encoder=tiny.noise(width, features, seed=5),
-        encoder_bias=tiny.noise(features, seed=6),
+        encoder=directions,
+        encoder_bias=bias,
         activation=activation,
-        threshold=tiny.noise(features, seed=7).abs() if activation in ("jumprelu", "rbf") else None,
+        threshold=threshold if activation in ("jumprelu", "rbf") else None,
         k=15 if activation == "topk" else None,  # so many that some codes are negative
         decoder=tiny.noise(features, width),
         decoder_bias=torch.zeros(width),
