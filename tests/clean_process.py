@@ -3,6 +3,7 @@ it.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,12 +58,17 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
+# Which instructions products are computed with. Both processes must have the same, as their results are compared bit by bit.
+CPU_SETTINGS = ("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ATEN_CPU_CAPABILITY")
+
+
 def run_clean(folder: Path, ids: Tensor, deeply: str, cwd: Path) -> None:
     environment = {
         "PATH": "/usr/bin:/bin",
         "HF_MODULES_CACHE": str(cwd / "modules"),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        **{name: os.environ[name] for name in CPU_SETTINGS if name in os.environ},
     }
     arguments = [str(folder), json.dumps(ids.tolist()), deeply, json.dumps(PROMPTS)]
     done = subprocess.run(
