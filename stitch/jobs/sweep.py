@@ -9,6 +9,7 @@ import torch
 from stitch.composite.compose import check_target
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
+from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.files.folders import to_json
 from stitch.files.job import Job, run
@@ -25,11 +26,11 @@ from stitch.report.sweep_card import sweep_card
 from stitch.report.sweep_figure import draw_sweep, require_matplotlib
 from stitch.text.documents import SPLITS
 
-HELD_OUT = 16_384  # tokens of each held-out split, at most; every cell is scored on both
+HELD_OUT = 16_384  # tokens of each held-out split, where its windows are not too few; every cell is scored on both
 SPLITS_SCORED = ("sweep", "report")
 # The settings that a sweep has parameters for.
 PARAMETERS = (
-    *("model_a", "model_b", "text", "tokens", "context", "seed"),
+    *("model_a", "model_b", "text", "tokens", "context"),
     *("memory", "device", "dtype", "trust_remote_code"),
 )
 
@@ -42,7 +43,6 @@ def sweep(
     text: str = "docs",
     tokens: int = 100_000,
     context: int | None = None,
-    seed: int = 0,
     memory: int = 4 * 2**30,
     device: str = "auto",
     dtype: str = "fp32",
@@ -55,14 +55,14 @@ def sweep(
     """Joins the two models at every pair of layers and writes report.json, README.md and sweep.png to `out`.
 
     Returns the report and the folder. λ and every choice (fronts, best layers) come from the sweep split, all numbers shown from
-    the report split. `seed` is that of the bootstrap. After an interrupt, `resume` keeps the activations already on disk.
+    the report split. After an interrupt, `resume` keeps the activations already on disk.
     `cluster` is the address of a Ray cluster to spread the work on (see `stitch.jobs.cluster.connected`); all its machines must
     see the folder that holds `out`.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
     require_matplotlib()
     settings = Settings(
-        model_a=model_a, model_b=model_b, layer=0, layer_b=0, text=text, tokens=tokens, context=context, seed=seed,
+        model_a=model_a, model_b=model_b, layer=0, layer_b=0, text=text, tokens=tokens, context=context,
         memory=memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
     )  # fmt: skip
 
@@ -116,7 +116,8 @@ def _make(
                 models, cells, fit, held_out, reference="report", memory=settings.memory, progress=progress
             )
         donors = _score_donors(models, held_out, settings.memory, progress)
-        report = sweep_report(models, settings.context, found, donors, settings.seed)
+        report = sweep_report(models, settings.context, found, donors)
+        report["documents"] = counted(donors["b"]["report"])
         report["tokens"] = {
             **{split: one.tokens for split, one in windows.items()},
             "fitted_on": int(fit.keep.sum()),

@@ -11,7 +11,7 @@ MARGIN = 1e-4  # nats; a composite that runs the whole target differs from it by
 
 
 def sweep_report(
-    models: dict[Side, Model], context: int, found: ScoredCells, donors: dict[str, dict[str, Scores]], seed: int
+    models: dict[Side, Model], context: int, found: ScoredCells, donors: dict[str, dict[str, Scores]]
 ) -> dict:
     """The part of report.json that follows from the scores: cells, best layers, fronts."""
     costs = {
@@ -20,13 +20,13 @@ def sweep_report(
     }
     whole = {
         side: {
-            **_numbers(donors[side], seed),
+            **_numbers(donors[side]),
             "flops": sum(costs[side].source_blocks),
             "parameters": whole_parameters(model.net),
         }
         for side, model in models.items()
     }
-    cells = [_cell(cell, rows, found, costs[cell.source], whole, seed) for cell, rows in found.rows.items()]
+    cells = [_cell(cell, rows, found, costs[cell.source], whole) for cell, rows in found.rows.items()]
     return {
         "models": {side: model.name for side, model in models.items()},
         "depth": {side: model.depth for side, model in models.items()},
@@ -39,13 +39,13 @@ def sweep_report(
     }
 
 
-def _cell(cell: Cell, rows: dict[str, CellRow], found: ScoredCells, costs: Costs, donors: dict, seed: int) -> dict:
+def _cell(cell: Cell, rows: dict[str, CellRow], found: ScoredCells, costs: Costs, donors: dict) -> dict:
     flops = costs.flops(cell.i, cell.j, rows["affine"].multiply_adds)
     share = costs.share(cell.i, cell.j, flops)
     source, target = donors[cell.source]["ce"], donors[cell.target]["ce"]
     translations = {
         name: {
-            **_numbers(row.scores, seed),
+            **_numbers(row.scores),
             "parameters": costs.parameters(cell.i, cell.j, row.parameters),
             "lambda": row.strength,
             "unexplained": row.unexplained,
@@ -62,14 +62,14 @@ def _cell(cell: Cell, rows: dict[str, CellRow], found: ScoredCells, costs: Costs
         "line": source + share * (target - source),
         "chosen": min(translations, key=lambda name: translations[name]["sweep_ce"]),
         "translations": translations,
-        "null": _numbers(found.nulls[cell.target, cell.j].scores, seed),
+        "null": _numbers(found.nulls[cell.target, cell.j].scores),
     }
 
 
-def _numbers(scores: dict[str, Scores], seed: int) -> dict:
+def _numbers(scores: dict[str, Scores]) -> dict:
     """The scores on the report split, and the cross-entropy on the sweep split, by which choices are made."""
     shown = scores["report"]
-    low, high = shown.interval(seed=seed)
+    low, high = shown.interval()
     kl = None if shown.kl is None else float(shown.kl.sum() / shown.tokens.sum())
     return {"ce": shown.ce, "ce_low": low, "ce_high": high, "kl_to_target": kl, "sweep_ce": scores["sweep"].ce}
 

@@ -1,5 +1,7 @@
 """The tables of a sweep and the sentences below them."""
 
+from stitch.evaluation.documents import phrase, warning
+
 SAME = 1e-3  # nats. Where the target runs whole, its composite differs from its null by rounding alone
 
 
@@ -63,7 +65,8 @@ def footnotes(report: dict) -> list[str]:
     beaten = sum(cell["null"]["ce"] - cell["translations"][cell["chosen"]]["ce"] > SAME for cell in cells)
     return [
         f"Whole models: {models['a']} has cross-entropy {donors['a']['ce']:.3f}, {models['b']} {donors['b']['ce']:.3f}. "
-        f"Fitted on {tokens['fit']:,} tokens, scored on {tokens['report']:,} others.",
+        f"Fitted on {tokens['fit']:,} tokens, scored on {tokens['report']:,} others{phrase(report)}.",
+        *warning(report),
         f"{beaten} of {len(cells)} composites beat their null, which reads only the target's token embedding and nothing of "
         f"the source, by more than {SAME} nats.",
         "Layers and fronts are chosen on the sweep split; numbers are from the report split.",
