@@ -25,7 +25,7 @@ from stitch.jobs.sweep import sweep
 from stitch.models.describe import describe
 from stitch.report.card import footnotes, model_card, table
 from stitch.text.documents import read, select
-from stitch.text.windows import pack
+from stitch.text.windows import sample
 
 OPTIONS = dict(tokens=4096, context=32, features=48, k=8, sae_passes=0.5, device="cpu", memory=2**28)
 
@@ -118,7 +118,7 @@ def test_the_report_lists_every_model_every_seam_and_every_composite(run, donors
 def test_the_folder_on_disk_is_the_composite_of_the_report(run, donors):
     report, folder = run
     net = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-    windows = pack(select(read(str(donors["text"])), "report"), tiny.tokenizer(), 32, report["tokens"]["report"])
+    windows = sample(select(read(str(donors["text"])), "report"), tiny.tokenizer(), 32, report["tokens"]["report"])
     ce = evaluate({"m": whole_model(net)}, windows, vocabulary=tiny.VOCABULARY)["m"].ce
     assert ce == pytest.approx(row(report, "composite")["ce"], abs=1e-5)
     assert not list(folder.parent.glob(".*"))

@@ -29,7 +29,7 @@ from stitch.jobs.join import stitch
 from stitch.models.loading import load
 from stitch.report.card import table
 from stitch.text.documents import select
-from stitch.text.windows import pack
+from stitch.text.windows import pack, sample
 from stitch.translation import look_ups
 from stitch.translation import rows as registry
 from stitch.translation.fit import Evidence, MatchedFeatures, Options, translate
@@ -113,7 +113,7 @@ def test_the_folder_on_disk_is_the_composite_of_the_report(run, donors):
     tokenizer = tiny.tokenizer()
     from stitch.text.documents import read
 
-    text = pack(select(read(str(donors["text"])), "report"), tokenizer, 32, report["tokens"]["report"])
+    text = sample(select(read(str(donors["text"])), "report"), tokenizer, 32, report["tokens"]["report"])
     from stitch.evaluation.scores import whole_model
 
     ce = evaluate({"m": whole_model(net)}, text, vocabulary=tiny.VOCABULARY)["m"].ce

@@ -4,7 +4,7 @@ import torch
 import tiny
 from stitch.errors import UsageError
 from stitch.text.tokenizers import bos_of, require_same_ids
-from stitch.text.windows import Windows, pack
+from stitch.text.windows import evenly, pack, sample
 
 DOCUMENTS = [("a", "hello world, this is the first"), ("b", "and a second one"), ("c", "x" * 50)]
 
@@ -55,10 +55,71 @@ def test_two_tokenizers_are_distinguished_by_the_number_of_ids():
         require_same_ids(same, other, "m", "n")
 
 
-def test_a_sample_of_windows_covers_all_documents():
-    ids = torch.arange(40).view(10, 4).int()
-    windows = Windows(ids, torch.arange(10)[:, None].expand(10, 4).int() * 3)
-    some = windows.spread(17)
-    assert some.ids[:, 0].tolist() == [0, 12, 24, 36]
-    assert some.document.unique().tolist() == [0, 1, 2, 3]
-    assert torch.equal(windows.spread(400).ids, ids) and windows.spread(1).ids.shape == (1, 4)
+def text_of(number: int, words: int) -> str:
+    return " ".join(f"{number:02d}{word:04d}" for word in range(words))
+
+
+LONG = [(str(number), text_of(number, 40 if number else 4000)) for number in range(30)]
+
+
+def test_every_part_of_an_order_is_spread_evenly():
+    order = evenly(1000)
+    assert order.sort().values.tolist() == list(range(1000))
+    for start, count in ((0, 10), (0, 100), (37, 50), (400, 300)):
+        gaps = order[start : start + count].sort().values.diff()
+        assert gaps.max() <= 3 * 1000 / count
+
+
+def test_a_sample_is_spread_over_the_documents_in_proportion_to_their_length():
+    windows = sample(LONG, tiny.tokenizer(), 16, 50 * 16)
+    tokens = windows.document[:, 1:].flatten().bincount(minlength=30) / windows.document[:, 1:].numel()
+    length = torch.tensor([len(text) for _, text in LONG]) / sum(len(text) for _, text in LONG)
+    assert (tokens > 0).sum() >= 9 and (tokens - length).abs().max() < 0.03
+    half = windows.first(25 * 16).document[:, 1:]
+    assert half.unique().numel() >= 4 and abs(float((half == 0).float().mean()) - float(length[0])) < 0.06
+
+
+def test_a_smaller_sample_is_the_beginning_of_a_larger_one():
+    large, small = (sample(LONG, tiny.tokenizer(), 16, count * 16) for count in (50, 20))
+    assert torch.equal(large.first(20 * 16).ids, small.ids) and torch.equal(large.ids[:20], small.ids)
+
+
+def test_the_windows_of_a_sample_are_passages_of_the_text_that_start_with_a_word():
+    tokenizer = tiny.tokenizer()
+    windows = sample(LONG, tokenizer, 16, 50 * 16)
+    assert (windows.ids[:, 0] == tiny.BOS).all() and len(windows.ids.unique(dim=0)) == 50
+    for ids, document in zip(windows.ids.tolist(), windows.document.tolist(), strict=True):
+        pieces = tokenizer.decode(ids).split("<s>")[1:]
+        owners = sorted(set(document))
+        assert owners == list(range(owners[0], owners[0] + len(pieces)))
+        assert all(piece in LONG[owner][1] for piece, owner in zip(pieces, owners, strict=True))
+        start = LONG[owners[0]][1].find(pieces[0])
+        assert start == 0 or pieces[0].startswith(" ")
+
+
+def test_a_sample_of_nearly_all_text_takes_the_packed_windows_in_another_order():
+    everything = pack(LONG, tiny.tokenizer(), 16)
+    some = sample(LONG, tiny.tokenizer(), 16, everything.tokens // 2)
+    whole = sample(LONG, tiny.tokenizer(), 16, 10 * everything.tokens)
+    assert whole.ids.shape == everything.ids.shape
+    assert torch.equal(whole.ids.unique(dim=0), everything.ids.unique(dim=0))
+    assert torch.equal(whole.first(some.tokens).ids, some.ids)
+
+
+def test_a_text_without_white_space_is_cut_anywhere():
+    windows = sample([("a", "x" * 5000), ("b", "y" * 3000)], tiny.tokenizer(), 8, 40)
+    assert windows.ids.shape == (5, 8) and windows.document.unique().tolist() == [0, 1]
+
+
+def test_only_the_text_of_the_windows_is_tokenised():
+    class Counting:
+        bos_token_id = eos_token_id = tiny.BOS
+        characters = 0
+
+        def encode(self, text: str, **_) -> list[int]:
+            self.characters += len(text)
+            return tiny.tokenizer().encode(text, add_special_tokens=False)
+
+    counting = Counting()
+    sample(LONG, counting, 16, 10 * 16)
+    assert counting.characters < 10 * 16 * 8

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stitch.circuits.behaviours import Prompts, make_prompts
 from stitch.errors import StitchError, UsageError
-from stitch.evaluation.scores import bootstrap
+from stitch.evaluation.intervals import ratio_interval
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load_any
 from stitch.models.sources import resolve
@@ -80,7 +80,7 @@ def answered(
     logits: Logits, ids: Int64[Tensor, "prompts length"], prompts: Prompts, progress: Progress | None = None
 ) -> dict[str, float]:
     """How a model that reads `ids` answers what the `prompts` ask: the share of right answers (those with the largest logit) with
-    its 95 % interval, bootstrapped over prompts, the answers' mean probability, and their mean negative log probability in nats.
+    its 95 % interval over prompts, the answers' mean probability, and their mean negative log probability in nats.
     """
     sums = []
     at_once = max(1, TOKENS_AT_ONCE // ids.shape[1])
@@ -90,7 +90,7 @@ def answered(
         if progress:
             progress("behaviour (prompts)", min(part.stop, len(ids)), len(ids))
     right, probability, nats, places = torch.cat(sums).T
-    low, high = bootstrap(right, places)
+    low, high = ratio_interval(right, places)
     total = places.sum()
     return {
         "right": float(right.sum() / total),

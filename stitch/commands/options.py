@@ -19,7 +19,7 @@ MODELS = (
     "a Hub id (user/repo), a folder, a .gguf file, demo:gpt2, demo:llama, demo:induction, "
     "demo:induction-llama or smollm2"
 )
-LONGEST = "the longest that every model takes, at most 1,024"
+LONGEST, LONGEST_OF_CONVERSIONS = (f"the longest that every model takes, at most {most}" for most in ("512", "1,024"))
 
 
 def argument(metavar: str, help: str) -> Any:
@@ -100,11 +100,14 @@ HELD_OUT = option(
     "--held-out",
     "N",
     "Held-out tokens to make choices on, and as many others to report on.",
-    "a tenth of --tokens, at most 65,536",
+    "a tenth of --tokens, at most 65,536, but at least 128 windows",
 )
 HeldOut = Annotated[int, HELD_OUT]
 OptionalHeldOut = Annotated[int | None, HELD_OUT]
 Context = Annotated[int | None, option("Text", "--context", "N", "Window length in tokens.", LONGEST)]
+LongContext = Annotated[
+    int | None, option("Text", "--context", "N", "Window length in tokens.", LONGEST_OF_CONVERSIONS)
+]
 
 # SAE
 Features = Annotated[

@@ -103,7 +103,7 @@ def recurrent(
     text: o.Text = "docs",
     tokens: o.FitTokens = 65_536,
     held_out: o.HeldOut = 32_768,
-    context: o.Context = None,
+    context: o.LongContext = None,
     seed: o.Seed = 0,
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",

@@ -33,12 +33,11 @@ def sweep(
             "Text",
             "--tokens",
             "N",
-            "Tokens to fit on. A tenth as many, at most 16,384, are held out to make choices on, and as many others to "
-            "report on.",
+            "Tokens to fit on. A tenth as many, at most 16,384 but at least 128 windows, are held out to make choices "
+            "on, and as many others to report on.",
         ),
     ] = 100_000,
     context: o.Context = None,
-    seed: o.Seed = 0,
     memory: o.Memory = "4G",
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",
@@ -73,7 +72,7 @@ def sweep(
 
     with progress(quiet) as update:
         report, folder = sweep(
-            model_a, model_b, out, text=text, tokens=tokens, context=context, seed=seed, memory=byte_count(memory),
+            model_a, model_b, out, text=text, tokens=tokens, context=context, memory=byte_count(memory),
             device=device, dtype=dtype, trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume,
             cluster=cluster, progress=update,
         )  # fmt: skip

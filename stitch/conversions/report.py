@@ -9,7 +9,9 @@ The rows are called `donor`, `converted`, `baseline:…`, `null:…`, `reference
 
 import json
 
-from stitch.evaluation.scores import Scores, bootstrap
+from stitch.evaluation.documents import phrase, warning
+from stitch.evaluation.intervals import ratio_interval
+from stitch.evaluation.scores import Scores
 from stitch.files.markdown import loading_example, markdown_table
 
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to donor", "top-1"]
@@ -47,7 +49,7 @@ def difference(scores: dict[str, Scores], name: str, minus: str) -> dict:
     low, high = one.interval(minus=other)
     found = {"name": name, "minus": minus, "ce": one.ce - other.ce, "ce_low": low, "ce_high": high}
     if one.kl is not None and other.kl is not None:
-        low, high = bootstrap(one.kl - other.kl, one.tokens)
+        low, high = ratio_interval(one.kl - other.kl, one.tokens)
         found |= {"kl": float((one.kl - other.kl).sum() / one.tokens.sum()), "kl_low": low, "kl_high": high}
     return found
 
@@ -60,7 +62,8 @@ def table(report: dict) -> tuple[list[str], list[list[str]], str]:
         [*_cells(row), *(show(row[key]) if key in row else "" for key, (_, show) in figures.items())]
         for row in report["results"]
     ]
-    title = f"{report['title']}; {report['tokens']['report']:,} held-out tokens in windows of {report['context']}, nats per token"
+    scored = f"{report['tokens']['report']:,} held-out tokens{phrase(report)} in windows of {report['context']}"
+    title = f"{report['title']}; {scored}, nats per token"
     return header, rows, title
 
 
@@ -73,7 +76,7 @@ def _cells(row: dict) -> list[str]:
 
 def footnotes(report: dict) -> list[str]:
     """The sentences below the table."""
-    return [*report["notes"], *map(_sentence, report["differences"])]
+    return [*warning(report), *report["notes"], *map(_sentence, report["differences"])]
 
 
 def _sentence(one: dict) -> str:

@@ -1,4 +1,4 @@
-"""Scores on held-out text: cross-entropy, perplexity, KL to a reference, top-1 agreement, and bootstrap intervals by document.
+"""Scores on held-out text: cross-entropy, perplexity, KL to a reference, top-1 agreement, and intervals over documents.
 
 All rows of a table are scored on the same windows with the same reference logits, so their differences are paired.
 """
@@ -12,9 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stitch.errors import StitchError
+from stitch.evaluation.intervals import effective_number, ratio_interval
 from stitch.text.windows import Windows
-
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -26,17 +25,6 @@ class Batch:
 
 
 Logits = Callable[[Batch], Float[Tensor, "batch context vocabulary"]]
-
-
-def bootstrap(
-    sums: Float[Tensor, " documents"], counts: Float[Tensor, " documents"], seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of Σ sums / Σ counts, resampling documents."""
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
-    samples = sums[draws].sum(1) / counts[draws].sum(1)
-    low, high = torch.quantile(samples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
 
 
 @dataclass(frozen=True)
@@ -53,9 +41,30 @@ class Scores:
         """Cross-entropy in nats per predicted token."""
         return float(self.nats.sum() / self.tokens.sum())
 
-    def interval(self, minus: "Scores | None" = None, seed: int = 0) -> tuple[float, float]:
-        """The 95 % bootstrap interval of the cross-entropy, or of its paired difference to another row, resampling documents."""
-        return bootstrap(self.nats if minus is None else self.nats - minus.nats, self.tokens, seed)
+    @property
+    def documents(self) -> int:
+        """The number of documents with predicted tokens."""
+        return int((self.tokens > 0).sum())
+
+    @property
+    def effective_documents(self) -> float:
+        """The number of documents of equal length that would vary as little (see `effective_number`)."""
+        return effective_number(self.tokens)
+
+    def interval(self, minus: "Scores | None" = None, level: float = 0.95) -> tuple[float, float]:
+        """The interval of the cross-entropy over documents, or that of its paired difference to another row."""
+        return ratio_interval(self.nats if minus is None else self.nats - minus.nats, self.tokens, level)
+
+    def __add__(self, other: "Scores") -> "Scores":
+        """The scores on the text of both, of documents with the same numbers."""
+
+        def both(one: Tensor | None, two: Tensor | None) -> Tensor | None:
+            return None if one is None or two is None else one + two
+
+        return Scores(
+            self.nats + other.nats, both(self.kl, other.kl), both(self.agreements, other.agreements),
+            self.tokens + other.tokens,
+        )  # fmt: skip
 
     def row(self, name: str) -> dict:
         """The row as report.json has it."""
@@ -78,15 +87,15 @@ def whole_model(net: nn.Module) -> Logits:
     return lambda batch: net(input_ids=batch.ids.to(device), use_cache=False).logits
 
 
-def batches(windows: Windows, vocabulary: int, memory: int) -> Iterator[Batch]:
-    """Windows in batches whose logits take about 16 MiB, and six copies of them at most a quarter of `memory` bytes.
+def batches(windows: Windows, vocabulary: int, memory: int, part: range) -> Iterator[Batch]:
+    """Windows of `part` in batches whose logits take about 16 MiB, and six copies of them at most a quarter of `memory` bytes.
 
     Larger batches are slower on a CPU: their arrays exceed the caches and are returned to the system after every use.
     """
     window = windows.context * vocabulary * 4
     size = max(1, min(2**24 // window, memory // 4 // (window * 6)))
-    for start in range(0, len(windows.ids), size):
-        rows = slice(start, min(start + size, len(windows.ids)))
+    for start in range(part.start, part.stop, size):
+        rows = slice(start, min(start + size, part.stop))
         yield Batch(windows.ids[rows].long(), rows)
 
 
@@ -98,18 +107,20 @@ def evaluate(
     vocabulary: int,
     reference: Logits | None = None,
     memory: int = 2**30,
+    part: range | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     task: str = "evaluation (tokens)",
 ) -> dict[str, Scores]:
-    """Scores every row on every window. KL and top-1 agreement compare a row with the distribution of `reference`.
+    """Scores every row on every window, or on those of `part`.
 
+    KL and top-1 agreement compare a row with the distribution of `reference`.
     Position 0 (BOS) predicts the first token; the last position of a window predicts nothing. Logits beyond `vocabulary`, which
     are padding rows of an embedding, are left out. `memory` is in bytes.
     Raises: StitchError when a row's logits are not finite.
     """
     documents = int(windows.document.max()) + 1
     sums = {name: torch.zeros(4, documents, dtype=torch.float64) for name in rows}
-    for batch in batches(windows, vocabulary, memory):
+    for batch in batches(windows, vocabulary, memory, range(len(windows.ids)) if part is None else part):
         owner = windows.document[batch.rows][:, 1:].flatten().long()
         target = batch.ids[:, 1:].flatten()
         base = _Reference(_log_probabilities(reference(batch), vocabulary)) if reference else None

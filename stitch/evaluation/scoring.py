@@ -9,6 +9,7 @@ from stitch.activations.paired import Paired
 from stitch.composite.surgery import Bridge, bridged
 from stitch.config import CompleteSettings
 from stitch.errors import UsageError
+from stitch.evaluation.racing import FIRST, race
 from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.stage import Stage
 from stitch.evaluation.trained import trained
@@ -39,11 +40,16 @@ def choose(settings: CompleteSettings, fitted: Fitted, on: Stage, progress: Prog
                 "`features` or choose another translation."
             )
         return name
-    scores = evaluate(
-        {name: on.translated(translation) for name, translation in fitted.translations.items()},
-        on.windows.first(CHOICE), vocabulary=on.vocabulary, memory=settings.memory, progress=progress,
-        task="choice (tokens)",
-    )  # fmt: skip
+    rows = {name: on.translated(translation) for name, translation in fitted.translations.items()}
+    windows = on.windows.first(CHOICE)
+
+    def score(names: list[str], part: range) -> dict[str, Scores]:
+        return evaluate(
+            {name: rows[name] for name in names}, windows, vocabulary=on.vocabulary, memory=settings.memory, part=part,
+            progress=progress, task="choice (tokens)",
+        )  # fmt: skip
+
+    scores = race(rows, score, len(windows.ids), -(-FIRST // windows.context), margin=TIE)
     best = min(found.ce for found in scores.values())
     tied = [name for name, found in scores.items() if found.ce - best <= TIE]
 

@@ -19,7 +19,7 @@ from stitch.internals.transcoders import as_trained, feature_blocks
 from stitch.internals.weights import Spot
 from stitch.models.model import Model
 from stitch.progress import Progress
-from stitch.text.windows import LONGEST_CONTEXT, report_windows
+from stitch.text.windows import CONTEXT, report_windows
 
 # Scores of a graft
 
@@ -150,7 +150,7 @@ def without(plan: Plan, block: int) -> Plan:
 def text_scores(before: Model, after: Model, text: str, tokens: int, progress: Progress | None) -> dict:
     """Cross-entropy and perplexity of a trained host on at most `tokens` tokens of the report split, before and after
     grafting."""
-    windows = report_windows(text, tokens, before.tokenizer, min(before.longest, LONGEST_CONTEXT))
+    windows = report_windows(text, tokens, before.tokenizer, min(before.longest, CONTEXT))
     rows = {"as it was": whole_model(before.net), "grafted": whole_model(after.net)}
     scores = evaluate(rows, windows, vocabulary=before.config.vocab_size, progress=progress)
     return {"tokens": windows.tokens, "results": [score.row(name) for name, score in scores.items()]}

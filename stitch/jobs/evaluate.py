@@ -1,13 +1,14 @@
 """Scores any causal language model on held-out text, alone or compared with another."""
 
 from stitch.errors import UsageError
+from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load_any
 from stitch.models.sources import resolve
 from stitch.progress import Progress
 from stitch.text.tokenizers import require_same_ids
-from stitch.text.windows import LONGEST_CONTEXT, report_windows
+from stitch.text.windows import CONTEXT, report_windows
 
 
 def evaluate_models(
@@ -34,7 +35,7 @@ def evaluate_models(
     found = [load_any(resolve(name, progress=progress), precision, place, trust_remote_code) for name in names]
     if against is not None:
         require_same_ids(found[0].tokenizer, found[1].tokenizer, model, against)
-    longest = min([LONGEST_CONTEXT, *(one.longest for one in found if one.longest)])
+    longest = min([CONTEXT, *(one.longest for one in found if one.longest)])
     if context is not None and any(one.longest and context > one.longest for one in found):
         raise UsageError(f"context must be at most {longest}, what the models take; got {context}.")
     windows = report_windows(text, tokens, found[0].tokenizer, context or longest)
@@ -50,6 +51,7 @@ def evaluate_models(
     return {
         "models": {"a": model, "b": against},
         "tokens": {"report": windows.tokens},
+        "documents": counted(scores["model"]),
         "context": windows.context,
         "results": [score.row(name) for name, score in scores.items()],
     }

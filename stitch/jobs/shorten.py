@@ -13,6 +13,7 @@ from stitch.composite.surgery import TRANSLATIONS, Bridge, bridged, described, p
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.evaluation.comparisons import differences, ranked
+from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.scoring import stage
 from stitch.evaluation.stage import Stage
@@ -209,6 +210,7 @@ def _surgery_report(
             "weights_removed": sum(block_parameters(model.config, block) for block in removed),
         },
         "tokens": {split: found.tokens for split, found in windows.items()},
+        "documents": counted(scores["b"]),
         "ridge": described(bridges),
         "results": [scores[name].row(name) for name in ranked(scores)],
         "differences": differences(scores, compared),

@@ -22,7 +22,7 @@ from stitch.models.sources import Source, resolve
 from stitch.progress import Progress
 from stitch.text.documents import Split
 from stitch.text.tokenizers import require_same_ids
-from stitch.text.windows import HELD_OUT, LONGEST_CONTEXT, Windows, split_windows
+from stitch.text.windows import CONTEXT, HELD_OUT, LEAST_HELD_OUT, Windows, split_windows
 from stitch.translation.available import available, earlier_sites
 from stitch.translation.fit import Evidence, Fitted, MatchedFeatures, Options, inputs_read, translate
 
@@ -64,15 +64,15 @@ def load_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[
 def text_size(settings: AnySettings, a: Model, b: Model, held_out: int = HELD_OUT) -> TextSize:
     """Tokens of the splits and of a window, with the defaults for these models.
 
-    Unless the settings say otherwise, a held-out split has about `held_out` tokens at most.
+    Unless the settings say otherwise, a held-out split has LEAST_HELD_OUT windows, or more up to `held_out` tokens.
     Raises: UsageError when the context is longer than the models take.
     """
     longest = min(a.longest, b.longest)
-    context = settings.context if settings.context is not None else min(longest, LONGEST_CONTEXT)
+    context = settings.context if settings.context is not None else min(longest, CONTEXT)
     if context > longest:
         raise UsageError(f"context must be at most {longest}, what both models take; got {context}.")
     tokens = settings.tokens or (TOKENS_NATIVE if settings.native else TOKENS)
-    held = settings.held_out or max(8 * context, min(tokens // 10, held_out))
+    held = settings.held_out or max(LEAST_HELD_OUT * context, min(tokens // 10, held_out))
     return TextSize(fit=tokens, held_out=held, context=context)
 
 

@@ -10,6 +10,7 @@ from stitch.composite.compose import check_target
 from stitch.composite.costs import Cost
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
+from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.files.folders import to_json
 from stitch.files.job import Job, run
@@ -28,12 +29,12 @@ from stitch.report.sweep_card import sweep_card
 from stitch.report.sweep_figure import draw_sweep, require_matplotlib
 from stitch.text.documents import SPLITS
 
-HELD_OUT = 16_384  # tokens of each held-out split, at most; every cell is scored on both
+HELD_OUT = 16_384  # tokens of each held-out split, where its windows are not too few; every cell is scored on both
 SPLITS_SCORED = ("sweep", "report")
 UNLIMITED = Cost(flops=float("inf"), bytes=2**62)
 # The settings that a sweep has parameters for.
 PARAMETERS = (
-    *("model_a", "model_b", "text", "tokens", "context", "seed"),
+    *("model_a", "model_b", "text", "tokens", "context"),
     *("memory", "device", "dtype", "trust_remote_code"),
 )
 
@@ -46,7 +47,6 @@ def sweep(
     text: str = "docs",
     tokens: int = 100_000,
     context: int | None = None,
-    seed: int = 0,
     memory: int = 4 * 2**30,
     device: str = "auto",
     dtype: str = "fp32",
@@ -59,14 +59,14 @@ def sweep(
     """Joins the two models at every pair of layers and writes report.json, README.md and sweep.png to `out`.
 
     Returns the report and the folder. λ and every choice (fronts, best layers) come from the sweep split, all numbers shown from
-    the report split. `seed` is that of the bootstrap. After an interrupt, `resume` keeps the activations already on disk.
+    the report split. After an interrupt, `resume` keeps the activations already on disk.
     `cluster` is the address of a Ray cluster to spread the work on (see `stitch.jobs.cluster.connected`); all its machines must
     see the folder that holds `out`.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
     require_matplotlib()
     settings = Settings(
-        model_a=model_a, model_b=model_b, layer=0, layer_b=0, text=text, tokens=tokens, context=context, seed=seed,
+        model_a=model_a, model_b=model_b, layer=0, layer_b=0, text=text, tokens=tokens, context=context,
         memory=memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
     )  # fmt: skip
 
@@ -125,7 +125,8 @@ def _make(
             seed=settings.seed, memory=settings.memory, scratch=scratch / "alternatives", progress=progress,
         )  # fmt: skip
         rivals = _score_own_tables(models, means, held_out)
-        report = sweep_report(models, settings.context, found, donors, rivals, settings.seed)
+        report = sweep_report(models, settings.context, found, donors, rivals)
+        report["documents"] = counted(donors["b"]["report"])
         report["tokens"] = {
             **{split: one.tokens for split, one in windows.items()},
             "fitted_on": int(fit.keep.sum()),

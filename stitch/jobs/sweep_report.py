@@ -28,7 +28,6 @@ def sweep_report(
     found: ScoredCells,
     donors: dict[str, dict[str, Scores]],
     rivals: list[Rival],
-    seed: int,
 ) -> dict:
     """The part of report.json that follows from the scores: cells, best layers, fronts."""
     costs = {
@@ -37,16 +36,16 @@ def sweep_report(
     }
     whole = {
         side: {
-            **_numbers(donors[side], seed),
+            **_numbers(donors[side]),
             **costs[side].whole_source.to_dict(),
         }
         for side in models
     }
     alternatives = [
-        {"model": one.side, "made": one.made, **_numbers(one.scores, seed), **one.cost.to_dict()} for one in rivals
+        {"model": one.side, "made": one.made, **_numbers(one.scores), **one.cost.to_dict()} for one in rivals
     ]
     known = [*({"model": side, "made": models[side].name, **one} for side, one in whole.items()), *alternatives]
-    cells = [_cell(cell, rows, found, costs[cell.source], whole, seed) for cell, rows in found.rows.items()]
+    cells = [_cell(cell, rows, found, costs[cell.source], whole) for cell, rows in found.rows.items()]
     for cell in cells:
         cell["rival"] = _rival(cell, known)
     return {
@@ -62,13 +61,13 @@ def sweep_report(
     }
 
 
-def _cell(cell: Cell, rows: dict[str, CellRow], found: ScoredCells, costs: Costs, donors: dict, seed: int) -> dict:
+def _cell(cell: Cell, rows: dict[str, CellRow], found: ScoredCells, costs: Costs, donors: dict) -> dict:
     flops = costs.joined(cell.i, cell.j, rows["affine"].seam).flops
     share = costs.share(cell.i, cell.j, flops)
     source, target = donors[cell.source]["ce"], donors[cell.target]["ce"]
     translations = {
         name: {
-            **_numbers(row.scores, seed),
+            **_numbers(row.scores),
             **costs.joined(cell.i, cell.j, row.seam).to_dict(),
             "lambda": row.strength,
             "unexplained": row.unexplained,
@@ -85,14 +84,14 @@ def _cell(cell: Cell, rows: dict[str, CellRow], found: ScoredCells, costs: Costs
         "line": source + share * (target - source),
         "chosen": min(translations, key=lambda name: translations[name]["sweep_ce"]),
         "translations": translations,
-        "null": _numbers(found.nulls[cell.target, cell.j].scores, seed),
+        "null": _numbers(found.nulls[cell.target, cell.j].scores),
     }
 
 
-def _numbers(scores: dict[str, Scores], seed: int) -> dict:
+def _numbers(scores: dict[str, Scores]) -> dict:
     """The scores on the report split, and the cross-entropy on the sweep split, by which choices are made."""
     shown = scores["report"]
-    low, high = shown.interval(seed=seed)
+    low, high = shown.interval()
     kl = None if shown.kl is None else float(shown.kl.sum() / shown.tokens.sum())
     return {"ce": shown.ce, "ce_low": low, "ce_high": high, "kl_to_target": kl, "sweep_ce": scores["sweep"].ce}
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 
+from stitch.evaluation.documents import phrase, warning
 from stitch.files.markdown import loading_example, markdown_table
 from stitch.report import chain as seams
 from stitch.report.verdict import verdict_sentence
@@ -23,7 +24,7 @@ def table(report: dict) -> tuple[list[str], list[list[str]], str]:
 
 def title(report: dict) -> str:
     """One line: which blocks of which models, and on how much text they are scored."""
-    scored = f"{report['tokens']['report']:,} held-out tokens"
+    scored = f"{report['tokens']['report']:,} held-out tokens{phrase(report)}"
     if "site" not in report:
         return f"{report['models']['a']} on {scored}"
     return f"{_blocks_run(report)}; {scored}, nats per token"
@@ -65,7 +66,8 @@ def _millions(value: float | None) -> str:
 
 def footnotes(report: dict) -> list[str]:
     """The sentences below the table: what was chosen, how good the parts are, and paired differences with their intervals."""
-    lines = seams.footnotes(report["chain"]) if "chain" in report else []
+    lines = warning(report)
+    lines += seams.footnotes(report["chain"]) if "chain" in report else []
     if choice := report.get("layer_choice"):
         tried = ", ".join(f"{item['b']}: {item['ce']:.3f}" for item in choice["layers"] if item["ce"] is not None)
         lines.append(

@@ -9,6 +9,7 @@ from stitch.composite.costs import Cost, Costs
 from stitch.composite.surgery import Bridge, described
 from stitch.config import CompleteSettings
 from stitch.evaluation.comparisons import against_line, differences, line, ranked, verdict
+from stitch.evaluation.documents import counted
 from stitch.evaluation.row_costs import seam_costs
 from stitch.evaluation.scores import Scores
 from stitch.features.matching import Matching
@@ -54,6 +55,7 @@ def pair_report(settings: CompleteSettings, found: Joined) -> dict:
         "models": {"a": found.a.name, "b": found.b.name},
         "site": {"a": settings.layer, "b": settings.layer_b},
         "tokens": {split: windows.tokens for split, windows in found.windows.items()},
+        "documents": counted(found.scores["b"]),
         "saes": _saes(settings, found.saes, found.scores),
         "matching": _matching(settings.matching, found.matching),
         "ridge": {**_ridges(found.fitted), **described(found.bridges)},

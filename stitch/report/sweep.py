@@ -1,5 +1,7 @@
 """The tables of a sweep and the sentences below them."""
 
+from stitch.evaluation.documents import phrase, warning
+
 UNITS = {"flops": "MFLOPs per token", "bytes": "MB on disk"}
 SAME = 1e-3  # nats. Where the target runs whole, its composite differs from its null by rounding alone
 
@@ -69,7 +71,8 @@ def footnotes(report: dict) -> list[str]:
         f"{len(ahead)} of {len(cells)} composites are better than the best alternative with no more FLOPs, by more than {SAME} "
         "nats. Alternatives are both whole models, and each with its first blocks as n-gram tables, whatever their bytes.",
         f"Whole models: {models['a']} has cross-entropy {donors['a']['ce']:.3f}, {models['b']} {donors['b']['ce']:.3f}. "
-        f"Fitted on {tokens['fit']:,} tokens, scored on {tokens['report']:,} others.",
+        f"Fitted on {tokens['fit']:,} tokens, scored on {tokens['report']:,} others{phrase(report)}.",
+        *warning(report),
         f"{beaten} of {len(cells)} composites beat their null, which reads only the target's token embedding and nothing of "
         f"the source, by more than {SAME} nats.",
         "Layers and fronts are chosen on the sweep split; numbers are from the report split.",

@@ -1,6 +1,7 @@
 """Documents packed into windows of token ids, for the splits used to fit (fit), to choose (sweep) and to report (report)."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,13 @@ from stitch.text.document import Document
 from stitch.text.documents import LEAST_TOKENS, SPLITS, Split, read, select
 from stitch.text.tokenizers import bos_of
 
-LONGEST_CONTEXT = 1024  # tokens; the default context is the models' own, but at most this
-HELD_OUT = 65_536  # tokens of each held-out split, at most; gives confidence intervals of hundredths of a nat
-CHARACTERS_PER_TOKEN = 8  # an upper estimate, so that enough of a streamed dataset is read
+CONTEXT = 512  # tokens; the default context is the models' own, but at most this
+LONGEST_CONTEXT = 1024  # tokens; the same for conversions, which are also measured far back in a window
+HELD_OUT = 65_536  # tokens of each held-out split, at most, where its windows are not too few
+LEAST_HELD_OUT = 128  # windows of each held-out split; they hold about a hundred documents
+CHARACTERS_PER_TOKEN = 8  # an upper estimate, so that enough of a streamed dataset is read and windows do not overlap
+CHARACTERS_AT_ONCE = 4  # per token still missing in a window
+WHITE_SPACE, LONGEST_WORD = re.compile(r"\s"), 100  # characters
 
 
 @dataclass(frozen=True)
@@ -36,16 +41,63 @@ class Windows:
         return self.ids.numel()
 
     def first(self, tokens: int) -> "Windows":
-        """The first windows with `tokens` tokens, rounded up to whole windows."""
+        """The first windows with `tokens` tokens, rounded up to whole windows; of a `sample`, a smaller sample."""
         count = -(-tokens // self.context)
         return Windows(self.ids[:count], self.document[:count])
 
-    def spread(self, tokens: int) -> "Windows":
-        """About `tokens` tokens, in windows evenly spaced over all of them; their documents are numbered from 0 again."""
-        count = min(len(self.ids), max(1, tokens // self.context))
-        rows = torch.linspace(0, len(self.ids) - 1, count).round().long()
-        _, owner = self.document[rows].unique(return_inverse=True)
-        return Windows(self.ids[rows], owner.to(self.document.dtype))
+
+def sample(documents: Sequence[Document], tokenizer, context: int, limit: int) -> Windows:
+    """Windows of `limit` tokens, rounded up to whole windows, spread evenly over all documents; all windows if there are fewer.
+
+    They come in an order of which every part is spread as evenly. Only the text that they hold is tokenised, unless they are
+    most of it.
+    """
+    count = -(-limit // context)
+    spacing = CHARACTERS_PER_TOKEN * (context - 1)
+    places = sum(len(text) for _, text in documents) // spacing
+    if count > places:
+        windows = pack(documents, tokenizer, context)
+        rows = evenly(len(windows.ids))[:count]
+        return Windows(windows.ids[rows], windows.document[rows])
+    ends = torch.tensor([len(text) for _, text in documents]).cumsum(0)
+    starts = evenly(places)[:count] * spacing
+    found = [_window_from(int(start), ends, documents, tokenizer, context) for start in starts]
+    ids, owner = (torch.tensor(part, dtype=torch.int32) for part in zip(*found, strict=True))
+    return _windows(ids, owner, bos_of(tokenizer))
+
+
+def evenly(count: int) -> Int[Tensor, " count"]:
+    """0 … count − 1 in an order of which every part is spread evenly over them: by multiples of the golden ratio, modulo 1."""
+    multiples = torch.arange(count, dtype=torch.float64) * ((5**0.5 - 1) / 2) % 1
+    return multiples.argsort().argsort()
+
+
+def _window_from(
+    start: int, ends: Int[Tensor, " documents"], documents: Sequence[Document], tokenizer, context: int
+) -> tuple[list[int], list[int]]:
+    """The tokens of a window without its first, BOS, and their documents: the text from the white space after character `start`
+    of all documents on. `ends` says where each document ends."""
+    index = int(torch.searchsorted(ends, start, right=True))
+    text = documents[index][1]
+    place = _white_space(text, start - int(ends[index]) + len(text))
+    ids: list[int] = []
+    owner: list[int] = []
+    while len(ids) < context - 1:
+        text = documents[index][1]
+        stop = _white_space(text, place + CHARACTERS_AT_ONCE * (context - 1 - len(ids)))
+        found = tokenizer.encode(text[place:stop], add_special_tokens=False, verbose=False)
+        if place == 0 and ids:
+            found = [bos_of(tokenizer), *found]
+        ids += found
+        owner += [index] * len(found)
+        index, place = (index, stop) if stop < len(text) else ((index + 1) % len(documents), 0)
+    return ids[: context - 1], owner[: context - 1]
+
+
+def _white_space(text: str, place: int) -> int:
+    """The first white space from `place` on, where text can be cut without cutting a token; `place` where a word is too long."""
+    found = WHITE_SPACE.search(text, place, place + LONGEST_WORD)
+    return found.start() if found else min(place, len(text))
 
 
 def pack(documents: Iterable[Document], tokenizer, context: int, limit: int | None = None) -> Windows:
@@ -68,10 +120,13 @@ def pack(documents: Iterable[Document], tokenizer, context: int, limit: int | No
     total = (count if needed is None else min(count, needed)) // body * body
     if total == 0:
         return Windows(torch.zeros(0, context, dtype=torch.int32), torch.zeros(0, context, dtype=torch.int32))
-    flat = torch.cat(ids)[:total].view(-1, body)
-    document = torch.cat(owner)[:total].view(-1, body)
-    start = torch.full((len(flat), 1), bos, dtype=torch.int32)
-    return Windows(torch.cat([start, flat], 1), torch.cat([document[:, :1], document], 1))
+    return _windows(torch.cat(ids)[:total].view(-1, body), torch.cat(owner)[:total].view(-1, body), bos)
+
+
+def _windows(ids: Int[Tensor, "windows body"], document: Int[Tensor, "windows body"], bos: int) -> Windows:
+    """Windows of `ids`, each with BOS in front."""
+    start = torch.full((len(ids), 1), bos, dtype=torch.int32)
+    return Windows(torch.cat([start, ids], 1), torch.cat([document[:, :1], document], 1))
 
 
 def split_windows(
@@ -86,7 +141,7 @@ def split_windows(
     documents = list(read(text, characters=CHARACTERS_PER_TOKEN * needed))
     windows = {}
     for number, split in enumerate(SPLITS):
-        windows[split] = pack(select(documents, split), tokenizer, context, limits[split])
+        windows[split] = sample(select(documents, split), tokenizer, context, limits[split])
         if progress:
             progress("text", number + 1, len(SPLITS))
     least = {"fit": LEAST_TOKENS, "sweep": context, "report": context}
@@ -102,7 +157,7 @@ def split_windows(
 def report_windows(text: str, tokens: int, tokenizer: Any, context: int) -> Windows:
     """`tokens` tokens of the report split of `text`. Raises: StitchError when they do not fill one window."""
     documents = select(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25), "report")
-    windows = pack(documents, tokenizer, context, tokens)
+    windows = sample(documents, tokenizer, context, tokens)
     if windows.tokens == 0:
         raise StitchError(
             f"text must fill one window of {windows.context} tokens of the report split; {text} does not: use more text."

@@ -63,9 +63,9 @@ class ModelAndText:
     def other_text(self) -> dict[str, Windows]:
         """The text for the first and the final search of a scale, and for the report."""
         return {
-            "first": self.windows["sweep"].spread(FIRST_TOKENS),
-            "search": self.windows["sweep"].spread(SEARCH_TOKENS),
-            "report": self.windows["report"].spread(REPORT_TOKENS),
+            "first": self.windows["sweep"].first(FIRST_TOKENS),
+            "search": self.windows["sweep"].first(SEARCH_TOKENS),
+            "report": self.windows["report"].first(REPORT_TOKENS),
         }
 
     @cached_property

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from stitch.conversions.consolidation.slow_weights import Parameters, logits_with
 from stitch.errors import StitchError, UsageError
-from stitch.evaluation.scores import Scores, bootstrap
+from stitch.evaluation.intervals import ratio_interval
+from stitch.evaluation.scores import Scores
 from stitch.models.model import Model
 from stitch.text.tokenizers import bos_of
 from stitch.text.windows import Windows
@@ -194,7 +195,7 @@ def _scores(sums: Float[Tensor, "four units"]) -> Scores:
 
 
 def as_one_unit(scores: Scores) -> Scores:
-    """All queries of one document as one unit, for bootstrap intervals over documents."""
+    """All queries of one document as one unit, for intervals over documents."""
     assert scores.kl is not None and scores.agreements is not None
     return _scores(
         torch.stack([one.sum(0, keepdim=True) for one in (scores.nats, scores.kl, scores.agreements, scores.tokens)])
@@ -218,6 +219,6 @@ def concatenated(parts: Sequence[Scores]) -> Scores:
 
 
 def gain_kept(row: Scores, without: Scores, with_: Scores) -> tuple[float, float, float]:
-    """The share of the in-context gain, (CE without − CE row) / (CE without − CE with), and its 95 % bootstrap interval."""
+    """The share of the in-context gain, (CE without − CE row) / (CE without − CE with), and its 95 % interval."""
     gains, whole_gains = without.nats - row.nats, without.nats - with_.nats
-    return float(gains.sum() / whole_gains.sum()), *bootstrap(gains, whole_gains)
+    return float(gains.sum() / whole_gains.sum()), *ratio_interval(gains, whole_gains)

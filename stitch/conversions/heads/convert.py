@@ -19,6 +19,7 @@ from stitch.conversions.heads.refine import AttentionRows
 from stitch.conversions.report import difference
 from stitch.conversions.save import save_stock
 from stitch.errors import UsageError
+from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.files.job import Job, run
 from stitch.internals import weights
@@ -242,6 +243,7 @@ def assemble_report(
         "made": f"{model.name} with {before} key and value heads per block merged into {kv_heads} ({method}). "
         f"A {'stock ' if len(model.parts) == 1 else ''}{type(rows['converted']).__name__}.",
         "tokens": {split: windows.tokens for split, windows in donor.windows.items()},
+        "documents": counted(scores["donor"]),
         "context": longer,
         "fitted_context": donor.context,
         "results": results,

@@ -24,6 +24,7 @@ from stitch.conversions.ngrams.reading import TableIndex
 from stitch.conversions.report import difference
 from stitch.conversions.save import save
 from stitch.errors import UsageError
+from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
 from stitch.files.job import Job, run
 from stitch.models.anatomy import blocks_before_last_part
@@ -220,8 +221,8 @@ def loss_by_leakage(
 
     def over(kinds: list[int]) -> SubsetLoss:
         kinds = [one for one in kinds if one < len(scores["donor"].tokens)]
-        counted = scores["donor"].tokens[kinds].sum()
-        nats = {name: float(found.nats[kinds].sum() / counted.clamp_min(1)) for name, found in scores.items()}
+        predicted = scores["donor"].tokens[kinds].sum()
+        nats = {name: float(found.nats[kinds].sum() / predicted.clamp_min(1)) for name, found in scores.items()}
         return SubsetLoss(int(counted), nats["donor"], nats["converted"])
 
     return {"seen": over([1, 3]), "unseen": over([0, 2]), "not copied": over([0, 1])}
@@ -259,6 +260,7 @@ def assemble_report(
         f"computed. Blocks {site} to {model.depth - 1} are the donor's.",
         "site": site,
         "tokens": {split: found.tokens for split, found in donor.windows.items()},
+        "documents": counted(scores["donor"]),
         "context": donor.context,
         "results": results,
         "differences": [difference(scores, *pair) for pair in COMPARED if pair[0] in scores],

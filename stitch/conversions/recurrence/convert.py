@@ -24,6 +24,7 @@ from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
 from stitch.conversions.save import save
 from stitch.errors import UsageError
+from stitch.evaluation.documents import counted
 from stitch.files.job import Job, run
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM, attentions, shape_of
 from stitch.models.model import Model
@@ -249,6 +250,7 @@ def results_of(nets: dict[str, RecurrentForCausalLM], donor: Donor, progress: Pr
     chance = recall(model.net, asked, corrupt=True)
     converted = nets["converted"]
     return {
+        "documents": counted(scores["donor"]),
         "results": results,
         "differences": [difference(scores, "converted", name) for name in rivals],
         "notes": [*_state_notes(converted, length, full), _recall_note(asked, chance)],

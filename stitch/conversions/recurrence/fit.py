@@ -74,7 +74,7 @@ def donor_moments(net: RecurrentForCausalLM, donor: Donor, progress: Progress | 
 
 def divergence(net: RecurrentForCausalLM, donor: Donor) -> float:
     """KL(donor ‖ recurrent) on the sweep split, in nats per token."""
-    scores = scores_of({"net": net}, donor, donor.windows["sweep"].spread(SWEEP_TOKENS))["net"]
+    scores = scores_of({"net": net}, donor, donor.windows["sweep"].first(SWEEP_TOKENS))["net"]
     assert scores.kl is not None
     return float(scores.kl.sum() / scores.tokens.sum())
 

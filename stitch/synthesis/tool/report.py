@@ -9,7 +9,8 @@ from jaxtyping import Float, Int64
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stitch.evaluation.scores import bootstrap, evaluate, whole_model
+from stitch.evaluation.intervals import ratio_interval
+from stitch.evaluation.scores import evaluate, whole_model
 from stitch.files.job import Job, run
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.device import torch_device
@@ -20,7 +21,7 @@ from stitch.progress import Progress
 from stitch.synthesis import checkpoint
 from stitch.synthesis.automata.read import read_automaton
 from stitch.synthesis.tool.tool import FAINT, Tool, states_along, steps_of_tokens, with_tool
-from stitch.text.windows import Windows, report_windows
+from stitch.text.windows import CONTEXT, Windows, report_windows
 
 READOUT, REPORT = "readout.safetensors", "tool.json"
 SAMPLE = 8  # windows on which factors of norms are measured
@@ -56,7 +57,7 @@ def compile_tool(
         before = load(
             resolve(host, progress=progress).folder, name=host, dtype=torch.float32, device=torch_device(device)
         )
-        windows = report_windows(text, tokens, before.tokenizer, before.longest)
+        windows = report_windows(text, tokens, before.tokenizer, min(before.longest, CONTEXT))
         ids = windows.ids.long()
 
         def make(scratch: Path, output: Path) -> dict:
@@ -124,11 +125,11 @@ def _rows(
 
 
 def _row(name: str, predicted: Tensor, truth: Tensor, document: Tensor) -> dict:
-    """Accuracy with a 95 % interval from a bootstrap over documents."""
+    """Accuracy with a 95 % interval over documents."""
     right = (predicted == truth).double()
     _, owner = document.unique(return_inverse=True)
     sums, counts = torch.bincount(owner, right), torch.bincount(owner).double()
-    low, high = bootstrap(sums, counts)
+    low, high = ratio_interval(sums, counts)
     by_state = [float(right[truth == state].mean()) for state in truth.unique()]
     return {
         "name": name,

@@ -1,0 +1,99 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import tiny
+from stitch.activations.harvest import harvest
+from stitch.activations.paired import pair
+from stitch.evaluation import scoring
+from stitch.evaluation.racing import race
+from stitch.evaluation.scores import Scores, evaluate
+from stitch.evaluation.stage import Stage
+from stitch.text.windows import Windows
+from stitch.translation.types import Residual, Term, Translation
+
+WINDOWS, MARGIN = 128, 0.01
+
+
+class Race:
+    """Rows with random losses per window, and a count of the windows that were scored."""
+
+    def __init__(self, seed: int, spread: float = 0.1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        means = 3 + spread * torch.rand(12, generator=generator).double()
+        text = torch.randn(WINDOWS, generator=generator).double()
+        own = 0.1 * torch.randn(12, WINDOWS, generator=generator).double()
+        self.losses = {f"row {number}": means[number] + text + own[number] for number in range(12)}
+        self.document = torch.arange(WINDOWS) * 7 % 50
+        self.scored = 0
+
+    def score(self, names: list[str], part: range) -> dict[str, Scores]:
+        self.scored += len(names) * len(part)
+        tokens = torch.zeros(50, dtype=torch.float64).index_add_(
+            0, self.document[part.start : part.stop], torch.full((len(part),), 100.0, dtype=torch.float64)
+        )
+        found = {}
+        for name in names:
+            losses = 100 * self.losses[name][part.start : part.stop]
+            nats = torch.zeros_like(tokens).index_add_(0, self.document[part.start : part.stop], losses)
+            found[name] = Scores(nats, None, None, tokens)
+        return found
+
+
+def tied(scores: dict[str, Scores]) -> set[str]:
+    best = min(found.ce for found in scores.values())
+    return {name for name, found in scores.items() if found.ce - best <= MARGIN}
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.1, 1.0])
+def test_a_race_keeps_every_row_that_ties_with_the_best(spread: float):
+    for seed in range(40):
+        rows = Race(seed, spread)
+        whole = rows.score(list(rows.losses), range(WINDOWS))
+        found = race(rows.losses, rows.score, WINDOWS, 16, MARGIN)
+        assert tied(found) == tied(whole), seed
+        if len(found) > 1:
+            assert all(found[name].ce == pytest.approx(whole[name].ce) for name in found)
+
+
+def test_a_race_scores_less_text_the_more_the_rows_differ():
+    scored = []
+    for spread in (0.001, 0.5, 2.0):
+        rows = Race(0, spread)
+        race(rows.losses, rows.score, WINDOWS, 16, MARGIN)
+        scored.append(rows.scored)
+    assert scored[0] == 12 * WINDOWS and scored[1] < 0.7 * scored[0] and scored[2] < 0.4 * scored[0]
+
+
+def test_too_little_text_for_an_interval_drops_nothing():
+    rows = Race(0)
+    rows.document = torch.zeros_like(rows.document)
+    assert len(race(rows.losses, rows.score, WINDOWS, 16, MARGIN)) == 12
+
+
+def test_the_choice_is_that_of_scoring_every_row_on_all_text(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    a, b = tiny.model("gpt2"), tiny.model("llama")
+    ids = tiny.ids(64, 16).int()
+    windows = Windows(ids, (torch.arange(64) % 40)[:, None].expand(-1, 16).int())
+    paired = pair(harvest(a, windows, [2], tmp_path / "a"), harvest(b, windows, [3], tmp_path / "b"), 2, 3)
+    on = Stage(a, b, 2, 3, paired, 2**30)
+    weight = torch.linalg.lstsq(on.stream(2).flatten(0, 1), on.y.flatten(0, 1)).solution
+    fitted = SimpleNamespace(translations={}, left_out=[])
+    for number, noise in enumerate((0.0, 0.02, 0.05, 0.5, 2.0)):
+        changed = weight + noise * tiny.noise(*weight.shape, seed=number)
+        fitted.translations[f"translation:{number}"] = Translation(
+            f"{number}", (Term(Residual(2), changed),), torch.zeros(b.width), on.y[0, 0]
+        )
+    settings = SimpleNamespace(translation="auto", memory=2**30)
+    whole = evaluate(
+        {name: on.translated(found) for name, found in fitted.translations.items()},
+        windows,
+        vocabulary=tiny.VOCABULARY,
+    )
+    best = min(whole, key=lambda name: whole[name].ce)
+    monkeypatch.setattr(scoring, "FIRST", 8 * 16)
+    monkeypatch.setattr(scoring, "TIE", 0.0)
+    assert scoring.choose(settings, fitted, on, None) == best
+    monkeypatch.setattr(scoring, "TIE", 1e9)  # the first, as all cost the same and the best cross-entropy decides
+    assert scoring.choose(settings, fitted, on, None) == best
