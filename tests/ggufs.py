@@ -1,0 +1,124 @@
+"""Random pico models written as GGUF files, with small tokenizers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from gguf import GGUFWriter, TokenType
+
+SHAPE = dict(
+    hidden_size=32, intermediate_size=64, num_attention_heads=4, max_position_embeddings=32, tie_word_embeddings=True
+)
+
+
+def pico_gguf(file: Path, split: str = "smollm") -> torch.nn.Module:
+    """Writes a Llama with a byte-level BPE (four merges, two special tokens) and returns the model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    tokens = ["<|endoftext|>", "<|im_start|>", *bytes_to_unicode().values(), "th", "the", "ĠĠ", "Ġthe"]
+    config = LlamaConfig(vocab_size=len(tokens), num_hidden_layers=2, num_key_value_heads=2, rms_norm_eps=1e-5, **SHAPE)
+    writer, model = _writer(file, "llama", config), _random(LlamaForCausalLM(config))
+    writer.add_rope_dimension_count(8)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL] * 2 + [TokenType.NORMAL] * (len(tokens) - 2))
+    writer.add_token_merges(["t h", "th e", "Ġ Ġ", "Ġ the"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(0)
+
+    def stored(name: str, weight: numpy.ndarray) -> numpy.ndarray:
+        heads = {"attn_q": 4, "attn_k": 2}.get(name)  # the halves of these are interleaved
+        if heads is None:
+            return weight
+        return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+    _write(writer, model, {"ffn_norm": "post_attention_layernorm"}, stored)
+    return model
+
+
+def pico_gemma(file: Path) -> torch.nn.Module:
+    """Writes a Gemma 3 with a SentencePiece BPE of bytes and a few pieces, and returns the model.
+
+    The first five of its six blocks attend to the last four positions. Its norms, which transformers stores less 1, are
+    drawn at random.
+    """
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    given, data = ["  ", "\n\n"], [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = ["▁t", "he", "▁the", "▁", "t", "h", "e"]
+    tokens = [*special, *given, *data, *pieces]
+    config = Gemma3TextConfig(
+        vocab_size=len(tokens), num_hidden_layers=6, num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=256,
+        sliding_window=4, rms_norm_eps=1e-6, **SHAPE,
+    )  # fmt: skip
+    writer, model = _writer(file, "gemma3", config), _random(Gemma3ForCausalLM(config))
+    writer.add_key_length(16)
+    writer.add_value_length(16)
+    writer.add_sliding_window(4)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-1000.0] * (len(tokens) - len(pieces)) + [-float(rank) for rank in range(len(pieces))])
+    types = ((special, TokenType.CONTROL), (given, TokenType.USER_DEFINED), (data, TokenType.BYTE))
+    writer.add_token_types([kind for some, kind in (*types, (pieces, TokenType.NORMAL)) for _ in some])
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(3)
+    writer.add_pad_token_id(0)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    names = {"ffn_norm": "pre_feedforward_layernorm", "post_attention_norm": "post_attention_layernorm"}
+    names |= {"post_ffw_norm": "post_feedforward_layernorm"}
+    names |= {f"attn_{x}_norm": f"self_attn.{x}_norm" for x in "qk"}
+    _write(writer, model, names, lambda name, weight: weight + 1 if name.endswith("norm") else weight)
+    return model
+
+
+def _random(model: torch.nn.Module) -> torch.nn.Module:
+    """Draws all weights of `model`, norms too, with seed 0."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1 if parameter.ndim > 1 else 0.3, generator=generator)
+    return model.eval()
+
+
+def _writer(file: Path, architecture: str, config: Any) -> GGUFWriter:
+    """A writer that has noted the sizes in `config`."""
+    writer = GGUFWriter(file, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    theta = config.rope_parameters.get("full_attention", config.rope_parameters)["rope_theta"]
+    writer.add_rope_freq_base(theta)
+    writer.add_vocab_size(config.vocab_size)
+    return writer
+
+
+def _write(writer: GGUFWriter, model: torch.nn.Module, more: dict[str, str], stored: Any) -> None:
+    """Adds the weights and closes the file. `more` are GGUF's names of a block's tensors that only some families have.
+
+    `stored` turns a weight into what the file holds, by its name in the file.
+    """
+    names = {"attn_norm": "input_layernorm", "attn_output": "self_attn.o_proj", **more}
+    names |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"}
+    names |= {f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"])
+    writer.add_tensor("output_norm.weight", stored("output_norm", state["model.norm.weight"]))
+    for block in range(model.config.num_hidden_layers):
+        for theirs, ours in names.items():
+            weight = stored(theirs, state[f"model.layers.{block}.{ours}.weight"])
+            writer.add_tensor(f"blk.{block}.{theirs}.weight", weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
