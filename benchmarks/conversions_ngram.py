@@ -41,7 +41,9 @@ def lines(given: argparse.Namespace):
             convert.check_drop(donor.model, drop)
             audit = convert.audited_leakage(donor, shape)
             with clock.stage("reading"):
-                fit_data = read_fit_data(donor, drop, shape, convert.tables_for(donor, shape, MEMORY))
+                fit_data = read_fit_data(
+                    donor.model, donor.windows, drop, shape, convert.tables_for(donor, shape, MEMORY)
+                )
             with clock.stage("fits and scores"):
                 fitted, scores, r2 = convert.measure(donor, fit_data, given.seed, MEMORY, None)
             known = convert.loss_by_leakage(donor, drop, fitted["converted"].translation, audit, MEMORY)

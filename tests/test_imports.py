@@ -35,6 +35,7 @@ RANKS = (
     "stitch/evaluation",
     "stitch/layers stitch/report stitch/circuits",
     "stitch/conversions stitch/grafts",
+    "stitch/frontier",
     "stitch/jobs",
     "stitch/demo stitch/synthesis",
     "stitch/commands",

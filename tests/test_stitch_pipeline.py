@@ -32,7 +32,7 @@ from stitch.text.documents import select
 from stitch.text.windows import pack, sample
 from stitch.translation import look_ups
 from stitch.translation import rows as registry
-from stitch.translation.fit import Evidence, Options, translate
+from stitch.translation.fit import Evidence, MatchedFeatures, Options, translate
 from stitch.translation.inputs import ByToken, Lift, Stream
 from turned import rotated_copy
 
@@ -69,7 +69,7 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
     to_line = next(row for row in report["differences"] if (row["name"], row["minus"]) == ("composite", "line"))
     assert to_line["ce"] == pytest.approx(rows["composite"]["above_line"]) and to_line["ce_low"] < to_line["ce_high"]
     assert to_line["ce_low"] <= to_line["ce"] <= to_line["ce_high"]
-    assert rows["translation:affine"]["multiply_adds"] == 32 * 48
+    assert rows["translation:affine"]["seam"]["flops"] == 2 * 32 * 48
     for row in rows.values():
         if row["name"] != "line":
             assert row["ce_low"] <= row["ce"] <= row["ce_high"]
@@ -92,13 +92,16 @@ def test_a_brief_report_has_fewer_rows_and_the_same_numbers(translation: str, ru
         donors["gpt2"], donors["qwen3"], donors["text"], translation=translation, brief=True, reference_steps=None
     )
     report, _ = stitch(wanted, tmp_path / "out")
+    # Those that cannot keep within the composite's cost are left out.
+    rivals = {row.name for row in registry.ROWS if row.alternative and row.kind == "reference"}
     names = {row["name"] for row in report["results"]}
-    assert names == {row.name for row in registry.ROWS if row.brief} - {"sae-a"} | (
+    assert names - rivals == {row.name for row in registry.ROWS if row.brief} - rivals - {"sae-a"} | (
         {f"translation:{translation}"} - {"translation:auto"}
     )
+    assert names & rivals == set(report["alternatives"])
     whole = {row["name"]: row for row in run[0]["results"]}
-    differing = [row["name"] for row in report["results"] if row != whole[row["name"]]]
-    assert set(differing) <= {"composite", "line"}  # of another translation
+    differing = [row["name"] for row in report["results"] if row != whole.get(row["name"])]
+    assert set(differing) <= {"composite", "line", *rivals}  # of another translation, or made for its cost
     assert report["saes"] == run[0]["saes"] and report["matching"] == run[0]["matching"]
     if translation != "auto":
         assert report["chosen"] == translation
@@ -237,8 +240,8 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
 
     inputs = {"x": Stream(3), "codes": Lift(3, known), "embedding": ByToken(look_ups.embeddings(b))}
     evidence = Evidence(
-        fit=fit, held_out=paired["sweep"], inputs=inputs, first=fit.b.read(0, 3)[0, 0], a=known, b=permuted,
-        matching=matching, vocabulary=tiny.VOCABULARY,
+        fit=fit, held_out=paired["sweep"], inputs=inputs, first=fit.b.read(0, 3)[0, 0],
+        vocabulary=tiny.VOCABULARY, features=MatchedFeatures(known, permuted, matching),
     )  # fmt: skip
     options = Options(ngrams=0, routes=0, seed=0, chunk=1024, memory=2**28)
     fitted = translate(evidence, options)

@@ -17,7 +17,7 @@ import tiny
 from jobs import settings, write_text
 from matching.procrustes import random_rotation
 from stitch.composite.compose import compose
-from stitch.composite.costs import Costs, whole_parameters
+from stitch.composite.costs import Costs
 from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.jobs.join import stitch
@@ -137,16 +137,15 @@ def test_the_report_has_every_cell_and_agrees_with_the_main_job_in_both_directio
             assert row["ce"] == pytest.approx(rows[f"translation:{name}"]["ce"], abs=0.02)
             assert row["kl_to_target"] == pytest.approx(rows[f"translation:{name}"]["kl_to_b"], abs=0.02)
             assert row["ce_low"] == pytest.approx(rows[f"translation:{name}"]["ce_low"], abs=0.02)
-        assert cell["flops"] == rows["line"]["flops"]["composite"]
+        assert cell["flops"] == rows["line"]["flops"]
 
 
 def test_fronts_and_best_layers_follow_from_the_cells(swept):
     report, _ = swept
     for cost, points in report["fronts"].items():
-        everything = [(one[cost], one["sweep_ce"]) for one in report["donors"].values()] + [
-            ((cell if cost == "flops" else row)[cost], row["sweep_ce"])
-            for cell in report["cells"]
-            for row in cell["translations"].values()
+        alone = [*report["donors"].values(), *report["alternatives"]]
+        everything = [(one[cost], one["sweep_ce"]) for one in alone] + [
+            (row[cost], row["sweep_ce"]) for cell in report["cells"] for row in cell["translations"].values()
         ]
         for point in points:
             affordable = [loss for paid, loss in everything if paid <= point[cost]]
@@ -184,12 +183,13 @@ def test_costs_are_those_of_the_composite_that_would_be_written(donors):
         translation = Translation(
             "t", (Term(Residual(2), torch.zeros(a.width, b.width)), table), torch.zeros(b.width), torch.zeros(b.width)
         )
-        size = a.width * b.width + tiny.VOCABULARY * b.width + 2 * b.width
         for onto in (0, 2, b.depth):
             composite = compose(a, b, 2, onto, translation)
-            assert costs.parameters(2, onto, size) == whole_parameters(composite)
-        assert costs.flops(a.depth, b.depth, 0) == sum(costs.source_blocks)
-        assert costs.flops(0, 0, 5) == sum(costs.target_blocks) + 10
+            found = costs.composite(2, onto, translation)
+            assert found.parameters == sum(parameter.numel() for parameter in composite.parameters())
+        head_a, head_b = (2 * tiny.VOCABULARY * model.width for model in (a, b))
+        assert costs.flops(a.depth, b.depth, 0) == pytest.approx(costs.whole_source.flops - head_a + head_b)
+        assert costs.flops(0, 0, 5) == pytest.approx(costs.whole_target.flops + 10)
 
 
 def test_the_same_request_gives_the_same_bytes(swept, donors, tmp_path):
@@ -282,7 +282,7 @@ def test_the_command_prints_heat_tables_fronts_and_best_layers(swept, donors, tm
     monkeypatch.setattr("stitch.jobs.sweep.sweep", lambda *arguments, **more: (report, folder))
     shown = command(donors, "--out", tmp_path / "s")
     assert shown.exit_code == 0, shown.stderr
-    for text in ("i \\ j", "Best model at every budget of block MFLOPs", "Best j for every i", f"written to {folder}"):
+    for text in ("i \\ j", "Best model at every budget of MFLOPs", "Best j for every i", f"written to {folder}"):
         assert text in shown.stdout, text
     assert shown.stdout.count("*") == len(report["best_layers"])
     assert json.loads(command(donors, "--json").stdout) == report
@@ -291,10 +291,12 @@ def test_the_command_prints_heat_tables_fronts_and_best_layers(swept, donors, tm
 def test_a_composite_equal_to_its_null_up_to_rounding_does_not_beat_it(swept):
     report, _ = swept
     cells = [
-        {"chosen": "affine", "null": {"ce": 3.0}, "translations": {"affine": {"ce": ce}}}
+        {"chosen": "affine", "null": {"ce": 3.0}, "rival": {"ce": 2.985}, "translations": {"affine": {"ce": ce}}}
         for ce in (2.99, 3 - 1e-8, 3.01)
     ]
-    assert "1 of 3 composites beat their null" in sweep_report.footnotes(report | {"cells": cells})[1]
+    notes = sweep_report.footnotes(report | {"cells": cells})
+    assert "0 of 3 composites are better than the best alternative" in notes[0]
+    assert "1 of 3 composites beat their null" in notes[2]
 
 
 @pytest.mark.parametrize(

@@ -197,8 +197,10 @@ def pushed(folder: Path, repo: str | None) -> str | None:
 
 def print_composite(report: dict, folder: Path, url: str | None, as_json: bool) -> None:
     from stitch.report.card import footnotes, table
+    from stitch.report.verdict import verdict_sentence
 
     if as_json:
         print_json(report)
     else:
-        print_page([table(report)], footnotes(report), [folder, url])
+        lead = verdict_sentence(report) if "verdict" in report else None
+        print_page([table(report)], footnotes(report), [folder, url], lead)

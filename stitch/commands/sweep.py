@@ -63,7 +63,9 @@ def sweep(
 
     Both directions are tried, with translations that are quick to fit. The report has the cross-entropy of
     every composite as a heat map, the best block of the other model for each number of early blocks (chosen as `stitch
-    join --layer-b auto` does), and the composites that no other beats in both cross-entropy and cost.
+    join --layer-b auto` does), and
+    the front: models that no other beats in both cross-entropy and cost. Both models alone, with n-gram tables in
+    place of their first blocks, stand beside the composites.
     """
     from stitch.jobs.sweep import sweep
     from stitch.report.sweep import best_table, footnotes, front_table, heat, swept_directions
@@ -80,5 +82,5 @@ def sweep(
     for source, _ in swept_directions(report):
         print_heat(*heat(report, source))
         print()
-    tables = [best_table(report), front_table(report, "flops"), front_table(report, "parameters")]
+    tables = [best_table(report), front_table(report, "flops"), front_table(report, "bytes")]
     print_page(tables, footnotes(report), [folder])

@@ -18,8 +18,12 @@ def print_json(report: Any) -> None:
     print(json.dumps(report, indent=2))
 
 
-def print_page(tables: Iterable[Table], notes: Iterable[str] = (), written: Iterable[Any] = ()) -> None:
-    """Tables, then a line per note, then where the result lies; apart by blank lines."""
+def print_page(
+    tables: Iterable[Table], notes: Iterable[str] = (), written: Iterable[Any] = (), lead: str | None = None
+) -> None:
+    """The sentence that matters most, tables, a line per note, and where the result lies; apart by blank lines."""
+    if lead:
+        print(lead, end="\n\n")
     for number, table in enumerate(tables):
         if number:
             print()

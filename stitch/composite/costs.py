@@ -1,77 +1,193 @@
-"""The costs of a composite and of its donors: block FLOPs per token, and parameter counts."""
+"""What models cost to run and to keep: FLOPs, parameters, bytes on disk, and bytes read per token."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import torch
+from torch import nn
 
+from sae.types import Dictionary
 from stitch.composite.compose import early_seam, late_half
-from stitch.modeling.modeling_composite import build_early
+from stitch.modeling.modeling_composite import TranslationModule, build_early
 from stitch.models.anatomy import truncated
 from stitch.models.flops import block_flops
 from stitch.models.model import Model
+from stitch.translation.module import translation_config
+from stitch.translation.types import Translation
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs.
+
+    flops       per token: 2 per weight that is multiplied, the head included, and those of attention over a whole window
+    parameters  numbers stored, tied ones once
+    bytes       on disk: parameters, keys of tables and classes of tokens
+    bytes_read  per token when tokens are decoded one at a time: weights that are multiplied, and a row of every table.
+                Keys and values of earlier tokens are not counted.
+    """
+
+    flops: float = 0.0
+    parameters: int = 0
+    bytes: int = 0
+    bytes_read: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.flops + other.flops,
+            self.parameters + other.parameters,
+            self.bytes + other.bytes,
+            self.bytes_read + other.bytes_read,
+        )
+
+    def within(self, other: "Cost") -> bool:
+        """Whether it takes no more FLOPs and no more bytes on disk than another."""
+        return self.flops <= other.flops * (1 + 1e-9) and self.bytes <= other.bytes
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def cost_of(net: nn.Module, flops: float, itemsize: int | None = None) -> Cost:
+    """The cost of running the whole network, which may be on the meta device. Parameters that modules share count once.
+
+    `itemsize` is the number of bytes per parameter; None: that of each parameter's dtype.
+    """
+    parameters, stored, read = 0, 0, 0
+    seen: set[int] = set()
+    looked_up = {id(parameter) for module in net.modules() for parameter in _looked_up(module)}
+    multiplied = {id(p) for module in net.modules() if not any(True for _ in _looked_up(module)) for p in _own(module)}
+    for module in net.modules():
+        for parameter in _own(module):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            size = parameter.numel() * (itemsize or parameter.element_size())
+            only_looked_up = id(parameter) in looked_up - multiplied
+            parameters += parameter.numel()
+            stored += size
+            read += size // max(1, len(parameter)) if only_looked_up else size
+        stored += sum(buffer.numel() * buffer.element_size() for buffer in _stored_buffers(module))
+    return Cost(flops, parameters, stored, read)
+
+
+def _own(module: nn.Module) -> Iterable[nn.Parameter]:
+    return (parameter for parameter in module._parameters.values() if parameter is not None)
+
+
+def _looked_up(module: nn.Module) -> Iterable[nn.Parameter]:
+    """The parameters of which a token reads a single row, or a single matrix."""
+    if isinstance(module, nn.Embedding):
+        yield module.weight
+    for name, parameter in module._parameters.items():
+        if parameter is not None and (name == "table" or (name == "weight" and "classes" in module._buffers)):
+            yield parameter
+
+
+def _stored_buffers(module: nn.Module) -> Iterable[torch.Tensor]:
+    names = module._buffers.keys() - module._non_persistent_buffers_set
+    return (buffer for name in names if (buffer := module._buffers[name]) is not None and name in ("keys", "classes"))
+
+
+def whole(model: Model, context: int) -> Cost:
+    """The cost of a whole model on windows of `context` tokens."""
+    blocks = sum(block_flops(model.config, block, context) for block in range(model.depth))
+    return cost_of(model.net, blocks + head_flops(model))
+
+
+def early(model: Model, site: int, context: int) -> Cost:
+    """The cost of a model's embedding and its blocks before `site`."""
+    with torch.device("meta"):
+        net = build_early(truncated(model.config, 0, site), {"a_identity": early_seam(model.config)})
+    blocks = sum(block_flops(model.config, block, context) for block in range(site))
+    return cost_of(net, blocks, model.dtype.itemsize)
+
+
+def late(model: Model, site: int, context: int) -> Cost:
+    """The cost of a model's blocks from `site` on, its final norm and head."""
+    blocks = sum(block_flops(model.config, block, context) for block in range(site, model.depth))
+    return cost_of(late_half(model, site), blocks + head_flops(model))
+
+
+def head_flops(model: Model) -> float:
+    """FLOPs per token of the product with the head's weights."""
+    return 2.0 * model.head.get_parameter("weight").numel()
+
+
+def of_translation(translation: Translation, a: Model, b: Model, site: int) -> Cost:
+    """The cost of a translation in a composite of A, cut at `site`, and B. Its tables are stored in B's dtype."""
+    with torch.device("meta"):
+        module = TranslationModule(translation_config(translation, b.bos, site, a.width, b.config.vocab_size))
+        for term in module.terms:
+            if "table" in term._parameters:
+                term.register_parameter("table", nn.Parameter(term.get_parameter("table").to(b.dtype)))
+    return cost_of(module, 2.0 * translation.multiply_adds)
+
+
+def of_dictionary(dictionary: Dictionary) -> Cost:
+    """The cost of encoding and decoding with an SAE in float32. The decoder's sparse product is counted as if it were dense."""
+    tensors = (dictionary.encoder, dictionary.encoder_bias, dictionary.decoder, dictionary.decoder_bias)
+    numbers = sum(tensor.numel() for tensor in tensors)
+    return Cost(2.0 * (dictionary.encoder.numel() + dictionary.decoder.numel()), numbers, 4 * numbers, 4 * numbers)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of joining `source` to `target` at any pair of sites, for windows of `context` tokens.
-
-    FLOPs are those of blocks and translation. Embedding, final norm and head are left out, as every model has them.
-    """
+    """Costs of joining `source` to `target` at any pair of sites, for windows of `context` tokens."""
 
     source: Model
     target: Model
     context: int
+    _early: dict[int, Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _late: dict[int, Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
-    def source_blocks(self) -> list[float]:
-        return [block_flops(self.source.config, block, self.context) for block in range(self.source.depth)]
+    def whole_source(self) -> Cost:
+        return whole(self.source, self.context)
 
     @cached_property
-    def target_blocks(self) -> list[float]:
-        return [block_flops(self.target.config, block, self.context) for block in range(self.target.depth)]
+    def whole_target(self) -> Cost:
+        return whole(self.target, self.context)
+
+    def early(self, site: int) -> Cost:
+        """The source's embedding and blocks before a site; of a composite, a site after its last seam."""
+        if site not in self._early:
+            self._early[site] = early(self.source, site, self.context)
+        return self._early[site]
+
+    def late(self, site: int) -> Cost:
+        """The target's blocks from a site on, its final norm and head."""
+        if site not in self._late:
+            self._late[site] = late(self.target, site, self.context)
+        return self._late[site]
 
     @property
     def costlier_donor(self) -> float:
-        """Block FLOPs per token of the donor that costs more."""
-        return max(sum(self.source_blocks), sum(self.target_blocks))
+        """FLOPs per token of the donor that costs more."""
+        return max(self.whole_source.flops, self.whole_target.flops)
+
+    def composite(self, site: int, onto: int, translation: Translation) -> Cost:
+        """The source's first `site` blocks, a translation and the target's blocks from `onto` on. A translation that reads no
+        stream of the source needs none of its blocks."""
+        seam = of_translation(translation, self.source, self.target, site)
+        return self.joined(site, onto, seam) if translation.sites else seam + self.late(onto)
+
+    def joined(self, site: int, onto: int, seam: Cost) -> Cost:
+        """The source's first `site` blocks, a translation that costs `seam`, and the target's blocks from `onto` on."""
+        return self.early(site) + seam + self.late(onto)
 
     def flops(self, site: int, onto: int, multiply_adds: int) -> float:
         """FLOPs per token of the source's first `site` blocks, a translation of `multiply_adds`, the target's from `onto`."""
-        return sum(self.source_blocks[:site]) + 2.0 * multiply_adds + sum(self.target_blocks[onto:])
+        return self.early(site).flops + 2.0 * multiply_adds + self.late(onto).flops
 
     def share(self, site: int, onto: int, flops: float) -> float:
         """The composite's place between source (0) and target (1) by FLOPs, clipped to 0..1.
 
         Where both models cost the same, it is the share of the composite's blocks that are the target's.
         """
-        ends = sum(self.source_blocks), sum(self.target_blocks)
+        ends = self.whole_source.flops, self.whole_target.flops
         if ends[0] == ends[1]:
             late = self.target.depth - onto
             return late / max(1, site + late)
         return min(1.0, max(0.0, (flops - ends[0]) / (ends[1] - ends[0])))
-
-    @cached_property
-    def source_parameters(self) -> list[int]:
-        """Parameters of the source's embedding and its blocks before a site, by site."""
-        return [_early_parameters(self.source, site) for site in range(self.source.depth + 1)]
-
-    @cached_property
-    def target_parameters(self) -> list[int]:
-        """Parameters of the target's blocks from a site on, its final norm and head, by site."""
-        return [whole_parameters(late_half(self.target, site)) for site in range(self.target.depth + 1)]
-
-    def parameters(self, site: int, onto: int, translation: int) -> int:
-        """Parameters of the composite, with a translation that has `translation` of them."""
-        return self.source_parameters[site] + translation + self.target_parameters[onto]
-
-
-def whole_parameters(net: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
-def _early_parameters(source: Model, site: int) -> int:
-    with torch.device("meta"):
-        return whole_parameters(
-            build_early(truncated(source.config, 0, site), {"a_identity": early_seam(source.config)})
-        )

@@ -1,6 +1,8 @@
-"""How the rows of a report compare: their order, the line between both models, and paired differences."""
+"""How the rows of a report compare: the verdict, their order, the line between both models, and paired differences."""
 
-from stitch.composite.costs import Costs
+from collections.abc import Mapping
+
+from stitch.composite.costs import Cost, Costs
 from stitch.evaluation.scores import Scores
 from stitch.translation import rows as registry
 from stitch.translation.types import Translation
@@ -18,16 +20,40 @@ def ranked(scores: dict[str, Scores]) -> list[str]:
     ]
 
 
+def verdict(scores: Mapping[str, Scores], costs: Mapping[str, Cost]) -> dict:
+    """How the composite compares with the best alternative that takes no more FLOPs and no more bytes on disk.
+
+    `status` is "dominated" where the alternative is better and the paired 95 % interval of the difference is clear of zero,
+    "frontier" where the composite is better in that sense, and "level" in between. `rivals` are all alternatives within the
+    composite's cost, best first; where there is none, the composite is on the frontier by its cost alone.
+    """
+    names = [row.name for row in registry.ROWS if row.alternative and row.name in scores and row.name in costs]
+    limit, composite = costs["composite"], scores["composite"]
+    rivals = sorted((name for name in names if costs[name].within(limit)), key=lambda name: scores[name].ce)
+    if not rivals:
+        return {"status": "frontier", "rivals": []}
+    best = rivals[0]
+    low, high = composite.interval(minus=scores[best])
+    return {
+        "status": "dominated" if low > 0 else "frontier" if high < 0 else "level",
+        "rivals": rivals,
+        "row": best,
+        **{"ce": composite.ce - scores[best].ce, "ce_low": low, "ce_high": high},
+        "flops": costs[best].flops / limit.flops,
+        "bytes": costs[best].bytes / limit.bytes,
+    }
+
+
 def line(costs: Costs, site_a: int, site_b: int, translation: Translation, scores: dict[str, Scores]) -> dict:
     """The row `line`: CE_A + share · (CE_B − CE_A), where share is the place of A's early and B's late blocks with `translation`
-    between A's and B's block FLOPs per token (see `Costs.share`).
+    between A's and B's FLOPs per token (see `Costs.share`).
     """
     cost = costs.flops(site_a, site_b, translation.multiply_adds)
     share = costs.share(site_a, site_b, cost)
     ce = scores["a"].ce + share * (scores["b"].ce - scores["a"].ce)
     return {"name": "line", "ce": ce, "ce_low": None, "ce_high": None, "ppl": None, "kl_to_b": None, "top1": None,
             "share": share,
-            "flops": {"a": sum(costs.source_blocks), "b": sum(costs.target_blocks), "composite": cost}}  # fmt: skip
+            "flops": cost}  # fmt: skip
 
 
 def against_line(scores: dict[str, Scores], share: float) -> dict:

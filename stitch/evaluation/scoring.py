@@ -10,7 +10,7 @@ from stitch.composite.surgery import Bridge, bridged
 from stitch.config import CompleteSettings
 from stitch.errors import UsageError
 from stitch.evaluation.racing import FIRST, race
-from stitch.evaluation.scores import Scores, evaluate
+from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.stage import Stage
 from stitch.evaluation.trained import trained
 from stitch.features.saes import SAEs
@@ -80,11 +80,13 @@ def evaluate_all(
     wants: Callable[[str], bool] = everything,
     references: Mapping[str, Translation] = MappingProxyType({}),
     bridges: Mapping[str, Bridge] = MappingProxyType({}),
+    alternatives: Mapping[str, Logits] = MappingProxyType({}),
     progress: Progress | None = None,
 ) -> dict[str, Scores]:
     """Scores of all rows of the report on the same windows.
 
-    They are the models, all translations, bridges and references, and those floors, ceilings and nulls that `wants` accepts.
+    They are the models, all translations, bridges, references and alternatives, and those floors, ceilings and nulls that
+    `wants` accepts.
     """
     yardsticks = {
         "floor:mean": on.constant(fitted.mean),
@@ -102,6 +104,7 @@ def evaluate_all(
         **{name: on.translated(translation) for name, translation in fitted.translations.items()},
         **{name: on.whole(bridged(on.a, on.site_a, on.site_b, bridge).net) for name, bridge in bridges.items()},
         **{name: on.translated(translation) for name, translation in references.items()},
+        **alternatives,
         **{name: logits for name, logits in yardsticks.items() if wants(name)},
     }
     return evaluate(

@@ -7,12 +7,16 @@ from pathlib import Path
 from stitch.activations.paired import Paired
 from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose, stitch_config
+from stitch.composite.costs import Costs
 from stitch.config import AnySettings, CompleteSettings, Settings
+from stitch.evaluation.row_costs import row_costs
 from stitch.evaluation.scoring import choose, evaluate_all, stage, train_references
 from stitch.features.explain import explain
 from stitch.files.folders import to_json
 from stitch.files.job import Clock, Job, run
 from stitch.files.workspace import short_name
+from stitch.frontier.alternative import Means
+from stitch.frontier.collect import alternatives
 from stitch.jobs.shorten import shorten
 from stitch.jobs.stages import (
     bridge_pair,
@@ -122,15 +126,27 @@ def _make(
         chosen = choose(settings, fitted, stage(settings, a, b, paired["sweep"]), progress)
     with clock.stage("references"):
         references = train_references(settings, a, b, paired["fit"], fitted, progress)
+    costs = Costs(a, b, settings.context)
+    known = row_costs(costs, settings.sites, fitted, chosen, saes, references=references, bridges=bridges)
+    with clock.stage("alternatives"):
+        means = Means(
+            limit=known["composite"], windows=windows, context=settings.context, ngrams=settings.ngrams,
+            routes=settings.routes, seed=settings.seed, memory=settings.memory, scratch=scratch / "alternatives",
+            progress=progress,
+        )  # fmt: skip
+        rivals = alternatives(a, b, settings.layer_b, chosen, means, settings.wants)
     with clock.stage("evaluation"):
         composite = compose(a, b, *settings.sites, fitted.translations[chosen])
         on = stage(settings, a, b, paired["report"])
-        extra = {"wants": settings.wants, "references": references, "bridges": bridges, "progress": progress}
-        scores = evaluate_all(on, composite, fitted, saes, **extra)
+        scores = evaluate_all(
+            on, composite, fitted, saes, wants=settings.wants, references=references, bridges=bridges,
+            alternatives={name: found.logits for name, found in rivals.items()}, progress=progress,
+        )  # fmt: skip
 
     found = Joined(
         a=a, b=b, sources=pair.sources, windows=windows, saes=saes, matching=matching, fitted=fitted, bridges=bridges,
-        chosen=chosen, scores=scores,
+        chosen=chosen, scores=scores, alternatives={name: found.made for name, found in rivals.items()},
+        costs={**known, **{name: found.cost for name, found in rivals.items()}}, pair_costs=costs,
     )  # fmt: skip
     report = pair_report(settings, found)
     report["provenance"]["settings"] = asked.to_dict()

@@ -24,7 +24,7 @@ from stitch.text.documents import Split
 from stitch.text.tokenizers import require_same_ids
 from stitch.text.windows import CONTEXT, HELD_OUT, LEAST_HELD_OUT, Windows, split_windows
 from stitch.translation.available import available, earlier_sites
-from stitch.translation.fit import Evidence, Fitted, Options, inputs_read, translate
+from stitch.translation.fit import Evidence, Fitted, MatchedFeatures, Options, inputs_read, translate
 
 FEATURES_PER_WIDTH = 8  # features of an SAE per dimension of its stream, by default
 
@@ -263,8 +263,8 @@ def translate_pair(
     fit = paired["fit"]
     evidence = Evidence(
         fit=fit, held_out=paired["sweep"], inputs=available(a, b, fit, saes, settings.seed, inputs_read(settings.wants)),
-        a=saes.a, b=saes.b, matching=matching, first=fit.b.read(0, fit.site_b)[0, 0].float(),
-        vocabulary=b.config.vocab_size,
+        first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.config.vocab_size,
+        features=MatchedFeatures(saes.a, saes.b, matching),
     )  # fmt: skip
     options = Options(
         ngrams=settings.ngrams, routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes),

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from stitch.composite.compose import check_target
+from stitch.composite.costs import Cost
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.evaluation.documents import counted
@@ -14,9 +15,11 @@ from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.files.folders import to_json
 from stitch.files.job import Job, run
 from stitch.files.workspace import short_name
+from stitch.frontier.alternative import Means
+from stitch.frontier.own_tables import at_every_depth
 from stitch.jobs.cluster import connected
 from stitch.jobs.stages import complete, load_pair, read_windows
-from stitch.jobs.sweep_report import sweep_report
+from stitch.jobs.sweep_report import Rival, sweep_report
 from stitch.jobs.sweep_tasks import harvest_on, score_on
 from stitch.layers.cells import Cell, Harvest, Side, harvest_all, score_cells
 from stitch.models.model import Model
@@ -28,6 +31,7 @@ from stitch.text.documents import SPLITS
 
 HELD_OUT = 16_384  # tokens of each held-out split, where its windows are not too few; every cell is scored on both
 SPLITS_SCORED = ("sweep", "report")
+UNLIMITED = Cost(flops=float("inf"), bytes=2**62)
 # The settings that a sweep has parameters for.
 PARAMETERS = (
     *("model_a", "model_b", "text", "tokens", "context"),
@@ -116,7 +120,12 @@ def _make(
                 models, cells, fit, held_out, reference="report", memory=settings.memory, progress=progress
             )
         donors = _score_donors(models, held_out, settings.memory, progress)
-        report = sweep_report(models, settings.context, found, donors)
+        means = Means(
+            limit=UNLIMITED, windows=windows, context=settings.context, ngrams=settings.ngrams, routes=0,
+            seed=settings.seed, memory=settings.memory, scratch=scratch / "alternatives", progress=progress,
+        )  # fmt: skip
+        rivals = _score_own_tables(models, means, held_out)
+        report = sweep_report(models, settings.context, found, donors, rivals)
         report["documents"] = counted(donors["b"]["report"])
         report["tokens"] = {
             **{split: one.tokens for split, one in windows.items()},
@@ -129,6 +138,25 @@ def all_cells(a: Model, b: Model) -> list[Cell]:
     """Every pair of sites in both directions, or in one if both models are the same."""
     there = [Cell("a", i, j) for i in range(a.depth + 1) for j in range(b.depth + 1)]
     return there if a is b else there + [Cell("b", i, j) for i in range(b.depth + 1) for j in range(a.depth + 1)]
+
+
+@torch.no_grad()
+def _score_own_tables(models: dict[Side, Model], means: Means, held_out: dict[str, Harvest]) -> list[Rival]:
+    """Both models, or one if they are the same, with their first blocks as n-gram tables, at every depth."""
+    vocabulary = min(model.config.vocab_size for model in models.values())
+    found = []
+    for side, model in models.items():
+        if side == "b" and model is models["a"]:
+            continue
+        for one in at_every_depth(model, means):
+            scores = {
+                split: evaluate({"tables": one.logits}, text.windows, vocabulary=vocabulary, memory=means.memory)[
+                    "tables"
+                ]
+                for split, text in held_out.items()
+            }
+            found.append(Rival(side, one.made, one.cost, scores))
+    return found
 
 
 @torch.no_grad()

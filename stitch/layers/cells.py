@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, without_sinks
 from stitch.composite.compose import late_half
+from stitch.composite.costs import Cost, of_translation
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
 from stitch.evaluation.stage import Stage
@@ -91,12 +92,11 @@ class Harvest:
 
 @dataclass(frozen=True)
 class CellRow:
-    """One translation of a cell, or its null: scores by split, multiply-adds per token, parameters, the ridge strength λ, and the
-    share of the target's variance that the fit leaves unexplained."""
+    """One translation of a cell, or its null: scores by split, the translation's cost, the ridge strength λ, and the share of the
+    target's variance that the fit leaves unexplained."""
 
     scores: dict[str, Scores]
-    multiply_adds: int
-    parameters: int
+    seam: Cost
     strength: float
     unexplained: float
 
@@ -316,17 +316,9 @@ def _score(
     return {
         key: CellRow(
             scores[key],
-            translation.multiply_adds,
-            _parameters(translation),
+            of_translation(translation, models[key[0].source], target, key[0].i),
             found.strength,
             found.unexplained,
         )
         for key, (translation, found) in fitted.items()
     }
-
-
-def _parameters(translation: Translation) -> int:
-    """The number of parameters, biases and the output for BOS included."""
-    constants = [translation.bias, *([] if translation.first is None else [translation.first])]
-    weights = [term.weight for term in translation.terms if term.weight is not None]
-    return sum(tensor.numel() for tensor in (*constants, *weights))

@@ -15,7 +15,7 @@ from stitch.text.windows import Windows
 
 RULE = (
     "the lowest cross-entropy on the sweep split among layers 1 to depth - 1 of the target with which the composite costs "
-    "no more block FLOPs per token (translation included) than the costlier of the two models; the cheapest where none does"
+    "no more FLOPs per token (translation included) than the costlier of the two models; the cheapest where none does"
 )
 FIT, HELD_OUT = 50_000, 8_192  # at most this many tokens: a choice among layers needs fewer than a report
 
@@ -31,7 +31,7 @@ def best_layer(flops: Mapping[int, float], ce: Mapping[int, float], budget: floa
 
 
 def eligible(costs: Costs, site: int) -> dict[int, float]:
-    """Block FLOPs per token of the composite, by layer of the target, for all layers that may be chosen."""
+    """FLOPs per token of the composite, by layer of the target, for all layers that may be chosen."""
     multiply_adds = costs.source.width * costs.target.width
     return {onto: costs.flops(site, onto, multiply_adds) for onto in range(1, costs.target.depth)}
 

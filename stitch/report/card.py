@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from stitch.evaluation.documents import phrase, warning
 from stitch.files.markdown import loading_example, markdown_table
 from stitch.report import chain as seams
+from stitch.report.verdict import verdict_sentence
 
-COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to B", "top-1"]
+COLUMNS = [
+    *("", "CE", "95 % interval", "perplexity", "KL to B", "top-1"),
+    *("MFLOP", "M param.", "MB", "MB read"),
+]
 
 
 def table(report: dict) -> tuple[list[str], list[list[str]], str]:
@@ -48,7 +52,16 @@ def _cells(row: dict) -> list[str]:
 
     interval = "" if row.get("ce_low") is None else f"{row['ce_low']:.3f} – {row['ce_high']:.3f}"
     perplexity = "" if row.get("ppl") is None else f"{row['ppl']:,.1f}" if row["ppl"] < 1e5 else f"{row['ppl']:.1e}"
-    return [show("ce", ".3f"), interval, perplexity, show("kl_to_b", ".3f"), show("top1", ".1%")]
+    costs = [_millions(row.get(key)) for key in ("flops", "parameters", "bytes", "bytes_read")]
+    return [show("ce", ".3f"), interval, perplexity, show("kl_to_b", ".3f"), show("top1", ".1%"), *costs]
+
+
+def _millions(value: float | None) -> str:
+    """Three significant digits, or all before the point."""
+    if value is None:
+        return ""
+    found = value / 1e6
+    return f"{found:,.0f}" if found >= 100 else f"{found:.3g}"
 
 
 def footnotes(report: dict) -> list[str]:
@@ -87,7 +100,7 @@ def model_card(report: dict) -> bytes:
     header, rows, caption = table(report)
     lines = [
         *("---", json.dumps(_metadata(report, subject), indent=2, ensure_ascii=False), "---", ""),  # JSON is YAML
-        *(f"# {subject.name}", "", subject.made, ""),
+        *(f"# {subject.name}", "", *([verdict_sentence(report), ""] if "verdict" in report else []), subject.made, ""),
         *loading_example(remote_code="native" not in report),
         *("", f"## Results ({caption})", ""),
         *markdown_table(header, rows),

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stitch.composite.costs import Costs
+from stitch.composite.costs import Cost, Costs
 from stitch.composite.surgery import Bridge, described
 from stitch.config import CompleteSettings
-from stitch.evaluation.comparisons import against_line, differences, line, ranked
+from stitch.evaluation.comparisons import against_line, differences, line, ranked, verdict
 from stitch.evaluation.documents import counted
+from stitch.evaluation.row_costs import seam_costs
 from stitch.evaluation.scores import Scores
 from stitch.features.matching import Matching
 from stitch.features.saes import SAEs
@@ -24,7 +25,10 @@ from stitch.translation.rows import compared_with
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """What a stitch computed, as far as its report needs it. `chosen` is the row name of the translation in the composite."""
+    """What a stitch computed, as far as its report needs it. `chosen` is the row name of the translation in the composite.
+
+    `alternatives` says in words what the rows of alternatives are; `costs` has the cost of every row.
+    """
 
     a: Model
     b: Model
@@ -36,14 +40,18 @@ class Joined:
     bridges: dict[str, Bridge]
     chosen: str
     scores: dict[str, Scores]
+    alternatives: dict[str, str]
+    costs: dict[str, Cost]
+    pair_costs: Costs
 
 
 def pair_report(settings: CompleteSettings, found: Joined) -> dict:
     """report.json, with the timings still to be filled in."""
-    costs = Costs(found.a, found.b, settings.context)
-    yardstick = line(costs, *settings.sites, found.fitted.translations[found.chosen], found.scores)
-    results = _results(costs, settings.sites, found.fitted, found.chosen, found.scores)
+    yardstick = line(found.pair_costs, *settings.sites, found.fitted.translations[found.chosen], found.scores)
+    results = _results(settings.sites, found)
     return {
+        "verdict": verdict(found.scores, found.costs),
+        "alternatives": found.alternatives,
         "models": {"a": found.a.name, "b": found.b.name},
         "site": {"a": settings.layer, "b": settings.layer_b},
         "tokens": {split: windows.tokens for split, windows in found.windows.items()},
@@ -77,17 +85,20 @@ def _ridges(fitted: Fitted) -> dict[str, dict]:
     }
 
 
-def _results(
-    costs: Costs, sites: tuple[int, int], fitted: Fitted, chosen: str, scores: dict[str, Scores]
-) -> list[dict]:
-    """A dict per row. Translations also have their cost, and their distance to the line at that cost."""
-    translations = {"composite": fitted.translations[chosen], **fitted.translations}
-    results = [scores[name].row(name) for name in ranked(scores) if name != "sae-a"]
-    for row in results:
-        if (found := translations.get(row["name"]) or fitted.nulls.get(row["name"])) is not None:
-            row |= {"multiply_adds": found.multiply_adds, "parameters": found.parameters}
-        if (found := translations.get(row["name"])) is not None:
-            row["above_line"] = row["ce"] - line(costs, *sites, found, scores)["ce"]
+def _results(sites: tuple[int, int], found: Joined) -> list[dict]:
+    """A dict per row: scores and costs; of translations also the cost of the seam alone and the distance to the line."""
+    translations = {"composite": found.fitted.translations[found.chosen], **found.fitted.translations}
+    seams = seam_costs(found.pair_costs, sites[0], {**translations, **found.fitted.nulls})
+    results = []
+    for name in ranked(found.scores):
+        if name == "sae-a":
+            continue
+        row = {**found.scores[name].row(name), **found.costs[name].to_dict()}
+        if name in seams:
+            row["seam"] = seams[name].to_dict()
+        if name in translations:
+            row["above_line"] = row["ce"] - line(found.pair_costs, *sites, translations[name], found.scores)["ce"]
+        results.append(row)
     return results
 
 

@@ -2,6 +2,7 @@
 
 from stitch.evaluation.documents import phrase, warning
 
+UNITS = {"flops": "MFLOPs per token", "bytes": "MB on disk"}
 SAME = 1e-3  # nats. Where the target runs whole, its composite differs from its null by rounding alone
 
 
@@ -11,7 +12,8 @@ def swept_directions(report: dict) -> list[tuple[str, str]]:
 
 
 def heat(report: dict, source: str) -> tuple[str, list[str], list[list[str]], list[list[float]]]:
-    """Title, header, rows and values of one direction's table, in nats above the line; the chosen j of each i has a *."""
+    """Title, header, rows and values of one direction's table, in nats above the best alternative with no more FLOPs; the chosen
+    j of each i has a *."""
     cells = {(cell["i"], cell["j"]): cell for cell in report["cells"] if cell["source"] == source}
     target = next(cell["target"] for cell in cells.values())
     best = {(row["i"], row["j"]) for row in report["best_layers"] if row["source"] == source}
@@ -23,19 +25,20 @@ def heat(report: dict, source: str) -> tuple[str, list[str], list[list[str]], li
     ]
     title = (
         f"first i blocks of {report['models'][source]} (down), then {report['models'][target]} from block j (across): "
-        "cross-entropy above the line, nats per token"
+        "cross-entropy above the best alternative with no more FLOPs, nats per token"
     )
     return title, ["i \\ j", *map(str, range(depth_j + 1))], rows, values
 
 
 def above(cell: dict) -> float:
-    """Cross-entropy of the cell's chosen translation minus that of the line, in nats per token."""
-    return cell["translations"][cell["chosen"]]["ce"] - cell["line"]
+    """Cross-entropy of the cell's chosen translation minus that of the best alternative with no more FLOPs, in nats per token;
+    minus that of the line where every alternative costs more."""
+    return cell["translations"][cell["chosen"]]["ce"] - (cell["rival"]["ce"] if cell["rival"] else cell["line"])
 
 
 def front_table(report: dict, cost: str) -> tuple[list[str], list[list[str]], str]:
     """Header, rows and title of a Pareto front: the best model for every budget."""
-    unit = {"flops": "block MFLOPs per token", "parameters": "million parameters"}[cost]
+    unit = UNITS[cost]
     rows = [
         [_describe(point, report), f"{point[cost] / 1e6:.3f}", f"{point['ce']:.3f}", _interval(point)]
         for point in report["fronts"][cost]
@@ -55,7 +58,7 @@ def best_table(report: dict) -> tuple[list[str], list[list[str]], str]:
         ]
         for row in report["best_layers"]
     ]
-    header = ["", "block MFLOPs per token", "CE", "95 % interval", "line"]
+    header = ["", "MFLOPs per token", "CE", "95 % interval", "line"]
     return header, rows, f"Best j for every i: {report['rule']}"
 
 
@@ -63,21 +66,24 @@ def footnotes(report: dict) -> list[str]:
     """The sentences below the tables."""
     models, donors, tokens, cells = report["models"], report["donors"], report["tokens"], report["cells"]
     beaten = sum(cell["null"]["ce"] - cell["translations"][cell["chosen"]]["ce"] > SAME for cell in cells)
+    ahead = [cell for cell in cells if cell["rival"] and above(cell) < -SAME]
     return [
+        f"{len(ahead)} of {len(cells)} composites are better than the best alternative with no more FLOPs, by more than {SAME} "
+        "nats. Alternatives are both whole models, and each with its first blocks as n-gram tables, whatever their bytes.",
         f"Whole models: {models['a']} has cross-entropy {donors['a']['ce']:.3f}, {models['b']} {donors['b']['ce']:.3f}. "
         f"Fitted on {tokens['fit']:,} tokens, scored on {tokens['report']:,} others{phrase(report)}.",
         *warning(report),
         f"{beaten} of {len(cells)} composites beat their null, which reads only the target's token embedding and nothing of "
         f"the source, by more than {SAME} nats.",
         "Layers and fronts are chosen on the sweep split; numbers are from the report split.",
-        "line = CE_source + share · (CE_target − CE_source), where share is the composite's place between the block FLOPs "
-        "of source (0) and target (1).",
+        "line = CE_source + share · (CE_target − CE_source), where share is the composite's place between the FLOPs of "
+        "source (0) and target (1).",
     ]
 
 
 def _describe(point: dict, report: dict) -> str:
     if point.get("model") in ("a", "b"):
-        return report["models"][point["model"]]
+        return point["made"]
     models = report["models"]
     return f"{models[point['source']]}.{point['i']} → {models[point['target']]}.{point['j']} ({point['translation']})"
 

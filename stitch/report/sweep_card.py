@@ -12,12 +12,12 @@ def sweep_card(report: dict) -> bytes:
         "Every composite runs blocks 0 to i − 1 of one model, a translation fitted in closed form, and the other model's "
         "blocks from j on. `report.json` has the translations, null, intervals, KL, cost and line of every pair (i, j).",
         "",
-        "![Cross-entropy above the line for every pair of layers, and the Pareto fronts](sweep.png)",
+        "![Cross-entropy above the best alternative for every pair of layers, and the Pareto fronts](sweep.png)",
         "",
     ]
     for header, rows, title in (
         front_table(report, "flops"),
-        front_table(report, "parameters"),
+        front_table(report, "bytes"),
         best_table(report),
     ):
         lines += [f"## {title.partition(':')[0]}", ""]

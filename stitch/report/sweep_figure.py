@@ -4,10 +4,10 @@ import importlib.util
 from pathlib import Path
 
 from stitch.errors import UsageError
-from stitch.report.sweep import heat, swept_directions
+from stitch.report.sweep import UNITS, heat, swept_directions
 
 MOST_NUMBERS = 400  # cells; larger heat maps show colours alone
-MILLION = 1e6  # FLOPs and parameters are shown in millions
+MILLION = 1e6  # FLOPs and bytes are shown in millions
 
 
 def require_matplotlib() -> None:
@@ -17,7 +17,7 @@ def require_matplotlib() -> None:
 
 
 def draw_sweep(report: dict, path: Path) -> None:
-    """sweep.png: a heat map per direction, and cross-entropy against FLOPs and parameters with both fronts."""
+    """sweep.png: a heat map per direction, and cross-entropy against FLOPs and bytes with both fronts."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,7 +35,7 @@ def draw_sweep(report: dict, path: Path) -> None:
 
 
 def _draw_heat(figure, axis, report: dict, source: str) -> None:
-    """One direction's cross-entropy above the line as colours and numbers; the chosen j of each i is framed."""
+    """One direction's cross-entropy above the alternatives as colours and numbers; the chosen j of each i is framed."""
     from matplotlib.patches import Rectangle
 
     _, _, _, values = heat(report, source)
@@ -45,8 +45,8 @@ def _draw_heat(figure, axis, report: dict, source: str) -> None:
     axis.set_yticks(range(len(values)))
     axis.set_xlabel(f"j: {report['models'][target]} goes on at block j")
     axis.set_ylabel(f"i: {report['models'][source]} runs its first i blocks")
-    axis.set_title(f"{report['models'][source]} → {report['models'][target]}, nats above the line")
-    figure.colorbar(image, ax=axis, label="cross-entropy above the line, nats per token (lower is better)")
+    axis.set_title(f"{report['models'][source]} → {report['models'][target]}, nats above the best alternative")
+    figure.colorbar(image, ax=axis, label="above the best alternative with no more FLOPs, nats per token")
     if len(values) * len(values[0]) <= MOST_NUMBERS:
         middle = (image.norm.vmin + image.norm.vmax) / 2
         for i, row in enumerate(values):
@@ -65,7 +65,7 @@ def _draw_front(axis, report: dict, cost: str) -> None:
     for (source, target), colour in zip(swept_directions(report), ("#3b6fb6", "#c98a1b"), strict=False):
         of_source = [cell for cell in report["cells"] if cell["source"] == source]
         rows = [cell["translations"][cell["chosen"]] for cell in of_source]
-        costs = [(cell if cost == "flops" else row)[cost] / MILLION for cell, row in zip(of_source, rows, strict=True)]
+        costs = [row[cost] / MILLION for row in rows]
         label = f"{report['models'][source]} → {report['models'][target]}"
         axis.plot(costs, [row["ce"] for row in rows], ".", color=colour, alpha=0.6, label=label)
     points = report["fronts"][cost]
@@ -74,11 +74,15 @@ def _draw_front(axis, report: dict, cost: str) -> None:
     for side, marker in (("a", "s"), ("b", "D")):
         donor = report["donors"][side]
         axis.plot(donor[cost] / MILLION, donor["ce"], marker, color="black", label=report["models"][side])
+    for (side, name), marker in zip(report["models"].items(), ("^", "v"), strict=True):
+        if tables := [one for one in report["alternatives"] if one["model"] == side]:
+            axis.plot([one[cost] / MILLION for one in tables], [one["ce"] for one in tables], marker, color="crimson",
+                      markersize=5, label=f"{name} with tables for its first blocks, no other model")  # fmt: skip
     lowest = min(point["ce"] for point in points)
     shown = sorted(cell["translations"][cell["chosen"]]["ce"] for cell in report["cells"])
     axis.set_ylim(lowest - 0.1, max(shown[int(0.9 * (len(shown) - 1))], report["donors"]["a"]["ce"] + 0.2,
                                     report["donors"]["b"]["ce"] + 0.2))  # fmt: skip
-    axis.set_xlabel({"flops": "block MFLOPs per token", "parameters": "million parameters"}[cost])
+    axis.set_xlabel(UNITS[cost])
     axis.set_ylabel("cross-entropy, nats per token")
     axis.set_title(f"Pareto front against {'FLOPs' if cost == 'flops' else cost}")
     axis.grid(alpha=0.3)

@@ -21,20 +21,10 @@ def earlier_sites(site: int) -> list[int]:
     return sorted({round(site / 3), round(2 * site / 3)} - {0, site})
 
 
-def available(
-    a: Model, b: Model, fit: Paired, saes: SAEs, seed: int, lifts_of: Collection[str] | None = None
-) -> dict[str, Input]:
-    """Inputs by name. Without learned positions there is no `position`, and an early site has no `earlier-2`.
-
-    Each untrained dictionary takes as much memory as an SAE: with `lifts_of`, only those that it names are made.
-    """
-    site, sample = fit.site_a, fit.shard(0)[0].float()[:SAMPLE]
-    features, k = saes.a.encoder.shape[1], max(1, round(saes.quality_a.l0))
-    like_trained = dataclasses.replace(saes.config_a, features=features, k=k)
-
-    def generator(draw: int) -> torch.Generator:
-        return torch.Generator().manual_seed(seed + draw)
-
+def free_inputs(a: Model, b: Model, fit: Paired) -> dict[str, Input]:
+    """A's streams and what is looked up, by name. Without learned positions there is no `position`, and an early site has no
+    `earlier-2`."""
+    site = fit.site_a
     embedding, state = look_ups.embeddings(b), look_ups.context_free(b, fit.site_b)
     inputs: dict[str, Input] = {
         "x": Stream(site),
@@ -45,8 +35,28 @@ def available(
         "state": ByToken(state),
         "state-1": ByToken(state, back=1),
         "state-2": ByToken(state, back=2),
-        "codes": Lift(site, saes.a),
     }
+    for number, earlier in enumerate(earlier_sites(site)):
+        inputs[f"earlier-{number + 1}"] = Stream(earlier)
+    if (positions := look_ups.positions(*dict.fromkeys((a, b)))) is not None:
+        inputs["position"] = ByPosition(positions)
+    return inputs
+
+
+def available(
+    a: Model, b: Model, fit: Paired, saes: SAEs, seed: int, lifts_of: Collection[str] | None = None
+) -> dict[str, Input]:
+    """`free_inputs`, the codes of A's SAE, and those of its nulls.
+
+    Each untrained dictionary takes as much memory as an SAE: with `lifts_of`, only those that it names are made.
+    """
+    site, sample = fit.site_a, fit.shard(0)[0].float()[:SAMPLE]
+    features, k = saes.a.encoder.shape[1], max(1, round(saes.quality_a.l0))
+    like_trained = dataclasses.replace(saes.config_a, features=features, k=k)
+
+    def generator(draw: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed + draw)
+
     nulls: dict[str, Callable[[], Dictionary]] = {
         "untrained": lambda: untrained(like_trained, sample, generator(0)),
         "random-relu": lambda: lifts.random_relu(sample, features, generator(1)),
@@ -54,9 +64,5 @@ def available(
         "exemplars": lambda: lifts.exemplars(sample, features, k, generator(3)),
         "rbf": lambda: lifts.rbf(sample, features, generator(4)),
     }
-    inputs |= {name: Lift(site, make()) for name, make in nulls.items() if lifts_of is None or name in lifts_of}
-    for number, earlier in enumerate(earlier_sites(site)):
-        inputs[f"earlier-{number + 1}"] = Stream(earlier)
-    if (positions := look_ups.positions(*dict.fromkeys((a, b)))) is not None:
-        inputs["position"] = ByPosition(positions)
-    return inputs
+    made = {name: Lift(site, make()) for name, make in nulls.items() if lifts_of is None or name in lifts_of}
+    return {**free_inputs(a, b, fit), "codes": Lift(site, saes.a), **made}

@@ -43,17 +43,24 @@ class Evidence:
     """What translations are fitted from. λ and shrinkage are chosen on `held_out`; the report split is not among them.
 
     `inputs` are what a ridge may read, by name; "x" is among them. `first` is B's state for BOS at position 0, and `vocabulary`
-    the number of token ids.
+    the number of token ids. Without `features` no closed form is fitted.
     """
 
     fit: Paired
     held_out: Paired
     inputs: Mapping[str, Input]
+    first: Float[Tensor, " d_b"]
+    vocabulary: int
+    features: "MatchedFeatures | None" = None
+
+
+@dataclass(frozen=True)
+class MatchedFeatures:
+    """The SAEs of A and B and the matching of their features, for closed forms and the null of the matching."""
+
     a: Dictionary
     b: Dictionary
     matching: Matching
-    first: Float[Tensor, " d_b"]
-    vocabulary: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +220,9 @@ def _least_squares(
     """
     inputs = evidence.inputs
     request = _Request.of(inputs, is_requested)
-    widest = max(len(found.dictionary.encoder_bias) for found in inputs.values() if isinstance(found, Lift))
+    widest = max(
+        (len(found.dictionary.encoder_bias) for found in inputs.values() if isinstance(found, Lift)), default=0
+    )
     sample = evidence.fit.sample(max(LEAST_SQUARES_TOKENS, 8 * widest), options.seed)
     ridges: dict[str, Ridge] = {}
     parts: dict[str, dict[str, float]] = {}
@@ -258,14 +267,17 @@ def _closed_forms(
     evidence: Evidence, options: Options, rows: list[Row], moments: Moments, moments_held: Moments
 ) -> _LeastSquares:
     """The rows in closed form, the draws of the shuffled matching, and the similarity of the streams."""
-    given = ClosedForm(
-        evidence.fit.site_a, evidence.a, evidence.b, evidence.matching, moments, moments_held, options.seed
-    )
-    found = {row.name: function_of(row)(given) for row in rows}
-    shuffles = [given.through_features("shuffled-matching", wrong) for wrong in evidence.matching.shuffles]
+    mean = moments.means["target"]
     covariances = [moments.covariance(*names) for names in (("x", "x"), ("target", "target"), ("x", "target"))]
     similarity = {"cka": linear_cka(*covariances), "svcca": svcca(*covariances)}
-    return _LeastSquares({}, {}, found, shuffles, similarity, given.mean)
+    if (features := evidence.features) is None:
+        return _LeastSquares({}, {}, {}, [], similarity, mean)
+    given = ClosedForm(
+        evidence.fit.site_a, features.a, features.b, features.matching, moments, moments_held, options.seed
+    )
+    found = {row.name: function_of(row)(given) for row in rows}
+    shuffles = [given.through_features("shuffled-matching", wrong) for wrong in features.matching.shuffles]
+    return _LeastSquares({}, {}, found, shuffles, similarity, mean)
 
 
 def function_of(row: Row) -> Callable[[ClosedForm], Translation]:

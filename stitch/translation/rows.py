@@ -27,7 +27,8 @@ class Row:
     matrix per class of tokens to the row `base`; "tables", which adds n-gram tables to `base`; or a closed form as
     "module:function". Rows without it are not fitted. `target` is what a ridge regresses on. `compared_with` names the
     row whose difference to this one the report shows; of a null, the row that it is the null of. `headline`: the
-    composite's difference to this row is shown. `needs_products`: a closed form that needs the products of the codes
+    composite's difference to this row is shown. `alternative`: a model that could be used in the composite's place, which
+    the verdict compares it with. `needs_products`: a closed form that needs the products of the codes
     themselves, which a wide SAE does not have. `costs` overrides what `cost` says from the inputs.
     """
 
@@ -40,6 +41,7 @@ class Row:
     target: str = "target"
     compared_with: str | None = None
     headline: bool = False
+    alternative: bool = False
     brief: bool = False
     needs_products: bool = False
 
@@ -70,15 +72,15 @@ class Row:
 
 def _models() -> list[Row]:
     return [
-        Row(name="a", help="Model A, whole.", headline=True, brief=True),
-        Row(name="b", help="Model B, whole.", headline=True, brief=True),
+        Row(name="a", help="Model A, whole.", headline=True, alternative=True, brief=True),
+        Row(name="b", help="Model B, whole.", headline=True, alternative=True, brief=True),
         Row(
             name="composite", brief=True, costs="the translation's",
             help="A's early blocks, the chosen translation and B's late blocks, run from token ids to logits.",
         ),
         Row(
             name="line", brief=True,
-            help="CE_A + share · (CE_B − CE_A), where share is the composite's place between A's and B's block FLOPs: what "
+            help="CE_A + share · (CE_B − CE_A), where share is the composite's place between A's and B's FLOPs: what "
             "mixing the two models by text would reach at that cost.",
         ),
     ]  # fmt: skip
@@ -188,6 +190,37 @@ def _bounds() -> list[Row]:
     ]  # fmt: skip
 
 
+def _alternatives() -> list[Row]:
+    """Models made of one donor alone, by the same means, at no more FLOPs than the composite."""
+
+    def row(name: str, help: str, **more) -> Row:
+        return Row(name=f"reference:{name}", help=help, alternative=True, headline=True, **more)
+
+    return [
+        row(
+            "own-tables", brief=True, costs="look-ups and n-gram look-ups",
+            help="B with its first blocks replaced by n-gram tables (`convert ngram`), fitted on the same text, with no more "
+            "FLOPs and bytes than the composite. No A.",
+        ),
+        row(
+            "a-own-tables", brief=True, costs="look-ups and n-gram look-ups",
+            help="The same with A: its first blocks replaced by n-gram tables. No B.",
+        ),
+        row(
+            "b-shortened", costs="nothing",
+            help="B without some neighbouring blocks, with the gap bridged in closed form. No A.",
+        ),
+        row(
+            "a-exit", brief=True, costs="1 product d_a × d_a",
+            help="A's first blocks, a ridge to the stream after its last block, A's final norm and head. No B.",
+        ),
+        row(
+            "b-skip", costs="the translation's",
+            help="The composite with B's own first blocks in the place of A's, and the same kind of translation. No A.",
+        ),
+    ]  # fmt: skip
+
+
 def _nulls() -> list[Row]:
     """Versions of translations with one ingredient destroyed."""
 
@@ -223,7 +256,7 @@ def _nulls() -> list[Row]:
         null(
             "no-source", "affine+free+tables",
             "Look-ups and n-gram tables without A: what B and the tables know of the text on their own.",
-            *LOOK_UPS, made_by=TABLES, base="null:look-ups", headline=True, brief=True,
+            *LOOK_UPS, made_by=TABLES, base="null:look-ups", headline=True, alternative=True, brief=True,
         ),
         null(
             "random-routes", "routed",
@@ -262,6 +295,7 @@ ROWS: tuple[Row, ...] = (
     *_closed_forms(),
     *_regressions(),
     *_bounds(),
+    *_alternatives(),
     *_nulls(),
     *_depth_surgery(),
 )

@@ -84,7 +84,7 @@ def convert_ngram(
             audit = audited_leakage(donor, shape)
             tried: dict[int, float] = {}
             if isinstance(drop, int):
-                fit_data = read_fit_data(donor, drop, shape, indices, progress)
+                fit_data = read_fit_data(donor.model, donor.windows, drop, shape, indices, progress)
             else:
                 fit_data, tried = deepest_within(donor, shape, indices, tolerance, memory, progress)
             fitted, scores, r2 = measure(donor, fit_data, seed, memory, progress)
@@ -146,7 +146,7 @@ def deepest_within(
     base = _evaluate({"donor": whole_model(model.net)}, model, sweep, memory, progress)["donor"].ce
     best, tried = None, {}
     for site in range(blocks_before_last_part(model.config) + 1, model.depth):
-        fit_data = read_fit_data(donor, site, shape, indices, progress)
+        fit_data = read_fit_data(donor.model, donor.windows, site, shape, indices, progress)
         row = LateBlocks(model, site).reading(fit_full_memory(fit_data).translation)
         tried[site] = _evaluate({"memory": row}, model, sweep, memory, progress)["memory"].ce - base
         if tried[site] > tolerance:

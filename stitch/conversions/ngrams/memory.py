@@ -6,7 +6,7 @@ and n-grams that are rare or absent in the fit text. `backfit` then adds the mea
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from stitch.activations.observe import residuals
 from stitch.activations.paired import SINK_RATIO, Tokens
-from stitch.conversions.donor import Donor
 from stitch.conversions.ngrams.backfit import TableSamples, TableStatistics, backfit, collect, relative_weights
 from stitch.conversions.ngrams.reading import TableIndex, frequent, stream
 from stitch.errors import UsageError
+from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.regression.moments import Moments, accumulate
 from stitch.regression.ridge import ridge
@@ -104,8 +104,7 @@ def choose_tables(
     if learned_positions:
         indices.append(TableIndex(Position(), torch.arange(learned_positions)))
     rows = sum(len(index.keys) for index in indices)
-    columns = width * (shape.order + shape.skips + 1)  # of the ridge: moments of two splits, a factor, a copy
-    needed = COPIES * 8 * width * rows + 4 * 8 * columns**2
+    needed = memory_needed(shape, width, rows)
     if needed > memory:
         raise UsageError(
             f"memory must be at least {needed / 2**30:.2f} GiB to fit {rows:,} rows of {width} numbers; got "
@@ -114,12 +113,23 @@ def choose_tables(
     return indices
 
 
+def memory_needed(shape: NgramShape, width: int, rows: int) -> int:
+    """Bytes that fitting `rows` rows takes: the rows, and of the ridge the moments of two splits, a factor and a copy."""
+    columns = width * (shape.order + shape.skips + 1)
+    return COPIES * 8 * width * rows + 4 * 8 * columns**2
+
+
 @torch.no_grad()
 def read_fit_data(
-    donor: Donor, site: int, shape: NgramShape, indices: list[TableIndex], progress: Progress | None = None
+    model: Model,
+    texts: Mapping[Split, Windows],
+    site: int,
+    shape: NgramShape,
+    indices: list[TableIndex],
+    progress: Progress | None = None,
 ) -> NgramFitData:
     """Runs the fit and sweep splits up to block `site` and collects what memories of that depth are fitted on."""
-    model, vocabulary = donor.model, donor.model.config.vocab_size
+    vocabulary = model.config.vocab_size
     own, state = embeddings(model), context_free(model, site)
     inputs: dict[str, Input] = {f"embedding-{back}": ByToken(own, back) for back in range(shape.skips + 1)}
     inputs |= {f"state-{back}": ByToken(state, back) for back in range(shape.order)}
@@ -127,7 +137,7 @@ def read_fit_data(
         inputs["position"] = ByPosition(learned)
 
     def tokens(split: Split, most: int | None = None) -> Iterator[Tokens]:
-        windows = donor.windows[split] if most is None else donor.windows[split].first(most)
+        windows = texts[split] if most is None else texts[split].first(most)
         return stream(model, windows, site, shape.skips, progress, f"block {site}, {split} text")
 
     def variables(read: Iterator[Tokens]) -> Iterator[dict]:
@@ -141,7 +151,7 @@ def read_fit_data(
 
     names = list(inputs)
     pairs = [(one, other) for place, one in enumerate(names) for other in (*names[place:], "target")]
-    sample = min(LEAST_SQUARES_TOKENS, donor.windows["fit"].tokens)
+    sample = min(LEAST_SQUARES_TOKENS, texts["fit"].tokens)
     moments: dict[Split, Moments] = {
         "fit": accumulate(variables(tokens("fit", sample)), pairs, names),
         "sweep": accumulate(variables(tokens("sweep")), pairs, names, sums_of_single=torch.float32),
@@ -158,7 +168,7 @@ def read_fit_data(
         torch.cat([part.weights for part in parts]),
         torch.cat([part.y for part in parts]),
     )
-    ids = donor.windows["fit"].ids[:1].to(model.device).long()
+    ids = texts["fit"].ids[:1].to(model.device).long()
     first = residuals(model, ids, [site])[site][0, 0].float().cpu()
     by_token = seen.of(0)  # every token has a row of this table
     mean = seen.totals[by_token].sum(0) / seen.mass[by_token].sum()

@@ -1,0 +1,45 @@
+"""What every row of a report costs: FLOPs, parameters, bytes on disk and bytes read per token."""
+
+from collections.abc import Mapping
+
+from stitch.composite.costs import Cost, Costs, of_dictionary, of_translation, whole
+from stitch.composite.surgery import Bridge, bridged
+from stitch.features.saes import SAEs
+from stitch.translation.fit import Fitted
+from stitch.translation.types import Translation
+
+
+def row_costs(
+    costs: Costs,
+    sites: tuple[int, int],
+    fitted: Fitted,
+    chosen: str,
+    saes: SAEs,
+    *,
+    references: Mapping[str, Translation],
+    bridges: Mapping[str, Bridge],
+) -> dict[str, Cost]:
+    """Costs by row name, of all rows that a join can have but its alternatives."""
+    site, onto = sites
+    translations = {**fitted.translations, **fitted.nulls, **references, "composite": fitted.translations[chosen]}
+    if fitted.shuffles:
+        translations["null:shuffled-matching"] = fitted.shuffles[0]
+    late = costs.late(onto)
+    return {
+        "a": costs.whole_source,
+        "b": costs.whole_target,
+        **{name: costs.composite(site, onto, translation) for name, translation in translations.items()},
+        **{name: whole(bridged(costs.source, site, onto, bridge), costs.context) for name, bridge in bridges.items()},
+        "floor:mean": late,
+        "floor:zero": late,
+        "floor:wrong-text": costs.whole_target,
+        "ceiling:sae-b": costs.whole_target + of_dictionary(saes.b),
+    }
+
+
+def seam_costs(costs: Costs, site: int, translations: Mapping[str, Translation]) -> dict[str, Cost]:
+    """Costs of the translations alone."""
+    return {
+        name: of_translation(translation, costs.source, costs.target, site)
+        for name, translation in translations.items()
+    }

@@ -1,0 +1,31 @@
+"""All alternatives to a composite, by the row that each has in the report."""
+
+import shutil
+from collections.abc import Callable
+
+from stitch.frontier.alternative import Alternative, Means
+from stitch.frontier.own_tables import own_tables
+from stitch.frontier.shortened import shortened
+from stitch.frontier.skips import a_exit, b_skip
+from stitch.models.model import Model
+
+
+def alternatives(
+    a: Model, b: Model, onto: int, chosen: str, means: Means, wants: Callable[[str], bool]
+) -> dict[str, Alternative]:
+    """The alternatives that `wants` accepts, to a composite that ends in B's blocks from `onto` on and has the translation
+    `chosen`. Those that cannot keep within its cost are left out.
+
+    Where both models are the same, the composite itself skips blocks of B: `reference:b-skip` is left out, as is the second
+    `own-tables`.
+    """
+    made: dict[str, Callable[[], Alternative | None]] = {
+        "reference:own-tables": lambda: own_tables(b, means),
+        "reference:a-own-tables": lambda: None if a is b else own_tables(a, means),
+        "reference:b-shortened": lambda: shortened(b, means),
+        "reference:a-exit": lambda: a_exit(a, means),
+        "reference:b-skip": lambda: None if a is b else b_skip(b, onto, chosen, means),
+    }
+    found = {name: one for name, make in made.items() if wants(name) and (one := make()) is not None}
+    shutil.rmtree(means.scratch, ignore_errors=True)  # activations; what was made of them is in memory
+    return found

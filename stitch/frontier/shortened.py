@@ -1,0 +1,79 @@
+"""`reference:b-shortened`: B without some neighbouring blocks, with the gap bridged by a refitted down projection."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stitch.activations.harvest import harvest, windows_per_shard
+from stitch.activations.observe import residuals
+from stitch.composite.costs import whole
+from stitch.composite.surgery import Bridge, bridged, fit_bridges, sites_of, why_not_foldable
+from stitch.evaluation.scores import whole_model
+from stitch.frontier.alternative import Alternative, Means
+from stitch.frontier.skips import AFFINE, skip
+from stitch.models.flops import block_flops
+from stitch.models.model import Model
+from stitch.text.documents import Split
+from stitch.translation.fit import LEAST_SQUARES_TOKENS
+
+SAMPLE = 8_192  # tokens of the sweep split on which the cut is chosen
+
+
+def shortened(model: Model, means: Means) -> Alternative | None:
+    """The model without as few neighbouring blocks as keep within the composite's FLOPs.
+
+    The cut is where the stream changes least in direction across it, as in Gromov et al. 2024 (2403.17887). The bridge is
+    `translation:down-projection`, or an affine map in families into whose weights it does not fold. None where no cut of at
+    most all but two blocks is within.
+    """
+    length = blocks_to_remove(model, means)
+    if length is None:
+        return None
+    start = least_change(model, length, means)
+    stop = start + length
+    made = f"{model.name} without blocks {start} to {stop - 1} of {model.depth}"
+    if why_not_foldable(model, start, stop, means.memory) is not None:
+        return skip(model, start, stop, AFFINE, f"{made}, an affine map in their place", means)
+    short = bridged(model, start, stop, _bridge(model, start, stop, means))
+    return Alternative(made, whole(short, means.context), whole_model(short.net))
+
+
+def blocks_to_remove(model: Model, means: Means) -> int | None:
+    """The fewest blocks, at least one, without which the model takes no more FLOPs than the composite. Blocks count alike."""
+    flops = whole(model, means.context).flops
+    block = block_flops(model.config, model.depth // 2, means.context)
+    lengths = range(1, model.depth - 1)
+    return next((length for length in lengths if flops - length * block <= means.limit.flops), None)
+
+
+@torch.no_grad()
+def least_change(model: Model, length: int, means: Means) -> int:
+    """The first of `length` blocks across which the stream changes least in direction; block 0 is never removed."""
+    windows = means.windows["sweep"]
+    ids = windows.ids[: max(1, SAMPLE // windows.context)].long()
+    similarity = torch.zeros(model.depth - length, dtype=torch.float64)
+    for part in ids.split(max(1, 2048 // windows.context)):
+        streams = residuals(model, part.to(model.device), range(model.depth + 1))
+        for start in range(1, model.depth - length + 1):
+            similarity[start - 1] += _cosines(streams[start], streams[start + length]).sum().cpu()
+    return 1 + int(similarity.argmax())
+
+
+def _cosines(one: Float[Tensor, "batch seq d"], other: Float[Tensor, "batch seq d"]) -> Float[Tensor, " tokens"]:
+    """Cosines of all tokens but the first of each window, a sink."""
+    return torch.cosine_similarity(one[:, 1:].flatten(0, 1).double(), other[:, 1:].flatten(0, 1).double(), dim=1)
+
+
+def _bridge(model: Model, start: int, stop: int, means: Means) -> Bridge:
+    read = sites_of(model, start, stop)
+    per_shard = windows_per_shard(means.context, len(read) * model.width, model.dtype, means.memory)
+    splits: tuple[Split, ...] = ("fit", "sweep")
+    streams = {
+        split: harvest(
+            model, means.windows[split].first(LEAST_SQUARES_TOKENS), read,
+            means.scratch / f"cut-{start}-{stop}-{split}", per_shard=per_shard, progress=means.progress,
+        )
+        for split in splits
+    }  # fmt: skip
+    bridges = fit_bridges(model, start, stop, streams, memory=means.memory, seed=means.seed, progress=means.progress)
+    return bridges["translation:down-projection"]

@@ -1,0 +1,96 @@
+"""Alternatives that run a model's first blocks and skip some of the others: `reference:a-exit` and `reference:b-skip`."""
+
+from stitch.activations.harvest import harvest, windows_per_shard
+from stitch.activations.paired import Paired, pair
+from stitch.composite.compose import compose
+from stitch.composite.costs import Cost, early, late, of_translation
+from stitch.evaluation.scores import whole_model
+from stitch.frontier.alternative import Alternative, Means
+from stitch.modeling.modeling_composite import StitchConfig
+from stitch.models.model import Model
+from stitch.text.documents import Split
+from stitch.translation import rows as registry
+from stitch.translation.available import earlier_sites, free_inputs
+from stitch.translation.fit import LEAST_SQUARES_TOKENS, Evidence, Options, translate
+from stitch.translation.inputs import Stream
+from stitch.translation.types import Translation
+
+CHUNK = 2048  # tokens read at a time
+AFFINE = "translation:affine"
+
+
+def a_exit(model: Model, means: Means) -> Alternative | None:
+    """As many first blocks of A as keep within the composite's FLOPs, a ridge to its last stream, its final norm and head.
+
+    None for a composite, and where not even one block is within.
+    Source: the tuned lens, Belrose et al. 2023 (2303.08112), with a ridge in the place of training.
+    """
+    if isinstance(model.config, StitchConfig):
+        return None
+    site = last_site_within(model, model.depth, AFFINE, means)
+    if site is None:
+        return None
+    made = f"{model.name} with an exit after {site} of {model.depth} blocks"
+    return skip(model, site, model.depth, AFFINE, made, means)
+
+
+def b_skip(model: Model, onto: int, row: str, means: Means) -> Alternative | None:
+    """As many first blocks of B as keep within the composite's FLOPs, a translation, and B's blocks from `onto` on.
+
+    `row` is that of the composite's translation, without its features, which need an SAE of their own.
+    None where not even one block is within.
+    """
+    row = without_features(row)
+    site = last_site_within(model, onto, row, means)
+    if site is None:
+        return None
+    made = f"{model.name} without blocks {site} to {onto - 1} ({registry.row(row).short})"
+    return skip(model, site, onto, row, made, means)
+
+
+def last_site_within(model: Model, onto: int, row: str, means: Means) -> int | None:
+    """The last site before `onto` at which joining the model to itself takes no more FLOPs than the composite."""
+    streams = len(set(registry.row(row).reads) & set(registry.STREAMS))
+    rest = 2.0 * streams * model.width**2 + late(model, onto, means.context).flops
+    sites = range(onto - 1, 0, -1)
+    return next((site for site in sites if early(model, site, means.context).flops + rest <= means.limit.flops), None)
+
+
+def without_features(row: str) -> str:
+    """The row that reads the same but features, named "affine" where theirs is "features"; `affine` for closed forms."""
+    name = row.replace("features", "affine")
+    found = {one.name: one for one in registry.made_by(registry.RIDGE, registry.ROUTES, registry.TABLES)}
+    return name if name in found else AFFINE
+
+
+def skip(model: Model, site: int, onto: int, row: str, made: str, means: Means) -> Alternative:
+    """The model joined to itself."""
+    translation = _fit(model, site, onto, row, means)
+    cost = sum(
+        (early(model, site, means.context), of_translation(translation, model, model, site), late(model, onto, means.context)),
+        Cost(),
+    )  # fmt: skip
+    return Alternative(made, cost, whole_model(compose(model, model, site, onto, translation)))
+
+
+def _fit(model: Model, site: int, onto: int, row: str, means: Means) -> Translation:
+    """The translation `row` from the model's stream at `site` to that at `onto`, fitted as the composite's."""
+    read = sorted({site, onto, *(earlier_sites(site) if row != AFFINE else ())})
+    splits: tuple[Split, ...] = ("fit", "sweep")
+    per_shard = windows_per_shard(means.context, len(read) * model.width, model.dtype, means.memory)
+    paired: dict[Split, Paired] = {}
+    for split in splits:
+        folder = means.scratch / f"{site}-to-{onto}-{split}"
+        windows = means.windows[split].first(LEAST_SQUARES_TOKENS) if row == AFFINE else means.windows[split]
+        found = harvest(model, windows, read, folder, per_shard=per_shard, progress=means.progress)
+        paired[split] = pair(found, found, site, onto)
+    inputs = {"x": Stream(site)} if row == AFFINE else free_inputs(model, model, paired["fit"])
+    evidence = Evidence(
+        fit=paired["fit"], held_out=paired["sweep"], inputs=inputs,
+        first=paired["fit"].b.read(0, onto)[0, 0].float(), vocabulary=model.config.vocab_size,
+    )  # fmt: skip
+    options = Options(
+        ngrams=means.ngrams, routes=means.routes, seed=means.seed, chunk=CHUNK, memory=means.memory
+    )  # fmt: skip
+    fitted = translate(evidence, options, lambda name: name == row, means.progress)
+    return fitted.translations.get(row) or fitted.translations[AFFINE]

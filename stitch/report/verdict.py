@@ -1,0 +1,30 @@
+"""The verdict on a composite in one sentence: on the frontier, level with an alternative, or dominated by one."""
+
+
+def verdict_sentence(report: dict) -> str:
+    """The sentence that a report begins with, made from its "verdict", "alternatives" and "models"."""
+    found = report["verdict"]
+    if not found["rivals"]:
+        return "On the frontier by its cost: no alternative was found with at most its FLOPs and bytes."
+    name = named(found["row"], report)
+    price = f"with {found['flops']:.2f} of its FLOPs and {found['bytes']:.2f} of its bytes"
+    if found["status"] == "level":
+        spread = f"{found['ce_low']:+.3f} to {found['ce_high']:+.3f}"
+        return f"Level with {name} {price}: the difference is {found['ce']:+.3f} nats ({spread})."
+    low, high = sorted((abs(found["ce_low"]), abs(found["ce_high"])))
+    nats = f"by {abs(found['ce']):.3f} nats ({low:.3f} to {high:.3f})"
+    if found["status"] == "dominated":
+        return f"Dominated: {name} is better {nats} {price}."
+    return f"On the frontier: the best alternative with at most its FLOPs and bytes is worse {nats}. It is {name}, {price}."
+
+
+def named(row: str, report: dict) -> str:
+    """An alternative in words, with its row."""
+    models, site = report["models"], report["site"]
+    words = {
+        "a": models["a"],
+        "b": models["b"],
+        "null:no-source": f"{models['b']} from block {site['b']} on with look-ups alone",
+        **report["alternatives"],
+    }
+    return f"{words[row]} ({row})" if row in words else row
