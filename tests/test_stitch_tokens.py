@@ -2,9 +2,11 @@ import pytest
 import torch
 
 import tiny
+from stitch.config import Settings
 from stitch.errors import UsageError
+from stitch.jobs.stages import TextSize, text_size
 from stitch.text.tokenizers import bos_of, require_same_ids
-from stitch.text.windows import evenly, pack, sample
+from stitch.text.windows import CONTEXT, LEAST_HELD_OUT, evenly, pack, sample
 
 DOCUMENTS = [("a", "hello world, this is the first"), ("b", "and a second one"), ("c", "x" * 50)]
 
@@ -123,3 +125,16 @@ def test_only_the_text_of_the_windows_is_tokenised():
     counting = Counting()
     sample(LONG, counting, 16, 10 * 16)
     assert counting.characters < 10 * 16 * 8
+
+
+def test_held_out_splits_have_enough_windows_for_intervals_and_windows_are_short():
+    a, b = tiny.shared("gpt2"), tiny.shared("llama")
+
+    def size(**changes) -> TextSize:
+        return text_size(Settings(model_a="a", model_b="b", layer=2, **changes), a, b)
+
+    assert size(tokens=20_000, context=32) == TextSize(fit=20_000, held_out=LEAST_HELD_OUT * 32, context=32)
+    assert size(tokens=100_000, context=8).held_out == 10_000 and size(tokens=10**6, context=8).held_out == 65_536
+    assert size(held_out=64).held_out == 64 and size().context == 128
+    long = tiny.model("llama", max_position_embeddings=4096)
+    assert text_size(Settings(model_a="a", model_b="b", layer=2), long, long).context == CONTEXT

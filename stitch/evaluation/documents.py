@@ -2,7 +2,7 @@
 
 from stitch.evaluation.scores import Scores
 
-FEW = 30  # effective documents; with fewer, 95 % intervals contain the truth less often (docs/findings/intervals.md)
+FEW = 30  # effective documents; with fewer, a few unusual ones make 95 % intervals too narrow (docs/findings/intervals.md)
 
 
 def counted(scores: Scores) -> dict:
@@ -23,6 +23,6 @@ def warning(report: dict) -> list[str]:
     if not found or found["effective"] >= FEW:
         return []
     return [
-        f"Few documents: the effective number is {found['effective']:.0f}, below {FEW}, so the intervals are too narrow. "
-        "Raise `held_out` (`tokens` in `eval`) or give more text."
+        f"Few documents: their effective number is {found['effective']:.0f}, below {FEW}, and intervals may be too narrow where "
+        "some documents differ much from the others. Raise `held_out` (`tokens` in `eval`) or give more text."
     ]

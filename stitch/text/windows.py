@@ -95,9 +95,10 @@ def _window_from(
 
 
 def _white_space(text: str, place: int) -> int:
-    """The first white space from `place` on, where text can be cut without cutting a token; `place` where a word is too long."""
-    found = WHITE_SPACE.search(text, place, place + LONGEST_WORD)
-    return found.start() if found else min(place, len(text))
+    """The first white space or end from `place` on, where text can be cut without cutting a word; `place` in too long a word."""
+    if found := WHITE_SPACE.search(text, place, place + LONGEST_WORD):
+        return found.start()
+    return place if place + LONGEST_WORD < len(text) else len(text)
 
 
 def pack(documents: Iterable[Document], tokenizer, context: int, limit: int | None = None) -> Windows:
