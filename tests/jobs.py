@@ -30,7 +30,7 @@ def gpt2_and_qwen3(folder: Path) -> dict[str, Path]:
 
 def settings(a: Path, b: Path, text: Path, **changes) -> Settings:
     base = dict(
-        model_a=str(a), model_b=str(b), layer=2, text=str(text), tokens=4096, held_out=416, context=32, features=64,
-        k=8, sae_passes=2.0, reference_steps=5, device="cpu", memory=2**28,
+        model_a=str(a), model_b=str(b), layer=2, text=str(text), tokens=4096, context=32, features=64, k=8,
+        sae_passes=2.0, reference_steps=5, device="cpu", memory=2**28,
     )  # fmt: skip
     return Settings(**(base | changes))  # pyright: ignore[reportArgumentType]

@@ -74,7 +74,9 @@ def test_a_chain_equals_separate_stitches_made_one_after_another(run, donors, tm
         "width": 40,
     }.items() <= facts.items()
     # The same fit on the donor's own stream at that site gives another translation.
-    donors_own = settings(donors["qwen3"], donors["llama"], donors["text"], layer=5, layer_b=3, **shared)
+    donors_own = settings(
+        donors["qwen3"], donors["llama"], donors["text"], layer=5, layer_b=3, **{**shared, "features": 64}
+    )
     donors_report, _ = stitch(donors_own, tmp_path / "donors-own")
     assert donors_report["ridge"]["translation:affine"] != report["ridge"]["translation:affine"]
 

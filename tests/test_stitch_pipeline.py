@@ -81,8 +81,8 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
     assert low <= rows["line"]["ce"] <= high
     assert {split: report["tokens"][split] for split in ("fit", "sweep", "report")} == {
         "fit": 4096,
-        "sweep": 416,
-        "report": 416,
+        "sweep": 3072,
+        "report": 2784,
     }
 
 
@@ -358,7 +358,7 @@ def test_the_default_layer_of_b_is_at_the_same_relative_depth():
 def test_any_model_can_be_evaluated_and_compared(run, donors):
     report, folder = run
     both = evaluate_models(
-        str(folder), str(donors["qwen3"]), text=str(donors["text"]), tokens=416, context=32, device="cpu"
+        str(folder), str(donors["qwen3"]), text=str(donors["text"]), tokens=4096, context=32, device="cpu"
     )
     found = {row["name"]: row for row in both["results"]}
     assert found["model"]["ce"] == pytest.approx(

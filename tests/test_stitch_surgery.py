@@ -210,7 +210,7 @@ def test_the_folder_scores_as_reported_and_generates(run, donors):
     from stitch.jobs.evaluate import evaluate_models
 
     report, folder = run
-    again = evaluate_models(str(folder), text=str(donors["text"]), tokens=416, context=32, device="cpu")
+    again = evaluate_models(str(folder), text=str(donors["text"]), tokens=4096, context=32, device="cpu")
     ce = next(row["ce"] for row in report["results"] if row["name"] == "composite")
     assert again["results"][0]["ce"] == pytest.approx(ce, abs=1e-6)
     assert (folder / "tokenizer.json").is_file() and (folder / "generation_config.json").is_file()

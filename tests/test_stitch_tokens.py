@@ -91,7 +91,7 @@ def test_the_windows_of_a_sample_are_passages_of_the_text_that_start_with_a_word
     windows = sample(LONG, tokenizer, 16, 50 * 16)
     assert (windows.ids[:, 0] == tiny.BOS).all() and len(windows.ids.unique(dim=0)) == 50
     for ids, document in zip(windows.ids.tolist(), windows.document.tolist(), strict=True):
-        pieces = tokenizer.decode(ids).split("<s>")[1:]
+        pieces = str(tokenizer.decode(ids)).split("<s>")[1:]
         owners = sorted(set(document))
         assert owners == list(range(owners[0], owners[0] + len(pieces)))
         assert all(piece in LONG[owner][1] for piece, owner in zip(pieces, owners, strict=True))

@@ -76,7 +76,7 @@ def _cells(row: dict) -> list[str]:
 
 def footnotes(report: dict) -> list[str]:
     """The sentences below the table."""
-    return [*warning(report), *report["notes"], *map(_sentence, report["differences"])]
+    return [*report["notes"], *warning(report), *map(_sentence, report["differences"])]
 
 
 def _sentence(one: dict) -> str:

@@ -66,8 +66,7 @@ def _millions(value: float | None) -> str:
 
 def footnotes(report: dict) -> list[str]:
     """The sentences below the table: what was chosen, how good the parts are, and paired differences with their intervals."""
-    lines = warning(report)
-    lines += seams.footnotes(report["chain"]) if "chain" in report else []
+    lines = seams.footnotes(report["chain"]) if "chain" in report else []
     if choice := report.get("layer_choice"):
         tried = ", ".join(f"{item['b']}: {item['ce']:.3f}" for item in choice["layers"] if item["ce"] is not None)
         lines.append(
@@ -87,6 +86,7 @@ def footnotes(report: dict) -> list[str]:
         )
     if found := report.get("left_out"):
         lines.append(f"Not fitted, because they need more than `memory`: {', '.join(found)}.")
+    lines += warning(report)
     for item in report.get("differences", []):
         lines.append(
             f"{item['name']} − {item['minus']}: {item['ce']:+.3f} nats ({item['ce_low']:+.3f} to {item['ce_high']:+.3f}, paired)."

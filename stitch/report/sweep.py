@@ -72,12 +72,12 @@ def footnotes(report: dict) -> list[str]:
         "nats. Alternatives are both whole models, and each with its first blocks as n-gram tables, whatever their bytes.",
         f"Whole models: {models['a']} has cross-entropy {donors['a']['ce']:.3f}, {models['b']} {donors['b']['ce']:.3f}. "
         f"Fitted on {tokens['fit']:,} tokens, scored on {tokens['report']:,} others{phrase(report)}.",
-        *warning(report),
         f"{beaten} of {len(cells)} composites beat their null, which reads only the target's token embedding and nothing of "
         f"the source, by more than {SAME} nats.",
         "Layers and fronts are chosen on the sweep split; numbers are from the report split.",
         "line = CE_source + share · (CE_target − CE_source), where share is the composite's place between the FLOPs of "
         "source (0) and target (1).",
+        *warning(report),
     ]
 
 
