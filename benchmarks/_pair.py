@@ -25,6 +25,7 @@ from stitch.translation.available import available
 from stitch.translation.fit import LEAST_SQUARES_TOKENS, from_ridge
 from stitch.translation.groups import Sizes, needed
 from stitch.translation.inputs import Input, Lift, Stream, reach, streams
+from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 
 DIRECTIONS = {"gpt2-llama": ("demo:gpt2", "demo:llama", 3), "llama-gpt2": ("demo:llama", "demo:gpt2", 4)}
@@ -46,7 +47,9 @@ class Pair:
     @cached_property
     def inputs(self) -> dict[str, Input]:
         """The inputs that translations may read, by name."""
-        return available(self.a, self.b, self.paired["fit"], self.saes, self.settings.seed)
+        fit, held_out = self.paired["fit"], self.paired["sweep"]
+        tokens = token_tables(self.a, self.b, fit.a.windows, held_out.a.windows, fit.site_b)
+        return available(self.a, self.b, fit, self.saes, self.settings.seed, tokens=tokens)
 
     def first(self) -> torch.Tensor:
         """B's residual stream at the BOS token."""

@@ -57,7 +57,8 @@ def lines(given: argparse.Namespace):
                 "context": donor.context,
                 "results": [found.row(name) | {"r2": r2.get(name)} for name, found in scores.items()],
                 "bytes": {
-                    name: convert.bytes_of(found.translation, donor.model.dtype) for name, found in fitted.items()
+                    name: convert.bytes_of(found.translation, donor.model.dtype, donor.model.config.vocab_size)
+                    for name, found in fitted.items()
                 },
                 "differences": [difference(scores, *pair) for pair in convert.COMPARED],
                 "passes": [

@@ -212,7 +212,7 @@ def match_profiles(found: Means, pair: Pair, generator: np.random.Generator, shu
 def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> dict:
     pair = prepare(direction, seed=seed, tokens=tokens, held_out=held_out, work=work)
     fit, site = pair.paired["fit"], pair.paired["fit"].site_a
-    inputs: dict = available(pair.a, pair.b, fit, pair.saes, seed)
+    inputs: dict = pair.inputs
     order = torch.randperm(len(fit.keep), generator=torch.Generator().manual_seed(seed))
     pool = -(-2 * PAIRS[-1] // fit.keep.shape[1])  # windows from which pairs are drawn
     rest = (len(order) - pool) // 2

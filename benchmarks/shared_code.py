@@ -45,6 +45,7 @@ from stitch.translation.fit import from_ridge
 from stitch.translation.groups import needed
 from stitch.translation.inputs import Input, Lift, Stream, reach, streams
 from stitch.translation.rows import FREE
+from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 
 MAIN = ("gpt2.3", "llama.4")  # the embedded pair; the two others are one block earlier
@@ -233,7 +234,7 @@ def translations(
     every = {source, target} == set(MAIN)
     site = paired["fit"].site_a
     a, b, shared, four = codes.sae(source), codes.sae(target), codes.pair(source, target), codes.four
-    free = free_inputs(bench, source, target, paired["fit"], a, b) if every else {}
+    free = free_inputs(bench, source, target, paired, a, b) if every else {}
     inputs: dict[str, Input] = {"x": Stream(site), **free}
     if (source, target) not in bench.plain:
         bench.plain[source, target] = {split: moments_of(paired[split], inputs) for split in ("fit", "sweep")}
@@ -307,13 +308,17 @@ def through_matching(
     }
 
 
-def free_inputs(bench: Bench, source: str, target: str, fit: Paired, a: Dictionary, b: Dictionary) -> dict[str, Input]:
+def free_inputs(
+    bench: Bench, source: str, target: str, paired: dict[Split, Paired], a: Dictionary, b: Dictionary
+) -> dict[str, Input]:
     """Inputs that cost almost nothing at inference. The untrained lifts among the available inputs are not used
     here.
     """
     unmeasured = Quality(tokens=0, fvu=0.0, r2=0.0, l0=float(bench.config.k), dead=0.0)
     saes = SAEs(a, b, unmeasured, unmeasured, bench.config, bench.config)
-    found = available(bench.model(source)[0], bench.model(target)[0], fit, saes, 0)
+    fit, models = paired["fit"], (bench.model(source)[0], bench.model(target)[0])
+    tokens = token_tables(*models, fit.a.windows, paired["sweep"].a.windows, fit.site_b)
+    found = available(*models, fit, saes, 0, tokens=tokens)
     return {name: found[name] for name in FREE if name in found}
 
 

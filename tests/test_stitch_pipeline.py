@@ -238,7 +238,11 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
     assert right.double().mean() >= 0.99 and len(matching.pairs) >= 0.95 * alive
     assert matching.pairs.scores.mean() > 0.99 > 0.7 > matching.pairs.null_scores.mean()
 
-    inputs = {"x": Stream(3), "codes": Lift(3, known), "embedding": ByToken(look_ups.embeddings(b))}
+    inputs = {
+        "x": Stream(3),
+        "codes": Lift(3, known),
+        "embedding": ByToken(look_ups.embeddings(b, torch.arange(tiny.VOCABULARY))),
+    }
     evidence = Evidence(
         fit=fit, held_out=paired["sweep"], inputs=inputs, first=fit.b.read(0, 3)[0, 0],
         vocabulary=tiny.VOCABULARY, features=MatchedFeatures(known, permuted, matching),

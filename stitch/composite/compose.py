@@ -80,9 +80,12 @@ def set_dtype(config: StitchConfig, dtype: torch.dtype) -> None:
 
 
 def early_seam(a: PreTrainedConfig) -> list[str]:
-    """Modules that the early half leaves out: A's final norm, and of a composite also the head."""
+    """Modules that the early half leaves out: A's final norm, and of a composite also the head, unless its translation reads it."""
     anatomy = anatomy_of(a)
-    return [anatomy.final_norm, *([anatomy.head] if isinstance(a, StitchConfig) else [])]
+    if not isinstance(a, StitchConfig):
+        return [anatomy.final_norm]
+    reads_head = any((term.get("fallback") or {}).get("of") == "b" for term in a.translation["terms"])
+    return [anatomy.final_norm, *([] if reads_head else [anatomy.head])]
 
 
 def _late_config(b: PreTrainedConfig, site: int) -> PreTrainedConfig:

@@ -169,9 +169,12 @@ class Costs:
 
     def composite(self, site: int, onto: int, translation: Translation) -> Cost:
         """The source's first `site` blocks, a translation and the target's blocks from `onto` on. A translation that reads no
-        stream of the source needs none of its blocks."""
+        stream of the source needs none of its blocks, but its embedding if a fall-back reads it."""
         seam = of_translation(translation, self.source, self.target, site)
-        return self.joined(site, onto, seam) if translation.sites else seam + self.late(onto)
+        if translation.sites:
+            return self.joined(site, onto, seam)
+        reads_embedding = any(term.fallback is not None and term.fallback.of == "a" for term in translation.terms)
+        return seam + self.late(onto) + (self.early(0) if reads_embedding else Cost())
 
     def joined(self, site: int, onto: int, seam: Cost) -> Cost:
         """The source's first `site` blocks, a translation that costs `seam`, and the target's blocks from `onto` on."""

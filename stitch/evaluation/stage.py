@@ -14,7 +14,7 @@ from stitch.composite.compose import late_half, late_logits
 from stitch.evaluation.scores import Batch, Logits, whole_model
 from stitch.models.model import Model
 from stitch.text.windows import Windows
-from stitch.translation.module import translation_module
+from stitch.translation.module import embeddings_of, unfolded_module
 from stitch.translation.types import Translation
 
 
@@ -63,7 +63,8 @@ class Stage:
 
     def translated(self, *draws: Translation) -> Logits:
         """A's stream through a translation. Given several draws of a null, window w goes through draw w modulo their number."""
-        modules = [translation_module(draw, self.a, self.b, self.site_a) for draw in draws]
+        modules = [unfolded_module(draw, self.a, self.b, self.site_a) for draw in draws]
+        embeddings = embeddings_of(self.a, self.b)
         sites = {site for draw in draws for site in draw.sites}
 
         def logits(batch: Batch) -> Tensor:
@@ -75,7 +76,7 @@ class Stage:
                 mine = slice((number - batch.rows.start) % len(modules), None, len(modules))
                 if len(ids[mine]):
                     mine_of = {site: stream[mine] for site, stream in streams.items()}
-                    translated[mine] = module(mine_of, ids[mine], positions[mine])
+                    translated[mine] = module(mine_of, ids[mine], positions[mine], embeddings=embeddings)
             return late_logits(self.late, translated)
 
         return logits

@@ -11,7 +11,7 @@ from stitch.activations.paired import Paired
 from stitch.composite.compose import late_half, late_logits
 from stitch.models.model import Model
 from stitch.progress import Progress
-from stitch.translation.module import translation_module
+from stitch.translation.module import embeddings_of, translation_module
 from stitch.translation.types import Codes, Translation
 
 WINDOWS = 8  # per step
@@ -53,7 +53,8 @@ def trained(
         for step, (streams, ids) in enumerate(_windows(fit, steps, seed)):
             ids = ids.to(b.device)
             positions = torch.arange(ids.shape[1], device=b.device).expand_as(ids)
-            hidden = module({site: x.to(b.device) for site, x in streams.items()}, ids, positions)
+            here = {site: x.to(b.device) for site, x in streams.items()}
+            hidden = module(here, ids, positions, embeddings=embeddings_of(a, b))
             logits = late_logits(late, hidden)[:, :-1, :vocabulary].float()
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
             optimiser.zero_grad(set_to_none=True)
@@ -89,6 +90,8 @@ def _read_back(start: Translation, state: dict[str, Tensor]) -> Translation:
         if isinstance(term.input, Codes):
             parts = {name: own[name] for name in ("encoder", "encoder_bias", "threshold") if name in own}
             term = replace(term, input=Codes(term.input.site, replace(term.input.dictionary, **parts)))
+        if term.fallback is not None:
+            term = replace(term, fallback=replace(term.fallback, weight=own["fallback"].float()))
         if term.weight is not None:
             term = replace(term, weight=own["table" if term.is_table else "weight"].float())
         terms.append(term)

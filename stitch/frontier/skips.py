@@ -84,7 +84,11 @@ def _fit(model: Model, site: int, onto: int, row: str, means: Means) -> Translat
         windows = means.windows[split].first(LEAST_SQUARES_TOKENS) if row == AFFINE else means.windows[split]
         found = harvest(model, windows, read, folder, per_shard=per_shard, progress=means.progress)
         paired[split] = pair(found, found, site, onto)
-    inputs = {"x": Stream(site)} if row == AFFINE else free_inputs(model, model, paired["fit"])
+    inputs: dict[str, Input] = {"x": Stream(site)}
+    if row != AFFINE:
+        texts = paired["fit"].b.windows, paired["sweep"].b.windows
+        tokens = token_tables(model, model, *texts, onto, means.progress)
+        inputs = free_inputs(model, model, paired["fit"], tokens)
     evidence = Evidence(
         fit=paired["fit"], held_out=paired["sweep"], inputs=inputs,
         first=paired["fit"].b.read(0, onto)[0, 0].float(), vocabulary=model.config.vocab_size,

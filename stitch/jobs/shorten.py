@@ -33,8 +33,8 @@ from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
 from stitch.translation import rows
 from stitch.translation.fit import from_ridge
-from stitch.translation.inputs import ByToken, Stream, streams
-from stitch.translation.look_ups import embeddings
+from stitch.translation.inputs import Stream, streams
+from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 
 
@@ -171,7 +171,8 @@ def _evaluate(
 def _adapters(settings: CompleteSettings, model: Model, paired: dict[Split, Paired]) -> dict[str, Translation]:
     """The rows `affine` and `affine+token`, fitted as in the main job. In a composite they would be an additional module."""
     first = paired["fit"].b.read(0, settings.layer_b)[0, 0].float()
-    inputs = {"x": Stream(settings.layer), "embedding": ByToken(embeddings(model))}
+    tokens = token_tables(model, model, paired["fit"].a.windows, paired["sweep"].a.windows, None)
+    inputs = {"x": Stream(settings.layer), "embedding": tokens.input("embedding")}
     reads = {name: rows.row(name).reads for name in ("translation:affine", "translation:affine+token")}
     pairs = [("x", "x"), ("x", "embedding"), ("embedding", "embedding"), ("x", "target"), ("embedding", "target")]
 

@@ -25,6 +25,7 @@ from stitch.text.tokenizers import require_same_ids
 from stitch.text.windows import CONTEXT, HELD_OUT, LEAST_HELD_OUT, Windows, split_windows
 from stitch.translation.available import available, earlier_sites
 from stitch.translation.fit import Evidence, Fitted, MatchedFeatures, Options, inputs_read, translate
+from stitch.translation.token_tables import token_tables
 
 FEATURES_PER_WIDTH = 8  # features of an SAE per dimension of its stream, by default
 
@@ -260,14 +261,15 @@ def translate_pair(
     progress: Progress | None = None,
 ) -> Fitted:
     """Every translation and null that the settings ask for, fitted on the fit split, with λ chosen on the sweep split."""
-    fit = paired["fit"]
+    fit, held_out = paired["fit"], paired["sweep"]
+    tokens = token_tables(a, b, fit.a.windows, held_out.a.windows, fit.site_b, progress)
+    inputs = available(a, b, fit, saes, settings.seed, inputs_read(settings.wants), tokens=tokens)
     evidence = Evidence(
-        fit=fit, held_out=paired["sweep"], inputs=available(a, b, fit, saes, settings.seed, inputs_read(settings.wants)),
-        first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.config.vocab_size,
-        features=MatchedFeatures(saes.a, saes.b, matching),
+        fit=fit, held_out=held_out, inputs=inputs, first=fit.b.read(0, fit.site_b)[0, 0].float(),
+        vocabulary=b.config.vocab_size, features=MatchedFeatures(saes.a, saes.b, matching),
     )  # fmt: skip
     options = Options(
         ngrams=settings.ngrams, routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes),
         memory=settings.memory,
     )  # fmt: skip
-    return translate(evidence, options, settings.wants, progress)
+    return dataclasses.replace(translate(evidence, options, settings.wants, progress), look_ups=tokens.described())

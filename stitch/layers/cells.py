@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -27,7 +27,9 @@ from stitch.progress import Progress
 from stitch.regression.moments import Key, Moments, accumulate
 from stitch.regression.ridge import Ridge, ridge
 from stitch.text.windows import Windows
-from stitch.translation.types import Residual, Term, Token, Translation
+from stitch.translation.inputs import ByToken
+from stitch.translation.token_tables import token_tables
+from stitch.translation.types import Residual, Term, Translation
 
 Side = Literal["a", "b"]
 INPUTS = {"affine": ("x",), "affine+token": ("x", "embedding")}  # what each fast translation reads
@@ -74,7 +76,7 @@ class Harvest:
         """The streams at the two sites of a cell."""
         return Paired(self.sides[cell.source], self.sides[cell.target], cell.i, cell.j, self.keep)
 
-    def chunks(self, names: Iterable[str], tables: dict[str, Tensor], tokens: int) -> Iterator[dict[str, Tensor]]:
+    def chunks(self, names: Iterable[str], tables: dict[str, ByToken], tokens: int) -> Iterator[dict[str, Tensor]]:
         """The kept rows of variables, `tokens` at a time: "a.3" is a site of model a, "embedding.b" a row of `tables`."""
         names = sorted(names)
         for shard in range(self.sides["a"].shards):
@@ -83,7 +85,10 @@ class Harvest:
             ids = self.windows.ids[rows][keep].long().split(tokens)
             streams = {name: self._read(name, shard)[keep].split(tokens) for name in names if name not in tables}
             for number, part in enumerate(ids):
-                yield {name: tables[name][part] if name in tables else streams[name][number].float() for name in names}
+                yield {
+                    name: _rows(tables[name], part) if name in tables else streams[name][number].float()
+                    for name in names
+                }
 
     def _read(self, name: str, shard: int) -> Float[Tensor, "windows context d"]:
         side, _, site = name.partition(".")
@@ -157,9 +162,9 @@ def score_cells(
     On the split called `reference`, rows are also compared with the target's own logits (KL, top-1). `memory` is in bytes.
     Raises: UsageError when a single cell does not fit into `memory`.
     """
-    tables = {f"embedding.{side}": _embedding_table(model) for side, model in models.items()}
+    tables = _embeddings(models, fit.windows, held_out["sweep"].windows)
     widths = {f"{side}.{site}": models[side].width for side in models for site in range(models[side].depth + 1)}
-    widths |= {name: table.shape[1] for name, table in tables.items()}
+    widths |= {name: given.table.shape[1] for name, given in tables.items()}
     # Equal for all groups, so that rounding does not depend on which cells share a group.
     chunk = max(256, min(8192, memory // 8 // (12 * sum(widths.values()))))
     rows: dict[Cell, dict[str, CellRow]] = {}
@@ -188,7 +193,7 @@ def score_cells(
 def _moments(
     group: Sequence[Cell],
     harvests: dict[str, Harvest],
-    tables: dict[str, Tensor],
+    tables: dict[str, ByToken],
     chunk: int,
     progress: Progress | None,
 ) -> dict[str, Moments]:
@@ -240,23 +245,30 @@ def _bytes(pairs: set[Key], widths: dict[str, int]) -> int:
 def _parts(
     cells: list[Cell], models: dict[Side, Model], fit: Harvest, held_out: dict[str, Harvest], budget: int
 ) -> Iterator[list[Cell]]:
-    """The cells of one target in parts, each with token tables and held-out streams of at most `budget` bytes, or a single
-    cell."""
-    source, target = models[cells[0].source], models[cells[0].target]
+    """The cells of one target in parts, each with held-out streams of at most `budget` bytes, or a single cell."""
+    source = models[cells[0].source]
     tokens = max(one.windows.tokens for one in held_out.values())
-    per_cell = 4 * (target.config.vocab_size * target.width + tokens * source.width)
+    per_cell = 4 * tokens * source.width
     size = max(1, budget // per_cell)
     for start in range(0, len(cells), size):
         yield cells[start : start + size]
 
 
-def _embedding_table(model: Model) -> Float[Tensor, "vocabulary d"]:
-    """The embedding of every token as the model computes it, float32 on the CPU."""
-    return model.embedding(torch.arange(model.embedding.num_embeddings, device=model.device)).float().cpu()
+def _embeddings(models: dict[Side, Model], fit: Windows, held_out: Windows) -> dict[str, ByToken]:
+    """Each model's embeddings of the tokens that occur. In a cell of its blocks, the other model runs first."""
+    others: dict[Side, Side] = {"a": "b", "b": "a"}
+    return {
+        f"embedding.{side}": token_tables(models[others[side]], model, fit, held_out, None).input("embedding")
+        for side, model in models.items()
+    }
+
+
+def _rows(table: ByToken, ids: Int64[Tensor, " tokens"]) -> Float[Tensor, "tokens d"]:
+    return table.table[table.numbers(ids).to(table.table.device)].cpu()
 
 
 def _chunks_with_progress(
-    split: str, harvested: Harvest, names: set[str], tables: dict[str, Tensor], chunk: int, progress: Progress | None
+    split: str, harvested: Harvest, names: set[str], tables: dict[str, ByToken], chunk: int, progress: Progress | None
 ) -> Iterator[dict[str, Tensor]]:
     done, total = 0, int(harvested.keep.sum())
     for variables in harvested.chunks(names, tables, chunk):
@@ -268,7 +280,7 @@ def _chunks_with_progress(
 
 def _fit(
     moments: dict[str, Moments],
-    tables: dict[str, Tensor],
+    tables: dict[str, ByToken],
     first: Float[Tensor, " d"],
     cell: Cell,
     name: str,
@@ -278,9 +290,7 @@ def _fit(
     inputs = (embedding,) if name == NULL else tuple({"x": x, "embedding": embedding}[kind] for kind in INPUTS[name])
     found = ridge(moments["fit"], moments["sweep"], inputs, target=y)
     terms = [
-        Term(Residual(cell.i), weight.float())
-        if variable == x
-        else Term(Token(), (tables[embedding].double() @ weight).float())
+        Term(Residual(cell.i), weight.float()) if variable == x else tables[embedding].term(weight)
         for variable, weight in found.weights.items()
     ]
     return Translation(name, tuple(terms), found.bias.float(), first), found

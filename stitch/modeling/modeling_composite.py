@@ -99,12 +99,12 @@ class TranslationModule(nn.Module):
         {"kind": "residual", "site": 3, "back": 0, "width": dA, "identity": bool} |
         {"kind": "routed", "site": 3, "back": 0, "width": dA, "classes": C, "entries": V} |
         {"kind": "codes", "site": 3, "width": dA, "features": F, "activation": "relu" | "jumprelu" | "topk" | "rbf", "k": 32} |
-        {"kind": "token", "back": 0, "entries": V} |
+        {"kind": "token", "back": 0, "entries": E, "keyed": bool, "fallback": {"of": "a" | "b", "width": d, "share": s} | None} |
         {"kind": "position", "entries": P} |
         {"kind": "ngram", "order": 2, "entries": E, "vocabulary": V}]}
 
     An identity term returns its input, truncated or zero-padded to d_out. Tables may be in the model's dtype. Positions before
-    the text's first token contribute nothing.
+    the text's first token contribute nothing. A token table that is not keyed has a row for every id.
     """
 
     def __init__(self, config: dict):
@@ -120,6 +120,7 @@ class TranslationModule(nn.Module):
         self.sites = {term.site for term in terms if isinstance(term, (ResidualTerm, CodesTerm))}
         self.history = max((term.back for term in terms), default=0)
         self.past_sites = sorted({term.site for term in terms if isinstance(term, ResidualTerm) and term.back})
+        self.embeddings_read = {term.of for term in terms if isinstance(term, TokenTerm) and term.of is not None}
 
     @property
     def reads_tokens(self) -> bool:
@@ -128,14 +129,21 @@ class TranslationModule(nn.Module):
         )
 
     def forward(
-        self, streams: dict[int, Tensor], ids: Tensor | None, positions: Tensor, position_ids: Tensor | None = None
+        self,
+        streams: dict[int, Tensor],
+        ids: Tensor | None,
+        positions: Tensor,
+        position_ids: Tensor | None = None,
+        embeddings: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """Streams of A by site [batch, past + seq, dA] and ids [batch, past + seq] → [batch, seq, d_out].
 
         `positions` [batch|1, seq] count from the text's first token and are negative at padding. `position_ids` are those of the
         models; None: the same. Streams and ids may begin with earlier tokens; the last `seq` are the current ones.
+        `embeddings` [vocabulary, d] are those named in `embeddings_read`.
         """
-        inputs = TranslationInputs(streams, ids, positions, positions if position_ids is None else position_ids)
+        position_ids = positions if position_ids is None else position_ids
+        inputs = TranslationInputs(streams, ids, positions, position_ids, embeddings=embeddings or {})
         with torch.autocast(device_type=self.bias.device.type, enabled=False):
             y = self.written(inputs)
             if y.ndim == 1:  # no term but the bias
@@ -157,12 +165,13 @@ class TranslationModule(nn.Module):
 
 @dataclass(frozen=True)
 class TranslationInputs:
-    """Streams, ids and positions that the terms of a translation read."""
+    """Streams, ids, positions and embeddings that the terms of a translation read."""
 
     streams: dict[int, Tensor]
     ids: Tensor | None
     positions: Tensor
     position_ids: Tensor
+    embeddings: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
     _ids_ago: dict[int, Tensor] = field(init=False, default_factory=dict)  # cached: several terms need the same
     _reaches: dict[int, Tensor] = field(init=False, default_factory=dict)
 
@@ -271,16 +280,43 @@ class CodesTerm(nn.Module):
 
 
 class TokenTerm(nn.Module):
-    """The row of `table` for the id of the token `back` tokens ago."""
+    """The row of `table` for the id of the token `back` tokens ago.
+
+    With `keys`, which are sorted, only these ids have a row. Others have their embedding @ `fallback`, whose last row is a
+    constant; without it nothing.
+    """
 
     def __init__(self, term: dict, width: int):
         super().__init__()
         self.back = term.get("back", 0)
         self.table = nn.Parameter(torch.zeros(term["entries"], width))
+        self.keys: Tensor | None
+        self.register_buffer("keys", torch.zeros(term["entries"], dtype=torch.int64) if term.get("keyed") else None)
+        fallback = term.get("fallback") or {}
+        self.of = fallback.get("of")  # the embedding that the fall-back reads
+        self.fallback = nn.Parameter(torch.zeros(fallback["width"] + 1, width)) if fallback else None
 
     def forward(self, inputs: TranslationInputs) -> Tensor:
-        found = nn.functional.embedding(inputs.ids_ago(self.back), self.table).float()
+        ids = inputs.ids_ago(self.back)
+        found = self.rows(ids) if self.keys is None else self._keyed(ids.contiguous(), self.keys, inputs)
         return found if self.back == 0 else found * inputs.reaches(self.back)
+
+    def rows(self, place: Tensor) -> Tensor:
+        """Rows of the table by number, in float32."""
+        return nn.functional.embedding(place, self.table).float()
+
+    def _keyed(self, ids: Tensor, keys: Tensor, inputs: TranslationInputs) -> Tensor:
+        place = torch.searchsorted(keys, ids).clamp_max(len(keys) - 1)
+        known = keys.take(place) == ids
+        found = self.rows(place)
+        if self.fallback is None or self.of is None:
+            return found * known.unsqueeze(-1)
+        weight, embedding = self.fallback.float(), inputs.embeddings[self.of]
+        if ids.numel() <= FEW_ROWS:  # choosing the ids without a row would synchronise with a GPU
+            others = nn.functional.embedding(ids, embedding).float() @ weight[:-1] + weight[-1]
+            return torch.where(known.unsqueeze(-1), found, others)
+        others = nn.functional.embedding(ids[~known], embedding).float() @ weight[:-1] + weight[-1]
+        return found.masked_scatter(~known.unsqueeze(-1), others)
 
 
 class PositionTerm(nn.Module):
@@ -390,7 +426,7 @@ class Stitched(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = [  # noqa: RUF012
         r"translation\.(?:bias|first)$",
-        r"translation\.terms\.\d+\.(?:weight|encoder|encoder_bias|threshold)$",
+        r"translation\.terms\.\d+\.(?:weight|encoder|encoder_bias|threshold|fallback)$",
     ]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -445,7 +481,7 @@ class Stitched(PreTrainedModel):
         residuals = {site: early.last_hidden_state, **{other: early.hidden_states[other] for other in before}}
         residuals, ids = self._with_history(residuals, input_ids, histories)
         positions = _text_positions(attention_mask, position_ids)
-        translated = self.translation(residuals, ids, positions, position_ids).to(self.b.dtype)
+        translated = self.translation(residuals, ids, positions, position_ids, self._embeddings()).to(self.b.dtype)
         return early, {
             "inputs_embeds": translated,
             "position_ids": position_ids,
@@ -453,6 +489,11 @@ class Stitched(PreTrainedModel):
             **_context(attention_mask, cache, list(range(early_blocks, blocks))),
             **{name: value for name, value in shared.items() if name not in ("inputs_embeds", "histories")},
         }
+
+    def _embeddings(self) -> dict[str, Tensor]:
+        """The embeddings that the translation reads: A's, or B's, which is its head's matrix."""
+        holders: dict[str, Any] = {"a": self.a.get_input_embeddings, "b": self.b.get_output_embeddings}
+        return {of: holders[of]().weight for of in self.translation.embeddings_read}
 
     def _with_history(
         self, streams: dict[int, Tensor], ids: Tensor | None, histories: list | None

@@ -1,7 +1,7 @@
 """What chosen modules of a network read in a forward pass that stops once all of them have been called."""
 
 from collections.abc import Hashable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ class _AllSeen(Exception):
 
 
 @torch.no_grad()
-def module_inputs(net: nn.Module, modules: Mapping[Key, nn.Module], **inputs: Tensor) -> dict[Key, Tensor]:
+def module_inputs(
+    net: nn.Module, modules: Mapping[Key, nn.Module], *, use_cache: bool = False, **inputs: Any
+) -> dict[Key, Tensor]:
     """The first argument (or `hidden_states`) of each of the `modules` in one forward pass of `net` on `inputs`."""
     seen: dict[Key, Tensor] = {}
 
@@ -28,7 +30,7 @@ def module_inputs(net: nn.Module, modules: Mapping[Key, nn.Module], **inputs: Te
 
     handles = [module.register_forward_pre_hook(keep_as(key), with_kwargs=True) for key, module in modules.items()]
     try:
-        net(**inputs, use_cache=False)
+        net(**inputs, use_cache=use_cache)
     except _AllSeen:
         pass
     finally:

@@ -11,7 +11,8 @@ from stitch.activations.paired import Paired
 from stitch.features.saes import SAEs
 from stitch.models.model import Model
 from stitch.translation import lifts, look_ups
-from stitch.translation.inputs import ByPosition, ByToken, Input, Lift, Stream
+from stitch.translation.inputs import ByPosition, Input, Lift, Stream
+from stitch.translation.token_tables import TokenTables
 
 SAMPLE = 16_384  # tokens; untrained dictionaries are scaled on them and take their exemplars from them
 
@@ -21,20 +22,19 @@ def earlier_sites(site: int) -> list[int]:
     return sorted({round(site / 3), round(2 * site / 3)} - {0, site})
 
 
-def free_inputs(a: Model, b: Model, fit: Paired) -> dict[str, Input]:
+def free_inputs(a: Model, b: Model, fit: Paired, tokens: TokenTables) -> dict[str, Input]:
     """A's streams and what is looked up, by name. Without learned positions there is no `position`, and an early site has no
     `earlier-2`."""
     site = fit.site_a
-    embedding, state = look_ups.embeddings(b), look_ups.context_free(b, fit.site_b)
     inputs: dict[str, Input] = {
         "x": Stream(site),
         "x-1": Stream(site, back=1),
-        "embedding": ByToken(embedding),
-        "embedding-1": ByToken(embedding, back=1),
-        "embedding-2": ByToken(embedding, back=2),
-        "state": ByToken(state),
-        "state-1": ByToken(state, back=1),
-        "state-2": ByToken(state, back=2),
+        "embedding": tokens.input("embedding"),
+        "embedding-1": tokens.input("embedding", back=1),
+        "embedding-2": tokens.input("embedding", back=2),
+        "state": tokens.input("state"),
+        "state-1": tokens.input("state", back=1),
+        "state-2": tokens.input("state", back=2),
     }
     for number, earlier in enumerate(earlier_sites(site)):
         inputs[f"earlier-{number + 1}"] = Stream(earlier)
@@ -44,7 +44,14 @@ def free_inputs(a: Model, b: Model, fit: Paired) -> dict[str, Input]:
 
 
 def available(
-    a: Model, b: Model, fit: Paired, saes: SAEs, seed: int, lifts_of: Collection[str] | None = None
+    a: Model,
+    b: Model,
+    fit: Paired,
+    saes: SAEs,
+    seed: int,
+    lifts_of: Collection[str] | None = None,
+    *,
+    tokens: TokenTables,
 ) -> dict[str, Input]:
     """`free_inputs`, the codes of A's SAE, and those of its nulls.
 
@@ -65,4 +72,4 @@ def available(
         "rbf": lambda: lifts.rbf(sample, features, generator(4)),
     }
     made = {name: Lift(site, make()) for name, make in nulls.items() if lifts_of is None or name in lifts_of}
-    return {**free_inputs(a, b, fit), "codes": Lift(site, saes.a), **made}
+    return {**free_inputs(a, b, fit, tokens), "codes": Lift(site, saes.a), **made}

@@ -1,7 +1,7 @@
 """Fits the rows of the registry: ridge regressions and closed forms from shared moments, then routes, then n-gram tables."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 
@@ -21,7 +21,7 @@ from stitch.translation.closed_forms import ClosedForm
 from stitch.translation.groups import Sizes, groups, needed
 from stitch.translation.inputs import ByToken, Input, Lift, Stream, reach, streams
 from stitch.translation.module import Applied
-from stitch.translation.routes import classes_at_random, classes_by_state, fit_routes, how_many, routed
+from stitch.translation.routes import classes_at_random, classes_by_state, fit_routes, how_many, over_vocabulary, routed
 from stitch.translation.rows import Row
 from stitch.translation.tables import Residuals, fit_tables
 from stitch.translation.types import Translation, merged
@@ -93,6 +93,7 @@ class Fitted:
     similarity: dict[str, float]
     mean: Float[Tensor, " d_b"]
     left_out: tuple[str, ...]  # rows that were not fitted, as `memory` does not hold their moments
+    look_ups: dict = field(default_factory=dict)  # tokens with rows and without, see `TokenTables.described`
 
 
 def translate(
@@ -330,11 +331,14 @@ def _residuals(paired: Paired, applied: Applied, chunk: int) -> Iterator[tuple[T
 
 def _classes(row: Row, evidence: Evidence, number: int, seed: int) -> Int64[Tensor, " vocabulary"]:
     """A class for every token id: by B's context-free state of the token; for the null, at random."""
-    if row.kind == "null":
-        return classes_at_random(evidence.vocabulary, number, seed)
     state = evidence.inputs["state"]
     assert isinstance(state, ByToken)
-    return classes_by_state(state.table, evidence.fit.a.windows.ids.flatten().long(), number, seed)
+    if row.kind == "null":
+        found = classes_at_random(len(state.table), number, seed)
+    else:
+        numbers = state.numbers(evidence.fit.a.windows.ids.flatten().long())
+        found = classes_by_state(state.table.cpu(), numbers, number, seed)
+    return over_vocabulary(found, state.keys, evidence.vocabulary)
 
 
 def _variables(

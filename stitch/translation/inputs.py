@@ -2,20 +2,22 @@
 
 `x`, SAE codes and earlier streams cost a matrix product at inference. All other inputs are tables: B's embeddings, B's state of a
 token without context, positions. Their product with the weights is computed once and stored, so at inference they cost a look-up.
+Tables by token have rows for the ids that occur in the text, and their products stay factors until a translation is written.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sae.types import Dictionary
 from stitch.activations.paired import Tokens
 from stitch.features.codes import sparse_codes
 from stitch.regression.moments import Variable
-from stitch.translation.types import Codes, Position, Residual, Term, Token
+from stitch.translation.types import Codes, Fallback, Position, Residual, Term, Token
+from stitch.translation.unfolded import Unfolded
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,31 @@ class Lift:
 
 @dataclass(frozen=True, eq=False)
 class ByToken:
-    """The row of `table` for the token id `back` tokens ago; zeros where the text has not begun."""
+    """The row of `table` for the token id `back` tokens ago; zeros where the text has not begun.
 
-    table: Float[Tensor, "vocabulary columns"]
+    The table has a row for each id in `keys`, which are sorted and contain all ids of the text that is read; None: for every id.
+    `fallback` gives other ids' rows in a composite.
+    """
+
+    table: Float[Tensor, "entries columns"]
     back: int = 0
+    keys: Int64[Tensor, " entries"] | None = None
+    fallback: Fallback | None = None
 
     def columns(self, tokens: Tokens) -> Variable:
         ids = tokens.ids[:, self.back]
-        return self.table[ids.clamp_min(0)] * (ids >= 0)[:, None]
+        rows = self.numbers(ids.clamp_min(0))
+        return self.table[rows.to(self.table.device)].cpu() * (ids >= 0)[:, None]
+
+    def numbers(self, ids: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
+        """The numbers of the ids' rows."""
+        if self.keys is None:
+            return ids
+        return torch.searchsorted(self.keys, ids.contiguous()).clamp_max(len(self.keys) - 1)
 
     def term(self, weight: Tensor) -> Term:
-        return Term(Token(self.back), (self.table.double() @ weight).float())
+        fallback = None if self.fallback is None else self.fallback.times(weight)
+        return Term(Token(self.back, self.keys), Unfolded(((self.table, weight),)), fallback)
 
 
 @dataclass(frozen=True, eq=False)

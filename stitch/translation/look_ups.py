@@ -1,32 +1,104 @@
-"""Tables taken from the models without any fit: embeddings, B's states of tokens without context, learned positions."""
+"""Tables taken from the models without any fit: embeddings, B's states of tokens without context, learned positions.
 
+Tables by token have rows for given ids, those that occur in a text: what they cost follows the text and not the vocabulary.
+"""
+
+import copy
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
+from stitch.activations.harvest import TOKENS_AT_ONCE
 from stitch.activations.observe import residuals
 from stitch.models.model import Model
+from stitch.models.module_inputs import module_inputs
+from stitch.progress import Progress
 from stitch.text.tokenizers import bos_of
 
-BATCH = 1024
+PROBED = 4  # tokens whose states are computed in both ways
+
+
+def occurring(*texts: Int[Tensor, "_ context"]) -> Int64[Tensor, " ids"]:
+    """The ids that occur in these windows, sorted."""
+    return torch.cat([ids.unique() for ids in texts]).unique().long()
 
 
 @torch.no_grad()
-def embeddings(model: Model) -> Float[Tensor, "vocabulary d"]:
-    """The model's input embedding of every token, scaled as the model scales it."""
-    return model.embedding(torch.arange(model.config.vocab_size, device=model.device)).float().cpu()
+def embeddings(model: Model, ids: Int64[Tensor, " ids"]) -> Float[Tensor, "ids d"]:
+    """The model's input embeddings of these tokens, scaled as the model scales them."""
+    return _kept(model.embedding(ids.to(model.device)).float())
 
 
 @torch.no_grad()
-def context_free(model: Model, site: int) -> Float[Tensor, "vocabulary d"]:
-    """The model's residual stream entering block `site` at token t of [BOS, t], for every t."""
-    rows = []
-    for tokens in torch.arange(model.config.vocab_size, device=model.device).split(BATCH):
-        ids = torch.stack([torch.full_like(tokens, bos_of(model.tokenizer)), tokens], 1)
-        rows.append(residuals(model, ids, [site])[site][:, 1].float().cpu())
+def context_free(
+    model: Model, site: int, ids: Int64[Tensor, " ids"], progress: Progress | None = None
+) -> Float[Tensor, "ids d"]:
+    """The model's residual stream entering block `site` at token t of [BOS, t], for every t in `ids`.
+
+    BOS is computed once: its keys and values are cached and repeated. A family whose cache does not allow that (the states of the
+    first tokens differ) gets BOS before every token.
+    """
+    both = ids.to(model.device)
+    cache = _cache_of_bos(model, site) if site else None
+    if cache is not None and not _agrees(model, site, both[:PROBED], cache):
+        cache = None
+    batch = TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // (1 if cache is not None else 2)
+    rows, done = [], 0
+    for tokens in both.split(batch):
+        found = _after_bos(model, site, tokens) if cache is None else _after_cached_bos(model, site, tokens, cache)
+        rows.append(_kept(found.float()))
+        done += len(tokens)
+        if progress:
+            progress("states (tokens)", done, len(ids))
     return torch.cat(rows)
+
+
+def _after_bos(model: Model, site: int, tokens: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    ids = torch.stack([torch.full_like(tokens, bos_of(model.tokenizer)), tokens], 1)
+    return residuals(model, ids, [site])[site][:, 1]
+
+
+def _after_cached_bos(model: Model, site: int, tokens: Int64[Tensor, " n"], cache: Any) -> Float[Tensor, "n d"]:
+    repeated = copy.deepcopy(cache)
+    repeated.batch_repeat_interleave(len(tokens))
+    return _stream(model, site, tokens[:, None], repeated)[:, 0]
+
+
+def _stream(model: Model, site: int, ids: Int64[Tensor, "n seq"], cache: Any) -> Float[Tensor, "n seq d"]:
+    """The stream entering block `site`, computed with a cache, to which the blocks before it are added."""
+    module = [*model.blocks, model.final_norm][site]
+    given = {"input_ids": ids, "past_key_values": cache}
+    return module_inputs(model.net, {site: module}, use_cache=True, **given)[site]
+
+
+def _cache_of_bos(model: Model, site: int) -> Any:
+    """A cache that contains BOS; None for a family that does not take this cache."""
+    cache = DynamicCache(config=model.config)
+    try:
+        _stream(model, site, torch.full((1, 1), bos_of(model.tokenizer), device=model.device), cache)
+        copy.deepcopy(cache).batch_repeat_interleave(2)
+    except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
+        return None
+    return cache
+
+
+def _agrees(model: Model, site: int, tokens: Int64[Tensor, " n"], cache: Any) -> bool:
+    """Whether states computed from the cache are those computed with BOS before every token."""
+    try:
+        found = _after_cached_bos(model, site, tokens, cache).float()
+    except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
+        return False
+    wanted = _after_bos(model, site, tokens).float()
+    rounding = torch.finfo(model.dtype).eps ** 0.5
+    return found.shape == wanted.shape and bool((found - wanted).norm() <= rounding * wanted.norm())
+
+
+def _kept(rows: Tensor) -> Tensor:
+    """Rows where tables are kept: on a CUDA device, otherwise on the CPU, as other devices have no float64."""
+    return rows if rows.is_cuda else rows.cpu()
 
 
 @torch.no_grad()

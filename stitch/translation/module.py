@@ -1,7 +1,7 @@
 """A fitted translation as the module of a checkpoint, applied within a composite or to harvested activations."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from stitch.activations.paired import Tokens
 from stitch.errors import UsageError
-from stitch.modeling.modeling_composite import (
-    TranslationInputs,
-    TranslationModule,
-)
+from stitch.modeling.modeling_composite import TokenTerm, TranslationInputs, TranslationModule
 from stitch.models.model import Model
 from stitch.translation.types import Codes, Ngram, Position, Residual, Routed, Term, Token, Translation
+from stitch.translation.unfolded import Unfolded
 
 
 def translation_config(translation: Translation, bos: int | None, site_a: int, width: int, vocabulary: int) -> dict:
@@ -32,12 +30,11 @@ def translation_config(translation: Translation, bos: int | None, site_a: int, w
         match term.input:
             case Residual(site, back):
                 entry: dict = {"kind": "residual", "site": site, "back": back}
-                entry["width"] = width if term.weight is None else term.weight.shape[0]
+                entry["width"] = width if term.weight is None else term.matrix.shape[0]
                 entry["identity"] = term.weight is None
             case Routed(site, back, classes):
-                assert term.weight is not None
-                entry = {"kind": "routed", "site": site, "back": back, "width": term.weight.shape[1]}
-                entry |= {"classes": len(term.weight), "entries": len(classes)}
+                entry = {"kind": "routed", "site": site, "back": back, "width": term.matrix.shape[1]}
+                entry |= {"classes": len(term.matrix), "entries": len(classes)}
             case Codes(site, dictionary):
                 entry = {
                     "kind": "codes",
@@ -48,8 +45,11 @@ def translation_config(translation: Translation, bos: int | None, site_a: int, w
                     "k": dictionary.k,
                     "identity": term.weight is None,
                 }
-            case Token(back):
+            case Token(back, keys):
                 entry = {"kind": "token", "back": back, "entries": _entries(translation, term)}
+                entry |= {} if keys is None else {"keyed": True}
+                if (given := term.fallback) is not None:
+                    entry["fallback"] = {"of": given.of, "width": len(given.weight) - 1, "share": given.share}
             case Position():
                 entry = {"kind": "position", "entries": _entries(translation, term)}
             case Ngram(order, _):
@@ -72,7 +72,10 @@ def _entries(translation: Translation, term: Term) -> int:
 
 
 def translation_tensors(translation: Translation, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The state of `TranslationModule` for `translation`: float32, tables in the model's `dtype`, keys int64."""
+    """The state of `TranslationModule` for `translation`: float32, tables in the model's `dtype`, keys int64.
+
+    Tables that are kept as factors are folded.
+    """
     tensors = {"bias": translation.bias.float()}
     if translation.first is not None:
         tensors["first"] = translation.first.float()
@@ -84,11 +87,15 @@ def translation_tensors(translation: Translation, dtype: torch.dtype) -> dict[st
             tensors[f"{prefix}.encoder_bias"] = dictionary.encoder_bias.float()
             if dictionary.threshold is not None:
                 tensors[f"{prefix}.threshold"] = dictionary.threshold.float()
-        if isinstance(term.input, Ngram):
+        if isinstance(term.input, (Ngram, Token)) and term.input.keys is not None:
             tensors[f"{prefix}.keys"] = term.input.keys
         if isinstance(term.input, Routed):
             tensors[f"{prefix}.classes"] = term.input.classes
-        if term.weight is not None:
+        if term.fallback is not None:
+            tensors[f"{prefix}.fallback"] = term.fallback.weight.float()
+        if isinstance(term.weight, Unfolded):
+            tensors[f"{prefix}.table"] = term.weight.folded(dtype)
+        elif term.weight is not None:
             name, kind = ("table", dtype) if term.is_table else ("weight", torch.float32)
             tensors[f"{prefix}.{name}"] = term.weight.to(kind)
     return tensors
@@ -100,6 +107,41 @@ def translation_module(translation: Translation, a: Model, b: Model, site_a: int
         module = TranslationModule(translation_config(translation, b.bos, site_a, a.width, b.config.vocab_size))
     fill(module, translation, b.dtype, b.device)
     return module.eval()
+
+
+def unfolded_module(translation: Translation, a: Model, b: Model, site_a: int) -> TranslationModule:
+    """The same without folding: rows of tables that are kept as factors are computed for the tokens that it is called with.
+
+    It gives what `translation_module` gives, and many such modules share the factors.
+    """
+    config = translation_config(translation, b.bos, site_a, a.width, b.config.vocab_size)
+    others = list(translation.terms)
+    with torch.device("meta"):
+        module = TranslationModule(config)
+        for index, term in enumerate(translation.terms):
+            if isinstance(term.weight, Unfolded):
+                given = config["terms"][index], config["width"], term.weight, b.dtype
+                module.terms[index], others[index] = _UnfoldedTerm(*given), replace(term, weight=None)
+    fill(module, replace(translation, terms=tuple(others)), b.dtype, b.device)
+    return module.eval()
+
+
+class _UnfoldedTerm(TokenTerm):
+    """A token term whose rows are computed from factors, once for each distinct id of a call, and rounded to `dtype`."""
+
+    def __init__(self, term: dict, width: int, factors: Unfolded, dtype: torch.dtype) -> None:
+        super().__init__(term, width)
+        self.register_parameter("table", None)
+        self._factors, self._dtype = factors, dtype
+
+    def rows(self, place: Tensor) -> Tensor:
+        distinct, inverse = place.unique(return_inverse=True)
+        return self._factors.rows(distinct).to(self._dtype).float()[inverse]
+
+
+def embeddings_of(a: Model, b: Model) -> dict[str, Float[Tensor, "vocabulary d"]]:
+    """The matrices that a composite of A and B holds and a fall-back may read; see `Fallback`. Nothing is copied."""
+    return {"a": a.embedding.weight, "b": b.head.get_parameter("weight")}
 
 
 def fill(module: TranslationModule, translation: Translation, dtype: torch.dtype, device: torch.device) -> None:
@@ -116,9 +158,18 @@ def copy_translations(old: nn.Module, new: nn.Module) -> None:
 
 
 class Applied:
-    """`translation` as a function of harvested tokens. It reads A up to `site` and has no `first`; ids are below `vocabulary`."""
+    """`translation` as a function of harvested tokens. It reads A up to `site` and has no `first`; ids are below `vocabulary`.
 
-    def __init__(self, translation: Translation, site: int, vocabulary: int) -> None:
+    Tables are folded. Without `embeddings` (see `embeddings_of`), ids that have no row add nothing.
+    """
+
+    def __init__(
+        self, translation: Translation, site: int, vocabulary: int, embeddings: dict[str, Tensor] | None = None
+    ) -> None:
+        self._embeddings = {of: matrix.cpu() for of, matrix in (embeddings or {}).items()}
+        if not self._embeddings:
+            terms = tuple(replace(term, fallback=None) for term in translation.terms)
+            translation = replace(translation, terms=terms)
         with torch.device("meta"):
             self._module = TranslationModule(translation_config(translation, None, site, 0, vocabulary))
         tensors = {name: tensor.cpu() for name, tensor in translation_tensors(translation, torch.float32).items()}
@@ -135,7 +186,9 @@ class Applied:
     def __call__(self, tokens: Tokens) -> Float[Tensor, "_ d_b"]:
         """ŷ of each token. The tokens must have the streams named in `streams` and `history` ids before the current one."""
         positions = tokens.positions[None]
-        return self._module.written(_Harvested({}, tokens.ids[None, :, 0], positions, positions, tokens))[0]
+        ids = tokens.ids[None, :, 0]
+        given = _Harvested({}, ids, positions, positions, tokens, embeddings=self._embeddings)
+        return self._module.written(given)[0]
 
 
 @dataclass(frozen=True)

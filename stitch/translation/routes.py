@@ -24,7 +24,7 @@ from stitch.translation.types import Residual, Routed, Term, Token, Translation,
 
 ROWS = 32_768  # of all matrices together, by default: as many as the n-gram tables have
 TOGETHER = 16_384  # tokens that are added to the moments at a time
-SAMPLED = 16_384  # token ids that k-means is run on
+SAMPLED = 16_384  # tokens that k-means is run on
 SHRINKAGES = (3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)  # λ, in tokens
 
 Stream = tuple[int, int]  # site of A, tokens back
@@ -51,20 +51,31 @@ def how_many(wanted: int | None, columns: int, distinct: int, memory: int) -> in
 
 
 def classes_by_state(
-    states: Float[Tensor, "vocabulary d"], ids: Int64[Tensor, " tokens"], number: int, seed: int
-) -> Int64[Tensor, " vocabulary"]:
-    """k-means of B's context-free states of the tokens, each weighed by the square root of its frequency in `ids`.
+    states: Float[Tensor, "entries d"], rows: Int64[Tensor, " tokens"], number: int, seed: int
+) -> Int64[Tensor, " entries"]:
+    """k-means of B's context-free states, each weighed by the square root of its frequency among `rows`, the tokens' states.
 
     Weighed by frequency, the few most frequent tokens would take most classes; unweighed, the many rare ones would.
     """
-    rows = states.double()
-    rows = (rows - rows.mean(0)) / rows.std(0).clamp_min(1e-12)
-    frequency = torch.bincount(ids, minlength=len(rows))[: len(rows)].double().sqrt()
+    mean, deviation = states.mean(0, dtype=torch.float64), states.std(0).double().clamp_min(1e-12)
+    frequency = torch.bincount(rows, minlength=len(states)).double().sqrt()
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(frequency, SAMPLED, replacement=True, generator=generator)
-    sample = rows[chosen].numpy()
-    centres, _ = kmeans2(sample, initial_centres(sample, number, seed), minit="matrix", iter=20)
-    return torch.cdist(rows, torch.from_numpy(centres)).argmin(1)
+    sample = ((states[chosen].double() - mean) / deviation).numpy()
+    found, _ = kmeans2(sample, initial_centres(sample, number, seed), minit="matrix", iter=20)
+    centres = torch.from_numpy(found)
+    parts = [torch.cdist((part.double() - mean) / deviation, centres).argmin(1) for part in states.split(TOGETHER)]
+    return torch.cat(parts)
+
+
+def over_vocabulary(
+    classes: Int64[Tensor, " entries"], keys: Int64[Tensor, " entries"] | None, vocabulary: int
+) -> Int64[Tensor, " vocabulary"]:
+    """Classes of all ids, given those of `keys` (None: of all). Other ids get one of their own: nothing is known of their matrix,
+    and fitted to no token it is that of the ridge."""
+    if keys is None:
+        return classes
+    return torch.full((vocabulary,), int(classes.max()) + 1).index_copy_(0, keys, classes)
 
 
 def initial_centres(rows: np.ndarray, number: int, seed: int) -> np.ndarray:
@@ -84,8 +95,8 @@ def initial_centres(rows: np.ndarray, number: int, seed: int) -> np.ndarray:
     return np.array(centres)
 
 
-def classes_at_random(vocabulary: int, number: int, seed: int) -> Int64[Tensor, " vocabulary"]:
-    return torch.randint(number, (vocabulary,), generator=torch.Generator().manual_seed(seed))
+def classes_at_random(entries: int, number: int, seed: int) -> Int64[Tensor, " entries"]:
+    return torch.randint(number, (entries,), generator=torch.Generator().manual_seed(seed))
 
 
 def fit_routes(
@@ -133,7 +144,7 @@ def fit_routes(
 def routed(name: str, translation: Translation, found: Routes) -> Translation:
     """`translation` with the routes added to its matrices on the same streams; their constants go to the token's table."""
     linear = {
-        (term.input.site, term.input.back): term.weight
+        (term.input.site, term.input.back): term.matrix
         for term in translation.terms
         if isinstance(term.input, Residual) and term.weight is not None
     }
@@ -144,7 +155,11 @@ def routed(name: str, translation: Translation, found: Routes) -> Translation:
         if isinstance(term.input, Residual) and (stream := (term.input.site, term.input.back)) in parts:
             term = Term(Routed(*stream, found.classes), linear[stream] + parts[stream])
         terms.append(term)
-    terms.append(Term(Token(), found.constant[found.classes]))
+    # The class of an id that does not occur has no constant, so the table's keys are enough.
+    keys = next(
+        (term.input.keys for term in translation.terms if isinstance(term.input, Token) and not term.input.back), None
+    )
+    terms.append(Term(Token(0, keys), found.constant[found.classes if keys is None else found.classes[keys]]))
     return merged(replace(translation, name=name, terms=tuple(terms)))
 
 

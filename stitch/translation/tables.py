@@ -50,7 +50,8 @@ def fit_tables(
 ) -> list[Term]:
     """Terms that add the tables to a translation with these residuals. The n-grams are those of `windows`.
 
-    The token table has a row per id. Bigrams and trigrams share `budget` rows, which go to those that explain most.
+    The token table has a row for each id that helps. Bigrams and trigrams share `budget` rows, which go to those that explain
+    most.
     """
     shares = {1: vocabulary, 2: budget // 2, 3: budget - budget // 2}
     shares = {order: share for order, share in shares.items() if share and vocabulary**order < 2**63}
@@ -62,15 +63,10 @@ def fit_tables(
         if order in keys:
             table = _table(order, keys[order], seen[order], other[order], built, vocabulary, share)
             built += [table] if len(table.keys) else []
-    terms = []
-    for table in built:
-        if table.order == 1:
-            dense = torch.zeros(vocabulary, table.rows.shape[1])
-            dense[table.keys] = table.rows.float()
-            terms.append(Term(Token(), dense))
-        else:
-            terms.append(Term(Ngram(table.order, table.keys), table.rows.float()))
-    return terms
+    return [
+        Term(Token(0, table.keys) if table.order == 1 else Ngram(table.order, table.keys), table.rows.float())
+        for table in built
+    ]
 
 
 def _candidates(windows: Tensor, order: int, vocabulary: int, most: int) -> Int64[Tensor, " contexts"]:

@@ -10,8 +10,10 @@ from stitch.composite.compose import late_half, set_dtype, stitch_config
 from stitch.modeling.modeling_composite import StitchForCausalLM, build_early, parts_of
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
-from stitch.translation.module import translation_module
+from stitch.translation.module import embeddings_of, translation_module
 from stitch.translation.types import Residual, Term, Token, Translation
+
+TOGETHER = 4096  # rows of the token table that are computed at a time
 
 
 def build_composite(model: Model, site: int, translation: Translation) -> StitchForCausalLM:
@@ -21,9 +23,8 @@ def build_composite(model: Model, site: int, translation: Translation) -> Stitch
     """
     last = list(parts_of(model.config))[-1]
     before = blocks_before_last_part(model.config)
-    by_token = [term.weight for term in translation.terms if term.input == Token() and term.weight is not None]
+    by_token = tuple(term for term in translation.terms if term.input == Token())
     others = tuple(term for term in translation.terms if term.input != Token())
-    table = sum(by_token, torch.zeros(last.vocab_size, last.hidden_size))
     read = dataclasses.replace(translation, terms=(Term(Residual(0), None), *others))
     config = stitch_config(last, last, 0, site - before, read, model.bos)
     config.site_b = site - before + getattr(model.config, "site_b", 0)
@@ -38,7 +39,12 @@ def build_composite(model: Model, site: int, translation: Translation) -> Stitch
         embedding = early.get_input_embeddings()
         embedding.weight.fill_(1)
         scale = embedding(torch.zeros(1, dtype=torch.long, device=model.device)).float().mean()  # Gemma's √d
-        embedding.weight.copy_(table / scale.cpu())
+        tables = Translation("by token", by_token, torch.zeros(last.hidden_size))
+        rows, held = translation_module(tables, model, model, site), embeddings_of(model, model)
+        for ids in torch.arange(last.vocab_size, device=model.device).split(TOGETHER):
+            embedding.weight[ids] = (rows({}, ids[None], torch.ones_like(ids)[None], embeddings=held)[0] / scale).to(
+                model.dtype
+            )
     net.a, net.b = early, late_half(model, site)
     net.translation = translation_module(read, model, model, site)
     net.generation_config = copy.deepcopy(model.net.generation_config)

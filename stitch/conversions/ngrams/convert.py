@@ -33,7 +33,7 @@ from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.windows import Windows
 from stitch.translation.look_ups import positions
-from stitch.translation.types import Ngram, Translation
+from stitch.translation.types import Ngram, Token, Translation
 
 TOLERANCE = 0.05  # default of the nats that `drop` "auto" may cost on the sweep split
 TOKENS, HELD_OUT = 300_000, 32_768  # defaults
@@ -243,7 +243,7 @@ def assemble_report(
     model, site = donor.model, fit_data.site
     start = blocks_before_last_part(model.config)
     dropped = sum(block_parameters(model.config, block) for block in range(start, site))
-    size = {name: bytes_of(found.translation, model.dtype) for name, found in fitted.items()}
+    size = {name: bytes_of(found.translation, model.dtype, model.config.vocab_size) for name, found in fitted.items()}
     order = ["donor", "converted", *(name for name in scores if name.startswith("baseline")), "reference:passthrough"]
     results = []
     for name in [*order, "floor:mean", "null:random-table"]:
@@ -283,14 +283,12 @@ def assemble_report(
     }
 
 
-def bytes_of(translation: Translation, dtype: torch.dtype) -> int:
-    """Of tables in the model's dtype and of their keys."""
-    total = 0
-    for term in translation.terms:
-        assert term.weight is not None
-        total += term.weight.numel() * dtype.itemsize
-        total += len(term.input.keys) * 8 if isinstance(term.input, Ngram) else 0
-    return total
+def bytes_of(translation: Translation, dtype: torch.dtype, vocabulary: int) -> int:
+    """Of tables in the model's dtype, their keys and fall-backs. The table by the current token has a row for every id."""
+    others = tuple(term for term in translation.terms if term.input != Token())
+    width = len(translation.bias)
+    beside = dataclasses.replace(translation, terms=others).bytes(dtype) - 4 * width
+    return beside + (len(others) < len(translation.terms)) * vocabulary * width * dtype.itemsize
 
 
 def _label(index: TableIndex) -> str:

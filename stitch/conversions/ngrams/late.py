@@ -16,7 +16,7 @@ from stitch.evaluation.scores import Batch, Logits
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
 from stitch.text.windows import Windows
-from stitch.translation.module import Applied, translation_module
+from stitch.translation.module import Applied, embeddings_of, unfolded_module
 from stitch.translation.types import Translation
 
 
@@ -33,11 +33,13 @@ class LateBlocks:
 
     def reading(self, translation: Translation) -> Logits:
         """Logits when the input is looked up by `translation`."""
-        module = translation_module(translation, self.model, self.model, self.site)
+        module = unfolded_module(translation, self.model, self.model, self.site)
+        embeddings = embeddings_of(self.model, self.model)
 
         def logits(batch: Batch) -> Tensor:
             ids = batch.ids.to(self.model.device)
-            return late_logits(self.half, module({}, ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids)))
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            return late_logits(self.half, module({}, ids, positions, embeddings=embeddings))
 
         return logits
 
@@ -63,7 +65,9 @@ def explained_variance(
     bare = {
         name: dataclasses.replace(one, first=None) for name, one in translations.items() if one.terms
     }  # `first` is for BOS, which is not among the tokens
-    applied = {name: Applied(one, site, model.config.vocab_size) for name, one in bare.items()}
+    applied = {
+        name: Applied(one, site, model.config.vocab_size, embeddings_of(model, model)) for name, one in bare.items()
+    }
     left, total = dict.fromkeys(applied, 0.0), 0.0
     for tokens in stream(model, windows, site, reach):
         weights, y = relative_weights(tokens.target), tokens.target.double()

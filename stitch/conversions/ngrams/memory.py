@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stitch.activations.observe import residuals
@@ -26,8 +26,10 @@ from stitch.text.documents import Split
 from stitch.text.windows import Windows
 from stitch.translation.fit import LEAST_SQUARES_TOKENS, from_ridge
 from stitch.translation.inputs import ByPosition, ByToken, Input
-from stitch.translation.look_ups import context_free, embeddings, positions
+from stitch.translation.look_ups import positions
+from stitch.translation.token_tables import TokenTables, token_tables
 from stitch.translation.types import Ngram, Position, Term, Token, Translation, merged
+from stitch.translation.unfolded import Unfolded
 
 COPIES = 6  # float64 arrays of the size of all rows that fitting holds at most
 
@@ -130,9 +132,11 @@ def read_fit_data(
 ) -> NgramFitData:
     """Runs the fit and sweep splits up to block `site` and collects what memories of that depth are fitted on."""
     vocabulary = model.config.vocab_size
-    own, state = embeddings(model), context_free(model, site)
-    inputs: dict[str, Input] = {f"embedding-{back}": ByToken(own, back) for back in range(shape.skips + 1)}
-    inputs |= {f"state-{back}": ByToken(state, back) for back in range(shape.order)}
+    occurring = token_tables(model, model, texts["fit"], texts["sweep"], site, progress)
+    inputs: dict[str, Input] = {
+        f"embedding-{back}": _input(occurring, "embedding", back) for back in range(shape.skips + 1)
+    }
+    inputs |= {f"state-{back}": _input(occurring, "state", back) for back in range(shape.order)}
     if (learned := positions(model)) is not None:
         inputs["position"] = ByPosition(learned)
 
@@ -175,6 +179,17 @@ def read_fit_data(
     return NgramFitData(site, vocabulary, shape, indices, inputs, moments, seen, held, mean, first)
 
 
+def _input(tables: TokenTables, name: str, back: int) -> ByToken:
+    """The table as an input. The converted model keeps the donor's embedding only if it is also the head's.
+
+    Otherwise the fall-back for earlier tokens is the mean row; that for the current token is stored as rows.
+    """
+    found = tables.input(name, back)
+    if found.fallback is None or not back or found.fallback.of == "b":
+        return found
+    return dataclasses.replace(found, fallback=found.fallback.always(found.table.mean(0)))
+
+
 def cumulative_stages(fit_data: NgramFitData) -> dict[str, tuple[list[int], list[str]]]:
     """Indices of tables and names of inputs for growing memories, by name. The last stage has all of them."""
     shape, found = fit_data.shape, {}
@@ -208,36 +223,44 @@ def fit_memory(
         linear = from_ridge(name, found, fit_data.inputs)
     else:
         linear = Translation(name, (), fit_data.mean.float())
-    by_input = {term.input: term.weight for term in linear.terms}
+    by_input = {term.input: term for term in linear.terms}
     seen = fit_data.seen.chosen(tables)
     prior = torch.zeros_like(seen.totals)
     for place, index in enumerate(indices):
-        if (weight := by_input.get(index.by)) is not None:
-            prior[seen.of(place)] = weight[index.keys].double()
+        if (term := by_input.get(index.by)) is not None:
+            prior[seen.of(place)] = _rows_at(term, index.keys).double()
     held = TableSamples(fit_data.held.places[list(tables)], fit_data.held.weights, fit_data.held.y - linear.bias)
     for place, rows in enumerate(held.places):
         has = rows >= 0
         held.y[has] -= prior[seen.of(place)][rows[has]].float()
     fit = backfit(seen.less(prior, linear.bias.double()), held)
-    added = [_term(index, rows.float(), fit_data.vocabulary) for index, rows in zip(indices, fit.rows, strict=True)]
+    added = [_term(index, rows.float()) for index, rows in zip(indices, fit.rows, strict=True)]
     together = merged(dataclasses.replace(linear, terms=(*linear.terms, *added)))
-    terms = tuple(term for term in together.terms if term.weight is not None and len(term.weight))
+    terms = tuple(term for term in map(_dense, together.terms) if term.weight is not None and len(term.weight))
     finished = dataclasses.replace(together, terms=terms, first=fit_data.first)
     rows = [int(table.ne(0).any(1).sum()) for table in fit.rows]
     choices = fit.shrinkages, fit.least_counts, fit.errors
     return NgramMemory(indices, rows, *choices, linear.starting_with(fit_data.first), finished)
 
 
-def _term(index: TableIndex, rows: Float[Tensor, "rows d"], vocabulary: int) -> Term:
-    """The table as a term of a translation. N-gram tables lose rows of zeros; tables by token have a row per id."""
+def _term(index: TableIndex, rows: Float[Tensor, "rows d"]) -> Term:
+    """The table as a term of a translation. N-gram tables lose rows of zeros."""
     if isinstance(index.by, Ngram):
         kept = rows.ne(0).any(1)
         return Term(Ngram(index.by.order, index.keys[kept]), rows[kept])
-    if isinstance(index.by, Token):
-        dense = torch.zeros(vocabulary, rows.shape[1])
-        dense[index.keys] = rows
-        return Term(index.by, dense)
-    return Term(index.by, rows)
+    return Term(Token(index.by.back, index.keys) if isinstance(index.by, Token) else index.by, rows)
+
+
+def _rows_at(term: Term, keys: Int64[Tensor, " rows"]) -> Float[Tensor, "rows d"]:
+    """Rows of a table by token or by position, for keys that it has."""
+    place = keys
+    if isinstance(term.input, Token) and term.input.keys is not None:
+        place = torch.searchsorted(term.input.keys, keys)
+    return term.weight.rows(place) if isinstance(term.weight, Unfolded) else term.matrix[place]
+
+
+def _dense(term: Term) -> Term:
+    return dataclasses.replace(term, weight=term.weight.folded()) if isinstance(term.weight, Unfolded) else term
 
 
 def with_shuffled_rows(translation: Translation, seed: int) -> Translation:
@@ -245,6 +268,6 @@ def with_shuffled_rows(translation: Translation, seed: int) -> Translation:
     generator = torch.Generator().manual_seed(seed)
     terms = []
     for term in translation.terms:
-        assert term.weight is not None
-        terms.append(Term(term.input, term.weight[torch.randperm(len(term.weight), generator=generator)]))
+        order = torch.randperm(len(term.matrix), generator=generator)
+        terms.append(dataclasses.replace(term, weight=term.matrix[order]))
     return dataclasses.replace(translation, name="random-table", terms=tuple(terms))
