@@ -30,7 +30,6 @@ from stitch.modeling.modeling_composite import ngram_keys
 from stitch.regression.moments import Moments, Variable, accumulate
 from stitch.regression.ridge import Ridge, ridge
 from stitch.translation import cross_code, matched
-from stitch.translation.available import available
 from stitch.translation.fit import from_ridge
 from stitch.translation.groups import needed
 from stitch.translation.inputs import Input, Lift, reach, streams
@@ -54,8 +53,8 @@ class Matched:
     @property
     def _parts(self) -> tuple[Codes, Tensor]:
         (term,) = self.translation.terms
-        assert isinstance(term.input, Codes) and term.weight is not None
-        return term.input, term.weight
+        assert isinstance(term.input, Codes)
+        return term.input, term.matrix
 
     def columns(self, tokens) -> Variable:
         codes, weight = self._parts
@@ -268,9 +267,7 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
             rows[f"{prefix} cross-code"] = through
         key = f"through{'-shuffled' if shuffle else ''}"
         inputs[key] = Matched(site, through)
-        weight = through.terms[0].weight
-        assert weight is not None
-        left[key] = found.columns["codes"] @ weight
+        left[key] = found.columns["codes"] @ through.terms[0].matrix
         add(f"{prefix}+look-ups", added(known, on_means([key, *(name for name in timeless if name in LOOK_UPS)], left)))
 
     # n paired tokens, with a map fitted on unpaired text as the prior of ridge.

@@ -39,6 +39,7 @@ from stitch.jobs import stages
 from stitch.models.model import Model
 from stitch.regression.moments import Moments, accumulate
 from stitch.regression.ridge import ridge
+from stitch.text.documents import Split
 from stitch.translation import cross_code, matched
 from stitch.translation.available import available, earlier_sites
 from stitch.translation.fit import from_ridge

@@ -111,7 +111,8 @@ LongContext = Annotated[
 
 # SAE
 Features = Annotated[
-    int | None, option("SAE", "--features", "N", "Number of features per SAE.", "8 times the model's width")
+    int | None,
+    option("SAE", "--features", "N", "Number of features per SAE.", "8 times its model's width, or half of TOKENS"),
 ]
 ActiveFeatures = Annotated[int, option("SAE", "--k", "N", "Active features per token in each SAE.")]
 Architecture = Annotated[

@@ -80,7 +80,7 @@ def set_dtype(config: StitchConfig, dtype: torch.dtype) -> None:
 
 
 def early_seam(a: PreTrainedConfig) -> list[str]:
-    """Modules that the early half leaves out: A's final norm, and of a composite also the head, unless its translation reads it."""
+    """Modules that the early half leaves out: A's final norm, and of a composite its head, unless its translation reads it."""
     anatomy = anatomy_of(a)
     if not isinstance(a, StitchConfig):
         return [anatomy.final_norm]

@@ -87,13 +87,18 @@ def whole_model(net: nn.Module) -> Logits:
     return lambda batch: net(input_ids=batch.ids.to(device), use_cache=False).logits
 
 
+CACHED = 2**24  # bytes of logits that are computed with at a time: larger arrays exceed a CPU's caches
+
+
 def batches(windows: Windows, vocabulary: int, memory: int, part: range) -> Iterator[Batch]:
     """Windows of `part` in batches whose logits take about 16 MiB, and six copies of them at most a quarter of `memory` bytes.
 
-    Larger batches are slower on a CPU: their arrays exceed the caches and are returned to the system after every use.
+    Larger batches are slower on a CPU: their arrays are returned to the system after every use. A batch has at least one window.
+    With a large vocabulary its logits alone may exceed the budget: `evaluate` then holds them twice, the row's and the
+    reference's.
     """
     window = windows.context * vocabulary * 4
-    size = max(1, min(2**24 // window, memory // 4 // (window * 6)))
+    size = max(1, min(CACHED // window, memory // 4 // (window * 6)))
     for start in range(part.start, part.stop, size):
         rows = slice(start, min(start + size, part.stop))
         yield Batch(windows.ids[rows].long(), rows)
@@ -123,16 +128,12 @@ def evaluate(
     for batch in batches(windows, vocabulary, memory, range(len(windows.ids)) if part is None else part):
         owner = windows.document[batch.rows][:, 1:].flatten().long()
         target = batch.ids[:, 1:].flatten()
-        base = _Reference(_log_probabilities(reference(batch), vocabulary)) if reference else None
+        base = None if reference is None else [_Reference(some) for some in _log_probabilities(reference(batch), vocabulary)]
         for name, logits in rows.items():
-            predicted = _log_probabilities(logits(batch), vocabulary)
-            nats = -predicted.gather(1, target.to(predicted.device)[:, None])[:, 0]
-            if not torch.isfinite(nats).all():
+            columns = _compared(logits(batch), target, base, vocabulary)
+            if not torch.isfinite(columns[0]).all():
                 raise StitchError(f"logits must be finite; {name} gives NaN or infinity: try `dtype=fp32`.")
-            columns = [nats, torch.zeros_like(nats), torch.zeros_like(nats), torch.ones_like(nats)]
-            if base is not None:
-                columns[1], columns[2] = base.divergence(predicted), base.agreement(predicted)
-            sums[name].index_add_(1, owner, torch.stack(columns).double().cpu())
+            sums[name].index_add_(1, owner, columns.double().cpu())
         if progress:
             progress(task, batch.rows.stop * windows.context, windows.tokens)
     return {
@@ -143,8 +144,24 @@ def evaluate(
     }
 
 
+def _compared(
+    logits: Tensor, target: Tensor, base: "list[_Reference] | None", vocabulary: int
+) -> Float[Tensor, "4 tokens"]:
+    """For each predicted token: nats, nats of KL, whether the favourite is the same, and 1."""
+    columns: list[Tensor] = []
+    for number, predicted in enumerate(_log_probabilities(logits, vocabulary)):
+        start = sum(part.shape[1] for part in columns)
+        wanted = target[start : start + len(predicted)].to(predicted.device)
+        nats = -predicted.gather(1, wanted[:, None])[:, 0]
+        own = [nats, torch.zeros_like(nats), torch.zeros_like(nats), torch.ones_like(nats)]
+        if base is not None:
+            own[1], own[2] = base[number].divergence(predicted), base[number].agreement(predicted)
+        columns.append(torch.stack(own))
+    return torch.cat(columns, 1)
+
+
 class _Reference:
-    """The distribution that rows are compared with, prepared once per batch."""
+    """The distribution that rows are compared with, prepared once per batch for some of its tokens."""
 
     def __init__(self, log_probabilities: Float[Tensor, "tokens vocabulary"]) -> None:
         self.probabilities = log_probabilities.exp()
@@ -159,5 +176,15 @@ class _Reference:
         return (self.favourite == predicted.argmax(1)).float()
 
 
-def _log_probabilities(logits: Tensor, vocabulary: int) -> Float[Tensor, "tokens vocabulary"]:
-    return logits[:, :-1, :vocabulary].float().log_softmax(-1).flatten(0, 1)
+def _log_probabilities(
+    logits: Float[Tensor, "batch context logits"], vocabulary: int
+) -> Iterator[Float[Tensor, "_ vocabulary"]]:
+    """Log-probabilities of all predicted tokens, some tokens at a time: whole windows, or parts of one that fill CACHED bytes."""
+    context = logits.shape[1] - 1
+    if (logits.shape[0] * context * vocabulary * 4 <= 2 * CACHED) or not context:
+        yield logits[:, :-1, :vocabulary].float().log_softmax(-1).flatten(0, 1)
+        return
+    some = max(1, CACHED // (4 * vocabulary))
+    for window in logits:
+        for part in window[:-1].split(some):
+            yield part[:, :vocabulary].float().log_softmax(-1)

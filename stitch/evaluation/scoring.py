@@ -67,7 +67,12 @@ def train_references(
     if not settings.steps_of_reference:
         return {}
     start = fitted.translations["translation:affine"]
-    arguments = {"steps": settings.steps_of_reference, "seed": settings.seed, "progress": progress}
+    arguments = {
+        "steps": settings.steps_of_reference,
+        "seed": settings.seed,
+        "memory": settings.memory,
+        "progress": progress,
+    }
     return {"reference:affine-trained": trained(start, a, b, fit, **arguments)}
 
 

@@ -16,6 +16,7 @@ from stitch.translation.types import Codes, Translation
 
 WINDOWS = 8  # per step
 RATE = 1e-2
+COPIES = 4  # of a window's logits during a step: themselves, log-probabilities and their gradients
 
 
 def trained(
@@ -27,9 +28,12 @@ def trained(
     steps: int,
     seed: int,
     rate: float = RATE,
+    memory: int = 4 * 2**30,
     progress: Progress | None = None,
 ) -> Translation:
     """`start` after `steps` Adam steps on the cross-entropy of B's late half, with both models frozen.
+
+    A step's windows are passed one after another as far as `memory`, in bytes, demands.
 
     `rate` is the first step of a parameter, relative to its root mean square; steps decrease linearly to 0. Weights, tables, bias
     and encoders are trained; B's state for BOS (`first`) is not. With dense codes among the inputs the result is an MLP.
@@ -51,14 +55,16 @@ def trained(
     vocabulary = min(a.config.vocab_size, b.config.vocab_size)
     with torch.enable_grad():
         for step, (streams, ids) in enumerate(_windows(fit, steps, seed)):
-            ids = ids.to(b.device)
-            positions = torch.arange(ids.shape[1], device=b.device).expand_as(ids)
-            here = {site: x.to(b.device) for site, x in streams.items()}
-            hidden = module(here, ids, positions, embeddings=embeddings_of(a, b))
-            logits = late_logits(late, hidden)[:, :-1, :vocabulary].float()
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            together = max(1, memory // 4 // (COPIES * 4 * ids.shape[1] * vocabulary))
+            for some in torch.arange(len(ids)).split(together):
+                here = ids[some].to(b.device)
+                positions = torch.arange(here.shape[1], device=b.device).expand_as(here)
+                read = {site: x[some].to(b.device) for site, x in streams.items()}
+                hidden = module(read, here, positions, embeddings=embeddings_of(a, b))
+                logits = late_logits(late, hidden)[:, :-1, :vocabulary].float()
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), here[:, 1:].flatten())
+                (loss * len(some) / len(ids)).backward()
             optimiser.step()
             schedule.step()
             if progress:

@@ -1,6 +1,7 @@
 """Matching of the features of two SAEs by the correlation of their codes on the same tokens, with shuffled matchings as null."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from matching.stream import Batches
 from matching.transport import balanced, unbalanced
 from matching.types import Candidates, Pairs
 from stitch.features.matched import Matched
+from stitch.progress import Progress
 
 SHUFFLES = 20  # shuffled matchings that the real one is compared with
 
@@ -37,16 +39,20 @@ class Matching:
     deviation_b: Float64[np.ndarray, " features_b"]
 
 
-def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Matching:
+def match(batches: Batches, method: str, *, seed: int, budget_bytes: int, progress: Progress | None = None) -> Matching:
     """Matches the features of A and B, given a stream of sparse codes on the same tokens that can be started again.
 
     `method` is one of: `hungarian`, the optimal one-to-one assignment; `ot` and `unbalanced`, transport plans on the candidate
     graph with firing frequencies as marginals. A shuffle keeps rows and masses, and exchanges partners that fire about as often.
     """
+    done = partial(progress, "matching (steps)") if progress else lambda step, steps: None
     correlations = Correlations.read(batches, budget_bytes=budget_bytes, threads=torch.get_num_threads())
+    done(1, 4)
     moments_a, moments_b = correlations.moments_a, correlations.moments_b
     graph = candidates(correlations, generator=np.random.default_rng(seed))
+    done(2, 4)
     pairs, certificate = assign_certified(correlations, graph)
+    done(3, 4)
     plan = unbalanced(graph, moments_a.frequency, moments_b.frequency)
     if method == "hungarian":
         rows, cols, mass = pairs.rows, pairs.cols, np.ones(len(pairs))
@@ -59,6 +65,7 @@ def match(batches: Batches, method: str, *, seed: int, budget_bytes: int) -> Mat
     # One pass over the correlations for the real edges, all shuffled ones and those of the transport plan.
     edges = [(rows, partner, mass) for partner in partners] + [(plan.rows, plan.cols, plan.mass)]
     found = correlations.of(np.concatenate([edge[0] for edge in edges]), np.concatenate([edge[1] for edge in edges]))
+    done(4, 4)
 
     def matched(
         rows: Int64[np.ndarray, " edges"],

@@ -11,6 +11,7 @@ from stitch.composite.costs import Costs
 from stitch.config import AnySettings, CompleteSettings, Settings
 from stitch.evaluation.row_costs import row_costs
 from stitch.evaluation.scoring import choose, evaluate_all, stage, train_references
+from stitch.evaluation.unseen import loss_at_unseen
 from stitch.features.explain import explain
 from stitch.files.folders import to_json
 from stitch.files.job import Clock, Job, run
@@ -142,6 +143,7 @@ def _make(
             on, composite, fitted, saes, wants=settings.wants, references=references, bridges=bridges,
             alternatives={name: found.logits for name, found in rivals.items()}, progress=progress,
         )  # fmt: skip
+        unseen = loss_at_unseen(on, fitted.translations[chosen], progress)
 
     found = Joined(
         a=a, b=b, sources=pair.sources, windows=windows, saes=saes, matching=matching, fitted=fitted, bridges=bridges,
@@ -150,6 +152,7 @@ def _make(
     )  # fmt: skip
     report = pair_report(settings, found)
     report["provenance"]["settings"] = asked.to_dict()
+    report["look_ups"] = {**fitted.look_ups, "unseen": unseen}
     if layer_choice is not None:
         report["layer_choice"] = layer_choice
     with clock.stage("writing"):

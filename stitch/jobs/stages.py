@@ -28,6 +28,8 @@ from stitch.translation.fit import Evidence, Fitted, MatchedFeatures, Options, i
 from stitch.translation.token_tables import token_tables
 
 FEATURES_PER_WIDTH = 8  # features of an SAE per dimension of its stream, by default
+TOKENS_PER_FEATURE = 2  # at least, for least squares
+MULTIPLE = 64  # the default number of features is a multiple of this where the text decides it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +97,14 @@ def check(settings: AnySettings, a: Model, b: Model) -> None:
                 f"features must fit into `memory`: {settings.features:,} need {needed / 2**30:.1f} GiB to train, and `memory` is "
                 f"{settings.memory / 2**30:.1f} GiB; lower `features` or raise `memory`."
             )
-    if not settings.native:  # depth surgery has no features
+    if not settings.native and not (
+        settings.sae_a and settings.sae_b
+    ):  # depth surgery has no features, given SAEs have theirs
         tokens = text_size(settings, a, b).fit
-        check_determined(settings.features or FEATURES_PER_WIDTH * widest, tokens, "features")
+        if settings.features is not None:
+            check_determined(settings.features, tokens, "features")
+        else:
+            check_determined(widest, tokens, "the width of both streams")
 
 
 def complete(settings: AnySettings, a: Model, b: Model) -> CompleteSettings:
@@ -118,11 +125,17 @@ def complete(settings: AnySettings, a: Model, b: Model) -> CompleteSettings:
 
 def check_determined(features: int, tokens: int, what: str) -> None:
     """Raises UsageError for fewer than two tokens per feature, too few for least squares. `what` begins the message."""
-    if tokens < 2 * features:
+    if tokens < TOKENS_PER_FEATURE * features:
         raise UsageError(
             f"{what} must be at most half the number of tokens to fit on, {tokens:,}; got {features:,}: "
             "raise `tokens` or lower `features`."
         )
+
+
+def default_features(width: int, tokens: int) -> int:
+    """Features of an SAE on a stream of this width: as many as the tokens determine, at most FEATURES_PER_WIDTH per dimension."""
+    determined = tokens // TOKENS_PER_FEATURE // MULTIPLE * MULTIPLE
+    return max(width, min(FEATURES_PER_WIDTH * width, determined))
 
 
 def read_windows(
@@ -178,7 +191,7 @@ def sae_configs(settings: CompleteSettings, a: Model, b: Model, fit: Paired) -> 
     def config(model: Model) -> SAEConfig:
         return SAEConfig(
             architecture=settings.architecture,
-            features=settings.features or FEATURES_PER_WIDTH * model.width,
+            features=settings.features or default_features(model.width, fit.tokens),
             k=settings.k,
             steps=steps_for(fit.tokens, settings.sae_passes, batch),
             batch_size=batch,
@@ -224,7 +237,8 @@ def train_pair(
         device=a.device,
         progress=progress,
     )
-    check_determined(saes.a.encoder.shape[1], paired["fit"].tokens, "the SAE of A")
+    if settings.features is not None and settings.sae_a is None:
+        check_determined(settings.features, paired["fit"].tokens, "features")
     return saes
 
 
@@ -242,7 +256,7 @@ def match_pair(
 ) -> Matching:
     """The matching of both SAEs' features on the fit split, whose codes are kept in `work`."""
     stream = codes_of_pair(settings, fit, saes, work, progress)
-    return match(stream, settings.matching, seed=settings.seed, budget_bytes=settings.memory // 4)
+    return match(stream, settings.matching, seed=settings.seed, budget_bytes=settings.memory // 4, progress=progress)
 
 
 def codes_of_pair(settings: CompleteSettings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None):

@@ -113,8 +113,8 @@ def translate(
         return row.name not in impossible and _leads_to(row, wants)
 
     solved, least_squares = _least_squares(evidence, options, sizes, is_requested, progress)
-    _add_routes(solved, evidence, options, is_requested)
-    _add_tables(solved, evidence, options, wants)
+    _add_routes(solved, evidence, options, is_requested, progress)
+    _add_tables(solved, evidence, options, wants, progress)
 
     found = {**least_squares.closed, **solved}
     # The identity has no state for BOS, so that a model joined to itself gives the same bits as the model.
@@ -230,7 +230,11 @@ def _least_squares(
     first: _LeastSquares | None = None
     for names, pairs in groups(request.reads, request.needed_first, sizes, sample.tokens):
         moments, moments_held = _moments(evidence, sample, pairs, options, sizes, progress)
-        solved = {name: _ridge_of_row(request.reads[name], inputs, moments, moments_held) for name in names}
+        solved = {}
+        for name in names:
+            solved[name] = _ridge_of_row(request.reads[name], inputs, moments, moments_held)
+            if progress:
+                progress("least squares (rows)", len(ridges) + len(solved), len(request.reads))
         if first is None:
             for row in request.shuffled:
                 solved[row.name] = ridge(moments, moments_held, row.reads, target=row.target)
@@ -288,7 +292,11 @@ def function_of(row: Row) -> Callable[[ClosedForm], Translation]:
 
 
 def _add_routes(
-    solved: dict[str, Translation], evidence: Evidence, options: Options, is_requested: Callable[[Row], bool]
+    solved: dict[str, Translation],
+    evidence: Evidence,
+    options: Options,
+    is_requested: Callable[[Row], bool],
+    progress: Progress | None,
 ) -> None:
     """Adds the rows with a matrix per class of tokens."""
     inputs, fit = evidence.inputs, evidence.fit
@@ -301,32 +309,44 @@ def _add_routes(
         number = how_many(options.routes, width, distinct, options.memory)
         if number > 1:
             classes = _classes(row, evidence, number, options.seed)
-            left = _left_by(solved[row.base], evidence, options.chunk)
+            left = _left_by(solved[row.base], evidence, options.chunk, progress, row.short)
             solved[row.name] = routed(row.short, solved[row.base], fit_routes(streams(read), classes, *left))
 
 
-def _add_tables(solved: dict[str, Translation], evidence: Evidence, options: Options, wants: Wants) -> None:
+def _add_tables(
+    solved: dict[str, Translation], evidence: Evidence, options: Options, wants: Wants, progress: Progress | None
+) -> None:
     """Adds the rows with tables of another row's residuals, by token and n-gram."""
     for row in registry.made_by(registry.TABLES):
         if row.base in solved and wants(row.name):
             base = solved[row.base]
-            left = _left_by(base, evidence, options.chunk)
+            left = _left_by(base, evidence, options.chunk, progress, row.short)
             ids = evidence.fit.a.windows.ids
             terms = fit_tables(ids, *left, evidence.vocabulary, options.ngrams) if options.ngrams else []
             solved[row.name] = merged(replace(base, name=row.short, terms=(*base.terms, *terms)))
 
 
-def _left_by(translation: Translation, evidence: Evidence, chunk: int) -> tuple[Residuals, Residuals]:
-    """A translation's residuals y − ŷ, on the tokens to fit on and on the held-out ones."""
+def _left_by(
+    translation: Translation, evidence: Evidence, chunk: int, progress: Progress | None, row: str
+) -> tuple[Residuals, Residuals]:
+    """A translation's residuals y − ŷ, on the tokens to fit on and on the held-out ones. `row` is what they are read for."""
     applied = Applied(translation, evidence.fit.site_a, evidence.vocabulary)
-    first, second = (partial(_residuals, split, applied, chunk) for split in (evidence.fit, evidence.held_out))
-    return first, second
+    return (
+        partial(_residuals, evidence.fit, applied, chunk, progress, f"residuals for {row} (tokens)"),
+        partial(_residuals, evidence.held_out, applied, chunk, None, ""),
+    )
 
 
-def _residuals(paired: Paired, applied: Applied, chunk: int) -> Iterator[tuple[Tokens, Tensor]]:
+def _residuals(
+    paired: Paired, applied: Applied, chunk: int, progress: Progress | None, task: str
+) -> Iterator[tuple[Tokens, Tensor]]:
     """Tokens with as many preceding ids as n-grams need, and the residual y − ŷ of each."""
+    done, total = 0, paired.tokens
     for tokens in paired.with_history(applied.streams, max(2, applied.history), chunk):
         yield tokens, tokens.target.float() - applied(tokens)
+        done += len(tokens.target)
+        if progress:
+            progress(task, done, total)
 
 
 def _classes(row: Row, evidence: Evidence, number: int, seed: int) -> Int64[Tensor, " vocabulary"]:

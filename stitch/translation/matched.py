@@ -61,8 +61,8 @@ def permutation(
 def error_carry(name: str, start: Translation, fit: Moments, held_out: Moments) -> Translation:
     """`start`, a `permutation`, plus (x − x̂) W_e. W_e is a ridge from the error of A's SAE to the error of `start`."""
     (term,) = start.terms
-    assert isinstance(term.input, Codes) and term.weight is not None
-    weight, decoder = term.weight.double(), term.input.dictionary.decoder.double().cpu()
+    assert isinstance(term.input, Codes)
+    weight, decoder = term.matrix.double(), term.input.dictionary.decoder.double().cpu()
     whole = torch.eye(decoder.shape[1], dtype=torch.float64)
     target = torch.eye(weight.shape[1], dtype=torch.float64)
 
@@ -79,8 +79,8 @@ def error_carry(name: str, start: Translation, fit: Moments, held_out: Moments) 
 def prior(name: str, start: Translation, fit: Moments, held_out: Moments) -> Translation:
     """Ridge on paired activations that shrinks towards `start`, a linear map through the matching, instead of zero."""
     (term,) = start.terms
-    assert isinstance(term.input, Residual) and term.weight is not None
-    found = ridge(fit, held_out, ("x",), prior={"x": term.weight})
+    assert isinstance(term.input, Residual)
+    found = ridge(fit, held_out, ("x",), prior={"x": term.matrix})
     return Translation(name, (Term(term.input, found.weights["x"].float()),), found.bias.float())
 
 

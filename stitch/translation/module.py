@@ -88,7 +88,7 @@ def translation_tensors(translation: Translation, dtype: torch.dtype) -> dict[st
             if dictionary.threshold is not None:
                 tensors[f"{prefix}.threshold"] = dictionary.threshold.float()
         if isinstance(term.input, (Ngram, Token)) and term.input.keys is not None:
-            tensors[f"{prefix}.keys"] = term.input.keys
+            tensors[f"{prefix}.keys"] = term.input.keys.clone()  # save_pretrained refuses terms that share them
         if isinstance(term.input, Routed):
             tensors[f"{prefix}.classes"] = term.input.classes
         if term.fallback is not None:
