@@ -1,6 +1,6 @@
 """B's embeddings and context-free states of the tokens of a text as inputs of a regression, with a fall-back for other tokens.
 
-A composite meets tokens that the text did not have. Their embedding and state are predicted from an embedding that the composite
+Cost follows the text: no more tokens have rows than the text has tokens. A composite also meets others. Their embedding and state are predicted from an embedding that the composite
 holds anyway: B's if it is tied to B's head, otherwise A's. For B's tied embedding the first prediction is exact; all others are
 ridge regressions on the tokens that occur, with λ and the reported loss from tokens that are left out of the fit.
 """
@@ -56,9 +56,13 @@ class TokenTables:
 def token_tables(
     a: Model, b: Model, fit: Windows, held_out: Windows, site: int | None, progress: Progress | None = None
 ) -> TokenTables:
-    """Tables of the tokens of both texts: `embedding`, and with a `site` the `state` entering that block of B."""
+    """Tables of the tokens of both texts: `embedding`, and with a `site` the `state` entering that block of B.
+
+    Where the vocabulary is no larger than the text that is fitted on, they are tables of all ids.
+    """
     vocabulary = b.config.vocab_size
-    ids = look_ups.occurring(fit.ids, held_out.ids)
+    is_small = vocabulary <= fit.tokens
+    ids = torch.arange(vocabulary) if is_small else look_ups.occurring(fit.ids, held_out.ids)
     tables = {"embedding": look_ups.embeddings(b, ids)}
     if site is not None:
         tables["state"] = look_ups.context_free(b, site, ids, progress)

@@ -1,0 +1,92 @@
+"""Time by stage and peak memory of the main job on a pico pair whose vocabulary is planted: 4,000 ids, or 150,000.
+
+Both vocabularies read the same text, words that are drawn by Zipf's law from 4,000; the other 146,000 ids occur nowhere.
+One JSON line for each, in a process of its own; `--label` names the version that is measured.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from _processes import last_line, peak_bytes
+
+VOCABULARIES = (4_000, 150_000)
+WIDTH, BLOCKS, CONTEXT, TOKENS, HELD_OUT, WORDS = 192, 4, 128, 20_000, 2_048, 3_900
+
+
+def save_models(folder: Path, vocabulary: int) -> None:
+    """A random Llama and a random GPT-2 with a tokenizer of one id per word."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<s>", "<unk>", *(f"w{number}" for number in range(vocabulary - 2))]
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="<s>", unk_token="<unk>")
+    shared = dict(vocab_size=vocabulary, bos_token_id=0, eos_token_id=0)
+    configs = {
+        "a": AutoConfig.for_model(
+            "llama", hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=4,
+            num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, **shared,
+        ),
+        "b": AutoConfig.for_model("gpt2", n_embd=WIDTH, n_layer=BLOCKS, n_head=4, n_positions=CONTEXT, **shared),
+    }  # fmt: skip
+    for number, (side, config) in enumerate(configs.items()):
+        torch.manual_seed(number)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / side)
+        tokenizer.save_pretrained(folder / side)
+
+
+def save_text(path: Path) -> None:
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    shares = 1 / np.arange(1, WORDS + 1)
+    drawn = generator.choice(WORDS, (1200, 60), p=shares / shares.sum())
+    path.write_text("\n".join(json.dumps({"text": " ".join(f"w{word}" for word in row)}) for row in drawn.tolist()))
+
+
+def one_run(vocabulary: int) -> dict:
+    from stitch.config import Settings
+    from stitch.jobs.join import stitch
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        last_line([sys.executable, __file__, "--make", folder, "--vocabulary", vocabulary])  # its memory is not counted
+        settings = Settings(
+            model_a=str(folder / "a"), model_b=str(folder / "b"), layer=2, text=str(folder / "text.jsonl"), tokens=TOKENS,
+            held_out=HELD_OUT, context=CONTEXT, features=2 * WIDTH, sae_passes=0.5, reference_steps=0, device="cpu",
+        )  # fmt: skip
+        report, out = stitch(settings, folder / "composite")
+        size = sum(file.stat().st_size for file in out.glob("*.safetensors") if file.name.startswith("model"))
+        return {"seconds": report["seconds"], "peak_bytes": peak_bytes(), "bytes": size,
+                "with_rows": report.get("look_ups", {}).get("tokens_with_rows", vocabulary)}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--label", default="now")
+    parser.add_argument("--vocabulary", type=int, action="append")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.make:
+        save_models(given.make, *given.vocabulary)
+        save_text(given.make / "text.jsonl")
+        print("{}")
+    elif given.one:
+        print(json.dumps(one_run(*given.vocabulary)))
+    else:
+        for vocabulary in given.vocabulary or VOCABULARIES:
+            found = last_line([sys.executable, __file__, "--one", "--vocabulary", vocabulary])
+            print(
+                json.dumps({"benchmark": "vocabulary", "version": given.label, "vocabulary": vocabulary, **found}),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
