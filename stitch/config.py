@@ -36,6 +36,7 @@ class _Common:
     matching: str = "hungarian"
     translation: str = "auto"
     ngrams: int = 32_768
+    seam_bytes: float = 10.0  # of the composite's translation, in percent of the bytes of both halves
     routes: int | None = None  # classes of tokens; None: as many as keep their matrices within 32,768 rows
     reference_steps: int | None = None  # None: REFERENCE_STEPS, or none for a brief report
     seed: int = 0
@@ -61,6 +62,8 @@ class _Common:
             )
         if not self.sae_passes > 0:
             raise UsageError(f"sae_passes must be above 0; got {self.sae_passes}.")
+        if not self.seam_bytes >= 0:
+            raise UsageError(f"seam_bytes must be 0 or more percent; got {self.seam_bytes}.")
         if self.memory < 2**26:
             raise UsageError(f"memory must be at least 64M; got {self.memory / 2**20:.0f}M.")
         least = {

@@ -157,6 +157,16 @@ Ngrams = Annotated[
     int,
     option("Translation", "--ngrams", "N", "Rows in the n-gram tables of the translations `…+tables`. 0: no tables."),
 ]
+SeamBytes = Annotated[
+    float,
+    option(
+        "Translation",
+        "--seam-bytes",
+        "PERCENT",
+        "Bytes of the composite's translation, in percent of those of the blocks, embedding and head that are kept. Its tables "
+        "are cut and packed to 8 bits to keep within them.",
+    ),
+]
 Routes = Annotated[
     int | None,
     option(

@@ -73,6 +73,7 @@ def join(
     sae_passes: o.SaePasses = 2.0,
     matching: o.Matching = "hungarian",
     translation: o.Translation = "auto",
+    seam_bytes: o.SeamBytes = 10.0,
     ngrams: o.Ngrams = 32_768,
     routes: o.Routes = None,
     reference_steps: o.ReferenceSteps = None,
@@ -110,7 +111,7 @@ def join(
     settings = Settings(
         model_a=model_a, model_b=model_b, layer=layer, layer_b=block_or_auto(layer_b), text=text, tokens=tokens,
         held_out=held_out, context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b,
-        sae_passes=sae_passes, matching=matching, translation=translation, ngrams=ngrams, routes=routes,
+        sae_passes=sae_passes, matching=matching, translation=translation, seam_bytes=seam_bytes, ngrams=ngrams, routes=routes,
         reference_steps=reference_steps, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
         trust_remote_code=trust_remote_code, native=native, brief=brief,
     )  # fmt: skip
@@ -152,6 +153,7 @@ def chain(
     sae_passes: o.SaePasses = 2.0,
     matching: o.Matching = "hungarian",
     translation: o.Translation = "auto",
+    seam_bytes: o.SeamBytes = 10.0,
     ngrams: o.Ngrams = 32_768,
     routes: o.Routes = None,
     reference_steps: o.ReferenceSteps = 0,
@@ -178,7 +180,8 @@ def chain(
     with progress(quiet) as update:
         report, folder = chain(
             parts, out, text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
-            architecture=architecture, sae_passes=sae_passes, matching=matching, translation=translation, ngrams=ngrams,
+            architecture=architecture, sae_passes=sae_passes, matching=matching, translation=translation,
+            seam_bytes=seam_bytes, ngrams=ngrams,
             routes=routes, reference_steps=reference_steps, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume, progress=update,
         )  # fmt: skip

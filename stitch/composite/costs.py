@@ -68,7 +68,11 @@ def cost_of(net: nn.Module, flops: float, itemsize: int | None = None) -> Cost:
             parameters += parameter.numel()
             stored += size
             read += size // max(1, len(parameter)) if only_looked_up else size
-        stored += sum(buffer.numel() * buffer.element_size() for buffer in _stored_buffers(module))
+        for name, buffer in _stored_buffers(module):
+            stored += buffer.numel() * buffer.element_size()
+            if name == "codes":  # numbers of a packed table, of which a row is read
+                parameters += buffer.numel()
+                read += buffer.shape[1]
     return Cost(flops, parameters, stored, read)
 
 
@@ -81,13 +85,15 @@ def _looked_up(module: nn.Module) -> Iterable[nn.Parameter]:
     if isinstance(module, nn.Embedding):
         yield module.weight
     for name, parameter in module._parameters.items():
-        if parameter is not None and (name == "table" or (name == "weight" and "classes" in module._buffers)):
+        if parameter is not None and (
+            name in ("table", "scales") or (name == "weight" and "classes" in module._buffers)
+        ):
             yield parameter
 
 
-def _stored_buffers(module: nn.Module) -> Iterable[torch.Tensor]:
-    names = module._buffers.keys() - module._non_persistent_buffers_set
-    return (buffer for name in names if (buffer := module._buffers[name]) is not None and name in ("keys", "classes"))
+def _stored_buffers(module: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+    names = ("keys", "classes", "codes")
+    return ((name, buffer) for name in names if (buffer := module._buffers.get(name)) is not None)
 
 
 def whole(model: Model, context: int) -> Cost:
@@ -120,7 +126,7 @@ def of_translation(translation: Translation, a: Model, b: Model, site: int) -> C
     with torch.device("meta"):
         module = TranslationModule(translation_config(translation, b.bos, site, a.width, b.config.vocab_size))
         for term in module.terms:
-            if "table" in term._parameters:
+            if term._parameters.get("table") is not None:
                 term.register_parameter("table", nn.Parameter(term.get_parameter("table").to(b.dtype)))
     return cost_of(module, 2.0 * translation.multiply_adds)
 

@@ -13,15 +13,15 @@ def row_costs(
     costs: Costs,
     sites: tuple[int, int],
     fitted: Fitted,
-    chosen: str,
+    written: Translation,
     saes: SAEs,
     *,
     references: Mapping[str, Translation],
     bridges: Mapping[str, Bridge],
 ) -> dict[str, Cost]:
-    """Costs by row name, of all rows that a join can have but its alternatives."""
+    """Costs by row name, of all rows that a join can have but its alternatives. `written` is the composite's translation."""
     site, onto = sites
-    translations = {**fitted.translations, **fitted.nulls, **references, "composite": fitted.translations[chosen]}
+    translations = {**fitted.translations, **fitted.nulls, **references, "composite": written}
     if fitted.shuffles:
         translations["null:shuffled-matching"] = fitted.shuffles[0]
     late = costs.late(onto)

@@ -28,8 +28,14 @@ def stage(settings: CompleteSettings, a: Model, b: Model, paired: Paired) -> Sta
     return Stage(a, b, *settings.sites, paired, settings.memory)
 
 
-def choose(settings: CompleteSettings, fitted: Fitted, on: Stage, progress: Progress | None) -> str:
-    """Row name of the translation to write: the one that the settings name, or the best on the sweep split (see TIE).
+def choose(
+    settings: CompleteSettings,
+    fitted: Fitted,
+    candidates: Mapping[str, Translation],
+    on: Stage,
+    progress: Progress | None,
+) -> str:
+    """Row name of the translation to write: the one that the settings name, or the best candidate on the sweep split (see TIE).
 
     Raises: UsageError when the named translation was not fitted.
     """
@@ -40,7 +46,7 @@ def choose(settings: CompleteSettings, fitted: Fitted, on: Stage, progress: Prog
                 "`features` or choose another translation."
             )
         return name
-    rows = {name: on.translated(translation) for name, translation in fitted.translations.items()}
+    rows = {name: on.translated(translation) for name, translation in candidates.items()}
     windows = on.windows.first(CHOICE)
 
     def score(names: list[str], part: range) -> dict[str, Scores]:
@@ -54,7 +60,7 @@ def choose(settings: CompleteSettings, fitted: Fitted, on: Stage, progress: Prog
     tied = [name for name, found in scores.items() if found.ce - best <= TIE]
 
     def price(name: str) -> tuple[int, int, float]:
-        translation = fitted.translations[name]
+        translation = candidates[name]
         return translation.multiply_adds, translation.parameters, scores[name].ce
 
     return min(tied, key=price)

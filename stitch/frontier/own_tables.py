@@ -10,44 +10,50 @@ from stitch.frontier.alternative import Alternative, Means
 from stitch.modeling.modeling_composite import StitchConfig
 from stitch.models.model import Model
 from stitch.translation.look_ups import positions
+from stitch.translation.packing import pack
 
-ORDER, SKIPS = 3, 4  # those of `convert ngram`, or fewer where bytes or memory allow no more
+ORDER, SKIPS = 3, 4  # those of `convert ngram`, or fewer where memory allows no more
 
 
 def own_tables(model: Model, means: Means) -> Alternative | None:
     """The model with the fewest first blocks as tables that keeps within the FLOPs and bytes of the composite.
 
-    None for a composite, and where no table fits within the bytes.
+    None for a composite, and where its late blocks do not fit within the bytes.
     """
     if isinstance(model.config, StitchConfig):
         return None
     site = first_site_within(model, means)
     if site is None:
         return None
-    shape = shape_within(model, means, means.limit.bytes - late(model, site, means.context).bytes)
-    if shape is None:
-        return None
-    return _with_tables(model, site, shape, means)
+    return _with_tables(model, site, means)
 
 
 def at_every_depth(model: Model, means: Means) -> Iterator[Alternative]:
     """The model with its first 1, 2, … blocks as tables, whatever they cost."""
-    shape = shape_within(model, means, means.limit.bytes)
-    for site in range(1, model.depth) if shape else ():
-        yield _with_tables(model, site, shape, means)
+    for site in range(1, model.depth):
+        if (found := _with_tables(model, site, means)) is not None:
+            yield found
 
 
-def _with_tables(model: Model, site: int, shape: NgramShape, means: Means) -> Alternative:
+def _with_tables(model: Model, site: int, means: Means) -> Alternative | None:
+    """The tables are cut and packed like the composite's, to the bytes that it leaves. None where memory allows no table, or the
+    bytes do not even hold the late blocks."""
+    blocks, shape = late(model, site, means.context), shape_within(model, means)
+    if shape is None or blocks.bytes >= means.limit.bytes:
+        return None
     learned = positions(model)
     indices = choose_tables(
         means.windows["fit"], shape, model.config.vocab_size, 0 if learned is None else len(learned), means.memory,
         model.width,
     )  # fmt: skip
     data = read_fit_data(model, means.windows, site, shape, indices, means.progress)
-    translation = fit_full_memory(data).translation
+    translation = pack(
+        fit_full_memory(data).translation, means.limit.bytes - blocks.bytes, means.windows["fit"].ids,
+        model.config.vocab_size, model.dtype,
+    )  # fmt: skip
     return Alternative(
         f"{model.name} with its first {site} of {model.depth} blocks as n-gram tables",
-        of_translation(translation, model, model, site) + late(model, site, means.context),
+        of_translation(translation, model, model, site) + blocks,
         LateBlocks(model, site).reading(translation),
     )
 
@@ -61,19 +67,15 @@ def first_site_within(model: Model, means: Means) -> int | None:
     return next((site for site in range(1, model.depth) if flops(site) <= means.limit.flops), None)
 
 
-def shape_within(model: Model, means: Means, limit: int) -> NgramShape | None:
-    """The largest tables within `limit` bytes on disk whose fit keeps within the memory; None if not even one fits."""
-    width, itemsize = model.width, model.dtype.itemsize
-    learned = positions(model)
+def shape_within(model: Model, means: Means) -> NgramShape | None:
+    """The largest tables whose fit keeps within the memory; None if not even the smallest do."""
     ids = len(means.windows["fit"].ids.unique())
     for skips in range(SKIPS, -1, -1):
         order = min(ORDER, skips + 1)
-        single = (1 + skips) * model.config.vocab_size + (0 if learned is None else len(learned))
-        left = limit - single * width * itemsize
-        if left < 0:
-            continue
-        rows = min(means.ngrams, left // (width * itemsize + 8)) if order > 1 else 0
-        shape = NgramShape(order=order, rows=rows, skips=skips)
-        if memory_needed(shape, width, ids * (1 + skips) + rows) <= means.memory:
-            return shape
+        rows = means.ngrams if order > 1 else 0
+        if (
+            memory_needed(NgramShape(order=order, rows=rows, skips=skips), model.width, ids * (1 + skips) + rows)
+            <= means.memory
+        ):
+            return NgramShape(order=order, rows=rows, skips=skips)
     return None

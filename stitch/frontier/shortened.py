@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.activations.harvest import harvest, windows_per_shard
+from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.observe import residuals
 from stitch.composite.costs import whole
 from stitch.composite.surgery import Bridge, bridged, fit_bridges, sites_of, why_not_foldable
@@ -68,7 +68,7 @@ def _bridge(model: Model, start: int, stop: int, means: Means) -> Bridge:
     read = sites_of(model, start, stop)
     per_shard = windows_per_shard(means.context, len(read) * model.width, model.dtype, means.memory)
     splits: tuple[Split, ...] = ("fit", "sweep")
-    streams = {
+    streams: dict[Split, Activations] = {
         split: harvest(
             model, means.windows[split].first(LEAST_SQUARES_TOKENS), read,
             means.scratch / f"cut-{start}-{stop}-{split}", per_shard=per_shard, progress=means.progress,

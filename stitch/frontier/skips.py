@@ -3,7 +3,7 @@
 from stitch.activations.harvest import harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.compose import compose
-from stitch.composite.costs import Cost, early, late, of_translation
+from stitch.composite.costs import early, late, of_translation
 from stitch.evaluation.scores import whole_model
 from stitch.frontier.alternative import Alternative, Means
 from stitch.modeling.modeling_composite import StitchConfig
@@ -13,6 +13,7 @@ from stitch.translation import rows as registry
 from stitch.translation.available import earlier_sites, free_inputs
 from stitch.translation.fit import LEAST_SQUARES_TOKENS, Evidence, Options, translate
 from stitch.translation.inputs import Input, Stream
+from stitch.translation.packing import pack
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 
@@ -65,12 +66,13 @@ def without_features(row: str) -> str:
 
 
 def skip(model: Model, site: int, onto: int, row: str, made: str, means: Means) -> Alternative:
-    """The model joined to itself."""
-    translation = _fit(model, site, onto, row, means)
-    cost = sum(
-        (early(model, site, means.context), of_translation(translation, model, model, site), late(model, onto, means.context)),
-        Cost(),
+    """The model joined to itself, with tables cut and packed to the bytes that the composite leaves."""
+    halves = early(model, site, means.context) + late(model, onto, means.context)
+    translation = pack(
+        _fit(model, site, onto, row, means), means.limit.bytes - halves.bytes, means.windows["fit"].ids,
+        model.config.vocab_size, model.dtype,
     )  # fmt: skip
+    cost = halves + of_translation(translation, model, model, site)
     return Alternative(made, cost, whole_model(compose(model, model, site, onto, translation)))
 
 

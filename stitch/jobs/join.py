@@ -27,6 +27,7 @@ from stitch.jobs.stages import (
     harvest_pair,
     load_pair,
     match_pair,
+    pack_pair,
     read_windows,
     text_size,
     train_pair,
@@ -123,12 +124,14 @@ def _make(
     with clock.stage("translations"):
         fitted = translate_pair(settings, a, b, paired, saes, matching, progress)
         bridges = bridge_pair(settings, a, b, paired, progress)
+    costs = Costs(a, b, settings.context)
     with clock.stage("choice"):
-        chosen = choose(settings, fitted, stage(settings, a, b, paired["sweep"]), progress)
+        packed = pack_pair(settings, costs, fitted, paired["fit"])
+        chosen = choose(settings, fitted, packed, stage(settings, a, b, paired["sweep"]), progress)
+        written = packed[chosen]
     with clock.stage("references"):
         references = train_references(settings, a, b, paired["fit"], fitted, progress)
-    costs = Costs(a, b, settings.context)
-    known = row_costs(costs, settings.sites, fitted, chosen, saes, references=references, bridges=bridges)
+    known = row_costs(costs, settings.sites, fitted, written, saes, references=references, bridges=bridges)
     with clock.stage("alternatives"):
         means = Means(
             limit=known["composite"], windows=windows, context=settings.context, ngrams=settings.ngrams,
@@ -137,17 +140,17 @@ def _make(
         )  # fmt: skip
         rivals = alternatives(a, b, settings.layer_b, chosen, means, settings.wants)
     with clock.stage("evaluation"):
-        composite = compose(a, b, *settings.sites, fitted.translations[chosen])
+        composite = compose(a, b, *settings.sites, written)
         on = stage(settings, a, b, paired["report"])
         scores = evaluate_all(
             on, composite, fitted, saes, wants=settings.wants, references=references, bridges=bridges,
             alternatives={name: found.logits for name, found in rivals.items()}, progress=progress,
         )  # fmt: skip
-        unseen = loss_at_unseen(on, fitted.translations[chosen], progress)
+        unseen = loss_at_unseen(on, written, progress)
 
     found = Joined(
         a=a, b=b, sources=pair.sources, windows=windows, saes=saes, matching=matching, fitted=fitted, bridges=bridges,
-        chosen=chosen, scores=scores, alternatives={name: found.made for name, found in rivals.items()},
+        chosen=chosen, written=written, scores=scores, alternatives={name: found.made for name, found in rivals.items()},
         costs={**known, **{name: found.cost for name, found in rivals.items()}}, pair_costs=costs,
     )  # fmt: skip
     report = pair_report(settings, found)
@@ -157,7 +160,7 @@ def _make(
         report["layer_choice"] = layer_choice
     with clock.stage("writing"):
         files = {"README.md": model_card(report), **explained}
-        _write(output, pair, settings, fitted.translations[chosen], files, scratch)
+        _write(output, pair, settings, written, files, scratch)
     report["seconds"] = clock.seconds
     (output / "report.json").write_bytes(to_json(report))
     return report

@@ -8,6 +8,7 @@ from sae.config import SAEConfig
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.compose import check_target
+from stitch.composite.costs import Costs
 from stitch.composite.surgery import Bridge, fit_bridges, sites_of, why_not_foldable
 from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings, CompleteSettings, same_relative_depth
 from stitch.errors import UsageError
@@ -25,7 +26,9 @@ from stitch.text.tokenizers import require_same_ids
 from stitch.text.windows import CONTEXT, HELD_OUT, LEAST_HELD_OUT, Windows, split_windows
 from stitch.translation.available import available, earlier_sites
 from stitch.translation.fit import Evidence, Fitted, MatchedFeatures, Options, inputs_read, translate
+from stitch.translation.packing import bytes_without_tables, pack
 from stitch.translation.token_tables import token_tables
+from stitch.translation.types import Translation
 
 FEATURES_PER_WIDTH = 8  # features of an SAE per dimension of its stream, by default
 TOKENS_PER_FEATURE = 2  # at least, for least squares
@@ -263,6 +266,24 @@ def codes_of_pair(settings: CompleteSettings, fit: Paired, saes: SAEs, work: Pat
     """Both SAEs' codes of the fit split, as a stream that can be read several times."""
     chunk = chunk_tokens(settings, saes)
     return code_stream(fit, saes.a, saes.b, chunk=chunk, folder=work / "codes", progress=progress)
+
+
+def pack_pair(settings: CompleteSettings, costs: Costs, fitted: Fitted, fit: Paired) -> dict[str, Translation]:
+    """Translations that may be written, by row name, within the bytes that the settings leave to the seam.
+
+    Those whose matrices alone take more are left out; where that is all of them, the smallest remains. A translation that the
+    settings name is kept in any case.
+    """
+    b, halves = costs.target, costs.early(settings.layer) + costs.late(settings.layer_b)
+    limit = int(halves.bytes * settings.seam_bytes / 100)
+    named = f"translation:{settings.translation}"
+    sizes = {name: bytes_without_tables(found, b.dtype) for name, found in fitted.translations.items()}
+    allowed = {name for name, size in sizes.items() if size <= limit} or {min(sizes, key=lambda name: sizes[name])}
+    return {
+        name: pack(found, limit, fit.a.windows.ids, b.config.vocab_size, b.dtype)
+        for name, found in fitted.translations.items()
+        if name in allowed | {named}
+    }
 
 
 def translate_pair(

@@ -30,16 +30,16 @@ def sweep_report(
     rivals: list[Rival],
 ) -> dict:
     """The part of report.json that follows from the scores: cells, best layers, fronts."""
-    costs = {
+    costs: dict[Side, Costs] = {
         "a": Costs(models["a"], models["b"], context),
         "b": Costs(models["b"], models["a"], context),
     }
-    whole = {
+    whole: dict[Side, dict] = {
         side: {
             **_numbers(donors[side]),
             **costs[side].whole_source.to_dict(),
         }
-        for side in models
+        for side in costs
     }
     alternatives = [
         {"model": one.side, "made": one.made, **_numbers(one.scores), **one.cost.to_dict()} for one in rivals

@@ -103,7 +103,8 @@ class TranslationModule(nn.Module):
         {"kind": "position", "entries": P} |
         {"kind": "ngram", "order": 2, "entries": E, "vocabulary": V}]}
 
-    An identity term returns its input, truncated or zero-padded to d_out. Tables may be in the model's dtype. Positions before
+    A table may also have "rank": R, "basis": bool (see `TableTerm`), and may be in the model's dtype. An identity term returns its
+    input, truncated or zero-padded to d_out. Positions before
     the text's first token contribute nothing. A token table that is not keyed has a row for every id.
     """
 
@@ -279,7 +280,28 @@ class CodesTerm(nn.Module):
         return torch.zeros_like(pre).scatter(-1, kept.indices, kept.values.relu())
 
 
-class TokenTerm(nn.Module):
+class TableTerm(nn.Module):
+    """A table: `table`, or in fewer bytes 8-bit `codes` with a scale per row, times `basis` where there is one."""
+
+    def __init__(self, term: dict, width: int):
+        super().__init__()
+        entries, rank = term["entries"], term.get("rank")
+        self.table = nn.Parameter(torch.zeros(entries, width)) if rank is None else None
+        self.codes: Tensor | None
+        self.register_buffer("codes", None if rank is None else torch.zeros(entries, rank, dtype=torch.int8))
+        self.scales = None if rank is None else nn.Parameter(torch.zeros(entries))
+        self.basis = nn.Parameter(torch.zeros(rank, width)) if rank is not None and term["basis"] else None
+
+    def rows(self, place: Tensor) -> Tensor:
+        """Rows of the table by number, in float32."""
+        if self.table is not None:
+            return nn.functional.embedding(place, self.table).float()
+        assert self.codes is not None and self.scales is not None
+        found = self.codes[place].float() * self.scales[place].float().unsqueeze(-1)
+        return found if self.basis is None else found @ self.basis.float()
+
+
+class TokenTerm(TableTerm):
     """The row of `table` for the id of the token `back` tokens ago.
 
     With `keys`, which are sorted, only these ids have a row. Others have their embedding @ `fallback`, whose last row is a
@@ -287,9 +309,8 @@ class TokenTerm(nn.Module):
     """
 
     def __init__(self, term: dict, width: int):
-        super().__init__()
+        super().__init__(term, width)
         self.back = term.get("back", 0)
-        self.table = nn.Parameter(torch.zeros(term["entries"], width))
         self.keys: Tensor | None
         self.register_buffer("keys", torch.zeros(term["entries"], dtype=torch.int64) if term.get("keyed") else None)
         fallback = term.get("fallback") or {}
@@ -300,10 +321,6 @@ class TokenTerm(nn.Module):
         ids = inputs.ids_ago(self.back)
         found = self.rows(ids) if self.keys is None else self._keyed(ids.contiguous(), self.keys, inputs)
         return found if self.back == 0 else found * inputs.reaches(self.back)
-
-    def rows(self, place: Tensor) -> Tensor:
-        """Rows of the table by number, in float32."""
-        return nn.functional.embedding(place, self.table).float()
 
     def _keyed(self, ids: Tensor, keys: Tensor, inputs: TranslationInputs) -> Tensor:
         place = torch.searchsorted(keys, ids).clamp_max(len(keys) - 1)
@@ -319,34 +336,29 @@ class TokenTerm(nn.Module):
         return found.masked_scatter(~known.unsqueeze(-1), others)
 
 
-class PositionTerm(nn.Module):
+class PositionTerm(TableTerm):
     """The row of `table` for the position id."""
 
     back = 0
 
-    def __init__(self, term: dict, width: int):
-        super().__init__()
-        self.table = nn.Parameter(torch.zeros(term["entries"], width))
-
     def forward(self, inputs: TranslationInputs) -> Tensor:
-        return nn.functional.embedding(inputs.position_ids, self.table).float()
+        return self.rows(inputs.position_ids)
 
 
-class NgramTerm(nn.Module):
+class NgramTerm(TableTerm):
     """The row of `table` for an n-gram in `keys`, zero for other n-grams. The key of ids … b, a (a the latest) is … + b·V + a."""
 
     def __init__(self, term: dict, width: int):
-        super().__init__()
+        super().__init__(term, width)
         self.back, self.vocabulary = term["order"] - 1, term["vocabulary"]
         self.keys: Tensor
         self.register_buffer("keys", torch.zeros(term["entries"], dtype=torch.int64))
-        self.table = nn.Parameter(torch.zeros(term["entries"], width))
 
     def forward(self, inputs: TranslationInputs) -> Tensor:
         key = ngram_keys([inputs.ids_ago(back) for back in range(self.back + 1)], self.vocabulary)
         place = torch.searchsorted(self.keys, key).clamp_max(len(self.keys) - 1)
         known = (self.keys.take(place) == key).unsqueeze(-1) & inputs.reaches(self.back)
-        return nn.functional.embedding(place, self.table).float() * known
+        return self.rows(place) * known
 
 
 def ngram_keys(ids: list[Tensor], vocabulary: int) -> Tensor:
@@ -426,7 +438,7 @@ class Stitched(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = [  # noqa: RUF012
         r"translation\.(?:bias|first)$",
-        r"translation\.terms\.\d+\.(?:weight|encoder|encoder_bias|threshold|fallback)$",
+        r"translation\.terms\.\d+\.(?:weight|encoder|encoder_bias|threshold|fallback|scales|basis)$",
     ]
     _supports_sdpa = True
     _supports_flash_attn = True

@@ -47,6 +47,7 @@ def _multiply_adds(translation: dict) -> int:
         read = term.get("features", term.get("width", 0))  # tables have neither
         total += 0 if term.get("identity") else read * translation["width"]
         total += term["width"] * term["features"] if term["kind"] == "codes" else 0
+        total += term["rank"] * translation["width"] if term.get("basis") else 0
         if fallback := term.get("fallback"):
             total += round(fallback["share"] * fallback["width"] * translation["width"])
     return total

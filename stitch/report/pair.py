@@ -21,11 +21,13 @@ from stitch.text.documents import Split
 from stitch.text.windows import Windows
 from stitch.translation.fit import Fitted
 from stitch.translation.rows import compared_with
+from stitch.translation.types import Translation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """What a stitch computed, as far as its report needs it. `chosen` is the row name of the translation in the composite.
+    """What a stitch computed, as far as its report needs it. `chosen` is the row name of the translation in the composite, `written` that translation
+    within the seam's bytes.
 
     `alternatives` says in words what the rows of alternatives are; `costs` has the cost of every row.
     """
@@ -39,6 +41,7 @@ class Joined:
     fitted: Fitted
     bridges: dict[str, Bridge]
     chosen: str
+    written: Translation
     scores: dict[str, Scores]
     alternatives: dict[str, str]
     costs: dict[str, Cost]
@@ -47,7 +50,7 @@ class Joined:
 
 def pair_report(settings: CompleteSettings, found: Joined) -> dict:
     """report.json, with the timings still to be filled in."""
-    yardstick = line(found.pair_costs, *settings.sites, found.fitted.translations[found.chosen], found.scores)
+    yardstick = line(found.pair_costs, *settings.sites, found.written, found.scores)
     results = _results(settings.sites, found)
     return {
         "verdict": verdict(found.scores, found.costs),
@@ -87,7 +90,7 @@ def _ridges(fitted: Fitted) -> dict[str, dict]:
 
 def _results(sites: tuple[int, int], found: Joined) -> list[dict]:
     """A dict per row: scores and costs; of translations also the cost of the seam alone and the distance to the line."""
-    translations = {"composite": found.fitted.translations[found.chosen], **found.fitted.translations}
+    translations = {"composite": found.written, **found.fitted.translations}
     seams = seam_costs(found.pair_costs, sites[0], {**translations, **found.fitted.nulls})
     results = []
     for name in ranked(found.scores):

@@ -11,6 +11,7 @@ from stitch.activations.paired import Tokens
 from stitch.errors import UsageError
 from stitch.modeling.modeling_composite import TokenTerm, TranslationInputs, TranslationModule
 from stitch.models.model import Model
+from stitch.translation.packed import Packed
 from stitch.translation.types import Codes, Ngram, Position, Residual, Routed, Term, Token, Translation
 from stitch.translation.unfolded import Unfolded
 
@@ -46,14 +47,14 @@ def translation_config(translation: Translation, bos: int | None, site_a: int, w
                     "identity": term.weight is None,
                 }
             case Token(back, keys):
-                entry = {"kind": "token", "back": back, "entries": _entries(translation, term)}
+                entry = {"kind": "token", "back": back, **_table(translation, term)}
                 entry |= {} if keys is None else {"keyed": True}
                 if (given := term.fallback) is not None:
                     entry["fallback"] = {"of": given.of, "width": len(given.weight) - 1, "share": given.share}
             case Position():
-                entry = {"kind": "position", "entries": _entries(translation, term)}
+                entry = {"kind": "position", **_table(translation, term)}
             case Ngram(order, _):
-                entry = {"kind": "ngram", "order": order, "entries": _entries(translation, term)}
+                entry = {"kind": "ngram", "order": order, **_table(translation, term)}
                 entry["vocabulary"] = vocabulary
                 if vocabulary**order >= 2**63:
                     raise UsageError(f"n-grams of {vocabulary:,} ids must have an order below {order}: lower it.")
@@ -65,10 +66,13 @@ def translation_config(translation: Translation, bos: int | None, site_a: int, w
     return {"width": len(translation.bias), "first": translation.first is not None, "bos_token_id": bos, "terms": terms}
 
 
-def _entries(translation: Translation, term: Term) -> int:
+def _table(translation: Translation, term: Term) -> dict:
+    """Number of rows of a table, and how they are stored."""
     if term.weight is None:
         raise UsageError(f"a look-up needs a table; {translation.name} has none for {term.input}.")
-    return len(term.weight)
+    if isinstance(term.weight, Packed):
+        return {"entries": len(term.weight), "rank": term.weight.codes.shape[1], "basis": term.weight.basis is not None}
+    return {"entries": len(term.weight)}
 
 
 def translation_tensors(translation: Translation, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -95,6 +99,9 @@ def translation_tensors(translation: Translation, dtype: torch.dtype) -> dict[st
             tensors[f"{prefix}.fallback"] = term.fallback.weight.float()
         if isinstance(term.weight, Unfolded):
             tensors[f"{prefix}.table"] = term.weight.folded(dtype)
+        elif isinstance(term.weight, Packed):
+            tensors |= {f"{prefix}.codes": term.weight.codes, f"{prefix}.scales": term.weight.scales}
+            tensors |= {} if term.weight.basis is None else {f"{prefix}.basis": term.weight.basis}
         elif term.weight is not None:
             name, kind = ("table", dtype) if term.is_table else ("weight", torch.float32)
             tensors[f"{prefix}.{name}"] = term.weight.to(kind)

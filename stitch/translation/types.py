@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sae.types import Dictionary
+from stitch.translation.packed import Packed
 from stitch.translation.unfolded import Unfolded, factors_of, spread
 
 
@@ -114,11 +115,12 @@ class Term:
     """One summand. `weight` is [d_in, d_out], for tables [entries, d_out], for a routed stream [classes, d_in, d_out].
 
     With None a stream or codes are added as they are, truncated or zero-padded. Inputs before the text's first token add nothing.
-    A table by token may be kept as factors (`Unfolded`) until it is written, and may have a `fallback`.
+    A table by token may be kept as factors (`Unfolded`) until it is written, and may have a `fallback`. Any table may
+    be `Packed`.
     """
 
     input: Input
-    weight: Float[Tensor, "*classes d_in d_out"] | Unfolded | None
+    weight: Float[Tensor, "*classes d_in d_out"] | Unfolded | Packed | None
     fallback: Fallback | None = None
 
     @property
@@ -162,7 +164,9 @@ class Translation:
                 total += term.input.dictionary.encoder.numel()
             if term.fallback is not None:
                 total += term.fallback.multiply_adds
-            if term.weight is not None and not term.is_table:
+            if isinstance(term.weight, Packed):
+                total += term.weight.multiply_adds
+            elif term.weight is not None and not term.is_table:
                 total += (term.matrix[0] if isinstance(term.input, Routed) else term.matrix).numel()
         return total
 
@@ -180,9 +184,13 @@ class Translation:
 
     def bytes(self, dtype: torch.dtype) -> int:
         """Bytes on disk in a composite of this dtype: tables in `dtype`, other numbers in float32, keys and classes in int64."""
-        tables = sum(term.weight.numel() for term in self.terms if term.is_table and term.weight is not None)
+        tables = [term.weight for term in self.terms if term.is_table and term.weight is not None]
+        others = (
+            self.parameters - sum(table.numel() for table in tables) + (0 if self.first is None else len(self.first))
+        )
         keys = sum(len(of) for term in self.terms if (of := _integers(term.input)) is not None)
-        return 4 * (self.parameters - tables) + dtype.itemsize * tables + 8 * keys
+        stored = sum(table.bytes if isinstance(table, Packed) else dtype.itemsize * table.numel() for table in tables)
+        return 4 * others + stored + 8 * keys
 
 
 def _integers(read: Input) -> Tensor | None:
@@ -205,9 +213,9 @@ def merged(translation: Translation) -> Translation:
 
 def _added(one: Term, other: Term) -> Term:
     """The sum of two tables by token or by position. The keys of one must be among those of the other."""
-    assert one.weight is not None and other.weight is not None
+    assert isinstance(one.weight, Tensor | Unfolded) and isinstance(other.weight, Tensor | Unfolded)
     wide, narrow = (one, other) if len(one.weight) >= len(other.weight) else (other, one)
-    assert wide.weight is not None and narrow.weight is not None
+    assert isinstance(wide.weight, Tensor | Unfolded) and isinstance(narrow.weight, Tensor | Unfolded)
     assert narrow.fallback is None or wide.fallback is not None or len(narrow.weight) == len(wide.weight)
     first, second = factors_of(wide.weight), factors_of(narrow.weight)
     if len(narrow.weight) < len(wide.weight):
