@@ -82,13 +82,12 @@ def _own(module: nn.Module) -> Iterable[nn.Parameter]:
 
 def _looked_up(module: nn.Module) -> Iterable[nn.Parameter]:
     """The parameters of which a token reads a single row, or a single matrix."""
-    if isinstance(module, nn.Embedding):
-        yield module.weight
-    for name, parameter in module._parameters.items():
-        if parameter is not None and (
-            name in ("table", "scales") or (name == "weight" and "classes" in module._buffers)
-        ):
-            yield parameter
+    names = {
+        "table",
+        "scales",
+        *(["weight"] if isinstance(module, nn.Embedding) or "classes" in module._buffers else []),
+    }
+    return (parameter for name, parameter in module._parameters.items() if name in names and parameter is not None)
 
 
 def _stored_buffers(module: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:

@@ -10,6 +10,7 @@ from stitch.evaluation.scores import evaluate
 from stitch.evaluation.stage import Stage
 from stitch.progress import Progress
 from stitch.text.windows import Windows
+from stitch.translation.packed import Packed
 from stitch.translation.types import Term, Token, Translation
 from stitch.translation.unfolded import factors_of
 
@@ -58,6 +59,8 @@ def _with_mean_rows(translation: Translation) -> Translation:
 
 
 def _mean_row(term: Term) -> Float[Tensor, " d_out"]:
+    if isinstance(term.weight, Packed):
+        return term.weight.rows(torch.arange(len(term.weight))).mean(0)
     assert term.weight is not None
     means = ((rows.mean(0, dtype=torch.float64).cpu(), weight) for rows, weight in factors_of(term.weight))
     return sum(

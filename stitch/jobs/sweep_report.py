@@ -105,7 +105,7 @@ def _rival(cell: dict, known: list[dict]) -> dict | None:
     return {key: best[key] for key in ("made", "ce", "flops", "bytes")}
 
 
-def _best_layers(cells: list[dict], costs: dict[str, Costs]) -> list[dict]:
+def _best_layers(cells: list[dict], costs: dict[Side, Costs]) -> list[dict]:
     """The cell that `RULE` chooses for every number of early blocks, in both directions."""
     at = {(cell["source"], cell["i"], cell["j"]): cell for cell in cells}
     best = []

@@ -103,9 +103,9 @@ class TranslationModule(nn.Module):
         {"kind": "position", "entries": P} |
         {"kind": "ngram", "order": 2, "entries": E, "vocabulary": V}]}
 
-    A table may also have "rank": R, "basis": bool (see `TableTerm`), and may be in the model's dtype. An identity term returns its
-    input, truncated or zero-padded to d_out. Positions before
-    the text's first token contribute nothing. A token table that is not keyed has a row for every id.
+    A table may also have "rank": R, "basis": bool (see `TableTerm`), and may be in the model's dtype. An identity term returns
+    its input, truncated or zero-padded to d_out. Positions before the text's first token contribute nothing. A token table that
+    is not keyed has a row for every id.
     """
 
     def __init__(self, config: dict):

@@ -26,8 +26,9 @@ from stitch.translation.types import Translation
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """What a stitch computed, as far as its report needs it. `chosen` is the row name of the translation in the composite, `written` that translation
-    within the seam's bytes.
+    """What a stitch computed, as far as its report needs it.
+
+    `chosen` is the row name of the translation in the composite, `written` that translation within the seam's bytes.
 
     `alternatives` says in words what the rows of alternatives are; `costs` has the cost of every row.
     """

@@ -1,9 +1,10 @@
 """Brings a translation within a number of bytes: matrices stay, tables get what they earn.
 
 A table by token or by position is cut to its leading directions. They are those of a singular value decomposition in which a
-row counts as often as the text reads it, so that the squared error over the text is the least for its rank (Eckart & Young
-1936). n-gram tables keep the rows that the text reads most and that are longest. All numbers of tables become 8-bit ones. One list holds
-all directions and rows, by what each takes off the squared error per byte; the first that fit are kept.
+row counts as often as the text reads it, so that the squared error over the text is the least for its rank. n-gram tables keep
+the rows that the text reads most and that are longest. All numbers of tables become 8-bit ones. One list holds all directions and
+rows, by what each takes off the squared error per byte; the first that fit are kept.
+Source of the decomposition: Eckart & Young 1936, Psychometrika 1.
 """
 
 from collections.abc import Iterator
