@@ -20,6 +20,7 @@ from stitch.translation.types import Ngram, Position, Term, Token, Translation
 from stitch.translation.unfolded import Unfolded
 
 KEY, SCALE, NUMBER = 8, 4, 4  # bytes
+ROUNDING = 1e-10  # of the largest gain; directions below it are rounding errors of float32
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def _plan(term: Term, ids: Int[Tensor, "windows context"], vocabulary: int) -> _
         order = (gains / prices).argsort(descending=True, stable=True)
         return _Plan(term, table.float(), None, gains[order], prices, order)
     values, vectors = torch.linalg.eigh(table.T @ (read[:, None] * table))
-    gains, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    gains, vectors = values.flip(0), vectors.flip(1)
+    gains = torch.where(gains > ROUNDING * gains[0], gains, 0.0)
     prices = torch.full_like(gains, len(table) + NUMBER * table.shape[1])
     prices[0] += (SCALE + KEY * _has_keys(term)) * len(table)
     prices[0] += 0 if term.fallback is None else NUMBER * term.fallback.weight.numel()

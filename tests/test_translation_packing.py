@@ -1,0 +1,122 @@
+"""Translations within a number of bytes: what is kept, what it loses, and that a checkpoint computes the same."""
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+from stitch.composite.compose import compose
+from stitch.composite.costs import Costs, of_translation
+from stitch.modeling.modeling_composite import ngram_keys
+from stitch.translation.module import translation_module
+from stitch.translation.packed import Packed
+from stitch.translation.packing import bytes_without_tables, pack
+from stitch.translation.types import Ngram, Position, Residual, Term, Token, Translation
+
+WIDTH = 48
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return tiny.model("gpt2"), tiny.model("llama", hidden_size=WIDTH, num_attention_heads=4)
+
+
+@pytest.fixture(scope="module")
+def ids() -> torch.Tensor:
+    """Tokens of which low ids are frequent."""
+    generator = torch.Generator().manual_seed(0)
+    weights = 1 / torch.arange(1, tiny.VOCABULARY + 1).double()
+    return torch.multinomial(weights, 40 * 16, replacement=True, generator=generator).view(40, 16).int()
+
+
+def translation(ids: torch.Tensor, width_a: int) -> Translation:
+    pairs = ngram_keys([ids[:, 1:].long(), ids[:, :-1].long()], tiny.VOCABULARY).unique()
+    terms = (
+        Term(Residual(2), tiny.noise(width_a, WIDTH)),
+        Term(Token(), tiny.noise(tiny.VOCABULARY, WIDTH, seed=1)),
+        Term(Token(1), tiny.noise(tiny.VOCABULARY, WIDTH, seed=2)),
+        Term(Position(), tiny.noise(16, WIDTH, seed=3)),
+        Term(Ngram(2, pairs), tiny.noise(len(pairs), WIDTH, seed=4)),
+    )
+    return Translation("t", terms, torch.zeros(WIDTH), torch.ones(WIDTH))
+
+
+def test_bytes_are_those_of_the_tensors_and_keep_within_the_limit(pair, ids):
+    a, b = pair
+    whole = translation(ids, a.width)
+    least = bytes_without_tables(whole, b.dtype)
+    for limit in (least, least + 3_000, least + 12_000, whole.bytes(b.dtype) - 1):
+        found = pack(whole, limit, ids, tiny.VOCABULARY, b.dtype)
+        assert found.bytes(b.dtype) == of_translation(found, a, b, 2).bytes <= limit
+        assert all(isinstance(term.weight, Packed) for term in found.terms if term.is_table)
+        costs = Costs(a, b, 16).composite(2, 3, found)
+        assert costs.parameters == sum(p.numel() for p in compose(a, b, 2, 3, found).parameters()) + sum(
+            term.weight.codes.numel() for term in found.terms if isinstance(term.weight, Packed)
+        )
+    assert pack(whole, whole.bytes(b.dtype), ids, tiny.VOCABULARY, b.dtype) is whole
+    assert [term.input for term in pack(whole, least, ids, tiny.VOCABULARY, b.dtype).terms] == [Residual(2)]
+
+
+def test_the_error_falls_with_bytes_and_vanishes_where_all_fits(pair, ids):
+    a, b = pair
+    whole = translation(ids, a.width)
+    least = bytes_without_tables(whole, b.dtype)
+    errors = [error(pack(whole, least + more, ids, tiny.VOCABULARY, b.dtype), whole, pair, ids)
+              for more in (0, 4_000, 12_000, 40_000, whole.bytes(b.dtype) - least - 1)]  # fmt: skip
+    assert errors == sorted(errors, reverse=True) and errors[0] > 10 * errors[3]
+    assert errors[-1] < 1e-3 * errors[0]  # 8 bits
+
+
+def test_frequent_tokens_and_long_rows_are_kept_first(ids):
+    pairs = ngram_keys([ids[:, 1:].long(), ids[:, :-1].long()], tiny.VOCABULARY)
+    keys, counts = pairs.unique(return_counts=True)
+    rows = tiny.noise(len(keys), WIDTH)
+    of_one = Translation("t", (Term(Ngram(2, keys), rows),), torch.zeros(WIDTH))
+    price = 8 + 4 + WIDTH
+    found = pack(of_one, of_one.bias.numel() * 4 + 10 * price, ids, tiny.VOCABULARY, torch.float32)
+    worth = counts * rows.square().sum(1)
+    kept = found.terms[0].input
+    assert isinstance(kept, Ngram)
+    assert torch.equal(kept.keys, keys[worth.argsort(descending=True)[:10]].sort().values)
+
+
+def test_a_table_of_low_rank_needs_no_more_than_its_rank(ids):
+    table = tiny.noise(tiny.VOCABULARY, 3) @ tiny.noise(3, WIDTH, seed=1)
+    of_one = Translation("t", (Term(Token(), table),), torch.zeros(WIDTH))
+    found = pack(of_one, of_one.bytes(torch.float32) - 1, ids, tiny.VOCABULARY, torch.float32)
+    packed = found.terms[0].weight
+    assert isinstance(packed, Packed) and packed.codes.shape[1] < 8
+    some = ids.unique().long()
+    assert (packed.rows(some) - table[some]).norm() < 0.02 * table[some].norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_computes_what_the_translation_does(pair, ids, dtype, tmp_path):
+    a, b = (dataclasses.replace(model, net=model.net.to(dtype)) for model in (tiny.model("gpt2"), tiny.model("llama")))
+    whole = translation(ids, a.width)
+    whole = dataclasses.replace(whole, terms=tuple(
+        dataclasses.replace(term, weight=term.matrix[..., : b.width]) for term in whole.terms
+    ), bias=whole.bias[: b.width], first=whole.first[: b.width])  # fmt: skip
+    found = pack(whole, bytes_without_tables(whole, dtype) + 9_000, ids, tiny.VOCABULARY, dtype)
+    composite = compose(a, b, 2, 3, found)
+    composite.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True, dtype=dtype).eval()
+    stored, wanted = loaded.translation.state_dict(), composite.translation.state_dict()
+    assert stored.keys() == wanted.keys() and {"codes", "scales"} <= {name.rpartition(".")[2] for name in stored}
+    for name, tensor in wanted.items():
+        assert stored[name].dtype == tensor.dtype and torch.equal(stored[name], tensor), name
+    if dtype == torch.float32:  # `.to` also rounds the frequencies of rotary embeddings, loading does not
+        with torch.no_grad():
+            assert torch.equal(loaded(ids[:4].long()).logits, composite(ids[:4].long()).logits)
+
+
+@torch.no_grad()
+def error(found: Translation, whole: Translation, pair, ids: torch.Tensor) -> float:
+    """Mean squared difference of what two translations give for the text."""
+    a, b = pair
+    streams = {2: tiny.noise(*ids.shape, a.width)}
+    positions = torch.arange(ids.shape[1]).expand(ids.shape)
+    one, other = (translation_module(each, a, b, 2)(streams, ids.long(), positions) for each in (found, whole))
+    return float((one - other).square().mean())
