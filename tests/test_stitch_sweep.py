@@ -127,7 +127,7 @@ def test_the_report_has_every_cell_and_agrees_with_the_main_job_in_both_directio
     for source, target, i, j in (("gpt2", "qwen3", 2, 1), ("qwen3", "gpt2", 1, 2)):
         wanted = settings(
             donors[source], donors[target], donors["text"], tokens=4096, layer=i, layer_b=j, sae_passes=0.1, brief=True,
-            translation="affine+token", reference_steps=None,
+            translation="affine+token", reference_steps=None, held_out=None,
         )  # fmt: skip
         main, _ = stitch(wanted, tmp_path / source)
         rows = {row["name"]: row for row in main["results"]}
@@ -243,7 +243,7 @@ def test_an_interrupted_sweep_keeps_its_activations_and_ends_with_the_same_bytes
 def test_layer_b_auto_takes_the_layer_of_the_rule_and_records_the_reason(donors, swept, tmp_path):
     wanted = settings(
         donors["gpt2"], donors["qwen3"], donors["text"], tokens=4096, layer=1, layer_b="auto", sae_passes=0.1,
-        brief=True, reference_steps=None,
+        brief=True, reference_steps=None, held_out=None,
     )  # fmt: skip
     report, folder = stitch(wanted, tmp_path / "auto")
     best = next(row for row in swept[0]["best_layers"] if (row["source"], row["i"]) == ("a", 1))
@@ -296,7 +296,7 @@ def test_a_composite_equal_to_its_null_up_to_rounding_does_not_beat_it(swept):
     ]
     notes = sweep_report.footnotes(report | {"cells": cells})
     assert "0 of 3 composites are better than the best alternative" in notes[0]
-    assert "1 of 3 composites beat their null" in notes[2]
+    assert any("1 of 3 composites beat their null" in note for note in notes)
 
 
 @pytest.mark.parametrize(
