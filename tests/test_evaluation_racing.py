@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -79,13 +80,13 @@ def test_the_choice_is_that_of_scoring_every_row_on_all_text(tmp_path, monkeypat
     paired = pair(harvest(a, windows, [2], tmp_path / "a"), harvest(b, windows, [3], tmp_path / "b"), 2, 3)
     on = Stage(a, b, 2, 3, paired, 2**30)
     weight = torch.linalg.lstsq(on.stream(2).flatten(0, 1), on.y.flatten(0, 1)).solution
-    fitted = SimpleNamespace(translations={}, left_out=[])
+    fitted: Any = SimpleNamespace(translations={}, left_out=[])
     for number, noise in enumerate((0.0, 0.02, 0.05, 0.5, 2.0)):
         changed = weight + noise * tiny.noise(*weight.shape, seed=number)
         fitted.translations[f"translation:{number}"] = Translation(
             f"{number}", (Term(Residual(2), changed),), torch.zeros(b.width), on.y[0, 0]
         )
-    settings = SimpleNamespace(translation="auto", memory=2**30)
+    settings: Any = SimpleNamespace(translation="auto", memory=2**30)
     whole = evaluate(
         {name: on.translated(found) for name, found in fitted.translations.items()},
         windows,
