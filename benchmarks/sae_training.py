@@ -161,6 +161,7 @@ def against_before(given: argparse.Namespace) -> dict:
                 environment = {**os.environ, "PYTHONPATH": str(folder.resolve())}
                 command = [sys.executable, *sys.argv, "--seed", seed, "--side", file]
                 rounds[side].append(last_line(command, env=environment))
+                print(side, rounds[side][-1], file=sys.stderr, flush=True)
     sides = {
         side: {
             name: statistics.median(one[name] for one in found)

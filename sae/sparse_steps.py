@@ -11,7 +11,7 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from sae_lens import BatchTopKTrainingSAE, TopKTrainingSAE
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
@@ -115,14 +115,14 @@ class SparseSteps(TopKTrainingSAE):
         encoder[pattern.used] = pattern.used_transposed_times(of_codes, x)
         encoder_bias[pattern.used] = pattern.used_sums(of_codes)
         decoder[pattern.used] = pattern.used_transposed_times(codes, of_output)
-        centre += of_output.sum(dim=0)
-        if self.cfg.apply_b_dec_to_input:
-            centre -= self.W_enc @ encoder_bias
-
         losses = {
             "mse_loss": error.square().sum(dim=-1).mean(),
-            "auxiliary_reconstruction_loss": self._dead_feature_loss(step_input, x, norms, error),
+            "auxiliary_reconstruction_loss": self._dead_feature_loss(step_input.dead_neuron_mask, x, pre, norms, error),
         }
+        centre += of_output.sum(dim=0)
+        if self.cfg.apply_b_dec_to_input:
+            centre -= self.W_enc @ encoder_bias  # of both losses: any pre-activation sees the bias through x
+
         loss = torch.stack(list(losses.values())).sum()
         active = pattern.as_coo(values)
         return TrainStepOutput(step_input.sae_in, sae_out, active, active, loss, losses)
@@ -131,32 +131,37 @@ class SparseSteps(TopKTrainingSAE):
         """Those of the encoder, transposed, of its bias, of the decoder and of its bias."""
         return _gradient(self.W_enc).T, _gradient(self.b_enc), _gradient(self.W_dec), _gradient(self.b_dec)
 
-    def _dead_feature_loss(self, step_input: TrainStepInput, x: Tensor, norms: Tensor, error: Tensor) -> Tensor:
-        """The auxiliary loss of `calculate_topk_aux_loss`, whose gradients are added to those of the dead features.
+    def _dead_feature_loss(
+        self,
+        mask: Bool[Tensor, " features"] | None,
+        x: Float[Tensor, "batch d"],
+        pre: Float[Tensor, "batch features"],
+        norms: Float[Tensor, " features"],
+        error: Float[Tensor, "batch d"],
+    ) -> Float[Tensor, ""]:
+        """The auxiliary loss of `calculate_topk_aux_loss`; its gradients are added to those of the features in `mask`.
 
-        It is the squared error that remains when the strongest dead features reconstruct the error of the SAE.
+        It is the squared error that remains when the strongest dead features reconstruct the error of the SAE. That of
+        the decoder's bias is left to the caller.
         """
-        mask = step_input.dead_neuron_mask
-        dead = x.new_zeros(0, dtype=torch.int64) if mask is None else mask.nonzero().squeeze(1)
+        dead = pre.new_zeros(0, dtype=torch.int64) if mask is None else mask.nonzero().squeeze(1)
         if not len(dead):
             return error.new_tensor(0.0)
         most = x.shape[1] // 2
-        parts = [part.detach() for part in (x, self.W_enc.T[dead], self.b_enc[dead], self.W_dec[dead])]
-        with torch.enable_grad():
-            x, encoder, bias, decoder = (part.requires_grad_() for part in parts)
-            pre = torch.addmm(bias, x, encoder.T)
-            strongest = (pre * norms[dead]).topk(min(most, len(dead)), sorted=False).indices
-            codes = torch.zeros_like(pre).scatter(1, strongest, pre.gather(1, strongest))
-            remaining = codes @ decoder + error
-            scale = self.cfg.aux_loss_coefficient * min(len(dead) / most, 1.0)
-            loss = scale * remaining.square().sum(-1).mean()
-            of_x, *of_weights = torch.autograd.grad(loss, parts)
-        encoder, bias, decoder, centre = self._gradients()
-        for whole, part in zip((encoder, bias, decoder), of_weights, strict=True):
-            whole.index_add_(0, dead, part)
-        if self.cfg.apply_b_dec_to_input:
-            centre -= of_x.sum(dim=0)
-        return loss.detach()
+        scale = self.cfg.aux_loss_coefficient * min(len(dead) / most, 1.0)
+        values, strongest = pre[:, dead].topk(min(most, len(dead)), sorted=False)
+        none = values.new_zeros(len(x), len(dead))
+        codes = none.scatter(1, strongest, values / norms[dead][strongest])
+        directions = self.W_dec[dead]
+        remaining = torch.addmm(error, codes, directions)
+
+        of_remaining = remaining * (2 * scale / len(x))
+        of_codes = none.scatter_(1, strongest, (of_remaining @ directions.T).gather(1, strongest))
+        encoder, encoder_bias, decoder, _ = self._gradients()
+        encoder.index_add_(0, dead, of_codes.T @ x)
+        encoder_bias.index_add_(0, dead, of_codes.sum(dim=0))
+        decoder.index_add_(0, dead, codes.T @ of_remaining)
+        return scale * remaining.square().sum(dim=-1).mean()
 
 
 class TopK(SparseSteps, TopKTrainingSAE):
@@ -203,6 +208,13 @@ class BatchTopK(SparseSteps, BatchTopKTrainingSAE):
 class SparseTrainer(SAETrainer[Any, Any]):
     """SAETrainer for SparseSteps: the SAE computes its gradients, and firing is counted without dense codes."""
 
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        # The optimizer gets the encoder's memory as a contiguous matrix. It would copy the transposed one in every step.
+        self._encoder = torch.nn.Parameter(self.sae.W_enc.data.T)
+        group = self.optimizer.param_groups[0]
+        group["params"] = [self._encoder if weight is self.sae.W_enc else weight for weight in group["params"]]
+
     def _train_step(self, sae: SparseSteps, sae_in: Float[Tensor, "batch d"]) -> TrainStepOutput:
         self.optimizer.zero_grad(set_to_none=False)  # writing to newly allocated memory costs more than Adam does
         output = sae.train().training_forward_pass(
@@ -214,6 +226,7 @@ class SparseTrainer(SAETrainer[Any, Any]):
                 is_logging_step=False,
             )
         )
+        self._encoder.grad = _gradient(sae.W_enc).T
         active = output.feature_acts
         fired = active.indices()[1][active.values() > 0].bincount(minlength=sae.cfg.d_sae)
         self.n_forward_passes_since_fired += 1

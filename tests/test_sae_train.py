@@ -329,7 +329,7 @@ def test_sites_that_cannot_be_trained_in_one_pass_are_refused():
 def test_the_snapshot_of_another_run_and_a_broken_one_are_refused(tmp_path):
     config = replace(SHORT, steps=5)
     train(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
-    with pytest.raises(SAEError, match=r"belongs to other sites or settings or to another version. Delete it"):
+    with pytest.raises(SAEError, match=r"belongs to other sites, settings or another version. Delete it or"):
         train(_both(replace(config, seed=1)), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
 
     weights = next(tmp_path.glob("step-*/site-1/sae_weights.safetensors"))
