@@ -161,24 +161,27 @@ def against_before(given: argparse.Namespace) -> dict:
                 environment = {**os.environ, "PYTHONPATH": str(folder.resolve())}
                 command = [sys.executable, *sys.argv, "--seed", seed, "--side", file]
                 rounds[side].append(last_line(command, env=environment))
-                print(side, rounds[side][-1], file=sys.stderr, flush=True)
+                print(side, json.dumps(rounds[side][-1]), file=sys.stderr, flush=True)
+    setting = {name: getattr(given, name) for name in ("model", "sites", "features", "architecture", "rounds")}
+    return {**setting, **compared(rounds["before"], rounds["now"])}
+
+
+def compared(before: list[dict], now: list[dict]) -> dict:
+    """Medians over the rounds of either side and of the ratio within a round, with the ranges over rounds."""
+    names = ("seconds", "cpu_seconds", "fvu", "l0", "dead")
     sides = {
-        side: {
-            name: statistics.median(one[name] for one in found)
-            for name in ("seconds", "cpu_seconds", "fvu", "l0", "dead")
-        }
-        for side, found in rounds.items()
+        side: {name: statistics.median(one[name] for one in found) for name in names}
+        for side, found in (("before", before), ("now", now))
     }
-    pairs = list(zip(rounds["before"], rounds["now"], strict=True))
-    ratios = {name: sorted(now[name] / before[name] for before, now in pairs) for name in ("seconds", "cpu_seconds")}
-    differences = sorted(now["fvu"] - before["fvu"] for before, now in pairs)
+    pairs = list(zip(before, now, strict=True))
+    ratios = {name: sorted(new[name] / old[name] for old, new in pairs) for name in ("seconds", "cpu_seconds")}
+    differences = {name: sorted(new[name] - old[name] for old, new in pairs) for name in ("fvu", "dead")}
     return {
-        **{name: rounds["now"][0][name] for name in ("tokens", "width", "batch", "steps", "threads")},
-        **{name: getattr(given, name) for name in ("model", "sites", "features", "architecture", "rounds")},
+        **{name: now[0][name] for name in ("tokens", "width", "batch", "steps", "threads")},
         **sides,
         "ratio": {name: statistics.median(found) for name, found in ratios.items()},
         "range": {name: [found[0], found[-1]] for name, found in ratios.items()},
-        "fvu_difference": [differences[0], differences[-1]],
+        "difference": {name: [found[0], found[-1]] for name, found in differences.items()},
     }
 
 
