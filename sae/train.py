@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Float[Tensor, "batch _"]]
 SAMPLE_BATCHES = 8  # 16 thousand tokens at the default batch size: enough for the mean and the mean norm to 1 %
+SNAPSHOT_FORMAT = 2  # to be raised when a step computes something else or the optimizer's state is laid out differently
 REPORT_EVERY = 10  # steps between progress reports, since measuring the loss waits for the device
 
 
@@ -57,7 +58,8 @@ def train(
     trained in the same pass.
 
     Raises: SAEError when sites differ in steps or batch size, when a batch has the wrong sites or shape or holds NaN,
-    when the stream ends early, and when the snapshot was made with other settings.
+    when the stream ends early, and when the snapshot was made with other settings or by
+    another version.
     """
     steps, batch_size = _check_request(configs, widths, snapshot_every)
     trainers = {site: new_trainer(configs[site], widths[site], device) for site in configs}
@@ -66,7 +68,10 @@ def train(
         for step, batch in enumerate(_checked(batches(start), start, steps, batch_size, widths), start):
             yield step, {site: batch[site].to(device, torch.float32) for site in trainers}
 
-    run = {"sites": {site: {"width": widths[site], **asdict(config)} for site, config in configs.items()}}
+    run = {
+        "format": SNAPSHOT_FORMAT,
+        "sites": {site: {"width": widths[site], **asdict(config)} for site, config in configs.items()},
+    }
     start = _resume(snapshots, run, trainers) if snapshots else 0
     if start == 0:
         _centre_and_scale(trainers, stream(0))
@@ -140,6 +145,8 @@ def new_trainer(config: SAEConfig, width: int, device: str | torch.device) -> "S
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
+    from sae.sparse_steps import SparseSteps, SparseTrainer
+
     schedule = SAETrainerConfig(
         total_training_samples=config.steps * config.batch_size,
         train_batch_size_samples=config.batch_size,
@@ -156,7 +163,11 @@ def new_trainer(config: SAEConfig, width: int, device: str | torch.device) -> "S
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         sae = _untrained_sae(config, width)
-    return SAETrainer(cfg=schedule, sae=sae.to(device), data_provider=iter(()))
+    kind = SparseTrainer if isinstance(sae, SparseSteps) else SAETrainer
+    trainer = kind(cfg=schedule, sae=sae.to(device), data_provider=iter(()))
+    for group in trainer.optimizer.param_groups:
+        group["fused"] = True  # reads the weights once per step, a fifth of the time of torch's default on a CPU
+    return trainer
 
 
 def _untrained_sae(config: SAEConfig, width: int) -> "sae_lens.TrainingSAE":
@@ -288,4 +299,6 @@ def _resume(snapshots: Path, run: dict, trainers: "dict[str, SAETrainer[Any, Any
         raise SAEError(
             f"the snapshot {newest} cannot be read ({one_line(error)}). Delete it to start again."
         ) from error
-    raise SAEError(f"the snapshot {newest} belongs to other sites or settings. Delete it or give another folder.")
+    raise SAEError(
+        f"the snapshot {newest} belongs to other sites, settings or another version. Delete it or give another folder."
+    )

@@ -93,6 +93,8 @@ def test_a_site_trained_alone_equals_the_site_trained_with_others(short):
 
 @pytest.mark.parametrize("architecture", ["batchtopk", "jumprelu"])
 def test_the_training_loop_equals_that_of_saelens(architecture):
+    """Up to the rounding of its dense gradients and of its Adam, which reads the weights several times."""
+    import sae_lens
     from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
     from sae.train import _centre_and_scale, new_trainer
@@ -102,13 +104,15 @@ def test_the_training_loop_equals_that_of_saelens(architecture):
 
     trainers = {site: new_trainer(config, width, "cpu") for site, width in WIDTHS.items()}
     _centre_and_scale(trainers, enumerate(_stream(config.batch_size)(0)))  # the decoder bias starts at the mean
-    for trainer in trainers.values():
-        trainer.activation_scaler.scaling_factor = None  # SAELens estimates its own
+    kind = {"batchtopk": sae_lens.BatchTopKTrainingSAE, "jumprelu": sae_lens.JumpReLUTrainingSAE}[architecture]
+    saes = {site: kind(trainer.sae.cfg) for site, trainer in trainers.items()}
+    for site, trainer in trainers.items():
+        saes[site].load_state_dict(trainer.sae.state_dict())
     schedule = replace(trainers["a.resid_pre.1"].cfg, n_batches_for_norm_estimate=SAMPLE_BATCHES)
     steps = [*range(SAMPLE_BATCHES), *range(config.steps)]
     theirs = MultiSAETrainer(
         cfg=schedule,
-        saes={site: trainer.sae for site, trainer in trainers.items()},
+        saes=saes,
         hook_names={site: site for site in WIDTHS},
         data_provider=(_batch(step, config.batch_size) for step in steps),
     ).fit()
@@ -116,7 +120,9 @@ def test_the_training_loop_equals_that_of_saelens(architecture):
     if architecture == "batchtopk":  # the only difference, tested below
         for site in WIDTHS:
             assert ours.pop((site, "topk_threshold")) != theirs.pop((site, "topk_threshold"))
-    _assert_equal(ours, theirs)
+    assert ours.keys() == theirs.keys()
+    for key, weight in theirs.items():
+        assert torch.allclose(ours[key], weight, atol=1e-5), key
 
 
 @pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka"])
@@ -323,7 +329,7 @@ def test_sites_that_cannot_be_trained_in_one_pass_are_refused():
 def test_the_snapshot_of_another_run_and_a_broken_one_are_refused(tmp_path):
     config = replace(SHORT, steps=5)
     train(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
-    with pytest.raises(SAEError, match=r"belongs to other sites or settings. Delete it or give another folder"):
+    with pytest.raises(SAEError, match=r"belongs to other sites, settings or another version. Delete it or"):
         train(_both(replace(config, seed=1)), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
 
     weights = next(tmp_path.glob("step-*/site-1/sae_weights.safetensors"))
