@@ -32,7 +32,7 @@ def make(family: str, domain: str, work: Path) -> Path:
     net, _ = train(recipe(family), scratch, lambda line: print(line, flush=True), corpus(domain, work))
     net.config.use_cache = net.generation_config.use_cache = True  # pyright: ignore[reportOptionalMemberAccess]
     load_tokenizer(scratch / "tokenizer").save_pretrained(out)
-    net.to(torch.bfloat16).save_pretrained(out)  # pyright: ignore[reportCallIssue]
+    net.to(torch.bfloat16).save_pretrained(out)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return out
 
 

@@ -1,0 +1,153 @@
+"""Means, intervals and the figure of `healing.py`, from its lines.
+
+Intervals of 95 % come from a bootstrap that draws seeds and documents, the same for all arms, so differences are paired.
+"""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from _healing import ARMS, A, B
+from _learning import tokens_to
+
+RESAMPLES = 1000
+GOALS = (0.2, 0.7)  # shares of the tokens of `fresh`, and of the best alternative without A
+ALTERNATIVES = ("own tables", "own tables, seam only", "shortened", "random blocks")
+COLOURS = dict(zip(ARMS, ("#c0504d", "#3b6fb6", "#e0908d", "#8fb0dc", "#4f9d69", "#d99a3a", "#9a9a9a"), strict=True))
+
+Draws = dict[str, dict[int, np.ndarray]]  # by arm and tokens: cross-entropy of the data, then of every resample
+
+
+def summary(lines: list[dict]) -> list[dict]:
+    """One line per arm and number of tokens, and one per arm and set loss, of the largest budget that all arms have."""
+    budget = max(line["budget"] for line in lines)
+    lines = [line for line in lines if line["budget"] == budget]
+    drawn = resampled(lines)
+    found = [point(lines, drawn, arm, tokens) for arm, curve in drawn.items() for tokens in curve]
+    return found + [goal for name, loss in set_losses(drawn).items() for goal in reached(drawn, name, loss)]
+
+
+def resampled(lines: list[dict]) -> Draws:
+    generator = np.random.default_rng(0)
+    counts = np.array(lines[0]["counts"])
+    documents = generator.integers(len(counts), size=(RESAMPLES, len(counts)))
+    weights = np.stack([np.bincount(draw, minlength=len(counts)) for draw in documents])
+    weights = np.concatenate([np.ones((1, len(counts))), weights])
+    seeds = sorted({line["seed"] for line in lines})
+    chosen = np.concatenate(
+        [[np.ones(len(seeds))], generator.multinomial(len(seeds), np.ones(len(seeds)) / len(seeds), RESAMPLES)]
+    )
+    by_arm: dict[str, dict[int, dict[int, np.ndarray]]] = defaultdict(lambda: defaultdict(dict))
+    for line in lines:
+        by_arm[line["arm"]][line["tokens"]][line["seed"]] = weights @ np.array(line["nats"]) / (weights @ counts)
+    drawn: Draws = {}
+    for arm, curve in by_arm.items():
+        drawn[arm] = {}
+        for tokens, runs in sorted(curve.items()):
+            # A donor has one line, which stands for all seeds.
+            share = (
+                np.stack([chosen[:, seeds.index(seed)] for seed in runs])
+                if len(runs) == len(seeds)
+                else np.ones((len(runs), len(chosen)))
+            )
+            drawn[arm][tokens] = (share * np.stack(list(runs.values()))).sum(0) / share.sum(0)
+    return drawn
+
+
+def point(lines: list[dict], drawn: Draws, arm: str, tokens: int) -> dict:
+    runs = [line for line in lines if (line["arm"], line["tokens"]) == (arm, tokens)]
+    documents = sum(count > 0 for count in runs[0]["counts"])
+    kept = {name: runs[0].get(name) for name in ("budget", "rate", "parameters", "trained")}
+    values, donor = drawn[arm][tokens], drawn[B][0]
+    seconds = np.mean([run.get("seconds", 0) for run in runs])
+    return {
+        "benchmark": "healing", "arm": arm, "tokens": tokens, "seeds": len(runs), "documents": documents, **kept,
+        "seconds": round(float(seconds)), **interval("ce", values), **interval("over_b", values - donor),
+    }  # fmt: skip
+
+
+def interval(name: str, values: np.ndarray) -> dict:
+    """The value of the data, and the interval of the resamples."""
+    low, high = np.quantile(values[1:], (0.025, 0.975))
+    return {
+        name: round(float(values[0]), 4),
+        f"{name}_low": round(float(low), 4),
+        f"{name}_high": round(float(high), 4),
+    }
+
+
+def set_losses(drawn: Draws) -> dict[str, float]:
+    """Losses that curves are compared at: the fresh model's last one, A's, B's, and their mean."""
+    a, b = drawn[A][0][0], drawn[B][0][0]
+    return {"last of fresh": list(drawn["fresh"].values())[-1][0], "A": a, "between A and B": (a + b) / 2, "B": b}
+
+
+def reached(drawn: Draws, name: str, loss: float) -> list[dict]:
+    """For every trained arm the tokens to a loss, infinity where it is not reached, and its share of others' tokens."""
+    arms = [arm for arm in ARMS if arm in drawn]
+    tokens = {arm: needed(drawn[arm], loss) for arm in arms}
+    others = [tokens[arm] for arm in ALTERNATIVES if arm in tokens]
+    best = np.min(others, axis=0) if others else None
+    found = []
+    for arm in arms:
+        line = {
+            "benchmark": "healing",
+            "arm": arm,
+            "goal": name,
+            "loss": round(float(loss), 4),
+            **counted("needed", tokens[arm]),
+        }
+        if "fresh" in tokens:
+            line |= counted("share_of_fresh", ratio(tokens[arm], tokens["fresh"]))
+        if best is not None:
+            line |= counted("share_of_alternative", ratio(tokens[arm], best))
+        found.append(line)
+    return found
+
+
+def needed(curve: dict[int, np.ndarray], loss: float) -> np.ndarray:
+    tokens, losses = list(curve), np.stack(list(curve.values()))
+    reach = [tokens_to(tokens, column, loss) for column in losses.T]
+    return np.array([math.inf if one is None else one for one in reach])
+
+
+def ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:
+    """Shares of tokens; 1 where neither needs any or neither arrives."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(these == those, 1.0, these / those)
+
+
+def counted(name: str, values: np.ndarray) -> dict:
+    """Like `interval`; a loss that is not reached is null."""
+    low, high = np.quantile(values[1:], (0.025, 0.975), method="inverted_cdf")
+    entries = {name: values[0], f"{name}_low": low, f"{name}_high": high}
+    return {key: round(float(value), 4) if math.isfinite(value) else None for key, value in entries.items()}
+
+
+def draw(lines: list[dict], out: Path) -> None:
+    """Cross-entropy by tokens trained on, with intervals; donors are horizontal lines. Zero tokens are drawn at the left edge."""
+    import matplotlib.pyplot as plt
+
+    curves = [line for line in lines if "ce" in line]
+    left = min(line["tokens"] for line in curves if line["tokens"]) / 2
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6))
+    for arm in dict.fromkeys(line["arm"] for line in curves):
+        own = [line for line in curves if line["arm"] == arm]
+        for axis in axes:
+            if arm in (A, B):
+                axis.axhline(own[0]["ce"], color="black", linestyle="--" if arm == A else ":", linewidth=1, label=arm)
+                continue
+            x = [max(line["tokens"], left) for line in own]
+            axis.plot(x, [line["ce"] for line in own], "o-", markersize=3, color=COLOURS[arm], label=arm)
+            low, high = ([line[f"ce_{end}"] for line in own] for end in ("low", "high"))
+            axis.fill_between(x, low, high, color=COLOURS[arm], alpha=0.1)
+    b = next(line["ce"] for line in curves if line["arm"] == B)
+    axes[1].set_ylim(b - 0.08, b + 0.35)
+    for axis, title in zip(axes, ("all arms", "near the donors"), strict=True):
+        axis.set(xscale="log", xlabel="tokens trained on (left edge: none)", ylabel="cross-entropy, nats", title=title)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
