@@ -16,7 +16,7 @@ from stitch.demo.recipe import RECIPES, Recipe
 from stitch.demo.tokenizer import load_tokenizer
 from stitch.demo.train import train
 
-STEPS = 900  # about half of the embedded pair's; the losses stand in the results
+STEPS = 600  # a third of the embedded pair's; the losses stand in the results
 
 
 def recipe(family: str, steps: int = STEPS) -> Recipe:

@@ -40,7 +40,7 @@ from stitch.text.windows import Windows, pack
 
 CONTEXT = 256
 ROUTED_AFTER = 32  # tokens of a document that the router reads before it decides
-SITES = {("gpt2", "llama"): ((3, 4), (2, 2)), ("llama", "gpt2"): ((4, 3), (2, 2))}
+SITES = (("gpt2", 3, "llama", 4), ("llama", 4, "gpt2", 3), ("gpt2", 2, "llama", 2), ("llama", 2, "gpt2", 2))
 AGAINST = ("a", "b", "own tables of a", "own tables of b", "average", "router", "oracle")
 FAMILIES = {"code": "gpt2", "prose": "llama"}
 KEPT = ("results", "verdict", "frontier", "chosen")  # of the composite's own report
@@ -167,19 +167,18 @@ def difference(scores: dict[str, Scores], name: str, minus: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=200_000, help="Tokens of the mixture to fit on.")
-    parser.add_argument("--held-out", type=int, default=131_072, help="Tokens of each text to report on.")
+    parser.add_argument("--tokens", type=int, default=100_000, help="Tokens of the mixture to fit on.")
+    parser.add_argument("--held-out", type=int, default=65_536, help="Tokens of each text to report on.")
     parser.add_argument("--swapped", action="store_true", help="A Llama of code and a GPT-2 of prose.")
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks/domain_pair"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     families = dict(zip(FAMILIES, reversed(FAMILIES.values()), strict=True)) if given.swapped else FAMILIES
     names = {family: make(family, domain, given.work).name for domain, family in families.items()}
-    for (early, late), sites in SITES.items():
-        for layer, layer_b in sites:
-            joined = Joined(names[early], names[late], layer, layer_b)
-            for line in lines(joined, given.tokens, given.held_out, given.work):
-                print(json.dumps(line), flush=True)
+    for early, layer, late, layer_b in SITES:
+        joined = Joined(names[early], names[late], layer, layer_b)
+        for line in lines(joined, given.tokens, given.held_out, given.work):
+            print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ from stitch.text.documents import select
 from stitch.text.windows import Windows, pack
 
 BATCH, CONTEXT = 16, 256
-WARMUP, COOLING = 10, 0.3  # steps; share of all steps over which the rate falls to zero
+WARMUP, COOLING = 5, 0.3  # steps; share of all steps over which the rate falls to zero
 RATES = (3e-4, 1e-3, 3e-3)
-SHORT = 100_000  # tokens of the runs that choose a rate
-REPORT, SWEEP = 65_536, 16_384  # tokens
+SHORT = 65_536  # tokens of the runs that choose a rate
+REPORT, SWEEP = 49_152, 16_384  # tokens
 
 
 class Text:
@@ -49,7 +49,7 @@ class Text:
 
 
 def train(net: PreTrainedModel, fit: Tensor, tokens: int, rate: float, seed: int, measure) -> None:
-    """Trains on `tokens` tokens. Calls `measure(step)` before, after 8, 16, 32, … steps, and after the last."""
+    """Trains on `tokens` tokens. Calls `measure(step)` before, after 16, 32, 64, … steps, and after the last."""
     steps = tokens // (BATCH * CONTEXT)
     order = torch.randperm(len(fit), generator=torch.Generator().manual_seed(seed))
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
@@ -57,7 +57,7 @@ def train(net: PreTrainedModel, fit: Tensor, tokens: int, rate: float, seed: int
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLING * steps))
     )
-    measured = {0, steps, *(8 * 2**power for power in range(20))}
+    measured = {0, steps, *(16 * 2**power for power in range(20))}
     for step in range(steps + 1):
         if step in measured:
             net.eval()

@@ -28,7 +28,7 @@ def test_code_has_neither_docstrings_nor_comments(tmp_path: Path):
 
 def test_paragraphs_of_code_are_no_prose():
     assert _domains._looks_like_code(">>> f(1)\n2")
-    assert _domains._looks_like_code("x = f(a=1, b=2)\ny = g(x)")
+    assert _domains._looks_like_code("x = f(a=g(1), b=2)")
     assert not _domains._looks_like_code("Returns the sum of `a` and `b` (both are tensors).")
 
 
