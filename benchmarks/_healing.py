@@ -28,7 +28,7 @@ A, B, SITES, REMOVED = "demo:gpt2", "demo:llama", (3, 4), 2
 CUTS = (1, 2, 3, 4, 5, 6)  # first removed block, chosen on the sweep split
 SEAMS = {"composite": "translation.", "own tables": ("translation.", "a.")}  # of the two, what is not a donor's block
 SEAM_ONLY = {f"{name}, seam only": name for name in SEAMS}
-ARMS = (*SEAMS, *SEAM_ONLY, "shortened", "random blocks", "fresh")
+ARMS = (*SEAMS, "shortened", "fresh", "random blocks", *SEAM_ONLY)
 
 
 def prepare(work: Path, tokens: int, sweep: Tensor) -> None:

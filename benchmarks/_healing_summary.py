@@ -4,7 +4,7 @@ Intervals of 95 % come from a bootstrap that draws seeds and documents, the same
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,15 @@ from _learning import tokens_to
 RESAMPLES = 1000
 GOALS = (0.2, 0.7)  # shares of the tokens of `fresh`, and of the best alternative without A
 ALTERNATIVES = ("own tables", "own tables, seam only", "shortened", "random blocks")
-COLOURS = dict(zip(ARMS, ("#c0504d", "#3b6fb6", "#e0908d", "#8fb0dc", "#4f9d69", "#d99a3a", "#9a9a9a"), strict=True))
+COLOURS = dict(zip(ARMS, ("#c0504d", "#3b6fb6", "#4f9d69", "#9a9a9a", "#d99a3a", "#e0908d", "#8fb0dc"), strict=True))
 
 Draws = dict[str, dict[int, np.ndarray]]  # by arm and tokens: cross-entropy of the data, then of every resample
 
 
 def summary(lines: list[dict]) -> list[dict]:
-    """One line per arm and number of tokens, and one per arm and set loss, of the largest budget that all arms have."""
-    budget = max(line["budget"] for line in lines)
+    """One line per arm and number of tokens, and one per arm and set loss, of the largest budget with the most runs."""
+    runs = Counter(line["budget"] for line in lines if not line["tokens"])
+    budget = max(runs, key=lambda budget: (runs[budget], budget))
     lines = [line for line in lines if line["budget"] == budget]
     drawn = resampled(lines)
     found = [point(lines, drawn, arm, tokens) for arm, curve in drawn.items() for tokens in curve]
@@ -45,13 +46,10 @@ def resampled(lines: list[dict]) -> Draws:
     for arm, curve in by_arm.items():
         drawn[arm] = {}
         for tokens, runs in sorted(curve.items()):
-            # A donor has one line, which stands for all seeds.
-            share = (
-                np.stack([chosen[:, seeds.index(seed)] for seed in runs])
-                if len(runs) == len(seeds)
-                else np.ones((len(runs), len(chosen)))
-            )
-            drawn[arm][tokens] = (share * np.stack(list(runs.values()))).sum(0) / share.sum(0)
+            # A donor has one line, which stands for all seeds. Draws of seeds are only shared by arms that have them all.
+            whole = len(runs) == len(seeds)
+            shares = [chosen[:, seeds.index(seed)] if whole else np.ones(len(chosen)) for seed in runs]
+            drawn[arm][tokens] = np.average(list(runs.values()), axis=0, weights=shares)
     return drawn
 
 

@@ -79,7 +79,8 @@ def own_tables(name: str, limit: float, tokens: int, work: Path) -> Path:
     dropped = next((n for n in range(1, donor.depth) if sum(costs[n:]) <= limit), donor.depth - 1)
     out = work / f"{name}-tables-{dropped}"
     if not out.exists():
-        convert_ngram(str(work / name), out, drop=dropped, tokens=tokens, text=str(texts(work)["mixture"]))
+        mixture = str(texts(work)["mixture"])
+        convert_ngram(str(work / name), out, drop=dropped, tokens=tokens, held_out=16_384, text=mixture)
     return out
 
 

@@ -110,7 +110,8 @@ def summary(lines: list[dict]) -> dict:
             continue
         goal, total = runs["fresh"][-1]["ce"], runs["fresh"][-1]["tokens"]
         for variant, curve in runs.items():
-            needed = tokens_to(*([point[key] for point in curve] for key in ("tokens", "ce")), goal)
+            tokens, losses = ([point[key] for point in curve] for key in ("tokens", "ce"))
+            needed = tokens_to(tokens, losses, goal)
             found[variant].append(None if needed is None else needed / total)
     return {"benchmark": "graft_training", "share_of_tokens_to_fresh_loss": found}
 

@@ -1,19 +1,23 @@
-"""The texts of two domains, routing between two models, and where a learning curve reaches a loss."""
+"""The texts of two domains, routing between two models, and the arms and curves of further training."""
 
-import sys
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
 import _domains
+import _healing
 import _healing_summary
 import domain_pair
+import healing
+import numpy as np
+import pytest
+import torch
 from _learning import tokens_to
 
+import tiny
+from stitch.composite.compose import late_half
 from stitch.evaluation.scores import Batch
+from stitch.models.loading import load
+from stitch.models.sources import resolve
 from stitch.text.documents import SPLITS, read, select, split_of
 from stitch.text.windows import Windows
 
@@ -91,3 +95,27 @@ def test_healing_compares_the_tokens_that_arms_need():
     assert found["composite", "last of fresh"]["needed"] == 0
     middle = found["composite", "between A and B"]
     np.testing.assert_allclose([middle["needed"], middle["needed_low"], middle["needed_high"]], 75)
+
+
+def test_random_blocks_are_followed_by_the_late_half_of_the_donor(tmp_path: Path):
+    b = load(resolve(_healing.B).folder, dtype=torch.float32)
+    net = _healing.make("random blocks", 0, tmp_path, b)
+    short = replace(b, net=net)
+    late, own = late_half(short, short.depth - (b.depth - _healing.SITES[1])), late_half(b, _healing.SITES[1])
+    stream = torch.randn(1, 6, b.width)
+    torch.testing.assert_close(late(inputs_embeds=stream).logits, own(inputs_embeds=stream).logits)
+    first = short.blocks[0].self_attn.q_proj.weight
+    assert not any(torch.equal(first, block.self_attn.q_proj.weight) for block in b.blocks)
+
+
+def test_training_is_measured_at_doubling_steps_and_changes_marked_weights_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(healing, "BATCH", 2)
+    monkeypatch.setattr(healing, "CONTEXT", 8)
+    net = tiny.net("llama").requires_grad_(False)
+    net.lm_head.weight.requires_grad_(True)  # pyright: ignore[reportAttributeAccessIssue]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    fit, measured = torch.randint(2, tiny.VOCABULARY, (80, 8)), []
+    healing.train(net, fit, 40 * 16, 1e-3, 0, measured.append)
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert measured == [0, 16, 32, 40]
+    assert changed == {"lm_head.weight", "model.embed_tokens.weight"}  # one tied tensor
