@@ -13,6 +13,7 @@ bytes of every row, and paired differences by document:
     average              the mean of both donors' probabilities, at the cost of both
     router               by document the donor with the lower loss on its first 32 tokens; up to there the average
     oracle               by document the donor with the lower loss on all of it: no model, a bound for routers
+    line                 the donors' losses mixed in the shares that cost as much as the composite
 
 With --swapped the architectures change sides. Finished parts are in --work and are not repeated.
 """
@@ -41,7 +42,7 @@ from stitch.text.windows import Windows, pack
 CONTEXT = 256
 ROUTED_AFTER = 32  # tokens of a document that the router reads before it decides
 SITES = (("gpt2", 3, "llama", 4), ("llama", 4, "gpt2", 3), ("gpt2", 2, "llama", 2), ("llama", 2, "gpt2", 2))
-AGAINST = ("a", "b", "own tables of a", "own tables of b", "average", "router", "oracle")
+AGAINST = ("a", "b", "own tables of a", "own tables of b", "average", "router", "oracle", "line")
 FAMILIES = {"code": "gpt2", "prose": "llama"}
 KEPT = ("results", "verdict", "frontier", "chosen")  # of the composite's own report
 
@@ -125,6 +126,12 @@ def oracle(a: Scores, b: Scores) -> Scores:
     return Scores(torch.minimum(a.nats, b.nats), None, None, a.tokens)
 
 
+def line(a: Scores, b: Scores, costs: dict[str, float]) -> Scores:
+    """A share of the tokens read by B and the others by A, so that the mean cost is the composite's."""
+    share = min(1.0, max(0.0, (costs["composite"] - costs["a"]) / (costs["b"] - costs["a"])))
+    return Scores(a.nats + share * (b.nats - a.nats), None, None, a.tokens)
+
+
 def lines(joined: Joined, tokens: int, held_out: int, work: Path) -> Iterator[dict]:
     """One line per text."""
     folder = composite(joined, tokens, held_out, work)
@@ -145,6 +152,7 @@ def lines(joined: Joined, tokens: int, held_out: int, work: Path) -> Iterator[di
         rows |= {"average": average(a, b), "router": router(a, b, windows)}
         scores = evaluate(rows, windows, vocabulary=models["b"].config.vocab_size)
         scores["oracle"] = oracle(scores["a"], scores["b"])
+        scores["line"] = line(scores["a"], scores["b"], {name: found["flops"] for name, found in sizes.items()})
         yield {
             "benchmark": "domain_pair",
             "a": joined.early,
