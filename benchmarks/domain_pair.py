@@ -4,8 +4,8 @@
 
 Trains both models (`_domain_models.py`), joins them in both directions at several pairs of layers on a mixture of both
 domains, and writes own tables of each model (`stitch convert ngram`) on the same text, at the composite's FLOPs or
-fewer. One JSON line per composite and text (code, prose, mixture) has the cross-entropy, block FLOPs, parameters and
-bytes of every row, and paired differences by document:
+fewer. One JSON line per composite and text (code, prose, mixture) has the cross-entropy, FLOPs, parameters and bytes
+of every row, and paired differences by document:
 
     a, b                 the donors
     composite            early blocks of A, seam, late blocks of B
@@ -29,22 +29,21 @@ from _domain_models import make
 from _domains import texts
 from torch import Tensor
 
+from stitch.composite.costs import Cost, late, whole
 from stitch.config import Settings
 from stitch.conversions.ngrams.convert import convert_ngram
 from stitch.evaluation.scores import Batch, Logits, Scores, evaluate, whole_model
 from stitch.jobs.join import stitch
-from stitch.models.flops import block_flops
 from stitch.models.loading import load
-from stitch.models.model import Model
 from stitch.text.documents import read, select
-from stitch.text.windows import Windows, pack
+from stitch.text.windows import Windows, sample
 
 CONTEXT = 256
 ROUTED_AFTER = 32  # tokens of a document that the router reads before it decides
 SITES = (("gpt2", 3, "llama", 4), ("llama", 4, "gpt2", 3), ("gpt2", 2, "llama", 2), ("llama", 2, "gpt2", 2))
 AGAINST = ("a", "b", "own tables of a", "own tables of b", "average", "router", "oracle", "line")
 FAMILIES = {"code": "gpt2", "prose": "llama"}
-KEPT = ("results", "verdict", "frontier", "chosen")  # of the composite's own report
+KEPT = ("results", "verdict", "alternatives", "chosen")  # of the composite's own report
 
 
 @dataclass(frozen=True)
@@ -61,23 +60,11 @@ class Joined:
         return f"{self.early}-{self.layer}-{self.late}-{self.layer_b}"
 
 
-def flops(model: Model) -> float:
-    """Block FLOPs per token, seams included."""
-    return sum(block_flops(model.config, block, CONTEXT) for block in range(model.depth))
-
-
-def size(model: Model) -> dict:
-    """What the model costs: block FLOPs per token, parameters, bytes of its weights on disk."""
-    files = sum(file.stat().st_size for file in model.folder.glob("*.safetensors"))
-    parameters = sum(parameter.numel() for parameter in model.net.parameters())
-    return {"flops": flops(model), "parameters": parameters, "bytes": files}
-
-
-def own_tables(name: str, limit: float, tokens: int, work: Path) -> Path:
-    """The model with as few first blocks as tables as `limit` FLOPs allow, fitted on the mixture. Returns its folder."""
+def own_tables(name: str, limit: Cost, tokens: int, work: Path) -> Path:
+    """The model with as few first blocks as tables as the FLOPs of `limit` allow, fitted on the mixture. Returns its folder."""
     donor = load(work / name)
-    costs = [block_flops(donor.config, block, CONTEXT) for block in range(donor.depth)]
-    dropped = next((n for n in range(1, donor.depth) if sum(costs[n:]) <= limit), donor.depth - 1)
+    sites = range(1, donor.depth)
+    dropped = next((site for site in sites if late(donor, site, CONTEXT).flops <= limit.flops), donor.depth - 1)
     out = work / f"{name}-tables-{dropped}"
     if not out.exists():
         mixture = str(texts(work)["mixture"])
@@ -126,33 +113,34 @@ def oracle(a: Scores, b: Scores) -> Scores:
     return Scores(torch.minimum(a.nats, b.nats), None, None, a.tokens)
 
 
-def line(a: Scores, b: Scores, costs: dict[str, float]) -> Scores:
+def line(a: Scores, b: Scores, costs: dict[str, Cost]) -> Scores:
     """A share of the tokens read by B and the others by A, so that the mean cost is the composite's."""
-    share = min(1.0, max(0.0, (costs["composite"] - costs["a"]) / (costs["b"] - costs["a"])))
+    a_flops, b_flops = costs["a"].flops, costs["b"].flops
+    share = min(1.0, max(0.0, (costs["composite"].flops - a_flops) / (b_flops - a_flops)))
     return Scores(a.nats + share * (b.nats - a.nats), None, None, a.tokens)
 
 
 def lines(joined: Joined, tokens: int, held_out: int, work: Path) -> Iterator[dict]:
     """One line per text."""
     folder = composite(joined, tokens, held_out, work)
-    limit = flops(load(folder))
+    limit = whole(load(folder), CONTEXT)
     folders = {"a": work / joined.early, "b": work / joined.late, "composite": folder} | {
         f"own tables of {side}": own_tables(name, limit, tokens, work)
         for side, name in (("a", joined.early), ("b", joined.late))
     }
     models = {name: load(path, dtype=torch.float32) for name, path in folders.items()}
-    sizes = {name: size(model) for name, model in models.items()}
-    sizes["average"] = {key: sizes["a"][key] + sizes["b"][key] for key in sizes["a"]}
+    costs = {name: whole(load(path), CONTEXT) for name, path in folders.items()}
+    costs["average"] = costs["a"] + costs["b"]
     report = json.loads((folder / "report.json").read_text())
     for text, file in texts(work).items():
         documents = select(read(str(file)), "report")
-        windows = pack(documents, models["b"].tokenizer, CONTEXT).spread(held_out)
+        windows = sample(documents, models["b"].tokenizer, CONTEXT, held_out)
         rows: dict[str, Logits] = {name: whole_model(model.net) for name, model in models.items()}
         a, b = rows["a"], rows["b"]
         rows |= {"average": average(a, b), "router": router(a, b, windows)}
         scores = evaluate(rows, windows, vocabulary=models["b"].config.vocab_size)
         scores["oracle"] = oracle(scores["a"], scores["b"])
-        scores["line"] = line(scores["a"], scores["b"], {name: found["flops"] for name, found in sizes.items()})
+        scores["line"] = line(scores["a"], scores["b"], costs)
         yield {
             "benchmark": "domain_pair",
             "a": joined.early,
@@ -161,8 +149,11 @@ def lines(joined: Joined, tokens: int, held_out: int, work: Path) -> Iterator[di
             "text": text,
             "fit": tokens,
             "tokens": windows.tokens,
-            "documents": int((scores["a"].tokens > 0).sum()),
-            "results": [found.row(name) | sizes.get(name, {}) for name, found in scores.items()],
+            "documents": scores["a"].documents,
+            "effective_documents": scores["a"].effective_documents,
+            "results": [
+                found.row(name) | (costs[name].to_dict() if name in costs else {}) for name, found in scores.items()
+            ],
             "differences": [difference(scores, "composite", other) for other in AGAINST],
             "report": {name: report[name] for name in KEPT if name in report} if text == "mixture" else None,
         }
@@ -184,8 +175,8 @@ def main() -> None:
     torch.set_num_threads(1)
     families = dict(zip(FAMILIES, reversed(FAMILIES.values()), strict=True)) if given.swapped else FAMILIES
     names = {family: make(family, domain, given.work).name for domain, family in families.items()}
-    for early, layer, late, layer_b in SITES:
-        joined = Joined(names[early], names[late], layer, layer_b)
+    for first, layer, last, layer_b in SITES:
+        joined = Joined(names[first], names[last], layer, layer_b)
         for line in lines(joined, given.tokens, given.held_out, given.work):
             print(json.dumps(line), flush=True)
 

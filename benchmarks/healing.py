@@ -29,7 +29,7 @@ from stitch.models.model import Model
 from stitch.models.sources import resolve
 from stitch.text.corpus import cached_documents
 from stitch.text.documents import select
-from stitch.text.windows import Windows, pack
+from stitch.text.windows import Windows, sample
 
 BATCH, CONTEXT = 16, 256
 WARMUP, COOLING = 5, 0.3  # steps; share of all steps over which the rate falls to zero
@@ -39,13 +39,13 @@ REPORT, SWEEP = 49_152, 16_384  # tokens
 
 
 class Text:
-    """Windows to train on, to choose the rate on, and to report on; the last two spread over their splits."""
+    """Windows to train on, to choose the rate on, and to report on; each spread over its split."""
 
     def __init__(self, tokenizer, budget: int):
         corpus = cached_documents()
-        self.fit = pack(select(corpus, "fit"), tokenizer, CONTEXT, budget).ids.long()
-        self.sweep = pack(select(corpus, "sweep"), tokenizer, CONTEXT).spread(SWEEP).ids.long()
-        self.report: Windows = pack(select(corpus, "report"), tokenizer, CONTEXT).spread(REPORT)
+        self.fit = sample(select(corpus, "fit"), tokenizer, CONTEXT, budget).ids.long()
+        self.sweep = sample(select(corpus, "sweep"), tokenizer, CONTEXT, SWEEP).ids.long()
+        self.report: Windows = sample(select(corpus, "report"), tokenizer, CONTEXT, REPORT)
 
 
 def train(net: PreTrainedModel, fit: Tensor, tokens: int, rate: float, seed: int, measure) -> None:
