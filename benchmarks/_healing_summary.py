@@ -12,7 +12,6 @@ from _healing import ARMS, A, B
 from _learning import tokens_to
 
 RESAMPLES = 1000
-GOALS = (0.2, 0.7)  # shares of the tokens of `fresh`, and of the best alternative without A
 ALTERNATIVES = ("own tables", "own tables, seam only", "shortened", "random blocks")
 COLOURS = dict(zip(ARMS, ("#c0504d", "#3b6fb6", "#4f9d69", "#9a9a9a", "#d99a3a", "#e0908d", "#8fb0dc"), strict=True))
 
@@ -26,7 +25,7 @@ def summary(lines: list[dict]) -> list[dict]:
     lines = [line for line in lines if line["budget"] == budget]
     drawn = resampled(lines)
     found = [point(lines, drawn, arm, tokens) for arm, curve in drawn.items() for tokens in curve]
-    return found + [goal for name, loss in set_losses(drawn).items() for goal in reached(drawn, name, loss)]
+    return found + [goal for name, losses in set_losses(drawn).items() for goal in reached(drawn, name, losses)]
 
 
 def resampled(lines: list[dict]) -> Draws:
@@ -75,45 +74,41 @@ def interval(name: str, values: np.ndarray) -> dict:
     }
 
 
-def set_losses(drawn: Draws) -> dict[str, float]:
-    """Losses that curves are compared at: the fresh model's last one, A's, B's, and their mean."""
-    a, b = drawn[A][0][0], drawn[B][0][0]
-    return {"last of fresh": list(drawn["fresh"].values())[-1][0], "A": a, "between A and B": (a + b) / 2, "B": b}
+def set_losses(drawn: Draws) -> dict[str, np.ndarray]:
+    """Losses that curves are compared at: the fresh model's last one, A's, B's, and their mean. Each resample has its own."""
+    a, b = drawn[A][0], drawn[B][0]
+    return {"last of fresh": list(drawn["fresh"].values())[-1], "A": a, "between A and B": (a + b) / 2, "B": b}
 
 
-def reached(drawn: Draws, name: str, loss: float) -> list[dict]:
+def reached(drawn: Draws, name: str, losses: np.ndarray) -> list[dict]:
     """For every trained arm the tokens to a loss, infinity where it is not reached, and its share of others' tokens."""
     arms = [arm for arm in ARMS if arm in drawn]
-    tokens = {arm: needed(drawn[arm], loss) for arm in arms}
-    others = [tokens[arm] for arm in ALTERNATIVES if arm in tokens]
-    best = np.min(others, axis=0) if others else None
+    budget = max(drawn["fresh"])
+    tokens = {arm: needed(drawn[arm], losses) for arm in arms}
+    best = np.min([tokens[arm] for arm in ALTERNATIVES if arm in tokens], axis=0)
     found = []
     for arm in arms:
-        line = {
-            "benchmark": "healing",
-            "arm": arm,
-            "goal": name,
-            "loss": round(float(loss), 4),
-            **counted("needed", tokens[arm]),
-        }
-        if "fresh" in tokens:
-            line |= counted("share_of_fresh", ratio(tokens[arm], tokens["fresh"]))
-        if best is not None:
-            line |= counted("share_of_alternative", ratio(tokens[arm], best))
+        line = {"benchmark": "healing", "arm": arm, "goal": name, "loss": round(float(losses[0]), 4)}
+        line |= counted("needed", tokens[arm])
+        line |= counted("share_of_fresh", ratio(tokens[arm], tokens["fresh"], budget))
+        line |= counted("share_of_alternative", ratio(tokens[arm], best, budget))
         found.append(line)
     return found
 
 
-def needed(curve: dict[int, np.ndarray], loss: float) -> np.ndarray:
-    tokens, losses = list(curve), np.stack(list(curve.values()))
-    reach = [tokens_to(tokens, column, loss) for column in losses.T]
-    return np.array([math.inf if one is None else one for one in reach])
+def needed(curve: dict[int, np.ndarray], losses: np.ndarray) -> np.ndarray:
+    """Tokens to a loss, by resample."""
+    tokens = list(curve)
+    found = [
+        tokens_to(tokens, column, loss) for column, loss in zip(zip(*curve.values(), strict=True), losses, strict=True)
+    ]
+    return np.array([math.inf if one is None else one for one in found])
 
 
-def ratio(these: np.ndarray, those: np.ndarray) -> np.ndarray:
-    """Shares of tokens; 1 where neither needs any or neither arrives."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(these == those, 1.0, these / those)
+def ratio(these: np.ndarray, those: np.ndarray, budget: int) -> np.ndarray:
+    """Shares of tokens: 1 where both need none, infinity where only `those` do. Where they do not arrive, the budget counts."""
+    arrived = np.minimum(those, budget)
+    return np.where(arrived > 0, these / np.maximum(arrived, 1), np.where(these > 0, math.inf, 1.0))
 
 
 def counted(name: str, values: np.ndarray) -> dict:
@@ -130,21 +125,19 @@ def draw(lines: list[dict], out: Path) -> None:
     curves = [line for line in lines if "ce" in line]
     left = min(line["tokens"] for line in curves if line["tokens"]) / 2
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6))
-    for arm in dict.fromkeys(line["arm"] for line in curves):
-        own = [line for line in curves if line["arm"] == arm]
-        for axis in axes:
+    for axis, key, label in zip(axes, ("ce", "over_b"), ("cross-entropy", f"cross-entropy − {B}, paired"), strict=True):
+        for arm in dict.fromkeys(line["arm"] for line in curves):
+            own = [line for line in curves if line["arm"] == arm]
             if arm in (A, B):
-                axis.axhline(own[0]["ce"], color="black", linestyle="--" if arm == A else ":", linewidth=1, label=arm)
+                axis.axhline(own[0][key], color="black", linestyle="--" if arm == A else ":", linewidth=1, label=arm)
                 continue
             x = [max(line["tokens"], left) for line in own]
-            axis.plot(x, [line["ce"] for line in own], "o-", markersize=3, color=COLOURS[arm], label=arm)
-            low, high = ([line[f"ce_{end}"] for line in own] for end in ("low", "high"))
-            axis.fill_between(x, low, high, color=COLOURS[arm], alpha=0.1)
-    b = next(line["ce"] for line in curves if line["arm"] == B)
-    axes[1].set_ylim(b - 0.08, b + 0.35)
-    for axis, title in zip(axes, ("all arms", "near the donors"), strict=True):
-        axis.set(xscale="log", xlabel="tokens trained on (left edge: none)", ylabel="cross-entropy, nats", title=title)
+            axis.plot(x, [line[key] for line in own], "o-", markersize=3, color=COLOURS[arm], label=arm)
+            low, high = ([line[f"{key}_{end}"] for line in own] for end in ("low", "high"))
+            axis.fill_between(x, low, high, color=COLOURS[arm], alpha=0.15)
+        axis.set(xscale="log", xlabel="tokens trained on (left edge: none)", ylabel=f"{label}, nats")
         axis.grid(alpha=0.3)
+    axes[1].set_ylim(-0.1, 0.4)
     axes[0].legend(fontsize=7)
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)

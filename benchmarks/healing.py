@@ -33,7 +33,7 @@ from stitch.text.windows import Windows, sample
 
 BATCH, CONTEXT = 16, 256
 WARMUP, COOLING = 5, 0.3  # steps; share of all steps over which the rate falls to zero
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-4, 6e-4, 3e-3)
 SHORT = 65_536  # tokens of the runs that choose a rate
 REPORT, SWEEP = 49_152, 16_384  # tokens
 
