@@ -131,7 +131,7 @@ def lines(joined: Joined, tokens: int, held_out: int, work: Path) -> Iterator[di
     models = {name: load(path, dtype=torch.float32) for name, path in folders.items()}
     costs = {name: whole(load(path), CONTEXT) for name, path in folders.items()}
     costs["average"] = costs["a"] + costs["b"]
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text().replace(f"{work}/", ""))  # names, without their folder
     for text, file in texts(work).items():
         documents = select(read(str(file)), "report")
         windows = sample(documents, models["b"].tokenizer, CONTEXT, held_out)
