@@ -6,7 +6,7 @@ SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surge
 SCALE := $(addprefix benchmarks/,matching_at_scale.py matching_real.py sae_training.py checkpoint.py harvest.py decode.py end_to_end.py)
 REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
 
-.PHONY: setup demo test test-slow test-cpus lint types docs bench bench-scale bench-graft bench-synthesis bench-conversions bench-translations bench-regimes clean
+.PHONY: setup demo test test-slow test-cpus lint types docs bench bench-scale bench-graft bench-reuse bench-synthesis bench-conversions bench-translations bench-regimes clean
 
 setup: $(READY)
 
@@ -68,6 +68,13 @@ bench-regimes: $(READY)
 # Takes more than an hour. Runs that are in build/benchmarks/graft_training.jsonl are not repeated.
 bench-graft: $(READY)
 	$(BIN)/python benchmarks/graft_training.py
+
+# Takes hours. Models, composites and runs that are in build/benchmarks are not repeated.
+bench-reuse: $(READY)
+	@mkdir -p build/benchmarks
+	$(BIN)/python benchmarks/domain_pair.py > build/benchmarks/domain_pair.jsonl
+	$(BIN)/python benchmarks/healing.py
+	$(BIN)/python benchmarks/healing.py --summary build/benchmarks/healing_summary.jsonl
 
 bench-synthesis: $(READY)
 	@mkdir -p build

@@ -5,6 +5,7 @@ scratch.
     noise       the same, with noise of the same norm instead of the circuit's heads and neurons
     embeddings  the donor's embedding and unembedding, without the circuit
     fresh       the host's own initialisation
+    donor       the donor itself, untouched: not trained further
 
 All variants of a seed see the same windows in the same order, with the same optimisers and learning rates. One JSON
 line per run: cross-entropy on held-out windows and the share of right answers to induction prompts, by tokens trained
@@ -13,11 +14,11 @@ as well. Runs that are already in --lines are not repeated.
 """
 
 import argparse
-import itertools
 import json
 from pathlib import Path
 
 import torch
+from _learning import tokens_to
 from _lines import read
 from torch import nn
 
@@ -40,7 +41,7 @@ from stitch.text.documents import select
 from stitch.text.windows import pack
 
 VARIANTS = ("graft", "noise", "embeddings", "fresh")
-COLOURS = dict(zip(VARIANTS, ("#3b6fb6", "#c0504d", "#4f9d69", "#9a9a9a"), strict=True))
+COLOURS = dict(zip((*VARIANTS, "donor"), ("#3b6fb6", "#c0504d", "#4f9d69", "#9a9a9a", "black"), strict=True))
 
 
 def make_host(variant: str, donor: Model, behaviour: str, config: Path, seed: int) -> Model:
@@ -93,24 +94,24 @@ def train(
     return found
 
 
-def tokens_to(curve: list[dict], loss: float) -> float | None:
-    """The number of tokens at which a curve first reaches a loss, by linear interpolation; None if it never does."""
-    for before, after in itertools.pairwise(curve):
-        if after["ce"] <= loss:
-            share = (before["ce"] - loss) / (before["ce"] - after["ce"]) if before["ce"] > loss else 0.0
-            return before["tokens"] + share * (after["tokens"] - before["tokens"])
-    return None
+def untouched(donor: Model, sweep: torch.Tensor, given: argparse.Namespace) -> list[dict]:
+    """The donor's curve, which is level."""
+    asked = make_prompts(given.behaviour, donor.tokenizer, count=32, seed=1000)
+    right = answered(lambda ids: donor.net(input_ids=ids, use_cache=False).logits, asked.clean, asked)["right"]
+    found = {"ce": held_out(donor.net, sweep), "right": right}
+    return [{"tokens": step * given.batch * given.context, **found} for step in (0, given.steps)]
 
 
 def summary(lines: list[dict]) -> dict:
     found: dict[str, list[float | None]] = {variant: [] for variant in VARIANTS}
     for seed in sorted({line["seed"] for line in lines}):
-        runs = {line["arm"]: line["curve"] for line in lines if line["seed"] == seed}
+        runs = {line["arm"]: line["curve"] for line in lines if line["seed"] == seed and line["arm"] in VARIANTS}
         if "fresh" not in runs:
             continue
         goal, total = runs["fresh"][-1]["ce"], runs["fresh"][-1]["tokens"]
         for variant, curve in runs.items():
-            needed = tokens_to(curve, goal)
+            tokens, losses = ([point[key] for point in curve] for key in ("tokens", "ce"))
+            needed = tokens_to(tokens, losses, goal)
             found[variant].append(None if needed is None else needed / total)
     return {"benchmark": "graft_training", "share_of_tokens_to_fresh_loss": found}
 
@@ -122,7 +123,7 @@ def draw(lines: list[dict], out: Path) -> None:
     for axis, key, label in zip(
         axes, ("ce", "right"), ("held-out cross-entropy, nats", "induction, right"), strict=True
     ):
-        for variant in VARIANTS:
+        for variant in COLOURS:
             curves = [line["curve"] for line in lines if line["arm"] == variant]
             for number, curve in enumerate(curves):
                 x, y = [point["tokens"] / 1e6 for point in curve], [point[key] for point in curve]
@@ -162,15 +163,21 @@ def main() -> None:
     )
     given.lines.parent.mkdir(parents=True, exist_ok=True)
     lines = read(given.lines) if given.lines.exists() else []
+
+    def keep(line: dict) -> None:
+        lines.append(line)
+        with given.lines.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    if not any(line["arm"] == "donor" for line in lines):
+        keep({"arm": "donor", "seed": 0, "curve": untouched(donor, sweep, given)})
     for seed in given.seeds:
         for variant in given.variants:
             if any((line["arm"], line["seed"]) == (variant, seed) for line in lines):
                 continue
             host = make_host(variant, donor, given.behaviour, given.host, seed)
             line = {"arm": variant, "seed": seed, "curve": train(host, fit, sweep, donor, given, seed)}
-            lines.append(line)
-            with given.lines.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            keep(line)
             print(json.dumps({**line, "curve": line["curve"][:: max(1, len(line["curve"]) // 5)]}), flush=True)
     draw(lines, given.figure)
     print(json.dumps(summary(lines)))

@@ -119,7 +119,6 @@ def test_rates_warm_up_stay_constant_and_fall_to_zero():
 @pytest.mark.slow
 def test_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     text = [(f"d{number}", "the quick brown fox jumps over the lazy dog " * 40) for number in range(200)]
-    monkeypatch.setattr(training, "cached_documents", lambda: text)
     monkeypatch.setattr(training, "SNAPSHOT_EVERY", 3)
     small = {
         **RECIPES["gpt2"].shape,
@@ -128,9 +127,9 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
         "n_head": 2,
     }  # no dropout, so there is no random state to keep
     recipe = replace(RECIPES["gpt2"], shape=small, steps=6, batch=2, warmup=2, rates=((3, 1.0), (6, 0.0)))
-    whole, curve = train(recipe, tmp_path / "whole", log=lambda _: None)
-    train(replace(recipe, steps=3), tmp_path / "cut", log=lambda _: None)
-    resumed, other = train(recipe, tmp_path / "cut", log=lambda _: None)
+    whole, curve = train(recipe, tmp_path / "whole", log=lambda _: None, corpus=text)
+    train(replace(recipe, steps=3), tmp_path / "cut", log=lambda _: None, corpus=text)
+    resumed, other = train(recipe, tmp_path / "cut", log=lambda _: None, corpus=text)
     assert curve == other
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

@@ -17,6 +17,7 @@ from stitch.demo.network import build
 from stitch.demo.recipe import CONTEXT, Recipe
 from stitch.demo.tokenizer import load_tokenizer, train_tokenizer
 from stitch.text.corpus import cached_documents
+from stitch.text.document import Document
 from stitch.text.documents import select
 from stitch.text.windows import pack
 
@@ -26,13 +27,17 @@ SWEEP_WINDOWS = 128  # windows of the sweep split on which the held-out loss is 
 Optimisers = list[torch.optim.Optimizer]
 
 
-def train(recipe: Recipe, work: Path, log: Callable[[str], object] = print) -> tuple[PreTrainedModel, list[dict]]:
+def train(
+    recipe: Recipe, work: Path, log: Callable[[str], object] = print, corpus: list[Document] | None = None
+) -> tuple[PreTrainedModel, list[dict]]:
     """Trains from the newest snapshot in `work`, or from the start, to the last step. Returns the model and the loss curve.
+
+    The text is the fit split of `corpus` (None: the docstring corpus).
 
     Raises: FloatingPointError when the loss is not finite.
     """
     work.mkdir(parents=True, exist_ok=True)
-    fit, sweep = _windows(work)
+    fit, sweep = _windows(work, cached_documents() if corpus is None else corpus)
     log(f"{fit.numel():,} training tokens, {len(fit) // recipe.batch} steps an epoch")
     model = build(recipe)
     optimizers, snapshot = optimisers(model, recipe), work / "snapshot.pt"
@@ -92,9 +97,8 @@ def held_out(model: nn.Module, ids: Tensor, batch: int = 16) -> float:
     return sum(loss * size for loss, size in losses) / sum(size for _, size in losses)
 
 
-def _windows(work: Path) -> tuple[Tensor, Tensor]:
+def _windows(work: Path, corpus: list[Document]) -> tuple[Tensor, Tensor]:
     """Windows of the fit and the sweep split. The tokenizer is the embedded GPT-2's, or a new one without it."""
-    corpus = cached_documents()
     if not (work / "tokenizer").exists():
         embedded = Path(__file__).parent / "gpt2"
         if (embedded / "tokenizer.json").exists():

@@ -34,15 +34,15 @@ def documents(packages: tuple[str, ...] = PACKAGES) -> list[Document]:
     A package that is not installed is skipped. The other documents then stay the same, except that they keep paragraphs which
     the missing package would have contained first.
     """
-    files = [file for package in packages for file in _python_files(package)]
+    files = [file for package in packages for file in python_files(package)]
     # "spawn" imports the caller's main module again, so "fork" is preferred where it is safe: on Linux.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(mp_context=context) as pool:
         texts = pool.map(_docstrings, (path for _, path in files), chunksize=64)
-        return list(_without_repeats(zip((name for name, _ in files), texts, strict=True)))
+        return list(without_repeats(zip((name for name, _ in files), texts, strict=True)))
 
 
-def _python_files(package: str) -> list[tuple[str, Path]]:
+def python_files(package: str) -> list[tuple[str, Path]]:
     """Module name and path of every source file of `package`; none where it is not installed."""
     if package == "std":
         root, prefix = Path(sysconfig.get_paths()["stdlib"]), ()
@@ -83,7 +83,7 @@ def _documented(node: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.Funct
             yield from _documented(child)
 
 
-def _without_repeats(documents: Iterator[Document]) -> Iterator[Document]:
+def without_repeats(documents: Iterator[Document]) -> Iterator[Document]:
     """Documents without paragraphs that occurred before, leaving out those that become shorter than `SHORTEST_DOCUMENT`."""
     seen: set[str] = set()
     for name, text in documents:
