@@ -3,10 +3,10 @@
 import dataclasses
 
 import pytest
-import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
+import tiny
 from stitch.composite.compose import compose
 from stitch.composite.costs import Costs, of_translation
 from stitch.modeling.modeling_composite import ngram_keys
