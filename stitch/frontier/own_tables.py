@@ -11,6 +11,7 @@ from stitch.modeling.modeling_composite import StitchConfig
 from stitch.models.model import Model
 from stitch.translation.look_ups import positions
 from stitch.translation.packing import pack
+from stitch.translation.types import Translation
 
 ORDER, SKIPS = 3, 4  # those of `convert ngram`, or fewer where memory allows no more
 
@@ -23,38 +24,46 @@ def own_tables(model: Model, means: Means) -> Alternative | None:
     if isinstance(model.config, StitchConfig):
         return None
     site = first_site_within(model, means)
-    if site is None:
-        return None
-    return _with_tables(model, site, means)
+    return None if site is None else _made(model, site, means)
 
 
 def at_every_depth(model: Model, means: Means) -> Iterator[Alternative]:
-    """The model with its first 1, 2, … blocks as tables, whatever they cost."""
+    """The model with its first 1, 2, … blocks as tables, each within the bytes of `means.limit`."""
     for site in range(1, model.depth):
-        if (found := _with_tables(model, site, means)) is not None:
+        if (found := _made(model, site, means)) is not None:
             yield found
 
 
-def _with_tables(model: Model, site: int, means: Means) -> Alternative | None:
-    """The tables are cut and packed like the composite's, to the bytes that it leaves. None where memory allows no table, or the
-    bytes do not even hold the late blocks."""
-    blocks, shape = late(model, site, means.context), shape_within(model, means)
-    if shape is None or blocks.bytes >= means.limit.bytes:
+def _made(model: Model, site: int, means: Means) -> Alternative | None:
+    if late(model, site, means.context).bytes >= means.limit.bytes:
+        return None
+    tables = fitted_tables(model, site, means)
+    return None if tables is None else within_bytes(model, site, tables, means)
+
+
+def fitted_tables(model: Model, site: int, means: Means) -> Translation | None:
+    """Tables in the place of the blocks before `site`, whatever their bytes. None where memory allows none."""
+    shape = shape_within(model, means)
+    if shape is None:
         return None
     learned = positions(model)
     indices = choose_tables(
         means.windows["fit"], shape, model.config.vocab_size, 0 if learned is None else len(learned), means.memory,
         model.width,
     )  # fmt: skip
-    data = read_fit_data(model, means.windows, site, shape, indices, means.progress)
-    translation = pack(
-        fit_full_memory(data).translation, means.limit.bytes - blocks.bytes, means.windows["fit"].ids,
-        model.config.vocab_size, model.dtype,
+    return fit_full_memory(read_fit_data(model, means.windows, site, shape, indices, means.progress)).translation
+
+
+def within_bytes(model: Model, site: int, tables: Translation, means: Means) -> Alternative:
+    """The model with `tables` in the place of its blocks before `site`, cut and packed to the bytes that the composite leaves."""
+    blocks = late(model, site, means.context)
+    packed = pack(
+        tables, means.limit.bytes - blocks.bytes, means.windows["fit"].ids, model.config.vocab_size, model.dtype
     )  # fmt: skip
     return Alternative(
         f"{model.name} with its first {site} of {model.depth} blocks as n-gram tables",
-        of_translation(translation, model, model, site) + blocks,
-        LateBlocks(model, site).reading(translation),
+        of_translation(packed, model, model, site) + blocks,
+        LateBlocks(model, site).reading(packed),
     )
 
 
