@@ -3,6 +3,7 @@ import torch
 
 import tiny
 from stitch.errors import StitchError
+from stitch.evaluation import scores as scores_module
 from stitch.evaluation.scores import Batch, Scores, evaluate, whole_model
 from stitch.text.windows import Windows
 
@@ -62,6 +63,23 @@ def test_little_memory_changes_only_the_batches():
     little = evaluate({"m": logits}, text, vocabulary=tiny.VOCABULARY, memory=4 * 9 * 128 * 4 * 6 * 2)["m"].ce
     assert sizes == [7, 2, 2, 2, 1]
     assert plenty == pytest.approx(little, abs=1e-6)
+
+
+def test_parts_of_a_window_give_the_numbers_of_whole_windows(monkeypatch):
+    """A row's logits and the reference's are held once each; everything computed from them is for some tokens at a time."""
+    text = windows()
+    p, q = tiny.noise(7, 9, tiny.VOCABULARY + 8), tiny.noise(7, 9, tiny.VOCABULARY + 8, seed=1)
+    rows = {"q": lambda batch: q[batch.rows], "p": lambda batch: p[batch.rows]}
+    arguments = {"vocabulary": tiny.VOCABULARY, "reference": rows["p"]}
+    whole = evaluate(rows, text, **arguments)
+    monkeypatch.setattr(scores_module, "CACHED", 4 * tiny.VOCABULARY * 3)  # three tokens of the eight in a window
+    sizes, compute = [], torch.Tensor.log_softmax
+    monkeypatch.setattr(torch.Tensor, "log_softmax", lambda x, dim: sizes.append(x.numel()) or compute(x, dim))
+    parts = evaluate(rows, text, **arguments)
+    assert max(sizes) <= 3 * tiny.VOCABULARY
+    for name, found in whole.items():
+        for column in ("nats", "kl", "agreements", "tokens"):
+            assert torch.equal(getattr(found, column), getattr(parts[name], column)), (name, column)
 
 
 def test_the_interval_resamples_documents_not_tokens():

@@ -1,6 +1,8 @@
 """Anatomies, loading, and the cost of a block."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,6 +85,20 @@ def test_a_loaded_model_equals_the_saved_one(tmp_path):
     assert narrow.body.rotary_emb.inv_freq.dtype == torch.float32
     with pytest.raises(UsageError, match=r"layer must be in 0\.\.6 for demo:llama; got -1"):
         narrow.check_site(-1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_weights_in_the_dtype_of_the_file_are_mapped_and_not_copied(tmp_path):
+    folder = tiny.save(tmp_path / "pico", "llama", dtype=torch.bfloat16)
+    for dtype, is_mapped in ((None, True), (torch.bfloat16, True), (torch.float32, False)):
+        model = load(folder, dtype=dtype)  # kept, as its file is unmapped with it
+        address = model.blocks[2].get_submodule("mlp.up_proj").get_parameter("weight").data_ptr()
+        mapped = [
+            line.split()[0].split("-")
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if str(folder) in line
+        ]
+        assert any(int(start, 16) <= address < int(stop, 16) for start, stop in mapped) == is_mapped
 
 
 def test_unusable_model_folders_are_refused_in_one_line(tmp_path):

@@ -26,6 +26,7 @@ from stitch.features.codes import code_stream
 from stitch.features.matching import match
 from stitch.jobs.evaluate import evaluate_models
 from stitch.jobs.join import stitch
+from stitch.jobs.stages import default_features
 from stitch.models.loading import load
 from stitch.report.card import table
 from stitch.text.documents import select
@@ -287,6 +288,22 @@ def test_a_planted_rotation_and_permutation_of_features_is_recovered(width: int,
 
 
 # --------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_features_default_to_what_the_text_determines():
+    assert default_features(48, 1_000_000) == 8 * 48
+    assert default_features(1536, 19_000) == 9472 <= 19_000 // 2 < 8 * 1536
+    assert default_features(1536, 3_500) == 1728 and default_features(1536, 3_100) == 1536
+
+
+@pytest.mark.slow
+def test_little_text_is_accepted_at_the_default_number_of_features(donors, tmp_path):
+    wide = tiny.save(tmp_path / "wide", "llama", hidden_size=640)
+    wanted = settings(
+        wide, wide, donors["text"], layer_b=3, features=None, sae_passes=0.1, brief=True, reference_steps=None
+    )
+    report, _ = stitch(wanted, tmp_path / "out")
+    assert [found["features"] for found in report["saes"]] == [1920, 1920]
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from stitch.text.tokenizers import bos_of
 PROBED = 4  # tokens whose states are computed in both ways
 
 
-def occurring(*texts: Int[Tensor, "_ context"]) -> Int64[Tensor, " ids"]:
-    """The ids that occur in these windows, sorted."""
+def occurring(*texts: Int[Tensor, "_ _"]) -> Int64[Tensor, " ids"]:
+    """The ids that occur in these texts, sorted."""
     return torch.cat([ids.unique() for ids in texts]).unique().long()
 
 

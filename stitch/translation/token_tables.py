@@ -1,8 +1,9 @@
 """B's embeddings and context-free states of the tokens of a text as inputs of a regression, with a fall-back for other tokens.
 
-Cost follows the text: no more tokens have rows than the text has tokens. A composite also meets others. Their embedding and state are predicted from an embedding that the composite
-holds anyway: B's if it is tied to B's head, otherwise A's. For B's tied embedding the first prediction is exact; all others are
-ridge regressions on the tokens that occur, with λ and the reported loss from tokens that are left out of the fit.
+Cost follows the text: no more tokens have rows than the text has tokens. A composite also meets others. Their embedding and state
+are predicted from an embedding that the composite holds anyway: B's if it is tied to B's head, otherwise A's. For B's tied
+embedding the first prediction is exact; all others are ridge regressions on the tokens that occur, with λ and the reported loss
+from tokens that are left out of the fit.
 """
 
 from collections.abc import Mapping
