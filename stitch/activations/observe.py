@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -25,7 +26,7 @@ class Observed:
 
 @torch.no_grad()
 def observe(
-    model: Model, inputs: dict[str, Tensor], *, streams: Sequence[int] = (), neurons: Sequence[int] = ()
+    model: Model, inputs: dict[str, Any], *, streams: Sequence[int] = (), neurons: Sequence[int] = ()
 ) -> Observed:
     """Residual streams entering the blocks `streams` and neurons of the blocks `neurons`, in one forward pass.
 

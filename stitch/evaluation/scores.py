@@ -128,7 +128,11 @@ def evaluate(
     for batch in batches(windows, vocabulary, memory, range(len(windows.ids)) if part is None else part):
         owner = windows.document[batch.rows][:, 1:].flatten().long()
         target = batch.ids[:, 1:].flatten()
-        base = None if reference is None else [_Reference(some) for some in _log_probabilities(reference(batch), vocabulary)]
+        base = (
+            None
+            if reference is None
+            else [_Reference(some) for some in _log_probabilities(reference(batch), vocabulary)]
+        )
         for name, logits in rows.items():
             columns = _compared(logits(batch), target, base, vocabulary)
             if not torch.isfinite(columns[0]).all():
