@@ -223,7 +223,7 @@ def loss_by_leakage(
         kinds = [one for one in kinds if one < len(scores["donor"].tokens)]
         predicted = scores["donor"].tokens[kinds].sum()
         nats = {name: float(found.nats[kinds].sum() / predicted.clamp_min(1)) for name, found in scores.items()}
-        return SubsetLoss(int(counted), nats["donor"], nats["converted"])
+        return SubsetLoss(int(predicted), nats["donor"], nats["converted"])
 
     return {"seen": over([1, 3]), "unseen": over([0, 2]), "not copied": over([0, 1])}
 
