@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stitch.activations.paired import Paired
 from stitch.composite.compose import compose
-from stitch.composite.costs import Costs
+from stitch.composite.costs import Cost, Costs
 from stitch.config import CompleteSettings, Settings
 from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
 from stitch.evaluation.scoring import choose, stage
@@ -78,9 +78,10 @@ def curve(settings: CompleteSettings, a: Model, b: Model, folder: Path):
                 rows[name], sizes[name] = found.logits, found.cost
         scores = evaluate(rows, windows["report"], vocabulary=b.config.vocab_size, memory=settings.memory)
         yield {
-            "benchmark": "seam_bytes", "a": a.name, "b": b.name, "percent": percent, "chosen": registry.row(chosen).short,
+            "benchmark": "seam_bytes", "source": a.name, "target": b.name, "percent": percent,
+            "chosen": registry.row(chosen).short,
             "tokens": windows["report"].tokens, "documents": scores["b"].documents, "fitted": windows["fit"].tokens,
-            "rows": [{"name": name, **described(scores, name), **sizes[name].to_dict()} for name in rows],
+            **{name: {**described(scores, name), **millions(sizes[name])} for name in rows},
         }  # fmt: skip
 
 
@@ -94,6 +95,10 @@ def translations(settings: CompleteSettings, a: Model, b: Model, paired: dict[Sp
     )  # fmt: skip
     options = Options(ngrams=settings.ngrams, routes=settings.routes, seed=0, chunk=2048, memory=settings.memory)
     return translate(evidence, options, lambda name: name.startswith("translation:") and name not in LIFTS)
+
+
+def millions(cost: Cost) -> dict:
+    return {**cost.to_dict(), "flops_m": cost.flops / 1e6, "bytes_m": cost.bytes / 1e6}
 
 
 def described(scores: dict[str, Scores], name: str) -> dict:
