@@ -334,8 +334,9 @@ def batch_of(ids: torch.Tensor):
 def test_a_memory_beats_removal_the_mean_and_its_own_rows_permuted(converted):
     report = json.loads((converted / "llama" / "report.json").read_text())
     kl = {row["name"]: row["kl_to_b"] for row in report["results"]}
-    for other in ("reference:passthrough", "floor:mean", "null:random-table", "baseline:1-grams"):
-        assert kl["converted"] < 0.7 * kl[other], other
+    for other in ("reference:passthrough", "floor:mean", "null:random-table"):
+        assert kl["converted"] < 0.3 * kl[other], other
+    assert kl["converted"] < 0.85 * kl["baseline:1-grams"]  # longer n-grams are rare in 4,096 tokens from all documents
     r2 = {row["name"]: row["r2"] for row in report["results"] if "r2" in row}
     assert r2["null:random-table"] < 0.1 < r2["baseline:1-grams"] < r2["converted"] < 1
 

@@ -22,6 +22,7 @@ LEAST_HELD_OUT = 128  # windows of each held-out split; they hold about a hundre
 CHARACTERS_PER_TOKEN = 8  # an upper estimate, so that enough of a streamed dataset is read and windows do not overlap
 CHARACTERS_AT_ONCE = 4  # per token still missing in a window
 WHITE_SPACE, LONGEST_WORD = re.compile(r"\s"), 100  # characters
+WORD = 8  # tokens; few words have more
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,11 @@ def sample(documents: Sequence[Document], tokenizer, context: int, limit: int) -
         rows = evenly(len(windows.ids))[:count]
         return Windows(windows.ids[rows], windows.document[rows])
     ends = torch.tensor([len(text) for _, text in documents]).cumsum(0)
-    starts = evenly(places)[:count] * spacing
-    found = [_window_from(int(start), ends, documents, tokenizer, context) for start in starts]
+    found = []
+    for place in evenly(places)[:count].tolist():
+        skipped = place % WORD  # otherwise every window would start with the start of a word
+        tokens = _tokens_from(place * spacing, skipped + context - 1, ends, documents, tokenizer)
+        found.append([part[skipped:] for part in tokens])
     ids, owner = (torch.tensor(part, dtype=torch.int32) for part in zip(*found, strict=True))
     return _windows(ids, owner, bos_of(tokenizer))
 
@@ -72,26 +76,28 @@ def evenly(count: int) -> Int[Tensor, " count"]:
     return multiples.argsort().argsort()
 
 
-def _window_from(
-    start: int, ends: Int[Tensor, " documents"], documents: Sequence[Document], tokenizer, context: int
+def _tokens_from(
+    start: int, count: int, ends: Int[Tensor, " documents"], documents: Sequence[Document], tokenizer
 ) -> tuple[list[int], list[int]]:
-    """The tokens of a window without its first, BOS, and their documents: the text from the white space after character `start`
-    of all documents on. `ends` says where each document ends."""
+    """`count` tokens and their documents: the text from the white space after character `start` of all documents on.
+
+    `ends` says where each document ends.
+    """
     index = int(torch.searchsorted(ends, start, right=True))
     text = documents[index][1]
     place = _white_space(text, start - int(ends[index]) + len(text))
     ids: list[int] = []
     owner: list[int] = []
-    while len(ids) < context - 1:
+    while len(ids) < count:
         text = documents[index][1]
-        stop = _white_space(text, place + CHARACTERS_AT_ONCE * (context - 1 - len(ids)))
+        stop = _white_space(text, place + CHARACTERS_AT_ONCE * (count - len(ids)))
         found = tokenizer.encode(text[place:stop], add_special_tokens=False, verbose=False)
         if place == 0 and ids:
             found = [bos_of(tokenizer), *found]
         ids += found
         owner += [index] * len(found)
         index, place = (index, stop) if stop < len(text) else ((index + 1) % len(documents), 0)
-    return ids[: context - 1], owner[: context - 1]
+    return ids[:count], owner[:count]
 
 
 def _white_space(text: str, place: int) -> int:
