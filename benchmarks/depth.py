@@ -2,6 +2,7 @@
 
     python benchmarks/depth.py --model demo:llama --tokens 100000
     python benchmarks/depth.py --model smollm2 --context 128 --tokens 16000 --held-out 16384
+    python benchmarks/depth.py --sweep depth/report.json      # lines of what `stitch sweep MODEL --depth` found
 
 One JSON line per method and number of blocks. Each range of blocks is chosen on the sweep split by the method's own rule:
 
@@ -205,6 +206,24 @@ def _numbers(found: Scores, scores: dict[str, Scores]) -> dict:
     return row
 
 
+def swept(report: dict):
+    """One line per best range and row of a depth sweep."""
+    for one in report["best"]:
+        for row in one["rows"]:
+            yield {
+                "benchmark": "depth_sweep",
+                "model": report["models"]["a"],
+                "of": report["depth"],
+                **{key: one[key] for key in ("change", "length", "first", "blocks")},
+                "last": one["first"] + one["length"] - 1,
+                "whole": report["whole"]["ce"],
+                **row,
+                "tokens": report["tokens"],
+                "documents": report["documents"],
+                "context": report["context"],
+            }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="demo:llama")
@@ -213,7 +232,12 @@ def main() -> None:
     parser.add_argument("--on-cells", type=int, default=8_192, help="Tokens that every range is tried on.")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sweep", type=Path, metavar="REPORT", help="Print the lines of this report; measure nothing.")
     given = parser.parse_args()
+    if given.sweep is not None:
+        for line in swept(json.loads(given.sweep.read_text())):
+            print(json.dumps(line))
+        return
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -12,6 +12,8 @@ everything else in the stream. A bridge is a new W (with a bias where the family
     translation:down-projections    the same, and then the down projection of the block after the seam in the same way. Its
                                     target is the whole model's stream one site later, its input the stream after the first bridge
 
+Where a norm follows the down projection (Gemma, OLMo 2), the bridge is a new W and a new gain of that norm: see normed.py.
+
 A token has weight 1 / ‖L‖², so that its relative error counts, as the next block normalises its input. The streams of attention
 sinks are about 10² times as long as others: with these weights they do not dominate the fit. Leaving them out would be
 worse, since a bridge that distorts them ruins all later attention.
@@ -29,9 +31,9 @@ from stitch.activations.harvest import Activations
 from stitch.activations.observe import observe
 from stitch.composite.compose import late_half
 from stitch.composite.linear_patch import linear_patch
-from stitch.composite.native import with_blocks
+from stitch.composite.normed import direction, fit_gain, normalised
 from stitch.composite.splice import Splice
-from stitch.composite.surgery import Bridge, bridged, weight_of
+from stitch.composite.surgery import Bridge, bridged, gain_of, weight_of
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.regression.moments import Moments, accumulate
@@ -63,38 +65,23 @@ def fit_bridges(
 
     `streams` has the whole model's residual streams at `sites_of(splice)` for the fit and sweep splits. `memory` is in bytes.
     """
-    block = splice.seam - 1
-
-    def seen(split: Split, bridge: Bridge, block: int, target: int) -> Iterator[_Seen]:
-        found = bridged(model, splice, bridge)
-        return _seen(found, splice.shared, block, target, streams[split], memory, progress)
-
-    def moments(split: Split, bridge: Bridge, block: int, target: int) -> Moments:
-        return accumulate(_variables(seen(split, bridge, block, target), seed), PRODUCTS)
-
-    fit, sweep = (moments(split, Bridge({}), block, splice.expected) for split in FITTED)
-    own = weight_of(model.down(splice.order[block]))
-    nothing = torch.zeros(own.shape[1], own.shape[1], dtype=torch.float64)
-    published = ridge_towards(fit, sweep, nothing, inputs="output", target="distance")
-    weighed = ridge_towards(_weighed(fit, own), _weighed(sweep, own), nothing, inputs="output", target="gap")
-    down = ridge_towards(fit, sweep, own, inputs="neurons", target="gap")
-    shuffled = ridge_towards(fit, sweep, own, inputs="neurons", target="shuffled")
+    evidence = _Evidence(model, splice, streams, memory, seed, progress)
+    before = _Place(splice.seam - 1, splice.expected, Bridge({}))
+    fit, sweep = (evidence.moments(split, before, PRODUCTS) for split in FITTED)
+    first = evidence.refitted(before, fit, sweep)
     bridges = {
         "reference:passthrough": Bridge({}),
-        "reference:replaceme": _bridge(block, dataclasses.replace(published, weight=own @ published.weight)),
-        "reference:replaceme-relative": _bridge(block, dataclasses.replace(weighed, weight=own @ weighed.weight)),
-        "translation:down-projection": _bridge(block, down),
-        "null:shuffled-down-projection": _bridge(block, shuffled),
+        **_replace_me(evidence, before, fit, sweep),
+        "translation:down-projection": first,
+        "null:shuffled-down-projection": evidence.refitted(before, fit, sweep, target="shuffled"),
     }
-    patch = linear_patch((one.stream, one.goal) for one in seen("fit", Bridge({}), block, splice.expected))
+    patch = linear_patch((one.stream, one.goal) for one in evidence.seen("fit", before))
     if patch is not None:
         bridges["reference:linear-patch"] = Bridge({}, patch=patch)
     if splice.expected < splice.depth:
-        first = bridges["translation:down-projection"]
-        moved = [moments(split, first, splice.seam, splice.expected + 1) for split in FITTED]
-        after = weight_of(model.down(splice.expected))
-        second = ridge_towards(moved[0], moved[1], after, inputs="neurons", target="gap")
-        bridges["translation:down-projections"] = _bridge(splice.seam, second, first)
+        after = _Place(splice.seam, splice.expected + 1, first)
+        fit, sweep = (evidence.moments(split, after, ALONE) for split in FITTED)
+        bridges["translation:down-projections"] = evidence.refitted(after, fit, sweep)
     return bridges
 
 
@@ -103,55 +90,110 @@ def fit_down_projection(
     model: Model, splice: Splice, streams: Mapping[Split, Activations], *, memory: int, progress: Progress | None = None
 ) -> Bridge:
     """The bridge `translation:down-projection` alone; the arguments are those of `fit_bridges`."""
-    plain, block = with_blocks(model, splice.order), splice.seam - 1
-    fit, sweep = (
-        accumulate(
-            _variables(_seen(plain, splice.shared, block, splice.expected, streams[split], memory, progress), seed=0),
-            ALONE,
-        )
-        for split in FITTED
-    )
-    own = weight_of(model.down(splice.order[block]))
-    return _bridge(block, ridge_towards(fit, sweep, own, inputs="neurons", target="gap"))
+    evidence = _Evidence(model, splice, streams, memory, 0, progress)
+    place = _Place(splice.seam - 1, splice.expected, Bridge({}))
+    fit, sweep = (evidence.moments(split, place, ALONE) for split in FITTED)
+    return evidence.refitted(place, fit, sweep)
 
 
-def _bridge(block: int, found: Towards, before: Bridge | None = None) -> Bridge:
-    before = before or Bridge({})
-    return Bridge(
-        {**before.downs, block: found.weight},
-        {**before.strengths, block: found.strength},
-        {**before.unexplained, block: found.unexplained},
+@dataclass(frozen=True)
+class _Place:
+    """A block of the new model to refit, the site of the whole model whose stream it should give, and the bridge so far."""
+
+    block: int
+    target: int
+    bridge: Bridge
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What bridges are fitted from; see `fit_bridges`."""
+
+    model: Model
+    splice: Splice
+    streams: Mapping[Split, Activations]
+    memory: int
+    seed: int
+    progress: Progress | None
+
+    def seen(self, split: Split, place: _Place) -> Iterator["_Seen"]:
+        """What the block gives in the new model with the bridge so far, on all windows of a split."""
+        spliced = bridged(self.model, self.splice, place.bridge)
+        return _seen(spliced, self.splice.shared, place, self.streams[split], self.memory, self.progress)
+
+    def moments(self, split: Split, place: _Place, products: list[tuple[str, str]]) -> Moments:
+        return accumulate(_variables(self.seen(split, place), self.seed), products)
+
+    def refitted(self, place: _Place, fit: Moments, sweep: Moments, target: str = "gap") -> Bridge:
+        """The bridge so far with the block's down projection refitted to `target`, gap or shuffled."""
+        own = weight_of(self.model.down(self.splice.order[place.block]))
+        found = ridge_towards(fit, sweep, own, inputs="neurons", target=target)
+        bridge = _with(place.bridge, place.block, found)
+        if self.model.anatomy.mlp_out_norm is None:
+            return bridge
+        seed = self.seed if target == "shuffled" else None
+        pieces = ((one.neurons @ found.weight, one.gap, one.goal) for one in self.seen("fit", place))
+        gain = fit_gain(pieces, seed)
+        return dataclasses.replace(bridge, gains={**bridge.gains, place.block: gain})
+
+
+def _replace_me(evidence: _Evidence, place: _Place, fit: Moments, sweep: Moments) -> dict[str, Bridge]:
+    """ReplaceMe's map T of what the MLP writes. It folds into the down projection unless a norm lies between."""
+    model, block = evidence.model, place.block
+    own = weight_of(model.down(evidence.splice.order[block]))
+    nothing = torch.zeros(model.width, model.width, dtype=torch.float64)
+    published = ridge_towards(fit, sweep, nothing, inputs="output", target="distance")
+    if model.anatomy.mlp_out_norm is not None:
+        return {"reference:replaceme": Bridge({}, maps={block: published.weight})}
+    weighed = ridge_towards(_weighed(fit, own), _weighed(sweep, own), nothing, inputs="output", target="gap")
+    return {
+        name: _with(place.bridge, block, dataclasses.replace(found, weight=own @ found.weight))
+        for name, found in (("reference:replaceme", published), ("reference:replaceme-relative", weighed))
+    }
+
+
+def _with(bridge: Bridge, block: int, found: Towards) -> Bridge:
+    return dataclasses.replace(
+        bridge,
+        downs={**bridge.downs, block: found.weight},
+        strengths={**bridge.strengths, block: found.strength},
+        unexplained={**bridge.unexplained, block: found.unexplained},
     )
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """Some windows in float64 on the CPU: the neurons of a block (and 1 where its projection has a bias), what its projection
-    makes of them, the stream after the block, and the whole model's stream that should stand there."""
+    """Some windows in float64 on the CPU.
+
+    They are the neurons of a block (and 1 where its projection has a bias), what the projection makes of them, what the MLP
+    writes to the stream (the same where no norm follows), the stream after the block, and the whole model's stream that
+    should stand there. `gain` is that of the norm.
+    """
 
     neurons: Float[Tensor, "windows context d_in"]
+    projected: Float[Tensor, "windows context d"]
     output: Float[Tensor, "windows context d"]
     stream: Float[Tensor, "windows context d"]
     goal: Float[Tensor, "windows context d"]
+    gain: Float[Tensor, " d"] | None
+
+    @property
+    def gap(self) -> Float[Tensor, "windows context d"]:
+        """What the MLP would have to write: goal − (stream after the block − output)."""
+        return self.goal - (self.stream - self.output)
 
 
 def _seen(
-    spliced: Model,
-    first: int,
-    block: int,
-    target: int,
-    streams: Activations,
-    memory: int,
-    progress: Progress | None,
+    spliced: Model, first: int, place: _Place, streams: Activations, memory: int, progress: Progress | None
 ) -> Iterator[_Seen]:
-    """What `block` of the new model gives, which is run from block `first` on: there its stream is still the whole model's."""
-    own = weight_of(spliced.down(block))
+    """What a block of the new model gives, which is run from block `first` on: there its stream is still the whole model's."""
+    block, own, gain = place.block, weight_of(spliced.down(place.block)), gain_of(spliced, place.block)
     late = dataclasses.replace(spliced, net=late_half(spliced, first))
     context = streams.windows.context
     size = max(1, min(2048, memory // 16 // (8 * 4 * len(own))) // context)
     done = 0
     for shard in range(streams.shards):
-        pieces = zip(streams.read(shard, first).split(size), streams.read(shard, target).split(size), strict=True)
+        pieces = zip(streams.read(shard, first).split(size), streams.read(shard, place.target).split(size), strict=True)
         for x, goal in pieces:
             found = observe(
                 late, {"inputs_embeds": x.to(spliced.device)}, streams=[block + 1 - first], neurons=[block - first]
@@ -160,27 +202,31 @@ def _seen(
             if len(own) > neurons.shape[-1]:
                 neurons = torch.cat([neurons, neurons.new_ones(*neurons.shape[:-1], 1)], -1)
             stream = found.streams[block + 1 - first].cpu().double()
-            yield _Seen(neurons, neurons @ own, stream, goal.cpu().double())
+            projected = neurons @ own
+            output = projected if gain is None else gain * normalised(projected)
+            yield _Seen(neurons, projected, output, stream, goal.cpu().double(), gain)
             done += len(goal) * context
             if progress:
                 progress(f"neurons of block {block} (tokens)", done, streams.windows.tokens)
 
 
 def _variables(chunks: Iterator[_Seen], seed: int) -> Iterator[dict[str, Tensor]]:
-    """Neurons N of the block, and the gap for their output to fill: goal − (stream after the block − N W).
+    """Neurons N of the block, and the gap for their output to fill, or the direction of it where a norm follows.
 
-    `output` is N W and `distance` the gap, both unweighed. Rows of `neurons`, `gap` and `shuffled` (the gap of other tokens) are
-    divided by the goal's norm.
+    `output` is what the MLP writes and `distance` the gap, both unweighed. Rows of `neurons`, `gap` and `shuffled` (the gap of
+    other tokens) are weighed.
     """
     generator = torch.Generator().manual_seed(seed)
     for seen in chunks:
-        neurons, output, stream, goal = (
-            part.flatten(0, 1) for part in (seen.neurons, seen.output, seen.stream, seen.goal)
+        neurons, projected, output, gap, goal = (
+            part.flatten(0, 1) for part in (seen.neurons, seen.projected, seen.output, seen.gap, seen.goal)
         )
-        gap = goal - (stream - output)
-        scale = 1 / goal.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        if seen.gain is None:
+            wanted, scale = gap, 1 / goal.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        else:
+            wanted, scale = direction(gap, goal, projected, seen.gain)
         order = torch.randperm(len(gap), generator=generator)
-        weighed = {"neurons": scale * neurons, "gap": scale * gap, "shuffled": scale * gap[order]}
+        weighed = {"neurons": scale * neurons, "gap": scale * wanted, "shuffled": scale * wanted[order]}
         yield {**weighed, "output": output, "distance": gap}
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from stitch.composite.native import with_blocks
 from stitch.composite.splice import Splice
-from stitch.models.anatomy import ANATOMIES
 from stitch.models.model import Model
 from stitch.translation.rows import NATIVE
 
@@ -27,18 +26,21 @@ class Bridge:
     """New down projections by block of the new model: [d_ff, d], or [d_ff + 1, d] with the bias as the last row.
 
     For each fit, `strengths` has the relative λ, and `unexplained` the share of the target's squares that it leaves on held-out
-    tokens. `patch` is a matrix that the stream entering the seam is multiplied by; no family has a place for it.
+    tokens. `gains` are new gains of the norm after the MLP, in families that have one. `maps` are matrices that what the MLP of a
+    block writes is multiplied by, `patch` is one for the stream entering the seam; no family has a place for these.
     """
 
     downs: dict[int, Float[Tensor, "d_in d"]]
     strengths: dict[int, float] = field(default_factory=dict)
     unexplained: dict[int, float] = field(default_factory=dict)
+    gains: dict[int, Float[Tensor, " d"]] = field(default_factory=dict)
+    maps: dict[int, Float[Tensor, "d d"]] = field(default_factory=dict)
     patch: Float[Tensor, "d d"] | None = None
 
     @property
     def folds(self) -> bool:
         """Whether it is nothing but other values of the model's own weights."""
-        return self.patch is None
+        return self.patch is None and not self.maps
 
 
 def why_not_foldable(model: Model, early: int, late: int, memory: int) -> str | None:
@@ -48,12 +50,6 @@ def why_not_foldable(model: Model, early: int, late: int, memory: int) -> str | 
         return (
             "`native` removes blocks `layer` to `layer_b` − 1 or repeats blocks `layer_b` to `layer` − 1, so `layer` must be "
             f"above 0 and differ from `layer_b`; got {early} and {late}: choose other layers."
-        )
-    if model.anatomy.mlp_out_norm is not None:
-        folding = ", ".join(anatomy.family for anatomy in ANATOMIES.values() if anatomy.mlp_out_norm is None)
-        return (
-            f"`native` needs an MLP that writes to the residual stream directly; {model.anatomy.family} has a norm between "
-            f"them: leave `native` out, or choose a model of {folding}."
         )
     if getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
         return (
@@ -77,6 +73,18 @@ def weight_of(down: Any) -> Float[Tensor, "d_in d"]:
     return rows if down.bias is None else torch.cat([rows, down.bias.detach().cpu().double()[None]])
 
 
+def gain_of(model: Model, block: int) -> Float[Tensor, " d"] | None:
+    """The gain of the norm after the MLP of a block, in float64 on the CPU; None in families without one.
+
+    Families store it in different ways (Gemma as gain − 1), so it is what the norm makes of ones, whose mean square is 1.
+    """
+    if model.anatomy.mlp_out_norm is None:
+        return None
+    norm: Any = model.blocks[block].get_submodule(model.anatomy.mlp_out_norm)
+    with torch.no_grad():
+        return norm(torch.ones_like(norm.weight)).cpu().double()
+
+
 def parameters_of(spliced: Model, bridge: Bridge) -> dict[str, Tensor]:
     """The bridge as parameters of the new model, by name, in the model's dtype."""
     found = {}
@@ -87,6 +95,11 @@ def parameters_of(spliced: Model, bridge: Bridge) -> dict[str, Tensor]:
         if down.bias is not None:
             rows, found[f"{path}.bias"] = rows[:-1], rows[-1].clone()
         found[f"{path}.weight"] = (rows.T if isinstance(down, nn.Linear) else rows).contiguous()
+    for block, gain in bridge.gains.items():
+        path = f"{spliced.anatomy.body}.{spliced.anatomy.blocks}.{block}.{spliced.anatomy.mlp_out_norm}.weight"
+        weight, own = spliced.net.get_parameter(path), gain_of(spliced, block)
+        assert own is not None, "only families with a norm after the MLP have gains"
+        found[path] = weight.detach() + (gain - own).to(weight.device, weight.dtype)
     return found
 
 
@@ -96,11 +109,18 @@ def bridged(model: Model, splice: Splice, bridge: Bridge) -> Model:
     for name, value in parameters_of(spliced, bridge).items():
         path, _, kind = name.rpartition(".")
         setattr(spliced.net.get_submodule(path), kind, nn.Parameter(value))
+    for block, matrix in bridge.maps.items():
+        written = spliced.blocks[block].get_submodule(spliced.anatomy.mlp_out_norm or spliced.anatomy.mlp)
+        written.register_forward_hook(_times(matrix.to(spliced.device, spliced.dtype)))
     if bridge.patch is not None:
         patch = bridge.patch.to(spliced.device, spliced.dtype)
         entered = [*spliced.blocks, spliced.final_norm][splice.seam]
         entered.register_forward_pre_hook(lambda module, args, kwargs: _patched(args, kwargs, patch), with_kwargs=True)
     return spliced
+
+
+def _times(matrix: Tensor):
+    return lambda module, args, output: output @ matrix
 
 
 def _patched(args: tuple, kwargs: dict, patch: Tensor) -> tuple[tuple, dict]:

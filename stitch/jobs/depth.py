@@ -22,7 +22,7 @@ from stitch.progress import Progress
 from stitch.report.depth_card import depth_card
 from stitch.report.depth_figure import draw_depth
 from stitch.report.sweep_figure import require_matplotlib
-from stitch.text.documents import SPLITS
+from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
 
 TOKENS, CONTEXT = 20_000, 256  # defaults
@@ -109,7 +109,7 @@ def _make(
     streams: dict[Split, Activations] = {
         split: _harvest(settings, model, windows[split], scratch / split, progress) for split in SPLITS
     }
-    # Families whose MLP ends in a norm can be cut but not bridged.
+    # Some models can be cut but not bridged, such as those with more neurons than `memory` has room for.
     bridge = why_not_foldable(model, 1, 0, settings.memory) is None
     arguments = {"bridge": bridge, "memory": settings.memory}
     tried = splices(model.depth, lengths, repeat=False) + (splices(model.depth, lengths, repeat=True) if repeat else [])

@@ -81,5 +81,5 @@ def footnotes(report: dict) -> list[str]:
             f"Bridges are fitted on {tokens['fit']:,} tokens. `stitch join --native` writes the model of any range."
         )
     else:
-        notes.append("Nothing is refitted: the MLP of this family ends in a norm, and bridges do not fold into it.")
+        notes.append("Nothing is refitted: so many neurons need more than `memory`, or blocks depend on their number.")
     return notes
