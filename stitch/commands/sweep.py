@@ -94,7 +94,7 @@ def sweep(
     With --depth and one model, the report has the loss by first block and number of blocks that are removed or repeated.
     """
     if depth != (model_b is None):
-        raise UsageError("a sweep needs two models, or one model and --depth.")
+        raise UsageError("a sweep needs two models, or one model and `depth`.")
     common = {
         "text": text, "context": context, "memory": byte_count(memory), "device": device, "dtype": dtype,
         "trust_remote_code": trust_remote_code, "overwrite": overwrite, "resume": resume,
@@ -102,11 +102,11 @@ def sweep(
     }  # fmt: skip
     if model_b is None:
         if cluster:
-            raise UsageError("cluster spreads pairs of layers; a sweep with --depth runs on one machine: leave it out.")
+            raise UsageError("`cluster` spreads pairs of layers; a sweep with `depth` runs on one machine: leave it out.")
         _depth(model_a, out, repeat, lengths, common, as_json, quiet)
         return
     if repeat or lengths:
-        raise UsageError("--repeat and --lengths belong to --depth: leave them out, or give one model and --depth.")
+        raise UsageError("`repeat` and `lengths` belong to `depth`: leave them out, or give one model and `depth`.")
     from stitch.jobs.sweep import sweep
     from stitch.report.sweep import best_table, footnotes, front_table, heat, swept_directions
 
