@@ -1,7 +1,7 @@
 """Blocks removed by every method on the same text: at 10, 20 and 33 % of a model's blocks, with paired intervals.
 
     python benchmarks/depth.py --model demo:llama --tokens 100000
-    python benchmarks/depth.py --model smollm2 --context 128 --tokens 16000 --held-out 16384
+    python benchmarks/depth.py --model smollm2 --context 128 --tokens 12000 --held-out 16384 --on-cells 2048
     python benchmarks/depth.py --sweep depth/report.json      # lines of what `stitch sweep MODEL --depth` found
 
 One JSON line per method and number of blocks. Each range of blocks is chosen on the sweep split by the method's own rule:
@@ -46,7 +46,7 @@ from stitch.models.sources import Source
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
 
-SHARES = (0.10, 0.20, 0.33)
+PERCENT = (10, 20, 33)
 RANDOM = 4  # ranges of the null
 OURS = "down-projections"
 Streams = dict[Split, Activations]
@@ -162,9 +162,8 @@ def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
         for split in SPLITS
         if split != "report"
     }
-    documents = int(windows["report"].document.unique().numel())
-    tell(f"{given.model}: streams are on disk; {documents} documents to report on")
-    for count in sorted({max(1, round(share * model.depth)) for share in SHARES}):
+    tell(f"{given.model}: streams are on disk")
+    for count in sorted({max(1, round(percent * model.depth / 100)) for percent in given.percent}):
         began = time.perf_counter()
         rows = rows_of(model, completed, sources["a"], windows, streams, count)
         logits = {name: row for name, (row, _) in rows.items()}
@@ -191,7 +190,7 @@ def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
                 "bytes_removed": removed,
                 **_numbers(found, scores),
                 "tokens": {split: one.tokens for split, one in windows.items()},
-                "documents": documents,
+                "documents": found.documents,
                 "context": given.context,
                 "seconds": seconds,
             }
@@ -219,7 +218,7 @@ def swept(report: dict):
                 "whole": report["whole"]["ce"],
                 **row,
                 "tokens": report["tokens"],
-                "documents": report["documents"],
+                "documents": report["documents"]["number"],
                 "context": report["context"],
             }
 
@@ -231,6 +230,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=32_768)
     parser.add_argument("--on-cells", type=int, default=8_192, help="Tokens that every range is tried on.")
     parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--percent", type=int, nargs="+", default=PERCENT, help="Of the blocks, to remove.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sweep", type=Path, metavar="REPORT", help="Print the lines of this report; measure nothing.")
     given = parser.parse_args()

@@ -102,7 +102,9 @@ def sweep(
     }  # fmt: skip
     if model_b is None:
         if cluster:
-            raise UsageError("`cluster` spreads pairs of layers; a sweep with `depth` runs on one machine: leave it out.")
+            raise UsageError(
+                "`cluster` spreads pairs of layers; a sweep with `depth` runs on one machine: leave it out."
+            )
         _depth(model_a, out, repeat, lengths, common, as_json, quiet)
         return
     if repeat or lengths:

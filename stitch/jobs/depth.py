@@ -10,6 +10,7 @@ from stitch.composite.splice import Splice
 from stitch.composite.surgery import why_not_foldable
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
+from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, mean_of, whole_model
 from stitch.files.folders import to_json
 from stitch.files.job import Job, run
@@ -124,7 +125,7 @@ def _make(
         "depth": model.depth,
         "context": settings.context,
         "tokens": {split: found.tokens for split, found in windows.items()},
-        "documents": int(windows["report"].document.unique().numel()),
+        "documents": counted(whole["report"]),
         "whole": {"sweep_ce": whole["sweep"].ce, **whole["report"].row("whole")},
         "cells": [_cell(splice, cell) for splice, cell in cells.items()],
         "best": [_shown(splice, shown, draws[splice], whole["report"]) for splice in best],

@@ -1,5 +1,7 @@
 """The tables of a depth sweep and the sentences below them."""
 
+from stitch.evaluation.documents import phrase, warning
+
 ROWS = {"passthrough": "nothing refitted", "down-projection": "bridged by `down-projection`"}
 MISSING = float("nan")
 
@@ -73,7 +75,8 @@ def footnotes(report: dict) -> list[str]:
         f"Whole model: {report['depth']} blocks, cross-entropy {whole['ce']:.3f}, interval {whole['ce_low']:.3f} – "
         f"{whole['ce_high']:.3f}.",
         f"Ranges are compared on {tokens['sweep']:,} tokens of the sweep split; the best are scored on {tokens['report']:,} "
-        f"others, of {report['documents']} documents. Differences are paired, with 95 % intervals by document.",
+        f"others{phrase(report)}. Differences are paired, with 95 % intervals over documents.",
+        *warning(report),
         "elsewhere: the mean of a few other ranges of the same length, treated in the same way.",
     ]
     if len(rows(report)) > 1:
