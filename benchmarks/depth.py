@@ -39,7 +39,7 @@ from stitch.conversions.ngrams.late import LateBlocks
 from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
 from stitch.evaluation.scores import Logits, Scores, evaluate, mean_of, whole_model
 from stitch.jobs.stages import complete, load_pair, read_windows
-from stitch.layers.depth import BRIDGED, PLAIN, score_depth, splices
+from stitch.layers.depth import BRIDGED, PLAIN, from_shared, score_depth, splices
 from stitch.models.flops import block_parameters
 from stitch.models.model import Model
 from stitch.models.sources import Source
@@ -113,17 +113,18 @@ def rows_of(
     }
 
     def bridge(splice: Splice, name: str) -> tuple[Logits, dict]:
-        return whole_model(bridged(model, splice, fitted[splice][name]).net), _range(splice)
-
-    def blocks(order: list[int]) -> Logits:
-        return whole_model(with_blocks(model, order).net)
+        found = fitted[splice][name]
+        spliced = bridged(model, splice, found)
+        if not found.folds:  # its hooks belong to the whole network
+            return whole_model(spliced.net), _range(splice)
+        return from_shared(spliced, splice, streams["report"].all(splice.shared)), _range(splice)
 
     kept = shortgpt(streams["sweep"], model.depth, count)
     gone = ", ".join(str(block) for block in range(model.depth) if block not in kept)
     tables, size = own_tables(model, source, windows, count, settings.memory)
     return {
-        "plain removal": (blocks(plain.order), _range(plain)),
-        "ShortGPT": (blocks(kept), {"range": gone}),
+        "plain removal": (_plain(model, plain, streams), _range(plain)),
+        "ShortGPT": (whole_model(with_blocks(model, kept).net), {"range": gone}),
         "ReplaceMe": bridge(similar, "reference:replaceme"),
         "ReplaceMe, our range": bridge(ours, "reference:replaceme"),
         "LinearPatch": bridge(similar, "reference:linear-patch"),
@@ -135,16 +136,20 @@ def rows_of(
     }
 
 
+def _plain(model: Model, splice: Splice, streams: Streams) -> Logits:
+    return from_shared(with_blocks(model, splice.order), splice, streams["report"].all(splice.shared))
+
+
 def _range(splice: Splice) -> dict:
     first, last = splice.changed[0], splice.changed[-1]
     return {"range": str(first) if first == last else f"{first}–{last}"}
 
 
-def null_ranges(model: Model, count: int, seed: int) -> list[Logits]:
+def null_ranges(model: Model, streams: Streams, count: int, seed: int) -> list[Logits]:
     """Removal of random ranges."""
     every = splices(model.depth, [count], repeat=False)
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:RANDOM]
-    return [whole_model(with_blocks(model, every[number].order).net) for number in order.tolist()]
+    return [_plain(model, every[number], streams) for number in order.tolist()]
 
 
 def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
@@ -160,17 +165,15 @@ def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
     streams: Streams = {
         split: harvest(model, windows[split], range(model.depth + 1), folder / split, per_shard=per_shard)
         for split in SPLITS
-        if split != "report"
     }
     tell(f"{given.model}: streams are on disk")
     for count in sorted({max(1, round(percent * model.depth / 100)) for percent in given.percent}):
         began = time.perf_counter()
         rows = rows_of(model, completed, sources["a"], windows, streams, count)
         logits = {name: row for name, (row, _) in rows.items()}
-        nulls = {f"random {number}": row for number, row in enumerate(null_ranges(model, count, given.seed))}
-        whole = whole_model(model.net)
+        nulls = {f"random {number}": row for number, row in enumerate(null_ranges(model, streams, count, given.seed))}
         scores = evaluate(
-            {"whole": whole, **logits, **nulls}, windows["report"], vocabulary=model.config.vocab_size, reference=whole,
+            {"whole": whole_model(model.net), **logits, **nulls}, windows["report"], vocabulary=model.config.vocab_size,
             memory=settings.memory,
         )  # fmt: skip
         scores["null: random ranges"] = mean_of([scores.pop(name) for name in nulls])

@@ -27,7 +27,6 @@ from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
 
 TOKENS, CONTEXT = 20_000, 256  # defaults
-HELD_OUT = 32_768  # tokens of each held-out split: 128 windows of CONTEXT
 ON_CELLS = 8_192  # tokens of the sweep split that every range is scored on
 DRAWS = 3  # other ranges of the same length, beside each best one
 # The settings that a depth sweep has parameters for.
@@ -45,7 +44,7 @@ def sweep_depth(
     lengths: Sequence[int] | None = None,
     text: str = "docs",
     tokens: int = TOKENS,
-    held_out: int = HELD_OUT,
+    held_out: int | None = None,
     context: int | None = None,
     seed: int = 0,
     memory: int = 4 * 2**30,

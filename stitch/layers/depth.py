@@ -60,8 +60,8 @@ def score_depth(
         bridges = {PLAIN: Bridge({})}
         if bridge:
             bridges[BRIDGED] = fit_down_projection(model, splice, fitted_on, memory=memory)
-        streams = torch.cat([scored_on.read(shard, splice.shared) for shard in range(scored_on.shards)])
-        rows = {name: _from(bridged(model, splice, one), splice, streams) for name, one in bridges.items()}
+        streams = scored_on.all(splice.shared)
+        rows = {name: from_shared(bridged(model, splice, one), splice, streams) for name, one in bridges.items()}
         scores = evaluate(rows, scored_on.windows, vocabulary=model.config.vocab_size, memory=memory)
         one, block = bridges[list(bridges)[-1]], splice.seam - 1
         cells[splice] = DepthCell(scores, one.strengths.get(block), one.unexplained.get(block))
@@ -70,8 +70,8 @@ def score_depth(
     return cells
 
 
-def _from(spliced: Model, splice: Splice, streams: Tensor) -> Logits:
-    """Logits of the new model from the site on that it shares with the whole one."""
+def from_shared(spliced: Model, splice: Splice, streams: Tensor) -> Logits:
+    """Logits of the new model, run from the whole model's `streams` at the last site that both share."""
     late: PreTrainedModel = late_half(spliced, splice.shared)
 
     def logits(batch: Batch) -> Tensor:
