@@ -1,5 +1,6 @@
 """Which blocks run, and where, when a model leaves out a range of its blocks or runs it twice."""
 
+import random
 from dataclasses import dataclass
 
 
@@ -61,3 +62,9 @@ class Splice:
         """The same change at every other range of as many blocks. A removal keeps block 0."""
         starts = range(1 if self.removes else 0, self.depth - len(self.changed) + 1)
         return [self.moved(first) for first in starts if first != self.changed[0]]
+
+    def drawn(self, count: int, seed: int) -> list["Splice"]:
+        """`count` of those other ranges at random, or all where there are fewer: the null of the choice of a range."""
+        others = self.elsewhere
+        chosen = random.Random(seed).sample(range(len(others)), min(count, len(others)))
+        return [others[number] for number in sorted(chosen)]

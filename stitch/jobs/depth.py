@@ -115,7 +115,7 @@ def _make(
     tried = splices(model.depth, lengths, repeat=False) + (splices(model.depth, lengths, repeat=True) if repeat else [])
     cells = score_depth(model, tried, streams, streams["sweep"], **arguments, progress=progress)
     best = _best(cells)
-    draws = {splice: _others(splice, settings.seed) for splice in best}
+    draws = {splice: splice.drawn(DRAWS, settings.seed) for splice in best}
     again = list(dict.fromkeys(splice for one in best for splice in (one, *draws[one])))
     shown = score_depth(model, again, streams, streams["report"], **arguments, progress=progress)
     whole = {split: _whole(model, windows[split], settings.memory) for split in ("sweep", "report")}
@@ -157,13 +157,6 @@ def _best(cells: Mapping[Splice, DepthCell]) -> list[Splice]:
 
 def _loss(cell: DepthCell) -> float:
     return cell.scores.get(BRIDGED, cell.scores[PLAIN]).ce
-
-
-def _others(splice: Splice, seed: int) -> list[Splice]:
-    """DRAWS other ranges of the same length, or all where there are fewer: the null of the choice of a range."""
-    others = splice.elsewhere
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-    return [others[number] for number in sorted(order[:DRAWS].tolist())]
 
 
 def _names(splice: Splice) -> dict:

@@ -164,7 +164,7 @@ def _evaluate(
     """Scores of the whole model, every bridge, other ranges, and the adapters that a composite would have instead."""
     rows = {"b": on.whole(on.b.net), **{name: _row(on, bridge) for name, bridge in bridges.items()}}
     rows |= {name: on.translated(translation) for name, translation in adapters.items()}
-    others = _elsewhere(Splice(on.a.depth, on.site_a, on.site_b), seed)
+    others = Splice(on.a.depth, on.site_a, on.site_b).drawn(DRAWS, seed)
     rows |= {other.in_words: on.whole(with_blocks(on.a, other.order).net) for other in others}
     scores = evaluate(
         rows, on.windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, progress=progress
@@ -176,13 +176,6 @@ def _evaluate(
         **scores,
         **({"null:random-range": mean_of(draws)} if draws else {}),
     }  # A and B are the same; the new model is the chosen row
-
-
-def _elsewhere(splice: Splice, seed: int) -> list[Splice]:
-    """DRAWS other ranges of as many blocks, drawn without replacement, or all where there are fewer."""
-    others = splice.elsewhere
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-    return [others[number] for number in sorted(order[:DRAWS].tolist())]
 
 
 @torch.no_grad()
