@@ -33,18 +33,17 @@ from stitch.composite.native import with_blocks
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import bridged
 from stitch.config import CompleteSettings, Settings
-from stitch.conversions.donor import Donor
-from stitch.conversions.ngrams.convert import bytes_of, fit_full_memory, tables_for
+from stitch.conversions.ngrams.convert import bytes_of, fit_full_memory
 from stitch.conversions.ngrams.late import LateBlocks
-from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
+from stitch.conversions.ngrams.memory import NgramShape, choose_tables, read_fit_data
 from stitch.evaluation.scores import Logits, Scores, evaluate, mean_of, whole_model
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.layers.depth import BRIDGED, PLAIN, from_shared, score_depth, splices
 from stitch.models.flops import block_parameters
 from stitch.models.model import Model
-from stitch.models.sources import Source
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
+from stitch.translation.look_ups import positions
 
 PERCENT = (10, 20, 33)
 RANDOM = 4  # ranges of the null
@@ -77,23 +76,18 @@ def shortgpt(streams: Activations, depth: int, count: int) -> list[int]:
     return [block for block in range(depth) if block not in removed]
 
 
-def own_tables(
-    model: Model, source: Source, windows: dict[Split, Windows], drop: int, memory: int
-) -> tuple[Logits, int]:
+def own_tables(model: Model, windows: dict[Split, Windows], drop: int, memory: int) -> tuple[Logits, int]:
     """The logits with the first blocks as n-gram tables, and the bytes of the tables."""
-    donor = Donor(model, source, windows, windows["sweep"], "")
     shape = NgramShape(rows=65_536 if model.config.vocab_size < 2**15 else 16_384)
-    fitted = fit_full_memory(read_fit_data(donor, drop, shape, tables_for(donor, shape, memory)))
+    learned = positions(model)
+    length = 0 if learned is None else len(learned)
+    indices = choose_tables(windows["fit"], shape, model.config.vocab_size, length, memory, model.width)
+    fitted = fit_full_memory(read_fit_data(model, windows, drop, shape, indices))
     return LateBlocks(model, drop).reading(fitted.translation), bytes_of(fitted.translation, model.dtype)
 
 
 def rows_of(
-    model: Model,
-    settings: CompleteSettings,
-    source: Source,
-    windows: dict[Split, Windows],
-    streams: Streams,
-    count: int,
+    model: Model, settings: CompleteSettings, windows: dict[Split, Windows], streams: Streams, count: int
 ) -> dict[str, tuple[Logits, dict]]:
     """Logits and description of every method at `count` removed blocks."""
     cells = score_depth(
@@ -121,7 +115,7 @@ def rows_of(
 
     kept = shortgpt(streams["sweep"], model.depth, count)
     gone = ", ".join(str(block) for block in range(model.depth) if block not in kept)
-    tables, size = own_tables(model, source, windows, count, settings.memory)
+    tables, size = own_tables(model, windows, count, settings.memory)
     return {
         "plain removal": (_plain(model, plain, streams), _range(plain)),
         "ShortGPT": (whole_model(with_blocks(model, kept).net), {"range": gone}),
@@ -157,7 +151,7 @@ def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
         model_a=given.model, model_b=given.model, layer=0, layer_b=0, native=True, tokens=given.tokens,
         held_out=given.held_out, context=given.context, seed=given.seed,
     )  # fmt: skip
-    model, _, sources = load_pair(settings)
+    model, _, _ = load_pair(settings)
     completed = complete(settings, model, model)
     windows = read_windows(completed, model, model)
     windows["sweep"] = windows["sweep"].first(given.on_cells)
@@ -169,7 +163,7 @@ def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
     tell(f"{given.model}: streams are on disk")
     for count in sorted({max(1, round(percent * model.depth / 100)) for percent in given.percent}):
         began = time.perf_counter()
-        rows = rows_of(model, completed, sources["a"], windows, streams, count)
+        rows = rows_of(model, completed, windows, streams, count)
         logits = {name: row for name, (row, _) in rows.items()}
         nulls = {f"random {number}": row for number, row in enumerate(null_ranges(model, streams, count, given.seed))}
         scores = evaluate(
