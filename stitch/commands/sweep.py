@@ -83,9 +83,9 @@ def sweep(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Try every pair of layers of two models, or every range of blocks of one.
+    """Try every pair of layers, or every range of blocks.
 
-    Both directions are tried, with translations that are quick to fit. The report has the cross-entropy of
+    With two models, both directions are tried, with translations that are quick to fit. The report has the cross-entropy of
     every composite as a heat map, the best block of the other model for each number of early blocks (chosen as `stitch
     join --layer-b auto` does), and
     the front: models that no other beats in both cross-entropy and cost. Both models alone, with n-gram tables in
