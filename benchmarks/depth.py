@@ -203,9 +203,9 @@ def _numbers(found: Scores, scores: dict[str, Scores]) -> dict:
 
 
 def swept(report: dict):
-    """One line per best range and row of a depth sweep."""
+    """One line per best range of a depth sweep and row in which it is the best."""
     for one in report["best"]:
-        for row in one["rows"]:
+        for row in (row for row in one["rows"] if row["name"] in one["best_in"]):
             yield {
                 "benchmark": "depth_sweep",
                 "model": report["models"]["a"],

@@ -20,7 +20,7 @@ from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.jobs.depth import sweep_depth
 from stitch.layers.depth import score_depth, splices
-from stitch.report.depth import best_table, heat
+from stitch.report.depth import best_in, best_table, heat
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
 
@@ -84,15 +84,17 @@ def test_every_range_is_tried_and_the_best_of_each_length_is_scored_on_the_repor
     assert len(report["cells"]) == (5 + 3) + (6 + 4)  # removed, block 0 never; repeated
     for kind, length in (("removed", 1), ("removed", 3), ("repeated", 1), ("repeated", 3)):
         cells = [one for one in report["cells"] if (one["change"], one["length"]) == (kind, length)]
-        best = next(one for one in report["best"] if (one["change"], one["length"]) == (kind, length))
-        assert best["first"] == min(cells, key=lambda cell: cell["sweep_ce"]["down-projection"])["first"]
+        for row in ("passthrough", "down-projection"):
+            lowest = min(cells, key=lambda cell, row=row: cell["sweep_ce"][row])["first"]
+            assert [one["first"] for one in best_in(report, kind, row) if one["length"] == length] == [lowest]
+        best = next(one for one in best_in(report, kind, "down-projection") if one["length"] == length)
         plain, fitted = best["rows"]
         assert fitted["minus_whole"]["ce"] == pytest.approx(fitted["ce"] - report["whole"]["ce"], abs=1e-9)
         assert fitted["minus_passthrough"]["ce"] == pytest.approx(fitted["ce"] - plain["ce"], abs=1e-9)
         assert fitted["null_minus"]["ce"] == pytest.approx(fitted["null_ce"] - fitted["ce"], abs=1e-9)
         assert len(best["null"]) in (2, 3) and best["first"] not in best["null"]
     assert (folder / "depth.png").stat().st_size > 10_000
-    assert f"repeated {best['first']} to {best['first'] + 2}" in (folder / "README.md").read_text()
+    assert f"{best['first']} to {best['first'] + 2} repeated, down-projection" in (folder / "README.md").read_text()
 
 
 def test_a_map_marks_the_best_and_leaves_out_ranges_that_do_not_exist(swept):
@@ -101,7 +103,7 @@ def test_a_map_marks_the_best_and_leaves_out_ranges_that_do_not_exist(swept):
     assert header == ["n \\ first", "1", "2", "3", "4", "5"]
     assert values[1][3] != values[1][3] and texts[1][4] == ""  # three blocks from block 4 on
     assert [sum(text.endswith("*") for text in line[1:]) for line in texts] == [1, 1]
-    assert len(best_table(report)[1]) == 2 * len(report["best"])
+    assert len(best_table(report)[1]) == 2 * 4  # rows × kinds and lengths
 
 
 def test_the_same_request_gives_the_same_bytes(swept, donors, tmp_path):

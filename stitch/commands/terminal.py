@@ -61,7 +61,7 @@ def print_heat(title: str, header: list[str], rows: list[list[str]], values: lis
         table.add_column(name, justify="right", no_wrap=True)
     for row, line in zip(rows, values, strict=True):
         table.add_row(row[0], *(_shaded(*cell, least, most) for cell in zip(row[1:], line, strict=True)))
-    console = Console(width=None if sys.stdout.isatty() else max(WIDTH, 8 * len(header)), highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else max(WIDTH, 8 * len(header)), highlight=False, emoji=False)
     console.print(title, style="bold", soft_wrap=True)
     console.print(table)
 

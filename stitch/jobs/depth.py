@@ -16,7 +16,7 @@ from stitch.files.folders import to_json
 from stitch.files.job import Job, run
 from stitch.files.workspace import short_name
 from stitch.jobs.stages import complete, load_pair, read_windows
-from stitch.layers.depth import BRIDGED, PLAIN, DepthCell, score_depth, splices
+from stitch.layers.depth import PLAIN, DepthCell, score_depth, splices
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
 from stitch.progress import Progress
@@ -127,7 +127,10 @@ def _make(
         "documents": counted(whole["report"]),
         "whole": {"sweep_ce": whole["sweep"].ce, **whole["report"].row("whole")},
         "cells": [_cell(splice, cell) for splice, cell in cells.items()],
-        "best": [_shown(splice, shown, draws[splice], whole["report"]) for splice in best],
+        "best": [
+            {"best_in": names, **_shown(splice, shown, draws[splice], whole["report"])}
+            for splice, names in best.items()
+        ],
     }
 
 
@@ -145,18 +148,18 @@ def _whole(model: Model, windows: Windows, memory: int) -> Scores:
     return evaluate(rows, windows, vocabulary=model.config.vocab_size, memory=memory)["whole"]
 
 
-def _best(cells: Mapping[Splice, DepthCell]) -> list[Splice]:
-    """By kind and length, the range with the lowest loss on the sweep split, bridged where that is possible."""
-    found: dict[tuple[bool, int], Splice] = {}
+def _best(cells: Mapping[Splice, DepthCell]) -> dict[Splice, list[str]]:
+    """The ranges with the lowest loss of their kind and length on the sweep split, each with the rows in which it has that."""
+    found: dict[tuple[bool, int, str], Splice] = {}
     for splice, cell in cells.items():
-        kind = splice.removes, len(splice.changed)
-        if kind not in found or _loss(cell) < _loss(cells[found[kind]]):
-            found[kind] = splice
-    return list(found.values())
-
-
-def _loss(cell: DepthCell) -> float:
-    return cell.scores.get(BRIDGED, cell.scores[PLAIN]).ce
+        for row, scores in cell.scores.items():
+            key = splice.removes, len(splice.changed), row
+            if key not in found or scores.ce < cells[found[key]].scores[row].ce:
+                found[key] = splice
+    best: dict[Splice, list[str]] = {}
+    for (_, _, row), splice in found.items():
+        best.setdefault(splice, []).append(row)
+    return best
 
 
 def _names(splice: Splice) -> dict:

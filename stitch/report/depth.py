@@ -19,11 +19,11 @@ def rows(report: dict) -> list[str]:
 def heat(report: dict, kind: str, row: str) -> tuple[str, list[str], list[list[str]], list[list[float]]]:
     """Title, header, rows and values of one kind's table: lengths down, first blocks across, in nats above the whole model.
 
-    A range that does not exist has the value NaN. The best of each length by the last row has a *.
+    A range that does not exist has the value NaN. The best of each length in this row has a *.
     """
     cells = {(cell["length"], cell["first"]): cell for cell in report["cells"] if cell["change"] == kind}
     lengths, firsts = (sorted({key[place] for key in cells}) for place in (0, 1))
-    best = {(one["length"], one["first"]) for one in report["best"] if one["change"] == kind}
+    best = {(one["length"], one["first"]) for one in best_in(report, kind, row)}
     whole = report["whole"]["sweep_ce"]
 
     def value(length: int, first: int) -> float:
@@ -46,21 +46,28 @@ def _text(value: float, best: bool) -> str:
     return "" if value != value else f"{value:+.2f}" + ("*" if best else " ")
 
 
+def best_in(report: dict, kind: str, row: str) -> list[dict]:
+    """The best range of each length in a row, by the sweep split."""
+    return [one for one in report["best"] if one["change"] == kind and row in one["best_in"]]
+
+
 def best_table(report: dict) -> tuple[list[str], list[list[str]], str]:
-    """Header, rows and title of the best range of each length, on the report split."""
-    header = ["", "blocks", "", "CE", "above the whole model", "as many blocks elsewhere", "elsewhere − here"]
+    """Header, rows and title of the best range of each length in each row, on the report split."""
     lines = []
-    for one in report["best"]:
-        for number, row in enumerate(one["rows"]):
-            label = f"{one['change']} {one['first']} to {one['first'] + one['length'] - 1}" if not number else ""
-            lines.append(
-                [
-                    label, str(one["blocks"]) if not number else "", ROWS[row["name"]].replace("`", ""), f"{row['ce']:.3f}",
-                    difference(row["minus_whole"]), f"{row['null_ce']:.3f}" if "null_ce" in row else "",
-                    difference(row["null_minus"]) if "null_minus" in row else "",
-                ]
-            )  # fmt: skip
+    for kind in kinds(report):
+        for row in rows(report):
+            for one in best_in(report, kind, row):
+                found = next(item for item in one["rows"] if item["name"] == row)
+                null = difference(found["null_minus"]) if "null_minus" in found else ""
+                label = f"{blocks(one)} {kind}, {'as it is' if row == 'passthrough' else row}"
+                lines.append([label, str(one["blocks"]), f"{found['ce']:.3f}", difference(found["minus_whole"]), null])
+    header = ["", "blocks", "CE", "− whole model", "elsewhere − here"]
     return header, lines, f"Best range of each length; {report['tokens']['report']:,} held-out tokens"
+
+
+def blocks(one: dict) -> str:
+    """The range's blocks: "4" or "4 to 6"."""
+    return str(one["first"]) + (f" to {one['first'] + one['length'] - 1}" if one["length"] > 1 else "")
 
 
 def difference(found: dict) -> str:

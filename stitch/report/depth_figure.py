@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stitch.report.depth import ROWS, heat, kinds, rows
+from stitch.report.depth import ROWS, best_in, heat, kinds, rows
 
 LEAST = 0.01  # nats; smaller losses have the colour of this one, larger ones are on a logarithmic scale
 MOST_NUMBERS = 200  # ranges; larger maps show colours alone
@@ -59,8 +59,8 @@ def _draw_map(figure, axis, report: dict, kind: str, row: str) -> None:
 def _draw_best(axis, report: dict) -> None:
     """Nats above the whole model of the best range of each length, with intervals, and of other ranges."""
     for number, kind in enumerate(kinds(report)):
-        found = [one for one in report["best"] if one["change"] == kind]
         for row, style in zip(rows(report), ("o--", "s-"), strict=False):
+            found = best_in(report, kind, row)
             points = [next(item for item in one["rows"] if item["name"] == row) for one in found]
             at, losses = [one["blocks"] for one in found], [point["minus_whole"] for point in points]
             middle = [loss["ce"] for loss in losses]
