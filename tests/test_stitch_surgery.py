@@ -1,7 +1,9 @@
 """Depth surgery: the native checkpoint computes what the bridge specifies, planted bridges are found, unsupported
-cuts are refused.
+changes are refused.
 """
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,17 @@ import cli
 import tiny
 from jobs import settings, write_text
 from stitch.activations.harvest import Activations, harvest
-from stitch.composite.native import without, write_native
-from stitch.composite.surgery import Bridge, bridged, fit_bridges, parameters_of, sites_of, weight_of, why_not_foldable
+from stitch.composite.bridges import fit_bridges, sites_of
+from stitch.composite.linear_patch import hadamard, linear_patch
+from stitch.composite.native import with_blocks, write_native
+from stitch.composite.normed import fit_gain
+from stitch.composite.splice import Splice
+from stitch.composite.surgery import Bridge, bridged, parameters_of, weight_of, why_not_foldable
 from stitch.config import Settings
 from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.jobs.join import stitch
-from stitch.jobs.stages import complete, load_pair
+from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.models.anatomy import ANATOMIES
 from stitch.models.loading import load
 from stitch.models.model import Model
@@ -32,65 +38,85 @@ from stitch.regression.prior import ridge_towards
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
 
-FOLDING = [family for family in tiny.FAMILIES if ANATOMIES[family].mlp_out_norm is None]
+NORMED = [family for family in tiny.FAMILIES if ANATOMIES[family].mlp_out_norm is not None]
 START, STOP = 2, 4
+REMOVED, REPEATED = Splice(tiny.DEPTH, START, STOP), Splice(tiny.DEPTH, STOP, START)
+BOTH = pytest.mark.parametrize("splice", [REMOVED, REPEATED], ids=["removed", "repeated"])
 
 
 # --------------------------------------------------------------------------------------------------------- the checkpoint
 
 
-def with_hooks(model: Model, ids: torch.Tensor, bridge: Bridge) -> torch.Tensor:
-    """Logits of the whole model with hooks: removed blocks return their input, and the bridge is added to the
-    bridged MLPs.
+def rms(rows: torch.Tensor) -> torch.Tensor:
+    return rows.square().mean(-1, keepdim=True).sqrt()
+
+
+def by_hand(model: Model, ids: torch.Tensor, splice: Splice, bridge: Bridge) -> torch.Tensor:
+    """Logits of the whole model's modules: its list of blocks is changed, and bridged MLPs get other outputs while they run as
+    the block of that number.
     """
-    handles = [
-        block.register_forward_hook(lambda module, args, output: args[0]) for block in list(model.blocks)[START:STOP]
-    ]
+    net = copy.deepcopy(model.net)
+    changed = dataclasses.replace(model, net=net)
+    blocks: Any = changed.body.get_submodule(model.anatomy.blocks)
+    chosen = [copy.deepcopy(blocks[block]) for block in splice.order]
+    kinds = getattr(model.config, "layer_types", None)
+    changed.body.set_submodule(model.anatomy.blocks, nn.ModuleList(chosen))
+    net.config.num_hidden_layers = len(chosen)
+    if kinds is not None:
+        net.config.layer_types = [kinds[block] for block in splice.order]
+    for block, gain in bridge.gains.items():
+        norm = chosen[block].get_submodule(str(model.anatomy.mlp_out_norm))
+        norm.register_forward_hook(lambda module, args, output, gain=gain: args[0] / rms(args[0]) * gain.float())
     for block, matrix in bridge.downs.items():
-        place = model.down(block if block < START else block + STOP - START)
+        place = chosen[block].get_submodule(model.anatomy.down)
 
         def replaced(module, args, output, matrix=matrix):
             neurons = args[0]
             return neurons @ matrix[: neurons.shape[-1]] + matrix[neurons.shape[-1] :].sum(0)
 
-        handles.append(place.register_forward_hook(replaced))
+        place.register_forward_hook(replaced)
     with torch.no_grad():
-        logits = model.net(ids, use_cache=False).logits
-    for handle in handles:
-        handle.remove()
-    return logits
+        return net(ids, use_cache=False).logits
 
 
 @pytest.mark.numeric
+@BOTH
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_the_checkpoint_is_a_stock_model_that_computes_what_the_bridge_specifies(family, tmp_path):
-    """Against the whole model with hooks. Families whose MLP ends in a norm lose their blocks without a bridge."""
+def test_the_checkpoint_is_a_stock_model_that_computes_what_the_bridge_specifies(family, splice, tmp_path):
+    """Against the whole model's modules in another list."""
     model, ids = load(tiny.save(tmp_path / "whole", family)), tiny.ids(3, 14)
-    noise = {block: tiny.noise(*weight_of(model.down(block)).shape, seed=block) for block in (START - 1, STOP)}
-    bridge = Bridge({START - 1: noise[START - 1] / 5, START: noise[STOP] / 5} if family in FOLDING else {})
-    changed = parameters_of(without(model, START, STOP), bridge)
-    write_native(tmp_path / "short", model, START, STOP, changed, max_shard_bytes=20_000)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "short", output_loading_info=True)
+    refitted = (splice.seam - 1, splice.seam)
+    noise = {block: tiny.noise(*weight_of(model.down(0)).shape, seed=block) / 5 for block in refitted}
+    gains = {block: tiny.noise(model.width, seed=block).double() for block in refitted}
+    bridge = Bridge(noise, gains=gains if family in NORMED else {})
+    changed = parameters_of(with_blocks(model, splice.order), bridge)
+    write_native(tmp_path / "new", model, splice.order, changed, max_shard_bytes=20_000)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "new", output_loading_info=True)
     net, report = loaded
-    assert type(net) is type(model.net) and net.config.num_hidden_layers == tiny.DEPTH - 2
+    assert type(net) is type(model.net) and net.config.num_hidden_layers == len(splice.order)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     with torch.no_grad():
         logits = net.eval()(ids, use_cache=False).logits
-    assert (logits - with_hooks(model, ids, bridge)).abs().max() < 1e-4
-    assert torch.equal(logits, bridged(model, START, STOP, bridge).net(ids, use_cache=False).logits)
-    plain = with_hooks(model, ids, Bridge({}))
-    assert not bridge.downs or (logits - plain).abs().max() > 0.1
+    assert (logits - by_hand(model, ids, splice, bridge)).abs().max() < 1e-4
+    assert torch.equal(logits, bridged(model, splice, bridge).net(ids, use_cache=False).logits)
+    plain = by_hand(model, ids, splice, Bridge({}))
+    assert (logits - plain).abs().max() > 0.1
+    assert (plain - model.net(ids, use_cache=False).logits).abs().max() > 0.1
     cached = net.generate(ids, max_new_tokens=8, do_sample=False, use_cache=True)  # pyright: ignore[reportCallIssue]
     assert torch.equal(cached, net.generate(ids, max_new_tokens=8, do_sample=False, use_cache=False))  # pyright: ignore[reportCallIssue]
 
 
 def test_layer_types_tied_weights_and_dtype_are_those_of_the_donor(tmp_path):
     gemma = load(tiny.save(tmp_path / "gemma", "gemma3_text"))
-    write_native(tmp_path / "short", gemma, 1, 3, {})
-    kinds = json.loads((tmp_path / "short" / "config.json").read_text())["layer_types"]
-    assert kinds == [tiny._MIXED_LAYERS[block] for block in (0, 3, 4, 5)]
+    for order in ([0, 3, 4, 5], [0, 1, 2, 1, 2, 3, 4, 5], [0, 0, 5, 2]):
+        folder = tmp_path / "-".join(map(str, order))
+        write_native(folder, gemma, order, {})
+        kinds = json.loads((folder / "config.json").read_text())["layer_types"]
+        assert kinds == [tiny._MIXED_LAYERS[block] for block in order]
     llama = load(tiny.save(tmp_path / "llama", "llama", dtype=torch.bfloat16))
-    write_native(tmp_path / "narrow", llama, 1, 3, parameters_of(without(llama, 1, 3), Bridge({0: tiny.noise(56, 40)})))
+    order = Splice(tiny.DEPTH, 1, 3).order
+    changed = parameters_of(with_blocks(llama, order), Bridge({0: tiny.noise(56, 40)}))
+    write_native(tmp_path / "narrow", llama, order, changed)
     with safe_open(tmp_path / "narrow" / "model.safetensors", framework="pt") as file:
         assert "lm_head.weight" not in file.keys()  # noqa: SIM118
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
@@ -105,7 +131,7 @@ def windows(count: int, seed: int) -> Windows:
 
 
 class Planted(nn.Module):
-    """A block that adds a linear function of the neurons of the block before the cut."""
+    """A block that adds a linear function of the neurons of another block."""
 
     def __init__(self, change: torch.Tensor):
         super().__init__()
@@ -118,6 +144,18 @@ class Planted(nn.Module):
 class PassOn(nn.Module):
     def forward(self, hidden_states, *args, **kwargs):
         return hidden_states
+
+
+def bridge_scores(model: Model, splice: Splice, folder: Path) -> dict[str, float]:
+    """KL to the whole model of every bridge, fitted on random windows."""
+    texts: dict[Split, Windows] = {"fit": windows(60, 1), "sweep": windows(10, 2)}
+    streams: dict[Split, Activations] = {
+        split: harvest(model, text, sites_of(splice), folder / split, per_shard=25) for split, text in texts.items()
+    }
+    bridges = fit_bridges(model, splice, streams, memory=2**28)
+    rows = {name: whole_model(bridged(model, splice, bridge).net) for name, bridge in bridges.items()}
+    scores = evaluate(rows, windows(8, 3), vocabulary=tiny.VOCABULARY, reference=whole_model(model.net))
+    return {name: found.row(name)["kl_to_b"] for name, found in scores.items()}
 
 
 @pytest.mark.numeric
@@ -137,22 +175,54 @@ def test_a_cut_that_a_bridge_can_represent_is_bridged_exactly(family, of, tmp_pa
     planted = Planted(change)
     down.register_forward_pre_hook(lambda module, args: setattr(planted, "neurons", args[0]))
     model.blocks[START], model.blocks[STOP - 1] = planted, PassOn()
-
-    texts: dict[Split, Windows] = {"fit": windows(60, 1), "sweep": windows(10, 2)}
-    sites = sites_of(model, START, STOP)
-    streams: dict[Split, Activations] = {
-        split: harvest(model, text, sites, tmp_path / split, per_shard=25) for split, text in texts.items()
-    }
-    bridges = fit_bridges(model, START, STOP, streams, memory=2**28)
-    rows = {name: whole_model(bridged(model, START, STOP, bridge).net) for name, bridge in bridges.items()}
-    scores = evaluate(
-        rows, windows(8, 3), vocabulary=tiny.VOCABULARY, reference=whole_model(model.net)
-    )  # fmt: skip
-    kl = {name: found.row(name)["kl_to_b"] for name, found in scores.items()}
+    kl = bridge_scores(model, REMOVED, tmp_path)
     exact = {"translation:down-projection", "translation:down-projections"}
     exact |= {"reference:replaceme", "reference:replaceme-relative"} if of == "output" else set()
     for name, found in kl.items():
         assert found < 1e-6 if name in exact else found > 1e-3, (name, kl)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_repeat_whose_effect_the_last_mlp_can_undo_is_bridged_exactly(family, tmp_path):
+    """Where attention writes nothing, the second run of a block adds a linear function of its neurons, and 0 is wanted. It is
+    wanted of every token, so the null finds it too."""
+    model = tiny.model(family)
+    splice = Splice(tiny.DEPTH, 3, 2)
+    out: Any = model.heads_out(2)
+    with torch.no_grad():
+        out.weight.zero_()
+        if out.bias is not None:
+            out.bias.zero_()
+    kl = bridge_scores(model, splice, tmp_path)
+    for name, found in kl.items():
+        exact = not name.endswith(("passthrough", "linear-patch"))
+        assert found < 1e-6 if exact else found > 1e-3, (name, kl)
+
+
+@pytest.mark.parametrize("order", [1, 2, 4, 12, 20, 28, 36, 40, 576, 640])
+def test_hadamard_matrices_have_orthogonal_rows_of_plus_and_minus_one(order):
+    found = hadamard(order)
+    assert found is not None and bool((found.abs() == 1).all())
+    assert torch.equal(found @ found.T, order * torch.eye(order, dtype=torch.float64))
+
+
+def test_orders_without_a_matrix_of_paley_are_refused():
+    assert hadamard(6) is None and hadamard(92) is None
+    assert linear_patch([(torch.ones(1, 2, 6).double(), torch.ones(1, 2, 6).double())]) is None
+
+
+def test_a_linear_patch_restores_magnitudes_in_the_rotated_channels():
+    """The stream that arrives is the expected one with its rotated channels scaled, so undoing that is exact."""
+    rotation = hadamard(12)
+    assert rotation is not None
+    rotation = rotation / 12**0.5
+    expected = tiny.noise(5, 7, 12).double()
+    scales = torch.linspace(0.3, 3, 12, dtype=torch.float64)
+    patch = linear_patch([(expected @ rotation @ torch.diag(scales) @ rotation.T, expected)])
+    assert patch is not None
+    assert torch.allclose(patch, rotation @ torch.diag(1 / scales) @ rotation.T)
+    assert torch.allclose(patch, patch.T)
 
 
 @pytest.mark.numeric
@@ -194,7 +264,8 @@ def test_the_report_has_every_bridge_beside_removal_replaceme_adapters_and_null(
     assert list(rows)[:3] == ["a", "b", "composite"]
     assert set(list(rows)[3:]) == {
         "translation:down-projection", "translation:down-projections", "translation:affine", "translation:affine+token",
-        "reference:passthrough", "reference:replaceme", "reference:replaceme-relative", "null:shuffled-down-projection",
+        "reference:passthrough", "reference:replaceme", "reference:replaceme-relative", "reference:linear-patch",
+        "null:shuffled-down-projection", "null:random-range",
     }  # fmt: skip
     assert rows["translation:down-projection"]["kl_to_b"] < rows["reference:replaceme"]["kl_to_b"]
     assert rows["translation:down-projection"]["kl_to_b"] < rows["null:shuffled-down-projection"]["kl_to_b"]
@@ -238,8 +309,32 @@ def test_the_same_request_gives_the_same_bytes_and_replaces_on_request_only(run,
 def test_a_requested_bridge_is_the_one_written(donors, tmp_path):
     report, folder = stitch(shorten(donors, layer_b=4, translation="identity"), tmp_path / "plain")
     assert report["chosen"] == "passthrough"
-    plain = with_hooks(load(donors["llama"]), tiny.ids(), Bridge({}))
+    plain = by_hand(load(donors["llama"]), tiny.ids(), REMOVED, Bridge({}))
     assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(tiny.ids(), use_cache=False).logits, plain)
+
+
+def test_with_the_first_layer_above_the_second_blocks_are_repeated(donors, tmp_path):
+    report, folder = stitch(shorten(donors, layer=4, layer_b=2), tmp_path / "long")
+    rows = {row["name"]: row for row in report["results"]}
+    assert report["native"]["order"] == [0, 1, 2, 3, 2, 3, 4, 5] == REPEATED.order
+    assert report["native"]["change"] == "with blocks 2 to 3 twice" and report["native"]["weights_added"] > 0
+    assert AutoModelForCausalLM.from_pretrained(folder).config.num_hidden_layers == 8
+    assert rows["translation:down-projection"]["kl_to_b"] < rows["reference:passthrough"]["kl_to_b"]
+    assert rows["translation:down-projection"]["kl_to_b"] < rows["null:shuffled-down-projection"]["kl_to_b"]
+    assert "with blocks 2 to 3 twice" in (folder / "README.md").read_text()
+
+
+def test_the_null_removes_or_repeats_as_many_blocks_elsewhere(run, donors):
+    report, _ = run
+    model = load(donors["llama"])
+    assert [other.changed for other in REMOVED.elsewhere] == [range(1, 3), range(3, 5), range(4, 6)]
+    assert [other.changed[0] for other in REPEATED.elsewhere] == [0, 1, 3, 4]
+    text = read_windows(shorten(donors, layer_b=4), model, model)["report"]
+    rows = {other.in_words: whole_model(with_blocks(model, other.order).net) for other in REMOVED.elsewhere}
+    scores = evaluate(rows, text, vocabulary=tiny.VOCABULARY)
+    expected = sum(found.ce for found in scores.values()) / 3
+    found = next(row for row in report["results"] if row["name"] == "null:random-range")
+    assert found["ce"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_bridge_is_fitted_on_less_text_than_a_stitch_by_default(donors):
@@ -265,14 +360,14 @@ def test_the_main_job_shows_the_bridges_if_both_models_are_the_same(donors, tmp_
     "changes, message",
     [
         ({"model_b": "gpt2"}, "`model_a` and `model_b` must be the same; got"),
-        ({}, "0 < `layer` < `layer_b` must hold; got 2 and 2"),
-        ({"layer": 4, "layer_b": 2}, "0 < `layer` < `layer_b` must hold; got 4 and 2"),
-        ({"layer": 0, "layer_b": 2}, "0 < `layer` < `layer_b` must hold; got 0 and 2"),
+        ({}, "`layer` must be above 0 and differ from `layer_b`; got 2 and 2"),
+        ({"layer": 0, "layer_b": 2}, "`layer` must be above 0 and differ from `layer_b`; got 0 and 2"),
         (
             {"layer_b": 4, "translation": "affine"},
             "must fold .*: auto, identity, down-projection, down-projections; got affine",
         ),
         ({"layer_b": 6, "translation": "down-projections"}, "choose down-projection"),
+        ({"layer": 6, "layer_b": 4, "translation": "down-projections"}, "choose down-projection"),
     ],
 )
 def test_unsupported_cuts_are_refused_before_any_work(changes, message, donors, tmp_path):
@@ -283,10 +378,25 @@ def test_unsupported_cuts_are_refused_before_any_work(changes, message, donors, 
     assert {path.name for path in tmp_path.iterdir()} <= {"gpt2"}
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo2"])
-def test_for_families_with_a_norm_after_the_mlp_the_error_names_supported_ones(family):
-    reason = why_not_foldable(tiny.model(family), 2, 4, 2**28)
-    assert reason is not None and "GPT-2, GPTBigCode, Llama, Mistral, Qwen2, Qwen3, GPT-NeoX, Phi." in reason
+@pytest.mark.numeric
+@BOTH
+@pytest.mark.parametrize("family", NORMED)
+def test_where_a_norm_follows_the_mlp_direction_and_gain_are_refitted(family, splice, tmp_path):
+    """No bridge is exact there: the norm fixes the size of what each token writes."""
+    kl = bridge_scores(tiny.model(family), splice, tmp_path)
+    assert "reference:replaceme-relative" not in kl
+    for better in ("translation:down-projection", "translation:down-projections"):
+        for worse in ("reference:passthrough", "null:shuffled-down-projection"):
+            assert kl[better] < kl[worse], kl
+
+
+@pytest.mark.numeric
+def test_a_planted_gain_is_found():
+    rows, goal = tiny.noise(4, 30, 12).double(), tiny.noise(4, 30, 12, seed=1).double()
+    gain = torch.linspace(-2, 2, 12, dtype=torch.float64)
+    pieces = [(rows, gain * rows / rms(rows), goal)]
+    assert torch.allclose(fit_gain(pieces), gain)
+    assert not torch.allclose(fit_gain(pieces, shuffled=0), gain, atol=0.5)
 
 
 def test_other_unsupported_cuts():

@@ -57,6 +57,10 @@ class Activations:
         with safe_open(self.path(shard), framework="pt") as file:
             return file.get_tensor(f"resid_pre.{site}")
 
+    def all(self, site: int) -> Float[Tensor, "windows context width"]:
+        """The streams of one site over all windows, in memory."""
+        return torch.cat([self.read(shard, site) for shard in range(self.shards)])
+
 
 def windows_per_shard(context: int, width: int, dtype: torch.dtype, memory: int) -> int:
     """Windows of `context` tokens in a shard, for streams of `width` values per token in all and `memory` bytes in all."""

@@ -53,7 +53,9 @@ def steps(help: str) -> Any:
 # Input
 Model = Annotated[str, argument("MODEL", f"Model to read: {MODELS}.")]
 ModelA = Annotated[str, argument("MODEL_A", f"First model: {MODELS}.")]
-ModelB = Annotated[str, argument("MODEL_B", "Second model, given in the same ways. Both must use the same token ids.")]
+MODEL_B = argument("MODEL_B", "Second model, given in the same ways. Both must use the same token ids.")
+ModelB = Annotated[str, MODEL_B]
+OptionalModelB = Annotated[str | None, MODEL_B]
 Folder = Annotated[Path, argument("FOLDER", "Folder that `stitch compile` wrote.")]
 Automaton = Annotated[
     str, argument("REGEX|FILE.json", "A regular expression, or a JSON file with a DFA, Moore or Mealy machine.")

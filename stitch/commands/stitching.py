@@ -26,6 +26,7 @@ def sae_of(model: str) -> str:
     stitch demo:gpt2 demo:llama --layer 3 --layer-b 4 --out joined
     stitch MODEL_A MODEL_B --layer 12 --layer-b auto --brief
     stitch MODEL MODEL --layer 12 --layer-b 18 --native
+    stitch MODEL MODEL --layer 18 --layer-b 12 --native
     """,
 )
 def join(
@@ -57,8 +58,9 @@ def join(
         o.switch(
             "Input",
             "--native",
-            "Depth surgery: give the same model twice and --layer-b above --layer. The blocks between are removed, the "
-            "translation is folded into the weights, and the result is a stock checkpoint.",
+            "Depth surgery: give the same model twice. With --layer-b above --layer the blocks between are removed, with "
+            "--layer-b below --layer they run twice. The translation is folded into the weights, and the result is a stock "
+            "checkpoint.",
         ),
     ] = False,
     text: o.Text = "docs",

@@ -50,18 +50,25 @@ def print_table(header: list[str], rows: list[list[str]], title: str) -> None:
 
 
 def print_heat(title: str, header: list[str], rows: list[list[str]], values: list[list[float]]) -> None:
-    """A table of numbers on a background from light (lowest) to dark (highest)."""
+    """A table of numbers on a background from light (lowest) to dark (highest); NaN has none."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    least, most = min(map(min, values)), max(map(max, values))
+    there = [value for line in values for value in line if value == value]
+    least, most = min(there), max(there)
     table = Table(header_style="bold", box=None, pad_edge=False)
     for name in header:
         table.add_column(name, justify="right", no_wrap=True)
     for row, line in zip(rows, values, strict=True):
-        shades = [round((value - least) / max(most - least, 1e-12) * (len(SHADES) - 1)) for value in line]
-        table.add_row(row[0], *(Text(text, SHADES[shade]) for text, shade in zip(row[1:], shades, strict=True)))
-    console = Console(width=None if sys.stdout.isatty() else max(WIDTH, 8 * len(header)), highlight=False)
+        table.add_row(row[0], *(_shaded(*cell, least, most) for cell in zip(row[1:], line, strict=True)))
+    console = Console(width=None if sys.stdout.isatty() else max(WIDTH, 8 * len(header)), highlight=False, emoji=False)
     console.print(title, style="bold", soft_wrap=True)
     console.print(table)
+
+
+def _shaded(text: str, value: float, least: float, most: float) -> Any:
+    from rich.text import Text
+
+    if value != value:
+        return Text(text)
+    return Text(text, SHADES[round((value - least) / max(most - least, 1e-12) * (len(SHADES) - 1))])

@@ -1,4 +1,4 @@
-"""Values that are more than a number or a word: a size in bytes, a block or auto, BLOCK=SAE. Each raises UsageError."""
+"""Values that are more than a number or a word: bytes, a block or auto, numbers, BLOCK=SAE. Each raises UsageError."""
 
 from pathlib import Path
 
@@ -23,6 +23,14 @@ def block_or_auto(text: str | None) -> int | str | None:
         return int(text)
     except ValueError:
         raise UsageError(f"layer_b must be a block's number or auto; got {text!r}.") from None
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """The numbers that 1,2,4 means."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"{name} must be whole numbers separated by commas, such as 1,2,4; got {text!r}.")
+    return [int(part) for part in parts]
 
 
 def sae_by_block(sources: list[str] | None) -> dict[int, str]:

@@ -1,6 +1,7 @@
-"""A model without some of its blocks, as a standard checkpoint of its family, which loads without this package's code.
+"""A model that leaves out or repeats some of its blocks, as a standard checkpoint of its family.
 
-Tensors are copied by byte range from the donor's safetensors files, with blocks renumbered; only changed weights are new.
+It loads without this package's code. Tensors are copied by byte range from the donor's safetensors files, with blocks
+renumbered; only changed weights are new.
 """
 
 import copy
@@ -8,7 +9,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,25 +24,27 @@ from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.anatomy import Anatomy
 from stitch.models.model import Model
 
-
-def without_blocks(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedConfig:
-    """A copy of `config` without blocks start..stop−1; remaining blocks keep their layer types."""
-    short = copy.deepcopy(config)
-    if getattr(short, "layer_types", None) is not None:
-        short.layer_types = [kind for block, kind in enumerate(short.layer_types) if not start <= block < stop]
-    short.num_hidden_layers = config.num_hidden_layers - (stop - start)
-    short._name_or_path = ""
-    return short
+# Fields of configs that have one entry per block.
+PER_BLOCK = ("layer_types",)
 
 
-def without(model: Model, start: int, stop: int) -> Model:
-    """`model` without blocks start..stop−1. All tensors share memory with those of `model`."""
+def config_with_blocks(config: PreTrainedConfig, order: Sequence[int]) -> PreTrainedConfig:
+    """A copy of `config` for a model of the blocks `order`, each with its own layer type."""
+    found = copy.deepcopy(config)
+    for name in PER_BLOCK:
+        if getattr(config, name, None) is not None:
+            setattr(found, name, [getattr(config, name)[block] for block in order])
+    found.num_hidden_layers = len(order)
+    found._name_or_path = ""
+    return found
+
+
+def with_blocks(model: Model, order: Sequence[int]) -> Model:
+    """`model` with the blocks `order`, which may leave out and repeat some. All tensors share memory with those of `model`."""
     prefix = f"{model.anatomy.body}.{model.anatomy.blocks}"
     with torch.device("meta"):
-        net = AutoModelForCausalLM.from_config(without_blocks(model.config, start, stop))
-    share(
-        net, model.net, lambda path: _renumbered(path, prefix, lambda block: block + (stop - start) * (block >= start))
-    )
+        net = AutoModelForCausalLM.from_config(config_with_blocks(model.config, order))
+    share(net, model.net, lambda path: _renumbered(path, prefix, lambda block: order[block]))
     net.generation_config = copy.deepcopy(model.net.generation_config)
     return dataclasses.replace(model, net=net.eval())
 
@@ -49,22 +52,21 @@ def without(model: Model, start: int, stop: int) -> Model:
 def write_native(
     target: Path,
     model: Model,
-    start: int,
-    stop: int,
+    order: Sequence[int],
     changed: Mapping[str, Tensor],
     *,
     max_shard_bytes: int = 5_000_000_000,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Writes `model` without blocks start..stop−1 to the folder `target`, which must not exist, in the model's dtype.
+    """Writes `model` with the blocks `order` to the folder `target`, which must not exist, in the model's dtype.
 
-    `changed` holds new values of parameters, by their names in `without(model, start, stop)`. The folder appears complete or not
+    `changed` holds new values of parameters, by their names in `with_blocks(model, order)`. The folder appears complete or not
     at all, and the same inputs give the same bytes.
     Raises: StitchError when a donor's file is missing or damaged, or when writing fails.
     """
-    config = without_blocks(model.config, start, stop)
+    config = config_with_blocks(model.config, order)
     config.architectures, config.dtype = [type(model.net).__name__], model.dtype
-    tensors = _tensors(model, start, stop, changed)
+    tensors = _tensors(model, order, changed)
     content = config.to_dict()
     for name in ("_name_or_path", "auto_map"):
         content.pop(name, None)
@@ -81,19 +83,19 @@ def write_native(
     appear(target, fill, "join")
 
 
-def _tensors(model: Model, start: int, stop: int, changed: Mapping[str, Tensor]) -> dict[str, Stored | Held]:
+def _tensors(model: Model, order: Sequence[int], changed: Mapping[str, Tensor]) -> dict[str, Stored | Held]:
     """The new checkpoint's tensors, by the names in the donor's files, so that tied weights are stored once as before."""
     prefixes = _names_in_files(f"{model.anatomy.body}.{model.anatomy.blocks}", model.anatomy)
     tensors: dict[str, Stored | Held] = {}
     for name, stored in stored_tensors(model.folder).items():
-        prefix = next((prefix for prefix in prefixes if re.match(rf"{re.escape(prefix)}\.\d+\.", name)), None)
-        if prefix is not None:
-            block = int(name[len(prefix) + 1 :].partition(".")[0])
-            if start <= block < stop:
-                continue
-            name = _renumbered(name, prefix, lambda block: block - (stop - start) * (block >= stop))
         cast = model.dtype if stored.stored_dtype.is_floating_point else None
-        tensors[name] = dataclasses.replace(stored, cast=cast)
+        prefix = next((prefix for prefix in prefixes if re.match(rf"{re.escape(prefix)}\.\d+\.", name)), None)
+        if prefix is None:
+            tensors[name] = dataclasses.replace(stored, cast=cast)
+            continue
+        donor = int(name[len(prefix) + 1 :].partition(".")[0])
+        for block in (block for block, of in enumerate(order) if of == donor):
+            tensors[_renumbered(name, prefix, lambda _, block=block: block)] = dataclasses.replace(stored, cast=cast)
     for name, value in changed.items():
         place = next((found for found in _names_in_files(name, model.anatomy) if found in tensors), None)
         if place is None or tensors[place].shape != tuple(value.shape):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from stitch.composite.costs import Cost, Costs, of_dictionary, of_translation, whole
+from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, bridged
 from stitch.features.saes import SAEs
 from stitch.translation.fit import Fitted
@@ -29,12 +30,21 @@ def row_costs(
         "a": costs.whole_source,
         "b": costs.whole_target,
         **{name: costs.composite(site, onto, translation) for name, translation in translations.items()},
-        **{name: whole(bridged(costs.source, site, onto, bridge), costs.context) for name, bridge in bridges.items()},
+        **{name: of_bridge(costs, Splice(costs.source.depth, site, onto), bridge) for name, bridge in bridges.items()},
         "floor:mean": late,
         "floor:zero": late,
         "floor:wrong-text": costs.whole_target,
         "ceiling:sae-b": costs.whole_target + of_dictionary(saes.b),
     }
+
+
+def of_bridge(costs: Costs, splice: Splice, bridge: Bridge) -> Cost:
+    """The cost of a model with blocks removed or repeated, and of the matrices that do not fold into its weights."""
+    total = whole(bridged(costs.source, splice, bridge), costs.context)
+    for matrix in (*bridge.maps.values(), *([] if bridge.patch is None else [bridge.patch])):
+        size = matrix.numel() * costs.source.dtype.itemsize
+        total += Cost(2.0 * matrix.numel(), matrix.numel(), size, size)
+    return total
 
 
 def seam_costs(costs: Costs, site: int, translations: Mapping[str, Translation]) -> dict[str, Cost]:

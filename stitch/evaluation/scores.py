@@ -4,7 +4,7 @@ All rows of a table are scored on the same windows with the same reference logit
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +79,17 @@ class Scores:
             "kl_to_b": None if self.kl is None else float(self.kl.sum() / total),
             "top1": None if self.agreements is None else float(self.agreements.sum() / total),
         }
+
+
+def mean_of(rows: Sequence[Scores]) -> Scores:
+    """The mean of several rows, such as the draws of a null, scored on the same windows."""
+
+    def mean(values: list[Tensor | None]) -> Tensor | None:
+        there = [value for value in values if value is not None]
+        return torch.stack(there).mean(0) if there else None
+
+    nats = torch.stack([row.nats for row in rows]).mean(0)
+    return Scores(nats, mean([row.kl for row in rows]), mean([row.agreements for row in rows]), rows[0].tokens)
 
 
 def whole_model(net: nn.Module) -> Logits:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 import torch
 
 from stitch.activations.paired import Paired
+from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, bridged
 from stitch.config import CompleteSettings
 from stitch.errors import UsageError
@@ -108,12 +109,13 @@ def evaluate_all(
         **{name: on.translated(translation) for name, translation in fitted.nulls.items()},
         "null:shuffled-matching": on.translated(*fitted.shuffles),
     }
+    splice = Splice(on.a.depth, on.site_a, on.site_b)
     rows = {
         "a": on.whole(on.a.net),
         "b": on.whole(on.b.net),
         "composite": on.whole(composite),
         **{name: on.translated(translation) for name, translation in fitted.translations.items()},
-        **{name: on.whole(bridged(on.a, on.site_a, on.site_b, bridge).net) for name, bridge in bridges.items()},
+        **{name: on.whole(bridged(on.a, splice, bridge).net) for name, bridge in bridges.items()},
         **{name: on.translated(translation) for name, translation in references.items()},
         **alternatives,
         **{name: logits for name, logits in yardsticks.items() if wants(name)},

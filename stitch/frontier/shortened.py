@@ -6,8 +6,10 @@ from torch import Tensor
 
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.observe import residuals
+from stitch.composite.bridges import fit_down_projection, sites_of
 from stitch.composite.costs import whole
-from stitch.composite.surgery import Bridge, bridged, fit_bridges, sites_of, why_not_foldable
+from stitch.composite.splice import Splice
+from stitch.composite.surgery import Bridge, bridged, why_not_foldable
 from stitch.evaluation.scores import whole_model
 from stitch.frontier.alternative import Alternative, Means
 from stitch.frontier.skips import AFFINE, skip
@@ -23,7 +25,7 @@ def shortened(model: Model, means: Means) -> Alternative | None:
     """The model without as few neighbouring blocks as keep within the composite's FLOPs.
 
     The cut is where the stream changes least in direction across it, as in Gromov et al. 2024 (2403.17887). The bridge is
-    `translation:down-projection`, or an affine map in families into whose weights it does not fold. None where no cut of at
+    `translation:down-projection`, or an affine map in models into whose weights it does not fold. None where no cut of at
     most all but two blocks is within.
     """
     length = blocks_to_remove(model, means)
@@ -34,7 +36,8 @@ def shortened(model: Model, means: Means) -> Alternative | None:
     made = f"{model.name} without blocks {start} to {stop - 1} of {model.depth}"
     if why_not_foldable(model, start, stop, means.memory) is not None:
         return skip(model, start, stop, AFFINE, f"{made}, an affine map in their place", means)
-    short = bridged(model, start, stop, _bridge(model, start, stop, means))
+    splice = Splice(model.depth, start, stop)
+    short = bridged(model, splice, _bridge(model, splice, means))
     return Alternative(made, whole(short, means.context), whole_model(short.net))
 
 
@@ -64,16 +67,15 @@ def _cosines(one: Float[Tensor, "batch seq d"], other: Float[Tensor, "batch seq 
     return torch.cosine_similarity(one[:, 1:].flatten(0, 1).double(), other[:, 1:].flatten(0, 1).double(), dim=1)
 
 
-def _bridge(model: Model, start: int, stop: int, means: Means) -> Bridge:
-    read = sites_of(model, start, stop)
+def _bridge(model: Model, splice: Splice, means: Means) -> Bridge:
+    read = sites_of(splice)
     per_shard = windows_per_shard(means.context, len(read) * model.width, model.dtype, means.memory)
     splits: tuple[Split, ...] = ("fit", "sweep")
     streams: dict[Split, Activations] = {
         split: harvest(
             model, means.windows[split].first(LEAST_SQUARES_TOKENS), read,
-            means.scratch / f"cut-{start}-{stop}-{split}", per_shard=per_shard, progress=means.progress,
+            means.scratch / f"cut-{splice.early}-{splice.late}-{split}", per_shard=per_shard, progress=means.progress,
         )
         for split in splits
     }  # fmt: skip
-    bridges = fit_bridges(model, start, stop, streams, memory=means.memory, seed=means.seed, progress=means.progress)
-    return bridges["translation:down-projection"]
+    return fit_down_projection(model, splice, streams, memory=means.memory, progress=means.progress)

@@ -1,4 +1,4 @@
-"""Depth surgery (`native`): one model without some of its blocks, as a standard checkpoint of its family.
+"""Depth surgery (`native`): one model with some blocks removed or repeated, as a standard checkpoint of its family.
 
 No SAE is trained and nothing is matched, so it takes minutes where the main job takes an hour.
 """
@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from stitch.activations.paired import Paired
-from stitch.composite.native import write_native
+from stitch.composite.native import with_blocks, write_native
+from stitch.composite.splice import Splice
 from stitch.composite.surgery import TRANSLATIONS, Bridge, bridged, described, parameters_of, why_not_foldable
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.evaluation.comparisons import differences, ranked
 from stitch.evaluation.documents import counted
-from stitch.evaluation.scores import Logits, Scores, evaluate
+from stitch.evaluation.scores import Logits, Scores, evaluate, mean_of
 from stitch.evaluation.scoring import stage
 from stitch.evaluation.stage import Stage
 from stitch.files.folders import to_json
@@ -37,6 +38,8 @@ from stitch.translation.inputs import Stream, streams
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 
+DRAWS = 4  # other ranges of blocks that the null removes or repeats
+
 
 def shorten(
     settings: Settings,
@@ -46,7 +49,9 @@ def shorten(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
-    """Removes blocks layer..layer_b−1 of a model, bridges the gap, writes a standard checkpoint. Returns its report and folder.
+    """Writes a model's first `layer` blocks and those from `layer_b` on, bridged, as a standard checkpoint.
+
+    With `layer` < `layer_b` the blocks between are removed, with `layer` > `layer_b` they run twice. Returns report and folder.
 
     After an interrupt the same call with `resume` continues and gives the same bytes.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
@@ -61,17 +66,17 @@ def shorten(
             model, other, sources = load_pair(settings, progress)
             if other is not model:
                 raise UsageError(
-                    f"`native` shortens one model, so `model_a` and `model_b` must be the same; got {model.name} and "
+                    f"`native` changes one model, so `model_a` and `model_b` must be the same; got {model.name} and "
                     f"{other.name}: leave `native` out, or name one model twice."
                 )
             completed = complete(settings, model, model)
         check_foldable(completed, model)
-        start, stop = completed.sites
+        splice = Splice(model.depth, *completed.sites)
 
         def make(scratch: Path, output: Path) -> dict:
             return _make(completed, model, sources, scratch, output, clock, progress)
 
-        name = f"{short_name(model.name)}-without-{start}-to-{stop - 1}"
+        name = f"{short_name(model.name)}-{splice.in_words.replace(' ', '-')}"
         return Job(make=make, request=completed.to_dict(), name=name)
 
     return run("join", plan, out, overwrite=overwrite, resume=resume)
@@ -87,7 +92,7 @@ def _make(
     progress: Progress | None,
 ) -> dict:
     """Runs all stages, from the text to the finished folder `output`, and returns the report."""
-    start, stop = settings.sites
+    splice = Splice(model.depth, *settings.sites)
     with clock.stage("text"):
         windows = read_windows(settings, model, model, progress)
     with clock.stage("activations"):
@@ -100,25 +105,26 @@ def _make(
     with clock.stage("choice"):
         chosen = _choose(settings, bridges, stage(settings, model, model, paired["sweep"]), progress)
     with clock.stage("evaluation"):
-        scores = _evaluate(stage(settings, model, model, paired["report"]), bridges, adapters, chosen, progress)
+        scores = _evaluate(
+            stage(settings, model, model, paired["report"]), bridges, adapters, chosen, settings.seed, progress
+        )
     report = _surgery_report(settings, model, sources, windows, bridges, chosen, scores)
     with clock.stage("writing"):
-        changed = parameters_of(bridged(model, start, stop, bridges[chosen]), bridges[chosen])
-        write_native(output, model, start, stop, changed, extra_files={"README.md": model_card(report)})
+        changed = parameters_of(with_blocks(model, splice.order), bridges[chosen])
+        write_native(output, model, splice.order, changed, extra_files={"README.md": model_card(report)})
     report["seconds"] = clock.seconds
     (output / "report.json").write_bytes(to_json(report))
     return report
 
 
 def check_foldable(settings: CompleteSettings, model: Model) -> None:
-    """Raises UsageError when the blocks cannot be removed and bridged by the model's own weights."""
-    start, stop = settings.sites
-    if (reason := why_not_foldable(model, start, stop, settings.memory)) is not None:
+    """Raises UsageError when the blocks cannot be removed or repeated and bridged by the model's own weights."""
+    if (reason := why_not_foldable(model, *settings.sites, settings.memory)) is not None:
         raise UsageError(reason)
-    if settings.translation == "down-projections" and stop == model.depth:
+    if settings.translation == "down-projections" and max(settings.sites) == model.depth:
         raise UsageError(
-            f"translation down-projections also changes the block after the cut; {model.name} has none after block "
-            f"{stop - 1}: choose down-projection."
+            f"translation down-projections also changes the block after the seam; {model.name} has none there: choose "
+            "down-projection."
         )
 
 
@@ -137,14 +143,14 @@ def _choose(settings: CompleteSettings, bridges: dict[str, Bridge], on: Stage, p
     if settings.translation != "auto":
         return TRANSLATIONS.get(settings.translation, "reference:passthrough")
     scores = evaluate(
-        {name: _row(on, bridge) for name, bridge in bridges.items() if not name.startswith("null:")},
+        {name: _row(on, bridge) for name, bridge in bridges.items() if bridge.folds and not name.startswith("null:")},
         on.windows, vocabulary=on.vocabulary, memory=on.memory, progress=progress, task="choice (tokens)",
     )  # fmt: skip
     return min(scores, key=lambda name: scores[name].ce)
 
 
 def _row(on: Stage, bridge: Bridge) -> Logits:
-    return on.whole(bridged(on.a, on.site_a, on.site_b, bridge).net)
+    return on.whole(bridged(on.a, Splice(on.a.depth, on.site_a, on.site_b), bridge).net)
 
 
 def _evaluate(
@@ -152,19 +158,24 @@ def _evaluate(
     bridges: dict[str, Bridge],
     adapters: dict[str, Translation],
     chosen: str,
+    seed: int,
     progress: Progress | None,
 ) -> dict[str, Scores]:
-    """Scores of the whole model, every bridge, and the adapters that a composite would have instead."""
+    """Scores of the whole model, every bridge, other ranges, and the adapters that a composite would have instead."""
     rows = {"b": on.whole(on.b.net), **{name: _row(on, bridge) for name, bridge in bridges.items()}}
     rows |= {name: on.translated(translation) for name, translation in adapters.items()}
+    others = Splice(on.a.depth, on.site_a, on.site_b).drawn(DRAWS, seed)
+    rows |= {other.in_words: on.whole(with_blocks(on.a, other.order).net) for other in others}
     scores = evaluate(
         rows, on.windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, progress=progress
     )
+    draws = [scores.pop(other.in_words) for other in others]
     return {
         "a": scores["b"],
         "composite": scores[chosen],
         **scores,
-    }  # A and B are the same; the short model is the chosen row
+        **({"null:random-range": mean_of(draws)} if draws else {}),
+    }  # A and B are the same; the new model is the chosen row
 
 
 @torch.no_grad()
@@ -196,8 +207,8 @@ def _surgery_report(
     scores: dict[str, Scores],
 ) -> dict:
     """report.json, with the timings still to be filled in. It has those keys of the main job's report that apply."""
-    removed = range(settings.layer, settings.layer_b)
-    # References are compared with the short model, whichever bridge it has.
+    splice = Splice(model.depth, *settings.sites)
+    # References are compared with the new model, whichever bridge it has.
     compared = {
         name: "composite" if name.startswith("reference:") else other for name, other in rows.compared_with().items()
     }
@@ -206,9 +217,13 @@ def _surgery_report(
         "site": {"a": settings.layer, "b": settings.layer_b},
         "native": {
             "family": model.anatomy.family,
-            "blocks": model.depth - len(removed),
+            "blocks": len(splice.order),
             "of": model.depth,
-            "weights_removed": sum(block_parameters(model.config, block) for block in removed),
+            "change": splice.in_words,
+            "order": splice.order,
+            "weights_removed" if splice.removes else "weights_added": sum(
+                block_parameters(model.config, block) for block in splice.changed
+            ),
         },
         "tokens": {split: found.tokens for split, found in windows.items()},
         "documents": counted(scores["b"]),

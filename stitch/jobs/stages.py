@@ -7,9 +7,11 @@ from pathlib import Path
 from sae.config import SAEConfig
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
+from stitch.composite.bridges import fit_bridges, sites_of
 from stitch.composite.compose import check_target
 from stitch.composite.costs import Costs
-from stitch.composite.surgery import Bridge, fit_bridges, sites_of, why_not_foldable
+from stitch.composite.splice import Splice
+from stitch.composite.surgery import Bridge, why_not_foldable
 from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings, CompleteSettings, same_relative_depth
 from stitch.errors import UsageError
 from stitch.features.codes import code_stream
@@ -172,19 +174,18 @@ def bridging_sites(settings: CompleteSettings, a: Model, b: Model) -> list[int]:
     sites = settings.layer, settings.layer_b
     if a is not b or settings.brief:
         return []
-    return sites_of(a, *sites) if why_not_foldable(a, *sites, settings.memory) is None else []
+    return sites_of(Splice(a.depth, *sites)) if why_not_foldable(a, *sites, settings.memory) is None else []
 
 
 def bridge_pair(
     settings: CompleteSettings, a: Model, b: Model, paired: dict[Split, Paired], progress: Progress | None = None
 ) -> dict[str, Bridge]:
-    """Where A is B and blocks are left out, the bridges that fold into A's weights (see `fit_bridges`); otherwise none."""
+    """Where A is B and blocks are left out or repeated, the bridges over the seam (see `fit_bridges`); otherwise none."""
     if not bridging_sites(settings, a, b):
         return {}
     streams: dict[Split, Activations] = {split: paired[split].a for split in ("fit", "sweep")}
-    return fit_bridges(
-        a, settings.layer, settings.layer_b, streams, memory=settings.memory, seed=settings.seed, progress=progress
-    )
+    splice = Splice(a.depth, *settings.sites)
+    return fit_bridges(a, splice, streams, memory=settings.memory, seed=settings.seed, progress=progress)
 
 
 def sae_configs(settings: CompleteSettings, a: Model, b: Model, fit: Paired) -> dict[str, SAEConfig]:

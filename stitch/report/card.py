@@ -33,7 +33,7 @@ def title(report: dict) -> str:
 def _blocks_run(report: dict) -> str:
     models, site = report["models"], report["site"]
     if native := report.get("native"):
-        return f"{models['a']} without blocks {site['a']} to {site['b'] - 1}, {native['blocks']} of {native['of']} blocks left"
+        return f"{models['a']} {native['change']}, {native['blocks']} blocks instead of {native['of']}"
     if chain := report.get("chain"):
         return seams.title(chain)
     return f"first {site['a']} blocks of {models['a']}, then {models['b']} from block {site['b']}"
@@ -129,11 +129,11 @@ def _subject(report: dict) -> _Subject:
         bridge = (
             "nothing else was changed"
             if chosen == "passthrough"
-            else f"the gap is bridged by weights refitted in closed form ({chosen})"
+            else f"the seam is bridged by weights refitted in closed form ({chosen})"
         )
         return _Subject(
-            f"{a} with {native['blocks']} of {native['of']} blocks",
-            f"{a} without blocks {site['a']} to {site['b'] - 1}; {bridge}. It is a standard {native['family']} checkpoint. "
+            f"{a} with {native['blocks']} blocks instead of {native['of']}",
+            f"{a} {native['change']}; {bridge}. It is a standard {native['family']} checkpoint. "
             "No weight was fine-tuned.",
             donors,
         )

@@ -267,25 +267,44 @@ def _nulls() -> list[Row]:
 
 
 def _depth_surgery() -> list[Row]:
-    """Ways to bridge removed blocks with weights of the model itself (`native`)."""
+    """Ways to bridge removed or repeated blocks with weights of the model itself (`native`)."""
 
-    def surgery(name: str, help: str, compared_with: str | None = "translation:down-projection") -> Row:
-        return Row(name=name, help=f"Depth surgery: {help}", compared_with=compared_with)
+    def surgery(
+        name: str, help: str, compared_with: str | None = "translation:down-projection", costs: str | None = None
+    ) -> Row:
+        return Row(name=name, help=f"Depth surgery: {help}", compared_with=compared_with, costs=costs)
 
-    down = "the down projection before the cut, refitted to produce the stream that the removed blocks produced."
     return [
-        surgery("translation:down-projection", down, None),
+        surgery(
+            "translation:down-projection",
+            "the down projection before the seam, refitted to produce the stream that the next block expects.",
+            None,
+        ),
         surgery(
             "translation:down-projections",
-            "the down projections before and after the cut, refitted one after the other.",
+            "the down projections before and after the seam, refitted one after the other.",
             None,
         ),
         surgery("null:shuffled-down-projection", "the down projection refitted to the streams of other tokens."),
-        surgery("reference:passthrough", "blocks are removed and nothing is refitted, as mergekit's passthrough does."),
+        surgery(
+            "null:random-range",
+            "as many blocks removed or repeated elsewhere, with nothing refitted: the mean over a few ranges.",
+            "reference:passthrough",
+        ),
+        surgery(
+            "reference:passthrough",
+            "blocks are removed or repeated and nothing is refitted, as mergekit's passthrough does.",
+        ),
         surgery("reference:replaceme", "ReplaceMe (arXiv 2505.02819), a linear map after the down projection."),
         surgery(
             "reference:replaceme-relative",
             "ReplaceMe with each token weighed by the inverse square of its stream's norm.",
+        ),
+        surgery(
+            "reference:linear-patch",
+            "LinearPatch (arXiv 2505.24680), a Hadamard rotation with channels scaled to the magnitude that the next block "
+            "expects. It stays a matrix of its own.",
+            costs="one product d × d",
         ),
     ]
 

@@ -1,0 +1,197 @@
+"""Removes or repeats every range of a model's blocks, and reports loss by start and length."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from stitch.activations.harvest import Activations, harvest, windows_per_shard
+from stitch.composite.splice import Splice
+from stitch.composite.surgery import why_not_foldable
+from stitch.config import CompleteSettings, Settings
+from stitch.errors import UsageError
+from stitch.evaluation.documents import counted
+from stitch.evaluation.scores import Scores, evaluate, mean_of, whole_model
+from stitch.files.folders import to_json
+from stitch.files.job import Job, run
+from stitch.files.workspace import short_name
+from stitch.jobs.stages import complete, load_pair, read_windows
+from stitch.layers.depth import PLAIN, DepthCell, score_depth, splices
+from stitch.models.model import Model
+from stitch.models.provenance import provenance
+from stitch.progress import Progress
+from stitch.report.depth_card import depth_card
+from stitch.report.depth_figure import draw_depth
+from stitch.report.sweep_figure import require_matplotlib
+from stitch.text.documents import SPLITS, Split
+from stitch.text.windows import Windows
+
+TOKENS, CONTEXT = 20_000, 256  # defaults
+ON_CELLS = 8_192  # tokens of the sweep split that every range is scored on
+DRAWS = 3  # other ranges of the same length, beside each best one
+# The settings that a depth sweep has parameters for.
+PARAMETERS = (
+    *("model_a", "text", "tokens", "held_out", "context", "seed"),
+    *("memory", "device", "dtype", "trust_remote_code"),
+)
+
+
+def sweep_depth(
+    model: str,
+    out: Path | None = None,
+    *,
+    repeat: bool = False,
+    lengths: Sequence[int] | None = None,
+    text: str = "docs",
+    tokens: int = TOKENS,
+    held_out: int | None = None,
+    context: int | None = None,
+    seed: int = 0,
+    memory: int = 4 * 2**30,
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict, Path]:
+    """Removes every range of 1 to depth // 3 blocks of `model`, or of the `lengths`, and with `repeat` also repeats it.
+
+    Writes report.json, README.md and depth.png to `out`; returns the report and the folder. Ranges are compared on a part of the
+    sweep split; the best of each length, and random others, are scored on the report split. After an interrupt, `resume` keeps
+    the activations already on disk.
+    Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
+    """
+    require_matplotlib()
+
+    def plan() -> Job:
+        asked = Settings(
+            model_a=model, model_b=model, layer=0, layer_b=0, text=text, tokens=tokens, held_out=held_out, native=True,
+            seed=seed, memory=memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        loaded, _, sources = load_pair(asked, progress)
+        tried = list(lengths) if lengths else [*range(1, loaded.depth // 3 + 1)]
+        check_lengths(loaded, tried)
+        window = context if context is not None else min(CONTEXT, loaded.longest)
+        completed = complete(Settings(**{**asked.to_dict(), "context": window}), loaded, loaded)
+        request = {key: value for key, value in completed.to_dict().items() if key in PARAMETERS}
+        request |= {"repeat": repeat, "lengths": tried}
+
+        def make(scratch: Path, output: Path) -> dict:
+            report = _make(completed, loaded, tried, repeat, scratch.resolve(), progress)
+            report["provenance"] = {**provenance(completed.to_dict(), loaded, loaded, sources), "settings": request}
+            output.mkdir()
+            (output / "report.json").write_bytes(to_json(report))
+            (output / "README.md").write_bytes(depth_card(report))
+            draw_depth(report, output / "depth.png")
+            return report
+
+        return Job(make=make, request=request, name=f"{short_name(loaded.name)}-depth")
+
+    return run("sweep", plan, out, overwrite=overwrite, resume=resume)
+
+
+def check_lengths(model: Model, lengths: Sequence[int]) -> None:
+    """Raises UsageError unless there is a range of every length that can be removed."""
+    if not lengths or not all(0 < length < model.depth for length in lengths):
+        raise UsageError(
+            f"lengths must be in 1..{model.depth - 1} for {model.name}, which has {model.depth} blocks; got "
+            f"{', '.join(map(str, lengths)) or 'none'}."
+        )
+
+
+def _make(
+    settings: CompleteSettings, model: Model, lengths: list[int], repeat: bool, scratch: Path, progress: Progress | None
+) -> dict:
+    """Harvests streams, scores every range, and returns the report without its provenance."""
+    windows = read_windows(settings, model, model, progress)
+    windows["sweep"] = windows["sweep"].first(ON_CELLS)
+    streams: dict[Split, Activations] = {
+        split: _harvest(settings, model, windows[split], scratch / split, progress) for split in SPLITS
+    }
+    # Some models can be cut but not bridged, such as those with more neurons than `memory` has room for.
+    bridge = why_not_foldable(model, 1, 0, settings.memory) is None
+    arguments = {"bridge": bridge, "memory": settings.memory}
+    tried = splices(model.depth, lengths, repeat=False) + (splices(model.depth, lengths, repeat=True) if repeat else [])
+    cells = score_depth(model, tried, streams, streams["sweep"], **arguments, progress=progress)
+    best = _best(cells)
+    draws = {splice: splice.drawn(DRAWS, settings.seed) for splice in best}
+    again = list(dict.fromkeys(splice for one in best for splice in (one, *draws[one])))
+    shown = score_depth(model, again, streams, streams["report"], **arguments, progress=progress)
+    whole = {split: _whole(model, windows[split], settings.memory) for split in ("sweep", "report")}
+    return {
+        "models": {"a": model.name},
+        "depth": model.depth,
+        "context": settings.context,
+        "tokens": {split: found.tokens for split, found in windows.items()},
+        "documents": counted(whole["report"]),
+        "whole": {"sweep_ce": whole["sweep"].ce, **whole["report"].row("whole")},
+        "cells": [_cell(splice, cell) for splice, cell in cells.items()],
+        "best": [
+            {"best_in": names, **_shown(splice, shown, draws[splice], whole["report"])}
+            for splice, names in best.items()
+        ],
+    }
+
+
+def _harvest(
+    settings: CompleteSettings, model: Model, windows: Windows, folder: Path, progress: Progress | None
+) -> Activations:
+    sites = range(model.depth + 1)
+    per_shard = windows_per_shard(windows.context, model.width * len(sites), model.dtype, settings.memory)
+    return harvest(model, windows, sites, folder, per_shard=per_shard, progress=progress)
+
+
+@torch.no_grad()
+def _whole(model: Model, windows: Windows, memory: int) -> Scores:
+    rows = {"whole": whole_model(model.net)}
+    return evaluate(rows, windows, vocabulary=model.config.vocab_size, memory=memory)["whole"]
+
+
+def _best(cells: Mapping[Splice, DepthCell]) -> dict[Splice, list[str]]:
+    """The ranges with the lowest loss of their kind and length on the sweep split, each with the rows in which it has that."""
+    found: dict[tuple[bool, int, str], Splice] = {}
+    for splice, cell in cells.items():
+        for row, scores in cell.scores.items():
+            key = splice.removes, len(splice.changed), row
+            if key not in found or scores.ce < cells[found[key]].scores[row].ce:
+                found[key] = splice
+    best: dict[Splice, list[str]] = {}
+    for (_, _, row), splice in found.items():
+        best.setdefault(splice, []).append(row)
+    return best
+
+
+def _names(splice: Splice) -> dict:
+    return {
+        "change": "removed" if splice.removes else "repeated",
+        "first": splice.changed[0],
+        "length": len(splice.changed),
+        "layers": [splice.early, splice.late],
+        "blocks": len(splice.order),
+    }
+
+
+def _cell(splice: Splice, cell: DepthCell) -> dict:
+    losses = {name: scores.ce for name, scores in cell.scores.items()}
+    return {**_names(splice), "sweep_ce": losses, "lambda": cell.strength, "unexplained": cell.unexplained}
+
+
+def _shown(splice: Splice, shown: Mapping[Splice, DepthCell], others: Sequence[Splice], whole: Scores) -> dict:
+    """The best range of its length on the report split: each row with its paired difference to the whole model, and with the
+    null, the mean of other ranges."""
+    rows = []
+    for name, scores in shown[splice].scores.items():
+        row = {**scores.row(name), "minus_whole": _difference(scores, whole)}
+        if others:
+            null = mean_of([shown[other].scores[name] for other in others])
+            row |= {"null_ce": null.ce, "null_minus": _difference(null, scores)}
+        if name != PLAIN:
+            row["minus_passthrough"] = _difference(scores, shown[splice].scores[PLAIN])
+        rows.append(row)
+    return {**_names(splice), "rows": rows, "null": [other.changed[0] for other in others]}
+
+
+def _difference(one: Scores, other: Scores) -> dict:
+    low, high = one.interval(minus=other)
+    return {"ce": one.ce - other.ce, "ce_low": low, "ce_high": high}

@@ -1,0 +1,24 @@
+"""The README of a depth sweep's folder."""
+
+from stitch.files.markdown import markdown_table
+from stitch.report.depth import best_table, footnotes
+
+
+def depth_card(report: dict) -> bytes:
+    """README.md of a depth sweep's folder: the picture and the best range of each length."""
+    header, rows, title = best_table(report)
+    lines = [
+        f"# {report['models']['a']}: which blocks can go, which can run twice",
+        "",
+        "`report.json` has every range of blocks that was tried, and the best of each length with intervals and nulls.",
+        "",
+        "![Cross-entropy by first block and number of blocks](depth.png)",
+        "",
+        f"## {title}",
+        "",
+        *markdown_table(header, rows),
+        "",
+        *(f"- {note}" for note in footnotes(report)),
+        "",
+    ]
+    return "\n".join(lines).encode()
