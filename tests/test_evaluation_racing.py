@@ -95,6 +95,6 @@ def test_the_choice_is_that_of_scoring_every_row_on_all_text(tmp_path, monkeypat
     best = min(whole, key=lambda name: whole[name].ce)
     monkeypatch.setattr(scoring, "FIRST", 8 * 16)
     monkeypatch.setattr(scoring, "TIE", 0.0)
-    assert scoring.choose(settings, fitted, on, None) == best
+    assert scoring.choose(settings, fitted, fitted.translations, on, None) == best
     monkeypatch.setattr(scoring, "TIE", 1e9)  # the first, as all cost the same and the best cross-entropy decides
-    assert scoring.choose(settings, fitted, on, None) == best
+    assert scoring.choose(settings, fitted, fitted.translations, on, None) == best
