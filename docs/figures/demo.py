@@ -15,9 +15,11 @@ import matplotlib.pyplot as plt
 ROWS = {
     "b": ("B, the whole Llama", "#2f2f2f"),
     "composite": ("composite: 3 blocks of A, 4 of B", "#3b6fb6"),
+    "reference:own-tables": ("B alone, tables for its first blocks", "#c0504d"),
+    "reference:b-skip": ("B's own blocks in the place of A's", "#c0504d"),
     "a": ("A, the whole GPT-2", "#2f2f2f"),
-    "ceiling:sae-b": ("ceiling: B through its autoencoder", "#4f9d69"),
-    "null:no-source": ("null: look-ups alone, without A", "#c0504d"),
+    "reference:b-shortened": ("B without some blocks", "#c0504d"),
+    "null:no-source": ("look-ups alone, without A", "#8a8a8a"),
     "translation:affine": ("baseline: affine map from A to B", "#8a8a8a"),
 }
 
