@@ -33,7 +33,7 @@ def compared(settings: Settings, work: Path, ways: list[str]) -> dict:
             scoring.FIRST, start = FIRST[way], time.perf_counter()
             line["chosen"][way] = scoring.choose(complete, fitted, *rest)
             line["seconds"][way] = time.perf_counter() - start
-        line["rows"] = len(fitted.translations)
+        line["rows"] = len(rest[0])  # candidates
         raise Chosen
 
     join.choose = both
