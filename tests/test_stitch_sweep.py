@@ -127,7 +127,7 @@ def test_the_report_has_every_cell_and_agrees_with_the_main_job_in_both_directio
     for source, target, i, j in (("gpt2", "qwen3", 2, 1), ("qwen3", "gpt2", 1, 2)):
         wanted = settings(
             donors[source], donors[target], donors["text"], tokens=4096, layer=i, layer_b=j, sae_passes=0.1, brief=True,
-            translation="affine+token", reference_steps=None, held_out=None,
+            translation="affine+token", reference_steps=None, held_out=None, seam_bytes=1000.0,
         )  # fmt: skip
         main, _ = stitch(wanted, tmp_path / source)
         rows = {row["name"]: row for row in main["results"]}
