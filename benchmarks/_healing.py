@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from stitch.composite.native import without_blocks
+from stitch.composite.native import config_with_blocks
 from stitch.config import Settings
 from stitch.conversions.ngrams.convert import convert_ngram
 from stitch.demo.train import held_out
@@ -57,7 +57,9 @@ def make(arm: str, seed: int, work: Path, b: Model) -> PreTrainedModel:
         net = load(work / whole, dtype=torch.float32).net
     else:
         torch.manual_seed(seed)
-        net = AutoModelForCausalLM.from_config(without_blocks(b.config, 0, REMOVED), dtype=torch.float32)
+        net = AutoModelForCausalLM.from_config(
+            config_with_blocks(b.config, range(REMOVED, b.depth)), dtype=torch.float32
+        )
         if arm == "random blocks":
             give_late_half(net, b)
     if arm in SEAM_ONLY:

@@ -22,7 +22,8 @@ def arguments(page: CommandPage, out: Path) -> list[str]:
         return "3" if parameter.value in ("N", "L|auto", "N|auto") else "something"
 
     call = list(page.words)
-    call += [value(one) for one in page.parameters if one.is_argument and one.required]
+    both = page.path == "sweep"  # whose second model is optional, but only with --depth
+    call += [value(one) for one in page.parameters if one.is_argument and (one.required or both)]
     for one in page.parameters:
         if one.required and not one.is_argument and one.name != "out":
             call += [one.spellings[0], value(one)]

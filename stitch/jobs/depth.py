@@ -12,10 +12,10 @@ from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, mean_of, whole_model
-from stitch.files.folders import to_json
 from stitch.files.job import Job, run
 from stitch.files.workspace import short_name
 from stitch.jobs.stages import complete, load_pair, read_windows
+from stitch.jobs.sweep_folder import write_sweep
 from stitch.layers.depth import PLAIN, DepthCell, score_depth, splices
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
@@ -80,10 +80,7 @@ def sweep_depth(
         def make(scratch: Path, output: Path) -> dict:
             report = _make(completed, loaded, tried, repeat, scratch.resolve(), progress)
             report["provenance"] = {**provenance(completed.to_dict(), loaded, loaded, sources), "settings": request}
-            output.mkdir()
-            (output / "report.json").write_bytes(to_json(report))
-            (output / "README.md").write_bytes(depth_card(report))
-            draw_depth(report, output / "depth.png")
+            write_sweep(output, report, depth_card, draw_depth, "depth.png")
             return report
 
         return Job(make=make, request=request, name=f"{short_name(loaded.name)}-depth")

@@ -273,17 +273,19 @@ def pack_pair(settings: CompleteSettings, costs: Costs, fitted: Fitted, fit: Pai
     """Translations that may be written, by row name, within the bytes that the settings leave to the seam.
 
     Those whose matrices alone take more are left out; where that is all of them, the smallest remains. A translation that the
-    settings name is kept in any case.
+    settings name is the only one, and is kept in any case.
     """
     b, halves = costs.target, costs.early(settings.layer) + costs.late(settings.layer_b)
     limit = int(halves.bytes * settings.seam_bytes / 100)
-    named = f"translation:{settings.translation}"
-    sizes = {name: bytes_without_tables(found, b.dtype) for name, found in fitted.translations.items()}
-    allowed = {name for name, size in sizes.items() if size <= limit} or {min(sizes, key=lambda name: sizes[name])}
+    if settings.translation == "auto":
+        sizes = {name: bytes_without_tables(found, b.dtype) for name, found in fitted.translations.items()}
+        allowed = {name for name, size in sizes.items() if size <= limit} or {min(sizes, key=lambda name: sizes[name])}
+    else:
+        allowed = {f"translation:{settings.translation}"}
     return {
         name: pack(found, limit, fit.a.windows.ids, b.config.vocab_size, b.dtype)
         for name, found in fitted.translations.items()
-        if name in allowed | {named}
+        if name in allowed
     }
 
 

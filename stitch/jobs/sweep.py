@@ -12,13 +12,13 @@ from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, whole_model
-from stitch.files.folders import to_json
 from stitch.files.job import Job, run
 from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Means
 from stitch.frontier.own_tables import at_every_depth
 from stitch.jobs.cluster import connected
 from stitch.jobs.stages import complete, load_pair, read_windows
+from stitch.jobs.sweep_folder import write_sweep
 from stitch.jobs.sweep_report import Rival, sweep_report
 from stitch.jobs.sweep_tasks import harvest_on, score_on
 from stitch.layers.cells import Cell, Harvest, Side, harvest_all, score_cells
@@ -82,10 +82,7 @@ def sweep(
         def make(scratch: Path, output: Path) -> dict:
             report = _make(completed, {"a": a, "b": b}, scratch.resolve(), cluster, progress)
             report["provenance"] = {**provenance(completed.to_dict(), a, b, sources), "settings": request}
-            output.mkdir()
-            (output / "report.json").write_bytes(to_json(report))
-            (output / "README.md").write_bytes(sweep_card(report))
-            draw_sweep(report, output / "sweep.png")
+            write_sweep(output, report, sweep_card, draw_sweep, "sweep.png")
             return report
 
         return Job(make=make, request=request, name=f"{short_name(a.name)}-{short_name(b.name)}-sweep")

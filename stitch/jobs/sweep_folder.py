@@ -1,0 +1,15 @@
+"""The folder of a sweep: report.json, a card and a picture."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from stitch.files.folders import to_json
+
+
+def write_sweep(
+    folder: Path, report: dict, card: Callable[[dict], bytes], draw: Callable[[dict, Path], None], picture: str
+) -> None:
+    folder.mkdir()
+    (folder / "report.json").write_bytes(to_json(report))
+    (folder / "README.md").write_bytes(card(report))
+    draw(report, folder / picture)
