@@ -42,7 +42,11 @@ def lines(given: argparse.Namespace):
             audit = convert.audited_leakage(donor, shape)
             with clock.stage("reading"):
                 fit_data = read_fit_data(
-                    donor.model, donor.windows, drop, shape, convert.tables_for(donor, shape, MEMORY)
+                    donor.model,
+                    donor.windows,
+                    drop,
+                    shape,
+                    convert.tables_for(donor.model, donor.windows["fit"], shape, MEMORY),
                 )
             with clock.stage("fits and scores"):
                 fitted, scores, r2 = convert.measure(donor, fit_data, given.seed, MEMORY, None)

@@ -33,9 +33,9 @@ from stitch.composite.native import with_blocks
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import bridged
 from stitch.config import CompleteSettings, Settings
-from stitch.conversions.ngrams.convert import bytes_of, fit_full_memory
+from stitch.conversions.ngrams.convert import bytes_of, fit_full_memory, tables_for
 from stitch.conversions.ngrams.late import LateBlocks
-from stitch.conversions.ngrams.memory import NgramShape, choose_tables, read_fit_data
+from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
 from stitch.evaluation.scores import Logits, Scores, evaluate, mean_of, whole_model
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.layers.depth import BRIDGED, PLAIN, from_shared, score_depth, splices
@@ -43,7 +43,6 @@ from stitch.models.flops import block_parameters
 from stitch.models.model import Model
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
-from stitch.translation.look_ups import positions
 
 PERCENT = (10, 20, 33)
 RANDOM = 4  # ranges of the null
@@ -79,11 +78,9 @@ def shortgpt(streams: Activations, depth: int, count: int) -> list[int]:
 def own_tables(model: Model, windows: dict[Split, Windows], drop: int, memory: int) -> tuple[Logits, int]:
     """The logits with the first blocks as n-gram tables, and the bytes of the tables."""
     shape = NgramShape(rows=65_536 if model.config.vocab_size < 2**15 else 16_384)
-    learned = positions(model)
-    length = 0 if learned is None else len(learned)
-    indices = choose_tables(windows["fit"], shape, model.config.vocab_size, length, memory, model.width)
-    fitted = fit_full_memory(read_fit_data(model, windows, drop, shape, indices))
-    return LateBlocks(model, drop).reading(fitted.translation), bytes_of(fitted.translation, model.dtype)
+    indices = tables_for(model, windows["fit"], shape, memory)
+    fitted = fit_full_memory(read_fit_data(model, windows, drop, shape, indices)).translation
+    return LateBlocks(model, drop).reading(fitted), bytes_of(fitted, model.dtype, model.config.vocab_size)
 
 
 def rows_of(

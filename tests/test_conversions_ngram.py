@@ -78,7 +78,9 @@ def memory(
 ) -> tuple[Donor, NgramMemory, dict[str, float]]:
     """A memory of n-grams up to `order` and its R² by stage. `plain` has no ridge and no skipped tokens."""
     given, shape = donor(root, name), NgramShape(order=order, rows=4000, skips=order - 1)
-    fit_data = read_fit_data(given.model, given.windows, site, shape, tables_for(given, shape, BUDGET))
+    fit_data = read_fit_data(
+        given.model, given.windows, site, shape, tables_for(given.model, given.windows["fit"], shape, BUDGET)
+    )
     steps = {}
     for step, (tables, inputs) in cumulative_stages(fit_data).items():
         if plain:

@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 
 from stitch.composite.costs import late, of_translation
-from stitch.conversions.ngrams.convert import fit_full_memory
+from stitch.conversions.ngrams.convert import fit_full_memory, tables_for
 from stitch.conversions.ngrams.late import LateBlocks
-from stitch.conversions.ngrams.memory import NgramShape, choose_tables, memory_needed, read_fit_data
+from stitch.conversions.ngrams.memory import NgramShape, memory_needed, read_fit_data
 from stitch.frontier.alternative import Alternative, Means
 from stitch.modeling.modeling_composite import StitchConfig
 from stitch.models.model import Model
-from stitch.translation.look_ups import positions
 from stitch.translation.packing import pack
 from stitch.translation.types import Translation
 
@@ -46,11 +45,7 @@ def fitted_tables(model: Model, site: int, means: Means) -> Translation | None:
     shape = shape_within(model, means)
     if shape is None:
         return None
-    learned = positions(model)
-    indices = choose_tables(
-        means.windows["fit"], shape, model.config.vocab_size, 0 if learned is None else len(learned), means.memory,
-        model.width,
-    )  # fmt: skip
+    indices = tables_for(model, means.windows["fit"], shape, means.memory)
     return fit_full_memory(read_fit_data(model, means.windows, site, shape, indices, means.progress)).translation
 
 

@@ -80,7 +80,7 @@ def convert_ngram(
         check_drop(donor.model, drop)
 
         def make(scratch: Path, output: Path) -> dict:
-            indices = tables_for(donor, shape, memory)
+            indices = tables_for(donor.model, donor.windows["fit"], shape, memory)
             audit = audited_leakage(donor, shape)
             tried: dict[int, float] = {}
             if isinstance(drop, int):
@@ -126,13 +126,11 @@ def audited_leakage(donor: Donor, shape: NgramShape) -> LeakageAudit:
     return found
 
 
-def tables_for(donor: Donor, shape: NgramShape, memory: int) -> list[TableIndex]:
-    """The tables for memories of any depth."""
-    model = donor.model
+def tables_for(model: Model, windows: Windows, shape: NgramShape, memory: int) -> list[TableIndex]:
+    """The tables for memories of any depth, fitted on `windows`."""
     learned = positions(model)
-    return choose_tables(
-        donor.windows["fit"], shape, model.config.vocab_size, 0 if learned is None else len(learned), memory, model.width
-    )  # fmt: skip
+    length = 0 if learned is None else len(learned)
+    return choose_tables(windows, shape, model.config.vocab_size, length, memory, model.width)
 
 
 def deepest_within(
