@@ -26,7 +26,7 @@ test: $(READY)
 
 # Exit code 5 of pytest means that no test was collected.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+	$(BIN)/python -m pytest -m slow --numprocesses logical --maxprocesses 2 --durations 25 || test $$? -eq 5
 
 # Runs the tests that depend on rounding with the instruction sets and summation orders of other processors.
 CPUS := MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default

@@ -8,7 +8,7 @@ import tiny
 from stitch.activations.harvest import harvest
 from stitch.activations.paired import pair
 from stitch.evaluation import scoring
-from stitch.evaluation.racing import race
+from stitch.evaluation.racing import near_the_best, race, race_against
 from stitch.evaluation.scores import Scores, evaluate
 from stitch.evaluation.stage import Stage
 from stitch.text.windows import Windows
@@ -47,14 +47,19 @@ def tied(scores: dict[str, Scores]) -> set[str]:
     return {name for name, found in scores.items() if found.ce - best <= MARGIN}
 
 
+def finalists(found: dict[str, Scores]) -> dict[str, Scores]:
+    most = max(row.tokens.sum() for row in found.values())
+    return {name: row for name, row in found.items() if row.tokens.sum() == most}
+
+
 @pytest.mark.parametrize("spread", [0.02, 0.1, 1.0])
 def test_a_race_keeps_every_row_that_ties_with_the_best(spread: float):
     for seed in range(40):
         rows = Race(seed, spread)
         whole = rows.score(list(rows.losses), range(WINDOWS))
-        found = race(rows.losses, rows.score, WINDOWS, 16, MARGIN)
+        found = finalists(race(rows.losses, rows.score, WINDOWS, 16, near_the_best(MARGIN)))
         assert tied(found) == tied(whole), seed
-        if len(found) > 1:
+        if torch.equal(next(iter(found.values())).tokens, whole["row 0"].tokens):
             assert all(found[name].ce == pytest.approx(whole[name].ce) for name in found)
 
 
@@ -62,7 +67,7 @@ def test_a_race_scores_less_text_the_more_the_rows_differ():
     scored = []
     for spread in (0.001, 0.5, 2.0):
         rows = Race(0, spread)
-        race(rows.losses, rows.score, WINDOWS, 16, MARGIN)
+        race(rows.losses, rows.score, WINDOWS, 16, near_the_best(MARGIN))
         scored.append(rows.scored)
     assert scored[0] == 12 * WINDOWS and scored[1] < 0.7 * scored[0] and scored[2] < 0.4 * scored[0]
 
@@ -70,7 +75,34 @@ def test_a_race_scores_less_text_the_more_the_rows_differ():
 def test_too_little_text_for_an_interval_drops_nothing():
     rows = Race(0)
     rows.document = torch.zeros_like(rows.document)
-    assert len(race(rows.losses, rows.score, WINDOWS, 16, MARGIN)) == 12
+    assert len(finalists(race(rows.losses, rows.score, WINDOWS, 16, near_the_best(MARGIN)))) == 12
+
+
+def test_a_row_that_was_dropped_has_scores_on_all_text():
+    inside, rows_dropped = 0, 0
+    for seed in range(60):
+        rows = Race(seed, spread=1.0)
+        whole = rows.score(list(rows.losses), range(WINDOWS))
+        best = min(whole, key=lambda name: whole[name].ce)
+        found = race_against(best, rows.losses, rows.score, WINDOWS, 16, ["row 3"])
+        assert found["row 3"].sample is None and torch.allclose(found["row 3"].nats, whole["row 3"].nats)
+        for name, row in found.items():
+            assert torch.equal(row.tokens, whole[name].tokens)
+            if row.sample is None:
+                assert row.ce == pytest.approx(whole[name].ce)
+                continue
+            rows_dropped += 1
+            low, high = row.interval(minus=found[best])
+            difference = whole[name].ce - whole[best].ce
+            assert low < row.ce - found[best].ce < high
+            inside += low <= difference <= high
+    assert rows_dropped > 300 and inside / rows_dropped > 0.93  # 95 % intervals
+
+
+def test_rows_that_may_be_as_good_are_scored_to_the_end():
+    rows = Race(1, spread=0.0)
+    found = race_against("row 0", rows.losses, rows.score, WINDOWS, 16, [])
+    assert all(row.sample is None for row in found.values()) and rows.scored == 12 * WINDOWS
 
 
 def test_the_choice_is_that_of_scoring_every_row_on_all_text(tmp_path, monkeypatch: pytest.MonkeyPatch):

@@ -14,14 +14,18 @@ def effective_number(counts: Float[Tensor, " documents"]) -> float:
 
 
 def ratio_interval(
-    sums: Float[Tensor, " documents"], counts: Float[Tensor, " documents"], level: float = 0.95
+    sums: Float[Tensor, " documents"],
+    counts: Float[Tensor, " documents"],
+    level: float = 0.95,
+    effective: float | None = None,
 ) -> tuple[float, float]:
     """The t interval of Σ sums / Σ counts over documents, with a jackknife variance; infinite for a single document.
 
     The jackknife leaves out a document at a time. The degrees of freedom are the effective number of documents minus one, as a
-    few long documents decide the variance.
+    few long documents decide the variance. `effective` is that number where `sums` rest on fewer documents than `counts`.
     """
-    documents, freedom = int((counts != 0).sum()), effective_number(counts) - 1
+    documents = int((counts != 0).sum())
+    freedom = (effective_number(counts) if effective is None else effective) - 1
     if documents < 2 or freedom <= 0:
         return -inf, inf
     total = counts.sum()

@@ -29,12 +29,17 @@ Logits = Callable[[Batch], Float[Tensor, "batch context vocabulary"]]
 
 @dataclass(frozen=True)
 class Scores:
-    """A row's sums per document: nats of cross-entropy, nats of KL(reference ‖ row), top-1 agreements, predicted tokens."""
+    """A row's sums per document: nats of cross-entropy, nats of KL(reference ‖ row), top-1 agreements, predicted tokens.
+
+    `sample` has the tokens that the row was scored on, where the sums were carried over from a part of the text
+    (`carried_over`).
+    """
 
     nats: Float[Tensor, " documents"]
     kl: Float[Tensor, " documents"] | None
     agreements: Float[Tensor, " documents"] | None
     tokens: Float[Tensor, " documents"]
+    sample: Float[Tensor, " documents"] | None = None
 
     @property
     def ce(self) -> float:
@@ -53,7 +58,10 @@ class Scores:
 
     def interval(self, minus: "Scores | None" = None, level: float = 0.95) -> tuple[float, float]:
         """The interval of the cross-entropy over documents, or that of its paired difference to another row."""
-        return ratio_interval(self.nats if minus is None else self.nats - minus.nats, self.tokens, level)
+        rows = [self] if minus is None else [self, minus]
+        effective = min(effective_number(row.tokens if row.sample is None else row.sample) for row in rows)
+        nats = self.nats if minus is None else self.nats - minus.nats
+        return ratio_interval(nats, self.tokens, level, effective)
 
     def __add__(self, other: "Scores") -> "Scores":
         """The scores on the text of both, of documents with the same numbers."""
@@ -70,8 +78,10 @@ class Scores:
         """The row as report.json has it."""
         low, high = self.interval()
         total = self.tokens.sum()
+        scored = {} if self.sample is None else {"tokens": int(self.sample.sum())}
         return {
             "name": name,
+            **scored,
             "ce": self.ce,
             "ce_low": low,
             "ce_high": high,
@@ -90,6 +100,25 @@ def mean_of(rows: Sequence[Scores]) -> Scores:
 
     nats = torch.stack([row.nats for row in rows]).mean(0)
     return Scores(nats, mean([row.kl for row in rows]), mean([row.agreements for row in rows]), rows[0].tokens)
+
+
+def carried_over(row: Scores, beside: Scores, whole: Scores) -> Scores:
+    """The scores of a row on all text, estimated from its paired difference to another row on a part of it.
+
+    `row` and `beside` are scored on the part; `whole` is the other row on all text. This is the difference estimator of survey
+    sampling (Cochran 1977, section 7.4): sums of `whole`, plus the mean difference per token. A document's sums carry its
+    influence on the estimate, so that intervals and paired differences are those of the estimate.
+    """
+    scale = whole.tokens.sum() / row.tokens.sum()
+
+    def estimate(mine: Tensor, other: Tensor, all_of_it: Tensor) -> Tensor:
+        difference = mine - other
+        mean = difference.sum() / row.tokens.sum()
+        return all_of_it + mean * whole.tokens + scale * (difference - mean * row.tokens)
+
+    pairs = [(row.kl, beside.kl, whole.kl), (row.agreements, beside.agreements, whole.agreements)]
+    kl, agreements = (None if a is None or b is None or c is None else estimate(a, b, c) for a, b, c in pairs)
+    return Scores(estimate(row.nats, beside.nats, whole.nats), kl, agreements, whole.tokens, row.tokens)
 
 
 def whole_model(net: nn.Module) -> Logits:
@@ -139,13 +168,11 @@ def evaluate(
     for batch in batches(windows, vocabulary, memory, range(len(windows.ids)) if part is None else part):
         owner = windows.document[batch.rows][:, 1:].flatten().long()
         target = batch.ids[:, 1:].flatten()
-        base = (
-            None
-            if reference is None
-            else [_Reference(some) for some in _log_probabilities(reference(batch), vocabulary)]
-        )
+        known = None if reference is None else reference(batch)
+        base = None if known is None else [_Reference(some) for some in _log_probabilities(known, vocabulary)]
         for name, logits in rows.items():
-            columns = _compared(logits(batch), target, base, vocabulary)
+            found = known if known is not None and logits is reference else logits(batch)
+            columns = _compared(found, target, base, vocabulary)
             if not torch.isfinite(columns[0]).all():
                 raise StitchError(f"logits must be finite; {name} gives NaN or infinity: try `dtype=fp32`.")
             sums[name].index_add_(1, owner, columns.double().cpu())

@@ -1,6 +1,6 @@
 """Scores of a fitted pair: the choice of its translation, and every row of the report."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
 import torch
@@ -10,13 +10,14 @@ from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, bridged
 from stitch.config import CompleteSettings
 from stitch.errors import UsageError
-from stitch.evaluation.racing import FIRST, race
+from stitch.evaluation.racing import FIRST, near_the_best, race, race_against
 from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.stage import Stage
 from stitch.evaluation.trained import trained
 from stitch.features.saes import SAEs
 from stitch.models.model import Model
 from stitch.progress import Progress
+from stitch.translation import rows as registry
 from stitch.translation.fit import Fitted, everything
 from stitch.translation.types import Translation
 
@@ -56,7 +57,9 @@ def choose(
             progress=progress, task="choice (tokens)",
         )  # fmt: skip
 
-    scores = race(rows, score, len(windows.ids), -(-FIRST // windows.context), margin=TIE)
+    found = race(rows, score, len(windows.ids), -(-FIRST // windows.context), near_the_best(TIE))
+    scored = max(float(row.tokens.sum()) for row in found.values())
+    scores = {name: row for name, row in found.items() if float(row.tokens.sum()) == scored}
     best = min(found.ce for found in scores.values())
     tied = [name for name, found in scores.items() if found.ce - best <= TIE]
 
@@ -83,6 +86,9 @@ def train_references(
     return {"reference:affine-trained": trained(start, a, b, fit, **arguments)}
 
 
+LEAST_WINDOWS = 16  # before a row of the report may be dropped
+
+
 def evaluate_all(
     on: Stage,
     composite: torch.nn.Module,
@@ -93,12 +99,14 @@ def evaluate_all(
     references: Mapping[str, Translation] = MappingProxyType({}),
     bridges: Mapping[str, Bridge] = MappingProxyType({}),
     alternatives: Mapping[str, Logits] = MappingProxyType({}),
+    whole: Collection[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, Scores]:
-    """Scores of all rows of the report on the same windows.
+    """Scores of all rows of the report.
 
     They are the models, all translations, bridges, references and alternatives, and those floors, ceilings and nulls that
-    `wants` accepts.
+    `wants` accepts. Alternatives, bridges, headline rows and those of `whole` are scored on all text; the others until they
+    are certain to be worse than the composite (`race_against`).
     """
     yardsticks = {
         "floor:mean": on.constant(fitted.mean),
@@ -120,6 +128,14 @@ def evaluate_all(
         **alternatives,
         **{name: logits for name, logits in yardsticks.items() if wants(name)},
     }
-    return evaluate(
-        rows, on.windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, progress=progress
-    )
+    windows = on.windows
+
+    def score(names: list[str], part: range) -> dict[str, Scores]:
+        return evaluate(
+            {name: rows[name] for name in names}, windows, vocabulary=on.vocabulary, reference=rows["b"],
+            memory=on.memory, part=part, progress=progress,
+        )  # fmt: skip
+
+    always = {*whole, *bridges, *alternatives, *(row.name for row in registry.ROWS if row.headline)}
+    first = max(LEAST_WINDOWS, -(-FIRST // windows.context))
+    return race_against("composite", rows, score, len(windows.ids), first, always)

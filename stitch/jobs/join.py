@@ -144,7 +144,7 @@ def _make(
         on = stage(settings, a, b, paired["report"])
         scores = evaluate_all(
             on, composite, fitted, saes, wants=settings.wants, references=references, bridges=bridges,
-            alternatives={name: found.logits for name, found in rivals.items()}, progress=progress,
+            alternatives={name: found.logits for name, found in rivals.items()}, whole=[chosen], progress=progress,
         )  # fmt: skip
         unseen = loss_at_unseen(on, written, progress)
 

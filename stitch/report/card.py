@@ -53,7 +53,8 @@ def _cells(row: dict) -> list[str]:
     interval = "" if row.get("ce_low") is None else f"{row['ce_low']:.3f} – {row['ce_high']:.3f}"
     perplexity = "" if row.get("ppl") is None else f"{row['ppl']:,.1f}" if row["ppl"] < 1e5 else f"{row['ppl']:.1e}"
     costs = [_millions(row.get(key)) for key in ("flops", "parameters", "bytes", "bytes_read")]
-    return [show("ce", ".3f"), interval, perplexity, show("kl_to_b", ".3f"), show("top1", ".1%"), *costs]
+    ce = ("~" if "tokens" in row else "") + show("ce", ".3f")
+    return [ce, interval, perplexity, show("kl_to_b", ".3f"), show("top1", ".1%"), *costs]
 
 
 def _millions(value: float | None) -> str:
@@ -87,6 +88,11 @@ def footnotes(report: dict) -> list[str]:
     if found := report.get("left_out"):
         lines.append(f"Not fitted, because they need more than `memory`: {', '.join(found)}.")
     lines += warning(report)
+    if stopped := [row["tokens"] for row in report["results"] if "tokens" in row]:
+        lines.append(
+            f"~: scored on the first {min(stopped):,} tokens or more, until certain to be worse than the composite, and carried "
+            "over to all text from the paired difference to it."
+        )
     for item in report.get("differences", []):
         lines.append(
             f"{item['name']} − {item['minus']}: {item['ce']:+.3f} nats ({item['ce_low']:+.3f} to {item['ce_high']:+.3f}, paired)."
