@@ -31,7 +31,7 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT
 SMALL = {
     "join": "--brief --tokens 8192 --held-out 2048 --context 64 --features 256 --k 8 --sae-passes 0.5 --ngrams 512 --routes 2",
     "chain": "--tokens 8192 --held-out 2048 --context 64 --features 256 --k 8 --sae-passes 0.5 --ngrams 64 --routes 2",
-    "sweep": "--tokens 4096 --context 64",
+    "sweep": "--tokens 4096 --context 8",
     "eval": "--tokens 2048 --context 64",
     "eval --behaviour": "--prompts 16",
     "circuit": "--prompts 64",

@@ -22,6 +22,7 @@ from stitch.translation.fit import Fitted, everything
 from stitch.translation.types import Translation
 
 CHOICE = 16_384  # tokens of the sweep split that the translation is chosen on
+LEAST_WINDOWS = 16  # before a row of the report may be dropped
 TIE = 0.01  # nats; translations this close to the best count as equal, and the cheapest of them is chosen
 
 
@@ -86,9 +87,6 @@ def train_references(
     return {"reference:affine-trained": trained(start, a, b, fit, **arguments)}
 
 
-LEAST_WINDOWS = 16  # before a row of the report may be dropped
-
-
 def evaluate_all(
     on: Stage,
     composite: torch.nn.Module,
@@ -131,9 +129,9 @@ def evaluate_all(
     windows = on.windows
 
     def score(names: list[str], part: range) -> dict[str, Scores]:
+        some = {name: rows[name] for name in names}
         return evaluate(
-            {name: rows[name] for name in names}, windows, vocabulary=on.vocabulary, reference=rows["b"],
-            memory=on.memory, part=part, progress=progress,
+            some, windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, part=part, progress=progress
         )  # fmt: skip
 
     always = {*whole, *bridges, *alternatives, *(row.name for row in registry.ROWS if row.headline)}
