@@ -5,11 +5,12 @@ stand wall and CPU seconds and the peak resident set of the `stitch` command, wh
 bytes of the checkpoint's weights; and `decode`, tokens per second of greedy decoding, 64 tokens after 64, the median of
 five. The donor stands there twice, as `a` and as `b`: by as much as these differ, the rates are uncertain.
 
-Pairs that are in --lines with as many tokens are not repeated.
+Pairs that are in --lines with as many tokens and the same --options are not repeated.
 """
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -25,19 +26,20 @@ PAIRS = (
 DECODE = ("--prompt", 64, "--new", 64, "--repeats", 5)
 
 
-def measure(pair: str, tokens: int) -> dict:
+def measure(pair: str, tokens: int, options: str) -> dict:
     """Stitches MODEL:LAYER:LAYER_B in a process, and decodes with the composite in another."""
     model, layer, layer_b = pair.rsplit(":", 2)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "composite"
         command = ("join", model, model, "--layer", layer, "--layer-b", layer_b, "--tokens", tokens, "--out", out)
+        command = (*command, *shlex.split(options))
         process = measured([sys.executable, HERE.parent / "cli.py", *command])
         report = json.loads((out / "report.json").read_text())
         decode = last_line([sys.executable, HERE / "decode.py", out, *DECODE])
         weights = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     del report["provenance"]
     return {
-        **report, "benchmark": "real_models", "pair": pair, "asked_tokens": tokens, "process": process,
+        **report, "benchmark": "real_models", "pair": pair, "asked_tokens": tokens, "options": options, "process": process,
         "weights_bytes": weights, "decode": decode,
     }  # fmt: skip
 
@@ -51,14 +53,18 @@ def main() -> None:
         help=f"Measure this pair; may be repeated. Default: {', '.join(PAIRS)}.",
     )
     parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument(
+        "--options", default="", help="Further options of the command, such as '--brief --context 128'."
+    )
     parser.add_argument("--lines", type=Path, default=Path("build/benchmarks/real_models.jsonl"))
     given = parser.parse_args()
     given.lines.parent.mkdir(parents=True, exist_ok=True)
     finished = read(given.lines) if given.lines.exists() else []
     for pair in given.only or PAIRS:
-        if any((line["pair"], line["asked_tokens"]) == (pair, given.tokens) for line in finished):
+        asked = pair, given.tokens, given.options
+        if any((line["pair"], line["asked_tokens"], line["options"]) == asked for line in finished):
             continue
-        line = json.dumps(measure(pair, given.tokens))
+        line = json.dumps(measure(*asked))
         with given.lines.open("a") as file:
             file.write(line + "\n")
         print(line, flush=True)

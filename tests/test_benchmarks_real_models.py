@@ -35,9 +35,9 @@ def test_a_failed_process_is_an_error():
 def test_pairs_that_are_in_the_file_are_not_measured_again(tmp_path, monkeypatch, capsys):
     lines, done = tmp_path / "lines.jsonl", []
 
-    def measure(pair: str, tokens: int) -> dict:
-        done.append((pair, tokens))
-        return {"pair": pair, "asked_tokens": tokens}
+    def measure(pair: str, tokens: int, options: str) -> dict:
+        done.append((pair, tokens, options))
+        return {"pair": pair, "asked_tokens": tokens, "options": options}
 
     def run(*words: str) -> None:
         monkeypatch.setattr(sys, "argv", ["real_models.py", "--lines", str(lines), *words])
@@ -47,8 +47,9 @@ def test_pairs_that_are_in_the_file_are_not_measured_again(tmp_path, monkeypatch
     run("--only", "gemma3:5:8")
     run()
     run()
-    assert done == [("gemma3:5:8", 100_000), *[(pair, 100_000) for pair in real_models.PAIRS if pair != "gemma3:5:8"]]
-    run("--only", "gemma3:5:8", "--tokens", "200000")
-    assert done[-1] == ("gemma3:5:8", 200_000)
+    rest = [pair for pair in real_models.PAIRS if pair != "gemma3:5:8"]
+    assert done == [(pair, 100_000, "") for pair in ("gemma3:5:8", *rest)]
+    run("--only", "gemma3:5:8", "--tokens", "200000", "--options", "--brief")
+    assert done[-1] == ("gemma3:5:8", 200_000, "--brief")
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert printed == [json.loads(line) for line in lines.read_text().splitlines()] and len(printed) == 7
