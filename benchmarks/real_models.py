@@ -54,7 +54,7 @@ def main() -> None:
     )
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument(
-        "--options", default="", help="Further options of the command, such as '--brief --context 128'."
+        "--options", default="", help="Further options of the command, as in --options='--brief --context 128'."
     )
     parser.add_argument("--lines", type=Path, default=Path("build/benchmarks/real_models.jsonl"))
     given = parser.parse_args()

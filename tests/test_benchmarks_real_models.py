@@ -49,7 +49,7 @@ def test_pairs_that_are_in_the_file_are_not_measured_again(tmp_path, monkeypatch
     run()
     rest = [pair for pair in real_models.PAIRS if pair != "gemma3:5:8"]
     assert done == [(pair, 100_000, "") for pair in ("gemma3:5:8", *rest)]
-    run("--only", "gemma3:5:8", "--tokens", "200000", "--options", "--brief")
+    run("--only", "gemma3:5:8", "--tokens", "200000", "--options=--brief")
     assert done[-1] == ("gemma3:5:8", 200_000, "--brief")
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert printed == [json.loads(line) for line in lines.read_text().splitlines()] and len(printed) == 7
