@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ from stitch.activations.harvest import harvest
 from stitch.activations.paired import pair
 from stitch.evaluation import scoring
 from stitch.evaluation.racing import near_the_best, race, race_against
-from stitch.evaluation.scores import Scores, evaluate
+from stitch.evaluation.scores import Scores, carried_over, evaluate
 from stitch.evaluation.stage import Stage
 from stitch.text.windows import Windows
 from stitch.translation.types import Residual, Term, Translation
@@ -97,6 +98,17 @@ def test_a_row_that_was_dropped_has_scores_on_all_text():
             assert low < row.ce - found[best].ce < high
             inside += low <= difference <= high
     assert rows_dropped > 300 and inside / rows_dropped > 0.93  # 95 % intervals
+
+
+def test_a_constant_row_is_carried_over_exactly():
+    """Its loss has nothing to do with the composite's, so the composite must not correct it."""
+    rows = Race(0)
+    parts = [rows.score(["row 0"], part)["row 0"] for part in (range(16), range(WINDOWS))]
+    constant = Scores(8 * parts[0].tokens, None, 0 * parts[0].tokens, parts[0].tokens)
+    part, whole = (replace(row, agreements=row.tokens / 2) for row in parts)
+    found = carried_over(constant, part, whole)
+    assert found.ce == pytest.approx(8) and found.interval() == pytest.approx((8, 8))
+    assert found.agreements is not None and found.agreements.sum() == 0
 
 
 def test_rows_that_may_be_as_good_are_scored_to_the_end():

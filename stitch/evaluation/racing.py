@@ -53,7 +53,7 @@ def race_against(
 ) -> dict[str, Scores]:
     """Scores of all rows on all windows. Rows that are certain to be worse than `name` are scored on the first windows only.
 
-    Their scores are carried over from the paired difference to `name` (see `carried_over`). Rows of `always` are scored on
+    Their scores are carried over to all text with the help of `name` (see `carried_over`). Rows of `always` are scored on
     every window. `score`, `windows` and `first` are those of `race`.
     """
     kept, marks = {name, *always}, []

@@ -103,22 +103,33 @@ def mean_of(rows: Sequence[Scores]) -> Scores:
 
 
 def carried_over(row: Scores, beside: Scores, whole: Scores) -> Scores:
-    """The scores of a row on all text, estimated from its paired difference to another row on a part of it.
+    """The scores of a row on all text, estimated from those on a part of it and from another row.
 
-    `row` and `beside` are scored on the part; `whole` is the other row on all text. This is the difference estimator of survey
-    sampling (Cochran 1977, section 7.4): sums of `whole`, plus the mean difference per token. A document's sums carry its
-    influence on the estimate, so that intervals and paired differences are those of the estimate.
+    `row` and `beside` are scored on the part; `whole` is the other row on all text. This is the regression estimator of survey
+    sampling (Cochran 1977, chapter 7): the mean on the part, corrected by how much easier or harder the part is for
+    the other row, as far as the two go together over its documents. A document's sums carry its influence on the estimate, so
+    that intervals and paired differences are those of the estimate.
     """
     scale = whole.tokens.sum() / row.tokens.sum()
 
     def estimate(mine: Tensor, other: Tensor, all_of_it: Tensor) -> Tensor:
-        difference = mine - other
-        mean = difference.sum() / row.tokens.sum()
-        return all_of_it + mean * whole.tokens + scale * (difference - mean * row.tokens)
+        (mean, own), (part, others), (total, everywhere) = (
+            _deviations(sums, tokens)
+            for sums, tokens in ((mine, row.tokens), (other, row.tokens), (all_of_it, whole.tokens))
+        )
+        slope = (own @ others) / (others @ others).clamp_min(1e-12)
+        mean = mean + slope * (total - part)
+        return mean * whole.tokens + slope * everywhere + scale * (own - slope * others)
 
     pairs = [(row.kl, beside.kl, whole.kl), (row.agreements, beside.agreements, whole.agreements)]
     kl, agreements = (None if a is None or b is None or c is None else estimate(a, b, c) for a, b, c in pairs)
     return Scores(estimate(row.nats, beside.nats, whole.nats), kl, agreements, whole.tokens, row.tokens)
+
+
+def _deviations(sums: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean per token, and how far each document's sum is from it."""
+    mean = sums.sum() / tokens.sum()
+    return mean, sums - mean * tokens
 
 
 def whole_model(net: nn.Module) -> Logits:

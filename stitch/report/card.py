@@ -91,7 +91,7 @@ def footnotes(report: dict) -> list[str]:
     if stopped := [row["tokens"] for row in report["results"] if "tokens" in row]:
         lines.append(
             f"~: scored on the first {min(stopped):,} tokens or more, until certain to be worse than the composite, and carried "
-            "over to all text from the paired difference to it."
+            "over to all text by regression on it."
         )
     for item in report.get("differences", []):
         lines.append(
