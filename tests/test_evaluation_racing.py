@@ -12,6 +12,7 @@ from stitch.evaluation import scoring
 from stitch.evaluation.racing import near_the_best, race, race_against
 from stitch.evaluation.scores import Scores, carried_over, evaluate
 from stitch.evaluation.stage import Stage
+from stitch.report import card
 from stitch.text.windows import Windows
 from stitch.translation.types import Residual, Term, Translation
 
@@ -109,6 +110,26 @@ def test_a_constant_row_is_carried_over_exactly():
     found = carried_over(constant, part, whole)
     assert found.ce == pytest.approx(8) and found.interval() == pytest.approx((8, 8))
     assert found.agreements is not None and found.agreements.sum() == 0
+
+
+def test_an_interval_of_a_carried_over_row_has_the_freedom_of_its_sample():
+    rows = Race(0)
+    part, whole = (rows.score(["row 0", "row 1"], found) for found in (range(16), range(WINDOWS)))
+    found = carried_over(part["row 1"], part["row 0"], whole["row 0"])
+    assert found.sample is not None and found.row("row 1")["tokens"] == found.sample.sum() < found.tokens.sum()
+    few, many = found.interval(), replace(found, sample=None).interval()
+    assert few[0] < many[0] and many[1] < few[1]
+
+
+def test_a_table_marks_rows_that_were_not_scored_on_all_text():
+    scores = {"ce": 3.25, "ce_low": 3.0, "ce_high": 3.5}
+    report = {
+        "models": {"a": "a"}, "tokens": {"report": 8192},
+        "results": [{"name": "b", **scores}, {"name": "floor:mean", "tokens": 4080, **scores}],
+    }  # fmt: skip
+    assert [row[1] for row in card.table(report)[1]] == ["3.250", "~3.250"]
+    assert "first 4,080 tokens" in " ".join(card.footnotes(report))
+    assert "~" not in " ".join(card.footnotes({**report, "results": report["results"][:1]}))
 
 
 def test_rows_that_may_be_as_good_are_scored_to_the_end():
