@@ -18,7 +18,7 @@ from torch import Tensor
 from sae.config import SAEConfig
 from sae.convert import to_dictionary
 from sae.errors import SAEError
-from sae.train import REPORT_EVERY, SAMPLE_BATCHES, Batch, check_batch, new_trainer
+from sae.trainer import REPORT_EVERY, SAMPLE_BATCHES, Batch, check_batch, new_trainer
 from sae.types import Dictionary
 
 
@@ -57,14 +57,14 @@ def universal_sae(
     """A code that can be computed from any single stream. In each step the code of one stream, drawn at random,
     reconstructs all streams.
 
-    `batches(start)` is as for `sae.train.train`: dicts of [batch_size, widths[name]], where row i is the same token in
+    `batches(start)` is as for `sae.trainer.train_sites`: dicts of [batch_size, widths[name]], where row i is the same token in
     all streams. Streams are first centred and scaled to the same mean square, so that each has the same weight in the
     loss whatever its width and norm. The result depends only on config and batches. `progress(step, steps)` is called
     after every tenth step and the last.
 
     The encoders share one bias. Each stream has its own threshold, at which k features are active on average.
 
-    Raises: SAEError as `sae.train.train` does, and for an architecture other than batchtopk.
+    Raises: SAEError as `sae.trainer.train_sites` does, and for an architecture other than batchtopk.
     Source: Thasarathan et al. 2025, arXiv 2502.03714, with BatchTopK (Bussmann et al. 2024, arXiv 2412.06410) instead
     of TopK.
     """

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sae.config import SAEConfig
 from sae.convert import to_dictionary
-from sae.train import train
+from sae.schedule import steps_for
+from sae.trainer import train_sites
 from sae.types import Dictionary
-from stitch.features.saes import steps_for
 from stitch.translation import lifts
 from stitch.translation.rows import FREE
 
@@ -38,7 +38,7 @@ def trained(pair: Pair, seed: int) -> dict[int, Dictionary]:
         for x, _ in fit.batches(BATCH, seed=seed, group=4, start=start):
             yield dict.fromkeys(configs, x)
 
-    found = train(configs, dict.fromkeys(configs, fit.width_a), batches)
+    found = train_sites(configs, dict.fromkeys(configs, fit.width_a), batches)
     return {int(name): to_dictionary(sae) for name, sae in found.items()}
 
 

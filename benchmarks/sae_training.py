@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from sae.config import SAEConfig
 from sae.convert import to_dictionary
 from sae.metrics import measure
-from sae.train import SAMPLE_BATCHES, train
+from sae.trainer import SAMPLE_BATCHES, train_sites
 from stitch.activations.harvest import harvest
 from stitch.activations.paired import Paired, pair, without_sinks
 from stitch.config import Settings
@@ -57,7 +57,7 @@ def by_stitch(model: Model, windows: Windows, sites: list[int], config: SAEConfi
             yield dict(zip(map(str, sites), rows, strict=True))
 
     widths = {str(site): model.width for site in sites}
-    return train(dict.fromkeys(widths, config), widths, batches, device=model.device)
+    return train_sites(dict.fromkeys(widths, config), widths, batches, device=model.device)
 
 
 def by_saelens(model: Model, windows: Windows, sites: list[int], config: SAEConfig, work: Path) -> dict:
@@ -142,7 +142,7 @@ def one_wide_side(given: argparse.Namespace) -> None:
         architecture=given.architecture, features=given.features, steps=steps, batch_size=batch, seed=given.seed
     )
     start, start_cpu = time.perf_counter(), time.process_time()
-    sae = train({"site": config}, {"site": fit.shape[1]}, batches)["site"]
+    sae = train_sites({"site": config}, {"site": fit.shape[1]}, batches)["site"]
     seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
     quality = measure(to_dictionary(sae), streams["report"].split(2048))
     print(json.dumps({

@@ -26,6 +26,7 @@ from _shared_code import Streams, directions, re_paired, second_moments, through
 
 from sae.config import SAEConfig
 from sae.metrics import Quality, measure
+from sae.schedule import steps_for
 from sae.types import Dictionary
 from stitch.activations.harvest import harvest
 from stitch.activations.paired import Paired
@@ -34,7 +35,7 @@ from stitch.evaluation.scores import Scores, evaluate
 from stitch.evaluation.stage import Stage
 from stitch.features.codes import code_stream
 from stitch.features.matching import match
-from stitch.features.saes import SAEs, steps_for
+from stitch.features.saes import SAEs
 from stitch.jobs import stages
 from stitch.models.model import Model
 from stitch.regression.moments import Moments, accumulate

@@ -1,23 +1,32 @@
-"""Time by stage and peak memory of the main job on a pico pair whose vocabulary is planted: 4,000 ids, or 150,000.
+"""Time by stage and peak memory of the main job on a pair whose vocabulary is planted: 4,000 ids, or 150,000.
 
 Both vocabularies read the same text, words that are drawn by Zipf's law from 4,000; the other 146,000 ids occur nowhere.
 One JSON line for each, in a process of its own; `--label` names the version that is measured.
+
+`--large` measures instead a pair of Llamas in the shapes of Qwen2 0.5B and 1.5B, with 151,936 ids and random weights stored as
+bfloat16. Its command runs as a process of its own with `--tokens 20000` and what `--options` says besides.
 """
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from pathlib import Path
 
-from _processes import last_line, peak_bytes
+from _processes import last_line, measured, peak_bytes
 
 VOCABULARIES = (4_000, 150_000)
 WIDTH, BLOCKS, CONTEXT, TOKENS, HELD_OUT, WORDS = 192, 4, 128, 20_000, 2_048, 3_900
+LARGE = 151_936
+QWEN = {  # width, neurons, blocks, heads
+    "a": (896, 4864, 24, 14),
+    "b": (1536, 8960, 28, 12),
+}
 
 
 def save_models(folder: Path, vocabulary: int) -> None:
-    """A random Llama and a random GPT-2 with a tokenizer of one id per word."""
+    """A random Llama and a random GPT-2, or two Llamas of Qwen's shapes for LARGE ids, with one id per word."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -27,16 +36,24 @@ def save_models(folder: Path, vocabulary: int) -> None:
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="<s>", unk_token="<unk>")
     shared = dict(vocab_size=vocabulary, bos_token_id=0, eos_token_id=0)
-    configs = {
+    large = {
+        side: AutoConfig.for_model(
+            "llama", hidden_size=width, intermediate_size=neurons, num_hidden_layers=blocks, num_attention_heads=heads,
+            num_key_value_heads=2, max_position_embeddings=32_768, tie_word_embeddings=True, **shared,
+        )
+        for side, (width, neurons, blocks, heads) in QWEN.items()
+    }  # fmt: skip
+    pico = {
         "a": AutoConfig.for_model(
             "llama", hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=4,
             num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, **shared,
         ),
         "b": AutoConfig.for_model("gpt2", n_embd=WIDTH, n_layer=BLOCKS, n_head=4, n_positions=CONTEXT, **shared),
     }  # fmt: skip
-    for number, (side, config) in enumerate(configs.items()):
+    dtype = torch.bfloat16 if vocabulary == LARGE else torch.float32
+    for number, (side, config) in enumerate((large if vocabulary == LARGE else pico).items()):
         torch.manual_seed(number)
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / side)
+        AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder / side)
         tokenizer.save_pretrained(folder / side)
 
 
@@ -66,8 +83,33 @@ def one_run(vocabulary: int) -> dict:
                 "with_rows": report.get("look_ups", {}).get("tokens_with_rows", vocabulary)}  # fmt: skip
 
 
+def large_run(options: str) -> dict:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        last_line([sys.executable, __file__, "--make", folder, "--vocabulary", LARGE])
+        command = (
+            "join",
+            folder / "a",
+            folder / "b",
+            "--layer",
+            12,
+            "--tokens",
+            TOKENS,
+            "--text",
+            folder / "text.jsonl",
+        )
+        command = (*command, "--device", "cpu", "--out", folder / "composite", *shlex.split(options))
+        process = measured([sys.executable, Path(__file__).resolve().parent.parent / "cli.py", *command])
+        report = json.loads((folder / "composite" / "report.json").read_text())
+        size = sum(file.stat().st_size for file in (folder / "composite").glob("model*.safetensors"))
+    kept = {key: report[key] for key in ("seconds", "look_ups", "settings") if key in report}
+    return {"benchmark": "vocabulary_large", "vocabulary": LARGE, "options": options, **process, **kept, "bytes": size}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--options", default="")
     parser.add_argument("--label", default="now")
     parser.add_argument("--vocabulary", type=int, action="append")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
@@ -79,6 +121,8 @@ def main() -> None:
         print("{}")
     elif given.one:
         print(json.dumps(one_run(*given.vocabulary)))
+    elif given.large:
+        print(json.dumps(large_run(given.options)))
     else:
         for vocabulary in given.vocabulary or VOCABULARIES:
             found = last_line([sys.executable, __file__, "--one", "--vocabulary", vocabulary])

@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "match": "arrays",
+    "Match": "arrays",
     "MatchError": "errors",
     "Alternatives": "types",
     "Candidates": "types",

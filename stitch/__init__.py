@@ -1,32 +1,72 @@
 """Take language models apart and build new ones from the parts.
 
-docs/python.md shows the main job in ten lines. Every name here is loaded on first use, so that `import stitch` costs nothing.
+    import stitch
+
+    result = stitch.join("demo:gpt2", "demo:llama", layer=3)
+    result.model.generate(...)
+
+One function per command, with the same names and defaults; docs/python.md shows them. What is not listed here is private.
+Every name is loaded on first use, so that `import stitch` costs nothing.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "Settings": "stitch.config",
+    "join": "stitch.api.stitching",
+    "chain": "stitch.api.stitching",
+    "Part": "stitch.composite.parts",
+    "sweep": "stitch.api.sweeps",
+    "evaluate": "stitch.api.evaluation",
+    "inspect": "stitch.api.evaluation",
+    "circuit": "stitch.api.circuits",
+    "graft": "stitch.api.circuits",
+    "convert": "stitch.api.convert",
+    "compile": "stitch.api.compile",
+    "certify": "stitch.api.compiled",
+    "run": "stitch.api.compiled",
+    "push": "stitch.api.sharing",
     "StitchError": "stitch.errors",
     "UsageError": "stitch.errors",
-    "resolve": "stitch.models.sources",
-    "load": "stitch.models.loading",
-    "read": "stitch.text.documents",
-    "select": "stitch.text.documents",
-    "pack": "stitch.text.windows",
-    "harvest": "stitch.activations.harvest",
-    "pair": "stitch.activations.paired",
-    "compose": "stitch.composite.compose",
-    "sweep": "stitch.jobs.sweep",
-    "chain": "stitch.jobs.chain",
-    "Part": "stitch.composite.parts",
 }
+_MODULES = ("convert", "compile")  # the others are names in their homes
 
-__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "Part",
+    "StitchError",
+    "UsageError",
+    "certify",
+    "chain",
+    "circuit",
+    "compile",
+    "convert",
+    "evaluate",
+    "graft",
+    "inspect",
+    "join",
+    "push",
+    "run",
+    "sweep",
+]
+
+if TYPE_CHECKING:
+    from stitch.api import compile, convert
+    from stitch.api.circuits import circuit, graft
+    from stitch.api.compiled import certify, run
+    from stitch.api.evaluation import evaluate, inspect
+    from stitch.api.sharing import push
+    from stitch.api.stitching import chain, join
+    from stitch.api.sweeps import sweep
+    from stitch.composite.parts import Part
+    from stitch.errors import StitchError, UsageError
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'stitch' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'stitch' has no attribute {name!r}")
+    home = import_module(_HOMES[name])
+    return home if name in _MODULES else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -9,7 +9,7 @@ from _joint_sae import crosscoder, universal_sae
 from sae.config import SAEConfig
 from sae.errors import SAEError
 from sae.metrics import measure
-from sae.train import SAMPLE_BATCHES
+from sae.trainer import SAMPLE_BATCHES
 
 WIDTHS = {"gpt": 16, "llama": 12, "qwen": 20}
 PLANTED, FEATURES, BATCH = 20, 48, 256

@@ -4,15 +4,16 @@ import json
 
 import pytest
 
-from stitch.commands import progress as progressing
-from stitch.commands.progress import progress
-from stitch.commands.terminal import print_heat, print_json, print_page
+from stitch.api import progress as progressing
+from stitch.api.page import Page
+from stitch.api.progress import progress
+from stitch.commands.terminal import print_json
 
 TABLE = (["", "CE"], [["a", "3.158"], ["composite (affine)", "3.073"]], "demo:gpt2, nats per token")
 
 
 def test_tables_notes_and_places_are_separated_by_blank_lines(capsys):
-    print_page([TABLE, TABLE], ["One.", "Two."], ["folder", None, "address"])
+    Page(tables=[TABLE, TABLE], notes=["One.", "Two."], written=["folder", "address"]).print()
     table = [
         "demo:gpt2, nats per token",
         "                       CE",
@@ -21,7 +22,7 @@ def test_tables_notes_and_places_are_separated_by_blank_lines(capsys):
     ]
     shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert shown == [*table, "", *table, "", "One.", "Two.", "", "written to folder and address"]
-    print_page([TABLE])
+    Page(tables=[TABLE]).print()
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == table
 
 
@@ -32,7 +33,7 @@ def test_with_json_nothing_else_is_printed(capsys):
 
 @pytest.mark.parametrize("high", [2.0, 1.0])
 def test_a_heat_map_shows_every_number(high, capsys):
-    print_heat("CE", ["", "1", "2"], [["0", "1.00", "2.00"]], [[1.0, high]])
+    Page(heats=[("CE", ["", "1", "2"], [["0", "1.00", "2.00"]], [[1.0, high]])]).print()
     shown = capsys.readouterr().out.split()
     assert shown == ["CE", "1", "2", "0", "1.00", "2.00"]
 

@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 import cli
 from matching.errors import MatchError
 from sae.errors import SAEError
+from stitch.api.given import byte_count, folder_name
 from stitch.commands import help, options
 from stitch.commands.app import may_be_model
 from stitch.commands.errors import reported
 from stitch.commands.spelling import spelt
-from stitch.commands.values import block_or_auto, byte_count, donor_and_behaviour, folder_name, sae_by_block
+from stitch.commands.values import block_or_auto, donor_and_behaviour, sae_by_block
 from stitch.errors import StitchError, UsageError
 
 
@@ -183,7 +184,7 @@ def test_invalid_sizes_are_refused(text):
 
 
 def test_other_options_are_parsed():
-    assert [block_or_auto(text) for text in (None, "auto", "4", "-1")] == [None, "auto", 4, -1]
+    assert [block_or_auto("layer_b", text) for text in ("auto", "4", "-1")] == ["auto", 4, -1]
     assert sae_by_block(["0=a=b", "11=folder"]) == {0: "a=b", 11: "folder"} and sae_by_block(None) == {}
     assert donor_and_behaviour("demo:induction=induction") == ("demo:induction", "induction")
     assert str(folder_name("demo:induction", "my prompts.jsonl")) == "demo-induction-my-prompts"
@@ -191,7 +192,7 @@ def test_other_options_are_parsed():
         with pytest.raises(UsageError, match=r"^features must be BLOCK=SAE"):
             sae_by_block(wrong)
     with pytest.raises(UsageError, match=r"^layer_b must be"):
-        block_or_auto("four")
+        block_or_auto("layer_b", "four")
     with pytest.raises(UsageError, match="DONOR=BEHAVIOUR"):
         donor_and_behaviour("demo:induction")
 

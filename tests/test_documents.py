@@ -14,7 +14,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -226,21 +228,26 @@ def test_shown_python_compiles():
             compile(block, str(page), "exec")
 
 
-def test_the_library_example_prints_what_is_shown(tmp_path, monkeypatch):
-    block = next(block for block in python_blocks(ROOT / "docs/python.md") if "Settings(" in block)
-    text = tmp_path / "text.jsonl"
+def test_the_python_examples_run(tmp_path, monkeypatch):
+    """The blocks of the page on Python, one after another, at a small size."""
+    small = tmp_path / "text.jsonl"
     words = random.Random(0)
     lines = [" ".join(words.choices("the model reads text and says what comes next".split(), k=25)) for _ in range(260)]
-    text.write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    small.write_text("\n".join(json.dumps({"text": line}) for line in lines))
     a, b = tiny.save(tmp_path / "gpt2", "gpt2"), tiny.save(tmp_path / "qwen3", "qwen3")
-    at_small_size = (
-        f'model_a="{a}", model_b="{b}", layer=3, layer_b=4, text="{text}", tokens=8192, context=32, features=64, k=8, '
-        'sae_passes=0.3, device="cpu"'
-    )
-    shown = 'model_a="demo:gpt2", model_b="demo:llama", layer=3'
-    assert shown in block
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(block.replace(shown, at_small_size), names)
-    scores = names["scores"]
-    assert scores["composite"].ce == pytest.approx(scores["translation:affine+free"].ce, abs=1e-6)
+    codes = np.random.default_rng(0).exponential(size=(400, 8))
+    names: dict = {"features_a": codes, "features_b": codes[:, ::-1], "activations": torch.randn(600, 16)}
+    replaced = {
+        '"demo:gpt2", "demo:llama", layer=3, brief=True': f'"{a}", "{b}", layer=3, brief=True, text="{small}", tokens=8192, '
+        'context=32, features=64, k=8, sae_passes=0.3, device="cpu", quiet=True',
+        'against="demo:llama", text=["…", "…"]': f'against="{b}", text={lines * 2}, tokens=64, context=32, quiet=True',
+        "features=4096, k=32": "features=64, k=8",
+    }
+    blocks = "".join(python_blocks(ROOT / "docs/python.md"))
+    for shown, run in replaced.items():
+        assert shown in blocks
+        blocks = blocks.replace(shown, run)
+    exec(blocks, names)
+    assert names["result"].rows.loc["composite", "ce"] > 0 and (tmp_path / "joined" / "report.json").exists()
+    assert names["found"].pairs.scores.min() > 0.999 and names["trained"].cfg.d_sae == 64

@@ -34,15 +34,17 @@ RANKS = (
     "stitch/composite",
     "stitch/evaluation",
     "stitch/layers stitch/report stitch/circuits",
+    "stitch/pages",
     "stitch/conversions stitch/grafts",
     "stitch/frontier",
     "stitch/jobs",
     "stitch/demo stitch/synthesis",
+    "stitch/api",
     "stitch/commands",
     "cli",
 )
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms.split()}
-MOST_ROOMS, MOST_FLOORS = 30, 14
+MOST_ROOMS, MOST_FLOORS = 32, 16
 
 # Each takes from a tenth of a second to eight seconds to import.
 HEAVY = set("torch numpy scipy transformers tokenizers datasets huggingface_hub sae_lens transformer_lens ot".split())
@@ -54,11 +56,11 @@ HOMES = {
     "huggingface_hub": "stitch/models/hub",
     "typer": ("cli.py", "stitch/commands/"),
     "click": ("cli.py", "stitch/commands/"),
-    "rich": ("cli.py", "stitch/commands/"),
+    "rich": ("stitch/api/", "stitch/commands/"),
 }
 
 # Distributions whose name differs from the module they provide.
-DISTRIBUTIONS = {"ot": "pot", "yaml": "pyyaml", "automata": "automata-lib"}
+DISTRIBUTIONS = {"ot": "pot", "yaml": "pyyaml", "automata": "automata-lib", "vl_convert": "vl-convert-python"}
 
 
 @dataclass(frozen=True)

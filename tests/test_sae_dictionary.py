@@ -76,7 +76,7 @@ def test_a_training_sae_converts_to_what_saelens_saves(architecture, tmp_path):
     import sae_lens
 
     from sae.config import SAEConfig
-    from sae.train import new_trainer
+    from sae.trainer import new_trainer
 
     sae = new_trainer(SAEConfig(architecture=architecture, features=FEATURES, k=4), D, "cpu").sae
     _randomised(sae)

@@ -12,7 +12,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae import sparse_steps
 from sae.config import ARCHITECTURES, SAEConfig
-from sae.train import new_trainer
+from sae.trainer import new_trainer
 
 pytestmark = pytest.mark.numeric
 

@@ -18,14 +18,14 @@ PROVENANCE = {"model": "demo:gpt2", "site": "resid_pre.3", "seed": 0}
 
 def _sae(architecture="batchtopk"):
     """A training SAE after a few steps, with its normalisation folded in."""
-    from sae.train import train
+    from sae.trainer import train_sites
 
     def batches(start):
         for step in range(start, 5):
             yield {"x": torch.randn(32, D, generator=torch.Generator().manual_seed(step))}
 
     config = SAEConfig(architecture=architecture, features=FEATURES, k=4, steps=5, batch_size=32)
-    return train({"x": config}, {"x": D}, batches)["x"]
+    return train_sites({"x": config}, {"x": D}, batches)["x"]
 
 
 @pytest.fixture(scope="module")

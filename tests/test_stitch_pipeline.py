@@ -15,6 +15,7 @@ from jobs import gpt2_and_qwen3, settings, write_text
 from matching.procrustes import random_rotation
 from sae.config import SAEConfig
 from sae.null import untrained
+from sae.schedule import default_features
 from sae.types import Dictionary
 from stitch.activations.harvest import harvest
 from stitch.activations.paired import pair
@@ -26,7 +27,6 @@ from stitch.features.codes import code_stream
 from stitch.features.matching import match
 from stitch.jobs.evaluate import evaluate_models
 from stitch.jobs.join import stitch
-from stitch.jobs.stages import default_features
 from stitch.models.loading import load
 from stitch.report.card import table
 from stitch.text.documents import select

@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from stitch.errors import StitchError, UsageError
 from stitch.text.docstrings import documents as docstring_documents
 from stitch.text.documents import read, select, split_of
+from stitch.text.windows import sample
 
 
 def test_splits_are_disjoint_and_have_their_shares():
@@ -72,3 +74,11 @@ def test_a_repeated_paragraph_is_kept_once(tmp_path: Path, monkeypatch):
     assert list(found) == ["copies", "copies.second"]
     assert shared.strip() in found["copies"] and shared.strip() not in found["copies.second"]
     assert found["copies.second"] == f"The second module.\n\n{'y' * 300}\n\nno triple"
+
+
+def test_a_tokenizer_that_makes_nothing_of_the_text_is_refused():
+    """As a tokenizer of another family did, for which reading never ended."""
+    silent = SimpleNamespace(encode=lambda text, **_: [], bos_token_id=0, eos_token_id=0)
+    documents = [(f"d{number}", "some words " * 200) for number in range(4)]
+    with pytest.raises(StitchError, match="gives no tokens"):
+        sample(documents, silent, context=16, limit=64)

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+import stitch
+from stitch.api.given import NAMED
 from stitch.commands import options as o
 from stitch.commands.help import Group, command
-from stitch.commands.progress import progress
-from stitch.commands.terminal import print_json, print_page
-from stitch.commands.values import donor_and_behaviour, folder_name, sae_by_block
+from stitch.commands.terminal import print_result
+from stitch.commands.values import donor_and_behaviour, sae_by_block
 
 commands = typer.Typer(cls=Group)
 PANEL = "Find and move circuits"
@@ -51,20 +52,11 @@ def circuit(
     that keep the behaviour when all others are ablated to their mean output. It is then tested on other prompts, beside
     random circuits of the same size.
     """
-    from stitch.circuits.find import find_circuit
-    from stitch.circuits.report import footnotes, table, to_json
-
-    with progress(quiet) as update:
-        report = find_circuit(
-            model, behaviour, circuit=circuit, features=sae_by_block(features), keep=keep, count=count, seed=seed, text=text,
-            device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=update,
-        )  # fmt: skip
-    if out is not None:
-        out.write_text(to_json(report))
-    if as_json:
-        print(to_json(report), end="")
-    else:
-        print_page([table(report)], footnotes(report))
+    result = stitch.circuit(
+        model, behaviour, circuit=circuit, features=sae_by_block(features), keep=keep, count=count, text=text, seed=seed,
+        device=device, dtype=dtype, out=out, trust_remote_code=trust_remote_code, quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)
 
 
 @command(
@@ -150,20 +142,10 @@ def graft(
     with the donor's tokenizer, and compared with the donor, with the donor's circuit alone, with the same host without
     the graft, and with controls that should fail.
     """
-    from stitch.grafts.graft import GraftRequest, graft
-    from stitch.grafts.report import plan_notes, plan_tables, result_notes, result_tables
-
-    first = GraftRequest(donor, behaviour, circuit, sae_by_block(features))
-    others = [GraftRequest(*donor_and_behaviour(one)) for one in requests or []]
-    folder = None if dry_run else out or folder_name(donor, behaviour)
-    with progress(quiet) as update:
-        report = graft(
-            [first, *others], host, folder, keep=keep, channels=channels, strength=strength, count=count, seed=seed, text=text,
-            device=device, overwrite=overwrite, trust_remote_code=trust_remote_code, progress=update,
-        )  # fmt: skip
-    if as_json:
-        print_json(report)
-    elif dry_run:
-        print_page(plan_tables(report), plan_notes(report))
-    else:
-        print_page(result_tables(report), result_notes(report), [folder])
+    result = stitch.graft(
+        donor, behaviour, host, circuit=circuit, requests=[donor_and_behaviour(one) for one in requests or []],
+        features=sae_by_block(features), keep=keep, count=count, channels=channels, strength=strength, text=text, seed=seed,
+        device=device, out=out or NAMED, dry_run=dry_run, overwrite=overwrite, trust_remote_code=trust_remote_code,
+        quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
+import stitch
 from stitch.commands import options as o
 from stitch.commands.help import Group, command
-from stitch.commands.progress import progress
-from stitch.commands.terminal import print_json, print_page
+from stitch.commands.terminal import print_result
 
 commands = typer.Typer(
     cls=Group,
@@ -69,14 +69,11 @@ def automaton(
 
     The next token that the transformer predicts is the automaton's state, or its output.
     """
-    from stitch.synthesis.compile import compile_automaton
-
-    with progress(quiet) as update:
-        report = compile_automaton(
-            spec, out, arch=arch, mode=mode, length=length, dimension=dimension, alphabet=alphabet, normalise=normalise,
-            seed=seed, device=device, overwrite=overwrite, progress=update,
-        )  # fmt: skip
-    print_certificate(report, as_json)
+    result = stitch.compile.automaton(
+        spec, alphabet=alphabet, normalise=normalise, arch=arch, mode=mode, length=length, dimension=dimension, seed=seed,
+        device=device, out=out, overwrite=overwrite, quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)
 
 
 @command(
@@ -123,20 +120,8 @@ def machine(
 
     The program is given as the prompt; see `stitch run`.
     """
-    from stitch.synthesis.compile import compile_machine
-
-    with progress(quiet) as update:
-        report = compile_machine(
-            out, kind=kind, arch=arch, window=window, cells=cells, context=context, device=device, overwrite=overwrite,
-            progress=update,
-        )  # fmt: skip
-    print_certificate(report, as_json)
-
-
-def print_certificate(report: dict, as_json: bool) -> None:
-    from stitch.synthesis.report import notes, tables
-
-    if as_json:
-        print_json(report)
-    else:
-        print_page(tables(report), notes(report))
+    result = stitch.compile.machine(
+        kind=kind, arch=arch, window=window, cells=cells, context=context, device=device, out=out, overwrite=overwrite,
+        quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
+import stitch
 from stitch.commands import options as o
-from stitch.commands.compile import PANEL, print_certificate
+from stitch.commands.compile import PANEL
 from stitch.commands.help import Group, command
-from stitch.commands.progress import progress
-from stitch.commands.terminal import print_json, print_page
+from stitch.commands.terminal import print_result
 
 commands = typer.Typer(cls=Group)
 
@@ -57,14 +57,11 @@ def pattern(
 
     The head attends in this way whatever the tokens are.
     """
-    from stitch.synthesis.compile import compile_pattern
-
-    with progress(quiet) as update:
-        report = compile_pattern(
-            what, out, arch=arch, positions=positions, length=length, rank=rank, seed=seed, device=device, overwrite=overwrite,
-            progress=update,
-        )  # fmt: skip
-    print_certificate(report, as_json)
+    result = stitch.compile.pattern(
+        what, arch=arch, positions=positions, length=length, rank=rank, seed=seed, device=device, out=out,
+        overwrite=overwrite, quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)
 
 
 @command(commands, PANEL, "stitch compile tool examples/automaton_depth.json --host demo:gpt2 --out tool")
@@ -100,18 +97,11 @@ def tool(
     last hidden state at every token, and the model predicts what it did before. The report compares with a linear probe
     on the unchanged model.
     """
-    from stitch.synthesis.report import tool_notes, tool_table
-    from stitch.synthesis.tool.report import compile_tool
-
-    with progress(quiet) as update:
-        report = compile_tool(
-            spec, host, out, text=text, tokens=tokens, faint=faint, device=device, normalise=normalise, overwrite=overwrite,
-            progress=update,
-        )  # fmt: skip
-    if as_json:
-        print_json(report)
-    else:
-        print_page([tool_table(report)], tool_notes(report), [out])
+    result = stitch.compile.tool(
+        spec, host, normalise=normalise, faint=faint, text=text, tokens=tokens, device=device, out=out, overwrite=overwrite,
+        quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)
 
 
 @command(
@@ -139,10 +129,7 @@ def induction(
 
     The result can be a donor for `stitch graft`.
     """
-    from stitch.synthesis.compile import compile_induction
-
-    with progress(quiet) as update:
-        report = compile_induction(
-            out, arch=arch, context=context, tokenizer=tokenizer, device=device, overwrite=overwrite, progress=update
-        )
-    print_certificate(report, as_json)
+    result = stitch.compile.induction(
+        tokenizer=tokenizer, arch=arch, context=context, device=device, out=out, overwrite=overwrite, quiet=quiet
+    )
+    print_result(result, as_json)

@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
+import stitch
 from stitch.commands import options as o
-from stitch.commands.compile import PANEL, print_certificate
+from stitch.commands.compile import PANEL
 from stitch.commands.help import Group, command
-from stitch.commands.progress import progress
+from stitch.commands.terminal import print_result
 
 commands = typer.Typer(cls=Group)
 
@@ -32,12 +33,9 @@ def certify(
     The checkpoint is read from disk and tested in fp32 and bf16, with eager and with fused attention. The exit code is 1
     if an answer is wrong.
     """
-    from stitch.synthesis.certify import certify
-
-    with progress(quiet) as update:
-        report = certify(folder, tokens=tokens, seed=seed, device=device, progress=update)
-    print_certificate(report, as_json)
-    if not report["certified"]:
+    result = stitch.certify(folder, tokens=tokens, seed=seed, device=device, quiet=quiet)
+    print_result(result, as_json)
+    if not result.report["certified"]:
         raise typer.Exit(1)
 
 
@@ -69,7 +67,5 @@ def run(
 
     An automaton shows its state after each symbol, a machine its tape or memory after each step.
     """
-    from stitch.synthesis.run import trace
-
-    for line in trace(folder, first, tape, steps=steps, dtype=dtype, device=device):
+    for line in stitch.run(folder, first, tape, steps=steps, dtype=dtype, device=device):
         print(line, flush=True)

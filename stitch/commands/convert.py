@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
+import stitch
 from stitch.commands import options as o
 from stitch.commands.help import Group, command
-from stitch.commands.progress import progress
-from stitch.commands.terminal import print_json, print_page
-from stitch.commands.values import byte_count
+from stitch.commands.terminal import print_result
+from stitch.commands.values import block_or_auto
 
 commands = typer.Typer(
     cls=Group,
@@ -65,23 +65,11 @@ def heads(
     with mean pooling and other baselines that are refitted in the same way. A GPT-2 becomes a GPTBigCode, which has a single key
     head.
     """
-    from stitch.conversions.heads.convert import convert_heads
-
-    with progress(quiet) as update:
-        report = convert_heads(
-            model, out, kv_heads=kv_heads, text=text, tokens=tokens, held_out=held_out, context=context, steps=steps, seed=seed,
-            device=device, dtype=dtype, overwrite=overwrite, trust_remote_code=trust_remote_code, progress=update,
-        )  # fmt: skip
-    print_conversion(report, out, as_json)
-
-
-def print_conversion(report: dict, out: Path, as_json: bool) -> None:
-    from stitch.conversions.report import footnotes, table
-
-    if as_json:
-        print_json(report)
-    else:
-        print_page([table(report)], footnotes(report), [out])
+    result = stitch.convert.heads(
+        model, kv_heads, steps=steps, text=text, tokens=tokens, held_out=held_out, context=context, seed=seed, device=device,
+        dtype=dtype, out=out, overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)
 
 
 @command(
@@ -141,17 +129,12 @@ def ngram(
     Instead of being computed, the residual stream after these blocks is looked up by the last tokens. The tables are
     fitted in closed form. The result is a composite, which can also be a model for `stitch join`.
     """
-    from stitch.conversions.ngrams.convert import convert_ngram
-    from stitch.conversions.ngrams.memory import NgramShape
-
-    with progress(quiet) as update:
-        report = convert_ngram(
-            model, out, drop=int(drop) if drop.lstrip("-").isdigit() else drop,
-            shape=NgramShape(order=order, rows=rows, skips=skips), tolerance=tolerance, text=text, tokens=tokens,
-            held_out=held_out, context=context, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
-            trust_remote_code=trust_remote_code, overwrite=overwrite, progress=update,
-        )  # fmt: skip
-    print_conversion(report, out, as_json)
+    result = stitch.convert.ngram(
+        model, block_or_auto("drop", drop), tolerance=tolerance, order=order, rows=rows, skips=skips, text=text, tokens=tokens,
+        held_out=held_out, context=context, seed=seed, memory=memory, device=device, dtype=dtype, out=out,
+        overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)
 
 
 @command(
@@ -213,11 +196,8 @@ def consolidate(
     The model then answers much as if the document were in its context. The report compares with training on the document,
     with another document and with noise, each at the same cost on other text.
     """
-    from stitch.conversions.consolidation.convert import consolidate
-
-    with progress(quiet) as update:
-        report = consolidate(
-            model, document, out, queries=queries, cost=cost, text=text, tokens=tokens, held_out=held_out, seed=seed,
-            device=device, dtype=dtype, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=update,
-        )  # fmt: skip
-    print_conversion(report, out, as_json)
+    result = stitch.convert.consolidate(
+        model, document, queries=queries, cost=cost, text=text, tokens=tokens, held_out=held_out, seed=seed, device=device,
+        dtype=dtype, out=out, overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)

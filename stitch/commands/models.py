@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
+import stitch
 from stitch.commands import options as o
 from stitch.commands.help import Group, command
-from stitch.commands.progress import progress
-from stitch.commands.terminal import print_json, print_page
-from stitch.commands.values import byte_count
+from stitch.commands.terminal import print_result
 
 commands = typer.Typer(cls=Group)
 PANEL = "Evaluate and share"
@@ -55,27 +54,11 @@ def evaluate(
     Shows cross-entropy (nats per token) and perplexity of any causal language model on held-out text, with a 95% interval
     over documents. With --behaviour, shows the share of right answers, beside that on corrupted prompts and beside chance.
     """
-    with progress(quiet) as update:
-        if behaviour is None:
-            from stitch.jobs.evaluate import evaluate_models
-            from stitch.report.card import table
-
-            report = evaluate_models(
-                model, against, text=text, tokens=tokens, context=context, memory=byte_count(memory), device=device,
-                dtype=dtype, trust_remote_code=trust_remote_code, progress=update,
-            )  # fmt: skip
-        else:
-            from stitch.circuits.report import table
-            from stitch.circuits.score import score_model
-
-            report = score_model(
-                model, behaviour, count=count, seed=seed, text=text, device=device, dtype=dtype,
-                trust_remote_code=trust_remote_code, progress=update,
-            )  # fmt: skip
-    if as_json:
-        print_json(report)
-    else:
-        print_page([table(report)])
+    result = stitch.evaluate(
+        model, against=against, behaviour=behaviour, count=count, text=text, tokens=tokens, context=context, seed=seed,
+        memory=memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code, quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)
 
 
 @command(
@@ -91,13 +74,7 @@ def inspect(model: o.Model, as_json: o.Json = False, debug: o.Debug = False) -> 
 
     The weights are not loaded. The list of sites says which numbers --layer takes.
     """
-    from stitch.models.describe import describe
-
-    facts = describe(model)
-    if as_json:
-        print_json(facts)
-    else:
-        print_page([(["", ""], [[name, str(value)] for name, value in facts.items()], facts["name"])])
+    print_result(stitch.inspect(model), as_json)
 
 
 @command(commands, PANEL, "stitch push joined USER/REPO --private")
@@ -111,6 +88,4 @@ def push(
 
     The access token comes from HF_TOKEN or `hf auth login`.
     """
-    from stitch.models.hub import push
-
-    print(push(folder, repo, private=private))
+    print(stitch.push(folder, repo, private=private, quiet=True))

@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
+import stitch
 from stitch.commands import options as o
-from stitch.commands.convert import PANEL, print_conversion
+from stitch.commands.convert import PANEL
 from stitch.commands.help import Group, command
-from stitch.commands.progress import progress
+from stitch.commands.terminal import print_result
 
 commands = typer.Typer(cls=Group)
 
@@ -118,13 +119,10 @@ def recurrent(
     The result is a recurrent network: each head keeps some keys exactly and remembers the others in fast weights. The
     report compares with a plain window and other controls of the same size in bytes.
     """
-    from stitch.conversions.recurrence.convert import convert_recurrent
-
-    with progress(quiet) as update:
-        report = convert_recurrent(
-            model, out, features=features, window=window, sinks=sinks, slots=slots, allocation=allocation,
-            multiple=multiple, hidden=hidden, layers=layers, text=text, tokens=tokens, held_out=held_out, context=context,
-            steps=steps, logit_steps=logit_steps, seed=seed, device=device, dtype=dtype, overwrite=overwrite,
-            trust_remote_code=trust_remote_code, progress=update,
-        )  # fmt: skip
-    print_conversion(report, out, as_json)
+    result = stitch.convert.recurrent(
+        model, features=features, window=window, sinks=sinks, slots=slots, allocation=allocation, multiple=multiple,
+        hidden=hidden, layers=layers, steps=steps, logit_steps=logit_steps, text=text, tokens=tokens, held_out=held_out,
+        context=context, seed=seed, device=device, dtype=dtype, out=out, overwrite=overwrite,
+        trust_remote_code=trust_remote_code, quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)

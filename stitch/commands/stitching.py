@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+import stitch
+from stitch.api.given import NAMED
 from stitch.commands import options as o
 from stitch.commands.help import Group, command
-from stitch.commands.progress import progress
-from stitch.commands.terminal import print_json, print_page
-from stitch.commands.values import block_or_auto, byte_count
+from stitch.commands.terminal import print_result
+from stitch.commands.values import block_or_auto
 
 commands = typer.Typer(cls=Group)
 PANEL = "Join models"
@@ -107,20 +108,15 @@ def join(
     map that is fitted on text without gradient descent. The result is written as a checkpoint, with a report that
     compares it with both models, baselines and controls. The word `join` may be left out.
     """
-    from stitch.config import Settings
-    from stitch.jobs.join import stitch
-
-    settings = Settings(
-        model_a=model_a, model_b=model_b, layer=layer, layer_b=block_or_auto(layer_b), text=text, tokens=tokens,
-        held_out=held_out, context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b,
-        sae_passes=sae_passes, matching=matching, translation=translation, seam_bytes=seam_bytes, ngrams=ngrams, routes=routes,
-        reference_steps=reference_steps, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
-        trust_remote_code=trust_remote_code, native=native, brief=brief,
+    first_b = None if layer_b is None else block_or_auto("layer_b", layer_b)
+    result = stitch.join(
+        model_a, model_b, layer, layer_b=first_b, native=native, text=text, tokens=tokens, held_out=held_out,
+        context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
+        matching=matching, translation=translation, seam_bytes=seam_bytes, ngrams=ngrams, routes=routes,
+        reference_steps=reference_steps, brief=brief, seed=seed, memory=memory, device=device, dtype=dtype,
+        out=out or NAMED, push=push, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
-    with progress(quiet) as update:
-        report, folder = stitch(settings, out, overwrite=overwrite, resume=resume, progress=update)
-        url = pushed(folder, push)
-    print_composite(report, folder, url, as_json)
+    print_result(result, as_json)
 
 
 @command(
@@ -177,35 +173,10 @@ def chain(
     A translation is fitted at each seam, on the stream that the composite so far computes there. The options are those of
     `stitch join` and apply to every seam.
     """
-    from stitch.jobs.chain import chain
-
-    with progress(quiet) as update:
-        report, folder = chain(
-            parts, out, text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
-            architecture=architecture, sae_passes=sae_passes, matching=matching, translation=translation,
-            seam_bytes=seam_bytes, ngrams=ngrams,
-            routes=routes, reference_steps=reference_steps, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
-            trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume, progress=update,
-        )  # fmt: skip
-        url = pushed(folder, push)
-    print_composite(report, folder, url, as_json)
-
-
-def pushed(folder: Path, repo: str | None) -> str | None:
-    """The composite's address on the Hub, if it is to be there."""
-    if not repo:
-        return None
-    from stitch.models.hub import push
-
-    return push(folder, repo)
-
-
-def print_composite(report: dict, folder: Path, url: str | None, as_json: bool) -> None:
-    from stitch.report.card import footnotes, table
-    from stitch.report.verdict import verdict_sentence
-
-    if as_json:
-        print_json(report)
-    else:
-        lead = verdict_sentence(report) if "verdict" in report else None
-        print_page([table(report)], footnotes(report), [folder, url], lead)
+    result = stitch.chain(
+        parts, text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
+        architecture=architecture, sae_passes=sae_passes, matching=matching, translation=translation, seam_bytes=seam_bytes,
+        ngrams=ngrams, routes=routes, reference_steps=reference_steps, seed=seed, memory=memory, device=device, dtype=dtype,
+        out=out or NAMED, push=push, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code, quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)

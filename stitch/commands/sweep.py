@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
+import stitch
+from stitch.api.given import NAMED
 from stitch.commands import options as o
 from stitch.commands.help import Group, command
-from stitch.commands.progress import progress
 from stitch.commands.stitching import PANEL
-from stitch.commands.terminal import print_heat, print_json, print_page
-from stitch.commands.values import byte_count, whole_numbers
-from stitch.errors import UsageError
+from stitch.commands.terminal import print_result
+from stitch.commands.values import whole_numbers
 
 commands = typer.Typer(cls=Group)
 
@@ -93,52 +93,9 @@ def sweep(
 
     With --depth and one model, the report has the loss by first block and number of blocks that are removed or repeated.
     """
-    if depth != (model_b is None):
-        raise UsageError("a sweep needs two models, or one model and `depth`.")
-    common = {
-        "text": text, "context": context, "memory": byte_count(memory), "device": device, "dtype": dtype,
-        "trust_remote_code": trust_remote_code, "overwrite": overwrite, "resume": resume,
-        **({} if tokens is None else {"tokens": tokens}),
-    }  # fmt: skip
-    if model_b is None:
-        if cluster:
-            raise UsageError(
-                "`cluster` spreads pairs of layers; a sweep with `depth` runs on one machine: leave it out."
-            )
-        _depth(model_a, out, repeat, lengths, common, as_json, quiet)
-        return
-    if repeat or lengths:
-        raise UsageError("`repeat` and `lengths` belong to `depth`: leave them out, or give one model and `depth`.")
-    from stitch.jobs.sweep import sweep
-    from stitch.report.sweep import best_table, footnotes, front_table, heat, swept_directions
-
-    with progress(quiet) as update:
-        report, folder = sweep(model_a, model_b, out, cluster=cluster, progress=update, **common)
-    if as_json:
-        print_json(report)
-        return
-    for source, _ in swept_directions(report):
-        print_heat(*heat(report, source))
-        print()
-    tables = [best_table(report), front_table(report, "flops"), front_table(report, "bytes")]
-    print_page(tables, footnotes(report), [folder])
-
-
-def _depth(
-    model: str, out: Path | None, repeat: bool, lengths: str | None, common: dict, as_json: bool, quiet: bool
-) -> None:
-    """Runs and prints the sweep over ranges of one model's blocks."""
-    from stitch.jobs.depth import sweep_depth
-    from stitch.report.depth import best_table, footnotes, heat, kinds, rows
-
-    chosen = None if lengths is None else whole_numbers("lengths", lengths)
-    with progress(quiet) as update:
-        report, folder = sweep_depth(model, out, repeat=repeat, lengths=chosen, progress=update, **common)
-    if as_json:
-        print_json(report)
-        return
-    for kind in kinds(report):
-        for row in rows(report):
-            print_heat(*heat(report, kind, row))
-            print()
-    print_page([best_table(report)], footnotes(report), [folder])
+    result = stitch.sweep(
+        model_a, model_b, depth=depth, repeat=repeat, lengths=None if lengths is None else whole_numbers("lengths", lengths),
+        text=text, tokens=tokens, context=context, memory=memory, device=device, dtype=dtype, cluster=cluster,
+        out=out or NAMED, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code, quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)

@@ -1,28 +1,18 @@
-"""Values that are more than a number or a word: bytes, a block or auto, numbers, BLOCK=SAE. Each raises UsageError."""
+"""Values that are more than a number or a word: a block or auto, numbers, BLOCK=SAE. Each raises UsageError."""
 
-from pathlib import Path
+from typing import Literal
 
 from stitch.errors import UsageError
 
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-
-def byte_count(text: str) -> int:
-    """The number of bytes that 4G or 512M means."""
-    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
-    try:
-        return int(float(number) * (UNITS[unit] if unit else 1))
-    except (ValueError, KeyError, OverflowError):
-        raise UsageError(f"memory must be a size such as 512M or 4G; got {text!r}.") from None
-
-
-def block_or_auto(text: str | None) -> int | str | None:
-    if text is None or text == "auto":
-        return text
+def block_or_auto(name: str, text: str) -> int | Literal["auto"]:
+    """A number of blocks, or auto."""
+    if text == "auto":
+        return "auto"
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"layer_b must be a block's number or auto; got {text!r}.") from None
+        raise UsageError(f"{name} must be a block's number or auto; got {text!r}.") from None
 
 
 def whole_numbers(name: str, text: str) -> list[int]:
@@ -50,8 +40,3 @@ def donor_and_behaviour(text: str) -> tuple[str, str]:
     if not behaviour:
         raise UsageError(f"`requests` must be DONOR=BEHAVIOUR; got {text}.")
     return donor, behaviour
-
-
-def folder_name(*names: str) -> Path:
-    """A folder in the current one, called after models or files."""
-    return Path("-".join("-".join(Path(name).stem.replace(":", "-").split()) for name in names))

@@ -18,9 +18,12 @@ KEYS = ("model", "from", "to")
 
 @dataclass(frozen=True)
 class Part:
-    """Blocks start..stop−1 of a model, or all from `start` on where `stop` is None."""
+    """Blocks start..stop−1 of a model, or all from `start` on where `stop` is None.
 
-    model: str
+    `model` is its name; `stitch.chain` also takes a loaded model or a result.
+    """
+
+    model: Any
     start: int = 0
     stop: int | None = None
 

@@ -1,6 +1,5 @@
 """SAEs of both sites: trained together in one pass over the activations, or loaded, and measured on held-out tokens."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from sae.config import SAEConfig
 from sae.convert import to_dictionary
 from sae.metrics import Quality, measure
 from sae.storage import load, save
-from sae.train import train as train_saes
+from sae.trainer import train_sites
 from sae.types import Dictionary
 from stitch.activations.paired import Paired
 from stitch.progress import Progress
@@ -53,11 +52,6 @@ class SAEs:
     config_b: SAEConfig
 
 
-def steps_for(tokens: int, passes: float, batch: int) -> int:
-    """Training steps of `batch` tokens in `passes` passes over `tokens` tokens; at least one."""
-    return max(1, math.floor(tokens * passes / batch))
-
-
 def train(
     fit: Paired,
     held_out: Paired,
@@ -77,7 +71,7 @@ def train(
     widths = {"a": fit.width_a, "b": fit.width_b}
     missing = {side: request for side, request in requests.items() if request.is_missing}
     if missing:
-        trained = train_saes(
+        trained = train_sites(
             {side: request.config for side, request in missing.items()},
             {side: widths[side] for side in missing},
             _batches(fit, missing, group),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae.config import SAEConfig
+from sae.schedule import TOKENS_PER_FEATURE, batch_size_for, default_features, steps_for
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.bridges import fit_bridges, sites_of
@@ -16,7 +17,7 @@ from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings, CompleteSettings, 
 from stitch.errors import UsageError
 from stitch.features.codes import code_stream
 from stitch.features.matching import Matching, match
-from stitch.features.saes import SAERequest, SAEs, steps_for, train
+from stitch.features.saes import SAERequest, SAEs, train
 from stitch.layers.choose import check_choosable
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
@@ -31,10 +32,6 @@ from stitch.translation.fit import Evidence, Fitted, MatchedFeatures, Options, i
 from stitch.translation.packing import bytes_without_tables, pack
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
-
-FEATURES_PER_WIDTH = 8  # features of an SAE per dimension of its stream, by default
-TOKENS_PER_FEATURE = 2  # at least, for least squares
-MULTIPLE = 64  # the default number of features is a multiple of this where the text decides it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +134,6 @@ def check_determined(features: int, tokens: int, what: str) -> None:
         )
 
 
-def default_features(width: int, tokens: int) -> int:
-    """Features of an SAE on a stream of this width: as many as the tokens determine, at most FEATURES_PER_WIDTH per dimension."""
-    determined = tokens // TOKENS_PER_FEATURE // MULTIPLE * MULTIPLE
-    return max(width, min(FEATURES_PER_WIDTH * width, determined))
-
-
 def read_windows(
     settings: AnySettings, a: Model, b: Model, progress: Progress | None = None, held_out: int = HELD_OUT
 ) -> dict[Split, Windows]:
@@ -190,7 +181,7 @@ def bridge_pair(
 
 def sae_configs(settings: CompleteSettings, a: Model, b: Model, fit: Paired) -> dict[str, SAEConfig]:
     """The configurations of both SAEs, by side."""
-    batch = 1024 if fit.tokens >= 64 * 1024 else 256
+    batch = batch_size_for(fit.tokens)
 
     def config(model: Model) -> SAEConfig:
         return SAEConfig(

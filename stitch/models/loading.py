@@ -87,6 +87,15 @@ def _from_pretrained(
     return net, tokenizer, sorted(report["missing_keys"])
 
 
+def open_folder(folder: Path) -> tuple[Any, Any]:
+    """The model in `folder` as it is stored, in evaluation mode, and its tokenizer. No code from the folder is run.
+
+    Raises: StitchError when transformers cannot load it.
+    """
+    net, tokenizer, _ = _from_pretrained(folder, folder.name, "auto", False)
+    return net.eval(), tokenizer
+
+
 def register_composites() -> None:
     """Lets transformers load composites and recurrent models with this package's classes, without remote code."""
     for config, net in ((StitchConfig, StitchForCausalLM), (RecurrentConfig, RecurrentForCausalLM)):

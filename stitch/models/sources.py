@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from stitch.errors import UsageError
+from stitch.files.lent import Lent
 from stitch.models import packaged
 from stitch.models.gguf import dequantised
 from stitch.models.model_folder import check_model_folder
@@ -33,7 +34,10 @@ class Source:
     name: str
     folder: Path
     revision: str | None
-    kind: Literal["demo", "folder", "gguf", "hub"]
+    kind: Literal["demo", "folder", "gguf", "hub", "memory"]
+
+
+LENT: Lent[Source] = Lent("lent models")
 
 
 def resolve(source: str, *, progress: Progress | None = None) -> Source:
@@ -48,6 +52,8 @@ def resolve(source: str, *, progress: Progress | None = None) -> Source:
 
 
 def _locate(source: str, progress: Progress | None) -> Source:
+    if (lent := LENT.get(source)) is not None:
+        return lent
     if source.startswith("demo:"):
         return Source(source, _demo(source), None, "demo")
     if source in PACKAGED:

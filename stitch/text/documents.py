@@ -2,17 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from stitch.errors import StitchError, UsageError
+from stitch.files.lent import Lent
 from stitch.text.document import Document
 
 Split = Literal["fit", "sweep", "report"]
 SPLITS: tuple[Split, ...] = ("fit", "sweep", "report")
 PASSAGE = 2000  # characters; plain files are cut at blank lines into documents of at least this size
 LEAST_TOKENS = 4096  # of the fit split: two SAE batches. Fewer cannot fit anything.
+
+
+LENT: Lent[Sequence[Document]] = Lent("lent texts")
 
 
 def read(source: str, characters: int | None = None) -> Iterator[Document]:
@@ -24,6 +28,8 @@ def read(source: str, characters: int | None = None) -> Iterator[Document]:
 
     Raises: UsageError for a path that does not exist; StitchError, while reading, for a source that cannot be read.
     """
+    if (lent := LENT.get(source)) is not None:
+        return iter(lent)
     if source == "docs":
         from stitch.text.corpus import cached_documents
 

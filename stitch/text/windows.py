@@ -81,14 +81,18 @@ def _tokens_from(
 ) -> tuple[list[int], list[int]]:
     """`count` tokens and their documents: the text from the white space after character `start` of all documents on.
 
-    `ends` says where each document ends.
+    `ends` says where each document ends. Raises: StitchError when the tokenizer makes nothing of any document.
     """
     index = int(torch.searchsorted(ends, start, right=True))
     text = documents[index][1]
     place = _white_space(text, start - int(ends[index]) + len(text))
     ids: list[int] = []
     owner: list[int] = []
+    pieces = 0
     while len(ids) < count:
+        if pieces > len(documents) and not ids:
+            raise StitchError("the tokenizer gives no tokens for any of the text: check that it belongs to the model.")
+        pieces += 1
         text = documents[index][1]
         stop = _white_space(text, place + CHARACTERS_AT_ONCE * (count - len(ids)))
         found = tokenizer.encode(text[place:stop], add_special_tokens=False, verbose=False)

@@ -29,7 +29,7 @@ REPORT_EVERY = 10  # steps between progress reports, since measuring the loss wa
 
 
 @torch.enable_grad()  # the caller may be reading activations under no_grad
-def train(
+def train_sites(
     configs: dict[str, SAEConfig],
     widths: dict[str, int],
     batches: Callable[[int], Iterator[Batch]],

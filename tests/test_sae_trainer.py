@@ -14,7 +14,7 @@ from sae.convert import to_dictionary
 from sae.errors import SAEError
 from sae.metrics import measure
 from sae.null import untrained
-from sae.train import SAMPLE_BATCHES, train
+from sae.trainer import SAMPLE_BATCHES, train_sites
 
 ARCHITECTURES = ("batchtopk", "topk", "jumprelu", "standard", "matryoshka")
 WIDTHS = {"a.resid_pre.1": 16, "b/resid_pre.2": 12}
@@ -63,12 +63,12 @@ def _assert_equal(got, expected):
 
 @pytest.fixture(scope="module")
 def planted():
-    return train(_both(PLANTED_LOOK), WIDTHS, _stream(BATCH))
+    return train_sites(_both(PLANTED_LOOK), WIDTHS, _stream(BATCH))
 
 
 @pytest.fixture(scope="module")
 def short():
-    return _weights(train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size)))
+    return _weights(train_sites(_both(SHORT), WIDTHS, _stream(SHORT.batch_size)))
 
 
 @pytest.mark.parametrize("site", WIDTHS)
@@ -87,7 +87,7 @@ def test_a_planted_dictionary_is_recovered_and_beats_the_untrained_one(planted, 
 
 def test_a_site_trained_alone_equals_the_site_trained_with_others(short):
     for site in WIDTHS:
-        alone = train({site: SHORT}, {site: WIDTHS[site]}, _stream(SHORT.batch_size))
+        alone = train_sites({site: SHORT}, {site: WIDTHS[site]}, _stream(SHORT.batch_size))
         _assert_equal(_weights(alone), {key: tensor for key, tensor in short.items() if key[0] == site})
 
 
@@ -97,10 +97,10 @@ def test_the_training_loop_equals_that_of_saelens(architecture):
     import sae_lens
     from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
-    from sae.train import _centre_and_scale, new_trainer
+    from sae.trainer import _centre_and_scale, new_trainer
 
     config = replace(SHORT, architecture=architecture)
-    ours = train(_both(config), WIDTHS, _stream(config.batch_size))
+    ours = train_sites(_both(config), WIDTHS, _stream(config.batch_size))
 
     trainers = {site: new_trainer(config, width, "cpu") for site, width in WIDTHS.items()}
     _centre_and_scale(trainers, enumerate(_stream(config.batch_size)(0)))  # the decoder bias starts at the mean
@@ -128,7 +128,7 @@ def test_the_training_loop_equals_that_of_saelens(architecture):
 @pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka"])
 def test_a_short_run_has_k_active_features_on_average(architecture):
     """After 30 steps SAELens's running mean of the threshold is still near its initial value, zero."""
-    saes = train(_both(replace(SHORT, architecture=architecture, batch_size=256)), WIDTHS, _stream(256))
+    saes = train_sites(_both(replace(SHORT, architecture=architecture, batch_size=256)), WIDTHS, _stream(256))
     for site, sae in saes.items():
         held_out = [_batch(10**6 + step, 256)[site] for step in range(8)]
         assert abs(measure(to_dictionary(sae), held_out).l0 - SHORT.k) < 0.25
@@ -150,7 +150,7 @@ def _stop_at(last):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(architecture, tmp_path):
     config = replace(SHORT, architecture=architecture)
-    whole = train(_both(config), WIDTHS, _stream(config.batch_size))
+    whole = train_sites(_both(config), WIDTHS, _stream(config.batch_size))
 
     starts = []
 
@@ -160,7 +160,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(archit
 
     for last in (17, 26):  # at the constant learning rate and during its decay
         with pytest.raises(_Stop):
-            train(
+            train_sites(
                 _both(config),
                 WIDTHS,
                 lambda start, last=last: stream(start, _stop_at(last)),
@@ -169,14 +169,14 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(archit
             )
     (tmp_path / ".partial-step-00000030-dead").mkdir()  # left by a killed writer
     torch.manual_seed(99)  # the caller's random state does not matter
-    resumed = train(_both(config), WIDTHS, stream, snapshots=tmp_path, snapshot_every=5)
+    resumed = train_sites(_both(config), WIDTHS, stream, snapshots=tmp_path, snapshot_every=5)
 
     assert starts[:4] == [0, 0, 15, 25]  # any further batches are read to set thresholds
     _assert_equal(_weights(resumed), _weights(whole))
     for site in WIDTHS:
         assert resumed[site].cfg.to_dict() == whole[site].cfg.to_dict()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000030"]
-    again = train(_both(config), WIDTHS, stream, snapshots=tmp_path, snapshot_every=5)
+    again = train_sites(_both(config), WIDTHS, stream, snapshots=tmp_path, snapshot_every=5)
     _assert_equal(_weights(again), _weights(whole))
 
 
@@ -193,22 +193,24 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(short, tmp_p
         child = os.fork()
     if child == 0:
         try:
-            train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size, change=die), snapshots=tmp_path, snapshot_every=5)
+            train_sites(
+                _both(SHORT), WIDTHS, _stream(SHORT.batch_size, change=die), snapshots=tmp_path, snapshot_every=5
+            )
         finally:
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000020"]
-    resumed = train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size), snapshots=tmp_path, snapshot_every=5)
+    resumed = train_sites(_both(SHORT), WIDTHS, _stream(SHORT.batch_size), snapshots=tmp_path, snapshot_every=5)
     _assert_equal(_weights(resumed), short)
 
 
 def test_the_result_depends_only_on_the_seed_and_the_callers_random_state_is_unchanged(short):
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    again = _weights(train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size)))
+    again = _weights(train_sites(_both(SHORT), WIDTHS, _stream(SHORT.batch_size)))
     assert torch.equal(torch.get_rng_state(), before)
     _assert_equal(again, short)
-    other = _weights(train(_both(replace(SHORT, seed=1)), WIDTHS, _stream(SHORT.batch_size)))
+    other = _weights(train_sites(_both(replace(SHORT, seed=1)), WIDTHS, _stream(SHORT.batch_size)))
     assert not torch.equal(other["a.resid_pre.1", "W_dec"], short["a.resid_pre.1", "W_dec"])
 
 
@@ -221,7 +223,7 @@ def test_steps_shared_by_threads_are_reproducible(architecture):
     torch.set_num_threads(2)
     try:
         first, *others = (
-            _weights(train({"site": config}, {"site": 32}, lambda start: iter(batches[start:]))) for _ in range(3)
+            _weights(train_sites({"site": config}, {"site": 32}, lambda start: iter(batches[start:]))) for _ in range(3)
         )
     finally:
         torch.set_num_threads(threads)
@@ -234,8 +236,8 @@ def test_sites_may_differ_in_features_rate_and_architecture():
         "a.resid_pre.1": SHORT,
         "b/resid_pre.2": replace(SHORT, features=40, lr=1e-3, architecture="topk"),
     }
-    saes = train(configs, WIDTHS, _stream(SHORT.batch_size))
-    alone = train({"b/resid_pre.2": configs["b/resid_pre.2"]}, {"b/resid_pre.2": 12}, _stream(SHORT.batch_size))
+    saes = train_sites(configs, WIDTHS, _stream(SHORT.batch_size))
+    alone = train_sites({"b/resid_pre.2": configs["b/resid_pre.2"]}, {"b/resid_pre.2": 12}, _stream(SHORT.batch_size))
     _assert_equal(_weights({"b/resid_pre.2": saes["b/resid_pre.2"]}), _weights(alone))
 
 
@@ -243,8 +245,8 @@ def test_the_scale_of_the_activations_is_folded_in():
     """Activations 1000 times as large give codes 1000 times as large."""
     config = replace(SHORT, steps=20)
     factor = 1024.0  # a power of two, so there is no rounding
-    plain = train(_both(config), WIDTHS, _stream(config.batch_size))
-    scaled = train(
+    plain = train_sites(_both(config), WIDTHS, _stream(config.batch_size))
+    scaled = train_sites(
         _both(config),
         WIDTHS,
         _stream(config.batch_size, change=lambda step, batch: {site: x * factor for site, x in batch.items()}),
@@ -264,7 +266,7 @@ def test_half_precision_activations_are_trained_on_in_float32():
     rounded = _stream(
         config.batch_size, change=lambda step, batch: {site: x.bfloat16().float() for site, x in batch.items()}
     )
-    got, expected = train(_both(config), WIDTHS, half), train(_both(config), WIDTHS, rounded)
+    got, expected = train_sites(_both(config), WIDTHS, half), train_sites(_both(config), WIDTHS, rounded)
     _assert_equal(_weights(got), _weights(expected))
     assert got["a.resid_pre.1"].W_dec.dtype == torch.float32
 
@@ -273,7 +275,7 @@ def test_training_reports_only_through_the_callback(capfd):
     reports = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(
+        train_sites(
             _both(replace(SHORT, steps=25)),
             WIDTHS,
             _stream(SHORT.batch_size),
@@ -307,35 +309,35 @@ def _nan(x):
 )
 def test_a_bad_batch_is_refused_by_name(change, message):
     with pytest.raises(SAEError, match=message):
-        train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size, change=change))
+        train_sites(_both(SHORT), WIDTHS, _stream(SHORT.batch_size, change=change))
 
 
 @pytest.mark.parametrize("stop", [0, 3, 29])
 def test_a_stream_that_ends_early_is_refused(stop):
     with pytest.raises(SAEError, match=rf"needs 30 batches of 64 tokens; the stream ended after {stop}\. Give more"):
-        train(_both(SHORT), WIDTHS, _stream(SHORT.batch_size, stop=stop))
+        train_sites(_both(SHORT), WIDTHS, _stream(SHORT.batch_size, stop=stop))
 
 
 def test_sites_that_cannot_be_trained_in_one_pass_are_refused():
     configs = {"a.resid_pre.1": SHORT, "b/resid_pre.2": replace(SHORT, steps=31)}
     with pytest.raises(SAEError, match=r"agree on steps and batch_size; got a.resid_pre.1: 30 × 64, b/resid_pre.2: 31"):
-        train(configs, WIDTHS, _stream(SHORT.batch_size))
+        train_sites(configs, WIDTHS, _stream(SHORT.batch_size))
     with pytest.raises(SAEError, match=r"each site needs a config and a width"):
-        train({"a.resid_pre.1": SHORT}, WIDTHS, _stream(SHORT.batch_size))
+        train_sites({"a.resid_pre.1": SHORT}, WIDTHS, _stream(SHORT.batch_size))
     with pytest.raises(SAEError, match=r"features must be at least the width, 16 at a.resid_pre.1; got 15"):
-        train(_both(replace(SHORT, features=15)), WIDTHS, _stream(SHORT.batch_size))
+        train_sites(_both(replace(SHORT, features=15)), WIDTHS, _stream(SHORT.batch_size))
 
 
 def test_the_snapshot_of_another_run_and_a_broken_one_are_refused(tmp_path):
     config = replace(SHORT, steps=5)
-    train(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
+    train_sites(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
     with pytest.raises(SAEError, match=r"belongs to other sites, settings or another version. Delete it or"):
-        train(_both(replace(config, seed=1)), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
+        train_sites(_both(replace(config, seed=1)), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
 
     weights = next(tmp_path.glob("step-*/site-1/sae_weights.safetensors"))
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(SAEError, match=r"snapshot .*step-00000005 cannot be read .*Delete it to start again\.$"):
-        train(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
+        train_sites(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
 
 
 def test_a_snapshot_that_would_run_code_is_refused(tmp_path):
@@ -344,8 +346,8 @@ def test_a_snapshot_that_would_run_code_is_refused(tmp_path):
             return (os.mkdir, (str(tmp_path / "exploded"),))
 
     config = replace(SHORT, steps=5)
-    train(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path / "snapshots")
+    train_sites(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path / "snapshots")
     torch.save({"optimizer": Bomb()}, next((tmp_path / "snapshots").glob("step-*/site-0/trainer_state.pt")))
     with pytest.raises(SAEError, match="cannot be read"):
-        train(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path / "snapshots")
+        train_sites(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path / "snapshots")
     assert not (tmp_path / "exploded").exists()

@@ -1,0 +1,60 @@
+"""`stitch.evaluate` and `stitch.inspect`: one model scored or described."""
+
+from pathlib import Path
+
+from stitch.api.given import ModelLike, TextLike, byte_count, named, text_named
+from stitch.api.page import Page
+from stitch.api.progress import progress
+from stitch.api.result import Result
+
+
+def evaluate(
+    model: ModelLike,
+    *,
+    against: ModelLike | None = None,
+    behaviour: str | Path | None = None,
+    count: int = 256,
+    text: TextLike = "docs",
+    tokens: int = 50_000,
+    context: int | None = None,
+    seed: int = 0,
+    memory: int | str = "4G",
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+) -> Result:
+    """Cross-entropy of a causal language model of any family on held-out text, in nats per token, with a 95 % interval.
+
+    With `against` also KL(against ‖ model) and top-1 agreement. With `behaviour` instead the share of right answers on `count`
+    prompts. Options are those of `stitch eval`; models and `text` as in `join`.
+    Raises: UsageError when the request cannot be met; StitchError when the model or the text fails.
+    """
+    with named(model, against) as (name, other), text_named(text) as source, progress(quiet) as update:
+        common = {
+            "text": source, "device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "progress": update,
+        }  # fmt: skip
+        if behaviour is None:
+            from stitch.jobs.evaluate import evaluate_models
+            from stitch.report.card import table
+
+            report = evaluate_models(name, other, tokens=tokens, context=context, memory=byte_count(memory), **common)
+        else:
+            from stitch.circuits.report import table
+            from stitch.circuits.score import score_model
+
+            report = score_model(name, str(behaviour), count=count, seed=seed, **common)
+    return Result(report, Page(tables=[table(report)]))
+
+
+def inspect(model: ModelLike) -> Result:
+    """Family, width, blocks, sites and vocabulary of a model whose family is known. Weights are not loaded.
+
+    Raises: UsageError for an unknown family, and when there is no such model.
+    """
+    from stitch.models.describe import describe
+
+    with named(model) as (name,):
+        facts = describe(name)
+    rows = [[key, str(value)] for key, value in facts.items()]
+    return Result(facts, Page(tables=[(["", ""], rows, facts["name"])]))

@@ -1,0 +1,143 @@
+"""`stitch.join` and `stitch.chain`: two or more models made into one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from stitch.api.given import ModelLike, Output, PathLike, TextLike, byte_count, named, text_named
+from stitch.api.page import Page
+from stitch.api.progress import progress
+from stitch.api.result import ModelResult
+from stitch.api.sharing import push as push_folder
+from stitch.composite.parts import Part, read_parts
+
+
+class Composite(ModelResult):
+    """A composite: its report, its table, and the model."""
+
+
+def join(
+    model_a: ModelLike,
+    model_b: ModelLike,
+    layer: int,
+    *,
+    layer_b: int | Literal["auto"] | None = None,
+    native: bool = False,
+    text: TextLike = "docs",
+    tokens: int | None = None,
+    held_out: int | None = None,
+    context: int | None = None,
+    features: int | None = None,
+    k: int = 32,
+    architecture: str = "batchtopk",
+    sae_a: str | None = None,
+    sae_b: str | None = None,
+    sae_passes: float = 2.0,
+    matching: str = "hungarian",
+    translation: str = "auto",
+    seam_bytes: float = 10.0,
+    ngrams: int = 32_768,
+    routes: int | None = None,
+    reference_steps: int | None = None,
+    brief: bool = False,
+    seed: int = 0,
+    memory: int | str = "4G",
+    device: str = "auto",
+    dtype: str = "fp32",
+    out: PathLike | None = None,
+    push: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+) -> Composite:
+    """Joins the first `layer` blocks of `model_a` to `model_b` from block `layer_b` on, and measures the composite.
+
+    The residual stream between them is translated by a map fitted on text without gradient descent. Options are those of
+    `stitch join`. A model is a name, a folder, an earlier result, or a pair (PreTrainedModel, tokenizer); `text` is a name, a
+    list of strings or a dataset with a column `text`. Lengths are in tokens, `memory` is in bytes, `seam_bytes` in percent of
+    the bytes of both halves. With `out` None nothing is written but a temporary folder that goes with the result; "auto" names
+    a folder after models and blocks.
+
+    Raises: UsageError when the request cannot be met; StitchError, SAEError or MatchError when the work fails.
+    """
+    from stitch.config import Settings
+    from stitch.jobs import join as job
+
+    place = Output(out)
+    with named(model_a, model_b) as (a, b), text_named(text) as source, progress(quiet) as update:
+        settings = Settings(
+            model_a=a, model_b=b, layer=layer, layer_b=layer_b, text=source, tokens=tokens, held_out=held_out,
+            context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b,
+            sae_passes=sae_passes, matching=matching, translation=translation, seam_bytes=seam_bytes, ngrams=ngrams,
+            routes=routes, reference_steps=reference_steps, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code, native=native, brief=brief,
+        )  # fmt: skip
+        report, folder = job.stitch(settings, place.folder, overwrite=overwrite, resume=resume, progress=update)
+    return _composite(report, folder, place, push, quiet)
+
+
+def chain(
+    parts: Sequence[Part] | PathLike,
+    *,
+    text: TextLike = "docs",
+    tokens: int | None = None,
+    held_out: int | None = None,
+    context: int | None = None,
+    features: int | None = None,
+    k: int = 32,
+    architecture: str = "batchtopk",
+    sae_passes: float = 2.0,
+    matching: str = "hungarian",
+    translation: str = "auto",
+    seam_bytes: float = 10.0,
+    ngrams: int = 32_768,
+    routes: int | None = None,
+    reference_steps: int | None = 0,
+    seed: int = 0,
+    memory: int | str = "4G",
+    device: str = "auto",
+    dtype: str = "fp32",
+    out: PathLike | None = None,
+    push: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+) -> Composite:
+    """Joins parts of any number of models, with a translation at each seam, fitted on the stream of the composite so far.
+
+    `parts` are `Part`s, or a YAML file with a list `parts` of {model, from, to}. Options are those of `join` and apply to every
+    seam; models and `out` as there.
+    Raises: UsageError when the request cannot be met; StitchError, SAEError or MatchError when the work fails.
+    """
+    from stitch.jobs import chain as job
+
+    place = Output(out)
+    listed = read_parts(Path(parts)) if isinstance(parts, (str, Path)) else parts
+    models = [part.model for part in listed]
+    with named(*models) as names, text_named(text) as source, progress(quiet) as update:
+        named_parts = [replace(part, model=name) for part, name in zip(listed, names, strict=True)]
+        report, folder = job.chain(
+            named_parts, place.folder, text=source, tokens=tokens,
+            held_out=held_out, context=context, features=features, k=k, architecture=architecture, sae_passes=sae_passes,
+            matching=matching, translation=translation, seam_bytes=seam_bytes, ngrams=ngrams, routes=routes,
+            reference_steps=reference_steps, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume, progress=update,
+        )  # fmt: skip
+    return _composite(report, folder, place, push, quiet)
+
+
+def _composite(report: dict, folder: Path, place: Output, repo: str | None, quiet: bool) -> Composite:
+    from stitch.report.card import footnotes, table
+    from stitch.report.verdict import verdict_sentence
+
+    url = push_folder(folder, repo, quiet=quiet) if repo else None
+    page = Page(
+        lead=verdict_sentence(report) if "verdict" in report else None,
+        tables=[table(report)],
+        notes=footnotes(report),
+        written=place.written(folder, url),
+    )
+    return Composite(report, page, place, folder)

@@ -1,0 +1,27 @@
+"""What a caller holds in memory, known by name inside a block: loaded models, texts."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Lent(Generic[T]):
+    """Values by name. Every thread and task sees those of the blocks that it was started in."""
+
+    def __init__(self, label: str):
+        self._known: ContextVar[Mapping[str, T] | None] = ContextVar(label, default=None)
+
+    @contextmanager
+    def known(self, values: Mapping[str, T]) -> Iterator[None]:
+        """Inside the block, `get` finds these as well."""
+        before = self._known.set({**(self._known.get() or {}), **values})
+        try:
+            yield
+        finally:
+            self._known.reset(before)
+
+    def get(self, name: str) -> T | None:
+        return (self._known.get() or {}).get(name)

@@ -1,0 +1,48 @@
+"""`sae.train`: an SAE on an array."""
+
+import doctest
+
+import numpy as np
+import pytest
+import torch
+
+import sae
+import sae.single
+
+
+def _activations(tokens: int = 4096, width: int = 16, seed: int = 0) -> torch.Tensor:
+    """Sparse sums of 32 directions, away from the origin."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(32, width, generator=generator)
+    codes = torch.rand(tokens, 32, generator=generator) * (torch.rand(tokens, 32, generator=generator) < 0.1)
+    return codes @ directions + 3
+
+
+def test_it_explains_the_activations_and_is_the_same_again():
+    x = _activations()
+    found = sae.train(x, features=64, k=4, passes=20)
+    rebuilt = found.decode(found.encode(x))
+    assert ((x - rebuilt).square().sum() / (x - x.mean(0)).square().sum()) < 0.15
+    again = sae.train(x.numpy(), features=64, k=4, passes=20)
+    assert torch.equal(again.W_enc, found.W_enc)
+    assert not torch.equal(sae.train(x, features=64, k=4, passes=20, seed=1).W_enc, found.W_enc)
+
+
+def test_low_precision_is_read_and_defaults_follow_the_tokens():
+    found = sae.train(_activations().bfloat16(), k=4, passes=0.5)
+    assert found.W_enc.shape == (16, 8 * 16) and found.W_enc.dtype == torch.float32
+
+
+def test_what_cannot_be_trained_on_is_refused():
+    for wrong, message in [
+        (torch.ones(3, 4, 5), r"\[tokens, width\]"),
+        (np.ones((300, 4), int), "floats"),
+        (torch.ones(100, 4), "fill a batch of 256"),
+        (torch.full((512, 4), torch.nan), "finite|NaN"),
+    ]:
+        with pytest.raises(sae.SAEError, match=message):
+            sae.train(wrong)
+
+
+def test_the_example_in_the_docstring():
+    assert doctest.testmod(sae.single).failed == 0
