@@ -415,7 +415,7 @@ def test_auto_drops_as_many_blocks_as_the_tolerance_allows(root, tmp_path):
     [
         (["--drop", "0"], "drop must be auto or in 1..5"),
         (["--drop", "6"], "got 6"),
-        (["--drop", "many"], "got many"),
+        (["--drop", "many"], "got 'many'"),
         (["--drop", "2", "--memory", "100K"], "memory must be at least"),
         (["--drop", "2", "--order", "6"], "order must be in 1..5; got 6"),
         (["--drop", "2", "--skips", "1"], "skips must be at least"),

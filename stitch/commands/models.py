@@ -45,6 +45,7 @@ def evaluate(
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",
     trust_remote_code: o.RemoteCode = False,
+    recipe: o.Recipe = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,

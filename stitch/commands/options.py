@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stitch.commands.recipes import use_recipe
 from stitch.translation import rows
 
 SOURCES = (
@@ -81,6 +82,19 @@ CircuitFile = Annotated[
         "FILE",
         "Use the circuit in this JSON file, which `stitch circuit --out` wrote, or a graft.json.",
         "search for one",
+    ),
+]
+
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE",
+        help="YAML file with any of these options, or the folder of an earlier run. Options given here go before the file's.",
+        rich_help_panel="Input",
+        show_default="no file",
+        callback=use_recipe,
+        is_eager=True,
     ),
 ]
 

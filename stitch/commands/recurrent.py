@@ -110,6 +110,7 @@ def recurrent(
     dtype: o.Dtype = "fp32",
     overwrite: o.Overwrite = False,
     trust_remote_code: o.RemoteCode = False,
+    recipe: o.Recipe = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,

@@ -11,6 +11,7 @@ from stitch.commands import options as o
 from stitch.commands.help import Group, command
 from stitch.commands.terminal import print_result
 from stitch.commands.values import block_or_auto
+from stitch.composite.parts import Part, parts_of
 
 commands = typer.Typer(cls=Group)
 PANEL = "Join models"
@@ -98,6 +99,7 @@ def join(
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     trust_remote_code: o.RemoteCode = False,
+    recipe: o.Recipe = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -164,6 +166,7 @@ def chain(
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     trust_remote_code: o.RemoteCode = False,
+    recipe: o.Recipe = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -174,9 +177,18 @@ def chain(
     `stitch join` and apply to every seam.
     """
     result = stitch.chain(
-        parts, text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
+        named_parts(parts, recipe), text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
         architecture=architecture, sae_passes=sae_passes, matching=matching, translation=translation, seam_bytes=seam_bytes,
         ngrams=ngrams, routes=routes, reference_steps=reference_steps, seed=seed, memory=memory, device=device, dtype=dtype,
         out=out or NAMED, push=push, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)
+
+
+def named_parts(file: Path, recipe: Path | None) -> Path | list[Part]:
+    """The file that names the parts, or the parts that a recipe lists among its options."""
+    if file != recipe:
+        return file
+    from stitch.files.recipe import read_recipe
+
+    return parts_of(read_recipe(file)["parts"], str(file))

@@ -79,6 +79,7 @@ def sweep(
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     trust_remote_code: o.RemoteCode = False,
+    recipe: o.Recipe = None,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,

@@ -55,9 +55,13 @@ def read_parts(file: Path) -> list[Part]:
     if not isinstance(content, dict) or not isinstance(content.get("parts"), list):
         raise UsageError(f"{file} must hold `parts:` and a list below it, such as - {{model: demo:gpt2, to: 3}}.")
     _refuse_unknown(content, ("parts",), f"{file}")
-    entries = content["parts"]
+    return parts_of(content["parts"], f"{file}")
+
+
+def parts_of(entries: list, where: str) -> list[Part]:
+    """The parts that a list of {model, from, to} names, checked in the same way. `where` it stands begins a message."""
     if len(entries) < 2:
-        raise UsageError(f"a chain needs at least 2 parts; {file} has {len(entries)}: add one.")
+        raise UsageError(f"a chain needs at least 2 parts; {where} has {len(entries)}: add one.")
     return [_part(entry, number, len(entries)) for number, entry in enumerate(entries, 1)]
 
 

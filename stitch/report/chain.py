@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from stitch.composite.parts import Part, joined
+from stitch.files.recipe import recipe
 from stitch.models.sources import Source
 
 
@@ -22,10 +23,19 @@ def chain_report(parts: Sequence[Part], reports: Sequence[dict], request: dict, 
         for number, (early, late, report) in enumerate(zip(parts, parts[1:], reports, strict=False), 1)
     ]
     last = reports[-1]
+    listed = [{"model": part.model, "from": part.start, "to": part.stop} for part in parts]
+    provenance = {
+        **last["provenance"],
+        "settings": request,
+        "models": {
+            f"part {number}": {"name": source.name, "kind": source.kind, "revision": source.revision}
+            for number, source in enumerate(sources, 1)
+        },
+    }
     return {
         **last,
         "chain": {
-            "parts": [{"model": part.model, "from": part.start, "to": part.stop} for part in parts],
+            "parts": listed,
             "models": list(models.values()),
             "seams": seams,
         },
@@ -34,14 +44,8 @@ def chain_report(parts: Sequence[Part], reports: Sequence[dict], request: dict, 
             for number, report in enumerate(reports, 1)
             for stage, value in report["seconds"].items()
         },
-        "provenance": {
-            **last["provenance"],
-            "settings": request,
-            "models": {
-                f"part {number}": {"name": source.name, "kind": source.kind, "revision": source.revision}
-                for number, source in enumerate(sources, 1)
-            },
-        },
+        "provenance": provenance,
+        "recipe": recipe("chain", {**provenance, "settings": {**request, "parts": listed}}, without=("brief",)),
     }
 
 

@@ -1,6 +1,7 @@
 """The README of a depth sweep's folder."""
 
 from stitch.files.markdown import markdown_table
+from stitch.files.recipe import card_section
 from stitch.report.depth import best_table, footnotes
 
 
@@ -20,5 +21,6 @@ def depth_card(report: dict) -> bytes:
         "",
         *(f"- {note}" for note in footnotes(report)),
         "",
+        *card_section(report["recipe"]),
     ]
     return "\n".join(lines).encode()

@@ -1,6 +1,7 @@
 """The README of a sweep's folder."""
 
 from stitch.files.markdown import markdown_table
+from stitch.files.recipe import card_section
 from stitch.report.sweep import best_table, footnotes, front_table
 
 
@@ -23,4 +24,5 @@ def sweep_card(report: dict) -> bytes:
         lines += [f"## {title.partition(':')[0]}", ""]
         lines += [*markdown_table(header, rows), ""]
     lines += [f"Rule for the best j: {report['rule']}.", "", *(f"- {note}" for note in footnotes(report)), ""]
+    lines += card_section(report["recipe"])
     return "\n".join(lines).encode()

@@ -46,6 +46,10 @@ class Windows:
         count = -(-tokens // self.context)
         return Windows(self.ids[:count], self.document[:count])
 
+    def after(self, first: "Windows") -> "Windows":
+        """The windows that are not in `first`, which are the first of these."""
+        return Windows(self.ids[len(first.ids) :], self.document[len(first.ids) :])
+
 
 def sample(documents: Sequence[Document], tokenizer, context: int, limit: int) -> Windows:
     """Windows of `limit` tokens, rounded up to whole windows, spread evenly over all documents; all windows if there are fewer.

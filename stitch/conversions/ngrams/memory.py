@@ -6,8 +6,9 @@ and n-grams that are rare or absent in the fit text. `backfit` then adds the mea
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int64
@@ -31,6 +32,7 @@ from stitch.translation.token_tables import TokenTables, token_tables
 from stitch.translation.types import Ngram, Position, Term, Token, Translation, merged
 from stitch.translation.unfolded import Unfolded
 
+HELD = 2**29  # bytes of streams that are held in memory to be read again
 COPIES = 6  # float64 arrays of the size of all rows that fitting holds at most
 
 
@@ -130,7 +132,10 @@ def read_fit_data(
     indices: list[TableIndex],
     progress: Progress | None = None,
 ) -> NgramFitData:
-    """Runs the fit and sweep splits up to block `site` and collects what memories of that depth are fitted on."""
+    """Runs the fit and sweep splits up to block `site` and collects what memories of that depth are fitted on.
+
+    What is read twice, the least-squares sample and the sweep split, is held in memory where it takes at most HELD bytes.
+    """
     vocabulary = model.config.vocab_size
     occurring = token_tables(model, model, texts["fit"], texts["sweep"], site, progress)
     inputs: dict[str, Input] = {
@@ -140,11 +145,14 @@ def read_fit_data(
     if (learned := positions(model)) is not None:
         inputs["position"] = ByPosition(learned)
 
-    def tokens(split: Split, most: int | None = None) -> Iterator[Tokens]:
-        windows = texts[split] if most is None else texts[split].first(most)
+    def tokens(windows: Windows, split: Split) -> Iterator[Tokens]:
         return stream(model, windows, site, shape.skips, progress, f"block {site}, {split} text")
 
-    def variables(read: Iterator[Tokens]) -> Iterator[dict]:
+    def twice(windows: Windows, split: Split) -> Callable[[], Iterable[Tokens]]:
+        held = list(tokens(windows, split)) if 4 * windows.tokens * model.width <= HELD else None
+        return lambda: tokens(windows, split) if held is None else held
+
+    def variables(read: Iterable[Tokens]) -> Iterator[dict]:
         limit = None
         for part in read:
             norms = part.target.norm(dim=1)
@@ -155,18 +163,20 @@ def read_fit_data(
 
     names = list(inputs)
     pairs = [(one, other) for place, one in enumerate(names) for other in (*names[place:], "target")]
-    sample = min(LEAST_SQUARES_TOKENS, texts["fit"].tokens)
+    sample = texts["fit"].first(LEAST_SQUARES_TOKENS)
+    sampled, swept = twice(sample, "fit"), twice(texts["sweep"], "sweep")
     moments: dict[Split, Moments] = {
-        "fit": accumulate(variables(tokens("fit", sample)), pairs, names),
-        "sweep": accumulate(variables(tokens("sweep")), pairs, names, sums_of_single=torch.float32),
+        "fit": accumulate(variables(sampled()), pairs, names),
+        "sweep": accumulate(variables(swept()), pairs, names, sums_of_single=torch.float32),
     }
 
     def some(part: Tokens) -> TableSamples:
         rows = torch.stack([index.rows(part, vocabulary) for index in indices])
         return TableSamples(rows, relative_weights(part.target), part.target)
 
-    seen = collect([len(index.keys) for index in indices], map(some, tokens("fit")))
-    parts = list(map(some, tokens("sweep")))
+    every = chain(sampled(), tokens(texts["fit"].after(sample), "fit"))
+    seen = collect([len(index.keys) for index in indices], map(some, every))
+    parts = list(map(some, swept()))
     held = TableSamples(
         torch.cat([part.places for part in parts], 1),
         torch.cat([part.weights for part in parts]),

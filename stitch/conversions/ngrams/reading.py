@@ -63,7 +63,7 @@ def stream(
     """The tokens of `windows` with the stream entering block `site` as the target, one forward pass at a time."""
     batch = max(1, TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // windows.context)
     done = 0
-    for ids in windows.ids.split(batch):
+    for ids in windows.ids.split(batch) if windows.tokens else ():
         target = residuals(model, ids.to(model.device).long(), [site])[site][:, 1:].flatten(0, 1)
         positions = torch.arange(1, ids.shape[1]).repeat(len(ids))
         yield Tokens({}, history(ids, reach), positions, target.float().cpu())

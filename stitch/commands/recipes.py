@@ -1,0 +1,35 @@
+"""`--recipe FILE`: the file's values take the place of a command's defaults."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from stitch.errors import UsageError
+
+NOT_IN_RECIPES = {"recipe", "help", "quiet", "debug", "as_json", "overwrite", "resume"}  # how to run, not what
+
+
+def use_recipe(ctx: typer.Context, value: Path | None) -> Path | None:
+    """Makes the values of the file the defaults of the command in `ctx`, before its other options are read."""
+    if value is None or ctx.resilient_parsing:
+        return value
+    from stitch.files.recipe import check_options, read_recipe
+
+    command = " ".join(ctx.command_path.split()[1:])
+    try:
+        options = check_options(read_recipe(value), known_options(ctx.command), command, value)
+    except UsageError as error:
+        raise typer.BadParameter(str(error), ctx=ctx) from None
+    several = {param.name for param in ctx.command.params if getattr(param, "multiple", False)}
+    for name, found in options.items():
+        if name == "parts":
+            options[name] = str(value)  # the list stands in this file
+        elif isinstance(found, list) and name not in several:
+            options[name] = ",".join(map(str, found))
+    ctx.default_map = {**(ctx.default_map or {}), **options}
+    return value
+
+
+def known_options(command: Any) -> set[str]:
+    return {param.name for param in command.params} - NOT_IN_RECIPES

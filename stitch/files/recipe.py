@@ -1,0 +1,98 @@
+"""Recipes: every option of a command as YAML, as it stands in a report, in a model card, or in a file of its own."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stitch.errors import UsageError
+
+IN_CARD = re.compile(r"^## Recipe\n.*?^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+# Whether to run code of others is for the person to say who runs the recipe.
+LEFT_OUT = ("trust_remote_code",)
+
+
+def recipe(command: str, provenance: dict, *, without: Sequence[str] = ()) -> dict:
+    """The recipe of a run, from the provenance in its report: its settings by name, but for those that have no value.
+
+    Models on the Hub are named with their revision. `without` are settings that are no options of the command.
+    """
+    pinned = {
+        found["name"]: f"{found['name']}@{found['revision']}"
+        for found in provenance["models"].values()
+        if found["kind"] == "hub" and "@" not in found["name"]
+    }
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolved(one) for one in value]
+        if isinstance(value, dict):
+            return {key: resolved(one) for key, one in value.items() if one is not None}
+        return pinned.get(value, value) if isinstance(value, str) else value
+
+    settings = {name: value for name, value in provenance["settings"].items() if name not in (*LEFT_OUT, *without)}
+    return {"command": command, **resolved(settings)}
+
+
+def to_yaml(found: dict) -> str:
+    import yaml
+
+    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=120)
+
+
+def card_section(found: dict) -> list[str]:
+    """The lines of a model card that hold a recipe."""
+    return [
+        *("## Recipe", ""),
+        f"`stitch {found['command']} --recipe README.md --out again` makes this again; with the versions in `report.json` it has "
+        "the same bytes.",
+        *("", "```yaml", *to_yaml(found).splitlines(), "```", ""),
+    ]
+
+
+def read_recipe(place: Path) -> dict:
+    """The recipe in a YAML file, in a model card, in a report.json, or in a folder that has one of the last two.
+
+    Raises: UsageError for a file that cannot be read or holds no recipe.
+    """
+    import yaml
+
+    if place.is_dir():
+        place = next((file for file in (place / "README.md", place / "report.json") if file.is_file()), place)
+    try:
+        text = place.read_text(encoding="utf-8")
+        if place.suffix == ".md":
+            section = IN_CARD.search(text)
+            found = yaml.safe_load(section[1]) if section else None
+        elif place.suffix == ".json":
+            found = json.loads(text).get("recipe")
+        else:
+            found = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"a recipe must be a file that can be read; {place}: {reason}.") from None
+    except (ValueError, AttributeError, yaml.YAMLError) as error:
+        raise UsageError(f"a recipe must be YAML; {place}: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UsageError(
+            f"a recipe must be lines `option: value`, or be embedded in a card or report; {place} has none."
+        )
+    return {key.replace("-", "_"): value for key, value in found.items()}
+
+
+def check_options(found: dict, known: set[str], command: str, place: Path) -> dict[str, Any]:
+    """The options of a recipe for `command`. Raises: UsageError for another command's, and for unknown options."""
+    from difflib import get_close_matches
+
+    options = dict(found)
+    if (made_for := options.pop("command", command)) != command:
+        raise UsageError(f"{place} is a recipe for `stitch {made_for}`; this is `stitch {command}`.")
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise UsageError(f"{place} has the unknown option {name!r} of `stitch {command}`.{hint}")
+    return options

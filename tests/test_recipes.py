@@ -1,0 +1,148 @@
+"""Recipes: options in a file, and a run made again from its own card."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import cli
+from jobs import gpt2_and_qwen3
+from stitch.commands.recipes import known_options
+from stitch.errors import UsageError
+from stitch.files.recipe import card_section, check_options, read_recipe, recipe
+
+SMALL = dict(
+    layer=2, tokens=4096, context=32, features=64, k=8, reference_steps=0, device="cpu", memory="256M", brief=True
+)
+
+
+def run(*words: object):
+    return CliRunner().invoke(cli.app, [*map(str, words)])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return gpt2_and_qwen3(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="module")
+def made(pair, tmp_path_factory):
+    """A composite made from a recipe in a file."""
+    folder = tmp_path_factory.mktemp("made")
+    options = {"model-a": str(pair["gpt2"]), "model_b": str(pair["qwen3"]), "text": str(pair["text"]), **SMALL}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(options))
+    done = run("join", "--recipe", folder / "recipe.yaml", "--out", folder / "first", "-q")
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def test_a_run_made_again_from_its_card_has_the_same_bytes(made):
+    done = run("join", "--recipe", made / "first", "--out", made / "again", "-q")
+    assert done.exit_code == 0, done.output
+    first, again = files(made / "first"), files(made / "again")
+    assert first.keys() == again.keys()
+    assert [name for name in first if first[name] != again[name]] == ["report.json"]
+    reports = [json.loads(found.pop("report.json")) for found in (first, again)]
+    for report in reports:
+        del report["seconds"]
+    settings = [report["provenance"].pop("settings") for report in reports]
+    assert settings[0] == settings[1] and reports[0] == reports[1]
+    assert read_recipe(made / "first" / "report.json") == read_recipe(made / "first" / "README.md")
+
+
+def test_what_is_given_goes_before_the_file(made):
+    changed = run("join", "--recipe", made / "first" / "report.json", "--out", made / "other", "-q", "--seed", 7)
+    assert changed.exit_code == 0, changed.output
+    assert read_recipe(made / "other") == {**read_recipe(made / "first"), "seed": 7}
+
+
+def test_an_unknown_option_is_refused_with_the_nearest(tmp_path):
+    (tmp_path / "wrong.yaml").write_text("leyer: 3")
+    done = run("join", "--recipe", tmp_path / "wrong.yaml")
+    assert done.exit_code == 2 and "unknown option 'leyer'" in done.output and "Did you mean layer?" in done.output
+    (tmp_path / "other.yaml").write_text("command: sweep\nmodel_a: demo:gpt2")
+    assert "recipe for `stitch sweep`" in run("join", "--recipe", tmp_path / "other.yaml").output
+    with pytest.raises(UsageError, match="unknown option 'trust_remote_code'"):
+        check_options({"trust_remote_code": True}, {"layer"}, "join", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("r.yaml", "a: [", "must be YAML"),
+        ("r.yaml", "- 1", "option: value"),
+        ("r.yaml", "", "option: value"),
+        ("r.yaml", "1: 2", "option: value"),
+        ("r.json", "[]", "must be YAML"),
+        ("README.md", "# A card", "option: value"),
+        ("r.yaml", None, "can be read"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(name, content, said, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=said):
+        read_recipe(tmp_path / name)
+
+
+def test_models_are_pinned_and_remote_code_is_not_carried():
+    models = {
+        "a": {"name": "org/a", "kind": "hub", "revision": "abc"},
+        "b": {"name": "org/b@v1", "kind": "hub", "revision": "def"},
+        "c": {"name": "demo:gpt2", "kind": "demo", "revision": None},
+    }
+    settings = {
+        "model_a": "org/a", "model_b": "org/b@v1", "trust_remote_code": True, "features": None, "layer": 3,
+        "parts": [{"model": "org/a", "from": 0, "to": None}, {"model": "demo:gpt2"}],
+    }  # fmt: skip
+    found = recipe("join", {"models": models, "settings": settings})
+    assert found == {
+        "command": "join", "model_a": "org/a@abc", "model_b": "org/b@v1", "layer": 3,
+        "parts": [{"model": "org/a@abc", "from": 0}, {"model": "demo:gpt2"}],
+    }  # fmt: skip
+
+
+def test_a_card_keeps_whatever_stands_in_an_option(tmp_path):
+    found = {"command": "join", "text": "a ```yaml\n## Recipe\n``` b", "layer": 3}
+    (tmp_path / "README.md").write_text("\n".join(["# Card", *card_section(found)]))
+    assert read_recipe(tmp_path) == found
+
+
+def test_a_chain_is_made_again_from_its_card(pair, tmp_path):
+    parts = [{"model": str(pair["gpt2"]), "to": 2}, {"model": str(pair["qwen3"]), "from": 2}]
+    options = {name: value for name, value in SMALL.items() if name not in ("layer", "brief")}
+    options |= {"parts": parts, "text": str(pair["text"])}
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump(options))
+    for place, out in (("chain.yaml", "first"), ("first", "again")):
+        done = run("chain", "--recipe", tmp_path / place, "--out", tmp_path / out, "-q")
+        assert done.exit_code == 0, done.output
+    weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("first", "again")]
+    assert weights[0] == weights[1]
+
+
+def test_a_sweep_of_blocks_is_made_again_from_its_card(pair, tmp_path):
+    common = ("--text", pair["text"], "--tokens", 4096, "--context", 32, "--device", "cpu", "-q")
+    first = run("sweep", pair["gpt2"], "--depth", "--lengths", "1,2", *common, "--out", tmp_path / "first")
+    assert first.exit_code == 0, first.output
+    again = run("sweep", "--recipe", tmp_path / "first", "--out", tmp_path / "again", "-q")
+    assert again.exit_code == 0, again.output
+    reports = [json.loads((tmp_path / out / "report.json").read_text()) for out in ("first", "again")]
+    assert reports[0] == reports[1]
+
+
+def test_every_setting_of_a_join_is_an_option_of_the_command():
+    from dataclasses import fields
+
+    from typer.main import get_command
+
+    from stitch.config import Settings
+    from stitch.files.recipe import LEFT_OUT
+
+    known = known_options(get_command(cli.app).commands["join"])  # pyright: ignore[reportAttributeAccessIssue]
+    assert {field.name for field in fields(Settings)} - set(LEFT_OUT) <= known
