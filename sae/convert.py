@@ -1,4 +1,4 @@
-"""Converts SAEs and transcoders of SAELens into Dictionary."""
+"""Converts SAEs and transcoders of SAELens into Dictionary, and a Dictionary into an SAE of SAELens."""
 
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,35 @@ def transcoder_to_dictionary(transcoder: "sae_lens.SAE") -> Dictionary:
             "Use another transcoder."
         )
     return _folded(architecture, {**config, "apply_b_dec_to_input": False}, weights)
+
+
+@torch.no_grad()
+def from_dictionary(dictionary: Dictionary) -> "sae_lens.SAE":
+    """The SAE of SAELens that computes the same function as a ReLU or JumpReLU `dictionary`, in its dtype.
+
+    Raises: SAEError for a dictionary with another activation.
+    """
+    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
+
+    if dictionary.activation not in ("relu", "jumprelu"):
+        raise SAEError(
+            f"a dictionary must be ReLU or JumpReLU to become an SAE here; this one is {dictionary.activation}."
+        )
+    features, width = dictionary.decoder.shape
+    form = {
+        "d_in": width, "d_sae": features, "dtype": str(dictionary.decoder.dtype).removeprefix("torch."), "device": "cpu",
+        "apply_b_dec_to_input": False, "normalize_activations": "none",
+    }  # fmt: skip
+    jumps = dictionary.activation == "jumprelu"
+    sae = JumpReLUSAE(JumpReLUSAEConfig(**form)) if jumps else StandardSAE(StandardSAEConfig(**form))
+    weights = {
+        "W_enc": dictionary.encoder, "b_enc": dictionary.encoder_bias, "W_dec": dictionary.decoder,
+        "b_dec": dictionary.decoder_bias,
+    }  # fmt: skip
+    if dictionary.threshold is not None:
+        weights["threshold"] = dictionary.threshold
+    sae.load_state_dict({name: tensor.cpu() for name, tensor in weights.items()})
+    return sae
 
 
 def _folded(architecture: str, config: dict, weights: dict[str, torch.Tensor]) -> Dictionary:

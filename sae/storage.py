@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,13 @@ PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 SAFETENSORS_READERS = {"sae_lens", "gemma_3", "llama_scope", "llama_scope_r1_distill", "sparsify"}
 
 
-def save(sae: "sae_lens.SAE", folder: Path, provenance: dict) -> None:
+def save(
+    sae: "sae_lens.SAE", folder: Path, provenance: dict, metadata: Mapping[str, str | int | None] | None = None
+) -> None:
     """Writes the inference form of `sae` (batchtopk and matryoshka become jumprelu), and `provenance` as JSON.
 
-    `folder` is written completely or not at all; `sae_lens.SAE.load_from_disk(folder)` reads it.
+    `folder` is written completely or not at all; `sae_lens.SAE.load_from_disk(folder)` reads it. `metadata` is added to
+    SAELens's own; `hook_name` says where SAELens attaches the SAE.
 
     Raises: SAEError when the folder exists or cannot be written.
     """
@@ -37,6 +41,7 @@ def save(sae: "sae_lens.SAE", folder: Path, provenance: dict) -> None:
                 sae.save_model(partial)
             # SAELens writes keys in the order of a set, which differs between processes.
             config = json.loads((partial / CONFIG).read_text())
+            config["metadata"] = {**config.get("metadata", {}), **(metadata or {})}
             (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
             (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
     except OSError as error:

@@ -23,13 +23,14 @@ _HOMES = {
     "graft": "stitch.api.circuits",
     "convert": "stitch.api.convert",
     "compile": "stitch.api.compile",
+    "transfer": "stitch.api.transfer",
     "certify": "stitch.api.compiled",
     "run": "stitch.api.compiled",
     "push": "stitch.api.sharing",
     "StitchError": "stitch.errors",
     "UsageError": "stitch.errors",
 }
-_MODULES = ("convert", "compile")  # the others are names in their homes
+_MODULES = ("convert", "compile", "transfer")  # the others are names in their homes
 
 __all__ = [
     "Part",
@@ -47,10 +48,11 @@ __all__ = [
     "push",
     "run",
     "sweep",
+    "transfer",
 ]
 
 if TYPE_CHECKING:
-    from stitch.api import compile, convert
+    from stitch.api import compile, convert, transfer
     from stitch.api.circuits import circuit, graft
     from stitch.api.compiled import certify, run
     from stitch.api.evaluation import evaluate, inspect

@@ -18,7 +18,7 @@ for name in ("stitch", "sae", "matching"):
 import torch, transformers
 from pathlib import Path
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 transformers.logging.set_verbosity_error()
 ids = torch.tensor(json.loads(sys.argv[2]))
 for folder in sorted(Path(sys.argv[1]).iterdir()):
@@ -28,6 +28,9 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     result = {"logits": model(ids).logits}
     result["cached"] = model.generate(ids, max_new_tokens=8, do_sample=False)
     result["uncached"] = model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=False)
+    if "AutoModel" in model.config.auto_map:
+        body = AutoModel.from_pretrained(folder, trust_remote_code=True)
+        assert torch.equal(body(ids).last_hidden_state, model(ids, output_hidden_states=True).hidden_states[-1]), folder
     model.save_pretrained(folder / "again")
     again = AutoModelForCausalLM.from_pretrained(folder / "again", trust_remote_code=True)
     result["again"] = again(ids).logits

@@ -43,7 +43,8 @@ def streams(tmp_path_factory) -> Streams:
         made.folder.mkdir()
         for shard in range(made.shards):
             rows = made.rows(shard)
-            save_file({f"resid_pre.{s}": found[f"{model}.{s}"][rows].contiguous() for s in sites}, made.path(shard))
+            for site in sites:
+                save_file({f"resid_pre.{site}": found[f"{model}.{site}"][rows].contiguous()}, made.path(shard, site))
         return made
 
     gpt2, llama = harvested("gpt2", (1, 2)), harvested("llama", (2,))

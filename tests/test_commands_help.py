@@ -41,12 +41,12 @@ def test_cli_is_the_entry_alone():
 
 def test_the_table_has_every_command():
     assert {page.path for page in PAGES} == {
-        *("join", "chain", "sweep", "eval", "inspect", "push", "circuit", "graft", "certify", "run"),
+        *("join", "chain", "sweep", "eval", "inspect", "push", "open", "circuit", "graft", "certify", "run"),
         *("compile automaton", "compile machine", "compile pattern", "compile tool", "compile induction"),
         *("convert heads", "convert ngram", "convert recurrent", "convert consolidate"),
     }
     assert {page.path for page in PAGES if not page.writes_folder} == {
-        *("eval", "inspect", "push", "circuit", "certify", "run"),
+        *("eval", "inspect", "push", "open", "circuit", "certify", "run"),
     }
 
 

@@ -189,6 +189,9 @@ def test_printed_output_has_the_shape_shown(block, tmp_path, monkeypatch):
 def prepare(folder: Path) -> None:
     """The files that commands read besides models: the examples, and files that a page describes."""
     shutil.copytree(ROOT / "examples", folder / "examples")
+    recipe = re.search(r"```yaml\n(model_a:.*?)```", (ROOT / "docs/start.md").read_text(), re.DOTALL)
+    assert recipe is not None
+    (folder / "recipe.yaml").write_text(recipe[1])
     chain = re.search(r"```yaml\n(parts:.*?)```", (ROOT / "docs/stitching.md").read_text(), re.DOTALL)
     assert chain is not None
     (folder / "chain.yaml").write_text(chain[1])

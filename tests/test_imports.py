@@ -35,7 +35,7 @@ RANKS = (
     "stitch/evaluation",
     "stitch/layers stitch/report stitch/circuits",
     "stitch/pages",
-    "stitch/conversions stitch/grafts",
+    "stitch/conversions stitch/grafts stitch/transfers",
     "stitch/frontier",
     "stitch/jobs",
     "stitch/demo stitch/synthesis",

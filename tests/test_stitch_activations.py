@@ -93,12 +93,13 @@ def test_an_interrupted_harvest_continues_with_the_missing_shards(tmp_path: Path
     done = harvest(model, text, [1, 3], tmp_path / "whole", per_shard=5)
     assert done.shards == 3
     cut = harvest(model, text, [1, 3], tmp_path / "cut", per_shard=5)
-    before = cut.path(0).stat().st_mtime_ns
-    cut.path(1).unlink()
+    before = [cut.path(0, 1).stat().st_mtime_ns, cut.path(1, 3).stat().st_mtime_ns]
+    cut.path(1, 1).unlink()
     again = harvest(model, text, [1, 3], tmp_path / "cut", per_shard=5)
-    assert again.path(0).stat().st_mtime_ns == before
+    assert [again.path(0, 1).stat().st_mtime_ns, again.path(1, 3).stat().st_mtime_ns] == before
     for shard in range(3):
-        assert done.path(shard).read_bytes() == again.path(shard).read_bytes()
+        for site in (1, 3):
+            assert done.path(shard, site).read_bytes() == again.path(shard, site).read_bytes()
 
 
 def test_a_batch_is_written_while_the_next_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -138,15 +139,14 @@ def test_a_shard_is_readable_by_safetensors(dtype: torch.dtype, tmp_path: Path):
     found = harvest(model, text, [3, 1], tmp_path, per_shard=5)
     for shard in range(3):
         whole = residuals(model, text.ids[found.rows(shard)].long(), [1, 3])
-        assert {name: (x.dtype, x.shape) for name, x in load_file(found.path(shard)).items()} == {
-            f"resid_pre.{site}": (dtype, x.shape) for site, x in whole.items()
-        }
-        assert all(torch.equal(load_file(found.path(shard))[f"resid_pre.{site}"], x) for site, x in whole.items())
+        for site, x in whole.items():
+            (stored,) = load_file(found.path(shard, site)).items()
+            assert stored[0] == f"resid_pre.{site}" and stored[1].dtype == dtype and torch.equal(stored[1], x)
 
 
 @pytest.mark.parametrize("shard", range(3))
 def test_a_shard_that_cannot_be_written_fails_the_harvest(shard: int, tmp_path: Path):
-    (tmp_path / f"{shard:05d}.safetensors.{os.getpid()}.tmp").mkdir()
+    (tmp_path / f"{shard:05d}-1.safetensors.{os.getpid()}.tmp").mkdir()
     with pytest.raises(Exception, match=r"[Dd]irectory"):
         harvest(tiny.model("llama"), windows(), [1], tmp_path, per_shard=5)
 
@@ -189,7 +189,7 @@ def test_bos_and_sinks_of_either_model_are_left_out(tmp_path: Path):
 
     for name, stream in streams.items():
         (tmp_path / name).mkdir()
-        save_file({"resid_pre.0": stream}, tmp_path / name / "00000.safetensors")
+        save_file({"resid_pre.0": stream}, tmp_path / name / "00000-0.safetensors")
     found = pair(Activations(tmp_path / "a", (0,), text, 4), Activations(tmp_path / "b", (0,), text, 4), 0, 0)
     expected = torch.ones(4, 10, dtype=torch.bool)
     expected[:, 0] = expected[1, 4] = expected[2, 7] = False

@@ -109,7 +109,7 @@ def test_the_report_lists_every_model_every_seam_and_every_composite(run, donors
     assert shown[f"model {names[1]}"] == f"{row(first, 'b')['ce']:.3f}"
     assert shown["a (after seam 1)"] == f"{seams[0]['composite']['ce']:.3f}"
     card = (folder / "README.md").read_text()
-    assert card.encode() == model_card({**report, "seconds": {}})
+    assert card.encode() == model_card({**report, "seconds": {}}, picture=True)
     for text in (*footnotes(report), *shown, "blocks 3 to 4 of", "null:no-source"):
         assert text in card, text
     assert footnotes(report)[0].startswith(
@@ -125,7 +125,7 @@ def test_the_folder_on_disk_is_the_composite_of_the_report(run, donors):
     assert ce == pytest.approx(row(report, "composite")["ce"], abs=1e-5)
     assert not list(folder.parent.glob(".*"))
     assert sorted(path.name for path in (folder / "seam-1").iterdir()) == [
-        *("features.json", "features.safetensors", "report.json", "sae-a", "sae-b"),
+        *("features.json", "features.safetensors", "report.html", "report.json", "sae-a", "sae-b"),
     ]
 
 

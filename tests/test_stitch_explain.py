@@ -12,7 +12,8 @@ import tiny
 from matching.types import Alternatives, Candidates, Pairs
 from stitch.activations.harvest import Activations
 from stitch.activations.paired import Paired
-from stitch.features import explain as module
+from stitch.features import shown
+from stitch.features import texts as module
 from stitch.features.explain import explain
 from stitch.text.windows import Windows
 
@@ -58,7 +59,7 @@ def matching() -> tuple[Candidates, Pairs]:
 
 @pytest.mark.parametrize("parts", [1, 4])
 def test_features_are_shown_with_the_text_they_fire_on_and_their_partners(paired, parts):
-    files = explain(paired, planted(paired, parts), *matching(), tiny.tokenizer())
+    files = explain(paired, lambda: planted(paired, parts), *matching(), tiny.tokenizer())
     report = json.loads(files["features.json"])
     first, second = report["b"]
     assert first["match"] == {"feature": 1, "score": 0.8, "null_score": 0.2}
@@ -66,7 +67,7 @@ def test_features_are_shown_with_the_text_they_fire_on_and_their_partners(paired
     assert second["strongest"] == [{"feature": 0, "correlation": 0.9}, {"feature": 2, "correlation": 0.2}]
     assert len(first["contexts"]) == 1 and first["contexts"][0]["code"] == 7.0
     assert "«f»" in first["contexts"][0]["text"]
-    assert [item["code"] for item in second["contexts"]] == [9.0, 8.0, 7.0]
+    assert [item["code"] for item in second["contexts"]] == [9.0, 8.0, 7.0, 6.0, 5.0, 4.0]
     last = "".join(np.roll(list(WORDS), WINDOWS - 1))  # the window of the largest code
     place = last.index("c")
     shown = last[max(0, place - module.BEFORE) : place] + "«c»" + last[place + 1 : place + 1 + module.AFTER]
@@ -76,6 +77,55 @@ def test_features_are_shown_with_the_text_they_fire_on_and_their_partners(paired
 
 
 def test_the_graph_and_the_pairs_are_saved_beside_the_explanations(paired):
-    tensors = load(explain(paired, planted(paired, 2), *matching(), tiny.tokenizer())["features.safetensors"])
+    tensors = load(explain(paired, lambda: planted(paired, 2), *matching(), tiny.tokenizer())["features.safetensors"])
     assert tensors["candidates.correlation"].tolist() == [0.1, 0.9, 0.8, 0.2]
     assert tensors["pairs.b"][tensors["pairs.a"].tolist().index(1)] == 0
+
+
+def test_the_best_pairs_are_shown_with_both_codes_of_every_token(paired):
+    files = explain(paired, lambda: planted(paired, 3), *matching(), tiny.tokenizer())
+    report = json.loads(files["features.json"])
+    best, second = report["pairs"]
+    assert (best["a"], best["b"], best["score"], best["null_score"]) == (0, 1, 0.9, 0.3)
+    assert (second["a"], second["b"]) == (1, 0) and report["left_out"] == 0
+    fires = sum("c" in context for context in ["".join(np.roll(list(WORDS), shift)) for shift in range(WINDOWS)])
+    assert best["fires"] == [fires, fires] and best["highest"] == [9.0, 9.0]
+    for number in best["top"][0]:
+        context = best["contexts"][number]
+        words = [report["pieces"][token] for token in context["tokens"]]
+        assert words[context["at"]] == "c"
+        assert context["a"] == context["b"] == [[place, code] for place, code in context["a"] if words[place] == "c"]
+    assert [best["contexts"][number]["a"][0][1] for number in best["top"][1]] == [9.0, 8.0, 7.0, 6.0]
+    assert second["contexts"][0]["a"] == [[second["contexts"][0]["at"], 7.0]]
+
+
+def test_a_histogram_counts_every_code_up_to_the_highest(paired):
+    files = explain(paired, lambda: planted(paired, 4), *matching(), tiny.tokenizer())
+    best = json.loads(files["features.json"])["pairs"][0]
+    codes = 1 + np.arange(best["fires"][0])
+    expected, _ = np.histogram(codes, bins=shown.BARS, range=(0, codes.max()))
+    assert best["histograms"][0] == expected.tolist()
+
+
+def test_decoder_rows_are_compared_where_both_streams_have_one_width(paired):
+    a, b = torch.eye(3), torch.tensor([[0.0, 3.0, 0.0], [3.0, 4.0, 0.0]])
+    files = explain(paired, lambda: planted(paired, 1), *matching(), tiny.tokenizer(), (a, b))
+    best, second = json.loads(files["features.json"])["pairs"]
+    assert best["cosine"] == 0.6 and second["cosine"] == 1.0
+    files = explain(paired, lambda: planted(paired, 1), *matching(), tiny.tokenizer(), (a, b[:, :2]))
+    assert "cosine" not in json.loads(files["features.json"])["pairs"][0]
+
+
+def test_only_the_best_pairs_are_shown_and_the_others_counted(paired, monkeypatch):
+    monkeypatch.setattr("stitch.features.browse.PAIRS", 1)
+    report = json.loads(explain(paired, lambda: planted(paired, 1), *matching(), tiny.tokenizer())["features.json"])
+    assert [pair["b"] for pair in report["pairs"]] == [1] and report["left_out"] == 1
+
+
+def test_every_feature_stands_on_a_line_of_its_own(paired):
+    lines = (
+        explain(paired, lambda: planted(paired, 1), *matching(), tiny.tokenizer())["features.json"]
+        .decode()
+        .splitlines()
+    )
+    assert sum(line.startswith(' {"feature": 1, ') for line in lines) == 2  # of A and of B

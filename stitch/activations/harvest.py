@@ -1,7 +1,8 @@
 """Residual streams of a model at chosen sites over many windows, written to safetensors shards on disk."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from stitch.activations.observe import residuals
 from stitch.activations.one_behind import one_behind
 from stitch.files.durable import replacing
 from stitch.files.shards import write_header
+from stitch.files.store import Store
+from stitch.models.identity import identity_of
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.windows import Windows
@@ -22,17 +25,22 @@ from stitch.text.windows import Windows
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
 
 WINDOWS_PER_SHARD = 256  # at most
+KIND = "activations"  # in the store
 SHARE_OF_MEMORY = 32  # a shard of all sites takes at most this part of the memory budget: several are read at once
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Activations on disk: residual streams at `sites` of one model over `windows`, `per_shard` windows in each file."""
+    """Activations on disk: residual streams at `sites` of one model over `windows`, `per_shard` windows and a site in each file.
+
+    `identity` names the model's weights and all else that values depend on, where that was asked for.
+    """
 
     folder: Path
     sites: tuple[int, ...]
     windows: Windows
     per_shard: int
+    identity: str = ""
 
     @property
     def shards(self) -> int:
@@ -42,19 +50,19 @@ class Activations:
         """The windows in shard number `shard`."""
         return slice(shard * self.per_shard, min((shard + 1) * self.per_shard, len(self.windows.ids)))
 
-    def path(self, shard: int) -> Path:
-        return self.folder / f"{shard:05d}.safetensors"
+    def path(self, shard: int, site: int) -> Path:
+        return self.folder / f"{shard:05d}-{site}.safetensors"
 
     def width(self, site: int) -> int:
         from safetensors import safe_open
 
-        with safe_open(self.path(0), framework="pt") as file:
+        with safe_open(self.path(0, site), framework="pt") as file:
             return file.get_slice(f"resid_pre.{site}").get_shape()[-1]
 
     def read(self, shard: int, site: int) -> Float[Tensor, "windows context width"]:
         from safetensors import safe_open
 
-        with safe_open(self.path(shard), framework="pt") as file:
+        with safe_open(self.path(shard, site), framework="pt") as file:
             return file.get_tensor(f"resid_pre.{site}")
 
     def all(self, site: int) -> Float[Tensor, "windows context width"]:
@@ -76,41 +84,59 @@ def harvest(
     *,
     per_shard: int = WINDOWS_PER_SHARD,
     part: tuple[int, int] = (0, 1),
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> Activations:
-    """Writes the residual streams of `model` at `sites` over `windows` into `folder`. Shards already there are kept.
+    """Writes the residual streams of `model` at `sites` over `windows` into `folder`. Files already there are kept.
 
-    `part` (k, n) writes only every n-th shard, from the k-th on, so that n calls can share the work.
+    `part` (k, n) writes only every n-th shard, from the k-th on, so that n calls can share the work. What `store` has of an
+    earlier run is taken from there, and what it lacks is kept in it.
     Raises: StitchError when activations are not finite.
     """
-    result = Activations(folder, tuple(sites), windows, per_shard)
+    identity = "" if store is None else identity_of(model)
+    result = Activations(folder, tuple(sites), windows, per_shard, identity)
     batch = max(1, TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // windows.context)
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(part[0], result.shards, part[1]):
-        target, ids = result.path(shard), windows.ids[result.rows(shard)]
-        content = _digest(model, sites, ids)
-        if not _holds(target, content):
-            batches = (residuals(model, some.to(model.device).long(), sites) for some in ids.split(batch))
-            _write(target, content, len(ids), batches)
+        ids = windows.ids[result.rows(shard)]
+        contents = {site: _digest(model, site, ids, identity) for site in sites}
+        missing = [site for site, content in contents.items() if not _holds(result.path(shard, site), content)]
+        if store:
+            missing = [site for site in missing if not store.get(KIND, contents[site], result.path(shard, site))]
+        if missing:
+            batches = (residuals(model, some.to(model.device).long(), missing) for some in ids.split(batch))
+            _write({site: (result.path(shard, site), contents[site]) for site in missing}, len(ids), batches)
+        if store:
+            for site in missing:
+                about = f"{model.name}, resid_pre.{site}, {ids.numel():,} tokens"
+                store.put(KIND, contents[site], result.path(shard, site), about)
         if progress:
             done = min(result.rows(shard).stop, len(windows.ids))
             progress(f"activations of {model.name}", done * windows.context, windows.tokens)
     return result
 
 
-def _write(target: Path, content: str, windows: int, batches: Iterator[dict[int, Tensor]]) -> None:
-    """Writes a shard of `windows` windows from batches of streams by site; each batch is written while the next is computed."""
+def _write(targets: Mapping[int, tuple[Path, str]], windows: int, batches: Iterator[dict[int, Tensor]]) -> None:
+    """Writes the files of a shard of `windows` windows, by site with their content's digest, from batches of streams by site.
+
+    Each batch is written while the next is computed.
+    """
     starts, done = {}, 0
-    with replacing(target) as temporary, temporary.open("wb") as file:
+    with ExitStack() as stack:
+        files = {}
+        for site, (target, _) in targets.items():
+            temporary = stack.enter_context(replacing(target))
+            files[site] = stack.enter_context(temporary.open("wb"))
 
         def put(streams: dict[int, Tensor]) -> None:
-            nonlocal starts, done
-            if not starts:
-                shapes = {f"resid_pre.{site}": (x.dtype, (windows, *x.shape[1:])) for site, x in streams.items()}
-                starts = write_header(file, shapes, {"content": content})
+            nonlocal done
             for site, x in streams.items():
-                file.seek(starts[f"resid_pre.{site}"] + done * x[0].numel() * x.itemsize)
-                file.write(_on_cpu(x).contiguous().view(torch.uint8).numpy().data)
+                name = f"resid_pre.{site}"
+                if site not in starts:
+                    shape = {name: (x.dtype, (windows, *x.shape[1:]))}
+                    starts[site] = write_header(files[site], shape, {"content": targets[site][1]})[name]
+                files[site].seek(starts[site] + done * x[0].numel() * x.itemsize)
+                files[site].write(_on_cpu(x).contiguous().view(torch.uint8).numpy().data)
             done += len(next(iter(streams.values())))
 
         one_behind(batches, put)
@@ -121,9 +147,9 @@ def _on_cpu(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x) if x.is_cuda else x.cpu()
 
 
-def _digest(model: Model, sites: Sequence[int], ids: Tensor) -> str:
-    """A hash of everything that a shard's content depends on. The model enters by its name; its weights are not hashed."""
-    what = f"{model.name} {model.dtype} {list(sites)} {tuple(ids.shape)}"
+def _digest(model: Model, site: int, ids: Tensor, identity: str) -> str:
+    """A hash of everything that a file's content depends on. Without an identity the model enters by its name alone."""
+    what = f"{identity or model.name} {model.dtype} {site} {tuple(ids.shape)}"
     return hashlib.sha256(what.encode() + ids.long().numpy().tobytes()).hexdigest()
 
 

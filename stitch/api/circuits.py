@@ -36,6 +36,7 @@ def circuit(
     """
     from stitch.circuits.find import find_circuit
     from stitch.circuits.report import footnotes, table, to_json
+    from stitch.pages.circuit import write_circuit_page
 
     with named(model) as (name,), text_named(text) as source, progress(quiet) as update:
         report = find_circuit(
@@ -45,6 +46,7 @@ def circuit(
         )  # fmt: skip
     if out is not None:
         Path(out).write_text(to_json(report))
+        write_circuit_page(report, Path(out))
     return Result(report, Page(tables=[table(report)], notes=footnotes(report)))
 
 

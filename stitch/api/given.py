@@ -1,11 +1,12 @@
 """What callers may give besides names: loaded models, earlier results, texts in memory, folders for output."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from stitch.errors import UsageError
 from stitch.files.workspace import short_name
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from stitch.api.result import ModelResult
+    from stitch.files.store import Store
     from stitch.models.sources import Source
 
     ModelLike: TypeAlias = str | Path | ModelResult | tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -22,19 +24,36 @@ if TYPE_CHECKING:
 else:
     ModelLike = TextLike = Any
 
+
+@runtime_checkable
+class Kept(Protocol):
+    """A result with files."""
+
+    folder: Path
+    is_temporary: bool
+
+
 PathLike: TypeAlias = str | Path
 NAMED = "auto"  # as `out`: a folder in the current one, named after what is in it
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def byte_count(size: int | str) -> int:
+def byte_count(size: int | str, name: str = "memory") -> int:
     """The number of bytes that 4G or 512M means; a number stays as it is. Raises: UsageError."""
     text = str(size)
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     try:
         return int(float(number) * (UNITS[unit] if unit else 1))
     except (ValueError, KeyError, OverflowError):
-        raise UsageError(f"memory must be a size such as 512M or 4G; got {text!r}.") from None
+        raise UsageError(f"{name} must be a size such as 512M or 4G; got {text!r}.") from None
+
+
+def store_of(cache_size: int | str) -> "Store | None":
+    """The store of what earlier runs made, of at most so many bytes; None for 0."""
+    from stitch.files.store import Store
+
+    limit = byte_count(cache_size, "cache_size")
+    return Store(limit=limit) if limit else None
 
 
 @contextmanager
@@ -53,16 +72,26 @@ def named(*models: ModelLike | None) -> Iterator[list[Any]]:
         for model in models:
             if model is None or isinstance(model, (str, Path)):
                 names.append(None if model is None else str(model))
-            elif (place := getattr(model, "folder", None)) is not None:
-                names.append(str(place))
+            elif isinstance(model, Kept) and not model.is_temporary:
+                names.append(str(model.folder))
             else:
-                net, tokenizer = _loaded(model)
-                if id(net) not in known:
-                    source = _saved(net, tokenizer, set(sources), stack)
-                    known[id(net)], sources[source.name] = source.name, source
-                names.append(known[id(net)])
+                key = id(model[0]) if isinstance(model, tuple) and model else id(model)
+                if key not in known:
+                    source = _source(model, set(sources), stack)
+                    known[key], sources[source.name] = source.name, source
+                names.append(known[key])
         stack.enter_context(LENT.known(sources))
         yield names
+
+
+def _source(model: Any, taken: set[str], stack: ExitStack) -> "Source":
+    """A loaded model, or a result in a temporary folder, under a name that is not taken."""
+    from stitch.models.sources import Source
+
+    if isinstance(model, Kept):
+        return Source(_free("result", taken), model.folder, None, "memory")
+    net, tokenizer = _loaded(model)
+    return _saved(net, tokenizer, taken, stack)
 
 
 def _loaded(model: Any) -> tuple[Any, Any]:
@@ -75,17 +104,21 @@ def _loaded(model: Any) -> tuple[Any, Any]:
 
 
 def _saved(net: Any, tokenizer: Any, taken: set[str], stack: ExitStack) -> "Source":
-    """The model in a temporary folder that lives as long as `stack`, under a name that is not taken."""
+    """The model in a temporary folder that lives as long as `stack`."""
     from stitch.models.sources import Source
 
     origin = getattr(net, "name_or_path", "") or type(net).__name__
     name = origin if origin.count("/") == 1 and not origin.startswith((".", "/")) else short_name(origin)
-    while name in taken:
-        name += "-2"
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="stitch-")))
     net.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return Source(name, folder, None, "memory")
+    return Source(_free(name, taken), folder, None, "memory")
+
+
+def _free(name: str, taken: set[str]) -> str:
+    return next(
+        one for number in itertools.count(1) if (one := name if number == 1 else f"{name}-{number}") not in taken
+    )
 
 
 @contextmanager
@@ -122,12 +155,13 @@ class Output:
 
     def __init__(self, out: PathLike | None):
         self._temporary = TemporaryDirectory(prefix="stitch-") if out is None else None
+        self.is_temporary = self._temporary is not None
         self.path = Path(self._temporary.name) / "result" if self._temporary else Path(str(out))
         self.folder = None if out == NAMED else self.path  # None: the job names it
 
     def written(self, *places: Any) -> list[str]:
         """Which of `places` to tell the caller: none of those in a temporary folder."""
-        return [str(place) for place in places if place and not (self._temporary and isinstance(place, Path))]
+        return [str(place) for place in places if place and not (self.is_temporary and isinstance(place, Path))]
 
 
 def folder_name(*names: str) -> Path:

@@ -93,10 +93,11 @@ def _write_heat(title: str, header: list[str], rows: list[list[str]], values: li
 
 
 def _console(file: Any, width: int) -> Any:
-    """Without emoji, or `demo:llama:` would become one."""
+    """Without emoji, or `demo:llama:` would become one; in a notebook too it writes to `file` and nowhere else."""
     from rich.console import Console
 
-    return Console(file=file, width=None if file.isatty() else width, highlight=False, emoji=False)
+    columns = None if file.isatty() else width
+    return Console(file=file, width=columns, highlight=False, emoji=False, force_jupyter=False)
 
 
 def _shades(values: list[list[float]]) -> list[list[tuple[str, str] | None]]:

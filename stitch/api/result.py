@@ -40,11 +40,12 @@ class Result:
 
 
 class FolderResult(Result):
-    """A result with files. `folder` is where they are: the one that was asked for, or a temporary one."""
+    """A result with files in `folder`: the one that was asked for, or a temporary one, which goes with the result."""
 
     def __init__(self, report: dict, page: Page, output: Output, folder: Path):
         super().__init__(report, page)
         self._output = output  # a temporary folder is removed with it
+        self.is_temporary = output.is_temporary
         self.folder = folder
 
     def save(self, folder: PathLike, *, overwrite: bool = False) -> Path:

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from stitch.api.given import ModelLike, Output, PathLike, TextLike, byte_count, named, text_named
+from stitch.api.given import ModelLike, Output, PathLike, TextLike, byte_count, named, store_of, text_named
 from stitch.api.page import Page
 from stitch.api.progress import progress
 from stitch.api.result import ModelResult
 from stitch.api.sharing import push as push_folder
 from stitch.composite.parts import Part, read_parts
+
+NAMES = {"activations": "files of activations", "saes": "SAEs"}  # of what the cache keeps
 
 
 class Composite(ModelResult):
@@ -43,6 +45,7 @@ def join(
     brief: bool = False,
     seed: int = 0,
     memory: int | str = "4G",
+    cache_size: int | str = "10G",
     device: str = "auto",
     dtype: str = "fp32",
     out: PathLike | None = None,
@@ -57,8 +60,9 @@ def join(
     The residual stream between them is translated by a map fitted on text without gradient descent. Options are those of
     `stitch join`. A model is a name, a folder, an earlier result, or a pair (PreTrainedModel, tokenizer); `text` is a name, a
     list of strings or a dataset with a column `text`. Lengths are in tokens, `memory` is in bytes, `seam_bytes` in percent of
-    the bytes of both halves. With `out` None nothing is written but a temporary folder that goes with the result; "auto" names
-    a folder after models and blocks.
+    the bytes of both halves. Activations and SAEs are kept for later runs, at most `cache_size` bytes of them; the result has
+    the same bytes with and without them. With `out` None nothing else is written but a temporary folder that goes with the
+    result; "auto" names a folder after models and blocks.
 
     Raises: UsageError when the request cannot be met; StitchError, SAEError or MatchError when the work fails.
     """
@@ -74,7 +78,9 @@ def join(
             routes=routes, reference_steps=reference_steps, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, native=native, brief=brief,
         )  # fmt: skip
-        report, folder = job.stitch(settings, place.folder, overwrite=overwrite, resume=resume, progress=update)
+        report, folder = job.stitch(
+            settings, place.folder, overwrite=overwrite, resume=resume, store=store_of(cache_size), progress=update
+        )
     return _composite(report, folder, place, push, quiet)
 
 
@@ -137,7 +143,15 @@ def _composite(report: dict, folder: Path, place: Output, repo: str | None, quie
     page = Page(
         lead=verdict_sentence(report) if "verdict" in report else None,
         tables=[table(report)],
-        notes=footnotes(report),
+        notes=[*footnotes(report), *_reused(report)],
         written=place.written(folder, url),
     )
     return Composite(report, page, place, folder)
+
+
+def _reused(report: dict) -> list[str]:
+    """A sentence on what was found in the cache; none where nothing was."""
+    cache = report.get("cache", {})
+    reused, made = cache.get("reused", {}), cache.get("made", {})
+    found = [f"{count} of {count + made.get(kind, 0)} {NAMES[kind]}" for kind, count in reused.items()]
+    return [f"From the cache: {' and '.join(found)}."] if found else []

@@ -54,6 +54,7 @@ def find_circuit(
     The report's rows are the whole model; the circuit alone, with means from the prompts it was chosen on and from the others;
     the model without the circuit; random circuits with as many heads and neurons, alone and removed; and the model on corrupt
     prompts. `stability` is the share of its components that are also in the circuit of equal size chosen on the other prompts.
+    `attribution` has the nats per answer that every head contributes, and the neurons of the circuit in its order.
 
     Raises: UsageError for a model family that is not supported, and as `choose_circuit`; StitchError when the model does not have
     the behaviour.
@@ -72,6 +73,7 @@ def find_circuit(
         "prompts": len(other.clean),
         "places": int(other.asked.sum()),
         "circuit": kept.to_dict(),
+        "attribution": None if chosen.attribution is None else _described(chosen.attribution, kept),
         "features": {str(block): source for block, source in (features or {}).items()},
         "size": {kind: {"kept": kept.count(kind), "of": _all(kept).count(kind)} for kind in ("heads", "neurons")},
         "stability": chosen.stability,
@@ -79,12 +81,24 @@ def find_circuit(
     }
 
 
+def _described(attribution: dict[Place, Tensor], kept: Components) -> dict:
+    """Attributions by kind and block, in nats per answer: those of all heads, and of the neurons in the circuit."""
+    found: dict[str, dict[str, list[float]]] = {"heads": {}, "neurons": {}}
+    for (kind, block), values in attribution.items():
+        if kind == "neurons":
+            values = values[kept.masks[kind, block].to(values.device)]
+        if len(values):
+            found[kind][str(block)] = [round(value, 5) for value in values.tolist()]
+    return found
+
+
 @dataclass(frozen=True)
 class ChosenCircuit:
     """The components `kept`, chosen on the `first` prompts. `means` are the mean outputs of all components on those prompts.
 
     `whole` and `corrupt` are the model's scores on the `other` prompts. `shallow` is the model rearranged into fewer blocks,
-    where the circuit was chosen in that.
+    where the circuit was chosen in that. `attribution` has the nats that each component contributes to an answer on the first
+    prompts, where the circuit was looked for by them.
     """
 
     kept: Components
@@ -95,6 +109,7 @@ class ChosenCircuit:
     corrupt: dict[str, float]
     stability: float | None
     shallow: ShallowModel | None = None
+    attribution: dict[Place, Tensor] | None = None
 
 
 def _rows(net: Model, chosen: ChosenCircuit, seed: int, *, with_features: bool) -> list[dict]:
@@ -154,7 +169,8 @@ def choose_circuit(
         means = {place: mean.mean(1, keepdim=True) for place, mean in means.items()}
     if circuit is not None:
         return ChosenCircuit(read_circuit(circuit, net), means, first, other, whole, corrupt, None)
-    order, order_other = (ranked(attribute(net, prompts, progress=progress)) for prompts in (first, other))
+    contributed, contributed_other = (attribute(net, prompts, progress=progress) for prompts in (first, other))
+    order, order_other = ranked(contributed), ranked(contributed_other)
     needed, tried = keep * _answers(net, first, first.clean)["right"], itertools.count(1)
 
     def is_enough(size: int) -> bool:
@@ -166,7 +182,7 @@ def choose_circuit(
     size = smallest(len(order), is_enough)
     kept, kept_on_other = (first_components(net, each, size) for each in (order, order_other))
     stability = sum(int((kept.masks[place] & kept_on_other.masks[place]).sum()) for place in kept.masks) / size
-    return ChosenCircuit(kept, means, first, other, whole, corrupt, stability)
+    return ChosenCircuit(kept, means, first, other, whole, corrupt, stability, attribution=contributed)
 
 
 def read_circuit(path: Path, model: Model) -> Components:

@@ -42,7 +42,9 @@ def to_json(report: dict) -> str:
     """The report as JSON with every list of numbers on one line, for editing by hand."""
     text = json.dumps(report, indent=2)
     return (
-        re.sub(r"\[[\d,\s]+\]", lambda found: re.sub(r"\s+", " ", found[0]).replace("[ ", "[").replace(" ]", "]"), text)
+        re.sub(
+            r"\[[-+.\de,\s]+\]", lambda found: re.sub(r"\s+", " ", found[0]).replace("[ ", "[").replace(" ]", "]"), text
+        )
         + "\n"
     )
 

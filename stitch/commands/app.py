@@ -6,7 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
-from stitch.commands import circuits, compile, compile_parts, compiled, convert, models, recurrent, stitching, sweep
+from stitch.commands import (
+    cache,
+    circuits,
+    compile,
+    compile_parts,
+    compiled,
+    convert,
+    models,
+    pages,
+    recurrent,
+    stitching,
+    sweep,
+    transfer,
+)
 from stitch.commands.help import Group, leaves
 
 SIMILAR = 2 / 3  # of a mistyped command to the one that is meant: `rnu` and `run`
@@ -64,12 +77,15 @@ app = typer.Typer(
 app.add_typer(stitching.commands)
 app.add_typer(sweep.commands)
 app.add_typer(models.commands)
+app.add_typer(pages.commands)
 app.add_typer(circuits.commands)
 compile.commands.add_typer(compile_parts.commands)
 app.add_typer(compile.commands, name="compile")
 app.add_typer(compiled.commands)
 convert.commands.add_typer(recurrent.commands)
 app.add_typer(convert.commands, name="convert")
+app.add_typer(transfer.commands, name="transfer")
+app.add_typer(cache.commands, name="cache")
 
 
 def print_version(wanted: bool) -> None:

@@ -235,6 +235,15 @@ Quiet = Annotated[bool, switch("Output", "--quiet -q", "Show no progress on stan
 Debug = Annotated[bool, switch("Output", "--debug", "Show the traceback of an error.")]
 
 # Machine
+CacheSize = Annotated[
+    str,
+    option(
+        "Machine",
+        "--cache-size",
+        "SIZE",
+        "Keep activations and SAEs for later runs, at most this much of them. 0: keep and use none.",
+    ),
+]
 Device = Annotated[
     str,
     option("Machine", "--device", "NAME", "cpu, cuda, cuda:1, mps and so on. auto: an accelerator if there is one."),

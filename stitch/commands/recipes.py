@@ -7,7 +7,16 @@ import typer
 
 from stitch.errors import UsageError
 
-NOT_IN_RECIPES = {"recipe", "help", "quiet", "debug", "as_json", "overwrite", "resume"}  # how to run, not what
+NOT_IN_RECIPES = {
+    "recipe",
+    "cache_size",
+    "help",
+    "quiet",
+    "debug",
+    "as_json",
+    "overwrite",
+    "resume",
+}  # how to run, not what
 
 
 def use_recipe(ctx: typer.Context, value: Path | None) -> Path | None:

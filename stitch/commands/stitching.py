@@ -92,6 +92,7 @@ def join(
     ] = False,
     seed: o.Seed = 0,
     memory: o.Memory = "4G",
+    cache_size: o.CacheSize = "10G",
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",
     out: Annotated[Path | None, o.out_folder("named after models and blocks, such as gpt2-3-llama-4")] = None,
@@ -115,8 +116,9 @@ def join(
         model_a, model_b, layer, layer_b=first_b, native=native, text=text, tokens=tokens, held_out=held_out,
         context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
         matching=matching, translation=translation, seam_bytes=seam_bytes, ngrams=ngrams, routes=routes,
-        reference_steps=reference_steps, brief=brief, seed=seed, memory=memory, device=device, dtype=dtype,
-        out=out or NAMED, push=push, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code, quiet=quiet,
+        reference_steps=reference_steps, brief=brief, seed=seed, memory=memory, cache_size=cache_size, device=device,
+        dtype=dtype, out=out or NAMED, push=push, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code,
+        quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)
 

@@ -20,7 +20,7 @@ from stitch.files.output import check_output
 from stitch.files.shards import Held, Stored, stored_tensors, write_shards
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.modeling import modeling_composite
-from stitch.modeling.modeling_composite import StitchConfig, StitchForCausalLM
+from stitch.modeling.modeling_composite import StitchBaseModel, StitchConfig, StitchForCausalLM
 from stitch.models.anatomy import Anatomy, anatomy_of, dotted
 from stitch.translation.module import translation_tensors
 from stitch.translation.types import Translation
@@ -123,6 +123,7 @@ def _config_json(config: StitchConfig) -> str:
     content["architectures"] = [StitchForCausalLM.__name__]
     content["auto_map"] = {
         "AutoConfig": f"modeling_composite.{StitchConfig.__name__}",
+        "AutoModel": f"modeling_composite.{StitchBaseModel.__name__}",
         "AutoModelForCausalLM": f"modeling_composite.{StitchForCausalLM.__name__}",
     }
     content.pop("_name_or_path", None)

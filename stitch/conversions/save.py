@@ -6,10 +6,11 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from stitch.conversions.report import model_card
+from stitch.conversions.report import footnotes, model_card, table
 from stitch.files.folders import to_json
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.model import Model
+from stitch.pages.conversion import conversion_page
 
 
 def save_stock(net: PreTrainedModel, donor: Model, folder: Path, report: dict) -> None:
@@ -18,12 +19,13 @@ def save_stock(net: PreTrainedModel, donor: Model, folder: Path, report: dict) -
 
 
 def save(donor: Model, folder: Path, report: dict, write: Callable[[Path], object]) -> None:
-    """Calls `write` for config, weights and modeling code if needed, then adds tokenizer, report and model card."""
+    """Calls `write` for config, weights and modeling code if needed, then adds tokenizer, report, page and model card."""
 
     folder.mkdir(parents=True, exist_ok=True)
     write(folder)
     copy_tokenizer(donor.folder, folder)
     (folder / "report.json").write_bytes(to_json(report))
+    (folder / "report.html").write_bytes(conversion_page(report, table(report), footnotes(report)))
     (folder / "README.md").write_bytes(model_card(report, remote_code=_needs_code(folder)))
 
 

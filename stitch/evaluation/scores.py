@@ -4,7 +4,7 @@ All rows of a table are scored on the same windows with the same reference logit
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stitch.errors import StitchError
+from stitch.evaluation.bins import Bins
 from stitch.evaluation.intervals import effective_number, ratio_interval
 from stitch.text.windows import Windows
 
@@ -32,7 +33,7 @@ class Scores:
     """A row's sums per document: nats of cross-entropy, nats of KL(reference ‖ row), top-1 agreements, predicted tokens.
 
     `sample` has the tokens that the row was scored on, where the sums were carried over from a part of the text
-    (`carried_over`).
+    (`carried_over`). `binned` has the nats by bin, for rows that they were asked for.
     """
 
     nats: Float[Tensor, " documents"]
@@ -40,6 +41,7 @@ class Scores:
     agreements: Float[Tensor, " documents"] | None
     tokens: Float[Tensor, " documents"]
     sample: Float[Tensor, " documents"] | None = None
+    binned: Float[Tensor, "bins documents"] | None = None
 
     @property
     def ce(self) -> float:
@@ -71,7 +73,7 @@ class Scores:
 
         return Scores(
             self.nats + other.nats, both(self.kl, other.kl), both(self.agreements, other.agreements),
-            self.tokens + other.tokens,
+            self.tokens + other.tokens, binned=both(self.binned, other.binned),
         )  # fmt: skip
 
     def row(self, name: str) -> dict:
@@ -164,6 +166,8 @@ def evaluate(
     reference: Logits | None = None,
     memory: int = 2**30,
     part: range | None = None,
+    bins: Bins | None = None,
+    binned: Collection[str] = (),
     progress: Callable[[str, int, int], None] | None = None,
     task: str = "evaluation (tokens)",
 ) -> dict[str, Scores]:
@@ -171,11 +175,12 @@ def evaluate(
 
     KL and top-1 agreement compare a row with the distribution of `reference`.
     Position 0 (BOS) predicts the first token; the last position of a window predicts nothing. Logits beyond `vocabulary`, which
-    are padding rows of an embedding, are left out. `memory` is in bytes.
+    are padding rows of an embedding, are left out. `memory` is in bytes. Of the rows in `binned`, nats are also summed by `bins`.
     Raises: StitchError when a row's logits are not finite.
     """
     documents = int(windows.document.max()) + 1
     sums = {name: torch.zeros(4, documents, dtype=torch.float64) for name in rows}
+    by_bin: dict[str, Tensor] = {}
     for batch in batches(windows, vocabulary, memory, range(len(windows.ids)) if part is None else part):
         owner = windows.document[batch.rows][:, 1:].flatten().long()
         target = batch.ids[:, 1:].flatten()
@@ -187,11 +192,17 @@ def evaluate(
             if not torch.isfinite(columns[0]).all():
                 raise StitchError(f"logits must be finite; {name} gives NaN or infinity: try `dtype=fp32`.")
             sums[name].index_add_(1, owner, columns.double().cpu())
+            if bins is not None and name in binned:
+                by_bin[name] = by_bin.get(name, 0) + bins.sums(batch.ids, owner, columns[0], documents)
         if progress:
             progress(task, batch.rows.stop * windows.context, windows.tokens)
     return {
         name: Scores(
-            total[0], None if reference is None else total[1], None if reference is None else total[2], total[3]
+            total[0],
+            None if reference is None else total[1],
+            None if reference is None else total[2],
+            total[3],
+            binned=by_bin.get(name),
         )
         for name, total in sums.items()
     }

@@ -10,6 +10,7 @@ from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, bridged
 from stitch.config import CompleteSettings
 from stitch.errors import UsageError
+from stitch.evaluation.bins import Bins
 from stitch.evaluation.racing import FIRST, near_the_best, race, race_against
 from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.stage import Stage
@@ -98,9 +99,10 @@ def evaluate_all(
     bridges: Mapping[str, Bridge] = MappingProxyType({}),
     alternatives: Mapping[str, Logits] = MappingProxyType({}),
     whole: Collection[str] = (),
+    bins: Bins | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Scores]:
-    """Scores of all rows of the report.
+    """Scores of all rows of the report; those of rows scored on all text also by `bins`.
 
     They are the models, all translations, bridges, references and alternatives, and those floors, ceilings and nulls that
     `wants` accepts. Alternatives, bridges, headline rows and those of `whole` are scored on all text; the others until they
@@ -131,9 +133,10 @@ def evaluate_all(
     def score(names: list[str], part: range) -> dict[str, Scores]:
         some = {name: rows[name] for name in names}
         return evaluate(
-            some, windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, part=part, progress=progress
+            some, windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, part=part, bins=bins,
+            binned=always, progress=progress,
         )  # fmt: skip
 
-    always = {*whole, *bridges, *alternatives, *(row.name for row in registry.ROWS if row.headline)}
+    always = {"composite", *whole, *bridges, *alternatives, *(row.name for row in registry.ROWS if row.headline)}
     first = max(LEAST_WINDOWS, -(-FIRST // windows.context))
     return race_against("composite", rows, score, len(windows.ids), first, always)

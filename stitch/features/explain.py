@@ -4,83 +4,82 @@ Written to the composite's folder: `features.json` for people, `features.safeten
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
 from safetensors.numpy import save
 
+from matching.stream import Batches
 from matching.types import Candidates, Pairs
 from stitch.activations.paired import Paired
-from stitch.features.codes import Codes
+from stitch.features.browse import Decoders, browsable
+from stitch.features.texts import Texts
+from stitch.features.tops import Tops, highest
 
-CONTEXTS, STRONGEST = 3, 4  # texts shown per feature, features of A shown per feature of B
-BEFORE, AFTER = 8, 3  # tokens shown before and after the one a feature fires on
-
-
-@dataclass(frozen=True)
-class Tops:
-    """The highest codes of each feature (0 where there are fewer), and the index of the kept token of each code."""
-
-    values: Float32[np.ndarray, "features n"]
-    tokens: Int64[np.ndarray, "features n"]
+STRONGEST = 4  # features of A shown per feature of B
 
 
 def explain(
-    paired: Paired, codes: Iterable[tuple[Codes, Codes]], graph: Candidates, pairs: Pairs, tokenizer: Any
+    paired: Paired,
+    codes: Batches,
+    graph: Candidates,
+    pairs: Pairs,
+    tokenizer,
+    decoders: Decoders | None = None,
 ) -> dict[str, bytes]:
     """Content of the two files, by file name.
 
-    `codes` are those of A and B for the kept tokens of `paired`, in order, as given to `match`; `graph` and `pairs` are its
-    results.
+    `codes` starts the stream of codes of A and B for the kept tokens of `paired`, in order, as given to `match`; `graph` and
+    `pairs` are its results. `decoders` are the decoder rows of A's and B's features.
     """
-    tops_a, tops_b = _tops(codes)
-    texts = _Texts(paired, tokenizer)
+    tops_a, tops_b = highest(codes())
+    texts = Texts(paired, tokenizer)
     features = _features_of_b(graph, pairs, tops_b, texts)
     shown = {item["feature"] for entry in features for item in entry["strongest"]}
     shown |= {int(row) for row in pairs.rows}
+    browsed = browsable(codes, pairs, (tops_a, tops_b), texts, tokenizer, decoders)
     report = {
         "b": features,
-        "a": [{"feature": feature, "contexts": texts.of(tops_a, feature)} for feature in sorted(shown)],
+        "a": [{"feature": feature, "contexts": contexts(tops_a, feature, texts)} for feature in sorted(shown)],
         "contexts": "the token a feature fires on stands between « and »",
+        **browsed,
     }
-    return {
-        "features.json": (json.dumps(report, ensure_ascii=False, indent=1) + "\n").encode(),
-        "features.safetensors": save(_tensors(graph, pairs)),
-    }
+    return {"features.json": one_line_each(report), "features.safetensors": save(_tensors(graph, pairs))}
 
 
-class _Texts:
-    """The text around the tokens that a feature fires on."""
-
-    def __init__(self, paired: Paired, tokenizer: Any):
-        self._ids, self._tokenizer = paired.a.windows.ids, tokenizer
-        self._places = paired.keep.flatten().nonzero()[:, 0].numpy()  # kept token → index in the flattened windows
-
-    def of(self, tops: Tops, feature: int) -> list[dict]:
-        """The highest codes of a feature, each with its text."""
-        return [
-            {"code": round(float(value), 4), "text": self._around(int(self._places[token]))}
-            for value, token in zip(tops.values[feature], tops.tokens[feature], strict=True)
-            if value > 0
-        ]
-
-    def _around(self, place: int) -> str:
-        window, position = divmod(place, self._ids.shape[1])
-        ids, decode = self._ids[window].tolist(), self._tokenizer.decode
-        before, after = ids[max(1, position - BEFORE) : position], ids[position + 1 : position + 1 + AFTER]
-        return decode(before) + "«" + decode([ids[position]]) + "»" + decode(after)
+def contexts(tops: Tops, feature: int, texts: Texts) -> list[dict]:
+    """The highest codes of a feature, each with its text."""
+    return [
+        {"code": round(float(value), 4), "text": texts.around(int(token))}
+        for value, token in zip(tops.values[feature], tops.tokens[feature], strict=True)
+        if value > 0
+    ]
 
 
-def _features_of_b(graph: Candidates, pairs: Pairs, tops: Tops, texts: _Texts) -> list[dict]:
+def one_line_each(report: dict) -> bytes:
+    """JSON with a line for every entry of a list, so that a feature is found with `grep`."""
+
+    def text(value) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    parts = [
+        f"{text(key)}: " + ("[\n " + ",\n ".join(map(text, value)) + "\n]" if isinstance(value, list) else text(value))
+        for key, value in report.items()
+    ]
+    return ("{" + ",\n".join(parts) + "}\n").encode()
+
+
+def _features_of_b(graph: Candidates, pairs: Pairs, tops: Tops, texts: Texts) -> list[dict]:
     """An entry for each feature of B: its texts, its partner in the matching, its most correlated features of A."""
     strongest = _strongest(graph)
     pair_of = {int(col): number for number, col in enumerate(pairs.cols)}
     features = []
     for feature in range(graph.shape[1]):
-        entry: dict = {"feature": feature, "contexts": texts.of(tops, feature), "match": None, "strongest": []}
+        entry: dict = {
+            "feature": feature,
+            "contexts": contexts(tops, feature, texts),
+            "match": None,
+            "strongest": [],
+        }
         if (number := pair_of.get(feature)) is not None:
             entry["match"] = {
                 "feature": int(pairs.rows[number]),
@@ -91,37 +90,6 @@ def _features_of_b(graph: Candidates, pairs: Pairs, tops: Tops, texts: _Texts) -
             entry["strongest"].append({"feature": other, "correlation": round(correlation, 4)})
         features.append(entry)
     return features
-
-
-def _tops(codes: Iterable[tuple[Codes, Codes]]) -> tuple[Tops, Tops]:
-    """The highest codes of A's features and of B's, in one pass. There is at least one chunk of codes."""
-    tops: list[Tops | None] = [None, None]
-    seen = 0
-    for chunk in codes:
-        for side, found in enumerate(chunk):
-            tops[side] = _merged(tops[side], found, seen)
-        seen += chunk[0].shape[0]  # pyright: ignore[reportOptionalSubscript]
-    a, b = tops
-    assert a is not None and b is not None, "there are no codes"
-    return a, b
-
-
-def _merged(known: Tops | None, codes: Codes, seen: int) -> Tops:
-    """The highest codes among `known` and `codes`, whose first token has index `seen`. Earlier tokens win ties."""
-    count = codes.shape[1]  # pyright: ignore[reportOptionalSubscript]
-    if known is None:
-        known = Tops(np.zeros((count, CONTEXTS), np.float32), np.zeros((count, CONTEXTS), np.int64))
-    entries = codes.tocoo()
-    higher = entries.data > known.values[entries.col, -1]  # after the first chunks, few codes are
-    features = np.concatenate([np.repeat(np.arange(count), CONTEXTS), entries.col[higher]])
-    values = np.concatenate([known.values.ravel(), entries.data[higher]])
-    tokens = np.concatenate([known.tokens.ravel(), entries.row[higher] + seen])
-    order = np.lexsort((tokens, -values, features))
-    features = features[order]
-    rank = np.arange(len(features)) - np.searchsorted(features, features)
-    kept = order[rank < CONTEXTS]
-    shape = (count, CONTEXTS)
-    return Tops(values[kept].reshape(shape).astype(np.float32), tokens[kept].reshape(shape).astype(np.int64))
 
 
 def _strongest(graph: Candidates) -> dict[int, list[tuple[int, float]]]:

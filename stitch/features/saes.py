@@ -1,7 +1,11 @@
 """SAEs of both sites: trained together in one pass over the activations, or loaded, and measured on held-out tokens."""
 
+import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -14,7 +18,10 @@ from sae.storage import load, save
 from sae.trainer import train_sites
 from sae.types import Dictionary
 from stitch.activations.paired import Paired
+from stitch.files.store import Store
 from stitch.progress import Progress
+
+KIND = "saes"  # in the store
 
 
 @dataclass(frozen=True)
@@ -60,27 +67,37 @@ def train(
     snapshots: Path,
     group: int,
     device: torch.device,
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> SAEs:
     """The SAEs that `requests` ask for at the sites "a" and "b" of `fit`, measured on `held_out`.
 
     Missing ones are trained together on shuffled tokens, `group` shards in memory at a time, and saved in SAELens's format.
-    `snapshots` is a folder from which interrupted training resumes.
+    `snapshots` is a folder from which interrupted training resumes. SAEs that `store` has of the same request on the same
+    activations are not trained again.
     Raises: StitchError when the text does not fill one batch; SAEError when an SAE cannot be loaded or training diverges.
     """
     widths = {"a": fit.width_a, "b": fit.width_b}
     missing = {side: request for side, request in requests.items() if request.is_missing}
+    keys = {side: _key(fit, side, request, group, device) for side, request in missing.items()} if store else {}
+    if store:
+        missing = {
+            side: request for side, request in missing.items() if not store.get(KIND, keys[side], request.folder)
+        }
     if missing:
         trained = train_sites(
             {side: request.config for side, request in missing.items()},
             {side: widths[side] for side in missing},
             _batches(fit, missing, group),
-            snapshots=snapshots,
+            snapshots=snapshots / "".join(missing),
             device=device,
             progress=_steps_reported(progress),
         )
         for side, sae in trained.items():
-            save(sae, missing[side].folder, missing[side].provenance)
+            provenance = missing[side].provenance
+            save(sae, missing[side].folder, provenance, place_of(provenance["model"], provenance["site"]))
+            if store:
+                store.put(KIND, keys[side], missing[side].folder, f"{provenance['model']}, {provenance['site']}")
     found = {
         side: to_dictionary(load(request.place, width=widths[side], device=str(device)))
         for side, request in requests.items()
@@ -89,6 +106,28 @@ def train(
     quality = {side: measure(found[side], streams[side]) for side in requests}
     configs = {side: request.config for side, request in requests.items()}
     return SAEs(found["a"], found["b"], quality["a"], quality["b"], configs["a"], configs["b"])
+
+
+def _key(fit: Paired, side: str, request: SAERequest, group: int, device: torch.device) -> str:
+    """A hash of everything that a trained SAE and its files depend on."""
+    streams, site = (fit.a, fit.site_a) if side == "a" else (fit.b, fit.site_b)
+    tensors = (streams.windows.ids, fit.keep)
+    what = {
+        "identity": streams.identity, "site": site, "per_shard": fit.a.per_shard, "group": group, "device": device.type,
+        "config": dataclasses.asdict(request.config), "provenance": request.provenance,
+        "sae_lens": version("sae-lens"), "tokens": [sha256(one.numpy().tobytes()).hexdigest() for one in tensors],
+    }  # fmt: skip
+    return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def place_of(model: str, site: str) -> dict[str, str]:
+    """Where an SAE belongs, in SAELens's words. `site` is resid_pre.N, where N may be the number of blocks.
+
+    So the hook is the output of the block before: it is the same stream, and the last block has one as well.
+    """
+    block = int(site.removeprefix("resid_pre."))
+    hook = f"blocks.{block - 1}.hook_resid_post" if block else "blocks.0.hook_resid_pre"
+    return {"model_name": model, "hook_name": hook}
 
 
 def _batches(fit: Paired, missing: dict[str, SAERequest], group: int) -> Callable[[int], Iterator[dict[str, Tensor]]]:

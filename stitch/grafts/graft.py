@@ -21,6 +21,7 @@ from stitch.grafts.neurons import units
 from stitch.grafts.plan import Plan, make_plan
 from stitch.grafts.positions import CODE_PLANES
 from stitch.grafts.rearranged import rearranged_circuit
+from stitch.grafts.report import plan_notes, plan_tables, result_notes, result_tables
 from stitch.grafts.trained import beside_trained_stream
 from stitch.grafts.write import write
 from stitch.internals import weights
@@ -29,6 +30,7 @@ from stitch.models.device import torch_device
 from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.sources import resolve
+from stitch.pages.graft import graft_page
 from stitch.progress import Progress
 from stitch.text.tokenizers import require_same_ids
 
@@ -285,3 +287,5 @@ def _save(host: Model, donor: Model, folder: Path, report: dict) -> None:
     host.net.save_pretrained(folder)
     copy_tokenizer(donor.folder, folder)
     (folder / "graft.json").write_text(json.dumps(report, indent=2) + "\n")
+    page = graft_page(report, plan_tables(report), plan_notes(report), result_tables(report), result_notes(report))
+    (folder / "report.html").write_bytes(page)

@@ -76,10 +76,15 @@ def result_notes(report: dict) -> list[str]:
     if report["trained"]:
         before, after = report["text"]["results"]
         lines.append(
-            f"Perplexity of the host on {report['text']['tokens']:,} tokens of held-out text: {math.exp(before['ce']):.2f}, with "
-            f"the graft {math.exp(after['ce']):.2f} ({after['ce'] - before['ce']:+.4f} nats)."
+            f"Perplexity of the host on {report['text']['tokens']:,} tokens of held-out text: {_perplexity(before)}, with "
+            f"the graft {_perplexity(after)} ({after['ce'] - before['ce']:+.4f} nats)."
         )
     return lines
+
+
+def _perplexity(scores: dict) -> str:
+    found = math.exp(min(scores["ce"], 700.0))  # a spoilt host may have more nats than a float has room for
+    return f"{found:.2f}" if found < 1e5 else f"{found:.1e}"
 
 
 def _arranged(donor: str, arrangement: dict) -> str:

@@ -25,14 +25,15 @@ from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.sources import Source, resolve
+from stitch.pages.chain import chain_files
 from stitch.progress import Progress
-from stitch.report.card import model_card
+from stitch.report.card import PICTURE, model_card
 from stitch.report.chain import chain_report
 from stitch.text.tokenizers import require_same_ids
 
 PER_SEAM = ("model_a", "model_b", "layer", "layer_b", "sae_a", "sae_b", "native")
 # What is kept of an earlier seam's folder: all but the checkpoint, as the next composite contains it.
-KEPT = ("report.json", "features.json", "features.safetensors", "sae-a", "sae-b")
+KEPT = ("report.json", "report.html", "features.json", "features.safetensors", "sae-a", "sae-b")
 
 
 def chain(
@@ -75,7 +76,9 @@ def chain(
             os.replace(scratch / f"seam-{len(seams)}", output)
             for number in range(1, len(seams)):
                 keep_seam(scratch / f"seam-{number}", output / f"seam-{number}")
-            (output / "README.md").write_bytes(model_card(report))
+            page = chain_files(report, (output / "features.json").read_bytes())
+            for name, content in {"README.md": model_card(report, picture=PICTURE in page), **page}.items():
+                (output / name).write_bytes(content)
             (output / "report.json").write_bytes(to_json(report))
             return report
 

@@ -13,12 +13,14 @@ from stitch.errors import UsageError
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, mean_of, whole_model
 from stitch.files.job import Job, run
+from stitch.files.recipe import recipe
 from stitch.files.workspace import short_name
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_folder import write_sweep
 from stitch.layers.depth import PLAIN, DepthCell, score_depth, splices
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
+from stitch.pages.depth import depth_page
 from stitch.progress import Progress
 from stitch.report.depth_card import depth_card
 from stitch.report.depth_figure import draw_depth
@@ -57,9 +59,9 @@ def sweep_depth(
 ) -> tuple[dict, Path]:
     """Removes every range of 1 to depth // 3 blocks of `model`, or of the `lengths`, and with `repeat` also repeats it.
 
-    Writes report.json, README.md and depth.png to `out`; returns the report and the folder. Ranges are compared on a part of the
-    sweep split; the best of each length, and random others, are scored on the report split. After an interrupt, `resume` keeps
-    the activations already on disk.
+    Writes report.json, report.html, README.md and depth.png to `out`; returns the report and the folder. Ranges are compared on a
+    part of the sweep split; the best of each length, and random others, are scored on the report split. After an interrupt,
+    `resume` keeps the activations already on disk.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
     require_matplotlib()
@@ -80,7 +82,8 @@ def sweep_depth(
         def make(scratch: Path, output: Path) -> dict:
             report = _make(completed, loaded, tried, repeat, scratch.resolve(), progress)
             report["provenance"] = {**provenance(completed.to_dict(), loaded, loaded, sources), "settings": request}
-            write_sweep(output, report, depth_card, draw_depth, "depth.png")
+            report["recipe"] = {**recipe("sweep", report["provenance"], without=("held_out", "seed")), "depth": True}
+            write_sweep(output, report, depth_card, depth_page, draw_depth, "depth.png")
             return report
 
         return Job(make=make, request=request, name=f"{short_name(loaded.name)}-depth")

@@ -9,12 +9,16 @@ from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose, stitch_config
 from stitch.composite.costs import Costs
 from stitch.config import AnySettings, CompleteSettings, Settings
+from stitch.evaluation.bins import Bins
+from stitch.evaluation.breakdown import breakdown
 from stitch.evaluation.row_costs import row_costs
 from stitch.evaluation.scoring import choose, evaluate_all, stage, train_references
 from stitch.evaluation.unseen import loss_at_unseen
 from stitch.features.explain import explain
 from stitch.files.folders import to_json
 from stitch.files.job import Clock, Job, run
+from stitch.files.recipe import recipe
+from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Means
 from stitch.frontier.collect import alternatives
@@ -36,8 +40,9 @@ from stitch.jobs.stages import (
 from stitch.layers.choose import choose_layer
 from stitch.models.model import Model
 from stitch.models.sources import Source
+from stitch.pages.join import join_files
 from stitch.progress import Progress
-from stitch.report.card import model_card
+from stitch.report.card import PICTURE, model_card
 from stitch.report.pair import Joined, pair_report
 from stitch.text.documents import SPLITS, Split
 from stitch.translation.types import Translation
@@ -49,12 +54,14 @@ def stitch(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    store: Store | None = None,
     progress: Progress | None = None,
     loaded: tuple[Model, Model, dict[str, Source]] | None = None,
 ) -> tuple[dict, Path]:
     """Joins two models as `settings` say and writes the composite to `out`. Returns its report and folder.
 
-    `loaded` are the models and their sources as `load_pair` returns them; they are then not loaded by the names in `settings`.
+    Activations and SAEs of earlier runs are taken from `store`, and those of this one kept in it. `loaded` are the models and
+    their sources as `load_pair` returns them; they are then not loaded by the names in `settings`.
     After an interrupt the same call with `resume` continues and gives the same bytes.
     Raises: UsageError when the request cannot be met; StitchError, SAEError or MatchError when the work fails. Either way
     nothing is left on disk.
@@ -74,7 +81,7 @@ def stitch(
             asked = complete(settings, pair.a, pair.b)
 
         def make(scratch: Path, output: Path) -> dict:
-            return _make(asked, pair, scratch, output, clock, progress)
+            return _make(asked, pair, scratch, output, clock, store, progress)
 
         name = f"{short_name(pair.a.name)}-{asked.layer}-{short_name(pair.b.name)}-{asked.layer_b}"
         return Job(make=make, request=asked.to_dict(), name=name)
@@ -97,6 +104,7 @@ def _make(
     scratch: Path,
     output: Path,
     clock: Clock,
+    store: Store | None,
     progress: Progress | None,
 ) -> dict:
     """Runs all stages, from the text to the finished folder `output`, and returns the report."""
@@ -114,13 +122,14 @@ def _make(
     with clock.stage("activations"):
         paired: dict[Split, Paired] = {}
         for split in SPLITS:
-            paired[split] = harvest_pair(settings, a, b, windows[split], scratch / split, progress)
+            paired[split] = harvest_pair(settings, a, b, windows[split], scratch / split, progress, store)
     with clock.stage("saes"):
-        saes = train_pair(settings, a, b, paired, scratch, pair.sources, progress)
+        saes = train_pair(settings, a, b, paired, scratch, pair.sources, progress, store)
     with clock.stage("matching"):
         matching = match_pair(settings, paired["fit"], saes, scratch, progress)
         codes = codes_of_pair(settings, paired["fit"], saes, scratch)
-        explained = explain(paired["fit"], codes(), matching.graph, matching.pairs, b.tokenizer)
+        decoders = saes.a.decoder, saes.b.decoder
+        explained = explain(paired["fit"], codes, matching.graph, matching.pairs, b.tokenizer, decoders)
     with clock.stage("translations"):
         fitted = translate_pair(settings, a, b, paired, saes, matching, progress)
         bridges = bridge_pair(settings, a, b, paired, progress)
@@ -142,9 +151,10 @@ def _make(
     with clock.stage("evaluation"):
         composite = compose(a, b, *settings.sites, written)
         on = stage(settings, a, b, paired["report"])
+        bins = Bins.of(windows["fit"], settings.context, on.vocabulary)
         scores = evaluate_all(
             on, composite, fitted, saes, wants=settings.wants, references=references, bridges=bridges,
-            alternatives={name: found.logits for name, found in rivals.items()}, whole=[chosen], progress=progress,
+            alternatives={name: found.logits for name, found in rivals.items()}, whole=[chosen], bins=bins, progress=progress,
         )  # fmt: skip
         unseen = loss_at_unseen(on, written, progress)
 
@@ -155,13 +165,19 @@ def _make(
     )  # fmt: skip
     report = pair_report(settings, found)
     report["provenance"]["settings"] = asked.to_dict()
+    report["recipe"] = recipe("join", report["provenance"])
+    shown = dict.fromkeys(["a", "b", "composite", *report["verdict"]["rivals"][:1]])
+    report["breakdown"] = breakdown(bins, scores, shown, windows["report"])
     report["look_ups"] = {**fitted.look_ups, "unseen": unseen}
     if layer_choice is not None:
         report["layer_choice"] = layer_choice
+    with clock.stage("page"):
+        page = join_files(report, explained["features.json"])
     with clock.stage("writing"):
-        files = {"README.md": model_card(report), **explained}
+        files = {"README.md": model_card(report, picture=PICTURE in page), **explained, **page}
         _write(output, pair, settings, written, files, scratch)
     report["seconds"] = clock.seconds
+    report["cache"] = {} if store is None else {"reused": store.reused, "made": store.missed}
     (output / "report.json").write_bytes(to_json(report))
     return report
 

@@ -13,6 +13,8 @@ from stitch.composite.splice import Splice
 from stitch.composite.surgery import TRANSLATIONS, Bridge, bridged, described, parameters_of, why_not_foldable
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
+from stitch.evaluation.bins import Bins
+from stitch.evaluation.breakdown import breakdown
 from stitch.evaluation.comparisons import differences, ranked
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Logits, Scores, evaluate, mean_of
@@ -20,16 +22,18 @@ from stitch.evaluation.scoring import stage
 from stitch.evaluation.stage import Stage
 from stitch.files.folders import to_json
 from stitch.files.job import Clock, Job, run
+from stitch.files.recipe import recipe
 from stitch.files.workspace import short_name
 from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
 from stitch.models.flops import block_parameters
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
 from stitch.models.sources import Source
+from stitch.pages.join import join_files
 from stitch.progress import Progress
 from stitch.regression.moments import accumulate
 from stitch.regression.ridge import ridge
-from stitch.report.card import model_card
+from stitch.report.card import PICTURE, model_card
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
 from stitch.translation import rows
@@ -105,13 +109,17 @@ def _make(
     with clock.stage("choice"):
         chosen = _choose(settings, bridges, stage(settings, model, model, paired["sweep"]), progress)
     with clock.stage("evaluation"):
+        bins = Bins.of(windows["fit"], settings.context, model.config.vocab_size)
         scores = _evaluate(
-            stage(settings, model, model, paired["report"]), bridges, adapters, chosen, settings.seed, progress
+            stage(settings, model, model, paired["report"]), bridges, adapters, chosen, settings.seed, bins, progress
         )
     report = _surgery_report(settings, model, sources, windows, bridges, chosen, scores)
+    report["breakdown"] = breakdown(bins, scores, ("b", "composite"), windows["report"])
     with clock.stage("writing"):
         changed = parameters_of(with_blocks(model, splice.order), bridges[chosen])
-        write_native(output, model, splice.order, changed, extra_files={"README.md": model_card(report)})
+        page = join_files(report)
+        files = {"README.md": model_card(report, picture=PICTURE in page), **page}
+        write_native(output, model, splice.order, changed, extra_files=files)
     report["seconds"] = clock.seconds
     (output / "report.json").write_bytes(to_json(report))
     return report
@@ -159,6 +167,7 @@ def _evaluate(
     adapters: dict[str, Translation],
     chosen: str,
     seed: int,
+    bins: Bins,
     progress: Progress | None,
 ) -> dict[str, Scores]:
     """Scores of the whole model, every bridge, other ranges, and the adapters that a composite would have instead."""
@@ -167,8 +176,9 @@ def _evaluate(
     others = Splice(on.a.depth, on.site_a, on.site_b).drawn(DRAWS, seed)
     rows |= {other.in_words: on.whole(with_blocks(on.a, other.order).net) for other in others}
     scores = evaluate(
-        rows, on.windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, progress=progress
-    )
+        rows, on.windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, bins=bins, binned=("b", chosen),
+        progress=progress,
+    )  # fmt: skip
     draws = [scores.pop(other.in_words) for other in others]
     return {
         "a": scores["b"],
@@ -212,6 +222,7 @@ def _surgery_report(
     compared = {
         name: "composite" if name.startswith("reference:") else other for name, other in rows.compared_with().items()
     }
+    surroundings = provenance(settings.to_dict(), model, model, sources)
     return {
         "models": {"a": model.name, "b": model.name},
         "site": {"a": settings.layer, "b": settings.layer_b},
@@ -232,5 +243,6 @@ def _surgery_report(
         "differences": differences(scores, compared),
         "chosen": chosen.partition(":")[2],
         "seconds": {},
-        "provenance": provenance(settings.to_dict(), model, model, sources),
+        "provenance": surroundings,
+        "recipe": recipe("join", surroundings),
     }

@@ -18,6 +18,7 @@ from stitch.errors import UsageError
 from stitch.features.codes import code_stream
 from stitch.features.matching import Matching, match
 from stitch.features.saes import SAERequest, SAEs, train
+from stitch.files.store import Store
 from stitch.layers.choose import check_choosable
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
@@ -143,16 +144,22 @@ def read_windows(
 
 
 def harvest_pair(
-    settings: CompleteSettings, a: Model, b: Model, windows: Windows, folder: Path, progress: Progress | None = None
+    settings: CompleteSettings,
+    a: Model,
+    b: Model,
+    windows: Windows,
+    folder: Path,
+    progress: Progress | None = None,
+    store: Store | None = None,
 ) -> Paired:
-    """Writes the activations of both sites to `folder`, in one pass when A is B."""
+    """Writes the activations of both sites to `folder`, in one pass when A is B; those that `store` has are taken from there."""
     early = [*earlier_sites(settings.layer), settings.layer]
     sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b)}) if a is b else early
     width = sum(map(a.width_at, sites)) + (0 if a is b else b.width)
     per_shard = windows_per_shard(windows.context, width, a.dtype, settings.memory)
 
     def one(model: Model, sites: list[int], name: str) -> Activations:
-        return harvest(model, windows, sites, folder / name, per_shard=per_shard, progress=progress)
+        return harvest(model, windows, sites, folder / name, per_shard=per_shard, store=store, progress=progress)
 
     if a is b:
         both = one(a, sites, "ab")
@@ -204,8 +211,12 @@ def train_pair(
     work: Path,
     sources: dict[str, Source],
     progress: Progress | None = None,
+    store: Store | None = None,
 ) -> SAEs:
-    """The SAEs of both sites: loaded where the settings name one, otherwise trained together, with files in `work`."""
+    """The SAEs of both sites: loaded where the settings name one, otherwise trained together, with files in `work`.
+
+    Those that `store` has of an earlier run are taken from there.
+    """
     configs = sae_configs(settings, a, b, paired["fit"])
     sites = {"a": settings.layer, "b": settings.layer_b}
     given = {"a": settings.sae_a, "b": settings.sae_b}
@@ -230,6 +241,7 @@ def train_pair(
         snapshots=work / "sae-snapshots",
         group=4,
         device=a.device,
+        store=store,
         progress=progress,
     )
     if settings.features is not None and settings.sae_a is None:

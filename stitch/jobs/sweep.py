@@ -13,6 +13,7 @@ from stitch.errors import UsageError
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.files.job import Job, run
+from stitch.files.recipe import recipe
 from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Means
 from stitch.frontier.own_tables import at_every_depth
@@ -24,6 +25,7 @@ from stitch.jobs.sweep_tasks import harvest_on, score_on
 from stitch.layers.cells import Cell, Harvest, Side, harvest_all, score_cells
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
+from stitch.pages.sweep import sweep_page
 from stitch.progress import Progress
 from stitch.report.sweep_card import sweep_card
 from stitch.report.sweep_figure import draw_sweep, require_matplotlib
@@ -56,7 +58,7 @@ def sweep(
     cluster: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
-    """Joins the two models at every pair of layers and writes report.json, README.md and sweep.png to `out`.
+    """Joins the two models at every pair of layers and writes report.json, report.html, README.md and sweep.png to `out`.
 
     Returns the report and the folder. λ and every choice (fronts, best layers) come from the sweep split, all numbers shown from
     the report split. After an interrupt, `resume` keeps the activations already on disk.
@@ -82,7 +84,8 @@ def sweep(
         def make(scratch: Path, output: Path) -> dict:
             report = _make(completed, {"a": a, "b": b}, scratch.resolve(), cluster, progress)
             report["provenance"] = {**provenance(completed.to_dict(), a, b, sources), "settings": request}
-            write_sweep(output, report, sweep_card, draw_sweep, "sweep.png")
+            report["recipe"] = recipe("sweep", report["provenance"], without=("held_out", "seed"))
+            write_sweep(output, report, sweep_card, sweep_page, draw_sweep, "sweep.png")
             return report
 
         return Job(make=make, request=request, name=f"{short_name(a.name)}-{short_name(b.name)}-sweep")

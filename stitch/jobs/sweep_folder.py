@@ -1,4 +1,4 @@
-"""The folder of a sweep: report.json, a card and a picture."""
+"""The folder of a sweep: report.json, a page, a card and a picture."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +7,15 @@ from stitch.files.folders import to_json
 
 
 def write_sweep(
-    folder: Path, report: dict, card: Callable[[dict], bytes], draw: Callable[[dict, Path], None], picture: str
+    folder: Path,
+    report: dict,
+    card: Callable[[dict], bytes],
+    page: Callable[[dict], bytes],
+    draw: Callable[[dict, Path], None],
+    picture: str,
 ) -> None:
     folder.mkdir()
     (folder / "report.json").write_bytes(to_json(report))
     (folder / "README.md").write_bytes(card(report))
+    (folder / "report.html").write_bytes(page(report))
     draw(report, folder / picture)

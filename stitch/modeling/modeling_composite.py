@@ -10,6 +10,7 @@ final norm, B's embedding and B's learned positions. A may itself be a composite
 length consists of two halves, the first of which is a chain with one part fewer.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,9 @@ class StitchConfig(PreTrainedConfig):
     If A is a composite, `a_config` is a `StitchConfig` too, and sites of A count all its blocks.
     `seam` lists the modules of the halves that are replaced, as dotted paths: {"a_identity": [...], "b_identity": [...],
     "b_zero": [...]}. `translation` is the config of `TranslationModule`.
+    `train_seam_only`: `from_pretrained` freezes both halves, so that training changes the translation alone.
+    `hidden_size` and `num_attention_heads` are those of the last part, whose states the model returns.
+    `max_position_embeddings` is the longest context that all parts accept.
     """
 
     model_type = "stitch"
@@ -41,6 +45,7 @@ class StitchConfig(PreTrainedConfig):
         site_b: int = 0,
         seam: Any = None,
         translation: Any = None,
+        train_seam_only: bool = False,
         **kwargs,
     ):
         a_config, b_config = config_of(a_config), config_of(b_config)
@@ -48,6 +53,7 @@ class StitchConfig(PreTrainedConfig):
         self.site_a, self.site_b = site_a, site_b
         self.seam = seam or {"a_identity": [], "b_identity": [], "b_zero": []}
         self.translation = translation
+        self.train_seam_only = train_seam_only
         # `generate` needs the number of cache layers, one per block, and B's vocabulary and special tokens.
         kwargs = {**kwargs, "tie_word_embeddings": False}
         kwargs.pop("per_layer_config", None)
@@ -57,10 +63,19 @@ class StitchConfig(PreTrainedConfig):
             kwargs["vocab_size"] = b_config.vocab_size
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.setdefault(name, getattr(b_config, name, None))
+            parts = [*parts_of(a_config), b_config]
+            kwargs["hidden_size"], kwargs["num_attention_heads"] = b_config.hidden_size, b_config.num_attention_heads
+            kwargs["max_position_embeddings"] = min(part.max_position_embeddings for part in parts)
+            if (cap := getattr(b_config, "final_logit_softcapping", None)) is not None:
+                kwargs["final_logit_softcapping"] = cap  # for trainers that apply the head themselves
         self.num_hidden_layers = kwargs["num_hidden_layers"] = len(windows)
         if any(window is not None for window in windows):
             kwargs["per_layer_config"] = {block: {"sliding_window": window} for block, window in enumerate(windows)}
         super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        _tell_peft(self)  # PEFT calls this method just before it looks for the layers to train
+        return super().to_dict()
 
 
 def config_of(given: Any) -> Any:
@@ -79,6 +94,29 @@ def parts_of(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
         yield config.b_config
     else:
         yield config
+
+
+def copy_sizes(source: Any, target: Any) -> None:
+    """Writes the size of the vocabulary, and of the look-ups of a composite, from one config to another of the same model."""
+    target.vocab_size = source.vocab_size
+    if isinstance(source, StitchConfig):
+        target.translation = source.translation
+        copy_sizes(source.a_config, target.a_config)
+        copy_sizes(source.b_config, target.b_config)
+
+
+def _tell_peft(config: StitchConfig) -> None:
+    """Where PEFT is imported: enters the layers that LoRA trains by default, which are those of the parts' families.
+
+    PEFT finds them in a table by the type of the model, and does not know this one.
+    """
+    peft: Any = sys.modules.get("peft.utils.constants")
+    table = getattr(peft, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", None)
+    if table is None or config.a_config is None or config.b_config is None:
+        return
+    parts = [part for part in parts_of(config) if part.num_hidden_layers]
+    if names := sorted({name for part in parts for name in table.get(part.model_type, [])}):
+        table[config.model_type] = names
 
 
 def sliding_windows(config: PreTrainedConfig) -> list[int | None]:
@@ -163,6 +201,17 @@ class TranslationModule(nn.Module):
             y = y + term(inputs)
         return y
 
+    def take_tokens(self, vocabulary: int, config: dict) -> dict:
+        """Makes the look-ups take all ids below `vocabulary`. Returns the config of this module, which was `config`, after that.
+
+        New ids have no n-grams; in tables that have a row for every id they get the mean row, and of classes the most frequent.
+        """
+        terms: list[Any] = [
+            term.take_tokens(vocabulary, entry) if isinstance(term, (TokenTerm, RoutedTerm, NgramTerm)) else entry
+            for term, entry in zip(self.terms, config["terms"], strict=True)
+        ]
+        return {**config, "terms": terms}
+
 
 @dataclass(frozen=True)
 class TranslationInputs:
@@ -229,6 +278,13 @@ class RoutedTerm(ResidualTerm):
         assert self.weight is not None
         classes = self.classes.index_select(0, inputs.ids_ago(0).flatten())
         return by_class(inputs.stream_ago(self.site, self.back), classes, self.weight)
+
+    def take_tokens(self, vocabulary: int, term: dict) -> dict:
+        missing = vocabulary - term["entries"]
+        if missing <= 0:
+            return term
+        self.classes = torch.cat([self.classes, self.classes.mode().values.expand(missing)])
+        return {**term, "entries": vocabulary}
 
 
 FEW_ROWS = (
@@ -300,6 +356,23 @@ class TableTerm(nn.Module):
         found = self.codes[place].float() * self.scales[place].float().unsqueeze(-1)
         return found if self.basis is None else found @ self.basis.float()
 
+    def add_rows(self, count: int) -> None:
+        """Adds `count` rows, each of them the mean of the present ones."""
+        if self.table is not None:
+            self.table = _longer(self.table, self.table.float().mean(0, keepdim=True), count)
+            return
+        assert self.codes is not None and self.scales is not None
+        mean = (self.codes.float() * self.scales.float().unsqueeze(-1)).mean(0, keepdim=True)
+        scale = mean.abs().amax(1).clamp_min(1e-12) / 127
+        self.codes = torch.cat([self.codes, (mean / scale).round().to(torch.int8).expand(count, -1)])
+        self.scales = _longer(self.scales, scale, count)
+
+
+def _longer(parameter: nn.Parameter, row: Tensor, count: int) -> nn.Parameter:
+    """The parameter with `count` copies of `row` at its end."""
+    added = row.to(parameter.dtype).expand(count, *parameter.shape[1:])
+    return nn.Parameter(torch.cat([parameter.detach(), added]), requires_grad=parameter.requires_grad)
+
 
 class TokenTerm(TableTerm):
     """The row of `table` for the id of the token `back` tokens ago.
@@ -321,6 +394,13 @@ class TokenTerm(TableTerm):
         ids = inputs.ids_ago(self.back)
         found = self.rows(ids) if self.keys is None else self._keyed(ids.contiguous(), self.keys, inputs)
         return found if self.back == 0 else found * inputs.reaches(self.back)
+
+    def take_tokens(self, vocabulary: int, term: dict) -> dict:
+        missing = vocabulary - term["entries"]
+        if self.keys is not None or missing <= 0:
+            return term
+        self.add_rows(missing)
+        return {**term, "entries": vocabulary}
 
     def _keyed(self, ids: Tensor, keys: Tensor, inputs: TranslationInputs) -> Tensor:
         place = torch.searchsorted(keys, ids).clamp_max(len(keys) - 1)
@@ -359,6 +439,18 @@ class NgramTerm(TableTerm):
         place = torch.searchsorted(self.keys, key).clamp_max(len(self.keys) - 1)
         known = (self.keys.take(place) == key).unsqueeze(-1) & inputs.reaches(self.back)
         return self.rows(place) * known
+
+    def take_tokens(self, vocabulary: int, term: dict) -> dict:
+        if vocabulary <= self.vocabulary:
+            return term
+        if vocabulary ** (self.back + 1) >= 2**63:
+            raise ValueError(f"n-grams of {self.back + 1} ids must fit 64 bits; got a vocabulary of {vocabulary:,}.")
+        ids, rest = [], self.keys
+        for _ in range(self.back + 1):
+            ids.append(rest % self.vocabulary)
+            rest = rest // self.vocabulary
+        self.keys, self.vocabulary = ngram_keys(ids, vocabulary), vocabulary  # the order of the keys stays the same
+        return {**term, "vocabulary": vocabulary}
 
 
 def ngram_keys(ids: list[Tensor], vocabulary: int) -> Tensor:
@@ -452,6 +544,16 @@ class Stitched(PreTrainedModel):
         self.b = build_late(config.b_config, config.seam, config.site_b)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> Any:
+        """Like any model of transformers. `train_seam_only` of the config, which may be given here, freezes both halves."""
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.train_seam_only:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_("translation" in name.split("."))
+        return loaded
+
     @property
     def histories(self) -> int:
         """Number of cache layers beyond those of the blocks."""
@@ -462,6 +564,50 @@ class Stitched(PreTrainedModel):
 
     def set_input_embeddings(self, value):
         self.a.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+        """Like any model of transformers. Look-ups by token take the new ids as well; removed ids keep their rows there."""
+        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if new_num_tokens is not None or pad_to_multiple_of is not None:
+            self._resize_seams(embedding.weight.shape[0])
+        return embedding
+
+    def _resize_seams(self, vocabulary: int) -> None:
+        """Resizes what `resize_token_embeddings` does not reach: look-ups, heads that only a translation reads, and configs."""
+        if isinstance(self.a, Stitched):
+            self.a._resize_seams(vocabulary)
+        self.config.translation = self.translation.take_tokens(vocabulary, self.config.translation)
+        head = self.b.get_output_embeddings()
+        if isinstance(head, nn.Linear):
+            self.b.set_output_embeddings(self.b._get_resized_lm_head(head, vocabulary))
+        self.b.vocab_size = vocabulary  # some families compute the loss with it
+        for config in (self.a.config, self.b.config, self.config):  # those of the halves are the objects in this one
+            config.vocab_size = vocabulary
+
+    def _start(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        past_key_values: Cache | None,
+        use_cache: bool | None,
+    ) -> tuple[Cache | None, bool, Tensor]:
+        """Checks what a user gave. Returns the cache, whether it is used, and position ids."""
+        if (input_ids is None) == (inputs_embeds is None):
+            given = "neither" if input_ids is None else "both"
+            raise ValueError(f"exactly one of input_ids and inputs_embeds must be given; got {given}.")
+        if input_ids is None and any(
+            module.reads_tokens for module in self.modules() if isinstance(module, TranslationModule)
+        ):
+            raise ValueError("this translation needs token ids; got inputs_embeds: pass input_ids instead.")
+        _refuse_static(past_key_values)
+        if use_cache is None:
+            use_cache = getattr(self.config, "use_cache", True) and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        new: Any = inputs_embeds if input_ids is None else input_ids
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        position_ids = (torch.arange(new.shape[1], device=new.device) + seen).unsqueeze(0)
+        return past_key_values, bool(use_cache), position_ids
 
     def _up_to_late(
         self,
@@ -554,8 +700,45 @@ class StitchModel(Stitched):
         )
 
 
+class StitchBaseModel(StitchModel):
+    """A whole composite without its head, as `AutoModel` loads it. `last_hidden_state` has passed B's final norm."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> Any:
+        """Like any base model of transformers. `hidden_states` are the inputs of the blocks, then `last_hidden_state`."""
+        cache, use_cache, positions = self._start(input_ids, inputs_embeds, past_key_values, use_cache)
+        output = super().forward(
+            input_ids,
+            attention_mask,
+            cache,
+            inputs_embeds=inputs_embeds,
+            position_ids=positions if position_ids is None else position_ids,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        output.past_key_values = cache if use_cache else None
+        return output.to_tuple() if return_dict is False else output
+
+
 class StitchForCausalLM(Stitched, GenerationMixin):
     """A composite with B's final norm and head."""
+
+    @property
+    def base_model(self) -> StitchBaseModel:
+        """The same modules without the head, for trainers that apply the head themselves."""
+        body = StitchBaseModel.__new__(StitchBaseModel)
+        body.__dict__ = {name: value for name, value in self.__dict__.items() if name != "forward"}
+        return body
 
     def get_output_embeddings(self):
         return self.b.get_output_embeddings()
@@ -566,6 +749,12 @@ class StitchForCausalLM(Stitched, GenerationMixin):
     def prepare_inputs_for_generation(self, *args, **kwargs):
         _refuse_static(kwargs.get("past_key_values"))
         return super().prepare_inputs_for_generation(*args, **kwargs)  # pyright: ignore
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Raises ValueError: a paged cache has one size of keys for all blocks; those of the parts differ."""
+        raise ValueError(
+            "a stitched model has no continuous batching, as its parts differ: call generate on a padded batch."
+        )
 
     def forward(
         self,
@@ -582,30 +771,14 @@ class StitchForCausalLM(Stitched, GenerationMixin):
         **kwargs,
     ):
         """Like any causal model of transformers. `hidden_states` are those of A's half, then those of B's half."""
-        if (input_ids is None) == (inputs_embeds is None):
-            given = "neither" if input_ids is None else "both"
-            raise ValueError(f"exactly one of input_ids and inputs_embeds must be given; got {given}.")
-        if input_ids is None and any(
-            module.reads_tokens for module in self.modules() if isinstance(module, TranslationModule)
-        ):
-            raise ValueError("this translation needs token ids; got inputs_embeds: pass input_ids instead.")
-        _refuse_static(past_key_values)
-        if use_cache is None:
-            use_cache = getattr(self.config, "use_cache", True) and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            new: Any = inputs_embeds if input_ids is None else input_ids
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = (torch.arange(new.shape[1], device=new.device) + seen).unsqueeze(0)
-
+        past_key_values, use_cache, positions = self._start(input_ids, inputs_embeds, past_key_values, use_cache)
         early, for_late = self._up_to_late(
             input_ids,
             attention_mask,
             past_key_values,
             inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
-            use_cache=bool(use_cache),
+            position_ids=positions if position_ids is None else position_ids,
+            use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             return_dict=True,
             **kwargs,
@@ -653,4 +826,5 @@ def _refuse_static(cache) -> None:
 
 # This makes save_pretrained copy this file into the checkpoint.
 StitchConfig.register_for_auto_class()
+StitchBaseModel.register_for_auto_class("AutoModel")
 StitchForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -32,7 +32,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .modeling_composite import StitchConfig, StitchForCausalLM, TranslationModule, config_of, parts_of
+from .modeling_composite import StitchConfig, StitchForCausalLM, TranslationModule, config_of, copy_sizes, parts_of
 from .modeling_features import Features, HeadShape, Hedgehog, Identity, Mean, Priority, Random, Taylor
 
 ATTENTION = "stitch_recurrent"
@@ -685,6 +685,19 @@ class RecurrentForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings):
         self.base.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Like any model of transformers. The look-ups of a composite take the new ids as well."""
+        embedding = self.base.resize_token_embeddings(*args, **kwargs)
+        copy_sizes(self.base.config, self.config.base_config)
+        self.config.vocab_size = self.base.config.vocab_size
+        return embedding
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Raises ValueError: a paged cache stores keys; here a state replaces them."""
+        raise ValueError(
+            "a recurrent model has no continuous batching, as it keeps a state: call generate on a padded batch."
+        )
 
     def forward(
         self,

@@ -83,7 +83,7 @@ def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> 
         if stream.read(4) != b"GGUF":
             raise StitchError(f"{name} is not a GGUF file: its first bytes are not 'GGUF'; download it again.")
     if any(importlib.util.find_spec(package) is None for package in ("gguf", "accelerate")):
-        raise StitchError(f"reading {name} needs the packages gguf and accelerate: pip install gguf accelerate")
+        raise StitchError(f"reading {name} needs the packages gguf and accelerate: pip install 'stitch-lm[gguf]'")
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()

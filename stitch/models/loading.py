@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from stitch.errors import StitchError
 from stitch.files.shards import stored_tensors
-from stitch.modeling.modeling_composite import StitchConfig, StitchForCausalLM, parts_of
+from stitch.modeling.modeling_composite import StitchBaseModel, StitchConfig, StitchForCausalLM, parts_of
 from stitch.modeling.modeling_recurrent import RecurrentConfig, RecurrentForCausalLM
 from stitch.models.anatomy import ANATOMIES, anatomy_of, find_anatomy
 from stitch.models.model import Model
@@ -101,6 +101,7 @@ def register_composites() -> None:
     for config, net in ((StitchConfig, StitchForCausalLM), (RecurrentConfig, RecurrentForCausalLM)):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForCausalLM.register(config, net, exist_ok=True)
+    AutoModel.register(StitchConfig, StitchBaseModel, exist_ok=True)
 
 
 def _one_line(error: Exception) -> str:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from stitch.evaluation.documents import phrase, warning
 from stitch.files.markdown import loading_example, markdown_table
+from stitch.files.recipe import card_section
 from stitch.report import chain as seams
 from stitch.report.verdict import verdict_sentence
 
+PICTURE = "chart.png"  # the chart of a model card, beside it
 COLUMNS = [
     *("", "CE", "95 % interval", "perplexity", "KL to B", "top-1"),
     *("MFLOP", "M param.", "MB", "MB read"),
@@ -100,8 +102,11 @@ def footnotes(report: dict) -> list[str]:
     return lines
 
 
-def model_card(report: dict) -> bytes:
-    """README.md of the composite: a metadata block with a model-index that the Hub reads, how to load it, the result table."""
+def model_card(report: dict, *, picture: bool = False) -> bytes:
+    """README.md of the composite: a metadata block with a model-index that the Hub reads, how to load it, the result table.
+
+    `picture`: PICTURE is beside it.
+    """
     subject = _subject(report)
     header, rows, caption = table(report)
     lines = [
@@ -109,10 +114,12 @@ def model_card(report: dict) -> bytes:
         *(f"# {subject.name}", "", *([verdict_sentence(report), ""] if "verdict" in report else []), subject.made, ""),
         *loading_example(remote_code="native" not in report),
         *("", f"## Results ({caption})", ""),
+        *([f"![Cross-entropy of every row, with 95 % intervals]({PICTURE})", ""] if picture else []),
         *markdown_table(header, rows),
         "",
         *(f"- {line}" for line in footnotes(report)),
         "",
+        *card_section(report["recipe"]),
         "`report.json` holds the same with settings and versions. Made with [stitch-lm](https://pypi.org/project/stitch-lm/).",
         "",
     ]

@@ -1,0 +1,165 @@
+"""What `stitch transfer` carries between the embedded models: an SAE, four probes and steering vectors, in both directions.
+
+    python benchmarks/transfer.py --work build/benchmarks
+
+The SAEs of both sites are trained on a million tokens; the maps are fitted on a hundredth of that. So the row `reference:native`
+has B's tokens of the maps alone, and `reference:native, given` a hundred times as many. Probes are trained on labels that rules
+give (see `_labels.py`); steering vectors are differences of the class means of the same labels, at A's site. One JSON line per
+transfer and direction. `warm start` lines have the unexplained share of an SAE that is trained on, from the transferred weights
+and from new ones, by training step.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from _labels import SETS, write_labels
+from _pair import DIRECTIONS, trained_saes
+from safetensors.torch import save_file
+
+import stitch
+from sae.config import SAEConfig
+from sae.convert import to_dictionary
+from sae.metrics import measure
+from sae.storage import load
+from sae.trainer import new_trainer
+from stitch.activations.observe import residuals
+from stitch.activations.paired import Paired
+from stitch.config import Settings
+from stitch.jobs import stages
+from stitch.models.loading import load as load_model
+from stitch.models.model import Model
+from stitch.models.sources import resolve
+from stitch.text.documents import read, select
+from stitch.text.labels import UNLABELLED, read_labelled
+from stitch.transfers.probes import trained
+
+TEXTS = 400  # labelled, per set; half of them are scored on
+STEPS, EVERY = 800, 50  # of the warm start, and between its measurements
+
+
+def class_streams(model: Model, site: int, file: Path, context: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The streams of the labelled tokens of every other text, from the first on, and their classes."""
+    parts = []
+    for text in read_labelled(file, model.tokenizer, context)[::2]:
+        chosen = text.classes != UNLABELLED
+        with torch.no_grad():
+            stream = residuals(model, text.ids[None], [site])[site][0]
+        parts.append((stream[chosen].float(), text.classes[chosen]))
+    x, classes = zip(*parts, strict=True)
+    return torch.cat(x), torch.cat(classes)
+
+
+def write_probe_and_vectors(x: torch.Tensor, classes: torch.Tensor, folder: Path) -> None:
+    count = int(classes.max()) + 1
+    weight, bias = trained(x, classes, count)
+    save_file({"weight": weight, "bias": bias}, folder / "probe.safetensors")
+    means = torch.stack([x[classes == number].mean(0) for number in range(count)])
+    save_file({"classes": (means[1:] - means[0]).contiguous()}, folder / "vectors.safetensors")
+
+
+def warm_start(settings: Settings, sae: Path, work: Path) -> Iterator[dict]:
+    """The unexplained share on held-out tokens by step, from three kinds of first weights, on the same batches."""
+    a, b, _ = stages.load_pair(settings)
+    completed = stages.complete(settings, a, b)
+    windows = stages.read_windows(completed, a, b)
+    paired: dict[str, Paired] = {
+        split: stages.harvest_pair(completed, a, b, found, work / split) for split, found in windows.items()
+    }
+    carried = load(sae)
+    x = torch.cat([y for _, y, _ in paired["report"].chunks()]).float()
+    k = max(1, round(measure(to_dictionary(carried), [x]).l0))
+    config = SAEConfig(features=carried.W_enc.shape[1], k=k, steps=STEPS, batch_size=256)
+    mean = torch.cat([y for _, y, _ in paired["fit"].chunks()]).float().mean(0)
+    scale = b.width**0.5 / float(x.norm(dim=1).mean())
+    for start in ("new", "transferred", "transferred, directions alone"):
+        trainer = new_trainer(config, b.width, "cpu")
+        trainer.activation_scaler.scaling_factor = scale
+        _start(trainer.sae, carried, start, mean, scale)
+        batches = (y for _, y in paired["fit"].batches(256, seed=0, group=4))
+        for step in range(STEPS + 1):
+            if step % EVERY == 0:
+                yield {"start": start, "step": step, "k": k, "fvu": _unexplained(trainer.sae, scale * x)}
+            trainer.step(next(batches).float())
+            trainer.n_training_steps += 1
+
+
+@torch.no_grad()
+def _start(weights, carried, start: str, mean: torch.Tensor, scale: float) -> None:
+    """The weights in units in which the mean norm is sqrt(d). A training SAE subtracts its decoder bias from the input."""
+    if start == "new":
+        weights.b_dec.copy_(scale * mean)
+        return
+    weights.W_dec.copy_(carried.W_dec)
+    if start == "transferred":
+        weights.W_enc.copy_(carried.W_enc)
+        weights.b_dec.copy_(scale * carried.b_dec)
+        weights.b_enc.copy_(scale * (carried.b_enc + carried.b_dec @ carried.W_enc))
+    else:
+        weights.W_enc.copy_(carried.W_dec.T)
+        weights.b_dec.copy_(scale * mean)
+
+
+@torch.no_grad()
+def _unexplained(weights, x: torch.Tensor) -> float:
+    """With the k · tokens largest codes of all tokens, as in a training batch."""
+    rebuilt = weights.decode(weights.encode(x))
+    return float((x - rebuilt).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
+    a_name, b_name, layer = DIRECTIONS[direction]
+    work = given.work / f"transfer-{direction}"
+    work.mkdir(parents=True, exist_ok=True)
+    saes = trained_saes(0, given.work)
+    common = {"layer": layer, "tokens": given.tokens, "held_out": given.held_out, "quiet": True, "device": "cpu"}
+    report = stitch.transfer.sae(
+        a_name, b_name, saes[a_name], native=saes[b_name], out=work / "sae", overwrite=True, **common
+    ).report  # fmt: skip
+    yield {"transfer": "sae", **report}
+    settings = Settings(
+        model_a=a_name,
+        model_b=b_name,
+        layer=layer,
+        tokens=given.tokens,
+        held_out=given.held_out,
+        device="cpu",
+        brief=True,
+    )
+    for line in warm_start(settings, work / "sae" / "sae", work / "warm"):
+        yield {"transfer": "warm start", **line}
+    model = load_model(resolve(a_name).folder, name=a_name, dtype=torch.float32)
+    documents = select(read("docs"), "report")
+    for name, label in SETS.items():
+        folder = work / name.replace(" ", "-")
+        folder.mkdir(exist_ok=True)
+        write_labels(documents, label, TEXTS, folder / "labels.jsonl")
+        x, classes = class_streams(model, layer, folder / "labels.jsonl", min(512, model.longest))
+        write_probe_and_vectors(x, classes, folder)
+        options = {**common, "out": folder / "carried", "overwrite": True}
+        found = stitch.transfer.probe(
+            a_name, b_name, folder / "probe.safetensors", labels=folder / "labels.jsonl", **options
+        )  # fmt: skip
+        yield {"transfer": "probe", "set": name, **found.report}
+        found = stitch.transfer.vector(a_name, b_name, folder / "vectors.safetensors", **options)
+        yield {"transfer": "vector", "set": name, **found.report}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--direction", action="append", choices=DIRECTIONS)
+    parser.add_argument("--tokens", type=int, default=10_000)
+    parser.add_argument("--held-out", type=int, default=32_768)
+    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
+    given = parser.parse_args()
+    for direction in given.direction or DIRECTIONS:
+        for line in lines(direction, given):
+            for unread in ("provenance", "seconds"):
+                line.pop(unread, None)
+            print(json.dumps({"benchmark": "transfer", "direction": direction, **line}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""What was made once, kept between runs under a hash of all that decides it: activations and SAEs.
+
+Every entry is a folder with its files and `entry.json`, which has their sizes and checksums. Entries appear whole by a rename and
+are linked where file systems allow, so that two runs may use one store and an entry may be removed while it is in use.
+"""
+
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+from stitch.files.cache import cache_folder
+
+RECORD = "entry.json"
+READ = 2**24  # bytes at a time
+DEFAULT_SIZE = 10 * 2**30  # bytes
+LEFT_FREE = 0.05  # of the disk
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is kept: `about` says in words of what, `used` when it was last needed (seconds since 1970)."""
+
+    kind: str
+    key: str
+    about: str
+    bytes: int
+    used: float
+    folder: Path
+
+
+class Store:
+    """Entries below `folder`, at most `limit` bytes of them: those not needed for longest go first."""
+
+    def __init__(self, folder: Path | None = None, limit: int = DEFAULT_SIZE):
+        self.folder = folder or cache_folder() / "store"
+        self.limit = limit
+        self.reused: dict[str, int] = {}  # entries found again by this object, and looked for in vain, by kind
+        self.missed: dict[str, int] = {}
+
+    def get(self, kind: str, key: str, target: Path) -> bool:
+        """Puts the files of an entry into the place `target` (a file, or a folder of several); False where there is none.
+
+        An entry with a wrong checksum is removed and counts as missing.
+        """
+        entry = self._place(kind, key)
+        found = _is_whole(entry)
+        counts = self.reused if found else self.missed
+        counts[kind] = counts.get(kind, 0) + 1
+        if not found:
+            shutil.rmtree(entry, ignore_errors=True)
+            return False
+        _put_files(entry / "content", target)
+        os.utime(entry / RECORD)
+        return True
+
+    def put(self, kind: str, key: str, source: Path, about: str) -> None:
+        """Keeps the file or folder `source`. What does not fit the limit or the disk is not kept."""
+        if (size := _size(source)) > self.limit:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            disk = shutil.disk_usage(self.folder)
+            if disk.free - size < LEFT_FREE * disk.total:
+                return
+            new = Path(mkdtemp(prefix="new-", dir=self.folder))
+        except OSError:
+            return
+        try:
+            _put_files(source, new / "content")
+            files = {name: [_size(new / name), _checksum(new / name)] for name in _names(new)}
+            (new / RECORD).write_text(json.dumps({"about": about, "files": files}))
+            place = self._place(kind, key)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(new, place)
+        except OSError:  # a full disk, or the entry of another run that was faster
+            shutil.rmtree(new, ignore_errors=True)
+        self._prune()
+
+    def entries(self) -> list[Entry]:
+        """All entries, the one needed last first."""
+        return sorted(self._entries(), key=lambda entry: -entry.used)
+
+    def remove(self, entry: Entry) -> None:
+        shutil.rmtree(entry.folder, ignore_errors=True)
+
+    def damaged(self) -> list[Entry]:
+        """Entries whose files have other sizes or checksums than when they were kept."""
+        return [entry for entry in self._entries() if not _is_whole(entry.folder)]
+
+    def _place(self, kind: str, key: str) -> Path:
+        return self.folder / kind / key
+
+    def _entries(self) -> Iterator[Entry]:
+        for record in self.folder.glob(f"*/*/{RECORD}"):
+            try:
+                content = json.loads(record.read_text())
+                size = sum(bytes for bytes, _ in content["files"].values())
+                yield Entry(
+                    record.parent.parent.name, record.parent.name, content["about"], size, record.stat().st_mtime, record.parent
+                )  # fmt: skip
+            except (OSError, ValueError, KeyError):  # removed by another run, or damaged
+                continue
+
+    def _prune(self) -> None:
+        for left in self.folder.glob("new-*"):
+            with suppress(OSError):  # another run has just put it in its place
+                if time.time() - left.stat().st_mtime > 24 * 3600:  # of a run that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+        entries = self.entries()
+        total = 0
+        for entry in entries:
+            total += entry.bytes
+            if total > self.limit:
+                self.remove(entry)
+
+
+def _is_whole(entry: Path) -> bool:
+    try:
+        files = json.loads((entry / RECORD).read_text())["files"]
+        return all(
+            _size(entry / name) == size and _checksum(entry / name) == crc for name, (size, crc) in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def _size(place: Path) -> int:
+    return (
+        sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+        if place.is_dir()
+        else place.stat().st_size
+    )
+
+
+def _checksum(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as content:
+        while part := content.read(READ):
+            crc = zlib.crc32(part, crc)
+    return crc
+
+
+def _put_files(source: Path, target: Path) -> None:
+    """A copy of a file or folder: hard links where possible. Files are never written to again, only replaced."""
+    if source.is_dir():
+        for name in _names(source):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            _link(source / name, target / name)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link(source, target)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,119 @@
+"""What every `stitch transfer` starts from: two sites on the same text, and the maps between them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from stitch.activations.paired import Paired
+from stitch.config import CompleteSettings, Settings
+from stitch.evaluation.stage import Stage
+from stitch.files.folders import to_json
+from stitch.files.job import Clock, Job, run
+from stitch.files.workspace import short_name
+from stitch.jobs.stages import check, complete, harvest_pair, load_pair, read_windows
+from stitch.models.model import Model
+from stitch.models.provenance import provenance
+from stitch.models.sources import Source
+from stitch.progress import Progress
+from stitch.text.documents import SPLITS, Split
+from stitch.transfers.maps import Maps, all_maps, pair_moments, unexplained
+from stitch.transfers.maps import Split as SplitMoments
+
+TOKENS = 100_000  # to fit the maps on, by default
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Two models, the site of each, and their streams on the same tokens of every split."""
+
+    settings: CompleteSettings
+    a: Model
+    b: Model
+    paired: dict[Split, Paired]
+    scratch: Path
+    clock: Clock
+    progress: Progress | None
+
+    @cached_property
+    def moments(self) -> SplitMoments:
+        return pair_moments(self.paired["fit"], self.paired["sweep"])
+
+    @cached_property
+    def maps(self) -> dict[str, Maps]:
+        with self.clock.stage("maps"):
+            return all_maps(self.moments, self.settings.seed)
+
+    @cached_property
+    def stage(self) -> Stage:
+        """Both models on the report split."""
+        return Stage(self.a, self.b, *self.settings.sites, self.paired["report"], self.settings.memory)
+
+    def streams_a(self, split: Split) -> Iterator[Float[Tensor, "_ d_a"]]:
+        return (x.float() for x, _, _ in self.paired[split].chunks())
+
+    def streams_b(self, split: Split) -> Iterator[Float[Tensor, "_ d_b"]]:
+        return (y.float() for _, y, _ in self.paired[split].chunks())
+
+    def described(self) -> dict:
+        """The part of the report that does not depend on what is carried."""
+        return {
+            "models": {"a": self.a.name, "b": self.b.name},
+            "site": {"a": self.settings.layer, "b": self.settings.layer_b},
+            "tokens": {split: one.a.windows.tokens for split, one in self.paired.items()},
+            "unexplained": {name: unexplained(maps, self.moments) for name, maps in self.maps.items()},
+        }
+
+
+def transfer(
+    kind: str,
+    settings: Settings,
+    out: Path | None,
+    make: Callable[[Sites, Path], dict],
+    check_file: Callable[[Model], object],
+    request: dict,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict, Path]:
+    """Runs one kind of transfer: harvests both sites, calls `make(sites, output)` for files and report, and writes the folder.
+
+    `check_file(a)` raises before anything costs where the file does not fit A. `request` says what is carried, for the report.
+    """
+    clock = Clock()
+
+    def plan() -> Job:
+        with clock.stage("load"):
+            a, b, sources = load_pair(settings, progress)
+            check(settings, a, b)
+            check_file(a)
+        completed = complete(settings, a, b)
+
+        def work(scratch: Path, output: Path) -> dict:
+            return _make(completed, a, b, sources, make, request, scratch, output, clock, progress)
+
+        return Job(make=work, name=f"{short_name(a.name)}-to-{short_name(b.name)}-{kind}")
+
+    return run(f"transfer {kind}", plan, out, overwrite=overwrite)
+
+
+def _make(
+    settings: CompleteSettings, a: Model, b: Model, sources: dict[str, Source], make: Callable[[Sites, Path], dict],
+    request: dict, scratch: Path, output: Path, clock: Clock, progress: Progress | None,
+) -> dict:  # fmt: skip
+    with clock.stage("text"):
+        windows = read_windows(settings, a, b, progress)
+    with clock.stage("activations"):
+        paired: dict[Split, Paired] = {
+            split: harvest_pair(settings, a, b, windows[split], scratch / split, progress) for split in SPLITS
+        }
+    sites = Sites(settings, a, b, paired, scratch, clock, progress)
+    output.mkdir(parents=True)
+    report = {**sites.described(), **make(sites, output)}
+    report["seconds"] = clock.seconds
+    report["provenance"] = {**provenance(settings.to_dict(), a, b, sources), "transfer": request}
+    (output / "report.json").write_bytes(to_json(report))
+    return report

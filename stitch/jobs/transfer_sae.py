@@ -1,0 +1,162 @@
+"""`stitch transfer sae`: a sparse autoencoder of A rewritten for B, beside one trained on B and maps that know less."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from sae.config import SAEConfig
+from sae.convert import from_dictionary, to_dictionary
+from sae.metrics import Quality, measure
+from sae.schedule import batch_size_for, steps_for
+from sae.storage import load, save
+from sae.trainer import train_sites
+from sae.types import Dictionary
+from stitch.config import Settings
+from stitch.evaluation.documents import counted
+from stitch.evaluation.scores import evaluate
+from stitch.features.codes import code_stream
+from stitch.features.matching import match
+from stitch.features.saes import place_of
+from stitch.jobs.transfer import Sites, transfer
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.transfers.agreement import agreement, top_tokens
+from stitch.transfers.autoencoders import refitted, require_transferable, transferred, without_features
+from stitch.transfers.maps import TRANSFERRED
+
+REFITTED = "transferred, decoder refitted"
+NATIVE, MATCHED, GIVEN = "reference:native", "reference:native, matched features", "reference:native, given"
+
+
+def transfer_sae(
+    settings: Settings,
+    file: str,
+    out: Path | None = None,
+    *,
+    native: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[dict, Path]:
+    """Rewrites the SAE `file` of A's site for B's, and writes it to `out`/sae in SAELens's format. Returns report and folder.
+
+    Of the SAE that is only mapped and the one whose decoder is refitted to B's stream, the better on the sweep split is written.
+    Rows: A's SAE on A; both; an SAE trained on B's tokens with as many features and as many active, whole and with those features
+    alone that match one of A's; the SAE `native` of B, if given; A's through a Procrustes map, a random one, and as it is.
+    Every row has FVU, L0, the cross-entropy of B with the reconstruction in place of its stream, and the share of A's features
+    that fire on the same text.
+    Raises: UsageError when the SAE or the request do not fit; SAEError when the SAE cannot be read.
+    """
+
+    def check_file(a: Model) -> None:
+        require_transferable(_read(file, a))
+
+    def make(sites: Sites, output: Path) -> dict:
+        return _make(sites, _read(file, sites.a), None if native is None else _read(native, sites.b), output)
+
+    request = {"sae": file, "native": native}
+    return transfer("sae", settings, out, make, check_file, request, overwrite=overwrite, progress=progress)
+
+
+def _read(file: str, a: Model) -> Dictionary:
+    return to_dictionary(load(file, width=a.width, device=str(a.device)))
+
+
+def _make(sites: Sites, source: Dictionary, given: Dictionary | None, output: Path) -> dict:
+    own = measure(source, sites.streams_a("report"))
+    mapped = {name: transferred(source, maps) for name, maps in sites.maps.items()}
+    found = {TRANSFERRED: mapped.pop(TRANSFERRED)}
+    with sites.clock.stage("decoder"):
+        found[REFITTED] = refitted(found[TRANSFERRED], sites.streams_b("fit"), sites.streams_b("sweep"))
+    if given is not None:
+        found[GIVEN] = given
+    with sites.clock.stage("native"):
+        found[NATIVE] = _native(sites, source, measure(source, sites.streams_a("sweep")))
+    with sites.clock.stage("matching"):
+        partners = _partners(sites, source, found[NATIVE])
+        found[MATCHED] = without_features(found[NATIVE], partners[partners >= 0].tolist())
+    found |= mapped
+    choice = {name: measure(found[name], sites.streams_b("sweep")).fvu for name in (TRANSFERRED, REFITTED)}
+    chosen = min(choice, key=lambda name: choice[name])
+    with sites.clock.stage("evaluation"):
+        report = {"chosen": chosen, **_scored(sites, source, own, found, partners, chosen)}
+    provenance = {
+        "transferred_from": sites.a.name,
+        "model": sites.b.name,
+        "site": f"resid_pre.{sites.settings.layer_b}",
+    }
+    save(from_dictionary(found[chosen]), output / "sae", provenance, place_of(provenance["model"], provenance["site"]))
+    return report
+
+
+def _native(sites: Sites, source: Dictionary, quality: Quality) -> Dictionary:
+    """An SAE trained on B's fit tokens, with the size of `source` and its number of active features."""
+    fit, settings = sites.paired["fit"], sites.settings
+    batch = batch_size_for(fit.tokens)
+    config = SAEConfig(
+        features=max(len(source.encoder_bias), fit.width_b), k=max(1, round(quality.l0)), batch_size=batch,
+        steps=steps_for(fit.tokens, settings.sae_passes, batch), seed=settings.seed,
+    )  # fmt: skip
+
+    def batches(start: int) -> Iterator[dict[str, torch.Tensor]]:
+        return ({"b": y} for _, y in fit.batches(batch, seed=config.seed, group=4, start=start))
+
+    def told(step: int, steps: int, losses: dict) -> None:
+        if sites.progress:
+            sites.progress("native SAE (steps)", step, steps)
+
+    return to_dictionary(
+        train_sites({"b": config}, {"b": fit.width_b}, batches, device=sites.b.device, progress=told)["b"]
+    )
+
+
+def _partners(sites: Sites, source: Dictionary, native: Dictionary) -> torch.Tensor:
+    """The feature of `native` matched to each of A's; −1 without one whose correlation is above its null's."""
+    fit, settings = sites.paired["fit"], sites.settings
+    chunk = max(256, min(2048, settings.memory // 16 // (12 * 2 * len(source.encoder_bias))))
+    codes = code_stream(fit, source, native, chunk=chunk, folder=sites.scratch / "codes", progress=sites.progress)
+    pairs = match(
+        codes, "hungarian", seed=settings.seed, budget_bytes=settings.memory // 4, progress=sites.progress
+    ).pairs
+    partners = torch.full((len(source.encoder_bias),), -1)
+    real = pairs.scores > pairs.null_scores
+    partners[torch.from_numpy(pairs.rows[real])] = torch.from_numpy(pairs.cols[real])
+    return partners
+
+
+def _scored(
+    sites: Sites, source: Dictionary, own: Quality, found: dict[str, Dictionary], partners: torch.Tensor, chosen: str
+) -> dict:
+    stage = sites.stage
+    logits = {"a": stage.whole(sites.a.net), "a with its SAE": stage.spliced_a(source), "b": stage.whole(sites.b.net)}
+    logits |= {name: stage.spliced_b(dictionary) for name, dictionary in found.items()}
+    scores = evaluate(
+        logits, stage.windows, vocabulary=stage.vocabulary, memory=stage.memory, progress=sites.progress
+    )  # fmt: skip
+    ours = top_tokens(source, sites.streams_a("report"))
+    results = []
+    for name in logits:
+        row = {key: value for key, value in scores[name].row(name).items() if key not in ("kl_to_b", "top1")}
+        if name == "a with its SAE":
+            row |= {"fvu": own.fvu, "l0": own.l0, "dead": own.dead}
+        elif name in found:
+            quality = measure(found[name], sites.streams_b("report"))
+            row |= {"fvu": quality.fvu, "l0": quality.l0, "dead": quality.dead}
+            if name != GIVEN:  # whose features were matched with none of A's
+                theirs = top_tokens(found[name], sites.streams_b("report"))
+                row["agree"] = agreement(ours, theirs, partners if name in (NATIVE, MATCHED) else None)
+        results.append(row)
+    differences = []
+    for name in found:
+        if name != chosen:
+            low, high = scores[chosen].interval(minus=scores[name])
+            ce = scores[chosen].ce - scores[name].ce
+            differences.append({"name": chosen, "minus": name, "ce": ce, "ce_low": low, "ce_high": high})
+    return {
+        "kind": "sae",
+        "features": len(source.encoder_bias),
+        "matched": int((partners >= 0).sum()),
+        "documents": counted(scores["b"]),
+        "results": results,
+        "differences": differences,
+    }

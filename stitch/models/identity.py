@@ -1,0 +1,59 @@
+"""What a model computes, as a hash: of its files, and of all else that the last bits of its activations depend on."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from stitch.files.cache import cache_folder
+from stitch.files.durable import replacing
+from stitch.models.model import Model
+
+READ = 2**24  # bytes at a time
+
+
+def identity_of(model: Model) -> str:
+    """A hash of the model's files, its precision, device and attention, PyTorch's version and the number of threads."""
+    import torch
+
+    surroundings = (
+        model.dtype, model.device.type, model.config._attn_implementation, torch.__version__, torch.get_num_threads()
+    )  # fmt: skip
+    return hashlib.sha256(f"{weights_hash(model.folder)} {surroundings}".encode()).hexdigest()
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over the names and SHA-256 of all safetensors and .json files in `folder`, subfolders left out.
+
+    A file's hash is remembered in the cache for its place, size and time of change, as large weights take a while.
+    """
+    memo = cache_folder() / "file-hashes.json"
+    known = _read(memo)
+    found, fresh = hashlib.sha256(), False
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        place = file.resolve()
+        stat = place.stat()
+        mark = f"{place} {stat.st_size} {stat.st_mtime_ns}"
+        if mark not in known:
+            known[mark], fresh = _sha256(place), True
+        found.update(f"{file.name} {known[mark]}\n".encode())
+    if fresh:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(memo) as temporary:
+            temporary.write_text(json.dumps(known, indent=0))
+    return found.hexdigest()
+
+
+def _read(memo: Path) -> dict[str, str]:
+    try:
+        found = json.loads(memo.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while part := content.read(READ):
+            digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,156 @@
+"""The page of a circuit: its heads and neurons by block, with what each contributes, and its scores."""
+
+from pathlib import Path
+
+from stitch.circuits.report import footnotes, inner_name, table
+from stitch.pages.chart import FLUID, Chart, axis, colour, roles_in, tips
+from stitch.pages.page import Page, html
+from stitch.pages.palette import ROLES
+from stitch.pages.scores import answers
+from stitch.pages.section import Section, Table, ungrouped
+
+NATS = "nats per answer"
+
+
+def write_circuit_page(report: dict, out: Path) -> Path:
+    """Writes the page beside the JSON file `out`: circuit.json has circuit.html. Returns its path."""
+    place = out.with_suffix(".page.html" if out.suffix == ".html" else ".html")  # never in the place of the report
+    place.write_bytes(circuit_page(report))
+    return place
+
+
+def circuit_page(report: dict) -> bytes:
+    """The page of a report of `find_circuit`."""
+    notes = footnotes(report)
+    header, rows, title = table(report)
+    scores = Section(
+        name="scores",
+        heading="What it does alone, and the model without it",
+        words=[
+            "All components outside a circuit give their mean output. Random circuits have as many heads and neurons."
+        ],
+        charts=[answers("answers", "Right answers, with 95 % intervals", report["results"])],
+        tables=[ungrouped((header, rows, title))],
+    )
+    return html(
+        Page(
+            title=f"{report['model']}: {report['behaviour']}",
+            lead=notes[0],
+            facts=notes[1:],
+            sections=[_components(report), scores],
+        )
+    )
+
+
+def _components(report: dict) -> Section:
+    heads, neurons = head_points(report), neuron_points(report)
+    charts = []
+    if heads:
+        charts.append(_graph(heads, known=report["attribution"] is not None))
+    if neurons:
+        charts.append(_neurons(neurons, inner_name(report)))
+    words = [
+        "Attribution is the nats per answer that a component contributes, estimated by integrated gradients; it says nothing of "
+        "paths between components. Two components that can stand in for each other both get low values."
+    ]
+    return Section(
+        name="components",
+        heading="Heads and neurons",
+        words=words
+        if report["attribution"] is not None
+        else ["The circuit is that of a file, so there are no attributions."],
+        charts=charts,
+        tables=[ungrouped(_table(heads, neurons))],
+        folded=True,
+    )
+
+
+def head_points(report: dict) -> list[dict]:
+    """Every head with an attribution, or those of the circuit: block, number, nats, and whether the circuit has it."""
+    kept = {(int(block), number) for block, numbers in report["circuit"]["heads"].items() for number in numbers}
+    if report["attribution"] is None:
+        return [{"block": block, "head": number, "nats": None, "role": "composite"} for block, number in sorted(kept)]
+    return [
+        {
+            "block": int(block),
+            "head": number,
+            "nats": value,
+            "role": "composite" if (int(block), number) in kept else "null",
+        }
+        for block, values in report["attribution"]["heads"].items()
+        for number, value in enumerate(values)
+    ]
+
+
+def neuron_points(report: dict) -> list[dict]:
+    """By block: how many neurons the circuit has, and the sum of what they contribute."""
+    known = (report["attribution"] or {}).get("neurons", {})
+    return [
+        {
+            "block": int(block),
+            "count": len(numbers),
+            "nats": sum(known[block]) if block in known else None,
+            "role": "composite",
+        }
+        for block, numbers in report["circuit"]["neurons"].items()
+    ]
+
+
+def _graph(heads: list[dict], *, known: bool) -> Chart:
+    """A circle for each head, by block and number; its size is the attribution's absolute value."""
+    most = max((abs(head["nats"] or 0) for head in heads), default=0)
+    values = [
+        {**head, "size": abs(head["nats"]) if known else 1, "label": f"head {head['block']}.{head['head']}"}
+        for head in heads
+    ]
+    names = {"composite": "in the circuit", "null": "other heads"}
+    spec = {
+        "data": {"values": values},
+        **FLUID,
+        "height": {"step": 26},
+        "mark": {"type": "point", "filled": True, "opacity": 0.9},
+        "encoding": {
+            "x": {"field": "block", "type": "ordinal", "title": "block", "axis": {"labelAngle": 0}},
+            "y": {"field": "head", "type": "ordinal", "title": "head"},
+            **colour(roles_in(values)),
+            "size": {
+                "field": "size",
+                "type": "quantitative",
+                "scale": {"domain": [0, most or 1], "range": [14, 420]},
+                "legend": None,
+            },
+            "tooltip": tips(("label", "", ""), *([("nats", NATS, "+.4f")] if known else [])),
+        },
+    }
+    note = "The area of a circle is the size of its contribution." if known else ""
+    return Chart(
+        name="heads", title="Heads by block", spec=spec, roles=roles_in(values), names=names, shaped=False, note=note
+    )
+
+
+def _neurons(blocks: list[dict], name: str) -> Chart:
+    what = "number of neurons" if name == "neurons" else "number of components"
+    spec = {
+        "data": {"values": blocks},
+        **FLUID,
+        "height": 150,
+        "mark": {"type": "bar", "color": ROLES["composite"].light},
+        "encoding": {
+            "x": {"field": "block", "type": "ordinal", "title": "block", "axis": {"labelAngle": 0}},
+            "y": axis("count", what, scale={"zero": True}),
+            "tooltip": tips(
+                ("block", "block", ""), ("count", "in the circuit", ","), ("nats", f"{NATS}, all together", "+.4f")
+            ),
+        },
+    }
+    return Chart(name="neurons", title=f"{name[0].upper()}{name[1:]} of the circuit by block", spec=spec)
+
+
+def _table(heads: list[dict], neurons: list[dict]) -> Table:
+    def nats(value: float | None) -> str:
+        return "" if value is None else f"{value:+.4f}"
+
+    mine = sorted((head for head in heads if head["role"] == "composite"), key=lambda head: -abs(head["nats"] or 0))
+    rows = [[f"head {head['block']}.{head['head']}", "1", nats(head["nats"])] for head in mine]
+    rows += [[f"neurons of block {one['block']}", f"{one['count']:,}", nats(one["nats"])] for one in neurons]
+    return ["component", "number", NATS], rows, "Components of the circuit"

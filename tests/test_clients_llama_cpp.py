@@ -1,0 +1,126 @@
+"""Stock results in llama.cpp: converted to GGUF, they generate the tokens that transformers generates.
+
+Needs the package xllamacpp, and llama.cpp's converter: the environment variable LLAMA_CPP names a folder with its source.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stitch.composite.native import write_native
+from stitch.conversions.heads.convert import convert_heads
+from stitch.grafts.graft import GraftRequest, graft
+from stitch.models.loading import load
+from stitch.models.sources import resolve
+
+runtime = pytest.importorskip("xllamacpp")
+LLAMA_CPP = os.environ.get("LLAMA_CPP", "")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not LLAMA_CPP, reason="LLAMA_CPP does not name a folder with llama.cpp's source"),
+]
+HOST = Path(__file__).parents[1] / "examples" / "llama-tiny.json"
+TOKENS = 24
+
+# The converter recognises tokenizers by a hash of ids, and does not know the demo's. It splits text as GPT-2's does.
+CONVERT = """
+import runpy, sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+sys.argv = ["convert_hf_to_gguf.py", sys.argv[2], "--outfile", sys.argv[3], "--outtype", "f32"]
+runpy.run_path(sys.path[0] + "/convert_hf_to_gguf.py", run_name="__main__")
+"""
+
+
+def to_gguf(folder: Path, *, check: bool = True) -> tuple[Path, str]:
+    """The converted model, and what the converter said."""
+    path = folder.with_suffix(".gguf")
+    command = [sys.executable, "-c", CONVERT, LLAMA_CPP, str(folder), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stderr[-2000:]
+    return path, done.stderr
+
+
+def serve(path: Path):
+    settings = runtime.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = str(path), 256, 1, 1
+    return runtime.Server(settings)
+
+
+def greedy(server, prompt: str | list[int]) -> tuple[list[int], str]:
+    """Ids and text of the continuation of a prompt."""
+    wanted = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "logprobs": 1, "ignore_eos": True}
+    (said,) = server.handle_completions(wanted)["choices"]
+    return [token["id"] for token in said["logprobs"]["content"]], said["text"]
+
+
+def shortened(model: str, folder: Path) -> None:
+    """As `stitch join M M --native` writes it."""
+    write_native(folder, load(resolve(model).folder), [0, 1, 4, 5], {})
+
+
+def with_n_ctx(folder: Path) -> None:
+    shortened("demo:gpt2", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["n_ctx"] = config["n_positions"]  # the converter reads it, and transformers 5 no longer writes it
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def fewer_heads(model: str, folder: Path) -> None:
+    convert_heads(model, folder, kv_heads=1, tokens=4096, held_out=4096, context=64, device="cpu")
+
+
+def grafted(folder: Path) -> None:
+    graft([GraftRequest("demo:induction", "induction")], str(HOST), folder, count=16, device="cpu")
+
+
+RESULTS = {
+    "join --native, Llama": lambda folder: shortened("demo:llama", folder),
+    "join --native, GPT-2": with_n_ctx,
+    "convert heads, Llama": lambda folder: fewer_heads("demo:llama", folder),
+    "convert heads, GPT-2": lambda folder: fewer_heads("demo:gpt2", folder),
+    "graft": grafted,
+}
+
+
+@pytest.mark.parametrize("made", RESULTS)
+@torch.no_grad()
+def test_greedy_tokens_are_those_of_transformers(made, tmp_path):
+    folder = tmp_path / "model"
+    RESULTS[made](folder)
+    server = serve(to_gguf(folder)[0])
+    net, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        ids = [0, *torch.randint(3, net.config.vocab_size, (12,), generator=generator).tolist()]
+        ids += ids[1:5]
+        wanted = net.generate(
+            torch.tensor([ids]), max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, suppress_tokens=[0]
+        )
+        found, text = greedy(server, ids)
+        assert found == wanted[0, len(ids) :].tolist()
+        assert text == tokenizer.decode(found)
+
+
+def test_a_gpt2_of_transformers_5_lacks_a_field_that_the_converter_reads(tmp_path):
+    shortened("demo:gpt2", tmp_path / "model")
+    assert "KeyError: 'n_ctx'" in to_gguf(tmp_path / "model", check=False)[1]
+
+
+def test_a_composite_is_refused_by_the_converter(tmp_path):
+    import composites
+
+    folder = composites.write(tmp_path)
+    path, said = to_gguf(shutil.copytree(folder, tmp_path / "copy"), check=False)
+    assert "StitchForCausalLM is not supported" in said and not path.exists()
