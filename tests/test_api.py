@@ -19,7 +19,7 @@ from stitch.text.documents import read
 OF_THE_COMMAND_LINE = {"as_json", "debug", "recipe"}
 # In Python an option of another name or form.
 RENAMED = {"graft": {"graft": "requests"}, "push": {}}
-SMALL: Any = dict(tokens=4096, context=32, features=64, k=8, reference_steps=5, device="cpu", memory="256M", quiet=True)
+SMALL: Any = dict(tokens=4096, context=32, features=64, k=8, device="cpu", memory="256M", quiet=True)
 
 
 def _name(word: str) -> str:
@@ -74,9 +74,9 @@ def joined(pair, tmp_path_factory):
                    (("gpt2", {}), ("qwen3", dict(seed=1, hidden_size=48))))  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        result = stitch.join(loaded[0], loaded[1], 2, text=texts, **SMALL)
+        result = stitch.join(loaded[0], loaded[1], 2, text=texts, brief=True, **SMALL)
         assert list(here.iterdir()) == []
-    named = stitch.join(pair["gpt2"], pair["qwen3"], 2, text=texts, out=here / "named", **SMALL)
+    named = stitch.join(pair["gpt2"], pair["qwen3"], 2, text=texts, brief=True, out=here / "named", **SMALL)
     return result, named
 
 
@@ -169,8 +169,8 @@ def test_conversions_sweeps_and_chains_return_results(pair, tmp_path):
     common: Any = dict(text=pair["text"], context=32, device="cpu", quiet=True)
     converted = stitch.convert.heads(pair["qwen3"], 1, tokens=4096, held_out=512, **common)
     assert converted.model.config.num_key_value_heads == 1 and len(converted.rows)
-    swept = stitch.sweep(pair["gpt2"], pair["qwen3"], tokens=4096, memory="256M", **common)
-    assert len(swept.rows) and repr(swept)
+    swept = stitch.sweep(pair["gpt2"], depth=True, lengths=[1], tokens=4096, memory="256M", **common)
+    assert len(swept.rows) == 5 and repr(swept)
     with pytest.raises(UsageError, match="`depth`"):
         stitch.sweep(pair["gpt2"], quiet=True)
     loaded = tiny.net("gpt2"), tiny.tokenizer()

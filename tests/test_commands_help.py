@@ -16,12 +16,13 @@ from stitch.commands.reference import CommandPage, Parameter, command_table
 
 ROOT = Path(__file__).parent.parent
 PAGES = command_table()
-GROUPS = [(), ("compile",), ("convert",)]
+GROUPS = [(), ("compile",), ("convert",), ("transfer",), ("cache",)]
 
 # Options that mean different things in different commands. All others have the same help everywhere.
 DIFFERENT = {
     *("--context", "--features", "--held-out", "--host", "--length", "--out"),
     *("--prompts", "--steps", "--text", "--tokens", "--window"),
+    *("--layer", "--layer-b", "--native", "--sae-passes", "--strength"),
 }  # fmt: skip
 
 
@@ -44,9 +45,12 @@ def test_the_table_has_every_command():
         *("join", "chain", "sweep", "eval", "inspect", "push", "open", "circuit", "graft", "certify", "run"),
         *("compile automaton", "compile machine", "compile pattern", "compile tool", "compile induction"),
         *("convert heads", "convert ngram", "convert recurrent", "convert consolidate"),
+        *("transfer sae", "transfer probe", "transfer vector"),
+        *("cache list", "cache size", "cache remove", "cache verify"),
     }
     assert {page.path for page in PAGES if not page.writes_folder} == {
         *("eval", "inspect", "push", "open", "circuit", "certify", "run"),
+        *("cache list", "cache size", "cache remove", "cache verify"),
     }
 
 

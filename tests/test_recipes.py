@@ -50,7 +50,7 @@ def test_a_run_made_again_from_its_card_has_the_same_bytes(made):
     assert [name for name in first if first[name] != again[name]] == ["report.json"]
     reports = [json.loads(found.pop("report.json")) for found in (first, again)]
     for report in reports:
-        del report["seconds"]
+        del report["seconds"], report["cache"]
     settings = [report["provenance"].pop("settings") for report in reports]
     assert settings[0] == settings[1] and reports[0] == reports[1]
     assert read_recipe(made / "first" / "report.json") == read_recipe(made / "first" / "README.md")
@@ -114,6 +114,7 @@ def test_a_card_keeps_whatever_stands_in_an_option(tmp_path):
     assert read_recipe(tmp_path) == found
 
 
+@pytest.mark.slow
 def test_a_chain_is_made_again_from_its_card(pair, tmp_path):
     parts = [{"model": str(pair["gpt2"]), "to": 2}, {"model": str(pair["qwen3"]), "from": 2}]
     options = {name: value for name, value in SMALL.items() if name not in ("layer", "brief")}
@@ -126,6 +127,7 @@ def test_a_chain_is_made_again_from_its_card(pair, tmp_path):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_blocks_is_made_again_from_its_card(pair, tmp_path):
     common = ("--text", pair["text"], "--tokens", 4096, "--context", 32, "--device", "cpu", "-q")
     first = run("sweep", pair["gpt2"], "--depth", "--lengths", "1,2", *common, "--out", tmp_path / "first")

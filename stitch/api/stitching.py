@@ -11,6 +11,7 @@ from stitch.api.progress import progress
 from stitch.api.result import ModelResult
 from stitch.api.sharing import push as push_folder
 from stitch.composite.parts import Part, read_parts
+from stitch.files.output import check_output
 
 NAMES = {"activations": "files of activations", "saes": "SAEs"}  # of what the cache keeps
 
@@ -121,6 +122,8 @@ def chain(
     from stitch.jobs import chain as job
 
     place = Output(out)
+    if place.folder is not None and not resume:
+        check_output(place.folder, overwrite)  # before a file is read
     listed = read_parts(Path(parts)) if isinstance(parts, (str, Path)) else parts
     models = [part.model for part in listed]
     with named(*models) as names, text_named(text) as source, progress(quiet) as update:

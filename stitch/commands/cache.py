@@ -62,7 +62,7 @@ def remove(key: Key = None, everything: Everything = False, debug: o.Debug = Fal
 
 @command(commands, PANEL, "stitch cache verify")
 def verify(debug: o.Debug = False) -> None:
-    """Compare every file with its checksum, and remove damaged entries.
+    """Check every file, and remove damaged entries.
 
     The exit code is 1 if there are any. A run also checks what it takes.
     """

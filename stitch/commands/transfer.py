@@ -27,7 +27,7 @@ Tokens = Annotated[int, o.option("Text", "--tokens", "N", "Tokens to fit the map
 Out = Annotated[Path | None, o.out_folder("named after the models, such as gpt2-to-llama-sae")]
 
 
-@command(commands, PANEL, "stitch transfer sae demo:gpt2 demo:llama joined/sae-a --layer 3 --layer-b 4 --out carried")
+@command(commands, PANEL, "stitch transfer sae demo:gpt2 demo:llama joined/sae-a --layer 3")
 def sae(
     model_a: o.ModelA,
     model_b: o.ModelB,
@@ -72,7 +72,7 @@ def sae(
     print_result(result, as_json)
 
 
-@command(commands, PANEL, "stitch transfer probe demo:gpt2 demo:llama probe.safetensors --layer 3 --out carried")
+@command(commands, PANEL, "stitch transfer probe demo:gpt2 demo:llama probe.safetensors --layer 3")
 def probe(
     model_a: o.ModelA,
     model_b: o.ModelB,
@@ -120,7 +120,7 @@ def probe(
     print_result(result, as_json)
 
 
-@command(commands, PANEL, "stitch transfer vector demo:gpt2 demo:llama vectors.safetensors --layer 3 --out carried")
+@command(commands, PANEL, "stitch transfer vector demo:gpt2 demo:llama steer.safetensors --layer 3")
 def vector(
     model_a: o.ModelA,
     model_b: o.ModelB,

@@ -49,15 +49,24 @@ class Store:
 
         An entry with a wrong checksum is removed and counts as missing.
         """
-        entry = self._place(kind, key)
-        found = _is_whole(entry)
+        found = self._taken(self._place(kind, key), target)
         counts = self.reused if found else self.missed
         counts[kind] = counts.get(kind, 0) + 1
-        if not found:
+        return found
+
+    def _taken(self, entry: Path, target: Path) -> bool:
+        if not (entry / RECORD).exists():
+            return False
+        if not _is_whole(entry):
             shutil.rmtree(entry, ignore_errors=True)
             return False
-        _put_files(entry / "content", target)
-        os.utime(entry / RECORD)
+        try:
+            _put_files(entry / "content", target)
+            os.utime(entry / RECORD)
+        except OSError:  # another run has removed it
+            shutil.rmtree(target, ignore_errors=True)
+            target.unlink(missing_ok=True)
+            return False
         return True
 
     def put(self, kind: str, key: str, source: Path, about: str) -> None:
@@ -98,7 +107,8 @@ class Store:
         return self.folder / kind / key
 
     def _entries(self) -> Iterator[Entry]:
-        for record in self.folder.glob(f"*/*/{RECORD}"):
+        for folder in (entry for kind in _folders(self.folder) for entry in _folders(kind)):
+            record = folder / RECORD
             try:
                 content = json.loads(record.read_text())
                 size = sum(bytes for bytes, _ in content["files"].values())
@@ -109,7 +119,7 @@ class Store:
                 continue
 
     def _prune(self) -> None:
-        for left in self.folder.glob("new-*"):
+        for left in (folder for folder in _folders(self.folder) if folder.name.startswith("new-")):
             with suppress(OSError):  # another run has just put it in its place
                 if time.time() - left.stat().st_mtime > 24 * 3600:  # of a run that was killed
                     shutil.rmtree(left, ignore_errors=True)
@@ -129,6 +139,14 @@ def _is_whole(entry: Path) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _folders(place: Path) -> list[Path]:
+    """The folders in a folder; none where another run has removed it."""
+    try:
+        return sorted(Path(one.path) for one in os.scandir(place) if one.is_dir())
+    except OSError:
+        return []
 
 
 def _names(folder: Path) -> list[str]:
