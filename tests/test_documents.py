@@ -43,6 +43,9 @@ SMALL = {
     "convert recurrent": "--tokens 4096 --held-out 1024 --context 64 --steps 2 --logit-steps 2",
     "convert consolidate": "--tokens 4096 --held-out 2048",
     "compile tool": "--tokens 4096",
+    **dict.fromkeys(
+        ("transfer sae", "transfer probe", "transfer vector"), "--tokens 4096 --held-out 1024 --context 64"
+    ),
     "certify": "--tokens 2000",
 }
 SLOW_ROWS = {row.name for row in ROWS if not row.brief}  # of the table; `--brief` leaves them out
@@ -75,7 +78,7 @@ class Command:
     def name(self) -> str:
         """`join`, `convert heads`, `eval --behaviour`."""
         first, second = self.args[:2]
-        if first in ("convert", "compile"):
+        if first in ("convert", "compile", "transfer"):
             return f"{first} {second}"
         if first.startswith("demo:"):
             return "join"  # the word may be omitted

@@ -93,11 +93,14 @@ def _write_heat(title: str, header: list[str], rows: list[list[str]], values: li
 
 
 def _console(file: Any, width: int) -> Any:
-    """Without emoji, or `demo:llama:` would become one; in a notebook too it writes to `file` and nowhere else."""
+    """Without emoji, or `demo:llama:` would become one. In a notebook too it writes to `file` alone, and without colours."""
     from rich.console import Console
 
-    columns = None if file.isatty() else width
-    return Console(file=file, width=columns, highlight=False, emoji=False, force_jupyter=False)
+    terminal = file.isatty()
+    return Console(
+        file=file, width=None if terminal else width, highlight=False, emoji=False, force_jupyter=False,
+        force_terminal=terminal,
+    )  # fmt: skip
 
 
 def _shades(values: list[list[float]]) -> list[list[tuple[str, str] | None]]:

@@ -82,7 +82,7 @@ def notes(report: dict) -> list[str]:
             lines.append(f"Trained probes saw {report['trained_on']:,} labelled tokens of other texts.")
     if report["kind"] == "vector":
         lines.append(
-            f"Effect: correlation over the vocabulary with what {report['strength']:g} times the vector does in A, mean over "
-            f"{report['vectors']:,} vectors. Size: ratio of the standard deviations."
+            f"{report['vectors']:,} vector(s), added {report['strength']:g} times at every token. Effect: correlation over the "
+            "vocabulary of the mean change of log probabilities with that in A. Size: ratio of their standard deviations."
         )
     return [*lines, *warning(report)]
