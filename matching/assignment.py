@@ -35,14 +35,15 @@ def assign_with_prices(candidates: Candidates, threshold: float = 0.0) -> tuple[
 def assign_dense(
     correlation: Float64[np.ndarray, "rows cols"],
     *,
-    generator: np.random.Generator,
+    generator: np.random.Generator | None = None,
     threshold: float = 0.0,
     alternatives: int = 16,
 ) -> Pairs:
     """The exact optimum over all pairs. NaN marks pairs that must not be matched.
 
-    It takes cubic time and memory for two more copies of the matrix. With the same generator state and number of
-    alternatives as in `candidates`, null scores are the same.
+    `generator` draws the random partners of the null scores; None: one with seed 0. With the same generator state and
+    number of alternatives as in `candidates`, null scores are the same. It takes cubic time and memory for two more
+    copies of the matrix.
 
     Raises: MatchError when the threshold is outside [−1, 1).
     Source: Crouse 2016, IEEE TAES 52 (scipy's `linear_sum_assignment`).
@@ -52,7 +53,8 @@ def assign_dense(
     rows, cols = linear_sum_assignment(np.where(known, correlation, threshold).clip(min=threshold), maximize=True)
     kept = known[rows, cols] & (correlation[rows, cols] > threshold)
     rows, cols = rows[kept].astype(np.int64), cols[kept].astype(np.int64)
-    drawn = draw_columns(len(correlation), np.flatnonzero(known.any(axis=0)), alternatives, generator)
+    draws = generator or np.random.default_rng(0)
+    drawn = draw_columns(len(correlation), np.flatnonzero(known.any(axis=0)), alternatives, draws)
     drawn_correlation = np.take_along_axis(np.where(known, correlation, -np.inf), drawn, axis=1)
     return _pairs(rows, cols, correlation[rows, cols], Alternatives(drawn, drawn_correlation))
 

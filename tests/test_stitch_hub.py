@@ -12,6 +12,7 @@ from safetensors.numpy import save
 
 from hub_double import PART_SIZE, HubDouble, hub  # noqa: F401 (a fixture)
 from stitch.errors import StitchError, UsageError
+from stitch.files.markdown import loading_example
 from stitch.models.hub import download, push
 
 REPO = "user/model"
@@ -66,6 +67,15 @@ def one_line(error: BaseException) -> str:
     text = str(error)
     assert "\n" not in text and len(text) < 400
     return text
+
+
+def test_a_pushed_cards_example_names_the_repository(hub, model, files):
+    card = "\n".join(["# A model", *loading_example(remote_code=True)])
+    (model / "README.md").write_text(card)
+    push(model, REPO, token=hub.token)
+    pushed = hub.files(REPO)["README.md"].decode()
+    assert f'AutoModelForCausalLM.from_pretrained("{REPO}", trust_remote_code=True)' in pushed
+    assert "FOLDER_OR_REPO" not in pushed and (model / "README.md").read_text() == card
 
 
 def test_a_pushed_folder_is_downloaded_byte_for_byte(hub, model, files):

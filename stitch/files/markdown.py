@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+PLACE = "FOLDER_OR_REPO"  # in an example, what a push replaces by the repository's name
+
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table. The first column is left-aligned, the others right-aligned."""
@@ -19,8 +21,8 @@ def loading_example(*, remote_code: bool) -> list[str]:
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f'model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_REPO"{argument})',
-        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_REPO"{argument})',
+        f'model = AutoModelForCausalLM.from_pretrained("{PLACE}"{argument})',
+        f'tokenizer = AutoTokenizer.from_pretrained("{PLACE}"{argument})',
         'print(tokenizer.decode(model.generate(**tokenizer("The", return_tensors="pt"))[0]))',
         "```",
     ]

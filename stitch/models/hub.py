@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stitch.errors import StitchError, UsageError
 from stitch.files.headers import PICKLE_SUFFIXES
+from stitch.files.markdown import PLACE
 from stitch.models.hub_errors import explained
 from stitch.progress import Progress
 
@@ -72,7 +73,7 @@ def push(
     with explained(repo, token, "no network: the Hub cannot be reached"), _quiet_upload(endpoint):
         api = HfApi(endpoint=endpoint, token=token, library_name="stitch")
         url = api.create_repo(repo, private=private, exist_ok=True)
-        additions = [CommitOperationAdd(name, str(file)) for name, file in files.items()]
+        additions = [CommitOperationAdd(name, _content(file, repo)) for name, file in files.items()]
         done = 0
         for addition in additions:
             api.preupload_lfs_files(repo, [addition], free_memory=False)
@@ -83,6 +84,11 @@ def push(
         deletions = [CommitOperationDelete(name) for name in stale]
         api.create_commit(repo, [*deletions, *additions], commit_message="Upload with stitch")
     return str(url)
+
+
+def _content(file: Path, repo: str) -> str | bytes:
+    """The path of a file to upload; of a model card its text, in which examples name the repository."""
+    return file.read_bytes().replace(PLACE.encode(), repo.encode()) if file.name == "README.md" else str(file)
 
 
 def _publishable(folder: Path) -> dict[str, Path]:
