@@ -165,6 +165,7 @@ def test_two_loaded_models_of_one_name_are_told_apart(tmp_path):
         resolve(a)
 
 
+@pytest.mark.slow
 def test_conversions_sweeps_and_chains_return_results(pair, tmp_path):
     common: Any = dict(text=pair["text"], context=32, device="cpu", quiet=True)
     converted = stitch.convert.heads(pair["qwen3"], 1, tokens=4096, held_out=512, **common)

@@ -203,6 +203,8 @@ def test_a_run_that_was_killed_and_resumed_writes_the_same_bytes(donors, tmp_pat
             "2",
             "--text",
             donors["text"],
+            "--cache-size",  # otherwise the second run would find the first one's activations and SAEs
+            "0",
             *RUN,
         ]
         root = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from stitch.jobs.join import stitch
 from stitch.models.loading import load
 from tolerance import apart
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 RELEASE, SAE_ID, REPOSITORY = "gpt2-small-res-jb", "blocks.8.hook_resid_pre", "jbloom/GPT2-Small-SAEs-Reformatted"
 
 

@@ -20,6 +20,8 @@ import tiny
 from jobs import write_text
 from tolerance import apart
 
+pytestmark = pytest.mark.slow  # importing PEFT and TRL alone takes ten seconds
+
 pytest.importorskip("accelerate")  # Trainer needs it
 STEPS = 50
 
@@ -181,7 +183,6 @@ def test_lora_finds_the_layers_of_both_families_by_itself(tmp_path, pair, layers
 # TRL
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_trl_fine_tunes_a_composite(folder, texts, tmp_path, lora):
     trl, peft = pytest.importorskip("trl"), pytest.importorskip("peft")

@@ -261,7 +261,8 @@ def decode(model, step, ids: torch.Tensor, count: int) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
 @torch.no_grad()
 def test_a_compiled_decode_step_says_the_same(backend, tmp_path):
     model, ids = open_composite(composites.write(tmp_path, site=1, site_b=5)), tiny.ids(1, 5)
