@@ -31,7 +31,7 @@ def write_codes(work: Path, features: int, tokens: int, passes: float) -> dict:
     windows = stages.read_windows(settings, a, b)
     paired = {split: stages.harvest_pair(settings, a, b, windows[split], work / split) for split in ("fit", "sweep")}
     saes = stages.train_pair(settings, a, b, paired, work, sources)
-    chunk = stages.chunk_tokens(settings, saes)
+    chunk = stages.chunk_tokens(settings, saes.a, saes.b)
     for _ in code_stream(paired["fit"], saes.a, saes.b, chunk=chunk, folder=work / "codes")():
         pass
     qualities = {"a": saes.quality_a, "b": saes.quality_b}

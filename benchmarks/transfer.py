@@ -5,8 +5,9 @@
 The SAEs of both sites are trained on a million tokens; the maps are fitted on a hundredth of that. So the row `reference:native`
 has B's tokens of the maps alone, and `reference:native, given` a hundred times as many. Probes are trained on labels that rules
 give (see `_labels.py`); steering vectors are differences of the class means of the same labels, at A's site. One JSON line per
-transfer and direction. `warm start` lines have the unexplained share of an SAE that is trained on, from the transferred weights
-and from new ones, by training step.
+transfer and direction. `warm start` lines have the unexplained share of an SAE that is trained on, by training step: from new
+weights, from the transferred SAE, and from the same SAE through a random or a Procrustes map; each also by its directions alone.
+`--warm-only` measures these alone, where the SAEs are in --work already.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from sae.convert import to_dictionary
 from sae.metrics import measure
 from sae.storage import load
 from sae.trainer import new_trainer
+from sae.types import Dictionary
 from stitch.activations.observe import residuals
 from stitch.activations.paired import Paired
 from stitch.config import Settings
@@ -34,6 +36,8 @@ from stitch.models.model import Model
 from stitch.models.sources import resolve
 from stitch.text.documents import read, select
 from stitch.text.labels import UNLABELLED, read_labelled
+from stitch.transfers.autoencoders import transferred
+from stitch.transfers.maps import PROCRUSTES, RANDOM, all_maps, pair_moments
 from stitch.transfers.probes import trained
 
 TEXTS = 400  # labelled, per set; half of them are scored on
@@ -60,8 +64,11 @@ def write_probe_and_vectors(x: torch.Tensor, classes: torch.Tensor, folder: Path
     save_file({"classes": (means[1:] - means[0]).contiguous()}, folder / "vectors.safetensors")
 
 
-def warm_start(settings: Settings, sae: Path, work: Path) -> Iterator[dict]:
-    """The unexplained share on held-out tokens by step, from three kinds of first weights, on the same batches."""
+def warm_start(settings: Settings, sae_a: Path, sae: Path, work: Path) -> Iterator[dict]:
+    """The unexplained share on held-out tokens by step, from several kinds of first weights, on the same batches.
+
+    `sae` is the transferred form of `sae_a`; nulls are that SAE through a random map and through a Procrustes map.
+    """
     a, b, _ = stages.load_pair(settings)
     completed = stages.complete(settings, a, b)
     windows = stages.read_windows(completed, a, b)
@@ -74,10 +81,16 @@ def warm_start(settings: Settings, sae: Path, work: Path) -> Iterator[dict]:
     config = SAEConfig(features=carried.W_enc.shape[1], k=k, steps=STEPS, batch_size=256)
     mean = torch.cat([y for _, y, _ in paired["fit"].chunks()]).float().mean(0)
     scale = b.width**0.5 / float(x.norm(dim=1).mean())
-    for start in ("new", "transferred", "transferred, directions alone"):
+    maps = all_maps(pair_moments(paired["fit"], paired["sweep"]), seed=0)
+    source = to_dictionary(load(sae_a))
+    first = {
+        "new": None, "transferred": to_dictionary(carried), "null": transferred(source, maps[RANDOM]),
+        "procrustes": transferred(source, maps[PROCRUSTES]),
+    }  # fmt: skip
+    for start in (*first, *(f"{name}, directions alone" for name in first if name != "new")):
         trainer = new_trainer(config, b.width, "cpu")
         trainer.activation_scaler.scaling_factor = scale
-        _start(trainer.sae, carried, start, mean, scale)
+        _start(trainer.sae, first[start.partition(",")[0]], start.endswith("alone"), mean, scale)
         batches = (y for _, y in paired["fit"].batches(256, seed=0, group=4))
         for step in range(STEPS + 1):
             if step % EVERY == 0:
@@ -87,19 +100,18 @@ def warm_start(settings: Settings, sae: Path, work: Path) -> Iterator[dict]:
 
 
 @torch.no_grad()
-def _start(weights, carried, start: str, mean: torch.Tensor, scale: float) -> None:
-    """The weights in units in which the mean norm is sqrt(d). A training SAE subtracts its decoder bias from the input."""
-    if start == "new":
+def _start(weights, given: Dictionary | None, directions_alone: bool, mean: torch.Tensor, scale: float) -> None:
+    """Weights from `given`, in units in which the mean norm is sqrt(d). A training SAE subtracts its decoder bias first."""
+    if given is None or directions_alone:
         weights.b_dec.copy_(scale * mean)
+        if given is not None:
+            weights.W_dec.copy_(given.decoder)
+            weights.W_enc.copy_(given.decoder.T)
         return
-    weights.W_dec.copy_(carried.W_dec)
-    if start == "transferred":
-        weights.W_enc.copy_(carried.W_enc)
-        weights.b_dec.copy_(scale * carried.b_dec)
-        weights.b_enc.copy_(scale * (carried.b_enc + carried.b_dec @ carried.W_enc))
-    else:
-        weights.W_enc.copy_(carried.W_dec.T)
-        weights.b_dec.copy_(scale * mean)
+    weights.W_dec.copy_(given.decoder)
+    weights.W_enc.copy_(given.encoder)
+    weights.b_dec.copy_(scale * given.decoder_bias)
+    weights.b_enc.copy_(scale * (given.encoder_bias + given.decoder_bias @ given.encoder))
 
 
 @torch.no_grad()
@@ -115,10 +127,6 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
     work.mkdir(parents=True, exist_ok=True)
     saes = trained_saes(0, given.work)
     common = {"layer": layer, "tokens": given.tokens, "held_out": given.held_out, "quiet": True, "device": "cpu"}
-    report = stitch.transfer.sae(
-        a_name, b_name, saes[a_name], native=saes[b_name], out=work / "sae", overwrite=True, **common
-    ).report  # fmt: skip
-    yield {"transfer": "sae", **report}
     settings = Settings(
         model_a=a_name,
         model_b=b_name,
@@ -128,8 +136,18 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
         device="cpu",
         brief=True,
     )
-    for line in warm_start(settings, work / "sae" / "sae", work / "warm"):
-        yield {"transfer": "warm start", **line}
+    warm = (
+        {"transfer": "warm start", **line}
+        for line in warm_start(settings, saes[a_name], work / "sae" / "sae", work / "warm")
+    )
+    if given.warm_only:
+        yield from warm
+        return
+    report = stitch.transfer.sae(
+        a_name, b_name, saes[a_name], native=saes[b_name], out=work / "sae", overwrite=True, **common
+    ).report  # fmt: skip
+    yield {"transfer": "sae", **report}
+    yield from warm
     model = load_model(resolve(a_name).folder, name=a_name, dtype=torch.float32)
     documents = select(read("docs"), "report")
     for name, label in SETS.items():
@@ -150,6 +168,7 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--direction", action="append", choices=DIRECTIONS)
+    parser.add_argument("--warm-only", action="store_true")
     parser.add_argument("--tokens", type=int, default=10_000)
     parser.add_argument("--held-out", type=int, default=32_768)
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))

@@ -67,6 +67,5 @@ def _rows(features: Any, name: str) -> Any:
 
 
 def _sparse(rows: Any) -> sp.csr_array:
-    return sp.csr_array(
-        rows.double().numpy() if hasattr(rows, "double") else rows
-    )  # numpy lacks some of torch's dtypes
+    # Numpy lacks some of torch's dtypes.
+    return sp.csr_array(rows.double().numpy() if hasattr(rows, "double") else rows)

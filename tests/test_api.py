@@ -129,6 +129,19 @@ def test_a_temporary_folder_goes_with_its_result(pair):
     assert not folder.exists()
 
 
+def test_a_function_that_names_no_folder_says_so():
+    with pytest.raises(UsageError, match="out must be a folder here; got 'auto'"):
+        stitch.compile.automaton("(ab)*", length=8, out="auto", quiet=True)
+
+
+def test_facts_and_plans_have_rows():
+    assert stitch.inspect("demo:gpt2").rows.loc["demo:gpt2", "blocks"] == 6
+    plan = stitch.graft(
+        "demo:induction", "induction", "examples/llama-tiny.json", dry_run=True, count=16, quiet=True, device="cpu"
+    )
+    assert plan.rows.empty and "head" in repr(plan)
+
+
 def test_texts_are_named_by_number_and_content():
     with text_named(["one", "two"]) as name:
         assert name.startswith("2 given documents (sha256 ")

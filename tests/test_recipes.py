@@ -99,11 +99,12 @@ def test_models_are_pinned_and_remote_code_is_not_carried():
     }
     settings = {
         "model_a": "org/a", "model_b": "org/b@v1", "trust_remote_code": True, "features": None, "layer": 3,
+        "text": "org/a",  # a dataset may have the name of a model
         "parts": [{"model": "org/a", "from": 0, "to": None}, {"model": "demo:gpt2"}],
     }  # fmt: skip
     found = recipe("join", {"models": models, "settings": settings})
     assert found == {
-        "command": "join", "model_a": "org/a@abc", "model_b": "org/b@v1", "layer": 3,
+        "command": "join", "model_a": "org/a@abc", "model_b": "org/b@v1", "layer": 3, "text": "org/a",
         "parts": [{"model": "org/a@abc", "from": 0}, {"model": "demo:gpt2"}],
     }  # fmt: skip
 

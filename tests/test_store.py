@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import tiny
 from jobs import gpt2_and_qwen3, settings
 from stitch.files.store import Store
 from stitch.jobs.join import stitch as join
+from stitch.models import identity
 from stitch.models.identity import identity_of, weights_hash
 from stitch.models.loading import load
 
@@ -102,6 +104,22 @@ def test_a_models_identity_is_that_of_its_files(tmp_path):
     (same / "model.safetensors").write_bytes(content)
     os.utime(same / "model.safetensors", (1, 1))
     assert weights_hash(same) != before
+
+
+def test_an_identity_needs_no_cache_that_can_be_written(tmp_path, monkeypatch):
+    model = tiny.save(tmp_path / "one", "gpt2")
+    known = weights_hash(model)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STITCH_CACHE", str(tmp_path / "file" / "below"))
+    assert weights_hash(model) == known
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers", "stitch-lm"])
+def test_other_versions_are_other_identities(package, tmp_path, monkeypatch):
+    model = load(tiny.save(tmp_path / "one", "gpt2"))
+    before = identity_of(model)
+    monkeypatch.setattr(identity, "version", lambda name: "99" if name == package else version(name))
+    assert identity_of(model) != before
 
 
 # ----------------------------------------------------------------------------------------------------------- a whole join

@@ -1,10 +1,12 @@
 """`stitch transfer`: SAEs, probes and vectors are the same functions where one stream is an affine image of the other."""
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +23,7 @@ from sae.types import Dictionary
 from stitch.errors import UsageError
 from stitch.text.labels import UNLABELLED, read_labelled
 from stitch.transfers.agreement import agreement, top_tokens
-from stitch.transfers.autoencoders import refitted, transferred, without_features
+from stitch.transfers.autoencoders import memory_to_refit, refitted, transferred, without_features
 from stitch.transfers.maps import PROCRUSTES, RANDOM, TRANSFERRED, UNCHANGED, all_maps, pair_moments, unexplained
 from stitch.transfers.probes import accuracy, predicted, trained
 from stitch.transfers.vectors import carried, carried_probe, read_probe, read_vectors
@@ -101,6 +103,35 @@ def test_a_refitted_decoder_explains_more_and_keeps_the_codes(maps, streams):
     assert measure(found, [y[2000:]]).fvu < 0.5 * measure(mapped, [y[2000:]]).fvu
     assert torch.equal(found.encode(y) > 0, mapped.encode(y) > 0)
     assert torch.allclose(found.decoder.norm(dim=1), torch.ones(FEATURES), atol=1e-5)
+
+
+def test_features_that_share_no_text_do_not_agree():
+    x = noise(2000, WIDTH)
+    source = dictionary("relu")
+    order = torch.randperm(FEATURES, generator=torch.Generator().manual_seed(0))
+    moved = dataclasses.replace(
+        source, encoder=source.encoder[:, order], encoder_bias=source.encoder_bias[order], decoder=source.decoder[order]
+    )
+    ours, theirs = top_tokens(source, x.split(700)), top_tokens(moved, x.split(300))
+    assert agreement(ours, theirs, order.argsort().numpy()) == 1.0
+    assert agreement(ours, theirs) < 0.2 and agreement(ours, theirs, np.full(FEATURES, -1)) == 0.0
+    best = source.encode(x).topk(10, dim=0).indices.T
+    assert [set(row) for row in ours.tokens.tolist()] == [set(row) for row in best.tolist()]
+
+
+def test_without_memory_to_refit_the_mapped_sae_is_written(pair):
+    common: Any = dict(text=pair["text"], tokens=4096, context=32, device="cpu", quiet=True)
+    found = stitch.transfer.sae(pair["gpt2"], pair["qwen3"], pair["folder"] / "wide", 2, memory="64M", **common)
+    assert found.report["chosen"] == "transferred" and "transferred, decoder refitted" not in found.rows.index
+    assert memory_to_refit(to_dictionary(sae.load(pair["folder"] / "wide"))) > 2**26
+
+
+def test_an_sae_to_compare_with_is_read_before_anything_costs(pair):
+    with pytest.raises(sae.SAEError, match="width 48"):
+        stitch.transfer.sae(
+            pair["gpt2"], pair["qwen3"], pair["folder"] / "sae", 2, native=pair["folder"] / "sae",
+            text="no such text anywhere", quiet=True,
+        )  # fmt: skip
 
 
 def test_features_left_out_never_fire():
@@ -206,6 +237,7 @@ def pair(tmp_path_factory):
     (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, lines)))
     trained_sae = sae.train(noise(1024, 32), features=64, k=4, passes=1)
     sae.save(trained_sae, folder / "sae", {})
+    sae.save(sae.train(noise(256, 32), features=1536, k=4, passes=1), folder / "wide", {})
     return {**found, "folder": folder}
 
 

@@ -58,7 +58,11 @@ class Graft(ModelResult):
         """The scores of every graft's rows, indexed by the graft's number and the row's name."""
         import pandas
 
-        rows = [{"graft": number, **row} for number, one in enumerate(self.report["grafts"]) for row in one["results"]]
+        rows = [
+            {"graft": number, **row}
+            for number, one in enumerate(self.report["grafts"])
+            for row in one.get("results", [])
+        ]
         return pandas.DataFrame(rows).set_index(["graft", "name"]) if rows else pandas.DataFrame()
 
 

@@ -151,13 +151,20 @@ def _strings(text: Any) -> list[str]:
 
 
 class Output:
-    """Where a job writes: `path` is the caller's folder, or one in a temporary folder that lives as long as this object."""
+    """Where a job writes: the caller's folder, or one in a temporary folder that lives as long as this object."""
 
     def __init__(self, out: PathLike | None):
         self._temporary = TemporaryDirectory(prefix="stitch-") if out is None else None
         self.is_temporary = self._temporary is not None
-        self.path = Path(self._temporary.name) / "result" if self._temporary else Path(str(out))
-        self.folder = None if out == NAMED else self.path  # None: the job names it
+        given = Path(self._temporary.name) / "result" if self._temporary else Path(str(out))
+        self.folder = None if out == NAMED else given  # None: the job names it
+
+    @property
+    def path(self) -> Path:
+        """The folder, for jobs that do not name one. Raises: UsageError where they were asked to."""
+        if self.folder is None:
+            raise UsageError(f"out must be a folder here; got {NAMED!r}, which only some functions can name: give one.")
+        return self.folder
 
     def written(self, *places: Any) -> list[str]:
         """Which of `places` to tell the caller: none of those in a temporary folder."""

@@ -29,7 +29,7 @@ class Result:
         """The rows of the report, one per scored model, indexed by name. Cross-entropies are in nats per token."""
         import pandas
 
-        found = pandas.DataFrame(self.report["results"])
+        found = pandas.DataFrame(self.report.get("results", [self.report]))
         return found.set_index("name") if "name" in found else found
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ from sae.config import SAEConfig
 from sae.convert import to_dictionary
 from sae.metrics import Quality, measure
 from sae.storage import load, save
-from sae.trainer import train_sites
+from sae.trainer import SNAPSHOT_FORMAT, train_sites
 from sae.types import Dictionary
 from stitch.activations.paired import Paired
 from stitch.files.store import Store
@@ -115,7 +115,8 @@ def _key(fit: Paired, side: str, request: SAERequest, group: int, device: torch.
     what = {
         "identity": streams.identity, "site": site, "per_shard": fit.a.per_shard, "group": group, "device": device.type,
         "config": dataclasses.asdict(request.config), "provenance": request.provenance,
-        "sae_lens": version("sae-lens"), "tokens": [sha256(one.numpy().tobytes()).hexdigest() for one in tensors],
+        "trainer": SNAPSHOT_FORMAT, "sae_lens": version("sae-lens"),
+        "tokens": [sha256(one.numpy().tobytes()).hexdigest() for one in tensors],
     }  # fmt: skip
     return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

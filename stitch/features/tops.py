@@ -29,26 +29,26 @@ def highest(codes: Iterable[tuple[Codes, Codes]]) -> tuple[Tops, Tops]:
     seen = 0
     for chunk in codes:
         for side, found in enumerate(chunk):
-            tops[side] = _merged(tops[side], found, seen)
+            tops[side] = merged(tops[side], found, seen)
         seen += chunk[0].shape[0]  # pyright: ignore[reportOptionalSubscript]
     a, b = tops
     assert a is not None and b is not None, "there are no codes"
     return a, b
 
 
-def _merged(known: Tops | None, codes: Codes, seen: int) -> Tops:
-    """The highest codes among `known` and `codes`, whose first token has index `seen`. Earlier tokens win ties."""
+def merged(known: Tops | None, codes: Codes, seen: int, most: int = TOPS) -> Tops:
+    """The `most` highest codes among `known` and `codes`, whose first token has index `seen`. Earlier tokens win ties."""
     count = codes.shape[1]  # pyright: ignore[reportOptionalSubscript]
     if known is None:
-        known = Tops(np.zeros((count, TOPS), np.float32), np.zeros((count, TOPS), np.int64))
+        known = Tops(np.zeros((count, most), np.float32), np.zeros((count, most), np.int64))
     entries = codes.tocoo()
     higher = entries.data > known.values[entries.col, -1]  # after the first chunks, few codes are
-    features = np.concatenate([np.repeat(np.arange(count), TOPS), entries.col[higher]])
+    features = np.concatenate([np.repeat(np.arange(count), most), entries.col[higher]])
     values = np.concatenate([known.values.ravel(), entries.data[higher]])
     tokens = np.concatenate([known.tokens.ravel(), entries.row[higher] + seen])
     order = np.lexsort((tokens, -values, features))
     features = features[order]
     rank = np.arange(len(features)) - np.searchsorted(features, features)
-    kept = order[rank < TOPS]
-    shape = (count, TOPS)
+    kept = order[rank < most]
+    shape = (count, most)
     return Tops(values[kept].reshape(shape).astype(np.float32), tokens[kept].reshape(shape).astype(np.int64))

@@ -13,6 +13,7 @@ IN_CARD = re.compile(r"^## Recipe\n.*?^```yaml\n(.*?)^```", re.MULTILINE | re.DO
 
 # Whether to run code of others is for the person to say who runs the recipe.
 LEFT_OUT = ("trust_remote_code",)
+MODELS = ("model_a", "model_b", "model")  # options, and keys of a chain's part, that name a model
 
 
 def recipe(command: str, provenance: dict, *, without: Sequence[str] = ()) -> dict:
@@ -26,14 +27,13 @@ def recipe(command: str, provenance: dict, *, without: Sequence[str] = ()) -> di
         if found["kind"] == "hub" and "@" not in found["name"]
     }
 
-    def resolved(value: Any) -> Any:
-        if isinstance(value, list):
-            return [resolved(one) for one in value]
-        if isinstance(value, dict):
-            return {key: resolved(one) for key, one in value.items() if one is not None}
-        return pinned.get(value, value) if isinstance(value, str) else value
+    def resolved(options: dict) -> dict:
+        found = {name: value for name, value in options.items() if value is not None}
+        return found | {name: pinned.get(found[name], found[name]) for name in MODELS if name in found}
 
     settings = {name: value for name, value in provenance["settings"].items() if name not in (*LEFT_OUT, *without)}
+    if "parts" in settings:
+        settings["parts"] = [resolved(part) for part in settings["parts"]]
     return {"command": command, **resolved(settings)}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sae.config import SAEConfig
 from sae.schedule import TOKENS_PER_FEATURE, batch_size_for, default_features, steps_for
+from sae.types import Dictionary
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.bridges import fit_bridges, sites_of
@@ -249,12 +250,12 @@ def train_pair(
     return saes
 
 
-def chunk_tokens(settings: CompleteSettings, saes: SAEs) -> int:
-    """Tokens encoded at a time. Dense codes of both SAEs and their copies take at most a sixteenth of the memory.
+def chunk_tokens(settings: CompleteSettings, *dictionaries: Dictionary) -> int:
+    """Tokens encoded at a time. Dense codes of all `dictionaries` and their copies take at most a sixteenth of the memory.
 
     With more than 2,048, arrays are so large that the allocator returns them to the system after every use, which is slower.
     """
-    features = saes.a.encoder.shape[1] + saes.b.encoder.shape[1]
+    features = sum(dictionary.encoder.shape[1] for dictionary in dictionaries)
     return max(256, min(2048, settings.memory // 16 // (12 * features)))
 
 
@@ -268,7 +269,7 @@ def match_pair(
 
 def codes_of_pair(settings: CompleteSettings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None):
     """Both SAEs' codes of the fit split, as a stream that can be read several times."""
-    chunk = chunk_tokens(settings, saes)
+    chunk = chunk_tokens(settings, saes.a, saes.b)
     return code_stream(fit, saes.a, saes.b, chunk=chunk, folder=work / "codes", progress=progress)
 
 
@@ -310,7 +311,7 @@ def translate_pair(
         vocabulary=b.config.vocab_size, features=MatchedFeatures(saes.a, saes.b, matching),
     )  # fmt: skip
     options = Options(
-        ngrams=settings.ngrams, routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes),
+        ngrams=settings.ngrams, routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes.a, saes.b),
         memory=settings.memory,
     )  # fmt: skip
     return dataclasses.replace(translate(evidence, options, settings.wants, progress), look_ups=tokens.described())

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,13 +18,12 @@ from stitch.files.workspace import short_name
 from stitch.jobs.stages import check, complete, harvest_pair, load_pair, read_windows
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
-from stitch.models.sources import Source
 from stitch.progress import Progress
 from stitch.text.documents import SPLITS, Split
 from stitch.transfers.maps import Maps, all_maps, pair_moments, unexplained
 from stitch.transfers.maps import Split as SplitMoments
 
-TOKENS = 100_000  # to fit the maps on, by default
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,18 @@ def transfer(
     kind: str,
     settings: Settings,
     out: Path | None,
-    make: Callable[[Sites, Path], dict],
-    check_file: Callable[[Model], object],
+    read: Callable[[Model, Model], T],
+    make: Callable[[Sites, T, Path], dict],
     request: dict,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
-    """Runs one kind of transfer: harvests both sites, calls `make(sites, output)` for files and report, and writes the folder.
+    """Runs one kind of transfer: harvests both sites, calls `make(sites, carried, output)` for files and report, and writes the
+    folder.
 
-    `check_file(a)` raises before anything costs where the file does not fit A. `request` says what is carried, for the report.
+    `carried` is what `read(a, b)` returns, which raises before anything costs where a file does not fit. `request` says what
+    is carried, for the report.
     """
     clock = Clock()
 
@@ -89,31 +91,24 @@ def transfer(
         with clock.stage("load"):
             a, b, sources = load_pair(settings, progress)
             check(settings, a, b)
-            check_file(a)
+            carried = read(a, b)
         completed = complete(settings, a, b)
 
         def work(scratch: Path, output: Path) -> dict:
-            return _make(completed, a, b, sources, make, request, scratch, output, clock, progress)
+            with clock.stage("text"):
+                windows = read_windows(completed, a, b, progress)
+            with clock.stage("activations"):
+                paired: dict[Split, Paired] = {
+                    split: harvest_pair(completed, a, b, windows[split], scratch / split, progress) for split in SPLITS
+                }
+            sites = Sites(completed, a, b, paired, scratch, clock, progress)
+            output.mkdir(parents=True)
+            report = {**sites.described(), **make(sites, carried, output)}
+            report["seconds"] = clock.seconds
+            report["provenance"] = {**provenance(completed.to_dict(), a, b, sources), "transfer": request}
+            (output / "report.json").write_bytes(to_json(report))
+            return report
 
         return Job(make=work, name=f"{short_name(a.name)}-to-{short_name(b.name)}-{kind}")
 
     return run(f"transfer {kind}", plan, out, overwrite=overwrite)
-
-
-def _make(
-    settings: CompleteSettings, a: Model, b: Model, sources: dict[str, Source], make: Callable[[Sites, Path], dict],
-    request: dict, scratch: Path, output: Path, clock: Clock, progress: Progress | None,
-) -> dict:  # fmt: skip
-    with clock.stage("text"):
-        windows = read_windows(settings, a, b, progress)
-    with clock.stage("activations"):
-        paired: dict[Split, Paired] = {
-            split: harvest_pair(settings, a, b, windows[split], scratch / split, progress) for split in SPLITS
-        }
-    sites = Sites(settings, a, b, paired, scratch, clock, progress)
-    output.mkdir(parents=True)
-    report = {**sites.described(), **make(sites, output)}
-    report["seconds"] = clock.seconds
-    report["provenance"] = {**provenance(settings.to_dict(), a, b, sources), "transfer": request}
-    (output / "report.json").write_bytes(to_json(report))
-    return report

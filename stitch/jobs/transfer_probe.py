@@ -49,13 +49,12 @@ def transfer_probe(
     Raises: UsageError when the probe, the labels or the request do not fit.
     """
 
-    def check_file(a: Model) -> None:
-        read_probe(file, a.width)
+    def read(a: Model, b: Model) -> Probe:
         if labels is not None:
             read_labelled(labels, a.tokenizer, a.longest)
+        return read_probe(file, a.width)
 
-    def make(sites: Sites, output: Path) -> dict:
-        probe = read_probe(file, sites.a.width)
+    def make(sites: Sites, probe: Probe, output: Path) -> dict:
         carried = {name: carried_probe(*probe, maps) for name, maps in sites.maps.items()}
         with sites.clock.stage("evaluation"):
             report = _scored_by_a(sites, probe, carried) if labels is None else _scored(sites, probe, carried, labels)
@@ -64,7 +63,7 @@ def transfer_probe(
         return {"kind": "probe", "chosen": TRANSFERRED, **report}
 
     request = {"probe": str(file), "labels": None if labels is None else str(labels)}
-    return transfer("probe", settings, out, make, check_file, request, overwrite=overwrite, progress=progress)
+    return transfer("probe", settings, out, read, make, request, overwrite=overwrite, progress=progress)
 
 
 def classes_of(probe: Probe) -> int:

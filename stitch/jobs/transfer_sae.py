@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 
 from sae.config import SAEConfig
 from sae.convert import from_dictionary, to_dictionary
@@ -18,14 +20,22 @@ from stitch.evaluation.scores import evaluate
 from stitch.features.codes import code_stream
 from stitch.features.matching import match
 from stitch.features.saes import place_of
+from stitch.jobs.stages import chunk_tokens
 from stitch.jobs.transfer import Sites, transfer
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.transfers.agreement import agreement, top_tokens
-from stitch.transfers.autoencoders import refitted, require_transferable, transferred, without_features
+from stitch.transfers.autoencoders import (
+    memory_to_refit,
+    refitted,
+    require_transferable,
+    transferred,
+    without_features,
+)
 from stitch.transfers.maps import TRANSFERRED
 
 REFITTED = "transferred, decoder refitted"
+SAEsGiven = tuple[Dictionary, Dictionary | None]  # of A, and perhaps of B
 NATIVE, MATCHED, GIVEN = "reference:native", "reference:native, matched features", "reference:native, given"
 
 
@@ -45,28 +55,29 @@ def transfer_sae(
     alone that match one of A's; the SAE `native` of B, if given; A's through a Procrustes map, a random one, and as it is.
     Every row has FVU, L0, the cross-entropy of B with the reconstruction in place of its stream, and the share of A's features
     that fire on the same text.
+    Where refitting needs more than `memory`, the first is written.
     Raises: UsageError when the SAE or the request do not fit; SAEError when the SAE cannot be read.
     """
 
-    def check_file(a: Model) -> None:
-        require_transferable(_read(file, a))
-
-    def make(sites: Sites, output: Path) -> dict:
-        return _make(sites, _read(file, sites.a), None if native is None else _read(native, sites.b), output)
+    def read(a: Model, b: Model) -> SAEsGiven:
+        source = _read(file, a)
+        require_transferable(source)
+        return source, None if native is None else _read(native, b)
 
     request = {"sae": file, "native": native}
-    return transfer("sae", settings, out, make, check_file, request, overwrite=overwrite, progress=progress)
+    return transfer("sae", settings, out, read, _make, request, overwrite=overwrite, progress=progress)
 
 
-def _read(file: str, a: Model) -> Dictionary:
-    return to_dictionary(load(file, width=a.width, device=str(a.device)))
+def _read(file: str, model: Model) -> Dictionary:
+    return to_dictionary(load(file, width=model.width, device=str(model.device)))
 
 
-def _make(sites: Sites, source: Dictionary, given: Dictionary | None, output: Path) -> dict:
+def _make(sites: Sites, saes: SAEsGiven, output: Path) -> dict:
+    source, given = saes
     own = measure(source, sites.streams_a("report"))
     mapped = {name: transferred(source, maps) for name, maps in sites.maps.items()}
     found = {TRANSFERRED: mapped.pop(TRANSFERRED)}
-    with sites.clock.stage("decoder"):
+    if memory_to_refit(source) <= sites.settings.memory:
         found[REFITTED] = refitted(found[TRANSFERRED], sites.streams_b("fit"), sites.streams_b("sweep"))
     if given is not None:
         found[GIVEN] = given
@@ -76,7 +87,8 @@ def _make(sites: Sites, source: Dictionary, given: Dictionary | None, output: Pa
         partners = _partners(sites, source, found[NATIVE])
         found[MATCHED] = without_features(found[NATIVE], partners[partners >= 0].tolist())
     found |= mapped
-    choice = {name: measure(found[name], sites.streams_b("sweep")).fvu for name in (TRANSFERRED, REFITTED)}
+    ours = [name for name in (TRANSFERRED, REFITTED) if name in found]
+    choice = {name: measure(found[name], sites.streams_b("sweep")).fvu for name in ours}
     chosen = min(choice, key=lambda name: choice[name])
     with sites.clock.stage("evaluation"):
         report = {"chosen": chosen, **_scored(sites, source, own, found, partners, chosen)}
@@ -110,22 +122,27 @@ def _native(sites: Sites, source: Dictionary, quality: Quality) -> Dictionary:
     )
 
 
-def _partners(sites: Sites, source: Dictionary, native: Dictionary) -> torch.Tensor:
+def _partners(sites: Sites, source: Dictionary, native: Dictionary) -> Int64[np.ndarray, " features"]:
     """The feature of `native` matched to each of A's; −1 without one whose correlation is above its null's."""
     fit, settings = sites.paired["fit"], sites.settings
-    chunk = max(256, min(2048, settings.memory // 16 // (12 * 2 * len(source.encoder_bias))))
+    chunk = chunk_tokens(settings, source, native)
     codes = code_stream(fit, source, native, chunk=chunk, folder=sites.scratch / "codes", progress=sites.progress)
     pairs = match(
         codes, "hungarian", seed=settings.seed, budget_bytes=settings.memory // 4, progress=sites.progress
     ).pairs
-    partners = torch.full((len(source.encoder_bias),), -1)
+    partners = np.full(len(source.encoder_bias), -1)
     real = pairs.scores > pairs.null_scores
-    partners[torch.from_numpy(pairs.rows[real])] = torch.from_numpy(pairs.cols[real])
+    partners[pairs.rows[real]] = pairs.cols[real]
     return partners
 
 
 def _scored(
-    sites: Sites, source: Dictionary, own: Quality, found: dict[str, Dictionary], partners: torch.Tensor, chosen: str
+    sites: Sites,
+    source: Dictionary,
+    own: Quality,
+    found: dict[str, Dictionary],
+    partners: Int64[np.ndarray, " features"],
+    chosen: str,
 ) -> dict:
     stage = sites.stage
     logits = {"a": stage.whole(sites.a.net), "a with its SAE": stage.spliced_a(source), "b": stage.whole(sites.b.net)}

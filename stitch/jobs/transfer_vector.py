@@ -10,7 +10,7 @@ from torch import Tensor
 from stitch.composite.compose import late_half, late_logits
 from stitch.config import Settings
 from stitch.evaluation.documents import counted
-from stitch.evaluation.scores import Batch, Logits, batches, evaluate, mean_of
+from stitch.evaluation.scores import Batch, Logits, evaluate, mean_of
 from stitch.jobs.transfer import Sites, transfer
 from stitch.models.model import Model
 from stitch.progress import Progress
@@ -39,11 +39,10 @@ def transfer_vector(
     Raises: UsageError when the file or the request do not fit.
     """
 
-    def check_file(a: Model) -> None:
-        read_vectors(file, a.width)
+    def read(a: Model, b: Model) -> Vectors:
+        return read_vectors(file, a.width)
 
-    def make(sites: Sites, output: Path) -> dict:
-        vectors = read_vectors(file, sites.a.width)
+    def make(sites: Sites, vectors: Vectors, output: Path) -> dict:
         moved = {name: carried(vectors, maps) for name, maps in sites.maps.items()}
         with sites.clock.stage("evaluation"):
             report = _scored(sites, vectors, moved, strength)
@@ -51,7 +50,7 @@ def transfer_vector(
         return {"kind": "vector", "chosen": TRANSFERRED, "strength": strength, **report}
 
     request = {"vector": str(file), "strength": strength}
-    return transfer("vector", settings, out, make, check_file, request, overwrite=overwrite, progress=progress)
+    return transfer("vector", settings, out, read, make, request, overwrite=overwrite, progress=progress)
 
 
 def _scored(sites: Sites, vectors: Vectors, moved: dict[str, Vectors], strength: float) -> dict:
@@ -67,8 +66,11 @@ def _scored(sites: Sites, vectors: Vectors, moved: dict[str, Vectors], strength:
         },
     }
     logits = {**plain, **{f"{row}/{name}": one for row, found in steered.items() for name, one in found.items()}}
-    scores = evaluate(logits, stage.windows, vocabulary=stage.vocabulary, memory=stage.memory, progress=sites.progress)
-    effects = _effects(sites, logits)
+    effects = {name: torch.zeros(stage.vocabulary, dtype=torch.float64) for name in logits}
+    rows = {name: _recorded(row, effects[name]) for name, row in logits.items()}
+    scores = evaluate(rows, stage.windows, vocabulary=stage.vocabulary, memory=stage.memory, progress=sites.progress)
+    predictions = stage.windows.tokens - len(stage.windows.ids)
+    effects = {name: total / predictions for name, total in effects.items()}
     results = [
         {key: value for key, value in scores[name].row(name).items() if key not in ("kl_to_b", "top1")}
         for name in plain
@@ -108,18 +110,15 @@ def _steered(late, stream: Float[Tensor, "windows context d"], vector: Float[Ten
     return logits
 
 
-@torch.no_grad()
-def _effects(sites: Sites, logits: dict[str, Logits]) -> dict[str, Float[Tensor, " vocabulary"]]:
-    """The mean log probability of every token over the report split, by row."""
-    stage = sites.stage
-    total = {name: torch.zeros(stage.vocabulary, dtype=torch.float64) for name in logits}
-    for batch in batches(stage.windows, stage.vocabulary, stage.memory, range(len(stage.windows.ids))):
-        for name, row in logits.items():
-            found = row(batch)[:, 1:, : stage.vocabulary].float().log_softmax(-1)
-            total[name] += found.sum((0, 1)).double().cpu()
-        if sites.progress:
-            sites.progress("effects (windows)", batch.rows.stop, len(stage.windows.ids))
-    return {name: found / (stage.windows.tokens - len(stage.windows.ids)) for name, found in total.items()}
+def _recorded(row: Logits, total: Float[Tensor, " vocabulary"]) -> Logits:
+    """The same logits. The log probabilities of every token, summed over all predictions, are added to `total`."""
+
+    def logits(batch: Batch) -> Tensor:
+        found = row(batch)
+        total.add_(found[:, 1:, : len(total)].float().log_softmax(-1).sum((0, 1)).double().cpu())
+        return found
+
+    return logits
 
 
 def _correlation(one: Float[Tensor, " n"], other: Float[Tensor, " n"]) -> float:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 from stitch.files.cache import cache_folder
@@ -12,11 +14,12 @@ READ = 2**24  # bytes at a time
 
 
 def identity_of(model: Model) -> str:
-    """A hash of the model's files, its precision, device and attention, PyTorch's version and the number of threads."""
+    """A hash of the model's files, its precision, device and attention, the number of threads, and the libraries' versions."""
     import torch
 
     surroundings = (
-        model.dtype, model.device.type, model.config._attn_implementation, torch.__version__, torch.get_num_threads()
+        model.dtype, model.device.type, model.config._attn_implementation, torch.get_num_threads(),
+        *(version(package) for package in ("torch", "transformers", "stitch-lm")),
     )  # fmt: skip
     return hashlib.sha256(f"{weights_hash(model.folder)} {surroundings}".encode()).hexdigest()
 
@@ -37,9 +40,10 @@ def weights_hash(folder: Path) -> str:
             known[mark], fresh = _sha256(place), True
         found.update(f"{file.name} {known[mark]}\n".encode())
     if fresh:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(memo) as temporary:
-            temporary.write_text(json.dumps(known, indent=0))
+        with suppress(OSError):  # where the cache cannot be written, files are hashed again by the next run
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(memo) as temporary:
+                temporary.write_text(json.dumps(known, indent=0))
     return found.hexdigest()
 
 

@@ -51,12 +51,17 @@ def transferred(dictionary: Dictionary, maps: Maps) -> Dictionary:
     )
 
 
+def memory_to_refit(dictionary: Dictionary) -> int:
+    """Bytes that `refitted` holds: features × features in float64, of two splits, scaled, and as a factor."""
+    return 4 * 8 * len(dictionary.encoder_bias) ** 2
+
+
 def refitted(
     dictionary: Dictionary, fit: Iterable[Float[Tensor, "_ d"]], held_out: Iterable[Float[Tensor, "_ d"]]
 ) -> Dictionary:
     """The same codes with the decoder that reconstructs the streams of `fit` best, by ridge with λ chosen on `held_out`.
 
-    The new rows have unit norm and the codes the units that go with it. Holds a matrix of features × features in float64.
+    The new rows have unit norm and the codes the units that go with it. Takes `memory_to_refit` bytes.
     """
     found = ridge(_codes_and_streams(dictionary, fit), _codes_and_streams(dictionary, held_out), ("z",), "y")
     decoder, before = found.weights["z"], dictionary.decoder.double().cpu()
