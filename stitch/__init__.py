@@ -17,6 +17,7 @@ _HOMES = {
     "chain": "stitch.api.stitching",
     "Part": "stitch.composite.parts",
     "sweep": "stitch.api.sweeps",
+    "estimate": "stitch.api.estimate",
     "evaluate": "stitch.api.evaluation",
     "inspect": "stitch.api.evaluation",
     "circuit": "stitch.api.circuits",
@@ -41,6 +42,7 @@ __all__ = [
     "circuit",
     "compile",
     "convert",
+    "estimate",
     "evaluate",
     "graft",
     "inspect",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from stitch.api import compile, convert, transfer
     from stitch.api.circuits import circuit, graft
     from stitch.api.compiled import certify, run
+    from stitch.api.estimate import estimate
     from stitch.api.evaluation import evaluate, inspect
     from stitch.api.sharing import push
     from stitch.api.stitching import chain, join

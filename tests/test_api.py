@@ -16,7 +16,7 @@ from stitch.errors import UsageError
 from stitch.models.sources import resolve
 from stitch.text.documents import read
 
-OF_THE_COMMAND_LINE = {"as_json", "debug", "recipe"}
+OF_THE_COMMAND_LINE = {"as_json", "debug", "dry_run", "recipe"}
 # In Python an option of another name or form.
 RENAMED = {"graft": {"graft": "requests"}, "push": {}}
 SMALL: Any = dict(tokens=4096, context=32, features=64, k=8, device="cpu", memory="256M", quiet=True)

@@ -33,6 +33,7 @@ RANKS = (
     "stitch/config",
     "stitch/composite",
     "stitch/evaluation",
+    "stitch/estimates",
     "stitch/layers stitch/report stitch/circuits",
     "stitch/pages",
     "stitch/conversions stitch/grafts stitch/transfers",

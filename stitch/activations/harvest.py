@@ -1,16 +1,17 @@
 """Residual streams of a model at chosen sites over many windows, written to safetensors shards on disk."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.activations.observe import residuals
+from stitch.activations.observe import observe, residuals
 from stitch.activations.one_behind import one_behind
 from stitch.files.durable import replacing
 from stitch.files.shards import write_header
@@ -26,6 +27,7 @@ TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
 
 WINDOWS_PER_SHARD = 256  # at most
 KIND = "activations"  # in the store
+Late = Callable[[Model, int], Model | None]  # a model's blocks from a site on, fed with the stream there, where that is possible
 SHARE_OF_MEMORY = 32  # a shard of all sites takes at most this part of the memory budget: several are read at once
 
 
@@ -85,12 +87,14 @@ def harvest(
     per_shard: int = WINDOWS_PER_SHARD,
     part: tuple[int, int] = (0, 1),
     store: Store | None = None,
+    late: Late | None = None,
     progress: Progress | None = None,
 ) -> Activations:
     """Writes the residual streams of `model` at `sites` over `windows` into `folder`. Files already there are kept.
 
     `part` (k, n) writes only every n-th shard, from the k-th on, so that n calls can share the work. What `store` has of an
-    earlier run is taken from there, and what it lacks is kept in it.
+    earlier run is taken from there, and what it lacks is kept in it. With `late` the model runs from the nearest earlier site
+    that the store has, not from its first block.
     Raises: StitchError when activations are not finite.
     """
     identity = "" if store is None else identity_of(model)
@@ -104,7 +108,7 @@ def harvest(
         if store:
             missing = [site for site in missing if not store.get(KIND, contents[site], result.path(shard, site))]
         if missing:
-            batches = (residuals(model, some.to(model.device).long(), missing) for some in ids.split(batch))
+            batches = _streams(model, ids.split(batch), missing, store, identity, late)
             _write({site: (result.path(shard, site), contents[site]) for site in missing}, len(ids), batches)
         if store:
             for site in missing:
@@ -114,6 +118,57 @@ def harvest(
             done = min(result.rows(shard).stop, len(windows.ids))
             progress(f"activations of {model.name}", done * windows.context, windows.tokens)
     return result
+
+
+def kept(model: Model, windows: Windows, sites: Sequence[int], per_shard: int, store: Store) -> tuple[int, int, float]:
+    """How many files `harvest` would write, how many of them `store` has, and the share of a whole harvest that is left to do."""
+    identity = identity_of(model)
+    shards = Activations(store.folder, tuple(sites), windows, per_shard, identity)
+    found, left = 0, 0.0
+    for shard in range(shards.shards):
+        ids = windows.ids[shards.rows(shard)]
+        missing = [site for site in sites if not store.has(KIND, _digest(model, site, ids, identity))]
+        found += len(sites) - len(missing)
+        if missing:
+            blocks = max(missing) - (_nearest(model, ids, min(missing), store, identity) or 0)
+            left += ids.numel() * blocks / max(1, *sites)
+    return shards.shards * len(sites), found, left / windows.tokens
+
+
+def _nearest(model: Model, ids: Tensor, site: int, store: Store, identity: str) -> int | None:
+    """The last site before `site` whose stream over these windows the store has."""
+    return next((s for s in range(site - 1, 0, -1) if store.has(KIND, _digest(model, s, ids, identity))), None)
+
+
+def _streams(
+    model: Model, batches: Sequence[Tensor], sites: Sequence[int], store: Store | None, identity: str, late: Late | None
+) -> Iterator[dict[int, Tensor]]:
+    """The streams at `sites` of one batch of windows after another. From a stored stream they have the same bits as from ids."""
+    if store and late and (found := _from_store(model, torch.cat(list(batches)), min(sites), store, identity, late)):
+        start, net, stream = found
+        for some in stream.split(len(batches[0])):
+            seen = observe(net, {"inputs_embeds": some.to(model.device)}, streams=[site - start for site in sites])
+            yield {site: seen.streams[site - start] for site in sites}
+        return
+    for some in batches:
+        yield residuals(model, some.to(model.device).long(), sites)
+
+
+def _from_store(
+    model: Model, ids: Tensor, site: int, store: Store, identity: str, late: Late
+) -> tuple[int, Model, Tensor] | None:
+    """The nearest earlier site in the store, the blocks from there on, and the stream there; None where there is none."""
+    from safetensors.torch import load_file
+
+    start = _nearest(model, ids, site, store, identity)
+    net = None if start is None else late(model, start)
+    if start is None or net is None:
+        return None
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / "stream.safetensors"
+        if not store.take(KIND, _digest(model, start, ids, identity), place):
+            return None
+        return start, net, load_file(place)[f"resid_pre.{start}"].clone()
 
 
 def _write(targets: Mapping[int, tuple[Path, str]], windows: int, batches: Iterator[dict[int, Tensor]]) -> None:

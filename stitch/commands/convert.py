@@ -8,7 +8,7 @@ import typer
 import stitch
 from stitch.commands import options as o
 from stitch.commands.help import Group, command
-from stitch.commands.terminal import print_result
+from stitch.commands.terminal import or_estimate, print_result
 from stitch.commands.values import block_or_auto
 
 commands = typer.Typer(
@@ -56,6 +56,7 @@ def heads(
     overwrite: o.Overwrite = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
+    dry_run: o.DryRun = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -66,7 +67,7 @@ def heads(
     with mean pooling and other baselines that are refitted in the same way. A GPT-2 becomes a GPTBigCode, which has a single key
     head.
     """
-    result = stitch.convert.heads(
+    result = or_estimate(stitch.convert.heads, dry_run)(
         model, kv_heads, steps=steps, text=text, tokens=tokens, held_out=held_out, context=context, seed=seed, device=device,
         dtype=dtype, out=out, overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
@@ -122,6 +123,7 @@ def ngram(
     overwrite: o.Overwrite = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
+    dry_run: o.DryRun = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -131,7 +133,7 @@ def ngram(
     Instead of being computed, the residual stream after these blocks is looked up by the last tokens. The tables are
     fitted in closed form. The result is a composite, which can also be a model for `stitch join`.
     """
-    result = stitch.convert.ngram(
+    result = or_estimate(stitch.convert.ngram, dry_run)(
         model, block_or_auto("drop", drop), tolerance=tolerance, order=order, rows=rows, skips=skips, text=text, tokens=tokens,
         held_out=held_out, context=context, seed=seed, memory=memory, device=device, dtype=dtype, out=out,
         overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,
@@ -190,6 +192,7 @@ def consolidate(
     overwrite: o.Overwrite = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
+    dry_run: o.DryRun = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -199,7 +202,7 @@ def consolidate(
     The model then answers much as if the document were in its context. The report compares with training on the document,
     with another document and with noise, each at the same cost on other text.
     """
-    result = stitch.convert.consolidate(
+    result = or_estimate(stitch.convert.consolidate, dry_run)(
         model, document, queries=queries, cost=cost, text=text, tokens=tokens, held_out=held_out, seed=seed, device=device,
         dtype=dtype, out=out, overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip

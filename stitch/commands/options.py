@@ -229,6 +229,14 @@ Push = Annotated[
 ]
 Overwrite = Annotated[bool, switch("Output", "--overwrite", "Replace an existing output folder that stitch wrote.")]
 Resume = Annotated[bool, switch("Output", "--resume", "Continue an interrupted run of the same command.")]
+DryRun = Annotated[
+    bool,
+    switch(
+        "Output",
+        "--dry-run",
+        "Do nothing, and say what would be done: time by stage, disk, memory, and what the cache has. Models and text are read.",
+    ),
+]
 Json = Annotated[bool, switch("Output", "--json", "Print the report as JSON, and nothing else, on standard output.")]
 Quiet = Annotated[bool, switch("Output", "--quiet -q", "Show no progress on standard error.")]
 # Read by `help.Command.invoke`, which handles the errors of all commands.

@@ -9,6 +9,7 @@ from stitch.errors import UsageError
 
 NOT_IN_RECIPES = {
     "recipe",
+    "dry_run",
     "cache_size",
     "help",
     "quiet",

@@ -8,7 +8,7 @@ import stitch
 from stitch.commands import options as o
 from stitch.commands.convert import PANEL
 from stitch.commands.help import Group, command
-from stitch.commands.terminal import print_result
+from stitch.commands.terminal import or_estimate, print_result
 
 commands = typer.Typer(cls=Group)
 
@@ -111,6 +111,7 @@ def recurrent(
     overwrite: o.Overwrite = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
+    dry_run: o.DryRun = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -120,7 +121,7 @@ def recurrent(
     The result is a recurrent network: each head keeps some keys exactly and remembers the others in fast weights. The
     report compares with a plain window and other controls of the same size in bytes.
     """
-    result = stitch.convert.recurrent(
+    result = or_estimate(stitch.convert.recurrent, dry_run)(
         model, features=features, window=window, sinks=sinks, slots=slots, allocation=allocation, multiple=multiple,
         hidden=hidden, layers=layers, steps=steps, logit_steps=logit_steps, text=text, tokens=tokens, held_out=held_out,
         context=context, seed=seed, device=device, dtype=dtype, out=out, overwrite=overwrite,

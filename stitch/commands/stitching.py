@@ -9,7 +9,7 @@ import stitch
 from stitch.api.given import NAMED
 from stitch.commands import options as o
 from stitch.commands.help import Group, command
-from stitch.commands.terminal import print_result
+from stitch.commands.terminal import or_estimate, print_result
 from stitch.commands.values import block_or_auto
 from stitch.composite.parts import Part, parts_of
 
@@ -101,6 +101,7 @@ def join(
     resume: o.Resume = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
+    dry_run: o.DryRun = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -112,7 +113,7 @@ def join(
     compares it with both models, baselines and controls. The word `join` may be left out.
     """
     first_b = None if layer_b is None else block_or_auto("layer_b", layer_b)
-    result = stitch.join(
+    result = or_estimate(stitch.join, dry_run)(
         model_a, model_b, layer, layer_b=first_b, native=native, text=text, tokens=tokens, held_out=held_out,
         context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
         matching=matching, translation=translation, seam_bytes=seam_bytes, ngrams=ngrams, routes=routes,
@@ -169,6 +170,7 @@ def chain(
     resume: o.Resume = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
+    dry_run: o.DryRun = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -178,7 +180,7 @@ def chain(
     A translation is fitted at each seam, on the stream that the composite so far computes there. The options are those of
     `stitch join` and apply to every seam.
     """
-    result = stitch.chain(
+    result = or_estimate(stitch.chain, dry_run)(
         named_parts(parts, recipe), text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
         architecture=architecture, sae_passes=sae_passes, matching=matching, translation=translation, seam_bytes=seam_bytes,
         ngrams=ngrams, routes=routes, reference_steps=reference_steps, seed=seed, memory=memory, device=device, dtype=dtype,

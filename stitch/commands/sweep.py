@@ -10,7 +10,7 @@ from stitch.api.given import NAMED
 from stitch.commands import options as o
 from stitch.commands.help import Group, command
 from stitch.commands.stitching import PANEL
-from stitch.commands.terminal import print_result
+from stitch.commands.terminal import or_estimate, print_result
 from stitch.commands.values import whole_numbers
 
 commands = typer.Typer(cls=Group)
@@ -80,6 +80,7 @@ def sweep(
     resume: o.Resume = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
+    dry_run: o.DryRun = False,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -94,7 +95,7 @@ def sweep(
 
     With --depth and one model, the report has the loss by first block and number of blocks that are removed or repeated.
     """
-    result = stitch.sweep(
+    result = or_estimate(stitch.sweep, dry_run)(
         model_a, model_b, depth=depth, repeat=repeat, lengths=None if lengths is None else whole_numbers("lengths", lengths),
         text=text, tokens=tokens, context=context, memory=memory, device=device, dtype=dtype, cluster=cluster,
         out=out or NAMED, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code, quiet=quiet,

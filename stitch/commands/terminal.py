@@ -1,9 +1,17 @@
 """What commands print: a page for people, or one JSON report."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import stitch
 from stitch.api.result import Result
+
+
+def or_estimate(function: Callable[..., Result], dry_run: bool) -> Callable[..., Result]:
+    """The function, or for a dry run what estimates it."""
+    return partial(stitch.estimate, function) if dry_run else function
 
 
 def print_json(report: Any) -> None:

@@ -1,6 +1,7 @@
 """Joins two models in memory. The composite uses the donors' tensors; nothing is copied."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -118,6 +119,14 @@ def late_half(b: Model, site: int) -> PreTrainedModel:
         late = build_late(_late_config(config, site), _late_seam(anatomy), start + site)
     share(late, net, lambda path: donor_path(path, blocks_path(anatomy), site))
     return late.eval()
+
+
+def late_model(model: Model, site: int) -> Model | None:
+    """The blocks of `model` from `site` on as a model of their own, whose `inputs_embeds` are the stream there.
+
+    None for a composite, whose numbering of blocks has seams.
+    """
+    return None if isinstance(model.config, StitchConfig) else dataclasses.replace(model, net=late_half(model, site))
 
 
 def late_logits(

@@ -97,7 +97,7 @@ def train(
             provenance = missing[side].provenance
             save(sae, missing[side].folder, provenance, place_of(provenance["model"], provenance["site"]))
             if store:
-                store.put(KIND, keys[side], missing[side].folder, f"{provenance['model']}, {provenance['site']}")
+                store.put(KIND, keys[side], missing[side].folder, about(missing[side], fit.a.windows.tokens))
     found = {
         side: to_dictionary(load(request.place, width=widths[side], device=str(device)))
         for side, request in requests.items()
@@ -106,6 +106,12 @@ def train(
     quality = {side: measure(found[side], streams[side]) for side in requests}
     configs = {side: request.config for side, request in requests.items()}
     return SAEs(found["a"], found["b"], quality["a"], quality["b"], configs["a"], configs["b"])
+
+
+def about(request: SAERequest, tokens: int) -> str:
+    """What the store says of an SAE: its site, size, and the tokens that it was trained on."""
+    provenance, config = request.provenance, request.config
+    return f"{provenance['model']}, {provenance['site']}, {config.features:,} features, k {config.k}, {tokens:,} tokens"
 
 
 def _key(fit: Paired, side: str, request: SAERequest, group: int, device: torch.device) -> str:

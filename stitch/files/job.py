@@ -4,8 +4,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stitch.files.folders import publish, restore
 from stitch.files.output import check_output
@@ -31,12 +33,37 @@ class Job:
 
     `make(scratch, output)` creates the folder `output`, fills it and returns the report. It may keep intermediate files in
     `scratch`; they are there again when an interrupted run is resumed. `request` decides the result: a resumed run must
-    have the same, and a job without one cannot be resumed. `name` is the output folder where the caller names none.
+    have the same, and a job without one cannot be resumed. `name` is the output folder where the caller names none. `plan`
+    returns what the job would do and cost, see `planning`.
     """
 
     make: Callable[[Path, Path], dict]
     request: dict = field(default_factory=dict)
     name: str = ""
+    plan: Callable[[], Any] | None = None
+
+
+class _Planned(Exception):
+    """Leaves `run` and its callers once the plan is known."""
+
+
+_plans: ContextVar[list[Any] | None] = ContextVar("plans", default=None)
+
+
+@contextmanager
+def planning() -> Iterator[list[Any]]:
+    """Inside, `run` checks a request and loads what it needs, but then ends the block.
+
+    The list has the seconds that this took, and the job's plan.
+    """
+    plans: list[Any] = []
+    token = _plans.set(plans)
+    try:
+        yield plans
+    except _Planned:
+        pass
+    finally:
+        _plans.reset(token)
 
 
 def run(
@@ -50,8 +77,13 @@ def run(
     """
     if out is not None and not resume:
         check_output(out, overwrite)
+    start = time.perf_counter()
     job = plan()
     out = out or Path(job.name)
+    if (plans := _plans.get()) is not None:
+        assert job.plan is not None, f"`{command}` has no plan"
+        plans += [time.perf_counter() - start, job.plan()]
+        raise _Planned
     restore(out)
     if resume and (report := finished(out, job.request)) is not None:
         return report, out

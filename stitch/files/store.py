@@ -49,12 +49,22 @@ class Store:
 
         An entry with a wrong checksum is removed and counts as missing.
         """
-        found = self._taken(self._place(kind, key), target)
+        found = self.take(kind, key, target)
         counts = self.reused if found else self.missed
         counts[kind] = counts.get(kind, 0) + 1
         return found
 
-    def _taken(self, entry: Path, target: Path) -> bool:
+    def has(self, kind: str, key: str) -> bool:
+        """Whether there is such an entry; its checksums are not read."""
+        return (self._place(kind, key) / RECORD).exists()
+
+    def has_about(self, kind: str, about: str) -> bool:
+        """Whether some entry is said to be of this. It need not be the one that a run looks for."""
+        return any(entry.kind == kind and entry.about == about for entry in self._entries())
+
+    def take(self, kind: str, key: str, target: Path) -> bool:
+        """As `get`, without counting."""
+        entry = self._place(kind, key)
         if not (entry / RECORD).exists():
             return False
         if not _is_whole(entry):

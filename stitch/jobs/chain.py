@@ -19,6 +19,7 @@ from stitch.errors import UsageError
 from stitch.files.folders import to_json
 from stitch.files.job import Job, run
 from stitch.files.workspace import short_name
+from stitch.jobs.chain_plan import plan_chain
 from stitch.jobs.join import stitch
 from stitch.jobs.stages import complete
 from stitch.models.device import torch_device, torch_dtype
@@ -82,7 +83,8 @@ def chain(
             (output / "report.json").write_bytes(to_json(report))
             return report
 
-        return Job(make=make, request=request, name="-".join(short_name(part.model) for part in named))
+        name = "-".join(short_name(part.model) for part in named)
+        return Job(make=make, request=request, name=name, plan=lambda: plan_chain(named, seams, models, progress))
 
     return run("chain", plan, out, overwrite=overwrite, resume=resume)
 

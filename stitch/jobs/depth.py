@@ -10,11 +10,13 @@ from stitch.composite.splice import Splice
 from stitch.composite.surgery import why_not_foldable
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
+from stitch.estimates.plan import Plan
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, mean_of, whole_model
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
 from stitch.files.workspace import short_name
+from stitch.jobs.depth_plan import plan_depth
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_folder import write_sweep
 from stitch.layers.depth import PLAIN, DepthCell, score_depth, splices
@@ -86,7 +88,10 @@ def sweep_depth(
             write_sweep(output, report, depth_card, depth_page, draw_depth, "depth.png")
             return report
 
-        return Job(make=make, request=request, name=f"{short_name(loaded.name)}-depth")
+        def planned() -> Plan:
+            return plan_depth(completed, loaded, all_ranges(loaded, tried, repeat), ON_CELLS, DRAWS, progress)
+
+        return Job(make=make, request=request, name=f"{short_name(loaded.name)}-depth", plan=planned)
 
     return run("sweep", plan, out, overwrite=overwrite, resume=resume)
 
@@ -98,6 +103,12 @@ def check_lengths(model: Model, lengths: Sequence[int]) -> None:
             f"lengths must be in 1..{model.depth - 1} for {model.name}, which has {model.depth} blocks; got "
             f"{', '.join(map(str, lengths)) or 'none'}."
         )
+
+
+def all_ranges(model: Model, lengths: Sequence[int], repeat: bool) -> list[Splice]:
+    """Every range of these lengths removed, and with `repeat` also run twice."""
+    removed = splices(model.depth, lengths, repeat=False)
+    return removed + (splices(model.depth, lengths, repeat=True) if repeat else [])
 
 
 def _make(
@@ -112,8 +123,9 @@ def _make(
     # Some models can be cut but not bridged, such as those with more neurons than `memory` has room for.
     bridge = why_not_foldable(model, 1, 0, settings.memory) is None
     arguments = {"bridge": bridge, "memory": settings.memory}
-    tried = splices(model.depth, lengths, repeat=False) + (splices(model.depth, lengths, repeat=True) if repeat else [])
-    cells = score_depth(model, tried, streams, streams["sweep"], **arguments, progress=progress)
+    cells = score_depth(
+        model, all_ranges(model, lengths, repeat), streams, streams["sweep"], **arguments, progress=progress
+    )
     best = _best(cells)
     draws = {splice: splice.drawn(DRAWS, settings.seed) for splice in best}
     again = list(dict.fromkeys(splice for one in best for splice in (one, *draws[one])))

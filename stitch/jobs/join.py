@@ -9,6 +9,7 @@ from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose, stitch_config
 from stitch.composite.costs import Costs
 from stitch.config import AnySettings, CompleteSettings, Settings
+from stitch.estimates.plan import Plan
 from stitch.evaluation.bins import Bins
 from stitch.evaluation.breakdown import breakdown
 from stitch.evaluation.row_costs import row_costs
@@ -22,6 +23,7 @@ from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Means
 from stitch.frontier.collect import alternatives
+from stitch.jobs.join_plan import plan_join
 from stitch.jobs.shorten import shorten
 from stitch.jobs.stages import (
     bridge_pair,
@@ -83,8 +85,15 @@ def stitch(
         def make(scratch: Path, output: Path) -> dict:
             return _make(asked, pair, scratch, output, clock, store, progress)
 
+        def planned() -> Plan:
+            chooses = asked.layer_b == "auto"
+            known = complete(
+                dataclasses.replace(settings, layer_b=None if chooses else settings.layer_b), pair.a, pair.b
+            )
+            return plan_join(known, pair.a, pair.b, pair.sources, chooses=chooses, store=store, progress=progress)
+
         name = f"{short_name(pair.a.name)}-{asked.layer}-{short_name(pair.b.name)}-{asked.layer_b}"
-        return Job(make=make, request=asked.to_dict(), name=name)
+        return Job(make=make, request=asked.to_dict(), name=name, plan=planned)
 
     return run("join", plan, out, overwrite=overwrite, resume=resume)
 

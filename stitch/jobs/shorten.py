@@ -3,6 +3,7 @@
 No SAE is trained and nothing is matched, so it takes minutes where the main job takes an hour.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from stitch.files.folders import to_json
 from stitch.files.job import Clock, Job, run
 from stitch.files.recipe import recipe
 from stitch.files.workspace import short_name
+from stitch.jobs.shorten_plan import plan_shorten
 from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
 from stitch.models.flops import block_parameters
 from stitch.models.model import Model
@@ -81,7 +83,8 @@ def shorten(
             return _make(completed, model, sources, scratch, output, clock, progress)
 
         name = f"{short_name(model.name)}-{splice.in_words.replace(' ', '-')}"
-        return Job(make=make, request=completed.to_dict(), name=name)
+        plan = partial(plan_shorten, completed, model, progress)
+        return Job(make=make, request=completed.to_dict(), name=name, plan=plan)
 
     return run("join", plan, out, overwrite=overwrite, resume=resume)
 

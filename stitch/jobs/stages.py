@@ -10,7 +10,7 @@ from sae.types import Dictionary
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.bridges import fit_bridges, sites_of
-from stitch.composite.compose import check_target
+from stitch.composite.compose import check_target, late_model
 from stitch.composite.costs import Costs
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, why_not_foldable
@@ -154,18 +154,36 @@ def harvest_pair(
     store: Store | None = None,
 ) -> Paired:
     """Writes the activations of both sites to `folder`, in one pass when A is B; those that `store` has are taken from there."""
+
+    def one(request: HarvestRequest) -> Activations:
+        return harvest(
+            request.model, windows, request.sites, folder / request.name, per_shard=request.per_shard, store=store,
+            late=late_model, progress=progress,
+        )  # fmt: skip
+
+    found = [one(request) for request in harvest_requests(settings, a, b)]
+    return pair(found[0], found[-1], settings.layer, settings.layer_b)
+
+
+@dataclass(frozen=True)
+class HarvestRequest:
+    """Sites of one model whose activations are written, so many windows per shard; `name` is the side, or "ab" for both."""
+
+    model: Model
+    sites: list[int]
+    name: str
+    per_shard: int
+
+
+def harvest_requests(settings: CompleteSettings, a: Model, b: Model) -> list[HarvestRequest]:
+    """What `harvest_pair` writes of each split: a request for each model, or one where A is B."""
     early = [*earlier_sites(settings.layer), settings.layer]
     sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b)}) if a is b else early
     width = sum(map(a.width_at, sites)) + (0 if a is b else b.width)
-    per_shard = windows_per_shard(windows.context, width, a.dtype, settings.memory)
-
-    def one(model: Model, sites: list[int], name: str) -> Activations:
-        return harvest(model, windows, sites, folder / name, per_shard=per_shard, store=store, progress=progress)
-
+    per_shard = windows_per_shard(settings.context, width, a.dtype, settings.memory)
     if a is b:
-        both = one(a, sites, "ab")
-        return pair(both, both, settings.layer, settings.layer_b)
-    return pair(one(a, sites, "a"), one(b, [settings.layer_b], "b"), settings.layer, settings.layer_b)
+        return [HarvestRequest(a, sites, "ab", per_shard)]
+    return [HarvestRequest(a, sites, "a", per_shard), HarvestRequest(b, [settings.layer_b], "b", per_shard)]
 
 
 def bridging_sites(settings: CompleteSettings, a: Model, b: Model) -> list[int]:
@@ -187,21 +205,31 @@ def bridge_pair(
     return fit_bridges(a, splice, streams, memory=settings.memory, seed=settings.seed, progress=progress)
 
 
-def sae_configs(settings: CompleteSettings, a: Model, b: Model, fit: Paired) -> dict[str, SAEConfig]:
-    """The configurations of both SAEs, by side."""
-    batch = batch_size_for(fit.tokens)
+def sae_requests(
+    settings: CompleteSettings, a: Model, b: Model, tokens: int, sources: dict[str, Source], work: Path
+) -> dict[str, SAERequest]:
+    """The SAEs to train on so many tokens, or to load, by side. Trained ones are written to folders of `work`."""
+    batch = batch_size_for(tokens)
+    given = {"a": settings.sae_a, "b": settings.sae_b}
 
-    def config(model: Model) -> SAEConfig:
-        return SAEConfig(
+    def request(side: str, model: Model, site: int) -> SAERequest:
+        config = SAEConfig(
             architecture=settings.architecture,
-            features=settings.features or default_features(model.width, fit.tokens),
+            features=settings.features or default_features(model.width, tokens),
             k=settings.k,
-            steps=steps_for(fit.tokens, settings.sae_passes, batch),
+            steps=steps_for(tokens, settings.sae_passes, batch),
             batch_size=batch,
             seed=settings.seed,
         )
+        provenance = {
+            "model": sources[side].name,
+            "revision": sources[side].revision,
+            "site": f"resid_pre.{site}",
+            **dataclasses.asdict(config),
+        }
+        return SAERequest(config, work / f"sae-{side}", given[side], provenance)
 
-    return {"a": config(a), "b": config(b)}
+    return {"a": request("a", a, settings.layer), "b": request("b", b, settings.layer_b)}
 
 
 def train_pair(
@@ -218,23 +246,7 @@ def train_pair(
 
     Those that `store` has of an earlier run are taken from there.
     """
-    configs = sae_configs(settings, a, b, paired["fit"])
-    sites = {"a": settings.layer, "b": settings.layer_b}
-    given = {"a": settings.sae_a, "b": settings.sae_b}
-    requests = {
-        side: SAERequest(
-            config,
-            work / f"sae-{side}",
-            given[side],
-            provenance={
-                "model": sources[side].name,
-                "revision": sources[side].revision,
-                "site": f"resid_pre.{sites[side]}",
-                **dataclasses.asdict(config),
-            },
-        )
-        for side, config in configs.items()
-    }
+    requests = sae_requests(settings, a, b, paired["fit"].tokens, sources, work)
     saes = train(
         paired["fit"],
         paired["sweep"],

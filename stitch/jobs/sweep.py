@@ -20,6 +20,7 @@ from stitch.frontier.own_tables import at_every_depth
 from stitch.jobs.cluster import connected
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_folder import write_sweep
+from stitch.jobs.sweep_plan import plan_sweep
 from stitch.jobs.sweep_report import Rival, sweep_report
 from stitch.jobs.sweep_tasks import harvest_on, score_on
 from stitch.layers.cells import Cell, Harvest, Side, harvest_all, score_cells
@@ -88,7 +89,10 @@ def sweep(
             write_sweep(output, report, sweep_card, sweep_page, draw_sweep, "sweep.png")
             return report
 
-        return Job(make=make, request=request, name=f"{short_name(a.name)}-{short_name(b.name)}-sweep")
+        return Job(
+            make=make, request=request, name=f"{short_name(a.name)}-{short_name(b.name)}-sweep",
+            plan=lambda: plan_sweep(completed, {"a": a, "b": b}, all_cells(a, b), HELD_OUT, progress),
+        )  # fmt: skip
 
     return run("sweep", plan, out, overwrite=overwrite, resume=resume)
 

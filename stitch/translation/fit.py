@@ -110,7 +110,7 @@ def translate(
     impossible = _impossible(sizes)
 
     def is_requested(row: Row) -> bool:
-        return row.name not in impossible and _leads_to(row, wants)
+        return row.name not in impossible and registry.leads_to(row, wants)
 
     solved, least_squares = _least_squares(evidence, options, sizes, is_requested, progress)
     _add_routes(solved, evidence, options, is_requested, progress)
@@ -141,7 +141,7 @@ KINDS = ("translation", "null")
 
 def inputs_read(wants: Wants) -> set[str]:
     """Names of the inputs that the ridges of accepted rows may read."""
-    return {name for row in registry.made_by(registry.RIDGE) if _leads_to(row, wants) for name in row.reads}
+    return {name for row in registry.made_by(registry.RIDGE) if registry.leads_to(row, wants) for name in row.reads}
 
 
 def from_ridge(name: str, found: Ridge, inputs: Mapping[str, Input]) -> Translation:
@@ -152,11 +152,6 @@ def from_ridge(name: str, found: Ridge, inputs: Mapping[str, Input]) -> Translat
 
 def _short(name: str) -> str:
     return name.partition(":")[2]
-
-
-def _leads_to(row: Row, wants: Wants) -> bool:
-    """Whether this row, or one that starts from it, is accepted."""
-    return wants(row.name) or any(_leads_to(one, wants) for one in registry.ROWS if one.base == row.name)
 
 
 def _impossible(sizes: Sizes) -> set[str]:

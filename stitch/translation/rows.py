@@ -5,6 +5,7 @@ documentation. To add a translation, write a function that takes `ClosedForm` in
 an entry here that names it; a ridge on other inputs needs the entry alone. This module loads no tensor library.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 RIDGE, ROUTES, TABLES = "ridge", "routes", "tables"
@@ -348,3 +349,8 @@ def nulls_of(name: str) -> list[str]:
 def compared_with() -> dict[str, str]:
     """Rows whose difference to another row the report shows, and that row."""
     return {found.name: found.compared_with for found in ROWS if found.compared_with is not None}
+
+
+def leads_to(row: Row, wants: Callable[[str], bool]) -> bool:
+    """Whether `wants` accepts this row's name, or that of a row that starts from it."""
+    return wants(row.name) or any(leads_to(one, wants) for one in ROWS if one.base == row.name)

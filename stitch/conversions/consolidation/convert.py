@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stitch.conversions.consolidation.arms import ModelAndText, arms, prepare
 from stitch.conversions.consolidation.queries import (
+    UNSEEN,
     PrefixedQueries,
     continuations,
     cut_queries,
@@ -23,15 +24,15 @@ from stitch.conversions.consolidation.queries import (
     unrelated_prefixes,
 )
 from stitch.conversions.consolidation.slow_weights import Edit, apply_edit, edited_parameters
+from stitch.conversions.consolidation.work import stages
 from stitch.conversions.donor import Donor, read_donor
+from stitch.conversions.plan import plan_conversion
 from stitch.conversions.report import difference
 from stitch.conversions.save import save_stock
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Scores
 from stitch.files.job import Job, run
 from stitch.progress import Progress
-
-UNSEEN = 32  # queries for the report that the donor generates if no file is given
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def consolidate(
             save_stock(model.net, model, output, report)
             return report
 
-        return Job(make=make)
+        return Job(make=make, plan=lambda: plan_conversion(donor, stages))
 
     return run("convert consolidate", plan, out, overwrite=overwrite)[0]
 

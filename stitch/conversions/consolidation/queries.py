@@ -26,6 +26,7 @@ QUERY = 64  # tokens, at most; shorter where the model's context is
 GIVEN = 8  # tokens of a query that are not scored
 LEAST = 2  # tokens that a document must have
 BATCH = 16  # queries per forward pass
+UNSEEN = 32  # queries for the report that the donor generates if no file is given
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from stitch.conversions.distil import distil
 from stitch.conversions.donor import Donor, read_donor
+from stitch.conversions.heads import work
 from stitch.conversions.heads.contraction import predicted_error, predicted_value_error
 from stitch.conversions.heads.fit import AttentionMoments, convert, group_of
 from stitch.conversions.heads.grouping import best_partition
@@ -16,9 +18,12 @@ from stitch.conversions.heads.merge import Groups
 from stitch.conversions.heads.methods import REFITTED, closed_form, methods, values
 from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.refine import AttentionRows
+from stitch.conversions.heads.work import METHODS
+from stitch.conversions.plan import plan_conversion
 from stitch.conversions.report import difference
 from stitch.conversions.save import save_stock
 from stitch.errors import UsageError
+from stitch.estimates.plan import Plan
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.files.job import Job, run
@@ -101,7 +106,11 @@ def convert_heads(
             save_stock(rows["converted"], model, output, report)
             return report
 
-        return Job(make=make)
+        def planned() -> Plan:
+            count = partial(work.stages, sample=SAMPLE, steps=steps, batch=BATCH)
+            return plan_conversion(donor, count, memory=(3 + METHODS) * model.width * 4 * (tokens + held_out))
+
+        return Job(make=make, plan=planned)
 
     return run("convert heads", plan, out, overwrite=overwrite)[0]
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from stitch.conversions.donor import Donor, read_donor
+from stitch.conversions.ngrams import work
 from stitch.conversions.ngrams.assemble import build_composite
 from stitch.conversions.ngrams.late import LateBlocks, explained_variance
 from stitch.conversions.ngrams.leakage import RUN, LeakageAudit, audit_leakage, require_apart
@@ -21,9 +23,11 @@ from stitch.conversions.ngrams.memory import (
     with_shuffled_rows,
 )
 from stitch.conversions.ngrams.reading import TableIndex
+from stitch.conversions.plan import plan_conversion
 from stitch.conversions.report import difference
 from stitch.conversions.save import save
 from stitch.errors import UsageError
+from stitch.estimates.plan import Plan
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
 from stitch.files.job import Job, run
@@ -99,7 +103,14 @@ def convert_ngram(
             save(donor.model, output, report, net.save_pretrained)
             return report
 
-        return Job(make=make)
+        def planned() -> Plan:
+            first = blocks_before_last_part(donor.model.config) + 1
+            sites = [drop] if isinstance(drop, int) else range(first, donor.model.depth)
+            shown = partial(work.stages, sites=sites, order=shape.order, rows=shape.rows, skips=shape.skips)
+            added = shape.rows * donor.model.width * donor.model.dtype.itemsize
+            return plan_conversion(donor, shown, memory=memory, added=added)
+
+        return Job(make=make, plan=planned)
 
     return run("convert ngram", plan, out, overwrite=overwrite)[0]
 

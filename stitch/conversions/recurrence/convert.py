@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from stitch.circuits.behaviours import Prompts
 from stitch.conversions.donor import Donor, read_donor
+from stitch.conversions.plan import plan_conversion
+from stitch.conversions.recurrence import work
 from stitch.conversions.recurrence.allocation import allocate, shuffled_sizes
 from stitch.conversions.recurrence.distil import HeadMoments, feature_parameters
 from stitch.conversions.recurrence.fit import donor_moments, fit, scores_of
@@ -24,6 +27,7 @@ from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
 from stitch.conversions.save import save
 from stitch.errors import UsageError
+from stitch.estimates.plan import Plan
 from stitch.evaluation.documents import counted
 from stitch.files.job import Job, run
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM, attentions, shape_of
@@ -87,14 +91,16 @@ def convert_recurrent(
         model = donor.model
         check_convertible(model, donor.context)
 
+        asked = _form(
+            model, features, donor.context, window=window, sinks=sinks, slots=slots, multiple=multiple, hidden=hidden,
+            layers=layers, steps=steps, logit_steps=logit_steps, seed=seed,
+        )  # fmt: skip
+        allocated = allocation == "measured" and asked.features in FITTED and asked.window + asked.slots > 1
+
         def make(scratch: Path, output: Path) -> dict:
-            form = _form(
-                model, features, donor.context, window=window, sinks=sinks, slots=slots, multiple=multiple, hidden=hidden,
-                layers=layers, steps=steps, logit_steps=logit_steps, seed=seed,
-            )  # fmt: skip
-            net = wrap(model, form)
+            form, net = asked, wrap(model, asked)
             sums = donor_moments(net, donor, progress)
-            if allocation == "measured" and form.features in FITTED and form.window + form.slots > 1:
+            if allocated:
                 form = replace(form, keys=allocate(net, donor, form, sums, progress))
                 net = sibling(net, form)
             divergences = fit(net, donor, form, sums, progress=progress)
@@ -113,7 +119,16 @@ def convert_recurrent(
             save(model, output, report, net.save_pretrained)
             return report
 
-        return Job(make=make)
+        def planned() -> Plan:
+            fitted = 1 + (asked.features in FITTED) + allocated  # with those nulls that are fitted as well
+            return plan_conversion(
+                donor,
+                partial(
+                    work.stages, steps=asked.steps, logit_steps=asked.logit_steps, fitted=fitted, allocated=allocated
+                ),
+            )
+
+        return Job(make=make, plan=planned)
 
     return run("convert recurrent", plan, out, overwrite=overwrite)[0]
 

@@ -1,0 +1,32 @@
+"""The work of `stitch convert consolidate`, counted from what `arms.py`, `fitting.py` and `slow_weights.py` do."""
+
+from stitch.conversions.consolidation.arms import CURVATURE_TOKENS, FIRST_TOKENS, QUERIES, REPORT_TOKENS, SEARCH_TOKENS
+from stitch.conversions.consolidation.fitting import PER_STEP, STEPS
+from stitch.conversions.consolidation.queries import UNSEEN, query_length
+from stitch.conversions.consolidation.slow_weights import down_projection
+from stitch.conversions.plan import Counted
+from stitch.estimates.work import Work
+
+ARMS, TRAINED = 8, 6  # edits, and those among them that take STEPS steps
+TRIES = 5  # scales of an edit that are tried on either text
+EIGEN = 10  # FLOPs per cubed size of an eigendecomposition
+
+
+def stages(counted: Counted) -> dict[str, Work]:
+    """Work by stage."""
+    machine, model, tokens = counted.machine, counted.donor.model, counted.tokens
+    neurons, width = down_projection(model, 0).shape
+    curved = min(CURVATURE_TOKENS, tokens["fit"])
+    squares = 2.0 * curved * (neurons**2 + width**2) + EIGEN * (neurons**3 + width**3)
+    curvature = counted.trained(curved) + model.depth * machine.product(squares, double=True)
+    read = min(model.longest, 2 * query_length(model) + counted.donor.context // 2)
+    steps = TRAINED * STEPS * counted.trained(PER_STEP * 2 * query_length(model))
+    labelled = 3 * counted.scored(QUERIES * read)
+    searched = sum(min(count, tokens["sweep"]) for count in (FIRST_TOKENS, SEARCH_TOKENS))
+    scaled = ARMS * counted.scored(TRIES * searched + min(REPORT_TOKENS, tokens["report"]))
+    return {
+        "curvature": curvature,
+        "edits": steps + labelled,
+        "scales": scaled,
+        "evaluation": (ARMS + 2) * 2 * counted.scored(UNSEEN * read),
+    }

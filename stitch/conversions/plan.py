@@ -1,0 +1,52 @@
+"""What a conversion would do: its stages, with those that all conversions share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stitch.composite.costs import Cost, whole
+from stitch.conversions.donor import Donor
+from stitch.estimates import counts
+from stitch.estimates.machine import Machine, calibrate
+from stitch.estimates.plan import Plan
+from stitch.estimates.work import Work
+
+REPORT = 3 * 2**20  # bytes of report, page and tokenizer
+WRITING = 2.0  # seconds
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A donor on this machine, which knows it as "donor"."""
+
+    donor: Donor
+    machine: Machine
+    cost: Cost
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        return {split: windows.tokens for split, windows in self.donor.windows.items()}
+
+    def passes(self, tokens: float) -> Work:
+        """Forward passes through the whole donor."""
+        return self.machine.forward("donor", tokens * self.cost.flops)
+
+    def scored(self, tokens: float, share: float = 1.0) -> Work:
+        """Rows scored on so many tokens in all, through this share of the donor's FLOPs."""
+        return counts.scored(self.machine, "donor", tokens, share * self.cost.flops)
+
+    def trained(self, tokens: float) -> Work:
+        """Forward and backward passes through the whole donor."""
+        return counts.trained(self.machine, "donor", tokens, self.cost.flops)
+
+
+def plan_conversion(
+    donor: Donor, stages: Callable[[Counted], dict[str, Work]], *, memory: int = 0, added: int = 0
+) -> Plan:
+    """The plan of a conversion with these stages. Beside the donor and its copy it holds `memory` bytes, and writes `added` more
+    than the donor has."""
+    machine, cost = calibrate({"donor": donor.model}, donor.context), whole(donor.model, donor.context)
+    counted = Counted(donor, machine, cost)
+    return Plan(
+        stages={**stages(counted), "writing": Work(seconds=WRITING)}, tokens=counted.tokens, scratch=0,
+        output=cost.bytes + added + REPORT, memory=2 * cost.bytes + memory, machine=machine,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""How long commands will take and how much they will write, worked out before they run."""

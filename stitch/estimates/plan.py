@@ -1,0 +1,41 @@
+"""What a command is about to do: the work of its stages, what it writes, what it holds in memory, what it need not make again."""
+
+from dataclasses import dataclass, field
+
+from stitch.estimates.machine import Machine
+from stitch.estimates.work import Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`stages` in the order in which they run, by name. `tokens` of text by split. In bytes: `scratch` is removed in the end,
+    `output` stays, `memory` is the most that is held, models included.
+
+    `cached` says of kinds of things how many there are, and how many of them earlier runs have left.
+    """
+
+    stages: dict[str, Work]
+    tokens: dict[str, int]
+    scratch: int
+    output: int
+    memory: int
+    machine: Machine
+    cached: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> Work:
+        return sum(self.stages.values(), Work())
+
+    def to_dict(self) -> dict:
+        """As JSON has it: times in seconds, sizes in bytes."""
+        return {
+            "seconds": self.whole.seconds,
+            "flops": self.whole.flops,
+            "stages": [
+                {"name": name, "seconds": work.seconds, "flops": work.flops} for name, work in self.stages.items()
+            ],
+            "tokens": self.tokens,
+            "bytes": {"scratch": self.scratch, "output": self.output, "memory": self.memory},
+            "cached": {kind: {"of": of, "there": there} for kind, (of, there) in self.cached.items()},
+            "machine": self.machine.to_dict(),
+        }

@@ -1,0 +1,77 @@
+"""What `stitch chain` would do: the work of every seam, disk and memory."""
+
+from collections.abc import Sequence
+
+from stitch.composite.costs import Costs
+from stitch.composite.parts import Part
+from stitch.config import CompleteSettings
+from stitch.estimates.machine import calibrate
+from stitch.estimates.plan import Plan
+from stitch.estimates.work import Work
+from stitch.files.job import Clock
+from stitch.jobs.join_plan import REPORT
+from stitch.jobs.join_work import Ends, JoinWork
+from stitch.jobs.stages import read_windows, text_size
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.translation.available import earlier_sites
+from stitch.translation.look_ups import positions
+
+
+def plan_chain(
+    parts: Sequence[Part], seams: Sequence[CompleteSettings], models: Sequence[Model], progress: Progress | None
+) -> Plan:
+    """The plan of joining `parts` at `seams`: those of each join, the first model of which is the composite so far.
+
+    Stages of all seams are added up. Nothing is taken from the store.
+    """
+    clock, total, first = Clock(), {"text": Work()}, seams[0]
+    with clock.stage("text"):
+        windows = read_windows(first, models[0], models[1], progress)
+    size, ids = text_size(first, models[0], models[1]), len(windows["fit"].ids.unique())
+    missing = {"a": 1.0, "b": 1.0, "sae-a": 1.0, "sae-b": 1.0}
+    streams, halves, kept = 0, 0, 0
+    before, blocks = 0.0, 0  # FLOPs per token and number of blocks of the composite before its last part
+    machines = []
+    for number, settings in enumerate(seams):
+        early, late, start = models[number], models[number + 1], parts[number].start
+        machines.append(machine := calibrate({"a": early, "b": late}, settings.context))
+        costs = Costs(early, late, settings.context)
+        own = Ends.of(costs, *settings.sites, _columns(early, late))
+        used = own.early_a - costs.early(start).flops
+        rest = own.whole_a - own.early_a
+        ends = Ends(
+            early_a=before + used, whole_a=before + used + rest, early_b=own.early_b, late_b=own.late_b, width_a=own.width_a,
+            width_b=own.width_b, earlier=len(earlier_sites(blocks + settings.layer - start)), positions=own.positions,
+            same=own.same and number == 0,
+        )  # fmt: skip
+        work = JoinWork(
+            ends=ends,
+            settings=settings,
+            fit=size.fit,
+            held_out=size.held_out,
+            ids=ids,
+            machine=machine,
+            missing=missing,
+        )
+        for name, one in work.stages().items():
+            total[name] = total.get(name, Work()) + one
+        total["text"] += Work(seconds=clock.seconds["text"])
+        before, blocks = before + used, blocks + settings.layer - start
+        streams = max(streams, (1 + ends.earlier) * own.width_a + own.width_b)
+        kept += sum(4 * (2 * width + 1) * work.features(width) for width in (own.width_a, own.width_b))
+        halves = (costs.early(settings.layer) + costs.late(settings.layer_b)).bytes
+    tokens = {split: found.tokens for split, found in windows.items()}
+    models_held = sum(
+        Costs(model, model, first.context).whole_source.bytes for model in {id(m): m for m in models}.values()
+    )
+    return Plan(
+        stages=total, tokens=dict(tokens), scratch=models[0].dtype.itemsize * streams * sum(tokens.values()) + 2 * halves,
+        output=int(halves * (1 + first.seam_bytes / 100)) + kept + REPORT, memory=models_held + halves + first.memory,
+        machine=machines[0],
+    )  # fmt: skip
+
+
+def _columns(a: Model, b: Model) -> int:
+    learned = positions(*dict.fromkeys((a, b)))
+    return 0 if learned is None else learned.shape[1]

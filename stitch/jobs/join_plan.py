@@ -1,0 +1,103 @@
+"""What `stitch join` would do: the work of its stages, disk, memory, and what earlier runs have left in the store."""
+
+from pathlib import Path
+
+from stitch.activations.harvest import kept
+from stitch.composite.costs import Costs
+from stitch.config import CompleteSettings
+from stitch.estimates.machine import calibrate
+from stitch.estimates.plan import Plan
+from stitch.estimates.work import Work
+from stitch.features.saes import KIND, about
+from stitch.files.job import Clock
+from stitch.files.store import Store
+from stitch.jobs.join_work import Ends, JoinWork
+from stitch.jobs.stages import harvest_requests, read_windows, sae_requests, text_size
+from stitch.layers.work import layer_choice
+from stitch.models.model import Model
+from stitch.models.sources import Source
+from stitch.progress import Progress
+from stitch.text.documents import SPLITS, Split
+from stitch.text.windows import Windows
+from stitch.translation.look_ups import positions
+
+REPORT = 4 * 2**20  # bytes of reports, contexts of features, page and tokenizer
+
+
+def plan_join(
+    settings: CompleteSettings,
+    a: Model,
+    b: Model,
+    sources: dict[str, Source],
+    *,
+    chooses: bool = False,
+    store: Store | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """The plan of joining two models. The text is read and the machine is measured; no activation is computed.
+
+    `chooses`: B's layer is chosen first; the other stages are those of the layer in `settings`.
+    """
+    clock = Clock()
+    with clock.stage("text"):
+        windows = read_windows(settings, a, b, progress)
+    missing, cached = _missing(settings, a, b, sources, windows, store)
+    machine = calibrate({"a": a, "b": b}, settings.context)
+    costs, size = Costs(a, b, settings.context), text_size(settings, a, b)
+    learned = positions(*dict.fromkeys((a, b)))
+    work = JoinWork(
+        ends=Ends.of(costs, *settings.sites, 0 if learned is None else learned.shape[1]), settings=settings, fit=size.fit,
+        held_out=size.held_out, ids=len(windows["fit"].ids.unique()), machine=machine, missing=missing,
+    )  # fmt: skip
+    halves = costs.early(settings.layer) + costs.late(settings.layer_b)
+    saes = sum(4 * (2 * width + 1) * work.features(width) for width in (a.width, b.width))
+    streams = sum(
+        request.model.width_at(site) for request in harvest_requests(settings, a, b) for site in request.sites
+    )
+    tokens: dict[Split, int] = {split: found.tokens for split, found in windows.items()}
+    models = costs.whole_source.bytes + (0 if a is b else costs.whole_target.bytes)
+    return Plan(
+        stages={
+            "text": Work(seconds=clock.seconds["text"]),
+            **({"layer": layer_choice(machine, costs, settings.layer, tokens)} if chooses else {}),
+            **work.stages(),
+        },
+        tokens={**tokens},
+        scratch=a.dtype.itemsize * streams * sum(tokens.values()) + 12 * settings.k * 2 * size.fit,
+        output=int(halves.bytes * (1 + settings.seam_bytes / 100)) + saes + REPORT,
+        memory=models + settings.memory,
+        machine=machine,
+        cached=cached,
+    )
+
+
+def _missing(
+    settings: CompleteSettings,
+    a: Model,
+    b: Model,
+    sources: dict[str, Source],
+    windows: dict[Split, Windows],
+    store: Store | None,
+) -> tuple[dict[str, float], dict[str, tuple[int, int]]]:
+    """The shares of each model's passes and of SAEs that are not in the store, and the numbers of files and SAEs that are.
+
+    Whether an SAE is the one that will be looked for is known only once activations are there: it depends on which tokens are
+    sinks at the other site. One at the same site with as many features and tokens is taken for it.
+    """
+    tokens = windows["fit"].tokens - len(windows["fit"].ids)
+    requests = sae_requests(settings, a, b, tokens, sources, Path())
+    wanted = {side: request for side, request in requests.items() if request.given is None}
+    missing = {"a": 1.0, "b": 1.0, **{f"sae-{side}": float(side in wanted) for side in "ab"}}
+    if store is None:
+        return missing, {}
+    files, there = 0, 0
+    for request in harvest_requests(settings, a, b):
+        shares = {}
+        for split in SPLITS:
+            of, found, share = kept(request.model, windows[split], request.sites, request.per_shard, store)
+            files, there, shares[split] = files + of, there + found, share * windows[split].tokens
+        for side in request.name:
+            missing[side] = sum(shares.values()) / sum(found.tokens for found in windows.values())
+    known = {side for side, request in wanted.items() if store.has_about(KIND, about(request, windows["fit"].tokens))}
+    missing |= {f"sae-{side}": 0.0 for side in known}
+    return missing, {"files of activations": (files, there), "SAEs, probably": (len(wanted), len(known))}

@@ -1,0 +1,49 @@
+"""What `stitch join --native` would do: the work of its stages, disk and memory."""
+
+from stitch.composite.costs import whole
+from stitch.composite.splice import Splice
+from stitch.composite.surgery import weight_of
+from stitch.config import CompleteSettings
+from stitch.estimates import counts
+from stitch.estimates.machine import calibrate
+from stitch.estimates.plan import Plan
+from stitch.estimates.work import Work
+from stitch.files.job import Clock
+from stitch.jobs.stages import harvest_requests, read_windows
+from stitch.models.flops import block_flops
+from stitch.models.model import Model
+from stitch.progress import Progress
+
+BRIDGES, OTHERS, ADAPTERS = 7, 4, 2  # rows: bridges and their null, random ranges, translations of a composite
+PASSES = 4  # over the text, to fit bridges and the matrix of LinearPatch
+WRITING = 3.0  # seconds: page and picture
+
+
+def plan_shorten(settings: CompleteSettings, model: Model, progress: Progress | None) -> Plan:
+    """The plan of removing or repeating blocks of a model and bridging them."""
+    clock = Clock()
+    with clock.stage("text"):
+        windows = read_windows(settings, model, model, progress)
+    machine, cost = calibrate({"a": model}, settings.context), whole(model, settings.context)
+    tokens = {split: found.tokens for split, found in windows.items()}
+    fitted, held = tokens["fit"] + tokens["sweep"], tokens["report"]
+    splice = Splice(model.depth, *settings.sites)
+    block = block_flops(model.config, splice.order[splice.seam - 1], settings.context)
+    changed = cost.flops + block * (len(splice.order) - model.depth)
+    neurons = len(weight_of(model.down(splice.order[splice.seam - 1])))
+    ridges = 2 * counts.moments(machine, fitted, neurons, 2 * model.width, double=True)
+    ridges += 3 * counts.ridge(machine, neurons, model.width) + 4 * counts.ridge(machine, model.width, model.width)
+    sites = harvest_requests(settings, model, model)[0].sites
+    stages = {
+        "text": Work(seconds=clock.seconds["text"]),
+        "activations": machine.forward("a", sum(tokens.values()) * cost.flops * max(sites) / model.depth),
+        "translations": machine.forward("a", PASSES * fitted * 2 * block) + ridges,
+        "choice": counts.scored(machine, "a", 3 * tokens["sweep"], changed),
+        "evaluation": counts.scored(machine, "a", held, cost.flops)
+        + counts.scored(machine, "a", (BRIDGES + OTHERS + ADAPTERS) * held, changed),
+        "writing": Work(seconds=WRITING),
+    }
+    return Plan(
+        stages=stages, tokens=dict(tokens), scratch=model.dtype.itemsize * model.width * len(sites) * sum(tokens.values()),
+        output=int(cost.bytes * len(splice.order) / model.depth), memory=2 * cost.bytes + settings.memory, machine=machine,
+    )  # fmt: skip

@@ -1,0 +1,79 @@
+"""What `stitch sweep` would do: the work of its stages, disk and memory."""
+
+from collections.abc import Mapping, Sequence
+
+from stitch.composite.costs import whole
+from stitch.config import CompleteSettings
+from stitch.conversions.ngrams.work import TableText
+from stitch.estimates import counts
+from stitch.estimates.machine import calibrate
+from stitch.estimates.plan import Plan
+from stitch.estimates.work import Work
+from stitch.files.job import Clock
+from stitch.frontier.work import Donor, own_tables
+from stitch.jobs.stages import read_windows
+from stitch.layers import work
+from stitch.layers.cells import Cell, Side
+from stitch.layers.work import Depths
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.translation.look_ups import positions
+
+WRITING = 4.0  # seconds: figure and page
+REPORT = 6 * 2**20  # bytes
+
+
+def plan_sweep(
+    settings: CompleteSettings,
+    models: Mapping[Side, Model],
+    cells: Sequence[Cell],
+    held_out: int,
+    progress: Progress | None,
+) -> Plan:
+    """The plan of a sweep over `cells`, with at most `held_out` tokens in a held-out split where it has windows enough."""
+    a, b = models["a"], models["b"]
+    clock = Clock()
+    with clock.stage("text"):
+        windows = read_windows(settings, a, b, progress, held_out)
+    context = settings.context
+    machine = calibrate({"a": a, "b": b}, context)
+    costs = {side: whole(model, context) for side, model in models.items()}
+    depths = {side: Depths.of(side, model, costs[side].flops, context) for side, model in models.items()}
+    sides: list[Side] = ["a"] if a is b else ["a", "b"]
+    tokens = {split: found.tokens for split, found in windows.items()}
+    pairs = [(depths[cell.source], cell.i, depths[cell.target], cell.j) for cell in cells]
+    text = TableText(
+        fit=tokens["fit"], held_out=tokens["sweep"], ids=len(windows["fit"].ids.unique()), rows=settings.ngrams
+    )
+
+    def tables(side: Side) -> Work:
+        """`at_every_depth`, each scored on both held-out splits."""
+        model, depth = models[side], depths[side]
+        learned = positions(model)
+        columns = 0 if learned is None else learned.shape[1]
+        made, on = Work(), tokens["sweep"] + tokens["report"]
+        for site in range(1, model.depth):
+            donor = Donor(name=side, early=depth.before[site], whole=depth.whole, width=model.width, positions=columns)
+            made += own_tables(machine, donor, text) + counts.scored(machine, side, on, depth.after(site))
+        return made
+
+    stages = {
+        "text": Work(seconds=clock.seconds["text"]),
+        "activations": sum(
+            (machine.forward(side, sum(tokens.values()) * depths[side].whole) for side in sides), Work()
+        ),
+        "translations": work.fitted(machine, pairs, tokens["fit"] + tokens["sweep"]),
+        "scores of pairs": work.scored(machine, pairs, tokens["sweep"], reference=False)
+        + work.scored(machine, pairs, tokens["report"], reference=True),
+        "scores of models": sum(
+            (counts.scored(machine, side, tokens["sweep"] + tokens["report"], depths[side].whole) for side in "ab"),
+            Work(),
+        ),
+        "own tables": sum(map(tables, sides), Work()),
+        "writing": Work(seconds=WRITING),
+    }
+    streams = sum(models[side].width * (models[side].depth + 1) for side in sides)
+    return Plan(
+        stages=stages, tokens=dict(tokens), scratch=a.dtype.itemsize * streams * sum(tokens.values()), output=REPORT,
+        memory=sum(costs[side].bytes for side in sides) + settings.memory, machine=machine,
+    )  # fmt: skip

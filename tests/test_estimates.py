@@ -1,0 +1,152 @@
+"""`--dry-run` and `stitch.estimate`: nothing is done, stages are those of the run, and what is in the cache is not counted."""
+
+import dataclasses
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import cli
+import stitch
+from jobs import gpt2_and_qwen3, settings
+from stitch.api.estimate import _duration, _size
+from stitch.config import CompleteSettings
+from stitch.errors import UsageError
+from stitch.estimates import counts, machine
+from stitch.estimates.machine import Machine
+from stitch.estimates.work import Work
+from stitch.files.store import Store
+from stitch.jobs.join import stitch as join
+from stitch.jobs.join_plan import plan_join
+from stitch.jobs.join_work import Ends, JoinWork, scored_rows
+from stitch.jobs.stages import complete, load_pair
+
+FIXED = Machine(passes={"a": 1e9, "b": 1e9}, single=1e10, double=5e9, bytes=1e9, compared=1e-5)
+ENDS = Ends(early_a=1e6, whole_a=2e6, early_b=1e6, late_b=2e6, width_a=32, width_b=48, earlier=2, positions=32)
+NOTHING_KEPT = {"a": 1.0, "b": 1.0, "sae-a": 1.0, "sae-b": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(machine, "LONG", 0.0)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return gpt2_and_qwen3(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="module")
+def joined(pair, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("joined")
+    asked = settings(pair["gpt2"], pair["qwen3"], pair["text"], brief=True, reference_steps=0)
+    report, _ = join(asked, folder / "out", store=Store(folder / "store"))
+    return asked, report, folder / "store"
+
+
+def work(**changes) -> JoinWork:
+    asked = dict(model_a="a", model_b="b", layer=2, layer_b=2, tokens=4096, context=32, features=64)
+    given = dict(
+        ends=ENDS, settings=CompleteSettings(**asked), fit=4096, held_out=1024, ids=50, machine=FIXED, missing=NOTHING_KEPT
+    )
+    return JoinWork(**{**given, **changes})
+
+
+def test_stages_are_those_of_the_run(joined):
+    asked, report, _ = joined
+    a, b, sources = load_pair(asked)
+    plan = plan_join(complete(asked, a, b), a, b, sources)
+    assert set(plan.stages) == set(report["seconds"]) - {"load"}
+    assert plan.whole.seconds == pytest.approx(sum(one.seconds for one in plan.stages.values()))
+    assert plan.tokens == report["tokens"] and plan.output > 0 < plan.scratch
+
+
+def test_what_the_store_has_is_not_counted(joined):
+    asked, _, folder = joined
+    a, b, sources = load_pair(asked)
+    known = plan_join(complete(asked, a, b), a, b, sources, store=Store(folder))
+    assert known.stages["activations"].flops == 0 and all(of == there > 0 for of, there in known.cached.values())
+    other = plan_join(complete(dataclasses.replace(asked, layer_b=3), a, b), a, b, sources, store=Store(folder))
+    files, saes = other.cached.values()
+    assert 0 < files[1] < files[0] and saes == (2, 1)
+    fresh = plan_join(complete(asked, a, b), a, b, sources)
+    assert 0 < other.stages["activations"].flops < fresh.stages["activations"].flops
+    assert other.stages["saes"].flops < fresh.stages["saes"].flops
+
+
+def test_more_text_is_more_work_at_every_stage_that_reads_it():
+    small, large = work().stages(), work(fit=8192, held_out=8192).stages()
+    grown = {name for name in small if large[name].flops > small[name].flops}
+    assert grown == {"activations", "saes", "matching", "translations", "choice", "alternatives", "evaluation"}
+
+
+def test_every_row_that_is_scored_is_counted(joined):
+    _, report, _ = joined
+    beside = {"a", "b", "composite", "line"} | {row["name"] for row in report["results"] if row["name"][:3] == "ref"}
+    assert {row["name"] for row in report["results"]} - beside <= {row.name for row in scored_rows()}
+
+
+def test_a_step_of_training_costs_a_forward_and_a_backward_pass():
+    once = counts.scored(FIXED, "a", 100, 1e6)
+    assert once == Work(1e8, 0.1 + 100 * 1e-5)
+    assert counts.trained(FIXED, "a", 100, 1e6).flops == 3e8
+    assert counts.trained(FIXED, "a", 100, 1e6, frozen=True).flops == 2e8
+
+
+COMMANDS = {
+    "join": ["join", "{gpt2}", "{qwen3}", "--layer", "2", "--features", "64"],
+    "join, layer chosen": ["join", "{gpt2}", "{qwen3}", "--layer", "2", "--layer-b", "auto", "--features", "64"],
+    "join, native": ["join", "{gpt2}", "{gpt2}", "--layer", "2", "--layer-b", "4", "--native"],
+    "sweep": ["sweep", "{gpt2}", "{qwen3}"],
+    "sweep, depth": ["sweep", "{gpt2}", "--depth", "--repeat"],
+    "heads": ["convert", "heads", "{gpt2}", "--kv-heads", "1", "--steps", "2", "--out", "out"],
+    "ngram": ["convert", "ngram", "{gpt2}", "--drop", "auto", "--out", "out"],
+    "recurrent": ["convert", "recurrent", "{gpt2}", "--out", "out"],
+    "consolidate": ["convert", "consolidate", "{gpt2}", "--context", "{text}", "--out", "out"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_dry_run_of_every_command_says_what_it_would_take_and_writes_nothing(name, pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(**pair) for word in COMMANDS[name]]
+    common = ["--text", str(pair["text"]), "--tokens", "4096", "--device", "cpu", "--dry-run", "--quiet"]
+    context = [] if name == "consolidate" else ["--context", "32"]
+    result = CliRunner().invoke(cli.app, [*words, *common, *context, "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["seconds"] > 0 < report["flops"] and report["bytes"]["output"] > 0 and report["bytes"]["memory"] > 0
+    assert list(tmp_path.iterdir()) == []
+    if "chosen" in name:
+        assert next(stage for stage in report["stages"] if stage["name"] == "layer")["seconds"] > 0
+
+
+def test_a_chain_is_the_sum_of_its_seams(pair, tmp_path):
+    parts = [stitch.Part(str(pair["gpt2"]), 0, 2), stitch.Part(str(pair["qwen3"]), 2, 4), stitch.Part(str(pair["gpt2"]), 4)]
+    small = dict(text=pair["text"], tokens=4096, context=32, features=64, device="cpu", quiet=True)
+    both = stitch.estimate(stitch.chain, parts, **small)
+    one = stitch.estimate(stitch.chain, [parts[0], stitch.Part(str(pair["qwen3"]), 2)], **small)
+    flops = [found.rows["flops"]["saes"] for found in (one, both)]
+    assert flops[1] == pytest.approx(2 * flops[0])
+
+
+def test_an_estimate_shows_itself_and_fails_where_the_call_would(pair):
+    small = dict(text=pair["text"], tokens=4096, context=32, features=64, device="cpu", quiet=True)
+    found = stitch.estimate(stitch.join, pair["gpt2"], pair["qwen3"], 2, **small)
+    assert repr(found).startswith("About ") and "Memory: at most" in repr(found) and "<table>" in found._repr_html_()
+    with pytest.raises(UsageError, match="layer must be"):
+        stitch.estimate(stitch.join, pair["gpt2"], pair["qwen3"], 20, **small)
+    with pytest.raises(UsageError, match="can be estimated"):
+        stitch.estimate(stitch.inspect, pair["gpt2"])
+
+
+def test_the_machine_is_measured(pair):
+    asked = settings(pair["gpt2"], pair["qwen3"], pair["text"])
+    a, b, _ = load_pair(asked)
+    found = machine.calibrate({"a": a, "b": b}, 32)
+    assert min(*found.passes.values(), found.single, found.double, found.bytes) > 1e5 and found.compared >= 0
+
+
+def test_times_and_sizes_in_words():
+    assert [_duration(seconds) for seconds in (0.44, 8.2, 150, 12_000)] == ["0.4 s", "8 s", "2 min 30 s", "3 h 20 min"]
+    assert [_size(count) for count in (12, 2**20, 1.5 * 2**30)] == ["12 B", "1 MiB", "1.5 GiB"]

@@ -1,0 +1,46 @@
+"""A model runs from the nearest stream that an earlier run has kept, with the same bits as from its first block."""
+
+import pytest
+import torch
+
+import tiny
+from stitch.activations.harvest import harvest, kept
+from stitch.composite.compose import late_model
+from stitch.files.store import Store
+from stitch.text.windows import Windows
+
+
+def windows(rows=5, context=12):
+    ids = torch.randint(5, 60, (rows, context), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    return Windows(ids, torch.zeros_like(ids))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_later_site_costs_the_blocks_after_the_kept_one_and_has_the_same_bits(family, tmp_path):
+    model, text, store = tiny.model(family), windows(), Store(tmp_path / "store")
+    last = model.depth
+    fresh = harvest(model, text, [last], tmp_path / "fresh", per_shard=3)
+    harvest(model, text, [last - 1], tmp_path / "one", per_shard=3, store=store)
+    _, found, left = kept(model, text, [last], 3, store)
+    assert found == 0 and left == pytest.approx(1 / last)
+
+    def refuse(module, args):
+        raise AssertionError("the first block ran")
+
+    model.blocks[0].register_forward_pre_hook(refuse)
+    later = harvest(model, text, [last], tmp_path / "two", per_shard=3, store=store, late=late_model)
+    assert later.shards == 2 and torch.equal(later.all(last), fresh.all(last))
+    assert store.reused == {}  # what is only read to start from does not count
+
+
+def test_a_damaged_stream_is_not_started_from(tmp_path):
+    model, text, store = tiny.model("gpt2"), windows(), Store(tmp_path / "store")
+    harvest(model, text, [1], tmp_path / "one", store=store)
+    (entry,) = store.entries()
+    content = next((entry.folder / "content").parent.glob("content*"))
+    data = bytearray(content.read_bytes())
+    data[-1] ^= 1
+    content.unlink()
+    content.write_bytes(data)
+    fresh = harvest(model, text, [2], tmp_path / "fresh").all(2)
+    assert torch.equal(harvest(model, text, [2], tmp_path / "two", store=store, late=late_model).all(2), fresh)
