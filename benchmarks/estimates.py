@@ -1,7 +1,7 @@
 """What `--dry-run` says beside what the same command then takes: time in all and by stage, peak memory, bytes of the output.
 
-One JSON line per command. Nothing is taken from the cache. `--case` chooses among CASES; the rest of the arguments are added to the
-commands, for example `--memory 2G`.
+One JSON line per command. Nothing is taken from the cache. `--case` chooses among CASES; the rest of the arguments are added to
+the commands, for example `--memory 2G`.
 """
 
 import argparse
@@ -34,7 +34,9 @@ CHAIN = """parts:
   - {model: demo:llama, from: 4, to: 6}
   - {model: demo:gpt2, from: 5}
 """
-DOCUMENT = "The house by the lake has a red door. Its garden has two apple trees, and the well is behind the barn.\n" * 4
+DOCUMENT = (
+    "The house by the lake has a red door. Its garden has two apple trees, and the well is behind the barn.\n" * 4
+)
 
 
 def main() -> None:
@@ -53,7 +55,9 @@ def compare(command: str, more: list[str]) -> dict:
         document.write_text(DOCUMENT)
         words = [word.format(chain=chain, document=document) for word in command.split()]
         words += [*more, "--out", str(out), "--quiet", *(["--cache-size", "0"] if words[0] == "join" else [])]
-        said = subprocess.run([*CLI, *words, "--dry-run", "--json"], check=True, stdout=subprocess.PIPE, text=True).stdout
+        said = subprocess.run(
+            [*CLI, *words, "--dry-run", "--json"], check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
         estimate = json.loads(said)
         took = measured([*CLI, *words])
         report = json.loads((out / "report.json").read_text())

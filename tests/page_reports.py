@@ -1,5 +1,6 @@
 """Small reports of every kind, for the tests of pages. Numbers are made up; `HOSTILE` stands where text of a corpus may."""
 
+from stitch.pages.certificate import certificate_page
 from stitch.pages.chain import chain_page
 from stitch.pages.circuit import circuit_page
 from stitch.pages.conversion import conversion_page
@@ -7,6 +8,7 @@ from stitch.pages.depth import depth_page
 from stitch.pages.graft import graft_page
 from stitch.pages.join import join_page
 from stitch.pages.sweep import sweep_page
+from stitch.pages.transfer import transfer_page
 
 HOSTILE = "</script><script>window.broken=1</script><img src=x onerror=window.broken=1>\u2028<!-- & \"'"
 ROWS = {
@@ -202,14 +204,47 @@ def conversion_report() -> dict:
     }  # fmt: skip
 
 
+def transfer_report() -> dict:
+    def one(name: str, ce: float, fvu: float | None) -> dict:
+        return {
+            "name": name,
+            **interval(ce),
+            "fvu": fvu,
+            "agree": None if fvu is None else 0.2,
+            "l0": 20.0,
+            "dead": 0.1,
+        }
+
+    rows = [
+        one("a", 3.4, None), one("a with its SAE", 3.9, 0.2), one("b", 3.2, None), one("transferred", 4.4, 0.4),
+        one("reference:native", 3.9, 0.25), one("baseline:procrustes", 4.6, 0.45), one("null:random-map", 9.1, 1.2),
+    ]  # fmt: skip
+    return {
+        "kind": "sae", "models": {"a": "demo:gpt2", "b": "demo:llama"}, "site": {"a": 3, "b": 4}, "chosen": "transferred",
+        "tokens": {"report": 2048}, "documents": {"number": 40, "effective": 33.0}, "results": rows, "features": 64,
+        "unexplained": {"transferred": {"there": 0.3, "back": 0.2}}, "matched": 40,
+        "differences": [{"name": "transferred", "minus": "reference:native", **interval(0.5, 0.05)}],
+    }  # fmt: skip
+
+
+def certificate_report() -> dict:
+    def trial(name: str, dtype: str, wrong: int, margin: float) -> dict:
+        return {
+            "trial": name, "dtype": dtype, "attention": "sdpa", "prompts": 8, "asked": 64, "wrong": wrong, "margin": margin,
+        }  # fmt: skip
+
+    return {"results": [trial("every string", "fp32", 0, 10.0), trial("loops", "bf16", 2, -0.5)]}
+
+
 TABLE = (["", "right"], [["host, grafted", "98.0%"]], "demo:induction: induction")
 
 
 def pages() -> dict[str, bytes]:
     """A page of every kind, by its name."""
     from stitch.conversions.report import footnotes, table
+    from stitch.report import transfer
 
-    conversion = conversion_report()
+    conversion, carried = conversion_report(), transfer_report()
     return {
         "join": join_page(join_report(), features()),
         "chain": chain_page(chain_report(), features()),
@@ -218,4 +253,6 @@ def pages() -> dict[str, bytes]:
         "circuit": circuit_page(circuit_report()),
         "graft": graft_page(graft_report(), [TABLE], ["a note"], [TABLE], []),
         "conversion": conversion_page(conversion, table(conversion), footnotes(conversion)),
+        "transfer": transfer_page(carried, transfer.table(carried), transfer.notes(carried)),
+        "certificate": certificate_page(certificate_report(), "an automaton", [TABLE], ["a note", "NOT certified"]),
     }

@@ -47,7 +47,13 @@ def joined(pair, tmp_path_factory):
 def work(**changes) -> JoinWork:
     asked = dict(model_a="a", model_b="b", layer=2, layer_b=2, tokens=4096, context=32, features=64)
     given = dict(
-        ends=ENDS, settings=CompleteSettings(**asked), fit=4096, held_out=1024, ids=50, machine=FIXED, missing=NOTHING_KEPT
+        ends=ENDS,
+        settings=CompleteSettings(**asked),
+        fit=4096,
+        held_out=1024,
+        ids=50,
+        machine=FIXED,
+        missing=NOTHING_KEPT,
     )
     return JoinWork(**{**given, **changes})
 
@@ -122,7 +128,11 @@ def test_a_dry_run_of_every_command_says_what_it_would_take_and_writes_nothing(n
 
 
 def test_a_chain_is_the_sum_of_its_seams(pair, tmp_path):
-    parts = [stitch.Part(str(pair["gpt2"]), 0, 2), stitch.Part(str(pair["qwen3"]), 2, 4), stitch.Part(str(pair["gpt2"]), 4)]
+    parts = [
+        stitch.Part(str(pair["gpt2"]), 0, 2),
+        stitch.Part(str(pair["qwen3"]), 2, 4),
+        stitch.Part(str(pair["gpt2"]), 4),
+    ]
     small = dict(text=pair["text"], tokens=4096, context=32, features=64, device="cpu", quiet=True)
     both = stitch.estimate(stitch.chain, parts, **small)
     one = stitch.estimate(stitch.chain, [parts[0], stitch.Part(str(pair["qwen3"]), 2)], **small)

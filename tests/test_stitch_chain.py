@@ -19,6 +19,7 @@ from stitch.composite.parts import Part, joined, read_parts
 from stitch.config import Settings
 from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
+from stitch.files.store import Store
 from stitch.jobs.chain import chain, complete_all
 from stitch.jobs.join import stitch
 from stitch.jobs.sweep import sweep
@@ -27,7 +28,7 @@ from stitch.report.card import footnotes, model_card, table
 from stitch.text.documents import read, select
 from stitch.text.windows import sample
 
-OPTIONS = dict(tokens=4096, context=32, features=48, k=8, sae_passes=0.5, device="cpu", memory=2**28)
+OPTIONS = dict(tokens=4096, context=32, features=48, k=8, sae_passes=0.5, device="cpu", memory=2**28, brief=True)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def row(report: dict, name: str) -> dict:
 def test_a_chain_equals_separate_stitches_made_one_after_another(run, donors, tmp_path):
     """The second seam equals that of a stitch with the composite as model A, fitted on the composite's activations."""
     report, folder = run
-    shared = dict(tokens=4096, features=48, sae_passes=0.5, reference_steps=0)
+    shared = dict(tokens=4096, features=48, sae_passes=0.5, reference_steps=0, brief=True)
     first = settings(donors["gpt2"], donors["qwen3"], donors["text"], layer=2, layer_b=3, **shared)
     first_report, place = stitch(first, tmp_path / "first")
     second = settings(place, donors["llama"], donors["text"], layer=4, layer_b=3, **shared)
@@ -316,7 +317,8 @@ def test_the_command_writes_the_same_folder_prints_json_alone_and_pushes(run, do
     file = written(tmp_path, yaml.safe_dump({"parts": entries}))
     arguments = [
         *("chain", file, "--text", donors["text"], "--out", tmp_path / "out", "--tokens", 4096, "--context", 32),
-        *("--features", 48, "--k", 8, "--sae-passes", 0.5, "--device", "cpu", "--memory", "256M", "--json", "-q"),
+        *("--features", 48, "--k", 8, "--sae-passes", 0.5, "--device", "cpu", "--memory", "256M", "--brief"),
+        *("--cache-size", 0, "--json", "-q"),
     ]
     done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.stderr
@@ -329,3 +331,18 @@ def test_the_command_writes_the_same_folder_prints_json_alone_and_pushes(run, do
     assert hub.files("user/chain")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     refused = CliRunner().invoke(cli.app, ["chain", str(tmp_path / "no.yaml"), "-q"])
     assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
+
+
+def test_a_chain_uses_what_earlier_runs_have_kept_and_has_the_same_bytes(run, donors, tmp_path):
+    _, folder = run
+    first, second = Store(tmp_path / "store"), Store(tmp_path / "store")
+    other = [*parts_of(donors)[:2], Part(str(donors["llama"]), 4)]
+    chain(other, tmp_path / "other", text=str(donors["text"]), store=first, **OPTIONS)
+    report, again = chain(
+        parts_of(donors), tmp_path / "again", text=str(donors["text"]), store=second, **OPTIONS
+    )  # the first seam is the other chain's
+    assert (
+        second.reused["activations"] > 0 and second.reused["saes"] >= 2 and report["cache"]["reused"] == second.reused
+    )
+    named = "model.safetensors", "seam-1/features.json", "sae-b/sae_weights.safetensors"
+    assert [name for name in named if (folder / name).read_bytes() != (again / name).read_bytes()] == []

@@ -22,7 +22,7 @@ from stitch.pages.palette import BACKGROUND, ROLES
 from stitch.pages.rows import FAR, differences_section, rows_chart
 from stitch.report.card import model_card
 
-KINDS = ("join", "chain", "sweep", "depth", "circuit", "graft", "conversion")
+KINDS = ("join", "chain", "sweep", "depth", "circuit", "graft", "conversion", "transfer", "certificate")
 MEGABYTE = 10**6
 
 
@@ -171,7 +171,7 @@ def test_a_page_shows_its_numbers_in_tables_without_javascript(kind):
     expected = {
         "join": "composite (affine) 3.500 3.400 – 3.600", "chain": "model demo:gpt2 3.400", "sweep": "0 +0.40 +0.35",
         "depth": "1 +0.15* +0.16", "circuit": "head 0.1 1 +0.4000", "graft": "host, grafted 98.0%",
-        "conversion": "converted 3.3000 3.200 – 3.400",
+        "conversion": "converted 3.3000 3.200 – 3.400", "transfer": "transferred (written) 0.400", "certificate": "host, grafted",
     }  # fmt: skip
     assert any(expected[kind] in row for row in text), text
 

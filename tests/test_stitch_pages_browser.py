@@ -22,7 +22,7 @@ QUIET = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 PHONE, DESK = {"width": 375, "height": 740}, {"width": 1280, "height": 900}
-KINDS = ("join", "chain", "sweep", "depth", "circuit", "graft", "conversion")
+KINDS = ("join", "chain", "sweep", "depth", "circuit", "graft", "conversion", "transfer", "certificate")
 # By the name of a picture: the kind of page (a folder of STITCH_RESULTS), what of it is shown, and how much.
 PICTURES = {
     "page-join": ("join", "", {"width": 1100, "height": 1120}),

@@ -102,8 +102,10 @@ def chain(
     ngrams: int = 32_768,
     routes: int | None = None,
     reference_steps: int | None = 0,
+    brief: bool = False,
     seed: int = 0,
     memory: int | str = "4G",
+    cache_size: int | str = "10G",
     device: str = "auto",
     dtype: str = "fp32",
     out: PathLike | None = None,
@@ -132,8 +134,8 @@ def chain(
             named_parts, place.folder, text=source, tokens=tokens,
             held_out=held_out, context=context, features=features, k=k, architecture=architecture, sae_passes=sae_passes,
             matching=matching, translation=translation, seam_bytes=seam_bytes, ngrams=ngrams, routes=routes,
-            reference_steps=reference_steps, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
-            trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume, progress=update,
+            reference_steps=reference_steps, brief=brief, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
+            trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume, store=store_of(cache_size), progress=update,
         )  # fmt: skip
     return _composite(report, folder, place, push, quiet)
 

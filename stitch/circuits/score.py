@@ -94,8 +94,8 @@ def answered(
     total = places.sum()
     return {
         "right": float(right.sum() / total),
-        "right_low": low,
-        "right_high": high,
+        "right_low": max(0.0, low),  # a t interval may leave the range of a share
+        "right_high": min(1.0, high),
         "probability": float(probability.sum() / total),
         "nats": float(nats.sum() / total),
     }

@@ -127,10 +127,7 @@ def graft(
     seed: o.Seed = 0,
     device: o.Device = "auto",
     out: Annotated[Path | None, o.out_folder("DONOR-BEHAVIOUR")] = None,
-    dry_run: Annotated[
-        bool,
-        o.switch("Output", "--dry-run", "Show the plan with the expected loss of each part, and write nothing."),
-    ] = False,
+    dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,

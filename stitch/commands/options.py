@@ -204,6 +204,16 @@ ReferenceSteps = Annotated[
     ),
 ]
 
+Brief = Annotated[
+    bool,
+    switch(
+        "Translation",
+        "--brief",
+        "Fit and report fewer rows: the default translations, the affine baseline, matched features, one floor, the "
+        "ceiling, and two nulls. Each number is the same as in the full report.",
+    ),
+]
+
 # Circuit
 CircuitPrompts = Annotated[
     int, option("Circuit", "--prompts", "N", "Prompts to choose the circuit on, and as many others to report on.")
@@ -234,7 +244,8 @@ DryRun = Annotated[
     switch(
         "Output",
         "--dry-run",
-        "Do nothing, and say what would be done: time by stage, disk, memory, and what the cache has. Models and text are read.",
+        "Write nothing, and show what would be done: time by stage, disk, memory and what the cache has; for a graft, where "
+        "every head and neuron would go.",
     ),
 ]
 Json = Annotated[bool, switch("Output", "--json", "Print the report as JSON, and nothing else, on standard output.")]

@@ -81,15 +81,7 @@ def join(
     ngrams: o.Ngrams = 32_768,
     routes: o.Routes = None,
     reference_steps: o.ReferenceSteps = None,
-    brief: Annotated[
-        bool,
-        o.switch(
-            "Translation",
-            "--brief",
-            "Fit and report fewer rows: the default translations, the affine baseline, matched features, one floor, the "
-            "ceiling, and two nulls. Each number is the same as in the full report.",
-        ),
-    ] = False,
+    brief: o.Brief = False,
     seed: o.Seed = 0,
     memory: o.Memory = "4G",
     cache_size: o.CacheSize = "10G",
@@ -160,8 +152,10 @@ def chain(
     ngrams: o.Ngrams = 32_768,
     routes: o.Routes = None,
     reference_steps: o.ReferenceSteps = 0,
+    brief: o.Brief = False,
     seed: o.Seed = 0,
     memory: o.Memory = "4G",
+    cache_size: o.CacheSize = "10G",
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",
     out: Annotated[Path | None, o.out_folder("named after the models, such as gpt2-llama-gpt2")] = None,
@@ -183,8 +177,9 @@ def chain(
     result = or_estimate(stitch.chain, dry_run)(
         named_parts(parts, recipe), text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
         architecture=architecture, sae_passes=sae_passes, matching=matching, translation=translation, seam_bytes=seam_bytes,
-        ngrams=ngrams, routes=routes, reference_steps=reference_steps, seed=seed, memory=memory, device=device, dtype=dtype,
-        out=out or NAMED, push=push, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code, quiet=quiet,
+        ngrams=ngrams, routes=routes, reference_steps=reference_steps, brief=brief, seed=seed, memory=memory,
+        cache_size=cache_size, device=device, dtype=dtype, out=out or NAMED, push=push, overwrite=overwrite, resume=resume,
+        trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)
 

@@ -18,6 +18,7 @@ from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.files.folders import to_json
 from stitch.files.job import Job, run
+from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.jobs.chain_plan import plan_chain
 from stitch.jobs.join import stitch
@@ -43,6 +44,7 @@ def chain(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    store: Store | None = None,
     progress: Progress | None = None,
     **options,
 ) -> tuple[dict, Path]:
@@ -50,9 +52,9 @@ def chain(
     folder.
 
     `options` are fields of `Settings` that all seams share: all but models, layers, `sae_a`, `sae_b`, `native`. No reference is
-    trained unless `reference_steps` is given. The folder also has the reports, features and SAEs of the seams before the last, in
-    seam-1, seam-2 and so on. After an interrupt the same call with `resume` continues at the unfinished seam and gives the same
-    bytes.
+    trained unless `reference_steps` is given. Activations and SAEs of earlier runs are taken from `store`. The folder also has
+    the reports, features and SAEs of the seams before the last, in seam-1, seam-2 and so on. After an interrupt the same call with
+    `resume` continues at the unfinished seam and gives the same bytes.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
 
@@ -71,7 +73,7 @@ def chain(
         request = {**shared, "parts": [dataclasses.asdict(part) for part in named]}
 
         def make(scratch: Path, output: Path) -> dict:
-            reports = _join_all(named, seams, models, sources, scratch, progress)
+            reports = _join_all(named, seams, models, sources, scratch, store, progress)
             report = chain_report(named, reports, request, sources)
             # The last seam's folder becomes the chain's. If the process is killed from here on, that seam is made again.
             os.replace(scratch / f"seam-{len(seams)}", output)
@@ -95,6 +97,7 @@ def _join_all(
     models: Sequence[Model],
     sources: Sequence[Source],
     scratch: Path,
+    store: Store | None,
     progress: Progress | None,
 ) -> list[dict]:
     """Makes the seams one after another, each in a folder of `scratch`, and returns their reports."""
@@ -107,6 +110,7 @@ def _join_all(
             Settings.from_dict({**settings.to_dict(), "model_a": early.name, "layer": site}),
             folder,
             resume=True,  # has no effect unless this chain was interrupted
+            store=store,
             progress=progress,
             loaded=(early, late, {"a": source, "b": sources[number]}),
         )

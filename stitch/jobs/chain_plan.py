@@ -23,7 +23,7 @@ def plan_chain(
 ) -> Plan:
     """The plan of joining `parts` at `seams`: those of each join, the first model of which is the composite so far.
 
-    Stages of all seams are added up. Nothing is taken from the store.
+    Stages of all seams are added up. What the store has is not looked up, so the plan is that of a first run.
     """
     clock, total, first = Clock(), {"text": Work()}, seams[0]
     with clock.stage("text"):

@@ -18,7 +18,9 @@ from stitch.files.workspace import short_name
 from stitch.jobs.stages import check, complete, harvest_pair, load_pair, read_windows
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
+from stitch.pages.transfer import transfer_page
 from stitch.progress import Progress
+from stitch.report.transfer import notes, table
 from stitch.text.documents import SPLITS, Split
 from stitch.transfers.maps import Maps, all_maps, pair_moments, unexplained
 from stitch.transfers.maps import Split as SplitMoments
@@ -107,6 +109,7 @@ def transfer(
             report["seconds"] = clock.seconds
             report["provenance"] = {**provenance(completed.to_dict(), a, b, sources), "transfer": request}
             (output / "report.json").write_bytes(to_json(report))
+            (output / "report.html").write_bytes(transfer_page(report, table(report), notes(report)))
             return report
 
         return Job(make=work, name=f"{short_name(a.name)}-to-{short_name(b.name)}-{kind}")

@@ -45,7 +45,7 @@ def chain_report(parts: Sequence[Part], reports: Sequence[dict], request: dict, 
             for stage, value in report["seconds"].items()
         },
         "provenance": provenance,
-        "recipe": recipe("chain", {**provenance, "settings": {**request, "parts": listed}}, without=("brief",)),
+        "recipe": recipe("chain", {**provenance, "settings": {**request, "parts": listed}}),
     }
 
 

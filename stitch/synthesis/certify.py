@@ -7,13 +7,15 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from stitch.models.device import torch_device, torch_dtype
+from stitch.pages.certificate import certificate_page
 from stitch.progress import Progress
 from stitch.synthesis import checkpoint, kinds
 from stitch.synthesis.attention import apart, safe_context, selection
+from stitch.synthesis.report import notes, tables, title
 from stitch.synthesis.trials import Trial, outcome
 from stitch.synthesis.write import MARGIN
 
-FILE = "certificate.json"
+FILE, PAGE = "certificate.json", "report.html"
 ROUNDING = 1e-3  # largest difference in attention that counts as rounding error
 LARGE = ("matrix", "targets", "tokens")  # parts of a description that the report leaves out; synthesis.json has them
 SETTINGS = (("fp32", "sdpa"), ("fp32", "eager"), ("bf16", "sdpa"), ("bf16", "eager"))
@@ -67,6 +69,7 @@ def certify(
         # The error of the factors follows from the rank; the weights may add no more than rounding errors.
         report["certified"] = report["apart"]["fp32"]["max"] <= description["rank_curve"][-1]["max"] + ROUNDING
     (folder / FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (folder / PAGE).write_bytes(certificate_page(report, title(report), tables(report), notes(report)))
     return report
 
 
