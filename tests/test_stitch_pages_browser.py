@@ -85,7 +85,7 @@ class Tab:
 def test_every_chart_is_drawn_without_complaint_or_connection(chromium, folder, kind):
     with Tab(chromium, folder / f"{kind}.html") as tab:
         plots = tab.page.locator(".plot")
-        assert plots.count() == tab.page.locator("script.spec").count() >= 2
+        assert plots.count() == tab.page.locator("script.spec").count() >= (1 if kind == "certificate" else 2)
         for number in range(plots.count()):
             svg = plots.nth(number).locator("svg.marks")
             assert svg.count() == 1

@@ -53,8 +53,8 @@ def chain(
 
     `options` are fields of `Settings` that all seams share: all but models, layers, `sae_a`, `sae_b`, `native`. No reference is
     trained unless `reference_steps` is given. Activations and SAEs of earlier runs are taken from `store`. The folder also has
-    the reports, features and SAEs of the seams before the last, in seam-1, seam-2 and so on. After an interrupt the same call with
-    `resume` continues at the unfinished seam and gives the same bytes.
+    the reports, features and SAEs of the seams before the last, in seam-1, seam-2 and so on. After an interrupt the same call
+    with `resume` continues at the unfinished seam and gives the same bytes.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
 
