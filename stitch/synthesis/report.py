@@ -96,9 +96,10 @@ def notes(report: dict) -> list[str]:
         *took,
         f"Largest attention of positional heads to tokens other than their target: {off}. They work up to "
         f"{report['safe_context']:,} tokens.",
-        f"The margin is the answer's logit minus the highest other logit; the ideal, without rounding errors, is {report['ideal']:g}"
-        f"{crosstalk}.",
-        f"{_verdict(report)}: the smallest margin is {report['margin']:.3f}, {report['margin'] / report['ideal']:.1%} of the ideal.",
+        "The margin is the answer's logit minus the highest other logit; the ideal, without rounding errors, is "
+        f"{report['ideal']:g}{crosstalk}.",
+        f"{_verdict(report)}: the smallest margin is {report['margin']:.3f}, {report['margin'] / report['ideal']:.1%} of the "
+        "ideal.",
     ]
 
 
