@@ -1,5 +1,7 @@
 """Parameter counts and FLOPs of a model's blocks, computed from its config."""
 
+from functools import lru_cache
+
 import torch
 from transformers import AutoModel, PreTrainedConfig
 
@@ -11,9 +13,29 @@ def block_parameters(config: PreTrainedConfig, block: int) -> int:
     """Parameter count of block `block`, taken from a model on torch's meta device, which allocates no memory."""
     if isinstance(config, StitchConfig):
         return block_parameters(*_in_its_part(config, block))
-    anatomy = anatomy_of(config)
+    return _parameters(_AsText(config), block)
+
+
+class _AsText:
+    """A config that is hashed and compared by its content."""
+
+    def __init__(self, config: PreTrainedConfig):
+        self.config = config
+        self.text = f"{type(config).__name__} {config.to_json_string(use_diff=False)}"
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _AsText) and self.text == other.text
+
+
+@lru_cache(maxsize=1024)
+def _parameters(of: _AsText, block: int) -> int:
+    """Costs of a pair of models ask for the same blocks many times, and to build one takes hundredths of a second."""
+    anatomy = anatomy_of(of.config)
     with torch.device("meta"):
-        body = AutoModel.from_config(truncated(config, block, block + 1))
+        body = AutoModel.from_config(truncated(of.config, block, block + 1))
     return sum(parameter.numel() for parameter in body.get_submodule(anatomy.blocks).parameters())
 
 

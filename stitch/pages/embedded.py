@@ -12,7 +12,15 @@ ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 def script_json(value: Any) -> str:
     """JSON without spaces, safe inside <script>. Numbers that are not finite become null."""
-    return json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(ESCAPES)
+    try:
+        text = _compact(value)
+    except ValueError:  # NaN or infinity; rare, and to look for them takes longer than all the rest
+        text = _compact(_finite(value))
+    return text.translate(ESCAPES)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def policy(scripts: list[str]) -> str:
