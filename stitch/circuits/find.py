@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.circuits.attribution import attribute
+from stitch.circuits.attribution import attribute, looks_up_ids
 from stitch.circuits.behaviours import Prompts, make_prompts
 from stitch.circuits.components import Components, Place, replaced, watched
+from stitch.circuits.edges import circuit_edges
 from stitch.circuits.score import PROMPTS_AT_ONCE, answered, logits_of
 from stitch.circuits.shallow import Arrangement, ShallowModel
 from stitch.errors import StitchError, UsageError
@@ -54,7 +55,8 @@ def find_circuit(
     The report's rows are the whole model; the circuit alone, with means from the prompts it was chosen on and from the others;
     the model without the circuit; random circuits with as many heads and neurons, alone and removed; and the model on corrupt
     prompts. `stability` is the share of its components that are also in the circuit of equal size chosen on the other prompts.
-    `attribution` has the nats per answer that every head contributes, and the neurons of the circuit in its order.
+    `attribution` has the nats per answer that every head contributes, and the neurons of the circuit in its order. `edges` has
+    what components of the circuit contribute through each other (`circuit_edges`), or None for a model that looks up token ids.
 
     Raises: UsageError for a model family that is not supported, and as `choose_circuit`; StitchError when the model does not have
     the behaviour.
@@ -67,6 +69,7 @@ def find_circuit(
         net, behaviour, circuit=circuit, keep=keep, count=count, seed=seed, text=text, progress=progress
     )
     kept, other = chosen.kept, chosen.other
+    has_edges = not looks_up_ids(net)
     return {
         "model": model,
         "behaviour": behaviour,
@@ -74,6 +77,7 @@ def find_circuit(
         "places": int(other.asked.sum()),
         "circuit": kept.to_dict(),
         "attribution": None if chosen.attribution is None else _described(chosen.attribution, kept),
+        "edges": circuit_edges(net, chosen.first, kept, progress) if has_edges else None,
         "features": {str(block): source for block, source in (features or {}).items()},
         "size": {kind: {"kept": kept.count(kind), "of": _all(kept).count(kind)} for kind in ("heads", "neurons")},
         "stability": chosen.stability,
