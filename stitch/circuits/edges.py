@@ -10,7 +10,7 @@ from torch import Tensor
 from stitch.circuits.attribution import STEPS
 from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Component, Components, Place, separated, watched
-from stitch.circuits.score import PROMPTS_AT_ONCE, log_probabilities
+from stitch.circuits.score import PROMPTS_AT_ONCE, answered, log_probabilities, logits_of
 from stitch.models.model import Model
 from stitch.progress import Progress
 
@@ -34,7 +34,8 @@ def circuit_edges(model: Model, prompts: Prompts, kept: Components, progress: Pr
 
     `components` has what each contributes on these prompts, `into` the edges by the component that they lead into and the one
     that they come from; all in nats per answer. Of a large circuit only the `MOST` components that contribute most have edges,
-    and `left_out` counts the others.
+    and `left_out` counts the others. `difference` is what `tokens` would contribute with infinitely many steps: the more the two
+    differ, the rougher is the estimate.
     """
     prompts = prompts.part(slice(PROMPTS))
     every = kept.listed()
@@ -48,6 +49,7 @@ def circuit_edges(model: Model, prompts: Prompts, kept: Components, progress: Pr
         "method": METHOD,
         "prompts": len(prompts.clean),
         "left_out": len(every) - len(chosen),
+        "difference": round(difference(model, prompts), 5),
         "components": _rounded(sources, total[[*numbers, -1]]),
         "into": {
             name: into
@@ -55,6 +57,12 @@ def circuit_edges(model: Model, prompts: Prompts, kept: Components, progress: Pr
             if (into := _rounded(sources, effect, zeros=False))
         },
     }
+
+
+def difference(model: Model, prompts: Prompts) -> float:
+    """By how many nats per answer the answers are likelier on the clean than on the corrupt prompts."""
+    clean, corrupt = (answered(logits_of(model.net), ids, prompts)["nats"] for ids in (prompts.clean, prompts.corrupt))
+    return corrupt - clean
 
 
 def _rounded(names: Sequence[str], values: Tensor, *, zeros: bool = True) -> dict[str, float]:
@@ -74,9 +82,9 @@ def contributions(
         stream = point.embedded.requires_grad_()
         with torch.enable_grad(), watched(model) as outputs:
             logits = model.net(inputs_embeds=stream, use_cache=False).logits
-            answers = point.answers(logits)
+            answers = point.answers(logits).sum()
         places = list(dict.fromkeys(place for place, _ in sources))
-        gradients = torch.autograd.grad(answers.sum(), [*(outputs[place] for place in places), stream])
+        gradients = torch.autograd.grad(answers, [*(outputs[place] for place in places), stream])
         total += _by_source(model, point, sources, dict(zip([*places, None], gradients, strict=True)))
     return total / (steps * int(prompts.asked.sum()))
 

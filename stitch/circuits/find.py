@@ -14,6 +14,7 @@ from stitch.circuits.attribution import attribute, looks_up_ids
 from stitch.circuits.behaviours import Prompts, make_prompts
 from stitch.circuits.components import Components, Place, replaced, watched
 from stitch.circuits.edges import circuit_edges
+from stitch.circuits.graph_json import write_graph
 from stitch.circuits.score import PROMPTS_AT_ONCE, answered, logits_of
 from stitch.circuits.shallow import Arrangement, ShallowModel
 from stitch.errors import StitchError, UsageError
@@ -44,6 +45,7 @@ def find_circuit(
     device: str = "auto",
     dtype: str = "fp32",
     trust_remote_code: bool = False,
+    graph: Path | None = None,
     progress: Progress | None = None,
 ) -> dict:
     """Finds the fewest components, in order of attribution, that keep a share `keep` of a model's right answers when all others
@@ -56,7 +58,8 @@ def find_circuit(
     the model without the circuit; random circuits with as many heads and neurons, alone and removed; and the model on corrupt
     prompts. `stability` is the share of its components that are also in the circuit of equal size chosen on the other prompts.
     `attribution` has the nats per answer that every head contributes, and the neurons of the circuit in its order. `edges` has
-    what components of the circuit contribute through each other (`circuit_edges`), or None for a model that looks up token ids.
+    what components of the circuit contribute through each other (`circuit_edges`), and the file `graph` gets the same for one
+    prompt in circuit-tracer's JSON (`write_graph`); there are neither for a model that looks up token ids.
 
     Raises: UsageError for a model family that is not supported, and as `choose_circuit`; StitchError when the model does not have
     the behaviour.
@@ -70,6 +73,8 @@ def find_circuit(
     )
     kept, other = chosen.kept, chosen.other
     has_edges = not looks_up_ids(net)
+    if graph is not None and has_edges:
+        write_graph(graph, net, chosen.first, kept, name=model, behaviour=behaviour, progress=progress)
     return {
         "model": model,
         "behaviour": behaviour,
