@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import composites
 import planted
 import tiny
 from stitch.circuits.attribution import attribute
@@ -197,7 +198,18 @@ def test_the_planted_path_has_the_strongest_edges(induction: Path):
     assert through_path == pytest.approx(edges["components"]["head 0.1"], rel=0.1)
 
 
-def test_of_a_large_circuit_the_strongest_components_have_edges(monkeypatch: pytest.MonkeyPatch):
+def test_a_composite_that_looks_up_ids_has_no_edges_and_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A circuit of a file is scored in it all the same."""
+    monkeypatch.setattr("stitch.circuits.find.LEAST", -1.0)  # its weights are noise, so it has no behaviour
+    (tmp_path / "circuit.json").write_text('{"heads": {"1": [0]}}')
+    graph = tmp_path / "graph.json"
+    folder = composites.write(tmp_path)
+    report = find_circuit(str(folder), "previous-token", circuit=tmp_path / "circuit.json", count=4, graph=graph)
+    assert report["edges"] is None and not graph.exists()
+    assert report["results"][1]["name"] == "circuit alone"
+
+
+def test_of_a_large_circuit_the_strongest_components_have_edges():
     model = tiny.shared("llama")
     of = prompts(model)
     kept = Components({place: torch.ones_like(mask) for place, mask in Components.none(model).masks.items()})

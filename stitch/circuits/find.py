@@ -13,7 +13,7 @@ from torch import Tensor
 from stitch.circuits.attribution import attribute, looks_up_ids
 from stitch.circuits.behaviours import Prompts, make_prompts
 from stitch.circuits.components import Components, Place, replaced, watched
-from stitch.circuits.edges import circuit_edges
+from stitch.circuits.edges import circuit_edges, name_of
 from stitch.circuits.graph_json import write_graph
 from stitch.circuits.score import PROMPTS_AT_ONCE, answered, logits_of
 from stitch.circuits.shallow import Arrangement, ShallowModel
@@ -74,7 +74,10 @@ def find_circuit(
     kept, other = chosen.kept, chosen.other
     has_edges = not looks_up_ids(net)
     if graph is not None and has_edges:
-        write_graph(graph, net, chosen.first, kept, name=model, behaviour=behaviour, progress=progress)
+        labels = {
+            one: name_of(one).replace("neuron", "feature") for one in kept.listed() if one[0][1] in (features or {})
+        }
+        write_graph(graph, net, chosen.first, kept, name=model, behaviour=behaviour, labels=labels, progress=progress)
     return {
         "model": model,
         "behaviour": behaviour,
