@@ -39,4 +39,8 @@ def check_format(graph: dict) -> None:
             assert node["layer"] == "E" and node["feature"] == node["ctx_idx"]
         else:
             assert node["feature_type"] in ("attention head", "mlp neuron")  # viewers fetch features of types they know
+            block, number = map(int, node["node_id"].split("_")[:2])  # viewers compute both from `feature`
+            assert node["feature"] == (block + number) * (block + number + 1) // 2 + number and node["layer"] == str(
+                block
+            )
             assert node["influence"] <= graph["metadata"]["node_threshold"]

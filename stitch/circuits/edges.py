@@ -20,7 +20,7 @@ PROMPTS = 16  # prompts that they are averaged over
 TOKENS, ANSWERS = "tokens", "answers"  # the ends of all paths: the token embeddings, and the answers' log probability
 
 Target = tuple[Component | None, int | None]
-"""The head of an edge: a component, or None for the answers; and one position in the prompts, or None for all."""
+"""What an edge leads into: a component, or None for the answers; at one position in the prompts, or None for all."""
 
 
 def name_of(component: Component) -> str:
@@ -192,7 +192,7 @@ def _by_source(
     by_place: dict[Place | None, Tensor] = {}
     for place, gradient in gradients.items():
         if gradient is not None:  # None: there is no path from these components to the target
-            product = (point.changes[place] * gradient).double().sum(0).cpu()
+            product = (point.changes[place].float() * gradient.float()).double().sum(0).cpu()
             whole = place is None or place[0] == "heads"
             groups = 1 if place is None else model.heads(place[1])
             by_place[place] = product.unflatten(1, (groups, -1)).sum(2) if whole else product

@@ -73,12 +73,7 @@ def find_circuit(
     )
     kept, other = chosen.kept, chosen.other
     has_edges = not looks_up_ids(net)
-    if graph is not None and has_edges:
-        labels = {
-            one: name_of(one).replace("neuron", "feature") for one in kept.listed() if one[0][1] in (features or {})
-        }
-        write_graph(graph, net, chosen.first, kept, name=model, behaviour=behaviour, labels=labels, progress=progress)
-    return {
+    report = {
         "model": model,
         "behaviour": behaviour,
         "prompts": len(other.clean),
@@ -91,6 +86,11 @@ def find_circuit(
         "stability": chosen.stability,
         "results": _rows(net, chosen, seed, with_features=bool(features)),
     }
+    if graph is not None and has_edges:
+        replaced_by = features or {}
+        labels = {one: name_of(one).replace("neuron", "feature") for one in kept.listed() if one[0][1] in replaced_by}
+        write_graph(graph, net, chosen.first, kept, name=model, behaviour=behaviour, labels=labels, progress=progress)
+    return report
 
 
 def _described(attribution: dict[Place, Tensor], kept: Components) -> dict:

@@ -83,8 +83,8 @@ def as_json(model: Model, graph: PromptGraph, *, name: str, behaviour: str, labe
         },
         "nodes": [*made, *answers],
         "links": [
-            {"source": sources[tail], "target": targets[head], "weight": _rounded(graph.weights[head, tail])}
-            for head, tail in graph.drawn.nonzero().tolist()
+            {"source": sources[column], "target": targets[row], "weight": _rounded(graph.weights[row, column])}
+            for row, column in graph.drawn.nonzero().tolist()
         ],
     }
 
@@ -101,7 +101,7 @@ def _metadata(model: Model, graph: PromptGraph, tokens: list[str], name: str, be
         "node_threshold": min(1.0, math.ceil(100 * most) / 100),
         "schema_version": 1,
         "info": {
-            "description": f"Circuit for {behaviour}. Nodes are attention heads and neurons, not features of transcoders.",
+            "description": f"Circuit for {behaviour}. Weights are nats per answer, relative to the corrupt prompt.",
             "generator": {"name": "stitch", "url": "https://pypi.org/project/stitch-lm/"},
         },
         "generation_settings": {

@@ -62,8 +62,10 @@ def prompt_graph(model: Model, prompts: Prompts, kept: Components, progress: Pro
     answers: list[Target] = [(None, position) for position in prompt.asked[0].nonzero()[:, 0].tolist()]
     effects = direct_effects(model, prompt, sources, [*nodes, *answers], progress=progress)
     tokens = [(position, len(sources)) for position in range(len(total))]
-    tails = torch.tensor([*tokens, *((position, sources.index(component)) for component, position in nodes)])
-    weights = effects[:, tails[:, 0], tails[:, 1]]
+    positions, columns = torch.tensor(
+        [*tokens, *((position, sources.index(component)) for component, position in nodes)]
+    ).T
+    weights = effects[:, positions, columns]
     drawn = _strongest(weights, LINK_SHARE, LINKS)
     return PromptGraph(
         prompt=prompt,
