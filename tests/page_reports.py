@@ -168,6 +168,14 @@ def circuit_report() -> dict:
         "model": "demo:llama", "behaviour": "brackets", "prompts": 64, "places": 64,
         "circuit": {"heads": {"0": [1], "1": [0]}, "neurons": {"0": [3, 5]}},
         "attribution": {"heads": {"0": [0.01, 0.4], "1": [-0.3, 0.02]}, "neurons": {"0": [0.1, 0.2]}},
+        "edges": {
+            "method": "EAP-IG", "prompts": 16, "left_out": 3, "difference": 1.5,
+            "components": {"neuron 0.3": 0.1, "neuron 0.5": 0.2, "head 0.1": 0.4, "head 1.0": -0.3, "tokens": 1.4},
+            "into": {
+                "neuron 0.3": {"head 0.1": 0.05, "tokens": 0.02}, "neuron 0.5": {"head 0.1": 0.04},
+                "head 1.0": {"neuron 0.3": -0.2, "neuron 0.5": 0.05, "head 0.1": 0.3}, "answers": {"head 1.0": -0.31},
+            },
+        },
         "features": {}, "size": {"heads": {"kept": 2, "of": 4}, "neurons": {"kept": 2, "of": 32}}, "stability": 0.8,
         "results": [answers("model", 0.5), answers("circuit alone", 0.45), answers("without it", 0.1)],
     }  # fmt: skip

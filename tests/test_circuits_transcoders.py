@@ -135,15 +135,18 @@ def test_neurons_of_a_circuit_are_the_features(family: str, tmp_path: Path):
     assert (activation(model, 1), activation(model, 0)) == ("jumprelu", "gelu" if family == "gpt2" else "silu")
 
 
-def test_planted_features_are_found_and_carry_the_behaviour(made: tuple[Path, Path, Path]):
+def test_planted_features_are_found_and_carry_the_behaviour(made: tuple[Path, Path, Path], tmp_path: Path):
     donor, transcoder, prompts = made
-    report = find_circuit(str(donor), str(prompts), features={0: str(transcoder)}, keep=1.0)
+    place = tmp_path / "graph.json"
+    report = find_circuit(str(donor), str(prompts), features={0: str(transcoder)}, keep=1.0, graph=place)
     right = {row["name"]: row["right"] for row in report["results"]}
     assert report["circuit"] == {"heads": {}, "neurons": {"0": list(range(len(LETTERS)))}}
     assert report["features"] == {"0": str(transcoder)}
     assert right["model"] == 0 and right["features for neurons"] == 1 and right["circuit alone"] == 1
     assert right["without it"] == 0 and right["corrupt prompts"] == 0
     assert footnotes(report)[0] == "Circuit: 0 of 8 heads, 8 of 48 neurons (of blocks 0, features)."
+    nodes = [node for node in json.loads(place.read_text(encoding="utf-8"))["nodes"] if node["influence"] is not None]
+    assert nodes and all(node["clerp"].startswith("feature 0.") for node in nodes)
 
 
 @pytest.mark.parametrize(("gated", "act"), [(False, "gelu"), (True, "silu")])

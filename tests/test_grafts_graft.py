@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import cli
 import planted
 import tiny
+from graph_format import check_format
 from stitch.circuits.behaviours import Prompts
 from stitch.circuits.components import Components, replaced
 from stitch.circuits.find import choose_circuit, mean_outputs
@@ -88,6 +89,26 @@ def test_a_fresh_llama_has_the_behaviour_before_any_training_and_no_control_has(
     heads = report["grafts"][0]["plan"]["heads"]
     assert [head["kind"] for head in heads] == ["1 back", "content, distance"]
     assert heads[0]["back"][1] > 0.95
+
+
+def test_the_graph_is_that_of_the_heads_in_the_host(llama: Path):
+    graph = json.loads((llama / "graph.json").read_text(encoding="utf-8"))
+    check_format(graph)
+    assert graph["metadata"]["scan"] == "llama" and graph["metadata"]["slug"] == "llama-induction"
+    heads = json.loads((llama / "graft.json").read_text())["grafts"][0]["plan"]["heads"]
+    labels = {
+        f"head {head['host'][0]}.{head['host'][1]} (donor's {head['donor'][0]}.{head['donor'][1]})" for head in heads
+    }
+    nodes = {node["node_id"]: node for node in graph["nodes"]}
+    assert {node["clerp"] for node in nodes.values() if node["feature_type"] == "attention head"} == labels
+    assert not [node for node in nodes.values() if node["feature_type"] == "mlp neuron"]  # the circuit has none
+    # Its last head is what the host answers by.
+    into = [link for link in graph["links"] if nodes[link["target"]]["feature_type"] == "logit"]
+    assert {nodes[link["source"]]["clerp"] for link in into} == {max(labels)}
+    model = load(llama)
+    assert graph["metadata"]["prompt_tokens"][0] == model.tokenizer.decode([model.bos])
+    settings = graph["metadata"]["generation_settings"]
+    assert settings["difference"] > 5  # the graph is of the host after the graft; before, it does not know the answers
 
 
 def test_the_host_is_a_stock_checkpoint(llama: Path):
@@ -199,6 +220,14 @@ def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
     host = str(config(tmp_path, LLAMA, hidden_size=448, num_attention_heads=7, num_key_value_heads=7))
     requests = [GraftRequest(str(gpt2), "induction", circuit), GraftRequest(str(other), "induction", circuit)]
     report = graft(requests, host, tmp_path / "both", count=4)
+    graphs = [
+        json.loads((tmp_path / "both" / name).read_text(encoding="utf-8")) for name in ("graph.json", "graph-2.json")
+    ]
+    for graph, one in zip(graphs, report["grafts"], strict=True):
+        check_format(graph)
+        landed = {f"head {block}.{head}" for block, head in (each["host"] for each in one["plan"]["heads"])}
+        named = {node["clerp"] for node in graph["nodes"] if node["feature_type"] == "attention head"}
+        assert {name.partition(" (")[0] for name in named} <= landed
     assert [one["plan"]["channels"] for one in report["grafts"]] == [209, 209]
     assert report["free"] == {"channels": 448 - 2 * 209, "of": 448}
     assert {tuple(head["host"]) for one in report["grafts"] for head in one["plan"]["heads"]} == {

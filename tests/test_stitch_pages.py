@@ -13,7 +13,8 @@ import pytest
 
 import page_reports
 from page_reports import HOSTILE, ROWS, join_report
-from stitch.pages.circuit import head_points, write_circuit_page
+from stitch.pages.circuit import circuit_page, head_points, write_circuit_page
+from stitch.pages.edges import LINES
 from stitch.pages.embedded import script_json
 from stitch.pages.features import browser_data, features_section
 from stitch.pages.frontier import best_for_every_budget, frontier
@@ -155,6 +156,44 @@ def test_every_head_is_drawn_and_those_of_the_circuit_are_marked():
     assert points[1, 0]["nats"] == -0.3 and len(points) == 4
     without = {**page_reports.circuit_report(), "attribution": None}
     assert [(one["block"], one["head"]) for one in head_points(without)] == [(0, 1), (1, 0)]
+
+
+def test_edges_are_lines_between_heads_and_the_neurons_of_blocks():
+    (spec, *_) = specs(pages()["circuit"])
+    lines = {line["label"]: line for line in spec["layer"][0]["data"]["values"]}
+    assert {name: round(line["nats"], 6) for name, line in lines.items()} == {
+        "head 0.1 → head 1.0": 0.3, "neurons of block 0 → head 1.0": -0.15, "head 0.1 → neurons of block 0": 0.09,
+    }  # fmt: skip
+    assert lines["neurons of block 0 → head 1.0"]["sign"] == "−"
+    for line in lines.values():  # both ends are on the axes
+        assert {line["block"], line["block2"]} <= set(spec["encoding"]["x"]["scale"]["domain"])
+        assert {line["head"], line["head2"]} <= set(spec["encoding"]["y"]["scale"]["domain"])
+    assert values_of(spec)["2 neurons of block 0"]["nats"] == pytest.approx(0.3)
+    assert ["head 1.0", "answers", "-0.3100"] in Parsed(pages()["circuit"]).rows
+    assert "1.500 nats likelier" in Parsed(pages()["circuit"]).text
+
+
+def test_a_circuit_without_edges_has_its_page():
+    without = {**page_reports.circuit_report(), "edges": None}
+    older = {key: value for key, value in without.items() if key != "edges"}
+    assert circuit_page(without) == circuit_page(older)
+    (spec, *_) = specs(circuit_page(without))
+    assert len(spec["layer"]) == 1 and len(spec["data"]["values"]) == 4
+
+
+def test_a_page_shows_as_many_edges_as_stay_readable():
+    report = page_reports.circuit_report()
+    into = {
+        f"head 1.{target}": {f"head 0.{source}": 0.01 * source + target for source in range(12)} for target in range(12)
+    }
+    report["edges"]["into"] = into
+    (spec, *_) = specs(circuit_page(report))
+    lines = spec["layer"][0]["data"]["values"]
+    assert (
+        len(lines) == LINES
+        and min(line["nats"] for line in lines)
+        >= sorted(value for one in into.values() for value in one.values())[-LINES]
+    )
 
 
 @pytest.mark.parametrize(("name", "page"), [("c.json", "c.html"), ("c", "c.html"), ("c.html", "c.page.html")])

@@ -31,10 +31,12 @@ def circuit(
 ) -> Result:
     """Finds the fewest heads and neurons that keep a `behaviour`, or scores the `circuit` of a file.
 
-    Options are those of `stitch circuit`; `features` are SAEs by block. With `out` the report is also written to a JSON file.
+    Options are those of `stitch circuit`; `features` are SAEs by block. With `out` the report is also written to a JSON file, and
+    beside it a page to look at (.html) and the circuit on one prompt as an attribution graph (.graph.json).
     Raises: UsageError for a family that is not supported; StitchError when the model does not have the behaviour.
     """
     from stitch.circuits.find import find_circuit
+    from stitch.circuits.graph_json import graph_place
     from stitch.circuits.report import footnotes, table, to_json
     from stitch.pages.circuit import write_circuit_page
 
@@ -42,7 +44,7 @@ def circuit(
         report = find_circuit(
             name, str(behaviour), circuit=None if circuit is None else Path(circuit), features=features, keep=keep,
             count=count, seed=seed, text=source, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
-            progress=update,
+            graph=None if out is None else graph_place(Path(out)), progress=update,
         )  # fmt: skip
     if out is not None:
         Path(out).write_text(to_json(report))

@@ -34,7 +34,7 @@ def attribute(
     Raises: UsageError for a composite whose translation looks up token ids.
     Source: EAP-IG, Hanna, Pezzelle & Belinkov 2024, arXiv:2403.17806, for nodes instead of edges.
     """
-    if any(getattr(module, "reads_tokens", False) for module in model.net.modules()):
+    if looks_up_ids(model):
         raise UsageError(
             f"attribution runs on embeddings; {model.name} looks up token ids in its translation: choose one of its donors."
         )
@@ -58,6 +58,11 @@ def attribute(
         return ends[0], ends[1], at
 
     return integrated(model, prompts, path, steps, progress)
+
+
+def looks_up_ids(model: Model) -> bool:
+    """Whether a translation inside a composite reads token ids, so that the model cannot run on embeddings alone."""
+    return any(getattr(module, "reads_tokens", False) for module in model.net.modules())
 
 
 def integrated(

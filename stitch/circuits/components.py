@@ -13,6 +13,9 @@ from stitch.models.model import Model
 Place = tuple[str, int]
 """("heads", block) or ("neurons", block): all heads or all neurons of a block."""
 
+Component = tuple[Place, int]
+"""One head or neuron: its place, and its number there."""
+
 
 def places(model: Model) -> list[Place]:
     return [(kind, block) for block in range(model.depth) for kind in ("heads", "neurons")]
@@ -34,6 +37,10 @@ class Components:
     def blocks(self) -> list[int]:
         """The blocks that have at least one of the components."""
         return sorted({block for (_, block), mask in self.masks.items() if mask.any()})
+
+    def listed(self) -> list[Component]:
+        """The components one by one, in the order in which the model computes them."""
+        return [(place, number) for place, mask in self.masks.items() for number in mask.nonzero()[:, 0].tolist()]
 
     def to_dict(self) -> dict:
         """{"heads": {"0": [1, 2]}, "neurons": {…}}: numbers by block, as a person edits them."""
@@ -78,6 +85,31 @@ def watched(model: Model) -> Iterator[dict[Place, Float[Tensor, "prompts length 
     handles = [_reader(model, place).register_forward_pre_hook(watch(place)) for place in places(model)]
     try:
         yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def separated(model: Model) -> Iterator[tuple[dict[Place, Tensor], dict[Place, Tensor]]]:
+    """Inside, a forward pass splits the outputs of all components from what is read of them: (as computed, as read), by place.
+
+    Values do not change, but no gradient goes from the second to the first. The outputs of a component therefore have gradients
+    with respect to those of earlier ones along direct paths only, through the residual stream and no third component.
+    """
+    computed: dict[Place, Tensor] = {}
+    read: dict[Place, Tensor] = {}
+
+    def separate(place: Place):
+        def hook(module: nn.Module, args: tuple) -> tuple:
+            computed[place], read[place] = args[0], args[0].detach().requires_grad_()
+            return (read[place], *args[1:])
+
+        return hook
+
+    handles = [_reader(model, place).register_forward_pre_hook(separate(place)) for place in places(model)]
+    try:
+        yield computed, read
     finally:
         for handle in handles:
             handle.remove()

@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.circuits.attribution import attribute
+from stitch.circuits.attribution import attribute, looks_up_ids
 from stitch.circuits.behaviours import Prompts, make_prompts
 from stitch.circuits.components import Components, Place, replaced, watched
+from stitch.circuits.edges import circuit_edges, name_of
+from stitch.circuits.graph_json import write_graph
 from stitch.circuits.score import PROMPTS_AT_ONCE, answered, logits_of
 from stitch.circuits.shallow import Arrangement, ShallowModel
 from stitch.errors import StitchError, UsageError
@@ -43,6 +45,7 @@ def find_circuit(
     device: str = "auto",
     dtype: str = "fp32",
     trust_remote_code: bool = False,
+    graph: Path | None = None,
     progress: Progress | None = None,
 ) -> dict:
     """Finds the fewest components, in order of attribution, that keep a share `keep` of a model's right answers when all others
@@ -54,7 +57,9 @@ def find_circuit(
     The report's rows are the whole model; the circuit alone, with means from the prompts it was chosen on and from the others;
     the model without the circuit; random circuits with as many heads and neurons, alone and removed; and the model on corrupt
     prompts. `stability` is the share of its components that are also in the circuit of equal size chosen on the other prompts.
-    `attribution` has the nats per answer that every head contributes, and the neurons of the circuit in its order.
+    `attribution` has the nats per answer that every head contributes, and the neurons of the circuit in its order. `edges` has
+    what components of the circuit contribute through each other (`circuit_edges`), and the file `graph` gets the same for one
+    prompt in circuit-tracer's JSON (`write_graph`); there are neither for a model that looks up token ids.
 
     Raises: UsageError for a model family that is not supported, and as `choose_circuit`; StitchError when the model does not have
     the behaviour.
@@ -67,18 +72,25 @@ def find_circuit(
         net, behaviour, circuit=circuit, keep=keep, count=count, seed=seed, text=text, progress=progress
     )
     kept, other = chosen.kept, chosen.other
-    return {
+    has_edges = not looks_up_ids(net)
+    report = {
         "model": model,
         "behaviour": behaviour,
         "prompts": len(other.clean),
         "places": int(other.asked.sum()),
         "circuit": kept.to_dict(),
         "attribution": None if chosen.attribution is None else _described(chosen.attribution, kept),
+        "edges": circuit_edges(net, chosen.first, kept, progress) if has_edges else None,
         "features": {str(block): source for block, source in (features or {}).items()},
         "size": {kind: {"kept": kept.count(kind), "of": _all(kept).count(kind)} for kind in ("heads", "neurons")},
         "stability": chosen.stability,
         "results": _rows(net, chosen, seed, with_features=bool(features)),
     }
+    if graph is not None and has_edges:
+        replaced_by = features or {}
+        labels = {one: name_of(one).replace("neuron", "feature") for one in kept.listed() if one[0][1] in replaced_by}
+        write_graph(graph, net, chosen.first, kept, name=model, behaviour=behaviour, labels=labels, progress=progress)
+    return report
 
 
 def _described(attribution: dict[Place, Tensor], kept: Components) -> dict:

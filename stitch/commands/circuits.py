@@ -38,7 +38,12 @@ def circuit(
     out: Annotated[
         Path | None,
         o.option(
-            "Output", "--out", "FILE", "JSON file for the report and the circuit, which may be edited.", "no file"
+            "Output",
+            "--out",
+            "FILE",
+            "JSON file for the report and the circuit, which may be edited. Beside it come a page to look at (.html) and the "
+            "circuit on one prompt as an attribution graph (.graph.json).",
+            "no file",
         ),
     ] = None,
     trust_remote_code: o.RemoteCode = False,

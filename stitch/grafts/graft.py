@@ -17,6 +17,7 @@ from stitch.files.tokenizer import copy_tokenizer
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.compared import PlannedGraft, text_scores, with_plan
 from stitch.grafts.hosts import read_host, widened
+from stitch.grafts.landed import write_graphs
 from stitch.grafts.neurons import units
 from stitch.grafts.plan import Plan, make_plan
 from stitch.grafts.positions import CODE_PLANES
@@ -79,7 +80,8 @@ def graft(
     For each request the report has the plan and rows of scores: the donor, the rearranged donor if there is one, its circuit
     alone with all else constant, the grafted host, and controls: the host without the graft, noise in place of the circuit, its
     blocks in the opposite order, its first or last block left out. `kl` is KL(circuit alone ‖ row) in nats per answer. For a
-    trained host, the report's `text` has its cross-entropy before and after grafting on `tokens` tokens of held-out text.
+    trained host, the report's `text` has its cross-entropy before and after grafting on `tokens` tokens of held-out text. `out`
+    also gets graph.json, the circuit in the host on one prompt (`stitch.circuits.graph_json`).
 
     Raises: UsageError when a circuit does not fit into the host; StitchError when a donor does not have its behaviour.
     """
@@ -132,6 +134,8 @@ def graft(
         def make(scratch: Path, output: Path) -> dict:
             _write_and_score(prepared, seed, text, tokens, progress)
             _save(prepared.target, prepared.grafts[0].donor, output, prepared.report)
+            behaviours = [request.behaviour for request in requests]
+            write_graphs(prepared.target, prepared.grafts, behaviours, output, out.name, progress)
             return prepared.report
 
         return Job(make=make)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from stitch.circuits.report import footnotes, inner_name, table
 from stitch.pages.chart import FLUID, Chart, axis, colour, roles_in, tips
+from stitch.pages.edges import NEURONS, WORDS, edge_lines, edge_table, estimate, line_layer
 from stitch.pages.page import Page, html
 from stitch.pages.palette import ROLES
 from stitch.pages.scores import answers
@@ -43,24 +44,26 @@ def circuit_page(report: dict) -> bytes:
 
 
 def _components(report: dict) -> Section:
-    heads, neurons = head_points(report), neuron_points(report)
+    heads, neurons, edges = head_points(report), neuron_points(report), report.get("edges")
+    lines = edge_lines(edges) if edges else []
     charts = []
     if heads:
-        charts.append(_graph(heads, known=report["attribution"] is not None))
+        charts.append(_graph(heads, neurons, lines, known=report["attribution"] is not None))
     if neurons:
         charts.append(_neurons(neurons, inner_name(report)))
-    words = [
-        "Attribution is the nats per answer that a component contributes, estimated by integrated gradients; it says nothing of "
-        "paths between components. Two components that can stand in for each other both get low values."
-    ]
+    words = ["The circuit is that of a file, so there are no attributions."]
+    if report["attribution"] is not None:
+        words = [
+            "Attribution is the nats per answer that a component contributes, estimated by integrated gradients. Two components "
+            "that can stand in for each other both get low values."
+        ]
     return Section(
         name="components",
         heading="Heads and neurons",
-        words=words
-        if report["attribution"] is not None
-        else ["The circuit is that of a file, so there are no attributions."],
+        words=[*words, WORDS] if lines else words,
         charts=charts,
-        tables=[ungrouped(_table(heads, neurons))],
+        tables=[ungrouped(_table(heads, neurons)), *([ungrouped(edge_table(edges, NATS))] if edges else [])],
+        notes=[estimate(edges)] if edges else [],
         folded=True,
     )
 
@@ -96,22 +99,20 @@ def neuron_points(report: dict) -> list[dict]:
     ]
 
 
-def _graph(heads: list[dict], *, known: bool) -> Chart:
-    """A circle for each head, by block and number; its size is the attribution's absolute value."""
-    most = max((abs(head["nats"] or 0) for head in heads), default=0)
-    values = [
-        {**head, "size": abs(head["nats"]) if known else 1, "label": f"head {head['block']}.{head['head']}"}
-        for head in heads
-    ]
-    names = {"composite": "in the circuit", "null": "other heads"}
-    spec = {
-        "data": {"values": values},
-        **FLUID,
-        "height": {"step": 26},
+def _graph(heads: list[dict], neurons: list[dict], lines: list[dict], *, known: bool) -> Chart:
+    """A circle for each head, by block and number; its size is the attribution's absolute value. With lines between them, the
+    neurons of each block have a circle below the heads."""
+    values = [{**head, "label": f"head {head['block']}.{head['head']}"} for head in heads]
+    if lines:
+        values += [
+            {**one, "head": NEURONS, "label": f"{one['count']:,} neurons of block {one['block']}"} for one in neurons
+        ]
+    most = max(abs(value["nats"] or 0) for value in values)
+    values = [{**value, "size": abs(value["nats"] or 0) if known else 1} for value in values]
+    rows = [*sorted({head["head"] for head in heads}), *([NEURONS] if lines and neurons else [])]
+    points = {
         "mark": {"type": "point", "filled": True, "opacity": 0.9},
         "encoding": {
-            "x": {"field": "block", "type": "ordinal", "title": "block", "axis": {"labelAngle": 0}},
-            "y": {"field": "head", "type": "ordinal", "title": "head"},
             **colour(roles_in(values)),
             "size": {
                 "field": "size",
@@ -122,10 +123,25 @@ def _graph(heads: list[dict], *, known: bool) -> Chart:
             "tooltip": tips(("label", "", ""), *([("nats", NATS, "+.4f")] if known else [])),
         },
     }
+    spec = {
+        "data": {"values": values},
+        **FLUID,
+        "height": {"step": 26},
+        "encoding": {
+            "x": {
+                "field": "block", "type": "ordinal", "title": "block", "axis": {"labelAngle": 0},
+                "scale": {"type": "point", "domain": sorted({value["block"] for value in values})},
+            },
+            "y": {
+                "field": "head", "type": "ordinal", "title": "head", "scale": {"type": "point", "domain": rows},
+            },
+        },
+        "layer": [*([line_layer(lines, NATS)] if lines else []), points],
+    }  # fmt: skip
+    names = {"composite": "in the circuit", "null": "other heads"}
     note = "The area of a circle is the size of its contribution." if known else ""
-    return Chart(
-        name="heads", title="Heads by block", spec=spec, roles=roles_in(values), names=names, shaped=False, note=note
-    )
+    title = "Heads by block, and the strongest edges" if lines else "Heads by block"
+    return Chart(name="heads", title=title, spec=spec, roles=roles_in(values), names=names, shaped=False, note=note)
 
 
 def _neurons(blocks: list[dict], name: str) -> Chart:
