@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from stitch.estimates.machine import Machine
 from stitch.estimates.work import Work
 
+PROCESS = 640 * 2**20  # bytes of Python and the libraries
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """`stages` in the order in which they run, by name. `tokens` of text by split. In bytes: `scratch` is removed in the end,
-    `output` stays, `memory` is the most that is held, models included.
+    `output` stays, `memory` is the most that is held beside the interpreter and its libraries, models included.
 
     `cached` says of kinds of things how many there are, and how many of them earlier runs have left.
     """
@@ -35,7 +37,7 @@ class Plan:
                 {"name": name, "seconds": work.seconds, "flops": work.flops} for name, work in self.stages.items()
             ],
             "tokens": self.tokens,
-            "bytes": {"scratch": self.scratch, "output": self.output, "memory": self.memory},
+            "bytes": {"scratch": self.scratch, "output": self.output, "memory": PROCESS + self.memory},
             "cached": {kind: {"of": of, "there": there} for kind, (of, there) in self.cached.items()},
             "machine": self.machine.to_dict(),
         }

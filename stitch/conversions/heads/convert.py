@@ -18,7 +18,7 @@ from stitch.conversions.heads.merge import Groups
 from stitch.conversions.heads.methods import REFITTED, closed_form, methods, values
 from stitch.conversions.heads.rebuilt import with_heads
 from stitch.conversions.heads.refine import AttentionRows
-from stitch.conversions.heads.work import METHODS
+from stitch.conversions.heads.work import STREAMS
 from stitch.conversions.plan import plan_conversion
 from stitch.conversions.report import difference
 from stitch.conversions.save import save_stock
@@ -108,7 +108,7 @@ def convert_heads(
 
         def planned() -> Plan:
             count = partial(work.stages, sample=SAMPLE, steps=steps, batch=BATCH)
-            return plan_conversion(donor, count, memory=(3 + METHODS) * model.width * 4 * (tokens + held_out))
+            return plan_conversion(donor, count, memory=STREAMS * model.width * 4 * (tokens + held_out))
 
         return Job(make=make, plan=planned)
 

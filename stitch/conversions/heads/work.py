@@ -9,6 +9,7 @@ METHODS = 6  # ways to merge heads, each without and with refitted output weight
 OURS = 2  # of them that are not baselines
 REFINED = 12.0  # seconds per million numbers of a block's refined attention
 STRENGTHS = 12  # values of λ that a refit tries
+STREAMS = 60  # arrays as large as the stream of all text that are held
 ATTENDED = 4  # bytes moved per attention weight and pass, times the passes over it
 
 
