@@ -26,13 +26,11 @@ def certify(
     settings: Sequence[tuple[str, str]] = SETTINGS,
     seed: int = 0,
     device: str = "auto",
-    named: str | None = None,
     progress: Progress | None = None,
 ) -> dict:
     """Runs about `tokens` tokens of every trial in each of `settings` (dtype, attention); writes `certificate.json` to `folder`.
 
-    `named` is the folder's name in the report, where it is not yet in its place. In the report, `ideal` is the margin without
-    rounding errors, and `certified` says whether all answers were correct.
+    In the report, `ideal` is the margin without rounding errors, and `certified` says whether all answers were correct.
 
     Raises: UsageError when the folder holds no compiled checkpoint.
     """
@@ -46,7 +44,6 @@ def certify(
         for row in _tried(net, trials, f"{dtype}, {attention}", progress):
             rows.append({"dtype": dtype, "attention": attention, **row})
     report = {
-        "folder": named or str(folder),
         "description": {name: value for name, value in description.items() if name not in LARGE},
         "context": blueprint.length,
         "blocks": len(blueprint.blocks),

@@ -12,6 +12,7 @@ from stitch.synthesis import checkpoint, kinds
 from stitch.synthesis.automata.read import read_automaton
 from stitch.synthesis.automata.stepwise import random_codes
 from stitch.synthesis.build import build
+from stitch.synthesis.card import compiled_card
 from stitch.synthesis.certify import certify
 from stitch.synthesis.kinds import MODES
 from stitch.synthesis.patterns.factorise import rank_curve
@@ -46,7 +47,8 @@ def compile_to(
         checkpoint.save(model, description, output)
         seconds = time.perf_counter() - began
         first = {"tokens": FIRST_TOKENS, "settings": [("fp32", "sdpa")]}
-        report = certify(output, **first, named=str(out), device=device, progress=progress)
+        report = certify(output, **first, device=device, progress=progress)
+        (output / "README.md").write_bytes(compiled_card(report))
         return {**report, "seconds": seconds}
 
     return run("compile", lambda: Job(make=make), out, overwrite=overwrite)[0]
