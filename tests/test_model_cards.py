@@ -34,7 +34,8 @@ def model(name: str, licence: dict | None, *base: str, kind: str = "folder", rev
 
 def written(models: list[dict]) -> str:
     return ModelCard(
-        name="X", made=["Y."], tags=[], models=models, relation="merge", example=[], tables=[], notes=[], report="report.json"
+        name="X", made=["Y."], tags=[], models=models, relation="merge", example=[], tables=[], notes=[], report="report.json",
+        recipe={"command": "join"},
     ).to_bytes().decode()  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
     {"conversion": "heads", "model": "demo:gpt2", "title": …, "made": …, "tokens": {…}, "context": 256,
      "results": [rows of `Scores.row`, some with the figures of FIGURES], "differences": [`difference`, …], "notes": [sentences],
-     "provenance": {…}}
+     "provenance": {…}, "recipe": {…}}
 
 The rows are called `donor`, `converted`, `baseline:…`, `null:…`, `reference:…`.
 """
@@ -99,4 +99,5 @@ def model_card(report: dict, *, remote_code: bool) -> bytes:
         tables=[table(report)],
         notes=footnotes(report),
         report="report.json",
+        recipe=report["recipe"],
     ).to_bytes()

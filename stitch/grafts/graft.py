@@ -13,6 +13,7 @@ from stitch.circuits.behaviours import Prompts
 from stitch.circuits.find import ChosenCircuit, choose_circuit, read_arrangement
 from stitch.errors import UsageError
 from stitch.files.job import Job, run
+from stitch.files.recipe import recipe
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.compared import PlannedGraft, text_scores, with_plan
@@ -133,6 +134,7 @@ def graft(
             "device": device,
         }  # fmt: skip
         report["provenance"] = surroundings({**_asked(requests, host), **settings}, _roles(loaded, found))
+        report["recipe"] = recipe("graft", report["provenance"])
         return _Prepared(target, trained, grafts, make_host, report)
 
     if out is None:

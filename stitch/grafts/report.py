@@ -99,6 +99,7 @@ def graft_card(report: dict) -> bytes:
         tables=result_tables(report),
         notes=result_notes(report),
         report="graft.json",
+        recipe=report["recipe"],
     ).to_bytes()
 
 

@@ -28,11 +28,16 @@ def surroundings(settings: dict, models: dict[str, tuple[Model, Source]]) -> dic
             for role, (model, source) in models.items()
         },
         "tokenizer_sha256": hashlib.sha256(vocabulary).hexdigest(),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        },
+        "versions": versions(),
         "device": str(last.device),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide a result."""
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
     }
 
 

@@ -36,7 +36,7 @@ def origin_section(models: Iterable[dict]) -> list[str]:
         told = (
             "This card gives the licence that all of them have." if len(found) > 1 else "This card gives its licence."
         )
-    return ["## Made from", "", *(f"- {_entry(one)}" for one in found), "", told, ""]
+    return ["## Made from", "", *(f"- {entry(one)}" for one in found), "", told, ""]
 
 
 def _distinct(models: Iterable[dict]) -> list[dict]:
@@ -65,7 +65,8 @@ def _common(models: list[dict]) -> dict | None:
     }
 
 
-def _entry(model: dict) -> str:
+def entry(model: dict) -> str:
+    """A model with its revision, its licence, and what it was made from where it is not on the Hub."""
     licence = model["license"]
     shown = "licence unknown" if licence is None else _shown(licence)
     return f"{_name(model)}{_revision(model)}: {shown}{_after(model)}"

@@ -29,7 +29,7 @@ class ModelCard:
     tables: Iterable[Table]
     notes: Sequence[str]
     report: str
-    recipe: dict | None = None
+    recipe: dict
     pictures: Sequence[str] = ()
     more: dict = field(default_factory=dict)  # further metadata
 
@@ -49,6 +49,6 @@ class ModelCard:
             lines += [*markdown_table(header, rows), ""]
         lines += [*(f"- {note}" for note in self.notes), ""]
         lines += origin_section(models)
-        lines += card_section(self.recipe) if self.recipe else []
-        lines += [f"`{self.report}` holds the same for programs. {MADE_WITH}", ""]
+        lines += card_section(self.recipe, self.report)
+        lines += [f"`{self.report}` holds the same with settings and versions. {MADE_WITH}", ""]
         return "\n".join(lines).encode()

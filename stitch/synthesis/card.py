@@ -1,6 +1,7 @@
 """The model cards of what is compiled: circuits from a specification, and tools inside a trained model."""
 
 from stitch.files.markdown import loading_example
+from stitch.report.origin import entry
 from stitch.report.readme import ModelCard
 from stitch.synthesis.report import notes, tables, title, tool_notes, tool_table
 
@@ -22,6 +23,7 @@ def compiled_card(report: dict) -> bytes:
             f"    {title(report)}",  # as code: it may hold a regular expression
             "The weights were written from the specification in `synthesis.json`, without data and without training. "
             "`stitch certify` tests them.",
+            *(f"Its tokenizer is that of {entry(one)}." for one in report["provenance"]["models"].values()),
         ],
         tags=[f"compile-{description['kind']}"],
         models=[],
@@ -30,6 +32,7 @@ def compiled_card(report: dict) -> bytes:
         tables=[(header, rows, "certificate") for header, rows, _ in tables(report)],
         notes=notes(report),
         report="certificate.json",
+        recipe=report["recipe"],
     ).to_bytes()
 
 
@@ -48,4 +51,5 @@ def tool_card(report: dict) -> bytes:
         tables=[tool_table(report)],
         notes=tool_notes(report),
         report="tool.json",
+        recipe=report["recipe"],
     ).to_bytes()

@@ -15,7 +15,8 @@ from stitch.synthesis.write import MARGIN
 
 FILE = "certificate.json"
 ROUNDING = 1e-3  # largest difference in attention that counts as rounding error
-LARGE = ("matrix", "targets", "tokens")  # parts of a description that the report leaves out; synthesis.json has them
+# Parts of a description that the report leaves out, as they are large or have a place of their own.
+LEFT_OUT = ("matrix", "targets", "tokens", "provenance", "recipe")
 SETTINGS = (("fp32", "sdpa"), ("fp32", "eager"), ("bf16", "sdpa"), ("bf16", "eager"))
 
 
@@ -44,7 +45,7 @@ def certify(
         for row in _tried(net, trials, f"{dtype}, {attention}", progress):
             rows.append({"dtype": dtype, "attention": attention, **row})
     report = {
-        "description": {name: value for name, value in description.items() if name not in LARGE},
+        "description": {name: value for name, value in description.items() if name not in LEFT_OUT},
         "context": blueprint.length,
         "blocks": len(blueprint.blocks),
         "parameters": parameters,
@@ -56,6 +57,7 @@ def certify(
         **selection(folder, blueprint, description["arch"]),
         "safe_context": safe_context(blueprint, description["arch"]),
         "seed": seed,
+        **{name: description[name] for name in ("provenance", "recipe") if name in description},
     }
     if "matrix" in description:
         pattern = kinds.pattern_of(description).matrix

@@ -12,6 +12,7 @@ from torch import Tensor
 from stitch.evaluation.intervals import ratio_interval
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.files.job import Job, run
+from stitch.files.recipe import recipe
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.device import torch_device
 from stitch.models.loading import load
@@ -89,6 +90,7 @@ def compile_tool(
                 "device": device,
             }  # fmt: skip
             report["provenance"] = surroundings(settings, {"host": (before, source)})
+            report["recipe"] = recipe("compile tool", report["provenance"])
             (output / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
             (output / "README.md").write_bytes(tool_card(report))
             return report
