@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stitch.errors import StitchError, UsageError
+from stitch.extras import require_extra
 from stitch.files.cache import cache_folder
 from stitch.files.durable import flush_tree
 from stitch.files.front_matter import CARD, front_matter
@@ -84,8 +84,7 @@ def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> 
     with open(file, "rb") as stream:
         if stream.read(4) != b"GGUF":
             raise StitchError(f"{name} is not a GGUF file: its first bytes are not 'GGUF'; download it again.")
-    if any(importlib.util.find_spec(package) is None for package in ("gguf", "accelerate")):
-        raise StitchError(f"reading {name} needs the packages gguf and accelerate: pip install 'stitch-lm[gguf]'")
+    require_extra("gguf", f"the model {name}")
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
