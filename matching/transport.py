@@ -163,5 +163,5 @@ def _import_pot() -> ModuleType:
         return importlib.import_module("ot")
     except ImportError:
         raise MatchError(
-            "balanced transport needs POT; it is not installed. Run `pip install 'stitch-lm[ot]'`."
+            "balanced transport needs the extra ot, of which POT is not installed: pip install 'stitch-lm[ot]'."
         ) from None

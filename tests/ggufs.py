@@ -12,14 +12,21 @@ SHAPE = dict(
 )
 
 
-def pico_gguf(file: Path, split: str = "smollm") -> torch.nn.Module:
-    """Writes a Llama with a byte-level BPE (four merges, two special tokens) and returns the model."""
+def pico_gguf(file: Path, split: str = "smollm", licence: str = "", base: str = "") -> torch.nn.Module:
+    """Writes a Llama with a byte-level BPE (four merges, two special tokens) and returns the model.
+
+    `licence` and the address `base` of a model that it was made from stand in the file's metadata.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     tokens = ["<|endoftext|>", "<|im_start|>", *bytes_to_unicode().values(), "th", "the", "ĠĠ", "Ġthe"]
     config = LlamaConfig(vocab_size=len(tokens), num_hidden_layers=2, num_key_value_heads=2, rms_norm_eps=1e-5, **SHAPE)
     writer, model = _writer(file, "llama", config), _random(LlamaForCausalLM(config))
+    if licence:
+        writer.add_license(licence)
+        writer.add_base_model_count(1)
+        writer.add_base_model_repo_url(0, base)
     writer.add_rope_dimension_count(8)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(split)

@@ -32,6 +32,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
+import yaml
 
 PART_SIZE = 64 * 1024  # larger files are uploaded in parts; the limit of the real Hub is far higher
 TREE_PAGE = 3  # entries per page of a listing, small so that the tests use several pages
@@ -256,6 +257,32 @@ class Role(BaseHTTPRequestHandler):
 
 
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+# Some of the identifiers in docs/hub/repositories-licenses.md of huggingface/hub-docs.
+LICENCES = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0", "gemma", "llama3", "other", "unknown"}
+RELATIONS = {"adapter", "merge", "quantized", "finetune"}  # docs/hub/model-cards.md there
+
+
+def card_errors(content: str) -> list[str]:
+    """What the Hub refuses in a card's metadata, as far as it is written down."""
+    if not content.startswith("---"):
+        return []
+    if content.count("---") < 2:
+        return ["the YAML block is not closed"]
+    found = yaml.safe_load(content.split("---\n")[1])
+    licences, base = (
+        value if isinstance(value, list) else [value] for value in map(found.get, ("license", "base_model"))
+    )
+    wrong = [f"license {one!r} is unknown" for one in licences if one is not None and one not in LICENCES]
+    wrong += [
+        f"base_model {one!r} is no model ID" for one in base if one and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", one)
+    ]
+    if found.get("base_model_relation") not in (None, *RELATIONS):
+        wrong.append(f"base_model_relation must be one of {', '.join(sorted(RELATIONS))}")
+    for model in found.get("model-index", []):
+        for result in model["results"]:
+            if not {"task", "dataset", "metrics"} <= set(result) or not {"type", "name"} <= set(result["dataset"]):
+                wrong.append("a result of model-index needs task, dataset and metrics")
+    return wrong
 
 
 class HubRole(Role):
@@ -317,9 +344,8 @@ class HubRole(Role):
 
     def validate_card(self) -> None:
         content = json.loads(self.payload)["content"]
-        if content.startswith("---") and content.count("---") < 2:
-            raise Answer(400, {"errors": [{"message": "the YAML block is not closed"}], "warnings": []})
-        raise Answer(200, {"errors": [], "warnings": []})
+        errors = card_errors(content)
+        raise Answer(400 if errors else 200, {"errors": [{"message": one} for one in errors], "warnings": []})
 
     def create(self) -> None:
         self.may_write()

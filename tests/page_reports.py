@@ -61,7 +61,7 @@ def join_report() -> dict:
             "position": [{"bin": bin, "tokens": 100, "rows": shown} for bin in ("1", "2–3", "4–7")],
             "frequency": [{"bin": bin, "tokens": 150, "rows": shown} for bin in ("never", "up to 10")],
         },
-        "provenance": {"settings": {"text": "docs"}},
+        "provenance": {"settings": {"text": "docs"}, "models": {}},
         "recipe": {"command": "join", "layer": 3},
     }  # fmt: skip
 

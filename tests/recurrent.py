@@ -32,4 +32,4 @@ def windows(count: int = 24, length: int = 32, seed: int = 0) -> Windows:
 def donor(family: str = "gpt2") -> Donor:
     model = tiny.model(family)
     splits = {"fit": windows(), "sweep": windows(4, seed=1), "report": windows(4, seed=2)}
-    return Donor(model, Source(family, model.folder, None, "folder"), splits, splits["sweep"], "random")
+    return Donor(model, Source(family, model.folder, None, "folder"), splits, splits["sweep"], {"text": "random"})

@@ -500,7 +500,8 @@ def written(tmp_path_factory) -> tuple[Path, dict]:
     one = donor("llama")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stitch.conversions.recurrence.convert.read_donor", lambda *_, **__: one)
-        patch.setattr(Donor, "provenance", lambda self, settings: {"settings": settings})
+        origin = {"provenance": {"settings": {}, "models": {}}, "recipe": {"command": "convert recurrent"}}
+        patch.setattr(Donor, "origin", lambda self, command, settings, without: origin)
         report = convert_recurrent("pico", out, window=4, steps=4, logit_steps=2)
     return out, report
 

@@ -85,11 +85,8 @@ def test_a_pushed_folder_is_downloaded_byte_for_byte(hub, model, files):
     assert {name: pushed[name] for name in files} == files
     folder, commit = download(REPO)
     assert commit == hub.repositories[REPO].commits[-1].oid
-    code_and_card = {
-        "README.md",
-        "modeling_composite.py",
-    }  # not downloaded here; libraries that need it fetch it themselves
-    assert contents(folder) == {name: content for name, content in files.items() if name not in code_and_card}
+    code = "modeling_composite.py"  # not downloaded here; libraries that need it fetch it themselves
+    assert contents(folder) == {name: content for name, content in files.items() if name != code}
 
 
 def test_a_push_is_one_commit_after_the_initial_one(hub, model):

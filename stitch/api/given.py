@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from stitch.errors import UsageError
+from stitch.files.front_matter import CARD, front_matter
 from stitch.files.workspace import short_name
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ def _saved(net: Any, tokenizer: Any, taken: set[str], stack: ExitStack) -> "Sour
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="stitch-")))
     net.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if "/" in name and not Path(name).exists():  # it was loaded from the Hub
+        (folder / CARD).write_text("\n".join(front_matter({"base_model": [name]})), encoding="utf-8")
     return Source(_free(name, taken), folder, None, "memory")
 
 

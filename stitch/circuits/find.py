@@ -18,10 +18,12 @@ from stitch.circuits.graph_json import write_graph
 from stitch.circuits.score import PROMPTS_AT_ONCE, answered, logits_of
 from stitch.circuits.shallow import Arrangement, ShallowModel
 from stitch.errors import StitchError, UsageError
+from stitch.files.recipe import recipe
 from stitch.internals.transcoders import as_trained, feature_blocks, put_features
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
+from stitch.models.provenance import surroundings
 from stitch.models.sources import resolve
 from stitch.progress import Progress
 
@@ -72,6 +74,12 @@ def find_circuit(
         net, behaviour, circuit=circuit, keep=keep, count=count, seed=seed, text=text, progress=progress
     )
     kept, other = chosen.kept, chosen.other
+    settings = {
+        "model": model, "behaviour": behaviour, "circuit": None if circuit is None else str(circuit),
+        "features": [f"{block}={one}" for block, one in (features or {}).items()] or None, "keep": keep, "count": count,
+        "text": text, "seed": seed, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    provenance = surroundings(settings, {"model": (net, source)})
     has_edges = not looks_up_ids(net)
     report = {
         "model": model,
@@ -85,6 +93,8 @@ def find_circuit(
         "size": {kind: {"kept": kept.count(kind), "of": _all(kept).count(kind)} for kind in ("heads", "neurons")},
         "stability": chosen.stability,
         "results": _rows(net, chosen, seed, with_features=bool(features)),
+        "provenance": provenance,
+        "recipe": recipe("circuit", provenance),
     }
     if graph is not None and has_edges:
         replaced_by = features or {}

@@ -59,10 +59,17 @@ ModelB = Annotated[str, MODEL_B]
 OptionalModelB = Annotated[str | None, MODEL_B]
 Folder = Annotated[Path, argument("FOLDER", "Folder that `stitch compile` wrote.")]
 Automaton = Annotated[
-    str, argument("REGEX|FILE.json", "A regular expression, or a JSON file with a DFA, Moore or Mealy machine.")
+    str,
+    argument(
+        "REGEX|FILE.json",
+        "A regular expression (extra automata), or a JSON file with a DFA, Moore or Mealy machine.",
+    ),
 ]
 Normalise = Annotated[
-    bool, switch("Input", "--normalise", "Determinise, complete and minimise the automaton before compiling it.")
+    bool,
+    switch(
+        "Input", "--normalise", "Determinise, complete and minimise the automaton before compiling it (extra automata)."
+    ),
 ]
 BEHAVIOUR = option(
     "Input",
@@ -155,8 +162,8 @@ Matching = Annotated[
         "Translation",
         "--matching",
         "NAME",
-        "How SAE features are matched: hungarian (one to one), ot (balanced optimal transport) or unbalanced (unbalanced "
-        "optimal transport).",
+        "How SAE features are matched: hungarian (one to one), ot (balanced optimal transport; extra ot) or unbalanced "
+        "(unbalanced optimal transport).",
     ),
 ]
 Translation = Annotated[

@@ -71,7 +71,8 @@ def sweep(
             "Machine",
             "--cluster",
             "ADDRESS",
-            "Spread the work over a Ray cluster: its address, auto or local. All its machines must see the output folder.",
+            "Spread the work over a Ray cluster (extra cluster): its address, auto or local. All its machines must see the "
+            "output folder.",
             "this machine alone",
         ),
     ] = None,
@@ -88,10 +89,9 @@ def sweep(
     """Try every pair of layers, or every range of blocks.
 
     With two models, both directions are tried, with translations that are quick to fit. The report has the cross-entropy of
-    every composite as a heat map, the best block of the other model for each number of early blocks (chosen as `stitch
-    join --layer-b auto` does), and
-    the front: models that no other beats in both cross-entropy and cost. Both models alone, with n-gram tables in
-    place of their first blocks, stand beside the composites.
+    every composite as a heat map (extra plot), the best block of the other model for each number of early blocks (chosen as
+    `stitch join --layer-b auto` does), and the front: models that no other beats in both cross-entropy and cost. Both models
+    alone, with n-gram tables in place of their first blocks, stand beside the composites.
 
     With --depth and one model, the report has the loss by first block and number of blocks that are removed or repeated.
     """

@@ -1,8 +1,10 @@
 """The donor of a conversion: a trained model, and text in three splits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stitch.errors import UsageError
+from stitch.files.recipe import recipe
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
@@ -17,23 +19,25 @@ from stitch.text.windows import LEAST_TOKENS, LONGEST_CONTEXT, Windows, split_wi
 class Donor:
     """A model to convert, and windows of the three splits: `fit` to fit on, `sweep` to choose on, `report` for results.
 
-    `to_choose_on` is the sweep split in windows of the report's length.
+    `to_choose_on` is the sweep split in windows of the report's length. `asked` are the settings that it was read with, by the
+    names of options.
     """
 
     model: Model
     source: Source
     windows: dict[Split, Windows]
     to_choose_on: Windows
-    text: str
+    asked: dict
 
     @property
     def context(self) -> int:
         """Tokens in a window of the fit split."""
         return self.windows["fit"].context
 
-    def provenance(self, settings: dict) -> dict:
-        """The provenance in report.json. `settings` are those of the conversion."""
-        return surroundings({"text": self.text, **settings}, {"donor": (self.model, self.source)})
+    def origin(self, command: str, settings: dict, *, without: Sequence[str] = ()) -> dict:
+        """`provenance` and `recipe` in report.json. `settings` are those of the conversion; `without` are no options of it."""
+        provenance = surroundings({**self.asked, **settings}, {"donor": (self.model, self.source)})
+        return {"provenance": provenance, "recipe": recipe(command, provenance, without=without)}
 
 
 def read_donor(
@@ -72,4 +76,7 @@ def read_donor(
     if (longer := min(report_factor * context, longest)) > context:
         long = split_windows(text, {**limits, "fit": LEAST_TOKENS}, model.tokenizer, longer)
         windows["report"], to_choose_on = long["report"], long["sweep"]
-    return Donor(model, source, windows, to_choose_on, text)
+    asked = {
+        "model": name, "text": text, "tokens": tokens, "held_out": held_out, "context": context, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    return Donor(model, source, windows, to_choose_on, asked)

@@ -2,17 +2,16 @@
 
     {"conversion": "heads", "model": "demo:gpt2", "title": …, "made": …, "tokens": {…}, "context": 256,
      "results": [rows of `Scores.row`, some with the figures of FIGURES], "differences": [`difference`, …], "notes": [sentences],
-     "provenance": {…}}
+     "provenance": {…}, "recipe": {…}}
 
 The rows are called `donor`, `converted`, `baseline:…`, `null:…`, `reference:…`.
 """
 
-import json
-
 from stitch.evaluation.documents import phrase, warning
 from stitch.evaluation.intervals import ratio_interval
 from stitch.evaluation.scores import Scores
-from stitch.files.markdown import loading_example, markdown_table
+from stitch.files.markdown import loading_example
+from stitch.report.readme import ModelCard
 
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to donor", "top-1"]
 
@@ -90,22 +89,15 @@ def _sentence(one: dict) -> str:
 
 def model_card(report: dict, *, remote_code: bool) -> bytes:
     """README.md of the converted model."""
-    name = report["model"]
-    metadata: dict = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["stitch", f"convert-{report['conversion']}"],
-    }
-    if "/" in name and not name.startswith((".", "/")):
-        metadata["base_model"] = [name]
-    header, rows, title = table(report)
-    lines = [
-        *("---", json.dumps(metadata, indent=2), "---", "", f"# {report['title']}", "", report["made"], ""),
-        *loading_example(remote_code=remote_code),
-        *("", f"## Results ({title})", ""),
-        *markdown_table(header, rows),
-        *("", *(f"- {line}" for line in footnotes(report)), ""),
-        "`report.json` holds the same with settings and versions. Made with [stitch-lm](https://pypi.org/project/stitch-lm/).",
-        "",
-    ]
-    return "\n".join(lines).encode()
+    return ModelCard(
+        name=report["title"],
+        made=[report["made"]],
+        tags=[f"convert-{report['conversion']}"],
+        models=report["provenance"]["models"].values(),
+        relation="finetune",
+        example=loading_example(remote_code=remote_code),
+        tables=[table(report)],
+        notes=footnotes(report),
+        report="report.json",
+        recipe=report["recipe"],
+    ).to_bytes()

@@ -14,8 +14,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
     ]
 
 
-def loading_example(*, remote_code: bool) -> list[str]:
-    """The lines of a Python example that loads a checkpoint and generates text."""
+def loading_example(*, remote_code: bool, prompt: str | None = "The") -> list[str]:
+    """The lines of a Python example that loads a checkpoint and continues `prompt`; None: that loads it alone."""
     argument = ", trust_remote_code=True" if remote_code else ""
     return [
         "```python",
@@ -23,6 +23,10 @@ def loading_example(*, remote_code: bool) -> list[str]:
         "",
         f'model = AutoModelForCausalLM.from_pretrained("{PLACE}"{argument})',
         f'tokenizer = AutoTokenizer.from_pretrained("{PLACE}"{argument})',
-        'print(tokenizer.decode(model.generate(**tokenizer("The", return_tensors="pt"))[0]))',
+        *(
+            [f'print(tokenizer.decode(model.generate(**tokenizer("{prompt}", return_tensors="pt"))[0]))']
+            if prompt is not None
+            else []
+        ),
         "```",
     ]

@@ -13,7 +13,14 @@ IN_CARD = re.compile(r"^## Recipe\n.*?^```yaml\n(.*?)^```", re.MULTILINE | re.DO
 
 # Whether to run code of others is for the person to say who runs the recipe.
 LEFT_OUT = ("trust_remote_code",)
-MODELS = ("model_a", "model_b", "model")  # options, and keys of a chain's part, that name a model
+MODELS = (
+    "model_a",
+    "model_b",
+    "model",
+    "donor",
+    "host",
+    "tokenizer",
+)  # options, and keys of a chain's part, that name a model
 
 
 def recipe(command: str, provenance: dict, *, without: Sequence[str] = ()) -> dict:
@@ -34,6 +41,9 @@ def recipe(command: str, provenance: dict, *, without: Sequence[str] = ()) -> di
     settings = {name: value for name, value in provenance["settings"].items() if name not in (*LEFT_OUT, *without)}
     if "parts" in settings:
         settings["parts"] = [resolved(part) for part in settings["parts"]]
+    if settings.get("requests"):  # each is DONOR=BEHAVIOUR
+        split = [one.partition("=") for one in settings["requests"]]
+        settings["requests"] = [f"{pinned.get(donor, donor)}={behaviour}" for donor, _, behaviour in split]
     return {"command": command, **resolved(settings)}
 
 
@@ -43,11 +53,11 @@ def to_yaml(found: dict) -> str:
     return yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=120)
 
 
-def card_section(found: dict) -> list[str]:
-    """The lines of a model card that hold a recipe."""
+def card_section(found: dict, report: str = "report.json") -> list[str]:
+    """The lines of a model card that hold a recipe. `report` is the file beside it that has the versions."""
     return [
         *("## Recipe", ""),
-        f"`stitch {found['command']} --recipe README.md --out again` makes this again; with the versions in `report.json` it has "
+        f"`stitch {found['command']} --recipe README.md --out again` makes this again; with the versions in `{report}` it has "
         "the same bytes.",
         *("", "```yaml", *to_yaml(found).splitlines(), "```", ""),
     ]

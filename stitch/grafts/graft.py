@@ -13,6 +13,7 @@ from stitch.circuits.behaviours import Prompts
 from stitch.circuits.find import ChosenCircuit, choose_circuit, read_arrangement
 from stitch.errors import UsageError
 from stitch.files.job import Job, run
+from stitch.files.recipe import recipe
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.compared import PlannedGraft, text_scores, with_plan
@@ -22,7 +23,7 @@ from stitch.grafts.neurons import units
 from stitch.grafts.plan import Plan, make_plan
 from stitch.grafts.positions import CODE_PLANES
 from stitch.grafts.rearranged import rearranged_circuit
-from stitch.grafts.report import plan_notes, plan_tables, result_notes, result_tables
+from stitch.grafts.report import graft_card, plan_notes, plan_tables, result_notes, result_tables
 from stitch.grafts.trained import beside_trained_stream
 from stitch.grafts.write import write
 from stitch.internals import weights
@@ -30,7 +31,8 @@ from stitch.internals.transcoders import feature_blocks, put_features
 from stitch.models.device import torch_device
 from stitch.models.loading import load
 from stitch.models.model import Model
-from stitch.models.sources import resolve
+from stitch.models.provenance import surroundings
+from stitch.models.sources import Source, resolve
 from stitch.pages.graft import graft_page
 from stitch.progress import Progress
 from stitch.text.tokenizers import require_same_ids
@@ -87,9 +89,15 @@ def graft(
     """
 
     def prepare() -> _Prepared:
-        options = {"device": torch_device(device), "trust_remote_code": trust_remote_code, "progress": progress}
-        donors = _load_donors(requests, **options)
-        trained = _load_or_check_host(host, donors[0], seed, **options)
+        options: dict[str, Any] = {
+            "device": torch_device(device),
+            "trust_remote_code": trust_remote_code,
+            "progress": progress,
+        }
+        loaded = _load_donors(requests, **options)
+        donors = [model for model, _ in loaded]
+        found = _load_or_check_host(host, donors[0], seed, **options)
+        trained = None if found is None else found[0]
         search = {"keep": keep, "count": count, "seed": seed, "text": text, "constant": True, "progress": progress}
         circuits = [
             choose_circuit(donor, request.behaviour, circuit=request.circuit, **search)
@@ -123,6 +131,12 @@ def graft(
                 plan = beside_trained_stream(plan, donor, chosen.kept, chosen.means, target, space, strength)
             grafts.append(PlannedGraft(donor, chosen, plan))
         report["free"] = {"channels": space.free, "of": target.width}
+        settings = {
+            "keep": keep, "count": count, "channels": channels, "strength": strength, "text": text, "seed": seed,
+            "device": device,
+        }  # fmt: skip
+        report["provenance"] = surroundings({**_asked(requests, host), **settings}, _roles(loaded, found))
+        report["recipe"] = recipe("graft", report["provenance"])
         return _Prepared(target, trained, grafts, make_host, report)
 
     if out is None:
@@ -166,12 +180,34 @@ def _write_and_score(prepared: _Prepared, seed: int, text: str, tokens: int, pro
         report["text"] = text_scores(prepared.trained, target, text, tokens, progress)
 
 
-def _load_donors(requests: Sequence[GraftRequest], **options: Any) -> list[Model]:
+def _asked(requests: Sequence[GraftRequest], host: str) -> dict:
+    """What is written into which host, by the names of options."""
+    first, *others = requests
+    return {
+        "donor": first.donor,
+        "behaviour": first.behaviour,
+        "host": host,
+        "circuit": None if first.circuit is None else str(first.circuit),
+        "requests": [f"{one.donor}={one.behaviour}" for one in others] or None,
+        "features": [f"{block}={source}" for block, source in first.features.items()] or None,
+    }
+
+
+def _roles(
+    donors: Sequence[tuple[Model, Source]], host: tuple[Model, Source] | None
+) -> dict[str, tuple[Model, Source]]:
+    """The models of a graft by their role in the report."""
+    roles = {"donor" if number == 1 else f"donor {number}": one for number, one in enumerate(donors, 1)}
+    return roles if host is None else {**roles, "host": host}
+
+
+def _load_donors(requests: Sequence[GraftRequest], **options: Any) -> list[tuple[Model, Source]]:
     """The donors with the requested features in place of their neurons.
 
     Raises: UsageError for features that cannot be grafted, and for donors whose tokenizers differ.
     """
-    donors = [_load(request.donor, "donor", **options) for request in requests]
+    loaded = [_load(request.donor, "donor", **options) for request in requests]
+    donors = [model for model, _ in loaded]
     for request, donor in zip(requests, donors, strict=True):
         put_features(donor, request.features)
         for block, module in feature_blocks(donor).items():
@@ -183,17 +219,17 @@ def _load_donors(requests: Sequence[GraftRequest], **options: Any) -> list[Model
                 )
     for donor in donors[1:]:
         require_same_ids(donors[0].tokenizer, donor.tokenizer, donors[0].name, donor.name)
-    return donors
+    return loaded
 
 
-def _load_or_check_host(host: str, donor: Model, seed: int, **options: Any) -> Model | None:
+def _load_or_check_host(host: str, donor: Model, seed: int, **options: Any) -> tuple[Model, Source] | None:
     """The trained host, or None for a config file, which is only checked here, before the search for circuits takes time."""
     if host.endswith(".json"):
         read_host(Path(host), donor, seed)
         return None
-    trained = _load(host, "host", **options)
+    trained, source = _load(host, "host", **options)
     require_same_ids(donor.tokenizer, trained.tokenizer, donor.name, trained.name)
-    return trained
+    return trained, source
 
 
 def _host_factory(
@@ -272,7 +308,9 @@ def _controls(
     return controls
 
 
-def _load(name: str, role: str, *, device: torch.device, trust_remote_code: bool, progress: Progress | None) -> Model:
+def _load(
+    name: str, role: str, *, device: torch.device, trust_remote_code: bool, progress: Progress | None
+) -> tuple[Model, Source]:
     """A donor or a trained host in fp32. Raises UsageError for a model whose weights cannot be read or written head by head."""
     source = resolve(name, progress=progress)
     model = load(source.folder, name=name, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code)
@@ -282,14 +320,15 @@ def _load(name: str, role: str, *, device: torch.device, trust_remote_code: bool
             f"the host of a graft must have room for more key heads; {name} is a GPTBigCode, which has one: choose a model of "
             f"one of {', '.join(weights.FAMILIES)}."
         )
-    return model
+    return model, source
 
 
 def _save(host: Model, donor: Model, folder: Path, report: dict) -> None:
-    """Writes a stock checkpoint with the donor's tokenizer, and the report beside it."""
+    """Writes a stock checkpoint with the donor's tokenizer, and report, page and model card beside it."""
     folder.mkdir()
     host.net.save_pretrained(folder)
     copy_tokenizer(donor.folder, folder)
     (folder / "graft.json").write_text(json.dumps(report, indent=2) + "\n")
     page = graft_page(report, plan_tables(report), plan_notes(report), result_tables(report), result_notes(report))
     (folder / "report.html").write_bytes(page)
+    (folder / "README.md").write_bytes(graft_card(report))

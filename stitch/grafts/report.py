@@ -1,9 +1,12 @@
-"""Tables and notes for a graft: its plan, and the scores of the host, the donor and the controls."""
+"""Tables, notes and model card of a graft: its plan, and the scores of the host, the donor and the controls."""
 
 import math
 from collections.abc import Iterator
 
 from stitch.circuits.report import COLUMNS, cells, inner_name
+from stitch.files.markdown import loading_example
+from stitch.pages.graft import graft_title
+from stitch.report.readme import ModelCard
 
 Table = tuple[list[str], list[list[str]], str]
 
@@ -80,6 +83,24 @@ def result_notes(report: dict) -> list[str]:
             f"the graft {_perplexity(after)} ({after['ce'] - before['ce']:+.4f} nats)."
         )
     return lines
+
+
+def graft_card(report: dict) -> bytes:
+    """README.md of the grafted model."""
+    rest = "All that the host had was kept." if report["trained"] else "All of its other parts write nothing."
+    what = "The circuits were" if len(report["grafts"]) > 1 else "The circuit was"
+    return ModelCard(
+        name=graft_title(report),
+        made=[f"{what} written into it without training. {rest}"],
+        tags=["graft", "merge"],
+        models=report["provenance"]["models"].values(),
+        relation="merge",
+        example=loading_example(remote_code=False),
+        tables=result_tables(report),
+        notes=result_notes(report),
+        report="graft.json",
+        recipe=report["recipe"],
+    ).to_bytes()
 
 
 def _perplexity(scores: dict) -> str:

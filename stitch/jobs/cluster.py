@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stitch.errors import StitchError, UsageError
+from stitch.extras import require_extra
 from stitch.progress import Progress
 
 RETRIES = 3  # of a task whose worker dies
@@ -54,12 +55,11 @@ class Cluster:
 def connected(address: str, *, on_gpu: bool = False) -> Iterator[Cluster]:
     """A connection to the cluster at `address`: host:port, "auto" for this machine's cluster, or "local" for its cores.
 
-    Raises: UsageError when there is no such cluster, or with `on_gpu` when it has no GPU; StitchError when Ray is not installed.
+    Raises: UsageError when there is no such cluster, or with `on_gpu` when it has no GPU, or when Ray is not installed.
     """
-    try:
-        import ray
-    except ImportError:
-        raise StitchError("`cluster` needs Ray: pip install 'stitch-lm[cluster]'.") from None
+    require_extra("cluster", "`cluster`")
+    import ray
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     is_new = not ray.is_initialized()
     if is_new:

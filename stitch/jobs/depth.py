@@ -13,6 +13,7 @@ from stitch.errors import UsageError
 from stitch.estimates.plan import Plan
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, mean_of, whole_model
+from stitch.extras import require_extra
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
 from stitch.files.workspace import short_name
@@ -26,7 +27,6 @@ from stitch.pages.depth import depth_page
 from stitch.progress import Progress
 from stitch.report.depth_card import depth_card
 from stitch.report.depth_figure import draw_depth
-from stitch.report.sweep_figure import require_matplotlib
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
 
@@ -66,7 +66,7 @@ def sweep_depth(
     `resume` keeps the activations already on disk.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
-    require_matplotlib()
+    require_extra("plot", "the picture of a sweep")  # said before any work, not at the end
 
     def plan() -> Job:
         asked = Settings(

@@ -16,6 +16,7 @@ from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, why_not_foldable
 from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings, CompleteSettings, same_relative_depth
 from stitch.errors import UsageError
+from stitch.extras import require_extra
 from stitch.features.codes import code_stream
 from stitch.features.matching import Matching, match
 from stitch.features.saes import SAERequest, SAEs, train
@@ -85,6 +86,8 @@ def text_size(settings: AnySettings, a: Model, b: Model, held_out: int = HELD_OU
 
 def check(settings: AnySettings, a: Model, b: Model) -> None:
     """Raises UsageError when the models cannot be joined as the settings say."""
+    if settings.matching == "ot" and not settings.native:
+        require_extra("ot", "balanced transport")
     a.check_site(settings.layer)
     if isinstance(settings.layer_b, int):
         b.check_site(settings.layer_b)

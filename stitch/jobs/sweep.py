@@ -12,6 +12,7 @@ from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, whole_model
+from stitch.extras import require_extra
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
 from stitch.files.workspace import short_name
@@ -29,7 +30,7 @@ from stitch.models.provenance import provenance
 from stitch.pages.sweep import sweep_page
 from stitch.progress import Progress
 from stitch.report.sweep_card import sweep_card
-from stitch.report.sweep_figure import draw_sweep, require_matplotlib
+from stitch.report.sweep_figure import draw_sweep
 from stitch.text.documents import SPLITS
 
 HELD_OUT = 16_384  # tokens of each held-out split, where its windows are not too few; every cell is scored on both
@@ -67,7 +68,9 @@ def sweep(
     see the folder that holds `out`.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
-    require_matplotlib()
+    require_extra("plot", "the picture of a sweep")  # said before any work, not at the end
+    if cluster:
+        require_extra("cluster", "`cluster`")
     settings = Settings(
         model_a=model_a, model_b=model_b, layer=0, layer_b=0, text=text, tokens=tokens, context=context,
         memory=memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,

@@ -14,6 +14,7 @@ from stitch.config import CompleteSettings, Settings
 from stitch.evaluation.stage import Stage
 from stitch.files.folders import to_json
 from stitch.files.job import Clock, Job, run
+from stitch.files.recipe import recipe
 from stitch.files.workspace import short_name
 from stitch.jobs.stages import check, complete, harvest_pair, load_pair, read_windows
 from stitch.models.model import Model
@@ -26,6 +27,24 @@ from stitch.transfers.maps import Maps, all_maps, pair_moments, unexplained
 from stitch.transfers.maps import Split as SplitMoments
 
 T = TypeVar("T")
+# What of the settings of a pair decides a transfer.
+SETTINGS = (
+    *(
+        "model_a",
+        "model_b",
+        "layer",
+        "layer_b",
+        "text",
+        "tokens",
+        "held_out",
+        "context",
+        "seed",
+        "memory",
+        "device",
+        "dtype",
+    ),
+    "trust_remote_code",
+)
 
 
 @dataclass(frozen=True)
@@ -84,8 +103,8 @@ def transfer(
     """Runs one kind of transfer: harvests both sites, calls `make(sites, carried, output)` for files and report, and writes the
     folder.
 
-    `carried` is what `read(a, b)` returns, which raises before anything costs where a file does not fit. `request` says what
-    is carried, for the report.
+    `carried` is what `read(a, b)` returns, which raises before anything costs where a file does not fit. `request` are the
+    options that only this kind has, for the report.
     """
     clock = Clock()
 
@@ -107,7 +126,9 @@ def transfer(
             output.mkdir(parents=True)
             report = {**sites.described(), **make(sites, carried, output)}
             report["seconds"] = clock.seconds
-            report["provenance"] = {**provenance(completed.to_dict(), a, b, sources), "transfer": request}
+            options = {name: value for name, value in completed.to_dict().items() if name in SETTINGS}
+            report["provenance"] = provenance({**options, **request}, a, b, sources)
+            report["recipe"] = recipe(f"transfer {kind}", report["provenance"])
             (output / "report.json").write_bytes(to_json(report))
             (output / "report.html").write_bytes(transfer_page(report, table(report), notes(report)))
             return report

@@ -62,7 +62,7 @@ def transfer_probe(
         write({"weight": weight, "bias": bias}, output / FILE)
         return {"kind": "probe", "chosen": TRANSFERRED, **report}
 
-    request = {"probe": str(file), "labels": None if labels is None else str(labels)}
+    request = {"file": str(file), "labels": None if labels is None else str(labels)}
     return transfer("probe", settings, out, read, make, request, overwrite=overwrite, progress=progress)
 
 

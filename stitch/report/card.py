@@ -1,12 +1,9 @@
 """What people read of a report: the result table and its footnotes, as a terminal shows them, and the model card."""
 
-import json
-from dataclasses import dataclass
-
 from stitch.evaluation.documents import phrase, warning
-from stitch.files.markdown import loading_example, markdown_table
-from stitch.files.recipe import card_section
+from stitch.files.markdown import loading_example
 from stitch.report import chain as seams
+from stitch.report.readme import ModelCard
 from stitch.report.verdict import verdict_sentence
 
 PICTURE = "chart.png"  # the chart of a model card, beside it
@@ -103,40 +100,27 @@ def footnotes(report: dict) -> list[str]:
 
 
 def model_card(report: dict, *, picture: bool = False) -> bytes:
-    """README.md of the composite: a metadata block with a model-index that the Hub reads, how to load it, the result table.
-
-    `picture`: PICTURE is beside it.
-    """
-    subject = _subject(report)
-    header, rows, caption = table(report)
-    lines = [
-        *("---", json.dumps(_metadata(report, subject), indent=2, ensure_ascii=False), "---", ""),  # JSON is YAML
-        *(f"# {subject.name}", "", *([verdict_sentence(report), ""] if "verdict" in report else []), subject.made, ""),
-        *loading_example(remote_code="native" not in report),
-        *("", f"## Results ({caption})", ""),
-        *([f"![Cross-entropy of every row, with 95 % intervals]({PICTURE})", ""] if picture else []),
-        *markdown_table(header, rows),
-        "",
-        *(f"- {line}" for line in footnotes(report)),
-        "",
-        *card_section(report["recipe"]),
-        "`report.json` holds the same with settings and versions. Made with [stitch-lm](https://pypi.org/project/stitch-lm/).",
-        "",
-    ]
-    return "\n".join(lines).encode()
+    """README.md of the composite, with a model-index that the Hub reads. `picture`: PICTURE is beside it."""
+    name, made = _subject(report)
+    return ModelCard(
+        name=name,
+        made=[*([verdict_sentence(report)] if "verdict" in report else []), made],
+        tags=["model-stitching", "merge"],
+        models=report["provenance"]["models"].values(),
+        relation="merge",
+        example=loading_example(remote_code="native" not in report),
+        pictures=[f"![Cross-entropy of every row, with 95 % intervals]({PICTURE})", ""] if picture else [],
+        tables=[table(report)],
+        notes=footnotes(report),
+        report="report.json",
+        recipe=report["recipe"],
+        more={"model-index": [{"name": name, "results": [_measured(report)]}]},
+    ).to_bytes()
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """The model that a card is about: its name, how it was made in one or two sentences, and the models it comes from."""
-
-    name: str
-    made: str
-    donors: list[str]
-
-
-def _subject(report: dict) -> _Subject:
-    a, b = donors = [report["models"][side] for side in "ab"]
+def _subject(report: dict) -> tuple[str, str]:
+    """The name of the model that a card is about, and how it was made in one or two sentences."""
+    a, b = (report["models"][side] for side in "ab")
     site, chosen = report["site"], report["chosen"]
     if native := report.get("native"):
         bridge = (
@@ -144,33 +128,18 @@ def _subject(report: dict) -> _Subject:
             if chosen == "passthrough"
             else f"the seam is bridged by weights refitted in closed form ({chosen})"
         )
-        return _Subject(
+        return (
             f"{a} with {native['blocks']} blocks instead of {native['of']}",
             f"{a} {native['change']}; {bridge}. It is a standard {native['family']} checkpoint. "
             "No weight was fine-tuned.",
-            donors,
         )
     if chain := report.get("chain"):
-        donors = [part["model"] for part in chain["parts"]]
-        return _Subject(" × ".join(donors), seams.made(chain), donors)
-    return _Subject(
+        return " × ".join(part["model"] for part in chain["parts"]), seams.made(chain)
+    return (
         f"{a} × {b}",
         f"The first {site['a']} blocks of {a}, a translation ({chosen}) fitted in closed form, and the blocks of {b} from "
         f"{site['b']} on. No weight was fine-tuned.",
-        donors,
     )
-
-
-def _metadata(report: dict, subject: _Subject) -> dict:
-    """The card's metadata. Donors with a name on the Hub are named as base models."""
-    base = [name for name in dict.fromkeys(subject.donors) if "/" in name and not name.startswith((".", "/"))]
-    return {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["stitch", "model-stitching", "merge"],
-        **({"base_model": base} if base else {}),
-        "model-index": [{"name": subject.name, "results": [_measured(report)]}],
-    }
 
 
 def _measured(report: dict) -> dict:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from stitch.composite.parts import Part, joined
 from stitch.files.recipe import recipe
+from stitch.models.provenance import described
 from stitch.models.sources import Source
 
 
@@ -27,10 +28,7 @@ def chain_report(parts: Sequence[Part], reports: Sequence[dict], request: dict, 
     provenance = {
         **last["provenance"],
         "settings": request,
-        "models": {
-            f"part {number}": {"name": source.name, "kind": source.kind, "revision": source.revision}
-            for number, source in enumerate(sources, 1)
-        },
+        "models": {f"part {number}": described(source) for number, source in enumerate(sources, 1)},
     }
     return {
         **last,

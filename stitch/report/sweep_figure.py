@@ -1,19 +1,11 @@
 """The picture of a sweep. Needs matplotlib."""
 
-import importlib.util
 from pathlib import Path
 
-from stitch.errors import UsageError
 from stitch.report.sweep import UNITS, heat, swept_directions
 
 MOST_NUMBERS = 400  # cells; larger heat maps show colours alone
 MILLION = 1e6  # FLOPs and bytes are shown in millions
-
-
-def require_matplotlib() -> None:
-    """Raises UsageError when matplotlib is missing, so that a sweep does not fail at its end."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("a sweep draws a picture and needs matplotlib: pip install 'stitch-lm[plot]'.")
 
 
 def draw_sweep(report: dict, path: Path) -> None:

@@ -17,7 +17,8 @@ from stitch.synthesis.write import MARGIN
 
 FILE, PAGE = "certificate.json", "report.html"
 ROUNDING = 1e-3  # largest difference in attention that counts as rounding error
-LARGE = ("matrix", "targets", "tokens")  # parts of a description that the report leaves out; synthesis.json has them
+# Parts of a description that the report leaves out, as they are large or have a place of their own.
+LEFT_OUT = ("matrix", "targets", "tokens", "provenance", "recipe")
 SETTINGS = (("fp32", "sdpa"), ("fp32", "eager"), ("bf16", "sdpa"), ("bf16", "eager"))
 
 
@@ -28,13 +29,11 @@ def certify(
     settings: Sequence[tuple[str, str]] = SETTINGS,
     seed: int = 0,
     device: str = "auto",
-    named: str | None = None,
     progress: Progress | None = None,
 ) -> dict:
     """Runs about `tokens` tokens of every trial in each of `settings` (dtype, attention); writes `certificate.json` to `folder`.
 
-    `named` is the folder's name in the report, where it is not yet in its place. In the report, `ideal` is the margin without
-    rounding errors, and `certified` says whether all answers were correct.
+    In the report, `ideal` is the margin without rounding errors, and `certified` says whether all answers were correct.
 
     Raises: UsageError when the folder holds no compiled checkpoint.
     """
@@ -48,8 +47,7 @@ def certify(
         for row in _tried(net, trials, f"{dtype}, {attention}", progress):
             rows.append({"dtype": dtype, "attention": attention, **row})
     report = {
-        "folder": named or str(folder),
-        "description": {name: value for name, value in description.items() if name not in LARGE},
+        "description": {name: value for name, value in description.items() if name not in LEFT_OUT},
         "context": blueprint.length,
         "blocks": len(blueprint.blocks),
         "parameters": parameters,
@@ -61,6 +59,7 @@ def certify(
         **selection(folder, blueprint, description["arch"]),
         "safe_context": safe_context(blueprint, description["arch"]),
         "seed": seed,
+        **{name: description[name] for name in ("provenance", "recipe") if name in description},
     }
     if "matrix" in description:
         pattern = kinds.pattern_of(description).matrix

@@ -7,11 +7,15 @@ from typing import Any
 from stitch.errors import UsageError
 from stitch.files.job import Job, run
 from stitch.files.output import check_output
+from stitch.files.recipe import recipe
+from stitch.models.provenance import described, versions
+from stitch.models.sources import Source, resolve
 from stitch.progress import Progress
 from stitch.synthesis import checkpoint, kinds
 from stitch.synthesis.automata.read import read_automaton
 from stitch.synthesis.automata.stepwise import random_codes
 from stitch.synthesis.build import build
+from stitch.synthesis.card import compiled_card
 from stitch.synthesis.certify import certify
 from stitch.synthesis.kinds import MODES
 from stitch.synthesis.patterns.factorise import rank_curve
@@ -26,19 +30,25 @@ FIRST_TOKENS = 10_000  # tokens per trial of the first certificate
 def compile_to(
     description: dict,
     out: Path,
+    command: str,
+    settings: dict,
     *,
     tokenizer: Any = None,
+    models: dict[str, Source] | None = None,
     overwrite: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict:
     """Writes the checkpoint of a `description` (the content of `synthesis.json`), and certifies it on few tokens in fp32.
 
-    It has a tokenizer of its own vocabulary unless another one is given. Returns the certificate, and in `seconds` how long
-    compiling took.
+    It has a tokenizer of its own vocabulary unless another one is given. `settings` are the options of `command`, and `models`
+    those that they name. Returns the certificate, and in `seconds` how long compiling took.
 
     Raises: UsageError when the circuit cannot be built.
     """
+    named = {role: described(source) for role, source in (models or {}).items()}
+    provenance = {"settings": {**settings, "device": device}, "models": named, "versions": versions()}
+    description = {**description, "provenance": provenance, "recipe": recipe(f"compile {command}", provenance)}
 
     def make(scratch: Path, output: Path) -> dict:
         began = time.perf_counter()
@@ -46,7 +56,8 @@ def compile_to(
         checkpoint.save(model, description, output)
         seconds = time.perf_counter() - began
         first = {"tokens": FIRST_TOKENS, "settings": [("fp32", "sdpa")]}
-        report = certify(output, **first, named=str(out), device=device, progress=progress)
+        report = certify(output, **first, device=device, progress=progress)
+        (output / "README.md").write_bytes(compiled_card(report))
         return {**report, "seconds": seconds}
 
     return run("compile", lambda: Job(make=make), out, overwrite=overwrite)[0]
@@ -84,7 +95,11 @@ def compile_automaton(
         codes = random_codes(automaton, dimension, seed)
         description |= {"dimension": dimension, "seed": seed, "coherence": codes.coherence}
     description["automaton"] = automaton.as_json()
-    return compile_to(description, out, overwrite=overwrite, device=device, progress=progress)
+    settings = {
+        "spec": spec, "alphabet": alphabet, "normalise": normalise, "arch": arch, "mode": mode, "length": length,
+        "dimension": dimension, "seed": seed,
+    }  # fmt: skip
+    return compile_to(description, out, "automaton", settings, overwrite=overwrite, device=device, progress=progress)
 
 
 def compile_machine(
@@ -108,7 +123,7 @@ def compile_machine(
         raise UsageError(f"kind must be one of {', '.join(MACHINES)}; got {kind}.")
     size = {"window": window} if kind == "turing" else {"cells": cells}
     description = {"kind": kind, "arch": arch or MACHINES[kind], **size, "context": context}
-    return compile_to(description, out, overwrite=overwrite, device=device, progress=progress)
+    return compile_to(description, out, "machine", description, overwrite=overwrite, device=device, progress=progress)
 
 
 def compile_pattern(
@@ -147,7 +162,8 @@ def compile_pattern(
         description["targets"] = pattern.targets.tolist()
     if pattern.matrix is not None:
         description |= {"rank": rank, "rank_curve": rank_curve(pattern.matrix, rank), "matrix": pattern.matrix.tolist()}
-    return compile_to(description, out, overwrite=overwrite, device=device, progress=progress)
+    settings = {"what": what, "arch": arch, "length": length, "rank": rank, "seed": seed}
+    return compile_to(description, out, "pattern", settings, overwrite=overwrite, device=device, progress=progress)
 
 
 def compile_induction(
@@ -172,13 +188,16 @@ def compile_induction(
         "tokens": list(LETTERS),
         "tokenizer": tokenizer,
     }
-    loaded = None
+    loaded, models = None, {}
     if tokenizer is not None:
         from transformers import AutoTokenizer
 
-        from stitch.models.sources import resolve
-
-        loaded = AutoTokenizer.from_pretrained(resolve(tokenizer).folder)
+        models["tokenizer"] = resolve(tokenizer)
+        loaded = AutoTokenizer.from_pretrained(models["tokenizer"].folder)
         names = {number: token for token, number in loaded.get_vocab().items()}
         description["tokens"] = [names.get(number, f"<{number}>") for number in range(max(names) + 1)]
-    return compile_to(description, out, tokenizer=loaded, overwrite=overwrite, device=device, progress=progress)
+    settings = {"tokenizer": tokenizer, "arch": arch, "context": context}
+    return compile_to(
+        description, out, "induction", settings, tokenizer=loaded, models=models, overwrite=overwrite, device=device,
+        progress=progress,
+    )  # fmt: skip

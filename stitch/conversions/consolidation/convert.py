@@ -83,8 +83,7 @@ def consolidate(
             edits = arms(setup, ids, _wrong_document(setup, len(ids)), cost, seed)
             rows, edit, scale = score_arms(setup, edits, behind, bare, cost, progress)
             settings = {
-                "context": str(document), "queries": None if queries is None else str(queries), "cost": cost, "tokens": tokens,
-                "held_out": held_out, "seed": seed,
+                "document": str(document), "queries": None if queries is None else str(queries), "cost": cost, "seed": seed,
             }  # fmt: skip
             report = assemble_report(donor, document.name, len(ids), rows, settings)
             apply_edit(model, edit, scale)
@@ -198,5 +197,5 @@ def assemble_report(donor: Donor, title: str, document: int, rows: dict[str, Arm
         "results": results,
         "differences": [difference(scores, "converted", minus) for minus in ("donor", *others)],
         "notes": notes,
-        "provenance": donor.provenance(settings),
+        **donor.origin("convert consolidate", settings, without=("context",)),
     }  # fmt: skip

@@ -94,14 +94,7 @@ def convert_heads(
                 {row: whole_model(net) for row, net in rows.items()}, donor.windows["report"], vocabulary=model.config.vocab_size,
                 reference=whole_model(model.net), progress=progress,
             )  # fmt: skip
-            settings = {
-                "kv_heads": kv_heads,
-                "tokens": tokens,
-                "context": donor.context,
-                "steps": steps,
-                "seed": seed,
-                "dtype": dtype,
-            }
+            settings = {"kv_heads": kv_heads, "steps": steps, "seed": seed}
             report = assemble_report(donor, old, grouping, errors, scores, rows, chosen, settings)
             save_stock(rows["converted"], model, output, report)
             return report
@@ -260,5 +253,5 @@ def assemble_report(
         "groups": [[list(group) for group in groups] for groups in grouping.found],
         "by_block": errors.rows,
         "notes": notes,
-        "provenance": donor.provenance(settings),
+        **donor.origin("convert heads", settings),
     }

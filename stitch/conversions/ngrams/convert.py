@@ -96,8 +96,7 @@ def convert_ngram(
             scores |= _evaluate({"converted": whole_model(net)}, donor.model, donor.windows["report"], memory, progress)
             known = loss_by_leakage(donor, fit_data.site, fitted["converted"].translation, audit, memory)
             settings = {
-                "drop": drop, **dataclasses.asdict(shape), "tolerance": tolerance, "tokens": tokens, "held_out": held_out,
-                "context": donor.context, "seed": seed, "memory": memory, "dtype": dtype,
+                "drop": drop, **dataclasses.asdict(shape), "tolerance": tolerance, "seed": seed, "memory": memory,
             }  # fmt: skip
             report = assemble_report(donor, fit_data, fitted, scores, r2, audit, known, tried, settings)
             save(donor.model, output, report, net.save_pretrained)
@@ -288,7 +287,7 @@ def assemble_report(
         "knowledge": {name: dataclasses.asdict(found) for name, found in known.items()},
         "tried": {str(depth): cost for depth, cost in tried.items()},
         "notes": _notes(fit_data, audit, known, tried, dropped * model.dtype.itemsize, size["converted"], settings),
-        "provenance": donor.provenance(settings),
+        **donor.origin("convert ngram", settings),
     }
 
 

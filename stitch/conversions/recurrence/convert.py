@@ -104,6 +104,10 @@ def convert_recurrent(
                 form = replace(form, keys=allocate(net, donor, form, sums, progress))
                 net = sibling(net, form)
             divergences = fit(net, donor, form, sums, progress=progress)
+            # With defaults filled in; `multiple` and `layers` as options have them.
+            asked = {
+                **form.__dict__, "features": features, "allocation": allocation, "multiple": multiple, "layers": layers,
+            }  # fmt: skip
             nets = {"converted": net, **baselines(net, donor, form, sums, progress)}
             report = {
                 "conversion": "recurrent",
@@ -114,7 +118,7 @@ def convert_recurrent(
                 "context": donor.context,
                 **results_of(nets, donor, progress),
                 "fit": divergences,
-                "provenance": donor.provenance({**form.__dict__, "features": features}),
+                **donor.origin("convert recurrent", asked, without=("keys", "dimension")),
             }
             save(model, output, report, net.save_pretrained)
             return report

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stitch.errors import UsageError
+from stitch.extras import require_extra
 from stitch.synthesis.automata.automaton import Automaton
 from stitch.synthesis.automata.checks import REMEDY, Steps, check_complete, check_minimal
 from stitch.synthesis.json_file import read_json
@@ -154,12 +155,8 @@ def _normalised(transitions: Mapping[str, Any], symbols: list[str], start: str, 
 
 
 def _automata_lib() -> Any:
-    try:
-        import automata.fa.dfa
-        import automata.fa.nfa
-    except ImportError:
-        raise UsageError(
-            "regular expressions and `normalise` need automata-lib; it is not installed. "
-            "Run `pip install 'stitch-lm[automata]'`."
-        ) from None
+    require_extra("automata", "a regular expression or `normalise`")
+    import automata.fa.dfa
+    import automata.fa.nfa
+
     return automata

@@ -12,14 +12,17 @@ from torch import Tensor
 from stitch.evaluation.intervals import ratio_interval
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.files.job import Job, run
+from stitch.files.recipe import recipe
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.device import torch_device
 from stitch.models.loading import load
 from stitch.models.model import Model
+from stitch.models.provenance import surroundings
 from stitch.models.sources import resolve
 from stitch.progress import Progress
 from stitch.synthesis import checkpoint
 from stitch.synthesis.automata.read import read_automaton
+from stitch.synthesis.card import tool_card
 from stitch.synthesis.tool.tool import FAINT, Tool, states_along, steps_of_tokens, with_tool
 from stitch.text.windows import CONTEXT, Windows, report_windows
 
@@ -54,9 +57,8 @@ def compile_tool(
 
     def plan() -> Job:
         automaton = read_automaton(spec, normalise=normalise)
-        before = load(
-            resolve(host, progress=progress).folder, name=host, dtype=torch.float32, device=torch_device(device)
-        )
+        source = resolve(host, progress=progress)
+        before = load(source.folder, name=host, dtype=torch.float32, device=torch_device(device))
         windows = report_windows(text, tokens, before.tokenizer, min(before.longest, CONTEXT))
         ids = windows.ids.long()
 
@@ -74,7 +76,7 @@ def compile_tool(
             }
 
             output.mkdir()
-            _write(output, tool, before, report)
+            _write(output, tool, before)
             steps = steps_of_tokens(automaton, before.tokenizer, before.config.vocab_size)
             states = states_along(steps, ids, automaton.start)
             report["right"] = _rows(before, output, tool.read, windows, states, progress)
@@ -83,7 +85,14 @@ def compile_tool(
             low, high = scores["with the tool"].interval(minus=scores["as it was"])
             report["text"] = [score.row(name) for name, score in scores.items()]
             report["price"] = {"nats": scores["with the tool"].ce - scores["as it was"].ce, "low": low, "high": high}
+            settings = {
+                "spec": spec, "host": host, "normalise": normalise, "faint": faint, "text": text, "tokens": tokens,
+                "device": device,
+            }  # fmt: skip
+            report["provenance"] = surroundings(settings, {"host": (before, source)})
+            report["recipe"] = recipe("compile tool", report["provenance"])
             (output / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+            (output / "README.md").write_bytes(tool_card(report))
             return report
 
         return Job(make=make)
@@ -91,12 +100,11 @@ def compile_tool(
     return run("compile tool", plan, out, overwrite=overwrite)[0]
 
 
-def _write(folder: Path, tool: Tool, host: Model, report: dict) -> None:
-    """The model with its tool, the host's tokenizer, the readout, and the report so far."""
+def _write(folder: Path, tool: Tool, host: Model) -> None:
+    """The model with its tool, the host's tokenizer, and the readout."""
     tool.net.net.save_pretrained(folder)
     copy_tokenizer(host.folder, folder)
     save_file({"states": tool.read.float().contiguous()}, folder / READOUT, metadata={"format": "pt"})
-    (folder / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 def _rows(

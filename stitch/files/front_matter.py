@@ -1,0 +1,25 @@
+"""The metadata at the top of a model card: YAML between two lines of three hyphens."""
+
+import json
+import re
+from pathlib import Path
+
+CARD = "README.md"
+BLOCK = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.MULTILINE | re.DOTALL)
+
+
+def read_front_matter(card: Path) -> dict:
+    """The metadata of the file `card`. Empty where there is no such file, or nothing in it that is YAML with names."""
+    import yaml
+
+    try:
+        block = BLOCK.match(card.read_text(encoding="utf-8-sig"))
+        found = yaml.safe_load(block[1]) if block else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def front_matter(metadata: dict) -> list[str]:
+    """The lines of a card that hold `metadata`. JSON is YAML."""
+    return ["---", json.dumps(metadata, indent=2, ensure_ascii=False), "---", ""]
