@@ -143,7 +143,9 @@ def test_a_chain_is_the_sum_of_its_seams(pair, tmp_path):
 def test_an_estimate_shows_itself_and_fails_where_the_call_would(pair):
     small = dict(text=pair["text"], tokens=4096, context=32, features=64, device="cpu", quiet=True)
     found = stitch.estimate(stitch.join, pair["gpt2"], pair["qwen3"], 2, **small)
-    assert repr(found).startswith("About ") and "Memory: at most about" in repr(found) and "<table>" in found._repr_html_()
+    assert (
+        repr(found).startswith("About ") and "Memory: at most about" in repr(found) and "<table>" in found._repr_html_()
+    )
     with pytest.raises(UsageError, match="layer must be"):
         stitch.estimate(stitch.join, pair["gpt2"], pair["qwen3"], 20, **small)
     with pytest.raises(UsageError, match="can be estimated"):

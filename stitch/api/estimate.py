@@ -61,7 +61,8 @@ def _estimate(plan: "Plan") -> Estimate:
     lead = f"About {_duration(whole.seconds)} on this machine."
     notes = [
         "Text: " + ", ".join(f"{count:,} tokens to {split}" for split, count in plan.tokens.items()) + ".",
-        f"Disk: {_size(plan.scratch)} while it runs, {_size(plan.output)} in the end. Memory: at most about {_size(report['bytes']['memory'])}.",
+        f"Disk: {_size(plan.scratch)} while it runs, {_size(plan.output)} in the end. "
+        f"Memory: at most about {_size(report['bytes']['memory'])}.",
     ]
     notes += [f"In the cache: {there} of {of} {kind}." for kind, (of, there) in plan.cached.items() if of]
     table = (

@@ -105,7 +105,7 @@ def convert_recurrent(
                 net = sibling(net, form)
             divergences = fit(net, donor, form, sums, progress=progress)
             # With defaults filled in; `multiple` and `layers` as options have them.
-            asked = {
+            options = {
                 **form.__dict__, "features": features, "allocation": allocation, "multiple": multiple, "layers": layers,
             }  # fmt: skip
             nets = {"converted": net, **baselines(net, donor, form, sums, progress)}
@@ -118,7 +118,7 @@ def convert_recurrent(
                 "context": donor.context,
                 **results_of(nets, donor, progress),
                 "fit": divergences,
-                **donor.origin("convert recurrent", asked, without=("keys", "dimension")),
+                **donor.origin("convert recurrent", options, without=("keys", "dimension")),
             }
             save(model, output, report, net.save_pretrained)
             return report
