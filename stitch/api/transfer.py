@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from stitch.api.given import ModelLike, Output, PathLike, TextLike, byte_count, named, text_named
+from stitch.api.given import ModelLike, Output, PathLike, TextLike, byte_count, named, store_of, text_named
 from stitch.api.page import Page
 from stitch.api.progress import progress
 from stitch.api.result import FolderResult
@@ -28,6 +28,7 @@ def sae(
     sae_passes: float = 20.0,
     seed: int = 0,
     memory: int | str = "4G",
+    cache_size: int | str = "10G",
     device: str = "auto",
     dtype: str = "fp32",
     out: PathLike | None = None,
@@ -53,7 +54,7 @@ def sae(
         settings = _settings(a, b, source, common)
         report, folder = transfer_sae(
             settings, str(file), place.folder, native=None if native is None else str(native), overwrite=overwrite,
-            progress=update,
+            store=store_of(cache_size), progress=update,
         )  # fmt: skip
     return _result(report, folder, place)
 
@@ -72,6 +73,7 @@ def probe(
     context: int | None = None,
     seed: int = 0,
     memory: int | str = "4G",
+    cache_size: int | str = "10G",
     device: str = "auto",
     dtype: str = "fp32",
     out: PathLike | None = None,
@@ -96,7 +98,13 @@ def probe(
     with named(model_a, model_b) as (a, b), text_named(text) as source, progress(quiet) as update:
         settings = _settings(a, b, source, common)
         report, folder = transfer_probe(
-            settings, Path(file), place.folder, labels=labelled, overwrite=overwrite, progress=update
+            settings,
+            Path(file),
+            place.folder,
+            labels=labelled,
+            overwrite=overwrite,
+            store=store_of(cache_size),
+            progress=update,
         )
     return _result(report, folder, place)
 
@@ -115,6 +123,7 @@ def vector(
     context: int | None = None,
     seed: int = 0,
     memory: int | str = "4G",
+    cache_size: int | str = "10G",
     device: str = "auto",
     dtype: str = "fp32",
     out: PathLike | None = None,
@@ -138,7 +147,13 @@ def vector(
     with named(model_a, model_b) as (a, b), text_named(text) as source, progress(quiet) as update:
         settings = _settings(a, b, source, common)
         report, folder = transfer_vector(
-            settings, Path(file), place.folder, strength=strength, overwrite=overwrite, progress=update
+            settings,
+            Path(file),
+            place.folder,
+            strength=strength,
+            overwrite=overwrite,
+            store=store_of(cache_size),
+            progress=update,
         )
     return _result(report, folder, place)
 

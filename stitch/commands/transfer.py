@@ -49,6 +49,7 @@ def sae(
     ] = 20.0,
     seed: o.Seed = 0,
     memory: o.Memory = "4G",
+    cache_size: o.CacheSize = "10G",
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",
     out: Out = None,
@@ -66,7 +67,8 @@ def sae(
     """
     result = stitch.transfer.sae(
         model_a, model_b, file, layer, layer_b=layer_b, native=native, text=text, tokens=tokens, held_out=held_out,
-        context=context, sae_passes=sae_passes, seed=seed, memory=memory, device=device, dtype=dtype, out=out or NAMED,
+        context=context, sae_passes=sae_passes, seed=seed, memory=memory, cache_size=cache_size,
+        device=device, dtype=dtype, out=out or NAMED,
         overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)
@@ -97,6 +99,7 @@ def probe(
     context: o.Context = None,
     seed: o.Seed = 0,
     memory: o.Memory = "4G",
+    cache_size: o.CacheSize = "10G",
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",
     out: Out = None,
@@ -114,7 +117,8 @@ def probe(
     """
     result = stitch.transfer.probe(
         model_a, model_b, file, layer, layer_b=layer_b, labels=labels, text=text, tokens=tokens, held_out=held_out,
-        context=context, seed=seed, memory=memory, device=device, dtype=dtype, out=out or NAMED, overwrite=overwrite,
+        context=context, seed=seed, memory=memory, cache_size=cache_size,
+        device=device, dtype=dtype, out=out or NAMED, overwrite=overwrite,
         trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)
@@ -138,6 +142,7 @@ def vector(
     context: o.Context = None,
     seed: o.Seed = 0,
     memory: o.Memory = "4G",
+    cache_size: o.CacheSize = "10G",
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",
     out: Out = None,
@@ -154,7 +159,8 @@ def vector(
     """
     result = stitch.transfer.vector(
         model_a, model_b, file, layer, layer_b=layer_b, strength=strength, text=text, tokens=tokens, held_out=held_out,
-        context=context, seed=seed, memory=memory, device=device, dtype=dtype, out=out or NAMED, overwrite=overwrite,
+        context=context, seed=seed, memory=memory, cache_size=cache_size,
+        device=device, dtype=dtype, out=out or NAMED, overwrite=overwrite,
         trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)

@@ -15,6 +15,7 @@ from stitch.evaluation.stage import Stage
 from stitch.files.folders import to_json
 from stitch.files.job import Clock, Job, run
 from stitch.files.recipe import recipe
+from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.jobs.stages import check, complete, harvest_pair, load_pair, read_windows
 from stitch.models.model import Model
@@ -98,13 +99,14 @@ def transfer(
     request: dict,
     *,
     overwrite: bool = False,
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
     """Runs one kind of transfer: harvests both sites, calls `make(sites, carried, output)` for files and report, and writes the
     folder.
 
     `carried` is what `read(a, b)` returns, which raises before anything costs where a file does not fit. `request` are the
-    options that only this kind has, for the report.
+    options that only this kind has, for the report. Activations of earlier runs are taken from `store`.
     """
     clock = Clock()
 
@@ -120,7 +122,8 @@ def transfer(
                 windows = read_windows(completed, a, b, progress)
             with clock.stage("activations"):
                 paired: dict[Split, Paired] = {
-                    split: harvest_pair(completed, a, b, windows[split], scratch / split, progress) for split in SPLITS
+                    split: harvest_pair(completed, a, b, windows[split], scratch / split, progress, store)
+                    for split in SPLITS
                 }
             sites = Sites(completed, a, b, paired, scratch, clock, progress)
             output.mkdir(parents=True)

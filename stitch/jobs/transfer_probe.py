@@ -10,6 +10,7 @@ from torch import Tensor
 from stitch.activations.observe import residuals
 from stitch.config import Settings
 from stitch.errors import UsageError
+from stitch.files.store import Store
 from stitch.jobs.transfer import Sites, transfer
 from stitch.models.model import Model
 from stitch.progress import Progress
@@ -38,6 +39,7 @@ def transfer_probe(
     *,
     labels: Path | None = None,
     overwrite: bool = False,
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
     """Rewrites the probe `file` of A's site for B's, and writes it to `out`/probe.safetensors. Returns report and folder.
@@ -63,7 +65,7 @@ def transfer_probe(
         return {"kind": "probe", "chosen": TRANSFERRED, **report}
 
     request = {"file": str(file), "labels": None if labels is None else str(labels)}
-    return transfer("probe", settings, out, read, make, request, overwrite=overwrite, progress=progress)
+    return transfer("probe", settings, out, read, make, request, overwrite=overwrite, store=store, progress=progress)
 
 
 def classes_of(probe: Probe) -> int:

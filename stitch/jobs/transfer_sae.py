@@ -20,6 +20,7 @@ from stitch.evaluation.scores import evaluate
 from stitch.features.codes import code_stream
 from stitch.features.matching import match
 from stitch.features.saes import place_of
+from stitch.files.store import Store
 from stitch.jobs.stages import chunk_tokens
 from stitch.jobs.transfer import Sites, transfer
 from stitch.models.model import Model
@@ -46,6 +47,7 @@ def transfer_sae(
     *,
     native: str | None = None,
     overwrite: bool = False,
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
     """Rewrites the SAE `file` of A's site for B's, and writes it to `out`/sae in SAELens's format. Returns report and folder.
@@ -65,7 +67,7 @@ def transfer_sae(
         return source, None if native is None else _read(native, b)
 
     request = {"file": file, "native": native, "sae_passes": settings.sae_passes}
-    return transfer("sae", settings, out, read, _make, request, overwrite=overwrite, progress=progress)
+    return transfer("sae", settings, out, read, _make, request, overwrite=overwrite, store=store, progress=progress)
 
 
 def _read(file: str, model: Model) -> Dictionary:

@@ -11,6 +11,7 @@ from stitch.composite.compose import late_half, late_logits
 from stitch.config import Settings
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Batch, Logits, evaluate, mean_of
+from stitch.files.store import Store
 from stitch.jobs.transfer import Sites, transfer
 from stitch.models.model import Model
 from stitch.progress import Progress
@@ -27,6 +28,7 @@ def transfer_vector(
     *,
     strength: float = 1.0,
     overwrite: bool = False,
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
     """Rewrites the steering vectors in `file` for B's site, and writes them to `out`/vectors.safetensors.
@@ -50,7 +52,7 @@ def transfer_vector(
         return {"kind": "vector", "chosen": TRANSFERRED, "strength": strength, **report}
 
     request = {"file": str(file), "strength": strength}
-    return transfer("vector", settings, out, read, make, request, overwrite=overwrite, progress=progress)
+    return transfer("vector", settings, out, read, make, request, overwrite=overwrite, store=store, progress=progress)
 
 
 def _scored(sites: Sites, vectors: Vectors, moved: dict[str, Vectors], strength: float) -> dict:
