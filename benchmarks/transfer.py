@@ -1,6 +1,9 @@
-"""What `stitch transfer` carries between the embedded models: an SAE, four probes and steering vectors, in both directions.
+"""What `stitch transfer` carries between the embedded models, or between two layers of SmolLM2: an SAE, four probes and steering
+vectors, in both directions.
 
     python benchmarks/transfer.py --work build/benchmarks
+    stitch join smollm2 smollm2 --layer 14 --layer-b 20 --brief --tokens 20000 --features 2304 --context 128 --out small
+    python benchmarks/transfer.py --direction smollm2.14-20 --saes small/sae-a small/sae-b --no-warm --texts 100 --context 128
 
 The SAEs of both sites are trained on a million tokens; the maps are fitted on a hundredth of that. So the row `reference:native`
 has B's tokens of the maps alone, and `reference:native, given` a hundred times as many. Probes are trained on labels that rules
@@ -40,7 +43,7 @@ from stitch.transfers.autoencoders import transferred
 from stitch.transfers.maps import PROCRUSTES, RANDOM, all_maps, pair_moments
 from stitch.transfers.probes import trained
 
-TEXTS = 400  # labelled, per set; half of them are scored on
+REAL = {"smollm2.14-20": ("smollm2", "smollm2", 14, 20), "smollm2.20-14": ("smollm2", "smollm2", 20, 14)}
 STEPS, EVERY = 800, 50  # of the warm start, and between its measurements
 
 
@@ -122,11 +125,18 @@ def _unexplained(weights, x: torch.Tensor) -> float:
 
 
 def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
-    a_name, b_name, layer = DIRECTIONS[direction]
+    a_name, b_name, layer, layer_b = REAL.get(direction) or (*DIRECTIONS[direction], None)
     work = given.work / f"transfer-{direction}"
     work.mkdir(parents=True, exist_ok=True)
-    saes = trained_saes(0, given.work)
-    common = {"layer": layer, "tokens": given.tokens, "held_out": given.held_out, "quiet": True, "device": "cpu"}
+    if given.saes:
+        sae_a, sae_b = given.saes
+    else:
+        saes = trained_saes(0, given.work)
+        sae_a, sae_b = saes[a_name], saes[b_name]
+    common = {
+        "layer": layer, "layer_b": layer_b, "tokens": given.tokens, "held_out": given.held_out, "context": given.context,
+        "quiet": True, "device": "cpu",
+    }  # fmt: skip
     settings = Settings(
         model_a=a_name,
         model_b=b_name,
@@ -137,24 +147,24 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
         brief=True,
     )
     warm = (
-        {"transfer": "warm start", **line}
-        for line in warm_start(settings, saes[a_name], work / "sae" / "sae", work / "warm")
+        {"transfer": "warm start", **line} for line in warm_start(settings, sae_a, work / "sae" / "sae", work / "warm")
     )
     if given.warm_only:
         yield from warm
         return
     report = stitch.transfer.sae(
-        a_name, b_name, saes[a_name], native=saes[b_name], out=work / "sae", overwrite=True, **common
+        a_name, b_name, sae_a, native=sae_b, out=work / "sae", overwrite=True, **common
     ).report  # fmt: skip
     yield {"transfer": "sae", **report}
-    yield from warm
+    if given.warm:
+        yield from warm
     model = load_model(resolve(a_name).folder, name=a_name, dtype=torch.float32)
     documents = select(read("docs"), "report")
     for name, label in SETS.items():
         folder = work / name.replace(" ", "-")
         folder.mkdir(exist_ok=True)
-        write_labels(documents, label, TEXTS, folder / "labels.jsonl")
-        x, classes = class_streams(model, layer, folder / "labels.jsonl", min(512, model.longest))
+        write_labels(documents, label, given.texts, folder / "labels.jsonl")
+        x, classes = class_streams(model, layer, folder / "labels.jsonl", given.context or min(512, model.longest))
         write_probe_and_vectors(x, classes, folder)
         options = {**common, "out": folder / "carried", "overwrite": True}
         found = stitch.transfer.probe(
@@ -167,8 +177,12 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--direction", action="append", choices=DIRECTIONS)
+    parser.add_argument("--direction", action="append", choices=[*DIRECTIONS, *REAL])
     parser.add_argument("--warm-only", action="store_true")
+    parser.add_argument("--no-warm", dest="warm", action="store_false")
+    parser.add_argument("--saes", type=Path, nargs=2, help="SAEs of A's and of B's site, in place of trained ones")
+    parser.add_argument("--texts", type=int, default=400, help="labelled texts per set; half of them are scored on")
+    parser.add_argument("--context", type=int)
     parser.add_argument("--tokens", type=int, default=10_000)
     parser.add_argument("--held-out", type=int, default=32_768)
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))

@@ -20,7 +20,10 @@ from jobs import gpt2_and_qwen3
 from sae.convert import from_dictionary, to_dictionary
 from sae.metrics import measure
 from sae.types import Dictionary
+from stitch.config import Settings
 from stitch.errors import UsageError
+from stitch.files.store import Store
+from stitch.jobs.transfer_vector import transfer_vector
 from stitch.text.labels import UNLABELLED, read_labelled
 from stitch.transfers.agreement import agreement, top_tokens
 from stitch.transfers.autoencoders import memory_to_refit, refitted, transferred, without_features
@@ -301,3 +304,16 @@ def test_a_file_of_another_width_is_refused_before_anything_costs(pair, tmp_path
     )
     assert done.exit_code == 2 and "[classes, 32]" in done.stderr
     assert not list(Path().glob("*-to-*-probe"))
+
+
+def test_activations_of_an_earlier_run_are_used_and_change_nothing(pair, tmp_path):
+    vectors = tmp_path / "vectors.safetensors"
+    save_file({"one": noise(32)}, vectors)
+    asked = Settings(
+        model_a=str(pair["gpt2"]), model_b=str(pair["qwen3"]), layer=2, text=str(pair["text"]), tokens=4096, context=32,
+        device="cpu", brief=True,
+    )  # fmt: skip
+    store = Store(tmp_path / "store")
+    reports = [transfer_vector(asked, vectors, tmp_path / name, store=store)[0] for name in ("first", "second")]
+    assert store.missed["activations"] == store.reused["activations"] > 0
+    assert reports[0]["results"] == reports[1]["results"]

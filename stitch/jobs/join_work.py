@@ -23,10 +23,10 @@ from stitch.translation.fit import LEAST_SQUARES_TOKENS
 from stitch.translation.routes import ROWS as ROUTE_ROWS
 
 ADAM = 12 * 4  # bytes read and written per weight in a step of Adam with clipped gradients
-CODES = 8  # times that an array of codes is read or written when an SAE encodes
+CODES = 12  # times that an array of codes is read or written when an SAE encodes
 SPARSE = 16  # bytes moved per product of sparse codes
 ASSIGNED = 64  # bytes moved per pair of features that may be matched
-GATHERED = 12  # bytes moved per number of a table row that is looked up
+GATHERED = 24  # bytes moved per number of a table row that is looked up
 SVD = 60  # FLOPs per cubed width
 SPARSE_LIFTS = ("codes", "untrained", "random-topk", "exemplars")
 # Seconds: importing SAELens, and what hardly depends on the text.
