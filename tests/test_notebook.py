@@ -24,7 +24,7 @@ def names_after(name: str) -> dict:
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_cells_were_run_in_order_on_no_particular_machine(name):
     found = cells(name)
-    assert [cell["execution_count"] for cell in found] == list(range(1, len(found) + 1)) and len(found) >= 10
+    assert [cell["execution_count"] for cell in found] == list(range(1, len(found) + 1)) and len(found) >= 9
     shown = json.dumps([cell["outputs"] for cell in found])
     assert "/tmp/" not in shown and "/home/" not in shown and "Traceback" not in shown
 
