@@ -23,7 +23,7 @@ from stitch.translation.fit import LEAST_SQUARES_TOKENS
 from stitch.translation.routes import ROWS as ROUTE_ROWS
 
 ADAM = 12 * 4  # bytes read and written per weight in a step of Adam with clipped gradients
-CODES = 12  # times that an array of codes is read or written when an SAE encodes
+CODES, CODES_MATCHED = 8, 12  # times that arrays of codes are read or written per token in training, and in matching
 SPARSE = 16  # bytes moved per product of sparse codes
 ASSIGNED = 64  # bytes moved per pair of features that may be matched
 GATHERED = 24  # bytes moved per number of a table row that is looked up
@@ -102,14 +102,14 @@ class JoinWork:
         return sum((self.machine.forward(side, tokens * self.missing[side] * early[side]) for side in "ab"), Work())
 
     def saes(self) -> Work:
-        """`sae.trainer.train_sites`, and `measure` on a held-out split."""
+        """`sae.trainer.train_sites`, whose steps multiply densely only to encode, and `measure` on a held-out split."""
         total = Work(seconds=SAE_LENS)
         batch = batch_size_for(self.fit)
         steps = steps_for(self.fit, self.settings.sae_passes, batch)
         for side, width in (("a", self.ends.width_a), ("b", self.ends.width_b)):
             features = self.features(width)
             weights = 2 * width * features
-            trained = self.machine.product(2.0 * weights * batch * (1 + counts.BACKWARD)) + self.machine.moved(
+            trained = self.machine.product(2.0 * weights * batch) + self.machine.moved(
                 ADAM * weights + CODES * 4 * batch * features
             )
             total += steps * self.missing[f"sae-{side}"] * trained
@@ -123,7 +123,7 @@ class JoinWork:
         """`stitch.features.matching.match` and `explain`: codes of both sites, their products, an assignment, contexts."""
         a, b = (self.features(width) for width in (self.ends.width_a, self.ends.width_b))
         encoded = self.machine.product(2.0 * self.fit * (self.ends.width_a * a + self.ends.width_b * b))
-        sparse = self.machine.moved(self.fit * (CODES * 4 * (a + b) + SPARSE * self.settings.k**2))
+        sparse = self.machine.moved(self.fit * (CODES_MATCHED * 4 * (a + b) + SPARSE * self.settings.k**2))
         return encoded + sparse + self.machine.moved(ASSIGNED * a * b) + Work(seconds=MATCHING)
 
     def translations(self) -> Work:
