@@ -94,7 +94,7 @@ def test_a_fresh_llama_has_the_behaviour_before_any_training_and_no_control_has(
 def test_the_graph_is_that_of_the_heads_in_the_host(llama: Path):
     graph = json.loads((llama / "graph.json").read_text(encoding="utf-8"))
     check_format(graph)
-    assert graph["metadata"]["scan"] == "llama" and graph["metadata"]["slug"] == "llama-induction"
+    assert graph["metadata"]["scan"] == "host" and graph["metadata"]["slug"] == "host-induction"
     heads = json.loads((llama / "graft.json").read_text())["grafts"][0]["plan"]["heads"]
     labels = {
         f"head {head['host'][0]}.{head['host'][1]} (donor's {head['donor'][0]}.{head['donor'][1]})" for head in heads

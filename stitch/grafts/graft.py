@@ -149,7 +149,7 @@ def graft(
             _write_and_score(prepared, seed, text, tokens, progress)
             _save(prepared.target, prepared.grafts[0].donor, output, prepared.report)
             behaviours = [request.behaviour for request in requests]
-            write_graphs(prepared.target, prepared.grafts, behaviours, output, out.name, progress)
+            write_graphs(prepared.target, prepared.grafts, behaviours, output, Path(host).stem, progress)
             return prepared.report
 
         return Job(make=make)

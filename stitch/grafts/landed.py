@@ -35,7 +35,7 @@ def write_graphs(
 ) -> None:
     """Writes the graph of every graft in the host: graph.json, and graph-2.json and so on for further ones.
 
-    `name` is what the host is called. The prompt is one of those that the circuit was chosen on, so that the graph can be
+    `name` is what the host is called, so that graphs of equal runs are equal. The prompt is one of those that the circuit was chosen on, so that the graph can be
     compared with the donor's.
     """
     for number, (planned, behaviour) in enumerate(zip(grafts, behaviours, strict=True), 1):
