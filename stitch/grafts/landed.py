@@ -35,8 +35,8 @@ def write_graphs(
 ) -> None:
     """Writes the graph of every graft in the host: graph.json, and graph-2.json and so on for further ones.
 
-    `name` is what the host is called, so that graphs of equal runs are equal. The prompt is one of those that the circuit was chosen on, so that the graph can be
-    compared with the donor's.
+    `name` is what the host is called, not the folder, so that equal runs write equal graphs. The prompt is one of those that
+    the circuit was chosen on, so that the graph can be compared with the donor's.
     """
     for number, (planned, behaviour) in enumerate(zip(grafts, behaviours, strict=True), 1):
         labels = landed(host, planned.plan)
