@@ -8,7 +8,7 @@ from stitch.conversions.plan import Counted
 from stitch.estimates.work import Work
 
 ARMS, TRAINED = 8, 6  # edits, and those among them that take STEPS steps
-TRIES = 5  # scales of an edit that are tried on either text
+TRIES = 3  # scales of an edit that are tried on either text
 EIGEN = 10  # FLOPs per cubed size of an eigendecomposition
 
 

@@ -11,7 +11,7 @@ from stitch.models.flops import block_flops
 from stitch.translation.fit import LEAST_SQUARES_TOKENS
 from stitch.translation.look_ups import positions
 
-BACKFIT = 60  # times that each row of a table is read in backfitting
+BACKFIT = 54  # times that each row of a table is read and written in backfitting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def tables_fitted(
     solved = counts.moments(machine, sample, columns, width, double=False) + counts.ridge(machine, columns, width)
     sums = counts.added_to_tables(machine, text.fit, order + skips, width)
     rows = text.rows + (1 + skips) * text.ids
-    return passes + solved + sums + counts.added_to_tables(machine, BACKFIT * rows / 5, 1, width)
+    return passes + solved + sums + counts.added_to_tables(machine, BACKFIT * rows, 1, width)
 
 
 def stages(counted: Counted, *, sites: Sequence[int], order: int, rows: int, skips: int) -> dict[str, Work]:
@@ -57,5 +57,5 @@ def stages(counted: Counted, *, sites: Sequence[int], order: int, rows: int, ski
     fits = order + 2  # of smaller memories, for the report
     last = TableText(fit=0, held_out=0, ids=text.ids, rows=rows)
     smaller = fits / 2 * tables_fitted(counted.machine, "donor", 0.0, model.width, columns, order, skips, last)
-    evaluated = counted.scored(2 * tokens["report"]) + counted.scored((fits + 5) * tokens["report"], share)
+    evaluated = counted.scored(3 * tokens["report"]) + counted.scored((fits + 6) * tokens["report"], share)
     return {"tables": total, "smaller tables": smaller, "evaluation": evaluated}
