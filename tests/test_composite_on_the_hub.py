@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -47,6 +48,7 @@ json.dump({
 """
 
 
+@pytest.mark.slow
 def test_a_pushed_composite_is_the_same_model_in_another_environment(tmp_path: Path):
     a, b = tiny.save(tmp_path / "gpt2", "gpt2"), tiny.save(tmp_path / "qwen3", "qwen3", hidden_size=48)
     wanted = settings(a, b, write_text(tmp_path), tokens=8192, sae_passes=0.3, brief=True, reference_steps=None)

@@ -348,6 +348,7 @@ def test_fewer_key_heads_beat_random_ones_in_every_part(made):
     assert all(getattr(config, "num_key_value_heads", 1) == 1 for config in kept)
 
 
+@pytest.mark.slow
 def test_checkpoints_decode_and_reload_where_this_package_is_missing(made, tmp_path):
     folder, reports = made
     ids, expected = tiny.ids(), {}

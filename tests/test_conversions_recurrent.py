@@ -541,6 +541,7 @@ def test_a_recurrent_model_cannot_be_a_donor_of_a_composite(written):
         load(written[0])
 
 
+@pytest.mark.slow
 def test_the_checkpoint_loads_with_its_own_code_only(written):
     out, _ = written
     register_composites()

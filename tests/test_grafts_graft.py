@@ -158,6 +158,7 @@ def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: 
     assert (plan["channels"] >= 208) == wide and (plan["stream_kept"] == 1 or not wide)
 
 
+@pytest.mark.slow
 def test_from_rope_to_learned_positions(llama: Path, tmp_path: Path):
     report = graft([GraftRequest(str(llama), "induction")], str(config(tmp_path, GPT2)), tmp_path / "gpt2", count=16)
     scores = right(report)
@@ -214,6 +215,7 @@ def test_a_whole_model_fits_into_a_wider_and_deeper_one(family: str, tmp_path: P
     assert (found - wanted).abs().max() < 1e-4 and wanted.std() > 0.5
 
 
+@pytest.mark.slow
 def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
     """Their channels do not overlap and both behaviours remain; there are no channels left for two more."""
     other = planted.induction(tmp_path / "other", gain=3.0, n_inner=24)

@@ -38,7 +38,15 @@ COMMANDS = {
     "transfer probe": "{gpt2} {qwen3} {probe} " + SITES,
     "transfer vector": "{gpt2} {qwen3} {vectors} --strength 2 " + SITES,
 }
-SLOW = ("convert heads", "convert ngram", "convert recurrent", "graft", "compile machine", "transfer sae")
+SLOW = (
+    "convert heads",
+    "convert ngram",
+    "convert recurrent",
+    "convert consolidate",
+    "graft",
+    "compile machine",
+    "transfer sae",
+)
 SECONDS = {"report.json"}  # files that tell how long the run took
 
 

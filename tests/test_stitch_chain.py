@@ -333,6 +333,7 @@ def test_the_command_writes_the_same_folder_prints_json_alone_and_pushes(run, do
     assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_chain_uses_what_earlier_runs_have_kept_and_has_the_same_bytes(run, donors, tmp_path):
     _, folder = run
     first, second = Store(tmp_path / "store"), Store(tmp_path / "store")

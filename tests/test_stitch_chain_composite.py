@@ -272,6 +272,7 @@ def written(folders: list[Path], root: Path, make=everything, dtype=torch.float3
     return net, out
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_chain_is_the_same_in_an_environment_without_this_package(tmp_path):
     """Three and four parts, in one clean process: logits, cache, save and reload, batch, pipeline, bf16."""

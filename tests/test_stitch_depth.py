@@ -106,6 +106,7 @@ def test_a_map_marks_the_best_and_leaves_out_ranges_that_do_not_exist(swept):
     assert len(best_table(report)[1]) == 2 * 4  # rows × kinds and lengths
 
 
+@pytest.mark.slow
 def test_the_same_request_gives_the_same_bytes(swept, donors, tmp_path):
     again, folder = sweep_depth(str(donors["llama"]), tmp_path / "again", text=str(donors["text"]), **ASKED)
     assert again == swept[0]

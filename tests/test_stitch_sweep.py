@@ -217,6 +217,7 @@ def test_sums_in_several_passes_give_the_same_scores(swept, donors, tmp_path, mo
     assert {**again, "provenance": None} == {**swept[0], "provenance": None}
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_keeps_its_activations_and_ends_with_the_same_bytes(swept, donors, tmp_path, monkeypatch):
     def interrupted(*arguments, **more):
         raise KeyboardInterrupt

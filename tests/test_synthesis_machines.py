@@ -203,6 +203,7 @@ def test_a_program_that_turns_its_own_jump_into_a_halt(subleq):
     assert put_out(subleq, Program("", tuple(endless)), steps=9).startswith("goes on; put out: '***'")
 
 
+@pytest.mark.slow
 def test_a_loop_counts_down_beyond_the_context(subleq):
     program = read_subleq(EXAMPLES / "subleq_count_down.json")
     assert put_out(subleq, program) == "halts; put out: '9876543210'"

@@ -122,6 +122,7 @@ def test_features_that_share_no_text_do_not_agree():
     assert [set(row) for row in ours.tokens.tolist()] == [set(row) for row in best.tolist()]
 
 
+@pytest.mark.slow
 def test_without_memory_to_refit_the_mapped_sae_is_written(pair):
     common: Any = dict(text=pair["text"], tokens=4096, context=32, device="cpu", quiet=True)
     found = stitch.transfer.sae(pair["gpt2"], pair["qwen3"], pair["folder"] / "wide", 2, memory="64M", **common)
