@@ -1,4 +1,15 @@
-"""Errors of one line: what is needed, what was got, and what to do."""
+"""Errors of one line: what is needed, what was got, and what to do; and the one where an optional package is missing."""
+
+import importlib.util
+
+# By extra, the module that is imported and the package that has it.
+EXTRAS = {
+    "automata": {"automata": "automata-lib"},
+    "cluster": {"ray": "ray"},
+    "gguf": {"gguf": "gguf", "accelerate": "accelerate"},
+    "ot": {"ot": "POT"},
+    "plot": {"matplotlib": "matplotlib"},
+}
 
 
 class StitchError(Exception):
@@ -11,3 +22,19 @@ class UsageError(StitchError):
     """The request cannot be met as given: a wrong layer, an unknown family, two different tokenizers."""
 
     exit_code = 2
+
+
+def require_extra(extra: str, what: str) -> None:
+    """Raises: UsageError where a package of `extra` is not installed. `what` needs it, and begins the message."""
+    missing = [package for module, package in EXTRAS[extra].items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise missing_extra(extra, what, missing)
+
+
+def missing_extra(extra: str, what: str, packages: list[str]) -> UsageError:
+    """The error where `packages` of `extra` are not installed."""
+    are = "is" if len(packages) == 1 else "are"
+    return UsageError(
+        f"{what} needs the extra {extra}, of which {' and '.join(packages)} {are} not installed: "
+        f"pip install 'stitch-lm[{extra}]'."
+    )

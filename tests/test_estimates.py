@@ -9,12 +9,13 @@ from typer.testing import CliRunner
 import cli
 import stitch
 from jobs import gpt2_and_qwen3, settings
-from stitch.api.estimate import _duration, _size
+from stitch.api.estimate import _duration
 from stitch.config import CompleteSettings
 from stitch.errors import UsageError
 from stitch.estimates import counts, machine
 from stitch.estimates.machine import Machine
 from stitch.estimates.work import Work
+from stitch.files.sizes import size_in_words
 from stitch.files.store import Store
 from stitch.jobs.join import stitch as join
 from stitch.jobs.join_plan import plan_join
@@ -161,4 +162,4 @@ def test_the_machine_is_measured(pair):
 
 def test_times_and_sizes_in_words():
     assert [_duration(seconds) for seconds in (0.44, 8.2, 150, 12_000)] == ["0.4 s", "8 s", "2 min 30 s", "3 h 20 min"]
-    assert [_size(count) for count in (12, 2**20, 1.5 * 2**30)] == ["12 B", "1 MiB", "1.5 GiB"]
+    assert [size_in_words(count) for count in (12, 2**20, 1.5 * 2**30)] == ["12 B", "1.0 MiB", "1.5 GiB"]

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from stitch.errors import UsageError
-from stitch.extras import EXTRAS, missing_extra, require_extra
+from stitch.errors import EXTRAS, UsageError, missing_extra, require_extra
 from stitch.models.gguf import dequantised
 from stitch.synthesis.automata.read import read_automaton
 

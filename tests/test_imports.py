@@ -25,7 +25,7 @@ FILES = sorted([ROOT / "cli.py", *(file for package in PACKAGES for file in (ROO
 # From the lowest rank to the highest. Rooms of one rank do not import each other.
 RANKS = (
     "stitch/errors stitch/progress sae matching stitch/modeling",
-    "stitch/extras stitch/files stitch/regression",
+    "stitch/files stitch/regression",
     "stitch/text stitch/models",
     "stitch/internals stitch/activations",
     "stitch/features",

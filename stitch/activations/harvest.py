@@ -27,9 +27,10 @@ TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
 
 WINDOWS_PER_SHARD = 256  # at most
 KIND = "activations"  # in the store
-Late = Callable[
-    [Model, int], Model | None
-]  # a model's blocks from a site on, fed with the stream there, where that is possible
+
+# A model's blocks from a site on, as a model that is fed with the stream there; None where that is impossible.
+Late = Callable[[Model, int], Model | None]
+
 SHARE_OF_MEMORY = 32  # a shard of all sites takes at most this part of the memory budget: several are read at once
 
 

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 from stitch.api.page import Page
 from stitch.api.result import Result
 from stitch.errors import UsageError
+from stitch.files.sizes import size_in_words
 
 if TYPE_CHECKING:
     import pandas
 
     from stitch.estimates.plan import Plan
-
-SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class Estimate(Result):
@@ -61,8 +60,8 @@ def _estimate(plan: "Plan") -> Estimate:
     lead = f"About {_duration(whole.seconds)} on this machine."
     notes = [
         "Text: " + ", ".join(f"{count:,} tokens to {split}" for split, count in plan.tokens.items()) + ".",
-        f"Disk: {_size(plan.scratch)} while it runs, {_size(plan.output)} in the end. "
-        f"Memory: at most about {_size(report['bytes']['memory'])}.",
+        f"Disk: {size_in_words(plan.scratch)} while it runs, {size_in_words(plan.output)} in the end. "
+        f"Memory: at most about {size_in_words(report['bytes']['memory'])}.",
     ]
     notes += [f"In the cache: {there} of {of} {kind}." for kind, (of, there) in plan.cached.items() if of]
     table = (
@@ -79,10 +78,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
     minutes, left = divmod(round(seconds), 60)
     return f"{minutes} min {left:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def _size(count: float) -> str:
-    power = 0
-    while count >= 1000 and power + 1 < len(SIZES):
-        count, power = count / 1024, power + 1
-    return f"{count:.3g} {SIZES[power]}"

@@ -11,25 +11,18 @@ from stitch.evaluation.documents import phrase, warning
 from stitch.evaluation.intervals import ratio_interval
 from stitch.evaluation.scores import Scores
 from stitch.files.markdown import loading_example
+from stitch.files.sizes import size_in_words
 from stitch.report.readme import ModelCard
 
 COLUMNS = ["", "CE", "95 % interval", "perplexity", "KL to donor", "top-1"]
 
 
-def _size(count: float | int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "B" or count >= 100 else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"
-
-
 # Figures that only some conversions have, by key in the row: column header and format.
 FIGURES = {
-    "cache_bytes": ("cache/token", _size),
+    "cache_bytes": ("cache/token", size_in_words),
     "r2": ("R²", lambda value: f"{value:.3f}"),
-    "table_bytes": ("tables", _size),
-    "state_bytes": ("state", _size),
+    "table_bytes": ("tables", size_in_words),
+    "state_bytes": ("state", size_in_words),
     "cache_share": ("of cache", lambda value: f"{value:.0%}"),
     "multiple": ("D / d", lambda value: f"{value:.3g}"),
     "recall": ("recall", lambda value: f"{value:.1%}"),

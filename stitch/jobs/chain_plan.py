@@ -15,7 +15,7 @@ from stitch.jobs.stages import read_windows, text_size
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.translation.available import earlier_sites
-from stitch.translation.look_ups import positions
+from stitch.translation.look_ups import position_columns
 
 
 def plan_chain(
@@ -37,7 +37,7 @@ def plan_chain(
         early, late, start = models[number], models[number + 1], parts[number].start
         machines.append(machine := calibrate({"a": early, "b": late}, settings.context))
         costs = Costs(early, late, settings.context)
-        own = Ends.of(costs, *settings.sites, _columns(early, late))
+        own = Ends.of(costs, *settings.sites, position_columns(*dict.fromkeys((early, late))))
         used = own.early_a - costs.early(start).flops
         rest = own.whole_a - own.early_a
         ends = Ends(
@@ -70,8 +70,3 @@ def plan_chain(
         output=int(halves * (1 + first.seam_bytes / 100)) + kept + REPORT, memory=models_held + halves + first.memory,
         machine=machines[0],
     )  # fmt: skip
-
-
-def _columns(a: Model, b: Model) -> int:
-    learned = positions(*dict.fromkeys((a, b)))
-    return 0 if learned is None else learned.shape[1]

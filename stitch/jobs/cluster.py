@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from stitch.errors import StitchError, UsageError
-from stitch.extras import require_extra
+from stitch.errors import StitchError, UsageError, require_extra
 from stitch.progress import Progress
 
 RETRIES = 3  # of a task whose worker dies

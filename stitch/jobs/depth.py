@@ -9,11 +9,10 @@ from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import why_not_foldable
 from stitch.config import CompleteSettings, Settings
-from stitch.errors import UsageError
+from stitch.errors import UsageError, require_extra
 from stitch.estimates.plan import Plan
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, mean_of, whole_model
-from stitch.extras import require_extra
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
 from stitch.files.workspace import short_name

@@ -19,7 +19,7 @@ from stitch.models.sources import Source
 from stitch.progress import Progress
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
-from stitch.translation.look_ups import positions
+from stitch.translation.look_ups import position_columns
 
 REPORT = 4 * 2**20  # bytes of reports, contexts of features, page and tokenizer
 
@@ -44,9 +44,8 @@ def plan_join(
     missing, cached = _missing(settings, a, b, sources, windows, store)
     machine = calibrate({"a": a, "b": b}, settings.context)
     costs, size = Costs(a, b, settings.context), text_size(settings, a, b)
-    learned = positions(*dict.fromkeys((a, b)))
     work = JoinWork(
-        ends=Ends.of(costs, *settings.sites, 0 if learned is None else learned.shape[1]), settings=settings, fit=size.fit,
+        ends=Ends.of(costs, *settings.sites, position_columns(*dict.fromkeys((a, b)))), settings=settings, fit=size.fit,
         held_out=size.held_out, ids=len(windows["fit"].ids.unique()), machine=machine, missing=missing,
     )  # fmt: skip
     halves = costs.early(settings.layer) + costs.late(settings.layer_b)

@@ -15,8 +15,7 @@ from stitch.composite.costs import Costs
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, why_not_foldable
 from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings, CompleteSettings, same_relative_depth
-from stitch.errors import UsageError
-from stitch.extras import require_extra
+from stitch.errors import UsageError, require_extra
 from stitch.features.codes import code_stream
 from stitch.features.matching import Matching, match
 from stitch.features.saes import SAERequest, SAEs, train

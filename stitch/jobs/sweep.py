@@ -9,10 +9,9 @@ import torch
 from stitch.composite.compose import check_target
 from stitch.composite.costs import Cost
 from stitch.config import CompleteSettings, Settings
-from stitch.errors import UsageError
+from stitch.errors import UsageError, require_extra
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, whole_model
-from stitch.extras import require_extra
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
 from stitch.files.workspace import short_name

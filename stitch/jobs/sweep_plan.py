@@ -17,7 +17,7 @@ from stitch.layers.cells import Cell, Side
 from stitch.layers.work import Depths
 from stitch.models.model import Model
 from stitch.progress import Progress
-from stitch.translation.look_ups import positions
+from stitch.translation.look_ups import position_columns
 
 WRITING = 4.0  # seconds: figure and page
 REPORT = 6 * 2**20  # bytes
@@ -49,11 +49,15 @@ def plan_sweep(
     def tables(side: Side) -> Work:
         """`at_every_depth`, each scored on both held-out splits."""
         model, depth = models[side], depths[side]
-        learned = positions(model)
-        columns = 0 if learned is None else learned.shape[1]
         made, on = Work(), tokens["sweep"] + tokens["report"]
         for site in range(1, model.depth):
-            donor = Donor(name=side, early=depth.before[site], whole=depth.whole, width=model.width, positions=columns)
+            donor = Donor(
+                name=side,
+                early=depth.before[site],
+                whole=depth.whole,
+                width=model.width,
+                positions=position_columns(model),
+            )
             made += own_tables(machine, donor, text) + counts.scored(machine, side, on, depth.after(site))
         return made
 

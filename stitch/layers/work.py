@@ -29,10 +29,6 @@ class Depths:
             before.append(before[-1] + block_flops(model.config, block, context))
         return cls(name, model.width, tuple(before), whole)
 
-    @property
-    def sites(self) -> range:
-        return range(len(self.before))
-
     def after(self, site: int) -> float:
         """FLOPs per token from a site on, head included."""
         return self.whole - self.before[site]

@@ -8,8 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from stitch.errors import StitchError, UsageError
-from stitch.extras import require_extra
+from stitch.errors import StitchError, UsageError, require_extra
 from stitch.files.cache import cache_folder
 from stitch.files.durable import flush_tree
 from stitch.files.front_matter import CARD, front_matter

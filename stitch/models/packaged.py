@@ -8,8 +8,7 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
-from stitch.errors import StitchError
-from stitch.extras import missing_extra
+from stitch.errors import StitchError, missing_extra
 from stitch.files.cache import cache_folder
 from stitch.files.durable import flush, replacing
 from stitch.progress import Progress

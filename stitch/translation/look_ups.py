@@ -107,3 +107,9 @@ def positions(*models: Model) -> Float[Tensor, "positions columns"] | None:
         return None
     shared = min(len(table) for table in tables)
     return torch.cat([table[:shared] for table in tables], 1)
+
+
+def position_columns(*models: Model) -> int:
+    """The number of columns of `positions`; 0 where no model has learned ones."""
+    found = positions(*models)
+    return 0 if found is None else found.shape[1]

@@ -9,7 +9,7 @@ from stitch.estimates.machine import Machine
 from stitch.estimates.work import Work
 from stitch.models.flops import block_flops
 from stitch.translation.fit import LEAST_SQUARES_TOKENS
-from stitch.translation.look_ups import positions
+from stitch.translation.look_ups import position_columns
 
 BACKFIT = 54  # times that each row of a table is read and written in backfitting
 
@@ -43,8 +43,7 @@ def tables_fitted(
 def stages(counted: Counted, *, sites: Sequence[int], order: int, rows: int, skips: int) -> dict[str, Work]:
     """The work of `stitch convert ngram` by stage. `sites` are the depths that are tried, the last of which is taken."""
     model, tokens = counted.donor.model, counted.tokens
-    learned = positions(model)
-    columns = 0 if learned is None else learned.shape[1]
+    columns = position_columns(model)
     text = TableText(
         fit=tokens["fit"], held_out=tokens["sweep"], ids=len(counted.donor.windows["fit"].ids.unique()), rows=rows
     )

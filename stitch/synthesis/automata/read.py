@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stitch.errors import UsageError
-from stitch.extras import require_extra
+from stitch.errors import UsageError, require_extra
 from stitch.synthesis.automata.automaton import Automaton
 from stitch.synthesis.automata.checks import REMEDY, Steps, check_complete, check_minimal
 from stitch.synthesis.json_file import read_json
