@@ -15,6 +15,8 @@ from stitch.files.store import Store
 from stitch.jobs.transfer import Sites, transfer
 from stitch.models.model import Model
 from stitch.progress import Progress
+from stitch.text.windows import Windows
+from stitch.transfers.effects import Effects, correlation, size, with_interval
 from stitch.transfers.maps import TRANSFERRED
 from stitch.transfers.vectors import Vectors, carried, read_vectors, write
 
@@ -36,8 +38,8 @@ def transfer_vector(
     For each vector, `strength` times it is added to the stream at every token. Its effect is the mean change of every token's
     log probability over held-out text. Rows have, averaged over vectors: `effect`, the correlation over the vocabulary of the
     effect in B with that in A; `size`, the ratio of their standard deviations; the cross-entropy of the steered model, and
-    `side`, by how much it is above that of the model as it is. Rows: A steered with the vectors; B with them carried; through a
-    Procrustes map, a random one, and as they are.
+    `side`, by how much it is above that of the model as it is. All have intervals over documents. Rows: A steered with the
+    vectors; B with them carried; through a Procrustes map, a random one, and as they are.
     Raises: UsageError when the file or the request do not fit.
     """
 
@@ -68,28 +70,29 @@ def _scored(sites: Sites, vectors: Vectors, moved: dict[str, Vectors], strength:
         },
     }
     logits = {**plain, **{f"{row}/{name}": one for row, found in steered.items() for name, one in found.items()}}
-    effects = {name: torch.zeros(stage.vocabulary, dtype=torch.float64) for name in logits}
-    rows = {name: _recorded(row, effects[name]) for name, row in logits.items()}
-    scores = evaluate(rows, stage.windows, vocabulary=stage.vocabulary, memory=stage.memory, progress=sites.progress)
-    predictions = stage.windows.tokens - len(stage.windows.ids)
-    effects = {name: total / predictions for name, total in effects.items()}
+    windows = stage.windows
+    effects = Effects(torch.bincount(windows.document[:, 1:].flatten().long()).double(), stage.vocabulary)
+    rows = {name: _recorded(name, row, effects, windows) for name, row in logits.items()}
+    scores = evaluate(rows, windows, vocabulary=stage.vocabulary, memory=stage.memory, progress=sites.progress)
     results = [
         {key: value for key, value in scores[name].row(name).items() if key not in ("kl_to_b", "top1")}
         for name in plain
     ]
     for row in steered:
         before = "a" if row == "a steered" else "b"
-        here = [effects[f"{row}/{name}"] - effects[before] for name in names]
-        there = [effects[f"a steered/{name}"] - effects["a"] for name in names]
+        here = [effects.change(f"{row}/{name}", before) for name in names]
+        there = [effects.change(f"a steered/{name}", "a") for name in names]
         total = mean_of([scores[f"{row}/{name}"] for name in names])
-        low, high = total.interval(minus=scores[before])
         results.append({
-            "name": row, "ce": total.ce, **dict(zip(("ce_low", "ce_high"), total.interval(), strict=True)),
-            "side": total.ce - scores[before].ce, "side_low": low, "side_high": high,
-            "effect": sum(map(_correlation, here, there)) / len(names),
-            "size": sum(float(h.std() / t.std().clamp_min(1e-12)) for h, t in zip(here, there, strict=True)) / len(names),
+            "name": row, **_ends("ce", (total.ce, *total.interval())),
+            **_ends("side", (total.ce - scores[before].ce, *total.interval(minus=scores[before]))),
+            **_ends("effect", with_interval(correlation, here, there)), **_ends("size", with_interval(size, here, there)),
         })  # fmt: skip
     return {"vectors": len(names), "documents": counted(scores["b"]), "results": results}
+
+
+def _ends(key: str, found: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip((key, f"{key}_low", f"{key}_high"), found, strict=True))
 
 
 def _each(vectors: Vectors) -> Iterator[tuple[str, Float[Tensor, " d"]]]:
@@ -112,16 +115,12 @@ def _steered(late, stream: Float[Tensor, "windows context d"], vector: Float[Ten
     return logits
 
 
-def _recorded(row: Logits, total: Float[Tensor, " vocabulary"]) -> Logits:
-    """The same logits. The log probabilities of every token, summed over all predictions, are added to `total`."""
+def _recorded(name: str, row: Logits, effects: Effects, windows: Windows) -> Logits:
+    """The same logits. The log probabilities of every token after all tokens but BOS are added to the sums of `name`."""
 
     def logits(batch: Batch) -> Tensor:
         found = row(batch)
-        total.add_(found[:, 1:, : len(total)].float().log_softmax(-1).sum((0, 1)).double().cpu())
+        effects.add(name, found[:, 1:].flatten(0, 1), windows.document[batch.rows][:, 1:].flatten().long())
         return found
 
     return logits
-
-
-def _correlation(one: Float[Tensor, " n"], other: Float[Tensor, " n"]) -> float:
-    return float(torch.corrcoef(torch.stack([one, other]))[0, 1].nan_to_num())

@@ -28,7 +28,8 @@ COLUMNS = {
     ],
     "probe": [("accuracy", "accuracy", _number(".1%")), ("95 % interval", "accuracy", _interval(".1%"))],
     "vector": [
-        ("effect", "effect", _number(".3f")), ("size", "size", _number(".2f")), ("CE", "ce", _number(".3f")),
+        ("effect", "effect", _number(".3f")), ("95 % interval", "effect", _interval(".3f")), ("size", "size", _number(".2f")),
+        ("95 % interval", "size", _interval(".2f")), ("CE", "ce", _number(".3f")),
         ("above unsteered", "side", _number("+.3f")), ("95 % interval", "side", _interval("+.3f")),
     ],
 }  # fmt: skip
