@@ -28,12 +28,16 @@ _HOMES = {
     "certify": "stitch.api.compiled",
     "run": "stitch.api.compiled",
     "push": "stitch.api.sharing",
+    "Anatomy": "stitch.models.anatomy",
+    "register_anatomy": "stitch.models.anatomy",
+    "read_anatomies": "stitch.models.anatomy_file",
     "StitchError": "stitch.errors",
     "UsageError": "stitch.errors",
 }
 _MODULES = ("convert", "compile", "transfer")  # the others are names in their homes
 
 __all__ = [
+    "Anatomy",
     "Part",
     "StitchError",
     "UsageError",
@@ -48,6 +52,8 @@ __all__ = [
     "inspect",
     "join",
     "push",
+    "read_anatomies",
+    "register_anatomy",
     "run",
     "sweep",
     "transfer",
@@ -64,6 +70,8 @@ if TYPE_CHECKING:
     from stitch.api.sweeps import sweep
     from stitch.composite.parts import Part
     from stitch.errors import StitchError, UsageError
+    from stitch.models.anatomy import Anatomy, register_anatomy
+    from stitch.models.anatomy_file import read_anatomies
 
 
 def __getattr__(name: str) -> Any:

@@ -224,7 +224,8 @@ def test_sae_lens_is_imported_only_inside_functions():
 @pytest.mark.parametrize(
     ("file", "beside"),
     [
-        ("stitch/modeling/modeling_composite.py", ()),
+        ("stitch/modeling/modeling_halves.py", ()),
+        ("stitch/modeling/modeling_composite.py", ("stitch.modeling.modeling_halves.",)),
         ("stitch/modeling/modeling_features.py", ()),
         (
             "stitch/modeling/modeling_recurrent.py",

@@ -199,7 +199,7 @@ def test_harvested_activations_of_a_composite_are_those_it_computes(tmp_path):
     module = translation_module(translation, early, c, site)
     translated = module(streams, ids, torch.arange(16).expand_as(ids))
     composite = compose(early, c, site, 2, translation)
-    assert torch.equal(late_logits(composite.b, translated), composite(ids, use_cache=False).logits)
+    assert torch.equal(late_logits(composite.late, translated), composite(ids, use_cache=False).logits)
     assert torch.equal(late_logits(late_half(early, site), streams[site]), early.net(ids, use_cache=False).logits)
     paired = pair(harvested, harvest(c, windows, [2], tmp_path / "c"), site, 2)
     stage = Stage(early, c, site, 2, paired, 2**28)

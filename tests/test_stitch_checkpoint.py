@@ -362,3 +362,18 @@ def test_tensors_are_copied_completely_if_the_kernel_copies_only_a_part(kernel, 
         file.write(b"end")
     whole = path.read_bytes()
     assert (tmp_path / "copy").read_bytes() == b"header" + b"".join(whole[start:stop] for start, stop in parts) + b"end"
+
+
+@torch.no_grad()
+def test_a_chain_written_by_an_earlier_version_loads_and_can_be_cut_again(donors, tmp_path):
+    """Its halves are described by cut configs, whose blocks are counted from 0: GPT-2's first two, one of Gemma 3, one Llama."""
+    folder, ids = Path(__file__).parent / "data" / "composite-0.1", tiny.ids(2, 9)
+    old, expected = load(folder), load_file(folder / "expected.safetensors")
+    assert torch.equal(old.net(ids).logits, expected["logits"])
+    assert torch.equal(old.net.generate(ids, max_new_tokens=6, do_sample=False), expected["greedy"])
+    assert [part.depth for part in old.parts] == [2, 1, 1]
+    last = load(donors["gpt2"])
+    translation = affine(old.width, last.width, old.depth)
+    joined = compose(old, last, old.depth, 4, translation)
+    write_checkpoint(tmp_path / "longer", joined.config, folder, donors["gpt2"], translation)
+    assert torch.equal(load(tmp_path / "longer").net(ids).logits, joined(ids).logits)

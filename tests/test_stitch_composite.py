@@ -195,7 +195,7 @@ def test_every_kind_of_term_equals_its_formula():
     module = translation_module(translation, a, b, 3)
     alone = module({site: stream.float() for site, stream in x.items()}, ids, torch.arange(9).unsqueeze(0))
     assert torch.equal(alone, entering_late_half(composite, ids))
-    assert torch.equal(late_logits(composite.b, alone), composite(ids, use_cache=False).logits)
+    assert torch.equal(late_logits(composite.late, alone), composite(ids, use_cache=False).logits)
 
 
 def entering_late_half(composite, *args, **kwargs) -> Tensor:
@@ -250,7 +250,7 @@ def test_donors_share_memory_with_the_composite_and_stay_as_they_were():
     before = a.net(ids).logits, b.net(ids).logits
     composite = compose(a, b, 3, 2, affine(a, b, 3))
     assert composite.a.layers[1].mlp.up_proj.weight.data_ptr() == a.blocks[1].mlp.up_proj.weight.data_ptr()
-    assert composite.b.transformer.h[0].mlp.c_fc.weight.data_ptr() == b.blocks[2].mlp.c_fc.weight.data_ptr()
+    assert composite.b.transformer.h[2].mlp.c_fc.weight.data_ptr() == b.blocks[2].mlp.c_fc.weight.data_ptr()
     composite.generate(ids, max_new_tokens=3, do_sample=False)
     composite.to(torch.bfloat16)
     assert a.dtype == b.dtype == torch.float32

@@ -53,10 +53,8 @@ def test_learned_positions_are_named_where_a_family_has_them(family):
 @pytest.mark.parametrize(
     ("family", "architecture", "message"),
     [
-        ("opt", "OPTForCausalLM", r"one of gemma2, .*, qwen3; got opt .*: to add it, write one entry in ANATOMIES"),
         ("bert", "BertForMaskedLM", r"must be a decoder .*; got bert \(BertForMaskedLM\)"),
         ("t5", "T5ForConditionalGeneration", "must be a decoder"),
-        ("gemma3", "Gemma3ForConditionalGeneration", r"text only \(gemma3_text\)"),
     ],
 )
 def test_unsupported_families_are_refused_with_a_remedy(family, architecture, message, tmp_path):

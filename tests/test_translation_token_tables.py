@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
+from chains import as_model
 from stitch.composite.checkpoint import write_checkpoint
-from stitch.composite.compose import compose, early_seam
+from stitch.composite.compose import compose, early_half
 from stitch.models.flops import block_flops
 from stitch.models.loading import load
 from stitch.models.model import Model
@@ -137,9 +138,10 @@ def test_the_checkpoint_computes_what_was_composed(dtype, tmp_path):
     added = file - (tmp_path / "bare" / "model.safetensors").stat().st_size
     assert added == pytest.approx(given.bytes(dtype) - bare.bytes(dtype), abs=1024)  # a header
     # A chain keeps the head, as the translation reads it, and counts the expected products.
-    assert early_seam(composite.config) == ["b.model.norm"] and "b.lm_head" in early_seam(
-        compose(a, b, SITE_A, SITE_B, bare).config
-    )
+    for one, keeps in ((given, True), (bare, False)):
+        joined = as_model(compose(a, b, SITE_A, SITE_B, one))
+        early = early_half(joined, joined.depth)
+        assert ("b.lm_head.weight" in early.state_dict()) == keeps and "b.model.norm.weight" not in early.state_dict()
     counted = [block_flops(compose(a, b, SITE_A, SITE_B, one).config, SITE_A, 40) for one in (given, bare)]
     assert counted[0] - counted[1] == 2 * (given.multiply_adds - bare.multiply_adds) > 0
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.activations.observe import observe, residuals
+from stitch.activations.observe import finite, residuals
 from stitch.activations.one_behind import one_behind
 from stitch.files.durable import replacing
 from stitch.files.shards import write_header
@@ -28,8 +28,8 @@ TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
 WINDOWS_PER_SHARD = 256  # at most
 KIND = "activations"  # in the store
 
-# A model's blocks from a site on, as a model that is fed with the stream there; None where that is impossible.
-Late = Callable[[Model, int], Model | None]
+# For a model and a site, a function that gives the streams at later sites from that there; None where that is impossible.
+Late = Callable[[Model, int], Callable[[Tensor, Sequence[int]], dict[int, Tensor]] | None]
 
 SHARE_OF_MEMORY = 32  # a shard of all sites takes at most this part of the memory budget: several are read at once
 
@@ -148,10 +148,9 @@ def _streams(
 ) -> Iterator[dict[int, Tensor]]:
     """The streams at `sites` of one batch of windows after another. From a stored stream they have the same bits as from ids."""
     if store and late and (found := _from_store(model, torch.cat(list(batches)), min(sites), store, identity, late)):
-        start, net, stream = found
+        streams, stream = found
         for some in stream.split(len(batches[0])):
-            seen = observe(net, {"inputs_embeds": some.to(model.device)}, streams=[site - start for site in sites])
-            yield {site: seen.streams[site - start] for site in sites}
+            yield finite(streams(some, sites), model.name)
         return
     for some in batches:
         yield residuals(model, some.to(model.device).long(), sites)
@@ -159,19 +158,19 @@ def _streams(
 
 def _from_store(
     model: Model, ids: Tensor, site: int, store: Store, identity: str, late: Late
-) -> tuple[int, Model, Tensor] | None:
-    """The nearest earlier site in the store, the blocks from there on, and the stream there; None where there is none."""
+) -> tuple[Callable[[Tensor, Sequence[int]], dict[int, Tensor]], Tensor] | None:
+    """How to get on from the nearest earlier site in the store, and the stream there; None where there is none."""
     from safetensors.torch import load_file
 
     start = _nearest(model, ids, site, store, identity)
-    net = None if start is None else late(model, start)
-    if start is None or net is None:
+    streams = None if start is None else late(model, start)
+    if start is None or streams is None:
         return None
     with TemporaryDirectory() as folder:
         place = Path(folder) / "stream.safetensors"
         if not store.take(KIND, _digest(model, start, ids, identity), place):
             return None
-        return start, net, load_file(place)[f"resid_pre.{start}"].clone()
+        return streams, load_file(place)[f"resid_pre.{start}"].clone()
 
 
 def _write(targets: Mapping[int, tuple[Path, str]], windows: int, batches: Iterator[dict[int, Tensor]]) -> None:

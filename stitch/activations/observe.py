@@ -30,32 +30,35 @@ def observe(
 ) -> Observed:
     """Residual streams entering the blocks `streams` and neurons of the blocks `neurons`, in one forward pass.
 
-    The pass stops at the last of them. `inputs` are `input_ids`, or `inputs_embeds` for a `late_half`. Site `depth` is the
+    The pass stops at the last of them. Site `depth` is the
     stream entering the final norm. Raises: StitchError when any of the values is NaN or infinite.
     """
-    residual = [*model.blocks, model.final_norm]
+    residual = [*model.blocks, *([model.final_norm] if model.depth in streams else [])]
     modules: dict[tuple[str, int], nn.Module] = {
         **{("stream", site): residual[site] for site in streams},
         **{("neurons", block): model.down(block) for block in neurons},
     }
-    found = module_inputs(model.net, modules, **inputs)
-    seen = Observed(
-        {site: found["stream", site] for site in dict.fromkeys(streams)},
-        {block: found["neurons", block] for block in dict.fromkeys(neurons)},
+    found = module_inputs(model.net, modules, argument=model.stream_argument, **inputs)
+    return Observed(
+        finite({site: found["stream", site] for site in dict.fromkeys(streams)}, model.name),
+        finite(
+            {block: found["neurons", block] for block in dict.fromkeys(neurons)},
+            model.name,
+            "among the neurons of block",
+        ),
     )
-    _require_finite(seen, model.name)
+
+
+def finite(seen: dict[int, Tensor], name: str, what: str = "at site") -> dict[int, Tensor]:
+    """The same values. Raises: StitchError when any is NaN or infinite."""
+    for key, values in seen.items():
+        # The sum is quick to check: a value that is not finite makes it so too. Large finite values may also do that.
+        if not torch.isfinite(values.sum(dtype=torch.float32)) and not torch.isfinite(values).all():
+            raise StitchError(
+                f"activations must be finite; {name} gives NaN or infinity {what} {key}: "
+                "load it in another precision (`dtype` fp32) or check its weights."
+            )
     return seen
-
-
-def _require_finite(seen: Observed, name: str) -> None:
-    for what, store in (("at site", seen.streams), ("among the neurons of block", seen.neurons)):
-        for key, values in store.items():
-            # The sum is quick to check: a value that is not finite makes it so too. Large finite values may also do that.
-            if not torch.isfinite(values.sum(dtype=torch.float32)) and not torch.isfinite(values).all():
-                raise StitchError(
-                    f"activations must be finite; {name} gives NaN or infinity {what} {key}: "
-                    "load it in another precision (`dtype` fp32) or check its weights."
-                )
 
 
 def residuals(model: Model, ids: Int[Tensor, "batch context"], sites: Sequence[int]) -> dict[int, Tensor]:

@@ -20,6 +20,7 @@ from stitch.commands import (
     sweep,
     transfer,
 )
+from stitch.commands.errors import reported
 from stitch.commands.help import Group, leaves
 
 SIMILAR = 2 / 3  # of a mistyped command to the one that is meant: `rnu` and `run`
@@ -99,8 +100,26 @@ def print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def read_anatomy(file: Path | None) -> None:
+    if file is not None:
+        with reported((), debug=False, resumable=False):
+            from stitch.models.anatomy_file import read_anatomies
+
+            read_anatomies(file)
+
+
 @app.callback()
 def options(
+    anatomy: Annotated[
+        Path | None,
+        typer.Option(
+            "--anatomy",
+            metavar="FILE",
+            help="YAML that says where models of a family keep their modules. It stands before the command.",
+            rich_help_panel="Input",
+            callback=read_anatomy,
+        ),
+    ] = None,
     version: Annotated[
         bool,
         typer.Option(

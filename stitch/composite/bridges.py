@@ -22,19 +22,20 @@ worse, since a bridge that distorts them ruins all later attention.
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stitch.activations.harvest import Activations
-from stitch.activations.observe import observe
 from stitch.composite.compose import late_half
 from stitch.composite.linear_patch import linear_patch
 from stitch.composite.normed import direction, fit_gain, normalised
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, bridged, gain_of, weight_of
 from stitch.models.model import Model
+from stitch.models.module_inputs import module_inputs
 from stitch.progress import Progress
 from stitch.regression.moments import Moments, accumulate
 from stitch.regression.prior import Towards, ridge_towards
@@ -188,20 +189,21 @@ def _seen(
 ) -> Iterator[_Seen]:
     """What a block of the new model gives, which is run from block `first` on: there its stream is still the whole model's."""
     block, own, gain = place.block, weight_of(spliced.down(place.block)), gain_of(spliced, place.block)
-    late = dataclasses.replace(spliced, net=late_half(spliced, first))
+    late = late_half(spliced, first)
+    down: Any = late.blocks[block].get_submodule(spliced.anatomy.down)
     context = streams.windows.context
     size = max(1, min(2048, memory // 16 // (8 * 4 * len(own))) // context)
     done = 0
     for shard in range(streams.shards):
         pieces = zip(streams.read(shard, first).split(size), streams.read(shard, place.target).split(size), strict=True)
         for x, goal in pieces:
-            found = observe(
-                late, {"inputs_embeds": x.to(spliced.device)}, streams=[block + 1 - first], neurons=[block - first]
+            found = module_inputs(
+                late.run, {"neurons": down, "stream": late.at(block + 1)}, stream=x.to(spliced.device)
             )
-            neurons = found.neurons[block - first].cpu().double()
+            neurons = found["neurons"].cpu().double()
             if len(own) > neurons.shape[-1]:
                 neurons = torch.cat([neurons, neurons.new_ones(*neurons.shape[:-1], 1)], -1)
-            stream = found.streams[block + 1 - first].cpu().double()
+            stream = found["stream"].cpu().double()
             projected = neurons @ own
             output = projected if gain is None else gain * normalised(projected)
             yield _Seen(neurons, projected, output, stream, goal.cpu().double(), gain)

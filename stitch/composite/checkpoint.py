@@ -12,18 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
-from stitch.composite.compose import blocks_path, donor_path, set_dtype
+from stitch import modeling
+from stitch.composite.compose import set_dtype
 from stitch.errors import StitchError
 from stitch.files.folders import appear
 from stitch.files.output import check_output
 from stitch.files.shards import Held, Stored, stored_tensors, write_shards
 from stitch.files.tokenizer import copy_tokenizer
-from stitch.modeling import modeling_composite
 from stitch.modeling.modeling_composite import StitchBaseModel, StitchConfig, StitchForCausalLM
 from stitch.models.anatomy import Anatomy, anatomy_of, dotted
 from stitch.translation.module import translation_tensors
 from stitch.translation.types import Translation
+
+CODE = ("modeling_composite.py", "modeling_halves.py")  # of `stitch/modeling`, without which a composite does not load
 
 
 def write_checkpoint(
@@ -33,6 +36,7 @@ def write_checkpoint(
     b: Path,
     translation: Translation,
     *,
+    loaded: Mapping[str, PreTrainedModel] | None = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
     extra_files: Mapping[str, bytes] | None = None,
@@ -40,13 +44,14 @@ def write_checkpoint(
 ) -> None:
     """Writes the composite that `config` describes (`composite.config`, or `stitch_config(…)`) to the folder `target`.
 
-    `a` and `b` are the donors' folders; the tokenizer is B's. With `dtype` None every tensor keeps the type that it is
+    `a` and `b` are the donors' folders; the tokenizer is B's. `loaded` are both donors by "a" and "b": what the files of a family
+    that is not tested hold is known only once it is loaded. With `dtype` None every tensor keeps the type that it is
     stored in. The folder appears complete or not at all, and the same inputs give the same bytes.
     Raises: UsageError when `target` exists and may not be replaced; StitchError when a donor's file is missing or damaged,
     or when writing fails.
     """
     check_output(target, overwrite)
-    tensors = donor_tensors(config, a, b, dtype)
+    tensors = donor_tensors(config, a, b, dtype, loaded)
     model_dtype = dtype or _common_dtype(tensors)
     for name, tensor in translation_tensors(translation, model_dtype).items():
         tensors[f"translation.{name}"] = Held(tensor)
@@ -57,7 +62,8 @@ def write_checkpoint(
         write_shards(folder, tensors, max_shard_bytes)
         (folder / "config.json").write_text(_config_json(config))
         (folder / "generation_config.json").write_text(_generation_json(config, b))
-        shutil.copyfile(modeling_composite.__file__, folder / "modeling_composite.py")
+        for name in CODE:
+            shutil.copyfile(Path(modeling.__file__).parent / name, folder / name)
         copy_tokenizer(b, folder)
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content)
@@ -65,23 +71,29 @@ def write_checkpoint(
     appear(target, fill, "join", overwrite=overwrite)
 
 
-def donor_tensors(config: StitchConfig, a: Path, b: Path, dtype: torch.dtype | None) -> dict[str, Stored | Held]:
-    """Where every tensor of the composite's halves comes from, by its name in the composite. Only headers are read."""
+def donor_tensors(
+    config: StitchConfig,
+    a: Path,
+    b: Path,
+    dtype: torch.dtype | None,
+    loaded: Mapping[str, PreTrainedModel] | None = None,
+) -> dict[str, Stored | Held]:
+    """Where every tensor of the composite's halves comes from, by its name in the composite. Of files only headers are read."""
     with torch.device("meta"):
         slots = StitchForCausalLM(config).state_dict()
-    a_anatomy, b_anatomy = anatomy_of(config.a_config), anatomy_of(config.b_config)
+    a_anatomy, b_anatomy = anatomy_of(config.a_config, config.a_flow), anatomy_of(config.b_config, config.b_flow)
     a_stored, b_stored = stored_tensors(a), stored_tensors(b)
     tensors: dict[str, Stored | Held] = {}
     for name, slot in slots.items():
         half, _, path = name.partition(".")
-        if half == "a":
-            donor = dotted(a_anatomy.body, path)
-            stored = _find(donor, a_anatomy, a_stored, a)
-        elif half == "b":
-            donor = donor_path(path, blocks_path(b_anatomy), config.site_b)
-            stored = _find(donor, b_anatomy, b_stored, b)
-        else:
+        if half not in ("a", "b"):
             continue
+        donor, anatomy = (dotted(a_anatomy.body, path), a_anatomy) if half == "a" else (path, b_anatomy)
+        if loaded and not anatomy.tested:
+            held = _tensor(loaded[half], donor)
+            tensors[name] = Held(held if dtype is None or not held.is_floating_point() else held.to(dtype))
+            continue
+        stored = _find(donor, anatomy, *((a_stored, a) if half == "a" else (b_stored, b)))
         if stored.shape != tuple(slot.shape):
             raise StitchError(
                 f"{donor} must have shape {tuple(slot.shape)}, as config.json says; in {stored.path} it has "
@@ -91,6 +103,11 @@ def donor_tensors(config: StitchConfig, a: Path, b: Path, dtype: torch.dtype | N
         cast = dtype if dtype is not None and is_weight else None
         tensors[name] = Stored(stored.path, stored.start, stored.stop, stored.stored_dtype, stored.shape, cast)
     return tensors
+
+
+def _tensor(net: PreTrainedModel, name: str) -> torch.Tensor:
+    path, _, last = name.rpartition(".")
+    return getattr(net.get_submodule(path), last).detach().cpu()
 
 
 def _find(name: str, anatomy: Anatomy, stored: dict[str, Stored], folder: Path) -> Stored:

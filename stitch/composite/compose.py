@@ -1,20 +1,26 @@
 """Joins two models in memory. The composite uses the donors' tensors; nothing is copied."""
 
 import copy
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stitch.errors import UsageError
-from stitch.modeling.modeling_composite import StitchConfig, StitchForCausalLM, build_late, parts_of
-from stitch.models.anatomy import Anatomy, anatomy_of, blocks_before_last_part, dotted, truncated
+from stitch.modeling.modeling_composite import StitchConfig, StitchForCausalLM, StitchModel
+from stitch.modeling.modeling_halves import Half, early_net, late_net
+from stitch.models.anatomy import Anatomy, blocks_before_last_part, dotted
 from stitch.models.model import Model
+from stitch.models.module_inputs import module_inputs
+from stitch.models.shared import share
 from stitch.translation.module import fill, translation_config
 from stitch.translation.types import Translation
+
+# The streams at some sites from that at an earlier one.
+Streams = Callable[[Float[Tensor, "batch seq d"], Sequence[int]], dict[int, Tensor]]
 
 
 def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translation) -> StitchForCausalLM:
@@ -27,40 +33,48 @@ def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translati
     """
     a.check_site(site_a)
     b.check_site(site_b)
-    config = stitch_config(a.config, b.config, site_a, site_b, translation, b.bos)
-    set_dtype(config, b.dtype)
+    config = stitch_config(a, b, site_a, site_b, translation)
     with torch.device("meta"):
         composite = StitchForCausalLM(config)
-    share(composite.a, a.body, lambda path: path)
-    share(composite.b, b.net, lambda path: donor_path(path, blocks_path(b.anatomy), site_b))
+    share(composite.a, a.body)
+    share(composite.b, b.net)
     fill(composite.translation, translation, b.dtype, b.device)
     composite.generation_config = copy.deepcopy(b.net.generation_config)
     composite.generation_config.cache_implementation = None  # some families ask for a static cache
     return composite.eval()
 
 
-def stitch_config(
-    a: PreTrainedConfig, b: PreTrainedConfig, site_a: int, site_b: int, translation: Translation, bos: int | None
-) -> StitchConfig:
-    """The composite's config, from those of its donors, which are not changed. `bos` is B's BOS id.
+def stitch_config(a: Model, b: Model, site_a: int, site_b: int, translation: Translation) -> StitchConfig:
+    """The config of the composite that `compose` makes.
 
     Raises: UsageError when the translation does not end in B's width, and for a composite as B.
     """
-    check_target(b, "the second model")
-    if len(translation.bias) != b.hidden_size:
+    check_target(b.config, "the second model")
+    if len(translation.bias) != b.width:
         raise UsageError(
-            f"the translation must end in B's width {b.hidden_size}; {translation.name} ends in "
-            f"{len(translation.bias)}: fit it for this pair."
+            f"the translation must end in B's width {b.width}; {translation.name} ends in {len(translation.bias)}: fit it for "
+            "this pair."
         )
-    early, late = truncated(a, 0, site_a), _late_config(b, site_b)
-    early._name_or_path = ""
-    seam = {"a_identity": early_seam(a), **_late_seam(anatomy_of(b))}
-    width = [*parts_of(a)][-1].hidden_size
     config = StitchConfig(
-        early, late, site_a, site_b, seam, translation_config(translation, bos, site_a, width, b.vocab_size)
-    )
+        _early_config(a.config, site_a), _late_config(b.config), site_a, site_b,
+        translation_config(translation, b.bos, site_a, a.width, b.config.get_text_config(decoder=True).vocab_size),
+        None if isinstance(a.config, StitchConfig) else a.flow, b.flow,
+    )  # fmt: skip
     config.architectures = [StitchForCausalLM.__name__]
+    set_dtype(config, b.dtype)
     return config
+
+
+def _early_config(config: PreTrainedConfig, site: int) -> PreTrainedConfig:
+    """The config of A's half: that of A, or of a composite that ends at `site`."""
+    early = copy.deepcopy(config)
+    early._name_or_path = ""
+    if not isinstance(early, StitchConfig):
+        return early
+    return StitchConfig(
+        early.a_config, early.b_config, early.site_a, early.site_b, early.translation, early.a_flow, early.b_flow,
+        stop_b=early.site_b + site - early.site_a,
+    )  # fmt: skip
 
 
 def check_target(config: PreTrainedConfig, name: str) -> None:
@@ -80,94 +94,72 @@ def set_dtype(config: StitchConfig, dtype: torch.dtype) -> None:
         config.a_config.dtype = dtype
 
 
-def early_seam(a: PreTrainedConfig) -> list[str]:
-    """Modules that the early half leaves out: A's final norm, and of a composite its head, unless its translation reads it."""
-    anatomy = anatomy_of(a)
-    if not isinstance(a, StitchConfig):
-        return [anatomy.final_norm]
-    reads_head = any((term.get("fallback") or {}).get("of") == "b" for term in a.translation["terms"])
-    return [anatomy.final_norm, *([] if reads_head else [anatomy.head])]
-
-
-def _late_config(b: PreTrainedConfig, site: int) -> PreTrainedConfig:
-    late = truncated(b, site, b.num_hidden_layers)
-    late.tie_word_embeddings = False  # the embedding is gone, the head keeps the weights
+def _late_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    late = copy.deepcopy(config)
+    late.tie_word_embeddings = late.get_text_config(decoder=True).tie_word_embeddings = False  # the embedding is gone
     late._name_or_path = ""
     return late
 
 
-def _late_seam(b: Anatomy) -> dict[str, list[str]]:
-    absent = [b.embedding, *([b.embedding_dropout] if b.embedding_dropout else [])]
-    return {
-        "b_identity": [f"{b.body}.{path}" for path in absent],
-        "b_zero": [f"{b.body}.{b.positions}"] if b.positions else [],
-    }
+def early_half(a: Model, site: int) -> PreTrainedModel:
+    """The embedding and the blocks before `site` of A, which may be a composite. It shares A's tensors."""
+    a.check_site(site)
+    config = _early_config(a.config, site)
+    with torch.device("meta"):
+        if isinstance(config, StitchConfig):
+            early = StitchModel._from_config(config)
+            early.end_open()
+        else:
+            early = early_net(config, a.flow, site)
+    share(early, a.body)
+    return early.eval()
 
 
-def late_half(b: Model, site: int) -> PreTrainedModel:
-    """Blocks site.. of B with its final norm and head: the module that a composite ends in. It shares B's tensors.
+def late_half(b: Model, site: int) -> Half:
+    """Blocks site.. of B with its final norm and head, as a composite ends in. It shares B's tensors.
 
     B may be a composite if `site` lies in its last part.
     """
     b.check_site(site)
-    config, net, start = b.config, b.net, 0
-    if isinstance(config, StitchConfig):
-        site -= blocks_before_last_part(config)
-        config, net, start = config.b_config, net.get_submodule("b"), config.site_b
-    anatomy = anatomy_of(config)
+    last = b.parts[-1]
+    kept = range(last.depth) if last.kept is None else last.kept
+    start = kept.start + site - blocks_before_last_part(b.config)
     with torch.device("meta"):
-        late = build_late(_late_config(config, site), _late_seam(anatomy), start + site)
-    share(late, net, lambda path: donor_path(path, blocks_path(anatomy), site))
-    return late.eval()
+        net = late_net(_late_config(last.config), last.flow, start, kept.stop)
+    share(net, last.net)
+    return Half(net.eval(), last.flow, start, kept.stop).open()
 
 
-def late_model(model: Model, site: int) -> Model | None:
-    """The blocks of `model` from `site` on as a model of their own, whose `inputs_embeds` are the stream there.
+def streams_from(model: Model, start: int) -> Streams | None:
+    """A function that gives the streams at later sites from that entering block `start`.
 
-    None for a composite, whose numbering of blocks has seams.
+    None for a composite, and for a family whose blocks read token ids beside the stream.
     """
-    return None if isinstance(model.config, StitchConfig) else dataclasses.replace(model, net=late_half(model, site))
+    if isinstance(model.config, StitchConfig) or model.flow["ids"]:
+        return None
+    half = late_half(model, start)
+
+    def streams(stream: Float[Tensor, "batch seq d"], sites: Sequence[int]) -> dict[int, Tensor]:
+        return module_inputs(half.run, {site: half.at(site) for site in sites}, stream=stream.to(half.net.device))
+
+    return streams
 
 
 def late_logits(
-    late: PreTrainedModel,
+    late: Half,
     hidden: Float[Tensor, "batch seq d"],
     attention_mask: Int[Tensor, "batch seq"] | Bool[Tensor, "batch seq"] | None = None,
     position_ids: Int[Tensor, "rows seq"] | None = None,
+    *,
+    ids: Int[Tensor, "batch seq"] | None = None,
 ) -> Float[Tensor, "batch seq vocabulary"]:
-    """Logits from the residual stream entering the first block of `late`, which is a `late_half(b, site)` or a `composite.b`.
+    """Logits from the stream entering the first block of `late`, which is a `late_half(b, site)` or a composite's `late`.
 
-    They are bit-equal to those of the composite whose translation gives `hidden`, if it runs the same batch without a cache.
+    `ids` are those of the text, which some families need beside the stream. The logits are bit-equal to those of the composite
+    whose translation gives `hidden`, if it runs the same batch without a cache.
     """
-    if late.config.num_hidden_layers == 0:
-        attention_mask = None
-    return late(
-        inputs_embeds=hidden.to(late.dtype), attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-    ).logits
-
-
-def share(part: nn.Module, donor: nn.Module, path_in_donor: Callable[[str], str]) -> None:
-    """Gives every module of `part` the tensors of its counterpart in `donor`, whose path is `path_in_donor` of the module's."""
-    for path, module in part.named_modules():
-        if not (module._parameters or module._buffers):
-            continue
-        counterpart = donor.get_submodule(path_in_donor(path))
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                theirs = counterpart.get_parameter(name)
-                # A new Parameter over the same memory, so that `.to()` on the composite does not move the donor.
-                module._parameters[name] = nn.Parameter(theirs.detach(), requires_grad=theirs.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = counterpart.get_buffer(name)
-
-
-def donor_path(path: str, blocks: str, offset: int) -> str:
-    """The donor's name for the module or tensor `path` of a half: "model.layers.0.mlp" → "model.layers.4.mlp"."""
-    if not path.startswith(f"{blocks}."):
-        return path
-    index, _, rest = path[len(blocks) + 1 :].partition(".")
-    return f"{blocks}.{int(index) + offset}" + (f".{rest}" if rest else "")
+    context: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids, "input_ids": ids}
+    return late.run(hidden.to(late.dtype), use_cache=False, **context).logits
 
 
 def blocks_path(anatomy: Anatomy) -> str:

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from sae.types import Dictionary
-from stitch.composite.compose import early_seam, late_half
-from stitch.modeling.modeling_composite import TranslationModule, build_early
-from stitch.models.anatomy import truncated
+from stitch.composite.compose import early_half, late_half
+from stitch.modeling.modeling_composite import TranslationModule
 from stitch.models.flops import block_flops
 from stitch.models.model import Model
 from stitch.translation.module import translation_config
@@ -103,16 +102,14 @@ def whole(model: Model, context: int) -> Cost:
 
 def early(model: Model, site: int, context: int) -> Cost:
     """The cost of a model's embedding and its blocks before `site`."""
-    with torch.device("meta"):
-        net = build_early(truncated(model.config, 0, site), {"a_identity": early_seam(model.config)})
     blocks = sum(block_flops(model.config, block, context) for block in range(site))
-    return cost_of(net, blocks, model.dtype.itemsize)
+    return cost_of(early_half(model, site), blocks)
 
 
 def late(model: Model, site: int, context: int) -> Cost:
     """The cost of a model's blocks from `site` on, its final norm and head."""
     blocks = sum(block_flops(model.config, block, context) for block in range(site, model.depth))
-    return cost_of(late_half(model, site), blocks + head_flops(model))
+    return cost_of(late_half(model, site).net, blocks + head_flops(model))
 
 
 def head_flops(model: Model) -> float:

@@ -16,25 +16,23 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from stitch.composite.compose import share
 from stitch.errors import StitchError
 from stitch.files.folders import appear
 from stitch.files.shards import Held, Stored, stored_tensors, write_shards
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.anatomy import Anatomy
 from stitch.models.model import Model
-
-# Fields of configs that have one entry per block.
-PER_BLOCK = ("layer_types",)
+from stitch.models.shared import share
 
 
 def config_with_blocks(config: PreTrainedConfig, order: Sequence[int]) -> PreTrainedConfig:
-    """A copy of `config` for a model of the blocks `order`, each with its own layer type."""
+    """A copy of `config` for a model of the blocks `order`. Lists that have an entry for each block get those of `order`."""
     found = copy.deepcopy(config)
-    for name in PER_BLOCK:
-        if getattr(config, name, None) is not None:
-            setattr(found, name, [getattr(config, name)[block] for block in order])
-    found.num_hidden_layers = len(order)
+    text = found.get_text_config(decoder=True)
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == text.num_hidden_layers and not name.endswith("token_id"):
+            setattr(text, name, [value[block] for block in order])
+    text.num_hidden_layers = len(order)
     found._name_or_path = ""
     return found
 
@@ -46,7 +44,7 @@ def with_blocks(model: Model, order: Sequence[int]) -> Model:
         net = AutoModelForCausalLM.from_config(config_with_blocks(model.config, order))
     share(net, model.net, lambda path: _renumbered(path, prefix, lambda block: order[block]))
     net.generation_config = copy.deepcopy(model.net.generation_config)
-    return dataclasses.replace(model, net=net.eval())
+    return dataclasses.replace(model, net=net.eval()).with_flow({**model.flow, "depth": len(order)})
 
 
 def write_native(

@@ -6,12 +6,12 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sae.types import Dictionary
 from stitch.activations.paired import Paired
 from stitch.composite.compose import late_half, late_logits
 from stitch.evaluation.scores import Batch, Logits, whole_model
+from stitch.modeling.modeling_halves import Half
 from stitch.models.model import Model
 from stitch.text.windows import Windows
 from stitch.translation.module import embeddings_of, unfolded_module
@@ -31,7 +31,7 @@ class Stage:
     site_b: int
     paired: Paired
     memory: int
-    late_of_b: PreTrainedModel | None = None  # B's late half, if it has been built already
+    late_of_b: Half | None = None  # B's late half, if it has been built already
     _streams: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -55,7 +55,7 @@ class Stage:
         return torch.cat([self.paired.b.read(shard, self.site_b) for shard in range(self.paired.b.shards)])
 
     @cached_property
-    def late(self) -> PreTrainedModel:
+    def late(self) -> Half:
         return late_half(self.b, self.site_b) if self.late_of_b is None else self.late_of_b
 
     def whole(self, net: nn.Module) -> Logits:
@@ -77,13 +77,18 @@ class Stage:
                 if len(ids[mine]):
                     mine_of = {site: stream[mine] for site, stream in streams.items()}
                     translated[mine] = module(mine_of, ids[mine], positions[mine], embeddings=embeddings)
-            return late_logits(self.late, translated)
+            return late_logits(self.late, translated, ids=ids)
 
         return logits
 
     def constant(self, value: Float[Tensor, " d_b"]) -> Logits:
         """The same vector at every position, BOS included, so nothing of the text is passed on."""
-        return lambda batch: late_logits(self.late, value.to(self.b.device).expand(*batch.ids.shape, -1))
+
+        def logits(batch: Batch) -> Tensor:
+            ids = batch.ids.to(self.b.device)
+            return late_logits(self.late, value.to(ids.device).expand(*ids.shape, -1), ids=ids)
+
+        return logits
 
     def wrong_text(self) -> Logits:
         """B's own stream of the next window: right in distribution, but of another text."""
@@ -91,7 +96,7 @@ class Stage:
 
         def logits(batch: Batch) -> Tensor:
             other = (torch.arange(batch.rows.start, batch.rows.stop) + 1) % count
-            return late_logits(self.late, self.y[other].to(self.b.device))
+            return late_logits(self.late, self.y[other].to(self.b.device), ids=batch.ids.to(self.b.device))
 
         return logits
 
@@ -104,7 +109,7 @@ class Stage:
         return _spliced(late_half(self.a, self.site_a), self.stream(self.site_a), self.paired, dictionary)
 
 
-def _spliced(late: PreTrainedModel, stream: Tensor, paired: Paired, dictionary: Dictionary) -> Logits:
+def _spliced(late: Half, stream: Tensor, paired: Paired, dictionary: Dictionary) -> Logits:
     device = dictionary.decoder.device
 
     def logits(batch: Batch) -> Tensor:
@@ -112,6 +117,7 @@ def _spliced(late: PreTrainedModel, stream: Tensor, paired: Paired, dictionary: 
         keep = paired.keep[batch.rows].to(
             device
         )  # SAEs are not trained on BOS and attention sinks: these are kept as they are
-        return late_logits(late, torch.where(keep[..., None], dictionary(own).to(own.dtype), own))
+        spliced = torch.where(keep[..., None], dictionary(own).to(own.dtype), own)
+        return late_logits(late, spliced, ids=batch.ids.to(device))
 
     return logits

@@ -41,7 +41,8 @@ def trained(
     Source: model stitching, Bansal et al. 2021 (2106.07682); between language models 2506.06609.
     """
     module = translation_module(start, a, b, fit.site_a).train()
-    late = late_half(b, fit.site_b).requires_grad_(False)
+    late = late_half(b, fit.site_b)
+    late.net.requires_grad_(False)
     groups = []
     for name, parameter in module.named_parameters():
         parameter.data = parameter.data.clone()  # `start` must not change
@@ -62,7 +63,7 @@ def trained(
                 positions = torch.arange(here.shape[1], device=b.device).expand_as(here)
                 read = {site: x[some].to(b.device) for site, x in streams.items()}
                 hidden = module(read, here, positions, embeddings=embeddings_of(a, b))
-                logits = late_logits(late, hidden)[:, :-1, :vocabulary].float()
+                logits = late_logits(late, hidden, ids=here)[:, :-1, :vocabulary].float()
                 loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), here[:, 1:].flatten())
                 (loss * len(some) / len(ids)).backward()
             optimiser.step()

@@ -201,8 +201,9 @@ def _write(
 ) -> None:
     """Writes the composite's checkpoint and `files` to `output`, and the SAEs that were trained in `scratch`."""
     a, b = pair.a, pair.b
-    config = stitch_config(a.config, b.config, *settings.sites, translation, b.bos)
-    write_checkpoint(output, config, a.folder, b.folder, translation, dtype=a.dtype, extra_files=files)
+    config = stitch_config(a, b, *settings.sites, translation)
+    loaded = {"a": a.net, "b": b.net}
+    write_checkpoint(output, config, a.folder, b.folder, translation, loaded=loaded, dtype=a.dtype, extra_files=files)
     for side in "ab":
         if (scratch / f"sae-{side}").exists():
             shutil.copytree(scratch / f"sae-{side}", output / f"sae-{side}", copy_function=shutil.copyfile)

@@ -10,8 +10,9 @@ from sae.types import Dictionary
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.bridges import fit_bridges, sites_of
-from stitch.composite.compose import check_target, late_model
+from stitch.composite.compose import check_target, streams_from
 from stitch.composite.costs import Costs
+from stitch.composite.exact import require_exact, require_renumbered
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, why_not_foldable
 from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings, CompleteSettings, same_relative_depth
@@ -88,10 +89,14 @@ def check(settings: AnySettings, a: Model, b: Model) -> None:
     if settings.matching == "ot" and not settings.native:
         require_extra("ot", "balanced transport")
     a.check_site(settings.layer)
+    require_exact(a, settings.layer)
     if isinstance(settings.layer_b, int):
         b.check_site(settings.layer_b)
+        require_exact(b, settings.layer_b)
     elif settings.layer_b == "auto":
         check_choosable(settings.layer, b)
+    if settings.native:
+        require_renumbered(a)
     widest = max(a.width, b.width)
     if settings.features is not None:
         if settings.features < widest:
@@ -160,7 +165,7 @@ def harvest_pair(
     def one(request: HarvestRequest) -> Activations:
         return harvest(
             request.model, windows, request.sites, folder / request.name, per_shard=request.per_shard, store=store,
-            late=late_model, progress=progress,
+            late=streams_from, progress=progress,
         )  # fmt: skip
 
     found = [one(request) for request in harvest_requests(settings, a, b)]

@@ -106,11 +106,11 @@ def _steered(late, stream: Float[Tensor, "windows context d"], vector: Float[Ten
     """The logits of a late half on its own stream, to which `vector` is added at every token but BOS."""
 
     def logits(batch: Batch) -> Tensor:
-        own = stream[batch.rows].to(late.device)
+        own = stream[batch.rows].to(late.net.device)
         if vector is not None:
             own = own.clone()
             own[:, 1:] += vector.to(own)
-        return late_logits(late, own)
+        return late_logits(late, own, ids=batch.ids.to(own.device))
 
     return logits
 

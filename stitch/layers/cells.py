@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, without_sinks
@@ -22,6 +21,7 @@ from stitch.composite.costs import Cost, of_translation
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
 from stitch.evaluation.stage import Stage
+from stitch.modeling.modeling_halves import Half
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.regression.moments import Key, Moments, accumulate
@@ -298,7 +298,7 @@ def _fit(
 
 def _score(
     models: dict[Side, Model],
-    late: PreTrainedModel,
+    late: Half,
     fitted: dict[tuple[Cell, str], tuple[Translation, Ridge]],
     held_out: dict[str, Harvest],
     reference: str | None,

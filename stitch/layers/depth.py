@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from stitch.activations.harvest import Activations
 from stitch.composite.bridges import fit_down_projection
@@ -72,9 +71,10 @@ def score_depth(
 
 def from_shared(spliced: Model, splice: Splice, streams: Tensor) -> Logits:
     """Logits of the new model, run from the whole model's `streams` at the last site that both share."""
-    late: PreTrainedModel = late_half(spliced, splice.shared)
+    late = late_half(spliced, splice.shared)
 
     def logits(batch: Batch) -> Tensor:
-        return late_logits(late, streams[batch.rows].to(spliced.device))
+        x = streams[batch.rows].to(spliced.device)
+        return late_logits(late, x, ids=batch.ids.to(x.device))
 
     return logits

@@ -4,12 +4,12 @@ This file imports only torch and transformers. It is saved with every checkpoint
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
-Any pair of decoder families works: each half is the stock model of its family, built from a config with only that half's blocks,
-so masks, rotary embeddings, layer types and soft caps are those of the family. The modules that must not run are replaced: A's
-final norm, B's embedding and B's learned positions. A may itself be a composite, cut within its last part. So a chain of any
-length consists of two halves, the first of which is a chain with one part fewer.
+Any pair of decoder families works: each half is the stock model of its family, of which some blocks run (`modeling_halves.py`).
+So masks, rotary embeddings, layer types and soft caps are those of the family. A may itself be a composite, cut within its last
+part: a chain of any length consists of two halves, the first of which is a chain with one part fewer.
 """
 
+import copy
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,21 +17,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
+from transformers import AutoConfig, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticCache,
+)
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from .modeling_halves import Half, Unused, early_net, flow_of_cut, late_net
+
 
 class StitchConfig(PreTrainedConfig):
-    """`a_config` and `b_config` describe only the halves: blocks 0..site_a−1 of A and blocks site_b.. of B.
+    """Blocks 0..site_a−1 of A and blocks site_b..stop_b−1 of B. `a_config` and `b_config` are those of the whole donors.
 
-    If A is a composite, `a_config` is a `StitchConfig` too, and sites of A count all its blocks.
-    `seam` lists the modules of the halves that are replaced, as dotted paths: {"a_identity": [...], "b_identity": [...],
-    "b_zero": [...]}. `translation` is the config of `TranslationModule`.
+    If A is a composite, `a_config` is a `StitchConfig` too, and sites of A count all its blocks. `stop_b` is None where B runs
+    to its end. `a_flow` and `b_flow` say where the donors keep their streams (see `modeling_halves.py`); that of a composite is
+    None.
+    `translation` is the config of `TranslationModule`.
     `train_seam_only`: `from_pretrained` freezes both halves, so that training changes the translation alone.
     `hidden_size` and `num_attention_heads` are those of the last part, whose states the model returns.
     `max_position_embeddings` is the longest context that all parts accept.
+
+    Composites of earlier versions have `seam` in place of flows: there `a_config` and `b_config` describe the halves alone, whose
+    blocks are counted from 0.
     """
 
     model_type = "stitch"
@@ -43,35 +56,53 @@ class StitchConfig(PreTrainedConfig):
         b_config: Any = None,
         site_a: int = 0,
         site_b: int = 0,
-        seam: Any = None,
         translation: Any = None,
+        a_flow: Any = None,
+        b_flow: Any = None,
+        stop_b: int | None = None,
         train_seam_only: bool = False,
         **kwargs,
     ):
         a_config, b_config = config_of(a_config), config_of(b_config)
         self.a_config, self.b_config = a_config, b_config
-        self.site_a, self.site_b = site_a, site_b
-        self.seam = seam or {"a_identity": [], "b_identity": [], "b_zero": []}
+        self.site_a, self.site_b, self.stop_b = site_a, site_b, stop_b
+        if a_config is not None and b_config is not None and b_flow is None:  # of an earlier version
+            b_flow = flow_of_cut(b_config)
+            a_flow = None if isinstance(a_config, StitchConfig) else flow_of_cut(a_config)
+            self.site_b, self.stop_b = 0, None
+        self.a_flow, self.b_flow = a_flow, b_flow
         self.translation = translation
         self.train_seam_only = train_seam_only
         # `generate` needs the number of cache layers, one per block, and B's vocabulary and special tokens.
         kwargs = {**kwargs, "tie_word_embeddings": False}
-        kwargs.pop("per_layer_config", None)
+        for derived in ("per_layer_config", "seam"):
+            kwargs.pop(derived, None)
         windows: list = []
         if a_config is not None and b_config is not None:
-            windows = sliding_windows(a_config) + sliding_windows(b_config)
-            kwargs["vocab_size"] = b_config.vocab_size
+            last = b_config.get_text_config(decoder=True)
+            windows = (
+                sliding_windows(a_config)[: self.site_a] + sliding_windows(b_config)[self.site_b : self.last_block]
+            )
+            kwargs["vocab_size"] = last.vocab_size
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                kwargs.setdefault(name, getattr(b_config, name, None))
-            parts = [*parts_of(a_config), b_config]
-            kwargs["hidden_size"], kwargs["num_attention_heads"] = b_config.hidden_size, b_config.num_attention_heads
-            kwargs["max_position_embeddings"] = min(part.max_position_embeddings for part in parts)
-            if (cap := getattr(b_config, "final_logit_softcapping", None)) is not None:
+                kwargs.setdefault(name, getattr(last, name, None))
+            kwargs["hidden_size"] = b_flow["width"]
+            kwargs["num_attention_heads"] = getattr(last, "num_attention_heads", 1)
+            limits = [
+                longest for part in (*parts_of(a_config), b_config) if (longest := longest_context(part)) is not None
+            ]
+            kwargs["max_position_embeddings"] = min(limits, default=None)
+            if (cap := getattr(last, "final_logit_softcapping", None)) is not None:
                 kwargs["final_logit_softcapping"] = cap  # for trainers that apply the head themselves
         self.num_hidden_layers = kwargs["num_hidden_layers"] = len(windows)
         if any(window is not None for window in windows):
             kwargs["per_layer_config"] = {block: {"sliding_window": window} for block, window in enumerate(windows)}
         super().__init__(**kwargs)
+
+    @property
+    def last_block(self) -> int:
+        """The number of the block of B before which this model ends."""
+        return self.b_flow["depth"] if self.stop_b is None else self.stop_b
 
     def to_dict(self) -> dict[str, Any]:
         _tell_peft(self)  # PEFT calls this method just before it looks for the layers to train
@@ -114,15 +145,23 @@ def _tell_peft(config: StitchConfig) -> None:
     table = getattr(peft, "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING", None)
     if table is None or config.a_config is None or config.b_config is None:
         return
-    parts = [part for part in parts_of(config) if part.num_hidden_layers]
+    parts = [*parts_of(config.a_config)] if config.site_a else []
+    parts += [config.b_config] if config.site_b < config.last_block else []
     if names := sorted({name for part in parts for name in table.get(part.model_type, [])}):
         table[config.model_type] = names
+
+
+def longest_context(config: PreTrainedConfig) -> int | None:
+    """The longest context of a stock model in tokens, None where its config gives no limit."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def sliding_windows(config: PreTrainedConfig) -> list[int | None]:
     """For each block the number of tokens that its attention sees, the current one included. None: all."""
     if isinstance(config, StitchConfig):
-        return sliding_windows(config.a_config) + sliding_windows(config.b_config)
+        late = sliding_windows(config.b_config)[config.site_b : config.last_block]
+        return sliding_windows(config.a_config)[: config.site_a] + late
+    config = config.get_text_config(decoder=True)
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     if types is None:
@@ -475,35 +514,6 @@ def _resize(x: Tensor, width: int) -> Tensor:
     return x[..., :width] if x.shape[-1] >= width else nn.functional.pad(x, (0, width - x.shape[-1]))
 
 
-class NoPositions(nn.Module):
-    """Replaces B's learned positions: positions are already in the residual stream, from A's half."""
-
-    def forward(self, position_ids: Tensor) -> Tensor:
-        return position_ids.new_zeros(())  # 0-dim: adds zero without changing the dtype
-
-
-def build_early(config: PreTrainedConfig, seam: dict) -> PreTrainedModel:
-    """A's half: embedding and blocks. Its last hidden state is the residual stream at site_a, not normalised."""
-    early = StitchModel._from_config(config) if isinstance(config, StitchConfig) else AutoModel.from_config(config)
-    for path in seam["a_identity"]:
-        early.set_submodule(path, nn.Identity())
-    return early
-
-
-def build_late(config: PreTrainedConfig, seam: dict, site: int) -> PreTrainedModel:
-    """B's half: blocks from `site` on, final norm, head. Its `inputs_embeds` are the residual stream at that site."""
-    late = AutoModelForCausalLM.from_config(config)
-    for path in seam["b_identity"]:
-        late.set_submodule(path, nn.Identity())
-    for path in seam["b_zero"]:
-        late.set_submodule(path, NoPositions())
-    for module in late.modules():  # GPT-2's optional scaling by depth counts from the first block of B
-        if getattr(module, "scale_attn_by_inverse_layer_idx", False) and hasattr(module, "scaling"):
-            scale = module.head_dim**-0.5 if module.scale_attn_weights else 1.0
-            module.scaling = scale / float(site + module.layer_idx + 1)
-    return late
-
-
 class CacheView(Cache):
     """The layers `indices` of another cache, as layers 0, 1, … of a half. Nothing is copied."""
 
@@ -536,13 +546,54 @@ class Stitched(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    a: Any
+    b: Any
 
     def __init__(self, config: StitchConfig):
         super().__init__(config)
-        self.a = build_early(config.a_config, config.seam)
+        if isinstance(config.a_config, StitchConfig):
+            self.a = StitchModel._from_config(config.a_config)
+            self.a.end_open()
+        else:
+            self.a = early_net(config.a_config, config.a_flow, config.site_a)
         self.translation = TranslationModule(config.translation)
-        self.b = build_late(config.b_config, config.seam, config.site_b)
+        self.b = late_net(config.b_config, config.b_flow, config.site_b, config.last_block)
+        self.connect()
         self.post_init()
+
+    def connect(self) -> None:
+        """Finds the streams of both halves, also after one of them has been replaced."""
+        config: Any = self.config
+        self.early = None if isinstance(self.a, Stitched) else Half(self.a, config.a_flow, 0, config.site_a)
+        self.late = Half(self.b, config.b_flow, config.site_b, config.last_block).open()
+        (self.a if self.early is None else self.early).watch(self.translation.sites | {config.site_a})
+
+    def end_open(self) -> None:
+        """Takes out what stands after the last block, as another model follows. A head stays where the translation reads it."""
+        flow = self.config.b_flow
+        if flow["exit"]:
+            self.b.set_submodule(flow["exit"], Unused())
+        if "b" not in self.translation.embeddings_read:
+            self.b.set_submodule(flow["head"], Unused())
+        self.connect()
+
+    def watch(self, sites: set[int]) -> None:
+        """Keeps the streams at `sites` of this model, which count all its blocks; see `streams`."""
+        before = self.config.site_a
+        if earlier := {site for site in sites if site < before}:
+            (self.a if self.early is None else self.early).watch(earlier)
+        self.late.watch({site - before + self.config.site_b for site in sites if site > before})
+
+    def streams(self, sites: set[int]) -> dict[int, Tensor]:
+        """The streams at `sites` in the last pass. At a seam this is the translation's output."""
+        before, found = self.config.site_a, {}
+        if earlier := {site for site in sites if site < before}:
+            found |= (
+                self.a.streams(earlier) if self.early is None else {site: self.early.seen[site] for site in earlier}
+            )
+        for site in sites - found.keys():
+            found[site] = self.late.entered if site == before else self.late.seen[site - before + self.config.site_b]
+        return found
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs) -> Any:
@@ -590,8 +641,8 @@ class Stitched(PreTrainedModel):
         inputs_embeds: Tensor | None,
         past_key_values: Cache | None,
         use_cache: bool | None,
-    ) -> tuple[Cache | None, bool, Tensor]:
-        """Checks what a user gave. Returns the cache, whether it is used, and position ids."""
+    ) -> tuple[Cache | None, bool, int]:
+        """Checks what a user gave. Returns the cache, whether it is used, and how many tokens it has."""
         if (input_ids is None) == (inputs_embeds is None):
             given = "neither" if input_ids is None else "both"
             raise ValueError(f"exactly one of input_ids and inputs_embeds must be given; got {given}.")
@@ -604,10 +655,25 @@ class Stitched(PreTrainedModel):
             use_cache = getattr(self.config, "use_cache", True) and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        if past_key_values is None:
+            return None, False, 0
+        self._prepare(past_key_values)
         new: Any = inputs_embeds if input_ids is None else input_ids
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        position_ids = (torch.arange(new.shape[1], device=new.device) + seen).unsqueeze(0)
-        return past_key_values, bool(use_cache), position_ids
+        return past_key_values, bool(use_cache), _count(past_key_values, new.shape[1])
+
+    def _prepare(self, cache: Cache) -> None:
+        """Gives an empty cache the kinds of layers that the donors have, where these are not only keys and values."""
+        kinds = self.layer_kinds()
+        plain = all(type(kind) in (DynamicLayer, DynamicSlidingWindowLayer) for kind in kinds)
+        if plain or getattr(cache, "is_prepared", False):
+            return
+        cache.layers = [*copy.deepcopy(kinds), *cache.layers[len(kinds) :]]
+        cache.layer_class_to_replicate, cache.is_prepared = None, True  # pyright: ignore[reportAttributeAccessIssue]
+
+    def layer_kinds(self) -> list:
+        """Empty cache layers, one per block."""
+        early = self.a.layer_kinds() if self.early is None else self.early.kinds
+        return early[: self.config.site_a] + self.late.kinds[self.late.start : self.late.stop]
 
     def _up_to_late(
         self,
@@ -615,38 +681,39 @@ class Stitched(PreTrainedModel):
         attention_mask,
         cache: Cache | None,
         *,
-        output_hidden_states,
-        position_ids,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        seen: int = 0,
         histories: list | None = None,
         **shared,
     ) -> tuple[Any, dict]:
-        """The output of A's half, and the arguments of B's half: translated stream, mask, its part of the cache."""
+        """The output of A's half, and the arguments of B's half: the translated stream, the mask, the cache.
+
+        The families find positions by themselves where none are given.
+        """
         site, blocks = self.config.site_a, self.config.num_hidden_layers
-        early_blocks, earlier = self.config.a_config.num_hidden_layers, getattr(self.a, "histories", 0)
-        before = self.translation.sites - {site}
         if cache is not None:
             _grow(cache, blocks, self.histories)
             histories = cache.layers[blocks:]
-        if histories and isinstance(self.a, Stitched) and cache is None:
-            shared["histories"] = histories
-        early = self.a(
-            input_ids=input_ids,
-            output_hidden_states=output_hidden_states or bool(before),
-            position_ids=position_ids,
-            **_context(attention_mask, cache, [*range(early_blocks), *range(blocks, blocks + earlier)]),
-            **shared,
-        )
-        residuals = {site: early.last_hidden_state, **{other: early.hidden_states[other] for other in before}}
-        residuals, ids = self._with_history(residuals, input_ids, histories)
+        shared |= {"attention_mask": attention_mask, "position_ids": position_ids, "seen": seen}
+        given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        if self.early is not None:
+            early = self.early.run(cache=cache, **given, **shared)
+        elif cache is not None:
+            view = CacheView(cache, [*range(site), *range(blocks, blocks + self.a.histories)])
+            early = self.a(past_key_values=view, **given, **shared)
+        else:
+            early = self.a(histories=histories, **given, **shared)
+        sites = self.translation.sites | {site}
+        streams = self.a.streams(sites) if self.early is None else {site: self.early.seen[site] for site in sites}
+        streams, ids = self._with_history(streams, input_ids, histories)
+        if position_ids is None:
+            new: Any = inputs_embeds if input_ids is None else input_ids
+            position_ids = (torch.arange(new.shape[1], device=new.device) + seen).unsqueeze(0)
         positions = _text_positions(attention_mask, position_ids)
-        translated = self.translation(residuals, ids, positions, position_ids, self._embeddings()).to(self.b.dtype)
-        return early, {
-            "inputs_embeds": translated,
-            "position_ids": position_ids,
-            "output_hidden_states": output_hidden_states,
-            **_context(attention_mask, cache, list(range(early_blocks, blocks))),
-            **{name: value for name, value in shared.items() if name not in ("inputs_embeds", "histories")},
-        }
+        translated = self.translation(streams, ids, positions, position_ids, self._embeddings())
+        late = {"stream": translated.to(self.late.dtype), "input_ids": input_ids, "cache": cache, "offset": site}
+        return early, {**late, **shared}
 
     def _embeddings(self) -> dict[str, Tensor]:
         """The embeddings that the translation reads: A's, or B's, which is its head's matrix."""
@@ -684,18 +751,17 @@ class StitchModel(Stitched):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
-        output_hidden_states: bool | None = None,
         **kwargs,
     ):
         """`hidden_states` are the inputs of the blocks, by site. At a seam this is the translation's output."""
-        early, for_late = self._up_to_late(
-            input_ids, attention_mask, past_key_values, output_hidden_states=output_hidden_states, **kwargs
-        )
-        late = self.b.base_model(**for_late)
+        early, for_late = self._up_to_late(input_ids, attention_mask, past_key_values, **kwargs)
+        late = self.late.run(**for_late, base=True)
         return BaseModelOutputWithPast(
             last_hidden_state=late.last_hidden_state,
             past_key_values=past_key_values,
-            hidden_states=(*early.hidden_states[:-1], *late.hidden_states) if output_hidden_states else None,
+            hidden_states=(*early.hidden_states[:-1], *late.hidden_states)
+            if kwargs.get("output_hidden_states")
+            else None,
             attentions=(*early.attentions, *late.attentions) if kwargs.get("output_attentions") else None,
         )
 
@@ -715,13 +781,14 @@ class StitchBaseModel(StitchModel):
         **kwargs,
     ) -> Any:
         """Like any base model of transformers. `hidden_states` are the inputs of the blocks, then `last_hidden_state`."""
-        cache, use_cache, positions = self._start(input_ids, inputs_embeds, past_key_values, use_cache)
+        cache, use_cache, seen = self._start(input_ids, inputs_embeds, past_key_values, use_cache)
         output = super().forward(
             input_ids,
             attention_mask,
             cache,
             inputs_embeds=inputs_embeds,
-            position_ids=positions if position_ids is None else position_ids,
+            position_ids=position_ids,
+            seen=seen,
             use_cache=use_cache,
             return_dict=True,
             **kwargs,
@@ -771,19 +838,20 @@ class StitchForCausalLM(Stitched, GenerationMixin):
         **kwargs,
     ):
         """Like any causal model of transformers. `hidden_states` are those of A's half, then those of B's half."""
-        past_key_values, use_cache, positions = self._start(input_ids, inputs_embeds, past_key_values, use_cache)
+        past_key_values, use_cache, seen = self._start(input_ids, inputs_embeds, past_key_values, use_cache)
         early, for_late = self._up_to_late(
             input_ids,
             attention_mask,
             past_key_values,
             inputs_embeds=inputs_embeds,
-            position_ids=positions if position_ids is None else position_ids,
+            position_ids=position_ids,
+            seen=seen,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             return_dict=True,
             **kwargs,
         )
-        late = self.b(labels=labels, logits_to_keep=logits_to_keep, **for_late)
+        late = self.late.run(labels=labels, logits_to_keep=logits_to_keep, **for_late)
         output = CausalLMOutputWithPast(
             loss=late.loss,
             logits=late.logits,
@@ -794,12 +862,14 @@ class StitchForCausalLM(Stitched, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
 
-def _context(attention_mask, cache: Cache | None, indices: list[int]) -> dict:
-    """Mask and cache of a half. A half without blocks has no attention and gets neither."""
-    if not indices:
-        return {"attention_mask": None, "past_key_values": None}
-    view = None if cache is None else CacheView(cache, indices)
-    return {"attention_mask": attention_mask, "past_key_values": view}
+def _count(cache: Cache, new: int) -> int:
+    """How many tokens a cache has, `new` ones not included. Linear attention does not count them, so they are noted here."""
+    for layer in cache.layers:
+        if isinstance(layer, CacheLayerMixin):
+            return layer.get_seq_length()
+    seen = getattr(cache, "tokens", 0)
+    cache.tokens = seen + new  # pyright: ignore[reportAttributeAccessIssue]
+    return seen
 
 
 def _grow(cache: Cache, blocks: int, histories: int) -> None:

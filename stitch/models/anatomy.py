@@ -1,9 +1,10 @@
 """Module paths per model family: embedding, blocks, final norm, head, attention and MLP."""
 
-import copy
 from dataclasses import dataclass, replace
 
+import transformers
 from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from stitch.errors import UsageError
 from stitch.modeling.modeling_composite import StitchConfig
@@ -18,7 +19,7 @@ class Anatomy:
     others at the body. `heads_out` is the attention's output projection, which reads the heads; `down` is the MLP's output
     projection, which reads the neurons; `mlp_out_norm` is the norm between `down` and the residual stream (None where there
     is none). `positions` is the table of learned positions added to the embeddings, `embedding_dropout` the dropout before
-    the first block; both are None in families without them.
+    the first block; both are None in families without them. Attention and MLP are "" where they are not known.
     """
 
     family: str
@@ -28,7 +29,6 @@ class Anatomy:
     positions: str | None = None
     embedding_dropout: str | None = None
     blocks: str = "layers"
-    earlier_blocks: tuple[str, ...] = ()  # of a composite: those that run before `blocks`, part by part
     final_norm: str = "norm"
     attention: str = "self_attn"
     heads_out: str = "self_attn.o_proj"
@@ -37,9 +37,11 @@ class Anatomy:
     mlp_out_norm: str | None = None
     # Prefixes of tensor names that differ between model and checkpoint file, as (in the model, in the file).
     stored_as: tuple[tuple[str, str], ...] = ()
+    # Whether this project's tests try the family: it is exact at every site, and its files hold the tensors of the loaded model.
+    tested: bool = False
 
 
-ANATOMIES: dict[str, Anatomy] = {
+_TESTED = {
     "gpt2": Anatomy(
         family="GPT-2",
         body="transformer",
@@ -91,19 +93,51 @@ ANATOMIES: dict[str, Anatomy] = {
     ),
     "olmo2": Anatomy(family="OLMo 2", mlp_out_norm="post_feedforward_layernorm"),
 }
+ANATOMIES: dict[str, Anatomy] = {family: replace(anatomy, tested=True) for family, anatomy in _TESTED.items()}
 
 
-def anatomy_of(config: PreTrainedConfig) -> Anatomy:
-    """The anatomy of the model that `config` describes. Raises: UsageError for a family without an entry in ANATOMIES."""
+def register_anatomy(model_type: str, anatomy: Anatomy) -> None:
+    """Says where models whose config has this `model_type` keep their modules, for the rest of this process.
+
+    Stitching finds the blocks of a decoder by itself. An anatomy is needed where it does not, and for commands that read
+    attention or MLPs, such as `convert heads`.
+    """
+    ANATOMIES[model_type] = replace(anatomy, tested=False)
+
+
+def anatomy_of(config: PreTrainedConfig, flow: dict | None = None) -> Anatomy:
+    """The anatomy of the model that `config` describes: that in ANATOMIES, or of another family what `flow` says.
+
+    Raises: UsageError for a family without an entry in ANATOMIES where no flow is given, and for a model that is no decoder.
+    """
     if isinstance(config, StitchConfig):
-        return _joined(anatomy_of(config.a_config), anatomy_of(config.b_config))
+        return _joined(anatomy_of(config.a_config, config.a_flow), anatomy_of(config.b_config, config.b_flow))
     anatomy = find_anatomy(config.model_type, config.architectures or [], bool(config.is_encoder_decoder))
-    if getattr(config, "use_bidirectional_attention", False):
+    if anatomy is None and flow is not None:
+        anatomy = _from_flow(config.model_type, flow)
+    if anatomy is None:
+        raise UsageError(
+            f"the blocks of a {config.model_type} model are found by running it, as it is not one of "
+            f"{', '.join(sorted(ANATOMIES))}: load its weights."
+        )
+    if getattr(config, "use_bidirectional_attention", False) in (True, "all"):  # "vision": of images alone
         raise UsageError(
             f"the model must be causal; got a {anatomy.family} with bidirectional attention, which sees the whole text: "
             "choose one that generates."
         )
     return anatomy
+
+
+def _from_flow(family: str, flow: dict) -> Anatomy:
+    """What stitching needs. Attention and MLP are not known, so commands that read them refuse the family."""
+
+    def inside(path: str) -> str:
+        return path.removeprefix(f"{flow['body']}.") if flow["body"] else path
+
+    return Anatomy(
+        family=family, body=flow["body"], head=flow["head"], embedding=inside(flow["input"]), blocks=inside(flow["blocks"]),
+        final_norm=inside(flow["exit"] or ""), attention="", heads_out="", mlp="", down="",
+    )  # fmt: skip
 
 
 def _joined(a: Anatomy, b: Anatomy) -> Anatomy:
@@ -120,7 +154,6 @@ def _joined(a: Anatomy, b: Anatomy) -> Anatomy:
         positions=f"a.{a.positions}" if a.positions else None,
         embedding_dropout=f"a.{a.embedding_dropout}" if a.embedding_dropout else None,
         blocks=dotted("b", b.body, b.blocks),
-        earlier_blocks=(*(f"a.{path}" for path in a.earlier_blocks), f"a.{a.blocks}"),
         final_norm=dotted("b", b.body, b.final_norm),
         stored_as=(),
     )
@@ -133,49 +166,29 @@ def dotted(*parts: str) -> str:
 
 def blocks_before_last_part(config: PreTrainedConfig) -> int:
     """Blocks of a composite that run before its last seam; 0 for any other model."""
-    return config.a_config.num_hidden_layers if isinstance(config, StitchConfig) else 0
+    return config.site_a if isinstance(config, StitchConfig) else 0
 
 
-def find_anatomy(model_type: str, architectures: list[str], has_encoder: bool) -> Anatomy:
-    """The entry of ANATOMIES for `model_type`. Raises: UsageError that says why there is none and what to do."""
+def find_anatomy(model_type: str, architectures: list[str], has_encoder: bool) -> Anatomy | None:
+    """The entry of ANATOMIES for `model_type`; None for another decoder, whose blocks are found by running it.
+
+    Raises: UsageError where the model is no decoder, or one that cannot be cut.
+    """
     if model_type in ANATOMIES:
         return ANATOMIES[model_type]
-    known = ", ".join(sorted(ANATOMIES))
-    got = f"{model_type} ({', '.join(architectures)})" if architectures else model_type
     if model_type == RecurrentConfig.model_type:
         raise UsageError(
             "a recurrent model cannot be a part or be converted again, because it keeps no keys: stitch or convert the "
             "original model, then make the result recurrent (`layers` restricts that to some blocks)."
         )
-    if model_type == "gemma3":
+    causal = {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)}  # of a model of text and images it may have any name
+    stock = [
+        name for name in architectures if hasattr(transformers, name)
+    ]  # what other classes do is not in their names
+    if has_encoder or (stock and not any("CausalLM" in name or "LMHead" in name or name in causal for name in stock)):
+        got = f"{model_type} ({', '.join(architectures)})" if architectures else model_type
         raise UsageError(
-            "a Gemma 3 model must be text only (gemma3_text); got the multimodal gemma3: save its language model "
-            "with its text_config as a checkpoint of its own."
+            f"the model must be a decoder that predicts the next token; got {got}, which has an encoder or no such head: "
+            "choose a causal model."
         )
-    if has_encoder or (architectures and not any("CausalLM" in name for name in architectures)):
-        raise UsageError(
-            f"the model must be a decoder that predicts the next token; got {got}, which has an encoder or no such "
-            f"head: choose a causal model of one of {known}."
-        )
-    raise UsageError(
-        f"the family must be one of {known}; got {got}: to add it, write one entry in ANATOMIES of "
-        "stitch/models/anatomy.py with the paths of its embedding, blocks, final norm and head."
-    )
-
-
-def truncated(config: PreTrainedConfig, start: int, stop: int) -> PreTrainedConfig:
-    """A copy of `config` for a model of blocks start..stop−1 only, with the layer types of these blocks.
-
-    A composite keeps all blocks before its last seam: `start` must be 0 and `stop` at or after that seam.
-    """
-    if isinstance(config, StitchConfig):
-        before = config.a_config.num_hidden_layers
-        assert start == 0 and stop >= before, "a composite is cut after its last seam"
-        late = truncated(config.b_config, 0, stop - before)
-        kept = copy.deepcopy((config.a_config, config.seam, config.translation))
-        return StitchConfig(kept[0], late, config.site_a, config.site_b, *kept[1:])
-    part = copy.deepcopy(config)
-    if getattr(part, "layer_types", None) is not None:
-        part.layer_types = list(part.layer_types[start:stop])
-    part.num_hidden_layers = stop - start
-    return part
+    return None

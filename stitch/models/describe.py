@@ -1,6 +1,6 @@
 """A model's family, shape and vocabulary, from its config and tokenizer. Weights are not loaded."""
 
-from stitch.modeling.modeling_composite import parts_of
+from stitch.modeling.modeling_composite import longest_context, parts_of
 from stitch.models.anatomy import anatomy_of, blocks_before_last_part
 from stitch.models.flops import block_parameters
 from stitch.models.loading import register_composites
@@ -32,7 +32,7 @@ def describe(source: str) -> dict:
         "key-value heads": getattr(last, "num_key_value_heads", None) or last.num_attention_heads,
         "parameters per block": block_parameters(config, 0) if depth else 0,
         "vocabulary": config.vocab_size,
-        "longest context": min(part.max_position_embeddings for part in parts),
+        "longest context": min((limit for part in parts if (limit := longest_context(part))), default=None),
         "tied embeddings": bool(config.tie_word_embeddings),
         "tokenizer entries": len(tokenizer),
         "revision": found.revision,

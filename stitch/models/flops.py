@@ -3,17 +3,17 @@
 from functools import lru_cache
 
 import torch
-from transformers import AutoModel, PreTrainedConfig
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from stitch.modeling.modeling_composite import StitchConfig, sliding_windows
-from stitch.models.anatomy import anatomy_of, truncated
 
 
 def block_parameters(config: PreTrainedConfig, block: int) -> int:
     """Parameter count of block `block`, taken from a model on torch's meta device, which allocates no memory."""
     if isinstance(config, StitchConfig):
         return block_parameters(*_in_its_part(config, block))
-    return _parameters(_AsText(config), block)
+    return _parameters(_AsText(config))[block]
 
 
 class _AsText:
@@ -30,13 +30,14 @@ class _AsText:
         return isinstance(other, _AsText) and self.text == other.text
 
 
-@lru_cache(maxsize=1024)
-def _parameters(of: _AsText, block: int) -> int:
-    """Costs of a pair of models ask for the same blocks many times, and to build one takes hundredths of a second."""
-    anatomy = anatomy_of(of.config)
+@lru_cache(maxsize=64)
+def _parameters(of: _AsText) -> list[int]:
+    """The counts of all blocks. Costs of a pair of models ask for them many times, and to build a model takes a second."""
+    depth = of.config.get_text_config(decoder=True).num_hidden_layers
     with torch.device("meta"):
-        body = AutoModel.from_config(truncated(of.config, block, block + 1))
-    return sum(parameter.numel() for parameter in body.get_submodule(anatomy.blocks).parameters())
+        net = AutoModelForCausalLM.from_config(of.config)
+    lists = [module for module in net.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    return [sum(parameter.numel() for parameter in block.parameters()) for block in lists[0]]
 
 
 def block_flops(config: PreTrainedConfig, block: int, context: int) -> float:
@@ -47,10 +48,11 @@ def block_flops(config: PreTrainedConfig, block: int, context: int) -> float:
     """
     if isinstance(config, StitchConfig):
         part, own = _in_its_part(config, block)
-        seam = 2.0 * _multiply_adds(config.translation) if part is config.b_config and own == 0 else 0.0
+        seam = 2.0 * _multiply_adds(config.translation) if block == config.site_a else 0.0
         return seam + block_flops(part, own, context)
-    heads = config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    text = config.get_text_config(decoder=True)
+    heads = text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
     reach = min(sliding_windows(config)[block] or context, context)
     keys = (reach * (reach + 1) / 2 + (context - reach) * reach) / context
     return 2.0 * block_parameters(config, block) + 4.0 * heads * head_width * keys
@@ -58,8 +60,8 @@ def block_flops(config: PreTrainedConfig, block: int, context: int) -> float:
 
 def _in_its_part(config: StitchConfig, block: int) -> tuple[PreTrainedConfig, int]:
     """The config of the half of a composite that contains block `block`, and the block's index there."""
-    early = config.a_config.num_hidden_layers
-    return (config.a_config, block) if block < early else (config.b_config, block - early)
+    early = config.site_a
+    return (config.a_config, block) if block < early else (config.b_config, config.site_b + block - early)
 
 
 def _multiply_adds(translation: dict) -> int:

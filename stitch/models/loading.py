@@ -11,9 +11,16 @@ from transformers.utils import logging as transformers_logging
 
 from stitch.errors import StitchError
 from stitch.files.shards import stored_tensors
-from stitch.modeling.modeling_composite import StitchBaseModel, StitchConfig, StitchForCausalLM, parts_of
+from stitch.modeling.modeling_composite import (
+    StitchBaseModel,
+    StitchConfig,
+    StitchForCausalLM,
+    longest_context,
+    parts_of,
+)
 from stitch.modeling.modeling_recurrent import RecurrentConfig, RecurrentForCausalLM
-from stitch.models.anatomy import ANATOMIES, anatomy_of, find_anatomy
+from stitch.models.anatomy import ANATOMIES, anatomy_of, dotted, find_anatomy
+from stitch.models.flow import flow_of
 from stitch.models.model import Model
 from stitch.models.model_folder import require_unquantised
 from stitch.models.sources import Source
@@ -32,16 +39,20 @@ def load(
     Raises: UsageError for a family without anatomy or for quantised weights; StitchError for missing or damaged files.
     """
     name = name or folder.name
-    is_composite = _check(folder, name)
+    _check(folder, name)
     net, tokenizer, missing = _from_pretrained(folder, name, dtype or "auto", trust_remote_code)
     if missing:
         raise StitchError(f"the weights of {name} are incomplete: {len(missing)} tensors missing, {missing[0]} first.")
-    anatomy = anatomy_of(net.config) if is_composite else ANATOMIES[net.config.model_type]
-    return Model(name, net.to(device).eval(), tokenizer, anatomy, folder)
+    net = net.to(device).eval()
+    given = None if isinstance(net.config, StitchConfig) else ANATOMIES.get(net.config.model_type)
+    if isinstance(net.config, StitchConfig) or (given and given.tested):
+        return Model(name, net, tokenizer, anatomy_of(net.config), folder)
+    flow = flow_of(net, blocks=given and dotted(given.body, given.blocks), settled=True)
+    return Model(name, net, tokenizer, anatomy_of(net.config, flow), folder).with_flow(flow)
 
 
-def _check(folder: Path, name: str) -> bool:
-    """Checks config.json and the headers of the weights before anything is loaded. True for a composite."""
+def _check(folder: Path, name: str) -> None:
+    """Checks config.json and the headers of the weights before anything is loaded."""
     if not (folder / "config.json").is_file():
         raise StitchError(f"a model folder must hold config.json; {folder} does not: check the path.")
     try:
@@ -50,8 +61,7 @@ def _check(folder: Path, name: str) -> bool:
         raise StitchError(
             f"config.json of {name} must be readable; got {_one_line(error)}: download it again."
         ) from error
-    is_composite = config.get("model_type") == StitchConfig.model_type
-    if not is_composite:
+    if config.get("model_type") != StitchConfig.model_type:
         find_anatomy(
             config.get("model_type", "unknown"),
             config.get("architectures") or [],
@@ -59,7 +69,6 @@ def _check(folder: Path, name: str) -> bool:
         )
     require_unquantised(config, name)
     stored_tensors(folder)  # raises a one-line error for missing, damaged or pickled weights
-    return is_composite
 
 
 def _from_pretrained(
@@ -122,5 +131,5 @@ def load_any(source: Source, dtype: torch.dtype, device: torch.device, trust_rem
     """The model in `source.folder`, in evaluation mode. Raises: StitchError when transformers cannot load it."""
     net, tokenizer, _ = _from_pretrained(source.folder, source.name, dtype, trust_remote_code)
     config = net.config
-    limits = [limit for part in parts_of(config) if (limit := getattr(part, "max_position_embeddings", None))]
+    limits = [limit for part in parts_of(config) if (limit := longest_context(part))]
     return AnyModel(net.to(device).eval(), tokenizer, config.vocab_size, min(limits, default=None))

@@ -10,19 +10,26 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stitch.errors import UsageError
-from stitch.modeling.modeling_composite import StitchConfig, Stitched, TranslationModule, parts_of
+from stitch.modeling.modeling_composite import StitchConfig, Stitched, TranslationModule, longest_context, parts_of
 from stitch.models.anatomy import Anatomy, anatomy_of, blocks_before_last_part
+from stitch.models.flow import flow_of
+
+UNBOUNDED = 2**20  # tokens
 
 
 @dataclass(frozen=True)
 class Model:
-    """A causal language model and access to its modules. `folder` holds its safetensors, config and tokenizer files."""
+    """A causal language model and access to its modules. `folder` holds its safetensors, config and tokenizer files.
+
+    A part of a composite has only the blocks in `kept` of its family's stock model, and counts them from 0.
+    """
 
     name: str
     net: PreTrainedModel
     tokenizer: Any
     anatomy: Anatomy
     folder: Path
+    kept: range | None = None
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -37,27 +44,38 @@ class Model:
         """Width of the residual stream entering block `site`: the parts of a composite may differ."""
         config = self.config
         while isinstance(config, StitchConfig):
-            early = config.a_config
-            config = early if site < early.num_hidden_layers else config.b_config
-        return config.hidden_size
+            if site >= config.site_a:
+                return config.b_flow["width"]
+            if config.a_flow is not None:
+                return config.a_flow["width"]
+            config = config.a_config
+        return config.get_text_config(decoder=True).hidden_size
 
     @property
     def longest(self) -> int:
-        """The longest context, in tokens, that all parts of the model accept."""
-        return min(part.max_position_embeddings for part in parts_of(self.config))
+        """The longest context, in tokens, that all parts of the model accept; UNBOUNDED where none has a limit."""
+        limits = (longest_context(part) for part in parts_of(self.config))
+        return min((limit for limit in limits if limit is not None), default=UNBOUNDED)
 
     @property
     def depth(self) -> int:
         """Number of blocks; sites are 0..depth."""
-        return self.config.num_hidden_layers
+        if self.kept is not None:
+            return len(self.kept)
+        return self.config.get_text_config(decoder=True).num_hidden_layers
+
+    @cached_property
+    def flow(self) -> dict:
+        """Where the stream is (see `modeling_halves.py`); of a composite, that of its last part."""
+        return self.config.b_flow if isinstance(self.config, StitchConfig) else flow_of(self.net)
 
     @property
     def device(self) -> torch.device:
-        return self.embedding.weight.device
+        return self.net.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embedding.weight.dtype
+        return self.net.dtype
 
     @cached_property
     def body(self) -> nn.Module:
@@ -68,12 +86,17 @@ class Model:
         """The token embedding. Some families (Gemma) scale its output; `weight` is unscaled."""
         return self.body.get_submodule(self.anatomy.embedding)  # pyright: ignore[reportReturnType]
 
+    @property
+    def stream_argument(self) -> int | str:
+        """The argument of its blocks that is the stream. All families that are known by name pass it first."""
+        return 0 if self.anatomy.tested else self.flow["argument"]
+
     @cached_property
     def blocks(self) -> nn.ModuleList:
-        lists: list[Any] = [
-            self.body.get_submodule(path) for path in (*self.anatomy.earlier_blocks, self.anatomy.blocks)
-        ]
-        return lists[0] if len(lists) == 1 else nn.ModuleList([block for blocks in lists for block in blocks])
+        if len(self.parts) > 1:
+            return nn.ModuleList([block for part in self.parts for block in part.blocks])
+        blocks: Any = self.body.get_submodule(self.anatomy.blocks)
+        return blocks if self.kept is None else blocks[self.kept.start : self.kept.stop]
 
     @property
     def parts(self) -> list["Model"]:
@@ -86,10 +109,21 @@ class Model:
     @cached_property
     def _of_composite(self) -> list["Model"]:
         """The parts of a composite; empty for another model, which must not be cached here: it would refer to itself."""
-        if not isinstance(self.net, Stitched):
+        net = self.net
+        if not isinstance(net, Stitched):
             return []
-        early = replace(self, net=self.net.a, anatomy=replace(anatomy_of(self.net.a.config), body=""))
-        return [*early.parts, replace(self, net=self.net.b, anatomy=anatomy_of(self.net.b.config))]
+        config: Any = net.config
+        early = replace(self, net=net.a, anatomy=replace(anatomy_of(net.a.config), body=""))
+        if config.a_flow is not None:
+            early = early.with_flow(config.a_flow, range(config.site_a))
+        late = replace(self, net=net.b, anatomy=anatomy_of(net.b.config))
+        return [*early.parts, late.with_flow(config.b_flow, range(config.site_b, config.last_block))]
+
+    def with_flow(self, flow: dict, kept: range | None = None) -> "Model":
+        """The same model, or some of its blocks, whose flow is known: in a part of a model it cannot be found by looking."""
+        part = replace(self, kept=kept)
+        part.__dict__["flow"] = flow
+        return part
 
     def in_part(self, block: int) -> tuple["Model", int]:
         """The part that contains `block`, and the block's index in it. Raises: IndexError when there is no such block."""
@@ -104,19 +138,26 @@ class Model:
         """The translations of a composite in the order they run, each with the index of the block it leads to."""
         found, net = [], self.net
         while isinstance(net, Stitched):
-            found.insert(0, (net.a.config.num_hidden_layers, net.translation))
+            found.insert(0, (net.config.site_a, net.translation))
             net = net.a
         return found
 
     def down(self, block: int) -> nn.Module:
         """The output projection of the MLP of `block`: a Linear, or GPT-2's Conv1D, whose weight is transposed."""
-        part, own = self.in_part(block)
-        return part.blocks[own].get_submodule(part.anatomy.down)
+        return self._within(block, "down")
 
     def heads_out(self, block: int) -> nn.Module:
         """The output projection of the attention of `block`; its input is the concatenated heads."""
+        return self._within(block, "heads_out")
+
+    def _within(self, block: int, name: str) -> nn.Module:
         part, own = self.in_part(block)
-        return part.blocks[own].get_submodule(part.anatomy.heads_out)
+        path = getattr(part.anatomy, name)
+        if not path:
+            raise UsageError(
+                f"`{name}` of {part.anatomy.family} models is not known: register an anatomy for them, or use another model."
+            )
+        return part.blocks[own].get_submodule(path)
 
     def heads(self, block: int) -> int:
         """Number of attention heads (query heads) of `block`."""

@@ -1,6 +1,6 @@
 """What chosen modules of a network read in a forward pass that stops once all of them have been called."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -15,14 +15,23 @@ class _AllSeen(Exception):
 
 @torch.no_grad()
 def module_inputs(
-    net: nn.Module, modules: Mapping[Key, nn.Module], *, use_cache: bool = False, **inputs: Any
+    net: Callable[..., Any],
+    modules: Mapping[Key, nn.Module],
+    *,
+    argument: int | str = 0,
+    use_cache: bool = False,
+    **inputs: Any,
 ) -> dict[Key, Tensor]:
-    """The first argument (or `hidden_states`) of each of the `modules` in one forward pass of `net` on `inputs`."""
+    """What each of the `modules` is given as `argument`, or as `hidden_states`, in one forward pass of `net` on `inputs`.
+
+    Modules that take a single argument are given it as their first.
+    """
     seen: dict[Key, Tensor] = {}
 
     def keep_as(key: Key):
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            seen[key] = args[0] if args else kwargs["hidden_states"]
+            place = argument if isinstance(argument, int) else 0
+            seen[key] = kwargs[argument] if argument in kwargs else args[place] if args else kwargs["hidden_states"]
             if len(seen) == len(modules):
                 raise _AllSeen
 

@@ -39,7 +39,7 @@ def _with_key_heads(config: PreTrainedConfig, attentions: list[Attention]) -> Pr
     """The config with the numbers of key heads that `attentions`, one for each of its blocks, have."""
     if isinstance(config, StitchConfig):
         config = copy.deepcopy(config)
-        before = config.a_config.num_hidden_layers
+        before = config.site_a
         config.a_config = _with_key_heads(config.a_config, attentions[:before])
         config.b_config = _with_key_heads(config.b_config, attentions[before:])
         return config

@@ -6,13 +6,13 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from stitch.activations.observe import residuals
 from stitch.composite.compose import late_half, late_logits
 from stitch.conversions.ngrams.backfit import relative_weights
 from stitch.conversions.ngrams.reading import stream
 from stitch.evaluation.scores import Batch, Logits
+from stitch.modeling.modeling_halves import Half
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
 from stitch.text.windows import Windows
@@ -28,7 +28,7 @@ class LateBlocks:
     site: int
 
     @cached_property
-    def half(self) -> PreTrainedModel:
+    def half(self) -> Half:
         return late_half(self.model, self.site)
 
     def reading(self, translation: Translation) -> Logits:
@@ -39,7 +39,7 @@ class LateBlocks:
         def logits(batch: Batch) -> Tensor:
             ids = batch.ids.to(self.model.device)
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            return late_logits(self.half, module({}, ids, positions, embeddings=embeddings))
+            return late_logits(self.half, module({}, ids, positions, embeddings=embeddings), ids=ids)
 
         return logits
 
@@ -48,7 +48,8 @@ class LateBlocks:
         start = blocks_before_last_part(self.model.config)
 
         def logits(batch: Batch) -> Tensor:
-            return late_logits(self.half, residuals(self.model, batch.ids.to(self.model.device), [start])[start])
+            ids = batch.ids.to(self.model.device)
+            return late_logits(self.half, residuals(self.model, ids, [start])[start], ids=ids)
 
         return logits
 

@@ -1,0 +1,82 @@
+"""Which families of transformers can be cut and joined to themselves without a change, tried on a pico model of each.
+
+    python benchmarks/families.py > build/families.jsonl        # all of transformers' causal language models: 5 minutes
+    python benchmarks/families.py llama qwen3_moe
+
+A model of six blocks is joined to itself at every site, and its logits are compared with the model's bit by bit: for a whole
+text, in pieces with a cache, padded on the left, and both. `native` is whether its blocks can be renumbered, as `--native` does.
+"""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import _families
+import transformers
+
+from stitch.composite.exact import inexact, require_renumbered
+from stitch.errors import UsageError
+from stitch.models.anatomy import ANATOMIES, anatomy_of
+from stitch.models.flow import flow_of
+from stitch.models.model import Model
+from stitch.models.sources import resolve
+
+
+def tried(kind: str, tokenizer) -> dict:
+    """The outcome for one family, with the reason where it is not exact."""
+    try:
+        net = _families.net(kind)
+    except Exception as error:  # of a family's own code: sizes that depend on one another, packages that are missing
+        return {"outcome": "not built", "why": _one_line(error)}
+    started = time.monotonic()
+    try:
+        known = net.config.model_type in ANATOMIES
+        flow = flow_of(net, settled=not known)
+        model = Model(kind, net, tokenizer, anatomy_of(net.config, flow), Path(kind)).with_flow(flow)
+        found = {site: why for site in range(model.depth + 1) if (why := inexact(model, site)) is not None}
+    except Exception as error:
+        return {"outcome": "refused", "why": _one_line(error)}
+    line = {
+        "class": flow["class"], "sites": model.depth + 1 - len(found), "of": model.depth + 1, "blocks": flow["blocks"],
+        "seconds": round(time.monotonic() - started, 1),
+    }  # fmt: skip
+    if set(found) - {model.depth}:  # a family need not have a module after its last block
+        return {"outcome": "refused", "why": found[min(found)], **line}
+    return {"outcome": "exact", "native": "yes" if _is_renumbered(model) else "no", **line}
+
+
+def _is_renumbered(model: Model) -> bool:
+    try:
+        require_renumbered(model)
+    except UsageError:
+        return False
+    return True
+
+
+def _one_line(error: Exception) -> str:
+    said = " ".join(str(error).split())[:160]
+    return said if isinstance(error, UsageError) else f"{type(error).__name__}: {said}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", default=_families.KINDS)
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(resolve("demo:gpt2").folder)
+    for kind in parser.parse_args().families:
+        line = {
+            "benchmark": "families",
+            "family": kind,
+            **tried(kind, tokenizer),
+            "transformers": transformers.__version__,
+        }
+        print(json.dumps(line), flush=True)
+        print(f"{kind}: {line['outcome']}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

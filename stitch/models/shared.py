@@ -1,0 +1,24 @@
+"""Two networks with the same tensors."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+def share(part: nn.Module, donor: nn.Module, path_in_donor: Callable[[str], str] = str) -> None:
+    """Gives every module of `part` the tensors of its counterpart in `donor`, whose path is `path_in_donor` of the module's."""
+    for path, module in part.named_modules():
+        plain = [name for name, value in module.__dict__.items() if isinstance(value, Tensor)]
+        if not (module._parameters or module._buffers or plain):
+            continue
+        counterpart = donor.get_submodule(path_in_donor(path))
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                theirs = counterpart.get_parameter(name)
+                # A new Parameter over the same memory, so that `.to()` on the part does not move the donor.
+                module._parameters[name] = nn.Parameter(theirs.detach(), requires_grad=theirs.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = counterpart.get_buffer(name)
+        for name in plain:
+            setattr(module, name, getattr(counterpart, name))
