@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import page_reports
-from page_reports import HOSTILE, ROWS, join_report
+from page_reports import HOSTILE, KINDS, ROWS, join_report
 from stitch.pages.circuit import circuit_page, head_points, write_circuit_page
 from stitch.pages.edges import LINES
 from stitch.pages.embedded import script_json
@@ -23,7 +23,6 @@ from stitch.pages.palette import BACKGROUND, ROLES
 from stitch.pages.rows import FAR, differences_section, rows_chart
 from stitch.report.card import model_card
 
-KINDS = ("join", "chain", "sweep", "depth", "circuit", "graft", "conversion", "transfer", "certificate")
 MEGABYTE = 10**6
 
 
@@ -196,6 +195,23 @@ def test_a_page_shows_as_many_edges_as_stay_readable():
     )
 
 
+def test_a_tool_is_drawn_by_tokens_read_and_its_intervals_end_within_0_and_1():
+    _, read, text = specs(pages()["tool"])
+    points = read["data"]["values"]
+    assert [point["at"] for point in points][:3] == ["1", "2–3", "4"] and len(points) == 4 * 3
+    assert (points[0]["role"], points[0]["value"], points[0]["low"], points[0]["high"]) == ("composite", 1.0, 0.9, 1)
+    assert points[2]["low"] is None and points[2]["high"] is None
+    assert {point["role"] for point in points} == {"composite", "baseline", "null"}
+    assert {label: one["role"] for label, one in values_of(text).items()} == {
+        "as it was": "a",
+        "with the tool": "composite",
+    }
+    rows = Parsed(pages()["tool"]).rows
+    assert ["b", "even", "odd"] in rows
+    assert ["2–3", "8", "100.00%", "98.00%", "70.00%", "50.00%"] in rows
+    assert ["difference, paired", "+1.0e-06", "-1.0e-07 to +2.0e-06", "+2,000"] in rows
+
+
 @pytest.mark.parametrize(("name", "page"), [("c.json", "c.html"), ("c", "c.html"), ("c.html", "c.page.html")])
 def test_the_page_of_a_circuit_lies_beside_its_file(tmp_path, name, page):
     out = tmp_path / name
@@ -211,6 +227,7 @@ def test_a_page_shows_its_numbers_in_tables_without_javascript(kind):
         "join": "composite (affine) 3.500 3.400 – 3.600", "chain": "model demo:gpt2 3.400", "sweep": "0 +0.40 +0.35",
         "depth": "1 +0.15* +0.16", "circuit": "head 0.1 1 +0.4000", "graft": "host, grafted 98.0%",
         "conversion": "converted 3.3000 3.200 – 3.400", "transfer": "transferred (written) 0.400", "certificate": "host, grafted",
+        "tool": "a c odd even",
     }  # fmt: skip
     assert any(expected[kind] in row for row in text), text
 
