@@ -19,9 +19,9 @@ from stitch.pages.embedded import script_json
 from stitch.pages.features import browser_data, features_section
 from stitch.pages.frontier import best_for_every_budget, frontier
 from stitch.pages.join import join_files, join_page
-from stitch.pages.palette import BACKGROUND, ROLES
 from stitch.pages.rows import FAR, differences_section, rows_chart
 from stitch.report.card import model_card
+from stitch.report.palette import BACKGROUND, FRAME, HEAT, ROLES, ink_on_heat
 
 MEGABYTE = 10**6
 
@@ -349,6 +349,13 @@ def test_colours_stand_out_from_their_background(mode):
         here = luminance(getattr(role, mode))
         contrast = (max(here, behind) + 0.05) / (min(here, behind) + 0.05)
         assert contrast >= 3, f"{name}: {contrast:.2f}"  # WCAG 2.2, 1.4.11
+
+
+def test_numbers_can_be_read_on_every_colour_of_a_map():
+    for place, shade in enumerate(HEAT):
+        here, ink = luminance(shade), luminance(ink_on_heat(place / (len(HEAT) - 1)))
+        assert (max(here, ink) + 0.05) / (min(here, ink) + 0.05) > 4
+        assert shade != FRAME
 
 
 # Full dichromacy, by Machado, Oliveira & Fernandes 2009, on linear RGB.
