@@ -77,8 +77,7 @@ bench-reuse: $(READY)
 	$(BIN)/python benchmarks/healing.py --summary build/benchmarks/healing_summary.jsonl
 
 bench-synthesis: $(READY)
-	@mkdir -p build
-	$(BIN)/python benchmarks/synthesis.py --figure build/synthesis.png
+	$(BIN)/python benchmarks/synthesis.py
 
 # Takes hours. Parts that are in build/benchmarks/conversions are not repeated.
 bench-conversions: $(READY)

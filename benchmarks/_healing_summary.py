@@ -1,11 +1,10 @@
-"""Means, intervals and the figure of `healing.py`, from its lines.
+"""Means and intervals of `healing.py`, from its lines.
 
 Intervals of 95 % come from a bootstrap that draws seeds and documents, the same for all arms, so differences are paired.
 """
 
 import math
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 from _healing import ARMS, A, B
@@ -13,7 +12,6 @@ from _learning import tokens_to
 
 RESAMPLES = 1000
 ALTERNATIVES = ("own tables", "own tables, seam only", "shortened", "random blocks")
-COLOURS = dict(zip(ARMS, ("#c0504d", "#3b6fb6", "#4f9d69", "#9a9a9a", "#d99a3a", "#e0908d", "#8fb0dc"), strict=True))
 
 Draws = dict[str, dict[int, np.ndarray]]  # by arm and tokens: cross-entropy of the data, then of every resample
 
@@ -116,29 +114,3 @@ def counted(name: str, values: np.ndarray) -> dict:
     low, high = np.quantile(values[1:], (0.025, 0.975), method="inverted_cdf")
     entries = {name: values[0], f"{name}_low": low, f"{name}_high": high}
     return {key: round(float(value), 4) if math.isfinite(value) else None for key, value in entries.items()}
-
-
-def draw(lines: list[dict], out: Path) -> None:
-    """Cross-entropy by tokens trained on, with intervals; donors are horizontal lines. Zero tokens are drawn at the left edge."""
-    import matplotlib.pyplot as plt
-
-    curves = [line for line in lines if "ce" in line]
-    left = min(line["tokens"] for line in curves if line["tokens"]) / 2
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6))
-    for axis, key, label in zip(axes, ("ce", "over_b"), ("cross-entropy", f"cross-entropy − {B}, paired"), strict=True):
-        for arm in dict.fromkeys(line["arm"] for line in curves):
-            own = [line for line in curves if line["arm"] == arm]
-            if arm in (A, B):
-                axis.axhline(own[0][key], color="black", linestyle="--" if arm == A else ":", linewidth=1, label=arm)
-                continue
-            x = [max(line["tokens"], left) for line in own]
-            axis.plot(x, [line[key] for line in own], "o-", markersize=3, color=COLOURS[arm], label=arm)
-            low, high = ([line[f"{key}_{end}"] for line in own] for end in ("low", "high"))
-            axis.fill_between(x, low, high, color=COLOURS[arm], alpha=0.15)
-        axis.set(xscale="log", xlabel="tokens trained on (left edge: none)", ylabel=f"{label}, nats")
-        axis.grid(alpha=0.3)
-    axes[1].set_ylim(-0.1, 0.4)
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)

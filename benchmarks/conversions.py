@@ -1,8 +1,7 @@
-"""Measures and draws all four conversions: `python benchmarks/conversions.py [FOLDER]`. Takes hours.
+"""Measures all four conversions: `python benchmarks/conversions.py [FOLDER]`. Takes hours.
 
 Each part runs in a process of its own, and its lines are kept in FOLDER (default: build/benchmarks/conversions); a part
-whose file exists is not repeated. Then a figure of every conversion is drawn to FOLDER/CONVERSION.png. The rows are
-explained at the top of each script.
+whose file exists is not repeated. The rows are explained at the top of each script.
 """
 
 import subprocess
@@ -50,7 +49,6 @@ def main() -> None:
                 unfinished.rename(lines)
             everything += lines.read_text()
         (folder / f"{conversion}.jsonl").write_text(everything)
-        run(conversion, "--figure", str(folder / f"{conversion}.png"), str(folder / f"{conversion}.jsonl"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """How much of a document's in-context gain remains after the document is written into the weights.
 
-`python benchmarks/conversions_consolidate.py [--model M] [--part P]` measures; `--figure OUT.png LINES.jsonl` draws the
-printed lines. Documents come from the report split of `docs`, and none of them is in the other text on which costs are
+Documents come from the report split of `docs`, and none of them is in the other text on which costs are
 measured. The first 128 tokens of a document are its context; the 256 after them are four queries, on which nothing is
 fitted. JSON lines: one per document and point of a curve as soon as it is ready, then a summary with intervals over
 documents.
@@ -21,11 +20,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from _lines import read as read_lines
 from torch import Tensor
 
 from stitch.conversions.consolidation import fitting
@@ -383,46 +380,6 @@ PARTS = {  # each with its number of documents, or of sets of facts
 ON_SWEEP = ("tune", "choices")
 
 
-def draw(out: Path, lines: list[dict]) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(18, 5))
-    colours = {model: f"C{index}" for index, model in enumerate(dict.fromkeys(line["model"] for line in lines))}
-    rows = [line for line in lines if line["kind"] == "summary" and line["condition"] == "unseen prefix"]
-    names = [
-        row for row in dict.fromkeys(line["row"] for line in rows) if row not in ("without context", "with context")
-    ]
-    for index, (model, colour) in enumerate(colours.items()):
-        for line in rows:
-            if line["model"] == model and line["row"] in names:
-                height = len(names) - names.index(line["row"]) - 0.2 * index
-                axes[0].plot(line["kept"][1:], [height, height], color=colour, alpha=0.5)
-                axes[0].plot(line["kept"][0], height, "o", color=colour)
-        for kind, key, axis in (("capacity", "documents", axes[1]), ("facts", "facts", axes[2])):
-            if not (points := [line for line in lines if line["kind"] == kind and line["model"] == model]):
-                continue
-            if kind == "capacity":
-                for which, style in (("all", "-"), ("first", ":")):
-                    shares = [p["unseen prefix"][which] for p in points]
-                    values = [share[0] if isinstance(share, list) else share for share in shares]
-                    axis.plot([p[key] for p in points], values, style, color=colour, label=f"{model}, {which}")
-            else:
-                for row, style in (("converted", "-"), ("without context", ":"), ("unrelated converted", "--")):
-                    some = [p for p in points if p["row"] == row and p["condition"] == "unseen prefix"]
-                    axis.plot(
-                        [p[key] for p in some], [p["ce"] for p in some], style, color=colour, label=f"{model}, {row}"
-                    )
-    axes[0].set_yticks(range(len(names), 0, -1), names)
-    axes[0].set_xlabel("share of the in-context gain kept (95 % interval by document)")
-    axes[1].set(xlabel="documents, one after another", ylabel="share of the in-context gain kept")
-    axes[2].set(xlabel="facts in the document", ylabel="nats of the answer")
-    axes[0].axvline(0, color="black", linewidth=0.8)
-    for axis in axes[1:]:
-        axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(out, dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="Default: demo:gpt2 and demo:llama.")
@@ -431,12 +388,7 @@ def main() -> None:
     )
     parser.add_argument("--documents", type=int, help="Number of documents, for all parts.")
     parser.add_argument("--cost", type=float, default=0.02, help="Budget, in nats per token of other text.")
-    parser.add_argument("--figure", nargs=2, metavar=("OUT.png", "LINES.jsonl"))
     arguments = parser.parse_args()
-    if arguments.figure:
-        out, lines = map(Path, arguments.figure)
-        draw(out, read_lines(lines))
-        return
     for model in arguments.model or ("demo:gpt2", "demo:llama"):
         setup = open_model(model)
         for part in arguments.part or [part for part in PARTS if part not in ON_SWEEP]:

@@ -6,7 +6,6 @@ heads.
     python benchmarks/conversions_heads.py --train build/qwen3 --family qwen3 trains a Qwen3 (normalised queries and keys)
     python benchmarks/conversions_heads.py --model build/eight-heads --kv-heads 4,2,1
     python benchmarks/conversions_heads.py --model smollm2 --kv-heads 1 --tokens 16384
-    python benchmarks/conversions_heads.py --figure OUT.png LINES.jsonl
 
 Windows of the report split are four times as long as those used for fitting, if the model has enough positions.
 """
@@ -16,8 +15,6 @@ import json
 import tempfile
 import time
 from pathlib import Path
-
-from _lines import read
 
 from stitch.conversions.heads.convert import convert_heads
 from stitch.demo.recipe import CONTEXT, Recipe
@@ -57,34 +54,6 @@ def line(given: argparse.Namespace, kv_heads: int) -> dict:
     }
 
 
-def draw(lines: list[dict], out: Path) -> None:
-    """Draws nats above the donor by model and number of key heads, with one mark per method."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    marks = {
-        "converted": ("o", "#00224e"), "contraction": ("D", "#7d7c78"), "baseline:rotate-mean + refit": ("s", "#d1603d"),
-        "baseline:first head + refit": ("^", "#d1603d"), "baseline:mean pooling + refit": ("v", "#d1603d"),
-        "null:random + refit": ("x", "#999999"),
-    }  # fmt: skip
-    figure, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
-    names = [f"{Path(one['model']).name}\n{one['kv_heads']} key heads" for one in lines]
-    for name, (mark, colour) in marks.items():
-        places, heights = [], []
-        for place, one in enumerate(lines):
-            rows = {row["name"]: row["ce"] for row in one["results"]}
-            places.append(place)
-            heights.append(rows[name] - rows["donor"])
-        axes.plot(places, heights, mark, color=colour, label=name, linestyle="none")
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(lines)), names)
-    axes.set_ylabel("nats above the donor")
-    axes.legend(fontsize=8)
-    figure.savefig(out, dpi=150)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo:llama")
@@ -97,13 +66,9 @@ def main() -> None:
     parser.add_argument("--train", type=Path, metavar="FOLDER")
     parser.add_argument("--family", default="llama", help="With --train: llama or qwen3.")
     parser.add_argument("--train-steps", type=int, default=600)
-    parser.add_argument("--figure", nargs=2, type=Path, metavar=("OUT.png", "LINES.jsonl"))
     given = parser.parse_args()
     if given.train:
         trained(given.train, given.family, given.train_steps)
-    elif given.figure:
-        out, lines = given.figure
-        draw(read(lines), out)
     else:
         for kv_heads in map(int, given.kv_heads.split(",")):
             print(json.dumps(line(given, kv_heads)), flush=True)

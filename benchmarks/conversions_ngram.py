@@ -2,7 +2,6 @@
 
     python benchmarks/conversions_ngram.py --model demo:llama --drop 1,2,3,4,5,6,7 --tokens 300000
     python benchmarks/conversions_ngram.py --model demo:llama --drop 4 --tokens 30000,100000,1000000
-    python benchmarks/conversions_ngram.py --figure OUT.png LINES.jsonl
 
 One JSON line per model, number of blocks, number of tokens and table size, with every row of the conversion's table
 (KL, held-out R², bytes), paired differences, and the leakage audit. No checkpoint is written.
@@ -13,9 +12,6 @@ import dataclasses
 import itertools
 import json
 import time
-from pathlib import Path
-
-from _lines import read
 
 from stitch.conversions.donor import read_donor
 from stitch.conversions.ngrams import convert
@@ -75,61 +71,6 @@ def lines(given: argparse.Namespace):
             }
 
 
-def draw(out: Path, found: list[dict]) -> None:
-    """Draws the loss above the donor against blocks and against tokens, one curve per model; without a memory the
-    line is dashed.
-    """
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5))
-    most: dict[str, int] = {}  # by model, the number of tokens with the most depths measured
-    for model in sorted({one["model"] for one in found}):
-        tried = [one["tokens"]["fit"] for one in found if one["model"] == model]
-        most[model] = max(tried, key=lambda tokens: (tried.count(tokens), tokens))
-
-    def cost(one: dict, name: str) -> float:
-        ce = {row["name"]: row["ce"] for row in one["results"]}
-        return ce[name] - ce["donor"]
-
-    for number, (model, tokens) in enumerate(most.items()):
-        depths = sorted(
-            (one for one in found if one["model"] == model and one["tokens"]["fit"] == tokens),
-            key=lambda one: one["drop"],
-        )
-        at = [one["drop"] for one in depths]
-        for name, style in (
-            ("converted", "o-"),
-            ("baseline:ridge-alone", "x:"),
-            ("reference:passthrough", "s--"),
-            ("null:random-table", "^--"),
-        ):
-            axes[0].plot(
-                at,
-                [cost(one, name) for one in depths],
-                style,
-                color=f"C{number}",
-                label=f"{model}, {name}",
-                markersize=4,
-            )
-    axes[0].set(xlabel="blocks dropped", ylabel="CE − donor, nats", yscale="log")
-    for number, (model, drop) in enumerate(sorted({(one["model"], one["drop"]) for one in found})):
-        curve = sorted(
-            (one["tokens"]["fit"], cost(one, "converted"))
-            for one in found
-            if (one["model"], one["drop"]) == (model, drop)
-        )
-        if len({tokens for tokens, _ in curve}) > 2:
-            axes[1].plot(
-                *zip(*curve, strict=True), "o-", color=f"C{number}", label=f"{model}, {drop} blocks", markersize=4
-            )
-    axes[1].set(xlabel="tokens in the tables", ylabel="CE − donor, nats", xscale="log", yscale="log")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=6)
-    figure.tight_layout()
-    figure.savefig(out, dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="demo:llama")
@@ -142,14 +83,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=None)
     parser.add_argument("--text", default="docs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--figure", nargs=2, type=Path, metavar=("OUT.png", "LINES.jsonl"), help="Draw; measure nothing."
-    )
     given = parser.parse_args()
-    if given.figure is not None:
-        out, lines_of = given.figure
-        draw(out, read(lines_of))
-        return
     for line in lines(given):
         print(json.dumps(line), flush=True)
 

@@ -1,4 +1,4 @@
-"""KL to the donor against the bytes of a recurrent state: one JSON line per row, and a figure with `--figure`.
+"""KL to the donor against the bytes of a recurrent state: one JSON line per row.
 
 At each share of the donor's cache every row takes the same number of bytes, and all but `window` keep the first key
 exactly. With all heads alike:
@@ -31,11 +31,9 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from _lines import read
 from torch import Tensor, nn
 
 from stitch.conversions.donor import Donor, read_donor
@@ -62,13 +60,6 @@ BY_HEAD = " by head"
 AT_RANDOM = "slots at random"
 AT_SHARES = ("tail", "window", "slots", "slots by head", "tail by head", "hybrid by head", "double by head", AT_RANDOM)
 SMALL = 0.2  # largest share with `hybrid`; in larger states its few features make no difference
-STYLES = {
-    "window": ("#9a9a9a", "-"), "tail": ("black", "-"), "slots": ("#3f8f4f", "-"), "hindsight": ("#bbbbbb", "--"),
-    "tail by head": ("black", ":"), "slots by head": ("#3f8f4f", ":"),
-    "double by head": ("#d99a3a", ":"), "hybrid by head": ("#c0504d", ":"), AT_RANDOM: ("#8a63b0", ":"),
-    "pure": ("#d99a3a", "-"),
-}  # fmt: skip
-MARKS = {"taylor2": "s", "random": "^"}
 
 
 class Hindsight(nn.Module):
@@ -238,36 +229,6 @@ def measure(given: argparse.Namespace):
         yield exact(net, donor)
 
 
-def draw(lines: Path, out: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    rows = [line for line in read(lines) if line["kind"] != "exact"]
-    models = list(dict.fromkeys((one["model"], one["context"]) for one in rows))
-    figure, axes = plt.subplots(1, len(models), figsize=(6 * len(models), 4.6), squeeze=False, layout="constrained")
-    for axis, (model, context) in zip(axes[0], models, strict=True):
-        ours = [one for one in rows if (one["model"], one["context"]) == (model, context)]
-        for kind, (colour, style) in STYLES.items():
-            points = sorted((one["share"], one["kl_to_b"]) for one in ours if one["kind"] == kind)
-            if points:
-                axis.plot(*zip(*points, strict=True), f"o{style}", color=colour, label=kind)
-        for features, mark in MARKS.items():
-            points = [
-                (one["share"], one["kl_to_b"]) for one in ours if one["kind"] == "closed" and one["name"] == features
-            ]
-            if points:
-                axis.plot(*zip(*points, strict=True), mark, color="#8a63b0", label=features)
-        axis.set(
-            xscale="log", yscale="log", xlabel=f"state, share of the cache at {context} tokens",
-            ylabel="KL to the donor, nats", title=model,
-        )  # fmt: skip
-        shares = sorted({one["at"] for one in ours if "at" in one})
-        axis.set_xticks(shares, [f"{share:.0%}" for share in shares])
-        axis.minorticks_off()
-    drawn = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(drawn.values(), drawn.keys(), loc="outside right upper")
-    figure.savefig(out, dpi=120)
-
-
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("model", nargs="?")
@@ -279,13 +240,7 @@ def main() -> None:
     options.add_argument("--context", type=int)
     options.add_argument("--steps", type=int, default=100)
     options.add_argument("--logit-steps", type=int, default=0)
-    options.add_argument(
-        "--figure", nargs=2, type=Path, metavar=("OUT.png", "LINES.jsonl"), help="Draw; measure nothing."
-    )
     given = options.parse_args()
-    if given.figure:
-        out, lines = given.figure
-        return draw(lines, out)
     for line in measure(given):
         print(json.dumps({"benchmark": "conversions_recurrent", "model": given.model, **line}), flush=True)
 

@@ -9,8 +9,8 @@ scratch.
 
 All variants of a seed see the same windows in the same order, with the same optimisers and learning rates. One JSON
 line per run: cross-entropy on held-out windows and the share of right answers to induction prompts, by tokens trained
-on. The last line has the share of tokens that each variant needs to reach the final loss of `fresh`; a figure is drawn
-as well. Runs that are already in --lines are not repeated.
+on. The last line has the share of tokens that each variant needs to reach the final loss of `fresh`. Runs
+that are already in --lines are not repeated.
 """
 
 import argparse
@@ -41,7 +41,6 @@ from stitch.text.documents import select
 from stitch.text.windows import pack
 
 VARIANTS = ("graft", "noise", "embeddings", "fresh")
-COLOURS = dict(zip((*VARIANTS, "donor"), ("#3b6fb6", "#c0504d", "#4f9d69", "#9a9a9a", "black"), strict=True))
 
 
 def make_host(variant: str, donor: Model, behaviour: str, config: Path, seed: int) -> Model:
@@ -116,29 +115,6 @@ def summary(lines: list[dict]) -> dict:
     return {"benchmark": "graft_training", "share_of_tokens_to_fresh_loss": found}
 
 
-def draw(lines: list[dict], out: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
-    for axis, key, label in zip(
-        axes, ("ce", "right"), ("held-out cross-entropy, nats", "induction, right"), strict=True
-    ):
-        for variant in COLOURS:
-            curves = [line["curve"] for line in lines if line["arm"] == variant]
-            for number, curve in enumerate(curves):
-                x, y = [point["tokens"] / 1e6 for point in curve], [point[key] for point in curve]
-                axis.plot(
-                    x, y, color=COLOURS[variant], linewidth=1.3, alpha=0.8, label=variant if number == 0 else None
-                )
-        axis.set_xlabel("tokens trained on, millions")
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--donor", default="demo:induction")
@@ -152,7 +128,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--rate", type=float, default=0.5, help="Multiple of the embedded pair's learning rates.")
     parser.add_argument("--lines", type=Path, default=Path("build/benchmarks/graft_training.jsonl"))
-    parser.add_argument("--figure", type=Path, default=Path("benchmarks/figures/graft-training.png"))
     given = parser.parse_args()
     donor = load(resolve(given.donor).folder, dtype=torch.float32, name=given.donor)
     weights.check(donor, "donor")
@@ -179,7 +154,6 @@ def main() -> None:
             line = {"arm": variant, "seed": seed, "curve": train(host, fit, sweep, donor, given, seed)}
             keep(line)
             print(json.dumps({**line, "curve": line["curve"][:: max(1, len(line["curve"]) // 5)]}), flush=True)
-    draw(lines, given.figure)
     print(json.dumps(summary(lines)))
 
 

@@ -1,7 +1,7 @@
 """What reuse saves: tokens of further training that a composite, its alternatives and a fresh model need.
 
     python benchmarks/healing.py --budget 1000000 --seeds 0
-    python benchmarks/healing.py --summary benchmarks/results/healing.jsonl --figure benchmarks/figures/healing.png
+    python benchmarks/healing.py --summary benchmarks/results/healing.jsonl
 
 Every arm (`_healing.py`) is trained with AdamW on the fit split of the docstring corpus, all its weights or its seam
 alone. The rate is chosen for each arm from the same candidates, on the sweep split, after a short run. All arms of a
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from _healing import ARMS, A, B, make, prepare
-from _healing_summary import draw, summary
+from _healing_summary import summary
 from _lines import read
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -120,13 +120,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks/healing"))
     parser.add_argument("--lines", type=Path, default=Path("build/benchmarks/healing.jsonl"))
     parser.add_argument("--summary", type=Path, help="Summarise --lines into this file; train nothing.")
-    parser.add_argument("--figure", type=Path, help="With --summary, draw the curves.")
     given = parser.parse_args()
     if given.summary is not None:
         lines = summary(read(given.lines))
         given.summary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        if given.figure is not None:
-            draw(lines, given.figure)
         return
     given.work.mkdir(parents=True, exist_ok=True)
     given.lines.parent.mkdir(parents=True, exist_ok=True)

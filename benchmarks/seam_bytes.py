@@ -1,7 +1,6 @@
 """Cross-entropy of a composite against the bytes of its seam, beside both models with n-gram tables in as many bytes.
 
     python benchmarks/seam_bytes.py > build/seam_bytes.jsonl
-    python benchmarks/seam_bytes.py --draw benchmarks/results/seam_bytes.jsonl benchmarks/figures/seam-bytes.png
 
 For the embedded pair in both directions a JSON line per limit, in percent of the bytes of both halves. Everything is
 fitted once and then cut to each limit. The translation is chosen on the sweep split among those that read no SAE. Every
@@ -13,8 +12,6 @@ import dataclasses
 import json
 import tempfile
 from pathlib import Path
-
-from _lines import read
 
 from stitch.activations.paired import Paired
 from stitch.composite.compose import compose
@@ -41,13 +38,7 @@ LIFTS = {row.name for row in registry.ROWS if set(row.reads) & set(registry.LIFT
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=250_000)
-    parser.add_argument(
-        "--draw", nargs=2, type=Path, metavar=("LINES", "OUT"), help="Draw a finished run; measure nothing."
-    )
     given = parser.parse_args()
-    if given.draw:
-        draw(read(given.draw[0]), given.draw[1])
-        return
     for a_name, b_name, layer in DIRECTIONS:
         settings = Settings(model_a=a_name, model_b=b_name, layer=layer, tokens=given.tokens)
         a, b, _ = load_pair(settings)
@@ -104,31 +95,6 @@ def translations(settings: CompleteSettings, a: Model, b: Model, paired: dict[Sp
     )  # fmt: skip
     options = Options(ngrams=settings.ngrams, routes=settings.routes, seed=0, chunk=2048, memory=settings.memory)
     return translate(evidence, options, lambda name: name.startswith("translation:") and name not in LIFTS)
-
-
-def draw(lines: list[dict], out: Path) -> None:
-    """Cross-entropy against bytes on disk, a panel per direction. The untouched models are points."""
-    import matplotlib.pyplot as plt
-
-    pairs = list(dict.fromkeys((line["source"], line["target"]) for line in lines))
-    figure, axes = plt.subplots(1, len(pairs), figsize=(6 * len(pairs), 4.6), squeeze=False)
-    for axis, (source, target) in zip(axes[0], pairs, strict=True):
-        own = [line for line in lines if (line["source"], line["target"]) == (source, target)]
-        shown = {
-            "composite": ("composite", "#c0504d", "o-"), "own-tables": (f"{target} with tables", "#3b6fb6", "s-"),
-            "a-own-tables": (f"{source} with tables", "#8fb0dc", "s-"), "a": (source, "black", "^"), "b": (target, "black", "v"),
-        }  # fmt: skip
-        for name, (label, colour, style) in shown.items():
-            there = [line[name] for line in own if name in line]
-            there = there[:1] if name in ("a", "b") else there
-            axis.plot([row["bytes_m"] for row in there], [row["ce"] for row in there], style, color=colour, label=label)
-        axis.set(
-            xscale="log", xlabel="MB on disk", ylabel="cross-entropy, nats per token", title=f"{source} → {target}"
-        )
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(out, dpi=110)
 
 
 def millions(cost: Cost) -> dict:

@@ -1,5 +1,5 @@
-"""Growth of the main job's time with tokens, features, blocks and width: one is varied at a time. One JSON line, one
-figure.
+"""Growth of the main job's time with tokens, features, blocks and width: one is varied at a time. One JSON
+line.
 
 Both donors are Llamas with random weights and the demo pair's tokenizer, run on docstrings. Each run is a process of
 its own with one thread. Seconds are CPU time, so other work on the machine matters little. A slope is the exponent p of
@@ -26,7 +26,6 @@ AXES = {
     "width": (64, 128, 256),
 }
 STAGES = ("activations", "saes", "matching", "translations", "evaluation")  # the other stages are short or do not grow
-COLOURS = ("#3b6fb6", "#c0504d", "#4f9d69", "#8a63b0", "#d99a3a")
 
 
 def one_run(tokens: int, features: int, blocks: int, width: int) -> dict[str, float]:
@@ -67,33 +66,8 @@ def slope(values: list[int], seconds: list[float]) -> float:
     return sum((u - x) * (v - y) for u, v in points) / sum((u - x) ** 2 for u, _ in points)
 
 
-def draw(axes: dict, out: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(axes), figsize=(4 * len(axes), 4), sharey=True)
-    for panel, (axis, found) in zip(panels, axes.items(), strict=True):
-        for stage, colour in zip((*STAGES, "total"), (*COLOURS, "black"), strict=True):
-            label = f"{stage} ({found['slopes'][stage]:.2f})"
-            panel.loglog(found["values"], found["seconds"][stage], "o-", color=colour, label=label, base=2)
-        panel.set_xlabel(axis)
-        panel.set_xticks(found["values"], [f"{value:,}" for value in found["values"]])
-        panel.legend(
-            fontsize=7,
-            ncols=2,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.16),
-            title="stage (slope)",
-            title_fontsize=7,
-        )
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("seconds of CPU time")
-    figure.tight_layout()
-    figure.savefig(out, dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--picture", type=Path, help="Draw the curves to this file.")
     parser.add_argument("--axis", action="append", choices=AXES)
     parser.add_argument("--run", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -112,8 +86,6 @@ def main() -> None:
         seconds = {stage: [round(run[stage], 2) for run in runs] for stage in (*STAGES, "total")}
         slopes = {stage: round(slope(AXES[axis], taken), 2) for stage, taken in seconds.items()}
         found[axis] = {"values": AXES[axis], "seconds": seconds, "slopes": slopes}
-    if given.picture:
-        draw(found, given.picture)
     print(json.dumps({"benchmark": "slopes", "base": BASE, "axes": found}))
 
 

@@ -1,4 +1,4 @@
-"""Size, speed and exactness of compiled circuits: one JSON line per part, and two figures with `--figure`.
+"""Size, speed and exactness of compiled circuits: one JSON line per part.
 
     random      1,000 random automata of up to 16 states and 8 symbols, per architecture; the null is another automaton's answers
     sizes       one automaton of each size: parameters, seconds, margin at a length of 1,000, fp32 and bf16
@@ -404,52 +404,6 @@ def _wrong(net, automaton: Automaton, mode: str, cases: list[tuple[str, int]]) -
     return sum(one != bool(answer) for one, (_, answer) in zip(right, cases, strict=True))
 
 
-def figure(parts: dict, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    canvas, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4))
-    colours = dict(zip((16, 64, 256), ("#3b6fb6", "#4f9d69", "#c0504d"), strict=True))
-    for states, colour in colours.items():
-        rows = [row for row in parts["vsa"] if row["states"] == states and "predicted" in row]
-        x = [row["dimension"] for row in rows]
-        left.plot(x, [row["predicted"] for row in rows], color=colour, linewidth=1, label=f"{states} states, predicted")
-        same = [row["dimension"] for row in parts["vsa"] if row["states"] == states and "predicted" not in row]
-        left.plot(same, [0] * len(same), "v", color=colour)
-        for name, mark in (("fp32", "o"), ("bf16", "x")):
-            left.plot(x, [row[name]["margin"] for row in rows], mark, color=colour, label=f"measured, {name}")
-    left.axhline(0, color="black", linewidth=0.8)
-    left.text(8, 0.02, "▾ two vectors are the same", fontsize=8)
-    left.set_xscale("log", base=2)
-    left.set_xlabel("dimensions of the vectors for states, and of those for symbols")
-    left.set_ylabel("smallest margin, share of the answer's logit")
-    left.set_title("states as nearly orthogonal vectors")
-    left.legend(fontsize=7, ncols=3, loc="lower right")
-    styles = {
-        "naive": ("SVD of the logarithm", ":"),
-        "completed": ("the same, causal, rows centred", "--"),
-        "fitted": ("divergence of attention", "-"),
-    }
-    for part, colour in zip(parts["ranks"], ("#3b6fb6", "#c0504d"), strict=True):
-        for way, (name, style) in styles.items():
-            y = [(row if way == "fitted" else row[way])["mean"] for row in part["curve"]]
-            right.plot(
-                [row["rank"] for row in part["curve"]],
-                y,
-                style,
-                color=colour,
-                marker=".",
-                label=f"{part['pattern']}: {name}",
-            )
-    right.set_xscale("log", base=2)
-    right.set_yscale("log")
-    right.set_xlabel("rank of queries and keys")
-    right.set_ylabel("share of attention that is elsewhere")
-    right.set_title("soft patterns over 256 tokens")
-    right.legend(fontsize=7)
-    canvas.tight_layout()
-    canvas.savefig(path, dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*")
@@ -458,7 +412,6 @@ def main() -> None:
     parser.add_argument("--decoded", type=int, default=10_000, help="Decoded steps of Turing machines.")
     parser.add_argument("--tracr", help="Python of an environment that has tracr-pypi, to compare with.")
     parser.add_argument("--lines", type=Path, help="File of finished parts, which are not measured again.")
-    parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
     found: dict = {}
     if given.lines and given.lines.is_file():
@@ -490,8 +443,6 @@ def main() -> None:
             if given.lines:
                 with given.lines.open("a") as file:
                     file.write(json.dumps(line) + "\n")
-    if given.figure:
-        figure(found, given.figure)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from stitch.pages.depth import depth_page
 from stitch.pages.graft import graft_page
 from stitch.pages.join import join_page
 from stitch.pages.sweep import sweep_page
+from stitch.pages.tool import tool_page
 from stitch.pages.transfer import transfer_page
 
+KINDS = ("join", "chain", "sweep", "depth", "circuit", "graft", "conversion", "transfer", "certificate", "tool")
 HOSTILE = "</script><script>window.broken=1</script><img src=x onerror=window.broken=1>\u2028<!-- & \"'"
 ROWS = {
     "a": (3.4, 5e6, 1e7), "b": (3.2, 8e6, 1.6e7), "composite": (3.5, 7e6, 1.7e7), "translation:affine": (4.0, 7e6, 1.6e7),
@@ -244,6 +246,33 @@ def certificate_report() -> dict:
     return {"results": [trial("every string", "fp32", 0, 10.0), trial("loops", "bf16", 2, -0.5)]}
 
 
+def tool_report() -> dict:
+    def share(right: float) -> dict:
+        return {"right": right, "low": right - 0.1, "high": right + 0.1}
+
+    def row(name: str, right: float) -> dict:
+        read = [{"part": part, "tokens": 8, **share(right)} for part in ("1", "2–3")]
+        alone = {"part": "4", "tokens": 1, "right": right, "low": None, "high": None}  # tokens of one document
+        by_state = [{"part": state, "tokens": 12, **share(right)} for state in ("even", "odd")]
+        return {
+            "name": name,
+            **share(right),
+            "mean_over_states": right,
+            "by_tokens_read": [*read, alone],
+            "by_state": by_state,
+        }
+
+    return {
+        "host": "demo:gpt2", "automaton": "parity.json", "faint": 0.1, "states": ["even", "odd"], "symbols": ["a", "b", "c"],
+        "start": 0, "steps": [[1, 0, 1], [0, 1, 0]], "windows_per_block": 3, "blocks": 2, "tokens": 2048,
+        "parameters": {"before": 1000, "after": 3000},
+        "right": [row("tool, fp32", 1.0), row("tool, bf16", 0.98), row("probe on the host's stream, site 1", 0.7),
+                  row("the most frequent state", 0.5)],
+        "text": [{"name": name, **interval(3.2)} for name in ("as it was", "with the tool")],
+        "price": {"nats": 1e-6, "low": -1e-7, "high": 2e-6},
+    }  # fmt: skip
+
+
 TABLE = (["", "right"], [["host, grafted", "98.0%"]], "demo:induction: induction")
 
 
@@ -251,8 +280,9 @@ def pages() -> dict[str, bytes]:
     """A page of every kind, by its name."""
     from stitch.conversions.report import footnotes, table
     from stitch.report import transfer
+    from stitch.synthesis.report import tool_notes, tool_table
 
-    conversion, carried = conversion_report(), transfer_report()
+    conversion, carried, tool = conversion_report(), transfer_report(), tool_report()
     return {
         "join": join_page(join_report(), features()),
         "chain": chain_page(chain_report(), features()),
@@ -263,4 +293,5 @@ def pages() -> dict[str, bytes]:
         "conversion": conversion_page(conversion, table(conversion), footnotes(conversion)),
         "transfer": transfer_page(carried, transfer.table(carried), transfer.notes(carried)),
         "certificate": certificate_page(certificate_report(), "an automaton", [TABLE], ["a note", "NOT certified"]),
+        "tool": tool_page(tool, tool_table(tool), tool_notes(tool)),
     }

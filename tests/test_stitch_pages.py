@@ -7,23 +7,24 @@ import math
 import re
 from functools import cache
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import page_reports
-from page_reports import HOSTILE, ROWS, join_report
+import stitch.pages
+from page_reports import HOSTILE, KINDS, ROWS, join_report
 from stitch.pages.circuit import circuit_page, head_points, write_circuit_page
 from stitch.pages.edges import LINES
 from stitch.pages.embedded import script_json
 from stitch.pages.features import browser_data, features_section
 from stitch.pages.frontier import best_for_every_budget, frontier
 from stitch.pages.join import join_files, join_page
-from stitch.pages.palette import BACKGROUND, ROLES
 from stitch.pages.rows import FAR, differences_section, rows_chart
 from stitch.report.card import model_card
+from stitch.report.palette import BACKGROUND, FRAME, HEAT, ROLES, ink_on_heat
 
-KINDS = ("join", "chain", "sweep", "depth", "circuit", "graft", "conversion", "transfer", "certificate")
 MEGABYTE = 10**6
 
 
@@ -196,12 +197,36 @@ def test_a_page_shows_as_many_edges_as_stay_readable():
     )
 
 
+def test_a_tool_is_drawn_by_tokens_read_and_its_intervals_end_within_0_and_1():
+    _, read, text = specs(pages()["tool"])
+    points = read["data"]["values"]
+    assert [point["at"] for point in points][:3] == ["1", "2–3", "4"] and len(points) == 4 * 3
+    assert (points[0]["role"], points[0]["value"], points[0]["low"], points[0]["high"]) == ("composite", 1.0, 0.9, 1)
+    assert points[2]["low"] is None and points[2]["high"] is None
+    assert {point["role"] for point in points} == {"composite", "baseline", "null"}
+    assert {label: one["role"] for label, one in values_of(text).items()} == {
+        "as it was": "a",
+        "with the tool": "composite",
+    }
+    rows = Parsed(pages()["tool"]).rows
+    assert ["b", "even", "odd"] in rows
+    assert ["2–3", "8", "100.00%", "98.00%", "70.00%", "50.00%"] in rows
+    assert ["difference, paired", "+1.0e-06", "-1.0e-07 to +2.0e-06", "+2,000"] in rows
+
+
 @pytest.mark.parametrize(("name", "page"), [("c.json", "c.html"), ("c", "c.html"), ("c.html", "c.page.html")])
 def test_the_page_of_a_circuit_lies_beside_its_file(tmp_path, name, page):
     out = tmp_path / name
     out.write_text("{}")
     assert write_circuit_page(page_reports.circuit_report(), out) == tmp_path / page
     assert out.read_text() == "{}" and (tmp_path / page).read_bytes() == pages()["circuit"]
+
+
+def test_every_kind_of_page_is_tested():
+    assert tuple(pages()) == KINDS
+    sources = [file.read_text() for file in Path(stitch.pages.__file__).parent.glob("*.py")]
+    made = {name for source in sources for name in re.findall(r"^def (\w+_page)\(", source, re.MULTILINE)}
+    assert made - {"write_circuit_page"} == {name for name in vars(page_reports) if name.endswith("_page")}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,12 +236,14 @@ def test_a_page_shows_its_numbers_in_tables_without_javascript(kind):
         "join": "composite (affine) 3.500 3.400 – 3.600", "chain": "model demo:gpt2 3.400", "sweep": "0 +0.40 +0.35",
         "depth": "1 +0.15* +0.16", "circuit": "head 0.1 1 +0.4000", "graft": "host, grafted 98.0%",
         "conversion": "converted 3.3000 3.200 – 3.400", "transfer": "transferred (written) 0.400", "certificate": "host, grafted",
+        "tool": "a c odd even",
     }  # fmt: skip
     assert any(expected[kind] in row for row in text), text
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_loads_nothing(kind):
+def test_a_page_is_small_and_loads_nothing(kind):
+    assert len(pages()[kind]) < 1.2 * MEGABYTE  # 3 MB with as many features as fit, below
     parsed = Parsed(pages()[kind])
     loading = {"src", "srcset", "data", "poster", "action", "formaction", "background", "ping"}
     assert [one for one in parsed.attributes if one[1] in loading] == []
@@ -226,7 +253,8 @@ def test_a_page_loads_nothing(kind):
     assert not {"link", "iframe", "object", "embed", "base"} & set(parsed.tags)
     style = pages()[kind].decode().partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in style and "@import" not in style
-    assert '"url":' not in "".join(text for found, text in parsed.scripts if found.get("type") == "application/json")
+    data = "".join(text for found, text in parsed.scripts if found.get("type") == "application/json")
+    assert '"url":' not in data and "://" not in data and "://" not in parsed.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -248,8 +276,7 @@ def test_only_the_scripts_of_a_page_may_run(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_is_small_and_the_same_every_time(kind):
-    assert len(pages()[kind]) < 1.2 * MEGABYTE
+def test_a_page_is_the_same_every_time(kind):
     assert page_reports.pages()[kind] == pages()[kind]
 
 
@@ -332,6 +359,13 @@ def test_colours_stand_out_from_their_background(mode):
         here = luminance(getattr(role, mode))
         contrast = (max(here, behind) + 0.05) / (min(here, behind) + 0.05)
         assert contrast >= 3, f"{name}: {contrast:.2f}"  # WCAG 2.2, 1.4.11
+
+
+def test_numbers_can_be_read_on_every_colour_of_a_map():
+    for place, shade in enumerate(HEAT):
+        here, ink = luminance(shade), luminance(ink_on_heat(place / (len(HEAT) - 1)))
+        assert (max(here, ink) + 0.05) / (min(here, ink) + 0.05) > 4
+        assert shade != FRAME
 
 
 # Full dichromacy, by Machado, Oliveira & Fernandes 2009, on linear RGB.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import page_reports
-from page_reports import HOSTILE
+from page_reports import HOSTILE, KINDS
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = next(
@@ -22,7 +22,6 @@ QUIET = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 PHONE, DESK = {"width": 375, "height": 740}, {"width": 1280, "height": 900}
-KINDS = ("join", "chain", "sweep", "depth", "circuit", "graft", "conversion", "transfer", "certificate")
 # By the name of a picture: the kind of page (a folder of STITCH_RESULTS), what of it is shown, and how much.
 PICTURES = {
     "page-join": ("join", "", {"width": 1100, "height": 1120}),

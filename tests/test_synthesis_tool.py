@@ -13,6 +13,7 @@ import tiny
 from jobs import write_text
 from stitch.errors import UsageError
 from stitch.synthesis.automata.read import from_description
+from stitch.synthesis.tool.accuracy import accuracy
 from stitch.synthesis.tool.report import compile_tool
 from stitch.synthesis.tool.tool import states_along, steps_of_tokens, with_tool
 
@@ -73,6 +74,24 @@ def test_tokens_of_several_characters_act_as_the_sequence_of_characters():
     assert steps_of_tokens(PARITY, Tokenizer(), 5).tolist() == [[0, 0], [1, 0], [0, 1], [1, 0], [0, 1]]
 
 
+def test_accuracy_is_counted_by_tokens_read_and_by_state():
+    truth = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 2]])
+    predicted = torch.tensor([[0, 1, 0, 0], [0, 1, 0, 0]])
+    document = torch.tensor([[4, 4, 4, 7], [7, 7, 9, 9]])
+    row = accuracy("x", predicted.flatten(), truth, document, ["p", "q", "r"])
+    assert row["right"] == 1 / 2
+    assert [(one["part"], one["tokens"], one["right"]) for one in row["by_state"]] == [
+        ("p", 4, 3 / 4), ("q", 3, 1 / 3), ("r", 1, 0.0),
+    ]  # fmt: skip
+    assert row["mean_over_states"] == pytest.approx((3 / 4 + 1 / 3) / 3)
+    assert [(one["part"], one["tokens"], one["right"]) for one in row["by_tokens_read"]] == [
+        ("1", 2, 1.0), ("2–3", 4, 1 / 4), ("4", 2, 1 / 2),
+    ]  # fmt: skip
+    alone = row["by_state"][2]  # one token, hence no interval
+    assert alone["low"] is None and alone["high"] is None
+    assert row["low"] < row["right"] < row["high"]
+
+
 def test_unsupported_hosts_and_automata_are_refused():
     ids = tiny.ids(1, 8)
     with pytest.raises(UsageError, match=r"learned positions \(gpt2\); llama is llama"):
@@ -113,3 +132,5 @@ def test_the_report_compares_with_a_probe_and_the_checkpoint_is_stock(tmp_path):
     read = load_file(tmp_path / "tool" / "readout.safetensors")["states"]
     assert read.shape == (2, net.config.n_embd)
     assert json.loads((tmp_path / "tool" / "tool.json").read_text())["price"] == report["price"]
+    page = (tmp_path / "tool" / "report.html").read_text()
+    assert "the most frequent state" in page and f"{report['parameters']['after']:,}" in page

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from stitch.report.palette import HEAT, ink_on_heat
+
 Table = tuple[list[str], list[list[str]], str]  # header, rows, title
 Heat = tuple[str, list[str], list[list[str]], list[list[float]]]  # title, header, rows, values
 
 WIDTH = 120  # columns where the output is no terminal
-# Five steps of cividis, which rise evenly to the eye, and a colour that can be read on each.
-SHADES = [("#fee838", "black"), ("#bcae6c", "black"), ("#7d7c78", "white"), ("#414d6b", "white"), ("#00224e", "white")]
+# Of the background, and of the text on it.
+SHADES = [(shade, ink_on_heat(place / (len(HEAT) - 1))) for place, shade in enumerate(HEAT)]
 HIGHLIGHTED = ("composite", "converted")  # rows that the command made
 
 

@@ -27,17 +27,14 @@ class Bins:
     @classmethod
     def of(cls, fit: Windows, context: int, vocabulary: int) -> "Bins":
         """Bins for windows of `context` tokens: positions by powers of two, frequencies by the counts in `fit`."""
-        read = torch.arange(1, context)
-        by_position = torch.floor(torch.log2(read.double())).long()
-        starts = [2**bin for bin in range(int(by_position.max()) + 1)]
-        ends = [min(2 * start, context) - 1 for start in starts]
+        by_position, positions = by_powers_of_two(context - 1)
         counts = torch.bincount(fit.ids[:, 1:].flatten().long(), minlength=vocabulary).double()
         rates = 1e6 * counts / counts.sum()
         by_token = torch.bucketize(rates, torch.tensor(RATES, dtype=torch.float64))
         return cls(
             by_position,
-            by_token + len(starts),
-            [f"{start:,}" if start == end else f"{start:,}–{end:,}" for start, end in zip(starts, ends, strict=True)],
+            by_token + len(positions),
+            positions,
             ["never", *(_between(low, high) for low, high in zip(RATES, [*RATES[1:], None], strict=True))],
         )
 
@@ -61,6 +58,16 @@ class Bins:
         for places in self.places(ids):
             total.index_add_(0, places * documents + owner, values.double().cpu())
         return total.view(len(self), documents)
+
+
+def by_powers_of_two(most: int) -> tuple[Int[Tensor, " most"], list[str]]:
+    """The bin of each of the numbers 1 … `most`, and the names of all bins: 1, 2–3, 4–7, …, of which the last may be cut off."""
+    bins = torch.floor(torch.log2(torch.arange(1, most + 1).double())).long()
+    starts = [2**bin for bin in range(int(bins.max()) + 1)]
+    ends = [min(2 * start - 1, most) for start in starts]
+    return bins, [
+        f"{start:,}" if start == end else f"{start:,}–{end:,}" for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def _between(low: int, high: int | None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from stitch.pages.palette import ROLES
+from stitch.report.palette import ROLES
 
 Spec = dict[str, Any]
 # Fonts and sizes of every chart. Colours of text and axes are the page's, as its style says.

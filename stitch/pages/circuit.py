@@ -6,9 +6,9 @@ from stitch.circuits.report import footnotes, inner_name, table
 from stitch.pages.chart import FLUID, Chart, axis, colour, roles_in, tips
 from stitch.pages.edges import NEURONS, WORDS, edge_lines, edge_table, estimate, line_layer
 from stitch.pages.page import Page, html
-from stitch.pages.palette import ROLES
 from stitch.pages.scores import answers
 from stitch.pages.section import Section, Table, ungrouped
+from stitch.report.palette import ROLES
 
 NATS = "nats per answer"
 

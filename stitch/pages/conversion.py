@@ -3,8 +3,8 @@
 from stitch.pages.chart import FLUID, Chart, axis, colour, roles_in, shape, tips
 from stitch.pages.intervals import intervals
 from stitch.pages.page import Page, html
-from stitch.pages.palette import role_of
 from stitch.pages.section import Section, Table, ungrouped
+from stitch.report.palette import role_of
 
 BYTES = {"cache_bytes": "bytes of cache per token", "state_bytes": "bytes of state", "table_bytes": "bytes of tables"}
 NAMES = {"a": "donor", "composite": "converted", "bound": "floor"}

@@ -1,10 +1,11 @@
 """The page of a depth sweep: loss by where blocks are removed or repeated and how many, and the best of each length."""
 
 from stitch.pages.curves import curves
-from stitch.pages.heatmap import ends_of, heatmap
+from stitch.pages.heatmap import heatmap
 from stitch.pages.page import Page, html
 from stitch.pages.section import Section, ungrouped
 from stitch.report.depth import ROWS, best_in, best_table, blocks, footnotes, heat, kinds, rows
+from stitch.report.palette import ends_of
 
 ROLE = {"passthrough": "baseline", "down-projection": "composite"}
 NATS = "nats above the whole model"

@@ -2,8 +2,8 @@
 
 from stitch.circuits.edges import ANSWERS, TOKENS
 from stitch.pages.chart import Spec, tips
-from stitch.pages.palette import ROLES
 from stitch.pages.section import Table
+from stitch.report.palette import ROLES
 
 NEURONS = "neurons"  # the row of the chart below the heads
 LINES, ROWS = 48, 40  # the strongest edges, as many as stay readable

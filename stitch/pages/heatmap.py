@@ -1,19 +1,11 @@
 """A map of numbers by two block numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from stitch.pages.chart import FLUID, Chart, tips
-from stitch.pages.palette import HEAT
+from stitch.report.palette import FRAME, HEAT
 
 SQUARE = 24  # pixels
-FROM, TO = 0.0, 0.85  # shares of the numbers between which colours change; larger ones have the last colour
-
-
-def ends_of(values: Iterable[float]) -> tuple[float, float]:
-    """The numbers at which colours begin and end, for maps that are to be compared."""
-    found = sorted(values)
-    low, high = (found[round(share * (len(found) - 1))] for share in (FROM, TO))
-    return low, max(high, low + 1e-9)
 
 
 def heatmap(
@@ -44,6 +36,3 @@ def heatmap(
         ],
     }
     return Chart(name=name, title=title, spec=spec)
-
-
-FRAME = "#d6215b"  # on all of HEAT

@@ -3,6 +3,7 @@
 from functools import cache
 
 from stitch.pages.chart import CONFIG, Chart, with_legend
+from stitch.report.palette import BACKGROUND
 
 VEGA_LITE = "6.4"
 WIDTH, SCALE = 620, 1.5  # of a picture, in pixels, and how many of them per pixel
@@ -20,7 +21,7 @@ def png(chart: Chart) -> bytes | None:
     """A picture of a chart, about 600 pixels wide; None where it cannot be made, as without fonts."""
     from vl_convert import vegalite_to_png
 
-    spec = {**with_legend(chart), "width": WIDTH, "background": "white", "config": CONFIG}
+    spec = {**with_legend(chart), "width": WIDTH, "background": BACKGROUND["light"], "config": CONFIG}
     try:
         return vegalite_to_png(spec, vl_version=VEGA_LITE, scale=SCALE)
     except ValueError:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from stitch.pages.chart import FLUID, Chart, Spec, tips
-from stitch.pages.palette import ROLES
+from stitch.report.palette import ROLES
 
 ROW = 24  # pixels
 LOST = {

@@ -8,8 +8,8 @@ from pathlib import Path
 from stitch.pages.chart import CONFIG
 from stitch.pages.embedded import policy, script_json
 from stitch.pages.javascript import vega
-from stitch.pages.palette import BACKGROUND, ROLES, darkened
 from stitch.pages.section import Section
+from stitch.report.palette import BACKGROUND, ROLES, darkened
 
 TEMPLATES = Path(__file__).parent / "templates"
 NAME = "report.html"

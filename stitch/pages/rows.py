@@ -2,9 +2,9 @@
 
 from stitch.pages.chart import Chart
 from stitch.pages.intervals import intervals
-from stitch.pages.palette import role_of
 from stitch.pages.section import Group, Grouped, Section, ungrouped
 from stitch.report.card import footnotes, table
+from stitch.report.palette import role_of
 from stitch.translation.rows import ROWS
 
 ALTERNATIVES = frozenset(row.name for row in ROWS if row.alternative)

@@ -2,9 +2,10 @@
 
 from stitch.pages.chart import Chart
 from stitch.pages.frontier import COSTS, frontier
-from stitch.pages.heatmap import ends_of, heatmap
+from stitch.pages.heatmap import heatmap
 from stitch.pages.page import Page, html
 from stitch.pages.section import Section, ungrouped
+from stitch.report.palette import ends_of
 from stitch.report.sweep import best_table, footnotes, front_table, heat, swept_directions
 
 

@@ -2,80 +2,56 @@
 
 from pathlib import Path
 
+from stitch.report.figure import heat_legend, heat_map, legend, marks, panels, save, style
+from stitch.report.palette import ROLES, ends_of
 from stitch.report.sweep import UNITS, heat, swept_directions
 
-MOST_NUMBERS = 400  # cells; larger heat maps show colours alone
 MILLION = 1e6  # FLOPs and bytes are shown in millions
 
 
+@style()
 def draw_sweep(report: dict, path: Path) -> None:
-    """sweep.png: a heat map per direction, and cross-entropy against FLOPs and bytes with both fronts."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(14, 11), layout="constrained")
-    FigureCanvasAgg(figure)  # neither a display nor the global state of pyplot is needed
-    axes = figure.subplots(2, 2)
-    for axis, (source, _) in zip(axes[0], swept_directions(report), strict=False):
-        _draw_heat(figure, axis, report, source)
-    if len(swept_directions(report)) == 1:
-        axes[0][1].axis("off")
-    for axis, cost in zip(axes[1], report["fronts"], strict=True):
+    """sweep.png: a map per direction, and cross-entropy against FLOPs and bytes with both fronts."""
+    directions = swept_directions(report)
+    figure, axes = panels(len(directions) + len(report["fronts"]), 1, 2.4)
+    maps = {source: heat(report, source)[3] for source, _ in directions}
+    ends = ends_of(value for values in maps.values() for line in values for value in line)
+    for axis, (source, target) in zip(axes, directions, strict=False):
+        early, late = report["models"][source], report["models"][target]
+        framed = [(row["i"], row["j"]) for row in report["best_layers"] if row["source"] == source]
+        heat_map(axis, maps[source], (0, 0), framed, ends)
+        axis.set(
+            title=f"{early} → {late}", xlabel=f"j: {late} goes on at block j", ylabel=f"i: first i blocks of {early}"
+        )
+    what = "nats above the best alternative with no more FLOPs"
+    heat_legend(figure, axes[: len(directions)], ends, what)
+    for axis, cost in zip(axes[len(directions) :], report["fronts"], strict=True):
         _draw_front(axis, report, cost)
-    # Without matplotlib's version in it: the same inputs give the same bytes.
-    figure.savefig(path, dpi=100, metadata={"Software": None})
-
-
-def _draw_heat(figure, axis, report: dict, source: str) -> None:
-    """One direction's cross-entropy above the alternatives as colours and numbers; the chosen j of each i is framed."""
-    from matplotlib.patches import Rectangle
-
-    _, _, _, values = heat(report, source)
-    target = next(target for side, target in swept_directions(report) if side == source)
-    image = axis.imshow(values, cmap="cividis_r", aspect="auto", origin="upper")
-    axis.set_xticks(range(len(values[0])))
-    axis.set_yticks(range(len(values)))
-    axis.set_xlabel(f"j: {report['models'][target]} goes on at block j")
-    axis.set_ylabel(f"i: {report['models'][source]} runs its first i blocks")
-    axis.set_title(f"{report['models'][source]} → {report['models'][target]}, nats above the best alternative")
-    figure.colorbar(image, ax=axis, label="above the best alternative with no more FLOPs, nats per token")
-    if len(values) * len(values[0]) <= MOST_NUMBERS:
-        middle = (image.norm.vmin + image.norm.vmax) / 2
-        for i, row in enumerate(values):
-            for j, value in enumerate(row):
-                # cividis_r is dark where values are high
-                axis.text(j, i, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=8,
-                          color="white" if value > middle else "black")  # fmt: skip
-    for row in report["best_layers"]:
-        if row["source"] == source:
-            box = {"fill": False, "edgecolor": "crimson", "linewidth": 2}
-            axis.add_patch(Rectangle((row["j"] - 0.48, row["i"] - 0.48), 0.96, 0.96, **box))
+    legend(figure, 1)
+    save(figure, path)
 
 
 def _draw_front(axis, report: dict, cost: str) -> None:
-    """Cross-entropy against a cost: every composite, both whole models, and the Pareto front."""
-    for (source, target), colour in zip(swept_directions(report), ("#3b6fb6", "#c98a1b"), strict=False):
+    """Cross-entropy against a cost: both whole models, every composite, the alternatives, and the front."""
+    for side, name in report["models"].items():
+        donor = report["donors"][side]
+        axis.plot(donor[cost] / MILLION, donor["ce"], **marks(side, line=False), label=name)
+    for variant, (source, target) in enumerate(swept_directions(report)):
         of_source = [cell for cell in report["cells"] if cell["source"] == source]
         rows = [cell["translations"][cell["chosen"]] for cell in of_source]
-        costs = [row[cost] / MILLION for row in rows]
-        label = f"{report['models'][source]} → {report['models'][target]}"
-        axis.plot(costs, [row["ce"] for row in rows], ".", color=colour, alpha=0.6, label=label)
+        label = f"composites {report['models'][source]} → {report['models'][target]}"
+        style = {**marks("composite", variant, line=False), "markersize": 2.5}
+        axis.plot([row[cost] / MILLION for row in rows], [row["ce"] for row in rows], **style, label=label)
+    for variant, (side, name) in enumerate(report["models"].items()):
+        if tables := [one for one in report["alternatives"] if one["model"] == side]:
+            axis.plot([one[cost] / MILLION for one in tables], [one["ce"] for one in tables],
+                      **marks("alternative", variant, line=False), label=f"{name} with tables for its first blocks")  # fmt: skip
     points = report["fronts"][cost]
     axis.step([point[cost] / MILLION for point in points], [point["ce"] for point in points], where="post",
-              color="black", linewidth=1, label="front (chosen on the sweep split)")  # fmt: skip
-    for side, marker in (("a", "s"), ("b", "D")):
-        donor = report["donors"][side]
-        axis.plot(donor[cost] / MILLION, donor["ce"], marker, color="black", label=report["models"][side])
-    for (side, name), marker in zip(report["models"].items(), ("^", "v"), strict=True):
-        if tables := [one for one in report["alternatives"] if one["model"] == side]:
-            axis.plot([one[cost] / MILLION for one in tables], [one["ce"] for one in tables], marker, color="crimson",
-                      markersize=5, label=f"{name} with tables for its first blocks, no other model")  # fmt: skip
+              color=ROLES["null"].light, label="front, chosen on the sweep split")  # fmt: skip
     lowest = min(point["ce"] for point in points)
     shown = sorted(cell["translations"][cell["chosen"]]["ce"] for cell in report["cells"])
     axis.set_ylim(lowest - 0.1, max(shown[int(0.9 * (len(shown) - 1))], report["donors"]["a"]["ce"] + 0.2,
                                     report["donors"]["b"]["ce"] + 0.2))  # fmt: skip
-    axis.set_xlabel(UNITS[cost])
-    axis.set_ylabel("cross-entropy, nats per token")
-    axis.set_title(f"Pareto front against {'FLOPs' if cost == 'flops' else cost}")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    title = f"{report['models']['a']} and {report['models']['b']} against {'FLOPs' if cost == 'flops' else cost}"
+    axis.set(title=title, xlabel=UNITS[cost], ylabel="cross-entropy, nats per token")

@@ -110,11 +110,15 @@ def _verdict(report: dict) -> str:
 def tool_table(report: dict) -> Table:
     """Accuracy of the state, of the tool and of the baselines."""
     rows = [
-        [row["name"], f"{row['right']:.2%}", f"{row['low']:.2%} – {row['high']:.2%}", f"{row['mean_over_states']:.2%}"]
-        for row in report["right"]
+        [row["name"], f"{row['right']:.2%}", _ends(row), f"{row['mean_over_states']:.2%}"] for row in report["right"]
     ]
     title = f"{report['automaton']} in {report['host']}: {len(report['states'])} states, {report['tokens']:,} held-out tokens"
     return ["", "correct", "95 % interval", "mean over states"], rows, title
+
+
+def _ends(row: dict) -> str:
+    """The interval of a row; empty where there is none, as for a single document."""
+    return "" if row["low"] is None else f"{row['low']:.2%} – {row['high']:.2%}"
 
 
 def tool_notes(report: dict) -> list[str]:

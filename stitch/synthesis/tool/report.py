@@ -1,7 +1,7 @@
 """Compiles a tool into a trained model and measures it: accuracy of its states, that of probes on the host, and cost on text."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +9,6 @@ from jaxtyping import Float, Int64
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stitch.evaluation.intervals import ratio_interval
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
@@ -19,10 +18,14 @@ from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.provenance import surroundings
 from stitch.models.sources import resolve
+from stitch.pages.page import NAME
+from stitch.pages.tool import tool_page
 from stitch.progress import Progress
 from stitch.synthesis import checkpoint
 from stitch.synthesis.automata.read import read_automaton
 from stitch.synthesis.card import tool_card
+from stitch.synthesis.report import tool_notes, tool_table
+from stitch.synthesis.tool.accuracy import accuracy
 from stitch.synthesis.tool.tool import FAINT, Tool, states_along, steps_of_tokens, with_tool
 from stitch.text.windows import CONTEXT, Windows, report_windows
 
@@ -49,8 +52,8 @@ def compile_tool(
 
     `readout.safetensors` holds a vector for every state; the state is the one with the largest product with the last hidden
     state. The report has the cross-entropy on `tokens` tokens of held-out `text` before and after, and the accuracy of the
-    state, over all tokens and as the mean over states: of the tool in fp32 and bf16, of a linear probe on the unchanged host (at
-    its best site), and of the most frequent state.
+    state, in all, by tokens read and by state: of the tool in fp32 and bf16, of a linear probe on the unchanged host (at its
+    best site), and of the most frequent state.
 
     Raises: UsageError when the automaton does not fit the host.
     """
@@ -69,6 +72,9 @@ def compile_tool(
                 "automaton": spec,
                 "faint": faint,
                 "states": list(automaton.states),
+                "symbols": list(automaton.symbols),
+                "start": automaton.start,
+                "steps": [list(row) for row in automaton.steps],
                 "windows_per_block": tool.windows,
                 "blocks": tool.blocks,
                 "parameters": {"before": before.net.num_parameters(), "after": tool.net.net.num_parameters()},
@@ -79,7 +85,7 @@ def compile_tool(
             _write(output, tool, before)
             steps = steps_of_tokens(automaton, before.tokenizer, before.config.vocab_size)
             states = states_along(steps, ids, automaton.start)
-            report["right"] = _rows(before, output, tool.read, windows, states, progress)
+            report["right"] = _rows(before, output, tool.read, windows, states, automaton.states, progress)
             rows = {"as it was": whole_model(before.net), "with the tool": whole_model(tool.net.net)}
             scores = evaluate(rows, windows, vocabulary=before.config.vocab_size, progress=progress)
             low, high = scores["with the tool"].interval(minus=scores["as it was"])
@@ -92,6 +98,7 @@ def compile_tool(
             report["provenance"] = surroundings(settings, {"host": (before, source)})
             report["recipe"] = recipe("compile tool", report["provenance"])
             (output / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+            (output / NAME).write_bytes(tool_page(report, tool_table(report), tool_notes(report)))
             (output / "README.md").write_bytes(tool_card(report))
             return report
 
@@ -113,12 +120,13 @@ def _rows(
     read: Tensor,
     windows: Windows,
     states: Int64[Tensor, "windows context"],
+    names: Sequence[str],
     progress: Progress | None,
 ) -> list[dict]:
     """Accuracies on the second half of the windows; probes are fitted on the first half."""
     half = len(windows.ids) // 2
     ids, test = windows.ids.long(), slice(half, None)
-    document, truth = windows.document[test].flatten(), states[test].flatten()
+    document, truth = windows.document[test], states[test]
     found = {}  # predicted states of all tokens, by name
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         net = checkpoint.load(out, dtype, "sdpa", str(before.device))
@@ -128,24 +136,10 @@ def _rows(
     fitted = [_predicted(before, ids[:half], site, probe, progress) for site, probe in enumerate(probes)]
     site = max(range(len(probes)), key=lambda site: float((fitted[site] == states[:half].flatten()).double().mean()))
     found[f"probe on the host's stream, site {site}"] = _predicted(before, ids[test], site, probes[site], progress)
-    found["the most frequent state"] = torch.full_like(truth, int(states[:half].flatten().bincount().argmax()))
-    return [_row(name, predicted, truth, document) for name, predicted in found.items()]
-
-
-def _row(name: str, predicted: Tensor, truth: Tensor, document: Tensor) -> dict:
-    """Accuracy with a 95 % interval over documents."""
-    right = (predicted == truth).double()
-    _, owner = document.unique(return_inverse=True)
-    sums, counts = torch.bincount(owner, right), torch.bincount(owner).double()
-    low, high = ratio_interval(sums, counts)
-    by_state = [float(right[truth == state].mean()) for state in truth.unique()]
-    return {
-        "name": name,
-        "right": float(right.mean()),
-        "low": low,
-        "high": high,
-        "mean_over_states": sum(by_state) / len(by_state),
-    }
+    found["the most frequent state"] = torch.full_like(
+        truth.flatten(), int(states[:half].flatten().bincount().argmax())
+    )
+    return [accuracy(name, predicted, truth, document, names) for name, predicted in found.items()]
 
 
 @torch.inference_mode()
