@@ -4,10 +4,16 @@ import pytest
 import torch
 
 import tiny
+from stitch.activations import harvest as harvesting
 from stitch.activations.harvest import harvest, kept
 from stitch.composite.compose import late_model
 from stitch.files.store import Store
 from stitch.text.windows import Windows
+
+
+@pytest.fixture
+def short_files(monkeypatch):
+    monkeypatch.setattr(harvesting, "TOKENS_PER_FILE", 36)  # three windows
 
 
 def windows(rows=5, context=12):
@@ -16,12 +22,13 @@ def windows(rows=5, context=12):
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.usefixtures("short_files")
 def test_a_later_site_costs_the_blocks_after_the_kept_one_and_has_the_same_bits(family, tmp_path):
     model, text, store = tiny.model(family), windows(), Store(tmp_path / "store")
     last = model.depth
     fresh = harvest(model, text, [last], tmp_path / "fresh", per_shard=3)
     harvest(model, text, [last - 1], tmp_path / "one", per_shard=3, store=store)
-    _, found, left = kept(model, text, [last], 3, store)
+    _, found, left = kept(model, text, [last], store)
     assert found == 0 and left == pytest.approx(1 / last)
 
     def refuse(module, args):
@@ -31,6 +38,20 @@ def test_a_later_site_costs_the_blocks_after_the_kept_one_and_has_the_same_bits(
     later = harvest(model, text, [last], tmp_path / "two", per_shard=3, store=store, late=late_model)
     assert later.shards == 2 and torch.equal(later.all(last), fresh.all(last))
     assert store.reused == {}  # what is only read to start from does not count
+
+
+@pytest.mark.usefixtures("short_files")
+def test_runs_over_the_same_text_find_each_others_files_whatever_sites_they_read(tmp_path):
+    model, store = tiny.model("gpt2"), Store(tmp_path / "store")
+    harvest(model, windows(8), range(model.depth + 1), tmp_path / "all", per_shard=1, store=store)
+    text = windows(10)
+    assert torch.equal(text.ids[:8], windows(8).ids)  # more tokens of a text are more windows in the same order
+    used = Store(tmp_path / "store")
+    found = harvest(model, text, [2, 4], tmp_path / "some", per_shard=7, store=used)
+    assert used.reused == used.missed == {"activations": 4}  # of each site two whole files and two others
+    fresh = harvest(model, text, [2, 4], tmp_path / "fresh", per_shard=10)
+    assert [len(found.read(shard, 4)) for shard in range(found.shards)] == [7, 3]
+    assert torch.equal(found.all(4), fresh.all(4))
 
 
 def test_a_damaged_stream_is_not_started_from(tmp_path):

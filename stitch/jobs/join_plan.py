@@ -93,7 +93,7 @@ def _missing(
     for request in harvest_requests(settings, a, b):
         shares = {}
         for split in SPLITS:
-            of, found, share = kept(request.model, windows[split], request.sites, request.per_shard, store)
+            of, found, share = kept(request.model, windows[split], request.sites, store)
             files, there, shares[split] = files + of, there + found, share * windows[split].tokens
         for side in request.name:
             missing[side] = sum(shares.values()) / sum(found.tokens for found in windows.values())
