@@ -136,6 +136,7 @@ def test_a_sweep_of_blocks_is_made_again_from_its_card(pair, tmp_path):
     again = run("sweep", "--recipe", tmp_path / "first", "--out", tmp_path / "again", "-q")
     assert again.exit_code == 0, again.output
     reports = [json.loads((tmp_path / out / "report.json").read_text()) for out in ("first", "again")]
+    assert [one.pop("cache")["made"] == {} for one in reports] == [False, True]
     assert reports[0] == reports[1]
 
 

@@ -133,7 +133,7 @@ def harvest(
     for file in range(part[0], result.files, part[1]):
         rows = result.in_file(file)
         ids = windows.ids[rows]
-        contents = {site: _digest(model, site, ids, identity) for site in sites}
+        contents = {site: digest(model, site, ids, identity) for site in sites}
         missing = [site for site in sites if not _holds(result.path(file, site), contents[site])]
         if store:
             missing = [site for site in missing if not store.get(KIND, contents[site], result.path(file, site))]
@@ -156,24 +156,9 @@ def _at_once(model: Model, context: int) -> int:
     return max(1, min(tokens, STREAMS_AT_ONCE // (width * model.dtype.itemsize)) // context)
 
 
-def kept(model: Model, windows: Windows, sites: Sequence[int], store: Store) -> tuple[int, int, float]:
-    """How many files `harvest` would write, how many of them `store` has, and the share of a whole harvest that is left to do."""
-    identity = identity_of(model)
-    result = Activations(store.folder, tuple(sites), windows, WINDOWS_PER_SHARD, identity)
-    found, left = 0, 0.0
-    for file in range(result.files):
-        ids = windows.ids[result.in_file(file)]
-        missing = [site for site in sites if not store.has(KIND, _digest(model, site, ids, identity))]
-        found += len(sites) - len(missing)
-        if missing:
-            blocks = max(missing) - (_nearest(model, ids, min(missing), store, identity) or 0)
-            left += ids.numel() * blocks / max(1, *sites)
-    return result.files * len(sites), found, left / windows.tokens
-
-
-def _nearest(model: Model, ids: Tensor, site: int, store: Store, identity: str) -> int | None:
+def nearest(model: Model, ids: Tensor, site: int, store: Store, identity: str) -> int | None:
     """The last site before `site` whose stream over these windows the store has."""
-    return next((s for s in range(site - 1, 0, -1) if store.has(KIND, _digest(model, s, ids, identity))), None)
+    return next((s for s in range(site - 1, 0, -1) if store.has(KIND, digest(model, s, ids, identity))), None)
 
 
 def _streams(
@@ -181,11 +166,11 @@ def _streams(
 ) -> Iterator[dict[int, Tensor]]:
     """The streams at `sites` of one batch of windows after another. From a stored stream they have the same bits as from ids."""
     ids = torch.cat(list(batches))
-    start = _nearest(model, ids, min(sites), store, identity) if store and late else None
+    start = nearest(model, ids, min(sites), store, identity) if store and late else None
     net = late(model, start) if late and start else None
     with TemporaryDirectory() as folder:
         place = Path(folder) / "stream.safetensors"
-        if store and start and net and store.take(KIND, _digest(model, start, ids, identity), place):
+        if store and start and net and store.take(KIND, digest(model, start, ids, identity), place):
             for some in _in_parts(place, f"resid_pre.{start}", len(batches[0])):
                 seen = observe(net, {"inputs_embeds": some.to(model.device)}, streams=[site - start for site in sites])
                 yield {site: seen.streams[site - start] for site in sites}
@@ -236,7 +221,7 @@ def _on_cpu(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x) if x.is_cuda else x.cpu()
 
 
-def _digest(model: Model, site: int, ids: Tensor, identity: str) -> str:
+def digest(model: Model, site: int, ids: Tensor, identity: str) -> str:
     """A hash of everything that a file's content depends on. Without an identity the model enters by its name alone."""
     what = f"{identity or model.name} {model.dtype} {site} {tuple(ids.shape)}"
     return hashlib.sha256(what.encode() + ids.long().numpy().tobytes()).hexdigest()

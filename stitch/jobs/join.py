@@ -186,7 +186,7 @@ def _make(
         files = {"README.md": model_card(report, picture=PICTURE in page), **explained, **page}
         _write(output, pair, settings, written, files, scratch)
     report["seconds"] = clock.seconds
-    report["cache"] = {} if store is None else {"reused": store.reused, "made": store.missed}
+    report["cache"] = store.counts() if store else {}
     (output / "report.json").write_bytes(to_json(report))
     return report
 

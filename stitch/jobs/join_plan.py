@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stitch.activations.harvest import kept
+from stitch.activations.kept import counted, kept
 from stitch.composite.costs import Costs
 from stitch.config import CompleteSettings
 from stitch.estimates.machine import calibrate
@@ -17,7 +17,7 @@ from stitch.layers.work import layer_choice
 from stitch.models.model import Model
 from stitch.models.sources import Source
 from stitch.progress import Progress
-from stitch.text.documents import SPLITS, Split
+from stitch.text.documents import Split
 from stitch.text.windows import Windows
 from stitch.translation.look_ups import position_columns
 
@@ -89,14 +89,11 @@ def _missing(
     missing = {"a": 1.0, "b": 1.0, **{f"sae-{side}": float(side in wanted) for side in "ab"}}
     if store is None:
         return missing, {}
-    files, there = 0, 0
+    streams = []
     for request in harvest_requests(settings, a, b):
-        shares = {}
-        for split in SPLITS:
-            of, found, share = kept(request.model, windows[split], request.sites, store)
-            files, there, shares[split] = files + of, there + found, share * windows[split].tokens
+        streams.append(kept(request.model, [*windows.values()], request.sites, store))
         for side in request.name:
-            missing[side] = sum(shares.values()) / sum(found.tokens for found in windows.values())
+            missing[side] = streams[-1].left
     known = {side for side, request in wanted.items() if store.has_about(KIND, about(request, windows["fit"].tokens))}
     missing |= {f"sae-{side}": 0.0 for side in known}
-    return missing, {"files of activations": (files, there), "SAEs, probably": (len(wanted), len(known))}
+    return missing, {**counted(streams), "SAEs, probably": (len(wanted), len(known))}

@@ -1,0 +1,40 @@
+"""What a store has of a harvest that is still to be done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stitch.activations.harvest import KIND, Activations, digest, nearest
+from stitch.files.store import Store
+from stitch.models.identity import identity_of
+from stitch.models.model import Model
+from stitch.text.windows import Windows
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How many files a harvest has, how many of them the store has, and the share of the harvest's work that is left to do."""
+
+    files: int
+    there: int
+    left: float
+
+
+def kept(model: Model, windows: Sequence[Windows], sites: Sequence[int], store: Store) -> Kept:
+    """What `store` has of a `harvest` of `model` at `sites` over each of `windows`."""
+    identity = identity_of(model)
+    files, there, left = 0, 0, 0.0
+    for text in windows:
+        wanted = Activations(store.folder, tuple(sites), text, len(text.ids), identity)
+        for file in range(wanted.files):
+            ids = text.ids[wanted.in_file(file)]
+            missing = [site for site in sites if not store.has(KIND, digest(model, site, ids, identity))]
+            files, there = files + len(sites), there + len(sites) - len(missing)
+            if missing:
+                blocks = max(missing) - (nearest(model, ids, min(missing), store, identity) or 0)
+                left += ids.numel() * blocks / max(1, *sites)
+    return Kept(files, there, left / sum(text.tokens for text in windows))
+
+
+def counted(found: Sequence[Kept]) -> dict[str, tuple[int, int]]:
+    """The numbers of files, and of those that are there, as a `Plan` says it; nothing where nothing was looked up."""
+    return {"files of activations": (sum(one.files for one in found), sum(one.there for one in found))} if found else {}
