@@ -58,7 +58,7 @@ class Store:
 
     def counts(self) -> dict:
         """What a report says of this object's work: entries found again and others that had to be made, by kind."""
-        return {"reused": self.reused, "made": self.missed}
+        return {"reused": dict(self.reused), "made": dict(self.missed)}
 
     def has(self, kind: str, key: str) -> bool:
         """Whether there is such an entry; its checksums are not read."""

@@ -69,7 +69,7 @@ def stitch(
     nothing is left on disk.
     """
     if settings.native:
-        return shorten(settings, out, overwrite=overwrite, resume=resume, progress=progress)
+        return shorten(settings, out, overwrite=overwrite, resume=resume, store=store, progress=progress)
     clock = Clock()
 
     def plan() -> Job:
