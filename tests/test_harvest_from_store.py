@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+import composites
 import tiny
 from stitch.activations import harvest as harvesting
-from stitch.activations.harvest import harvest, kept
+from stitch.activations.harvest import harvest
+from stitch.activations.kept import kept
 from stitch.composite.compose import late_model
 from stitch.files.store import Store
+from stitch.models.loading import load
 from stitch.text.windows import Windows
 
 
@@ -28,8 +31,9 @@ def test_a_later_site_costs_the_blocks_after_the_kept_one_and_has_the_same_bits(
     last = model.depth
     fresh = harvest(model, text, [last], tmp_path / "fresh", per_shard=3)
     harvest(model, text, [last - 1], tmp_path / "one", per_shard=3, store=store)
-    _, found, left = kept(model, text, [last], store)
-    assert found == 0 and left == pytest.approx(1 / last)
+    found = kept(model, [text], [last], store, late_model)
+    assert (found.files, found.there, found.left) == (2, 0, pytest.approx(1 / last))
+    assert kept(model, [text], [last], store).left == 1  # a harvest that is not told how starts at the first block
 
     def refuse(module, args):
         raise AssertionError("the first block ran")
@@ -52,6 +56,17 @@ def test_runs_over_the_same_text_find_each_others_files_whatever_sites_they_read
     fresh = harvest(model, text, [2, 4], tmp_path / "fresh", per_shard=10)
     assert [len(found.read(shard, 4)) for shard in range(found.shards)] == [7, 3]
     assert torch.equal(found.all(4), fresh.all(4))
+
+
+def test_a_composite_runs_from_its_first_block_and_is_planned_so(tmp_path):
+    model, text, store = load(composites.write(tmp_path, a="qwen3", b="llama")), windows(), Store(tmp_path / "store")
+    harvest(model, text, [4], tmp_path / "one", store=store)
+    found = kept(model, [text], [4, 5], store, late_model)
+    assert (found.files, found.there) == (2, 1)
+    ran = []
+    model.blocks[0].register_forward_pre_hook(lambda module, args: ran.append(len(args[0])))
+    harvest(model, text, [4, 5], tmp_path / "two", store=store, late=late_model)
+    assert sum(ran) == len(text.ids) and found.left == 1.0
 
 
 def test_a_damaged_stream_is_not_started_from(tmp_path):

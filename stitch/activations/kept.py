@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stitch.activations.harvest import KIND, Activations, digest, nearest
+from stitch.activations.harvest import KIND, Activations, Late, digest, nearest
 from stitch.files.store import Store
 from stitch.models.identity import identity_of
 from stitch.models.model import Model
@@ -19,9 +19,12 @@ class Kept:
     left: float
 
 
-def kept(model: Model, windows: Sequence[Windows], sites: Sequence[int], store: Store) -> Kept:
-    """What `store` has of a `harvest` of `model` at `sites` over each of `windows`."""
+def kept(
+    model: Model, windows: Sequence[Windows], sites: Sequence[int], store: Store, late: Late | None = None
+) -> Kept:
+    """What `store` has of a `harvest` of `model` at `sites` over each of `windows`, with `late` as there."""
     identity = identity_of(model)
+    starts_late = late is not None and late(model, model.depth) is not None  # a composite does not
     files, there, left = 0, 0, 0.0
     for text in windows:
         wanted = Activations(store.folder, tuple(sites), text, len(text.ids), identity)
@@ -30,8 +33,8 @@ def kept(model: Model, windows: Sequence[Windows], sites: Sequence[int], store: 
             missing = [site for site in sites if not store.has(KIND, digest(model, site, ids, identity))]
             files, there = files + len(sites), there + len(sites) - len(missing)
             if missing:
-                blocks = max(missing) - (nearest(model, ids, min(missing), store, identity) or 0)
-                left += ids.numel() * blocks / max(1, *sites)
+                start = nearest(model, ids, min(missing), store, identity) if starts_late else None
+                left += ids.numel() * (max(missing) - (start or 0)) / max(1, *sites)
     return Kept(files, there, left / sum(text.tokens for text in windows))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from stitch.activations.kept import counted, kept
+from stitch.composite.compose import late_model
 from stitch.composite.costs import whole
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import weight_of, why_not_foldable
@@ -37,7 +38,7 @@ def plan_depth(
     windows["sweep"] = windows["sweep"].first(on_cells)
     machine, cost = calibrate({"a": model}, settings.context), whole(model, settings.context)
     tokens = {split: found.tokens for split, found in windows.items()}
-    found = [kept(model, [*windows.values()], range(model.depth + 1), store)] if store else []
+    found = [kept(model, [*windows.values()], range(model.depth + 1), store, late_model)] if store else []
     left = found[0].left if found else 1.0
     block = cost.flops / model.depth
     neurons = len(weight_of(model.down(model.depth // 2)))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from stitch.activations.kept import counted, kept
+from stitch.composite.compose import late_model
 from stitch.composite.costs import Costs
 from stitch.config import CompleteSettings
 from stitch.estimates.machine import calibrate
@@ -91,7 +92,7 @@ def _missing(
         return missing, {}
     streams = []
     for request in harvest_requests(settings, a, b):
-        streams.append(kept(request.model, [*windows.values()], request.sites, store))
+        streams.append(kept(request.model, [*windows.values()], request.sites, store, late_model))
         for side in request.name:
             missing[side] = streams[-1].left
     known = {side for side, request in wanted.items() if store.has_about(KIND, about(request, windows["fit"].tokens))}

@@ -1,6 +1,7 @@
 """What `stitch join --native` would do: the work of its stages, disk, memory, and what earlier runs have left in the store."""
 
 from stitch.activations.kept import counted, kept
+from stitch.composite.compose import late_model
 from stitch.composite.costs import whole
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import weight_of
@@ -36,7 +37,7 @@ def plan_shorten(settings: CompleteSettings, model: Model, store: Store | None, 
     ridges = 2 * counts.moments(machine, fitted, neurons, 2 * model.width, double=True)
     ridges += 3 * counts.ridge(machine, neurons, model.width) + 4 * counts.ridge(machine, model.width, model.width)
     sites = harvest_requests(settings, model, model)[0].sites
-    found = [kept(model, [*windows.values()], sites, store)] if store else []
+    found = [kept(model, [*windows.values()], sites, store, late_model)] if store else []
     left = found[0].left if found else 1.0
     stages = {
         "text": Work(seconds=clock.seconds["text"]),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from stitch.activations.kept import Kept, counted, kept
+from stitch.composite.compose import late_model
 from stitch.composite.costs import whole
 from stitch.config import CompleteSettings
 from stitch.conversions.ngrams.work import TableText
@@ -46,7 +47,10 @@ def plan_sweep(
     tokens = {split: found.tokens for split, found in windows.items()}
     found: dict[Side, Kept] = {}
     if store:
-        found = {side: kept(models[side], [*windows.values()], range(models[side].depth + 1), store) for side in sides}
+        found = {
+            side: kept(models[side], [*windows.values()], range(models[side].depth + 1), store, late_model)
+            for side in sides
+        }
     left = {side: found[side].left if side in found else 1.0 for side in sides}
     pairs = [(depths[cell.source], cell.i, depths[cell.target], cell.j) for cell in cells]
     text = TableText(
