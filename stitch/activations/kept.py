@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from stitch.activations.harvest import KIND, Activations, Late, digest, nearest
 from stitch.files.store import Store
@@ -36,6 +37,12 @@ def kept(
                 start = nearest(model, ids, min(missing), store, identity) if starts_late else None
                 left += ids.numel() * (max(missing) - (start or 0)) / max(1, *sites)
     return Kept(files, there, left / sum(text.tokens for text in windows))
+
+
+def unmade(windows: Sequence[Windows], sites: int) -> Kept:
+    """The same of so many sites of a model that is still to be made: nothing can be there."""
+    per_site = sum(Activations(Path(), (), text, len(text.ids)).files for text in windows)
+    return Kept(sites * per_site, 0, 1.0)
 
 
 def counted(found: Sequence[Kept]) -> dict[str, tuple[int, int]]:
