@@ -144,9 +144,9 @@ def test_a_chain_is_the_sum_of_its_seams(pair, tmp_path):
 
 
 def test_a_chain_counts_what_the_store_has_of_donors_but_nothing_of_composites_still_to_be_made(pair, joined):
-    asked, _, folder = joined  # seam 1 is this join: first two blocks of A, then B from block 2
+    asked, _, folder = joined  # of the first two blocks of A, and of B from block 2 on
     gpt2, qwen3 = str(pair["gpt2"]), str(pair["qwen3"])
-    parts = [stitch.Part(gpt2, 0, 2), stitch.Part(qwen3, 2, 4), stitch.Part(gpt2, 2)]
+    parts = [stitch.Part(gpt2, 0, 2), stitch.Part(qwen3, 1, 2), stitch.Part(gpt2, 2)]
     shared = {name: value for name, value in asked.to_dict().items() if name not in PER_SEAM}
 
     def planned(store: Store | None):
@@ -155,9 +155,9 @@ def test_a_chain_counts_what_the_store_has_of_donors_but_nothing_of_composites_s
         return plans[1]
 
     known, fresh = planned(Store(folder)), planned(None)
-    # A file for each split. Seam 1: sites 1 and 2 of A and site 2 of B. Seam 2: its B at site 2, which seam 1 has as A's, and the
-    # composite at site 4 and two earlier ones, which is not there.
-    assert known.cached == {"files of activations": (21, 12), "SAEs, probably": (4, 3)} and fresh.cached == {}
+    # A file for each split. Of seam 1, sites 1 and 2 of A are there, and site 1 of B is not. Of seam 2, site 2 of B is there, and
+    # three sites of the composite are not. Its SAE is not taken for that of the model whose blocks it ends with.
+    assert known.cached == {"files of activations": (21, 9), "SAEs, probably": (4, 2)} and fresh.cached == {}
     assert 0 < known.stages["activations"].flops < fresh.stages["activations"].flops
     assert 0 < known.stages["saes"].flops < fresh.stages["saes"].flops
 
