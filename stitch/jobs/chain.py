@@ -81,7 +81,7 @@ def chain(
             for number in range(1, len(seams)):
                 keep_seam(scratch / f"seam-{number}", output / f"seam-{number}")
             page = chain_files(report, (output / "features.json").read_bytes())
-            for name, content in {"README.md": model_card(report, picture=PICTURE in page), **page}.items():
+            for name, content in {**model_card(report, picture=PICTURE in page).files(), **page}.items():
                 (output / name).write_bytes(content)
             (output / "report.json").write_bytes(to_json(report))
             return report

@@ -183,7 +183,7 @@ def _make(
     with clock.stage("page"):
         page = join_files(report, explained["features.json"])
     with clock.stage("writing"):
-        files = {"README.md": model_card(report, picture=PICTURE in page), **explained, **page}
+        files = {**model_card(report, picture=PICTURE in page).files(), **explained, **page}
         _write(output, pair, settings, written, files, scratch)
     report["seconds"] = clock.seconds
     report["cache"] = store.counts() if store else {}

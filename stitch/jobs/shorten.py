@@ -125,7 +125,7 @@ def _make(
     with clock.stage("writing"):
         changed = parameters_of(with_blocks(model, splice.order), bridges[chosen])
         page = join_files(report)
-        files = {"README.md": model_card(report, picture=PICTURE in page), **page}
+        files = {**model_card(report, picture=PICTURE in page).files(), **page}
         write_native(output, model, splice.order, changed, extra_files=files)
     report["seconds"] = clock.seconds
     report["cache"] = store.counts() if store else {}
