@@ -54,6 +54,16 @@ def read_provenance(folder: Path) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def repository_of(source: str) -> str | None:
+    """The Hub repository of a release that `load` reads; None for a folder."""
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    if Path(source).exists():
+        return None
+    release, known = source.partition(":")[0], get_pretrained_saes_directory()
+    return known[release].repo_id if release in known else release
+
+
 def load(source: str | Path, width: int | None = None, device: str = "cpu") -> "sae_lens.SAE":
     """Loads an SAE from a folder in SAELens's format, or from a published release given as `release:sae_id`.
 

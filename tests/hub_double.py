@@ -273,6 +273,13 @@ def card_errors(content: str) -> list[str]:
         value if isinstance(value, list) else [value] for value in map(found.get, ("license", "base_model"))
     )
     wrong = [f"license {one!r} is unknown" for one in licences if one is not None and one not in LICENCES]
+    name, link = found.get("license_name"), found.get("license_link")
+    if (name is None) != (link is None) and link is not None:
+        wrong.append("license_link is for licences with a license_name")
+    if link is not None and link not in ("LICENSE", "LICENSE.md") and not re.match(r"https?://", link):
+        wrong.append(f"license_link must be LICENSE, LICENSE.md or an address; got {link!r}")
+    if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
+        wrong.append(f"license_name must be an id such as my-license-1.0; got {name!r}")
     wrong += [
         f"base_model {one!r} is no model ID" for one in base if one and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", one)
     ]

@@ -41,10 +41,10 @@ def streams(tmp_path_factory) -> Streams:
     def harvested(model: str, sites: tuple[int, ...]) -> Activations:
         made = Activations(Path(root / model), sites, windows, per_shard=20)
         made.folder.mkdir()
-        for shard in range(made.shards):
-            rows = made.rows(shard)
+        for file in range(made.files):
+            rows = made.in_file(file)
             for site in sites:
-                save_file({f"resid_pre.{site}": found[f"{model}.{site}"][rows].contiguous()}, made.path(shard, site))
+                save_file({f"resid_pre.{site}": found[f"{model}.{site}"][rows].contiguous()}, made.path(file, site))
         return made
 
     gpt2, llama = harvested("gpt2", (1, 2)), harvested("llama", (2,))

@@ -15,8 +15,10 @@ from stitch.errors import UsageError
 from stitch.estimates import counts, machine
 from stitch.estimates.machine import Machine
 from stitch.estimates.work import Work
+from stitch.files.job import planning
 from stitch.files.sizes import size_in_words
 from stitch.files.store import Store
+from stitch.jobs.chain import PER_SEAM, chain
 from stitch.jobs.join import stitch as join
 from stitch.jobs.join_plan import plan_join
 from stitch.jobs.join_work import Ends, JoinWork, scored_rows
@@ -139,6 +141,25 @@ def test_a_chain_is_the_sum_of_its_seams(pair, tmp_path):
     one = stitch.estimate(stitch.chain, [parts[0], stitch.Part(str(pair["qwen3"]), 2)], **small)
     flops = [found.rows["flops"]["saes"] for found in (one, both)]
     assert flops[1] == pytest.approx(2 * flops[0])
+
+
+def test_a_chain_counts_what_the_store_has_of_donors_but_nothing_of_composites_still_to_be_made(pair, joined):
+    asked, _, folder = joined  # of the first two blocks of A, and of B from block 2 on
+    gpt2, qwen3 = str(pair["gpt2"]), str(pair["qwen3"])
+    parts = [stitch.Part(gpt2, 0, 2), stitch.Part(qwen3, 1, 2), stitch.Part(gpt2, 2)]
+    shared = {name: value for name, value in asked.to_dict().items() if name not in PER_SEAM}
+
+    def planned(store: Store | None):
+        with planning() as plans:
+            chain(parts, store=store, **shared)
+        return plans[1]
+
+    known, fresh = planned(Store(folder)), planned(None)
+    # A file for each split. Of seam 1, sites 1 and 2 of A are there, and site 1 of B is not. Of seam 2, site 2 of B is there, and
+    # three sites of the composite are not. Its SAE is not taken for that of the model whose blocks it ends with.
+    assert known.cached == {"files of activations": (21, 9), "SAEs, probably": (4, 2)} and fresh.cached == {}
+    assert 0 < known.stages["activations"].flops < fresh.stages["activations"].flops
+    assert 0 < known.stages["saes"].flops < fresh.stages["saes"].flops
 
 
 def test_an_estimate_shows_itself_and_fails_where_the_call_would(pair):

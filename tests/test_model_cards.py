@@ -5,21 +5,26 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard as HubCard
 
+import sae
 import stitch
 import tiny
 from hub_double import card_errors, hub  # noqa: F401 (a fixture)
 from jobs import gpt2_and_qwen3
 from stitch.files.front_matter import front_matter, read_front_matter
 from stitch.models.lineage import lineage
-from stitch.models.provenance import described
+from stitch.models.provenance import described, described_sae
 from stitch.models.sources import DEMO, DEMOS, Source, resolve
-from stitch.report.origin import origin_metadata, origin_section
+from stitch.report.origin import licence_file, origin_metadata, origin_section
 from stitch.report.readme import ModelCard
 
 APACHE, MIT = {"license": "apache-2.0"}, {"license": "mit"}
 NAMED = {"license": "other", "license_name": "house-rules", "license_link": "https://example.org/rules"}
 
 WITHOUT_LINK = {"license": "other", "license_name": "house-rules"}
+
+
+def several(name: str) -> dict:
+    return {"license": "other", "license_name": name, "license_link": "LICENSE.md"}
 
 
 def card(folder: Path, **metadata) -> Path:
@@ -44,14 +49,16 @@ def written(models: list[dict]) -> str:
     [
         ([APACHE], APACHE, "gives its licence"),
         ([APACHE, APACHE], APACHE, "the licence that all of them have"),
-        ([APACHE, MIT], {"license": "other"}, "different licences"),
+        ([APACHE, MIT], several("apache-2.0-and-mit"), "different licences"),
+        ([MIT, APACHE, MIT], several("mit-and-apache-2.0"), "different licences"),
         ([APACHE, None], {}, "The licence of m1 is unknown"),
         ([None, None], {}, "The licence of m0 and m1 is unknown"),
         ([NAMED], NAMED, "gives its licence"),
         ([NAMED, NAMED], NAMED, "all of them"),
-        ([NAMED, {**NAMED, "license_name": "theirs"}], {"license": "other"}, "different licences"),
+        ([NAMED, {**NAMED, "license_name": "Their Rules"}], several("house-rules-and-their-rules"), "different licences"),
         ([NAMED, WITHOUT_LINK], WITHOUT_LINK, "all of them"),
-        ([{"license": "other"}, {"license": "other"}], {"license": "other"}, "different licences"),
+        ([{"license": "other"}] * 2, several("terms-of-m0-and-terms-of-m1"), "different licences"),
+        ([{"license": ["mit", "other"]}, APACHE], several("mit-and-terms-of-m0-and-apache-2.0"), "different licences"),
         ([{"license": ["mit", "apache-2.0"]}] * 2, {"license": ["mit", "apache-2.0"]}, "all of them"),
         ([], {}, "No weights of another model"),
     ],
@@ -61,8 +68,10 @@ def test_a_card_gives_the_licence_of_its_models_or_none(licences, expected, said
     assert origin_metadata(models, "merge") == expected
     text = "\n".join(origin_section(models))
     assert said in text
+    listed = licence_file(models).get("LICENSE.md", b"").decode()
+    assert bool(listed) == (expected.get("license_link") == "LICENSE.md")
     for one in models:
-        assert f"- {one['name']}: " in text
+        assert f"- {one['name']}: " in text and (not listed or f"- {one['name']}: " in listed)
     assert card_errors(written(models)) == []
 
 
@@ -167,6 +176,68 @@ def test_the_double_refuses_a_card_that_the_hub_would(hub, tmp_path):  # noqa: F
         HubCard("---\nbase_model_relation: offspring\n---\n").validate()
 
 
+def test_an_sae_is_described_by_its_folders_card_or_by_that_of_its_repository(hub, tmp_path):  # noqa: F811
+    folder = str(card(tmp_path / "sae", license="mit"))
+    assert described_sae(folder) == model(folder, MIT)
+    commit = hub.add("user/saes", {"README.md": b"---\nlicense: mit\n---\n"})
+    assert described_sae("user/saes:layer.3") == model(
+        "user/saes:layer.3", MIT, "user/saes", kind="hub", revision=commit
+    )
+    assert described_sae("user/none:layer.3") == model("user/none:layer.3", None, "user/none", kind="hub")
+    known = described_sae("gemma-scope-2b-pt-res-canonical:layer_0/width_16k/canonical")
+    assert known["base_model"] == ["google/gemma-scope-2b-pt-res"]
+
+
+def test_an_sae_is_listed_and_decides_the_licence_only_where_its_weights_are_inside():
+    models = [model("m0", APACHE), model("m1", APACHE)]
+
+    def given_sae(licence: dict | None, inside: bool) -> dict:
+        found = model("user/saes:layer.3", licence, "user/saes", kind="hub", revision="abc")
+        return {**found, "of": "m0 at resid_pre.3", "inside": inside}
+
+    for licence, inside, expected in (
+        (MIT, False, APACHE),
+        (None, False, APACHE),
+        (APACHE, True, APACHE),
+        (MIT, True, several("apache-2.0-and-mit")),
+        (None, True, {}),
+    ):
+        given = [given_sae(licence, inside)]
+        assert origin_metadata(models, "merge", given) == expected
+        shown = "licence unknown" if licence is None else licence["license"]
+        use = "numbers from its weights are in this model" if inside else "nothing of it is in this model"
+        line = (
+            "- the SAE `user/saes:layer.3` in [user/saes](https://huggingface.co/user/saes/tree/abc) at revision `abc`, "
+            f"of m0 at resid_pre.3: {shown}; {use}"
+        )
+        assert line in origin_section(models, given)
+        listed = licence_file(models, given).get("LICENSE.md", b"").decode()
+        assert (line in listed) == bool(listed) == ("license_name" in expected)
+
+
+@pytest.mark.parametrize("translation, inside", [("features", [True, False]), ("affine", [False, False])])
+def test_a_composite_names_the_saes_that_it_was_given(translation, inside, tmp_path):
+    pair, saes = gpt2_and_qwen3(tmp_path), {}
+    for side, width in (("a", 32), ("b", 48)):
+        saes[f"sae_{side}"] = tmp_path / f"sae-{side}"
+        sae.save(sae.train(tiny.noise(512, width), features=64, k=4, passes=1), saes[f"sae_{side}"], {})
+        card(saes[f"sae_{side}"], license="mit")
+    for name in ("gpt2", "qwen3"):
+        card(pair[name], license="apache-2.0")
+    made = stitch.join(
+        pair["gpt2"], pair["qwen3"], 2, text=pair["text"], tokens=4096, context=32, reference_steps=0, memory="256M",
+        brief=True, device="cpu", quiet=True, translation=translation, **{name: str(place) for name, place in saes.items()},
+    )  # fmt: skip
+    assert [one["inside"] for one in made.report["provenance"]["saes"]] == inside
+    text = (made.folder / "README.md").read_text()
+    for side, model_name, site in (("a", "gpt2", 2), ("b", "qwen3", 2)):
+        assert f"- the SAE `{saes[f'sae_{side}']}`, of {pair[model_name]} at resid_pre.{site}: mit; " in text
+    expected = several("apache-2.0-and-mit") if any(inside) else APACHE
+    found = read_front_matter(made.folder / "README.md")
+    assert {name: found[name] for name in found if name.startswith("license")} == expected
+    assert (made.folder / "LICENSE.md").exists() == any(inside)
+
+
 @pytest.mark.slow
 def test_a_composite_of_hub_models_can_be_pushed_and_says_where_it_is_from(hub, tmp_path, monkeypatch):  # noqa: F811
     pair = gpt2_and_qwen3(tmp_path)
@@ -183,9 +254,12 @@ def test_a_composite_of_hub_models_can_be_pushed_and_says_where_it_is_from(hub, 
     assert card_errors(text) == []
     data = HubCard(text).data.to_dict()
     assert data["license"] == "other" and data["base_model"] == ["user/gpt2", "user/qwen3"]
+    assert (data["license_name"], data["license_link"]) == ("mit-and-apache-2.0", "LICENSE.md")
     assert data["base_model_relation"] == "merge"
     for name, licence in (("gpt2", "mit"), ("qwen3", "apache-2.0")):
-        assert f"at revision `{hub.repositories[f'user/{name}'].commits[-1].oid}`: {licence}" in text
+        for place in (text, hub.files("user/both")["LICENSE.md"].decode()):
+            assert f"at revision `{hub.repositories[f'user/{name}'].commits[-1].oid}`: {licence}" in place
     # The composite's own folder is the parent of what is made from it.
     found = lineage(Source("out", tmp_path / "out", None, "folder"))
-    assert found == {"license": {"license": "other"}, "base_model": ["user/gpt2", "user/qwen3"]}
+    named = {"license": "other", "license_name": "mit-and-apache-2.0"}
+    assert found == {"license": named, "base_model": ["user/gpt2", "user/qwen3"]}

@@ -2,14 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import cli
 from jobs import gpt2_and_qwen3
-from stitch.commands.recipes import known_options
+from stitch.commands.recipes import APART, NOT_IN_RECIPES, known_options
+from stitch.commands.reference import command_table
+from stitch.commands.spelling import is_argument, spelling
 from stitch.errors import UsageError
 from stitch.files.recipe import card_section, check_options, read_recipe, recipe
 
@@ -69,7 +73,7 @@ def test_an_unknown_option_is_refused_with_the_nearest(tmp_path):
     (tmp_path / "other.yaml").write_text("command: sweep\nmodel_a: demo:gpt2")
     assert "recipe for `stitch sweep`" in run("join", "--recipe", tmp_path / "other.yaml").output
     with pytest.raises(UsageError, match="unknown option 'trust_remote_code'"):
-        check_options({"trust_remote_code": True}, {"layer"}, "join", tmp_path)
+        check_options({"trust_remote_code": True}, {"layer": "layer"}, "join", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -136,16 +140,68 @@ def test_a_sweep_of_blocks_is_made_again_from_its_card(pair, tmp_path):
     again = run("sweep", "--recipe", tmp_path / "first", "--out", tmp_path / "again", "-q")
     assert again.exit_code == 0, again.output
     reports = [json.loads((tmp_path / out / "report.json").read_text()) for out in ("first", "again")]
+    assert [one.pop("cache")["made"] == {} for one in reports] == [False, True]
     assert reports[0] == reports[1]
 
 
 def test_every_setting_of_a_join_is_an_option_of_the_command():
     from dataclasses import fields
 
-    from typer.main import get_command
-
     from stitch.config import Settings
     from stitch.files.recipe import LEFT_OUT
 
     known = known_options(get_command(cli.app).commands["join"])  # pyright: ignore[reportAttributeAccessIssue]
-    assert {field.name for field in fields(Settings)} - set(LEFT_OUT) <= known
+    assert {field.name for field in fields(Settings)} - set(LEFT_OUT) <= known.keys()
+
+
+def command_named(path: str) -> Any:
+    found: Any = get_command(cli.app)
+    for word in path.split():
+        found = found.commands[word]
+    return found
+
+
+WITH_RECIPES = [page.path for page in command_table() if "recipe" in {one.name for one in page.parameters}]
+
+
+@pytest.mark.parametrize("path", WITH_RECIPES)
+def test_every_option_has_both_spellings_in_a_recipe_and_none_means_two_options(path, tmp_path):
+    command = command_named(path)
+    known = known_options(command)
+    for param in command.params:
+        spellings = (
+            {param.name, param.name.replace("_", "-")} if is_argument(param) else {param.name, spelling(param)[2:]}
+        )
+        for spelt in spellings:
+            if param.name in NOT_IN_RECIPES:
+                with pytest.raises(UsageError, match=f"not how to run; .* has {spelt}: give it with the command"):
+                    check_options({spelt: 1}, known, path, tmp_path, apart=APART)
+            else:
+                assert check_options({spelt: 1}, known, path, tmp_path, apart=APART) == {param.name: 1}, spelt
+
+
+def test_an_option_whose_names_differ_is_read_under_either(pair, tmp_path):
+    (tmp_path / "note.txt").write_text("norm head block early late match pair plan. " * 2)
+    options = {"model": str(pair["gpt2"]), "tokens": 4096, "held-out": 4096, "device": "cpu", "text": str(pair["text"])}
+    for name in ("context", "document"):  # --context on the command line, `document` in Python
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump({**options, name: str(tmp_path / "note.txt")}))
+        done = run(
+            "convert", "consolidate", "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "out", "--dry-run", "--json"
+        )
+        assert done.exit_code == 0, done.output  # without a document it ends with 2
+
+
+@pytest.mark.parametrize(
+    "recipe, said",
+    [
+        ("layer_b: 3\nlayer-b: 4", "has one option twice, as layer_b and as layer-b: leave one out"),
+        ("layer-c: 3", "unknown option 'layer-c' of `stitch join`. Did you mean layer_b?"),
+        ("trust-remote-code: true", "says what to make, not how to run"),
+        ("json: true", "says what to make, not how to run"),
+        ("cache_size: 1G", "says what to make, not how to run"),
+    ],
+)
+def test_what_a_recipe_cannot_have_is_refused(recipe, said, tmp_path):
+    (tmp_path / "r.yaml").write_text(recipe)
+    done = run("join", "--recipe", tmp_path / "r.yaml")
+    assert done.exit_code == 2 and said in done.output

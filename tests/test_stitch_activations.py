@@ -21,6 +21,11 @@ from stitch.text.windows import Windows
 pytestmark = pytest.mark.numeric
 
 
+@pytest.fixture(autouse=True)
+def short_files(monkeypatch):
+    monkeypatch.setattr(harvesting, "TOKENS_PER_FILE", 50)  # five windows of ten tokens
+
+
 def windows(count: int = 12, context: int = 10, seed: int = 0) -> Windows:
     ids = tiny.ids(count, context, seed)
     return Windows(ids.int(), torch.zeros_like(ids).int())

@@ -110,7 +110,7 @@ def test_the_report_lists_every_model_every_seam_and_every_composite(run, donors
     assert shown[f"model {names[1]}"] == f"{row(first, 'b')['ce']:.3f}"
     assert shown["a (after seam 1)"] == f"{seams[0]['composite']['ce']:.3f}"
     card = (folder / "README.md").read_text()
-    assert card.encode() == model_card({**report, "seconds": {}}, picture=True)
+    assert card.encode() == model_card({**report, "seconds": {}}, picture=True).to_bytes()
     for text in (*footnotes(report), *shown, "blocks 3 to 4 of", "null:no-source"):
         assert text in card, text
     assert footnotes(report)[0].startswith(
@@ -345,5 +345,8 @@ def test_a_chain_uses_what_earlier_runs_have_kept_and_has_the_same_bytes(run, do
     assert (
         second.reused["activations"] > 0 and second.reused["saes"] >= 2 and report["cache"]["reused"] == second.reused
     )
+    third = Store(tmp_path / "store")
+    chain(parts_of(donors), tmp_path / "third", text=str(donors["text"]), store=third, **OPTIONS)
+    assert third.missed == {}  # nor of the composite that seam 2 cuts, which was made again
     named = "model.safetensors", "seam-1/features.json", "sae-b/sae_weights.safetensors"
     assert [name for name in named if (folder / name).read_bytes() != (again / name).read_bytes()] == []

@@ -337,8 +337,8 @@ def test_reports_without_newer_keys_have_a_page():
 def test_the_card_shows_a_picture_of_the_rows_where_there_is_one():
     files = join_files(join_report())
     assert files["chart.png"].startswith(b"\x89PNG") and len(files["chart.png"]) < 200_000
-    assert b"](chart.png)" in model_card(join_report(), picture=True)
-    assert b"chart.png" not in model_card(join_report())
+    assert b"](chart.png)" in model_card(join_report(), picture=True).to_bytes()
+    assert b"chart.png" not in model_card(join_report()).to_bytes()
 
 
 def test_without_a_picture_there_is_a_page(monkeypatch):

@@ -28,6 +28,8 @@ from stitch.composite.surgery import Bridge, bridged, parameters_of, weight_of, 
 from stitch.config import Settings
 from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
+from stitch.files.job import planning
+from stitch.files.store import Store
 from stitch.jobs.join import stitch
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.models.anatomy import ANATOMIES
@@ -298,12 +300,28 @@ def test_the_same_request_gives_the_same_bytes_and_replaces_on_request_only(run,
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
     again = json.loads(done.stdout)
-    assert {**report, "seconds": {}} == {**again, "seconds": {}}
+    assert {**report, "seconds": {}} == {**again, "seconds": {}, "cache": {}}
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
     again, place = stitch(shorten(donors, layer_b=4), folder, resume=True)
-    assert place == folder and {**report, "seconds": {}} == {**again, "seconds": {}}
+    assert place == folder and {**report, "seconds": {}} == {**again, "seconds": {}, "cache": {}}
     with pytest.raises(UsageError, match="out must not exist"):
         stitch(shorten(donors, layer_b=4), folder)
+
+
+def test_activations_of_an_earlier_run_are_used_planned_for_and_change_nothing(run, donors, tmp_path, monkeypatch):
+    monkeypatch.setattr("stitch.estimates.machine.LONG", 0.0)
+    found = []
+    for name in ("first", "second"):
+        store = Store(tmp_path / "store")
+        report, folder = stitch(shorten(donors, layer=2, layer_b=4), tmp_path / name, store=store)
+        found.append(report["cache"])
+        assert report["results"] == run[0]["results"]
+        assert (folder / "model.safetensors").read_bytes() == (run[1] / "model.safetensors").read_bytes()
+    count = found[0]["made"]["activations"]
+    assert found[1]["reused"] == {"activations": count} and count > 0
+    with planning() as plans:
+        stitch(shorten(donors, layer=2, layer_b=4), tmp_path / "third", store=Store(tmp_path / "store"))
+    assert plans[1].cached == {"files of activations": (count, count)} and plans[1].stages["activations"].flops == 0
 
 
 def test_a_requested_bridge_is_the_one_written(donors, tmp_path):

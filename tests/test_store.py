@@ -63,6 +63,17 @@ def test_what_was_not_needed_for_longest_goes_first(tmp_path):
     assert {entry.key for entry in store.entries()} == {"old", "third"}
 
 
+def test_entries_are_looked_through_now_and_then_and_those_of_other_runs_counted(tmp_path, monkeypatch):
+    looked: list[int] = []
+    entries = Store.entries
+    monkeypatch.setattr(Store, "entries", lambda store: looked.append(1) or entries(store))
+    one, other = Store(tmp_path / "store", limit=640), Store(tmp_path / "store", limit=640)
+    for number in range(40):
+        one.put("kind", f"one {number}", make(tmp_path / "a", "x", bytes(10)), "")
+        other.put("kind", f"other {number}", make(tmp_path / "a", "x", bytes(10)), "")
+    assert len(looked) < 40 and sum(entry.bytes for entry in entries(one)) <= 640 + 2 * 640 / 32
+
+
 def test_two_runs_may_keep_and_take_the_same(tmp_path):
     file = make(tmp_path / "a", "x", b"content" * 1000)
     failures = []
@@ -99,6 +110,8 @@ def test_a_models_identity_is_that_of_its_files(tmp_path):
     assert weights_hash(one) == weights_hash(same) != weights_hash(other)
     assert identity_of(load(one)) == identity_of(load(same)) != identity_of(load(other))
     before = weights_hash(same)
+    (same / "report.json").write_text('{"seconds": 3}')  # of a composite that is made again it has other seconds
+    assert weights_hash(same) == before
     content = bytearray((same / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (same / "model.safetensors").write_bytes(content)

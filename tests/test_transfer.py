@@ -318,3 +318,4 @@ def test_activations_of_an_earlier_run_are_used_and_change_nothing(pair, tmp_pat
     reports = [transfer_vector(asked, vectors, tmp_path / name, store=store)[0] for name in ("first", "second")]
     assert store.missed["activations"] == store.reused["activations"] > 0
     assert reports[0]["results"] == reports[1]["results"]
+    assert reports[1]["cache"] == store.counts()

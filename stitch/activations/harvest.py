@@ -25,6 +25,10 @@ from stitch.text.windows import Windows
 # time with 8,192. The numbers are fixed because the last bits of activations depend on them: same inputs, same bytes.
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 16_384}
 
+# A file and a pass are alike for all runs over the same text, whatever sites and models they read: runs find each other's files.
+TOKENS_PER_FILE = 16_384
+STREAMS_AT_ONCE = 2**30  # bytes that a pass would take with the streams of all sites
+
 WINDOWS_PER_SHARD = 256  # at most
 KIND = "activations"  # in the store
 
@@ -36,9 +40,10 @@ SHARE_OF_MEMORY = 32  # a shard of all sites takes at most this part of the memo
 
 @dataclass(frozen=True)
 class Activations:
-    """Activations on disk: residual streams at `sites` of one model over `windows`, `per_shard` windows and a site in each file.
+    """Activations on disk: residual streams at `sites` of one model over `windows`, a site and `per_file` windows in each file.
 
-    `identity` names the model's weights and all else that values depend on, where that was asked for.
+    A shard is what is read at once, `per_shard` windows. `identity` names the model's weights and all else that values depend
+    on, where that was asked for.
     """
 
     folder: Path
@@ -48,6 +53,19 @@ class Activations:
     identity: str = ""
 
     @property
+    def per_file(self) -> int:
+        return max(1, TOKENS_PER_FILE // self.windows.context)
+
+    @property
+    def files(self) -> int:
+        """How many files a site has."""
+        return -(-len(self.windows.ids) // self.per_file)
+
+    def in_file(self, file: int) -> slice:
+        """The windows in file number `file`."""
+        return slice(file * self.per_file, min((file + 1) * self.per_file, len(self.windows.ids)))
+
+    @property
     def shards(self) -> int:
         return -(-len(self.windows.ids) // self.per_shard)
 
@@ -55,8 +73,8 @@ class Activations:
         """The windows in shard number `shard`."""
         return slice(shard * self.per_shard, min((shard + 1) * self.per_shard, len(self.windows.ids)))
 
-    def path(self, shard: int, site: int) -> Path:
-        return self.folder / f"{shard:05d}-{site}.safetensors"
+    def path(self, file: int, site: int) -> Path:
+        return self.folder / f"{file:05d}-{site}.safetensors"
 
     def width(self, site: int) -> int:
         from safetensors import safe_open
@@ -65,10 +83,18 @@ class Activations:
             return file.get_slice(f"resid_pre.{site}").get_shape()[-1]
 
     def read(self, shard: int, site: int) -> Float[Tensor, "windows context width"]:
+        rows = self.rows(shard)
+        files = range(rows.start // self.per_file, -(-rows.stop // self.per_file))
+        parts = [self._part(file, site, rows) for file in files]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _part(self, number: int, site: int, rows: slice) -> Float[Tensor, "_ context width"]:
+        """Those of the windows `rows` that are in file number `number`."""
         from safetensors import safe_open
 
-        with safe_open(self.path(shard, site), framework="pt") as file:
-            return file.get_tensor(f"resid_pre.{site}")
+        first, stop = self.in_file(number).start, self.in_file(number).stop
+        with safe_open(self.path(number, site), framework="pt") as file:
+            return file.get_slice(f"resid_pre.{site}")[max(rows.start, first) - first : min(rows.stop, stop) - first]
 
     def all(self, site: int) -> Float[Tensor, "windows context width"]:
         """The streams of one site over all windows, in memory."""
@@ -95,86 +121,76 @@ def harvest(
 ) -> Activations:
     """Writes the residual streams of `model` at `sites` over `windows` into `folder`. Files already there are kept.
 
-    `part` (k, n) writes only every n-th shard, from the k-th on, so that n calls can share the work. What `store` has of an
-    earlier run is taken from there, and what it lacks is kept in it. With `late` the model runs from the nearest earlier site
-    that the store has, not from its first block.
+    `per_shard` is for reading, see `Activations`. `part` (k, n) writes only every n-th file, from the k-th on, so that n calls
+    can share the work. What `store` has of an earlier run is taken from there, and what it lacks is kept in it. With `late` the
+    model runs from the nearest earlier site that the store has, not from its first block.
     Raises: StitchError when activations are not finite.
     """
     identity = "" if store is None else identity_of(model)
     result = Activations(folder, tuple(sites), windows, per_shard, identity)
-    batch = max(1, TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // windows.context)
+    batch = _at_once(model, windows.context)
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(part[0], result.shards, part[1]):
-        ids = windows.ids[result.rows(shard)]
-        contents = {site: _digest(model, site, ids, identity) for site in sites}
-        missing = [site for site, content in contents.items() if not _holds(result.path(shard, site), content)]
+    for file in range(part[0], result.files, part[1]):
+        rows = result.in_file(file)
+        ids = windows.ids[rows]
+        contents = {site: digest(model, site, ids, identity) for site in sites}
+        missing = [site for site in sites if not _holds(result.path(file, site), contents[site])]
         if store:
-            missing = [site for site in missing if not store.get(KIND, contents[site], result.path(shard, site))]
+            missing = [site for site in missing if not store.get(KIND, contents[site], result.path(file, site))]
         if missing:
             batches = _streams(model, ids.split(batch), missing, store, identity, late)
-            _write({site: (result.path(shard, site), contents[site]) for site in missing}, len(ids), batches)
+            _write({site: (result.path(file, site), contents[site]) for site in missing}, len(ids), batches)
         if store:
             for site in missing:
                 about = f"{model.name}, resid_pre.{site}, {ids.numel():,} tokens"
-                store.put(KIND, contents[site], result.path(shard, site), about)
+                store.put(KIND, contents[site], result.path(file, site), about)
         if progress:
-            done = min(result.rows(shard).stop, len(windows.ids))
-            progress(f"activations of {model.name}", done * windows.context, windows.tokens)
+            progress(f"activations of {model.name}", rows.stop * windows.context, windows.tokens)
     return result
 
 
-def kept(model: Model, windows: Windows, sites: Sequence[int], per_shard: int, store: Store) -> tuple[int, int, float]:
-    """How many files `harvest` would write, how many of them `store` has, and the share of a whole harvest that is left to do."""
-    identity = identity_of(model)
-    shards = Activations(store.folder, tuple(sites), windows, per_shard, identity)
-    found, left = 0, 0.0
-    for shard in range(shards.shards):
-        ids = windows.ids[shards.rows(shard)]
-        missing = [site for site in sites if not store.has(KIND, _digest(model, site, ids, identity))]
-        found += len(sites) - len(missing)
-        if missing:
-            blocks = max(missing) - (_nearest(model, ids, min(missing), store, identity) or 0)
-            left += ids.numel() * blocks / max(1, *sites)
-    return shards.shards * len(sites), found, left / windows.tokens
+def _at_once(model: Model, context: int) -> int:
+    """Windows in one forward pass. The last bits of activations depend on it, so it must not depend on which sites are read."""
+    width = sum(map(model.width_at, range(model.depth + 1)))
+    tokens = TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"])
+    return max(1, min(tokens, STREAMS_AT_ONCE // (width * model.dtype.itemsize)) // context)
 
 
-def _nearest(model: Model, ids: Tensor, site: int, store: Store, identity: str) -> int | None:
+def nearest(model: Model, ids: Tensor, site: int, store: Store, identity: str) -> int | None:
     """The last site before `site` whose stream over these windows the store has."""
-    return next((s for s in range(site - 1, 0, -1) if store.has(KIND, _digest(model, s, ids, identity))), None)
+    return next((s for s in range(site - 1, 0, -1) if store.has(KIND, digest(model, s, ids, identity))), None)
 
 
 def _streams(
     model: Model, batches: Sequence[Tensor], sites: Sequence[int], store: Store | None, identity: str, late: Late | None
 ) -> Iterator[dict[int, Tensor]]:
     """The streams at `sites` of one batch of windows after another. From a stored stream they have the same bits as from ids."""
-    if store and late and (found := _from_store(model, torch.cat(list(batches)), min(sites), store, identity, late)):
-        streams, stream = found
-        for some in stream.split(len(batches[0])):
-            yield finite(streams(some, sites), model.name)
-        return
+    ids = torch.cat(list(batches))
+    start = nearest(model, ids, min(sites), store, identity) if store and late else None
+    streams = late(model, start) if late and start else None
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / "stream.safetensors"
+        if store and start and streams and store.take(KIND, digest(model, start, ids, identity), place):
+            for some in _in_parts(place, f"resid_pre.{start}", len(batches[0])):
+                yield finite(streams(some, sites), model.name)
+            return
     for some in batches:
         yield residuals(model, some.to(model.device).long(), sites)
 
 
-def _from_store(
-    model: Model, ids: Tensor, site: int, store: Store, identity: str, late: Late
-) -> tuple[Callable[[Tensor, Sequence[int]], dict[int, Tensor]], Tensor] | None:
-    """How to get on from the nearest earlier site in the store, and the stream there; None where there is none."""
-    from safetensors.torch import load_file
+def _in_parts(place: Path, name: str, size: int) -> Iterator[Tensor]:
+    """The tensor called `name` in a file, `size` rows at a time."""
+    from safetensors import safe_open
 
-    start = _nearest(model, ids, site, store, identity)
-    streams = None if start is None else late(model, start)
-    if start is None or streams is None:
-        return None
-    with TemporaryDirectory() as folder:
-        place = Path(folder) / "stream.safetensors"
-        if not store.take(KIND, _digest(model, start, ids, identity), place):
-            return None
-        return streams, load_file(place)[f"resid_pre.{start}"].clone()
+    with safe_open(place, framework="pt") as file:
+        stored = file.get_slice(name)
+        rows = stored.get_shape()[0]
+        for first in range(0, rows, size):
+            yield stored[first : min(first + size, rows)]
 
 
 def _write(targets: Mapping[int, tuple[Path, str]], windows: int, batches: Iterator[dict[int, Tensor]]) -> None:
-    """Writes the files of a shard of `windows` windows, by site with their content's digest, from batches of streams by site.
+    """Writes the files of some `windows` windows, by site with their content's digest, from batches of streams by site.
 
     Each batch is written while the next is computed.
     """
@@ -204,7 +220,7 @@ def _on_cpu(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x) if x.is_cuda else x.cpu()
 
 
-def _digest(model: Model, site: int, ids: Tensor, identity: str) -> str:
+def digest(model: Model, site: int, ids: Tensor, identity: str) -> str:
     """A hash of everything that a file's content depends on. Without an identity the model enters by its name alone."""
     what = f"{identity or model.name} {model.dtype} {site} {tuple(ids.shape)}"
     return hashlib.sha256(what.encode() + ids.long().numpy().tobytes()).hexdigest()

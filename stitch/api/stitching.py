@@ -13,8 +13,6 @@ from stitch.api.sharing import push as push_folder
 from stitch.composite.parts import Part, read_parts
 from stitch.files.output import check_output
 
-NAMES = {"activations": "files of activations", "saes": "SAEs"}  # of what the cache keeps
-
 
 class Composite(ModelResult):
     """A composite: its report, its table, and the model."""
@@ -141,6 +139,7 @@ def chain(
 
 
 def _composite(report: dict, folder: Path, place: Output, repo: str | None, quiet: bool) -> Composite:
+    from stitch.report.cached import reused
     from stitch.report.card import footnotes, table
     from stitch.report.verdict import verdict_sentence
 
@@ -148,15 +147,7 @@ def _composite(report: dict, folder: Path, place: Output, repo: str | None, quie
     page = Page(
         lead=verdict_sentence(report) if "verdict" in report else None,
         tables=[table(report)],
-        notes=[*footnotes(report), *_reused(report)],
+        notes=[*footnotes(report), *reused(report)],
         written=place.written(folder, url),
     )
     return Composite(report, page, place, folder)
-
-
-def _reused(report: dict) -> list[str]:
-    """A sentence on what was found in the cache; none where nothing was."""
-    cache = report.get("cache", {})
-    reused, made = cache.get("reused", {}), cache.get("made", {})
-    found = [f"{count} of {count + made.get(kind, 0)} {NAMES[kind]}" for kind, count in reused.items()]
-    return [f"From the cache: {' and '.join(found)}."] if found else []

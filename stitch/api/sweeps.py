@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stitch.api.given import ModelLike, Output, PathLike, TextLike, byte_count, named, text_named
+from stitch.api.given import ModelLike, Output, PathLike, TextLike, byte_count, named, store_of, text_named
 from stitch.api.page import Page
 from stitch.api.progress import progress
 from stitch.api.result import FolderResult
@@ -35,6 +35,7 @@ def sweep(
     tokens: int | None = None,
     context: int | None = None,
     memory: int | str = "4G",
+    cache_size: int | str = "10G",
     device: str = "auto",
     dtype: str = "fp32",
     cluster: str | None = None,
@@ -47,7 +48,8 @@ def sweep(
     """Tries every pair of layers of two models, in both directions, or with `depth` every range of blocks of one.
 
     Options are those of `stitch sweep`; models, `text` and `out` as in `join`. `lengths` are numbers of blocks to remove, or
-    with `repeat` also to run twice. A `cluster` sees models and texts by name alone.
+    with `repeat` also to run twice. A `cluster` sees models and texts by name alone. Activations are kept for later runs, at most
+    `cache_size` bytes of them, but not those of a `cluster`; the files have the same bytes with and without them.
     Raises: UsageError when the request cannot be met; StitchError when the work fails.
     """
     _check(model_b is None, depth, repeat, lengths, cluster)
@@ -55,8 +57,8 @@ def sweep(
     with named(model_a, model_b) as (a, b), text_named(text) as source, progress(quiet) as update:
         common = {
             "text": source, "context": context, "memory": byte_count(memory), "device": device, "dtype": dtype,
-            "trust_remote_code": trust_remote_code, "overwrite": overwrite, "resume": resume, "progress": update,
-            **({} if tokens is None else {"tokens": tokens}),
+            "trust_remote_code": trust_remote_code, "overwrite": overwrite, "resume": resume, "store": store_of(cache_size),
+            "progress": update, **({} if tokens is None else {"tokens": tokens}),
         }  # fmt: skip
         if b is None:
             from stitch.jobs.depth import sweep_depth
@@ -82,20 +84,22 @@ def _check(one: bool, depth: bool, repeat: bool, lengths: Sequence[int] | None, 
 
 
 def _pairs(report: dict) -> dict:
+    from stitch.report.cached import reused
     from stitch.report.sweep import best_table, footnotes, front_table, heat, swept_directions
 
     return {
         "heats": [heat(report, source) for source, _ in swept_directions(report)],
         "tables": [best_table(report), front_table(report, "flops"), front_table(report, "bytes")],
-        "notes": footnotes(report),
+        "notes": [*footnotes(report), *reused(report)],
     }
 
 
 def _ranges(report: dict) -> dict:
+    from stitch.report.cached import reused
     from stitch.report.depth import best_table, footnotes, heat, kinds, rows
 
     return {
         "heats": [heat(report, kind, row) for kind in kinds(report) for row in rows(report)],
         "tables": [best_table(report)],
-        "notes": footnotes(report),
+        "notes": [*footnotes(report), *reused(report)],
     }

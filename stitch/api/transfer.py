@@ -166,8 +166,8 @@ def _settings(a: str, b: str, text: str, options: dict[str, Any]):
 
 
 def _result(report: dict, folder: Path, place: Output) -> Transferred:
+    from stitch.report.cached import reused
     from stitch.report.transfer import notes, table
 
-    return Transferred(
-        report, Page(tables=[table(report)], notes=notes(report), written=place.written(folder)), place, folder
-    )
+    page = Page(tables=[table(report)], notes=[*notes(report), *reused(report)], written=place.written(folder))
+    return Transferred(report, page, place, folder)

@@ -251,8 +251,8 @@ DryRun = Annotated[
     switch(
         "Output",
         "--dry-run",
-        "Write nothing, and show what would be done: time by stage, disk and memory (of a join, also what the cache has); for "
-        "a graft, where every head and neuron would go.",
+        "Write nothing, and show what would be done: time by stage, disk, memory and what the cache has; for a graft, "
+        "where every head and neuron would go.",
     ),
 ]
 Json = Annotated[bool, switch("Output", "--json", "Print the report as JSON, and nothing else, on standard output.")]

@@ -5,19 +5,24 @@ from typing import Any
 
 import typer
 
+from stitch.commands.spelling import is_argument, spelling
 from stitch.errors import UsageError
 
+# How to run, not what. Recipes also come from others, who have no say in running a model's code or in where work is sent.
 NOT_IN_RECIPES = {
     "recipe",
     "dry_run",
     "cache_size",
+    "cluster",
+    "trust_remote_code",
     "help",
     "quiet",
     "debug",
     "as_json",
     "overwrite",
     "resume",
-}  # how to run, not what
+}
+APART = NOT_IN_RECIPES | {"json"}  # with the spelling of `as_json`
 
 
 def use_recipe(ctx: typer.Context, value: Path | None) -> Path | None:
@@ -28,7 +33,7 @@ def use_recipe(ctx: typer.Context, value: Path | None) -> Path | None:
 
     command = " ".join(ctx.command_path.split()[1:])
     try:
-        options = check_options(read_recipe(value), known_options(ctx.command), command, value)
+        options = check_options(read_recipe(value), known_options(ctx.command), command, value, apart=APART)
     except UsageError as error:
         raise typer.BadParameter(str(error), ctx=ctx) from None
     several = {param.name for param in ctx.command.params if getattr(param, "multiple", False)}
@@ -41,5 +46,9 @@ def use_recipe(ctx: typer.Context, value: Path | None) -> Path | None:
     return value
 
 
-def known_options(command: Any) -> set[str]:
-    return {param.name for param in command.params} - NOT_IN_RECIPES
+def known_options(command: Any) -> dict[str, str]:
+    """The names of a command's options that a recipe may have, by all their spellings: `document` is also `context` where the
+    command line calls it --context."""
+    params = [param for param in command.params if param.name not in NOT_IN_RECIPES]
+    spelt = {spelling(param)[2:].replace("-", "_"): param.name for param in params if not is_argument(param)}
+    return {**spelt, **{param.name: param.name for param in params}}

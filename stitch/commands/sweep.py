@@ -63,6 +63,7 @@ def sweep(
     ] = None,
     context: o.Context = None,
     memory: o.Memory = "4G",
+    cache_size: o.CacheSize = "10G",
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",
     cluster: Annotated[
@@ -72,7 +73,7 @@ def sweep(
             "--cluster",
             "ADDRESS",
             "Spread the work over a Ray cluster (extra cluster): its address, auto or local. All its machines must see the "
-            "output folder.",
+            "output folder. The cache of activations is not used.",
             "this machine alone",
         ),
     ] = None,
@@ -97,7 +98,7 @@ def sweep(
     """
     result = or_estimate(stitch.sweep, dry_run)(
         model_a, model_b, depth=depth, repeat=repeat, lengths=None if lengths is None else whole_numbers("lengths", lengths),
-        text=text, tokens=tokens, context=context, memory=memory, device=device, dtype=dtype, cluster=cluster,
-        out=out or NAMED, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code, quiet=quiet,
+        text=text, tokens=tokens, context=context, memory=memory, cache_size=cache_size, device=device, dtype=dtype,
+        cluster=cluster, out=out or NAMED, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)

@@ -86,7 +86,7 @@ def model_card(report: dict, *, remote_code: bool) -> bytes:
         name=report["title"],
         made=[report["made"]],
         tags=[f"convert-{report['conversion']}"],
-        models=report["provenance"]["models"].values(),
+        models=[*report["provenance"]["models"].values()],
         relation="finetune",
         example=loading_example(remote_code=remote_code),
         tables=[table(report)],

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,19 +90,37 @@ def read_recipe(place: Path) -> dict:
         raise UsageError(
             f"a recipe must be lines `option: value`, or be embedded in a card or report; {place} has none."
         )
-    return {key.replace("-", "_"): value for key, value in found.items()}
+    return found
 
 
-def check_options(found: dict, known: set[str], command: str, place: Path) -> dict[str, Any]:
-    """The options of a recipe for `command`. Raises: UsageError for another command's, and for unknown options."""
+def check_options(
+    found: dict, known: Mapping[str, str], command: str, place: Path, *, apart: Collection[str] = ()
+) -> dict[str, Any]:
+    """The options of a recipe for `command`, by their names in Python.
+
+    `known` are these names by every spelling that a recipe may use, with _ where the command line has -. `apart` are options of
+    the command that no recipe may have.
+    Raises: UsageError for another command's recipe, for an option that is unknown, `apart`, or there in two spellings.
+    """
     from difflib import get_close_matches
 
-    options = dict(found)
-    if (made_for := options.pop("command", command)) != command:
+    given = dict(found)
+    if (made_for := given.pop("command", command)) != command:
         raise UsageError(f"{place} is a recipe for `stitch {made_for}`; this is `stitch {command}`.")
-    for name in options:
-        if name not in known:
-            close = get_close_matches(name, known, n=1, cutoff=0.5)
+    options: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
+    for key, value in given.items():
+        spelling = key.replace("-", "_")
+        if spelling in apart:
+            raise UsageError(
+                f"a recipe says what to make, not how to run; {place} has {key}: give it with the command."
+            )
+        if spelling not in known:
+            close = get_close_matches(spelling, known, n=1, cutoff=0.5)
             hint = f" Did you mean {close[0]}?" if close else ""
-            raise UsageError(f"{place} has the unknown option {name!r} of `stitch {command}`.{hint}")
+            raise UsageError(f"{place} has the unknown option {key!r} of `stitch {command}`.{hint}")
+        name = known[spelling]
+        if name in options:
+            raise UsageError(f"{place} has one option twice, as {spelt[name]} and as {key}: leave one out.")
+        options[name], spelt[name] = value, key
     return options

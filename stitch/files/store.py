@@ -21,6 +21,7 @@ RECORD = "entry.json"
 READ = 2**24  # bytes at a time
 DEFAULT_SIZE = 10 * 2**30  # bytes
 LEFT_FREE = 0.05  # of the disk
+UNSEEN = 1 / 32  # of the limit that is put before all entries are looked through again: other runs may have added some
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Store:
         self.limit = limit
         self.reused: dict[str, int] = {}  # entries found again by this object, and looked for in vain, by kind
         self.missed: dict[str, int] = {}
+        self._room = 0.0  # bytes that may be put before entries are looked through
 
     def get(self, kind: str, key: str, target: Path) -> bool:
         """Puts the files of an entry into the place `target` (a file, or a folder of several); False where there is none.
@@ -53,6 +55,10 @@ class Store:
         counts = self.reused if found else self.missed
         counts[kind] = counts.get(kind, 0) + 1
         return found
+
+    def counts(self) -> dict:
+        """What a report says of this object's work: entries found again and others that had to be made, by kind."""
+        return {"reused": dict(self.reused), "made": dict(self.missed)}
 
     def has(self, kind: str, key: str) -> bool:
         """Whether there is such an entry; its checksums are not read."""
@@ -100,7 +106,9 @@ class Store:
             os.rename(new, place)
         except OSError:  # a full disk, or the entry of another run that was faster
             shutil.rmtree(new, ignore_errors=True)
-        self._prune()
+        self._room -= size
+        if self._room < 0:
+            self._prune()
 
     def entries(self) -> list[Entry]:
         """All entries, the one needed last first."""
@@ -133,12 +141,14 @@ class Store:
             with suppress(OSError):  # another run has just put it in its place
                 if time.time() - left.stat().st_mtime > 24 * 3600:  # of a run that was killed
                     shutil.rmtree(left, ignore_errors=True)
-        entries = self.entries()
-        total = 0
-        for entry in entries:
+        total = left = 0
+        for entry in self.entries():
             total += entry.bytes
             if total > self.limit:
                 self.remove(entry)
+            else:
+                left = total
+        self._room = min(self.limit - left, UNSEEN * self.limit)
 
 
 def _is_whole(entry: Path) -> bool:

@@ -331,4 +331,5 @@ def _save(host: Model, donor: Model, folder: Path, report: dict) -> None:
     (folder / "graft.json").write_text(json.dumps(report, indent=2) + "\n")
     page = graft_page(report, plan_tables(report), plan_notes(report), result_tables(report), result_notes(report))
     (folder / "report.html").write_bytes(page)
-    (folder / "README.md").write_bytes(graft_card(report))
+    for name, content in graft_card(report).files().items():
+        (folder / name).write_bytes(content)

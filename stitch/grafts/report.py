@@ -85,22 +85,22 @@ def result_notes(report: dict) -> list[str]:
     return lines
 
 
-def graft_card(report: dict) -> bytes:
-    """README.md of the grafted model."""
+def graft_card(report: dict) -> ModelCard:
+    """The card of the grafted model."""
     rest = "All that the host had was kept." if report["trained"] else "All of its other parts write nothing."
     what = "The circuits were" if len(report["grafts"]) > 1 else "The circuit was"
     return ModelCard(
         name=graft_title(report),
         made=[f"{what} written into it without training. {rest}"],
         tags=["graft", "merge"],
-        models=report["provenance"]["models"].values(),
+        models=[*report["provenance"]["models"].values()],
         relation="merge",
         example=loading_example(remote_code=False),
         tables=result_tables(report),
         notes=result_notes(report),
         report="graft.json",
         recipe=report["recipe"],
-    ).to_bytes()
+    )
 
 
 def _perplexity(scores: dict) -> str:

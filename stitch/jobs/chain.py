@@ -16,6 +16,7 @@ from stitch.composite.compose import check_target
 from stitch.composite.parts import Part, joined, read_parts
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
+from stitch.estimates.plan import Plan
 from stitch.files.folders import to_json
 from stitch.files.job import Job, run
 from stitch.files.store import Store
@@ -80,13 +81,16 @@ def chain(
             for number in range(1, len(seams)):
                 keep_seam(scratch / f"seam-{number}", output / f"seam-{number}")
             page = chain_files(report, (output / "features.json").read_bytes())
-            for name, content in {"README.md": model_card(report, picture=PICTURE in page), **page}.items():
+            for name, content in {**model_card(report, picture=PICTURE in page).files(), **page}.items():
                 (output / name).write_bytes(content)
             (output / "report.json").write_bytes(to_json(report))
             return report
 
+        def planned() -> Plan:
+            return plan_chain(named, seams, models, sources, store, progress)
+
         name = "-".join(short_name(part.model) for part in named)
-        return Job(make=make, request=request, name=name, plan=lambda: plan_chain(named, seams, models, progress))
+        return Job(make=make, request=request, name=name, plan=planned)
 
     return run("chain", plan, out, overwrite=overwrite, resume=resume)
 

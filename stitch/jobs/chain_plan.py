@@ -1,4 +1,4 @@
-"""What `stitch chain` would do: the work of every seam, disk and memory."""
+"""What `stitch chain` would do: the work of every seam, disk, memory, and what earlier runs have left in the store."""
 
 from collections.abc import Sequence
 
@@ -9,40 +9,56 @@ from stitch.estimates.machine import calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
 from stitch.files.job import Clock
-from stitch.jobs.join_plan import REPORT
+from stitch.files.store import Store
+from stitch.jobs.join_plan import REPORT, left_to_make
 from stitch.jobs.join_work import Ends, JoinWork
 from stitch.jobs.stages import read_windows, text_size
 from stitch.models.model import Model
+from stitch.models.sources import Source
 from stitch.progress import Progress
 from stitch.translation.available import earlier_sites
 from stitch.translation.look_ups import position_columns
 
 
 def plan_chain(
-    parts: Sequence[Part], seams: Sequence[CompleteSettings], models: Sequence[Model], progress: Progress | None
+    parts: Sequence[Part],
+    seams: Sequence[CompleteSettings],
+    models: Sequence[Model],
+    sources: Sequence[Source],
+    store: Store | None,
+    progress: Progress | None,
 ) -> Plan:
     """The plan of joining `parts` at `seams`: those of each join, the first model of which is the composite so far.
 
-    Stages of all seams are added up. What the store has is not looked up, so the plan is that of a first run.
+    Stages of all seams are added up, and so is what the store has of each. A composite that is still to be made has no files by
+    which its activations and its SAE could be looked up: after the first seam, what A needs counts as missing.
     """
     clock, total, first = Clock(), {"text": Work()}, seams[0]
     with clock.stage("text"):
         windows = read_windows(first, models[0], models[1], progress)
     size, ids = text_size(first, models[0], models[1]), len(windows["fit"].ids.unique())
-    missing = {"a": 1.0, "b": 1.0, "sae-a": 1.0, "sae-b": 1.0}
     streams, halves, kept = 0, 0, 0
+    cached: dict[str, tuple[int, int]] = {}
     before, blocks = 0.0, 0  # FLOPs per token and number of blocks of the composite before its last part
     machines = []
     for number, settings in enumerate(seams):
         early, late, start = models[number], models[number + 1], parts[number].start
         machines.append(machine := calibrate({"a": early, "b": late}, settings.context))
         costs = Costs(early, late, settings.context)
+        earlier = len(earlier_sites(blocks + settings.layer - start))
+        named = {"a": sources[number], "b": sources[number + 1]}
+        missing, found = left_to_make(
+            settings, early, late, named, windows, store, unmade_sites=1 + earlier if number else 0
+        )
+        for kind, (of, there) in found.items():
+            known = cached.get(kind, (0, 0))
+            cached[kind] = known[0] + of, known[1] + there
         own = Ends.of(costs, *settings.sites, position_columns(*dict.fromkeys((early, late))))
         used = own.early_a - costs.early(start).flops
         rest = own.whole_a - own.early_a
         ends = Ends(
             early_a=before + used, whole_a=before + used + rest, early_b=own.early_b, late_b=own.late_b, width_a=own.width_a,
-            width_b=own.width_b, earlier=len(earlier_sites(blocks + settings.layer - start)), positions=own.positions,
+            width_b=own.width_b, earlier=earlier, positions=own.positions,
             same=own.same and number == 0,
         )  # fmt: skip
         work = JoinWork(
@@ -68,5 +84,5 @@ def plan_chain(
     return Plan(
         stages=total, tokens=dict(tokens), scratch=models[0].dtype.itemsize * streams * sum(tokens.values()) + 2 * halves,
         output=int(halves * (1 + first.seam_bytes / 100)) + kept + REPORT, memory=models_held + halves + first.memory,
-        machine=machines[0],
+        machine=machines[0], cached=cached,
     )  # fmt: skip

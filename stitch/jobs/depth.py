@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
+from stitch.composite.compose import streams_from
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import why_not_foldable
 from stitch.config import CompleteSettings, Settings
@@ -15,6 +16,7 @@ from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, mean_of, whole_model
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
+from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.jobs.depth_plan import plan_depth
 from stitch.jobs.stages import complete, load_pair, read_windows
@@ -56,13 +58,15 @@ def sweep_depth(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     resume: bool = False,
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
     """Removes every range of 1 to depth // 3 blocks of `model`, or of the `lengths`, and with `repeat` also repeats it.
 
     Writes report.json, report.html, README.md and depth.png to `out`; returns the report and the folder. Ranges are compared on a
-    part of the sweep split; the best of each length, and random others, are scored on the report split. After an interrupt,
-    `resume` keeps the activations already on disk.
+    part of the sweep split; the best of each length, and random others, are scored on the report split. Activations of earlier
+    runs are taken from `store`, and those of this one kept in it. After an interrupt, `resume` keeps the activations already on
+    disk.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
     require_extra("plot", "the picture of a sweep")  # said before any work, not at the end
@@ -81,14 +85,15 @@ def sweep_depth(
         request |= {"repeat": repeat, "lengths": tried}
 
         def make(scratch: Path, output: Path) -> dict:
-            report = _make(completed, loaded, tried, repeat, scratch.resolve(), progress)
+            report = _make(completed, loaded, tried, repeat, scratch.resolve(), store, progress)
             report["provenance"] = {**provenance(completed.to_dict(), loaded, loaded, sources), "settings": request}
             report["recipe"] = {**recipe("sweep", report["provenance"], without=("held_out", "seed")), "depth": True}
+            report["cache"] = store.counts() if store else {}
             write_sweep(output, report, depth_card, depth_page, draw_depth, "depth.png")
             return report
 
         def planned() -> Plan:
-            return plan_depth(completed, loaded, all_ranges(loaded, tried, repeat), ON_CELLS, DRAWS, progress)
+            return plan_depth(completed, loaded, all_ranges(loaded, tried, repeat), ON_CELLS, DRAWS, store, progress)
 
         return Job(make=make, request=request, name=f"{short_name(loaded.name)}-depth", plan=planned)
 
@@ -111,13 +116,19 @@ def all_ranges(model: Model, lengths: Sequence[int], repeat: bool) -> list[Splic
 
 
 def _make(
-    settings: CompleteSettings, model: Model, lengths: list[int], repeat: bool, scratch: Path, progress: Progress | None
+    settings: CompleteSettings,
+    model: Model,
+    lengths: list[int],
+    repeat: bool,
+    scratch: Path,
+    store: Store | None,
+    progress: Progress | None,
 ) -> dict:
     """Harvests streams, scores every range, and returns the report without its provenance."""
     windows = read_windows(settings, model, model, progress)
     windows["sweep"] = windows["sweep"].first(ON_CELLS)
     streams: dict[Split, Activations] = {
-        split: _harvest(settings, model, windows[split], scratch / split, progress) for split in SPLITS
+        split: _harvest(settings, model, windows[split], scratch / split, store, progress) for split in SPLITS
     }
     # Some models can be cut but not bridged, such as those with more neurons than `memory` has room for.
     bridge = why_not_foldable(model, 1, 0, settings.memory) is None
@@ -146,11 +157,18 @@ def _make(
 
 
 def _harvest(
-    settings: CompleteSettings, model: Model, windows: Windows, folder: Path, progress: Progress | None
+    settings: CompleteSettings,
+    model: Model,
+    windows: Windows,
+    folder: Path,
+    store: Store | None,
+    progress: Progress | None,
 ) -> Activations:
     sites = range(model.depth + 1)
     per_shard = windows_per_shard(windows.context, model.width * len(sites), model.dtype, settings.memory)
-    return harvest(model, windows, sites, folder, per_shard=per_shard, progress=progress)
+    return harvest(
+        model, windows, sites, folder, per_shard=per_shard, store=store, late=streams_from, progress=progress
+    )
 
 
 @torch.no_grad()

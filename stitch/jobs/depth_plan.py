@@ -1,7 +1,9 @@
-"""What `stitch sweep --depth` would do: the work of its stages, disk and memory."""
+"""What `stitch sweep --depth` would do: the work of its stages, disk, memory, and what earlier runs have left in the store."""
 
 from collections.abc import Sequence
 
+from stitch.activations.kept import counted, kept
+from stitch.composite.compose import streams_from
 from stitch.composite.costs import whole
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import weight_of, why_not_foldable
@@ -11,6 +13,7 @@ from stitch.estimates.machine import calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
 from stitch.files.job import Clock
+from stitch.files.store import Store
 from stitch.jobs.stages import read_windows
 from stitch.models.model import Model
 from stitch.progress import Progress
@@ -25,6 +28,7 @@ def plan_depth(
     tried: Sequence[Splice],
     on_cells: int,
     draws: int,
+    store: Store | None,
     progress: Progress | None,
 ) -> Plan:
     """The plan of scoring the splices `tried` on `on_cells` tokens, and the best of each length with `draws` others again."""
@@ -34,6 +38,8 @@ def plan_depth(
     windows["sweep"] = windows["sweep"].first(on_cells)
     machine, cost = calibrate({"a": model}, settings.context), whole(model, settings.context)
     tokens = {split: found.tokens for split, found in windows.items()}
+    found = [kept(model, [*windows.values()], range(model.depth + 1), store, streams_from)] if store else []
+    left = found[0].left if found else 1.0
     block = cost.flops / model.depth
     neurons = len(weight_of(model.down(model.depth // 2)))
     bridge = Work()
@@ -51,7 +57,7 @@ def plan_depth(
     again = [splice for splice in lengths.values() for _ in range(2 * (1 + draws))]
     stages = {
         "text": Work(seconds=clock.seconds["text"]),
-        "activations": machine.forward("a", sum(tokens.values()) * cost.flops),
+        "activations": machine.forward("a", left * sum(tokens.values()) * cost.flops),
         "ranges of blocks": sum((scored(splice, tokens["sweep"]) for splice in tried), Work()),
         "the best, and others": sum((scored(splice, tokens["report"]) for splice in again), Work()),
         "whole model": counts.scored(machine, "a", tokens["sweep"] + tokens["report"], cost.flops),
@@ -59,5 +65,5 @@ def plan_depth(
     }
     return Plan(
         stages=stages, tokens=dict(tokens), output=REPORT, memory=2 * cost.bytes + settings.memory, machine=machine,
-        scratch=model.dtype.itemsize * model.width * (model.depth + 1) * sum(tokens.values()),
+        scratch=model.dtype.itemsize * model.width * (model.depth + 1) * sum(tokens.values()), cached=counted(found),
     )  # fmt: skip

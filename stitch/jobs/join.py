@@ -69,7 +69,7 @@ def stitch(
     nothing is left on disk.
     """
     if settings.native:
-        return shorten(settings, out, overwrite=overwrite, resume=resume, progress=progress)
+        return shorten(settings, out, overwrite=overwrite, resume=resume, store=store, progress=progress)
     clock = Clock()
 
     def plan() -> Job:
@@ -183,10 +183,10 @@ def _make(
     with clock.stage("page"):
         page = join_files(report, explained["features.json"])
     with clock.stage("writing"):
-        files = {"README.md": model_card(report, picture=PICTURE in page), **explained, **page}
+        files = {**model_card(report, picture=PICTURE in page).files(), **explained, **page}
         _write(output, pair, settings, written, files, scratch)
     report["seconds"] = clock.seconds
-    report["cache"] = {} if store is None else {"reused": store.reused, "made": store.missed}
+    report["cache"] = store.counts() if store else {}
     (output / "report.json").write_bytes(to_json(report))
     return report
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from stitch.activations.harvest import kept
+from stitch.activations.kept import counted, kept, unmade
+from stitch.composite.compose import streams_from
 from stitch.composite.costs import Costs
 from stitch.config import CompleteSettings
 from stitch.estimates.machine import calibrate
@@ -17,7 +18,7 @@ from stitch.layers.work import layer_choice
 from stitch.models.model import Model
 from stitch.models.sources import Source
 from stitch.progress import Progress
-from stitch.text.documents import SPLITS, Split
+from stitch.text.documents import Split
 from stitch.text.windows import Windows
 from stitch.translation.look_ups import position_columns
 
@@ -41,7 +42,7 @@ def plan_join(
     clock = Clock()
     with clock.stage("text"):
         windows = read_windows(settings, a, b, progress)
-    missing, cached = _missing(settings, a, b, sources, windows, store)
+    missing, cached = left_to_make(settings, a, b, sources, windows, store)
     machine = calibrate({"a": a, "b": b}, settings.context)
     costs, size = Costs(a, b, settings.context), text_size(settings, a, b)
     work = JoinWork(
@@ -70,18 +71,21 @@ def plan_join(
     )
 
 
-def _missing(
+def left_to_make(
     settings: CompleteSettings,
     a: Model,
     b: Model,
     sources: dict[str, Source],
     windows: dict[Split, Windows],
     store: Store | None,
+    *,
+    unmade_sites: int = 0,
 ) -> tuple[dict[str, float], dict[str, tuple[int, int]]]:
     """The shares of each model's passes and of SAEs that are not in the store, and the numbers of files and SAEs that are.
 
     Whether an SAE is the one that will be looked for is known only once activations are there: it depends on which tokens are
-    sinks at the other site. One at the same site with as many features and tokens is taken for it.
+    sinks at the other site. One at the same site with as many features and tokens is taken for it. `unmade_sites`: A stands for a
+    composite that is still to be made, of which so many sites will be read; of it nothing can be in the store.
     """
     tokens = windows["fit"].tokens - len(windows["fit"].ids)
     requests = sae_requests(settings, a, b, tokens, sources, Path())
@@ -89,14 +93,15 @@ def _missing(
     missing = {"a": 1.0, "b": 1.0, **{f"sae-{side}": float(side in wanted) for side in "ab"}}
     if store is None:
         return missing, {}
-    files, there = 0, 0
-    for request in harvest_requests(settings, a, b):
-        shares = {}
-        for split in SPLITS:
-            of, found, share = kept(request.model, windows[split], request.sites, request.per_shard, store)
-            files, there, shares[split] = files + of, there + found, share * windows[split].tokens
-        for side in request.name:
-            missing[side] = sum(shares.values()) / sum(found.tokens for found in windows.values())
+    texts = [*windows.values()]
+    if unmade_sites:
+        found = {"a": unmade(texts, unmade_sites), "b": kept(b, texts, [settings.layer_b], store, streams_from)}
+    else:
+        asked = harvest_requests(settings, a, b)
+        found = {one.name: kept(one.model, texts, one.sites, store, streams_from) for one in asked}
+    missing |= {side: one.left for name, one in found.items() for side in name}
     known = {side for side, request in wanted.items() if store.has_about(KIND, about(request, windows["fit"].tokens))}
+    if unmade_sites:
+        known -= {"a"}
     missing |= {f"sae-{side}": 0.0 for side in known}
-    return missing, {"files of activations": (files, there), "SAEs, probably": (len(wanted), len(known))}
+    return missing, {**counted([*found.values()]), "SAEs, probably": (len(wanted), len(known))}

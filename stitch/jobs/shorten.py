@@ -24,6 +24,7 @@ from stitch.evaluation.stage import Stage
 from stitch.files.folders import to_json
 from stitch.files.job import Clock, Job, run
 from stitch.files.recipe import recipe
+from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.jobs.shorten_plan import plan_shorten
 from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
@@ -53,13 +54,15 @@ def shorten(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
     """Writes a model's first `layer` blocks and those from `layer_b` on, bridged, as a standard checkpoint.
 
     With `layer` < `layer_b` the blocks between are removed, with `layer` > `layer_b` they run twice. Returns report and folder.
 
-    After an interrupt the same call with `resume` continues and gives the same bytes.
+    Activations of earlier runs are taken from `store`, and those of this one kept in it. After an interrupt the same call with
+    `resume` continues and gives the same bytes.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
     clock = Clock()
@@ -80,10 +83,10 @@ def shorten(
         splice = Splice(model.depth, *completed.sites)
 
         def make(scratch: Path, output: Path) -> dict:
-            return _make(completed, model, sources, scratch, output, clock, progress)
+            return _make(completed, model, sources, scratch, output, clock, store, progress)
 
         name = f"{short_name(model.name)}-{splice.in_words.replace(' ', '-')}"
-        plan = partial(plan_shorten, completed, model, progress)
+        plan = partial(plan_shorten, completed, model, store, progress)
         return Job(make=make, request=completed.to_dict(), name=name, plan=plan)
 
     return run("join", plan, out, overwrite=overwrite, resume=resume)
@@ -96,6 +99,7 @@ def _make(
     scratch: Path,
     output: Path,
     clock: Clock,
+    store: Store | None,
     progress: Progress | None,
 ) -> dict:
     """Runs all stages, from the text to the finished folder `output`, and returns the report."""
@@ -105,7 +109,7 @@ def _make(
     with clock.stage("activations"):
         paired: dict[Split, Paired] = {}
         for split in SPLITS:
-            paired[split] = harvest_pair(settings, model, model, windows[split], scratch / split, progress)
+            paired[split] = harvest_pair(settings, model, model, windows[split], scratch / split, progress, store)
     with clock.stage("translations"):
         bridges = bridge_pair(settings, model, model, paired, progress)
         adapters = _adapters(settings, model, paired)
@@ -121,9 +125,10 @@ def _make(
     with clock.stage("writing"):
         changed = parameters_of(with_blocks(model, splice.order), bridges[chosen])
         page = join_files(report)
-        files = {"README.md": model_card(report, picture=PICTURE in page), **page}
+        files = {**model_card(report, picture=PICTURE in page).files(), **page}
         write_native(output, model, splice.order, changed, extra_files=files)
     report["seconds"] = clock.seconds
+    report["cache"] = store.counts() if store else {}
     (output / "report.json").write_bytes(to_json(report))
     return report
 

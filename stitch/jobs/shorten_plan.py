@@ -1,5 +1,7 @@
-"""What `stitch join --native` would do: the work of its stages, disk and memory."""
+"""What `stitch join --native` would do: the work of its stages, disk, memory, and what earlier runs have left in the store."""
 
+from stitch.activations.kept import counted, kept
+from stitch.composite.compose import streams_from
 from stitch.composite.costs import whole
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import weight_of
@@ -9,6 +11,7 @@ from stitch.estimates.machine import calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
 from stitch.files.job import Clock
+from stitch.files.store import Store
 from stitch.jobs.stages import harvest_requests, read_windows
 from stitch.models.flops import block_flops
 from stitch.models.model import Model
@@ -19,7 +22,7 @@ PASSES = 4  # over the text, to fit bridges and the matrix of LinearPatch
 WRITING = 3.0  # seconds: page and picture
 
 
-def plan_shorten(settings: CompleteSettings, model: Model, progress: Progress | None) -> Plan:
+def plan_shorten(settings: CompleteSettings, model: Model, store: Store | None, progress: Progress | None) -> Plan:
     """The plan of removing or repeating blocks of a model and bridging them."""
     clock = Clock()
     with clock.stage("text"):
@@ -34,9 +37,11 @@ def plan_shorten(settings: CompleteSettings, model: Model, progress: Progress | 
     ridges = 2 * counts.moments(machine, fitted, neurons, 2 * model.width, double=True)
     ridges += 3 * counts.ridge(machine, neurons, model.width) + 4 * counts.ridge(machine, model.width, model.width)
     sites = harvest_requests(settings, model, model)[0].sites
+    found = [kept(model, [*windows.values()], sites, store, streams_from)] if store else []
+    left = found[0].left if found else 1.0
     stages = {
         "text": Work(seconds=clock.seconds["text"]),
-        "activations": machine.forward("a", sum(tokens.values()) * cost.flops * max(sites) / model.depth),
+        "activations": machine.forward("a", left * sum(tokens.values()) * cost.flops * max(sites) / model.depth),
         "translations": machine.forward("a", PASSES * fitted * 2 * block) + ridges,
         "choice": counts.scored(machine, "a", 3 * tokens["sweep"], changed),
         "evaluation": counts.scored(machine, "a", held, cost.flops)
@@ -46,4 +51,5 @@ def plan_shorten(settings: CompleteSettings, model: Model, progress: Progress | 
     return Plan(
         stages=stages, tokens=dict(tokens), scratch=model.dtype.itemsize * model.width * len(sites) * sum(tokens.values()),
         output=int(cost.bytes * len(splice.order) / model.depth), memory=2 * cost.bytes + settings.memory, machine=machine,
+        cached=counted(found),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
+from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Means
 from stitch.frontier.own_tables import at_every_depth
@@ -57,14 +58,16 @@ def sweep(
     overwrite: bool = False,
     resume: bool = False,
     cluster: str | None = None,
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
     """Joins the two models at every pair of layers and writes report.json, report.html, README.md and sweep.png to `out`.
 
     Returns the report and the folder. λ and every choice (fronts, best layers) come from the sweep split, all numbers shown from
-    the report split. After an interrupt, `resume` keeps the activations already on disk.
+    the report split. Activations of earlier runs are taken from `store`, and those of this one kept in it. After an interrupt,
+    `resume` keeps the activations already on disk.
     `cluster` is the address of a Ray cluster to spread the work on (see `stitch.jobs.cluster.connected`); all its machines must
-    see the folder that holds `out`.
+    see the folder that holds `out`. Its workers know nothing of `store`, which is then not used.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
     require_extra("plot", "the picture of a sweep")  # said before any work, not at the end
@@ -74,6 +77,8 @@ def sweep(
         model_a=model_a, model_b=model_b, layer=0, layer_b=0, text=text, tokens=tokens, context=context,
         memory=memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
     )  # fmt: skip
+
+    used = None if cluster else store
 
     def plan() -> Job:
         a, b, sources = load_pair(settings, progress)
@@ -85,15 +90,16 @@ def sweep(
         request = {key: value for key, value in completed.to_dict().items() if key in PARAMETERS}
 
         def make(scratch: Path, output: Path) -> dict:
-            report = _make(completed, {"a": a, "b": b}, scratch.resolve(), cluster, progress)
+            report = _make(completed, {"a": a, "b": b}, scratch.resolve(), cluster, used, progress)
             report["provenance"] = {**provenance(completed.to_dict(), a, b, sources), "settings": request}
             report["recipe"] = recipe("sweep", report["provenance"], without=("held_out", "seed"))
+            report["cache"] = used.counts() if used else {}
             write_sweep(output, report, sweep_card, sweep_page, draw_sweep, "sweep.png")
             return report
 
         return Job(
             make=make, request=request, name=f"{short_name(a.name)}-{short_name(b.name)}-sweep",
-            plan=lambda: plan_sweep(completed, {"a": a, "b": b}, all_cells(a, b), HELD_OUT, progress),
+            plan=lambda: plan_sweep(completed, {"a": a, "b": b}, all_cells(a, b), HELD_OUT, used, progress),
         )  # fmt: skip
 
     return run("sweep", plan, out, overwrite=overwrite, resume=resume)
@@ -104,6 +110,7 @@ def _make(
     models: dict[Side, Model],
     scratch: Path,
     cluster: str | None,
+    store: Store | None,
     progress: Progress | None,
 ) -> dict:
     """Harvests activations, scores every pair of layers, and returns the report without its provenance."""
@@ -116,7 +123,9 @@ def _make(
         for split in SPLITS:
             if workers:
                 harvest_on(workers, settings, windows[split], sites, scratch / split, progress)
-            harvests[split] = harvest_all(models, windows[split], sites, scratch / split, settings.memory, progress)
+            harvests[split] = harvest_all(
+                models, windows[split], sites, scratch / split, settings.memory, progress, store=store
+            )
         fit, held_out = harvests["fit"], {split: harvests[split] for split in SPLITS_SCORED}
         cells = all_cells(a, b)
         if workers:

@@ -1,7 +1,9 @@
-"""What `stitch sweep` would do: the work of its stages, disk and memory."""
+"""What `stitch sweep` would do: the work of its stages, disk, memory, and what earlier runs have left in the store."""
 
 from collections.abc import Mapping, Sequence
 
+from stitch.activations.kept import Kept, counted, kept
+from stitch.composite.compose import streams_from
 from stitch.composite.costs import whole
 from stitch.config import CompleteSettings
 from stitch.conversions.ngrams.work import TableText
@@ -10,6 +12,7 @@ from stitch.estimates.machine import calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
 from stitch.files.job import Clock
+from stitch.files.store import Store
 from stitch.frontier.work import Donor, own_tables
 from stitch.jobs.stages import read_windows
 from stitch.layers import work
@@ -28,6 +31,7 @@ def plan_sweep(
     models: Mapping[Side, Model],
     cells: Sequence[Cell],
     held_out: int,
+    store: Store | None,
     progress: Progress | None,
 ) -> Plan:
     """The plan of a sweep over `cells`, with at most `held_out` tokens in a held-out split where it has windows enough."""
@@ -41,6 +45,13 @@ def plan_sweep(
     depths = {side: Depths.of(side, model, costs[side].flops, context) for side, model in models.items()}
     sides: list[Side] = ["a"] if a is b else ["a", "b"]
     tokens = {split: found.tokens for split, found in windows.items()}
+    found: dict[Side, Kept] = {}
+    if store:
+        found = {
+            side: kept(models[side], [*windows.values()], range(models[side].depth + 1), store, streams_from)
+            for side in sides
+        }
+    left = {side: found[side].left if side in found else 1.0 for side in sides}
     pairs = [(depths[cell.source], cell.i, depths[cell.target], cell.j) for cell in cells]
     text = TableText(
         fit=tokens["fit"], held_out=tokens["sweep"], ids=len(windows["fit"].ids.unique()), rows=settings.ngrams
@@ -64,7 +75,7 @@ def plan_sweep(
     stages = {
         "text": Work(seconds=clock.seconds["text"]),
         "activations": sum(
-            (machine.forward(side, sum(tokens.values()) * depths[side].whole) for side in sides), Work()
+            (machine.forward(side, left[side] * sum(tokens.values()) * depths[side].whole) for side in sides), Work()
         ),
         "translations": work.fitted(machine, pairs, tokens["fit"] + tokens["sweep"]),
         "scores of pairs": work.scored(machine, pairs, tokens["sweep"], reference=False)
@@ -80,4 +91,5 @@ def plan_sweep(
     return Plan(
         stages=stages, tokens=dict(tokens), scratch=a.dtype.itemsize * streams * sum(tokens.values()), output=REPORT,
         memory=sum(costs[side].bytes for side in sides) + settings.memory, machine=machine,
+        cached=counted([*found.values()]),
     )  # fmt: skip

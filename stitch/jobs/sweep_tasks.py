@@ -1,4 +1,4 @@
-"""The two long stages of a sweep on a cluster: harvesting shards of activations, then scoring cells.
+"""The two long stages of a sweep on a cluster: harvesting files of activations, then scoring cells.
 
 Workers load both models and run the same functions as a sweep on one machine on parts of the work, so the numbers are the same.
 They exchange activations through a folder that all machines must see.
@@ -27,7 +27,7 @@ def harvest_on(
     folder: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Writes the shards that `harvest_all` would write, some by each worker. `harvest_all` then finds them all on disk."""
+    """Writes the files that `harvest_all` would write, some by each worker. `harvest_all` then finds them all on disk."""
     items = [(settings, windows, sites, folder, (part, cluster.workers)) for part in range(cluster.workers)]
     cluster.run(_harvest, items, progress, f"activations of the {folder.name} split (parts)")
 

@@ -129,6 +129,7 @@ def transfer(
             output.mkdir(parents=True)
             report = {**sites.described(), **make(sites, carried, output)}
             report["seconds"] = clock.seconds
+            report["cache"] = store.counts() if store else {}
             options = {name: value for name, value in completed.to_dict().items() if name in SETTINGS}
             report["provenance"] = provenance({**options, **request}, a, b, sources)
             report["recipe"] = recipe(f"transfer {kind}", report["provenance"])

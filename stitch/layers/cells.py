@@ -16,11 +16,12 @@ from torch import Tensor
 
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, without_sinks
-from stitch.composite.compose import late_half
+from stitch.composite.compose import late_half, streams_from
 from stitch.composite.costs import Cost, of_translation
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
 from stitch.evaluation.stage import Stage
+from stitch.files.store import Store
 from stitch.modeling.modeling_halves import Half
 from stitch.models.model import Model
 from stitch.progress import Progress
@@ -123,10 +124,11 @@ def harvest_all(
     progress: Progress | None = None,
     *,
     part: tuple[int, int] = (0, 1),
+    store: Store | None = None,
 ) -> Harvest:
     """Writes the streams of both models at all `sites` to `folder`, with one pass per model, or one in all if both are the same.
 
-    `memory` is in bytes; `part` is that of `harvest`.
+    `memory` is in bytes; `part` and `store` are those of `harvest`.
     """
     same = models["a"] is models["b"]
     if same:
@@ -140,8 +142,9 @@ def harvest_all(
             found[side] = found["a"]
             continue
         found[side] = harvest(
-            model, windows, sites[side], folder / side, per_shard=per_shard, part=part, progress=progress
-        )
+            model, windows, sites[side], folder / side, per_shard=per_shard, part=part, store=store, late=streams_from,
+            progress=progress,
+        )  # fmt: skip
     return Harvest(found)
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stitch.errors import StitchError, UsageError
+from stitch.files.front_matter import CARD
 from stitch.files.headers import PICKLE_SUFFIXES
 from stitch.files.markdown import PLACE
 from stitch.models.hub_errors import explained
@@ -42,6 +43,17 @@ def download(
             tqdm_class=_bar(f"download {repo}", progress),
         )
     return Path(folder), Path(folder).name
+
+
+def card(repo: str) -> tuple[Path, str] | None:
+    """The folder with the card of `repo` on its main branch, and the commit; None where there is no card or none can be had."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        folder = Path(hf_hub_download(repo, CARD)).parent
+    except Exception:  # of the network, the Hub, or its client; what a card would say is then unknown
+        return None
+    return folder, folder.name
 
 
 def push(

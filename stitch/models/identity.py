@@ -11,6 +11,7 @@ from stitch.files.durable import replacing
 from stitch.models.model import Model
 
 READ = 2**24  # bytes at a time
+TIMED = "report.json"  # tells how long the model took to make, so a model made again has another
 
 
 def identity_of(model: Model) -> str:
@@ -25,7 +26,7 @@ def identity_of(model: Model) -> str:
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 over the names and SHA-256 of all safetensors and .json files in `folder`, subfolders left out.
+    """SHA-256 over the names and SHA-256 of all safetensors and .json files in `folder` but TIMED, subfolders left out.
 
     A file's hash is remembered in the cache for its place, size and time of change, as large weights take a while.
     """
@@ -33,6 +34,8 @@ def weights_hash(folder: Path) -> str:
     known = _read(memo)
     found, fresh = hashlib.sha256(), False
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        if file.name == TIMED:
+            continue
         place = file.resolve()
         stat = place.stat()
         mark = f"{place} {stat.st_size} {stat.st_mtime_ns}"

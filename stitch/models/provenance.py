@@ -4,7 +4,9 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from pathlib import Path
 
+from stitch.models import hub
 from stitch.models.lineage import lineage
 from stitch.models.model import Model
 from stitch.models.sources import Source
@@ -39,6 +41,20 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
     }
+
+
+def described_sae(name: str) -> dict:
+    """The same of an SAE: a folder, or a release on the Hub, whose card is asked for."""
+    from sae.storage import repository_of
+
+    repository = repository_of(name)
+    if repository is None:
+        return described(Source(name, Path(name), None, "folder"))
+    found = hub.card(repository)
+    if found is None:
+        return {"name": name, "kind": "hub", "revision": None, "license": None, "base_model": [repository]}
+    folder, commit = found
+    return {**described(Source(repository, folder, commit, "hub")), "name": name}
 
 
 def described(source: Source) -> dict:

@@ -99,14 +99,15 @@ def footnotes(report: dict) -> list[str]:
     return lines
 
 
-def model_card(report: dict, *, picture: bool = False) -> bytes:
-    """README.md of the composite, with a model-index that the Hub reads. `picture`: PICTURE is beside it."""
+def model_card(report: dict, *, picture: bool = False) -> ModelCard:
+    """The card of the composite, with a model-index that the Hub reads. `picture`: PICTURE is beside it."""
     name, made = _subject(report)
     return ModelCard(
         name=name,
         made=[*([verdict_sentence(report)] if "verdict" in report else []), made],
         tags=["model-stitching", "merge"],
-        models=report["provenance"]["models"].values(),
+        models=[*report["provenance"]["models"].values()],
+        saes=report["provenance"].get("saes", []),
         relation="merge",
         example=loading_example(remote_code="native" not in report),
         pictures=[f"![Cross-entropy of every row, with 95 % intervals]({PICTURE})", ""] if picture else [],
@@ -115,7 +116,7 @@ def model_card(report: dict, *, picture: bool = False) -> bytes:
         report="report.json",
         recipe=report["recipe"],
         more={"model-index": [{"name": name, "results": [_measured(report)]}]},
-    ).to_bytes()
+    )
 
 
 def _subject(report: dict) -> tuple[str, str]:

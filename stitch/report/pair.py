@@ -15,12 +15,12 @@ from stitch.evaluation.scores import Scores
 from stitch.features.matching import Matching
 from stitch.features.saes import SAEs
 from stitch.models.model import Model
-from stitch.models.provenance import provenance
+from stitch.models.provenance import described_sae, provenance
 from stitch.models.sources import Source
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
+from stitch.translation import rows
 from stitch.translation.fit import Fitted
-from stitch.translation.rows import compared_with
 from stitch.translation.types import Translation
 
 
@@ -67,13 +67,32 @@ def pair_report(settings: CompleteSettings, found: Joined) -> dict:
         "results": [*results[:3], yardstick, *results[3:]],  # after a, b and the composite
         "differences": [
             against_line(found.scores, yardstick["share"]),
-            *differences(found.scores, compared_with()),
+            *differences(found.scores, rows.compared_with()),
         ],
         "left_out": list(found.fitted.left_out),
         "chosen": found.chosen.partition(":")[2],
         "seconds": {},
-        "provenance": provenance(settings.to_dict(), found.a, found.b, found.sources),
+        "provenance": {
+            **provenance(settings.to_dict(), found.a, found.b, found.sources),
+            "saes": _given_saes(settings, found),
+        },
     }
+
+
+def _given_saes(settings: CompleteSettings, found: Joined) -> list[dict]:
+    """The SAEs that were given, and whether numbers from their weights are in the composite."""
+    return [
+        {
+            **described_sae(given),
+            "of": f"{model.name} at resid_pre.{site}",
+            "inside": side in rows.row(found.chosen).saes,
+        }
+        for side, given, model, site in (
+            ("a", settings.sae_a, found.a, settings.layer),
+            ("b", settings.sae_b, found.b, settings.layer_b),
+        )
+        if given is not None
+    ]
 
 
 def _ridges(fitted: Fitted) -> dict[str, dict]:

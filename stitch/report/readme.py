@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from stitch.files.front_matter import front_matter
+from stitch.files.front_matter import CARD, front_matter
 from stitch.files.markdown import markdown_table
 from stitch.files.recipe import card_section
-from stitch.report.origin import Relation, origin_metadata, origin_section
+from stitch.report.origin import Relation, licence_file, origin_metadata, origin_section
 
 Table = tuple[list[str], list[list[str]], str]  # header, rows, title
 MADE_WITH = "Made with [stitch-lm](https://pypi.org/project/stitch-lm/)."
@@ -16,14 +16,14 @@ MADE_WITH = "Made with [stitch-lm](https://pypi.org/project/stitch-lm/)."
 class ModelCard:
     """What a card says. `made` are the sentences on how the model was made, `example` the lines that show how to use it.
 
-    `models` are those it was made from, as a report's `provenance` has them; `relation` is how it relates to them. `pictures`
-    are lines above the tables. `report` is the file beside the card that holds the same for programs.
+    `models` and `saes` are those it was made from, as a report's `provenance` has them; `relation` is how it relates to the
+    models. `pictures` are lines above the tables. `report` is the file beside the card that holds the same for programs.
     """
 
     name: str
     made: Sequence[str]
     tags: Sequence[str]
-    models: Iterable[dict]
+    models: Sequence[dict]
     relation: Relation
     example: Sequence[str]
     tables: Iterable[Table]
@@ -31,15 +31,19 @@ class ModelCard:
     report: str
     recipe: dict
     pictures: Sequence[str] = ()
+    saes: Sequence[dict] = ()
     more: dict = field(default_factory=dict)  # further metadata
 
+    def files(self) -> dict[str, bytes]:
+        """The card, and the list of licences that it links to where they differ, by name."""
+        return {CARD: self.to_bytes(), **licence_file(self.models, self.saes)}
+
     def to_bytes(self) -> bytes:
-        models = list(self.models)
         metadata = {
             "library_name": "transformers",
             "pipeline_tag": "text-generation",
             "tags": ["stitch", *self.tags],
-            **origin_metadata(models, self.relation),
+            **origin_metadata(self.models, self.relation, self.saes),
             **self.more,
         }
         lines = [*front_matter(metadata), f"# {self.name}", "", *(line for one in self.made for line in (one, ""))]
@@ -48,7 +52,7 @@ class ModelCard:
             lines += [f"## Results ({title})", "", *(self.pictures if not number else ())]
             lines += [*markdown_table(header, rows), ""]
         lines += [*(f"- {note}" for note in self.notes), ""]
-        lines += origin_section(models)
+        lines += origin_section(self.models, self.saes)
         lines += card_section(self.recipe, self.report)
         lines += [f"`{self.report}` holds the same with settings and versions. {MADE_WITH}", ""]
         return "\n".join(lines).encode()

@@ -45,7 +45,7 @@ def tool_card(report: dict) -> bytes:
             "product with the last hidden state. The host's own weights were kept; nothing was trained."
         ],
         tags=["compile-tool"],
-        models=report["provenance"]["models"].values(),
+        models=[*report["provenance"]["models"].values()],
         relation="finetune",
         example=loading_example(remote_code=False),
         tables=[tool_table(report)],

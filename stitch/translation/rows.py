@@ -45,6 +45,12 @@ class Row:
     alternative: bool = False
     brief: bool = False
     needs_products: bool = False
+    matched: bool = False  # made from decoder rows of matched features
+
+    @property
+    def saes(self) -> str:
+        """The sides whose SAEs have numbers in it: "ab", "a" or none."""
+        return "ab" if self.matched else "a" if "codes" in self.reads else ""
 
     @property
     def kind(self) -> str:
@@ -102,22 +108,22 @@ def _closed_forms() -> list[Row]:
         row("mean-shift", "mean_shift", "A's stream moved by the difference of the two means.", costs="no product"),
         row("procrustes", "procrustes", "The best rotation and scale from paired activations."),
         row(
-            "permutation", "permutation", brief=True, costs=features,
+            "permutation", "permutation", brief=True, costs=features, matched=True,
             help="Each feature of A is decoded by the decoder row of the feature of B that it is matched to.",
         ),
         row(
-            "barycentric", "barycentric", costs=features,
+            "barycentric", "barycentric", costs=features, matched=True,
             help="The same with a soft matching: each feature of A becomes a weighted mean of features of B.",
         ),
-        row("directions", "directions", "The linear map that sends A's matched decoder rows to B's."),
-        row("prior", "prior", "Ridge regression that shrinks towards `directions` instead of zero."),
-        row("rotation", "rotation", "The best rotation between matched decoder rows."),
+        row("directions", "directions", "The linear map that sends A's matched decoder rows to B's.", matched=True),
+        row("prior", "prior", "Ridge regression that shrinks towards `directions` instead of zero.", matched=True),
+        row("rotation", "rotation", "The best rotation between matched decoder rows.", matched=True),
         row(
-            "permutation+error", "permutation_with_error", reads=("codes", "x"),
+            "permutation+error", "permutation_with_error", reads=("codes", "x"), matched=True,
             help="`permutation`, and a linear map of what A's SAE does not reconstruct.",
         ),
         row(
-            "cross-code", "cross_coded", reads=("codes", "x"), costs=features, needs_products=True,
+            "cross-code", "cross_coded", reads=("codes", "x"), costs=features, needs_products=True, matched=True,
             help="B's codes predicted from A's with several partners per feature, then decoded.",
         ),
     ]  # fmt: skip
