@@ -60,12 +60,16 @@ def by_stitch(work: Path, target: Path) -> None:
     import torch
 
     from stitch.composite.checkpoint import write_checkpoint
-    from stitch.composite.compose import stitch_config
+    from stitch.modeling.modeling_composite import StitchConfig
+    from stitch.modeling.modeling_halves import flow_of_cut
+    from stitch.translation.module import translation_config
     from stitch.translation.types import Residual, Term, Translation
 
     translation = Translation("affine", (Term(Residual(SITE), torch.randn(WIDTH, WIDTH)),), torch.zeros(WIDTH))
     start = time.perf_counter()
-    wanted = stitch_config(config(), config(), SITE, SITE, translation, None)
+    donor = config()  # the donors' weights are not loaded, as in mergekit
+    seam, flow = translation_config(translation, None, SITE, WIDTH, donor.vocab_size), flow_of_cut(donor)
+    wanted = StitchConfig(donor, donor, SITE, SITE, seam, flow, flow)
     write_checkpoint(target, wanted, work / "a", work / "b", translation)
     synchronise(target)
     print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes()}))
