@@ -21,6 +21,7 @@ from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.translation.types import Residual, Term, Translation
 from tolerance import apart, of_a_pass
+from translations import identity
 
 # The twenty that users ask for most, beside those in `tiny`.
 MOST_USED = (
@@ -55,6 +56,26 @@ def test_a_model_joined_to_itself_is_unchanged_and_so_is_its_checkpoint(kind, tm
     assert torch.equal(
         *(again.generate(ids, max_new_tokens=5, do_sample=False, use_cache=cache) for cache in (True, False))
     )
+
+
+@torch.no_grad()
+def test_a_composite_of_a_model_that_sees_holds_its_text_part_alone(tmp_path):
+    model = saved("gemma3", tmp_path)
+    assert model.flow["idle"] == ["model.vision_tower", "model.multi_modal_projector"]
+    joined = compose(model, model, 3, 2, identity(model, 3))
+    assert joined(tiny.ids()).logits.isfinite().all()
+    names = joined.state_dict()
+    assert any("language_model" in name for name in names) and not any(
+        "vision" in name or "multi" in name for name in names
+    )
+
+
+@torch.no_grad()
+def test_a_float32_stream_in_a_model_of_half_precision_stays_float32(tmp_path):
+    model = saved("falcon_mamba", tmp_path)
+    half = load(tmp_path, dtype=torch.bfloat16)
+    assert half.flow["float32"] and not model.flow["float32"]
+    assert half.dtype == torch.bfloat16 and inexact(half, 3) is None
 
 
 def test_a_model_that_is_not_exact_is_refused_with_the_reason(tmp_path):

@@ -18,6 +18,7 @@ need. This file is saved with every checkpoint and imports only torch and transf
     depth      number of blocks
     width      of the stream
     embedded   width of the token embedding
+    idle       modules that a text does not run through, such as a model's eyes
     unused     embeddings that a late half does not need, as the stream has their result in it
     ids        whether a late half needs token ids, which some blocks read beside the stream
 """
@@ -102,7 +103,7 @@ def flow_of_cut(config: PreTrainedConfig) -> dict:
     return {
         "class": type(net).__name__, "body": body, "blocks": blocks, "exit": f"{body}.{norm}",
         "input": paths[id(net.get_input_embeddings())], "head": paths[id(net.get_output_embeddings())],
-        "argument": 0, "output": None, "float32": False, "ids": False,
+        "argument": 0, "output": None, "float32": False, "idle": [], "ids": False,
         "depth": config.num_hidden_layers, "width": config.hidden_size, "embedded": config.hidden_size,
         "unused": [path for path, module in net.named_modules() if isinstance(module, nn.Embedding)],
     }  # fmt: skip
@@ -146,6 +147,8 @@ SET_FROM_OUTSIDE = ("mup_vector",)
 
 def _keep(net: nn.Module, flow: dict, start: int, stop: int) -> None:
     blocks: Any = net.get_submodule(flow["blocks"])
+    for path in flow["idle"]:
+        net.set_submodule(path, Unused())
     for module in blocks.modules():
         module._non_persistent_buffers_set.difference_update(SET_FROM_OUTSIDE)
     stream = Stream(flow["argument"], flow["output"])

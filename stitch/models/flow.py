@@ -74,15 +74,17 @@ def flow_of(net: PreTrainedModel, *, blocks: str | None = None, settled: bool = 
         raise UsageError(
             f"a model needs a table of token embeddings and a head to be cut; a {family} model does not tell them."
         )
-    stream = chain.calls[0].taken[chain.argument]
+    stream = chain.calls[-1].taken[chain.argument]  # the first block may be given the embeddings in another dtype
+    idle = _idle(net, chain, calls) if settled else []
+    elsewhere = tuple(f"{path}." for path in (chain.path, *idle))
     flow = {
         "class": type(net).__name__, "body": body, "blocks": chain.path, "exit": _exit(net, chain, calls),
-        "input": paths[id(embedding)], "head": paths[id(head)],
-        "argument": chain.argument, "output": chain.output, "float32": stream.dtype == torch.float32 != net.dtype,
-        "ids": False, "depth": len(chain.calls), "width": stream.shape[-1], "embedded": embedding.embedding_dim,
+        "input": paths[id(embedding)], "head": paths[id(head)], "argument": chain.argument, "output": chain.output,
+        "float32": stream.dtype == torch.float32 != net.dtype, "idle": idle, "ids": False,
+        "depth": len(chain.calls), "width": stream.shape[-1], "embedded": embedding.embedding_dim,
         "unused": [
             path for path, module in net.named_modules()
-            if isinstance(module, nn.Embedding) and not path.startswith(f"{chain.path}.")
+            if isinstance(module, nn.Embedding) and not path.startswith(elsewhere)
         ],
     }  # fmt: skip
     return _settled(net, flow, chain, ids, logits) if settled and len(chain.calls) > 1 else flow
@@ -91,7 +93,8 @@ def flow_of(net: PreTrainedModel, *, blocks: str | None = None, settled: bool = 
 @torch.no_grad()
 def _settled(net: PreTrainedModel, flow: dict, chain: _Chain, ids: Tensor, logits: Tensor) -> dict:
     """The flow that leaves out most of those with which the blocks after the first give the same logits; else `flow`."""
-    for change in ({}, {"unused": []}, {"unused": [], "ids": True}):
+    all_of_it = {"unused": [], "idle": []}
+    for change in ({}, {"unused": []}, {"idle": []}, all_of_it, {**all_of_it, "ids": True}):
         tried = {**flow, **change}
         with torch.device("meta"):
             late = late_net(net.config, tried, 1, flow["depth"])
@@ -157,6 +160,19 @@ def _outputs(returned: Any) -> Iterator[list[int] | None]:
 
 def _same(one: Any, other: Tensor) -> bool:
     return isinstance(one, Tensor) and one.shape == other.shape and torch.equal(one, other)
+
+
+def _idle(net: nn.Module, chain: _Chain, calls: dict[int, _Call]) -> list[str]:
+    """The outermost modules with parameters beside the blocks in which nothing was called."""
+    found: list[str] = []
+    for path, module in net.named_modules():
+        around = not path or chain.path == path or chain.path.startswith(f"{path}.")
+        if around or any(path.startswith(f"{outer}.") for outer in (chain.path, *found)):
+            continue
+        has_parameters = next(module.parameters(), None) is not None
+        if has_parameters and not any(id(inner) in calls for inner in module.modules()):
+            found.append(path)
+    return found
 
 
 def _exit(net: nn.Module, chain: _Chain, calls: dict[int, _Call]) -> str | None:
