@@ -3,14 +3,17 @@ vectors, in both directions.
 
     python benchmarks/transfer.py --work build/benchmarks
     stitch join smollm2 smollm2 --layer 14 --layer-b 20 --brief --tokens 20000 --features 2304 --context 128 --out small
-    python benchmarks/transfer.py --direction smollm2.14-20 --saes small/sae-a small/sae-b --no-warm --texts 100 --context 128
+    python benchmarks/transfer.py --direction smollm2.14-20 --saes small/sae-a small/sae-b --kinds sae probe vector --texts 100 \
+        --context 128 --tokens 20000
+    python benchmarks/transfer.py --direction smollm2.20-14 --saes small/sae-b small/sae-a --kinds sae probe vector --texts 100 \
+        --context 128 --tokens 20000
 
 The SAEs of both sites are trained on a million tokens; the maps are fitted on a hundredth of that. So the row `reference:native`
 has B's tokens of the maps alone, and `reference:native, given` a hundred times as many. Probes are trained on labels that rules
 give (see `_labels.py`); steering vectors are differences of the class means of the same labels, at A's site. One JSON line per
 transfer and direction. `warm start` lines have the unexplained share of an SAE that is trained on, by training step: from new
 weights, from the transferred SAE, and from the same SAE through a random or a Procrustes map; each also by its directions alone.
-`--warm-only` measures these alone, where the SAEs are in --work already.
+They need the SAEs that `sae` has left in --work.
 """
 
 import argparse
@@ -44,6 +47,7 @@ from stitch.transfers.maps import PROCRUSTES, RANDOM, all_maps, pair_moments
 from stitch.transfers.probes import trained
 
 REAL = {"smollm2.14-20": ("smollm2", "smollm2", 14, 20), "smollm2.20-14": ("smollm2", "smollm2", 20, 14)}
+KINDS = ("sae", "warm", "probe", "vector")
 STEPS, EVERY = 800, 50  # of the warm start, and between its measurements
 
 
@@ -130,7 +134,7 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
     work.mkdir(parents=True, exist_ok=True)
     if given.saes:
         sae_a, sae_b = given.saes
-    else:
+    elif {"sae", "warm"} & set(given.kinds):
         saes = trained_saes(0, given.work)
         sae_a, sae_b = saes[a_name], saes[b_name]
     common = {
@@ -146,18 +150,14 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
         device="cpu",
         brief=True,
     )
-    warm = (
-        {"transfer": "warm start", **line} for line in warm_start(settings, sae_a, work / "sae" / "sae", work / "warm")
-    )
-    if given.warm_only:
-        yield from warm
+    if "sae" in given.kinds:
+        found = stitch.transfer.sae(a_name, b_name, sae_a, native=sae_b, out=work / "sae", overwrite=True, **common)
+        yield {"transfer": "sae", **found.report}
+    if "warm" in given.kinds:
+        for line in warm_start(settings, sae_a, work / "sae" / "sae", work / "warm"):
+            yield {"transfer": "warm start", **line}
+    if not {"probe", "vector"} & set(given.kinds):
         return
-    report = stitch.transfer.sae(
-        a_name, b_name, sae_a, native=sae_b, out=work / "sae", overwrite=True, **common
-    ).report  # fmt: skip
-    yield {"transfer": "sae", **report}
-    if given.warm:
-        yield from warm
     model = load_model(resolve(a_name).folder, name=a_name, dtype=torch.float32)
     documents = select(read("docs"), "report")
     for name, label in SETS.items():
@@ -167,19 +167,19 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
         x, classes = class_streams(model, layer, folder / "labels.jsonl", given.context or min(512, model.longest))
         write_probe_and_vectors(x, classes, folder)
         options = {**common, "out": folder / "carried", "overwrite": True}
-        found = stitch.transfer.probe(
-            a_name, b_name, folder / "probe.safetensors", labels=folder / "labels.jsonl", **options
-        )  # fmt: skip
-        yield {"transfer": "probe", "set": name, **found.report}
-        found = stitch.transfer.vector(a_name, b_name, folder / "vectors.safetensors", **options)
-        yield {"transfer": "vector", "set": name, **found.report}
+        if "probe" in given.kinds:
+            labels = folder / "labels.jsonl"
+            found = stitch.transfer.probe(a_name, b_name, folder / "probe.safetensors", labels=labels, **options)
+            yield {"transfer": "probe", "set": name, **found.report}
+        if "vector" in given.kinds:
+            found = stitch.transfer.vector(a_name, b_name, folder / "vectors.safetensors", **options)
+            yield {"transfer": "vector", "set": name, **found.report}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--direction", action="append", choices=[*DIRECTIONS, *REAL])
-    parser.add_argument("--warm-only", action="store_true")
-    parser.add_argument("--no-warm", dest="warm", action="store_false")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--saes", type=Path, nargs=2, help="SAEs of A's and of B's site, in place of trained ones")
     parser.add_argument("--texts", type=int, default=400, help="labelled texts per set; half of them are scored on")
     parser.add_argument("--context", type=int)

@@ -1,5 +1,11 @@
 """Families whose blocks are found by looking: exact when they are joined to themselves, and refused with the reason otherwise."""
 
+import json
+import os
+import subprocess
+import sys
+from math import isfinite
+
 import _families
 import families
 import pytest
@@ -12,6 +18,7 @@ from typer.testing import CliRunner
 import cli
 import stitch
 import tiny
+from jobs import write_text
 from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose
 from stitch.composite.exact import inexact, require_exact, require_renumbered
@@ -194,3 +201,40 @@ def test_an_anatomy_file_names_the_modules_of_a_family(tmp_path, monkeypatch):
             stitch.read_anatomies(file)
     done = CliRunner().invoke(cli.app, ["--anatomy", str(file), "inspect", "demo:gpt2"])
     assert done.exit_code == 2 and "must hold a model type" in done.output
+
+
+RELOADS = """
+import json, sys
+for name in ("stitch", "sae", "matching"):
+    sys.modules[name] = None  # importing the package would now fail
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+for folder in sys.argv[1:]:
+    model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    assert not any(report.values()), (folder, report)
+    prompts = AutoTokenizer.from_pretrained(folder)(["one fine day", "so"], return_tensors="pt", padding=True)
+    written = model.generate(**prompts, max_new_tokens=6, do_sample=False)
+    print(json.dumps({"folder": folder, "tokens": written.tolist(), "logits": float(model(**prompts).logits.abs().max())}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("a", "b"), zip(MOST_USED, MOST_USED[1:] + MOST_USED[:1], strict=True))
+def test_the_most_used_families_go_through_the_command_line_and_load_without_this_package(a, b, tmp_path):
+    """Each as A and as B of a join of two families, of which one process that does not have this package generates text."""
+    for kind in {a, b}:
+        saved(kind, tmp_path / kind)
+    out, text = tmp_path / "out", write_text(tmp_path)
+    options = "--layer 3 --layer-b 2 --brief --tokens 4096 --context 32 --features 64 --k 8 --device cpu --memory 256M".split()
+    words = ["join", tmp_path / a, tmp_path / b, *options, "--text", text, "--out", out, "--quiet"]
+    done = CliRunner().invoke(cli.app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    report = json.loads((out / "report.json").read_text())
+    assert {"a", "b", "composite"} <= {row["name"] for row in report["results"] if isfinite(row["ce"])}
+    place = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    ran = subprocess.run([sys.executable, "-c", RELOADS, out], capture_output=True, text=True, cwd=tmp_path, env=place)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    net = load(out).net
+    prompts = tiny.tokenizer()(["one fine day", "so"], return_tensors="pt", padding=True)
+    assert found["tokens"] == net.generate(**prompts, max_new_tokens=6, do_sample=False).tolist()
