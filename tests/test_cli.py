@@ -122,7 +122,7 @@ def corrupt(folder: Path, how: str) -> Path:
         ("missing", 2, "safetensors"),
         ("pickle", 2, "pickle"),
         ("nan", 1, "NaN or infinity"),
-        ("family", 2, "the family must be one of gemma2, gemma3_text"),
+        ("family", 1, "the weights of"),
         ("encoder", 2, "must be a decoder"),
         ("quantised", 2, "gptq"),
     ],

@@ -234,7 +234,8 @@ def test_the_most_used_families_go_through_the_command_line_and_load_without_thi
     place = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     ran = subprocess.run([sys.executable, "-c", RELOADS, out], capture_output=True, text=True, cwd=tmp_path, env=place)
     assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout.splitlines()[-1])
+    assert "{" in ran.stdout, (ran.stdout, ran.stderr)
+    found = json.loads(ran.stdout[ran.stdout.index("{") :])
     net = load(out).net
     prompts = tiny.tokenizer()(["one fine day", "so"], return_tensors="pt", padding=True)
     assert found["tokens"] == net.generate(**prompts, max_new_tokens=6, do_sample=False).tolist()

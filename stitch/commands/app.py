@@ -20,7 +20,6 @@ from stitch.commands import (
     sweep,
     transfer,
 )
-from stitch.commands.errors import reported
 from stitch.commands.help import Group, leaves
 
 SIMILAR = 2 / 3  # of a mistyped command to the one that is meant: `rnu` and `run`
@@ -102,6 +101,8 @@ def print_version(wanted: bool) -> None:
 
 def read_anatomy(file: Path | None) -> None:
     if file is not None:
+        from stitch.commands.errors import reported
+
         with reported((), debug=False, resumable=False):
             from stitch.models.anatomy_file import read_anatomies
 

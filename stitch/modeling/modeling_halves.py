@@ -138,7 +138,9 @@ def late_net(config: PreTrainedConfig, flow: dict, start: int, stop: int, *, end
 def _whole(config: PreTrainedConfig, flow: dict) -> PreTrainedModel:
     """The causal model of `config`, of the class that `flow` names where transformers has it: some families have several."""
     known = getattr(transformers, flow["class"], None)
-    return AutoModelForCausalLM.from_config(config) if known is None else known._from_config(config)
+    if known is None or not isinstance(config, known.config_class):
+        return AutoModelForCausalLM.from_config(config)
+    return known._from_config(config)
 
 
 # Buffers in blocks that the model around them sets, once for all. Checkpoints of halves have them: there nobody sets them.
