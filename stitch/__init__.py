@@ -23,6 +23,7 @@ _HOMES = {
     "circuit": "stitch.api.circuits",
     "graft": "stitch.api.circuits",
     "convert": "stitch.api.convert",
+    "retokenize": "stitch.api.retokenize",
     "compile": "stitch.api.compile",
     "transfer": "stitch.api.transfer",
     "certify": "stitch.api.compiled",
@@ -48,6 +49,7 @@ __all__ = [
     "inspect",
     "join",
     "push",
+    "retokenize",
     "run",
     "sweep",
     "transfer",
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from stitch.api.compiled import certify, run
     from stitch.api.estimate import estimate
     from stitch.api.evaluation import evaluate, inspect
+    from stitch.api.retokenize import retokenize
     from stitch.api.sharing import push
     from stitch.api.stitching import chain, join
     from stitch.api.sweeps import sweep

@@ -7,12 +7,14 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
+import jobs
+
 SENTENCES = [
     "The stream of a model is read by the matching layer, and the layer writes into the stream.",
     "def feature(x):\n    return x ** 2  # naïve café 漢字 🙂\r\n",
     "Matching features, pairs and plans: 1234567 tokens don't match early blocks; late blocks do.",
 ] * 20
-WORDS = ["▁the", "▁stream", "▁model", "▁layer", "▁feature"]
+WORDS = [f"▁{word}" for word in ("the", *jobs.WORDS)]
 ROLES = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 
