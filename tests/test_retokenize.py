@@ -19,6 +19,7 @@ from stitch.conversions.retokenization import rows as made_rows
 from stitch.conversions.retokenization.bias import constant_direction, with_bias
 from stitch.conversions.retokenization.correspondence import correspond
 from stitch.conversions.retokenization.embedding_ridge import fitted_embedding, occurrences
+from stitch.conversions.retokenization.head_ridge import fitted_head
 from stitch.conversions.retokenization.omp import pursued
 from stitch.conversions.retokenization.passages import beginnings, whole
 from stitch.conversions.retokenization.reader import Reader
@@ -113,14 +114,26 @@ def test_bytes_are_spelt_without_the_space_that_a_tokenizer_puts_in_front(reader
         spelt = new.spell([string])[0]
         assert b"".join(new.vocabulary.pieces[token] or b"" for token in spelt) == string
     assert new.tokenizer.convert_ids_to_tokens(new.spell([b" the"])[0]) == ["▁the"]
+    for word in ("modelling", "matched", "plants", "tokenise", "headlines", "featured", "early", "tent", "annals"):
+        assert list(new.spell([f" {word}".encode()])[0]) == new.tokenizer.encode(word, add_special_tokens=False)
+
+
+def test_tokens_without_a_row_are_not_used(readers):
+    own, new = readers
+    fewer = replace(own, rows=300)
+    found = correspond(fewer, new)
+    used = [*found.own.tolist(), *(piece for pieces in found.pieces.values() for piece in pieces)]
+    assert max(used) < 300 <= max(correspond(own, new).own.tolist())
 
 
 def test_passages_are_whole_texts_that_fit_both_windows(readers):
     documents = [("a", sentences(9, 1)[0] * 5), ("b", ""), ("c", "x" * 500), ("d", "short")]
     own, new = readers
+    for context in range(9, 25):
+        found = whole(documents, own, new, context, 10**6)
+        assert max(max(len(passage.own.ids), len(passage.new.ids)) for passage in found) == context - 1
+        assert sum(passage.bytes for passage in found) == sum(len(text.encode()) for _, text in documents)
     found = whole(documents, own, new, 16, 10**6)
-    assert all(max(len(passage.own.ids), len(passage.new.ids)) <= 15 for passage in found)
-    assert sum(passage.bytes for passage in found) == sum(len(text.encode()) for _, text in documents)
     firsts = beginnings(documents, own, new, 16, 2)
     assert [passage.bytes for passage in firsts] == [found[0].bytes, 14]  # of one x each, behind BOS and ▁
 
@@ -274,6 +287,54 @@ def test_inside_a_token_only_its_continuations_are_left(said, passages):
         assert (wanted.sum(1) < 1.01 * len(own.vocabulary.roles)).all() and (wanted >= 0).all()
         places += len(at)
     assert places > 0.5 * sum(len(passage.new.ids) for passage in passages)
+
+
+def test_a_position_inside_a_token_of_the_model_is_predicted_from_those_that_begin_alike(readers):
+    """The new tokenizer is the finer one here."""
+    new, own = readers
+    model, found = model_of(own.tokenizer, seed=3), correspond(own, new)
+    passages = whole([("x", text) for text in sentences(4, 6)], own, new, 32, 200)
+    on, head = OnText.of(model, passages, own.bos), head_of(model)
+    matrix = transfer_matrix(own, new, found, continuations(on, head, None, found), len(head))
+    checked = 0
+    for passage, start, (at, wanted) in zip(
+        passages, on.starts, NextToken(matrix, own, new, head, None).on(on, passages), strict=False
+    ):
+        content, ends = (
+            b"".join(new.vocabulary.pieces[i] or b"" for i in passage.new.ids.tolist()),
+            passage.own.ends.tolist(),
+        )
+        for place, row in zip(at.tolist(), wanted, strict=True):
+            end = int(passage.new.ends[place - 1]) if place else 0
+            if end in (0, *ends):
+                continue
+            last = max((index for index, other in enumerate(ends) if other < end), default=-1)
+            begun = content[ends[last] if last >= 0 else 0 : end]
+            p = logits(on.final[start + last + 1][None], head, None)[0].softmax(-1)
+            expected = torch.zeros(len(new.vocabulary))
+            for index, piece in enumerate(own.vocabulary.pieces):
+                if piece and piece.startswith(begun) and len(piece) > len(begun):
+                    spelt = new.spell([piece])[0]
+                    sizes = np.cumsum([len(new.vocabulary.pieces[token] or b"") for token in spelt]).tolist()
+                    if len(begun) in sizes:
+                        expected[spelt[sizes.index(len(begun)) + 1]] += p[index]
+            assert torch.allclose(row, expected / expected.sum(), atol=1e-4)
+            checked += 1
+    assert checked > 20
+
+
+def test_a_fitted_head_says_more_of_what_the_model_says(said, passages):
+    model, found, on, _, next_token = said
+    rows = made_rows.mean_of_pieces(model.embedding.weight.detach(), found)
+    start = made_rows.mean_of_pieces(head_of(model), found)
+    with embedding(model, rows):
+        streams = [final(model, passage.new.ids, next_token.new.bos) for passage in passages]
+    fitted = fitted_head(streams, start, on, passages, next_token)
+    missed = [0.0, 0.0]
+    for stream, (places, wanted) in zip(streams, next_token.on(on, passages), strict=True):
+        for number, head in enumerate((start, fitted)):
+            missed[number] -= float((wanted * logits(stream[places], head, None).log_softmax(-1)).sum())
+    assert missed[1] < 0.98 * missed[0]
 
 
 def test_occurrences_begin_and_end_with_tokens_of_the_model(said, passages):

@@ -59,7 +59,7 @@ def _by_role(own: Reader, new: Reader) -> dict[int, int]:
     for token, spelling in new.vocabulary.special.items():
         role = new.vocabulary.role_of(token)
         named = [own.vocabulary.roles.get(one) for one in (role, *INSTEAD.get(role or "", ()))] if role else []
-        others = [one for one in (*named, spellings.get(spelling)) if one is not None]
+        others = [one for one in (*named, spellings.get(spelling)) if one is not None and one < own.rows]
         if token != new.bos and others:
             found[token] = others[0]
     return found

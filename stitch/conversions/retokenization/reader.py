@@ -12,17 +12,22 @@ from stitch.text.vocabulary import Vocabulary, vocabulary_of
 
 @dataclass(frozen=True)
 class Reader:
-    """The tokenizer of the model called `name`. `bos` is the id that starts a text."""
+    """The tokenizer of the model called `name`. `bos` is the id that starts a text.
+
+    Tokens from `rows` on have no row in the model's embedding, and are not used to spell or to correspond.
+    """
 
     name: str
     tokenizer: Any
     vocabulary: Vocabulary
     bos: int
+    rows: int
 
     @classmethod
-    def of(cls, name: str, tokenizer: Any) -> "Reader":
-        """Raises: UsageError for a tokenizer without a token to start a text with."""
-        return cls(name, tokenizer, vocabulary_of(tokenizer), bos_of(tokenizer))
+    def of(cls, name: str, tokenizer: Any, rows: int | None = None) -> "Reader":
+        """With None for `rows`: all tokens have one. Raises: UsageError for a tokenizer without a token to start a text with."""
+        vocabulary = vocabulary_of(tokenizer)
+        return cls(name, tokenizer, vocabulary, bos_of(tokenizer), len(vocabulary) if rows is None else rows)
 
     def read(self, text: str) -> Aligned:
         return align(text, self.tokenizer, self.vocabulary)
@@ -30,7 +35,7 @@ class Reader:
     @cached_property
     def by_bytes(self) -> dict[bytes, int]:
         """The token that stands for some bytes. Of several the last: bytes that are kept for unknown characters come first."""
-        return {piece: index for index, piece in enumerate(self.vocabulary.pieces) if piece}
+        return {piece: index for index, piece in enumerate(self.vocabulary.pieces[: self.rows]) if piece}
 
     def spell(self, strings: Sequence[bytes]) -> list[tuple[int, ...]]:
         """The tokens that each string consists of, as the tokenizer makes them; empty where it can not.
@@ -44,7 +49,8 @@ class Reader:
         for tried in (texts, {place: text[1:] for place, text in texts.items() if text.startswith(" ")}):
             missing = [place for place in tried if not found[place] and tried[place]]
             for place, ids in zip(missing, self._ids([tried[place] for place in missing]), strict=True):
-                if b"".join(self.vocabulary.pieces[token] or b"" for token in ids) == strings[place]:
+                spelt = b"".join(self.vocabulary.pieces[token] or b"" for token in ids)
+                if spelt == strings[place] and max(ids) < self.rows:
                     found[place] = tuple(ids)
         return [tokens or self._longest(string) for tokens, string in zip(found, strings, strict=True)]
 

@@ -67,7 +67,7 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
             f"model must be no composite, as a composite looks things up by token id; {asked.model} is one."
         )
     new = Reader.of(asked.tokenizer, _load_tokenizer(sources["tokenizer"], asked.trust_remote_code))
-    own = Reader.of(asked.model, model.tokenizer)
+    own = Reader.of(asked.model, model.tokenizer, len(model.embedding.weight))
     if same_ids(own.tokenizer, new.tokenizer):
         raise UsageError(f"tokenizer must be another one; {asked.model} reads that of {asked.tokenizer} already.")
     donor = None
