@@ -114,6 +114,7 @@ def test_bytes_are_spelt_without_the_space_that_a_tokenizer_puts_in_front(reader
         spelt = new.spell([string])[0]
         assert b"".join(new.vocabulary.pieces[token] or b"" for token in spelt) == string
     assert new.tokenizer.convert_ids_to_tokens(new.spell([b" the"])[0]) == ["▁the"]
+    new = Reader.of("always", made("byte fallback, always in front"))
     for word in ("modelling", "matched", "plants", "tokenise", "headlines", "featured", "early", "tent", "annals"):
         assert list(new.spell([f" {word}".encode()])[0]) == new.tokenizer.encode(word, add_special_tokens=False)
 

@@ -58,6 +58,15 @@ def with_byte_fallback(prepend: str = "first") -> PreTrainedTokenizerFast:
     return _wrapped(core)
 
 
+def with_prepended_space() -> PreTrainedTokenizerFast:
+    """As Llama 2's: a space is put in front of every text, also of one that begins with a space."""
+    found = with_byte_fallback()
+    core = found.backend_tokenizer
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.pre_tokenizer = None  # pyright: ignore[reportAttributeAccessIssue]
+    return found
+
+
 def word_piece(lowercase: bool = False) -> PreTrainedTokenizerFast:
     """As BERT's. White space is not kept, and words with characters that it has not seen are unknown."""
     core = Tokenizer(models.WordPiece(unk_token="<unk>"))
@@ -111,6 +120,7 @@ KINDS = {
     "byte-level": byte_level,
     "byte-level, NFC": composed,
     "byte fallback": with_byte_fallback,
+    "byte fallback, always in front": with_prepended_space,
     "byte fallback, nothing in front": functools.partial(with_byte_fallback, "never"),
     "byte fallback, NFKC": compatible,
     "word pieces": word_piece,
