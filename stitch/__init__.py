@@ -23,6 +23,7 @@ _HOMES = {
     "circuit": "stitch.api.circuits",
     "graft": "stitch.api.circuits",
     "convert": "stitch.api.convert",
+    "retokenize": "stitch.api.retokenize",
     "compile": "stitch.api.compile",
     "transfer": "stitch.api.transfer",
     "certify": "stitch.api.compiled",
@@ -54,6 +55,7 @@ __all__ = [
     "push",
     "read_anatomies",
     "register_anatomy",
+    "retokenize",
     "run",
     "sweep",
     "transfer",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from stitch.api.compiled import certify, run
     from stitch.api.estimate import estimate
     from stitch.api.evaluation import evaluate, inspect
+    from stitch.api.retokenize import retokenize
     from stitch.api.sharing import push
     from stitch.api.stitching import chain, join
     from stitch.api.sweeps import sweep

@@ -21,7 +21,7 @@ GROUPS = [(), ("compile",), ("convert",), ("transfer",), ("cache",)]
 # Options that mean different things in different commands. All others have the same help everywhere.
 DIFFERENT = {
     *("--context", "--features", "--held-out", "--host", "--length", "--out"),
-    *("--prompts", "--steps", "--text", "--tokens", "--window"),
+    *("--prompts", "--steps", "--text", "--tokenizer", "--tokens", "--window"),
     *("--layer", "--layer-b", "--native", "--sae-passes", "--strength"),
 }  # fmt: skip
 
@@ -44,7 +44,7 @@ def test_the_table_has_every_command():
     assert {page.path for page in PAGES} == {
         *("join", "chain", "sweep", "eval", "inspect", "push", "open", "circuit", "graft", "certify", "run"),
         *("compile automaton", "compile machine", "compile pattern", "compile tool", "compile induction"),
-        *("convert heads", "convert ngram", "convert recurrent", "convert consolidate"),
+        *("convert heads", "convert ngram", "convert recurrent", "convert consolidate", "retokenize"),
         *("transfer sae", "transfer probe", "transfer vector"),
         *("cache list", "cache size", "cache remove", "cache verify"),
     }

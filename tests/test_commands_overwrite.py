@@ -33,8 +33,8 @@ def arguments(page: CommandPage, out: Path) -> list[str]:
 def test_the_table_has_every_command_that_writes_a_folder():
     paths = {page.path for page in WRITING}
     assert paths >= {"join", "chain", "sweep", "graft", "convert heads", "convert ngram", "convert recurrent",
-                     "convert consolidate", "compile automaton", "compile machine", "compile pattern", "compile tool",
-                     "compile induction"}  # fmt: skip
+                     "convert consolidate", "retokenize", "compile automaton", "compile machine", "compile pattern",
+                     "compile tool", "compile induction"}  # fmt: skip
 
 
 @pytest.mark.parametrize("page", WRITING, ids=lambda page: page.path)

@@ -11,6 +11,7 @@ import cli
 import planted
 import sae
 import tiny
+import tokenizers_made
 from jobs import gpt2_and_qwen3
 from stitch.files.recipe import read_recipe, recipe
 
@@ -28,6 +29,7 @@ COMMANDS = {
     "convert ngram": "{llama} --drop 2 --rows 2000 --memory 256M " + SMALL,
     "convert recurrent": "{llama} --window 4 --steps 2 --logit-steps 1 " + SMALL,
     "convert consolidate": "{gpt2} --context {note} --cost 0.05 --tokens 4096 --held-out 4096 --device cpu --text {text}",
+    "retokenize": "{gpt2} --tokenizer {letters} --tokens 4096 --documents 8 --context 24 --device cpu --text {text}",
     "graft": "{donor} --behaviour induction --host {host} --circuit {circuit} --prompts 8 --device cpu --graft {donor}=induction",
     "compile automaton": "{even} --length 16 --mode vsa --dimension 16 --seed 3 --device cpu",
     "compile machine": "--window 4 --context 256 --device cpu",
@@ -43,6 +45,7 @@ SLOW = (
     "convert ngram",
     "convert recurrent",
     "convert consolidate",
+    "retokenize",
     "graft",
     "compile machine",
     "transfer sae",
@@ -62,6 +65,8 @@ def files(tmp_path_factory) -> dict[str, Path]:
         found[name.partition(".")[0]] = folder / name
         (folder / name).write_text(content)
 
+    found["letters"] = folder / "letters"
+    tokenizers_made.byte_level(300).save_pretrained(found["letters"])
     write("even.json", json.dumps(EVEN))
     write("host.json", json.dumps(HOST))
     write("circuit.json", json.dumps({"heads": {"0": [1], "1": [2]}, "neurons": {}}))

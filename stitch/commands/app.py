@@ -16,6 +16,7 @@ from stitch.commands import (
     models,
     pages,
     recurrent,
+    retokenize,
     stitching,
     sweep,
     transfer,
@@ -84,6 +85,7 @@ app.add_typer(compile.commands, name="compile")
 app.add_typer(compiled.commands)
 convert.commands.add_typer(recurrent.commands)
 app.add_typer(convert.commands, name="convert")
+app.add_typer(retokenize.commands)
 app.add_typer(transfer.commands, name="transfer")
 app.add_typer(cache.commands, name="cache")
 

@@ -20,6 +20,7 @@ MODELS = (
     "donor",
     "host",
     "tokenizer",
+    "donor_model",
 )  # options, and keys of a chain's part, that name a model
 
 

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 from pathlib import Path
+from typing import Any
 
 from stitch.models import hub
 from stitch.models.lineage import lineage
@@ -22,17 +23,21 @@ def provenance(settings: dict, a: Model, b: Model, sources: dict[str, Source]) -
 def surroundings(settings: dict, models: dict[str, tuple[Model, Source]]) -> dict:
     """The provenance of a report on any number of models that share a tokenizer; `models` by their role in the report."""
     last = list(models.values())[-1][0]
-    vocabulary = json.dumps(last.tokenizer.get_vocab(), sort_keys=True).encode()
     return {
         "settings": settings,
         "models": {
             role: {**described(source), "attention": model.config._attn_implementation}
             for role, (model, source) in models.items()
         },
-        "tokenizer_sha256": hashlib.sha256(vocabulary).hexdigest(),
+        "tokenizer_sha256": hash_of(last.tokenizer),
         "versions": versions(),
         "device": str(last.device),
     }
+
+
+def hash_of(tokenizer: Any) -> str:
+    """SHA-256 of a tokenizer's vocabulary."""
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

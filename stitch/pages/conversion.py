@@ -1,5 +1,7 @@
 """The page of a conversion: rows with intervals, and divergence from the donor against bytes."""
 
+from dataclasses import dataclass
+
 from stitch.pages.chart import FLUID, Chart, axis, colour, roles_in, shape, tips
 from stitch.pages.intervals import intervals
 from stitch.pages.page import Page, html
@@ -11,26 +13,42 @@ NAMES = {"a": "donor", "composite": "converted", "bound": "floor"}
 KL = "KL to the donor, nats per token"
 
 
-def conversion_page(report: dict, table: Table, notes: list[str]) -> bytes:
+@dataclass(frozen=True)
+class Measure:
+    """What rows are compared by: the key of its value in the report, what it is called, and its unit."""
+
+    key: str
+    name: str
+    unit: str
+
+
+NATS = Measure("ce", "Cross-entropy", "nats per token")
+BITS = Measure("bpb", "Bits per byte", "bits per byte")
+
+
+def conversion_page(report: dict, table: Table, notes: list[str], measure: Measure = NATS) -> bytes:
     """report.html of a conversion, with the table and sentences that the terminal shows."""
     rows = [
         {
             "label": row["name"],
             "role": _role(row["name"]),
-            "value": row["ce"],
-            "low": row["ce_low"],
-            "high": row["ce_high"],
+            **_interval(row, measure),
         }
-        for row in sorted(report["results"], key=lambda row: row["ce"])
+        for row in sorted(report["results"], key=lambda row: row[measure.key])
     ]
-    charts = [intervals("rows", "Cross-entropy of every row, with 95 % intervals", rows, "nats per token", names=NAMES)]
+    title = f"{measure.name} of every row, with 95 % intervals"
+    charts = [intervals("rows", title, rows, measure.unit, names=NAMES)]
     if (chart := bytes_against_kl(report)) is not None:
         charts.append(chart)
     sections = [
         Section(name="rows", heading="All rows", charts=charts, tables=[ungrouped(table)], notes=notes),
-        *([_differences(report)] if report["differences"] else []),
+        *([_differences(report, measure)] if report["differences"] else []),
     ]
     return html(Page(title=report["title"], lead=report["made"], facts=[table[2]], sections=sections))
+
+
+def _interval(row: dict, measure: Measure) -> dict:
+    return {"value": row[measure.key], "low": row[f"{measure.key}_low"], "high": row[f"{measure.key}_high"]}
 
 
 def _role(row: str) -> str:
@@ -65,14 +83,12 @@ def bytes_against_kl(report: dict) -> Chart | None:
     return Chart(name="bytes", title=title, spec=spec, roles=roles, names=NAMES, note="Left and low is better.")
 
 
-def _differences(report: dict) -> Section:
+def _differences(report: dict, measure: Measure) -> Section:
     rows = [
         {
             "label": f"{one['name']} − {one['minus']}",
             "role": _role(one["minus"]),
-            "value": one["ce"],
-            "low": one["ce_low"],
-            "high": one["ce_high"],
+            **_interval(one, measure),
         }
         for one in report["differences"]
     ]
@@ -81,15 +97,15 @@ def _differences(report: dict) -> Section:
         "differences",
         "Paired differences",
         rows,
-        "difference in nats per token",
+        f"difference in {measure.unit}",
         difference=True,
         names=NAMES,
         note=note,
     )
-    header = ["row", "minus", "nats per token", "95 % interval, paired"]
+    header = ["row", "minus", measure.unit, "95 % interval, paired"]
     cells = [
-        [one["name"], one["minus"], f"{one['ce']:+.4f}", f"{one['ce_low']:+.4f} to {one['ce_high']:+.4f}"]
-        for one in report["differences"]
+        [one["name"], one["minus"], f"{row['value']:+.4f}", f"{row['low']:+.4f} to {row['high']:+.4f}"]
+        for one, row in zip(report["differences"], rows, strict=True)
     ]
     return Section(
         name="compared", heading="What was compared with what", charts=[chart],

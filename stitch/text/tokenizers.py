@@ -21,9 +21,9 @@ def require_same_ids(a, b, name_a: str, name_b: str) -> None:
 
     Names and classes of tokenizers are not compared. Raises: UsageError with the number of tokens that differ.
     """
-    first, second = a.get_vocab(), b.get_vocab()
-    if first == second and _encode_alike(a, b):
+    if same_ids(a, b):
         return
+    first, second = a.get_vocab(), b.get_vocab()
     tokens = first.keys() | second.keys()
     differing = sum(first.get(token) != second.get(token) for token in tokens)
     what = f"{differing:,} of {len(tokens):,} tokens differ" if differing else "they split text differently"
@@ -32,5 +32,8 @@ def require_same_ids(a, b, name_a: str, name_b: str) -> None:
     )
 
 
-def _encode_alike(a, b) -> bool:
-    return a.encode(PROBE, add_special_tokens=False) == b.encode(PROBE, add_special_tokens=False)
+def same_ids(a, b) -> bool:
+    """Whether two tokenizers give the same ids, as far as their vocabularies and `PROBE` tell."""
+    return a.get_vocab() == b.get_vocab() and (
+        a.encode(PROBE, add_special_tokens=False) == b.encode(PROBE, add_special_tokens=False)
+    )

@@ -1,0 +1,76 @@
+"""A tokenizer with its vocabulary: how it reads a text, and how it spells bytes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from stitch.text.alignment import Aligned, align
+from stitch.text.tokenizers import bos_of
+from stitch.text.vocabulary import Vocabulary, vocabulary_of
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The tokenizer of the model called `name`. `bos` is the id that starts a text.
+
+    Tokens from `rows` on have no row in the model's embedding, and are not used to spell or to correspond.
+    """
+
+    name: str
+    tokenizer: Any
+    vocabulary: Vocabulary
+    bos: int
+    rows: int
+
+    @classmethod
+    def of(cls, name: str, tokenizer: Any, rows: int | None = None) -> "Reader":
+        """With None for `rows`: all tokens have one. Raises: UsageError for a tokenizer without a token to start a text with."""
+        vocabulary = vocabulary_of(tokenizer)
+        return cls(name, tokenizer, vocabulary, bos_of(tokenizer), len(vocabulary) if rows is None else rows)
+
+    def read(self, text: str) -> Aligned:
+        return align(text, self.tokenizer, self.vocabulary)
+
+    @cached_property
+    def by_bytes(self) -> dict[bytes, int]:
+        """The token that stands for some bytes. Of several the last: bytes that are kept for unknown characters come first."""
+        return {piece: index for index, piece in enumerate(self.vocabulary.pieces[: self.rows]) if piece}
+
+    def spell(self, strings: Sequence[bytes]) -> list[tuple[int, ...]]:
+        """The tokens that each string consists of, as the tokenizer makes them; empty where it can not.
+
+        Bytes that are no text, and those that the tokenizer puts something in front of, are spelt by the longest token that fits,
+        again and again.
+        """
+        found: list[tuple[int, ...]] = [()] * len(strings)
+        texts = {place: text for place, string in enumerate(strings) if (text := _text(string))}
+        # A tokenizer that puts a space in front of every text is given the text without one.
+        for tried in (texts, {place: text[1:] for place, text in texts.items() if text.startswith(" ")}):
+            missing = [place for place in tried if not found[place] and tried[place]]
+            for place, ids in zip(missing, self._ids([tried[place] for place in missing]), strict=True):
+                spelt = b"".join(self.vocabulary.pieces[token] or b"" for token in ids)
+                if spelt == strings[place] and max(ids) < self.rows:
+                    found[place] = tuple(ids)
+        return [tokens or self._longest(string) for tokens, string in zip(found, strings, strict=True)]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+    def _longest(self, string: bytes) -> tuple[int, ...]:
+        found, most = [], max(map(len, self.by_bytes))
+        while string:
+            size = next((size for size in range(min(most, len(string)), 0, -1) if string[:size] in self.by_bytes), 0)
+            if not size:
+                return ()
+            found.append(self.by_bytes[string[:size]])
+            string = string[size:]
+        return tuple(found)
+
+
+def _text(string: bytes) -> str:
+    """The text that these bytes are; empty where they are none."""
+    try:
+        return string.decode()
+    except UnicodeDecodeError:
+        return ""

@@ -1,0 +1,83 @@
+"""Bits per byte of documents, the one measure that two tokenizers have in common."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import log
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stitch.conversions.retokenization.streams import embedding, final
+from stitch.errors import StitchError
+from stitch.evaluation.scores import Scores
+from stitch.models.model import Model
+
+AT_ONCE = 2**24  # logits that are computed at a time
+
+Head = Float[Tensor, "_ columns"]  # rows by token id, with a bias as one column more where there is one
+
+
+def with_one(stream: Float[Tensor, "positions d"], columns: int) -> Float[Tensor, "positions columns"]:
+    """What a head of so many columns reads: the stream, and 1 where its last column is a bias."""
+    if columns == stream.shape[1]:
+        return stream
+    return torch.cat([stream, torch.ones(len(stream), 1, device=stream.device)], 1)
+
+
+def logits(
+    stream: Float[Tensor, "positions d"], head: Head, cap: float | None
+) -> Float[Tensor, "positions vocabulary"]:
+    """Of the head, softly capped where the family does that (Gemma 2)."""
+    found = with_one(stream, head.shape[1]) @ head.T
+    return found if cap is None else cap * torch.tanh(found / cap)
+
+
+def nats(
+    stream: Float[Tensor, "positions d"], head: Head, targets: Int[Tensor, " positions"], cap: float | None
+) -> float:
+    """−Σ log p(target) over positions."""
+    total, some = 0.0, max(1, AT_ONCE // len(head))
+    for part, wanted in zip(stream.split(some), targets.to(stream.device).split(some), strict=True):
+        found = logits(part, head, cap)
+        total += float((found.logsumexp(-1) - found.gather(1, wanted[:, None])[:, 0]).double().sum())
+    return total
+
+
+def score(
+    model: Model,
+    rows: Float[Tensor, "vocabulary d"],
+    heads: Mapping[str, Head],
+    documents: Sequence[tuple[Int[Tensor, " _"], int]],
+    bos: int,
+    *,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, Scores]:
+    """Bits per byte behind one embedding with each of `heads`, on documents of (ids, bytes). Only the predictions of ids count.
+
+    In `Scores` the counts are bytes, and the sums bits. `tick` is called after each document.
+    Raises: StitchError when logits are not finite.
+    """
+    cap = softcap(model)
+    bits: dict[str, list[float]] = {name: [] for name in heads}
+    with embedding(model, rows):
+        for ids, _ in documents:
+            stream = final(model, ids, bos)[:-1]
+            for name, head in heads.items():
+                bits[name].append(nats(stream, head, ids, cap) / log(2))
+            tick()
+    sizes = torch.tensor([size for _, size in documents], dtype=torch.float64)
+    for name, found in bits.items():
+        if not torch.tensor(found).isfinite().all():
+            raise StitchError(f"logits must be finite; {name} gives NaN or infinity: try `dtype=fp32`.")
+    return {name: Scores(torch.tensor(found, dtype=torch.float64), None, None, sizes) for name, found in bits.items()}
+
+
+def softcap(model: Model) -> float | None:
+    return getattr(model.config, "final_logit_softcapping", None)
+
+
+def head_of(model: Model) -> Head:
+    """The head's rows in float32, with its bias as a last column where it has one."""
+    head = model.head
+    rows, bias = head.weight.detach().float(), getattr(head, "bias", None)  # pyright: ignore[reportCallIssue]
+    return rows if bias is None else torch.cat([rows, bias.detach().float()[:, None]], 1)
