@@ -27,6 +27,7 @@ SIMILAR = 2 / 3  # of a mistyped command to the one that is meant: `rnu` and `ru
 EXAMPLES = """\
 stitch demo:gpt2 demo:llama --layer 3 --layer-b 4 --brief --out joined
 stitch eval joined --against demo:llama
+stitch --anatomy my.yaml COMMAND …    # a family of your own
 stitch COMMAND --help"""
 
 
@@ -34,6 +35,9 @@ class JoinByDefault(Group):
     """`stitch A B --layer 3` means `stitch join A B --layer 3`; a mistyped command is answered with the one that is close."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args[:1] == ["--anatomy"] and not ctx.resilient_parsing:
+            read_anatomy(args[1:2])
+            args = args[2:]
         if args and args[0] not in self.commands and args[0] not in self.own_options(ctx):
             if not ctx.resilient_parsing:  # as in completion, where what is typed may be half a word
                 self.refuse_mistyped(ctx, args)
@@ -61,6 +65,19 @@ class JoinByDefault(Group):
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         super().format_usage(ctx, formatter)
         formatter.write(f"       {ctx.command_path} MODEL_A MODEL_B --layer N [OPTIONS]\n")
+
+
+def read_anatomy(file: list[str]) -> None:
+    """`stitch --anatomy FILE COMMAND …`. It is no option of typer's, which would import pydantic to read its value."""
+    from stitch.commands.errors import reported
+    from stitch.errors import UsageError
+
+    with reported((), debug=False, resumable=False):
+        if not file:
+            raise UsageError("--anatomy needs a YAML file: stitch --anatomy my.yaml join A B --layer 12")
+        from stitch.models.anatomy_file import read_anatomies
+
+        read_anatomies(Path(file[0]))
 
 
 def may_be_model(word: str) -> bool:
@@ -101,28 +118,8 @@ def print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def read_anatomy(file: Path | None) -> None:
-    if file is not None:
-        from stitch.commands.errors import reported
-
-        with reported((), debug=False, resumable=False):
-            from stitch.models.anatomy_file import read_anatomies
-
-            read_anatomies(file)
-
-
 @app.callback()
 def options(
-    anatomy: Annotated[
-        Path | None,
-        typer.Option(
-            "--anatomy",
-            metavar="FILE",
-            help="YAML that says where models of a family keep their modules. It stands before the command.",
-            rich_help_panel="Input",
-            callback=read_anatomy,
-        ),
-    ] = None,
     version: Annotated[
         bool,
         typer.Option(

@@ -140,7 +140,8 @@ def streams_from(model: Model, start: int) -> Streams | None:
     half = late_half(model, start)
 
     def streams(stream: Float[Tensor, "batch seq d"], sites: Sequence[int]) -> dict[int, Tensor]:
-        return module_inputs(half.run, {site: half.at(site) for site in sites}, stream=stream.to(half.net.device))
+        there = {site: half.at(site) for site in sites}
+        return module_inputs(half.run, there, argument=model.stream_argument, stream=stream.to(half.net.device))
 
     return streams
 

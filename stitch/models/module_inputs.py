@@ -30,7 +30,7 @@ def module_inputs(
 
     def keep_as(key: Key):
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            place = argument if isinstance(argument, int) else 0
+            place = argument if isinstance(argument, int) and argument < len(args) else 0
             seen[key] = kwargs[argument] if argument in kwargs else args[place] if args else kwargs["hidden_states"]
             if len(seen) == len(modules):
                 raise _AllSeen

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache
 from stitch.activations.harvest import TOKENS_AT_ONCE
 from stitch.activations.observe import residuals
 from stitch.modeling.modeling_composite import StitchConfig
+from stitch.models.flow import FAMILY_ERRORS
 from stitch.models.model import Model
 from stitch.models.module_inputs import module_inputs
 from stitch.progress import Progress
@@ -43,9 +44,7 @@ def context_free(
     cache also has the past of its seams, get BOS before every token.
     """
     both = ids.to(model.device)
-    cache = _cache_of_bos(model, site) if site and not isinstance(model.config, StitchConfig) else None
-    if cache is not None and not _agrees(model, site, both[:PROBED], cache):
-        cache = None
+    cache = _cache_of_bos(model, site, both[:PROBED]) if site and not isinstance(model.config, StitchConfig) else None
     batch = TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // (1 if cache is not None else 2)
     rows, done = [], 0
     for tokens in both.split(batch):
@@ -72,14 +71,17 @@ def _stream(model: Model, site: int, ids: Int64[Tensor, "n seq"], cache: Any) ->
     """The stream entering block `site`, computed with a cache, to which the blocks before it are added."""
     module = [*model.blocks, model.final_norm][site]
     given = {"input_ids": ids, "past_key_values": cache}
-    return module_inputs(model.net, {site: module}, use_cache=True, **given)[site]
+    return module_inputs(model.net, {site: module}, argument=model.stream_argument, use_cache=True, **given)[site]
 
 
-def _cache_of_bos(model: Model, site: int) -> Any:
-    """A cache that contains BOS."""
+def _cache_of_bos(model: Model, site: int, probed: Int64[Tensor, " n"]) -> Any:
+    """A cache that contains BOS; None where states computed from it differ, or the states of the family cannot be repeated."""
     cache = DynamicCache(config=model.config)
-    _stream(model, site, torch.full((1, 1), bos_of(model.tokenizer), device=model.device), cache)
-    return cache
+    try:
+        _stream(model, site, torch.full((1, 1), bos_of(model.tokenizer), device=model.device), cache)
+        return cache if _agrees(model, site, probed, cache) else None
+    except FAMILY_ERRORS:
+        return None
 
 
 def _agrees(model: Model, site: int, tokens: Int64[Tensor, " n"], cache: Any) -> bool:
