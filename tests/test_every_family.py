@@ -219,7 +219,7 @@ for folder in sys.argv[1:]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("a", "b"), zip(MOST_USED[::2], (*MOST_USED[1::2], "opt"), strict=True))
+@pytest.mark.parametrize(("a", "b"), [*zip(MOST_USED[::2], (*MOST_USED[1::2], "opt"), strict=True)])
 def test_the_most_used_families_go_through_the_command_line_and_load_without_this_package(a, b, tmp_path):
     """Pairs of families are joined; a process that does not have this package loads the composite and generates text."""
     for kind in {a, b}:
