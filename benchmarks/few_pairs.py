@@ -26,7 +26,7 @@ from matching.null import draw_columns
 from matching.types import Alternatives, Candidates
 from stitch.activations.paired import Paired
 from stitch.features.codes import sparse_codes
-from stitch.modeling.modeling_composite import ngram_keys
+from stitch.modeling.modeling_translation import ngram_keys
 from stitch.regression.moments import Moments, Variable, accumulate
 from stitch.regression.ridge import Ridge, ridge
 from stitch.translation import cross_code, matched

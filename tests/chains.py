@@ -7,7 +7,8 @@ import torch
 import tiny
 from stitch.activations.observe import observe
 from stitch.composite.compose import compose
-from stitch.modeling.modeling_composite import StitchForCausalLM, ngram_keys
+from stitch.modeling.modeling_composite import StitchForCausalLM
+from stitch.modeling.modeling_translation import ngram_keys
 from stitch.models.anatomy import anatomy_of
 from stitch.models.model import Model
 from stitch.translation.types import Codes, Ngram, Position, Residual, Term, Token, Translation

@@ -225,11 +225,19 @@ def test_sae_lens_is_imported_only_inside_functions():
     ("file", "beside"),
     [
         ("stitch/modeling/modeling_halves.py", ()),
-        ("stitch/modeling/modeling_composite.py", ("stitch.modeling.modeling_halves.",)),
+        ("stitch/modeling/modeling_translation.py", ()),
+        (
+            "stitch/modeling/modeling_composite.py",
+            ("stitch.modeling.modeling_halves.", "stitch.modeling.modeling_translation."),
+        ),
         ("stitch/modeling/modeling_features.py", ()),
         (
             "stitch/modeling/modeling_recurrent.py",
-            ("stitch.modeling.modeling_composite.", "stitch.modeling.modeling_features."),
+            (
+                "stitch.modeling.modeling_composite.",
+                "stitch.modeling.modeling_features.",
+                "stitch.modeling.modeling_translation.",
+            ),
         ),
     ],
 )

@@ -16,7 +16,7 @@ from stitch.activations.paired import pair
 from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose
 from stitch.errors import UsageError
-from stitch.modeling.modeling_composite import ngram_keys
+from stitch.modeling.modeling_translation import ngram_keys
 from stitch.models.model import Model
 from stitch.text.windows import Windows
 from stitch.translation.inputs import ByPosition, ByToken, Lift, Stream, reach, streams

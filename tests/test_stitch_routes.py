@@ -8,7 +8,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from stitch.activations.paired import Tokens
-from stitch.modeling.modeling_composite import FEW_ROWS, TranslationModule, by_class
+from stitch.modeling.modeling_translation import FEW_ROWS, TranslationModule, by_class
 from stitch.translation.module import translation_config, translation_tensors
 from stitch.translation.routes import (
     Routes,

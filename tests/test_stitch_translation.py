@@ -9,7 +9,7 @@ from matching.procrustes import random_rotation
 from matching.types import Alternatives, Candidates
 from sae.types import Dictionary
 from stitch.features.matched import Matched
-from stitch.modeling.modeling_composite import TranslationModule
+from stitch.modeling.modeling_translation import TranslationModule
 from stitch.regression import normal
 from stitch.regression.moments import Moments, accumulate
 from stitch.regression.ridge import STRENGTHS, ridge, shares

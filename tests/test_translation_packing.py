@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 import tiny
 from stitch.composite.compose import compose
 from stitch.composite.costs import Costs, of_translation
-from stitch.modeling.modeling_composite import ngram_keys
+from stitch.modeling.modeling_translation import ngram_keys
 from stitch.translation.module import translation_module
 from stitch.translation.packed import Packed
 from stitch.translation.packing import bytes_without_tables, pack

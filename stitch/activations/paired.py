@@ -79,7 +79,7 @@ class Paired:
     def with_history(self, streams: Sequence[tuple[int, int]], reach: int, tokens: int = 8192) -> Iterator[Tokens]:
         """Kept tokens in text order, at most `tokens` at a time, with streams of A by (site, back) and `reach` ids back.
 
-        Streams of a window's first token count as absent, as in `TranslationInputs` of stitch/modeling/modeling_composite.py.
+        Streams of a window's first token count as absent, as in `TranslationInputs` of stitch/modeling/modeling_translation.py.
         Tokens whose previous token is a sink are left out.
         """
         usable = self.keep.clone()

@@ -26,7 +26,12 @@ from stitch.models.anatomy import Anatomy, anatomy_of, dotted
 from stitch.translation.module import translation_tensors
 from stitch.translation.types import Translation
 
-CODE = ("modeling_composite.py", "modeling_halves.py")  # of `stitch/modeling`, without which a composite does not load
+# Of `stitch/modeling`: without these a composite does not load.
+CODE = ("modeling_composite.py", "modeling_halves.py", "modeling_translation.py")
+    "modeling_composite.py",
+    "modeling_halves.py",
+    "modeling_translation.py",
+)  # of `stitch/modeling`, without which a composite does not load
 
 
 def write_checkpoint(

@@ -9,7 +9,7 @@ from torch import nn
 
 from sae.types import Dictionary
 from stitch.composite.compose import early_half, late_half
-from stitch.modeling.modeling_composite import TranslationModule
+from stitch.modeling.modeling_translation import TranslationModule
 from stitch.models.flops import block_flops
 from stitch.models.model import Model
 from stitch.translation.module import translation_config

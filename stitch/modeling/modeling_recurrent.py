@@ -1,7 +1,6 @@
 """A softmax decoder as a recurrent network: a state of constant size replaces the growing key-value cache.
 
-This file imports torch, transformers, modeling_features.py and modeling_composite.py. The three modeling files are saved with
-every checkpoint, which then loads with
+This file imports torch, transformers and the modeling files beside it. They are saved with every checkpoint, which then loads with
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
@@ -32,8 +31,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .modeling_composite import StitchConfig, StitchForCausalLM, TranslationModule, config_of, copy_sizes, parts_of
+from .modeling_composite import StitchConfig, StitchForCausalLM, config_of, copy_sizes, parts_of
 from .modeling_features import Features, HeadShape, Hedgehog, Identity, Mean, Priority, Random, Taylor
+from .modeling_translation import TranslationModule
 
 ATTENTION = "stitch_recurrent"
 LARGE_NEGATIVE = -1e30  # replaces −∞ where two such values are subtracted

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stitch.errors import UsageError
-from stitch.modeling.modeling_composite import StitchConfig, Stitched, TranslationModule, longest_context, parts_of
+from stitch.modeling.modeling_composite import StitchConfig, Stitched, longest_context, parts_of
+from stitch.modeling.modeling_translation import TranslationModule
 from stitch.models.anatomy import Anatomy, anatomy_of, blocks_before_last_part
 from stitch.models.flow import flow_of
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stitch.activations.paired import Tokens
 from stitch.errors import UsageError
-from stitch.modeling.modeling_composite import TokenTerm, TranslationInputs, TranslationModule
+from stitch.modeling.modeling_translation import TokenTerm, TranslationInputs, TranslationModule
 from stitch.models.model import Model
 from stitch.translation.packed import Packed
 from stitch.translation.types import Codes, Ngram, Position, Residual, Routed, Term, Token, Translation

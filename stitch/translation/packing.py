@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from stitch.modeling.modeling_composite import ngram_keys
+from stitch.modeling.modeling_translation import ngram_keys
 from stitch.translation.packed import Packed
 from stitch.translation.types import Ngram, Position, Term, Token, Translation
 from stitch.translation.unfolded import Unfolded

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from stitch.activations.paired import Tokens
-from stitch.modeling.modeling_composite import ngram_keys
+from stitch.modeling.modeling_translation import ngram_keys
 from stitch.translation.types import Ngram, Term, Token
 
 CANDIDATES = 2  # times as many n-grams of each order are considered as may be kept, the most frequent ones

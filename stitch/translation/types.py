@@ -1,7 +1,7 @@
 """A translation: the map from A's residual stream to B's, as plain tensors.
 
 Every way of fitting one ends in the same form, so one module applies them all, `TranslationModule` in
-`stitch/modeling/modeling_composite.py`:
+`stitch/modeling/modeling_translation.py`:
 
     y = bias + Σ over terms of input @ weight
 

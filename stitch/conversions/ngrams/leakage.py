@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from stitch.errors import UsageError
-from stitch.modeling.modeling_composite import ngram_keys
+from stitch.modeling.modeling_translation import ngram_keys
 from stitch.text.windows import Windows
 
 RUN = 32  # tokens: a run of this length that occurs in both texts counts as copied

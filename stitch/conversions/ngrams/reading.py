@@ -10,7 +10,7 @@ from torch import Tensor
 from stitch.activations.harvest import TOKENS_AT_ONCE
 from stitch.activations.observe import residuals
 from stitch.activations.paired import Tokens
-from stitch.modeling.modeling_composite import ngram_keys
+from stitch.modeling.modeling_translation import ngram_keys
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.windows import Windows
