@@ -28,10 +28,6 @@ from stitch.translation.types import Translation
 
 # Of `stitch/modeling`: without these a composite does not load.
 CODE = ("modeling_composite.py", "modeling_halves.py", "modeling_translation.py")
-    "modeling_composite.py",
-    "modeling_halves.py",
-    "modeling_translation.py",
-)  # of `stitch/modeling`, without which a composite does not load
 
 
 def write_checkpoint(

@@ -1,6 +1,6 @@
 """A softmax decoder as a recurrent network: a state of constant size replaces the growing key-value cache.
 
-This file imports torch, transformers and the modeling files beside it. They are saved with every checkpoint, which then loads with
+This file imports torch, transformers and the modeling files beside it. They are saved with every checkpoint, which loads with
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
