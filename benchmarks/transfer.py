@@ -160,7 +160,7 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
         return
     model = load_model(resolve(a_name).folder, name=a_name, dtype=torch.float32)
     documents = select(read("docs"), "report")
-    for name, label in SETS.items():
+    for name, label in ((name, SETS[name]) for name in given.sets):
         folder = work / name.replace(" ", "-")
         folder.mkdir(exist_ok=True)
         write_labels(documents, label, given.texts, folder / "labels.jsonl")
@@ -180,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--direction", action="append", choices=[*DIRECTIONS, *REAL])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--sets", nargs="+", choices=[*SETS], default=[*SETS], help="of labels")
     parser.add_argument("--saes", type=Path, nargs=2, help="SAEs of A's and of B's site, in place of trained ones")
     parser.add_argument("--texts", type=int, default=400, help="labelled texts per set; half of them are scored on")
     parser.add_argument("--context", type=int)
