@@ -239,3 +239,9 @@ def test_the_most_used_families_go_through_the_command_line_and_load_without_thi
     net = load(out).net
     prompts = tiny.tokenizer()(["one fine day", "so"], return_tensors="pt", padding=True)
     assert found["tokens"] == net.generate(**prompts, max_new_tokens=6, do_sample=False).tolist()
+
+
+def test_inspect_shows_models_whose_blocks_are_found_by_looking(tmp_path):
+    saved("bloom", tmp_path)
+    facts = stitch.inspect(str(tmp_path)).report
+    assert (facts["family"], facts["blocks"], facts["width"], facts["longest context"]) == ("bloom", 6, 32, None)

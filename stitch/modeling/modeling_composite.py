@@ -67,6 +67,10 @@ class StitchConfig(PreTrainedConfig):
         self.a_config, self.b_config = a_config, b_config
         self.site_a, self.site_b, self.stop_b = site_a, site_b, stop_b
         if a_config is not None and b_config is not None and b_flow is None:  # of an earlier version
+            if getattr(b_config, "scale_attn_by_inverse_layer_idx", False) and site_b:
+                raise ValueError(
+                    "attention scaled by the number of the block is not read from composites of earlier versions."
+                )
             b_flow = flow_of_cut(b_config)
             a_flow = None if isinstance(a_config, StitchConfig) else flow_of_cut(a_config)
             self.site_b, self.stop_b = 0, None
@@ -288,7 +292,7 @@ class Stitched(PreTrainedModel):
             self.b.set_output_embeddings(self.b._get_resized_lm_head(head, vocabulary))
         self.b.vocab_size = vocabulary  # some families compute the loss with it
         for config in (self.a.config, self.b.config, self.config):  # those of the halves are the objects in this one
-            config.vocab_size = vocabulary
+            config.get_text_config(decoder=True).vocab_size = vocabulary
 
     def _start(
         self,
