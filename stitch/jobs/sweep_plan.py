@@ -6,13 +6,14 @@ from stitch.activations.kept import Kept, counted, kept
 from stitch.composite.compose import late_model
 from stitch.composite.costs import whole
 from stitch.config import CompleteSettings
-from stitch.conversions.ngrams.work import TableText
+from stitch.conversions.ngrams.work import TableText, grams_of
 from stitch.estimates import counts
 from stitch.estimates.machine import calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
 from stitch.files.job import Clock
 from stitch.files.store import Store
+from stitch.frontier.own_tables import ORDER
 from stitch.frontier.work import Donor, own_tables
 from stitch.jobs.stages import read_windows
 from stitch.layers import work
@@ -54,8 +55,9 @@ def plan_sweep(
     left = {side: found[side].left if side in found else 1.0 for side in sides}
     pairs = [(depths[cell.source], cell.i, depths[cell.target], cell.j) for cell in cells]
     text = TableText(
-        fit=tokens["fit"], held_out=tokens["sweep"], ids=len(windows["fit"].ids.unique()), rows=settings.ngrams
-    )
+        fit=tokens["fit"], held_out=tokens["sweep"], ids=len(windows["fit"].ids.unique()),
+        rows=grams_of(windows["fit"], ORDER, settings.ngrams, a.config.vocab_size),
+    )  # fmt: skip
 
     def tables(side: Side) -> Work:
         """`at_every_depth`, each scored on both held-out splits."""
@@ -75,7 +77,8 @@ def plan_sweep(
     stages = {
         "text": Work(seconds=clock.seconds["text"]),
         "activations": sum(
-            (machine.forward(side, left[side] * sum(tokens.values()) * depths[side].whole) for side in sides), Work()
+            (machine.forward(side, left[side] * sum(tokens.values()) * depths[side].before[-1]) for side in sides),
+            Work(),
         ),
         "translations": work.fitted(machine, pairs, tokens["fit"] + tokens["sweep"]),
         "scores of pairs": work.scored(machine, pairs, tokens["sweep"], reference=False)

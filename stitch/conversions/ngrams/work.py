@@ -3,20 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stitch.conversions.ngrams.reading import frequent_by_order
 from stitch.conversions.plan import Counted
 from stitch.estimates import counts
 from stitch.estimates.machine import Machine
 from stitch.estimates.work import Work
 from stitch.models.flops import block_flops
+from stitch.text.windows import Windows
 from stitch.translation.fit import LEAST_SQUARES_TOKENS
 from stitch.translation.look_ups import position_columns
 
 BACKFIT = 54  # times that each row of a table is read and written in backfitting
 
 
+def grams_of(fit: Windows, order: int, rows: int, vocabulary: int) -> int:
+    """How many n-grams have one of `rows` rows: those that `choose_tables` takes. Few occur twice in a short text."""
+    return sum(map(len, frequent_by_order(fit.ids, order, vocabulary, rows)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableText:
-    """Tokens of the fit split and of one held-out split, ids that occur, and rows of n-gram tables."""
+    """Tokens of the fit split and of one held-out split, ids that occur, and n-grams that have a row."""
 
     fit: int
     held_out: int
@@ -44,9 +51,11 @@ def stages(counted: Counted, *, sites: Sequence[int], order: int, rows: int, ski
     """The work of `stitch convert ngram` by stage. `sites` are the depths that are tried, the last of which is taken."""
     model, tokens = counted.donor.model, counted.tokens
     columns = position_columns(model)
+    fit = counted.donor.windows["fit"]
     text = TableText(
-        fit=tokens["fit"], held_out=tokens["sweep"], ids=len(counted.donor.windows["fit"].ids.unique()), rows=rows
-    )
+        fit=fit.tokens, held_out=tokens["sweep"], ids=len(fit.ids.unique()),
+        rows=grams_of(fit, order, rows, model.config.vocab_size),
+    )  # fmt: skip
     total, share = Work(), 1.0
     for site in sites:
         blocks = sum(block_flops(model.config, block, counted.donor.context) for block in range(site))
@@ -54,7 +63,7 @@ def stages(counted: Counted, *, sites: Sequence[int], order: int, rows: int, ski
         total += tables_fitted(counted.machine, "donor", blocks, model.width, columns, order, skips, text)
         total += counted.scored(2 * tokens["sweep"], share) if len(sites) > 1 else Work()
     fits = order + 2  # of smaller memories, for the report
-    last = TableText(fit=0, held_out=0, ids=text.ids, rows=rows)
+    last = TableText(fit=0, held_out=0, ids=text.ids, rows=text.rows)
     smaller = fits / 2 * tables_fitted(counted.machine, "donor", 0.0, model.width, columns, order, skips, last)
     evaluated = counted.scored(3 * tokens["report"]) + counted.scored((fits + 6) * tokens["report"], share)
     return {"tables": total, "smaller tables": smaller, "evaluation": evaluated}
