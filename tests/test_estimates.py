@@ -13,8 +13,7 @@ from stitch.api.estimate import _duration
 from stitch.composite.costs import whole
 from stitch.config import CompleteSettings
 from stitch.conversions.donor import read_donor
-from stitch.conversions.ngrams.memory import NgramShape, choose_tables
-from stitch.conversions.ngrams.work import grams_of
+from stitch.conversions.ngrams.work import TableText, memory_fitted
 from stitch.conversions.plan import Counted
 from stitch.conversions.recurrence.work import stages as recurrent_stages
 from stitch.errors import UsageError
@@ -28,9 +27,8 @@ from stitch.jobs.chain import PER_SEAM, chain
 from stitch.jobs.join import stitch as join
 from stitch.jobs.join_plan import plan_join
 from stitch.jobs.join_work import Ends, JoinWork, scored_rows
-from stitch.jobs.stages import complete, load_pair, read_windows
+from stitch.jobs.stages import complete, load_pair
 from stitch.models.flops import block_flops
-from stitch.translation.types import Ngram
 
 FIXED = Machine(passes={"a": 1e9, "b": 1e9}, single=1e10, double=5e9, bytes=1e9, compared=1e-5)
 ENDS = Ends(early_a=1e6, whole_a=2e6, early_b=1e6, late_b=2e6, width_a=32, width_b=48, earlier=2, positions=32)
@@ -63,7 +61,6 @@ def work(**changes) -> JoinWork:
         fit=4096,
         held_out=1024,
         ids=50,
-        grams=100,
         machine=FIXED,
         missing=NOTHING_KEPT,
     )
@@ -111,16 +108,14 @@ def test_a_step_of_training_costs_a_forward_and_a_backward_pass():
     assert counts.trained(FIXED, "a", 100, 1e6, frozen=True).flops == 2e8
 
 
-def test_n_grams_are_those_that_a_table_would_have(pair):
-    asked = settings(pair["gpt2"], pair["qwen3"], pair["text"])
-    a, b, _ = load_pair(asked)
-    text = read_windows(asked, a, b)["fit"]
-    for rows, order in ((10**6, 3), (40, 3), (40, 2), (0, 3)):
-        shape = NgramShape(order=order, rows=rows, skips=2)
-        tables = choose_tables(text, shape, a.config.vocab_size, 0, 2**30, a.width)
-        wanted = sum(len(table.keys) for table in tables if isinstance(table.by, Ngram))
-        assert grams_of(text, order, rows, a.config.vocab_size) == wanted <= rows
-    assert work(grams=1000).alternatives().seconds > work(grams=10).alternatives().seconds
+def test_tables_cost_what_the_text_and_the_held_out_tokens_bring():
+    def seconds(tables: int = 5, passes: int = 6, **changes: int) -> float:
+        text = TableText(**{"fit": 10_000, "held_out": 4096, "ids": 50, **changes})
+        return memory_fitted(FIXED, tables, 0, 64, text, passes).seconds
+
+    assert seconds(passes=12) == pytest.approx(2 * seconds()) and seconds(fit=20_000) > seconds() < seconds(tables=6)
+    small, large = ((seconds(held_out=2 * held) - seconds(held_out=held)) / held for held in (4096, 65_536))
+    assert large > 2 * small  # arrays that go back to the system after every use
 
 
 def test_streams_of_a_sweep_cost_all_blocks_and_no_head(pair):

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from stitch.composite.costs import Costs
 from stitch.composite.parts import Part
 from stitch.config import CompleteSettings
-from stitch.conversions.ngrams.work import grams_of
 from stitch.estimates.machine import calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
 from stitch.files.job import Clock
 from stitch.files.store import Store
-from stitch.frontier.own_tables import ORDER
 from stitch.jobs.join_plan import REPORT, left_to_make
 from stitch.jobs.join_work import Ends, JoinWork
 from stitch.jobs.stages import read_windows, text_size
@@ -69,7 +67,6 @@ def plan_chain(
             fit=size.fit,
             held_out=size.held_out,
             ids=ids,
-            grams=grams_of(windows["fit"], ORDER, settings.ngrams, late.config.vocab_size),
             machine=machine,
             missing=missing,
         )

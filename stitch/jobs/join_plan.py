@@ -6,14 +6,12 @@ from stitch.activations.kept import counted, kept, unmade
 from stitch.composite.compose import late_model
 from stitch.composite.costs import Costs
 from stitch.config import CompleteSettings
-from stitch.conversions.ngrams.work import grams_of
 from stitch.estimates.machine import calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
 from stitch.features.saes import KIND, about
 from stitch.files.job import Clock
 from stitch.files.store import Store
-from stitch.frontier.own_tables import ORDER
 from stitch.jobs.join_work import Ends, JoinWork
 from stitch.jobs.stages import harvest_requests, read_windows, sae_requests, text_size
 from stitch.layers.work import layer_choice
@@ -50,7 +48,6 @@ def plan_join(
     work = JoinWork(
         ends=Ends.of(costs, *settings.sites, position_columns(*dict.fromkeys((a, b)))), settings=settings, fit=size.fit,
         held_out=size.held_out, ids=len(windows["fit"].ids.unique()), machine=machine, missing=missing,
-        grams=grams_of(windows["fit"], ORDER, settings.ngrams, b.config.vocab_size),
     )  # fmt: skip
     halves = costs.early(settings.layer) + costs.late(settings.layer_b)
     saes = sum(4 * (2 * width + 1) * work.features(width) for width in (a.width, b.width))

@@ -65,8 +65,8 @@ class Ends:
 class JoinWork:
     """The work of joining two models with these settings. The machine knows them as "a" and "b".
 
-    `fit` and `held_out` are tokens, `ids` those that occur, `grams` the n-grams that have a row in own tables. `missing` are the
-    shares of A's and B's activations and of both SAEs ("a", "b", "sae-a", "sae-b") that no earlier run has left.
+    `fit` and `held_out` are tokens, `ids` those that occur. `missing` are the shares of A's and B's activations and of both SAEs
+    ("a", "b", "sae-a", "sae-b") that no earlier run has left.
     """
 
     ends: Ends
@@ -74,7 +74,6 @@ class JoinWork:
     fit: int
     held_out: int
     ids: int
-    grams: int
     machine: Machine
     missing: Mapping[str, float]
 
@@ -226,7 +225,7 @@ class JoinWork:
             positions=ends.positions // 2,
         )
         b = Donor(name="b", early=ends.early_b, whole=whole_b, width=ends.width_b, positions=ends.positions // 2)
-        text = TableText(fit=self.fit, held_out=self.held_out, ids=self.ids, rows=self.grams)
+        text = TableText(fit=self.fit, held_out=self.held_out, ids=self.ids)
         made = {
             "reference:own-tables": lambda: own_tables(self.machine, b, text),
             "reference:a-own-tables": lambda: Work() if ends.same else own_tables(self.machine, a, text),

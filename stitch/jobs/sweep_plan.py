@@ -6,14 +6,13 @@ from stitch.activations.kept import Kept, counted, kept
 from stitch.composite.compose import late_model
 from stitch.composite.costs import whole
 from stitch.config import CompleteSettings
-from stitch.conversions.ngrams.work import TableText, grams_of
+from stitch.conversions.ngrams.work import TableText
 from stitch.estimates import counts
 from stitch.estimates.machine import calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
 from stitch.files.job import Clock
 from stitch.files.store import Store
-from stitch.frontier.own_tables import ORDER
 from stitch.frontier.work import Donor, own_tables
 from stitch.jobs.stages import read_windows
 from stitch.layers import work
@@ -56,7 +55,6 @@ def plan_sweep(
     pairs = [(depths[cell.source], cell.i, depths[cell.target], cell.j) for cell in cells]
     text = TableText(
         fit=tokens["fit"], held_out=tokens["sweep"], ids=len(windows["fit"].ids.unique()),
-        rows=grams_of(windows["fit"], ORDER, settings.ngrams, a.config.vocab_size),
     )  # fmt: skip
 
     def tables(side: Side) -> Work:

@@ -17,7 +17,7 @@ from torch import Tensor
 from stitch.activations.observe import residuals
 from stitch.activations.paired import SINK_RATIO, Tokens
 from stitch.conversions.ngrams.backfit import TableSamples, TableStatistics, backfit, collect, relative_weights
-from stitch.conversions.ngrams.reading import TableIndex, frequent_by_order, stream
+from stitch.conversions.ngrams.reading import TableIndex, frequent, stream
 from stitch.errors import UsageError
 from stitch.models.model import Model
 from stitch.progress import Progress
@@ -97,8 +97,12 @@ def choose_tables(
             f"order must be below {shape.order} for a vocabulary of {vocabulary:,} ids; got {shape.order}: lower it."
         )
     ids = windows.ids.unique().long()
-    indices = [TableIndex(Token(), ids)]
-    for order, keys in enumerate(frequent_by_order(windows.ids, shape.order, vocabulary, shape.rows), 2):
+    indices, left = [TableIndex(Token(), ids)], shape.rows
+    for order in range(2, shape.order + 1):
+        keys = frequent(
+            windows.ids, order, vocabulary, 2, left // (shape.order + 1 - order), max(2**20, 8 * shape.rows)
+        )
+        left -= len(keys)
         indices.append(TableIndex(Ngram(order, keys), keys))
     indices += [TableIndex(Token(back), ids) for back in range(1, shape.skips + 1)]
     if learned_positions:

@@ -72,19 +72,6 @@ def stream(
             progress(f"{task} (tokens)", done, windows.tokens)
 
 
-def frequent_by_order(
-    ids: Int[Tensor, "windows context"], longest: int, vocabulary: int, rows: int
-) -> list[Int64[Tensor, " rows"]]:
-    """Sorted keys of the most frequent n-grams that occur at least twice, of 2 to `longest` tokens: `rows` of them at most,
-    evenly by length."""
-    found, left = [], rows
-    for order in range(2, longest + 1):
-        most = left // (longest + 1 - order)
-        found.append(frequent(ids, order, vocabulary, 2, most, max(2**20, 8 * rows)))
-        left -= len(found[-1])
-    return found
-
-
 def frequent(
     ids: Int[Tensor, "windows context"], order: int, vocabulary: int, least: int, most: int, remembered: int
 ) -> Int64[Tensor, " rows"]:
