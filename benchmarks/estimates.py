@@ -15,6 +15,7 @@ from pathlib import Path
 from _processes import measured
 
 CLI = [sys.executable, "-m", "cli"]
+KEEPING = ("join", "chain", "sweep")  # commands with a cache
 CASES = {
     "demo, brief, 100,000 tokens": "join demo:gpt2 demo:llama --layer 3 --layer-b 4 --brief --tokens 100000",
     "demo, whole report, 1,000,000 tokens": "join demo:gpt2 demo:llama --layer 3 --layer-b 4",
@@ -23,10 +24,13 @@ CASES = {
     "demo:llama without two blocks": "join demo:llama demo:llama --layer 4 --layer-b 6 --native",
     "chain of three parts": "chain {chain} --tokens 100000",
     "sweep of the demo pair": "sweep demo:gpt2 demo:llama --tokens 30000",
+    "sweep of the demo pair, little text": "sweep demo:gpt2 demo:llama --tokens 8192 --context 32",
     "ranges of blocks": "sweep demo:llama --depth",
     "fewer heads": "convert heads demo:gpt2 --kv-heads 1",
     "n-gram tables": "convert ngram demo:llama --drop 2 --tokens 100000",
     "recurrent": "convert recurrent demo:gpt2 --tokens 32768",
+    "recurrent, little text": "convert recurrent demo:llama --tokens 16384 --context 128 --held-out 8192 --steps 40 "
+    "--logit-steps 20",
     "consolidate": "convert consolidate demo:gpt2 --context {document}",
 }
 CHAIN = """parts:
@@ -54,7 +58,7 @@ def compare(command: str, more: list[str]) -> dict:
         chain.write_text(CHAIN)
         document.write_text(DOCUMENT)
         words = [word.format(chain=chain, document=document) for word in command.split()]
-        words += [*more, "--out", str(out), "--quiet", *(["--cache-size", "0"] if words[0] == "join" else [])]
+        words += [*more, "--out", str(out), "--quiet", *(["--cache-size", "0"] if words[0] in KEEPING else [])]
         said = subprocess.run(
             [*CLI, *words, "--dry-run", "--json"], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
@@ -65,6 +69,7 @@ def compare(command: str, more: list[str]) -> dict:
         return {
             "estimated_seconds": round(estimate["seconds"], 1),
             "seconds": took["wall_seconds"],
+            "cpu_seconds": took["cpu_seconds"],
             "ratio": round(estimate["seconds"] / took["wall_seconds"], 3),
             "estimated_peak_bytes": estimate["bytes"]["memory"],
             "peak_bytes": took["peak_bytes"],

@@ -10,7 +10,12 @@ import cli
 import stitch
 from jobs import gpt2_and_qwen3, settings
 from stitch.api.estimate import _duration
+from stitch.composite.costs import whole
 from stitch.config import CompleteSettings
+from stitch.conversions.donor import read_donor
+from stitch.conversions.ngrams.work import TableText, memory_fitted
+from stitch.conversions.plan import Counted
+from stitch.conversions.recurrence.work import stages as recurrent_stages
 from stitch.errors import UsageError
 from stitch.estimates import counts, machine
 from stitch.estimates.machine import Machine
@@ -23,6 +28,7 @@ from stitch.jobs.join import stitch as join
 from stitch.jobs.join_plan import plan_join
 from stitch.jobs.join_work import Ends, JoinWork, scored_rows
 from stitch.jobs.stages import complete, load_pair
+from stitch.models.flops import block_flops
 
 FIXED = Machine(passes={"a": 1e9, "b": 1e9}, single=1e10, double=5e9, bytes=1e9, compared=1e-5)
 ENDS = Ends(early_a=1e6, whole_a=2e6, early_b=1e6, late_b=2e6, width_a=32, width_b=48, earlier=2, positions=32)
@@ -100,6 +106,47 @@ def test_a_step_of_training_costs_a_forward_and_a_backward_pass():
     assert once == Work(1e8, 0.1 + 100 * 1e-5)
     assert counts.trained(FIXED, "a", 100, 1e6).flops == 3e8
     assert counts.trained(FIXED, "a", 100, 1e6, frozen=True).flops == 2e8
+
+
+def test_tables_cost_what_the_text_and_the_held_out_tokens_bring():
+    def seconds(tables: int = 5, passes: int = 6, **changes: int) -> float:
+        text = TableText(**{"fit": 10_000, "held_out": 4096, "ids": 50, **changes})
+        return memory_fitted(FIXED, tables, 0, 64, text, passes).seconds
+
+    assert seconds(passes=12) == pytest.approx(2 * seconds()) and seconds(fit=20_000) > seconds() < seconds(tables=6)
+    small, large = ((seconds(held_out=2 * held) - seconds(held_out=held)) / held for held in (4096, 65_536))
+    assert large > 2 * small  # arrays that go back to the system after every use
+
+
+def test_streams_of_a_sweep_cost_all_blocks_and_no_head(pair):
+    found = stitch.estimate(
+        stitch.sweep, pair["gpt2"], pair["qwen3"], text=pair["text"], tokens=4096, context=32, device="cpu", quiet=True
+    )  # fmt: skip
+    asked = settings(pair["gpt2"], pair["qwen3"], pair["text"])
+    blocks = sum(block_flops(model.config, n, 32) for model in load_pair(asked)[:2] for n in range(model.depth))
+    assert found.rows["flops"]["activations"] == pytest.approx(sum(found.report["tokens"].values()) * blocks)
+
+
+def test_a_recurrent_form_costs_what_its_blocks_and_its_context_need(pair):
+    def planned(context: int, blocks: range, **changes) -> dict[str, Work]:
+        donor = read_donor(
+            str(pair["gpt2"]), text=str(pair["text"]), tokens=4096, held_out=1024, context=context, device="cpu",
+            dtype="fp32", trust_remote_code=False,
+        )  # fmt: skip
+        machine = dataclasses.replace(FIXED, passes={"donor": 1e9})
+        counted = Counted(donor, machine, whole(donor.model, context))
+        given = dict(steps=10, logit_steps=0, fitted=1, allocated=True)
+        return recurrent_stages(counted, blocks=blocks, **{**given, **changes})
+
+    short, long, part = planned(16, range(6)), planned(64, range(6)), planned(16, range(2))
+    for stage in ("keys by head", "fits"):
+        assert part[stage].seconds < short[stage].seconds < long[stage].seconds
+    beside_passes = [found["fits"].seconds - found["fits"].flops / 1e9 for found in (short, long)]
+    assert beside_passes[1] > 1.5 * beside_passes[0]  # attention weights that are compared
+    assert "keys by head" not in planned(16, range(6), allocated=False)
+    # Recall is tried on about 8,192 tokens by every net and twice by the donor, whatever the text.
+    least = 8192 * 12 * whole(load_pair(settings(pair["gpt2"], pair["qwen3"], pair["text"]))[0], 16).flops
+    assert short["evaluation"].flops > least
 
 
 COMMANDS = {

@@ -15,6 +15,7 @@ from stitch.estimates.work import Work
 from stitch.files.job import Clock
 from stitch.files.store import Store
 from stitch.jobs.stages import read_windows
+from stitch.layers.work import Depths
 from stitch.models.model import Model
 from stitch.progress import Progress
 
@@ -40,6 +41,7 @@ def plan_depth(
     tokens = {split: found.tokens for split, found in windows.items()}
     found = [kept(model, [*windows.values()], range(model.depth + 1), store, streams_from)] if store else []
     left = found[0].left if found else 1.0
+    before = Depths.of("a", model, cost.flops, settings.context).before
     block = cost.flops / model.depth
     neurons = len(weight_of(model.down(model.depth // 2)))
     bridge = Work()
@@ -57,7 +59,7 @@ def plan_depth(
     again = [splice for splice in lengths.values() for _ in range(2 * (1 + draws))]
     stages = {
         "text": Work(seconds=clock.seconds["text"]),
-        "activations": machine.forward("a", left * sum(tokens.values()) * cost.flops),
+        "activations": machine.forward("a", left * sum(tokens.values()) * before[-1]),
         "ranges of blocks": sum((scored(splice, tokens["sweep"]) for splice in tried), Work()),
         "the best, and others": sum((scored(splice, tokens["report"]) for splice in again), Work()),
         "whole model": counts.scored(machine, "a", tokens["sweep"] + tokens["report"], cost.flops),

@@ -225,7 +225,7 @@ class JoinWork:
             positions=ends.positions // 2,
         )
         b = Donor(name="b", early=ends.early_b, whole=whole_b, width=ends.width_b, positions=ends.positions // 2)
-        text = TableText(fit=self.fit, held_out=self.held_out, ids=self.ids, rows=self.settings.ngrams)
+        text = TableText(fit=self.fit, held_out=self.held_out, ids=self.ids)
         made = {
             "reference:own-tables": lambda: own_tables(self.machine, b, text),
             "reference:a-own-tables": lambda: Work() if ends.same else own_tables(self.machine, a, text),

@@ -54,8 +54,8 @@ def plan_sweep(
     left = {side: found[side].left if side in found else 1.0 for side in sides}
     pairs = [(depths[cell.source], cell.i, depths[cell.target], cell.j) for cell in cells]
     text = TableText(
-        fit=tokens["fit"], held_out=tokens["sweep"], ids=len(windows["fit"].ids.unique()), rows=settings.ngrams
-    )
+        fit=tokens["fit"], held_out=tokens["sweep"], ids=len(windows["fit"].ids.unique()),
+    )  # fmt: skip
 
     def tables(side: Side) -> Work:
         """`at_every_depth`, each scored on both held-out splits."""
@@ -75,7 +75,8 @@ def plan_sweep(
     stages = {
         "text": Work(seconds=clock.seconds["text"]),
         "activations": sum(
-            (machine.forward(side, left[side] * sum(tokens.values()) * depths[side].whole) for side in sides), Work()
+            (machine.forward(side, left[side] * sum(tokens.values()) * depths[side].before[-1]) for side in sides),
+            Work(),
         ),
         "translations": work.fitted(machine, pairs, tokens["fit"] + tokens["sweep"]),
         "scores of pairs": work.scored(machine, pairs, tokens["sweep"], reference=False)

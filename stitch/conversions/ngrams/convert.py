@@ -105,7 +105,7 @@ def convert_ngram(
         def planned() -> Plan:
             first = blocks_before_last_part(donor.model.config) + 1
             sites = [drop] if isinstance(drop, int) else range(first, donor.model.depth)
-            shown = partial(work.stages, sites=sites, order=shape.order, rows=shape.rows, skips=shape.skips)
+            shown = partial(work.stages, sites=sites, order=shape.order, skips=shape.skips)
             added = shape.rows * donor.model.width * donor.model.dtype.itemsize
             return plan_conversion(donor, shown, memory=memory, added=added)
 

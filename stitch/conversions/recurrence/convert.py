@@ -125,12 +125,12 @@ def convert_recurrent(
 
         def planned() -> Plan:
             fitted = 1 + (asked.features in FITTED) + allocated  # with those nulls that are fitted as well
-            return plan_conversion(
-                donor,
-                partial(
-                    work.stages, steps=asked.steps, logit_steps=asked.logit_steps, fitted=fitted, allocated=allocated
-                ),
-            )
+            blocks = range(model.depth) if asked.layers is None else asked.layers
+            stages = partial(
+                work.stages, steps=asked.steps, logit_steps=asked.logit_steps, fitted=fitted, allocated=allocated,
+                blocks=blocks,
+            )  # fmt: skip
+            return plan_conversion(donor, stages)
 
         return Job(make=make, plan=planned)
 
