@@ -357,6 +357,7 @@ def test_a_host_class_with_one_key_head_is_refused(gpt2: Path, tmp_path: Path, m
         weights.check(tiny.model("gpt_bigcode", multi_query=False), "the donor of a graft")
 
 
+@pytest.mark.slow
 def test_a_trained_host_gets_the_behaviour(gpt2: Path, circuit: Path, tmp_path: Path):
     host, text, out = tiny.save(tmp_path / "llama", "llama", head_dim=64), tmp_path / "text", tmp_path / "out"
     text.mkdir()

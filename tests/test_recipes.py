@@ -60,6 +60,7 @@ def test_a_run_made_again_from_its_card_has_the_same_bytes(made):
     assert read_recipe(made / "first" / "report.json") == read_recipe(made / "first" / "README.md")
 
 
+@pytest.mark.slow
 def test_what_is_given_goes_before_the_file(made):
     changed = run("join", "--recipe", made / "first" / "report.json", "--out", made / "other", "-q", "--seed", 7)
     assert changed.exit_code == 0, changed.output
@@ -180,6 +181,7 @@ def test_every_option_has_both_spellings_in_a_recipe_and_none_means_two_options(
                 assert check_options({spelt: 1}, known, path, tmp_path, apart=APART) == {param.name: 1}, spelt
 
 
+@pytest.mark.slow
 def test_an_option_whose_names_differ_is_read_under_either(pair, tmp_path):
     (tmp_path / "note.txt").write_text("norm head block early late match pair plan. " * 2)
     options = {"model": str(pair["gpt2"]), "tokens": 4096, "held-out": 4096, "device": "cpu", "text": str(pair["text"])}

@@ -496,6 +496,7 @@ def test_the_report_says_what_was_untied_clipped_and_lost(done):
     assert done.model.generate(**words, max_new_tokens=3, min_new_tokens=3).shape[1] == words.input_ids.shape[1] + 3
 
 
+@pytest.mark.slow
 def test_a_tokenizer_alone_is_enough_and_the_same_request_gives_the_same_bytes(folders, tmp_path):
     texts = sentences(600, 7)
     for name in "ab":
