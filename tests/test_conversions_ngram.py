@@ -281,6 +281,7 @@ def convert(root: Path, name: str, out: Path, **more) -> dict:
     return convert_ngram(str(root / name), out, text=str(root / "text.jsonl"), **{**SMALL, **more})
 
 
+@pytest.mark.slow
 def test_checkpoints_decode_and_reload_where_this_package_is_missing(root, converted, tmp_path):
     ids = tiny.ids()
     expected = {}

@@ -190,6 +190,7 @@ def test_a_chain_is_the_sum_of_its_seams(pair, tmp_path):
     assert flops[1] == pytest.approx(2 * flops[0])
 
 
+@pytest.mark.slow
 def test_a_chain_counts_what_the_store_has_of_donors_but_nothing_of_composites_still_to_be_made(pair, joined):
     asked, _, folder = joined  # of the first two blocks of A, and of B from block 2 on
     gpt2, qwen3 = str(pair["gpt2"]), str(pair["qwen3"])

@@ -147,6 +147,7 @@ def test_a_host_computes_what_the_arrangement_does(family: str, tmp_path: Path):
     assert (wanted - model.net(other).logits).abs().max() > 0.1  # with fewer blocks the result differs
 
 
+@pytest.mark.slow
 def test_a_shallow_host_has_the_behaviour_of_a_deep_donor_and_no_control_has(
     deep: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
