@@ -190,7 +190,7 @@ def main() -> None:
     given = parser.parse_args()
     for direction in given.direction or DIRECTIONS:
         for line in lines(direction, given):
-            for unread in ("provenance", "seconds"):
+            for unread in ("provenance", "seconds", "recipe", "cache"):  # these name folders of the machine
                 line.pop(unread, None)
             print(json.dumps({"benchmark": "transfer", "direction": direction, **line}), flush=True)
 

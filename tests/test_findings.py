@@ -104,3 +104,16 @@ def test_records_as_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "| 2.5 | 3 | 1.5 | 2.5 · 10⁶ |",
         "| 0.0 |  |  | 1.0 · 10⁻⁶ |",
     ]
+
+
+@pytest.mark.parametrize("file", sorted(tables.RESULTS.glob("*.jsonl")), ids=lambda file: file.stem)
+def test_results_name_no_folder_of_the_machine_that_they_were_made_on(file):
+    found = [value for line in file.read_text().splitlines() for value in strings(json.loads(line))]
+    assert [value for value in found if value.startswith("/") or ":\\" in value] == []
+
+
+def strings(value) -> list[str]:
+    """Every text in a value of JSON."""
+    if isinstance(value, (dict, list)):
+        return [text for one in (value.values() if isinstance(value, dict) else value) for text in strings(one)]
+    return [value] if isinstance(value, str) else []
