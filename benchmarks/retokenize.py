@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from stitch.conversions.retokenization.convert import retokenize
-from stitch.conversions.retokenization.correspondence import correspond
 from stitch.conversions.retokenization.omp import pursued
-from stitch.conversions.retokenization.reader import Reader
 from stitch.conversions.retokenization.rows import filled
 from stitch.models.loading import load
 from stitch.models.sources import resolve
+from stitch.text.correspondence import correspond
+from stitch.text.reader import Reader
 
 KEPT = (
     *("model", "tokenizer", "chosen", "vocabulary", "tied", "was_tied", "clipped", "coinciding", "lost", "context"),

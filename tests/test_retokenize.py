@@ -18,12 +18,10 @@ import tiny
 from jobs import WORDS
 from stitch.conversions.retokenization import rows as made_rows
 from stitch.conversions.retokenization.bias import constant_direction, with_bias
-from stitch.conversions.retokenization.correspondence import correspond
 from stitch.conversions.retokenization.embedding_ridge import fitted_embedding, occurrences
 from stitch.conversions.retokenization.head_ridge import fitted_head
 from stitch.conversions.retokenization.omp import pursued
 from stitch.conversions.retokenization.passages import beginnings, whole
-from stitch.conversions.retokenization.reader import Reader
 from stitch.conversions.retokenization.scoring import head_of, logits, score, softcap
 from stitch.conversions.retokenization.solve import Products, ridge
 from stitch.conversions.retokenization.streams import OnText, embedding, final
@@ -33,6 +31,8 @@ from stitch.conversions.retokenization.write import stays_tied, with_vocabulary
 from stitch.errors import UsageError
 from stitch.models.anatomy import ANATOMIES
 from stitch.models.model import Model
+from stitch.text.correspondence import correspond
+from stitch.text.reader import Reader
 from tokenizers_made import byte_level, made, word_piece
 
 SIZE = 320

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stitch.activations.observe import finite, residuals
@@ -43,7 +43,7 @@ class Activations:
     """Activations on disk: residual streams at `sites` of one model over `windows`, a site and `per_file` windows in each file.
 
     A shard is what is read at once, `per_shard` windows. `identity` names the model's weights and all else that values depend
-    on, where that was asked for.
+    on, where that was asked for. `exact` marks the tokens that end where a token of the model's own tokenizer does; None: all.
     """
 
     folder: Path
@@ -51,6 +51,7 @@ class Activations:
     windows: Windows
     per_shard: int
     identity: str = ""
+    exact: Bool[Tensor, "windows context"] | None = None
 
     @property
     def per_file(self) -> int:
@@ -127,7 +128,8 @@ def harvest(
     Raises: StitchError when activations are not finite.
     """
     identity = "" if store is None else identity_of(model)
-    result = Activations(folder, tuple(sites), windows, per_shard, identity)
+    exact = None if model.original is None else model.original.coincides(windows.ids)
+    result = Activations(folder, tuple(sites), windows, per_shard, identity, exact)
     batch = _at_once(model, windows.context)
     folder.mkdir(parents=True, exist_ok=True)
     for file in range(part[0], result.files, part[1]):

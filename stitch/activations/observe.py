@@ -62,5 +62,10 @@ def finite(seen: dict[int, Tensor], name: str, what: str = "at site") -> dict[in
 
 
 def residuals(model: Model, ids: Int[Tensor, "batch context"], sites: Sequence[int]) -> dict[int, Tensor]:
-    """Residual streams [batch, context, width] entering the blocks `sites`, by site; see `observe`."""
+    """Residual streams [batch, context, width] entering the blocks `sites`, by site; see `observe`.
+
+    A model that has been given another tokenizer reads the same bytes as it did before (`Model.original`).
+    """
+    if model.original is not None:
+        return model.original.residuals(ids, sites)
     return observe(model, {"input_ids": ids}, streams=sites).streams

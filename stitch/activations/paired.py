@@ -32,7 +32,8 @@ class Tokens:
 class Paired:
     """Activations of A at one site and of B at another on the same tokens.
 
-    `keep` marks the tokens to fit on: all but BOS at position 0 and the sinks of either model.
+    `keep` marks the tokens to fit on: all but BOS at position 0, the sinks of either model, and those that end inside a token of
+    a model's own tokenizer.
     """
 
     a: Activations
@@ -147,13 +148,15 @@ def _ago(sequence: Tensor, back: int, absent: int) -> Tensor:
 
 
 def without_sinks(activations: Activations, sites: Iterable[int]) -> Bool[Tensor, "windows context"]:
-    """Marks the tokens to fit on: all but BOS at position 0 and tokens that are attention sinks at one of `sites`.
+    """Marks the tokens to fit on: all but BOS at position 0, attention sinks at one of `sites`, and tokens that end inside
+    a token of the model's own tokenizer.
 
     The norm of a sink reaches 10⁵ times the median, so that a few would dominate every least-squares fit. A token is a sink if
     its norm exceeds `SINK_RATIO` times the median norm of the first shard. BOS at position 0 has no context: its state is a
     constant and needs no fit.
     """
-    keep = torch.ones(activations.windows.ids.shape, dtype=torch.bool)
+    shape, exact = activations.windows.ids.shape, activations.exact
+    keep = torch.ones(shape, dtype=torch.bool) if exact is None else exact.clone()
     keep[:, 0] = False
     for site in sites:
         limit = None

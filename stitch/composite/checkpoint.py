@@ -9,7 +9,9 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from transformers import PreTrainedModel
@@ -23,11 +25,26 @@ from stitch.files.shards import Held, Stored, stored_tensors, write_shards
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.modeling.modeling_composite import StitchBaseModel, StitchConfig, StitchForCausalLM
 from stitch.models.anatomy import Anatomy, anatomy_of, dotted
+from stitch.models.model import Model
 from stitch.translation.module import translation_tensors
 from stitch.translation.types import Translation
 
 # Of `stitch/modeling`: without these a composite does not load.
 CODE = ("modeling_composite.py", "modeling_halves.py", "modeling_translation.py")
+
+
+@dataclass(frozen=True)
+class OtherTokenizer:
+    """Where the tokenizer of a composite is that of the model in `folder`, not B's: `tensors` replace those of B's files, by
+    their names in the composite."""
+
+    folder: Path
+    tensors: Mapping[str, torch.Tensor]
+
+
+def head_tensors(b: Model) -> dict[str, torch.Tensor]:
+    """The tensors of B's head, by their names in a composite."""
+    return {f"b.{b.anatomy.head}.{name}": tensor.detach().cpu() for name, tensor in b.head.named_parameters()}
 
 
 def write_checkpoint(
@@ -38,6 +55,7 @@ def write_checkpoint(
     translation: Translation,
     *,
     loaded: Mapping[str, PreTrainedModel] | None = None,
+    other: OtherTokenizer | None = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
     extra_files: Mapping[str, bytes] | None = None,
@@ -45,14 +63,15 @@ def write_checkpoint(
 ) -> None:
     """Writes the composite that `config` describes (`composite.config`, or `stitch_config(…)`) to the folder `target`.
 
-    `a` and `b` are the donors' folders; the tokenizer is B's. `loaded` are both donors by "a" and "b": what the files of a family
-    that is not tested hold is known only once it is loaded. With `dtype` None every tensor keeps the type that it is
-    stored in. The folder appears complete or not at all, and the same inputs give the same bytes.
+    `a` and `b` are the donors' folders; the tokenizer is B's, or that of `other`. `loaded` are both donors by "a" and "b": what
+    the files of a family that is not tested hold is known only once it is loaded. With `dtype` None every tensor keeps the type
+    that it is stored in. The folder appears complete or not at all, and the same inputs give the same bytes.
     Raises: UsageError when `target` exists and may not be replaced; StitchError when a donor's file is missing or damaged,
     or when writing fails.
     """
     check_output(target, overwrite)
-    tensors = donor_tensors(config, a, b, dtype, loaded)
+    replaced = {} if other is None else {name: Held(tensor) for name, tensor in other.tensors.items()}
+    tensors = donor_tensors(config, a, b, dtype, loaded, replaced)
     model_dtype = dtype or _common_dtype(tensors)
     for name, tensor in translation_tensors(translation, model_dtype).items():
         tensors[f"translation.{name}"] = Held(tensor)
@@ -62,10 +81,10 @@ def write_checkpoint(
     def fill(folder: Path) -> None:
         write_shards(folder, tensors, max_shard_bytes)
         (folder / "config.json").write_text(_config_json(config))
-        (folder / "generation_config.json").write_text(_generation_json(config, b))
+        (folder / "generation_config.json").write_text(_generation_json(config, b, other is not None))
         for name in CODE:
             shutil.copyfile(Path(modeling.__file__).parent / name, folder / name)
-        copy_tokenizer(b, folder)
+        copy_tokenizer(b if other is None else other.folder, folder)
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content)
 
@@ -78,8 +97,12 @@ def donor_tensors(
     b: Path,
     dtype: torch.dtype | None,
     loaded: Mapping[str, PreTrainedModel] | None = None,
+    replaced: Mapping[str, Held] = MappingProxyType({}),
 ) -> dict[str, Stored | Held]:
-    """Where every tensor of the composite's halves comes from, by its name in the composite. Of files only headers are read."""
+    """Where every tensor of the composite's halves comes from, by its name in the composite. Of files only headers are read.
+
+    Those of `replaced` are in no file.
+    """
     with torch.device("meta"):
         slots = StitchForCausalLM(config).state_dict()
     a_anatomy, b_anatomy = anatomy_of(config.a_config, config.a_flow), anatomy_of(config.b_config, config.b_flow)
@@ -88,6 +111,9 @@ def donor_tensors(
     for name, slot in slots.items():
         half, _, path = name.partition(".")
         if half not in ("a", "b"):
+            continue
+        if name in replaced:
+            tensors[name] = replaced[name]
             continue
         donor, anatomy = (dotted(a_anatomy.body, path), a_anatomy) if half == "a" else (path, b_anatomy)
         if loaded and not anatomy.tested:
@@ -148,13 +174,17 @@ def _config_json(config: StitchConfig) -> str:
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-def _generation_json(config: StitchConfig, b: Path) -> str:
-    """B's generation settings, without the static cache that some families ask for and a composite cannot use."""
-    content: dict = {
+def _generation_json(config: StitchConfig, b: Path, other_tokens: bool) -> str:
+    """B's generation settings, without the static cache that some families ask for and a composite cannot use.
+
+    With `other_tokens` the ids in them are not B's.
+    """
+    special: dict = {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
         "pad_token_id": config.pad_token_id,
     }
+    content = special
     path = b / "generation_config.json"
     if path.is_file():
         try:
@@ -162,4 +192,6 @@ def _generation_json(config: StitchConfig, b: Path) -> str:
         except ValueError as error:
             raise StitchError(f"{path} must be JSON; it cannot be read: download it again.") from error
     content.pop("cache_implementation", None)
+    if other_tokens:
+        content = {key: value for key, value in content.items() if not key.endswith(("_id", "_ids"))} | special
     return json.dumps(content, indent=2, sort_keys=True) + "\n"

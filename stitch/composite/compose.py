@@ -133,9 +133,10 @@ def late_half(b: Model, site: int) -> Half:
 def streams_from(model: Model, start: int) -> Streams | None:
     """A function that gives the streams at later sites from that entering block `start`.
 
-    None for a composite, and for a family whose blocks read token ids beside the stream.
+    None for a composite, for a family whose blocks read token ids beside the stream, and for a model whose streams are those of
+    its own tokens.
     """
-    if isinstance(model.config, StitchConfig) or model.flow["ids"]:
+    if isinstance(model.config, StitchConfig) or model.original is not None or model.flow["ids"]:
         return None
     half = late_half(model, start)
 

@@ -1,7 +1,7 @@
 """What models cost to run and to keep: FLOPs, parameters, bytes on disk, and bytes read per token."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -136,11 +136,15 @@ def of_dictionary(dictionary: Dictionary) -> Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of joining `source` to `target` at any pair of sites, for windows of `context` tokens."""
+    """Costs of joining `source` to `target` at any pair of sites, for windows of `context` tokens.
+
+    Where the target reads other tokens than the source, `own_tokens` is how many of its own it reads per token of the source.
+    """
 
     source: Model
     target: Model
     context: int
+    own_tokens: float = 1.0
     _early: dict[int, Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
     _late: dict[int, Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -150,7 +154,11 @@ class Costs:
 
     @cached_property
     def whole_target(self) -> Cost:
-        return whole(self.target, self.context)
+        """Per token of the source, in the target's own tokens."""
+        if self.target.original is None:
+            return whole(self.target, self.context)
+        cost = whole(self.target.original.model, self.context)
+        return replace(cost, flops=cost.flops * self.own_tokens, bytes_read=int(cost.bytes_read * self.own_tokens))
 
     def early(self, site: int) -> Cost:
         """The source's embedding and blocks before a site; of a composite, a site after its last seam."""

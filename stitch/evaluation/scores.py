@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from stitch.errors import StitchError
@@ -166,6 +166,7 @@ def evaluate(
     reference: Logits | None = None,
     memory: int = 2**30,
     part: range | None = None,
+    counted: Bool[Tensor, " vocabulary"] | None = None,
     bins: Bins | None = None,
     binned: Collection[str] = (),
     progress: Callable[[str, int, int], None] | None = None,
@@ -175,7 +176,8 @@ def evaluate(
 
     KL and top-1 agreement compare a row with the distribution of `reference`.
     Position 0 (BOS) predicts the first token; the last position of a window predicts nothing. Logits beyond `vocabulary`, which
-    are padding rows of an embedding, are left out. `memory` is in bytes. Of the rows in `binned`, nats are also summed by `bins`.
+    are padding rows of an embedding, are left out. `counted` says of which tokens predictions count; None: of all. `memory` is in
+    bytes. Of the rows in `binned`, nats are also summed by `bins`.
     Raises: StitchError when a row's logits are not finite.
     """
     documents = int(windows.document.max()) + 1
@@ -191,6 +193,8 @@ def evaluate(
             columns = _compared(found, target, base, vocabulary)
             if not torch.isfinite(columns[0]).all():
                 raise StitchError(f"logits must be finite; {name} gives NaN or infinity: try `dtype=fp32`.")
+            if counted is not None:
+                columns = columns * counted[target].to(columns.device)
             sums[name].index_add_(1, owner, columns.double().cpu())
             if bins is not None and name in binned:
                 by_bin[name] = by_bin.get(name, 0) + bins.sums(batch.ids, owner, columns[0], documents)

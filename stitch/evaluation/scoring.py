@@ -11,6 +11,7 @@ from stitch.composite.surgery import Bridge, bridged
 from stitch.config import CompleteSettings
 from stitch.errors import UsageError
 from stitch.evaluation.bins import Bins
+from stitch.evaluation.own_tokens import own_scores
 from stitch.evaluation.racing import FIRST, near_the_best, race, race_against
 from stitch.evaluation.scores import Logits, Scores, evaluate
 from stitch.evaluation.stage import Stage
@@ -56,7 +57,7 @@ def choose(
     def score(names: list[str], part: range) -> dict[str, Scores]:
         return evaluate(
             {name: rows[name] for name in names}, windows, vocabulary=on.vocabulary, memory=settings.memory, part=part,
-            progress=progress, task="choice (tokens)",
+            counted=on.counted, progress=progress, task="choice (tokens)",
         )  # fmt: skip
 
     found = race(rows, score, len(windows.ids), -(-FIRST // windows.context), near_the_best(TIE))
@@ -98,15 +99,17 @@ def evaluate_all(
     references: Mapping[str, Translation] = MappingProxyType({}),
     bridges: Mapping[str, Bridge] = MappingProxyType({}),
     alternatives: Mapping[str, Logits] = MappingProxyType({}),
+    variants: Mapping[str, Logits] = MappingProxyType({}),
     whole: Collection[str] = (),
     bins: Bins | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Scores]:
     """Scores of all rows of the report; those of rows scored on all text also by `bins`.
 
-    They are the models, all translations, bridges, references and alternatives, and those floors, ceilings and nulls that
-    `wants` accepts. Alternatives, bridges, headline rows and those of `whole` are scored on all text; the others until they
-    are certain to be worse than the composite (`race_against`).
+    They are the models, all translations, bridges, references, alternatives and `variants` of the composite, and those floors,
+    ceilings and nulls that `wants` accepts. Where B reads other tokens than A, its row is in its own, and no row is compared with
+    its predictions token by token. Alternatives, bridges, headline rows and those of `whole` are scored on all text; the others
+    until they are certain to be worse than the composite (`race_against`).
     """
     yardsticks = {
         "floor:mean": on.constant(fitted.mean),
@@ -118,14 +121,18 @@ def evaluate_all(
         "null:shuffled-matching": on.translated(*fitted.shuffles),
     }
     splice = Splice(on.a.depth, on.site_a, on.site_b)
+    own = None if on.b.original is None else own_scores(on, progress)
+    if own is not None:
+        yardsticks["ceiling:aligned"] = on.aligned()
     rows = {
         "a": on.whole(on.a.net),
-        "b": on.whole(on.b.net),
+        **({"b": on.whole(on.b.net)} if own is None else {}),
         "composite": on.whole(composite),
         **{name: on.translated(translation) for name, translation in fitted.translations.items()},
         **{name: on.whole(bridged(on.a, splice, bridge).net) for name, bridge in bridges.items()},
         **{name: on.translated(translation) for name, translation in references.items()},
         **alternatives,
+        **variants,
         **{name: logits for name, logits in yardsticks.items() if wants(name)},
     }
     windows = on.windows
@@ -133,10 +140,11 @@ def evaluate_all(
     def score(names: list[str], part: range) -> dict[str, Scores]:
         some = {name: rows[name] for name in names}
         return evaluate(
-            some, windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, part=part, bins=bins,
-            binned=always, progress=progress,
+            some, windows, vocabulary=on.vocabulary, reference=rows.get("b"), memory=on.memory, part=part,
+            counted=on.counted, bins=bins, binned=always, progress=progress,
         )  # fmt: skip
 
     always = {"composite", *whole, *bridges, *alternatives, *(row.name for row in registry.ROWS if row.headline)}
     first = max(LEAST_WINDOWS, -(-FIRST // windows.context))
-    return race_against("composite", rows, score, len(windows.ids), first, always)
+    scores = race_against("composite", rows, score, len(windows.ids), first, always)
+    return scores if own is None else {**scores, "b": own}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae.types import Dictionary
@@ -42,6 +42,11 @@ class Stage:
     def vocabulary(self) -> int:
         """The number of ids that both models have logits for. Others are padding rows of an embedding."""
         return min(self.a.config.vocab_size, self.b.config.vocab_size)
+
+    @cached_property
+    def counted(self) -> Bool[Tensor, " vocabulary"] | None:
+        """The tokens whose predictions count; None: all. Across tokenizers those that stand for text, as special ones differ."""
+        return None if self.b.original is None else self.b.original.bytes_of > 0
 
     def stream(self, site: int) -> Float[Tensor, "windows context d_a"]:
         """A's stream entering block `site`."""
@@ -90,6 +95,14 @@ class Stage:
 
         return logits
 
+    def aligned(self) -> Logits:
+        """B's own stream. Where B reads other tokens than A, it is that at the token which ends last."""
+
+        def logits(batch: Batch) -> Tensor:
+            return late_logits(self.late, self.y[batch.rows].to(self.b.device), ids=batch.ids.to(self.b.device))
+
+        return logits
+
     def wrong_text(self) -> Logits:
         """B's own stream of the next window: right in distribution, but of another text."""
         count = len(self.windows.ids)
@@ -111,13 +124,13 @@ class Stage:
 
 def _spliced(late: Half, stream: Tensor, paired: Paired, dictionary: Dictionary) -> Logits:
     device = dictionary.decoder.device
+    spliced = paired.keep if paired.b.exact is None else paired.keep | ~paired.b.exact
 
     def logits(batch: Batch) -> Tensor:
         own = stream[batch.rows].to(device)
-        keep = paired.keep[batch.rows].to(
-            device
-        )  # SAEs are not trained on BOS and attention sinks: these are kept as they are
-        spliced = torch.where(keep[..., None], dictionary(own).to(own.dtype), own)
-        return late_logits(late, spliced, ids=batch.ids.to(device))
+        # SAEs are not trained on BOS and attention sinks: these are kept as they are.
+        keep = spliced[batch.rows].to(device)
+        hidden = torch.where(keep[..., None], dictionary(own).to(own.dtype), own)
+        return late_logits(late, hidden, ids=batch.ids.to(device))
 
     return logits

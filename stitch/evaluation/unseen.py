@@ -20,8 +20,8 @@ AT_MOST = 16_384  # tokens of the text that are read for it
 def loss_at_unseen(on: Stage, translation: Translation, progress: Progress | None = None) -> dict | None:
     """Cross-entropy, in nats, of predictions made at tokens without a row and at all others.
 
-    They are those of B, of the translation, and of the translation with the mean row in place of its fall-back. None where every
-    token has a row or the translation has no fall-back.
+    They are those of B, where it reads the same tokens, of the translation, and of the translation with the mean row in place of
+    its fall-back. None where every token has a row or the translation has no fall-back.
     """
     windows = on.windows.first(AT_MOST)
     keys = next((term.input.keys for term in translation.terms
@@ -34,15 +34,15 @@ def loss_at_unseen(on: Stage, translation: Translation, progress: Progress | Non
     if not made_at.any():
         return None
     rows = {
-        "b": on.whole(on.b.net),
+        **({"b": on.whole(on.b.net)} if on.b.original is None else {}),
         "fallback": on.translated(translation),
         "mean_row": on.translated(_with_mean_rows(translation)),
     }
     scores = evaluate(
-        rows, Windows(windows.ids, made_at), vocabulary=on.vocabulary, memory=on.memory, progress=progress,
-        task="tokens without rows (tokens)",
+        rows, Windows(windows.ids, made_at), vocabulary=on.vocabulary, memory=on.memory,
+        counted=on.counted, progress=progress, task="tokens without rows (tokens)",
     )  # fmt: skip
-    counts = scores["b"].tokens
+    counts = scores["fallback"].tokens
     return {
         "tokens_without_rows": int(counts[1]), "tokens": int(counts.sum()),
         "ce_without_rows": {name: float(found.nats[1] / counts[1]) for name, found in scores.items()},

@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 from stitch.activations.paired import Paired
-from stitch.composite.checkpoint import write_checkpoint
+from stitch.composite.checkpoint import OtherTokenizer, head_tensors, write_checkpoint
 from stitch.composite.compose import compose, stitch_config
 from stitch.composite.costs import Costs
 from stitch.config import AnySettings, CompleteSettings, Settings
+from stitch.conversions.retokenization.behind import behind
 from stitch.estimates.plan import Plan
 from stitch.evaluation.bins import Bins
 from stitch.evaluation.breakdown import breakdown
@@ -23,6 +24,7 @@ from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Means
 from stitch.frontier.collect import alternatives
+from stitch.jobs.across import fit_across
 from stitch.jobs.join_plan import plan_join
 from stitch.jobs.shorten import shorten
 from stitch.jobs.stages import (
@@ -31,7 +33,7 @@ from stitch.jobs.stages import (
     codes_of_pair,
     complete,
     harvest_pair,
-    load_pair,
+    load_any_pair,
     match_pair,
     pack_pair,
     read_windows,
@@ -44,9 +46,11 @@ from stitch.models.model import Model
 from stitch.models.sources import Source
 from stitch.pages.join import join_files
 from stitch.progress import Progress
+from stitch.report.across import across_tokenizers
 from stitch.report.card import PICTURE, model_card
 from stitch.report.pair import Joined, pair_report
 from stitch.text.documents import SPLITS, Split
+from stitch.text.tokenizers import same_ids
 from stitch.translation.types import Translation
 
 
@@ -63,7 +67,7 @@ def stitch(
     """Joins two models as `settings` say and writes the composite to `out`. Returns its report and folder.
 
     Activations and SAEs of earlier runs are taken from `store`, and those of this one kept in it. `loaded` are the models and
-    their sources as `load_pair` returns them; they are then not loaded by the names in `settings`.
+    their sources as `load_any_pair` returns them; they are then not loaded by the names in `settings`.
     After an interrupt the same call with `resume` continues and gives the same bytes.
     Raises: UsageError when the request cannot be met; StitchError, SAEError or MatchError when the work fails. Either way
     nothing is left on disk.
@@ -74,7 +78,7 @@ def stitch(
 
     def plan() -> Job:
         with clock.stage("load"):
-            pair = Pair(*(loaded or load_pair(settings, progress)))
+            pair = Pair.of(*(loaded or load_any_pair(settings, progress)))
             check(settings, pair.a, pair.b)
             size = text_size(settings, pair.a, pair.b)
         if settings.layer_b == "auto":
@@ -100,11 +104,15 @@ def stitch(
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two loaded models, and their sources by side."""
+    """Two loaded models, and their sources by side. B reads A's token ids, if need be as `stitch.jobs.across` says."""
 
     a: Model
     b: Model
     sources: dict[str, Source]
+
+    @classmethod
+    def of(cls, a: Model, b: Model, sources: dict[str, Source]) -> "Pair":
+        return cls(a, b if same_ids(a.tokenizer, b.tokenizer) else behind(b, a), sources)
 
 
 def _make(
@@ -132,6 +140,11 @@ def _make(
         paired: dict[Split, Paired] = {}
         for split in SPLITS:
             paired[split] = harvest_pair(settings, a, b, windows[split], scratch / split, progress, store)
+    across = None
+    if b.original is not None:
+        with clock.stage("vocabulary"):
+            across = fit_across(settings, a, b, windows, stage(settings, a, b, paired["sweep"]), progress)
+            b = across.b
     with clock.stage("saes"):
         saes = train_pair(settings, a, b, paired, scratch, pair.sources, progress, store)
     with clock.stage("matching"):
@@ -142,7 +155,7 @@ def _make(
     with clock.stage("translations"):
         fitted = translate_pair(settings, a, b, paired, saes, matching, progress)
         bridges = bridge_pair(settings, a, b, paired, progress)
-    costs = Costs(a, b, settings.context)
+    costs = Costs(a, b, settings.context, across.described["own_tokens_per_token"] if across else 1.0)
     with clock.stage("choice"):
         packed = pack_pair(settings, costs, fitted, paired["fit"])
         chosen = choose(settings, fitted, packed, stage(settings, a, b, paired["sweep"]), progress)
@@ -150,20 +163,26 @@ def _make(
     with clock.stage("references"):
         references = train_references(settings, a, b, paired["fit"], fitted, progress)
     known = row_costs(costs, settings.sites, fitted, written, saes, references=references, bridges=bridges)
+    if across is not None:
+        known |= across.costs(costs, known["composite"])
     with clock.stage("alternatives"):
         means = Means(
             limit=known["composite"], windows=windows, context=settings.context, ngrams=settings.ngrams,
             routes=settings.routes, seed=settings.seed, memory=settings.memory, scratch=scratch / "alternatives",
             progress=progress,
         )  # fmt: skip
-        rivals = alternatives(a, b, settings.layer_b, chosen, means, settings.wants)
+        rivals = alternatives(
+            a, b, settings.layer_b, chosen, means, settings.wants, reading=across.whole if across else {}
+        )
     with clock.stage("evaluation"):
         composite = compose(a, b, *settings.sites, written)
         on = stage(settings, a, b, paired["report"])
         bins = Bins.of(windows["fit"], settings.context, on.vocabulary)
+        variants = across.variants(on, written, settings) if across else {}
         scores = evaluate_all(
             on, composite, fitted, saes, wants=settings.wants, references=references, bridges=bridges,
-            alternatives={name: found.logits for name, found in rivals.items()}, whole=[chosen], bins=bins, progress=progress,
+            alternatives={name: found.logits for name, found in rivals.items()}, variants=variants, whole=[chosen],
+            bins=bins, progress=progress,
         )  # fmt: skip
         unseen = loss_at_unseen(on, written, progress)
 
@@ -173,6 +192,8 @@ def _make(
         costs={**known, **{name: found.cost for name, found in rivals.items()}}, pair_costs=costs,
     )  # fmt: skip
     report = pair_report(settings, found)
+    if across is not None:
+        report = across_tokenizers(report, across.described)
     report["provenance"]["settings"] = asked.to_dict()
     report["recipe"] = recipe("join", report["provenance"])
     shown = dict.fromkeys(["a", "b", "composite", *report["verdict"]["rivals"][:1]])
@@ -184,7 +205,7 @@ def _make(
         page = join_files(report, explained["features.json"])
     with clock.stage("writing"):
         files = {**model_card(report, picture=PICTURE in page).files(), **explained, **page}
-        _write(output, pair, settings, written, files, scratch)
+        _write(output, dataclasses.replace(pair, b=b), settings, written, files, scratch)
     report["seconds"] = clock.seconds
     report["cache"] = store.counts() if store else {}
     (output / "report.json").write_bytes(to_json(report))
@@ -203,7 +224,10 @@ def _write(
     a, b = pair.a, pair.b
     config = stitch_config(a, b, *settings.sites, translation)
     loaded = {"a": a.net, "b": b.net}
-    write_checkpoint(output, config, a.folder, b.folder, translation, loaded=loaded, dtype=a.dtype, extra_files=files)
+    other = None if b.original is None else OtherTokenizer(a.folder, head_tensors(b))
+    write_checkpoint(
+        output, config, a.folder, b.folder, translation, loaded=loaded, other=other, dtype=a.dtype, extra_files=files
+    )
     for side in "ab":
         if (scratch / f"sae-{side}").exists():
             shutil.copytree(scratch / f"sae-{side}", output / f"sae-{side}", copy_function=shutil.copyfile)

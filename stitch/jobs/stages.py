@@ -36,6 +36,8 @@ from stitch.translation.packing import bytes_without_tables, pack
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 
+OWN_TOKENS = 2  # of B per token of A, at most, that a window is sure to have room for where tokenizers differ
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextSize:
@@ -56,6 +58,13 @@ def load_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[
 
     Raises: UsageError when they do not read the same token ids, and when the second is a composite.
     """
+    a, b, sources = load_any_pair(settings, progress)
+    require_same_ids(a.tokenizer, b.tokenizer, a.name, b.name)
+    return a, b, sources
+
+
+def load_any_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
+    """The same of models whose tokenizers may differ. Raises: UsageError when the second is a composite."""
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
     sources = {
         side: resolve(name, progress=progress) for side, name in (("a", settings.model_a), ("b", settings.model_b))
@@ -65,7 +74,6 @@ def load_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[
     same = sources["a"].folder.resolve() == sources["b"].folder.resolve()
     b = a if same else load(sources["b"].folder, name=sources["b"].name, **arguments)
     check_target(b.config, b.name)
-    require_same_ids(a.tokenizer, b.tokenizer, a.name, b.name)
     return a, b, sources
 
 
@@ -76,6 +84,8 @@ def text_size(settings: AnySettings, a: Model, b: Model, held_out: int = HELD_OU
     Raises: UsageError when the context is longer than the models take.
     """
     longest = min(a.longest, b.longest)
+    if b.original is not None and settings.context is None:
+        longest = min(longest, b.longest // OWN_TOKENS)  # B's own tokens for a window are more or fewer than A's
     context = settings.context if settings.context is not None else min(longest, CONTEXT)
     if context > longest:
         raise UsageError(f"context must be at most {longest}, what both models take; got {context}.")

@@ -22,7 +22,8 @@ def identity_of(model: Model) -> str:
         model.dtype, model.device.type, model.config._attn_implementation, torch.get_num_threads(),
         *(version(package) for package in ("torch", "transformers", "stitch-lm")),
     )  # fmt: skip
-    return hashlib.sha256(f"{weights_hash(model.folder)} {surroundings}".encode()).hexdigest()
+    other = "" if model.original is None else f" {model.original.mark}"
+    return hashlib.sha256(f"{weights_hash(model.folder)} {surroundings}{other}".encode()).hexdigest()
 
 
 def weights_hash(folder: Path) -> str:

@@ -1,12 +1,13 @@
 """A loaded model with its tokenizer and anatomy."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from stitch.errors import UsageError
@@ -18,11 +19,31 @@ from stitch.models.flow import flow_of
 UNBOUNDED = 2**20  # tokens
 
 
+class ReadsItself(Protocol):
+    """A model in its first tokenizer, which reads the bytes that ids of another stand for (`stitch.activations.original`)."""
+
+    @property
+    def model(self) -> "Model": ...
+
+    @property
+    def mark(self) -> str: ...
+
+    def residuals(self, ids: Tensor, sites: Sequence[int]) -> dict[int, Tensor]: ...
+
+    def coincides(self, ids: Tensor) -> Tensor: ...
+
+    def nats(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    @property
+    def bytes_of(self) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Model:
     """A causal language model and access to its modules. `folder` holds its safetensors, config and tokenizer files.
 
-    A part of a composite has only the blocks in `kept` of its family's stock model, and counts them from 0.
+    A part of a composite has only the blocks in `kept` of its family's stock model, and counts them from 0. `original` is the
+    model in its first tokenizer, where it has been given another one: its streams are read in place of the model's own.
     """
 
     name: str
@@ -31,6 +52,7 @@ class Model:
     anatomy: Anatomy
     folder: Path
     kept: range | None = None
+    original: "ReadsItself | None" = field(default=None, compare=False)
 
     @property
     def config(self) -> PreTrainedConfig:

@@ -2,13 +2,14 @@
 
 from stitch.evaluation.documents import phrase, warning
 from stitch.files.markdown import loading_example
+from stitch.report import across
 from stitch.report import chain as seams
 from stitch.report.readme import ModelCard
 from stitch.report.verdict import verdict_sentence
 
 PICTURE = "chart.png"  # the chart of a model card, beside it
 COLUMNS = [
-    *("", "CE", "95 % interval", "perplexity", "KL to B", "top-1"),
+    *("", "CE", "95 % interval", "bits/byte", "perplexity", "KL to B", "top-1"),
     *("MFLOP", "M param.", "MB", "MB read"),
 ]
 
@@ -53,7 +54,7 @@ def _cells(row: dict) -> list[str]:
     perplexity = "" if row.get("ppl") is None else f"{row['ppl']:,.1f}" if row["ppl"] < 1e5 else f"{row['ppl']:.1e}"
     costs = [_millions(row.get(key)) for key in ("flops", "parameters", "bytes", "bytes_read")]
     ce = ("~" if "tokens" in row else "") + show("ce", ".3f")
-    return [ce, interval, perplexity, show("kl_to_b", ".3f"), show("top1", ".1%"), *costs]
+    return [ce, interval, show("bpb", ".3f"), perplexity, show("kl_to_b", ".3f"), show("top1", ".1%"), *costs]
 
 
 def _millions(value: float | None) -> str:
@@ -86,6 +87,7 @@ def footnotes(report: dict) -> list[str]:
         )
     if found := report.get("left_out"):
         lines.append(f"Not fitted, because they need more than `memory`: {', '.join(found)}.")
+    lines += across.notes(report)
     lines += warning(report)
     if stopped := [row["tokens"] for row in report["results"] if "tokens" in row]:
         lines.append(

@@ -40,11 +40,12 @@ def context_free(
 ) -> Float[Tensor, "ids d"]:
     """The model's residual stream entering block `site` at token t of [BOS, t], for every t in `ids`.
 
-    BOS is computed once: its keys and values are cached and repeated. A model whose states then differ, and a composite, whose
-    cache also has the past of its seams, get BOS before every token.
+    BOS is computed once: its keys and values are cached and repeated. A model whose states then differ, a composite, whose
+    cache also has the past of its seams, and a model that reads the bytes in other tokens get BOS before every token.
     """
     both = ids.to(model.device)
-    cache = _cache_of_bos(model, site, both[:PROBED]) if site and not isinstance(model.config, StitchConfig) else None
+    is_repeatable = site and model.original is None and not isinstance(model.config, StitchConfig)
+    cache = _cache_of_bos(model, site, both[:PROBED]) if is_repeatable else None
     batch = TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // (1 if cache is not None else 2)
     rows, done = [], 0
     for tokens in both.split(batch):

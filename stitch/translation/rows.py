@@ -316,6 +316,44 @@ def _depth_surgery() -> list[Row]:
     ]
 
 
+def _across_tokenizers() -> list[Row]:
+    """What is measured beside the rest where B reads other tokens than A."""
+
+    def head(name: str, help: str, kind: str = "reference") -> Row:
+        return Row(
+            name=f"{kind}:{name}", help=f"Across tokenizers: the composite with {help}", costs="the translation's"
+        )
+
+    def retokenized(name: str, help: str, **more) -> Row:
+        return Row(
+            name=f"reference:{name}", help=f"Across tokenizers: {help} No A.", alternative=True, headline=True, costs="nothing",
+            **more,
+        )  # fmt: skip
+
+    return [
+        Row(
+            name="ceiling:aligned", headline=True, brief=True, costs="B's first blocks",
+            help="Across tokenizers: B's late blocks on B's own streams, each that of the token of B that ends with A's token "
+            "or last before it, and the composite's head: what a perfect translation would reach.",
+        ),
+        retokenized(
+            "b-retokenized", "B reading A's tokens, with means of rows and a head fitted behind its own blocks "
+            "(`stitch retokenize`).", brief=True,
+        ),
+        retokenized("b-retokenized-omp", "the same with embedding and head by OMP in A's rows, as tokensurgeon makes them."),
+        head("head-first", "a head of copied rows, and for other tokens the row of their first piece."),
+        head("head-mean", "a head of copied rows, and for other tokens the mean of their pieces' rows."),
+        head("head-mean-bias", "`head-mean` and a bias that makes mean probabilities those of the text, folded into the rows."),
+        head("head-omp-8", "a head of copied rows, and for other tokens 8 shared ones, combined as in A's head."),
+        head("head-omp-64", "a head of copied rows, and for other tokens 64 shared ones, combined as in A's head."),
+        head("head-ridge", "a head of copied rows, and for other tokens rows fitted to what B says in its own tokens."),
+        head("head-ridge-all", "a head all of whose rows are fitted to what B says in its own tokens."),
+        head("head-ridge-all-bias", "`head-ridge-all` and a bias, as in `head-mean-bias`."),
+        head("head-a", "A's head behind a ridge from B's last stream to A's."),
+        head("shuffled-head", "its head's rows exchanged at random.", "null"),
+    ]  # fmt: skip
+
+
 ROWS: tuple[Row, ...] = (
     *_models(),
     *_closed_forms(),
@@ -324,6 +362,7 @@ ROWS: tuple[Row, ...] = (
     *_alternatives(),
     *_nulls(),
     *_depth_surgery(),
+    *_across_tokenizers(),
 )
 
 

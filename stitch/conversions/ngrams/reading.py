@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from stitch.activations.harvest import TOKENS_AT_ONCE
@@ -60,16 +60,25 @@ def history(ids: Int[Tensor, "windows context"], reach: int) -> Int64[Tensor, "t
 def stream(
     model: Model, windows: Windows, site: int, reach: int, progress: Progress | None = None, task: str = "reading"
 ) -> Iterator[Tokens]:
-    """The tokens of `windows` with the stream entering block `site` as the target, one forward pass at a time."""
+    """The tokens of `windows` with the stream entering block `site` as the target, one forward pass at a time.
+
+    Those that end inside a token of the model's own tokenizer are left out.
+    """
     batch = max(1, TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // windows.context)
     done = 0
     for ids in windows.ids.split(batch) if windows.tokens else ():
         target = residuals(model, ids.to(model.device).long(), [site])[site][:, 1:].flatten(0, 1)
         positions = torch.arange(1, ids.shape[1]).repeat(len(ids))
-        yield Tokens({}, history(ids, reach), positions, target.float().cpu())
+        found = Tokens({}, history(ids, reach), positions, target.float().cpu())
+        yield found if model.original is None else _some(found, model.original.coincides(ids)[:, 1:].flatten())
         done += ids.numel()
         if progress:
             progress(f"{task} (tokens)", done, windows.tokens)
+
+
+def _some(tokens: Tokens, chosen: Bool[Tensor, " tokens"]) -> Tokens:
+    """Those that are `chosen`. `tokens` have no streams."""
+    return Tokens({}, tokens.ids[chosen], tokens.positions[chosen], tokens.target[chosen])
 
 
 def frequent(

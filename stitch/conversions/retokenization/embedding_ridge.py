@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stitch.conversions.retokenization.correspondence import Correspondence
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.streams import OnText
 from stitch.text.alignment import beside
+from stitch.text.correspondence import Correspondence
 
 
 def fitted_embedding(on: OnText, own: Rows, start: Rows, passages: Sequence[Passage], found: Correspondence) -> Rows:

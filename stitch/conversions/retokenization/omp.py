@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stitch.conversions.retokenization.correspondence import Correspondence
 from stitch.conversions.retokenization.rows import Rows, copied, filled
+from stitch.text.correspondence import Correspondence
 
 AT_ONCE = 2**26  # correlations of tokens with atoms that are held at a time
 

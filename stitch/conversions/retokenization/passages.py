@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from stitch.conversions.retokenization.reader import Reader
 from stitch.text.alignment import Aligned
 from stitch.text.document import Document
+from stitch.text.reader import Reader
 
 CHARACTERS = 8  # per token, at most, in a first try
 WHITE_SPACE = " \n\t\r"

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stitch.conversions.retokenization.correspondence import correspond
 from stitch.conversions.retokenization.passages import Passage, beginnings, whole
-from stitch.conversions.retokenization.reader import Reader
 from stitch.conversions.retokenization.variants import Workshop
 from stitch.errors import StitchError, UsageError
 from stitch.models.device import torch_device, torch_dtype
@@ -15,7 +13,9 @@ from stitch.models.model import Model
 from stitch.models.sources import Source, resolve
 from stitch.progress import Progress
 from stitch.text.alignment import beside, require_lossless
+from stitch.text.correspondence import correspond
 from stitch.text.documents import LEAST_TOKENS, read, select
+from stitch.text.reader import Reader
 from stitch.text.tokenizers import same_ids
 
 CONTEXT = 256  # tokens; the default is the model's own, but at most this

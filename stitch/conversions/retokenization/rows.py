@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stitch.conversions.retokenization.correspondence import Correspondence
+from stitch.text.correspondence import Correspondence
 
 Rows = Float[Tensor, "_ d"]  # by token id; of two vocabularies in one call
 

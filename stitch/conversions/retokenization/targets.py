@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stitch.conversions.retokenization.passages import Passage
-from stitch.conversions.retokenization.reader import Reader
 from stitch.conversions.retokenization.scoring import Head, logits
 from stitch.conversions.retokenization.streams import OnText
 from stitch.text.alignment import beside
+from stitch.text.reader import Reader
 
 
 @dataclass(frozen=True)

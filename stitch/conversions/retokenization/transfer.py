@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.conversions.retokenization.correspondence import Correspondence
-from stitch.conversions.retokenization.reader import Reader
 from stitch.conversions.retokenization.scoring import Head, logits
 from stitch.conversions.retokenization.streams import OnText
+from stitch.text.correspondence import Correspondence
+from stitch.text.reader import Reader
 
 AT_ONCE = 2**24  # logits that are computed at a time
 KEPT = 0.01  # least share of a token's probability that stays with its first new token

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from stitch.conversions.retokenization import rows as made
 from stitch.conversions.retokenization.bias import with_bias
-from stitch.conversions.retokenization.correspondence import Correspondence
 from stitch.conversions.retokenization.embedding_ridge import fitted_embedding
 from stitch.conversions.retokenization.head_ridge import fitted_head
 from stitch.conversions.retokenization.omp import pursued
 from stitch.conversions.retokenization.passages import Passage
-from stitch.conversions.retokenization.reader import Reader
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of, softcap
 from stitch.conversions.retokenization.streams import OnText, embedding, final
 from stitch.conversions.retokenization.targets import NextToken
 from stitch.conversions.retokenization.transfer import continuations, transfer_matrix
 from stitch.models.model import Model
+from stitch.text.correspondence import Correspondence
+from stitch.text.reader import Reader
 
 TERMS = (8, 64)  # of a sparse combination
 NULLS = 2  # embeddings that are nulls

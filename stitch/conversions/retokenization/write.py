@@ -8,11 +8,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from stitch.composite.compose import share
-from stitch.conversions.retokenization.reader import Reader
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.model import Model
+from stitch.text.reader import Reader
 
 SPECIAL = ("bos", "eos", "pad")  # roles that configs name
 

@@ -33,6 +33,12 @@ class Reader:
         return align(text, self.tokenizer, self.vocabulary)
 
     @cached_property
+    def adds_space(self) -> bool:
+        """Whether the tokenizer puts a space in front of a text."""
+        ids = self._ids(["a"])[0]
+        return b"".join(self.vocabulary.pieces[token] or b"" for token in ids) == b" a"
+
+    @cached_property
     def by_bytes(self) -> dict[bytes, int]:
         """The token that stands for some bytes. Of several the last: bytes that are kept for unknown characters come first."""
         return {piece: index for index, piece in enumerate(self.vocabulary.pieces[: self.rows]) if piece}
@@ -52,12 +58,13 @@ class Reader:
                 spelt = b"".join(self.vocabulary.pieces[token] or b"" for token in ids)
                 if spelt == strings[place] and max(ids) < self.rows:
                     found[place] = tuple(ids)
-        return [tokens or self._longest(string) for tokens, string in zip(found, strings, strict=True)]
+        return [tokens or self.longest(string) for tokens, string in zip(found, strings, strict=True)]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
-    def _longest(self, string: bytes) -> tuple[int, ...]:
+    def longest(self, string: bytes) -> tuple[int, ...]:
+        """The longest token that the bytes begin with, then that of the rest, and so on; none where some bytes have no token."""
         found, most = [], max(map(len, self.by_bytes))
         while string:
             size = next((size for size in range(min(most, len(string)), 0, -1) if string[:size] in self.by_bytes), 0)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stitch.conversions.retokenization.reader import Reader
+from stitch.text.reader import Reader
 
 # A role that the model's tokenizer has no token for is taken by another, as in families whose texts start with EOS.
 INSTEAD = {"bos": ("eos",), "eos": ("bos",), "pad": ("eos", "bos")}
@@ -41,7 +41,7 @@ def correspond(own: Reader, new: Reader) -> Correspondence:
         elif piece:
             spelt.append((token, piece))
     shared = len(copied)
-    copied |= _by_role(own, new)
+    copied |= by_role(own, new)
     pieces = own.spell([piece for _, piece in spelt])
     return Correspondence(
         len(new.vocabulary),
@@ -52,7 +52,7 @@ def correspond(own: Reader, new: Reader) -> Correspondence:
     )
 
 
-def _by_role(own: Reader, new: Reader) -> dict[int, int]:
+def by_role(own: Reader, new: Reader) -> dict[int, int]:
     """New special tokens and the model's for the same role, or else with the same spelling."""
     spellings = {spelling: index for index, spelling in own.vocabulary.special.items()}
     found = {new.bos: own.bos}

@@ -1,0 +1,41 @@
+"""What a report says where both models read different tokens: bits per byte, and how the tokens lie beside each other."""
+
+from math import log
+
+
+def across_tokenizers(report: dict, described: dict) -> dict:
+    """The report with bits per byte in every row and difference, and with `across`, which is `described`.
+
+    Cross-entropy is in nats per token of A. Bits per byte are that over ln 2 and the bytes of such a token, for all rows alike.
+    """
+    scale = 1 / (log(2) * described["bytes_per_token"])
+
+    def more(row: dict) -> dict:
+        names = {"ce": "bpb", "ce_low": "bpb_low", "ce_high": "bpb_high"}
+        return {**row, **{new: row[old] * scale for old, new in names.items() if row.get(old) is not None}}
+
+    return {
+        **report,
+        "across": described,
+        "results": [more(row) for row in report["results"]],
+        "differences": [more(row) for row in report["differences"]],
+    }
+
+
+def notes(report: dict) -> list[str]:
+    """Sentences for below the table; none where both models read the same tokens."""
+    if not (found := report.get("across")):
+        return []
+    a, b, vocabulary = report["models"]["a"], report["models"]["b"], found["vocabulary"]
+    heads = ", ".join(f"{name} {ce:.3f}" for name, ce in sorted(found["heads"].items(), key=lambda item: item[1]))
+    return [
+        f"{a} and {b} read different tokens. The composite reads those of {a}: {vocabulary['size']:,}, of which "
+        f"{vocabulary['shared']:,} have the bytes of one of {b}'s, {vocabulary['pieces']:,} are several of its tokens, and "
+        f"{vocabulary['unknown']:,} are unknown to it.",
+        f"{found['coinciding']:.1%} of the tokens of {a} end where one of {b} does; the translation is fitted on these. {b} "
+        f"reads {found['own_tokens_per_token']:.2f} tokens for one of {a}, which has {found['bytes_per_token']:.2f} bytes. The "
+        f"tokenizer of {b} loses {found['lost']:.2%} of the bytes.",
+        f"Row b is {b} in its own tokens, on the same bytes. CE is in nats per token of {a} in every row. Predictions of "
+        "special tokens do not count. KL and top-1 would need one vocabulary.",
+        f"Head: {found['head']}, chosen on the sweep split behind {b}'s own streams (CE by head: {heads}).",
+    ]

@@ -1,0 +1,203 @@
+"""Two models that read different tokens: streams at bytes where both end, a head for A's tokens, and losses on the same bytes."""
+
+import json
+from math import log
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+import jobs
+import tiny
+from stitch.activations.harvest import harvest
+from stitch.activations.observe import residuals
+from stitch.activations.paired import pair
+from stitch.composite.compose import compose
+from stitch.conversions.retokenization.behind import behind
+from stitch.errors import UsageError
+from stitch.evaluation.own_tokens import own_scores
+from stitch.evaluation.scores import evaluate, whole_model
+from stitch.evaluation.stage import Stage
+from stitch.files.store import Store
+from stitch.jobs.join import stitch
+from stitch.models.anatomy import ANATOMIES
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.text.tokenizers import same_ids
+from stitch.text.windows import Windows
+from stitch.translation.types import Residual, Term, Translation
+from tokenizers_made import with_byte_fallback
+
+CHARACTERS = range(3, 98)  # ids of the pico tokenizer that stand for one character
+
+
+def renumbered(model: Model, seed: int = 0) -> Model:
+    """The same model and tokenizer with every id exchanged for another."""
+    order = torch.randperm(tiny.VOCABULARY, generator=torch.Generator().manual_seed(seed))
+    new = order.argsort().tolist()  # of each old id
+    content = json.loads(model.tokenizer.backend_tokenizer.to_str())
+    content["model"]["vocab"] = {word: new[old] for word, old in content["model"]["vocab"].items()}
+    for token in content["added_tokens"]:
+        token["id"] = new[token["id"]]
+    for special in content["post_processor"]["special_tokens"].values():
+        special["ids"] = [new[old] for old in special["ids"]]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        bos_token="<s>", eos_token="<s>", pad_token="<pad>", unk_token="<unk>",
+    )  # fmt: skip
+    net = tiny.net(model.config.model_type)
+    with torch.no_grad():
+        head = net.get_output_embeddings()
+        weights = {id(w): w for w in (net.get_input_embeddings().weight, head.weight, head.bias) if w is not None}
+        for weight in weights.values():
+            weight.copy_(weight[order])
+    return Model("renumbered", net, tokenizer, model.anatomy, Path("renumbered"))
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama", "phi"])
+def pair_of(request):
+    """A model, and itself with other ids."""
+    a = tiny.model(request.param)
+    b = renumbered(a)
+    assert not same_ids(a.tokenizer, b.tokenizer)
+    return a, b
+
+
+def windows(count: int = 6, length: int = 16) -> Windows:
+    ids = torch.randint(CHARACTERS.start, CHARACTERS.stop, (count, length), generator=torch.Generator().manual_seed(3))
+    ids[:, 0] = tiny.BOS
+    ids[::2, 7] = tiny.BOS  # a document starts inside the window
+    document = torch.arange(count)[:, None] * 2 + (torch.arange(length) >= 7) * (torch.arange(count) % 2 == 0)[:, None]
+    return Windows(ids.int(), document.int())
+
+
+def test_behind_the_other_tokenizer_a_renumbered_model_is_itself(pair_of):
+    a, b = pair_of
+    there = behind(b, a)
+    ids = windows().ids.long()
+    assert torch.equal(there.net(ids).logits, a.net(ids).logits)
+    assert there.bos == a.bos and there.config.vocab_size == tiny.VOCABULARY
+    assert not torch.equal(b.net(ids).logits, a.net(ids).logits)
+
+
+def test_streams_are_those_in_the_models_own_tokens(pair_of):
+    a, b = pair_of
+    there, ids = behind(b, a), windows().ids
+    found, wanted = residuals(there, ids, [0, 3, 6]), residuals(a, ids.long(), [0, 3, 6])
+    assert all(torch.equal(found[site], wanted[site]) for site in wanted)
+    assert there.original is not None and there.original.coincides(ids).all()
+
+
+def test_a_composite_of_a_model_with_itself_in_other_ids_is_that_model(pair_of):
+    a, b = pair_of
+    there, ids = behind(b, a), windows().ids.long()
+    identity = Translation("identity", (Term(Residual(2), None),), torch.zeros(a.width))
+    assert torch.equal(compose(a, there, 2, 2, identity)(ids).logits, a.net(ids).logits)
+
+
+def test_losses_in_own_tokens_are_those_on_the_same_bytes(pair_of, tmp_path):
+    a, b = pair_of
+    text, there = windows(), behind(b, a)
+    found = [harvest(model, text, [2], tmp_path / str(number)) for number, model in enumerate((a, there))]
+    on = Stage(a, there, 2, 2, pair(*found, 2, 2), 2**28)
+    own = own_scores(on)
+    wanted = evaluate({"a": whole_model(a.net)}, text, vocabulary=tiny.VOCABULARY, counted=on.counted)["a"]
+    assert torch.equal(own.tokens, wanted.tokens) and own.tokens.sum() == 6 * 15 - 3  # three starts inside windows
+    assert torch.allclose(own.nats, wanted.nats, rtol=1e-5)
+
+
+def test_tokens_that_end_inside_one_of_the_other_model_are_not_fitted_on(tmp_path):
+    a = tiny.model("gpt2")
+    tokenizer = with_byte_fallback("never")
+    net = tiny.net("qwen3", vocab_size=len(tokenizer))
+    there = behind(Model("words", net, tokenizer, ANATOMIES["qwen3"], Path("words")), a)
+    text = "feature model layer token"
+    ids = torch.tensor([[tiny.BOS, *a.tokenizer.encode(text, add_special_tokens=False)]], dtype=torch.int32)
+    found = pair(
+        harvest(a, Windows(ids, torch.zeros_like(ids)), [2], tmp_path / "a"),
+        harvest(there, Windows(ids, torch.zeros_like(ids)), [2], tmp_path / "b"), 2, 2,
+    )  # fmt: skip
+    own = tokenizer.encode(text, add_special_tokens=False)
+    ends = torch.tensor([len(tokenizer.decode(own[: n + 1])) for n in range(len(own))])
+    assert found.keep[0, 1:].nonzero()[:, 0].add(1).tolist() == ends.tolist()
+    with_bos = torch.tensor([[tokenizer.bos_token_id, *own]])
+    stream = residuals(there.original.model, with_bos, [2])[2][0]
+    assert torch.allclose(found.b.read(0, 2)[0, ends], stream[1:], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    """A model that reads characters, joined to one that reads words."""
+    folder = tmp_path_factory.mktemp("across")
+    a, tokenizer = tiny.save(folder / "a", "gpt2"), with_byte_fallback()
+    b = tiny.save(folder / "b", "qwen3", seed=1, hidden_size=48, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(b)
+    text = jobs.write_text(folder, documents=400)
+    settings = jobs.settings(a, b, text, context=64)
+    return settings, *stitch(settings, folder / "out", store=Store(folder / "store", 2**30))
+
+
+def row(report: dict, name: str) -> dict:
+    return next(one for one in report["results"] if one["name"] == name)
+
+
+def test_every_row_has_bits_per_byte_and_the_variants_are_there(joined):
+    _, report, _ = joined
+    found = report["across"]
+    for one in report["results"]:
+        assert one["bpb"] == pytest.approx(one["ce"] / log(2) / found["bytes_per_token"])
+    names = {one["name"] for one in report["results"]}
+    wanted = {"ceiling:aligned", "reference:b-retokenized", "reference:b-retokenized-omp", "null:shuffled-head"}
+    wanted |= {f"reference:{head}" for head in found["heads"] if head != found["head"]}
+    assert wanted <= names and f"reference:{found['head']}" not in names
+    assert found["heads"][found["head"]] == min(found["heads"].values())
+    assert 0.1 < found["coinciding"] < 0.5 and found["bytes_per_token"] == pytest.approx(1.0)
+    assert row(report, "null:shuffled-head")["ce"] > row(report, "composite")["ce"]
+
+
+def test_b_costs_what_its_own_tokens_cost(joined):
+    settings, report, _ = joined
+    b = load(Path(settings.model_b))
+    share = report["across"]["own_tokens_per_token"]
+    assert 0.1 < share < 0.5
+    assert row(report, "b")["bytes"] == sum(p.numel() * 4 for p in b.net.parameters())
+    assert row(report, "ceiling:aligned")["flops"] == row(report, "b")["flops"]
+
+
+def test_the_checkpoint_reads_as_tokens(joined):
+    settings, _, folder = joined
+    net = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert same_ids(tokenizer, AutoTokenizer.from_pretrained(settings.model_a))
+    assert net.get_output_embeddings().weight.shape == (tiny.VOCABULARY, 48)
+    assert net.generation_config.eos_token_id == tiny.BOS == net.config.eos_token_id
+    made = net.generate(**tokenizer("feature model", return_tensors="pt"), max_new_tokens=5, do_sample=False)
+    assert made.shape[1] == len("feature model") + 1 + 5 and made.max() < tiny.VOCABULARY
+    card = (folder / "README.md").read_text()
+    assert "bits/byte" in card and "read different tokens" in card
+
+
+def test_a_second_run_takes_streams_from_the_store_and_gives_the_same_bytes(joined, tmp_path):
+    settings, _, folder = joined
+    store = Store(folder.parent / "store", 2**30)
+    report, again = stitch(settings, tmp_path / "again", store=store)
+    assert report["cache"]["reused"]["activations"] > 0
+    for file in sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != "report.json"):
+        assert (again / file).read_bytes() == (folder / file).read_bytes(), file
+
+
+def test_tokenizers_without_a_common_token_are_refused():
+    a = tiny.model("gpt2")
+    content = json.loads(a.tokenizer.backend_tokenizer.to_str())
+    content["model"]["vocab"] = {
+        word if word in ("<s>", "<pad>", "<unk>") else chr(0x4E00 + number): number
+        for word, number in content["model"]["vocab"].items()
+    }
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)), bos_token="<s>", unk_token="<unk>"
+    )
+    other = Model("other", tiny.net("llama"), tokenizer, ANATOMIES["llama"], Path("other"))
+    with pytest.raises(UsageError, match="must share some tokens; those of other and gpt2 share none"):
+        behind(other, a)
