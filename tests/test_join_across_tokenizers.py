@@ -102,10 +102,12 @@ def test_losses_in_own_tokens_are_those_on_the_same_bytes(pair_of, tmp_path):
     text, there = windows(), behind(b, a)
     found = [harvest(model, text, [2], tmp_path / str(number)) for number, model in enumerate((a, there))]
     on = Stage(a, there, 2, 2, pair(*found, 2, 2), 2**28)
-    own = own_scores(on)
+    own, next_byte = own_scores(on)
     wanted = evaluate({"a": whole_model(a.net)}, text, vocabulary=tiny.VOCABULARY, counted=on.counted)["a"]
     assert torch.equal(own.tokens, wanted.tokens) and own.tokens.sum() == 6 * 15 - 3  # three starts inside windows
     assert torch.allclose(own.nats, wanted.nats, rtol=1e-5)
+    same = evaluate({"a": whole_model(a.net)}, text, vocabulary=tiny.VOCABULARY, reference=next_byte)["a"]
+    assert same.row("a")["kl_to_b"] == pytest.approx(0, abs=1e-5) and same.row("a")["top1"] == 1.0
 
 
 def test_tokens_that_end_inside_one_of_the_other_model_are_not_fitted_on(tmp_path):

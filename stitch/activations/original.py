@@ -12,7 +12,23 @@ from torch import Tensor
 from stitch.activations.observe import observe
 from stitch.errors import UsageError
 from stitch.models.model import Model
+from stitch.text.first_bytes import by_first_byte, first_bytes
 from stitch.text.rewrite import Rewriter, Rewritten
+
+
+@dataclass(frozen=True)
+class OwnReading:
+    """What a model predicts, in its own tokens, on the bytes of some windows of another tokenizer's ids.
+
+    `nats` are −log p of every own token that stands for text, window after window; `rows` its window, and `places` the given
+    token by whose end it has ended. `next_byte` are probabilities of the byte after each given token, as far as the model has
+    read by then.
+    """
+
+    nats: Float[Tensor, " own"]
+    rows: Int[Tensor, " own"]
+    places: Int[Tensor, " own"]
+    next_byte: Float[Tensor, "batch context kinds"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,11 @@ class Original:
     def bytes_of(self) -> Float[Tensor, " vocabulary"]:
         """Bytes of text by id of the other tokenizer; 0 for special tokens."""
         return self.rewriter.lengths
+
+    @property
+    def first_bytes(self) -> Int[Tensor, " vocabulary"]:
+        """The byte that each id of the other tokenizer begins with, or 256."""
+        return first_bytes(self.rewriter.given.vocabulary, len(self.rewriter.given.vocabulary))
 
     def residuals(self, ids: Int[Tensor, "batch context"], sites: Sequence[int]) -> dict[int, Tensor]:
         """Streams [batch, context, width] entering the blocks `sites`, by site."""
@@ -66,20 +87,19 @@ class Original:
         return torch.stack([self.rewriter(window).coincides for window in ids])
 
     @torch.no_grad()
-    def nats(
-        self, ids: Int[Tensor, "batch context"]
-    ) -> tuple[Float[Tensor, " own"], Int[Tensor, " own"], Int[Tensor, " own"]]:
-        """−log p of every own token that stands for text, window after window; its window, and the given token by whose end it
-        has ended."""
+    def read(self, ids: Int[Tensor, "batch context"]) -> OwnReading:
+        """What the model predicts on the bytes of some windows."""
         windows = [self.rewriter(window) for window in ids.cpu()]
         own = self.padded(windows).to(self.model.device)
-        predicted = self.model.net(input_ids=own, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-        found = -predicted.gather(2, own[:, 1:, None])[..., 0].cpu()
-        nats, rows, places = [], [], []
+        logits = self.model.net(input_ids=own, use_cache=False).logits
+        first = first_bytes(self.rewriter.own.vocabulary, logits.shape[-1])
+        nats, rows, places, next_byte = [], [], [], []
         for number, window in enumerate(windows):
+            predicted = logits[number, : len(window.ids)].float().log_softmax(-1)
             text = window.is_text.nonzero()[:, 0]
-            text = text[text > 0]
-            nats.append(found[number, text - 1])
-            rows.append(torch.full_like(text, number))
-            places.append(window.since[text].clamp_max(ids.shape[1] - 1))
-        return torch.cat(nats), torch.cat(rows), torch.cat(places)
+            text = text[text > 0].to(predicted.device)
+            nats.append(-predicted[text - 1, own[number, text]].cpu())
+            rows.append(torch.full((len(text),), number))
+            places.append(window.since[text.cpu()].clamp_max(ids.shape[1] - 1))
+            next_byte.append(by_first_byte(predicted.exp(), first).cpu()[window.at.clamp_min(0)])
+        return OwnReading(torch.cat(nats), torch.cat(rows), torch.cat(places), torch.stack(next_byte))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stitch.errors import StitchError
 from stitch.evaluation.bins import Bins
 from stitch.evaluation.intervals import effective_number, ratio_interval
+from stitch.evaluation.next_byte import NextByte, NextByteOfTokens
 from stitch.text.windows import Windows
 
 
@@ -32,6 +33,7 @@ Logits = Callable[[Batch], Float[Tensor, "batch context vocabulary"]]
 class Scores:
     """A row's sums per document: nats of cross-entropy, nats of KL(reference ‖ row), top-1 agreements, predicted tokens.
 
+    `compared` are the tokens at which the row was compared with the reference; None: all.
     `sample` has the tokens that the row was scored on, where the sums were carried over from a part of the text
     (`carried_over`). `binned` has the nats by bin, for rows that they were asked for.
     """
@@ -42,6 +44,7 @@ class Scores:
     tokens: Float[Tensor, " documents"]
     sample: Float[Tensor, " documents"] | None = None
     binned: Float[Tensor, "bins documents"] | None = None
+    compared: Float[Tensor, " documents"] | None = None
 
     @property
     def ce(self) -> float:
@@ -74,12 +77,13 @@ class Scores:
         return Scores(
             self.nats + other.nats, both(self.kl, other.kl), both(self.agreements, other.agreements),
             self.tokens + other.tokens, binned=both(self.binned, other.binned),
+            compared=both(self.compared, other.compared),
         )  # fmt: skip
 
     def row(self, name: str) -> dict:
         """The row as report.json has it."""
         low, high = self.interval()
-        total = self.tokens.sum()
+        total = (self.tokens if self.compared is None else self.compared).sum()
         scored = {} if self.sample is None else {"tokens": int(self.sample.sum())}
         return {
             "name": name,
@@ -101,7 +105,8 @@ def mean_of(rows: Sequence[Scores]) -> Scores:
         return torch.stack(there).mean(0) if there else None
 
     nats = torch.stack([row.nats for row in rows]).mean(0)
-    return Scores(nats, mean([row.kl for row in rows]), mean([row.agreements for row in rows]), rows[0].tokens)
+    kl, agreements = mean([row.kl for row in rows]), mean([row.agreements for row in rows])
+    return Scores(nats, kl, agreements, rows[0].tokens, compared=rows[0].compared)
 
 
 def carried_over(row: Scores, beside: Scores, whole: Scores) -> Scores:
@@ -112,20 +117,25 @@ def carried_over(row: Scores, beside: Scores, whole: Scores) -> Scores:
     the other row, as far as the two go together over its documents. A document's sums carry its influence on the estimate, so
     that intervals and paired differences are those of the estimate.
     """
-    scale = whole.tokens.sum() / row.tokens.sum()
 
-    def estimate(mine: Tensor, other: Tensor, all_of_it: Tensor) -> Tensor:
+    def estimate(mine: Tensor, other: Tensor, all_of_it: Tensor, tokens: Tensor, all_tokens: Tensor) -> Tensor:
+        scale = all_tokens.sum() / tokens.sum()
         (mean, own), (part, others), (total, everywhere) = (
-            _deviations(sums, tokens)
-            for sums, tokens in ((mine, row.tokens), (other, row.tokens), (all_of_it, whole.tokens))
+            _deviations(sums, counts) for sums, counts in ((mine, tokens), (other, tokens), (all_of_it, all_tokens))
         )
         slope = (own @ others) / (others @ others).clamp_min(1e-12)
         mean = mean + slope * (total - part)
-        return mean * whole.tokens + slope * everywhere + scale * (own - slope * others)
+        return mean * all_tokens + slope * everywhere + scale * (own - slope * others)
 
+    compared = (
+        (row.tokens, whole.tokens) if row.compared is None or whole.compared is None else (row.compared, whole.compared)
+    )
     pairs = [(row.kl, beside.kl, whole.kl), (row.agreements, beside.agreements, whole.agreements)]
-    kl, agreements = (None if a is None or b is None or c is None else estimate(a, b, c) for a, b, c in pairs)
-    return Scores(estimate(row.nats, beside.nats, whole.nats), kl, agreements, whole.tokens, row.tokens)
+    kl, agreements = (
+        None if a is None or b is None or c is None else estimate(a, b, c, *compared) for a, b, c in pairs
+    )
+    nats = estimate(row.nats, beside.nats, whole.nats, row.tokens, whole.tokens)
+    return Scores(nats, kl, agreements, whole.tokens, row.tokens, compared=whole.compared)
 
 
 def _deviations(sums: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,7 +173,7 @@ def evaluate(
     windows: Windows,
     *,
     vocabulary: int,
-    reference: Logits | None = None,
+    reference: Logits | NextByte | None = None,
     memory: int = 2**30,
     part: range | None = None,
     counted: Bool[Tensor, " vocabulary"] | None = None,
@@ -174,20 +184,20 @@ def evaluate(
 ) -> dict[str, Scores]:
     """Scores every row on every window, or on those of `part`.
 
-    KL and top-1 agreement compare a row with the distribution of `reference`.
+    KL and top-1 agreement compare a row with the distribution of `reference`, which may be that of the next byte.
     Position 0 (BOS) predicts the first token; the last position of a window predicts nothing. Logits beyond `vocabulary`, which
     are padding rows of an embedding, are left out. `counted` says of which tokens predictions count; None: of all. `memory` is in
     bytes. Of the rows in `binned`, nats are also summed by `bins`.
     Raises: StitchError when a row's logits are not finite.
     """
     documents = int(windows.document.max()) + 1
-    sums = {name: torch.zeros(4, documents, dtype=torch.float64) for name in rows}
+    sums = {name: torch.zeros(5, documents, dtype=torch.float64) for name in rows}
     by_bin: dict[str, Tensor] = {}
     for batch in batches(windows, vocabulary, memory, range(len(windows.ids)) if part is None else part):
         owner = windows.document[batch.rows][:, 1:].flatten().long()
         target = batch.ids[:, 1:].flatten()
-        known = None if reference is None else reference(batch)
-        base = None if known is None else [_Reference(some) for some in _log_probabilities(known, vocabulary)]
+        known = None if reference is None or isinstance(reference, NextByte) else reference(batch)
+        base = reference.of(batch.rows) if isinstance(reference, NextByte) else _References.of(known, vocabulary)
         for name, logits in rows.items():
             found = known if known is not None and logits is reference else logits(batch)
             columns = _compared(found, target, base, vocabulary)
@@ -205,27 +215,48 @@ def evaluate(
             total[0],
             None if reference is None else total[1],
             None if reference is None else total[2],
-            total[3],
+            total[4],
             binned=by_bin.get(name),
+            compared=total[3] if isinstance(reference, NextByte) else None,
         )
         for name, total in sums.items()
     }
 
 
 def _compared(
-    logits: Tensor, target: Tensor, base: "list[_Reference] | None", vocabulary: int
-) -> Float[Tensor, "4 tokens"]:
-    """For each predicted token: nats, nats of KL, whether the favourite is the same, and 1."""
+    logits: Tensor, target: Tensor, base: "_References | NextByteOfTokens | None", vocabulary: int
+) -> Float[Tensor, "5 tokens"]:
+    """For each predicted token: nats, nats of KL, whether the favourite is the same, whether it was compared, and 1."""
     columns: list[Tensor] = []
-    for number, predicted in enumerate(_log_probabilities(logits, vocabulary)):
-        start = sum(part.shape[1] for part in columns)
-        wanted = target[start : start + len(predicted)].to(predicted.device)
-        nats = -predicted.gather(1, wanted[:, None])[:, 0]
-        own = [nats, torch.zeros_like(nats), torch.zeros_like(nats), torch.ones_like(nats)]
-        if base is not None:
-            own[1], own[2] = base[number].divergence(predicted), base[number].agreement(predicted)
-        columns.append(torch.stack(own))
+    start = 0
+    for predicted in _log_probabilities(logits, vocabulary):
+        stop = start + len(predicted)
+        nats = -predicted.gather(1, target[start:stop, None].to(predicted.device))[:, 0]
+        beside = nats.new_zeros(3, len(nats)) if base is None else base.part(start, stop).compared(predicted).to(nats)
+        columns.append(torch.cat([nats[None], beside, torch.ones_like(nats)[None]]))
+        start = stop
     return torch.cat(columns, 1)
+
+
+@dataclass(frozen=True)
+class _References:
+    """The distributions that rows are compared with, by the first of the tokens that each is for."""
+
+    parts: "dict[int, _Reference]"
+
+    @classmethod
+    def of(cls, logits: Tensor | None, vocabulary: int) -> "_References | None":
+        if logits is None:
+            return None
+        parts, start = {}, 0
+        for some in _log_probabilities(logits, vocabulary):
+            parts[start] = _Reference(some)
+            start += len(some)
+        return cls(parts)
+
+    def part(self, start: int, stop: int) -> "_Reference":
+        """That for tokens `start` to `stop`: rows are cut as the reference is."""
+        return self.parts[start]
 
 
 class _Reference:
@@ -235,6 +266,11 @@ class _Reference:
         self.probabilities = log_probabilities.exp()
         self.favourite = log_probabilities.argmax(1)
         self.negative_entropy = (self.probabilities * log_probabilities).sum(1)
+
+    def compared(self, predicted: Float[Tensor, "tokens vocabulary"]) -> Float[Tensor, "3 tokens"]:
+        """Nats of KL, whether the favourite is the same, and 1."""
+        nats = self.divergence(predicted)
+        return torch.stack([nats, self.agreement(predicted), torch.ones_like(nats)])
 
     def divergence(self, predicted: Float[Tensor, "tokens vocabulary"]) -> Float[Tensor, " tokens"]:
         """KL(reference ‖ predicted) in nats."""

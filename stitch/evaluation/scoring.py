@@ -107,8 +107,8 @@ def evaluate_all(
     """Scores of all rows of the report; those of rows scored on all text also by `bins`.
 
     They are the models, all translations, bridges, references, alternatives and `variants` of the composite, and those floors,
-    ceilings and nulls that `wants` accepts. Where B reads other tokens than A, its row is in its own, and no row is compared with
-    its predictions token by token. Alternatives, bridges, headline rows and those of `whole` are scored on all text; the others
+    ceilings and nulls that `wants` accepts. Where B reads other tokens than A, its row is in its own, and rows are compared with
+    what it says of the next byte. Alternatives, bridges, headline rows and those of `whole` are scored on all text; the others
     until they are certain to be worse than the composite (`race_against`).
     """
     yardsticks = {
@@ -121,7 +121,7 @@ def evaluate_all(
         "null:shuffled-matching": on.translated(*fitted.shuffles),
     }
     splice = Splice(on.a.depth, on.site_a, on.site_b)
-    own = None if on.b.original is None else own_scores(on, progress)
+    own, next_byte = (None, None) if on.b.original is None else own_scores(on, progress)
     if own is not None:
         yardsticks["ceiling:aligned"] = on.aligned()
     rows = {
@@ -140,7 +140,7 @@ def evaluate_all(
     def score(names: list[str], part: range) -> dict[str, Scores]:
         some = {name: rows[name] for name in names}
         return evaluate(
-            some, windows, vocabulary=on.vocabulary, reference=rows.get("b"), memory=on.memory, part=part,
+            some, windows, vocabulary=on.vocabulary, reference=rows.get("b") or next_byte, memory=on.memory, part=part,
             counted=on.counted, bins=bins, binned=always, progress=progress,
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ from stitch.config import CompleteSettings
 from stitch.conversions.retokenization import rows as made
 from stitch.conversions.retokenization.behind import with_rows
 from stitch.conversions.retokenization.bias import with_bias
-from stitch.conversions.retokenization.head_ridge import fitted_head
+from stitch.conversions.retokenization.head_ridge import fitted_heads
 from stitch.conversions.retokenization.omp import pursued
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
@@ -37,7 +37,7 @@ from stitch.text.documents import Split
 from stitch.text.windows import Windows
 from stitch.translation.types import Translation
 
-FIT = 16_384  # tokens of the fit split that heads are fitted on
+FIT = 8_192  # tokens of the fit split that heads are fitted on
 CHOICE = 4_096  # tokens of the sweep split that the head is chosen on
 SHORTEST = 8  # tokens of a passage
 TERMS = (8, 64)  # of a sparse combination of shared rows
@@ -94,7 +94,10 @@ def fit_across(
     streams = late_streams(b, settings.layer_b, shop.fit, progress)
     occurring = torch.cat([found.ids.unique() for found in windows.values()]).unique()
     pursuits = _pursuits(a, shop, occurring)
-    heads = _heads(a, shop, streams, {terms: found[1] for terms, found in pursuits.items()}, progress)
+    with embedding(shop.model, rows):
+        of_whole = [final(shop.model, passage.new.ids, shop.new.bos) for passage in shop.fit]
+    fitted, whole_head = fitted_heads([streams, of_whole], shop.heads["mean"][0], shop.on_text, shop.fit, shop.said)
+    heads = _heads(a, shop, streams, fitted, {terms: found[1] for terms, found in pursuits.items()})
     scores = evaluate(
         {name: behind_head(on, rows, head).aligned() for name, head in heads.items()}, on.windows.first(CHOICE),
         vocabulary=on.vocabulary, counted=on.counted, memory=settings.memory, progress=progress,
@@ -102,7 +105,7 @@ def fit_across(
     )  # fmt: skip
     chosen = min(scores, key=lambda name: scores[name].ce)
     return Across(
-        with_rows(b, rows, heads[chosen]), chosen, heads, _whole(b, shop, rows, pursuits),
+        with_rows(b, rows, heads[chosen]), chosen, heads, _whole(b, rows, whole_head, pursuits),
         {
             **_alignment(b, windows), "lost": lost, "head": chosen.partition(":")[2],
             "heads": {name.partition(":")[2]: found.ce for name, found in scores.items()},
@@ -185,11 +188,10 @@ def _over_means(own: Rows, pursuit: Rows, some: Correspondence, found: Correspon
 
 
 def _heads(
-    a: Model, shop: Workshop, streams: list[Tensor], pursued: Mapping[int, Head], progress: Progress | None
+    a: Model, shop: Workshop, streams: list[Tensor], fitted: Head, pursued: Mapping[int, Head]
 ) -> dict[str, Head]:
-    """Heads for B's late blocks, by row name."""
+    """Heads for B's late blocks, by row name. `fitted` is the one whose rows are all fitted."""
     first, mean = (shop.heads[name][0] for name in ("first", "mean"))
-    fitted = fitted_head(streams, mean, shop.on_text, shop.fit, shop.said)
     new_only = mean.clone()
     new_only[made.filled(shop.found)] = fitted[made.filled(shop.found)]
     read = torch.cat([stream[:-1] for stream in streams])
@@ -216,11 +218,8 @@ def _through_a(a: Model, shop: Workshop, streams: Sequence[Float[Tensor, "_ d"]]
     return (rows.double() @ weights.T.to(rows.device)).float().to(streams[0].device)
 
 
-def _whole(b: Model, shop: Workshop, rows: Rows, pursuits: Mapping[int, tuple[Rows, Head]]) -> dict[str, Model]:
+def _whole(b: Model, rows: Rows, head: Head, pursuits: Mapping[int, tuple[Rows, Head]]) -> dict[str, Model]:
     """B retokenised, by row name. Neither has an `original`: they read A's tokens from their first block on."""
-    with embedding(shop.model, rows):
-        streams = [final(shop.model, passage.new.ids, shop.new.bos) for passage in shop.fit]
-    head = fitted_head(streams, shop.heads["mean"][0], shop.on_text, shop.fit, shop.said)
     found = {"reference:b-retokenized": with_rows(b, rows, head)}
     if pursuits:
         found["reference:b-retokenized-omp"] = with_rows(b, *pursuits[min(pursuits)])

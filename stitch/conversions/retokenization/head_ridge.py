@@ -18,27 +18,42 @@ HELD_OUT = 5  # one passage in so many chooses the strength
 
 
 def fitted_head(
-    streams: Sequence[Float[Tensor, "_ d"]],
-    start: Head,
-    on: OnText,
-    passages: Sequence[Passage],
-    said: NextToken,
+    streams: Sequence[Float[Tensor, "_ d"]], start: Head, on: OnText, passages: Sequence[Passage], said: NextToken
 ) -> Head:
     """Rows nearest to `start` whose scores on `streams` are the logarithms of what is `said`, up to a constant per position.
 
     `streams` are what the head reads in each passage, by position in its new tokens. One passage in HELD_OUT chooses the strength
     of the ridge.
     """
-    products = {held: Products.empty(start.shape[1], len(start)) for held in (False, True)}
-    for number, (stream, (places, wanted)) in enumerate(zip(streams, said.on(on, passages), strict=True)):
-        read = with_one(stream[places.to(stream.device)], start.shape[1])
-        scores = logits(stream[places.to(stream.device)], start, said.cap)
-        spread = torch.logaddexp(((1 - SPREAD) * wanted).log(), log(SPREAD) + scores.log_softmax(-1))
-        target = spread + scores.logsumexp(-1, keepdim=True)
-        if said.cap is not None:
-            target = said.cap * torch.atanh((target / said.cap).clamp(-0.999, 0.999))
-            scores = read @ start.T
-        missing = target - scores
-        products[number % HELD_OUT == 0].add(read, missing - missing.mean(1, keepdim=True))
-    change, _ = ridge(products[False], products[True])
-    return start + change.T.to(start)
+    return fitted_heads([streams], start, on, passages, said)[0]
+
+
+def fitted_heads(
+    several: Sequence[Sequence[Float[Tensor, "_ d"]]],
+    start: Head,
+    on: OnText,
+    passages: Sequence[Passage],
+    said: NextToken,
+) -> list[Head]:
+    """The same for several kinds of streams: what is said is worked out once."""
+    products = [{held: Products.empty(start.shape[1], len(start)) for held in (False, True)} for _ in several]
+    for number, (places, wanted) in enumerate(said.on(on, passages)):
+        for streams, sums in zip(several, products, strict=True):
+            read, missing = _missing(streams[number][places.to(wanted.device)], start, wanted, said.cap)
+            sums[number % HELD_OUT == 0].add(read, missing)
+    changes = (ridge(sums[False], sums[True])[0] for sums in products)
+    return [start + change.T.to(start) for change in changes]
+
+
+def _missing(
+    stream: Float[Tensor, "positions d"], start: Head, wanted: Float[Tensor, "positions new"], cap: float | None
+) -> tuple[Float[Tensor, "positions columns"], Float[Tensor, "positions new"]]:
+    """What the head reads, and what is missing from its scores there, of mean 0."""
+    read, scores = with_one(stream, start.shape[1]), logits(stream, start, cap)
+    spread = torch.logaddexp(((1 - SPREAD) * wanted).log(), log(SPREAD) + scores.log_softmax(-1))
+    target = spread + scores.logsumexp(-1, keepdim=True)
+    if cap is not None:
+        target = cap * torch.atanh((target / cap).clamp(-0.999, 0.999))
+        scores = read @ start.T
+    missing = target - scores
+    return read, missing - missing.mean(1, keepdim=True)

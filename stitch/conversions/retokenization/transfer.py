@@ -30,11 +30,11 @@ def continuations(on: OnText, head: Head, cap: float | None, found: Corresponden
     some = max(1, AT_ONCE // len(head))
     for stream, before in zip(on.final.split(some), on.before.split(some), strict=True):
         probabilities = logits(stream, head, cap).softmax(-1)
-        everywhere += probabilities.double().sum(0).cpu()
+        everywhere += probabilities.sum(0, dtype=torch.float64).cpu()
         for piece in before.unique().tolist():
             if piece in wanted:
                 places = (before == piece).nonzero()[:, 0].to(stream.device)
-                sums[piece] += probabilities[places][:, wanted[piece]].double().sum(0).cpu()
+                sums[piece] += probabilities[places[:, None], wanted[piece]].sum(0, dtype=torch.float64).cpu()
                 counts[piece] += len(places)
     everywhere /= len(on.before)
     means = {
