@@ -203,3 +203,16 @@ def test_tokenizers_without_a_common_token_are_refused():
     other = Model("other", tiny.net("llama"), tokenizer, ANATOMIES["llama"], Path("other"))
     with pytest.raises(UsageError, match="must share some tokens; those of other and gpt2 share none"):
         behind(other, a)
+
+
+def test_a_tokenizer_that_loses_the_text_is_refused(tmp_path):
+    a, tokenizer = tiny.save(tmp_path / "a", "gpt2"), with_byte_fallback()
+    b = tiny.save(tmp_path / "b", "qwen3", seed=1, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(b)
+    text = tmp_path / "text.jsonl"
+    lines = [json.dumps({"text": f"日本語 {number} feature model layer token stream weight"}) for number in range(400)]
+    text.write_text("\n".join(lines))  # A knows ASCII alone
+    with pytest.raises(
+        UsageError, match=r"must keep all but 0\.1% of the bytes of the text; that of .*a loses 1\d\.\d%"
+    ):
+        stitch(jobs.settings(a, b, text, context=64), tmp_path / "out")

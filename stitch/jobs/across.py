@@ -7,6 +7,7 @@ streams, so it depends on no translation.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -33,12 +34,16 @@ from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.alignment import require_lossless
 from stitch.text.correspondence import Correspondence, correspond
-from stitch.text.documents import Split
+from stitch.text.documents import Split, read
 from stitch.text.windows import Windows
 from stitch.translation.types import Translation
 
 FIT = 8_192  # tokens of the fit split that heads are fitted on
 CHOICE = 4_096  # tokens of the sweep split that the head is chosen on
+CHECKED, LONGEST = (
+    128,
+    2_000,
+)  # documents, and characters of each, in which bytes that A's tokenizer loses are looked for
 SHORTEST = 8  # tokens of a passage
 TERMS = (8, 64)  # of a sparse combination of shared rows
 PURSUIT = 2e13  # FLOPs: a pursuit that takes more is left out
@@ -85,11 +90,11 @@ def behind_head(on: Stage, rows: Rows, head: Head) -> Stage:
 
 
 def fit_across(
-    settings: CompleteSettings, a: Model, b: Model, windows: Mapping[Split, Windows], on: Stage,
+    settings: CompleteSettings, a: Model, b: Model, windows: Mapping[Split, Windows], on: Stage, lost: dict[str, float],
     progress: Progress | None = None,
 ) -> Across:  # fmt: skip
-    """Fits the heads on the fit split and chooses one on the sweep split, whose stage is `on`."""
-    shop, lost = workshop(b, windows["fit"], settings.seed)
+    """Fits the heads on the fit split and chooses one on the sweep split, whose stage is `on`. `lost` is as in `lost_bytes`."""
+    shop = workshop(b, windows["fit"], settings.seed)
     rows = b.embedding.weight.detach()
     streams = late_streams(b, settings.layer_b, shop.fit, progress)
     occurring = torch.cat([found.ids.unique() for found in windows.values()]).unique()
@@ -117,17 +122,27 @@ def fit_across(
     )  # fmt: skip
 
 
-def workshop(b: Model, fit: Windows, seed: int) -> tuple[Workshop, float]:
-    """What rows for A's vocabulary are made from, and the share of the text's bytes that B's tokenizer loses.
+def lost_bytes(b: Model, fit: Windows, text: str) -> dict[str, float]:
+    """The shares of bytes that A's tokenizer loses of some documents, and B's of what A's leaves.
 
     Raises: UsageError where that is too much.
     """
     original = b.original
     assert isinstance(original, Original)
-    passages = _passages(original, fit)
-    lost = require_lossless([passage.own for passage in passages], b.name)
+    documents = islice(read(text, characters=CHECKED * LONGEST), CHECKED)
+    given = original.rewriter.given
+    return {
+        "a": require_lossless([given.read(content[:LONGEST]) for _, content in documents], given.name),
+        "b": require_lossless([passage.own for passage in _passages(original, fit)], b.name),
+    }
+
+
+def workshop(b: Model, fit: Windows, seed: int) -> Workshop:
+    """What rows for A's vocabulary are made from."""
+    original = b.original
+    assert isinstance(original, Original)
     own, new = original.rewriter.own, original.rewriter.given
-    return Workshop(original.model, None, own, new, correspond(own, new), passages, seed), lost
+    return Workshop(original.model, None, own, new, correspond(own, new), _passages(original, fit), seed)
 
 
 def _passages(original: Original, windows: Windows) -> list[Passage]:

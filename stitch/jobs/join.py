@@ -24,7 +24,7 @@ from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Means
 from stitch.frontier.collect import alternatives
-from stitch.jobs.across import fit_across
+from stitch.jobs.across import fit_across, lost_bytes
 from stitch.jobs.join_plan import plan_join
 from stitch.jobs.shorten import shorten
 from stitch.jobs.stages import (
@@ -128,6 +128,7 @@ def _make(
     a, b = pair.a, pair.b
     with clock.stage("text"):
         windows = read_windows(asked, a, b, progress)
+        lost = {} if b.original is None else lost_bytes(b, windows["fit"], asked.text)
     if asked.layer_b == "auto":
         with clock.stage("layer"):
             layer_choice = choose_layer(
@@ -143,7 +144,7 @@ def _make(
     across = None
     if b.original is not None:
         with clock.stage("vocabulary"):
-            across = fit_across(settings, a, b, windows, stage(settings, a, b, paired["sweep"]), progress)
+            across = fit_across(settings, a, b, windows, stage(settings, a, b, paired["sweep"]), lost, progress)
             b = across.b
     with clock.stage("saes"):
         saes = train_pair(settings, a, b, paired, scratch, pair.sources, progress, store)

@@ -34,7 +34,7 @@ def notes(report: dict) -> list[str]:
         f"{vocabulary['unknown']:,} are unknown to it.",
         f"{found['coinciding']:.1%} of the tokens of {a} end where one of {b} does; the translation is fitted on these. {b} "
         f"reads {found['own_tokens_per_token']:.2f} tokens for one of {a}, which has {found['bytes_per_token']:.2f} bytes. The "
-        f"tokenizer of {b} loses {found['lost']:.2%} of the bytes.",
+        f"tokenizers lose {found['lost']['a']:.2%} and {found['lost']['b']:.2%} of the bytes.",
         f"Row b is {b} in its own tokens, on the same bytes. CE is in nats per token of {a} in every row. Predictions of "
         "special tokens do not count. KL and top-1 compare with what b says of the next byte, where a token of both ends.",
         f"Head: {found['head']}, chosen on the sweep split behind {b}'s own streams (CE by head: {heads}).",
