@@ -43,6 +43,11 @@ class Reader:
         """The token that stands for some bytes. Of several the last: bytes that are kept for unknown characters come first."""
         return {piece: index for index, piece in enumerate(self.vocabulary.pieces[: self.rows]) if piece}
 
+    @cached_property
+    def most_bytes(self) -> int:
+        """The length of the longest of these."""
+        return max(map(len, self.by_bytes), default=0)
+
     def spell(self, strings: Sequence[bytes]) -> list[tuple[int, ...]]:
         """The tokens that each string consists of, as the tokenizer makes them; empty where it can not.
 
@@ -65,9 +70,11 @@ class Reader:
 
     def longest(self, string: bytes) -> tuple[int, ...]:
         """The longest token that the bytes begin with, then that of the rest, and so on; none where some bytes have no token."""
-        found, most = [], max(map(len, self.by_bytes))
+        found = []
         while string:
-            size = next((size for size in range(min(most, len(string)), 0, -1) if string[:size] in self.by_bytes), 0)
+            size = next(
+                (size for size in range(min(self.most_bytes, len(string)), 0, -1) if string[:size] in self.by_bytes), 0
+            )
             if not size:
                 return ()
             found.append(self.by_bytes[string[:size]])
