@@ -19,10 +19,11 @@ from stitch.composite.compose import set_dtype
 from stitch.errors import StitchError
 from stitch.files.folders import appear
 from stitch.files.output import check_output
-from stitch.files.shards import Held, Stored, stored_tensors, write_shards
+from stitch.files.shards import Held, Stored, write_shards
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.modeling.modeling_composite import StitchBaseModel, StitchConfig, StitchForCausalLM
 from stitch.models.anatomy import Anatomy, anatomy_of, dotted
+from stitch.models.text_part import text_tensors
 from stitch.translation.module import translation_tensors
 from stitch.translation.types import Translation
 
@@ -83,7 +84,7 @@ def donor_tensors(
     with torch.device("meta"):
         slots = StitchForCausalLM(config).state_dict()
     a_anatomy, b_anatomy = anatomy_of(config.a_config, config.a_flow), anatomy_of(config.b_config, config.b_flow)
-    a_stored, b_stored = stored_tensors(a), stored_tensors(b)
+    a_stored, b_stored = text_tensors(a), text_tensors(b)
     tensors: dict[str, Stored | Held] = {}
     for name, slot in slots.items():
         half, _, path = name.partition(".")

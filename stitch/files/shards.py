@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stitch.errors import StitchError
-from stitch.files.headers import INDEX, SINGLE, verify_weights
+from stitch.files.headers import INDEX, SINGLE, verify_weights, weight_map
 
 DTYPES = {
     "F64": torch.float64,
@@ -121,12 +121,15 @@ def size_of(tensor: Stored | Held) -> int:
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """The place of every tensor of the checkpoint in `folder`, by name. Reads only headers.
 
-    Raises: the errors of `verify_weights` when files are missing, damaged or pickled; StitchError for a type that torch lacks.
+    Raises: the errors of `verify_weights` when files are missing, damaged or pickled; StitchError for a type that is not plain,
+    unless an index does not name the tensor.
     """
-    found = {}
+    found, named = {}, weight_map(folder) if not (folder / SINGLE).exists() else {}
     for path, header in verify_weights(folder).items():
         for name, entry in header.tensors.items():
             if entry["dtype"] not in DTYPES:
+                if named and name not in named:
+                    continue
                 raise StitchError(f"tensors must be plain floats or integers; {name} in {path} is {entry['dtype']}.")
             start, stop = (header.start + offset for offset in entry["data_offsets"])
             found[name] = Stored(path, start, stop, DTYPES[entry["dtype"]], tuple(entry["shape"]))

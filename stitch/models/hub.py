@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from stitch.errors import StitchError, UsageError
 from stitch.files.front_matter import CARD
-from stitch.files.headers import PICKLE_SUFFIXES
+from stitch.files.headers import INDEX, PICKLE_SUFFIXES, weight_map
 from stitch.files.markdown import PLACE
 from stitch.models.hub_errors import explained
 from stitch.progress import Progress
@@ -29,20 +30,32 @@ def download(
     """The folder with the model files of `repo` at `revision` (None: its main branch), and their commit.
 
     Files already in the client's cache are not downloaded again, and without network its last snapshot is used. `progress`
-    gets ("download REPO", bytes on disk, bytes known so far). Raises: StitchError when the download fails.
+    gets ("download REPO", bytes on disk, bytes known so far) of the files that were not in the cache.
+    Raises: StitchError when the download fails.
     """
+    shards = set(weight_map(config(repo, revision, endpoint=endpoint)).values())
+    files = [*MODEL_FILES, *sorted(shard for shard in shards if shard.endswith(".safetensors"))]
+    folder = _snapshot(repo, files, revision, endpoint, tqdm_class=_bar(f"download {repo}", progress))
+    return folder, folder.name
+
+
+def config(repo: str, revision: str | None = None, *, endpoint: str | None = None) -> Path:
+    """The folder with config.json of `repo` and the index of its weights, where it has them. Nothing large is downloaded.
+
+    Raises: StitchError when the download fails, also where the model is gated.
+    """
+    return _snapshot(repo, ["config.json", INDEX], revision, endpoint, tqdm_class=_bar(f"look up {repo}", None))
+
+
+def _snapshot(repo: str, files: list[str], revision: str | None, endpoint: str | None, **more: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     with explained(repo, _token(None), f"no network and no such local model: {repo}"):
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            endpoint=endpoint,
-            allow_patterns=MODEL_FILES,
-            ignore_patterns=SUBFOLDERS,
-            tqdm_class=_bar(f"download {repo}", progress),
+        return Path(
+            snapshot_download(
+                repo, revision=revision, endpoint=endpoint, allow_patterns=files, ignore_patterns=SUBFOLDERS, **more
+            )
         )
-    return Path(folder), Path(folder).name
 
 
 def card(repo: str) -> tuple[Path, str] | None:
