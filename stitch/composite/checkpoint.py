@@ -114,16 +114,12 @@ def _tensor(net: PreTrainedModel, name: str) -> torch.Tensor:
 
 def _find(name: str, anatomy: Anatomy, stored: dict[str, Stored], folder: Path) -> Stored:
     """The stored tensor that the model calls `name`: under that name, the family's own, or that of a tied tensor."""
-    names = [name]
-    if name == f"{anatomy.head}.weight":
-        names.append(dotted(anatomy.body, f"{anatomy.embedding}.weight"))
-    for candidate in list(names):
-        names += [file + candidate.removeprefix(own) for own, file in anatomy.stored_as if candidate.startswith(own)]
-    # A head's own tensor, under either name, takes precedence over the embedding that it may be tied to.
-    names.sort(key=lambda candidate: anatomy.embedding in candidate)
-    for candidate in names:
-        if candidate in stored:
-            return stored[candidate]
+    tied = [f"{anatomy.head}.weight", dotted(anatomy.body, f"{anatomy.embedding}.weight")]
+    # Of two tied tensors a file may hold either or both; its own takes precedence.
+    for own in [name, *(other for other in tied if name in tied and other != name)]:
+        for candidate in (own, *(file + own.removeprefix(at) for at, file in anatomy.stored_as if own.startswith(at))):
+            if candidate in stored:
+                return stored[candidate]
     raise StitchError(f"the checkpoint needs the tensor {name}; {folder} does not have it: download it again.")
 
 

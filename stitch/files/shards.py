@@ -124,7 +124,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     Raises: the errors of `verify_weights` when files are missing, damaged or pickled; StitchError for a type that is not plain,
     unless an index does not name the tensor.
     """
-    found, named = {}, weight_map(folder) if not (folder / SINGLE).exists() else {}
+    found, named = {}, named_tensors(folder)
     for path, header in verify_weights(folder).items():
         for name, entry in header.tensors.items():
             if entry["dtype"] not in DTYPES:
@@ -134,6 +134,11 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
             start, stop = (header.start + offset for offset in entry["data_offsets"])
             found[name] = Stored(path, start, stop, DTYPES[entry["dtype"]], tuple(entry["shape"]))
     return found
+
+
+def named_tensors(folder: Path) -> set[str]:
+    """The tensors that the index in `folder` names; empty where there is none, or it does not count beside a single file."""
+    return set() if (folder / SINGLE).exists() else set(weight_map(folder))
 
 
 def write_shards(folder: Path, tensors: dict[str, Stored | Held], max_shard_bytes: int) -> None:
