@@ -74,7 +74,7 @@ def unrelated_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 def unrelated_files(folder: Path, tensors: dict[str, Tensor]) -> None:
     two_shards(folder, tensors)
-    save_file({EMBEDDING: torch.zeros(2, 2)}, folder / "model-00001-of-00001.safetensors", {"format": "pt"})
+    save_file({EMBEDDING: torch.zeros(2, 2)}, folder / "model-zz.safetensors", {"format": "pt"})
     save_file({EMBEDDING: torch.zeros(2, 2)}, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
