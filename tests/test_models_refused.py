@@ -13,6 +13,7 @@ import tiny
 from hub_double import hub  # noqa: F401 (a fixture)
 from stitch.errors import StitchError, UsageError
 from stitch.jobs.join import stitch
+from stitch.models import quantised
 from stitch.models.describe import describe
 from stitch.models.loading import load
 from stitch.models.sources import resolve, resolve_all
@@ -137,6 +138,15 @@ def test_both_models_of_a_join_are_looked_at_first(hub, tmp_path):
     hub.add("user/second", model(config("BertForMaskedLM")))
     asked = jobs.settings(Path("user/first"), Path("user/second"), tmp_path / "no text")
     assert NO_HEAD in refusal(stitch, asked, tmp_path / "out") and weights_asked_for(hub) == []
+
+
+def test_a_second_model_in_a_folder_is_refused_before_the_first_is_converted(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantised, "dequantised", lambda *_: pytest.fail("dequantised"))
+    first = tiny.save(tmp_path / "first", "llama")
+    described = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps({**described, "quantization_config": {"quant_method": "mxfp4"}}))
+    second = saved(tmp_path / "second", "BertForMaskedLM", **BLOCKS)
+    assert NO_HEAD in refusal(resolve_all, [str(first), str(second)])
 
 
 def test_only_the_tokenizer_of_an_encoder_decoder_may_be_used(tmp_path):

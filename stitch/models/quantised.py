@@ -5,7 +5,7 @@ mxfp4               experts of gpt-oss
 compressed-tensors  as of llm-compressor
 bitsandbytes        4 or 8 bits
 
-Other methods, such as GPTQ and AWQ, need kernels for a GPU and are refused.
+Other methods, such as GPTQ and AWQ, are refused: transformers does not dequantise them on a CPU, or it was not tried.
 """
 
 import importlib.util

@@ -53,6 +53,17 @@ def resolve(source: str, *, for_tokenizer: bool = False, progress: Progress | No
     way that is not undone here; StitchError when a file is damaged, a package is missing or the download fails.
     """
     look_ahead(source, for_tokenizer=for_tokenizer)
+    return _resolved(source, for_tokenizer, progress)
+
+
+def resolve_all(sources: Sequence[str], *, progress: Progress | None = None) -> list[Source]:
+    """As `resolve` for each. All are looked at before the first is downloaded."""
+    for source in dict.fromkeys(sources):
+        look_ahead(source)
+    return [_resolved(source, False, progress) for source in sources]
+
+
+def _resolved(source: str, for_tokenizer: bool, progress: Progress | None) -> Source:
     found = _locate(source, progress)
     config = read_config(found.folder, found.name)
     require_usable(found.folder, config, found.name, for_tokenizer)
@@ -68,21 +79,14 @@ def resolve(source: str, *, for_tokenizer: bool = False, progress: Progress | No
     return replace(found, folder=folder, note=", ".join(filter(None, notes)) or None)
 
 
-def resolve_all(sources: Sequence[str], *, progress: Progress | None = None) -> list[Source]:
-    """As `resolve` for each. All are looked at before the first is downloaded."""
-    for source in dict.fromkeys(sources):
-        look_ahead(source)
-    return [resolve(source, progress=progress) for source in sources]
-
-
 def look_ahead(source: str, *, for_tokenizer: bool = False) -> None:
-    """Raises, for a model on the Hub, what its config.json says against it, and that it is not there or gated."""
-    if (name := _hub_name(source)) is None:
-        return
-    from stitch.models import hub
+    """Raises what config.json says against a model; for one on the Hub, also that it is not there or gated."""
+    folder = Path(source).expanduser()
+    if (name := _hub_name(source)) is not None:
+        from stitch.models import hub
 
-    folder = hub.config(name["repo"], name["revision"])
-    if (folder / "config.json").is_file():
+        folder = hub.config(name["repo"], name["revision"])
+    if source and (folder / "config.json").is_file():
         require_usable(folder, read_config(folder, source), source, for_tokenizer)
 
 
