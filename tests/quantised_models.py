@@ -39,8 +39,16 @@ def blocks_of_fp8(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     return {"": packed.reshape(weight.shape), "_scale_inv": scale}, plain
 
 
-def fp8(root: Path, family: str = "llama") -> tuple[Path, Path]:
+def whole_in_fp8(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The same with one scale for the matrix."""
+    scale = weight.abs().max() / 448
+    packed = (weight / scale).to(torch.float8_e4m3fn)
+    return {"": packed, "_scale_inv": scale}, packed.float() * scale
+
+
+def fp8(root: Path, family: str = "llama", *, in_blocks: bool = True) -> tuple[Path, Path]:
     """A model in FP8, and one in float32 with the values that its weights stand for."""
+    pack, size = (blocks_of_fp8, [BLOCK, BLOCK]) if in_blocks else (whole_in_fp8, None)
     net = _families.net(family) if family not in tiny.SHAPES else tiny.net(family)
     net.save_pretrained(root / "source")
     tiny.tokenizer().save_pretrained(root / "source")
@@ -48,9 +56,9 @@ def fp8(root: Path, family: str = "llama") -> tuple[Path, Path]:
     for name, weight in load_file(root / "source" / "model.safetensors").items():
         packed[name] = plain[name] = weight
         if name.endswith("proj.weight"):
-            parts, plain[name] = blocks_of_fp8(weight)
+            parts, plain[name] = pack(weight)
             packed |= {name + end: part for end, part in parts.items()}
-    method = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK], "activation_scheme": "dynamic"}
+    method = {"quant_method": "fp8", "weight_block_size": size, "activation_scheme": "dynamic"}
     return write(root / "packed", root / "source", packed, method), write(root / "plain", root / "source", plain)
 
 

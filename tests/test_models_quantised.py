@@ -34,6 +34,7 @@ def needs(package: str, *values):
 
 MADE = [
     pytest.param("fp8", fp8),
+    pytest.param("fp8", lambda root: fp8(root, in_blocks=False)),
     pytest.param("mxfp4", mxfp4),
     *(needs("compressed_tensors", "compressed-tensors", compressed(kind)) for kind in ("int4", "int8", "fp8")),
     needs("bitsandbytes", "bitsandbytes", bits_and_bytes(load_in_4bit=True, bnb_4bit_quant_type="nf4")),
