@@ -9,6 +9,11 @@ EXTRAS = {
     "gguf": {"gguf": "gguf", "accelerate": "accelerate"},
     "ot": {"ot": "POT"},
     "plot": {"matplotlib": "matplotlib"},
+    "quantised": {
+        "accelerate": "accelerate",
+        "bitsandbytes": "bitsandbytes",
+        "compressed_tensors": "compressed-tensors",
+    },
 }
 
 

@@ -5,29 +5,39 @@ from typing import Any
 
 import numpy
 import torch
-from gguf import GGUFWriter, TokenType
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.quants import dequantize
 
 SHAPE = dict(
     hidden_size=32, intermediate_size=64, num_attention_heads=4, max_position_embeddings=32, tie_word_embeddings=True
 )
 
 
-def pico_gguf(file: Path, split: str = "smollm", licence: str = "", base: str = "") -> torch.nn.Module:
+def pico_gguf(
+    file: Path,
+    split: str = "smollm",
+    licence: str = "",
+    base: str = "",
+    packed: GGMLQuantizationType | None = None,
+) -> torch.nn.Module:
     """Writes a Llama with a byte-level BPE (four merges, two special tokens) and returns the model.
 
-    `licence` and the address `base` of a model that it was made from stand in the file's metadata.
+    `licence` and the address `base` of a model that it was made from stand in the file's metadata. With `packed` the matrices
+    are drawn as blocks of that type, and have the values that the package gguf reads there; the model is wider then.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     tokens = ["<|endoftext|>", "<|im_start|>", *bytes_to_unicode().values(), "th", "the", "ĠĠ", "Ġthe"]
-    config = LlamaConfig(vocab_size=len(tokens), num_hidden_layers=2, num_key_value_heads=2, rms_norm_eps=1e-5, **SHAPE)
+    shape = SHAPE if packed is None else {**SHAPE, "hidden_size": 256, "intermediate_size": 256}
+    config = LlamaConfig(vocab_size=len(tokens), num_hidden_layers=2, num_key_value_heads=2, rms_norm_eps=1e-5, **shape)
     writer, model = _writer(file, "llama", config), _random(LlamaForCausalLM(config))
     if licence:
         writer.add_license(licence)
         writer.add_base_model_count(1)
         writer.add_base_model_repo_url(0, base)
-    writer.add_rope_dimension_count(8)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(split)
     writer.add_token_list(tokens)
@@ -42,7 +52,13 @@ def pico_gguf(file: Path, split: str = "smollm", licence: str = "", base: str = 
             return weight
         return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
-    _write(writer, model, {"ffn_norm": "post_attention_layernorm"}, stored)
+    def read(name: str, weight: numpy.ndarray) -> numpy.ndarray:
+        heads = {"attn_q": 4, "attn_k": 2}.get(name, 1)
+        return (
+            weight.reshape(heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape) if heads > 1 else weight
+        )
+
+    _write(writer, model, {"ffn_norm": "post_attention_layernorm"}, stored, packed, read)
     return model
 
 
@@ -110,21 +126,44 @@ def _writer(file: Path, architecture: str, config: Any) -> GGUFWriter:
     return writer
 
 
-def _write(writer: GGUFWriter, model: torch.nn.Module, more: dict[str, str], stored: Any) -> None:
+def _drawn(shape: tuple[int, ...], kind: GGMLQuantizationType, seed: int) -> numpy.ndarray:
+    """Blocks of a quantised type: random bytes, with scales of about 1 / 1,000 where a type begins or ends with them."""
+    values, size = GGML_QUANT_SIZES[kind]
+    blocks = numpy.random.default_rng(seed).integers(0, 256, (shape[0], shape[1] // values, size), dtype=numpy.uint8)
+    scale = numpy.array([1e-3], numpy.float16).view(numpy.uint8)
+    places = {"Q6_K": [-2], "Q3_K": [-2], "Q2_K": [-4, -2], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q8_0": [0]}[kind.name]
+    for place in places:
+        blocks[..., place % size : place % size + 2] = scale
+    return blocks.reshape(shape[0], -1)
+
+
+def _write(
+    writer: GGUFWriter, model: torch.nn.Module, more: dict[str, str], stored: Any, packed: Any = None, read: Any = None
+) -> None:
     """Adds the weights and closes the file. `more` are GGUF's names of a block's tensors that only some families have.
 
-    `stored` turns a weight into what the file holds, by its name in the file.
+    `stored` turns a weight into what the file holds, by its name in the file. With `packed` matrices are drawn instead, and
+    `read` is the inverse of `stored`.
     """
     names = {"attn_norm": "input_layernorm", "attn_output": "self_attn.o_proj", **more}
     names |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"}
     names |= {f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"])
+
+    def add(theirs: str, name: str, full: str) -> None:
+        weight = state[f"{name}.weight"]
+        if packed is None or weight.ndim == 1:
+            writer.add_tensor(full, stored(theirs, weight))
+            return
+        blocks = _drawn(weight.shape, packed, len(writer.tensors[0]))
+        writer.add_tensor(full, blocks, raw_dtype=packed)
+        weight[:] = read(theirs, dequantize(blocks, packed))  # it shares memory with the model
+
+    add("token_embd", "model.embed_tokens", "token_embd.weight")
     writer.add_tensor("output_norm.weight", stored("output_norm", state["model.norm.weight"]))
     for block in range(model.config.num_hidden_layers):
         for theirs, ours in names.items():
-            weight = stored(theirs, state[f"model.layers.{block}.{ours}.weight"])
-            writer.add_tensor(f"blk.{block}.{theirs}.weight", weight)
+            add(theirs, f"model.layers.{block}.{ours}", f"blk.{block}.{theirs}.weight")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

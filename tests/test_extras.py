@@ -11,6 +11,8 @@ import pytest
 import tiny
 from stitch.errors import EXTRAS, UsageError, missing_extra, require_extra
 from stitch.models.gguf import dequantised
+from stitch.models.quantised import NEEDS as OF_METHODS
+from stitch.models.quantised import require_dequantisable
 from stitch.synthesis.automata.read import read_automaton
 
 ROOT = Path(__file__).parent.parent
@@ -50,12 +52,17 @@ def sweep(folder: Path) -> None:
     sweep("a", "b", folder / "out")
 
 
+def quantised(folder: Path) -> None:
+    require_dequantisable({"quantization_config": {"quant_method": "bitsandbytes"}}, "model")
+
+
 NEEDS: list[tuple[str, Callable[[Path], object]]] = [
     ("automata", lambda folder: read_automaton("a*b")),
     ("gguf", lambda folder: dequantised(gguf_file(folder), "a.gguf")),
     ("ot", join_with_transport),
     ("cluster", connect),
     ("plot", sweep),
+    ("quantised", quantised),
 ]
 
 
@@ -67,7 +74,8 @@ def test_what_needs_an_extra_says_which(extra, use, monkeypatch, tmp_path):
         use(tmp_path)
     found = SENTENCE.fullmatch(str(caught.value))
     assert found and found[1] == extra, str(caught.value)
-    assert all(package in str(caught.value) for package in EXTRAS[extra].values())
+    modules = OF_METHODS["bitsandbytes"] if extra == "quantised" else EXTRAS[extra]  # each method needs some of them
+    assert all(EXTRAS[extra][module] in str(caught.value) for module in modules)
 
 
 def test_every_extra_is_tried():

@@ -111,7 +111,7 @@ def test_unusable_model_folders_are_refused_in_one_line(tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     assert "quantised (gptq)" in refusal(folder, UsageError)
     (folder / "config.json").write_text(json.dumps(config | {"n_layer": 9}))
-    assert "are incomplete: 36 tensors missing" in refusal(folder, StitchError)
+    assert "whole causal model; 36 tensors are missing" in refusal(folder, StitchError)
     (folder / "config.json").write_text("{")
     assert "config.json of pico must be readable" in refusal(folder, StitchError)
     (folder / "config.json").unlink()

@@ -179,10 +179,20 @@ BAD = {
         UsageError,
         "quantised (gptq)",
     ),
-    "bitsandbytes": (
-        {**SINGLE, "config.json": b'{"quantization_config": {"load_in_4bit": 1}}'},
+    "a method without a name": (
+        {**SINGLE, "config.json": b'{"quantization_config": {"bits": 4}}'},
         UsageError,
         "quantised (unknown)",
+    ),
+    "odd name without an index": (
+        {**PICKLED, "weights.safetensors": weights("a")},
+        UsageError,
+        "has weights.safetensors and no index: rename it to model.safetensors",
+    ),
+    "a tensor in two shards": (
+        {**SHARDED, SHARD: weights("a", "b")},
+        StitchError,
+        f"a is in model-00001-of-00002.safetensors and {SHARD}",
     ),
 }
 
@@ -274,6 +284,20 @@ def test_a_gguf_file_becomes_the_model_it_was_written_from(tmp_path, cache, capf
     assert tokenizer.tokenize("the  12 the") == ["the", "ĠĠ", "1", "2", "Ġthe"]
     text = "<|im_start|>the  12\n naïve 日本 🙂<|endoftext|>"
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0"])
+@torch.no_grad()
+def test_quantised_blocks_of_a_gguf_file_have_the_values_that_they_stand_for(tmp_path, cache, kind):
+    from gguf import GGMLQuantizationType
+    from transformers import AutoModelForCausalLM
+
+    original = pico_gguf(tmp_path / "pico.gguf", packed=GGMLQuantizationType[kind])
+    model = AutoModelForCausalLM.from_pretrained(resolve(str(tmp_path / "pico.gguf")).folder)
+    assert model.dtype == torch.float32 and "quantization_config" not in model.config.to_dict()
+    for name, weight in original.state_dict().items():
+        assert weight.isfinite().all() and weight.std() > 0
+        assert (model.state_dict()[name] - weight).abs().max() <= 1e-6 * weight.abs().max(), name
 
 
 def test_a_gguf_file_is_converted_once_under_any_name_and_repaired(tmp_path, cache, monkeypatch):

@@ -21,11 +21,12 @@ from stitch.composite.compose import set_dtype
 from stitch.errors import StitchError
 from stitch.files.folders import appear
 from stitch.files.output import check_output
-from stitch.files.shards import Held, Stored, stored_tensors, write_shards
+from stitch.files.shards import Held, Stored, write_shards
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.modeling.modeling_composite import StitchBaseModel, StitchConfig, StitchForCausalLM
 from stitch.models.anatomy import Anatomy, anatomy_of, dotted
 from stitch.models.model import Model
+from stitch.models.text_part import text_tensors
 from stitch.translation.module import translation_tensors
 from stitch.translation.types import Translation
 
@@ -106,7 +107,7 @@ def donor_tensors(
     with torch.device("meta"):
         slots = StitchForCausalLM(config).state_dict()
     a_anatomy, b_anatomy = anatomy_of(config.a_config, config.a_flow), anatomy_of(config.b_config, config.b_flow)
-    a_stored, b_stored = stored_tensors(a), stored_tensors(b)
+    a_stored, b_stored = text_tensors(a), text_tensors(b)
     tensors: dict[str, Stored | Held] = {}
     for name, slot in slots.items():
         half, _, path = name.partition(".")
@@ -139,16 +140,12 @@ def _tensor(net: PreTrainedModel, name: str) -> torch.Tensor:
 
 def _find(name: str, anatomy: Anatomy, stored: dict[str, Stored], folder: Path) -> Stored:
     """The stored tensor that the model calls `name`: under that name, the family's own, or that of a tied tensor."""
-    names = [name]
-    if name == f"{anatomy.head}.weight":
-        names.append(dotted(anatomy.body, f"{anatomy.embedding}.weight"))
-    for candidate in list(names):
-        names += [file + candidate.removeprefix(own) for own, file in anatomy.stored_as if candidate.startswith(own)]
-    # A head's own tensor, under either name, takes precedence over the embedding that it may be tied to.
-    names.sort(key=lambda candidate: anatomy.embedding in candidate)
-    for candidate in names:
-        if candidate in stored:
-            return stored[candidate]
+    tied = [f"{anatomy.head}.weight", dotted(anatomy.body, f"{anatomy.embedding}.weight")]
+    # Of two tied tensors a file may hold either or both; its own takes precedence.
+    for own in [name, *(other for other in tied if name in tied and other != name)]:
+        for candidate in (own, *(file + own.removeprefix(at) for at, file in anatomy.stored_as if own.startswith(at))):
+            if candidate in stored:
+                return stored[candidate]
     raise StitchError(f"the checkpoint needs the tensor {name}; {folder} does not have it: download it again.")
 
 

@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from stitch.errors import StitchError
 from stitch.files.folders import appear
-from stitch.files.shards import Held, Stored, stored_tensors, write_shards
+from stitch.files.shards import Held, Stored, named_tensors, write_shards
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.anatomy import Anatomy
 from stitch.models.model import Model
 from stitch.models.shared import share
+from stitch.models.text_part import text_tensors
 
 
 def config_with_blocks(config: PreTrainedConfig, order: Sequence[int]) -> PreTrainedConfig:
@@ -84,8 +85,11 @@ def write_native(
 def _tensors(model: Model, order: Sequence[int], changed: Mapping[str, Tensor]) -> dict[str, Stored | Held]:
     """The new checkpoint's tensors, by the names in the donor's files, so that tied weights are stored once as before."""
     prefixes = _names_in_files(f"{model.anatomy.body}.{model.anatomy.blocks}", model.anatomy)
+    named, own = named_tensors(model.folder), model.net.state_dict().keys()
     tensors: dict[str, Stored | Held] = {}
-    for name, stored in stored_tensors(model.folder).items():
+    for name, stored in text_tensors(model.folder).items():
+        if named and name not in named and name not in own:  # a shard may hold tensors of something else
+            continue
         cast = model.dtype if stored.stored_dtype.is_floating_point else None
         prefix = next((prefix for prefix in prefixes if re.match(rf"{re.escape(prefix)}\.\d+\.", name)), None)
         if prefix is None:

@@ -45,19 +45,14 @@ def verify_weights(folder: Path) -> dict[Path, Header]:
     `model.safetensors` takes precedence over an index beside it, as in transformers. Tensor values are not read or checked.
 
     Raises: UsageError when there are no safetensors weights that transformers would load (pickles are not read);
-    StitchError for a truncated or damaged file, and for an index that names a missing shard or tensor.
+    StitchError for a truncated or damaged file, an index that names a missing shard or tensor, and a tensor in two shards.
     """
     headers = {file.name: safetensors_header(file) for file in sorted(folder.glob("*.safetensors"))}
     if SINGLE in headers:
         return {folder / SINGLE: headers[SINGLE]}
-    index = folder / INDEX
-    if not index.is_file():
+    if not (folder / INDEX).is_file():
         raise UsageError(_no_weights(folder, list(headers)))
-    try:
-        shards = json.loads(index.read_bytes())["weight_map"]
-        named = sorted((str(shard), str(tensor)) for tensor, shard in shards.items())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise StitchError(f"{index} is damaged: it must map tensors to shards; download it again.") from None
+    named = sorted((shard, tensor) for tensor, shard in weight_map(folder).items())
     if missing := sorted({shard for shard, _ in named} - set(headers)):
         raise StitchError(
             f"{folder} lacks {len(missing)} of the shards its index names, {missing[0]} first: download it again."
@@ -65,7 +60,29 @@ def verify_weights(folder: Path) -> dict[Path, Header]:
     for shard, tensor in named:
         if tensor not in headers[shard].tensors:
             raise StitchError(f"the index says that {folder / shard} holds {tensor}; it does not: download both again.")
-    return {folder / shard: headers[shard] for shard in dict.fromkeys(shard for shard, _ in named)}
+    shards = dict.fromkeys(shard for shard, _ in named)
+    for shard, tensor in named:
+        if others := [one for one in shards if one != shard and tensor in headers[one].tensors]:
+            raise StitchError(
+                f"a tensor must stand in one shard; {tensor} is in {shard} and {others[0]} of {folder}: remove the one that "
+                "the index does not name."
+            )
+    return {folder / shard: headers[shard] for shard in shards}
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """The file of every tensor, as the index in `folder` says; empty where there is no index.
+
+    Raises: StitchError where it is damaged.
+    """
+    index = folder / INDEX
+    try:
+        shards = json.loads(index.read_bytes())["weight_map"]
+        return {str(tensor): str(shard) for tensor, shard in shards.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise StitchError(f"{index} is damaged: it must map tensors to shards; download it again.") from None
 
 
 def _no_weights(folder: Path, safetensors: list[str]) -> str:
@@ -73,6 +90,11 @@ def _no_weights(folder: Path, safetensors: list[str]) -> str:
     if "adapter_model.safetensors" in safetensors:
         return f"weights must be a whole model; {folder} holds an adapter: merge it into its base model first."
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    if safetensors:
+        return (
+            f"weights must be {SINGLE}, or shards that {INDEX} names; {folder} has {safetensors[0]} and no index: rename it to "
+            f"{SINGLE} if it is the whole model, or download the index."
+        )
     got = f"{folder} has only pickles ({pickles[0]})" if pickles else f"{folder} has none"
     return (
         f"weights must be model.safetensors or shards of it; {got}, and pickles are never read, because unpickling can "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stitch.errors import StitchError
-from stitch.files.headers import INDEX, SINGLE, verify_weights
+from stitch.files.headers import INDEX, SINGLE, verify_weights, weight_map
 
 DTYPES = {
     "F64": torch.float64,
@@ -121,16 +121,24 @@ def size_of(tensor: Stored | Held) -> int:
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """The place of every tensor of the checkpoint in `folder`, by name. Reads only headers.
 
-    Raises: the errors of `verify_weights` when files are missing, damaged or pickled; StitchError for a type that torch lacks.
+    Raises: the errors of `verify_weights` when files are missing, damaged or pickled; StitchError for a type that is not plain,
+    unless an index does not name the tensor.
     """
-    found = {}
+    found, named = {}, named_tensors(folder)
     for path, header in verify_weights(folder).items():
         for name, entry in header.tensors.items():
             if entry["dtype"] not in DTYPES:
+                if named and name not in named:
+                    continue
                 raise StitchError(f"tensors must be plain floats or integers; {name} in {path} is {entry['dtype']}.")
             start, stop = (header.start + offset for offset in entry["data_offsets"])
             found[name] = Stored(path, start, stop, DTYPES[entry["dtype"]], tuple(entry["shape"]))
     return found
+
+
+def named_tensors(folder: Path) -> set[str]:
+    """The tensors that the index in `folder` names; empty where there is none, or it does not count beside a single file."""
+    return set() if (folder / SINGLE).exists() else set(weight_map(folder))
 
 
 def write_shards(folder: Path, tensors: dict[str, Stored | Held], max_shard_bytes: int) -> None:

@@ -27,7 +27,7 @@ from stitch.jobs.stages import complete
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
-from stitch.models.sources import Source, resolve
+from stitch.models.sources import Source, resolve_all
 from stitch.pages.chain import chain_files
 from stitch.progress import Progress
 from stitch.report.card import PICTURE, model_card
@@ -134,7 +134,7 @@ def load_all(
     Raises: UsageError unless all models read the same token ids, and for a composite as another part than the first.
     """
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
-    sources = [resolve(part.model, progress=progress) for part in parts]
+    sources = resolve_all([part.model for part in parts], progress=progress)
     found: dict[Path, Model] = {}
     for source in sources:
         if (place := source.folder.resolve()) not in found:

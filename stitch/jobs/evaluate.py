@@ -5,7 +5,7 @@ from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load_any
-from stitch.models.sources import resolve
+from stitch.models.sources import resolve_all
 from stitch.progress import Progress
 from stitch.text.tokenizers import require_same_ids
 from stitch.text.windows import CONTEXT, report_windows
@@ -32,7 +32,7 @@ def evaluate_models(
     """
     place, precision = torch_device(device), torch_dtype(dtype)
     names = [model] if against is None else [model, against]
-    found = [load_any(resolve(name, progress=progress), precision, place, trust_remote_code) for name in names]
+    found = [load_any(source, precision, place, trust_remote_code) for source in resolve_all(names, progress=progress)]
     if against is not None:
         require_same_ids(found[0].tokenizer, found[1].tokenizer, model, against)
     longest = min([CONTEXT, *(one.longest for one in found if one.longest)])

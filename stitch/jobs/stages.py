@@ -25,7 +25,7 @@ from stitch.layers.choose import check_choosable
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
-from stitch.models.sources import Source, resolve
+from stitch.models.sources import Source, resolve_all
 from stitch.progress import Progress
 from stitch.text.documents import Split
 from stitch.text.tokenizers import require_same_ids
@@ -66,9 +66,7 @@ def load_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[
 def load_any_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
     """The same of models whose tokenizers may differ. Raises: UsageError when the second is a composite."""
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
-    sources = {
-        side: resolve(name, progress=progress) for side, name in (("a", settings.model_a), ("b", settings.model_b))
-    }
+    sources = dict(zip("ab", resolve_all([settings.model_a, settings.model_b], progress=progress), strict=True))
     arguments = {"dtype": dtype, "device": device, "trust_remote_code": settings.trust_remote_code}
     a = load(sources["a"].folder, name=sources["a"].name, **arguments)
     same = sources["a"].folder.resolve() == sources["b"].folder.resolve()

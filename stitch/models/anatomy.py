@@ -174,21 +174,31 @@ def find_anatomy(model_type: str, architectures: list[str], has_encoder: bool) -
 
     Raises: UsageError where the model is no decoder, or one that cannot be cut.
     """
-    if model_type in ANATOMIES:
-        return ANATOMIES[model_type]
     if model_type == RecurrentConfig.model_type:
         raise UsageError(
             "a recurrent model cannot be a part or be converted again, because it keeps no keys: stitch or convert the "
             "original model, then make the result recurrent (`layers` restricts that to some blocks)."
         )
-    causal = {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)}  # of a model of text and images it may have any name
-    stock = [
-        name for name in architectures if hasattr(transformers, name)
-    ]  # what other classes do is not in their names
-    if has_encoder or (stock and not any("CausalLM" in name or "LMHead" in name or name in causal for name in stock)):
+    known = ANATOMIES.get(model_type)
+    if why := _no_decoder(model_type, architectures, has_encoder, known is not None):
         got = f"{model_type} ({', '.join(architectures)})" if architectures else model_type
         raise UsageError(
-            f"the model must be a decoder that predicts the next token; got {got}, which has an encoder or no such head: "
-            "choose a causal model."
+            f"the model must be a decoder that predicts the next token; got {got}, {why}: choose a causal model."
         )
-    return None
+    return known
+
+
+def _no_decoder(model_type: str, architectures: list[str], has_encoder: bool, known: bool) -> str | None:
+    """Why a model is no decoder that predicts the next token, from what its config says; None where it may be one.
+
+    What classes outside transformers do is not in their names. A base model of a known family may have a tied head.
+    """
+    if has_encoder:
+        return "an encoder-decoder, whose decoder needs what its encoder returns"
+    causal = {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)}  # of a model of text and images it may have any name
+    stock = [name for name in architectures if hasattr(transformers, name) and not (known and "For" not in name)]
+    if not stock or any("CausalLM" in name or "LMHead" in name or name in causal for name in stock):
+        return None
+    if any(name.endswith("ForConditionalGeneration") for name in stock):
+        return "whose text part is no causal model of transformers"
+    return "which has no head for that"

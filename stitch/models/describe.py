@@ -5,6 +5,7 @@ from stitch.models.anatomy import anatomy_of, blocks_before_last_part, find_anat
 from stitch.models.flops import block_parameters
 from stitch.models.loading import register_composites
 from stitch.models.sources import resolve
+from stitch.models.text_part import text_part
 
 
 def describe(source: str) -> dict:
@@ -17,7 +18,7 @@ def describe(source: str) -> dict:
 
     found = resolve(source)
     register_composites()
-    config = AutoConfig.from_pretrained(found.folder)
+    config = text_part(found.folder) or AutoConfig.from_pretrained(found.folder)
     tokenizer = AutoTokenizer.from_pretrained(found.folder)
     parts = [*parts_of(config)]
     depth = config.get_text_config(decoder=True).num_hidden_layers

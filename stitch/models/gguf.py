@@ -3,16 +3,12 @@
 import contextlib
 import hashlib
 import io
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from stitch.errors import StitchError, UsageError, require_extra
-from stitch.files.cache import cache_folder
-from stitch.files.durable import flush_tree
 from stitch.files.front_matter import CARD, front_matter
-from stitch.models.model_folder import check_model_folder
+from stitch.models.made_once import made_once
 from stitch.progress import Progress
 
 # A GGUF file only names its pre-tokenizer, and transformers falls back to GPT-2's pattern for names it does not know. That is
@@ -29,34 +25,8 @@ def dequantised(file: Path, name: str, progress: Progress | None = None) -> tupl
     `name` is used in messages. Raises: StitchError when the file is damaged, a package is missing or the cache cannot be
     written; UsageError for a tokenizer whose way of splitting text is unknown.
     """
-    from filelock import FileLock
-
     digest = _sha256(file, progress)
-    cache = cache_folder() / "gguf" / FORMAT
-    folder = cache / digest
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{digest}.lock"):
-            if not _intact(folder):
-                for stale in (folder, *cache.glob(f"{digest}.*.part")):  # left by a killed process: we hold the lock
-                    shutil.rmtree(stale, ignore_errors=True)
-                _convert_into(folder, file, name, progress)
-    except OSError as error:
-        raise StitchError(
-            f"the dequantised {name} must be written to {cache}: {error.strerror or error}; set STITCH_CACHE."
-        ) from None
-    return folder, digest
-
-
-def _convert_into(folder: Path, file: Path, name: str, progress: Progress | None) -> None:
-    """Converts beside `folder` and renames, so that the folder is complete or absent."""
-    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
-    try:
-        _convert(file, part, name, progress)
-        flush_tree(part)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    return made_once(f"gguf/{FORMAT}", digest, name, lambda folder: _convert(file, folder, name, progress)), digest
 
 
 def _sha256(file: Path, progress: Progress | None) -> str:
@@ -68,14 +38,6 @@ def _sha256(file: Path, progress: Progress | None) -> str:
             if progress:
                 progress(f"reading {file.name}", done, total)
     return digest.hexdigest()
-
-
-def _intact(folder: Path) -> bool:
-    try:
-        check_model_folder(folder, folder.name)
-    except StitchError:
-        return False
-    return True
 
 
 def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> None:

@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from stitch.errors import StitchError, UsageError
 from stitch.files.front_matter import CARD
-from stitch.files.headers import PICKLE_SUFFIXES
+from stitch.files.headers import INDEX, PICKLE_SUFFIXES, weight_map
 from stitch.files.markdown import PLACE
+from stitch.files.tokenizer import TEMPLATES
 from stitch.models.hub_errors import explained
 from stitch.progress import Progress
 
@@ -19,6 +21,7 @@ from stitch.progress import Progress
 # hold exports to other runtimes.
 MODEL_FILES = ["README.md", "model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 SUBFOLDERS = ["*/*"]
+LOOKED_AT = ["config.json", INDEX, f"{TEMPLATES}/*.jinja"]  # before the others
 REPO_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 XET_ENDPOINTS = ("https://huggingface.co", "https://hub-ci.huggingface.co")
 
@@ -29,20 +32,29 @@ def download(
     """The folder with the model files of `repo` at `revision` (None: its main branch), and their commit.
 
     Files already in the client's cache are not downloaded again, and without network its last snapshot is used. `progress`
-    gets ("download REPO", bytes on disk, bytes known so far). Raises: StitchError when the download fails.
+    gets ("download REPO", bytes on disk, bytes known so far) of the files that were not in the cache.
+    Raises: StitchError when the download fails.
     """
+    shards = set(weight_map(config(repo, revision, endpoint=endpoint)).values())
+    files = [*MODEL_FILES, *sorted(shard for shard in shards if shard.endswith(".safetensors"))]
+    bar = _bar(f"download {repo}", progress)
+    folder = _snapshot(repo, revision, endpoint, allow_patterns=files, ignore_patterns=SUBFOLDERS, tqdm_class=bar)
+    return folder, folder.name
+
+
+def config(repo: str, revision: str | None = None, *, endpoint: str | None = None) -> Path:
+    """The folder with config.json of `repo`, the index of its weights, and chat templates of a folder, where it has them.
+
+    Nothing large is downloaded. Raises: StitchError when the download fails, also where the model is gated.
+    """
+    return _snapshot(repo, revision, endpoint, allow_patterns=LOOKED_AT, tqdm_class=_bar(f"look up {repo}", None))
+
+
+def _snapshot(repo: str, revision: str | None, endpoint: str | None, **which: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     with explained(repo, _token(None), f"no network and no such local model: {repo}"):
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            endpoint=endpoint,
-            allow_patterns=MODEL_FILES,
-            ignore_patterns=SUBFOLDERS,
-            tqdm_class=_bar(f"download {repo}", progress),
-        )
-    return Path(folder), Path(folder).name
+        return Path(snapshot_download(repo, revision=revision, endpoint=endpoint, **which))
 
 
 def card(repo: str) -> tuple[Path, str] | None:

@@ -51,13 +51,14 @@ def _explain(error: Exception, repo: str, token: str, unreachable: str) -> Stitc
 def _refusal(status: int, headers, repo: str, token: str) -> StitchError:
     """The StitchError for an HTTP answer other than success."""
     code, reason = headers.get("X-Error-Code"), _plain(headers.get("X-Error-Message") or "", token)
+    if code == "GatedRepo":
+        lacking = "the account of this token has no access" if token else "no token was sent"
+        return StitchError(
+            f"{repo} is gated, and {lacking}: accept its terms on its page on the Hub, and log in with `hf auth login`."
+        )
     if status == 401 and token:
         return StitchError(
             "the Hub refused the token: make a new one at huggingface.co/settings/tokens, then `hf auth login`."
-        )
-    if code == "GatedRepo":
-        return StitchError(
-            f"{repo} is gated: accept its terms on its page on the Hub, and log in with `hf auth login`."
         )
     if code == "RevisionNotFound":
         return StitchError(f"{repo} is on the Hub, but the revision asked for is not: check what follows the @.")
@@ -67,7 +68,8 @@ def _refusal(status: int, headers, repo: str, token: str) -> StitchError:
         )
     if status == 403:
         return StitchError(
-            f"the token has no permission for that on {repo} ({reason or 'forbidden'}): use one with write permission."
+            f"the token has no permission for that on {repo} ({reason or 'forbidden'}): use one that may read it, and "
+            "write it to push."
         )
     return StitchError(f"the Hub answered {status} for {repo} ({reason or 'no reason given'}): try again later.")
 

@@ -19,11 +19,14 @@ from stitch.modeling.modeling_composite import (
     parts_of,
 )
 from stitch.modeling.modeling_recurrent import RecurrentConfig, RecurrentForCausalLM
-from stitch.models.anatomy import ANATOMIES, anatomy_of, dotted, find_anatomy
+from stitch.models.anatomy import ANATOMIES, anatomy_of, dotted
+from stitch.models.causal import require_causal
 from stitch.models.flow import flow_of
 from stitch.models.model import Model
-from stitch.models.model_folder import require_unquantised
+from stitch.models.quantised import require_plain
 from stitch.models.sources import Source
+from stitch.models.text_part import loading_arguments
+from stitch.models.usable import require_decoder
 
 
 def load(
@@ -36,18 +39,23 @@ def load(
 ) -> Model:
     """The model in `folder`, in `dtype` (None: as stored) and in evaluation mode; `name` is used in messages.
 
-    Raises: UsageError for a family without anatomy or for quantised weights; StitchError for missing or damaged files.
+    Of a model that also sees or hears, its text part.
+    Raises: UsageError for a model that is no causal decoder and for quantised weights; StitchError for missing or damaged files.
     """
     name = name or folder.name
     _check(folder, name)
     net, tokenizer, missing = _from_pretrained(folder, name, dtype or "auto", trust_remote_code)
     if missing:
-        raise StitchError(f"the weights of {name} are incomplete: {len(missing)} tensors missing, {missing[0]} first.")
+        raise StitchError(
+            f"the weights of {name} must be those of a whole causal model; {len(missing)} tensors are missing, {missing[0]} "
+            "first: download it again, or choose one with such a head."
+        )
     net = net.to(device).eval()
     given = None if isinstance(net.config, StitchConfig) else ANATOMIES.get(net.config.model_type)
     if isinstance(net.config, StitchConfig) or (given and given.tested):
         return Model(name, net, tokenizer, anatomy_of(net.config), folder)
     flow = flow_of(net, blocks=given and dotted(given.body, given.blocks), settled=True)
+    require_causal(net, name)
     return Model(name, net, tokenizer, anatomy_of(net.config, flow), folder).with_flow(flow)
 
 
@@ -61,13 +69,8 @@ def _check(folder: Path, name: str) -> None:
         raise StitchError(
             f"config.json of {name} must be readable; got {_one_line(error)}: download it again."
         ) from error
-    if config.get("model_type") != StitchConfig.model_type:
-        find_anatomy(
-            config.get("model_type", "unknown"),
-            config.get("architectures") or [],
-            bool(config.get("is_encoder_decoder")),
-        )
-    require_unquantised(config, name)
+    require_decoder(folder, config)
+    require_plain(config, name)
     stored_tensors(folder)  # raises a one-line error for missing, damaged or pickled weights
 
 
@@ -80,6 +83,7 @@ def _from_pretrained(
     """
     register_composites()
     transformers_logging.disable_progress_bar()  # progress is reported by callbacks
+    text = loading_arguments(folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -88,11 +92,14 @@ def _from_pretrained(
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **text,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise StitchError(f"{name} must load as a causal language model; got {_one_line(error)}") from error
     net, report = loaded
+    if text:
+        vars(net).pop("_weight_conversions", None)  # save_pretrained would write the names of the whole model
     return net, tokenizer, sorted(report["missing_keys"])
 
 

@@ -26,7 +26,7 @@ def surroundings(settings: dict, models: dict[str, tuple[Model, Source]]) -> dic
     return {
         "settings": settings,
         "models": {
-            role: {**described(source), "attention": model.config._attn_implementation}
+            role: {**described(source), **_note(model, source), "attention": model.config._attn_implementation}
             for role, (model, source) in models.items()
         },
         "tokenizer_sha256": hash_of(last.tokenizer),
@@ -60,6 +60,14 @@ def described_sae(name: str) -> dict:
         return {"name": name, "kind": "hub", "revision": None, "license": None, "base_model": [repository]}
     folder, commit = found
     return {**described(Source(repository, folder, commit, "hub")), "name": name}
+
+
+def _note(model: Model, source: Source) -> dict:
+    """What is left of the model and what was done to its weights, as a part of a sentence; nothing for a model used as it is."""
+    found = [source.note]
+    if source.note is None and not model.anatomy.tested and len(model.parts) == 1 and model.flow["idle"]:
+        found.append(f"its text part alone, without {', '.join(model.flow['idle'])}")
+    return {"note": told} if (told := ", ".join(filter(None, found))) else {}
 
 
 def described(source: Source) -> dict:

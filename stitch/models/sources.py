@@ -6,19 +6,20 @@
     path/to/folder           used in place
     user/repo[@revision]     downloaded from the Hugging Face Hub
 
-Only the headers of weights are read, except when a GGUF file is converted.
+What config.json says against a model is said before weights are downloaded. Only the headers of weights are read, except when a
+GGUF file or quantised weights are converted.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from stitch.errors import UsageError
 from stitch.files.lent import Lent
-from stitch.models import packaged
-from stitch.models.gguf import dequantised
-from stitch.models.model_folder import check_model_folder
+from stitch.models import gguf, packaged, quantised
+from stitch.models.model_folder import check_model_folder, read_config
 from stitch.progress import Progress
 
 DEMO = Path(__file__).parent.parent / "demo"
@@ -29,26 +30,85 @@ HUB_NAME = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?",
 
 @dataclass(frozen=True)
 class Source:
-    """A model on local disk. `name` is as the user gave it; `revision` is the Hub's commit, or a GGUF file's SHA-256."""
+    """A model on local disk. `name` is as the user gave it; `revision` is the Hub's commit, or a GGUF file's SHA-256.
+
+    `note` says what was done to it before it is used, as a part of a sentence.
+    """
 
     name: str
     folder: Path
     revision: str | None
     kind: Literal["demo", "folder", "gguf", "hub", "memory"]
+    note: str | None = None
 
 
 LENT: Lent[Source] = Lent("lent models")
 
 
-def resolve(source: str, *, progress: Progress | None = None) -> Source:
-    """The model named `source`, on local disk and with intact, unquantised safetensors weights.
+def resolve(source: str, *, for_tokenizer: bool = False, progress: Progress | None = None) -> Source:
+    """The model named `source`, on local disk and with intact, plain safetensors weights.
 
-    Raises: UsageError when there is no such path or demo, or the weights are pickled or quantised; StitchError when a file
-    is damaged, a package is missing or the download fails.
+    `for_tokenizer`: only its tokenizer will be used, so it need be no decoder.
+    Raises: UsageError when there is no such path or demo, the model is no decoder, or its weights are pickled or quantised in a
+    way that is not undone here; StitchError when a file is damaged, a package is missing or the download fails.
     """
+    look_ahead(source, for_tokenizer=for_tokenizer)
+    return _resolved(source, for_tokenizer, progress)
+
+
+def resolve_all(sources: Sequence[str], *, progress: Progress | None = None) -> list[Source]:
+    """As `resolve` for each. All are looked at before the first is downloaded."""
+    for source in dict.fromkeys(sources):
+        look_ahead(source)
+    return [_resolved(source, False, progress) for source in sources]
+
+
+def _resolved(source: str, for_tokenizer: bool, progress: Progress | None) -> Source:
     found = _locate(source, progress)
+    config = read_config(found.folder, found.name)
+    require_usable(found.folder, config, found.name, for_tokenizer)
     check_model_folder(found.folder, found.name)
-    return found
+    if for_tokenizer:
+        return found
+    from stitch.models.text_part import text_note
+
+    folder, notes = found.folder, [text_note(found.folder)]
+    if method := quantised.method_of(config):
+        folder = quantised.dequantised(folder, method, found.name, progress)
+        notes.append(f"dequantised from {method}")
+    return replace(found, folder=folder, note=", ".join(filter(None, notes)) or None)
+
+
+def look_ahead(source: str, *, for_tokenizer: bool = False) -> None:
+    """Raises what config.json says against a model; for one on the Hub, also that it is not there or gated."""
+    folder = Path(source).expanduser()
+    if (name := _hub_name(source)) is not None:
+        from stitch.models import hub
+
+        folder = hub.config(name["repo"], name["revision"])
+    if source and (folder / "config.json").is_file():
+        require_usable(folder, read_config(folder, source), source, for_tokenizer)
+
+
+def require_usable(folder: Path, config: dict, name: str, for_tokenizer: bool = False) -> None:
+    """Raises UsageError where the model whose config.json in `folder` was read as `config` cannot be used as a part."""
+    if for_tokenizer:
+        return
+    from stitch.modeling.modeling_recurrent import RecurrentConfig
+    from stitch.models.usable import require_decoder
+
+    quantised.require_dequantisable(config, name)
+    if config.get("model_type") != RecurrentConfig.model_type:  # these may be evaluated
+        require_decoder(folder, config)
+
+
+def _hub_name(source: str) -> re.Match | None:
+    """The parts of a name on the Hub; None where `source` is something else or nothing."""
+    if LENT.get(source) is not None or source.startswith("demo:") or source in PACKAGED:
+        return None
+    if source.startswith((".", "~")) or source.lower().endswith(".gguf") or Path(source).expanduser().exists():
+        return None
+    return HUB_NAME.fullmatch(source)
 
 
 def _locate(source: str, progress: Progress | None) -> Source:
@@ -67,8 +127,7 @@ def _locate(source: str, progress: Progress | None) -> Source:
         raise UsageError(
             f"a model is a folder, a .gguf file or a Hub name; got the file {source}: give the folder that holds it."
         )
-    name = HUB_NAME.fullmatch(source)
-    if name is None or source.startswith((".", "~")) or source.lower().endswith(".gguf"):
+    if (name := _hub_name(source)) is None:
         raise UsageError(
             f"no such file or folder: {source!r}. A model is a folder, a .gguf file, user/repo or demo:gpt2."
         )
@@ -79,7 +138,7 @@ def _locate(source: str, progress: Progress | None) -> Source:
 
 
 def _from_gguf(source: str, file: Path, progress: Progress | None) -> Source:
-    folder, digest = dequantised(file, source, progress)
+    folder, digest = gguf.dequantised(file, source, progress)
     return Source(source, folder, digest, "gguf")
 
 

@@ -120,8 +120,15 @@ def _sae_entry(sae: dict) -> str:
 
 
 def entry(model: dict) -> str:
-    """A model with its revision, its licence, and what it was made from where it is not on the Hub."""
-    return f"{_name(model)}{_revision(model)}: {_shown_licence(model)}{_after(model)}"
+    """A model with its revision, its licence, what it was made from where it is not on the Hub, and what was left of it."""
+    note = f"; {model['note']}" if "note" in model else ""
+    return f"{_name(model)}{_revision(model)}: {_shown_licence(model)}{_after(model)}{note}"
+
+
+def origin_notes(report: dict) -> list[str]:
+    """A line for each model of a report of which a part was used, or whose weights were changed before."""
+    models = report.get("provenance", {}).get("models", {}).values()
+    return [f"{one['name']}: {one['note']}." for one in _distinct(models) if "note" in one]
 
 
 def _name(model: dict) -> str:

@@ -1,6 +1,7 @@
 """The tables of a sweep and the sentences below them."""
 
 from stitch.evaluation.documents import phrase, warning
+from stitch.report.origin import origin_notes
 
 UNITS = {"flops": "MFLOPs per token", "bytes": "MB on disk"}
 SAME = 1e-3  # nats. Where the target runs whole, its composite differs from its null by rounding alone
@@ -77,6 +78,7 @@ def footnotes(report: dict) -> list[str]:
         "Layers and fronts are chosen on the sweep split; numbers are from the report split.",
         "line = CE_source + share · (CE_target − CE_source), where share is the composite's place between the FLOPs of "
         "source (0) and target (1).",
+        *origin_notes(report),
         *warning(report),
     ]
 

@@ -192,7 +192,7 @@ def compile_induction(
     if tokenizer is not None:
         from transformers import AutoTokenizer
 
-        models["tokenizer"] = resolve(tokenizer)
+        models["tokenizer"] = resolve(tokenizer, for_tokenizer=True)
         loaded = AutoTokenizer.from_pretrained(models["tokenizer"].folder)
         names = {number: token for token, number in loaded.get_vocab().items()}
         description["tokens"] = [names.get(number, f"<{number}>") for number in range(max(names) + 1)]

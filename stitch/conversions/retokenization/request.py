@@ -97,7 +97,7 @@ def _tokenizer_source(name: str, progress: Progress | None) -> Source:
     folder = Path(name).expanduser()
     if name and folder.is_dir() and not any(folder.glob("*.safetensors*")):
         return Source(name, folder, None, "folder")
-    return resolve(name, progress=progress)
+    return resolve(name, for_tokenizer=True, progress=progress)
 
 
 def _load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
