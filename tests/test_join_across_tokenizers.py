@@ -20,6 +20,7 @@ from stitch.errors import UsageError
 from stitch.evaluation.own_tokens import own_scores
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.evaluation.stage import Stage
+from stitch.files.job import planning
 from stitch.files.store import Store
 from stitch.jobs.join import stitch
 from stitch.models.anatomy import ANATOMIES
@@ -216,3 +217,12 @@ def test_a_tokenizer_that_loses_the_text_is_refused(tmp_path):
         UsageError, match=r"must keep all but 0\.1% of the bytes of the text; that of .*a loses 1\d\.\d%"
     ):
         stitch(jobs.settings(a, b, text, context=64), tmp_path / "out")
+
+
+def test_a_dry_run_has_the_stages_of_the_run(joined):
+    settings, report, _ = joined
+    with planning() as plans:
+        stitch(settings)
+    stages = plans[1].stages
+    assert {"vocabulary", *stages} == {*report["seconds"]} - {"load"}
+    assert stages["vocabulary"].seconds > 0

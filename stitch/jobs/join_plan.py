@@ -12,6 +12,7 @@ from stitch.estimates.work import Work
 from stitch.features.saes import KIND, about
 from stitch.files.job import Clock
 from stitch.files.store import Store
+from stitch.jobs.across_work import head_for_other_tokens
 from stitch.jobs.join_work import Ends, JoinWork
 from stitch.jobs.stages import harvest_requests, read_windows, sae_requests, text_size
 from stitch.layers.work import layer_choice
@@ -60,6 +61,11 @@ def plan_join(
         stages={
             "text": Work(seconds=clock.seconds["text"]),
             **({"layer": layer_choice(machine, costs, settings.layer, tokens)} if chooses else {}),
+            **(
+                {}
+                if b.original is None
+                else {"vocabulary": head_for_other_tokens(machine, costs, a, b, settings.layer_b)}
+            ),
             **work.stages(),
         },
         tokens={**tokens},

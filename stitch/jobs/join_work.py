@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sae.schedule import batch_size_for, default_features, steps_for
-from stitch.composite.costs import Costs
+from stitch.composite.costs import Costs, early
 from stitch.config import CompleteSettings
 from stitch.conversions.ngrams.work import TableText
 from stitch.estimates import counts
@@ -56,7 +56,7 @@ class Ends:
         a, b = costs.source, costs.target
         return cls(
             early_a=costs.early(site).flops, whole_a=costs.whole_source.flops,
-            early_b=costs.whole_target.flops - costs.late(onto).flops, late_b=costs.late(onto).flops,
+            early_b=early(b, onto, costs.context).flops, late_b=costs.late(onto).flops,
             width_a=a.width_at(site), width_b=b.width, earlier=len(earlier_sites(site)), positions=positions, same=a is b,
         )  # fmt: skip
 
