@@ -16,12 +16,14 @@ from stitch.activations.observe import residuals
 from stitch.activations.paired import pair
 from stitch.composite.compose import compose
 from stitch.conversions.retokenization.behind import behind
+from stitch.conversions.retokenization.scoring import head_of, softcap
 from stitch.errors import UsageError
 from stitch.evaluation.own_tokens import own_scores
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.evaluation.stage import Stage
 from stitch.files.job import planning
 from stitch.files.store import Store
+from stitch.jobs.heads import losses_behind
 from stitch.jobs.join import stitch
 from stitch.models.anatomy import ANATOMIES
 from stitch.models.loading import load
@@ -109,6 +111,16 @@ def test_losses_in_own_tokens_are_those_on_the_same_bytes(pair_of, tmp_path):
     assert torch.allclose(own.nats, wanted.nats, rtol=1e-5)
     same = evaluate({"a": whole_model(a.net)}, text, vocabulary=tiny.VOCABULARY, reference=next_byte)["a"]
     assert same.row("a")["kl_to_b"] == pytest.approx(0, abs=1e-5) and same.row("a")["top1"] == 1.0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])  # the second caps its logits
+def test_losses_of_heads_are_those_of_the_network(family, tmp_path):
+    a = tiny.model(family)
+    there, text = behind(renumbered(a), a), windows()
+    found = [harvest(model, text, [2], tmp_path / str(number)) for number, model in enumerate((a, there))]
+    on = Stage(a, there, 2, 2, pair(*found, 2, 2), 2**28)
+    wanted = evaluate({"b": on.aligned()}, text, vocabulary=tiny.VOCABULARY, counted=on.counted)["b"]
+    assert losses_behind(on, text, {"own": head_of(there)}, softcap(there))["own"] == pytest.approx(wanted.ce, rel=1e-5)
 
 
 def test_tokens_that_end_inside_one_of_the_other_model_are_not_fitted_on(tmp_path):

@@ -1,0 +1,126 @@
+"""Heads that predict A's tokens behind late blocks of a B that reads others, each made in another way in closed form."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stitch.activations.original import Original
+from stitch.composite.compose import late_half
+from stitch.conversions.retokenization import rows as made
+from stitch.conversions.retokenization.bias import with_bias
+from stitch.conversions.retokenization.omp import pursued
+from stitch.conversions.retokenization.passages import Passage
+from stitch.conversions.retokenization.rows import Rows
+from stitch.conversions.retokenization.scoring import Head, head_of, nats
+from stitch.conversions.retokenization.solve import Products, ridge
+from stitch.conversions.retokenization.streams import final
+from stitch.conversions.retokenization.variants import Workshop
+from stitch.evaluation.stage import Stage
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.text.correspondence import Correspondence
+from stitch.text.windows import Windows
+
+TERMS = (8, 64)  # of a sparse combination of shared rows
+PURSUIT = 2e13  # FLOPs: a pursuit that takes more is left out
+HELD_OUT = 5  # one passage in so many chooses the strength of a ridge
+AT_ONCE = 2_048  # tokens of a pass
+
+
+@torch.no_grad()
+def late_streams(
+    b: Model, site: int, passages: Sequence[Passage], progress: Progress | None = None
+) -> list[Float[Tensor, "_ d"]]:
+    """What B's head reads behind its late blocks, at A's tokens, where these get B's own streams."""
+    original, half = b.original, late_half(b, site)
+    assert isinstance(original, Original)
+    found = []
+    for number, passage in enumerate(passages):
+        ids = torch.cat([torch.tensor([original.rewriter.given.bos]), passage.new.ids])[None]
+        stream = original.residuals(ids, [site])[site].to(half.dtype)
+        last = half.run(stream, base=True, use_cache=False, input_ids=ids.to(b.device)).last_hidden_state
+        found.append(last[0].float())
+        if progress:
+            progress("head for A's tokens (passages)", number + 1, len(passages))
+    return found
+
+
+def pursued_rows(a: Model, shop: Workshop, occurring: Tensor) -> dict[int, tuple[Rows, Head]]:
+    """Embedding and head by OMP for the tokens that occur, by number of terms; those of others are means. Clipped as all rows.
+
+    Left out where it takes more than PURSUIT FLOPs.
+    """
+    wanted = set(occurring.tolist())
+    some = replace(shop.found, pieces={token: found for token, found in shop.found.pieces.items() if token in wanted})
+    theirs = head_of(a)[: shop.found.size, : a.width], a.embedding.weight.detach()[: shop.found.size]
+    found = {}
+    for terms in TERMS:
+        if 2.0 * terms * len(some.pieces) * some.shared * a.width <= PURSUIT and len(theirs[0]) == shop.found.size:
+            head, embedded = (
+                _over_means(own, pursued(own, donor, some, [terms])[terms], some, shop.found)
+                for own, donor in zip((shop.own_head, shop.own_rows), theirs, strict=True)
+            )
+            found[terms] = embedded, head
+    return found
+
+
+def _over_means(own: Rows, pursuit: Rows, some: Correspondence, found: Correspondence) -> Rows:
+    rows = made.mean_of_pieces(own, found)
+    places = made.filled(some).to(rows.device)
+    rows[places] = pursuit[places]
+    return made.clipped(rows, own, found)[0]
+
+
+def all_heads(
+    a: Model, shop: Workshop, streams: list[Tensor], fitted: Head, pursued: Mapping[int, Head]
+) -> dict[str, Head]:
+    """Heads for B's late blocks, by row name. `fitted` is the one whose rows are all fitted."""
+    first, mean = (shop.heads[name][0] for name in ("first", "mean"))
+    new_only = mean.clone()
+    new_only[made.filled(shop.found)] = fitted[made.filled(shop.found)]
+    read = torch.cat([stream[:-1] for stream in streams])
+    targets = torch.cat([passage.new.ids for passage in shop.fit])
+    return {
+        "reference:head-first": first,
+        "reference:head-mean": mean,
+        "reference:head-mean-bias": with_bias(read, targets, mean, shop.said.cap),
+        **{f"reference:head-omp-{terms}": head for terms, head in pursued.items()},
+        "reference:head-ridge": new_only,
+        "reference:head-ridge-all": fitted,
+        "reference:head-ridge-all-bias": with_bias(read, targets, fitted, shop.said.cap),
+        "reference:head-a": _through_a(a, shop, streams),
+    }
+
+
+def _through_a(a: Model, shop: Workshop, streams: Sequence[Float[Tensor, "_ d"]]) -> Head:
+    """A's head behind a ridge from what B's head reads to what A's reads, on the same tokens."""
+    products = {held: Products.empty(shop.model.width, a.width) for held in (False, True)}
+    for number, (stream, passage) in enumerate(zip(streams, shop.fit, strict=True)):
+        products[number % HELD_OUT == 0].add(stream, final(a, passage.new.ids, shop.new.bos))
+    weights, _ = ridge(products[False], products[True])
+    rows = head_of(a)[: shop.found.size, : a.width]
+    return (rows.double() @ weights.T.to(rows.device)).float().to(streams[0].device)
+
+
+@torch.no_grad()
+def losses_behind(
+    on: Stage, windows: Windows, heads: Mapping[str, Head], cap: float | None, progress: Progress | None = None
+) -> dict[str, float]:
+    """Nats per token of every head behind B's late blocks, which are run once on B's own streams of the first `windows`."""
+    assert on.counted is not None
+    totals, count = dict.fromkeys(heads, 0.0), 0
+    for rows in torch.arange(len(windows.ids)).split(max(1, AT_ONCE // windows.context)):
+        ids = windows.ids[rows].long()
+        stream = on.y[rows].to(on.b.device, on.late.dtype)
+        last = on.late.run(stream, base=True, use_cache=False, input_ids=ids.to(on.b.device)).last_hidden_state
+        chosen = on.counted[ids[:, 1:]]
+        read, targets = last[:, :-1][chosen.to(last.device)].float(), ids[:, 1:][chosen]
+        count += len(targets)
+        for name, head in heads.items():
+            totals[name] += nats(read, head, targets, cap)
+        if progress:
+            progress("choice of the head (tokens)", (int(rows[-1]) + 1) * windows.context, windows.tokens)
+    return {name: total / count for name, total in totals.items()}
