@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ KEPT = (
 
 
 @torch.no_grad()
-def continuations(result: stitch.Composite, tokens: int = 24) -> list[str]:
+def continuations(result: Any, tokens: int = 24) -> list[str]:
     found = []
     for prompt in PROMPTS:
         inputs = result.tokenizer(prompt, return_tensors="pt")

@@ -20,13 +20,14 @@ from stitch.conversions.retokenization import rows as made_rows
 from stitch.conversions.retokenization.bias import constant_direction, with_bias
 from stitch.conversions.retokenization.embedding_ridge import fitted_embedding, occurrences
 from stitch.conversions.retokenization.head_ridge import fitted_head
+from stitch.conversions.retokenization.marginal import marginal_rows
 from stitch.conversions.retokenization.omp import pursued
 from stitch.conversions.retokenization.passages import beginnings, whole
 from stitch.conversions.retokenization.scoring import head_of, logits, score, softcap
 from stitch.conversions.retokenization.solve import Products, ridge
 from stitch.conversions.retokenization.streams import OnText, embedding, final
 from stitch.conversions.retokenization.targets import NextToken
-from stitch.conversions.retokenization.transfer import continuations, transfer_matrix
+from stitch.conversions.retokenization.transfer import probabilities_of, transfer_matrix
 from stitch.conversions.retokenization.write import stays_tied, with_vocabulary
 from stitch.errors import UsageError
 from stitch.models.anatomy import ANATOMIES
@@ -215,6 +216,17 @@ def test_ridge_takes_the_strength_that_is_best_on_held_out_positions():
         assert error(found) <= error(other) * 1.02
 
 
+def test_a_marginal_row_is_the_gradient_of_the_summed_probability():
+    own, stream = tiny.noise(6, 4), tiny.noise(4, seed=1).requires_grad_()
+    shares = torch.tensor([[1.0, 0, 0], [0.25, 0.75, 0], [0, 1, 0], [0, 1, 0], [1, 0, 0], [0.5, 0.5, 0]])
+    probabilities = (own @ stream).softmax(0)
+    found = marginal_rows(own, shares.to_sparse_coo(), probabilities.detach().double(), torch.full((3, 4), 7.0))
+    for token in range(2):
+        summed = ((own @ stream).exp() @ shares[:, token]).log()
+        assert torch.allclose(found[token], torch.autograd.grad(summed, stream)[0], atol=1e-6)
+    assert (found[2] == 7).all()  # no own token begins with it
+
+
 # Streams and probabilities
 
 
@@ -244,7 +256,7 @@ def said(readers, passages):
     model, found = model_of(own.tokenizer), correspond(own, new)
     on = OnText.of(model, passages, own.bos)
     head, cap = head_of(model), softcap(model)
-    following = continuations(on, head, cap, found)
+    following = probabilities_of(on, head, cap, found).after
     matrix = transfer_matrix(own, new, found, following, len(head))
     return model, found, on, following, NextToken(matrix, own, new, head, cap)
 
@@ -298,7 +310,7 @@ def test_a_position_inside_a_token_of_the_model_is_predicted_from_those_that_beg
     model, found = model_of(own.tokenizer, seed=3), correspond(own, new)
     passages = whole([("x", text) for text in sentences(4, 6)], own, new, 32, 200)
     on, head = OnText.of(model, passages, own.bos), head_of(model)
-    matrix = transfer_matrix(own, new, found, continuations(on, head, None, found), len(head))
+    matrix = transfer_matrix(own, new, found, probabilities_of(on, head, None, found).after, len(head))
     checked = 0
     for passage, start, (at, wanted) in zip(
         passages, on.starts, NextToken(matrix, own, new, head, None).on(on, passages), strict=False

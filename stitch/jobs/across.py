@@ -15,6 +15,7 @@ from stitch.activations.original import Original
 from stitch.composite.costs import Cost, Costs
 from stitch.config import CompleteSettings
 from stitch.conversions.retokenization.behind import with_rows
+from stitch.conversions.retokenization.bias import with_bias
 from stitch.conversions.retokenization.head_ridge import fitted_heads
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
@@ -23,7 +24,7 @@ from stitch.conversions.retokenization.streams import embedding, final
 from stitch.conversions.retokenization.variants import Workshop
 from stitch.evaluation.scores import Logits
 from stitch.evaluation.stage import Stage
-from stitch.jobs.heads import all_heads, late_streams, losses_behind, pursued_rows
+from stitch.jobs.heads import all_heads, late_streams, losses_behind, marginal_head, pursued_rows, read_and_next
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.alignment import require_lossless
@@ -92,8 +93,10 @@ def fit_across(
     streams = late_streams(b, settings.layer_b, shop.fit, progress)
     with embedding(shop.model, rows):
         of_whole = [final(shop.model, passage.new.ids, shop.new.bos) for passage in shop.fit]
-    fitted, whole_head = fitted_heads([streams, of_whole], shop.heads["mean"][0], shop.on_text, shop.fit, shop.said)
-    heads = all_heads(a, shop, streams, fitted, {terms: found[1] for terms, found in pursuits.items()})
+    marginal = marginal_head(shop)
+    fitted, whole_head = fitted_heads([streams, of_whole], marginal, shop.on_text, shop.fit, shop.said)
+    whole_head = with_bias(*read_and_next(of_whole, shop.fit), whole_head, shop.said.cap)
+    heads = all_heads(a, shop, streams, marginal, fitted, {terms: found[1] for terms, found in pursuits.items()})
     losses = losses_behind(on, on.windows.first(CHOICE), heads, shop.said.cap, progress)
     chosen = min(losses, key=lambda name: losses[name])
     return Across(

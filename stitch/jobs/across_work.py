@@ -7,7 +7,7 @@ from stitch.estimates.work import Work
 from stitch.jobs.across import CHOICE, FIT
 from stitch.models.model import Model
 
-HEADS = 9  # that are scored for the choice
+HEADS = 11  # that are scored for the choice
 READ = 3  # times that B's own head is run on the text that heads are fitted on: for continuations, and for what it says
 FITTED = 2  # heads that are fitted, behind B's late blocks and behind all of B
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stitch.activations.original import Original
 from stitch.composite.compose import late_half
 from stitch.conversions.retokenization import rows as made
 from stitch.conversions.retokenization.bias import with_bias
+from stitch.conversions.retokenization.marginal import marginal_rows
 from stitch.conversions.retokenization.omp import pursued
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
@@ -74,19 +75,32 @@ def _over_means(own: Rows, pursuit: Rows, some: Correspondence, found: Correspon
     return made.clipped(rows, own, found)[0]
 
 
+def read_and_next(
+    streams: Sequence[Float[Tensor, "_ d"]], passages: Sequence[Passage]
+) -> tuple[Float[Tensor, "tokens d"], Int[Tensor, " tokens"]]:
+    """What a head reads before every token of A, and the token."""
+    return torch.cat([stream[:-1] for stream in streams]), torch.cat([passage.new.ids for passage in passages])
+
+
+def marginal_head(shop: Workshop) -> Head:
+    """See `marginal_rows`; other tokens have means of their pieces' rows."""
+    return marginal_rows(shop.own_head, shop.said.matrix, shop.probabilities.everywhere, shop.heads["mean"][0])
+
+
 def all_heads(
-    a: Model, shop: Workshop, streams: list[Tensor], fitted: Head, pursued: Mapping[int, Head]
+    a: Model, shop: Workshop, streams: list[Tensor], marginal: Head, fitted: Head, pursued: Mapping[int, Head]
 ) -> dict[str, Head]:
-    """Heads for B's late blocks, by row name. `fitted` is the one whose rows are all fitted."""
+    """Heads for B's late blocks, by row name. `fitted` is the one whose rows are all fitted, from `marginal` on."""
     first, mean = (shop.heads[name][0] for name in ("first", "mean"))
     new_only = mean.clone()
     new_only[made.filled(shop.found)] = fitted[made.filled(shop.found)]
-    read = torch.cat([stream[:-1] for stream in streams])
-    targets = torch.cat([passage.new.ids for passage in shop.fit])
+    read, targets = read_and_next(streams, shop.fit)
     return {
         "reference:head-first": first,
         "reference:head-mean": mean,
         "reference:head-mean-bias": with_bias(read, targets, mean, shop.said.cap),
+        "reference:head-marginal": marginal,
+        "reference:head-marginal-bias": with_bias(read, targets, marginal, shop.said.cap),
         **{f"reference:head-omp-{terms}": head for terms, head in pursued.items()},
         "reference:head-ridge": new_only,
         "reference:head-ridge-all": fitted,

@@ -337,13 +337,15 @@ def _across_tokenizers() -> list[Row]:
             "or last before it, and the composite's head: what a perfect translation would reach.",
         ),
         retokenized(
-            "b-retokenized", "B reading A's tokens, with means of rows and a head fitted behind its own blocks "
-            "(`stitch retokenize`).", brief=True,
+            "b-retokenized", "B reading A's tokens, with means of rows and a head fitted and biased behind its "
+            "own blocks, as the composite's is.", brief=True,
         ),
         retokenized("b-retokenized-omp", "the same with embedding and head by OMP in A's rows, as tokensurgeon makes them."),
         head("head-first", "a head of copied rows, and for other tokens the row of their first piece."),
         head("head-mean", "a head of copied rows, and for other tokens the mean of their pieces' rows."),
         head("head-mean-bias", "`head-mean` and a bias that makes mean probabilities those of the text, folded into the rows."),
+        head("head-marginal", "a head whose rows are means over all tokens of B that begin with a token, weighed by frequency."),
+        head("head-marginal-bias", "`head-marginal` and a bias, as in `head-mean-bias`."),
         head("head-omp-8", "a head of copied rows, and for other tokens 8 shared ones, combined as in A's head."),
         head("head-omp-64", "a head of copied rows, and for other tokens 64 shared ones, combined as in A's head."),
         head("head-ridge", "a head of copied rows, and for other tokens rows fitted to what B says in its own tokens."),

@@ -1,5 +1,6 @@
 """How probability of the model's own tokens becomes probability of new ones: a sparse matrix, from spellings and text."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,11 +16,19 @@ AT_ONCE = 2**24  # logits that are computed at a time
 KEPT = 0.01  # least share of a token's probability that stays with its first new token
 
 
-def continuations(on: OnText, head: Head, cap: float | None, found: Correspondence) -> dict[tuple[int, int], float]:
-    """The mean probability that the model gives to a piece after another, over the positions where it has read the first.
+@dataclass(frozen=True)
+class Probabilities:
+    """Mean probabilities that the model gives on a text: of every own token `everywhere`, and of a piece `after` another.
 
-    For all neighbours in the pieces of some token. Where the first piece does not occur: over all positions.
+    The second are over positions where the model has read the first piece, for all neighbours in the pieces of some new token.
+    Where that piece does not occur they are over all positions.
     """
+
+    everywhere: Float[Tensor, " own"]
+    after: dict[tuple[int, int], float]
+
+
+def probabilities_of(on: OnText, head: Head, cap: float | None, found: Correspondence) -> Probabilities:
     after: dict[int, list[int]] = {}
     for one, other in dict.fromkeys(pair for pieces in found.pieces.values() for pair in pairwise(pieces)):
         after.setdefault(one, []).append(other)
@@ -41,11 +50,12 @@ def continuations(on: OnText, head: Head, cap: float | None, found: Corresponden
         piece: sums[piece] / counts[piece] if counts[piece] else everywhere[others.cpu()]
         for piece, others in wanted.items()
     }
-    return {
+    pairs = {
         (piece, other): float(mean)
         for piece, others in after.items()
         for other, mean in zip(others, means[piece], strict=True)
     }
+    return Probabilities(everywhere, pairs)
 
 
 def transfer_matrix(

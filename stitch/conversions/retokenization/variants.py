@@ -18,7 +18,7 @@ from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of, softcap
 from stitch.conversions.retokenization.streams import OnText, embedding, final
 from stitch.conversions.retokenization.targets import NextToken
-from stitch.conversions.retokenization.transfer import continuations, transfer_matrix
+from stitch.conversions.retokenization.transfer import Probabilities, probabilities_of, transfer_matrix
 from stitch.models.model import Model
 from stitch.text.correspondence import Correspondence
 from stitch.text.reader import Reader
@@ -73,11 +73,13 @@ class Workshop:
         return OnText.of(self.model, self.fit, self.own.bos)
 
     @cached_property
+    def probabilities(self) -> Probabilities:
+        return probabilities_of(self.on_text, self.own_head, softcap(self.model), self.found)
+
+    @cached_property
     def said(self) -> NextToken:
-        cap = softcap(self.model)
-        following = continuations(self.on_text, self.own_head, cap, self.found)
-        matrix = transfer_matrix(self.own, self.new, self.found, following, len(self.own_head))
-        return NextToken(matrix, self.own, self.new, self.own_head, cap)
+        matrix = transfer_matrix(self.own, self.new, self.found, self.probabilities.after, len(self.own_head))
+        return NextToken(matrix, self.own, self.new, self.own_head, softcap(self.model))
 
     @cached_property
     def mean(self) -> Rows:
