@@ -249,7 +249,10 @@ class JoinWork:
         """`evaluate_all`: rows that matter on all text, floors and nulls on its first part, translations on about half."""
         ends, wants, held = self.ends, self.settings.wants, self.held_out
         first = min(held, max(LEAST_WINDOWS * self.settings.context, FIRST))
-        rivals = [row for row in registry.ROWS if row.alternative and ":" in row.name and wants(row.name)]
+        rivals = [
+            row for row in registry.ROWS
+            if row.alternative and ":" in row.name and wants(row.name) and not row.across_tokenizers
+        ]  # fmt: skip
         others = [row for row in scored_rows() if wants(row.name) and not row.alternative]
         half = (first + held) / 2
         tokens = sum(held if row.headline else half if row.kind == "translation" else first for row in others)
@@ -262,4 +265,5 @@ class JoinWork:
 def scored_rows() -> list[registry.Row]:
     """Rows that B's late blocks are run for; not those of depth surgery."""
     without_fit = ("sae-a", "null:shuffled-matching", "reference:affine-trained")
-    return [row for row in registry.ROWS if row.made_by or row.kind in ("floor", "ceiling") or row.name in without_fit]
+    rows = [row for row in registry.ROWS if not row.across_tokenizers]
+    return [row for row in rows if row.made_by or row.kind in ("floor", "ceiling") or row.name in without_fit]

@@ -28,7 +28,8 @@ def require_same_ids(a, b, name_a: str, name_b: str) -> None:
     differing = sum(first.get(token) != second.get(token) for token in tokens)
     what = f"{differing:,} of {len(tokens):,} tokens differ" if differing else "they split text differently"
     raise UsageError(
-        f"both models must share a tokenizer; {name_a} and {name_b} do not: {what}. Choose two models of one tokenizer family."
+        f"both models must share a tokenizer; {name_a} and {name_b} do not: {what}. Choose two models of one "
+        "tokenizer family, or give one the tokenizer of the other with `stitch retokenize`."
     )
 
 

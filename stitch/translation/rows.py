@@ -46,6 +46,7 @@ class Row:
     brief: bool = False
     needs_products: bool = False
     matched: bool = False  # made from decoder rows of matched features
+    across_tokenizers: bool = False  # only where B reads other tokens than A
 
     @property
     def saes(self) -> str:
@@ -330,7 +331,7 @@ def _across_tokenizers() -> list[Row]:
             **more,
         )  # fmt: skip
 
-    return [
+    found = [
         Row(
             name="ceiling:aligned", headline=True, brief=True, costs="B's first blocks",
             help="Across tokenizers: B's late blocks on B's own streams, each that of the token of B that ends with A's token "
@@ -354,6 +355,7 @@ def _across_tokenizers() -> list[Row]:
         head("head-a", "A's head behind a ridge from B's last stream to A's."),
         head("shuffled-head", "its head's rows exchanged at random.", "null"),
     ]  # fmt: skip
+    return [replace(row, across_tokenizers=True) for row in found]
 
 
 ROWS: tuple[Row, ...] = (
