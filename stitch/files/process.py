@@ -17,7 +17,7 @@ class Process:
     @classmethod
     def this(cls) -> "Process":
         pid = os.getpid()
-        return cls(pid, socket.gethostname(), _start(pid))
+        return cls(pid, socket.gethostname(), start_of(pid))
 
     def may_be_alive(self) -> bool:
         """False where it is known to have ended. Of a process on another machine that cannot be known."""
@@ -29,11 +29,11 @@ class Process:
             return False
         except OSError:  # it belongs to another user
             pass
-        now = _start(self.pid)
+        now = start_of(self.pid)
         return not (self.start and now) or self.start == now
 
 
-def _start(pid: int) -> str:
+def start_of(pid: int) -> str:
     """The boot of the machine and the clock tick in it when the process began, from Linux's /proc; `ended` of a zombie."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
