@@ -192,9 +192,11 @@ def test_a_lock_on_a_folder_that_was_removed_meanwhile_does_not_count(tmp_path: 
     removed = []
 
     def flock(descriptor: int) -> bool | None:
-        if not removed:  # its owner ends between the opening of the file and the lock
+        if not removed:  # its owner ends between the opening of the file and the lock, and another one makes it again
             removed.append(folder)
             discard(folder)
+            folder.mkdir()
+            (folder / LOCK).touch()
         return real(descriptor)
 
     monkeypatch.setattr(owners, "_flock", flock)

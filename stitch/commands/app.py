@@ -20,6 +20,7 @@ from stitch.commands import (
     stitching,
     sweep,
     transfer,
+    workspace,
 )
 from stitch.commands.help import WORDS, Group, leaves
 
@@ -106,6 +107,7 @@ app.add_typer(convert.commands, name="convert")
 app.add_typer(retokenize.commands)
 app.add_typer(transfer.commands, name="transfer")
 app.add_typer(cache.commands, name="cache")
+app.add_typer(workspace.commands, name="workspace")
 
 
 def print_version(wanted: bool) -> None:
