@@ -1,6 +1,7 @@
 """Errors of one line: what is needed, what was got, and what to do; and the one where an optional package is missing."""
 
 import importlib.util
+from pathlib import Path
 
 # By extra, the module that is imported and the package that has it.
 EXTRAS = {
@@ -27,6 +28,31 @@ class UsageError(StitchError):
     """The request cannot be met as given: a wrong layer, an unknown family, two different tokenizers."""
 
     exit_code = 2
+
+
+class DiskError(StitchError):
+    """The disk refused to write."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by Ctrl-C or a signal. `kept` is the folder with what is done; None where there is nothing to go on with."""
+
+    exit_code = 130
+
+    def __init__(self, kept: Path | None = None):
+        super().__init__()
+        self.kept = kept
+
+    def __str__(self) -> str:
+        return (
+            f"what is done is in {self.kept}; the same call with `resume` goes on." if self.kept else "nothing is kept."
+        )
+
+
+class Terminated(Interrupted):
+    """Stopped by SIGTERM."""
+
+    exit_code = 143
 
 
 def require_extra(extra: str, what: str) -> None:

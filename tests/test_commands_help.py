@@ -47,10 +47,12 @@ def test_the_table_has_every_command():
         *("convert heads", "convert ngram", "convert recurrent", "convert consolidate", "retokenize"),
         *("transfer sae", "transfer probe", "transfer vector"),
         *("cache list", "cache size", "cache remove", "cache verify"),
+        *("workspace list", "workspace size", "workspace clean"),
     }
     assert {page.path for page in PAGES if not page.writes_folder} == {
         *("eval", "inspect", "push", "open", "circuit", "certify", "run"),
         *("cache list", "cache size", "cache remove", "cache verify"),
+        *("workspace list", "workspace size", "workspace clean"),
     }
 
 

@@ -136,25 +136,18 @@ def test_other_words_in_messages_stay(message):
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(error, code, line, capsys):
-    with pytest.raises(typer.Exit) as found, reported(PARAMETERS, debug=False, resumable=False):
+    with pytest.raises(typer.Exit) as found, reported(PARAMETERS, debug=False):
         raise error
     assert found.value.exit_code == code and capsys.readouterr().err == line
-    with pytest.raises(type(error)), reported(PARAMETERS, debug=True, resumable=False):
+    with pytest.raises(type(error)), reported(PARAMETERS, debug=True):
         raise error
 
 
 @pytest.mark.parametrize("passing", [typer.Exit(3), typer.Abort(), BrokenPipeError()])
 def test_exceptions_that_typer_handles_are_passed_on(passing, capsys):
-    with pytest.raises(type(passing)) as found, reported(PARAMETERS, debug=False, resumable=False):
+    with pytest.raises(type(passing)) as found, reported(PARAMETERS, debug=False):
         raise passing
     assert found.value is passing and capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("resumable", [True, False])
-def test_after_an_interrupt_resume_is_mentioned_if_the_command_has_it(resumable, capsys):
-    with pytest.raises(typer.Exit) as found, reported(PARAMETERS, debug=True, resumable=resumable):
-        raise KeyboardInterrupt
-    assert found.value.exit_code == 130 and ("--resume" in capsys.readouterr().err) is resumable
 
 
 def test_a_command_reports_its_own_errors():

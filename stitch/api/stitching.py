@@ -51,6 +51,7 @@ def join(
     push: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    restart: bool = False,
     trust_remote_code: bool = False,
     quiet: bool = False,
 ) -> Composite:
@@ -78,8 +79,9 @@ def join(
             trust_remote_code=trust_remote_code, native=native, brief=brief,
         )  # fmt: skip
         report, folder = job.stitch(
-            settings, place.folder, overwrite=overwrite, resume=resume, store=store_of(cache_size), progress=update
-        )
+            settings, place.folder, overwrite=overwrite, resume=resume, restart=restart, store=store_of(cache_size),
+            progress=update,
+        )  # fmt: skip
     return _composite(report, folder, place, push, quiet)
 
 
@@ -110,6 +112,7 @@ def chain(
     push: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    restart: bool = False,
     trust_remote_code: bool = False,
     quiet: bool = False,
 ) -> Composite:
@@ -133,7 +136,8 @@ def chain(
             held_out=held_out, context=context, features=features, k=k, architecture=architecture, sae_passes=sae_passes,
             matching=matching, translation=translation, seam_bytes=seam_bytes, ngrams=ngrams, routes=routes,
             reference_steps=reference_steps, brief=brief, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
-            trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume, store=store_of(cache_size), progress=update,
+            trust_remote_code=trust_remote_code, overwrite=overwrite, resume=resume, restart=restart,
+            store=store_of(cache_size), progress=update,
         )  # fmt: skip
     return _composite(report, folder, place, push, quiet)
 

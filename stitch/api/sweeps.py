@@ -42,6 +42,7 @@ def sweep(
     out: PathLike | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    restart: bool = False,
     trust_remote_code: bool = False,
     quiet: bool = False,
 ) -> Sweep:
@@ -57,8 +58,8 @@ def sweep(
     with named(model_a, model_b) as (a, b), text_named(text) as source, progress(quiet) as update:
         common = {
             "text": source, "context": context, "memory": byte_count(memory), "device": device, "dtype": dtype,
-            "trust_remote_code": trust_remote_code, "overwrite": overwrite, "resume": resume, "store": store_of(cache_size),
-            "progress": update, **({} if tokens is None else {"tokens": tokens}),
+            "trust_remote_code": trust_remote_code, "overwrite": overwrite, "resume": resume, "restart": restart,
+            "store": store_of(cache_size), "progress": update, **({} if tokens is None else {"tokens": tokens}),
         }  # fmt: skip
         if b is None:
             from stitch.jobs.depth import sweep_depth

@@ -20,8 +20,9 @@ from stitch.commands import (
     stitching,
     sweep,
     transfer,
+    workspace,
 )
-from stitch.commands.help import Group, leaves
+from stitch.commands.help import WORDS, Group, leaves
 
 SIMILAR = 2 / 3  # of a mistyped command to the one that is meant: `rnu` and `run`
 EXAMPLES = """\
@@ -35,6 +36,7 @@ class JoinByDefault(Group):
     """`stitch A B --layer 3` means `stitch join A B --layer 3`; a mistyped command is answered with the one that is close."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[WORDS] = list(args)
         if args[:1] == ["--anatomy"] and not ctx.resilient_parsing:
             read_anatomy(args[1:2])
             args = args[2:]
@@ -72,7 +74,7 @@ def read_anatomy(file: list[str]) -> None:
     from stitch.commands.errors import reported
     from stitch.errors import UsageError
 
-    with reported((), debug=False, resumable=False):
+    with reported((), debug=False):
         if not file:
             raise UsageError("--anatomy needs a YAML file: stitch --anatomy my.yaml join A B --layer 12")
         from stitch.models.anatomy_file import read_anatomies
@@ -105,6 +107,7 @@ app.add_typer(convert.commands, name="convert")
 app.add_typer(retokenize.commands)
 app.add_typer(transfer.commands, name="transfer")
 app.add_typer(cache.commands, name="cache")
+app.add_typer(workspace.commands, name="workspace")
 
 
 def print_version(wanted: bool) -> None:

@@ -1,5 +1,6 @@
 """Errors as a user meets them: one line on standard error, in the command line's words, and an exit code."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,21 +11,24 @@ import typer
 from matching.errors import MatchError
 from sae.errors import SAEError
 from stitch.commands.spelling import spelt
-from stitch.errors import StitchError
+from stitch.errors import Interrupted, StitchError
 
 KNOWN = (StitchError, SAEError, MatchError)
 
 
 @contextmanager
-def reported(params: Sequence[Any], *, debug: bool, resumable: bool) -> Iterator[None]:
-    """A failure inside becomes one line on standard error and the exit code it asks for; with `debug` it passes as it is."""
+def reported(params: Sequence[Any], *, debug: bool, words: Sequence[str] = ()) -> Iterator[None]:
+    """A failure inside becomes one line on standard error and the exit code it asks for; with `debug` it passes as it is.
+
+    `words` are those of the command line after `stitch`.
+    """
     try:
         yield
     except (typer.Exit, typer.Abort, BrokenPipeError):  # the last where output goes to `head`; typer ends quietly
         raise
-    except KeyboardInterrupt:
-        print("\nstopped" + ("; the same command with --resume continues." if resumable else "."), file=sys.stderr)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        print(f"\nstitch: stopped{after_stop(stop, params, words)}", file=sys.stderr)
+        raise typer.Exit(getattr(stop, "exit_code", 130)) from None
     except Exception as error:
         if debug:
             raise
@@ -34,3 +38,18 @@ def reported(params: Sequence[Any], *, debug: bool, resumable: bool) -> Iterator
             text = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
         print("stitch: " + " ".join(text.split()), file=sys.stderr)
         raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+
+def after_stop(stop: KeyboardInterrupt, params: Sequence[Any], words: Sequence[str]) -> str:
+    """What is left of a stopped command, as the rest of a sentence, and the command line that goes on where there is one."""
+    names = {param.name for param in params}
+    if isinstance(stop, Interrupted) and stop.kept:
+        return f"; what is done is kept. To go on: {shlex.join(['stitch', *going_on(words)])}"
+    if "resume" in names:
+        return " before anything was kept."
+    return "; nothing is kept, the same command begins again." if "overwrite" in names else "."
+
+
+def going_on(words: Sequence[str]) -> list[str]:
+    """The words of the command that goes on with the work of the one with these words."""
+    return [*(word for word in words if word not in ("--resume", "--restart")), "--resume"]

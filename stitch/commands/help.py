@@ -18,6 +18,7 @@ from stitch.commands.spelling import is_argument, spelling
 
 SHORT = 40  # characters of a default that stays on one line
 HEAD = 21  # columns for an option's name; a longer one has a line of its own
+WORDS = "stitch.words"  # in a context: the command line as it was typed, after `stitch`
 HARD_SPACE = "\N{NO-BREAK SPACE}"
 PANELS = (
     *("Input", "Text", "SAE", "Circuit", "Graft", "Compiled model", "Conversion", "Translation"),
@@ -34,7 +35,7 @@ class Command(TyperCommand):
     """A command with this page's help, whose errors are one line."""
 
     def invoke(self, ctx: Any) -> Any:
-        with reported(self.params, debug=bool(ctx.params.get("debug")), resumable="resume" in ctx.params):
+        with reported(self.params, debug=bool(ctx.params.get("debug")), words=ctx.meta.get(WORDS, ())):
             return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:

@@ -246,6 +246,9 @@ Push = Annotated[
 ]
 Overwrite = Annotated[bool, switch("Output", "--overwrite", "Replace an existing output folder that stitch wrote.")]
 Resume = Annotated[bool, switch("Output", "--resume", "Continue an interrupted run of the same command.")]
+Restart = Annotated[
+    bool, switch("Output", "--restart", "Remove what an interrupted run of the same command has left, and begin again.")
+]
 DryRun = Annotated[
     bool,
     switch(

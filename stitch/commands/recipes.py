@@ -21,6 +21,7 @@ NOT_IN_RECIPES = {
     "as_json",
     "overwrite",
     "resume",
+    "restart",
 }
 APART = NOT_IN_RECIPES | {"json"}  # with the spelling of `as_json`
 

@@ -91,6 +91,7 @@ def join(
     push: o.Push = None,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
+    restart: o.Restart = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
     dry_run: o.DryRun = False,
@@ -110,8 +111,8 @@ def join(
         context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
         matching=matching, translation=translation, seam_bytes=seam_bytes, ngrams=ngrams, routes=routes,
         reference_steps=reference_steps, brief=brief, seed=seed, memory=memory, cache_size=cache_size, device=device,
-        dtype=dtype, out=out or NAMED, push=push, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code,
-        quiet=quiet,
+        dtype=dtype, out=out or NAMED, push=push, overwrite=overwrite, resume=resume, restart=restart,
+        trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)
 
@@ -162,6 +163,7 @@ def chain(
     push: o.Push = None,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
+    restart: o.Restart = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
     dry_run: o.DryRun = False,
@@ -178,8 +180,8 @@ def chain(
         named_parts(parts, recipe), text=text, tokens=tokens, held_out=held_out, context=context, features=features, k=k,
         architecture=architecture, sae_passes=sae_passes, matching=matching, translation=translation, seam_bytes=seam_bytes,
         ngrams=ngrams, routes=routes, reference_steps=reference_steps, brief=brief, seed=seed, memory=memory,
-        cache_size=cache_size, device=device, dtype=dtype, out=out or NAMED, push=push, overwrite=overwrite, resume=resume,
-        trust_remote_code=trust_remote_code, quiet=quiet,
+        cache_size=cache_size, device=device, dtype=dtype, out=out or NAMED, push=push, overwrite=overwrite,
+        resume=resume, restart=restart, trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)
 

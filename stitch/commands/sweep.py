@@ -80,6 +80,7 @@ def sweep(
     out: Annotated[Path | None, o.out_folder("named after the models, such as gpt2-llama-sweep")] = None,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
+    restart: o.Restart = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
     dry_run: o.DryRun = False,
@@ -99,6 +100,7 @@ def sweep(
     result = or_estimate(stitch.sweep, dry_run)(
         model_a, model_b, depth=depth, repeat=repeat, lengths=None if lengths is None else whole_numbers("lengths", lengths),
         text=text, tokens=tokens, context=context, memory=memory, cache_size=cache_size, device=device, dtype=dtype,
-        cluster=cluster, out=out or NAMED, overwrite=overwrite, resume=resume, trust_remote_code=trust_remote_code, quiet=quiet,
+        cluster=cluster, out=out or NAMED, overwrite=overwrite, resume=resume, restart=restart,
+        trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)

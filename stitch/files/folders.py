@@ -2,15 +2,13 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from stitch.errors import StitchError
 from stitch.files.durable import flush, flush_tree
 from stitch.files.output import check_output, mark
-
-REPLACED = "replaced"  # what the new folder takes the place of, until the work folder is removed
+from stitch.files.unfinished import REPLACED
+from stitch.files.workspace import workspace
 
 
 def appear(target: Path, fill: Callable[[Path], None], command: str, *, overwrite: bool = False) -> None:
@@ -19,22 +17,11 @@ def appear(target: Path, fill: Callable[[Path], None], command: str, *, overwrit
     Raises UsageError when `target` exists and may not be replaced, StitchError when the disk refuses.
     """
     check_output(target, overwrite)
-    work = work_folder(target)
-    new = work / "new"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        restore(target)
-        shutil.rmtree(work, ignore_errors=True)
-        new.mkdir(parents=True)
+    with workspace(target, command) as work:
+        new = work / "new"
+        new.mkdir()
         fill(new)
         publish(new, target, work, command, overwrite=overwrite)
-    except OSError as error:
-        raise StitchError(
-            f"{target} must be writable and fit the disk; got {error.strerror or error}: choose another folder."
-        ) from error
-    finally:
-        restore(target)
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def publish(folder: Path, target: Path, work: Path, command: str, *, overwrite: bool = False) -> None:
@@ -45,25 +32,17 @@ def publish(folder: Path, target: Path, work: Path, command: str, *, overwrite: 
     replaced = work / REPLACED
     if target.exists():
         os.replace(target, replaced)
+    is_there = False
     try:
         os.replace(folder, target)
+        is_there = True
+        flush(target.parent)
     except OSError:
+        if is_there:
+            os.replace(target, folder)
         if replaced.exists():
             os.replace(replaced, target)
         raise
-    flush(target.parent)
-
-
-def restore(target: Path) -> None:
-    """Puts back the folder that a run had moved away when it was killed before the new one took its place."""
-    replaced = work_folder(target) / REPLACED
-    if replaced.exists() and not target.exists():
-        os.replace(replaced, target)
-
-
-def work_folder(target: Path) -> Path:
-    """Where unfinished work for `target` lies: beside it."""
-    return target.parent / f".{target.name}.partial"
 
 
 def to_json(report: dict) -> bytes:

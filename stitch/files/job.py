@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stitch.files.folders import publish, restore
+from stitch.errors import UsageError
+from stitch.files.finished import finished
+from stitch.files.folders import publish
+from stitch.files.left import PUBLISHING
 from stitch.files.output import check_output
-from stitch.files.workspace import finished, workspace
+from stitch.files.stages import entered
+from stitch.files.workspace import check_workspace, workspace
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
+        entered(name)
         yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
 
@@ -67,16 +72,27 @@ def planning() -> Iterator[list[Any]]:
 
 
 def run(
-    command: str, plan: Callable[[], Job], out: Path | None, *, overwrite: bool = False, resume: bool = False
+    command: str,
+    plan: Callable[[], Job],
+    out: Path | None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    restart: bool = False,
 ) -> tuple[dict, Path]:
     """Runs a job and returns its report and its folder, which appears whole or not at all.
 
     `plan` loads what the job needs and checks the request; it is called once it is known that `out` may be written.
-    After an interrupt, a call with `resume` and the same request goes on with the intermediate files.
+    After an interrupt, a call with `resume` and the same request goes on with the intermediate files, and one with `restart`
+    removes them and begins again. Without either they are left as they are, and nothing is done.
     Raises UsageError when `out` may not be replaced, StitchError when the disk refuses.
     """
-    if out is not None and not resume:
-        check_output(out, overwrite)
+    if resume and restart:
+        raise UsageError("`resume` and `restart` do not go together: one goes on, the other begins again.")
+    if out is not None:
+        if not resume:
+            check_output(out, overwrite)
+        check_workspace(out, command, resume=resume, restart=restart)
     start = time.perf_counter()
     job = plan()
     out = out or Path(job.name)
@@ -84,18 +100,13 @@ def run(
         assert job.plan is not None, f"`{command}` has no plan"
         plans += [time.perf_counter() - start, job.plan()]
         raise _Planned
-    restore(out)
-    if resume and (report := finished(out, job.request)) is not None:
-        return report, out
-    check_output(out, overwrite)
-    with workspace(out, job.request, resume) as scratch:
+    with workspace(out, command, job.request, resume=resume, restart=restart) as scratch:
+        if resume and (report := finished(out, job.request, scratch)) is not None:
+            return report, out
+        check_output(out, overwrite)
         output = scratch / "output"
         shutil.rmtree(output, ignore_errors=True)
-        try:
-            report = job.make(scratch, output)
-        except KeyboardInterrupt:
-            if not job.request:
-                shutil.rmtree(scratch, ignore_errors=True)
-            raise
+        report = job.make(scratch, output)
+        entered(PUBLISHING)
         publish(output, out, scratch, command, overwrite=overwrite)
     return report, out

@@ -1,62 +1,63 @@
-"""The folder for unfinished work beside the output: removed on success and on failure, kept after an interrupt."""
+"""The folder for unfinished work beside the output: removed when the work is done, kept for as long as it may be gone on with.
 
-import json
+One run owns it. No other run deletes what is in it unless it is told to begin again (`restart`), also if it has another request.
+"""
+
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from stitch.errors import StitchError, UsageError
-from stitch.files.durable import replacing
-from stitch.files.folders import work_folder
+from matching.errors import MatchError
+from sae.errors import SAEError
+from stitch.errors import DiskError, Interrupted, StitchError, Terminated, UsageError
+from stitch.files.left import Left, left_in, write_left
+from stitch.files.owner import LOCK, OWNER, busy, discard, owned, owner_of
+from stitch.files.registered import forget, register
+from stitch.files.stages import current, inside
+from stitch.files.unfinished import restore, work_folder
 
-REQUEST = "request.json"
-
-
-def finished(out: Path, request: dict) -> dict | None:
-    """The report of a run of the same request that was killed after its last step, whose workspace is then removed; else None."""
-    report = _read(out / "report.json")
-    if report is None or report["provenance"]["settings"] != request:
-        return None
-    shutil.rmtree(work_folder(out), ignore_errors=True)
-    return report
+REFUSALS = (StitchError, SAEError, MatchError)  # will come again if the same is asked for again
 
 
 @contextmanager
-def workspace(out: Path, request: dict, resume: bool) -> Iterator[Path]:
+def workspace(
+    out: Path, command: str, request: dict | None = None, *, resume: bool = False, restart: bool = False
+) -> Iterator[Path]:
     """A folder for intermediate files, empty or, with `resume`, as an interrupted run of the same request left it.
 
-    An interrupt (Ctrl-C, a signal) keeps it for `resume`; success and failure remove it.
+    `request` decides the result; without one the work cannot be gone on with, and nothing is kept. An interrupt, a disk that
+    refuses and an unexpected error keep the folder for `resume`. Success removes it, and so does an error that the same request
+    would meet again, unless work of an earlier run is in it.
+    Raises: UsageError where another run writes, and where an interrupted run would be lost; StitchError when the disk refuses.
     """
     folder = work_folder(out)
-    if folder.exists() and resume:
-        before = _read(folder / REQUEST)
-        if before is not None and before != request:
-            changed = sorted(key for key in request.keys() | before.keys() if request.get(key) != before.get(key))
-            raise UsageError(
-                f"`resume` needs the settings of the interrupted run; {', '.join(changed)} differ: drop `resume`."
-            )
-    elif folder.exists():
-        shutil.rmtree(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / REQUEST) as temporary:
-            temporary.write_text(json.dumps(request, sort_keys=True))
-    except OSError as error:
-        raise StitchError(
-            f"out must be writable; {out.parent} is not: {error.strerror}. Choose another folder."
-        ) from error
-    try:
-        yield folder
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise StitchError(
-            f"writing to {out.parent} failed: {error.strerror or error}. Free space or choose another `out`."
-        ) from error
-    except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder)
+    with ExitStack() as stack:
+        goes_on = _enter(stack, out, command, request or {}, resume, restart)
+        try:
+            yield folder
+        except BaseException as error:
+            with suppress(OSError):
+                restore(out)
+            is_kept = bool(request) and _may_go_on(error, goes_on)
+            if not is_kept:
+                _remove(folder)
+            if isinstance(error, KeyboardInterrupt) and is_kept:
+                raise (Terminated if isinstance(error, Terminated) else Interrupted)(folder) from None
+            if isinstance(error, (OSError, DiskError)):
+                raise _refused_by_disk(out, error, is_kept) from error
+            raise
+        _remove(folder)
+
+
+def check_workspace(out: Path, command: str, *, resume: bool = False, restart: bool = False) -> None:
+    """A look before any work. Raises: UsageError where another run writes, and where an interrupted run would be lost."""
+    folder = work_folder(out)
+    if (owner := owner_of(folder)) is not None:
+        raise busy(folder, owner)
+    left = left_in(folder)
+    if left is not None and left.can_go_on:
+        _check_left(left, command, resume or restart)
 
 
 def short_name(model: str) -> str:
@@ -64,8 +65,81 @@ def short_name(model: str) -> str:
     return model.rstrip("/").replace(":", "-").rpartition("/")[2]
 
 
-def _read(path: Path) -> dict | None:
+def _enter(stack: ExitStack, out: Path, command: str, request: dict, resume: bool, restart: bool) -> bool:
+    """Owns the folder and prepares it. Returns whether it has work to go on with."""
+    folder = work_folder(out)
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # the run was killed before it had written the request
-        return None
+        stack.enter_context(owned(folder))
+        restore(out)
+        goes_on = _goes_on(left_in(folder), command, request, resume, restart)
+        if not goes_on:
+            _clear(folder)
+            write_left(folder, command, request)
+    except OSError as error:
+        raise DiskError(
+            f"out must be writable; {out.parent} is not: {error.strerror}. Choose another folder."
+        ) from error
+    if current() is None:  # what is inside another work folder is found with that
+        register(folder)
+    stack.enter_context(inside(folder))
+    return goes_on
+
+
+def _goes_on(left: Left | None, command: str, request: dict, resume: bool, restart: bool) -> bool:
+    """Whether the work that is there is what is asked for. Raises: UsageError where it is not, and would be lost."""
+    if left is None or not left.can_go_on:
+        return False
+    _check_left(left, command, resume or restart)
+    if restart:
+        return False
+    if left.request != request:
+        changed = sorted(
+            key for key in request.keys() | left.request.keys() if request.get(key) != left.request.get(key)
+        )
+        raise UsageError(
+            f"`resume` needs the settings of the interrupted run; {', '.join(changed)} differ: give the same settings, choose "
+            "another `out`, or set `restart` to begin again."
+        )
+    return True
+
+
+def _check_left(left: Left, command: str, decided: bool) -> None:
+    """Raises: UsageError where an interrupted run of another command is there, or of this one and nobody `decided` about it."""
+    of = f"`stitch {left.command}`" if left.command else "run"
+    there = f"{left.folder} holds an interrupted {of} ({left.in_words})"
+    if left.command and left.command != command:
+        raise UsageError(
+            f"{there}: go on with that command, choose another `out`, or remove it by `stitch workspace clean {left.folder}`."
+        )
+    if not decided:
+        raise UsageError(f"{there}: set `resume` to go on or `restart` to begin again.")
+
+
+def _clear(folder: Path) -> None:
+    """Empties an owned folder."""
+    for path in folder.iterdir():
+        if path.name not in (LOCK, OWNER):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _remove(folder: Path) -> None:
+    discard(folder)
+    forget(folder)
+
+
+def _may_go_on(error: BaseException, goes_on: bool) -> bool:
+    """Whether the same request may end otherwise after this error; work of an earlier run is kept in any case."""
+    is_refusal = isinstance(error, REFUSALS) and not isinstance(error, DiskError)
+    return goes_on or not is_refusal or isinstance(error.__cause__, OSError)  # such as a network that fails
+
+
+def _refused_by_disk(out: Path, error: OSError | DiskError, is_kept: bool) -> DiskError:
+    found = error
+    while isinstance(found, DiskError) and isinstance(found.__cause__, (OSError, DiskError)):
+        found = found.__cause__  # of a folder inside this one
+    reason = found.strerror if isinstance(found, OSError) and found.strerror else found
+    then = "What is done is kept: free space and set `resume`" if is_kept else "Free space or choose another `out`"
+    return DiskError(f"writing to {out.parent} failed: {reason}. {then}.")

@@ -19,6 +19,7 @@ from stitch.errors import UsageError
 from stitch.estimates.plan import Plan
 from stitch.files.folders import to_json
 from stitch.files.job import Job, run
+from stitch.files.stages import entered
 from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.jobs.chain_plan import plan_chain
@@ -45,6 +46,7 @@ def chain(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    restart: bool = False,
     store: Store | None = None,
     progress: Progress | None = None,
     **options,
@@ -92,7 +94,7 @@ def chain(
         name = "-".join(short_name(part.model) for part in named)
         return Job(make=make, request=request, name=name, plan=planned)
 
-    return run("chain", plan, out, overwrite=overwrite, resume=resume)
+    return run("chain", plan, out, overwrite=overwrite, resume=resume, restart=restart)
 
 
 def _join_all(
@@ -110,6 +112,7 @@ def _join_all(
     for number, settings in enumerate(seams, 1):
         late = models[number]
         folder = scratch / f"seam-{number}"
+        entered(folder.name)
         report, _ = stitch(
             Settings.from_dict({**settings.to_dict(), "model_a": early.name, "layer": site}),
             folder,

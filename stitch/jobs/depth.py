@@ -58,6 +58,7 @@ def sweep_depth(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     resume: bool = False,
+    restart: bool = False,
     store: Store | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
@@ -97,7 +98,7 @@ def sweep_depth(
 
         return Job(make=make, request=request, name=f"{short_name(loaded.name)}-depth", plan=planned)
 
-    return run("sweep", plan, out, overwrite=overwrite, resume=resume)
+    return run("sweep", plan, out, overwrite=overwrite, resume=resume, restart=restart)
 
 
 def check_lengths(model: Model, lengths: Sequence[int]) -> None:

@@ -60,6 +60,7 @@ def stitch(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    restart: bool = False,
     store: Store | None = None,
     progress: Progress | None = None,
     loaded: tuple[Model, Model, dict[str, Source]] | None = None,
@@ -73,7 +74,9 @@ def stitch(
     nothing is left on disk.
     """
     if settings.native:
-        return shorten(settings, out, overwrite=overwrite, resume=resume, store=store, progress=progress)
+        return shorten(
+            settings, out, overwrite=overwrite, resume=resume, restart=restart, store=store, progress=progress
+        )
     clock = Clock()
 
     def plan() -> Job:
@@ -99,7 +102,7 @@ def stitch(
         name = f"{short_name(pair.a.name)}-{asked.layer}-{short_name(pair.b.name)}-{asked.layer_b}"
         return Job(make=make, request=asked.to_dict(), name=name, plan=planned)
 
-    return run("join", plan, out, overwrite=overwrite, resume=resume)
+    return run("join", plan, out, overwrite=overwrite, resume=resume, restart=restart)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,6 +54,7 @@ def shorten(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    restart: bool = False,
     store: Store | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict, Path]:
@@ -89,7 +90,7 @@ def shorten(
         plan = partial(plan_shorten, completed, model, store, progress)
         return Job(make=make, request=completed.to_dict(), name=name, plan=plan)
 
-    return run("join", plan, out, overwrite=overwrite, resume=resume)
+    return run("join", plan, out, overwrite=overwrite, resume=resume, restart=restart)
 
 
 def _make(

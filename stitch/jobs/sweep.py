@@ -57,6 +57,7 @@ def sweep(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     resume: bool = False,
+    restart: bool = False,
     cluster: str | None = None,
     store: Store | None = None,
     progress: Progress | None = None,
@@ -102,7 +103,7 @@ def sweep(
             plan=lambda: plan_sweep(completed, {"a": a, "b": b}, all_cells(a, b), HELD_OUT, used, progress),
         )  # fmt: skip
 
-    return run("sweep", plan, out, overwrite=overwrite, resume=resume)
+    return run("sweep", plan, out, overwrite=overwrite, resume=resume, restart=restart)
 
 
 def _make(
