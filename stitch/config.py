@@ -32,6 +32,7 @@ class _Common:
     architecture: str = "batchtopk"
     sae_a: str | None = None
     sae_b: str | None = None
+    sae_any_hook: bool = False  # a given SAE may be of another hook or another model
     sae_passes: float = 2.0
     matching: str = "hungarian"
     translation: str = "auto"

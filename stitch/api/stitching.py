@@ -34,6 +34,7 @@ def join(
     architecture: str = "batchtopk",
     sae_a: str | None = None,
     sae_b: str | None = None,
+    sae_any_hook: bool = False,
     sae_passes: float = 2.0,
     matching: str = "hungarian",
     translation: str = "auto",
@@ -60,9 +61,10 @@ def join(
     The residual stream between them is translated by a map fitted on text without gradient descent. Options are those of
     `stitch join`. A model is a name, a folder, an earlier result, or a pair (PreTrainedModel, tokenizer); `text` is a name, a
     list of strings or a dataset with a column `text`. Lengths are in tokens, `memory` is in bytes, `seam_bytes` in percent of
-    the bytes of both halves. Activations and SAEs are kept for later runs, at most `cache_size` bytes of them; the result has
-    the same bytes with and without them. With `out` None nothing else is written but a temporary folder that goes with the
-    result; "auto" names a folder after models and blocks.
+    the bytes of both halves. `sae_a` and `sae_b`, folders in SAELens's format or release:sae_id, are checked before any work,
+    and refused where they say that they belong to another hook or model, unless `sae_any_hook`. Activations and SAEs are kept
+    for later runs, at most `cache_size` bytes of them; the result has the same bytes with and without them. With `out` None
+    nothing else is written but a temporary folder that goes with the result; "auto" names a folder after models and blocks.
 
     Raises: UsageError when the request cannot be met; StitchError, SAEError or MatchError when the work fails.
     """
@@ -74,9 +76,10 @@ def join(
         settings = Settings(
             model_a=a, model_b=b, layer=layer, layer_b=layer_b, text=source, tokens=tokens, held_out=held_out,
             context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b,
-            sae_passes=sae_passes, matching=matching, translation=translation, seam_bytes=seam_bytes, ngrams=ngrams,
-            routes=routes, reference_steps=reference_steps, seed=seed, memory=byte_count(memory), device=device, dtype=dtype,
-            trust_remote_code=trust_remote_code, native=native, brief=brief,
+            sae_any_hook=sae_any_hook, sae_passes=sae_passes, matching=matching, translation=translation,
+            seam_bytes=seam_bytes, ngrams=ngrams, routes=routes, reference_steps=reference_steps, seed=seed,
+            memory=byte_count(memory), device=device, dtype=dtype, trust_remote_code=trust_remote_code, native=native,
+            brief=brief,
         )  # fmt: skip
         report, folder = job.stitch(
             settings, place.folder, overwrite=overwrite, resume=resume, restart=restart, store=store_of(cache_size),

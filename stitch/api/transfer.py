@@ -21,6 +21,7 @@ def sae(
     *,
     layer_b: int | None = None,
     native: PathLike | None = None,
+    sae_any_hook: bool = False,
     text: TextLike = "docs",
     tokens: int = 100_000,
     held_out: int | None = None,
@@ -38,15 +39,16 @@ def sae(
 ) -> Transferred:
     """Rewrites the SAE `file` (a folder, or release:sae_id) of `model_a` at `layer` for `model_b` at `layer_b`.
 
-    `result.folder / "sae"` is in SAELens's format. `native` is an SAE of `model_b` to compare with. Other
-    options are those of `stitch transfer sae`; models, `text` and `out` as in `stitch.join`.
+    `result.folder / "sae"` is in SAELens's format. `native` is an SAE of `model_b` to compare with. Both are
+    refused where they say that they belong to another hook or model, unless `sae_any_hook`. Other options are those of
+    `stitch transfer sae`; models, `text` and `out` as in `stitch.join`.
     Raises: UsageError when the request cannot be met; SAEError when the SAE cannot be read.
     """
     from stitch.jobs.transfer_sae import transfer_sae
 
     common = {
         "layer": layer, "layer_b": layer_b, "tokens": tokens, "held_out": held_out, "context": context,
-        "sae_passes": sae_passes, "seed": seed, "memory": memory, "device": device, "dtype": dtype,
+        "sae_any_hook": sae_any_hook, "sae_passes": sae_passes, "seed": seed, "memory": memory, "device": device, "dtype": dtype,
         "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     place = Output(out)

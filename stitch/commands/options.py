@@ -143,6 +143,12 @@ Architecture = Annotated[
     option("SAE", "--architecture", "NAME", "Type of SAE: batchtopk, topk, jumprelu, standard or matryoshka."),
 ]
 SaePasses = Annotated[float, option("SAE", "--sae-passes", "X", "Passes over the fit tokens when an SAE is trained.")]
+AnyHook = Annotated[
+    bool,
+    switch(
+        "SAE", "--sae-any-hook", "Use given SAEs also where they say that they are of another hook or another model."
+    ),
+]
 FeaturesInside = Annotated[
     list[str] | None,
     option(

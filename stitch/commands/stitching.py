@@ -74,6 +74,7 @@ def join(
     architecture: o.Architecture = "batchtopk",
     sae_a: Annotated[str | None, o.option("SAE", "--sae-a", "SAE", sae_of("MODEL_A"), "train one")] = None,
     sae_b: Annotated[str | None, o.option("SAE", "--sae-b", "SAE", sae_of("MODEL_B"), "train one")] = None,
+    sae_any_hook: o.AnyHook = False,
     sae_passes: o.SaePasses = 2.0,
     matching: o.Matching = "hungarian",
     translation: o.Translation = "auto",
@@ -108,10 +109,11 @@ def join(
     first_b = None if layer_b is None else block_or_auto("layer_b", layer_b)
     result = or_estimate(stitch.join, dry_run)(
         model_a, model_b, layer, layer_b=first_b, native=native, text=text, tokens=tokens, held_out=held_out,
-        context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b, sae_passes=sae_passes,
-        matching=matching, translation=translation, seam_bytes=seam_bytes, ngrams=ngrams, routes=routes,
-        reference_steps=reference_steps, brief=brief, seed=seed, memory=memory, cache_size=cache_size, device=device,
-        dtype=dtype, out=out or NAMED, push=push, overwrite=overwrite, resume=resume, restart=restart,
+        context=context, features=features, k=k, architecture=architecture, sae_a=sae_a, sae_b=sae_b,
+        sae_any_hook=sae_any_hook, sae_passes=sae_passes, matching=matching, translation=translation, seam_bytes=seam_bytes,
+        ngrams=ngrams, routes=routes, reference_steps=reference_steps, brief=brief, seed=seed, memory=memory,
+        cache_size=cache_size, device=device, dtype=dtype, out=out or NAMED, push=push, overwrite=overwrite, resume=resume,
+        restart=restart,
         trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)

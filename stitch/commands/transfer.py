@@ -40,6 +40,7 @@ def sae(
             "SAE", "--native", "SAE", "An SAE of MODEL_B to compare with, besides the one that is trained.", "none"
         ),
     ] = None,
+    sae_any_hook: o.AnyHook = False,
     text: o.Text = "docs",
     tokens: Tokens = 100_000,
     held_out: o.OptionalHeldOut = None,
@@ -66,8 +67,8 @@ def sae(
     result is an SAE in SAELens's format. The report compares it with an SAE trained on MODEL_B and with other maps.
     """
     result = stitch.transfer.sae(
-        model_a, model_b, file, layer, layer_b=layer_b, native=native, text=text, tokens=tokens, held_out=held_out,
-        context=context, sae_passes=sae_passes, seed=seed, memory=memory, cache_size=cache_size,
+        model_a, model_b, file, layer, layer_b=layer_b, native=native, sae_any_hook=sae_any_hook, text=text, tokens=tokens,
+        held_out=held_out, context=context, sae_passes=sae_passes, seed=seed, memory=memory, cache_size=cache_size,
         device=device, dtype=dtype, out=out or NAMED,
         overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip

@@ -35,7 +35,7 @@ from stitch.report.card import PICTURE, model_card
 from stitch.report.chain import chain_report
 from stitch.text.tokenizers import require_same_ids
 
-PER_SEAM = ("model_a", "model_b", "layer", "layer_b", "sae_a", "sae_b", "native")
+PER_SEAM = ("model_a", "model_b", "layer", "layer_b", "sae_a", "sae_b", "sae_any_hook", "native")
 # What is kept of an earlier seam's folder: all but the checkpoint, as the next composite contains it.
 KEPT = ("report.json", "report.html", "features.json", "features.safetensors", "sae-a", "sae-b")
 
@@ -54,10 +54,10 @@ def chain(
     """Joins `parts`, or those that a YAML file names, one after another and writes the composite to `out`. Returns its report and
     folder.
 
-    `options` are fields of `Settings` that all seams share: all but models, layers, `sae_a`, `sae_b`, `native`. No reference is
-    trained unless `reference_steps` is given. Activations and SAEs of earlier runs are taken from `store`. The folder also has
-    the reports, features and SAEs of the seams before the last, in seam-1, seam-2 and so on. After an interrupt the same call
-    with `resume` continues at the unfinished seam and gives the same bytes.
+    `options` are fields of `Settings` that all seams share: all but models, layers, `native` and those of given SAEs. No
+    reference is trained unless `reference_steps` is given. Activations and SAEs of earlier runs are taken from `store`. The
+    folder also has the reports, features and SAEs of the seams before the last, in seam-1, seam-2 and so on. After an interrupt
+    the same call with `resume` continues at the unfinished seam and gives the same bytes.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
 

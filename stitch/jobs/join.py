@@ -17,6 +17,7 @@ from stitch.evaluation.row_costs import row_costs
 from stitch.evaluation.scoring import choose, evaluate_all, stage, train_references
 from stitch.evaluation.unseen import loss_at_unseen
 from stitch.features.explain import explain
+from stitch.features.given import GivenSAE
 from stitch.files.folders import to_json
 from stitch.files.job import Clock, Job, run
 from stitch.files.recipe import recipe
@@ -30,10 +31,12 @@ from stitch.jobs.shorten import shorten
 from stitch.jobs.stages import (
     bridge_pair,
     check,
+    check_saes,
     codes_of_pair,
     complete,
     harvest_pair,
     load_any_pair,
+    look_at_saes,
     match_pair,
     pack_pair,
     read_windows,
@@ -88,9 +91,11 @@ def stitch(
             asked = dataclasses.replace(settings, context=size.context, tokens=size.fit)
         else:
             asked = complete(settings, pair.a, pair.b)
+        given = look_at_saes(asked, pair.a, pair.b)
+        check_saes(asked, given, pair.sources)
 
         def make(scratch: Path, output: Path) -> dict:
-            return _make(asked, pair, scratch, output, clock, store, progress)
+            return _make(asked, pair, given, scratch, output, clock, store, progress)
 
         def planned() -> Plan:
             chooses = asked.layer_b == "auto"
@@ -121,6 +126,7 @@ class Pair:
 def _make(
     asked: AnySettings,
     pair: Pair,
+    given: list[GivenSAE],
     scratch: Path,
     output: Path,
     clock: Clock,
@@ -140,6 +146,7 @@ def _make(
         settings = complete(dataclasses.replace(asked, layer_b=layer_choice["b"]), a, b)
     else:
         settings, layer_choice = complete(asked, a, b), None
+    sae_notes = check_saes(settings, given, pair.sources)  # again, as only now B's layer is known in any case
     with clock.stage("activations"):
         paired: dict[Split, Paired] = {}
         for split in SPLITS:
@@ -193,6 +200,7 @@ def _make(
     found = Joined(
         a=a, b=b, sources=pair.sources, windows=windows, saes=saes, matching=matching, fitted=fitted, bridges=bridges,
         chosen=chosen, written=written, scores=scores, alternatives={name: found.made for name, found in rivals.items()},
+        sae_notes=sae_notes,
         costs={**known, **{name: found.cost for name, found in rivals.items()}}, pair_costs=costs,
     )  # fmt: skip
     report = pair_report(settings, found)

@@ -18,6 +18,7 @@ from stitch.composite.surgery import Bridge, why_not_foldable
 from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings, CompleteSettings, same_relative_depth
 from stitch.errors import UsageError, require_extra
 from stitch.features.codes import code_stream
+from stitch.features.given import GivenSAE, Place, look_at, require_fitting
 from stitch.features.matching import Matching, match
 from stitch.features.saes import SAERequest, SAEs, train
 from stitch.files.store import Store
@@ -245,6 +246,23 @@ def sae_requests(
         return SAERequest(config, work / f"sae-{side}", given[side], provenance)
 
     return {"a": request("a", a, settings.layer), "b": request("b", b, settings.layer_b)}
+
+
+def look_at_saes(settings: AnySettings, a: Model, b: Model) -> list[GivenSAE]:
+    """The SAEs that the settings name, looked at without a word on where they belong."""
+    given = {"sae_a": (settings.sae_a, a), "sae_b": (settings.sae_b, b)}
+    return [look_at(name, source, model.width) for name, (source, model) in given.items() if source is not None]
+
+
+def check_saes(settings: AnySettings, given: list[GivenSAE], sources: dict[str, Source]) -> list[str]:
+    """What cannot be told of given SAEs. Raises: SAEError for those that cannot be used at their sites.
+
+    Where `layer_b` is still to be chosen, the SAE of B may be of any hook.
+    """
+    site_b = settings.layer_b if isinstance(settings.layer_b, int) else None
+    places = {"sae_a": Place(sources["a"], settings.layer), "sae_b": Place(sources["b"], site_b)}
+    notes = require_fitting(given, places, insist=settings.sae_any_hook)
+    return [note for one in notes.values() for note in one]
 
 
 def train_pair(

@@ -17,9 +17,10 @@ from stitch.files.job import Clock, Job, run
 from stitch.files.recipe import recipe
 from stitch.files.store import Store
 from stitch.files.workspace import short_name
-from stitch.jobs.stages import check, complete, harvest_pair, load_pair, read_windows
+from stitch.jobs.stages import complete, harvest_pair, load_pair, read_windows
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
+from stitch.models.sources import Source
 from stitch.pages.transfer import transfer_page
 from stitch.progress import Progress
 from stitch.report.transfer import notes, table
@@ -46,6 +47,16 @@ SETTINGS = (
     ),
     "trust_remote_code",
 )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What is there before any work: complete settings, both models, their sources by side."""
+
+    settings: CompleteSettings
+    a: Model
+    b: Model
+    sources: dict[str, Source]
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ def transfer(
     kind: str,
     settings: Settings,
     out: Path | None,
-    read: Callable[[Model, Model], T],
+    read: Callable[[Loaded], T],
     make: Callable[[Sites, T, Path], dict],
     request: dict,
     *,
@@ -105,7 +116,7 @@ def transfer(
     """Runs one kind of transfer: harvests both sites, calls `make(sites, carried, output)` for files and report, and writes the
     folder.
 
-    `carried` is what `read(a, b)` returns, which raises before anything costs where a file does not fit. `request` are the
+    `carried` is what `read(loaded)` returns, which raises before anything costs where a file does not fit. `request` are the
     options that only this kind has, for the report. Activations of earlier runs are taken from `store`.
     """
     clock = Clock()
@@ -113,9 +124,8 @@ def transfer(
     def plan() -> Job:
         with clock.stage("load"):
             a, b, sources = load_pair(settings, progress)
-            check(settings, a, b)
-            carried = read(a, b)
-        completed = complete(settings, a, b)
+            completed = complete(settings, a, b)
+            carried = read(Loaded(completed, a, b, sources))
 
         def work(scratch: Path, output: Path) -> dict:
             with clock.stage("text"):

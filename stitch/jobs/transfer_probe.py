@@ -11,7 +11,7 @@ from stitch.activations.observe import residuals
 from stitch.config import Settings
 from stitch.errors import UsageError
 from stitch.files.store import Store
-from stitch.jobs.transfer import Sites, transfer
+from stitch.jobs.transfer import Loaded, Sites, transfer
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.labels import UNLABELLED, LabelledText, read_labelled
@@ -51,10 +51,10 @@ def transfer_probe(
     Raises: UsageError when the probe, the labels or the request do not fit.
     """
 
-    def read(a: Model, b: Model) -> Probe:
+    def read(loaded: Loaded) -> Probe:
         if labels is not None:
-            read_labelled(labels, a.tokenizer, a.longest)
-        return read_probe(file, a.width)
+            read_labelled(labels, loaded.a.tokenizer, loaded.a.longest)
+        return read_probe(file, loaded.a.width)
 
     def make(sites: Sites, probe: Probe, output: Path) -> dict:
         carried = {name: carried_probe(*probe, maps) for name, maps in sites.maps.items()}

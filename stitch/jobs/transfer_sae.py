@@ -1,6 +1,7 @@
 """`stitch transfer sae`: a sparse autoencoder of A rewritten for B, beside one trained on B and maps that know less."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from stitch.config import Settings
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import evaluate
 from stitch.features.codes import code_stream
+from stitch.features.given import Place, look_at, require_fitting
 from stitch.features.matching import match
 from stitch.features.saes import place_of
 from stitch.files.store import Store
 from stitch.jobs.stages import chunk_tokens
-from stitch.jobs.transfer import Sites, transfer
+from stitch.jobs.transfer import Loaded, Sites, transfer
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.transfers.agreement import agreement, top_tokens
@@ -36,8 +38,16 @@ from stitch.transfers.autoencoders import (
 from stitch.transfers.maps import TRANSFERRED
 
 REFITTED = "transferred, decoder refitted"
-SAEsGiven = tuple[Dictionary, Dictionary | None]  # of A, and perhaps of B
 NATIVE, MATCHED, GIVEN = "reference:native", "reference:native, matched features", "reference:native, given"
+
+
+@dataclass(frozen=True)
+class SAEsGiven:
+    """The SAE of A, perhaps one of B, and what cannot be told of them."""
+
+    a: Dictionary
+    b: Dictionary | None
+    notes: list[str]
 
 
 def transfer_sae(
@@ -61,13 +71,29 @@ def transfer_sae(
     Raises: UsageError when the SAE or the request do not fit; SAEError when the SAE cannot be read.
     """
 
-    def read(a: Model, b: Model) -> SAEsGiven:
-        source = _read(file, a)
+    def read(loaded: Loaded) -> SAEsGiven:
+        notes = _require_fitting(file, native, loaded)
+        source = _read(file, loaded.a)
         require_transferable(source)
-        return source, None if native is None else _read(native, b)
+        return SAEsGiven(source, None if native is None else _read(native, loaded.b), notes)
 
-    request = {"file": file, "native": native, "sae_passes": settings.sae_passes}
+    request = {
+        "file": file, "native": native, "sae_any_hook": settings.sae_any_hook, "sae_passes": settings.sae_passes,
+    }  # fmt: skip
     return transfer("sae", settings, out, read, _make, request, overwrite=overwrite, store=store, progress=progress)
+
+
+def _require_fitting(file: str, native: str | None, loaded: Loaded) -> list[str]:
+    """What cannot be told of the SAEs. Raises: SAEError for those that cannot be used at their sites."""
+    given = {"file": (file, loaded.a, "a", loaded.settings.layer)}
+    if native is not None:
+        given["native"] = (native, loaded.b, "b", loaded.settings.layer_b)
+    notes = require_fitting(
+        [look_at(name, source, model.width) for name, (source, model, _, _) in given.items()],
+        {name: Place(loaded.sources[side], site) for name, (_, _, side, site) in given.items()},
+        insist=loaded.settings.sae_any_hook,
+    )
+    return [note for one in notes.values() for note in one]
 
 
 def _read(file: str, model: Model) -> Dictionary:
@@ -75,7 +101,7 @@ def _read(file: str, model: Model) -> Dictionary:
 
 
 def _make(sites: Sites, saes: SAEsGiven, output: Path) -> dict:
-    source, given = saes
+    source, given = saes.a, saes.b
     own = measure(source, sites.streams_a("report"))
     mapped = {name: transferred(source, maps) for name, maps in sites.maps.items()}
     found = {TRANSFERRED: mapped.pop(TRANSFERRED)}
@@ -93,7 +119,7 @@ def _make(sites: Sites, saes: SAEsGiven, output: Path) -> dict:
     choice = {name: measure(found[name], sites.streams_b("sweep")).fvu for name in ours}
     chosen = min(choice, key=lambda name: choice[name])
     with sites.clock.stage("evaluation"):
-        report = {"chosen": chosen, **_scored(sites, source, own, found, partners, chosen)}
+        report = {"chosen": chosen, "sae_notes": saes.notes, **_scored(sites, source, own, found, partners, chosen)}
     provenance = {
         "transferred_from": sites.a.name,
         "model": sites.b.name,

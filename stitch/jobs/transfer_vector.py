@@ -12,8 +12,7 @@ from stitch.config import Settings
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Batch, Logits, evaluate, mean_of
 from stitch.files.store import Store
-from stitch.jobs.transfer import Sites, transfer
-from stitch.models.model import Model
+from stitch.jobs.transfer import Loaded, Sites, transfer
 from stitch.progress import Progress
 from stitch.text.windows import Windows
 from stitch.transfers.effects import Effects, correlation, size, with_interval
@@ -43,8 +42,8 @@ def transfer_vector(
     Raises: UsageError when the file or the request do not fit.
     """
 
-    def read(a: Model, b: Model) -> Vectors:
-        return read_vectors(file, a.width)
+    def read(loaded: Loaded) -> Vectors:
+        return read_vectors(file, loaded.a.width)
 
     def make(sites: Sites, vectors: Vectors, output: Path) -> dict:
         moved = {name: carried(vectors, maps) for name, maps in sites.maps.items()}

@@ -4,6 +4,7 @@ from stitch.evaluation.documents import phrase, warning
 from stitch.files.markdown import loading_example
 from stitch.report import across
 from stitch.report import chain as seams
+from stitch.report.notes import sae_notes
 from stitch.report.origin import origin_notes
 from stitch.report.readme import ModelCard
 from stitch.report.verdict import verdict_sentence
@@ -81,6 +82,7 @@ def footnotes(report: dict) -> list[str]:
             f"{item['l0']:.1f} active per token (L0), share of variance unexplained (FVU) {item['fvu']:.3f}. With its "
             f"reconstruction in place of the stream the model's cross-entropy is {item['spliced_ce']:.3f}."
         )
+    lines += sae_notes(report)
     if found := report.get("matching"):
         lines.append(
             f"Matching: {found['pairs']:,} pairs of features, mean correlation {found['mean_score']:.3f}; control, the best of "

@@ -30,7 +30,8 @@ class Joined:
 
     `chosen` is the row name of the translation in the composite, `written` that translation within the seam's bytes.
 
-    `alternatives` says in words what the rows of alternatives are; `costs` has the cost of every row.
+    `sae_notes` say what cannot be told of given SAEs; `alternatives` says in words what the rows of alternatives are;
+    `costs` has the cost of every row.
     """
 
     a: Model
@@ -45,6 +46,7 @@ class Joined:
     written: Translation
     scores: dict[str, Scores]
     alternatives: dict[str, str]
+    sae_notes: list[str]
     costs: dict[str, Cost]
     pair_costs: Costs
 
@@ -61,6 +63,7 @@ def pair_report(settings: CompleteSettings, found: Joined) -> dict:
         "tokens": {split: windows.tokens for split, windows in found.windows.items()},
         "documents": counted(found.scores["b"]),
         "saes": _saes(settings, found.saes, found.scores),
+        "sae_notes": found.sae_notes,
         "matching": _matching(settings.matching, found.matching),
         "ridge": {**_ridges(found.fitted), **described(found.bridges)},
         "similarity": found.fitted.similarity,

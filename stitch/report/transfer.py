@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from stitch.evaluation.documents import phrase, warning
+from stitch.report.notes import sae_notes
 
 Table = tuple[list[str], list[list[str]], str]
 
@@ -65,6 +66,7 @@ def notes(report: dict) -> list[str]:
         f"{errors['back']:.3f} of A's."
     ]
     if report["kind"] == "sae":
+        lines += sae_notes(report)
         lines.append(
             f"{report['matched']:,} of {report['features']:,} features of A match one of the SAE trained on B better than its "
             "null. Same contexts: the share of A's features half of whose ten strongest tokens are the same in B."
