@@ -43,7 +43,7 @@ def name_on_the_hub(name: str) -> str | None:
 
 @cache
 def _names_on_the_hub() -> dict[str, str]:
-    from transformer_lens.loading_from_pretrained import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 
     found = {}
     for official in OFFICIAL_MODEL_NAMES:
