@@ -103,7 +103,9 @@ def predictions(
     """Log-probabilities for the tokens of each query after the first `given`, when it follows BOS and its prefix."""
     bos = torch.full((len(queries), 1), bos_of(model.tokenizer))
     ids = torch.cat([bos, prefixes, queries], 1)
-    logits = logits_with(model, changed or {}, ids, logits_to_keep=queries.shape[1] - given + 1)
+    kept = queries.shape[1] - given + 1
+    logits = logits_with(model, changed or {}, ids, logits_to_keep=kept)
+    logits = logits[:, -kept:]  # some families do not know the argument
     return logits[:, :-1].float().log_softmax(-1)
 
 
