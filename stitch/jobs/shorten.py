@@ -116,7 +116,7 @@ def _make(
     with clock.stage("choice"):
         chosen = _choose(settings, bridges, stage(settings, model, model, paired["sweep"]), progress)
     with clock.stage("evaluation"):
-        bins = Bins.of(windows["fit"], settings.context, model.config.vocab_size)
+        bins = Bins.of(windows["fit"], settings.context, model.vocabulary)
         scores = _evaluate(
             stage(settings, model, model, paired["report"]), bridges, adapters, chosen, settings.seed, bins, progress
         )
