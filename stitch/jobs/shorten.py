@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from stitch.activations.paired import Paired
-from stitch.composite.native import with_blocks, write_native
+from stitch.composite.native import require_stored, with_blocks, write_native
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import TRANSLATIONS, Bridge, bridged, described, parameters_of, why_not_foldable
 from stitch.config import CompleteSettings, Settings
@@ -80,6 +80,7 @@ def shorten(
                 )
             completed = complete(settings, model, model)
         check_foldable(completed, model)
+        require_stored(model)
         splice = Splice(model.depth, *completed.sites)
 
         def make(scratch: Path, output: Path) -> dict:

@@ -130,8 +130,11 @@ def continuations(
         chances = found.logits[:, -1].float().softmax(-1).cpu()  # on the CPU: the same tokens with every device
         tokens.append(torch.multinomial(chances, 1, generator=generator))
         if len(tokens) < length:
-            cache = found.past_key_values
-            found = model.net(input_ids=tokens[-1].to(model.device), past_key_values=cache, use_cache=True)
+            start = torch.cat([start, tokens[-1].to(model.device)], 1)
+            if (cache := getattr(found, "past_key_values", None)) is None:  # the family keeps its state elsewhere
+                found = model.net(input_ids=start, use_cache=False)
+            else:
+                found = model.net(input_ids=start[:, -1:], past_key_values=cache, use_cache=True)
     return torch.cat(tokens, 1)
 
 
