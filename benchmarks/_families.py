@@ -54,6 +54,7 @@ OWN: dict[str, dict] = {
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "dots3_note_text": {"num_key_value_heads": 4},
+    "falcon": {"ffn_hidden_size": 24},  # fewer neurons than characters in a text, on which alone those of its first block depend
     "gpt_neo": {"attention_types": [[["global", "local"], HALF_AND_HALF]]},
     "gptj": {"rotary_dim": 8},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * HALF_AND_HALF},

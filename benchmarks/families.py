@@ -1,10 +1,11 @@
-"""Which families of transformers can be cut and joined to themselves without a change, tried on a pico model of each.
+"""Which families of transformers can be cut and joined to themselves without a change, and what other commands do with them.
 
-    python benchmarks/families.py > build/families.jsonl        # all of transformers' causal language models: 5 minutes
+    python benchmarks/families.py > build/families.jsonl        # all of transformers' causal language models: 8 minutes
     python benchmarks/families.py llama qwen3_moe
 
 A model of six blocks is joined to itself at every site, and its logits are compared with the model's bit by bit: for a whole
 text, in pieces with a cache, padded on the left, and both. `native` is whether its blocks can be renumbered, as `--native` does.
+Every other command is then run on the model (see `_family_commands.py`).
 """
 
 import argparse
@@ -13,20 +14,22 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import _families
 import transformers
+from _family_commands import Desk, outcomes
 
-from stitch.composite.exact import inexact, require_renumbered
+import tiny
+from stitch.composite.exact import answers, inexact, require_renumbered
 from stitch.errors import UsageError
 from stitch.models.anatomy import ANATOMIES, anatomy_of
 from stitch.models.flow import flow_of
 from stitch.models.model import Model
-from stitch.models.sources import resolve
 
 
-def tried(kind: str, tokenizer) -> dict:
-    """The outcome for one family, with the reason where it is not exact."""
+def tried(kind: str, desk: Desk | None = None) -> dict:
+    """The outcome for one family, with the reason where it is not exact. With a `desk` the other commands are tried as well."""
     try:
         net = _families.net(kind)
     except Exception as error:  # of a family's own code: sizes that depend on one another, packages that are missing
@@ -35,8 +38,9 @@ def tried(kind: str, tokenizer) -> dict:
     try:
         known = net.config.model_type in ANATOMIES
         flow = flow_of(net, settled=not known)
-        model = Model(kind, net, tokenizer, anatomy_of(net.config, flow), Path(kind)).with_flow(flow)
-        found = {site: why for site in range(model.depth + 1) if (why := inexact(model, site)) is not None}
+        model = Model(kind, net, tiny.tokenizer(), anatomy_of(net.config, flow), Path(kind)).with_flow(flow)
+        own = answers(model, model.net)
+        found = {site: why for site in range(model.depth + 1) if (why := inexact(model, site, own)) is not None}
     except Exception as error:
         return {"outcome": "refused", "why": _one_line(error)}
     line = {
@@ -45,7 +49,8 @@ def tried(kind: str, tokenizer) -> dict:
     }  # fmt: skip
     if set(found) - {model.depth}:  # a family need not have a module after its last block
         return {"outcome": "refused", "why": found[min(found)], **line}
-    return {"outcome": "exact", "native": "yes" if _is_renumbered(model) else "no", **line}
+    line = {"outcome": "exact", "native": "yes" if _is_renumbered(model) else "no", **line}
+    return line if desk is None else {**line, **outcomes(net, kind, desk)}
 
 
 def _is_renumbered(model: Model) -> bool:
@@ -66,16 +71,16 @@ def main() -> None:
     parser.add_argument("families", nargs="*", default=_families.KINDS)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(resolve("demo:gpt2").folder)
-    for kind in parser.parse_args().families:
-        line = {
-            "benchmark": "families",
-            "family": kind,
-            **tried(kind, tokenizer),
-            "transformers": transformers.__version__,
-        }
-        print(json.dumps(line), flush=True)
-        print(f"{kind}: {line['outcome']}", file=sys.stderr, flush=True)
+    transformers.logging.disable_progress_bar()
+    families = parser.parse_args().families
+    with TemporaryDirectory() as folder:
+        desk = Desk(Path(folder))
+        for kind in families:
+            line = {
+                "benchmark": "families", "family": kind, **tried(kind, desk), "transformers": transformers.__version__,
+            }  # fmt: skip
+            print(json.dumps(line), flush=True)
+            print(f"{kind}: {line['outcome']}", *line.get("commands", {}).values(), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables in docs/findings, made from the JSON lines in benchmarks/results.
+"""The tables in docs/findings and docs/models.md that have a comment above them, made from the JSON lines in benchmarks/results.
 
     python benchmarks/tables.py            rewrites every table in place
     python benchmarks/tables.py --check    changes nothing and exits 1 if a page differs from its data
@@ -17,8 +17,10 @@ A page says in YAML, in a comment above the table, which numbers the table shows
     <!-- end -->
 
 A list of `rows` has the rows' own names as labels, and a row "x; y" has either name. Without `rows` every record is a
-row and a column is the template of its cell alone. Entries of mappings and lists are named with dots (`range.0`), and
-a paired difference has the field `pair` ("name − minus"). What a cell's template may say stands in `_cells.py`.
+row and a column is the template of its cell alone. Then `together: x` makes one row of rows that are alike in all columns
+but x, where it lists theirs; with `most: 9` it counts them where there are more. Entries of mappings and lists are named
+with dots (`range.0`), and a paired difference has the field `pair` ("name − minus"). What a cell's template may say stands
+in `_cells.py`.
 
 `<!-- pages: main-job look-ups -->` ... `<!-- end -->` lists pages with their answers.
 """
@@ -36,6 +38,7 @@ from _lines import read
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "findings"
+MODELS = ROOT / "docs" / "models.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- table: *([^\n]+)\n(.*?)-->\n).*?(<!-- end -->)", re.DOTALL)
 INDEX = re.compile(r"(<!-- pages: *([^\n]+?) *-->\n).*?(<!-- end -->)", re.DOTALL)
@@ -67,15 +70,28 @@ def table(file: str, spec: dict) -> str:
     header = list(spec["columns"])
     if "rows" not in spec:
         shown = [record for record in records(file, spec.get("each")) if fits(record, spec.get("where", {}))]
-        return markdown(
-            header, filled(file, header, [[cell([record], column) for column in columns] for record in shown])
-        )
+        rows = [[cell([record], column) for column in columns] for record in shown]
+        if "together" in spec:
+            rows = merged(rows, header.index(spec["together"]), spec.get("most"))
+        return markdown(header, filled(file, header, rows))
     labels = spec["rows"]
     if isinstance(labels, list):
         labels = {row: "`" + row.replace(" − ", "` − `") + "`" for row in labels}
     rows = [[label, *(crossing(file, row, column) for column in columns)] for row, label in labels.items()]
     header = [spec.get("corner", ""), *header]
     return markdown(header, filled(file, header, rows))
+
+
+def merged(rows: list[list[str]], place: int, most: int | None) -> list[list[str]]:
+    """One row for all that are alike but at `place`, the most frequent first."""
+    alike: dict[tuple, list[str]] = {}
+    for row in rows:
+        alike.setdefault((*row[:place], *row[place + 1 :]), []).append(row[place])
+    found = []
+    for others, own in sorted(alike.items(), key=lambda item: -len(item[1])):
+        listed = ", ".join(own) if most is None or len(own) <= most else str(len(own))
+        found.append([*others[:place], listed, *others[place:]])
+    return found
 
 
 def filled(file: str, header: list[str], rows: list[list[str]]) -> list[list[str]]:
@@ -137,7 +153,7 @@ def fits(record: dict, where: dict, row: object = None) -> bool:
 
 def main() -> int:
     check, stale = "--check" in sys.argv[1:], []
-    for path in sorted(PAGES.glob("*.md")):
+    for path in [*sorted(PAGES.glob("*.md")), MODELS]:
         before = path.read_text()
         after = rewritten(before)
         if before != after:

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from math import isfinite
+from pathlib import Path
 
 import _families
 import families
 import pytest
 import torch
+from _family_commands import Desk, outcomes
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -19,16 +21,25 @@ import cli
 import stitch
 import tiny
 from jobs import write_text
+from stitch.circuits.find import choose_circuit
 from stitch.composite.checkpoint import write_checkpoint
-from stitch.composite.compose import compose
+from stitch.composite.compose import compose, late_half, late_logits
 from stitch.composite.exact import inexact, require_exact, require_renumbered
+from stitch.composite.native import require_stored
+from stitch.conversions.ngrams.assemble import build_composite, table_scale
+from stitch.conversions.recurrence.forms import check_convertible
+from stitch.conversions.retokenization.write import require_plain_ends
 from stitch.errors import UsageError
 from stitch.models import anatomy, loading
+from stitch.models.flow import flow_of
 from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.provenance import surroundings
 from stitch.models.sources import Source
-from stitch.translation.types import Residual, Term, Translation
+from stitch.models.writes import down_of
+from stitch.text.reader import Reader
+from stitch.translation.types import Residual, Term, Token, Translation
+from tokenizers_made import made
 from tolerance import apart, of_a_pass
 from translations import identity
 
@@ -71,6 +82,7 @@ def test_a_model_joined_to_itself_is_unchanged_and_so_is_its_checkpoint(kind, tm
 def test_a_composite_of_a_model_that_sees_holds_its_text_part_alone(tmp_path):
     """Where its text part is no family in ANATOMIES, it is loaded whole, and the report says what is left out."""
     model = saved("fuyu", tmp_path)
+    assert model.vocabulary == tiny.VOCABULARY
     assert model.flow["idle"] == ["model.vision_embed_tokens"]
     told = surroundings({}, {"a": (model, Source("fuyu", tmp_path, None, "folder"))})["models"]["a"]["note"]
     assert told == "its text part alone, without model.vision_embed_tokens"
@@ -78,6 +90,14 @@ def test_a_composite_of_a_model_that_sees_holds_its_text_part_alone(tmp_path):
     assert joined(tiny.ids()).logits.isfinite().all()
     names = joined.state_dict()
     assert any("language_model" in name for name in names) and not any("vision" in name for name in names)
+
+
+def test_the_parts_of_a_composite_of_families_found_by_looking_are_known(tmp_path):
+    model = saved("bloom", tmp_path / "whole")
+    joined = compose(model, model, 3, 2, identity(model, 3))
+    write_checkpoint(tmp_path / "joined", joined.config, model.folder, model.folder, identity(model, 3), loaded={})
+    parts = load(tmp_path / "joined").parts
+    assert [(part.anatomy.family, len(part.blocks)) for part in parts] == [("bloom", 3), ("bloom", 4)]
 
 
 @torch.no_grad()
@@ -108,10 +128,104 @@ def test_a_model_without_a_chain_of_blocks_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_all_families_but_a_few_are_exact():
-    outcomes = {kind: families.tried(kind, tiny.tokenizer()) for kind in _families.KINDS}
+    outcomes = {kind: families.tried(kind) for kind in _families.KINDS}
     exact = {kind for kind, found in outcomes.items() if found["outcome"] == "exact"}
     assert len(exact) >= 150, {kind: found for kind, found in outcomes.items() if kind not in exact}
     assert not exact & NOT_SERVED
+
+
+# What commands do with families
+
+
+RESULTS = Path(families.__file__).parent / "results" / "families.jsonl"
+RECORDED = {line["family"]: line for line in map(json.loads, RESULTS.read_text().splitlines())}
+TRIED = sorted(kind for kind, line in RECORDED.items() if "commands" in line)
+QUICK = ("bloom", "fuyu", "mamba", "starcoder2")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory) -> Desk:
+    return Desk(tmp_path_factory.mktemp("desk"))
+
+
+@pytest.mark.parametrize(
+    "kind", [*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in TRIED if kind not in QUICK)]
+)
+def test_commands_do_with_a_family_what_is_written_in_the_table(kind, desk):
+    found, recorded = outcomes(_families.net(kind), kind, desk), RECORDED[kind]
+    assert found["commands"] == recorded["commands"]
+    assert [one["why"] for one in found["refusals"]] == [one["why"] for one in recorded["refusals"]]
+
+
+def test_commands_refuse_a_family_or_serve_it():
+    """Only the code of xLSTM itself, in transformers, fails on the texts that `convert consolidate` reads."""
+    failed = {(kind, name) for kind in TRIED for name, done in RECORDED[kind]["commands"].items() if done == "fails"}
+    assert failed == {("xlstm", "consolidate")}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_down_projections_that_are_found_by_looking_are_those_that_are_known_by_name(family):
+    net, known = tiny.net(family), anatomy.ANATOMIES[family]
+    assert down_of(net, flow_of(net)) == (known.down if known.mlp_out_norm is None else "")
+
+
+def test_a_down_projection_behind_a_factor_or_among_experts_is_not_found():
+    granite = _families.net("granite")
+    assert down_of(granite, flow_of(granite)) == "mlp.down_proj"
+    for block in granite.model.layers:
+        block.residual_multiplier = 0.5
+    assert down_of(granite, flow_of(granite)) == ""
+    experts = _families.net("qwen3_moe")
+    assert down_of(experts, flow_of(experts)) == ""
+
+
+def test_a_model_whose_files_have_other_names_is_not_shortened(tmp_path):
+    """Copied by these names, its blocks would keep their old numbers."""
+    require_stored(saved("bloom", tmp_path / "bloom"))
+    with pytest.raises(UsageError, match=r"files of fuyu \(fuyu\) have other names than the model"):
+        require_stored(saved("fuyu", tmp_path / "fuyu"))
+
+
+def test_circuits_refuse_an_unknown_family_before_they_read_prompts(tmp_path):
+    with pytest.raises(UsageError, match=r"`heads_out` of bloom models is not known: register an anatomy"):
+        choose_circuit(saved("bloom", tmp_path), "no behaviour")
+
+
+def test_an_embedding_is_looked_up_with_its_factor_but_not_behind_a_norm(tmp_path):
+    model = saved("granite", tmp_path / "granite")
+    model.body.embedding_multiplier = model.config.embedding_multiplier = 3.0  # pyright: ignore[reportAttributeAccessIssue]
+    assert table_scale(model) == 3.0
+    assert table_scale(saved("gemma", tmp_path / "gemma")) == pytest.approx(32**0.5)
+    rows = tiny.noise(tiny.VOCABULARY, model.width)
+    table = Translation("by token", (Term(Token(), rows),), torch.zeros(model.width))
+    net = build_composite(model, 2, table)
+    ids = tiny.ids()
+    with torch.no_grad():
+        wanted = late_logits(late_half(model, 2), rows[ids])
+        assert torch.allclose(net(ids).logits, wanted, atol=1e-4)
+    with pytest.raises(UsageError, match="must be a row of the embedding times a number"):
+        table_scale(saved("bert", tmp_path / "bert"))
+
+
+def test_a_head_whose_logits_are_scaled_is_not_retokenised(tmp_path):
+    model, new = saved("granite", tmp_path), Reader.of("new", made("byte fallback"))
+    require_plain_ends(model, new)
+    model.config.logits_scaling = 2.0  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(UsageError, match="its logits are not those of its head alone"):
+        require_plain_ends(model, new)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("mamba", "its 6 blocks have 0 attentions that keep keys"),
+        ("gptj", "a whole text changes its logits"),
+        ("deepseek_v3", "must have the 8 dimensions of the config"),
+    ],
+)
+def test_families_whose_attention_cannot_be_replaced_do_not_become_recurrent(kind, reason, tmp_path):
+    with pytest.raises(UsageError, match=reason):
+        check_convertible(saved(kind, tmp_path), 32)
 
 
 # A family of the user's own, as in a file outside the package.

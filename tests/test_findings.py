@@ -26,7 +26,7 @@ def links(page: Path) -> set[Path]:
     return {(page.parent / link).resolve() for link in found if link}
 
 
-@pytest.mark.parametrize("page", [*PAGES, INDEX], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, INDEX, tables.MODELS], ids=lambda page: page.stem)
 def test_tables_agree_with_the_data(page: Path):
     text = page.read_text()
     assert tables.rewritten(text) == text, f"{page.name} differs from its data: run python benchmarks/tables.py"

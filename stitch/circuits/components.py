@@ -54,6 +54,12 @@ class Components:
         }
 
 
+def check_located(model: Model) -> None:
+    """Raises UsageError unless it is known of every block which projections read its heads and its neurons."""
+    for place in places(model):
+        _reader(model, place)
+
+
 def _count(model: Model, place: Place) -> int:
     kind, block = place
     return model.heads(block) if kind == "heads" else _width(model.down(block))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stitch.circuits.attribution import attribute, looks_up_ids
 from stitch.circuits.behaviours import Prompts, make_prompts
-from stitch.circuits.components import Components, Place, replaced, watched
+from stitch.circuits.components import Components, Place, check_located, replaced, watched
 from stitch.circuits.edges import circuit_edges, name_of
 from stitch.circuits.graph_json import write_graph
 from stitch.circuits.score import PROMPTS_AT_ONCE, answered, logits_of
@@ -174,6 +174,7 @@ def choose_circuit(
     """
     if not 0 < keep <= 1:
         raise UsageError(f"keep must be a share of the right answers, above 0 and at most 1; got {keep}.")
+    check_located(net)
     both = make_prompts(behaviour, net.tokenizer, count=2 * count, seed=seed, text=text)
     if len(both.clean) < 2:
         raise UsageError(

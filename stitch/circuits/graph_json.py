@@ -111,7 +111,7 @@ def _metadata(model: Model, graph: PromptGraph, tokens: list[str], name: str, be
             "tokens": _rounded(graph.tokens),
             "difference": _rounded(graph.difference),
             "answers": len(graph.asked),
-            "answers_compete_with": len(graph.prompt.among) or model.net.config.vocab_size,
+            "answers_compete_with": len(graph.prompt.among) or model.vocabulary,
             "corrupt_prompt": model.tokenizer.decode(graph.prompt.corrupt[0]),
         },
         "pruning_settings": {"node_threshold": NODE_SHARE, "edge_threshold": LINK_SHARE, **graph.left_out},

@@ -120,7 +120,7 @@ def head_flops(model: Model) -> float:
 def of_translation(translation: Translation, a: Model, b: Model, site: int) -> Cost:
     """The cost of a translation in a composite of A, cut at `site`, and B. Its tables are stored in B's dtype."""
     with torch.device("meta"):
-        module = TranslationModule(translation_config(translation, b.bos, site, a.width, b.config.vocab_size))
+        module = TranslationModule(translation_config(translation, b.bos, site, a.width, b.vocabulary))
         for term in module.terms:
             if term._parameters.get("table") is not None:
                 term.register_parameter("table", nn.Parameter(term.get_parameter("table").to(b.dtype)))

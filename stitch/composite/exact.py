@@ -13,11 +13,12 @@ from transformers import DynamicCache
 from stitch.composite.compose import compose
 from stitch.composite.native import with_blocks
 from stitch.errors import UsageError
-from stitch.models.flow import FAMILY_ERRORS
+from stitch.models.flow import FAMILY_ERRORS, one_line
 from stitch.models.model import Model
 from stitch.translation.types import Residual, Term, Translation
 
 WINDOW, CHUNKS, PADDING = 12, (7, 4, 1), 4  # tokens
+WHOLE = "a whole text"
 FEW_IDS = 100  # low ids: multimodal models give some high ones a meaning
 
 
@@ -43,9 +44,11 @@ def require_renumbered(model: Model) -> None:
     middle = model.depth // 2
     try:
         left = with_blocks(model, [block for block in range(model.depth) if block != middle]).net
-        different = differs(model, compose(model, model, middle, middle + 1, _identity(model, middle)), left)
+        different = differs(
+            model, answers(model, compose(model, model, middle, middle + 1, _identity(model, middle))), left
+        )
     except FAMILY_ERRORS as error:
-        different = _said(error)
+        different = one_line(error)
     if different:
         raise UsageError(
             f"the blocks of {model.name} ({model.config.model_type}) cannot be renumbered: {different}. Join it without `native`."
@@ -56,44 +59,65 @@ def _is_known(model: Model) -> bool:
     return all(part.anatomy.tested for part in model.parts)
 
 
-def inexact(model: Model, site: int) -> str | None:
-    """In what way the model joined to itself at `site` differs from the model, in words; None where it does not."""
+def inexact(model: Model, site: int, own: "Answers | None" = None) -> str | None:
+    """In what way the model joined to itself at `site` differs from the model, in words; None where it does not.
+
+    `own` are the model's `answers`, for callers that try many sites.
+    """
     if site == model.depth and model.flow["exit"] is None:
         return "no module takes the stream after the last block"
-    return differs(model, model.net, compose(model, model, site, site, _identity(model, site)))
+    return differs(model, own or answers(model, model.net), compose(model, model, site, site, _identity(model, site)))
+
+
+Answers = dict[str, Tensor | str]
+"""Logits of a network by the way in which it read the texts, or in words why it could not."""
 
 
 @torch.no_grad()
-def differs(model: Model, one: nn.Module, other: nn.Module) -> str | None:
-    """Where the logits of two networks for the texts of `model` differ, in words; None where they have the same bits.
+def answers(model: Model, net: nn.Module) -> Answers:
+    """The logits of `net` for the texts of `model`, in four ways: a whole text, the same in pieces with a cache, two texts of
+    which one is padded on the left, and these in pieces."""
+    return {name: _answer(way, net) for name, way in _ways(model).items()}
 
-    Four ways: a whole text, the same in pieces with a cache, two texts of which one is padded on the left, and these in pieces.
-    The last three are left out where the first network cannot do them either.
+
+@torch.no_grad()
+def differs(model: Model, before: Answers, other: nn.Module) -> str | None:
+    """Where the answers of another network differ from those `before`, in words; None where they have the same bits.
+
+    Ways in which there was no answer before are left out, but for a whole text.
     """
+    for name, way in _ways(model).items():
+        wanted = before[name]
+        if isinstance(wanted, str):
+            if name == WHOLE:
+                return f"{name} fails in the model itself ({wanted})"
+            continue
+        found = _answer(way, other)
+        if isinstance(found, str):
+            return f"{name} fails ({found})"
+        if not torch.equal(wanted, found):
+            return f"{name} changes its logits by {float((wanted - found).abs().max()):.2g}"
+    return None
+
+
+def _answer(way: Callable[[nn.Module], Tensor], net: nn.Module) -> Tensor | str:
+    try:
+        return way(net)
+    except FAMILY_ERRORS as error:
+        return one_line(error)
+
+
+def _ways(model: Model) -> dict[str, Callable[[nn.Module], Tensor]]:
     few = min(FEW_IDS, model.embedding.num_embeddings)
     ids = torch.randint(2, few, (2, WINDOW), generator=torch.Generator().manual_seed(0)).to(model.device)
     mask = torch.ones_like(ids)
     mask[0, :PADDING] = 0
-    ways: dict[str, Callable[[nn.Module], Tensor]] = {
-        "a whole text": lambda net: net(input_ids=ids, use_cache=False).logits,
+    return {
+        WHOLE: lambda net: net(input_ids=ids, use_cache=False).logits,
         "a cache": lambda net: _in_chunks(net, ids, model),
         "padding": lambda net: net(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()],
         "padding and a cache": lambda net: _in_chunks(net, ids, model, mask)[mask.bool()],
     }
-    for name, logits in ways.items():
-        try:
-            before = logits(one)
-        except FAMILY_ERRORS as error:
-            if name == "a whole text":
-                return f"{name} fails in the model itself ({_said(error)})"
-            continue
-        try:
-            after = logits(other)
-        except FAMILY_ERRORS as error:
-            return f"{name} fails ({_said(error)})"
-        if not torch.equal(before, after):
-            return f"{name} changes its logits by {float((before - after).abs().max()):.2g}"
-    return None
 
 
 def _in_chunks(net: nn.Module, ids: Tensor, model: Model, mask: Tensor | None = None) -> Tensor:
@@ -103,10 +127,6 @@ def _in_chunks(net: nn.Module, ids: Tensor, model: Model, mask: Tensor | None = 
         seen = {} if mask is None else {"attention_mask": mask[:, :done]}
         logits.append(net(input_ids=chunk, past_key_values=cache, use_cache=True, **seen).logits)
     return torch.cat(logits, 1)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _identity(model: Model, site: int) -> Translation:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from stitch.errors import StitchError
+from stitch.errors import StitchError, UsageError
 from stitch.files.folders import appear
 from stitch.files.shards import Held, Stored, named_tensors, write_shards
 from stitch.files.tokenizer import copy_tokenizer
@@ -46,6 +46,22 @@ def with_blocks(model: Model, order: Sequence[int]) -> Model:
     share(net, model.net, lambda path: _renumbered(path, prefix, lambda block: order[block]))
     net.generation_config = copy.deepcopy(model.net.generation_config)
     return dataclasses.replace(model, net=net.eval()).with_flow({**model.flow, "depth": len(order)})
+
+
+def require_stored(model: Model) -> None:
+    """Raises UsageError unless the files have the tensors of all blocks under their numbers, and the down projections by name.
+
+    Some families rename or merge tensors when they are loaded.
+    """
+    blocks, names = f"{model.anatomy.body}.{model.anatomy.blocks}", text_tensors(model.folder).keys()
+    for block in range(model.depth):
+        down = _names_in_files(f"{blocks}.{block}.{model.anatomy.down}.weight", model.anatomy)
+        prefixes = tuple(f"{prefix}.{block}." for prefix in _names_in_files(blocks, model.anatomy))
+        if names.isdisjoint(down) or not any(name.startswith(prefixes) for name in names):
+            raise UsageError(
+                f"`native` copies tensors by name; the files of {model.name} ({model.config.model_type}) have other names than "
+                f"the model, such as for {down[0]}: leave `native` out."
+            )
 
 
 def write_native(

@@ -61,7 +61,7 @@ def calibrate(models: Mapping[str, Model], context: int) -> Machine:
         _product(width, torch.float32, first.device),
         _product(width, torch.float64, torch.device("cpu")),
         _bytes(),
-        _compared(min(model.config.vocab_size for model in models.values()), context, first.device),
+        _compared(min(model.vocabulary for model in models.values()), context, first.device),
     )
 
 

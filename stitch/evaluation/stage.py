@@ -41,7 +41,7 @@ class Stage:
     @property
     def vocabulary(self) -> int:
         """The number of ids that both models have logits for. Others are padding rows of an embedding."""
-        return min(self.a.config.vocab_size, self.b.config.vocab_size)
+        return min(self.a.vocabulary, self.b.vocabulary)
 
     @cached_property
     def counted(self) -> Bool[Tensor, " vocabulary"] | None:

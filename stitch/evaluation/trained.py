@@ -53,7 +53,7 @@ def trained(
             groups.append({"params": [parameter], "lr": rate * max(size, 1e-6)})
     optimiser = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / max(steps, 1))
-    vocabulary = min(a.config.vocab_size, b.config.vocab_size)
+    vocabulary = min(a.vocabulary, b.vocabulary)
     with torch.enable_grad():
         for step, (streams, ids) in enumerate(_windows(fit, steps, seed)):
             optimiser.zero_grad(set_to_none=True)

@@ -70,7 +70,7 @@ def skip(model: Model, site: int, onto: int, row: str, made: str, means: Means) 
     halves = early(model, site, means.context) + late(model, onto, means.context)
     translation = pack(
         _fit(model, site, onto, row, means), means.limit.bytes - halves.bytes, means.windows["fit"].ids,
-        model.config.vocab_size, model.dtype,
+        model.vocabulary, model.dtype,
     )  # fmt: skip
     cost = halves + of_translation(translation, model, model, site)
     return Alternative(made, cost, whole_model(compose(model, model, site, onto, translation)))
@@ -94,7 +94,7 @@ def _fit(model: Model, site: int, onto: int, row: str, means: Means) -> Translat
         inputs = free_inputs(model, model, paired["fit"], tokens)
     evidence = Evidence(
         fit=paired["fit"], held_out=paired["sweep"], inputs=inputs,
-        first=paired["fit"].b.read(0, onto)[0, 0].float(), vocabulary=model.config.vocab_size,
+        first=paired["fit"].b.read(0, onto)[0, 0].float(), vocabulary=model.vocabulary,
     )  # fmt: skip
     options = Options(
         ngrams=means.ngrams, routes=means.routes, seed=means.seed, chunk=CHUNK, memory=means.memory

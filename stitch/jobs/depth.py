@@ -175,7 +175,7 @@ def _harvest(
 @torch.no_grad()
 def _whole(model: Model, windows: Windows, memory: int) -> Scores:
     rows = {"whole": whole_model(model.net)}
-    return evaluate(rows, windows, vocabulary=model.config.vocab_size, memory=memory)["whole"]
+    return evaluate(rows, windows, vocabulary=model.vocabulary, memory=memory)["whole"]
 
 
 def _best(cells: Mapping[Splice, DepthCell]) -> dict[Splice, list[str]]:

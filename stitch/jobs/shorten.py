@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from stitch.activations.paired import Paired
-from stitch.composite.native import with_blocks, write_native
+from stitch.composite.native import require_stored, with_blocks, write_native
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import TRANSLATIONS, Bridge, bridged, described, parameters_of, why_not_foldable
 from stitch.config import CompleteSettings, Settings
@@ -81,6 +81,7 @@ def shorten(
                 )
             completed = complete(settings, model, model)
         check_foldable(completed, model)
+        require_stored(model)
         splice = Splice(model.depth, *completed.sites)
 
         def make(scratch: Path, output: Path) -> dict:
@@ -117,7 +118,7 @@ def _make(
     with clock.stage("choice"):
         chosen = _choose(settings, bridges, stage(settings, model, model, paired["sweep"]), progress)
     with clock.stage("evaluation"):
-        bins = Bins.of(windows["fit"], settings.context, model.config.vocab_size)
+        bins = Bins.of(windows["fit"], settings.context, model.vocabulary)
         scores = _evaluate(
             stage(settings, model, model, paired["report"]), bridges, adapters, chosen, settings.seed, bins, progress
         )

@@ -332,7 +332,7 @@ def pack_pair(settings: CompleteSettings, costs: Costs, fitted: Fitted, fit: Pai
     else:
         allowed = {f"translation:{settings.translation}"}
     return {
-        name: pack(found, limit, fit.a.windows.ids, b.config.vocab_size, b.dtype)
+        name: pack(found, limit, fit.a.windows.ids, b.vocabulary, b.dtype)
         for name, found in fitted.translations.items()
         if name in allowed
     }
@@ -353,7 +353,7 @@ def translate_pair(
     inputs = available(a, b, fit, saes, settings.seed, inputs_read(settings.wants), tokens=tokens)
     evidence = Evidence(
         fit=fit, held_out=held_out, inputs=inputs, first=fit.b.read(0, fit.site_b)[0, 0].float(),
-        vocabulary=b.config.vocab_size, features=MatchedFeatures(saes.a, saes.b, matching),
+        vocabulary=b.vocabulary, features=MatchedFeatures(saes.a, saes.b, matching),
     )  # fmt: skip
     options = Options(
         ngrams=settings.ngrams, routes=settings.routes, seed=settings.seed, chunk=chunk_tokens(settings, saes.a, saes.b),

@@ -159,7 +159,7 @@ def all_cells(a: Model, b: Model) -> list[Cell]:
 @torch.no_grad()
 def _score_own_tables(models: dict[Side, Model], means: Means, held_out: dict[str, Harvest]) -> list[Rival]:
     """Both models, or one if they are the same, with their first blocks as n-gram tables, at every depth."""
-    vocabulary = min(model.config.vocab_size for model in models.values())
+    vocabulary = min(model.vocabulary for model in models.values())
     found = []
     for side, model in models.items():
         if side == "b" and model is models["a"]:
@@ -180,7 +180,7 @@ def _score_donors(
     models: dict[Side, Model], held_out: dict[str, Harvest], memory: int, progress: Progress | None
 ) -> dict[str, dict[str, Scores]]:
     """Scores of both whole models on the same windows as the composites, by side and split."""
-    vocabulary = min(model.config.vocab_size for model in models.values())
+    vocabulary = min(model.vocabulary for model in models.values())
     by_split = {
         split: evaluate(
             {side: whole_model(model.net) for side, model in models.items()}, one.windows, vocabulary=vocabulary,

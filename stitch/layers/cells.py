@@ -320,7 +320,7 @@ def _score(
         found = evaluate(
             logits,
             harvested.windows,
-            vocabulary=min(model.config.vocab_size for model in models.values()),
+            vocabulary=min(model.vocabulary for model in models.values()),
             reference=whole_model(target.net) if split == reference else None,
             memory=memory,
         )

@@ -61,7 +61,7 @@ def score_depth(
             bridges[BRIDGED] = fit_down_projection(model, splice, fitted_on, memory=memory)
         streams = scored_on.all(splice.shared)
         rows = {name: from_shared(bridged(model, splice, one), splice, streams) for name, one in bridges.items()}
-        scores = evaluate(rows, scored_on.windows, vocabulary=model.config.vocab_size, memory=memory)
+        scores = evaluate(rows, scored_on.windows, vocabulary=model.vocabulary, memory=memory)
         one, block = bridges[list(bridges)[-1]], splice.seam - 1
         cells[splice] = DepthCell(scores, one.strengths.get(block), one.unexplained.get(block))
         if progress:

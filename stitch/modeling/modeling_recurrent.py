@@ -31,7 +31,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .modeling_composite import StitchConfig, StitchForCausalLM, config_of, copy_sizes, parts_of
+from .modeling_composite import StitchConfig, StitchForCausalLM, config_of, copy_sizes, longest_context, parts_of
 from .modeling_features import Features, HeadShape, Hedgehog, Identity, Mean, Priority, Random, Taylor
 from .modeling_translation import TranslationModule
 
@@ -82,7 +82,8 @@ class RecurrentConfig(PreTrainedConfig):
         kwargs = {**kwargs, "tie_word_embeddings": bool(getattr(base_config, "tie_word_embeddings", False))}
         if base_config is not None:
             parts = list(parts_of(base_config))
-            kwargs["max_position_embeddings"] = min(part.max_position_embeddings for part in parts)
+            limits = [longest for part in parts if (longest := longest_context(part)) is not None]
+            kwargs["max_position_embeddings"] = min(limits, default=None)
             kwargs["hidden_size"] = parts[-1].hidden_size
             for name in ("vocab_size", "num_hidden_layers"):
                 kwargs[name] = getattr(base_config, name)
@@ -610,6 +611,13 @@ def recurrent_attention(
         raise ValueError("recurrent attention must be causal; this model's is not: it cannot be converted.")
     if dropout:
         raise ValueError(f"recurrent attention has no dropout; got {dropout}: set the config's attention dropout to 0.")
+    widths = [heads.shape[-1] for heads in (query, key, value)]
+    wanted = recurrent.memories[module.memory_index].shape.width
+    if any(width != wanted for width in widths):
+        raise ValueError(
+            f"queries, keys and values must have the {wanted} dimensions of the config; got {', '.join(map(str, widths))}: this "
+            "family cannot be converted."
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return recurrent.attend(module, query, key, value, scaling).transpose(1, 2).contiguous(), None
 

@@ -129,7 +129,10 @@ def anatomy_of(config: PreTrainedConfig, flow: dict | None = None) -> Anatomy:
 
 
 def _from_flow(family: str, flow: dict) -> Anatomy:
-    """What stitching needs. Attention and MLP are not known, so commands that read them refuse the family."""
+    """What stitching needs. Attention and MLP are not known, so commands that read them refuse the family.
+
+    Loading also finds `down` in some families (`stitch/models/writes.py`).
+    """
 
     def inside(path: str) -> str:
         return path.removeprefix(f"{flow['body']}.") if flow["body"] else path

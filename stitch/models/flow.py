@@ -46,6 +46,11 @@ class _Chain:
 FAMILY_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
+def one_line(error: Exception) -> str:
+    """Such an error as messages quote it."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def flow_of(net: PreTrainedModel, *, blocks: str | None = None, settled: bool = False) -> dict:
     """Where `net` keeps its stream. It may be on any device, but not on torch's meta device.
 

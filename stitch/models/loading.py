@@ -1,6 +1,6 @@
 """Models loaded from local folders: of a family with a known anatomy, or any causal language model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from stitch.models.quantised import require_plain
 from stitch.models.sources import Source
 from stitch.models.text_part import loading_arguments
 from stitch.models.usable import require_decoder
+from stitch.models.writes import down_of
 
 
 def load(
@@ -56,7 +57,10 @@ def load(
         return Model(name, net, tokenizer, anatomy_of(net.config), folder)
     flow = flow_of(net, blocks=given and dotted(given.body, given.blocks), settled=True)
     require_causal(net, name)
-    return Model(name, net, tokenizer, anatomy_of(net.config, flow), folder).with_flow(flow)
+    anatomy = anatomy_of(net.config, flow)
+    if given is None:
+        anatomy = replace(anatomy, down=down_of(net, flow))
+    return Model(name, net, tokenizer, anatomy, folder).with_flow(flow)
 
 
 def _check(folder: Path, name: str) -> None:
@@ -139,4 +143,6 @@ def load_any(source: Source, dtype: torch.dtype, device: torch.device, trust_rem
     net, tokenizer, _ = _from_pretrained(source.folder, source.name, dtype, trust_remote_code)
     config = net.config
     limits = [limit for part in parts_of(config) if (limit := longest_context(part))]
-    return AnyModel(net.to(device).eval(), tokenizer, config.vocab_size, min(limits, default=None))
+    return AnyModel(
+        net.to(device).eval(), tokenizer, config.get_text_config(decoder=True).vocab_size, min(limits, default=None)
+    )

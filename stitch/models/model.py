@@ -78,6 +78,11 @@ class Model:
         return config.get_text_config(decoder=True).hidden_size
 
     @property
+    def vocabulary(self) -> int:
+        """Number of token ids; a model that also sees has it in the config of its text part."""
+        return self.config.get_text_config(decoder=True).vocab_size
+
+    @property
     def longest(self) -> int:
         """The longest context, in tokens, that all parts of the model accept; UNBOUNDED where none has a limit."""
         limits = (longest_context(part) for part in parts_of(self.config))
@@ -139,10 +144,10 @@ class Model:
         if not isinstance(net, Stitched):
             return []
         config: Any = net.config
-        early = replace(self, net=net.a, anatomy=replace(anatomy_of(net.a.config), body=""))
+        early = replace(self, net=net.a, anatomy=replace(anatomy_of(net.a.config, config.a_flow), body=""))
         if config.a_flow is not None:
             early = early.with_flow(config.a_flow, range(config.site_a))
-        late = replace(self, net=net.b, anatomy=anatomy_of(net.b.config))
+        late = replace(self, net=net.b, anatomy=anatomy_of(net.b.config, config.b_flow))
         return [*early.parts, late.with_flow(config.b_flow, range(config.site_b, config.last_block))]
 
     def with_flow(self, flow: dict, kept: range | None = None) -> "Model":

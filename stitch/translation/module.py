@@ -111,7 +111,7 @@ def translation_tensors(translation: Translation, dtype: torch.dtype) -> dict[st
 def translation_module(translation: Translation, a: Model, b: Model, site_a: int) -> TranslationModule:
     """The module that a composite of A and B has, on B's device, for use on cached activations."""
     with torch.device("meta"):
-        module = TranslationModule(translation_config(translation, b.bos, site_a, a.width, b.config.vocab_size))
+        module = TranslationModule(translation_config(translation, b.bos, site_a, a.width, b.vocabulary))
     fill(module, translation, b.dtype, b.device)
     return module.eval()
 
@@ -121,7 +121,7 @@ def unfolded_module(translation: Translation, a: Model, b: Model, site_a: int) -
 
     It gives what `translation_module` gives, and many such modules share the factors.
     """
-    config = translation_config(translation, b.bos, site_a, a.width, b.config.vocab_size)
+    config = translation_config(translation, b.bos, site_a, a.width, b.vocabulary)
     others = list(translation.terms)
     with torch.device("meta"):
         module = TranslationModule(config)

@@ -61,7 +61,7 @@ def token_tables(
 
     Where the vocabulary is no larger than the text that is fitted on, they are tables of all ids.
     """
-    vocabulary = min(b.config.vocab_size, b.embedding.num_embeddings)  # they differ in a composite of such parts
+    vocabulary = min(b.vocabulary, b.embedding.num_embeddings)  # they differ in a composite of such parts
     is_small = vocabulary <= fit.tokens
     ids = torch.arange(vocabulary) if is_small else look_ups.occurring(fit.ids, held_out.ids)
     tables = {"embedding": look_ups.embeddings(b, ids)}

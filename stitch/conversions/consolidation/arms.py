@@ -91,7 +91,7 @@ class ModelAndText:
 
     def _scores(self, changed: dict[str, Tensor], windows: Windows) -> Scores:
         row = {"model": lambda batch: logits_with(self.model, changed, batch.ids)}
-        return evaluate(row, windows, vocabulary=self.model.config.vocab_size)["model"]
+        return evaluate(row, windows, vocabulary=self.model.vocabulary)["model"]
 
 
 def prepare(model: Model, windows: Mapping[Split, Windows]) -> ModelAndText:

@@ -23,7 +23,7 @@ from stitch.conversions.consolidation.queries import (
     scores_with_context,
     unrelated_prefixes,
 )
-from stitch.conversions.consolidation.slow_weights import Edit, apply_edit, edited_parameters
+from stitch.conversions.consolidation.slow_weights import Edit, apply_edit, check_writable, edited_parameters
 from stitch.conversions.consolidation.work import stages
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.plan import plan_conversion
@@ -75,6 +75,7 @@ def consolidate(
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
         model = donor.model
+        check_writable(model)
 
         def make(scratch: Path, output: Path) -> dict:
             setup = prepare(model, donor.windows)

@@ -103,7 +103,9 @@ def predictions(
     """Log-probabilities for the tokens of each query after the first `given`, when it follows BOS and its prefix."""
     bos = torch.full((len(queries), 1), bos_of(model.tokenizer))
     ids = torch.cat([bos, prefixes, queries], 1)
-    logits = logits_with(model, changed or {}, ids, logits_to_keep=queries.shape[1] - given + 1)
+    kept = queries.shape[1] - given + 1
+    logits = logits_with(model, changed or {}, ids, logits_to_keep=kept)
+    logits = logits[:, -kept:]  # some families do not know the argument
     return logits[:, :-1].float().log_softmax(-1)
 
 
@@ -128,8 +130,11 @@ def continuations(
         chances = found.logits[:, -1].float().softmax(-1).cpu()  # on the CPU: the same tokens with every device
         tokens.append(torch.multinomial(chances, 1, generator=generator))
         if len(tokens) < length:
-            cache = found.past_key_values
-            found = model.net(input_ids=tokens[-1].to(model.device), past_key_values=cache, use_cache=True)
+            start = torch.cat([start, tokens[-1].to(model.device)], 1)
+            if (cache := getattr(found, "past_key_values", None)) is None:  # the family keeps its state elsewhere
+                found = model.net(input_ids=start, use_cache=False)
+            else:
+                found = model.net(input_ids=start[:, -1:], past_key_values=cache, use_cache=True)
     return torch.cat(tokens, 1)
 
 

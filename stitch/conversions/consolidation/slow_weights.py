@@ -32,7 +32,7 @@ LARGEST = 4.0  # factor by which an edit is scaled, at most
 
 
 def check_writable(model: Model) -> None:
-    """Checks that all MLPs write to the residual stream directly and all weights are finite.
+    """Checks that all MLPs write to the residual stream directly, by a known projection, and all weights are finite.
 
     Raises UsageError for other MLPs, in any part of a composite, and StitchError for weights that are not finite.
     """
@@ -43,6 +43,8 @@ def check_writable(model: Model) -> None:
                 f"MLPs must write to the residual stream directly to be edited; {part.anatomy.family} has a norm between them: "
                 f"choose a model of {fit}."
             )
+    for block in range(model.depth):
+        model.down(block)
     for name, value in model.net.named_parameters():
         if not torch.isfinite(value).all():
             raise StitchError(f"the weights of {model.name} must be finite; {name} is not: download it again.")

@@ -91,7 +91,7 @@ def convert_heads(
                 rows |= fine_tuned(donor, found, chosen, steps, seed, progress)
                 rows["converted"] = rows[_fine_tuned_name(chosen, steps)]
             scores = evaluate(
-                {row: whole_model(net) for row, net in rows.items()}, donor.windows["report"], vocabulary=model.config.vocab_size,
+                {row: whole_model(net) for row, net in rows.items()}, donor.windows["report"], vocabulary=model.vocabulary,
                 reference=whole_model(model.net), progress=progress,
             )  # fmt: skip
             settings = {"kv_heads": kv_heads, "steps": steps, "seed": seed}
@@ -193,7 +193,7 @@ def _choose(donor: Donor, nets: dict[str, PreTrainedModel], progress: Progress |
     """The best method that is not a baseline, on the sweep split in windows of the report's length."""
     scores = evaluate(
         {method: whole_model(nets[method]) for method in nets if ":" not in method}, donor.to_choose_on,
-        vocabulary=donor.model.config.vocab_size, progress=progress, task="choice (tokens)",
+        vocabulary=donor.model.vocabulary, progress=progress, task="choice (tokens)",
     )  # fmt: skip
     return min(scores, key=lambda method: scores[method].ce)
 

@@ -9,7 +9,7 @@ import torch
 
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.ngrams import work
-from stitch.conversions.ngrams.assemble import build_composite
+from stitch.conversions.ngrams.assemble import build_composite, table_scale
 from stitch.conversions.ngrams.late import LateBlocks, explained_variance
 from stitch.conversions.ngrams.leakage import RUN, LeakageAudit, audit_leakage, require_apart
 from stitch.conversions.ngrams.memory import (
@@ -82,6 +82,7 @@ def convert_ngram(
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
         check_drop(donor.model, drop)
+        table_scale(donor.model.parts[-1])
 
         def make(scratch: Path, output: Path) -> dict:
             indices = tables_for(donor.model, donor.windows["fit"], shape, memory)
@@ -131,7 +132,7 @@ def check_drop(model: Model, drop: int | str) -> None:
 
 def audited_leakage(donor: Donor, shape: NgramShape) -> LeakageAudit:
     """The overlap of the report split with the fit split. Raises UsageError if it is too large."""
-    found = audit_leakage(donor.windows["fit"], donor.windows["report"], shape.order, donor.model.config.vocab_size)
+    found = audit_leakage(donor.windows["fit"], donor.windows["report"], shape.order, donor.model.vocabulary)
     require_apart(found)
     return found
 
@@ -140,7 +141,7 @@ def tables_for(model: Model, windows: Windows, shape: NgramShape, memory: int) -
     """The tables for memories of any depth, fitted on `windows`."""
     learned = positions(model)
     length = 0 if learned is None else len(learned)
-    return choose_tables(windows, shape, model.config.vocab_size, length, memory, model.width)
+    return choose_tables(windows, shape, model.vocabulary, length, memory, model.width)
 
 
 def deepest_within(
@@ -201,7 +202,7 @@ def _evaluate(
     rows: dict[str, Logits], model: Model, windows: Windows, memory: int, progress: Progress | None
 ) -> dict[str, Scores]:
     return evaluate(
-        rows, windows, vocabulary=model.config.vocab_size, reference=whole_model(model.net), memory=memory, progress=progress
+        rows, windows, vocabulary=model.vocabulary, reference=whole_model(model.net), memory=memory, progress=progress
     )  # fmt: skip
 
 
@@ -224,7 +225,7 @@ def loss_by_leakage(
     predicting[:, 1:] = kind[:, :-1]  # `Windows.document` labels predicted tokens; `kind` is that of the token before
     rows = {"donor": whole_model(donor.model.net), "converted": LateBlocks(donor.model, site).reading(translation)}
     scores = evaluate(
-        rows, Windows(report.ids, predicting), vocabulary=donor.model.config.vocab_size, memory=memory
+        rows, Windows(report.ids, predicting), vocabulary=donor.model.vocabulary, memory=memory
     )  # fmt: skip
 
     def over(kinds: list[int]) -> SubsetLoss:
@@ -251,7 +252,7 @@ def assemble_report(
     model, site = donor.model, fit_data.site
     start = blocks_before_last_part(model.config)
     dropped = sum(block_parameters(model.config, block) for block in range(start, site))
-    size = {name: bytes_of(found.translation, model.dtype, model.config.vocab_size) for name, found in fitted.items()}
+    size = {name: bytes_of(found.translation, model.dtype, model.vocabulary) for name, found in fitted.items()}
     order = ["donor", "converted", *(name for name in scores if name.startswith("baseline")), "reference:passthrough"]
     results = []
     for name in [*order, "floor:mean", "null:random-table"]:

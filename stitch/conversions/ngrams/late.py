@@ -66,9 +66,7 @@ def explained_variance(
     bare = {
         name: dataclasses.replace(one, first=None) for name, one in translations.items() if one.terms
     }  # `first` is for BOS, which is not among the tokens
-    applied = {
-        name: Applied(one, site, model.config.vocab_size, embeddings_of(model, model)) for name, one in bare.items()
-    }
+    applied = {name: Applied(one, site, model.vocabulary, embeddings_of(model, model)) for name, one in bare.items()}
     left, total = dict.fromkeys(applied, 0.0), 0.0
     for tokens in stream(model, windows, site, reach):
         weights, y = relative_weights(tokens.target), tokens.target.double()

@@ -136,7 +136,7 @@ def read_fit_data(
 
     What is read twice, the least-squares sample and the sweep split, is held in memory where it takes at most HELD bytes.
     """
-    vocabulary = model.config.vocab_size
+    vocabulary = model.vocabulary
     occurring = token_tables(model, model, texts["fit"], texts["sweep"], site, progress)
     inputs: dict[str, Input] = {
         f"embedding-{back}": _input(occurring, "embedding", back) for back in range(shape.skips + 1)

@@ -86,8 +86,6 @@ def scores_of(
     model = donor.model
     rows = {name: whole_model(net) for name, net in nets.items()}
     try:
-        return evaluate(
-            rows, windows, vocabulary=model.config.vocab_size, reference=whole_model(model.net), progress=progress
-        )
+        return evaluate(rows, windows, vocabulary=model.vocabulary, reference=whole_model(model.net), progress=progress)
     except ValueError as error:
         raise StitchError(f"{error}") from error

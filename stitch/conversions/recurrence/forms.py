@@ -16,10 +16,12 @@ from stitch.modeling.modeling_recurrent import (
     attentions,
     shape_of,
 )
+from stitch.models.flow import FAMILY_ERRORS, one_line
 from stitch.models.model import Model
 from stitch.translation.module import copy_translations
 
 CHUNK = 64
+TRIED = 8  # tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,36 @@ def check_convertible(model: Model, context: int) -> None:
             f"`context` must be at most the sliding window of {model.name}, {min(shortest)} tokens; got {context}: lower it or "
             "choose another model."
         )
+    if not all(part.anatomy.tested for part in model.parts) and (different := _changed(model)):
+        raise UsageError(
+            f"a model must stay the same with a window over the whole text to become recurrent; {model.name} "
+            f"({model.config.model_type}) does not: {different}. Choose another model."
+        )
+
+
+@torch.no_grad()
+def _changed(model: Model) -> str | None:
+    """How the logits of the recurrent form in which all keys are exact differ from the model's, in words; None: they do not.
+
+    Attention that does not use transformers' attention interface stays as it was, and a state of another kind is not kept.
+    """
+    if (found := len(attentions(model.net))) != model.depth:
+        return f"its {model.depth} blocks have {found} attentions that keep keys"
+    ids = torch.arange(2, 2 + TRIED, device=model.device)[None]
+    try:
+        net = wrap(model, RecurrentForm(features="none", window=TRIED, sinks=0))
+        wanted = model.net(input_ids=ids, use_cache=False).logits.float()
+        whole, cache, pieces = net(ids, use_cache=False).logits.float(), None, []
+        for piece in ids.split(TRIED // 2, 1):
+            out = net(piece, past_key_values=cache, use_cache=True)
+            cache, pieces = out.past_key_values, [*pieces, out.logits.float()]
+    except FAMILY_ERRORS as error:
+        return f"it fails ({one_line(error)})"
+    allowed = torch.finfo(model.dtype).eps ** 0.5 * wanted.abs().max()
+    for name, found in (("a whole text", whole), ("a text in two pieces", torch.cat(pieces, 1))):
+        if not (found - wanted).abs().max() <= allowed:
+            return f"{name} changes its logits by {float((found - wanted).abs().max()):.2g}"
+    return None
 
 
 def _check_attention(model: Model, config: PreTrainedConfig) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from stitch.conversions.retokenization.passages import Passage, beginnings, whole
 from stitch.conversions.retokenization.variants import Workshop
+from stitch.conversions.retokenization.write import require_plain_ends
 from stitch.errors import StitchError, UsageError
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
@@ -70,6 +71,7 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
     own = Reader.of(asked.model, model.tokenizer, len(model.embedding.weight))
     if same_ids(own.tokenizer, new.tokenizer):
         raise UsageError(f"tokenizer must be another one; {asked.model} reads that of {asked.tokenizer} already.")
+    require_plain_ends(model, new)
     donor = None
     if asked.donor_model is not None:
         sources["donor_model"] = resolve(asked.donor_model, progress=progress)

@@ -83,11 +83,11 @@ def compile_tool(
 
             output.mkdir()
             _write(output, tool, before)
-            steps = steps_of_tokens(automaton, before.tokenizer, before.config.vocab_size)
+            steps = steps_of_tokens(automaton, before.tokenizer, before.vocabulary)
             states = states_along(steps, ids, automaton.start)
             report["right"] = _rows(before, output, tool.read, windows, states, automaton.states, progress)
             rows = {"as it was": whole_model(before.net), "with the tool": whole_model(tool.net.net)}
-            scores = evaluate(rows, windows, vocabulary=before.config.vocab_size, progress=progress)
+            scores = evaluate(rows, windows, vocabulary=before.vocabulary, progress=progress)
             low, high = scores["with the tool"].interval(minus=scores["as it was"])
             report["text"] = [score.row(name) for name, score in scores.items()]
             report["price"] = {"nats": scores["with the tool"].ce - scores["as it was"].ce, "low": low, "high": high}

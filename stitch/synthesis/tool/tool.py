@@ -88,7 +88,7 @@ def with_tool(host: Model, automaton: Automaton, text: Int64[Tensor, "rows lengt
     wide, free = widened(host, channels=shape.lanes + ABSORBERS, groups=shape.windows - 1, neurons=neurons)
     lanes = Lanes.of(shape, free.channels, wide.width)
     writer = ToolWriter(wide, free, lanes, norm_factors(host, shape.blocks, text), faint, host.width)
-    writer.embedding(steps_of_tokens(automaton, wide.tokenizer, wide.config.vocab_size))
+    writer.embedding(steps_of_tokens(automaton, wide.tokenizer, wide.vocabulary))
     writer.positions()
     for block in range(shape.blocks):
         writer.heads(block)
