@@ -122,7 +122,7 @@ def test_what_is_said_and_the_exit_code(stop, params, code, said, capsys):
 
 
 WAITING = """
-import sys, time, stitch, cli
+import signal, sys, time, stitch, cli
 from stitch.files.workspace import workspace
 
 def join(*arguments, out, **options):
@@ -130,6 +130,7 @@ def join(*arguments, out, **options):
         print("works", flush=True)
         time.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of a shell's background are started without
 stitch.join = join
 sys.argv = ["stitch", "a", "b", "--layer", "1", "--out", sys.argv[1]]
 cli.main()

@@ -299,7 +299,7 @@ def test_the_old_checkpoint_returns_if_the_new_one_cannot_replace_it(donors, tmp
         return replace(source, destination)
 
     monkeypatch.setattr("stitch.files.folders.os.replace", refuse)
-    with pytest.raises(StitchError, match="got Permission denied"):
+    with pytest.raises(StitchError, match=r"Permission denied\. Make it writable or choose another `out`"):
         write_checkpoint(target, composite.config, donors["llama"], donors["gpt2"], translation, overwrite=True)
     assert content(target) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -3,6 +3,7 @@
 One run owns it. No other run deletes what is in it unless it is told to begin again (`restart`), also if it has another request.
 """
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -141,5 +142,9 @@ def _refused_by_disk(out: Path, error: OSError | DiskError, is_kept: bool) -> Di
     while isinstance(found, DiskError) and isinstance(found.__cause__, (OSError, DiskError)):
         found = found.__cause__  # of a folder inside this one
     reason = found.strerror if isinstance(found, OSError) and found.strerror else found
-    then = "What is done is kept: free space and set `resume`" if is_kept else "Free space or choose another `out`"
+    is_denied = isinstance(found, OSError) and found.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    mend = "make it writable" if is_denied else "free space"
+    then = (
+        f"What is done is kept: {mend} and set `resume`" if is_kept else f"{mend.capitalize()} or choose another `out`"
+    )
     return DiskError(f"writing to {out.parent} failed: {reason}. {then}.")

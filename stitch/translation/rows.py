@@ -320,10 +320,9 @@ def _depth_surgery() -> list[Row]:
 def _across_tokenizers() -> list[Row]:
     """What is measured beside the rest where B reads other tokens than A."""
 
-    def head(name: str, help: str, kind: str = "reference") -> Row:
-        return Row(
-            name=f"{kind}:{name}", help=f"Across tokenizers: the composite with {help}", costs="the translation's"
-        )
+    def head(name: str, help: str, kind: str = "reference", **more) -> Row:
+        said = f"Across tokenizers: the composite with {help}"
+        return Row(name=f"{kind}:{name}", help=said, costs="the translation's", **more)
 
     def retokenized(name: str, help: str, **more) -> Row:
         return Row(
@@ -353,7 +352,7 @@ def _across_tokenizers() -> list[Row]:
         head("head-ridge-all", "a head all of whose rows are fitted to what B says in its own tokens."),
         head("head-ridge-all-bias", "`head-ridge-all` and a bias, as in `head-mean-bias`."),
         head("head-a", "A's head behind a ridge from B's last stream to A's."),
-        head("shuffled-head", "its head's rows exchanged at random.", "null"),
+        head("shuffled-head", "its head's rows exchanged at random.", "null", compared_with="composite"),
     ]  # fmt: skip
     return [replace(row, across_tokenizers=True) for row in found]
 
