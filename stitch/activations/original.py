@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stitch.activations.observe import observe
-from stitch.errors import UsageError
+from stitch.activations.passes import Passes
 from stitch.models.model import Model
 from stitch.text.first_bytes import by_first_byte, first_bytes
-from stitch.text.rewrite import Rewriter, Rewritten
+from stitch.text.rewrite import Rewriter
 
 
 @dataclass(frozen=True)
@@ -61,26 +61,15 @@ class Original:
     def residuals(self, ids: Int[Tensor, "batch context"], sites: Sequence[int]) -> dict[int, Tensor]:
         """Streams [batch, context, width] entering the blocks `sites`, by site."""
         windows = [self.rewriter(window) for window in ids.cpu()]
-        own = self.padded(windows).to(self.model.device)
-        at = torch.stack([window.at.clamp_min(0) for window in windows]).to(self.model.device)
-        found = observe(self.model, {"input_ids": own}, streams=sites).streams
-        return {site: stream.take_along_dim(at[..., None], 1) for site, stream in found.items()}
-
-    def padded(self, windows: Sequence[Rewritten]) -> Int[Tensor, "batch own"]:
-        """The own ids of some windows, filled up behind their end, where no token before it reads.
-
-        Raises: UsageError when a window has more of them than the model takes.
-        """
-        longest = max(len(window.ids) for window in windows)
-        if longest > self.model.longest:
-            raise UsageError(
-                f"context must be lower: {self.model.name} takes {self.model.longest:,} tokens, and a window has "
-                f"{longest:,} of its own."
+        passes = Passes.of([window.ids for window in windows], self.model.longest, self.rewriter.own.bos)
+        found = observe(self.model, {"input_ids": passes.ids.to(self.model.device)}, streams=sites).streams
+        at = [window.at.clamp_min(0) for window in windows]
+        return {
+            site: torch.stack(
+                [whole[place.to(whole.device)] for whole, place in zip(passes.joined(stream), at, strict=True)]
             )
-        rows = torch.full((len(windows), longest), self.rewriter.own.bos)
-        for row, window in zip(rows, windows, strict=True):
-            row[: len(window.ids)] = window.ids
-        return rows
+            for site, stream in found.items()
+        }
 
     def coincides(self, ids: Int[Tensor, "windows context"]) -> Bool[Tensor, "windows context"]:
         """Whether a token ends where one of the model's own does."""
@@ -90,15 +79,15 @@ class Original:
     def read(self, ids: Int[Tensor, "batch context"]) -> OwnReading:
         """What the model predicts on the bytes of some windows."""
         windows = [self.rewriter(window) for window in ids.cpu()]
-        own = self.padded(windows).to(self.model.device)
-        logits = self.model.net(input_ids=own, use_cache=False).logits
+        passes = Passes.of([window.ids for window in windows], self.model.longest, self.rewriter.own.bos)
+        logits = self.model.net(input_ids=passes.ids.to(self.model.device), use_cache=False).logits
         first = first_bytes(self.rewriter.own.vocabulary, logits.shape[-1])
         nats, rows, places, next_byte = [], [], [], []
-        for number, window in enumerate(windows):
-            predicted = logits[number, : len(window.ids)].float().log_softmax(-1)
+        for number, (window, own) in enumerate(zip(windows, passes.joined(logits), strict=True)):
+            predicted = own.float().log_softmax(-1)
             text = window.is_text.nonzero()[:, 0]
             text = text[text > 0].to(predicted.device)
-            nats.append(-predicted[text - 1, own[number, text]].cpu())
+            nats.append(-predicted[text - 1, window.ids.to(text.device)[text]].cpu())
             rows.append(torch.full((len(text),), number))
             places.append(window.since[text.cpu()].clamp_max(ids.shape[1] - 1))
             next_byte.append(by_first_byte(predicted.exp(), first).cpu()[window.at.clamp_min(0)])

@@ -37,9 +37,6 @@ from stitch.translation.packing import bytes_without_tables, pack
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 
-OWN_TOKENS = 2  # of B per token of A, at most, that a window is sure to have room for where tokenizers differ
-
-
 @dataclass(frozen=True, kw_only=True)
 class TextSize:
     """How much text a job reads, in tokens: in the fit split, in each held-out split, and in a window."""
@@ -83,8 +80,6 @@ def text_size(settings: AnySettings, a: Model, b: Model, held_out: int = HELD_OU
     Raises: UsageError when the context is longer than the models take.
     """
     longest = min(a.longest, b.longest)
-    if b.original is not None and settings.context is None:
-        longest = min(longest, b.longest // OWN_TOKENS)  # B's own tokens for a window are more or fewer than A's
     context = settings.context if settings.context is not None else min(longest, CONTEXT)
     if context > longest:
         raise UsageError(f"context must be at most {longest}, what both models take; got {context}.")
