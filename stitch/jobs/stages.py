@@ -37,6 +37,7 @@ from stitch.translation.packing import bytes_without_tables, pack
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 
+
 @dataclass(frozen=True, kw_only=True)
 class TextSize:
     """How much text a job reads, in tokens: in the fit split, in each held-out split, and in a window."""
