@@ -10,13 +10,13 @@ import torch
 from stitch.circuits.score import score_model
 from stitch.demo import train as training
 from stitch.demo.batches import batch_indices, repeated
-from stitch.demo.recipe import RECIPES, VOCABULARY
+from stitch.demo.recipe import RECIPES, TOKENS
 from stitch.demo.train import rate_at, train
 from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.models.loading import load
 from stitch.models.model import Model
-from stitch.models.sources import resolve
+from stitch.models.sources import DEMOS, resolve
 from stitch.text.docstrings import documents
 from stitch.text.documents import select
 from stitch.text.tokenizers import require_same_ids
@@ -37,12 +37,12 @@ def test_the_pair_differs_in_family_width_and_depth_and_shares_a_tokenizer(pair)
     assert (a.anatomy.family, b.anatomy.family) == ("GPT-2", "Llama")
     assert a.width != b.width and a.depth != b.depth
     require_same_ids(a.tokenizer, b.tokenizer, a.name, b.name)
-    assert len(a.tokenizer) == VOCABULARY and a.tokenizer.padding_side == "left"
+    assert len(a.tokenizer) == 4096 and a.tokenizer.padding_side == "left"
 
 
 def test_the_card_belongs_to_this_recipe_and_the_weights_are_small():
     size = 0
-    for name in RECIPES:
+    for name in DEMOS:
         model = read(name)
         card = json.loads((model.folder / "card.json").read_text())
         assert card["recipe_hash"] == RECIPES[name].hash()
@@ -62,7 +62,7 @@ def test_both_predict_unseen_documentation_from_its_context(pair):
     text = select(documents(("huggingface_hub", "scipy")), "report")
     for model in pair.values():
         windows = pack(text, model.tokenizer, 256, 12 * 256)
-        right = evaluate({"m": whole_model(model.net)}, windows, vocabulary=VOCABULARY)["m"].ce
+        right = evaluate({"m": whole_model(model.net)}, windows, vocabulary=4096)["m"].ce
 
         def without_context(batch, net=model.net):
             """Loss with only the token itself visible: every position is a text of its own after BOS."""
@@ -71,8 +71,8 @@ def test_both_predict_unseen_documentation_from_its_context(pair):
             return net(input_ids=alone).logits[:, 1].view(*batch.ids.shape, -1)
 
         small = pack(text, model.tokenizer, 256, 2 * 256)
-        blind = evaluate({"m": without_context}, small, vocabulary=VOCABULARY)["m"].ce
-        seeing = evaluate({"m": whole_model(model.net)}, small, vocabulary=VOCABULARY)["m"].ce
+        blind = evaluate({"m": without_context}, small, vocabulary=4096)["m"].ce
+        seeing = evaluate({"m": whole_model(model.net)}, small, vocabulary=4096)["m"].ce
         # two packages, few windows; card.json has the score on the whole split; uniform is 8.3
         assert right < 4.0, model.name
         assert blind - seeing > 0.4, model.name  # context is worth more than a bigram table
@@ -87,9 +87,10 @@ def test_the_induction_models_repeat_earlier_text_and_share_the_tokenizer(name: 
 
 
 def test_windows_with_repeats_mark_the_predictable_tokens():
-    ids, known = repeated(6, step=3, seed=0)
-    again, _ = repeated(6, step=3, seed=0)
-    assert torch.equal(ids, again) and not torch.equal(ids, repeated(6, step=4, seed=0)[0])
+    tokens = TOKENS["byte-level"]
+    ids, known = repeated(6, tokens, step=3, seed=0)
+    again, _ = repeated(6, tokens, step=3, seed=0)
+    assert torch.equal(ids, again) and not torch.equal(ids, repeated(6, tokens, step=4, seed=0)[0])
     assert 0.3 < known.float().mean() < 0.9 and ids[:, 0].eq(0).all() and ids[:, 1:].min() >= 2
     for row, where in zip(ids.tolist(), known, strict=True):
         for place in where.nonzero()[:, 0].tolist():
