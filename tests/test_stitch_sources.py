@@ -83,7 +83,7 @@ def test_a_demo_is_a_folder_of_the_package(tmp_path, monkeypatch):
 
 def test_for_an_unknown_demo_the_error_lists_the_available_ones():
     assert refused("demo:bert", UsageError) == (
-        "the demo models are demo:gpt2, demo:llama, demo:induction, demo:induction-llama; got demo:bert."
+        "the demo models are demo:gpt2, demo:llama, demo:neox, demo:induction, demo:induction-llama; got demo:bert."
     )
 
 

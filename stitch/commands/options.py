@@ -17,7 +17,7 @@ SOURCES = (
     "name:config)"
 )
 MODELS = (
-    "a Hub id (user/repo), a folder, a .gguf file, demo:gpt2, demo:llama, demo:induction, "
+    "a Hub id (user/repo), a folder, a .gguf file, demo:gpt2, demo:llama, demo:neox, demo:induction, "
     "demo:induction-llama, smollm2 or gemma3"
 )
 LONGEST, LONGEST_OF_CONVERSIONS = (f"the longest that every model takes, at most {most}" for most in ("512", "1,024"))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stitch.demo.recipe import CONTEXT, VOCABULARY, Recipe
+from stitch.demo.recipe import CONTEXT, Recipe, Tokens
 
 
 def batch(step: int, fit: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
@@ -11,7 +11,7 @@ def batch(step: int, fit: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor | None
     text = fit[batch_indices(step, len(fit), recipe)]
     if not recipe.repeats:
         return text, None
-    ids, known = repeated(recipe.repeats, step, recipe.seed)
+    ids, known = repeated(recipe.repeats, recipe.tokens, step, recipe.seed)
     text = text[recipe.repeats :]
     return torch.cat([text, ids]), torch.cat([torch.ones_like(text, dtype=torch.bool), known])
 
@@ -26,15 +26,15 @@ def batch_indices(step: int, windows: int, recipe: Recipe) -> Tensor:
     return torch.stack([order[position // windows][position % windows] for position in positions])
 
 
-def repeated(count: int, step: int, seed: int) -> tuple[Tensor, Tensor]:
+def repeated(count: int, tokens: Tokens, step: int, seed: int) -> tuple[Tensor, Tensor]:
     """Windows of random tokens in which one sequence of 8 to 64 tokens recurs; and a mask of the tokens that this determines."""
     generator = torch.Generator().manual_seed(seed + 1_000_003 * (step + 1))
 
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high, (1,), generator=generator))
 
-    ids = torch.randint(2, VOCABULARY, (count, CONTEXT), generator=generator)
-    ids[:, 0] = 0
+    ids = torch.randint(len(tokens.special), tokens.size, (count, CONTEXT), generator=generator)
+    ids[:, 0] = tokens.roles["bos_token_id"]
     known = torch.zeros_like(ids, dtype=torch.bool)
     for row, drawn in enumerate(ids.clone()):
         length = draw(8, 65)

@@ -1,4 +1,4 @@
-"""Trains and writes an embedded model: `python -m stitch.demo.make gpt2|llama|induction|induction-llama --work DIR --out DIR`.
+"""Trains and writes an embedded model: `python -m stitch.demo.make NAME --work DIR --out DIR`.
 
 It can be interrupted; the same command continues from the last snapshot and ends with the same weights.
 """

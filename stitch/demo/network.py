@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from stitch.demo.recipe import CONTEXT, VOCABULARY, Recipe
+from stitch.demo.recipe import CONTEXT, Recipe
 from stitch.grafts import heads
 from stitch.internals import weights
 from stitch.internals.positions import code_frequencies, offset_head, position_codes
@@ -18,11 +18,9 @@ def build(recipe: Recipe) -> PreTrainedModel:
     torch.manual_seed(recipe.seed)
     config = AutoConfig.for_model(
         recipe.family,
-        vocab_size=VOCABULARY,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=1,
+        vocab_size=recipe.tokens.size,
         use_cache=False,
+        **recipe.tokens.roles,
         **recipe.shape,
     )
     net = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from stitch.demo.recipe import CONTEXT, RECIPES, VOCABULARY, Recipe
+from stitch.demo.recipe import CONTEXT, RECIPES, Recipe
 from stitch.demo.tokenizer import load_tokenizer
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.files.front_matter import CARD, front_matter
@@ -26,7 +26,7 @@ def ship(name: str, recipe: Recipe, model: PreTrainedModel, curve: list[dict], t
     shipped.config.use_cache = True
     shipped.generation_config.use_cache = True
     text = pack(select(cached_documents(), "report"), load_tokenizer(tokenizer), CONTEXT)
-    score = evaluate({name: whole_model(shipped)}, text, vocabulary=VOCABULARY)[name].row(name)
+    score = evaluate({name: whole_model(shipped)}, text, vocabulary=recipe.tokens.size)[name].row(name)
     out.mkdir(parents=True, exist_ok=True)
     shipped.to(torch.bfloat16).save_pretrained(out)  # pyright: ignore[reportArgumentType, reportCallIssue]
     for file in ("tokenizer.json", "tokenizer_config.json"):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from stitch.demo.batches import batch
 from stitch.demo.network import build
-from stitch.demo.recipe import CONTEXT, Recipe
+from stitch.demo.recipe import CONTEXT, RECIPES, Recipe
 from stitch.demo.tokenizer import load_tokenizer, train_tokenizer
 from stitch.text.corpus import cached_documents
 from stitch.text.document import Document
@@ -37,7 +37,7 @@ def train(
     Raises: FloatingPointError when the loss is not finite.
     """
     work.mkdir(parents=True, exist_ok=True)
-    fit, sweep = _windows(work, cached_documents() if corpus is None else corpus)
+    fit, sweep = _windows(recipe, work, cached_documents() if corpus is None else corpus)
     log(f"{fit.numel():,} training tokens, {len(fit) // recipe.batch} steps an epoch")
     model = build(recipe)
     optimizers, snapshot = optimisers(model, recipe), work / "snapshot.pt"
@@ -97,14 +97,16 @@ def held_out(model: nn.Module, ids: Tensor, batch: int = 16) -> float:
     return sum(loss * size for loss, size in losses) / sum(size for _, size in losses)
 
 
-def _windows(work: Path, corpus: list[Document]) -> tuple[Tensor, Tensor]:
-    """Windows of the fit and the sweep split. The tokenizer is the embedded GPT-2's, or a new one without it."""
+def _windows(recipe: Recipe, work: Path, corpus: list[Document]) -> tuple[Tensor, Tensor]:
+    """Windows of the fit and the sweep split. The tokenizer is that of the first embedded model of its kind, or a new one."""
     if not (work / "tokenizer").exists():
-        embedded = Path(__file__).parent / "gpt2"
+        first = next(name for name, other in RECIPES.items() if other.tokenizer == recipe.tokenizer)
+        embedded = Path(__file__).parent / first
         if (embedded / "tokenizer.json").exists():
             load_tokenizer(embedded).save_pretrained(work / "tokenizer")
         else:
-            train_tokenizer([text for _, text in select(corpus, "fit")]).save_pretrained(work / "tokenizer")
+            texts = [text for _, text in select(corpus, "fit")]
+            train_tokenizer(texts, recipe.tokenizer).save_pretrained(work / "tokenizer")
     tokenizer = load_tokenizer(work / "tokenizer")
     fit = pack(select(corpus, "fit"), tokenizer, CONTEXT).ids.long()
     return fit, pack(select(corpus, "sweep"), tokenizer, CONTEXT).ids.long()[:SWEEP_WINDOWS]

