@@ -112,7 +112,7 @@ def test_they_predict_unseen_documentation_from_its_context(trained):
         assert blind - seeing > 0.4, model.name  # context is worth more than a bigram table
         # two packages, few windows; card.json has the score on the whole split; uniform is 8.3, of the third 7.6
         card = json.loads((model.folder / "card.json").read_text())["report"]
-        assert card["low"] < card["ce"] < card["high"] and abs(right - card["ce"]) < 0.6, model.name
+        assert card["low"] < card["ce"] < card["high"] and abs(right - card["ce"]) < 0.8, model.name
         pieces = vocabulary_of(model.tokenizer).pieces
         scored = windows.ids[:, 1:].flatten().tolist()
         bits_per_byte[name] = right / math.log(2) * len(scored) / sum(len(pieces[token] or b"") for token in scored)
