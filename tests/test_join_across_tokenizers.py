@@ -238,3 +238,17 @@ def test_a_dry_run_has_the_stages_of_the_run(joined):
     stages = plans[1].stages
     assert {"vocabulary", *stages} == {*report["seconds"]} - {"load"}
     assert stages["vocabulary"].seconds > 0
+
+
+def test_a_family_that_scales_its_logits_is_refused(tmp_path):
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(
+        "granite", vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, logits_scaling=4.0, bos_token_id=0, eos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    folder = tmp_path / "granite"
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    with_byte_fallback().save_pretrained(folder)
+    with pytest.raises(UsageError, match="its logits are not those of its head alone"):
+        behind(load(folder), tiny.model("gpt2"))

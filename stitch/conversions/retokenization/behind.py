@@ -5,7 +5,7 @@ from dataclasses import replace
 from stitch.activations.original import Original
 from stitch.conversions.retokenization.rows import Rows, clipped, mean_of_pieces
 from stitch.conversions.retokenization.scoring import Head, head_of
-from stitch.conversions.retokenization.write import with_vocabulary
+from stitch.conversions.retokenization.write import require_plain_ends, with_vocabulary
 from stitch.errors import UsageError
 from stitch.models.model import Model
 from stitch.text.correspondence import correspond
@@ -16,7 +16,8 @@ from stitch.text.rewrite import Rewriter
 def behind(model: Model, other: Model) -> Model:
     """`model` reading the token ids of `other`. Its `original` reads the same bytes in its own tokens.
 
-    Raises: UsageError when the tokenizers share no token, and for a composite, which looks things up by its own ids.
+    Raises: UsageError when the tokenizers share no token, for a composite, which looks things up by its own ids, and for a family
+    whose head does more than multiply.
     """
     if len(model.parts) > 1:
         raise UsageError(
@@ -26,6 +27,7 @@ def behind(model: Model, other: Model) -> Model:
         Reader.of(other.name, other.tokenizer),
         Reader.of(model.name, model.tokenizer, len(model.embedding.weight)),
     )
+    require_plain_ends(model, new)
     found = correspond(own, new)
     if not found.shared:
         raise UsageError(f"both tokenizers must share some tokens; those of {model.name} and {other.name} share none.")
