@@ -72,6 +72,8 @@ def test_a_shipped_tokenizer_is_one_that_the_code_makes(name: str, trained, tmp_
 
 def test_the_card_belongs_to_this_recipe_and_the_weights_are_small():
     assert tuple(RECIPES) == DEMOS
+    files = set("README.md card.json config.json generation_config.json model.safetensors".split())
+    files |= {"tokenizer.json", "tokenizer_config.json"}
     size = 0
     for name in RECIPES:
         model = read(name)
@@ -83,6 +85,7 @@ def test_the_card_belongs_to_this_recipe_and_the_weights_are_small():
         assert config["dtype"] == "bfloat16"
         assert RECIPES[name].tokens.roles.items() <= config.items()
         size += (model.folder / "model.safetensors").stat().st_size
+        assert {path.name for path in model.folder.iterdir()} == files
         assert sum(path.stat().st_size for path in model.folder.iterdir()) <= 8.3e6
     assert size <= 40e6
 
