@@ -172,6 +172,14 @@ def test_every_row_has_bits_per_byte_and_the_variants_are_there(joined):
     assert row(report, "null:shuffled-head")["ce"] > row(report, "composite")["ce"]
 
 
+def test_the_breakdown_counts_the_tokens_that_count(joined):
+    _, report, _ = joined
+    for bins in report["breakdown"].values():
+        tokens = sum(one["tokens"] for one in bins)
+        mean = sum(one["tokens"] * one["rows"]["composite"]["ce"] for one in bins) / tokens
+        assert mean == pytest.approx(row(report, "composite")["ce"])
+
+
 def test_b_costs_what_its_own_tokens_cost(joined):
     settings, report, _ = joined
     b = load(Path(settings.model_b))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from math import isfinite
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stitch.evaluation.bins import Bins
@@ -16,16 +16,24 @@ from stitch.evaluation.scores import Scores
 from stitch.text.windows import Windows
 
 
-def breakdown(bins: Bins, scores: Mapping[str, Scores], names: Iterable[str], windows: Windows) -> dict:
+def breakdown(
+    bins: Bins,
+    scores: Mapping[str, Scores],
+    names: Iterable[str],
+    windows: Windows,
+    counted: Bool[Tensor, " vocabulary"] | None = None,
+) -> dict:
     """`breakdown` of report.json: for position and frequency a list of bins, each with its number of tokens and, for each of
     `names`, which include the composite, cross-entropy in nats per token with a 95 % interval over documents, and that of the
     paired difference to the composite. Bins without tokens are left out.
 
-    The ends of an interval are None where a bin has tokens of one document only.
+    `counted` says of which tokens predictions count, as in `evaluate`. The ends of an interval are None where a bin has tokens of
+    one document only.
     """
     owner = windows.document[:, 1:].flatten().long()
     documents = int(windows.document.max()) + 1
-    tokens = bins.sums(windows.ids, owner, torch.ones(len(owner)), documents)
+    ones = torch.ones(len(owner)) if counted is None else counted[windows.ids[:, 1:].flatten().long()].float()
+    tokens = bins.sums(windows.ids, owner, ones, documents)
     nats = {name: binned for name in names if (binned := scores[name].binned) is not None}
     found = []
     for number, label in enumerate([*bins.positions, *bins.frequencies]):

@@ -35,10 +35,8 @@ from stitch.translation.types import Translation
 
 FIT = 8_192  # tokens of the fit split that heads are fitted on
 CHOICE = 4_096  # tokens of the sweep split that the head is chosen on
-CHECKED, LONGEST = (
-    128,
-    2_000,
-)  # documents, and characters of each, in which bytes that A's tokenizer loses are looked for
+CHECKED = 128  # documents in which bytes that A's tokenizer loses are looked for
+LONGEST = 2_000  # characters of each of them
 SHORTEST = 8  # tokens of a passage
 
 
@@ -89,18 +87,22 @@ def fit_across(
     shop = workshop(b, windows["fit"], settings.seed)
     rows = b.embedding.weight.detach()
     occurring = torch.cat([found.ids.unique() for found in windows.values()]).unique()
-    pursuits = pursued_rows(a, shop, occurring)
+    by_omp, embedded = pursued_rows(a, shop, occurring)
     streams = late_streams(b, settings.layer_b, shop.fit, progress)
     with embedding(shop.model, rows):
         of_whole = [final(shop.model, passage.new.ids, shop.new.bos) for passage in shop.fit]
     marginal = marginal_head(shop)
     fitted, whole_head = fitted_heads([streams, of_whole], marginal, shop.on_text, shop.fit, shop.said)
     whole_head = with_bias(*read_and_next(of_whole, shop.fit), whole_head, shop.said.cap)
-    heads = all_heads(a, shop, streams, marginal, fitted, {terms: found[1] for terms, found in pursuits.items()})
+    heads = all_heads(a, shop, streams, marginal, fitted, by_omp)
     losses = losses_behind(on, on.windows.first(CHOICE), heads, shop.said.cap, progress)
     chosen = min(losses, key=lambda name: losses[name])
+    whole = {"reference:b-retokenized": with_rows(b, rows, whole_head)}
+    if embedded is not None:
+        whole["reference:b-retokenized-omp"] = with_rows(b, embedded, by_omp[min(by_omp)])
+    whole = {name: replace(model, original=None) for name, model in whole.items()}  # they read A's tokens throughout
     return Across(
-        with_rows(b, rows, heads[chosen]), chosen, heads, _whole(b, rows, whole_head, pursuits),
+        with_rows(b, rows, heads[chosen]), chosen, heads, whole,
         {
             **_alignment(b, windows), "lost": lost, "head": chosen.partition(":")[2],
             "heads": {name.partition(":")[2]: loss for name, loss in losses.items()},
@@ -146,14 +148,6 @@ def _passages(original: Original, windows: Windows) -> list[Passage]:
         if count >= FIT:
             break
     return found
-
-
-def _whole(b: Model, rows: Rows, head: Head, pursuits: Mapping[int, tuple[Rows, Head]]) -> dict[str, Model]:
-    """B retokenised, by row name. Neither has an `original`: they read A's tokens from their first block on."""
-    found = {"reference:b-retokenized": with_rows(b, rows, head)}
-    if pursuits:
-        found["reference:b-retokenized-omp"] = with_rows(b, *pursuits[min(pursuits)])
-    return {name: replace(model, original=None) for name, model in found.items()}
 
 
 def _alignment(b: Model, windows: Mapping[Split, Windows]) -> dict:

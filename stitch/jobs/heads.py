@@ -11,6 +11,7 @@ from stitch.activations.original import Original
 from stitch.composite.compose import late_half
 from stitch.conversions.retokenization import rows as made
 from stitch.conversions.retokenization.bias import with_bias
+from stitch.conversions.retokenization.head_ridge import HELD_OUT
 from stitch.conversions.retokenization.marginal import marginal_rows
 from stitch.conversions.retokenization.omp import pursued
 from stitch.conversions.retokenization.passages import Passage
@@ -27,7 +28,6 @@ from stitch.text.windows import Windows
 
 TERMS = (8, 64)  # of a sparse combination of shared rows
 PURSUIT = 2e13  # FLOPs: a pursuit that takes more is left out
-HELD_OUT = 5  # one passage in so many chooses the strength of a ridge
 AT_ONCE = 2_048  # tokens of a pass
 
 
@@ -49,23 +49,22 @@ def late_streams(
     return found
 
 
-def pursued_rows(a: Model, shop: Workshop, occurring: Tensor) -> dict[int, tuple[Rows, Head]]:
-    """Embedding and head by OMP for the tokens that occur, by number of terms; those of others are means. Clipped as all rows.
+def pursued_rows(a: Model, shop: Workshop, occurring: Tensor) -> tuple[dict[int, Head], Rows | None]:
+    """Heads by OMP for the tokens that occur, by number of terms, and an embedding of the fewest. Rows of other tokens are means.
 
-    Left out where it takes more than PURSUIT FLOPs.
+    Clipped as all rows. Left out where a pursuit takes more than PURSUIT FLOPs, or A has no row for some token.
     """
     wanted = set(occurring.tolist())
     some = replace(shop.found, pieces={token: found for token, found in shop.found.pieces.items() if token in wanted})
-    theirs = head_of(a)[: shop.found.size, : a.width], a.embedding.weight.detach()[: shop.found.size]
-    found = {}
-    for terms in TERMS:
-        if 2.0 * terms * len(some.pieces) * some.shared * a.width <= PURSUIT and len(theirs[0]) == shop.found.size:
-            head, embedded = (
-                _over_means(own, pursued(own, donor, some, [terms])[terms], some, shop.found)
-                for own, donor in zip((shop.own_head, shop.own_rows), theirs, strict=True)
-            )
-            found[terms] = embedded, head
-    return found
+    head, rows = head_of(a)[: shop.found.size, : a.width], a.embedding.weight.detach()[: shop.found.size]
+    each = 2.0 * len(some.pieces) * some.shared * a.width
+    terms = [one for one in TERMS if one * each <= PURSUIT and len(head) == shop.found.size]
+    if not terms:
+        return {}, None
+    heads = {one: _over_means(shop.own_head, found, some, shop.found)
+             for one, found in pursued(shop.own_head, head, some, terms).items()}  # fmt: skip
+    found = pursued(shop.own_rows, rows, some, terms[:1])[terms[0]]
+    return heads, _over_means(shop.own_rows, found, some, shop.found)
 
 
 def _over_means(own: Rows, pursuit: Rows, some: Correspondence, found: Correspondence) -> Rows:

@@ -209,7 +209,7 @@ def _make(
     report["provenance"]["settings"] = asked.to_dict()
     report["recipe"] = recipe("join", report["provenance"])
     shown = dict.fromkeys(["a", "b", "composite", *report["verdict"]["rivals"][:1]])
-    report["breakdown"] = breakdown(bins, scores, shown, windows["report"])
+    report["breakdown"] = breakdown(bins, scores, shown, windows["report"], on.counted)
     report["look_ups"] = {**fitted.look_ups, "unseen": unseen}
     if layer_choice is not None:
         report["layer_choice"] = layer_choice
