@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sae.atomic import PARTIAL, whole_folder
 from sae.config import SAEConfig
-from sae.errors import SAEError
+from sae.errors import DamagedSnapshot, SAEError
 from sae.messages import one_line
+from sae.sums import sums
 
 if TYPE_CHECKING:
     import sae_lens
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Float[Tensor, "batch _"]]
 SAMPLE_BATCHES = 8  # 16 thousand tokens at the default batch size: enough for the mean and the mean norm to 1 %
+RUN = "run.json"  # in a snapshot: its step, what is trained, and checksums of the other files
 SNAPSHOT_FORMAT = 2  # to be raised when a step computes something else or the optimizer's state is laid out differently
 REPORT_EVERY = 10  # steps between progress reports, since measuring the loss waits for the device
 
@@ -272,7 +274,7 @@ def _snapshot(snapshots: Path, step: int, run: dict, trainers: "dict[str, SAETra
             trainers.values()
         ):  # the name of a site may not be valid as the name of a folder
             trainer.save_checkpoint(checkpoint_name=f"site-{index}", base_path=folder)
-        (folder / "run.json").write_text(json.dumps({"step": step, **run}))
+        (folder / RUN).write_text(json.dumps({"step": step, "sums": sums(folder, RUN), **run}))
     for older in snapshots.glob("step-*"):
         if older != newest:
             shutil.rmtree(older)
@@ -287,8 +289,10 @@ def _resume(snapshots: Path, run: dict, trainers: "dict[str, SAETrainer[Any, Any
         return 0
     newest = complete[-1]
     try:
-        saved = json.loads((newest / "run.json").read_text())
-        step = saved.pop("step")
+        saved = json.loads((newest / RUN).read_text())
+        step, written = saved.pop("step"), saved.pop("sums", None)  # none in one of an earlier version
+        if written is not None and written != sums(newest, RUN):
+            raise ValueError("its files are not as they were written")
         if saved == run:
             for index, trainer in enumerate(trainers.values()):
                 # SAELens uses torch's default of weights_only, True since 2.6, so trainer_state.pt cannot run code.
@@ -296,7 +300,7 @@ def _resume(snapshots: Path, run: dict, trainers: "dict[str, SAETrainer[Any, Any
                 trainer.sae.load_weights_from_checkpoint(newest / f"site-{index}")
             return step
     except Exception as error:
-        raise SAEError(
+        raise DamagedSnapshot(
             f"the snapshot {newest} cannot be read ({one_line(error)}). Delete it to start again."
         ) from error
     raise SAEError(

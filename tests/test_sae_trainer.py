@@ -1,5 +1,6 @@
 """Training: a planted dictionary is found, and neither other sites nor interruptions change a bit of the result."""
 
+import json
 import os
 import signal
 import warnings
@@ -11,7 +12,7 @@ import torch
 import tiny
 from sae.config import SAEConfig
 from sae.convert import to_dictionary
-from sae.errors import SAEError
+from sae.errors import DamagedSnapshot, SAEError
 from sae.metrics import measure
 from sae.null import untrained
 from sae.trainer import SAMPLE_BATCHES, train_sites
@@ -335,7 +336,11 @@ def test_the_snapshot_of_another_run_and_a_broken_one_are_refused(tmp_path):
         train_sites(_both(replace(config, seed=1)), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
 
     weights = next(tmp_path.glob("step-*/site-1/sae_weights.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:100])
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    with pytest.raises(DamagedSnapshot, match=r"cannot be read .*files are not as they were written"):
+        train_sites(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
+    weights.write_bytes(whole[:100])
     with pytest.raises(SAEError, match=r"snapshot .*step-00000005 cannot be read .*Delete it to start again\.$"):
         train_sites(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path)
 
@@ -347,7 +352,10 @@ def test_a_snapshot_that_would_run_code_is_refused(tmp_path):
 
     config = replace(SHORT, steps=5)
     train_sites(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path / "snapshots")
-    torch.save({"optimizer": Bomb()}, next((tmp_path / "snapshots").glob("step-*/site-0/trainer_state.pt")))
+    state = next((tmp_path / "snapshots").glob("step-*/site-0/trainer_state.pt"))
+    torch.save({"optimizer": Bomb()}, state)
+    run = state.parent.parent / "run.json"
+    run.write_text(json.dumps({**json.loads(run.read_text()), "sums": sums(run.parent, "run.json")}))
     with pytest.raises(SAEError, match="cannot be read"):
         train_sites(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path / "snapshots")
     assert not (tmp_path / "exploded").exists()

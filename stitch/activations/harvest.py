@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stitch.activations.observe import finite, residuals
 from stitch.activations.one_behind import one_behind
+from stitch.files.checksums import is_sealed, seal
 from stitch.files.durable import replacing
 from stitch.files.shards import write_header
 from stitch.files.store import Store
@@ -142,6 +143,8 @@ def harvest(
         if missing:
             batches = _streams(model, ids.split(batch), missing, store, identity, late)
             _write({site: (result.path(file, site), contents[site]) for site in missing}, len(ids), batches)
+            for site in missing:
+                seal(result.path(file, site))
         if store:
             for site in missing:
                 about = f"{model.name}, resid_pre.{site}, {ids.numel():,} tokens"
@@ -229,10 +232,10 @@ def digest(model: Model, site: int, ids: Tensor, identity: str) -> str:
 
 
 def _holds(path: Path, content: str) -> bool:
-    """Whether the file at `path` was written for the digest `content`."""
+    """Whether the file at `path` was written for the digest `content`, and is as it was written."""
     from safetensors import safe_open
 
-    if not path.exists():
+    if not is_sealed(path):
         return False
     with safe_open(path, framework="pt") as file:
         return (file.metadata() or {}).get("content") == content

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae.types import Dictionary
 from stitch.activations.paired import Paired
+from stitch.files.checksums import is_sealed, seal
 from stitch.files.durable import replacing
 from stitch.progress import Progress
 
@@ -41,18 +42,21 @@ def code_stream(
     shard of activations, and later passes read these files. `chunk` is the number of tokens encoded at a time.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    whole: set[Path] = set()  # files that need no second look
 
     def start() -> Iterator[tuple[Codes, Codes]]:
         for index in range(paired.a.shards):
             place = folder / f"{index:05d}.safetensors"
-            if not place.exists():
+            if place not in whole and not is_sealed(place):
                 x, y, _ = paired.shard(index)
                 found = {"a": _encoded(a, x, chunk), "b": _encoded(b, y, chunk)}
                 _write_codes(place, found)
+                seal(place)
                 if progress:
                     progress("feature codes", paired.a.rows(index).stop, len(paired.a.windows.ids))
             else:
                 found = _read_codes(place, {"a": a, "b": b})
+            whole.add(place)
             yield found["a"], found["b"]
 
     return start

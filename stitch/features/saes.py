@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from sae.config import SAEConfig
 from sae.convert import to_dictionary
+from sae.errors import DamagedSnapshot
 from sae.metrics import Quality, measure
 from sae.storage import load, save
 from sae.trainer import SNAPSHOT_FORMAT, train_sites
 from sae.types import Dictionary
 from stitch.activations.paired import Paired
+from stitch.files.checksums import is_sealed, seal
 from stitch.files.store import Store
 from stitch.progress import Progress
 
@@ -43,8 +46,8 @@ class SAERequest:
 
     @property
     def is_missing(self) -> bool:
-        """Whether it has to be trained. A folder that exists holds a finished SAE of an earlier, interrupted run."""
-        return self.given is None and not self.folder.exists()
+        """Whether it has to be trained. A sealed folder holds a finished SAE of an earlier, interrupted run."""
+        return self.given is None and not is_sealed(self.folder)
 
 
 @dataclass(frozen=True)
@@ -79,25 +82,33 @@ def train(
     """
     widths = {"a": fit.width_a, "b": fit.width_b}
     missing = {side: request for side, request in requests.items() if request.is_missing}
+    for request in missing.values():
+        shutil.rmtree(request.folder, ignore_errors=True)  # damaged
     keys = {side: _key(fit, side, request, group, device) for side, request in missing.items()} if store else {}
     if store:
         missing = {
             side: request for side, request in missing.items() if not store.get(KIND, keys[side], request.folder)
         }
     if missing:
-        trained = train_sites(
+        arguments = (
             {side: request.config for side, request in missing.items()},
             {side: widths[side] for side in missing},
             _batches(fit, missing, group),
-            snapshots=snapshots / "".join(missing),
-            device=device,
-            progress=_steps_reported(progress),
         )
+        place, steps = snapshots / "".join(missing), _steps_reported(progress)
+        try:
+            trained = train_sites(*arguments, snapshots=place, device=device, progress=steps)
+        except DamagedSnapshot:
+            shutil.rmtree(place)
+            trained = train_sites(*arguments, snapshots=place, device=device, progress=steps)
         for side, sae in trained.items():
             provenance = missing[side].provenance
             save(sae, missing[side].folder, provenance, place_of(provenance["model"], provenance["site"]))
             if store:
                 store.put(KIND, keys[side], missing[side].folder, about(missing[side], fit.a.windows.tokens))
+    for request in requests.values():
+        if request.given is None:
+            seal(request.folder)
     found = {
         side: to_dictionary(load(request.place, width=widths[side], device=str(device)))
         for side, request in requests.items()

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from stitch.files.cache import cache_folder
+from stitch.files.checksums import checksum, names_in
 
 RECORD = "entry.json"
-READ = 2**24  # bytes at a time
 DEFAULT_SIZE = 10 * 2**30  # bytes
 LEFT_FREE = 0.05  # of the disk
 UNSEEN = 1 / 32  # of the limit that is put before all entries are looked through again: other runs may have added some
@@ -99,7 +98,7 @@ class Store:
             return
         try:
             _put_files(source, new / "content")
-            files = {name: [_size(new / name), _checksum(new / name)] for name in _names(new)}
+            files = {name: [_size(new / name), checksum(new / name)] for name in names_in(new)}
             (new / RECORD).write_text(json.dumps({"about": about, "files": files}))
             place = self._place(kind, key)
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -154,9 +153,7 @@ class Store:
 def _is_whole(entry: Path) -> bool:
     try:
         files = json.loads((entry / RECORD).read_text())["files"]
-        return all(
-            _size(entry / name) == size and _checksum(entry / name) == crc for name, (size, crc) in files.items()
-        )
+        return all(_size(entry / name) == size and checksum(entry / name) == crc for name, (size, crc) in files.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -169,10 +166,6 @@ def _folders(place: Path) -> list[Path]:
         return []
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-
-
 def _size(place: Path) -> int:
     return (
         sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
@@ -181,18 +174,10 @@ def _size(place: Path) -> int:
     )
 
 
-def _checksum(file: Path) -> int:
-    crc = 0
-    with file.open("rb") as content:
-        while part := content.read(READ):
-            crc = zlib.crc32(part, crc)
-    return crc
-
-
 def _put_files(source: Path, target: Path) -> None:
     """A copy of a file or folder: hard links where possible. Files are never written to again, only replaced."""
     if source.is_dir():
-        for name in _names(source):
+        for name in names_in(source):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             _link(source / name, target / name)
     else:

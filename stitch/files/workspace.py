@@ -74,8 +74,7 @@ def _enter(stack: ExitStack, out: Path, command: str, request: dict, resume: boo
         restore(out)
         goes_on = _goes_on(left_in(folder), command, request, resume, restart)
         if not goes_on:
-            _clear(folder)
-            write_left(folder, command, request)
+            _begin(folder, command, request)
     except OSError as error:
         raise DiskError(
             f"out must be writable; {out.parent} is not: {error.strerror}. Choose another folder."
@@ -114,6 +113,17 @@ def _check_left(left: Left, command: str, decided: bool) -> None:
         )
     if not decided:
         raise UsageError(f"{there}: set `resume` to go on or `restart` to begin again.")
+
+
+def _begin(folder: Path, command: str, request: dict) -> None:
+    """Empties the folder and notes what is to be done there. Where the disk refuses, nothing is left of it."""
+    _clear(folder)
+    try:
+        write_left(folder, command, request)
+    except OSError:
+        with suppress(OSError):
+            _clear(folder)
+        raise
 
 
 def _clear(folder: Path) -> None:

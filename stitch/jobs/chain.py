@@ -17,14 +17,16 @@ from stitch.composite.parts import Part, joined, read_parts
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.estimates.plan import Plan
+from stitch.files.checksums import is_sealed, seal
 from stitch.files.folders import to_json
 from stitch.files.job import Job, run
 from stitch.files.stages import entered
 from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.jobs.chain_plan import plan_chain
+from stitch.jobs.inputs import check_inputs
 from stitch.jobs.join import stitch
-from stitch.jobs.stages import complete
+from stitch.jobs.stages import complete, read_windows
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
@@ -76,6 +78,10 @@ def chain(
         request = {**shared, "parts": [dataclasses.asdict(part) for part in named]}
 
         def make(scratch: Path, output: Path) -> dict:
+            windows = read_windows(
+                seams[0], models[0], models[1], progress
+            )  # a finished seam would not read them again
+            check_inputs({f"the model of part {number}": model for number, model in enumerate(models, 1)}, windows, {})
             reports = _join_all(named, seams, models, sources, scratch, store, progress)
             report = chain_report(named, reports, request, sources)
             # The last seam's folder becomes the chain's. If the process is killed from here on, that seam is made again.
@@ -113,6 +119,8 @@ def _join_all(
         late = models[number]
         folder = scratch / f"seam-{number}"
         entered(folder.name)
+        if folder.exists() and not is_sealed(folder):
+            shutil.rmtree(folder)
         report, _ = stitch(
             Settings.from_dict({**settings.to_dict(), "model_a": early.name, "layer": site}),
             folder,
@@ -121,6 +129,7 @@ def _join_all(
             progress=progress,
             loaded=(early, late, {"a": source, "b": sources[number]}),
         )
+        seal(folder)
         reports.append(report)
         if number < len(seams):
             early = load_composite(folder, joined(parts[: number + 1]), settings)

@@ -16,9 +16,11 @@ from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, mean_of, whole_model
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
+from stitch.files.stages import entered
 from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.jobs.depth_plan import plan_depth
+from stitch.jobs.inputs import check_inputs
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_folder import write_sweep
 from stitch.layers.depth import PLAIN, DepthCell, score_depth, splices
@@ -127,10 +129,13 @@ def _make(
 ) -> dict:
     """Harvests streams, scores every range, and returns the report without its provenance."""
     windows = read_windows(settings, model, model, progress)
+    check_inputs({"model_a": model}, windows, {})
+    entered("activations")
     windows["sweep"] = windows["sweep"].first(ON_CELLS)
     streams: dict[Split, Activations] = {
         split: _harvest(settings, model, windows[split], scratch / split, store, progress) for split in SPLITS
     }
+    entered("scores")
     # Some models can be cut but not bridged, such as those with more neurons than `memory` has room for.
     bridge = why_not_foldable(model, 1, 0, settings.memory) is None
     arguments = {"bridge": bridge, "memory": settings.memory}

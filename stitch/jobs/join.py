@@ -26,6 +26,7 @@ from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Means
 from stitch.frontier.collect import alternatives
 from stitch.jobs.across import fit_across, lost_bytes
+from stitch.jobs.inputs import check_inputs
 from stitch.jobs.join_plan import plan_join
 from stitch.jobs.shorten import shorten
 from stitch.jobs.stages import (
@@ -137,6 +138,7 @@ def _make(
     a, b = pair.a, pair.b
     with clock.stage("text"):
         windows = read_windows(asked, a, b, progress)
+        check_inputs({"model_a": a, "model_b": b}, windows, {"sae_a": asked.sae_a, "sae_b": asked.sae_b})
         lost = {} if b.original is None else lost_bytes(b, windows["fit"], asked.text)
     if asked.layer_b == "auto":
         with clock.stage("layer"):

@@ -26,6 +26,7 @@ from stitch.files.job import Clock, Job, run
 from stitch.files.recipe import recipe
 from stitch.files.store import Store
 from stitch.files.workspace import short_name
+from stitch.jobs.inputs import check_inputs
 from stitch.jobs.shorten_plan import plan_shorten
 from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
 from stitch.models.flops import block_parameters
@@ -108,6 +109,7 @@ def _make(
     splice = Splice(model.depth, *settings.sites)
     with clock.stage("text"):
         windows = read_windows(settings, model, model, progress)
+        check_inputs({"model_a": model}, windows, {})
     with clock.stage("activations"):
         paired: dict[Split, Paired] = {}
         for split in SPLITS:

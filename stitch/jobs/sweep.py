@@ -14,11 +14,13 @@ from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
+from stitch.files.stages import entered
 from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Means
 from stitch.frontier.own_tables import at_every_depth
 from stitch.jobs.cluster import connected
+from stitch.jobs.inputs import check_inputs
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_folder import write_sweep
 from stitch.jobs.sweep_plan import plan_sweep
@@ -119,6 +121,8 @@ def _make(
     with ExitStack() as stack:
         workers = stack.enter_context(connected(cluster, on_gpu=a.device.type == "cuda")) if cluster else None
         windows = read_windows(settings, a, b, progress, HELD_OUT)
+        check_inputs({"model_a": a, "model_b": b}, windows, {})
+        entered("activations")
         sites: dict[Side, Sequence[int]] = {side: range(model.depth + 1) for side, model in models.items()}
         harvests: dict[str, Harvest] = {}
         for split in SPLITS:
@@ -129,6 +133,7 @@ def _make(
             )
         fit, held_out = harvests["fit"], {split: harvests[split] for split in SPLITS_SCORED}
         cells = all_cells(a, b)
+        entered("scores")
         if workers:
             found = score_on(workers, settings, cells, fit, held_out, "report", progress)
         else:
