@@ -7,6 +7,7 @@ import pytest
 from stitch.errors import StitchError, UsageError
 from stitch.text.docstrings import documents as docstring_documents
 from stitch.text.documents import read, select, split_of
+from stitch.text.passages import LONGEST, SHORTEST, name_of, passages
 from stitch.text.windows import sample
 
 
@@ -42,11 +43,44 @@ def test_a_plain_file_is_split_at_blank_lines_without_losing_text(tmp_path: Path
     assert all(len(passage) >= 2000 for passage in passages[:-1]) and len(passages) > 5
 
 
+@pytest.mark.parametrize("separator", ["\n", " ", ""])
+def test_text_without_blank_lines_is_cut_at_line_ends_or_at_spaces(separator):
+    words = [f"word{number}" for number in range(20_000)]
+    text = (separator or "-").join(words)
+    found = list(passages(text))
+    assert separator.join(found) == text
+    assert all(SHORTEST <= len(passage) <= LONGEST for passage in found[:-1]) and len(found) > 10
+    if separator:
+        assert [word for passage in found for word in passage.split(separator)] == words
+
+
+def test_a_line_end_goes_before_a_space():
+    line = "some words in a line"
+    found = list(passages("\n".join([line] * 1000)))
+    assert len(found) > 5 and {one for passage in found for one in passage.split("\n")} == {line}
+
+
+def test_the_split_of_plain_text_does_not_depend_on_the_name_of_its_file(tmp_path: Path):
+    text = "\n\n".join(f"paragraph {number} " + "word " * 500 for number in range(200))
+    (tmp_path / "book.txt").write_text(text)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "renamed.md").write_text(text)
+    first, second = (list(read(str(tmp_path / name))) for name in ("book.txt", "inner"))
+    for split in ("fit", "sweep", "report"):
+        chosen = select(first, split)
+        assert chosen == select(second, split) and len(chosen) > 2
+
+
+def test_the_splits_of_other_sources_are_those_that_findings_were_made_with():
+    names = ("torch.nn.modules.linear", "json", "mixture.jsonl#19", "mixture.jsonl#20", "mixture.jsonl#29")
+    assert [split_of(name) for name in names] == ["fit", "report", "fit", "sweep", "report"]
+
+
 def test_a_folder_gives_the_documents_of_all_its_files(tmp_path: Path):
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "a.jsonl").write_text("\n".join(json.dumps({"text": word}) for word in ("one", "two")))
     (tmp_path / "b.txt").write_text("three")
-    assert dict(read(str(tmp_path))) == {"inner/a.jsonl#0": "one", "inner/a.jsonl#1": "two", "b.txt#0": "three"}
+    assert dict(read(str(tmp_path))) == {"inner/a.jsonl#0": "one", "inner/a.jsonl#1": "two", name_of("three"): "three"}
 
 
 def test_unreadable_text_is_refused_in_one_line(tmp_path: Path):

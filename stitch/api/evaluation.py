@@ -34,6 +34,8 @@ def evaluate(
         common = {
             "text": source, "device": device, "dtype": dtype, "trust_remote_code": trust_remote_code, "progress": update,
         }  # fmt: skip
+        from stitch.report.notes import text_notes
+
         if behaviour is None:
             from stitch.jobs.evaluate import evaluate_models
             from stitch.report.card import table
@@ -44,7 +46,7 @@ def evaluate(
             from stitch.circuits.score import score_model
 
             report = score_model(name, str(behaviour), count=count, seed=seed, **common)
-    return Result(report, Page(tables=[table(report)]))
+    return Result(report, Page(tables=[table(report)], notes=text_notes(report)))
 
 
 def inspect(model: ModelLike) -> Result:

@@ -36,7 +36,8 @@ class Donor:
 
     def origin(self, command: str, settings: dict, *, without: Sequence[str] = ()) -> dict:
         """`provenance` and `recipe` in report.json. `settings` are those of the conversion; `without` are no options of it."""
-        provenance = surroundings({**self.asked, **settings}, {"donor": (self.model, self.source)})
+        models = {"donor": (self.model, self.source)}
+        provenance = {**surroundings({**self.asked, **settings}, models), **self.windows["fit"].provenance}
         return {"provenance": provenance, "recipe": recipe(command, provenance, without=without)}
 
 

@@ -12,6 +12,7 @@ from stitch.evaluation.intervals import ratio_interval
 from stitch.evaluation.scores import Scores
 from stitch.files.markdown import loading_example
 from stitch.files.sizes import size_in_words
+from stitch.report.notes import text_notes
 from stitch.report.origin import origin_notes
 from stitch.report.readme import ModelCard
 
@@ -69,7 +70,13 @@ def _cells(row: dict) -> list[str]:
 
 def footnotes(report: dict) -> list[str]:
     """The sentences below the table."""
-    return [*report["notes"], *origin_notes(report), *warning(report), *map(_sentence, report["differences"])]
+    return [
+        *report["notes"],
+        *origin_notes(report),
+        *text_notes(report),
+        *warning(report),
+        *map(_sentence, report["differences"]),
+    ]
 
 
 def _sentence(one: dict) -> str:

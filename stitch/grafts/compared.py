@@ -153,4 +153,5 @@ def text_scores(before: Model, after: Model, text: str, tokens: int, progress: P
     windows = report_windows(text, tokens, before.tokenizer, min(before.longest, CONTEXT))
     rows = {"as it was": whole_model(before.net), "grafted": whole_model(after.net)}
     scores = evaluate(rows, windows, vocabulary=before.vocabulary, progress=progress)
-    return {"tokens": windows.tokens, "results": [score.row(name) for name, score in scores.items()]}
+    results = [score.row(name) for name, score in scores.items()]
+    return {"tokens": windows.tokens, "results": results, **windows.provenance}

@@ -178,6 +178,7 @@ def _write_and_score(prepared: _Prepared, seed: int, text: str, tokens: int, pro
         entry["results"] = planned.compared(target, controls, progress)
     if prepared.trained is not None:
         report["text"] = text_scores(prepared.trained, target, text, tokens, progress)
+        report["provenance"]["text"] = report["text"].pop("text")
 
 
 def _asked(requests: Sequence[GraftRequest], host: str) -> dict:

@@ -89,7 +89,8 @@ def sweep_depth(
 
         def make(scratch: Path, output: Path) -> dict:
             report = _make(completed, loaded, tried, repeat, scratch.resolve(), store, progress)
-            report["provenance"] = {**provenance(completed.to_dict(), loaded, loaded, sources), "settings": request}
+            about = provenance(completed.to_dict(), loaded, loaded, sources)
+            report["provenance"] = {**about, "settings": request, **report["provenance"]}
             report["recipe"] = {**recipe("sweep", report["provenance"], without=("held_out", "seed")), "depth": True}
             report["cache"] = store.counts() if store else {}
             write_sweep(output, report, depth_card, depth_page, draw_depth, "depth.png")
@@ -127,7 +128,7 @@ def _make(
     store: Store | None,
     progress: Progress | None,
 ) -> dict:
-    """Harvests streams, scores every range, and returns the report without its provenance."""
+    """Harvests streams, scores every range, and returns the report, whose provenance so far is that of the text."""
     windows = read_windows(settings, model, model, progress)
     check_inputs({"model_a": model}, windows, {})
     entered("activations")
@@ -148,6 +149,7 @@ def _make(
     shown = score_depth(model, again, streams, streams["report"], **arguments, progress=progress)
     whole = {split: _whole(model, windows[split], settings.memory) for split in ("sweep", "report")}
     return {
+        "provenance": windows["fit"].provenance,
         "models": {"a": model.name},
         "depth": model.depth,
         "context": settings.context,

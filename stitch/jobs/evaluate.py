@@ -5,6 +5,7 @@ from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load_any
+from stitch.models.provenance import versions
 from stitch.models.sources import resolve_all
 from stitch.progress import Progress
 from stitch.text.tokenizers import require_same_ids
@@ -54,4 +55,5 @@ def evaluate_models(
         "documents": counted(scores["model"]),
         "context": windows.context,
         "results": [score.row(name) for name, score in scores.items()],
+        "provenance": {"versions": versions(), **windows.provenance},
     }

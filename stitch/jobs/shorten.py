@@ -234,7 +234,7 @@ def _surgery_report(
     compared = {
         name: "composite" if name.startswith("reference:") else other for name, other in rows.compared_with().items()
     }
-    surroundings = provenance(settings.to_dict(), model, model, sources)
+    surroundings = {**provenance(settings.to_dict(), model, model, sources), **windows["fit"].provenance}
     return {
         "models": {"a": model.name, "b": model.name},
         "site": {"a": settings.layer, "b": settings.layer_b},

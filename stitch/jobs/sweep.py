@@ -94,7 +94,8 @@ def sweep(
 
         def make(scratch: Path, output: Path) -> dict:
             report = _make(completed, {"a": a, "b": b}, scratch.resolve(), cluster, used, progress)
-            report["provenance"] = {**provenance(completed.to_dict(), a, b, sources), "settings": request}
+            about = provenance(completed.to_dict(), a, b, sources)
+            report["provenance"] = {**about, "settings": request, **report["provenance"]}
             report["recipe"] = recipe("sweep", report["provenance"], without=("held_out", "seed"))
             report["cache"] = used.counts() if used else {}
             write_sweep(output, report, sweep_card, sweep_page, draw_sweep, "sweep.png")
@@ -116,7 +117,7 @@ def _make(
     store: Store | None,
     progress: Progress | None,
 ) -> dict:
-    """Harvests activations, scores every pair of layers, and returns the report without its provenance."""
+    """Harvests activations, scores every pair of layers, and returns the report, whose provenance so far is that of the text."""
     a, b = models["a"], models["b"]
     with ExitStack() as stack:
         workers = stack.enter_context(connected(cluster, on_gpu=a.device.type == "cuda")) if cluster else None
@@ -147,6 +148,7 @@ def _make(
         )  # fmt: skip
         rivals = _score_own_tables(models, means, held_out)
         report = sweep_report(models, settings.context, found, donors, rivals)
+        report["provenance"] = windows["fit"].provenance
         report["documents"] = counted(donors["b"]["report"])
         report["tokens"] = {
             **{split: one.tokens for split, one in windows.items()},

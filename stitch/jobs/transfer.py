@@ -141,7 +141,7 @@ def transfer(
             report["seconds"] = clock.seconds
             report["cache"] = store.counts() if store else {}
             options = {name: value for name, value in completed.to_dict().items() if name in SETTINGS}
-            report["provenance"] = provenance({**options, **request}, a, b, sources)
+            report["provenance"] = {**provenance({**options, **request}, a, b, sources), **windows["fit"].provenance}
             report["recipe"] = recipe(f"transfer {kind}", report["provenance"])
             (output / "report.json").write_bytes(to_json(report))
             (output / "report.html").write_bytes(transfer_page(report, table(report), notes(report)))

@@ -4,7 +4,7 @@ from stitch.evaluation.documents import phrase, warning
 from stitch.files.markdown import loading_example
 from stitch.report import across
 from stitch.report import chain as seams
-from stitch.report.notes import sae_notes
+from stitch.report.notes import sae_notes, text_notes
 from stitch.report.origin import origin_notes
 from stitch.report.readme import ModelCard
 from stitch.report.verdict import verdict_sentence
@@ -70,7 +70,7 @@ def _millions(value: float | None) -> str:
 def footnotes(report: dict) -> list[str]:
     """The sentences below the table: what was chosen, how good the parts are, and paired differences with their intervals."""
     lines = seams.footnotes(report["chain"]) if "chain" in report else []
-    lines += origin_notes(report)
+    lines += [*origin_notes(report), *text_notes(report)]
     if choice := report.get("layer_choice"):
         tried = ", ".join(f"{item['b']}: {item['ce']:.3f}" for item in choice["layers"] if item["ce"] is not None)
         lines.append(

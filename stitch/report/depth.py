@@ -1,6 +1,7 @@
 """The tables of a depth sweep and the sentences below them."""
 
 from stitch.evaluation.documents import phrase, warning
+from stitch.report.notes import text_notes
 from stitch.report.origin import origin_notes
 
 ROWS = {"passthrough": "nothing refitted", "down-projection": "bridged by `down-projection`"}
@@ -85,6 +86,7 @@ def footnotes(report: dict) -> list[str]:
         f"Ranges are compared on {tokens['sweep']:,} tokens of the sweep split; the best are scored on {tokens['report']:,} "
         f"others{phrase(report)}. Differences are paired, with 95 % intervals over documents.",
         *origin_notes(report),
+        *text_notes(report),
         *warning(report),
         "elsewhere: the mean of a few other ranges of the same length, treated in the same way.",
     ]

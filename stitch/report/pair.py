@@ -77,6 +77,7 @@ def pair_report(settings: CompleteSettings, found: Joined) -> dict:
         "seconds": {},
         "provenance": {
             **provenance(settings.to_dict(), found.a, found.b, found.sources),
+            **found.windows["fit"].provenance,
             "saes": _given_saes(settings, found),
         },
     }

@@ -1,6 +1,7 @@
 """The tables of a sweep and the sentences below them."""
 
 from stitch.evaluation.documents import phrase, warning
+from stitch.report.notes import text_notes
 from stitch.report.origin import origin_notes
 
 UNITS = {"flops": "MFLOPs per token", "bytes": "MB on disk"}
@@ -79,6 +80,7 @@ def footnotes(report: dict) -> list[str]:
         "line = CE_source + share · (CE_target − CE_source), where share is the composite's place between the FLOPs of "
         "source (0) and target (1).",
         *origin_notes(report),
+        *text_notes(report),
         *warning(report),
     ]
 

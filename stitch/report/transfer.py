@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from stitch.evaluation.documents import phrase, warning
-from stitch.report.notes import sae_notes
+from stitch.report.notes import sae_notes, text_notes
 
 Table = tuple[list[str], list[list[str]], str]
 
@@ -63,7 +63,8 @@ def notes(report: dict) -> list[str]:
     errors = report["unexplained"]["transferred"]
     lines = [
         f"The map leaves a share of {errors['there']:.3f} of the variance of B's stream unexplained, the map back "
-        f"{errors['back']:.3f} of A's."
+        f"{errors['back']:.3f} of A's.",
+        *text_notes(report),
     ]
     if report["kind"] == "sae":
         lines += sae_notes(report)

@@ -9,10 +9,10 @@ from typing import Literal
 from stitch.errors import StitchError, UsageError
 from stitch.files.lent import Lent
 from stitch.text.document import Document
+from stitch.text.passages import name_of, passages
 
 Split = Literal["fit", "sweep", "report"]
 SPLITS: tuple[Split, ...] = ("fit", "sweep", "report")
-PASSAGE = 2000  # characters; plain files are cut at blank lines into documents of at least this size
 LEAST_TOKENS = 4096  # of the fit split: two SAE batches. Fewer cannot fit anything.
 
 
@@ -22,7 +22,9 @@ LENT: Lent[Sequence[Document]] = Lent("lent texts")
 def read(source: str, characters: int | None = None) -> Iterator[Document]:
     """Documents of `source`: "docs" (the installed docstrings), a file, a folder of files, or a Hugging Face dataset.
 
-    A `.jsonl` file holds one document per line, in its `text` field; any other file is plain UTF-8 text, cut at blank lines.
+    A `.jsonl` file holds one document per line, in its `text` field; any other file is plain UTF-8 text, cut into passages.
+    The name of a document decides its split. That of a passage is made from its text alone; a line or a row is named after its
+    file or dataset and its number.
     A dataset is given as `name` or `name:config`; the column `text` of its train split is streamed until `characters` have
     been read (None: to the end).
 
@@ -45,15 +47,14 @@ def read(source: str, characters: int | None = None) -> Iterator[Document]:
 
 
 def _file(path: Path, root: Path) -> Iterator[Document]:
-    name = path.relative_to(root).as_posix()
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StitchError(f"text must be readable UTF-8; {path}: {error}. Convert it or leave it out.") from error
     if path.suffix != ".jsonl":
-        for number, passage in enumerate(_passages(content)):
-            yield f"{name}#{number}", passage
+        yield from ((name_of(passage), passage) for passage in passages(content))
         return
+    name = path.relative_to(root).as_posix()
     for number, line in enumerate(content.splitlines()):
         try:
             text = json.loads(line)["text"] if line.strip() else ""
@@ -62,18 +63,6 @@ def _file(path: Path, root: Path) -> Iterator[Document]:
             raise StitchError(message) from error
         if text:
             yield f"{name}#{number}", text
-
-
-def _passages(content: str) -> Iterator[str]:
-    """Plain text cut at blank lines into passages of at least `PASSAGE` characters; the last may be shorter."""
-    passage = ""
-    for paragraph in content.split("\n\n"):
-        passage = f"{passage}\n\n{paragraph}" if passage else paragraph
-        if len(passage) >= PASSAGE:
-            yield passage
-            passage = ""
-    if passage.strip():
-        yield passage
 
 
 def _dataset(source: str, characters: int | None) -> Iterator[Document]:

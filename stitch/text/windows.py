@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from stitch.errors import StitchError
 from stitch.progress import Progress
 from stitch.text.document import Document
 from stitch.text.documents import LEAST_TOKENS, SPLITS, Split, read, select
+from stitch.text.fingerprint import TextRead, text_read
 from stitch.text.tokenizers import bos_of
 
 CONTEXT = 512  # tokens; the default context is the models' own, but at most this
@@ -28,10 +29,11 @@ WORD = 8  # tokens; few words have more
 @dataclass(frozen=True)
 class Windows:
     """`ids[w, t]` is a token id, `document[w, t]` the index of its document. A window's first token, BOS, counts to the document
-    of the token after it."""
+    of the token after it. `text` says what was read to make them, where they are of a text with splits."""
 
     ids: Int[Tensor, "windows context"]
     document: Int[Tensor, "windows context"]
+    text: TextRead | None = None
 
     @property
     def context(self) -> int:
@@ -44,11 +46,16 @@ class Windows:
     def first(self, tokens: int) -> "Windows":
         """The first windows with `tokens` tokens, rounded up to whole windows; of a `sample`, a smaller sample."""
         count = -(-tokens // self.context)
-        return Windows(self.ids[:count], self.document[:count])
+        return replace(self, ids=self.ids[:count], document=self.document[:count])
 
     def after(self, first: "Windows") -> "Windows":
         """The windows that are not in `first`, which are the first of these."""
-        return Windows(self.ids[len(first.ids) :], self.document[len(first.ids) :])
+        return replace(self, ids=self.ids[len(first.ids) :], document=self.document[len(first.ids) :])
+
+    @property
+    def provenance(self) -> dict:
+        """What a report's provenance says of the text; empty where nothing is known of it."""
+        return {} if self.text is None else {"text": self.text.to_dict()}
 
 
 def sample(documents: Sequence[Document], tokenizer, context: int, limit: int) -> Windows:
@@ -144,6 +151,13 @@ def _windows(ids: Int[Tensor, "windows body"], document: Int[Tensor, "windows bo
     return Windows(torch.cat([start, ids], 1), torch.cat([document[:, :1], document], 1))
 
 
+def read_for(text: str, limits: dict[Split, int]) -> list[Document]:
+    """The documents of `text`, of a dataset as many as give splits of so many tokens."""
+    # The fit split has 90 % of the documents, the other two have 5 % each.
+    needed = max(limits["fit"] * 10 // 9, max(limits["sweep"], limits["report"]) * 20)
+    return list(read(text, characters=CHARACTERS_PER_TOKEN * needed))
+
+
 def split_windows(
     text: str, limits: dict[Split, int], tokenizer: Any, context: int, progress: Progress | None = None
 ) -> dict[Split, Windows]:
@@ -151,12 +165,11 @@ def split_windows(
 
     Raises: StitchError when the text gives fewer than `LEAST_TOKENS` tokens to fit on, or less than one held-out window.
     """
-    # The fit split has 90 % of the documents, the other two have 5 % each.
-    needed = max(limits["fit"] * 10 // 9, max(limits["sweep"], limits["report"]) * 20)
-    documents = list(read(text, characters=CHARACTERS_PER_TOKEN * needed))
-    windows = {}
+    documents = read_for(text, limits)
+    fingerprint, windows = text_read(text, documents), {}
     for number, split in enumerate(SPLITS):
-        windows[split] = sample(select(documents, split), tokenizer, context, limits[split])
+        found = sample(select(documents, split), tokenizer, context, limits[split])
+        windows[split] = replace(found, text=fingerprint)
         if progress:
             progress("text", number + 1, len(SPLITS))
     least = {"fit": LEAST_TOKENS, "sweep": context, "report": context}
@@ -171,8 +184,8 @@ def split_windows(
 
 def report_windows(text: str, tokens: int, tokenizer: Any, context: int) -> Windows:
     """`tokens` tokens of the report split of `text`. Raises: StitchError when they do not fill one window."""
-    documents = select(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25), "report")
-    windows = sample(documents, tokenizer, context, tokens)
+    documents = list(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25))
+    windows = replace(sample(select(documents, "report"), tokenizer, context, tokens), text=text_read(text, documents))
     if windows.tokens == 0:
         raise StitchError(
             f"text must fill one window of {windows.context} tokens of the report split; {text} does not: use more text."

@@ -22,6 +22,7 @@ from stitch.files.markdown import loading_example
 from stitch.files.recipe import recipe
 from stitch.models.provenance import described, hash_of, surroundings
 from stitch.pages.conversion import BITS, conversion_page
+from stitch.report.notes import text_notes
 from stitch.report.readme import ModelCard
 
 COLUMNS = ["", "bits/byte", "95 % interval", "nats/token"]
@@ -38,7 +39,7 @@ def assemble(given: Given, scores: dict[str, Scores], best: Best, *, tied: bool)
     models = {"model": (shop.model, given.sources["model"])}
     if shop.donor is not None:
         models["donor_model"] = (shop.donor, given.sources["donor_model"])
-    provenance = surroundings({**asdict(asked), "context": given.context}, models)
+    provenance = {**surroundings({**asdict(asked), "context": given.context}, models), "text": given.text.to_dict()}
     provenance["models"]["tokenizer"] = described(given.sources["tokenizer"])
     provenance["tokenizer_sha256"] = hash_of(shop.new.tokenizer)
     report = {
@@ -124,7 +125,7 @@ def table(report: dict) -> tuple[list[str], list[list[str]], str]:
 
 def footnotes(report: dict) -> list[str]:
     """The sentences below the table."""
-    return [*report["notes"], *warning(report), *map(_sentence, report["differences"])]
+    return [*report["notes"], *text_notes(report), *warning(report), *map(_sentence, report["differences"])]
 
 
 def _sentence(one: dict) -> str:

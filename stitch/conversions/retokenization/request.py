@@ -15,7 +15,9 @@ from stitch.models.sources import Source, resolve
 from stitch.progress import Progress
 from stitch.text.alignment import beside, require_lossless
 from stitch.text.correspondence import correspond
+from stitch.text.document import Document
 from stitch.text.documents import LEAST_TOKENS, read, select
+from stitch.text.fingerprint import TextRead, text_read
 from stitch.text.reader import Reader
 from stitch.text.tokenizers import same_ids
 
@@ -51,6 +53,7 @@ class Given:
     held_out: dict[str, list[Passage]]
     lost: float  # share of the text's bytes that the new tokenizer does not keep
     coinciding: float  # share of new tokens that end where one of the model's own does
+    text: TextRead
 
 
 def prepare(asked: Asked, progress: Progress | None) -> Given:
@@ -80,7 +83,8 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
     context = min(model.longest, CONTEXT) if asked.context is None else asked.context
     if not 8 <= context <= model.longest:
         raise UsageError(f"context must be in 8..{model.longest} for {asked.model}; got {context}.")
-    fit, held_out = _passages(asked, own, new, context)
+    documents = list(read(asked.text, characters=READ * asked.documents * context))
+    fit, held_out = _passages(asked, documents, own, new, context)
     for reader, found in ((own, [passage.own for passage in fit]), (new, [passage.new for passage in fit])):
         lost = require_lossless(found, reader.name)
     found = correspond(own, new)
@@ -91,7 +95,7 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
     coinciding = [beside(passage.new, passage.own) for passage in held_out["report"]]
     share = sum(float(one.coincides.sum()) for one in coinciding) / sum(len(one.index) for one in coinciding)
     shop = Workshop(model, donor, own, new, found, fit, asked.seed)
-    return Given(asked, context, sources, shop, held_out, lost, share)
+    return Given(asked, context, sources, shop, held_out, lost, share, text_read(asked.text, documents))
 
 
 def _tokenizer_source(name: str, progress: Progress | None) -> Source:
@@ -131,12 +135,13 @@ def _check_donor(donor: Model, new: Reader) -> None:
         )
 
 
-def _passages(asked: Asked, own: Reader, new: Reader, context: int) -> tuple[list[Passage], dict[str, list[Passage]]]:
+def _passages(
+    asked: Asked, found: list[Document], own: Reader, new: Reader, context: int
+) -> tuple[list[Passage], dict[str, list[Passage]]]:
     """Text to take statistics on, and the documents of the sweep and the report split.
 
     Raises: StitchError for too little text.
     """
-    found = list(read(asked.text, characters=READ * asked.documents * context))
     fit = whole(select(found, "fit"), own, new, context, asked.tokens)
     held_out = {
         split: beginnings(select(found, split), own, new, context, asked.documents) for split in ("sweep", "report")

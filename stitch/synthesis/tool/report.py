@@ -95,7 +95,7 @@ def compile_tool(
                 "spec": spec, "host": host, "normalise": normalise, "faint": faint, "text": text, "tokens": tokens,
                 "device": device,
             }  # fmt: skip
-            report["provenance"] = surroundings(settings, {"host": (before, source)})
+            report["provenance"] = {**surroundings(settings, {"host": (before, source)}), **windows.provenance}
             report["recipe"] = recipe("compile tool", report["provenance"])
             (output / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
             (output / NAME).write_bytes(tool_page(report, tool_table(report), tool_notes(report)))
