@@ -31,7 +31,9 @@ def main() -> None:
             join(options.model, second, more, place / "second", place / "cache"),
             join(options.model, second, [*more, "--cache-size", "0"], place / "alone", place / "cache"),
         ]
-        different = [name for name, digest in digests(place / "second").items() if digests(place / "alone").get(name) != digest]
+        different = [
+            name for name, digest in digests(place / "second").items() if digests(place / "alone").get(name) != digest
+        ]
         lines[1]["other_bytes_than_alone"] = different
         for line in lines:
             print(json.dumps(line))

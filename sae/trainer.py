@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.atomic import PARTIAL, whole_folder
+from sae.checksums import checksums
 from sae.config import SAEConfig
 from sae.errors import DamagedSnapshot, SAEError
 from sae.messages import one_line
-from sae.sums import sums
 
 if TYPE_CHECKING:
     import sae_lens
@@ -274,7 +274,7 @@ def _snapshot(snapshots: Path, step: int, run: dict, trainers: "dict[str, SAETra
             trainers.values()
         ):  # the name of a site may not be valid as the name of a folder
             trainer.save_checkpoint(checkpoint_name=f"site-{index}", base_path=folder)
-        (folder / RUN).write_text(json.dumps({"step": step, "sums": sums(folder, RUN), **run}))
+        (folder / RUN).write_text(json.dumps({"step": step, "sums": checksums(folder, RUN), **run}))
     for older in snapshots.glob("step-*"):
         if older != newest:
             shutil.rmtree(older)
@@ -291,7 +291,7 @@ def _resume(snapshots: Path, run: dict, trainers: "dict[str, SAETrainer[Any, Any
     try:
         saved = json.loads((newest / RUN).read_text())
         step, written = saved.pop("step"), saved.pop("sums", None)  # none in one of an earlier version
-        if written is not None and written != sums(newest, RUN):
+        if written is not None and written != checksums(newest, RUN):
             raise ValueError("its files are not as they were written")
         if saved == run:
             for index, trainer in enumerate(trainers.values()):

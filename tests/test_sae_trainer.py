@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny
+from sae.checksums import checksums
 from sae.config import SAEConfig
 from sae.convert import to_dictionary
 from sae.errors import DamagedSnapshot, SAEError
@@ -355,7 +356,7 @@ def test_a_snapshot_that_would_run_code_is_refused(tmp_path):
     state = next((tmp_path / "snapshots").glob("step-*/site-0/trainer_state.pt"))
     torch.save({"optimizer": Bomb()}, state)
     run = state.parent.parent / "run.json"
-    run.write_text(json.dumps({**json.loads(run.read_text()), "sums": sums(run.parent, "run.json")}))
+    run.write_text(json.dumps({**json.loads(run.read_text()), "sums": checksums(run.parent, "run.json")}))
     with pytest.raises(SAEError, match="cannot be read"):
         train_sites(_both(config), WIDTHS, _stream(config.batch_size), snapshots=tmp_path / "snapshots")
     assert not (tmp_path / "exploded").exists()

@@ -10,9 +10,9 @@ import tiny
 from jobs import gpt2_and_qwen3, settings, write_text
 from stitch.composite.parts import Part
 from stitch.errors import UsageError
-from stitch.files.checksums import is_sealed, seal
 from stitch.files.inputs import require_unchanged
 from stitch.files.left import left_in
+from stitch.files.seals import is_sealed, seal
 from stitch.jobs.chain import chain
 from stitch.jobs.depth import sweep_depth
 from stitch.jobs.join import stitch

@@ -1,4 +1,4 @@
-"""What reports say of the text: its fingerprint, the version of the default corpus, and how a changed text is noticed."""
+"""What reports say of the text: its fingerprint and the version of the default corpus."""
 
 import json
 import re
@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from jobs import gpt2_and_qwen3, settings
-from stitch.errors import UsageError
+from jobs import gpt2_and_qwen3
 from stitch.jobs.depth import sweep_depth
 from stitch.jobs.evaluate import evaluate_models
-from stitch.jobs.join import stitch
 from stitch.text import recorded
 from stitch.text.corpus import versions
 from stitch.text.fingerprint import sha256_of, text_read
@@ -101,32 +99,3 @@ def test_reports_say_what_was_read(donors, tmp_path):
     assert evaluated["provenance"]["text"] == expected
     swept, _ = sweep_depth(model, tmp_path / "depth", lengths=[1], text=text, tokens=4096, context=32)
     assert swept["provenance"]["text"] == expected
-
-
-class Stop:
-    """Interrupts when a stage begins."""
-
-    def __init__(self, stage: str):
-        self.stage = stage
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage.startswith(self.stage):
-            raise KeyboardInterrupt
-
-
-def test_a_run_on_a_changed_text_is_not_resumed(donors, tmp_path):
-    text = tmp_path / "text.jsonl"
-    text.write_bytes(donors["text"].read_bytes())
-    asked = settings(donors["gpt2"], donors["qwen3"], text, brief=True, reference_steps=None)
-    with pytest.raises(KeyboardInterrupt):
-        stitch(asked, tmp_path / "out", progress=Stop("SAE training"))
-    text.write_text(text.read_text().replace("feature", "future", 1))
-    with pytest.raises(UsageError, match=r"`resume` needs .*; content of `text` differ: drop `resume`"):
-        stitch(asked, tmp_path / "out", resume=True)
-    text.write_bytes(donors["text"].read_bytes())
-    report, _ = stitch(asked, tmp_path / "out", resume=True)
-    assert report["provenance"]["text"]["documents"] == 260
-    assert stitch(asked, tmp_path / "out", resume=True)[0] == json.loads((tmp_path / "out" / "report.json").read_text())
-    text.write_text(text.read_text().replace("feature", "future", 1))
-    with pytest.raises(UsageError, match="out must not exist"):
-        stitch(asked, tmp_path / "out", resume=True)

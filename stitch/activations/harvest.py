@@ -13,8 +13,8 @@ from torch import Tensor
 
 from stitch.activations.observe import finite, residuals
 from stitch.activations.one_behind import one_behind
-from stitch.files.checksums import is_sealed, seal
 from stitch.files.durable import replacing
+from stitch.files.seals import is_sealed, seal
 from stitch.files.shards import write_header
 from stitch.files.store import Store
 from stitch.models.identity import identity_of

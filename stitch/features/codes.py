@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sae.types import Dictionary
 from stitch.activations.paired import Paired
-from stitch.files.checksums import is_sealed, seal
 from stitch.files.durable import replacing
+from stitch.files.seals import is_sealed, seal
 from stitch.progress import Progress
 
 Codes = sp.csr_array  # [tokens, features]

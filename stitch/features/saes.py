@@ -20,7 +20,7 @@ from sae.storage import load, save
 from sae.trainer import SNAPSHOT_FORMAT, train_sites
 from sae.types import Dictionary
 from stitch.activations.paired import Paired
-from stitch.files.checksums import is_sealed, seal
+from stitch.files.seals import is_sealed, seal
 from stitch.files.store import Store
 from stitch.progress import Progress
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
+from sae.checksums import checksum, names_in
 from stitch.files.cache import cache_folder
-from stitch.files.checksums import checksum, names_in
 
 RECORD = "entry.json"
 DEFAULT_SIZE = 10 * 2**30  # bytes

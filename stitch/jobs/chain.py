@@ -17,9 +17,9 @@ from stitch.composite.parts import Part, joined, read_parts
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.estimates.plan import Plan
-from stitch.files.checksums import is_sealed, seal
 from stitch.files.folders import to_json
 from stitch.files.job import Job, run
+from stitch.files.seals import is_sealed, seal
 from stitch.files.stages import entered
 from stitch.files.store import Store
 from stitch.files.workspace import short_name

@@ -7,11 +7,12 @@ from pathlib import Path
 from stitch.files.inputs import require_unchanged
 from stitch.models.identity import weights_hash
 from stitch.models.model import Model
+from stitch.text.documents import Split
 from stitch.text.windows import Windows
 
 
 def check_inputs(
-    models: Mapping[str, Model], windows: Mapping[str, Windows], folders: Mapping[str, str | None]
+    models: Mapping[str, Model], windows: Mapping[Split, Windows], folders: Mapping[str, str | None]
 ) -> None:
     """Compares models, the text's windows by split, and SAEs in folders, by their names in messages or as parameters.
 
@@ -23,7 +24,7 @@ def check_inputs(
     require_unchanged({f"`{name}`" if name.isidentifier() else name: value for name, value in found.items()})
 
 
-def hash_of(windows: Mapping[str, Windows]) -> str:
+def hash_of(windows: Mapping[Split, Windows]) -> str:
     """SHA-256 over the token ids of every split."""
     digest = hashlib.sha256()
     for split, one in windows.items():
