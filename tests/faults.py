@@ -1,7 +1,7 @@
 """A disk that refuses: inside a block, the k-th step of writing below a folder fails with an error of the system.
 
-Steps are: opening a file to write, every write to it, making, renaming, linking and flushing, and safetensors' own writing.
-Reading and removing always work.
+Steps are: opening a file to write, every write to it, making, renaming, linking and flushing, and what safetensors and torch
+write themselves, with their own errors. Reading and removing always work.
 """
 
 import errno
@@ -97,6 +97,15 @@ def failing_disk(disk: Disk) -> Iterator[Disk]:
 
         return call
 
+    def saved(function: Callable) -> Callable:
+        def call(content: Any, place: Any, *arguments: Any, **named: Any) -> None:
+            if disk.step(place):
+                disk.open(place, "wb").close()
+                raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+            function(content, place, *arguments, **named)
+
+        return call
+
     real = {"open": os.open}
     with pytest.MonkeyPatch.context() as patch:
         for name in ("replace", "rename", "link", "mkdir"):
@@ -113,6 +122,8 @@ def failing_disk(disk: Disk) -> Iterator[Disk]:
             if module not in sys.modules:
                 continue
             patch.setattr(f"safetensors.{module}.serialize_file", serialized(_serialize(module)))
+        if "torch" in sys.modules:
+            patch.setattr("torch.save", saved(sys.modules["torch"].save))
         yield disk
 
 

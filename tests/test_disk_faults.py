@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from faults import ERRORS, Disk, content_of, failing_disk, old_output
-from stitch.errors import StitchError
+from stitch.errors import DiskError, StitchError
 from stitch.files.durable import replacing
 from stitch.files.folders import to_json
 from stitch.files.job import Job, run
@@ -80,6 +80,23 @@ def test_a_first_output_that_fails_is_not_there(tmp_path: Path):
                 assert not out.exists(), number
             else:
                 assert (out / "stitch.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "the disk may be full"),
+        (ValueError("Error while serializing: I/O error: No space (os error 28)"), os.strerror(errno.ENOSPC)),
+    ],
+    ids=["torch", "safetensors"],
+)
+def test_errors_of_libraries_are_those_of_the_disk(error: Exception, said: str, tmp_path: Path):
+    def make(scratch: Path, output: Path) -> dict:
+        raise error
+
+    with pytest.raises(DiskError, match=f"failed: {said}. What is done is kept: free space and set `resume`"):
+        run("join", lambda: Job(make=make, request={"seed": 0}), tmp_path / "out")
+    assert left_in(tmp_path / ".out.partial") is not None
 
 
 def test_the_layer_of_faults_fails_the_step_that_it_is_told(tmp_path: Path):

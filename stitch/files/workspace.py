@@ -14,6 +14,7 @@ from sae.errors import SAEError
 from stitch.errors import DiskError, Interrupted, StitchError, Terminated, UsageError
 from stitch.files.left import Left, left_in, write_left
 from stitch.files.owner import LOCK, OWNER, busy, discard, owned, owner_of
+from stitch.files.refused import refusal
 from stitch.files.registered import forget, register
 from stitch.files.stages import current, inside
 from stitch.files.unfinished import restore, work_folder
@@ -45,8 +46,8 @@ def workspace(
                 _remove(folder)
             if isinstance(error, KeyboardInterrupt) and is_kept:
                 raise (Terminated if isinstance(error, Terminated) else Interrupted)(folder) from None
-            if isinstance(error, (OSError, DiskError)):
-                raise _refused_by_disk(out, error, is_kept) from error
+            if (refused := refusal(error)) is not None:
+                raise _refused_by_disk(out, refused, is_kept) from error
             raise
         _remove(folder)
 
@@ -148,11 +149,8 @@ def _may_go_on(error: BaseException, goes_on: bool) -> bool:
 
 
 def _refused_by_disk(out: Path, error: OSError | DiskError, is_kept: bool) -> DiskError:
-    found = error
-    while isinstance(found, DiskError) and isinstance(found.__cause__, (OSError, DiskError)):
-        found = found.__cause__  # of a folder inside this one
-    reason = found.strerror if isinstance(found, OSError) and found.strerror else found
-    is_denied = isinstance(found, OSError) and found.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    is_denied = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
     mend = "make it writable" if is_denied else "free space"
     then = (
         f"What is done is kept: {mend} and set `resume`" if is_kept else f"{mend.capitalize()} or choose another `out`"
