@@ -60,7 +60,7 @@ def _estimate(plan: "Plan") -> Estimate:
     lead = f"About {_duration(whole.seconds)} on this machine."
     notes = [
         "Text: " + ", ".join(f"{count:,} tokens to {split}" for split, count in plan.tokens.items()) + ".",
-        f"Disk: {size_in_words(plan.scratch)} while it runs, {size_in_words(plan.output)} in the end. "
+        f"Disk: {size_in_words(plan.disk.scratch)} while it runs, {size_in_words(plan.disk.output)} in the end. "
         f"Memory: at most about {size_in_words(report['bytes']['memory'])}.",
     ]
     notes += [f"In the cache: {there} of {of} {kind}." for kind, (of, there) in plan.cached.items() if of]

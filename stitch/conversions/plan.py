@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from stitch.composite.costs import Cost, whole
 from stitch.conversions.donor import Donor
 from stitch.estimates import counts
+from stitch.estimates.disk import Disk
 from stitch.estimates.machine import Machine, calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
+from stitch.text.documents import Split
+from stitch.text.windows import tokens_of
 
 REPORT = 3 * 2**20  # bytes of report, page and tokenizer
 WRITING = 2.0  # seconds
@@ -23,8 +26,8 @@ class Counted:
     cost: Cost
 
     @property
-    def tokens(self) -> dict[str, int]:
-        return {split: windows.tokens for split, windows in self.donor.windows.items()}
+    def tokens(self) -> dict[Split, int]:
+        return tokens_of(self.donor.windows)
 
     def passes(self, tokens: float) -> Work:
         """Forward passes through the whole donor."""
@@ -47,6 +50,6 @@ def plan_conversion(
     machine, cost = calibrate({"donor": donor.model}, donor.context), whole(donor.model, donor.context)
     counted = Counted(donor, machine, cost)
     return Plan(
-        stages={**stages(counted), "writing": Work(seconds=WRITING)}, tokens=counted.tokens, scratch=0,
-        output=cost.bytes + added + REPORT, memory=2 * cost.bytes + memory, machine=machine,
+        stages={**stages(counted), "writing": Work(seconds=WRITING)}, tokens=counted.tokens,
+        disk=Disk(scratch=0, output=cost.bytes + added + REPORT), memory=2 * cost.bytes + memory, machine=machine,
     )  # fmt: skip

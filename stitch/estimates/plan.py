@@ -2,24 +2,25 @@
 
 from dataclasses import dataclass, field
 
+from stitch.estimates.disk import Disk
 from stitch.estimates.machine import Machine
 from stitch.estimates.work import Work
+from stitch.text.documents import Split
 
 PROCESS = 640 * 2**20  # bytes of Python and the libraries
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`stages` in the order in which they run, by name. `tokens` of text by split. In bytes: `scratch` is removed in the end,
-    `output` stays, `memory` is the most that is held beside the interpreter and its libraries, models included.
+    """`stages` in the order in which they run, by name. `tokens` of text by split. `memory` is the most bytes that are held
+    beside the interpreter and its libraries, models included.
 
     `cached` says of kinds of things how many there are, and how many of them earlier runs have left.
     """
 
     stages: dict[str, Work]
-    tokens: dict[str, int]
-    scratch: int
-    output: int
+    tokens: dict[Split, int]
+    disk: Disk
     memory: int
     machine: Machine
     cached: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -37,7 +38,7 @@ class Plan:
                 {"name": name, "seconds": work.seconds, "flops": work.flops} for name, work in self.stages.items()
             ],
             "tokens": self.tokens,
-            "bytes": {"scratch": self.scratch, "output": self.output, "memory": PROCESS + self.memory},
+            "bytes": {"scratch": self.disk.scratch, "output": self.disk.output, "memory": PROCESS + self.memory},
             "cached": {kind: {"of": of, "there": there} for kind, (of, there) in self.cached.items()},
             "machine": self.machine.to_dict(),
         }

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from stitch.composite.costs import Costs
 from stitch.composite.parts import Part
 from stitch.config import CompleteSettings
+from stitch.estimates.disk import Disk
 from stitch.estimates.machine import calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
@@ -16,6 +17,7 @@ from stitch.jobs.stages import read_windows, text_size
 from stitch.models.model import Model
 from stitch.models.sources import Source
 from stitch.progress import Progress
+from stitch.text.windows import tokens_of
 from stitch.translation.available import earlier_sites
 from stitch.translation.look_ups import position_columns
 
@@ -77,12 +79,16 @@ def plan_chain(
         streams = max(streams, (1 + ends.earlier) * own.width_a + own.width_b)
         kept += sum(4 * (2 * width + 1) * work.features(width) for width in (own.width_a, own.width_b))
         halves = (costs.early(settings.layer) + costs.late(settings.layer_b)).bytes
-    tokens = {split: found.tokens for split, found in windows.items()}
+    tokens = tokens_of(windows)
     models_held = sum(
         Costs(model, model, first.context).whole_source.bytes for model in {id(m): m for m in models}.values()
     )
     return Plan(
-        stages=total, tokens=dict(tokens), scratch=models[0].dtype.itemsize * streams * sum(tokens.values()) + 2 * halves,
-        output=int(halves * (1 + first.seam_bytes / 100)) + kept + REPORT, memory=models_held + halves + first.memory,
+        stages=total, tokens=tokens,
+        disk=Disk(
+            scratch=models[0].dtype.itemsize * streams * sum(tokens.values()) + 2 * halves,
+            output=int(halves * (1 + first.seam_bytes / 100)) + kept + REPORT,
+        ),
+        memory=models_held + halves + first.memory,
         machine=machines[0], cached=cached,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from stitch.jobs.depth_plan import plan_depth
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_folder import write_sweep
+from stitch.jobs.sweep_plan import disk_of_sweep
 from stitch.layers.depth import PLAIN, DepthCell, score_depth, splices
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
@@ -31,7 +32,7 @@ from stitch.progress import Progress
 from stitch.report.depth_card import depth_card
 from stitch.report.depth_figure import draw_depth
 from stitch.text.documents import SPLITS, Split
-from stitch.text.windows import Windows
+from stitch.text.windows import Windows, tokens_of
 
 TOKENS, CONTEXT = 20_000, 256  # defaults
 ON_CELLS = 8_192  # tokens of the sweep split that every range is scored on
@@ -131,6 +132,7 @@ def _make(
     """Harvests streams, scores every range, and returns the report, whose provenance so far is that of the text."""
     windows = read_windows(settings, model, model, progress)
     check_inputs({"model_a": model}, windows, {})
+    disk_of_sweep([model], tokens_of(windows)).require(scratch)
     entered("activations")
     windows["sweep"] = windows["sweep"].first(ON_CELLS)
     streams: dict[Split, Activations] = {
@@ -153,7 +155,7 @@ def _make(
         "models": {"a": model.name},
         "depth": model.depth,
         "context": settings.context,
-        "tokens": {split: found.tokens for split, found in windows.items()},
+        "tokens": tokens_of(windows),
         "documents": counted(whole["report"]),
         "whole": {"sweep_ce": whole["sweep"].ce, **whole["report"].row("whole")},
         "cells": [_cell(splice, cell) for splice, cell in cells.items()],

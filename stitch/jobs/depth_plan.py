@@ -15,9 +15,11 @@ from stitch.estimates.work import Work
 from stitch.files.job import Clock
 from stitch.files.store import Store
 from stitch.jobs.stages import read_windows
+from stitch.jobs.sweep_plan import disk_of_sweep
 from stitch.layers.work import Depths
 from stitch.models.model import Model
 from stitch.progress import Progress
+from stitch.text.windows import tokens_of
 
 WRITING = 4.0  # seconds: figure and page
 REPORT = 6 * 2**20  # bytes
@@ -38,7 +40,7 @@ def plan_depth(
         windows = read_windows(settings, model, model, progress)
     windows["sweep"] = windows["sweep"].first(on_cells)
     machine, cost = calibrate({"a": model}, settings.context), whole(model, settings.context)
-    tokens = {split: found.tokens for split, found in windows.items()}
+    tokens = tokens_of(windows)
     found = [kept(model, [*windows.values()], range(model.depth + 1), store, streams_from)] if store else []
     left = found[0].left if found else 1.0
     before = Depths.of("a", model, cost.flops, settings.context).before
@@ -66,6 +68,7 @@ def plan_depth(
         "writing": Work(seconds=WRITING),
     }
     return Plan(
-        stages=stages, tokens=dict(tokens), output=REPORT, memory=2 * cost.bytes + settings.memory, machine=machine,
-        scratch=model.dtype.itemsize * model.width * (model.depth + 1) * sum(tokens.values()), cached=counted(found),
+        stages=stages, tokens=tokens, disk=disk_of_sweep([model], tokens),
+        memory=2 * cost.bytes + settings.memory, machine=machine,
+        cached=counted(found),
     )  # fmt: skip

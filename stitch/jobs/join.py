@@ -27,7 +27,7 @@ from stitch.frontier.alternative import Means
 from stitch.frontier.collect import alternatives
 from stitch.jobs.across import fit_across, lost_bytes
 from stitch.jobs.inputs import check_inputs
-from stitch.jobs.join_plan import plan_join
+from stitch.jobs.join_plan import disk_of_join, plan_join
 from stitch.jobs.shorten import shorten
 from stitch.jobs.stages import (
     bridge_pair,
@@ -55,6 +55,7 @@ from stitch.report.card import PICTURE, model_card
 from stitch.report.pair import Joined, pair_report
 from stitch.text.documents import SPLITS, Split
 from stitch.text.tokenizers import same_ids
+from stitch.text.windows import tokens_of
 from stitch.translation.types import Translation
 
 
@@ -148,6 +149,7 @@ def _make(
         settings = complete(dataclasses.replace(asked, layer_b=layer_choice["b"]), a, b)
     else:
         settings, layer_choice = complete(asked, a, b), None
+    disk_of_join(settings, a, b, tokens_of(windows)).require(scratch)
     sae_notes = check_saes(settings, given, pair.sources)  # again, as only now B's layer is known in any case
     with clock.stage("activations"):
         paired: dict[Split, Paired] = {}

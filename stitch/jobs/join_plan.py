@@ -1,11 +1,14 @@
 """What `stitch join` would do: the work of its stages, disk, memory, and what earlier runs have left in the store."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from sae.schedule import default_features
 from stitch.activations.kept import counted, kept, unmade
 from stitch.composite.compose import streams_from
 from stitch.composite.costs import Costs
 from stitch.config import CompleteSettings
+from stitch.estimates.disk import Disk, streams
 from stitch.estimates.machine import calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
@@ -20,10 +23,11 @@ from stitch.models.model import Model
 from stitch.models.sources import Source
 from stitch.progress import Progress
 from stitch.text.documents import Split
-from stitch.text.windows import Windows
+from stitch.text.windows import Windows, tokens_of
 from stitch.translation.look_ups import position_columns
 
 REPORT = 4 * 2**20  # bytes of reports, contexts of features, page and tokenizer
+CODE = 12  # bytes of an active feature of a token
 
 
 def plan_join(
@@ -50,12 +54,7 @@ def plan_join(
         ends=Ends.of(costs, *settings.sites, position_columns(*dict.fromkeys((a, b)))), settings=settings, fit=size.fit,
         held_out=size.held_out, ids=len(windows["fit"].ids.unique()), machine=machine, missing=missing,
     )  # fmt: skip
-    halves = costs.early(settings.layer) + costs.late(settings.layer_b)
-    saes = sum(4 * (2 * width + 1) * work.features(width) for width in (a.width, b.width))
-    streams = sum(
-        request.model.width_at(site) for request in harvest_requests(settings, a, b) for site in request.sites
-    )
-    tokens: dict[Split, int] = {split: found.tokens for split, found in windows.items()}
+    tokens = tokens_of(windows)
     models = costs.whole_source.bytes + (0 if a is b else costs.whole_target.bytes)
     return Plan(
         stages={
@@ -68,12 +67,26 @@ def plan_join(
             ),
             **work.stages(),
         },
-        tokens={**tokens},
-        scratch=a.dtype.itemsize * streams * sum(tokens.values()) + 12 * settings.k * 2 * size.fit,
-        output=int(halves.bytes * (1 + settings.seam_bytes / 100)) + saes + REPORT,
+        tokens=tokens,
+        disk=disk_of_join(settings, a, b, tokens),
         memory=models + settings.memory,
         machine=machine,
         cached=cached,
+    )
+
+
+def disk_of_join(settings: CompleteSettings, a: Model, b: Model, tokens: Mapping[Split, int]) -> Disk:
+    """Streams and codes on the way; in the end two halves, a seam and two SAEs."""
+    costs = Costs(a, b, settings.context)
+    halves = costs.early(settings.layer) + costs.late(settings.layer_b)
+    saes = sum(
+        4 * (2 * width + 1) * (settings.features or default_features(width, tokens["fit"]))
+        for width in (a.width, b.width)
+    )
+    read = ((request.model, request.sites) for request in harvest_requests(settings, a, b))
+    return Disk(
+        scratch=streams(read, tokens) + 2 * CODE * settings.k * tokens["fit"],
+        output=int(halves.bytes * (1 + settings.seam_bytes / 100)) + saes + REPORT,
     )
 
 

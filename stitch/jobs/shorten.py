@@ -27,7 +27,7 @@ from stitch.files.recipe import recipe
 from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.jobs.inputs import check_inputs
-from stitch.jobs.shorten_plan import plan_shorten
+from stitch.jobs.shorten_plan import disk_of_shortened, plan_shorten
 from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
 from stitch.models.flops import block_parameters
 from stitch.models.model import Model
@@ -39,7 +39,7 @@ from stitch.regression.moments import accumulate
 from stitch.regression.ridge import ridge
 from stitch.report.card import PICTURE, model_card
 from stitch.text.documents import SPLITS, Split
-from stitch.text.windows import Windows
+from stitch.text.windows import Windows, tokens_of
 from stitch.translation import rows
 from stitch.translation.fit import from_ridge
 from stitch.translation.inputs import Stream, streams
@@ -110,6 +110,7 @@ def _make(
     with clock.stage("text"):
         windows = read_windows(settings, model, model, progress)
         check_inputs({"model_a": model}, windows, {})
+    disk_of_shortened(settings, model, tokens_of(windows)).require(scratch)
     with clock.stage("activations"):
         paired: dict[Split, Paired] = {}
         for split in SPLITS:
@@ -248,7 +249,7 @@ def _surgery_report(
                 block_parameters(model.config, block) for block in splice.changed
             ),
         },
-        "tokens": {split: found.tokens for split, found in windows.items()},
+        "tokens": tokens_of(windows),
         "documents": counted(scores["b"]),
         "ridge": described(bridges),
         "results": [scores[name].row(name) for name in ranked(scores)],

@@ -1,5 +1,7 @@
 """What `stitch join --native` would do: the work of its stages, disk, memory, and what earlier runs have left in the store."""
 
+from collections.abc import Mapping
+
 from stitch.activations.kept import counted, kept
 from stitch.composite.compose import streams_from
 from stitch.composite.costs import whole
@@ -7,6 +9,7 @@ from stitch.composite.splice import Splice
 from stitch.composite.surgery import weight_of
 from stitch.config import CompleteSettings
 from stitch.estimates import counts
+from stitch.estimates.disk import Disk, streams
 from stitch.estimates.machine import calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
@@ -16,6 +19,8 @@ from stitch.jobs.stages import harvest_requests, read_windows
 from stitch.models.flops import block_flops
 from stitch.models.model import Model
 from stitch.progress import Progress
+from stitch.text.documents import Split
+from stitch.text.windows import tokens_of
 
 BRIDGES, OTHERS, ADAPTERS = 7, 4, 2  # rows: bridges and their null, random ranges, translations of a composite
 PASSES = 4  # over the text, to fit bridges and the matrix of LinearPatch
@@ -28,7 +33,7 @@ def plan_shorten(settings: CompleteSettings, model: Model, store: Store | None, 
     with clock.stage("text"):
         windows = read_windows(settings, model, model, progress)
     machine, cost = calibrate({"a": model}, settings.context), whole(model, settings.context)
-    tokens = {split: found.tokens for split, found in windows.items()}
+    tokens = tokens_of(windows)
     fitted, held = tokens["fit"] + tokens["sweep"], tokens["report"]
     splice = Splice(model.depth, *settings.sites)
     block = block_flops(model.config, splice.order[splice.seam - 1], settings.context)
@@ -49,7 +54,15 @@ def plan_shorten(settings: CompleteSettings, model: Model, store: Store | None, 
         "writing": Work(seconds=WRITING),
     }
     return Plan(
-        stages=stages, tokens=dict(tokens), scratch=model.dtype.itemsize * model.width * len(sites) * sum(tokens.values()),
-        output=int(cost.bytes * len(splice.order) / model.depth), memory=2 * cost.bytes + settings.memory, machine=machine,
+        stages=stages, tokens=tokens, disk=disk_of_shortened(settings, model, tokens),
+        memory=2 * cost.bytes + settings.memory, machine=machine,
         cached=counted(found),
     )  # fmt: skip
+
+
+def disk_of_shortened(settings: CompleteSettings, model: Model, tokens: Mapping[Split, int]) -> Disk:
+    """Streams on the way; in the end the model with other blocks."""
+    read = ((request.model, request.sites) for request in harvest_requests(settings, model, model))
+    blocks = len(Splice(model.depth, *settings.sites).order)
+    output = int(whole(model, settings.context).bytes * blocks / model.depth)
+    return Disk(scratch=streams(read, tokens), output=output)

@@ -23,7 +23,7 @@ from stitch.jobs.cluster import connected
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_folder import write_sweep
-from stitch.jobs.sweep_plan import plan_sweep
+from stitch.jobs.sweep_plan import disk_of_sweep, plan_sweep
 from stitch.jobs.sweep_report import Rival, sweep_report
 from stitch.jobs.sweep_tasks import harvest_on, score_on
 from stitch.layers.cells import Cell, Harvest, Side, harvest_all, score_cells
@@ -34,6 +34,7 @@ from stitch.progress import Progress
 from stitch.report.sweep_card import sweep_card
 from stitch.report.sweep_figure import draw_sweep
 from stitch.text.documents import SPLITS
+from stitch.text.windows import tokens_of
 
 HELD_OUT = 16_384  # tokens of each held-out split, where its windows are not too few; every cell is scored on both
 SPLITS_SCORED = ("sweep", "report")
@@ -123,6 +124,7 @@ def _make(
         workers = stack.enter_context(connected(cluster, on_gpu=a.device.type == "cuda")) if cluster else None
         windows = read_windows(settings, a, b, progress, HELD_OUT)
         check_inputs({"model_a": a, "model_b": b}, windows, {})
+        disk_of_sweep([*dict.fromkeys((a, b))], tokens_of(windows)).require(scratch)
         entered("activations")
         sites: dict[Side, Sequence[int]] = {side: range(model.depth + 1) for side, model in models.items()}
         harvests: dict[str, Harvest] = {}
@@ -151,7 +153,7 @@ def _make(
         report["provenance"] = windows["fit"].provenance
         report["documents"] = counted(donors["b"]["report"])
         report["tokens"] = {
-            **{split: one.tokens for split, one in windows.items()},
+            **tokens_of(windows),
             "fitted_on": int(fit.keep.sum()),
         }
     return report

@@ -8,6 +8,7 @@ from stitch.composite.costs import whole
 from stitch.config import CompleteSettings
 from stitch.conversions.ngrams.work import TableText
 from stitch.estimates import counts
+from stitch.estimates.disk import Disk, streams
 from stitch.estimates.machine import calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
@@ -20,6 +21,8 @@ from stitch.layers.cells import Cell, Side
 from stitch.layers.work import Depths
 from stitch.models.model import Model
 from stitch.progress import Progress
+from stitch.text.documents import Split
+from stitch.text.windows import tokens_of
 from stitch.translation.look_ups import position_columns
 
 WRITING = 4.0  # seconds: figure and page
@@ -44,7 +47,7 @@ def plan_sweep(
     costs = {side: whole(model, context) for side, model in models.items()}
     depths = {side: Depths.of(side, model, costs[side].flops, context) for side, model in models.items()}
     sides: list[Side] = ["a"] if a is b else ["a", "b"]
-    tokens = {split: found.tokens for split, found in windows.items()}
+    tokens = tokens_of(windows)
     found: dict[Side, Kept] = {}
     if store:
         found = {
@@ -88,9 +91,13 @@ def plan_sweep(
         "own tables": sum(map(tables, sides), Work()),
         "writing": Work(seconds=WRITING),
     }
-    streams = sum(models[side].width * (models[side].depth + 1) for side in sides)
     return Plan(
-        stages=stages, tokens=dict(tokens), scratch=a.dtype.itemsize * streams * sum(tokens.values()), output=REPORT,
+        stages=stages, tokens=tokens, disk=disk_of_sweep([models[side] for side in sides], tokens),
         memory=sum(costs[side].bytes for side in sides) + settings.memory, machine=machine,
         cached=counted([*found.values()]),
     )  # fmt: skip
+
+
+def disk_of_sweep(models: Sequence[Model], tokens: Mapping[Split, int]) -> Disk:
+    """Streams of different models at all their sites."""
+    return Disk(scratch=streams(((model, range(model.depth + 1)) for model in models), tokens), output=REPORT)

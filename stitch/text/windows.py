@@ -1,7 +1,7 @@
 """Documents packed into windows of token ids, for the splits used to fit (fit), to choose (sweep) and to report (report)."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +56,11 @@ class Windows:
     def provenance(self) -> dict:
         """What a report's provenance says of the text; empty where nothing is known of it."""
         return {} if self.text is None else {"text": self.text.to_dict()}
+
+
+def tokens_of(windows: Mapping[Split, Windows]) -> dict[Split, int]:
+    """Tokens of every split."""
+    return {split: found.tokens for split, found in windows.items()}
 
 
 def sample(documents: Sequence[Document], tokenizer, context: int, limit: int) -> Windows:
