@@ -73,7 +73,7 @@ def test_stages_are_those_of_the_run(joined):
     plan = plan_join(complete(asked, a, b), a, b, sources)
     assert set(plan.stages) == set(report["seconds"]) - {"load"}
     assert plan.whole.seconds == pytest.approx(sum(one.seconds for one in plan.stages.values()))
-    assert plan.tokens == report["tokens"] and plan.output > 0 < plan.scratch
+    assert plan.tokens == report["tokens"] and plan.disk.output > 0 < plan.disk.scratch
 
 
 def test_what_the_store_has_is_not_counted(joined):
