@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stitch.files.ages import age_in_words
 from stitch.files.durable import replacing
-from stitch.files.sizes import size_in_words
+from stitch.files.sizes import size_in_words, size_of
 from stitch.files.unfinished import target_of
 
 REQUEST = "request.json"  # all that decides the result
@@ -36,12 +36,8 @@ class Left:
 
     @property
     def bytes(self) -> int:
-        """What its files take; those that are removed meanwhile do not count."""
-        total = 0
-        for file in self.folder.rglob("*"):
-            with suppress(OSError):
-                total += file.stat().st_size if file.is_file() else 0
-        return total
+        """What its files take."""
+        return size_of(self.folder)
 
     @property
     def in_words(self) -> str:

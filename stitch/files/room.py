@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from stitch.errors import UsageError
-from stitch.files.sizes import size_in_words
+from stitch.files.sizes import size_in_words, size_of
 
 CERTAIN = 0.9  # of an estimate is needed in any case
 
@@ -14,8 +14,7 @@ def require_room(workspace: Path, scratch: int, output: int) -> None:
 
     What an interrupted run left there counts as room. Raises: UsageError where the disk has less.
     """
-    there = sum(path.stat().st_size for path in workspace.rglob("*") if path.is_file())
-    room = shutil.disk_usage(workspace).free + there
+    room = shutil.disk_usage(workspace).free + size_of(workspace)
     if room < CERTAIN * (scratch + output):
         raise UsageError(
             f"the disk of `out` needs room for about {size_in_words(scratch + output)}, {size_in_words(scratch)} of them until "

@@ -1,4 +1,16 @@
-"""Numbers of bytes in words."""
+"""Numbers of bytes: what a folder takes, and in words."""
+
+from contextlib import suppress
+from pathlib import Path
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files below a folder; those that are removed meanwhile do not count."""
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def size_in_words(count: float | int) -> str:
