@@ -67,15 +67,14 @@ def test_an_answer_that_is_lost_after_the_commit_is_not_a_second_commit(trial):
 def test_weights_that_somebody_else_pushes_meanwhile_do_not_stay_beside_ours(trial, monkeypatch):
     from huggingface_hub import HfApi
 
-    preupload, theirs = HfApi.preupload_lfs_files, []
+    preupload, theirs, repo = HfApi.preupload_lfs_files, [], "user/shared"
 
-    def meanwhile(self, repo, *arguments, **named):
+    def meanwhile(self, *arguments, **named):
         if not theirs:
             theirs.append(trial.hub.add(repo, {**OLD, "model-theirs.safetensors": b"theirs"}))
-        return preupload(self, repo, *arguments, **named)
+        return preupload(self, *arguments, **named)
 
     monkeypatch.setattr(HfApi, "preupload_lfs_files", meanwhile)
-    repo = "user/shared"
     trial.hub.add(repo, OLD)
     hub_faults.push(repo, trial.model)
     assert trial.hub.files(repo) == MODEL and len(trial.hub.commits(repo)) == 3
