@@ -9,25 +9,27 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from stitch.errors import StitchError, UsageError
-from stitch.hub.patience import answer, causes, of_http, patiently
+from stitch.hub.access import access_token
+from stitch.hub.patience import TooLongAWait, answer, causes, of_http, patiently
 
 Result = TypeVar("Result")
 
 FULL = re.compile(r"quota|storage|too large|limit (?:reached|exceeded)|exceeds? .*limit", re.IGNORECASE)
 
 
-def asked(attempt: Callable[[], Result], repo: str, token: str | None, unreachable: str) -> Result:
+def asked(attempt: Callable[[], Result], repo: str, unreachable: str, token: str | None = None) -> Result:
     """The result of `attempt`, a call of the client, tried again after failures that pass.
 
-    `unreachable` is the message for a missing network: what needs the Hub.
-    Raises: StitchError of one line without `token`, for every exception.
+    `unreachable` is the message for a missing network: what needs the Hub. Without `token` it is the client's own.
+    Raises: StitchError of one line without the token, for every exception.
     """
+    token = access_token(token)
     try:
         return patiently(attempt)
     except StitchError:
         raise
     except Exception as error:
-        told = explanation(error, repo, token, unreachable)
+        told = explanation(error, repo, unreachable, token)
         if told is None:
             told = StitchError(
                 f"the Hub or its client failed on {repo} ({type(error).__name__}: {_plain(str(error), token)}): "
@@ -36,7 +38,7 @@ def asked(attempt: Callable[[], Result], repo: str, token: str | None, unreachab
         raise told from None
 
 
-def explanation(error: Exception, repo: str, token: str | None, unreachable: str) -> StitchError | None:
+def explanation(error: Exception, repo: str, unreachable: str, token: str | None) -> StitchError | None:
     """The StitchError for an exception, judged by the whole chain of its causes; None where the Hub is not the reason."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -45,12 +47,20 @@ def explanation(error: Exception, repo: str, token: str | None, unreachable: str
         return UsageError(f"a Hub repository is named user/name; got {repo!r}.")
     if any(isinstance(reason, OfflineModeIsEnabled) for reason in reasons):
         return StitchError(f"{unreachable}; HF_HUB_OFFLINE is set: unset it.")
+    if (long := next((reason for reason in reasons if isinstance(reason, TooLongAWait)), None)) is not None:
+        return StitchError(
+            f"the Hub answered {long.status} for {repo} and asks to wait {long.seconds:,.0f} seconds: run this again after that."
+        )
     if (found := answer(error)) is not None:
         return _refusal(found.status_code, found.headers, repo, token) if found.status_code != 400 else None
     if any(type(reason).__name__.endswith("Timeout") and of_http(reason) for reason in reasons):
         return StitchError(f"the Hub did not answer in time for {repo}: check the connection, or try again later.")
-    if any(isinstance(reason, LocalEntryNotFoundError) or of_http(reason) for reason in reasons):
+    if any(
+        type(reason).__name__ == "ConnectError" or isinstance(reason, LocalEntryNotFoundError) for reason in reasons
+    ):
         return StitchError(f"{unreachable}; check the connection.")
+    if any(of_http(reason) for reason in reasons):
+        return StitchError(f"the connection to the Hub broke off at {repo}: check the connection, or try again later.")
     return None
 
 
