@@ -202,7 +202,8 @@ class Trial:
             assert "\n" not in str(failure) and len(str(failure)) < 400, failure
             assert failure.exit_code in (1, 2)
             logged += traceback.format_exception(failure)
-        assert self.hub.token not in "".join(logged)
+        leaks = [line for line in logged if self.hub.token in line]
+        assert not leaks, leaks
         command.check(self.hub, repo, result, error is None)
         if error is not None:  # what failed has left nothing that would be taken for the whole
             forget_listings()
