@@ -1,7 +1,7 @@
 """SAEs by the name that a caller gives, a folder or release:sae_id; what the Hub refuses is said as for models."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import sae.storage
 from sae.errors import SAEError
@@ -9,12 +9,9 @@ from stitch.hub.access import access_token
 from stitch.hub.errors import explanation
 from stitch.hub.patience import patiently
 
-if TYPE_CHECKING:
-    import sae_lens
 
-
-def load(source: str | Path, width: int | None = None, device: str = "cpu") -> "sae_lens.SAE":
-    """As `sae.load`. An SAE of the Hub is asked for again after failures that pass.
+def load(source: str | Path, width: int | None = None, device: str = "cpu") -> Any:
+    """SAELens's SAE, as `sae.load` gives it. An SAE of the Hub is asked for again after failures that pass.
 
     Raises: SAEError as `sae.load` does; StitchError where the Hub or the network is the reason.
     """
