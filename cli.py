@@ -1,13 +1,23 @@
 """The entry of the `stitch` command. Its parts are in stitch/commands/."""
 
+import sys
+
 from stitch.commands.app import app
 from stitch.commands.signals import stop_on_sigterm
+from stitch.commands.streams import ready_streams, require_utf8
+from stitch.errors import UsageError
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
+    ready_streams()
     stop_on_sigterm()
+    try:
+        require_utf8(sys.argv[1:])
+    except UsageError as error:
+        print(f"stitch: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     app()
 
 

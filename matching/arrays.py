@@ -67,5 +67,6 @@ def _rows(features: Any, name: str) -> Any:
 
 
 def _sparse(rows: Any) -> sp.csr_array:
-    # Numpy lacks some of torch's dtypes.
-    return sp.csr_array(rows.double().numpy() if hasattr(rows, "double") else rows)
+    # Numpy lacks some of torch's dtypes, and scipy.sparse lacks numpy's half.
+    rows = rows.double().numpy() if hasattr(rows, "double") else rows
+    return sp.csr_array(rows.astype(np.float32) if rows.dtype == np.float16 else rows)

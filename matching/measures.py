@@ -39,6 +39,7 @@ def linear_cka(
     Raises: MatchError when either side has no variance.
     Source: Kornblith et al. 2019, arXiv 1905.00414.
     """
+    _check_finite(covariance_a, covariance_b, covariance_ab)
     scale = covariance_a.norm() * covariance_b.norm()
     if not scale > 0:
         raise MatchError("CKA needs activations that vary; got zero variance. Use more tokens.")
@@ -57,6 +58,7 @@ def svcca(
     Raises: MatchError when either side has no variance.
     Source: Raghu et al. 2017, arXiv 1706.05806.
     """
+    _check_finite(covariance_a, covariance_b, covariance_ab)
     whitened = _whitening(covariance_a, explained).T @ covariance_ab @ _whitening(covariance_b, explained)
     return float(torch.linalg.svdvals(whitened).clamp(max=1).mean())
 
@@ -72,4 +74,13 @@ def _whitening(covariance: Float64[Tensor, "d d"], explained: float) -> Float64[
 
 
 def _unit(directions: Float[Tensor, "features d"]) -> Float64[Tensor, "features d"]:
-    return torch.nn.functional.normalize(directions.double(), dim=1)
+    """Zero stays zero."""
+    _check_finite(directions)
+    return torch.nn.functional.normalize(directions.double(), dim=1, eps=torch.finfo(torch.float64).tiny)
+
+
+def _check_finite(*matrices: Tensor) -> None:
+    if not all(matrix.isfinite().all() for matrix in matrices):
+        raise MatchError(
+            "a measure needs finite numbers; got NaN or infinity. Drop those tokens or check the model's precision."
+        )

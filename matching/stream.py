@@ -18,6 +18,7 @@ Batches = Callable[[], Iterable[tuple[Codes, Codes]]]
 
 # Number of tokens that are summed at once. A co-activation product holds at most SEGMENT · k_A · k_B entries of about 32 bytes.
 SEGMENT = 1024
+LARGEST = np.float64(1e150)  # the squares of larger numbers are not finite
 
 
 def segments(batches: Batches) -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
@@ -58,9 +59,9 @@ def _check(a: Codes, b: Codes, widths: tuple[int, int], number: int) -> None:
             f"{number} after {widths[0]} and {widths[1]}. Encode every batch with the same two dictionaries."
         )
     for side, codes in (("A", a), ("B", b)):
-        if not np.isfinite(codes.data).all():
+        if not (np.abs(codes.data) < LARGEST).all():
             raise MatchError(
-                f"codes must be finite; got NaN or infinity in the codes of {side}, batch {number}. "
+                f"codes must be finite; got NaN, infinity or more than {LARGEST:g} in the codes of {side}, batch {number}. "
                 "Drop those tokens or check the model's precision."
             )
 

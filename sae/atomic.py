@@ -14,14 +14,18 @@ PARTIAL = ".partial-"
 def whole_folder(place: Path) -> Iterator[Path]:
     """Yields an empty folder beside `place` to write into.
 
-    On success its files are synced to disk and it is renamed to `place`; after an error it is removed.
+    On success its files are synced to disk and it is renamed to `place`; after an error it is removed. Files may be read by
+    whom the umask lets read: safetensors' own are for their owner alone.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_name(f"{PARTIAL}{place.name}-{uuid.uuid4().hex[:8]}")
     partial.mkdir()
     try:
         yield partial
+        mode = partial.stat().st_mode & 0o666
         for path in [*partial.rglob("*"), partial]:
+            if path.is_file():
+                path.chmod(mode)
             fsync(path)
         partial.rename(place)
         fsync(place.parent)

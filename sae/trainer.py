@@ -222,8 +222,11 @@ def _centre_and_scale(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Itera
             sums[site] += activations.double().sum(dim=0)
         tokens += len(next(iter(batch.values())))
     for site, trainer in trainers.items():
-        if norms[site] == 0:
-            raise SAEError(f"activations must not all be zero; those of {site} are. Choose another site.")
+        if not 0 < norms[site] < math.inf:
+            size = "too large for float32" if norms[site] else "zero, or too small for float32"
+            raise SAEError(
+                f"activations must have a norm; those of {site} are {size}. Choose another site, or scale them."
+            )
         scale = math.sqrt(trainer.sae.cfg.d_in) / (norms[site] / tokens)
         trainer.activation_scaler.scaling_factor = scale
         trainer.sae.b_dec.copy_(sums[site] / tokens * scale)
@@ -243,6 +246,11 @@ def _calibrate(trainers: "dict[str, SAETrainer[Any, Any]]", stream: Iterator[tup
         for site, found in thresholds.items():
             trainer = trainers[site]
             active, _ = trainer.sae.encode_with_hidden_pre(trainer.activation_scaler(batch[site]))
+            if not (active > 0).any():
+                raise SAEError(
+                    f"no feature of {site} is active after training: activations must vary, without single values that are far "
+                    "larger than the rest. Look at them, or choose another site."
+                )
             found.append(active[active > 0].min())
     for site, found in thresholds.items():
         trainers[site].sae.topk_threshold.fill_(torch.stack(found).mean())

@@ -15,20 +15,27 @@ Elsewhere it is a context manager; a subprocess finds it through the environment
     with HubDouble(tmp_path / "hub") as hub:
         subprocess.run(command, env={**os.environ, **hub.environment(tmp_path / "cache")})
 
+It can be told to fail, for the requests it gets from then on:
+
+    hub.fail(Fault(503, "the Hub is down"), at=3, times=2)  # the third and the fourth
+
 `environment` sets HF_ENDPOINT, HF_HOME (so the user's files are neither read nor written) and, by default, HF_TOKEN.
-Not modelled: Xet, datasets and spaces, pull requests, branches other than main, moving or deleting repositories.
+Not modelled: Xet, spaces, pull requests, branches other than main, moving or deleting repositories.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
 import secrets
+import socket
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
@@ -70,6 +77,22 @@ class Request:
     range: str | None
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What a request is answered instead: an error, or nothing.
+
+    `cut` breaks the connection off: "half" in the middle of what is sent or received, with nothing done; "after" when all is
+    done and nothing answered. `silent` seconds pass before the request is looked at. Without any of them the status counts.
+    """
+
+    status: int = 0
+    message: str = ""
+    code: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: Literal["half", "after"] | None = None
+    silent: float = 0.0
+
+
 class Answer(Exception):
     """Raised to end a request with this status, body and headers."""
 
@@ -98,6 +121,8 @@ class HubDouble:
         self.requests: list[Request] = []
         self.outage: int | None = None  # status with which every request to the Hub is answered
         self.echo_token = False  # simulates a Hub that repeats the token in its error messages
+        self.faults: dict[int, Fault] = {}  # by the number of the request, from 1 on, among those since `fail`
+        self.asked = 0  # requests since `fail`
         self._objects = folder  # content by its SHA-256
         self._lock = threading.RLock()
 
@@ -131,6 +156,12 @@ class HubDouble:
 
     # For tests
 
+    def fail(self, fault: Fault | None, at: int = 1, times: int = 1) -> None:
+        """Answers `times` of the requests that come from now on with `fault`, the first being number `at`. None: no more."""
+        with self._lock:
+            self.asked = 0
+            self.faults = dict.fromkeys(range(at, at + times), fault) if fault is not None else {}
+
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
         return {path: self.content(oid) for path, oid in self.commit(repo, revision).files.items()}
 
@@ -152,6 +183,11 @@ class HubDouble:
         """Adds files to a repository without the client, and returns the commit."""
         repository = self.repositories.setdefault(repo, Repository(private, gated))
         return self._record(repository, "add", {path: self._store(content) for path, content in files.items()})
+
+    def forget(self, contents: Iterable[bytes]) -> None:
+        """Removes contents from storage, so that they have to be uploaded again."""
+        for content in contents:
+            (self._objects / hashlib.sha256(content).hexdigest()).unlink(missing_ok=True)
 
     # For the servers
 
@@ -193,6 +229,7 @@ class Role(BaseHTTPRequestHandler):
     """Common to both servers: reads a body, sends an answer, records requests."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are sent one after the other: with it every answer waits 40 ms
     double: HubDouble
     routes: list[tuple[str, str, str]]  # method, pattern of the path, name of the handling method
 
@@ -212,10 +249,22 @@ class Role(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         parts = urlsplit(self.path)
         self.query = parse_qs(parts.query)
-        self.payload = self.body()
         path = unquote(parts.path)
         with self.double._lock:
+            self.double.asked += 1
+            fault = self.double.faults.get(self.double.asked, Fault())
+        if fault.cut == "half" and self.command in ("POST", "PUT"):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
+            self.break_off()
+            return
+        self.payload = self.body()
+        threading.Event().wait(fault.silent)  # not time.sleep, which tests replace
+        with self.double._lock:
             try:
+                if fault.status:
+                    headers = {name.replace("-", "_"): value for name, value in fault.headers.items()}
+                    refused = refuse(fault.status, fault.message, fault.code)
+                    raise Answer(fault.status, refused.body, **(refused.headers | headers))
                 self.admit()
                 for method, pattern, name in self.routes:
                     if method == self.command.replace("HEAD", "GET") and (match := re.fullmatch(pattern, path)):
@@ -228,6 +277,15 @@ class Role(BaseHTTPRequestHandler):
             self.double.requests.append(
                 Request(self.command, path, final.status, "Authorization" in self.headers, self.headers.get("Range"))
             )
+        if fault.cut == "after":
+            self.break_off()
+            return
+        with contextlib.suppress(OSError):  # a client that has given up
+            self.send(final, half=fault.cut == "half")
+        if fault.cut == "half":
+            self.break_off()
+
+    def send(self, final: Answer, half: bool) -> None:
         self.send_response(final.status)
         for name, value in final.headers.items():
             self.send_header(name, value)
@@ -235,7 +293,12 @@ class Role(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(final.body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(final.body)
+            self.wfile.write(final.body[: len(final.body) // 2] if half else final.body)
+
+    def break_off(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
@@ -256,6 +319,7 @@ class Role(BaseHTTPRequestHandler):
         raise Answer(206, content[start:stop], Content_Range=f"bytes {start}-{stop - 1}/{len(content)}", **headers)
 
 
+API = "/api/(?:models|datasets)"
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 # Some of the identifiers in docs/hub/repositories-licenses.md of huggingface/hub-docs.
 LICENCES = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0", "gemma", "llama3", "other", "unknown"}
@@ -297,14 +361,14 @@ class HubRole(Role):
         ("GET", "/api/whoami-v2", "whoami"),
         ("POST", "/api/validate-yaml", "validate_card"),
         ("POST", "/api/repos/create", "create"),
-        ("GET", f"/api/models/{REPO}(/revision/(?P<revision>.+))?", "info"),
-        ("GET", f"/api/models/{REPO}/auth-check", "auth_check"),
-        ("GET", f"/api/models/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
-        ("POST", f"/api/models/{REPO}/preupload/(?P<revision>.+)", "preupload"),
-        ("POST", f"/api/models/{REPO}/commit/(?P<revision>.+)", "new_commit"),
+        ("GET", f"{API}/{REPO}(/revision/(?P<revision>.+))?", "info"),
+        ("GET", f"{API}/{REPO}/auth-check", "auth_check"),
+        ("GET", f"{API}/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
+        ("POST", f"{API}/{REPO}/preupload/(?P<revision>.+)", "preupload"),
+        ("POST", f"{API}/{REPO}/commit/(?P<revision>.+)", "new_commit"),
         ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
         ("POST", rf"/{REPO}\.git/info/lfs/objects/verify", "lfs_verify"),
-        ("GET", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("GET", f"/(?:datasets/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     ]
 
     @property
@@ -482,6 +546,8 @@ class HubRole(Role):
             key, value = item["key"], item["value"]
             if key == "header":
                 message = value["summary"]
+                if value.get("parentCommit", repository.commits[-1].oid) != repository.commits[-1].oid:
+                    raise refuse(412, "A commit has happened since. Please refresh and try again.")
             elif key == "file":
                 files[value["path"]] = self.double._store(base64.b64decode(value["content"], validate=True))
             elif key == "lfsFile":

@@ -25,7 +25,7 @@ FILES = sorted([ROOT / "cli.py", *(file for package in PACKAGES for file in (ROO
 # From the lowest rank to the highest. Rooms of one rank do not import each other.
 RANKS = (
     "stitch/errors stitch/progress sae matching stitch/modeling",
-    "stitch/files stitch/regression",
+    "stitch/files stitch/regression stitch/hub",
     "stitch/text stitch/models",
     "stitch/internals stitch/activations",
     "stitch/features",
@@ -54,7 +54,7 @@ HEAVY = set("torch numpy scipy transformers tokenizers datasets huggingface_hub 
 HOMES = {
     "sae_lens": "sae/",
     "transformer_lens": "sae/",
-    "huggingface_hub": "stitch/models/hub",
+    "huggingface_hub": ("stitch/hub/", "stitch/models/hub"),
     "typer": ("cli.py", "stitch/commands/"),
     "click": ("cli.py", "stitch/commands/"),
     "rich": ("stitch/api/", "stitch/commands/"),

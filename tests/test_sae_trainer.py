@@ -306,7 +306,7 @@ def _nan(x):
         (_with("b/resid_pre.2", lambda x: x[:-1]), r"batch 3 of b/resid_pre.2 must be \(64, 12\); got \(63, 12\)"),
         (_with("a.resid_pre.1", lambda x: x[:, :8]), r"batch 3 of a.resid_pre.1 must be \(64, 16\); got \(64, 8\)"),
         (_with("a.resid_pre.1", _nan), "must be finite; batch 3 of a.resid_pre.1 is not"),
-        (lambda step, batch: {site: x * 0 for site, x in batch.items()}, "must not all be zero"),
+        (lambda step, batch: {site: x * 0 for site, x in batch.items()}, "must have a norm; those of .* are zero"),
     ],
 )
 def test_a_bad_batch_is_refused_by_name(change, message):

@@ -254,7 +254,9 @@ def test_a_push_without_network_is_reported(model, hub):
     assert one_line(caught.value) == "no network: the Hub cannot be reached; check the connection."
 
 
-@pytest.mark.parametrize("status, told", [(507, "answered 507"), (400, "the Hub is down")])
+@pytest.mark.parametrize(
+    "status, told", [(507, "no room for user/model"), (400, "the Hub is down"), (418, "answered 418")]
+)
 def test_the_hubs_error_is_reported_in_one_line(hub, model, status, told):
     hub.outage = status
     with pytest.raises(StitchError, match=told) as caught:

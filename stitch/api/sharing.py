@@ -6,6 +6,14 @@ from stitch.api.given import PathLike
 from stitch.api.progress import progress
 
 
+def require_pushable(repo: str | None) -> None:
+    """Raises what `push` would before it asks the Hub; nothing where `repo` is None. For what pushes at the end of long work."""
+    from stitch.models import hub
+
+    if repo is not None:
+        hub.require_pushable(repo)
+
+
 def push(folder: PathLike, repo: str, *, private: bool = False, quiet: bool = False) -> str:
     """Uploads the model in `folder` to `repo` (user/name), which is created if it does not exist, and returns its address.
 

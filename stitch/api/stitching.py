@@ -10,7 +10,9 @@ from stitch.api.page import Page
 from stitch.api.progress import progress
 from stitch.api.result import ModelResult
 from stitch.api.sharing import push as push_folder
+from stitch.api.sharing import require_pushable
 from stitch.composite.parts import Part, read_parts
+from stitch.errors import StitchError
 from stitch.files.output import check_output
 
 
@@ -71,6 +73,7 @@ def join(
     from stitch.config import Settings
     from stitch.jobs import join as job
 
+    require_pushable(push)
     place = Output(out)
     with named(model_a, model_b) as (a, b), text_named(text) as source, progress(quiet) as update:
         settings = Settings(
@@ -127,6 +130,7 @@ def chain(
     """
     from stitch.jobs import chain as job
 
+    require_pushable(push)
     place = Output(out)
     if place.folder is not None and not resume:
         check_output(place.folder, overwrite)  # before a file is read
@@ -145,12 +149,21 @@ def chain(
     return _composite(report, folder, place, push, quiet)
 
 
+def _pushed(folder: Path, repo: str, place: Output, quiet: bool) -> str:
+    try:
+        return push_folder(folder, repo, quiet=quiet)
+    except StitchError as error:
+        if place.folder is None:
+            raise
+        raise type(error)(f"{error} The model is finished, in {folder}: `stitch push` uploads it alone.") from None
+
+
 def _composite(report: dict, folder: Path, place: Output, repo: str | None, quiet: bool) -> Composite:
     from stitch.report.cached import reused
     from stitch.report.card import footnotes, table
     from stitch.report.verdict import verdict_sentence
 
-    url = push_folder(folder, repo, quiet=quiet) if repo else None
+    url = _pushed(folder, repo, place, quiet) if repo else None
     page = Page(
         lead=verdict_sentence(report) if "verdict" in report else None,
         tables=[table(report)],

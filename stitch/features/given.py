@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from sae.attachment import Attachment, attachment
 from sae.convert import to_dictionary
 from sae.errors import SAEError
-from sae.storage import load
 from stitch.features.hooks import is_elsewhere, site_of
 from stitch.features.model_names import compared
+from stitch.models.published_saes import load
 from stitch.models.sources import Source
 
 

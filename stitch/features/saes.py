@@ -16,12 +16,13 @@ from sae.config import SAEConfig
 from sae.convert import to_dictionary
 from sae.errors import DamagedSnapshot
 from sae.metrics import Quality, measure
-from sae.storage import load, save
+from sae.storage import save
 from sae.trainer import SNAPSHOT_FORMAT, train_sites
 from sae.types import Dictionary
 from stitch.activations.paired import Paired
 from stitch.files.seals import is_sealed, seal
 from stitch.files.store import Store
+from stitch.models.published_saes import load
 from stitch.progress import Progress
 
 KIND = "saes"  # in the store

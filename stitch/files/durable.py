@@ -15,6 +15,14 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def share_tree(folder: Path) -> None:
+    """Lets those read the files of `folder` who may read it, as the umask says: safetensors' own are for their owner alone."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+
+
 def flush_tree(folder: Path) -> None:
     """Flushes everything in `folder`, then the folder itself, so that a rename that follows cannot outlive the content."""
     for path in sorted(folder.rglob("*")):

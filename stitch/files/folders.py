@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from stitch.files.durable import flush, flush_tree
+from stitch.files.durable import flush, flush_tree, share_tree
 from stitch.files.output import check_output, mark
 from stitch.files.unfinished import REPLACED
 from stitch.files.workspace import workspace
@@ -27,6 +27,7 @@ def appear(target: Path, fill: Callable[[Path], None], command: str, *, overwrit
 def publish(folder: Path, target: Path, work: Path, command: str, *, overwrite: bool = False) -> None:
     """Marks a finished `folder` as written by `command`, flushes it and makes it `target`; what it replaces goes to `work`."""
     mark(folder, command)
+    share_tree(folder)
     flush_tree(folder)
     check_output(target, overwrite)  # again: hours may lie between the first look and this one
     replaced = work / REPLACED

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from sae.convert import to_dictionary, transcoder_to_dictionary
 from sae.errors import SAEError
-from sae.storage import load
 from sae.types import Dictionary
 from stitch.errors import UsageError
 from stitch.models.model import Model
+from stitch.models.published_saes import load
 
 WRITTEN_BY = ("mlp_out", ".mlp")  # endings of hook names for an MLP's output
 BEFORE_NORM = ("hook_resid_mid", "hook_mlp_in")  # endings of hook names for the stream that the MLP's norm reads

@@ -12,7 +12,7 @@ from sae.config import SAEConfig
 from sae.convert import from_dictionary, to_dictionary
 from sae.metrics import Quality, measure
 from sae.schedule import batch_size_for, steps_for
-from sae.storage import load, save
+from sae.storage import save
 from sae.trainer import train_sites
 from sae.types import Dictionary
 from stitch.config import Settings
@@ -26,6 +26,7 @@ from stitch.files.store import Store
 from stitch.jobs.stages import chunk_tokens
 from stitch.jobs.transfer import Loaded, Sites, transfer
 from stitch.models.model import Model
+from stitch.models.published_saes import load
 from stitch.progress import Progress
 from stitch.transfers.agreement import agreement, top_tokens
 from stitch.transfers.autoencoders import (

@@ -14,7 +14,8 @@ from stitch.files.front_matter import CARD
 from stitch.files.headers import INDEX, PICKLE_SUFFIXES, weight_map
 from stitch.files.markdown import PLACE
 from stitch.files.tokenizer import TEMPLATES
-from stitch.models.hub_errors import explained
+from stitch.hub.access import access_token
+from stitch.hub.errors import asked
 from stitch.progress import Progress
 
 # The files that transformers reads, and the card, which has the licence: no pickles, no code, nothing from subfolders, which
@@ -53,8 +54,10 @@ def config(repo: str, revision: str | None = None, *, endpoint: str | None = Non
 def _snapshot(repo: str, revision: str | None, endpoint: str | None, **which: Any) -> Path:
     from huggingface_hub import snapshot_download
 
-    with explained(repo, _token(None), f"no network and no such local model: {repo}"):
+    def attempt() -> Path:
         return Path(snapshot_download(repo, revision=revision, endpoint=endpoint, **which))
+
+    return asked(attempt, repo, f"no network and no such local model: {repo}")
 
 
 def card(repo: str) -> tuple[Path, str] | None:
@@ -66,6 +69,19 @@ def card(repo: str) -> tuple[Path, str] | None:
     except Exception:  # of the network, the Hub, or its client; what a card would say is then unknown
         return None
     return folder, folder.name
+
+
+def require_pushable(repo: str, token: str | None = None) -> str:
+    """The token to push to `repo` with. Asks nobody.
+
+    Raises: UsageError when `repo` is not a valid name; StitchError when there is no token.
+    """
+    if not REPO_NAME.fullmatch(repo):
+        raise UsageError(f"a repository is named user/name; got {repo!r}.")
+    found = access_token(token)
+    if not found:
+        raise StitchError("pushing needs a Hub token and there is none: run `hf auth login`, or set HF_TOKEN.")
+    return found
 
 
 def push(
@@ -86,18 +102,20 @@ def push(
     Raises: UsageError when `folder` holds no model or `repo` is not a valid name; StitchError when the token or the network
     fail.
     """
-    if not REPO_NAME.fullmatch(repo):
-        raise UsageError(f"a repository is named user/name; got {repo!r}.")
+    token = require_pushable(repo, token)
     files = _publishable(Path(folder))
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    token = _token(token)
-    if not token:
-        raise StitchError("pushing needs a Hub token and there is none: run `hf auth login`, or set HF_TOKEN.")
     sizes = {name: file.stat().st_size for name, file in files.items()}
-    with explained(repo, token, "no network: the Hub cannot be reached"), _quiet_upload(endpoint):
+
+    def attempt() -> str:
+        """One commit on top of the one that is there, or none where that one has these files already.
+
+        Not `upload_folder`: it makes several commits of a large folder, and whoever loads in between gets half of it.
+        """
         api = HfApi(endpoint=endpoint, token=token, library_name="stitch")
         url = api.create_repo(repo, private=private, exist_ok=True)
+        before = api.model_info(repo)
         additions = [CommitOperationAdd(name, _content(file, repo)) for name, file in files.items()]
         done = 0
         for addition in additions:
@@ -105,10 +123,14 @@ def push(
             done += sizes[addition.path_in_repo]
             if progress:
                 progress(f"upload {repo}", done, sum(sizes.values()))
-        stale = [name for name in api.list_repo_files(repo) if _is_weights(name) and name not in files]
-        deletions = [CommitOperationDelete(name) for name in stale]
-        api.create_commit(repo, [*deletions, *additions], commit_message="Upload with stitch")
-    return str(url)
+        there = [file.rfilename for file in before.siblings or []]
+        deletions = [CommitOperationDelete(name) for name in there if _is_weights(name) and name not in files]
+        changes = [*deletions, *additions]
+        api.create_commit(repo, changes, commit_message="Upload with stitch", parent_commit=before.sha)
+        return str(url)
+
+    with _quiet_upload(endpoint):
+        return asked(attempt, repo, "no network: the Hub cannot be reached", token)
 
 
 def _content(file: Path, repo: str) -> str | bytes:
@@ -133,19 +155,6 @@ def _publishable(folder: Path) -> dict[str, Path]:
 
 def _is_weights(name: str) -> bool:
     return bool(re.fullmatch(r"model[^/]*\.safetensors(\.index\.json)?", name))
-
-
-def _token(given: str | None) -> str | None:
-    """`given`, else the token that the client finds in the environment or in its own files."""
-    from huggingface_hub import get_token
-
-    try:
-        token = (get_token() if given is None else given) or None
-    except Exception as error:
-        raise StitchError(f"the Hub token cannot be read ({type(error).__name__}): run `hf auth login`.") from None
-    if token and not re.fullmatch(r"[!-~]+", token):  # the HTTP client would quote the token in its error
-        raise StitchError("the Hub token holds spaces or other characters that no token has: copy it again.")
-    return token
 
 
 @contextmanager

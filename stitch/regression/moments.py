@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stitch.errors import StitchError
 from stitch.regression.sparse_gram import SparseGram
 
 Variable = Tensor | sp.csr_array  # [tokens, columns]; scipy's classes are untyped, hence the Any below
@@ -115,6 +116,12 @@ def accumulate(
             is_single = first in single or second in single
             rows, dtype = (narrow, sums_of_single) if is_single else (wide, torch.float64)
             _add(products, (first, second), _product(rows[first], rows[second]).to(dtype))
+    for name, found in squares.items():
+        if not found.isfinite().all():
+            raise StitchError(
+                f"a regression needs finite numbers, whose squares are finite too; those of `{name}` are not. "
+                "Look for NaN in the model's weights, or load it in another precision (`dtype` fp32)."
+            )
     return Moments(count, sums, squares, products)
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stitch.errors import StitchError
 from stitch.regression.moments import Moments
 from stitch.regression.ridge import STRENGTHS
 
@@ -25,17 +26,23 @@ def ridge_towards(
     """Minimises Σ‖y − u W‖² + λ ‖W − prior‖² over W, without bias; λ by the error on `held_out`.
 
     λ is relative to the mean eigenvalue of Σ uᵀu. One eigendecomposition serves all λ.
+    Raises: StitchError where the target is zero on all held-out tokens.
     Source: Hoerl & Kennard 1970, Technometrics 12, applied to y − u · prior.
     """
     gram, cross = fit.product(inputs, inputs), fit.product(inputs, target)
     gram_held, cross_held = held_out.product(inputs, inputs), held_out.product(inputs, target)
     values, vectors = torch.linalg.eigh(gram)
     values = values.clamp_min(0)
-    scale = values.mean().clamp_min(1e-30)
+    scale = values.mean()
+    scale = scale if scale > 0 else torch.ones_like(scale)
     rotated = vectors.T @ (cross - gram @ prior)
     rest_held = vectors.T @ (cross_held - gram_held @ prior)
     gram_held_rotated = vectors.T @ gram_held @ vectors
     total = held_out.squares[target].sum()
+    if not total > 0:
+        raise StitchError(
+            f"a regression needs a target that is not zero on held-out tokens; `{target}` is. Give more text."
+        )
     at_prior = total - 2 * (prior * cross_held).sum() + (prior * (gram_held @ prior)).sum()
 
     def error(strength: Tensor) -> Tensor:

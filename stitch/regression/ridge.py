@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stitch.errors import StitchError
 from stitch.regression.conjugate import ConjugateGradients
 from stitch.regression.moments import Moments
 from stitch.regression.normal import NormalEquations
@@ -21,6 +22,7 @@ from stitch.regression.search import descend
 from stitch.regression.sparse_gram import SparseGram
 
 STRENGTHS = torch.logspace(-8, 1, 19, dtype=torch.float64)  # λ relative to the mean variance of an input column
+ROUNDING = 1e-10  # of the mean square: less variance than this is lost in the difference of two sums
 FIRST = 10  # index of 1e-3, tried first
 TOWARDS_PRIOR = torch.logspace(
     -8, 5, 27, dtype=torch.float64
@@ -57,14 +59,24 @@ def ridge(
     others. Each λ needs a Cholesky factor, in the memory of one matrix; that is faster than one eigendecomposition for all
     (3,000 columns, 12 factors: 2.3 s against 6.9 s). An input whose products are a SparseGram is solved for by conjugate
     gradients instead.
+    Raises: StitchError where the target is constant on the held-out tokens, or rounding prevents every solution.
     Source: Hoerl & Kennard 1970, Technometrics 12.
     """
+    variance = float((held_out.squares[target] / held_out.count - held_out.means[target] ** 2).sum())
+    if not variance > 0:
+        raise StitchError(
+            f"a regression needs a target that varies on held-out tokens; `{target}` does not. Give more text, or another site."
+        )
     problem = _Problem(fit, held_out, inputs, target, dict(prior or {}))
     choices = STRENGTHS if prior is None else TOWARDS_PRIOR
     has_its_own = apart in inputs and len(inputs) > 1
     best = _lowest(problem, choices, apart if has_its_own else None)
+    if not best.weights:
+        raise StitchError(
+            f"no regression of `{target}` on {', '.join(inputs)} can be solved in float64: their values differ too much in size. "
+            "Look for outliers, or choose another site."
+        )
     bias = fit.means[target] - sum(fit.means[name] @ weight for name, weight in best.weights.items())
-    variance = float((held_out.squares[target] / held_out.count - held_out.means[target] ** 2).sum())
     strength_apart = float(choices[best.index_apart]) if has_its_own else None
     return Ridge(best.weights, bias, float(choices[best.index]), best.error / variance, strength_apart)
 
@@ -168,6 +180,7 @@ def shares(found: Ridge, moments: Moments) -> dict[str, float]:
 
 
 def _scale(moments: Moments, name: str) -> Tensor:
-    """Root of the mean variance of a variable's columns."""
-    variance = moments.squares[name] / moments.count - moments.means[name] ** 2
-    return variance.mean().clamp_min(1e-30).sqrt()
+    """Root of the mean variance of a variable's columns, or what rounding leaves of it where they are constant; 1 for zeros."""
+    second = moments.squares[name] / moments.count
+    variance = torch.maximum((second - moments.means[name] ** 2).mean(), ROUNDING * second.mean())
+    return torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()

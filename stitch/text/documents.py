@@ -8,6 +8,9 @@ from typing import Literal
 
 from stitch.errors import StitchError, UsageError
 from stitch.files.lent import Lent
+from stitch.hub.access import access_token
+from stitch.hub.errors import explanation
+from stitch.hub.patience import bounded, patiently
 from stitch.text.document import Document
 from stitch.text.passages import name_of, passages
 
@@ -71,16 +74,20 @@ def _dataset(source: str, characters: int | None) -> Iterator[Document]:
     name, _, config = source.partition(":")
     seen = 0
     try:
-        for number, row in enumerate(load_dataset(name, config or None, split="train", streaming=True)):
-            yield f"{name}#{number}", row["text"]
-            seen += len(row["text"])
-            if characters is not None and seen >= characters:
-                return
+        rows = patiently(lambda: load_dataset(name, config or None, split="train", streaming=True))
+        with bounded():
+            for number, row in enumerate(rows):
+                yield f"{name}#{number}", row["text"]
+                seen += len(row["text"])
+                if characters is not None and seen >= characters:
+                    return
     except KeyError as error:
         raise UsageError(
             f"a dataset needs a `text` column; {source} has none. Export the column to a .jsonl file."
         ) from error
     except Exception as error:  # datasets raises many unrelated types when offline or when the name is wrong
+        if told := explanation(error, name, f"no network and no such local text: {source}", access_token()):
+            raise told from None
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise StitchError(
             f"text must be a local file or a dataset; {source} is no file and cannot be loaded as a dataset: {reason}"
