@@ -32,12 +32,17 @@ def reported(params: Sequence[Any], *, debug: bool, words: Sequence[str] = ()) -
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, KNOWN):
-            text = spelt(str(error), params)
-        else:
-            text = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-        print("stitch: " + " ".join(text.split()), file=sys.stderr)
+        print(f"stitch: {line_of(error, params)}", file=sys.stderr)
         raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+
+def line_of(error: Exception, params: Sequence[Any]) -> str:
+    """What is printed of an error, on one line and in the command line's words."""
+    if isinstance(error, KNOWN):
+        text = spelt(str(error), params)
+    else:
+        text = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+    return " ".join(text.split())
 
 
 def after_stop(stop: KeyboardInterrupt, params: Sequence[Any], words: Sequence[str]) -> str:
