@@ -74,7 +74,7 @@ def values(*, yaml: bool) -> st.SearchStrategy[Any]:
         st.floats(),
         st.text(max_size=12),
         st.lists(st.integers(-2, 20), max_size=5),
-    )
+    ).map(copy.deepcopy)  # they are put into documents, which are then changed
 
 
 def places(document: Any, path: tuple = ()) -> list[tuple]:

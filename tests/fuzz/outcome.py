@@ -10,7 +10,7 @@ from stitch.commands.errors import line_of
 
 GOOD = ("refused", "accepted")
 BAD = ("nonsense", "unclear", "unexpected", "hung", "memory")
-LONGEST = 1_000  # characters of a message
+LONGEST = 2_001  # characters of a message
 OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
