@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stitch.files.specification import read_yaml, shown
+from stitch.files.specification import faulty, read_yaml, shown
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def parts_of(entries: list, where: str) -> list[Part]:
 
 def _checked(found: Any, where: str) -> list[Part]:
     from stitch.composite.parts_schema import ChainFile
-    from stitch.files.schema import checked, faulty
+    from stitch.files.schema import checked
 
     entries = checked(ChainFile, found, where).parts
     faults = []

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
-from stitch.errors import UsageError
-from stitch.files.specification import shown
+from stitch.files.specification import MOST_LINES, faulty, json_of, read_text, shown
 
-MOST_FAULTS = 5  # in one message
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1_000)]
 
 # What pydantic calls a fault, in the words of a message. The others have pydantic's own.
@@ -21,10 +20,12 @@ WORDS = {
     "string_type": "must be text",
     "bool_type": "must be true or false",
     "list_type": "must be a list",
+    "tuple_type": "must be a list",
     "dict_type": "must be an object",
     "model_type": "must be an object",
     "greater_than_equal": "must be at least {ge:,}",
     "greater_than": "must be above {gt:,}",
+    "less_than": "must be below {lt:,}",
     "less_than_equal": "must be at most {le:,}",
     "string_too_short": "must not be empty",
     "string_too_long": "may have {max_length:,} characters",
@@ -61,14 +62,27 @@ def checked(schema: type[Checked], found: Any, where: str) -> Checked:
         raise faulty(where, faults_of(error, schema)) from None
 
 
-def faulty(where: str, faults: Sequence[str]) -> UsageError:
-    """The error that lists faults, the first few of them."""
-    more = f"; and {len(faults) - MOST_FAULTS:,} more" if len(faults) > MOST_FAULTS else ""
-    return UsageError(f"{where} must be corrected: {'; '.join(faults[:MOST_FAULTS])}{more}.")
+def checked_lines(schema: type[Checked], path: Path, role: str) -> list[tuple[int, Checked]]:
+    """The lines of a .jsonl file, each with its number; empty ones are left out. `role` names the file in errors.
+
+    Raises: UsageError for a file that cannot be read, and for all lines that are not as the schema has it.
+    """
+    found, faults, adapter = [], [], TypeAdapter(schema)
+    # str.splitlines would also split at characters that may be inside a string.
+    for number, line in enumerate(read_text(path, role, MOST_LINES).split("\n"), 1):
+        if line.strip():
+            entry = json_of(line, f"line {number} of {path}")
+            try:
+                found.append((number, adapter.validate_python(entry)))
+            except ValidationError as error:
+                faults += faults_of(error, schema, f"line {number}")
+    if faults:
+        raise faulty(str(path), faults)
+    return found
 
 
 def faults_of(error: ValidationError, schema: Any, under: str = "") -> list[str]:
-    """Each fault with its place. `under` is the place of what was checked, where that is a part of something."""
+    """Each fault with its place; `under`, such as line 3, is where all of it stands."""
     return [_fault(one, schema, under) for one in error.errors(include_url=False)]
 
 
@@ -94,11 +108,11 @@ def _fault(one: Any, schema: Any, under: str) -> str:
 
 def place(loc: Sequence[str | int], under: str = "") -> str:
     """parts[1].to for ("parts", 1, "to"); "it" for the whole."""
-    text = under
+    text = ""
     for one in loc:
         named = f"[{one}]" if isinstance(one, int) else one if one.isidentifier() else shown(one)
         text += named if isinstance(one, int) or not text else f".{named}"
-    return text or "it"
+    return ": ".join(filter(None, (under, text))) or "it"
 
 
 def _keys(schema: Any, loc: Sequence[str | int]) -> list[str]:

@@ -7,6 +7,7 @@ file and the place in it.
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from stitch.errors import UsageError
 MOST_BYTES = 1 << 20  # of a file that a person writes
 MOST_YAML = 100_000  # bytes: the reader of YAML takes a second for them
 MOST_REPORT = 64 << 20  # of what this package wrote, which a person may have edited
+MOST_LINES = 256 << 20  # of a .jsonl file
 DEEPEST = 32  # lists and objects inside each other; what is read back here has at most ten
 MOST_VALUES = 100_000  # in YAML, where an alias counts as what it stands for
 MOST_DIGITS = 18  # of a whole number, so that it fits 64 bits
+MOST_FAULTS = 5  # in one message
 SHOWN = 60  # characters of a wrong value in a message
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: JSON can say it, UTF-8 cannot
@@ -127,6 +130,12 @@ def shown(value: Any) -> str:
     """A value in a message: as Python writes it, cut to `SHOWN` characters."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def faulty(where: str, faults: Sequence[str]) -> UsageError:
+    """The error that lists faults, the first few of them."""
+    more = f"; and {len(faults) - MOST_FAULTS:,} more" if len(faults) > MOST_FAULTS else ""
+    return UsageError(f"{where} must be corrected: {'; '.join(faults[:MOST_FAULTS])}{more}.")
 
 
 def _at(node: Any, fault: str) -> _Fault:

@@ -191,7 +191,7 @@ def strictly(content: bytes) -> Any:
     def refused(name: str) -> Any:
         raise ValueError(f"{name} is no number")
 
-    found = json.loads(content.decode("utf-8"), object_pairs_hook=once, parse_constant=refused)
+    found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=once, parse_constant=refused)
     if not_finite(found):
         raise ValueError("a number is too large for a float")
     return found
