@@ -228,7 +228,10 @@ A, B = "{model: a, to: 2}", "{model: b, from: 3}"
         (f"parts: [{{model: a}}, {B}]", r"parts\[0\] \('a'\) needs 'to'"),
         (f"parts: [{A}, {{model: b, from: 3}}, {B}]", r"parts\[1\] \('b'\) needs 'to'"),
         (f"parts: [{A}, {{model: b, to: 3}}, {B}]", r"parts\[1\] \('b'\) needs 'from'"),
-        (f"parts: [{{model: a, from: 1, to: 2}}, {B}]", r"parts\[0\] .* reads the text, so it begins at block 0, got 1"),
+        (
+            f"parts: [{{model: a, from: 1, to: 2}}, {B}]",
+            r"parts\[0\] .* reads the text, so it begins at block 0, got 1",
+        ),
         (f"parts: [{{model: a, to: 0}}, {B}]", "'to' must be above 0, got 0"),
         (f"parts: [{A}, {{model: b, from: 3, to: 3}}, {B}]", "'to' must be above 3, got 3"),
         (f"parts: [{A}, {{model: b, from: 3, to: 1}}, {B}]", "'to' must be above 3, got 1"),
