@@ -119,10 +119,15 @@ def test_the_command_shows_the_trace(turing, tmp_path):
 REFUSED = {
     "two rules for the same": (
         '{"q": {"0": ["1", "R", "q"], "0": ["0", "R", "q"]}}',
-        "one rule for each symbol; got 0 twice",
+        "may have each key once in an object; it has '0' twice: remove one",
     ),
-    "a move": ('{"q": {"0": ["1", "X", "q"]}}', r"L, R or S.*\(q, 0\)"),
-    "no rule": ('{}, "moves": 3', "needs start, blank and rules"),
+    "a move": ('{"q": {"0": ["1", "X", "q"]}}', r"rules.q.'0' must be a rule, \[.* L, R or S, next state\], got"),
+    "several faults": (
+        '{"q": {"0": ["1", "R", ""], "00": ["1", "R", "q"]}}, "head": -1',
+        "rules.q.'0' must be a state, .*'00'.* must be a symbol, .*head must be at least 0, got -1",
+    ),
+    "a head beside the tape": ('{"q": {"0": ["1", "R", "q"]}}, "tape": "01", "head": 2', "tape of 2 cells; it is at 2"),
+    "no rule": ('{}, "moves": 3', "it has 'moves'"),
 }
 
 
@@ -138,7 +143,7 @@ def test_programs_that_do_not_fit_are_refused(turing):
     wide = {f"q{n}": {"0": ["0", "R", f"q{n + 1}"]} for n in range(17)}
     with pytest.raises(UsageError, match="16 states at most; it has 18"):
         run(turing, from_description({"start": "q0", "blank": "0", "rules": wide}), "")
-    with pytest.raises(UsageError, match="symbols _ 0 1; got 2"):
+    with pytest.raises(UsageError, match="symbols _ 0 1 of the Turing machine; got 2"):
         run(turing, from_description(FLIP), "012")
     with pytest.raises(UsageError, match="window of 10 cells"):
         run(turing, from_description(FLIP), "01" * 6)
@@ -210,7 +215,13 @@ def test_a_loop_counts_down_beyond_the_context(subleq):
 
 
 @pytest.mark.parametrize(
-    "found, message", [({"memory": [300]}, "-128 to 255"), ({}, "needs memory"), ({"memory": []}, "one or more")]
+    "found, message",
+    [
+        ({"memory": [300, -200]}, r"memory\[0\] must be at most 255, got 300; memory\[1\] must be at least -128"),
+        ({}, "needs 'memory'"),
+        ({"memory": []}, "at least 1"),
+        ({"memory": [1.0, True]}, r"memory\[0\] must be a whole number, got 1.0; memory\[1\] must be a whole number"),
+    ],
 )
 def test_invalid_memories_are_refused(found, message, tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(found))
