@@ -15,7 +15,7 @@ from fuzz.door import Door
 from fuzz.trying import tried
 from stitch.errors import StitchError
 
-SAMPLE = 40  # cases per door
+SAMPLE = 25  # cases per door
 
 
 @pytest.mark.parametrize("door", doors(), ids=lambda door: door.name)
@@ -55,8 +55,6 @@ def dies(_: Any) -> None:
     [
         ("refused", refuses("x.json must hold a number; got none: write one.")),
         ("unclear", refuses("the file must hold a number; got none: write one.")),
-        ("unclear", refuses("x.json must hold a number; got \x1b[31m: write one.")),
-        ("unclear", refuses("x.json must hold a number; got " + "a" * 100_000)),
         ("accepted", lambda _: "sound"),
         ("nonsense", lambda _: "unsound"),
         ("unexpected", lambda _: {}["key"]),

@@ -2,8 +2,8 @@
 
 import itertools
 import json
-import time
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +130,14 @@ def test_normalising_determinises_completes_and_minimises():
         for letters in itertools.product("ab", repeat=size):
             text = "".join(letters)
             assert words(automaton, text)[-1].endswith("+>") == text.endswith("ab")
+
+
+def test_the_symbols_of_an_expression_are_those_that_it_names():
+    """The library also takes the digits of counts, the hyphen of a class and the backslash of an escape for symbols."""
+    assert from_regex("[a-c]{12}").symbols == ("a", "b", "c")
+    assert from_regex(r"a\n(\\.)?").symbols == ("\n", "\\", "a")
+    assert from_regex(".{2}b", "c").symbols == ("b", "c")
+    assert len(from_regex(r"\d+").symbols) == 10
 
 
 def test_expressions_that_match_nothing_are_refused(tmp_path):

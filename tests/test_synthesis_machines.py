@@ -14,6 +14,7 @@ from stitch.errors import StitchError, UsageError
 from stitch.synthesis import checkpoint, interpreters, kinds
 from stitch.synthesis.certify import certify
 from stitch.synthesis.compile import compile_machine
+from stitch.synthesis.description import described as described_in
 from stitch.synthesis.machines import subleq_trials, turing_trials
 from stitch.synthesis.machines.subleq import Program, read_subleq
 from stitch.synthesis.machines.subleq_run import run_subleq
@@ -56,9 +57,7 @@ def expected(machine: Turing, tape: str, window: int) -> list[str]:
 
 
 def run(folder: Path, machine: Turing, tape: str, steps: int = 1000) -> list[str]:
-    return list(
-        run_turing(checkpoint.load(folder, torch.float32, "sdpa"), kinds.described(folder), machine, tape, steps)
-    )
+    return list(run_turing(checkpoint.load(folder, torch.float32, "sdpa"), described_in(folder), machine, tape, steps))
 
 
 def test_random_machines_run_correctly_in_fp32_and_bf16_sdpa_and_eager(turing):
@@ -150,7 +149,7 @@ def test_programs_that_do_not_fit_are_refused(turing):
     full = {q: {s: ["0", "R", q] for s in "01234567"} for q in "ABCDEFGHIJKLMNOP"}
     too_many = from_description({"start": "A", "blank": "0", "rules": full})
     with pytest.raises(UsageError, match=r"must fit the context of 200; they take"):
-        list(run_turing(None, {**kinds.described(turing), "context": 200}, too_many, "", 1))
+        list(run_turing(None, {**described_in(turing), "context": 200}, too_many, "", 1))
     with pytest.raises(UsageError, match="window must be at least 4"):
         kinds.blueprint_of({"kind": "turing", "window": 3, "context": 100})
 
@@ -159,7 +158,7 @@ def test_a_checkpoint_that_writes_no_tape_is_an_error(turing, tmp_path):
     net = checkpoint.load(turing, torch.float32, "sdpa")
     net.lm_head.weight.data[ids_of("|")[1]] = 0.0
     with pytest.raises(StitchError, match=r"must end every tape with \|.*Certify"):
-        list(run_turing(net, kinds.described(turing), from_description(FLIP), "0110", 3))
+        list(run_turing(net, described_in(turing), from_description(FLIP), "0110", 3))
 
 
 @pytest.mark.slow
@@ -197,7 +196,7 @@ def test_random_programs_do_rewrite_themselves():
 
 def put_out(folder: Path, program: Program, steps: int = 200) -> str:
     net = checkpoint.load(folder, torch.float32, "sdpa")
-    return list(run_subleq(net, kinds.described(folder), program, steps))[-1]
+    return list(run_subleq(net, described_in(folder), program, steps))[-1]
 
 
 def test_a_program_that_turns_its_own_jump_into_a_halt(subleq):

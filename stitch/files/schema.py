@@ -5,11 +5,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
-from stitch.files.specification import MOST_LINES, faulty, json_of, read_text, shown
+from stitch.files.specification import MOST_DATA, faulty, json_of, read_text, shown
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=1_000)]
+
+def _printed(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must be text that can be printed")
+    return text
+
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1_000), AfterValidator(_printed)]
 
 # What pydantic calls a fault, in the words of a message. The others have pydantic's own.
 WORDS = {
@@ -69,7 +76,7 @@ def checked_lines(schema: type[Checked], path: Path, role: str) -> list[tuple[in
     """
     found, faults, adapter = [], [], TypeAdapter(schema)
     # str.splitlines would also split at characters that may be inside a string.
-    for number, line in enumerate(read_text(path, role, MOST_LINES).split("\n"), 1):
+    for number, line in enumerate(read_text(path, role, MOST_DATA).split("\n"), 1):
         if line.strip():
             entry = json_of(line, f"line {number} of {path}")
             try:

@@ -16,7 +16,7 @@ from stitch.errors import UsageError
 MOST_BYTES = 1 << 20  # of a file that a person writes
 MOST_YAML = 100_000  # bytes: the reader of YAML takes a second for them
 MOST_REPORT = 64 << 20  # of what this package wrote, which a person may have edited
-MOST_LINES = 256 << 20  # of a .jsonl file
+MOST_DATA = 256 << 20  # of a .jsonl file, or a matrix
 DEEPEST = 32  # lists and objects inside each other; what is read back here has at most ten
 MOST_VALUES = 100_000  # in YAML, where an alias counts as what it stands for
 MOST_DIGITS = 18  # of a whole number, so that it fits 64 bits
@@ -24,7 +24,8 @@ MOST_FAULTS = 5  # in one message
 SHOWN = 60  # characters of a wrong value in a message
 
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: JSON can say it, UTF-8 cannot
-PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}
+CORE = "tag:yaml.org,2002:"
+PLAIN = {f"{CORE}{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")}
 
 
 class _Fault(ValueError):
@@ -92,7 +93,7 @@ def yaml_of(text: str, where: str) -> Any:
     class Loader(yaml.SafeLoader):
         def construct_object(self, node: Any, deep: bool = False) -> Any:
             if node.tag not in PLAIN:
-                raise _at(node, f"`{node.tag.rpartition(':')[2]}` is not read here; write text in quotation marks")
+                raise _at(node, f"`{node.tag.removeprefix(CORE)}` is not read here; write text in quotation marks")
             try:
                 return super().construct_object(node, deep)
             except _Fault:
@@ -103,7 +104,7 @@ def yaml_of(text: str, where: str) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
             names = set()
             for key, _ in node.value:
-                if key.tag != "tag:yaml.org,2002:str":
+                if key.tag != f"{CORE}str":
                     raise _at(key, f"a key must be text; got {shown(key.value)}: put it in quotation marks")
                 if key.value in names:
                     raise _at(key, f"has {shown(key.value)} twice; remove one")

@@ -41,6 +41,13 @@ class Outcome:
 def outcome(door: Door, case: Any, folder: Path) -> Outcome:
     """Tries a case here."""
     try:
+        return _outcome(door, case, folder)
+    except MemoryError:  # also while a message is made
+        return Outcome("memory", "in the words of what happened")
+
+
+def _outcome(door: Door, case: Any, folder: Path) -> Outcome:
+    try:
         given = door.given(case, folder)
         result = door.call(given)
     except door.known as error:

@@ -32,25 +32,29 @@ def from_regex(expression: str, alphabet: str | None = None) -> Automaton:
             f"{where} may have classes of {MOST_SYMBOLS:,} symbols; {shown(wide[0])} has more: name fewer."
         )
     try:
-        _check_expansion(expression, where)
-        nfa = nfa_class.from_regex(expression, input_symbols=set(alphabet) if alphabet else None)
+        symbols = _symbols(expression, where) | set(alphabet or "")
+        nfa = nfa_class.from_regex(expression, input_symbols=symbols)
     except UsageError:
         raise
     except Exception as error:  # its exceptions have no common class
         raise UsageError(f"{where} must be one that automata-lib reads; {error}.") from error
-    if not nfa.input_symbols:
+    if not symbols:
         raise UsageError(f"{where} must name a symbol; give an `alphabet`.")
     return from_library(nfa, where)
 
 
-def _check_expansion(expression: str, where: str) -> None:
-    """Raises: UsageError for an expression that takes too many states, and for {0}, which the library reads as {0,1}."""
+def _symbols(expression: str, where: str) -> set[str]:
+    """The symbols that an expression names; the library would also take the digits of {12}, and the - of [a-z], for symbols.
+
+    Raises: UsageError for an expression that takes too many states, and for {0}, which the library reads as {0,1}.
+    """
     from itertools import count
 
     from automata.regex import parser, postfix
 
     tokens: list[Any] = parser.get_regex_lexer(set(), count()).lex(expression)
     postfix.validate_tokens(tokens)
+    named: set[str] = set()
     sizes: list[int] = []
     for token in postfix.tokens_to_postfix(parser.add_concat_and_empty_string_tokens(tokens, count())):
         if isinstance(token, parser.QuantifierToken):
@@ -65,8 +69,21 @@ def _check_expansion(expression: str, where: str) -> None:
             sizes.append(sizes.pop() + 1)
         else:
             sizes.append(2)
+            named |= _named_by(token, parser)
         if sizes[-1] > MOST_EXPANDED:
             raise UsageError(
                 f"{where} may take {MOST_EXPANDED:,} states with its repetitions written out; it takes {sizes[-1]:,} or more: "
                 "lower its counts."
             )
+    return named
+
+
+def _named_by(token: Any, parser: Any) -> set[str]:
+    if isinstance(token, parser.CharacterClassToken):
+        return set(token.class_chars)
+    if isinstance(
+        token, parser.WildcardToken
+    ):  # . and \d, \D …: a negated class of them is that of what can be printed
+        negated = {"\\S": "NON_WHITESPACE_CHARS", "\\D": "NON_DIGIT_CHARS", "\\W": "NON_WORD_CHARS"}
+        return set(getattr(parser, negated[token.text]) if token.text in negated else token.input_symbols)
+    return set(token.text)

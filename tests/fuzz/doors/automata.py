@@ -28,7 +28,7 @@ DOCUMENTS = (
     {"start": "0", "accept": ["2"], "transitions": {"0": {"a": "1"}, "1": {"a": "2", "b": "0"}}},
 )
 NAMES = ("start", "accept", "outputs", "symbols", "about", "transitions")
-MOST_TRANSITIONS = 20_000  # as docs/compile.md says
+MOST_STATES, MOST_TRANSITIONS = 1_024, 16_384  # as docs/compile.md says
 
 
 def ready() -> None:
@@ -51,6 +51,7 @@ def whole_machine(found: Any) -> bool:
     return (
         states > 0
         and symbols > 0
+        and states <= MOST_STATES
         and states * symbols <= MOST_TRANSITIONS
         and len(set(found.states)) == states
         and len(set(found.symbols)) == symbols
@@ -109,7 +110,7 @@ def as_written(content: bytes, found: Any) -> bool:
     rows = {str(q): row for q, row in document["transitions"].items()}
     if list(found.states) != list(rows) or found.states[found.start] != str(document["start"]):
         return False
-    if document.get("symbols") not in (None, [], list(found.symbols)):
+    if list(map(str, document.get("symbols", []))) not in ([], list(found.symbols)):
         return False
     outputs = {str(q): str(word) for q, word in document.get("outputs", {}).items()}
     if document.get("accept") or not (
@@ -213,7 +214,8 @@ def read_expression(case: tuple[str, str | None]) -> Any:
     return read_automaton(case[0], alphabet=case[1])
 
 
-PLAIN = re.compile(r"(?:[abcx]|\((?!\))|\)|\||(?<=[a-z)])[*+?](?![*+?{]))+")  # what means the same to Python's re
+# What means the same to Python's re, but that it takes one repetition of a part.
+PLAIN = re.compile(r"(?:[abcx]|\((?!\))|\)|\||(?<=[a-z)])(?:[*+?]|\{\d(?:,\d?)?\})(?![*+?{]))+")
 
 
 def matches(case: tuple[str, str | None], found: Any) -> bool:
@@ -237,7 +239,12 @@ DOORS = [
         call=read(normalise=False),
         sound=as_written,
         ready=ready,
-        kept=(b'{"start": "a", "accept": ["b"], "transitions": {"a": {"0": "b"}, "b": {"0": "a"}}}',),
+        kept=(
+            b'{"start": "a", "accept": ["b"], "transitions": {"a": {"0": "b"}, "b": {"0": "a"}}}',
+            b'{"start": "a", "accept": ["a"], "transitions": {"a": {"0": "a+"}, "a+": {"0": "a"}}}',
+            b'{"start": "0", "accept": [1e308], "transitions": -1E+999}',
+            b'{"start": "a", "transitions": {"a": {"0": "a"}, "b": 3, "b": {"0": "b"}}}',
+        ),
     ),
     Door(
         name="automaton.json, normalised",
@@ -254,6 +261,6 @@ DOORS = [
         call=read_expression,
         sound=matches,
         ready=ready,
-        kept=(("(ab|ba)*c?", None), *((text, None) for text in WILD)),
+        kept=(("(ab|ba)*c?", None), ("a{0}b", None), (".{3}", None), *((text, None) for text in WILD)),
     ),
 ]

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from fuzz.documents import whole, yaml_files
+from fuzz.documents import LAUGHS, whole, yaml_files
 from fuzz.door import Door
 from stitch.composite.parts import read_parts
 
@@ -47,6 +47,12 @@ DOORS = [
         kept=(
             b"parts:\n  - {model: demo:gpt2, to: 3}\n  - {model: demo:llama, from: 4}\n",
             b"parts: " + b"[" * 5_000 + b"]" * 5_000,
+            b"parts: " + b"9" * 5_000,
+            b"parts: [{model: a, to: 150000}, {model: b, from: 1}]",
+            b"parts: [{model: a, model: b, to: 1}, {model: b, from: 1}]",
+            b"parts: &a [{model: *a, to: 1}, {model: b, from: 1}]",
+            f"parts: {LAUGHS}".encode(),
+            b'parts: [{model: "\x1b[31m", to: 1}, {model: b}]',
         ),
     )
 ]

@@ -22,9 +22,13 @@ PRINTABLE = 100_000
 
 
 def ready() -> None:
+    import torch
+
     import stitch.synthesis.kinds
     import stitch.synthesis.machines.subleq_run
     import stitch.synthesis.machines.turing_run  # noqa: F401
+
+    torch.optim.LBFGS([torch.zeros(1, requires_grad=True)])  # imports what takes seconds
 
 
 def run_turing(path: Path) -> Any:
@@ -93,6 +97,7 @@ AUTOMATON = {
     "steps": [[0, 1], [1, 0]],
     "says": [["<0>", "<1+>"], ["<1+>", "<0>"]],
 }
+RANK = {name: {"max": 0.0, "mean": 0.0} for name in ("naive", "completed")} | {"rank": 1, "max": 0.0, "mean": 0.0}
 DESCRIPTIONS = (
     {"kind": "automaton", "source": "a", "arch": "llama", "mode": "stepwise", "length": 4, "automaton": AUTOMATON},
     {"kind": "automaton", "source": "a", "arch": "gpt2", "mode": "parallel", "length": 4, "automaton": AUTOMATON},
@@ -116,7 +121,7 @@ DESCRIPTIONS = (
         "arch": "gpt2",
         "context": 2,
         "rank": 1,
-        "rank_curve": [],
+        "rank_curve": [RANK],
         "matrix": [[1.0, 0.0], [0.5, 0.5]],
     },
     {"kind": "induction", "arch": "llama", "context": 16, "tokens": ["<s>", "a", "b", "c"], "tokenizer": None},
@@ -127,8 +132,8 @@ def read_description(path: Path) -> Any:
     """As `stitch certify` does before it loads the model."""
     from stitch.synthesis import kinds
 
-    found = kinds.described(path.parent)
-    return kinds.blueprint_of(found), list(kinds.trials_of(found, 100, 0))
+    found, blueprint = kinds.compiled(path.parent)
+    return blueprint, list(kinds.trials_of(found, 100, 0))
 
 
 def description_sound(content: bytes, result: Any) -> bool:
@@ -161,7 +166,13 @@ DOORS = [
         call=run_turing,
         sound=turing_as_written,
         ready=ready,
-        kept=(b'{"start": "A", "blank": "0", "rules": {"A": {"0": ["1", "R", "B"]}}}',),
+        kept=(
+            b'{"start": "A", "blank": "0", "rules": {"A": {"0": ["1", "R", "B"]}}}',
+            b'{"start": "A", "blank": "0", "rules": {"A": {"00": ["1", "R", "B"]}}}',
+            b'{"start": "A", "blank": 0, "tape": [0], "rules": {"A": 1e-320}}',
+            b'{"start": 1e999, "blank": "0", "rules": {}}',
+            b"[3]",
+        ),
     ),
     Door(
         name="SUBLEQ program",
@@ -170,7 +181,12 @@ DOORS = [
         call=run_subleq,
         sound=subleq_as_written,
         ready=ready,
-        kept=(b'{"memory": [3, 4, 0, 1, -5]}',),
+        kept=(
+            b'{"memory": [3, 4, 0, 1, -5]}',
+            b'{"memory": -360}',
+            b'{"memory": [true, 1.0]}',
+            b'{"about": [], "memory": [1]}',
+        ),
     ),
     Door(
         name="synthesis.json",
@@ -181,6 +197,12 @@ DOORS = [
         call=read_description,
         sound=description_sound,
         ready=ready,
-        kept=(b'{"kind": "turing", "arch": "llama", "window": 8, "context": 128}',),
+        kept=(
+            b'{"kind": "turing", "arch": "llama", "window": 8, "context": 128}',
+            b'{"kind": "turing", "arch": "llama", "window": 8, "context": 1000000000}',
+            b'{"kind": "turing", "arch": "llama", "window": 1000, "context": 8}',
+            b'{"kind": "induction", "arch": "llama", "context": 16, "tokens": ["a", "b", "b"], "tokenizer": null}',
+            b'{"kind": []}',
+        ),
     ),
 ]

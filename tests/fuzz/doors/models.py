@@ -45,12 +45,21 @@ HOSTS = (
     },
     {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "n_inner": 24},
     {
-        "model_type": "gpt_neox",
+        "model_type": "qwen2",
         "hidden_size": 16,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "intermediate_size": 24,
     },
+)
+WRONG_HOSTS: tuple[dict, ...] = (
+    {"num_key_value_heads": 71},
+    {"hiden_size": 3},
+    {"hidden_size": 10**6},
+    {"num_hidden_layers": 10**9},
+    {"initializer_range": 1e300},
+    {"rms_norm_eps": -1.0},
+    {"mlp_bias": 2},
 )
 HOST_NAMES = (
     *(
@@ -84,7 +93,7 @@ HOST_NAMES = (
 
 
 def host(path: Path) -> Any:
-    from stitch.grafts.hosts import read_host
+    from stitch.grafts.fresh_host import read_host
 
     return read_host(path, pico(), 0)
 
@@ -94,8 +103,8 @@ def host_sound(content: bytes, model: Any) -> bool:
     import torch
 
     document = strictly(content)
-    depth = document.get("num_hidden_layers", document.get("n_layer", model.depth))
-    width = document.get("hidden_size", document.get("n_embd", model.width))
+    depth = document.get("num_hidden_layers", document.get("n_layer")) or model.depth
+    width = document.get("hidden_size", document.get("n_embd")) or model.width
     with torch.no_grad():
         out = model.net(torch.tensor([[0, 5, 6]])).logits
     return (
@@ -117,7 +126,10 @@ ANATOMIES = (
     {"my_decoder": {"family": "My decoder", "body": "model", "blocks": "stack", "heads_out": "attention.out"}},
     {"a": {"blocks": "h"}, "b": {"positions": None, "mlp_out_norm": "post"}},
 )
-PATHS = "family body head embedding positions embedding_dropout blocks final_norm attention heads_out mlp down mlp_out_norm".split()
+PATHS = (
+    *"family body head embedding positions embedding_dropout blocks final_norm".split(),
+    *"attention heads_out mlp down mlp_out_norm".split(),
+)
 MAY_BE_NONE = {"positions", "embedding_dropout", "mlp_out_norm"}
 
 
@@ -162,7 +174,7 @@ def lines(documents: Any, names: tuple[str, ...]) -> st.SearchStrategy[bytes]:
 
 
 def documents_of(content: bytes) -> list[Any]:
-    text = content.decode("utf-8")
+    text = content.decode("utf-8-sig")
     return [strictly(line.encode()) for line in text.split("\n") if line.strip()]
 
 
@@ -243,7 +255,7 @@ CIRCUITS = (
 
 
 def circuit(path: Path) -> Any:
-    from stitch.circuits.find import read_arrangement, read_circuit
+    from stitch.circuits.circuit_file import read_arrangement, read_circuit
 
     return read_circuit(path, pico()), read_arrangement(path)
 
@@ -285,7 +297,10 @@ DOORS = [
         call=host,
         sound=host_sound,
         ready=ready,
-        kept=(json.dumps(HOSTS[0]).encode(),),
+        kept=(
+            json.dumps(HOSTS[0]).encode(),
+            *(json.dumps({**HOSTS[0], **more}).encode() for more in WRONG_HOSTS),
+        ),
     ),
     Door(
         name="anatomy.yaml",
@@ -303,7 +318,11 @@ DOORS = [
         call=prompts,
         sound=prompts_sound,
         ready=ready,
-        kept=(b'{"clean": "ab", "corrupt": "cd", "answer": "e"}\n',),
+        kept=(
+            b'{"clean": "ab", "corrupt": "cd", "answer": "e"}\n',
+            '{"clean": "a\u2028b", "corrupt": "cde", "answer": "e"}\n'.encode(),
+            b'{"clean": ["ab"], "corrupt": 3, "answer": null}\n',
+        ),
     ),
     Door(
         name="labels.jsonl",
@@ -312,7 +331,12 @@ DOORS = [
         call=labels,
         sound=labels_sound,
         ready=ready,
-        kept=(b'{"text": "a (b) c", "labels": [[2, 5, 1]]}\n',),
+        kept=(
+            b'{"text": "a (b) c", "labels": [[2, 5, 1]]}\n',
+            b'{"text": "a (b) c", "labels": [[-2, 5, 1]]}\n',
+            b'{"text": "a (b) c", "labels": [[5, 2, 1], [0, 99, 0], [0, 1, 100000000000000000]]}\n',
+            b'{"text": "a (b) c", "labels": [["2", 5.5, true]]}\n',
+        ),
     ),
     Door(
         name="circuit.json",
@@ -323,6 +347,13 @@ DOORS = [
         call=circuit,
         sound=circuit_sound,
         ready=ready,
-        kept=(b'{"heads": {"1": [0, 2]}, "neurons": {}}',),
+        kept=(
+            b'{"heads": {"1": [0, 2]}, "neurons": {}}',
+            b'{"heads": {"01": [0]}}',
+            b'{"head": {"1": [0]}}',
+            b'{"grafts": 0.5}',
+            b'{"circuit": {"heads": {"1": [true]}}, "features": ""}',
+            b'{"circuit": {"heads": {"1": [0]}}, "plan": {"arrangement": {"blocks": [], "table": 0, "beside": []}}}',
+        ),
     ),
 ]

@@ -205,7 +205,7 @@ def pattern_sound(case: dict[str, Any], _: Any) -> bool:
         and positions in (None, "learned", "rope")
         and (arch, positions) not in (("gpt2", "rope"), ("llama", "learned"))
         and whole(case.get("length", 512), 2, LONGEST)
-        and case.get("rank", 16) >= 1
+        and whole(case.get("rank", 16), 1, 2_048)
         and seed_sound(case)
     )
 
@@ -239,7 +239,7 @@ DOORS = [
         "compile induction",
         INDUCTION,
         call_induction,
-        lambda case, _: case.get("arch", "llama") in ("gpt2", "llama") and whole(case.get("context", 512), 4, LONGEST),
+        lambda case, _: case.get("arch", "llama") in ("gpt2", "llama") and whole(case.get("context", 512), 5, LONGEST),
         {"context": 10**9},
     ),
     door(

@@ -88,7 +88,7 @@ def sound_of(found: Any, result: Any) -> bool:
         return False
     for key, value in found.items():
         spelt = key.replace("-", "_")
-        if spelt == "command" or value is None:
+        if spelt in ("command", "out") or value is None:  # the folder is given beside the recipe, and goes before
             continue
         if spelt in (
             "trust_remote_code",
@@ -127,7 +127,9 @@ def yaml_sound(content: bytes, result: Any) -> bool:
 
 
 def card_sound(content: bytes, result: Any) -> bool:
-    text = content.decode("utf-8").replace("\r\n", "\n").split("## Recipe\n")[1].split("```yaml\n")[1].split("```")[0]
+    text = (
+        content.decode("utf-8-sig").replace("\r\n", "\n").split("## Recipe\n")[1].split("```yaml\n")[1].split("```")[0]
+    )
     return sound_of(yaml.safe_load(text), result)
 
 
@@ -139,6 +141,13 @@ def card(text: str) -> str:
     return f"# A composite\n\n## Recipe\n\n`stitch` makes this again.\n\n```yaml\n{text}\n```\n\n## More\n"
 
 
+WRONG = (
+    b"command: join\nmodel_a: a\nmodel_b: b\nlayer: true",
+    b"command: join\nmodel_a: a\nmodel_b: b\nlayer: 2.0",
+    b"command: join\nmodel_a: {a: b}\nmodel_b: b\nlayer: 2",
+    b"command: join\nmodel_a: a\nmodel_b: b\nlayer: 2\nlayer: 3",
+    b'command: "\x1b[31m"',
+)
 KEPT = json.dumps(DOCUMENTS[0])
 
 DOORS = [
@@ -149,7 +158,7 @@ DOORS = [
         yaml_sound,
         file="recipe.yaml",
         ready=top,
-        kept=(KEPT.encode(),),
+        kept=(KEPT.encode(), *WRONG),
     ),
     Door(
         name="recipe in README.md",
@@ -158,7 +167,7 @@ DOORS = [
         call=call,
         sound=card_sound,
         ready=top,
-        kept=(card(KEPT).encode(),),
+        kept=(card(KEPT).encode(), b"## Recipe\n" * 90_000),
     ),
     Door(
         name="recipe in report.json",
