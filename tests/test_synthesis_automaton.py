@@ -164,10 +164,10 @@ def test_expressions_that_match_nothing_are_refused(tmp_path):
     ],
 )
 def test_expressions_that_grow_without_bound_are_refused_at_once(expression, message):
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(UsageError, match=message):
         from_regex(expression)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("automaton_*.json")), ids=lambda path: path.stem)

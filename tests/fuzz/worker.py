@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import tempfile
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fuzz.door import Door
 from fuzz.outcome import Outcome, outcome
 
 SECONDS = 10.0
+PATIENCE = 6  # times as long, for a process that waits
 MEMORY = 768 << 20  # bytes beyond what the process has when it is forked: a few hundred MB, and what allocators reserve
 
 
@@ -42,7 +44,7 @@ class Worker:
         if self.process is None:
             self._begin()
         self.connection.send(case)
-        if not self.connection.poll(self.seconds):
+        if not self._answers():
             self._end()
             return Outcome("hung", f"no answer in {self.seconds:g} s")
         try:
@@ -50,6 +52,15 @@ class Worker:
         except EOFError:
             self._end()
             return Outcome("unexpected", f"the process died with exit code {self.code}")
+
+    def _answers(self) -> bool:
+        """Whether there is an answer in time. The time of the process counts, where the machine is busy with others."""
+        began, latest = _seconds_of(self.process.pid), time.monotonic() + PATIENCE * self.seconds
+        while not self.connection.poll(self.seconds):
+            spent = _seconds_of(self.process.pid) - began
+            if not began or spent >= 0.9 * self.seconds or time.monotonic() > latest:
+                return False
+        return True
 
     def _begin(self) -> None:
         fork = multiprocessing.get_context("fork")
@@ -81,6 +92,15 @@ def _work(door: Door, connection: Connection, memory: int, folder: Path) -> None
             except EOFError:  # the other side is gone
                 return
             connection.send(outcome(door, case, folder))
+
+
+def _seconds_of(process: int) -> float:
+    """Seconds that a process has computed, 0 where the system does not say."""
+    place = Path(f"/proc/{process}/stat")
+    if not place.is_file():
+        return 0.0
+    user, system = place.read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") or 1e-9
 
 
 def _address_space() -> int:
