@@ -1,5 +1,7 @@
 """How large what is compiled may be. What is larger is refused before anything is allocated, and the message names the bound."""
 
+from numbers import Integral  # also those of NumPy
+
 from stitch.errors import UsageError
 from stitch.files.specification import shown
 
@@ -17,5 +19,5 @@ MOST_WEIGHTS = 2**25
 
 def within(name: str, value: int, low: int, high: int) -> None:
     """Raises: UsageError unless the parameter `name` is a whole number from `low` to `high`."""
-    if type(value) is not int or not low <= value <= high:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
         raise UsageError(f"{name} must be {low:,} to {high:,}; got {shown(value)}.")
