@@ -183,6 +183,8 @@ def test_the_command_shows_the_table_and_writes_the_file(donor: Path, tmp_path: 
         ("nothing", "must be JSON; line 1, column 1"),
         ("[1]", "it must be an object with heads, neurons"),
         ("{}", "must name components such as"),
+        ('{"circuit": {}}', "must name components such as"),
+        ('{"circuit": {"heads": {}}, "grafts": 3}', "grafts of .* it must be a list, got 3"),
         ('{"head": {"1": [0]}}', r"has 'head' \(did you mean heads\?\)"),
         (
             '{"heads": {"1": [0, -1], "x": []}, "neurons": []}',

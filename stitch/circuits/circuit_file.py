@@ -86,14 +86,16 @@ def _blocks(numbers: set[int]) -> str:
 
 def _read(path: Path) -> ReportEntry | CircuitEntry:
     found: Any = read_json(path, "the file of a circuit", MOST_REPORT)
-    if isinstance(found, dict) and isinstance(grafts := found.get("grafts"), list):
+    if isinstance(found, dict) and "grafts" in found:
+        grafts = checked(list[Any], found["grafts"], f"grafts of {path}")
         if len(grafts) != 1:
             raise UsageError(f"{path} must have one graft; it has {len(grafts)} grafts; leave one.")
         (found,) = grafts
-    if isinstance(found, dict) and "circuit" in found:
-        return checked(ReportEntry, found, str(path))
-    if not found:
+    whole = isinstance(found, dict) and "circuit" in found
+    entry = checked(ReportEntry if whole else CircuitEntry, found, str(path))
+    circuit = entry.circuit if isinstance(entry, ReportEntry) else entry
+    if not circuit.model_fields_set:
         raise UsageError(
             f'{path} must name components such as {{"heads": {{"1": [0, 2]}}, "neurons": {{}}}}; it has none.'
         )
-    return checked(CircuitEntry, found, str(path))
+    return entry

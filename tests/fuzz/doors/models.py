@@ -352,6 +352,8 @@ DOORS = [
             b'{"heads": {"01": [0]}}',
             b'{"head": {"1": [0]}}',
             b'{"grafts": 0.5}',
+            b'{"circuit": {}}',
+            b'{"grafts": {"a": 1}, "circuit": {"heads": {"1": [0]}}}',
             b'{"circuit": {"heads": {"1": [true]}}, "features": ""}',
             b'{"circuit": {"heads": {"1": [0]}}, "plan": {"arrangement": {"blocks": [], "table": 0, "beside": []}}}',
         ),
