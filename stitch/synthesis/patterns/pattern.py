@@ -95,6 +95,8 @@ def checked_pattern(found: Any, length: int, where: str) -> Pattern:
 
     Raises: UsageError when they are neither targets nor a matrix of causal attention.
     """
+    if not isinstance(found, (list, np.ndarray)):
+        raise UsageError(f"{where} must hold a list of numbers or of rows; got {shown(found)}.")
     if isinstance(found, list):
         cells = [cell for row in found for cell in (row if isinstance(row, list) else [row])]
         if wrong := [cell for cell in cells if type(cell) not in (int, float)]:

@@ -116,7 +116,7 @@ DOORS = [
         json_sound,
         file="pattern.json",
         ready=ready,
-        kept=(b"[0, 0, 1, 3]",),
+        kept=(b"[0, 0, 1, 3]", b"12154", b"{}", b"[[0], [0, 1]]", b"[0, 0.5, 1, 3]", b"[0, true, 1, 3]"),
     ),
     Door("pattern.npy", npy_files(), read_file, npy_sound, file="pattern.npy", ready=ready),
     Door(
