@@ -314,7 +314,7 @@ def test_a_circuit_without_a_previous_token_head_needs_a_host_with_the_donors_po
             '{"model_type": "llama", "hidden_size": true, "mlp_bias": 1}',
             "hidden_size must be a whole .*; mlp_bias must be true",
         ),
-        ('{"model_type": "gpt2", "n_layer": 1001}', "n_layer must be a whole number from 0 to 1,000, got 1001"),
+        ('{"model_type": "gpt2", "n_layer": 1001}', "n_layer must be a whole number from 1 to 1,000, got 1001"),
         (
             '{"model_type": "llama", "hidden_size": 65536}',
             "must make a model of up to 1,000,000,000 parameters; it has",

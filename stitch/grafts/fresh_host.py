@@ -15,12 +15,9 @@ from stitch.models.anatomy import ANATOMIES
 from stitch.models.model import Model
 
 FORCED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")  # taken from the donor, as the tokenizer is
-ALSO_READ = (
-    "torch_dtype",
-    "rope_theta",
-    "rope_scaling",
-    "head_dim",
-)  # by transformers, though its config does not list them
+# Also read by transformers, though its config does not list them; with a value of their kind.
+ALSO_READ = {"torch_dtype": "float32", "rope_theta": 1e4, "rope_scaling": {}, "head_dim": 64}
+BLOCKS, WIDTH = ("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd")
 MOST_PARAMETERS = 10**9  # 4 GB in fp32
 MOST_BLOCKS, MOST_SIZE = 1_000, 10**6  # of a config; a model is built before its parameters are counted
 
@@ -62,7 +59,8 @@ def read_host(path: Path, donor: Model, seed: int) -> Model:
 def _faults(values: dict[str, Any], family: str) -> Iterator[str]:
     """Settings that the family does not have, or whose value is of another kind than its default."""
     config = AutoConfig.for_model(family)
-    known = {name: getattr(config, name, None) for name in (*config.to_dict(), *config.attribute_map, *ALSO_READ)}
+    listed = {name: getattr(config, name, None) for name in (*config.to_dict(), *config.attribute_map)}
+    known = {**ALSO_READ, **listed}
     for name, value in values.items():
         default = known.get(name)
         if name not in known:
@@ -74,11 +72,9 @@ def _faults(values: dict[str, Any], family: str) -> Iterator[str]:
             if not isinstance(value, bool):
                 yield f"{name} must be true or false, got {shown(value)}"
         elif isinstance(default, int):
-            most = (
-                MOST_BLOCKS if config.attribute_map.get(name, name) in ("num_hidden_layers", "n_layer") else MOST_SIZE
-            )
-            if type(value) is not int or not 0 <= value <= most:
-                yield f"{name} must be a whole number from 0 to {most:,}, got {shown(value)}"
+            least, most = int(name in (*BLOCKS, *WIDTH)), MOST_BLOCKS if name in BLOCKS else MOST_SIZE
+            if type(value) is not int or not least <= value <= most:
+                yield f"{name} must be a whole number from {least} to {most:,}, got {shown(value)}"
         elif isinstance(default, float):
             if type(value) not in (int, float):
                 yield f"{name} must be a number, got {shown(value)}"

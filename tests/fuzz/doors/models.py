@@ -60,6 +60,8 @@ WRONG_HOSTS: tuple[dict, ...] = (
     {"initializer_range": 1e300},
     {"rms_norm_eps": -1.0},
     {"mlp_bias": 2},
+    {"num_hidden_layers": 0},
+    {"rope_theta": True},
 )
 HOST_NAMES = (
     *(
@@ -111,6 +113,7 @@ def host_sound(content: bytes, model: Any) -> bool:
         model.net.config.model_type == document["model_type"]
         and whole(depth, 1, 1_000)
         and whole(width, 1, 100_000)
+        and not isinstance(document.get("rope_theta"), bool)
         and (model.depth, model.width) == (depth, width)
         and tuple(out.shape) == (1, 3, len(pico().embedding.weight))
         and bool(out.isfinite().all())
