@@ -6,7 +6,7 @@ SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surge
 SCALE := $(addprefix benchmarks/,matching_at_scale.py matching_real.py sae_training.py checkpoint.py harvest.py decode.py end_to_end.py)
 REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
 
-.PHONY: setup demo test test-slow test-cpus lint types docs bench bench-scale bench-graft bench-reuse bench-synthesis bench-conversions bench-translations bench-regimes clean
+.PHONY: setup demo test test-slow test-cpus fuzz lint types docs bench bench-scale bench-graft bench-reuse bench-synthesis bench-conversions bench-translations bench-regimes clean
 
 setup: $(READY)
 
@@ -34,6 +34,10 @@ test-cpus: $(READY)
 	@set -e; for cpu in $(CPUS); do \
 		echo "$$cpu" >&2; env $$cpu $(BIN)/python -m pytest -m "numeric and not slow" --numprocesses logical --maxprocesses 4 --dist loadfile; \
 	done
+
+# Tries hostile inputs at every place where something that a user wrote is read, for about ten minutes.
+fuzz: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run --cases 100000
 
 lint: $(READY)
 	$(BIN)/ruff check

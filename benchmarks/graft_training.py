@@ -29,7 +29,7 @@ from stitch.demo.recipe import RECIPES
 from stitch.demo.train import held_out, loss_of, optimisers
 from stitch.grafts import compared
 from stitch.grafts.allocation import FreeSpace
-from stitch.grafts.hosts import read_host
+from stitch.grafts.fresh_host import read_host
 from stitch.grafts.plan import make_plan
 from stitch.grafts.write import write
 from stitch.internals import weights

@@ -180,6 +180,7 @@ class Trial:
         patch.setattr("huggingface_hub.file_download._ETAG_RETRY_TIMEOUT", SILENCE)
         if "datasets" in sys.modules:
             patch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+            patch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # as it was when datasets was imported
 
     def __call__(self, name: str, fault: Fault | None, at: int = 1, times: int = 1) -> Outcome:
         """Runs the command `name` while requests number `at` and following fail, and asserts what must hold."""

@@ -12,8 +12,9 @@ import cli
 import tiny
 from stitch.circuits.attribution import attribute
 from stitch.circuits.behaviours import make_prompts
+from stitch.circuits.circuit_file import read_circuit
 from stitch.circuits.components import Components, places, replaced, watched
-from stitch.circuits.find import find_circuit, mean_outputs, read_circuit
+from stitch.circuits.find import find_circuit, mean_outputs
 from stitch.circuits.report import footnotes, to_json
 from stitch.errors import StitchError, UsageError
 from stitch.models.loading import load
@@ -179,10 +180,18 @@ def test_the_command_shows_the_table_and_writes_the_file(donor: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nothing", "circuit must be JSON such as"),
-        ("[1]", "circuit must be JSON such as"),
+        ("nothing", "must be JSON; line 1, column 1"),
+        ("[1]", "it must be an object with heads, neurons"),
+        ("{}", "must name components such as"),
+        ('{"circuit": {}}', "must name components such as"),
+        ('{"circuit": {"heads": {}}, "grafts": 3}', "grafts of .* it must be a list, got 3"),
+        ('{"head": {"1": [0]}}', r"has 'head' \(did you mean heads\?\)"),
+        (
+            '{"heads": {"1": [0, -1], "x": []}, "neurons": []}',
+            "heads.'1'.* at least 0, got -1;.*'x'.*; neurons must be an object",
+        ),
         ('{"heads": {"2": [0]}}', r"heads \[0\] of block 2, which planted does not have"),
-        ('{"heads": {"1": 0}}', "heads 0 of block 1"),
+        ('{"heads": {"1": 0}}', "must be a list, got 0"),
         ('{"neurons": {"0": [512]}}', r"neurons \[512\] of block 0"),
     ],
 )

@@ -203,9 +203,9 @@ def test_prompts_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["", "{}"], "line 2, needs JSON with clean, corrupt and answer; got '{}'"),
-        ([{"clean": "t1 t2", "corrupt": "t1", "answer": "t3"}], "line 1: .*equally many tokens; got 2 and 1"),
-        ([{"clean": "t1", "corrupt": "t2", "answer": "t3 t4"}], "one token; got 't3 t4'"),
+        (["", "{}"], "line 2 needs 'clean'; line 2 needs 'corrupt'; line 2 needs 'answer'"),
+        ([{"clean": "t1 t2", "corrupt": "t1", "answer": "t3"}], "line 1: .*equally many tokens, got 2 and 1"),
+        ([{"clean": "t1", "corrupt": "t2", "answer": "t3 t4"}], "one token, got 't3 t4'"),
         ([""], "at least one prompt; it is empty"),
     ],
 )

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
-from stitch.circuits.find import find_circuit, read_circuit
+from stitch.circuits.circuit_file import read_circuit
+from stitch.circuits.find import find_circuit
 from stitch.circuits.report import footnotes
 from stitch.errors import UsageError
 from stitch.grafts import neurons

@@ -132,6 +132,8 @@ def test_other_words_in_messages_stay(message):
         (StitchError("the weights are damaged."), 1, "stitch: the weights are damaged.\n"),
         (SAEError("features must be more."), 1, "stitch: --features must be more.\n"),
         (MatchError("`count` is too small."), 1, "stitch: --prompts is too small.\n"),
+        (UsageError("a file has \x1b[31m\u202e in it."), 2, "stitch: a file has \\x1b[31m\\u202e in it.\n"),
+        (UsageError("a" * 10**6), 2, f"stitch: {'a' * 2_000}…\n"),
         (ValueError("tokens must"), 1, "stitch: unexpected ValueError: tokens must (--debug shows where)\n"),
     ],
 )

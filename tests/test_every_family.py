@@ -308,8 +308,8 @@ def test_an_anatomy_file_names_the_modules_of_a_family(tmp_path, monkeypatch):
     model = my_decoder(tmp_path / "model")
     assert model.anatomy.family == "Mine" and model.anatomy.mlp == "now" and not model.anatomy.tested
     for text, message in (
-        ("my_decoder: {block: stack}", "has 'block'; the names are .*: did you mean blocks"),
-        ("my_decoder: {blocks: 3}", "`blocks` of my_decoder .* must be a path"),
+        ("my_decoder: {block: stack}", r"has 'block' \(did you mean blocks\?\)"),
+        ("my_decoder: {blocks: 3}", "blocks of my_decoder must be a path"),
         ("my_decoder: stack", "must have paths of modules below it"),
         ("- 1", "must hold a model type"),
     ):

@@ -21,8 +21,9 @@ from stitch.circuits.find import choose_circuit, mean_outputs
 from stitch.circuits.score import score_model
 from stitch.errors import StitchError, UsageError
 from stitch.grafts.allocation import FreeSpace
+from stitch.grafts.fresh_host import read_host
 from stitch.grafts.graft import GraftRequest, graft
-from stitch.grafts.hosts import read_host, widened
+from stitch.grafts.hosts import widened
 from stitch.grafts.plan import make_plan
 from stitch.grafts.write import write
 from stitch.internals import weights
@@ -34,6 +35,7 @@ LLAMA = dict(
     model_type="llama", hidden_size=320, num_hidden_layers=4, num_attention_heads=5, num_key_value_heads=5, intermediate_size=64,
     max_position_embeddings=128, attention_bias=True, mlp_bias=True,
 )  # fmt: skip
+NO_BIASES = {name: value for name, value in LLAMA.items() if not name.endswith("_bias")}  # settings of Llamas only
 GPT2 = dict(model_type="gpt2", n_embd=400, n_layer=4, n_head=5, n_positions=planted.POSITIONS, n_inner=64)
 CIRCUIT = {"heads": {"0": [1], "1": [2]}, "neurons": {}}
 
@@ -134,7 +136,7 @@ def test_the_host_is_a_stock_checkpoint(llama: Path):
         pytest.param(LLAMA, {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3}, 6, id="narrower"),
         # Some of its answers are wrong, so more prompts are needed to compare it with 0.97 of the donor's.
         pytest.param(GPT2, {"n_embd": 160}, 12, id="narrower GPT-2, smaller heads"),
-        pytest.param({**LLAMA, "model_type": "qwen2"}, {}, 6, id="Qwen2"),
+        pytest.param({**NO_BIASES, "model_type": "qwen2"}, {}, 6, id="Qwen2"),
     ],
 )
 def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: dict, count: int):
@@ -196,14 +198,14 @@ def test_a_whole_model_fits_into_a_wider_and_deeper_one(family: str, tmp_path: P
     base = (
         GPT2 | {"n_embd": 15 * size, "n_head": 15}
         if donor.anatomy.positions
-        else LLAMA | {"model_type": family, "head_dim": size}
+        else (LLAMA if family == "llama" else NO_BIASES) | {"model_type": family, "head_dim": size}
     )
     wider = (
         {"n_layer": 6}
         if donor.anatomy.positions
         else {"num_hidden_layers": 6, "rope_parameters": donor.config.rope_parameters}
     )
-    host = read_host(config(tmp_path, base | wider | {"sliding_window": None}), donor, 0)
+    host = read_host(config(tmp_path, base | wider | changes), donor, 0)
     host.net.double()
     everything = Components({place: ~mask for place, mask in Components.none(donor).masks.items()})
     ids = tiny.ids(6, 20)
@@ -300,11 +302,30 @@ def test_a_circuit_without_a_previous_token_head_needs_a_host_with_the_donors_po
     assert right(report)["host, grafted"] > 0.99 > 0.01 > right(report)["noise of the same norm"]
 
 
-@pytest.mark.parametrize("text", ["[1]", "{}", "{not json", '{"hidden_size": 3}'])
-def test_a_host_file_that_is_no_config_is_refused(gpt2: Path, tmp_path: Path, text: str):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "host must be JSON such as"),
+        ("{}", "host must be JSON such as"),
+        ("{not json", "host.json must be JSON; line 1, column 2"),
+        ('{"hidden_size": 3}', "host must be JSON such as"),
+        ('{"model_type": "llama", "hiden_size": 64}', r"llama has no 'hiden_size' \(did you mean hidden_size\?\)"),
+        (
+            '{"model_type": "llama", "hidden_size": true, "mlp_bias": 1}',
+            "hidden_size must be a whole .*; mlp_bias must be true",
+        ),
+        ('{"model_type": "gpt2", "n_layer": 1001}', "n_layer must be a whole number from 1 to 1,000, got 1001"),
+        (
+            '{"model_type": "llama", "hidden_size": 65536}',
+            "must make a model of up to 1,000,000,000 parameters; it has",
+        ),
+        ('{"model_type": "gpt2", "n_embd": 16, "n_head": 2, "initializer_range": 1e300}', "is not finite"),
+    ],
+)
+def test_a_host_file_that_is_no_config_is_refused(gpt2: Path, tmp_path: Path, text: str, message: str):
     path = tmp_path / "host.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match="host must be JSON such as"):
+    with pytest.raises(UsageError, match=message):
         read_host(path, load(gpt2), 0)
 
 

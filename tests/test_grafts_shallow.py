@@ -20,8 +20,8 @@ from stitch.circuits.squeeze import squeeze, within_capacity
 from stitch.errors import StitchError, UsageError
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.compared import PlannedGraft
+from stitch.grafts.fresh_host import read_host
 from stitch.grafts.graft import GraftRequest, graft
-from stitch.grafts.hosts import read_host
 from stitch.grafts.plan import make_plan
 from stitch.grafts.rearranged import rearranged_circuit
 from stitch.grafts.write import write
@@ -193,7 +193,7 @@ def test_a_shallow_host_has_the_behaviour_of_a_deep_donor_and_no_control_has(
     [
         ({"table": 1, "beside": [], "blocks": [[1, 2], [4, 5]]}, "blocks must come in order from 1 on"),
         ({"table": 1, "beside": [3], "blocks": [[1, 2, 3, 4, 5]]}, "those beside them before"),
-        ({"table": 1, "blocks": [[1, 2, 3, 4, 5]]}, "'beside'"),
+        ({"table": 1, "blocks": [[1, 2, 3, 4, 5]]}, "plan.arrangement needs 'beside'"),
         ({"table": 0, "beside": [], "blocks": [[0, 1], [2]]}, r"has 2 groups, the last of \(2,\); .* has 6 blocks"),
         ({"table": 0, "beside": [], "blocks": [[0], [1], [2], [3, 4, 5]]}, "has 4 groups, .* host 2: leave it out"),
     ],

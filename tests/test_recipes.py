@@ -78,15 +78,34 @@ def test_an_unknown_option_is_refused_with_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "value, said",
+    [
+        ("layer: true", "layer must be a whole number, got True"),
+        ("layer: 2.0", "layer must be a whole number, got 2.0"),
+        ("native: 1", "native must be true or false, got 1"),
+        ("seam-bytes: '3'", "seam_bytes must be a number, got '3'"),
+        ("text: {a: b}", "text must be text, a number or a list of these, got"),
+        ("layer: 3.5\nk: no", "layer must be a whole number, got 3.5; k must be a whole number, got False"),
+    ],
+)
+def test_values_of_another_kind_are_refused_and_not_converted(value, said, tmp_path):
+    (tmp_path / "r.yaml").write_text(f"model_a: demo:gpt2\nmodel_b: demo:llama\n{value}\n")
+    done = run("join", "--recipe", tmp_path / "r.yaml")
+    assert done.exit_code == 2 and said in done.output, done.output
+
+
+@pytest.mark.parametrize(
     "name, content, said",
     [
         ("r.yaml", "a: [", "must be YAML"),
         ("r.yaml", "- 1", "option: value"),
         ("r.yaml", "", "option: value"),
-        ("r.yaml", "1: 2", "option: value"),
-        ("r.json", "[]", "must be YAML"),
+        ("r.yaml", "1: 2", "a key must be text; got '1'"),
+        ("r.yaml", "seed: 1\nseed: 2", "line 2, column 1: has 'seed' twice"),
+        ("r.yaml", "text: 2020-01-01", "`timestamp` is not read here; write text in quotation marks"),
+        ("r.json", "[]", "option: value"),
         ("README.md", "# A card", "option: value"),
-        ("r.yaml", None, "can be read"),
+        ("r.yaml", None, "there is no"),
     ],
 )
 def test_what_is_no_recipe_is_refused(name, content, said, tmp_path):

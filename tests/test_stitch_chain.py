@@ -213,28 +213,33 @@ A, B = "{model: a, to: 2}", "{model: b, from: 3}"
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("parts: [", "must be YAML; it cannot be read: while parsing"),
-        ("", "must hold `parts:` and a list"),
-        ("- a", "must hold `parts:` and a list"),
-        ("parts: 3", "must hold `parts:` and a list"),
-        (f"parts: [{A}, {B}]\nseed: 3", "has the keys parts; got 'seed' as well"),
-        (f"parts: [{A}]", "needs at least 2 parts; .* has 1"),
-        ("parts: []", "needs at least 2 parts; .* has 0"),
-        (f"parts: [{A}, b]", "part 2 must be like .*; got 'b'"),
-        (f"parts: [{A}, {{model: b, form: 3}}]", "part 2 has the keys model, from, to; got 'form' as well"),
-        (f"parts: [{{to: 3}}, {B}]", "part 1 needs `model`, .*; got None"),
-        (f"parts: [{{model: 3, to: 3}}, {B}]", "part 1 needs `model`, .*; got 3"),
-        (f"parts: [{A}, {{model: b}}]", r"part 2 \(b\) needs `from`"),
-        (f"parts: [{{model: a}}, {B}]", r"part 1 \(a\) needs `to`"),
-        (f"parts: [{A}, {{model: b, from: 3}}, {B}]", r"part 2 \(b\) needs `to`"),
-        (f"parts: [{A}, {{model: b, to: 3}}, {B}]", r"part 2 \(b\) needs `from`"),
-        (f"parts: [{{model: a, from: 1, to: 2}}, {B}]", "part 1 reads the text, so it begins at block 0; got from: 1"),
-        (f"parts: [{{model: a, to: 0}}, {B}]", "at least one block, so `to` must be above 0; got 0"),
-        (f"parts: [{A}, {{model: b, from: 3, to: 3}}, {B}]", "at least one block, so `to` must be above 3; got 3"),
-        (f"parts: [{A}, {{model: b, from: 3, to: 1}}, {B}]", "at least one block, so `to` must be above 3; got 1"),
-        (f"parts: [{{model: a, to: -1}}, {B}]", "part 1 needs a block's number, 0 or more, as `to`; got -1"),
-        (f"parts: [{{model: a, to: two}}, {B}]", "part 1 needs a block's number, 0 or more, as `to`; got 'two'"),
-        (f"parts: [{{model: a, to: yes}}, {B}]", "part 1 needs a block's number, 0 or more, as `to`; got True"),
+        ("parts: [", "must be YAML; line 1, column 9: expected the node content"),
+        ("", "it must be an object with parts, got None"),
+        ("- a", "it must be an object with parts, got"),
+        ("parts: 3", "parts must be a list, got 3"),
+        (f"parts: [{A}, {B}]\nseed: 3", r"it has 'seed' \(its keys are parts\)"),
+        (f"parts: [{A}]", "parts must have at least 2, got"),
+        ("parts: []", "parts must have at least 2, got"),
+        (f"parts: [{A}, b]", r"parts\[1\] must be an object with model, from, to, got 'b'"),
+        (f"parts: [{A}, {{model: b, form: 3}}]", r"parts\[1\] has 'form' \(did you mean from\?\)"),
+        (f"parts: [{{to: 3}}, {B}]", r"parts\[0\] needs 'model'"),
+        (f"parts: [{{model: 3, to: 3}}, {B}]", r"parts\[0\].model must be text, got 3"),
+        (f"parts: [{A}, {{model: b}}]", r"parts\[1\] \('b'\) needs 'from'"),
+        (f"parts: [{{model: a}}, {B}]", r"parts\[0\] \('a'\) needs 'to'"),
+        (f"parts: [{A}, {{model: b, from: 3}}, {B}]", r"parts\[1\] \('b'\) needs 'to'"),
+        (f"parts: [{A}, {{model: b, to: 3}}, {B}]", r"parts\[1\] \('b'\) needs 'from'"),
+        (
+            f"parts: [{{model: a, from: 1, to: 2}}, {B}]",
+            r"parts\[0\] .* reads the text, so it begins at block 0, got 1",
+        ),
+        (f"parts: [{{model: a, to: 0}}, {B}]", "'to' must be above 0, got 0"),
+        (f"parts: [{A}, {{model: b, from: 3, to: 3}}, {B}]", "'to' must be above 3, got 3"),
+        (f"parts: [{A}, {{model: b, from: 3, to: 1}}, {B}]", "'to' must be above 3, got 1"),
+        (f"parts: [{{model: a, to: -1}}, {B}]", r"parts\[0\].to must be at least 0, got -1"),
+        (f"parts: [{{model: a, to: two}}, {B}]", r"parts\[0\].to must be a whole number, got 'two'"),
+        (f"parts: [{{model: a, to: yes}}, {B}]", r"parts\[0\].to must be a whole number, got True"),
+        (f"parts: [{{model: a, model: b, to: 2}}, {B}]", "line 1, column 20: has 'model' twice"),
+        ("parts: [{to: -1}, {model: b, form: 3}, c]", r"parts\[0\] needs.*to must.*parts\[1\] has.*parts\[2\] must"),
     ],
 )
 def test_an_invalid_file_is_refused_in_one_line(content, message, tmp_path):
@@ -244,7 +249,7 @@ def test_an_invalid_file_is_refused_in_one_line(content, message, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"nowhere\.yaml must be a file .*; got No such file"):
+    with pytest.raises(UsageError, match=r"must be a file; there is no .*nowhere\.yaml"):
         read_parts(tmp_path / "nowhere.yaml")
 
 

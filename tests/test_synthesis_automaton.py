@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -85,9 +86,27 @@ REFUSED = {
     ),
     "unknown state": (changed(transitions={"even": {"a": "no"}, "odd": {"a": "even"}}), "no transitions of no"),
     "unknown symbol": (changed(symbols=["a"]), "unknown symbols b"),
-    "no start": ({"transitions": {}}, "needs transitions and start"),
-    "strange key": (changed(final=["even"]), "needs transitions and start"),
-    "no output": ({"transitions": STEPS, "start": "even", "outputs": {"even": "0"}}, "odd has none"),
+    "no start": ({"transitions": {}}, "it needs 'start'"),
+    "strange key": (changed(final=["even"]), "it has 'final'.*its keys are transitions, start"),
+    "misspelt key": (changed(output={"even": "0"}), r"it has 'output' \(did you mean outputs\?\)"),
+    "several faults": (
+        changed(start=None, accept=[1.5]),
+        r"start must be a name, got None; accept\[0\] must be a name",
+    ),
+    "accept and outputs": (changed(outputs={"even": "0"}), "may have accept or outputs; it has both"),
+    "names that run together": (
+        {"transitions": {"a": {"x": "a+"}, "a+": {"x": "a"}}, "start": "a", "accept": ["a"]},
+        r"outputs of the automaton must tell its states apart; '<a\+>' is that of a\+ and of a: rename one",
+    ),
+    "names that cannot be printed": (
+        {"transitions": {"\x1b[31m": {"x": "\x1b[31m"}}, "start": "\x1b[31m"},
+        r"names of 1 to 200 characters that can be printed; got '\\x1b",
+    ),
+    "too many states": (
+        {"transitions": {str(q): {"a": str(q + 1)} for q in range(1_025)}, "start": "0"},
+        "may have 1,024 states and 16,384 transitions; it has 1,025 states",
+    ),
+    "no output": ({"transitions": STEPS, "start": "even", "outputs": {"even": "0"}}, "'odd' has none"),
     "half a step": ({"transitions": {"q": {"a": ["q"]}}, "start": "q", "outputs": {"q": "0"}}, r"\[state, output\]"),
 }
 
@@ -113,13 +132,42 @@ def test_normalising_determinises_completes_and_minimises():
             assert words(automaton, text)[-1].endswith("+>") == text.endswith("ab")
 
 
+def test_the_symbols_of_an_expression_are_those_that_it_names():
+    """The library also takes the digits of counts, the hyphen of a class and the backslash of an escape for symbols."""
+    assert from_regex("[a-c]{12}").symbols == ("a", "b", "c")
+    assert from_regex(r"a\n(\\.)?").symbols == ("\n", "\\", "a")
+    assert from_regex(".{2}b", "c").symbols == ("b", "c")
+    assert len(from_regex(r"\d+").symbols) == 10
+
+
 def test_expressions_that_match_nothing_are_refused(tmp_path):
     with pytest.raises(UsageError, match="must be one that automata-lib reads"):
         from_regex("(a")
     with pytest.raises(UsageError, match="must name a symbol"):
         from_regex("")
+    with pytest.raises(UsageError, match=r"must repeat something; it has {0}"):  # the library would read {0,1}
+        from_regex("a{0}b")
     with pytest.raises(UsageError, match="there is no"):
         read_automaton(str(tmp_path / "no.json"))
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("a{99999999}", "may take 2,048 states with its repetitions written out; it takes 199,999,9"),
+        ("((a{20}){20}){20}", "may take 2,048 states"),
+        ("(a|b)*a(a|b){22}", "must be determinised in 4,096 states"),
+        ("[a-\U0010ffff]", "may have classes of 1,024 symbols; 'a-"),
+        ("a" * 1_001, "may have 1,000 characters"),
+        ("a{1100}", "may take 2,048 states"),
+        ("(a|b){900}", "may take 2,048 states"),
+    ],
+)
+def test_expressions_that_grow_without_bound_are_refused_at_once(expression, message):
+    began = time.process_time()
+    with pytest.raises(UsageError, match=message):
+        from_regex(expression)
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("automaton_*.json")), ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ from stitch.errors import StitchError, UsageError
 from stitch.synthesis import checkpoint, interpreters, kinds
 from stitch.synthesis.certify import certify
 from stitch.synthesis.compile import compile_machine
+from stitch.synthesis.description import described as described_in
 from stitch.synthesis.machines import subleq_trials, turing_trials
 from stitch.synthesis.machines.subleq import Program, read_subleq
 from stitch.synthesis.machines.subleq_run import run_subleq
@@ -56,9 +57,7 @@ def expected(machine: Turing, tape: str, window: int) -> list[str]:
 
 
 def run(folder: Path, machine: Turing, tape: str, steps: int = 1000) -> list[str]:
-    return list(
-        run_turing(checkpoint.load(folder, torch.float32, "sdpa"), kinds.described(folder), machine, tape, steps)
-    )
+    return list(run_turing(checkpoint.load(folder, torch.float32, "sdpa"), described_in(folder), machine, tape, steps))
 
 
 def test_random_machines_run_correctly_in_fp32_and_bf16_sdpa_and_eager(turing):
@@ -119,10 +118,15 @@ def test_the_command_shows_the_trace(turing, tmp_path):
 REFUSED = {
     "two rules for the same": (
         '{"q": {"0": ["1", "R", "q"], "0": ["0", "R", "q"]}}',
-        "one rule for each symbol; got 0 twice",
+        "may have each key once in an object; it has '0' twice: remove one",
     ),
-    "a move": ('{"q": {"0": ["1", "X", "q"]}}', r"L, R or S.*\(q, 0\)"),
-    "no rule": ('{}, "moves": 3', "needs start, blank and rules"),
+    "a move": ('{"q": {"0": ["1", "X", "q"]}}', r"rules.q.'0' must be a rule, \[.* L, R or S, next state\], got"),
+    "several faults": (
+        '{"q": {"0": ["1", "R", ""], "00": ["1", "R", "q"]}}, "head": -1',
+        "rules.q.'0' must be a state, .*'00'.* must be a symbol, .*head must be at least 0, got -1",
+    ),
+    "a head beside the tape": ('{"q": {"0": ["1", "R", "q"]}}, "tape": "01", "head": 2', "tape of 2 cells; it is at 2"),
+    "no rule": ('{}, "moves": 3', "it has 'moves'"),
 }
 
 
@@ -138,14 +142,14 @@ def test_programs_that_do_not_fit_are_refused(turing):
     wide = {f"q{n}": {"0": ["0", "R", f"q{n + 1}"]} for n in range(17)}
     with pytest.raises(UsageError, match="16 states at most; it has 18"):
         run(turing, from_description({"start": "q0", "blank": "0", "rules": wide}), "")
-    with pytest.raises(UsageError, match="symbols _ 0 1; got 2"):
+    with pytest.raises(UsageError, match="symbols _ 0 1 of the Turing machine; got 2"):
         run(turing, from_description(FLIP), "012")
     with pytest.raises(UsageError, match="window of 10 cells"):
         run(turing, from_description(FLIP), "01" * 6)
     full = {q: {s: ["0", "R", q] for s in "01234567"} for q in "ABCDEFGHIJKLMNOP"}
     too_many = from_description({"start": "A", "blank": "0", "rules": full})
     with pytest.raises(UsageError, match=r"must fit the context of 200; they take"):
-        list(run_turing(None, {**kinds.described(turing), "context": 200}, too_many, "", 1))
+        list(run_turing(None, {**described_in(turing), "context": 200}, too_many, "", 1))
     with pytest.raises(UsageError, match="window must be at least 4"):
         kinds.blueprint_of({"kind": "turing", "window": 3, "context": 100})
 
@@ -154,7 +158,7 @@ def test_a_checkpoint_that_writes_no_tape_is_an_error(turing, tmp_path):
     net = checkpoint.load(turing, torch.float32, "sdpa")
     net.lm_head.weight.data[ids_of("|")[1]] = 0.0
     with pytest.raises(StitchError, match=r"must end every tape with \|.*Certify"):
-        list(run_turing(net, kinds.described(turing), from_description(FLIP), "0110", 3))
+        list(run_turing(net, described_in(turing), from_description(FLIP), "0110", 3))
 
 
 @pytest.mark.slow
@@ -192,7 +196,7 @@ def test_random_programs_do_rewrite_themselves():
 
 def put_out(folder: Path, program: Program, steps: int = 200) -> str:
     net = checkpoint.load(folder, torch.float32, "sdpa")
-    return list(run_subleq(net, kinds.described(folder), program, steps))[-1]
+    return list(run_subleq(net, described_in(folder), program, steps))[-1]
 
 
 def test_a_program_that_turns_its_own_jump_into_a_halt(subleq):
@@ -210,7 +214,13 @@ def test_a_loop_counts_down_beyond_the_context(subleq):
 
 
 @pytest.mark.parametrize(
-    "found, message", [({"memory": [300]}, "-128 to 255"), ({}, "needs memory"), ({"memory": []}, "one or more")]
+    "found, message",
+    [
+        ({"memory": [300, -200]}, r"memory\[0\] must be at most 255, got 300; memory\[1\] must be at least -128"),
+        ({}, "needs 'memory'"),
+        ({"memory": []}, "at least 1"),
+        ({"memory": [1.0, True]}, r"memory\[0\] must be a whole number, got 1.0; memory\[1\] must be a whole number"),
+    ],
 )
 def test_invalid_memories_are_refused(found, message, tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(found))

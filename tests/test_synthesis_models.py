@@ -23,6 +23,7 @@ from stitch.synthesis.blueprint import Block, Blueprint, all_of, one_hots
 from stitch.synthesis.build import build
 from stitch.synthesis.certify import certify
 from stitch.synthesis.compile import compile_automaton, compile_induction, compile_pattern
+from stitch.synthesis.description import described as described_in
 from stitch.synthesis.patterns.factorise import completed, errors, factorise, naive
 from stitch.synthesis.patterns.pattern import causal_softmax, read_pattern
 from stitch.synthesis.rope_heads import THETA, plane_head
@@ -152,7 +153,11 @@ def test_vectors_that_are_too_similar_are_refused():
     [
         (dict(mode="parallel", spec="a{9}"), "8 states at most; 11 would need 2,904 neurons.*stepwise"),
         (dict(mode="other"), "mode must be one of stepwise, parallel, vsa"),
-        (dict(length=1), "length must be at least 2"),
+        (dict(length=1), "length must be 2 to 16,383; got 1"),
+        (dict(length=10**9), "length must be 2 to 16,383; got 1000000000"),
+        (dict(seed=-1), "seed must be 0 to"),
+        (dict(mode="vsa", dimension=10**9), "dimension must be 2 to 4,096"),
+        (dict(spec="[a-n]{1000}"), r"may take 33,554,432 weights; its .* Use `mode=vsa`"),
         (dict(arch="bert"), "arch must be one of gpt2, llama"),
         (dict(spec="(s|t)*", mode="vsa", dimension=2), "dimension must give .* Raise it"),
     ],
@@ -187,7 +192,7 @@ def test_running_shows_every_symbol_with_its_output(tmp_path):
     with pytest.raises(UsageError, match="tape may be given for Turing machines only"):
         list(trace(tmp_path / "parallel", "ab", "01", steps=1))
     with pytest.raises(UsageError, match="must be a folder with a compiled checkpoint"):
-        kinds.described(tmp_path)
+        described_in(tmp_path)
 
 
 def test_embeddings_of_unequal_norm_are_an_error():
@@ -237,7 +242,7 @@ def test_patterns_by_name(what, targets):
 @pytest.mark.parametrize(
     "found, message",
     [
-        ([[1, 0], [0.5, 0.4]], "row 1 sums to 0.9"),
+        ([[1, 0], [0.5, 0.4]], "row 1 of .* sums to 0.9"),
         ([[0.5, 0.5], [0.5, 0.5]], "must be causal"),
         ([[1, 0], [1.5, -0.5]], "must not be negative"),
         ([[1, 0], [float("nan"), 1]], "must be finite"),
@@ -251,7 +256,7 @@ def test_matrices_that_are_not_attention_are_refused(found, message, tmp_path):
         read_pattern(str(tmp_path / "p.npy"), 2)
 
 
-@pytest.mark.parametrize("what", ["later", "offset:x", "block:0", "random:0", "no.json"])
+@pytest.mark.parametrize("what", ["later", "offset:x", "block:0", "self:2", "offset:-1", "offset:٣", "no.json"])
 def test_unknown_patterns_are_refused(what):
     with pytest.raises(UsageError, match="the pattern must be previous"):
         read_pattern(what, 8)
@@ -280,7 +285,7 @@ def test_positions_choose_the_architecture_and_must_agree_with_it(tmp_path):
     assert report["description"]["arch"] == "llama"
     with pytest.raises(UsageError, match="positions must be learned for gpt2; got rope"):
         compile_pattern("previous", tmp_path / "q", arch="gpt2", positions="rope", length=16)
-    with pytest.raises(UsageError, match="must be one of learned, rope; got alibi"):
+    with pytest.raises(UsageError, match="must be one of learned, rope; got 'alibi'"):
         compile_pattern("previous", tmp_path / "q", positions="alibi", length=16)
 
 

@@ -4,7 +4,6 @@ A model that has a behaviour answers the clean prompts and not the corrupt ones.
 but the behaviour gives the answer. All prompts start with BOS.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +14,9 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from stitch.errors import StitchError, UsageError
+from stitch.errors import UsageError
+from stitch.files.schema import Schema, checked_lines
+from stitch.files.specification import faulty, shown
 from stitch.text.documents import read, select
 from stitch.text.tokenizers import bos_of
 from stitch.text.windows import pack
@@ -233,8 +234,8 @@ BEHAVIOURS: dict[str, Callable[[_TokenSampler], Prompts]] = {
 def make_prompts(behaviour: str, tokenizer: Any, *, count: int = 256, seed: int = 0, text: str = "docs") -> Prompts:
     """`count` prompts of the behaviour with that name, or all prompts of a .jsonl file (`from_file`). n-grams come from `text`.
 
-    Raises: UsageError when there is no such behaviour or file, or when the vocabulary or the text is too small for it;
-    StitchError for a file with other lines.
+    Raises: UsageError when there is no such behaviour or file, when the vocabulary or the text is too small for it, and for a
+    file with other lines.
     """
     if make := BEHAVIOURS.get(behaviour):
         return make(_TokenSampler(tokenizer, count, torch.Generator().manual_seed(seed), text))
@@ -243,35 +244,34 @@ def make_prompts(behaviour: str, tokenizer: Any, *, count: int = 256, seed: int 
     raise UsageError(f"behaviour must be one of {', '.join(BEHAVIOURS)}, or a .jsonl file; got {behaviour}.")
 
 
+class PromptLine(Schema):
+    clean: str
+    corrupt: str
+    answer: str
+
+
 def from_file(path: Path, tokenizer: Any) -> Prompts:
     """Prompts from lines {"clean": …, "corrupt": …, "answer": …}. The answer is one token; clean and corrupt have equally many.
 
-    Raises: StitchError for any other line, with its number, and for an empty file.
+    Raises: UsageError for all other lines, with their numbers, and for an empty file.
     """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            found = json.loads(line)
-            texts = [found[name] for name in ("clean", "corrupt", "answer")]
-        except (ValueError, KeyError, TypeError) as error:
-            raise StitchError(
-                f"{path}, line {number}, needs JSON with clean, corrupt and answer; got {line[:60]!r}."
-            ) from error
-        clean, corrupt = (tokenizer.encode(text, add_special_tokens=False) for text in texts[:2])
-        answer = _single(tokenizer, texts[2])
+    rows, faults = [], []
+    for number, line in checked_lines(PromptLine, path, "the file of prompts"):
+        clean, corrupt = (tokenizer.encode(text, add_special_tokens=False) for text in (line.clean, line.corrupt))
+        answer = _single(tokenizer, line.answer)
         if not clean or len(clean) != len(corrupt):
-            raise StitchError(
-                f"{path}, line {number}: clean and corrupt must have equally many tokens; got {len(clean)} and {len(corrupt)}."
+            faults.append(
+                f"line {number}: clean and corrupt must have equally many tokens, got {len(clean)} and {len(corrupt)}"
             )
         if answer is None:
-            raise StitchError(
-                f"{path}, line {number}: the answer must be one token; got {texts[2]!r}. Mind the space before it."
+            faults.append(
+                f"line {number}: the answer must be one token, got {shown(line.answer)}: mind the space before it"
             )
         rows.append((clean, corrupt, answer))
+    if faults:
+        raise faulty(str(path), faults)
     if not rows:
-        raise StitchError(f"{path} must have at least one prompt; it is empty: write one line per prompt.")
+        raise UsageError(f"{path} must have at least one prompt; it is empty: write one line per prompt.")
     length, bos = 1 + max(len(clean) for clean, _, _ in rows), bos_of(tokenizer)
     # Padding comes after the token that is asked for, so it changes nothing there.
     clean, corrupt = (

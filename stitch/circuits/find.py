@@ -1,7 +1,6 @@
 """Finds a circuit: the components with the largest attributions, as few as keep a behaviour under ablation."""
 
 import itertools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,15 @@ from torch import Tensor
 
 from stitch.circuits.attribution import attribute, looks_up_ids
 from stitch.circuits.behaviours import Prompts, make_prompts
+from stitch.circuits.circuit_file import read_circuit
 from stitch.circuits.components import Components, Place, check_located, replaced, watched
 from stitch.circuits.edges import circuit_edges, name_of
 from stitch.circuits.graph_json import write_graph
 from stitch.circuits.score import PROMPTS_AT_ONCE, answered, logits_of
-from stitch.circuits.shallow import Arrangement, ShallowModel
+from stitch.circuits.shallow import ShallowModel
 from stitch.errors import StitchError, UsageError
 from stitch.files.recipe import recipe
-from stitch.internals.transcoders import as_trained, feature_blocks, put_features
+from stitch.internals.transcoders import as_trained, put_features
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
@@ -206,65 +206,6 @@ def choose_circuit(
     kept, kept_on_other = (first_components(net, each, size) for each in (order, order_other))
     stability = sum(int((kept.masks[place] & kept_on_other.masks[place]).sum()) for place in kept.masks) / size
     return ChosenCircuit(kept, means, first, other, whole, corrupt, stability, attribution=contributed)
-
-
-def read_circuit(path: Path, model: Model) -> Components:
-    """Reads a circuit: a report of `find_circuit`, its `circuit` alone, or the graft.json of a single graft.
-
-    Raises: UsageError when the file is no such JSON, names components that the model does not have, or was made with features in
-    other blocks.
-    """
-    try:
-        report = _read(path)
-        circuit = report.get("circuit", report)
-        theirs = {int(block) for block in report.get("features", {})}
-        named = [
-            (kind, int(block), numbers)
-            for kind in ("heads", "neurons")
-            for block, numbers in circuit.get(kind, {}).items()
-        ]
-    except (OSError, ValueError, AttributeError) as error:
-        raise _no_circuit(path, error) from error
-    ours = set(feature_blocks(model))
-    if "circuit" in report and theirs != ours:
-        raise UsageError(
-            f"{path} has features in {_blocks(theirs)}; {model.name} in {_blocks(ours)}: give the same `features`."
-        )
-    kept = Components.none(model)
-    for kind, block, numbers in named:
-        mask = kept.masks.get((kind, block), torch.zeros(0, dtype=torch.bool))  # a block that does not exist has none
-        if not isinstance(numbers, list) or not all(isinstance(one, int) and 0 <= one < len(mask) for one in numbers):
-            raise UsageError(
-                f"{path} names {kind} {numbers} of block {block}, which {model.name} does not have: edit it."
-            )
-        mask[numbers] = True
-    return kept
-
-
-def read_arrangement(path: Path) -> Arrangement | None:
-    """The arrangement of the donor's blocks in a graft.json, if it has one. Raises UsageError when it is not valid."""
-    try:
-        values = _read(path).get("plan", {}).get("arrangement")
-        return None if values is None else Arrangement.from_dict(values)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise _no_circuit(path, error) from error
-
-
-def _blocks(numbers: set[int]) -> str:
-    return f"blocks {', '.join(map(str, sorted(numbers)))}" if numbers else "none"
-
-
-def _read(path: Path) -> dict:
-    """The report of a circuit or of a single graft."""
-    report = json.loads(path.read_text(encoding="utf-8"))
-    grafts = report.get("grafts", [report])
-    if len(grafts) != 1:
-        raise ValueError(f"it has {len(grafts)} grafts; leave one")
-    return grafts[0]
-
-
-def _no_circuit(path: Path, error: Exception) -> UsageError:
-    return UsageError(f'circuit must be JSON such as {{"heads": {{"1": [0, 2]}}, "neurons": {{}}}}; {path}: {error}.')
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from sae.errors import SAEError
 from stitch.commands.spelling import spelt
 from stitch.errors import Interrupted, StitchError
 
+LONGEST = 2_000  # characters of an error; what a user wrote may be much longer
 KNOWN = (StitchError, SAEError, MatchError)
 
 
@@ -32,12 +33,20 @@ def reported(params: Sequence[Any], *, debug: bool, words: Sequence[str] = ()) -
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, KNOWN):
-            text = spelt(str(error), params)
-        else:
-            text = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-        print("stitch: " + " ".join(text.split()), file=sys.stderr)
+        print(f"stitch: {line_of(error, params)}", file=sys.stderr)
         raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+
+def line_of(error: Exception, params: Sequence[Any]) -> str:
+    """What is printed of an error: one line in the command line's words, in which nothing can move a terminal's cursor."""
+    if isinstance(error, KNOWN):
+        text = spelt(str(error), params)
+    else:
+        text = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+    line = "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in " ".join(text.split())
+    )
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def after_stop(stop: KeyboardInterrupt, params: Sequence[Any], words: Sequence[str]) -> str:

@@ -1,16 +1,13 @@
 """Recipes: every option of a command as YAML, as it stands in a report, in a model card, or in a file of its own."""
 
-import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stitch.errors import UsageError
+from stitch.files.specification import MOST_BYTES, MOST_REPORT, json_of, read_text, shown, yaml_of
 
-IN_CARD = re.compile(r"^## Recipe\n.*?^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
+QUOTES = "'\""
 # Whether to run code of others is for the person to say who runs the recipe.
 LEFT_OUT = ("trust_remote_code",)
 MODELS = (
@@ -69,29 +66,30 @@ def read_recipe(place: Path) -> dict:
 
     Raises: UsageError for a file that cannot be read or holds no recipe.
     """
-    import yaml
-
     if place.is_dir():
         place = next((file for file in (place / "README.md", place / "report.json") if file.is_file()), place)
-    try:
-        text = place.read_text(encoding="utf-8")
-        if place.suffix == ".md":
-            section = IN_CARD.search(text)
-            found = yaml.safe_load(section[1]) if section else None
-        elif place.suffix == ".json":
-            found = json.loads(text).get("recipe")
-        else:
-            found = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"a recipe must be a file that can be read; {place}: {reason}.") from None
-    except (ValueError, AttributeError, yaml.YAMLError) as error:
-        raise UsageError(f"a recipe must be YAML; {place}: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+    text = read_text(place, "a recipe", MOST_REPORT if place.suffix == ".json" else MOST_BYTES)
+    if place.suffix == ".md":
+        section = in_card(text)
+        found = yaml_of(section, f"the recipe in {place}") if section else None
+    elif place.suffix == ".json":
+        report = json_of(text, str(place))
+        found = report.get("recipe") if isinstance(report, dict) else None
+    else:
+        found = yaml_of(text, str(place))
+    if not isinstance(found, dict):
         raise UsageError(
             f"a recipe must be lines `option: value`, or be embedded in a card or report; {place} has none."
         )
     return found
+
+
+def in_card(card: str) -> str | None:
+    """The YAML below the heading `## Recipe` of a model card."""
+    _, _, below = f"\n{card}".partition("\n## Recipe\n")
+    _, _, inside = below.partition("\n```yaml\n")
+    text, fence, _ = f"\n{inside}".partition("\n```")
+    return text if fence else None
 
 
 def check_options(
@@ -107,7 +105,9 @@ def check_options(
 
     given = dict(found)
     if (made_for := given.pop("command", command)) != command:
-        raise UsageError(f"{place} is a recipe for `stitch {made_for}`; this is `stitch {command}`.")
+        raise UsageError(
+            f"{place} is a recipe for `stitch {shown(made_for).strip(QUOTES)}`; this is `stitch {command}`."
+        )
     options: dict[str, Any] = {}
     spelt: dict[str, str] = {}
     for key, value in given.items():
@@ -119,7 +119,7 @@ def check_options(
         if spelling not in known:
             close = get_close_matches(spelling, known, n=1, cutoff=0.5)
             hint = f" Did you mean {close[0]}?" if close else ""
-            raise UsageError(f"{place} has the unknown option {key!r} of `stitch {command}`.{hint}")
+            raise UsageError(f"{place} has the unknown option {shown(key)} of `stitch {command}`.{hint}")
         name = known[spelling]
         if name in options:
             raise UsageError(f"{place} has one option twice, as {spelt[name]} and as {key}: leave one out.")

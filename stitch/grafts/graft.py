@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from stitch.circuits.behaviours import Prompts
-from stitch.circuits.find import ChosenCircuit, choose_circuit, read_arrangement
+from stitch.circuits.circuit_file import read_arrangement
+from stitch.circuits.find import ChosenCircuit, choose_circuit
 from stitch.errors import UsageError
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.compared import PlannedGraft, text_scores, with_plan
-from stitch.grafts.hosts import read_host, widened
+from stitch.grafts.fresh_host import read_host
+from stitch.grafts.hosts import widened
 from stitch.grafts.landed import write_graphs
 from stitch.grafts.neurons import units
 from stitch.grafts.plan import Plan, make_plan

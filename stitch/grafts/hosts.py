@@ -1,75 +1,16 @@
-"""Hosts for grafts: fresh models from a config file, and trained models with channels, heads and neurons added."""
+"""Trained models as hosts of grafts, with channels, heads and neurons added."""
 
 import copy
-import json
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from stitch.errors import UsageError
 from stitch.grafts.allocation import FreeSpace
 from stitch.internals import weights
-from stitch.models.anatomy import ANATOMIES
 from stitch.models.model import Model
-
-# Fresh hosts
-
-FORCED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")  # taken from the donor, as the tokenizer is
-
-
-def read_host(path: Path, donor: Model, seed: int) -> Model:
-    """A freshly initialised model of the architecture in a JSON file, with the donor's vocabulary.
-
-    Raises: UsageError for a file that is no config, a family that grafts do not support, and tied embeddings: a donor's embedding
-    and unembedding differ once its final norm's gain is folded in.
-    """
-    values = _read_config(path)
-    family = values.pop("model_type")
-    if family not in weights.FAMILIES:
-        raise UsageError(
-            f"the host of a graft must be of one of {', '.join(weights.FAMILIES)}; got {family}: choose one."
-        )
-    if values.get("tie_word_embeddings"):
-        raise UsageError(
-            "the host's embeddings must not be tied: the donor's unembedding would overwrite its embedding; set "
-            '"tie_word_embeddings": false.'
-        )
-    forced = {name: getattr(donor.config, name, None) for name in FORCED}
-    forced["vocab_size"] = len(donor.embedding.weight)
-    if any(name in values and values[name] != forced[name] for name in FORCED):
-        raise UsageError(f"the host has the donor's tokenizer; leave {', '.join(FORCED)} out of {path}.")
-    values["tie_word_embeddings"] = False
-    try:
-        config = AutoConfig.for_model(family, **values, **forced)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            net = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    except Exception as error:  # the checks of the family's config and model
-        raise UsageError(
-            f"{path} must make a model; transformers says: {' '.join(str(error).split())[:200]}"
-        ) from error
-    host = Model(path.stem, net, donor.tokenizer, ANATOMIES[family], path.parent)
-    weights.check(host, "the host of a graft")
-    return host
-
-
-def _read_config(path: Path) -> dict:
-    """The values of a config file, with its `model_type`. Raises UsageError for anything else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return {**values, "model_type": values["model_type"]}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UsageError(
-            f'host must be JSON such as {{"model_type": "llama", "hidden_size": 320, …}}; {path}: {type(error).__name__}, '
-            f"{error}."
-        ) from error
-
-
-# Trained hosts
 
 
 @torch.no_grad()

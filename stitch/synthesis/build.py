@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 
 from stitch.errors import UsageError
+from stitch.files.specification import shown
 from stitch.models.anatomy import ANATOMIES
 from stitch.models.model import Model
 from stitch.synthesis.blueprint import Blueprint
@@ -32,8 +33,7 @@ def build(blueprint: Blueprint, arch: str, *, tokenizer: Any = None) -> Model:
 
     Raises: UsageError when the architecture cannot implement the blueprint.
     """
-    if arch not in ARCHITECTURES:
-        raise UsageError(f"arch must be one of {', '.join(ARCHITECTURES)}; got {arch}.")
+    check_architecture(arch)
     if blueprint.positions is not None and arch != "gpt2":
         raise UsageError(f"arch must be gpt2 for this circuit, which needs learned positions; got {arch}.")
     layout = layout_of(blueprint, arch)
@@ -42,6 +42,11 @@ def build(blueprint: Blueprint, arch: str, *, tokenizer: Any = None) -> Model:
     model = Model("synthesis", net.eval(), tokenizer, ANATOMIES[arch], Path("synthesis"))
     write(model, blueprint, layout)
     return model
+
+
+def check_architecture(arch: str) -> None:
+    if arch not in ARCHITECTURES:
+        raise UsageError(f"arch must be one of {', '.join(ARCHITECTURES)}; got {shown(arch)}.")
 
 
 def heads_of(blueprint: Blueprint, arch: str) -> list[Heads]:

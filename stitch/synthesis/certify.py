@@ -11,6 +11,7 @@ from stitch.pages.certificate import certificate_page
 from stitch.progress import Progress
 from stitch.synthesis import checkpoint, kinds
 from stitch.synthesis.attention import apart, safe_context, selection
+from stitch.synthesis.bounds import MOST_SEED, MOST_TOKENS, within
 from stitch.synthesis.report import notes, tables, title
 from stitch.synthesis.trials import Trial, outcome
 from stitch.synthesis.write import MARGIN
@@ -35,10 +36,11 @@ def certify(
 
     In the report, `ideal` is the margin without rounding errors, and `certified` says whether all answers were correct.
 
-    Raises: UsageError when the folder holds no compiled checkpoint.
+    Raises: UsageError when the folder holds no compiled checkpoint, and for more tokens than fit into memory.
     """
-    description = kinds.described(folder)
-    blueprint = kinds.blueprint_of(description)
+    within("tokens", tokens, 1, MOST_TOKENS)
+    within("seed", seed, 0, MOST_SEED)
+    description, blueprint = kinds.compiled(folder)
     trials = list(kinds.trials_of(description, tokens, seed))
     rows, parameters = [], 0
     for dtype, attention in settings:

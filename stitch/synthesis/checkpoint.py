@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from stitch.models.model import Model
-from stitch.synthesis.kinds import FILE
+from stitch.synthesis.description import FILE
 
 
 def save(model: Model, description: dict, folder: Path) -> None:

@@ -8,17 +8,22 @@ from stitch.errors import UsageError
 from stitch.files.job import Job, run
 from stitch.files.output import check_output
 from stitch.files.recipe import recipe
+from stitch.files.specification import shown
 from stitch.models.provenance import described, versions
 from stitch.models.sources import Source, resolve
 from stitch.progress import Progress
 from stitch.synthesis import checkpoint, kinds
 from stitch.synthesis.automata.read import read_automaton
 from stitch.synthesis.automata.stepwise import random_codes
-from stitch.synthesis.build import build
+from stitch.synthesis.bounds import LONGEST, LONGEST_SOFT, MOST_DIMENSIONS, MOST_SEED, within
+from stitch.synthesis.build import build, check_architecture
 from stitch.synthesis.card import compiled_card
 from stitch.synthesis.certify import certify
 from stitch.synthesis.kinds import MODES
+from stitch.synthesis.machines.subleq_circuit import FEWEST_CELLS, MOST_CELLS
+from stitch.synthesis.machines.turing_circuit import check_sizes
 from stitch.synthesis.patterns.factorise import rank_curve
+from stitch.synthesis.patterns.induction_circuit import FEWEST_TOKENS
 from stitch.synthesis.patterns.pattern import read_pattern
 from stitch.synthesis.patterns.pattern_circuit import TOKENS as LETTERS
 
@@ -86,12 +91,14 @@ def compile_automaton(
     """
     check_output(out, overwrite)
     if mode not in MODES:
-        raise UsageError(f"mode must be one of {', '.join(MODES)}; got {mode}.")
-    if length < 2:
-        raise UsageError(f"length must be at least 2 symbols; got {length}.")
+        raise UsageError(f"mode must be one of {', '.join(MODES)}; got {shown(mode)}.")
+    check_architecture(arch)
+    within("length", length, 2, LONGEST // 2 - 1)  # each symbol is followed by a state
+    within("seed", seed, 0, MOST_SEED)
     automaton = read_automaton(spec, alphabet=alphabet, normalise=normalise)
     description = {"kind": "automaton", "source": spec, "arch": arch, "mode": mode, "length": length}
     if mode == "vsa":
+        within("dimension", dimension, 2, MOST_DIMENSIONS)
         codes = random_codes(automaton, dimension, seed)
         description |= {"dimension": dimension, "seed": seed, "coherence": codes.coherence}
     description["automaton"] = automaton.as_json()
@@ -120,9 +127,16 @@ def compile_machine(
     """
     check_output(out, overwrite)
     if kind not in MACHINES:
-        raise UsageError(f"kind must be one of {', '.join(MACHINES)}; got {kind}.")
+        raise UsageError(f"kind must be one of {', '.join(MACHINES)}; got {shown(kind)}.")
+    arch = MACHINES[kind] if arch is None else arch
+    check_architecture(arch)
+    within("context", context, 2, LONGEST)
+    if kind == "turing":
+        check_sizes(window, context)
+    else:
+        within("cells", cells, FEWEST_CELLS, MOST_CELLS)
     size = {"window": window} if kind == "turing" else {"cells": cells}
-    description = {"kind": kind, "arch": arch or MACHINES[kind], **size, "context": context}
+    description = {"kind": kind, "arch": arch, **size, "context": context}
     return compile_to(description, out, "machine", description, overwrite=overwrite, device=device, progress=progress)
 
 
@@ -148,14 +162,17 @@ def compile_pattern(
     """
     check_output(out, overwrite)
     if positions not in (None, *POSITIONS.values()):
-        raise UsageError(f"positions must be one of {', '.join(POSITIONS.values())}; got {positions}.")
-    arch = arch or next((name for name, kind in POSITIONS.items() if kind == positions), "gpt2")
+        raise UsageError(f"positions must be one of {', '.join(POSITIONS.values())}; got {shown(positions)}.")
+    if arch is None:
+        arch = next((name for name, kind in POSITIONS.items() if kind == positions), "gpt2")
+    check_architecture(arch)
     if positions and POSITIONS.get(arch, positions) != positions:
         raise UsageError(
             f"positions must be {POSITIONS[arch]} for {arch}; got {positions}. Give only one of `arch` and `positions`."
         )
-    if length < 2 or rank < 1:
-        raise UsageError(f"length must be at least 2 and `rank` at least 1; got {length} and {rank}.")
+    within("length", length, 2, LONGEST)
+    within("rank", rank, 1, LONGEST_SOFT)
+    within("seed", seed, 0, MOST_SEED)
     pattern = read_pattern(what, length, seed)
     description: dict = {"kind": "pattern", "source": what, "arch": arch, "context": length}
     if pattern.targets is not None:
@@ -181,6 +198,8 @@ def compile_induction(
     Raises: UsageError when the vocabulary cannot be read, or has more bits than heads can compare over the context.
     """
     check_output(out, overwrite)
+    check_architecture(arch)
+    within("context", context, FEWEST_TOKENS, LONGEST)
     description = {
         "kind": "induction",
         "arch": arch,

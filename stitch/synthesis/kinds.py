@@ -1,4 +1,4 @@
-"""The description of a compiled checkpoint (`synthesis.json` in its folder), and the blueprint and trials that follow from it."""
+"""The blueprint and the trials that follow from the description of a compiled checkpoint."""
 
 import random
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from stitch.synthesis.automata.automaton import Automaton
 from stitch.synthesis.automata.parallel import parallel
 from stitch.synthesis.automata.stepwise import exact_codes, random_codes, stepwise
 from stitch.synthesis.blueprint import Blueprint
-from stitch.synthesis.json_file import read_json
+from stitch.synthesis.description import FILE, described
 from stitch.synthesis.machines import subleq_trials, turing_trials
 from stitch.synthesis.machines.subleq import frames
 from stitch.synthesis.machines.subleq_circuit import subleq
-from stitch.synthesis.machines.turing_circuit import turing_machine
+from stitch.synthesis.machines.turing_circuit import check_sizes, turing_machine
 from stitch.synthesis.patterns import induction_circuit, pattern_circuit
 from stitch.synthesis.patterns.factorise import factorise
 from stitch.synthesis.patterns.induction_circuit import induction
@@ -24,19 +24,19 @@ from stitch.synthesis.patterns.pattern import Pattern
 from stitch.synthesis.patterns.pattern_circuit import hard_pattern, soft_pattern
 from stitch.synthesis.trials import Trial
 
-FILE = "synthesis.json"
 MODES = ("stepwise", "parallel", "vsa")
 
 
-def described(folder: Path) -> dict:
-    """The description in `folder`.
+def compiled(folder: Path) -> tuple[dict, Blueprint]:
+    """The description of a compiled checkpoint, and its blueprint.
 
-    Raises: UsageError when the folder holds no compiled checkpoint, StitchError when its description is not JSON.
+    Raises: UsageError when the folder holds none, or a description that gives no blueprint.
     """
-    path = folder / FILE
-    if not path.is_file():
-        raise UsageError(f"{folder} must be a folder with a compiled checkpoint; it has no {FILE}.")
-    return read_json(path, "the description")
+    description = described(folder)
+    try:
+        return description, blueprint_of(description)
+    except UsageError as error:
+        raise UsageError(f"{folder / FILE} must describe what was compiled; {error}") from None
 
 
 def blueprint_of(description: dict) -> Blueprint:
@@ -48,6 +48,7 @@ def blueprint_of(description: dict) -> Blueprint:
     match description["kind"]:
         case "turing":
             window, context = description["window"], description["context"]
+            check_sizes(window, context)
             drawn = turing_trials.random_machine(generator, min(turing_trials.most_rules(window, context), 16))
             cells = generator.choices(drawn.symbols, k=window)
             return turing_machine(window, context, turing_trials.texts(drawn, cells, window // 2, context)[:1])

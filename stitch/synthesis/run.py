@@ -5,8 +5,10 @@ from pathlib import Path
 
 from stitch.errors import UsageError
 from stitch.models.device import torch_device, torch_dtype
-from stitch.synthesis import checkpoint, kinds
+from stitch.synthesis import checkpoint
 from stitch.synthesis.automata.run import run_automaton
+from stitch.synthesis.bounds import MOST_STEPS, within
+from stitch.synthesis.description import described
 from stitch.synthesis.machines.subleq import read_subleq
 from stitch.synthesis.machines.subleq_run import run_subleq
 from stitch.synthesis.machines.turing import read_turing
@@ -20,7 +22,8 @@ def trace(
 
     Raises: UsageError for an input or a program that the checkpoint cannot run, StitchError when its output is not a frame.
     """
-    description = kinds.described(folder)
+    within("steps", steps, 1, MOST_STEPS)
+    description = described(folder)
     if tape is not None and description["kind"] != "turing":
         raise UsageError(f"tape may be given for Turing machines only; got {tape!r} for kind {description['kind']}.")
     net = checkpoint.load(folder, torch_dtype(dtype), "sdpa", str(torch_device(device)))

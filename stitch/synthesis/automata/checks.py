@@ -1,17 +1,17 @@
 """Checks of an automaton's transitions {state: {symbol: next state}} before it is compiled."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from stitch.errors import UsageError
+from stitch.synthesis.automata.tables import Steps
 
-Steps = Mapping[str, Mapping[str, str]]
 REMEDY = "pass `normalise=True` to have it determinised, completed and minimised"
 
 
-def check_complete(steps: Steps, symbols: list[str], start: str, named: set[str]) -> None:
+def check_complete(steps: Steps, symbols: list[str], start: str, named: set[str], where: str) -> None:
     """All states and symbols are known, all transitions are given, and all states can be reached.
 
-    `named` are further states that must have transitions.
+    `named` are further states that must have transitions. `where` names the automaton.
 
     Raises: UsageError that lists all problems, with up to three examples of each.
     """
@@ -30,10 +30,10 @@ def check_complete(steps: Steps, symbols: list[str], start: str, named: set[str]
     if not problems and (unreachable := set(steps) - set(_reachable(steps, start))):
         problems.append(f"unreachable states {_examples(unreachable)}; {REMEDY}")
     if problems:
-        raise UsageError(f"the automaton must be complete; it has {'; '.join(problems)}.")
+        raise UsageError(f"{where} must be complete; it has {'; '.join(problems)}.")
 
 
-def check_minimal(steps: Steps, symbols: list[str], accept: set[str]) -> None:
+def check_minimal(steps: Steps, symbols: list[str], accept: set[str], where: str) -> None:
     """No two states are equivalent.
 
     Raises: UsageError that names equivalent states.
@@ -49,7 +49,7 @@ def check_minimal(steps: Steps, symbols: list[str], accept: set[str]) -> None:
         members = list(classes.values())
         equivalent = next([q for q in steps if classes[q] == one] for one in members if members.count(one) > 1)
         raise UsageError(
-            f"the automaton must be minimal; it has duplicate states ({_examples(equivalent)} are equivalent): {REMEDY}."
+            f"{where} must be minimal; it has duplicate states ({_examples(equivalent)} are equivalent): {REMEDY}."
         )
 
 

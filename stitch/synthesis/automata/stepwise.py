@@ -13,6 +13,7 @@ from torch import Tensor
 from stitch.errors import UsageError
 from stitch.synthesis.automata.automaton import Automaton
 from stitch.synthesis.blueprint import Block, Blueprint, Neurons, Select, all_of, allot, back
+from stitch.synthesis.bounds import MOST_WEIGHTS
 
 BOS = "<s>"
 HIGHEST_COHERENCE = 0.9  # above it, bf16 cannot distinguish codes
@@ -71,11 +72,16 @@ def random_codes(automaton: Automaton, dimension: int, seed: int = 0) -> Codes:
 
 
 def stepwise(automaton: Automaton, length: int, codes: Codes) -> Blueprint:
-    """The blueprint for strings of up to `length` symbols."""
+    """The blueprint for strings of up to `length` symbols. Raises: UsageError where its weights are too many."""
     symbols, said = len(automaton.symbols), len(automaton.said)
     d_symbols, d_said = codes.symbols.shape[1], codes.said.shape[1]
     at = allot(symbol=d_symbols, state=d_said, before_symbol=d_symbols, before=d_said, result=d_said)
     width = sum(map(len, at.values()))
+    if (neurons := symbols * (1 + said)) * width > MOST_WEIGHTS:
+        raise UsageError(
+            f"the automaton may take {MOST_WEIGHTS:,} weights; its {neurons:,} neurons on {width:,} channels take "
+            f"{neurons * width:,}. Use `mode=vsa`, which needs fewer channels, with a lower `dimension`."
+        )
     context = 1 + 2 * length
     # The first token has the first of the codes of outputs, which stands for the start state.
     embedding = [

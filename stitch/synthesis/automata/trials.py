@@ -26,7 +26,8 @@ def trials(automaton: Automaton, mode: str, length: int, tokens: int, seed: int)
     count = min(max(tokens // length, 1), MOST_STRINGS)
     drawn = torch.randint(len(symbols), (count, length), generator=torch.Generator().manual_seed(seed))
     yield _asked(f"random strings of length {length:,}", automaton, mode, drawn)
-    loops = [loop for size in range(1, LONGEST_LOOP + 1) for loop in itertools.product(symbols, repeat=size)][:count]
+    every = (loop for size in range(1, LONGEST_LOOP + 1) for loop in itertools.product(symbols, repeat=size))
+    loops = itertools.islice(every, count)
     rows = torch.tensor([list(itertools.islice(itertools.cycle(loop), length)) for loop in loops])
     yield _asked(f"loops of length {length:,}", automaton, mode, rows)
     yield _asked(

@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from stitch.errors import UsageError
+from stitch.files.schema import Schema, checked
+from stitch.files.specification import read_json
 from stitch.synthesis import interpreters
-from stitch.synthesis.json_file import read_json
 from stitch.synthesis.machines.subleq_tokens import HALT, NO_OUTPUT
 
 OUTPUT = 255  # the address of the output; there is no cell
@@ -18,6 +22,7 @@ class Program:
 
     about: str
     memory: tuple[int, ...]
+    where: str = "the program"  # in messages
 
     def filled(self, cells: int) -> list[int]:
         """The memory with zeros up to `cells` cells.
@@ -26,27 +31,22 @@ class Program:
         """
         if len(self.memory) > cells:
             raise UsageError(
-                f"the program must fit the checkpoint's {cells} cells; it has {len(self.memory)}. Compile with more `cells`."
+                f"{self.where} must fit the checkpoint's {cells} cells; it has {len(self.memory)}. Compile with more `cells`."
             )
         return [*self.memory, *[0] * (cells - len(self.memory))]
 
 
-def read_subleq(path: Path) -> Program:
-    """Reads a JSON object with `memory`, a list of numbers from -128 to 255, and optionally `about`.
+class ProgramFile(Schema):
+    """A JSON object with `memory`, a list of bytes, -128 to 255, and optionally `about`."""
 
-    Raises: UsageError when it is not a program, StitchError when it is not JSON.
-    """
-    found = read_json(path, "the program")
-    if not isinstance(found, dict) or "memory" not in found or not set(found) <= {"memory", "about"}:
-        raise UsageError(
-            f"a SUBLEQ program needs memory, and may have about; got {sorted(found) if isinstance(found, dict) else found}."
-        )
-    wrong = [cell for cell in found["memory"] if not (isinstance(cell, int) and -128 <= cell <= 255)]
-    if wrong or not found["memory"]:
-        raise UsageError(
-            f"memory must be one or more numbers from -128 to 255; got {', '.join(map(str, wrong[:3])) or 'none'}."
-        )
-    return Program(found.get("about", ""), tuple(cell % 256 for cell in found["memory"]))
+    memory: list[Annotated[int, Field(ge=-128, le=255)]] = Field(min_length=1, max_length=256)
+    about: str = ""
+
+
+def read_subleq(path: Path) -> Program:
+    """Reads a program from a JSON file. Raises: UsageError when it is not a program (`ProgramFile`)."""
+    file = checked(ProgramFile, read_json(path, "the program"), str(path))
+    return Program(file.about, tuple(cell % 256 for cell in file.memory), str(path))
 
 
 def frames(memory: Sequence[int], most: int, counter: int = 0) -> list[list[str]]:

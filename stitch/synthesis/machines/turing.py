@@ -1,17 +1,22 @@
 """Turing machines: read from JSON, and as the text that the universal machine's checkpoint reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
 
 from stitch.errors import UsageError
-from stitch.synthesis.json_file import read_json
+from stitch.files.schema import Schema, checked
+from stitch.files.specification import read_json
 
 STATES = "ABCDEFGHIJKLMNOP"
 SYMBOLS = "01234567"
 MOVES = {"L": "<", "R": ">", "S": "="}
 BAR, HALT, EDGE = "|", "!", "#"
+LONGEST_STATE = 100  # characters of a state's name in a file
+LONGEST_TAPE = 32_768  # cells: no checkpoint has a larger window
 Rule = tuple[str, str, str, str, str]  # (state, symbol, symbol to write, move, next state)
 
 
@@ -25,6 +30,7 @@ class Turing:
     rules: tuple[Rule, ...]
     tape: str  # the default tape
     head: int  # the head's position on it
+    where: str = "the machine"  # in messages
 
     @property
     def states(self) -> list[str]:
@@ -37,49 +43,57 @@ class Turing:
         )
 
 
+def _symbol(found: Any) -> str:
+    if type(found) not in (str, int) or len(str(found)) != 1 or not str(found).isprintable():
+        raise ValueError("must be a symbol, one character that can be printed")
+    return str(found)
+
+
+def _state(found: Any) -> str:
+    if type(found) not in (str, int) or not 0 < len(str(found)) <= LONGEST_STATE or not str(found).isprintable():
+        raise ValueError(f"must be a state, a name of 1 to {LONGEST_STATE} characters that can be printed")
+    return str(found)
+
+
+def _rule(found: Any) -> Any:
+    if not (isinstance(found, list) and len(found) == 3 and isinstance(found[1], str) and found[1] in MOVES):
+        raise ValueError("must be a rule, [symbol to write, L, R or S, next state]")
+    return _symbol(found[0]), found[1], _state(found[2])
+
+
+Symbol = Annotated[str, BeforeValidator(_symbol)]
+State = Annotated[str, BeforeValidator(_state)]
+
+
+class TuringFile(Schema):
+    """A JSON object with `start`, `blank` and `rules` {state: {symbol: [write, L|R|S, state]}}; the rest is optional."""
+
+    start: State
+    blank: Symbol
+    rules: dict[State, dict[Symbol, Annotated[Any, BeforeValidator(_rule)]]]
+    tape: str = Field("", max_length=LONGEST_TAPE)
+    head: int = Field(0, ge=0)
+    about: str = ""
+    kind: Literal["turing"] = "turing"
+
+
 def read_turing(path: Path) -> Turing:
-    """Reads a JSON object with `start`, `blank` and `rules` {state: {symbol: [write, L|R|S, state]}}.
-
-    `tape`, `head` and `about` are optional.
-
-    Raises: UsageError when it is not a Turing machine, StitchError when it is not JSON.
-    """
-    return from_description(read_json(path, "the program", _without_repeated_keys))
+    """Reads a machine from a JSON file. Raises: UsageError when it is not a Turing machine (`TuringFile`)."""
+    return from_description(read_json(path, "the program"), str(path))
 
 
-def from_description(found: Mapping[str, Any]) -> Turing:
-    """The machine of a JSON object (`read_turing`).
+def from_description(found: Any, where: str = "the Turing machine") -> Turing:
+    """The machine of a JSON object (`TuringFile`). `where` it stands begins the messages of errors.
 
     Raises: UsageError when it is not a Turing machine.
     """
-    known = {"start", "blank", "rules", "tape", "head", "about", "kind"}
-    if not {"start", "blank", "rules"} <= set(found) <= known:
-        raise UsageError(
-            f"a Turing machine needs start, blank and rules, and may have tape, head and about; got {', '.join(sorted(found))}."
-        )
-    rules = []
-    for state, row in found["rules"].items():
-        for symbol, rule in row.items():
-            if not (isinstance(rule, list) and len(rule) == 3 and rule[1] in MOVES and len(str(rule[0])) == 1):
-                raise UsageError(
-                    f"a rule must be [symbol to write, L, R or S, next state]; that of ({state}, {symbol}) is {rule}."
-                )
-            rules.append((state, symbol, *map(str, rule)))
-    return Turing(
-        found.get("about", ""),
-        str(found["start"]),
-        str(found["blank"]),
-        tuple(rules),
-        found.get("tape", ""),
-        found.get("head", 0),
-    )
-
-
-def _without_repeated_keys(pairs: Sequence[tuple[str, Any]]) -> dict:
-    names = [name for name, _ in pairs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"a state may have one rule for each symbol; got {', '.join(twice)} twice. Remove one.")
-    return dict(pairs)
+    file = checked(TuringFile, found, where)
+    if file.head >= max(len(file.tape), 1):
+        raise UsageError(f"{where} must have its head on the tape of {len(file.tape)} cells; it is at {file.head}.")
+    rules = [(state, symbol, *rule) for state, row in file.rules.items() for symbol, rule in row.items()]
+    machine = Turing(file.about, file.start, file.blank, tuple(rules), file.tape, file.head, where)
+    Names.of(machine, file.tape)
+    return machine
 
 
 @dataclass(frozen=True)
@@ -97,10 +111,12 @@ class Names:
         """
         states, symbols = machine.states, machine.symbols
         if unknown := sorted(set(tape) - set(symbols)):
-            raise UsageError(f"tape must consist of the symbols {' '.join(symbols)}; got {', '.join(unknown)}.")
+            raise UsageError(
+                f"tape must consist of the symbols {' '.join(symbols)} of {machine.where}; got {', '.join(unknown)}."
+            )
         for kind, own, names in (("states", states, STATES), ("symbols", symbols, SYMBOLS)):
             if len(own) > len(names):
-                raise UsageError(f"the machine may have {len(names)} {kind} at most; it has {len(own)}.")
+                raise UsageError(f"{machine.where} may have {len(names)} {kind} at most; it has {len(own)}.")
         return cls(dict(zip(states, STATES, strict=False)), dict(zip(symbols, SYMBOLS, strict=False)))
 
 
@@ -130,7 +146,8 @@ def laid_out(machine: Turing, tape: str, window: int, head: int) -> tuple[list[s
     """
     if len(tape) > window or not 0 <= head < max(len(tape), 1):
         raise UsageError(
-            f"tape must fit a window of {window} cells, with the head on it; got {len(tape)} cells and head {head}."
+            f"tape must fit a window of {window} cells, with the head on it; got {len(tape)} cells and head {head} for "
+            f"{machine.where}."
         )
     left = (window - len(tape)) // 2
     cells = [machine.blank] * left + list(tape)

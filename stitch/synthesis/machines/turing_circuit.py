@@ -39,10 +39,7 @@ def turing_machine(window: int, context: int, specimens: list[str]) -> Blueprint
 
     Raises: UsageError when `window` or `context` is too small.
     """
-    if window < FEWEST_CELLS:
-        raise UsageError(f"window must be at least {FEWEST_CELLS} cells; got {window}.")
-    if context < 3 * (window + 1):
-        raise UsageError(f"context must hold a program and two tapes of {window} cells; got {context}.")
+    check_sizes(window, context)
     banks = {f"{bank}_{part}": size for bank in ("own", "left", "centre", "right") for part, size in SIZES.items()}
     before = {f"{bank}_{part}": SIZES[part] for bank in ("before", "twice") for part in ("state", "under")}
     rule = {f"rule_{part}": SIZES[part] for part in ("state", "under", "mark")}
@@ -77,6 +74,14 @@ def turing_machine(window: int, context: int, specimens: list[str]) -> Blueprint
         specimens=ids,
         asked=asked,
     )
+
+
+def check_sizes(window: int, context: int) -> None:
+    """Raises: UsageError when `window` or `context` is too small."""
+    if window < FEWEST_CELLS:
+        raise UsageError(f"window must be at least {FEWEST_CELLS} cells; got {window}.")
+    if context < 3 * (window + 1):
+        raise UsageError(f"context must hold a program and two tapes of {window} cells; got {context}.")
 
 
 def _embedding(at: dict[str, Tensor], width: int) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 from stitch.synthesis.blueprint import Block, Blueprint, LookUp, Select, allot, back, balanced_signs, bits_for, sharp
 from stitch.synthesis.trials import Trial
 
+FEWEST_TOKENS = 5  # of context: two that repeat, and the first token
+
 
 def induction(tokens: tuple[str, ...], length: int) -> Blueprint:
     """The blueprint for prompts of `length` tokens; a token that occurs for the first time has no answer."""

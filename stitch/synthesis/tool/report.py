@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
@@ -23,6 +24,7 @@ from stitch.pages.tool import tool_page
 from stitch.progress import Progress
 from stitch.synthesis import checkpoint
 from stitch.synthesis.automata.read import read_automaton
+from stitch.synthesis.bounds import within
 from stitch.synthesis.card import tool_card
 from stitch.synthesis.report import tool_notes, tool_table
 from stitch.synthesis.tool.accuracy import accuracy
@@ -32,6 +34,8 @@ from stitch.text.windows import CONTEXT, Windows, report_windows
 READOUT, REPORT = "readout.safetensors", "tool.json"
 SAMPLE = 8  # windows on which factors of norms are measured
 BATCH = 32  # windows per forward pass
+MOST_FAINT = 10  # times the shortest residual stream: what is added would drown the host
+MOST_TEXT = 10**9  # held-out tokens: more than a text has
 RIDGE = 1e-3  # of probes, relative to the mean square of their inputs
 
 
@@ -55,8 +59,12 @@ def compile_tool(
     state, in all, by tokens read and by state: of the tool in fp32 and bf16, of a linear probe on the unchanged host (at its
     best site), and of the most frequent state.
 
-    Raises: UsageError when the automaton does not fit the host.
+    Raises: UsageError when the automaton does not fit the host, or a number is out of its range.
     """
+
+    if not 0 < faint <= MOST_FAINT:
+        raise UsageError(f"faint must be above 0 and at most {MOST_FAINT}; got {faint}.")
+    within("tokens", tokens, 1, MOST_TEXT)
 
     def plan() -> Job:
         automaton = read_automaton(spec, normalise=normalise)
