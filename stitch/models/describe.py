@@ -18,8 +18,8 @@ def describe(source: str) -> dict:
 
     found = resolve(source)
     register_composites()
-    config = text_part(found.folder) or AutoConfig.from_pretrained(found.folder)
-    tokenizer = AutoTokenizer.from_pretrained(found.folder)
+    config = text_part(found.folder) or AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False)
     parts = [*parts_of(config)]
     depth = config.get_text_config(decoder=True).num_hidden_layers
     last = parts[-1].get_text_config(decoder=True)
