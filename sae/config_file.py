@@ -14,6 +14,9 @@ from sae.messages import one_line
 
 MATRICES = ("W_enc", "W_dec", "b_enc", "b_dec")  # whose sizes are those of cfg.json in every architecture
 Size = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+Dtype = Literal[
+    "float64", "float32", "float16", "bfloat16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"
+]  # fmt: skip
 
 
 class SAEFile(BaseModel):
@@ -21,7 +24,7 @@ class SAEFile(BaseModel):
     d_sae: Size
     d_out: Size | None = None
     k: Size | None = None
-    dtype: Literal["float64", "float32", "float16", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     apply_b_dec_to_input: StrictBool | None = None
     rescale_acts_by_decoder_norm: StrictBool | None = None
     metadata: dict = {}

@@ -10,6 +10,7 @@ import typer
 
 from matching.errors import MatchError
 from sae.errors import SAEError
+from sae.messages import printable
 from stitch.commands.spelling import spelt
 from stitch.errors import Interrupted, StitchError
 
@@ -27,7 +28,7 @@ def reported(params: Sequence[Any], *, debug: bool, words: Sequence[str] = ()) -
     except (typer.Exit, typer.Abort, BrokenPipeError):  # the last where output goes to `head`; typer ends quietly
         raise
     except KeyboardInterrupt as stop:
-        print(f"\nstitch: stopped{after_stop(stop, params, words)}", file=sys.stderr)
+        print(printable(f"\nstitch: stopped{after_stop(stop, params, words)}"), file=sys.stderr)
         raise typer.Exit(getattr(stop, "exit_code", 130)) from None
     except Exception as error:
         if debug:
@@ -36,7 +37,7 @@ def reported(params: Sequence[Any], *, debug: bool, words: Sequence[str] = ()) -
             text = spelt(str(error), params)
         else:
             text = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-        print("stitch: " + " ".join(text.split()), file=sys.stderr)
+        print("stitch: " + printable(" ".join(text.split())), file=sys.stderr)
         raise typer.Exit(getattr(error, "exit_code", 1)) from None
 
 

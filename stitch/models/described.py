@@ -20,6 +20,8 @@ def require_described(config: Mapping[str, Any], name: str) -> None:
     found = config_faults(config)
     if is_composite(config):
         found += composite_faults(config)
+    else:
+        found += [f"{key}: must be 1 or more, got 0" for key in DEPTHS if config.get(key) == 0]
     if found:
         raise _refusal(name, found)
 

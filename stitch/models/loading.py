@@ -1,5 +1,7 @@
 """Models loaded from local folders: of a family with a known anatomy, or any causal language model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from stitch.errors import StitchError
+from stitch.errors import StitchError, UsageError
 from stitch.files.headers import verify_weights
 from stitch.files.shards import stored_tensors
 from stitch.modeling.modeling_composite import (
@@ -90,7 +92,7 @@ def _from_pretrained(
     register_composites()
     transformers_logging.disable_progress_bar()  # progress is reported by callbacks
     text = loading_arguments(folder)
-    try:
+    with of_transformers(name):
         _require_room(folder, name, text.get("config"), trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -102,15 +104,29 @@ def _from_pretrained(
             **text,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except StitchError:
-        raise
-    except Exception as error:  # of the family's config and model, which raise errors of any type
-        raise StitchError(f"{name} must load as a causal language model; got {one_line(error)}") from error
     net, report = loaded
     require_finite(net, text_tensors(folder), name)
     if text:
         vars(net).pop("_weight_conversions", None)  # save_pretrained would write the names of the whole model
     return net, tokenizer, sorted(report["missing_keys"])
+
+
+@contextmanager
+def of_transformers(name: str) -> Iterator[None]:
+    """Makes one line of what transformers raises where it reads the model `name`; its families raise errors of any type.
+
+    Raises: UsageError for code of others without leave to run it; StitchError for anything else.
+    """
+    try:
+        yield
+    except StitchError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UsageError(
+                f"{name} brings code of its own, which runs on your machine: read it, and set `trust_remote_code` to allow it."
+            ) from error
+        raise StitchError(f"{name} must load as a causal language model; got {one_line(error)}") from error
 
 
 def _require_room(folder: Path, name: str, text: PreTrainedConfig | None, trust_remote_code: bool) -> None:

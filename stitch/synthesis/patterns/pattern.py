@@ -65,8 +65,8 @@ def _from_file(path: Path, length: int) -> Pattern:
     if not path.is_file():
         raise UsageError(f"the pattern must be {NAMES}; there is no {path}.")
     try:
-        found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.array(read_json(path, "the pattern"))
-    except ValueError as error:
+        found = _array(path) if path.suffix == ".npy" else np.array(read_json(path, "the pattern"))
+    except (ValueError, OSError, EOFError) as error:
         raise StitchError(f"{path} must hold a list of numbers or of rows; {error}.") from error
     if found.dtype.kind not in "iuf" or found.ndim not in (1, 2) or set(found.shape) != {length}:
         raise UsageError(
@@ -83,6 +83,14 @@ def _from_file(path: Path, length: int) -> Pattern:
             )
         return Pattern(targets, None)
     return _soft(torch.from_numpy(found).double())
+
+
+def _array(path: Path) -> np.ndarray:
+    """The array in a .npy file. Mapped first, as memory would be taken for whatever size its header claims."""
+    found = np.load(path, allow_pickle=False, mmap_mode="r")
+    if not isinstance(found, np.ndarray):
+        raise ValueError("got an archive of several arrays")
+    return np.array(found)
 
 
 def _soft(matrix: Float[Tensor, "length length"]) -> Pattern:
