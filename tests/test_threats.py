@@ -6,6 +6,7 @@ import os
 import re
 import resource
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -89,11 +90,11 @@ def test_every_line_of_the_page_names_a_test():
 # Code in files
 
 
-def calls() -> Iterator[tuple[Path, str, ast.Call]]:
-    for file in OURS:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call):
-                yield file, ast.unparse(node.func), node
+@cache
+def calls() -> list[tuple[Path, str, ast.Call]]:
+    """Every call in this project: the file, what is called, and the whole."""
+    nodes = ((file, node) for file in OURS for node in ast.walk(ast.parse(file.read_text())))
+    return [(file, ast.unparse(node.func), node) for file, node in nodes if isinstance(node, ast.Call)]
 
 
 FORBIDDEN = re.compile(
