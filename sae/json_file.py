@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae.messages import printable
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -47,7 +49,7 @@ def faults(schema: "type[BaseModel]", values: Mapping[str, Any]) -> list[str]:
 
 
 def _fault(error: Any) -> str:
-    says = error["msg"].removeprefix("Value error, ")
+    says = printable(" ".join(error["msg"].removeprefix("Value error, ").split()))[:160]
     got = "" if error["type"] == "missing" else f", got {shown(error['input'])}"
     return f"{path_of(error['loc'])}: {says[:1].lower()}{says[1:]}{got}"
 

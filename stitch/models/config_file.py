@@ -17,11 +17,13 @@ RATES = ("dropout", "pdrop", "dropout_rate", "dropout_prob")
 
 
 def _listed(value: Any) -> Any:
-    """Values for the blocks as a list. Some families compute a size, which makes it a float."""
-    if value is None:
-        return None
-    every = value if isinstance(value, list) else [value]
-    return [int(one) if isinstance(one, float) and one.is_integer() else one for one in every]
+    return value if isinstance(value, list) or value is None else [value]
+
+
+def _whole(value: Any) -> Any:
+    """As `_listed`. Some families compute a size, which makes it a float."""
+    every = _listed(value)
+    return every and [int(one) if isinstance(one, float) and one.is_integer() else one for one in every]
 
 
 Name = Annotated[str, Field(strict=True, pattern=r"^[\w./-]+$", max_length=200)]
@@ -31,7 +33,7 @@ Blocks = Annotated[int, Field(strict=True, ge=0, le=10_000)]
 Id = Annotated[int, Field(strict=True, ge=-1, le=MOST)]  # -1: none, in some families
 Epsilon = Annotated[float, Field(strict=True, ge=0, lt=1)]
 # One value for all blocks, or a list with one for each.
-Sizes = Annotated[list[Size] | None, BeforeValidator(_listed)]
+Sizes = Annotated[list[Size] | None, BeforeValidator(_whole)]
 Counts = Annotated[list[Count] | None, BeforeValidator(_listed)]
 Ids = Annotated[list[Id] | None, BeforeValidator(_listed)]
 
