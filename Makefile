@@ -6,7 +6,7 @@ SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surge
 SCALE := $(addprefix benchmarks/,matching_at_scale.py matching_real.py sae_training.py checkpoint.py harvest.py decode.py end_to_end.py)
 REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
 
-.PHONY: setup demo test test-slow test-cpus fuzz lint types docs bench bench-scale bench-graft bench-reuse bench-synthesis bench-conversions bench-translations bench-regimes clean
+.PHONY: setup demo test test-slow test-cpus fuzz lint types docs sbom bench bench-scale bench-graft bench-reuse bench-synthesis bench-conversions bench-translations bench-regimes clean
 
 setup: $(READY)
 
@@ -49,6 +49,11 @@ types: $(READY)
 # Warnings are errors. A fresh environment ensures that pages removed from docs/ are removed from the site as well.
 docs: $(READY)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet docs build/docs
+
+# What is installed, with versions and licences, as pip lists it in JSON.
+sbom: $(READY)
+	@mkdir -p build
+	$(BIN)/python -m pip inspect --local > build/sbom.json
 
 # Each script prints JSON lines; its name goes to standard error.
 bench: $(READY)

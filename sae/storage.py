@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sae.atomic import whole_folder
 from sae.errors import SAEError
+from sae.json_file import read_object
 from sae.messages import one_line
 
 if TYPE_CHECKING:
@@ -49,9 +50,18 @@ def save(
 
 
 def read_provenance(folder: Path) -> dict | None:
-    """The provenance that `save` recorded; None for an SAE that was written by another program."""
-    path = folder / PROVENANCE
-    return json.loads(path.read_text()) if path.exists() else None
+    """The provenance that `save` recorded; None for an SAE that was written by another program.
+
+    Raises: SAEError when it is damaged.
+    """
+    try:
+        return read_object(folder / PROVENANCE)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise SAEError(
+            f"{folder / PROVENANCE} must be a JSON object; {error}. Remove it, or save the SAE again."
+        ) from None
 
 
 def repository_of(source: str) -> str | None:
@@ -92,7 +102,8 @@ def load(source: str | Path, width: int | None = None, device: str = "cpu") -> "
 
 def _load_folder(folder: Path, device: str) -> "sae_lens.SAE":
     from sae_lens import SAE
-    from sae_lens.registry import SAE_CLASS_REGISTRY
+
+    from sae.config_file import require_described
 
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
@@ -103,17 +114,7 @@ def _load_folder(folder: Path, device: str) -> "sae_lens.SAE":
         raise SAEError(f"an SAE folder must hold {CONFIG} and {WEIGHTS}; {folder} has no {WEIGHTS}.")
     if not (folder / CONFIG).is_file():
         raise SAEError(f"an SAE folder must hold {CONFIG} and {WEIGHTS}; {folder} has no {CONFIG}.")
-    try:
-        architecture = json.loads((folder / CONFIG).read_text()).get("architecture", "standard")
-    except (ValueError, AttributeError) as error:
-        raise SAEError(
-            f"{folder / CONFIG} must be a JSON object; it is not. Save or download the SAE again."
-        ) from error
-    if architecture not in SAE_CLASS_REGISTRY:
-        raise SAEError(
-            f"{folder} must hold an SAE in its inference form; got the architecture {architecture!r}, which may be a training "
-            "checkpoint. Save it with save_inference_model."
-        )
+    require_described(folder / CONFIG, folder / WEIGHTS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -127,12 +127,15 @@ def _pickled(folder):
     [
         (_without("sae_weights.safetensors"), "has no sae_weights.safetensors"),
         (_without("cfg.json"), "has no cfg.json"),
-        (lambda folder: (folder / "cfg.json").write_text("{"), "must be a JSON object; it is not"),
-        (lambda folder: (folder / "cfg.json").write_text("[]"), "must be a JSON object; it is not"),
+        (lambda folder: (folder / "cfg.json").write_text("{"), "must be a JSON object; line 1, column 2"),
+        (lambda folder: (folder / "cfg.json").write_text("[]"), "must be a JSON object; got a list"),
         (_truncated, "is truncated, corrupt or not an SAE"),
         (_garbage, "is truncated, corrupt or not an SAE"),
         (_short_of_a_tensor, "is truncated, corrupt or not an SAE: .*b_enc"),
-        (_of_other_shapes, "is truncated, corrupt or not an SAE: .*size mismatch"),
+        (
+            _of_other_shapes,
+            r"cfg.json must describe the SAE beside it; W_dec: shape \(40, 12\) does not agree with d_in = 7",
+        ),
         (_with_nan, "must hold finite numbers; W_enc of .* does not"),
         (_training_checkpoint, "must hold an SAE in its inference form; got the architecture 'batchtopk'"),
         (_pickled, "only safetensors are read; .* holds sae.pt"),

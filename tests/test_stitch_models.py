@@ -113,7 +113,7 @@ def test_unusable_model_folders_are_refused_in_one_line(tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"n_layer": 9}))
     assert "whole causal model; 36 tensors are missing" in refusal(folder, StitchError)
     (folder / "config.json").write_text("{")
-    assert "config.json of pico must be readable" in refusal(folder, StitchError)
+    assert "config.json of pico must be a JSON object; line 1, column 2" in refusal(folder, StitchError)
     (folder / "config.json").unlink()
     assert "must hold config.json" in refusal(folder, StitchError)
 

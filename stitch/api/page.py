@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from sae.messages import printable
 from stitch.report.palette import HEAT, ink_on_heat
 
 Table = tuple[list[str], list[list[str]], str]  # header, rows, title
@@ -40,7 +41,7 @@ class Page:
 
     def _write(self, file: Any) -> None:
         if self.lead:
-            print(self.lead, end="\n\n", file=file)
+            print(printable(self.lead), end="\n\n", file=file)
         for heat in self.heats:
             _write_heat(*heat, file)
             print(file=file)
@@ -49,9 +50,9 @@ class Page:
                 print(file=file)
             _write_table(*table, file)
         if self.notes:
-            print("", *self.notes, sep="\n", file=file)
+            print("", *map(printable, self.notes), sep="\n", file=file)
         if self.written:
-            print(f"\nwritten to {' and '.join(self.written)}", file=file)
+            print(printable(f"\nwritten to {' and '.join(self.written)}"), file=file)
 
     def html(self) -> str:
         """The same as HTML, for a notebook."""
@@ -70,11 +71,11 @@ def _write_table(header: list[str], rows: list[list[str]], title: str, file: Any
 
     table = Table(header_style="bold", show_header=any(header), box=None, pad_edge=False)
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(printable(name), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row, style="bold" if row[0].startswith(HIGHLIGHTED) else None)
+        table.add_row(*map(printable, row), style="bold" if row[0].startswith(HIGHLIGHTED) else None)
     console = _console(file, WIDTH)
-    console.print(title, style="bold", soft_wrap=True)
+    console.print(printable(title), style="bold", soft_wrap=True)
     console.print(table)
 
 
@@ -85,22 +86,25 @@ def _write_heat(title: str, header: list[str], rows: list[list[str]], values: li
 
     table = Table(header_style="bold", box=None, pad_edge=False)
     for name in header:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(printable(name), justify="right", no_wrap=True)
     for row, shades in zip(rows, _shades(values), strict=True):
         styles = ["" if shade is None else f"{shade[1]} on {shade[0]}" for shade in shades]
-        table.add_row(row[0], *(Text(*cell) for cell in zip(row[1:], styles, strict=True)))
+        table.add_row(printable(row[0]), *(Text(*cell) for cell in zip(row[1:], styles, strict=True)))
     console = _console(file, max(WIDTH, 8 * len(header)))
-    console.print(title, style="bold", soft_wrap=True)
+    console.print(printable(title), style="bold", soft_wrap=True)
     console.print(table)
 
 
 def _console(file: Any, width: int) -> Any:
-    """Without emoji, or `demo:llama:` would become one. In a notebook too it writes to `file` alone, and without colours."""
+    """Without emoji and markup, or `demo:llama:` and `[red]` would be read as such.
+
+    In a notebook too it writes to `file` alone, and without colours.
+    """
     from rich.console import Console
 
     terminal = file.isatty()
     return Console(
-        file=file, width=None if terminal else width, highlight=False, emoji=False, force_jupyter=False,
+        file=file, width=None if terminal else width, highlight=False, emoji=False, markup=False, force_jupyter=False,
         force_terminal=terminal,
     )  # fmt: skip
 

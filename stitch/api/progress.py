@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sae.messages import printable
+
 BETWEEN_LINES = 30  # seconds
 
 Update = Callable[[str, int, int], None]  # stage, done, total
@@ -55,7 +57,7 @@ class _Lines:
         self.said, rate = now, self.pace.rate()
         pace = f", {rate:,.0f}/s" if rate else ""
         left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
-        print(f"{stage}: {done:,} of {total:,}{pace}{left}", file=sys.stderr, flush=True)
+        print(f"{printable(stage)}: {done:,} of {total:,}{pace}{left}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -64,7 +66,7 @@ def _bars() -> Iterator[Update]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = [
-        TextColumn("{task.description:<36}"),
+        TextColumn("{task.description:<36}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -76,7 +78,7 @@ def _bars() -> Iterator[Update]:
         def update(stage: str, done: int, total: int) -> None:
             nonlocal task
             if pace.starts(stage, done):
-                task = bars.add_task(stage, total=total, rate="")
+                task = bars.add_task(printable(stage), total=total, rate="")
             rate = pace.rate()
             bars.update(task, completed=done, rate=f"{rate:,.0f}/s" if rate else "")
 

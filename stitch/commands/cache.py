@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sae.messages import printable
 from stitch.api.page import Page
 from stitch.commands import options as o
 from stitch.commands.help import Group, command
@@ -70,7 +71,9 @@ def verify(debug: o.Debug = False) -> None:
     damaged = store.damaged()
     for entry in damaged:
         store.remove(entry)
-        print(f"removed {entry.kind} {entry.key[:SHOWN]} ({entry.about}): its files are not as they were kept")
+        print(
+            printable(f"removed {entry.kind} {entry.key[:SHOWN]} ({entry.about}): its files are not as they were kept")
+        )
     print(f"{len(store.entries()):,} entries are whole")
     if damaged:
         raise typer.Exit(1)

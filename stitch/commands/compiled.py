@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 import stitch
+from sae.messages import printable
 from stitch.commands import options as o
 from stitch.commands.compile import PANEL
 from stitch.commands.help import Group, command
@@ -68,4 +69,4 @@ def run(
     An automaton shows its state after each symbol, a machine its tape or memory after each step.
     """
     for line in stitch.run(folder, first, tape, steps=steps, dtype=dtype, device=device):
-        print(line, flush=True)
+        print(printable(line), flush=True)

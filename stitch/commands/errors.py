@@ -10,6 +10,7 @@ import typer
 
 from matching.errors import MatchError
 from sae.errors import SAEError
+from sae.messages import printable
 from stitch.commands.spelling import spelt
 from stitch.errors import Interrupted, StitchError
 
@@ -28,7 +29,7 @@ def reported(params: Sequence[Any], *, debug: bool, words: Sequence[str] = ()) -
     except (typer.Exit, typer.Abort, BrokenPipeError):  # the last where output goes to `head`; typer ends quietly
         raise
     except KeyboardInterrupt as stop:
-        print(f"\nstitch: stopped{after_stop(stop, params, words)}", file=sys.stderr)
+        print(printable(f"\nstitch: stopped{after_stop(stop, params, words)}"), file=sys.stderr)
         raise typer.Exit(getattr(stop, "exit_code", 130)) from None
     except Exception as error:
         if debug:
@@ -43,9 +44,7 @@ def line_of(error: Exception, params: Sequence[Any]) -> str:
         text = spelt(str(error), params)
     else:
         text = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-    line = "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in " ".join(text.split())
-    )
+    line = printable(" ".join(text.split()))
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 

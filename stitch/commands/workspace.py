@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sae.messages import printable
 from stitch.commands import options as o
 from stitch.commands.cache import Everything
 from stitch.commands.help import Group, command
@@ -40,7 +41,7 @@ def list_(places: Places = None, as_json: o.Json = False, debug: o.Debug = False
         print_json([described(one) for one in found])
         return
     for one in found:
-        print(f"{one.left.folder}\n  stitch {one.left.command}, {one.left.in_words}; {state(one)}")
+        print(printable(f"{one.left.folder}\n  stitch {one.left.command}, {one.left.in_words}; {state(one)}"))
     print(summary(found))
 
 
@@ -75,7 +76,7 @@ def clean(
         chosen = [one.left.folder for one in workspaces() if one.owner is None and one.left.began <= oldest]
     for folder in chosen:
         remove_workspace(folder)
-        print(f"removed {folder}")
+        print(printable(f"removed {folder}"))
     print(f"{len(chosen):,} workspaces removed")
 
 

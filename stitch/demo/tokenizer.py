@@ -39,7 +39,7 @@ def train_tokenizer(texts: list[str], kind: Kind) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _byte_level(texts: list[str], tokens: Tokens) -> "Tokenizer":

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 CARD = "README.md"
+LONGEST = 2**18  # characters; YAML is read at some 50,000 a second
 BLOCK = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.MULTILINE | re.DOTALL)
 
 
@@ -14,8 +15,8 @@ def read_front_matter(card: Path) -> dict:
 
     try:
         block = BLOCK.match(card.read_text(encoding="utf-8-sig"))
-        found = yaml.safe_load(block[1]) if block else None
-    except (OSError, ValueError, yaml.YAMLError):
+        found = yaml.safe_load(block[1]) if block and len(block[1]) <= LONGEST else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
 

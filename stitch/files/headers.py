@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae.json_file import shown
 from stitch.errors import StitchError, UsageError
 
 SINGLE = "model.safetensors"
@@ -28,6 +30,7 @@ DTYPE_BITS = {
     },
     **{"C64": 64, "F64": 64, "I64": 64, "U64": 64},
 }
+SHARD = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,200}")  # a name in the folder: no path out of it
 HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
 
@@ -77,12 +80,17 @@ def weight_map(folder: Path) -> dict[str, str]:
     """
     index = folder / INDEX
     try:
-        shards = json.loads(index.read_bytes())["weight_map"]
-        return {str(tensor): str(shard) for tensor, shard in shards.items()}
+        shards = json.loads(index.read_bytes())["weight_map"].items()
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StitchError(f"{index} is damaged: it must map tensors to shards; download it again.") from None
+    for tensor, shard in shards:
+        if not isinstance(shard, str) or not SHARD.fullmatch(shard):
+            raise StitchError(
+                f"{index} must name files beside it; got {shown(shard)} for {shown(tensor)}: download it again."
+            )
+    return dict(shards)
 
 
 def _no_weights(folder: Path, safetensors: list[str]) -> str:
@@ -121,11 +129,15 @@ def safetensors_header(file: Path) -> Header:
     except OSError as error:
         raise StitchError(f"{file} cannot be read: {error.strerror}.") from None
     try:
-        tensors = dict(json.loads(text.decode()))
-        tensors.pop("__metadata__", None)
+        tensors = dict(json.loads(text.decode(), parse_constant=int))  # int("NaN") fails: it is no JSON
+        notes = tensors.pop("__metadata__", None) or {}
+        if not all(isinstance(text, str) for text in notes.values()):
+            raise _damaged(file, "its metadata must be text")
         end = 0
         for begin, stop, name in sorted((*entry["data_offsets"], name) for name, entry in tensors.items()):
             shape = tensors[name]["shape"]
+            if not all(type(number) is int for number in (begin, stop, *shape)) or not name.isprintable():
+                raise _damaged(file, f"{shown(name)} has no shape and place in whole numbers, or no name to print")
             if (
                 begin != end
                 or (stop - begin) * 8 != math.prod(shape) * DTYPE_BITS[tensors[name]["dtype"]]
@@ -133,7 +145,7 @@ def safetensors_header(file: Path) -> Header:
             ):
                 raise _damaged(file, f"the bytes of {name} are not where its shape says")
             end = stop
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(file, "its header cannot be read") from None
     if 8 + length + end != size:
         raise _damaged(file, f"its tensors need {8 + length + end} bytes, it has {size}")

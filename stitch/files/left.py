@@ -14,6 +14,7 @@ from stitch.files.unfinished import target_of
 REQUEST = "request.json"  # all that decides the result
 RUN = "run.json"  # the command, when it began, and where it is
 PUBLISHING = "publishing"  # the last stage
+LATEST = 2.0**35  # seconds since 1970, in the year 3058
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,15 @@ def left_in(folder: Path) -> Left | None:
     request, run = read_json(folder / REQUEST), read_json(folder / RUN)
     if request is None and run is None:
         return None
-    said = {"command": "", "stage": "", "began": folder.stat().st_mtime, **(run or {})}
-    return Left(folder, str(said["command"]), request or {}, str(said["stage"]), float(said["began"]))
+    said = {"command": "", "stage": "", **(run or {})}
+    began = read_time(said.get("began"))
+    return Left(
+        folder,
+        str(said["command"]),
+        request or {},
+        str(said["stage"]),
+        folder.stat().st_mtime if began is None else began,
+    )
 
 
 def write_left(folder: Path, command: str, request: dict) -> None:
@@ -75,6 +83,11 @@ def read_json(file: Path) -> dict | None:
     """The object in a file; None where it is missing or damaged."""
     try:
         found = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def read_time(value: object) -> float | None:
+    """A time in seconds since 1970 as a file says it; None where it is none."""
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < LATEST else None

@@ -2,15 +2,25 @@
 
 from collections.abc import Sequence
 
+from sae.messages import printable
+
 PLACE = "FOLDER_OR_REPO"  # in an example, what a push replaces by the repository's name
+
+
+ACTIVE = {ord("<"): "&lt;", ord("["): "\\[", ord("]"): "\\]", ord("|"): "\\|"}
+
+
+def inert(text: str) -> str:
+    """`text` on one line, as what it says: it makes no HTML, link, picture or column."""
+    return printable(" ".join(text.split())).translate(ACTIVE)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table. The first column is left-aligned, the others right-aligned."""
     return [
-        "| " + " | ".join(header) + " |",
+        "| " + " | ".join(map(inert, header)) + " |",
         "|" + "|".join(["-"] + ["-:"] * (len(header) - 1)) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *("| " + " | ".join(map(inert, row)) + " |" for row in rows),
     ]
 
 

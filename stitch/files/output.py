@@ -82,15 +82,12 @@ def _listed(folder: Path) -> set[str] | None:
     """The files that the marker lists; None where there is no marker of stitch."""
     try:
         content = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    if (
-        not isinstance(content, dict)
-        or content.get("written_by") != WRITER
-        or not isinstance(content.get("files"), list)
-    ):
+    if not isinstance(content, dict) or content.get("written_by") != WRITER:
         return None
-    return set(content["files"])
+    files = content.get("files")
+    return set(files) if isinstance(files, list) and all(isinstance(name, str) for name in files) else None
 
 
 def _was_written_before_the_marker(name: str) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stitch.errors import UsageError
+from stitch.files.left import read_time
 from stitch.files.process import Process
 from stitch.files.unfinished import target_of
 
@@ -223,6 +224,8 @@ def _content(file: Path) -> bytes | None:
 def _read(file: Path) -> Owner | None:
     try:
         found = json.loads(file.read_bytes())
-        return Owner(Process(found["pid"], found["host"], found["start"]), found["since"])
-    except (OSError, ValueError, KeyError, TypeError):
+        pid, host, start, since = found["pid"], found["host"], found["start"], read_time(found["since"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    is_process = type(pid) is int and 0 < pid < 2**31 and isinstance(host, str) and isinstance(start, str)
+    return Owner(Process(pid, host, start), since) if is_process and since is not None else None

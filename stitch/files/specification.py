@@ -7,6 +7,7 @@ file and the place in it.
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,8 +148,7 @@ def _at(node: Any, fault: str) -> _Fault:
 def _once(pairs: list[tuple[str, Any]]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise _Fault(f"may have each key once in an object; it has {shown(twice)} twice: remove one")
     return found
 

@@ -3,7 +3,7 @@
 from stitch.modeling.modeling_composite import StitchConfig, longest_context, parts_of
 from stitch.models.anatomy import anatomy_of, blocks_before_last_part, find_anatomy
 from stitch.models.flops import block_parameters
-from stitch.models.loading import register_composites
+from stitch.models.loading import of_transformers, register_composites
 from stitch.models.sources import resolve
 from stitch.models.text_part import text_part
 
@@ -18,8 +18,9 @@ def describe(source: str) -> dict:
 
     found = resolve(source)
     register_composites()
-    config = text_part(found.folder) or AutoConfig.from_pretrained(found.folder)
-    tokenizer = AutoTokenizer.from_pretrained(found.folder)
+    with of_transformers(found.name):
+        config = text_part(found.folder) or AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False)
     parts = [*parts_of(config)]
     depth = config.get_text_config(decoder=True).num_hidden_layers
     last = parts[-1].get_text_config(decoder=True)

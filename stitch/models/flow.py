@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sae.messages import printable
 from stitch.errors import UsageError
 from stitch.modeling.modeling_halves import Half, late_net
 from stitch.models.shared import share
@@ -48,7 +49,7 @@ FAMILY_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, Runt
 
 def one_line(error: Exception) -> str:
     """Such an error as messages quote it."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {printable(' '.join(str(error).split()))[:200]}"
 
 
 def flow_of(net: PreTrainedModel, *, blocks: str | None = None, settled: bool = False) -> dict:

@@ -53,6 +53,7 @@ def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> 
     try:
         if progress:
             progress(f"dequantising {file.name}", 0, 1)
+        _require_stored(file, name)
         tokenizer, model = _read(file, name)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -71,19 +72,48 @@ def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> 
             logging.enable_progress_bar()
 
 
+def _require_stored(file: Path, name: str) -> None:
+    """Raises: StitchError where the metadata describe a model that the tensors in the file cannot fill."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    field = reader.get_field("general.architecture")
+    family = field.contents() if field else None
+    largest = max((int(size) for tensor in reader.tensors for size in tensor.shape), default=0)
+    for key, most in (
+        ("block_count", len(reader.tensors)),
+        ("embedding_length", largest),
+        ("feed_forward_length", largest),
+    ):
+        field = reader.get_field(f"{family}.{key}")
+        value = field.contents() if field else None
+        if isinstance(value, int) and not 0 < value <= most:
+            raise StitchError(
+                f"{name} must describe the model in it; {family}.{key} is {value}, and it has {len(reader.tensors)} tensors with "
+                f"no dimension above {largest}: download it again."
+            )
+
+
 def _read(file: Path, name: str) -> tuple[Any, Any]:
     """The tokenizer and the model in a GGUF file, with plain float32 weights."""
     import torch
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        file.parent, gguf_file=file.name, local_files_only=True, trust_remote_code=False
+    )
     _restore_splitting(tokenizer, file, name)
     # Unless told otherwise, recent versions leave weights packed where they have a kernel for the device.
     config = getattr(transformers, "GgufConfig", None)
     unpack = {"quantization_config": config(dequantize=True)} if config else {}
     with contextlib.redirect_stderr(io.StringIO()):  # one progress bar cannot be switched off
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, **unpack
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            **unpack,
         )
     # transformers refuses to save a model that is marked as quantised, although its weights are plain now.
     vars(model).pop("hf_quantizer", None)

@@ -12,6 +12,7 @@ from typing import Any
 from stitch.errors import StitchError, UsageError
 from stitch.files.front_matter import CARD
 from stitch.files.headers import INDEX, PICKLE_SUFFIXES, weight_map
+from stitch.files.links import require_inside
 from stitch.files.markdown import PLACE
 from stitch.files.tokenizer import TEMPLATES
 from stitch.hub.access import access_token
@@ -150,6 +151,8 @@ def _publishable(folder: Path) -> dict[str, Path]:
         raise UsageError(
             f"a folder to push must hold a model (config.json, model.safetensors); {folder} does not: check the path."
         )
+    for file in files.values():
+        require_inside(file, folder)
     return files
 
 

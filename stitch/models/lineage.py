@@ -38,7 +38,7 @@ def _line(value: object) -> str:
 def _absolute(link: str, source: Source) -> str:
     """The address of a licence. That of a file beside the card holds for models on the Hub; the file is not copied."""
     if "://" in link or not link:
-        return link
+        return link if re.fullmatch(r"https?://[^\s<>()\[\]]+", link) else ""
     if source.kind != "hub":
         return ""
     return f"{HUB}/{repository(source)}/blob/{source.revision}/{link}"

@@ -1,15 +1,18 @@
 """Models loaded from local folders: of a family with a known anatomy, or any causal language model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from stitch.errors import StitchError
+from stitch.errors import StitchError, UsageError
+from stitch.files.headers import verify_weights
 from stitch.files.shards import stored_tensors
 from stitch.modeling.modeling_composite import (
     StitchBaseModel,
@@ -21,11 +24,15 @@ from stitch.modeling.modeling_composite import (
 from stitch.modeling.modeling_recurrent import RecurrentConfig, RecurrentForCausalLM
 from stitch.models.anatomy import ANATOMIES, anatomy_of, dotted
 from stitch.models.causal import require_causal
-from stitch.models.flow import flow_of
+from stitch.models.described import require_described, require_stored
+from stitch.models.finite import require_finite
+from stitch.models.flow import flow_of, one_line
 from stitch.models.model import Model
+from stitch.models.model_folder import read_config
 from stitch.models.quantised import require_plain
+from stitch.models.room import require_room
 from stitch.models.sources import Source
-from stitch.models.text_part import loading_arguments
+from stitch.models.text_part import loading_arguments, text_tensors
 from stitch.models.usable import require_decoder
 from stitch.models.writes import down_of
 
@@ -52,6 +59,8 @@ def load(
             "first: download it again, or choose one with such a head."
         )
     net = net.to(device).eval()
+    if isinstance(net.config, StitchConfig):
+        _require_running(net, name)
     given = None if isinstance(net.config, StitchConfig) else ANATOMIES.get(net.config.model_type)
     if isinstance(net.config, StitchConfig) or (given and given.tested):
         return Model(name, net, tokenizer, anatomy_of(net.config), folder)
@@ -65,17 +74,12 @@ def load(
 
 def _check(folder: Path, name: str) -> None:
     """Checks config.json and the headers of the weights before anything is loaded."""
-    if not (folder / "config.json").is_file():
-        raise StitchError(f"a model folder must hold config.json; {folder} does not: check the path.")
-    try:
-        config = PreTrainedConfig.get_config_dict(folder)[0]
-    except (OSError, ValueError) as error:
-        raise StitchError(
-            f"config.json of {name} must be readable; got {_one_line(error)}: download it again."
-        ) from error
+    config = read_config(folder, name)
+    require_described(config, name)
     require_decoder(folder, config)
     require_plain(config, name)
     stored_tensors(folder)  # raises a one-line error for missing, damaged or pickled weights
+    require_stored(config, verify_weights(folder), name)
 
 
 def _from_pretrained(
@@ -88,7 +92,8 @@ def _from_pretrained(
     register_composites()
     transformers_logging.disable_progress_bar()  # progress is reported by callbacks
     text = loading_arguments(folder)
-    try:
+    with of_transformers(name):
+        _require_room(folder, name, text.get("config"), trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -99,12 +104,50 @@ def _from_pretrained(
             **text,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise StitchError(f"{name} must load as a causal language model; got {_one_line(error)}") from error
     net, report = loaded
+    require_finite(net, text_tensors(folder), name)
     if text:
         vars(net).pop("_weight_conversions", None)  # save_pretrained would write the names of the whole model
     return net, tokenizer, sorted(report["missing_keys"])
+
+
+@contextmanager
+def of_transformers(name: str) -> Iterator[None]:
+    """Makes one line of what transformers raises where it reads the model `name`; its families raise errors of any type.
+
+    Raises: UsageError for code of others without leave to run it; StitchError for anything else.
+    """
+    try:
+        yield
+    except StitchError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UsageError(
+                f"{name} brings code of its own, which runs on your machine: read it, and set `trust_remote_code` to allow it."
+            ) from error
+        raise StitchError(f"{name} must load as a causal language model; got {one_line(error)}") from error
+
+
+def _require_room(folder: Path, name: str, text: PreTrainedConfig | None, trust_remote_code: bool) -> None:
+    """Raises: StitchError where the weights cannot be those of the model that config.json, or `text`, describes."""
+    config = text or AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    if not type(config).__module__.startswith(("transformers.", "stitch.")):
+        return  # code of others, which may build anything
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(config)
+    require_room(net, text_tensors(folder), name)
+
+
+@torch.no_grad()
+def _require_running(net: PreTrainedModel, name: str) -> None:
+    """Raises: StitchError where the parts of a composite do not do what its config says of them, as `flow` of another family."""
+    try:
+        net(torch.zeros(1, 2, dtype=torch.long, device=net.device))
+    except Exception as error:  # of a family's code that is given what it does not expect
+        raise StitchError(
+            f"{name} must run as its config.json says; got {one_line(error)}: write or download it again."
+        ) from error
 
 
 def open_folder(folder: Path) -> tuple[Any, Any]:
@@ -122,10 +165,6 @@ def register_composites() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForCausalLM.register(config, net, exist_ok=True)
     AutoModel.register(StitchConfig, StitchBaseModel, exist_ok=True)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 @dataclass(frozen=True)

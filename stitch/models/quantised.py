@@ -18,6 +18,7 @@ from typing import Any
 
 from stitch.errors import EXTRAS, StitchError, UsageError, missing_extra
 from stitch.files.front_matter import CARD
+from stitch.files.links import require_inside
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.made_once import made_once
 from stitch.progress import Progress
@@ -86,6 +87,7 @@ def dequantised(folder: Path, method: str, name: str, progress: Progress | None 
         net.save_pretrained(target, save_original_format=False)  # the original format is quantised
         copy_tokenizer(folder, target)
         if (folder / CARD).is_file():
+            require_inside(folder / CARD, folder)
             shutil.copyfile(folder / CARD, target / CARD)
         if progress:
             progress(f"dequantising {name}", 1, 1)
@@ -113,8 +115,8 @@ def _read(folder: Path, method: str, name: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # transformers warns that it dequantises, as it was asked to
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype="auto" if method == "mxfp4" else torch.float32, local_files_only=True, use_safetensors=True,
-                output_loading_info=True, **more, **loading_arguments(folder),
+                folder, dtype="auto" if method == "mxfp4" else torch.float32, local_files_only=True,
+                use_safetensors=True, trust_remote_code=False, output_loading_info=True, **more, **loading_arguments(folder),
             )  # fmt: skip
         net, report = loaded
         if settings is None:

@@ -20,6 +20,7 @@ from typing import Literal
 from stitch.errors import UsageError
 from stitch.files.lent import Lent
 from stitch.models import gguf, packaged, quantised
+from stitch.models.described import require_described
 from stitch.models.model_folder import check_model_folder, read_config
 from stitch.progress import Progress
 
@@ -92,12 +93,16 @@ def look_ahead(source: str, *, for_tokenizer: bool = False) -> None:
 
 
 def require_usable(folder: Path, config: dict, name: str, for_tokenizer: bool = False) -> None:
-    """Raises UsageError where the model whose config.json in `folder` was read as `config` cannot be used as a part."""
+    """Raises UsageError where the model whose config.json in `folder` was read as `config` cannot be used as a part.
+
+    Raises: StitchError where it describes no model.
+    """
     if for_tokenizer:
         return
     from stitch.modeling.modeling_recurrent import RecurrentConfig
     from stitch.models.usable import require_decoder
 
+    require_described(config, name)
     quantised.require_dequantisable(config, name)
     if config.get("model_type") != RecurrentConfig.model_type:  # these may be evaluated
         require_decoder(folder, config)

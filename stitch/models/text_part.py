@@ -57,8 +57,8 @@ def text_part(folder: Path) -> PreTrainedConfig | None:
     try:
         if PreTrainedConfig.get_config_dict(folder)[0].get("model_type") not in SEEING:
             return None
-        return text_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-    except (OSError, ValueError, KeyError):
+        return text_config(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+    except Exception:  # of the family's config, which raises errors of any type
         return None
 
 

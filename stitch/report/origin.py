@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from stitch.files.markdown import inert
 from stitch.files.workspace import short_name
 
 Relation = Literal["merge", "finetune"]  # of the four that the Hub knows; the others are adapter and quantized
@@ -116,12 +117,13 @@ def _sae_entry(sae: dict) -> str:
     """An SAE by the name that it was given by, with its repository, revision and licence."""
     place = f" in {_name(sae)}{_revision(sae)}" if sae["kind"] == "hub" else ""
     use = "numbers from its weights are in this model" if sae["inside"] else "nothing of it is in this model"
-    return f"the SAE `{sae['name']}`{place}, of {sae['of']}: {_shown_licence(sae)}; {use}"
+    name = inert(sae["name"]).replace("`", "'")
+    return f"the SAE `{name}`{place}, of {inert(sae['of'])}: {_shown_licence(sae)}; {use}"
 
 
 def entry(model: dict) -> str:
     """A model with its revision, its licence, what it was made from where it is not on the Hub, and what was left of it."""
-    note = f"; {model['note']}" if "note" in model else ""
+    note = f"; {inert(model['note'])}" if "note" in model else ""
     return f"{_name(model)}{_revision(model)}: {_shown_licence(model)}{_after(model)}{note}"
 
 
@@ -133,7 +135,7 @@ def origin_notes(report: dict) -> list[str]:
 
 def _name(model: dict) -> str:
     if model["kind"] != "hub":
-        return model["name"]
+        return inert(model["name"])
     [repository] = model["base_model"]
     return f"[{repository}](https://huggingface.co/{repository}/tree/{model['revision'] or 'main'})"
 
@@ -150,7 +152,7 @@ def _shown_licence(model: dict) -> str:
         return "licence unknown"
     kind = licence["license"]
     name = licence.get("license_name") or (kind if isinstance(kind, str) else ", ".join(kind))
-    return f"[{name}]({licence['license_link']})" if "license_link" in licence else name
+    return f"[{inert(name)}]({licence['license_link']})" if "license_link" in licence else inert(name)
 
 
 def _after(model: dict) -> str:

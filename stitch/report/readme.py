@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from stitch.files.front_matter import CARD, front_matter
-from stitch.files.markdown import markdown_table
+from stitch.files.markdown import inert, markdown_table
 from stitch.files.recipe import card_section
 from stitch.report.origin import Relation, licence_file, origin_metadata, origin_section
 
@@ -46,12 +46,17 @@ class ModelCard:
             **origin_metadata(self.models, self.relation, self.saes),
             **self.more,
         }
-        lines = [*front_matter(metadata), f"# {self.name}", "", *(line for one in self.made for line in (one, ""))]
+        lines = [
+            *front_matter(metadata),
+            f"# {inert(self.name)}",
+            "",
+            *(line for one in self.made for line in (inert(one), "")),
+        ]
         lines += [*self.example, ""]
         for number, (header, rows, title) in enumerate(self.tables):
-            lines += [f"## Results ({title})", "", *(self.pictures if not number else ())]
+            lines += [f"## Results ({inert(title)})", "", *(self.pictures if not number else ())]
             lines += [*markdown_table(header, rows), ""]
-        lines += [*(f"- {note}" for note in self.notes), ""]
+        lines += [*(f"- {inert(note)}" for note in self.notes), ""]
         lines += origin_section(self.models, self.saes)
         lines += card_section(self.recipe, self.report)
         lines += [f"`{self.report}` holds the same with settings and versions. {MADE_WITH}", ""]

@@ -1,6 +1,6 @@
 """The README of a sweep's folder."""
 
-from stitch.files.markdown import markdown_table
+from stitch.files.markdown import inert, markdown_table
 from stitch.files.recipe import card_section
 from stitch.report.sweep import best_table, footnotes, front_table
 
@@ -8,7 +8,7 @@ from stitch.report.sweep import best_table, footnotes, front_table
 def sweep_card(report: dict) -> bytes:
     """README.md of a sweep's folder: the picture, both fronts, and the best j for every i."""
     lines = [
-        f"# {report['models']['a']} × {report['models']['b']}: every pair of layers",
+        f"# {inert(report['models']['a'])} × {inert(report['models']['b'])}: every pair of layers",
         "",
         "Every composite runs blocks 0 to i − 1 of one model, a translation fitted in closed form, and the other model's "
         "blocks from j on. `report.json` has the translations, null, intervals, KL, cost and line of every pair (i, j).",
@@ -23,6 +23,6 @@ def sweep_card(report: dict) -> bytes:
     ):
         lines += [f"## {title.partition(':')[0]}", ""]
         lines += [*markdown_table(header, rows), ""]
-    lines += [f"Rule for the best j: {report['rule']}.", "", *(f"- {note}" for note in footnotes(report)), ""]
+    lines += [f"Rule for the best j: {report['rule']}.", "", *(f"- {inert(note)}" for note in footnotes(report)), ""]
     lines += card_section(report["recipe"])
     return "\n".join(lines).encode()

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from stitch.models.model import Model
+from stitch.models.model_folder import check_model_folder
 from stitch.synthesis.description import FILE
 
 
@@ -22,9 +23,13 @@ def save(model: Model, description: dict, folder: Path) -> None:
 
 
 def load(folder: Path, dtype: torch.dtype, attention: str, device: str = "cpu") -> PreTrainedModel:
-    """Loads a checkpoint with transformers alone, without code of this package."""
+    """Loads a checkpoint with transformers alone, without code of this package.
+
+    Raises: UsageError where it has no safetensors weights; StitchError where they are damaged or config.json is not theirs.
+    """
+    check_model_folder(folder, folder.name)
     logging.disable_progress_bar()
     net: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False, use_safetensors=True
     )
     return net.to(device).eval()

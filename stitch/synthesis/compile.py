@@ -212,7 +212,7 @@ def compile_induction(
         from transformers import AutoTokenizer
 
         models["tokenizer"] = resolve(tokenizer, for_tokenizer=True)
-        loaded = AutoTokenizer.from_pretrained(models["tokenizer"].folder)
+        loaded = AutoTokenizer.from_pretrained(models["tokenizer"].folder, trust_remote_code=False)
         names = {number: token for token, number in loaded.get_vocab().items()}
         description["tokens"] = [names.get(number, f"<{number}>") for number in range(max(names) + 1)]
     settings = {"tokenizer": tokenizer, "arch": arch, "context": context}
