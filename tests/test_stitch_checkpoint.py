@@ -250,7 +250,7 @@ def damage_shape(folder: Path) -> None:
         (damage_pickle, r"only pickles \(pytorch_model.bin\)"),
         (damage_missing, "b has none, and pickles are never read"),
         (damage_shard, "lacks 1 of the shards its index names, model-00001"),
-        (damage_index, "lacks 1 of the shards"),
+        (damage_index, "must name files beside it; got '../../etc/passwd'"),
         (damage_tensor, r"needs the tensor model\.layers\.4\.mlp\.up_proj\.weight"),
         (damage_shape, r"model\.norm\.weight must have shape \(48,\)"),
     ],

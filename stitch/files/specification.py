@@ -113,7 +113,7 @@ def yaml_of(text: str, where: str) -> Any:
             return super().construct_mapping(node, deep)
 
     try:
-        found = yaml.load(text, Loader)
+        found = Loader(text).get_single_data()
         _check(found, most=MOST_VALUES)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -86,7 +86,7 @@ def _from_file(path: Path, length: int) -> Pattern:
         if not isinstance(found, np.ndarray):
             raise ValueError("it holds several arrays")
     except Exception as error:  # numpy has no common class of errors for what is no such file
-        raise UsageError(f"{path} must be a NumPy array; {' '.join(str(error).split())}.") from None
+        raise UsageError(f"{path} must be a NumPy array; {' '.join(str(error).split()).rstrip('.')}.") from None
     return checked_pattern(found, length, str(path))
 
 
