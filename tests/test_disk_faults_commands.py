@@ -50,5 +50,6 @@ def test_a_conversion_whose_disk_fails_leaves_the_old_output(inputs: dict[str, P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_step_of_a_command_may_fail(name: str, inputs: dict[str, Path], tmp_path: Path):
-    check_command(name, inputs, tmp_path, lambda steps: range(1, steps + 1))
+def test_steps_all_over_a_command_may_fail(name: str, inputs: dict[str, Path], tmp_path: Path):
+    """Twenty or so; `benchmarks/disk_faults.py` tries all."""
+    check_command(name, inputs, tmp_path, lambda steps: range(1, steps + 1, max(1, steps // 20)))

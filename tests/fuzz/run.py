@@ -4,8 +4,10 @@ What goes wrong is printed below it, with a case for each fault. The exit code i
 """
 
 import argparse
+import json
 import sys
 import time
+from pathlib import Path
 
 from fuzz.all_doors import doors
 from fuzz.outcome import BAD, GOOD
@@ -18,6 +20,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--door", action="append", help="only doors whose name contains this")
     parser.add_argument("--seconds", type=float, default=10.0, help="after which a case has hung")
+    parser.add_argument("--lines", type=Path, help="a file to which the counts are added as JSON lines")
     asked = parser.parse_args()
     chosen = [door for door in doors() if not asked.door or any(name in door.name for name in asked.door)]
     if not chosen:
@@ -29,6 +32,9 @@ def main() -> int:
         count = tried(door, asked.cases // len(chosen), start=asked.seed, seconds=asked.seconds)
         counts.append(count)
         print(line(count, time.perf_counter() - began), flush=True)
+        if asked.lines:
+            with asked.lines.open("a") as file:
+                file.write(json.dumps(record(count, asked.seed)) + "\n")
     print(line(total(counts), None))
     for count in counts:
         print(*(f"\n{fault}" for fault in count.faults()), sep="", end="")
@@ -43,6 +49,12 @@ def line(count: Count, seconds: float | None) -> str:
         + "".join(f"{number:12,}" for number in numbers)
         + ("" if seconds is None else f"{seconds:12.1f}")
     )
+
+
+def record(count: Count, seed: int) -> dict:
+    return {"benchmark": "fuzz", "door": count.door, "seed": seed, "tried": count.of.total()} | {
+        kind: count.of[kind] for kind in (*GOOD, *BAD)
+    }
 
 
 def total(counts: list[Count]) -> Count:
