@@ -21,7 +21,10 @@ COMMANDS = {
         *("convert", "recurrent", "{qwen3}", "--held-out", "2048", "--steps", "2", "--logit-steps", "1"),
         *TEXT, *SMALL,
     ),
-    "consolidate": ("convert", "consolidate", "{gpt2}", "--context", "{document}", "--device", "cpu", "-q"),
+    "consolidate": (
+        *("convert", "consolidate", "{gpt2}", "--context", "{document}", "--held-out", "4096", "--tokens", "4096"),
+        *TEXT, "--device", "cpu", "-q",
+    ),
 }  # fmt: skip
 RESUMED = ("join", "native", "chain", "sweep", "depth")  # those that go on where an interrupted run stopped
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -222,3 +223,32 @@ def test_of_two_that_follow_an_owner_without_locks_one_is_refused(tmp_path: Path
     with pytest.raises(UsageError, match="one writer"), owned(file.parent):
         pass
     assert file.read_text() == faster
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):
+    code = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from stitch.files.process import end_with_parent
+with ProcessPoolExecutor(1, get_context("fork"), end_with_parent) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(50):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{worker}/stat").exists() and "Z" in Path(f"/proc/{worker}/stat").read_text().split()[2]:
+            return  # nobody has taken notice of its end
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker goes on")

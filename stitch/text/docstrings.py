@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from stitch.files.process import end_with_parent
 from stitch.text.document import Document
 
 # Every package here is a direct or indirect dependency of the core install. "std" is the standard library.
@@ -37,7 +38,7 @@ def documents(packages: tuple[str, ...] = PACKAGES) -> list[Document]:
     files = [file for package in packages for file in python_files(package)]
     # "spawn" imports the caller's main module again, so "fork" is preferred where it is safe: on Linux.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(mp_context=context) as pool:
+    with ProcessPoolExecutor(mp_context=context, initializer=end_with_parent) as pool:
         texts = pool.map(_docstrings, (path for _, path in files), chunksize=64)
         return list(without_repeats(zip((name for name, _ in files), texts, strict=True)))
 
