@@ -4,9 +4,14 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from stitch.errors import UsageError
+
 
 def share(part: nn.Module, donor: nn.Module, path_in_donor: Callable[[str], str] = str) -> None:
-    """Gives every module of `part` the tensors of its counterpart in `donor`, whose path is `path_in_donor` of the module's."""
+    """Gives every module of `part` the tensors of its counterpart in `donor`, whose path is `path_in_donor` of the module's.
+
+    Raises: UsageError where the counterpart lacks one.
+    """
     for path, module in part.named_modules():
         plain = [name for name, value in module.__dict__.items() if isinstance(value, Tensor)]
         if not (module._parameters or module._buffers or plain):
@@ -14,7 +19,11 @@ def share(part: nn.Module, donor: nn.Module, path_in_donor: Callable[[str], str]
         counterpart = donor.get_submodule(path_in_donor(path))
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                theirs = counterpart.get_parameter(name)
+                if (theirs := counterpart._parameters.get(name)) is None:  # such as a bias of the last block alone
+                    raise UsageError(
+                        f"blocks must have the same weights to take each other's places; what comes to {path} has no {name}: "
+                        "leave that block where it is, or join without `native`."
+                    )
                 # A new Parameter over the same memory, so that `.to()` on the part does not move the donor.
                 module._parameters[name] = nn.Parameter(theirs.detach(), requires_grad=theirs.requires_grad)
         for name, buffer in module._buffers.items():
