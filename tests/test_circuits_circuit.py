@@ -190,7 +190,7 @@ def test_the_command_shows_the_table_and_writes_the_file(donor: Path, tmp_path: 
             '{"heads": {"1": [0, -1], "x": []}, "neurons": []}',
             "heads.'1'.* at least 0, got -1;.*'x'.*; neurons must be an object",
         ),
-        ('{"heads": {"2": [0]}}', r"heads \[0\] of block 2, which planted does not have"),
+        ('{"heads": {"2": [0]}}', r"names block 2, which planted does not have; it has 2: edit it"),
         ('{"heads": {"1": 0}}', "must be a list, got 0"),
         ('{"neurons": {"0": [512]}}', r"neurons \[512\] of block 0"),
     ],

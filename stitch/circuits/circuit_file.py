@@ -58,9 +58,11 @@ def read_circuit(path: Path, model: Model) -> Components:
     kept = Components.none(model)
     for kind, by_block in (("heads", circuit.heads), ("neurons", circuit.neurons)):
         for block, numbers in by_block.items():
-            mask = kept.masks.get(
-                (kind, int(block)), torch.zeros(0, dtype=torch.bool)
-            )  # a block that does not exist has none
+            if int(block) >= model.depth:
+                raise UsageError(
+                    f"{path} names block {block}, which {model.name} does not have; it has {model.depth}: edit it."
+                )
+            mask = kept.masks.get((kind, int(block)), torch.zeros(0, dtype=torch.bool))  # with features, some have none
             if missing := [number for number in numbers if number >= len(mask)]:
                 raise UsageError(
                     f"{path} names {kind} {missing[:5]} of block {block}, which {model.name} does not have: edit it."

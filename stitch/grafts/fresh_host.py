@@ -18,6 +18,7 @@ FORCED = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")  # taken
 # Also read by transformers, though its config does not list them; with a value of their kind.
 ALSO_READ = {"torch_dtype": "float32", "rope_theta": 1e4, "rope_scaling": {}, "head_dim": 64}
 BLOCKS, WIDTH = ("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd")
+LEAST = dict.fromkeys((*BLOCKS, *WIDTH), 1) | dict.fromkeys(("max_position_embeddings", "n_positions"), 2)
 MOST_PARAMETERS = 10**9  # 4 GB in fp32
 MOST_BLOCKS, MOST_SIZE = 1_000, 10**6  # of a config; a model is built before its parameters are counted
 
@@ -72,7 +73,7 @@ def _faults(values: dict[str, Any], family: str) -> Iterator[str]:
             if not isinstance(value, bool):
                 yield f"{name} must be true or false, got {shown(value)}"
         elif isinstance(default, int):
-            least, most = int(name in (*BLOCKS, *WIDTH)), MOST_BLOCKS if name in BLOCKS else MOST_SIZE
+            least, most = LEAST.get(name, 0), MOST_BLOCKS if name in BLOCKS else MOST_SIZE
             if type(value) is not int or not least <= value <= most:
                 yield f"{name} must be a whole number from {least} to {most:,}, got {shown(value)}"
         elif isinstance(default, float):

@@ -108,14 +108,15 @@ def host_sound(content: bytes, model: Any) -> bool:
     depth = document.get("num_hidden_layers", document.get("n_layer")) or model.depth
     width = document.get("hidden_size", document.get("n_embd")) or model.width
     with torch.no_grad():
-        out = model.net(torch.tensor([[0, 5, 6]])).logits
+        ids = torch.tensor([[0, 5, 6]])[:, : document.get("n_positions", document.get("max_position_embeddings"))]
+        out = model.net(ids).logits
     return (
         model.net.config.model_type == document["model_type"]
         and whole(depth, 1, 1_000)
         and whole(width, 1, 100_000)
         and not isinstance(document.get("rope_theta"), bool)
         and (model.depth, model.width) == (depth, width)
-        and tuple(out.shape) == (1, 3, len(pico().embedding.weight))
+        and tuple(out.shape) == (*ids.shape, len(pico().embedding.weight))
         and bool(out.isfinite().all())
         and not document.get("tie_word_embeddings")
         and all(isinstance(name, str) and name.isidentifier() for name in document)
@@ -133,7 +134,7 @@ PATHS = (
     *"family body head embedding positions embedding_dropout blocks final_norm".split(),
     *"attention heads_out mlp down mlp_out_norm".split(),
 )
-MAY_BE_NONE = {"positions", "embedding_dropout", "mlp_out_norm"}
+MAY_BE_NONE = {"family", "positions", "embedding_dropout", "mlp_out_norm"}
 
 
 def anatomies(path: Path) -> Any:
@@ -302,7 +303,10 @@ DOORS = [
         ready=ready,
         kept=(
             json.dumps(HOSTS[0]).encode(),
-            *(json.dumps({**HOSTS[0], **more}).encode() for more in WRONG_HOSTS),
+            *(
+                json.dumps({**HOSTS[0], **more}).encode()
+                for more in (*WRONG_HOSTS, {"max_position_embeddings": 2}, {"max_position_embeddings": 0})
+            ),
         ),
     ),
     Door(
@@ -312,7 +316,7 @@ DOORS = [
         call=anatomies,
         sound=anatomies_sound,
         ready=ready,
-        kept=(b"my_decoder:\n  blocks: stack\n",),
+        kept=(b"my_decoder:\n  blocks: stack\n", b"my_decoder:\n  family: null\n"),
     ),
     Door(
         name="behaviour.jsonl",
@@ -352,6 +356,7 @@ DOORS = [
         ready=ready,
         kept=(
             b'{"heads": {"1": [0, 2]}, "neurons": {}}',
+            b'{"heads": {"90": []}}',
             b'{"heads": {"01": [0]}}',
             b'{"head": {"1": [0]}}',
             b'{"grafts": 0.5}',
