@@ -8,7 +8,8 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,15 @@ def json_of(text: str, where: str) -> Any:
     Raises: UsageError for anything else, a key twice in an object, numbers that are not finite or have more than 64 bits, and
     what is nested too deeply.
     """
-    try:
-        found = json.loads(text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+    with _told(where):
+        try:
+            found = json.loads(
+                text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite, parse_int=_whole
+            )
+        except json.JSONDecodeError as error:
+            raise _Fault(f"must be JSON; line {error.lineno}, column {error.colno}: {error.msg}") from None
         _check(found, most=len(text) + 1)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise UsageError(f"{where} must be JSON; {place}: {error.msg}.") from None
-    except _Fault as fault:
-        raise UsageError(f"{where} {fault}.") from None
-    except RecursionError:
-        raise UsageError(f"{where} {_too_deep()}.") from None
-    return found
+        return found
 
 
 def yaml_of(text: str, where: str) -> Any:
@@ -112,20 +111,28 @@ def yaml_of(text: str, where: str) -> Any:
                 names.add(key.value)
             return super().construct_mapping(node, deep)
 
-    try:
-        found = Loader(text).get_single_data()
+    with _told(where):
+        try:
+            found = Loader(text).get_single_data()
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+            raise _Fault(f"must be YAML; {place}{error.problem or error.context}") from None
+        except yaml.YAMLError as error:
+            raise _Fault(f"must be YAML; {' '.join(str(error).split())}") from None
         _check(found, most=MOST_VALUES)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UsageError(f"{where} must be YAML; {place}{error.problem or error.context}.") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where} must be YAML; {' '.join(str(error).split())}.") from None
+        return found
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Raises: UsageError, which begins with `where`, for what is wrong inside."""
+    try:
+        yield
     except _Fault as fault:
         raise UsageError(f"{where} {fault}.") from None
     except RecursionError:
         raise UsageError(f"{where} {_too_deep()}.") from None
-    return found
 
 
 def shown(value: Any) -> str:

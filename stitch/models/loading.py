@@ -30,7 +30,7 @@ from stitch.models.flow import flow_of, one_line
 from stitch.models.model import Model
 from stitch.models.model_folder import read_config
 from stitch.models.quantised import require_plain
-from stitch.models.room import require_room
+from stitch.models.same_size import require_same_size
 from stitch.models.sources import Source
 from stitch.models.text_part import loading_arguments, text_tensors
 from stitch.models.usable import require_decoder
@@ -93,7 +93,7 @@ def _from_pretrained(
     transformers_logging.disable_progress_bar()  # progress is reported by callbacks
     text = loading_arguments(folder)
     with of_transformers(name):
-        _require_room(folder, name, text.get("config"), trust_remote_code)
+        _require_same_size(folder, name, text.get("config"), trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -129,14 +129,14 @@ def of_transformers(name: str) -> Iterator[None]:
         raise StitchError(f"{name} must load as a causal language model; got {one_line(error)}") from error
 
 
-def _require_room(folder: Path, name: str, text: PreTrainedConfig | None, trust_remote_code: bool) -> None:
+def _require_same_size(folder: Path, name: str, text: PreTrainedConfig | None, trust_remote_code: bool) -> None:
     """Raises: StitchError where the weights cannot be those of the model that config.json, or `text`, describes."""
     config = text or AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     if not type(config).__module__.startswith(("transformers.", "stitch.")):
         return  # code of others, which may build anything
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config)
-    require_room(net, text_tensors(folder), name)
+    require_same_size(net, text_tensors(folder), name)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from stitch.errors import StitchError
 from stitch.files.shards import Stored
 
 
-def require_room(net: nn.Module, stored: Mapping[str, Stored], name: str) -> None:
+def require_same_size(net: nn.Module, stored: Mapping[str, Stored], name: str) -> None:
     """Compares `net`, which is on torch's meta device, with the tensors `stored` of the model `name`.
 
     Shapes themselves are left to transformers, which turns and joins tensors of some families.
