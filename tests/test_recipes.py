@@ -153,7 +153,8 @@ def test_a_chain_is_made_again_from_its_card(pair, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_of_blocks_is_made_again_from_its_card(pair, tmp_path):
+def test_a_sweep_of_blocks_is_made_again_from_its_card(pair, tmp_path, monkeypatch):
+    monkeypatch.setenv("STITCH_CACHE", str(tmp_path / "cache"))  # nothing that another test left behind
     common = ("--text", pair["text"], "--tokens", 4096, "--context", 32, "--device", "cpu", "-q")
     first = run("sweep", pair["gpt2"], "--depth", "--lengths", "1,2", *common, "--out", tmp_path / "first")
     assert first.exit_code == 0, first.output
