@@ -5,7 +5,7 @@ import sys
 from stitch.commands.app import app
 from stitch.commands.signals import stop_on_sigterm
 from stitch.commands.streams import ready_streams, require_utf8
-from stitch.errors import UsageError
+from stitch.errors import StitchError, UsageError
 
 __all__ = ["app", "main"]
 
@@ -18,7 +18,14 @@ def main() -> None:
     except UsageError as error:
         print(f"stitch: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    app()
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except StitchError as error:  # of standard output; commands report all others
+        print(f"stitch: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,14 @@ def test_output_that_nobody_reads_ends_the_command_quietly(place):
     assert done.stderr == b""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("words", [("--version",), ("cache", "list", "--help"), ("cache", "list", "--json")])
+def test_output_that_finds_no_room_is_said_in_one_line(place, words):
+    done = place.run(*words, shell='"$@" > /dev/full')
+    assert done.returncode == 1
+    assert done.stderr == b"stitch: standard output cannot be written: No space left on device\n"
+
+
 @pytest.mark.parametrize("name", ["ü".encode(), b"\xff"])
 def test_a_name_that_cannot_be_passed_on_is_refused(place, name):
     done = place.run("inspect", os.fsdecode(name), **(PLAIN_C if name != b"\xff" else {}))

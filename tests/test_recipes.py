@@ -133,10 +133,20 @@ def test_models_are_pinned_and_remote_code_is_not_carried():
     }  # fmt: skip
 
 
-def test_a_card_keeps_whatever_stands_in_an_option(tmp_path):
-    found = {"command": "join", "text": "a ```yaml\n## Recipe\n``` b", "layer": 3}
-    (tmp_path / "README.md").write_text("\n".join(["# Card", *card_section(found)]))
+@pytest.mark.parametrize(
+    "text", ["a ```yaml\n## Recipe\n``` b", "x\n```\n<script>alert(1)</script>", "````", "`" * 200]
+)
+def test_a_card_keeps_whatever_stands_in_an_option_and_shows_it_as_code(text, tmp_path):
+    from markdown_it import MarkdownIt
+
+    found = {"command": "join", "text": text, "layer": 3}
+    card = "\n".join(["# Card", *card_section(found), "after it"])
+    (tmp_path / "README.md").write_text(card)
     assert read_recipe(tmp_path) == found
+    blocks = [
+        token.type for token in MarkdownIt().parse(card) if token.level == 0 and not token.type.endswith("_close")
+    ]
+    assert blocks == ["heading_open", "heading_open", "paragraph_open", "fence", "paragraph_open"]
 
 
 @pytest.mark.slow

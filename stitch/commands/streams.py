@@ -1,11 +1,12 @@
-"""What a shell may hand over: closed streams, an encoding without the characters that tables have, names that are not UTF-8."""
+"""What a shell may hand over: closed and full streams, an encoding without the characters of tables, names that are not UTF-8."""
 
 import io
 import os
 import sys
 from collections.abc import Iterable
+from typing import Any
 
-from stitch.errors import UsageError
+from stitch.errors import StitchError, UsageError
 
 
 def ready_streams() -> None:
@@ -17,8 +18,28 @@ def ready_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the free number, or the next file that is opened would
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (as long as the process)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    if isinstance(old := sys.stdout, io.TextIOWrapper):
+        raw = StandardOutput(1, "w", closefd=False)
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            old.encoding,
+            errors="replace",
+            line_buffering=old.line_buffering,
+            write_through=old.write_through,
+        )
+
+
+class StandardOutput(io.FileIO):
+    """Says of its first error what it is an error of: others are of files, which have names. Later output is dropped."""
+
+    def write(self, data: Any, /) -> int | None:
+        try:
+            return super().write(data)
+        except BrokenPipeError:  # ends the command quietly
+            raise
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            raise StitchError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def require_utf8(words: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """Recipes: every option of a command as YAML, as it stands in a report, in a model card, or in a file of its own."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,15 @@ def to_yaml(found: dict) -> str:
 
 def card_section(found: dict, report: str = "report.json") -> list[str]:
     """The lines of a model card that hold a recipe. `report` is the file beside it that has the versions."""
+    text = to_yaml(found)
+    fence = "`" * max(
+        3, 1 + max(map(len, re.findall("`+", text)), default=0)
+    )  # longer than any inside, which would close it
     return [
         *("## Recipe", ""),
         f"`stitch {found['command']} --recipe README.md --out again` makes this again; with the versions in `{report}` it has "
         "the same bytes.",
-        *("", "```yaml", *to_yaml(found).splitlines(), "```", ""),
+        *("", f"{fence}yaml", *text.splitlines(), fence, ""),
     ]
 
 
@@ -87,9 +92,8 @@ def read_recipe(place: Path) -> dict:
 def in_card(card: str) -> str | None:
     """The YAML below the heading `## Recipe` of a model card."""
     _, _, below = f"\n{card}".partition("\n## Recipe\n")
-    _, _, inside = below.partition("\n```yaml\n")
-    text, fence, _ = f"\n{inside}".partition("\n```")
-    return text if fence else None
+    found = re.search(r"^(`{3,})yaml\n(.*?)^\1$", below, re.MULTILINE | re.DOTALL)
+    return found[2] if found else None
 
 
 def check_options(

@@ -35,7 +35,10 @@ def written(value: Any) -> str:
 ESCAPES = "\x1b]0;owned\x07\x1b[31mred\x1b[0m\r\n\x00\x7f\u202e"
 INTEGERS = (0, -1, 1, 2, 3, 7, 10**20, -(10**20), 2**31, 2**63, 10**9)
 FLOATS = (0.5, 1.0, -0.0, 1e308, 1e-320, math.nan, math.inf, -math.inf)
-STRINGS = ("", " ", "0", "1", "-1", "nan", "null", "a" * 20_000, "ü", "\u0301", "\ud7ff", "😀" * 3, ESCAPES, "..", "/")
+STRINGS = (
+    *("", " ", "0", "1", "-1", "nan", "null", "a" * 20_000, "ü", "\u0301", "\ud7ff", "😀" * 3, ESCAPES),
+    *("..", "/", "../x", "/etc/passwd", "[bold]x[/]", "two\nlines"),
+)
 OTHERS = (None, True, False, [], {}, [[]], [None], [0] * 2_000, {"": None}, {"a": {"a": {}}}, ["a", 1, None])
 RAW = (
     *("[" * DEEP + "]" * DEEP, '{"a":' * DEEP + "1" + "}" * DEEP),
@@ -63,9 +66,10 @@ YAML = (
 )
 
 
-def values(*, yaml: bool) -> st.SearchStrategy[Any]:
-    """Values that are wrong nearly everywhere."""
+def values(*, yaml: bool, known: Sequence[Any] = ()) -> st.SearchStrategy[Any]:
+    """Values that are wrong nearly everywhere. `known` are some that a format has."""
     return st.one_of(
+        *([st.sampled_from(known)] if known else []),
         st.sampled_from((*INTEGERS, *FLOATS)),
         st.sampled_from((*STRINGS, *OTHERS)),
         st.sampled_from([Raw(text) for text in (*RAW, *(YAML if yaml else ()))]),
@@ -105,18 +109,21 @@ def put(document: Any, path: tuple, value: Any) -> None:
 
 
 @st.composite
-def changed(draw: Any, documents: Sequence[Any], *, yaml: bool = False, names: Sequence[str] = ()) -> Any:
-    """A valid document with up to three changes. `names` are keys that are known somewhere in the format."""
+def changed(
+    draw: Any, documents: Sequence[Any], *, yaml: bool = False, names: Sequence[str] = (), known: Sequence[Any] = ()
+) -> Any:
+    """A valid document with up to three changes. `names` are keys that are known somewhere in the format, `known` values."""
     document = copy.deepcopy(draw(st.sampled_from(list(documents))))
+    wrong = values(yaml=yaml, known=known)
     for _ in range(draw(st.integers(0, 3))):
-        document = _with_change(draw, document, yaml, names)
+        document = _with_change(draw, document, wrong, names)
     return document
 
 
-def _with_change(draw: Any, document: Any, yaml: bool, names: Sequence[str]) -> Any:
+def _with_change(draw: Any, document: Any, wrong: st.SearchStrategy[Any], names: Sequence[str]) -> Any:
     found = places(document)
     if not found or draw(st.integers(0, 19)) == 0:
-        return draw(values(yaml=yaml)) if draw(st.booleans()) else [document]
+        return draw(wrong) if draw(st.booleans()) else [document]
     path = draw(st.sampled_from(found))
     holder, key = at(document, path[:-1]), path[-1]
     how = draw(st.sampled_from(("replace", "replace", "replace", "delete", "rename", "add", "repeat", "copy", "wrap")))
@@ -128,12 +135,10 @@ def _with_change(draw: Any, document: Any, yaml: bool, names: Sequence[str]) -> 
         if how == "rename":
             holder[name] = holder.pop(key)
         elif how == "add":
-            holder[name] = draw(values(yaml=yaml))
+            holder[name] = draw(wrong)
         else:
             twice = Pairs(holder.items())
-            twice.insert(
-                draw(st.integers(0, len(twice))), (key, draw(st.one_of(st.just(holder[key]), values(yaml=yaml))))
-            )
+            twice.insert(draw(st.integers(0, len(twice))), (key, draw(st.one_of(st.just(holder[key]), wrong))))
             if len(path) == 1:
                 return twice
             put(document, path[:-1], twice)
@@ -142,7 +147,7 @@ def _with_change(draw: Any, document: Any, yaml: bool, names: Sequence[str]) -> 
     elif how == "wrap":
         put(document, path, draw(st.sampled_from([[at(document, path)], {"a": at(document, path)}])))
     else:
-        put(document, path, draw(values(yaml=yaml)))
+        put(document, path, draw(wrong))
     return document
 
 
@@ -169,8 +174,10 @@ def spoilt(draw: Any, texts: st.SearchStrategy[str]) -> bytes:
     }[how]
 
 
-def json_files(documents: Sequence[Any], names: Sequence[str] = ()) -> st.SearchStrategy[bytes]:
-    return spoilt(changed(documents, names=names).map(written))
+def json_files(
+    documents: Sequence[Any], names: Sequence[str] = (), known: Sequence[Any] = ()
+) -> st.SearchStrategy[bytes]:
+    return spoilt(changed(documents, names=names, known=known).map(written))
 
 
 def yaml_files(documents: Sequence[Any], names: Sequence[str] = ()) -> st.SearchStrategy[bytes]:

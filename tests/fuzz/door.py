@@ -41,3 +41,7 @@ class Door:
         path = folder / self.file
         path.write_bytes(case)
         return path
+
+    def names(self, line: str, case: Any) -> bool:
+        """Whether a message says which file is meant."""
+        return self.file is None or self.file in line

@@ -51,7 +51,7 @@ def _outcome(door: Door, case: Any, folder: Path) -> Outcome:
         given = door.given(case, folder)
         result = door.call(given)
     except door.known as error:
-        return _refused(door, error)
+        return _refused(door, case, error)
     except MemoryError as error:
         return Outcome("memory", _where(error))
     except Exception as error:
@@ -64,12 +64,12 @@ def _outcome(door: Door, case: Any, folder: Path) -> Outcome:
     return Outcome("accepted") if sound else Outcome("nonsense", f"accepted as {result!r:.300}")
 
 
-def _refused(door: Door, error: Exception) -> Outcome:
+def _refused(door: Door, case: Any, error: Exception) -> Outcome:
     line = line_of(error, ())
     if not line.isprintable() or not 10 < len(line) <= LONGEST:
         return Outcome("unclear", f"the message must be one printable line: {line!r:.300}")
-    if door.file is not None and door.file not in line:
-        return Outcome("unclear", f"the message must name {door.file}: {line!r:.300}")
+    if not door.names(line, case):
+        return Outcome("unclear", f"the message must name the file: {line!r:.300}")
     return Outcome("refused", line)
 
 
