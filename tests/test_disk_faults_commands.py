@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import cli
 from faults import ERRORS, Disk, content_of, failing_disk, old_output
-from small_commands import make_inputs, words_of
+from small_commands import COMMANDS, make_inputs, words_of
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_conversion_whose_disk_fails_leaves_the_old_output(inputs: dict[str, P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["join", "native", "chain", "ngram"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_steps_all_over_a_command_may_fail(name: str, inputs: dict[str, Path], tmp_path: Path):
-    """Twenty or so; `benchmarks/disk_faults.py` tries all."""
-    check_command(name, inputs, tmp_path, lambda steps: range(1, steps + 1, max(1, steps // 20)))
+    """Ten or so; `benchmarks/disk_faults.py` tries all."""
+    check_command(name, inputs, tmp_path, lambda steps: range(1, steps + 1, max(1, steps // 10)))

@@ -15,6 +15,7 @@ from stitch.activations.harvest import harvest
 from stitch.activations.observe import residuals
 from stitch.activations.paired import pair
 from stitch.composite.compose import compose
+from stitch.composite.parts import Part
 from stitch.conversions.retokenization.behind import behind
 from stitch.conversions.retokenization.scoring import head_of, softcap
 from stitch.errors import UsageError
@@ -23,6 +24,7 @@ from stitch.evaluation.scores import evaluate, whole_model
 from stitch.evaluation.stage import Stage
 from stitch.files.job import planning
 from stitch.files.store import Store
+from stitch.jobs.chain import chain
 from stitch.jobs.heads import losses_behind
 from stitch.jobs.join import stitch
 from stitch.models.anatomy import ANATOMIES
@@ -209,6 +211,29 @@ def test_a_second_run_takes_streams_from_the_store_and_gives_the_same_bytes(join
     assert report["cache"]["reused"]["activations"] > 0
     for file in sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != "report.json"):
         assert (again / file).read_bytes() == (folder / file).read_bytes(), file
+
+
+def test_a_chain_ends_with_the_head_of_its_first_model(joined, tmp_path):
+    """The last part runs no block. What enters A's final norm is the second seam's output."""
+    settings = joined[0]
+    a, b = settings.model_a, settings.model_b
+    options = dict(tokens=4096, context=64, features=64, k=8, sae_passes=0.5, device="cpu", memory=2**28, brief=True)
+    parts = [Part(a, 0, 3), Part(b, 2, 6), Part(a, 6)]
+    report, folder = chain(parts, tmp_path / "chain", text=settings.text, **options)
+    net = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    whole = load(Path(a)).net
+    assert net.config.num_hidden_layers == 3 + 4 and net.config.vocab_size == tiny.VOCABULARY
+    seen = []
+    net.translation.register_forward_hook(lambda module, given, found: seen.append(found))
+    with torch.no_grad():
+        logits = net(windows().ids.long()).logits
+        expected = whole.lm_head(whole.transformer.ln_f(seen[0]))
+    assert torch.allclose(logits, expected, atol=1e-5)
+    first = json.loads((folder / "seam-1" / "report.json").read_text())
+    assert first["across"]["head"] and "across" not in report and first["documents"] == report["documents"]
+    with planning() as plans:
+        chain(parts, text=settings.text, **options)
+    assert plans[1].stages["vocabulary"].seconds > 0
 
 
 def test_tokenizers_without_a_common_token_are_refused():

@@ -4,6 +4,8 @@ parts:
   - {model: demo:gpt2, to: 3}              # embedding and blocks 0..2
   - {model: demo:llama, from: 4, to: 6}    # blocks 4 and 5
   - {model: demo:gpt2, from: 5}            # blocks 5.., final norm and head
+
+The last part may run no block: from: 6 is the final norm and the head of demo:gpt2 alone.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from stitch.files.specification import faulty, read_yaml, shown
 
 @dataclass(frozen=True)
 class Part:
-    """Blocks start..stop−1 of a model, or all from `start` on where `stop` is None.
+    """Blocks start..stop−1 of a model, or all from `start` on where `stop` is None, and then its final norm and head.
 
     `model` is its name; `stitch.chain` also takes a loaded model or a result.
     """

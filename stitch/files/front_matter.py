@@ -1,6 +1,5 @@
 """The metadata at the top of a model card: YAML between two lines of three hyphens."""
 
-import json
 import re
 from pathlib import Path
 
@@ -22,5 +21,7 @@ def read_front_matter(card: Path) -> dict:
 
 
 def front_matter(metadata: dict) -> list[str]:
-    """The lines of a card that hold `metadata`. JSON is YAML."""
-    return ["---", json.dumps(metadata, indent=2, ensure_ascii=False), "---", ""]
+    """The lines of a card that hold `metadata`, as huggingface_hub writes them."""
+    from huggingface_hub import ModelCardData
+
+    return ["---", ModelCardData(**metadata).to_yaml(line_break="\n").rstrip("\n"), "---", ""]

@@ -7,6 +7,7 @@ from stitch.composite.costs import early, late, of_translation
 from stitch.evaluation.scores import whole_model
 from stitch.frontier.alternative import Alternative, Means
 from stitch.modeling.modeling_composite import StitchConfig
+from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
 from stitch.text.documents import Split
 from stitch.translation import rows as registry
@@ -78,7 +79,7 @@ def skip(model: Model, site: int, onto: int, row: str, made: str, means: Means) 
 
 def _fit(model: Model, site: int, onto: int, row: str, means: Means) -> Translation:
     """The translation `row` from the model's stream at `site` to that at `onto`, fitted as the composite's."""
-    read = sorted({site, onto, *(earlier_sites(site) if row != AFFINE else ())})
+    read = sorted({site, onto, *(earlier_sites(site, blocks_before_last_part(model.config)) if row != AFFINE else ())})
     splits: tuple[Split, ...] = ("fit", "sweep")
     per_shard = windows_per_shard(means.context, len(read) * model.width, model.dtype, means.memory)
     paired: dict[Split, Paired] = {}

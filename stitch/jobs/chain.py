@@ -15,6 +15,7 @@ from pathlib import Path
 from stitch.composite.compose import check_target
 from stitch.composite.parts import Part, joined, read_parts
 from stitch.config import CompleteSettings, Settings
+from stitch.conversions.retokenization.behind import reading
 from stitch.errors import UsageError
 from stitch.estimates.plan import Plan
 from stitch.files.folders import to_json
@@ -35,7 +36,6 @@ from stitch.pages.chain import chain_files
 from stitch.progress import Progress
 from stitch.report.card import PICTURE, model_card
 from stitch.report.chain import chain_report
-from stitch.text.tokenizers import require_same_ids
 
 PER_SEAM = ("model_a", "model_b", "layer", "layer_b", "sae_a", "sae_b", "sae_any_hook", "native")
 # What is kept of an earlier seam's folder: all but the checkpoint, as the next composite contains it.
@@ -143,7 +143,8 @@ def load_all(
 ) -> tuple[list[Model], list[Source]]:
     """A model and its source for each part. Each folder is loaded once.
 
-    Raises: UsageError unless all models read the same token ids, and for a composite as another part than the first.
+    Models that read other tokens than the first are put behind its tokenizer (`stitch.conversions.retokenization.behind`).
+    Raises: UsageError for a composite as another part than the first, and for a tokenizer that shares no token with the first.
     """
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
     sources = resolve_all([part.model for part in parts], progress=progress)
@@ -160,8 +161,7 @@ def load_all(
     models = [found[source.folder.resolve()] for source in sources]
     for model in models[1:]:
         check_target(model.config, model.name)
-        require_same_ids(models[0].tokenizer, model.tokenizer, models[0].name, model.name)
-    return models, sources
+    return [models[0], *(reading(model, models[0]) for model in models[1:])], sources
 
 
 def complete_all(parts: Sequence[Part], seams: Sequence[Settings], models: Sequence[Model]) -> list[CompleteSettings]:
@@ -175,9 +175,10 @@ def complete_all(parts: Sequence[Part], seams: Sequence[Settings], models: Seque
         raise UsageError(
             f"the last part runs to the end of its model, block {end} of {last.model}; got to: {last.stop}: leave `to` out."
         )
-    if last.start >= end:
+    if last.start > end:
         raise UsageError(
-            f"part {len(parts)} ({last.model}) must run at least one block, so `from` must be below {end}; got {last.start}."
+            f"part {len(parts)} must begin in its model, which has {end} blocks ({last.model}): `from` must be at most {end}, its "
+            f"head alone; got {last.start}."
         )
     completed = [
         complete(settings, early, late) for settings, early, late in zip(seams, models, models[1:], strict=False)

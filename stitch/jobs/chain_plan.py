@@ -11,6 +11,7 @@ from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
 from stitch.files.job import Clock
 from stitch.files.store import Store
+from stitch.jobs.across_work import head_for_other_tokens
 from stitch.jobs.join_plan import REPORT, left_to_make
 from stitch.jobs.join_work import Ends, JoinWork
 from stitch.jobs.stages import read_windows, text_size
@@ -47,7 +48,7 @@ def plan_chain(
         early, late, start = models[number], models[number + 1], parts[number].start
         machines.append(machine := calibrate({"a": early, "b": late}, settings.context))
         costs = Costs(early, late, settings.context)
-        earlier = len(earlier_sites(blocks + settings.layer - start))
+        earlier = len(earlier_sites(blocks + settings.layer - start, blocks))
         named = {"a": sources[number], "b": sources[number + 1]}
         missing, found = left_to_make(
             settings, early, late, named, windows, store, unmade_sites=1 + earlier if number else 0
@@ -72,6 +73,9 @@ def plan_chain(
             machine=machine,
             missing=missing,
         )
+        if late.original is not None:
+            head = head_for_other_tokens(machine, costs, early, late, settings.layer_b)
+            total["vocabulary"] = total.get("vocabulary", Work()) + head
         for name, one in work.stages().items():
             total[name] = total.get(name, Work()) + one
         total["text"] += Work(seconds=clock.seconds["text"])

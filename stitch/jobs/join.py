@@ -9,7 +9,7 @@ from stitch.composite.checkpoint import OtherTokenizer, head_tensors, write_chec
 from stitch.composite.compose import compose, stitch_config
 from stitch.composite.costs import Costs
 from stitch.config import AnySettings, CompleteSettings, Settings
-from stitch.conversions.retokenization.behind import behind
+from stitch.conversions.retokenization.behind import reading
 from stitch.estimates.plan import Plan
 from stitch.evaluation.bins import Bins
 from stitch.evaluation.breakdown import breakdown
@@ -54,7 +54,6 @@ from stitch.report.across import across_tokenizers
 from stitch.report.card import PICTURE, model_card
 from stitch.report.pair import Joined, pair_report
 from stitch.text.documents import SPLITS, Split
-from stitch.text.tokenizers import same_ids
 from stitch.text.windows import tokens_of
 from stitch.translation.types import Translation
 
@@ -122,7 +121,7 @@ class Pair:
 
     @classmethod
     def of(cls, a: Model, b: Model, sources: dict[str, Source]) -> "Pair":
-        return cls(a, b if same_ids(a.tokenizer, b.tokenizer) else behind(b, a), sources)
+        return cls(a, reading(b, a), sources)
 
 
 def _make(

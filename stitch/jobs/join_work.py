@@ -17,6 +17,7 @@ from stitch.evaluation.racing import FIRST
 from stitch.evaluation.scoring import CHOICE, LEAST_WINDOWS
 from stitch.evaluation.trained import WINDOWS
 from stitch.frontier.work import Donor, cut, own_tables
+from stitch.models.anatomy import blocks_before_last_part
 from stitch.translation import rows as registry
 from stitch.translation.available import earlier_sites
 from stitch.translation.fit import LEAST_SQUARES_TOKENS
@@ -57,7 +58,8 @@ class Ends:
         return cls(
             early_a=costs.early(site).flops, whole_a=costs.whole_source.flops,
             early_b=early(b, onto, costs.context).flops, late_b=costs.late(onto).flops,
-            width_a=a.width_at(site), width_b=b.width, earlier=len(earlier_sites(site)), positions=positions, same=a is b,
+            width_a=a.width_at(site), width_b=b.width, positions=positions, same=a is b,
+            earlier=len(earlier_sites(site, blocks_before_last_part(a.config))),
         )  # fmt: skip
 
 

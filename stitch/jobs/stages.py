@@ -23,6 +23,7 @@ from stitch.features.matching import Matching, match
 from stitch.features.saes import SAERequest, SAEs, train
 from stitch.files.store import Store
 from stitch.layers.choose import check_choosable
+from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
@@ -189,7 +190,7 @@ class HarvestRequest:
 
 def harvest_requests(settings: CompleteSettings, a: Model, b: Model) -> list[HarvestRequest]:
     """What `harvest_pair` writes of each split: a request for each model, or one where A is B."""
-    early = [*earlier_sites(settings.layer), settings.layer]
+    early = [*earlier_sites(settings.layer, blocks_before_last_part(a.config)), settings.layer]
     sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b)}) if a is b else early
     width = sum(map(a.width_at, sites)) + (0 if a is b else b.width)
     per_shard = windows_per_shard(settings.context, width, a.dtype, settings.memory)

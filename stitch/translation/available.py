@@ -9,6 +9,7 @@ from sae.null import untrained
 from sae.types import Dictionary
 from stitch.activations.paired import Paired
 from stitch.features.saes import SAEs
+from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
 from stitch.translation import lifts, look_ups
 from stitch.translation.inputs import ByPosition, Input, Lift, Stream
@@ -17,9 +18,14 @@ from stitch.translation.token_tables import TokenTables
 SAMPLE = 16_384  # tokens; untrained dictionaries are scaled on them and take their exemplars from them
 
 
-def earlier_sites(site: int) -> list[int]:
-    """Up to two sites of A before `site`, evenly spaced. Site 0 is left out: there the stream is the token's embedding."""
-    return sorted({round(site / 3), round(2 * site / 3)} - {0, site})
+def earlier_sites(site: int, seam: int = 0) -> list[int]:
+    """Up to two sites of A before `site`, evenly spaced. Site 0 is left out: there the stream is the token's embedding.
+
+    Of a composite, whose last seam is at `seam`, they are the last site before that seam, which has what the seam may have lost,
+    and one halfway from there to `site`.
+    """
+    found = {seam - 1, round((seam + site) / 2)} if seam else {round(site / 3), round(2 * site / 3)}
+    return sorted(found - {0, seam, site})
 
 
 def free_inputs(a: Model, b: Model, fit: Paired, tokens: TokenTables) -> dict[str, Input]:
@@ -36,7 +42,7 @@ def free_inputs(a: Model, b: Model, fit: Paired, tokens: TokenTables) -> dict[st
         "state-1": tokens.input("state", back=1),
         "state-2": tokens.input("state", back=2),
     }
-    for number, earlier in enumerate(earlier_sites(site)):
+    for number, earlier in enumerate(earlier_sites(site, blocks_before_last_part(a.config))):
         inputs[f"earlier-{number + 1}"] = Stream(earlier)
     if (positions := look_ups.positions(*dict.fromkeys((a, b)))) is not None:
         inputs["position"] = ByPosition(positions)

@@ -11,6 +11,7 @@ from stitch.models.model import Model
 from stitch.text.correspondence import correspond
 from stitch.text.reader import Reader
 from stitch.text.rewrite import Rewriter
+from stitch.text.tokenizers import same_ids
 
 
 def behind(model: Model, other: Model) -> Model:
@@ -34,6 +35,11 @@ def behind(model: Model, other: Model) -> Model:
     rows, _ = clipped(mean_of_pieces(model.embedding.weight.detach(), found), model.embedding.weight, found)
     head, _ = clipped(mean_of_pieces(head_of(model), found), head_of(model), found)
     return with_rows(replace(model, original=Original(model, Rewriter(new, own))), rows, head)
+
+
+def reading(model: Model, other: Model) -> Model:
+    """`model` as it reads the token ids of `other`: itself where both read the same, otherwise as `behind` makes it."""
+    return model if same_ids(other.tokenizer, model.tokenizer) else behind(model, other)
 
 
 def with_rows(model: Model, rows: Rows, head: Head) -> Model:
