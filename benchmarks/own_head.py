@@ -2,7 +2,7 @@
 
     python benchmarks/own_head.py demo:gpt2 demo:neox --layer 3 --layer-b 3
 
-The composite is a chain: A's blocks before `--layer`, B's from `--layer-b` on, and A's final norm and head, with no block between.
+The composite is a chain: A's blocks before `--layer`, B's from `--layer-b` on, and A's final norm and head.
 The report of the second seam has its rows in nats per token of A; here they are in bits per byte as well.
 """
 

@@ -177,8 +177,8 @@ def complete_all(parts: Sequence[Part], seams: Sequence[Settings], models: Seque
         )
     if last.start > end:
         raise UsageError(
-            f"part {len(parts)} must begin in its model, which has {end} blocks ({last.model}): `from` must be at most {end}, its "
-            f"head alone; got {last.start}."
+            f"part {len(parts)} must begin in its model, which has {end} blocks ({last.model}): `from` must be at most {end}, "
+            f"for its head alone; got {last.start}."
         )
     completed = [
         complete(settings, early, late) for settings, early, late in zip(seams, models, models[1:], strict=False)
