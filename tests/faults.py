@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EDQUOT)
 
 
 class Disk:
