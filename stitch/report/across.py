@@ -37,5 +37,6 @@ def notes(report: dict) -> list[str]:
         f"tokenizers lose {found['lost']['a']:.2%} and {found['lost']['b']:.2%} of the bytes.",
         f"Row b is {b} in its own tokens, on the same bytes. CE is in nats per token of {a} in every row. Predictions of "
         "special tokens do not count. KL and top-1 compare with what b says of the next byte, where a token of both ends.",
-        f"Head: {found['head']}, chosen on the sweep split behind {b}'s own streams (CE by head: {heads}).",
+        f"Head: {found['head']}, chosen on the sweep split behind {b}'s own streams (CE by head: {heads}). A chain that "
+        f"ends in the head of {a} needs none of them and may do better: see `stitch chain --help`.",
     ]
