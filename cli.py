@@ -23,6 +23,8 @@ def main() -> None:
             app()
         finally:
             sys.stdout.flush()
+    except BrokenPipeError:
+        sys.exit(1)
     except StitchError as error:  # of standard output; commands report all others
         print(f"stitch: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from stitch.composite.parts import Part
 from stitch.jobs.chain import chain
-from stitch.models.loading import load
-from stitch.models.sources import resolve
+from stitch.models.describe import describe
 
 # Rows of the second seam. There model A is the composite that ends in B, with a head made for A's tokens, and model B is A whole.
 NAMES = {
@@ -32,7 +31,7 @@ KEPT = ("ce", "ce_low", "ce_high", "flops", "bytes")
 
 def line(given: argparse.Namespace) -> dict:
     began = time.perf_counter()
-    depth = {name: load(resolve(name).folder).depth for name in (given.a, given.b)}
+    depth = {name: describe(name)["blocks"] for name in (given.a, given.b)}
     parts = [Part(given.a, 0, given.layer), Part(given.b, given.layer_b, depth[given.b]), Part(given.a, depth[given.a])]
     with tempfile.TemporaryDirectory() as folder:
         report, out = chain(

@@ -85,15 +85,24 @@ def test_closed_streams_are_no_reason_to_fail(place):
     assert place.run("inspect", "absent.gguf", shell='"$@" >&- 2>&-').returncode == 2
 
 
-def test_output_that_nobody_reads_ends_the_command_quietly(place):
-    done = place.run("workspace", "list", "--help", shell='"$@" | true')
+PRINTING = [
+    (("--version",), {"PYTHONUNBUFFERED": None}),
+    (("--version",), {"PYTHONUNBUFFERED": "1"}),
+    (("cache", "list", "--help"), {}),
+    (("cache", "list", "--json"), {"PYTHONUNBUFFERED": None}),
+]
+
+
+@pytest.mark.parametrize(("words", "variables"), PRINTING)
+def test_output_that_nobody_reads_ends_the_command_quietly(place, words, variables):
+    done = place.run(*words, shell='"$@" | true', **variables)
     assert done.stderr == b""
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-@pytest.mark.parametrize("words", [("--version",), ("cache", "list", "--help"), ("cache", "list", "--json")])
-def test_output_that_finds_no_room_is_said_in_one_line(place, words):
-    done = place.run(*words, shell='"$@" > /dev/full')
+@pytest.mark.parametrize(("words", "variables"), PRINTING)
+def test_output_that_finds_no_room_is_said_in_one_line(place, words, variables):
+    done = place.run(*words, shell='"$@" > /dev/full', **variables)
     assert done.returncode == 1
     assert done.stderr == b"stitch: standard output cannot be written: No space left on device\n"
 

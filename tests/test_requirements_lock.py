@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -28,6 +29,14 @@ def test_versions_with_hashes_are_those_of_the_constraints():
     }
     assert not differing, "run the command in the head of requirements.lock"
     assert {"torch", "transformers", "sae-lens", "numpy", "pytest"} <= locked.keys() & constraints.keys()
+
+
+def test_whatever_the_project_and_its_development_need_has_a_hash():
+    tomllib = pytest.importorskip("tomllib", reason="comes with Python 3.11")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["dev"]]
+    needed += project["build-system"]["requires"]
+    assert {canonicalize_name(Requirement(one).name) for one in needed} <= pinned("requirements.lock").keys()
 
 
 def test_every_version_has_a_hash():

@@ -138,7 +138,8 @@ def chain(
         o.argument(
             "FILE",
             "YAML file with a list `parts` of {model, from, to}. Of each model, the blocks `from` to `to` - 1 run. The first "
-            "part needs no `from`, the last no `to`; where the last begins after its model's last block, its head alone runs.",
+            "part needs no `from`, the last no `to`; where the last begins after its model's last block, its head alone runs. "
+            "Later models may read other tokens than the first.",
         ),
     ],
     text: o.Text = "docs",

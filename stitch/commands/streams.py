@@ -8,6 +8,8 @@ from typing import Any
 
 from stitch.errors import StitchError, UsageError
 
+STDOUT = 1  # its number for the system
+
 
 def ready_streams() -> None:
     """Closed standard streams become the null device; characters that the encoding of standard output lacks become "?"."""
@@ -18,15 +20,23 @@ def ready_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the free number, or the next file that is opened would
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (as long as the process)
-    if isinstance(old := sys.stdout, io.TextIOWrapper):
-        raw = StandardOutput(1, "w", closefd=False)
-        sys.stdout = io.TextIOWrapper(
-            io.BufferedWriter(raw),
-            old.encoding,
-            errors="replace",
-            line_buffering=old.line_buffering,
-            write_through=old.write_through,
-        )
+    if isinstance(given := sys.stdout, io.TextIOWrapper):
+        given.reconfigure(errors="replace")
+        sys.stdout = _told_of_errors(given)
+
+
+def _told_of_errors(given: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same stream through `StandardOutput`. What is no file, as a console of Windows, is left as it is."""
+    raw = getattr(given.buffer, "raw", given.buffer)
+    if type(raw) is not io.FileIO or raw.fileno() != STDOUT:
+        return given
+    own = StandardOutput(STDOUT, "w", closefd=False)
+    buffer: Any = (
+        own if given.write_through else io.BufferedWriter(own)
+    )  # written through where Python is asked for that
+    return io.TextIOWrapper(
+        buffer, given.encoding, errors="replace", line_buffering=given.line_buffering, write_through=given.write_through
+    )
 
 
 class StandardOutput(io.FileIO):
@@ -34,11 +44,11 @@ class StandardOutput(io.FileIO):
 
     def write(self, data: Any, /) -> int | None:
         try:
-            return super().write(data)
-        except BrokenPipeError:  # ends the command quietly
-            raise
+            return super().write(data) if len(data) else 0  # click writes nothing to see whether it may write
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if isinstance(error, BrokenPipeError):  # nobody reads on, which ends the command quietly
+                raise
             raise StitchError(f"standard output cannot be written: {error.strerror}") from error
 
 

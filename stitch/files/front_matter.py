@@ -21,7 +21,7 @@ def read_front_matter(card: Path) -> dict:
 
 
 def front_matter(metadata: dict) -> list[str]:
-    """The lines of a card that hold `metadata`, as huggingface_hub writes them."""
+    """The lines of a card that hold `metadata` as huggingface_hub writes it, without None and tags that are there twice."""
     from huggingface_hub import ModelCardData
 
     return ["---", ModelCardData(**metadata).to_yaml(line_break="\n").rstrip("\n"), "---", ""]

@@ -157,7 +157,7 @@ def safetensors_header(file: Path) -> Header:
 def _once(pairs: list[tuple[str, Any]]) -> dict:
     """An object; the format allows no key twice."""
     if len(found := dict(pairs)) < len(pairs):
-        raise ValueError
+        raise ValueError("a key is there twice")
     return found
 
 

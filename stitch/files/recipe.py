@@ -55,9 +55,8 @@ def to_yaml(found: dict) -> str:
 def card_section(found: dict, report: str = "report.json") -> list[str]:
     """The lines of a model card that hold a recipe. `report` is the file beside it that has the versions."""
     text = to_yaml(found)
-    fence = "`" * max(
-        3, 1 + max(map(len, re.findall("`+", text)), default=0)
-    )  # longer than any inside, which would close it
+    # Longer than any run of backticks inside, which would close it.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return [
         *("## Recipe", ""),
         f"`stitch {found['command']} --recipe README.md --out again` makes this again; with the versions in `{report}` it has "

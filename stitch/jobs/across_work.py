@@ -12,15 +12,15 @@ READ = 3  # times that B's own head is run on the text that heads are fitted on:
 FITTED = 2  # heads that are fitted, behind B's late blocks and behind all of B
 
 
-def head_for_other_tokens(machine: Machine, costs: Costs, a: Model, b: Model, onto: int) -> Work:
+def head_for_other_tokens(machine: Machine, costs: Costs, b: Model, onto: int, whole_a: float) -> Work:
     """Passes of B in its own tokens and in A's, of A, B's own logits, the heads' products, and the choice.
 
-    The machine knows the models as "a" and "b".
+    The machine knows the models as "a" and "b". `whole_a` are FLOPs per token of A, which may be a composite still to be made.
     """
     assert b.original is not None
     own, new = head_flops(b.original.model), head_flops(b)
     whole, late = costs.whole_target.flops - own, costs.late(onto).flops - new
-    passes = machine.forward("b", FIT * (3 * whole + late)) + machine.forward("a", FIT * costs.whole_source.flops)
+    passes = machine.forward("b", FIT * (3 * whole + late)) + machine.forward("a", FIT * whole_a)
     logits = machine.product(FIT * (READ * own + FITTED * 3 * new))
     solved = machine.product(FITTED * 4 * b.width * new, double=True)
     return passes + logits + solved + counts.scored(machine, "b", HEADS * CHOICE, late + new)

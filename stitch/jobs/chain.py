@@ -24,6 +24,7 @@ from stitch.files.seals import is_sealed, seal
 from stitch.files.stages import entered
 from stitch.files.store import Store
 from stitch.files.workspace import short_name
+from stitch.jobs.across import lost_bytes
 from stitch.jobs.chain_plan import plan_chain
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.join import stitch
@@ -60,7 +61,8 @@ def chain(
     reference is trained unless `reference_steps` is given. Activations and SAEs of earlier runs are taken from `store`. The
     folder also has the reports, features and SAEs of the seams before the last, in seam-1, seam-2 and so on. After an interrupt
     the same call with `resume` continues at the unfinished seam and gives the same bytes.
-    Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
+    Raises: UsageError when the request cannot be met, also where a tokenizer loses too much of the text; StitchError when the
+    work fails. Either way nothing is left on disk.
     """
 
     def plan() -> Job:
@@ -82,8 +84,12 @@ def chain(
                 seams[0], models[0], models[1], progress
             )  # a finished seam would not read them again
             check_inputs({f"the model of part {number}": model for number, model in enumerate(models, 1)}, windows, {})
+            for model in models:
+                if model.original is not None:
+                    lost_bytes(model, windows["fit"], seams[0].text)
             reports = _join_all(named, seams, models, sources, scratch, store, progress)
-            report = chain_report(named, reports, request, sources)
+            head_alone = named[-1].start == models[-1].depth
+            report = chain_report(named, reports, request, sources, head_alone=head_alone)
             # The last seam's folder becomes the chain's. If the process is killed from here on, that seam is made again.
             os.replace(scratch / f"seam-{len(seams)}", output)
             for number in range(1, len(seams)):
@@ -161,7 +167,8 @@ def load_all(
     models = [found[source.folder.resolve()] for source in sources]
     for model in models[1:]:
         check_target(model.config, model.name)
-    return [models[0], *(reading(model, models[0]) for model in models[1:])], sources
+    read = {key: reading(model, models[0]) for key, model in {id(model): model for model in models}.items()}
+    return [read[id(model)] for model in models], sources
 
 
 def complete_all(parts: Sequence[Part], seams: Sequence[Settings], models: Sequence[Model]) -> list[CompleteSettings]:

@@ -15,6 +15,7 @@ from stitch.jobs.across_work import head_for_other_tokens
 from stitch.jobs.join_plan import REPORT, left_to_make
 from stitch.jobs.join_work import Ends, JoinWork
 from stitch.jobs.stages import read_windows, text_size
+from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
 from stitch.models.sources import Source
 from stitch.progress import Progress
@@ -40,7 +41,7 @@ def plan_chain(
     with clock.stage("text"):
         windows = read_windows(first, models[0], models[1], progress)
     size, ids = text_size(first, models[0], models[1]), len(windows["fit"].ids.unique())
-    streams, halves, kept = 0, 0, 0
+    streams, halves, kept, widest = 0, 0, 0, 0
     cached: dict[str, tuple[int, int]] = {}
     before, blocks = 0.0, 0  # FLOPs per token and number of blocks of the composite before its last part
     machines = []
@@ -48,7 +49,8 @@ def plan_chain(
         early, late, start = models[number], models[number + 1], parts[number].start
         machines.append(machine := calibrate({"a": early, "b": late}, settings.context))
         costs = Costs(early, late, settings.context)
-        earlier = len(earlier_sites(blocks + settings.layer - start, blocks))
+        before_it = earlier_sites(blocks + settings.layer - start, blocks or blocks_before_last_part(early.config))
+        earlier, widest = len(before_it), max(widest, early.width)
         named = {"a": sources[number], "b": sources[number + 1]}
         missing, found = left_to_make(
             settings, early, late, named, windows, store, unmade_sites=1 + earlier if number else 0
@@ -74,13 +76,13 @@ def plan_chain(
             missing=missing,
         )
         if late.original is not None:
-            head = head_for_other_tokens(machine, costs, early, late, settings.layer_b)
+            head = head_for_other_tokens(machine, costs, late, settings.layer_b, ends.whole_a)
             total["vocabulary"] = total.get("vocabulary", Work()) + head
         for name, one in work.stages().items():
             total[name] = total.get(name, Work()) + one
         total["text"] += Work(seconds=clock.seconds["text"])
         before, blocks = before + used, blocks + settings.layer - start
-        streams = max(streams, (1 + ends.earlier) * own.width_a + own.width_b)
+        streams = max(streams, own.width_a + ends.earlier * widest + own.width_b)
         kept += sum(4 * (2 * width + 1) * work.features(width) for width in (own.width_a, own.width_b))
         halves = (costs.early(settings.layer) + costs.late(settings.layer_b)).bytes
     tokens = tokens_of(windows)

@@ -63,7 +63,9 @@ def plan_join(
             **(
                 {}
                 if b.original is None
-                else {"vocabulary": head_for_other_tokens(machine, costs, a, b, settings.layer_b)}
+                else {
+                    "vocabulary": head_for_other_tokens(machine, costs, b, settings.layer_b, costs.whole_source.flops)
+                }
             ),
             **work.stages(),
         },

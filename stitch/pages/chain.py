@@ -32,22 +32,14 @@ def chain_files(report: dict, features: bytes) -> dict[str, bytes]:
 def _parts(chain: dict) -> Section:
     """Parts and seams in the order they run."""
     steps: list[dict] = []
-    for number, part in enumerate(chain["parts"]):
+    for number, (part, what) in enumerate(zip(chain["parts"], seams.ran(chain), strict=True)):
         is_last = number == len(chain["seams"])
-        steps.append(
-            {"kind": "part", "name": part["model"], "text": _blocks(part["from"], part["to"]), "last": is_last}
-        )
+        steps.append({"kind": "part", "name": part["model"], "text": what, "last": is_last})
         if not is_last:
             seam = chain["seams"][number]
             text = f"{seam['chosen']}; afterwards {seam['composite']['ce']:.3f} nats"
             steps.append({"kind": "seam", "name": f"seam {number + 1}", "text": text, "last": False})
     return Section(name="parts", heading="Parts and seams", template="parts.html.j2", data={"steps": steps})
-
-
-def _blocks(first: int, stop: int | None) -> str:
-    if stop is None:
-        return f"blocks {first} to the last"
-    return f"block {first}" if stop == first + 1 else f"blocks {first} to {stop - 1}"
 
 
 def _seams(chain: dict) -> Section:

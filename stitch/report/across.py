@@ -28,6 +28,7 @@ def notes(report: dict) -> list[str]:
         return []
     a, b, vocabulary = report["models"]["a"], report["models"]["b"], found["vocabulary"]
     heads = ", ".join(f"{name} {ce:.3f}" for name, ce in sorted(found["heads"].items(), key=lambda item: item[1]))
+    own_head = f" A chain that ends in the head of {a} needs none of them." if "chain" not in report else ""
     return [
         f"{a} and {b} read different tokens. The composite reads those of {a}: {vocabulary['size']:,}, of which "
         f"{vocabulary['shared']:,} have the bytes of one of {b}'s, {vocabulary['pieces']:,} are several of its tokens, and "
@@ -37,6 +38,5 @@ def notes(report: dict) -> list[str]:
         f"tokenizers lose {found['lost']['a']:.2%} and {found['lost']['b']:.2%} of the bytes.",
         f"Row b is {b} in its own tokens, on the same bytes. CE is in nats per token of {a} in every row. Predictions of "
         "special tokens do not count. KL and top-1 compare with what b says of the next byte, where a token of both ends.",
-        f"Head: {found['head']}, chosen on the sweep split behind {b}'s own streams (CE by head: {heads}). A chain that "
-        f"ends in the head of {a} needs none of them and may do better: see `stitch chain --help`.",
+        f"Head: {found['head']}, chosen on the sweep split behind {b}'s own streams (CE by head: {heads}).{own_head}",
     ]

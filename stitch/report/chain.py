@@ -8,8 +8,13 @@ from stitch.models.provenance import described
 from stitch.models.sources import Source
 
 
-def chain_report(parts: Sequence[Part], reports: Sequence[dict], request: dict, sources: Sequence[Source]) -> dict:
-    """report.json of a chain: that of its last seam, in which `a` is the composite before it, and the key "chain"."""
+def chain_report(
+    parts: Sequence[Part], reports: Sequence[dict], request: dict, sources: Sequence[Source], *, head_alone: bool
+) -> dict:
+    """report.json of a chain: that of its last seam, in which `a` is the composite before it, and the key "chain".
+
+    `head_alone`: the last part runs no block.
+    """
     models = {parts[0].model: _row(reports[0], "a", parts[0].model)}
     for part, report in zip(parts[1:], reports, strict=True):
         models.setdefault(part.model, _row(report, "b", part.model))
@@ -19,6 +24,7 @@ def chain_report(parts: Sequence[Part], reports: Sequence[dict], request: dict, 
             "to": {"model": late.model, "site": late.start},
             "site": report["site"],  # "a" counts the blocks of the composite so far
             "chosen": report["chosen"],
+            "across_tokenizers": "across" in report,
             "composite": _row(report, "composite", joined(parts[: number + 1])),
         }
         for number, (early, late, report) in enumerate(zip(parts, parts[1:], reports, strict=False), 1)
@@ -34,6 +40,7 @@ def chain_report(parts: Sequence[Part], reports: Sequence[dict], request: dict, 
         **last,
         "chain": {
             "parts": listed,
+            "head_alone": head_alone,
             "models": list(models.values()),
             "seams": seams,
         },
@@ -75,13 +82,19 @@ def title(chain: dict) -> str:
 
 def made(chain: dict) -> str:
     """How the composite was made, for the model card."""
-    blocks = [f"{_blocks(part['from'], part['to'])} of {part['model']}" for part in chain["parts"]]
+    blocks = [f"{what} of {part['model']}" for part, what in zip(chain["parts"], ran(chain), strict=True)]
     chosen = ", ".join(seam["chosen"] for seam in chain["seams"])
     start = ", ".join(blocks[:-1])
     return (
         f"{start[0].upper()}{start[1:]}, and {blocks[-1]}, joined by translations ({chosen}). Each was fitted in closed form "
         "on the activations of the composite before it. No weight was fine-tuned."
     )
+
+
+def ran(chain: dict) -> list[str]:
+    """What runs of the model of each part."""
+    found = [_blocks(part["from"], part["to"]) for part in chain["parts"]]
+    return [*found[:-1], "the final norm and the head"] if chain.get("head_alone") else found
 
 
 def _blocks(start: int, stop: int | None) -> str:
@@ -100,6 +113,10 @@ def footnotes(chain: dict) -> list[str]:
             f"translation {seam['chosen']}. Cross-entropy of {row['name']}: {row['ce']:.3f} "
             f"({row['ce_low']:.3f} – {row['ce_high']:.3f})."
         )
+        if seam.get("across_tokenizers"):
+            lines[-1] += (
+                f" Its numbers leave out predictions of special tokens, and {target['model']} is measured in its own tokens."
+            )
     return [*lines, f"The rows from `a` on and the notes below are those of seam {len(chain['seams'])}."]
 
 

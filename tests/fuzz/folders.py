@@ -37,7 +37,7 @@ class FolderDoor(Door):
     """A door for copies of the folder that `make` makes, with the files of a case put in.
 
     What is accepted is the folder and what `read` returned for it. A message must name the folder, a file that was put in, or the
-    option `given_by`.
+    option `given_by`; so the folder's name must be one that no message says by chance.
     """
 
     make: Callable[[Path], Path]

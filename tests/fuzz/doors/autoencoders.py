@@ -18,8 +18,8 @@ def autoencoder(folder: Path) -> Path:
     named = {"hook_name": "blocks.3.hook_resid_pre", "model_name": "gpt2"}
     with torch.random.fork_rng(devices=[]):
         sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=WIDTH, d_sae=40))
-    save(sae, folder / "autoencoder", {"model": "demo:gpt2"}, named)
-    return folder / "autoencoder"
+    save(sae, folder / "autoencoder-7f3", {"model": "demo:gpt2"}, named)
+    return folder / "autoencoder-7f3"
 
 
 def load_sae(folder: Path) -> Any:

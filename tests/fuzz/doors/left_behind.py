@@ -8,21 +8,25 @@ from typing import Any
 from fuzz.folders import folder_door, json_file
 
 REQUEST = {"model_a": "demo:gpt2", "tokens": 4096}
-FILES = {
-    "stitch.json": {"written_by": "stitch-lm", "command": "join", "files": ["report.json", "stitch.json"]},
-    "owner.json": {"pid": 2**22 - 1, "host": "elsewhere", "start": "5", "since": 1_700_000_000.5},
-    "run.json": {"command": "join", "began": 1_700_000_000.5, "stage": "harvest"},
-    "request.json": REQUEST,
-    "report.json": {"provenance": {"settings": REQUEST}, "results": []},
-}
+MARKER = {"written_by": "stitch-lm", "command": "join", "files": ["report.json", "stitch.json"]}
+OWNER = {"pid": 2**22 - 1, "host": "elsewhere", "start": "5", "since": 1_700_000_000.5}
+RUN = {"command": "join", "began": 1_700_000_000.5, "stage": "harvest"}
+REPORT = {"provenance": {"settings": REQUEST}, "results": []}
 
 
-def left(folder: Path) -> Path:
-    place = folder / "left"
+def _folder(place: Path, **files: dict) -> Path:
     place.mkdir()
-    for name, content in FILES.items():
-        (place / name).write_text(json.dumps(content))
+    for name, content in files.items():
+        (place / f"{name}.json").write_text(json.dumps(content))
     return place
+
+
+def output(folder: Path) -> Path:
+    return _folder(folder / "output-7f3", stitch=MARKER, report=REPORT)
+
+
+def work(folder: Path) -> Path:
+    return _folder(folder / "work-7f3", owner=OWNER, run=RUN, request=REQUEST)
 
 
 def marker(folder: Path) -> Any:
@@ -66,15 +70,26 @@ def done(folder: Path) -> Any:
     return finished(folder, REQUEST, folder)
 
 
-def nothing_or(kind: type) -> Callable[[Path, Any], bool]:
-    return lambda _, found: found is None or type(found) is kind
+def may_be_replaced(folder: Path, why_not: str | None) -> bool:
+    """A folder is replaced only if stitch wrote all that is in it, as a marker says that is JSON and one of stitch."""
+    if why_not is not None:
+        return why_not.isprintable()
+    if not (folder / "stitch.json").exists():  # as of versions before the marker
+        return True
+    found = json.loads((folder / "stitch.json").read_bytes())
+    return found["written_by"] == "stitch-lm" and {"report.json"} <= set(found["files"])
 
 
-READ: dict[str, tuple[Callable[[Path], Any], Callable[[Path, Any], bool]]] = {
-    "stitch.json": (marker, nothing_or(str)),
-    "owner.json": (owner, owner_is_sound),
-    "run.json": (interrupted, left_is_sound),
-    "request.json": (interrupted, left_is_sound),
-    "report.json": (done, nothing_or(dict)),
+def is_that_report(folder: Path, found: dict | None) -> bool:
+    """A run counts as finished only if its report has the settings that were asked for."""
+    return found is None or found["provenance"]["settings"] == REQUEST
+
+
+READ: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], Callable[[Path, Any], bool]]] = {
+    "stitch.json": (output, marker, may_be_replaced),
+    "owner.json": (work, owner, owner_is_sound),
+    "run.json": (work, interrupted, left_is_sound),
+    "request.json": (work, interrupted, left_is_sound),
+    "report.json": (output, done, is_that_report),
 }
-DOORS = [folder_door(name, left, json_file(name), read, sound) for name, (read, sound) in READ.items()]
+DOORS = [folder_door(name, make, json_file(name), read, sound) for name, (make, read, sound) in READ.items()]

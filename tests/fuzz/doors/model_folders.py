@@ -18,19 +18,19 @@ EPSILONS = ("layer_norm_epsilon", "rms_norm_eps")
 def gpt2(folder: Path) -> Path:
     import tiny
 
-    return tiny.save(folder / "gpt2", "gpt2")
+    return tiny.save(folder / "gpt2-7f3", "gpt2")
 
 
 def llama(folder: Path) -> Path:
     import tiny
 
-    return tiny.save(folder / "llama", "llama")
+    return tiny.save(folder / "llama-7f3", "llama")
 
 
 def composite(folder: Path) -> Path:
     import composites
 
-    return composites.write(folder)
+    return composites.write(folder).rename(folder / "composite-7f3")
 
 
 def load_model(folder: Path) -> Any:

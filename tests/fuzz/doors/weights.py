@@ -19,14 +19,14 @@ PLACES = ("../model.safetensors", "/tmp/model.safetensors", "./model-00001-of-00
 def one_file(folder: Path) -> Path:
     import tiny
 
-    return tiny.save(folder / "weights", "llama")
+    return tiny.save(folder / "weights-7f3", "llama")
 
 
 def shards(folder: Path) -> Path:
     import tiny
 
-    tiny.net("llama").save_pretrained(folder / "sharded", max_shard_size="30KB")
-    return folder / "sharded"
+    tiny.net("llama").save_pretrained(folder / "sharded-7f3", max_shard_size="30KB")
+    return folder / "sharded-7f3"
 
 
 def headers(folder: Path) -> st.SearchStrategy[Files]:
