@@ -100,6 +100,10 @@ def host(path: Path) -> Any:
     return read_host(path, pico(), 0)
 
 
+# Settings that transformers keeps under another name.
+RENAMED = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters", "torch_dtype": "dtype"}
+
+
 def host_sound(content: bytes, model: Any) -> bool:
     """A model of the family, depth and width that the file gives, with the donor's vocabulary and finite weights that run."""
     import torch
@@ -120,7 +124,7 @@ def host_sound(content: bytes, model: Any) -> bool:
         and bool(out.isfinite().all())
         and not document.get("tie_word_embeddings")
         and all(isinstance(name, str) and name.isidentifier() for name in document)
-        and all(hasattr(model.net.config, name) for name in document)
+        and all(hasattr(model.net.config, RENAMED.get(name, name)) for name in document)
     )
 
 
@@ -302,6 +306,7 @@ DOORS = [
         sound=host_sound,
         ready=ready,
         kept=(
+            json.dumps({**HOSTS[0], "rope_theta": 500_000}).encode(),
             json.dumps(HOSTS[0]).encode(),
             *(
                 json.dumps({**HOSTS[0], **more}).encode()
