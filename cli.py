@@ -5,7 +5,7 @@ import sys
 from stitch.commands.app import app
 from stitch.commands.signals import stop_on_sigterm
 from stitch.commands.streams import ready_streams, require_utf8
-from stitch.errors import StitchError, UsageError
+from stitch.errors import OutputError, UsageError
 
 __all__ = ["app", "main"]
 
@@ -25,7 +25,7 @@ def main() -> None:
             sys.stdout.flush()
     except BrokenPipeError:
         sys.exit(1)
-    except StitchError as error:  # of standard output; commands report all others
+    except OutputError as error:
         print(f"stitch: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 

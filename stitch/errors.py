@@ -34,6 +34,10 @@ class DiskError(StitchError):
     """The disk refused to write."""
 
 
+class OutputError(StitchError):
+    """Standard output refused to be written."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Stopped by Ctrl-C or a signal. `kept` is the folder with what is done; None where there is nothing to go on with."""
 

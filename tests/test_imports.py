@@ -54,7 +54,7 @@ HEAVY = set("torch numpy scipy transformers tokenizers datasets huggingface_hub 
 HOMES = {
     "sae_lens": "sae/",
     "transformer_lens": "sae/",
-    "huggingface_hub": ("stitch/hub/", "stitch/models/hub"),
+    "huggingface_hub": ("stitch/hub/", "stitch/models/hub", "stitch/files/front_matter"),
     "typer": ("cli.py", "stitch/commands/"),
     "click": ("cli.py", "stitch/commands/"),
     "rich": ("stitch/api/", "stitch/commands/"),

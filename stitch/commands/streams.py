@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from stitch.errors import StitchError, UsageError
+from stitch.errors import OutputError, UsageError
 
 STDOUT = 1  # its number for the system
 
@@ -49,7 +49,7 @@ class StandardOutput(io.FileIO):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             if isinstance(error, BrokenPipeError):  # nobody reads on, which ends the command quietly
                 raise
-            raise StitchError(f"standard output cannot be written: {error.strerror}") from error
+            raise OutputError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def require_utf8(words: Iterable[str]) -> None:
