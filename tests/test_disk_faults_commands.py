@@ -49,6 +49,7 @@ def check_command(
     return found
 
 
+@pytest.mark.slow
 def test_a_conversion_whose_disk_fails_leaves_the_old_output(inputs: dict[str, Path], tmp_path: Path):
     check_command("heads", inputs, tmp_path, lambda steps: [steps // 2, steps - 3])
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 ODD = 'a b\'s "q"\nü #%{x} [1] 名'
 PLAIN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 MODULE = ["-m", "cli"]
+EVALUATE = ("eval", "gpt2", "--text", "text.jsonl", "--tokens", "512", "--context", "32")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Place:
         )
 
     def evaluate(self, **how):
-        return self.run("eval", "gpt2", "--text", "text.jsonl", "--tokens", "512", "--context", "32", **how)
+        return self.run(*EVALUATE, **how)
 
     def convert(self, out: str, **how) -> dict[str, bytes]:
         """What is in the new folder, by name."""
@@ -79,8 +80,9 @@ def test_an_isolated_python_gives_the_same_numbers(place, row):
     assert done.stdout.decode().splitlines()[-1] == row, done.stderr
 
 
-def test_closed_streams_are_no_reason_to_fail(place):
-    done = place.evaluate(shell='"$@" >&- 2>&- <&-')
+@pytest.mark.parametrize("words", [("cache", "list"), pytest.param(EVALUATE, marks=pytest.mark.slow)])
+def test_closed_streams_are_no_reason_to_fail(place, words):
+    done = place.run(*words, shell='"$@" >&- 2>&- <&-')
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert place.run("inspect", "absent.gguf", shell='"$@" >&- 2>&-').returncode == 2
 

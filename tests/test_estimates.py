@@ -177,6 +177,7 @@ def test_a_dry_run_of_every_command_says_what_it_would_take_and_writes_nothing(n
         assert next(stage for stage in report["stages"] if stage["name"] == "layer")["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_chain_is_the_sum_of_its_seams(pair, tmp_path):
     parts = [
         stitch.Part(str(pair["gpt2"]), 0, 2),

@@ -204,6 +204,7 @@ def test_the_checkpoint_reads_as_tokens(joined):
     assert "bits/byte" in card and "read different tokens" in card
 
 
+@pytest.mark.slow
 def test_a_second_run_takes_streams_from_the_store_and_gives_the_same_bytes(joined, tmp_path):
     settings, _, folder = joined
     store = Store(folder.parent / "store", 2**30)
@@ -213,6 +214,7 @@ def test_a_second_run_takes_streams_from_the_store_and_gives_the_same_bytes(join
         assert (again / file).read_bytes() == (folder / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_a_chain_ends_with_the_head_of_its_first_model(joined, tmp_path):
     """The last part runs no block. What enters A's final norm is the second seam's output."""
     settings = joined[0]

@@ -114,6 +114,7 @@ def test_damaged_files_of_a_workspace_are_made_again(models: dict[str, Path], tm
     assert join(models, tmp_path / "cut", resume=True) == whole
 
 
+@pytest.mark.slow
 def test_a_damaged_seam_of_a_chain_is_made_again(models: dict[str, Path], tmp_path: Path):
     parts = [Part(str(models["gpt2"]), 0, 2), Part(str(models["qwen3"]), 3, 5), Part(str(models["gpt2"]), 4)]
     arguments = dict(text=str(models["text"]), **LENGTH, **QUICK)

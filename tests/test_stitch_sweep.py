@@ -200,6 +200,7 @@ def test_the_same_request_gives_the_same_bytes(swept, donors, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_sums_in_several_passes_give_the_same_scores(swept, donors, tmp_path, monkeypatch):
     cells = [Cell("a", i, j) for i in range(3) for j in range(3)] + [Cell("b", 1, 1)]
     widths = {f"{side}.{site}": 10 for side in "ab" for site in range(3)} | {"embedding.a": 10, "embedding.b": 10}

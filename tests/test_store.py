@@ -151,6 +151,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_another_layer_or_translation_pays_for_what_is_new_and_gives_the_same_bytes(pair, tmp_path):
     store = tmp_path / "store"
     asked = {"brief": True, "reference_steps": 0}
