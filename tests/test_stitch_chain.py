@@ -26,8 +26,10 @@ from stitch.jobs.join import stitch
 from stitch.jobs.sweep import sweep
 from stitch.models.describe import describe
 from stitch.report.card import footnotes, model_card, table
+from stitch.report.chain import made, ran
 from stitch.text.documents import read, select
 from stitch.text.windows import sample
+from stitch.translation.available import earlier_sites
 
 OPTIONS = dict(tokens=4096, context=32, features=48, k=8, sae_passes=0.5, device="cpu", memory=2**28, brief=True)
 
@@ -271,6 +273,26 @@ def test_requests_that_the_models_cannot_meet_are_refused_before_any_work(donors
     assert "context must be at most 128" in refusal(*parts, context=129)
     # 45 is enough for the second seam's 40, too little for Qwen3's 48
     assert "features must be at least the width, 48; got 45" in refusal(*parts, features=45)
+
+
+@pytest.mark.parametrize(
+    ("site", "seam", "earlier"),
+    [(6, 0, [2, 4]), (1, 0, []), (24, 15, [14, 20]), (6, 3, [2, 4]), (4, 3, [2]), (3, 3, [2]), (2, 1, [])],
+)
+def test_earlier_streams_of_a_composite_are_those_around_its_last_seam(site, seam, earlier):
+    assert earlier_sites(site, seam) == earlier
+
+
+def test_a_last_part_without_blocks_is_its_head():
+    parts = [
+        {"model": "x", "from": 0, "to": 3},
+        {"model": "y", "from": 5, "to": 6},
+        {"model": "x", "from": 6, "to": None},
+    ]
+    found = {"parts": parts, "head_alone": True, "seams": [{"chosen": "affine"}] * 2}
+    assert ran(found) == ["blocks 0 to 2", "block 5", "the final norm and the head"]
+    assert made(found).startswith("Blocks 0 to 2 of x, block 5 of y, and the final norm and the head of x, joined by")
+    assert ran({"parts": parts})[-1] == "the blocks from 6 on"
 
 
 def test_every_seam_uses_the_windows_that_all_models_accept():
