@@ -25,7 +25,7 @@ def earlier_sites(site: int, seam: int = 0) -> list[int]:
     and one halfway from there to `site`.
     """
     found = {seam - 1, round((seam + site) / 2)} if seam else {round(site / 3), round(2 * site / 3)}
-    return sorted(found - {0, seam, site})
+    return sorted(found - {0, site})
 
 
 def free_inputs(a: Model, b: Model, fit: Paired, tokens: TokenTables) -> dict[str, Input]:
