@@ -277,7 +277,16 @@ def test_requests_that_the_models_cannot_meet_are_refused_before_any_work(donors
 
 @pytest.mark.parametrize(
     ("site", "seam", "earlier"),
-    [(6, 0, [2, 4]), (1, 0, []), (24, 15, [14, 20]), (6, 3, [2, 4]), (4, 3, [2]), (3, 2, [1, 2]), (3, 3, [2]), (2, 1, [])],
+    [
+        (6, 0, [2, 4]),
+        (1, 0, []),
+        (24, 15, [14, 20]),
+        (6, 3, [2, 4]),
+        (4, 3, [2]),
+        (3, 2, [1, 2]),
+        (3, 3, [2]),
+        (2, 1, []),
+    ],
 )
 def test_earlier_streams_of_a_composite_are_those_around_its_last_seam(site, seam, earlier):
     assert earlier_sites(site, seam) == earlier
