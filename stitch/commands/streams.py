@@ -31,9 +31,8 @@ def _told_of_errors(given: io.TextIOWrapper) -> io.TextIOWrapper:
     if type(raw) is not io.FileIO or raw.fileno() != STDOUT:
         return given
     own = StandardOutput(STDOUT, "w", closefd=False)
-    buffer: Any = (
-        own if given.write_through else io.BufferedWriter(own)
-    )  # written through where Python is asked for that
+    # With PYTHONUNBUFFERED there is no buffer.
+    buffer: Any = own if given.write_through else io.BufferedWriter(own)
     return io.TextIOWrapper(
         buffer, given.encoding, errors="replace", line_buffering=given.line_buffering, write_through=given.write_through
     )

@@ -6,10 +6,10 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sae.json_file import shown
 from stitch.errors import StitchError, UsageError
+from stitch.files.specification import once
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -131,7 +131,7 @@ def safetensors_header(file: Path) -> Header:
         raise StitchError(f"{file} cannot be read: {error.strerror}.") from None
     try:
         # int("NaN") fails: it is no JSON
-        tensors = dict(json.loads(text.decode(), parse_constant=int, object_pairs_hook=_once))
+        tensors = dict(json.loads(text.decode(), parse_constant=int, object_pairs_hook=once))
         notes = tensors.pop("__metadata__", None) or {}
         if not all(isinstance(text, str) for text in notes.values()):
             raise _damaged(file, "its metadata must be text")
@@ -152,13 +152,6 @@ def safetensors_header(file: Path) -> Header:
     if 8 + length + end != size:
         raise _damaged(file, f"its tensors need {8 + length + end} bytes, it has {size}")
     return Header(8 + length, tensors)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict:
-    """An object; the format allows no key twice."""
-    if len(found := dict(pairs)) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found
 
 
 def _damaged(file: Path, what: str) -> StitchError:

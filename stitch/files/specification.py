@@ -75,7 +75,7 @@ def json_of(text: str, where: str) -> Any:
     with _told(where):
         try:
             found = json.loads(
-                text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite, parse_int=_whole
+                text, object_pairs_hook=once, parse_constant=_finite, parse_float=_finite, parse_int=_whole
             )
         except json.JSONDecodeError as error:
             raise _Fault(f"must be JSON; line {error.lineno}, column {error.colno}: {error.msg}") from None
@@ -152,7 +152,8 @@ def _at(node: Any, fault: str) -> _Fault:
     return _Fault(f"must be plain YAML; line {mark.line + 1}, column {mark.column + 1}: {fault}")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict:
+def once(pairs: list[tuple[str, Any]]) -> dict:
+    """The object of these keys and values, for `json.loads`. Raises: ValueError for a key that is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
