@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy
@@ -12,8 +13,8 @@ from ggufs import pico_gguf
 from hub_double import hub  # noqa: F401 (a fixture)
 from stitch.errors import StitchError, UsageError
 from stitch.files.headers import safetensors_header, verify_weights
-from stitch.models import gguf, sources
-from stitch.models.sources import Source, resolve
+from stitch.models import gguf, packaged, sources
+from stitch.models.sources import Source, resolve, resolve_all
 
 # ruff: noqa: F811 (an imported fixture is also the name of an argument)
 
@@ -313,6 +314,16 @@ def test_a_gguf_file_is_converted_once_under_any_name_and_repaired(tmp_path, cac
     assert (first.folder / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("second", ["no/such/folder", "demo:gtp2", "bad.gguf", "gemma3"])
+def test_all_models_are_looked_at_before_the_first_is_converted(tmp_path, cache, monkeypatch, second):
+    pico_gguf(tmp_path / "pico.gguf")
+    (tmp_path / "bad.gguf").write_bytes(b"PK\x03\x04")
+    monkeypatch.setitem(packaged.PACKAGES, "gemma3", ["not-installed-anywhere"])
+    with pytest.raises(StitchError, match=re.escape(second)):
+        resolve_all([str(tmp_path / "pico.gguf"), str(tmp_path / second) if second == "bad.gguf" else second])
+    assert not cache.exists()
+
+
 def test_an_interrupted_conversion_is_not_used(tmp_path, cache, monkeypatch):
     pico_gguf(tmp_path / "pico.gguf")
     convert = gguf._convert
@@ -345,7 +356,7 @@ def test_a_damaged_gguf_file_is_refused_and_leaves_nothing(tmp_path, cache, cont
         content = (tmp_path / "whole.gguf").read_bytes()[:-2000]
     (tmp_path / "bad.gguf").write_bytes(content)
     refused(tmp_path / "bad.gguf", StitchError)
-    assert [path.suffix for path in (cache / "gguf" / gguf.FORMAT).iterdir()] == [".lock"]
+    assert {path.suffix for path in cache.rglob("*") if path.is_file()} <= {".lock"}
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):

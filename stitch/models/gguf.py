@@ -29,6 +29,14 @@ def dequantised(file: Path, name: str, progress: Progress | None = None) -> tupl
     return made_once(f"gguf/{FORMAT}", digest, name, lambda folder: _convert(file, folder, name, progress)), digest
 
 
+def require_gguf(file: Path, name: str) -> None:
+    """Raises: StitchError where `file` does not begin as a GGUF file does; UsageError where the package to read one is missing."""
+    with open(file, "rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise StitchError(f"{name} is not a GGUF file: its first bytes are not 'GGUF'; download it again.")
+    require_extra("gguf", f"the model {name}")
+
+
 def _sha256(file: Path, progress: Progress | None) -> str:
     total, done, digest = file.stat().st_size, 0, hashlib.sha256()
     with open(file, "rb") as stream:
@@ -42,10 +50,7 @@ def _sha256(file: Path, progress: Progress | None) -> str:
 
 def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> None:
     """Writes model and tokenizer of a GGUF file to `folder`, in float32: no narrower type holds every dequantised value."""
-    with open(file, "rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise StitchError(f"{name} is not a GGUF file: its first bytes are not 'GGUF'; download it again.")
-    require_extra("gguf", f"the model {name}")
+    require_gguf(file, name)
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()

