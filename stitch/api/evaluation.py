@@ -1,11 +1,13 @@
 """`stitch.evaluate` and `stitch.inspect`: one model scored or described."""
 
 from pathlib import Path
+from typing import Any
 
 from stitch.api.given import ModelLike, TextLike, byte_count, named, text_named
 from stitch.api.page import Page
 from stitch.api.progress import progress
 from stitch.api.result import Result
+from stitch.errors import UsageError
 
 
 def evaluate(
@@ -49,14 +51,67 @@ def evaluate(
     return Result(report, Page(tables=[table(report)], notes=text_notes(report)))
 
 
-def inspect(model: ModelLike) -> Result:
-    """Family, width, blocks, sites and vocabulary of a model whose family is known. Weights are not loaded.
+def inspect(
+    model: ModelLike,
+    *,
+    heads: bool = False,
+    sites: bool = False,
+    text: TextLike = "docs",
+    tokens: int = 16_384,
+    context: int | None = None,
+    seed: int = 0,
+    memory: int | str = "4G",
+    device: str = "auto",
+    dtype: str = "fp32",
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+) -> Result:
+    """Family, width, blocks, sites and vocabulary of a model. Weights are not loaded.
 
-    Raises: UsageError for an unknown family, and when there is no such model.
+    With `heads` instead what each attention head looks at, and how many keys matter to it; with `sites` what the residual stream
+    is like at every site. Both are measured on `tokens` held-out tokens of `text`; options are those of `stitch inspect`.
+    Raises: UsageError for an unknown family, when there is no such model, and when the request cannot be met.
     """
+    if heads and sites:
+        raise UsageError("`heads` and `sites` are reports of their own: choose one of them.")
+    with named(model) as (name,), text_named(text) as source, progress(quiet) as update:
+        if not heads and not sites:
+            return _described(name)
+        common: dict = {
+            "text": source, "tokens": tokens, "context": context, "seed": seed, "device": device, "dtype": dtype,
+            "trust_remote_code": trust_remote_code, "progress": update,
+        }  # fmt: skip
+        return _heads(name, byte_count(memory), common) if heads else _sites(name, common)
+
+
+def _described(name: str) -> Result:
     from stitch.models.describe import describe
 
-    with named(model) as (name,):
-        facts = describe(name)
+    facts = describe(name)
     rows = [[key, str(value)] for key, value in facts.items()]
     return Result(facts, Page(tables=[(["", ""], rows, facts["name"])]))
+
+
+def _heads(name: str, memory: int, common: dict) -> Result:
+    from stitch.jobs.inspect import inspect_heads
+    from stitch.layers import heads_report as shown
+
+    report = inspect_heads(name, memory=memory, **common)
+    tables = [shown.keys_table(report), shown.far_table(report)]
+    return Result(
+        report, Page(lead=shown.lead(report), heats=shown.maps(report), tables=tables, notes=_notes(shown, report))
+    )
+
+
+def _sites(name: str, common: dict) -> Result:
+    from stitch.jobs.inspect import inspect_sites
+    from stitch.layers import sites_report as shown
+
+    report = inspect_sites(name, **common)
+    return Result(report, Page(lead=shown.lead(report), tables=[shown.table(report)], notes=_notes(shown, report)))
+
+
+def _notes(shown: Any, report: dict) -> list[str]:
+    from stitch.report.notes import text_notes
+
+    return [*shown.footnotes(report), *text_notes(report)]

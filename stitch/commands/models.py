@@ -68,14 +68,48 @@ def evaluate(
     """
     stitch inspect demo:gpt2
     stitch inspect HuggingFaceTB/SmolLM2-135M --json
+    stitch inspect demo:llama --heads
+    stitch inspect smollm2 --sites
     """,
 )
-def inspect(model: o.Model, as_json: o.Json = False, debug: o.Debug = False) -> None:
+def inspect(
+    model: o.Model,
+    heads: Annotated[
+        bool,
+        o.switch(
+            "Input",
+            "--heads",
+            "Show what each attention head looks at, how many keys matter to it, and what fewer cost.",
+        ),
+    ] = False,
+    sites: Annotated[
+        bool,
+        o.switch(
+            "Input", "--sites", "Show what the residual stream is like at every site: outliers, sinks, effective rank."
+        ),
+    ] = False,
+    text: o.Text = "docs",
+    tokens: o.ReportTokens = 16_384,
+    context: o.Context = None,
+    seed: o.Seed = 0,
+    memory: o.Memory = "4G",
+    device: o.Device = "auto",
+    dtype: o.Dtype = "fp32",
+    trust_remote_code: o.RemoteCode = False,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
     """Show a model's family, width, blocks and vocabulary.
 
-    The weights are not loaded. The list of sites says which numbers --layer takes.
+    The weights are not loaded. The list of sites says which numbers --layer takes. With --heads or --sites the model is run on
+    held-out text, and the report is on its attention heads, or on its residual stream at every site.
     """
-    print_result(stitch.inspect(model), as_json)
+    result = stitch.inspect(
+        model, heads=heads, sites=sites, text=text, tokens=tokens, context=context, seed=seed, memory=memory, device=device,
+        dtype=dtype, trust_remote_code=trust_remote_code, quiet=quiet,
+    )  # fmt: skip
+    print_result(result, as_json)
 
 
 @command(commands, PANEL, "stitch push joined USER/REPO --private")

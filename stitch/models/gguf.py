@@ -30,7 +30,7 @@ def dequantised(file: Path, name: str, progress: Progress | None = None) -> tupl
 
 
 def require_gguf(file: Path, name: str) -> None:
-    """Raises: StitchError where `file` does not begin as a GGUF file does; UsageError where the package to read one is missing."""
+    """Raises: StitchError where `file` does not begin as a GGUF file does; UsageError without the package that reads one."""
     with open(file, "rb") as stream:
         if stream.read(4) != b"GGUF":
             raise StitchError(f"{name} is not a GGUF file: its first bytes are not 'GGUF'; download it again.")

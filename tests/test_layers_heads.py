@@ -1,0 +1,172 @@
+"""What heads look at, how many keys matter to them, and what it costs that they know fewer."""
+
+import pytest
+import torch
+
+import stitch
+import tiny
+from stitch.errors import UsageError
+from stitch.evaluation.scores import Batch, whole_model
+from stitch.internals.attention import Attended, attending
+from stitch.layers.curve import score_keys
+from stitch.layers.heads import measure_heads
+from stitch.layers.keys import at_random, dropped, equalised, permuted, strongest
+from stitch.layers.tokens import kinds_of, shuffled_windows
+from stitch.models.loading import load
+from stitch.models.sources import resolve
+from stitch.text.windows import Windows
+
+
+def attended(t: int = 7, heads: int = 2, seed: int = 0) -> Attended:
+    generator = torch.Generator().manual_seed(seed)
+    visible = torch.ones(1, heads, t, t, dtype=torch.bool).tril()
+    scores = torch.randn(1, heads, t, t, generator=generator).masked_fill(~visible, -torch.inf)
+    return Attended(0, scores.softmax(-1), visible, torch.randn(1, heads, t, 3, generator=generator))
+
+
+def windows(ids: torch.Tensor) -> Windows:
+    return Windows(ids.int(), torch.arange(len(ids), dtype=torch.int32)[:, None].expand_as(ids))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@torch.no_grad()
+def test_attention_that_is_replaced_by_itself_changes_nothing(family):
+    model, ids = tiny.model(family), tiny.ids(length=20)
+    before = model.net(ids).logits
+    with attending(model, lambda seen: seen.exact):
+        after = model.net(ids, use_cache=False).logits
+    assert (after - before).abs().max() < 1e-4 * before.abs().max()
+    with attending(model, lambda seen: seen.exact.roll(1, 1)):
+        assert (model.net(ids, use_cache=False).logits - before).abs().max() > 0.1
+    assert torch.equal(model.net(ids).logits, before), "the model's own attention is back"
+
+
+def test_a_model_whose_attention_cannot_be_replaced_is_refused():
+    model = tiny.model("llama")
+    with pytest.raises(UsageError, match="block 0 of .* is not"), attending(model, lambda seen: seen.exact):
+        pass
+
+
+def test_keys_that_are_not_kept_share_exchange_or_lose_their_probability():
+    seen = attended()
+    kept = strongest(seen, 2)
+    rest = seen.visible & ~kept
+    assert kept.sum(-1).tolist() == [[[1, 2, 2, 2, 2, 2, 2]] * 2]
+    assert (seen.pattern.masked_fill(~kept, 2).amin(-1) >= seen.pattern.masked_fill(~rest, -1).amax(-1)).all()
+    same, mixed, fewer = equalised(seen, kept), permuted(seen, kept, torch.Generator().manual_seed(0)), dropped(seen, kept)
+    for pattern in (same, mixed, fewer):
+        assert torch.allclose(pattern.sum(-1), torch.ones(1, 2, 7)) and not pattern[~seen.visible].any()
+    for pattern in (same, mixed):
+        assert torch.equal(pattern[kept], seen.pattern[kept])
+    spread = (same.masked_fill(~rest, -1).amax(-1) - same.masked_fill(~rest, 2).amin(-1))[..., 2:]
+    assert (spread.abs() < 1e-7).all()
+    assert torch.equal(mixed.sort(-1).values, seen.pattern.sort(-1).values) and not torch.equal(mixed, seen.pattern)
+    assert not fewer[rest].any()
+    drawn = at_random(seen, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn.sum(-1), kept.sum(-1)) and not torch.equal(drawn, kept) and not drawn[~seen.visible].any()
+
+
+def test_rare_tokens_and_tokens_after_copies_are_counted_by_place_and_distance():
+    ids = torch.tensor([[0, 5, 6, 7, 5, 6], [0, 6, 6, 6, 6, 6]])
+    kinds = kinds_of(ids, start=0, far=1)
+    assert kinds.rare.tolist() == [[False, True, False, True, True, False], [False] * 6] or kinds.rare.sum() <= 2
+    everything = slice(0, 2)
+    after = kinds.after_copies(everything)[0, 0]
+    assert after[4].tolist() == [False, False, True, False, False, True], "6 follows the earlier 5"
+    expected = torch.stack([
+        (kinds.after_copies(everything)[:, 0].float() * torch.eye(6).roll(d, 0).tril()).sum() for d in range(1, 5)
+    ])
+    pairs = torch.tensor([2.0 * (6 - d - 1) for d in range(1, 5)])
+    assert torch.allclose(kinds.copies_by_distance[1:5], expected / pairs)
+    far = kinds.far_keys(everything)[0, 0]
+    assert far[3].tolist() == [False, True, False, False, False, False]
+
+
+def test_shuffled_windows_keep_their_tokens_and_their_starts():
+    ids = tiny.ids(4, 30)
+    mixed = shuffled_windows(windows(ids), 0).ids
+    assert torch.equal(mixed[:, 0], ids[:, 0].int()) and torch.equal(mixed.sort(1).values, ids.int().sort(1).values)
+    assert not torch.equal(mixed, ids.int())
+
+
+@pytest.fixture(scope="module")
+def induction():
+    return load(resolve("demo:induction").folder, dtype=torch.float32, name="demo:induction")
+
+
+def test_a_compiled_induction_head_is_recognised(induction):
+    """Each window repeats a random sequence, of another length each; the head looks at what follows the earlier copy."""
+    drawn = torch.randint(2, 2000, (10, 21), generator=torch.Generator().manual_seed(0))
+    rows = [row[: 12 + length].repeat(4)[:40] for length, row in enumerate(drawn[:, 1:])]
+    start = torch.full((10, 1), induction.bos or 0)
+    found = measure_heads(induction, windows(torch.cat([start, torch.stack(rows)], 1)), far=8, sizes=(1, 4))
+    copies = {(block, head): one["copies"] or 0 for block, row in enumerate(found) for head, one in enumerate(row)}
+    best = max(copies, key=lambda key: copies[key])
+    assert copies[best] > 5 and best[0] >= 1
+    assert found[best[0]][best[1]]["far_moved"] > 0.3
+    assert any(one["keys"] == 1 for one in found[0]), "a head that looks one token back needs one key"
+
+
+def test_the_estimated_cost_of_a_head_is_near_what_it_costs():
+    """Beside KL(model ‖ model with that head alone changed), for the head with the highest estimate."""
+    model = load(resolve("demo:llama").folder, dtype=torch.float32, name="demo:llama")
+    ids = torch.randint(5, 4000, (8, 48), generator=torch.Generator().manual_seed(0))
+    found = measure_heads(model, windows(ids), far=12, sizes=(4,), seed=1)
+    costs = torch.tensor([[one["cost"][0] for one in row] for row in found])
+    block, head = divmod(int(costs.argmax()), costs.shape[1])
+
+    def changed(seen: Attended) -> torch.Tensor:
+        out = seen.exact
+        if seen.block == block:
+            out[:, head] = (equalised(seen, strongest(seen, 4)) @ seen.values)[:, head]
+        return out
+
+    whole, batch = whole_model(model.net), Batch(ids, slice(0, 8))
+    with torch.no_grad():
+        before = whole(batch).log_softmax(-1)
+        with attending(model, changed):
+            after = whole(batch).log_softmax(-1)
+    exact = float((before.exp() * (before - after)).sum(-1).mean())
+    assert exact > 1e-4 and 0.5 < float(costs[block, head]) / exact < 2
+
+
+def test_more_keys_cost_less_and_random_keys_cost_more():
+    model = load(resolve("demo:gpt2").folder, dtype=torch.float32, name="demo:gpt2")
+    ids = torch.randint(5, 4000, (4, 64), generator=torch.Generator().manual_seed(0))
+    scores = score_keys(model, windows(ids), (2, 64))
+    kl = {name: float(score.kl.sum() / score.tokens.sum()) for name, score in scores.items() if score.kl is not None}
+    assert kl["64 keys, equalised"] < 1e-5 and kl["64 keys, dropped"] < 1e-5
+    assert 0 < kl["2 keys, equalised"] < kl["2 keys, dropped"] < 10
+    assert kl["2 keys, equalised"] < kl["2 keys, null:random keys"]
+
+
+def test_the_report_is_the_same_again_and_shows_every_head(tmp_path):
+    found = [stitch.inspect("demo:llama", heads=True, tokens=128, context=32, quiet=True) for _ in range(2)]
+    assert found[0].report == found[1].report
+    assert len(found[0].report["heads"]) == 48 and len(found[0].rows) == 17
+    text = str(found[0])
+    assert "keys that matter" in text and "Few documents" in text and "16 keys" in text
+    assert found[0].report["provenance"]["settings"]["context"] == 32
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (dict(heads=True, sites=True), "choose one"),
+        (dict(heads=True, context=8), "at least 16"),
+        (dict(sites=True, context=100_000), "at most 256"),
+    ],
+)
+def test_what_cannot_be_inspected_is_refused(wrong, words):
+    with pytest.raises(UsageError, match=words):
+        stitch.inspect("demo:llama", tokens=512, quiet=True, **wrong)
+
+
+def test_terms_that_are_not_known_are_refused():
+    model = tiny.model("llama")
+    module = next(part for part in model.net.modules() if type(part).__name__ == "LlamaAttention")
+    with pytest.raises(UsageError, match="terms that are not known"), attending(model, lambda seen: seen.exact):
+        from transformers import AttentionInterface
+
+        one = torch.zeros(1, 4, 3, 10)
+        AttentionInterface()["stitch_replaced"](module, one, one, one, None, s_aux=torch.zeros(4))
