@@ -5,6 +5,7 @@ import torch
 
 import stitch
 import tiny
+from jobs import write_text
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Batch, whole_model
 from stitch.internals.attention import Attended, attending
@@ -141,7 +142,10 @@ def test_more_keys_cost_less_and_random_keys_cost_more():
 
 
 def test_the_report_is_the_same_again_and_shows_every_head(tmp_path):
-    found = [stitch.inspect("demo:llama", heads=True, tokens=128, context=32, quiet=True) for _ in range(2)]
+    text = write_text(tmp_path)
+    found = [
+        stitch.inspect("demo:llama", heads=True, text=text, tokens=128, context=32, quiet=True) for _ in range(2)
+    ]
     assert found[0].report == found[1].report
     assert len(found[0].report["heads"]) == 48 and len(found[0].rows) == 17
     text = str(found[0])
@@ -157,9 +161,9 @@ def test_the_report_is_the_same_again_and_shows_every_head(tmp_path):
         (dict(sites=True, context=100_000), "at most 256"),
     ],
 )
-def test_what_cannot_be_inspected_is_refused(wrong, words):
+def test_what_cannot_be_inspected_is_refused(tmp_path, wrong, words):
     with pytest.raises(UsageError, match=words):
-        stitch.inspect("demo:llama", tokens=512, quiet=True, **wrong)
+        stitch.inspect("demo:llama", text=write_text(tmp_path), tokens=512, quiet=True, **wrong)
 
 
 def test_terms_that_are_not_known_are_refused():

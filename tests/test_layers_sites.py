@@ -5,6 +5,7 @@ import torch
 
 import stitch
 import tiny
+from jobs import write_text
 from stitch.layers.moments import Moments, rotation
 from stitch.layers.sites import measure_sites, reader_of
 from stitch.layers.sites_report import _listed
@@ -69,8 +70,8 @@ def test_the_head_reads_the_directions_that_change_its_logits():
     assert reader.share(read) > 0.75 and reader.share(unread) < 1e-9
 
 
-def test_the_report_has_every_site():
-    found = stitch.inspect("demo:gpt2", sites=True, tokens=512, context=64, quiet=True)
+def test_the_report_has_every_site(tmp_path):
+    found = stitch.inspect("demo:gpt2", sites=True, text=write_text(tmp_path), tokens=512, context=64, quiet=True)
     assert [one["site"] for one in found.report["sites"]] == list(range(7))
     text = str(found)
     assert "no site with an outlier channel" in text and "effective rank" in text
