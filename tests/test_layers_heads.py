@@ -54,7 +54,11 @@ def test_keys_that_are_not_kept_share_exchange_or_lose_their_probability():
     rest = seen.visible & ~kept
     assert kept.sum(-1).tolist() == [[[1, 2, 2, 2, 2, 2, 2]] * 2]
     assert (seen.pattern.masked_fill(~kept, 2).amin(-1) >= seen.pattern.masked_fill(~rest, -1).amax(-1)).all()
-    same, mixed, fewer = equalised(seen, kept), permuted(seen, kept, torch.Generator().manual_seed(0)), dropped(seen, kept)
+    same, mixed, fewer = (
+        equalised(seen, kept),
+        permuted(seen, kept, torch.Generator().manual_seed(0)),
+        dropped(seen, kept),
+    )
     for pattern in (same, mixed, fewer):
         assert torch.allclose(pattern.sum(-1), torch.ones(1, 2, 7)) and not pattern[~seen.visible].any()
     for pattern in (same, mixed):
@@ -74,9 +78,9 @@ def test_rare_tokens_and_tokens_after_copies_are_counted_by_place_and_distance()
     everything = slice(0, 2)
     after = kinds.after_copies(everything)[0, 0]
     assert after[4].tolist() == [False, False, True, False, False, True], "6 follows the earlier 5"
-    expected = torch.stack([
-        (kinds.after_copies(everything)[:, 0].float() * torch.eye(6).roll(d, 0).tril()).sum() for d in range(1, 5)
-    ])
+    expected = torch.stack(
+        [(kinds.after_copies(everything)[:, 0].float() * torch.eye(6).roll(d, 0).tril()).sum() for d in range(1, 5)]
+    )
     pairs = torch.tensor([2.0 * (6 - d - 1) for d in range(1, 5)])
     assert torch.allclose(kinds.copies_by_distance[1:5], expected / pairs)
     far = kinds.far_keys(everything)[0, 0]
@@ -143,9 +147,7 @@ def test_more_keys_cost_less_and_random_keys_cost_more():
 
 def test_the_report_is_the_same_again_and_shows_every_head(tmp_path):
     text = write_text(tmp_path)
-    found = [
-        stitch.inspect("demo:llama", heads=True, text=text, tokens=128, context=32, quiet=True) for _ in range(2)
-    ]
+    found = [stitch.inspect("demo:llama", heads=True, text=text, tokens=128, context=32, quiet=True) for _ in range(2)]
     assert found[0].report == found[1].report
     assert len(found[0].report["heads"]) == 48 and len(found[0].rows) == 17
     text = str(found[0])

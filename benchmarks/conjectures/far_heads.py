@@ -2,11 +2,11 @@
 
     python benchmarks/conjectures/far_heads.py
 
-Far heads move at least a tenth of what they move (probability × length of what the key's value writes) from more than 128 tokens
-back (a quarter of a shorter context), tokens that start a text left out. Enrichment: how many times more of that comes from the
-rarest quarter of tokens than keys at the same distance would give. Null: the same on text in random order. Of heads enriched more
-than 1.5 times, far keys are then taken away, beside as many other far heads drawn at random, and the loss on tokens that occurred
-earlier in their window is compared.
+Far heads move at least a tenth of what they move (probability × length of what the key's value writes) from more than 128
+tokens back (a quarter of a shorter context), tokens that start a text left out. Enrichment: how many times more of that comes
+from the rarest quarter of tokens than keys at the same distance would give. Null: the same on text in random order. Of heads
+enriched more than 1.5 times, far keys are then taken away, beside as many other far heads drawn at random, and the loss on
+tokens that occurred earlier in their window is compared.
 
 Rule, set before the run: refuted for a model where fewer than half of its far heads are enriched more than 1.5 times.
 """
@@ -94,7 +94,11 @@ def _ablated(found: _shared.Subject, rare: list[Head], others: list[Head], far: 
     for seed in _shared.SEEDS:
         rows[f"others {seed}"] = without_far(found, random.Random(seed).sample(others, len(rare)), far)
     scores = evaluate(
-        rows, found.windows, vocabulary=found.model.vocabulary, bins=Repeated(), binned=list(rows)  # pyright: ignore
+        rows,
+        found.windows,
+        vocabulary=found.model.vocabulary,
+        bins=Repeated(),
+        binned=list(rows),  # pyright: ignore
     )
     random_heads = mean_of([scores[f"others {seed}"] for seed in _shared.SEEDS])
 

@@ -2,11 +2,12 @@
 
     python benchmarks/conjectures/keys.py
 
-Each head keeps the m keys of each query with the highest probability. The others share theirs evenly (`equalised`), exchange it at
-random (`permuted`), or lose it (`dropped`). Baseline: dropped. Null: m keys drawn at random, the others equalised.
+Each head keeps the m keys of each query with the highest probability. The others share theirs evenly (`equalised`), exchange
+it at random (`permuted`), or lose it (`dropped`). Baseline: dropped. Null: m keys drawn at random, the others equalised.
 
-Rule, set before the run: refuted for a model where equalising at m = 16 costs more than 0.01 nats per token with the whole interval
-above 0.01; holds where the whole interval is below 0.01 and permuting costs no more than 0.01 beyond it; open otherwise.
+Rule, set before the run: refuted for a model where equalising at m = 16 costs more than 0.01 nats per token with the whole
+interval above 0.01; holds where the whole interval is below 0.01 and permuting costs no more than 0.01 beyond it; open
+otherwise.
 """
 
 import argparse
@@ -34,10 +35,8 @@ def measure(name: str, given: argparse.Namespace) -> None:
     ]
     equal = _shared.difference(row(16, "equalised"), whole)
     beyond = _shared.difference(row(16, "permuted"), row(16, "equalised"))
-    if equal["ce_low"] > MOST:
-        verdict = "refuted"
-    else:
-        verdict = "holds" if equal["ce_high"] < MOST and beyond["ce_high"] < MOST else "open"
+    holds = equal["ce_high"] < MOST and beyond["ce_high"] < MOST
+    verdict = "refuted" if equal["ce_low"] > MOST else "holds" if holds else "open"
     _shared.tell("keys", name, verdict, **equal, rows=rows, context=found.windows.context, **_shared.documents(whole))
 
 

@@ -3,13 +3,14 @@ read of the stream tells a head's token from the present one.
 
     python benchmarks/conjectures/rotation_binding.py
 
-For every head, M = W_V W_O in coordinates in which the stream entering the block is white. Measure: `flatness`, the participation
-ratio of M's squared singular values over its rank (1: a rotation, scaled); `identity`, |tr M| / (‖M‖ √r), and `crosstalk`, the root
-mean square over pairs of heads of ⟨M, M'⟩ / (‖M‖ ‖M'‖). Null: the same singular values with random singular vectors, three draws.
+For every head, M = W_V W_O in coordinates in which the stream entering the block is white. Measure: `flatness`, the
+participation ratio of M's squared singular values over its rank (1: a rotation, scaled); `identity`, |tr M| / (‖M‖ √r), and
+`crosstalk`, the root mean square over pairs of heads of ⟨M, M'⟩ / (‖M‖ ‖M'‖). Null: the same singular values with random
+singular vectors, three draws.
 
-Rule, set before the run: holds for a model where crosstalk and identity, as medians over blocks, are at most the null's largest draw
-and flatness is at least 0.5; refuted where crosstalk and identity are both above twice the null's, or flatness is below 0.25; partly
-otherwise. No documents are scored; the whiteness is from 112 windows.
+Rule, set before the run: holds for a model where crosstalk and identity, as medians over blocks, are at most the null's
+largest draw and flatness is at least 0.5; refuted where crosstalk and identity are both above twice the null's, or flatness
+is below 0.25; partly otherwise. No documents are scored; the whiteness is from 112 windows.
 """
 
 import argparse
@@ -41,7 +42,11 @@ def statistics(heads: Tensor) -> dict[str, float]:
     cosine = torch.nn.functional.normalize(flat, dim=1) @ torch.nn.functional.normalize(flat, dim=1).T
     off = cosine[~torch.eye(len(heads), dtype=torch.bool)]
     trace = heads.diagonal(dim1=1, dim2=2).sum(1).abs() / (flat.norm(dim=1) * width**0.5)
-    return {"flatness": float(flatness.mean()), "identity": float(trace.mean()), "crosstalk": float(off.square().mean().sqrt())}
+    return {
+        "flatness": float(flatness.mean()),
+        "identity": float(trace.mean()),
+        "crosstalk": float(off.square().mean().sqrt()),
+    }
 
 
 def drawn(heads: Tensor, seed: int) -> Tensor:
@@ -51,7 +56,9 @@ def drawn(heads: Tensor, seed: int) -> Tensor:
     rank = int((singular > 1e-6 * singular[:, :1]).sum(1).max())
 
     def basis() -> Tensor:
-        return torch.linalg.qr(torch.randn(len(heads), heads.shape[-1], rank, generator=generator, dtype=heads.dtype))[0]
+        return torch.linalg.qr(torch.randn(len(heads), heads.shape[-1], rank, generator=generator, dtype=heads.dtype))[
+            0
+        ]
 
     return basis() @ torch.diag_embed(singular[:, :rank]) @ basis().mT
 
