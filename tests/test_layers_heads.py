@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AttentionInterface
 
 import stitch
 import tiny
@@ -44,7 +45,7 @@ def test_attention_that_is_replaced_by_itself_changes_nothing(family):
 
 def test_a_model_whose_attention_cannot_be_replaced_is_refused():
     model = tiny.model("llama")
-    with pytest.raises(UsageError, match="block 0 of .* is not"), attending(model, lambda seen: seen.exact):
+    with pytest.raises(UsageError, match=r"block 0 of .* is not"), attending(model, lambda seen: seen.exact):
         pass
 
 
@@ -171,8 +172,11 @@ def test_what_cannot_be_inspected_is_refused(tmp_path, wrong, words):
 def test_terms_that_are_not_known_are_refused():
     model = tiny.model("llama")
     module = next(part for part in model.net.modules() if type(part).__name__ == "LlamaAttention")
-    with pytest.raises(UsageError, match="terms that are not known"), attending(model, lambda seen: seen.exact):
-        from transformers import AttentionInterface
 
-        one = torch.zeros(1, 4, 3, 10)
-        AttentionInterface()["stitch_replaced"](module, one, one, one, None, s_aux=torch.zeros(4))
+    def attend() -> None:
+        with attending(model, lambda seen: seen.exact):
+            one = torch.zeros(1, 4, 3, 10)
+            AttentionInterface()["stitch_replaced"](module, one, one, one, None, s_aux=torch.zeros(4))
+
+    with pytest.raises(UsageError, match="terms that are not known"):
+        attend()
