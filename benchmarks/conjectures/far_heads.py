@@ -68,7 +68,7 @@ def without_far(found: _shared.Subject, heads: list[Head], far: int) -> Logits:
 def measure(name: str, given: argparse.Namespace) -> None:
     found = _shared.subject(name, context=512, windows=28 if given.small else 112)
     far = far_of(found.windows.context)
-    heads = measure_heads(found.model, found.windows, far=far, sizes=(16,), costs=False)
+    heads = measure_heads(found.model, found.windows, far=far, costs=False)
     null = measure_heads(found.model, shuffled_windows(found.windows, 0), far=far, sizes=(16,), costs=False)
     places = [(block, head) for block, row in enumerate(heads) for head in range(len(row))]
     far_heads = [(b, h) for b, h in places if (heads[b][h]["far_moved"] or 0) >= LOOKS_FAR]
@@ -81,6 +81,10 @@ def measure(name: str, given: argparse.Namespace) -> None:
         "share": share, "far": len(far_heads), "of": len(places), "enriched": len(rare), "after_copies": len(copies),
         "median": float(enrichment.median()), "median_shuffled": float(shuffled.median()),
         "context": found.windows.context,
+        "heads": [
+            {"block": b, "head": h, **{key: heads[b][h][key] for key in ("keys", "sink", "far_moved", "rare", "copies")}}
+            for b, h in places
+        ],
     }  # fmt: skip
     others = [place for place in far_heads if place not in rare]
     if rare and len(others) >= len(rare):
