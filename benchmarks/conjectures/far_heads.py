@@ -80,7 +80,7 @@ def measure(name: str, given: argparse.Namespace) -> None:
     line: dict = {
         "share": share, "far": len(far_heads), "of": len(places), "enriched": len(rare), "after_copies": len(copies),
         "median": float(enrichment.median()), "median_shuffled": float(shuffled.median()),
-        "context": found.windows.context,
+        "context": found.windows.context, "far_from": far,
         "heads": [
             {"block": b, "head": h, **{key: heads[b][h][key] for key in ("keys", "sink", "far_moved", "rare", "copies")}}
             for b, h in places
