@@ -44,7 +44,7 @@ def evaluate(
             "Input",
             "--trace",
             "FILE",
-            "A text file: how fast does the model learn it, beside documents that it never saw, and beside --against?",
+            "A text file. Measures how fast the model learns it, beside other documents and beside --against.",
             "cross-entropy on text is measured instead",
         ),
     ] = None,

@@ -1,5 +1,6 @@
 """Whether a model holds a trace of a document: whether it learns it faster than a model that never saw it."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -10,16 +11,18 @@ from stitch.errors import UsageError
 from stitch.evaluation.intervals import departure
 from stitch.evaluation.relearning import HELD, STEPS, area, in_pieces, learn, restored
 from stitch.evaluation.scores import Scores, evaluate, whole_model
+from stitch.files.shards import stored_tensors
 from stitch.files.sizes import size_in_words
+from stitch.jobs.evaluate import window_length
 from stitch.models.device import torch_device
 from stitch.models.loading import AnyModel, load_any
 from stitch.models.provenance import versions
-from stitch.models.sources import resolve_all
+from stitch.models.sources import Source, resolve_all
 from stitch.progress import Progress
 from stitch.text.documents import read, select
 from stitch.text.file_ids import file_ids
 from stitch.text.tokenizers import bos_of, require_same_ids
-from stitch.text.windows import CHARACTERS_PER_TOKEN, CONTEXT, Windows, report_windows
+from stitch.text.windows import CHARACTERS_PER_TOKEN, Windows, report_windows
 
 LEAST = 10  # control documents
 SHORTEST = 8  # tokens of a document
@@ -50,15 +53,13 @@ def find_trace(
     """
     _check(controls, rate, dtype)
     names = [model] if against is None else [model, against]
-    found = [
-        load_any(source, torch.float32, torch_device(device), trust_remote_code)
-        for source in resolve_all(names, progress=progress)
-    ]
+    sources = resolve_all(names, progress=progress)
+    for source in sources:
+        _require_memory(source, memory)
+    found = [load_any(source, torch.float32, torch_device(device), trust_remote_code) for source in sources]
     if against is not None:
         require_same_ids(found[0].tokenizer, found[1].tokenizer, model, against)
-    for name, one in zip(names, found, strict=True):
-        _require_memory(one, name, memory)
-    longest = min([context or CONTEXT, *(one.longest for one in found if one.longest)])
+    longest = window_length(found, context)
     tokenizer = found[0].tokenizer
     ids = file_ids(document, tokenizer, "trace")
     if len(ids) < SHORTEST:
@@ -100,11 +101,12 @@ def _check(controls: int, rate: float, dtype: str) -> None:
         raise UsageError(f"dtype must be fp32 for a trace, as the model is trained; got {dtype}.")
 
 
-def _require_memory(model: AnyModel, name: str, memory: int) -> None:
-    needed = HELD * sum(one.numel() for one in model.net.parameters())
+def _require_memory(source: Source, memory: int) -> None:
+    """Raises UsageError where training would hold more than `memory` bytes, by the headers of the weights."""
+    needed = HELD * sum(math.prod(one.shape) for one in stored_tensors(source.folder).values())
     if needed > memory:
         raise UsageError(
-            f"memory must be at least {size_in_words(needed)} to train {name} beside the model itself; got "
+            f"memory must be at least {size_in_words(needed)} to train {source.name} beside the model itself; got "
             f"{size_in_words(memory)}: raise it where the machine has it, or choose a smaller model."
         )
 
