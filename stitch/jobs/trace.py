@@ -120,7 +120,7 @@ def _others(
     documents = select(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25), "report")
     for place in torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist():
         content = documents[place][1]
-        if len(content) < length:  # a token has a byte at least
+        if len(content) < length:  # a token seldom has less than a character
             continue
         ids = torch.tensor(tokenizer.encode(content, add_special_tokens=False, verbose=False)[:length])
         if len(ids) == length and not torch.equal(ids, document):

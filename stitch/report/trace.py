@@ -44,8 +44,9 @@ def footnotes(report: dict) -> list[str]:
         )
     else:
         meaning = (
-            f"Savings: the area between the curves of {other} and of the model, less the mean of the controls, in nats · steps. "
-            f"Of them {row['at_start']:+.3f} are there before the first step."
+            f"Savings: the area between the curves of {other} and of the model, less the mean of the controls, in nats · steps: "
+            f"{row['at_start']:+.3f} for what is known before the first step, {row['savings'] - row['at_start']:+.3f} for how "
+            "fast the rest is learned."
         )
     return [
         meaning,
