@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from stitch.errors import StitchError
 
 STEPS = 8
-HELD = 16  # bytes per parameter that learning holds beside the model: its weights before, gradients, AdamW's two moments
+# Bytes per parameter that learning holds beside the model: its weights before, gradients, AdamW's two moments.
+HELD = 16
 
 
 def in_pieces(document: Int[Tensor, " tokens"], bos: int, context: int) -> list[Int[Tensor, "one piece"]]:
