@@ -44,7 +44,7 @@ def test_the_table_has_every_command():
     assert {page.path for page in PAGES} == {
         *("join", "chain", "sweep", "eval", "inspect", "push", "open", "circuit", "graft", "certify", "run"),
         *("compile automaton", "compile machine", "compile pattern", "compile tool", "compile induction"),
-        *("convert heads", "convert ngram", "convert recurrent", "convert consolidate", "retokenize"),
+        *("convert heads", "convert ngram", "convert recurrent", "convert consolidate", "convert undo", "retokenize"),
         *("transfer sae", "transfer probe", "transfer vector"),
         *("cache list", "cache size", "cache remove", "cache verify"),
         *("workspace list", "workspace size", "workspace clean"),

@@ -36,6 +36,7 @@ SMALL = {
     "sweep": "--tokens 4096 --context 8",
     "eval": "--tokens 2048 --context 64",
     "eval --behaviour": "--prompts 16",
+    "eval --trace": "--tokens 2048 --controls 10",
     "circuit": "--prompts 64",
     "graft": "--prompts 16",
     "convert heads": "--tokens 4096 --held-out 1024 --context 64",
@@ -76,13 +77,14 @@ class Command:
 
     @property
     def name(self) -> str:
-        """`join`, `convert heads`, `eval --behaviour`."""
+        """`join`, `convert heads`, `eval --behaviour`, `eval --trace`."""
         first, second = self.args[:2]
         if first in ("convert", "compile", "transfer"):
             return f"{first} {second}"
         if first.startswith("demo:"):
             return "join"  # the word may be omitted
-        return "eval --behaviour" if first == "eval" and "--behaviour" in self.args else first
+        kinds = ("--behaviour", "--trace") if first == "eval" else ()
+        return next((f"{first} {kind}" for kind in kinds if kind in self.args), first)
 
 
 @dataclass(frozen=True)

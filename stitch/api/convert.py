@@ -162,6 +162,22 @@ def consolidate(
     return _converted(report, place)
 
 
+def undo(model: ModelLike, *, out: PathLike | None = None, overwrite: bool = False, quiet: bool = False) -> Converted:
+    """Takes the document that `consolidate` wrote last out of a model again: its donor, bit for bit.
+
+    Options are those of `stitch convert undo`; models and `out` as in `stitch.join`.
+    Raises: UsageError for a model that was not consolidated or has changed since, StitchError where its `undo/` is damaged.
+    """
+    from stitch.conversions.consolidation.undo import table
+    from stitch.conversions.consolidation.undo import undo as job
+
+    place = Output(out)
+    with named(model) as (name,), progress(quiet) as update:
+        report = job(name, place.path, overwrite=overwrite, progress=update)
+    page = Page(tables=[table(report)], notes=[report["made"]], written=place.written(place.path))
+    return Converted(report, page, place, place.path)
+
+
 def _converted(report: dict, place: Output) -> Converted:
     from stitch.conversions.report import footnotes, table
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from stitch.api.given import ModelLike, TextLike, byte_count, named, text_named
+from stitch.api.given import ModelLike, PathLike, TextLike, byte_count, named, text_named
 from stitch.api.page import Page
 from stitch.api.progress import progress
 from stitch.api.result import Result
@@ -16,6 +16,9 @@ def evaluate(
     against: ModelLike | None = None,
     behaviour: str | Path | None = None,
     count: int = 256,
+    trace: PathLike | None = None,
+    controls: int = 24,
+    rate: float = 1e-4,
     text: TextLike = "docs",
     tokens: int = 50_000,
     context: int | None = None,
@@ -29,7 +32,8 @@ def evaluate(
     """Cross-entropy of a causal language model of any family on held-out text, in nats per token, with a 95 % interval.
 
     With `against` also KL(against ‖ model) and top-1 agreement. With `behaviour` instead the share of right answers on `count`
-    prompts. Options are those of `stitch eval`; models and `text` as in `join`.
+    prompts. With `trace`, a text file, instead how fast copies of the model learn it, at learning rate `rate`, beside `controls`
+    other documents and beside the model `against`. Options are those of `stitch eval`; models and `text` as in `join`.
     Raises: UsageError when the request cannot be met; StitchError when the model or the text fails.
     """
     with named(model, against) as (name, other), text_named(text) as source, progress(quiet) as update:
@@ -38,6 +42,18 @@ def evaluate(
         }  # fmt: skip
         from stitch.report.notes import text_notes
 
+        if trace is not None:
+            from stitch.jobs.trace import find_trace
+            from stitch.report.trace import footnotes, lead, table
+
+            if behaviour is not None:
+                raise UsageError("`behaviour` and `trace` do not go together: measure one, then the other.")
+            report = find_trace(
+                name, Path(trace), other, controls=controls, rate=rate, tokens=tokens, context=context, seed=seed,
+                memory=byte_count(memory), **common,
+            )  # fmt: skip
+            page = Page(lead=lead(report), tables=[table(report)], notes=[*footnotes(report), *text_notes(report)])
+            return Result(report, page)
         if behaviour is None:
             from stitch.jobs.evaluate import evaluate_models
             from stitch.report.card import table

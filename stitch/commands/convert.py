@@ -1,4 +1,4 @@
-"""`stitch convert heads`, `ngram` and `consolidate`: a trained model in another form."""
+"""`stitch convert heads`, `ngram`, `consolidate` and `undo`: a trained model in another form."""
 
 from pathlib import Path
 from typing import Annotated
@@ -207,3 +207,21 @@ def consolidate(
         dtype=dtype, out=out, overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)
+
+
+@command(commands, PANEL, "stitch convert undo with-note --out donor-again")
+def undo(
+    model: o.Model,
+    out: o.Out,
+    overwrite: o.Overwrite = False,
+    recipe: o.Recipe = None,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Take a document out of the MLP weights again.
+
+    MODEL is a folder that `stitch convert consolidate` wrote. The result has the donor's tensors, bit for bit, in the number
+    format that the conversion ran in. Of several documents the last is taken out. A model that has changed since is refused.
+    """
+    print_result(stitch.convert.undo(model, out=out, overwrite=overwrite, quiet=quiet), as_json)

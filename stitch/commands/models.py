@@ -20,6 +20,7 @@ PANEL = "Evaluate and share"
     """
     stitch eval joined --against demo:llama
     stitch eval demo:induction --behaviour induction
+    stitch eval unlearned --trace note.txt --against original
     """,
     name="eval",
 )
@@ -37,6 +38,22 @@ def evaluate(
     ] = None,
     behaviour: o.OptionalBehaviour = None,
     count: Annotated[int, o.option("Input", "--prompts", "N", "Prompts of the behaviour to score.")] = 256,
+    trace: Annotated[
+        Path | None,
+        o.option(
+            "Input",
+            "--trace",
+            "FILE",
+            "A text file. Measures how fast the model learns it, beside other documents and beside --against.",
+            "cross-entropy on text is measured instead",
+        ),
+    ] = None,
+    controls: Annotated[
+        int, o.option("Input", "--controls", "N", "Documents that --trace is compared with, of the same length.")
+    ] = 24,
+    rate: Annotated[
+        float, o.option("Input", "--rate", "X", "Learning rate at which copies of the model learn --trace.")
+    ] = 1e-4,
     text: o.Text = "docs",
     tokens: o.ReportTokens = 50_000,
     context: o.Context = None,
@@ -50,14 +67,16 @@ def evaluate(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Measure cross-entropy on text, or a behaviour.
+    """Measure cross-entropy on text, a behaviour, or a trace.
 
     Shows cross-entropy (nats per token) and perplexity of any causal language model on held-out text, with a 95% interval
     over documents. With --behaviour, shows the share of right answers, beside that on corrupted prompts and beside chance.
+    With --trace, shows whether the model learns a document faster than one that it never saw. The model itself is not changed.
     """
     result = stitch.evaluate(
-        model, against=against, behaviour=behaviour, count=count, text=text, tokens=tokens, context=context, seed=seed,
-        memory=memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code, quiet=quiet,
+        model, against=against, behaviour=behaviour, count=count, trace=trace, controls=controls, rate=rate, text=text,
+        tokens=tokens, context=context, seed=seed, memory=memory, device=device, dtype=dtype,
+        trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)
 

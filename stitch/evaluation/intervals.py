@@ -34,3 +34,17 @@ def ratio_interval(
     variance = float((left_out**2).sum()) * (documents - 1) / documents
     width = float(stdtrit(freedom, (1 + level) / 2)) * variance**0.5 if variance else 0.0
     return ratio - width, ratio + width
+
+
+def departure(value: float, others: Float[Tensor, " documents"], level: float = 0.95) -> tuple[float, float, float]:
+    """How far one document's `value` is above the mean of `others`, and the t interval of that.
+
+    The document varies as each of the others does, and their mean is uncertain too, so this is a prediction interval: it holds 0
+    for 95 % of the documents that are like the others. Infinite for fewer than two others.
+    """
+    count = len(others)
+    above = value - float(others.mean())
+    if count < 2:
+        return above, -inf, inf
+    width = float(stdtrit(count - 1, (1 + level) / 2)) * float(others.std()) * (1 + 1 / count) ** 0.5
+    return above, above - width, above + width

@@ -1,10 +1,12 @@
 """Scores any causal language model on held-out text, alone or compared with another."""
 
+from collections.abc import Sequence
+
 from stitch.errors import UsageError
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.models.device import torch_device, torch_dtype
-from stitch.models.loading import load_any
+from stitch.models.loading import AnyModel, load_any
 from stitch.models.provenance import versions
 from stitch.models.sources import resolve_all
 from stitch.progress import Progress
@@ -36,10 +38,7 @@ def evaluate_models(
     found = [load_any(source, precision, place, trust_remote_code) for source in resolve_all(names, progress=progress)]
     if against is not None:
         require_same_ids(found[0].tokenizer, found[1].tokenizer, model, against)
-    longest = min([CONTEXT, *(one.longest for one in found if one.longest)])
-    if context is not None and any(one.longest and context > one.longest for one in found):
-        raise UsageError(f"context must be at most {longest}, what the models take; got {context}.")
-    windows = report_windows(text, tokens, found[0].tokenizer, context or longest)
+    windows = report_windows(text, tokens, found[0].tokenizer, window_length(found, context))
     rows = {name: whole_model(one.net) for name, one in zip(("model", "against"), found, strict=False)}
     scores = evaluate(
         rows,
@@ -57,3 +56,11 @@ def evaluate_models(
         "results": [score.row(name) for name, score in scores.items()],
         "provenance": {"versions": versions(), **windows.provenance},
     }
+
+
+def window_length(models: Sequence[AnyModel], context: int | None) -> int:
+    """`context`, or the longest that all models take, at most CONTEXT. Raises: UsageError where one does not take it."""
+    longest = min([CONTEXT, *(one.longest for one in models if one.longest)])
+    if context is not None and any(one.longest and context > one.longest for one in models):
+        raise UsageError(f"context must be at most {longest}, what the models take; got {context}.")
+    return context or longest

@@ -19,6 +19,7 @@ from stitch.errors import StitchError, UsageError
 from stitch.evaluation.intervals import ratio_interval
 from stitch.evaluation.scores import Scores
 from stitch.models.model import Model
+from stitch.text.file_ids import file_ids
 from stitch.text.tokenizers import bos_of
 from stitch.text.windows import Windows
 
@@ -62,13 +63,7 @@ def read_document(model: Model, file: Path) -> Int[Tensor, " tokens"]:
 
 def read_ids(model: Model, file: Path, parameter: str) -> Int[Tensor, " tokens"]:
     """Token ids of a text file, without BOS. Raises UsageError if it is missing, StitchError if it is not UTF-8 text."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"{parameter} must be a text file; there is no file {file}: check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StitchError(f"{parameter} must be readable UTF-8; {file}: {error}: save it as a text file.") from error
-    return torch.tensor(model.tokenizer.encode(text, add_special_tokens=False, verbose=False), dtype=torch.long)
+    return file_ids(file, model.tokenizer, parameter)
 
 
 def check_document(model: Model, ids: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:

@@ -69,11 +69,13 @@ def edited_parameters(model: Model, edit: Edit, scale: float = 1.0) -> Parameter
 
 
 @torch.no_grad()
-def apply_edit(model: Model, edit: Edit, scale: float = 1.0) -> None:
-    """Adds the edit to the model's own weights."""
-    own = dict(model.net.named_parameters())
+def apply_edit(model: Model, edit: Edit, scale: float = 1.0) -> Parameters:
+    """Adds the edit to the model's own weights, and returns those that it replaced."""
+    own, replaced = dict(model.net.named_parameters()), {}
     for name, value in edited_parameters(model, edit, scale).items():
+        replaced[name] = own[name].detach().clone()
         own[name].copy_(value)
+    return replaced
 
 
 def logits_with(
