@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from stitch.errors import StitchError
 from stitch.files.store import Store
@@ -20,6 +20,7 @@ FEW = 8  # texts are written together even where fewer may be enough: one takes 
 TRIED, NEW = 64, 1 / 4  # after so many texts, this share of them must be new
 
 
+@runtime_checkable
 class Writes(Protocol):
     """A model that writes (`stitch.models.writer`). Text number n is the same whenever it is written."""
 
