@@ -53,7 +53,7 @@ def composite(tmp_path_factory) -> Model:
 class Parrot:
     """A writer without a model: text number n is `said(n)`, in the ids of the pico tokenizer."""
 
-    name, seed, identity = "parrot", 0, "parrot"
+    name, seed, identity, longest = "parrot", 0, "parrot", 1000
 
     def __init__(self, said):
         self.said, self.asked = said, []
@@ -179,6 +179,12 @@ def test_texts_that_come_twice_are_kept_once():
     found = corpus_of("self", None, wanted(), Parrot(lambda n: f"text number {n // 2}"))
     assert len({text for _, text in found.documents}) == len(found.documents)
     assert {name for name, _ in found.documents} <= {f"self#{number}" for number in range(2000)}
+
+
+def test_no_text_is_longer_than_the_model_takes(donors):
+    short = Writer.of(load(donors["gpt2"], name="gpt2"), 0)
+    found = corpus_of("self", None, Wanted({"fit": 2000}, tiny.tokenizer(), 10_000), short)
+    assert found.written is not None and found.written["longest"] == short.longest == 128
 
 
 # ------------------------------------------------------------------------------------------------------------------ keeping

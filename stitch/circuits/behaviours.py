@@ -18,6 +18,7 @@ from stitch.errors import UsageError
 from stitch.files.schema import Schema, checked_lines
 from stitch.files.specification import faulty, shown
 from stitch.files.store import Store
+from stitch.progress import Progress
 from stitch.text.documents import select
 from stitch.text.sources import Wanted, Writes, corpus_of
 from stitch.text.tokenizers import bos_of
@@ -67,6 +68,7 @@ class _TokenSampler:
     generator: torch.Generator
     text: str
     writer: Writes | None
+    progress: Progress | None
 
     @property
     def bos(self) -> int:
@@ -193,7 +195,7 @@ def ngram(sampler: _TokenSampler) -> Prompts:
     Corrupt: the first token is another one.
     """
     wanted = Wanted({"fit": NGRAM_TOKENS}, sampler.tokenizer, NGRAM_CONTEXT)
-    corpus = corpus_of(sampler.text, None, wanted, sampler.writer, Store())
+    corpus = corpus_of(sampler.text, None, wanted, sampler.writer, Store(), sampler.progress)
     windows = pack(select(corpus.documents, "fit"), sampler.tokenizer, NGRAM_CONTEXT, NGRAM_TOKENS)
     ids = windows.ids.long()[:, 1:]  # the BOS in front of a window is not part of the text
     triples, counts = (
@@ -244,6 +246,7 @@ def make_prompts(
     seed: int = 0,
     text: str = "docs",
     writer: Writes | None = None,
+    progress: Progress | None = None,
 ) -> Prompts:
     """`count` prompts of the behaviour with that name, or all prompts of a .jsonl file (`from_file`). n-grams come from `text`,
     which may be written by `writer`.
@@ -252,7 +255,7 @@ def make_prompts(
     file with other lines.
     """
     if make := BEHAVIOURS.get(behaviour):
-        return make(_TokenSampler(tokenizer, count, torch.Generator().manual_seed(seed), text, writer))
+        return make(_TokenSampler(tokenizer, count, torch.Generator().manual_seed(seed), text, writer, progress))
     if Path(behaviour).is_file():
         return from_file(Path(behaviour), tokenizer)
     raise UsageError(f"behaviour must be one of {', '.join(BEHAVIOURS)}, or a .jsonl file; got {behaviour}.")

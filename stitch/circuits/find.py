@@ -178,7 +178,9 @@ def choose_circuit(
     check_located(net)
     with as_trained(net):  # it may write the text
         writer = Writer.of(net, seed)
-        both = make_prompts(behaviour, net.tokenizer, count=2 * count, seed=seed, text=text, writer=writer)
+        both = make_prompts(
+            behaviour, net.tokenizer, count=2 * count, seed=seed, text=text, writer=writer, progress=progress
+        )
     if len(both.clean) < 2:
         raise UsageError(
             f"a circuit needs at least 2 prompts, to choose on and to report on; {behaviour} has 1: add prompts."

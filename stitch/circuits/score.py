@@ -41,7 +41,9 @@ def score_model(
     source = resolve(model, progress=progress)
     loaded = load_any(source, torch_dtype(dtype), torch_device(device), trust_remote_code)
     writer = Writer(source.name, loaded.net, loaded.tokenizer, source.folder, seed)
-    prompts = make_prompts(behaviour, loaded.tokenizer, count=count, seed=seed, text=text, writer=writer)
+    prompts = make_prompts(
+        behaviour, loaded.tokenizer, count=count, seed=seed, text=text, writer=writer, progress=progress
+    )
     length = prompts.clean.shape[1]
     if loaded.longest is not None and length > loaded.longest:
         raise UsageError(

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from stitch.errors import StitchError
+from stitch.modeling.modeling_composite import longest_context, parts_of
 from stitch.models.identity import identity_of_net, weights_hash
-from stitch.models.model import Model
+from stitch.models.model import UNBOUNDED, Model
 
 TEMPERATURE = 1.0  # the model's own distribution
 AT_ONCE = 32  # texts written together, at most
@@ -45,6 +46,12 @@ class Writer:
     def identity(self) -> str:
         """A hash of all that decides what is written under a seed."""
         return identity_of_net(self.folder, self.net)
+
+    @property
+    def longest(self) -> int:
+        """The longest context that all parts of the model take, in tokens."""
+        limits = (longest_context(part) for part in parts_of(self.net.config))
+        return min((limit for limit in limits if limit is not None), default=UNBOUNDED)
 
     def described(self) -> dict:
         """What a report says of the writing."""

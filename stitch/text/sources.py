@@ -33,6 +33,9 @@ class Writes(Protocol):
     @property
     def identity(self) -> str: ...
 
+    @property
+    def longest(self) -> int: ...
+
     def described(self) -> dict: ...
 
     def at_once(self, longest: int) -> int: ...
@@ -54,7 +57,7 @@ class Corpus:
 @dataclass(frozen=True)
 class Wanted:
     """How much a model writes: until each split has so many tokens of `tokenizer`. `longest` bounds a document, in the
-    model's own tokens."""
+    model's own tokens, as the model's context does."""
 
     limits: Mapping[Split, int]
     tokenizer: Any
@@ -104,12 +107,12 @@ def _write(writer: Writes, wanted: Wanted, progress: Progress | None) -> Corpus:
     documents: dict[str, str] = {}  # by text
     tokens = dict.fromkeys(SPLITS, 0)
     numbers, tried, drawn = count(), 0, 0
-    goal = sum(wanted.limits.values())
+    goal, longest = sum(wanted.limits.values()), min(wanted.longest, writer.longest)
     while missing := {split: left for split, least in wanted.limits.items() if (left := least - tokens[split]) > 0}:
-        few = max(FEW, -(-sum(missing.values()) // wanted.longest))
+        few = max(FEW, -(-sum(missing.values()) // longest))
         open_ = (number for number in numbers if split_of(_name(number)) in missing)
-        batch = list(islice(open_, min(few, writer.at_once(wanted.longest))))
-        for number, ids in zip(batch, writer.write(batch, wanted.longest), strict=True):
+        batch = list(islice(open_, min(few, writer.at_once(longest))))
+        for number, ids in zip(batch, writer.write(batch, longest), strict=True):
             drawn += len(ids)
             text = writer.text(ids)
             if len(set(ids)) < 2 or not text.strip() or text in documents:
@@ -125,7 +128,7 @@ def _write(writer: Writes, wanted: Wanted, progress: Progress | None) -> Corpus:
             )
         if progress:
             progress("writing", sum(min(tokens[split], least) for split, least in wanted.limits.items()), goal)
-    written = {**writer.described(), "tokens": drawn, "longest": wanted.longest}
+    written = {**writer.described(), "tokens": drawn, "longest": longest}
     return Corpus(SELF, [(name, text) for text, name in documents.items()], written)
 
 
