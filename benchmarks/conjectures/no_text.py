@@ -14,6 +14,10 @@ Verdict, set before the first run. A cell is a direction, an amount, a seed and 
 
     python benchmarks/conjectures/no_text.py > lines.jsonl
     python benchmarks/conjectures/no_text.py --verdict lines.jsonl
+
+Added after the verdict, to look for the reason, and no part of it: `--row` fits another row of the main job, and every line has
+a further kind of text, `cut`: passages of people's documents, from random places, as long as the documents that were written and
+packed as these are. Written text differs from it in who wrote it, and from (a) also in where documents begin.
 """
 
 import argparse
@@ -37,18 +41,19 @@ from stitch.models.sources import resolve
 from stitch.models.writer import Writer
 from stitch.regression.moments import Variable, accumulate
 from stitch.regression.ridge import ridge
+from stitch.text.document import Document
 from stitch.text.documents import Split, read, select
 from stitch.text.tokenizers import bos_of
 from stitch.text.windows import Windows, read_for, sample
 from stitch.translation import rows
-from stitch.translation.available import free_inputs
+from stitch.translation.available import earlier_sites, free_inputs
 from stitch.translation.fit import from_ridge
 from stitch.translation.groups import needed
 from stitch.translation.inputs import reach, streams
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 
-ROW = rows.row("translation:affine+state")  # A's stream, B's state of the token, B's embedding of the one before
+ROW = "translation:affine+state"  # A's stream, B's state of the token, B's embedding of the one before
 SITES = {"demo:gpt2": 3, "demo:llama": 4}  # the same relative depth, so both directions read the same streams
 DIRECTIONS = (("demo:gpt2", "demo:llama"), ("demo:llama", "demo:gpt2"))
 TOKENS = (10_000, 40_000)
@@ -64,6 +69,7 @@ class Bench:
     models: dict[str, Model]
     report: dict[str, Activations]
     folder: Path
+    row: rows.Row
 
     @property
     def tokenizer(self):
@@ -72,7 +78,9 @@ class Bench:
     def harvested(self, windows: Windows, name: str) -> dict[str, Activations]:
         """The streams of both models at their sites."""
         return {
-            model: harvest(self.models[model], windows, [site], self.folder / name / model.partition(":")[2])
+            model: harvest(
+                self.models[model], windows, [*earlier_sites(site), site], self.folder / name / model.partition(":")[2]
+            )
             for model, site in SITES.items()
         }
 
@@ -85,6 +93,9 @@ class Bench:
             corpus = read_for("self", limits, model.tokenizer, CONTEXT, writer=Writer.of(model, seed), store=Store())
             found = {split: select(corpus.documents, split) for split in real}
             yield name, {split: sample(part, self.tokenizer, CONTEXT, limits[split]) for split, part in found.items()}
+        others = torch.Generator().manual_seed(seed)
+        passages = {split: cut(select(read("docs"), split), part, others) for split, part in found.items()}
+        yield "cut", {split: sample(part, self.tokenizer, CONTEXT, limits[split]) for split, part in passages.items()}
         generator = torch.Generator().manual_seed(seed)
         yield "shuffled", {split: shuffled(windows, generator) for split, windows in real.items()}
         yield "uniform", {split: uniform(windows, self.tokenizer, generator) for split, windows in real.items()}
@@ -101,6 +112,17 @@ class Bench:
 
 def joined(found: dict[str, Activations], a: str, b: str) -> Paired:
     return pair(found[a], found[b], SITES[a], SITES[b])
+
+
+def cut(documents: list[Document], like: list[Document], generator: torch.Generator) -> list[Document]:
+    """A passage of one document after another, from a random place in it, as long as each of `like`."""
+    long = iter(documents)
+    found = []
+    for name, text in like:
+        whole = next(content for _, content in long if len(content) > len(text))
+        start = int(torch.randint(len(whole) - len(text) + 1, (1,), generator=generator))
+        found.append((name, whole[start : start + len(text)]))
+    return found
 
 
 def shuffled(windows: Windows, generator: torch.Generator) -> Windows:
@@ -127,14 +149,14 @@ def fitted(bench: Bench, a: str, b: str, fit: Paired, held_out: Paired) -> Trans
     """The row of the main job, fitted on one text and with λ chosen on another."""
     of_a, of_b = bench.models[a], bench.models[b]
     tables = token_tables(of_a, of_b, fit.a.windows, held_out.a.windows, fit.site_b)
-    inputs = {name: one for name, one in free_inputs(of_a, of_b, fit, tables).items() if name in ROW.reads}
+    inputs = {name: one for name, one in free_inputs(of_a, of_b, fit, tables).items() if name in bench.row.reads}
 
     def variables(paired: Paired) -> Iterator[dict[str, Variable]]:
         for tokens in paired.with_history(streams(inputs.values()), reach(inputs.values())):
             yield {**{name: one.columns(tokens) for name, one in inputs.items()}, "target": tokens.target}
 
-    moments = [accumulate(variables(part), needed(ROW.reads)) for part in (fit, held_out)]
-    found = from_ridge(ROW.name, ridge(*moments, ROW.reads), inputs)
+    moments = [accumulate(variables(part), needed(tuple(inputs))) for part in (fit, held_out)]
+    found = from_ridge(bench.row.name, ridge(*moments, tuple(inputs)), inputs)
     return found.starting_with(fit.b.read(0, fit.site_b)[0, 0].float())
 
 
@@ -158,7 +180,7 @@ def lines(bench: Bench, seeds: int) -> Iterator[dict]:
         }
         seconds = time.monotonic() - began
         for a, b in DIRECTIONS:
-            kinds = {"real": "real", "by A": a, "by B": b, **{name: name for name in NULLS}}
+            kinds = {"real": "real", "by A": a, "by B": b, **{name: name for name in ("cut", *NULLS)}}
             for tokens in TOKENS:
                 translations = {}
                 for kind, name in kinds.items():
@@ -168,11 +190,11 @@ def lines(bench: Bench, seeds: int) -> Iterator[dict]:
                 made = {kind: stage.translated(one) for kind, one in translations.items()}
                 scores = evaluate(made, stage.windows, vocabulary=stage.vocabulary, memory=MEMORY)
                 yield {
-                    "benchmark": "no_text", "a": a, "b": b, "row": ROW.name, "tokens": tokens, "seed": seed,
+                    "benchmark": "no_text", "a": a, "b": b, "row": bench.row.name, "tokens": tokens, "seed": seed,
                     "documents": scores["real"].documents, "report_tokens": stage.windows.tokens,
                     "whole": {"a": whole[a].ce, "b": whole[b].ce},
                     "ce": {kind: one.ce for kind, one in scores.items()},
-                    "minus_real": {kind: difference(scores[kind], scores["real"]) for kind in (*WRITTEN, *NULLS)},
+                    "minus_real": {kind: difference(scores[kind], scores["real"]) for kind in (*WRITTEN, "cut", *NULLS)},
                     "null_minus_written": {
                         f"{null} − {kind}": difference(scores[null], scores[kind]) for null in NULLS for kind in WRITTEN
                     },
@@ -207,6 +229,7 @@ def verdict(found: list[dict]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--row", default=ROW)
     parser.add_argument("--verdict", type=Path, help="Lines of an earlier run, to be summed up.")
     given = parser.parse_args()
     if given.verdict:
@@ -216,7 +239,7 @@ def main() -> None:
     tokenizer = models["demo:gpt2"].tokenizer
     with TemporaryDirectory() as folder:
         report = sample(select(read("docs"), "report"), tokenizer, CONTEXT, REPORT)
-        bench = Bench(models, {}, Path(folder))
+        bench = Bench(models, {}, Path(folder), rows.row(given.row))
         bench = replace(bench, report=bench.harvested(report, "report"))
         for line in lines(bench, given.seeds):
             assert line["documents"] >= LEAST_DOCUMENTS
