@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,8 @@ def test_written_text_is_kept_under_model_seed_and_size(gpt2, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "write", lambda *_: pytest.fail("it is written again"))
         assert corpus_of("self", None, wanted(), Writer.of(gpt2, 0), store) == first
+        renamed = corpus_of("self", None, wanted(), Writer.of(replace(gpt2, name="another name"), 0), store)
+    assert renamed.written == {**(first.written or {}), "model": "another name"}
     store.remove(entry)
     assert corpus_of("self", None, wanted(), Writer.of(gpt2, 0), store) == first
     assert (store.entries()[0].folder / "content").read_bytes() == bytes_

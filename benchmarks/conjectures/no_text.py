@@ -167,12 +167,12 @@ def first(paired: Paired, tokens: int) -> Paired:
     return replace(paired, keep=keep)
 
 
-def lines(bench: Bench, seeds: int) -> Iterator[dict]:
+def lines(bench: Bench, seeds: list[int]) -> Iterator[dict]:
     stages = {(a, b): bench.stage(a, b) for a, b in DIRECTIONS}
     whole = {}
     for (_, b), stage in stages.items():
         whole[b] = evaluate({b: stage.whole(bench.models[b].net)}, stage.windows, vocabulary=stage.vocabulary)[b]
-    for seed in range(seeds):
+    for seed in seeds:
         began = time.monotonic()
         found = {
             name: {split: bench.harvested(windows, f"{seed}-{name}-{split}") for split, windows in text.items()}
@@ -228,7 +228,7 @@ def verdict(found: list[dict]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed", action="append", type=int, help="Default: 0, 1 and 2.")
     parser.add_argument("--row", default=ROW)
     parser.add_argument("--verdict", type=Path, help="Lines of an earlier run, to be summed up.")
     given = parser.parse_args()
@@ -241,7 +241,7 @@ def main() -> None:
         report = sample(select(read("docs"), "report"), tokenizer, CONTEXT, REPORT)
         bench = Bench(models, {}, Path(folder), rows.row(given.row))
         bench = replace(bench, report=bench.harvested(report, "report"))
-        for line in lines(bench, given.seeds):
+        for line in lines(bench, given.seed or [0, 1, 2]):
             assert line["documents"] >= LEAST_DOCUMENTS
             print(json.dumps(line), flush=True)
 

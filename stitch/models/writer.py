@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
-from stitch.errors import StitchError
+from stitch.errors import StitchError, UsageError
 from stitch.modeling.modeling_composite import longest_context, parts_of
 from stitch.models.identity import identity_of_net, weights_hash
 from stitch.models.model import UNBOUNDED, Model
@@ -82,8 +82,13 @@ class Writer:
 
     @property
     def start(self) -> int:
-        bos = self.tokenizer.bos_token_id
-        return bos if bos is not None else self.tokenizer.eos_token_id
+        """Raises: UsageError where the tokenizer has neither BOS nor EOS."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return token
+        raise UsageError(
+            f"the tokenizer of {self.name} must have a BOS or an EOS token to start texts with; it has neither."
+        )
 
     def _ends(self) -> set[int]:
         told = getattr(getattr(self.net, "generation_config", None), "eos_token_id", None)

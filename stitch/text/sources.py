@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -80,16 +80,21 @@ def corpus_of(
         return Corpus(name, list(read(name, characters)))
     key = _key(writer, wanted)
     if store is None:
-        return _write(writer, wanted, progress)
+        return _described(_write(writer, wanted, progress), writer)
     with TemporaryDirectory(prefix="stitch-") as folder:
         place = Path(folder) / "text.jsonl"
         if store.take(KIND, key, place):
-            return _load(place)
+            return _described(_load(place), writer)
         found = _write(writer, wanted, progress)
         _save(found, place)
         tokens = sum(wanted.limits.values())
         store.put(KIND, key, place, f"{tokens:,} tokens by {writer.name}, seed {writer.seed}")
-    return found
+    return _described(found, writer)
+
+
+def _described(found: Corpus, writer: Writes) -> Corpus:
+    """What is kept has no name of the model in it, as the same model may have another one."""
+    return replace(found, written={**writer.described(), **(found.written or {})})
 
 
 def _key(writer: Writes, wanted: Wanted) -> str:
@@ -128,8 +133,8 @@ def _write(writer: Writes, wanted: Wanted, progress: Progress | None) -> Corpus:
             )
         if progress:
             progress("writing", sum(min(tokens[split], least) for split, least in wanted.limits.items()), goal)
-    written = {**writer.described(), "tokens": drawn, "longest": longest}
-    return Corpus(SELF, [(name, text) for text, name in documents.items()], written)
+    found = [(name, text) for text, name in documents.items()]
+    return Corpus(SELF, found, {"tokens": drawn, "longest": longest})
 
 
 def _name(number: int) -> str:
