@@ -18,11 +18,12 @@ from stitch.evaluation.scores import Scores, mean_of
 from stitch.layers.curve import WAYS, name_of, score_keys
 
 SIZES = (4, 16)
+CONTEXT = {"smollm2": 128}  # tokens, of others 256: a pass over SmolLM2 takes long
 MOST = 0.01  # nats per token
 
 
 def measure(name: str, given: argparse.Namespace) -> None:
-    found = _shared.subject(name, context=256, windows=28 if given.small else 112)
+    found = _shared.subject(name, context=CONTEXT.get(name, 256), windows=28 if given.small else 112)
     drawn = [score_keys(found.model, found.windows, SIZES, seed=seed) for seed in _shared.SEEDS]
     whole = drawn[0]["model"]
 

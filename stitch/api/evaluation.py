@@ -58,7 +58,9 @@ def evaluate(
             from stitch.jobs.evaluate import evaluate_models
             from stitch.report.card import table
 
-            report = evaluate_models(name, other, tokens=tokens, context=context, memory=byte_count(memory), **common)
+            report = evaluate_models(
+                name, other, tokens=tokens, context=context, seed=seed, memory=byte_count(memory), **common
+            )
         else:
             from stitch.circuits.report import table
             from stitch.circuits.score import score_model

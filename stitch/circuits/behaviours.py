@@ -17,7 +17,10 @@ from torch import Tensor
 from stitch.errors import UsageError
 from stitch.files.schema import Schema, checked_lines
 from stitch.files.specification import faulty, shown
-from stitch.text.documents import read, select
+from stitch.files.store import Store
+from stitch.progress import Progress
+from stitch.text.documents import select
+from stitch.text.sources import Wanted, Writes, corpus_of
 from stitch.text.tokenizers import bos_of
 from stitch.text.windows import pack
 
@@ -64,6 +67,8 @@ class _TokenSampler:
     count: int
     generator: torch.Generator
     text: str
+    writer: Writes | None
+    progress: Progress | None
 
     @property
     def bos(self) -> int:
@@ -189,7 +194,9 @@ def ngram(sampler: _TokenSampler) -> Prompts:
 
     Corrupt: the first token is another one.
     """
-    windows = pack(select(read(sampler.text), "fit"), sampler.tokenizer, NGRAM_CONTEXT, NGRAM_TOKENS)
+    wanted = Wanted({"fit": NGRAM_TOKENS}, sampler.tokenizer, NGRAM_CONTEXT)
+    corpus = corpus_of(sampler.text, None, wanted, sampler.writer, Store(), sampler.progress)
+    windows = pack(select(corpus.documents, "fit"), sampler.tokenizer, NGRAM_CONTEXT, NGRAM_TOKENS)
     ids = windows.ids.long()[:, 1:]  # the BOS in front of a window is not part of the text
     triples, counts = (
         torch.stack([ids[:, :-2], ids[:, 1:-1], ids[:, 2:]], 2).flatten(0, 1).unique(dim=0, return_counts=True)
@@ -231,14 +238,24 @@ BEHAVIOURS: dict[str, Callable[[_TokenSampler], Prompts]] = {
 }
 
 
-def make_prompts(behaviour: str, tokenizer: Any, *, count: int = 256, seed: int = 0, text: str = "docs") -> Prompts:
-    """`count` prompts of the behaviour with that name, or all prompts of a .jsonl file (`from_file`). n-grams come from `text`.
+def make_prompts(
+    behaviour: str,
+    tokenizer: Any,
+    *,
+    count: int = 256,
+    seed: int = 0,
+    text: str = "docs",
+    writer: Writes | None = None,
+    progress: Progress | None = None,
+) -> Prompts:
+    """`count` prompts of the behaviour with that name, or all prompts of a .jsonl file (`from_file`). n-grams come from `text`,
+    which may be written by `writer`.
 
     Raises: UsageError when there is no such behaviour or file, when the vocabulary or the text is too small for it, and for a
     file with other lines.
     """
     if make := BEHAVIOURS.get(behaviour):
-        return make(_TokenSampler(tokenizer, count, torch.Generator().manual_seed(seed), text))
+        return make(_TokenSampler(tokenizer, count, torch.Generator().manual_seed(seed), text, writer, progress))
     if Path(behaviour).is_file():
         return from_file(Path(behaviour), tokenizer)
     raise UsageError(f"behaviour must be one of {', '.join(BEHAVIOURS)}, or a .jsonl file; got {behaviour}.")

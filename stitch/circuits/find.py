@@ -25,6 +25,7 @@ from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.provenance import surroundings
 from stitch.models.sources import resolve
+from stitch.models.writer import Writer
 from stitch.progress import Progress
 
 LEAST = 0.1  # a model has a behaviour if its share of right answers is higher by this on clean than on corrupt prompts
@@ -175,7 +176,11 @@ def choose_circuit(
     if not 0 < keep <= 1:
         raise UsageError(f"keep must be a share of the right answers, above 0 and at most 1; got {keep}.")
     check_located(net)
-    both = make_prompts(behaviour, net.tokenizer, count=2 * count, seed=seed, text=text)
+    with as_trained(net):  # it may write the text
+        writer = Writer.of(net, seed)
+        both = make_prompts(
+            behaviour, net.tokenizer, count=2 * count, seed=seed, text=text, writer=writer, progress=progress
+        )
     if len(both.clean) < 2:
         raise UsageError(
             f"a circuit needs at least 2 prompts, to choose on and to report on; {behaviour} has 1: add prompts."

@@ -12,6 +12,7 @@ from stitch.evaluation.intervals import ratio_interval
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load_any
 from stitch.models.sources import resolve
+from stitch.models.writer import Writer
 from stitch.progress import Progress
 
 PROMPTS_AT_ONCE = 16  # per forward pass that keeps the outputs of all components, or gradients
@@ -39,7 +40,10 @@ def score_model(
     """
     source = resolve(model, progress=progress)
     loaded = load_any(source, torch_dtype(dtype), torch_device(device), trust_remote_code)
-    prompts = make_prompts(behaviour, loaded.tokenizer, count=count, seed=seed, text=text)
+    writer = Writer(source.name, loaded.net, loaded.tokenizer, source.folder, seed)
+    prompts = make_prompts(
+        behaviour, loaded.tokenizer, count=count, seed=seed, text=text, writer=writer, progress=progress
+    )
     length = prompts.clean.shape[1]
     if loaded.longest is not None and length > loaded.longest:
         raise UsageError(

@@ -17,7 +17,7 @@ commands = typer.Typer(
     cls=Group,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Look at the activations and SAEs that runs keep for later ones.",
+    help="Look at the activations, SAEs and written texts that runs keep for later ones.",
 )
 PANEL = "Keep between runs"
 Everything = Annotated[bool, o.switch("Input", "--all", "Remove everything.")]

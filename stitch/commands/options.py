@@ -13,8 +13,8 @@ from stitch.commands.recipes import use_recipe
 from stitch.translation import rows
 
 SOURCES = (
-    "`docs` (the docstrings of installed Python packages), a file, a folder, or a Hugging Face dataset (name or "
-    "name:config)"
+    "`docs` (the docstrings of installed Python packages), `self` (written by the model, of two by the second), a file, "
+    "a folder, or a Hugging Face dataset (name or name:config)"
 )
 MODELS = (
     "a Hub id (user/repo), a folder, a .gguf file, demo:gpt2, demo:llama, demo:neox, demo:induction, "

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 from stitch.errors import UsageError
 from stitch.files.recipe import recipe
+from stitch.files.store import Store
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.provenance import surroundings
 from stitch.models.sources import Source, resolve
+from stitch.models.writer import Writer
 from stitch.progress import Progress
 from stitch.text.documents import Split
-from stitch.text.windows import LEAST_TOKENS, LONGEST_CONTEXT, Windows, split_windows
+from stitch.text.windows import LEAST_TOKENS, LONGEST_CONTEXT, Windows, read_for, split_windows
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def read_donor(
     held_out: int,
     context: int | None = None,
     report_factor: int = 1,
+    seed: int = 0,
     device: str = "auto",
     dtype: str = "fp32",
     trust_remote_code: bool = False,
@@ -57,7 +60,7 @@ def read_donor(
     """Loads the model and `text`: `tokens` tokens of the fit split and `held_out` of each other split, in windows.
 
     Windows have `context` tokens; None: the model's context, at most LONGEST_CONTEXT. Those of the report split are
-    `report_factor` times as long, limited by the same maximum.
+    `report_factor` times as long, limited by the same maximum. Text `self` is written by the model, from `seed`.
     Raises UsageError for a request that cannot be met, StitchError for weights or text that fail.
     """
     if tokens < LEAST_TOKENS:
@@ -72,10 +75,20 @@ def read_donor(
     longest = min(model.longest, LONGEST_CONTEXT)
     context = context or longest
     limits: dict[Split, int] = {"fit": tokens, "sweep": held_out, "report": held_out}
-    windows = split_windows(text, limits, model.tokenizer, context, progress)
+    longer = min(report_factor * context, longest)
+    corpus = read_for(
+        text,
+        limits,
+        model.tokenizer,
+        max(context, longer),
+        writer=Writer.of(model, seed),
+        store=Store(),
+        progress=progress,
+    )
+    windows = split_windows(corpus, limits, model.tokenizer, context, progress)
     to_choose_on = windows["sweep"]
-    if (longer := min(report_factor * context, longest)) > context:
-        long = split_windows(text, {**limits, "fit": LEAST_TOKENS}, model.tokenizer, longer)
+    if longer > context:
+        long = split_windows(corpus, {**limits, "fit": LEAST_TOKENS}, model.tokenizer, longer)
         windows["report"], to_choose_on = long["report"], long["sweep"]
     asked = {
         "model": name, "text": text, "tokens": tokens, "held_out": held_out, "context": context, "device": device, "dtype": dtype,

@@ -11,6 +11,7 @@ from stitch.circuits.components import replaced
 from stitch.circuits.find import WITH_FEATURES, ChosenCircuit
 from stitch.circuits.score import Logits, answered, divergence, logits_of
 from stitch.evaluation.scores import evaluate, whole_model
+from stitch.files.store import Store
 from stitch.grafts.heads import Head
 from stitch.grafts.neurons import Neurons
 from stitch.grafts.plan import Plan
@@ -18,6 +19,7 @@ from stitch.grafts.write import write
 from stitch.internals.transcoders import as_trained, feature_blocks
 from stitch.internals.weights import Spot
 from stitch.models.model import Model
+from stitch.models.writer import Writer
 from stitch.progress import Progress
 from stitch.text.windows import CONTEXT, report_windows
 
@@ -147,10 +149,13 @@ def without(plan: Plan, block: int) -> Plan:
 # Text
 
 
-def text_scores(before: Model, after: Model, text: str, tokens: int, progress: Progress | None) -> dict:
+def text_scores(before: Model, after: Model, text: str, tokens: int, seed: int, progress: Progress | None) -> dict:
     """Cross-entropy and perplexity of a trained host on at most `tokens` tokens of the report split, before and after
-    grafting."""
-    windows = report_windows(text, tokens, before.tokenizer, min(before.longest, CONTEXT))
+    grafting. Text `self` is written by the host as it was, from `seed`."""
+    windows = report_windows(
+        text, tokens, before.tokenizer, min(before.longest, CONTEXT), writer=Writer.of(before, seed), store=Store(),
+        progress=progress,
+    )  # fmt: skip
     rows = {"as it was": whole_model(before.net), "grafted": whole_model(after.net)}
     scores = evaluate(rows, windows, vocabulary=before.vocabulary, progress=progress)
     results = [score.row(name) for name, score in scores.items()]

@@ -179,7 +179,7 @@ def _write_and_score(prepared: _Prepared, seed: int, text: str, tokens: int, pro
         entry |= {"reads": scales, **_described_prompts(planned.chosen.other)}
         entry["results"] = planned.compared(target, controls, progress)
     if prepared.trained is not None:
-        report["text"] = text_scores(prepared.trained, target, text, tokens, progress)
+        report["text"] = text_scores(prepared.trained, target, text, tokens, seed, progress)
         report["provenance"]["text"] = report["text"].pop("text")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from stitch.circuits.report import COLUMNS, cells, inner_name
 from stitch.files.markdown import loading_example
 from stitch.pages.graft import graft_title
+from stitch.report.notes import text_notes
 from stitch.report.readme import ModelCard
 
 Table = tuple[list[str], list[list[str]], str]
@@ -82,6 +83,7 @@ def result_notes(report: dict) -> list[str]:
             f"Perplexity of the host on {report['text']['tokens']:,} tokens of held-out text: {_perplexity(before)}, with "
             f"the graft {_perplexity(after)} ({after['ce'] - before['ce']:+.4f} nats)."
         )
+        lines += text_notes(report)
     return lines
 
 

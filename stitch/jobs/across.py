@@ -7,7 +7,6 @@ streams, so it depends on no translation.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 
@@ -29,7 +28,8 @@ from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.alignment import require_lossless
 from stitch.text.correspondence import correspond
-from stitch.text.documents import Split, read
+from stitch.text.documents import Split
+from stitch.text.sources import Corpus
 from stitch.text.windows import Windows
 from stitch.translation.types import Translation
 
@@ -114,17 +114,16 @@ def fit_across(
     )  # fmt: skip
 
 
-def lost_bytes(b: Model, fit: Windows, text: str) -> dict[str, float]:
-    """The shares of bytes that A's tokenizer loses of some documents, and B's of what A's leaves.
+def lost_bytes(b: Model, fit: Windows, corpus: Corpus) -> dict[str, float]:
+    """The shares of bytes that A's tokenizer loses of some documents of the text, and B's of what A's leaves.
 
     Raises: UsageError where that is too much.
     """
     original = b.original
     assert isinstance(original, Original)
-    documents = islice(read(text, characters=CHECKED * LONGEST), CHECKED)
     given = original.rewriter.given
     return {
-        "a": require_lossless([given.read(content[:LONGEST]) for _, content in documents], given.name),
+        "a": require_lossless([given.read(content[:LONGEST]) for _, content in corpus.documents[:CHECKED]], given.name),
         "b": require_lossless([passage.own for passage in _passages(original, fit)], b.name),
     }
 

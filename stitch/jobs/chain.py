@@ -28,7 +28,7 @@ from stitch.jobs.across import lost_bytes
 from stitch.jobs.chain_plan import plan_chain
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.join import stitch
-from stitch.jobs.stages import complete, read_windows
+from stitch.jobs.stages import complete, read_corpus, windows_of
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
@@ -80,13 +80,13 @@ def chain(
         request = {**shared, "parts": [dataclasses.asdict(part) for part in named]}
 
         def make(scratch: Path, output: Path) -> dict:
-            windows = read_windows(
-                seams[0], models[0], models[1], progress
-            )  # a finished seam would not read them again
+            corpus = read_corpus(seams[0], models[0], models[1], progress, store=store)
+            # a finished seam would not read them again
+            windows = windows_of(corpus, seams[0], models[0], models[1], progress)
             check_inputs({f"the model of part {number}": model for number, model in enumerate(models, 1)}, windows, {})
             for model in models:
                 if model.original is not None:
-                    lost_bytes(model, windows["fit"], seams[0].text)
+                    lost_bytes(model, windows["fit"], corpus)
             reports = _join_all(named, seams, models, sources, scratch, store, progress)
             head_alone = named[-1].start == models[-1].depth
             report = chain_report(named, reports, request, sources, head_alone=head_alone)

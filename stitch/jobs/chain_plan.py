@@ -39,7 +39,7 @@ def plan_chain(
     """
     clock, total, first = Clock(), {"text": Work()}, seams[0]
     with clock.stage("text"):
-        windows = read_windows(first, models[0], models[1], progress)
+        windows = read_windows(first, models[0], models[1], progress, store=store)
     size, ids = text_size(first, models[0], models[1]), len(windows["fit"].ids.unique())
     streams, halves, kept, widest = 0, 0, 0, 0
     cached: dict[str, tuple[int, int]] = {}

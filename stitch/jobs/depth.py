@@ -130,7 +130,7 @@ def _make(
     progress: Progress | None,
 ) -> dict:
     """Harvests streams, scores every range, and returns the report, whose provenance so far is that of the text."""
-    windows = read_windows(settings, model, model, progress)
+    windows = read_windows(settings, model, model, progress, store=store)
     check_inputs({"model_a": model}, windows, {})
     disk_of_sweep([model], tokens_of(windows)).require(scratch)
     entered("activations")

@@ -37,7 +37,7 @@ def plan_depth(
     """The plan of scoring the splices `tried` on `on_cells` tokens, and the best of each length with `draws` others again."""
     clock = Clock()
     with clock.stage("text"):
-        windows = read_windows(settings, model, model, progress)
+        windows = read_windows(settings, model, model, progress, store=store)
     windows["sweep"] = windows["sweep"].first(on_cells)
     machine, cost = calibrate({"a": model}, settings.context), whole(model, settings.context)
     tokens = tokens_of(windows)

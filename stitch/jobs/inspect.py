@@ -3,12 +3,14 @@
 from typing import Any
 
 from stitch.errors import UsageError
+from stitch.files.store import Store
 from stitch.layers.heads_report import heads_report
 from stitch.layers.sites_report import sites_report
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.sources import Source, resolve
+from stitch.models.writer import Writer
 from stitch.progress import Progress
 from stitch.text.windows import CONTEXT, Windows, report_windows
 
@@ -20,14 +22,14 @@ def inspect_heads(
 
     Raises: UsageError for a model whose attention is not known, and for too long a context; StitchError for too little text.
     """
-    loaded, source, windows = _read(model, progress=progress, **asked)
+    loaded, source, windows = _read(model, seed=seed, progress=progress, **asked)
     settings = {"model": model, **asked, "context": windows.context, "seed": seed, "memory": memory}
     return heads_report(loaded, source, windows, settings, seed=seed, memory=memory, progress=progress)
 
 
 def inspect_sites(model: str, *, seed: int = 0, progress: Progress | None = None, **asked: Any) -> dict:
     """The report on the residual stream of `model` at its sites; the rest as in `inspect_heads`."""
-    loaded, source, windows = _read(model, progress=progress, **asked)
+    loaded, source, windows = _read(model, seed=seed, progress=progress, **asked)
     settings = {"model": model, **asked, "context": windows.context, "seed": seed}
     return sites_report(loaded, source, windows, settings, seed=seed, progress=progress)
 
@@ -35,6 +37,7 @@ def inspect_sites(model: str, *, seed: int = 0, progress: Progress | None = None
 def _read(
     model: str,
     *,
+    seed: int,
     text: str = "docs",
     tokens: int = 16_384,
     context: int | None = None,
@@ -50,4 +53,8 @@ def _read(
     )  # fmt: skip
     if context is not None and context > loaded.longest:
         raise UsageError(f"context must be at most {loaded.longest}, what the model takes; got {context}.")
-    return loaded, source, report_windows(text, tokens, loaded.tokenizer, context or min(loaded.longest, CONTEXT))
+    windows = report_windows(
+        text, tokens, loaded.tokenizer, context or min(loaded.longest, CONTEXT), writer=Writer.of(loaded, seed), store=Store(),
+        progress=progress,
+    )  # fmt: skip
+    return loaded, source, windows

@@ -40,10 +40,11 @@ from stitch.jobs.stages import (
     look_at_saes,
     match_pair,
     pack_pair,
-    read_windows,
+    read_corpus,
     text_size,
     train_pair,
     translate_pair,
+    windows_of,
 )
 from stitch.layers.choose import choose_layer
 from stitch.models.model import Model
@@ -137,9 +138,10 @@ def _make(
     """Runs all stages, from the text to the finished folder `output`, and returns the report."""
     a, b = pair.a, pair.b
     with clock.stage("text"):
-        windows = read_windows(asked, a, b, progress)
+        corpus = read_corpus(asked, a, b, progress, store=store)
+        windows = windows_of(corpus, asked, a, b, progress)
         check_inputs({"model_a": a, "model_b": b}, windows, {"sae_a": asked.sae_a, "sae_b": asked.sae_b})
-        lost = {} if b.original is None else lost_bytes(b, windows["fit"], asked.text)
+        lost = {} if b.original is None else lost_bytes(b, windows["fit"], corpus)
     if asked.layer_b == "auto":
         with clock.stage("layer"):
             layer_choice = choose_layer(

@@ -46,7 +46,7 @@ def plan_join(
     """
     clock = Clock()
     with clock.stage("text"):
-        windows = read_windows(settings, a, b, progress)
+        windows = read_windows(settings, a, b, progress, store=store)
     missing, cached = left_to_make(settings, a, b, sources, windows, store)
     machine = calibrate({"a": a, "b": b}, settings.context)
     costs, size = Costs(a, b, settings.context), text_size(settings, a, b)

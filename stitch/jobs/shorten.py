@@ -108,7 +108,7 @@ def _make(
     """Runs all stages, from the text to the finished folder `output`, and returns the report."""
     splice = Splice(model.depth, *settings.sites)
     with clock.stage("text"):
-        windows = read_windows(settings, model, model, progress)
+        windows = read_windows(settings, model, model, progress, store=store)
         check_inputs({"model_a": model}, windows, {})
     disk_of_shortened(settings, model, tokens_of(windows)).require(scratch)
     with clock.stage("activations"):

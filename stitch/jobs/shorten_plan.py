@@ -31,7 +31,7 @@ def plan_shorten(settings: CompleteSettings, model: Model, store: Store | None, 
     """The plan of removing or repeating blocks of a model and bridging them."""
     clock = Clock()
     with clock.stage("text"):
-        windows = read_windows(settings, model, model, progress)
+        windows = read_windows(settings, model, model, progress, store=store)
     machine, cost = calibrate({"a": model}, settings.context), whole(model, settings.context)
     tokens = tokens_of(windows)
     fitted, held = tokens["fit"] + tokens["sweep"], tokens["report"]

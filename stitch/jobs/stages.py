@@ -28,10 +28,12 @@ from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.sources import Source, resolve_all
+from stitch.models.writer import Writer
 from stitch.progress import Progress
 from stitch.text.documents import Split
+from stitch.text.sources import Corpus
 from stitch.text.tokenizers import require_same_ids
-from stitch.text.windows import CONTEXT, HELD_OUT, LEAST_HELD_OUT, Windows, split_windows
+from stitch.text.windows import CONTEXT, HELD_OUT, LEAST_HELD_OUT, Windows, read_for, split_windows
 from stitch.translation.available import available, earlier_sites
 from stitch.translation.fit import Evidence, Fitted, MatchedFeatures, Options, inputs_read, translate
 from stitch.translation.packing import bytes_without_tables, pack
@@ -149,12 +151,48 @@ def check_determined(features: int, tokens: int, what: str) -> None:
         )
 
 
+def read_corpus(
+    settings: AnySettings,
+    a: Model,
+    b: Model,
+    progress: Progress | None = None,
+    held_out: int = HELD_OUT,
+    *,
+    store: Store | None = None,
+) -> Corpus:
+    """The text that the settings name. Text `self` is B's, whose blocks finish what A's have begun; `store` keeps it."""
+    size = text_size(settings, a, b, held_out)
+    writer = Writer.of(b, settings.seed)
+    return read_for(
+        settings.text, size.limits, b.tokenizer, size.context, writer=writer, store=store, progress=progress
+    )
+
+
 def read_windows(
-    settings: AnySettings, a: Model, b: Model, progress: Progress | None = None, held_out: int = HELD_OUT
+    settings: AnySettings,
+    a: Model,
+    b: Model,
+    progress: Progress | None = None,
+    held_out: int = HELD_OUT,
+    *,
+    store: Store | None = None,
 ) -> dict[Split, Windows]:
     """Packed windows of the three splits. Raises StitchError when the text is too small to fill them."""
+    corpus = read_corpus(settings, a, b, progress, held_out, store=store)
+    return windows_of(corpus, settings, a, b, progress, held_out)
+
+
+def windows_of(
+    corpus: Corpus,
+    settings: AnySettings,
+    a: Model,
+    b: Model,
+    progress: Progress | None = None,
+    held_out: int = HELD_OUT,
+) -> dict[Split, Windows]:
+    """The same of a text that has been read."""
     size = text_size(settings, a, b, held_out)
-    return split_windows(settings.text, size.limits, b.tokenizer, size.context, progress)
+    return split_windows(corpus, size.limits, b.tokenizer, size.context, progress)
 
 
 def harvest_pair(

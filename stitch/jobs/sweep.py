@@ -122,7 +122,7 @@ def _make(
     a, b = models["a"], models["b"]
     with ExitStack() as stack:
         workers = stack.enter_context(connected(cluster, on_gpu=a.device.type == "cuda")) if cluster else None
-        windows = read_windows(settings, a, b, progress, HELD_OUT)
+        windows = read_windows(settings, a, b, progress, HELD_OUT, store=store)
         check_inputs({"model_a": a, "model_b": b}, windows, {})
         disk_of_sweep([*dict.fromkeys((a, b))], tokens_of(windows)).require(scratch)
         entered("activations")

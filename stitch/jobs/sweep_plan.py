@@ -41,7 +41,7 @@ def plan_sweep(
     a, b = models["a"], models["b"]
     clock = Clock()
     with clock.stage("text"):
-        windows = read_windows(settings, a, b, progress, held_out)
+        windows = read_windows(settings, a, b, progress, held_out, store=store)
     context = settings.context
     machine = calibrate({"a": a, "b": b}, context)
     costs = {side: whole(model, context) for side, model in models.items()}

@@ -129,7 +129,7 @@ def transfer(
 
         def work(scratch: Path, output: Path) -> dict:
             with clock.stage("text"):
-                windows = read_windows(completed, a, b, progress)
+                windows = read_windows(completed, a, b, progress, store=store)
             with clock.stage("activations"):
                 paired: dict[Split, Paired] = {
                     split: harvest_pair(completed, a, b, windows[split], scratch / split, progress, store)

@@ -5,6 +5,7 @@ import json
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from stitch.files.cache import cache_folder
 from stitch.files.durable import replacing
@@ -15,15 +16,20 @@ TIMED = "report.json"  # tells how long the model took to make, so a model made 
 
 
 def identity_of(model: Model) -> str:
-    """A hash of the model's files, its precision, device and attention, the number of threads, and the libraries' versions."""
+    """What a model computes from token ids, as a hash: `identity_of_net`, and the tokenizer that it is behind, if any."""
+    return identity_of_net(model.folder, model.net, "" if model.original is None else f" {model.original.mark}")
+
+
+def identity_of_net(folder: Path, net: Any, other: str = "") -> str:
+    """A hash of the files in a model's folder, its precision, device and attention, the number of threads, the libraries'
+    versions, and what `other` says."""
     import torch
 
     surroundings = (
-        model.dtype, model.device.type, model.config._attn_implementation, torch.get_num_threads(),
+        net.dtype, net.device.type, net.config._attn_implementation, torch.get_num_threads(),
         *(version(package) for package in ("torch", "transformers", "stitch-lm")),
     )  # fmt: skip
-    other = "" if model.original is None else f" {model.original.mark}"
-    return hashlib.sha256(f"{weights_hash(model.folder)} {surroundings}{other}".encode()).hexdigest()
+    return hashlib.sha256(f"{weights_hash(folder)} {surroundings}{other}".encode()).hexdigest()
 
 
 def weights_hash(folder: Path) -> str:

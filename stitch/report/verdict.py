@@ -2,7 +2,15 @@
 
 
 def verdict_sentence(report: dict) -> str:
-    """The sentence that a report begins with, made from its "verdict", "alternatives" and "models"."""
+    """The sentence that a report begins with, made from its "verdict", "alternatives" and "models".
+
+    Where a model wrote the text that decides, the sentence says so first: it is the best of all on that.
+    """
+    written = report.get("provenance", {}).get("text", {}).get("written")
+    return (f"On text that {written['model']} wrote: " if written else "") + _sentence(report)
+
+
+def _sentence(report: dict) -> str:
     found = report["verdict"]
     if not found["rivals"]:
         return "On the frontier by its cost: no alternative was found with at most its FLOPs and bytes."

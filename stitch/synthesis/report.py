@@ -1,5 +1,7 @@
 """Tables and footnotes of certificates and of tools, for the terminal."""
 
+from stitch.report.notes import text_notes
+
 Table = tuple[list[str], list[list[str]], str]  # heads, rows, title
 
 
@@ -129,4 +131,5 @@ def tool_notes(report: dict) -> list[str]:
         f"(difference {price['nats']:+.1e} nats, 95 % interval {price['low']:+.1e} to {price['high']:+.1e}, paired).",
         f"{report['blocks']} blocks compose {report['windows_per_block']} windows each. Parameters: {size['before']:,} "
         f"before, {size['after']:,} with the tool.",
+        *text_notes(report),
     ]

@@ -16,6 +16,7 @@ from stitch.text.passages import name_of, passages
 
 Split = Literal["fit", "sweep", "report"]
 SPLITS: tuple[Split, ...] = ("fit", "sweep", "report")
+SELF = "self"  # names text that a model writes (`stitch.text.sources`); a folder of that name is ./self
 LEAST_TOKENS = 4096  # of the fit split: two SAE batches. Fewer cannot fit anything.
 
 
@@ -31,7 +32,8 @@ def read(source: str, characters: int | None = None) -> Iterator[Document]:
     A dataset is given as `name` or `name:config`; the column `text` of its train split is streamed until `characters` have
     been read (None: to the end).
 
-    Raises: UsageError for a path that does not exist; StitchError, while reading, for a source that cannot be read.
+    Raises: UsageError for a path that does not exist, and for SELF, as there is no model here; StitchError, while reading, for
+    a source that cannot be read.
     """
     if (lent := LENT.get(source)) is not None:
         return iter(lent)
@@ -39,6 +41,10 @@ def read(source: str, characters: int | None = None) -> Iterator[Document]:
         from stitch.text.corpus import cached_documents
 
         return iter(cached_documents())
+    if source == SELF:
+        raise UsageError(
+            "text self is written by a model, and there is none here: give a text, or ./self for a folder."
+        )
     path = Path(source)
     if path.is_dir():
         return (document for file in sorted(path.rglob("*")) if file.is_file() for document in _file(file, path))

@@ -10,13 +10,15 @@ from stitch.text.documents import SPLITS, select
 
 @dataclass(frozen=True)
 class TextRead:
-    """The name of a text as it was asked for, and what was read of it. `note` says where it is not what it should be."""
+    """The name of a text as it was asked for, and what was read of it. `note` says where it is not what it should be, and
+    `written` how a model wrote it."""
 
     name: str
     documents: int
     characters: int
     sha256: str
     note: str | None = None
+    written: dict | None = None
 
     def to_dict(self) -> dict:
         """The part of a report's provenance."""
@@ -26,18 +28,25 @@ class TextRead:
             "characters": self.characters,
             "sha256": self.sha256,
         }
-        return found if self.note is None else {**found, "note": self.note}
+        told = {"note": self.note, "written": self.written}
+        return {**found, **{key: value for key, value in told.items() if value is not None}}
 
 
-def text_read(name: str, documents: Sequence[Document]) -> TextRead:
-    """The fingerprint of `documents`, all that was read of the text `name`."""
+def text_read(name: str, documents: Sequence[Document], written: dict | None = None) -> TextRead:
+    """The fingerprint of `documents`, all that was read of the text `name`; `written` is as in `Corpus`."""
     digest = sha256_of(documents)
     note = None
     if name == "docs":
         from stitch.text.recorded import difference
 
         note = difference(digest)
-    return TextRead(name, len(documents), sum(len(text) for _, text in documents), digest, note)
+    if written is not None:
+        note = (
+            f"{written['model']} wrote the text itself, so nothing predicts it better on average. A difference from its "
+            "cross-entropy says how closely a row imitates it, not how well it predicts what people write: `stitch eval --text` "
+            "scores on that."
+        )
+    return TextRead(name, len(documents), sum(len(text) for _, text in documents), digest, note, written)
 
 
 def sha256_of(documents: Sequence[Document]) -> str:

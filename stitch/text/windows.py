@@ -10,10 +10,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from stitch.errors import StitchError
+from stitch.files.store import Store
 from stitch.progress import Progress
 from stitch.text.document import Document
-from stitch.text.documents import LEAST_TOKENS, SPLITS, Split, read, select
+from stitch.text.documents import LEAST_TOKENS, SPLITS, Split, select
 from stitch.text.fingerprint import TextRead, text_read
+from stitch.text.sources import Corpus, Wanted, Writes, corpus_of
 from stitch.text.tokenizers import bos_of
 
 CONTEXT = 512  # tokens; the default context is the models' own, but at most this
@@ -156,22 +158,36 @@ def _windows(ids: Int[Tensor, "windows body"], document: Int[Tensor, "windows bo
     return Windows(torch.cat([start, ids], 1), torch.cat([document[:, :1], document], 1))
 
 
-def read_for(text: str, limits: dict[Split, int]) -> list[Document]:
-    """The documents of `text`, of a dataset as many as give splits of so many tokens."""
+def read_for(
+    text: str,
+    limits: dict[Split, int],
+    tokenizer: Any,
+    context: int,
+    *,
+    writer: Writes | None = None,
+    store: Store | None = None,
+    progress: Progress | None = None,
+) -> Corpus:
+    """The documents of `text`: of a dataset, and of what `writer` writes, as many as give splits of so many tokens.
+
+    `tokenizer` and `context` are those of the windows that will be made of it.
+    """
     # The fit split has 90 % of the documents, the other two have 5 % each.
     needed = max(limits["fit"] * 10 // 9, max(limits["sweep"], limits["report"]) * 20)
-    return list(read(text, characters=CHARACTERS_PER_TOKEN * needed))
+    whole: dict[Split, int] = {split: -(-limit // context) * context for split, limit in limits.items()}
+    wanted = Wanted(whole, tokenizer, context)
+    return corpus_of(text, CHARACTERS_PER_TOKEN * needed, wanted, writer, store, progress)
 
 
 def split_windows(
-    text: str, limits: dict[Split, int], tokenizer: Any, context: int, progress: Progress | None = None
+    corpus: Corpus, limits: dict[Split, int], tokenizer: Any, context: int, progress: Progress | None = None
 ) -> dict[Split, Windows]:
-    """Packed windows of the three splits, of at most `limits` tokens each; `text` as in `read`.
+    """Packed windows of the three splits of a text, of at most `limits` tokens each.
 
     Raises: StitchError when the text gives fewer than `LEAST_TOKENS` tokens to fit on, or less than one held-out window.
     """
-    documents = read_for(text, limits)
-    fingerprint, windows = text_read(text, documents), {}
+    documents = corpus.documents
+    fingerprint, windows = text_read(corpus.name, documents, corpus.written), {}
     for number, split in enumerate(SPLITS):
         found = sample(select(documents, split), tokenizer, context, limits[split])
         windows[split] = replace(found, text=fingerprint)
@@ -181,16 +197,30 @@ def split_windows(
     for split, found in windows.items():
         if found.tokens < least[split]:
             raise StitchError(
-                f"text must fill at least {least[split]:,} tokens of the {split} split; {text} has "
+                f"text must fill at least {least[split]:,} tokens of the {split} split; {corpus.name} has "
                 f"{len(documents):,} documents that give {found.tokens:,}: use more or longer text, or lower `context`."
             )
     return windows
 
 
-def report_windows(text: str, tokens: int, tokenizer: Any, context: int) -> Windows:
-    """`tokens` tokens of the report split of `text`. Raises: StitchError when they do not fill one window."""
-    documents = list(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25))
-    windows = replace(sample(select(documents, "report"), tokenizer, context, tokens), text=text_read(text, documents))
+def report_windows(
+    text: str,
+    tokens: int,
+    tokenizer: Any,
+    context: int,
+    *,
+    writer: Writes | None = None,
+    store: Store | None = None,
+    progress: Progress | None = None,
+) -> Windows:
+    """`tokens` tokens of the report split of `text`, which may be written by `writer`.
+
+    Raises: StitchError when they do not fill one window.
+    """
+    wanted = Wanted({"report": -(-tokens // context) * context}, tokenizer, context)
+    corpus = corpus_of(text, CHARACTERS_PER_TOKEN * tokens * 25, wanted, writer, store, progress)
+    found = sample(select(corpus.documents, "report"), tokenizer, context, tokens)
+    windows = replace(found, text=text_read(text, corpus.documents, corpus.written))
     if windows.tokens == 0:
         raise StitchError(
             f"text must fill one window of {windows.context} tokens of the report split; {text} does not: use more text."

@@ -74,7 +74,7 @@ def consolidate(
         if not 0 < cost < 1:
             raise UsageError(f"cost must be above 0 and below 1 nat per token; got {cost}.")
         donor = read_donor(
-            name, text=text, tokens=tokens, held_out=held_out, device=device, dtype=dtype,
+            name, text=text, tokens=tokens, held_out=held_out, seed=seed, device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
         model = donor.model

@@ -66,7 +66,7 @@ def convert_heads(
     def plan() -> Job:
         donor = read_donor(
             name, text=text, tokens=tokens, held_out=held_out, context=context, report_factor=LONGER,
-            device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress,
+            seed=seed, device=device, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
         model = donor.model
         old = check_heads(model, kv_heads)

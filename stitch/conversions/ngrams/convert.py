@@ -78,7 +78,7 @@ def convert_ngram(
         if tolerance < 0:
             raise UsageError(f"tolerance must be 0 or more nats; got {tolerance}.")
         donor = read_donor(
-            name, text=text, tokens=tokens, held_out=held_out, context=context, device=device, dtype=dtype,
+            name, text=text, tokens=tokens, held_out=held_out, context=context, seed=seed, device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
         check_drop(donor.model, drop)

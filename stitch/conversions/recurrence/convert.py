@@ -85,7 +85,7 @@ def convert_recurrent(
             window=window, sinks=sinks, slots=slots, hidden=hidden, steps=steps, logit_steps=logit_steps, seed=seed
         )
         donor = read_donor(
-            name, text=text, tokens=tokens, held_out=held_out, context=context, device=device, dtype=dtype,
+            name, text=text, tokens=tokens, held_out=held_out, context=context, seed=seed, device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
         model = donor.model

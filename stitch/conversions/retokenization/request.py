@@ -8,17 +8,20 @@ from stitch.conversions.retokenization.passages import Passage, beginnings, whol
 from stitch.conversions.retokenization.variants import Workshop
 from stitch.conversions.retokenization.write import require_plain_ends
 from stitch.errors import StitchError, UsageError
+from stitch.files.store import Store
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.sources import Source, resolve
+from stitch.models.writer import Writer
 from stitch.progress import Progress
 from stitch.text.alignment import beside, require_lossless
 from stitch.text.correspondence import correspond
 from stitch.text.document import Document
-from stitch.text.documents import LEAST_TOKENS, read, select
+from stitch.text.documents import LEAST_TOKENS, Split, select
 from stitch.text.fingerprint import TextRead, text_read
 from stitch.text.reader import Reader
+from stitch.text.sources import Wanted, corpus_of
 from stitch.text.tokenizers import same_ids
 
 CONTEXT = 256  # tokens; the default is the model's own, but at most this
@@ -83,8 +86,12 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
     context = min(model.longest, CONTEXT) if asked.context is None else asked.context
     if not 8 <= context <= model.longest:
         raise UsageError(f"context must be in 8..{model.longest} for {asked.model}; got {context}.")
-    documents = list(read(asked.text, characters=READ * asked.documents * context))
-    fit, held_out = _passages(asked, documents, own, new, context)
+    held: dict[Split, int] = dict.fromkeys(("sweep", "report"), asked.documents * context)
+    corpus = corpus_of(
+        asked.text, READ * asked.documents * context, Wanted({"fit": asked.tokens, **held}, model.tokenizer, context),
+        Writer.of(model, asked.seed), Store(), progress,
+    )  # fmt: skip
+    fit, held_out = _passages(asked, corpus.documents, own, new, context)
     for reader, found in ((own, [passage.own for passage in fit]), (new, [passage.new for passage in fit])):
         lost = require_lossless(found, reader.name)
     found = correspond(own, new)
@@ -95,7 +102,8 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
     coinciding = [beside(passage.new, passage.own) for passage in held_out["report"]]
     share = sum(float(one.coincides.sum()) for one in coinciding) / sum(len(one.index) for one in coinciding)
     shop = Workshop(model, donor, own, new, found, fit, asked.seed)
-    return Given(asked, context, sources, shop, held_out, lost, share, text_read(asked.text, documents))
+    text = text_read(asked.text, corpus.documents, corpus.written)
+    return Given(asked, context, sources, shop, held_out, lost, share, text)
 
 
 def _tokenizer_source(name: str, progress: Progress | None) -> Source:

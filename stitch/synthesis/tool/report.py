@@ -13,12 +13,14 @@ from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
+from stitch.files.store import Store
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.device import torch_device
 from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.provenance import surroundings
 from stitch.models.sources import resolve
+from stitch.models.writer import Writer
 from stitch.pages.page import NAME
 from stitch.pages.tool import tool_page
 from stitch.progress import Progress
@@ -70,7 +72,10 @@ def compile_tool(
         automaton = read_automaton(spec, normalise=normalise)
         source = resolve(host, progress=progress)
         before = load(source.folder, name=host, dtype=torch.float32, device=torch_device(device))
-        windows = report_windows(text, tokens, before.tokenizer, min(before.longest, CONTEXT))
+        windows = report_windows(
+            text, tokens, before.tokenizer, min(before.longest, CONTEXT), writer=Writer.of(before, 0), store=Store(),
+            progress=progress,
+        )  # fmt: skip
         ids = windows.ids.long()
 
         def make(scratch: Path, output: Path) -> dict:
