@@ -6,7 +6,7 @@ SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surge
 SCALE := $(addprefix benchmarks/,matching_at_scale.py matching_real.py sae_training.py checkpoint.py harvest.py decode.py end_to_end.py)
 REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
 
-.PHONY: setup demo test test-slow test-cpus fuzz lint types docs sbom bench bench-scale bench-graft bench-reuse bench-synthesis bench-conversions bench-translations bench-regimes clean
+.PHONY: setup demo test test-slow test-cpus fuzz lint types docs sbom bench bench-scale bench-graft bench-reuse bench-synthesis bench-conjectures bench-conversions bench-translations bench-regimes clean
 
 setup: $(READY)
 
@@ -87,6 +87,14 @@ bench-reuse: $(READY)
 
 bench-synthesis: $(READY)
 	$(BIN)/python benchmarks/synthesis.py
+
+# Takes about two hours; SMALL=--small takes a quarter of the text, for a trial.
+CONJECTURES := own_tables no_text keys far_heads outliers multilinear rotation_binding traces
+bench-conjectures: $(READY)
+	@mkdir -p build/benchmarks/conjectures
+	@set -e; for row in $(CONJECTURES); do \
+		echo "$$row" >&2; $(BIN)/python benchmarks/conjectures/$$row.py $(SMALL) > build/benchmarks/conjectures/$$row.jsonl; \
+	done
 
 # Takes hours. Parts that are in build/benchmarks/conversions are not repeated.
 bench-conversions: $(READY)

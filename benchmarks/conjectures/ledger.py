@@ -43,3 +43,288 @@ def answer(page: str) -> Callable[[], str]:
 
 def signed(found: dict) -> str:
     return f"{found['ce']:+.4f} ({found['ce_low']:+.4f} to {found['ce_high']:+.4f})".replace("-", "−")
+
+
+def verdicts(conjecture: str) -> str:
+    """ "refuted", or by model where they differ: "refuted (demo:gpt2, smollm2), partly (demo:llama)"."""
+    by: dict[str, list[str]] = {}
+    for line in lines(conjecture):
+        by.setdefault(line["verdict"], []).append(line["model"])
+    if len(by) == 1:
+        return next(iter(by))
+    return ", ".join(f"{verdict} ({', '.join(models)})" for verdict, models in by.items())
+
+
+def each(conjecture: str, told: Callable[[dict], str]) -> str:
+    return "; ".join(f"{line['model']}: {told(line)}" for line in lines(conjecture))
+
+
+def counted(conjecture: str) -> str:
+    found = sorted({line["documents"] for line in lines(conjecture) if "documents" in line})
+    return "" if not found else str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+def keys() -> str:
+    def told(line: dict) -> str:
+        dropped = next(row for row in line["rows"] if row["keys"] == 16 and row["others"] == "dropped")
+        return f"{signed(line)}, dropped {dropped['ce']:+.3f}".replace("-", "−")
+
+    return f"nats with 16 exact keys per query and the others averaged: {each('keys', told)}"
+
+
+def far() -> str:
+    return "far heads that prefer rare tokens: " + each(
+        "far_heads", lambda line: f"{line['enriched']} of {line['far']} (median {line['median']:.2f} times)"
+    )
+
+
+def outliers() -> str:
+    def told(line: dict) -> str:
+        found = {row["statistic"]: row for row in line["rows"] if row["cost"] == "bridged"}
+        return f"ρ {found['top_share']['rho']:+.2f} (p {found['top_share']['p']:.2f}), {line['cuts']} cuts".replace(
+            "-", "−"
+        )
+
+    return f"top channel's share of the variance against the cost of a bridged cut: {each('outliers', told)}"
+
+
+def binding() -> str:
+    return "overlap of two heads' maps, and of random ones with the same spectrum: " + each(
+        "rotation_binding", lambda line: f"{line['crosstalk']:.3f}, {max(line['null']['crosstalk']):.3f}"
+    )
+
+
+def products() -> str:
+    return "products of two minus ReLU features, nats: " + each(
+        "multilinear",
+        lambda line: (
+            f"{signed(line['bilinear_minus_relu'])}, classes minus random ones {signed(line['classes_minus_random'])}"
+        ),
+    )
+
+
+def tables() -> str:
+    (line,) = lines("own_tables")
+    fronts = line["on_front"]
+    return (
+        f"{len(fronts['flops'])} of {line['composites']} pairs of sites on the front of FLOPs, {len(fronts['bytes'])} on that of "
+        f"bytes; nearest {line['nearest']['ce']:+.3f} nats to the best model without the other's blocks".replace(
+            "-", "−"
+        )
+    )
+
+
+def unread() -> str:
+    """The share of the stream's variance that the head reads, at the middle site, beside chance."""
+
+    def told(line: dict) -> str:
+        site = line["sites"][len(line["sites"]) // 2]
+        return f"{site['read']:.2f} at site {site['site']} (chance {site['read_by_chance']:.2f})"
+
+    return f"variance in what the head reads: {each('outliers', told)}"
+
+
+def no_text() -> str:
+    found = [
+        line["minus_real"][writer]
+        for line in read(RESULTS / "no_text.jsonl")
+        if "minus_real" in line
+        for writer in ("by A", "by B")
+    ]
+    worse = sum(low > 0.01 for _, low, _ in found)
+    most = max(value for value, _, _ in found)
+    return (
+        f"written minus people's text: more than 0.01 nats worse in {worse} of {len(found)} cells, at most {most:+.3f}"
+    )
+
+
+def routes() -> str:
+    (line,) = [
+        one
+        for one in read(RESULTS / "main_job.jsonl")
+        if one.get("minus") == "translation:routed" and one["name"] == "null:random-routes"
+    ]
+    return f"random minus learned classes of tokens, nats: {signed(line['gpt2-llama'])} and {signed(line['llama-gpt2'])}; forgetting was not measured"
+
+
+def traces() -> str:
+    arms = {line["arm"]: line for line in read(RESULTS / "traces.jsonl")}
+
+    def told(arm: str) -> str:
+        value, low, high = arms[arm]["savings"]
+        return f"{arm} {value:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
+
+    return "savings in nats · steps: " + ", ".join(map(told, ("unlearned", "distilled from itself", "undone")))
+
+
+ENTRIES = [
+    Entry(
+        UNNUMBERED,
+        "A behaviour can be written into a freshly initialised model of another architecture.",
+        "holds",
+        answer("grafts"),
+        page="grafts",
+    ),
+    Entry(
+        UNNUMBERED,
+        "A finite automaton's definition converts to transformer weights.",
+        "holds",
+        answer("compiled"),
+        page="compiled",
+    ),
+    Entry(
+        UNNUMBERED,
+        "An intended attention pattern converts to query-key weights and positions.",
+        "holds",
+        answer("compiled-precision"),
+        page="compiled-precision",
+    ),
+    Entry(
+        UNNUMBERED,
+        "Shallow transformers with induction heads are stored-program machines.",
+        "holds",
+        answer("long-trace"),
+        page="long-trace",
+    ),
+    Entry(
+        UNNUMBERED,
+        "Multi-head attention contracts to multi-query attention by SVD.",
+        "partly",
+        answer("convert-heads"),
+        page="convert-heads",
+    ),
+    Entry(
+        UNNUMBERED,
+        "A transformer converts to a recurrent network with fast weights.",
+        "partly",
+        answer("convert-recurrent"),
+        page="convert-recurrent",
+    ),
+    Entry(
+        UNNUMBERED,
+        "Fast weights convert to slow weights.",
+        "partly",
+        answer("convert-consolidate"),
+        page="convert-consolidate",
+    ),
+    Entry(
+        UNNUMBERED,
+        "Early layers convert to an explicit n-gram memory.",
+        "partly",
+        answer("convert-ngram"),
+        page="convert-ngram",
+    ),
+    Entry(
+        "3, 10",
+        "What attention scores say of all but the strongest keys is noise.",
+        verdicts("keys"),
+        keys,
+        lambda: counted("keys"),
+        "keys-that-matter",
+    ),
+    Entry(
+        "4",
+        "Products of features hold what linear maps miss.",
+        verdicts("multilinear"),
+        products,
+        lambda: counted("multilinear"),
+    ),
+    Entry(
+        "5",
+        "Heads that look far look at rare, specific tokens.",
+        verdicts("far_heads"),
+        far,
+        lambda: counted("far_heads"),
+        "keys-that-matter",
+    ),
+    Entry("12", "A prediction for 2033.", "not tested", lambda: "there is nothing to measure yet"),
+    Entry(
+        "13, 17",
+        "Layers of two models, joined without training, are worth their cost.",
+        verdicts("own_tables"),
+        tables,
+        lambda: "",
+        "seam-bytes",
+    ),
+    Entry(
+        "14", "Value maps are near-orthogonal, so one read tells heads apart.", verdicts("rotation_binding"), binding
+    ),
+    Entry(
+        "15",
+        "Sites with outlier channels are bad sites to cut.",
+        verdicts("outliers"),
+        outliers,
+        lambda: counted("outliers"),
+        "outliers",
+    ),
+    Entry("16", "A link to a paper.", "not tested", lambda: "there is nothing to measure"),
+    Entry(
+        "18, 26",
+        "What prepares later tokens is hidden from the output.",
+        "not tested",
+        unread,
+        lambda: counted("outliers"),
+        "outliers",
+    ),
+    Entry(
+        "19",
+        "Training on corrupted trajectories teaches to correct them.",
+        "not tested",
+        lambda: "needs preference training, which is no tool of this kit",
+    ),
+    Entry(
+        "20",
+        "A trace remains of what was unlearned, and only adversarial training removes it.",
+        "first half holds",
+        traces,
+        lambda: "12",
+    ),
+    Entry(
+        "21",
+        "Backdoors cannot be found by testing behaviour.",
+        "not tested",
+        lambda: "a theorem (Goldwasser et al. 2022); planting them is no tool of this kit",
+    ),
+    Entry(
+        "22",
+        "No text is needed: what a model writes is as good to fit on.",
+        "refuted",
+        no_text,
+        lambda: "110",
+        "what-failed",
+    ),
+    Entry(
+        "23",
+        "Random routing separates patterns as well as learned routing.",
+        "in part tested",
+        routes,
+        lambda: "",
+        "look-ups",
+    ),
+    Entry("25", "Visual counting.", "not tested", lambda: "no model that sees is converted here"),
+    Entry(
+        "27",
+        "Recurrent networks with eigenvalues inside the unit circle stay stable.",
+        "not tested",
+        lambda: "mostly a theorem; no conversion has decaying states",
+    ),
+    Entry(
+        "28",
+        "Tokens that mark interventions teach causal effects.",
+        "not tested",
+        lambda: "needs training on made-up data, which is no tool of this kit",
+    ),
+]
+
+
+def main() -> None:
+    for entry in ENTRIES:
+        print(json.dumps({
+            "numbers": entry.numbers, "claim": entry.claim, "verdict": entry.verdict, "evidence": entry.evidence(),
+            **({"documents": found} if (found := entry.documents()) else {}),
+            **({"page": f"[{entry.page}]({entry.page}.md)"} if entry.page else {}),
+        }, ensure_ascii=False))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -292,20 +292,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo:gpt2")
     parser.add_argument("--documents", type=int, default=12)
+    parser.add_argument("--small", action="store_true", help="A third of the documents.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--minutes", type=float, default=20.0, help="of processor time, after which no document is begun"
     )
     options = parser.parse_args()
     bench = Workbench(open_model(options.model))
-    chosen = documents(bench.setup, options.documents + 1)
+    count = options.documents // 3 if options.small else options.documents
+    chosen = documents(bench.setup, count + 1)
     bench.net.requires_grad_(True)
     plain = bench.distilled(bench.never, bench.never, options.seed)
     found, steps = [], []
     for ids, another in pairwise(chosen):
-        rows, count = measure(bench, ids, another, plain, options.seed + len(found))
+        rows, taken = measure(bench, ids, another, plain, options.seed + len(found))
         found.append(rows)
-        steps.append(count)
+        steps.append(taken)
         print(f"{len(found)} documents, {time.process_time():.0f} s", file=sys.stderr)
         if time.process_time() > 60 * options.minutes:
             break

@@ -19,7 +19,7 @@ from stitch.models.loading import AnyModel, load_any
 from stitch.models.provenance import versions
 from stitch.models.sources import Source, resolve_all
 from stitch.progress import Progress
-from stitch.text.documents import read, select
+from stitch.text.documents import SELF, read, select
 from stitch.text.file_ids import file_ids
 from stitch.text.tokenizers import bos_of, require_same_ids
 from stitch.text.windows import CHARACTERS_PER_TOKEN, Windows, report_windows
@@ -51,7 +51,7 @@ def find_trace(
     that never saw the document, the area is between its curve and the model's; without, between the curve and its own start.
     Raises: UsageError for a request that cannot be met; StitchError when models, text or training fail.
     """
-    _check(controls, rate, dtype)
+    _check(controls, rate, dtype, text)
     names = [model] if against is None else [model, against]
     sources = resolve_all(names, progress=progress)
     for source in sources:
@@ -92,7 +92,11 @@ def find_trace(
     }
 
 
-def _check(controls: int, rate: float, dtype: str) -> None:
+def _check(controls: int, rate: float, dtype: str, text: str) -> None:
+    if text == SELF:
+        raise UsageError(
+            "text must not be self for a trace, as its controls are documents that the model has not seen: give another text."
+        )
     if controls < LEAST:
         raise UsageError(f"controls must be at least {LEAST}, for an interval; got {controls}.")
     if not 0 < rate < 1:
