@@ -139,12 +139,10 @@ def no_text() -> str:
 
 
 def routes() -> str:
-    (line,) = [
-        one
-        for one in read(RESULTS / "main_job.jsonl")
-        if one.get("minus") == "translation:routed" and one["name"] == "null:random-routes"
-    ]
-    return f"random minus learned classes of tokens, nats: {signed(line['gpt2-llama'])} and {signed(line['llama-gpt2'])}; forgetting was not measured"
+    wanted = {"name": "null:random-routes", "minus": "translation:routed"}
+    (line,) = [one for one in read(RESULTS / "main_job.jsonl") if wanted.items() <= one.items()]
+    found = " and ".join(signed(line[direction]) for direction in ("gpt2-llama", "llama-gpt2"))
+    return f"random minus learned classes of tokens, nats: {found}; forgetting was not measured"
 
 
 def traces() -> str:
