@@ -3,7 +3,7 @@
     drafts      four machines, decoded as by `stitch run`: tokens per second, memory and margin in every tenth
     unbroken    the binary counter with true positions and no token read twice
     single      the binary counter, one token per pass
-    growing     its first 16,000 tokens with all keys kept, beside those that `stitch run` keeps
+    growing     its first 8,000 tokens with all keys kept, beside those that `stitch run` keeps
     positions   eight frames as far behind the rules as in the middle of a run
     nulls       frames that are right without a rule, without a cell of the last frame, or as copies of the last frame
 
@@ -150,10 +150,10 @@ def single(work: Path, tokens: int) -> Iterator[dict]:
 
 def growing(work: Path, tokens: int) -> Iterator[dict]:
     """One token per pass, so that only the number of keys differs."""
-    context = 16_384
+    context = 8_192
     for name, kept in (("all", ALL), (f"rules and {KEPT} frames", KEPT)):
         machine = counter(context=context)
-        yield {"keys": name, **traced(loaded(machine, work), machine, min(tokens, 16_000), kept=kept, drafts=False)}
+        yield {"keys": name, **traced(loaded(machine, work), machine, min(tokens, 8_000), kept=kept, drafts=False)}
 
 
 def positions(work: Path, tokens: int) -> Iterator[dict]:
