@@ -4,6 +4,7 @@
     unbroken    the binary counter with true positions and no token read twice
     single      the binary counter, one token per pass
     growing     its first 8,000 tokens with all keys kept, beside those that `stitch run` keeps
+    generate    as many tokens by transformers' generate, prompted again whenever the context of 2,048 tokens is full
     positions   eight frames as far behind the rules as in the middle of a run
     nulls       frames that are right without a rule, without a cell of the last frame, or as copies of the last frame
 
@@ -27,7 +28,7 @@ from transformers import DynamicCache
 
 from stitch.synthesis import checkpoint, kinds
 from stitch.synthesis.build import build
-from stitch.synthesis.decode import KEPT, Frame, Machine
+from stitch.synthesis.decode import KEPT, Frame, Machine, decoded
 from stitch.synthesis.write import MARGIN
 
 ALL = 10**6  # frames in the cache: more than any run here has
@@ -90,7 +91,7 @@ def traced(
     size = len(machine.frame)
     frames = -(-tokens // size)
     run = by(net, machine.description["context"], machine.tokens, machine.ends, kept, drafts)
-    decoded = iter(run.frames(machine.prompt, machine.frame, frames))
+    found = iter(run.frames(machine.prompt, machine.frame, frames))
     last = [machine.tokens[number] for number in machine.frame]
     done, wrong, margin, copied, tenths = 0, 0, torch.inf, 0, []
     for tenth in range(10):
@@ -98,7 +99,7 @@ def traced(
         count = frames * (tenth + 1) // 10 - frames * tenth // 10
         for _ in range(count):
             began, began_cpu = time.perf_counter(), time.process_time()
-            frame = next(decoded)
+            frame = next(found)
             seconds, cpu = seconds + time.perf_counter() - began, cpu + time.process_time() - began_cpu
             wrong += frame.tokens != next(machine.expected)
             copied += sum(one == other for one, other in zip(frame.tokens, last, strict=True))
@@ -124,6 +125,7 @@ def traced(
         "equal_to_last_frame": copied / done,
         "seconds": sum(one["tokens"] / one["tokens_per_second"] for one in tenths),
         "cpu_seconds": sum(one["tokens"] / one["tokens_per_cpu_second"] for one in tenths),
+        "tokens_per_cpu_second": done / sum(one["tokens"] / one["tokens_per_cpu_second"] for one in tenths),
         "tokens_per_second": done / sum(one["tokens"] / one["tokens_per_second"] for one in tenths),
         "slowest_tenth": min(rates),
         "fastest_tenth": max(rates),
@@ -150,10 +152,30 @@ def single(work: Path, tokens: int) -> Iterator[dict]:
 
 def growing(work: Path, tokens: int) -> Iterator[dict]:
     """One token per pass, so that only the number of keys differs."""
-    context = 8_192
+    tokens, context = min(tokens, 8_000), 8_192
     for name, kept in (("all", ALL), (f"rules and {KEPT} frames", KEPT)):
         machine = counter(context=context)
-        yield {"keys": name, **traced(loaded(machine, work), machine, min(tokens, 8_000), kept=kept, drafts=False)}
+        yield {"keys": name, **traced(loaded(machine, work), machine, tokens, kept=kept, drafts=False)}
+
+
+def generate(work: Path, tokens: int) -> Iterator[dict]:
+    machine = counter()
+    net, size, context = loaded(machine, work), len(machine.frame), machine.description["context"]
+    seconds, cpu, last, done, wrong = 0.0, 0.0, machine.frame, 0, 0
+    while done < min(tokens, 8_000):
+        began, began_cpu = time.perf_counter(), time.process_time()
+        new = decoded(net, machine.prompt + last, (context - len(machine.prompt) - size) // size * size)
+        seconds, cpu = seconds + time.perf_counter() - began, cpu + time.process_time() - began_cpu
+        for start in range(0, len(new), size):
+            wrong += [machine.tokens[number] for number in new[start : start + size]] != next(machine.expected)
+        done, last = done + len(new), new[-size:]
+    yield {
+        "machine": "binary counter",
+        "tokens": done,
+        "wrong_frames": wrong,
+        "tokens_per_second": done / seconds,
+        "tokens_per_cpu_second": done / cpu,
+    }
 
 
 def positions(work: Path, tokens: int) -> Iterator[dict]:
@@ -215,7 +237,7 @@ def nulls(work: Path, tokens: int, frames: int = 200) -> Iterator[dict]:
     yield {"window": "none: a copy of the last frame", "frames": frames, "right": copies}
 
 
-PARTS = (positions, nulls, growing, drafts, unbroken, single)
+PARTS = (positions, nulls, growing, generate, drafts, unbroken, single)
 
 
 def main() -> None:
