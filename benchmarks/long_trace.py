@@ -2,7 +2,6 @@
 
     drafts      four machines, decoded as by `stitch run`: tokens per second, memory and margin in every tenth
     unbroken    the binary counter with true positions and no token read twice
-    single      the binary counter, one token per pass
     growing     its first 8,000 tokens with all keys kept, beside those that `stitch run` keeps
     generate    as many tokens by transformers' generate, prompted again whenever the context of 2,048 tokens is full
     positions   eight frames as far behind the rules as in the middle of a run
@@ -145,11 +144,6 @@ def unbroken(work: Path, tokens: int) -> Iterator[dict]:
     yield {"machine": "binary counter", **traced(loaded(machine, work), machine, tokens, Unbroken)}
 
 
-def single(work: Path, tokens: int) -> Iterator[dict]:
-    machine = counter()
-    yield {"machine": "binary counter", **traced(loaded(machine, work), machine, tokens, drafts=False)}
-
-
 def growing(work: Path, tokens: int) -> Iterator[dict]:
     """One token per pass, so that only the number of keys differs."""
     tokens, context = min(tokens, 8_000), 8_192
@@ -237,7 +231,7 @@ def nulls(work: Path, tokens: int, frames: int = 200) -> Iterator[dict]:
     yield {"window": "none: a copy of the last frame", "frames": frames, "right": copies}
 
 
-PARTS = (positions, nulls, growing, generate, drafts, unbroken, single)
+PARTS = (positions, nulls, growing, generate, drafts, unbroken)
 
 
 def main() -> None:

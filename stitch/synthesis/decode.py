@@ -82,7 +82,9 @@ class Machine:
                 return
             frame, unread = new, new[-1:]
 
-    def _next(self, unread: list[int], frame: list[int], cache: DynamicCache, ends: list[int]) -> tuple[list[int], float]:
+    def _next(
+        self, unread: list[int], frame: list[int], cache: DynamicCache, ends: list[int]
+    ) -> tuple[list[int], float]:
         """The frame after `frame`, and its margin. All of its tokens but the last are in the cache afterwards."""
         new, margin = [], torch.inf
         while len(new) < len(frame) and not (new and new[-1] in ends):
