@@ -117,7 +117,7 @@ def _turing(found: dict, window: int, context: int) -> Long:
         for state, tape, place in itertools.islice(
             interpreters.run(machine.rules, machine.start, cells, head), 1, None
         ):
-            if state in ("halt", "edge"):  # the busy beaver leaves its window after 1,001,000 tokens
+            if state in ("halt", "edge"):  # the busy beaver leaves its window after 1,051,330 tokens
                 return
             yield [TOKENS[number] for number in ids_of(frame_text(names, tape, place, state))[1:]]
 

@@ -94,7 +94,7 @@ def traced(
     last = [machine.tokens[number] for number in machine.frame]
     done, wrong, margin, copied, tenths = 0, 0, torch.inf, 0, []
     for tenth in range(10):
-        seconds = cpu = 0.0
+        seconds, cpu, read = 0.0, 0.0, 0
         count = frames * (tenth + 1) // 10 - frames * tenth // 10
         for _ in range(count):
             began, began_cpu = time.perf_counter(), time.process_time()
@@ -102,6 +102,7 @@ def traced(
             seconds, cpu = seconds + time.perf_counter() - began, cpu + time.process_time() - began_cpu
             wrong += frame.tokens != next(machine.expected)
             copied += sum(one == other for one, other in zip(frame.tokens, last, strict=True))
+            read += tokens_read(last, frame.tokens)
             done, margin, last = done + len(frame.tokens), min(margin, frame.margin), frame.tokens
         tenths.append(
             {
@@ -109,6 +110,7 @@ def traced(
                 "tokens": count * size,
                 "tokens_per_second": count * size / seconds,
                 "tokens_per_cpu_second": count * size / cpu,
+                **({"read_per_token": read / (count * size)} if drafts else {}),
                 "peak_bytes": peak_bytes(),
             }
         )
@@ -131,6 +133,12 @@ def traced(
         "peak_growth_bytes": tenths[-1]["peak_bytes"] - tenths[0]["peak_bytes"],
         "tenths": tenths,
     }
+
+
+def tokens_read(last: Sequence[str], frame: Sequence[str]) -> int:
+    """The tokens that passes with drafts read for a frame: each pass, all after the wrong guess before."""
+    wrong = [place for place, token in enumerate(frame[:-1]) if token != last[place]]
+    return sum(len(frame) - start for start in (0, *(place + 1 for place in wrong)))
 
 
 def drafts(work: Path, tokens: int, machines: Sequence[str] = tuple(MACHINES)) -> Iterator[dict]:
