@@ -19,7 +19,8 @@ def run_subleq(net: Any, description: dict, program: Program, steps: int) -> Ite
     first_frame = [tokens.index(token) for token in before]
     machine, outcome = Machine(net, description["context"], tokens, (HALT,)), "goes on"
     yield f"{0:>6}  {before[1]}"
-    for step, frame in enumerate(machine.frames([0], first_frame, steps), 1):
+    for step, found in enumerate(machine.frames([0], first_frame, steps), 1):
+        frame = found.tokens
         if frame[0] != NO_OUTPUT:
             output.append(int(frame[0], 16))
         if frame[-1] == HALT:

@@ -21,7 +21,8 @@ def run_turing(net: Any, description: dict, machine: Turing, tape: str, steps: i
     compiled = Machine(net, description["context"], TOKENS, (HALT, EDGE))
 
     yield f"{0:>6}  {_readable(frame, names)}"
-    for step, tokens in enumerate(compiled.frames(ids_of(program), ids_of(frame)[1:], steps), 1):
+    for step, found in enumerate(compiled.frames(ids_of(program), ids_of(frame)[1:], steps), 1):
+        tokens = found.tokens
         if tokens[-1] in (HALT, EDGE):
             yield "halts" if tokens[-1] == HALT else "leaves the window"
             return
