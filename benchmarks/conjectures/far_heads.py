@@ -4,7 +4,7 @@
 
 Far heads move at least a tenth of what they move (probability × length of what the key's value writes) from more than 128
 tokens back (a quarter of a shorter context), tokens that start a text left out. Enrichment: how many times more of that comes
-from the rarest quarter of tokens than keys at the same distance would give. Null: the same on text in random order. Of heads
+from the rarest quarter of tokens than they are of the keys. Null: the same on text in random order. Of heads
 enriched more than 1.5 times, far keys are then taken away, beside as many other far heads drawn at random, and the loss on
 tokens that occurred earlier in their window is compared.
 
@@ -72,13 +72,15 @@ def measure(name: str, given: argparse.Namespace) -> None:
     null = measure_heads(found.model, shuffled_windows(found.windows, 0), far=far, sizes=(16,), costs=False)
     places = [(block, head) for block, row in enumerate(heads) for head in range(len(row))]
     far_heads = [(b, h) for b, h in places if (heads[b][h]["far_moved"] or 0) >= LOOKS_FAR]
-    rare = [(b, h) for b, h in far_heads if heads[b][h]["rare"] > ENRICHED]
-    copies = [(b, h) for b, h in far_heads if heads[b][h]["copies"] > 5]
+    rare = [(b, h) for b, h in far_heads if (heads[b][h]["rare"] or 0) > ENRICHED]
+    copies = [(b, h) for b, h in far_heads if (heads[b][h]["copies"] or 0) > 5]
+    other_copies = [(b, h) for b, h in far_heads if (heads[b][h]["copies_null"] or 0) > 5]
     share = len(rare) / max(len(far_heads), 1)
-    enrichment = torch.tensor([heads[b][h]["rare"] for b, h in far_heads])
+    enrichment = torch.tensor([heads[b][h]["rare"] or 0.0 for b, h in far_heads])
     shuffled = torch.tensor([null[b][h]["rare"] or 0.0 for b, h in far_heads])
     line: dict = {
         "share": share, "far": len(far_heads), "of": len(places), "enriched": len(rare), "after_copies": len(copies),
+        "after_other_copies": len(other_copies),
         "median": float(enrichment.median()), "median_shuffled": float(shuffled.median()),
         "context": found.windows.context, "far_from": far,
         "heads": [

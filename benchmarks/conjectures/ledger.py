@@ -124,6 +124,12 @@ def unread() -> str:
     return f"variance in what the head reads: {each('outliers', told)}"
 
 
+def of_no_text() -> dict:
+    from no_text import verdict
+
+    return verdict([line for line in read(RESULTS / "no_text.jsonl") if "minus_real" in line])
+
+
 def no_text() -> str:
     found = [
         line["minus_real"][writer]
@@ -145,11 +151,24 @@ def routes() -> str:
     return f"random minus learned classes of tokens, nats: {found}; forgetting was not measured"
 
 
+def arms() -> dict[str, dict]:
+    return {line["arm"]: line for line in read(RESULTS / "traces.jsonl")}
+
+
+def of_traces() -> str:
+    """The first two rules in the head of `traces.py`."""
+    found = arms()
+    remains = found["unlearned"]["after_start"][1] > 0
+    removed = any(found[arm]["savings"][1] <= 0 for arm in ("distilled from never", "distilled from itself"))
+    first = "a trace remains" if remains else "no trace is clear"
+    return f"{first}; {'distillation removes it' if removed else 'distillation does not remove it'}"
+
+
 def traces() -> str:
-    arms = {line["arm"]: line for line in read(RESULTS / "traces.jsonl")}
+    found = arms()
 
     def told(arm: str) -> str:
-        value, low, high = arms[arm]["savings"]
+        value, low, high = found[arm]["savings"]
         return f"{arm} {value:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
 
     return "savings in nats · steps: " + ", ".join(map(told, ("unlearned", "distilled from itself", "undone")))
@@ -273,9 +292,9 @@ ENTRIES = [
     Entry(
         "20",
         "A trace remains of what was unlearned, and only adversarial training removes it.",
-        "first half holds",
+        of_traces(),
         traces,
-        lambda: "12",
+        lambda: str(arms()["unlearned"]["documents"]),
     ),
     Entry(
         "21",
@@ -286,9 +305,9 @@ ENTRIES = [
     Entry(
         "22",
         "No text is needed: what a model writes is as good to fit on.",
-        "refuted",
+        of_no_text()["verdict"],
         no_text,
-        lambda: "110",
+        lambda: str(min(line["documents"] for line in read(RESULTS / "no_text.jsonl") if "documents" in line)),
         "what-failed",
     ),
     Entry(

@@ -24,7 +24,7 @@ from stitch.evaluation.scores import Batch, Logits, Scores, evaluate, mean_of, w
 from stitch.models.model import Model
 from stitch.regression.moments import accumulate
 from stitch.regression.ridge import Ridge, ridge
-from stitch.text.windows import Windows, split_windows
+from stitch.text.windows import Windows, read_for, split_windows
 
 DIRECTIONS = {
     "demo:gpt2 → demo:llama": ("demo:gpt2", 3, "demo:llama", 4),
@@ -57,7 +57,8 @@ def lifts(x: Tensor, b: Model, seed: int) -> dict[str, Columns]:
     generator = torch.Generator().manual_seed(seed)
     mean, white = whitening(x)
     count = CLASSES * x.shape[1]
-    u, v, w = (white @ torch.randn(x.shape[1], count, generator=generator) for _ in range(3))
+    scale = x.shape[1] ** -0.5  # so that projections have unit variance
+    u, v, w = (scale * white @ torch.randn(x.shape[1], count, generator=generator) for _ in range(3))
     bias = torch.randn(count, generator=generator)
     classes = kmeans(b.embedding.weight.detach().float(), generator)
     at_random = torch.randint(CLASSES, classes.shape, generator=generator)
@@ -101,7 +102,7 @@ def measure(name: str, given: argparse.Namespace) -> None:
     a_name, site_a, b_name, site_b = DIRECTIONS[name]
     a, b = (_shared.subject(one, context=256, windows=1).model for one in (a_name, b_name))
     sizes = {"fit": 8_192 if given.small else 32_768, "sweep": 8_192, "report": 28_672}
-    windows = split_windows("docs", sizes, a.tokenizer, 256)
+    windows = split_windows(read_for("docs", sizes, a.tokenizer, 256), sizes, a.tokenizer, 256)
     streams = {split: _streams(a, site_a, b, site_b, found) for split, found in windows.items()}
     x = streams["fit"][0][:, 1:].flatten(0, 1)
     rows: dict[str, Logits] = {"b": whole_model(b.net)}

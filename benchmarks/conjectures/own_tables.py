@@ -35,6 +35,7 @@ def measure(name: str, given: argparse.Namespace) -> None:
         for cell in report["cells"]
         if cell["rival"] is not None
     )
+    assert behind, "no composite costs as much as any model without the other's blocks"
     wins = [bool(found) for found in on_front.values()]
     _shared.tell(
         "own_tables", name, "holds" if all(wins) else "partly" if any(wins) else "refuted", composites=len(report["cells"]),

@@ -99,7 +99,8 @@ def inspect(
             "text": source, "tokens": tokens, "context": context, "seed": seed, "device": device, "dtype": dtype,
             "trust_remote_code": trust_remote_code, "progress": update,
         }  # fmt: skip
-        return _heads(name, byte_count(memory), common) if heads else _sites(name, common)
+        common["memory"] = byte_count(memory)
+        return _heads(name, common) if heads else _sites(name, common)
 
 
 def _described(name: str) -> Result:
@@ -110,11 +111,11 @@ def _described(name: str) -> Result:
     return Result(facts, Page(tables=[(["", ""], rows, facts["name"])]))
 
 
-def _heads(name: str, memory: int, common: dict) -> Result:
+def _heads(name: str, common: dict) -> Result:
     from stitch.jobs.inspect import inspect_heads
     from stitch.layers import heads_report as shown
 
-    report = inspect_heads(name, memory=memory, **common)
+    report = inspect_heads(name, **common)
     tables = [shown.keys_table(report), shown.far_table(report)]
     return Result(
         report, Page(lead=shown.lead(report), heats=shown.maps(report), tables=tables, notes=_notes(shown, report))

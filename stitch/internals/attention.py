@@ -77,12 +77,17 @@ def attending(model: Model, attend: Attend) -> Iterator[None]:
     finally:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation = name
+        AttentionInterface.register(NAME, _ended)  # transformers' table would keep the model alive
     if len(seen) != model.depth:
         missing = sorted(set(range(model.depth)) - seen)
         raise UsageError(
             f"the attention of every block must be a function that transformers lets one replace; that of block {missing[0]} of "
             f"{model.name} is not: choose another model."
         )
+
+
+def _ended(*_: Any, **__: Any) -> tuple[Tensor, None]:
+    raise RuntimeError("the attention of this model is replaced inside `attending` alone.")
 
 
 def _blocks_of(model: Model) -> dict[nn.Module, int]:

@@ -13,7 +13,7 @@ from stitch.models.sources import resolve_all
 from stitch.models.writer import Writer
 from stitch.progress import Progress
 from stitch.text.tokenizers import require_same_ids
-from stitch.text.windows import CONTEXT, report_windows
+from stitch.text.windows import CONTEXT, report_windows, require_text_size
 
 
 def evaluate_models(
@@ -37,6 +37,7 @@ def evaluate_models(
     Raises: UsageError when the two models do not read the same token ids or `context` is too long; StitchError when the text is
     too small or weights are missing or damaged.
     """
+    require_text_size(tokens, context)
     place, precision = torch_device(device), torch_dtype(dtype)
     names = [model] if against is None else [model, against]
     sources = resolve_all(names, progress=progress)

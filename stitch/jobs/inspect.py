@@ -12,7 +12,9 @@ from stitch.models.model import Model
 from stitch.models.sources import Source, resolve
 from stitch.models.writer import Writer
 from stitch.progress import Progress
-from stitch.text.windows import CONTEXT, Windows, report_windows
+from stitch.text.windows import CONTEXT, SHORTEST, Windows, report_windows, require_text_size
+
+SHORTEST_OF_HEADS = 16  # tokens of a window in which some keys are far
 
 
 def inspect_heads(
@@ -22,20 +24,23 @@ def inspect_heads(
 
     Raises: UsageError for a model whose attention is not known, and for too long a context; StitchError for too little text.
     """
-    loaded, source, windows = _read(model, seed=seed, progress=progress, **asked)
+    loaded, source, windows = _read(model, SHORTEST_OF_HEADS, seed=seed, progress=progress, **asked)
     settings = {"model": model, **asked, "context": windows.context, "seed": seed, "memory": memory}
     return heads_report(loaded, source, windows, settings, seed=seed, memory=memory, progress=progress)
 
 
-def inspect_sites(model: str, *, seed: int = 0, progress: Progress | None = None, **asked: Any) -> dict:
+def inspect_sites(
+    model: str, *, seed: int = 0, memory: int = 4 * 2**30, progress: Progress | None = None, **asked: Any
+) -> dict:
     """The report on the residual stream of `model` at its sites; the rest as in `inspect_heads`."""
-    loaded, source, windows = _read(model, seed=seed, progress=progress, **asked)
-    settings = {"model": model, **asked, "context": windows.context, "seed": seed}
-    return sites_report(loaded, source, windows, settings, seed=seed, progress=progress)
+    loaded, source, windows = _read(model, SHORTEST, seed=seed, progress=progress, **asked)
+    settings = {"model": model, **asked, "context": windows.context, "seed": seed, "memory": memory}
+    return sites_report(loaded, source, windows, settings, seed=seed, memory=memory, progress=progress)
 
 
 def _read(
     model: str,
+    shortest: int,
     *,
     seed: int,
     text: str = "docs",
@@ -46,6 +51,7 @@ def _read(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Model, Source, Windows]:
+    require_text_size(tokens, context, shortest)
     source = resolve(model, progress=progress)
     loaded = load(
         source.folder, name=source.name, dtype=torch_dtype(dtype), device=torch_device(device),
@@ -53,8 +59,7 @@ def _read(
     )  # fmt: skip
     if context is not None and context > loaded.longest:
         raise UsageError(f"context must be at most {loaded.longest}, what the model takes; got {context}.")
-    windows = report_windows(
-        text, tokens, loaded.tokenizer, context or min(loaded.longest, CONTEXT), writer=Writer.of(loaded, seed), store=Store(),
-        progress=progress,
-    )  # fmt: skip
+    length = min(loaded.longest, CONTEXT) if context is None else context
+    writer = Writer.of(loaded, seed)
+    windows = report_windows(text, tokens, loaded.tokenizer, length, writer=writer, store=Store(), progress=progress)
     return loaded, source, windows

@@ -16,13 +16,13 @@ from stitch.files.sizes import size_in_words
 from stitch.jobs.evaluate import window_length
 from stitch.models.device import torch_device
 from stitch.models.loading import AnyModel, load_any
-from stitch.models.provenance import versions
+from stitch.models.provenance import described, versions
 from stitch.models.sources import Source, resolve_all
 from stitch.progress import Progress
 from stitch.text.documents import SELF, read, select
 from stitch.text.file_ids import file_ids
 from stitch.text.tokenizers import bos_of, require_same_ids
-from stitch.text.windows import CHARACTERS_PER_TOKEN, Windows, report_windows
+from stitch.text.windows import CHARACTERS_PER_TOKEN, Windows, report_windows, require_text_size
 
 LEAST = 10  # control documents
 SHORTEST = 8  # tokens of a document
@@ -52,6 +52,9 @@ def find_trace(
     Raises: UsageError for a request that cannot be met; StitchError when models, text or training fail.
     """
     _check(controls, rate, dtype, text)
+    require_text_size(tokens, context)
+    if not document.is_file():
+        raise UsageError(f"trace must be a text file; there is no file {document}: check the path.")
     names = [model] if against is None else [model, against]
     sources = resolve_all(names, progress=progress)
     for source in sources:
@@ -88,7 +91,23 @@ def find_trace(
         "tokens": {"report": windows.tokens},
         "context": windows.context,
         "results": _rows(curves, costs),
-        "provenance": {"versions": versions(), **windows.provenance},
+        "provenance": {
+            "settings": {
+                "model": model,
+                "against": against,
+                "trace": document.name,
+                "controls": controls,
+                "rate": rate,
+                "text": text,
+                "tokens": tokens,
+                "context": longest,
+                "seed": seed,
+                "device": device,
+            },
+            "models": dict(zip("ab", map(described, sources), strict=False)),
+            "versions": versions(),
+            **windows.provenance,
+        },
     }
 
 
@@ -124,7 +143,7 @@ def _others(
     documents = select(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25), "report")
     for place in torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist():
         content = documents[place][1]
-        if len(content) < length:  # a token seldom has less than a character
+        if len(content.encode()) < length:  # a token has no less than a byte, but for what is lost
             continue
         ids = torch.tensor(tokenizer.encode(content, add_special_tokens=False, verbose=False)[:length])
         if len(ids) == length and not torch.equal(ids, document):

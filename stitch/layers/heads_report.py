@@ -6,6 +6,7 @@ from statistics import median
 
 from stitch.errors import UsageError
 from stitch.evaluation.documents import counted, phrase, warning
+from stitch.files.sizes import size_in_words
 from stitch.layers.curve import WAYS, name_of, score_keys
 from stitch.layers.heads import SIZES, WHOLE, measure_heads
 from stitch.layers.tokens import RAREST, shuffled_windows
@@ -40,10 +41,9 @@ def heads_report(
 ) -> dict:
     """What every head looks at, how many keys matter to it, and the loss where all heads know only so many.
 
-    Raises: UsageError for a context that is too short, or a family whose attention is not known.
+    Raises: UsageError for a context too long for `memory`, or a family whose attention is not known.
     """
-    if windows.context < 16:
-        raise UsageError(f"context must be at least 16, or no key is far; got {windows.context}.")
+    require_memory(model, windows.context, memory)
     far = far_of(windows.context)
     heads = measure_heads(model, windows, far=far, sizes=sizes, seed=seed, progress=progress)
     null = measure_heads(
@@ -59,7 +59,7 @@ def heads_report(
         "far": far,
         "sizes": list(sizes),
         "heads": [
-            {"block": block, "head": head, **found, "rare_null": other["rare"], "copies_null": other["copies"]}
+            {"block": block, "head": head, **found, "rare_shuffled": other["rare"]}
             for block, (one, two) in enumerate(zip(heads, null, strict=True))
             for head, (found, other) in enumerate(zip(one, two, strict=True))
         ],
@@ -74,13 +74,24 @@ def heads_report(
     }
 
 
+def require_memory(model: Model, context: int, memory: int) -> None:
+    """Raises UsageError where the patterns of all heads, and what is made of those of a block, take more than `memory` bytes."""
+    pattern = 4 * context**2
+    needed = pattern * (sum(map(model.heads, range(model.depth))) + 8 * max(map(model.heads, range(model.depth))))
+    if needed > memory:
+        raise UsageError(
+            f"memory must hold the attention patterns of a window, {size_in_words(needed)} at a context of {context:,}; got "
+            f"{size_in_words(memory)}: lower `context` or raise `memory`."
+        )
+
+
 def lead(report: dict) -> str:
     """The sentence that matters most."""
     heads, sizes = report["heads"], report["sizes"]
     size = next((size for size in sizes if _difference(report, size, "equalised")["ce"] <= 0.01), None)
     far = far_heads(report)
     rare = [head for head in far if _times(head["rare"]) > ENRICHED]
-    copies = [head for head in far if _times(head["copies"]) > ENRICHED]
+    copies = [head for head in far if _times(head["copies"]) > max(ENRICHED, _times(head["copies_null"]))]
     enough = (
         f"With the {size} strongest keys of each query exact, and the others averaged, {report['models']['a']} loses "
         f"{_range(_difference(report, size, 'equalised'))} nats per token"
@@ -172,11 +183,11 @@ def far_table(report: dict) -> tuple[list[str], list[list[str]], str]:
             f"{head['block']}.{head['head']}",
             f"{head['far_moved']:.2f}",
             f"{head['sink']:.2f}",
-            *(_ratio(head[name]) for name in ("rare", "rare_null", "copies", "copies_null")),
+            *(_ratio(head[name]) for name in ("rare", "rare_shuffled", "copies", "copies_null")),
         ]
         for head in found
     ]
-    header = ["block.head", "far", "first token", "rare", "shuffled", "after a copy", "shuffled "]
+    header = ["block.head", "far", "first token", "rare", "shuffled", "after a copy", "other token"]
     return header, rows, f"Heads that look farthest, {len(rows)} of {len(far_heads(report))}"
 
 
@@ -191,9 +202,10 @@ def footnotes(report: dict) -> list[str]:
     return [
         f"far: share of what the head moves (probability × length of what the key's value writes) from more than "
         f"{report['far']} tokens back, tokens that start a text left out. first token: its share of the probability.",
-        f"rare, after a copy: how many times more of that goes to the rarest {RAREST:.0%} of tokens, or to tokens behind an "
-        "earlier copy of the query's token, than keys at the same distance would get; shuffled: the same on text in random "
-        f"order.{middle}",
+        f"rare: how many times more of that goes to the rarest {RAREST:.0%} of tokens than they are of the keys; shuffled: the "
+        f"same on text in random order.{middle}",
+        "after a copy: the same of tokens behind an earlier copy of the query's token, against keys at the same distance; other "
+        "token: behind a copy of a token of another text.",
         "Costs are estimates to second order, each for its head alone.",
         *warning(report),
     ]

@@ -43,7 +43,8 @@ def measure_sites(
 
     Turns are drawn from `seed`. Raises: StitchError for streams that are not finite.
     """
-    found = {site: Moments(rotation(model.width_at(site), seed)) for site in sites}
+    turns = {width: rotation(width, seed) for width in {model.width_at(site) for site in sites}}
+    found = {site: Moments(turns[model.width_at(site)]) for site in sites}
     first: dict[int, list[Tensor]] = {site: [] for site in sites}
     for row in range(len(windows.ids)):
         streams = residuals(model, windows.ids[row : row + 1].long().to(model.device), sites)
@@ -53,8 +54,16 @@ def measure_sites(
             first[site].append(stream[0].norm())
         if progress:
             progress("sites (windows)", row + 1, len(windows.ids))
-    reader = reader_of(model)
+    reader = reader_of(model) if has_final_norm(model) else None
     return [_described(site, found[site], torch.stack(first[site]), reader) for site in sites]
+
+
+def has_final_norm(model: Model) -> bool:
+    """Whether there is a norm before the head, which is where the last site is read."""
+    try:
+        return model.final_norm is not model.head
+    except AttributeError:
+        return False
 
 
 @torch.no_grad()
@@ -73,14 +82,14 @@ def reader_of(model: Model) -> Reader:
     return Reader(directions[:, :count])
 
 
-def _described(site: int, moments: Moments, first: Float[Tensor, " windows"], reader: Reader) -> dict:
+def _described(site: int, moments: Moments, first: Float[Tensor, " windows"], reader: Reader | None) -> dict:
     covariance = moments.covariance
     lengths = torch.cat(moments.lengths)
     middle = float(lengths.median())
     spectrum = torch.linalg.eigvalsh(covariance).clamp_min(0)
     variances = covariance.diagonal()
     top = int(variances.argmax())
-    fits = len(reader.directions) == len(covariance)
+    reads = reader if reader and len(reader.directions) == len(covariance) else None
     return {
         "site": site,
         "top_channel": top,
@@ -91,6 +100,6 @@ def _described(site: int, moments: Moments, first: Float[Tensor, " windows"], re
         "sinks": float((lengths > LONG * middle).double().mean()),
         "effective_rank": float(spectrum.sum() ** 2 / spectrum.square().sum()),
         "width": len(covariance),
-        "read": reader.share(covariance) if fits else None,
-        "read_by_chance": reader.by_chance if fits else None,
+        "read": reads and reads.share(covariance),
+        "read_by_chance": reads and reads.by_chance,
     }

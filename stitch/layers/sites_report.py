@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from stitch.layers.sites import LONG, READ, measure_sites
+from stitch.errors import UsageError
+from stitch.files.sizes import size_in_words
+from stitch.layers.sites import LONG, READ, has_final_norm, measure_sites
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
 from stitch.models.provenance import surroundings
@@ -17,10 +19,26 @@ LONG_FIRST = 30.0  # times the length of other tokens
 
 
 def sites_report(
-    model: Model, source: Source, windows: Windows, asked: dict, *, seed: int = 0, progress: Progress | None = None
+    model: Model,
+    source: Source,
+    windows: Windows,
+    asked: dict,
+    *,
+    seed: int = 0,
+    memory: int = 2**30,
+    progress: Progress | None = None,
 ) -> dict:
-    """What the stream is like at every site where `model` can be cut. Raises: StitchError for streams that are not finite."""
-    sites = range(blocks_before_last_part(model.config), model.depth + 1)
+    """What the stream is like at every site where `model` can be cut, but its last where it has no final norm.
+
+    Raises: UsageError for too little `memory`, in bytes; StitchError for streams that are not finite.
+    """
+    sites = range(blocks_before_last_part(model.config), model.depth + has_final_norm(model))
+    needed = 8 * len(sites) * 2 * model.width**2
+    if needed > memory:
+        raise UsageError(
+            f"memory must hold the covariances of the stream at {len(sites)} sites, {size_in_words(needed)}; got "
+            f"{size_in_words(memory)}: raise it."
+        )
     found = measure_sites(model, windows, sites, seed=seed, progress=progress)
     owners = torch.bincount(windows.document.flatten().long())
     return {

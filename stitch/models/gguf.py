@@ -30,11 +30,10 @@ def dequantised(file: Path, name: str, progress: Progress | None = None) -> tupl
 
 
 def require_gguf(file: Path, name: str) -> None:
-    """Raises: StitchError where `file` does not begin as a GGUF file does; UsageError without the package that reads one."""
+    """Raises: StitchError where `file` does not begin as a GGUF file does."""
     with open(file, "rb") as stream:
         if stream.read(4) != b"GGUF":
             raise StitchError(f"{name} is not a GGUF file: its first bytes are not 'GGUF'; download it again.")
-    require_extra("gguf", f"the model {name}")
 
 
 def _sha256(file: Path, progress: Progress | None) -> str:
@@ -51,6 +50,7 @@ def _sha256(file: Path, progress: Progress | None) -> str:
 def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> None:
     """Writes model and tokenizer of a GGUF file to `folder`, in float32: no narrower type holds every dequantised value."""
     require_gguf(file, name)
+    require_extra("gguf", f"the model {name}")
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()

@@ -8,9 +8,11 @@ def lead(report: dict) -> str:
     row = report["results"][0]
     name, document = report["models"]["a"], report["document"]["name"]
     size = f"{row['savings']:+.3f} nats · steps ({row['savings_low']:+.3f} to {row['savings_high']:+.3f})"
-    if row["savings_low"] > 0:
-        return f"{name} holds a trace of {document}: savings of {size}."
-    return f"No trace of {document} is found in {name}: savings of {size}."
+    if row["savings_low"] <= 0:
+        return f"No trace of {document} is found in {name}: savings of {size}."
+    if report["models"]["b"] is None:
+        return f"{name} learns {document} faster than the controls, by {size}: a trace of it, or another kind of text."
+    return f"{name} holds a trace of {document}: savings of {size}."
 
 
 def table(report: dict) -> tuple[list[str], list[list[str]], str]:
@@ -40,7 +42,8 @@ def footnotes(report: dict) -> list[str]:
     if other is None:
         meaning = (
             "Savings: the area between a curve and its own start, less the mean of the controls, in nats · steps. Documents "
-            "differ in how fast they are learned: a comparison with a model that never saw this one (`against`) is closer."
+            "differ in how fast they are learned: only a comparison with a model that never saw this one (`against`) tells a "
+            "trace from a kind of text that the controls are not."
         )
     else:
         meaning = (

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from stitch.errors import StitchError
+from stitch.errors import StitchError, UsageError
 from stitch.files.store import Store
 from stitch.progress import Progress
 from stitch.text.document import Document
@@ -22,6 +22,7 @@ CONTEXT = 512  # tokens; the default context is the models' own, but at most thi
 LONGEST_CONTEXT = 1024  # tokens; the same for conversions, which are also measured far back in a window
 HELD_OUT = 65_536  # tokens of each held-out split, at most, where its windows are not too few
 LEAST_HELD_OUT = 128  # windows of each held-out split; they hold about a hundred documents
+SHORTEST = 2  # tokens of a window: the first is BOS
 CHARACTERS_PER_TOKEN = 8  # an upper estimate, so that enough of a streamed dataset is read and windows do not overlap
 CHARACTERS_AT_ONCE = 4  # per token still missing in a window
 WHITE_SPACE, LONGEST_WORD = re.compile(r"\s"), 100  # characters
@@ -201,6 +202,14 @@ def split_windows(
                 f"{len(documents):,} documents that give {found.tokens:,}: use more or longer text, or lower `context`."
             )
     return windows
+
+
+def require_text_size(tokens: int, context: int | None, shortest: int = SHORTEST) -> None:
+    """Raises UsageError for no tokens, or windows of fewer than `shortest`."""
+    if tokens < 1:
+        raise UsageError(f"tokens must be at least 1; got {tokens}.")
+    if context is not None and context < shortest:
+        raise UsageError(f"context must be at least {shortest}; got {context}.")
 
 
 def report_windows(

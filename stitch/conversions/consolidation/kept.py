@@ -52,7 +52,10 @@ def keep(folder: Path, replaced: Mapping[str, Tensor], document: str, donor: Pat
     place.mkdir()
     write_shards(place, {name: Held(tensor) for name, tensor in replaced.items()}, SHARD)
     now = {name: sha256_of(tensor) for name, tensor in stored_tensors(folder).items()}
-    assert replaced.keys() <= now.keys()  # tests/test_conversions_undo.py tries every family
+    if renamed := sorted(replaced.keys() - now.keys()):
+        raise StitchError(
+            f"the weights of this family are stored under other names ({renamed[0]}), so no undo can be kept."
+        )
     was = now | {name: hashlib.sha256(as_bytes(tensor)).hexdigest() for name, tensor in replaced.items()}
     (place / CHECKSUMS).write_bytes(to_json(Checksums(document=document, was=was, now=now).model_dump()))
     copy_kept(donor, place)
@@ -83,8 +86,8 @@ def undo_of(folder: Path, name: str) -> Undo:
     place = folder / FOLDER
     if not (place / CHECKSUMS).is_file():
         raise UsageError(
-            f"model must be a folder that `stitch convert consolidate` wrote; {name} has no {FOLDER}/{CHECKSUMS}: give such a "
-            "folder, or use the donor."
+            f"model must be a folder that `stitch convert consolidate` wrote; {name} has no {FOLDER}/{CHECKSUMS}, which does not "
+            "go to the Hub: give the folder as it was written, or use the donor."
         )
     known = checked(Checksums, read_json(place / CHECKSUMS, "checksums", MOST_REPORT), str(place / CHECKSUMS))
     own, kept = stored_tensors(folder), stored_tensors(place)
