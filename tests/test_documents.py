@@ -36,6 +36,7 @@ SMALL = {
     "sweep": "--tokens 4096 --context 8",
     "eval": "--tokens 2048 --context 64",
     "eval --behaviour": "--prompts 16",
+    "inspect --heads": "--tokens 2048 --context 64",
     "eval --trace": "--tokens 2048 --controls 10",
     "circuit": "--prompts 64",
     "graft": "--prompts 16",
@@ -77,14 +78,14 @@ class Command:
 
     @property
     def name(self) -> str:
-        """`join`, `convert heads`, `eval --behaviour`, `eval --trace`."""
+        """`join`, `convert heads`, `eval --behaviour`, `eval --trace`, `inspect --heads`."""
         first, second = self.args[:2]
         if first in ("convert", "compile", "transfer"):
             return f"{first} {second}"
         if first.startswith("demo:"):
             return "join"  # the word may be omitted
-        kinds = ("--behaviour", "--trace") if first == "eval" else ()
-        return next((f"{first} {kind}" for kind in kinds if kind in self.args), first)
+        kinds = {"eval": ("--behaviour", "--trace"), "inspect": ("--heads", "--sites")}
+        return next((f"{first} {kind}" for kind in kinds.get(first, ()) if kind in self.args), first)
 
 
 @dataclass(frozen=True)
