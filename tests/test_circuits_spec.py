@@ -216,7 +216,7 @@ def test_passages_of_held_out_text_stand_twice(text: str):
     }
     for split, first in (("sweep", 0), ("report", 1)):
         assert {tuple(row) for row in of.clean[first::2, 1:61].tolist()} <= starts[split]
-    with pytest.raises(UsageError, match=r"split .* at least 400 documents of 80 tokens; .* lower `count`"):
+    with pytest.raises(UsageError, match=r"split .* at least 201 documents of 80 tokens; .* lower `count`"):
         make_prompts("natural-copying", with_words(), count=400, text=text)
 
 

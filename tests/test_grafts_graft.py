@@ -25,6 +25,7 @@ from stitch.grafts.fresh_host import read_host
 from stitch.grafts.graft import GraftRequest, graft
 from stitch.grafts.hosts import widened
 from stitch.grafts.plan import make_plan
+from stitch.grafts.report import result_notes, result_tables
 from stitch.grafts.write import write
 from stitch.internals import weights
 from stitch.internals.weights import FAMILIES, ONE_KEY_HEAD
@@ -91,6 +92,25 @@ def test_a_fresh_llama_has_the_behaviour_before_any_training_and_no_control_has(
     heads = report["grafts"][0]["plan"]["heads"]
     assert [head["kind"] for head in heads] == ["1 back", "content, distance"]
     assert heads[0]["back"][1] > 0.95
+
+
+def test_the_behaviour_is_scored_by_distance_beside_a_null(llama: Path):
+    report = json.loads((llama / "graft.json").read_text())
+    rows = {row["name"]: row for row in report["grafts"][0]["results"]}
+    assert min(one["right"] for one in rows["host, grafted"]["distances"]) > 0.9
+    assert max(one["right"] for one in rows["noise of the same norm"]["distances"]) < 0.1
+    _, (header, cells, title) = result_tables(report)
+    assert header[0] == "tokens back" and {"donor", "host, grafted", "noise of the same norm"} < set(header)
+    assert [row[0] for row in cells] == ["8 – 15", "16 – 31", "32 – 63"] and title.endswith("right answers by distance")
+    note = next(line for line in result_notes(report) if line.startswith("Right beyond corrupt prompts: donor "))
+    assert f"host, grafted {rows['host, grafted']['beyond']:.1%} (" in note
+
+
+def test_a_circuit_is_chosen_on_prompts_that_fit_into_the_host(gpt2: Path, tmp_path: Path):
+    report = graft(
+        [GraftRequest(str(gpt2), "induction")], str(config(tmp_path, LLAMA, max_position_embeddings=48)), None, count=8
+    )
+    assert report["grafts"][0]["circuit"] == CIRCUIT
 
 
 def test_the_graph_is_that_of_the_heads_in_the_host(llama: Path):

@@ -312,8 +312,8 @@ def natural_copying(sampler: _TokenSampler) -> Prompts:
     corpus = corpus_of(sampler.text, None, wanted, sampler.writer, Store(), sampler.progress)
     passages = torch.zeros(2, sampler.count, length, dtype=torch.long)
     for first, (split, count) in enumerate(per_split.items()):
-        found = _starts(sampler, select(corpus.documents, split), 2 * count, length)
-        passages[:, first::2] = found.view(2, count, length)
+        found = _starts(sampler, select(corpus.documents, split), count + 1, length)
+        passages[:, first::2] = torch.stack([found[:-1], found[1:]])
     (passage, _), (other, between) = (ids.split([PASSAGE, BETWEEN], 1) for ids in passages)
     clean, corrupt = (sampler.starting_with_bos(first, between, passage) for first in (passage, other))
     asked = torch.zeros_like(clean, dtype=torch.bool)

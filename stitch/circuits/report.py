@@ -44,12 +44,13 @@ def distance_tables(rows: Sequence[dict], names: Sequence[str], title: str) -> l
 
 def beyond(rows: Sequence[dict], names: Sequence[str]) -> list[str]:
     """A line with what the rows of these names answer right beyond what they do on corrupt prompts."""
-    shares = [
-        f"{row['name']} {row['beyond']:.1%} ({row['beyond_low']:.1%} – {row['beyond_high']:.1%})"
+    found = {
+        row["name"]: f"{row['beyond']:.1%} ({row['beyond_low']:.1%} – {row['beyond_high']:.1%})"
         for row in rows
         if row["name"] in names and "beyond" in row
-    ]
-    return [f"Right beyond corrupt prompts: {', '.join(shares)}."] if shares else []
+    }
+    shares = found.values() if len(found) == 1 else [f"{name} {share}" for name, share in found.items()]
+    return [f"Right beyond corrupt prompts: {', '.join(shares)}."] if found else []
 
 
 def footnotes(report: dict) -> list[str]:
