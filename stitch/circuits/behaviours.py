@@ -107,7 +107,7 @@ class _TokenSampler:
         halves = [ordinary[::2], ordinary[1::2]]
         return self._drawn(number, halves if len(halves[1]) >= number else [ordinary])
 
-    def _drawn(self, number: int, parts: list[Int64[Tensor, " tokens"]]) -> Int64[Tensor, "prompts number"]:
+    def _drawn(self, number: int, parts: list[Tensor]) -> Int64[Tensor, "prompts number"]:
         """`number` different ids for every prompt, from these parts of the vocabulary in turn."""
         if (fewest := min(map(len, parts))) < number:
             raise UsageError(
