@@ -184,9 +184,9 @@ def induction(tmp_path_factory) -> Path:
 
 def test_the_planted_path_has_the_strongest_edges(induction: Path):
     """Tokens, the head that copies the previous one, the head that looks for it, answers; and tokens to that one's values."""
-    report = find_circuit(str(induction), "induction", count=8)
+    report = find_circuit(str(induction), "induction", count=16)
     edges = report["edges"]
-    assert edges["prompts"] == 8 and edges["left_out"] == 0
+    assert edges["prompts"] == 16 and edges["left_out"] == 0
     assert edges["components"].keys() == {"head 0.1", "head 1.2", TOKENS}
     assert edges["components"]["head 1.2"] == max(edges["components"][name] for name in ("head 0.1", "head 1.2"))
     into = edges["into"]

@@ -70,7 +70,7 @@ def test_the_graph_shows_the_planted_path(induction: Path, tmp_path: Path):
     model = load(induction)
     with torch.no_grad():  # softer attention: between two prompts that give it one token each, gradients vanish
         model.net.get_submodule("transformer.h.1.attn").c_attn.weight.view(model.width, 3, 4, -1)[:, 0, 2] *= 0.05
-    prompts = make_prompts("induction", model.tokenizer, count=4)
+    prompts = make_prompts("induction", model.tokenizer, count=4, longest=model.longest)
     kept = Components.none(model)
     kept.masks["heads", 0][1] = kept.masks["heads", 1][2] = True
     graph = write_graph(tmp_path / "graph.json", model, prompts, kept, name="planted", behaviour="induction")
@@ -164,7 +164,7 @@ def test_the_prompt_is_the_first_that_is_answered_right():
 
 def test_the_same_run_gives_the_same_bytes(induction: Path, tmp_path: Path):
     model = load(induction)
-    prompts = make_prompts("induction", model.tokenizer, count=1)
+    prompts = make_prompts("induction", model.tokenizer, count=1, longest=model.longest)
     kept = Components.none(model)
     kept.masks["heads", 1][2] = kept.masks["neurons", 0][3] = True
     texts = []

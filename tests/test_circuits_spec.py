@@ -17,6 +17,7 @@ import tiny
 from stitch.circuits.behaviours import BEHAVIOURS, BRACKETS, Prompts, make_prompts
 from stitch.circuits.score import answered, divergence, score
 from stitch.errors import StitchError, UsageError
+from stitch.text.documents import read, select
 
 
 @functools.cache
@@ -121,7 +122,7 @@ def test_resampled_tokens_bound_the_accuracy_of_a_rule_that_looks_one_token_back
         return ids[places[0] + 1] if places else what_followed_most(ids)
 
     assert score(following(two_back), asked)[0]["right"] > asked.order_one + 0.1
-    assert set(RULES) | {"iid-induction"} == set(BEHAVIOURS)
+    assert set(RULES) | {"iid-induction", "natural-copying"} == set(BEHAVIOURS)
 
 
 @pytest.mark.parametrize("behaviour", RULES)
@@ -133,11 +134,90 @@ def test_other_rules_do_not_have_the_behaviour(behaviour: str, text: str):
         assert right == 1 if (name, behaviour) == ("induction", "previous-token") else right < 0.2, (name, right)
 
 
-def test_the_place_of_the_sequence_differs_between_prompts():
-    asked = make_prompts("induction", with_words(), count=50).asked
-    first = asked.long().argmax(1)
-    assert asked.sum(1).tolist() == [23] * 50
-    assert len(first.unique()) > 10
+@pytest.mark.parametrize("behaviour", ["induction", "iid-induction"])
+@pytest.mark.parametrize(("longest", "farthest"), [(256, 200), (120, 95), (25, 16)])
+def test_sequences_of_many_lengths_stand_twice_at_many_distances(behaviour: str, longest: int, farthest: int):
+    of = make_prompts(behaviour, with_ids(1000), count=60, longest=longest)
+    assert of.clean.shape[1] == longest and of.distance is not None
+    assert of.distance.min() == 8 and 0.95 * farthest < of.distance.max() <= farthest
+    assert int(((of.distance >= 8) & (of.distance < 8 * (farthest / 8) ** 0.5)).sum()) == pytest.approx(30, abs=2)
+    for clean, corrupt, asked, back in zip(of.clean, of.corrupt, of.asked, of.distance.tolist(), strict=True):
+        places = asked.nonzero()[:, 0]
+        second = torch.cat([places, places[-1:] + 1])
+        assert torch.equal(clean[second], clean[second - back])
+        assert (clean != corrupt).nonzero()[:, 0].tolist() == [
+            place for place in (second - back).tolist() if clean[place] != corrupt[place]
+        ]
+        assert (clean != corrupt).sum() >= 0.7 * len(second)
+    sizes = of.asked.sum(1) + 1
+    assert sizes.min() == 8 and (sizes.max() > 20 or longest < 40) and len(of.asked.long().argmax(1).unique()) > 5
+
+
+def with_ids(number: int) -> PreTrainedTokenizerFast:
+    """A tokenizer with so many tokens beside BOS."""
+    vocabulary = {"<s>": 0, "<unk>": 1, **{f"t{index}": index + 2 for index in range(number)}}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", unk_token="<unk>")
+
+
+def test_every_second_prompt_has_other_tokens():
+    """A circuit is chosen on the one half and reported on the other. A vocabulary that is too small is not halved."""
+    for number, shared in ((1000, {0}), (300, None)):
+        clean = make_prompts("induction", with_ids(number), count=40).clean
+        both = set(clean[::2].flatten().tolist()) & set(clean[1::2].flatten().tolist())
+        assert both == shared if shared is not None else len(both) > 200
+
+
+def test_contexts_and_vocabularies_without_room_for_two_sequences_are_refused():
+    with pytest.raises(UsageError, match="context and a vocabulary of at least 25 and 32 tokens; the model has 24 and"):
+        make_prompts("induction", with_words(), longest=24)
+    with pytest.raises(UsageError, match="has 256 and 31: choose another"):
+        make_prompts("induction", with_ids(31))
+    assert make_prompts("induction", with_ids(32), count=4).clean.shape == (4, 25)
+
+
+def test_answers_are_scored_by_distance():
+    """Of a rule that sees 40 tokens, and answers all of them right on the way."""
+
+    def near(ids: list[int]) -> int:
+        return after_its_last_occurrence(ids[-40:])
+
+    of = make_prompts("induction", with_words(), count=120)
+    clean, corrupt = score(following(near), of)
+    found = {(one["least"], one["most"]): one for one in clean["distances"]}
+    assert found[8, 16]["right"] == found[16, 32]["right"] == 1 and found[64, 128]["right"] == 0
+    assert 0 < found[32, 64]["right_low"] < found[32, 64]["right"] < found[32, 64]["right_high"] < 1
+    assert sum(one["prompts"] for one in found.values()) == 120
+    assert {one["right"] for one in corrupt["distances"]} == {0}
+    assert clean["beyond"] == clean["right"] - corrupt["right"]
+    assert clean["beyond_low"] < clean["beyond"] < clean["beyond_high"]
+
+
+def test_passages_of_held_out_text_stand_twice(text: str):
+    """Once they are read, a rule that looks them up copies them; a first reading shows what else it gets right."""
+    of = make_prompts("natural-copying", with_words(), count=8, text=text)
+    assert of.clean.shape == (8, 1 + 60 + 20 + 60) and of.asked.nonzero()[:, 1].tolist() == [*range(81, 140)] * 8
+    assert torch.equal(of.clean[:, 1:61], of.clean[:, 81:]) and torch.equal(of.clean[:, 61:], of.corrupt[:, 61:])
+    assert not (of.clean[:, 1:61] == of.corrupt[:, 1:61]).all(1).any()
+
+    def third_back(ids: list[int]) -> int:
+        places = [place for place in range(3, len(ids) - 1) if ids[place - 2 : place + 1] == ids[-3:]]
+        return ids[places[0] + 1] if places else 0
+
+    clean, corrupt = score(following(third_back), of)
+    assert (
+        clean["right"] > 0.9
+        and clean["beyond"] == pytest.approx(clean["right"] - corrupt["right"])
+        and corrupt["right"] < 0.5
+    )
+    starts = {
+        split: {tuple(with_words().encode(one, add_special_tokens=False)[:60]) for _, one in select(read(text), split)}
+        for split in ("sweep", "report")
+    }
+    for split, first in (("sweep", 0), ("report", 1)):
+        assert {tuple(row) for row in of.clean[first::2, 1:61].tolist()} <= starts[split]
+    with pytest.raises(UsageError, match=r"split .* at least 201 documents of 80 tokens; .* lower `count`"):
+        make_prompts("natural-copying", with_words(), count=400, text=text)
 
 
 def test_prompts_depend_on_the_seed_alone():
@@ -158,7 +238,7 @@ def test_probabilities_are_relative_to_the_options():
 
 def test_prompts_that_take_several_passes_are_answered_as_in_one_pass(monkeypatch: pytest.MonkeyPatch):
     asked, passes = make_prompts("induction", with_words(), count=7, seed=0), []
-    table = torch.randn(int(asked.clean.max()) + 1, 40, generator=torch.Generator().manual_seed(0))
+    table = torch.randn(len(with_words()), 40, generator=torch.Generator().manual_seed(0))
 
     def logits(ids: Tensor) -> Tensor:
         passes.append(len(ids))
@@ -167,14 +247,20 @@ def test_prompts_that_take_several_passes_are_answered_as_in_one_pass(monkeypatc
     def other(ids: Tensor) -> Tensor:
         return table[ids] @ table.T / 10
 
-    whole, apart = answered(logits, asked.clean, asked), divergence(other, logits, asked)
+    whole, apart = flat(answered(logits, asked.clean, asked)), divergence(other, logits, asked)
     assert passes == [7, 7]
     monkeypatch.setattr("stitch.circuits.score.TOKENS_AT_ONCE", 3 * asked.clean.shape[1] + 1)
-    assert answered(logits, asked.clean, asked) == pytest.approx(whole)
+    assert flat(answered(logits, asked.clean, asked)) == pytest.approx(whole)
     assert divergence(other, logits, asked) == pytest.approx(apart) and apart > 0.01
     assert passes == [7, 7, 3, 3, 1, 3, 3, 1]
     monkeypatch.setattr("stitch.circuits.score.TOKENS_AT_ONCE", 1)  # a longer prompt is passed through by itself
-    assert answered(logits, asked.clean, asked) == pytest.approx(whole)
+    assert flat(answered(logits, asked.clean, asked)) == pytest.approx(whole)
+
+
+def flat(row: dict) -> dict:
+    """A row with the scores at every distance beside the others."""
+    by_distance = {f"{key} {one['least']}": value for one in row["distances"] for key, value in one.items()}
+    return {**{key: value for key, value in row.items() if key != "distances"}, **by_distance}
 
 
 def written(folder, *lines: dict | str):

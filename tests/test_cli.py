@@ -70,10 +70,13 @@ def test_a_behaviour_is_scored_beside_corrupt_prompts_and_chance(donors):
         likeliest = AutoModelForCausalLM.from_pretrained(donors["qwen3"])(asked.clean).logits.argmax(-1)
     right = (likeliest == asked.answers)[asked.asked].float().mean()
     assert report["results"][0]["right"] == pytest.approx(float(right)) and report["chance"] == 1 / tiny.VOCABULARY
-    assert (report["prompts"], report["places"]) == (8, 8 * 23)
+    places = int(asked.asked.sum())
+    assert (report["prompts"], report["places"]) == (8, places)
     shown = invoke("eval", donors["qwen3"], "--behaviour", "induction", "--prompts", "8", "-q")
     assert shown.exit_code == 0 and not shown.stderr
-    assert all(name in shown.stdout for name in ("clean", "corrupt", "chance", "184 tokens asked for"))
+    assert all(
+        name in shown.stdout for name in ("clean", "corrupt", "chance", f"{places} tokens asked for", "tokens back")
+    )
     refused = invoke("eval", donors["qwen3"], "--behaviour", "inducton")
     assert refused.exit_code == 2 and "got inducton" in refused.stderr
 

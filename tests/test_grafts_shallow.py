@@ -51,7 +51,7 @@ def deep(tmp_path_factory) -> Model:
 
 @pytest.fixture(scope="module")
 def of(deep: Model) -> Prompts:
-    return make_prompts("induction", deep.tokenizer, count=12)
+    return make_prompts("induction", deep.tokenizer, count=12, longest=deep.longest)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,7 +86,7 @@ def test_blocks_that_do_not_compose_merge_without_loss_and_others_do_not(deep: M
 @torch.no_grad()
 def test_a_planted_circuit_is_found_in_as_many_blocks_as_it_needs(deep: Model, of: Prompts):
     whole = answered(lambda ids: deep.net(ids).logits, of.clean, of)["right"]
-    others = make_prompts("induction", deep.tokenizer, count=48, seed=1)
+    others = make_prompts("induction", deep.tokenizer, count=48, seed=1, longest=deep.longest)
     two = squeeze(deep, of, 2)
     layers = two.layers
     assert len(two.groups) == 2 and layers[2] < layers[4]

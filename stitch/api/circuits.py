@@ -37,7 +37,7 @@ def circuit(
     """
     from stitch.circuits.find import find_circuit
     from stitch.circuits.graph_json import graph_place
-    from stitch.circuits.report import footnotes, table, to_json
+    from stitch.circuits.report import footnotes, tables, to_json
     from stitch.pages.circuit import write_circuit_page
 
     with named(model) as (name,), text_named(text) as source, progress(quiet) as update:
@@ -49,7 +49,7 @@ def circuit(
     if out is not None:
         Path(out).write_text(to_json(report))
         write_circuit_page(report, Path(out))
-    return Result(report, Page(tables=[table(report)], notes=footnotes(report)))
+    return Result(report, Page(tables=tables(report), notes=footnotes(report)))
 
 
 class Graft(ModelResult):

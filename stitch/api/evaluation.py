@@ -61,12 +61,14 @@ def evaluate(
             report = evaluate_models(
                 name, other, tokens=tokens, context=context, seed=seed, memory=byte_count(memory), **common
             )
+            page = Page(tables=[table(report)], notes=text_notes(report))
         else:
-            from stitch.circuits.report import table
+            from stitch.circuits.report import SHOWN, beyond, tables
             from stitch.circuits.score import score_model
 
             report = score_model(name, str(behaviour), count=count, seed=seed, **common)
-    return Result(report, Page(tables=[table(report)], notes=text_notes(report)))
+            page = Page(tables=tables(report), notes=beyond(report["results"], SHOWN))
+    return Result(report, page)
 
 
 def inspect(

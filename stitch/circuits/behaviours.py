@@ -4,6 +4,7 @@ A model that has a behaviour answers the clean prompts and not the corrupt ones.
 but the behaviour gives the answer. All prompts start with BOS.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,13 +20,17 @@ from stitch.files.schema import Schema, checked_lines
 from stitch.files.specification import faulty, shown
 from stitch.files.store import Store
 from stitch.progress import Progress
-from stitch.text.documents import select
+from stitch.text.document import Document
+from stitch.text.documents import Split, select
 from stitch.text.sources import Wanted, Writes, corpus_of
 from stitch.text.tokenizers import bos_of
 from stitch.text.windows import pack
 
-POOL, DRAWN = 128, 48  # iid sequences: how many different tokens they are drawn from, and their length
-REPEATED, AROUND = 24, 16  # length of a repeated sequence, and the number of tokens before and after it together
+POOL = 128  # iid sequences: how many different tokens they are drawn from
+LONGEST = 256  # tokens of a prompt with a repeated sequence, at most
+REPEATED = 8, 24  # the least and the largest length of a repeated sequence
+NEAREST, FARTHEST = 8, 200  # how far before its second occurrence a sequence stands first, in tokens
+PASSAGE, BETWEEN = 60, 20  # natural text: length of a repeated passage, and the tokens between its two occurrences
 PAIRS = 12  # pairs of tokens in a prompt made of pairs
 BRACKETS = ("()", "[]", "{}", "<>", '""', "''", "``")
 WORDS = 12  # words in a prompt with brackets
@@ -42,7 +47,10 @@ class Prompts:
 
     `corrupt` replaces the tokens that the answers follow from. It has the same length, so that activations of one can be put into
     the other. `order_one` is for behaviours with repeated tokens: the share of answers that a first-order Markov model of the
-    prompt so far gets right, ties broken by chance.
+    prompt so far gets right, ties broken by chance. `distance` is for sequences that stand twice: how many tokens back a token
+    stood first.
+
+    A circuit is chosen on every second prompt, from the first on, and reported on the others.
     """
 
     clean: Int64[Tensor, "prompts length"]
@@ -51,21 +59,29 @@ class Prompts:
     answers: Int64[Tensor, "prompts length"]
     among: tuple[int, ...] = ()
     order_one: float | None = None
+    distance: Int64[Tensor, " prompts"] | None = None
 
     def part(self, rows: slice) -> "Prompts":
         """Some of the prompts."""
-        return Prompts(
-            self.clean[rows], self.corrupt[rows], self.asked[rows], self.answers[rows], self.among, self.order_one
+        return replace(
+            self,
+            clean=self.clean[rows],
+            corrupt=self.corrupt[rows],
+            asked=self.asked[rows],
+            answers=self.answers[rows],
+            distance=None if self.distance is None else self.distance[rows],
         )
 
 
 @dataclass(frozen=True)
 class _TokenSampler:
-    """Draws the tokens of `count` prompts from a tokenizer's vocabulary, special tokens excepted; n-grams come from `text`."""
+    """Draws the tokens of `count` prompts from a tokenizer's vocabulary, special tokens excepted; n-grams and passages come from
+    `text`. Prompts with a repeated sequence have at most `longest` tokens."""
 
     tokenizer: Any
     count: int
     generator: torch.Generator
+    longest: int
     text: str
     writer: Writes | None
     progress: Progress | None
@@ -74,18 +90,35 @@ class _TokenSampler:
     def bos(self) -> int:
         return bos_of(self.tokenizer)
 
+    @property
+    def ordinary(self) -> Int64[Tensor, " tokens"]:
+        """The ids of all tokens that are not special, in order."""
+        special = set(self.tokenizer.all_special_ids)
+        return torch.tensor([id for id in sorted(self.tokenizer.get_vocab().values()) if id not in special])
+
     def distinct(self, number: int) -> Int64[Tensor, "prompts number"]:
         """`number` different ids for every prompt, drawn at random. Raises UsageError when the vocabulary has fewer."""
-        special = set(self.tokenizer.all_special_ids)
-        ordinary = torch.tensor([id for id in sorted(self.tokenizer.get_vocab().values()) if id not in special])
-        if len(ordinary) < number:
+        return self._drawn(number, [self.ordinary])
+
+    def distinct_by_half(self, number: int) -> Int64[Tensor, "prompts number"]:
+        """As `distinct`, but where the vocabulary allows, every second prompt draws from one half of it and the others from the
+        other half. A circuit is then reported on tokens that it was not chosen on."""
+        ordinary = self.ordinary
+        halves = [ordinary[::2], ordinary[1::2]]
+        return self._drawn(number, halves if len(halves[1]) >= number else [ordinary])
+
+    def _drawn(self, number: int, parts: list[Tensor]) -> Int64[Tensor, "prompts number"]:
+        """`number` different ids for every prompt, from these parts of the vocabulary in turn."""
+        if (fewest := min(map(len, parts))) < number:
             raise UsageError(
-                f"this behaviour needs a vocabulary of at least {number} tokens; the model's has {len(ordinary)}: choose another."
+                f"this behaviour needs a vocabulary of at least {number} tokens; the model's has {fewest}: choose another."
             )
-        order = torch.stack(
-            [torch.randperm(len(ordinary), generator=self.generator)[:number] for _ in range(self.count)]
+        return torch.stack(
+            [
+                part[torch.randperm(len(part), generator=self.generator)[:number]]
+                for part in itertools.islice(itertools.cycle(parts), self.count)
+            ]
         )
-        return ordinary[order]
 
     def starting_with_bos(self, *parts: Tensor) -> Tensor:
         """Prompts of these parts one after another, BOS first."""
@@ -95,36 +128,73 @@ class _TokenSampler:
 def induction(sampler: _TokenSampler) -> Prompts:
     """A sequence of different tokens stands twice in a prompt. At its second occurrence all tokens but the first are asked for.
 
-    Corrupt: the first occurrence is another sequence.
+    Corrupt: the first occurrence is another sequence. No other token stands twice.
     """
-    drawn = sampler.distinct(2 * REPEATED + AROUND)
-    repeated, other, around = drawn.split([REPEATED, REPEATED, AROUND], 1)
-    clean, corrupt = (sampler.starting_with_bos(around, first, repeated) for first in (repeated, other))
-    length, before = clean.shape[1], torch.randint(AROUND + 1, (sampler.count, 1), generator=sampler.generator)
-    # BOS stays in front. The rest is rotated, so that some of the tokens before the sequence come after it.
-    place = (torch.arange(length - 1) + AROUND - before) % (length - 1) + 1
-    clean[:, 1:], corrupt[:, 1:] = clean.gather(1, place), corrupt.gather(1, place)
-    last = before + 2 * REPEATED  # position of the second sequence's last token
-    column = torch.arange(length)
-    asked = (column > last - REPEATED) & (column < last)
-    return _following(clean, corrupt, asked)
+    length, longest = _room(sampler, len(sampler.ordinary))
+    drawn, other = sampler.distinct_by_half(length + longest).split([length, longest], 1)
+    return _repeated(sampler, drawn, other)
 
 
 def iid_induction(sampler: _TokenSampler) -> Prompts:
-    """A sequence of tokens drawn independently from a small pool stands twice, so that most tokens have had several successors.
+    """As `induction`, with tokens drawn independently from a small pool, so that most tokens have had several successors.
 
     A head that attends to earlier occurrences of the current token finds all of them; `order_one` is what that can reach.
-    Corrupt: the first sequence is another one.
     """
-    pool = sampler.distinct(POOL)
-    first, other = (
-        pool.gather(1, torch.randint(POOL, (sampler.count, DRAWN), generator=sampler.generator)) for _ in range(2)
+    length, longest = _room(sampler)
+    pool = sampler.distinct_by_half(POOL)
+    drawn, other = (
+        pool.gather(1, torch.randint(POOL, (sampler.count, width), generator=sampler.generator))
+        for width in (length, longest)
     )
-    clean, corrupt = (sampler.starting_with_bos(before, first) for before in (first, other))
-    asked = torch.zeros_like(clean, dtype=torch.bool)
-    asked[:, DRAWN + 1 : -1] = True
-    found = _following(clean, corrupt, asked)
-    return replace(found, order_one=_order_one(clean, asked))
+    found = _repeated(sampler, drawn, other)
+    return replace(found, order_one=_order_one(found.clean, found.asked))
+
+
+def _room(sampler: _TokenSampler, vocabulary: int | None = None) -> tuple[int, int]:
+    """(tokens after BOS, longest repeated sequence) of prompts as long as the context and the `vocabulary` allow.
+
+    Raises: UsageError when a sequence that stands twice does not fit.
+    """
+    shortest, longest = REPEATED
+    length = min(sampler.longest, LONGEST) - 1
+    if vocabulary is not None:
+        length = min(length, max(vocabulary - longest, 3 * vocabulary // 4))
+    if length < 3 * shortest:
+        raise UsageError(
+            f"this behaviour needs a context and a vocabulary of at least {3 * shortest + 1} and {4 * shortest} tokens; "
+            f"the model has {sampler.longest} and {len(sampler.ordinary)}: choose another."
+        )
+    return length, min(longest, length // 3)
+
+
+def _repeated(
+    sampler: _TokenSampler, drawn: Int64[Tensor, "prompts length"], other: Int64[Tensor, "prompts longest"]
+) -> Prompts:
+    """Prompts of the tokens `drawn`, in which a sequence also replaces those that come some distance after it.
+
+    Distances are spread evenly on a logarithmic scale from NEAREST to FARTHEST, or to what fits. Lengths and places are random.
+    Corrupt: the sequence's first occurrence is `other` tokens.
+    """
+    count, length, longest = sampler.count, drawn.shape[1], other.shape[1]
+    farthest = min(FARTHEST, length - longest)
+
+    def up_to(most: Int64[Tensor, " prompts"]) -> Int64[Tensor, " prompts"]:
+        """A number from 0 to `most` for every prompt."""
+        return (torch.rand(count, generator=sampler.generator) * (most + 1)).long()
+
+    share = (torch.randperm(count, generator=sampler.generator) + 0.5) / count
+    distance = (NEAREST * (farthest / NEAREST) ** share).round().long()
+    size = REPEATED[0] + up_to(distance.clamp_max(longest) - REPEATED[0])
+    start = up_to(length - distance - size)
+    place = torch.arange(length) - start[:, None]  # in the sequence's first occurrence
+    back = place - distance[:, None]
+    is_first, is_second = ((each >= 0) & (each < size[:, None]) for each in (place, back))
+    column = torch.arange(length)
+    clean = drawn.gather(1, torch.where(is_second, column - distance[:, None], column))
+    corrupt = torch.where(is_first, other.gather(1, place.clamp(0, longest - 1)), clean)
+    asked = torch.nn.functional.pad(is_second & (back < size[:, None] - 1), (1, 0))
+    found = _following(sampler.starting_with_bos(clean), sampler.starting_with_bos(corrupt), asked)
+    return replace(found, distance=distance)
 
 
 def _order_one(ids: Int64[Tensor, "prompts length"], asked: Bool[Tensor, "prompts length"]) -> float:
@@ -228,6 +298,48 @@ def ngram(sampler: _TokenSampler) -> Prompts:
     return Prompts(clean, corrupt, asked, torch.where(asked, drawn[:, 2:], 0))
 
 
+def natural_copying(sampler: _TokenSampler) -> Prompts:
+    """A passage of held-out text stands twice, with other text between. At its second occurrence all tokens but the first are
+    asked for.
+
+    Corrupt: the first occurrence is a passage of another document, so its right answers are those of a first reading. A document
+    gives one passage, from its start. Every second passage, from the first on, is of the text's sweep split, the others are of
+    its report split.
+    """
+    per_split: dict[Split, int] = {"sweep": (sampler.count + 1) // 2, "report": sampler.count // 2}
+    length = PASSAGE + BETWEEN
+    wanted = Wanted({split: 4 * length * count for split, count in per_split.items()}, sampler.tokenizer, LONGEST)
+    corpus = corpus_of(sampler.text, None, wanted, sampler.writer, Store(), sampler.progress)
+    passages = torch.zeros(2, sampler.count, length, dtype=torch.long)
+    for first, (split, count) in enumerate(per_split.items()):
+        found = _starts(sampler, select(corpus.documents, split), count + 1, length)
+        passages[:, first::2] = torch.stack([found[:-1], found[1:]])
+    (passage, _), (other, between) = (ids.split([PASSAGE, BETWEEN], 1) for ids in passages)
+    clean, corrupt = (sampler.starting_with_bos(first, between, passage) for first in (passage, other))
+    asked = torch.zeros_like(clean, dtype=torch.bool)
+    asked[:, length + 1 : -1] = True
+    return _following(clean, corrupt, asked)
+
+
+def _starts(
+    sampler: _TokenSampler, documents: list[Document], count: int, length: int
+) -> Int64[Tensor, "count length"]:
+    """The first `length` tokens of `count` documents, drawn from those that are as long. Raises UsageError when fewer are."""
+    found = []
+    for number in torch.randperm(len(documents), generator=sampler.generator).tolist():
+        if len(found) == count:
+            break
+        ids = sampler.tokenizer.encode(documents[number][1], add_special_tokens=False, verbose=False)[:length]
+        if len(ids) == length:
+            found.append(ids)
+    if len(found) < count:
+        raise UsageError(
+            f"each held-out split of the text must have at least {count:,} documents of {length} tokens; {sampler.text} has "
+            f"{len(found):,}: lower `count` or take more text."
+        )
+    return torch.tensor(found, dtype=torch.long).view(count, length)
+
+
 BEHAVIOURS: dict[str, Callable[[_TokenSampler], Prompts]] = {
     "induction": induction,
     "iid-induction": iid_induction,
@@ -235,6 +347,7 @@ BEHAVIOURS: dict[str, Callable[[_TokenSampler], Prompts]] = {
     "duplicate-token": duplicate_token,
     "brackets": brackets,
     "ngram": ngram,
+    "natural-copying": natural_copying,
 }
 
 
@@ -244,18 +357,20 @@ def make_prompts(
     *,
     count: int = 256,
     seed: int = 0,
+    longest: int = LONGEST,
     text: str = "docs",
     writer: Writes | None = None,
     progress: Progress | None = None,
 ) -> Prompts:
-    """`count` prompts of the behaviour with that name, or all prompts of a .jsonl file (`from_file`). n-grams come from `text`,
-    which may be written by `writer`.
+    """`count` prompts of the behaviour with that name, or all prompts of a .jsonl file (`from_file`). Prompts whose length is not
+    fixed have at most `longest` tokens. n-grams and passages come from `text`, which may be written by `writer`.
 
-    Raises: UsageError when there is no such behaviour or file, when the vocabulary or the text is too small for it, and for a
-    file with other lines.
+    Raises: UsageError when there is no such behaviour or file, when the context, the vocabulary or the text is too small for it,
+    and for a file with other lines.
     """
     if make := BEHAVIOURS.get(behaviour):
-        return make(_TokenSampler(tokenizer, count, torch.Generator().manual_seed(seed), text, writer, progress))
+        generator = torch.Generator().manual_seed(seed)
+        return make(_TokenSampler(tokenizer, count, generator, longest, text, writer, progress))
     if Path(behaviour).is_file():
         return from_file(Path(behaviour), tokenizer)
     raise UsageError(f"behaviour must be one of {', '.join(BEHAVIOURS)}, or a .jsonl file; got {behaviour}.")

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.circuits.attribution import attribute, looks_up_ids
-from stitch.circuits.behaviours import Prompts, make_prompts
+from stitch.circuits.behaviours import LONGEST, Prompts, make_prompts
 from stitch.circuits.circuit_file import read_circuit
 from stitch.circuits.components import Components, Place, check_located, replaced, watched
 from stitch.circuits.edges import circuit_edges, name_of
 from stitch.circuits.graph_json import write_graph
-from stitch.circuits.score import PROMPTS_AT_ONCE, answered, logits_of
+from stitch.circuits.score import PROMPTS_AT_ONCE, answered, logits_of, score
 from stitch.circuits.shallow import ShallowModel
 from stitch.errors import StitchError, UsageError
 from stitch.files.recipe import recipe
@@ -141,18 +141,18 @@ def _rows(net: Model, chosen: ChosenCircuit, seed: int, *, with_features: bool) 
 
     def row(name: str, components: Components, means: Means = chosen.means) -> dict:
         with replaced(net, components, means):
-            return {"name": name, **_answers(net, other, other.clean)}
+            return {**score(logits_of(net.net), other)[0], "name": name}
 
     generator = torch.Generator().manual_seed(seed)
     drawn = [_random_like(kept, generator) for _ in range(RANDOM)]
-    rows = [{"name": WITH_FEATURES if with_features else "model", **chosen.whole}, row("circuit alone", kept)]
+    rows = [{**chosen.whole, "name": WITH_FEATURES if with_features else "model"}, row("circuit alone", kept)]
     if with_features:
         with as_trained(net):
-            rows.insert(0, {"name": "model", **_answers(net, other, other.clean)})
+            rows.insert(0, {**score(logits_of(net.net), other)[0], "name": "model"})
     rows += [row("circuit alone, other means", kept, mean_outputs(net, other)), row("without it", _others(kept))]
     rows += [row(f"random circuit {number} alone", circuit) for number, circuit in enumerate(drawn, 1)]
     rows += [row(f"without random circuit {number}", _others(circuit)) for number, circuit in enumerate(drawn, 1)]
-    return [*rows, {"name": "corrupt prompts", **chosen.corrupt}]
+    return [*rows, {**chosen.corrupt, "name": "corrupt prompts"}]
 
 
 def choose_circuit(
@@ -164,11 +164,12 @@ def choose_circuit(
     count: int = 128,
     seed: int = 0,
     text: str = "docs",
+    longest: int = LONGEST,
     constant: bool = False,
     progress: Progress | None = None,
 ) -> ChosenCircuit:
-    """The circuit that `find_circuit` reports on, chosen with the same arguments. If `constant`, left-out components give the
-    same mean output at all positions, so that the means do not tell where in a prompt the model is.
+    """The circuit that `find_circuit` reports on, chosen with the same arguments. Prompts whose length is not fixed fit into
+    `longest` tokens as well as into the model's context. `constant` as in `choose_on`.
 
     Raises: UsageError for a `keep` that is no share, a single prompt, and as `make_prompts` and `read_circuit`; StitchError when
     the model does not have the behaviour.
@@ -179,14 +180,34 @@ def choose_circuit(
     with as_trained(net):  # it may write the text
         writer = Writer.of(net, seed)
         both = make_prompts(
-            behaviour, net.tokenizer, count=2 * count, seed=seed, text=text, writer=writer, progress=progress
-        )
+            behaviour, net.tokenizer, count=2 * count, seed=seed, longest=min(longest, net.longest), text=text,
+            writer=writer, progress=progress,
+        )  # fmt: skip
     if len(both.clean) < 2:
         raise UsageError(
             f"a circuit needs at least 2 prompts, to choose on and to report on; {behaviour} has 1: add prompts."
         )
     first, other = both.part(slice(0, None, 2)), both.part(slice(1, None, 2))
-    whole, corrupt = (_answers(net, other, ids) for ids in (other.clean, other.corrupt))
+    return choose_on(net, first, other, circuit=circuit, keep=keep, constant=constant, progress=progress)
+
+
+def choose_on(
+    net: Model,
+    first: Prompts,
+    other: Prompts,
+    *,
+    circuit: Path | None = None,
+    keep: float = 0.9,
+    constant: bool = False,
+    progress: Progress | None = None,
+) -> ChosenCircuit:
+    """The circuit chosen on the `first` prompts, or that of a file, to be reported on the `other` ones.
+
+    If `constant`, left-out components give the same mean output at all positions, so that the means do not tell where in a prompt
+    the model is.
+    Raises: as `read_circuit`; StitchError when the model does not have the behaviour on the other prompts.
+    """
+    whole, corrupt = score(logits_of(net.net), other)
     if whole["right"] - corrupt["right"] < LEAST:
         raise StitchError(
             f"{net.name} must have the behaviour for a circuit to be found; it answers {whole['right']:.1%} of clean prompts and "

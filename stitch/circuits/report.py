@@ -2,11 +2,15 @@
 
 import json
 import re
+from collections.abc import Sequence
 
 COLUMNS = ["", "right", "95 % interval", "probability", "nats"]
+SHOWN = ("clean", "model", "circuit alone", "without it", "corrupt", "corrupt prompts")  # rows with scores by distance
+
+Table = tuple[list[str], list[list[str]], str]
 
 
-def table(report: dict) -> tuple[list[str], list[list[str]], str]:
+def table(report: dict) -> Table:
     """Header, rows and title of the table of scores."""
     rows = [cells(row) for row in report["results"]]
     if "chance" in report:
@@ -15,6 +19,38 @@ def table(report: dict) -> tuple[list[str], list[list[str]], str]:
         rows.append(["order 1", f"{report['order_one']:.1%}", "", "", ""])
     title = f"{report['model']}: {report['behaviour']}, {report['prompts']:,} prompts, {report['places']:,} tokens asked for"
     return COLUMNS, rows, title
+
+
+def tables(report: dict) -> list[Table]:
+    """The table of scores, and one by distance where the prompts have distances."""
+    title = f"{report['model']}: {report['behaviour']}"
+    return [table(report), *distance_tables(report["results"], SHOWN, title)]
+
+
+def distance_tables(rows: Sequence[dict], names: Sequence[str], title: str) -> list[Table]:
+    """A table of the share of right answers by distance, with intervals, of the rows with these names; none without distances."""
+    columns = {row["name"]: row["distances"] for row in rows if row["name"] in names and "distances" in row}
+    if not columns:
+        return []
+    found = [
+        [
+            f"{same[0]['least']} – {same[0]['most'] - 1}",
+            *(f"{one['right']:.1%} ({one['right_low']:.0%} – {one['right_high']:.0%})" for one in same),
+        ]
+        for same in zip(*columns.values(), strict=True)
+    ]
+    return [(["tokens back", *columns], found, f"{title}, right answers by distance")]
+
+
+def beyond(rows: Sequence[dict], names: Sequence[str]) -> list[str]:
+    """A line with what the rows of these names answer right beyond what they do on corrupt prompts."""
+    found = {
+        row["name"]: f"{row['beyond']:.1%} ({row['beyond_low']:.1%} – {row['beyond_high']:.1%})"
+        for row in rows
+        if row["name"] in names and "beyond" in row
+    }
+    shares = found.values() if len(found) == 1 else [f"{name} {share}" for name, share in found.items()]
+    return [f"Right beyond corrupt prompts: {', '.join(shares)}."] if found else []
 
 
 def footnotes(report: dict) -> list[str]:
@@ -29,7 +65,7 @@ def footnotes(report: dict) -> list[str]:
     ]
     if report["stability"] is not None:
         lines.append(f"Attribution on other prompts chooses {report['stability']:.0%} of the same components.")
-    return lines
+    return [*lines, *beyond(report["results"], SHOWN)]
 
 
 def inner_name(report: dict) -> str:

@@ -1,12 +1,14 @@
 """Scores of a model on a behaviour: its answers to clean prompts, to corrupt prompts, and chance."""
 
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from stitch.circuits.behaviours import Prompts, make_prompts
+from stitch.circuits.behaviours import LONGEST, Prompts, make_prompts
 from stitch.errors import StitchError, UsageError
 from stitch.evaluation.intervals import ratio_interval
 from stitch.models.device import torch_device, torch_dtype
@@ -17,6 +19,7 @@ from stitch.progress import Progress
 
 PROMPTS_AT_ONCE = 16  # per forward pass that keeps the outputs of all components, or gradients
 TOKENS_AT_ONCE = 2_048  # per forward pass that keeps only logits
+DISTANCES = (8, 16, 32, 64, 128, 201)  # bounds of the distances that are scored together, the upper ones excluded
 
 Logits = Callable[[Int64[Tensor, "prompts length"]], Float[Tensor, "prompts length vocabulary"]]
 
@@ -41,8 +44,16 @@ def score_model(
     source = resolve(model, progress=progress)
     loaded = load_any(source, torch_dtype(dtype), torch_device(device), trust_remote_code)
     writer = Writer(source.name, loaded.net, loaded.tokenizer, source.folder, seed)
+    longest = LONGEST if loaded.longest is None else loaded.longest
     prompts = make_prompts(
-        behaviour, loaded.tokenizer, count=count, seed=seed, text=text, writer=writer, progress=progress
+        behaviour,
+        loaded.tokenizer,
+        count=count,
+        seed=seed,
+        longest=longest,
+        text=text,
+        writer=writer,
+        progress=progress,
     )
     length = prompts.clean.shape[1]
     if loaded.longest is not None and length > loaded.longest:
@@ -72,20 +83,41 @@ def logits_of(net: nn.Module) -> Logits:
 
 
 def score(logits: Logits, prompts: Prompts, progress: Progress | None = None) -> list[dict]:
-    """`answered` for the clean and for the corrupt prompts."""
+    """`answered` for the clean and for the corrupt prompts.
+
+    `beyond` of the clean row is by how much its share of right answers is higher, with the paired 95 % interval over prompts.
+    """
+    clean, corrupt = (sums_of(logits, ids, prompts, progress) for ids in (prompts.clean, prompts.corrupt))
+    more, places = clean[:, 0] - corrupt[:, 0], clean[:, 3]
+    low, high = ratio_interval(more, places)
+    beyond = {
+        "beyond": float(more.sum() / places.sum()),
+        "beyond_low": max(-1.0, low),
+        "beyond_high": min(1.0, high),
+    }
     return [
-        {"name": name, **answered(logits, ids, prompts, progress)}
-        for name, ids in (("clean", prompts.clean), ("corrupt", prompts.corrupt))
+        {"name": "clean", **_summary(clean, prompts), **beyond},
+        {"name": "corrupt", **_summary(corrupt, prompts)},
     ]
 
 
-@torch.no_grad()
 def answered(
     logits: Logits, ids: Int64[Tensor, "prompts length"], prompts: Prompts, progress: Progress | None = None
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """How a model that reads `ids` answers what the `prompts` ask: the share of right answers (those with the largest logit) with
     its 95 % interval over prompts, the answers' mean probability, and their mean negative log probability in nats.
+
+    Where prompts have a distance, `distances` has the same share and interval by distance, from `least` to below `most`.
     """
+    return _summary(sums_of(logits, ids, prompts, progress), prompts)
+
+
+@torch.no_grad()
+def sums_of(
+    logits: Logits, ids: Int64[Tensor, "prompts length"], prompts: Prompts, progress: Progress | None
+) -> Float[Tensor, "prompts 4"]:
+    """Per prompt: the number of right answers, the sum of the answers' probabilities and of their nats, and how many are
+    asked."""
     sums = []
     at_once = max(1, TOKENS_AT_ONCE // ids.shape[1])
     for start in range(0, len(ids), at_once):
@@ -93,15 +125,36 @@ def answered(
         sums.append(_sums(logits(ids[part]), prompts, part))
         if progress:
             progress("behaviour (prompts)", min(part.stop, len(ids)), len(ids))
-    right, probability, nats, places = torch.cat(sums).T
-    low, high = ratio_interval(right, places)
+    return torch.cat(sums)
+
+
+def _summary(sums: Float[Tensor, "prompts 4"], prompts: Prompts) -> dict[str, Any]:
+    """What `answered` says of these sums."""
+    _, probability, nats, places = sums.T
     total = places.sum()
-    return {
-        "right": float(right.sum() / total),
-        "right_low": max(0.0, low),  # a t interval may leave the range of a share
-        "right_high": min(1.0, high),
+    found = {
+        **share_right(sums),
         "probability": float(probability.sum() / total),
         "nats": float(nats.sum() / total),
+    }
+    if prompts.distance is None:
+        return found
+    distances = [
+        {"least": least, "most": most, "prompts": int(within.sum()), **share_right(sums[within])}
+        for least, most in itertools.pairwise(DISTANCES)
+        if (within := (prompts.distance >= least) & (prompts.distance < most)).any()
+    ]
+    return {**found, "distances": distances}
+
+
+def share_right(sums: Float[Tensor, "prompts 4"]) -> dict[str, float]:
+    """The share of right answers and its 95 % interval over prompts, of the rows of `sums_of`."""
+    right, _, _, places = sums.T
+    low, high = ratio_interval(right, places)
+    return {
+        "right": float(right.sum() / places.sum()),
+        "right_low": max(0.0, low),  # a t interval may leave the range of a share
+        "right_high": min(1.0, high),
     }
 
 
@@ -131,8 +184,7 @@ def log_probabilities(
 
 
 def _sums(logits: Tensor, prompts: Prompts, part: slice) -> Float[Tensor, "prompts 4"]:
-    """Per prompt: the number of right answers, the sum of the answers' probabilities and of their nats, and how many are
-    asked."""
+    """`sums_of` for a part of the prompts."""
     asked = prompts.asked[part]
     if not torch.isfinite(logits[asked]).all():
         raise StitchError("logits must be finite; the model gives NaN or infinity: try `dtype=fp32`.")

@@ -126,7 +126,8 @@ def graft(
             "Text",
             "--text",
             "SOURCE",
-            f"Text that the behaviour `ngram` counts n-grams in, and that a trained host is evaluated on: {o.SOURCES}.",
+            "Text that `ngram` counts n-grams in and `natural-copying` takes passages from, and that a trained host is "
+            f"evaluated on: {o.SOURCES}.",
         ),
     ] = "docs",
     seed: o.Seed = 0,

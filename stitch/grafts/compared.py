@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stitch.circuits.components import replaced
 from stitch.circuits.find import WITH_FEATURES, ChosenCircuit
-from stitch.circuits.score import Logits, answered, divergence, logits_of
+from stitch.circuits.score import Logits, divergence, logits_of, score
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.files.store import Store
 from stitch.grafts.heads import Head
@@ -45,11 +45,8 @@ class PlannedGraft:
         donor, alone, grafted = logits_of(self.donor.net), self._circuit_alone(), logits_of(host.net)
 
         def row(name: str, logits: Logits) -> dict:
-            return {
-                "name": name,
-                **answered(logits, prompts.clean, prompts),
-                "kl": divergence(alone, logits, prompts),
-            }
+            clean, _ = score(logits, prompts)
+            return {**clean, "name": name, "kl": divergence(alone, logits, prompts)}
 
         with as_trained(self.donor):
             rows = [row("donor", donor)]
@@ -60,7 +57,7 @@ class PlannedGraft:
                 row(f"all of it in {len(shallow.arrangement.groups)} blocks", replace(shallow, kept=None).logits)
             )
         rows += [row("its circuit alone", alone), row("host, grafted", grafted)]
-        rows.append({"name": "host on corrupt prompts", **answered(grafted, prompts.corrupt, prompts)})
+        rows.append({**score(grafted, prompts)[1], "name": "host on corrupt prompts"})
         for number, (name, make) in enumerate(controls.items(), 1):
             rows.append(row(name, logits_of(make().net)))
             if progress:

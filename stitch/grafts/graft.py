@@ -98,11 +98,11 @@ def graft(
         }
         loaded = _load_donors(requests, **options)
         donors = [model for model, _ in loaded]
-        found = _load_or_check_host(host, donors[0], seed, **options)
+        found, longest = _load_or_check_host(host, donors[0], seed, **options)
         trained = None if found is None else found[0]
-        search = {"keep": keep, "count": count, "seed": seed, "text": text, "constant": True, "progress": progress}
+        search = {"keep": keep, "count": count, "seed": seed, "text": text, "longest": longest, "progress": progress}
         circuits = [
-            choose_circuit(donor, request.behaviour, circuit=request.circuit, **search)
+            choose_circuit(donor, request.behaviour, circuit=request.circuit, constant=True, **search)
             for request, donor in zip(requests, donors, strict=True)
         ]
         make_host = _host_factory(host, trained, donors, circuits, channels, seed)
@@ -225,14 +225,14 @@ def _load_donors(requests: Sequence[GraftRequest], **options: Any) -> list[tuple
     return loaded
 
 
-def _load_or_check_host(host: str, donor: Model, seed: int, **options: Any) -> tuple[Model, Source] | None:
-    """The trained host, or None for a config file, which is only checked here, before the search for circuits takes time."""
+def _load_or_check_host(host: str, donor: Model, seed: int, **options: Any) -> tuple[tuple[Model, Source] | None, int]:
+    """The trained host, or None for a config file, which is only checked here, before the search for circuits takes time; and the
+    host's longest context."""
     if host.endswith(".json"):
-        read_host(Path(host), donor, seed)
-        return None
+        return None, read_host(Path(host), donor, seed).longest
     trained, source = _load(host, "host", **options)
     require_same_ids(donor.tokenizer, trained.tokenizer, donor.name, trained.name)
-    return trained, source
+    return (trained, source), trained.longest
 
 
 def _host_factory(

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterator
 
-from stitch.circuits.report import COLUMNS, cells, inner_name
+from stitch.circuits.report import COLUMNS, Table, beyond, cells, distance_tables, inner_name
 from stitch.files.markdown import loading_example
 from stitch.pages.graft import graft_title
 from stitch.report.notes import text_notes
 from stitch.report.readme import ModelCard
 
-Table = tuple[list[str], list[list[str]], str]
+SHOWN = ("donor", "host, grafted", "host on corrupt prompts", "noise of the same norm")  # rows with scores by distance
+COPYING = ("donor", "its circuit alone", "host, grafted", "host without the graft", "noise of the same norm")
 
 
 def plan_tables(report: dict) -> Iterator[Table]:
@@ -51,14 +52,17 @@ def plan_notes(report: dict) -> list[str]:
 
 
 def result_tables(report: dict) -> Iterator[Table]:
-    """A table of scores for every graft, with the KL divergence from the donor's circuit alone."""
+    """A table of scores for every graft, with the KL divergence from the donor's circuit alone; then one by distance where its
+    prompts have distances."""
     for graft in report["grafts"]:
         size = f"{graft['prompts']:,} prompts, {graft['places']:,} tokens asked for"
         header = [*COLUMNS, "KL"]
         rows = [_cells(row) for row in graft["results"]]
         if graft["order_one"] is not None:
             rows.append(["order 1", f"{graft['order_one']:.1%}", "", "", "", ""])
-        yield header, rows, f"{graft['donor']}: {graft['behaviour']}, {size}"
+        title = f"{graft['donor']}: {graft['behaviour']}"
+        yield header, rows, f"{title}, {size}"
+        yield from distance_tables(graft["results"], SHOWN, title)
 
 
 def result_notes(report: dict) -> list[str]:
@@ -77,6 +81,7 @@ def result_notes(report: dict) -> list[str]:
             f"{graft['donor']}: heads: {heads}; {neurons:,} {inner_name(graft)}. The host lacks at most {missing:.1%} of what "
             "the donor's norms read."
         )
+        lines += beyond(graft["results"], COPYING)
     if report["trained"]:
         before, after = report["text"]["results"]
         lines.append(

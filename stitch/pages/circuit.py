@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stitch.circuits.report import footnotes, inner_name, table
+from stitch.circuits.report import footnotes, inner_name, tables
 from stitch.pages.chart import FLUID, Chart, axis, colour, roles_in, tips
 from stitch.pages.edges import NEURONS, WORDS, edge_lines, edge_table, estimate, line_layer
 from stitch.pages.page import Page, html
@@ -23,7 +23,6 @@ def write_circuit_page(report: dict, out: Path) -> Path:
 def circuit_page(report: dict) -> bytes:
     """The page of a report of `find_circuit`."""
     notes = footnotes(report)
-    header, rows, title = table(report)
     scores = Section(
         name="scores",
         heading="What it does alone, and the model without it",
@@ -31,7 +30,7 @@ def circuit_page(report: dict) -> bytes:
             "All components outside a circuit give their mean output. Random circuits have as many heads and neurons."
         ],
         charts=[answers("answers", "Right answers, with 95 % intervals", report["results"])],
-        tables=[ungrouped((header, rows, title))],
+        tables=[ungrouped(one) for one in tables(report)],
     )
     return html(
         Page(
