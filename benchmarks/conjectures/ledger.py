@@ -103,17 +103,6 @@ def products() -> str:
     )
 
 
-def tables() -> str:
-    (line,) = lines("own_tables")
-    fronts = line["on_front"]
-    return (
-        f"{len(fronts['flops'])} of {line['composites']} pairs of sites on the front of FLOPs, {len(fronts['bytes'])} on that of "
-        f"bytes; nearest {line['nearest']['ce']:+.3f} nats to the best model without the other's blocks".replace(
-            "-", "−"
-        )
-    )
-
-
 def unread() -> str:
     """The share of the stream's variance that the head reads, at the middle site, beside chance."""
 
@@ -258,10 +247,9 @@ ENTRIES = [
     Entry(
         "13, 17",
         "Layers of two models, joined without training, are worth their cost.",
-        verdicts("own_tables"),
-        tables,
-        lambda: "",
-        "seam-bytes",
+        "refuted on one pair",
+        answer("seam-bytes"),
+        page="seam-bytes",
     ),
     Entry(
         "14", "Value maps are near-orthogonal, so one read tells heads apart.", verdicts("rotation_binding"), binding

@@ -18,7 +18,7 @@ STEPS = 8
 HELD = 16
 
 
-def in_pieces(document: Int[Tensor, " tokens"], bos: int, context: int) -> list[Int[Tensor, "one piece"]]:
+def in_pieces(document: Int[Tensor, " tokens"], bos: int, context: int) -> list[Int[Tensor, "one _"]]:
     """The document in pieces of at most `context` tokens, each behind a BOS, so that every token is predicted once."""
     return [torch.cat([torch.tensor([bos]), piece])[None] for piece in document.split(context - 1)]
 
@@ -40,7 +40,7 @@ def restored(net: nn.Module) -> Iterator[None]:
 
 
 def learn(
-    net: nn.Module, pieces: Sequence[Int[Tensor, "one piece"]], rate: float, steps: int = STEPS
+    net: nn.Module, pieces: Sequence[Int[Tensor, "one _"]], rate: float, steps: int = STEPS
 ) -> Float[Tensor, " points"]:
     """Trains all weights on all pieces at every step, and returns the cross-entropy before the first step and after each.
 

@@ -46,16 +46,16 @@ class Undo:
 def keep(folder: Path, replaced: Mapping[str, Tensor], document: str, donor: Path) -> None:
     """Writes `undo/` into the `folder` of an edited model. `replaced` are the donor's tensors where the edit changed them.
 
+    Nothing is kept of a family that stores its weights under other names than its modules have.
+
     `donor` is the donor's folder. Raises: UsageError where a file of its own `undo/` is a link out of it.
     """
+    now = {name: sha256_of(tensor) for name, tensor in stored_tensors(folder).items()}
+    if not replaced.keys() <= now.keys():
+        return  # a family that stores its weights under other names than it has them (Fuyu)
     place = folder / FOLDER
     place.mkdir()
     write_shards(place, {name: Held(tensor) for name, tensor in replaced.items()}, SHARD)
-    now = {name: sha256_of(tensor) for name, tensor in stored_tensors(folder).items()}
-    if renamed := sorted(replaced.keys() - now.keys()):
-        raise StitchError(
-            f"the weights of this family are stored under other names ({renamed[0]}), so no undo can be kept."
-        )
     was = now | {name: hashlib.sha256(as_bytes(tensor)).hexdigest() for name, tensor in replaced.items()}
     (place / CHECKSUMS).write_bytes(to_json(Checksums(document=document, was=was, now=now).model_dump()))
     copy_kept(donor, place)
