@@ -63,7 +63,7 @@ def circuit(tmp_path_factory) -> Path:
 def llama(gpt2: Path, tmp_path_factory) -> Path:
     """A fresh Llama with the circuit, as a stock checkpoint."""
     folder = tmp_path_factory.mktemp("grafted")
-    graft([GraftRequest(str(gpt2), "induction")], str(config(folder, LLAMA)), folder / "llama", count=16)
+    graft([GraftRequest(str(gpt2), "induction")], str(config(folder, LLAMA)), folder / "llama", count=20)
     return folder / "llama"
 
 
@@ -122,9 +122,7 @@ def test_the_graph_is_that_of_the_heads_in_the_host(llama: Path):
         f"head {head['host'][0]}.{head['host'][1]} (donor's {head['donor'][0]}.{head['donor'][1]})" for head in heads
     }
     nodes = {node["node_id"]: node for node in graph["nodes"]}
-    # Between two prompts that give attention to one token each, gradients nearly vanish, so the first head may be missing.
-    named = {node["clerp"] for node in nodes.values() if node["feature_type"] == "attention head"}
-    assert max(labels) in named and named <= labels
+    assert {node["clerp"] for node in nodes.values() if node["feature_type"] == "attention head"} == labels
     assert not [node for node in nodes.values() if node["feature_type"] == "mlp neuron"]  # the circuit has none
     # Its last head is what the host answers by.
     into = [link for link in graph["links"] if nodes[link["target"]]["feature_type"] == "logit"]
@@ -319,9 +317,9 @@ def test_a_circuit_without_a_previous_token_head_needs_a_host_with_the_donors_po
     assert graft([GraftRequest(str(gpt2), "induction", alone)], str(config(tmp_path, GPT2)), None, count=8)["grafts"]
     compile_induction(tmp_path / "made", arch="llama", context=80, tokenizer=str(gpt2))
     report = graft(
-        [GraftRequest(str(tmp_path / "made"), "induction")], str(config(tmp_path, LLAMA)), tmp_path / "out", count=8
+        [GraftRequest(str(tmp_path / "made"), "induction")], str(config(tmp_path, LLAMA)), tmp_path / "out", count=16
     )
-    assert right(report)["host, grafted"] > 0.99 > 0.02 > right(report)["noise of the same norm"]
+    assert right(report)["host, grafted"] > 0.99 > 0.01 > right(report)["noise of the same norm"]
 
 
 @pytest.mark.parametrize(

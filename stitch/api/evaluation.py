@@ -77,7 +77,7 @@ def inspect(
     heads: bool = False,
     sites: bool = False,
     text: TextLike = "docs",
-    tokens: int = 16_384,
+    tokens: int = 32_768,
     context: int | None = None,
     seed: int = 0,
     memory: int | str = "4G",

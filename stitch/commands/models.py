@@ -108,7 +108,7 @@ def inspect(
         ),
     ] = False,
     text: o.Text = "docs",
-    tokens: o.ReportTokens = 16_384,
+    tokens: o.ReportTokens = 32_768,
     context: o.Context = None,
     seed: o.Seed = 0,
     memory: o.Memory = "4G",

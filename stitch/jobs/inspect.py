@@ -44,7 +44,7 @@ def _read(
     *,
     seed: int,
     text: str = "docs",
-    tokens: int = 16_384,
+    tokens: int = 32_768,
     context: int | None = None,
     device: str = "auto",
     dtype: str = "fp32",

@@ -20,7 +20,7 @@ from stitch.models.provenance import described, versions
 from stitch.models.sources import Source, resolve_all
 from stitch.progress import Progress
 from stitch.text.documents import SELF, read, select
-from stitch.text.file_ids import file_ids
+from stitch.text.file_ids import file_ids, text_of
 from stitch.text.tokenizers import bos_of, require_same_ids
 from stitch.text.windows import CHARACTERS_PER_TOKEN, Windows, report_windows, require_text_size
 
@@ -53,8 +53,7 @@ def find_trace(
     """
     _check(controls, rate, dtype, text)
     require_text_size(tokens, context)
-    if not document.is_file():
-        raise UsageError(f"trace must be a text file; there is no file {document}: check the path.")
+    text_of(document, "trace")  # said before models are loaded
     names = [model] if against is None else [model, against]
     sources = resolve_all(names, progress=progress)
     for source in sources:

