@@ -205,6 +205,27 @@ def test_a_lock_on_a_folder_that_was_removed_meanwhile_does_not_count(tmp_path: 
         assert removed and (folder / LOCK).exists() and owner_of(folder)
 
 
+def test_a_folder_that_goes_while_it_is_made_is_made_again(tmp_path: Path, monkeypatch):
+    mkdir, calls = os.mkdir, []
+
+    def late(path, *rest) -> None:
+        calls.append(path)
+        if len(calls) == 1:  # it is there, and its owner removes it before this process looks again
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        mkdir(path, *rest)
+
+    monkeypatch.setattr(owners, "PAUSE", 0.01)
+    monkeypatch.setattr(os, "mkdir", late)
+    with owned(tmp_path / "w"):
+        assert len(calls) == 2
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path: Path):
+    (tmp_path / "w").touch()
+    with pytest.raises(FileExistsError), owned(tmp_path / "w"):
+        pass
+
+
 def test_of_two_that_follow_an_owner_without_locks_one_is_refused(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(owners, "fcntl", None)
     monkeypatch.setattr(owners, "PAUSE", 0.01)

@@ -102,6 +102,10 @@ def _claim(folder: Path) -> int | None:
             found, lock = _try(folder)
         except FileNotFoundError:  # the folder was removed by its owner
             continue
+        except FileExistsError:  # here too: it was there for `mkdir`, and gone when `mkdir` looked whether it is a folder
+            if folder.is_file() or folder.is_symlink():
+                raise
+            continue
         if found:
             return lock
     raise busy(folder, owner_of(folder))
