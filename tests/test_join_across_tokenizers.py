@@ -25,7 +25,7 @@ from stitch.evaluation.stage import Stage
 from stitch.files.job import planning
 from stitch.files.store import Store
 from stitch.jobs.chain import chain
-from stitch.jobs.heads import losses_behind
+from stitch.jobs.heads import choose_head
 from stitch.jobs.join import stitch
 from stitch.models.anatomy import ANATOMIES
 from stitch.models.loading import load
@@ -122,7 +122,12 @@ def test_losses_of_heads_are_those_of_the_network(family, tmp_path):
     found = [harvest(model, text, [2], tmp_path / str(number)) for number, model in enumerate((a, there))]
     on = Stage(a, there, 2, 2, pair(*found, 2, 2), 2**28)
     wanted = evaluate({"b": on.aligned()}, text, vocabulary=tiny.VOCABULARY, counted=on.counted)["b"]
-    assert losses_behind(on, text, {"own": head_of(there)}, softcap(there))["own"] == pytest.approx(wanted.ce, rel=1e-5)
+    own = head_of(there)
+    heads = {"zero": torch.zeros_like(own), "own": own, "turned": own.flip(0)}
+    found = choose_head(on, text, heads.items(), 3, softcap(there), lambda name: name == "turned")
+    assert found.losses["own"] == pytest.approx(wanted.ce, rel=1e-5)
+    assert found.name == min(heads, key=lambda name: found.losses[name])
+    assert torch.equal(found.head, heads[found.name]) and set(found.others) == {"turned"} - {found.name}
 
 
 def test_tokens_that_end_inside_one_of_the_other_model_are_not_fitted_on(tmp_path):

@@ -207,7 +207,7 @@ def test_ridge_takes_the_strength_that_is_best_on_held_out_positions():
     found, left = ridge(fit, held)
 
     def error(weights: torch.Tensor) -> float:
-        return float((targets[40:].double() - inputs[40:].double() @ weights).square().sum())
+        return float((targets[40:].double() - inputs[40:].double() @ weights.double()).square().sum())
 
     assert left == pytest.approx(error(found) / float(targets[40:].square().sum()), rel=1e-5)
     for strength in (1e-4, 1.0, 100.0):

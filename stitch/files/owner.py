@@ -102,7 +102,7 @@ def _claim(folder: Path) -> int | None:
             found, lock = _try(folder)
         except FileNotFoundError:  # the folder was removed by its owner
             continue
-        except FileExistsError:  # here too: it was there for `mkdir`, and gone when `mkdir` looked whether it is a folder
+        except FileExistsError:  # as above: it was there when it was made, and gone when `mkdir` looked what it is
             if folder.is_file() or folder.is_symlink():
                 raise
             continue

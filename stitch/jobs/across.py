@@ -18,12 +18,12 @@ from stitch.conversions.retokenization.bias import with_bias
 from stitch.conversions.retokenization.head_ridge import fitted_heads
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
-from stitch.conversions.retokenization.scoring import Head
+from stitch.conversions.retokenization.scoring import Head, head_of
 from stitch.conversions.retokenization.streams import embedding, final
 from stitch.conversions.retokenization.variants import Workshop
 from stitch.evaluation.scores import Logits
 from stitch.evaluation.stage import Stage
-from stitch.jobs.heads import all_heads, late_streams, losses_behind, marginal_head, pursued_rows, read_and_next
+from stitch.jobs.heads import CLOSED, candidates, choose_head, late_streams, marginal_head, pursued_rows, read_and_next
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.alignment import require_lossless
@@ -37,6 +37,7 @@ FIT = 8_192  # tokens of the fit split that heads are fitted on
 CHOICE = 4_096  # tokens of the sweep split that the head is chosen on
 CHECKED = 128  # documents in which bytes that A's tokenizer loses are looked for
 LONGEST = 2_000  # characters of each of them
+SHUFFLED = "null:shuffled-head"
 SHORTEST = 8  # tokens of a passage
 
 
@@ -44,12 +45,13 @@ SHORTEST = 8  # tokens of a passage
 class Across:
     """B behind A's tokenizer: with the head chosen for its late blocks, and whole by row name.
 
-    `heads` are the heads for its late blocks by row name, `described` is what the report says of it.
+    `rows` are the names of the heads for its late blocks, `others` those of them that the report has a row for beside the chosen
+    one, `described` is what the report says of it.
     """
 
     b: Model
-    chosen: str
-    heads: dict[str, Head]
+    rows: tuple[str, ...]
+    others: dict[str, Head]
     whole: dict[str, Model]
     described: dict
 
@@ -57,21 +59,17 @@ class Across:
         """Costs of the rows that this adds, given that of the composite."""
         return {
             "ceiling:aligned": costs.whole_target,
-            "null:shuffled-head": composite,
-            **dict.fromkeys(self.heads, composite),
+            SHUFFLED: composite,
+            **dict.fromkeys(self.rows, composite),
         }
 
     def variants(self, on: Stage, translation: Translation, settings: CompleteSettings) -> dict[str, Logits]:
         """The composite with every other head, and with the rows of its own exchanged, as far as the settings want these rows."""
-        rows = self.b.embedding.weight.detach()
-        heads = {name: head for name, head in self.heads.items() if name != self.chosen}
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))
-        heads["null:shuffled-head"] = self.heads[self.chosen][order]
-        return {
-            name: behind_head(on, rows, head).translated(translation)
-            for name, head in heads.items()
-            if settings.wants(name)
-        }
+        rows, chosen = self.b.embedding.weight.detach(), head_of(self.b)
+        heads = dict(self.others)
+        if settings.wants(SHUFFLED):
+            heads[SHUFFLED] = chosen[torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))]
+        return {name: behind_head(on, rows, head).translated(translation) for name, head in heads.items()}
 
 
 def behind_head(on: Stage, rows: Rows, head: Head) -> Stage:
@@ -94,18 +92,18 @@ def fit_across(
     marginal = marginal_head(shop)
     fitted, whole_head = fitted_heads([streams, of_whole], marginal, shop.on_text, shop.fit, shop.said)
     whole_head = with_bias(*read_and_next(of_whole, shop.fit), whole_head, shop.said.cap)
-    heads = all_heads(a, shop, streams, marginal, fitted, by_omp)
-    losses = losses_behind(on, on.windows.first(CHOICE), heads, shop.said.cap, progress)
-    chosen = min(losses, key=lambda name: losses[name])
+    found = candidates(a, shop, streams, marginal, fitted, by_omp)
+    number = CLOSED + len(by_omp)
+    choice = choose_head(on, on.windows.first(CHOICE), found, number, shop.said.cap, settings.wants, progress)
     whole = {"reference:b-retokenized": with_rows(b, rows, whole_head)}
     if embedded is not None:
         whole["reference:b-retokenized-omp"] = with_rows(b, embedded, by_omp[min(by_omp)])
     whole = {name: replace(model, original=None) for name, model in whole.items()}  # they read A's tokens throughout
     return Across(
-        with_rows(b, rows, heads[chosen]), chosen, heads, whole,
+        with_rows(b, rows, choice.head), tuple(choice.losses), choice.others, whole,
         {
-            **_alignment(b, windows), "lost": lost, "head": chosen.partition(":")[2],
-            "heads": {name.partition(":")[2]: loss for name, loss in losses.items()},
+            **_alignment(b, windows), "lost": lost, "head": choice.name.partition(":")[2],
+            "heads": {name.partition(":")[2]: loss for name, loss in choice.losses.items()},
             "vocabulary": {
                 "size": shop.found.size, "shared": shop.found.shared, "special": len(shop.found.new) - shop.found.shared,
                 "pieces": len(shop.found.pieces), "unknown": shop.found.unknown,

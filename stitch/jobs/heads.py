@@ -1,7 +1,7 @@
 """Heads that predict A's tokens behind late blocks of a B that reads others, each made in another way in closed form."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +27,7 @@ from stitch.text.correspondence import Correspondence
 from stitch.text.windows import Windows
 
 TERMS = (8, 64)  # of a sparse combination of shared rows
+CLOSED = 8  # heads in closed form, beside those of pursuits
 PURSUIT = 2e13  # FLOPs: a pursuit that takes more is left out
 AT_ONCE = 2_048  # tokens of a pass
 
@@ -86,26 +87,29 @@ def marginal_head(shop: Workshop) -> Head:
     return marginal_rows(shop.own_head, shop.said.matrix, shop.probabilities.everywhere, shop.heads["mean"][0])
 
 
-def all_heads(
+def candidates(
     a: Model, shop: Workshop, streams: list[Tensor], marginal: Head, fitted: Head, pursued: Mapping[int, Head]
-) -> dict[str, Head]:
-    """Heads for B's late blocks, by row name. `fitted` is the one whose rows are all fitted, from `marginal` on."""
-    first, mean = (shop.heads[name][0] for name in ("first", "mean"))
-    new_only = mean.clone()
-    new_only[made.filled(shop.found)] = fitted[made.filled(shop.found)]
+) -> Iterator[tuple[str, Head]]:
+    """Heads for B's late blocks and their row names, one after another, as each is as large as B's own head or larger.
+
+    `fitted` is the one whose rows are all fitted, from `marginal` on.
+    """
     read, targets = read_and_next(streams, shop.fit)
-    return {
-        "reference:head-first": first,
-        "reference:head-mean": mean,
-        "reference:head-mean-bias": with_bias(read, targets, mean, shop.said.cap),
-        "reference:head-marginal": marginal,
-        "reference:head-marginal-bias": with_bias(read, targets, marginal, shop.said.cap),
-        **{f"reference:head-omp-{terms}": head for terms, head in pursued.items()},
-        "reference:head-ridge": new_only,
-        "reference:head-ridge-all": fitted,
-        "reference:head-ridge-all-bias": with_bias(read, targets, fitted, shop.said.cap),
-        "reference:head-a": _through_a(a, shop, streams),
-    }
+    mean = shop.heads["mean"][0]
+    yield "reference:head-first", shop.heads["first"][0]
+    yield "reference:head-mean", mean
+    yield "reference:head-mean-bias", with_bias(read, targets, mean, shop.said.cap)
+    yield "reference:head-marginal", marginal
+    yield "reference:head-marginal-bias", with_bias(read, targets, marginal, shop.said.cap)
+    for terms, head in pursued.items():
+        yield f"reference:head-omp-{terms}", head
+    new_only, places = mean.clone(), made.filled(shop.found)
+    new_only[places] = fitted[places]
+    yield "reference:head-ridge", new_only
+    del new_only
+    yield "reference:head-ridge-all", fitted
+    yield "reference:head-ridge-all-bias", with_bias(read, targets, fitted, shop.said.cap)
+    yield "reference:head-a", _through_a(a, shop, streams)
 
 
 def _through_a(a: Model, shop: Workshop, streams: Sequence[Float[Tensor, "_ d"]]) -> Head:
@@ -115,25 +119,56 @@ def _through_a(a: Model, shop: Workshop, streams: Sequence[Float[Tensor, "_ d"]]
         products[number % HELD_OUT == 0].add(stream, final(a, passage.new.ids, shop.new.bos))
     weights, _ = ridge(products[False], products[True])
     rows = head_of(a)[: shop.found.size, : a.width]
-    return (rows.double() @ weights.T.to(rows.device)).float().to(streams[0].device)
+    return (rows.double() @ weights.T.double().to(rows.device)).float().to(streams[0].device)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The head with the least loss, its row name, the other heads that are kept, and the nats per token of every candidate."""
+
+    name: str
+    head: Head
+    others: dict[str, Head]
+    losses: dict[str, float]
+
+
+def choose_head(
+    on: Stage, windows: Windows, heads: Iterable[tuple[str, Head]], number: int, cap: float | None,
+    wanted: Callable[[str], bool], progress: Progress | None = None,
+) -> Choice:  # fmt: skip
+    """Scores the `number` heads behind B's late blocks on B's own streams of `windows`.
+
+    Of those that are not `wanted` only the best so far is kept.
+    """
+    read, targets = _behind_late(on, windows, progress)
+    losses: dict[str, float] = {}
+    kept: dict[str, Head] = {}
+    for name, head in heads:
+        losses[name] = nats(read, head, targets, cap) / len(targets)
+        kept[name] = head
+        best = min(losses, key=lambda one: losses[one])
+        kept = {one: found for one, found in kept.items() if one == best or wanted(one)}
+        if progress:
+            progress("choice of the head (heads)", len(losses), number)
+    best = min(losses, key=lambda one: losses[one])
+    head = kept.pop(best)
+    return Choice(best, head, kept, losses)
 
 
 @torch.no_grad()
-def losses_behind(
-    on: Stage, windows: Windows, heads: Mapping[str, Head], cap: float | None, progress: Progress | None = None
-) -> dict[str, float]:
-    """Nats per token of every head behind B's late blocks, which are run once on B's own streams of the first `windows`."""
+def _behind_late(
+    on: Stage, windows: Windows, progress: Progress | None
+) -> tuple[Float[Tensor, "tokens d"], Int[Tensor, " tokens"]]:
+    """What B's head reads behind its late blocks before every token that counts, and the token."""
     assert on.counted is not None
-    totals, count = dict.fromkeys(heads, 0.0), 0
+    read, targets = [], []
     for rows in torch.arange(len(windows.ids)).split(max(1, AT_ONCE // windows.context)):
         ids = windows.ids[rows].long()
         stream = on.y[rows].to(on.b.device, on.late.dtype)
         last = on.late.run(stream, base=True, use_cache=False, input_ids=ids.to(on.b.device)).last_hidden_state
         chosen = on.counted[ids[:, 1:]]
-        read, targets = last[:, :-1][chosen.to(last.device)].float(), ids[:, 1:][chosen]
-        count += len(targets)
-        for name, head in heads.items():
-            totals[name] += nats(read, head, targets, cap)
+        read.append(last[:, :-1][chosen.to(last.device)].float())
+        targets.append(ids[:, 1:][chosen])
         if progress:
             progress("choice of the head (tokens)", (int(rows[-1]) + 1) * windows.context, windows.tokens)
-    return {name: total / count for name, total in totals.items()}
+    return torch.cat(read), torch.cat(targets)

@@ -47,9 +47,13 @@ def constant_direction(stream: Float[Tensor, "positions d"]) -> Float[Tensor, " 
 
 
 def _mass(stream: Float[Tensor, "positions d"], head: Head, cap: float | None) -> Float[Tensor, " vocabulary"]:
-    """Σ of probabilities over positions."""
-    parts = stream.split(max(1, AT_ONCE // len(head)))
-    return sum((logits(part, head, cap).softmax(-1).double().sum(0).cpu() for part in parts), torch.tensor(0.0))
+    """Σ of probabilities over positions, a few at a time. Scores are turned into exponentials in place: they are large."""
+    mass = torch.zeros(len(head), dtype=torch.float64)
+    for part in stream.split(max(1, AT_ONCE // len(head))):
+        found = logits(part, head, cap)
+        found.sub_(found.amax(-1, keepdim=True)).exp_()
+        mass += (found.sum(-1).reciprocal() @ found).double().cpu()
+    return mass
 
 
 def _smoothed(counts: Float[Tensor, " vocabulary"], mass: Float[Tensor, " vocabulary"]) -> Float[Tensor, " vocabulary"]:

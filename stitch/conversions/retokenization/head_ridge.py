@@ -36,13 +36,20 @@ def fitted_heads(
     said: NextToken,
 ) -> list[Head]:
     """The same for several kinds of streams: what is said is worked out once."""
-    products = [{held: Products.empty(start.shape[1], len(start)) for held in (False, True)} for _ in several]
+    products = [{held: _none_yet(start) for held in (False, True)} for _ in several]
     for number, (places, wanted) in enumerate(said.on(on, passages)):
         for streams, sums in zip(several, products, strict=True):
             read, missing = _missing(streams[number][places.to(wanted.device)], start, wanted, said.cap)
             sums[number % HELD_OUT == 0].add(read, missing)
-    changes = (ridge(sums[False], sums[True])[0] for sums in products)
-    return [start + change.T.to(start) for change in changes]
+    heads = []
+    while products:  # the products of one head are given up before those of the next are solved
+        sums = products.pop(0)
+        heads.append(start + ridge(sums[False], sums[True])[0].T.to(start))
+    return heads
+
+
+def _none_yet(start: Head) -> Products:
+    return Products.empty(start.shape[1], len(start), start.device)
 
 
 def _missing(
@@ -50,10 +57,10 @@ def _missing(
 ) -> tuple[Float[Tensor, "positions columns"], Float[Tensor, "positions new"]]:
     """What the head reads, and what is missing from its scores there, of mean 0."""
     read, scores = with_one(stream, start.shape[1]), logits(stream, start, cap)
-    spread = torch.logaddexp(((1 - SPREAD) * wanted).log(), log(SPREAD) + scores.log_softmax(-1))
-    target = spread + scores.logsumexp(-1, keepdim=True)
+    whole = scores.logsumexp(-1, keepdim=True)
+    target = torch.logaddexp(((1 - SPREAD) * wanted).log() + whole, scores + log(SPREAD))
     if cap is not None:
         target = cap * torch.atanh((target / cap).clamp(-0.999, 0.999))
         scores = read @ start.T
-    missing = target - scores
-    return read, missing - missing.mean(1, keepdim=True)
+    missing = target.sub_(scores)
+    return read, missing.sub_(missing.mean(1, keepdim=True))

@@ -6,12 +6,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+AT_ONCE = 2**14  # targets whose products are turned at a time: all of them would be several copies of a large head
 STRENGTHS = torch.logspace(-6, 3, 19, dtype=torch.float64)  # relative to the mean square of an input column
 
 
 @dataclass
 class Products:
-    """HᵀH, HᵀR and Σ R² over positions, for inputs H and targets R. Sums are float64, the products of some positions float32."""
+    """HᵀH, HᵀR and Σ R² over positions, for inputs H and targets R.
+
+    HᵀR, which has a column per target, is float32 and lies where the targets do; the others are float64.
+    """
 
     inputs: Float[Tensor, "d d"]
     cross: Float[Tensor, "d targets"]
@@ -19,11 +23,11 @@ class Products:
     count: int = 0
 
     @classmethod
-    def empty(cls, d: int, targets: int) -> "Products":
-        return cls(torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, targets, dtype=torch.float64))
+    def empty(cls, d: int, targets: int, device: torch.device | str = "cpu") -> "Products":
+        return cls(torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, targets, device=device))
 
     def add(self, inputs: Float[Tensor, "positions d"], targets: Float[Tensor, "positions targets"]) -> None:
-        self.cross += (inputs.float().T @ targets.float()).cpu()
+        self.cross.addmm_(inputs.float().T, targets.float())
         self.squares += float(targets.square().sum(1).double().sum())
         inputs = inputs.double().cpu()
         self.inputs += inputs.T @ inputs
@@ -38,9 +42,12 @@ def ridge(fit: Products, held_out: Products) -> tuple[Float[Tensor, "d targets"]
     ZZᵀ and from the products of Z with Vᵀ(held-out HᵀR), which are formed once.
     """
     values, vectors = torch.linalg.eigh(fit.inputs)
-    turned = vectors.T @ fit.cross
-    along = (turned * (vectors.T @ held_out.cross)).sum(1)
-    across = (turned @ turned.T) * (vectors.T @ held_out.inputs @ vectors)
+    along, across = torch.zeros_like(values), torch.zeros_like(fit.inputs)
+    for some, held in zip(fit.cross.split(AT_ONCE, 1), held_out.cross.split(AT_ONCE, 1), strict=True):
+        turned = vectors.T @ some.double().cpu()
+        along += (turned * (vectors.T @ held.double().cpu())).sum(1)
+        across += turned @ turned.T
+    across *= vectors.T @ held_out.inputs @ vectors
     scale = fit.inputs.diagonal().mean()
     best, least = torch.zeros_like(values), held_out.squares
     for strength in STRENGTHS:
@@ -48,4 +55,6 @@ def ridge(fit: Products, held_out: Products) -> tuple[Float[Tensor, "d targets"]
         error = held_out.squares - 2 * float(shrunken @ along) + float(shrunken @ across @ shrunken)
         if error < least:
             best, least = shrunken, error
-    return vectors @ (best[:, None] * turned), least / max(held_out.squares, 1e-300)
+    inverse = (vectors * best) @ vectors.T
+    parts = [(inverse @ some.double().cpu()).float().to(some.device) for some in fit.cross.split(AT_ONCE, 1)]
+    return torch.cat(parts, 1), least / max(held_out.squares, 1e-300)
