@@ -1,19 +1,30 @@
-"""Gives a model another tokenizer in every way that there is: one JSON line.
+"""Gives a model another tokenizer in every way that there is: one JSON line. With tokensurgeon's models, scores them as well.
 
-python benchmarks/retokenize.py --model smollm2 --tokenizer demo:gpt2 --donor-model demo:gpt2
+    python benchmarks/retokenize.py --model smollm2 --tokenizer demo:gpt2 --donor-model demo:gpt2
+
+tokensurgeon is mergekit's, in an environment of its own. It takes folders, as `stitch pull` writes them:
+
+    mergekit-tokensurgeon MODEL DONOR OUT --approximation-method omp --k 64
+    python benchmarks/retokenize.py … --surgeon 64=OUT
+
+That adds a line on how near the rows of both are, and another with its loss on the same documents.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from stitch.conversions.retokenization.convert import retokenize
 from stitch.conversions.retokenization.omp import pursued
+from stitch.conversions.retokenization.request import Asked, prepare
 from stitch.conversions.retokenization.rows import filled
+from stitch.conversions.retokenization.scoring import head_of, score
+from stitch.evaluation.scores import Scores
 from stitch.models.loading import load
 from stitch.models.sources import resolve
 from stitch.text.correspondence import correspond
@@ -25,15 +36,43 @@ KEPT = (
 )
 
 
-def line(given: argparse.Namespace) -> dict:
+def asked(given: argparse.Namespace) -> dict:
+    return {
+        name: getattr(given, name) for name in ("tokenizer", "donor_model", "tokens", "documents", "context", "seed")
+    }
+
+
+def lines(given: argparse.Namespace) -> Iterator[dict]:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        report = retokenize(
-            given.model, Path(folder) / "out", tokenizer=given.tokenizer, donor_model=given.donor_model, tokens=given.tokens,
-            documents=given.documents, context=given.context, seed=given.seed,
-        )  # fmt: skip
-    seconds = round(time.perf_counter() - began, 1)
-    return {"benchmark": "retokenize", "seed": given.seed, **{key: report[key] for key in KEPT}, "seconds": seconds}
+        out = Path(folder) / "out"
+        report = retokenize(given.model, out, **asked(given))
+        seconds = round(time.perf_counter() - began, 1)
+        yield {"benchmark": "retokenize", "seed": given.seed, **{key: report[key] for key in KEPT}, "seconds": seconds}
+        if given.surgeon:
+            yield {"benchmark": "retokenize_surgeon", "model": given.model, "results": on_the_same(given, out)}
+
+
+def on_the_same(given: argparse.Namespace, out: Path) -> list[dict]:
+    """Bits per byte of every model of tokensurgeon on the documents of the report, and the converted model minus it."""
+    found = prepare(
+        Asked(given.model, text="docs", device="auto", dtype="fp32", trust_remote_code=False, **asked(given)), None
+    )
+    documents, bos = [(passage.new.ids, passage.bytes) for passage in found.held_out["report"]], found.shop.new.bos
+
+    def of(folder: Path) -> Scores:
+        model = load(folder)
+        return score(model, model.embedding.weight.detach(), {"": head_of(model)}, documents, bos)[""]
+
+    ours, results = of(out), []
+    for terms, folder in given.surgeon:
+        theirs = of(folder)
+        (low, high), (less, more) = theirs.interval(), ours.interval(minus=theirs)
+        results.append({
+            "name": f"tokensurgeon, omp-{terms}", "bpb": theirs.ce, "bpb_low": low, "bpb_high": high,
+            "minus": ours.ce - theirs.ce, "minus_low": less, "minus_high": more, "converted": ours.ce,
+        })  # fmt: skip
+    return results
 
 
 def beside_tokensurgeon(given: argparse.Namespace, terms: int, folder: Path) -> dict:
@@ -46,12 +85,9 @@ def beside_tokensurgeon(given: argparse.Namespace, terms: int, folder: Path) -> 
     cosine = torch.nn.functional.cosine_similarity(ours, theirs)
     same = float((cosine > 0.99).float().mean())
     return {
-        "benchmark": "retokenize_peer",
-        "terms": terms,
-        "rows": len(cosine),
-        "same": same,
+        "benchmark": "retokenize_peer", "model": given.model, "terms": terms, "rows": len(cosine), "same": same,
         "median": float(cosine.median()),
-    }
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -65,11 +101,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--surgeon", action="append", default=[], metavar="K=FOLDER")
     given = parser.parse_args()
-    for one in given.surgeon:
-        terms, _, folder = one.partition("=")
-        print(json.dumps(beside_tokensurgeon(given, int(terms), Path(folder))), flush=True)
-    if not given.surgeon:
-        print(json.dumps(line(given)), flush=True)
+    given.surgeon = [(int(terms), Path(folder)) for terms, _, folder in (one.partition("=") for one in given.surgeon)]
+    for line in lines(given):
+        print(json.dumps(line), flush=True)
+    for terms, folder in given.surgeon:
+        print(json.dumps(beside_tokensurgeon(given, terms, folder)), flush=True)
 
 
 if __name__ == "__main__":

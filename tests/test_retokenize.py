@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import stitch
 import tiny
 from jobs import WORDS
+from stitch.conversions.retokenization import omp
 from stitch.conversions.retokenization import rows as made_rows
 from stitch.conversions.retokenization.bias import constant_direction, with_bias
 from stitch.conversions.retokenization.embedding_ridge import fitted_embedding, occurrences
@@ -23,11 +24,13 @@ from stitch.conversions.retokenization.head_ridge import fitted_head
 from stitch.conversions.retokenization.marginal import marginal_rows
 from stitch.conversions.retokenization.omp import pursued
 from stitch.conversions.retokenization.passages import beginnings, whole
+from stitch.conversions.retokenization.report import left_out
 from stitch.conversions.retokenization.scoring import head_of, logits, score, softcap
 from stitch.conversions.retokenization.solve import Products, ridge
 from stitch.conversions.retokenization.streams import OnText, embedding, final
 from stitch.conversions.retokenization.targets import NextToken
 from stitch.conversions.retokenization.transfer import probabilities_of, transfer_matrix
+from stitch.conversions.retokenization.variants import Workshop
 from stitch.conversions.retokenization.write import stays_tied, with_vocabulary
 from stitch.errors import UsageError
 from stitch.models.anatomy import ANATOMIES
@@ -177,6 +180,21 @@ def test_breaker_tokens_are_clipped_to_the_range_of_shared_rows(readers):
     outside = (raw.norm(dim=1) > shared.max() * 1.001) | (raw.norm(dim=1) < shared.min() * 0.999)
     outside[found.new] = False
     assert 3 <= count == int(outside.sum()) and torch.equal(clipped[found.new], rows[found.own])
+
+
+def test_a_pursuit_that_would_take_hours_is_left_out_and_said(readers, monkeypatch):
+    own, new = readers
+    found = correspond(own, new)
+    each = 2 * len(found.pieces) * found.shared * 24
+    shop = Workshop(tiny.model("llama"), tiny.model("gpt2"), own, new, found, [], 0)
+    width = shop.donor.width if shop.donor else 0
+    for limit, left in ((70 * each, [8, 64]), (20 * each, [8]), (each, [])):
+        monkeypatch.setattr(omp, "AFFORDABLE", limit * width / 24)
+        shop = replace(shop)  # nothing of it is cached
+        assert shop.terms == left and shop.number == 5 + len(left)
+        said = " ".join(left_out(shop))
+        assert [f"omp-{terms}" in said for terms in (8, 64)] == [terms not in left for terms in (8, 64)]
+    assert left_out(replace(shop, donor=None)) == []
 
 
 def test_sparse_combinations_in_the_donor_are_found_again(readers):

@@ -13,7 +13,7 @@ from stitch.conversions.retokenization import rows as made
 from stitch.conversions.retokenization.bias import with_bias
 from stitch.conversions.retokenization.head_ridge import HELD_OUT
 from stitch.conversions.retokenization.marginal import marginal_rows
-from stitch.conversions.retokenization.omp import pursued
+from stitch.conversions.retokenization.omp import affordable, pursued
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of, nats
@@ -26,9 +26,7 @@ from stitch.progress import Progress
 from stitch.text.correspondence import Correspondence
 from stitch.text.windows import Windows
 
-TERMS = (8, 64)  # of a sparse combination of shared rows
 CLOSED = 8  # heads in closed form, beside those of pursuits
-PURSUIT = 2e13  # FLOPs: a pursuit that takes more is left out
 AT_ONCE = 2_048  # tokens of a pass
 
 
@@ -53,13 +51,12 @@ def late_streams(
 def pursued_rows(a: Model, shop: Workshop, occurring: Tensor) -> tuple[dict[int, Head], Rows | None]:
     """Heads by OMP for the tokens that occur, by number of terms, and an embedding of the fewest. Rows of other tokens are means.
 
-    Clipped as all rows. Left out where a pursuit takes more than PURSUIT FLOPs, or A has no row for some token.
+    Clipped as all rows. Left out where a pursuit takes more than AFFORDABLE FLOPs, or A has no row for some token.
     """
     wanted = set(occurring.tolist())
     some = replace(shop.found, pieces={token: found for token, found in shop.found.pieces.items() if token in wanted})
     head, rows = head_of(a)[: shop.found.size, : a.width], a.embedding.weight.detach()[: shop.found.size]
-    each = 2.0 * len(some.pieces) * some.shared * a.width
-    terms = [one for one in TERMS if one * each <= PURSUIT and len(head) == shop.found.size]
+    terms = affordable(some, a.width) if len(head) == shop.found.size else []
     if not terms:
         return {}, None
     heads = {one: _over_means(shop.own_head, found, some, shop.found)

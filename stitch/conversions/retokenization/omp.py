@@ -12,10 +12,20 @@ from torch import Tensor
 from stitch.conversions.retokenization.rows import Rows, copied, filled
 from stitch.text.correspondence import Correspondence
 
+TERMS = (8, 64)  # of a sparse combination
+AFFORDABLE = 2e13  # FLOPs: a pursuit that takes more is left out
 AT_ONCE = 2**26  # correlations of tokens with atoms that are held at a time
 
 
-def pursued(own: Rows, donor: Rows, found: Correspondence, terms: Sequence[int]) -> dict[int, Rows]:
+def affordable(found: Correspondence, width: int) -> list[int]:
+    """Those of TERMS with which the pursuit of all missing tokens takes at most AFFORDABLE FLOPs, for a donor of this width."""
+    each = 2.0 * len(found.pieces) * found.shared * width
+    return [terms for terms in TERMS if terms * each <= AFFORDABLE]
+
+
+def pursued(
+    own: Rows, donor: Float[Tensor, "new other"], found: Correspondence, terms: Sequence[int]
+) -> dict[int, Rows]:
     """Copied rows, and for tokens that the model lacks Σ c_i own_i, where Σ c_i donor_i is nearest to the donor's row.
 
     By number of terms. `own` are the model's rows by its ids, `donor` those of the model that the new tokenizer belongs to.

@@ -14,7 +14,9 @@ from dataclasses import asdict
 from math import log
 
 from stitch.conversions.retokenization.choice import Best
+from stitch.conversions.retokenization.omp import AFFORDABLE, TERMS
 from stitch.conversions.retokenization.request import Given
+from stitch.conversions.retokenization.variants import Workshop
 from stitch.evaluation.documents import counted, phrase, warning
 from stitch.evaluation.scores import Scores
 from stitch.files.folders import to_json
@@ -66,7 +68,7 @@ def assemble(given: Given, scores: dict[str, Scores], best: Best, *, tied: bool)
         "provenance": provenance,
         "recipe": recipe("retokenize", provenance),
     }  # fmt: skip
-    return {**report, "made": _made(report), "notes": _notes(report)}
+    return {**report, "made": _made(report), "notes": [*_notes(report), *left_out(given.shop)]}
 
 
 def _row(name: str, found: Scores, tokens: int) -> dict:
@@ -87,6 +89,16 @@ def _made(report: dict) -> str:
         f"{found['shared']:,} tokens with the same bytes and {found['special']:,} special ones are copied, those of "
         f"{found['pieces']:,} are made, and its head is made for it ({report['chosen']}). Nothing was trained by gradients."
     )
+
+
+def left_out(shop: Workshop) -> list[str]:
+    """The sentence on pursuits that are too dear, if any."""
+    if shop.donor is None or not (left := [f"omp-{terms}" for terms in TERMS if terms not in shop.terms]):
+        return []
+    return [
+        f"{' and '.join(left)} {'is' if len(left) == 1 else 'are'} left out: a pursuit of {len(shop.found.pieces):,} tokens "
+        f"among {shop.found.shared:,} takes more than {AFFORDABLE:.0e} FLOPs."
+    ]
 
 
 def _notes(report: dict) -> list[str]:

@@ -12,7 +12,7 @@ from stitch.conversions.retokenization import rows as made
 from stitch.conversions.retokenization.bias import with_bias
 from stitch.conversions.retokenization.embedding_ridge import fitted_embedding
 from stitch.conversions.retokenization.head_ridge import fitted_head
-from stitch.conversions.retokenization.omp import pursued
+from stitch.conversions.retokenization.omp import affordable, pursued
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of, softcap
@@ -23,7 +23,6 @@ from stitch.models.model import Model
 from stitch.text.correspondence import Correspondence
 from stitch.text.reader import Reader
 
-TERMS = (8, 64)  # of a sparse combination
 NULLS = 2  # embeddings that are nulls
 BIAS, FITTED = " + bias", "ridge, all"
 
@@ -92,23 +91,29 @@ class Workshop:
             "first": made.one_piece(self.own_head, self.found, 0),
             "mean": made.mean_of_pieces(self.own_head, self.found),
         }
-        if self.donor is not None:
+        if self.donor is not None and self.terms:
             theirs = head_of(self.donor)[:, : self.donor.width]
-            found |= {f"omp-{terms}": rows for terms, rows in pursued(self.own_head, theirs, self.found, TERMS).items()}
+            made_of = pursued(self.own_head, theirs, self.found, self.terms)
+            found |= {f"omp-{terms}": rows for terms, rows in made_of.items()}
         return {name: made.clipped(head, self.own_head, self.found) for name, head in found.items()}
+
+    @cached_property
+    def terms(self) -> list[int]:
+        """Numbers of shared rows of the donor's that missing ones are combined from; none where that takes too long."""
+        return [] if self.donor is None else affordable(self.found, self.donor.width)
 
     @property
     def number(self) -> int:
         """Of embeddings."""
-        return 3 + NULLS + (len(TERMS) if self.donor is not None else 0)
+        return 3 + NULLS + len(self.terms)
 
     def embeddings(self) -> Iterator[tuple[str, Rows]]:
         yield "mean", self.mean
         yield "last", made.one_piece(self.own_rows, self.found, -1)
         yield "ridge", fitted_embedding(self.on_text, self.own_rows, self.mean, self.fit, self.found)
-        if self.donor is not None:
+        if self.donor is not None and self.terms:
             theirs = self.donor.embedding.weight.detach()
-            for terms, rows in pursued(self.own_rows, theirs, self.found, TERMS).items():
+            for terms, rows in pursued(self.own_rows, theirs, self.found, self.terms).items():
                 yield f"omp-{terms}", rows
         yield "null:random rows", made.random_rows(self.mean, self.found, self.seed)
         yield "null:shuffled rows", made.shuffled_rows(self.mean, self.found, self.seed)
