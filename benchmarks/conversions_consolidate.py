@@ -64,11 +64,10 @@ def open_model(name: str, tokens: int = 40_000, held_out: int = 65_536) -> Model
 
 def documents(setup: ModelAndText, split: Split, count: int) -> list[tuple[str, Tensor]]:
     """Documents that are long enough and are not in the windows of the split."""
-    used = int(setup.windows[split].document.max()) + 1
-    found = []
-    for name, text in select(read("docs"), split)[used:]:
+    used, found = set(setup.windows[split].document.unique().tolist()), []
+    for place, (name, text) in enumerate(select(read("docs"), split)):
         ids = setup.model.tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        if len(ids) >= CONTEXT + QUERIES * LENGTH:
+        if place not in used and len(ids) >= CONTEXT + QUERIES * LENGTH:
             found.append((name, torch.tensor(ids[: CONTEXT + QUERIES * LENGTH])))
         if len(found) == count:
             break

@@ -206,3 +206,24 @@ def test_help_and_docs_of_every_function():
     for page in PAGES:
         documented = inspect.getdoc(_function(page.words)) or ""
         assert documented and ("Raises:" in documented), page.path
+
+
+@pytest.mark.parametrize(
+    ("call", "named", "when"),
+    [
+        (dict(count=8), "count", "with `behaviour`"),
+        (dict(rate=1e-3), "rate", "with `trace`"),
+        (dict(trace="note.txt", count=8), "count", "with `behaviour`"),
+        (dict(behaviour="induction", against="demo:gpt2"), "against", "without `behaviour`"),
+        (dict(behaviour="induction", tokens=1000), "tokens", "without `behaviour`"),
+    ],
+)
+def test_what_an_evaluation_would_ignore_is_refused(call, named, when):
+    with pytest.raises(UsageError, match=f"`{named}` is read only {when}; leave it out."):
+        stitch.evaluate("demo:gpt2", quiet=True, **call)
+
+
+@pytest.mark.parametrize("call", [dict(tokens=100), dict(text=["some text"]), dict(context=8), dict(seed=1)])
+def test_what_a_description_would_ignore_is_refused(call):
+    with pytest.raises(UsageError, match=f"`{next(iter(call))}` is read only with `heads` or `sites`"):
+        stitch.inspect("demo:gpt2", quiet=True, **call)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from stitch.api.given import ModelLike, PathLike, TextLike, byte_count, named, text_named
+from stitch.api.given import ModelLike, PathLike, TextLike, byte_count, named, refuse_unread, text_named
 from stitch.api.page import Page
 from stitch.api.progress import progress
 from stitch.api.result import Result
@@ -48,13 +48,16 @@ def evaluate(
 
             if behaviour is not None:
                 raise UsageError("`behaviour` and `trace` do not go together: measure one, then the other.")
+            refuse_unread(evaluate, "with `behaviour`", count=count)
             report = find_trace(
                 name, Path(trace), other, controls=controls, rate=rate, tokens=tokens, context=context, seed=seed,
                 memory=byte_count(memory), **common,
             )  # fmt: skip
             page = Page(lead=lead(report), tables=[table(report)], notes=[*footnotes(report), *text_notes(report)])
             return Result(report, page)
+        refuse_unread(evaluate, "with `trace`", controls=controls, rate=rate)
         if behaviour is None:
+            refuse_unread(evaluate, "with `behaviour`", count=count)
             from stitch.jobs.evaluate import evaluate_models
             from stitch.report.card import table
 
@@ -63,6 +66,9 @@ def evaluate(
             )
             page = Page(tables=[table(report)], notes=text_notes(report))
         else:
+            refuse_unread(
+                evaluate, "without `behaviour`", against=against, tokens=tokens, context=context, memory=memory
+            )
             from stitch.circuits.report import SHOWN, beyond, tables
             from stitch.circuits.score import score_model
 
@@ -96,6 +102,9 @@ def inspect(
         raise UsageError("`heads` and `sites` are reports of their own: choose one of them.")
     with named(model) as (name,), text_named(text) as source, progress(quiet) as update:
         if not heads and not sites:
+            refuse_unread(
+                inspect, "with `heads` or `sites`", text=text, tokens=tokens, context=context, seed=seed, memory=memory
+            )
             return _described(name)
         common: dict = {
             "text": source, "tokens": tokens, "context": context, "seed": seed, "device": device, "dtype": dtype,

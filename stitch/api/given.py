@@ -2,8 +2,9 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
@@ -177,3 +178,14 @@ class Output:
 def folder_name(*names: str) -> Path:
     """A folder in the current one, called after models or files."""
     return Path("-".join("-".join(Path(name).stem.replace(":", "-").split()) for name in names))
+
+
+def refuse_unread(function: Callable[..., Any], when: str, **given: Any) -> None:
+    """Refuses arguments of `function` that would be ignored, unless they have their defaults. `when` says when they are read.
+
+    Raises: UsageError that names the first of them.
+    """
+    parameters = signature(function).parameters
+    for name, value in given.items():
+        if not isinstance(value, type(parameters[name].default)) or value != parameters[name].default:
+            raise UsageError(f"`{name}` is read only {when}; leave it out.")
