@@ -9,18 +9,15 @@
                     over neighbours. The paper chooses once, after the prompt; here every `step` tokens, as the text goes on.
                     With `shared`, Ada-KV (Feng et al. 2024, arXiv:2407.11550): the best of all heads of a block together, but
                     at least a fifth of its share for each head.
-    Matched         Attention Matching (Zweiger et al. 2026, arXiv:2602.16284): the keys with the most attention of reference
-                    queries, with biases and values fitted so that these queries find the mass and the output that they had. The
-                    paper compacts a prompt once; here every `step` tokens, so that errors add up. Its reference queries read
-                    the prompt again; here they are drawn once from other text, as a stream cannot be read again.
-
 Kept keys stand at positions within the cache, as in StreamingLLM: those that are not among the last follow each other from 0 on.
 Learned positions are part of the keys and stay. Every policy computes what a cache of that size would compute, token by token;
 storage is not simulated. Scores of keys are not counted as bytes.
+
+Left out: Attention Matching (arXiv:2602.16284) compacts a finished prompt once, with queries that read it again, where a stream
+must be compacted as it goes on.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,8 +32,7 @@ from stitch.modeling.modeling_recurrent import RecurrentForCausalLM, attentions,
 PIECE = 64  # queries that Streaming computes at once
 NEIGHBOURS = 5  # of the average that smooths SnapKV's votes
 LEAST_SHARE = 0.2  # of Ada-KV
-PEERS = ("streaming", "h2o", "snapkv", "adakv", "duo", "matching")
-RIDGE, LEAST_WEIGHT, REFERENCES = 1e-6, 1e-12, 256  # of Attention Matching
+PEERS = ("streaming", "h2o", "snapkv", "adakv", "duo")
 SINKS = 4  # of StreamingLLM and DuoAttention
 
 
@@ -181,11 +177,10 @@ class Snapshots(Chosen):
         return largest(everyone, self.chosen * votes.shape[1]).view_as(votes) & there
 
 
-def peers(net: RecurrentForCausalLM, size: int, context: int, asked: Prompts, text: Tensor) -> dict[str, CachePeer]:
+def peers(net: RecurrentForCausalLM, size: int, context: int, asked: Prompts) -> dict[str, CachePeer]:
     """Every policy with at most `size` bytes of keys and values, by the name of its row.
 
-    `net` has a feature map in every block; heads that retrieve are found on the prompts `asked`, reference queries come from
-    the ids `text`. The options that papers give
+    `net` has a feature map in every block; heads that retrieve are found on the prompts `asked`. The options that papers give
     for thousands of keys are scaled to a context of `context`: SnapKV looks at its last 1/32.
     """
     keys, step = keys_of_bytes(net, size), max(1, context // 32)
@@ -197,7 +192,6 @@ def peers(net: RecurrentForCausalLM, size: int, context: int, asked: Prompts, te
         Snapshots(net, keys, step),
         Snapshots(net, keys, step, shared=True),
         Streaming(net, full, SINKS),
-        Matched(net, keys, step, reference_queries(net, text, REFERENCES)),
     )
     return dict(zip(PEERS, found, strict=True))
 
@@ -210,102 +204,6 @@ def largest(values: Float[Tensor, "... n"], count: int) -> Bool[Tensor, "... n"]
 
 def gathered(x: Float[Tensor, "batch groups tokens width"], index: Int64[Tensor, "batch groups n"]) -> Tensor:
     return x.gather(2, index[..., None].expand(-1, -1, -1, x.shape[-1]))
-
-
-class Matched(CachePeer):
-    """As many bytes as `keys` keys of each head. `queries[block]` [groups, references, width] are scaled, at position 0."""
-
-    def __init__(self, net: RecurrentForCausalLM, keys: int, step: int, queries: Sequence[Tensor]):
-        super().__init__(net)
-        self.last, self.step, self.queries = step + 1, step, queries
-        width = queries[0].shape[-1]
-        self.chosen = (keys - 2 * step) * 2 * width // (2 * width + 1)  # a bias each
-        if self.chosen < 1:
-            raise ValueError(f"keys must be above twice the step; got {keys} and {step}.")
-
-    def outputs(self, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
-        tokens, found = k.shape[2], []
-        kept = Compact(k[:, :, :0], v[:, :, :0], k[:, :, :0, 0])
-        for a in range(0, tokens, self.step):
-            b, start, size = min(a + self.step, tokens), max(0, a + 1 - self.last), kept.k.shape[2]
-            now, near = torch.arange(a, b, device=k.device), torch.arange(start, b, device=k.device)
-            far = group_matmul(self.moved(q[:, :, :, a:b], size + now - start - now), kept.k.mT)
-            last = group_matmul(q[:, :, :, a:b], k[:, :, start:b].mT).masked_fill(near > now[:, None], -torch.inf)
-            weights = torch.cat([far + kept.bias[:, :, None, None], last], -1).softmax(-1)
-            found.append(group_matmul(weights, torch.cat([kept.v, v[:, :, start:b]], 2)))
-            leaving = near[: max(0, b + 1 - self.last) - start]
-            if len(leaving):
-                rank = torch.arange(size, size + len(leaving), device=k.device)
-                one = (
-                    self.moved(k[:, :, leaving], rank - leaving),
-                    v[:, :, leaving],
-                    k.new_zeros(*k.shape[:2], len(leaving)),
-                )
-                pair = zip((kept.k, kept.v, kept.bias), one, strict=True)
-                kept = self.compacted(Compact(*(torch.cat(both, 2) for both in pair)), self.queries[block])
-        return torch.cat(found, 3)
-
-    def compacted(self, old: "Compact", queries: Float[Tensor, "groups references width"]) -> "Compact":
-        size = old.k.shape[2]
-        if size <= self.chosen:
-            return old
-        behind = torch.tensor(self.last, device=old.k.device)  # how far behind the kept keys a query stands
-        before = self.moved(queries, size + behind) @ old.k.mT + old.bias[:, :, None]
-        most = largest(before.softmax(-1).square().mean(2), self.chosen)
-        index = most.nonzero()[:, 2].view(*most.shape[:2], self.chosen)
-        rank = torch.arange(self.chosen, device=index.device)
-        k = self.moved(gathered(old.k, index), rank - index)
-        after = self.moved(queries, self.chosen + behind) @ k.mT
-        return Compact(k, *matched(before, old.v, after)[::-1])
-
-
-@dataclass(frozen=True)
-class Compact:
-    """Keys at the positions 0, 1, …, values, and biases of the scores [batch, groups, keys]."""
-
-    k: Tensor
-    v: Tensor
-    bias: Tensor
-
-
-def matched(
-    before: Float[Tensor, "... references keys"],
-    values: Float[Tensor, "... keys width"],
-    after: Float[Tensor, "... references fewer"],
-) -> tuple[Float[Tensor, "... fewer"], Float[Tensor, "... fewer width"]]:
-    """Biases and values of fewer keys. `before` are scores on all keys with their biases, `after` on the fewer without.
-
-    Weights e^bias ≥ 0 are least squares of the mass, cut at 0; values are least squares of the outputs.
-    """
-    best = before.amax(-1, keepdim=True)
-    share = (after - best).exp() / (before - best).exp().sum(
-        -1, keepdim=True
-    )  # of the whole mass, so that queries are alike
-    bias = least_squares(share, torch.ones_like(share[..., :1]))[..., 0].clamp_min(LEAST_WEIGHT).log()
-    weights = (after + bias[..., None, :]).softmax(-1)
-    return bias, least_squares(weights, before.softmax(-1) @ values)
-
-
-def least_squares(x: Float[Tensor, "... n m"], y: Float[Tensor, "... n k"]) -> Float[Tensor, "... m k"]:
-    """With a small ridge, relative to the mean square of the inputs."""
-    x, y, to = x.double(), y.double(), y.dtype
-    products = x.mT @ x
-    ridge = RIDGE * products.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    eye = torch.eye(products.shape[-1], dtype=x.dtype, device=x.device)
-    return torch.linalg.solve(products + ridge * eye, x.mT @ y).to(to)
-
-
-@torch.no_grad()
-def reference_queries(net: RecurrentForCausalLM, ids: Tensor, count: int, seed: int = 0) -> list[Tensor]:
-    """By block, `count` queries of each key head drawn from a text, scaled and moved to position 0."""
-    peer, generator, found = CachePeer(net), torch.Generator().manual_seed(seed), []
-
-    def visit(heads: HeadInputs) -> None:
-        q = peer.moved(heads.q * heads.scaling, -torch.arange(heads.q.shape[3])).transpose(0, 1).flatten(1, 3)
-        found.append(q[:, torch.randperm(q.shape[1], generator=generator)[:count]])
-
-    visit_heads(net, ids, visit)
-    return found
 
 
 def keys_of_bytes(net: RecurrentForCausalLM, size: int) -> int:

@@ -18,7 +18,7 @@ and with exact keys allocated to heads by need (`allocation.py`):
 
 other work at no more bytes (`_cache_peers.py`):
 
-    streaming, h2o, snapkv, adakv, duo, matching
+    streaming, h2o, snapkv, adakv, duo
 
 and with sizes of their own:
 
@@ -268,12 +268,11 @@ def measure(given: argparse.Namespace):
             if kind == "slots" and "hindsight" in given.rows:
                 score = scores_of({"net": Hindsight(net)}, donor, donor.windows["report"])["net"]
                 yield {"at": share, **figures(net, donor, form, "hindsight", score, {})}
-        size = state_bytes(like, donor.context)
         asked = recall_prompts(donor.model.tokenizer, donor.context // 2, seed=1)
-        for kind, peer in peers(first, size, donor.context, asked, donor.windows["fit"].ids[:8].long()).items():
-            if kind in given.rows:
-                score = scores_of({kind: peer}, donor, donor.windows["report"])[kind]
-                yield {"at": share, **of_peer(peer, donor, kind, score, size)}
+        size = state_bytes(like, donor.context)
+        others = {kind: one for kind, one in peers(first, size, donor.context, asked).items() if kind in given.rows}
+        for kind, score in scores_of(others, donor, donor.windows["report"]).items() if others else ():
+            yield {"at": share, **of_peer(others[kind], donor, kind, score, size)}
     own = of_own_size(donor.context, width, fitted)
     for kind in (kind for kind in own if kind in given.rows):
         for form in own[kind]:

@@ -12,13 +12,13 @@ Nothing is trained on long texts: forms are fitted in windows of the donor's con
     tail                the null of every form: the last keys, the first, and the mean of all others
     window              only the last keys
     fast weights        no exact keys at all: fitted features in linear attention
-    streaming, h2o, snapkv, adakv, duo, matching    other work (`_cache_peers.py`)
+    streaming, h2o, snapkv, adakv, duo    other work (`_cache_peers.py`)
 
-and references: `donor` as it is, and `re-reading 1/2` and `1/4`, the donor on windows of its context that move on by a half or a
-quarter of it, so that it computes every token twice or four times.
+and references: `donor` as it is, and `re-reading`, the donor on windows of its context, each half a context after the one before,
+so that it computes every token twice.
 
-Two texts of the report split: `documents`, the first tokens of every document that is four contexts long; and `streams`, all
-documents one after the other, a BOS between two, cut into streams of 32 contexts. Intervals are over documents.
+Two texts of the report split: `documents`, the first tokens of documents that are four contexts long; and `streams` of 32
+contexts, the first two contexts of documents one after the other, a BOS between two. Intervals are over documents.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from _cache_peers import peers
+from _cache_peers import PEERS, peers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -52,13 +52,16 @@ from stitch.conversions.recurrence.forms import (
 from stitch.conversions.recurrence.recall import recall_prompts
 from stitch.evaluation.intervals import effective_number, ratio_interval
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM, attentions, shape_of
-from stitch.text.documents import select
+from stitch.text.documents import Split, select
 from stitch.text.tokenizers import bos_of
-from stitch.text.windows import Windows, evenly, pack, read_for
+from stitch.text.windows import Windows, read_for
 
 ENDS = (1, 4, 8, 16, 32)  # of the bins of positions, in contexts
-LONG = 4  # contexts that a document of the first text has
+LONG, LONGEST = 4, 2  # contexts that a document of the first text has, and has at most in the second
 OURS = "slots by head"
+ROWS = (
+    "no fast weights", "hybrid by head", "sizes at random", "tail", "window", "fast weights", *PEERS, "donor", "re-reading",
+)  # fmt: skip
 AT_ONCE = 2048  # tokens whose logits are computed together
 RECALLED = (1 / 4, 1 / 2, 1, 2, 4)  # lengths of the prompts, in contexts
 
@@ -88,81 +91,79 @@ class Row:
     passes: int = 1  # how often a token is computed
 
 
-def forms(donor: Donor, share: float, steps: int) -> tuple[dict[str, Row], RecurrentForCausalLM]:
+def forms(donor: Donor, given: argparse.Namespace) -> tuple[dict[str, Row], RecurrentForCausalLM]:
     """The converted model and its alternatives, fitted; and a net with a feature map in every block."""
     context, width = donor.context, shape_of(attentions(donor.model.net)[0].config).width
-    common: dict[str, Any] = {"sinks": 1, "hidden": 2 * width, "steps": steps}
-    window = context // 32
-    few = width // 8
-    slots = (round(share * context) - 1 - window) * 2 * width // (2 * width + 1)
+    common: dict[str, Any] = {"sinks": 1, "hidden": 2 * width, "steps": given.steps}
+    window, few = context // 32, width // 8
+    slots = (round(given.share * context) - 1 - window) * 2 * width // (2 * width + 1)
     first = wrap(donor.model, RecurrentForm(features="mean", window=1, sinks=1))
     sums = donor_moments(first, donor)
 
     alike = RecurrentForm(features="mean", window=window, slots=slots, **common)
     own = replace(alike, keys=allocate(first, donor, alike, sums))
+    assert own.keys is not None
     net = sibling(first, own)
     fit(net, donor, own, sums)
     size = state_bytes(net, context)
     dropped = sibling(first, replace(own, features="none"))
     dropped.memories.load_state_dict({k: v for k, v in net.memories.state_dict().items() if ".map." not in k})
+    found = {OURS: net, "no fast weights": dropped}
 
     fewer = slots - -(-few * (width + 2) // (2 * width + 1))
-    hybrid = RecurrentForm(features="hedgehog", window=window, slots=fewer, dimension=few, **common)
-    hybrid = replace(hybrid, keys=allocate(first, donor, hybrid, sums))
-    heads = sum(len(block) for block in own.keys or ())
-    pure = replace(
-        alike, features="hedgehog", window=0, sinks=0, slots=0, dimension=round(size / heads / 4 / (width + 2))
-    )
-    tail = matching_bytes(net, donor.model, replace(alike, slots=0, window=1), context)
-    last = matching_bytes(net, donor.model, replace(alike, features="none", slots=0, window=1, sinks=0), context)
+    features = size // sum(map(len, own.keys)) // 4 // (width + 2)  # float32: a row of values, a sum and a shift
     others = {
-        "hybrid by head": hybrid,
-        "sizes at random": replace(own, keys=shuffled_sizes(first, own.keys or (), 0)),
-        "tail": tail,
-        "window": last,
-        "fast weights": pure,
+        "hybrid by head": replace(alike, features="hedgehog", slots=fewer, dimension=few),
+        "sizes at random": replace(own, keys=shuffled_sizes(first, own.keys, own.seed)),
+        "tail": matching_bytes(net, donor.model, replace(alike, slots=0, window=1), context),
+        "window": matching_bytes(net, donor.model, RecurrentForm(features="none", window=1, sinks=0), context),
+        "fast weights": replace(alike, features="hedgehog", window=0, sinks=0, slots=0, dimension=features),
     }
-    rows = {OURS: net, "no fast weights": dropped}
     for name, form in others.items():
-        rows[name] = sibling(first, form)
-        fit(rows[name], donor, form, sums)
-    return {name: Row(one, state_bytes(one, context)) for name, one in rows.items()}, first
+        if name in given.rows:
+            if name == "hybrid by head":
+                form = replace(form, keys=allocate(first, donor, form, sums))
+            found[name] = sibling(first, form)
+            fit(found[name], donor, form, sums)
+    return {name: Row(one, state_bytes(one, context)) for name, one in found.items()}, first
 
 
-def rows_of(donor: Donor, share: float, steps: int) -> dict[str, Row]:
+def rows_of(donor: Donor, given: argparse.Namespace) -> dict[str, Row]:
     """All rows by name, the converted model first."""
     model, context = donor.model, donor.context
-    rows, first = forms(donor, share, steps)
+    rows, first = forms(donor, given)
     size = rows[OURS].state
     assert size is not None
     asked = recall_prompts(model.tokenizer, context // 2, seed=1)
-    for name, peer in peers(first, size, context, asked, donor.windows["fit"].ids[:8].long()).items():
-        rows[name] = Row(peer, size)
+    rows |= {name: Row(peer, size) for name, peer in peers(first, size, context, asked).items()}
     rows["donor"] = Row(model.net, None)
-    for parts in (2, 4):
-        net = Rereading(model.net, bos_of(model.tokenizer), context, context // parts)
-        rows[f"re-reading 1/{parts}"] = Row(net, cache_bytes(model, context), parts)
-    return rows
+    again = Rereading(model.net, bos_of(model.tokenizer), context, context // 2)
+    rows["re-reading"] = Row(again, cache_bytes(model, context), passes=2)
+    return {name: row for name, row in rows.items() if name == OURS or name in given.rows}
 
 
-def texts(donor: Donor, streams: int) -> dict[str, Windows]:
+def texts(donor: Donor, given: argparse.Namespace) -> dict[str, Windows]:
     """`documents` and `streams`, all of one length each."""
     tokenizer, context = donor.model.tokenizer, donor.context
-    wanted = {"fit": 65_536, "sweep": 16_384, "report": streams * ENDS[-1] * context}
-    documents = select(read_for("docs", wanted, tokenizer, context).documents, "report")
-    whole = pack(documents, tokenizer, ENDS[-1] * context)
-    chosen = evenly(len(whole.ids))[:streams].sort().values
-    bos, length, found = bos_of(tokenizer), LONG * context, []
-    for _, text in documents:
-        ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)[: length - 1]
-        found += [[bos, *ids]] if len(ids) == length - 1 else []
-    alone = torch.tensor(found, dtype=torch.int32)
-    owner = torch.arange(len(alone), dtype=torch.int32)[:, None].expand_as(alone)
-    return {"documents": Windows(alone, owner), "streams": Windows(whole.ids[chosen], whole.document[chosen])}
+    bos, long, length = bos_of(tokenizer), LONG * context, ENDS[-1] * context
+    wanted: dict[Split, int] = {"fit": given.tokens, "sweep": 16_384, "report": 2 * given.streams * length}
+    read = [
+        [bos, *tokenizer.encode(text, add_special_tokens=False, verbose=False)[: long - 1]]
+        for _, text in select(read_for("docs", wanted, tokenizer, context).documents, "report")
+    ]
+    some = [number for number, ids in enumerate(read) if len(ids) >= long][: given.documents]
+    alone = torch.tensor([read[number][:long] for number in some])
+    parts = [ids[: LONGEST * context] for ids in read]
+    every = torch.tensor([id for ids in parts for id in ids][: given.streams * length])
+    owner = torch.arange(len(parts)).repeat_interleave(torch.tensor(list(map(len, parts))))[: len(every)]
+    return {
+        "documents": Windows(alone, torch.tensor(some)[:, None].expand_as(alone)),
+        "streams": Windows(every.view(-1, length), owner.view(-1, length)),
+    }
 
 
 @contextmanager
-def without_head(nets: Sequence[nn.Module]) -> Iterator[nn.Module]:
+def without_head(nets: Sequence[Any]) -> Iterator[nn.Module]:
     """Inside, these nets give their last hidden states as logits; the head is what comes with it. Long logits fill memory."""
     heads = [net.get_output_embeddings() for net in nets]
     for net in nets:
@@ -217,7 +218,7 @@ def by_position(
 def read(rows: Mapping[str, Row], donor: Donor, given: argparse.Namespace) -> Iterator[dict]:
     """A line per text and row: cross-entropy by position, and by how much the converted model's is lower or higher."""
     with without_head([rows[OURS].net.base, donor.model.net]) as head:  # pyright: ignore
-        for text, windows in texts(donor, given.streams).items():
+        for text, windows in texts(donor, given).items():
             ours = None
             for name, row in rows.items():
                 began = time.perf_counter()
@@ -253,13 +254,15 @@ def main() -> None:
     options.add_argument("--share", type=float, default=0.2, help="Of the donor's cache at its context.")
     options.add_argument("--tokens", type=int, default=65_536)
     options.add_argument("--steps", type=int, default=100, help="Of every fit, by attention outputs.")
-    options.add_argument("--streams", type=int, default=20)
+    options.add_argument("--rows", nargs="*", default=ROWS, choices=ROWS, help=f"Beside {OURS}.")
+    options.add_argument("--documents", type=int, default=100)
+    options.add_argument("--streams", type=int, default=6)
     options.add_argument("--at-once", type=int, default=81_920, help="Tokens in a batch.")
     options.add_argument("--prompts", type=int, default=100)
     given = options.parse_args()
     donor = read_donor(given.model, text="docs", tokens=given.tokens, held_out=16_384)
     check_convertible(donor.model, donor.context)
-    rows = rows_of(donor, given.share, given.steps)
+    rows = rows_of(donor, given)
     parts = {"reading": read, "recall": remembered}
     for part in [given.only] if given.only else parts:
         for line in parts[part](rows, donor, given):

@@ -3,14 +3,10 @@
 import pytest
 import torch
 from _cache_peers import (
-    Compact,
     HeavyHitters,
-    Matched,
     Snapshots,
     Streaming,
     keys_of_bytes,
-    matched,
-    reference_queries,
     retrieval,
     windows_by_retrieval,
 )
@@ -65,10 +61,8 @@ def test_with_room_for_all_keys_nothing_changes(family, groups):
     model, ids = tiny.model(family), tiny.ids(2, TOKENS)
     net = wrap(model, RecurrentForm(features="none", window=4, sinks=0))
     wanted = model.net(ids).logits
-    queries = reference_queries(wrap(model, RecurrentForm(features="mean", window=4, sinks=0)), ids, 9)
     peers = (
         Streaming(net, [[30] * groups] * 6, 2), HeavyHitters(net, 60), Snapshots(net, 40, 3), Snapshots(net, 40, 3, True),
-        Matched(net, 40, 3, queries),
     )  # fmt: skip
     for peer in peers:
         torch.testing.assert_close(peer(ids).logits, wanted, atol=2e-4, rtol=1e-4)
@@ -138,31 +132,6 @@ def test_snapshots_keep_what_the_last_queries_looked_at(llama, heads, shared):
         sizes.add(tuple(map(len, kept)))
         assert sum(map(len, kept)) <= 2 * chosen
     assert any(one != two for one, two in sizes) == shared
-
-
-def test_matching_makes_one_key_of_several_that_are_alike():
-    """Three copies of each of four keys: the bias is log 3, the value the mean, and no query can tell the difference."""
-    keys, values = tiny.noise(4, 6, seed=1).repeat(3, 1), tiny.noise(12, 5, seed=2)
-    queries = tiny.noise(40, 6, seed=3)
-    bias, found = matched(queries @ keys.T, values, queries @ keys[:4].T)
-    torch.testing.assert_close(bias, torch.full((4,), 3.0).log(), atol=1e-3, rtol=0)
-    torch.testing.assert_close(found, values.view(3, 4, 5).mean(0), atol=1e-3, rtol=1e-3)
-
-
-@torch.no_grad()
-def test_matched_keys_answer_as_all_keys_did(llama, heads):
-    """Queries that are the references themselves, behind more keys than fit: their outputs are those before compaction."""
-    queries = tiny.noise(2, 7, 10, seed=5)
-    peer = Matched(llama, 16, 3, [queries])
-    old = Compact(tiny.noise(1, 2, 12, 10, seed=6), tiny.noise(1, 2, 12, 10, seed=7), tiny.noise(1, 2, 12, seed=8))
-    new = peer.compacted(old, queries)
-    assert new.k.shape[2] == peer.chosen == 9
-    found, wanted = (
-        (peer.moved(queries, torch.tensor(one.k.shape[2] + peer.last)) @ one.k.mT + one.bias[:, :, None]).softmax(-1)
-        @ one.v
-        for one in (new, old)
-    )
-    torch.testing.assert_close(found, wanted, atol=1e-2, rtol=1e-2)
 
 
 def test_a_policy_that_would_hold_more_keys_than_it_has_is_refused(llama):
