@@ -256,7 +256,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=100, help="Of every fit, by attention outputs.")
     options.add_argument("--rows", nargs="*", default=ROWS, choices=ROWS, help=f"Beside {OURS}.")
     options.add_argument("--documents", type=int, default=100)
-    options.add_argument("--streams", type=int, default=6)
+    options.add_argument("--streams", type=int, default=5)
     options.add_argument("--at-once", type=int, default=81_920, help="Tokens in a batch.")
     options.add_argument("--prompts", type=int, default=100)
     given = options.parse_args()
