@@ -63,7 +63,7 @@ ROWS = (
     "no fast weights", "hybrid by head", "sizes at random", "tail", "window", "fast weights", *PEERS, "donor", "re-reading",
 )  # fmt: skip
 AT_ONCE = 2048  # tokens whose logits are computed together
-RECALLED = (1 / 4, 1 / 2, 1, 2, 4)  # lengths of the prompts, in contexts
+RECALLED = (1 / 4, 1 / 2, 1, 2)  # lengths of the prompts, in contexts
 
 
 class Rereading(nn.Module):
@@ -233,17 +233,20 @@ def read(rows: Mapping[str, Row], donor: Donor, given: argparse.Namespace) -> It
 
 
 def remembered(rows: Mapping[str, Row], donor: Donor, given: argparse.Namespace) -> Iterator[dict]:
-    """A line per row: the share of a sequence's tokens that are answered where it comes again, by distance."""
-    for name, row in rows.items():
+    """A line per row: the share of a sequence's tokens that are answered where it comes again, by distance.
+
+    The line `chance` is the donor's where another sequence came before.
+    """
+    prompts = [
+        recall_prompts(donor.model.tokenizer, round(part * donor.context), count=given.prompts) for part in RECALLED
+    ]
+    for name, row in [*rows.items(), ("chance", Row(donor.model.net, None))]:
         lengths = []
-        for part in RECALLED:
-            asked = recall_prompts(donor.model.tokenizer, round(part * donor.context), count=given.prompts)
-            distance = asked.clean.shape[1] - int(asked.asked[0].sum()) - 2
-            clean, corrupt = (sums_of(logits_of(row.net), ids, asked, None) for ids in (asked.clean, asked.corrupt))
-            lengths.append({
-                "contexts": part, "distance": distance, **share_right(clean),
-                "corrupt": share_right(corrupt)["right"],
-            })  # fmt: skip
+        for part, asked in zip(RECALLED, prompts, strict=True):
+            ids = asked.corrupt if name == "chance" else asked.clean
+            distance = ids.shape[1] - int(asked.asked[0].sum()) - 2
+            right = share_right(sums_of(logits_of(row.net), ids, asked, None))
+            lengths.append({"contexts": part, "distance": distance, **right})
         yield {"kind": "recall", "name": name, "state_bytes": row.state, "lengths": lengths}
 
 
@@ -258,7 +261,7 @@ def main() -> None:
     options.add_argument("--documents", type=int, default=100)
     options.add_argument("--streams", type=int, default=5)
     options.add_argument("--at-once", type=int, default=81_920, help="Tokens in a batch.")
-    options.add_argument("--prompts", type=int, default=100)
+    options.add_argument("--prompts", type=int, default=48)
     given = options.parse_args()
     donor = read_donor(given.model, text="docs", tokens=given.tokens, held_out=16_384)
     check_convertible(donor.model, donor.context)
