@@ -36,6 +36,7 @@ from _cache_peers import PEERS, peers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stitch.circuits.behaviours import Prompts
 from stitch.circuits.score import logits_of, share_right, sums_of
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.recurrence.allocation import allocate, shuffled_sizes
@@ -232,22 +233,38 @@ def read(rows: Mapping[str, Row], donor: Donor, given: argparse.Namespace) -> It
                 }  # fmt: skip
 
 
+def later(asked: Prompts, before: int) -> Prompts:
+    """The same prompts with the last `before` tokens between both copies in front of the first."""
+    copy = int(asked.asked[0].sum()) + 1
+
+    def moved(ids: Tensor) -> Tensor:
+        return torch.cat([ids[:, :1], ids[:, 1:-copy].roll(before, 1), ids[:, -copy:]], 1)
+
+    clean = moved(asked.clean)
+    return replace(asked, clean=clean, corrupt=moved(asked.corrupt), answers=clean.roll(-1, 1))
+
+
 def remembered(rows: Mapping[str, Row], donor: Donor, given: argparse.Namespace) -> Iterator[dict]:
     """A line per row: the share of a sequence's tokens that are answered where it comes again, by distance.
 
-    The line `chance` is the donor's where another sequence came before.
+    The sequence comes first behind `given.before` other tokens, as policies differ in what they keep of a text's start. The line
+    `chance` is the donor's where another sequence came before.
     """
     prompts = [
-        recall_prompts(donor.model.tokenizer, round(part * donor.context), count=given.prompts) for part in RECALLED
+        later(
+            recall_prompts(donor.model.tokenizer, round(part * donor.context) + given.before, count=given.prompts),
+            given.before,
+        )
+        for part in RECALLED
     ]
     for name, row in [*rows.items(), ("chance", Row(donor.model.net, None))]:
         lengths = []
         for part, asked in zip(RECALLED, prompts, strict=True):
             ids = asked.corrupt if name == "chance" else asked.clean
-            distance = ids.shape[1] - int(asked.asked[0].sum()) - 2
+            distance = ids.shape[1] - int(asked.asked[0].sum()) - 2 - given.before
             right = share_right(sums_of(logits_of(row.net), ids, asked, None))
             lengths.append({"contexts": part, "distance": distance, **right})
-        yield {"kind": "recall", "name": name, "state_bytes": row.state, "lengths": lengths}
+        yield {"kind": "recall", "before": given.before, "name": name, "state_bytes": row.state, "lengths": lengths}
 
 
 def main() -> None:
@@ -262,6 +279,7 @@ def main() -> None:
     options.add_argument("--streams", type=int, default=5)
     options.add_argument("--at-once", type=int, default=81_920, help="Tokens in a batch.")
     options.add_argument("--prompts", type=int, default=48)
+    options.add_argument("--before", type=int, default=64, help="Tokens before the sequence that is recalled.")
     given = options.parse_args()
     donor = read_donor(given.model, text="docs", tokens=given.tokens, held_out=16_384)
     check_convertible(donor.model, donor.context)

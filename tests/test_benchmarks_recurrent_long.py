@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from recurrent_long import Rereading, by_position, nats_of, without_head
+from recurrent_long import Rereading, by_position, later, nats_of, without_head
 
 import tiny
+from stitch.conversions.recurrence.recall import recall_prompts
 from stitch.evaluation.intervals import ratio_interval
 from stitch.text.windows import Windows
 
@@ -53,3 +54,14 @@ def test_bins_count_every_prediction_once_and_have_intervals_over_documents():
     )
     counts = torch.bincount(owner[:, CONTEXT + 1 :].flatten(), minlength=12).double()
     assert (paired["ce_low"], paired["ce_high"]) == pytest.approx(ratio_interval(sums, counts))
+
+
+def test_other_tokens_come_before_the_sequence_that_is_recalled():
+    asked = recall_prompts(tiny.tokenizer(), 40, count=3)
+    found, before, copy = later(asked, 5), 5, int(asked.asked[0].sum()) + 1
+    assert torch.equal(found.clean[:, 1 + before :][:, :copy], found.clean[:, -copy:])
+    assert torch.equal(found.answers[found.asked], asked.answers[asked.asked])
+    assert torch.equal(found.clean.sort(1).values, asked.clean.sort(1).values)
+    assert torch.equal(
+        (found.clean != found.corrupt).nonzero(), (asked.clean != asked.corrupt).nonzero() + torch.tensor([0, before])
+    )
