@@ -14,6 +14,11 @@ and with exact keys allocated to heads by need (`allocation.py`):
     hybrid by head      slots, and one feature for every eight dimensions of a head; only for small states
     double by head      twice as many features as dimensions, and as many last keys as fit beside them
     slots at random     the sizes of `slots by head` assigned to heads at random
+    slots by strongest keys     sizes from `stitch inspect --heads`: what it costs that a head knows only its n strongest keys
+
+other work at no more bytes (`_cache_peers.py`):
+
+    streaming, h2o, snapkv, adakv, duo
 
 and with sizes of their own:
 
@@ -34,10 +39,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from _cache_peers import PEERS, CachePeer, peers
 from torch import Tensor, nn
 
 from stitch.conversions.donor import Donor, read_donor
-from stitch.conversions.recurrence.allocation import Sizes, allocate, shuffled_sizes
+from stitch.conversions.recurrence.allocation import (
+    Sizes,
+    allocate,
+    by_block,
+    candidate_sizes,
+    distribute_keys,
+    shuffled_sizes,
+)
 from stitch.conversions.recurrence.distil import HeadMoments
 from stitch.conversions.recurrence.fit import donor_moments, fit, scores_of
 from stitch.conversions.recurrence.forms import (
@@ -46,19 +59,27 @@ from stitch.conversions.recurrence.forms import (
     check_convertible,
     dimension_of,
     matching_bytes,
+    memories,
     sibling,
     state_bytes,
     wrap,
 )
 from stitch.conversions.recurrence.recall import recall, recall_prompts
 from stitch.conversions.report import difference
+from stitch.evaluation.documents import counted
+from stitch.evaluation.intervals import ratio_interval
 from stitch.evaluation.scores import Scores
+from stitch.layers.heads import measure_heads
 from stitch.modeling.modeling_recurrent import LARGE_NEGATIVE, RecurrentForCausalLM, attentions, group_matmul, shape_of
 
 SHARES = (0.1, 0.2, 0.4)
 BY_HEAD = " by head"
 AT_RANDOM = "slots at random"
-AT_SHARES = ("tail", "window", "slots", "slots by head", "tail by head", "hybrid by head", "double by head", AT_RANDOM)
+BY_STRONGEST = "slots by strongest keys"
+AT_SHARES = (
+    "tail", "window", "slots", "slots by head", "tail by head", "hybrid by head", "double by head", AT_RANDOM, BY_STRONGEST,
+)  # fmt: skip
+INSPECTED = 8_192  # tokens on which `stitch inspect --heads` measures
 SMALL = 0.2  # largest share with `hybrid`; in larger states its few features make no difference
 
 
@@ -69,7 +90,7 @@ class Hindsight(nn.Module):
 
     def __init__(self, net: RecurrentForCausalLM):
         super().__init__()
-        self.net = net
+        self.net, self.memories = net, net.memories
 
     def forward(self, input_ids: Tensor, use_cache: bool = False):
         return self.net.base(input_ids=input_ids, use_cache=False, recurrent=self)
@@ -131,14 +152,41 @@ def of_own_size(context: int, width: int, fitted: dict[str, Any]) -> dict[str, l
     }
 
 
+def sizes_by_strongest(net: RecurrentForCausalLM, donor: Donor, form: RecurrentForm) -> Sizes:
+    """Sizes by head from the costs of knowing only the n strongest keys, added over the query heads that share a key head."""
+    sizes = candidate_sizes(donor.context, form.window + form.slots)
+    windows = donor.windows["fit"].first(INSPECTED)
+    heads = measure_heads(donor.model, windows, far=donor.context // 4, sizes=sizes, seed=form.seed)
+    costs = [
+        torch.tensor([head["cost"] for head in block], dtype=torch.float64)
+        .unflatten(0, (memory.shape.groups, -1))
+        .sum(1)
+        for block, memory in zip(heads, memories(net), strict=True)
+    ]
+    widths = [memory.shape.width for memory in memories(net) for _ in range(memory.shape.groups)]
+    return by_block(net, distribute_keys(torch.cat(costs), sizes, widths, alike=form.window + form.slots))
+
+
 def figures(
     net: RecurrentForCausalLM, donor: Donor, form: RecurrentForm, kind: str, score: Scores, course: dict
 ) -> dict:
     kept = state_bytes(net, donor.context)
+    assert score.kl is not None
+    low, high = ratio_interval(score.kl, score.tokens)
     return {
-        "kind": kind, "context": donor.context, **score.row(form.features), "window": form.window, "sinks": form.sinks,
+        "kind": kind, "context": donor.context, "documents": counted(score), **score.row(form.features), "kl_low": low,
+        "kl_high": high, "window": form.window, "sinks": form.sinks,
         "slots": form.slots, "keys": form.keys, "hidden": form.hidden, "multiple": dimension_of(net), "state_bytes": kept,
         "share": kept / cache_bytes(donor.model, donor.context), "fit": course,
+    }  # fmt: skip
+
+
+def of_peer(peer: CachePeer, donor: Donor, kind: str, score: Scores, size: int) -> dict:
+    assert score.kl is not None
+    low, high = ratio_interval(score.kl, score.tokens)
+    return {
+        "kind": kind, "context": donor.context, "documents": counted(score), **score.row(kind), "kl_low": low, "kl_high": high,
+        "most_bytes": size, "recall": recall(peer, recall_prompts(donor.model.tokenizer, donor.context // 2)),
     }  # fmt: skip
 
 
@@ -202,10 +250,13 @@ def measure(given: argparse.Namespace):
                 recipes[kind] = matching_bytes(like, donor.model, form, donor.context)
         shared: dict[str, Sizes] = {}
         for kind in (kind for kind in AT_SHARES if kind in given.rows):
-            if (base := kind.removesuffix(BY_HEAD) if kind != AT_RANDOM else "slots") not in recipes:
+            base = "slots" if kind in (AT_RANDOM, BY_STRONGEST) else kind.removesuffix(BY_HEAD)
+            if base not in recipes:
                 continue
             form = recipes[base]
-            if kind != base:
+            if kind == BY_STRONGEST:
+                form = replace(form, keys=sizes_by_strongest(first, donor, form))
+            elif kind != base:
                 if (of := "slots" if base == "tail" else base) not in shared:
                     shared[of] = allocate(first, donor, recipes[of], sums)
                 keys = shared[of] if kind != AT_RANDOM else shuffled_sizes(first, shared[of], form.seed)
@@ -217,6 +268,11 @@ def measure(given: argparse.Namespace):
             if kind == "slots" and "hindsight" in given.rows:
                 score = scores_of({"net": Hindsight(net)}, donor, donor.windows["report"])["net"]
                 yield {"at": share, **figures(net, donor, form, "hindsight", score, {})}
+        asked = recall_prompts(donor.model.tokenizer, donor.context // 2, seed=1)
+        size = state_bytes(like, donor.context)
+        others = {kind: one for kind, one in peers(first, size, donor.context, asked).items() if kind in given.rows}
+        for kind, score in scores_of(others, donor, donor.windows["report"]).items() if others else ():
+            yield {"at": share, **of_peer(others[kind], donor, kind, score, size)}
     own = of_own_size(donor.context, width, fitted)
     for kind in (kind for kind in own if kind in given.rows):
         for form in own[kind]:
@@ -232,7 +288,7 @@ def measure(given: argparse.Namespace):
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("model", nargs="?")
-    everything = [*AT_SHARES, "hindsight", "pure", "linear", "closed", "exact"]
+    everything = [*AT_SHARES, "hindsight", *PEERS, "pure", "linear", "closed", "exact"]
     options.add_argument("--rows", nargs="*", default=everything, choices=everything)
     options.add_argument("--shares", nargs="*", type=float, default=SHARES)
     options.add_argument("--tokens", type=int, default=65_536)

@@ -92,7 +92,7 @@ def test_uneven_sizes_can_be_saved_and_used_with_beam_search(tmp_path):
 
 
 def test_predicted_costs_agree_with_measured_ones():
-    """Against the divergence measured with one head changed. The prediction is second-order and uses sampled tokens."""
+    """Against the divergence measured with one head changed. The prediction is second-order, and a window is one sample of it."""
     one = donor("llama")
     sizes, many = [2, 6, 12], windows(320, seed=3)
     net = wrap(one.model, RecurrentForm(features="mean", window=8, sinks=1))
@@ -108,18 +108,20 @@ def test_predicted_costs_agree_with_measured_ones():
             score = scores_of({"changed": changed}, one, many)["changed"]
             assert score.kl is not None
             measured = float(score.kl.sum() / score.tokens.sum())
-            assert float(costs[block][head, index]) == pytest.approx(measured, rel=0.15), (block, head, size)
+            assert float(costs[block][head, index]) == pytest.approx(measured, rel=0.2), (block, head, size)
     assert all((cost[:, 0] > cost[:, -1]).all() for cost in costs)
 
 
-def test_the_cost_of_a_head_sums_its_dimensions_before_squaring():
-    """The square of the sum over a key head's queries and their dimensions, against explicit weights for each pair."""
+def test_the_cost_of_a_head_sums_its_tokens_before_squaring():
+    """The square of the sum over a window's tokens, a key head's queries and their dimensions, against explicit weights for each
+    pair.
+    """
     config, shape = RecurrentConfig(features="mean", window=3, sinks=1), HeadShape(groups=2, shared=2, width=4)
     module = SimpleNamespace(memory_index=0)
     q, k, v = (tiny.noise(3, heads, 12, 4, seed=heads + n).double() for n, heads in enumerate((4, 2, 2)))
     costs, zero = torch.zeros(2, 1, dtype=torch.float64), torch.zeros((), requires_grad=True)
     # the feature is constant, 1
-    probe = CostProbe(ModuleList([RecurrentMemory(config, shape, 0)]), [5], torch.arange(12), [costs], zero)
+    probe = CostProbe(ModuleList([RecurrentMemory(config, shape, 0)]), [5], [costs], zero)
     gradient = tiny.noise(3, 4, 12, 4, seed=9).double()
     probe.attend(module, q, k, v, 0.5).backward(gradient)
     ago = torch.arange(12)[:, None] - torch.arange(12)
@@ -130,7 +132,7 @@ def test_the_cost_of_a_head_sums_its_dimensions_before_squaring():
         for weights in (scores, torch.where((ago < 5) | (torch.arange(12) < 1), scores, 1.0))
     )
     effect = (gradient * (changed - exact)).sum(-1).unflatten(1, (2, 2)).sum(2)  # batch, groups, tokens
-    torch.testing.assert_close(costs[:, 0], effect.square().sum((0, 2)))
+    torch.testing.assert_close(costs[:, 0], effect.sum(-1).square().sum(0))
 
 
 def test_the_allocation_is_the_cheapest_within_its_bytes():

@@ -1,13 +1,14 @@
 """Allocates a given number of exact keys to the key heads so that the estimated divergence from the donor is smallest.
 
 Heads with local attention need few keys, heads with long-range attention need many. The cost of n keys is measured on the donor.
-Let δ be the change of a head's output at a token when the last n keys and the sinks are exact and all other keys are one fitted
-feature. Let g be the gradient, at that output, of log p of tokens that the donor itself samples. To second order this change
-alone costs
+Let δ_t be the change of a head's output at token t of a window when the last n keys and the sinks are exact and all other keys
+are one fitted feature. Let g_t be the gradient, at that output, of log p of tokens that the donor itself samples, one at each
+position. To second order this change alone costs
 
-    KL(donor ‖ changed) ≈ ½ E[(g·δ)²]     nats per token
+    KL(donor ‖ changed) ≈ ½ E[(Σ_t g_t·δ_t)²]     nats per window
 
-(E[ggᵀ] is the Fisher information; Amari 1998). Costs of heads are added as if they were independent. Keys are given to the heads
+(E[ggᵀ] is the Fisher information; Amari 1998). Changes at several tokens act together on later predictions, so they are summed
+before squaring. Costs of heads are added as if they were independent. Keys are given to the heads
 where they save most per byte, along the lower convex hull of each head's costs. This minimises the total cost for the bytes used,
 except for the last keys, which may not fit.
 """
@@ -21,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stitch.conversions.donor import Donor
-from stitch.conversions.recurrence.distil import HeadMoments, draw_rows, fit_outputs, initialise
+from stitch.conversions.recurrence.distil import HeadMoments, fit_outputs, initialise
 from stitch.conversions.recurrence.fit import RATE, divergence, windows_per_step
 from stitch.conversions.recurrence.forms import RecurrentForm, memories, sibling
 from stitch.modeling.modeling_recurrent import LARGE_NEGATIVE, RecurrentForCausalLM, RecurrentMemory, group_matmul
@@ -108,7 +109,6 @@ class CostProbe:
 
     memories: nn.ModuleList
     sizes: Sequence[int]
-    rows: Tensor  # positions of the queries
     costs: list[Tensor]  # by block [groups, sizes]
     zero: Tensor  # added to outputs: gradients flow to it although all weights are frozen
 
@@ -123,20 +123,19 @@ class CostProbe:
         cost = self.costs[module.memory_index]
 
         def add_costs(gradient: Tensor) -> None:
-            g = gradient[:, :, self.rows].to(wide).unflatten(1, (memory.shape.groups, -1))
+            g = gradient.to(wide).unflatten(1, (memory.shape.groups, -1))
             for index, change in enumerate(changes):
-                cost[:, index] += (g * change).sum((2, 4)).square().sum((0, 2)).to(cost)
+                cost[:, index] += (g * change).sum((2, 3, 4)).square().sum(0).to(cost)
 
         out.register_hook(add_costs)
         return out
 
     @torch.no_grad()
     def changes(self, memory: RecurrentMemory, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> list[Tensor]:
-        """For every size, the change δ of the outputs [batch, groups, shared, rows, width]."""
+        """For every size, the change δ of the outputs [batch, groups, shared, tokens, width]."""
         q = q.unflatten(1, (memory.shape.groups, -1))
-        q = q[:, :, :, self.rows]
         column = torch.arange(k.shape[2], device=k.device)
-        ago = self.rows[:, None] - column
+        ago = column[:, None] - column
         scores = (group_matmul(q, k.mT) * scaling).masked_fill(ago < 0, LARGE_NEGATIVE)
         old = memory.map.queries(q * scaling**0.5)[1].expand_as(scores).masked_fill(ago < 0, LARGE_NEGATIVE)
         exact, first = group_matmul(scores.softmax(-1), v), column < memory.sinks
@@ -164,13 +163,12 @@ def costs_by_size(
     seen = 0
     for start in range(0, len(windows.ids), batch):
         ids = windows.ids[start : start + batch].long().to(device)
-        rows = draw_rows(ids.shape[1], batch, generator).to(device)
         zero = torch.zeros((), device=device, requires_grad=True)
-        probe = CostProbe(surrogate.memories, sizes, rows, costs, zero)
+        probe = CostProbe(surrogate.memories, sizes, costs, zero)
         given = surrogate.base(input_ids=ids, use_cache=False, recurrent=probe).logits.float().log_softmax(-1)
         drawn = torch.multinomial(given.detach().exp().flatten(0, 1).cpu(), 1, generator=generator).to(device)
         given.flatten(0, 1).gather(1, drawn).sum().backward()
-        seen += len(ids) * len(rows)
+        seen += ids.numel()
         if progress:
             progress(task, start + len(ids), len(windows.ids))
     return [cost / (2 * seen) for cost in costs]

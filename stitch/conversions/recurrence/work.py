@@ -42,20 +42,21 @@ def _step_on_outputs(counted: Counted, blocks: Sequence[int]) -> Work:
     """A step of `fit_outputs`: a pass through the blocks, and the loss of each with its gradient."""
     model, context = counted.donor.model, counted.donor.context
     before_head = sum(block_flops(model.config, block, context) for block in range(model.depth)) / counted.cost.flops
-    moved = counted.machine.moved(COMPARED * _attention_weights(counted, blocks))
+    moved = counted.machine.moved(COMPARED * _attention_weights(counted, ROWS, blocks))
     return counted.passes(TOKENS_PER_STEP * before_head) + moved + Work(seconds=BLOCK * len(blocks))
 
 
 def _costs_by_size(counted: Counted, tokens: int, blocks: Sequence[int]) -> Work:
     """`costs_by_size`: gradients of drawn tokens, and every size that is tried."""
     steps = tokens / TOKENS_PER_STEP
-    moved = counted.machine.moved(TRIED * len(IN_256) * steps * _attention_weights(counted, blocks))
+    weights = _attention_weights(counted, TOKENS_PER_STEP, blocks)
+    moved = counted.machine.moved(TRIED * len(IN_256) * steps * weights)
     return _trained(counted, tokens) + moved
 
 
-def _attention_weights(counted: Counted, blocks: Sequence[int]) -> int:
-    """In a step: those of some queries on all keys, in all heads."""
-    return sum(counted.donor.model.heads(block) for block in blocks) * ROWS * counted.donor.context
+def _attention_weights(counted: Counted, queries: int, blocks: Sequence[int]) -> int:
+    """In a step: those of so many queries on all keys, in all heads."""
+    return sum(counted.donor.model.heads(block) for block in blocks) * queries * counted.donor.context
 
 
 def _trained(counted: Counted, tokens: float) -> Work:
