@@ -94,11 +94,11 @@ def test_uneven_sizes_can_be_saved_and_used_with_beam_search(tmp_path):
 def test_predicted_costs_agree_with_measured_ones():
     """Against the divergence measured with one head changed. The prediction is second-order, and a window is one sample of it."""
     one = donor("llama")
-    sizes, many = [2, 6, 12], windows(320, seed=3)
+    sizes, many = [2, 6, 12], windows(960, seed=3)
     net = wrap(one.model, RecurrentForm(features="mean", window=8, sinks=1))
     sums = head_moments(net, many, batch=32)
     initialise(net, sums, seed=0)
-    costs = costs_by_size(net, many, sizes, seed=0, batch=8)
+    costs = costs_by_size(net, many, sizes, seed=0, batch=16)
     for block, head in ((0, 1), (3, 0)):
         for index, size in enumerate(sizes):
             keys = [[31] * 2 for _ in range(6)]
@@ -108,7 +108,7 @@ def test_predicted_costs_agree_with_measured_ones():
             score = scores_of({"changed": changed}, one, many)["changed"]
             assert score.kl is not None
             measured = float(score.kl.sum() / score.tokens.sum())
-            assert float(costs[block][head, index]) == pytest.approx(measured, rel=0.2), (block, head, size)
+            assert float(costs[block][head, index]) == pytest.approx(measured, rel=0.15), (block, head, size)
     assert all((cost[:, 0] > cost[:, -1]).all() for cost in costs)
 
 
