@@ -135,8 +135,12 @@ def test_a_function_that_names_no_folder_says_so():
         stitch.compile.automaton("(ab)*", length=8, out="auto", quiet=True)
 
 
-def test_facts_and_plans_have_rows():
+def test_facts_have_rows():
     assert stitch.inspect("demo:gpt2").rows.loc["demo:gpt2", "blocks"] == 6
+
+
+@pytest.mark.slow
+def test_plans_show_themselves():
     plan = stitch.graft(
         "demo:induction", "induction", "examples/llama-tiny.json", dry_run=True, count=16, quiet=True, device="cpu"
     )

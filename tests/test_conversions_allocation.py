@@ -91,6 +91,7 @@ def test_uneven_sizes_can_be_saved_and_used_with_beam_search(tmp_path):
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_predicted_costs_agree_with_measured_ones():
     """Against the divergence measured with one head changed. The prediction is second-order, and a window is one sample of it."""
     one = donor("llama")

@@ -188,7 +188,7 @@ def test_from_rope_to_learned_positions(llama: Path, tmp_path: Path):
     assert [head["kind"] for head in report["grafts"][0]["plan"]["heads"]] == ["1 back", "content, distance"]
 
 
-@pytest.mark.parametrize("source", ["gpt2", "llama"])
+@pytest.mark.parametrize("source", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_with_equal_position_schemes_logits_are_those_of_the_circuit_alone(source: str, request, tmp_path: Path):
     """Width, depth, number and size of heads differ, and all of the donor's channels are used: exact up to rounding."""
     donor = load(request.getfixturevalue(source), dtype=torch.float64)
