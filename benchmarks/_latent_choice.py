@@ -14,6 +14,7 @@ from stitch.internals import weights
 from stitch.models.model import Model
 
 PLANES = (0, 1, 2, 3, 4, 6, 8, 12)  # with RoPE per key head, in MHA2MLA
+STARTS = (0.25, 0.5, 0.75, 0.875)  # of the mean rank, in CARE
 REFITS = 3  # settings of a method, the best without a refit, that are refitted
 
 
@@ -78,7 +79,7 @@ def candidates(model: Model, of: Trace, cached: int, seed: int) -> dict[str, lis
             for fold, collapse in (folds(len(theta), cached) if is_rotary else [(1, 1)])
         ],
         "CARE": [("uniform ranks", everywhere(lambda heads, x: care(heads, x, (cached // 2, cached // 2))))],
-        "CARE, ranks by need": [by_need(own, of, cached // 2)],
+        "CARE, ranks by need": by_need(own, of, cached // 2),
         "null:random latent": [("", everywhere(lambda heads, _: random_latent(heads, cached, generator)))],
     }  # fmt: skip
 
@@ -92,9 +93,12 @@ def folds(planes: int, cached: int) -> Iterator[tuple[int, int]]:
                 yield fold, collapse
 
 
-def by_need(own: list[Heads], of: Trace, rank: int) -> tuple[str, list[Latent]]:
-    """CARE with ranks from half of the mean on, for keys and for values."""
+def by_need(own: list[Heads], of: Trace, rank: int) -> list[tuple[str, list[Latent]]]:
+    """CARE with this mean rank of keys, and of values, from several shares of it on (the paper's C is "some constant")."""
     energies = [spectra(heads, of.inputs(block)) for block, heads in enumerate(own)]
-    keys, values = (water_filled(part, rank * len(own), rank // 2) for part in zip(*energies, strict=True))
-    latents = [care(heads, of.inputs(block), (keys[block], values[block])) for block, heads in enumerate(own)]
-    return f"keys {keys}, values {values}", latents
+    found = []
+    for start in sorted({int(share * rank) for share in STARTS}):
+        keys, values = (water_filled(part, rank * len(own), start) for part in zip(*energies, strict=True))
+        latents = [care(heads, of.inputs(block), (keys[block], values[block])) for block, heads in enumerate(own)]
+        found.append((f"from {start} on: keys {keys}, values {values}", latents))
+    return found

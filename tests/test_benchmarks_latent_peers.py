@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from _latent_choice import best_latents, candidates
 from _latent_nets import refitted, trace, with_latents
 from _latent_peers import Latent, care, heads_of, mha2mla, spectra, transmla, water_filled
 
@@ -126,3 +127,24 @@ def test_counts_of_a_latent():
     found = transmla(own, inputs, d + 3)
     assert found.parameters == queries + width * 4 * d + width * (d + 3) + 3 * (2 * groups * d - d)
     assert found.products == 4 * (d + 3) + 4 * 3
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_all_settings_cache_the_same_and_the_best_is_kept(family):
+    model = pico(family)
+    of = trace(model, IDS)
+    cached = 2 * weights.attention(model, 0).k.shape[2]
+    settings = candidates(model, of, cached, seed=0)
+    totals = {sum(one.cached for one in latents) for some in settings.values() for _, latents in some}
+    assert totals == {cached * model.depth}
+
+    def loss(net) -> float:
+        return float((logits(net, windows(seed=2)) - logits(model.net, windows(seed=2))).square().mean())
+
+    found = best_latents(model, of, cached=cached, loss=loss)
+    assert list(found) == [name + refit for name in settings for refit in ("", " + refit")]
+    for name, some in settings.items():
+        losses = {setting: loss(with_latents(model, latents)) for setting, latents in some}
+        in_order = sorted(losses, key=losses.__getitem__)
+        assert (found[name].setting, found[name].sweep) == (in_order[0], losses[in_order[0]])
+        assert found[name + " + refit"].setting in in_order[:3]
