@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from _domains import code, prose
+from _domains import code, passages, prose
 from _latent_choice import Peer, best_latents
 from _latent_nets import trace
 from other_text import documents
@@ -142,10 +142,13 @@ def sizes_of(model: Model) -> dict:
 
 
 def other_windows(donor: Donor) -> dict[str, Windows]:
-    """Licences, and code and prose of the modules of the report split, in windows of the report's length."""
-    report = donor.windows["report"]
+    """Passages of licences, and of code and prose of the modules of the report split, in windows of the report's length.
+
+    One passage of each document: otherwise a few long ones would be most of the text.
+    """
+    report, tokenizer = donor.windows["report"], donor.model.tokenizer
     texts = {"licences": documents("licences"), "code": code("report"), "prose": select(prose(), "report")}
-    return {kind: sample(read, donor.model.tokenizer, report.context, report.tokens) for kind, read in texts.items()}
+    return {kind: sample(passages(read), tokenizer, report.context, report.tokens) for kind, read in texts.items()}
 
 
 def of_text(scores: dict[str, Scores], best: str | None) -> dict:
