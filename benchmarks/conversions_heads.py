@@ -15,6 +15,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -117,7 +118,7 @@ def latent_peers(donor: Donor, kv_heads: int, seed: int) -> dict[str, Peer]:
     return best_latents(donor.model, of, cached=2 * kv_heads * own.k.shape[2], loss=on_sweep, seed=seed)
 
 
-def scored(models: dict[str, torch.nn.Module], windows: Windows, donor: Model) -> dict[str, Scores]:
+def scored(models: Mapping[str, torch.nn.Module], windows: Windows, donor: Model) -> dict[str, Scores]:
     rows = {name: whole_model(net) for name, net in models.items()}
     reference = rows.get("donor")
     return evaluate(rows, windows, vocabulary=donor.vocabulary, reference=reference)
