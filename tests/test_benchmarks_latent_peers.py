@@ -112,6 +112,8 @@ def test_water_filling_by_hand():
     energies = [torch.tensor([8.0, 4.0, 2.0, 1.0]), torch.ones(4)]
     assert [water_filled(energies, total, start=1) for total in (2, 4, 5, 6)] == [[1, 1], [3, 1], [4, 1], [4, 2]]
     assert water_filled(energies, 8, start=1) == [4, 4]
+    larger = [torch.tensor([100.0, 10.0, 10.0, 10.0, 10.0]), torch.tensor([1.0, 0.9, 0.05])]
+    assert water_filled(larger, 3, start=1) == [1, 2]  # 10/40 and 0.9/0.95: the scale of a block does not count
 
 
 def test_counts_of_a_latent():
@@ -144,7 +146,9 @@ def test_all_settings_cache_the_same_and_the_best_is_kept(family):
     found = best_latents(model, of, cached=cached, loss=loss)
     assert list(found) == [name + refit for name in settings for refit in ("", " + refit")]
     for name, some in settings.items():
-        losses = {setting: loss(with_latents(model, latents)) for setting, latents in some}
-        in_order = sorted(losses, key=losses.__getitem__)
-        assert (found[name].setting, found[name].sweep) == (in_order[0], losses[in_order[0]])
-        assert found[name + " + refit"].setting in in_order[:3]
+        tried = sorted((loss(with_latents(model, latents)), setting, latents) for setting, latents in some)
+        assert (found[name].sweep, found[name].setting) == tried[0][:2]
+        again = [
+            (loss(with_latents(model, latents, refitted(model, latents, of))), own) for _, own, latents in tried[:3]
+        ]
+        assert (found[name + " + refit"].sweep, found[name + " + refit"].setting) == min(again)
