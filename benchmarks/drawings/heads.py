@@ -12,13 +12,13 @@ METHODS = {
     "baseline:rotate-mean + refit": ("rotated mean", "baseline", 0),
     "baseline:first head + refit": ("first head", "baseline", 1),
     "baseline:mean pooling + refit": ("mean pooling", "baseline", 2),
-    "null:random + refit": ("random", "null", 0),
+    "null:random + refit": ("random heads", "null", 0),
     "null:random latent + refit": ("random latent", "null", 1),
 }
 
 
 def draw(lines: list[dict]) -> Figure:
-    figure, (axis,) = panels(1, 1, 3.4)
+    figure, (axis,) = panels(1, 1, 0.45 * len(lines))
     for name, (label, role, variant) in METHODS.items():
         for number, line in enumerate(lines):
             for row in line["results"]:
@@ -26,7 +26,7 @@ def draw(lines: list[dict]) -> Figure:
                     interval(axis, -number, row, marks(role, variant), label, "above")
     names = [f"{line['model']}\n{line['key_heads']} → {line['left']}, fit at {line['fit_window']:,}" for line in lines]
     axis.set_yticks(range(0, -len(lines), -1), names)
-    logarithmic(axis, "x", (0.03, 0.1, 0.3, 1, 3))
+    logarithmic(axis, "x", (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3))
     axis.set(title="Key heads of each model, before → after", xlabel="nats above the donor")
     legend(figure)
     return figure
