@@ -13,9 +13,9 @@ EIGHT_HEADS = Path("build/eight-heads")
 
 PARTS: dict[str, dict[str, str]] = {
     "heads": {
-        "eight-heads": f"--model {EIGHT_HEADS} --kv-heads 4,2,1 --context 64 --tokens 16384 --held-out 16384",
-        "gpt2": "--model demo:gpt2 --held-out 16384",
-        "llama": "--model demo:llama --held-out 16384",
+        "eight-heads": f"--model {EIGHT_HEADS} --kv-heads 4,2,1 --context 64 --tokens 16384",
+        "gpt2": "--model demo:gpt2",
+        "llama": "--model demo:llama",
     },
     "ngram": {
         "gpt2": "--model demo:gpt2 --drop 1,2,3,4,5 --tokens 100000 --held-out 16384",

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from stitch.demo.recipe import RECIPES
-from stitch.demo.ship import ship
+from stitch.demo.ship import readme, ship
 from stitch.demo.train import train
+from stitch.files.front_matter import CARD
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
     recipe = RECIPES[arguments.name]
     model, curve = train(recipe, arguments.work, log=lambda line: print(line, flush=True))
     card = ship(arguments.name, recipe, model, curve, arguments.work / "tokenizer", arguments.out)
+    (arguments.out / CARD).write_text(readme(arguments.name))
     print(
         f"{card['name']}: {card['parameters']:,} parameters, cross-entropy {card['report']['ce']:.3f} on the report split"
     )

@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 from stitch.demo.recipe import CONTEXT, RECIPES, Recipe
 from stitch.demo.tokenizer import load_tokenizer
 from stitch.evaluation.scores import evaluate, whole_model
-from stitch.files.front_matter import CARD, front_matter
+from stitch.files.front_matter import front_matter
 from stitch.text.corpus import cached_documents
 from stitch.text.documents import select
 from stitch.text.windows import pack
 
 
 def ship(name: str, recipe: Recipe, model: PreTrainedModel, curve: list[dict], tokenizer: Path, out: Path) -> dict:
-    """Writes safetensors in bf16, the tokenizer, a README, and a card with recipe, loss curve and score; returns the card.
+    """Writes safetensors in bf16, the tokenizer, and a card with recipe, loss curve and score; returns the card.
 
     The score is the cross-entropy in nats after rounding to bf16, on the whole report split, which training never uses.
     """
@@ -40,7 +40,6 @@ def ship(name: str, recipe: Recipe, model: PreTrainedModel, curve: list[dict], t
         "curve": curve,
     }
     (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    (out / CARD).write_text(readme(name))
     return card
 
 
