@@ -13,7 +13,8 @@ EIGHT_HEADS = Path("build/eight-heads")
 
 PARTS: dict[str, dict[str, str]] = {
     "heads": {
-        "eight-heads": f"--model {EIGHT_HEADS} --kv-heads 4,2,1 --context 64 --tokens 16384",
+        "eight-heads": f"--model {EIGHT_HEADS} --kv-heads 4,2,1",
+        "short-windows": f"--model {EIGHT_HEADS} --kv-heads 4,2,1 --context 64 --tokens 16384",
         "gpt2": "--model demo:gpt2",
         "llama": "--model demo:llama",
     },
