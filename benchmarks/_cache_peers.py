@@ -17,6 +17,7 @@ Left out: Attention Matching (arXiv:2602.16284) compacts a finished prompt once,
 must be compacted as it goes on.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ PEERS = ("streaming", "h2o", "snapkv", "adakv", "duo")
 SINKS = 4  # of StreamingLLM and DuoAttention
 
 
-class CachePeer(nn.Module):
+class CachePeer(nn.Module, ABC):
     """The stock model of `net` with a cache policy. It is called like a causal language model."""
 
     def __init__(self, net: RecurrentForCausalLM):
@@ -52,9 +53,9 @@ class CachePeer(nn.Module):
         q = q.unflatten(1, (k.shape[1], -1)) * scaling
         return self.outputs(q, k, v, module.memory_index).flatten(1, 2)
 
+    @abstractmethod
     def outputs(self, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
         """q [batch, groups, shared, tokens, width], scaled; k and v [batch, groups, tokens, width] → as q."""
-        raise NotImplementedError
 
     def moved(self, x: Tensor, by: Int64[Tensor, "..."]) -> Tensor:
         """Queries or keys as they would be `by` positions later. Nothing changes with learned positions."""
@@ -132,9 +133,9 @@ class Chosen(CachePeer):
         """The most keys that one head may have chosen."""
         return self.chosen
 
+    @abstractmethod
     def voted(self, votes: Tensor, seen: Tensor, weights: Float[Tensor, "batch groups queries keys"]) -> Tensor:
         """Votes by index of the key [batch, groups, tokens + 1], after queries that gave `weights` to the keys `seen`."""
-        raise NotImplementedError
 
     def smoothed(self, votes: Float[Tensor, "batch groups keys"]) -> Float[Tensor, "batch groups keys"]:
         return votes

@@ -24,6 +24,7 @@ from stitch.evaluation.scores import evaluate, whole_model
 from stitch.evaluation.stage import Stage
 from stitch.files.job import planning
 from stitch.files.store import Store
+from stitch.jobs.across_work import HEADS
 from stitch.jobs.chain import chain
 from stitch.jobs.heads import choose_head
 from stitch.jobs.join import stitch
@@ -174,7 +175,7 @@ def test_every_row_has_bits_per_byte_and_the_variants_are_there(joined):
     wanted = {"ceiling:aligned", "reference:b-retokenized", "reference:b-retokenized-omp", "null:shuffled-head"}
     wanted |= {f"reference:{head}" for head in found["heads"] if head != found["head"]}
     assert wanted <= names and f"reference:{found['head']}" not in names
-    assert found["heads"][found["head"]] == min(found["heads"].values())
+    assert found["heads"][found["head"]] == min(found["heads"].values()) and len(found["heads"]) == HEADS
     assert 0.1 < found["coinciding"] < 0.5 and found["bytes_per_token"] == pytest.approx(1.0)
     assert row(report, "null:shuffled-head")["ce"] > row(report, "composite")["ce"]
 

@@ -1,13 +1,15 @@
 """The work of `stitch.jobs.across.fit_across`, and of reading B in its own tokens."""
 
 from stitch.composite.costs import Costs, head_flops
+from stitch.conversions.retokenization.omp import TERMS
 from stitch.estimates import counts
 from stitch.estimates.machine import Machine
 from stitch.estimates.work import Work
 from stitch.jobs.across import CHOICE, FIT
+from stitch.jobs.heads import CLOSED
 from stitch.models.model import Model
 
-HEADS = 11  # that are scored for the choice
+HEADS = CLOSED + len(TERMS)  # that are scored for the choice
 READ = 3  # times that B's own head is run on the text that heads are fitted on: for continuations, and for what it says
 FITTED = 2  # heads that are fitted, behind B's late blocks and behind all of B
 

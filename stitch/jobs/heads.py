@@ -26,7 +26,7 @@ from stitch.progress import Progress
 from stitch.text.correspondence import Correspondence
 from stitch.text.windows import Windows
 
-CLOSED = 8  # heads in closed form, beside those of pursuits
+CLOSED = 9  # heads in closed form, beside those of pursuits
 AT_ONCE = 2_048  # tokens of a pass
 
 
