@@ -76,6 +76,10 @@ class Tab:
     def __exit__(self, *_) -> None:
         self.page.context.close()
 
+    def wait_for(self, selector: str, text: re.Pattern[str]) -> None:
+        # Not `wait_for_function`: a page refuses to evaluate its string a second time, when the first came too early.
+        self.page.locator(selector).filter(has_text=text).wait_for()
+
     def texts(self, selector: str) -> list[str]:
         return self.page.locator(selector).all_inner_texts()
 
@@ -136,7 +140,7 @@ def test_a_link_names_a_pair(chromium, folder):
         assert tab.page.locator("#list a[aria-current]").get_attribute("href") == "#feature-4"
         assert tab.page.locator("#browser").bounding_box()["y"] < DESK["height"]
         tab.page.evaluate("location.hash = '#feature-99'")
-        tab.page.wait_for_function("document.querySelector('#pair').innerText.includes('99')")
+        tab.wait_for("#pair", re.compile("99"))
         assert "not among the pairs" in tab.texts("#pair")[0]
 
 
@@ -144,9 +148,9 @@ def test_the_list_is_worked_with_the_keyboard(chromium, folder):
     with Tab(chromium, folder / "join.html") as tab:
         tab.page.focus("#list a")
         tab.page.keyboard.press("ArrowDown")
-        tab.page.wait_for_function("document.querySelector('#pair h3').innerText.startsWith('Feature 1 ')")
+        tab.wait_for("#pair h3", re.compile("^Feature 1 "))
         tab.page.keyboard.press("ArrowUp")
-        tab.page.wait_for_function("document.querySelector('#pair h3').innerText.startsWith('Feature 0 ')")
+        tab.wait_for("#pair h3", re.compile("^Feature 0 "))
         focusable = tab.page.locator("fieldset.groups input, #search, #sort, summary, .scroll[tabindex='0']")
         assert focusable.count() > 8
 
@@ -163,16 +167,13 @@ def test_tokens_are_coloured_by_their_codes(chromium, folder):
 
 
 def test_groups_of_rows_are_folded_in_the_chart_and_the_table(chromium, folder):
-    def rows() -> int:
-        return tab.page.locator("#plot-rows .mark-symbol.role-mark path").count()
-
     with Tab(chromium, folder / "join.html") as tab:
-        before = rows()
+        marks = tab.page.locator("#plot-rows .mark-symbol.role-mark path")
+        before = marks.count()
         assert tab.page.locator("tbody[data-group=null]").is_hidden()
         tab.page.check("fieldset[data-chart=rows] input[value=null]")
-        tab.page.wait_for_function(
-            f"document.querySelectorAll('#plot-rows .mark-symbol.role-mark path').length == {before + 1}"
-        )
+        marks.nth(before).wait_for(state="attached")
+        assert marks.count() == before + 1
         assert tab.page.locator("tbody[data-group=null]").is_visible()
 
 
@@ -186,6 +187,8 @@ def test_hostile_text_stays_text(chromium, folder):
 
 
 def test_dark_mode_has_its_own_colours(chromium, folder):
+    playwright = pytest.importorskip("playwright.sync_api")
+
     def seen(tab: Tab) -> tuple[str, str]:
         background = tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
         return background, tab.page.locator("#plot-rows .mark-symbol.role-mark path").first.get_attribute("fill")
@@ -194,7 +197,7 @@ def test_dark_mode_has_its_own_colours(chromium, folder):
         assert all(one != other for one, other in zip(seen(light), seen(dark), strict=True))
         expected = seen(dark)
         light.page.emulate_media(color_scheme="dark")
-        light.page.wait_for_function("getComputedStyle(document.body).backgroundColor == 'rgb(20, 23, 28)'")
+        playwright.expect(light.page.locator("body")).to_have_css("background-color", "rgb(20, 23, 28)")
         light.page.wait_for_timeout(500)
         assert seen(light) == expected
 
