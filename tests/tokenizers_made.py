@@ -42,18 +42,21 @@ def composed() -> PreTrainedTokenizerFast:
     return found
 
 
-def with_byte_fallback(prepend: str = "first") -> PreTrainedTokenizerFast:
-    """As Llama 2's and Gemma's (prepend "never"): a unigram model whose unknown characters become bytes such as <0xE2>."""
+def with_byte_fallback(prepend: str = "first", bytes_first: bool = True) -> PreTrainedTokenizerFast:
+    """As Llama 2's and Gemma's (prepend "never"): a unigram model whose unknown characters become bytes such as <0xE2>.
+
+    These have lower ids than ordinary tokens, or higher ones.
+    """
     special, every_byte = [*SPECIAL], [f"<0x{byte:02X}>" for byte in range(256)]
     core = Tokenizer(models.Unigram())
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
     trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
     core.train_from_iterator([s.encode("ascii", "ignore").decode() for s in SENTENCES], trainer)
     learnt = sorted(core.get_vocab().items(), key=lambda item: item[1])
-    vocabulary = [(piece, 0.0) for piece in special] + [(piece, -8.0) for piece in every_byte]
     pieces = dict.fromkeys([*WORDS, *(piece for piece, _ in learnt if piece not in special)])
-    vocabulary += [(piece, -1.0 - 4 / len(piece)) for piece in pieces]
-    core.model = models.Unigram(vocabulary, 0, True)
+    parts = [[(piece, -8.0) for piece in every_byte], [(piece, -1.0 - 4 / len(piece)) for piece in pieces]]
+    ordered = [entry for part in (parts if bytes_first else reversed(parts)) for entry in part]
+    core.model = models.Unigram([(piece, 0.0) for piece in special] + ordered, 0, True)
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return _wrapped(core)
 

@@ -40,8 +40,17 @@ class Reader:
 
     @cached_property
     def by_bytes(self) -> dict[bytes, int]:
-        """The token that stands for some bytes. Of several the last: bytes that are kept for unknown characters come first."""
-        return {piece: index for index, piece in enumerate(self.vocabulary.pieces[: self.rows]) if piece}
+        """The token that stands for some bytes: of several the last that is not kept for unknown characters.
+
+        Many vocabularies have a token for every byte, also for one that has an ordinary token, as `<0x0A>` beside a new line. Text
+        is never read as the first, so a model has not learnt what it means.
+        """
+        tokens: dict[bytes, list[int]] = {}
+        for index, piece in enumerate(self.vocabulary.pieces[: self.rows]):
+            if piece:
+                tokens.setdefault(piece, []).append(index)
+        spare = self.vocabulary.spare
+        return {piece: max(several, key=lambda index: (index not in spare, index)) for piece, several in tokens.items()}
 
     @cached_property
     def most_bytes(self) -> int:

@@ -18,12 +18,14 @@ METASPACE = "▁"
 class Vocabulary:
     """`pieces[id]` are the bytes that a token stands for: none for a special token, None for an id without a token.
 
-    `special` are the spellings of special tokens by id. `roles` are the ids of those with a role, by role.
+    `special` are the spellings of special tokens by id. `roles` are the ids of those with a role, by role. `spare` are tokens for
+    single bytes of characters that have no token, such as <0xE2>.
     """
 
     pieces: list[bytes | None]
     special: dict[int, str]
     roles: dict[str, int]
+    spare: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         """One more than the highest id."""
@@ -51,7 +53,9 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     for index in special:
         pieces[index] = b""
     roles = {role: getattr(tokenizer, f"{role}_token_id", None) for role in ROLES}
-    return Vocabulary(pieces, special, {role: index for role, index in roles.items() if index is not None})
+    named = {role: index for role, index in roles.items() if index is not None}
+    spare = {index for index, spelling in spellings.items() if to_bytes is _sentence_piece and _is_spare(spelling)}
+    return Vocabulary(pieces, special, named, frozenset(spare))
 
 
 def _reader(tokenizer: Any, spellings: dict[int, str]) -> Callable[[str], bytes]:
@@ -100,8 +104,12 @@ def _byte_alphabet() -> dict[str, bytes]:
     }
 
 
+def _is_spare(spelling: str) -> bool:
+    return len(spelling) == 6 and spelling.startswith("<0x") and spelling.endswith(">")
+
+
 def _sentence_piece(spelling: str) -> bytes:
-    if len(spelling) == 6 and spelling.startswith("<0x") and spelling.endswith(">"):
+    if _is_spare(spelling):
         return bytes([int(spelling[3:5], 16)])
     return spelling.replace(METASPACE, " ").encode()
 

@@ -119,7 +119,7 @@ def _notes(report: dict) -> list[str]:
         )  # fmt: skip
     if clipped := {name: count for name, count in report["clipped"].items() if count}:
         told = ", ".join(f"{count:,} of {name}" for name, count in clipped.items())
-        notes.append(f"Rows brought into the range of lengths of the shared ones: {told}.")
+        notes.append(f"Rows shortened to the length of the longest shared one: {told}.")
     return notes
 
 

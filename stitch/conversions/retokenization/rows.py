@@ -50,17 +50,16 @@ def _all_pieces(found: Correspondence) -> tuple[Int[Tensor, " pieces"], Int[Tens
 
 
 def clipped(rows: Rows, own: Rows, found: Correspondence) -> tuple[Rows, int]:
-    """Rows whose lengths are within those of the copied rows that stand for text, and how many were changed for that.
+    """Rows that are at most as long as the longest copied row that stands for text, and how many were shortened for that.
 
-    A donor can be made so that a few tokens get huge rows (arXiv 2601.00065). Zero rows stay.
+    A donor can be made so that a few tokens get huge rows (arXiv 2601.00065). Short rows stay: a mean of rows in different
+    directions says little of any one of them, and a head that gives it their full length says it too loudly.
     """
-    lengths = own.float()[found.own[: found.shared].to(own.device)].norm(dim=1)
-    least, most = lengths.min(), lengths.max()
+    most = own.float()[found.own[: found.shared].to(own.device)].norm(dim=1).max()
     now = rows.norm(dim=1)
-    factor = (now.clamp(least, most) / now.clamp_min(1e-30)).where(now > 0, torch.ones_like(now))
-    outside = (now > most * (1 + 1e-5)) | ((now < least * (1 - 1e-5)) & (now > 0))
+    outside = now > most * (1 + 1e-5)
     outside[found.new.to(own.device)] = False
-    return torch.where(outside[:, None], rows * factor[:, None], rows), int(outside.sum())
+    return torch.where(outside[:, None], rows * (most / now.clamp_min(1e-30))[:, None], rows), int(outside.sum())
 
 
 def random_rows(rows: Rows, found: Correspondence, seed: int) -> Rows:

@@ -31,7 +31,7 @@ BIAS, FITTED = " + bias", "ridge, all"
 class Behind:
     """An embedding, its name, and the heads behind it by the name of their row.
 
-    `clipped` is how many of the embedding's rows were brought into the range of lengths of the shared ones.
+    `clipped` is how many of the embedding's rows were shortened to the length of the longest shared one.
     """
 
     name: str
