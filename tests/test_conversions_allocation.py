@@ -136,6 +136,19 @@ def test_the_cost_of_a_head_sums_its_tokens_before_squaring():
     torch.testing.assert_close(costs[:, 0], effect.sum(-1).square().sum(0))
 
 
+def test_changes_of_a_block_are_made_and_dropped_in_the_backward_pass(monkeypatch):
+    """All blocks' at once would be many times the model's own activations."""
+    net = wrap(donor("llama").model, RecurrentForm(features="mean", window=8, sinks=1))
+    made, real = [], CostProbe.changes
+    monkeypatch.setattr(CostProbe, "changes", lambda *given: made.append(len(made)) or real(*given))
+    zero = torch.zeros((), requires_grad=True)
+    costs = [torch.zeros(2, 2) for _ in range(6)]
+    logits = net.base(input_ids=tiny.ids(1, 20), recurrent=CostProbe(net.memories, [2, 6], costs, zero)).logits
+    assert made == []
+    logits.sum().backward()
+    assert len(made) == 6 and all((cost > 0).any() for cost in costs)
+
+
 def test_the_allocation_is_the_cheapest_within_its_bytes():
     """Against all allocations that take no more bytes than the one found, which respects the budget."""
     generator = torch.Generator().manual_seed(0)

@@ -42,8 +42,8 @@ class Reader:
     def by_bytes(self) -> dict[bytes, int]:
         """The token that stands for some bytes: of several the last that is not kept for unknown characters.
 
-        Many vocabularies have a token for every byte, also for one that has an ordinary token, as `<0x0A>` beside a new line. Text
-        is never read as the first, so a model has not learnt what it means.
+        Many vocabularies have a token for every byte, also for one that has an ordinary token, as `<0x0A>` beside a new line.
+        Text is never read as the first, so a model has not learnt what it means.
         """
         tokens: dict[bytes, list[int]] = {}
         for index, piece in enumerate(self.vocabulary.pieces[: self.rows]):

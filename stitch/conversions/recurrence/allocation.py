@@ -13,7 +13,7 @@ where they save most per byte, along the lower convex hull of each head's costs.
 except for the last keys, which may not fit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,28 +119,28 @@ class CostProbe:
         wide = torch.promote_types(q.dtype, torch.float32)
         if memory.map is None:
             return out
-        changes = self.changes(memory, q.detach().to(wide), k.detach().to(wide), v.detach().to(wide), scaling)
-        cost = self.costs[module.memory_index]
+        q, k, v, cost = q.detach(), k.detach(), v.detach(), self.costs[module.memory_index]
 
         def add_costs(gradient: Tensor) -> None:
             g = gradient.to(wide).unflatten(1, (memory.shape.groups, -1))
-            for index, change in enumerate(changes):
+            # Made here and not before: kept until then, the changes of all sizes and blocks would be many times the model's own.
+            for index, change in enumerate(self.changes(memory, q.to(wide), k.to(wide), v.to(wide), scaling)):
                 cost[:, index] += (g * change).sum((2, 3, 4)).square().sum(0).to(cost)
 
         out.register_hook(add_costs)
         return out
 
     @torch.no_grad()
-    def changes(self, memory: RecurrentMemory, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> list[Tensor]:
-        """For every size, the change δ of the outputs [batch, groups, shared, tokens, width]."""
+    def changes(self, memory: RecurrentMemory, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Iterator[Tensor]:
+        """One size after another, the change δ of the outputs [batch, groups, shared, tokens, width]."""
         q = q.unflatten(1, (memory.shape.groups, -1))
         column = torch.arange(k.shape[2], device=k.device)
         ago = column[:, None] - column
         scores = (group_matmul(q, k.mT) * scaling).masked_fill(ago < 0, LARGE_NEGATIVE)
         old = memory.map.queries(q * scaling**0.5)[1].expand_as(scores).masked_fill(ago < 0, LARGE_NEGATIVE)
         exact, first = group_matmul(scores.softmax(-1), v), column < memory.sinks
-        seen = [group_matmul(torch.where((ago < n) | first, scores, old).softmax(-1), v) for n in self.sizes]
-        return [one - exact for one in seen]
+        for n in self.sizes:
+            yield group_matmul(torch.where((ago < n) | first, scores, old).softmax(-1), v) - exact
 
 
 def costs_by_size(
