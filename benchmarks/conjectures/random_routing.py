@@ -180,10 +180,6 @@ def measure(_: str, given: argparse.Namespace) -> None:
     steps = STEPS // 8 if given.small else STEPS
     found = {name: [arm(name, seed, steps, learned, reported, vocabulary) for seed in _shared.SEEDS] for name in ARMS}
     tokens = found["dense"][0]["prose before"].tokens
-    told: Callable[[Tensor], list[float]] = lambda sums: [
-        float(sums.sum() / tokens.sum()),
-        *ratio_interval(sums, tokens),
-    ]
 
     def told(sums: Tensor) -> list[float]:
         return [float(sums.sum() / tokens.sum()), *ratio_interval(sums, tokens)]
