@@ -89,7 +89,8 @@ bench-synthesis: $(READY)
 	$(BIN)/python benchmarks/synthesis.py
 
 # Takes about two hours; SMALL=--small takes a quarter of the text, for a trial.
-CONJECTURES := own_tables no_text keys far_heads outliers multilinear rotation_binding traces
+CONJECTURES := own_tables no_text keys far_heads outliers multilinear rotation_binding traces \
+	random_routing output_null spectral
 bench-conjectures: $(READY)
 	@mkdir -p build/benchmarks/conjectures
 	@set -e; for row in $(CONJECTURES); do \

@@ -103,14 +103,40 @@ def products() -> str:
     )
 
 
-def unread() -> str:
-    """The share of the stream's variance that the head reads, at the middle site, beside chance."""
+def row_of(line: dict, arm: str) -> dict:
+    (found,) = [row for row in line["rows"] if row["arm"] == arm]
+    return found
+
+
+def prepared() -> str:
+    """What the readout tells answers apart by has of the cue; and of the stream at a language model's middle site."""
 
     def told(line: dict) -> str:
-        site = line["sites"][len(line["sites"]) // 2]
-        return f"{site['read']:.2f} at site {site['site']} (chance {site['read_by_chance']:.2f})"
+        row = row_of(line, "trained")
+        value, low, high = row["read"]
+        return f"{value:.2f} ({low:.2f} to {high:.2f}; chance {row['chance'][0]:.2f})"
 
-    return f"variance in what the head reads: {each('outliers', told)}"
+    def of_stream(line: dict) -> str:
+        site = line["sites"][len(line["sites"]) // 2]
+        return f"{site['read']:.2f} (chance {site['read_by_chance']:.2f})"
+
+    return (
+        "share of what holds the answer, while it waits, that the readout sees: "
+        f"{each('output_null', told)}; of the stream at the middle site: {each('outliers', of_stream)}"
+    )
+
+
+def eigenvalues() -> str:
+    (line,) = lines("spectral")
+
+    def told(arm: str) -> str:
+        seeds = [row for row in line["rows"] if row["arm"] == arm]
+        grown = sum(row["growth"] is None or row["growth"] > 10 for row in seeds)
+        right = sum(row["accuracy"] for row in seeds) / len(seeds)
+        return f"{arm}: {grown} of {len(seeds)} diverge, {right:.0%} right"
+
+    arms = ("diagonal, inside", "diagonal, free", "dense, inside", "dense, free")
+    return "over 10,000 steps, and symbols recalled: " + "; ".join(map(told, arms))
 
 
 def of_no_text() -> dict:
@@ -137,7 +163,16 @@ def routes() -> str:
     wanted = {"name": "null:random-routes", "minus": "translation:routed"}
     (line,) = [one for one in read(RESULTS / "main_job.jsonl") if wanted.items() <= one.items()]
     found = " and ".join(signed(line[direction]) for direction in ("gpt2-llama", "llama-gpt2"))
-    return f"random minus learned classes of tokens, nats: {found}; forgetting was not measured"
+    (forgotten,) = lines("random_routing")
+
+    def told(other: str) -> str:
+        value, low, high = forgotten["random_minus"][other]
+        return f"{other.removeprefix('null:')} {value:+.3f} ({low:+.3f} to {high:+.3f})".replace("-", "−")
+
+    return (
+        f"nats forgotten per nat learned, random minus {', '.join(map(told, forgotten['random_minus']))}; "
+        f"as look-ups, random minus learned classes, nats: {found}"
+    )
 
 
 def arms() -> dict[str, dict]:
@@ -266,8 +301,8 @@ ENTRIES = [
     Entry(
         "18, 26",
         "What prepares later tokens is hidden from the output.",
-        "not tested",
-        unread,
+        verdicts("output_null"),
+        prepared,
         lambda: counted("outliers"),
         "outliers",
     ),
@@ -301,17 +336,17 @@ ENTRIES = [
     Entry(
         "23",
         "Random routing separates patterns as well as learned routing.",
-        "in part tested",
+        verdicts("random_routing"),
         routes,
-        lambda: "",
+        lambda: counted("random_routing"),
         "look-ups",
     ),
     Entry("25", "Visual counting.", "not tested", lambda: "no model that sees is converted here"),
     Entry(
         "27",
         "Recurrent networks with eigenvalues inside the unit circle stay stable.",
-        "not tested",
-        lambda: "mostly a theorem; no conversion has decaying states",
+        verdicts("spectral"),
+        eigenvalues,
     ),
     Entry(
         "28",
