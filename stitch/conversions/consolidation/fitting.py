@@ -30,17 +30,17 @@ RATE, MOMENTUM = 0.5, 0.5
 STRENGTH = 1.0  # of the ridge penalty in the closed form
 
 
-def _prefix_lengths(query: int) -> tuple[int, int, int]:
+def prefix_lengths(query: int) -> tuple[int, int, int]:
     """Lengths of the prefixes in a fit: none, short and long, so that the edit does not depend on the query's position."""
     return 0, query // 4, query
 
 
-def _batches(
+def batches(
     labelled: LabelledQueries, pool: Windows, count: int, steps: int, seed: int
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """For each step, the indices of `count` queries and their prefixes, in groups of equal prefix length."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = _prefix_lengths(labelled.queries.shape[1])
+    lengths = prefix_lengths(labelled.queries.shape[1])
     for _ in range(steps):
         chosen = torch.randperm(len(labelled.queries), generator=generator)[:count]
         groups = zip(lengths, chosen.tensor_split(len(lengths)), strict=True)
@@ -108,7 +108,7 @@ def natural_gradient(
     """
     radius = (2 * reach) ** 0.5
     point, momentum = zero_edit(model), zero_edit(model)
-    for number, groups in enumerate(_batches(labelled, pool, count, steps, seed)):
+    for number, groups in enumerate(batches(labelled, pool, count, steps, seed)):
         raw = _gradient(model, labelled, groups, axes.edit(point), "donor")
         slope = {b: axes.left[b] @ one @ axes.right[b] for b, one in raw.items()}
         size = max(edit_norm(slope), 1e-30)
@@ -136,7 +136,7 @@ def train(
     edit = zero_edit(model)
     leaves = [one.requires_grad_() for one in edit.values()]
     stepper = (torch.optim.SGD if optimiser == "sgd" else torch.optim.AdamW)(leaves, lr=rate, weight_decay=0)
-    for groups in _batches(labelled, pool, count, steps, seed):
+    for groups in batches(labelled, pool, count, steps, seed):
         for leaf, part in zip(leaves, _gradient(model, labelled, groups, edit, labels).values(), strict=True):
             leaf.grad = part
         stepper.step()
@@ -161,15 +161,15 @@ def closed_form(
     """
     generator = torch.Generator().manual_seed(seed)
     parts = queries.tensor_split(3)
-    lengths = _prefix_lengths(queries.shape[1])
+    lengths = prefix_lengths(queries.shape[1])
     prefixes = [unrelated_prefixes(pool, len(some), size, generator) for size, some in zip(lengths, parts, strict=True)]
     documents = [document.expand(len(some), -1) for some in parts]
     streams: CapturePoints = {str(block): (model.blocks[block], False) for block in range(model.depth)}
-    goals = _capture(model, streams, documents, parts, {})
+    goals = capture(model, streams, documents, parts, {})
     edit: Edit = {}
     for block in range(model.depth):
         points: CapturePoints = {"keys": (model.down(block), True), "stream": (model.blocks[block], False)}
-        found = _capture(model, points, prefixes, parts, edited_parameters(model, edit))
+        found = capture(model, points, prefixes, parts, edited_parameters(model, edit))
         residual = (goals[str(block)] - found["stream"]) / (model.depth - block)
         edit[block] = ridge(found["keys"], residual, curvature.neurons[block], strength).float().to(model.device)
     return edit
@@ -178,7 +178,7 @@ def closed_form(
 CapturePoints = dict[str, tuple[nn.Module, bool]]  # by name: a module, and whether to capture its input or its output
 
 
-def _capture(
+def capture(
     model: Model, points: CapturePoints, prefixes: list[Tensor], queries: Sequence[Tensor], changed: Parameters
 ) -> dict[str, Float[Tensor, "tokens width"]]:
     """Inputs or outputs of the modules at the positions that predict scored tokens, of all queries in order, on the CPU."""
