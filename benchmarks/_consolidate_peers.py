@@ -40,15 +40,28 @@ OPTIONS: dict[str, dict[str, list]] = {
     "memit": {
         "last": [3, 2, 4, 5, 6],
         "first": [0, 2],
-        "strength": [15_000, 1_500, 150_000],
-        "rate": [0.1, 0.5],
+        "strength": [15_000, 1_500, 150_000, 1_500_000],
+        "rate": [0.1, 0.5, 2.0],
         "steps": [10],
     },
-    "alphaedit": {"threshold": [0.02, 0.1, 0.5], "penalty": [10, 1, 100]},
-    "context distillation": {"steps": [24, 8], "rate": [3e-3, 1e-2, 1e-3]},
+    "alphaedit": {"threshold": [0.02, 0.1, 0.5], "penalty": [10, 1, 100, 1_000, 10_000]},
+    "context distillation": {"steps": [24, 8], "rate": [3e-3, 1e-2]},
 }
-# The best of them on the sweep split (conversions_consolidate.py --part tune-peers).
-CHOICES: dict[str, dict[str, dict[str, float]]] = {}
+# The best of them on two documents of the sweep split (conversions_consolidate.py --part tune-peers) with demo:gpt2. demo:llama has
+# the same in its own two middle blocks.
+_VALUES = {"rate": 0.5, "steps": 10}
+_CHOICES: dict[str, dict[str, float]] = {
+    "memit": {"strength": 150_000, **_VALUES},
+    "alphaedit": {"threshold": 0.1, "penalty": 10_000, **_VALUES},
+    "context distillation": {"rate": 1e-2, "steps": 24},
+}
+_MIDDLE = {"demo:gpt2": {"first": 2, "last": 3}, "demo:llama": {"first": 3, "last": 4}}
+CHOICES: dict[str, dict[str, dict[str, float]]] = {
+    model: {
+        peer: choice if peer == "context distillation" else {**blocks, **choice} for peer, choice in _CHOICES.items()
+    }
+    for model, blocks in _MIDDLE.items()
+}
 
 Groups = list[tuple[Tensor, Tensor]]  # indices of queries, and the prefix of each, of equal length within a group
 

@@ -69,9 +69,11 @@ from stitch.conversions.consolidation.slow_weights import (
 from stitch.conversions.donor import read_donor
 from stitch.evaluation.scores import Scores
 from stitch.text.documents import Split, read, select
+from stitch.text.windows import Windows
 
 CONTEXT, QUERIES, LENGTH = 128, 4, 64
 CONDITIONS = ("unseen", "none")  # the prefix of a query
+ENDS = ("without context", "with context")  # of the gain
 
 
 def open_model(name: str, tokens: int = 40_000, held_out: int = 65_536) -> ModelAndText:
@@ -139,7 +141,10 @@ def summary(table: Table, retained: dict[str, list[float]]) -> Iterator[dict]:
             found = scores[row, condition]
             without, ceiling = scores["without context", condition], scores["with context", condition]
             line[condition] = {"ce": rounded(found.ce), "kl": rounded(kl_of(found).ce)}
-            line[condition] |= named("kept_percent", gain_kept(found, without, ceiling), times=100)
+            if row in ENDS:
+                line[condition]["kept_percent"] = 100 * ENDS.index(row)
+            else:
+                line[condition] |= named("kept_percent", gain_kept(found, without, ceiling), times=100)
             if row != "converted" and ("converted", condition) in scores:
                 ours = scores["converted", condition]
                 line[condition] |= named("minus_ce", difference(ours, found))
@@ -174,33 +179,50 @@ Makers = dict[str, Callable[[], Edit]]  # edits by row
 
 def run_documents(setup: ModelAndText, count: int, budget: float, name: str, done: list[dict]) -> Iterator[dict]:
     first = documents(setup, "report", 1)[0][1][:CONTEXT]
-    yield from measured(setup, count, budget, done, lambda document: arms(setup, document, first, budget))
+    yield from measured(setup, setup, count, budget, done, lambda document: arms(setup, document, first, budget))
 
 
 def run_peers(setup: ModelAndText, count: int, budget: float, name: str, done: list[dict]) -> Iterator[dict]:
+    priced = on_less_text(setup, PEER_TOKENS)
+
     def makers(document: Tensor) -> Makers:
         labelled = queries_about(setup.model, document)
-        others = peers(setup.model, labelled, setup.windows["fit"], setup.curvature)
+        others = peers(setup.model, labelled, setup.windows["fit"], priced.curvature)
         choices = CHOICES[name]
         return {
-            "converted": lambda: fit(setup, labelled, budget),
+            "converted": lambda: fit(priced, labelled, budget),
             **{f"peer:{peer}": partial(make, **choices[peer]) for peer, make in others.items()},
             OTHER: lambda: {},
         }
 
-    yield from measured(setup, count, budget, done, makers)
+    yield from measured(setup, priced, count, budget, done, makers)
+
+
+def on_less_text(setup: ModelAndText, tokens: int) -> ModelAndText:
+    """The same model, whose costs are measured on the first `tokens` of either split."""
+    less: dict[Split, Windows] = {split: setup.windows[split].first(tokens) for split in ON_COSTS}
+    found = ModelAndText(setup.model, {**setup.windows, **less})
+    found.__dict__["curvature"] = setup.curvature
+    return found
 
 
 OTHER, NOISE = "null:other document", "null:noise"
+ON_COSTS: tuple[Split, Split] = ("sweep", "report")
+PEER_TOKENS = 8_192  # of other text on which costs are searched, and as many on which they are reported
 LONGEST = 1e3  # an edit of this length that costs nothing is not lengthened
 
 
 def measured(
-    setup: ModelAndText, count: int, budget: float, done: list[dict], makers: Callable[[Tensor], Makers]
+    setup: ModelAndText,
+    priced: ModelAndText,
+    count: int,
+    budget: float,
+    done: list[dict],
+    makers: Callable[[Tensor], Makers],
 ) -> Iterator[dict]:
     """A line per document, with the sums of every row, then the summary. Documents of the lines `done` are read from them.
 
-    OTHER is the edit `converted` of the document before; NOISE has its length.
+    Costs are those of `priced`. OTHER is the edit `converted` of the document before; NOISE has its length.
     """
     (_, first), *rest = documents(setup, "report", count + 1)
     known = {line["document"]: line for line in done if "scores" in line}
@@ -210,8 +232,9 @@ def measured(
             line, before = known[document], None
         else:
             if before is None:
-                before = consolidate_document(setup, previous[:CONTEXT], budget)
-            line, before = measured_once(setup, document, ids, budget, makers, before)
+                edit = fit(priced, queries_about(setup.model, previous[:CONTEXT]), budget)
+                before = scaled(priced, edit, budget)
+            line, before = measured_once(setup, priced, document, ids, budget, makers, before)
             yield line
         lines.append(line)
         previous = ids
@@ -225,6 +248,7 @@ def measured(
 
 def measured_once(
     setup: ModelAndText,
+    priced: ModelAndText,
     document: str,
     ids: Tensor,
     budget: float,
@@ -241,9 +265,9 @@ def measured_once(
             edits[row] = before
         else:
             edit = fitting.random_direction(edits["converted"][0]) if row == NOISE else make()
-            edits[row] = scaled(setup, edit, budget)
+            edits[row] = scaled(priced, edit, budget)
         rows[row] = score_sets(setup, query_sets, *edits[row])
-        costs[row] = rounded(setup.retention_cost(*edits[row])[0])
+        costs[row] = rounded(priced.retention_cost(*edits[row])[0])
     line = {"document": document, "seconds": round(time.monotonic() - start), "costs": costs}
     line["scores"] = {row: {key: sums(one) for key, one in by.items()} for row, by in rows.items()}
     return line, edits["converted"]
@@ -429,13 +453,13 @@ def run_tune(setup: ModelAndText, count: int, budget: float, name: str) -> Itera
     yield from summary(table, {})
 
 
-def run_tune_peers(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
+def run_tune_peers(setup: ModelAndText, count: int, budget: float, name: str, done: list[dict]) -> Iterator[dict]:
     """A line per choice that was tried: the gain kept over all documents, and a last line per peer with the best.
 
-    One hyperparameter after another, from START. Costs are measured on FIRST_TOKENS alone.
+    One hyperparameter after another, from the first of OPTIONS. Costs are measured on FIRST_TOKENS alone.
     """
-    quick = ModelAndText(setup.model, {**setup.windows, "sweep": setup.windows["sweep"].first(FIRST_TOKENS)})
-    quick.__dict__["curvature"] = setup.curvature
+    quick = on_less_text(setup, FIRST_TOKENS)
+    known = {label(line["peer"], line["choice"]): line["kept_percent"] / 100 for line in done if "choice" in line}
     asked, makers = [], []
     for _, ids in documents(setup, "sweep", count):
         query_sets = prefixed_queries(setup, ids, "sweep")
@@ -444,6 +468,8 @@ def run_tune_peers(setup: ModelAndText, count: int, budget: float, name: str) ->
         makers.append(peers(setup.model, labelled, setup.windows["fit"], setup.curvature))
 
     def kept(peer: str, choice: dict) -> float:
+        if label(peer, choice) in known:
+            return known[label(peer, choice)]
         table: Table = defaultdict(list)
         for (query_sets, without, with_context), make in zip(asked, makers, strict=True):
             add(table, "converted", score_sets(setup, query_sets, *scaled(quick, make[peer](**choice), budget)))
@@ -458,6 +484,10 @@ def run_tune_peers(setup: ModelAndText, count: int, budget: float, name: str) ->
         best = yield from one_after_another(start, options, partial(kept, peer), peer, setup.model.depth)
         shared = {name: value for name, value in best.items() if name != "strength"}
         yield {"peer": peer, "documents": count, "chosen": best}
+
+
+def label(peer: str, choice: dict) -> tuple:
+    return peer, *sorted(choice.items())
 
 
 def one_after_another(
@@ -524,7 +554,7 @@ PARTS = {  # each with its number of documents, or of sets of facts
     "choices": (run_choices, 3),
 }
 ON_SWEEP = ("tune", "tune-peers", "choices")
-CONTINUED = ("documents", "peers")  # from the lines of an earlier run
+CONTINUED = ("documents", "peers", "tune-peers")  # from the lines of an earlier run
 
 
 def main() -> None:
@@ -542,10 +572,10 @@ def main() -> None:
         setup = open_model(model)
         for part in arguments.part or [part for part in PARTS if part not in ON_SWEEP]:
             measure_part, count = PARTS[part]
-            label = {"model": model, "part": part}
-            more = {"done": [line for line in earlier if label.items() <= line.items()]} if part in CONTINUED else {}
+            names = {"model": model, "part": part}
+            more = {"done": [line for line in earlier if names.items() <= line.items()]} if part in CONTINUED else {}
             for line in measure_part(setup, arguments.documents or count, arguments.cost, model, **more):
-                print(json.dumps({**label, **line}), flush=True)
+                print(json.dumps({**names, **line}), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ RATE, MOMENTUM = 0.5, 0.5
 STRENGTH = 1.0  # of the ridge penalty in the closed form
 
 
-def prefix_lengths(query: int) -> tuple[int, int, int]:
+def _prefix_lengths(query: int) -> tuple[int, int, int]:
     """Lengths of the prefixes in a fit: none, short and long, so that the edit does not depend on the query's position."""
     return 0, query // 4, query
 
@@ -40,7 +40,7 @@ def batches(
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """For each step, the indices of `count` queries and their prefixes, in groups of equal prefix length."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = prefix_lengths(labelled.queries.shape[1])
+    lengths = _prefix_lengths(labelled.queries.shape[1])
     for _ in range(steps):
         chosen = torch.randperm(len(labelled.queries), generator=generator)[:count]
         groups = zip(lengths, chosen.tensor_split(len(lengths)), strict=True)
@@ -161,7 +161,7 @@ def closed_form(
     """
     generator = torch.Generator().manual_seed(seed)
     parts = queries.tensor_split(3)
-    lengths = prefix_lengths(queries.shape[1])
+    lengths = _prefix_lengths(queries.shape[1])
     prefixes = [unrelated_prefixes(pool, len(some), size, generator) for size, some in zip(lengths, parts, strict=True)]
     documents = [document.expand(len(some), -1) for some in parts]
     streams: CapturePoints = {str(block): (model.blocks[block], False) for block in range(model.depth)}
