@@ -47,21 +47,19 @@ OPTIONS: dict[str, dict[str, list]] = {
     "alphaedit": {"threshold": [0.02, 0.1, 0.5], "penalty": [10, 1, 100, 1_000, 10_000]},
     "context distillation": {"steps": [24, 8], "rate": [3e-3, 1e-2]},
 }
-# The best of them on two documents of the sweep split (conversions_consolidate.py --part tune-peers) with demo:gpt2. demo:llama has
-# the same in its own two middle blocks.
-_VALUES = {"rate": 0.5, "steps": 10}
-_CHOICES: dict[str, dict[str, float]] = {
-    "memit": {"strength": 150_000, **_VALUES},
-    "alphaedit": {"threshold": 0.1, "penalty": 10_000, **_VALUES},
-    "context distillation": {"rate": 1e-2, "steps": 24},
-}
-_MIDDLE = {"demo:gpt2": {"first": 2, "last": 3}, "demo:llama": {"first": 3, "last": 4}}
-CHOICES: dict[str, dict[str, dict[str, float]]] = {
-    model: {
-        peer: choice if peer == "context distillation" else {**blocks, **choice} for peer, choice in _CHOICES.items()
+
+
+def _chosen(first: int, last: int) -> dict[str, dict[str, float]]:
+    """The best on two documents of the sweep split with demo:gpt2 (conversions_consolidate.py --part tune-peers)."""
+    written = {"first": first, "last": last, "rate": 0.5, "steps": 10}
+    return {
+        "memit": {**written, "strength": 150_000},
+        "alphaedit": {**written, "threshold": 0.1, "penalty": 10_000},
+        "context distillation": {"rate": 1e-2, "steps": 24},
     }
-    for model, blocks in _MIDDLE.items()
-}
+
+
+CHOICES = {"demo:gpt2": _chosen(2, 3), "demo:llama": _chosen(3, 4)}  # the middle blocks
 
 Groups = list[tuple[Tensor, Tensor]]  # indices of queries, and the prefix of each, of equal length within a group
 

@@ -1,9 +1,10 @@
 """Edits by methods of other work: updates on hand-made keys, values on a pico model, and the search for their options."""
 
+import conversions_consolidate
 import pytest
 import torch
 from _consolidate_peers import CLAMP, by_moment, in_null_space, null_space, once, peers, spread, values
-from conversions_consolidate import kl_of, one_after_another, scaled
+from conversions_consolidate import kl_of, measured, one_after_another, scaled
 
 import tiny
 from recurrent import windows
@@ -152,3 +153,25 @@ def test_an_edit_that_is_too_short_for_the_largest_factor_is_lengthened(setup):
     found, factor = scaled(Costly(setup.model, setup.windows), edit, 30 * float(edit[0].norm()))
     assert factor < LARGEST
     assert factor * found[0].norm() == pytest.approx(30 * float(edit[0].norm()), rel=1e-5)
+
+
+def test_a_summary_of_documents_that_were_measured_before_needs_no_model(setup, monkeypatch):
+    def line(document: str, without: float, ours: float, other: float, with_: float) -> dict:
+        nats = {"without context": without, "with context": with_, "converted": ours, "peer:memit": other}
+        kl = {"with context": 0.0}
+        scores = {
+            row: {condition: [value, kl.get(row, 2.0), 1.0, 10.0] for condition in ("unseen", "none")}
+            for row, value in nats.items()
+        }
+        return {"document": document, "costs": {"converted": 0.02, "peer:memit": 0.01}, "scores": scores}
+
+    lines = [line("one", 40, 30, 35, 20), line("two", 50, 30, 40, 30)]
+    listed = [(name, torch.zeros(1)) for name in ("before", "one", "two")]
+    monkeypatch.setattr(conversions_consolidate, "documents", lambda setup, split, count: listed)
+    rows = {row["row"]: row for row in measured(setup, setup, 2, 0.02, lines, lambda document: {})}
+    assert rows["converted"]["unseen"]["kept_percent"] == 75  # of 40 nats
+    assert rows["peer:memit"]["none"]["kept_percent"] == 37.5
+    peer = rows["peer:memit"]["unseen"]
+    assert (peer["ce"], peer["kl"], peer["minus_ce"], peer["minus_kl"]) == (3.75, 0.2, -0.75, 0)
+    assert peer["minus_ce_low"] < -0.75 < peer["minus_ce_high"] and rows["peer:memit"]["cost"] == 0.01
+    assert [rows[row]["unseen"]["kept_percent"] for row in ("without context", "with context")] == [0, 100]
