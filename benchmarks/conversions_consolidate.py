@@ -481,9 +481,9 @@ def run_tune_peers(setup: ModelAndText, count: int, budget: float, name: str, do
     shared: dict = {}
     for peer, options in OPTIONS.items():
         start = {name: values[0] for name, values in options.items()} | (shared if peer == "alphaedit" else {})
-        best = yield from one_after_another(start, options, partial(kept, peer), peer, setup.model.depth)
+        best, share = yield from one_after_another(start, options, partial(kept, peer), peer, setup.model.depth)
         shared = {name: value for name, value in best.items() if name != "strength"}
-        yield {"peer": peer, "documents": count, "chosen": best}
+        yield {"peer": peer, "choice": best, "kept_percent": rounded(100 * share), "documents": count, "chosen": True}
 
 
 def label(peer: str, choice: dict) -> tuple:
@@ -492,8 +492,10 @@ def label(peer: str, choice: dict) -> tuple:
 
 def one_after_another(
     start: dict, options: dict[str, list], kept: Callable[[dict], float], peer: str, depth: int
-) -> Generator[dict, None, dict]:
-    """Coordinate search: every value of a hyperparameter is tried with the best of those before it. Returns the best."""
+) -> Generator[dict, None, tuple[dict, float]]:
+    """Coordinate search: every value of a hyperparameter is tried with the best of those before it. Returns the best, and what
+    it keeps. Blocks that the model of `depth` blocks has not are left out.
+    """
     best, tried = start, {}
     for name, values in options.items():
         for value in values:
@@ -503,7 +505,7 @@ def one_after_another(
                 tried[key] = kept(choice)
                 yield {"peer": peer, "choice": choice, "kept_percent": rounded(100 * tried[key])}
         best = dict(max(tried, key=tried.__getitem__))
-    return best
+    return best, tried[tuple(best.items())]
 
 
 def run_choices(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:

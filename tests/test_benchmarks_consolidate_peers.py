@@ -134,13 +134,13 @@ def test_options_are_chosen_one_after_another_within_the_model():
         return -10 * abs(choice["last"] - 2) - abs(choice["strength"] - 5 * choice["last"])
 
     options = {"last": [1, 2, 9], "first": [1, 3], "strength": [5, 10]}
-    best = {}
+    best = []
 
     def search():
-        best.update((yield from one_after_another({"last": 1, "first": 1, "strength": 5}, options, kept, "it", 6)))
+        best.extend((yield from one_after_another({"last": 1, "first": 1, "strength": 5}, options, kept, "it", 6)))
 
     assert [tuple(line["choice"].values()) for line in search()] == [(1, 1, 5), (2, 1, 5), (2, 1, 10)]
-    assert best == {"last": 2, "first": 1, "strength": 10}
+    assert best == [{"last": 2, "first": 1, "strength": 10}, 0]
 
 
 def test_an_edit_that_is_too_short_for_the_largest_factor_is_lengthened(setup):
