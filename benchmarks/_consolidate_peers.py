@@ -59,7 +59,7 @@ def _chosen(first: int, last: int) -> dict[str, dict[str, float]]:
     }
 
 
-CHOICES = {"demo:gpt2": _chosen(2, 3), "demo:llama": _chosen(3, 4)}  # the middle blocks
+CHOICES = {"demo:gpt2": _chosen(2, 3), "demo:llama": _chosen(3, 4)}  # the middle blocks. demo:llama was not tuned
 
 Groups = list[tuple[Tensor, Tensor]]  # indices of queries, and the prefix of each, of equal length within a group
 
