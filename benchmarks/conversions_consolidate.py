@@ -6,11 +6,13 @@ fitted. JSON lines: one per document and point of a curve as soon as it is ready
 documents.
 
     documents  all methods at the same cost on other text, with unseen prefixes of 128 tokens and with none
+    peers      the same for the conversion, methods of other work (`_consolidate_peers.py`) and the wrong document
     costs      the gain kept and the cost on other text when the same edits are scaled down
     capacity   documents written one after another into the same weights: the gain kept for the first and for all, the cost
     repeat     one document consolidated several times, each time with the edited model as donor
     facts      1 to 16 invented associations in one document; associations that were never seen are the control
     tune       learning rates of the trained baselines, on the sweep split
+    tune-peers hyperparameters of the methods of other work, one after another, on the sweep split
     choices    steps, queries, coordinates and prefixes of the natural gradient, on the sweep split
 """
 
@@ -19,14 +21,27 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from _consolidate_peers import CHOICES, OPTIONS, peers
+from _lines import read as read_lines
 from torch import Tensor
 
 from stitch.conversions.consolidation import fitting
-from stitch.conversions.consolidation.arms import ModelAndText, arms, consolidate_document, prepare, queries_about
+from stitch.conversions.consolidation.arms import (
+    FIRST_TOKENS,
+    ModelAndText,
+    arms,
+    consolidate_document,
+    fit,
+    prepare,
+    queries_about,
+)
 from stitch.conversions.consolidation.queries import (
     LabelledQueries,
     PrefixedQueries,
@@ -42,19 +57,23 @@ from stitch.conversions.consolidation.queries import (
     unrelated_prefixes,
 )
 from stitch.conversions.consolidation.slow_weights import (
+    LARGEST,
     Curvature,
     Edit,
     apply_edit,
     coordinates,
     down_projection,
+    edit_norm,
     edited_parameters,
 )
 from stitch.conversions.donor import read_donor
 from stitch.evaluation.scores import Scores
 from stitch.text.documents import Split, read, select
+from stitch.text.windows import Windows
 
 CONTEXT, QUERIES, LENGTH = 128, 4, 64
-CONDITIONS = ("unseen prefix", "no prefix")
+CONDITIONS = ("unseen", "none")  # the prefix of a query
+ENDS = ("without context", "with context")  # of the gain
 
 
 def open_model(name: str, tokens: int = 40_000, held_out: int = 65_536) -> ModelAndText:
@@ -112,56 +131,161 @@ def add(table: Table, row: str, scores: dict[str, Scores]) -> None:
 
 
 def summary(table: Table, retained: dict[str, list[float]]) -> Iterator[dict]:
-    """One line per row and condition: CE, KL(donor with context ‖ row), share of the gain kept, cost on other text."""
+    """One line per row. By condition: CE, KL(donor with context ‖ row), percent of the gain kept, and what `converted` has
+    more of either. The cost on other text is a mean over documents.
+    """
     scores = {key: concatenated(parts) for key, parts in table.items()}
-    for (row, condition), found in scores.items():
-        without, ceiling = scores["without context", condition], scores["with context", condition]
-        share = gain_kept(found, without, ceiling)
-        low, high = found.interval(minus=without)
-        line = {"row": row, "condition": condition, "documents": len(found.nats), **found.row(row)}
-        line |= {"minus_without": [found.ce - without.ce, low, high], "kept": list(share)}
-        if row != "converted" and ("converted", condition) in scores:
-            ours = scores["converted", condition]
-            line["converted_minus_this"] = [ours.ce - found.ce, *ours.interval(minus=found)]
+    for row in dict.fromkeys(row for row, _ in scores):
+        line: dict = {"row": row, "documents": len(scores[row, CONDITIONS[0]].nats)}
+        for condition in CONDITIONS:
+            found = scores[row, condition]
+            without, ceiling = scores["without context", condition], scores["with context", condition]
+            line[condition] = {"ce": rounded(found.ce), "kl": rounded(kl_of(found).ce)}
+            if row in ENDS:
+                line[condition]["kept_percent"] = 100 * ENDS.index(row)
+            else:
+                line[condition] |= named("kept_percent", gain_kept(found, without, ceiling), times=100)
+            if row != "converted" and ("converted", condition) in scores:
+                ours = scores["converted", condition]
+                line[condition] |= named("minus_ce", difference(ours, found))
+                line[condition] |= named("minus_kl", difference(kl_of(ours), kl_of(found)))
         if costs := retained.get(row):
-            line["retain_cost"] = sum(costs) / len(costs)
-            line["retain_cost_range"] = [min(costs), max(costs)]
+            line |= {"cost": rounded(sum(costs) / len(costs)), "cost_range": [rounded(min(costs)), rounded(max(costs))]}
         yield line
 
 
-def run_documents(setup: ModelAndText, count: int, budget: float, name: str, split: Split = "report") -> Iterator[dict]:
-    found = documents(setup, split, count + 1)
-    table: Table = defaultdict(list)
-    retained: dict[str, list[float]] = defaultdict(list)
-    (_, first), *rest = found
-    before = consolidate_document(setup, first[:CONTEXT], budget)  # the null: an edit for the previous document
+def kl_of(scores: Scores) -> Scores:
+    """The sums of KL where those of the cross-entropy are."""
+    assert scores.kl is not None
+    return replace(scores, nats=scores.kl)
+
+
+def difference(row: Scores, minus: Scores) -> tuple[float, float, float]:
+    """Of nats per token, with its paired interval over documents."""
+    return row.ce - minus.ce, *row.interval(minus=minus)
+
+
+def named(name: str, found: tuple[float, float, float], times: int = 1) -> dict[str, float]:
+    keys = (name, f"{name}_low", f"{name}_high")
+    return {key: rounded(times * value) for key, value in zip(keys, found, strict=True)}
+
+
+def rounded(value: float) -> float:
+    return round(value, 4)
+
+
+Makers = dict[str, Callable[[], Edit]]  # edits by row
+
+
+def run_documents(setup: ModelAndText, count: int, budget: float, name: str, done: list[dict]) -> Iterator[dict]:
+    first = documents(setup, "report", 1)[0][1][:CONTEXT]
+    yield from measured(setup, setup, count, budget, done, lambda document: arms(setup, document, first, budget))
+
+
+def run_peers(setup: ModelAndText, count: int, budget: float, name: str, done: list[dict]) -> Iterator[dict]:
+    priced = on_less_text(setup, PEER_TOKENS)
+
+    def makers(document: Tensor) -> Makers:
+        labelled = queries_about(setup.model, document)
+        others = peers(setup.model, labelled, setup.windows["fit"], priced.curvature)
+        choices = CHOICES[name]
+        return {
+            "converted": lambda: fit(priced, labelled, budget),
+            **{f"peer:{peer}": partial(make, **choices[peer]) for peer, make in others.items()},
+            OTHER: lambda: {},
+        }
+
+    yield from measured(setup, priced, count, budget, done, makers)
+
+
+def on_less_text(setup: ModelAndText, tokens: int) -> ModelAndText:
+    """The same model, whose costs are measured on the first `tokens` of either split."""
+    less: dict[Split, Windows] = {split: setup.windows[split].first(tokens) for split in ON_COSTS}
+    found = ModelAndText(setup.model, {**setup.windows, **less})
+    found.__dict__["curvature"] = setup.curvature
+    return found
+
+
+OTHER, NOISE = "null:other document", "null:noise"
+ON_COSTS: tuple[Split, Split] = ("sweep", "report")
+PEER_TOKENS = 8_192  # of other text on which costs are searched, and as many on which they are reported
+LONGEST = 1e3  # an edit of this length that costs nothing is not lengthened
+
+
+def measured(
+    setup: ModelAndText,
+    priced: ModelAndText,
+    count: int,
+    budget: float,
+    done: list[dict],
+    makers: Callable[[Tensor], Makers],
+) -> Iterator[dict]:
+    """A line per document, with the sums of every row, then the summary. Documents of the lines `done` are read from them.
+
+    Costs are those of `priced`. OTHER is the edit `converted` of the document before; NOISE has its length.
+    """
+    (_, first), *rest = documents(setup, "report", count + 1)
+    known = {line["document"]: line for line in done if "scores" in line}
+    lines, before, previous = [], None, first
     for document, ids in rest:
-        start, query_sets = time.monotonic(), prefixed_queries(setup, ids, split)
-        rows: dict[str, dict[str, Scores]] = {"without context": score_sets(setup, query_sets)}
-        rows["with context"] = ceilings(query_sets)
-        ours: Any = None
-        for row, make in arms(setup, ids[:CONTEXT], first[:CONTEXT], budget).items():
-            if row == "null:other document":
-                edit, scale = before
-            elif row == "null:noise":
-                edit = fitting.random_direction(ours[0])
-                scale = setup.scale(edit, budget)
-            else:
-                edit = make()
-                scale = setup.scale(edit, budget)
-            ours = (edit, scale) if row == "converted" else ours
-            rows[row] = score_sets(setup, query_sets, edit, scale)
-            retained[row].append(setup.retention_cost(edit, scale)[0])
-        before = ours
-        for row, by_condition in rows.items():
-            add(table, row, by_condition)
-        yield {
-            "kind": "document", "document": document, "seconds": time.monotonic() - start,
-            "ce": {row: {condition: one.ce for condition, one in by.items()} for row, by in rows.items()},
-            "retain_cost": {row: costs[-1] for row, costs in retained.items()},
-        }  # fmt: skip
-    for line in summary(table, retained):
-        yield {"kind": "summary", **line}
+        if document in known:
+            line, before = known[document], None
+        else:
+            if before is None:
+                edit = fit(priced, queries_about(setup.model, previous[:CONTEXT]), budget)
+                before = scaled(priced, edit, budget)
+            line, before = measured_once(setup, priced, document, ids, budget, makers, before)
+            yield line
+        lines.append(line)
+        previous = ids
+    table: Table = defaultdict(list)
+    for line in lines:
+        for row, by_condition in line["scores"].items():
+            add(table, row, {key: Scores(*torch.tensor(sums).double()[:, None]) for key, sums in by_condition.items()})
+    costs = {row: [line["costs"][row] for line in lines] for row in lines[0]["costs"]}
+    yield from summary(table, costs)
+
+
+def measured_once(
+    setup: ModelAndText,
+    priced: ModelAndText,
+    document: str,
+    ids: Tensor,
+    budget: float,
+    makers: Callable[[Tensor], Makers],
+    before: tuple[Edit, float],
+) -> tuple[dict, tuple[Edit, float]]:
+    """The line of a document, and the edit `converted` with its scale."""
+    start, query_sets = time.monotonic(), prefixed_queries(setup, ids)
+    rows = {"without context": score_sets(setup, query_sets), "with context": ceilings(query_sets)}
+    costs: dict[str, float] = {}
+    edits: dict[str, tuple[Edit, float]] = {}
+    for row, make in makers(ids[:CONTEXT]).items():
+        if row == OTHER:
+            edits[row] = before
+        else:
+            edit = fitting.random_direction(edits["converted"][0]) if row == NOISE else make()
+            edits[row] = scaled(priced, edit, budget)
+        rows[row] = score_sets(setup, query_sets, *edits[row])
+        costs[row] = rounded(priced.retention_cost(*edits[row])[0])
+    line = {"document": document, "seconds": round(time.monotonic() - start), "costs": costs}
+    line["scores"] = {row: {key: sums(one) for key, one in by.items()} for row, by in rows.items()}
+    return line, edits["converted"]
+
+
+def scaled(setup: ModelAndText, edit: Edit, budget: float) -> tuple[Edit, float]:
+    """The edit and the factor with which it costs the budget, also where it is too short for the largest factor."""
+    scale = setup.scale(edit, budget)
+    while scale == LARGEST and edit_norm(edit) < LONGEST:
+        edit = {block: LARGEST * change for block, change in edit.items()}
+        scale = setup.scale(edit, budget)
+    return edit, scale
+
+
+def sums(scores: Scores) -> list[float]:
+    """Nats, nats of KL, agreements and tokens of one document."""
+    assert scores.kl is not None and scores.agreements is not None
+    return [rounded(float(one)) for one in (scores.nats, scores.kl, scores.agreements, scores.tokens)]
 
 
 def run_costs(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
@@ -183,7 +307,7 @@ def run_costs(setup: ModelAndText, count: int, budget: float, name: str) -> Iter
     for share, table in tables.items():
         for line in summary(table, {"converted": costs[share]}):
             if line["row"] == "converted":
-                yield {"kind": "costs", "share": share, **line}
+                yield {"share": share, **line}
 
 
 def run_capacity(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
@@ -200,7 +324,7 @@ def run_capacity(setup: ModelAndText, count: int, budget: float, name: str) -> I
         write_edit(setup, edit, scale)
         current = with_old_curvature(setup)
         total = {b: down_projection(setup.model, b) - original[b] for b in original}
-        line: dict = {"kind": "capacity", "documents": number, "retain_cost": cost_of_all(setup)}
+        line: dict = {"documents": number, "retain_cost": cost_of_all(setup)}
         line["length"] = float(sum(one.square().sum() for one in total.values())) ** 0.5
         for condition in CONDITIONS:
             scored = [score_sets(setup, {condition: queries[condition]})[condition] for queries in query_sets[:number]]
@@ -236,7 +360,7 @@ def run_repeat(setup: ModelAndText, count: int, budget: float, name: str, times:
     for number, found in table.items():
         for line in summary(found, {"converted": costs[number]}):
             if line["row"] == "converted":
-                yield {"kind": "repeat", "times": number, **line}
+                yield {"times": number, **line}
 
 
 def with_old_curvature(setup: ModelAndText) -> ModelAndText:
@@ -301,7 +425,7 @@ def run_facts(setup: ModelAndText, count: int, budget: float, name: str) -> Iter
                 add(table, f"{kind}converted", score_sets(setup, query_sets, edit, scale))
                 add(table, f"{kind}with context", ceilings(query_sets))
         for line in summary(table, retained):
-            yield {"kind": "facts", "facts": facts, **line}
+            yield {"facts": facts, **line}
 
 
 def run_tune(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
@@ -326,8 +450,62 @@ def run_tune(setup: ModelAndText, count: int, budget: float, name: str) -> Itera
                 setup.model, learnt, setup.windows["fit"], optimiser=optimiser, rate=rate, labels=labels,  # pyright: ignore
             )  # fmt: skip
             add(table, f"{optimiser} {rate} {labels}", score_sets(setup, query_sets, edit, setup.scale(edit, budget)))
-    for line in summary(table, {}):
-        yield {"kind": "tune", **line}
+    yield from summary(table, {})
+
+
+def run_tune_peers(setup: ModelAndText, count: int, budget: float, name: str, done: list[dict]) -> Iterator[dict]:
+    """A line per choice that was tried: the gain kept over all documents, and a last line per peer with the best.
+
+    One hyperparameter after another, from the first of OPTIONS. Costs are measured on FIRST_TOKENS alone.
+    """
+    quick = on_less_text(setup, FIRST_TOKENS)
+    known = {label(line["peer"], line["choice"]): line["kept_percent"] / 100 for line in done if "choice" in line}
+    asked, makers = [], []
+    for _, ids in documents(setup, "sweep", count):
+        query_sets = prefixed_queries(setup, ids, "sweep")
+        asked.append((query_sets, score_sets(setup, query_sets), ceilings(query_sets)))
+        labelled = queries_about(setup.model, ids[:CONTEXT])
+        makers.append(peers(setup.model, labelled, setup.windows["fit"], setup.curvature))
+
+    def kept(peer: str, choice: dict) -> float:
+        if label(peer, choice) in known:
+            return known[label(peer, choice)]
+        table: Table = defaultdict(list)
+        for (query_sets, without, with_context), make in zip(asked, makers, strict=True):
+            add(table, "converted", score_sets(setup, query_sets, *scaled(quick, make[peer](**choice), budget)))
+            add(table, "without context", without)
+            add(table, "with context", with_context)
+        found = {row: concatenated(parts) for (row, condition), parts in table.items() if condition == "unseen"}
+        return gain_kept(found["converted"], found["without context"], found["with context"])[0]
+
+    shared: dict = {}
+    for peer, options in OPTIONS.items():
+        start = {name: values[0] for name, values in options.items()} | (shared if peer == "alphaedit" else {})
+        best, share = yield from one_after_another(start, options, partial(kept, peer), peer, setup.model.depth)
+        shared = {name: value for name, value in best.items() if name != "strength"}
+        yield {"peer": peer, "choice": best, "kept_percent": rounded(100 * share), "documents": count, "chosen": True}
+
+
+def label(peer: str, choice: dict) -> tuple:
+    return peer, *sorted(choice.items())
+
+
+def one_after_another(
+    start: dict, options: dict[str, list], kept: Callable[[dict], float], peer: str, depth: int
+) -> Generator[dict, None, tuple[dict, float]]:
+    """Coordinate search: every value of a hyperparameter is tried with the best of those before it. Returns the best, and what
+    it keeps. Blocks that the model of `depth` blocks has not are left out.
+    """
+    best, tried = start, {}
+    for name, values in options.items():
+        for value in values:
+            choice = best | {name: value}
+            key = tuple(choice.items())
+            if key not in tried and choice.get("first", 0) <= choice.get("last", 0) < depth:
+                tried[key] = kept(choice)
+                yield {"peer": peer, "choice": choice, "kept_percent": rounded(100 * tried[key])}
+        best = dict(max(tried, key=tried.__getitem__))
+    return best, tried[tuple(best.items())]
 
 
 def run_choices(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
@@ -363,20 +541,22 @@ def run_choices(setup: ModelAndText, count: int, budget: float, name: str) -> It
             scale = setup.scale(edit, budget)
             retained[variant].append(setup.retention_cost(edit, scale)[0])
             add(table, variant, score_sets(setup, query_sets, edit, scale))
-    for line in summary(table, retained):
-        yield {"kind": "choices", **line}
+    yield from summary(table, retained)
 
 
 PARTS = {  # each with its number of documents, or of sets of facts
     "documents": (run_documents, 24),
+    "peers": (run_peers, 60),
     "costs": (run_costs, 12),
     "capacity": (run_capacity, 8),
     "repeat": (run_repeat, 4),
     "facts": (run_facts, 4),
     "tune": (run_tune, 3),
+    "tune-peers": (run_tune_peers, 2),
     "choices": (run_choices, 3),
 }
-ON_SWEEP = ("tune", "choices")
+ON_SWEEP = ("tune", "tune-peers", "choices")
+CONTINUED = ("documents", "peers", "tune-peers")  # from the lines of an earlier run
 
 
 def main() -> None:
@@ -387,15 +567,17 @@ def main() -> None:
     )
     parser.add_argument("--documents", type=int, help="Number of documents, for all parts.")
     parser.add_argument("--cost", type=float, default=0.02, help="Budget, in nats per token of other text.")
+    parser.add_argument("--done", type=Path, help="Lines of an earlier run. Its documents are not measured again.")
     arguments = parser.parse_args()
+    earlier = read_lines(arguments.done) if arguments.done else []
     for model in arguments.model or ("demo:gpt2", "demo:llama"):
         setup = open_model(model)
         for part in arguments.part or [part for part in PARTS if part not in ON_SWEEP]:
             measure_part, count = PARTS[part]
-            for line in measure_part(setup, arguments.documents or count, arguments.cost, model):
-                print(
-                    json.dumps({"benchmark": "consolidate", "model": model, "cost": arguments.cost, **line}), flush=True
-                )
+            names = {"model": model, "part": part}
+            more = {"done": [line for line in earlier if names.items() <= line.items()]} if part in CONTINUED else {}
+            for line in measure_part(setup, arguments.documents or count, arguments.cost, model, **more):
+                print(json.dumps({**names, **line}), flush=True)
 
 
 if __name__ == "__main__":

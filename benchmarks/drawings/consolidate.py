@@ -18,11 +18,7 @@ FACTS = {
 
 def draw(lines: list[dict]) -> Figure:
     figure, axes = panels(3, 2, 1.9, sharey="row")
-    by_method = [
-        line
-        for line in lines
-        if line.get("documents", 0) > 1 and "row" in line and "kept_percent_low" in line["unseen"]
-    ]
+    by_method = [line for line in lines if _is_drawn(line)]
     methods = list(dict.fromkeys(line["row"] for line in by_method))
     for model, axis in zip(MODELS, axes[:2], strict=True):
         rule(axis, 0, upright=True)
@@ -47,5 +43,12 @@ def draw(lines: list[dict]) -> Figure:
     return figure
 
 
+def _is_drawn(line: dict) -> bool:
+    """Rows with an interval: of all methods, and the peers."""
+    rests_on_documents = line.get("part") == "documents" or line.get("row", "").startswith("peer:")
+    return rests_on_documents and "kept_percent_low" in line["unseen"]
+
+
 def _role(row: str) -> str:
-    return "composite" if row == "converted" else row.partition(":")[0]
+    kind = row.partition(":")[0]
+    return {"converted": "composite", "peer": "alternative"}.get(kind, kind)

@@ -35,7 +35,7 @@ def _prefix_lengths(query: int) -> tuple[int, int, int]:
     return 0, query // 4, query
 
 
-def _batches(
+def batches(
     labelled: LabelledQueries, pool: Windows, count: int, steps: int, seed: int
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """For each step, the indices of `count` queries and their prefixes, in groups of equal prefix length."""
@@ -108,7 +108,7 @@ def natural_gradient(
     """
     radius = (2 * reach) ** 0.5
     point, momentum = zero_edit(model), zero_edit(model)
-    for number, groups in enumerate(_batches(labelled, pool, count, steps, seed)):
+    for number, groups in enumerate(batches(labelled, pool, count, steps, seed)):
         raw = _gradient(model, labelled, groups, axes.edit(point), "donor")
         slope = {b: axes.left[b] @ one @ axes.right[b] for b, one in raw.items()}
         size = max(edit_norm(slope), 1e-30)
@@ -136,7 +136,7 @@ def train(
     edit = zero_edit(model)
     leaves = [one.requires_grad_() for one in edit.values()]
     stepper = (torch.optim.SGD if optimiser == "sgd" else torch.optim.AdamW)(leaves, lr=rate, weight_decay=0)
-    for groups in _batches(labelled, pool, count, steps, seed):
+    for groups in batches(labelled, pool, count, steps, seed):
         for leaf, part in zip(leaves, _gradient(model, labelled, groups, edit, labels).values(), strict=True):
             leaf.grad = part
         stepper.step()
@@ -165,11 +165,11 @@ def closed_form(
     prefixes = [unrelated_prefixes(pool, len(some), size, generator) for size, some in zip(lengths, parts, strict=True)]
     documents = [document.expand(len(some), -1) for some in parts]
     streams: CapturePoints = {str(block): (model.blocks[block], False) for block in range(model.depth)}
-    goals = _capture(model, streams, documents, parts, {})
+    goals = capture(model, streams, documents, parts, {})
     edit: Edit = {}
     for block in range(model.depth):
         points: CapturePoints = {"keys": (model.down(block), True), "stream": (model.blocks[block], False)}
-        found = _capture(model, points, prefixes, parts, edited_parameters(model, edit))
+        found = capture(model, points, prefixes, parts, edited_parameters(model, edit))
         residual = (goals[str(block)] - found["stream"]) / (model.depth - block)
         edit[block] = ridge(found["keys"], residual, curvature.neurons[block], strength).float().to(model.device)
     return edit
@@ -178,7 +178,7 @@ def closed_form(
 CapturePoints = dict[str, tuple[nn.Module, bool]]  # by name: a module, and whether to capture its input or its output
 
 
-def _capture(
+def capture(
     model: Model, points: CapturePoints, prefixes: list[Tensor], queries: Sequence[Tensor], changed: Parameters
 ) -> dict[str, Float[Tensor, "tokens width"]]:
     """Inputs or outputs of the modules at the positions that predict scored tokens, of all queries in order, on the CPU."""
