@@ -156,7 +156,7 @@ def rows_of(donor: Donor, given: argparse.Namespace) -> tuple[dict[str, Row], Tu
     return {name: row for name, row in rows.items() if name == OURS or name in given.rows}, tune
 
 
-def texts(donor: Donor, given: argparse.Namespace, split: Split, documents: int) -> dict[str, Windows]:
+def texts(donor: Donor, given: argparse.Namespace, split: Split, documents: int, streams: int) -> dict[str, Windows]:
     """`documents` and `streams` of a split, all of one length each."""
     tokenizer, context = donor.model.tokenizer, donor.context
     bos, long, length = bos_of(tokenizer), LONG * context, ENDS[-1] * context
@@ -168,7 +168,7 @@ def texts(donor: Donor, given: argparse.Namespace, split: Split, documents: int)
     some = [number for number, ids in enumerate(read) if len(ids) >= long][:documents]
     alone = torch.tensor([read[number][:long] for number in some])
     parts = [ids[: LONGEST * context] for ids in read]
-    every = torch.tensor([id for ids in parts for id in ids][: given.streams * length])
+    every = torch.tensor([id for ids in parts for id in ids][: streams * length])
     owner = torch.arange(len(parts)).repeat_interleave(torch.tensor(list(map(len, parts))))[: len(every)]
     return {
         "documents": Windows(alone, torch.tensor(some)[:, None].expand_as(alone)),
@@ -231,13 +231,13 @@ def by_position(
 
 def read(rows: Mapping[str, Row], tune: Tune, donor: Donor, given: argparse.Namespace) -> Iterator[dict]:
     """A line per text and row: cross-entropy by position, and by how much the converted model's is lower or higher."""
-    to_choose_on = texts(donor, given, "sweep", given.choose_on)
+    to_choose_on = texts(donor, given, "sweep", given.choose_on, streams=given.choose_on * LONG // ENDS[-1])
     with without_head([rows[OURS].net.base, donor.model.net]) as head:  # pyright: ignore
 
         def nats(net: nn.Module, windows: Windows) -> Float[Tensor, "streams predictions"]:
             return nats_of(net, head, windows.ids, max(1, given.at_once // windows.context))
 
-        for text, windows in texts(donor, given, "report", given.documents).items():
+        for text, windows in texts(donor, given, "report", given.documents, given.streams).items():
             if text not in given.texts:
                 continue
 
@@ -307,7 +307,12 @@ def main() -> None:
     options.add_argument("--rows", nargs="*", default=ROWS, choices=ROWS, help=f"Beside {OURS}.")
     options.add_argument("--texts", nargs="*", default=TEXTS, choices=TEXTS)
     options.add_argument("--documents", type=int, default=100)
-    options.add_argument("--choose-on", type=int, default=40, help="Documents, for settings of cache policies.")
+    options.add_argument(
+        "--choose-on",
+        type=int,
+        default=24,
+        help="Documents, for settings of cache policies; and as many tokens of streams.",
+    )
     options.add_argument("--streams", type=int, default=5)
     options.add_argument("--at-once", type=int, default=81_920, help="Tokens in a batch.")
     options.add_argument("--prompts", type=int, default=48)

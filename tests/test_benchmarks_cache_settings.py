@@ -112,7 +112,7 @@ def test_settings_for_long_texts_are_chosen_on_the_sweep_split(llama, monkeypatc
     sweep, report = (torch.full((1, 1024), token) for token in (5, 6))
     texts = {"sweep": sweep, "report": report}
     monkeypatch.setattr(
-        recurrent_long, "texts", lambda _, __, split, ___: {"documents": Windows(texts[split], texts[split])}
+        recurrent_long, "texts", lambda _, __, split, *___, **____: {"documents": Windows(texts[split], texts[split])}
     )
     seen = []
 
@@ -130,7 +130,7 @@ def test_settings_for_long_texts_are_chosen_on_the_sweep_split(llama, monkeypatc
         ((_, one),) = tuned(llama, BYTES, CONTEXT, loss, ["streaming"])
         yield "streaming", recurrent_long.Row(one.peer, 1, choice={"setting": one.setting})
 
-    given = argparse.Namespace(choose_on=1, documents=1, texts=["documents"], at_once=1024)
+    given = argparse.Namespace(choose_on=1, documents=1, streams=1, texts=["documents"], at_once=1024)
     ours, streaming = recurrent_long.read(rows, tune, donor, given)
     assert "setting" not in ours and streaming["setting"]["sinks"] == 1
     assert seen.count(6) == 2  # one for each row
@@ -143,7 +143,7 @@ def test_documents_of_a_split_are_of_that_split(monkeypatch):
     given = argparse.Namespace(tokens=4096, streams=1)
     for split in ("sweep", "report"):
         of = {text for name, text in documents if split_of(name) == split}
-        windows = recurrent_long.texts(donor, given, split, documents=5)["documents"]
+        windows = recurrent_long.texts(donor, given, split, documents=5, streams=1)["documents"]
         found = {donor.model.tokenizer.decode(ids[1:4]) * 400 for ids in windows.ids}
         assert len(found) == 5 and found <= of
 
