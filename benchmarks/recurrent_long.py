@@ -21,7 +21,7 @@ Two texts of the report split: `documents`, the first tokens of documents that a
 contexts, the first two contexts of documents one after the other, a BOS between two. Intervals are over documents.
 
 Settings of cache policies are chosen for each text on the same text of the sweep split, by nats per token beyond the context; for
-recall on other prompts, by nats per answer at half a context. Whatever else there is to choose is the same for every row.
+recall on other prompts, by nats per answer over all distances. Whatever else there is to choose is the same for every row.
 """
 
 import argparse
@@ -70,7 +70,6 @@ ROWS = (
 )  # fmt: skip
 AT_ONCE = 2048  # tokens whose logits are computed together
 RECALLED = (1 / 4, 1 / 2, 1, 2)  # lengths of the prompts, in contexts
-CHOSEN_AT = 1 / 2  # context, where settings of cache policies are chosen for recall
 
 
 class Rereading(nn.Module):
@@ -279,10 +278,10 @@ def remembered(rows: Mapping[str, Row], tune: Tune, donor: Donor, given: argpars
         length = round(part * donor.context) + given.before
         return later(recall_prompts(donor.model.tokenizer, length, count=given.prompts, seed=seed), given.before)
 
-    others = prompts(CHOSEN_AT, seed=1)
+    others = [prompts(part, seed=1) for part in RECALLED]
 
-    def nats(peer: CachePeer) -> float:
-        return float(answered(logits_of(peer), others.clean, others)["nats"])
+    def nats(peer: CachePeer) -> float:  # over all distances: where a policy has no answer, nats say nothing of it
+        return sum(float(answered(logits_of(peer), asked.clean, asked)["nats"]) for asked in others) / len(others)
 
     for name, row in itertools.chain(rows.items(), tune(nats), [("chance", Row(donor.model.net, None))]):
         lengths = []
