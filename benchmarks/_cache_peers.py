@@ -3,15 +3,17 @@
     Streaming       the first keys and the last ones: StreamingLLM (Xiao et al. 2023, arXiv:2309.17453). With windows by head,
                     a few of which take the whole context, these are the keys of DuoAttention (Xiao et al. 2024,
                     arXiv:2410.10819).
-    HeavyHitters    H2O (Zhang et al. 2023, arXiv:2306.14048): half of the cache are the last keys, half those with the most
-                    attention so far, summed over all queries.
-    Snapshots       SnapKV (Li et al. 2024, arXiv:2404.14469): the keys with the most attention of the last queries, smoothed
+    HeavyHitters    H2O (Zhang et al. 2023, arXiv:2306.14048): some of the cache are the last keys, the others those with the
+                    most attention so far, summed over all queries. The paper gives half to each.
+    Snapshots       SnapKV (Li et al. 2024, arXiv:2404.14469): the keys with the most attention of the `last` queries, smoothed
                     over neighbours. The paper chooses once, after the prompt; here every `step` tokens, as the text goes on.
                     With `shared`, Ada-KV (Feng et al. 2024, arXiv:2407.11550): the best of all heads of a block together, but
                     at least a fifth of its share for each head.
 Kept keys stand at positions within the cache, as in StreamingLLM: those that are not among the last follow each other from 0 on.
-Learned positions are part of the keys and stay. Every policy computes what a cache of that size would compute, token by token;
-storage is not simulated. Scores of keys are not counted as bytes.
+With `own_positions` they stand where they were read. Learned positions are part of the keys and stay. Every policy computes what
+a cache of that size would compute, token by token; storage is not simulated. Scores of keys are not counted as bytes.
+
+`_cache_settings.py` chooses their settings.
 
 Left out: Attention Matching (arXiv:2602.16284) compacts a finished prompt once, with queries that read it again, where a stream
 must be compacted as it goes on.
@@ -25,24 +27,20 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from stitch.circuits.behaviours import Prompts
-from stitch.conversions.recurrence.distil import HeadInputs, visit_heads
 from stitch.conversions.recurrence.forms import memories
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM, attentions, group_matmul, shape_of
 
 PIECE = 64  # queries that Streaming computes at once
 NEIGHBOURS = 5  # of the average that smooths SnapKV's votes
 LEAST_SHARE = 0.2  # of Ada-KV
-PEERS = ("streaming", "h2o", "snapkv", "adakv", "duo")
-SINKS = 4  # of StreamingLLM and DuoAttention
 
 
 class CachePeer(nn.Module, ABC):
     """The stock model of `net` with a cache policy. It is called like a causal language model."""
 
-    def __init__(self, net: RecurrentForCausalLM):
+    def __init__(self, net: RecurrentForCausalLM, own_positions: bool):
         super().__init__()
-        self.net, self.memories = net, net.memories
+        self.net, self.memories, self.own_positions = net, net.memories, own_positions
         self.rotary = next((one.inv_freq for one in net.base.modules() if hasattr(one, "inv_freq")), None)
 
     @torch.no_grad()
@@ -57,9 +55,19 @@ class CachePeer(nn.Module, ABC):
     def outputs(self, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
         """q [batch, groups, shared, tokens, width], scaled; k and v [batch, groups, tokens, width] → as q."""
 
+    @abstractmethod
+    def held(self) -> list[int]:
+        """By block, the most keys that all its heads hold together."""
+
+    def state_bytes(self) -> int:
+        """The most bytes of keys and values."""
+        shapes = [shape_of(module.config) for module in attentions(self.net.base)]
+        keys = zip(shapes, self.held(), strict=True)
+        return sum(2 * shape.width * held for shape, held in keys) * self.net.base.dtype.itemsize
+
     def moved(self, x: Tensor, by: Int64[Tensor, "..."]) -> Tensor:
-        """Queries or keys as they would be `by` positions later. Nothing changes with learned positions."""
-        if self.rotary is None:
+        """Queries or keys as they would be `by` positions later. Own and learned positions stay."""
+        if self.rotary is None or self.own_positions:
             return x
         angle = by[..., None] * self.rotary.to(x)
         cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
@@ -70,9 +78,14 @@ class CachePeer(nn.Module, ABC):
 class Streaming(CachePeer):
     """The first `sinks` keys and the last `windows[block][group]`."""
 
-    def __init__(self, net: RecurrentForCausalLM, windows: Sequence[Sequence[int]], sinks: int):
-        super().__init__(net)
+    def __init__(
+        self, net: RecurrentForCausalLM, windows: Sequence[Sequence[int]], sinks: int, own_positions: bool = False
+    ):
+        super().__init__(net, own_positions)
         self.windows, self.sinks = windows, sinks
+
+    def held(self) -> list[int]:
+        return [sum(window + self.sinks for window in block) for block in self.windows]
 
     def outputs(self, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
         tokens, found = k.shape[2], []
@@ -93,27 +106,34 @@ class Streaming(CachePeer):
 
 
 class Chosen(CachePeer):
-    """The last keys, and others chosen by votes every `step` tokens: at most `keys` of each head, on average over a block."""
+    """The last keys, and others chosen by votes every `step` tokens: at most `keys` of each head, on average over a block.
 
-    def __init__(self, net: RecurrentForCausalLM, keys: int, last: int, step: int):
-        super().__init__(net)
-        self.last, self.step = last, step
+    Votes of the last `rounds` steps count together.
+    """
+
+    def __init__(
+        self, net: RecurrentForCausalLM, keys: int, last: int, step: int, own_positions: bool, rounds: int = 1
+    ):
+        super().__init__(net, own_positions)
+        self.keys, self.last, self.step, self.rounds = keys, last, step, rounds
         self.chosen = keys - last - step + 1  # `step` − 1 more come in before the next choice
         if self.chosen < 1 or step > last:
             raise ValueError(f"keys must be above last + step − 1 and step at most last; got {keys}, {last}, {step}.")
+
+    def held(self) -> list[int]:
+        return [self.keys * memory.shape.groups for memory in memories(self.net)]
 
     def outputs(self, q: Tensor, k: Tensor, v: Tensor, block: int) -> Tensor:
         batch, groups, tokens, _ = k.shape
         # Indices of the chosen keys in ascending order; `tokens` where a head has fewer.
         kept = torch.full((batch, groups, self.room(groups)), tokens, device=k.device)
-        votes, found = torch.zeros(batch, groups, tokens + 1, device=k.device), []
+        votes, found = torch.zeros(self.rounds, batch, groups, tokens + 1, device=k.device), []
         for a in range(0, tokens, self.step):
             b, start = min(a + self.step, tokens), max(0, a + 1 - self.last)
             now, near = torch.arange(a, b, device=k.device), torch.arange(start, b, device=k.device)
             there, index = kept < tokens, kept.clamp_max(tokens - 1)
-            place = (
-                there.sum(-1, keepdim=True) + now - start
-            )  # of the queries within the cache [batch, groups, queries]
+            # Of the queries within the cache [batch, groups, queries].
+            place = there.sum(-1, keepdim=True) + now - start
             chosen = self.moved(gathered(k, index), torch.arange(kept.shape[-1], device=k.device) - index)
             far = group_matmul(self.moved(q[:, :, :, a:b], (place - now)[:, :, None]), chosen.mT)
             far = far.masked_fill(~there[:, :, None, None], -torch.inf)
@@ -121,11 +141,12 @@ class Chosen(CachePeer):
             weights = torch.cat([far, last], -1).softmax(-1)
             found.append(group_matmul(weights, torch.cat([gathered(v, index), v[:, :, start:b]], 2)))
             seen = torch.cat([kept, near.expand(batch, groups, -1)], -1)
-            votes = self.voted(votes, seen, weights.mean(2))
+            self.vote(votes[a // self.step % self.rounds], seen, weights.mean(2))
             leaving = near[: max(0, b + 1 - self.last) - start]
             if len(leaving):
                 candidates = torch.cat([kept, leaving.expand(batch, groups, -1)], -1).sort(-1).values
-                wanted = self.best(self.smoothed(votes.gather(-1, candidates)), candidates < tokens)
+                counted = votes.gather(-1, candidates.expand(self.rounds, -1, -1, -1)).sum(0)
+                wanted = self.best(self.smoothed(counted), candidates < tokens)
                 kept = candidates.masked_fill(~wanted, tokens).sort(-1).values[..., : kept.shape[-1]]
         return torch.cat(found, 3)
 
@@ -134,8 +155,8 @@ class Chosen(CachePeer):
         return self.chosen
 
     @abstractmethod
-    def voted(self, votes: Tensor, seen: Tensor, weights: Float[Tensor, "batch groups queries keys"]) -> Tensor:
-        """Votes by index of the key [batch, groups, tokens + 1], after queries that gave `weights` to the keys `seen`."""
+    def vote(self, votes: Tensor, seen: Tensor, weights: Float[Tensor, "batch groups queries keys"]) -> None:
+        """Changes votes by index of the key [batch, groups, tokens + 1] for queries that gave `weights` to the keys `seen`."""
 
     def smoothed(self, votes: Float[Tensor, "batch groups keys"]) -> Float[Tensor, "batch groups keys"]:
         return votes
@@ -146,28 +167,41 @@ class Chosen(CachePeer):
 
 
 class HeavyHitters(Chosen):
-    def __init__(self, net: RecurrentForCausalLM, keys: int):
-        super().__init__(net, keys, last=keys - keys // 2, step=1)
+    """`recent` is the share of the last keys."""
 
-    def voted(self, votes: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
-        return votes.scatter_add(-1, seen, weights.sum(2))
+    def __init__(self, net: RecurrentForCausalLM, keys: int, recent: float = 0.5, own_positions: bool = False):
+        super().__init__(net, keys, last=keys - int((1 - recent) * keys), step=1, own_positions=own_positions)
+
+    def vote(self, votes: Tensor, seen: Tensor, weights: Tensor) -> None:
+        votes.scatter_add_(-1, seen, weights.sum(2))
 
 
 class Snapshots(Chosen):
-    """`step` queries vote, and their own keys are kept with them."""
+    """The `last` queries vote, and their own keys are kept with them."""
 
-    def __init__(self, net: RecurrentForCausalLM, keys: int, step: int, shared: bool = False):
-        super().__init__(net, keys, last=step + 1, step=step)
-        self.shared = shared
+    def __init__(
+        self,
+        net: RecurrentForCausalLM,
+        keys: int,
+        last: int,
+        step: int,
+        shared: bool = False,
+        neighbours: int = NEIGHBOURS,
+        own_positions: bool = False,
+    ):
+        if last % step:
+            raise ValueError(f"last must be a multiple of step; got {last} and {step}.")
+        super().__init__(net, keys, last + 1, step, own_positions, rounds=last // step)
+        self.shared, self.neighbours = shared, neighbours
 
     def room(self, groups: int) -> int:
         return self.chosen * groups if self.shared else self.chosen
 
-    def voted(self, votes: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
-        return votes.scatter(-1, seen, weights.mean(2))
+    def vote(self, votes: Tensor, seen: Tensor, weights: Tensor) -> None:
+        votes.scatter_(-1, seen, weights.sum(2))  # a key that can be chosen is seen in every step from its first on
 
     def smoothed(self, votes: Tensor) -> Tensor:
-        return nn.functional.avg_pool1d(votes, NEIGHBOURS, stride=1, padding=NEIGHBOURS // 2)
+        return nn.functional.avg_pool1d(votes, self.neighbours, stride=1, padding=self.neighbours // 2)
 
     def best(self, votes: Tensor, there: Tensor) -> Tensor:
         if not self.shared:
@@ -176,25 +210,6 @@ class Snapshots(Chosen):
         certain = largest(votes, max(1, int(LEAST_SHARE * self.chosen))) & there
         everyone = votes.masked_fill(certain, torch.inf).flatten(1)
         return largest(everyone, self.chosen * votes.shape[1]).view_as(votes) & there
-
-
-def peers(net: RecurrentForCausalLM, size: int, context: int, asked: Prompts) -> dict[str, CachePeer]:
-    """Every policy with at most `size` bytes of keys and values, by the name of its row.
-
-    `net` has a feature map in every block; heads that retrieve are found on the prompts `asked`. The options that papers give
-    for thousands of keys are scaled to a context of `context`: SnapKV looks at its last 1/32.
-    """
-    keys, step = keys_of_bytes(net, size), max(1, context // 32)
-    alike = [[keys - SINKS] * memory.shape.groups for memory in memories(net)]
-    full = windows_by_retrieval(retrieval(net, asked), keys, context, SINKS, least=step)
-    found = (
-        Streaming(net, alike, SINKS),
-        HeavyHitters(net, keys),
-        Snapshots(net, keys, step),
-        Snapshots(net, keys, step, shared=True),
-        Streaming(net, full, SINKS),
-    )
-    return dict(zip(PEERS, found, strict=True))
 
 
 def largest(values: Float[Tensor, "... n"], count: int) -> Bool[Tensor, "... n"]:
@@ -211,39 +226,3 @@ def keys_of_bytes(net: RecurrentForCausalLM, size: int) -> int:
     """How many keys and values of every head `size` bytes hold, rounded down."""
     shapes = [shape_of(module.config) for module in attentions(net.base)]
     return size // sum(2 * shape.groups * shape.width * net.base.dtype.itemsize for shape in shapes)
-
-
-def retrieval(net: RecurrentForCausalLM, asked: Prompts) -> list[Float[Tensor, " groups"]]:
-    """By block, how much attention each key head gives, where a sequence comes again, to what followed its tokens before.
-
-    The largest of its query heads. DuoAttention trains gates instead; by this score RazorAttention (Tang et al. 2024,
-    arXiv:2407.15891) finds induction heads. `net` needs a feature map in every block.
-    """
-    again = asked.asked[0].nonzero().squeeze(1)
-    first = torch.arange(2, 2 + len(again))  # BOS, then the sequence, of which the second token follows the first
-    found: list[Tensor] = []
-
-    def visit(heads: HeadInputs) -> None:
-        scores = group_matmul(heads.q[:, :, :, again], heads.k.mT) * heads.scaling
-        later = torch.arange(heads.k.shape[2]) > again[:, None]
-        weights = scores.masked_fill(later, -torch.inf).softmax(-1)
-        found.append(weights[..., torch.arange(len(again)), first].mean((0, 3)).amax(1))
-
-    visit_heads(net, asked.clean, visit)
-    return found
-
-
-def windows_by_retrieval(
-    scores: Sequence[Float[Tensor, " groups"]], keys: int, context: int, sinks: int, least: int
-) -> list[list[int]]:
-    """Windows of DuoAttention: the heads of highest score have the whole context, the others `least` last keys or more.
-
-    As many heads have it as `keys` per head allow on average, sinks included. All heads have the same width.
-    """
-    flat = torch.cat(list(scores))
-    heads, whole = len(flat), context - sinks
-    room = (keys - sinks) * heads
-    full = max(0, (room - least * heads) // (whole - least))
-    other = (room - full * whole) // (heads - full)
-    windows = torch.where(largest(flat, full), whole, other)
-    return [part.tolist() for part in windows.split([len(one) for one in scores])]

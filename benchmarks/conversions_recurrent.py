@@ -16,7 +16,7 @@ and with exact keys allocated to heads by need (`allocation.py`):
     slots at random     the sizes of `slots by head` assigned to heads at random
     slots by strongest keys     sizes from `stitch inspect --heads`: what it costs that a head knows only its n strongest keys
 
-other work at no more bytes (`_cache_peers.py`):
+other work at no more bytes (`_cache_peers.py`), in settings chosen on the first windows of the sweep split by KL:
 
     streaming, h2o, snapkv, adakv, duo
 
@@ -39,7 +39,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from _cache_peers import PEERS, CachePeer, peers
+from _cache_peers import CachePeer
+from _cache_settings import PEERS, Tuned, tuned
 from torch import Tensor, nn
 
 from stitch.conversions.donor import Donor, read_donor
@@ -79,6 +80,7 @@ BY_STRONGEST = "slots by strongest keys"
 AT_SHARES = (
     "tail", "window", "slots", "slots by head", "tail by head", "hybrid by head", "double by head", AT_RANDOM, BY_STRONGEST,
 )  # fmt: skip
+CHOSEN_ON = 40  # windows of the sweep split, for settings of cache policies
 INSPECTED = 8_192  # tokens on which `stitch inspect --heads` measures
 SMALL = 0.2  # largest share with `hybrid`; in larger states its few features make no difference
 
@@ -181,12 +183,26 @@ def figures(
     }  # fmt: skip
 
 
-def of_peer(peer: CachePeer, donor: Donor, kind: str, score: Scores, size: int) -> dict:
+def tuned_peers(first: RecurrentForCausalLM, donor: Donor, size: int, names: Sequence[str]) -> dict[str, Tuned]:
+    """Cache policies, each in its setting of least KL on the first windows of the sweep split."""
+    windows = donor.windows["sweep"].first(CHOSEN_ON * donor.context)
+
+    def loss(peer: CachePeer) -> float:
+        score = scores_of({"peer": peer}, donor, windows)["peer"]
+        assert score.kl is not None
+        return float(score.kl.sum() / score.tokens.sum())
+
+    return dict(tuned(first, size, donor.context, loss, names))
+
+
+def of_peer(one: Tuned, donor: Donor, kind: str, score: Scores) -> dict:
     assert score.kl is not None
     low, high = ratio_interval(score.kl, score.tokens)
+    kept = one.peer.state_bytes()
     return {
         "kind": kind, "context": donor.context, "documents": counted(score), **score.row(kind), "kl_low": low, "kl_high": high,
-        "most_bytes": size, "recall": recall(peer, recall_prompts(donor.model.tokenizer, donor.context // 2)),
+        "state_bytes": kept, "share": kept / cache_bytes(donor.model, donor.context), "setting": one.setting, "tried": one.tried,
+        "recall": recall(one.peer, recall_prompts(donor.model.tokenizer, donor.context // 2)),
     }  # fmt: skip
 
 
@@ -268,11 +284,12 @@ def measure(given: argparse.Namespace):
             if kind == "slots" and "hindsight" in given.rows:
                 score = scores_of({"net": Hindsight(net)}, donor, donor.windows["report"])["net"]
                 yield {"at": share, **figures(net, donor, form, "hindsight", score, {})}
-        asked = recall_prompts(donor.model.tokenizer, donor.context // 2, seed=1)
-        size = state_bytes(like, donor.context)
-        others = {kind: one for kind, one in peers(first, size, donor.context, asked).items() if kind in given.rows}
-        for kind, score in scores_of(others, donor, donor.windows["report"]).items() if others else ():
-            yield {"at": share, **of_peer(others[kind], donor, kind, score, size)}
+        others = tuned_peers(
+            first, donor, state_bytes(like, donor.context), [one for one in PEERS if one in given.rows]
+        )
+        nets = {kind: one.peer for kind, one in others.items()}
+        for kind, score in scores_of(nets, donor, donor.windows["report"]).items() if nets else ():
+            yield {"at": share, **of_peer(others[kind], donor, kind, score)}
     own = of_own_size(donor.context, width, fitted)
     for kind in (kind for kind in own if kind in given.rows):
         for form in own[kind]:

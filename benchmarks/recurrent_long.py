@@ -12,32 +12,36 @@ Nothing is trained on long texts: forms are fitted in windows of the donor's con
     tail                the null of every form: the last keys, the first, and the mean of all others
     window              only the last keys
     fast weights        no exact keys at all: fitted features in linear attention
-    streaming, h2o, snapkv, adakv, duo    other work (`_cache_peers.py`)
+    streaming, h2o, snapkv, adakv, duo    other work (`_cache_peers.py`), each in its best setting
 
 and references: `donor` as it is, and `re-reading`, the donor on windows of its context, each half a context after the one before,
 so that it computes every token twice.
 
 Two texts of the report split: `documents`, the first tokens of documents that are four contexts long; and `streams` of 32
 contexts, the first two contexts of documents one after the other, a BOS between two. Intervals are over documents.
+
+Settings of cache policies are chosen for each text on the same text of the sweep split, by nats per token beyond the context; for
+recall on other prompts, by nats per answer over all distances. Whatever else there is to choose is the same for every row.
 """
 
 import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from _cache_peers import PEERS, peers
+from _cache_peers import CachePeer
+from _cache_settings import PEERS, Loss, tuned
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stitch.circuits.behaviours import Prompts
-from stitch.circuits.score import logits_of, share_right, sums_of
+from stitch.circuits.score import answered, logits_of, share_right, sums_of
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.recurrence.allocation import allocate, shuffled_sizes
 from stitch.conversions.recurrence.fit import donor_moments, fit
@@ -60,6 +64,7 @@ from stitch.text.windows import Windows, read_for
 ENDS = (1, 4, 8, 16, 32)  # of the bins of positions, in contexts
 LONG, LONGEST = 4, 2  # contexts that a document of the first text has, and has at most in the second
 OURS = "slots by head"
+TEXTS = ("documents", "streams")
 ROWS = (
     "no fast weights", "hybrid by head", "sizes at random", "tail", "window", "fast weights", *PEERS, "donor", "re-reading",
 )  # fmt: skip
@@ -90,6 +95,10 @@ class Row:
     net: nn.Module
     state: int | None  # bytes at any length; None: it grows with the text
     passes: int = 1  # how often a token is computed
+    choice: dict[str, Any] = field(default_factory=dict)  # the setting, and what was tried, where there was a choice
+
+
+Tune = Callable[[Loss], Iterator[tuple[str, Row]]]
 
 
 def forms(donor: Donor, given: argparse.Namespace) -> tuple[dict[str, Row], RecurrentForCausalLM]:
@@ -129,33 +138,36 @@ def forms(donor: Donor, given: argparse.Namespace) -> tuple[dict[str, Row], Recu
     return {name: Row(one, state_bytes(one, context)) for name, one in found.items()}, first
 
 
-def rows_of(donor: Donor, given: argparse.Namespace) -> dict[str, Row]:
-    """All rows by name, the converted model first."""
+def rows_of(donor: Donor, given: argparse.Namespace) -> tuple[dict[str, Row], Tune]:
+    """All rows by name, the converted model first, but for cache policies; and these, by the loss that chooses their settings."""
     model, context = donor.model, donor.context
     rows, first = forms(donor, given)
     size = rows[OURS].state
     assert size is not None
-    asked = recall_prompts(model.tokenizer, context // 2, seed=1)
-    rows |= {name: Row(peer, size) for name, peer in peers(first, size, context, asked).items()}
     rows["donor"] = Row(model.net, None)
     again = Rereading(model.net, bos_of(model.tokenizer), context, context // 2)
     rows["re-reading"] = Row(again, cache_bytes(model, context), passes=2)
-    return {name: row for name, row in rows.items() if name == OURS or name in given.rows}
+
+    def tune(loss: Loss) -> Iterator[tuple[str, Row]]:
+        for name, one in tuned(first, size, context, loss, [name for name in PEERS if name in given.rows]):
+            yield name, Row(one.peer, one.peer.state_bytes(), choice={"setting": one.setting, "tried": one.tried})
+
+    return {name: row for name, row in rows.items() if name == OURS or name in given.rows}, tune
 
 
-def texts(donor: Donor, given: argparse.Namespace) -> dict[str, Windows]:
-    """`documents` and `streams`, all of one length each."""
+def texts(donor: Donor, given: argparse.Namespace, split: Split, documents: int, streams: int) -> dict[str, Windows]:
+    """`documents` and `streams` of a split, all of one length each."""
     tokenizer, context = donor.model.tokenizer, donor.context
     bos, long, length = bos_of(tokenizer), LONG * context, ENDS[-1] * context
     wanted: dict[Split, int] = {"fit": given.tokens, "sweep": 16_384, "report": 2 * given.streams * length}
     read = [
         [bos, *tokenizer.encode(text, add_special_tokens=False, verbose=False)[: long - 1]]
-        for _, text in select(read_for("docs", wanted, tokenizer, context).documents, "report")
+        for _, text in select(read_for("docs", wanted, tokenizer, context).documents, split)
     ]
-    some = [number for number, ids in enumerate(read) if len(ids) >= long][: given.documents]
+    some = [number for number, ids in enumerate(read) if len(ids) >= long][:documents]
     alone = torch.tensor([read[number][:long] for number in some])
     parts = [ids[: LONGEST * context] for ids in read]
-    every = torch.tensor([id for ids in parts for id in ids][: given.streams * length])
+    every = torch.tensor([id for ids in parts for id in ids][: streams * length])
     owner = torch.arange(len(parts)).repeat_interleave(torch.tensor(list(map(len, parts))))[: len(every)]
     return {
         "documents": Windows(alone, torch.tensor(some)[:, None].expand_as(alone)),
@@ -216,19 +228,30 @@ def by_position(
     return found
 
 
-def read(rows: Mapping[str, Row], donor: Donor, given: argparse.Namespace) -> Iterator[dict]:
+def read(rows: Mapping[str, Row], tune: Tune, donor: Donor, given: argparse.Namespace) -> Iterator[dict]:
     """A line per text and row: cross-entropy by position, and by how much the converted model's is lower or higher."""
+    to_choose_on = texts(donor, given, "sweep", given.choose_on, streams=given.choose_on * LONG // ENDS[-1])
     with without_head([rows[OURS].net.base, donor.model.net]) as head:  # pyright: ignore
-        for text, windows in texts(donor, given).items():
+
+        def nats(net: nn.Module, windows: Windows) -> Float[Tensor, "streams predictions"]:
+            return nats_of(net, head, windows.ids, max(1, given.at_once // windows.context))
+
+        for text, windows in texts(donor, given, "report", given.documents, given.streams).items():
+            if text not in given.texts:
+                continue
+
+            def beyond(peer: CachePeer, chosen_on: Windows = to_choose_on[text]) -> float:
+                return float(nats(peer, chosen_on)[:, donor.context :].mean())
+
             ours = None
-            for name, row in rows.items():
+            for name, row in itertools.chain(rows.items(), tune(beyond)):
                 began = time.perf_counter()
-                nats = nats_of(row.net, head, windows.ids, max(1, given.at_once // windows.context))
-                ours = nats if ours is None else ours
+                found = nats(row.net, windows)
+                ours = found if ours is None else ours
                 yield {
-                    "kind": "reading", "text": text, "name": name, "state_bytes": row.state, "passes": row.passes,
-                    "bins": by_position(nats, windows, donor.context),
-                    "ours_minus": [] if name == OURS else by_position(ours, windows, donor.context, minus=nats),
+                    "kind": "reading", "text": text, "name": name, "state_bytes": row.state, "passes": row.passes, **row.choice,
+                    "bins": by_position(found, windows, donor.context),
+                    "ours_minus": [] if name == OURS else by_position(ours, windows, donor.context, minus=found),
                     "seconds": round(time.perf_counter() - began, 1),
                 }  # fmt: skip
 
@@ -244,27 +267,33 @@ def later(asked: Prompts, before: int) -> Prompts:
     return replace(asked, clean=clean, corrupt=moved(asked.corrupt), answers=clean.roll(-1, 1))
 
 
-def remembered(rows: Mapping[str, Row], donor: Donor, given: argparse.Namespace) -> Iterator[dict]:
+def remembered(rows: Mapping[str, Row], tune: Tune, donor: Donor, given: argparse.Namespace) -> Iterator[dict]:
     """A line per row: the share of a sequence's tokens that are answered where it comes again, by distance.
 
     The sequence comes first behind `given.before` other tokens, as policies differ in what they keep of a text's start. The line
     `chance` is the donor's where another sequence came before.
     """
-    prompts = [
-        later(
-            recall_prompts(donor.model.tokenizer, round(part * donor.context) + given.before, count=given.prompts),
-            given.before,
-        )
-        for part in RECALLED
-    ]
-    for name, row in [*rows.items(), ("chance", Row(donor.model.net, None))]:
+
+    def prompts(part: float, seed: int) -> Prompts:
+        length = round(part * donor.context) + given.before
+        return later(recall_prompts(donor.model.tokenizer, length, count=given.prompts, seed=seed), given.before)
+
+    others = [prompts(part, seed=1) for part in RECALLED]
+
+    def nats(peer: CachePeer) -> float:  # over all distances: where a policy has no answer, nats say nothing of it
+        return sum(float(answered(logits_of(peer), asked.clean, asked)["nats"]) for asked in others) / len(others)
+
+    for name, row in itertools.chain(rows.items(), tune(nats), [("chance", Row(donor.model.net, None))]):
         lengths = []
-        for part, asked in zip(RECALLED, prompts, strict=True):
+        for part in RECALLED:
+            asked = prompts(part, seed=0)
             ids = asked.corrupt if name == "chance" else asked.clean
             distance = ids.shape[1] - int(asked.asked[0].sum()) - 2 - given.before
             right = share_right(sums_of(logits_of(row.net), ids, asked, None))
             lengths.append({"contexts": part, "distance": distance, **right})
-        yield {"kind": "recall", "before": given.before, "name": name, "state_bytes": row.state, "lengths": lengths}
+        yield {
+            "kind": "recall", "before": given.before, "name": name, "state_bytes": row.state, **row.choice, "lengths": lengths,
+        }  # fmt: skip
 
 
 def main() -> None:
@@ -275,7 +304,14 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=65_536)
     options.add_argument("--steps", type=int, default=100, help="Of every fit, by attention outputs.")
     options.add_argument("--rows", nargs="*", default=ROWS, choices=ROWS, help=f"Beside {OURS}.")
+    options.add_argument("--texts", nargs="*", default=TEXTS, choices=TEXTS)
     options.add_argument("--documents", type=int, default=100)
+    options.add_argument(
+        "--choose-on",
+        type=int,
+        default=24,
+        help="Documents, for settings of cache policies; and as many tokens of streams.",
+    )
     options.add_argument("--streams", type=int, default=5)
     options.add_argument("--at-once", type=int, default=81_920, help="Tokens in a batch.")
     options.add_argument("--prompts", type=int, default=48)
@@ -283,10 +319,10 @@ def main() -> None:
     given = options.parse_args()
     donor = read_donor(given.model, text="docs", tokens=given.tokens, held_out=16_384)
     check_convertible(donor.model, donor.context)
-    rows = rows_of(donor, given)
+    rows, tune = rows_of(donor, given)
     parts = {"reading": read, "recall": remembered}
     for part in [given.only] if given.only else parts:
-        for line in parts[part](rows, donor, given):
+        for line in parts[part](rows, tune, donor, given):
             about = {
                 "benchmark": "recurrent_long",
                 "model": given.model,
