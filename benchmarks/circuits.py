@@ -1,0 +1,218 @@
+"""How good is the ranking behind `stitch circuit`, beside other rankings of today?
+
+Heads and neurons are ranked on some prompts by every method of `_circuit_peers.py` and scored on others as MIB scores circuits
+(arXiv:2504.13151): the first 0.1 % to 100 % of an order are kept, all others get their output on the corrupt prompt, and
+faithfulness is the answers' log probability between that of the corrupt prompts (0) and that of the whole model (1). CPR is the
+area under it, with components in order of signed scores; CMD is the area between it and 1, in order of absolute scores.
+
+Prompts are drawn once and split into disjoint parts, one per draw: a ranking is made on half of a part and scored on the other
+half. Intervals and paired differences are over the scored prompts of all draws together. One JSON line per model and behaviour;
+of a model without the behaviour, its share of right answers alone.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from _circuit_peers import METHODS, Scores, activation_patching, outputs_of, random_scores, weight_norms
+from torch import Tensor
+
+from stitch.circuits.behaviours import BEHAVIOURS, Prompts, make_prompts
+from stitch.circuits.components import Component, Components, replaced
+from stitch.circuits.find import LEAST, first_components
+from stitch.circuits.score import TOKENS_AT_ONCE, logits_of, share_right, sums_of
+from stitch.errors import UsageError
+from stitch.evaluation.intervals import ratio_interval
+from stitch.models.loading import load
+from stitch.models.model import Model
+from stitch.models.sources import resolve
+from stitch.models.writer import Writer
+
+MODELS = "demo:gpt2", "demo:llama", "demo:induction", "demo:induction-llama"
+SHARES = 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0
+LONGEST = 64  # tokens of prompts whose length is not fixed
+PATCHED = 270_000  # tokens that activation patching may read
+FEWEST, MOST = 4, 8  # prompts that it needs, and that it gets where they cost less
+
+
+def ordered(scores: Scores, *, signed: bool) -> list[Component]:
+    """All components, the highest score first, or the highest absolute score."""
+    named = [(place, number) for place, values in scores.items() for number in range(len(values))]
+    values = torch.cat([values.double().cpu() for values in scores.values()])
+    order = (values if signed else values.abs()).argsort(descending=True, stable=True)
+    return [named[number] for number in order.tolist()]
+
+
+def nats_by_share(model: Model, prompts: Prompts, order: list[Component]) -> Tensor:
+    """The answers' nats per prompt when the first components of an order are kept, others are as on the corrupt prompt.
+
+    [prompts, shares], for all of SHARES but the last.
+    """
+    at_once, parts = max(1, TOKENS_AT_ONCE // prompts.clean.shape[1]), []
+    for start in range(0, len(prompts.clean), at_once):
+        part = prompts.part(slice(start, start + at_once))
+        corrupt, columns = outputs_of(model, part.corrupt), []
+        for share in SHARES[:-1]:
+            with replaced(model, first_components(model, order, int(share * len(order))), corrupt):
+                columns.append(sums_of(logits_of(model.net), part.clean, part, None)[:, 2])
+        parts.append(torch.stack(columns, 1))
+    return torch.cat(parts)
+
+
+def areas(gains: Tensor, most: Tensor) -> dict[str, Tensor]:
+    """The area under faithfulness and that between it and 1, as sums over prompts that are to be divided by those of `most`.
+
+    `gains` [prompts, shares] are nats gained over the corrupt prompt, `most` [prompts] those of the whole model. Which side of 1
+    a point is on is decided by all prompts together.
+    """
+    shares = torch.tensor(SHARES, dtype=torch.float64)
+    width = torch.zeros_like(shares)
+    width[1:] += shares.diff() / 2
+    width[:-1] += shares.diff() / 2
+    missing = most[:, None] - gains
+    return {"cpr": gains @ width, "cmd": missing @ (width * missing.sum(0).sign())}
+
+
+@contextmanager
+def counted(model: Model, rows: int) -> Iterator[dict[str, float]]:
+    """Inside, counts forward and backward passes over all of `rows` prompts, and seconds."""
+    found: dict[str, float] = {"forward": 0.0, "backward": 0.0}
+
+    def back(gradient: Tensor) -> None:
+        found["backward"] += len(gradient) / rows
+
+    def forward(_: Any, __: Any, output: Any) -> None:
+        found["forward"] += len(output.logits) / rows
+        if output.logits.requires_grad:
+            output.logits.register_hook(back)
+
+    handle, start = model.net.register_forward_hook(forward), time.process_time()
+    try:
+        yield found
+    finally:
+        handle.remove()
+        found["seconds"] = time.process_time() - start
+
+
+def rankings(model: Model, prompts: Prompts, names: Sequence[str], seed: int) -> Iterator[tuple[str, Scores, dict]]:
+    """Every method's scores, and what they took."""
+    components = sum(len(mask) for mask in Components.none(model).masks.values())
+    for name in names:
+        some = prompts
+        if METHODS[name] is activation_patching:
+            length = prompts.clean.shape[1]
+            some = prompts.part(slice(min(PATCHED // (components * length), MOST)))
+            if len(some.clean) < FEWEST:
+                continue
+        with counted(model, len(some.clean)) as cost:
+            scores = METHODS[name](model, some)
+        yield name, scores, {"found_on": len(some.clean), **cost}
+    yield "null:weight norm", weight_norms(model), {}
+    yield "null:random", random_scores(model, seed), {}
+
+
+def scored(
+    model: Model, parts: list[tuple[Prompts, Prompts]], whole: list[Tensor], corrupt: list[Tensor], names
+) -> list:
+    """A record per method, from its gains on the scored prompts of all draws."""
+    gains: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: {"cpr": [], "cmd": []})
+    costs: dict[str, list[dict]] = defaultdict(list)
+    for seed, (first, other) in enumerate(parts):
+        most = corrupt[seed] - whole[seed]
+        for name, scores, cost in rankings(model, first, names, seed):
+            costs[name].append(cost)
+            positive = all(bool((values >= 0).all()) for values in scores.values())
+            for kind in ("cpr", "cmd"):
+                if kind == "cmd" and positive:
+                    gains[name]["cmd"].append(gains[name]["cpr"][-1])
+                    continue
+                nats = nats_by_share(model, other, ordered(scores, signed=kind == "cpr"))
+                gains[name][kind].append(torch.cat([corrupt[seed][:, None] - nats, most[:, None]], 1).double())
+            print(f"{name}, draw {seed}: {cost}", file=sys.stderr, flush=True)
+    most = torch.cat([one[:, -1] for one in gains["ours"]["cpr"]])
+    ours = {kind: areas(torch.cat(each), most)[kind] for kind, each in gains["ours"].items()}
+    return [
+        {
+            "name": name,
+            **{
+                key: value
+                for kind, each in by_kind.items()
+                for key, value in described(kind, torch.cat(each), each, most, ours[kind]).items()
+            },
+            **{key: round(sum(cost[key] for cost in costs[name]) / len(parts), 3) for key in costs[name][0]},
+        }
+        for name, by_kind in gains.items()
+        if len(by_kind["cpr"]) == len(parts)
+    ]
+
+
+def described(kind: str, gains: Tensor, by_draw: list[Tensor], most: Tensor, ours: Tensor) -> dict:
+    """An area with its interval, by draw, and by how much ours is higher; and faithfulness at every share."""
+    sums = areas(gains, most)[kind]
+    found = {}
+    for key, one in ((kind, sums), (f"ours_minus_{kind}", ours - sums)):
+        low, high = ratio_interval(one, most)
+        found |= {key: float(one.sum() / most.sum()), f"{key}_low": low, f"{key}_high": high}
+    return {
+        **{key: round(value, 4) for key, value in found.items()},
+        f"{kind}_by_draw": [round(float(areas(one, one[:, -1])[kind].sum() / one[:, -1].sum()), 4) for one in by_draw],
+        f"faithfulness_{kind}": [round(value, 4) for value in (gains.sum(0) / most.sum()).tolist()],
+    }
+
+
+def line(name: str, model: Model, behaviour: str, given: argparse.Namespace) -> dict:
+    prompts = make_prompts(
+        behaviour,
+        model.tokenizer,
+        count=2 * given.draws * given.count,
+        longest=min(given.longest, model.longest),
+        writer=Writer.of(model, 0),
+    )
+    rows = [slice(draw * 2 * given.count, (draw + 1) * 2 * given.count) for draw in range(given.draws)]
+    parts = [(part.part(slice(0, None, 2)), part.part(slice(1, None, 2))) for part in map(prompts.part, rows)]
+    clean, corrupt = (
+        [sums_of(logits_of(model.net), ids, other, None) for _, other in parts for ids in [getattr(other, side)]]
+        for side in ("clean", "corrupt")
+    )
+    right, by_chance = (share_right(torch.cat(sums))["right"] for sums in (clean, corrupt))
+    about = {
+        "model": name, "behaviour": behaviour, "tokens": prompts.clean.shape[1], "prompts": given.draws * given.count,
+        "components": sum(len(mask) for mask in Components.none(model).masks.values()),
+        "right": round(100 * right, 1), "right_corrupt": round(100 * by_chance, 1),
+        "nats": round(float(sum(one[:, 2].sum() for one in clean) / sum(one[:, 3].sum() for one in clean)), 3),
+        "nats_corrupt": round(float(sum(one[:, 2].sum() for one in corrupt) / sum(one[:, 3].sum() for one in clean)), 3),
+    }  # fmt: skip
+    if right - by_chance < LEAST:
+        return about
+    whole, missing = ([sums[:, 2] for sums in each] for each in (clean, corrupt))
+    return {**about, "results": scored(model, parts, whole, missing, given.methods)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--behaviours", nargs="+", default=list(BEHAVIOURS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--count", type=int, default=34, help="Prompts to rank on, and as many to score on, per draw.")
+    parser.add_argument("--longest", type=int, default=LONGEST, help="Tokens of prompts whose length is not fixed.")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in given.models:
+        model = load(resolve(name).folder, dtype=torch.float32, name=name)
+        model.net.requires_grad_(False)
+        for behaviour in given.behaviours:
+            try:
+                print(json.dumps(line(name, model, behaviour, given)), flush=True)
+            except UsageError as error:
+                print(f"{name}, {behaviour}: {error}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
