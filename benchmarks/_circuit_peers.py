@@ -6,8 +6,8 @@ patch, in nats per answer.
     attribution patching     change × gradient on the clean prompt (Nanda 2023; Syed et al., arXiv:2310.10348)
     EAP-IG, inputs           change × mean gradient at k/m of the way between the inputs, k = 1 … m (arXiv:2403.17806)
     EAP-IG, activations      the same between the outputs of a place, one place at a time, all else clean
-    GIM                      attribution patching with another backward pass (arXiv:2505.17630): norms' scales constant, attention's
-                             softmax differentiated at temperature 2, gradients of a product's factors halved
+    GIM                      attribution patching with another backward pass (arXiv:2505.17630): norms' scales constant,
+                             attention's softmax differentiated at temperature 2, gradients of a product's factors halved
     activation patching      by how much the answers get less likely when a component has its corrupt output
     activation, weight norm  nulls that do not know the behaviour
 """
@@ -170,8 +170,8 @@ class _Scaled(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.factor * gradient, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return ctx.factor * grad_outputs[0], None
 
 
 class _Tempered(torch.autograd.Function):
@@ -187,8 +187,8 @@ class _Tempered(torch.autograd.Function):
         return pattern.view_as(pattern)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (pattern,) = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (pattern,), (gradient,) = ctx.saved_tensors, grad_outputs
         softer = pattern ** (1 / ctx.temperature)
         softer = softer / softer.sum(-1, keepdim=True)
         of_scores = softer * (gradient - (softer * gradient).sum(-1, keepdim=True))
@@ -222,8 +222,10 @@ def activation_patching(model: Model, prompts: Prompts) -> Scores:
 
 def _repeated(prompts: Prompts, copies: int) -> Prompts:
     """The prompts, several times one after another."""
-    parts = (each.repeat(copies, 1) for each in (prompts.clean, prompts.corrupt, prompts.asked, prompts.answers))
-    return Prompts(*parts, prompts.among)
+    clean, corrupt, asked, answers = (
+        each.repeat(copies, 1) for each in (prompts.clean, prompts.corrupt, prompts.asked, prompts.answers)
+    )
+    return Prompts(clean, corrupt, asked, answers, prompts.among)
 
 
 def activation_norms(model: Model, prompts: Prompts) -> Scores:
