@@ -277,10 +277,12 @@ def _put(model: Model, place: Place, change: Any) -> Iterator[None]:
 
 METHODS = {
     "ours": attribute,
+    "ours, 1 step": partial(attribute, steps=1),
     "EAP-IG, inputs": eap_ig_inputs,
     "EAP-IG, activations": eap_ig_activations,
     "attribution patching": attribution_patching,
     "GIM": gim,
     "activation patching": activation_patching,
     "null:activation norm": activation_norms,
+    "null:weight norm": lambda model, _: weight_norms(model),
 }

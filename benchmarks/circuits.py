@@ -1,31 +1,34 @@
 """How good is the ranking behind `stitch circuit`, beside other rankings of today?
 
-Heads and neurons are ranked on some prompts by every method of `_circuit_peers.py` and scored on others as MIB scores circuits
-(arXiv:2504.13151): the first 0.1 % to 100 % of an order are kept, all others get their output on the corrupt prompt, and
-faithfulness is the answers' log probability between that of the corrupt prompts (0) and that of the whole model (1). CPR is the
-area under it, with components in order of signed scores; CMD is the area between it and 1, in order of absolute scores.
+Heads and neurons (or the edges between heads, MLPs, tokens and answers) are ranked on some prompts by every method and scored on
+others as MIB scores circuits (arXiv:2504.13151): the first 0.1 % to 100 % of an order are kept, all others are as on the corrupt
+prompt, and faithfulness is the answers' log probability between that on the corrupt prompts (0) and that of the whole model (1).
+CPR is the area under it, in order of signed scores; CMD is the area between it and 1, in order of absolute scores.
 
 Prompts are drawn once and split into disjoint parts, one per draw: a ranking is made on half of a part and scored on the other
-half. Intervals and paired differences are over the scored prompts of all draws together. One JSON line per model and behaviour;
-of a model without the behaviour, its share of right answers alone.
+half. Intervals and paired differences are over the scored prompts of all draws together. One JSON line per level, model and
+behaviour; of a model without the behaviour, its share of right answers alone.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from _circuit_peers import METHODS, Scores, activation_patching, outputs_of, random_scores, weight_norms
+from _circuit_edges import EDGE_METHODS, edges, split_pass
+from _circuit_peers import METHODS, Scores, activation_patching, outputs_of, random_scores
 from torch import Tensor
 
 from stitch.circuits.behaviours import BEHAVIOURS, Prompts, make_prompts
-from stitch.circuits.components import Component, Components, replaced
-from stitch.circuits.find import LEAST, first_components
+from stitch.circuits.components import Components, replaced
+from stitch.circuits.find import LEAST
 from stitch.circuits.score import TOKENS_AT_ONCE, logits_of, share_right, sums_of
 from stitch.errors import UsageError
 from stitch.evaluation.intervals import ratio_interval
@@ -40,29 +43,79 @@ LONGEST = 64  # tokens of prompts whose length is not fixed
 PATCHED = 270_000  # tokens that activation patching may read
 FEWEST, MOST = 4, 8  # prompts that it needs, and that it gets where they cost less
 
-
-def ordered(scores: Scores, *, signed: bool) -> list[Component]:
-    """All components, the highest score first, or the highest absolute score."""
-    named = [(place, number) for place, values in scores.items() for number in range(len(values))]
-    values = torch.cat([values.double().cpu() for values in scores.values()])
-    order = (values if signed else values.abs()).argsort(descending=True, stable=True)
-    return [named[number] for number in order.tolist()]
+Alone = Callable[[Model, Prompts], Callable[[Tensor], Tensor]]
+"""For some prompts, a function from a mask of what is kept to the logits on the clean ones."""
 
 
-def nats_by_share(model: Model, prompts: Prompts, order: list[Component]) -> Tensor:
-    """The answers' nats per prompt when the first components of an order are kept, others are as on the corrupt prompt.
+def components_alone(model: Model, prompts: Prompts) -> Callable[[Tensor], Tensor]:
+    corrupt, whole = outputs_of(model, prompts.corrupt), Components.none(model).masks
+
+    def logits(kept: Tensor) -> Tensor:
+        masks = kept.split([len(mask) for mask in whole.values()])
+        with replaced(model, Components(dict(zip(whole, masks, strict=True))), corrupt):
+            return logits_of(model.net)(prompts.clean)
+
+    return logits
+
+
+def edges_alone(model: Model, prompts: Prompts) -> Callable[[Tensor], Tensor]:
+    clean, corrupt = (model.embedding(ids.to(model.device)) for ids in (prompts.clean, prompts.corrupt))
+    instead, known = split_pass(model, corrupt).written, edges(model)
+
+    def logits(kept: Tensor) -> Tensor:
+        cut = torch.zeros_like(known)
+        cut[known] = ~kept
+        return split_pass(model, clean, cut, instead).logits
+
+    return logits
+
+
+@dataclass(frozen=True)
+class Level:
+    """What is ranked: the methods, a random one by its seed, their scores in one row, and the model without what is not kept."""
+
+    methods: dict[str, Callable[[Model, Prompts], Any]]
+    random: Callable[[Model, int], Any]
+    row: Callable[[Model, Any], Tensor]
+    alone: Alone
+
+
+def row_of_components(model: Model, scores: Scores) -> Tensor:
+    return torch.cat([scores[place].double().cpu() for place in Components.none(model).masks])
+
+
+def random_edges(model: Model, seed: int) -> Tensor:
+    return torch.rand(edges(model).shape, generator=torch.Generator().manual_seed(seed))
+
+
+LEVELS = {
+    "components": Level(METHODS, random_scores, row_of_components, components_alone),
+    "edges": Level(EDGE_METHODS, random_edges, lambda model, scores: scores[edges(model)].double(), edges_alone),
+}
+
+
+@torch.no_grad()
+def nats_by_share(model: Model, prompts: Prompts, order: Tensor, alone: Alone) -> Tensor:
+    """The answers' nats per prompt when only the first of an order are kept.
 
     [prompts, shares], for all of SHARES but the last.
     """
     at_once, parts = max(1, TOKENS_AT_ONCE // prompts.clean.shape[1]), []
     for start in range(0, len(prompts.clean), at_once):
         part = prompts.part(slice(start, start + at_once))
-        corrupt, columns = outputs_of(model, part.corrupt), []
+        logits, columns = alone(model, part), []
         for share in SHARES[:-1]:
-            with replaced(model, first_components(model, order, int(share * len(order))), corrupt):
-                columns.append(sums_of(logits_of(model.net), part.clean, part, None)[:, 2])
+            kept = torch.zeros(len(order), dtype=torch.bool)
+            kept[order[: int(share * len(order))]] = True
+            found = logits(kept)
+            columns.append(sums_of(lambda _, found=found: found, part.clean, part, None)[:, 2])
         parts.append(torch.stack(columns, 1))
     return torch.cat(parts)
+
+
+def ordered(scores: Tensor, *, signed: bool) -> Tensor:
+    """The highest score first, or the highest absolute score."""
+    return (scores if signed else scores.abs()).argsort(descending=True, stable=True)
 
 
 def areas(gains: Tensor, most: Tensor) -> dict[str, Tensor]:
@@ -100,39 +153,36 @@ def counted(model: Model, rows: int) -> Iterator[dict[str, float]]:
         found["seconds"] = time.process_time() - start
 
 
-def rankings(model: Model, prompts: Prompts, names: Sequence[str], seed: int) -> Iterator[tuple[str, Scores, dict]]:
-    """Every method's scores, and what they took."""
-    components = sum(len(mask) for mask in Components.none(model).masks.values())
+def rankings(level: Level, model: Model, prompts: Prompts, names: list[str], seed: int) -> Iterator[tuple]:
+    """Every method's name, its scores in one row, and what they took."""
     for name in names:
         some = prompts
-        if METHODS[name] is activation_patching:
-            length = prompts.clean.shape[1]
-            some = prompts.part(slice(min(PATCHED // (components * length), MOST)))
+        if level.methods[name] is activation_patching:
+            tokens = sum(len(mask) for mask in Components.none(model).masks.values()) * prompts.clean.shape[1]
+            some = prompts.part(slice(min(PATCHED // tokens, MOST)))
             if len(some.clean) < FEWEST:
                 continue
         with counted(model, len(some.clean)) as cost:
-            scores = METHODS[name](model, some)
-        yield name, scores, {"found_on": len(some.clean), **cost}
-    yield "null:weight norm", weight_norms(model), {}
-    yield "null:random", random_scores(model, seed), {}
+            scores = level.methods[name](model, some)
+        yield name, level.row(model, scores), {"found_on": len(some.clean), **cost}
+    yield "null:random", level.row(model, level.random(model, seed)), {}
 
 
 def scored(
-    model: Model, parts: list[tuple[Prompts, Prompts]], whole: list[Tensor], corrupt: list[Tensor], names
-) -> list:
+    level: Level, model: Model, parts: list[tuple[Prompts, Prompts]], whole: list[Tensor], corrupt: list[Tensor], names
+) -> list[dict]:
     """A record per method, from its gains on the scored prompts of all draws."""
     gains: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: {"cpr": [], "cmd": []})
     costs: dict[str, list[dict]] = defaultdict(list)
     for seed, (first, other) in enumerate(parts):
         most = corrupt[seed] - whole[seed]
-        for name, scores, cost in rankings(model, first, names, seed):
+        for name, scores, cost in rankings(level, model, first, names, seed):
             costs[name].append(cost)
-            positive = all(bool((values >= 0).all()) for values in scores.values())
             for kind in ("cpr", "cmd"):
-                if kind == "cmd" and positive:
+                if kind == "cmd" and bool((scores >= 0).all()):
                     gains[name]["cmd"].append(gains[name]["cpr"][-1])
                     continue
-                nats = nats_by_share(model, other, ordered(scores, signed=kind == "cpr"))
+                nats = nats_by_share(model, other, ordered(scores, signed=kind == "cpr"), level.alone)
                 gains[name][kind].append(torch.cat([corrupt[seed][:, None] - nats, most[:, None]], 1).double())
             print(f"{name}, draw {seed}: {cost}", file=sys.stderr, flush=True)
     most = torch.cat([one[:, -1] for one in gains["ours"]["cpr"]])
@@ -148,7 +198,6 @@ def scored(
             **{key: round(sum(cost[key] for cost in costs[name]) / len(parts), 3) for key in costs[name][0]},
         }
         for name, by_kind in gains.items()
-        if len(by_kind["cpr"]) == len(parts)
     ]
 
 
@@ -166,7 +215,7 @@ def described(kind: str, gains: Tensor, by_draw: list[Tensor], most: Tensor, our
     }
 
 
-def line(name: str, model: Model, behaviour: str, given: argparse.Namespace) -> dict:
+def line(level: str, name: str, model: Model, behaviour: str, given: argparse.Namespace) -> dict:
     prompts = make_prompts(
         behaviour,
         model.tokenizer,
@@ -182,23 +231,26 @@ def line(name: str, model: Model, behaviour: str, given: argparse.Namespace) -> 
     )
     right, by_chance = (share_right(torch.cat(sums))["right"] for sums in (clean, corrupt))
     about = {
-        "model": name, "behaviour": behaviour, "tokens": prompts.clean.shape[1], "prompts": given.draws * given.count,
-        "components": sum(len(mask) for mask in Components.none(model).masks.values()),
+        "level": level, "model": name, "behaviour": behaviour,
+        "tokens": prompts.clean.shape[1], "prompts": given.draws * given.count,
+        "ranked": len(LEVELS[level].row(model, LEVELS[level].random(model, 0))),
         "right": round(100 * right, 1), "right_corrupt": round(100 * by_chance, 1),
         "nats": round(float(sum(one[:, 2].sum() for one in clean) / sum(one[:, 3].sum() for one in clean)), 3),
         "nats_corrupt": round(float(sum(one[:, 2].sum() for one in corrupt) / sum(one[:, 3].sum() for one in clean)), 3),
     }  # fmt: skip
     if right - by_chance < LEAST:
         return about
-    whole, missing = ([sums[:, 2] for sums in each] for each in (clean, corrupt))
-    return {**about, "results": scored(model, parts, whole, missing, given.methods)}
+    whole, without = ([sums[:, 2] for sums in each] for each in (clean, corrupt))
+    names = [method for method in LEVELS[level].methods if method in (given.methods or LEVELS[level].methods)]
+    return {**about, "results": scored(LEVELS[level], model, parts, whole, without, names)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--behaviours", nargs="+", default=list(BEHAVIOURS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--levels", nargs="+", default=list(LEVELS))
+    parser.add_argument("--methods", nargs="+", help="By default all of a level.")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--count", type=int, default=34, help="Prompts to rank on, and as many to score on, per draw.")
     parser.add_argument("--longest", type=int, default=LONGEST, help="Tokens of prompts whose length is not fixed.")
@@ -207,9 +259,9 @@ def main() -> None:
     for name in given.models:
         model = load(resolve(name).folder, dtype=torch.float32, name=name)
         model.net.requires_grad_(False)
-        for behaviour in given.behaviours:
+        for level, behaviour in itertools.product(given.levels, given.behaviours):
             try:
-                print(json.dumps(line(name, model, behaviour, given)), flush=True)
+                print(json.dumps(line(level, name, model, behaviour, given)), flush=True)
             except UsageError as error:
                 print(f"{name}, {behaviour}: {error}", file=sys.stderr, flush=True)
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from _circuit_edges import EDGE_METHODS, edges, split_pass
 from _circuit_peers import (
     _Tempered,
     activation_patching,
@@ -16,13 +17,15 @@ from _circuit_peers import (
     gim,
     tempered,
 )
-from circuits import SHARES, areas, ordered
+from circuits import LEVELS, SHARES, areas, nats_by_share, ordered
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 import tiny
 from stitch.circuits.attribution import attribute
 from stitch.circuits.behaviours import Prompts, make_prompts
+from stitch.circuits.edges import direct_effects
+from stitch.circuits.score import logits_of, sums_of
 from stitch.models.anatomy import Anatomy
 from stitch.models.model import Model
 
@@ -160,9 +163,29 @@ def test_the_factors_of_a_gated_neuron_share_its_gradient():
 
 
 def test_orders_are_by_signed_or_by_absolute_scores():
-    scores = {HEADS: torch.tensor([0.5, -2.0]), NEURONS: torch.tensor([1.0])}
-    assert ordered(scores, signed=True) == [(NEURONS, 0), (HEADS, 0), (HEADS, 1)]
-    assert ordered(scores, signed=False) == [(HEADS, 1), (NEURONS, 0), (HEADS, 0)]
+    scores = torch.tensor([0.5, -2.0, 1.0])
+    assert ordered(scores, signed=True).tolist() == [2, 0, 1]
+    assert ordered(scores, signed=False).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_circuit_of_all_is_the_model_and_an_order_starts_from_its_front(level):
+    model = tiny.shared("llama")
+    prompts = make_prompts("previous-token", model.tokenizer, count=4)
+    row, alone = LEVELS[level].row(model, LEVELS[level].random(model, 0)), LEVELS[level].alone
+    whole = sums_of(logits_of(model.net), prompts.clean, prompts, None)[:, 2]
+    with torch.no_grad():
+        kept = sums_of(
+            lambda _: alone(model, prompts)(torch.ones(len(row), dtype=torch.bool)), prompts.clean, prompts, None
+        )
+    torch.testing.assert_close(kept[:, 2], whole, rtol=1e-3, atol=1e-3)
+    nats = nats_by_share(model, prompts, ordered(row, signed=True), alone)
+    assert nats.shape == (4, len(SHARES) - 1)
+    first = torch.zeros(len(row), dtype=torch.bool)
+    first[row.argsort(descending=True)[: len(row) // 2]] = True
+    with torch.no_grad():
+        half = sums_of(lambda _: alone(model, prompts)(first), prompts.clean, prompts, None)[:, 2]
+    torch.testing.assert_close(nats[:, SHARES.index(0.5)], half)
 
 
 def test_areas_are_those_of_known_curves():
@@ -177,3 +200,40 @@ def test_areas_are_those_of_known_curves():
     ):
         found = {key: float(sums.sum() / most.sum()) for key, sums in areas(gains, most).items()}
         assert found == pytest.approx({"cpr": cpr, "cmd": cmd})
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_edges_are_scored_as_the_package_scores_them(family):
+    model = tiny.shared(family)
+    prompts = make_prompts("previous-token", model.tokenizer, count=2)
+    heads = [(("heads", block), number) for block in (0, 2) for number in range(4)]
+    neurons = [
+        (("neurons", 1), number) for number in range(model.net.config.intermediate_size if family == "llama" else 48)
+    ]
+    found = EDGE_METHODS["ours"](model, prompts)
+    own = direct_effects(model, prompts, heads, [*((head, None) for head in heads), (None, None)]).sum(1)
+    into_mlp = direct_effects(model, prompts, heads, [(neuron, None) for neuron in neurons]).sum((0, 1))
+    rows = [block * 5 + number for block in (0, 2) for number in range(4)]
+    columns = [*(row + 1 for row in rows), 0]  # the tokens are last there and first here
+    torch.testing.assert_close(found[[*rows, -1]][:, columns], own, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found[9, columns], into_mlp, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_cut_edges_carry_the_corrupt_prompt(family):
+    model = tiny.shared(family)
+    clean, corrupt = tiny.ids(seed=1), tiny.ids(seed=2)
+    with torch.no_grad():
+        one, other = (model.net(input_ids=ids).logits for ids in (clean, corrupt))
+        embedded, instead = model.embedding(clean), split_pass(model, model.embedding(corrupt)).written
+        none, every = torch.zeros_like(edges(model)), edges(model)
+        torch.testing.assert_close(split_pass(model, embedded, none, instead).logits, one, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(split_pass(model, embedded, every, instead).logits, other, rtol=1e-3, atol=1e-3)
+        only_answers = none.clone()
+        only_answers[-1] = True  # the answers read all sources' corrupt outputs
+        found = split_pass(model, embedded, only_answers, instead).logits
+        torch.testing.assert_close(found, other, rtol=1e-3, atol=1e-3)
+        behind = none.clone()
+        behind[:4, 0] = True  # the first block's heads read corrupt tokens: all other edges carry what follows from it
+        assert (split_pass(model, embedded, behind, instead).logits - one).abs().max() > 0.1
+        assert (split_pass(model, embedded, behind, instead).logits - other).abs().max() > 0.1
