@@ -8,12 +8,14 @@ patch, in nats per answer.
     EAP-IG, activations      the same between the outputs of a place, one place at a time, all else clean
     GIM                      attribution patching with another backward pass (arXiv:2505.17630): norms' scales constant,
                              attention's softmax differentiated at temperature 2, gradients of a product's factors halved
+    GIM, … alone             attribution patching with one of these three changes
     activation patching      by how much the answers get less likely when a component has its corrupt output
-    activation, weight norm  nulls that do not know the behaviour
+    ours, few prompts        our ranking on the prompts that activation patching gets
+    activation, weight norm  nulls that know no answers; the first reads the behaviour's clean prompts
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -104,10 +106,16 @@ def eap_ig_activations(model: Model, prompts: Prompts, steps: int = STEPS) -> Sc
     return found
 
 
-def gim(model: Model, prompts: Prompts) -> Scores:
-    """Attribution patching with the gradients of GIM."""
-    with frozen_norms(model), tempered(model, TEMPERATURE, FACTOR), divided_gates(model, FACTOR):
-        return attribution_patching(model, prompts)
+def attribution_inside(*changes: Callable[[Model], AbstractContextManager]) -> Callable[[Model, Prompts], Scores]:
+    """Attribution patching inside these changes of the backward pass."""
+
+    def found(model: Model, prompts: Prompts) -> Scores:
+        with ExitStack() as inside:
+            for change in changes:
+                inside.enter_context(change(model))
+            return attribution_patching(model, prompts)
+
+    return found
 
 
 @contextmanager
@@ -275,6 +283,14 @@ def _put(model: Model, place: Place, change: Any) -> Iterator[None]:
         handle.remove()
 
 
+gim = attribution_inside(
+    frozen_norms,
+    partial(tempered, temperature=TEMPERATURE, factor=FACTOR),
+    partial(divided_gates, factor=FACTOR),
+)
+
+ON_FEW = "activation patching", "ours, few prompts"
+
 METHODS = {
     "ours": attribute,
     "ours, 1 step": partial(attribute, steps=1),
@@ -282,7 +298,13 @@ METHODS = {
     "EAP-IG, activations": eap_ig_activations,
     "attribution patching": attribution_patching,
     "GIM": gim,
+    "GIM, norms alone": attribution_inside(frozen_norms),
+    "GIM, temperature alone": attribution_inside(partial(tempered, temperature=TEMPERATURE, factor=1.0)),
+    "GIM, factors alone": attribution_inside(
+        partial(tempered, temperature=1.0, factor=FACTOR), partial(divided_gates, factor=FACTOR)
+    ),
     "activation patching": activation_patching,
+    "ours, few prompts": attribute,
     "null:activation norm": activation_norms,
     "null:weight norm": lambda model, _: weight_norms(model),
 }

@@ -1,12 +1,14 @@
 """How good is the ranking behind `stitch circuit`, beside other rankings of today?
 
 Heads and neurons (or the edges between heads, MLPs, tokens and answers) are ranked on some prompts by every method and scored on
-others as MIB scores circuits (arXiv:2504.13151): the first 0.1 % to 100 % of an order are kept, all others are as on the corrupt
-prompt, and faithfulness is the answers' log probability between that on the corrupt prompts (0) and that of the whole model (1).
-CPR is the area under it, in order of signed scores; CMD is the area between it and 1, in order of absolute scores.
+others much as MIB scores circuits (arXiv:2504.13151): the first 0.1 % to 100 % of an order are kept, all others are as on the
+corrupt prompt, and faithfulness is the answers' log probability between that on the corrupt prompts (0) and that of the whole
+model (1). In order of absolute scores, as `stitch circuit` keeps components, CMD is the area between faithfulness and 1, and
+`area` that under it. CPR is the area under it in order of signed scores.
 
 Prompts are drawn once and split into disjoint parts, one per draw: a ranking is made on half of a part and scored on the other
-half. Intervals and paired differences are over the scored prompts of all draws together. One JSON line per level, model and
+half. A draw has one faithfulness per share and so one distance from 1; draws are averaged with their prompts' nats as weights.
+Intervals and paired differences are over the scored prompts of all draws together. One JSON line per level, model and
 behaviour; of a model without the behaviour, its share of right answers alone.
 """
 
@@ -23,7 +25,7 @@ from typing import Any
 
 import torch
 from _circuit_edges import EDGE_METHODS, edges, split_pass
-from _circuit_peers import METHODS, Scores, activation_patching, outputs_of, random_scores
+from _circuit_peers import METHODS, ON_FEW, Scores, outputs_of, random_scores
 from torch import Tensor
 
 from stitch.circuits.behaviours import BEHAVIOURS, Prompts, make_prompts
@@ -42,6 +44,7 @@ SHARES = 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0
 LONGEST = 64  # tokens of prompts whose length is not fixed
 PATCHED = 270_000  # tokens that activation patching may read
 FEWEST, MOST = 4, 8  # prompts that it needs, and that it gets where they cost less
+MEASURES = {"cmd": ("absolute", "distance"), "area": ("absolute", "area"), "cpr": ("signed", "area")}
 
 Alone = Callable[[Model, Prompts], Callable[[Tensor], Tensor]]
 """For some prompts, a function from a mask of what is kept to the logits on the clean ones."""
@@ -118,18 +121,26 @@ def ordered(scores: Tensor, *, signed: bool) -> Tensor:
     return (scores if signed else scores.abs()).argsort(descending=True, stable=True)
 
 
-def areas(gains: Tensor, most: Tensor) -> dict[str, Tensor]:
-    """The area under faithfulness and that between it and 1, as sums over prompts that are to be divided by those of `most`.
+def areas(gains: Tensor) -> dict[str, Tensor]:
+    """Of one draw, the area under faithfulness and that between it and 1, as sums over prompts that are to be divided by those of
+    the last share.
 
-    `gains` [prompts, shares] are nats gained over the corrupt prompt, `most` [prompts] those of the whole model. Which side of 1
-    a point is on is decided by all prompts together.
+    `gains` [prompts, shares] are nats gained over the corrupt prompt; those of the last share are the whole model's. Which side
+    of 1 a point is on is decided by all prompts of the draw together.
     """
     shares = torch.tensor(SHARES, dtype=torch.float64)
     width = torch.zeros_like(shares)
     width[1:] += shares.diff() / 2
     width[:-1] += shares.diff() / 2
-    missing = most[:, None] - gains
-    return {"cpr": gains @ width, "cmd": missing @ (width * missing.sum(0).sign())}
+    missing = gains[:, -1:] - gains
+    return {"area": gains @ width, "distance": missing @ (width * missing.sum(0).sign())}
+
+
+def measured(by_order: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """Every measure's sums over the prompts of all draws. `by_order` has gains per draw."""
+    return {
+        name: torch.cat([areas(gains)[area] for gains in by_order[order]]) for name, (order, area) in MEASURES.items()
+    }
 
 
 @contextmanager
@@ -157,7 +168,7 @@ def rankings(level: Level, model: Model, prompts: Prompts, names: list[str], see
     """Every method's name, its scores in one row, and what they took."""
     for name in names:
         some = prompts
-        if level.methods[name] is activation_patching:
+        if name in ON_FEW:
             tokens = sum(len(mask) for mask in Components.none(model).masks.values()) * prompts.clean.shape[1]
             some = prompts.part(slice(min(PATCHED // tokens, MOST)))
             if len(some.clean) < FEWEST:
@@ -172,47 +183,46 @@ def scored(
     level: Level, model: Model, parts: list[tuple[Prompts, Prompts]], whole: list[Tensor], corrupt: list[Tensor], names
 ) -> list[dict]:
     """A record per method, from its gains on the scored prompts of all draws."""
-    gains: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: {"cpr": [], "cmd": []})
+    gains: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: {"signed": [], "absolute": []})
     costs: dict[str, list[dict]] = defaultdict(list)
     for seed, (first, other) in enumerate(parts):
         most = corrupt[seed] - whole[seed]
         for name, scores, cost in rankings(level, model, first, names, seed):
             costs[name].append(cost)
-            for kind in ("cpr", "cmd"):
-                if kind == "cmd" and bool((scores >= 0).all()):
-                    gains[name]["cmd"].append(gains[name]["cpr"][-1])
+            for kind, found in gains[name].items():
+                if kind == "absolute" and bool((scores >= 0).all()):
+                    found.append(gains[name]["signed"][-1])
                     continue
-                nats = nats_by_share(model, other, ordered(scores, signed=kind == "cpr"), level.alone)
-                gains[name][kind].append(torch.cat([corrupt[seed][:, None] - nats, most[:, None]], 1).double())
+                nats = nats_by_share(model, other, ordered(scores, signed=kind == "signed"), level.alone)
+                found.append(torch.cat([corrupt[seed][:, None] - nats, most[:, None]], 1).double())
             print(f"{name}, draw {seed}: {cost}", file=sys.stderr, flush=True)
-    most = torch.cat([one[:, -1] for one in gains["ours"]["cpr"]])
-    ours = {kind: areas(torch.cat(each), most)[kind] for kind, each in gains["ours"].items()}
+    ours = measured(gains["ours"])
     return [
         {
             "name": name,
-            **{
-                key: value
-                for kind, each in by_kind.items()
-                for key, value in described(kind, torch.cat(each), each, most, ours[kind]).items()
-            },
+            **described(by_order, ours),
             **{key: round(sum(cost[key] for cost in costs[name]) / len(parts), 3) for key in costs[name][0]},
         }
-        for name, by_kind in gains.items()
+        for name, by_order in gains.items()
     ]
 
 
-def described(kind: str, gains: Tensor, by_draw: list[Tensor], most: Tensor, ours: Tensor) -> dict:
-    """An area with its interval, by draw, and by how much ours is higher; and faithfulness at every share."""
-    sums = areas(gains, most)[kind]
+def described(by_order: dict[str, list[Tensor]], ours: dict[str, Tensor]) -> dict:
+    """Every measure with its interval, by draw, and by how much ours is higher; and faithfulness at every share."""
+    whole = [one[:, -1] for one in by_order["signed"]]
+    most = torch.cat(whole)
     found = {}
-    for key, one in ((kind, sums), (f"ours_minus_{kind}", ours - sums)):
-        low, high = ratio_interval(one, most)
-        found |= {key: float(one.sum() / most.sum()), f"{key}_low": low, f"{key}_high": high}
-    return {
-        **{key: round(value, 4) for key, value in found.items()},
-        f"{kind}_by_draw": [round(float(areas(one, one[:, -1])[kind].sum() / one[:, -1].sum()), 4) for one in by_draw],
-        f"faithfulness_{kind}": [round(value, 4) for value in (gains.sum(0) / most.sum()).tolist()],
-    }
+    for kind, sums in measured(by_order).items():
+        for key, one in ((kind, sums), (f"ours_minus_{kind}", ours[kind] - sums)):
+            low, high = ratio_interval(one, most)
+            numbers = {key: float(one.sum() / most.sum()), f"{key}_low": low, f"{key}_high": high}
+            found |= {each: round(value, 4) for each, value in numbers.items()}
+        draws = zip(sums.split([len(one) for one in whole]), whole, strict=True)
+        found[f"{kind}_by_draw"] = [round(float(one.sum() / all_of_it.sum()), 4) for one, all_of_it in draws]
+    for order, gains in by_order.items():
+        faithfulness = torch.cat(gains).sum(0) / most.sum()
+        found[f"faithfulness_{order}"] = [round(value, 4) for value in faithfulness.tolist()]
+    return found
 
 
 def line(level: str, name: str, model: Model, behaviour: str, given: argparse.Namespace) -> dict:

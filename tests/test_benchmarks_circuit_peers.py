@@ -198,8 +198,8 @@ def test_areas_are_those_of_known_curves():
         (line, (1 - SHARES[0] ** 2) / 2, span**2 / 2),
         (above, span + span**2 / 2, span**2 / 2),  # above the whole model counts for CPR and against CMD
     ):
-        found = {key: float(sums.sum() / most.sum()) for key, sums in areas(gains, most).items()}
-        assert found == pytest.approx({"cpr": cpr, "cmd": cmd})
+        found = {key: float(sums.sum() / most.sum()) for key, sums in areas(gains).items()}
+        assert found == pytest.approx({"area": cpr, "distance": cmd})
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
