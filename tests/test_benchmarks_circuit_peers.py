@@ -1,4 +1,4 @@
-"""The peers of circuit attribution have the values that their formulas give on models made by hand."""
+"""The peers of circuit attribution have the values that their formulas give, on models made by hand and tiny ones."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from _circuit_peers import (
     gim,
     tempered,
 )
-from circuits import LEVELS, SHARES, areas, nats_by_share, ordered
+from circuits import LEVELS, SHARES, areas, described, measured, nats_by_share, ordered
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -42,28 +42,39 @@ class _Block(nn.Module):
         return x + self.out(1 * x) + self.down(3 * x)
 
 
+class _BlockInTurn(_Block):
+    """Its neurons read what its heads wrote."""
+
+    def forward(self, x):
+        x = x + self.out(1 * x)
+        return x + self.down(3 * x)
+
+
 class _ByHand(PreTrainedModel):
     """Two heads of one column and two neurons, all linear in the embedding; the answer's logit is `read` of their sum."""
 
     config_class = PretrainedConfig
 
-    def __init__(self, config, read):
+    def __init__(self, config, read, block):
         super().__init__(config)
-        self.embed, self.blocks, self.read = nn.Embedding(4, 2), nn.ModuleList([_Block()]), read
+        self.embed, self.blocks, self.read = nn.Embedding(4, 2), nn.ModuleList([block]), read
+        self.norm = nn.Identity()
 
     def forward(self, input_ids=None, inputs_embeds=None, use_cache=False):
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        answer = self.read(self.blocks[0](x)) - UNLIKELY
+        answer = self.read(self.norm(self.blocks[0](x))) - UNLIKELY
         return SimpleNamespace(logits=torch.stack([answer, *[torch.zeros_like(answer)] * 3], -1))
 
 
-def by_hand(read) -> Model:
+def by_hand(read, block: nn.Module | None = None) -> Model:
     config = PretrainedConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=2, vocab_size=4)
-    net = _ByHand(config, read).requires_grad_(False)
+    net = _ByHand(config, read, block or _Block()).requires_grad_(False)
     net.embed.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 2.0], [3.0, 1.0]]))
     net.blocks[0].out.weight.copy_(torch.tensor([[1.0, 0.5], [0.0, 2.0]]))
     net.blocks[0].down.weight.zero_()
-    anatomy = Anatomy(family="by hand", body="", embedding="embed", blocks="blocks", heads_out="out", down="down")
+    anatomy = Anatomy(
+        family="by hand", body="", embedding="embed", blocks="blocks", heads_out="out", down="down", final_norm="norm"
+    )
     return Model("by hand", net, None, anatomy, Path("."))
 
 
@@ -88,6 +99,24 @@ def test_of_a_linear_model_every_method_is_exact():
     same(activation_patching(model, prompts), expected)
     for method in (attribute, attribution_patching, eap_ig_inputs, eap_ig_activations, gim_without_gates):
         same(method(model, prompts), expected)
+
+
+@pytest.mark.parametrize("method", ["ours", "EAP-IG, inputs", "attribution patching"])
+def test_of_a_linear_model_every_method_has_the_exact_edges(method):
+    model = by_hand(lambda x: x @ torch.tensor([2.0, -1.0]), _BlockInTurn())
+    model.net.blocks[0].down.weight.copy_(torch.tensor([[0.5, 0.0], [1.0, 1.0]]))
+    found = EDGE_METHODS[method](model, asking([1, 3], [2, 1]))
+    # Tokens, head 0, head 1 and the MLP change by (2, 1), (2, 0), (1 / 2, 2) and 3 (9 / 4, 15 / 2).
+    # The answer reads (2, -1) of each; the MLP passes on (2, -1) W · 3 = (0, -3), and what head h reads goes on as 2 + 0, -1 - 3.
+    expected = torch.tensor(
+        [
+            [2 * 2.0, 0.0, 0.0, 0.0],
+            [1 * (0.5 * 2 + 2 * (-1 - 3.0)), 0.0, 0.0, 0.0],
+            [1 * -3.0, 0.0, 2 * -3.0, 0.0],
+            [2 * 2 - 1.0, 2 * 2.0, 0.5 * 2 - 2.0, 3 * (2.25 * 2 - 7.5)],
+        ]
+    )
+    torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)
 
 
 def gim_without_gates(model: Model, prompts: Prompts):
@@ -152,6 +181,28 @@ def test_frozen_norms_pass_gradients_through_a_constant_scale(family, centred):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_queries_and_keys_get_a_quarter_of_their_gradient_and_values_a_half():
+    model = tiny.shared("llama")
+    attention, embedded = model.blocks[-1].self_attn, model.embedding(tiny.ids())
+
+    def gradients() -> list[torch.Tensor]:
+        """Of the last block's queries, keys and values: nothing behind them is changed."""
+        seen = []
+        readers = [attention.q_proj, attention.k_proj, attention.v_proj]
+        hooks = [reader.register_forward_hook(lambda _, __, output: seen.append(output)) for reader in readers]
+        logits = model.net(inputs_embeds=embedded.detach().requires_grad_(), use_cache=False).logits
+        for hook in hooks:
+            hook.remove()
+        return list(torch.autograd.grad((logits * tiny.noise(*logits.shape)).sum(), seen))
+
+    plain = gradients()
+    with tempered(model, 1.0, 0.5):
+        halved = gradients()
+    for share, found, whole in zip((0.25, 0.25, 0.5), halved, plain, strict=True):
+        assert whole.abs().max() > 1e-3
+        torch.testing.assert_close(found, share * whole, rtol=1e-3, atol=1e-5)
+
+
 def test_the_factors_of_a_gated_neuron_share_its_gradient():
     model = tiny.shared("llama")
     mlp = model.blocks[0].get_submodule("mlp")
@@ -200,6 +251,17 @@ def test_areas_are_those_of_known_curves():
     ):
         found = {key: float(sums.sum() / most.sum()) for key, sums in areas(gains).items()}
         assert found == pytest.approx({"area": cpr, "distance": cmd})
+
+
+def test_what_one_draw_overshoots_does_not_make_up_for_another():
+    shares = torch.tensor(SHARES, dtype=torch.float64)
+    draws = [torch.tensor([[1.0], [3.0]]).double() * curve for curve in (shares, 2 - shares)]
+    both = {"signed": draws, "absolute": draws}
+    found = described(both, measured(both))
+    span = 1 - SHARES[0]
+    assert found["cmd_by_draw"] == pytest.approx([span**2 / 2] * 2, abs=1e-4)
+    assert found["cmd"] == pytest.approx(span**2 / 2, abs=1e-4)
+    assert found["area"] == found["cpr"] == pytest.approx(span, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
