@@ -237,7 +237,10 @@ def _repeated(prompts: Prompts, copies: int) -> Prompts:
 
 
 def activation_norms(model: Model, prompts: Prompts) -> Scores:
-    """The root mean square of every component's output on the clean prompts, as it is added to the stream."""
+    """The root mean square of what every component adds to the stream on the clean prompts.
+
+    Exact for neurons. A head's columns are counted as if their weights had the same norm and were at right angles.
+    """
     totals: Scores = {}
     for part in prompts.clean.split(PROMPTS_AT_ONCE):
         for place, output in outputs_of(model, part).items():
