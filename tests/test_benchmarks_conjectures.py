@@ -96,7 +96,10 @@ def test_routes_are_those_of_the_arm():
     by_place = random_routing.Experts("null:position", 50).routes(x, ids)[1]
     assert torch.equal(by_place[0], torch.arange(16) % 8) and torch.equal(by_place[0], by_place[1])
     learned = random_routing.Experts("learned", 50)
-    assert torch.equal(learned.routes(x, ids)[1], learned.router(x).argmax(-1)) and float(learned.imbalance.detach()) >= 0.9
+    assert (
+        torch.equal(learned.routes(x, ids)[1], learned.router(x).argmax(-1))
+        and float(learned.imbalance.detach()) >= 0.9
+    )
     dense = random_routing.Experts("dense", 50)
     assert len(dense.enter) == 1 and dense(x, ids).shape == x.shape
 
