@@ -88,7 +88,7 @@ bench-reuse: $(READY)
 bench-synthesis: $(READY)
 	$(BIN)/python benchmarks/synthesis.py
 
-# Takes about two hours; SMALL=--small takes a quarter of the text, for a trial.
+# Takes about two and a half hours; SMALL=--small takes a quarter of the text, for a trial.
 CONJECTURES := own_tables no_text keys far_heads outliers multilinear rotation_binding traces \
 	random_routing output_null spectral
 bench-conjectures: $(READY)
