@@ -340,7 +340,9 @@ def _across_tokenizers() -> list[Row]:
             "b-retokenized", "B reading A's tokens, with means of rows and a head fitted and biased behind its "
             "own blocks, as the composite's is.", brief=True,
         ),
-        retokenized("b-retokenized-omp", "the same with embedding and head by OMP in A's rows, as tokensurgeon makes them."),
+        retokenized(
+            "b-retokenized-omp", "the same with embedding and head by OMP in A's rows, as tokensurgeon makes them.", brief=True
+        ),
         head("head-first", "a head of copied rows, and for other tokens the row of their first piece."),
         head("head-mean", "a head of copied rows, and for other tokens the mean of their pieces' rows."),
         head("head-mean-bias", "`head-mean` and a bias that makes mean probabilities those of the text, folded into the rows."),
