@@ -19,6 +19,7 @@ from stitch.composite.parts import Part
 from stitch.conversions.retokenization.behind import behind
 from stitch.conversions.retokenization.scoring import head_of, softcap
 from stitch.errors import UsageError
+from stitch.evaluation.next_byte import agree
 from stitch.evaluation.own_tokens import own_scores
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.evaluation.stage import Stage
@@ -114,6 +115,28 @@ def test_losses_in_own_tokens_are_those_on_the_same_bytes(pair_of, tmp_path):
     assert torch.allclose(own.nats, wanted.nats, rtol=1e-5)
     same = evaluate({"a": whole_model(a.net)}, text, vocabulary=tiny.VOCABULARY, reference=next_byte)["a"]
     assert same.row("a")["kl_to_b"] == pytest.approx(0, abs=1e-5) and same.row("a")["top1"] == 1.0
+
+
+def test_likeliest_tokens_agree_as_far_as_both_reach(pair_of, tmp_path):
+    assert agree(b" the", b" th") and agree(b" th", b" the") and not agree(b" the", b" this")
+    assert agree(b"", None) and not agree(b"", b"a") and not agree(b"a", None)
+    a, b = pair_of
+    text, there = windows(), behind(b, a)
+    found = [harvest(model, text, [2], tmp_path / str(number)) for number, model in enumerate((a, there))]
+    on = Stage(a, there, 2, 2, pair(*found, 2, 2), 2**28)
+    assert on.counted is not None
+    _, next_byte = own_scores(on)
+
+    def other(batch):  # the likeliest token is that of the next window
+        return a.net(batch.ids.roll(1, 0)).logits
+
+    scores = evaluate({"other": other}, text, vocabulary=tiny.VOCABULARY, reference=next_byte, counted=on.counted)
+    with torch.no_grad():
+        own, moved = (a.net(ids).logits[:, :-1].argmax(-1) for ids in (text.ids.long(), text.ids.long().roll(1, 0)))
+    assert there.original is not None
+    none = there.original.bytes_of == 0  # special tokens say the same: nothing
+    wanted = ((own == moved) | (none[own] & none[moved]))[on.counted[text.ids[:, 1:].long()]].double().mean()
+    assert 0 < wanted < 1 and scores["other"].row("other")["top1"] == pytest.approx(float(wanted), abs=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])  # the second caps its logits

@@ -184,7 +184,7 @@ def evaluate(
 ) -> dict[str, Scores]:
     """Scores every row on every window, or on those of `part`.
 
-    KL and top-1 agreement compare a row with the distribution of `reference`, which may be that of the next byte.
+    KL and top-1 agreement compare a row with the distribution of `reference`, which may be `NextByte`.
     Position 0 (BOS) predicts the first token; the last position of a window predicts nothing. Logits beyond `vocabulary`, which
     are padding rows of an embedding, are left out. `counted` says of which tokens predictions count; None: of all. `memory` is in
     bytes. Of the rows in `binned`, nats are also summed by `bins`.
