@@ -11,6 +11,7 @@ from stitch.files.lent import Lent
 from stitch.hub.access import access_token
 from stitch.hub.errors import explanation
 from stitch.hub.patience import bounded, patiently
+from stitch.progress import Progress
 from stitch.text.document import Document
 from stitch.text.passages import name_of, passages
 
@@ -23,7 +24,7 @@ LEAST_TOKENS = 4096  # of the fit split: two SAE batches. Fewer cannot fit anyth
 LENT: Lent[Sequence[Document]] = Lent("lent texts")
 
 
-def read(source: str, characters: int | None = None) -> Iterator[Document]:
+def read(source: str, characters: int | None = None, progress: Progress | None = None) -> Iterator[Document]:
     """Documents of `source`: "docs" (the installed docstrings), a file, a folder of files, or a Hugging Face dataset.
 
     A `.jsonl` file holds one document per line, in its `text` field; any other file is plain UTF-8 text, cut into passages.
@@ -40,7 +41,7 @@ def read(source: str, characters: int | None = None) -> Iterator[Document]:
     if source == "docs":
         from stitch.text.corpus import cached_documents
 
-        return iter(cached_documents())
+        return iter(cached_documents(progress))
     if source == SELF:
         raise UsageError(
             "text self is written by a model, and there is none here: give a text, or ./self for a folder."
