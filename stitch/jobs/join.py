@@ -165,7 +165,7 @@ def _make(
         saes = train_pair(settings, a, b, paired, scratch, pair.sources, progress, store)
     with clock.stage("matching"):
         matching = match_pair(settings, paired["fit"], saes, scratch, progress)
-        codes = codes_of_pair(settings, paired["fit"], saes, scratch)
+        codes = codes_of_pair(settings, paired["fit"], saes, scratch, progress)
         decoders = saes.a.decoder, saes.b.decoder
         explained = explain(paired["fit"], codes, matching.graph, matching.pairs, b.tokenizer, decoders)
     with clock.stage("translations"):

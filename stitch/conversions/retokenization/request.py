@@ -101,7 +101,7 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
         )
     coinciding = [beside(passage.new, passage.own) for passage in held_out["report"]]
     share = sum(float(one.coincides.sum()) for one in coinciding) / sum(len(one.index) for one in coinciding)
-    shop = Workshop(model, donor, own, new, found, fit, asked.seed)
+    shop = Workshop(model, donor, own, new, found, fit, asked.seed, progress)
     text = text_read(asked.text, corpus.documents, corpus.written)
     return Given(asked, context, sources, shop, held_out, lost, share, text)
 

@@ -1,6 +1,6 @@
 """Bits per byte of documents, the one measure that two tokenizers have in common."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 
 import torch
@@ -11,6 +11,7 @@ from stitch.conversions.retokenization.streams import embedding, final
 from stitch.errors import StitchError
 from stitch.evaluation.scores import Scores
 from stitch.models.model import Model
+from stitch.progress import Progress, Steps, counted
 
 AT_ONCE = 2**24  # logits that are computed at a time
 
@@ -33,11 +34,17 @@ def logits(
 
 
 def nats(
-    stream: Float[Tensor, "positions d"], head: Head, targets: Int[Tensor, " positions"], cap: float | None
+    stream: Float[Tensor, "positions d"],
+    head: Head,
+    targets: Int[Tensor, " positions"],
+    cap: float | None,
+    stage: str = "",
+    progress: Progress | None = None,
 ) -> float:
-    """−Σ log p(target) over positions."""
+    """−Σ log p(target) over positions. Progress is that of a `stage`."""
     total, some = 0.0, max(1, AT_ONCE // len(head))
-    for part, wanted in zip(stream.split(some), targets.to(stream.device).split(some), strict=True):
+    parts = list(zip(stream.split(some), targets.to(stream.device).split(some), strict=True))
+    for part, wanted in counted(parts, f"{stage} (parts)", progress):
         found = logits(part, head, cap)
         total += float((found.logsumexp(-1) - found.gather(1, wanted[:, None])[:, 0]).double().sum())
     return total
@@ -50,21 +57,23 @@ def score(
     documents: Sequence[tuple[Int[Tensor, " _"], int]],
     bos: int,
     *,
-    tick: Callable[[], None] = lambda: None,
+    stage: str = "evaluation",
+    progress: Progress | None = None,
 ) -> dict[str, Scores]:
     """Bits per byte behind one embedding with each of `heads`, on documents of (ids, bytes). Only the predictions of ids count.
 
-    In `Scores` the counts are bytes, and the sums bits. `tick` is called after each document.
+    In `Scores` the counts are bytes, and the sums bits. Progress is that of a `stage`.
     Raises: StitchError when logits are not finite.
     """
     cap = softcap(model)
     bits: dict[str, list[float]] = {name: [] for name in heads}
+    step = Steps(f"{stage} (documents × heads)", len(documents) * len(heads), progress)
     with embedding(model, rows):
         for ids, _ in documents:
             stream = final(model, ids, bos)[:-1]
             for name, head in heads.items():
                 bits[name].append(nats(stream, head, ids, cap) / log(2))
-            tick()
+                step()
     sizes = torch.tensor([size for _, size in documents], dtype=torch.float64)
     for name, found in bits.items():
         if not torch.tensor(found).isfinite().all():
