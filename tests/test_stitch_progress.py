@@ -2,8 +2,6 @@
 
 import itertools
 
-import pytest
-
 from stitch.progress import counted
 from stitch.text import docstrings
 

@@ -128,7 +128,7 @@ def harvest(
     model runs from the nearest earlier site that the store has, not from its first block.
     Raises: StitchError when activations are not finite.
     """
-    identity = "" if store is None else identity_of(model)
+    identity = "" if store is None else identity_of(model, progress)
     exact = None if model.original is None else model.original.coincides(windows.ids)
     result = Activations(folder, tuple(sites), windows, per_shard, identity, exact)
     batch = _at_once(model, windows.context)
@@ -154,7 +154,8 @@ def harvest(
             for site in missing:
                 about = f"{model.name}, resid_pre.{site}, {ids.numel():,} tokens"
                 store.put(KIND, contents[site], result.path(file, site), about)
-        tell(rows.stop)
+        if not missing:
+            tell(rows.stop)
     return result
 
 

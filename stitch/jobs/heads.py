@@ -17,6 +17,7 @@ from stitch.conversions.retokenization.omp import affordable, pursued
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of, nats
+from stitch.conversions.retokenization.scoring import parts_of as parts_scored
 from stitch.conversions.retokenization.solve import Products, parts_of, ridge
 from stitch.conversions.retokenization.streams import final
 from stitch.conversions.retokenization.variants import Workshop
@@ -140,9 +141,11 @@ def choose_head(
     read, targets = _behind_late(on, windows, progress)
     losses: dict[str, float] = {}
     kept: dict[str, Head] = {}
+    step: Steps | None = None
     for name, head in heads:
-        stage = f"choice of the head, {len(losses) + 1} of {number}"
-        losses[name] = nats(read, head, targets, cap, stage, progress) / len(targets)
+        if step is None:
+            step = Steps("choice of the head (parts)", number * parts_scored(len(read), len(head)), progress)
+        losses[name] = nats(read, head, targets, cap, step) / len(targets)
         kept[name] = head
         best = min(losses, key=lambda one: losses[one])
         kept = {one: found for one, found in kept.items() if one == best or wanted(one)}

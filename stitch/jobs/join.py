@@ -140,7 +140,7 @@ def _make(
     with clock.stage("text"):
         corpus = read_corpus(asked, a, b, progress, store=store)
         windows = windows_of(corpus, asked, a, b, progress)
-        check_inputs({"model_a": a, "model_b": b}, windows, {"sae_a": asked.sae_a, "sae_b": asked.sae_b})
+        check_inputs({"model_a": a, "model_b": b}, windows, {"sae_a": asked.sae_a, "sae_b": asked.sae_b}, progress)
         lost = {} if b.original is None else lost_bytes(b, windows["fit"], corpus)
     if asked.layer_b == "auto":
         with clock.stage("layer"):
@@ -167,7 +167,7 @@ def _make(
         matching = match_pair(settings, paired["fit"], saes, scratch, progress)
         codes = codes_of_pair(settings, paired["fit"], saes, scratch, progress)
         decoders = saes.a.decoder, saes.b.decoder
-        explained = explain(paired["fit"], codes, matching.graph, matching.pairs, b.tokenizer, decoders)
+        explained = explain(paired["fit"], codes, matching.graph, matching.pairs, b.tokenizer, decoders, progress)
     with clock.stage("translations"):
         fitted = translate_pair(settings, a, b, paired, saes, matching, progress)
         bridges = bridge_pair(settings, a, b, paired, progress)
@@ -222,7 +222,7 @@ def _make(
         page = join_files(report, explained["features.json"])
     with clock.stage("writing"):
         files = {**model_card(report, picture=PICTURE in page).files(), **explained, **page}
-        _write(output, dataclasses.replace(pair, b=b), settings, written, files, scratch)
+        _write(output, dataclasses.replace(pair, b=b), settings, written, files, scratch, progress)
     report["seconds"] = clock.seconds
     report["cache"] = store.counts() if store else {}
     (output / "report.json").write_bytes(to_json(report))
@@ -236,6 +236,7 @@ def _write(
     translation: Translation,
     files: dict[str, bytes],
     scratch: Path,
+    progress: Progress | None,
 ) -> None:
     """Writes the composite's checkpoint and `files` to `output`, and the SAEs that were trained in `scratch`."""
     a, b = pair.a, pair.b
@@ -243,7 +244,16 @@ def _write(
     loaded = {"a": a.net, "b": b.net}
     other = None if b.original is None else OtherTokenizer(a.folder, head_tensors(b))
     write_checkpoint(
-        output, config, a.folder, b.folder, translation, loaded=loaded, other=other, dtype=a.dtype, extra_files=files
+        output,
+        config,
+        a.folder,
+        b.folder,
+        translation,
+        loaded=loaded,
+        other=other,
+        dtype=a.dtype,
+        extra_files=files,
+        progress=progress,
     )
     for side in "ab":
         if (scratch / f"sae-{side}").exists():

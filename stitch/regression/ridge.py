@@ -116,9 +116,7 @@ class _Attempt:
     weights: dict[str, Tensor]
 
 
-def _lowest(
-    problem: _Problem, choices: Float[Tensor, " n"], apart: str | None, tick: Callable[[], None]
-) -> _Attempt:
+def _lowest(problem: _Problem, choices: Float[Tensor, " n"], apart: str | None, tick: Callable[[], None]) -> _Attempt:
     """The attempt with the lowest held-out error: one λ for all inputs, then another for the input `apart`."""
 
     def attempt(index: int, index_apart: int) -> _Attempt:

@@ -308,7 +308,9 @@ def _add_routes(
         width = sum(fit.a.width(stream.site) for stream in read)
         number = how_many(options.routes, width, distinct, options.memory)
         if number > 1:
+            step = Steps(f"classes of tokens for {row.short} (clusterings)", 1, progress)
             classes = _classes(row, evidence, number, options.seed)
+            step()
             left = _left_by(solved[row.base], evidence, options.chunk, progress, row.short)
             solved[row.name] = routed(row.short, solved[row.base], fit_routes(streams(read), classes, *left, progress))
 

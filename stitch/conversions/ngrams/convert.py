@@ -108,7 +108,7 @@ def convert_ngram(
             sites = [drop] if isinstance(drop, int) else range(first, donor.model.depth)
             shown = partial(work.stages, sites=sites, order=shape.order, skips=shape.skips)
             added = shape.rows * donor.model.width * donor.model.dtype.itemsize
-            return plan_conversion(donor, shown, memory=memory, added=added)
+            return plan_conversion(donor, shown, memory=memory, added=added, progress=progress)
 
         return Job(make=make, plan=planned)
 

@@ -57,7 +57,11 @@ class LateBlocks:
 
 @torch.no_grad()
 def explained_variance(
-    translations: dict[str, Translation], model: Model, windows: Windows, site: int, mean: Tensor,
+    translations: dict[str, Translation],
+    model: Model,
+    windows: Windows,
+    site: int,
+    mean: Tensor,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """R² of each translation with terms, over all tokens except the windows' first.

@@ -37,8 +37,13 @@ def scored(given: Given, progress: Progress | None) -> tuple[dict[str, Scores], 
         clipped[f"embedding {behind.name}"] = behind.clipped
         found = {
             split: score(
-                shop.model, behind.rows, behind.heads, _new(part), shop.new.bos,
-                stage=f"evaluation behind {behind.name}, {split} split", progress=progress,
+                shop.model,
+                behind.rows,
+                behind.heads,
+                _new(part),
+                shop.new.bos,
+                stage=f"evaluation behind {behind.name}, {split} split",
+                progress=progress,
             )
             for split, part in given.held_out.items()
             if split == "report" or not behind.is_null

@@ -1,6 +1,6 @@
 """Bits per byte of documents, the one measure that two tokenizers have in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import log
 
 import torch
@@ -11,7 +11,7 @@ from stitch.conversions.retokenization.streams import embedding, final
 from stitch.errors import StitchError
 from stitch.evaluation.scores import Scores
 from stitch.models.model import Model
-from stitch.progress import Progress, Steps, counted
+from stitch.progress import Progress, Steps
 
 AT_ONCE = 2**24  # logits that are computed at a time
 
@@ -33,20 +33,28 @@ def logits(
     return found if cap is None else cap * torch.tanh(found / cap)
 
 
+def _at_once(vocabulary: int) -> int:
+    return max(1, AT_ONCE // vocabulary)
+
+
+def parts_of(positions: int, vocabulary: int) -> int:
+    """In how many parts `nats` goes through so many positions."""
+    return -(-positions // _at_once(vocabulary))
+
+
 def nats(
     stream: Float[Tensor, "positions d"],
     head: Head,
     targets: Int[Tensor, " positions"],
     cap: float | None,
-    stage: str = "",
-    progress: Progress | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> float:
-    """−Σ log p(target) over positions. Progress is that of a `stage`."""
-    total, some = 0.0, max(1, AT_ONCE // len(head))
-    parts = list(zip(stream.split(some), targets.to(stream.device).split(some), strict=True))
-    for part, wanted in counted(parts, f"{stage} (parts)", progress):
+    """−Σ log p(target) over positions. `tick` is called after each of `parts_of` parts."""
+    total, some = 0.0, _at_once(len(head))
+    for part, wanted in zip(stream.split(some), targets.to(stream.device).split(some), strict=True):
         found = logits(part, head, cap)
         total += float((found.logsumexp(-1) - found.gather(1, wanted[:, None])[:, 0]).double().sum())
+        tick()
     return total
 
 

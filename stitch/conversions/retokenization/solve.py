@@ -47,7 +47,8 @@ def ridge(
 
     λ is the one with the least error there. Source: Hoerl & Kennard 1970, Technometrics 12.
     With HᵀH = V diag(v) Vᵀ and Z = VᵀHᵀR, W = V diag(w) Z where w = 1 / (v + λ). So the held-out error of every λ follows from
-    ZZᵀ and from the products of Z with Vᵀ(held-out HᵀR), which are formed once. `tick` is called after each of the parts that `parts_of` counts.
+    ZZᵀ and from the products of Z with Vᵀ(held-out HᵀR), which are formed once.
+    `tick` is called after each of the parts that `parts_of` counts.
     """
     values, vectors = torch.linalg.eigh(fit.inputs)
     along, across = torch.zeros_like(values), torch.zeros_like(fit.inputs)

@@ -53,9 +53,7 @@ class OnText:
     starts: list[int]
 
     @classmethod
-    def of(
-        cls, model: Model, passages: Sequence[Passage], bos: int, progress: Progress | None = None
-    ) -> "OnText":
+    def of(cls, model: Model, passages: Sequence[Passage], bos: int, progress: Progress | None = None) -> "OnText":
         before, last, first, starts = [], [], [], [0]
         for passage in counted(passages, "the model in its own tokens (passages)", progress):
             ids = torch.cat([torch.tensor([bos]), passage.own.ids])
