@@ -50,7 +50,7 @@ from stitch.layers.choose import choose_layer
 from stitch.models.model import Model
 from stitch.models.sources import Source
 from stitch.pages.join import join_files
-from stitch.progress import Progress
+from stitch.progress import Progress, Steps
 from stitch.report.across import across_tokenizers
 from stitch.report.card import PICTURE, model_card
 from stitch.report.pair import Joined, pair_report
@@ -202,6 +202,7 @@ def _make(
         )  # fmt: skip
         unseen = loss_at_unseen(on, written, progress)
 
+    step = Steps("report (files)", 3, progress)
     found = Joined(
         a=a, b=b, sources=pair.sources, windows=windows, saes=saes, matching=matching, fitted=fitted, bridges=bridges,
         chosen=chosen, written=written, scores=scores, alternatives={name: found.made for name, found in rivals.items()},
@@ -218,10 +219,13 @@ def _make(
     report["look_ups"] = {**fitted.look_ups, "unseen": unseen}
     if layer_choice is not None:
         report["layer_choice"] = layer_choice
+    step()
     with clock.stage("page"):
         page = join_files(report, explained["features.json"])
+        step()
     with clock.stage("writing"):
         files = {**model_card(report, picture=PICTURE in page).files(), **explained, **page}
+        step()
         _write(output, dataclasses.replace(pair, b=b), settings, written, files, scratch, progress)
     report["seconds"] = clock.seconds
     report["cache"] = store.counts() if store else {}

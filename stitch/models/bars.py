@@ -3,7 +3,7 @@
 import contextlib
 import io
 import re
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from stitch.progress import Progress, counted
@@ -21,7 +21,7 @@ def told(stage: str, progress: Progress | None) -> Iterator[None]:
 
         def __iter__(self) -> Iterator:
             items: Any = self._iterator
-            return counted(items, stage, progress) if isinstance(items, Sized) else iter(items)
+            return counted(items, stage, progress) if isinstance(items, Collection) else iter(items)
 
     exchange: Callable[[Any], Any] = getattr(logging, "set_tqdm_hook", lambda hook: None)  # some versions have no hook
     before = exchange(lambda factory, args, kwargs: Counted(*args, **kwargs))

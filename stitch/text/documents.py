@@ -53,7 +53,7 @@ def read(source: str, characters: int | None = None, progress: Progress | None =
         return _file(path, path.parent)
     if path.suffix in {".txt", ".md", ".jsonl"} or source.startswith((".", "/", "~")):
         raise UsageError(f"text must be docs, a file, a folder or a dataset name; there is no file {source}.")
-    return _dataset(source, characters)
+    return _dataset(source, characters, progress)
 
 
 def _file(path: Path, root: Path) -> Iterator[Document]:
@@ -75,7 +75,7 @@ def _file(path: Path, root: Path) -> Iterator[Document]:
             yield f"{name}#{number}", text
 
 
-def _dataset(source: str, characters: int | None) -> Iterator[Document]:
+def _dataset(source: str, characters: int | None, progress: Progress | None) -> Iterator[Document]:
     from datasets import load_dataset
 
     name, _, config = source.partition(":")
@@ -86,6 +86,8 @@ def _dataset(source: str, characters: int | None) -> Iterator[Document]:
             for number, row in enumerate(rows):
                 yield f"{name}#{number}", row["text"]
                 seen += len(row["text"])
+                if progress and characters is not None:
+                    progress(f"reading {name} (characters)", min(seen, characters), characters)
                 if characters is not None and seen >= characters:
                     return
     except KeyError as error:
