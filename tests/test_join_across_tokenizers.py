@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import jobs
 import tiny
+from heard import Heard
 from stitch.activations.harvest import harvest
 from stitch.activations.observe import residuals
 from stitch.activations.paired import pair
@@ -174,7 +175,13 @@ def test_tokens_that_end_inside_one_of_the_other_model_are_not_fitted_on(tmp_pat
 
 
 @pytest.fixture(scope="module")
-def joined(tmp_path_factory):
+def heard() -> Heard:
+    """What is heard of the stages while `joined` is made."""
+    return Heard()
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory, heard):
     """A model that reads characters, joined to one that reads words."""
     folder = tmp_path_factory.mktemp("across")
     a, tokenizer = tiny.save(folder / "a", "gpt2"), with_byte_fallback()
@@ -182,7 +189,19 @@ def joined(tmp_path_factory):
     tokenizer.save_pretrained(b)
     text = jobs.write_text(folder, documents=400)
     settings = jobs.settings(a, b, text, context=64)
-    return settings, *stitch(settings, folder / "out", store=Store(folder / "store", 2**30))
+    return settings, *stitch(settings, folder / "out", store=Store(folder / "store", 2**30), progress=heard)
+
+
+def test_all_that_takes_long_is_heard_of_to_its_end(joined, heard):
+    heard.require(
+        ["the model in its own tokens (passages)", "head for A's tokens (passages)", "all of B for A's tokens (passages)",
+         "scores of the head (passages)", "bias (parts of the text)", "choice of the head (parts)", "head of A (passages)",
+         "backfitting (tables, at most)", "ridge behind the tables (strengths, at most)", "correlations (features)",
+         "least squares (strengths, at most)", "text of features (features)", "writing weights (tensors)"], between=1,
+    )  # fmt: skip
+    heard.require(["what the model says next (parts)", "SAE training (steps)", "report (files)"])
+    # Tokens that the other model does not end at are counted, but not read; the race leaves rows behind.
+    assert {stage for stage in heard.unfinished if "tokens)" not in stage} == set()
 
 
 def row(report: dict, name: str) -> dict:
