@@ -144,6 +144,22 @@ def test_a_donor_that_is_gone_is_named(joined, tasks, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_model_that_a_report_names_brings_no_code(joined, tasks, tmp_path):
+    """The flag was set for the model that the user named."""
+    donor = shutil.copytree(joined.parent / "qwen3", tmp_path / "donor")
+    code = {"model_type": "x", "auto_map": {"AutoConfig": "planted.Config", "AutoModelForCausalLM": "planted.Model"}}
+    (donor / "config.json").write_text(json.dumps({**json.loads((donor / "config.json").read_text()), **code}))
+    (donor / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    copy = shutil.copytree(joined, tmp_path / "copy")
+    report = json.loads((copy / "report.json").read_text())
+    report["provenance"]["models"]["b"]["name"] = str(donor)
+    (copy / "report.json").write_text(json.dumps(report))
+    result = stitch.evaluate(copy, tasks="choices", task_folder=tasks, trust_remote_code=True, device="cpu", quiet=True)
+    assert list(result.report["models"]) == ["a", "model"] and not (tmp_path / "ran").exists()
+    assert "brings code of its own" in result.report["notes"][0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "hint"), [("choices", "`lm_eval ls tasks` lists them"), ("hellaswagg", "did you mean hellaswag")]
 )
