@@ -169,12 +169,12 @@ def test_a_compiled_model_answers_as_the_interpreter(made, tmp_path):
     asked = 0
     for trial in trials_of(described(folder), 300, seed=0):
         for ids, answers in zip(trial.ids[:4].tolist(), trial.answers[:4].tolist(), strict=True):
-            for place in [number for number, answer in enumerate(answers) if answer >= 0][-6:]:
+            for place in [number for number, answer in enumerate(answers) if answer >= 0][-12:]:
                 found, text = greedy(server, ids[: place + 1], 1)
                 assert found == [answers[place]] and text == tokenizer.decode(found)
                 assert greedy(server, tokenizer.decode(ids[1 : place + 1]), 1)[0] == found
                 asked += 1
-    assert asked > 20
+    assert asked >= 18
 
 
 def test_the_tokenizer_of_a_compiled_model_is_refused_by_the_converter(tmp_path):
