@@ -8,18 +8,22 @@ import re
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import vl_convert
 
 import page_reports
 import stitch.pages
 from page_reports import HOSTILE, KINDS, ROWS, join_report
+from stitch.pages.chart import CONFIG, with_legend
 from stitch.pages.circuit import circuit_page, head_points, write_circuit_page
 from stitch.pages.edges import LINES
 from stitch.pages.embedded import script_json
 from stitch.pages.features import browser_data, features_section
 from stitch.pages.frontier import best_for_every_budget, frontier
+from stitch.pages.javascript import VEGA_LITE, WIDTH
 from stitch.pages.join import join_files, join_page
 from stitch.pages.rows import FAR, differences_section, rows_chart
 from stitch.report.card import model_card
@@ -339,6 +343,33 @@ def test_the_card_shows_a_picture_of_the_rows_where_there_is_one():
     assert files["chart.png"].startswith(b"\x89PNG") and len(files["chart.png"]) < 200_000
     assert b"](chart.png)" in model_card(join_report(), picture=True).to_bytes()
     assert b"chart.png" not in model_card(join_report()).to_bytes()
+
+
+def legend_ends(chart) -> tuple[list[float], float]:
+    """The right ends of a picture's legend entries with their texts, as Vega measures them, and the picture's width."""
+    spec = {**with_legend(chart), "width": WIDTH, "config": CONFIG}
+    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+    found: list[float] = []
+
+    def walk(element, x: float, in_legend: bool) -> None:
+        moved = re.match(r"translate\(([-\d.]+)", element.get("transform", ""))
+        x += float(moved[1]) if moved else 0
+        in_legend |= "role-scope" in element.get("class", "")
+        if in_legend and element.get("class") == "background":
+            found.append(x + float(re.match(r"M0,0h([\d.]+)", element.get("d"))[1]))
+        for child in element:
+            walk(child, x, in_legend)
+
+    walk(root, 0, False)
+    return found, float(root.get("width"))
+
+
+@pytest.mark.parametrize("models", [("demo:gpt2", "demo:llama"), ("an-organisation/a-model-135M-Instruct", "x" * 60)])
+def test_a_picture_has_room_for_its_whole_legend(models):
+    report = join_report()
+    report["models"] = dict(zip("ab", models, strict=True))
+    ends, width = legend_ends(rows_chart(report))
+    assert len(ends) == 6 and max(ends) <= width
 
 
 def test_without_a_picture_there_is_a_page(monkeypatch):

@@ -9,11 +9,13 @@ from stitch.report.palette import ROLES
 
 Spec = dict[str, Any]
 # Fonts and sizes of every chart. Colours of text and axes are the page's, as its style says.
+LABEL_LIMIT = 260  # pixels of a label, after which it is cut
+LEGEND_COLUMNS = 3  # of a picture
 SMALL = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
 CONFIG: Spec = {
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
-    "axis": {**SMALL, "labelFlush": False, "labelOverlap": "greedy", "labelSeparation": 6, "labelLimit": 260},
+    "axis": {**SMALL, "labelFlush": False, "labelOverlap": "greedy", "labelSeparation": 6, "labelLimit": LABEL_LIMIT},
     "axisQuantitative": {"tickCount": 8},
     "legend": {**SMALL, "titleLimit": 320},
 }
@@ -68,6 +70,8 @@ def with_legend(chart: Chart) -> Spec:
     legend = {
         "orient": "bottom",
         "title": None,
+        "columns": LEGEND_COLUMNS,
+        "labelLimit": LABEL_LIMIT,
         "values": list(labels),
         "symbolOpacity": 1,
         "labelExpr": f"{json.dumps(labels)}[datum.label]",
@@ -83,7 +87,8 @@ def with_legend(chart: Chart) -> Spec:
             for key, one in value.items()
         }
 
-    return {**shown(chart.spec), "title": chart.title}
+    # Charts of a page fit their place. A picture has room for all that is drawn, and grows where its legend is wide.
+    return {**shown(chart.spec), "title": chart.title, "autosize": "pad"}
 
 
 def axis(field: str, title: str, kind: str = "quantitative", **more: Any) -> Spec:
