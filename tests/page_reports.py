@@ -7,6 +7,7 @@ from stitch.pages.conversion import conversion_page
 from stitch.pages.depth import depth_page
 from stitch.pages.graft import graft_page
 from stitch.pages.join import join_page
+from stitch.pages.page import Page, html
 from stitch.pages.sweep import sweep_page
 from stitch.pages.tool import tool_page
 from stitch.pages.transfer import transfer_page
@@ -277,7 +278,12 @@ TABLE = (["", "right"], [["host, grafted", "98.0%"]], "demo:induction: induction
 
 
 def pages() -> dict[str, bytes]:
-    """A page of every kind, by its name."""
+    """A page of every kind as HTML, by its name."""
+    return {kind: html(page) for kind, page in made().items()}
+
+
+def made() -> dict[str, Page]:
+    """The same before they are HTML."""
     from stitch.conversions.report import footnotes, table
     from stitch.report import transfer
     from stitch.synthesis.report import tool_notes, tool_table

@@ -1,6 +1,7 @@
 """Pages as files: charts say what the report says, text stays text, and nothing is loaded from elsewhere."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import math
@@ -17,15 +18,18 @@ import vl_convert
 import page_reports
 import stitch.pages
 from page_reports import HOSTILE, KINDS, ROWS, join_report
+from stitch.pages.card import card_files, page_and_card
 from stitch.pages.chart import CONFIG, with_legend
 from stitch.pages.circuit import circuit_page, head_points, write_circuit_page
 from stitch.pages.edges import LINES
 from stitch.pages.embedded import script_json
 from stitch.pages.features import browser_data, features_section
 from stitch.pages.frontier import best_for_every_budget, frontier
-from stitch.pages.javascript import VEGA_LITE, WIDTH
-from stitch.pages.join import join_files, join_page
+from stitch.pages.javascript import VEGA_LITE, WIDTH, png
+from stitch.pages.join import join_page
+from stitch.pages.page import Page, html
 from stitch.pages.rows import FAR, differences_section, rows_chart
+from stitch.pages.section import Section
 from stitch.report.card import model_card
 from stitch.report.palette import BACKGROUND, FRAME, HEAT, ROLES, ink_on_heat
 
@@ -181,8 +185,8 @@ def test_edges_are_lines_between_heads_and_the_neurons_of_blocks():
 def test_a_circuit_without_edges_has_its_page():
     without = {**page_reports.circuit_report(), "edges": None}
     older = {key: value for key, value in without.items() if key != "edges"}
-    assert circuit_page(without) == circuit_page(older)
-    (spec, *_) = specs(circuit_page(without))
+    assert html(circuit_page(without)) == html(circuit_page(older))
+    (spec, *_) = specs(html(circuit_page(without)))
     assert len(spec["layer"]) == 1 and len(spec["data"]["values"]) == 4
 
 
@@ -192,7 +196,7 @@ def test_a_page_shows_as_many_edges_as_stay_readable():
         f"head 1.{target}": {f"head 0.{source}": 0.01 * source + target for source in range(12)} for target in range(12)
     }
     report["edges"]["into"] = into
-    (spec, *_) = specs(circuit_page(report))
+    (spec, *_) = specs(html(circuit_page(report)))
     lines = spec["layer"][0]["data"]["values"]
     assert (
         len(lines) == LINES
@@ -299,9 +303,9 @@ def test_text_of_a_corpus_stays_text():
 def test_names_of_models_are_escaped():
     report = join_report()
     report["models"]["a"] = HOSTILE
-    parsed = Parsed(join_page(report))
+    parsed = Parsed(html(join_page(report)))
     assert "img" not in parsed.tags and HOSTILE in parsed.text
-    assert len(parsed.scripts) == len(Parsed(join_page(join_report())).scripts)
+    assert len(parsed.scripts) == len(Parsed(html(join_page(join_report()))).scripts)
 
 
 def test_json_in_a_page_survives_what_html_and_javascript_read_differently():
@@ -323,7 +327,7 @@ def test_as_many_pairs_are_shown_as_there_is_room_for_and_the_others_are_counted
 
 
 def test_the_largest_page_stays_below_three_megabytes():
-    page = join_page(join_report(), page_reports.features(20_000, text="x" * 2000))
+    page = html(join_page(join_report(), page_reports.features(20_000, text="x" * 2000)))
     assert 2 * MEGABYTE < len(page) < 3 * MEGABYTE
 
 
@@ -335,14 +339,18 @@ def test_reports_without_newer_keys_have_a_page():
         for key in ("flops", "bytes", "parameters", "bytes_read"):
             found.pop(key, None)
     report["native"] = {"change": "without block 3", "blocks": 7, "of": 8, "family": "llama"}
-    assert "demo:gpt2 without block 3" in Parsed(join_page(report)).text
+    assert "demo:gpt2 without block 3" in Parsed(html(join_page(report))).text
 
 
-def test_the_card_shows_a_picture_of_the_rows_where_there_is_one():
-    files = join_files(join_report())
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_shows_the_main_chart_of_its_page(kind):
+    page = page_reports.made()[kind]
+    files = card_files(model_card(join_report()), page)
     assert files["chart.png"].startswith(b"\x89PNG") and len(files["chart.png"]) < 200_000
-    assert b"](chart.png)" in model_card(join_report(), picture=True).to_bytes()
-    assert b"chart.png" not in model_card(join_report()).to_bytes()
+    charts = {chart.name: chart for section in page.sections for chart in section.charts}
+    title = charts["rows" if kind == "chain" else next(iter(charts))].title
+    assert f"![{title}](chart.png)" in files["README.md"].decode()
+    assert files == card_files(model_card(join_report()), page)
 
 
 def legend_ends(chart) -> tuple[list[float], float]:
@@ -372,9 +380,25 @@ def test_a_picture_has_room_for_its_whole_legend(models):
     assert len(ends) == 6 and max(ends) <= width
 
 
+@pytest.mark.parametrize("text", ["\x1b[31m", "\x00", "\uffff", "\ud800", "\u202e", "<script>&"])
+def test_names_that_are_no_text_have_a_picture(text):
+    report = join_report()
+    report["models"]["a"] = text  # in the legend
+    report["results"][0]["name"] = f"reference:{text}"
+    chart = rows_chart(report)
+    assert png(dataclasses.replace(chart, title=text))
+
+
 def test_without_a_picture_there_is_a_page(monkeypatch):
-    monkeypatch.setattr("stitch.pages.join.png", lambda chart: None)
-    assert join_files(join_report()).keys() == {"report.html"}
+    card, page = model_card(join_report()), join_page(join_report())
+    monkeypatch.setattr("stitch.pages.card.png", lambda chart: None)
+    assert page_and_card(page, card) == {"report.html": html(page), "README.md": card.to_bytes()}
+    assert b"chart.png" not in card.to_bytes()
+
+
+def test_a_card_of_a_page_without_charts_has_no_picture():
+    page = Page(title="a model without a document", sections=[Section(name="tensors", heading="Tensors")])
+    assert card_files(model_card(join_report()), page).keys() == {"README.md"}
 
 
 def luminance(colour: str) -> float:

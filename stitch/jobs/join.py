@@ -1,6 +1,7 @@
 """The main job: joins two models into a composite. The stages that it runs one after another are in `stitch.jobs.stages`."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -49,10 +50,11 @@ from stitch.jobs.stages import (
 from stitch.layers.choose import choose_layer
 from stitch.models.model import Model
 from stitch.models.sources import Source
-from stitch.pages.join import join_files
+from stitch.pages.card import page_and_card
+from stitch.pages.join import join_page
 from stitch.progress import Progress
 from stitch.report.across import across_tokenizers
-from stitch.report.card import PICTURE, model_card
+from stitch.report.card import model_card
 from stitch.report.pair import Joined, pair_report
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import tokens_of
@@ -219,9 +221,9 @@ def _make(
     if layer_choice is not None:
         report["layer_choice"] = layer_choice
     with clock.stage("page"):
-        page = join_files(report, explained["features.json"])
+        page = join_page(report, json.loads(explained["features.json"]))
+        files = {**explained, **page_and_card(page, model_card(report))}
     with clock.stage("writing"):
-        files = {**model_card(report, picture=PICTURE in page).files(), **explained, **page}
         _write(output, dataclasses.replace(pair, b=b), settings, written, files, scratch)
     report["seconds"] = clock.seconds
     report["cache"] = store.counts() if store else {}

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sae.messages import printable
 from stitch.report.palette import ROLES
 
 Spec = dict[str, Any]
@@ -64,9 +65,11 @@ def shape(roles: Iterable[str]) -> Spec:
 
 def with_legend(chart: Chart) -> Spec:
     """The specification with its title and a legend below it, for a picture. The legend has the groups shown at first."""
-    on = [group for group, (_, shown) in chart.groups.items() if shown]
-    values = [one for one in chart.spec["data"]["values"] if not chart.groups or one["group"] in on]
-    labels = {name: chart.names.get(name, ROLES[name].name) for name in roles_in(values)}
+    there = chart.roles
+    if chart.groups:
+        on = [group for group, (_, shown) in chart.groups.items() if shown]
+        there = roles_in(one for one in chart.spec["data"]["values"] if one["group"] in on)
+    labels = {name: printable(chart.names.get(name, ROLES[name].name)) for name in there}
     legend = {
         "orient": "bottom",
         "title": None,
@@ -78,6 +81,8 @@ def with_legend(chart: Chart) -> Spec:
     }
 
     def shown(value: Any) -> Any:
+        if isinstance(value, str):
+            return printable(value)  # control characters make no SVG, and the program that draws it aborts
         if isinstance(value, list):
             return [shown(one) for one in value]
         if not isinstance(value, dict):
@@ -88,7 +93,7 @@ def with_legend(chart: Chart) -> Spec:
         }
 
     # Charts of a page fit their place. A picture has room for all that is drawn, and grows where its legend is wide.
-    return {**shown(chart.spec), "title": chart.title, "autosize": "pad"}
+    return {**shown(chart.spec), "title": printable(chart.title), "autosize": "pad"}
 
 
 def axis(field: str, title: str, kind: str = "quantitative", **more: Any) -> Spec:
