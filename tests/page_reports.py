@@ -60,6 +60,10 @@ def join_report() -> dict:
         ],
         "left_out": [],
         "chosen": "affine",
+        "matching_by_block": {
+            "pairs": 5, "tokens": 1984, "sites": {"a": [2, 3], "b": [3, 4, 5]},
+            "correlation": [[0.1, 0.4, 0.2], [0.3, 0.7, 0.5]], "null": [[0.0, 0.01, -0.02], [0.0, 0.03, 0.02]],
+        },
         "breakdown": {
             "position": [{"bin": bin, "tokens": 100, "rows": shown} for bin in ("1", "2–3", "4–7")],
             "frequency": [{"bin": bin, "tokens": 150, "rows": shown} for bin in ("never", "up to 10")],

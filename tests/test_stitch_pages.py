@@ -130,6 +130,24 @@ def test_differences_have_a_line_at_zero_and_a_table():
     assert group.rows[0][1] == ["composite", "b", "+0.300", "+0.280 to +0.320"]
 
 
+def test_matched_features_by_block_have_a_map_and_one_of_their_control():
+    maps = {
+        spec["data"]["values"][0]["value"]: spec
+        for spec in specs(pages()["join"])
+        if "best" in spec["data"]["values"][0]
+    }
+    matched, control = maps[0.1], maps[0.0]
+    squares = {(one["y"], one["x"]): one["value"] for one in matched["data"]["values"]}
+    assert squares == {(2, 3): 0.1, (2, 4): 0.4, (2, 5): 0.2, (3, 3): 0.3, (3, 4): 0.7, (3, 5): 0.5}
+    for spec in (matched, control):
+        assert [(one["y"], one["x"]) for one in spec["data"]["values"] if one["best"]] == [(3, 4)]
+        assert spec["layer"][0]["encoding"]["color"]["scale"]["domain"] == [-0.02, 0.7]
+    titles = [matched["encoding"][place]["title"] for place in "yx"]
+    assert titles == ["block of A", "block of B, demo:llama"]
+    rows = Parsed(pages()["join"]).rows
+    assert ["3", "0.300", "0.700", "0.500"] in rows and ["3", "0.000", "0.030", "0.020"] in rows
+
+
 def test_the_front_is_what_no_cheaper_point_beats():
     generator = np.random.default_rng(0)
     points = [{"cost": cost, "value": 12 - cost + noise} for cost, noise in generator.integers(0, 12, (40, 2)).tolist()]
@@ -333,7 +351,7 @@ def test_the_largest_page_stays_below_three_megabytes():
 
 def test_reports_without_newer_keys_have_a_page():
     report = join_report()
-    for key in ("breakdown", "verdict", "alternatives"):
+    for key in ("breakdown", "verdict", "alternatives", "matching_by_block"):
         del report[key]
     for found in report["results"]:
         for key in ("flops", "bytes", "parameters", "bytes_read"):

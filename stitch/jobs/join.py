@@ -39,6 +39,7 @@ from stitch.jobs.stages import (
     harvest_pair,
     load_any_pair,
     look_at_saes,
+    match_by_block,
     match_pair,
     pack_pair,
     read_corpus,
@@ -170,6 +171,7 @@ def _make(
         codes = codes_of_pair(settings, paired["fit"], saes, scratch)
         decoders = saes.a.decoder, saes.b.decoder
         explained = explain(paired["fit"], codes, matching.graph, matching.pairs, b.tokenizer, decoders)
+        by_block = match_by_block(settings, a, b, windows["sweep"], saes, matching, progress)
     with clock.stage("translations"):
         fitted = translate_pair(settings, a, b, paired, saes, matching, progress)
         bridges = bridge_pair(settings, a, b, paired, progress)
@@ -217,6 +219,8 @@ def _make(
     report["recipe"] = recipe("join", report["provenance"])
     shown = dict.fromkeys(["a", "b", "composite", *report["verdict"]["rivals"][:1]])
     report["breakdown"] = breakdown(bins, scores, shown, windows["report"], on.counted)
+    if by_block:
+        report["matching_by_block"] = by_block
     report["look_ups"] = {**fitted.look_ups, "unseen": unseen}
     if layer_choice is not None:
         report["layer_choice"] = layer_choice

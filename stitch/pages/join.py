@@ -1,5 +1,6 @@
 """The page of a join: verdict, rows, differences, frontier, where the loss lies, and matched features."""
 
+from stitch.pages.by_block import by_block_section
 from stitch.pages.curves import curves
 from stitch.pages.features import features_section
 from stitch.pages.frontier import frontier
@@ -39,6 +40,8 @@ def join_sections(report: dict, features: dict | None) -> list[Section]:
         sections.append(frontier_section(report))
     if "breakdown" in report:
         sections.append(breakdown_section(report))
+    if found := report.get("matching_by_block"):
+        sections.append(by_block_section(found, report["models"], report["site"]))
     if features is not None and features.get("pairs"):
         sections.append(features_section(features, report["models"], report["tokens"]["fit"]))
     return sections
