@@ -18,6 +18,7 @@ import vl_convert
 import page_reports
 import stitch.pages
 from page_reports import HOSTILE, KINDS, ROWS, join_report
+from stitch.features.by_block import SITES
 from stitch.pages.card import card_files, page_and_card
 from stitch.pages.chart import CONFIG, with_legend
 from stitch.pages.circuit import circuit_page, head_points, write_circuit_page
@@ -345,7 +346,11 @@ def test_as_many_pairs_are_shown_as_there_is_room_for_and_the_others_are_counted
 
 
 def test_the_largest_page_stays_below_three_megabytes():
-    page = html(join_page(join_report(), page_reports.features(20_000, text="x" * 2000)))
+    report = join_report()
+    many, deep = list(range(SITES)), [[0.1234] * SITES] * SITES
+    sites = {"a": many, "b": many}
+    report["matching_by_block"] |= {"sites": sites, "correlation": deep, "null": deep}
+    page = html(join_page(report, page_reports.features(20_000, text="x" * 2000)))
     assert 2 * MEGABYTE < len(page) < 3 * MEGABYTE
 
 
