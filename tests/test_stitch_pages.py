@@ -387,12 +387,12 @@ def legend_ends(chart) -> tuple[list[float], float]:
         x += float(moved[1]) if moved else 0
         in_legend |= "role-scope" in element.get("class", "")
         if in_legend and element.get("class") == "background":
-            found.append(x + float(re.match(r"M0,0h([\d.]+)", element.get("d"))[1]))
+            found.append(x + float(re.findall(r"M0,0h([\d.]+)", element.get("d", ""))[0]))
         for child in element:
             walk(child, x, in_legend)
 
     walk(root, 0, False)
-    return found, float(root.get("width"))
+    return found, float(root.get("width", 0))
 
 
 @pytest.mark.parametrize("models", [("demo:gpt2", "demo:llama"), ("an-organisation/a-model-135M-Instruct", "x" * 60)])
