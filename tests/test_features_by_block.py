@@ -48,7 +48,10 @@ def test_a_model_agrees_with_itself_wherever_both_are_read_at_one_block():
 
 def test_every_square_is_what_the_streams_say():
     a, b = tiny.shared("gpt2"), tiny.shared("llama")
-    sides = Side(a, dictionary(a.width), 1), Side(b, dictionary(b.width, seed=1), 2)
+    saes = [dictionary(model.width, seed) for seed, model in enumerate((a, b))]
+    # With a bias it matters how long a stream is.
+    saes = [dataclasses.replace(one, encoder_bias=5 * tiny.noise(FEATURES, seed=9)) for one in saes]
+    sides = Side(a, saes[0], 1), Side(b, saes[1], 2)
     cols = [5, 3, 9, 0, 7]
     report = found(*sides, matched(cols))
     ids = tiny.ids(16, 32)
