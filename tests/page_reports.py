@@ -7,6 +7,7 @@ from stitch.pages.conversion import conversion_page
 from stitch.pages.depth import depth_page
 from stitch.pages.graft import graft_page
 from stitch.pages.join import join_page
+from stitch.pages.page import Page, html
 from stitch.pages.sweep import sweep_page
 from stitch.pages.tool import tool_page
 from stitch.pages.transfer import transfer_page
@@ -59,6 +60,10 @@ def join_report() -> dict:
         ],
         "left_out": [],
         "chosen": "affine",
+        "matching_by_block": {
+            "pairs": 5, "tokens": 1984, "sites": {"a": [2, 3], "b": [3, 4, 5]},
+            "correlation": [[0.1, 0.4, 0.2], [0.3, 0.7, 0.5]], "null": [[0.0, 0.01, -0.02], [0.0, 0.03, 0.02]],
+        },
         "breakdown": {
             "position": [{"bin": bin, "tokens": 100, "rows": shown} for bin in ("1", "2–3", "4–7")],
             "frequency": [{"bin": bin, "tokens": 150, "rows": shown} for bin in ("never", "up to 10")],
@@ -277,7 +282,12 @@ TABLE = (["", "right"], [["host, grafted", "98.0%"]], "demo:induction: induction
 
 
 def pages() -> dict[str, bytes]:
-    """A page of every kind, by its name."""
+    """A page of every kind as HTML, by its name."""
+    return {kind: html(page) for kind, page in made().items()}
+
+
+def made() -> dict[str, Page]:
+    """The same before they are HTML."""
     from stitch.conversions.report import footnotes, table
     from stitch.report import transfer
     from stitch.synthesis.report import tool_notes, tool_table

@@ -31,7 +31,9 @@ from stitch.jobs.stages import complete, load_pair
 from stitch.models.flops import block_flops
 
 FIXED = Machine(passes={"a": 1e9, "b": 1e9}, single=1e10, double=5e9, bytes=1e9, compared=1e-5)
-ENDS = Ends(early_a=1e6, whole_a=2e6, early_b=1e6, late_b=2e6, width_a=32, width_b=48, earlier=2, positions=32)
+ENDS = Ends(
+    early_a=1e6, whole_a=2e6, early_b=1e6, late_b=2e6, width_a=32, width_b=48, earlier=2, positions=32, sites_a=7, sites_b=5,
+)  # fmt: skip
 NOTHING_KEPT = {"a": 1.0, "b": 1.0, "sae-a": 1.0, "sae-b": 1.0}
 
 
@@ -93,6 +95,13 @@ def test_more_text_is_more_work_at_every_stage_that_reads_it():
     small, large = work().stages(), work(fit=8192, held_out=8192).stages()
     grown = {name for name in small if large[name].flops > small[name].flops}
     assert grown == {"activations", "saes", "matching", "translations", "choice", "alternatives", "evaluation"}
+
+
+def test_matched_features_at_other_blocks_are_counted_unless_the_report_is_brief():
+    brief = dataclasses.replace(work().settings, brief=True)
+    whole, without = (one.stages()["matching"].flops for one in (work(), work(settings=brief)))
+    passes, encoded = 2e6 + 3e6, 2 * 64 * (7 * 32 + 5 * 48)
+    assert whole - without == 1024 * (passes + encoded)
 
 
 def test_every_row_that_is_scored_is_counted(joined):

@@ -105,6 +105,9 @@ def test_a_run_made_again_from_its_folder_has_the_same_bytes(name: str, files: d
     assert {file for file in first if first[file] != again[file]} <= SECONDS
     for file in SECONDS & first.keys():
         assert without_seconds(first[file]) == without_seconds(again[file])
+    # Every model has a card that shows its chart. What is carried over is no model.
+    assert ("chart.png" in first) == (not name.startswith("transfer"))
+    assert (b"](chart.png)" in first.get("README.md", b"")) == ("chart.png" in first)
     # The recipe has what was asked for: without it a default would have taken its place.
     found = read_recipe(tmp_path / "first")
     assert found["command"] == name

@@ -1,6 +1,7 @@
 """Pages as files: charts say what the report says, text stays text, and nothing is loaded from elsewhere."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import math
@@ -8,20 +9,28 @@ import re
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import vl_convert
 
 import page_reports
 import stitch.pages
 from page_reports import HOSTILE, KINDS, ROWS, join_report
+from stitch.features.by_block import SITES
+from stitch.pages.card import card_files, page_and_card
+from stitch.pages.chart import CONFIG, with_legend
 from stitch.pages.circuit import circuit_page, head_points, write_circuit_page
 from stitch.pages.edges import LINES
 from stitch.pages.embedded import script_json
 from stitch.pages.features import browser_data, features_section
 from stitch.pages.frontier import best_for_every_budget, frontier
-from stitch.pages.join import join_files, join_page
+from stitch.pages.javascript import VEGA_LITE, WIDTH, png
+from stitch.pages.join import join_page
+from stitch.pages.page import Page, html
 from stitch.pages.rows import FAR, differences_section, rows_chart
+from stitch.pages.section import Section
 from stitch.report.card import model_card
 from stitch.report.palette import BACKGROUND, FRAME, HEAT, ROLES, ink_on_heat
 
@@ -122,6 +131,24 @@ def test_differences_have_a_line_at_zero_and_a_table():
     assert group.rows[0][1] == ["composite", "b", "+0.300", "+0.280 to +0.320"]
 
 
+def test_matched_features_by_block_have_a_map_and_one_of_their_control():
+    maps = {
+        spec["data"]["values"][0]["value"]: spec
+        for spec in specs(pages()["join"])
+        if "best" in spec["data"]["values"][0]
+    }
+    matched, control = maps[0.1], maps[0.0]
+    squares = {(one["y"], one["x"]): one["value"] for one in matched["data"]["values"]}
+    assert squares == {(2, 3): 0.1, (2, 4): 0.4, (2, 5): 0.2, (3, 3): 0.3, (3, 4): 0.7, (3, 5): 0.5}
+    for spec in (matched, control):
+        assert [(one["y"], one["x"]) for one in spec["data"]["values"] if one["best"]] == [(3, 4)]
+        assert spec["layer"][0]["encoding"]["color"]["scale"]["domain"] == [-0.02, 0.7]
+    titles = [matched["encoding"][place]["title"] for place in "yx"]
+    assert titles == ["block of A", "block of B, demo:llama"]
+    rows = Parsed(pages()["join"]).rows
+    assert ["3", "0.300", "0.700", "0.500"] in rows and ["3", "0.000", "0.030", "0.020"] in rows
+
+
 def test_the_front_is_what_no_cheaper_point_beats():
     generator = np.random.default_rng(0)
     points = [{"cost": cost, "value": 12 - cost + noise} for cost, noise in generator.integers(0, 12, (40, 2)).tolist()]
@@ -177,8 +204,8 @@ def test_edges_are_lines_between_heads_and_the_neurons_of_blocks():
 def test_a_circuit_without_edges_has_its_page():
     without = {**page_reports.circuit_report(), "edges": None}
     older = {key: value for key, value in without.items() if key != "edges"}
-    assert circuit_page(without) == circuit_page(older)
-    (spec, *_) = specs(circuit_page(without))
+    assert html(circuit_page(without)) == html(circuit_page(older))
+    (spec, *_) = specs(html(circuit_page(without)))
     assert len(spec["layer"]) == 1 and len(spec["data"]["values"]) == 4
 
 
@@ -188,7 +215,7 @@ def test_a_page_shows_as_many_edges_as_stay_readable():
         f"head 1.{target}": {f"head 0.{source}": 0.01 * source + target for source in range(12)} for target in range(12)
     }
     report["edges"]["into"] = into
-    (spec, *_) = specs(circuit_page(report))
+    (spec, *_) = specs(html(circuit_page(report)))
     lines = spec["layer"][0]["data"]["values"]
     assert (
         len(lines) == LINES
@@ -295,9 +322,9 @@ def test_text_of_a_corpus_stays_text():
 def test_names_of_models_are_escaped():
     report = join_report()
     report["models"]["a"] = HOSTILE
-    parsed = Parsed(join_page(report))
+    parsed = Parsed(html(join_page(report)))
     assert "img" not in parsed.tags and HOSTILE in parsed.text
-    assert len(parsed.scripts) == len(Parsed(join_page(join_report())).scripts)
+    assert len(parsed.scripts) == len(Parsed(html(join_page(join_report()))).scripts)
 
 
 def test_json_in_a_page_survives_what_html_and_javascript_read_differently():
@@ -319,31 +346,82 @@ def test_as_many_pairs_are_shown_as_there_is_room_for_and_the_others_are_counted
 
 
 def test_the_largest_page_stays_below_three_megabytes():
-    page = join_page(join_report(), page_reports.features(20_000, text="x" * 2000))
+    report = join_report()
+    many, deep = list(range(SITES)), [[0.1234] * SITES] * SITES
+    sites = {"a": many, "b": many}
+    report["matching_by_block"] |= {"sites": sites, "correlation": deep, "null": deep}
+    page = html(join_page(report, page_reports.features(20_000, text="x" * 2000)))
     assert 2 * MEGABYTE < len(page) < 3 * MEGABYTE
 
 
 def test_reports_without_newer_keys_have_a_page():
     report = join_report()
-    for key in ("breakdown", "verdict", "alternatives"):
+    for key in ("breakdown", "verdict", "alternatives", "matching_by_block"):
         del report[key]
     for found in report["results"]:
         for key in ("flops", "bytes", "parameters", "bytes_read"):
             found.pop(key, None)
     report["native"] = {"change": "without block 3", "blocks": 7, "of": 8, "family": "llama"}
-    assert "demo:gpt2 without block 3" in Parsed(join_page(report)).text
+    assert "demo:gpt2 without block 3" in Parsed(html(join_page(report))).text
 
 
-def test_the_card_shows_a_picture_of_the_rows_where_there_is_one():
-    files = join_files(join_report())
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_shows_the_main_chart_of_its_page(kind):
+    page = page_reports.made()[kind]
+    files = card_files(model_card(join_report()), page)
     assert files["chart.png"].startswith(b"\x89PNG") and len(files["chart.png"]) < 200_000
-    assert b"](chart.png)" in model_card(join_report(), picture=True).to_bytes()
-    assert b"chart.png" not in model_card(join_report()).to_bytes()
+    charts = {chart.name: chart for section in page.sections for chart in section.charts}
+    title = charts["rows" if kind == "chain" else next(iter(charts))].title
+    assert f"![{title}](chart.png)" in files["README.md"].decode()
+    assert files == card_files(model_card(join_report()), page)
+
+
+def legend_ends(chart) -> tuple[list[float], float]:
+    """The right ends of a picture's legend entries with their texts, as Vega measures them, and the picture's width."""
+    spec = {**with_legend(chart), "width": WIDTH, "config": CONFIG}
+    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+    found: list[float] = []
+
+    def walk(element, x: float, in_legend: bool) -> None:
+        moved = re.match(r"translate\(([-\d.]+)", element.get("transform", ""))
+        x += float(moved[1]) if moved else 0
+        in_legend |= "role-scope" in element.get("class", "")
+        if in_legend and element.get("class") == "background":
+            found.append(x + float(re.findall(r"M0,0h([\d.]+)", element.get("d", ""))[0]))
+        for child in element:
+            walk(child, x, in_legend)
+
+    walk(root, 0, False)
+    return found, float(root.get("width", 0))
+
+
+@pytest.mark.parametrize("models", [("demo:gpt2", "demo:llama"), ("an-organisation/a-model-135M-Instruct", "x" * 60)])
+def test_a_picture_has_room_for_its_whole_legend(models):
+    report = join_report()
+    report["models"] = dict(zip("ab", models, strict=True))
+    ends, width = legend_ends(rows_chart(report))
+    assert len(ends) == 6 and max(ends) <= width
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m", "\x00", "\uffff", "\ud800", "\u202e", "<script>&"])
+def test_names_that_are_no_text_have_a_picture(text):
+    report = join_report()
+    report["models"]["a"] = text  # in the legend
+    report["results"][0]["name"] = f"reference:{text}"
+    chart = rows_chart(report)
+    assert png(dataclasses.replace(chart, title=text))
 
 
 def test_without_a_picture_there_is_a_page(monkeypatch):
-    monkeypatch.setattr("stitch.pages.join.png", lambda chart: None)
-    assert join_files(join_report()).keys() == {"report.html"}
+    card, page = model_card(join_report()), join_page(join_report())
+    monkeypatch.setattr("stitch.pages.card.png", lambda chart: None)
+    assert page_and_card(page, card) == {"report.html": html(page), "README.md": card.to_bytes()}
+    assert b"chart.png" not in card.to_bytes()
+
+
+def test_a_card_of_a_page_without_charts_has_no_picture():
+    page = Page(title="a model without a document", sections=[Section(name="tensors", heading="Tensors")])
+    assert card_files(model_card(join_report()), page).keys() == {"README.md"}
 
 
 def luminance(colour: str) -> float:

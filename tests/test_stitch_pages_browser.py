@@ -25,6 +25,7 @@ PHONE, DESK = {"width": 375, "height": 740}, {"width": 1280, "height": 900}
 # By the name of a picture: the kind of page (a folder of STITCH_RESULTS), what of it is shown, and how much.
 PICTURES = {
     "page-join": ("join", "", {"width": 1100, "height": 1120}),
+    "page-chain": ("chain", "", {"width": 1100, "height": 790}),
     "page-features": ("join", "#feature-1487", {"width": 1050, "height": 830}),
     "page-sweep": ("sweep", "", {"width": 1100, "height": 820}),
     "page-circuit": ("circuit", "", {"width": 1100, "height": 900}),

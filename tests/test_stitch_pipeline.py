@@ -87,6 +87,21 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
     }
 
 
+def test_matched_features_are_read_at_all_blocks_of_both_models(run):
+    report, folder = run
+    found = report["matching_by_block"]
+    depths = {side: len(found["sites"][side]) for side in "ab"}
+    assert found["sites"] == {side: list(range(depths[side])) for side in "ab"} and min(depths.values()) > 2
+    assert 2 <= found["pairs"] <= report["matching"]["pairs"]
+    assert 0 < found["tokens"] < report["tokens"]["sweep"]  # without BOS
+    for name in ("correlation", "null"):
+        assert [len(row) for row in found[name]] == [depths["b"]] * depths["a"]
+    # The matching was made where both SAEs were trained, on other text.
+    chosen = found["correlation"][report["site"]["a"]][report["site"]["b"]]
+    assert chosen > max(abs(value) for row in found["null"] for value in row)
+    assert 'id="plot-by-block-correlation"' in (folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize("translation", ["auto", "cross-code", "features+free+tables"])
 def test_a_brief_report_has_fewer_rows_and_the_same_numbers(translation: str, run, donors, tmp_path):
     wanted = settings(
@@ -96,6 +111,7 @@ def test_a_brief_report_has_fewer_rows_and_the_same_numbers(translation: str, ru
     # Those that cannot keep within the composite's cost are left out.
     rivals = {row.name for row in registry.ROWS if row.alternative and row.kind == "reference"}
     names = {row["name"] for row in report["results"]}
+    assert "matching_by_block" not in report
     brief = {row.name for row in registry.ROWS if row.brief and not row.across_tokenizers}
     assert names - rivals == brief - rivals - {"sae-a"} | ({f"translation:{translation}"} - {"translation:auto"})
     assert names & rivals == set(report["alternatives"])

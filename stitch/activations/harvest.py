@@ -131,7 +131,7 @@ def harvest(
     identity = "" if store is None else identity_of(model, progress)
     exact = None if model.original is None else model.original.coincides(windows.ids)
     result = Activations(folder, tuple(sites), windows, per_shard, identity, exact)
-    batch = _at_once(model, windows.context)
+    batch = windows_at_once(model, windows.context)
 
     def tell(done: int) -> None:
         if progress:
@@ -159,7 +159,7 @@ def harvest(
     return result
 
 
-def _at_once(model: Model, context: int) -> int:
+def windows_at_once(model: Model, context: int) -> int:
     """Windows in one forward pass. The last bits of activations depend on it, so it must not depend on which sites are read."""
     width = sum(map(model.width_at, range(model.depth + 1)))
     tokens = TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"])

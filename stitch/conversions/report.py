@@ -88,8 +88,8 @@ def _sentence(one: dict) -> str:
     return text + f", KL {one['kl']:+.4f} ({one['kl_low']:+.4f} to {one['kl_high']:+.4f})."
 
 
-def model_card(report: dict, *, remote_code: bool) -> bytes:
-    """README.md of the converted model."""
+def model_card(report: dict, *, remote_code: bool) -> ModelCard:
+    """The card of the converted model."""
     return ModelCard(
         name=report["title"],
         made=[report["made"]],
@@ -101,4 +101,4 @@ def model_card(report: dict, *, remote_code: bool) -> bytes:
         notes=footnotes(report),
         report="report.json",
         recipe=report["recipe"],
-    ).to_bytes()
+    )

@@ -10,6 +10,7 @@ from stitch.conversions.report import footnotes, model_card, table
 from stitch.files.folders import to_json
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.model import Model
+from stitch.pages.card import page_and_card
 from stitch.pages.conversion import conversion_page
 
 
@@ -25,8 +26,9 @@ def save(donor: Model, folder: Path, report: dict, write: Callable[[Path], objec
     write(folder)
     copy_tokenizer(donor.folder, folder)
     (folder / "report.json").write_bytes(to_json(report))
-    (folder / "report.html").write_bytes(conversion_page(report, table(report), footnotes(report)))
-    (folder / "README.md").write_bytes(model_card(report, remote_code=_needs_code(folder)))
+    page = conversion_page(report, table(report), footnotes(report))
+    for name, content in page_and_card(page, model_card(report, remote_code=_needs_code(folder))).items():
+        (folder / name).write_bytes(content)
 
 
 def _needs_code(folder: Path) -> bool:

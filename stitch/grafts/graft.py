@@ -35,6 +35,7 @@ from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.provenance import surroundings
 from stitch.models.sources import Source, resolve
+from stitch.pages.card import page_and_card
 from stitch.pages.graft import graft_page
 from stitch.progress import Progress
 from stitch.text.tokenizers import require_same_ids
@@ -335,6 +336,5 @@ def _save(host: Model, donor: Model, folder: Path, report: dict) -> None:
     copy_tokenizer(donor.folder, folder)
     (folder / "graft.json").write_text(json.dumps(report, indent=2) + "\n")
     page = graft_page(report, plan_tables(report), plan_notes(report), result_tables(report), result_notes(report))
-    (folder / "report.html").write_bytes(page)
-    for name, content in graft_card(report).files().items():
+    for name, content in page_and_card(page, graft_card(report)).items():
         (folder / name).write_bytes(content)

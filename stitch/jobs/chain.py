@@ -6,6 +6,7 @@ All seams and models are scored on the same windows.
 """
 
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -33,9 +34,10 @@ from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.sources import Source, resolve_all
-from stitch.pages.chain import chain_files
+from stitch.pages.card import page_and_card
+from stitch.pages.chain import chain_page
 from stitch.progress import Progress
-from stitch.report.card import PICTURE, model_card
+from stitch.report.card import model_card
 from stitch.report.chain import chain_report
 
 PER_SEAM = ("model_a", "model_b", "layer", "layer_b", "sae_a", "sae_b", "sae_any_hook", "native")
@@ -96,8 +98,8 @@ def chain(
             os.replace(scratch / f"seam-{len(seams)}", output)
             for number in range(1, len(seams)):
                 keep_seam(scratch / f"seam-{number}", output / f"seam-{number}")
-            page = chain_files(report, (output / "features.json").read_bytes())
-            for name, content in {**model_card(report, picture=PICTURE in page).files(), **page}.items():
+            page = chain_page(report, json.loads((output / "features.json").read_bytes()))
+            for name, content in page_and_card(page, model_card(report)).items():
                 (output / name).write_bytes(content)
             (output / "report.json").write_bytes(to_json(report))
             return report

@@ -64,7 +64,7 @@ def plan_chain(
         ends = Ends(
             early_a=before + used, whole_a=before + used + rest, early_b=own.early_b, late_b=own.late_b, width_a=own.width_a,
             width_b=own.width_b, earlier=earlier, positions=own.positions,
-            same=own.same and number == 0,
+            sites_a=own.sites_a, sites_b=own.sites_b, same=own.same and number == 0,
         )  # fmt: skip
         work = JoinWork(
             ends=ends,

@@ -1,6 +1,7 @@
 """The main job: joins two models into a composite. The stages that it runs one after another are in `stitch.jobs.stages`."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from stitch.jobs.stages import (
     harvest_pair,
     load_any_pair,
     look_at_saes,
+    match_by_block,
     match_pair,
     pack_pair,
     read_corpus,
@@ -49,10 +51,11 @@ from stitch.jobs.stages import (
 from stitch.layers.choose import choose_layer
 from stitch.models.model import Model
 from stitch.models.sources import Source
-from stitch.pages.join import join_files
+from stitch.pages.card import page_and_card
+from stitch.pages.join import join_page
 from stitch.progress import Progress, Steps
 from stitch.report.across import across_tokenizers
-from stitch.report.card import PICTURE, model_card
+from stitch.report.card import model_card
 from stitch.report.pair import Joined, pair_report
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import tokens_of
@@ -168,6 +171,7 @@ def _make(
         codes = codes_of_pair(settings, paired["fit"], saes, scratch, progress)
         decoders = saes.a.decoder, saes.b.decoder
         explained = explain(paired["fit"], codes, matching.graph, matching.pairs, b.tokenizer, decoders, progress)
+        by_block = match_by_block(settings, a, b, windows["sweep"], saes, matching, progress)
     with clock.stage("translations"):
         fitted = translate_pair(settings, a, b, paired, saes, matching, progress)
         bridges = bridge_pair(settings, a, b, paired, progress)
@@ -216,15 +220,17 @@ def _make(
     report["recipe"] = recipe("join", report["provenance"])
     shown = dict.fromkeys(["a", "b", "composite", *report["verdict"]["rivals"][:1]])
     report["breakdown"] = breakdown(bins, scores, shown, windows["report"], on.counted)
+    if by_block:
+        report["matching_by_block"] = by_block
     report["look_ups"] = {**fitted.look_ups, "unseen": unseen}
     if layer_choice is not None:
         report["layer_choice"] = layer_choice
     step()
     with clock.stage("page"):
-        page = join_files(report, explained["features.json"])
+        page = join_page(report, json.loads(explained["features.json"]))
         step()
     with clock.stage("writing"):
-        files = {**model_card(report, picture=PICTURE in page).files(), **explained, **page}
+        files = {**explained, **page_and_card(page, model_card(report))}
         step()
         _write(output, dataclasses.replace(pair, b=b), settings, written, files, scratch, progress)
     report["seconds"] = clock.seconds

@@ -16,6 +16,7 @@ from stitch.estimates.work import Work
 from stitch.evaluation.racing import FIRST
 from stitch.evaluation.scoring import CHOICE, LEAST_WINDOWS
 from stitch.evaluation.trained import WINDOWS
+from stitch.features.by_block import TOKENS, sites_around
 from stitch.frontier.work import Donor, cut, own_tables
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.translation import rows as registry
@@ -39,7 +40,8 @@ class Ends:
     """What of two models decides what joining them costs: FLOPs per token of their parts, and widths.
 
     `early_a` are A's blocks before its site, `late_b` B's blocks from its site on and the head. `earlier` is the number of
-    earlier sites of A that are read, `positions` the columns of learned positions. `same`: A is B.
+    earlier sites of A that are read, `positions` the columns of learned positions. `sites_a` and `sites_b` are the numbers of
+    sites that matched features are read at. `same`: A is B.
     """
 
     early_a: float
@@ -50,6 +52,8 @@ class Ends:
     width_b: int
     earlier: int
     positions: int
+    sites_a: int
+    sites_b: int
     same: bool = False
 
     @classmethod
@@ -60,6 +64,8 @@ class Ends:
             early_b=early(b, onto, costs.context).flops, late_b=costs.late(onto).flops,
             width_a=a.width_at(site), width_b=b.width, positions=positions, same=a is b,
             earlier=len(earlier_sites(site, blocks_before_last_part(a.config))),
+            sites_a=len(sites_around(site, blocks_before_last_part(a.config), a.depth)),
+            sites_b=len(sites_around(onto, blocks_before_last_part(b.config), b.depth)),
         )  # fmt: skip
 
 
@@ -122,11 +128,28 @@ class JoinWork:
         return self.settings.features or default_features(width, self.fit)
 
     def matching(self) -> Work:
-        """`stitch.features.matching.match` and `explain`: codes of both sites, their products, an assignment, contexts."""
+        """`stitch.features.matching.match` and `explain`: codes of both sites, their products, an assignment, contexts.
+
+        Then `by_block`: some tokens through both models, and encoded at every site.
+        """
         a, b = (self.features(width) for width in (self.ends.width_a, self.ends.width_b))
         encoded = self.machine.product(2.0 * self.fit * (self.ends.width_a * a + self.ends.width_b * b))
         sparse = self.machine.moved(self.fit * (CODES_MATCHED * 4 * (a + b) + SPARSE * self.settings.k**2))
-        return encoded + sparse + self.machine.moved(ASSIGNED * a * b) + Work(seconds=MATCHING)
+        total = encoded + sparse + self.machine.moved(ASSIGNED * a * b) + Work(seconds=MATCHING)
+        return total if self.settings.brief else total + self.by_block()
+
+    def by_block(self) -> Work:
+        """`stitch.features.by_block.by_block`. Its passes end before the head, which is counted here all the same."""
+        ends, tokens, total = self.ends, min(TOKENS, self.held_out), Work()
+        for side, whole, width, sites in (
+            ("a", ends.whole_a, ends.width_a, ends.sites_a),
+            ("b", ends.early_b + ends.late_b, ends.width_b, ends.sites_b),
+        ):
+            features = self.features(width)
+            total += self.machine.forward(side, tokens * whole)
+            total += self.machine.product(2.0 * tokens * sites * width * features)
+            total += self.machine.moved(CODES * 4 * tokens * sites * features)
+        return total
 
     def translations(self) -> Work:
         """`translate_pair`: states of tokens, moments, ridges, closed forms, routes and tables."""

@@ -33,11 +33,12 @@ from stitch.models.flops import block_parameters
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
 from stitch.models.sources import Source
-from stitch.pages.join import join_files
+from stitch.pages.card import page_and_card
+from stitch.pages.join import join_page
 from stitch.progress import Progress
 from stitch.regression.moments import accumulate
 from stitch.regression.ridge import ridge
-from stitch.report.card import PICTURE, model_card
+from stitch.report.card import model_card
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows, tokens_of
 from stitch.translation import rows
@@ -129,8 +130,7 @@ def _make(
     report["breakdown"] = breakdown(bins, scores, ("b", "composite"), windows["report"])
     with clock.stage("writing"):
         changed = parameters_of(with_blocks(model, splice.order), bridges[chosen])
-        page = join_files(report)
-        files = {**model_card(report, picture=PICTURE in page).files(), **page}
+        files = page_and_card(join_page(report), model_card(report))
         write_native(output, model, splice.order, changed, extra_files=files)
     report["seconds"] = clock.seconds
     report["cache"] = store.counts() if store else {}

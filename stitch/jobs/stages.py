@@ -17,6 +17,7 @@ from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, why_not_foldable
 from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings, CompleteSettings, same_relative_depth
 from stitch.errors import UsageError, require_extra
+from stitch.features.by_block import Side, by_block
 from stitch.features.codes import code_stream
 from stitch.features.given import GivenSAE, Place, look_at, require_fitting
 from stitch.features.matching import Matching, match
@@ -350,6 +351,23 @@ def match_pair(
     """The matching of both SAEs' features on the fit split, whose codes are kept in `work`."""
     stream = codes_of_pair(settings, fit, saes, work, progress)
     return match(stream, settings.matching, seed=settings.seed, budget_bytes=settings.memory // 4, progress=progress)
+
+
+def match_by_block(
+    settings: CompleteSettings,
+    a: Model,
+    b: Model,
+    held_out: Windows,
+    saes: SAEs,
+    matching: Matching,
+    progress: Progress | None = None,
+) -> dict:
+    """How far the best pairs agree at other blocks, see `by_block`; nothing for a brief report."""
+    if settings.brief:
+        return {}
+    sides = Side(a, saes.a, settings.layer), Side(b, saes.b, settings.layer_b)
+    chunk = chunk_tokens(settings, saes.a, saes.b)
+    return by_block(*sides, held_out.ids, matching.pairs, seed=settings.seed, chunk=chunk, progress=progress)
 
 
 def codes_of_pair(settings: CompleteSettings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None):

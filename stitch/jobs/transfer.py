@@ -21,6 +21,7 @@ from stitch.jobs.stages import complete, harvest_pair, load_pair, read_windows
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
 from stitch.models.sources import Source
+from stitch.pages.page import html
 from stitch.pages.transfer import transfer_page
 from stitch.progress import Progress
 from stitch.report.transfer import notes, table
@@ -144,7 +145,7 @@ def transfer(
             report["provenance"] = {**provenance({**options, **request}, a, b, sources), **windows["fit"].provenance}
             report["recipe"] = recipe(f"transfer {kind}", report["provenance"])
             (output / "report.json").write_bytes(to_json(report))
-            (output / "report.html").write_bytes(transfer_page(report, table(report), notes(report)))
+            (output / "report.html").write_bytes(html(transfer_page(report, table(report), notes(report))))
             return report
 
         return Job(make=work, name=f"{short_name(a.name)}-to-{short_name(b.name)}-{kind}")

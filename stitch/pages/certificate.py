@@ -2,19 +2,19 @@
 
 from stitch.pages.chart import Chart
 from stitch.pages.intervals import intervals
-from stitch.pages.page import Page, html
+from stitch.pages.page import Page
 from stitch.pages.section import Section, Table, ungrouped
 
 NAMES = {"composite": "no wrong answer", "null": "some wrong answers"}
 
 
-def certificate_page(report: dict, title: str, tables: list[Table], notes: list[str]) -> bytes:
-    """report.html beside a certificate, with the tables and sentences that the terminal shows."""
+def certificate_page(report: dict, title: str, tables: list[Table], notes: list[str]) -> Page:
+    """The page beside a certificate, with the tables and sentences that the terminal shows."""
     charts = [_margins(report)] if report["results"] else []
     trials = Section(
         name="trials", heading="Trials against a reference interpreter", charts=charts, tables=[ungrouped(one) for one in tables]
     )  # fmt: skip
-    return html(Page(title=title, lead=notes[-1], facts=notes[:-1], sections=[trials]))
+    return Page(title=title, lead=notes[-1], facts=notes[:-1], sections=[trials])
 
 
 def _margins(report: dict) -> Chart:

@@ -1,32 +1,24 @@
 """The page of a chain: its parts and seams, how much every seam costs, and the last seam as a join."""
 
-import json
-
 from stitch.pages.intervals import intervals
-from stitch.pages.join import join_sections, with_picture
-from stitch.pages.page import Page, html
-from stitch.pages.rows import CE
+from stitch.pages.join import join_sections
+from stitch.pages.page import Page
+from stitch.pages.rows import CE, rows_chart
 from stitch.pages.section import Section
 from stitch.report import chain as seams
 from stitch.report.card import table
 from stitch.report.verdict import verdict_sentence
 
 
-def chain_page(report: dict, features: dict | None = None) -> bytes:
-    """report.html of a chain. `features` is the content of the last seam's features.json."""
-    return html(
-        Page(
-            title=seams.title(report["chain"]),
-            lead=verdict_sentence(report) if "verdict" in report else "",
-            facts=[table(report)[2]],
-            sections=[_parts(report["chain"]), _seams(report["chain"]), *join_sections(report, features)],
-        )
+def chain_page(report: dict, features: dict | None = None) -> Page:
+    """The page of a chain. `features` is the content of the last seam's features.json."""
+    return Page(
+        title=seams.title(report["chain"]),
+        lead=verdict_sentence(report) if "verdict" in report else "",
+        facts=[table(report)[2]],
+        sections=[_parts(report["chain"]), _seams(report["chain"]), *join_sections(report, features)],
+        main=rows_chart(report),
     )
-
-
-def chain_files(report: dict, features: bytes) -> dict[str, bytes]:
-    """report.html, and chart.png for the model card where it can be drawn, by name. `features` is features.json."""
-    return with_picture(chain_page(report, json.loads(features)), report)
 
 
 def _parts(chain: dict) -> Section:

@@ -5,15 +5,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sae.messages import printable
 from stitch.report.palette import ROLES
 
 Spec = dict[str, Any]
 # Fonts and sizes of every chart. Colours of text and axes are the page's, as its style says.
+LABEL_LIMIT = 260  # pixels of a label, after which it is cut
+LEGEND_COLUMNS = 3  # of a picture
 SMALL = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
 CONFIG: Spec = {
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
-    "axis": {**SMALL, "labelFlush": False, "labelOverlap": "greedy", "labelSeparation": 6, "labelLimit": 260},
+    "axis": {**SMALL, "labelFlush": False, "labelOverlap": "greedy", "labelSeparation": 6, "labelLimit": LABEL_LIMIT},
     "axisQuantitative": {"tickCount": 8},
     "legend": {**SMALL, "titleLimit": 320},
 }
@@ -62,18 +65,24 @@ def shape(roles: Iterable[str]) -> Spec:
 
 def with_legend(chart: Chart) -> Spec:
     """The specification with its title and a legend below it, for a picture. The legend has the groups shown at first."""
-    on = [group for group, (_, shown) in chart.groups.items() if shown]
-    values = [one for one in chart.spec["data"]["values"] if not chart.groups or one["group"] in on]
-    labels = {name: chart.names.get(name, ROLES[name].name) for name in roles_in(values)}
+    there = chart.roles
+    if chart.groups:
+        on = [group for group, (_, shown) in chart.groups.items() if shown]
+        there = roles_in(one for one in chart.spec["data"]["values"] if one["group"] in on)
+    labels = {name: printable(chart.names.get(name, ROLES[name].name)) for name in there}
     legend = {
         "orient": "bottom",
         "title": None,
+        "columns": LEGEND_COLUMNS,
+        "labelLimit": LABEL_LIMIT,
         "values": list(labels),
         "symbolOpacity": 1,
         "labelExpr": f"{json.dumps(labels)}[datum.label]",
     }
 
     def shown(value: Any) -> Any:
+        if isinstance(value, str):
+            return printable(value)  # control characters make no SVG, and the program that draws it aborts
         if isinstance(value, list):
             return [shown(one) for one in value]
         if not isinstance(value, dict):
@@ -83,7 +92,8 @@ def with_legend(chart: Chart) -> Spec:
             for key, one in value.items()
         }
 
-    return {**shown(chart.spec), "title": chart.title}
+    # Charts of a page fit their place. A picture has room for all that is drawn, and grows where its legend is wide.
+    return {**shown(chart.spec), "title": printable(chart.title), "autosize": "pad"}
 
 
 def axis(field: str, title: str, kind: str = "quantitative", **more: Any) -> Spec:

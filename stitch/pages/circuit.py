@@ -16,11 +16,11 @@ NATS = "nats per answer"
 def write_circuit_page(report: dict, out: Path) -> Path:
     """Writes the page beside the JSON file `out`: circuit.json has circuit.html. Returns its path."""
     place = out.with_suffix(".page.html" if out.suffix == ".html" else ".html")  # never in the place of the report
-    place.write_bytes(circuit_page(report))
+    place.write_bytes(html(circuit_page(report)))
     return place
 
 
-def circuit_page(report: dict) -> bytes:
+def circuit_page(report: dict) -> Page:
     """The page of a report of `find_circuit`."""
     notes = footnotes(report)
     scores = Section(
@@ -32,13 +32,11 @@ def circuit_page(report: dict) -> bytes:
         charts=[answers("answers", "Right answers, with 95 % intervals", report["results"])],
         tables=[ungrouped(one) for one in tables(report)],
     )
-    return html(
-        Page(
-            title=f"{report['model']}: {report['behaviour']}",
-            lead=notes[0],
-            facts=notes[1:],
-            sections=[_components(report), scores],
-        )
+    return Page(
+        title=f"{report['model']}: {report['behaviour']}",
+        lead=notes[0],
+        facts=notes[1:],
+        sections=[_components(report), scores],
     )
 
 

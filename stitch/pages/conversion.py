@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from stitch.pages.chart import FLUID, Chart, axis, colour, roles_in, shape, tips
 from stitch.pages.intervals import intervals
-from stitch.pages.page import Page, html
+from stitch.pages.page import Page
 from stitch.pages.section import Section, Table, ungrouped
 from stitch.report.palette import role_of
 
@@ -26,8 +26,8 @@ NATS = Measure("ce", "Cross-entropy", "nats per token")
 BITS = Measure("bpb", "Bits per byte", "bits per byte")
 
 
-def conversion_page(report: dict, table: Table, notes: list[str], measure: Measure = NATS) -> bytes:
-    """report.html of a conversion, with the table and sentences that the terminal shows."""
+def conversion_page(report: dict, table: Table, notes: list[str], measure: Measure = NATS) -> Page:
+    """The page of a conversion, with the table and sentences that the terminal shows."""
     rows = [
         {
             "label": row["name"],
@@ -44,7 +44,7 @@ def conversion_page(report: dict, table: Table, notes: list[str], measure: Measu
         Section(name="rows", heading="All rows", charts=charts, tables=[ungrouped(table)], notes=notes),
         *([_differences(report, measure)] if report["differences"] else []),
     ]
-    return html(Page(title=report["title"], lead=report["made"], facts=[table[2]], sections=sections))
+    return Page(title=report["title"], lead=report["made"], facts=[table[2]], sections=sections)
 
 
 def _interval(row: dict, measure: Measure) -> dict:

@@ -2,7 +2,7 @@
 
 from stitch.pages.curves import curves
 from stitch.pages.heatmap import heatmap
-from stitch.pages.page import Page, html
+from stitch.pages.page import Page
 from stitch.pages.section import Section, ungrouped
 from stitch.report.depth import ROWS, best_in, best_table, blocks, footnotes, heat, kinds, rows
 from stitch.report.palette import ends_of
@@ -11,17 +11,15 @@ ROLE = {"passthrough": "baseline", "down-projection": "composite"}
 NATS = "nats above the whole model"
 
 
-def depth_page(report: dict) -> bytes:
-    """report.html of a depth sweep."""
+def depth_page(report: dict) -> Page:
+    """The page of a depth sweep."""
     notes = footnotes(report)
-    return html(
-        Page(
-            title=f"{report['models']['a']}: which blocks can go"
-            + (", which can run twice" if len(kinds(report)) > 1 else ""),
-            lead=notes[0],
-            facts=notes[1:2],
-            sections=[_maps(report), _best(report, notes[2:])],
-        )
+    return Page(
+        title=f"{report['models']['a']}: which blocks can go"
+        + (", which can run twice" if len(kinds(report)) > 1 else ""),
+        lead=notes[0],
+        facts=notes[1:2],
+        sections=[_maps(report), _best(report, notes[2:])],
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from stitch.pages.landing import landing
-from stitch.pages.page import Page, html
+from stitch.pages.page import Page
 from stitch.pages.scores import answers
 from stitch.pages.section import Section, Table, ungrouped
 
@@ -14,8 +14,8 @@ def graft_page(
     plan_notes: Sequence[str],
     results: Iterable[Table],
     result_notes: Sequence[str],
-) -> bytes:
-    """report.html of a graft, with the tables and sentences that the terminal shows for its plan and its results."""
+) -> Page:
+    """The page of a graft, with the tables and sentences that the terminal shows for its plan and its results."""
     grafts = report["grafts"]
     landed = Section(
         name="plan",
@@ -40,7 +40,7 @@ def graft_page(
         tables=[ungrouped(table) for table in results],
         notes=list(result_notes),
     )
-    return html(Page(title=graft_title(report), lead=_lead(grafts), sections=[scores, landed]))
+    return Page(title=graft_title(report), lead=_lead(grafts), sections=[scores, landed])
 
 
 def graft_title(report: dict) -> str:

@@ -6,7 +6,7 @@ from stitch.pages.chart import CONFIG, Chart, with_legend
 from stitch.report.palette import BACKGROUND
 
 VEGA_LITE = "6.4"
-WIDTH, SCALE = 620, 1.5  # of a picture, in pixels, and how many of them per pixel
+WIDTH, SCALE = 430, 1.5  # of a picture without its labels, in pixels, and how many dots are a pixel
 
 
 @cache

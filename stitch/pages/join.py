@@ -1,15 +1,13 @@
 """The page of a join: verdict, rows, differences, frontier, where the loss lies, and matched features."""
 
-import json
-
+from stitch.pages.by_block import by_block_section
 from stitch.pages.curves import curves
 from stitch.pages.features import features_section
 from stitch.pages.frontier import frontier
-from stitch.pages.javascript import png
-from stitch.pages.page import NAME, Page, html
-from stitch.pages.rows import ALTERNATIVES, differences_section, group_of, role, rows_chart, rows_section
+from stitch.pages.page import Page
+from stitch.pages.rows import ALTERNATIVES, differences_section, group_of, role, rows_section
 from stitch.pages.section import Section, ungrouped
-from stitch.report.card import PICTURE, table
+from stitch.report.card import table
 from stitch.report.verdict import verdict_sentence
 
 STATUS = {"dominated": "Dominated.", "level": "Level.", "frontier": "On the frontier."}
@@ -22,30 +20,17 @@ BINS = {
 }
 
 
-def join_page(report: dict, features: dict | None = None) -> bytes:
-    """report.html of a join, of depth surgery, or of a model joined to itself. `features` is the content of features.json."""
+def join_page(report: dict, features: dict | None = None) -> Page:
+    """The page of a join, of depth surgery, or of a model joined to itself. `features` is the content of features.json."""
     models = report["models"]
-    return html(
-        Page(
-            title=f"{models['a']} × {models['b']}"
-            if "native" not in report
-            else f"{models['a']} {report['native']['change']}",
-            lead=verdict_sentence(report) if "verdict" in report else "",
-            facts=[table(report)[2]],
-            sections=join_sections(report, features),
-        )
+    return Page(
+        title=f"{models['a']} × {models['b']}"
+        if "native" not in report
+        else f"{models['a']} {report['native']['change']}",
+        lead=verdict_sentence(report) if "verdict" in report else "",
+        facts=[table(report)[2]],
+        sections=join_sections(report, features),
     )
-
-
-def join_files(report: dict, features: bytes | None = None) -> dict[str, bytes]:
-    """report.html, and chart.png for the model card where it can be drawn, by name. `features` is features.json."""
-    return with_picture(join_page(report, None if features is None else json.loads(features)), report)
-
-
-def with_picture(page: bytes, report: dict) -> dict[str, bytes]:
-    """A page and the picture of its rows, by name."""
-    picture = png(rows_chart(report))
-    return {NAME: page, **({} if picture is None else {PICTURE: picture})}
 
 
 def join_sections(report: dict, features: dict | None) -> list[Section]:
@@ -55,6 +40,8 @@ def join_sections(report: dict, features: dict | None) -> list[Section]:
         sections.append(frontier_section(report))
     if "breakdown" in report:
         sections.append(breakdown_section(report))
+    if found := report.get("matching_by_block"):
+        sections.append(by_block_section(found, report["models"], report["site"]))
     if features is not None and features.get("pairs"):
         sections.append(features_section(features, report["models"], report["tokens"]["fit"]))
     return sections

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from stitch.pages.chart import CONFIG
+from stitch.pages.chart import CONFIG, Chart
 from stitch.pages.embedded import policy, script_json
 from stitch.pages.javascript import vega
 from stitch.pages.section import Section
@@ -17,13 +17,22 @@ NAME = "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """`status` is the verdict in a word or two, `lead` in a sentence; `facts` are a few lines below."""
+    """`status` is the verdict in a word or two, `lead` in a sentence; `facts` are a few lines below.
+
+    `main` is the chart that stands for the page on a model card: the first one, unless another is named.
+    """
 
     title: str
     lead: str = ""
     status: str = ""
     facts: Sequence[str] = ()
     sections: Sequence[Section] = field(default_factory=list)
+    main: Chart | None = None
+
+    @property
+    def main_chart(self) -> Chart | None:
+        """None on a page without charts."""
+        return self.main or next((chart for section in self.sections for chart in section.charts), None)
 
 
 def html(page: Page) -> bytes:

@@ -3,22 +3,20 @@
 from stitch.pages.chart import Chart
 from stitch.pages.frontier import COSTS, frontier
 from stitch.pages.heatmap import heatmap
-from stitch.pages.page import Page, html
+from stitch.pages.page import Page
 from stitch.pages.section import Section, ungrouped
 from stitch.report.palette import ends_of
 from stitch.report.sweep import best_table, footnotes, front_table, heat, swept_directions
 
 
-def sweep_page(report: dict) -> bytes:
-    """report.html of a sweep."""
+def sweep_page(report: dict) -> Page:
+    """The page of a sweep."""
     notes = footnotes(report)
-    return html(
-        Page(
-            title=f"{report['models']['a']} × {report['models']['b']}: every pair of layers",
-            lead=notes[0],
-            facts=[notes[1]],
-            sections=[_maps(report), _fronts(report, notes[2:])],
-        )
+    return Page(
+        title=f"{report['models']['a']} × {report['models']['b']}: every pair of layers",
+        lead=notes[0],
+        facts=[notes[1]],
+        sections=[_maps(report), _fronts(report, notes[2:])],
     )
 
 

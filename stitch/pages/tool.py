@@ -2,7 +2,7 @@
 
 from stitch.pages.curves import curves
 from stitch.pages.intervals import intervals
-from stitch.pages.page import Page, html
+from stitch.pages.page import Page
 from stitch.pages.rows import CE
 from stitch.pages.section import Section, Table, ungrouped
 
@@ -11,12 +11,10 @@ RIGHT = "share of right states"
 READ = "tokens read, with the start token"
 
 
-def tool_page(report: dict, table: Table, notes: list[str]) -> bytes:
-    """report.html of a tool, with the table and sentences that the terminal shows."""
+def tool_page(report: dict, table: Table, notes: list[str]) -> Page:
+    """The page of a tool, with the table and sentences that the terminal shows."""
     sections = [_states_section(report, table), _steps_section(report), _price_section(report)]
-    return html(
-        Page(title=f"{report['automaton']} in {report['host']}", lead=_lead(report), facts=notes, sections=sections)
-    )
+    return Page(title=f"{report['automaton']} in {report['host']}", lead=_lead(report), facts=notes, sections=sections)
 
 
 def _lead(report: dict) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from stitch.pages.chart import Chart
 from stitch.pages.intervals import intervals
-from stitch.pages.page import Page, html
+from stitch.pages.page import Page
 from stitch.pages.section import Section, Table, ungrouped
 
 NAMES = {"a": "A's own", "b": "trained on B, or B itself", "composite": "carried over"}
@@ -33,13 +33,13 @@ MEASURES = {
 }
 
 
-def transfer_page(report: dict, table: Table, notes: list[str]) -> bytes:
-    """report.html of a transfer, with the table and sentences that the terminal shows."""
+def transfer_page(report: dict, table: Table, notes: list[str]) -> Page:
+    """The page of a transfer, with the table and sentences that the terminal shows."""
     charts = [found for measure in MEASURES[report["kind"]] if (found := _chart(report, measure)) is not None]
     rows = Section(name="rows", heading="All rows", charts=charts, tables=[ungrouped(table)], notes=notes[1:])
     models = report["models"]
     title = f"{report['kind']} of {models['a']} for {models['b']}".replace("sae", "SAE", 1)
-    return html(Page(title=title, lead=table[2], facts=notes[:1], sections=[rows]))
+    return Page(title=title, lead=table[2], facts=notes[:1], sections=[rows])
 
 
 def _chart(report: dict, measure: Measure) -> Chart | None:

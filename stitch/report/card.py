@@ -9,7 +9,6 @@ from stitch.report.origin import origin_notes
 from stitch.report.readme import ModelCard
 from stitch.report.verdict import verdict_sentence
 
-PICTURE = "chart.png"  # the chart of a model card, beside it
 COLUMNS = [
     *("", "CE", "95 % interval", "bits/byte", "perplexity", "KL to B", "top-1"),
     *("MFLOP", "M param.", "MB", "MB read"),
@@ -105,8 +104,8 @@ def footnotes(report: dict) -> list[str]:
     return lines
 
 
-def model_card(report: dict, *, picture: bool = False) -> ModelCard:
-    """The card of the composite, with a model-index that the Hub reads. `picture`: PICTURE is beside it."""
+def model_card(report: dict) -> ModelCard:
+    """The card of the composite, with a model-index that the Hub reads."""
     name, made = _subject(report)
     return ModelCard(
         name=name,
@@ -116,7 +115,6 @@ def model_card(report: dict, *, picture: bool = False) -> ModelCard:
         saes=report["provenance"].get("saes", []),
         relation="merge",
         example=loading_example(remote_code="native" not in report),
-        pictures=[f"![Cross-entropy of every row, with 95 % intervals]({PICTURE})", ""] if picture else [],
         tables=[table(report)],
         notes=footnotes(report),
         report="report.json",

@@ -14,8 +14,8 @@ NAMES = {
 }
 
 
-def compiled_card(report: dict) -> bytes:
-    """README.md of a compiled checkpoint, from the certificate that it was written with."""
+def compiled_card(report: dict) -> ModelCard:
+    """The card of a compiled checkpoint, from the certificate that it was written with."""
     description = report["description"]
     return ModelCard(
         name=NAMES[description["kind"]],
@@ -33,11 +33,11 @@ def compiled_card(report: dict) -> bytes:
         notes=notes(report),
         report="certificate.json",
         recipe=report["recipe"],
-    ).to_bytes()
+    )
 
 
-def tool_card(report: dict) -> bytes:
-    """README.md of a model with a tool inside."""
+def tool_card(report: dict) -> ModelCard:
+    """The card of a model with a tool inside."""
     return ModelCard(
         name=f"{report['host']} with an automaton inside",
         made=[
@@ -52,4 +52,4 @@ def tool_card(report: dict) -> bytes:
         notes=tool_notes(report),
         report="tool.json",
         recipe=report["recipe"],
-    ).to_bytes()
+    )

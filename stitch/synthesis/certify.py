@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from stitch.models.device import torch_device, torch_dtype
 from stitch.pages.certificate import certificate_page
+from stitch.pages.page import NAME, Page, html
 from stitch.progress import Progress
 from stitch.synthesis import checkpoint, kinds
 from stitch.synthesis.attention import apart, safe_context, selection
@@ -16,7 +17,7 @@ from stitch.synthesis.report import notes, tables, title
 from stitch.synthesis.trials import Trial, outcome
 from stitch.synthesis.write import MARGIN
 
-FILE, PAGE = "certificate.json", "report.html"
+FILE = "certificate.json"
 ROUNDING = 1e-3  # largest difference in attention that counts as rounding error
 # Parts of a description that the report leaves out, as they are large or have a place of their own.
 LEFT_OUT = ("matrix", "targets", "tokens", "provenance", "recipe")
@@ -70,8 +71,13 @@ def certify(
         # The error of the factors follows from the rank; the weights may add no more than rounding errors.
         report["certified"] = report["apart"]["fp32"]["max"] <= description["rank_curve"][-1]["max"] + ROUNDING
     (folder / FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    (folder / PAGE).write_bytes(certificate_page(report, title(report), tables(report), notes(report)))
+    (folder / NAME).write_bytes(html(page_of(report)))
     return report
+
+
+def page_of(report: dict) -> Page:
+    """The page of a certificate."""
+    return certificate_page(report, title(report), tables(report), notes(report))
 
 
 def _tried(net: PreTrainedModel, trials: list[Trial], stage: str, progress: Progress | None) -> Iterable[dict]:

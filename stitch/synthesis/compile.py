@@ -11,6 +11,7 @@ from stitch.files.recipe import recipe
 from stitch.files.specification import shown
 from stitch.models.provenance import described, versions
 from stitch.models.sources import Source, resolve
+from stitch.pages.card import card_files
 from stitch.progress import Progress
 from stitch.synthesis import checkpoint, kinds
 from stitch.synthesis.automata.read import read_automaton
@@ -18,7 +19,7 @@ from stitch.synthesis.automata.stepwise import random_codes
 from stitch.synthesis.bounds import LONGEST, LONGEST_SOFT, MOST_DIMENSIONS, MOST_SEED, within
 from stitch.synthesis.build import build, check_architecture
 from stitch.synthesis.card import compiled_card
-from stitch.synthesis.certify import certify
+from stitch.synthesis.certify import certify, page_of
 from stitch.synthesis.kinds import MODES
 from stitch.synthesis.machines.subleq_circuit import FEWEST_CELLS, MOST_CELLS
 from stitch.synthesis.machines.turing_circuit import check_sizes
@@ -62,7 +63,8 @@ def compile_to(
         seconds = time.perf_counter() - began
         first = {"tokens": FIRST_TOKENS, "settings": [("fp32", "sdpa")]}
         report = certify(output, **first, device=device, progress=progress)
-        (output / "README.md").write_bytes(compiled_card(report))
+        for name, content in card_files(compiled_card(report), page_of(report)).items():
+            (output / name).write_bytes(content)
         return {**report, "seconds": seconds}
 
     return run("compile", lambda: Job(make=make), out, overwrite=overwrite)[0]

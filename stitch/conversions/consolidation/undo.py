@@ -13,7 +13,8 @@ from stitch.files.shards import write_shards
 from stitch.files.tokenizer import copy_tokenizer
 from stitch.models.provenance import described, versions
 from stitch.models.sources import Source, resolve
-from stitch.pages.page import Page, html
+from stitch.pages.card import page_and_card
+from stitch.pages.page import Page
 from stitch.pages.section import Section, ungrouped
 from stitch.progress import Progress
 from stitch.report.readme import ModelCard
@@ -40,8 +41,8 @@ def undo(name: str, out: Path, *, overwrite: bool = False, progress: Progress | 
             copy_kept(source.folder / "undo", output)
             report = assemble_report(source, found)
             (output / "report.json").write_bytes(to_json(report))
-            (output / "report.html").write_bytes(_page(report))
-            (output / "README.md").write_bytes(_card(report, has_code=any(output.glob("*.py"))))
+            for name, content in page_and_card(_page(report), _card(report, has_code=any(output.glob("*.py")))).items():
+                (output / name).write_bytes(content)
             return report
 
         return Job(make=make)
@@ -79,12 +80,12 @@ def table(report: dict) -> tuple[list[str], list[list[str]], str]:
     return ["", "tensors"], rows, report["title"]
 
 
-def _page(report: dict) -> bytes:
+def _page(report: dict) -> Page:
     sections = [Section(name="tensors", heading="Tensors", tables=[ungrouped(table(report))])]
-    return html(Page(title=report["title"], lead=report["made"], facts=[], sections=sections))
+    return Page(title=report["title"], lead=report["made"], facts=[], sections=sections)
 
 
-def _card(report: dict, *, has_code: bool) -> bytes:
+def _card(report: dict, *, has_code: bool) -> ModelCard:
     return ModelCard(
         name=report["title"],
         made=[report["made"]],
@@ -96,4 +97,4 @@ def _card(report: dict, *, has_code: bool) -> bytes:
         notes=[],
         report="report.json",
         recipe=report["recipe"],
-    ).to_bytes()
+    )

@@ -23,6 +23,7 @@ from stitch.files.folders import to_json
 from stitch.files.markdown import loading_example
 from stitch.files.recipe import recipe
 from stitch.models.provenance import described, hash_of, surroundings
+from stitch.pages.card import page_and_card
 from stitch.pages.conversion import BITS, conversion_page
 from stitch.report.notes import text_notes
 from stitch.report.readme import ModelCard
@@ -146,7 +147,7 @@ def _sentence(one: dict) -> str:
 
 
 def files_of(report: dict) -> dict[str, bytes]:
-    """report.json, the page and the model card."""
+    """report.json, the page, and the model card with its picture."""
     card = ModelCard(
         name=report["title"],
         made=[report["made"]],
@@ -160,4 +161,4 @@ def files_of(report: dict) -> dict[str, bytes]:
         recipe=report["recipe"],
     )
     page = conversion_page(report, table(report), footnotes(report), BITS)
-    return {"report.json": to_json(report), "report.html": page, "README.md": card.to_bytes()}
+    return {"report.json": to_json(report), **page_and_card(page, card)}

@@ -21,7 +21,7 @@ from stitch.models.model import Model
 from stitch.models.provenance import surroundings
 from stitch.models.sources import resolve
 from stitch.models.writer import Writer
-from stitch.pages.page import NAME
+from stitch.pages.card import page_and_card
 from stitch.pages.tool import tool_page
 from stitch.progress import Progress
 from stitch.synthesis import checkpoint
@@ -111,8 +111,9 @@ def compile_tool(
             report["provenance"] = {**surroundings(settings, {"host": (before, source)}), **windows.provenance}
             report["recipe"] = recipe("compile tool", report["provenance"])
             (output / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-            (output / NAME).write_bytes(tool_page(report, tool_table(report), tool_notes(report)))
-            (output / "README.md").write_bytes(tool_card(report))
+            page = tool_page(report, tool_table(report), tool_notes(report))
+            for name, content in page_and_card(page, tool_card(report)).items():
+                (output / name).write_bytes(content)
             return report
 
         return Job(make=make)
