@@ -6,6 +6,7 @@ prices of an optimum on the graph, the bound is tight on the graph. Its excess o
 pairs that the graph lacks, and shows which pairs these are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,21 +80,28 @@ def certify(
 
 
 def assign_certified(
-    correlations: Correlations, candidates: Candidates, *, threshold: float = 0.0, gap: float = 1e-4, rounds: int = 16
+    correlations: Correlations,
+    candidates: Candidates,
+    *,
+    threshold: float = 0.0,
+    gap: float = 1e-4,
+    rounds: int = 16,
+    tick: Callable[[], None] = lambda: None,
 ) -> tuple[Pairs, Certificate]:
     """A one-to-one matching whose gain is within a share `gap` of the optimum over *all* pairs, and its certificate.
 
     Matches on the graph, adds the pairs that the certificate finds missing, and matches again, until the gap is small enough,
-    no pair is missing, or `rounds` matchings have been made.
+    no pair is missing, or `rounds` matchings have been made. `tick` is called after each matching.
 
     Raises: MatchError as `assign` and `certify` do.
     Source: column generation, Dantzig & Wolfe 1960, Operations Research 8.
     """
     pairs, prices = assign_with_prices(candidates, threshold)
     certificate, larger = certify(correlations, candidates, pairs, prices, threshold=threshold)
+    tick()
     if certificate.gap <= gap or larger is candidates or rounds == 1:
         return pairs, certificate
-    return assign_certified(correlations, larger, threshold=threshold, gap=gap, rounds=rounds - 1)
+    return assign_certified(correlations, larger, threshold=threshold, gap=gap, rounds=rounds - 1, tick=tick)
 
 
 def _highest_missing_correlation(candidates: Candidates) -> Float64[np.ndarray, " rows"]:

@@ -108,9 +108,8 @@ def of_pairs(a, b, scales, work, rows, cols, pairs, found):
 def best_partners(a, b, scales, work, start, stop, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation):
     """Fills in the best partners of every row and, among rows start to stop, of every column, in descending order of correlation;
     and the correlations of the randomly drawn pairs."""
-    least = np.zeros(
-        len(best_rows)
-    )  # lowest correlation among a column's partners: contiguous, and enough to reject most pairs
+    # The lowest correlation among a column's partners, of earlier calls too: contiguous, and enough to reject most pairs.
+    least = of_col[:, -1].copy()
     tokens = len(b.starts) - 1
     for row in range(start, stop):
         count = multiply(row, a, b, work)

@@ -1,6 +1,7 @@
 """The candidate graph: the most correlated partners of every feature."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from threading import Lock
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -8,16 +9,22 @@ from jaxtyping import Float64, Int64
 from matching.compiled import best_partners, merge_columns
 from matching.correlations import Correlations
 from matching.null import draw_columns
-from matching.threads import in_parts
+from matching.threads import in_parts, in_pieces
 from matching.types import Alternatives, Candidates
 
 
-def candidates(correlations: Correlations, *, generator: np.random.Generator, top: int = 16) -> Candidates:
+def candidates(
+    correlations: Correlations,
+    *,
+    generator: np.random.Generator,
+    top: int = 16,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Candidates:
     """The graph of the `top` most correlated B-features of every A-feature, and vice versa, among positive correlations.
 
     The result is exact: all pairs that are active on a common token are considered. It does not depend on how the stream was
     cut into batches. Ties go to the lower index. For the null, `top` random partners per A-feature are drawn from `generator`
-    and scored as well (`Alternatives`).
+    and scored as well (`Alternatives`). `progress` gets how many A-features are done, and of how many.
 
     Memory in addition to the codes: 16 bytes · top per feature of A, and the same per feature of B for every thread.
     """
@@ -25,12 +32,18 @@ def candidates(correlations: Correlations, *, generator: np.random.Generator, to
     drawn = draw_columns(rows, np.flatnonzero(correlations.live_b), top, generator)
     drawn_correlation = np.full(drawn.shape, -np.inf)
     best_cols, of_row = np.full((rows, top), -1), np.zeros((rows, top))
+    done, one_at_a_time = 0, Lock()
+    progress(done, rows)
 
     def part(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal done
         best_rows, of_col = np.full((cols, top), -1), np.zeros((cols, top))
-        best_partners(
-            *correlations.arrays(), start, stop, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation
-        )
+        arrays = correlations.arrays()
+        for first, last in in_pieces(start, stop, correlations.cost):
+            best_partners(*arrays, first, last, best_cols, of_row, best_rows, of_col, drawn, drawn_correlation)
+            with one_at_a_time:
+                done += last - first
+                progress(done, rows)
         return best_rows, of_col
 
     (best_rows, of_col), *others = in_parts(part, correlations.cost, correlations.threads)

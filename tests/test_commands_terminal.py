@@ -1,6 +1,7 @@
 """What commands print: tables, notes, heat maps and progress."""
 
 import json
+import time
 
 import pytest
 
@@ -38,21 +39,61 @@ def test_a_heat_map_shows_every_number(high, capsys):
     assert shown == ["CE", "1", "2", "0", "1.00", "2.00"]
 
 
-def test_progress_prints_a_line_per_stage_and_half_minute(capsys, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(progressing.time, "monotonic", lambda: clock[0])
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """The time, which only a test moves."""
+    now = [0.0]
+    monkeypatch.setattr(progressing.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_progress_prints_a_line_per_stage_and_half_minute(capsys, clock):
     with progress(quiet=False) as update:
-        for clock[0], done in [(100, 0), (110, 1000), (140, 4000), (150, 5000), (160, 10_000)]:
+        for clock[0], done in [(100, 0), (104, 400), (110, 1000), (139, 3900), (150, 5000), (160, 10_000)]:
             update("harvest", done, 10_000)
         update("harvest", 5, 10)  # the next split of the same stage
+        update("fit", 0, 3)
         update("fit", 3, 3)
+        update("fit", 3, 3)  # another, of one step
     assert capsys.readouterr().err.splitlines() == [
-        "harvest: 0 of 10,000",
-        "harvest: 4,000 of 10,000, 100/s, 60 s left",
+        "harvest: 1,000 of 10,000, 100/s, 90 s left",
+        "harvest: 5,000 of 10,000, 100/s, 50 s left",
         "harvest: 10,000 of 10,000, 167/s",
         "harvest: 5 of 10",
         "fit: 3 of 3",
+        "fit: 3 of 3",
     ]
+
+
+def test_a_step_that_takes_long_is_not_silent(capsys, clock):
+    lines = progressing._Lines()
+    lines.update("solve", 0, 4)
+    shown = []
+    for clock[0] in (4, 6, 30, 37, 90):
+        lines.remind()
+        shown.append(capsys.readouterr().err)
+    assert shown == ["", "solve: 0 of 4\n", "", "solve: 0 of 4\n", "solve: 0 of 4\n"]
+    clock[0] = 100
+    lines.update("solve", 1, 4)
+    clock[0] = 121
+    lines.remind()
+    assert capsys.readouterr().err == "solve: 1 of 4, 0.0083/s, 363 s left\n"
+    lines.update("solve", 4, 4)
+    clock[0] = 1000
+    lines.remind()
+    assert capsys.readouterr().err == "solve: 4 of 4, 0.033/s\n"
+
+
+def test_progress_reminds_by_itself(capsys, monkeypatch):
+    monkeypatch.setattr(progressing, "FIRST_LINE", 0.5)
+    shown, until = "", time.monotonic() + 30
+    with progress(quiet=False) as update:
+        update("solve", 0, 4)
+        assert capsys.readouterr().err == ""
+        while not shown and time.monotonic() < until:
+            time.sleep(0.1)
+            shown = capsys.readouterr().err
+    assert shown == "solve: 0 of 4\n"
 
 
 def test_quiet_progress_prints_nothing(capsys):

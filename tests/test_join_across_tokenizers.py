@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import jobs
 import tiny
+from heard import Heard
 from stitch.activations.harvest import harvest
 from stitch.activations.observe import residuals
 from stitch.activations.paired import pair
@@ -19,6 +20,7 @@ from stitch.composite.parts import Part
 from stitch.conversions.retokenization.behind import behind
 from stitch.conversions.retokenization.scoring import head_of, softcap
 from stitch.errors import UsageError
+from stitch.evaluation.next_byte import agree
 from stitch.evaluation.own_tokens import own_scores
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.evaluation.stage import Stage
@@ -116,6 +118,28 @@ def test_losses_in_own_tokens_are_those_on_the_same_bytes(pair_of, tmp_path):
     assert same.row("a")["kl_to_b"] == pytest.approx(0, abs=1e-5) and same.row("a")["top1"] == 1.0
 
 
+def test_likeliest_tokens_agree_as_far_as_both_reach(pair_of, tmp_path):
+    assert agree(b" the", b" th") and agree(b" th", b" the") and not agree(b" the", b" this")
+    assert agree(b"", None) and not agree(b"", b"a") and not agree(b"a", None)
+    a, b = pair_of
+    text, there = windows(), behind(b, a)
+    found = [harvest(model, text, [2], tmp_path / str(number)) for number, model in enumerate((a, there))]
+    on = Stage(a, there, 2, 2, pair(*found, 2, 2), 2**28)
+    assert on.counted is not None
+    _, next_byte = own_scores(on)
+
+    def other(batch):  # the likeliest token is that of the next window
+        return a.net(batch.ids.roll(1, 0)).logits
+
+    scores = evaluate({"other": other}, text, vocabulary=tiny.VOCABULARY, reference=next_byte, counted=on.counted)
+    with torch.no_grad():
+        own, moved = (a.net(ids).logits[:, :-1].argmax(-1) for ids in (text.ids.long(), text.ids.long().roll(1, 0)))
+    spelt = [[a.tokenizer.convert_ids_to_tokens(int(token)) for token in found.flatten()] for found in (own, moved)]
+    same = [one.startswith(two) or two.startswith(one) for one, two in zip(*spelt, strict=True)]  # "<" and "<99>" agree
+    wanted = torch.tensor(same)[on.counted[text.ids[:, 1:].flatten().long()]].double().mean()
+    assert 0 < wanted < 1 and scores["other"].row("other")["top1"] == pytest.approx(float(wanted), abs=1e-6)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])  # the second caps its logits
 def test_losses_of_heads_are_those_of_the_network(family, tmp_path):
     a = tiny.model(family)
@@ -151,7 +175,13 @@ def test_tokens_that_end_inside_one_of_the_other_model_are_not_fitted_on(tmp_pat
 
 
 @pytest.fixture(scope="module")
-def joined(tmp_path_factory):
+def heard() -> Heard:
+    """What is heard of the stages while `joined` is made."""
+    return Heard()
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory, heard):
     """A model that reads characters, joined to one that reads words."""
     folder = tmp_path_factory.mktemp("across")
     a, tokenizer = tiny.save(folder / "a", "gpt2"), with_byte_fallback()
@@ -159,7 +189,19 @@ def joined(tmp_path_factory):
     tokenizer.save_pretrained(b)
     text = jobs.write_text(folder, documents=400)
     settings = jobs.settings(a, b, text, context=64)
-    return settings, *stitch(settings, folder / "out", store=Store(folder / "store", 2**30))
+    return settings, *stitch(settings, folder / "out", store=Store(folder / "store", 2**30), progress=heard)
+
+
+def test_all_that_takes_long_is_heard_of_to_its_end(joined, heard):
+    heard.require(
+        ["the model in its own tokens (passages)", "head for A's tokens (passages)", "all of B for A's tokens (passages)",
+         "scores of the head (passages)", "bias (parts of the text)", "choice of the head (parts)", "head of A (passages)",
+         "backfitting (tables, at most)", "ridge behind the tables (strengths, at most)", "correlations (features)",
+         "least squares (strengths, at most)", "text of features (features)", "writing weights (tensors)"], between=1,
+    )  # fmt: skip
+    heard.require(["what the model says next (parts)", "SAE training (steps)", "report (files)"])
+    # Tokens that the other model does not end at are counted, but not read; the race leaves rows behind.
+    assert {stage for stage in heard.unfinished if "tokens)" not in stage} == set()
 
 
 def row(report: dict, name: str) -> dict:

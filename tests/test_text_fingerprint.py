@@ -77,7 +77,7 @@ def test_a_cached_corpus_says_what_it_was_made_from(tmp_path, monkeypatch):
     from stitch.text import corpus
 
     monkeypatch.setenv("STITCH_CACHE", str(tmp_path))
-    monkeypatch.setattr("stitch.text.docstrings.documents", lambda: DOCUMENTS)
+    monkeypatch.setattr("stitch.text.docstrings.documents", lambda progress: DOCUMENTS)
     assert corpus.cached_documents() == corpus.cached_documents() == DOCUMENTS
     (file,) = tmp_path.glob("docstrings-*.jsonl.gz")
     with gzip.open(file, "rt") as lines:

@@ -128,10 +128,15 @@ def harvest(
     model runs from the nearest earlier site that the store has, not from its first block.
     Raises: StitchError when activations are not finite.
     """
-    identity = "" if store is None else identity_of(model)
+    identity = "" if store is None else identity_of(model, progress)
     exact = None if model.original is None else model.original.coincides(windows.ids)
     result = Activations(folder, tuple(sites), windows, per_shard, identity, exact)
     batch = _at_once(model, windows.context)
+
+    def tell(done: int) -> None:
+        if progress:
+            progress(f"activations of {model.name}", done * windows.context, windows.tokens)
+
     folder.mkdir(parents=True, exist_ok=True)
     for file in range(part[0], result.files, part[1]):
         rows = result.in_file(file)
@@ -141,7 +146,7 @@ def harvest(
         if store:
             missing = [site for site in missing if not store.get(KIND, contents[site], result.path(file, site))]
         if missing:
-            batches = _streams(model, ids.split(batch), missing, store, identity, late)
+            batches = _told(_streams(model, ids.split(batch), missing, store, identity, late), rows.start, tell)
             _write({site: (result.path(file, site), contents[site]) for site in missing}, len(ids), batches)
             for site in missing:
                 seal(result.path(file, site))
@@ -149,8 +154,8 @@ def harvest(
             for site in missing:
                 about = f"{model.name}, resid_pre.{site}, {ids.numel():,} tokens"
                 store.put(KIND, contents[site], result.path(file, site), about)
-        if progress:
-            progress(f"activations of {model.name}", rows.stop * windows.context, windows.tokens)
+        if not missing:
+            tell(rows.stop)
     return result
 
 
@@ -181,6 +186,18 @@ def _streams(
             return
     for some in batches:
         yield residuals(model, some.to(model.device).long(), sites)
+
+
+def _told(
+    batches: Iterator[dict[int, Tensor]], before: int, tell: Callable[[int], None]
+) -> Iterator[dict[int, Tensor]]:
+    """The same batches. `tell` gets the number of windows behind each; there are `before` in front of the first."""
+    done = before
+    tell(done)
+    for streams in batches:
+        done += len(next(iter(streams.values())))
+        tell(done)
+        yield streams
 
 
 def _in_parts(place: Path, name: str, size: int) -> Iterator[Tensor]:

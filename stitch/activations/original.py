@@ -29,6 +29,7 @@ class OwnReading:
     rows: Int[Tensor, " own"]
     places: Int[Tensor, " own"]
     next_byte: Float[Tensor, "batch context kinds"]
+    favourites: list[list[bytes | None]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Original:
         """The byte that each id of the other tokenizer begins with, or 256."""
         return first_bytes(self.rewriter.given.vocabulary, len(self.rewriter.given.vocabulary))
 
+    @property
+    def pieces(self) -> list[bytes | None]:
+        """The bytes that each id of the other tokenizer stands for."""
+        return self.rewriter.given.vocabulary.pieces
+
     def residuals(self, ids: Int[Tensor, "batch context"], sites: Sequence[int]) -> dict[int, Tensor]:
         """Streams [batch, context, width] entering the blocks `sites`, by site."""
         windows = [self.rewriter(window) for window in ids.cpu()]
@@ -82,7 +88,8 @@ class Original:
         passes = Passes.of([window.ids for window in windows], self.model.longest, self.rewriter.own.bos)
         logits = self.model.net(input_ids=passes.ids.to(self.model.device), use_cache=False).logits
         first = first_bytes(self.rewriter.own.vocabulary, logits.shape[-1])
-        nats, rows, places, next_byte = [], [], [], []
+        pieces = self.rewriter.own.vocabulary.pieces
+        nats, rows, places, next_byte, favourites = [], [], [], [], []
         for number, (window, own) in enumerate(zip(windows, passes.joined(logits), strict=True)):
             predicted = own.float().log_softmax(-1)
             text = window.is_text.nonzero()[:, 0]
@@ -90,5 +97,8 @@ class Original:
             nats.append(-predicted[text - 1, window.ids.to(text.device)[text]].cpu())
             rows.append(torch.full((len(text),), number))
             places.append(window.since[text.cpu()].clamp_max(ids.shape[1] - 1))
-            next_byte.append(by_first_byte(predicted.exp(), first).cpu()[window.at.clamp_min(0)])
-        return OwnReading(torch.cat(nats), torch.cat(rows), torch.cat(places), torch.stack(next_byte))
+            at = window.at.clamp_min(0)
+            next_byte.append(by_first_byte(predicted.exp(), first).cpu()[at])
+            likeliest = predicted.argmax(1).cpu()[at].tolist()
+            favourites.append([pieces[token] if token < len(pieces) else None for token in likeliest])
+        return OwnReading(torch.cat(nats), torch.cat(rows), torch.cat(places), torch.stack(next_byte), favourites)

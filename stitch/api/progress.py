@@ -1,13 +1,14 @@
-"""Progress on standard error: bars on a terminal, a line per stage and half minute elsewhere."""
+"""Progress on standard error: bars on a terminal, elsewhere a line per stage, and more of a stage that takes long."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Lock, Thread
 
 from sae.messages import printable
 
-BETWEEN_LINES = 30  # seconds
+FIRST_LINE, BETWEEN_LINES = 5, 30  # seconds
 
 Update = Callable[[str, int, int], None]  # stage, done, total
 
@@ -21,22 +22,20 @@ def progress(quiet: bool) -> Iterator[Update]:
         with _bars() as update:
             yield update
     else:
-        yield _Lines().update
+        lines = _Lines()
+        with _reminded(lines):
+            yield lines.update
 
 
 class _Pace:
-    """How fast the present stage goes."""
+    """How fast a stage goes."""
 
-    def __init__(self) -> None:
-        self.stage, self.done, self.first, self.began = "", 0, 0, 0.0
+    def __init__(self, stage: str = "", done: int = 0) -> None:
+        self.stage, self.done, self.first, self.began = stage, done, done, time.monotonic()
 
-    def starts(self, stage: str, done: int) -> bool:
+    def is_other(self, stage: str, done: int) -> bool:
         """Whether this is another stage; the next split of the same stage starts over as well."""
-        starts = stage != self.stage or done < self.done
-        if starts:
-            self.stage, self.first, self.began = stage, done, time.monotonic()
-        self.done = done
-        return starts
+        return stage != self.stage or done < self.done
 
     def rate(self) -> float:
         """Per second; 0 as long as it cannot be told."""
@@ -44,20 +43,64 @@ class _Pace:
         return (self.done - self.first) / seconds if seconds > 1 else 0.0
 
 
+def _per_second(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+
+
 class _Lines:
+    """A line when a stage ends. One that lasts has a line after some seconds, and one every half minute."""
+
     def __init__(self) -> None:
-        self.pace, self.said = _Pace(), 0.0
+        self.pace, self.stream, self.total = _Pace(), sys.stderr, 0
+        self.said: float | None = None  # when the stage's last line was printed
+        self.lock = Lock()
 
     def update(self, stage: str, done: int, total: int) -> None:
-        if self.pace.starts(stage, done):
-            self.said = 0.0
-        now = time.monotonic()
-        if done < total and now - self.said <= BETWEEN_LINES:
-            return
-        self.said, rate = now, self.pace.rate()
-        pace = f", {rate:,.0f}/s" if rate else ""
+        with self.lock:
+            if self.is_open and self.said is None and self.pace.is_other(stage, done):
+                self._say()  # what came of a stage that ends early
+            if not self.is_open or self.pace.is_other(stage, done):
+                self.pace, self.said = _Pace(stage, done), None
+            self.pace.done, self.total = done, total
+            if not self.is_open:
+                self._say()
+        self.remind()
+
+    def remind(self) -> None:
+        """Prints a line if one is due, also while a step takes long."""
+        with self.lock:
+            since, wait = (self.pace.began, FIRST_LINE) if self.said is None else (self.said, BETWEEN_LINES)
+            if self.is_open and time.monotonic() - since > wait:
+                self._say()
+
+    @property
+    def is_open(self) -> bool:
+        return self.pace.done < self.total
+
+    def _say(self) -> None:
+        self.said, rate = time.monotonic(), self.pace.rate()
+        done, total = self.pace.done, self.total
+        pace = f", {_per_second(rate)}" if rate else ""
         left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
-        print(f"{printable(stage)}: {done:,} of {total:,}{pace}{left}", file=sys.stderr, flush=True)
+        print(f"{printable(self.pace.stage)}: {done:,} of {total:,}{pace}{left}", file=self.stream, flush=True)
+
+
+@contextmanager
+def _reminded(lines: _Lines) -> Iterator[None]:
+    """Inside, a thread reminds of lines that are due."""
+    over = Event()
+
+    def watch() -> None:
+        while not over.wait(1):
+            lines.remind()
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager
@@ -73,13 +116,15 @@ def _bars() -> Iterator[Update]:
         TimeRemainingColumn(),
     ]
     pace, task = _Pace(), TaskID(0)
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=Console(file=sys.stderr)) as bars:
 
         def update(stage: str, done: int, total: int) -> None:
-            nonlocal task
-            if pace.starts(stage, done):
+            nonlocal task, pace
+            if pace.is_other(stage, done):
+                pace = _Pace(stage, done)
                 task = bars.add_task(printable(stage), total=total, rate="")
+            pace.done = done
             rate = pace.rate()
-            bars.update(task, completed=done, rate=f"{rate:,.0f}/s" if rate else "")
+            bars.update(task, completed=done, total=total, rate=_per_second(rate) if rate else "")
 
         yield update

@@ -69,7 +69,7 @@ def find_circuit(
     """
     source = resolve(model, progress=progress)
     arguments = {"dtype": torch_dtype(dtype), "device": torch_device(device), "trust_remote_code": trust_remote_code}
-    net = load(source.folder, name=source.name, **arguments)
+    net = load(source.folder, name=source.name, progress=progress, **arguments)
     put_features(net, features or {})
     chosen = choose_circuit(
         net, behaviour, circuit=circuit, keep=keep, count=count, seed=seed, text=text, progress=progress

@@ -42,7 +42,7 @@ def score_model(
     not know all ids of its tokenizer, or gives logits that are not finite.
     """
     source = resolve(model, progress=progress)
-    loaded = load_any(source, torch_dtype(dtype), torch_device(device), trust_remote_code)
+    loaded = load_any(source, torch_dtype(dtype), torch_device(device), trust_remote_code, progress)
     writer = Writer(source.name, loaded.net, loaded.tokenizer, source.folder, seed)
     longest = LONGEST if loaded.longest is None else loaded.longest
     prompts = make_prompts(

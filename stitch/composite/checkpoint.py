@@ -27,6 +27,7 @@ from stitch.modeling.modeling_composite import StitchBaseModel, StitchConfig, St
 from stitch.models.anatomy import Anatomy, anatomy_of, dotted
 from stitch.models.model import Model
 from stitch.models.text_part import text_tensors
+from stitch.progress import Progress
 from stitch.translation.module import translation_tensors
 from stitch.translation.types import Translation
 
@@ -61,6 +62,7 @@ def write_checkpoint(
     max_shard_bytes: int = 5_000_000_000,
     extra_files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Writes the composite that `config` describes (`composite.config`, or `stitch_config(…)`) to the folder `target`.
 
@@ -80,7 +82,7 @@ def write_checkpoint(
     set_dtype(config, model_dtype)
 
     def fill(folder: Path) -> None:
-        write_shards(folder, tensors, max_shard_bytes)
+        write_shards(folder, tensors, max_shard_bytes, progress)
         (folder / "config.json").write_text(_config_json(config))
         (folder / "generation_config.json").write_text(_generation_json(config, b, other is not None))
         for name in CODE:

@@ -68,7 +68,7 @@ def read_donor(
     source = resolve(name, progress=progress)
     model = load(
         source.folder, name=source.name, dtype=torch_dtype(dtype), device=torch_device(device),
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, progress=progress,
     )  # fmt: skip
     if context is not None and not 8 <= context <= model.longest:
         raise UsageError(f"context must be in 8..{model.longest} for {name}; got {context}.")
@@ -88,7 +88,7 @@ def read_donor(
     windows = split_windows(corpus, limits, model.tokenizer, context, progress)
     to_choose_on = windows["sweep"]
     if longer > context:
-        long = split_windows(corpus, {**limits, "fit": LEAST_TOKENS}, model.tokenizer, longer)
+        long = split_windows(corpus, {**limits, "fit": LEAST_TOKENS}, model.tokenizer, longer, progress)
         windows["report"], to_choose_on = long["report"], long["sweep"]
     asked = {
         "model": name, "text": text, "tokens": tokens, "held_out": held_out, "context": context, "device": device, "dtype": dtype,

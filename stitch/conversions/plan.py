@@ -10,6 +10,7 @@ from stitch.estimates.disk import Disk
 from stitch.estimates.machine import Machine, calibrate
 from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
+from stitch.progress import Progress
 from stitch.text.documents import Split
 from stitch.text.windows import tokens_of
 
@@ -43,11 +44,17 @@ class Counted:
 
 
 def plan_conversion(
-    donor: Donor, stages: Callable[[Counted], dict[str, Work]], *, memory: int = 0, added: int = 0
+    donor: Donor,
+    stages: Callable[[Counted], dict[str, Work]],
+    *,
+    memory: int = 0,
+    added: int = 0,
+    progress: Progress | None = None,
 ) -> Plan:
     """The plan of a conversion with these stages. Beside the donor and its copy it holds `memory` bytes, and writes `added` more
     than the donor has."""
-    machine, cost = calibrate({"donor": donor.model}, donor.context), whole(donor.model, donor.context)
+    machine = calibrate({"donor": donor.model}, donor.context, progress)
+    cost = whole(donor.model, donor.context)
     counted = Counted(donor, machine, cost)
     return Plan(
         stages={**stages(counted), "writing": Work(seconds=WRITING)}, tokens=counted.tokens,

@@ -10,6 +10,7 @@ from stitch.composite.costs import whole
 from stitch.estimates.work import Work
 from stitch.evaluation.scores import Batch, evaluate
 from stitch.models.model import Model
+from stitch.progress import Progress, counted
 from stitch.text.windows import Windows
 
 LONG = 0.3  # seconds that a measurement lasts at least
@@ -48,12 +49,12 @@ class Machine:
 
 
 @torch.no_grad()
-def calibrate(models: Mapping[str, Model], context: int) -> Machine:
+def calibrate(models: Mapping[str, Model], context: int, progress: Progress | None = None) -> Machine:
     """Measures this machine with the models, in windows of `context` tokens. Models are on one device."""
     first = next(iter(models.values()))
     width = max(model.width for model in models.values())
     known: dict[int, float] = {}  # a model given twice is measured once
-    for model in models.values():
+    for model in counted(list(models.values()), "measuring the machine (models)", progress):
         if id(model) not in known:
             known[id(model)] = _passes(model, context)
     return Machine(

@@ -9,7 +9,7 @@ from stitch.progress import Progress
 
 
 def own_scores(on: Stage, progress: Progress | None = None) -> tuple[Scores, NextByte]:
-    """B's nats on the bytes of every document, in its own tokens, and what it says of the next byte after A's tokens.
+    """B's nats on the bytes of every document, in its own tokens, and what it says of the bytes after A's tokens.
 
     The tokens that nats are divided by are those of A that count.
 
@@ -22,14 +22,15 @@ def own_scores(on: Stage, progress: Progress | None = None) -> tuple[Scores, Nex
     nats, tokens = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
     owner = windows.document[:, 1:].flatten().long()
     tokens.index_add_(0, owner, on.counted[windows.ids[:, 1:].flatten().long()].double())
-    next_byte = []
+    next_byte, favourites = [], []
     vocabulary = original.model.config.get_text_config(decoder=True).vocab_size
     for batch in batches(windows, vocabulary, on.memory, range(len(windows.ids))):
         found = original.read(batch.ids)
         nats.index_add_(0, windows.document[batch.rows][found.rows, found.places].long(), found.nats.double())
         next_byte.append(found.next_byte)
+        favourites += found.favourites
         if progress:
             progress("B in its own tokens (tokens)", batch.rows.stop * windows.context, windows.tokens)
     return Scores(nats, None, None, tokens), NextByte(
-        torch.cat(next_byte), original.coincides(windows.ids), original.first_bytes
+        torch.cat(next_byte), favourites, original.coincides(windows.ids), original.first_bytes, original.pieces
     )

@@ -184,7 +184,7 @@ def evaluate(
 ) -> dict[str, Scores]:
     """Scores every row on every window, or on those of `part`.
 
-    KL and top-1 agreement compare a row with the distribution of `reference`, which may be that of the next byte.
+    KL and top-1 agreement compare a row with the distribution of `reference`, which may be `NextByte`.
     Position 0 (BOS) predicts the first token; the last position of a window predicts nothing. Logits beyond `vocabulary`, which
     are padding rows of an embedding, are left out. `counted` says of which tokens predictions count; None: of all. `memory` is in
     bytes. Of the rows in `binned`, nats are also summed by `bins`.
@@ -198,7 +198,7 @@ def evaluate(
         target = batch.ids[:, 1:].flatten()
         known = None if reference is None or isinstance(reference, NextByte) else reference(batch)
         base = reference.of(batch.rows) if isinstance(reference, NextByte) else _References.of(known, vocabulary)
-        for name, logits in rows.items():
+        for number, (name, logits) in enumerate(rows.items(), 1):
             found = known if known is not None and logits is reference else logits(batch)
             columns = _compared(found, target, base, vocabulary)
             if not torch.isfinite(columns[0]).all():
@@ -208,8 +208,9 @@ def evaluate(
             sums[name].index_add_(1, owner, columns.double().cpu())
             if bins is not None and name in binned:
                 by_bin[name] = by_bin.get(name, 0) + bins.sums(batch.ids, owner, columns[0], documents)
-        if progress:
-            progress(task, batch.rows.stop * windows.context, windows.tokens)
+            if progress:  # a row counts as its share of the tokens that all of them are scored on
+                share = batch.ids.numel() * number // len(rows)
+                progress(task, batch.rows.start * windows.context + share, windows.tokens)
     return {
         name: Scores(
             total[0],

@@ -16,6 +16,7 @@ from matching.types import Pairs
 from stitch.features.shown import ShownCodes
 from stitch.features.texts import Pieces, Texts
 from stitch.features.tops import Tops
+from stitch.progress import Progress, counted
 
 PAIRS = 1_000  # the best by score
 CONTEXTS = 4  # texts of each partner
@@ -24,7 +25,13 @@ Decoders = tuple[Float[Tensor, "features_a d_a"], Float[Tensor, "features_b d_b"
 
 
 def browsable(
-    codes: Batches, pairs: Pairs, tops: tuple[Tops, Tops], texts: Texts, tokenizer: Any, decoders: Decoders | None
+    codes: Batches,
+    pairs: Pairs,
+    tops: tuple[Tops, Tops],
+    texts: Texts,
+    tokenizer: Any,
+    decoders: Decoders | None,
+    progress: Progress | None = None,
 ) -> dict:
     """The best pairs as JSON: {"pairs": […], "pieces": [text of a token], "left_out": number of other pairs}.
 
@@ -60,7 +67,7 @@ def browsable(
                 "top": chosen[row].top,
                 "contexts": [_context(row, token, shown, texts, pieces) for token in chosen[row].tokens],
             }
-            for row, pair in enumerate(best)
+            for row, pair in enumerate(counted(best, "pairs of features shown (pairs)", progress))
         ],
         "pieces": pieces.found,
         "left_out": len(pairs) - len(best),

@@ -52,11 +52,12 @@ def code_stream(
                 found = {"a": _encoded(a, x, chunk), "b": _encoded(b, y, chunk)}
                 _write_codes(place, found)
                 seal(place)
-                if progress:
-                    progress("feature codes", paired.a.rows(index).stop, len(paired.a.windows.ids))
+                stage = "feature codes (windows)"
             else:
-                found = _read_codes(place, {"a": a, "b": b})
+                found, stage = _read_codes(place, {"a": a, "b": b}), "feature codes again (windows)"
             whole.add(place)
+            if progress:
+                progress(stage, paired.a.rows(index).stop, len(paired.a.windows.ids))
             yield found["a"], found["b"]
 
     return start

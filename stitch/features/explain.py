@@ -14,6 +14,7 @@ from stitch.activations.paired import Paired
 from stitch.features.browse import Decoders, browsable
 from stitch.features.texts import Texts
 from stitch.features.tops import Tops, highest
+from stitch.progress import Progress, counted
 
 STRONGEST = 4  # features of A shown per feature of B
 
@@ -25,6 +26,7 @@ def explain(
     pairs: Pairs,
     tokenizer,
     decoders: Decoders | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, bytes]:
     """Content of the two files, by file name.
 
@@ -33,10 +35,10 @@ def explain(
     """
     tops_a, tops_b = highest(codes())
     texts = Texts(paired, tokenizer)
-    features = _features_of_b(graph, pairs, tops_b, texts)
+    features = _features_of_b(graph, pairs, tops_b, texts, progress)
     shown = {item["feature"] for entry in features for item in entry["strongest"]}
     shown |= {int(row) for row in pairs.rows}
-    browsed = browsable(codes, pairs, (tops_a, tops_b), texts, tokenizer, decoders)
+    browsed = browsable(codes, pairs, (tops_a, tops_b), texts, tokenizer, decoders, progress)
     report = {
         "b": features,
         "a": [{"feature": feature, "contexts": contexts(tops_a, feature, texts)} for feature in sorted(shown)],
@@ -68,12 +70,12 @@ def one_line_each(report: dict) -> bytes:
     return ("{" + ",\n".join(parts) + "}\n").encode()
 
 
-def _features_of_b(graph: Candidates, pairs: Pairs, tops: Tops, texts: Texts) -> list[dict]:
+def _features_of_b(graph: Candidates, pairs: Pairs, tops: Tops, texts: Texts, progress: Progress | None) -> list[dict]:
     """An entry for each feature of B: its texts, its partner in the matching, its most correlated features of A."""
     strongest = _strongest(graph)
     pair_of = {int(col): number for number, col in enumerate(pairs.cols)}
     features = []
-    for feature in range(graph.shape[1]):
+    for feature in counted(range(graph.shape[1]), "text of features (features)", progress):
         entry: dict = {
             "feature": feature,
             "contexts": contexts(tops, feature, texts),

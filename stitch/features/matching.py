@@ -15,8 +15,9 @@ from matching.stream import Batches
 from matching.transport import balanced, unbalanced
 from matching.types import Candidates, Pairs
 from stitch.features.matched import Matched
-from stitch.progress import Progress
+from stitch.progress import Progress, Steps
 
+ROUNDS = 16  # matchings, at most
 SHUFFLES = 20  # shuffled matchings that the real one is compared with
 
 
@@ -45,27 +46,28 @@ def match(batches: Batches, method: str, *, seed: int, budget_bytes: int, progre
     `method` is one of: `hungarian`, the optimal one-to-one assignment; `ot` and `unbalanced`, transport plans on the candidate
     graph with firing frequencies as marginals. A shuffle keeps rows and masses, and exchanges partners that fire about as often.
     """
-    done = partial(progress, "matching (steps)") if progress else lambda step, steps: None
     correlations = Correlations.read(batches, budget_bytes=budget_bytes, threads=torch.get_num_threads())
-    done(1, 4)
     moments_a, moments_b = correlations.moments_a, correlations.moments_b
-    graph = candidates(correlations, generator=np.random.default_rng(seed))
-    done(2, 4)
-    pairs, certificate = assign_certified(correlations, graph)
-    done(3, 4)
+    heard = partial(progress, "correlations (features)") if progress else lambda done, total: None
+    graph = candidates(correlations, generator=np.random.default_rng(seed), progress=heard)
+    step = Steps("assignment (rounds, at most)", ROUNDS, progress)
+    pairs, certificate = assign_certified(correlations, graph, rounds=ROUNDS, tick=step)
+    step.end()
+    step = Steps("transport and shuffles (steps)", 2, progress)
     plan = unbalanced(graph, moments_a.frequency, moments_b.frequency)
     if method == "hungarian":
         rows, cols, mass = pairs.rows, pairs.cols, np.ones(len(pairs))
     else:
         chosen = balanced(graph, moments_a.frequency, moments_b.frequency) if method == "ot" else plan
         rows, cols, mass = chosen.rows, chosen.cols, chosen.mass
+    step()
 
     generator = np.random.default_rng(seed + 1)
     partners = [cols, *(_exchanged(cols, moments_b.frequency, generator) for _ in range(SHUFFLES))]
     # One pass over the correlations for the real edges, all shuffled ones and those of the transport plan.
     edges = [(rows, partner, mass) for partner in partners] + [(plan.rows, plan.cols, plan.mass)]
     found = correlations.of(np.concatenate([edge[0] for edge in edges]), np.concatenate([edge[1] for edge in edges]))
-    done(4, 4)
+    step()
 
     def matched(
         rows: Int64[np.ndarray, " edges"],

@@ -23,7 +23,7 @@ from stitch.activations.paired import Paired
 from stitch.files.seals import is_sealed, seal
 from stitch.files.store import Store
 from stitch.models.published_saes import load
-from stitch.progress import Progress
+from stitch.progress import Progress, counted
 
 KIND = "saes"  # in the store
 
@@ -97,6 +97,7 @@ def train(
             _batches(fit, missing, group),
         )
         place, steps = snapshots / "".join(missing), _steps_reported(progress)
+        steps(0, max(request.config.steps for request in missing.values()), {})  # importing SAELens takes a while
         try:
             trained = train_sites(*arguments, snapshots=place, device=device, progress=steps)
         except DamagedSnapshot:
@@ -115,7 +116,8 @@ def train(
         for side, request in requests.items()
     }
     streams = {"a": (x for x, _, _ in held_out.chunks()), "b": (y for _, y, _ in held_out.chunks())}
-    quality = {side: measure(found[side], streams[side]) for side in requests}
+    sides = counted(list(requests), "SAEs measured (sides)", progress)
+    quality = {side: measure(found[side], streams[side]) for side in sides}
     configs = {side: request.config for side, request in requests.items()}
     return SAEs(found["a"], found["b"], quality["a"], quality["b"], configs["a"], configs["b"])
 

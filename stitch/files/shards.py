@@ -7,7 +7,7 @@ The format (https://github.com/huggingface/safetensors): 8 bytes with the header
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stitch.errors import StitchError
 from stitch.files.headers import INDEX, SINGLE, verify_weights, weight_map
+from stitch.progress import Progress, Steps
 
 DTYPES = {
     "F64": torch.float64,
@@ -141,11 +142,14 @@ def named_tensors(folder: Path) -> set[str]:
     return set() if (folder / SINGLE).exists() else set(weight_map(folder))
 
 
-def write_shards(folder: Path, tensors: dict[str, Stored | Held], max_shard_bytes: int) -> None:
+def write_shards(
+    folder: Path, tensors: dict[str, Stored | Held], max_shard_bytes: int, progress: Progress | None = None
+) -> None:
     """Writes `tensors` into `folder` as one file, or as an index and several of at most `max_shard_bytes` each.
 
     A tensor larger than that gets a file of its own.
     """
+    step = Steps("writing weights (tensors)", len(tensors), progress)
     shards: list[dict[str, Stored | Held]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
@@ -155,25 +159,26 @@ def write_shards(folder: Path, tensors: dict[str, Stored | Held], max_shard_byte
         shards[-1][name] = tensor
         filled += size_of(tensor)
     if len(shards) == 1:
-        _write(folder / SINGLE, shards[0])
+        _write(folder / SINGLE, shards[0], step)
         return
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write(folder / file, shard)
+        _write(folder / file, shard, step)
         weight_map.update(dict.fromkeys(shard, file))
     total = sum(size_of(tensor) for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write(path: Path, tensors: dict[str, Stored | Held]) -> None:
+def _write(path: Path, tensors: dict[str, Stored | Held], tick: Callable[[], None]) -> None:
     # Widest types first, so that every tensor begins at a multiple of its own element size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     with path.open("wb") as file:
         write_header(file, {name: (tensor.dtype, tensor.shape) for name, tensor in ordered}, {"format": "pt"})
         for _, tensor in ordered:
             tensor.write_to(file)
+            tick()
 
 
 def write_header(

@@ -46,7 +46,8 @@ def fitted_tables(model: Model, site: int, means: Means) -> Translation | None:
     if shape is None:
         return None
     indices = tables_for(model, means.windows["fit"], shape, means.memory)
-    return fit_full_memory(read_fit_data(model, means.windows, site, shape, indices, means.progress)).translation
+    read = read_fit_data(model, means.windows, site, shape, indices, means.progress)
+    return fit_full_memory(read, means.progress).translation
 
 
 def within_bytes(model: Model, site: int, tables: Translation, means: Means) -> Alternative:

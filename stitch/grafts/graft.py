@@ -316,7 +316,9 @@ def _load(
 ) -> tuple[Model, Source]:
     """A donor or a trained host in fp32. Raises UsageError for a model whose weights cannot be read or written head by head."""
     source = resolve(name, progress=progress)
-    model = load(source.folder, name=name, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code)
+    model = load(
+        source.folder, name=name, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code, progress=progress
+    )  # fmt: skip
     weights.check(model, f"the {role} of a graft")
     if role == "host" and model.config.model_type not in weights.FAMILIES:
         raise UsageError(

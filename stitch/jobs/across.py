@@ -19,7 +19,7 @@ from stitch.conversions.retokenization.head_ridge import fitted_heads
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of
-from stitch.conversions.retokenization.streams import embedding, final
+from stitch.conversions.retokenization.streams import embedding, final_of
 from stitch.conversions.retokenization.variants import Workshop
 from stitch.evaluation.scores import Logits
 from stitch.evaluation.stage import Stage
@@ -82,16 +82,16 @@ def fit_across(
     progress: Progress | None = None,
 ) -> Across:  # fmt: skip
     """Fits the heads on the fit split and chooses one on the sweep split, whose stage is `on`. `lost` is as in `lost_bytes`."""
-    shop = workshop(b, windows["fit"], settings.seed)
+    shop = workshop(b, windows["fit"], settings.seed, progress)
     rows = b.embedding.weight.detach()
     occurring = torch.cat([found.ids.unique() for found in windows.values()]).unique()
     by_omp, embedded = pursued_rows(a, shop, occurring)
     streams = late_streams(b, settings.layer_b, shop.fit, progress)
     with embedding(shop.model, rows):
-        of_whole = [final(shop.model, passage.new.ids, shop.new.bos) for passage in shop.fit]
+        of_whole = final_of(shop.model, shop.fit, shop.new.bos, "all of B for A's tokens", progress)
     marginal = marginal_head(shop)
-    fitted, whole_head = fitted_heads([streams, of_whole], marginal, shop.on_text, shop.fit, shop.said)
-    whole_head = with_bias(*read_and_next(of_whole, shop.fit), whole_head, shop.said.cap)
+    fitted, whole_head = fitted_heads([streams, of_whole], marginal, shop.on_text, shop.fit, shop.said, progress)
+    whole_head = with_bias(*read_and_next(of_whole, shop.fit), whole_head, shop.said.cap, progress)
     found = candidates(a, shop, streams, marginal, fitted, by_omp)
     number = CLOSED + len(by_omp)
     choice = choose_head(on, on.windows.first(CHOICE), found, number, shop.said.cap, settings.wants, progress)
@@ -126,12 +126,12 @@ def lost_bytes(b: Model, fit: Windows, corpus: Corpus) -> dict[str, float]:
     }
 
 
-def workshop(b: Model, fit: Windows, seed: int) -> Workshop:
+def workshop(b: Model, fit: Windows, seed: int, progress: Progress | None = None) -> Workshop:
     """What rows for A's vocabulary are made from."""
     original = b.original
     assert isinstance(original, Original)
     own, new = original.rewriter.own, original.rewriter.given
-    return Workshop(original.model, None, own, new, correspond(own, new), _passages(original, fit), seed)
+    return Workshop(original.model, None, own, new, correspond(own, new), _passages(original, fit), seed, progress)
 
 
 def _passages(original: Original, windows: Windows) -> list[Passage]:

@@ -83,7 +83,9 @@ def chain(
             corpus = read_corpus(seams[0], models[0], models[1], progress, store=store)
             # a finished seam would not read them again
             windows = windows_of(corpus, seams[0], models[0], models[1], progress)
-            check_inputs({f"the model of part {number}": model for number, model in enumerate(models, 1)}, windows, {})
+            check_inputs(
+                {f"the model of part {number}": model for number, model in enumerate(models, 1)}, windows, {}, progress
+            )
             for model in models:
                 if model.original is not None:
                     lost_bytes(model, windows["fit"], corpus)
@@ -163,6 +165,7 @@ def load_all(
                 dtype=dtype,
                 device=device,
                 trust_remote_code=settings.trust_remote_code,
+                progress=progress,
             )
     models = [found[source.folder.resolve()] for source in sources]
     for model in models[1:]:

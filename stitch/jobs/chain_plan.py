@@ -47,7 +47,7 @@ def plan_chain(
     machines = []
     for number, settings in enumerate(seams):
         early, late, start = models[number], models[number + 1], parts[number].start
-        machines.append(machine := calibrate({"a": early, "b": late}, settings.context))
+        machines.append(machine := calibrate({"a": early, "b": late}, settings.context, progress))
         costs = Costs(early, late, settings.context)
         before_it = earlier_sites(blocks + settings.layer - start, blocks or blocks_before_last_part(early.config))
         earlier, widest = len(before_it), max(widest, early.width)

@@ -131,7 +131,7 @@ def _make(
 ) -> dict:
     """Harvests streams, scores every range, and returns the report, whose provenance so far is that of the text."""
     windows = read_windows(settings, model, model, progress, store=store)
-    check_inputs({"model_a": model}, windows, {})
+    check_inputs({"model_a": model}, windows, {}, progress)
     disk_of_sweep([model], tokens_of(windows)).require(scratch)
     entered("activations")
     windows["sweep"] = windows["sweep"].first(ON_CELLS)

@@ -39,7 +39,7 @@ def plan_depth(
     with clock.stage("text"):
         windows = read_windows(settings, model, model, progress, store=store)
     windows["sweep"] = windows["sweep"].first(on_cells)
-    machine, cost = calibrate({"a": model}, settings.context), whole(model, settings.context)
+    machine, cost = calibrate({"a": model}, settings.context, progress), whole(model, settings.context)
     tokens = tokens_of(windows)
     found = [kept(model, [*windows.values()], range(model.depth + 1), store, streams_from)] if store else []
     left = found[0].left if found else 1.0

@@ -41,7 +41,7 @@ def evaluate_models(
     place, precision = torch_device(device), torch_dtype(dtype)
     names = [model] if against is None else [model, against]
     sources = resolve_all(names, progress=progress)
-    found = [load_any(source, precision, place, trust_remote_code) for source in sources]
+    found = [load_any(source, precision, place, trust_remote_code, progress) for source in sources]
     if against is not None:
         require_same_ids(found[0].tokenizer, found[1].tokenizer, model, against)
     writer = Writer(sources[-1].name, found[-1].net, found[-1].tokenizer, sources[-1].folder, seed)

@@ -17,12 +17,13 @@ from stitch.conversions.retokenization.omp import affordable, pursued
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of, nats
-from stitch.conversions.retokenization.solve import Products, ridge
+from stitch.conversions.retokenization.scoring import parts_of as parts_scored
+from stitch.conversions.retokenization.solve import Products, parts_of, ridge
 from stitch.conversions.retokenization.streams import final
 from stitch.conversions.retokenization.variants import Workshop
 from stitch.evaluation.stage import Stage
 from stitch.models.model import Model
-from stitch.progress import Progress
+from stitch.progress import Progress, Steps, counted
 from stitch.text.correspondence import Correspondence
 from stitch.text.windows import Windows
 
@@ -38,13 +39,11 @@ def late_streams(
     original, half = b.original, late_half(b, site)
     assert isinstance(original, Original)
     found = []
-    for number, passage in enumerate(passages):
+    for passage in counted(passages, "head for A's tokens (passages)", progress):
         ids = torch.cat([torch.tensor([original.rewriter.given.bos]), passage.new.ids])[None]
         stream = original.residuals(ids, [site])[site].to(half.dtype)
         last = half.run(stream, base=True, use_cache=False, input_ids=ids.to(b.device)).last_hidden_state
         found.append(last[0].float())
-        if progress:
-            progress("head for A's tokens (passages)", number + 1, len(passages))
     return found
 
 
@@ -60,8 +59,8 @@ def pursued_rows(a: Model, shop: Workshop, occurring: Tensor) -> tuple[dict[int,
     if not terms:
         return {}, None
     heads = {one: _over_means(shop.own_head, found, some, shop.found)
-             for one, found in pursued(shop.own_head, head, some, terms).items()}  # fmt: skip
-    found = pursued(shop.own_rows, rows, some, terms[:1])[terms[0]]
+             for one, found in pursued(shop.own_head, head, some, terms, shop.progress).items()}  # fmt: skip
+    found = pursued(shop.own_rows, rows, some, terms[:1], shop.progress)[terms[0]]
     return heads, _over_means(shop.own_rows, found, some, shop.found)
 
 
@@ -95,9 +94,9 @@ def candidates(
     mean = shop.heads["mean"][0]
     yield "reference:head-first", shop.heads["first"][0]
     yield "reference:head-mean", mean
-    yield "reference:head-mean-bias", with_bias(read, targets, mean, shop.said.cap)
+    yield "reference:head-mean-bias", with_bias(read, targets, mean, shop.said.cap, shop.progress)
     yield "reference:head-marginal", marginal
-    yield "reference:head-marginal-bias", with_bias(read, targets, marginal, shop.said.cap)
+    yield "reference:head-marginal-bias", with_bias(read, targets, marginal, shop.said.cap, shop.progress)
     for terms, head in pursued.items():
         yield f"reference:head-omp-{terms}", head
     new_only, places = mean.clone(), made.filled(shop.found)
@@ -105,16 +104,18 @@ def candidates(
     yield "reference:head-ridge", new_only
     del new_only
     yield "reference:head-ridge-all", fitted
-    yield "reference:head-ridge-all-bias", with_bias(read, targets, fitted, shop.said.cap)
+    yield "reference:head-ridge-all-bias", with_bias(read, targets, fitted, shop.said.cap, shop.progress)
     yield "reference:head-a", _through_a(a, shop, streams)
 
 
 def _through_a(a: Model, shop: Workshop, streams: Sequence[Float[Tensor, "_ d"]]) -> Head:
     """A's head behind a ridge from what B's head reads to what A's reads, on the same tokens."""
     products = {held: Products.empty(shop.model.width, a.width) for held in (False, True)}
-    for number, (stream, passage) in enumerate(zip(streams, shop.fit, strict=True)):
+    pairs = list(zip(streams, shop.fit, strict=True))
+    for number, (stream, passage) in enumerate(counted(pairs, "head of A (passages)", shop.progress)):
         products[number % HELD_OUT == 0].add(stream, final(a, passage.new.ids, shop.new.bos))
-    weights, _ = ridge(products[False], products[True])
+    step = Steps("head of A (parts)", parts_of(products[False]), shop.progress)
+    weights, _ = ridge(products[False], products[True], step)
     rows = head_of(a)[: shop.found.size, : a.width]
     return (rows.double() @ weights.T.double().to(rows.device)).float().to(streams[0].device)
 
@@ -140,13 +141,14 @@ def choose_head(
     read, targets = _behind_late(on, windows, progress)
     losses: dict[str, float] = {}
     kept: dict[str, Head] = {}
+    step: Steps | None = None
     for name, head in heads:
-        losses[name] = nats(read, head, targets, cap) / len(targets)
+        if step is None:
+            step = Steps("choice of the head (parts)", number * parts_scored(len(read), len(head)), progress)
+        losses[name] = nats(read, head, targets, cap, step) / len(targets)
         kept[name] = head
         best = min(losses, key=lambda one: losses[one])
         kept = {one: found for one, found in kept.items() if one == best or wanted(one)}
-        if progress:
-            progress("choice of the head (heads)", len(losses), number)
     best = min(losses, key=lambda one: losses[one])
     head = kept.pop(best)
     return Choice(best, head, kept, losses)

@@ -55,7 +55,7 @@ def _read(
     source = resolve(model, progress=progress)
     loaded = load(
         source.folder, name=source.name, dtype=torch_dtype(dtype), device=torch_device(device),
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, progress=progress,
     )  # fmt: skip
     if context is not None and context > loaded.longest:
         raise UsageError(f"context must be at most {loaded.longest}, what the model takes; got {context}.")

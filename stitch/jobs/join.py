@@ -50,7 +50,7 @@ from stitch.layers.choose import choose_layer
 from stitch.models.model import Model
 from stitch.models.sources import Source
 from stitch.pages.join import join_files
-from stitch.progress import Progress
+from stitch.progress import Progress, Steps
 from stitch.report.across import across_tokenizers
 from stitch.report.card import PICTURE, model_card
 from stitch.report.pair import Joined, pair_report
@@ -140,7 +140,7 @@ def _make(
     with clock.stage("text"):
         corpus = read_corpus(asked, a, b, progress, store=store)
         windows = windows_of(corpus, asked, a, b, progress)
-        check_inputs({"model_a": a, "model_b": b}, windows, {"sae_a": asked.sae_a, "sae_b": asked.sae_b})
+        check_inputs({"model_a": a, "model_b": b}, windows, {"sae_a": asked.sae_a, "sae_b": asked.sae_b}, progress)
         lost = {} if b.original is None else lost_bytes(b, windows["fit"], corpus)
     if asked.layer_b == "auto":
         with clock.stage("layer"):
@@ -165,9 +165,9 @@ def _make(
         saes = train_pair(settings, a, b, paired, scratch, pair.sources, progress, store)
     with clock.stage("matching"):
         matching = match_pair(settings, paired["fit"], saes, scratch, progress)
-        codes = codes_of_pair(settings, paired["fit"], saes, scratch)
+        codes = codes_of_pair(settings, paired["fit"], saes, scratch, progress)
         decoders = saes.a.decoder, saes.b.decoder
-        explained = explain(paired["fit"], codes, matching.graph, matching.pairs, b.tokenizer, decoders)
+        explained = explain(paired["fit"], codes, matching.graph, matching.pairs, b.tokenizer, decoders, progress)
     with clock.stage("translations"):
         fitted = translate_pair(settings, a, b, paired, saes, matching, progress)
         bridges = bridge_pair(settings, a, b, paired, progress)
@@ -202,6 +202,7 @@ def _make(
         )  # fmt: skip
         unseen = loss_at_unseen(on, written, progress)
 
+    step = Steps("report (files)", 3, progress)
     found = Joined(
         a=a, b=b, sources=pair.sources, windows=windows, saes=saes, matching=matching, fitted=fitted, bridges=bridges,
         chosen=chosen, written=written, scores=scores, alternatives={name: found.made for name, found in rivals.items()},
@@ -218,11 +219,14 @@ def _make(
     report["look_ups"] = {**fitted.look_ups, "unseen": unseen}
     if layer_choice is not None:
         report["layer_choice"] = layer_choice
+    step()
     with clock.stage("page"):
         page = join_files(report, explained["features.json"])
+        step()
     with clock.stage("writing"):
         files = {**model_card(report, picture=PICTURE in page).files(), **explained, **page}
-        _write(output, dataclasses.replace(pair, b=b), settings, written, files, scratch)
+        step()
+        _write(output, dataclasses.replace(pair, b=b), settings, written, files, scratch, progress)
     report["seconds"] = clock.seconds
     report["cache"] = store.counts() if store else {}
     (output / "report.json").write_bytes(to_json(report))
@@ -236,6 +240,7 @@ def _write(
     translation: Translation,
     files: dict[str, bytes],
     scratch: Path,
+    progress: Progress | None,
 ) -> None:
     """Writes the composite's checkpoint and `files` to `output`, and the SAEs that were trained in `scratch`."""
     a, b = pair.a, pair.b
@@ -243,7 +248,16 @@ def _write(
     loaded = {"a": a.net, "b": b.net}
     other = None if b.original is None else OtherTokenizer(a.folder, head_tensors(b))
     write_checkpoint(
-        output, config, a.folder, b.folder, translation, loaded=loaded, other=other, dtype=a.dtype, extra_files=files
+        output,
+        config,
+        a.folder,
+        b.folder,
+        translation,
+        loaded=loaded,
+        other=other,
+        dtype=a.dtype,
+        extra_files=files,
+        progress=progress,
     )
     for side in "ab":
         if (scratch / f"sae-{side}").exists():

@@ -48,7 +48,7 @@ def plan_join(
     with clock.stage("text"):
         windows = read_windows(settings, a, b, progress, store=store)
     missing, cached = left_to_make(settings, a, b, sources, windows, store)
-    machine = calibrate({"a": a, "b": b}, settings.context)
+    machine = calibrate({"a": a, "b": b}, settings.context, progress)
     costs, size = Costs(a, b, settings.context), text_size(settings, a, b)
     work = JoinWork(
         ends=Ends.of(costs, *settings.sites, position_columns(*dict.fromkeys((a, b)))), settings=settings, fit=size.fit,

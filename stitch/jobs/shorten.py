@@ -109,7 +109,7 @@ def _make(
     splice = Splice(model.depth, *settings.sites)
     with clock.stage("text"):
         windows = read_windows(settings, model, model, progress, store=store)
-        check_inputs({"model_a": model}, windows, {})
+        check_inputs({"model_a": model}, windows, {}, progress)
     disk_of_shortened(settings, model, tokens_of(windows)).require(scratch)
     with clock.stage("activations"):
         paired: dict[Split, Paired] = {}

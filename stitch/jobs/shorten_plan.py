@@ -32,7 +32,7 @@ def plan_shorten(settings: CompleteSettings, model: Model, store: Store | None, 
     clock = Clock()
     with clock.stage("text"):
         windows = read_windows(settings, model, model, progress, store=store)
-    machine, cost = calibrate({"a": model}, settings.context), whole(model, settings.context)
+    machine, cost = calibrate({"a": model}, settings.context, progress), whole(model, settings.context)
     tokens = tokens_of(windows)
     fitted, held = tokens["fit"] + tokens["sweep"], tokens["report"]
     splice = Splice(model.depth, *settings.sites)

@@ -69,7 +69,12 @@ def load_any_pair(settings: AnySettings, progress: Progress | None = None) -> tu
     """The same of models whose tokenizers may differ. Raises: UsageError when the second is a composite."""
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
     sources = dict(zip("ab", resolve_all([settings.model_a, settings.model_b], progress=progress), strict=True))
-    arguments = {"dtype": dtype, "device": device, "trust_remote_code": settings.trust_remote_code}
+    arguments = {
+        "dtype": dtype,
+        "device": device,
+        "trust_remote_code": settings.trust_remote_code,
+        "progress": progress,
+    }
     a = load(sources["a"].folder, name=sources["a"].name, **arguments)
     same = sources["a"].folder.resolve() == sources["b"].folder.resolve()
     b = a if same else load(sources["b"].folder, name=sources["b"].name, **arguments)

@@ -123,7 +123,7 @@ def _make(
     with ExitStack() as stack:
         workers = stack.enter_context(connected(cluster, on_gpu=a.device.type == "cuda")) if cluster else None
         windows = read_windows(settings, a, b, progress, HELD_OUT, store=store)
-        check_inputs({"model_a": a, "model_b": b}, windows, {})
+        check_inputs({"model_a": a, "model_b": b}, windows, {}, progress)
         disk_of_sweep([*dict.fromkeys((a, b))], tokens_of(windows)).require(scratch)
         entered("activations")
         sites: dict[Side, Sequence[int]] = {side: range(model.depth + 1) for side, model in models.items()}

@@ -43,7 +43,7 @@ def plan_sweep(
     with clock.stage("text"):
         windows = read_windows(settings, a, b, progress, held_out, store=store)
     context = settings.context
-    machine = calibrate({"a": a, "b": b}, context)
+    machine = calibrate({"a": a, "b": b}, context, progress)
     costs = {side: whole(model, context) for side, model in models.items()}
     depths = {side: Depths.of(side, model, costs[side].flops, context) for side, model in models.items()}
     sides: list[Side] = ["a"] if a is b else ["a", "b"]

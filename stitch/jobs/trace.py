@@ -58,7 +58,7 @@ def find_trace(
     sources = resolve_all(names, progress=progress)
     for source in sources:
         _require_memory(source, memory)
-    found = [load_any(source, torch.float32, torch_device(device), trust_remote_code) for source in sources]
+    found = [load_any(source, torch.float32, torch_device(device), trust_remote_code, progress) for source in sources]
     if against is not None:
         require_same_ids(found[0].tokenizer, found[1].tokenizer, model, against)
     longest = window_length(found, context)
@@ -66,8 +66,8 @@ def find_trace(
     ids = file_ids(document, tokenizer, "trace")
     if len(ids) < SHORTEST:
         raise UsageError(f"trace must have at least {SHORTEST} tokens; {document} has {len(ids)}: give a longer text.")
-    others = _others(text, tokens, tokenizer, ids, controls + 1, seed)
-    windows = report_windows(text, tokens, tokenizer, longest)
+    others = _others(text, tokens, tokenizer, ids, controls + 1, seed, progress)
+    windows = report_windows(text, tokens, tokenizer, longest, progress=progress)
     pieces = [in_pieces(one, bos_of(tokenizer), longest) for one in (ids, *others)]
     curves, costs = [], []
     for number, one in enumerate(found):
@@ -134,12 +134,18 @@ def _require_memory(source: Source, memory: int) -> None:
 
 
 def _others(
-    text: str, tokens: int, tokenizer, document: Int[Tensor, " tokens"], count: int, seed: int
+    text: str,
+    tokens: int,
+    tokenizer,
+    document: Int[Tensor, " tokens"],
+    count: int,
+    seed: int,
+    progress: Progress | None = None,
 ) -> list[Int[Tensor, " tokens"]]:
     """`count` other documents of the report split, drawn at random among those that are as long, and cut to that length."""
     length = len(document)
     found: list[Tensor] = []
-    documents = select(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25), "report")
+    documents = select(read(text, characters=CHARACTERS_PER_TOKEN * tokens * 25, progress=progress), "report")
     for place in torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist():
         content = documents[place][1]
         if len(content.encode()) < length:  # a token has no less than a byte, but for what is lost

@@ -2,12 +2,12 @@
 
 import contextlib
 import hashlib
-import io
 from pathlib import Path
 from typing import Any
 
 from stitch.errors import StitchError, UsageError, require_extra
 from stitch.files.front_matter import CARD, front_matter
+from stitch.models.bars import Drawn, told
 from stitch.models.made_once import made_once
 from stitch.progress import Progress
 
@@ -56,15 +56,11 @@ def _convert(file: Path, folder: Path, name: str, progress: Progress | None) -> 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        if progress:
-            progress(f"dequantising {file.name}", 0, 1)
         _require_stored(file, name)
-        tokenizer, model = _read(file, name)
+        tokenizer, model = _read(file, name, progress)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / CARD).write_text("\n".join(front_matter(_card(file))), encoding="utf-8")
-        if progress:
-            progress(f"dequantising {file.name}", 1, 1)
     except StitchError:
         raise
     except Exception as error:  # gguf and transformers raise errors of any type for an unexpected file
@@ -99,7 +95,7 @@ def _require_stored(file: Path, name: str) -> None:
             )
 
 
-def _read(file: Path, name: str) -> tuple[Any, Any]:
+def _read(file: Path, name: str, progress: Progress | None) -> tuple[Any, Any]:
     """The tokenizer and the model in a GGUF file, with plain float32 weights."""
     import torch
     import transformers
@@ -111,7 +107,9 @@ def _read(file: Path, name: str) -> tuple[Any, Any]:
     # Unless told otherwise, recent versions leave weights packed where they have a kernel for the device.
     config = getattr(transformers, "GgufConfig", None)
     unpack = {"quantization_config": config(dequantize=True)} if config else {}
-    with contextlib.redirect_stderr(io.StringIO()):  # one progress bar cannot be switched off
+    stage = f"dequantising {file.name} (tensors)"
+    # One bar is drawn in any case.
+    with told(stage, progress), contextlib.redirect_stderr(Drawn(stage, progress)):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,

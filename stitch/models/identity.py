@@ -10,17 +10,19 @@ from typing import Any
 from stitch.files.cache import cache_folder
 from stitch.files.durable import replacing
 from stitch.models.model import Model
+from stitch.progress import Progress
 
 READ = 2**24  # bytes at a time
 TIMED = "report.json"  # tells how long the model took to make, so a model made again has another
 
 
-def identity_of(model: Model) -> str:
+def identity_of(model: Model, progress: Progress | None = None) -> str:
     """What a model computes from token ids, as a hash: `identity_of_net`, and the tokenizer that it is behind, if any."""
-    return identity_of_net(model.folder, model.net, "" if model.original is None else f" {model.original.mark}")
+    other = "" if model.original is None else f" {model.original.mark}"
+    return identity_of_net(model.folder, model.net, other, progress)
 
 
-def identity_of_net(folder: Path, net: Any, other: str = "") -> str:
+def identity_of_net(folder: Path, net: Any, other: str = "", progress: Progress | None = None) -> str:
     """A hash of the files in a model's folder, its precision, device and attention, the number of threads, the libraries'
     versions, and what `other` says."""
     import torch
@@ -29,10 +31,10 @@ def identity_of_net(folder: Path, net: Any, other: str = "") -> str:
         net.dtype, net.device.type, net.config._attn_implementation, torch.get_num_threads(),
         *(version(package) for package in ("torch", "transformers", "stitch-lm")),
     )  # fmt: skip
-    return hashlib.sha256(f"{weights_hash(folder)} {surroundings}{other}".encode()).hexdigest()
+    return hashlib.sha256(f"{weights_hash(folder, progress)} {surroundings}{other}".encode()).hexdigest()
 
 
-def weights_hash(folder: Path) -> str:
+def weights_hash(folder: Path, progress: Progress | None = None) -> str:
     """SHA-256 over the names and SHA-256 of all safetensors and .json files in `folder` but TIMED, subfolders left out.
 
     A file's hash is remembered in the cache for its place, size and time of change, as large weights take a while.
@@ -47,7 +49,7 @@ def weights_hash(folder: Path) -> str:
         stat = place.stat()
         mark = f"{place} {stat.st_size} {stat.st_mtime_ns}"
         if mark not in known:
-            known[mark], fresh = _sha256(place), True
+            known[mark], fresh = _sha256(place, progress), True
         found.update(f"{file.name} {known[mark]}\n".encode())
     if fresh:
         with suppress(OSError):  # where the cache cannot be written, files are hashed again by the next run
@@ -65,9 +67,11 @@ def _read(memo: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
+def _sha256(file: Path, progress: Progress | None) -> str:
+    digest, size = hashlib.sha256(), file.stat().st_size
     with file.open("rb") as content:
         while part := content.read(READ):
             digest.update(part)
+            if progress and size > READ:
+                progress(f"hashing {file.name} (bytes)", content.tell(), size)
     return digest.hexdigest()

@@ -23,6 +23,7 @@ from stitch.modeling.modeling_composite import (
 )
 from stitch.modeling.modeling_recurrent import RecurrentConfig, RecurrentForCausalLM
 from stitch.models.anatomy import ANATOMIES, anatomy_of, dotted
+from stitch.models.bars import told
 from stitch.models.causal import require_causal
 from stitch.models.described import require_described, require_stored
 from stitch.models.finite import require_finite
@@ -35,6 +36,7 @@ from stitch.models.sources import Source
 from stitch.models.text_part import loading_arguments, text_tensors
 from stitch.models.usable import require_decoder
 from stitch.models.writes import down_of
+from stitch.progress import Progress
 
 
 def load(
@@ -44,6 +46,7 @@ def load(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
     name: str | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """The model in `folder`, in `dtype` (None: as stored) and in evaluation mode; `name` is used in messages.
 
@@ -52,7 +55,7 @@ def load(
     """
     name = name or folder.name
     _check(folder, name)
-    net, tokenizer, missing = _from_pretrained(folder, name, dtype or "auto", trust_remote_code)
+    net, tokenizer, missing = _from_pretrained(folder, name, dtype or "auto", trust_remote_code, progress)
     if missing:
         raise StitchError(
             f"the weights of {name} must be those of a whole causal model; {len(missing)} tensors are missing, {missing[0]} "
@@ -83,7 +86,7 @@ def _check(folder: Path, name: str) -> None:
 
 
 def _from_pretrained(
-    folder: Path, name: str, dtype: torch.dtype | str, trust_remote_code: bool
+    folder: Path, name: str, dtype: torch.dtype | str, trust_remote_code: bool, progress: Progress | None = None
 ) -> tuple[Any, Any, list[str]]:
     """Model, tokenizer and the names of tensors that the files lack, as transformers loads them.
 
@@ -92,7 +95,7 @@ def _from_pretrained(
     register_composites()
     transformers_logging.disable_progress_bar()  # progress is reported by callbacks
     text = loading_arguments(folder)
-    with of_transformers(name):
+    with of_transformers(name), told(f"loading {name} (tensors)", progress):
         _require_same_size(folder, name, text.get("config"), trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -177,9 +180,15 @@ class AnyModel:
     longest: int | None  # positions that all parts accept; None where the config does not say
 
 
-def load_any(source: Source, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> AnyModel:
+def load_any(
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool,
+    progress: Progress | None = None,
+) -> AnyModel:
     """The model in `source.folder`, in evaluation mode. Raises: StitchError when transformers cannot load it."""
-    net, tokenizer, _ = _from_pretrained(source.folder, source.name, dtype, trust_remote_code)
+    net, tokenizer, _ = _from_pretrained(source.folder, source.name, dtype, trust_remote_code, progress)
     config = net.config
     limits = [limit for part in parts_of(config) if (limit := longest_context(part))]
     return AnyModel(

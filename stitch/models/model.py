@@ -38,6 +38,9 @@ class ReadsItself(Protocol):
     def first_bytes(self) -> Tensor: ...
 
     @property
+    def pieces(self) -> list[bytes | None]: ...
+
+    @property
     def bytes_of(self) -> Tensor: ...
 
 

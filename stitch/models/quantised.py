@@ -20,6 +20,7 @@ from stitch.errors import EXTRAS, StitchError, UsageError, missing_extra
 from stitch.files.front_matter import CARD
 from stitch.files.links import require_inside
 from stitch.files.tokenizer import copy_tokenizer
+from stitch.models.bars import told
 from stitch.models.made_once import made_once
 from stitch.progress import Progress
 
@@ -81,18 +82,15 @@ def dequantised(folder: Path, method: str, name: str, progress: Progress | None 
     from stitch.models.identity import weights_hash
 
     def make(target: Path) -> None:
-        if progress:
-            progress(f"dequantising {name}", 0, 1)
-        net = _read(folder, method, name)
+        with told(f"dequantising {name} (tensors)", progress):
+            net = _read(folder, method, name)
         net.save_pretrained(target, save_original_format=False)  # the original format is quantised
         copy_tokenizer(folder, target)
         if (folder / CARD).is_file():
             require_inside(folder / CARD, folder)
             shutil.copyfile(folder / CARD, target / CARD)
-        if progress:
-            progress(f"dequantising {name}", 1, 1)
 
-    return made_once(FORMAT, weights_hash(folder), name, make)
+    return made_once(FORMAT, weights_hash(folder, progress), name, make)
 
 
 def _read(folder: Path, method: str, name: str) -> Any:

@@ -4,7 +4,7 @@ The inputs decide the kind of translation: residual stream alone (`x`) is the af
 one, look-up tables alone are the no-source null.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -50,6 +50,7 @@ def ridge(
     target: str = "target",
     prior: Mapping[str, Float[Tensor, "d_in d_out"]] | None = None,
     apart: str | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> Ridge:
     """Minimises Σ‖y − b − Σ u W_u‖² + Σ λ_u ‖W_u − T_u‖² over W and b; λ by the error on `held_out`.
 
@@ -58,7 +59,7 @@ def ridge(
     The input named `apart` then gets a λ of its own, by decades: a lift with thousands of columns overfits long before the
     others. Each λ needs a Cholesky factor, in the memory of one matrix; that is faster than one eigendecomposition for all
     (3,000 columns, 12 factors: 2.3 s against 6.9 s). An input whose products are a SparseGram is solved for by conjugate
-    gradients instead.
+    gradients instead. `tick` is called after each λ that is tried.
     Raises: StitchError where the target is constant on the held-out tokens, or rounding prevents every solution.
     Source: Hoerl & Kennard 1970, Technometrics 12.
     """
@@ -70,7 +71,7 @@ def ridge(
     problem = _Problem(fit, held_out, inputs, target, dict(prior or {}))
     choices = STRENGTHS if prior is None else TOWARDS_PRIOR
     has_its_own = apart in inputs and len(inputs) > 1
-    best = _lowest(problem, choices, apart if has_its_own else None)
+    best = _lowest(problem, choices, apart if has_its_own else None, tick)
     if not best.weights:
         raise StitchError(
             f"no regression of `{target}` on {', '.join(inputs)} can be solved in float64: their values differ too much in size. "
@@ -115,12 +116,13 @@ class _Attempt:
     weights: dict[str, Tensor]
 
 
-def _lowest(problem: _Problem, choices: Float[Tensor, " n"], apart: str | None) -> _Attempt:
+def _lowest(problem: _Problem, choices: Float[Tensor, " n"], apart: str | None, tick: Callable[[], None]) -> _Attempt:
     """The attempt with the lowest held-out error: one λ for all inputs, then another for the input `apart`."""
 
     def attempt(index: int, index_apart: int) -> _Attempt:
         strengths = {name: choices[index_apart if name == apart else index] for name in problem.inputs}
         error, weights = problem.solve(strengths)
+        tick()
         return _Attempt(error, index, index_apart, weights)
 
     def same(index: int) -> _Attempt:

@@ -37,6 +37,7 @@ def notes(report: dict) -> list[str]:
         f"reads {found['own_tokens_per_token']:.2f} tokens for one of {a}, which has {found['bytes_per_token']:.2f} bytes. The "
         f"tokenizers lose {found['lost']['a']:.2%} and {found['lost']['b']:.2%} of the bytes.",
         f"Row b is {b} in its own tokens, on the same bytes. CE is in nats per token of {a} in every row. Predictions of "
-        "special tokens do not count. KL and top-1 compare with what b says of the next byte, where a token of both ends.",
+        "special tokens do not count. Where a token of both ends, KL compares what a row and b say of the next byte, and top-1 "
+        "their likeliest tokens, as far as both reach.",
         f"Head: {found['head']}, chosen on the sweep split behind {b}'s own streams (CE by head: {heads}).{own_head}",
     ]

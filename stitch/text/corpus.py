@@ -13,20 +13,24 @@ from functools import cache
 
 from stitch.files.cache import cache_folder
 from stitch.files.durable import replacing
+from stitch.progress import Progress, Steps
 from stitch.text import docstrings
 from stitch.text.document import Document
 
 VERSIONS = "versions"  # the key of a cached corpus's first line
 
 
-def cached_documents() -> list[Document]:
+def cached_documents(progress: Progress | None = None) -> list[Document]:
     """`docstrings.documents()`, extracted again when Python, an installed package or the extraction code changes."""
     path = cache_folder() / f"docstrings-{_state()}.jsonl.gz"
     if path.exists():
+        step = Steps("reading docstrings from the cache (files)", 1, progress)
         with gzip.open(path, "rt", encoding="utf-8") as file:
             next(file)
-            return [(name, text) for name, text in map(json.loads, file)]
-    documents = docstrings.documents()
+            found = [(name, text) for name, text in map(json.loads, file)]
+        step()
+        return found
+    documents = docstrings.documents(progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, gzip.open(temporary, "wt", encoding="utf-8", compresslevel=3) as file:
         file.write(json.dumps({VERSIONS: versions()}) + "\n")

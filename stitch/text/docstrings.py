@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from stitch.files.process import end_with_parent
+from stitch.progress import Progress, counted
 from stitch.text.document import Document
 
 # Every package here is a direct or indirect dependency of the core install. "std" is the standard library.
@@ -29,18 +30,20 @@ SKIPPED_FOLDERS = {"test", "tests", "site-packages", "idlelib", "lib2to3", "_ven
 SHORTEST_DOCUMENT = 200  # characters; shorter documents are left out
 
 
-def documents(packages: tuple[str, ...] = PACKAGES) -> list[Document]:
+def documents(packages: tuple[str, ...] = PACKAGES, progress: Progress | None = None) -> list[Document]:
     """All documents of the given packages without repeated paragraphs, in a fixed order (package, then path).
 
     A package that is not installed is skipped. The other documents then stay the same, except that they keep paragraphs which
     the missing package would have contained first.
     """
-    files = [file for package in packages for file in python_files(package)]
+    listed = counted(packages, "looking for docstrings (packages)", progress)
+    files = [file for package in listed for file in python_files(package)]
     # "spawn" imports the caller's main module again, so "fork" is preferred where it is safe: on Linux.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(mp_context=context, initializer=end_with_parent) as pool:
         texts = pool.map(_docstrings, (path for _, path in files), chunksize=64)
-        return list(without_repeats(zip((name for name, _ in files), texts, strict=True)))
+        found = counted(texts, "reading docstrings (files)", progress, len(files))
+        return list(without_repeats(zip((name for name, _ in files), found, strict=True)))
 
 
 def python_files(package: str) -> list[tuple[str, Path]]:

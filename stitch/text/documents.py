@@ -11,6 +11,7 @@ from stitch.files.lent import Lent
 from stitch.hub.access import access_token
 from stitch.hub.errors import explanation
 from stitch.hub.patience import bounded, patiently
+from stitch.progress import Progress
 from stitch.text.document import Document
 from stitch.text.passages import name_of, passages
 
@@ -23,7 +24,7 @@ LEAST_TOKENS = 4096  # of the fit split: two SAE batches. Fewer cannot fit anyth
 LENT: Lent[Sequence[Document]] = Lent("lent texts")
 
 
-def read(source: str, characters: int | None = None) -> Iterator[Document]:
+def read(source: str, characters: int | None = None, progress: Progress | None = None) -> Iterator[Document]:
     """Documents of `source`: "docs" (the installed docstrings), a file, a folder of files, or a Hugging Face dataset.
 
     A `.jsonl` file holds one document per line, in its `text` field; any other file is plain UTF-8 text, cut into passages.
@@ -40,7 +41,7 @@ def read(source: str, characters: int | None = None) -> Iterator[Document]:
     if source == "docs":
         from stitch.text.corpus import cached_documents
 
-        return iter(cached_documents())
+        return iter(cached_documents(progress))
     if source == SELF:
         raise UsageError(
             "text self is written by a model, and there is none here: give a text, or ./self for a folder."
@@ -52,7 +53,7 @@ def read(source: str, characters: int | None = None) -> Iterator[Document]:
         return _file(path, path.parent)
     if path.suffix in {".txt", ".md", ".jsonl"} or source.startswith((".", "/", "~")):
         raise UsageError(f"text must be docs, a file, a folder or a dataset name; there is no file {source}.")
-    return _dataset(source, characters)
+    return _dataset(source, characters, progress)
 
 
 def _file(path: Path, root: Path) -> Iterator[Document]:
@@ -74,7 +75,7 @@ def _file(path: Path, root: Path) -> Iterator[Document]:
             yield f"{name}#{number}", text
 
 
-def _dataset(source: str, characters: int | None) -> Iterator[Document]:
+def _dataset(source: str, characters: int | None, progress: Progress | None) -> Iterator[Document]:
     from datasets import load_dataset
 
     name, _, config = source.partition(":")
@@ -85,6 +86,8 @@ def _dataset(source: str, characters: int | None) -> Iterator[Document]:
             for number, row in enumerate(rows):
                 yield f"{name}#{number}", row["text"]
                 seen += len(row["text"])
+                if progress and characters is not None:
+                    progress(f"reading {name} (characters)", min(seen, characters), characters)
                 if characters is not None and seen >= characters:
                     return
     except KeyError as error:

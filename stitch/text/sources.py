@@ -77,7 +77,7 @@ def corpus_of(
     What was written is kept in `store`. Raises: as `read`; StitchError where a model writes the same again and again.
     """
     if name != SELF or writer is None:
-        return Corpus(name, list(read(name, characters)))
+        return Corpus(name, list(read(name, characters, progress)))
     key = _key(writer, wanted)
     if store is None:
         return _described(_write(writer, wanted, progress), writer)

@@ -13,9 +13,9 @@ from matching.measures import linear_cka, svcca
 from sae.types import Dictionary
 from stitch.activations.paired import Paired, Tokens
 from stitch.features.matching import Matching
-from stitch.progress import Progress
+from stitch.progress import Progress, Steps
 from stitch.regression.moments import Key, Moments, accumulate
-from stitch.regression.ridge import Ridge, ridge, shares
+from stitch.regression.ridge import STRENGTHS, Ridge, ridge, shares
 from stitch.translation import rows as registry
 from stitch.translation.closed_forms import ClosedForm
 from stitch.translation.groups import Sizes, groups, needed
@@ -225,14 +225,14 @@ def _least_squares(
     first: _LeastSquares | None = None
     for names, pairs in groups(request.reads, request.needed_first, sizes, sample.tokens):
         moments, moments_held = _moments(evidence, sample, pairs, options, sizes, progress)
-        solved = {}
-        for name in names:
-            solved[name] = _ridge_of_row(request.reads[name], inputs, moments, moments_held)
-            if progress:
-                progress("least squares (rows)", len(ridges) + len(solved), len(request.reads))
+        shuffled = request.shuffled if first is None else []
+        most = len(STRENGTHS) * (len(names) + len(shuffled))
+        step = Steps("least squares (strengths, at most)", most, progress)
+        solved = {name: _ridge_of_row(request.reads[name], inputs, moments, moments_held, step) for name in names}
+        for row in shuffled:
+            solved[row.name] = ridge(moments, moments_held, row.reads, target=row.target, tick=step)
+        step.end()
         if first is None:
-            for row in request.shuffled:
-                solved[row.name] = ridge(moments, moments_held, row.reads, target=row.target)
             first = _closed_forms(evidence, options, request.closed, moments, moments_held)
         ridges |= solved
         parts |= {name: shares(found, moments) for name, found in solved.items()}
@@ -248,7 +248,8 @@ def _moments(
     """The products `pairs` over the tokens of `sample` and over the held-out ones."""
     bounded = {name for name, found in evidence.inputs.items() if not isinstance(found, Stream)}
     read = {name: found for name, found in evidence.inputs.items() if any(name in pair for pair in pairs)}
-    fit, held_out = _variables(sample, read, options, progress), _variables(evidence.held_out, read, options, None)
+    fit = _variables(sample, read, options, progress)
+    held_out = _variables(evidence.held_out, read, options, progress, "held-out ")
     return (
         accumulate(fit, pairs, bounded, implicit=sizes.implicit),
         accumulate(held_out, pairs, bounded, implicit=sizes.implicit, sums_of_single=torch.float32),
@@ -256,11 +257,15 @@ def _moments(
 
 
 def _ridge_of_row(
-    reads: tuple[str, ...], inputs: Mapping[str, Input], moments: Moments, moments_held: Moments
+    reads: tuple[str, ...],
+    inputs: Mapping[str, Input],
+    moments: Moments,
+    moments_held: Moments,
+    tick: Callable[[], None],
 ) -> Ridge:
     """The ridge on inputs `reads`. Codes have a λ of their own."""
     lift = next((name for name in reads if isinstance(inputs[name], Lift)), None)
-    return ridge(moments, moments_held, reads, apart=lift)
+    return ridge(moments, moments_held, reads, apart=lift, tick=tick)
 
 
 def _closed_forms(
@@ -303,9 +308,11 @@ def _add_routes(
         width = sum(fit.a.width(stream.site) for stream in read)
         number = how_many(options.routes, width, distinct, options.memory)
         if number > 1:
+            step = Steps(f"classes of tokens for {row.short} (clusterings)", 1, progress)
             classes = _classes(row, evidence, number, options.seed)
+            step()
             left = _left_by(solved[row.base], evidence, options.chunk, progress, row.short)
-            solved[row.name] = routed(row.short, solved[row.base], fit_routes(streams(read), classes, *left))
+            solved[row.name] = routed(row.short, solved[row.base], fit_routes(streams(read), classes, *left, progress))
 
 
 def _add_tables(
@@ -328,7 +335,7 @@ def _left_by(
     applied = Applied(translation, evidence.fit.site_a, evidence.vocabulary)
     return (
         partial(_residuals, evidence.fit, applied, chunk, progress, f"residuals for {row} (tokens)"),
-        partial(_residuals, evidence.held_out, applied, chunk, None, ""),
+        partial(_residuals, evidence.held_out, applied, chunk, progress, f"held-out residuals for {row} (tokens)"),
     )
 
 
@@ -357,9 +364,12 @@ def _classes(row: Row, evidence: Evidence, number: int, seed: int) -> Int64[Tens
 
 
 def _variables(
-    paired: Paired, inputs: Mapping[str, Input], options: Options, progress: Progress | None
+    paired: Paired, inputs: Mapping[str, Input], options: Options, progress: Progress | None, which: str = ""
 ) -> Iterator[dict]:
-    """The columns of all inputs, the target, and the target shuffled among the tokens of the chunk; chunk by chunk."""
+    """The columns of all inputs, the target, and the target shuffled among the tokens of the chunk; chunk by chunk.
+
+    Progress says `which` moments they are read for.
+    """
     generator = torch.Generator().manual_seed(options.seed)
     done, total = 0, paired.tokens
     for tokens in paired.with_history(streams(inputs.values()), reach(inputs.values()), options.chunk):
@@ -368,4 +378,4 @@ def _variables(
         yield {**columns, "target": y, "shuffled": y[torch.randperm(len(y), generator=generator)]}
         done += len(y)
         if progress:
-            progress("moments (tokens)", done, total)
+            progress(f"{which}moments (tokens)", done, total)

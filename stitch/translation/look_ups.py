@@ -48,6 +48,8 @@ def context_free(
     cache = _cache_of_bos(model, site, both[:PROBED]) if is_repeatable else None
     batch = TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"]) // (1 if cache is not None else 2)
     rows, done = [], 0
+    if progress:
+        progress("states (tokens)", done, len(ids))
     for tokens in both.split(batch):
         found = _after_bos(model, site, tokens) if cache is None else _after_cached_bos(model, site, tokens, cache)
         rows.append(_kept(found.float()))

@@ -18,6 +18,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from stitch.activations.paired import Tokens
+from stitch.progress import Progress, Steps
 from stitch.regression.search import descend
 from stitch.translation.tables import Residuals
 from stitch.translation.types import Residual, Routed, Term, Token, Translation, merged
@@ -104,6 +105,7 @@ def fit_routes(
     classes: Int64[Tensor, " vocabulary"],
     fit: Residuals,
     held_out: Residuals,
+    progress: Progress | None = None,
 ) -> Routes:
     """Least squares of the residuals for each class, on standardised columns; λ by the error on held-out tokens."""
     number = int(classes.max()) + 1
@@ -123,6 +125,7 @@ def fit_routes(
         return gram, cross
 
     (gram, cross), (gram_held, cross_held) = moments(fit), moments(held_out)
+    step = Steps("matrices by class of token (solved, at most)", number * len(SHRINKAGES), progress)
 
     def attempt(index: int) -> tuple[float, float, Tensor]:
         """Squared error on the held-out tokens minus that without routes; λ; weights. Solved class by class to save memory."""
@@ -132,10 +135,12 @@ def fit_routes(
             matrix.diagonal().add_(SHRINKAGES[index])
             weight[one] = torch.cholesky_solve(cross[one], torch.linalg.cholesky(matrix))
             error += float((weight[one] * (gram_held[one] @ weight[one] - 2 * cross_held[one])).sum())
+            step()
         return error, SHRINKAGES[index], weight
 
     middle, count = len(SHRINKAGES) // 2, len(SHRINKAGES)
     _, strength, weight = descend(attempt, itemgetter(0), start=middle, step=1, count=count)
+    step.end()
     matrices = weight[:, :-1] / deviation[:, None]
     constant = weight[:, -1] - mean @ matrices
     return Routes(tuple(streams), classes, matrices.float(), constant.float(), strength)

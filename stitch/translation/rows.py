@@ -341,7 +341,8 @@ def _across_tokenizers() -> list[Row]:
             "own blocks, as the composite's is.", brief=True,
         ),
         retokenized(
-            "b-retokenized-omp", "the same with embedding and head by OMP in A's rows, as tokensurgeon makes them.", brief=True
+            "b-retokenized-omp", "the same with embedding and head by OMP in A's rows, as tokensurgeon makes them. Tokens that "
+            "do not occur in the text have means.", brief=True,
         ),
         head("head-first", "a head of copied rows, and for other tokens the row of their first piece."),
         head("head-mean", "a head of copied rows, and for other tokens the mean of their pieces' rows."),
@@ -354,7 +355,7 @@ def _across_tokenizers() -> list[Row]:
         head("head-ridge-all", "a head all of whose rows are fitted to what B says in its own tokens."),
         head("head-ridge-all-bias", "`head-ridge-all` and a bias, as in `head-mean-bias`."),
         head("head-a", "A's head behind a ridge from B's last stream to A's."),
-        head("shuffled-head", "its head's rows exchanged at random.", "null", compared_with="composite"),
+        head("shuffled-head", "its head's rows exchanged at random.", "null", compared_with="composite", brief=True),
     ]  # fmt: skip
     return [replace(row, across_tokenizers=True) for row in found]
 

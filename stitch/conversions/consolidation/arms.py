@@ -29,6 +29,7 @@ from stitch.conversions.consolidation.slow_weights import (
 )
 from stitch.evaluation.scores import Scores, evaluate
 from stitch.models.model import Model
+from stitch.progress import Progress
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
 
@@ -50,14 +51,15 @@ class ModelAndText:
 
     model: Model
     windows: Mapping[Split, Windows]
+    progress: Progress | None = None
 
     @cached_property
     def curvature(self) -> Curvature:
-        return measure_curvature(self.model, self.windows["fit"].first(CURVATURE_TOKENS))
+        return measure_curvature(self.model, self.windows["fit"].first(CURVATURE_TOKENS), progress=self.progress)
 
     @cached_property
     def axes(self) -> Coordinates:
-        return coordinates(self.curvature, self.model)
+        return coordinates(self.curvature, self.model, progress=self.progress)
 
     @cached_property
     def other_text(self) -> dict[str, Windows]:
@@ -91,23 +93,31 @@ class ModelAndText:
 
     def _scores(self, changed: dict[str, Tensor], windows: Windows) -> Scores:
         row = {"model": lambda batch: logits_with(self.model, changed, batch.ids)}
-        return evaluate(row, windows, vocabulary=self.model.vocabulary)["model"]
+        return evaluate(
+            row, windows, vocabulary=self.model.vocabulary, progress=self.progress, task="cost on other text (tokens)"
+        )["model"]
 
 
-def prepare(model: Model, windows: Mapping[Split, Windows]) -> ModelAndText:
+def prepare(model: Model, windows: Mapping[Split, Windows], progress: Progress | None = None) -> ModelAndText:
     """Freezes the model's parameters. Raises UsageError for MLPs that cannot be edited, StitchError for non-finite weights."""
     check_writable(model)
     model.net.requires_grad_(False)
-    return ModelAndText(model, windows)
+    return ModelAndText(model, windows, progress)
 
 
 def queries_about(
-    model: Model, document: Int[Tensor, " tokens"], seed: int = 0, queries: int = QUERIES
+    model: Model,
+    document: Int[Tensor, " tokens"],
+    seed: int = 0,
+    queries: int = QUERIES,
+    progress: Progress | None = None,
 ) -> LabelledQueries:
     """Queries to fit on, made from the document alone: half are continuations by the model, half passages."""
     generator, length = torch.Generator().manual_seed(seed), query_length(model)
-    own = continuations(model, document, queries - queries // 2, length, generator)
-    return label_queries(model, document, torch.cat([own, passages(document, queries // 2, length, generator)]))
+    own = continuations(model, document, queries - queries // 2, length, generator, progress)
+    return label_queries(
+        model, document, torch.cat([own, passages(document, queries // 2, length, generator)]), progress=progress
+    )
 
 
 def fit(
@@ -115,15 +125,16 @@ def fit(
 ) -> Edit:
     """The edit for the queries, not yet scaled to the budget."""
     return fitting.natural_gradient(
-        setup.model, labelled, setup.windows["fit"], setup.axes, reach=fitting.SHARE * budget, steps=steps, seed=seed
-    )
+        setup.model, labelled, setup.windows["fit"], setup.axes, reach=fitting.SHARE * budget, steps=steps, seed=seed,
+        progress=setup.progress,
+    )  # fmt: skip
 
 
 def consolidate_document(
     setup: ModelAndText, document: Int[Tensor, " tokens"], budget: float, seed: int = 0
 ) -> tuple[Edit, float]:
     """The edit for the document, and the factor that scales it to the budget."""
-    edit = fit(setup, queries_about(setup.model, document, seed), budget, seed)
+    edit = fit(setup, queries_about(setup.model, document, seed, progress=setup.progress), budget, seed)
     return edit, setup.scale(edit, budget)
 
 
@@ -132,7 +143,7 @@ def arms(
 ) -> dict[str, Callable[[], Edit]]:
     """Functions that compute the edits, by the names of their rows. `other` is the wrong document of a null."""
     model, pool = setup.model, setup.windows["fit"]
-    labelled, length = queries_about(model, document, seed), query_length(model)
+    labelled, length = queries_about(model, document, seed, progress=setup.progress), query_length(model)
     # Plain training uses as many passages of the document as there are queries. It ignores the target.
     text = LabelledQueries(
         passages(document, len(labelled.queries), length, torch.Generator().manual_seed(seed)), labelled.target
@@ -142,21 +153,20 @@ def arms(
     def converted() -> Edit:
         return fit(setup, labelled, budget, seed)
 
+    def train(asked: LabelledQueries, **how) -> Edit:
+        return fitting.train(model, asked, pool, seed=seed, progress=setup.progress, **how)
+
     return {
         "converted": converted,
         "baseline:closed form": lambda: fitting.closed_form(
-            model, document, labelled.queries, pool, setup.curvature, seed=seed
+            model, document, labelled.queries, pool, setup.curvature, seed=seed, progress=setup.progress
         ),
         "baseline:one step": lambda: fit(setup, labelled, budget, seed, steps=1),
-        "baseline:sgd": lambda: fitting.train(
-            model, text, pool, optimiser="sgd", rate=SGD_RATE, labels="text", seed=seed
+        "baseline:sgd": lambda: train(text, optimiser="sgd", rate=SGD_RATE, labels="text"),
+        "baseline:adamw": lambda: train(text, optimiser="adamw", rate=ADAMW_RATE, labels="text"),
+        "baseline:adamw, queries": lambda: train(labelled, optimiser="adamw", rate=ADAMW_RATE, labels="donor"),
+        "null:other document": lambda: fit(
+            setup, queries_about(model, other, seed, progress=setup.progress), budget, seed
         ),
-        "baseline:adamw": lambda: fitting.train(
-            model, text, pool, optimiser="adamw", rate=ADAMW_RATE, labels="text", seed=seed
-        ),
-        "baseline:adamw, queries": lambda: fitting.train(
-            model, labelled, pool, optimiser="adamw", rate=ADAMW_RATE, labels="donor", seed=seed
-        ),
-        "null:other document": lambda: fit(setup, queries_about(model, other, seed), budget, seed),
         "null:noise": lambda: fitting.random_direction(converted(), seed),
     }

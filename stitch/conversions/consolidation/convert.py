@@ -81,11 +81,11 @@ def consolidate(
         check_writable(model)
 
         def make(scratch: Path, output: Path) -> dict:
-            setup = prepare(model, donor.windows)
+            setup = prepare(model, donor.windows, progress)
             ids = read_document(model, document)
             behind, bare = _prefixed_queries(setup, ids, queries, seed)
             edits = arms(setup, ids, _wrong_document(setup, len(ids)), cost, seed)
-            rows, edit, scale = score_arms(setup, edits, behind, bare, cost, progress)
+            rows, edit, scale = score_arms(setup, edits, behind, bare, cost)
             settings = {
                 "document": str(document), "queries": None if queries is None else str(queries), "cost": cost, "seed": seed,
             }  # fmt: skip
@@ -95,7 +95,7 @@ def consolidate(
             keep(output, replaced, document.name, model.folder)
             return report
 
-        return Job(make=make, plan=lambda: plan_conversion(donor, stages, added=size_kept(model)))
+        return Job(make=make, plan=lambda: plan_conversion(donor, stages, added=size_kept(model), progress=progress))
 
     return run("convert consolidate", plan, out, overwrite=overwrite)[0]
 
@@ -106,28 +106,30 @@ def score_arms(
     behind: PrefixedQueries,
     bare: PrefixedQueries,
     cost: float,
-    progress: Progress | None,
 ) -> tuple[dict[str, ArmScores], Edit, float]:
     """Scores of the donor, the ceiling and every edit, scaled to `cost`; and the edit `converted` with its scale."""
     model, nothing = setup.model, (0.0, 0.0, 0.0)
     ceiling = scores_with_context(behind.labelled)
+    progress = setup.progress
     rows = {
-        "donor": ArmScores(score_queries(model, behind), score_queries(model, bare), nothing),
+        "donor": ArmScores(
+            score_queries(model, behind, progress=progress), score_queries(model, bare, progress=progress), nothing
+        ),
         "reference:with context": ArmScores(ceiling, ceiling, nothing),
     }
     converted: tuple[Edit, float] | None = None
-    for number, (name, make) in enumerate(edits.items()):
+    for number, (name, make) in enumerate(edits.items(), 1):
         edit = make()
         scale = setup.scale(edit, cost)
         changed = edited_parameters(model, edit, scale)
         rows[name] = ArmScores(
-            score_queries(model, behind, changed),
-            score_queries(model, bare, changed),
+            score_queries(model, behind, changed, progress),
+            score_queries(model, bare, changed, progress),
             setup.retention_cost(edit, scale),
         )
         converted = (edit, scale) if name == "converted" else converted
         if progress:
-            progress("rows", number + 1, len(edits))
+            progress("rows", number, len(edits))
     assert converted is not None
     return rows, *converted
 
@@ -140,10 +142,10 @@ def _prefixed_queries(
     generator = torch.Generator().manual_seed(seed + 1)  # another seed than for the continuations of the fit
     length = query_length(model)
     if queries is None:
-        asked = continuations(model, ids, UNSEEN, length, generator)
+        asked = continuations(model, ids, UNSEEN, length, generator, setup.progress)
     else:
         asked = cut_queries(read_ids(model, queries, "queries"), length)
-    labelled = label_queries(model, ids, asked)
+    labelled = label_queries(model, ids, asked, progress=setup.progress)
     windows = setup.windows["report"]
     prefixes = unrelated_prefixes(windows, len(asked), len(ids), generator)
     return PrefixedQueries(labelled, prefixes), PrefixedQueries(labelled, prefixes[:, :0])

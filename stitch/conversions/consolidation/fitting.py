@@ -21,6 +21,7 @@ from stitch.conversions.consolidation.slow_weights import (
 )
 from stitch.errors import StitchError
 from stitch.models.model import Model
+from stitch.progress import Progress, counted
 from stitch.text.tokenizers import bos_of
 from stitch.text.windows import Windows
 
@@ -99,6 +100,7 @@ def natural_gradient(
     steps: int = STEPS,
     count: int = PER_STEP,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Edit:
     """Minimises KL(with context ‖ edited without) over the queries, each after unrelated text, subject to ½|V|² ≤ reach.
 
@@ -108,7 +110,8 @@ def natural_gradient(
     """
     radius = (2 * reach) ** 0.5
     point, momentum = zero_edit(model), zero_edit(model)
-    for number, groups in enumerate(batches(labelled, pool, count, steps, seed)):
+    told = counted(batches(labelled, pool, count, steps, seed), "natural gradient (steps)", progress, steps)
+    for number, groups in enumerate(told):
         raw = _gradient(model, labelled, groups, axes.edit(point), "donor")
         slope = {b: axes.left[b] @ one @ axes.right[b] for b, one in raw.items()}
         size = max(edit_norm(slope), 1e-30)
@@ -131,12 +134,13 @@ def train(
     steps: int = STEPS,
     count: int = PER_STEP,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Edit:
     """Baseline: the same matrices trained with a standard optimiser."""
     edit = zero_edit(model)
     leaves = [one.requires_grad_() for one in edit.values()]
     stepper = (torch.optim.SGD if optimiser == "sgd" else torch.optim.AdamW)(leaves, lr=rate, weight_decay=0)
-    for groups in batches(labelled, pool, count, steps, seed):
+    for groups in counted(batches(labelled, pool, count, steps, seed), f"{optimiser} (steps)", progress, steps):
         for leaf, part in zip(leaves, _gradient(model, labelled, groups, edit, labels).values(), strict=True):
             leaf.grad = part
         stepper.step()
@@ -153,6 +157,7 @@ def closed_form(
     *,
     strength: float = STRENGTH,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Edit:
     """Block after block, ΔW = argmin |K ΔW − R|² + strength · tr(ΔWᵀ C ΔW), as in MEMIT.
 
@@ -167,7 +172,7 @@ def closed_form(
     streams: CapturePoints = {str(block): (model.blocks[block], False) for block in range(model.depth)}
     goals = capture(model, streams, documents, parts, {})
     edit: Edit = {}
-    for block in range(model.depth):
+    for block in counted(range(model.depth), "closed form (blocks)", progress):
         points: CapturePoints = {"keys": (model.down(block), True), "stream": (model.blocks[block], False)}
         found = capture(model, points, prefixes, parts, edited_parameters(model, edit))
         residual = (goals[str(block)] - found["stream"]) / (model.depth - block)

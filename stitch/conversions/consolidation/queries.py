@@ -19,6 +19,7 @@ from stitch.errors import StitchError, UsageError
 from stitch.evaluation.intervals import ratio_interval
 from stitch.evaluation.scores import Scores
 from stitch.models.model import Model
+from stitch.progress import Progress, counted
 from stitch.text.file_ids import file_ids
 from stitch.text.tokenizers import bos_of
 from stitch.text.windows import Windows
@@ -106,22 +107,32 @@ def predictions(
 
 @torch.no_grad()
 def label_queries(
-    model: Model, document: Int[Tensor, " tokens"], queries: Int[Tensor, "queries length"], given: int = GIVEN
+    model: Model,
+    document: Int[Tensor, " tokens"],
+    queries: Int[Tensor, "queries length"],
+    given: int = GIVEN,
+    progress: Progress | None = None,
 ) -> LabelledQueries:
     """The queries with the model's log-probabilities when it has read the document before each."""
-    parts = [predictions(model, document.expand(len(some), -1), some, given=given) for some in queries.split(BATCH)]
+    batches = counted(queries.split(BATCH), "what the model says with the document (batches)", progress)
+    parts = [predictions(model, document.expand(len(some), -1), some, given=given) for some in batches]
     return LabelledQueries(queries, torch.cat(parts))
 
 
 @torch.no_grad()
 def continuations(
-    model: Model, document: Int[Tensor, " tokens"], count: int, length: int, generator: torch.Generator
+    model: Model,
+    document: Int[Tensor, " tokens"],
+    count: int,
+    length: int,
+    generator: torch.Generator,
+    progress: Progress | None = None,
 ) -> Int[Tensor, "count length"]:
     """Texts that the model generates after the document, sampled at temperature 1."""
     start = torch.cat([torch.tensor([bos_of(model.tokenizer)]), document]).expand(count, -1).to(model.device)
     found = model.net(input_ids=start, use_cache=True)
     tokens = []
-    for _ in range(length):
+    for _ in counted(range(length), "continuations of the document (tokens)", progress):
         chances = found.logits[:, -1].float().softmax(-1).cpu()  # on the CPU: the same tokens with every device
         tokens.append(torch.multinomial(chances, 1, generator=generator))
         if len(tokens) < length:
@@ -156,17 +167,24 @@ def unrelated_prefixes(
 
 
 @torch.no_grad()
-def score_queries(model: Model, prefixed: PrefixedQueries, changed: Parameters | None = None) -> Scores:
+def score_queries(
+    model: Model,
+    prefixed: PrefixedQueries,
+    changed: Parameters | None = None,
+    progress: Progress | None = None,
+) -> Scores:
     """Cross-entropy, KL(with context ‖ without) and agreement on the scored tokens, summed per query.
 
     Raises StitchError for logits that are not finite.
     """
     rows = []
-    parts = zip(
-        *(one.split(BATCH) for one in (prefixed.labelled.queries, prefixed.labelled.target, prefixed.prefixes)),
-        strict=True,
+    parts = list(
+        zip(
+            *(one.split(BATCH) for one in (prefixed.labelled.queries, prefixed.labelled.target, prefixed.prefixes)),
+            strict=True,
+        )
     )
-    for queries, target, prefixes in parts:
+    for queries, target, prefixes in counted(parts, "queries scored (batches)", progress):
         rows.append(_sums(predictions(model, prefixes, queries, changed, prefixed.labelled.given), target, queries))
     return _scores(torch.cat(rows, 1))
 

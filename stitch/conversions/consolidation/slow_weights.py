@@ -21,6 +21,7 @@ from torch.func import functional_call
 from stitch.errors import StitchError, UsageError
 from stitch.models.anatomy import ANATOMIES
 from stitch.models.model import Model
+from stitch.progress import Progress, Steps, counted
 from stitch.text.windows import Windows
 
 Edit = dict[int, Float[Tensor, "neurons d"]]  # by block: the change of its down projection, for row vectors
@@ -94,7 +95,9 @@ class Curvature:
     gradients: dict[int, Float[Tensor, "d d"]]
 
 
-def measure_curvature(model: Model, windows: Windows, seed: int = 0, batch: int = 1024) -> Curvature:
+def measure_curvature(
+    model: Model, windows: Windows, seed: int = 0, batch: int = 1024, progress: Progress | None = None
+) -> Curvature:
     """C and G on `windows`, with about `batch` tokens per forward pass.
 
     Raises UsageError for fewer tokens than neurons: C would be singular, and edits in its null space would seem to cost nothing.
@@ -127,7 +130,8 @@ def measure_curvature(model: Model, windows: Windows, seed: int = 0, batch: int 
 
     hooks = [model.down(block).register_forward_hook(hook(block)) for block in blocks]
     try:
-        for ids in windows.ids.long().split(max(1, batch // windows.context)):
+        parts = windows.ids.long().split(max(1, batch // windows.context))
+        for ids in counted(parts, "curvature (batches)", progress):
             logits = model.net(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].flatten(0, 1).float()
             tokens = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
             loss = nn.functional.cross_entropy(logits, tokens.to(logits.device), reduction="sum")
@@ -150,7 +154,9 @@ class Coordinates:
         return {block: self.left[block] @ one @ self.right[block] for block, one in point.items()}
 
 
-def coordinates(curvature: Curvature, model: Model, damping: float = DAMPING) -> Coordinates:
+def coordinates(
+    curvature: Curvature, model: Model, damping: float = DAMPING, progress: Progress | None = None
+) -> Coordinates:
     """Coordinates from the damped C and G. Raises UsageError if their widths are not the model's."""
     for block in range(model.depth):
         width = tuple(down_projection(model, block).shape)
@@ -160,10 +166,15 @@ def coordinates(curvature: Curvature, model: Model, damping: float = DAMPING) ->
                 f"covariances of block {block} must be of its {width[0]} neurons and width {width[1]}; got {got[0]} and "
                 f"{got[1]}: measure them on this model."
             )
-    device = model.device
+    step = Steps("coordinates (matrices)", 2 * model.depth, progress)
+
+    def root(covariance: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+        found = inverse_root(covariance, damping).float().to(model.device)
+        step()
+        return found
+
     return Coordinates(
-        {b: inverse_root(m, damping).float().to(device) for b, m in curvature.neurons.items()},
-        {b: inverse_root(m, damping).float().to(device) for b, m in curvature.gradients.items()},
+        {b: root(m) for b, m in curvature.neurons.items()}, {b: root(m) for b, m in curvature.gradients.items()}
     )
 
 

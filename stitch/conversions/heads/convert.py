@@ -101,7 +101,8 @@ def convert_heads(
 
         def planned() -> Plan:
             count = partial(work.stages, sample=SAMPLE, steps=steps, batch=BATCH)
-            return plan_conversion(donor, count, memory=STREAMS * model.width * 4 * (tokens + held_out))
+            held = STREAMS * model.width * 4 * (tokens + held_out)
+            return plan_conversion(donor, count, memory=held, progress=progress)
 
         return Job(make=make, plan=planned)
 

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stitch.progress import Progress, Steps
+
 SHRINKAGES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, torch.inf)
 LEAST_COUNTS = (1, 2, 3, 5, 9)
 PASSES = 10  # at most
@@ -120,7 +122,9 @@ def _meetings(waiting: list[TableSamples], starts: list[int]) -> sp.csr_array:
     return sp.csr_array((found.data[apart], (found.coords[0][apart], found.coords[1][apart])), found.shape)
 
 
-def backfit(seen: TableStatistics, held: TableSamples, *, passes: int = PASSES) -> Fit:
+def backfit(
+    seen: TableStatistics, held: TableSamples, *, passes: int = PASSES, progress: Progress | None = None
+) -> Fit:
     """Fits the tables in order, repeatedly, as long as a pass lowers the error on `held` by at least the share GAIN."""
     tables = range(len(seen.starts) - 1)
     meetings = [seen.meetings[seen.of(table)] for table in tables]
@@ -129,6 +133,7 @@ def backfit(seen: TableStatistics, held: TableSamples, *, passes: int = PASSES) 
     chosen: dict[int, tuple[float, int]] = {}
     errors = [_error(held, left)]
     best = rows.clone(), dict(chosen)
+    step = Steps("backfitting (tables, at most)", passes * len(tables), progress)
     for _ in range(passes):
         for table in tables:
             own = seen.of(table)
@@ -139,6 +144,7 @@ def backfit(seen: TableStatistics, held: TableSamples, *, passes: int = PASSES) 
             residual = seen.totals[own] - others
             rows[own], chosen[table] = _shrunken(seen, own, residual, place[has], held.weights[has], without)
             left[has] = without - rows[own][place[has]]
+            step()
         errors.append(_error(held, left))
         if errors[-1] > errors[-2] * (1 - GAIN):
             if errors[-1] > errors[-2]:
@@ -146,6 +152,7 @@ def backfit(seen: TableStatistics, held: TableSamples, *, passes: int = PASSES) 
                 errors.pop()
             break
         best = rows.clone(), dict(chosen)
+    step.end()
     return Fit(
         [rows[seen.of(table)] for table in tables],
         [chosen[table][0] if table in chosen else torch.inf for table in tables],

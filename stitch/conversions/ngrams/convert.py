@@ -95,7 +95,7 @@ def convert_ngram(
             fitted, scores, r2 = measure(donor, fit_data, seed, memory, progress)
             net = build_composite(donor.model, fit_data.site, fitted["converted"].translation)
             scores |= _evaluate({"converted": whole_model(net)}, donor.model, donor.windows["report"], memory, progress)
-            known = loss_by_leakage(donor, fit_data.site, fitted["converted"].translation, audit, memory)
+            known = loss_by_leakage(donor, fit_data.site, fitted["converted"].translation, audit, memory, progress)
             settings = {
                 "drop": drop, **dataclasses.asdict(shape), "tolerance": tolerance, "seed": seed, "memory": memory,
             }  # fmt: skip
@@ -108,7 +108,7 @@ def convert_ngram(
             sites = [drop] if isinstance(drop, int) else range(first, donor.model.depth)
             shown = partial(work.stages, sites=sites, order=shape.order, skips=shape.skips)
             added = shape.rows * donor.model.width * donor.model.dtype.itemsize
-            return plan_conversion(donor, shown, memory=memory, added=added)
+            return plan_conversion(donor, shown, memory=memory, added=added, progress=progress)
 
         return Job(make=make, plan=planned)
 
@@ -156,7 +156,7 @@ def deepest_within(
     best, tried = None, {}
     for site in range(blocks_before_last_part(model.config) + 1, model.depth):
         fit_data = read_fit_data(donor.model, donor.windows, site, shape, indices, progress)
-        row = LateBlocks(model, site).reading(fit_full_memory(fit_data).translation)
+        row = LateBlocks(model, site).reading(fit_full_memory(fit_data, progress).translation)
         tried[site] = _evaluate({"memory": row}, model, sweep, memory, progress)["memory"].ce - base
         if tried[site] > tolerance:
             break
@@ -169,9 +169,9 @@ def deepest_within(
     return best, tried
 
 
-def fit_full_memory(fit_data: NgramFitData) -> NgramMemory:
+def fit_full_memory(fit_data: NgramFitData, progress: Progress | None = None) -> NgramMemory:
     """The memory with all tables and inputs."""
-    return fit_memory(fit_data, *list(cumulative_stages(fit_data).values())[-1])
+    return fit_memory(fit_data, *list(cumulative_stages(fit_data).values())[-1], progress=progress)
 
 
 def measure(
@@ -180,9 +180,10 @@ def measure(
     """Memories by row name, for every order and in full; scores of all rows on the report split; held-out R²."""
     steps = cumulative_stages(fit_data)
     everything = list(steps.values())[-1]
-    fitted = {f"baseline:{name}": fit_memory(fit_data, *step) for name, step in list(steps.items())[:-1]}
-    fitted["converted"] = fit_memory(fit_data, *everything)
-    fitted["baseline:tables-alone"] = fit_memory(fit_data, everything[0], [])
+    memory_of = partial(fit_memory, fit_data, progress=progress)
+    fitted = {f"baseline:{name}": memory_of(*step) for name, step in list(steps.items())[:-1]}
+    fitted["converted"] = memory_of(*everything)
+    fitted["baseline:tables-alone"] = memory_of(everything[0], [])
     translations: dict[str, Translation] = {
         **{name: found.translation for name, found in fitted.items()},
         "baseline:ridge-alone": fitted["converted"].linear,
@@ -194,7 +195,7 @@ def measure(
     rows |= {name: late.reading(found) for name, found in translations.items()}
     rows["reference:passthrough"] = late.passthrough()
     report = donor.windows["report"]
-    r2 = explained_variance(translations, donor.model, report, fit_data.site, fit_data.mean)
+    r2 = explained_variance(translations, donor.model, report, fit_data.site, fit_data.mean, progress)
     return fitted, _evaluate(rows, donor.model, report, memory, progress), r2
 
 
@@ -216,7 +217,12 @@ class SubsetLoss:
 
 
 def loss_by_leakage(
-    donor: Donor, site: int, translation: Translation, audit: LeakageAudit, memory: int
+    donor: Donor,
+    site: int,
+    translation: Translation,
+    audit: LeakageAudit,
+    memory: int,
+    progress: Progress | None = None,
 ) -> dict[str, SubsetLoss]:
     """Cross-entropies after tokens whose longest n-gram is in the fit text, is not in it, or that are outside copied runs."""
     report = donor.windows["report"]
@@ -225,7 +231,8 @@ def loss_by_leakage(
     predicting[:, 1:] = kind[:, :-1]  # `Windows.document` labels predicted tokens; `kind` is that of the token before
     rows = {"donor": whole_model(donor.model.net), "converted": LateBlocks(donor.model, site).reading(translation)}
     scores = evaluate(
-        rows, Windows(report.ids, predicting), vocabulary=donor.model.vocabulary, memory=memory
+        rows, Windows(report.ids, predicting), vocabulary=donor.model.vocabulary, memory=memory, progress=progress,
+        task="copied text (tokens)",
     )  # fmt: skip
 
     def over(kinds: list[int]) -> SubsetLoss:

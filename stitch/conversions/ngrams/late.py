@@ -15,6 +15,7 @@ from stitch.evaluation.scores import Batch, Logits
 from stitch.modeling.modeling_halves import Half
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
+from stitch.progress import Progress
 from stitch.text.windows import Windows
 from stitch.translation.module import Applied, embeddings_of, unfolded_module
 from stitch.translation.types import Translation
@@ -56,7 +57,12 @@ class LateBlocks:
 
 @torch.no_grad()
 def explained_variance(
-    translations: dict[str, Translation], model: Model, windows: Windows, site: int, mean: Tensor
+    translations: dict[str, Translation],
+    model: Model,
+    windows: Windows,
+    site: int,
+    mean: Tensor,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """R² of each translation with terms, over all tokens except the windows' first.
 
@@ -68,7 +74,7 @@ def explained_variance(
     }  # `first` is for BOS, which is not among the tokens
     applied = {name: Applied(one, site, model.vocabulary, embeddings_of(model, model)) for name, one in bare.items()}
     left, total = dict.fromkeys(applied, 0.0), 0.0
-    for tokens in stream(model, windows, site, reach):
+    for tokens in stream(model, windows, site, reach, progress, "explained variance"):
         weights, y = relative_weights(tokens.target), tokens.target.double()
         total += float(weights @ (y - mean).square().sum(1))
         for name, apply in applied.items():

@@ -20,9 +20,9 @@ from stitch.conversions.ngrams.backfit import TableSamples, TableStatistics, bac
 from stitch.conversions.ngrams.reading import TableIndex, frequent, stream
 from stitch.errors import UsageError
 from stitch.models.model import Model
-from stitch.progress import Progress
+from stitch.progress import Progress, Steps, counted
 from stitch.regression.moments import Moments, accumulate
-from stitch.regression.ridge import ridge
+from stitch.regression.ridge import STRENGTHS, ridge
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
 from stitch.translation.fit import LEAST_SQUARES_TOKENS, from_ridge
@@ -150,7 +150,8 @@ def read_fit_data(
 
     def twice(windows: Windows, split: Split) -> Callable[[], Iterable[Tokens]]:
         held = list(tokens(windows, split)) if 4 * windows.tokens * model.width <= HELD else None
-        return lambda: tokens(windows, split) if held is None else held
+        again = f"block {site}, {split} text again (batches)"
+        return lambda: tokens(windows, split) if held is None else counted(held, again, progress)
 
     def variables(read: Iterable[Tokens]) -> Iterator[dict]:
         limit = None
@@ -224,12 +225,18 @@ def _within(index: TableIndex, order: int, back: int) -> bool:
 
 
 def fit_memory(
-    fit_data: NgramFitData, tables: Sequence[int], inputs: Sequence[str], name: str = "memory"
+    fit_data: NgramFitData,
+    tables: Sequence[int],
+    inputs: Sequence[str],
+    name: str = "memory",
+    progress: Progress | None = None,
 ) -> NgramMemory:
     """A memory of some of the tables, with rows that start from ridge regression on `inputs`. Without inputs they start at 0."""
     indices = [fit_data.indices[place] for place in tables]
     if inputs:
-        found = ridge(fit_data.moments["fit"], fit_data.moments["sweep"], tuple(inputs))
+        step = Steps("ridge behind the tables (strengths, at most)", len(STRENGTHS), progress)
+        found = ridge(fit_data.moments["fit"], fit_data.moments["sweep"], tuple(inputs), tick=step)
+        step.end()
         linear = from_ridge(name, found, fit_data.inputs)
     else:
         linear = Translation(name, (), fit_data.mean.float())
@@ -243,7 +250,7 @@ def fit_memory(
     for place, rows in enumerate(held.places):
         has = rows >= 0
         held.y[has] -= prior[seen.of(place)][rows[has]].float()
-    fit = backfit(seen.less(prior, linear.bias.double()), held)
+    fit = backfit(seen.less(prior, linear.bias.double()), held, progress=progress)
     added = [_term(index, rows.float()) for index, rows in zip(indices, fit.rows, strict=True)]
     together = merged(dataclasses.replace(linear, terms=(*linear.terms, *added)))
     terms = tuple(term for term in map(_dense, together.terms) if term.weight is not None and len(term.weight))

@@ -130,7 +130,7 @@ def convert_recurrent(
                 work.stages, steps=asked.steps, logit_steps=asked.logit_steps, fitted=fitted, allocated=allocated,
                 blocks=blocks,
             )  # fmt: skip
-            return plan_conversion(donor, stages)
+            return plan_conversion(donor, stages, progress=progress)
 
         return Job(make=make, plan=planned)
 

@@ -1,10 +1,13 @@
 """A bias per token that makes the model's mean probabilities those of the text, in the head or folded into its rows."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from stitch.conversions.retokenization.scoring import Head, logits
+from stitch.progress import Progress, Steps
 
 AT_ONCE = 2**24  # logits that are computed at a time
 ROUNDS = 4
@@ -12,7 +15,11 @@ MOST = 4096  # positions that are used
 
 
 def with_bias(
-    stream: Float[Tensor, "positions d"], targets: Int[Tensor, " positions"], head: Head, cap: float | None
+    stream: Float[Tensor, "positions d"],
+    targets: Int[Tensor, " positions"],
+    head: Head,
+    cap: float | None,
+    progress: Progress | None = None,
 ) -> Head:
     """The head with b added to its scores, so that Σ_t p_t(v) is the count of v, in a few rounds of log(count / Σ p).
 
@@ -29,8 +36,9 @@ def with_bias(
         direction = constant_direction(stream).to(head)
     counts = torch.bincount(targets.cpu(), minlength=len(head)).double()
     smoothed, changed = None, head
+    step = Steps("bias (parts of the text)", ROUNDS * len(_parts(stream, head)), progress)
     for _ in range(ROUNDS):
-        mass = _mass(stream, changed, cap)
+        mass = _mass(stream, changed, cap, step)
         if smoothed is None:
             smoothed = _smoothed(counts, mass)
         bias = (smoothed / mass.clamp_min(1e-30)).log().clamp(-10, 10)
@@ -46,13 +54,20 @@ def constant_direction(stream: Float[Tensor, "positions d"]) -> Float[Tensor, " 
     return torch.linalg.solve(gram, inputs.sum(0))
 
 
-def _mass(stream: Float[Tensor, "positions d"], head: Head, cap: float | None) -> Float[Tensor, " vocabulary"]:
+def _parts(stream: Float[Tensor, "positions d"], head: Head) -> Sequence[Float[Tensor, "_ d"]]:
+    return stream.split(max(1, AT_ONCE // len(head)))
+
+
+def _mass(
+    stream: Float[Tensor, "positions d"], head: Head, cap: float | None, tick: Callable[[], None]
+) -> Float[Tensor, " vocabulary"]:
     """Σ of probabilities over positions, a few at a time. Scores are turned into exponentials in place: they are large."""
     mass = torch.zeros(len(head), dtype=torch.float64)
-    for part in stream.split(max(1, AT_ONCE // len(head))):
+    for part in _parts(stream, head):
         found = logits(part, head, cap)
         found.sub_(found.amax(-1, keepdim=True)).exp_()
         mass += (found.sum(-1).reciprocal() @ found).double().cpu()
+        tick()
     return mass
 
 

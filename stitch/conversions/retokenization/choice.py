@@ -1,13 +1,12 @@
 """Every row scored on held-out documents, and the one that is written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.request import Given
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of, score
-from stitch.conversions.retokenization.variants import NULLS
 from stitch.evaluation.scores import Scores
 from stitch.progress import Progress
 
@@ -26,17 +25,26 @@ def scored(given: Given, progress: Progress | None) -> tuple[dict[str, Scores], 
 
     Nulls are scored on the report split alone, as they are never chosen.
     """
-    shop, sizes = given.shop, {split: len(part) for split, part in given.held_out.items()}
-    total = (shop.number + 1) * sizes["report"] + (shop.number - NULLS) * sizes["sweep"]
-    tick = _counting(progress, "evaluation (documents)", total)
+    shop = given.shop
     documents = [(passage.own.ids, passage.bytes) for passage in given.held_out["report"]]
-    scores = score(shop.model, shop.own_rows, {"model": head_of(shop.model)}, documents, shop.own.bos, tick=tick)
+    scores = score(
+        shop.model, shop.own_rows, {"model": head_of(shop.model)}, documents, shop.own.bos,
+        stage="evaluation of the model", progress=progress,
+    )  # fmt: skip
     clipped = {f"head {name}": count for name, (_, count) in shop.heads.items()}
     best, least = None, float("inf")
     for behind in shop.variants():
         clipped[f"embedding {behind.name}"] = behind.clipped
         found = {
-            split: score(shop.model, behind.rows, behind.heads, _new(part), shop.new.bos, tick=tick)
+            split: score(
+                shop.model,
+                behind.rows,
+                behind.heads,
+                _new(part),
+                shop.new.bos,
+                stage=f"evaluation behind {behind.name}, {split} split",
+                progress=progress,
+            )
             for split, part in given.held_out.items()
             if split == "report" or not behind.is_null
         }
@@ -50,15 +58,3 @@ def scored(given: Given, progress: Progress | None) -> tuple[dict[str, Scores], 
 
 def _new(passages: Sequence[Passage]) -> list:
     return [(passage.new.ids, passage.bytes) for passage in passages]
-
-
-def _counting(progress: Progress | None, task: str, total: int) -> Callable[[], None]:
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(task, done, total)
-
-    return tick

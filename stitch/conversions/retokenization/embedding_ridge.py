@@ -9,11 +9,19 @@ from torch import Tensor
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.streams import OnText
+from stitch.progress import Progress, counted
 from stitch.text.alignment import beside
 from stitch.text.correspondence import Correspondence
 
 
-def fitted_embedding(on: OnText, own: Rows, start: Rows, passages: Sequence[Passage], found: Correspondence) -> Rows:
+def fitted_embedding(
+    on: OnText,
+    own: Rows,
+    start: Rows,
+    passages: Sequence[Passage],
+    found: Correspondence,
+    progress: Progress | None = None,
+) -> Rows:
     """`start` with other rows for the tokens of several pieces that occur in the passages.
 
     The stream behind the first block is taken for an affine function M e + c of the row e that is read, fitted by ridge on the
@@ -29,7 +37,7 @@ def fitted_embedding(on: OnText, own: Rows, start: Rows, passages: Sequence[Pass
         return rows
     values, vectors = torch.linalg.eigh(map_.T @ map_)
     strength = values.mean()
-    for token in unique.tolist():
+    for token in counted(unique.tolist(), "rows of the embedding (tokens)", progress):
         streams = on.first[places[tokens == token].to(on.first.device)].double().cpu()
         at = start[token].double().cpu()
         missing = map_.T @ (streams.mean(0) - map_ @ at - offset)

@@ -9,23 +9,29 @@ from torch import Tensor
 
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.scoring import Head, logits, with_one
-from stitch.conversions.retokenization.solve import Products, ridge
+from stitch.conversions.retokenization.solve import Products, parts_of, ridge
 from stitch.conversions.retokenization.streams import OnText
 from stitch.conversions.retokenization.targets import NextToken
+from stitch.progress import Progress, Steps, counted
 
 SPREAD = 0.01  # share of every target that is as `start` has it: no probability is zero
 HELD_OUT = 5  # one passage in so many chooses the strength
 
 
 def fitted_head(
-    streams: Sequence[Float[Tensor, "_ d"]], start: Head, on: OnText, passages: Sequence[Passage], said: NextToken
+    streams: Sequence[Float[Tensor, "_ d"]],
+    start: Head,
+    on: OnText,
+    passages: Sequence[Passage],
+    said: NextToken,
+    progress: Progress | None = None,
 ) -> Head:
     """Rows nearest to `start` whose scores on `streams` are the logarithms of what is `said`, up to a constant per position.
 
     `streams` are what the head reads in each passage, by position in its new tokens. One passage in HELD_OUT chooses the strength
     of the ridge.
     """
-    return fitted_heads([streams], start, on, passages, said)[0]
+    return fitted_heads([streams], start, on, passages, said, progress)[0]
 
 
 def fitted_heads(
@@ -34,17 +40,19 @@ def fitted_heads(
     on: OnText,
     passages: Sequence[Passage],
     said: NextToken,
+    progress: Progress | None = None,
 ) -> list[Head]:
     """The same for several kinds of streams: what is said is worked out once."""
     products = [{held: _none_yet(start) for held in (False, True)} for _ in several]
-    for number, (places, wanted) in enumerate(said.on(on, passages)):
+    told = counted(said.on(on, passages), "scores of the head (passages)", progress, len(passages))
+    for number, (places, wanted) in enumerate(told):
         for streams, sums in zip(several, products, strict=True):
             read, missing = _missing(streams[number][places.to(wanted.device)], start, wanted, said.cap)
             sums[number % HELD_OUT == 0].add(read, missing)
-    heads = []
+    heads, step = [], Steps("rows of the head (parts)", sum(parts_of(sums[False]) for sums in products), progress)
     while products:  # the products of one head are given up before those of the next are solved
         sums = products.pop(0)
-        heads.append(start + ridge(sums[False], sums[True])[0].T.to(start))
+        heads.append(start + ridge(sums[False], sums[True], step)[0].T.to(start))
     return heads
 
 

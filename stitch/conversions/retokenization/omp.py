@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stitch.conversions.retokenization.rows import Rows, copied, filled
+from stitch.progress import Progress, Steps
 from stitch.text.correspondence import Correspondence
 
 TERMS = (8, 64)  # of a sparse combination
@@ -24,7 +25,11 @@ def affordable(found: Correspondence, width: int) -> list[int]:
 
 
 def pursued(
-    own: Rows, donor: Float[Tensor, "new other"], found: Correspondence, terms: Sequence[int]
+    own: Rows,
+    donor: Float[Tensor, "new other"],
+    found: Correspondence,
+    terms: Sequence[int],
+    progress: Progress | None = None,
 ) -> dict[int, Rows]:
     """Copied rows, and for tokens that the model lacks Σ c_i own_i, where Σ c_i donor_i is nearest to the donor's row.
 
@@ -33,7 +38,7 @@ def pursued(
     new, here = found.new[: found.shared].to(donor.device), found.own[: found.shared].to(own.device)
     atoms, wanted = donor.float()[new], donor.float()[filled(found).to(donor.device)]
     most = min(max(terms), *atoms.shape)
-    chosen, weights = _pursuit(wanted, atoms, most, sorted({min(one, most) for one in terms}))
+    chosen, weights = _pursuit(wanted, atoms, most, sorted({min(one, most) for one in terms}), progress)
     rows = {}
     for one in terms:
         taken = min(one, most)
@@ -48,14 +53,20 @@ def pursued(
 
 
 def _pursuit(
-    wanted: Float[Tensor, "tokens d"], atoms: Float[Tensor, "atoms d"], most: int, kept: Sequence[int]
+    wanted: Float[Tensor, "tokens d"],
+    atoms: Float[Tensor, "atoms d"],
+    most: int,
+    kept: Sequence[int],
+    progress: Progress | None,
 ) -> tuple[Int[Tensor, "tokens most"], dict[int, Float[Tensor, "tokens _"]]]:
     """The atoms that each row is pursued by, in order, and their coefficients after each of the `kept` numbers of steps.
 
     A step takes the atom with the largest product with what is left, as the paper does, and refits all coefficients.
     """
     chosen, weights = [], {steps: [] for steps in kept}
-    for part in wanted.split(max(1, AT_ONCE // len(atoms))):
+    parts = wanted.split(max(1, AT_ONCE // len(atoms)))
+    took = Steps("pursuit of missing rows (terms)", len(parts) * most, progress)
+    for part in parts:
         left, taken = part, torch.zeros(len(part), 0, dtype=torch.long, device=part.device)
         for step in range(1, most + 1):
             products = (left @ atoms.T).abs()
@@ -68,6 +79,7 @@ def _pursuit(
             left = (part - torch.einsum("tk,tkd->td", solved, basis)).float()
             if step in weights:
                 weights[step].append(solved.float())
+            took()
         chosen.append(taken)
     if not chosen:
         return torch.zeros(0, most, dtype=torch.long), {steps: torch.zeros(0, steps) for steps in kept}

@@ -68,7 +68,7 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
         "model": resolve(asked.model, progress=progress),
         "tokenizer": _tokenizer_source(asked.tokenizer, progress),
     }
-    model = _load(sources["model"], asked)
+    model = _load(sources["model"], asked, progress)
     if len(model.parts) > 1:
         raise UsageError(
             f"model must be no composite, as a composite looks things up by token id; {asked.model} is one."
@@ -81,7 +81,7 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
     donor = None
     if asked.donor_model is not None:
         sources["donor_model"] = resolve(asked.donor_model, progress=progress)
-        donor = _load(sources["donor_model"], asked)
+        donor = _load(sources["donor_model"], asked, progress)
         _check_donor(donor, new)
     context = min(model.longest, CONTEXT) if asked.context is None else asked.context
     if not 8 <= context <= model.longest:
@@ -101,7 +101,7 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
         )
     coinciding = [beside(passage.new, passage.own) for passage in held_out["report"]]
     share = sum(float(one.coincides.sum()) for one in coinciding) / sum(len(one.index) for one in coinciding)
-    shop = Workshop(model, donor, own, new, found, fit, asked.seed)
+    shop = Workshop(model, donor, own, new, found, fit, asked.seed, progress)
     text = text_read(asked.text, corpus.documents, corpus.written)
     return Given(asked, context, sources, shop, held_out, lost, share, text)
 
@@ -124,10 +124,10 @@ def _load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
         raise StitchError(f"the tokenizer of {source.name} must load; got {type(error).__name__}: {reason}") from error
 
 
-def _load(source: Source, asked: Asked) -> Model:
+def _load(source: Source, asked: Asked, progress: Progress | None) -> Model:
     return load(
         source.folder, name=source.name, dtype=torch_dtype(asked.dtype), device=torch_device(asked.device),
-        trust_remote_code=asked.trust_remote_code,
+        trust_remote_code=asked.trust_remote_code, progress=progress,
     )  # fmt: skip
 
 

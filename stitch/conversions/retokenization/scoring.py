@@ -11,6 +11,7 @@ from stitch.conversions.retokenization.streams import embedding, final
 from stitch.errors import StitchError
 from stitch.evaluation.scores import Scores
 from stitch.models.model import Model
+from stitch.progress import Progress, Steps
 
 AT_ONCE = 2**24  # logits that are computed at a time
 
@@ -32,14 +33,28 @@ def logits(
     return found if cap is None else cap * torch.tanh(found / cap)
 
 
+def _at_once(vocabulary: int) -> int:
+    return max(1, AT_ONCE // vocabulary)
+
+
+def parts_of(positions: int, vocabulary: int) -> int:
+    """In how many parts `nats` goes through so many positions."""
+    return -(-positions // _at_once(vocabulary))
+
+
 def nats(
-    stream: Float[Tensor, "positions d"], head: Head, targets: Int[Tensor, " positions"], cap: float | None
+    stream: Float[Tensor, "positions d"],
+    head: Head,
+    targets: Int[Tensor, " positions"],
+    cap: float | None,
+    tick: Callable[[], None] = lambda: None,
 ) -> float:
-    """−Σ log p(target) over positions."""
-    total, some = 0.0, max(1, AT_ONCE // len(head))
+    """−Σ log p(target) over positions. `tick` is called after each of `parts_of` parts."""
+    total, some = 0.0, _at_once(len(head))
     for part, wanted in zip(stream.split(some), targets.to(stream.device).split(some), strict=True):
         found = logits(part, head, cap)
         total += float((found.logsumexp(-1) - found.gather(1, wanted[:, None])[:, 0]).double().sum())
+        tick()
     return total
 
 
@@ -50,21 +65,23 @@ def score(
     documents: Sequence[tuple[Int[Tensor, " _"], int]],
     bos: int,
     *,
-    tick: Callable[[], None] = lambda: None,
+    stage: str = "evaluation",
+    progress: Progress | None = None,
 ) -> dict[str, Scores]:
     """Bits per byte behind one embedding with each of `heads`, on documents of (ids, bytes). Only the predictions of ids count.
 
-    In `Scores` the counts are bytes, and the sums bits. `tick` is called after each document.
+    In `Scores` the counts are bytes, and the sums bits. Progress is that of a `stage`.
     Raises: StitchError when logits are not finite.
     """
     cap = softcap(model)
     bits: dict[str, list[float]] = {name: [] for name in heads}
+    step = Steps(f"{stage} (documents × heads)", len(documents) * len(heads), progress)
     with embedding(model, rows):
         for ids, _ in documents:
             stream = final(model, ids, bos)[:-1]
             for name, head in heads.items():
                 bits[name].append(nats(stream, head, ids, cap) / log(2))
-            tick()
+                step()
     sizes = torch.tensor([size for _, size in documents], dtype=torch.float64)
     for name, found in bits.items():
         if not torch.tensor(found).isfinite().all():

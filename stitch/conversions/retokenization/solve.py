@@ -1,5 +1,6 @@
 """Ridge regression of many targets on one set of inputs, without a bias, with the strength that held-out positions choose."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +35,20 @@ class Products:
         self.count += len(inputs)
 
 
-def ridge(fit: Products, held_out: Products) -> tuple[Float[Tensor, "d targets"], float]:
+def parts_of(products: Products) -> int:
+    """In how many parts `ridge` goes through the targets, in both of its passes."""
+    return 2 * -(-products.cross.shape[1] // AT_ONCE)
+
+
+def ridge(
+    fit: Products, held_out: Products, tick: Callable[[], None] = lambda: None
+) -> tuple[Float[Tensor, "d targets"], float]:
     """W that minimises Σ ‖R − H W‖² + λ ‖W‖², and the share of R's squares that it leaves on held-out positions.
 
     λ is the one with the least error there. Source: Hoerl & Kennard 1970, Technometrics 12.
     With HᵀH = V diag(v) Vᵀ and Z = VᵀHᵀR, W = V diag(w) Z where w = 1 / (v + λ). So the held-out error of every λ follows from
     ZZᵀ and from the products of Z with Vᵀ(held-out HᵀR), which are formed once.
+    `tick` is called after each of the parts that `parts_of` counts.
     """
     values, vectors = torch.linalg.eigh(fit.inputs)
     along, across = torch.zeros_like(values), torch.zeros_like(fit.inputs)
@@ -47,6 +56,7 @@ def ridge(fit: Products, held_out: Products) -> tuple[Float[Tensor, "d targets"]
         turned = vectors.T @ some.double().cpu()
         along += (turned * (vectors.T @ held.double().cpu())).sum(1)
         across += turned @ turned.T
+        tick()
     across *= vectors.T @ held_out.inputs @ vectors
     scale = fit.inputs.diagonal().mean()
     best, least = torch.zeros_like(values), held_out.squares
@@ -56,5 +66,8 @@ def ridge(fit: Products, held_out: Products) -> tuple[Float[Tensor, "d targets"]
         if error < least:
             best, least = shrunken, error
     inverse = (vectors * best) @ vectors.T
-    parts = [(inverse @ some.double().cpu()).float().to(some.device) for some in fit.cross.split(AT_ONCE, 1)]
+    parts = []
+    for some in fit.cross.split(AT_ONCE, 1):
+        parts.append((inverse @ some.double().cpu()).float().to(some.device))
+        tick()
     return torch.cat(parts, 1), least / max(held_out.squares, 1e-300)

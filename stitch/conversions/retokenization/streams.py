@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stitch.activations.observe import residuals
 from stitch.conversions.retokenization.passages import Passage
 from stitch.models.model import Model
+from stitch.progress import Progress, counted
 
 
 @contextmanager
@@ -31,6 +32,13 @@ def final(model: Model, ids: Int[Tensor, " tokens"], bos: int) -> Float[Tensor, 
     return model.body(input_ids=sequence[None], use_cache=False).last_hidden_state[0].float()
 
 
+def final_of(
+    model: Model, passages: Sequence[Passage], bos: int, stage: str, progress: Progress | None
+) -> list[Float[Tensor, "_ d"]]:
+    """`final` of the new tokens of each passage."""
+    return [final(model, passage.new.ids, bos) for passage in counted(passages, f"{stage} (passages)", progress)]
+
+
 @dataclass(frozen=True)
 class OnText:
     """The model on passages, in its own tokens, one passage after another.
@@ -45,9 +53,9 @@ class OnText:
     starts: list[int]
 
     @classmethod
-    def of(cls, model: Model, passages: Sequence[Passage], bos: int) -> "OnText":
+    def of(cls, model: Model, passages: Sequence[Passage], bos: int, progress: Progress | None = None) -> "OnText":
         before, last, first, starts = [], [], [], [0]
-        for passage in passages:
+        for passage in counted(passages, "the model in its own tokens (passages)", progress):
             ids = torch.cat([torch.tensor([bos]), passage.own.ids])
             before.append(ids)
             last.append(final(model, passage.own.ids, bos))

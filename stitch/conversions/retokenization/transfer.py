@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stitch.conversions.retokenization.scoring import Head, logits
 from stitch.conversions.retokenization.streams import OnText
+from stitch.progress import Progress, counted
 from stitch.text.correspondence import Correspondence
 from stitch.text.reader import Reader
 
@@ -28,7 +29,9 @@ class Probabilities:
     after: dict[tuple[int, int], float]
 
 
-def probabilities_of(on: OnText, head: Head, cap: float | None, found: Correspondence) -> Probabilities:
+def probabilities_of(
+    on: OnText, head: Head, cap: float | None, found: Correspondence, progress: Progress | None = None
+) -> Probabilities:
     after: dict[int, list[int]] = {}
     for one, other in dict.fromkeys(pair for pieces in found.pieces.values() for pair in pairwise(pieces)):
         after.setdefault(one, []).append(other)
@@ -37,7 +40,8 @@ def probabilities_of(on: OnText, head: Head, cap: float | None, found: Correspon
     counts = dict.fromkeys(wanted, 0)
     everywhere = torch.zeros(len(head), dtype=torch.float64)
     some = max(1, AT_ONCE // len(head))
-    for stream, before in zip(on.final.split(some), on.before.split(some), strict=True):
+    parts = list(zip(on.final.split(some), on.before.split(some), strict=True))
+    for stream, before in counted(parts, "what the model says next (parts)", progress):
         probabilities = logits(stream, head, cap).softmax(-1)
         everywhere += probabilities.sum(0, dtype=torch.float64).cpu()
         for piece in before.unique().tolist():

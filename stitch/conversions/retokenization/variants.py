@@ -16,14 +16,14 @@ from stitch.conversions.retokenization.omp import affordable, pursued
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of, softcap
-from stitch.conversions.retokenization.streams import OnText, embedding, final
+from stitch.conversions.retokenization.streams import OnText, embedding, final_of
 from stitch.conversions.retokenization.targets import NextToken
 from stitch.conversions.retokenization.transfer import Probabilities, probabilities_of, transfer_matrix
 from stitch.models.model import Model
+from stitch.progress import Progress
 from stitch.text.correspondence import Correspondence
 from stitch.text.reader import Reader
 
-NULLS = 2  # embeddings that are nulls
 BIAS, FITTED = " + bias", "ridge, all"
 
 
@@ -58,6 +58,7 @@ class Workshop:
     found: Correspondence
     fit: Sequence[Passage]
     seed: int
+    progress: Progress | None = None
 
     @cached_property
     def own_rows(self) -> Rows:
@@ -69,11 +70,11 @@ class Workshop:
 
     @cached_property
     def on_text(self) -> OnText:
-        return OnText.of(self.model, self.fit, self.own.bos)
+        return OnText.of(self.model, self.fit, self.own.bos, self.progress)
 
     @cached_property
     def probabilities(self) -> Probabilities:
-        return probabilities_of(self.on_text, self.own_head, softcap(self.model), self.found)
+        return probabilities_of(self.on_text, self.own_head, softcap(self.model), self.found, self.progress)
 
     @cached_property
     def said(self) -> NextToken:
@@ -93,7 +94,7 @@ class Workshop:
         }
         if self.donor is not None and self.terms:
             theirs = head_of(self.donor)[:, : self.donor.width]
-            made_of = pursued(self.own_head, theirs, self.found, self.terms)
+            made_of = pursued(self.own_head, theirs, self.found, self.terms, self.progress)
             found |= {f"omp-{terms}": rows for terms, rows in made_of.items()}
         return {name: made.clipped(head, self.own_head, self.found) for name, head in found.items()}
 
@@ -102,18 +103,13 @@ class Workshop:
         """Numbers of shared rows of the donor's that missing ones are combined from; none where that takes too long."""
         return [] if self.donor is None else affordable(self.found, self.donor.width)
 
-    @property
-    def number(self) -> int:
-        """Of embeddings."""
-        return 3 + NULLS + len(self.terms)
-
     def embeddings(self) -> Iterator[tuple[str, Rows]]:
         yield "mean", self.mean
         yield "last", made.one_piece(self.own_rows, self.found, -1)
-        yield "ridge", fitted_embedding(self.on_text, self.own_rows, self.mean, self.fit, self.found)
+        yield "ridge", fitted_embedding(self.on_text, self.own_rows, self.mean, self.fit, self.found, self.progress)
         if self.donor is not None and self.terms:
             theirs = self.donor.embedding.weight.detach()
-            for terms, rows in pursued(self.own_rows, theirs, self.found, self.terms).items():
+            for terms, rows in pursued(self.own_rows, theirs, self.found, self.terms, self.progress).items():
                 yield f"omp-{terms}", rows
         yield "null:random rows", made.random_rows(self.mean, self.found, self.seed)
         yield "null:shuffled rows", made.shuffled_rows(self.mean, self.found, self.seed)
@@ -124,12 +120,12 @@ class Workshop:
             is_null = name.startswith("null:")
             rows, clipped = (raw, 0) if is_null else made.clipped(raw, self.own_rows, self.found)
             with embedding(self.model, rows):
-                streams = [final(self.model, passage.new.ids, self.new.bos) for passage in self.fit]
+                streams = final_of(self.model, self.fit, self.new.bos, f"streams behind {name}", self.progress)
             yield Behind(name, rows, self._nulls(name, streams) if is_null else self._heads(name, streams), clipped)
 
     def _heads(self, name: str, streams: list[Float[Tensor, "_ d"]]) -> dict[str, Head]:
         start = self.heads["mean"][0]
-        fitted = fitted_head(streams, start, self.on_text, self.fit, self.said)
+        fitted = self._fitted(streams, start)
         if name != "mean":
             own = {name: self.heads[name][0]} if name in self.heads else {f"{name} / first": self.heads["first"][0]}
             return {**own, f"{name} / {FITTED}": fitted}
@@ -142,9 +138,13 @@ class Workshop:
     def _nulls(self, name: str, streams: list[Float[Tensor, "_ d"]]) -> dict[str, Head]:
         change = made.random_rows if name == "null:random rows" else made.shuffled_rows
         head = change(self.heads["mean"][0], self.found, self.seed)
-        return {name: head, f"{name} / {FITTED}": fitted_head(streams, head, self.on_text, self.fit, self.said)}
+        return {name: head, f"{name} / {FITTED}": self._fitted(streams, head)}
+
+    def _fitted(self, streams: list[Float[Tensor, "_ d"]], start: Head) -> Head:
+        return fitted_head(streams, start, self.on_text, self.fit, self.said, self.progress)
 
     def _with_bias(self, streams: list[Float[Tensor, "_ d"]], head: Head) -> Head:
         """Fitted on the text that other statistics are taken on."""
         read = torch.cat([stream[:-1] for stream in streams])
-        return with_bias(read, torch.cat([passage.new.ids for passage in self.fit]), head, self.said.cap)
+        targets = torch.cat([passage.new.ids for passage in self.fit])
+        return with_bias(read, targets, head, self.said.cap, self.progress)
