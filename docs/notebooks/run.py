@@ -1,4 +1,4 @@
-"""Runs the notebooks in examples/ and stores in them what their cells show: `python benchmarks/notebooks.py [NAME …]`.
+"""Runs the notebooks in examples/ and stores in them what their cells show: `python docs/notebooks/run.py [NAME …]`.
 
 Cells run in this Python, one after another in an empty folder. Of what a cell shows, its printed text and the value of its
 last line are kept, the latter also as HTML if it has that form.
@@ -14,7 +14,7 @@ import pprint
 import tempfile
 from pathlib import Path
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def main() -> None:
