@@ -83,9 +83,10 @@ def repository_of(source: str) -> str | None:
 
 
 def load(source: str | Path, width: int | None = None, device: str = "cpu") -> "sae_lens.SAE":
-    """Loads an SAE from a folder in SAELens's format, or from a published release given as `release:sae_id`.
+    """Loads an SAE from a folder, or from a published release given as `release:sae_id`.
 
-    `width` is the width of the activations that the SAE has to read. Only safetensors are read.
+    The folder is in the format of SAELens, of sparsify or of dictionary_learning. `width` is the width of the activations that
+    the SAE has to read. Only safetensors are read, and of a pickle of dictionary_learning the tensors alone.
 
     Raises: SAEError when the SAE is missing, truncated, corrupt or pickled, holds NaN, has no inference form, or has
     another width.
@@ -111,8 +112,14 @@ def load(source: str | Path, width: int | None = None, device: str = "cpu") -> "
 def _load_folder(folder: Path, device: str) -> "sae_lens.SAE":
     from sae_lens import SAE
 
+    from sae import dictionary_learning, sparsify
     from sae.config_file import require_described
 
+    if not (folder / WEIGHTS).exists():
+        if sparsify.is_sparsify(folder):
+            return sparsify.read(folder, device)
+        if dictionary_learning.is_dictionary_learning(folder):
+            return dictionary_learning.read(folder, device)
     if not (folder / WEIGHTS).is_file():
         pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
         if pickles:

@@ -7,6 +7,7 @@ from pathlib import Path
 EXTRAS = {
     "automata": {"automata": "automata-lib"},
     "cluster": {"ray": "ray"},
+    "eval": {"lm_eval": "lm-eval", "accelerate": "accelerate", "tqdm": "tqdm"},
     "gguf": {"gguf": "gguf", "accelerate": "accelerate"},
     "ot": {"ot": "POT"},
     "plot": {"matplotlib": "matplotlib"},

@@ -36,6 +36,7 @@ SMALL = {
     "sweep": "--tokens 4096 --context 8",
     "eval": "--tokens 2048 --context 64",
     "eval --behaviour": "--prompts 16",
+    "eval --tasks": "--quiet",
     "inspect --heads": "--tokens 2048 --context 64",
     "eval --trace": "--tokens 2048 --controls 10",
     "circuit": "--prompts 64",
@@ -78,13 +79,13 @@ class Command:
 
     @property
     def name(self) -> str:
-        """`join`, `convert heads`, `eval --behaviour`, `eval --trace`, `inspect --heads`."""
+        """`join`, `convert heads`, `eval --behaviour`, `eval --trace`, `eval --tasks`, `inspect --heads`."""
         first, second = self.args[:2]
         if first in ("convert", "compile", "transfer"):
             return f"{first} {second}"
         if first.startswith("demo:"):
             return "join"  # the word may be omitted
-        kinds = {"eval": ("--behaviour", "--trace"), "inspect": ("--heads", "--sites")}
+        kinds = {"eval": ("--behaviour", "--trace", "--tasks"), "inspect": ("--heads", "--sites")}
         return next((f"{first} {kind}" for kind in kinds.get(first, ()) if kind in self.args), first)
 
 

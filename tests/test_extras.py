@@ -57,6 +57,12 @@ def quantised(folder: Path) -> None:
     require_dequantisable({"quantization_config": {"quant_method": "bitsandbytes"}}, "model")
 
 
+def tasks(folder: Path) -> None:
+    import stitch
+
+    stitch.evaluate("no/such/model", tasks="arc_easy", quiet=True)
+
+
 NEEDS: list[tuple[str, Callable[[Path], object]]] = [
     ("automata", lambda folder: read_automaton("a*b")),
     ("gguf", lambda folder: dequantised(gguf_file(folder), "a.gguf")),
@@ -64,6 +70,7 @@ NEEDS: list[tuple[str, Callable[[Path], object]]] = [
     ("cluster", connect),
     ("plot", sweep),
     ("quantised", quantised),
+    ("eval", tasks),
 ]
 
 
@@ -109,7 +116,7 @@ def test_the_package_matching_says_the_same(monkeypatch):
     assert str(caught.value) == str(missing_extra("ot", "balanced transport", ["POT"]))
 
 
-@pytest.mark.parametrize("page", ["compile automaton", "compile tool", "join", "sweep"])
+@pytest.mark.parametrize("page", ["compile automaton", "compile tool", "join", "sweep", "eval"])
 def test_help_names_the_extras_of_a_command(page):
     from typer.testing import CliRunner
 
@@ -121,6 +128,7 @@ def test_help_names_the_extras_of_a_command(page):
         "compile tool": ["automata"],
         "join": ["ot"],
         "sweep": ["cluster", "plot"],
+        "eval": ["eval"],
     }
     for extra in extras[page]:
         assert f"extra {extra}" in shown

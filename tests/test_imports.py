@@ -61,7 +61,13 @@ HOMES = {
 }
 
 # Distributions whose name differs from the module they provide.
-DISTRIBUTIONS = {"ot": "pot", "yaml": "pyyaml", "automata": "automata-lib", "vl_convert": "vl-convert-python"}
+DISTRIBUTIONS = {
+    "ot": "pot",
+    "lm_eval": "lm-eval",
+    "yaml": "pyyaml",
+    "automata": "automata-lib",
+    "vl_convert": "vl-convert-python",
+}
 
 
 @dataclass(frozen=True)

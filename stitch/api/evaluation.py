@@ -1,5 +1,6 @@
 """`stitch.evaluate` and `stitch.inspect`: one model scored or described."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ def evaluate(
     trace: PathLike | None = None,
     controls: int = 24,
     rate: float = 1e-4,
+    tasks: str | Sequence[str] | None = None,
+    task_folder: PathLike | None = None,
     text: TextLike = "docs",
     tokens: int = 50_000,
     context: int | None = None,
@@ -33,7 +36,9 @@ def evaluate(
 
     With `against` also KL(against ‖ model) and top-1 agreement. With `behaviour` instead the share of right answers on `count`
     prompts. With `trace`, a text file, instead how fast copies of the model learn it, at learning rate `rate`, beside `controls`
-    other documents and beside the model `against`. Options are those of `stitch eval`; models and `text` as in `join`.
+    other documents and beside the model `against`. With `tasks`, names of lm-eval's or of files in `task_folder`, instead its
+    scores there (extra `eval`), beside the models that `model` was made from. Options are those of `stitch eval`; models and
+    `text` as in `join`.
     Raises: UsageError when the request cannot be met; StitchError when the model or the text fails.
     """
     with named(model, against) as (name, other), text_named(text) as source, progress(quiet) as update:
@@ -42,6 +47,17 @@ def evaluate(
         }  # fmt: skip
         from stitch.report.notes import text_notes
 
+        if tasks is not None:
+            if behaviour is not None or trace is not None:
+                raise UsageError("`tasks` is measured by itself: leave out `behaviour` and `trace`.")
+            refuse_unread(evaluate, "with `behaviour`", count=count)
+            refuse_unread(evaluate, "with `trace`", controls=controls, rate=rate)
+            refuse_unread(evaluate, "without `tasks`", text=text, tokens=tokens, context=context, seed=seed)
+            common.pop("text")
+            return _tasks(
+                name, tasks, other, folder=task_folder and Path(task_folder), memory=byte_count(memory), **common
+            )
+        refuse_unread(evaluate, "with `tasks`", task_folder=task_folder)
         if trace is not None:
             from stitch.jobs.trace import find_trace
             from stitch.report.trace import footnotes, lead, table
@@ -75,6 +91,15 @@ def evaluate(
             report = score_model(name, str(behaviour), count=count, seed=seed, **common)
             page = Page(tables=tables(report), notes=beyond(report["results"], SHOWN))
     return Result(report, page)
+
+
+def _tasks(name: str, tasks: str | Sequence[str], other: str | None, **options: Any) -> Result:
+    from stitch.jobs.tasks import evaluate_tasks
+    from stitch.report.tasks import table
+
+    asked = [task.strip() for task in tasks.split(",")] if isinstance(tasks, str) else list(tasks)
+    report = evaluate_tasks(name, asked, other, **options)
+    return Result(report, Page(tables=[table(report)], notes=report["notes"]))
 
 
 def inspect(

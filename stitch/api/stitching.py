@@ -63,7 +63,7 @@ def join(
     The residual stream between them is translated by a map fitted on text without gradient descent. Options are those of
     `stitch join`. A model is a name, a folder, an earlier result, or a pair (PreTrainedModel, tokenizer); `text` is a name, a
     list of strings or a dataset with a column `text`. Lengths are in tokens, `memory` is in bytes, `seam_bytes` in percent of
-    the bytes of both halves. `sae_a` and `sae_b`, folders in SAELens's format or release:sae_id, are checked before any work,
+    the bytes of both halves. `sae_a` and `sae_b`, folders of SAEs or release:sae_id, are checked before any work,
     and refused where they say that they belong to another hook or model, unless `sae_any_hook`. Activations and SAEs are kept
     for later runs, at most `cache_size` bytes of them; the result has the same bytes with and without them. With `out` None
     nothing else is written but a temporary folder that goes with the result; "auto" names a folder after models and blocks.

@@ -21,6 +21,7 @@ PANEL = "Evaluate and share"
     stitch eval joined --against demo:llama
     stitch eval demo:induction --behaviour induction
     stitch eval unlearned --trace note.txt --against original
+    stitch eval joined --tasks arc_easy,hellaswag
     """,
     name="eval",
 )
@@ -54,6 +55,27 @@ def evaluate(
     rate: Annotated[
         float, o.option("Input", "--rate", "X", "Learning rate at which copies of the model learn --trace.")
     ] = 1e-4,
+    tasks: Annotated[
+        str | None,
+        o.option(
+            "Input",
+            "--tasks",
+            "NAMES",
+            "Tasks of lm-eval, with commas between them (extra eval). Shows the scores of the model, of --against, and of the "
+            "models that it was made from.",
+            "cross-entropy on text is measured instead",
+        ),
+    ] = None,
+    task_folder: Annotated[
+        Path | None,
+        o.option(
+            "Input",
+            "--task-folder",
+            "FOLDER",
+            "Task files of your own, as lm-eval reads them. They can run code, so --trust-remote-code is needed.",
+            "lm-eval's tasks alone",
+        ),
+    ] = None,
     text: o.Text = "docs",
     tokens: o.ReportTokens = 50_000,
     context: o.Context = None,
@@ -67,15 +89,16 @@ def evaluate(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Measure cross-entropy on text, a behaviour, or a trace.
+    """Measure cross-entropy, a behaviour, a trace, or tasks.
 
     Shows cross-entropy (nats per token) and perplexity of any causal language model on held-out text, with a 95% interval
     over documents. With --behaviour, shows the share of right answers, beside that on corrupted prompts and beside chance.
     With --trace, shows whether the model learns a document faster than one that it never saw. The model itself is not changed.
+    With --tasks, shows its scores in the evaluation harness beside those of the models that it was made from.
     """
     result = stitch.evaluate(
-        model, against=against, behaviour=behaviour, count=count, trace=trace, controls=controls, rate=rate, text=text,
-        tokens=tokens, context=context, seed=seed, memory=memory, device=device, dtype=dtype,
+        model, against=against, behaviour=behaviour, count=count, trace=trace, controls=controls, rate=rate, tasks=tasks,
+        task_folder=task_folder, text=text, tokens=tokens, context=context, seed=seed, memory=memory, device=device, dtype=dtype,
         trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)

@@ -18,7 +18,7 @@ PANEL = "Join models"
 
 
 def sae_of(model: str) -> str:
-    return f"Trained SAE to use for {model}: a folder in SAELens's format, or release:sae_id."
+    return f"Trained SAE to use for {model}: a folder of SAELens, sparsify or dictionary_learning, or release:sae_id."
 
 
 @command(

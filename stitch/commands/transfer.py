@@ -31,7 +31,10 @@ Out = Annotated[Path | None, o.out_folder("named after the models, such as gpt2-
 def sae(
     model_a: o.ModelA,
     model_b: o.ModelB,
-    file: Annotated[str, o.argument("SAE", "SAE of MODEL_A: a folder in SAELens's format, or release:sae_id.")],
+    file: Annotated[
+        str,
+        o.argument("SAE", "SAE of MODEL_A: a folder of SAELens, sparsify or dictionary_learning, or release:sae_id."),
+    ],
     layer: Layer,
     layer_b: LayerB = None,
     native: Annotated[

@@ -22,6 +22,40 @@ def autoencoder(folder: Path) -> Path:
     return folder / "autoencoder-7f3"
 
 
+def dictionary(folder: Path) -> Path:
+    """In the format of dictionary_learning."""
+    import torch
+
+    (folder / "dictionary-7f3").mkdir()
+    with torch.random.fork_rng(devices=[]):
+        tensors = {
+            "encoder.weight": torch.randn(40, WIDTH),
+            "encoder.bias": torch.zeros(40),
+            "b_dec": torch.zeros(WIDTH),
+        }
+        tensors |= {"decoder.weight": torch.eye(40)[:WIDTH], "threshold": torch.tensor(0.5), "k": torch.tensor(4)}
+    torch.save(tensors, folder / "dictionary-7f3" / "ae.pt")
+    trainer = {"dict_class": "BatchTopKSAE", "activation_dim": WIDTH, "dict_size": 40, "k": 4, "layer": 2}
+    trainer |= {"lm_name": "gpt2", "submodule_name": "resid_post_layer_2"}
+    config = {"trainer": trainer, "buffer": {"io": "out"}}
+    (folder / "dictionary-7f3" / "config.json").write_text(json.dumps(config))
+    return folder / "dictionary-7f3"
+
+
+def coder(folder: Path) -> Path:
+    """In the format of sparsify."""
+    import torch
+    from safetensors.torch import save_file
+
+    place = folder / "layers.2"
+    place.mkdir()
+    with torch.random.fork_rng(devices=[]):
+        tensors = {"encoder.weight": torch.randn(40, WIDTH), "W_dec": torch.ones(40, WIDTH)}
+    save_file({**tensors, "encoder.bias": torch.zeros(40), "b_dec": torch.zeros(WIDTH)}, place / "sae.safetensors")
+    (place / "cfg.json").write_text(json.dumps({"activation": "topk", "k": 4, "d_in": WIDTH, "transcode": False}))
+    return place
+
+
 def load_sae(folder: Path) -> Any:
     """As a join looks at the SAE that it is given."""
     from sae.convert import to_dictionary
@@ -35,11 +69,11 @@ def load_sae(folder: Path) -> Any:
 
 
 def is_sound(folder: Path, found: Any) -> bool:
-    """Codes and reconstructions are finite, have the sizes that cfg.json says, and names are text."""
+    """Codes and reconstructions are finite, have the sizes that the file says, and names are text."""
     import torch
 
     dictionary, place = found
-    config = json.loads((folder / "cfg.json").read_bytes())
+    config = sizes(folder)
     x = torch.linspace(-1, 1, 3 * len(dictionary.encoder)).view(3, -1)
     codes = dictionary.encode(x)
     return bool(
@@ -52,9 +86,35 @@ def is_sound(folder: Path, found: Any) -> bool:
     )  # fmt: skip
 
 
+def sizes(folder: Path) -> dict:
+    """The file, with sizes under SAELens's names. sparsify leaves one of them to the weights."""
+    if (folder / "ae.pt").exists():
+        trainer = json.loads((folder / "config.json").read_bytes())["trainer"]
+        return {"d_in": trainer["activation_dim"], "d_sae": trainer["dict_size"]}
+    config = json.loads((folder / "cfg.json").read_bytes())
+    return {**config, "d_sae": 40} if (folder / "sae.safetensors").exists() else config
+
+
 KNOWN = ("jumprelu", "topk", "gated", "batchtopk", "temporal", "float16", "cuda:9", "layer_norm", "hook_z", 64, 10**6)
 FILES = {"cfg.json": KNOWN, "provenance.json": ()}
+CLASSES = (
+    "AutoEncoder",
+    "AutoEncoderTopK",
+    "JumpReluAutoEncoder",
+    "GatedAutoEncoder",
+    "in_and_out",
+    "attn_out",
+    64,
+    10**6,
+)
+CODERS = ("groupmax", "topk", True, 41, 10**6)
 DOORS = [
-    folder_door(f"{name} of an SAE", autoencoder, json_file(name, known), load_sae, is_sound, given_by="sae_a")
-    for name, known in FILES.items()
-]
+    *(
+        folder_door(f"{name} of an SAE", autoencoder, json_file(name, known), load_sae, is_sound, given_by="sae_a")
+        for name, known in FILES.items()
+    ),
+    folder_door(
+        "config.json of dictionary_learning", dictionary, json_file("config.json", CLASSES), load_sae, is_sound, given_by="sae_a"
+    ),
+    folder_door("cfg.json of sparsify", coder, json_file("cfg.json", CODERS), load_sae, is_sound, given_by="sae_a"),
+]  # fmt: skip
