@@ -5,7 +5,7 @@ Names are imported on first use, so that importing `matching.errors` does not im
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "match": "arrays",
@@ -35,7 +35,46 @@ _HOMES = {
     "pair_cosines": "measures",
 }
 
-__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "Alternatives",
+    "Candidates",
+    "Certificate",
+    "Correlations",
+    "FeatureMoments",
+    "Match",
+    "MatchError",
+    "Pairs",
+    "Plan",
+    "Rotation",
+    "assign",
+    "assign_certified",
+    "assign_dense",
+    "balanced",
+    "candidates",
+    "certify",
+    "correlation_matrix",
+    "feature_moments",
+    "linear_cka",
+    "match",
+    "mean_max_cosine",
+    "orthogonal_map",
+    "pair_cosines",
+    "svcca",
+    "unbalanced",
+]
+
+if TYPE_CHECKING:
+    from matching.arrays import Match, match
+    from matching.assignment import assign, assign_dense
+    from matching.certificate import Certificate, assign_certified, certify
+    from matching.correlations import Correlations
+    from matching.errors import MatchError
+    from matching.graph import candidates
+    from matching.measures import linear_cka, mean_max_cosine, pair_cosines, svcca
+    from matching.procrustes import Rotation, orthogonal_map
+    from matching.statistics import FeatureMoments, correlation_matrix, feature_moments
+    from matching.transport import balanced, unbalanced
+    from matching.types import Alternatives, Candidates, Pairs, Plan
 
 
 def __getattr__(name: str) -> Any:

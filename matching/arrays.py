@@ -34,9 +34,9 @@ def match(features_a: Any, features_b: Any, *, seed: int = 0, memory: int = 2**3
 
     Raises: MatchError when the arrays differ in tokens or hold NaN or infinity, and when no feature varies.
 
-    >>> import numpy as np
+    >>> import numpy as np, matching
     >>> a = np.random.default_rng(0).random((500, 8)) ** 4
-    >>> found = match(a, a[:, ::-1])
+    >>> found = matching.match(a, a[:, ::-1])
     >>> [int(column) for column in found.pairs.cols], float(found.pairs.scores.min().round(6)), found.certificate.gap
     ([7, 6, 5, 4, 3, 2, 1, 0], 1.0, 0.0)
     """

@@ -47,6 +47,13 @@ def assign_dense(
 
     Raises: MatchError when the threshold is outside [−1, 1).
     Source: Crouse 2016, IEEE TAES 52 (scipy's `linear_sum_assignment`).
+
+    The best partner of both rows is column 0; the sum is highest when row 0 takes the other:
+
+    >>> import numpy as np, matching
+    >>> pairs = matching.assign_dense(np.array([[0.9, 0.8], [0.7, 0.1]]))
+    >>> pairs.cols.tolist(), pairs.scores.tolist()
+    ([1, 0], [0.8, 0.7])
     """
     _check_threshold(threshold)
     known = np.isfinite(correlation)

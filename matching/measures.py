@@ -21,6 +21,10 @@ def mean_max_cosine(source: Float[Tensor, "features d"], target: Float[Tensor, "
     It is not symmetric.
 
     Source: Sharkey, Braun, Millidge 2022, "Taking features out of superposition with sparse autoencoders".
+
+    >>> import torch, matching
+    >>> matching.mean_max_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0]]))
+    0.5
     """
     target = _unit(target)
     parts = _unit(source).split(max(1, _CHUNK // len(target)))
@@ -38,6 +42,13 @@ def linear_cka(
 
     Raises: MatchError when either side has no variance.
     Source: Kornblith et al. 2019, arXiv 1905.00414.
+
+    >>> import numpy as np, torch, matching
+    >>> x = np.random.default_rng(0).normal(size=(1000, 4))
+    >>> y = 3 * x[:, ::-1]  # the same in another order and scale
+    >>> both = torch.tensor(np.cov(x, y, rowvar=False))
+    >>> round(matching.linear_cka(both[:4, :4], both[4:, 4:], both[:4, 4:]), 6)
+    1.0
     """
     _check_finite(covariance_a, covariance_b, covariance_ab)
     scale = covariance_a.norm() * covariance_b.norm()

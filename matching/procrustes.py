@@ -29,6 +29,12 @@ def orthogonal_map(
     Raises: MatchError when the pairs leave R undetermined (rank of the cross-moment below min(d_a, d_b)), or when
         anything is not finite or a weight is negative.
     Source: Schönemann 1966, Psychometrika 31; scale: Schönemann & Carroll 1970, Psychometrika 35.
+
+    >>> import torch, matching
+    >>> turned = torch.tensor([[0.0, 2.0], [-2.0, 0.0]])  # a quarter turn, twice as long
+    >>> found = matching.orthogonal_map(torch.eye(2), turned, torch.ones(2))
+    >>> found.matrix.round().tolist(), round(found.scale, 6)
+    ([[0.0, 1.0], [-1.0, 0.0]], 2.0)
     """
     source, target, weights = source.double(), target.double(), weights.double()
     if not (source.isfinite().all() and target.isfinite().all() and weights.isfinite().all() and (weights >= 0).all()):

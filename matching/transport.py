@@ -163,5 +163,6 @@ def _import_pot() -> ModuleType:
         return importlib.import_module("ot")
     except ImportError:
         raise MatchError(
-            "balanced transport needs the extra ot, of which POT is not installed: pip install 'stitch-lm[ot]'."
+            "balanced transport needs the extra ot, of which POT is not installed: "
+            "pip install '.[ot]' in a clone of the repository."
         ) from None

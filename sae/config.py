@@ -23,6 +23,10 @@ class SAEConfig:
     decay        share of the steps, at the end, over which lr falls linearly to zero.
     auxiliary    weight of the architecture's second loss: reviving dead features (batchtopk, topk, matryoshka),
                  (L0 − k)² (jumprelu), L1 (standard). Activations are scaled to a mean norm of sqrt(d) first.
+
+    >>> import sae
+    >>> sae.SAEConfig(features=4096, k=32).learning_rate
+    0.0004
     """
 
     architecture: str = "batchtopk"

@@ -29,6 +29,14 @@ def save(
     SAELens's own; `hook_name` says where SAELens attaches the SAE.
 
     Raises: SAEError when the folder exists or cannot be written.
+
+    >>> import tempfile, torch, sae
+    >>> from pathlib import Path
+    >>> trained = sae.train(torch.randn(512, 16), features=64, k=4)
+    >>> folder = Path(tempfile.mkdtemp()) / "layer-3"
+    >>> sae.save(trained, folder, {"text": "random numbers"}, {"hook_name": "blocks.3.hook_resid_pre"})
+    >>> sae.load(folder, width=16).cfg.metadata.hook_name
+    'blocks.3.hook_resid_pre'
     """
     from sae_lens import TrainingSAE
 

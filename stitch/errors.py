@@ -72,5 +72,5 @@ def missing_extra(extra: str, what: str, packages: list[str]) -> UsageError:
     are = "is" if len(packages) == 1 else "are"
     return UsageError(
         f"{what} needs the extra {extra}, of which {' and '.join(packages)} {are} not installed: "
-        f"pip install 'stitch-lm[{extra}]'."
+        f"pip install '.[{extra}]' in a clone of the repository."
     )

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,7 @@ def test_weights_are_direct_effects_and_what_is_left_out_is_counted(tmp_path: Pa
     prompts = make_prompts("duplicate-token", model.tokenizer, count=2)
     graph = write_graph(tmp_path / "g.json", model, prompts, kept, name="tiny:llama", behaviour="duplicate-token")
     check_format(graph)
+    assert graph["metadata"]["info"]["generator"] == {"name": "stitch-lm", "version": version("stitch-lm")}
     assert json.loads((tmp_path / "g.json").read_text(encoding="utf-8")) == graph
     end = int(prompts.asked[0].nonzero().max()) + 1
     one = Prompts(*(each[:1, :end] for each in (prompts.clean, prompts.corrupt, prompts.asked, prompts.answers)))

@@ -17,7 +17,8 @@ from stitch.synthesis.automata.read import read_automaton
 
 ROOT = Path(__file__).parent.parent
 SENTENCE = re.compile(
-    r".+ needs the extra ([\w-]+), of which .+ (is|are) not installed: pip install 'stitch-lm\[\1\]'\."
+    r".+ needs the extra ([\w-]+), of which .+ (is|are) not installed: "
+    r"pip install '\.\[\1\]' in a clone of the repository\."
 )
 
 

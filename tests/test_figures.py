@@ -1,17 +1,20 @@
 """Figures: colours with the meanings that they have on pages, text that can be read in a column, legends beside the panels."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
 
 import figures
 import pytest
+from drawings import models
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 import page_reports
+from stitch.models.sources import DEMOS
 from stitch.report import depth_figure, sweep_figure
 from stitch.report.figure import COLUMN, POINTS, marks, series, style
 from stitch.report.palette import ROLES, ends_of
@@ -122,6 +125,15 @@ def inside(figure: Figure, box: Bbox) -> bool:
 def test_the_committed_figures_are_those_that_are_drawn():
     there = {path.stem for path in (ROOT / "benchmarks" / "figures").glob("*.png")}
     assert there == set(DRAWN)
+
+
+def test_titles_say_how_wide_the_models_are():
+    for name in DEMOS:
+        config = json.loads((ROOT / "stitch" / "demo" / name / "config.json").read_text())
+        width = config.get("n_embd") or config["hidden_size"]
+        assert f"demo:{name}" not in models.WIDTHS or models.WIDTHS[f"demo:{name}"] == width
+    (axis, *_) = figures.drawn("few_pairs", figures.results("few_pairs")).axes
+    assert axis.get_title() == "demo:gpt2 (width 160) → demo:llama (width 192)"
 
 
 def test_what_shares_a_role_differs_in_shape_alone():

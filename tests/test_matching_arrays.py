@@ -1,7 +1,5 @@
 """`matching.match`: two arrays matched, dense or sparse, numpy or torch."""
 
-import doctest
-
 import numpy as np
 import pytest
 import scipy.optimize
@@ -9,7 +7,6 @@ import scipy.sparse as sp
 import torch
 
 import matching
-import matching.arrays
 
 
 def _codes(seed: int, features: int = 40, tokens: int = 3000) -> np.ndarray:
@@ -52,7 +49,3 @@ def test_arrays_that_do_not_belong_together_are_refused():
         matching.match(_codes(0)[0], _codes(0))
     with pytest.raises(matching.MatchError, match="NaN"):
         matching.match(_codes(0), np.full((3000, 40), np.nan))
-
-
-def test_the_example_in_the_docstring():
-    assert doctest.testmod(matching.arrays).failed == 0

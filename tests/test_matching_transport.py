@@ -124,6 +124,6 @@ def test_unusable_weights_and_parameters_are_refused():
 
 def test_without_pot_the_error_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ot", None)
-    with pytest.raises(MatchError, match=r"pip install 'stitch-lm\[ot\]'"):
+    with pytest.raises(MatchError, match=r"pip install '\.\[ot\]'"):
         balanced(graph_of(np.eye(3)), np.ones(3), np.ones(3))
     assert len(unbalanced(graph_of(np.eye(3)), np.ones(3), np.ones(3)))  # needs none

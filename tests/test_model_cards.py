@@ -1,5 +1,6 @@
 """Licence and lineage: what is read from the cards of models, and what stands in the cards of those made from them."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,15 @@ def test_only_names_on_the_hub_are_base_models(tmp_path):
     assert lineage(Source("runs/x", folder, None, "folder"))["base_model"] == ["org/a"]
     assert lineage(Source("gpt2@main", folder, "abc", "hub"))["base_model"] == ["gpt2"]
     assert lineage(Source("x", card(tmp_path, base_model="org/b"), None, "gguf"))["base_model"] == ["org/b"]
+
+
+def test_a_card_names_the_version_that_made_the_model_and_links_to_no_package():
+    made = ModelCard(
+        name="m", made=["A model."], tags=[], models=[], relation="merge", example=[], tables=[], notes=[],
+        report="report.json", recipe={"command": "join"},
+    ).to_bytes().decode()  # fmt: skip
+    assert made.splitlines()[-1].endswith(f" Made with stitch-lm {version('stitch-lm')}.")
+    assert "://" not in made
 
 
 def test_the_embedded_models_have_the_packages_licence():

@@ -29,8 +29,12 @@ def test_cells_were_run_in_order_on_no_particular_machine(name):
     assert "/tmp/" not in shown and "/home/" not in shown and "Traceback" not in shown
 
 
-def test_all_notebooks_are_tested():
+def test_all_notebooks_are_tested_and_have_a_page():
     assert NOTEBOOKS == ["parts.ipynb", "tour.ipynb"]
+    for name in NOTEBOOKS:
+        page = (EXAMPLES.parent / "docs/notebooks" / Path(name).with_suffix(".md")).read_text()
+        title = json.loads((EXAMPLES / name).read_text())["cells"][0]["source"][0]
+        assert page.startswith(title) and f"```{{notebook}} ../../examples/{name}\n" in page
 
 
 @pytest.mark.slow

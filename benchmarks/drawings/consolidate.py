@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from drawings.models import wide
 from stitch.report.figure import interval, legend, marks, panels, rule
 
 MODELS = ("gpt2", "llama")
@@ -27,7 +28,7 @@ def draw(lines: list[dict]) -> Figure:
                 interval(
                     axis, -methods.index(line["row"]), line["unseen"], marks(_role(line["row"])), key="kept_percent"
                 )
-        axis.set(title=f"demo:{model}", xlabel="% of the gain kept")
+        axis.set(title=wide(f"demo:{model}").replace(" (", "\n("), xlabel="% of the gain kept")
     axes[0].set_yticks(range(0, -len(methods), -1), [method.partition(":")[2] or method for method in methods])
     for row, (part, across, up, shown) in enumerate(
         (("capacity", "documents", "% of the gain kept", DOCUMENTS), ("facts", "facts", "nats of the answer", FACTS)), 1

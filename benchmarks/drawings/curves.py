@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from drawings.models import wide
 from stitch.report.figure import curve, legend, logarithmic, marks, panels, rule
 
 NONE_AT = 30  # where results without pairs are drawn on the logarithmic axis
@@ -94,7 +95,7 @@ def _by_direction(lines: list[dict]) -> dict[str, list[dict]]:
     found: dict[str, list[dict]] = defaultdict(list)
     for line in lines:
         models = line["direction"].split("-") if "direction" in line else line["models"].values()
-        found[" → ".join(f"demo:{model.removeprefix('demo:')}" for model in models)].append(line)
+        found[" → ".join(wide(f"demo:{model.removeprefix('demo:')}") for model in models)].append(line)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from drawings.models import wide
 from stitch.report.figure import legend, marks, panels
 
 ARMS = {
@@ -22,6 +23,8 @@ def draw(lines: list[dict]) -> Figure:
                 if line["arm"] == arm:
                     at = [point["tokens"] / 1e6 for point in line["curve"]]
                     axis.plot(at, [point[key] for point in line["curve"]], **marks(role, variant), label=label)
-        axis.set(title="demo:induction into a small Llama", xlabel="tokens trained on, millions", ylabel=what)
+        axis.set(
+            title=f"{wide('demo:induction')} into a small Llama", xlabel="tokens trained on, millions", ylabel=what
+        )
     legend(figure)
     return figure

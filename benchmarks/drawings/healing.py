@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from drawings.models import wide
 from stitch.report.figure import legend, logarithmic, marks, panels, rule
 
 A, B = "demo:gpt2", "demo:llama"
@@ -15,7 +16,7 @@ ARMS = {
     "random blocks": ("null", 0),
 }
 PANELS = {
-    "ce": (f"{A} × {B}", "cross-entropy, nats", None),
+    "ce": (f"{wide(A)} × {wide(B)}", "cross-entropy, nats", None),
     "over_b": (f"the same minus {B}, paired", "nats", (-0.05, 0.3)),
 }
 TICKS = (65_536, 131_072, 300_000)

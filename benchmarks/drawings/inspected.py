@@ -4,6 +4,7 @@ from math import log2
 
 from matplotlib.figure import Figure
 
+from drawings.models import wide
 from stitch.report.figure import heat_legend, heat_map, legend, logarithmic, marks, panels, rule, series, whole_numbers
 
 WITH_HEADS, WITH_OUTLIERS = "demo:llama", "smollm2"
@@ -42,7 +43,7 @@ def _draw_losses(axis, lines: list[dict]) -> None:
         axis.plot(*zip(*points, strict=True), **marks(role), label=way.replace("null:", "null: "))
     logarithmic(axis, "y", (0.001, 0.01, 0.1, 1))
     logarithmic(axis, "x", (4, 16))
-    axis.set(title=f"{WITH_HEADS}: nats above the whole model", xlabel="exact keys of each query", ylabel="nats")
+    axis.set(title=f"{wide(WITH_HEADS)}: nats above the whole model", xlabel="exact keys of each query", ylabel="nats")
 
 
 def draw_sites(lines: list[dict]) -> Figure:
@@ -61,7 +62,7 @@ def draw_sites(lines: list[dict]) -> Figure:
         strict=True,
     ):
         shares.plot(at, [one[key] * scale for one in sites], **how, label=label)
-    shares.set(title=f"{WITH_OUTLIERS}: the stream by site", ylabel="share")
+    shares.set(title=f"{wide(WITH_OUTLIERS)}: the stream by site", ylabel="share")
     lengths.plot(at, [one["first_token"] for one in sites], **marks("a"), label="length of a window's first token")
     logarithmic(lengths, "y", (1, 10, 100))
     lengths.set(title="A window's first token", ylabel="times the median")

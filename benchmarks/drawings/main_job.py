@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from drawings.models import wide
 from stitch.pages.rows import role
 from stitch.report.figure import interval, legend, marks, panels, rule
 from stitch.report.palette import ROLES
@@ -25,6 +26,7 @@ def draw(lines: list[dict]) -> Figure:
         rule(axis, bound[direction]["ce"], upright=True, role="bound", label="line between A and B")
         axis.set(title=title, xlabel="cross-entropy, nats", ylim=(0.7 - len(rows), 0.7))
     axes[0].set_yticks(range(0, -len(rows), -1), [line["name"].removeprefix("translation:") for line in rows])
+    figure.suptitle(f"{wide('demo:gpt2')} and {wide('demo:llama')}")
     legend(figure)
     return figure
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 from matplotlib.figure import Figure
 
+from drawings.models import wide
 from stitch.report.figure import legend, logarithmic, marks, panels, whole_numbers
 
 METHODS = {
@@ -25,13 +26,13 @@ def draw(lines: list[dict]) -> Figure:
         own = sorted((line["dropped"], line) for line in lines if (line["model"], line["tokens"]) == (model, tokens))
         for key, (label, role, variant) in METHODS.items():
             axis.plot([at for at, _ in own], [line[key] for _, line in own], **marks(role, variant), label=label)
-        axis.set(title=f"{model}, {tokens:,} tokens in the tables", xlabel="blocks dropped")
+        axis.set(title=f"{wide(model)}, {tokens:,} tokens in the tables", xlabel="blocks dropped")
         whole_numbers(axis, "x")
     for axis, (model, dropped) in zip(axes[len(by_depth) :], by_tokens, strict=True):
         own = sorted((line["tokens"], line) for line in lines if (line["model"], line["dropped"]) == (model, dropped))
         for key, (label, role, variant) in METHODS.items():
             axis.plot([at for at, _ in own], [line[key] for _, line in own], **marks(role, variant), label=label)
-        axis.set(title=f"{model}, {dropped} blocks dropped", xlabel="tokens in the tables")
+        axis.set(title=f"{wide(model)}, {dropped} blocks dropped", xlabel="tokens in the tables")
         logarithmic(axis, "x", [at for at, _ in own])
     for axis in axes:
         logarithmic(axis, "y", TICKS)

@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from drawings.models import wide
 from stitch.report.figure import legend, logarithmic, marks, panels
 
 KINDS = {
@@ -25,7 +26,7 @@ def draw(lines: list[dict]) -> Figure:
             points = [(line["share_percent"], line[key]) for line in lines if line["model"] == model and key in line]
             axis.plot(*zip(*points, strict=True), **marks(role, variant), label=label)
         logarithmic(axis, "x", sorted({line["share_percent"] for line in lines}))
-        axis.set(title=model, xlabel="state, percent of the cache", ylabel="KL to the donor, nats")
+        axis.set(title=wide(model), xlabel="state, percent of the cache", ylabel="KL to the donor, nats")
     logarithmic(axes[0], "y", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1))
     legend(figure)
     return figure

@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from drawings.models import wide
 from stitch.report.figure import legend, logarithmic, marks, panels
 
 ROWS = {
@@ -31,7 +32,7 @@ def draw(lines: list[dict]) -> Figure:
                 axis.plot(*zip(*points, strict=True), **marks(role, variant), label=label)
         logarithmic(axis, "x", (1, 4, 8, 16, 32))
         logarithmic(axis, "y", (2, 2.5, 3, 3.5, 4, 5, 6))
-        axis.set(title=f"demo:llama, {title}", ylabel="nats per token")
+        axis.set(title=f"{wide('demo:llama')}, {title}", ylabel="nats per token")
     axes[-1].set(xlabel="read so far, up to so many of the donor's contexts")
     legend(figure)
     return figure

@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from drawings.models import wide
 from stitch.report.figure import legend, logarithmic, marks, panels
 
 ROWS = {
@@ -24,5 +25,6 @@ def draw(lines: list[dict]) -> Figure:
             axis.plot(at, values, **marks(role, variant, line=name not in ("a", "b")), label=label)
         logarithmic(axis, "x", (10, 20, 40, 80))
         axis.set(title=f"A = {source}, B = {target}", xlabel="MB on disk", ylabel="cross-entropy, nats per token")
+    figure.suptitle(" and ".join(map(wide, pairs[0])))
     legend(figure)
     return figure

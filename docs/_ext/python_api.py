@@ -1,7 +1,7 @@
 """The Python API: a page per package, found by walking `stitch`, `sae` and `matching`, so that modules may move.
 
 Pages are written into docs/api before Sphinx looks for sources, and are not kept in the repository. Docstrings of this project
-are plain text with `code`, no markup language; what reStructuredText would take for markup is escaped.
+are plain text with `code`, no markup language; what reStructuredText would take for markup is escaped. Examples (`>>>`) stay.
 """
 
 import importlib
@@ -88,27 +88,36 @@ def title(text: str, line: str) -> str:
 
 
 def as_rst(lines: list[str]) -> list[str]:
-    """Plain text with `code` as reStructuredText: paragraphs escaped, lists kept, indented lines literal."""
+    """Plain text with `code` as reStructuredText: paragraphs escaped, lists and examples kept, indented lines literal."""
     found: list[str] = []
-    for indented, block in itertools.groupby(lines, key=_kind_after()):
+    for kind, block in itertools.groupby(lines, key=_kind_after()):
         text = "\n".join(block)
-        found += ["", "::", "", *text.splitlines(), ""] if indented else escaped(text).splitlines()
+        if kind == "example":  # reStructuredText knows `>>>` as well
+            found += ["", *text.splitlines(), ""]
+        else:
+            found += ["", "::", "", *text.splitlines(), ""] if kind == "literal" else escaped(text).splitlines()
     return [*found, ""]
 
 
-def _kind_after() -> Callable[[str], bool]:
-    """Whether a line is part of an indented block; blank lines go with what they follow, and a list's items may be indented."""
-    inside = {"literal": False, "item": False}
+def _kind_after() -> Callable[[str], str]:
+    """What a line is part of: an indented block ("literal"), an example from `>>>` to the next blank line, or text.
 
-    def literal(line: str) -> bool:
+    Blank lines go with what they follow, except after an example, and a list's items may be indented.
+    """
+    inside = {"kind": "text", "item": False}
+
+    def kind(line: str) -> str:
         if not line.strip():
-            return inside["literal"]
-        item = line.lstrip().startswith("- ")
-        inside["literal"] = line.startswith(" ") and not item and not inside["item"]
-        inside["item"] = item or (inside["item"] and line.startswith(" "))
-        return inside["literal"]
+            inside["kind"] = "text" if inside["kind"] == "example" else inside["kind"]
+        elif line.startswith(">>>") or inside["kind"] == "example":
+            inside.update(kind="example", item=False)
+        else:
+            item = line.lstrip().startswith("- ")
+            inside["kind"] = "literal" if line.startswith(" ") and not item and not inside["item"] else "text"
+            inside["item"] = item or (inside["item"] and line.startswith(" "))
+        return inside["kind"]
 
-    return literal
+    return kind
 
 
 def escaped(text: str) -> str:

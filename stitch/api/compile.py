@@ -29,6 +29,13 @@ def automaton(
 
     Options are those of `stitch compile automaton`; `out` as in `stitch.join`.
     Raises: UsageError for an automaton, a mode or a length that cannot be compiled.
+
+    After each symbol the model says the state, with + where it accepts:
+
+    >>> import stitch
+    >>> dfa = stitch.compile.automaton("(ab)*", length=16, quiet=True)
+    >>> list(stitch.run(dfa, "abba")), dfa.report["certified"]
+    (['a <1> b <0+> b <2> a <2>'], True)
     """
     from stitch.synthesis.compile import compile_automaton
 
@@ -86,6 +93,11 @@ def pattern(
 
     Options are those of `stitch compile pattern`; `out` as in `stitch.join`.
     Raises: UsageError for an invalid pattern, or one that the architecture's positions cannot express.
+
+    >>> import stitch
+    >>> previous = stitch.compile.pattern("previous", length=16, quiet=True)
+    >>> previous.model.config.model_type, sum(row["wrong"] for row in previous.report["results"])
+    ('gpt2', 0)
     """
     from stitch.synthesis.compile import compile_pattern
 

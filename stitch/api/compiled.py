@@ -17,6 +17,11 @@ def certify(
     It is read from disk and tested in fp32 and bf16, with eager and with fused attention; `report["certified"]` says whether
     all answers are right, and certificate.json in the folder is replaced.
     Raises: UsageError when the folder holds no compiled checkpoint.
+
+    >>> import stitch
+    >>> copier = stitch.compile.induction(context=32, quiet=True)
+    >>> stitch.certify(copier, tokens=500, quiet=True).report["certified"]
+    True
     """
     from stitch.synthesis import certify as job
     from stitch.synthesis.report import notes, tables

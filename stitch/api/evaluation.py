@@ -122,6 +122,11 @@ def inspect(
     With `heads` instead what each attention head looks at, and how many keys matter to it; with `sites` what the residual stream
     is like at every site. Both are measured on `tokens` held-out tokens of `text`; options are those of `stitch inspect`.
     Raises: UsageError for an unknown family, when there is no such model, and when the request cannot be met.
+
+    >>> import stitch
+    >>> found = stitch.inspect("demo:gpt2", quiet=True).report
+    >>> found["family"], found["blocks"], found["width"]
+    ('GPT-2', 6, 160)
     """
     if heads and sites:
         raise UsageError("`heads` and `sites` are reports of their own: choose one of them.")

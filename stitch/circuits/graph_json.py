@@ -6,6 +6,7 @@ The format is that of circuit-tracer's `frontend/graph_models.py` (schema versio
 import json
 import math
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -102,7 +103,7 @@ def _metadata(model: Model, graph: PromptGraph, tokens: list[str], name: str, be
         "schema_version": 1,
         "info": {
             "description": f"Circuit for {behaviour}. Weights are nats per answer, relative to the corrupt prompt.",
-            "generator": {"name": "stitch", "url": "https://pypi.org/project/stitch-lm/"},
+            "generator": {"name": "stitch-lm", "version": version("stitch-lm")},
         },
         "generation_settings": {
             "method": METHOD,

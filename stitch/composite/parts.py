@@ -21,6 +21,10 @@ class Part:
     """Blocks start..stop−1 of a model, or all from `start` on where `stop` is None, and then its final norm and head.
 
     `model` is its name; `stitch.chain` also takes a loaded model or a result.
+
+    >>> import stitch
+    >>> print(stitch.Part("demo:gpt2", stop=3), "then", stitch.Part("demo:llama", 4))
+    demo:gpt2[:3] then demo:llama[4:]
     """
 
     model: Any

@@ -58,9 +58,8 @@ def readme(name: str) -> str:
         *front_matter(metadata),
         f"# demo:{name}",
         "",
-        "A small model that is embedded in [stitch-lm](https://pypi.org/project/stitch-lm/) so that its commands run without a "
-        f"download. It was trained from scratch on {text}"
-        + (", and on random tokens with repeats." if repeats else "."),
+        "A small model that is embedded in stitch-lm so that its commands run without a download. "
+        f"It was trained from scratch on {text}" + (", and on random tokens with repeats." if repeats else "."),
         "",
         "The weights are part of stitch-lm and have its licence, Apache-2.0. The text is not part of it: each package has a "
         "licence of its own. `card.json` holds the recipe, the loss curve and the score.",

@@ -101,6 +101,17 @@ def register_anatomy(model_type: str, anatomy: Anatomy) -> None:
 
     Stitching finds the blocks of a decoder by itself. An anatomy is needed where it does not, and for commands that read
     attention or MLPs, such as `convert heads`.
+
+    A GPT-2 whose blocks are in `transformer.layers`, under a name of its own:
+
+    >>> import stitch
+    >>> mine = stitch.Anatomy(
+    ...     family="GPT-2 of ours", body="transformer", embedding="wte", positions="wpe", embedding_dropout="drop",
+    ...     final_norm="ln_f", attention="attn", heads_out="attn.c_proj", down="mlp.c_proj",
+    ... )
+    >>> stitch.register_anatomy("gpt2-of-ours", mine)
+    >>> mine.blocks  # the default, as are all names that are not given
+    'layers'
     """
     ANATOMIES[model_type] = replace(anatomy, tested=False)
 

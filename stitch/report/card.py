@@ -81,6 +81,11 @@ def footnotes(report: dict) -> list[str]:
             f"{item['l0']:.1f} active per token (L0), share of variance unexplained (FVU) {item['fvu']:.3f}. With its "
             f"reconstruction in place of the stream the model's cross-entropy is {item['spliced_ce']:.3f}."
         )
+        if wanted := item.get("features_cut_from"):
+            lines.append(
+                f"The text is short for the SAE at {item['site']}: it has {item['features']:,} features, not {wanted:,}, as "
+                "there may be at most one for every two tokens to fit on. More `tokens` give more."
+            )
     lines += sae_notes(report)
     if found := report.get("matching"):
         lines.append(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sae.schedule import FEATURES_PER_WIDTH
+from sae.types import Dictionary
 from stitch.composite.costs import Cost, Costs
 from stitch.composite.surgery import Bridge, described
 from stitch.config import CompleteSettings
@@ -130,11 +132,15 @@ def _results(sites: tuple[int, int], found: Joined) -> list[dict]:
 
 
 def _saes(settings: CompleteSettings, saes: SAEs, scores: dict[str, Scores]) -> list[dict]:
-    """Of each SAE: size, quality, and the cross-entropy of its model with the reconstruction in place of the stream."""
+    """Of each SAE: size, quality, and the cross-entropy of its model with the reconstruction in place of the stream.
+
+    Where the text was too short for the default number of features, also that number.
+    """
     return [
         {
             "site": f"{side}: resid_pre.{site}",
             "features": dictionary.encoder.shape[1],
+            **_cut_from(settings.features, given, dictionary),
             "architecture": config.architecture if given is None else given,
             **dataclasses.asdict(quality),
             "spliced_ce": scores[row].ce,
@@ -144,6 +150,12 @@ def _saes(settings: CompleteSettings, saes: SAEs, scores: dict[str, Scores]) -> 
             ("b", settings.layer_b, saes.b, saes.quality_b, saes.config_b, settings.sae_b, "ceiling:sae-b"),
         )
     ]
+
+
+def _cut_from(asked: int | None, given: str | None, dictionary: Dictionary) -> dict[str, int]:
+    width, features = dictionary.encoder.shape
+    is_cut = asked is None and given is None and features < FEATURES_PER_WIDTH * width
+    return {"features_cut_from": FEATURES_PER_WIDTH * width} if is_cut else {}
 
 
 def _matching(method: str, matching: Matching) -> dict:

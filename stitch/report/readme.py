@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 from stitch.files.front_matter import CARD, front_matter
 from stitch.files.markdown import inert, markdown_table
@@ -9,7 +10,7 @@ from stitch.files.recipe import card_section
 from stitch.report.origin import Relation, licence_file, origin_metadata, origin_section
 
 Table = tuple[list[str], list[list[str]], str]  # header, rows, title
-MADE_WITH = "Made with [stitch-lm](https://pypi.org/project/stitch-lm/)."
+MADE_WITH = f"Made with stitch-lm {version('stitch-lm')}."  # no link: the package is on no index
 
 
 @dataclass(frozen=True, kw_only=True)
