@@ -30,10 +30,10 @@ def with_bias(
     counts = torch.bincount(targets.cpu(), minlength=len(head)).double()
     smoothed, changed = None, head
     for _ in range(ROUNDS):
-        mass = _mass(stream, changed, cap)
+        said = mass(stream, changed, cap)
         if smoothed is None:
-            smoothed = _smoothed(counts, mass)
-        bias = (smoothed / mass.clamp_min(1e-30)).log().clamp(-10, 10)
+            smoothed = _smoothed(counts, said)
+        bias = (smoothed / said.clamp_min(1e-30)).log().clamp(-10, 10)
         changed = changed + bias.to(head)[:, None] * direction
     return changed
 
@@ -46,14 +46,14 @@ def constant_direction(stream: Float[Tensor, "positions d"]) -> Float[Tensor, " 
     return torch.linalg.solve(gram, inputs.sum(0))
 
 
-def _mass(stream: Float[Tensor, "positions d"], head: Head, cap: float | None) -> Float[Tensor, " vocabulary"]:
+def mass(stream: Float[Tensor, "positions d"], head: Head, cap: float | None) -> Float[Tensor, " vocabulary"]:
     """Σ of probabilities over positions, a few at a time. Scores are turned into exponentials in place: they are large."""
-    mass = torch.zeros(len(head), dtype=torch.float64)
+    total = torch.zeros(len(head), dtype=torch.float64)
     for part in stream.split(max(1, AT_ONCE // len(head))):
         found = logits(part, head, cap)
         found.sub_(found.amax(-1, keepdim=True)).exp_()
-        mass += (found.sum(-1).reciprocal() @ found).double().cpu()
-    return mass
+        total += (found.sum(-1).reciprocal() @ found).double().cpu()
+    return total
 
 
 def _smoothed(counts: Float[Tensor, " vocabulary"], mass: Float[Tensor, " vocabulary"]) -> Float[Tensor, " vocabulary"]:
