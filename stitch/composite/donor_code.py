@@ -31,8 +31,8 @@ def carry(config: StitchConfig, loaded: Mapping[str, PreTrainedModel]) -> dict[s
     for part, classes in _parts(config, loaded):
         if brings_code(part) and len(classes) == len(AUTO) and all(map(_can_go, classes)):
             part.auto_map = _taken(classes, files)
-        elif hasattr(part, "auto_map"):
-            del part.auto_map
+        else:
+            vars(part).pop("auto_map", None)
     return {**files, INDEX: _index(config)} if files else {}
 
 
