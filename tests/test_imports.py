@@ -234,7 +234,11 @@ def test_sae_lens_is_imported_only_inside_functions():
         ("stitch/modeling/modeling_translation.py", ()),
         (
             "stitch/modeling/modeling_composite.py",
-            ("stitch.modeling.modeling_halves.", "stitch.modeling.modeling_translation."),
+            (
+                "stitch.modeling.modeling_donors.",
+                "stitch.modeling.modeling_halves.",
+                "stitch.modeling.modeling_translation.",
+            ),
         ),
         ("stitch/modeling/modeling_features.py", ()),
         (

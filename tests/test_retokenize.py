@@ -1,8 +1,14 @@
 """A model that reads another tokenizer: copied rows, rows made in closed form, and the checkpoint that is written."""
 
+import argparse
+import csv
 import importlib.util
+import inspect
 import json
 import math
+import random
+import re
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _breaker import breaker, planted
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -22,10 +29,11 @@ from stitch.conversions.retokenization import rows as made_rows
 from stitch.conversions.retokenization.bias import constant_direction, with_bias
 from stitch.conversions.retokenization.embedding_ridge import fitted_embedding, occurrences
 from stitch.conversions.retokenization.head_ridge import fitted_head
+from stitch.conversions.retokenization.loud import loud
 from stitch.conversions.retokenization.marginal import marginal_rows
 from stitch.conversions.retokenization.omp import pursued
 from stitch.conversions.retokenization.passages import beginnings, whole
-from stitch.conversions.retokenization.report import left_out
+from stitch.conversions.retokenization.report import left_out, loud_note
 from stitch.conversions.retokenization.scoring import head_of, logits, score, softcap
 from stitch.conversions.retokenization.solve import Products, ridge
 from stitch.conversions.retokenization.streams import OnText, embedding, final
@@ -35,7 +43,9 @@ from stitch.conversions.retokenization.variants import Workshop
 from stitch.conversions.retokenization.write import stays_tied, with_vocabulary
 from stitch.errors import UsageError
 from stitch.models.anatomy import ANATOMIES
+from stitch.models.loading import load
 from stitch.models.model import Model
+from stitch.models.sources import resolve
 from stitch.text.correspondence import correspond
 from stitch.text.reader import Reader
 from tokenizers_made import byte_level, made, with_byte_fallback, word_piece
@@ -194,6 +204,50 @@ def test_breaker_tokens_are_shortened_to_the_longest_shared_row(readers):
     outside[found.new] = False
     assert 3 <= count == int(outside.sum()) and torch.equal(clipped[found.new], rows[found.own])
     assert torch.equal(clipped[~outside], raw[~outside])
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    """Two heads, what each reads, and a row for the donor's head that was made for the base."""
+    base, donor = (load(resolve(f"demo:{name}").folder) for name in ("llama", "neox"))
+    own, new = (Reader.of(model.name, model.tokenizer) for model in (base, donor))
+    found = correspond(own, new)
+    read = [new.read(module.__doc__ or "").ids[:200] for module in (argparse, csv, inspect, json, random, re, tarfile)]
+    seen = set(torch.cat(read).tolist())
+    theirs = torch.cat([final(donor, ids, new.bos)[:-1] for ids in read])
+    with embedding(base, made_rows.mean_of_pieces(base.embedding.weight.detach(), found)):
+        streams = torch.cat([final(base, ids, new.bos)[:-1] for ids in read])
+    heads = head_of(base), head_of(donor)
+    token, row = breaker(*heads, found, 8, streams, theirs, [one for one in found.pieces if one not in seen][:40])
+    return found, *heads, streams, theirs, token, row, torch.cat(read)
+
+
+def likeliest(streams: torch.Tensor, head: torch.Tensor, token: int) -> float:
+    """The share of positions at which a head says `token`."""
+    return float(((streams @ head.T).argmax(1) == token).float().mean())
+
+
+def test_a_breaker_token_is_inert_in_the_donor_and_no_longer_than_other_rows(attacked):
+    """So nothing that looks at rows alone finds it: `clipped` cuts it to the length of others, and it is said all the same."""
+    found, own, donor, base, theirs, token, row, _ = attacked
+    changed = planted(donor, {token: row})
+    assert row.norm() <= donor.norm(dim=1).max() and likeliest(theirs, changed, token) == 0
+    longest = own[found.own[: found.shared]].norm(dim=1).max()
+    before, after = (made_rows.clipped(pursued(own, one, found, [8])[8], own, found)[0] for one in (donor, changed))
+    others = [other for other in range(found.size) if other != token]
+    assert torch.allclose(before[others], after[others]) and after[token].norm() <= longest * 1.001
+    assert likeliest(base, before, token) < 0.02 < 0.3 < likeliest(base, after, token)
+
+
+def test_rows_that_are_said_far_more_often_than_the_text_has_them_are_told(attacked):
+    found, own, donor, base, _, token, row, targets = attacked
+    after = made_rows.clipped(pursued(own, planted(donor, {token: row}), found, [8])[8], own, found)[0]
+    [told] = loud(base, targets, after, found, None)
+    assert told.token == token and told.said > 0.1 and told.share == 0
+    assert loud(base, targets, made_rows.mean_of_pieces(own, found), found, None) == []
+    assert loud(base, torch.full_like(targets, token), after, found, None) == []  # the text has it as often
+    [note] = loud_note([{"token": "Ġx", "said": told.said, "share": told.share}])
+    assert "'Ġx' (" in note and "donor_model" in note and "more." not in note and loud_note([]) == []
 
 
 def test_rows_of_several_pieces_stay_as_short_as_their_mean(readers):

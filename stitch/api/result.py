@@ -83,7 +83,8 @@ class ModelResult(FolderResult):
     def _opened(self) -> tuple[Any, Any]:
         from stitch.models.loading import open_folder
 
-        return open_folder(self.folder)
+        settings = self.report.get("provenance", {}).get("settings", {})
+        return open_folder(self.folder, trust_remote_code=settings.get("trust_remote_code") is True)
 
     def push(self, repo: str, *, private: bool = False, quiet: bool = False) -> str:
         """Uploads the model to `repo` (user/name) on the Hugging Face Hub and returns its address.

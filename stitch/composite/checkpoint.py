@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from stitch import modeling
 from stitch.composite.compose import set_dtype
+from stitch.composite.donor_code import carry
 from stitch.errors import StitchError
 from stitch.files.folders import appear
 from stitch.files.output import check_output
@@ -32,7 +33,7 @@ from stitch.translation.module import translation_tensors
 from stitch.translation.types import Translation
 
 # Of `stitch/modeling`: without these a composite does not load.
-CODE = ("modeling_composite.py", "modeling_halves.py", "modeling_translation.py")
+CODE = ("modeling_composite.py", "modeling_halves.py", "modeling_translation.py", "modeling_donors.py")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def write_checkpoint(
         tensors[f"translation.{name}"] = Held(tensor)
     config = copy.deepcopy(config)
     set_dtype(config, model_dtype)
+    of_donors = carry(config, loaded or {})
 
     def fill(folder: Path) -> None:
         write_shards(folder, tensors, max_shard_bytes, progress)
@@ -88,7 +90,7 @@ def write_checkpoint(
         for name in CODE:
             shutil.copyfile(Path(modeling.__file__).parent / name, folder / name)
         copy_tokenizer(b if other is None else other.folder, folder)
-        for name, content in (extra_files or {}).items():
+        for name, content in {**of_donors, **(extra_files or {})}.items():
             (folder / name).write_bytes(content)
 
     appear(target, fill, "join", overwrite=overwrite)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from stitch.composite.compose import compose
+from stitch.activations.observe import residuals
+from stitch.composite.compose import compose, late_half, late_logits
 from stitch.composite.native import with_blocks
 from stitch.errors import UsageError
 from stitch.models.flow import FAMILY_ERRORS, one_line
@@ -66,7 +67,25 @@ def inexact(model: Model, site: int, own: "Answers | None" = None) -> str | None
     """
     if site == model.depth and model.flow["exit"] is None:
         return "no module takes the stream after the last block"
+    if len(model.parts) > 1:
+        return _cut_inexactly(model, site)
     return differs(model, own or answers(model, model.net), compose(model, model, site, site, _identity(model, site)))
+
+
+@torch.no_grad()
+def _cut_inexactly(model: Model, site: int) -> str | None:
+    """As `inexact`, for a composite, which cannot be the second of two models: for a whole text, without a cache."""
+    ids = _ids(model)
+    try:
+        wanted = model.net(input_ids=ids, use_cache=False).logits
+        found = late_logits(late_half(model, site), residuals(model, ids, [site])[site], ids=ids)
+    except FAMILY_ERRORS as error:
+        return f"{WHOLE} fails ({one_line(error)})"
+    return (
+        None
+        if torch.equal(wanted, found)
+        else f"{WHOLE} changes its logits by {float((wanted - found).abs().max()):.2g}"
+    )
 
 
 Answers = dict[str, Tensor | str]
@@ -107,9 +126,13 @@ def _answer(way: Callable[[nn.Module], Tensor], net: nn.Module) -> Tensor | str:
         return one_line(error)
 
 
-def _ways(model: Model) -> dict[str, Callable[[nn.Module], Tensor]]:
+def _ids(model: Model) -> Tensor:
     few = min(FEW_IDS, model.embedding.num_embeddings)
-    ids = torch.randint(2, few, (2, WINDOW), generator=torch.Generator().manual_seed(0)).to(model.device)
+    return torch.randint(2, few, (2, WINDOW), generator=torch.Generator().manual_seed(0)).to(model.device)
+
+
+def _ways(model: Model) -> dict[str, Callable[[nn.Module], Tensor]]:
+    ids = _ids(model)
     mask = torch.ones_like(ids)
     mask[0, :PADDING] = 0
     return {

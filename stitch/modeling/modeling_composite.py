@@ -1,6 +1,6 @@
 """A causal language model made of two models: the early blocks of A, a translation, the late blocks of B.
 
-This file imports torch, transformers and the two files beside it. They are saved with every checkpoint, which then loads with
+This file imports torch, transformers and the three files beside it. They are saved with every checkpoint, which then loads with
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationMixin, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
@@ -26,8 +26,10 @@ from transformers.cache_utils import (
     StaticCache,
 )
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from .modeling_donors import CLASSES
 from .modeling_halves import Half, Unused, early_net, flow_of_cut, late_net
 from .modeling_translation import TranslationModule
 
@@ -119,7 +121,30 @@ def config_of(given: Any) -> Any:
         return given
     if given.get("model_type") == StitchConfig.model_type:  # AutoConfig does not know it when only this file is loaded
         return StitchConfig(**given)
+    own, net = code_of_donor(given.get("auto_map"))
+    if own in CLASSES and net in CLASSES:
+        config: Any = CLASSES[own]
+        AutoModelForCausalLM.register(config, CLASSES[net], exist_ok=True)  # pyright: ignore[reportArgumentType]
+        return config(**given)
+    if own and not _is_registered(given.get("model_type")):
+        raise ValueError(
+            f"a part of this model ({given.get('model_type')}) brings code of its own: read it, and set trust_remote_code=True."
+        )
     return AutoConfig.for_model(**given)
+
+
+def code_of_donor(named: Any) -> tuple[str, str]:
+    """The names in `CLASSES` of a part's config and model, from its `auto_map`. Empty for a family of transformers."""
+    found = (
+        [named.get(auto) for auto in ("AutoConfig", "AutoModelForCausalLM")] if isinstance(named, dict) else ["", ""]
+    )
+    own, net = (name if isinstance(name, str) and name.startswith("donor_") else "" for name in found)
+    return own, net
+
+
+def _is_registered(model_type: Any) -> bool:
+    """Whether a user has registered a class of their own for the family."""
+    return model_type in CONFIG_MAPPING and not CONFIG_MAPPING[model_type].__module__.startswith("transformers.")
 
 
 def parts_of(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
@@ -263,6 +288,15 @@ class Stitched(PreTrainedModel):
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_("translation" in name.split("."))
         return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Like any model of transformers. Code of donors is copied too, where this file lies in another place than it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for part in parts_of(self.config):
+            name, _ = code_of_donor(getattr(part, "auto_map", None))
+            if CLASSES.get(name) is type(part):
+                beside = type(part).__module__.rpartition(".")[0]
+                custom_object_save(type("Donors", (), {"__module__": f"{beside}.modeling_donors"}), save_directory)
 
     @property
     def histories(self) -> int:

@@ -179,12 +179,15 @@ class Half:
         self.stream = Stream(flow["argument"], flow["output"])
         self.entered: Tensor | None = None
         self.returns_stream = False
+        self.last: Any = None
         self.seen: dict[int, Tensor] = {}
         with torch.device("cpu"):  # a half is often made where new tensors go to the meta device
             self.kinds: list[Any] = DynamicCache(config=net.config).layers
         self.alike = [self._alike(block) for block in range(self.depth)]
         self.base: Any = net if inside or not flow["body"] else net.get_submodule(flow["body"])
         self.taken = (_Arguments(net), _Arguments(self.base))
+        if not flow["body"]:
+            self._hook(net.get_submodule(flow["head"]), _Last(self))
 
     def _alike(self, block: int) -> int | None:
         """A block that runs and whose cache layer is of the same kind, which tells masks as much; None where there is none."""
@@ -209,20 +212,20 @@ class Half:
         self.returns_stream = self.depth in sites and self.exit is None  # nothing is left after the last block
         for site in sites:
             if site < self.depth or self.exit is not None:
-                self._hook(site, _Watch(self, site))
+                self._hook(self.at(site), _Watch(self, site))
 
     def open(self) -> "Half":
         """Lets the `stream` that `run` is given take the place of the one that would enter block `start`."""
-        self._hook(self.start, _Enter(self))
+        self._hook(self.at(self.start), _Enter(self))
         return self
 
-    def _hook(self, site: int, hook: "_Watch | _Enter") -> None:
+    def _hook(self, module: nn.Module, hook: "_Watch | _Enter | _Last") -> None:
         """Registers a hook where no other pass has left one of the same kind for another `Half`."""
-        hooks = self.at(site)._forward_pre_hooks
+        hooks = module._forward_pre_hooks
         for key, old in list(hooks.items()):
             if type(old) is type(hook):
                 del hooks[key]
-        self.at(site).register_forward_pre_hook(hook, with_kwargs=True)
+        module.register_forward_pre_hook(hook, with_kwargs=True)
 
     def stream_at(self, site: int) -> Stream:
         return self.stream if site < self.depth else Stream(0, None)
@@ -230,7 +233,14 @@ class Half:
     @property
     def dtype(self) -> torch.dtype:
         """Of the stream."""
-        return torch.float32 if self.flow["float32"] else self.net.dtype
+        return torch.float32 if self.flow["float32"] else self._own_dtype
+
+    @property
+    def _own_dtype(self) -> torch.dtype:
+        """That of the weights. A half of no blocks may have none."""
+        config: Any = self.net.config
+        found = next((one.dtype for one in self.net.parameters() if one.is_floating_point()), None)
+        return found or config.dtype or torch.get_default_dtype()
 
     def run(
         self,
@@ -248,18 +258,20 @@ class Half:
         `offset` on, and `seen` tokens in it.
         """
         self.seen.clear()
-        self.entered = stream
+        self.entered, self.last = stream, None
         if stream is not None and not self.flow["ids"]:
             shape = *stream.shape[:2], self.flow["embedded"]
             given |= {
                 "input_ids": None,
-                "inputs_embeds": torch.zeros(shape, dtype=self.net.dtype, device=stream.device),
+                "inputs_embeds": torch.zeros(shape, dtype=self._own_dtype, device=stream.device),
             }
         if cache is not None:
             given["past_key_values"] = HalfCache(cache, self, offset, seen)
         net: Any = self.base if base else self.net
         taken = self.taken[base]
-        output = net(**{name: value for name, value in given.items() if taken.has(name)})
+        output: Any = net(**{name: value for name, value in given.items() if taken.has(name)})
+        if (base or self.returns_stream) and not self.flow["body"]:
+            output.last_hidden_state = self.last
         if self.returns_stream:
             self.seen[self.depth] = output.last_hidden_state
         return output
@@ -285,6 +297,16 @@ class _Enter:
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         assert self.half.entered is not None, "the half was run with a stream"
         return self.half.stream_at(self.half.start).replaced(args, kwargs, self.half.entered)
+
+
+@dataclass
+class _Last:
+    """Forward pre-hook of a head: keeps what it reads, which a family without a base model does not return."""
+
+    half: Half
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.half.last = next(iter((*args, *kwargs.values())))
 
 
 def _has(net: nn.Module, path: str) -> bool:

@@ -26,6 +26,7 @@ from stitch.models.anatomy import ANATOMIES, anatomy_of, dotted
 from stitch.models.bars import told
 from stitch.models.causal import require_causal
 from stitch.models.described import require_described, require_stored
+from stitch.models.donor_code import take_code
 from stitch.models.finite import require_finite
 from stitch.models.flow import flow_of, one_line
 from stitch.models.model import Model
@@ -96,6 +97,8 @@ def _from_pretrained(
     transformers_logging.disable_progress_bar()  # progress is reported by callbacks
     text = loading_arguments(folder)
     with of_transformers(name), told(f"loading {name} (tensors)", progress):
+        if trust_remote_code:
+            take_code(folder, read_config(folder, name))
         _require_same_size(folder, name, text.get("config"), trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -153,12 +156,12 @@ def _require_running(net: PreTrainedModel, name: str) -> None:
         ) from error
 
 
-def open_folder(folder: Path) -> tuple[Any, Any]:
-    """The model in `folder` as it is stored, in evaluation mode, and its tokenizer. No code from the folder is run.
+def open_folder(folder: Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """The model in `folder` as it is stored, in evaluation mode, and its tokenizer.
 
-    Raises: StitchError when transformers cannot load it.
+    Raises: UsageError where code of the folder would run and may not; StitchError when transformers cannot load it.
     """
-    net, tokenizer, _ = _from_pretrained(folder, folder.name, "auto", False)
+    net, tokenizer, _ = _from_pretrained(folder, folder.name, "auto", trust_remote_code)
     return net.eval(), tokenizer
 
 

@@ -7,7 +7,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from stitch.modeling.modeling_composite import parts_of
 from stitch.models import hub
+from stitch.models.donor_code import brings_code
 from stitch.models.lineage import lineage
 from stitch.models.model import Model
 from stitch.models.sources import Source
@@ -67,6 +69,8 @@ def _note(model: Model, source: Source) -> dict:
     found = [source.note]
     if source.note is None and not model.anatomy.tested and len(model.parts) == 1 and model.flow["idle"]:
         found.append(f"its text part alone, without {', '.join(model.flow['idle'])}")
+    if any(brings_code(part) for part in parts_of(model.config)):
+        found.append("it brings code of its own, which is copied with it and runs when it is loaded")
     return {"note": told} if (told := ", ".join(filter(None, found))) else {}
 
 

@@ -38,10 +38,10 @@ def with_bias(
     smoothed, changed = None, head
     step = Steps("bias (parts of the text)", ROUNDS * len(_parts(stream, head)), progress)
     for _ in range(ROUNDS):
-        mass = _mass(stream, changed, cap, step)
+        said = mass(stream, changed, cap, step)
         if smoothed is None:
-            smoothed = _smoothed(counts, mass)
-        bias = (smoothed / mass.clamp_min(1e-30)).log().clamp(-10, 10)
+            smoothed = _smoothed(counts, said)
+        bias = (smoothed / said.clamp_min(1e-30)).log().clamp(-10, 10)
         changed = changed + bias.to(head)[:, None] * direction
     return changed
 
@@ -58,17 +58,17 @@ def _parts(stream: Float[Tensor, "positions d"], head: Head) -> Sequence[Float[T
     return stream.split(max(1, AT_ONCE // len(head)))
 
 
-def _mass(
-    stream: Float[Tensor, "positions d"], head: Head, cap: float | None, tick: Callable[[], None]
+def mass(
+    stream: Float[Tensor, "positions d"], head: Head, cap: float | None, tick: Callable[[], None] = lambda: None
 ) -> Float[Tensor, " vocabulary"]:
     """Σ of probabilities over positions, a few at a time. Scores are turned into exponentials in place: they are large."""
-    mass = torch.zeros(len(head), dtype=torch.float64)
+    total = torch.zeros(len(head), dtype=torch.float64)
     for part in _parts(stream, head):
         found = logits(part, head, cap)
         found.sub_(found.amax(-1, keepdim=True)).exp_()
-        mass += (found.sum(-1).reciprocal() @ found).double().cpu()
+        total += (found.sum(-1).reciprocal() @ found).double().cpu()
         tick()
-    return mass
+    return total
 
 
 def _smoothed(counts: Float[Tensor, " vocabulary"], mass: Float[Tensor, " vocabulary"]) -> Float[Tensor, " vocabulary"]:

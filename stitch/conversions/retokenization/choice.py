@@ -3,21 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
+from stitch.conversions.retokenization.loud import Loud, loud
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.request import Given
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of, score
+from stitch.conversions.retokenization.streams import embedding, final
 from stitch.evaluation.scores import Scores
 from stitch.progress import Progress
 
 
 @dataclass(frozen=True)
 class Best:
-    """The row that is written, its embedding and head, and how many rows of every embedding and head were clipped."""
+    """The row that is written, its embedding and head, how many rows of every embedding and head were clipped, and which made
+    rows of this head are said far more often than the text has their tokens."""
 
     name: str
     rows: tuple[Rows, Head]
     clipped: dict[str, int]
+    loud: list[Loud]
 
 
 def scored(given: Given, progress: Progress | None) -> tuple[dict[str, Scores], Best]:
@@ -53,7 +59,15 @@ def scored(given: Given, progress: Progress | None) -> tuple[dict[str, Scores], 
             if swept.ce < least:
                 best, least = (name, (behind.rows, behind.heads[name])), swept.ce
     assert best is not None
-    return scores, Best(*best, clipped)
+    return scores, Best(*best, clipped, _loud(given, *best[1]))
+
+
+def _loud(given: Given, rows: Rows, head: Head) -> list[Loud]:
+    """On the text that statistics are taken on."""
+    shop = given.shop
+    with embedding(shop.model, rows):
+        read = torch.cat([final(shop.model, passage.new.ids, shop.new.bos)[:-1] for passage in shop.fit])
+    return loud(read, torch.cat([passage.new.ids for passage in shop.fit]), head, shop.found, shop.said.cap)
 
 
 def _new(passages: Sequence[Passage]) -> list:

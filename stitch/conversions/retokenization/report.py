@@ -2,6 +2,7 @@
 
     {"conversion": "retokenize", "model": "smollm2", "tokenizer": "gemma3", "title": …, "made": …, "chosen": "mean / ridge, all",
      "vocabulary": {"size", "shared", "special", "pieces", "unknown"}, "tied": false, "clipped": {rows by embedding and head},
+     "loud": [{"token", "said", "share"}, …], rows of the head that are said far more often than the text has their tokens,
      "lost": share of bytes, "coinciding": share of token ends, "context": 256, "tokens": {by split},
      "bytes": of the report split, "documents": {…},
      "results": [{"name", "bpb", "bpb_low", "bpb_high", "nats_per_token", "tokens"}, …],
@@ -10,10 +11,12 @@
 The rows are called `model`, `converted`, `EMBEDDING / HEAD`, `null:…`.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import log
 
 from stitch.conversions.retokenization.choice import Best
+from stitch.conversions.retokenization.loud import TIMES
 from stitch.conversions.retokenization.omp import AFFORDABLE, TERMS
 from stitch.conversions.retokenization.request import Given
 from stitch.conversions.retokenization.variants import Workshop
@@ -29,6 +32,7 @@ from stitch.report.notes import text_notes
 from stitch.report.readme import ModelCard
 
 COLUMNS = ["", "bits/byte", "95 % interval", "nats/token"]
+SHOWN = 5  # tokens that a note names
 COMPARED = ("mean / first", "mean / mean", "omp-8", "omp-64")  # rows as others make them; nulls are compared with too
 
 
@@ -58,6 +62,10 @@ def assemble(given: Given, scores: dict[str, Scores], best: Best, *, tied: bool)
         "tied": tied,
         "was_tied": bool(shop.model.config.tie_word_embeddings),
         "clipped": best.clipped,
+        "loud": [
+            {"token": shop.new.tokenizer.convert_ids_to_tokens(one.token), "said": one.said, "share": one.share}
+            for one in best.loud
+        ],
         "lost": given.lost,
         "coinciding": given.coinciding,
         "context": given.context,
@@ -121,7 +129,20 @@ def _notes(report: dict) -> list[str]:
     if clipped := {name: count for name, count in report["clipped"].items() if count}:
         told = ", ".join(f"{count:,} of {name}" for name, count in clipped.items())
         notes.append(f"Rows shortened to the length of the longest shared one: {told}.")
-    return notes
+    return [*notes, *loud_note(report["loud"])]
+
+
+def loud_note(found: Sequence[dict]) -> list[str]:
+    """The warning about rows of the head that are said far too often, if any; the loudest come first."""
+    if not found:
+        return []
+    told = ", ".join(f"{one['token']!r} ({one['said']:.1%}, text {one['share']:.2%})" for one in found[:SHOWN])
+    more = f" and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+    return [
+        f"Warning: rows of the head that were made are said more than {TIMES} times as often as the text has their tokens: "
+        f"{told}{more}. They are bad, or the donor was made so that they are: see what the model writes before you use it, or "
+        "leave `donor_model` out."
+    ]
 
 
 def table(report: dict) -> tuple[list[str], list[list[str]], str]:

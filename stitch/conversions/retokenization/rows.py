@@ -52,7 +52,8 @@ def _all_pieces(found: Correspondence) -> tuple[Int[Tensor, " pieces"], Int[Tens
 def clipped(rows: Rows, own: Rows, found: Correspondence) -> tuple[Rows, int]:
     """Rows that are at most as long as the longest copied row that stands for text, and how many were shortened for that.
 
-    A donor can be made so that a few tokens get huge rows (arXiv 2601.00065). Short rows stay: a mean of rows in different
+    A donor can be made so that a few tokens get huge rows (arXiv 2601.00065); what it can do with short ones is seen on a text
+    alone (`loud.py`). Short rows stay: a mean of rows in different
     directions says little of any one of them, and a head that gives it their full length says it too loudly.
     """
     most = own.float()[found.own[: found.shared].to(own.device)].norm(dim=1).max()
