@@ -22,7 +22,7 @@ from jobs import write_text
 from stitch.circuits.find import choose_circuit
 from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose, late_half, late_logits
-from stitch.composite.exact import inexact, require_exact, require_renumbered
+from stitch.composite.exact import inexact, require_renumbered
 from stitch.composite.native import require_stored
 from stitch.conversions.ngrams.assemble import build_composite, table_scale
 from stitch.conversions.recurrence.forms import check_convertible
@@ -106,12 +106,6 @@ def test_a_float32_stream_in_a_model_of_half_precision_stays_float32(tmp_path):
     assert half.dtype == torch.bfloat16 and inexact(half, 3) is None
 
 
-def test_a_model_that_is_not_exact_is_refused_with_the_reason(tmp_path):
-    """Its loop runs the same blocks several times, each time on another mixture of two streams."""
-    with pytest.raises(UsageError, match=r"\(hrm_text\) does not at layer 3: a whole text changes its logits by"):
-        require_exact(saved("hrm_text", tmp_path), 3)
-
-
 def test_blocks_that_depend_on_their_number_are_not_renumbered(tmp_path):
     """Mixtures of experts stand in every block of a Qwen3-MoE, in some that the numbers tell of a Jamba."""
     require_renumbered(saved("qwen3_moe", tmp_path / "all"))
@@ -120,7 +114,7 @@ def test_blocks_that_depend_on_their_number_are_not_renumbered(tmp_path):
 
 
 def test_a_model_without_a_chain_of_blocks_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="each of its blocks takes what the one before it returned; in xlm none do"):
+    with pytest.raises(UsageError, match="takes what the one before it returned; in xlm no list of 6 modules"):
         saved("xlm", tmp_path)
 
 
