@@ -56,10 +56,11 @@ class MyDecoder(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(logits=self.out(self.scale(stream)))
 
 
-def my_decoder(folder) -> Model:
-    AutoConfig.register("my_decoder", MyConfig, exist_ok=True)
-    AutoModelForCausalLM.register(MyConfig, MyDecoder, exist_ok=True)
+def my_decoder(folder, cls: type[MyDecoder] = MyDecoder) -> Model:
+    """A model of the class `cls`, whose config is of a class of its own, saved and loaded as that of a user."""
+    AutoConfig.register(cls.config_class.model_type, cls.config_class, exist_ok=True)
+    AutoModelForCausalLM.register(cls.config_class, cls, exist_ok=True)
     torch.manual_seed(0)
-    MyDecoder(MyConfig()).save_pretrained(folder)
+    cls(cls.config_class()).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return load(folder)
