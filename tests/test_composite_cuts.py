@@ -117,6 +117,29 @@ def test_a_model_that_is_not_exact_is_refused_with_the_reason(tmp_path):
     assert can_be_cut(model, 3) and exact_streams_from(model, 3) is not None
 
 
+class AheadConfig(MyConfig):
+    model_type = "ahead"
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
+
+class Ahead(MyDecoder):
+    """The last block reads the embeddings before the first one does."""
+
+    config_class = AheadConfig
+
+    def forward(self, input_ids=None, inputs_embeds=None, **kwargs) -> CausalLMOutputWithPast:
+        stream = self.words(input_ids) if inputs_embeds is None else inputs_embeds
+        return super().forward(inputs_embeds=stream + self.stack[-1].now(stream))
+
+
+def test_first_blocks_that_need_later_ones_are_no_first_part(tmp_path):
+    told = refusal(require_exact, my_decoder(tmp_path, Ahead), 2, first=True)
+    assert "(ahead) does not at layer 2: a whole text fails (AttributeError: " in told
+    assert "It does at layer 4: choose" in told
+
+
 # What a report needs beside the cut
 
 
@@ -164,8 +187,10 @@ def saved(kind: str, folder) -> Model:
     return load(folder, name=kind)
 
 
-def test_modules_that_are_called_one_after_another_are_no_blocks_where_the_config_has_another_number(tmp_path):
-    """Blocks of a Gemma 3n take four streams at once, and its projections of these are no chain of its six blocks."""
+def test_a_list_of_modules_of_another_length_than_the_config_says_is_not_the_blocks(tmp_path, monkeypatch):
+    """Blocks of a Gemma 3n take several streams at once, and its only list through which one runs is a projection."""
+    small = {**_families.OWN["gemma3n_text"], "altup_num_inputs": 2}
+    monkeypatch.setitem(_families.OWN, "gemma3n_text", small)
     told = refusal(saved, "gemma3n_text", tmp_path)
     assert "in gemma3n_text no list of 6 modules, which is num_hidden_layers of its config, is such a chain" in told
 
