@@ -192,7 +192,7 @@ def test_a_list_of_modules_of_another_length_than_the_config_says_is_not_the_blo
     small = {**_families.OWN["gemma3n_text"], "altup_num_inputs": 2}
     monkeypatch.setitem(_families.OWN, "gemma3n_text", small)
     told = refusal(saved, "gemma3n_text", tmp_path)
-    assert "in gemma3n_text no list of 6 modules, which is num_hidden_layers of its config, is such a chain" in told
+    assert "in gemma3n_text no list of 6 modules, its num_hidden_layers, does: choose another family" in told
 
 
 def test_a_block_that_others_read_is_the_reason_of_a_refusal(tmp_path):

@@ -75,7 +75,7 @@ def flow_of(net: PreTrainedModel, *, blocks: str | None = None, settled: bool = 
     if not chains:
         raise UsageError(
             f"a model can be cut where each of its blocks takes what the one before it returned; in {family} no list of "
-            f"{depth} modules, which is num_hidden_layers of its config, is such a chain: choose another family."
+            f"{depth} modules, its num_hidden_layers, does: choose another family."
         )
     chain = min(chains, key=lambda one: one.path.count("."))
     prefix = net.base_model_prefix
