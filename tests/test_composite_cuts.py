@@ -9,7 +9,7 @@ import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import tiny
-from jobs import settings
+from jobs import settings, write_text
 from own_family import MyConfig, MyDecoder, my_decoder
 from stitch.composite import cuts
 from stitch.composite.compose import compose, late_logits, whole_from
