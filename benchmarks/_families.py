@@ -55,6 +55,10 @@ OWN: dict[str, dict] = {
     },
     "dots3_note_text": {"num_key_value_heads": 4},
     "falcon": {"ffn_hidden_size": 24},  # fewer neurons than characters in a text, on which alone those of its first block depend
+    "gemma3n_text": {
+        "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * HALF_AND_HALF, "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0] * 6,
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], HALF_AND_HALF]]},
     "gptj": {"rotary_dim": 8},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * HALF_AND_HALF},

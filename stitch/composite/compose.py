@@ -130,6 +130,18 @@ def late_half(b: Model, site: int) -> Half:
     return Half(net.eval(), last.flow, start, kept.stop).open()
 
 
+def whole_from(model: Model, site: int) -> Half:
+    """As `late_half`, but all blocks run, on token ids, and what those before `site` return has no effect on the stream.
+
+    For models whose blocks from `site` on need more of the others than the stream. It must be given the ids. No composite.
+    """
+    flow = {**model.flow, "unused": [], "ids": True}
+    with torch.device("meta"):
+        net = late_net(model.config, flow, 0, model.depth)
+    share(net, model.net)
+    return Half(net.eval(), flow, site, model.depth).open()
+
+
 def streams_from(model: Model, start: int) -> Streams | None:
     """A function that gives the streams at later sites from that entering block `start`.
 

@@ -5,34 +5,27 @@ first or after the last one that a composite would leave out.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from stitch.activations.observe import residuals
 from stitch.composite.compose import compose, late_half, late_logits
 from stitch.composite.native import with_blocks
 from stitch.errors import UsageError
+from stitch.modeling.modeling_halves import Stream
+from stitch.models.anatomy import anatomy_of
 from stitch.models.flow import FAMILY_ERRORS, one_line
 from stitch.models.model import Model
 from stitch.translation.types import Residual, Term, Translation
 
 WINDOW, CHUNKS, PADDING = 12, (7, 4, 1), 4  # tokens
+TOKENS = 4 * 2 * WINDOW  # that a network reads to answer: two texts in four ways
 WHOLE = "a whole text"
 FEW_IDS = 100  # low ids: multimodal models give some high ones a meaning
-
-
-def require_exact(model: Model, site: int) -> None:
-    """Raises UsageError where the model joined to itself at `site` has other logits than before.
-
-    Families that tests have tried, and composites of them, are not tried again.
-    """
-    if not _is_known(model) and (different := inexact(model, site)):
-        raise UsageError(
-            f"a model must stay the same when it is cut and joined to itself; {model.name} ({model.config.model_type}) does not "
-            f"at layer {site}: {different}. Choose another layer or another model."
-        )
 
 
 def require_renumbered(model: Model) -> None:
@@ -40,7 +33,7 @@ def require_renumbered(model: Model) -> None:
 
     Some blocks depend on their number, such as those that leave out positions in every fourth.
     """
-    if _is_known(model):
+    if is_known(model):
         return
     middle = model.depth // 2
     try:
@@ -56,7 +49,8 @@ def require_renumbered(model: Model) -> None:
         )
 
 
-def _is_known(model: Model) -> bool:
+def is_known(model: Model) -> bool:
+    """Whether it is of a family that tests have tried, or a composite of such: these are not tried again."""
     return all(part.anatomy.tested for part in model.parts)
 
 
@@ -69,7 +63,62 @@ def inexact(model: Model, site: int, own: "Answers | None" = None) -> str | None
         return "no module takes the stream after the last block"
     if len(model.parts) > 1:
         return _cut_inexactly(model, site)
-    return differs(model, own or answers(model, model.net), compose(model, model, site, site, _identity(model, site)))
+    try:
+        joined = compose(model, model, site, site, _identity(model, site))
+    except FAMILY_ERRORS as error:
+        return f"its halves cannot be made ({one_line(error)})"
+    return differs(model, own or answers(model, model.net), joined)
+
+
+def inexact_before(model: Model, site: int) -> str | None:
+    """In what way the stream at `site` differs in a composite whose other part is a plain one, in words; None where it does not.
+
+    What the blocks of `model` after it need is not tried, as they do not run in composites of which it is the first part.
+    """
+    if site == model.depth and model.flow["exit"] is None:
+        return "no module takes the stream after the last block"
+    plain = _plain(model, site)
+    try:
+        joined = compose(model, plain, site, plain.depth, _identity(model, site))
+    except FAMILY_ERRORS as error:
+        return f"its first half cannot be made ({one_line(error)})"
+    stream = Stream(model.flow["argument"] if site < model.depth else 0, None)
+    module = model.blocks[site] if site < model.depth else model.final_norm
+    whole = _UpTo(model.net, module, stream.of)
+    return differs(
+        model, answers(model, whole), _UpTo(joined, joined.translation, lambda args, _: args[0][site]), "stream"
+    )
+
+
+class _UpTo(nn.Module):
+    """A network whose answer is the stream that `module` in it takes, which is what `stream` finds in its arguments."""
+
+    def __init__(self, net: nn.Module, module: nn.Module, stream: Callable[[tuple, dict], Tensor]):
+        super().__init__()
+        self.net, self.module, self.stream = net, module, stream
+
+    def forward(self, **given) -> CausalLMOutputWithPast:
+        seen: list[Tensor] = []
+        handle = self.module.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(self.stream(args, kwargs)), with_kwargs=True
+        )
+        try:
+            self.net(**given)
+        finally:
+            handle.remove()
+        return CausalLMOutputWithPast(logits=seen[-1])  # pyright: ignore[reportArgumentType]
+
+
+def _plain(model: Model, site: int) -> Model:
+    """A Llama of one block that takes the stream of `model` at `site`. It is there to be cut after its block."""
+    config = LlamaConfig(
+        vocab_size=16, hidden_size=model.width_at(site), intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        head_dim=8,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        net: Any = LlamaForCausalLM(config)
+    net = net.to(model.device, model.dtype).eval()
+    return Model("plain", net, model.tokenizer, anatomy_of(config), model.folder)
 
 
 @torch.no_grad()
@@ -100,10 +149,10 @@ def answers(model: Model, net: nn.Module) -> Answers:
 
 
 @torch.no_grad()
-def differs(model: Model, before: Answers, other: nn.Module) -> str | None:
+def differs(model: Model, before: Answers, other: nn.Module, answer: str = "logits") -> str | None:
     """Where the answers of another network differ from those `before`, in words; None where they have the same bits.
 
-    Ways in which there was no answer before are left out, but for a whole text.
+    `answer` says what they are. Ways in which there was no answer before are left out, but for a whole text.
     """
     for name, way in _ways(model).items():
         wanted = before[name]
@@ -115,7 +164,7 @@ def differs(model: Model, before: Answers, other: nn.Module) -> str | None:
         if isinstance(found, str):
             return f"{name} fails ({found})"
         if not torch.equal(wanted, found):
-            return f"{name} changes its logits by {float((wanted - found).abs().max()):.2g}"
+            return f"{name} changes its {answer} by {float((wanted - found).abs().max()):.2g}"
     return None
 
 

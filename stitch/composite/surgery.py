@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stitch.composite.exact import require_renumbered
 from stitch.composite.native import with_blocks
 from stitch.composite.splice import Splice
+from stitch.errors import UsageError
 from stitch.models.model import Model
 from stitch.translation.rows import NATIVE
 
@@ -56,7 +58,11 @@ def why_not_foldable(model: Model, early: int, late: int, memory: int) -> str | 
             "`native` needs blocks that do not depend on their number; this GPT-2 scales attention by it "
             "(scale_attn_by_inverse_layer_idx): leave `native` out."
         )
-    neurons = len(weight_of(model.down(early - 1)))
+    try:
+        require_renumbered(model)
+        neurons = len(weight_of(model.down(early - 1)))
+    except UsageError as cannot:
+        return str(cannot)
     needed = 6 * 8 * neurons**2  # moments of two splits, their eigenvectors, copies of both; float64
     if needed > memory:
         return (

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sae.types import Dictionary
 from stitch.activations.paired import Paired
-from stitch.composite.compose import late_half, late_logits
+from stitch.composite.compose import late_half, late_logits, whole_from
+from stitch.composite.cuts import can_be_cut
 from stitch.evaluation.scores import Batch, Logits, whole_model
 from stitch.modeling.modeling_halves import Half
 from stitch.models.model import Model
@@ -119,7 +120,8 @@ class Stage:
 
     def spliced_a(self, dictionary: Dictionary) -> Logits:
         """A with its SAE's reconstruction in place of its stream: what A's SAE loses before any translation."""
-        return _spliced(late_half(self.a, self.site_a), self.stream(self.site_a), self.paired, dictionary)
+        late = late_half if can_be_cut(self.a, self.site_a) else whole_from
+        return _spliced(late(self.a, self.site_a), self.stream(self.site_a), self.paired, dictionary)
 
 
 def _spliced(late: Half, stream: Tensor, paired: Paired, dictionary: Dictionary) -> Logits:

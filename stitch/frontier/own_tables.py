@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from stitch.composite.costs import late, of_translation
+from stitch.composite.cuts import can_be_cut
 from stitch.conversions.ngrams.convert import fit_full_memory, tables_for
 from stitch.conversions.ngrams.late import LateBlocks
 from stitch.conversions.ngrams.memory import NgramShape, memory_needed, read_fit_data
@@ -64,12 +65,13 @@ def within_bytes(model: Model, site: int, tables: Translation, means: Means) -> 
 
 
 def first_site_within(model: Model, means: Means) -> int | None:
-    """The smallest site, at least 1, from which the model's late blocks take no more FLOPs than the composite."""
+    """The smallest site, at least 1, from which the model's late blocks run alone with no more FLOPs than the composite."""
 
     def flops(site: int) -> float:
         return late(model, site, means.context).flops
 
-    return next((site for site in range(1, model.depth) if flops(site) <= means.limit.flops), None)
+    sites = (site for site in range(1, model.depth) if flops(site) <= means.limit.flops)
+    return next((site for site in sites if can_be_cut(model, site)), None)
 
 
 def shape_within(model: Model, means: Means) -> NgramShape | None:

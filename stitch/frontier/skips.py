@@ -4,6 +4,7 @@ from stitch.activations.harvest import harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.compose import compose
 from stitch.composite.costs import early, late, of_translation
+from stitch.composite.cuts import can_be_cut
 from stitch.evaluation.scores import whole_model
 from stitch.frontier.alternative import Alternative, Means
 from stitch.modeling.modeling_composite import StitchConfig
@@ -66,8 +67,13 @@ def without_features(row: str) -> str:
     return name if name in found else AFFINE
 
 
-def skip(model: Model, site: int, onto: int, row: str, made: str, means: Means) -> Alternative:
-    """The model joined to itself, with tables cut and packed to the bytes that the composite leaves."""
+def skip(model: Model, site: int, onto: int, row: str, made: str, means: Means) -> Alternative | None:
+    """The model joined to itself, with tables cut and packed to the bytes that the composite leaves.
+
+    None where its blocks from `onto` on cannot run alone.
+    """
+    if not can_be_cut(model, onto):
+        return None
     halves = early(model, site, means.context) + late(model, onto, means.context)
     translation = pack(
         _fit(model, site, onto, row, means), means.limit.bytes - halves.bytes, means.windows["fit"].ids,

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
-from stitch.composite.compose import streams_from
+from stitch.composite.cuts import exact_streams_from
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import why_not_foldable
 from stitch.config import CompleteSettings, Settings
@@ -177,7 +177,7 @@ def _harvest(
     sites = range(model.depth + 1)
     per_shard = windows_per_shard(windows.context, model.width * len(sites), model.dtype, settings.memory)
     return harvest(
-        model, windows, sites, folder, per_shard=per_shard, store=store, late=streams_from, progress=progress
+        model, windows, sites, folder, per_shard=per_shard, store=store, late=exact_streams_from, progress=progress
     )
 
 

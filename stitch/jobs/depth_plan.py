@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from stitch.activations.kept import counted, kept
-from stitch.composite.compose import streams_from
 from stitch.composite.costs import whole
+from stitch.composite.cuts import exact_streams_from
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import weight_of, why_not_foldable
 from stitch.config import CompleteSettings
@@ -41,7 +41,7 @@ def plan_depth(
     windows["sweep"] = windows["sweep"].first(on_cells)
     machine, cost = calibrate({"a": model}, settings.context, progress), whole(model, settings.context)
     tokens = tokens_of(windows)
-    found = [kept(model, [*windows.values()], range(model.depth + 1), store, streams_from)] if store else []
+    found = [kept(model, [*windows.values()], range(model.depth + 1), store, exact_streams_from)] if store else []
     left = found[0].left if found else 1.0
     before = Depths.of("a", model, cost.flops, settings.context).before
     block = cost.flops / model.depth

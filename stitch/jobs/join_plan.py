@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sae.schedule import default_features
 from stitch.activations.kept import counted, kept, unmade
-from stitch.composite.compose import streams_from
 from stitch.composite.costs import Costs
+from stitch.composite.cuts import exact_streams_from
 from stitch.config import CompleteSettings
 from stitch.estimates.disk import Disk, streams
 from stitch.estimates.machine import calibrate
@@ -116,10 +116,10 @@ def left_to_make(
         return missing, {}
     texts = [*windows.values()]
     if unmade_sites:
-        found = {"a": unmade(texts, unmade_sites), "b": kept(b, texts, [settings.layer_b], store, streams_from)}
+        found = {"a": unmade(texts, unmade_sites), "b": kept(b, texts, [settings.layer_b], store, exact_streams_from)}
     else:
         asked = harvest_requests(settings, a, b)
-        found = {one.name: kept(one.model, texts, one.sites, store, streams_from) for one in asked}
+        found = {one.name: kept(one.model, texts, one.sites, store, exact_streams_from) for one in asked}
     missing |= {side: one.left for name, one in found.items() for side in name}
     known = {side for side, request in wanted.items() if store.has_about(KIND, about(request, windows["fit"].tokens))}
     if unmade_sites:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from stitch.activations.kept import counted, kept
-from stitch.composite.compose import streams_from
 from stitch.composite.costs import whole
+from stitch.composite.cuts import exact_streams_from
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import weight_of
 from stitch.config import CompleteSettings
@@ -42,7 +42,7 @@ def plan_shorten(settings: CompleteSettings, model: Model, store: Store | None, 
     ridges = 2 * counts.moments(machine, fitted, neurons, 2 * model.width, double=True)
     ridges += 3 * counts.ridge(machine, neurons, model.width) + 4 * counts.ridge(machine, model.width, model.width)
     sites = harvest_requests(settings, model, model)[0].sites
-    found = [kept(model, [*windows.values()], sites, store, streams_from)] if store else []
+    found = [kept(model, [*windows.values()], sites, store, exact_streams_from)] if store else []
     left = found[0].left if found else 1.0
     stages = {
         "text": Work(seconds=clock.seconds["text"]),

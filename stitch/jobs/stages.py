@@ -10,9 +10,10 @@ from sae.types import Dictionary
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.bridges import fit_bridges, sites_of
-from stitch.composite.compose import check_target, streams_from
+from stitch.composite.compose import check_target
 from stitch.composite.costs import Costs
-from stitch.composite.exact import require_exact, require_renumbered
+from stitch.composite.cuts import exact_streams_from, require_exact
+from stitch.composite.exact import require_renumbered
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, why_not_foldable
 from stitch.config import TOKENS, TOKENS_NATIVE, AnySettings, CompleteSettings, same_relative_depth
@@ -103,7 +104,7 @@ def check(settings: AnySettings, a: Model, b: Model) -> None:
     if settings.matching == "ot" and not settings.native:
         require_extra("ot", "balanced transport")
     a.check_site(settings.layer)
-    require_exact(a, settings.layer)
+    require_exact(a, settings.layer, first=not settings.native)
     if isinstance(settings.layer_b, int):
         b.check_site(settings.layer_b)
         require_exact(b, settings.layer_b)
@@ -141,6 +142,7 @@ def complete(settings: AnySettings, a: Model, b: Model) -> CompleteSettings:
     layer_b = settings.layer_b
     if layer_b is None:
         layer_b = same_relative_depth(settings.layer, a.depth, b.depth)
+        require_exact(b, layer_b)
     if isinstance(layer_b, str):
         raise UsageError("layer_b must be a block's number here; got auto: choose a block first.")
     size = text_size(settings, a, b)
@@ -215,7 +217,7 @@ def harvest_pair(
     def one(request: HarvestRequest) -> Activations:
         return harvest(
             request.model, windows, request.sites, folder / request.name, per_shard=request.per_shard, store=store,
-            late=streams_from, progress=progress,
+            late=exact_streams_from, progress=progress,
         )  # fmt: skip
 
     found = [one(request) for request in harvest_requests(settings, a, b)]

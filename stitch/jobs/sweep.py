@@ -8,6 +8,7 @@ import torch
 
 from stitch.composite.compose import check_target
 from stitch.composite.costs import Cost
+from stitch.composite.cuts import require_exact_everywhere
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError, require_extra
 from stitch.evaluation.documents import counted
@@ -90,6 +91,7 @@ def sweep(
             check_target(model.config, model.name)  # both directions are tried
             if model.depth < 2:
                 raise UsageError(f"a sweep needs models of at least 2 blocks; {model.name} has {model.depth}.")
+            require_exact_everywhere(model)
         completed = complete(settings, a, b)
         request = {key: value for key, value in completed.to_dict().items() if key in PARAMETERS}
 

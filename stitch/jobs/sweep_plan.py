@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from stitch.activations.kept import Kept, counted, kept
-from stitch.composite.compose import streams_from
 from stitch.composite.costs import whole
+from stitch.composite.cuts import exact_streams_from
 from stitch.config import CompleteSettings
 from stitch.conversions.ngrams.work import TableText
 from stitch.estimates import counts
@@ -51,7 +51,7 @@ def plan_sweep(
     found: dict[Side, Kept] = {}
     if store:
         found = {
-            side: kept(models[side], [*windows.values()], range(models[side].depth + 1), store, streams_from)
+            side: kept(models[side], [*windows.values()], range(models[side].depth + 1), store, exact_streams_from)
             for side in sides
         }
     left = {side: found[side].left if side in found else 1.0 for side in sides}

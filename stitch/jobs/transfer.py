@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.activations.paired import Paired
+from stitch.composite.cuts import require_exact
 from stitch.config import CompleteSettings, Settings
 from stitch.evaluation.stage import Stage
 from stitch.files.folders import to_json
@@ -126,6 +127,7 @@ def transfer(
         with clock.stage("load"):
             a, b, sources = load_pair(settings, progress)
             completed = complete(settings, a, b)
+            require_exact(a, settings.layer)  # the blocks after it run alone as well
             carried = read(Loaded(completed, a, b, sources))
 
         def work(scratch: Path, output: Path) -> dict:

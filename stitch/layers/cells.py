@@ -16,8 +16,9 @@ from torch import Tensor
 
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, without_sinks
-from stitch.composite.compose import late_half, streams_from
+from stitch.composite.compose import late_half
 from stitch.composite.costs import Cost, of_translation
+from stitch.composite.cuts import exact_streams_from
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
 from stitch.evaluation.stage import Stage
@@ -142,7 +143,7 @@ def harvest_all(
             found[side] = found["a"]
             continue
         found[side] = harvest(
-            model, windows, sites[side], folder / side, per_shard=per_shard, part=part, store=store, late=streams_from,
+            model, windows, sites[side], folder / side, per_shard=per_shard, part=part, store=store, late=exact_streams_from,
             progress=progress,
         )  # fmt: skip
     return Harvest(found)

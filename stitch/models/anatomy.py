@@ -19,21 +19,22 @@ class Anatomy:
     others at the body. `heads_out` is the attention's output projection, which reads the heads; `down` is the MLP's output
     projection, which reads the neurons; `mlp_out_norm` is the norm between `down` and the residual stream (None where there
     is none). `positions` is the table of learned positions added to the embeddings, `embedding_dropout` the dropout before
-    the first block; both are None in families without them. Attention and MLP are "" where they are not known.
+    the first block; both are None in families without them. A path is "" where it is not known; what a user leaves out is
+    found by looking when the model is loaded, but for attention and MLP (`given_anatomy.py`).
     """
 
     family: str
-    body: str = "model"
-    head: str = "lm_head"
-    embedding: str = "embed_tokens"
+    body: str = ""
+    head: str = ""
+    embedding: str = ""
     positions: str | None = None
     embedding_dropout: str | None = None
-    blocks: str = "layers"
-    final_norm: str = "norm"
-    attention: str = "self_attn"
-    heads_out: str = "self_attn.o_proj"
-    mlp: str = "mlp"
-    down: str = "mlp.down_proj"
+    blocks: str = ""
+    final_norm: str = ""
+    attention: str = ""
+    heads_out: str = ""
+    mlp: str = ""
+    down: str = ""
     mlp_out_norm: str | None = None
     # Prefixes of tensor names that differ between model and checkpoint file, as (in the model, in the file).
     stored_as: tuple[tuple[str, str], ...] = ()
@@ -41,8 +42,21 @@ class Anatomy:
     tested: bool = False
 
 
+LLAMA = Anatomy(
+    family="Llama",
+    body="model",
+    head="lm_head",
+    embedding="embed_tokens",
+    blocks="layers",
+    final_norm="norm",
+    attention="self_attn",
+    heads_out="self_attn.o_proj",
+    mlp="mlp",
+    down="mlp.down_proj",
+)
 _TESTED = {
-    "gpt2": Anatomy(
+    "gpt2": replace(
+        LLAMA,
         family="GPT-2",
         body="transformer",
         embedding="wte",
@@ -55,7 +69,8 @@ _TESTED = {
         down="mlp.c_proj",
         stored_as=(("transformer.", ""),),
     ),
-    "gpt_bigcode": Anatomy(
+    "gpt_bigcode": replace(
+        LLAMA,
         family="GPTBigCode",
         body="transformer",
         embedding="wte",
@@ -67,13 +82,14 @@ _TESTED = {
         heads_out="attn.c_proj",
         down="mlp.c_proj",
     ),
-    "llama": Anatomy(family="Llama"),
-    "mistral": Anatomy(family="Mistral"),
-    "qwen2": Anatomy(family="Qwen2"),
-    "qwen3": Anatomy(family="Qwen3"),
-    "gemma2": Anatomy(family="Gemma 2", mlp_out_norm="post_feedforward_layernorm"),
-    "gemma3_text": Anatomy(family="Gemma 3 (text)", mlp_out_norm="post_feedforward_layernorm"),
-    "gpt_neox": Anatomy(
+    "llama": LLAMA,
+    "mistral": replace(LLAMA, family="Mistral"),
+    "qwen2": replace(LLAMA, family="Qwen2"),
+    "qwen3": replace(LLAMA, family="Qwen3"),
+    "gemma2": replace(LLAMA, family="Gemma 2", mlp_out_norm="post_feedforward_layernorm"),
+    "gemma3_text": replace(LLAMA, family="Gemma 3 (text)", mlp_out_norm="post_feedforward_layernorm"),
+    "gpt_neox": replace(
+        LLAMA,
         family="GPT-NeoX",
         body="gpt_neox",
         embedding="embed_in",
@@ -84,14 +100,15 @@ _TESTED = {
         down="mlp.dense_4h_to_h",
         stored_as=(("lm_head.", "embed_out."),),
     ),
-    "phi": Anatomy(
+    "phi": replace(
+        LLAMA,
         family="Phi",
         embedding_dropout="embed_dropout",
         final_norm="final_layernorm",
         heads_out="self_attn.dense",
         down="mlp.fc2",
     ),
-    "olmo2": Anatomy(family="OLMo 2", mlp_out_norm="post_feedforward_layernorm"),
+    "olmo2": replace(LLAMA, family="OLMo 2", mlp_out_norm="post_feedforward_layernorm"),
 }
 ANATOMIES: dict[str, Anatomy] = {family: replace(anatomy, tested=True) for family, anatomy in _TESTED.items()}
 
@@ -99,33 +116,31 @@ ANATOMIES: dict[str, Anatomy] = {family: replace(anatomy, tested=True) for famil
 def register_anatomy(model_type: str, anatomy: Anatomy) -> None:
     """Says where models whose config has this `model_type` keep their modules, for the rest of this process.
 
-    Stitching finds the blocks of a decoder by itself. An anatomy is needed where it does not, and for commands that read
-    attention or MLPs, such as `convert heads`.
+    Stitching finds the blocks of a decoder by itself. An anatomy is needed for commands that read attention or MLPs, such as
+    `circuit`, and where several lists of modules may be the blocks. Names that are left out are found by looking, and those
+    that are given are compared with what is found, when a model is loaded.
 
-    A GPT-2 whose blocks are in `transformer.layers`, under a name of its own:
+    A GPT-2 under a name of its own, whose attention and MLP commands may read:
 
     >>> import stitch
     >>> mine = stitch.Anatomy(
-    ...     family="GPT-2 of ours", body="transformer", embedding="wte", positions="wpe", embedding_dropout="drop",
-    ...     final_norm="ln_f", attention="attn", heads_out="attn.c_proj", down="mlp.c_proj",
+    ...     family="GPT-2 of ours", attention="attn", heads_out="attn.c_proj", mlp="mlp", down="mlp.c_proj"
     ... )
     >>> stitch.register_anatomy("gpt2-of-ours", mine)
-    >>> mine.blocks  # the default, as are all names that are not given
-    'layers'
     """
     ANATOMIES[model_type] = replace(anatomy, tested=False)
 
 
 def anatomy_of(config: PreTrainedConfig, flow: dict | None = None) -> Anatomy:
-    """The anatomy of the model that `config` describes: that in ANATOMIES, or of another family what `flow` says.
+    """The anatomy of the model that `config` describes: that in ANATOMIES, or of a family without tests what `flow` says.
 
     Raises: UsageError for a family without an entry in ANATOMIES where no flow is given, and for a model that is no decoder.
     """
     if isinstance(config, StitchConfig):
         return _joined(anatomy_of(config.a_config, config.a_flow), anatomy_of(config.b_config, config.b_flow))
     anatomy = find_anatomy(config.model_type, config.architectures or [], bool(config.is_encoder_decoder))
-    if anatomy is None and flow is not None:
-        anatomy = _from_flow(config.model_type, flow)
+    if flow is not None and not (anatomy and anatomy.tested):
+        anatomy = _from_flow(anatomy or Anatomy(family=config.model_type), flow)
     if anatomy is None:
         raise UsageError(
             f"the blocks of a {config.model_type} model are found by running it, as it is not one of "
@@ -139,8 +154,9 @@ def anatomy_of(config: PreTrainedConfig, flow: dict | None = None) -> Anatomy:
     return anatomy
 
 
-def _from_flow(family: str, flow: dict) -> Anatomy:
-    """What stitching needs. Attention and MLP are not known, so commands that read them refuse the family.
+def _from_flow(given: Anatomy, flow: dict) -> Anatomy:
+    """`given` with the places that `flow` knows. Without an entry attention and MLP are not known, so commands that read them
+    refuse the family.
 
     Loading also finds `down` in some families (`stitch/models/writes.py`).
     """
@@ -148,9 +164,13 @@ def _from_flow(family: str, flow: dict) -> Anatomy:
     def inside(path: str) -> str:
         return path.removeprefix(f"{flow['body']}.") if flow["body"] else path
 
-    return Anatomy(
-        family=family, body=flow["body"], head=flow["head"], embedding=inside(flow["input"]), blocks=inside(flow["blocks"]),
-        final_norm=inside(flow["exit"] or ""), attention="", heads_out="", mlp="", down="",
+    def moved(path: str | None) -> str | None:
+        return path and inside(dotted(given.body or flow["body"], path))
+
+    return replace(
+        given, body=flow["body"], head=flow["head"], embedding=inside(flow["input"]), blocks=inside(flow["blocks"]),
+        final_norm=inside(flow["exit"] or ""), positions=moved(given.positions),
+        embedding_dropout=moved(given.embedding_dropout),
     )  # fmt: skip
 
 

@@ -2,8 +2,7 @@
 
 my_decoder:                      # `model_type` in config.json
   family: My decoder
-  body: model                    # the rest as in `Anatomy`: paths that differ from those of a Llama
-  blocks: stack
+  blocks: stack                  # the rest as in `Anatomy`; what is left out is found by looking
   heads_out: attention.out
 """
 

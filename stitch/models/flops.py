@@ -1,6 +1,7 @@
 """Parameter counts and FLOPs of a model's blocks, computed from its config."""
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,9 +51,12 @@ def block_flops(config: PreTrainedConfig, block: int, context: int) -> float:
         part, own = _in_its_part(config, block)
         seam = 2.0 * _multiply_adds(config.translation) if block == config.site_a else 0.0
         return seam + block_flops(part, own, context)
-    text = config.get_text_config(decoder=True)
-    heads = text.num_attention_heads
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    text: Any = config.get_text_config(decoder=True)
+    own = (
+        text.per_layer_config[block] if getattr(text, "is_heterogeneous", False) else text
+    )  # a Gemma 4 has two sizes of heads
+    heads = getattr(own, "num_attention_heads", 0)  # a Mamba has none
+    head_width = getattr(own, "head_dim", None) or own.hidden_size // max(1, heads)
     reach = min(sliding_windows(config)[block] or context, context)
     keys = (reach * (reach + 1) / 2 + (context - reach) * reach) / context
     return 2.0 * block_parameters(config, block) + 4.0 * heads * head_width * keys

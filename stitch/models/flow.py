@@ -1,7 +1,7 @@
 """Finds out where a decoder keeps its blocks and its residual stream, by watching one forward pass.
 
-The blocks are the module list in which every block takes what the one before it returned. What is found is the `flow` of
-`stitch/modeling/modeling_halves.py`.
+The blocks are the module list in which every block takes what the one before it returned, and which is as long as the config
+says. What is found is the `flow` of `stitch/modeling/modeling_halves.py`.
 """
 
 from collections.abc import Iterator
@@ -44,12 +44,13 @@ class _Chain:
 
 
 # What a family's own code raises where it is run in a way that it does not provide for.
-FAMILY_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+FAMILY_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)
 
 
 def one_line(error: Exception) -> str:
     """Such an error as messages quote it."""
-    return f"{type(error).__name__}: {printable(' '.join(str(error).split()))[:200]}"
+    said = printable(" ".join(str(error).split()))[:200]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def flow_of(net: PreTrainedModel, *, blocks: str | None = None, settled: bool = False) -> dict:
@@ -57,21 +58,26 @@ def flow_of(net: PreTrainedModel, *, blocks: str | None = None, settled: bool = 
 
     `blocks` is the path of the module list, if that is known. With `settled` it is also tried which embeddings the blocks after
     the first need, and whether they need token ids.
-    Raises: UsageError where no module list is a chain of blocks, or nothing computes logits from it.
+    Raises: UsageError where no module list is a chain of as many blocks as the config says, or nothing computes logits from it.
     """
-    family = net.config.model_type
+    family, depth = net.config.model_type, getattr(net.config.get_text_config(decoder=True), "num_hidden_layers", None)
     ids = torch.arange(2, 2 + TOKENS, device=net.device)[None]
-    calls, logits = _calls(net, ids)
+    try:
+        calls, logits = _calls(net, ids)
+    except FAMILY_ERRORS as error:
+        raise UsageError(
+            f"a model must read a short text to be cut; {family} fails ({one_line(error)}): choose another family."
+        ) from error
     lists = (
         (path, one) for path, one in net.named_modules() if isinstance(one, nn.ModuleList) and blocks in (None, path)
     )
-    chains = [chain for path, one in lists if (chain := _chain(path, one, calls))]
+    chains = [chain for path, one in lists if len(one) == depth and (chain := _chain(path, one, calls))]
     if not chains:
         raise UsageError(
-            f"a model can be cut where each of its blocks takes what the one before it returned; in {family} none do: "
-            "choose another family, or describe this one with an anatomy of your own."
+            f"a model can be cut where each of its blocks takes what the one before it returned; in {family} no list of "
+            f"{depth} modules, its num_hidden_layers, does: choose another family."
         )
-    chain = max(chains, key=lambda one: (len(one.calls), -one.path.count(".")))
+    chain = min(chains, key=lambda one: one.path.count("."))
     prefix = net.base_model_prefix
     body = prefix if prefix and chain.path.startswith(f"{prefix}.") else ""
     paths = {id(module): path for path, module in net.named_modules(remove_duplicate=False)}
@@ -102,11 +108,11 @@ def _settled(net: PreTrainedModel, flow: dict, chain: _Chain, ids: Tensor, logit
     all_of_it = {"unused": [], "idle": []}
     for change in ({}, {"unused": []}, {"idle": []}, all_of_it, {**all_of_it, "ids": True}):
         tried = {**flow, **change}
-        with torch.device("meta"):
-            late = late_net(net.config, tried, 1, flow["depth"])
-        share(late, net)
-        half = Half(late.eval(), tried, 1, flow["depth"]).open()
         try:
+            with torch.device("meta"):
+                late = late_net(net.config, tried, 1, flow["depth"])
+            share(late, net)
+            half = Half(late.eval(), tried, 1, flow["depth"]).open()
             found = half.run(chain.calls[1].taken[chain.argument], input_ids=ids, use_cache=False).logits
         except FAMILY_ERRORS:
             continue

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from stitch.modeling.modeling_composite import (
     parts_of,
 )
 from stitch.modeling.modeling_recurrent import RecurrentConfig, RecurrentForCausalLM
-from stitch.models.anatomy import ANATOMIES, anatomy_of, dotted
+from stitch.models.anatomy import ANATOMIES, anatomy_of
 from stitch.models.bars import told
 from stitch.models.causal import require_causal
 from stitch.models.described import require_described, require_stored
 from stitch.models.donor_code import take_code
 from stitch.models.finite import require_finite
-from stitch.models.flow import flow_of, one_line
+from stitch.models.flow import one_line
+from stitch.models.given_anatomy import flow_and_anatomy
 from stitch.models.model import Model
 from stitch.models.model_folder import read_config
 from stitch.models.quantised import require_plain
@@ -36,7 +37,6 @@ from stitch.models.same_size import require_same_size
 from stitch.models.sources import Source
 from stitch.models.text_part import loading_arguments, text_tensors
 from stitch.models.usable import require_decoder
-from stitch.models.writes import down_of
 from stitch.progress import Progress
 
 
@@ -68,11 +68,8 @@ def load(
     given = None if isinstance(net.config, StitchConfig) else ANATOMIES.get(net.config.model_type)
     if isinstance(net.config, StitchConfig) or (given and given.tested):
         return Model(name, net, tokenizer, anatomy_of(net.config), folder)
-    flow = flow_of(net, blocks=given and dotted(given.body, given.blocks), settled=True)
+    flow, anatomy = flow_and_anatomy(net, given)
     require_causal(net, name)
-    anatomy = anatomy_of(net.config, flow)
-    if given is None:
-        anatomy = replace(anatomy, down=down_of(net, flow))
     return Model(name, net, tokenizer, anatomy, folder).with_flow(flow)
 
 
