@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StrictBool
 
 from sae.errors import SAEError
-from sae.json_file import faults, read_object, shown
+from sae.json_file import faults, read_config, shown
 from sae.messages import one_line
 
 MATRICES = ("W_enc", "W_dec", "b_enc", "b_dec")  # whose sizes are those of cfg.json in every architecture
@@ -32,10 +32,7 @@ class SAEFile(BaseModel):
 
 def require_described(config: Path, weights: Path) -> None:
     """Raises: SAEError with all that the file `config` cannot say, by itself or of the SAE in the file `weights`."""
-    try:
-        values = read_object(config)
-    except ValueError as error:
-        raise SAEError(f"{config} must be a JSON object; {error}. Save or download the SAE again.") from None
+    values = read_config(config)
     _require_inference(config.parent, values.get("architecture", "standard"))
     found = faults(SAEFile, values)
     if (size := values.get("d_sae")) and isinstance(k := values.get("k"), int) and isinstance(size, int) and k > size:

@@ -8,6 +8,8 @@ Classes and their formulas, as that package has them in its version 0.1.0; codes
     JumpReluAutoEncoder     z = W x + b where it is above the threshold of its feature and 0, else 0
 """
 
+import pickletools
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from pydantic import BaseModel, Field, StrictStr
 
 from sae.errors import SAEError
-from sae.json_file import faults, read_object
+from sae.json_file import faults, read_config
 from sae.messages import one_line, printable
 from sae.plain import from_matrices
 
@@ -25,7 +27,12 @@ if TYPE_CHECKING:
     import sae_lens
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
-LONGEST = 2**20  # bytes of the pickle, which lists the tensors; their numbers are files of their own in the archive
+# Bytes of the pickle, which lists the tensors; their numbers are files of their own. In a longer one small pieces could become
+# large, as an OrderedDict can be copied by six bytes.
+LONGEST = 2**13
+NAMED = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch (BFloat16|[A-Z][a-z]+)Storage"
+)
 LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
 PLAIN = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 
@@ -55,7 +62,6 @@ class Trainer(BaseModel):
     activation_dim: Size
     dict_size: Size
     k: Size | None = None
-    layer: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = None
     lm_name: StrictStr | None = None
     submodule_name: StrictStr | None = None
 
@@ -74,7 +80,7 @@ def is_dictionary_learning(folder: Path) -> bool:
 
 
 def read(folder: Path, device: str) -> "sae_lens.SAE":
-    """The SAE, with its model and its hook: `submodule_name`, or without one the output of the block `layer`.
+    """The SAE, with its model and its hook, `submodule_name`; a `layer` alone does not say what of it was read.
 
     Raises: SAEError for a damaged folder, and for a class that is not listed above.
     """
@@ -95,25 +101,15 @@ def read(folder: Path, device: str) -> "sae_lens.SAE":
         )
     return from_matrices(
         folder, kind.architecture, weights, k=_k(folder, said.trainer, stored) if kind.architecture == "topk" else None,
-        subtracts=kind.subtracts, model=said.trainer.lm_name, hook=_hook(said), device=device,
+        subtracts=kind.subtracts, model=said.trainer.lm_name, hook=said.trainer.submodule_name, device=device,
     )  # fmt: skip
 
 
 def _config(file: Path) -> DictionaryFile:
-    try:
-        values = read_object(file)
-    except ValueError as error:
-        raise SAEError(f"{file} must be a JSON object; {error}. Save or download the SAE again.") from None
+    values = read_config(file)
     if found := faults(DictionaryFile, values):
         raise SAEError(f"{file} must describe an SAE of dictionary_learning; {'; '.join(found[:5])}.")
     return DictionaryFile.model_validate(values)
-
-
-def _hook(said: DictionaryFile) -> str | None:
-    if said.trainer.submodule_name:
-        return said.trainer.submodule_name
-    is_output = said.buffer.io == "out" and said.trainer.layer is not None
-    return f"resid_post_layer_{said.trainer.layer}" if is_output else None
 
 
 def _k(folder: Path, trainer: Trainer, stored: dict[str, torch.Tensor]) -> int:
@@ -128,22 +124,34 @@ def _k(folder: Path, trainer: Trainer, stored: dict[str, torch.Tensor]) -> int:
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors in the file. Nothing in it is run, and they take no more memory than it has bytes."""
+    """The tensors in the file. Nothing in it is run, and nothing in it can take much more memory than it has bytes."""
     try:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-            raise ValueError("it is compressed, as torch.save never does")
-        if sum(part.file_size for part in parts) > file.stat().st_size:
-            raise ValueError("it claims to hold more than it has bytes")
-        if any(part.file_size > LONGEST for part in parts if part.filename.endswith(".pkl")):
-            raise ValueError("its list of tensors is too long")
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                raise ValueError("it is compressed, as torch.save never does")
+            if sum(part.file_size for part in parts) > file.stat().st_size:
+                raise ValueError("it claims to hold more than it has bytes")
+            for part in parts:
+                if part.filename.lower().endswith(".pkl"):  # torch reads DATA.PKL as well
+                    _require_tensors(archive.read(part))
         found = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(found, dict) or not all(map(_is_whole, found.values())):
             raise ValueError("it must hold tensors alone, by name")
+    except MemoryError:
+        raise
     except Exception as error:  # of zipfile, of torch's reader and of the system
         raise SAEError(f"{file} is truncated, corrupt or holds more than tensors: {one_line(error)}.") from error
     return found
+
+
+def _require_tensors(pickle: bytes) -> None:
+    """Raises: ValueError where it names more than tensors are made of. torch would also make a bytearray of any size."""
+    if len(pickle) > LONGEST:
+        raise ValueError("its list of tensors is too long")
+    for operation, argument, _ in pickletools.genops(pickle):  # torch refuses other operations that name something
+        if operation.name == "GLOBAL" and not NAMED.fullmatch(named := str(argument)):
+            raise ValueError(f"it names {printable(named)[:60]}")
 
 
 def _is_whole(tensor: object) -> bool:

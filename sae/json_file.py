@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae.errors import SAEError
 from sae.messages import printable
 
 if TYPE_CHECKING:
@@ -35,6 +36,14 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"got {shown(found)}")
     return found
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The JSON object in a file that describes an SAE. Raises: SAEError where it cannot be read."""
+    try:
+        return read_object(file)
+    except ValueError as error:
+        raise SAEError(f"{file} must be a JSON object; {error}. Save or download the SAE again.") from None
 
 
 def faults(schema: "type[BaseModel]", values: Mapping[str, Any]) -> list[str]:

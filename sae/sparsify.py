@@ -4,6 +4,7 @@ SAELens's own reader of such folders is not used: in its version 6.54 it transpo
 does, and subtracts the decoder bias only where the decoder is not normalised, though sparsify always does.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +13,7 @@ import torch
 from pydantic import BaseModel, Field
 
 from sae.errors import SAEError
-from sae.json_file import faults, read_object
+from sae.json_file import faults, read_config, read_object
 from sae.messages import one_line
 from sae.plain import from_matrices
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 SEED = re.compile(r"seed\d+")  # the folder below that of the hook, where there are several
-HOOK = re.compile(r"embed_tokens|(?:\w+\.)*\w+\.\d+(?:\.\w+)*", re.ASCII)  # as layers.3 and transformer.h.3.mlp
+HOOK = re.compile(r"embed_tokens|(?:\w+\.)*(?:layers|h|blocks)\.\d+(?:\.\w+)*", re.ASCII)  # as layers.3 and h.3.mlp
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 Size = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 
@@ -42,13 +43,10 @@ def is_sparsify(folder: Path) -> bool:
 def read(folder: Path, device: str) -> "sae_lens.SAE":
     """The SAE: z = top k of relu(encoder (x − b_dec) + bias), and x̂ = z W_dec + b_dec.
 
-    Its hook is the name of the folder, and its model stands in config.json of the folder above.
+    Its hook is the name of the folder, or of the folder that a link leads to, and its model stands in config.json above it.
     Raises: SAEError for a damaged folder, a transcoder, a skip connection, signed codes and an activation other than topk.
     """
-    try:
-        values = read_object(folder / CONFIG)
-    except ValueError as error:
-        raise SAEError(f"{folder / CONFIG} must be a JSON object; {error}. Save or download the SAE again.") from None
+    values = read_config(folder / CONFIG)
     if found := faults(SparsifyFile, values):
         raise SAEError(
             f"{folder / CONFIG} must describe an SAE of sparsify that can be used here; {'; '.join(found[:5])}."
@@ -58,10 +56,12 @@ def read(folder: Path, device: str) -> "sae_lens.SAE":
         raise SAEError(
             f"{folder} must read activations of width {values['d_in']}, as it says; it reads {len(weights['W_enc'])}."
         )
-    place = folder.resolve().parent if SEED.fullmatch(folder.resolve().name) else folder.resolve()
+    known = (Path(os.path.abspath(folder)), folder.resolve())
+    places = [one.parent if SEED.fullmatch(one.name) else one for one in known]
     return from_matrices(
-        folder, "topk", weights, k=values["k"], subtracts=True, model=_model(place.parent / "config.json"),
-        hook=place.name if HOOK.fullmatch(place.name) else None, device=device,
+        folder, "topk", weights, k=values["k"], subtracts=True, device=device,
+        model=next(filter(None, (_model(place.parent / "config.json") for place in places)), None),
+        hook=next((place.name for place in places if HOOK.fullmatch(place.name)), None),
     )  # fmt: skip
 
 

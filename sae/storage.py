@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, PROVENANCE = "cfg.json", "sae_weights.safetensors", "provenance.json"
 PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 # The readers of published SAEs in SAELens that read safetensors; the others unpickle or read npz.
-SAFETENSORS_READERS = {"sae_lens", "gemma_3", "llama_scope", "llama_scope_r1_distill", "sparsify"}
+SAFETENSORS_READERS = {"sae_lens", "gemma_3", "llama_scope", "llama_scope_r1_distill"}
 
 
 def save(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,7 +18,10 @@ import composites
 import stitch
 from jobs import gpt2_and_qwen3, settings
 from stitch.errors import UsageError
+from stitch.evaluation import lm_eval_tasks
 from stitch.jobs.join import stitch as join
+from stitch.jobs.tasks import evaluate_tasks
+from stitch.models.identity import weights_hash
 
 pytest.importorskip("lm_eval")
 
@@ -50,14 +54,18 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
-    """A folder with two tasks. Every text has more tokens than the 128 positions of the composite."""
+    """A folder with three tasks. Every text has more tokens than the 128 positions of the composite."""
     place = tmp_path_factory.mktemp("tasks")
     questions = [
         {"question": f"the {word} is{' very' * (40 * (number % 2))}", "choices": list(CHOICES), "answer": number % 3}
         for number, word in enumerate(("leaf", "sky", "rose", "sea", "grass", "ink"))
     ]
+    short = [{**one, "question": one["question"].replace(" very", "")} for one in questions]
     texts = [{"text": f"the {word} layer of the model. " * 12} for word in ("first", "last")]
-    for name, rows, rest in (("choices", questions, MULTIPLE_CHOICE), ("texts", texts, PERPLEXITY)):
+    written = {
+        "choices": (questions, MULTIPLE_CHOICE), "short": (short, MULTIPLE_CHOICE), "texts": (texts, PERPLEXITY)
+    }  # fmt: skip
+    for name, (rows, rest) in written.items():
         (place / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
         (place / f"{name}.yaml").write_text(TASK.format(name=name, file=place / f"{name}.jsonl") + rest)
     return place
@@ -88,6 +96,37 @@ def test_the_command_scores_a_composite(folder, tasks, tmp_path):
     right = [max(range(3), key=found[sample["doc_id"]].__getitem__) == sample["doc"]["answer"] for sample in samples]
     assert results["choices"]["acc,none"] == pytest.approx(sum(right) / len(right))
     assert math.isfinite(results["texts"]["word_perplexity,none"])
+
+
+def scored(model: object, tasks: Path, *names: str, **options) -> dict:
+    return evaluate_tasks(str(model), names, folder=tasks, device="cpu", trust_remote_code=True, **options)
+
+
+@pytest.mark.slow
+def test_rows_of_a_batch_are_as_many_as_the_longest_request_allows(folder, tasks, monkeypatch):
+    """With memory for one row of the whole context: requests of fewer tokens take several rows, texts beyond it take one."""
+    from lm_eval.models.huggingface import HFLM
+
+    shapes, told, run = [], [], HFLM._model_call
+    monkeypatch.setattr(
+        HFLM, "_model_call", lambda lm, ids, **more: shapes.append(tuple(ids.shape)) or run(lm, ids, **more)
+    )
+    vocabulary = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).config.vocab_size
+    room = lm_eval_tasks.HELD * 4 * vocabulary * 128
+    for name in ("short", "texts"):
+        scored(folder, tasks, name, memory=room, progress=lambda *one: told.append(one))
+    assert all(rows == 1 or rows * length <= 128 for rows, length in shapes)
+    assert max(rows for rows, length in shapes) > 1 and max(shapes, key=lambda one: one[1]) == (1, 128)
+    stages = dict.fromkeys(stage for stage, _, _ in told)
+    waits = [f"data and requests, {folder}", f"scores and standard errors, {folder}"]
+    assert list(stages)[-4:] == [waits[0], f"tasks, {folder}", waits[1], f"texts, {folder}"]
+    for stage in stages:
+        assert [(done, total) for one, done, total in told if one == stage][-1][0] > 0, stage
+
+
+def test_numbers_of_numpy_are_numbers():
+    found = [lm_eval_tasks._number(one) for one in (np.float32(0.5), np.int64(3), 2, float("nan"), "N/A", None)]
+    assert found == [0.5, 3.0, 2.0, None, None, None]
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +182,58 @@ def test_a_donor_that_is_gone_is_named(joined, tasks, tmp_path):
     assert "tasks, qwen3" in done.stderr.replace(str(joined.parent) + "/", "")
 
 
+def rename(copy: Path, role: str, **changes) -> dict:
+    """The report in `copy` with another entry of a model."""
+    report = json.loads((copy / "report.json").read_text())
+    report["provenance"]["models"][role] |= changes
+    (copy / "report.json").write_text(json.dumps(report))
+    return report["provenance"]["models"][role]
+
+
+@pytest.mark.slow
+def test_another_model_in_the_folder_of_a_donor_is_not_shown_as_it(joined, tasks, tmp_path, monkeypatch):
+    """A folder is recorded as it was typed, and read from where the command runs."""
+    copy = shutil.copytree(joined, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(joined.parent / "qwen3", tmp_path / "donor")
+    assert len(rename(copy, "a", name="donor")["weights_sha256"]) == 64
+    assert scored(copy, tasks, "choices")["notes"] == ["a, donor, is not shown: it has changed since."]
+    rename(copy, "a", name="donor", weights_sha256=None)
+    [note] = scored(copy, tasks, "choices")["notes"]
+    assert note == "a, donor, is not shown: the report has neither the place of its folder nor a hash."
+    rename(copy, "a", name="donor", kind="hub")
+    assert scored(copy, tasks, "choices")["notes"] == ["a, donor, is not shown: it has changed since."]
+    rename(copy, "a", name=str(joined.parent / "gpt2"), kind="folder")
+    report = json.loads((copy / "report.json").read_text())
+    models = report["provenance"]["models"]
+    models["model"] = models.pop("b")  # so a model is called from which another was made by `retokenize`
+    (copy / "report.json").write_text(json.dumps(report))
+    report = scored(copy, tasks, "choices")
+    assert list(report["models"]) == ["a", "model before", "model"]
+    assert [note for note in report["notes"] if note.startswith("a, ") and "is what is there now" in note]
+    assert report["results"][0]["model before_stderr"] is not None
+
+
+@pytest.mark.slow
+def test_a_donor_that_fails_costs_no_score_and_donors_can_be_left_out(joined, tasks, monkeypatch):
+    from stitch.jobs import tasks as job
+
+    told, load = [], job.load_any
+
+    def without_room(source, *rest):
+        if source.name.endswith("qwen3"):
+            raise torch.OutOfMemoryError("out of memory")
+        return load(source, *rest)
+
+    monkeypatch.setattr(job, "load_any", without_room)
+    report = scored(joined, tasks, "choices", progress=lambda *one: told.append(one[0]))
+    assert list(report["models"]) == ["a", "model"] and report["results"][0]["model"] is not None
+    assert report["notes"] == [f"b, {joined.parent / 'qwen3'}, is not shown: out of memory."]
+    donors = f"a {joined.parent / 'gpt2'}, b {joined.parent / 'qwen3'}"
+    assert told.index(f"models that report.json names: {donors}") < told.index(f"tasks, {joined.parent / 'gpt2'}")
+    assert list(scored(joined, tasks, "choices", alone=True)["models"]) == ["model"]
+
+
 @pytest.mark.slow
 def test_a_model_that_a_report_names_brings_no_code(joined, tasks, tmp_path):
     """The flag was set for the model that the user named."""
@@ -151,9 +242,7 @@ def test_a_model_that_a_report_names_brings_no_code(joined, tasks, tmp_path):
     (donor / "config.json").write_text(json.dumps({**json.loads((donor / "config.json").read_text()), **code}))
     (donor / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     copy = shutil.copytree(joined, tmp_path / "copy")
-    report = json.loads((copy / "report.json").read_text())
-    report["provenance"]["models"]["b"]["name"] = str(donor)
-    (copy / "report.json").write_text(json.dumps(report))
+    rename(copy, "b", name=str(donor), weights_sha256=weights_hash(donor))
     result = stitch.evaluate(copy, tasks="choices", task_folder=tasks, trust_remote_code=True, device="cpu", quiet=True)
     assert list(result.report["models"]) == ["a", "model"] and not (tmp_path / "ran").exists()
     assert "brings code of its own" in result.report["notes"][0]
@@ -161,10 +250,10 @@ def test_a_model_that_a_report_names_brings_no_code(joined, tasks, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "hint"), [("choices", "`lm_eval ls tasks` lists them"), ("hellaswagg", "did you mean hellaswag")]
+    ("task", "hint"), [("choices", "`lm_eval ls tasks` lists them"), ("hellaswagg", "Did you mean hellaswag")]
 )
 def test_a_task_that_is_unknown_is_refused_before_a_model_is_looked_for(task, hint):
-    with pytest.raises(UsageError, match=f"names of lm-eval's tasks; got '{task}'.*{hint}"):
+    with pytest.raises(UsageError, match=f"names of lm-eval's tasks; got '{task}'. {hint}"):
         stitch.evaluate("no/such/model", tasks=task, quiet=True)
 
 
@@ -176,6 +265,7 @@ def test_a_task_that_is_unknown_is_refused_before_a_model_is_looked_for(task, hi
         ({"tasks": "choices", "tokens": 100}, "`tokens` is read only without `tasks`"),
         ({"tasks": "choices", "behaviour": "induction"}, "`tasks` is measured by itself"),
         ({"task_folder": "."}, "`task_folder` is read only with `tasks`"),
+        ({"alone": True}, "`alone` is read only with `tasks`"),
     ],
 )
 def test_what_goes_with_tasks_and_what_does_not(options, message):

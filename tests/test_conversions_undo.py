@@ -17,6 +17,7 @@ from stitch.conversions.consolidation.undo import undo
 from stitch.errors import UsageError
 from stitch.files.shards import as_bytes, stored_tensors
 from stitch.models.loading import load
+from stitch.models.made_from import made_from
 
 WRITABLE = [family for family in tiny.FAMILIES if family not in ("gemma2", "gemma3_text", "olmo2")]
 
@@ -47,6 +48,7 @@ def test_the_donor_comes_back_bit_for_bit(family, tmp_path):
     report = undo(str(edited), tmp_path / "back")
     assert tensors(edited) != tensors(donor) == tensors(tmp_path / "back")
     assert report["tensors"] == {"restored": tiny.DEPTH, "of": len(tensors(donor))}
+    assert made_from(tmp_path / "back") == []  # the model that was undone was made from this one
     ids = tiny.ids()
     assert torch.equal(load(tmp_path / "back").net(ids).logits, load(donor).net(ids).logits)
 

@@ -12,6 +12,7 @@ import tiny
 from hub_double import card_errors, hub  # noqa: F401 (a fixture)
 from jobs import gpt2_and_qwen3
 from stitch.files.front_matter import front_matter, read_front_matter
+from stitch.models.identity import weights_hash
 from stitch.models.lineage import lineage
 from stitch.models.provenance import described, described_sae
 from stitch.models.sources import DEMO, DEMOS, Source, resolve
@@ -188,7 +189,7 @@ def test_the_double_refuses_a_card_that_the_hub_would(hub, tmp_path):  # noqa: F
 
 def test_an_sae_is_described_by_its_folders_card_or_by_that_of_its_repository(hub, tmp_path):  # noqa: F811
     folder = str(card(tmp_path / "sae", license="mit"))
-    assert described_sae(folder) == model(folder, MIT)
+    assert described_sae(folder) == {**model(folder, MIT), "weights_sha256": weights_hash(Path(folder))}
     commit = hub.add("user/saes", {"README.md": b"---\nlicense: mit\n---\n"})
     assert described_sae("user/saes:layer.3") == model(
         "user/saes:layer.3", MIT, "user/saes", kind="hub", revision=commit

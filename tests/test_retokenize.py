@@ -43,7 +43,9 @@ from stitch.conversions.retokenization.variants import Workshop
 from stitch.conversions.retokenization.write import stays_tied, with_vocabulary
 from stitch.errors import UsageError
 from stitch.models.anatomy import ANATOMIES
+from stitch.models.identity import weights_hash
 from stitch.models.loading import load
+from stitch.models.made_from import made_from
 from stitch.models.model import Model
 from stitch.models.sources import resolve
 from stitch.text.correspondence import correspond
@@ -607,6 +609,13 @@ def test_every_way_is_a_row_and_the_best_of_the_sweep_is_written(done):
     assert {"model", "mean / mean", "omp-64", "null:random rows", "null:shuffled rows"} <= compared
     one = next(one for one in done.report["differences"] if one["minus"] == "mean / mean")
     assert one["bpb"] == pytest.approx(rows.loc["converted", "bpb"] - rows.loc["mean / mean", "bpb"])
+
+
+def test_the_report_names_the_model_and_the_donor_of_rows(done, folders):
+    """Which `stitch eval --tasks` shows; the tokenizer is no model."""
+    found = {one.role: (one.name, one.weights) for one in made_from(done.folder)}
+    expected = {"model": folders["llama"], "donor_model": folders["other"]}
+    assert found == {role: (str(folder), weights_hash(folder)) for role, folder in expected.items()}
 
 
 def test_the_report_says_what_was_untied_clipped_and_lost(done):

@@ -103,19 +103,26 @@ def test_an_sae_of_sparsify_computes_what_sparsify_does(normalised, tmp_path):
     require_codes(sparsify(tmp_path / "run" / "layers.2", normalize_decoder=normalised), largest(CENTRED, K))
 
 
+def linked(folder: Path, link: Path) -> Path:
+    link.symlink_to(folder)
+    return link
+
+
 PYTHIA = "EleutherAI/pythia-70m-deduped"
 
 
 @pytest.mark.parametrize(
     ("write", "hook"),
     [
-        (lambda folder: dictionary(folder / "trainer_0"), "resid_post_layer_2"),
+        (lambda folder: dictionary(folder / "trainer_0"), None),
+        (lambda folder: dictionary(folder / "a", submodule_name="resid_post_layer_2"), "resid_post_layer_2"),
         (lambda folder: dictionary(folder / "a", submodule_name="mlp_out_layer_2"), "mlp_out_layer_2"),
-        (lambda folder: dictionary(folder / "a", buffer={"io": "in"}), None),
-        (lambda folder: dictionary(folder / "a", layer=None), None),
         (lambda folder: sparsify(folder / "run" / "layers.2"), "layers.2"),
         (lambda folder: sparsify(folder / "run" / "h.3.mlp" / "seed1"), "h.3.mlp"),
         (lambda folder: sparsify(folder / "run" / "my-best"), None),
+        (lambda folder: sparsify(folder / "run" / "v1.2"), None),
+        (lambda folder: linked(sparsify(folder / "run" / "layers.2"), folder / "best"), "layers.2"),
+        (lambda folder: linked(sparsify(folder / "run" / "7f3e"), folder / "layers.2"), "layers.2"),
     ],
 )
 def test_a_folder_says_its_model_and_hook(write, hook, tmp_path):
@@ -126,7 +133,7 @@ def test_a_folder_says_its_model_and_hook(write, hook, tmp_path):
 
 
 def test_an_sae_of_another_layer_or_model_is_refused(tmp_path):
-    given = look_at("sae_a", str(dictionary(tmp_path / "a", lm_name="gpt2")), D)
+    given = look_at("sae_a", str(dictionary(tmp_path / "a", lm_name="gpt2", submodule_name="resid_post_layer_2")), D)
     with pytest.raises(SAEError, match=r"trained at resid_post_layer_2, which is resid_pre.3; it was trained on gpt2"):
         require_fitting([given], {"sae_a": Place(resolve("demo:gpt2"), 2)}, insist=False)
     given = look_at("sae_a", str(sparsify(tmp_path / "run" / "layers.2.mlp")), D)
@@ -171,8 +178,25 @@ def backup(file: Path) -> None:
     torch.save({"step": 3, "ae": CLASSES["BatchTopKSAE"][0]}, file)
 
 
+class Bytes:
+    """300 MiB from a few bytes, by a type that torch's reader allows."""
+
+    def __reduce__(self):
+        return (bytearray, (300 * 2**20,))
+
+
+def zeros(file: Path) -> None:
+    torch.save({**CLASSES["BatchTopKSAE"][0], "more": Bytes()}, file)
+
+
+def capitals(file: Path) -> None:
+    """The same under a name that torch finds, as it does not tell cases apart."""
+    zeros(file)
+    file.write_bytes(file.read_bytes().replace(b"/data.pkl", b"/DATA.PKL"))
+
+
 def lines(file: Path) -> None:
-    torch.save({**CLASSES["BatchTopKSAE"][0], "padding": "a" * 2**21}, file)
+    torch.save({**CLASSES["BatchTopKSAE"][0], "padding": "a" * 2**14}, file)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +206,8 @@ def lines(file: Path) -> None:
         (huge, "it must hold tensors alone"),
         (old_form, "File is not a zip file"),
         (backup, "it must hold tensors alone"),
+        (zeros, "it names __builtin__ bytearray"),
+        (capitals, "it names __builtin__ bytearray"),
         (lines, "its list of tensors is too long"),
         (lambda file: file.write_bytes(file.read_bytes()[:-300]), "File is not a zip file"),
     ],

@@ -119,6 +119,15 @@ def test_a_models_identity_is_that_of_its_files(tmp_path):
     assert weights_hash(same) != before
 
 
+def test_an_sae_of_dictionary_learning_that_changed_is_noticed(tmp_path):
+    """A resumed join compares SAEs in folders by this hash."""
+    make(tmp_path / "sae", "config.json", b"{}")
+    make(tmp_path / "sae", "ae.pt", b"some weights")
+    before = weights_hash(tmp_path / "sae")
+    make(tmp_path / "sae", "ae.pt", b"other weights")
+    assert weights_hash(tmp_path / "sae") != before
+
+
 def test_an_identity_needs_no_cache_that_can_be_written(tmp_path, monkeypatch):
     model = tiny.save(tmp_path / "one", "gpt2")
     known = weights_hash(model)

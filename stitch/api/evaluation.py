@@ -22,6 +22,7 @@ def evaluate(
     rate: float = 1e-4,
     tasks: str | Sequence[str] | None = None,
     task_folder: PathLike | None = None,
+    alone: bool = False,
     text: TextLike = "docs",
     tokens: int = 50_000,
     context: int | None = None,
@@ -37,8 +38,8 @@ def evaluate(
     With `against` also KL(against ‖ model) and top-1 agreement. With `behaviour` instead the share of right answers on `count`
     prompts. With `trace`, a text file, instead how fast copies of the model learn it, at learning rate `rate`, beside `controls`
     other documents and beside the model `against`. With `tasks`, names of lm-eval's or of files in `task_folder`, instead its
-    scores there (extra `eval`), beside the models that `model` was made from. Options are those of `stitch eval`; models and
-    `text` as in `join`.
+    scores there (extra `eval`), unless `alone` beside the models that `model` was made from. Options are those of `stitch eval`;
+    models and `text` as in `join`.
     Raises: UsageError when the request cannot be met; StitchError when the model or the text fails.
     """
     with named(model, against) as (name, other), text_named(text) as source, progress(quiet) as update:
@@ -55,9 +56,10 @@ def evaluate(
             refuse_unread(evaluate, "without `tasks`", text=text, tokens=tokens, context=context, seed=seed)
             common.pop("text")
             return _tasks(
-                name, tasks, other, folder=task_folder and Path(task_folder), memory=byte_count(memory), **common
-            )
-        refuse_unread(evaluate, "with `tasks`", task_folder=task_folder)
+                name, tasks, other, folder=task_folder and Path(task_folder), alone=alone, memory=byte_count(memory),
+                **common,
+            )  # fmt: skip
+        refuse_unread(evaluate, "with `tasks`", task_folder=task_folder, alone=alone)
         if trace is not None:
             from stitch.jobs.trace import find_trace
             from stitch.report.trace import footnotes, lead, table

@@ -76,6 +76,9 @@ def evaluate(
             "lm-eval's tasks alone",
         ),
     ] = None,
+    alone: Annotated[
+        bool, o.switch("Input", "--alone", "With --tasks, leave out the models that this one was made from.")
+    ] = False,
     text: o.Text = "docs",
     tokens: o.ReportTokens = 50_000,
     context: o.Context = None,
@@ -98,8 +101,8 @@ def evaluate(
     """
     result = stitch.evaluate(
         model, against=against, behaviour=behaviour, count=count, trace=trace, controls=controls, rate=rate, tasks=tasks,
-        task_folder=task_folder, text=text, tokens=tokens, context=context, seed=seed, memory=memory, device=device, dtype=dtype,
-        trust_remote_code=trust_remote_code, quiet=quiet,
+        task_folder=task_folder, alone=alone, text=text, tokens=tokens, context=context, seed=seed, memory=memory, device=device,
+        dtype=dtype, trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)
 

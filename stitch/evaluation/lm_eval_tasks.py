@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,9 +18,8 @@ import torch
 from sae.messages import one_line
 from stitch.errors import StitchError
 from stitch.models.loading import AnyModel
-from stitch.progress import Progress
+from stitch.progress import Progress, Steps
 
-LONGEST = 2048  # tokens, which lm-eval takes where a config does not say
 MOST_ROWS = 32
 HELD = 3  # copies of a batch's logits that lm-eval holds at once
 
@@ -53,6 +53,7 @@ def score(
         unasked = {"get_git_commit_hash": lambda: None, "add_env_info": lambda found: None}
         with patch.multiple(lm_eval.evaluator, create=True, **unasked):
             found = run(lm, tasks=list(tasks), task_manager=manager, log_samples=False)
+        lm.aside()
     return {
         "metrics": dict(_metrics(found)),
         "versions": {task: one for task, one in found["versions"].items() if isinstance(one, (int, float, str))},
@@ -77,19 +78,28 @@ def _metrics(found: dict) -> Iterator[tuple[tuple[str, str], dict]]:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 def _counting(model: AnyModel, name: str, memory: int, progress: Progress | None) -> Any:
-    """The model as lm-eval runs it, which says after every batch how many requests are done."""
+    """The model as lm-eval runs it, which says after every batch how many requests are done.
+
+    Rows of a batch are as many as the longest of the requests allows.
+    """
     from lm_eval.models.huggingface import HFLM
 
     base: Any = HFLM  # whose type lm-eval's decorators hide
 
     class Counting(base):
         stage, done, total = "", 0, 0
+        aside = Steps(f"data and requests, {name}", 1, progress)  # what lm-eval does while the model waits
 
-        def start(self, what: str, requests: list) -> None:
+        def begin(self, what: str, requests: list) -> None:
+            texts = ["".join(part for part in one.args if isinstance(part, str)) for one in requests]
+            longest = max((len(self.tok_encode(text)) for text in texts), default=0)
+            each = HELD * 4 * model.vocabulary * max(1, min(longest, self.max_length))
+            self.batch_size_per_gpu = max(1, min(MOST_ROWS, memory // each))
+            self.aside()
             self.stage, self.done, self.total = f"{what}, {name}", 0, len(requests)
             self.count(0)
 
@@ -98,22 +108,26 @@ def _counting(model: AnyModel, name: str, memory: int, progress: Progress | None
             if progress is not None:
                 progress(self.stage, self.done, self.total)
 
-        def loglikelihood(self, requests, disable_tqdm=False):
-            self.start("tasks", requests)
-            found = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        def end(self) -> None:
             self.count(self.total)
+            self.aside = Steps(f"scores and standard errors, {name}", 1, progress)
+
+        def loglikelihood(self, requests, disable_tqdm=False):
+            self.begin("tasks", requests)
+            found = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+            self.end()
             return found
 
         def loglikelihood_rolling(self, requests, disable_tqdm=False):
-            self.start("texts", requests)
+            self.begin("texts", requests)
             found = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-            self.count(self.total)
+            self.end()
             return found
 
         def generate_until(self, requests, disable_tqdm=False):
-            self.start("answers", requests)
+            self.begin("answers", requests)
             found = super().generate_until(requests, disable_tqdm=disable_tqdm)
-            self.count(self.total)
+            self.end()
             return found
 
         def _model_call(self, inps, attn_mask=None, labels=None):
@@ -126,9 +140,7 @@ def _counting(model: AnyModel, name: str, memory: int, progress: Progress | None
             self.count(len(context))
             return found
 
-    each = HELD * 4 * model.vocabulary * (model.longest or LONGEST)
-    rows = max(1, min(MOST_ROWS, memory // each))
-    return Counting(pretrained=model.net, tokenizer=model.tokenizer, backend="causal", batch_size=rows)
+    return Counting(pretrained=model.net, tokenizer=model.tokenizer, backend="causal", batch_size=1)
 
 
 @contextmanager
@@ -154,7 +166,7 @@ def _quietly(what: str) -> Iterator[None]:
     except StitchError:
         raise
     except Exception as error:  # of lm-eval, of a task's code, of datasets and of the network
-        raise StitchError(f"lm-eval must be able to {what}; got {one_line(error)}") from error
+        raise StitchError(f"lm-eval failed to {what}: {one_line(error)}") from error
     finally:
         log.setLevel(level)
         random.setstate(drawn[0])

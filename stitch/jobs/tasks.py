@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.messages import printable
+from sae.messages import one_line, printable
 from stitch.errors import StitchError, UsageError, require_extra
 from stitch.evaluation.lm_eval_tasks import index, score
 from stitch.models.device import torch_device, torch_dtype
+from stitch.models.identity import weights_hash
 from stitch.models.loading import load_any
 from stitch.models.made_from import Recorded, made_from
 from stitch.models.provenance import described, versions
@@ -24,17 +25,19 @@ def evaluate_tasks(
     against: str | None = None,
     *,
     folder: Path | None = None,
+    alone: bool = False,
     memory: int = 4 * 2**30,
     device: str = "auto",
     dtype: str = "fp32",
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict:
-    """Scores `model`, `against` if given, and the models that `model` was made from, on `tasks` of lm-eval.
+    """Scores `model`, `against` if given, and unless `alone` the models that `model` was made from, on `tasks` of lm-eval.
 
     `folder` has task files of your own. They can run code, so it is read with `trust_remote_code` alone. The other models are
-    those that report.json beside `model` names; of these no remote code is run, and one that cannot be had is a note.
-    Returns the report, with a row per task and metric. Models are loaded one after another.
+    those that report.json beside `model` names; of these no remote code is run, and one that cannot be had or fails is a note.
+    Returns the report, with a row per task and metric. Models are loaded one after another. The `model` that was retokenised is
+    called `model before`.
     Raises: UsageError for an unknown task, a folder that may not be read, and without lm-eval; StitchError where it fails.
     """
     require_extra("eval", "`tasks`")
@@ -50,13 +53,23 @@ def evaluate_tasks(
 
     scores = {role: scored(source, trust_remote_code) for role, source in sources.items()}
     notes = []
-    for one in made_from(sources[MODEL].folder):
+    donors = [] if alone else made_from(sources[MODEL].folder)
+    if donors and progress is not None:  # before any of them is downloaded
+        listed = ", ".join(f"{one.role} {one.name}" for one in donors)
+        progress(f"models that report.json names: {listed}", len(donors), len(donors))
+    for one in donors:
+        role = f"{one.role} before" if one.role in named else one.role
         try:
             source = _recorded(one, progress)
-            if not any(source.folder.samefile(other.folder) for other in sources.values()):
-                scores[one.role], sources[one.role] = scored(source, False), source
-        except StitchError as error:
-            notes.append(f"{one.role}, {one.name}, is not shown: {str(error).removesuffix('.')}.")
+            if any(source.folder.samefile(other.folder) for other in sources.values()):
+                continue
+            scores[role], sources[role] = scored(source, False), source
+        except Exception as error:  # too little memory, for one; what is scored already is worth more
+            reason = str(error) if isinstance(error, StitchError) else one_line(error)
+            notes.append(f"{role}, {one.name}, is not shown: {reason.removesuffix('.')}.")
+            continue
+        if one.kind == "folder" and one.weights is None:
+            notes.append(f"{role}, {one.name}, is what is there now: the report has no hash of what was there.")
     order = [*(role for role in sources if role not in named), *reversed(named)]
     return {
         "models": {role: sources[role].name for role in order},
@@ -89,8 +102,8 @@ def _known(tasks: Sequence[str], manager: Any) -> list[str]:
         matching = manager.match_tasks([task])
         if not matching:
             near = difflib.get_close_matches(task, manager.all_tasks, 1)
-            hint = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists them."
-            raise UsageError(f"`tasks` must be names of lm-eval's tasks; got {printable(task)!r}: {hint}")
+            hint = f"Did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists them."
+            raise UsageError(f"`tasks` must be names of lm-eval's tasks; got {printable(task)!r}. {hint}")
         found += matching
     if not found:
         raise UsageError("`tasks` must name at least one task of lm-eval.")
@@ -101,10 +114,15 @@ def _recorded(one: Recorded, progress: Progress | None) -> Source:
     """The model that a report names. Raises: StitchError where it is not there, or not what it was."""
     if one.kind == "memory":
         raise StitchError("it was a model in memory")
-    if one.kind == "folder" and not Path(one.name).is_dir():  # its name may be one on the Hub
-        raise StitchError("its folder is not there")
+    if one.kind == "folder":
+        folder = Path(one.name).expanduser()
+        if not folder.is_dir():  # its name may be one on the Hub
+            raise StitchError("its folder is not there")
+        if one.weights is None and not folder.is_absolute():  # any folder of this name would do
+            raise StitchError("the report has neither the place of its folder nor a hash")
     source = resolve(one.address, progress=progress)
-    if one.revision and source.revision != one.revision:
+    found = weights_hash(source.folder, progress) if one.weights else None
+    if (one.kind, one.revision, one.weights) != (source.kind, source.revision, found):
         raise StitchError("it has changed since")
     return source
 

@@ -13,6 +13,7 @@ from stitch.models.model import Model
 from stitch.progress import Progress
 
 READ = 2**24  # bytes at a time
+HASHED = ("*.safetensors", "*.json", "ae.pt")  # the last is of dictionary_learning's SAEs
 TIMED = "report.json"  # tells how long the model took to make, so a model made again has another
 
 
@@ -35,14 +36,14 @@ def identity_of_net(folder: Path, net: Any, other: str = "", progress: Progress 
 
 
 def weights_hash(folder: Path, progress: Progress | None = None) -> str:
-    """SHA-256 over the names and SHA-256 of all safetensors and .json files in `folder` but TIMED, subfolders left out.
+    """SHA-256 over the names and SHA-256 of all files in `folder` that are HASHED but TIMED, subfolders left out.
 
     A file's hash is remembered in the cache for its place, size and time of change, as large weights take a while.
     """
     memo = cache_folder() / "file-hashes.json"
     known = _read(memo)
     found, fresh = hashlib.sha256(), False
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+    for file in sorted(file for pattern in HASHED for file in folder.glob(pattern)):
         if file.name == TIMED:
             continue
         place = file.resolve()

@@ -9,12 +9,16 @@ from stitch.models.sources import HUB_NAME
 
 @dataclass(frozen=True)
 class Recorded:
-    """A model as a report has it. `role` is a, b or part 1; `revision` is the Hub's commit, or a GGUF file's SHA-256."""
+    """A model as a report has it. `role` is a, b or part 1; `revision` is the Hub's commit, or a GGUF file's SHA-256.
+
+    `weights` is the hash of a folder's files; None for other models, and in reports that were written before it was recorded.
+    """
 
     role: str
     name: str
     kind: str
     revision: str | None
+    weights: str | None
 
     @property
     def address(self) -> str:
@@ -34,10 +38,11 @@ def made_from(folder: Path) -> list[Recorded]:
     if not isinstance(models, dict):
         return []
     return [
-        Recorded(role, one["name"], str(one.get("kind")), one.get("revision"))
+        Recorded(role, one["name"], str(one.get("kind")), one.get("revision"), one.get("weights_sha256"))
         for role, one in models.items()
-        if role not in ("tokenizer", "model")
+        if role not in ("tokenizer", "undone")
         and isinstance(one, dict)
         and isinstance(one.get("name"), str)
         and isinstance(one.get("revision"), str | None)
+        and isinstance(one.get("weights_sha256"), str | None)
     ]

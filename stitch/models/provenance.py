@@ -10,6 +10,7 @@ from typing import Any
 from stitch.modeling.modeling_composite import parts_of
 from stitch.models import hub
 from stitch.models.donor_code import brings_code
+from stitch.models.identity import weights_hash
 from stitch.models.lineage import lineage
 from stitch.models.model import Model
 from stitch.models.sources import Source
@@ -75,5 +76,9 @@ def _note(model: Model, source: Source) -> dict:
 
 
 def described(source: Source) -> dict:
-    """A model as a report has it: its name, where it is from, its revision, its licence and the models it comes from."""
-    return {"name": source.name, "kind": source.kind, "revision": source.revision, **lineage(source)}
+    """A model as a report has it: its name, where it is from, its revision, its licence and the models it comes from.
+
+    A folder has no revision, but the hash of its files. It is remembered, so that it is not worked out twice.
+    """
+    of_files = {"weights_sha256": weights_hash(source.folder)} if source.kind == "folder" else {}
+    return {"name": source.name, "kind": source.kind, "revision": source.revision, **of_files, **lineage(source)}

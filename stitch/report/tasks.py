@@ -17,7 +17,7 @@ def table(report: dict) -> tuple[list[str], list[list[str]], str]:
     ]
     named = ", ".join(f"{role} {name}" for role, name in models.items())
     library = report["provenance"]["versions"]["lm-eval"]
-    return ["", "documents", "better", *models], rows, f"{named}; tasks of lm-eval {library}, ± its standard error"
+    return ["", "documents", "better", *models], rows, f"{named}; tasks of lm-eval {library}, ± standard error"
 
 
 def _count(documents: int | None) -> str:

@@ -60,7 +60,7 @@ def _copy_beside(source: Path, target: Path) -> None:
 
 def assemble_report(source: Source, found: Undo) -> dict:
     """report.json: what was taken out, and how many tensors were put back. All are checked, so there are no scores."""
-    provenance = {"settings": {"model": source.name}, "models": {"model": described(source)}, "versions": versions()}
+    provenance = {"settings": {"model": source.name}, "models": {"undone": described(source)}, "versions": versions()}
     return {
         "conversion": "undo",
         "model": source.name,

@@ -1,10 +1,14 @@
-"""Folders of SAEs whose JSON files are damaged."""
+"""Folders of SAEs whose JSON files, or whose pickle, are damaged."""
 
+import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
-from fuzz.folders import folder_door, json_file
+from hypothesis import strategies as st
+
+from fuzz.folders import Files, folder_door, json_file
 
 WIDTH = 12  # of the stream that an SAE has to read
 
@@ -40,6 +44,35 @@ def dictionary(folder: Path) -> Path:
     config = {"trainer": trainer, "buffer": {"io": "out"}}
     (folder / "dictionary-7f3" / "config.json").write_text(json.dumps(config))
     return folder / "dictionary-7f3"
+
+
+MADE = b"R"  # calls the function below it with the tuple on top
+LARGE = (2**30).to_bytes(4, "little")
+VALUES = (
+    *(b"c" + name + b"\nJ" + LARGE + b"\x85" + MADE for name in (b"builtins\nbytearray", b"builtins\nrange", b"torch\nzeros")),
+    *(b"c" + name + b"\n)" + MADE for name in (b"os\ngetpid", b"builtins\nset", b"collections\nOrderedDict", b"torch\nSize")),
+    *(b"\x8a\xff" + b"\x7f" * 255, b"]", b"}", b"K\x07", b"ctorch\nfloat32\n", b"X" + LARGE, b"r" + LARGE),
+)  # fmt: skip
+
+
+def pickles(folder: Path) -> st.SearchStrategy[Files]:
+    """ae.pt with more in its dict, or with some bytes of its pickle changed."""
+    with zipfile.ZipFile(folder / "ae.pt") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    [name] = [name for name in parts if name.endswith(".pkl")]
+    start = parts[name].index(b"(") + 1  # of what the dict holds
+    more = st.sampled_from(VALUES).map(lambda one: parts[name][:start] + b"X\1\0\0\0z" + one + parts[name][start:])
+    places = st.dictionaries(st.integers(0, len(parts[name]) - 1), st.integers(0, 255), max_size=3)
+    other = places.map(lambda new: bytes(new.get(place, byte) for place, byte in enumerate(parts[name])))
+
+    def packed(pickle: bytes) -> Files:
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            for part, content in {**parts, name: pickle}.items():
+                archive.writestr(part, content)
+        return {"ae.pt": file.getvalue()}
+
+    return st.one_of(more, other).map(packed)
 
 
 def coder(folder: Path) -> Path:
@@ -116,5 +149,6 @@ DOORS = [
     folder_door(
         "config.json of dictionary_learning", dictionary, json_file("config.json", CLASSES), load_sae, is_sound, given_by="sae_a"
     ),
+    folder_door("ae.pt of dictionary_learning", dictionary, pickles, load_sae, is_sound, given_by="sae_a"),
     folder_door("cfg.json of sparsify", coder, json_file("cfg.json", CODERS), load_sae, is_sound, given_by="sae_a"),
 ]  # fmt: skip
