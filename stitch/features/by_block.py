@@ -176,11 +176,14 @@ class _Sums:
         self._sums: list[Tensor] = []
 
     def add(self, a: Float[Tensor, "sites_a tokens pairs"], b: Float[Tensor, "sites_b tokens pairs"]) -> None:
+        if not self._sums:
+            shapes = [(len(a),), (len(a),), (len(b),), (len(b),), (len(a), len(b)), (len(a), len(b))]
+            self._sums = [torch.zeros(*shape, a.shape[-1], dtype=torch.float64) for shape in shapes]
         pairs = torch.arange(len(self._exchanged)).split(PAIRS_AT_ONCE)
-        others = self._exchanged.split(PAIRS_AT_ONCE)
-        parts = [_sums(a[..., one], b[..., one], b[..., other]) for one, other in zip(pairs, others, strict=True)]
-        new = [torch.cat(part, -1) for part in zip(*parts, strict=True)]
-        self._sums = [old + more for old, more in zip(self._sums, new, strict=True)] if self._sums else new
+        for some, others in zip(pairs, self._exchanged.split(PAIRS_AT_ONCE), strict=True):
+            # Into what is there: small tensors that stay between large ones keep the allocator from using these again.
+            for total, new in zip(self._sums, _sums(a[..., some], b[..., some], b[..., others]), strict=True):
+                total[..., some] += new
         self.tokens += a.shape[1]
 
     def correlations(self) -> dict[str, Float64[Tensor, "sites_a sites_b"]]:
