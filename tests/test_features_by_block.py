@@ -81,7 +81,10 @@ def test_every_square_is_what_the_streams_say():
 def test_numbers_are_the_same_however_much_is_read_at_once(windows, budget, batches, monkeypatch):
     monkeypatch.setattr(module, "LENGTHS", 256)  # 8 of the 16 windows
     model = tiny.shared("gpt2")
-    side = Side(model, dictionary(model.width), 2)
+    biased = dataclasses.replace(
+        dictionary(model.width), encoder_bias=5 * tiny.noise(FEATURES, seed=9)
+    )  # where lengths matter
+    side = Side(model, biased, 2)
     pairs = matched(list(range(FEATURES)))
     whole, heard = found(side, side, pairs), Heard()
     monkeypatch.setattr(module, "windows_at_once", lambda model, context: windows)
