@@ -31,11 +31,17 @@ class Steps:
 
 
 def counted(items: Iterable[T], stage: str, progress: Progress | None, total: int | None = None) -> Iterator[T]:
-    """The items, one after another, as steps of a stage. `total` is how many there are, for items that do not know."""
+    """The items, one after another, as steps of a stage. `total` is how many there are, for items that do not know.
+
+    The stage ends where the loop is left.
+    """
     if total is None:
         assert isinstance(items, Sized)
         total = len(items)
     step = Steps(stage, total, progress)
-    for item in items:
-        yield item
-        step()
+    try:
+        for item in items:
+            yield item
+            step()
+    finally:
+        step.end()

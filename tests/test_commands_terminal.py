@@ -9,6 +9,7 @@ from stitch.api import progress as progressing
 from stitch.api.page import Page
 from stitch.api.progress import progress
 from stitch.commands.terminal import print_json
+from stitch.progress import counted
 
 TABLE = (["", "CE"], [["a", "3.158"], ["composite (affine)", "3.073"]], "demo:gpt2, nats per token")
 
@@ -72,7 +73,13 @@ def test_a_step_that_takes_long_is_not_silent(capsys, clock):
     for clock[0] in (4, 6, 30, 37, 90):
         lines.remind()
         shown.append(capsys.readouterr().err)
-    assert shown == ["", "solve: 0 of 4\n", "", "solve: 0 of 4\n", "solve: 0 of 4\n"]
+    assert shown == [
+        "",
+        "solve: 0 of 4\n",
+        "",
+        "solve: 0 of 4, no step for 37 s\n",
+        "solve: 0 of 4, no step for 90 s\n",
+    ]
     clock[0] = 100
     lines.update("solve", 1, 4)
     clock[0] = 121
@@ -82,6 +89,44 @@ def test_a_step_that_takes_long_is_not_silent(capsys, clock):
     clock[0] = 1000
     lines.remind()
     assert capsys.readouterr().err == "solve: 4 of 4, 0.033/s\n"
+
+
+def test_a_stage_that_was_left_has_no_time_left(capsys, clock):
+    lines = progressing._Lines()
+    lines.update("next", 0, 5)
+    clock[0] = 2
+    lines.update("next", 2, 5)
+    shown = []
+    for clock[0] in (6, 40, 100):  # work that no stage tells of
+        lines.remind()
+        shown.append(capsys.readouterr().err)
+    assert shown == [
+        "next: 2 of 5, 0.33/s, 9 s left\n", "next: 2 of 5, no step for 38 s\n", "next: 2 of 5, no step for 98 s\n",
+    ]  # fmt: skip
+    lines.update("short", 0, 5)
+    clock[0] = 102
+    lines.update("short", 2, 5)
+    clock[0] = 104
+    lines.update("other", 0, 5)
+    assert capsys.readouterr().err == "short: 2 of 5\n"
+    lines.update("other", 0, 0)  # ended before its first step
+    clock[0] = 1000
+    lines.remind()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_loop_left_by_an_error_says_nothing_after_it(capsys):
+    with progress(quiet=False) as update:
+        loop = counted("abc", "letters", update)
+        next(loop), next(loop)
+    loop.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_standard_error_progress_is_quiet(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    with progress(quiet=False) as update:
+        update("harvest", 1, 1)
 
 
 def test_progress_reminds_by_itself(capsys, monkeypatch):

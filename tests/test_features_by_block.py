@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import tiny
+from heard import Heard
 from matching.types import Pairs
 from sae.types import Dictionary
 from stitch.activations.observe import residuals
 from stitch.activations.paired import SINK_RATIO
 from stitch.features import by_block as module
-from stitch.features.by_block import SITES, Side, by_block, sites_around
+from stitch.features.by_block import PAIRS_AT_ONCE, SITES, Side, _Sums, by_block, sites_around
 
 FEATURES = 24
 
@@ -30,7 +31,7 @@ def matched(cols: list[int]) -> Pairs:
 
 
 def found(a: Side, b: Side, pairs: Pairs, **more) -> dict:
-    return by_block(a, b, tiny.ids(16, 32), pairs, seed=0, chunk=100, **more)
+    return by_block(a, b, tiny.ids(16, 32), pairs, seed=0, chunk=100, **{"budget_bytes": 2**30, **more})
 
 
 def test_a_model_agrees_with_itself_wherever_both_are_read_at_one_block():
@@ -76,18 +77,37 @@ def test_every_square_is_what_the_streams_say():
             assert report["correlation"][i][j] == pytest.approx(np.nan_to_num(each).mean(), abs=2e-4)
 
 
-def test_tokens_in_several_batches_are_summed(monkeypatch):
+@pytest.mark.parametrize("windows, budget, batches", [(5, 2**30, 4), (1, 2**30, 16), (5, 1, 16)])
+def test_numbers_are_the_same_however_much_is_read_at_once(windows, budget, batches, monkeypatch):
+    monkeypatch.setattr(module, "LENGTHS", 256)  # 8 of the 16 windows
     model = tiny.shared("gpt2")
-    side = Side(model, dictionary(model.width), 2)
+    biased = dataclasses.replace(
+        dictionary(model.width), encoder_bias=5 * tiny.noise(FEATURES, seed=9)
+    )  # where lengths matter
+    side = Side(model, biased, 2)
     pairs = matched(list(range(FEATURES)))
-    whole = found(side, side, pairs)
-    seen = []
-    monkeypatch.setattr(module, "windows_at_once", lambda model, context: 5)
-    parts = found(side, side, pairs, progress=lambda stage, done, total: seen.append((done, total)))
-    assert seen == [(160, 512), (320, 512), (480, 512), (512, 512)]
-    # Lengths of streams are those of the first batch, so that other blocks are read a little differently.
-    assert np.array(parts["correlation"]) == pytest.approx(np.array(whole["correlation"]), abs=0.02)
-    assert parts["correlation"][2][2] == pytest.approx(1)
+    whole, heard = found(side, side, pairs), Heard()
+    monkeypatch.setattr(module, "windows_at_once", lambda model, context: windows)
+    parts = found(side, side, pairs, budget_bytes=budget, progress=heard)
+    for name in ("correlation", "null"):
+        assert np.array(parts[name]) == pytest.approx(np.array(whole[name]), abs=1.01e-4)
+    assert parts["tokens"] == whole["tokens"]
+    heard.require(["features at other blocks (batches)"], between=batches)
+
+
+def test_the_control_of_many_pairs_is_what_exchanged_codes_say():
+    count = 3 * PAIRS_AT_ONCE + 5
+    exchanged = torch.arange(count).roll(7)
+    a, b = tiny.noise(2, 300, count), tiny.noise(3, 300, count, seed=1) + tiny.noise(2, 300, count)[:1]
+    sums = _Sums(exchanged)
+    for some in (slice(100), slice(100, 300)):
+        sums.add(a[:, some], b[:, some])
+    measured = sums.correlations()
+    for name, partners in (("correlation", torch.arange(count)), ("null", exchanged)):
+        for i, j in np.ndindex(2, 3):
+            each = [np.corrcoef(a[i, :, n], b[j, :, other])[0, 1] for n, other in enumerate(partners.tolist())]
+            assert measured[name][i, j].item() == pytest.approx(np.mean(each), abs=1e-9)
+    assert measured["correlation"].max() > 0.5
 
 
 def test_a_feature_with_equal_codes_counts_as_nothing():

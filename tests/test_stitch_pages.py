@@ -19,6 +19,7 @@ import page_reports
 import stitch.pages
 from page_reports import HOSTILE, KINDS, ROWS, join_report
 from stitch.features.by_block import SITES
+from stitch.pages.by_block import by_block_section
 from stitch.pages.card import card_files, page_and_card
 from stitch.pages.chart import CONFIG, with_legend
 from stitch.pages.circuit import circuit_page, head_points, write_circuit_page
@@ -143,10 +144,20 @@ def test_matched_features_by_block_have_a_map_and_one_of_their_control():
     for spec in (matched, control):
         assert [(one["y"], one["x"]) for one in spec["data"]["values"] if one["best"]] == [(3, 4)]
         assert spec["layer"][0]["encoding"]["color"]["scale"]["domain"] == [-0.02, 0.7]
+        assert spec["encoding"]["tooltip"][-1]["format"] == ".4f"
     titles = [matched["encoding"][place]["title"] for place in "yx"]
     assert titles == ["block of A", "block of B, demo:llama"]
     rows = Parsed(pages()["join"]).rows
     assert ["3", "0.300", "0.700", "0.500"] in rows and ["3", "0.000", "0.030", "0.020"] in rows
+
+
+def test_a_map_of_zeros_has_colours_that_begin_below_their_end():
+    report = join_report()
+    report["matching_by_block"] |= dict.fromkeys(("correlation", "null"), [[0.0] * 3] * 2)
+    section = by_block_section(report["matching_by_block"], report["models"], report["site"])
+    for chart in section.charts:
+        low, high = chart.spec["layer"][0]["encoding"]["color"]["scale"]["domain"]
+        assert low == 0 < high
 
 
 def test_the_front_is_what_no_cheaper_point_beats():

@@ -9,9 +9,9 @@ import tiny
 from heard import Heard
 from stitch.conversions.consolidation import arms
 from stitch.conversions.ngrams.backfit import TableSamples, backfit, collect
-from stitch.conversions.retokenization import bias as with_biases
+from stitch.conversions.retokenization import at_once
 from stitch.conversions.retokenization.bias import with_bias
-from stitch.conversions.retokenization.solve import Products, parts_of, ridge
+from stitch.conversions.retokenization.solve import Products, passes_of_ridge, ridge
 from stitch.features.matching import match
 from stitch.files.shards import Held, write_shards
 from stitch.models.loading import load
@@ -19,7 +19,7 @@ from stitch.progress import Steps, counted
 from stitch.regression.moments import accumulate
 from stitch.regression.ridge import ridge as ridge_from_moments
 from stitch.text import docstrings
-from stitch.text.documents import SPLITS
+from stitch.text.documents import SPLITS, read
 from stitch.text.windows import Windows
 
 
@@ -30,6 +30,29 @@ def test_a_counted_loop_is_heard_of_before_between_and_after():
     assert met == [("a", (0, 3)), ("b", (1, 3)), ("c", (2, 3))]
     assert heard.stages["letters"][-1] == (3, 3)
     assert list(counted(iter("ab"), "letters", None, 2)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("last", ["break", "error", "end"])
+def test_a_counted_loop_that_is_left_ends(last):
+    heard = Heard()
+    try:
+        for item in counted(iter("abcd"), "letters", heard, 4 if last != "end" else 5):
+            if item == "c" and last == "break":
+                break
+            if item == "c" and last == "error":
+                raise ValueError
+    except ValueError:
+        pass
+    assert not heard.unfinished
+    assert heard.stages["letters"][-1] == ((4, 4) if last == "end" else (2, 2))
+
+
+@pytest.mark.parametrize("characters, last", [(100, (60, 60)), (50, (50, 50))])
+def test_a_dataset_with_less_text_than_wanted_ends(characters, last, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *arguments, **options: [{"text": "x" * 20}] * 3)
+    heard = Heard()
+    assert len(list(read("someone/text", characters, heard))) == 3
+    assert not heard.unfinished and heard.stages["reading someone/text (characters)"][-1] == last
 
 
 def test_fewer_steps_than_expected_are_all():
@@ -87,11 +110,11 @@ def test_ridges_tick_for_each_strength_and_each_part():
         one.add(tiny.noise(20, 4, seed=seed), tiny.noise(20, 40_000, seed=seed))
     ticks.clear()
     ridge(*products, lambda: ticks.append(1))
-    assert len(ticks) == parts_of(products[0]) == 6
+    assert len(ticks) == passes_of_ridge(products[0]) == 6
 
 
 def test_a_bias_counts_parts_of_its_text(monkeypatch):
-    monkeypatch.setattr(with_biases, "AT_ONCE", 20 * 10)
+    monkeypatch.setattr(at_once, "LOGITS", 20 * 10)
     heard = Heard()
     targets = torch.randint(0, 20, (35,), generator=torch.Generator().manual_seed(0))
     with_bias(tiny.noise(35, 6), targets, tiny.noise(20, 6, seed=1), None, heard)

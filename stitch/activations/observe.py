@@ -30,8 +30,8 @@ def observe(
 ) -> Observed:
     """Residual streams entering the blocks `streams` and neurons of the blocks `neurons`, in one forward pass.
 
-    The pass stops at the last of them. Site `depth` is the
-    stream entering the final norm. Raises: StitchError when any of the values is NaN or infinite.
+    The pass stops at the last of them. Site `depth` is the stream entering the final norm.
+    Raises: StitchError when any of the values is NaN or infinite.
     """
     residual = [*model.blocks, *([model.final_norm] if model.depth in streams else [])]
     modules: dict[tuple[str, int], nn.Module] = {

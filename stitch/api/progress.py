@@ -16,7 +16,7 @@ Update = Callable[[str, int, int], None]  # stage, done, total
 @contextmanager
 def progress(quiet: bool) -> Iterator[Update]:
     """What the library calls with a stage, and how much of it is done."""
-    if quiet:
+    if quiet or sys.stderr is None:  # which it is where standard error is closed
         yield lambda stage, done, total: None
     elif sys.stderr.isatty():
         with _bars() as update:
@@ -32,6 +32,7 @@ class _Pace:
 
     def __init__(self, stage: str = "", done: int = 0) -> None:
         self.stage, self.done, self.first, self.began = stage, done, done, time.monotonic()
+        self.moved = self.began  # when a step was heard of last
 
     def is_other(self, stage: str, done: int) -> bool:
         """Whether this is another stage; the next split of the same stage starts over as well."""
@@ -54,16 +55,21 @@ class _Lines:
         self.pace, self.stream, self.total = _Pace(), sys.stderr, 0
         self.said: float | None = None  # when the stage's last line was printed
         self.lock = Lock()
+        self.is_over = False
 
     def update(self, stage: str, done: int, total: int) -> None:
         with self.lock:
+            if self.is_over:  # a loop that an error left may be closed, and heard of, after the error has been printed
+                return
             if self.is_open and self.said is None and self.pace.is_other(stage, done):
-                self._say()  # what came of a stage that ends early
+                self._say("")  # what came of a stage that was left; what it took cannot be told
             if not self.is_open or self.pace.is_other(stage, done):
                 self.pace, self.said = _Pace(stage, done), None
-            self.pace.done, self.total = done, total
-            if not self.is_open:
-                self._say()
+            if done != self.pace.done:
+                self.pace.done, self.pace.moved = done, time.monotonic()
+            self.total = total
+            if not self.is_open and total:
+                self._say(self._how_fast())
         self.remind()
 
     def remind(self) -> None:
@@ -71,18 +77,24 @@ class _Lines:
         with self.lock:
             since, wait = (self.pace.began, FIRST_LINE) if self.said is None else (self.said, BETWEEN_LINES)
             if self.is_open and time.monotonic() - since > wait:
-                self._say()
+                self._say(self._how_fast())
 
     @property
     def is_open(self) -> bool:
         return self.pace.done < self.total
 
-    def _say(self) -> None:
-        self.said, rate = time.monotonic(), self.pace.rate()
-        done, total = self.pace.done, self.total
-        pace = f", {_per_second(rate)}" if rate else ""
-        left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
-        print(f"{printable(self.pace.stage)}: {done:,} of {total:,}{pace}{left}", file=self.stream, flush=True)
+    def _how_fast(self) -> str:
+        """The rate and the time left, or how long there was no step where there was none since the last line."""
+        if self.is_open and self.said is not None and self.pace.moved <= self.said:
+            return f", no step for {time.monotonic() - self.pace.moved:,.0f} s"
+        if not (rate := self.pace.rate()):
+            return ""
+        left = f", {(self.total - self.pace.done) / rate:,.0f} s left" if self.is_open else ""
+        return f", {_per_second(rate)}{left}"
+
+    def _say(self, how_fast: str) -> None:
+        self.said, pace = time.monotonic(), self.pace
+        print(f"{printable(pace.stage)}: {pace.done:,} of {self.total:,}{how_fast}", file=self.stream, flush=True)
 
 
 @contextmanager
@@ -101,6 +113,7 @@ def _reminded(lines: _Lines) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+        lines.is_over = True
 
 
 @contextmanager

@@ -10,15 +10,15 @@ from torch import Tensor
 from stitch.activations.original import Original
 from stitch.composite.compose import late_half
 from stitch.conversions.retokenization import rows as made
+from stitch.conversions.retokenization.at_once import rows_at_once
 from stitch.conversions.retokenization.bias import with_bias
 from stitch.conversions.retokenization.head_ridge import HELD_OUT
 from stitch.conversions.retokenization.marginal import marginal_rows
 from stitch.conversions.retokenization.omp import affordable, pursued
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
-from stitch.conversions.retokenization.scoring import Head, head_of, nats
-from stitch.conversions.retokenization.scoring import parts_of as parts_scored
-from stitch.conversions.retokenization.solve import Products, parts_of, ridge
+from stitch.conversions.retokenization.scoring import Head, head_of, nats, passes_over
+from stitch.conversions.retokenization.solve import Products, passes_of_ridge, ridge
 from stitch.conversions.retokenization.streams import final
 from stitch.conversions.retokenization.variants import Workshop
 from stitch.evaluation.stage import Stage
@@ -28,7 +28,7 @@ from stitch.text.correspondence import Correspondence
 from stitch.text.windows import Windows
 
 CLOSED = 9  # heads in closed form, beside those of pursuits
-AT_ONCE = 2_048  # tokens of a pass
+TOKENS_AT_ONCE = 2_048  # in a pass
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def _through_a(a: Model, shop: Workshop, streams: Sequence[Float[Tensor, "_ d"]]
     pairs = list(zip(streams, shop.fit, strict=True))
     for number, (stream, passage) in enumerate(counted(pairs, "head of A (passages)", shop.progress)):
         products[number % HELD_OUT == 0].add(stream, final(a, passage.new.ids, shop.new.bos))
-    step = Steps("head of A (parts)", parts_of(products[False]), shop.progress)
+    step = Steps("head of A (parts)", passes_of_ridge(products[False]), shop.progress)
     weights, _ = ridge(products[False], products[True], step)
     rows = head_of(a)[: shop.found.size, : a.width]
     return (rows.double() @ weights.T.double().to(rows.device)).float().to(streams[0].device)
@@ -144,7 +144,7 @@ def choose_head(
     step: Steps | None = None
     for name, head in heads:
         if step is None:
-            step = Steps("choice of the head (parts)", number * parts_scored(len(read), len(head)), progress)
+            step = Steps("choice of the head (parts)", number * passes_over(len(read), len(head)), progress)
         losses[name] = nats(read, head, targets, cap, step) / len(targets)
         kept[name] = head
         best = min(losses, key=lambda one: losses[one])
@@ -161,7 +161,7 @@ def _behind_late(
     """What B's head reads behind its late blocks before every token that counts, and the token."""
     assert on.counted is not None
     read, targets = [], []
-    for rows in torch.arange(len(windows.ids)).split(max(1, AT_ONCE // windows.context)):
+    for rows in torch.arange(len(windows.ids)).split(rows_at_once(windows.context, TOKENS_AT_ONCE)):
         ids = windows.ids[rows].long()
         stream = on.y[rows].to(on.b.device, on.late.dtype)
         last = on.late.run(stream, base=True, use_cache=False, input_ids=ids.to(on.b.device)).last_hidden_state

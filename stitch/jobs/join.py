@@ -206,7 +206,7 @@ def _make(
         )  # fmt: skip
         unseen = loss_at_unseen(on, written, progress)
 
-    step = Steps("report (files)", 3, progress)
+    step = Steps("report, page and files (steps)", 3, progress)
     found = Joined(
         a=a, b=b, sources=pair.sources, windows=windows, saes=saes, matching=matching, fitted=fitted, bridges=bridges,
         chosen=chosen, written=written, scores=scores, alternatives={name: found.made for name, found in rivals.items()},

@@ -16,7 +16,7 @@ from stitch.estimates.work import Work
 from stitch.evaluation.racing import FIRST
 from stitch.evaluation.scoring import CHOICE, LEAST_WINDOWS
 from stitch.evaluation.trained import WINDOWS
-from stitch.features.by_block import TOKENS, sites_around
+from stitch.features.by_block import LENGTHS, TOKENS, sites_around
 from stitch.frontier.work import Donor, cut, own_tables
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.translation import rows as registry
@@ -139,14 +139,15 @@ class JoinWork:
         return total if self.settings.brief else total + self.by_block()
 
     def by_block(self) -> Work:
-        """`stitch.features.by_block.by_block`. Its passes end before the head, which is counted here all the same."""
+        """`stitch.features.by_block.by_block`, which reads some tokens twice. Its passes end before the head, which is counted
+        here all the same."""
         ends, tokens, total = self.ends, min(TOKENS, self.held_out), Work()
         for side, whole, width, sites in (
             ("a", ends.whole_a, ends.width_a, ends.sites_a),
             ("b", ends.early_b + ends.late_b, ends.width_b, ends.sites_b),
         ):
             features = self.features(width)
-            total += self.machine.forward(side, tokens * whole)
+            total += self.machine.forward(side, (tokens + min(LENGTHS, tokens)) * whole)
             total += self.machine.product(2.0 * tokens * sites * width * features)
             total += self.machine.moved(CODES * 4 * tokens * sites * features)
         return total

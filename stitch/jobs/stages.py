@@ -368,8 +368,10 @@ def match_by_block(
     if settings.brief:
         return {}
     sides = Side(a, saes.a, settings.layer), Side(b, saes.b, settings.layer_b)
-    chunk = chunk_tokens(settings, saes.a, saes.b)
-    return by_block(*sides, held_out.ids, matching.pairs, seed=settings.seed, chunk=chunk, progress=progress)
+    return by_block(
+        *sides, held_out.ids, matching.pairs, seed=settings.seed, chunk=chunk_tokens(settings, saes.a, saes.b),
+        budget_bytes=settings.memory // 16, progress=progress,
+    )  # fmt: skip
 
 
 def codes_of_pair(settings: CompleteSettings, fit: Paired, saes: SAEs, work: Path, progress: Progress | None = None):

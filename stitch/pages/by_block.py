@@ -2,6 +2,7 @@
 
 from stitch.pages.heatmap import heatmap
 from stitch.pages.section import Section, Table, ungrouped
+from stitch.report.palette import ends_of
 
 WHAT = "mean correlation"
 TITLES = {"correlation": "Matched pairs", "null": "Control: partners exchanged among the pairs"}
@@ -9,20 +10,21 @@ TITLES = {"correlation": "Matched pairs", "null": "Control: partners exchanged a
 
 def by_block_section(found: dict, models: dict[str, str], site: dict[str, int]) -> Section:
     """`found` is `matching_by_block` of report.json, `site` the sites that the SAEs were trained at."""
-    values = [value for name in TITLES for row in found[name] for value in row]
-    ends = (min(values), max(values))  # one scale for both maps
+    ends = ends_of(
+        (value for name in TITLES for row in found[name] for value in row), to=1.0
+    )  # one scale for both maps
     across, down = f"block of B, {models['b']}", "block of A"
     charts = [
-        heatmap(f"by-block-{name}", title, _cells(found, name, site), across, down, WHAT, ends)
+        heatmap(f"by-block-{name}", title, _cells(found, name, site), across, down, WHAT, ends, sign="")
         for name, title in TITLES.items()
     ]
     words = [
-        f"The {found['pairs']:,} best pairs on {found['tokens']:,} tokens of the sweep split, which nothing was matched on. A "
-        "square reads A's features in one block's stream and B's in another's, and has the mean correlation of their codes. The "
-        "frame marks the blocks that the SAEs were trained at. Elsewhere a stream is brought to the length that it has there; a "
-        "feature that never fires counts as 0. A stream is the one entering the block, and the last that behind all blocks.",
-        "Dark squares off the frame are blocks where the same features are in use. Darker ones than the frame's may be better "
-        "blocks to join at.",
+        "Each square is the mean correlation of the codes when A's features are read at one block and B's at another: of the "
+        f"{found['pairs']:,} best pairs, on {found['tokens']:,} tokens of the sweep split, which nothing was matched on. The "
+        "frame marks the blocks that the SAEs were trained at. The pairs were chosen there, which favours it. Elsewhere a stream "
+        "is brought to the length that it has there; a feature that never fires counts as 0. A stream is the one entering the "
+        "block, and the last that behind all blocks.",
+        "Darker is higher: colours go from the lowest number of both maps to the highest, so a dark square need not be high.",
     ]
     return Section(
         name="blocks",
@@ -43,7 +45,7 @@ def _cells(found: dict, name: str, site: dict[str, int]) -> list[dict]:
 
 
 def _table(found: dict, name: str, title: str) -> Table:
-    header = ["A's block, by B's", *map(str, found["sites"]["b"])]
+    header = ["block of A \\ block of B", *map(str, found["sites"]["b"])]
     rows = [
         [str(i), *(f"{value:.3f}" for value in row)] for i, row in zip(found["sites"]["a"], found[name], strict=True)
     ]

@@ -9,16 +9,26 @@ SQUARE = 24  # pixels
 
 
 def heatmap(
-    name: str, title: str, cells: Sequence[dict], across: str, down: str, what: str, ends: tuple[float, float]
+    name: str,
+    title: str,
+    cells: Sequence[dict],
+    across: str,
+    down: str,
+    what: str,
+    ends: tuple[float, float],
+    sign: str = "+",
 ) -> Chart:
-    """A square for each of `cells`: {"x", "y", "value", "best"}; those that are `best` are framed. Numbers show on hover."""
+    """A square for each of `cells`: {"x", "y", "value", "best"}; those that are `best` are framed. Numbers show on hover.
+
+    `sign` says how numbers have theirs: "+" always, "" where they are below 0.
+    """
     place = {
         "x": {"field": "x", "type": "ordinal", "title": across, "axis": {"labelAngle": 0}},
         "y": {"field": "y", "type": "ordinal", "title": down},
-        "tooltip": tips(("y", down, ""), ("x", across, ""), ("value", what, "+.4f")),
+        "tooltip": tips(("y", down, ""), ("x", across, ""), ("value", what, f"{sign}.4f")),
     }
     scale = {"domain": list(ends), "range": HEAT, "clamp": True, "interpolate": "lab"}
-    legend = {"orient": "bottom", "title": what, "gradientLength": 220, "format": "+.2f"}
+    legend = {"orient": "bottom", "title": what, "gradientLength": 220, "format": f"{sign}.2f"}
     spec = {
         "data": {"values": list(cells)},
         **FLUID,

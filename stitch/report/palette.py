@@ -30,7 +30,8 @@ ROLES = {
     "bound": Role("floor, ceiling or line", "#968301", "#e3cf53", "triangle-right", ">"),
     "null": Role("null", "#7c8188", "#91959c", "triangle-down", "v"),
 }
-# From few nats to many; dark at the far end in light mode. Cividis is even to the eye and for colour-blind readers.
+# From low numbers to high ones, of nats or of correlation; dark at the far end in light mode. Cividis is even to the eye and for
+# colour-blind readers.
 HEAT = ["#fee838", "#d4c159", "#a59c74", "#7d7c78", "#575d6d", "#2c4170", "#00224e"]
 FRAME = "#d6215b"  # around a square, on all of HEAT
 FROM, TO = 0.0, 0.85  # shares of a map's numbers between which colours change; larger ones have the last colour
@@ -55,10 +56,10 @@ def darkened() -> dict[str, str]:
     return {role.light: role.dark for role in ROLES.values()}
 
 
-def ends_of(values: Iterable[float]) -> tuple[float, float]:
+def ends_of(values: Iterable[float], to: float = TO) -> tuple[float, float]:
     """The numbers at which the colours of HEAT begin and end, for maps that are to be compared."""
     found = sorted(values)
-    low, high = (found[round(share * (len(found) - 1))] for share in (FROM, TO))
+    low, high = (found[round(share * (len(found) - 1))] for share in (FROM, to))
     return low, max(high, low + 1e-9)
 
 

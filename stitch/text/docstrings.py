@@ -38,7 +38,8 @@ def documents(packages: tuple[str, ...] = PACKAGES, progress: Progress | None = 
     """
     listed = counted(packages, "looking for docstrings (packages)", progress)
     files = [file for package in listed for file in python_files(package)]
-    # "spawn" imports the caller's main module again, so "fork" is preferred where it is safe: on Linux.
+    # "spawn" and "forkserver" import the caller's main module again, so "fork" is preferred where libraries bear it: on Linux.
+    # The thread that prints progress may run meanwhile. Its lock is held for one line at a time, and the workers print nothing.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(mp_context=context, initializer=end_with_parent) as pool:
         texts = pool.map(_docstrings, (path for _, path in files), chunksize=64)

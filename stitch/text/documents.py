@@ -90,6 +90,8 @@ def _dataset(source: str, characters: int | None, progress: Progress | None) -> 
                     progress(f"reading {name} (characters)", min(seen, characters), characters)
                 if characters is not None and seen >= characters:
                     return
+        if progress and characters is not None:
+            progress(f"reading {name} (characters)", seen, seen)  # there are no more
     except KeyError as error:
         raise UsageError(
             f"a dataset needs a `text` column; {source} has none. Export the column to a .jsonl file."

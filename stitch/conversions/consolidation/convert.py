@@ -129,7 +129,7 @@ def score_arms(
         )
         converted = (edit, scale) if name == "converted" else converted
         if progress:
-            progress("rows", number, len(edits))
+            progress("edits scored", number, len(edits))
     assert converted is not None
     return rows, *converted
 

@@ -1,15 +1,15 @@
 """A bias per token that makes the model's mean probabilities those of the text, in the head or folded into its rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stitch.conversions.retokenization.scoring import Head, logits
+from stitch.conversions.retokenization.at_once import rows_at_once
+from stitch.conversions.retokenization.scoring import Head, logits, passes_over
 from stitch.progress import Progress, Steps
 
-AT_ONCE = 2**24  # logits that are computed at a time
 ROUNDS = 4
 MOST = 4096  # positions that are used
 
@@ -36,7 +36,7 @@ def with_bias(
         direction = constant_direction(stream).to(head)
     counts = torch.bincount(targets.cpu(), minlength=len(head)).double()
     smoothed, changed = None, head
-    step = Steps("bias (parts of the text)", ROUNDS * len(_parts(stream, head)), progress)
+    step = Steps("bias (parts of the text)", ROUNDS * passes_over(len(stream), len(head)), progress)
     for _ in range(ROUNDS):
         said = mass(stream, changed, cap, step)
         if smoothed is None:
@@ -54,16 +54,12 @@ def constant_direction(stream: Float[Tensor, "positions d"]) -> Float[Tensor, " 
     return torch.linalg.solve(gram, inputs.sum(0))
 
 
-def _parts(stream: Float[Tensor, "positions d"], head: Head) -> Sequence[Float[Tensor, "_ d"]]:
-    return stream.split(max(1, AT_ONCE // len(head)))
-
-
 def mass(
     stream: Float[Tensor, "positions d"], head: Head, cap: float | None, tick: Callable[[], None] = lambda: None
 ) -> Float[Tensor, " vocabulary"]:
     """Σ of probabilities over positions, a few at a time. Scores are turned into exponentials in place: they are large."""
     total = torch.zeros(len(head), dtype=torch.float64)
-    for part in _parts(stream, head):
+    for part in stream.split(rows_at_once(len(head))):
         found = logits(part, head, cap)
         found.sub_(found.amax(-1, keepdim=True)).exp_()
         total += (found.sum(-1).reciprocal() @ found).double().cpu()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.scoring import Head, logits, with_one
-from stitch.conversions.retokenization.solve import Products, parts_of, ridge
+from stitch.conversions.retokenization.solve import Products, passes_of_ridge, ridge
 from stitch.conversions.retokenization.streams import OnText
 from stitch.conversions.retokenization.targets import NextToken
 from stitch.progress import Progress, Steps, counted
@@ -49,7 +49,10 @@ def fitted_heads(
         for streams, sums in zip(several, products, strict=True):
             read, missing = _missing(streams[number][places.to(wanted.device)], start, wanted, said.cap)
             sums[number % HELD_OUT == 0].add(read, missing)
-    heads, step = [], Steps("rows of the head (parts)", sum(parts_of(sums[False]) for sums in products), progress)
+    heads, step = (
+        [],
+        Steps("rows of the head (parts)", sum(passes_of_ridge(sums[False]) for sums in products), progress),
+    )
     while products:  # the products of one head are given up before those of the next are solved
         sums = products.pop(0)
         heads.append(start + ridge(sums[False], sums[True], step)[0].T.to(start))

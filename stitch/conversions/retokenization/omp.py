@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stitch.conversions.retokenization.at_once import rows_at_once
 from stitch.conversions.retokenization.rows import Rows, copied, filled
 from stitch.progress import Progress, Steps
 from stitch.text.correspondence import Correspondence
 
 TERMS = (8, 64)  # of a sparse combination
 AFFORDABLE = 2e13  # FLOPs: a pursuit that takes more is left out
-AT_ONCE = 2**26  # correlations of tokens with atoms that are held at a time
+CORRELATIONS = 2**26  # of tokens with atoms, that are held at a time
 
 
 def affordable(found: Correspondence, width: int) -> list[int]:
@@ -64,8 +65,8 @@ def _pursuit(
     A step takes the atom with the largest product with what is left, as the paper does, and refits all coefficients.
     """
     chosen, weights = [], {steps: [] for steps in kept}
-    parts = wanted.split(max(1, AT_ONCE // len(atoms)))
-    took = Steps("pursuit of missing rows (terms)", len(parts) * most, progress)
+    parts = wanted.split(rows_at_once(len(atoms), CORRELATIONS))
+    tick = Steps("pursuit of missing rows (terms)", len(parts) * most, progress)
     for part in parts:
         left, taken = part, torch.zeros(len(part), 0, dtype=torch.long, device=part.device)
         for step in range(1, most + 1):
@@ -79,7 +80,7 @@ def _pursuit(
             left = (part - torch.einsum("tk,tkd->td", solved, basis)).float()
             if step in weights:
                 weights[step].append(solved.float())
-            took()
+            tick()
         chosen.append(taken)
     if not chosen:
         return torch.zeros(0, most, dtype=torch.long), {steps: torch.zeros(0, steps) for steps in kept}

@@ -7,13 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stitch.conversions.retokenization.at_once import rows_at_once
 from stitch.conversions.retokenization.streams import embedding, final
 from stitch.errors import StitchError
 from stitch.evaluation.scores import Scores
 from stitch.models.model import Model
 from stitch.progress import Progress, Steps
-
-AT_ONCE = 2**24  # logits that are computed at a time
 
 Head = Float[Tensor, "_ columns"]  # rows by token id, with a bias as one column more where there is one
 
@@ -33,13 +32,9 @@ def logits(
     return found if cap is None else cap * torch.tanh(found / cap)
 
 
-def _at_once(vocabulary: int) -> int:
-    return max(1, AT_ONCE // vocabulary)
-
-
-def parts_of(positions: int, vocabulary: int) -> int:
-    """In how many parts `nats` goes through so many positions."""
-    return -(-positions // _at_once(vocabulary))
+def passes_over(positions: int, vocabulary: int) -> int:
+    """In how many parts so many positions are gone through, so that the logits of one part fit."""
+    return -(-positions // rows_at_once(vocabulary))
 
 
 def nats(
@@ -49,8 +44,8 @@ def nats(
     cap: float | None,
     tick: Callable[[], None] = lambda: None,
 ) -> float:
-    """−Σ log p(target) over positions. `tick` is called after each of `parts_of` parts."""
-    total, some = 0.0, _at_once(len(head))
+    """−Σ log p(target) over positions. `tick` is called after each of the parts that `passes_over` counts."""
+    total, some = 0.0, rows_at_once(len(head))
     for part, wanted in zip(stream.split(some), targets.to(stream.device).split(some), strict=True):
         found = logits(part, head, cap)
         total += float((found.logsumexp(-1) - found.gather(1, wanted[:, None])[:, 0]).double().sum())

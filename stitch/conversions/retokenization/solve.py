@@ -35,7 +35,7 @@ class Products:
         self.count += len(inputs)
 
 
-def parts_of(products: Products) -> int:
+def passes_of_ridge(products: Products) -> int:
     """In how many parts `ridge` goes through the targets, in both of its passes."""
     return 2 * -(-products.cross.shape[1] // AT_ONCE)
 
@@ -48,7 +48,7 @@ def ridge(
     λ is the one with the least error there. Source: Hoerl & Kennard 1970, Technometrics 12.
     With HᵀH = V diag(v) Vᵀ and Z = VᵀHᵀR, W = V diag(w) Z where w = 1 / (v + λ). So the held-out error of every λ follows from
     ZZᵀ and from the products of Z with Vᵀ(held-out HᵀR), which are formed once.
-    `tick` is called after each of the parts that `parts_of` counts.
+    `tick` is called after each of the parts that `passes_of_ridge` counts.
     """
     values, vectors = torch.linalg.eigh(fit.inputs)
     along, across = torch.zeros_like(values), torch.zeros_like(fit.inputs)

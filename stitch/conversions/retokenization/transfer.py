@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stitch.conversions.retokenization.at_once import rows_at_once
 from stitch.conversions.retokenization.scoring import Head, logits
 from stitch.conversions.retokenization.streams import OnText
 from stitch.progress import Progress, counted
 from stitch.text.correspondence import Correspondence
 from stitch.text.reader import Reader
 
-AT_ONCE = 2**24  # logits that are computed at a time
 KEPT = 0.01  # least share of a token's probability that stays with its first new token
 
 
@@ -39,7 +39,7 @@ def probabilities_of(
     sums = {piece: torch.zeros(len(others), dtype=torch.float64) for piece, others in wanted.items()}
     counts = dict.fromkeys(wanted, 0)
     everywhere = torch.zeros(len(head), dtype=torch.float64)
-    some = max(1, AT_ONCE // len(head))
+    some = rows_at_once(len(head))
     parts = list(zip(on.final.split(some), on.before.split(some), strict=True))
     for stream, before in counted(parts, "what the model says next (parts)", progress):
         probabilities = logits(stream, head, cap).softmax(-1)
