@@ -3,7 +3,9 @@
 Sizes are given by the names that configs share; `OWN` has what a family needs beside them.
 """
 
+import copy
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -105,9 +107,23 @@ def net(kind: str) -> PreTrainedModel:
         count = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(small).parameters())
     if count > LARGEST:
         raise ValueError(f"a pico {kind} has {count:,} parameters")
+    return _drawn(lambda: AutoModelForCausalLM.from_config(small, dtype=torch.float32))
+
+
+def with_window(net: PreTrainedModel, tokens: int) -> PreTrainedModel:
+    """As `net`, with sliding windows of attention of `tokens` tokens. It is made again: some families have weights as long."""
+    wide = copy.deepcopy(net.config)
+    text = wide.get_text_config(decoder=True)
+    for name in ("sliding_window", "attention_window_size", "attention_chunk_size"):
+        if getattr(text, name, None):
+            setattr(text, name, tokens)
+    return _drawn(lambda: type(net)._from_config(wide, dtype=torch.float32))
+
+
+def _drawn(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
+        model = make().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):

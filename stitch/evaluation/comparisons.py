@@ -77,8 +77,11 @@ def differences(scores: dict[str, Scores], compared_with: dict[str, str]) -> lis
     for name, other in pairs:
         if name not in scores or other not in scores:
             continue
-        low, high = scores[name].interval(minus=scores[other])
-        found.append(
-            {"name": name, "minus": other, "ce": scores[name].ce - scores[other].ce, "ce_low": low, "ce_high": high}
-        )
+        found.append(difference(scores, name, other))
     return found
+
+
+def difference(scores: Mapping[str, Scores], name: str, other: str) -> dict:
+    """The paired difference of two rows in nats, with its 95 % interval."""
+    low, high = scores[name].interval(minus=scores[other])
+    return {"name": name, "minus": other, "ce": scores[name].ce - scores[other].ce, "ce_low": low, "ce_high": high}

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 import torch
 
+from stitch.activations.original import Original
 from stitch.activations.paired import Paired
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, bridged
@@ -121,7 +122,9 @@ def evaluate_all(
         "null:shuffled-matching": on.translated(*fitted.shuffles),
     }
     splice = Splice(on.a.depth, on.site_a, on.site_b)
-    own, next_byte = (None, None) if on.b.original is None else own_scores(on, progress)
+    own, next_byte = None, None
+    if isinstance(on.b.original, Original):
+        own, next_byte = own_scores(on.b.original, on.windows, on.memory, progress)
     if own is not None:
         yardsticks["ceiling:aligned"] = on.aligned()
     rows = {

@@ -92,7 +92,8 @@ class Stage:
 
         def logits(batch: Batch) -> Tensor:
             ids = batch.ids.to(self.b.device)
-            return late_logits(self.late, value.to(ids.device).expand(*ids.shape, -1), ids=ids)
+            hidden = value.to(ids.device).expand(*ids.shape, -1).contiguous()  # some families cannot read it otherwise
+            return late_logits(self.late, hidden, ids=ids)
 
         return logits
 

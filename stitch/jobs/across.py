@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from stitch.activations.in_own_tokens import alignment
 from stitch.activations.original import Original
 from stitch.composite.costs import Cost, Costs
 from stitch.config import CompleteSettings
@@ -82,6 +83,8 @@ def fit_across(
     progress: Progress | None = None,
 ) -> Across:  # fmt: skip
     """Fits the heads on the fit split and chooses one on the sweep split, whose stage is `on`. `lost` is as in `lost_bytes`."""
+    original = b.original
+    assert isinstance(original, Original)
     shop = workshop(b, windows["fit"], settings.seed, progress)
     rows = b.embedding.weight.detach()
     occurring = torch.cat([found.ids.unique() for found in windows.values()]).unique()
@@ -102,7 +105,7 @@ def fit_across(
     return Across(
         with_rows(b, rows, choice.head), tuple(choice.losses), choice.others, whole,
         {
-            **_alignment(b, windows), "lost": lost, "head": choice.name.partition(":")[2],
+            **alignment(original, windows["fit"], windows["report"]), "lost": lost, "head": choice.name.partition(":")[2],
             "heads": {name.partition(":")[2]: loss for name, loss in choice.losses.items()},
             "vocabulary": {
                 "size": shop.found.size, "shared": shop.found.shared, "special": len(shop.found.new) - shop.found.shared,
@@ -145,18 +148,3 @@ def _passages(original: Original, windows: Windows) -> list[Passage]:
         if count >= FIT:
             break
     return found
-
-
-def _alignment(b: Model, windows: Mapping[Split, Windows]) -> dict:
-    """How the tokens of both lie beside each other: the share of A's that end where one of B's does, on the fit split; bytes per
-    token of A, and tokens of B per token of A, on the report split."""
-    original = b.original
-    assert isinstance(original, Original)
-    fit, report = windows["fit"].ids, windows["report"].ids
-    sizes = original.bytes_of[report[:, 1:].flatten().long()]
-    own = sum(int(original.rewriter(window).is_text.sum()) for window in report)
-    return {
-        "coinciding": float(original.coincides(fit)[:, 1:].double().mean()),
-        "bytes_per_token": float(sizes.sum() / (sizes > 0).sum()),
-        "own_tokens_per_token": own / int((sizes > 0).sum()),
-    }

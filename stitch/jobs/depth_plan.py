@@ -45,9 +45,9 @@ def plan_depth(
     left = found[0].left if found else 1.0
     before = Depths.of("a", model, cost.flops, settings.context).before
     block = cost.flops / model.depth
-    neurons = len(weight_of(model.down(model.depth // 2)))
     bridge = Work()
     if why_not_foldable(model, 1, 0, settings.memory) is None:
+        neurons = len(weight_of(model.down(model.depth // 2)))
         fitted = tokens["fit"] + tokens["sweep"]
         bridge = counts.moments(machine, fitted, neurons, model.width, double=True)
         bridge += counts.ridge(machine, neurons, model.width) + machine.forward("a", 2 * fitted * block)

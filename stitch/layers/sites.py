@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.activations.observe import residuals
+from stitch.errors import UsageError
 from stitch.layers.moments import Moments, rotation
 from stitch.models.model import Model
 from stitch.progress import Progress
@@ -62,7 +63,7 @@ def has_final_norm(model: Model) -> bool:
     """Whether there is a norm before the head, which is where the last site is read."""
     try:
         return model.final_norm is not model.head
-    except AttributeError:
+    except (AttributeError, UsageError):
         return False
 
 

@@ -32,14 +32,6 @@ class ReadsItself(Protocol):
 
     def coincides(self, ids: Tensor) -> Tensor: ...
 
-    def read(self, ids: Tensor) -> Any: ...
-
-    @property
-    def first_bytes(self) -> Tensor: ...
-
-    @property
-    def pieces(self) -> list[bytes | None]: ...
-
     @property
     def bytes_of(self) -> Tensor: ...
 
@@ -199,7 +191,18 @@ class Model:
 
     @cached_property
     def final_norm(self) -> nn.Module:
-        return self.body.get_submodule(self.anatomy.final_norm)
+        """The module that takes the stream after the last block, which in some families is the head or a part of it.
+
+        Raises: UsageError where there is none.
+        """
+        last = self.parts[-1]
+        if last.anatomy.tested:
+            return self.body.get_submodule(self.anatomy.final_norm)
+        if last.flow["exit"] is None:
+            raise UsageError(
+                f"no module takes the stream after the last block of {self.name}: choose an earlier layer."
+            )
+        return last.net.get_submodule(last.flow["exit"])
 
     @cached_property
     def head(self) -> nn.Module:

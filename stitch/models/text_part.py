@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -21,8 +22,13 @@ from stitch.models.anatomy import ANATOMIES
 SEEING = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
 # Their rotary positions have three axes, which count alike in a text.
 THREE_AXES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+# transformers lists the causal class of these text parts under the whole model's name alone.
+UNDER_WHOLE = {"emu3_text_model": "emu3"}
 # Names in the files of a whole model, and those in a model of text.
-NAMES = {r"^(?:model\.)?language_model\.model\.": "model.", r"^(?:model\.)?language_model\.lm_head\.": "lm_head."}
+NAMES = {
+    r"^(?:model\.)?(?:language|text)_model\.model\.": "model.",
+    r"^(?:model\.)?(?:language|text)_model\.lm_head\.": "lm_head.",
+}
 NAMES |= {r"^model\.language_model\.": "model."}
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -38,7 +44,9 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig | None:
         return None
     family = THREE_AXES.get(text.model_type, text.model_type)
     known = ANATOMIES if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if family not in known:
+    if family in UNDER_WHOLE:
+        _list(family)
+    elif family not in known:
         return None
     values = {name: value for name, value in text.to_dict().items() if name != "model_type"}
     values |= {name: getattr(config, name, None) for name in SPECIAL if values.get(name) is None}
@@ -48,18 +56,27 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig | None:
     if text.model_type in THREE_AXES:
         rope = values["rope_parameters"].items()
         values["rope_parameters"] = {name: value for name, value in rope if name != "type" and "mrope" not in name}
-    values["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]]
+    values["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[UNDER_WHOLE.get(family, family)]]
     return AutoConfig.for_model(family, **values)
 
 
 def text_part(folder: Path) -> PreTrainedConfig | None:
     """As `text_config`, of the model in `folder`. None also where transformers cannot read config.json."""
     try:
-        if PreTrainedConfig.get_config_dict(folder)[0].get("model_type") not in SEEING:
+        kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+        if kind in UNDER_WHOLE:
+            _list(kind)
+        if kind not in SEEING:
             return None
         return text_config(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
     except Exception:  # of the family's config, which raises errors of any type
         return None
+
+
+def _list(family: str) -> None:
+    """Lets transformers' automatic classes load a text part by its own config."""
+    cls = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[UNDER_WHOLE[family]])
+    AutoModelForCausalLM.register(cls.config_class, cls, exist_ok=True)
 
 
 def text_note(folder: Path) -> str | None:

@@ -22,6 +22,35 @@ def across_tokenizers(report: dict, described: dict) -> dict:
     }
 
 
+def eval_notes(report: dict) -> list[str]:
+    """Sentences for below the table of `eval --against`; none where both models read the same tokens."""
+    if not (found := report.get("across")):
+        return []
+    model, against = report["models"]["a"], report["models"]["b"]
+    return [
+        f"{model} and {against} read different tokens. Row against is {against} in its own tokens, on the same bytes; CE is in "
+        f"nats per token of {model} in both rows. Predictions of special tokens do not count.",
+        f"{found['coinciding']:.1%} of the tokens of {model} end where one of {against} does: there KL compares what both say of "
+        f"the next byte, and top-1 their likeliest tokens, as far as both reach. {against} reads "
+        f"{found['own_tokens_per_token']:.2f} tokens for one of {model}, which has {found['bytes_per_token']:.2f} bytes. Its "
+        f"tokenizer loses {found['lost']:.2%} of the bytes.",
+    ]
+
+
+def differences(report: dict) -> list[str]:
+    """The paired differences, each as a sentence, in bits per byte too across tokenizers."""
+    return [
+        f"{one['name']} − {one['minus']}: {one['ce']:+.3f} nats ({one['ce_low']:+.3f} to {one['ce_high']:+.3f}, paired)"
+        + (
+            f"; {one['bpb']:+.3f} bits per byte ({one['bpb_low']:+.3f} to {one['bpb_high']:+.3f})"
+            if "bpb" in one
+            else ""
+        )
+        + "."
+        for one in report.get("differences", [])
+    ]
+
+
 def notes(report: dict) -> list[str]:
     """Sentences for below the table; none where both models read the same tokens."""
     if not (found := report.get("across")):

@@ -102,11 +102,7 @@ def footnotes(report: dict) -> list[str]:
             f"~: scored on the first {min(stopped):,} tokens or more, until certain to be worse than the composite, and carried "
             "over to all text by regression on it."
         )
-    for item in report.get("differences", []):
-        lines.append(
-            f"{item['name']} − {item['minus']}: {item['ce']:+.3f} nats ({item['ce_low']:+.3f} to {item['ce_high']:+.3f}, paired)."
-        )
-    return lines
+    return [*lines, *across.differences(report)]
 
 
 def model_card(report: dict) -> ModelCard:

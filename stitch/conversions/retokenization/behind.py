@@ -34,7 +34,7 @@ def behind(model: Model, other: Model) -> Model:
         raise UsageError(f"both tokenizers must share some tokens; those of {model.name} and {other.name} share none.")
     rows, _ = clipped(mean_of_pieces(model.embedding.weight.detach(), found), model.embedding.weight, found)
     head, _ = clipped(mean_of_pieces(head_of(model), found), head_of(model), found)
-    return with_rows(replace(model, original=Original(model, Rewriter(new, own))), rows, head)
+    return with_rows(replace(model, original=Original.of(model, Rewriter(new, own))), rows, head)
 
 
 def reading(model: Model, other: Model) -> Model:
