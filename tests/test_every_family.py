@@ -22,6 +22,7 @@ from jobs import write_text
 from stitch.circuits.find import choose_circuit
 from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose, late_half, late_logits
+from stitch.composite.cuts import can_be_cut, require_exact
 from stitch.composite.exact import inexact, require_renumbered
 from stitch.composite.native import require_stored
 from stitch.conversions.ngrams.assemble import build_composite, table_scale
@@ -94,8 +95,11 @@ def test_the_parts_of_a_composite_of_families_found_by_looking_are_known(tmp_pat
     model = saved("bloom", tmp_path / "whole")
     joined = compose(model, model, 3, 2, identity(model, 3))
     write_checkpoint(tmp_path / "joined", joined.config, model.folder, model.folder, identity(model, 3), loaded={})
-    parts = load(tmp_path / "joined").parts
-    assert [(part.anatomy.family, len(part.blocks)) for part in parts] == [("bloom", 3), ("bloom", 4)]
+    again = load(tmp_path / "joined")
+    assert [(part.anatomy.family, len(part.blocks)) for part in again.parts] == [("bloom", 3), ("bloom", 4)]
+    for site in (3, 5, 7):  # as the first part of another composite
+        require_exact(again, site, first=True)
+        assert can_be_cut(again, site)
 
 
 @torch.no_grad()
