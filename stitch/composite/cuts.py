@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from stitch.composite.compose import Streams, streams_from
 from stitch.composite.exact import TOKENS, Answers, answers, inexact, inexact_before, is_known
 from stitch.errors import UsageError
-from stitch.modeling.modeling_composite import StitchConfig
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
 
@@ -43,8 +42,8 @@ def require_exact_everywhere(model: Model) -> None:
 
 
 def can_be_cut(model: Model, site: int) -> bool:
-    """Whether the blocks from `site` on may run alone, as those of a second part do. In a composite they already do."""
-    return is_known(model) or isinstance(model.config, StitchConfig) or inexact(model, site) is None
+    """Whether the blocks from `site` on may run alone, as those of a second part do."""
+    return is_known(model) or inexact(model, site) is None
 
 
 def exact_streams_from(model: Model, start: int) -> Streams | None:
@@ -53,9 +52,7 @@ def exact_streams_from(model: Model, start: int) -> Streams | None:
 
 
 def _why_not(model: Model, site: int, first: bool, own: Answers) -> str | None:
-    """In what way a cut at `site` changes the model, in words; None where it does not. A composite is always a first part."""
-    if isinstance(model.config, StitchConfig):
-        return inexact_before(model, site)
+    """In what way a cut at `site` changes the model, in words; None where it does not."""
     different = inexact(model, site, own)
     return inexact_before(model, site) if different and first else different
 
