@@ -165,8 +165,8 @@ def test_commands_do_with_a_family_what_is_written_in_the_table(kind, desk):
 
 
 def test_commands_refuse_a_family_or_serve_it():
-    """Only code of families themselves fails: xLSTM's on the texts that `convert consolidate` reads, and MiniMax's, which takes no
-    cache but its own, in a chain."""
+    """Only code of families themselves fails: xLSTM's on the texts that `convert consolidate` reads, and in a chain MiniMax's,
+    which takes no cache but its own."""
     failed = {(kind, name) for kind in TRIED for name, done in RECORDED[kind]["commands"].items() if done == "fails"}
     assert failed == {("xlstm", "consolidate"), ("minimax", "chain")}
 
