@@ -24,12 +24,14 @@ LENGTH = dict(tokens=4096, context=32, device="cpu")
 
 
 def stop_at(stage: str, count: int = 1) -> Progress:
-    """Interrupts at a call whose stage starts like this."""
-    left = [count]
+    """Interrupts where a stage whose name starts like this begins for the time `count`."""
+    left, last = count, ""
 
     def progress(name: str, done: int, total: int) -> None:
-        left[0] -= name.startswith(stage)
-        if left[0] == 0:
+        nonlocal left, last
+        left -= name.startswith(stage) and not last.startswith(stage)
+        last = name
+        if left == 0:
             raise KeyboardInterrupt
 
     return progress
