@@ -120,7 +120,7 @@ def bridged(model: Model, splice: Splice, bridge: Bridge) -> Model:
         written.register_forward_hook(_times(matrix.to(spliced.device, spliced.dtype)))
     if bridge.patch is not None:
         patch = bridge.patch.to(spliced.device, spliced.dtype)
-        entered = [*spliced.blocks, spliced.final_norm][splice.seam]
+        entered = spliced.blocks[splice.seam] if splice.seam < spliced.depth else spliced.final_norm
         entered.register_forward_pre_hook(lambda module, args, kwargs: _patched(args, kwargs, patch), with_kwargs=True)
     return spliced
 

@@ -72,7 +72,7 @@ def _after_cached_bos(model: Model, site: int, tokens: Int64[Tensor, " n"], cach
 
 def _stream(model: Model, site: int, ids: Int64[Tensor, "n seq"], cache: Any) -> Float[Tensor, "n seq d"]:
     """The stream entering block `site`, computed with a cache, to which the blocks before it are added."""
-    module = [*model.blocks, model.final_norm][site]
+    module = model.blocks[site] if site < model.depth else model.final_norm
     given = {"input_ids": ids, "past_key_values": cache}
     return module_inputs(model.net, {site: module}, argument=model.stream_argument, use_cache=True, **given)[site]
 
