@@ -34,6 +34,7 @@ class MineConfig(PreTrainedConfig):
     model_type = "mine"
 
     def __init__(self, vocab_size={tiny.VOCABULARY}, hidden_size=24, num_hidden_layers=4, **kwargs):
+        self.tie_word_embeddings = False
         self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
         self.num_attention_heads, self.max_position_embeddings = 1, 64
         super().__init__(**{{"bos_token_id": {tiny.BOS}, "eos_token_id": {tiny.BOS}, **kwargs}})

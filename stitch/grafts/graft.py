@@ -12,6 +12,7 @@ import torch
 from stitch.circuits.behaviours import Prompts
 from stitch.circuits.circuit_file import read_arrangement
 from stitch.circuits.find import ChosenCircuit, choose_circuit
+from stitch.composite.donor_code import save_net
 from stitch.errors import UsageError
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
@@ -332,7 +333,7 @@ def _load(
 def _save(host: Model, donor: Model, folder: Path, report: dict) -> None:
     """Writes a stock checkpoint with the donor's tokenizer, and report, page and model card beside it."""
     folder.mkdir()
-    host.net.save_pretrained(folder)
+    save_net(host.net, folder)
     copy_tokenizer(donor.folder, folder)
     (folder / "graft.json").write_text(json.dumps(report, indent=2) + "\n")
     page = graft_page(report, plan_tables(report), plan_notes(report), result_tables(report), result_notes(report))
