@@ -1,8 +1,8 @@
 """Code of models that are no part of transformers, as files of what is made from them, which then loads where nobody else has it.
 
 transformers copies the file that `auto_map` names, and files that it and these import with a dot in front, from one folder, and
-knows them by name. A stock model has the files of one model, under the names that they had. A composite can have those of several,
-so they get a name that no other model's have: `donor_`, a hash of all of them, and their own.
+knows them by name. In a stock model they keep their names. A composite can have those of several models, so there they get a name
+that no other model's have: `donor_`, a hash of all of them, and their own.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """A model that leaves out or repeats some of its blocks, as a standard checkpoint of its family.
 
-It loads without this package's code; that of a family of the donor's own is copied. Tensors are copied by byte range from the donor's safetensors files, with blocks
-renumbered; only changed weights are new.
+It loads without this package's code; that of a family of one's own is copied. Tensors are copied by byte range from the donor's
+safetensors files, with blocks renumbered; only changed weights are new.
 """
 
 import copy

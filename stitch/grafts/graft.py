@@ -317,7 +317,7 @@ def _load(
     name: str, role: str, *, device: torch.device, trust_remote_code: bool, progress: Progress | None
 ) -> tuple[Model, Source]:
     """A donor or a trained host in fp32. Raises UsageError for a model whose weights cannot be read or written head by head."""
-    source = resolve(name, progress=progress)
+    source = resolve(name, trust_remote_code=trust_remote_code, progress=progress)
     model = load(
         source.folder, name=name, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code, progress=progress
     )  # fmt: skip

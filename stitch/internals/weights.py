@@ -101,7 +101,8 @@ def check(model: Model, role: str, families: tuple[str, ...] = (*FAMILIES, ONE_K
         )
     if is_foreign(type(config)):
         raise UsageError(
-            f"{role} must have the code of transformers; {model.name} is a {config.model_type} with code of its own: choose another."
+            f"{role} must have the code of transformers; {model.name} is a {config.model_type} with code of its own: "
+            "choose another."
         )
     if not getattr(config, "multi_query", True):
         raise UsageError(

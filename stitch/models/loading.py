@@ -62,7 +62,8 @@ def load(
             f"the weights of {name} must be those of a whole causal model; {len(missing)} tensors are missing, {missing[0]} "
             "first: download it again, or choose one with such a head."
         )
-    if is_foreign(type(net)) and not is_foreign(type(net.config)):  # what is made from its config would be another model
+    of_others = {role: is_foreign(type(one)) for role, one in (("net", net), ("config", net.config))}
+    if of_others == {"net": True, "config": False}:  # what is made from its config would be another model
         raise UsageError(
             f"code that comes with a model must have a class for its config too; {name} has {type(net).__name__} alone, and the "
             f"{type(net.config).__name__} of transformers: add one that is derived from it, and name it in `auto_map`."
