@@ -275,7 +275,7 @@ def test_a_donor_that_transformers_knows_brings_no_code(tmp_path):
 @torch.no_grad()
 def test_whatever_is_made_of_such_a_model_loads_where_nobody_else_has_it(tmp_path):
     """By `join --native` and by conversions: stock models, a composite in memory, and a recurrent model."""
-    model = load(llama_of_ones_own(tmp_path / "own"), trust_remote_code=True)
+    model: Any = load(llama_of_ones_own(tmp_path / "own"), trust_remote_code=True)
     plain = load(tiny.save(tmp_path / "llama", "llama"))
     order = [0, 1, 3]
     write_native(tmp_path / "native", model, order, {})

@@ -66,7 +66,8 @@ def _code_of(model: PreTrainedConfig, *, is_part: bool) -> dict[str, bytes]:
 def _classes(model: PreTrainedConfig, named: Any) -> list[type]:
     """The classes of config and model. A composite that was loaded has those of its parts."""
     own = [CLASSES[name] for name in code_of_donor(named) if name in CLASSES]
-    return own or [type(model), MODEL_FOR_CAUSAL_LM_MAPPING[type(model)]]
+    net: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model), None)
+    return own or ([type(model), net] if net else [])
 
 
 def _can_go(one: type) -> bool:

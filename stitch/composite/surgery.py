@@ -103,7 +103,8 @@ def parameters_of(spliced: Model, bridge: Bridge) -> dict[str, Tensor]:
             rows, found[f"{path}.bias"] = rows[:-1], rows[-1].clone()
         found[f"{path}.weight"] = (rows.T if isinstance(down, nn.Linear) else rows).contiguous()
     for block, gain in bridge.gains.items():
-        path = dotted(spliced.anatomy.body, spliced.anatomy.blocks, str(block), spliced.anatomy.mlp_out_norm, "weight")
+        norm = spliced.anatomy.mlp_out_norm or ""
+        path = dotted(spliced.anatomy.body, spliced.anatomy.blocks, str(block), norm, "weight")
         weight, own = spliced.net.get_parameter(path), gain_of(spliced, block)
         assert own is not None, "only families with a norm after the MLP have gains"
         found[path] = weight.detach() + (gain - own).to(weight.device, weight.dtype)
