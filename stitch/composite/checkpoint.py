@@ -81,7 +81,7 @@ def write_checkpoint(
         tensors[f"translation.{name}"] = Held(tensor)
     config = copy.deepcopy(config)
     set_dtype(config, model_dtype)
-    of_donors = carry(config, loaded or {})
+    of_donors = carry(config)
 
     def fill(folder: Path) -> None:
         write_shards(folder, tensors, max_shard_bytes, progress)

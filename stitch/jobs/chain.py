@@ -157,7 +157,9 @@ def load_all(
     Raises: UsageError for a composite as another part than the first, and for a tokenizer that shares no token with the first.
     """
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
-    sources = resolve_all([part.model for part in parts], progress=progress)
+    sources = resolve_all(
+        [part.model for part in parts], trust_remote_code=settings.trust_remote_code, progress=progress
+    )
     found: dict[Path, Model] = {}
     for source in sources:
         if (place := source.folder.resolve()) not in found:

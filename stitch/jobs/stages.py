@@ -70,7 +70,9 @@ def load_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[
 def load_any_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
     """The same of models whose tokenizers may differ. Raises: UsageError when the second is a composite."""
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
-    sources = dict(zip("ab", resolve_all([settings.model_a, settings.model_b], progress=progress), strict=True))
+    both = [settings.model_a, settings.model_b]
+    found = resolve_all(both, trust_remote_code=settings.trust_remote_code, progress=progress)
+    sources = dict(zip("ab", found, strict=True))
     arguments = {
         "dtype": dtype,
         "device": device,

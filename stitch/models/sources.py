@@ -47,26 +47,31 @@ class Source:
 LENT: Lent[Source] = Lent("lent models")
 
 
-def resolve(source: str, *, for_tokenizer: bool = False, progress: Progress | None = None) -> Source:
+def resolve(
+    source: str, *, for_tokenizer: bool = False, trust_remote_code: bool = False, progress: Progress | None = None
+) -> Source:
     """The model named `source`, on local disk and with intact, plain safetensors weights.
 
-    `for_tokenizer`: only its tokenizer will be used, so it need be no decoder.
+    `for_tokenizer`: only its tokenizer will be used, so it need be no decoder. `trust_remote_code`: code that it brings is
+    downloaded too; nothing of it is run here.
     Raises: UsageError when there is no such path or demo, the model is no decoder, or its weights are pickled or quantised in a
     way that is not undone here; StitchError when a file is damaged, a package is missing or the download fails.
     """
     look_ahead(source, for_tokenizer=for_tokenizer)
-    return _resolved(source, for_tokenizer, progress)
+    return _resolved(source, for_tokenizer, trust_remote_code, progress)
 
 
-def resolve_all(sources: Sequence[str], *, progress: Progress | None = None) -> list[Source]:
+def resolve_all(
+    sources: Sequence[str], *, trust_remote_code: bool = False, progress: Progress | None = None
+) -> list[Source]:
     """As `resolve` for each. All are looked at before the first is downloaded."""
     for source in dict.fromkeys(sources):
         look_ahead(source)
-    return [_resolved(source, False, progress) for source in sources]
+    return [_resolved(source, False, trust_remote_code, progress) for source in sources]
 
 
-def _resolved(source: str, for_tokenizer: bool, progress: Progress | None) -> Source:
-    found = _locate(source, progress)
+def _resolved(source: str, for_tokenizer: bool, code: bool, progress: Progress | None) -> Source:
+    found = _locate(source, code, progress)
     config = read_config(found.folder, found.name)
     require_usable(found.folder, config, found.name, for_tokenizer)
     check_model_folder(found.folder, found.name)
@@ -127,7 +132,7 @@ def _hub_name(source: str) -> re.Match | None:
     return HUB_NAME.fullmatch(source)
 
 
-def _locate(source: str, progress: Progress | None) -> Source:
+def _locate(source: str, code: bool, progress: Progress | None) -> Source:
     if (lent := LENT.get(source)) is not None:
         return lent
     if source in PACKAGED:
@@ -135,7 +140,7 @@ def _locate(source: str, progress: Progress | None) -> Source:
     if (name := _hub_name(source)) is not None:
         from stitch.models import hub
 
-        folder, commit = hub.download(name["repo"], name["revision"], progress=progress)
+        folder, commit = hub.download(name["repo"], name["revision"], code=code, progress=progress)
         return Source(source, folder, commit, "hub")
     place = _place(source)
     if place.is_file():

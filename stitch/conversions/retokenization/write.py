@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from stitch.composite.compose import share
+from stitch.composite.donor_code import save_net
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of, logits, scale, softcap
 from stitch.conversions.retokenization.streams import final
@@ -110,9 +111,9 @@ def _parameter(values: torch.Tensor, model: Model) -> nn.Parameter:
 
 
 def write(net: PreTrainedModel, tokenizer: Path, folder: Path, files: dict[str, bytes]) -> None:
-    """Weights, config, the files of the tokenizer in the folder `tokenizer`, and `files`."""
+    """Weights, config and the code that these need, the files of the tokenizer in the folder `tokenizer`, and `files`."""
     folder.mkdir(parents=True, exist_ok=True)
-    net.save_pretrained(folder)
+    save_net(net, folder)
     copy_tokenizer(tokenizer, folder)
     for name, content in files.items():
         (folder / name).write_bytes(content)
