@@ -25,6 +25,7 @@ from stitch.composite.compose import compose, late_half, late_logits
 from stitch.composite.cuts import can_be_cut, require_exact
 from stitch.composite.exact import inexact, require_renumbered
 from stitch.composite.native import require_stored
+from stitch.composite.surgery import why_not_foldable
 from stitch.conversions.ngrams.assemble import build_composite, table_scale
 from stitch.conversions.recurrence.forms import check_convertible
 from stitch.conversions.retokenization import scoring
@@ -116,6 +117,12 @@ def test_blocks_that_depend_on_their_number_are_not_renumbered(tmp_path):
     require_renumbered(saved("qwen3_moe", tmp_path / "all"))
     with pytest.raises(UsageError, match=r"cannot be renumbered: .* Join it without `native`"):
         require_renumbered(saved("jamba", tmp_path / "some"))
+
+
+def test_a_last_block_with_weights_that_others_lack_is_not_removed(tmp_path):
+    model = saved("gpt_neox_japanese", tmp_path)
+    assert "has no dense_bias" in str(why_not_foldable(model, 4, 6, 2**30))
+    assert why_not_foldable(model, 3, 5, 2**30) is None
 
 
 def test_a_model_without_a_chain_of_blocks_is_refused(tmp_path):

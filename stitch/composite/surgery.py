@@ -61,6 +61,7 @@ def why_not_foldable(model: Model, early: int, late: int, memory: int) -> str | 
         )
     try:
         require_renumbered(model)
+        with_blocks(model, Splice(model.depth, early, late).order)  # its last block may have weights that others lack
         neurons = len(weight_of(model.down(early - 1)))
     except UsageError as cannot:
         return str(cannot)
