@@ -1,15 +1,54 @@
 """At which layers a model can be cut, and the refusal of all others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
 
 from stitch.composite.compose import Streams, streams_from
-from stitch.composite.exact import TOKENS, Answers, answers, inexact, inexact_before, is_known
+from stitch.composite.exact import TOKENS, WHOLE, Answers, answers, inexact, inexact_before, is_known
 from stitch.errors import UsageError
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
+from stitch.models.pico import small_model
 
 FLOPS = 2e12  # of a search for other layers: about half a minute on two cores
 LEAST = 6  # layers that are tried at any cost
+TRIED = "This was tried on a small copy of the model, made from its config.json, before its weights are read."
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Of one model: at layer `site`, or at every layer where that is None; `first` as in `require_exact`."""
+
+    site: int | None
+    first: bool = False
+
+
+def require_exact_small(folder: Path, name: str, cuts: Iterable[Cut], trust_remote_code: bool = False) -> None:
+    """As `require_exact` for each of the cuts, of a small copy of the model whose config.json is in `folder`.
+
+    A model of which no small copy can be made, or one without finite logits, is not refused: the model itself will be tried.
+    """
+    asked = dict.fromkeys(cuts)
+    try:
+        model = small_model(folder, name, trust_remote_code) if asked else None
+        if model is None or not _is_finite(answers(model, model.net)):
+            return
+        for cut in asked:
+            if cut.site is None:
+                require_exact_everywhere(model)
+            elif cut.site in range(model.depth + 1):  # others are refused in any case
+                require_exact(model, cut.site, first=cut.first)
+    except UsageError as error:
+        raise UsageError(f"{error} {TRIED}") from error
+
+
+def _is_finite(own: Answers) -> bool:
+    """Whether a network read a whole text, and all of its logits are numbers."""
+    tensors = [one for one in own.values() if isinstance(one, Tensor)]
+    return isinstance(own[WHOLE], Tensor) and all(bool(one.isfinite().all()) for one in tensors)
 
 
 def require_exact(model: Model, site: int, *, first: bool = False) -> None:
