@@ -25,13 +25,13 @@ from stitch.models.pico import small_config, small_model
 
 # ruff: noqa: F811 (an imported fixture is also the name of an argument)
 
-BLOCKS = 12
+BLOCKS = 6
 SHARING = dict(
     vocab_size=20_000, vocab_size_per_layer_input=20_000, hidden_size=640, intermediate_size=2048, num_attention_heads=8,
-    num_key_value_heads=2, head_dim=64, global_head_dim=128, num_hidden_layers=BLOCKS, num_kv_shared_layers=4,
+    num_key_value_heads=2, head_dim=64, global_head_dim=128, num_hidden_layers=BLOCKS, num_kv_shared_layers=2,
     hidden_size_per_layer_input=128, layer_types=["sliding_attention", "full_attention"] * (BLOCKS // 2),
 )  # fmt: skip
-"""A Gemma 4 whose last four blocks read the keys of blocks 6 and 7."""
+"""A Gemma 4 whose last two blocks read the keys of blocks 2 and 3."""
 REPEATING = dict(
     vocab_size=20_000, hidden_size=512, intermediate_size=1024, num_hidden_layers=BLOCKS, num_attention_heads=8,
     num_key_value_heads=8, n_mamba_heads=16, mamba_headdim=64, layers_block_type=["mamba", "hybrid"] * (BLOCKS // 2),
@@ -77,10 +77,10 @@ def weights_asked_for(hub) -> list[str]:
 @pytest.mark.parametrize(
     ("kind", "layer_b", "told"),
     [
-        ("gemma4_text", 9, "user/second (gemma4_text) does not at layer 9: a whole text fails (KeyError: 'full_attention'). "
-         "It does at layers 0 to 6 and 12: choose one of these, or another model."),
-        ("gemma4_text", None, "(gemma4_text) does not at layer 9: "),  # at the same share of its depth
-        ("zamba2", 6, "(zamba2) does not at layer 6: its halves cannot be made"),
+        ("gemma4_text", 3, "user/second (gemma4_text) does not at layer 3: a whole text fails (KeyError: 'sliding_attention'). "
+         "It does at layers 0 to 2 and 6: choose one of these, or another model."),
+        ("gemma4_text", None, "(gemma4_text) does not at layer 3: "),  # at the same share of its depth
+        ("zamba2", 3, "(zamba2) does not at layer 3: its halves cannot be made"),
     ],
 )  # fmt: skip
 def test_no_weights_are_downloaded_of_a_model_that_cannot_be_cut_there(kind, layer_b, told, hub, tmp_path):
@@ -88,7 +88,7 @@ def test_no_weights_are_downloaded_of_a_model_that_cannot_be_cut_there(kind, lay
     first = CONFIG_MAPPING["llama"](**small).to_json_string().encode()
     for name, config in (("first", first), ("second", described(kind))):
         hub.add(f"user/{name}", {"config.json": config, "model.safetensors": bytes(300_000), "tokenizer.json": b"{}"})
-    asked = settings(Path("user/first"), Path("user/second"), tmp_path / "no text", layer=3, layer_b=layer_b)
+    asked = settings(Path("user/first"), Path("user/second"), tmp_path / "no text", layer=2, layer_b=layer_b)
     said = refusal(stitch, asked, tmp_path / "out")
     assert told in said and said.endswith(TRIED)
     assert weights_asked_for(hub) == [] and not (tmp_path / "out").exists()
@@ -115,9 +115,7 @@ def use_join_native(folders: dict[str, Path], kind: str, layer: int) -> None:
 
 
 def use_chain(folders: dict[str, Path], kind: str, layer: int) -> None:
-    chain(
-        [Part(str(folders["llama"]), 0, 1), Part(str(folders[kind]), layer, 11), Part(str(folders["llama"]), 1, None)]
-    )
+    chain([Part(str(folders["llama"]), 0, 1), Part(str(folders[kind]), layer, 5), Part(str(folders["llama"]), 1, None)])
 
 
 def use_transfer(folders: dict[str, Path], kind: str, layer: int) -> None:
@@ -130,13 +128,13 @@ def use_sweep(folders: dict[str, Path], kind: str, _layer: int) -> None:
 
 @pytest.mark.parametrize("use", [use_join, use_join_native, use_chain, use_transfer, use_sweep])
 def test_every_command_that_cuts_a_model_tries_a_small_copy_first(use, folders):
-    said = refusal(use, folders, "gemma4_text", 9)
+    said = refusal(use, folders, "gemma4_text", 3)
     assert "(gemma4_text) does not" in said and said.endswith(TRIED)
-    assert UNREAD in refusal(use, folders, "qwen3_moe", 9, kind=StitchError)
+    assert UNREAD in refusal(use, folders, "qwen3_moe", 3, kind=StitchError)
 
 
 def test_a_small_copy_as_a_first_part_needs_the_blocks_before_the_cut_alone(folders, tmp_path):
-    asked = settings(folders["gemma4_text"], folders["llama"], tmp_path / "no text", layer=9, layer_b=1)
+    asked = settings(folders["gemma4_text"], folders["llama"], tmp_path / "no text", layer=3, layer_b=1)
     assert UNREAD in refusal(stitch, asked, kind=StitchError)
 
 
@@ -157,6 +155,13 @@ def test_a_small_copy_has_the_blocks_of_the_model_and_its_ratios(kind):
 def test_families_that_are_known_by_name_and_composites_are_not_tried(folders, tmp_path):
     assert small_model(folders["llama"], "llama") is None
     assert small_model(folder_of(b'{"model_type": "stitch"}', tmp_path), "composite") is None
+
+
+def test_so_many_blocks_that_the_copy_would_take_long_are_not_built(tmp_path, monkeypatch):
+    """This comes before config.json is compared with the weights."""
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", lambda *_, **__: pytest.fail("built"))
+    config = CONFIG_MAPPING["qwen3_moe"](**{**MIXTURE, "num_hidden_layers": 10_000})
+    assert small_model(folder_of(config.to_json_string().encode(), tmp_path), "deep") is None
 
 
 def nothing_said(folders, kind: str, site: int) -> None:
@@ -197,7 +202,7 @@ EXACT = {
     )
     if line["outcome"] == "exact"
 }
-QUICK = ("deepseek_v3", "gpt_oss", "granitemoehybrid", "qwen3_next")
+QUICK = ("gpt_oss",)
 
 
 @pytest.mark.parametrize(

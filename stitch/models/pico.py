@@ -25,7 +25,8 @@ from stitch.models.model import Model
 from stitch.models.text_part import text_part
 
 OURS = (StitchConfig.model_type, RecurrentConfig.model_type)
-LARGEST = 1e8  # parameters of a small copy
+LARGEST = 1e8  # parameters and other values of a small copy
+DEEPEST = 256  # blocks
 WIDTH = 16  # that a stream has at least
 HEADS = 4  # of attention or of a state space model that a block has at least, of some kind
 DIMENSIONS = (8, 4, 2)  # that a head has at least: what is tried, one after the other
@@ -39,6 +40,7 @@ EXPERTS, CHOSEN = 4, 2  # in a mixture and of those that run, at most
 NAMES = {
     kind: re.compile(pattern)
     for kind, pattern in {
+        "blocks": r"(layers|n_layer|depth)$",
         "dimensions": r"(head_?dim|dim_head|d_head|head_size|rotary_dim|d_kv|kv_channels)$",
         "heads": r"(heads?|heads_per_layer|n_?groups|o_groups|num_query_groups)$",
         "widths": (
@@ -102,9 +104,11 @@ def _net(config: PreTrainedConfig) -> PreTrainedModel | None:
     for least in DIMENSIONS:
         try:
             small = small_config(config, least)
+            if max(_sizes(small.to_dict(), "blocks"), default=0) > DEEPEST:
+                return None
             with torch.device("meta"):
                 empty = AutoModelForCausalLM.from_config(small)
-            if sum(parameter.numel() for parameter in empty.parameters()) > LARGEST:
+            if sum(one.numel() for one in [*empty.parameters(), *empty.buffers()]) > LARGEST:
                 continue
             net = drawn(lambda small=small: AutoModelForCausalLM.from_config(small, dtype=torch.float32))
             read = net(input_ids=torch.arange(2, 8)[None], use_cache=False).logits
@@ -220,7 +224,7 @@ class _Shrink:
             return size if size < TOKENS else 1
         if kind == "experts":
             return min(size, self.groups * max(2, EXPERTS // self.groups))
-        if (kind == "positions" and self.extends) or kind == "groups":
+        if kind in ("blocks", "groups") or (kind == "positions" and self.extends):
             return size
         most = {"free": FREE, "vocabulary": TOKENS, "positions": POSITIONS, "chunks": CHUNK, "chosen": CHOSEN}
         return min(size, most[kind])
