@@ -34,13 +34,13 @@ def require_exact_small(folder: Path, name: str, cuts: Iterable[Cut], trust_remo
     asked = dict.fromkeys(cuts)
     try:
         model = small_model(folder, name, trust_remote_code) if asked else None
-        if model is None or not _is_finite(answers(model, model.net)):
+        if model is None or not _is_finite(own := answers(model, model.net)):
             return
         for cut in asked:
             if cut.site is None:
-                require_exact_everywhere(model)
+                require_exact_everywhere(model, own)
             elif cut.site in range(model.depth + 1):  # others are refused in any case
-                require_exact(model, cut.site, first=cut.first)
+                require_exact(model, cut.site, first=cut.first, own=own)
     except UsageError as error:
         raise UsageError(f"{error} {TRIED}") from error
 
@@ -51,15 +51,15 @@ def _is_finite(own: Answers) -> bool:
     return isinstance(own[WHOLE], Tensor) and all(bool(one.isfinite().all()) for one in tensors)
 
 
-def require_exact(model: Model, site: int, *, first: bool = False) -> None:
+def require_exact(model: Model, site: int, *, first: bool = False, own: Answers | None = None) -> None:
     """Raises UsageError where the model joined to itself at `site` has other logits than before, with layers where it has not.
 
     As the `first` part of a composite it may be cut where the blocks before the cut give the same stream without those after it.
-    Families that tests have tried, and composites of them, are not tried again.
+    Families that tests have tried, and composites of them, are not tried again. `own` are the model's `answers`, where known.
     """
     if is_known(model):
         return
-    own = answers(model, model.net)
+    own = own or answers(model, model.net)
     if different := _why_not(model, site, first, own):
         raise UsageError(
             f"a model must stay the same when it is cut and joined to itself; {model.name} ({model.config.model_type}) does not "
@@ -67,11 +67,11 @@ def require_exact(model: Model, site: int, *, first: bool = False) -> None:
         )
 
 
-def require_exact_everywhere(model: Model) -> None:
+def require_exact_everywhere(model: Model, own: Answers | None = None) -> None:
     """Raises UsageError where the model joined to itself has other logits than before at some layer."""
     if is_known(model):
         return
-    own = answers(model, model.net)
+    own = own or answers(model, model.net)
     found = {site: why for site in range(model.depth + 1) if (why := inexact(model, site, own))}
     if found:
         raise UsageError(

@@ -143,7 +143,8 @@ def small_config(config: PreTrainedConfig, least: int) -> PreTrainedConfig:
         text.get(decoder.attribute_map.get(name, name)) for name in ("hidden_size", "num_attention_heads", "head_dim")
     )
     heads, found = [*_sizes(text, "heads")], [*_sizes(text, "dimensions")]
-    if dimensions is None and isinstance(width, int) and isinstance(count, int) and count and not width % count:
+    count = count or max(heads, default=None)
+    if dimensions is None and isinstance(width, int) and isinstance(count, int) and not width % count:
         found.append(width // count)
     shrink = _Shrink(text, width or WIDTH, *_factors(heads, found, width or WIDTH, least), min(4, least))
     return type(config).from_dict(
