@@ -71,6 +71,7 @@ OWN: dict[str, dict] = {
         "pronunciation_vocab_size": 64, "shape_vocab_size": 64, "shape_embed_dim": 16, "pronunciation_embed_dim": 16,
     },
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * HALF_AND_HALF, "hybrid_layer_ids": [1, 3, 5]},
+    "zamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip

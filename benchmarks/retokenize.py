@@ -8,7 +8,8 @@ is what `python -c "from stitch.models.sources import resolve; print(resolve('sm
     mergekit-tokensurgeon MODEL DONOR OUT --approximation-method omp --k 64
     python benchmarks/retokenize.py … --surgeon 64=OUT
 
-That adds a line on how near the rows of both are, and another with its loss on the same documents.
+That adds a line on how near the rows of both are, and another with its loss on the same documents. A model that it made in
+another way is scored by `--other NAME=OUT`.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def lines(given: argparse.Namespace) -> Iterator[dict]:
         report = retokenize(given.model, out, **asked(given))
         seconds = round(time.perf_counter() - began, 1)
         yield {"benchmark": "retokenize", "seed": given.seed, **{key: report[key] for key in KEPT}, "seconds": seconds}
-        if given.surgeon:
+        if given.surgeon or given.other:
             yield {"benchmark": "retokenize_surgeon", "model": given.model, "results": on_the_same(given, out)}
 
 
@@ -66,11 +67,11 @@ def on_the_same(given: argparse.Namespace, out: Path) -> list[dict]:
         return score(model, model.embedding.weight.detach(), {"": head_of(model)}, documents, bos)[""]
 
     ours, results = of(out), []
-    for terms, folder in given.surgeon:
+    for name, folder in [*((f"omp-{terms}", folder) for terms, folder in given.surgeon), *given.other]:
         theirs = of(folder)
         (low, high), (less, more) = theirs.interval(), ours.interval(minus=theirs)
         results.append({
-            "name": f"tokensurgeon, omp-{terms}", "bpb": theirs.ce, "bpb_low": low, "bpb_high": high,
+            "name": f"tokensurgeon, {name}", "bpb": theirs.ce, "bpb_low": low, "bpb_high": high,
             "minus": ours.ce - theirs.ce, "minus_low": less, "minus_high": more, "converted": ours.ce,
         })  # fmt: skip
     return results
@@ -91,6 +92,11 @@ def beside_tokensurgeon(given: argparse.Namespace, terms: int, folder: Path) -> 
     }  # fmt: skip
 
 
+def named_folder(text: str) -> tuple[str, Path]:
+    name, _, folder = text.rpartition("=")
+    return name, Path(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
@@ -101,8 +107,10 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--surgeon", action="append", default=[], metavar="K=FOLDER")
+    parser.add_argument("--other", action="append", default=[], metavar="NAME=FOLDER")
     given = parser.parse_args()
-    given.surgeon = [(int(terms), Path(folder)) for terms, _, folder in (one.partition("=") for one in given.surgeon)]
+    given.surgeon = [(int(terms), folder) for terms, folder in map(named_folder, given.surgeon)]
+    given.other = [named_folder(one) for one in given.other]
     for line in lines(given):
         print(json.dumps(line), flush=True)
     for terms, folder in given.surgeon:

@@ -1,9 +1,11 @@
 """Two models that read different tokens: streams at bytes where both end, a head for A's tokens, and losses on the same bytes."""
 
 import json
-from math import log
+from dataclasses import replace
+from math import isfinite, log
 from pathlib import Path
 
+import _families
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -20,7 +22,8 @@ from stitch.activations.paired import pair
 from stitch.composite.compose import compose
 from stitch.composite.parts import Part
 from stitch.conversions.retokenization.behind import behind
-from stitch.conversions.retokenization.scoring import head_of, softcap
+from stitch.conversions.retokenization.scoring import head_of, logits, softcap
+from stitch.conversions.retokenization.streams import final
 from stitch.errors import UsageError
 from stitch.evaluation.next_byte import agree
 from stitch.evaluation.own_tokens import own_scores
@@ -28,6 +31,7 @@ from stitch.evaluation.scores import evaluate, whole_model
 from stitch.evaluation.stage import Stage
 from stitch.files.job import planning
 from stitch.files.store import Store
+from stitch.jobs.across import workshop
 from stitch.jobs.across_work import HEADS
 from stitch.jobs.chain import chain
 from stitch.jobs.evaluate import evaluate_models
@@ -195,6 +199,8 @@ def joined(tmp_path_factory, heard):
     a, tokenizer = tiny.save(folder / "a", "gpt2"), with_byte_fallback()
     b = tiny.save(folder / "b", "qwen3", seed=1, hidden_size=48, vocab_size=len(tokenizer))
     tokenizer.save_pretrained(b)
+    for place, given in ((a, {"eos_token_id": [0, 40], "suppress_tokens": [7, 8]}), (b, {"repetition_penalty": 1.5})):
+        (place / "generation_config.json").write_text(json.dumps(given))
     text = jobs.write_text(folder, documents=400)
     settings = jobs.settings(a, b, text, context=64)
     return settings, *stitch(settings, folder / "out", store=Store(folder / "store", 2**30), progress=heard)
@@ -253,7 +259,7 @@ def test_the_checkpoint_reads_as_tokens(joined):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert same_ids(tokenizer, AutoTokenizer.from_pretrained(settings.model_a))
     assert net.get_output_embeddings().weight.shape == (tiny.VOCABULARY, 48)
-    assert net.generation_config.eos_token_id == tiny.BOS == net.config.eos_token_id
+    assert net.generation_config.eos_token_id == [0, 40] and net.config.eos_token_id == tiny.BOS
     made = net.generate(**tokenizer("feature model", return_tensors="pt"), max_new_tokens=5, do_sample=False)
     assert made.shape[1] == len("feature model") + 1 + 5 and made.max() < tiny.VOCABULARY
     card = (folder / "README.md").read_text()
@@ -388,15 +394,69 @@ def test_a_dry_run_has_the_stages_of_the_run(joined):
     assert stages["vocabulary"].seconds > 0
 
 
-def test_a_family_that_scales_its_logits_is_refused(tmp_path):
-    from transformers import AutoConfig
+# Logits are divided, multiplied, capped, read behind another layer; the output of the body has no states by that name.
+@pytest.mark.parametrize("kind", ["granite", "cohere2", "recurrent_gemma", "modernbert-decoder", "llama4_text"])
+def test_a_family_is_itself_in_other_ids_whatever_becomes_of_its_logits(kind, tmp_path):
+    net = _families.net(kind)
+    if kind == "granite":
+        net.config.logits_scaling = 3.0
+    net.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    model = load(tmp_path)
+    a = renumbered(tiny.model("gpt2"))
+    there, ids = behind(model, a), windows().ids.long()
+    old = [
+        model.tokenizer.convert_tokens_to_ids(word)
+        for word in a.tokenizer.convert_ids_to_tokens(range(tiny.VOCABULARY))
+    ]
+    with torch.no_grad():
+        found, wanted = there.net(ids).logits, model.net(torch.tensor(old)[ids]).logits[..., old]
+    assert torch.allclose(found, wanted, atol=1e-5 * float(wanted.abs().max()))
+    assert torch.allclose(
+        logits(final(there, ids[0, 1:], int(ids[0, 0])), head_of(there), softcap(there)), found[0], atol=1e-4
+    )
 
-    config = AutoConfig.for_model(
-        "granite", vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, logits_scaling=4.0, bos_token_id=0, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
-    folder = tmp_path / "granite"
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    with_byte_fallback().save_pretrained(folder)
-    with pytest.raises(UsageError, match="its logits are not those of its head alone"):
-        behind(load(folder), tiny.model("gpt2"))
+
+def test_a_family_that_reads_token_ids_beside_the_stream_is_refused(tmp_path):
+    """The table of a Gemma 4 for every block is as long as the other vocabulary, so that nothing else tells."""
+    _families.net("gemma4_text").save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="or it reads ids elsewhere"):
+        behind(load(tmp_path), renumbered(tiny.model("gpt2")))
+
+
+def test_what_a_half_leaves_out_is_known_behind_another_tokenizer_too(tmp_path):
+    """The part of a Fuyu that sees is found idle on its own tokens."""
+    _families.net("fuyu").save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert model.flow["idle"] and behind(model, renumbered(tiny.model("gpt2"))).flow == model.flow
+
+
+def test_passages_are_as_long_as_b_takes_at_once():
+    """B reads characters, A words: windows of A have more of them than B takes."""
+    words = with_byte_fallback()
+    a = Model("words", tiny.net("qwen3", vocab_size=len(words)), words, ANATOMIES["qwen3"], Path("words"))
+    there = behind(tiny.model("gpt2", n_positions=24), a)
+    long, fitting = (
+        words.encode(text, add_special_tokens=False) for text in ("feature model layer " * 4, "a b c d e f g h")
+    )
+    window = [words.bos_token_id, *long[:12], words.bos_token_id, *fitting]
+    both = Windows(torch.tensor([window], dtype=torch.int32), torch.zeros(1, len(window), dtype=torch.int32))
+    assert [len(passage.new.ids) for passage in workshop(there, both, 0).fit] == [len(fitting)]
+    with pytest.raises(UsageError, match="in at most 24 of its own"):
+        workshop(there, Windows(both.ids[:, :13], both.document[:, :13]), 0)
+
+
+def test_a_composite_generates_with_the_settings_of_the_model_whose_tokens_it_reads(joined):
+    settings, _, out = joined
+    written = json.loads((out / "generation_config.json").read_text())
+    of_a = json.loads((Path(settings.model_a) / "generation_config.json").read_text())
+    assert of_a["suppress_tokens"] == [7, 8] and of_a["eos_token_id"] == [0, 40]
+    assert {name: written.get(name) for name in of_a} == of_a and "repetition_penalty" not in written
+
+
+def test_a_composite_can_be_the_first_of_two_that_read_different_tokens(joined, tmp_path):
+    settings, _, out = joined
+    found, _ = stitch(replace(settings, model_a=str(out), layer=4, layer_b=3, brief=True), tmp_path / "out")
+    assert "head-a" in found["across"]["heads"] and isfinite(found["results"][0]["ce"])

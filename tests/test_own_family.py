@@ -1,5 +1,7 @@
-"""A family whose code comes with the donor: composites of it take that code along, and load where nobody else has it."""
+"""A family whose code comes with the donor: what is made from it takes that code along, and loads where nobody else has it."""
 
+import ast
+import importlib
 import json
 import os
 import shutil
@@ -10,20 +12,28 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import cli
 import tiny
+from hub_double import hub  # noqa: F401
 from jobs import write_text
 from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose
+from stitch.composite.donor_code import save_net
 from stitch.composite.exact import inexact
+from stitch.composite.native import with_blocks, write_native
+from stitch.conversions.recurrence.forms import RecurrentForm, wrap
+from stitch.conversions.retokenization import write as retokenized
 from stitch.errors import UsageError
 from stitch.files.tokenizer import copy_tokenizer
+from stitch.internals import weights
 from stitch.modeling.modeling_composite import CLASSES
 from stitch.models.loading import load
 from stitch.models.model import Model
+from stitch.models.sources import resolve
+from stitch.text.reader import Reader
 from stitch.translation.types import Residual, Term, Translation
 
 # Code as people publish it: two files, of which one imports the other.
@@ -34,6 +44,7 @@ class MineConfig(PreTrainedConfig):
     model_type = "mine"
 
     def __init__(self, vocab_size={tiny.VOCABULARY}, hidden_size=24, num_hidden_layers=4, **kwargs):
+        self.tie_word_embeddings = False
         self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
         self.num_attention_heads, self.max_position_embeddings = 1, 64
         super().__init__(**{{"bos_token_id": {tiny.BOS}, "eos_token_id": {tiny.BOS}, **kwargs}})
@@ -91,6 +102,42 @@ def mine(folder: Path, curve: str = "tanh", seed: int = 0) -> Path:
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config, trust_remote_code=True).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+# A Llama with another activation function, in files of the same kind.
+OF_LLAMA = """
+from transformers import LlamaConfig
+
+class OwnConfig(LlamaConfig):
+    model_type = "FAMILY"
+"""
+NET_OF_LLAMA = """
+import torch
+from transformers import LlamaForCausalLM
+from .configuration_own import OwnConfig
+
+class Sine(torch.nn.Module):
+    def forward(self, value):
+        return torch.sin(value)
+
+class LlamaForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        for block in self.model.layers:
+            block.mlp.act_fn = Sine()
+"""
+OWN = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.LlamaForCausalLM"}
+
+
+def llama_of_ones_own(folder: Path, family: str = "own_llama", auto: dict = OWN) -> Path:
+    folder = tiny.save(folder, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": family, "auto_map": auto}))
+    (folder / "configuration_own.py").write_text(OF_LLAMA.replace("FAMILY", family))
+    (folder / "modeling_own.py").write_text(NET_OF_LLAMA)
     return folder
 
 
@@ -225,6 +272,140 @@ def test_a_donor_that_transformers_knows_brings_no_code(tmp_path):
     assert not list((tmp_path / "out").glob("donor_*.py")) and load(tmp_path / "out").depth
 
 
+@torch.no_grad()
+def test_whatever_is_made_of_such_a_model_loads_where_nobody_else_has_it(tmp_path):
+    """By `join --native` and by conversions: stock models, a composite in memory, and a recurrent model."""
+    model: Any = load(llama_of_ones_own(tmp_path / "own"), trust_remote_code=True)
+    plain = load(tiny.save(tmp_path / "llama", "llama"))
+    order = [0, 1, 3]
+    write_native(tmp_path / "native", model, order, {})
+    new = Reader.of("other", tiny.tokenizer())
+    other = retokenized.with_vocabulary(model, model.embedding.weight + 1, model.head.weight, new)
+    retokenized.write(other, model.folder, tmp_path / "retokenized", {})
+    nets: dict[str, Any] = {
+        "consolidated": model.net,
+        "composite": compose(plain, model, 2, 1, moved(plain, model, 2)),
+        "recurrent": wrap(model, RecurrentForm(features="none", window=32, sinks=0)),
+    }
+    for name, net in nets.items():
+        save_net(net, tmp_path / name)
+    nets |= {"native": with_blocks(model, order).net, "retokenized": other}
+    code = {name: {file.name for file in (tmp_path / name).glob("*own.py")} for name in nets}
+    named = {"configuration_own.py", "modeling_own.py"}
+    assert all(code[name] == named for name in ("native", "retokenized", "consolidated")), code
+    assert len(code["composite"]) == 2 and code["recurrent"] == code["composite"]
+    tiny.tokenizer().save_pretrained(tmp_path / "composite")
+    again = load(tmp_path / "composite", trust_remote_code=True)  # another composite of it has the same names
+    joined(again, model, tmp_path / "second")
+    assert {file.name for file in (tmp_path / "second").glob("donor_*.py")} == code["composite"]
+    shutil.rmtree(model.folder)
+    ids = tiny.ids(2, 9)
+    for folder, found in reloaded(tmp_path, ids, *(tmp_path / name for name in nets)).items():
+        wanted = nets[Path(folder).name](ids).logits
+        assert not torch.allclose(wanted, plain.net(ids).logits, atol=0.1)
+        for logits, _ in found:
+            assert torch.allclose(torch.tensor(logits), wanted, atol=1e-5), folder
+
+
+@torch.no_grad()
+def test_blocks_that_are_in_the_model_itself_are_renumbered(tmp_path):
+    model: Any = load(mine(tmp_path / "mine"), trust_remote_code=True)
+    found = with_blocks(model, [0, 1, 3]).net(tiny.ids()).logits
+    del model.net.stack[2]
+    assert torch.equal(found, model.net(tiny.ids()).logits)
+
+
+@torch.no_grad()
+def test_code_of_others_under_the_name_of_a_known_family_is_looked_at(tmp_path):
+    """Here under the names of Llama's family and class: it is cut as it is, and not taken for transformers' own."""
+    model = load(llama_of_ones_own(tmp_path / "own", "llama"), trust_remote_code=True)
+    stock = LlamaForCausalLM(LlamaConfig(**{**model.config.to_dict(), "model_type": "llama"})).eval()
+    stock.load_state_dict(model.net.state_dict())
+    assert not torch.allclose(stock(tiny.ids()).logits, model.net(tiny.ids()).logits, atol=1e-3)
+    assert not model.anatomy.tested and [inexact(model, site) for site in range(1, 4)] == [None] * 3
+    with pytest.raises(UsageError, match="the donor of a graft must have the code of transformers"):
+        weights.check(model, "the donor of a graft")
+    alone = {"AutoModelForCausalLM": OWN["AutoModelForCausalLM"]}
+    with pytest.raises(UsageError, match="must have a class for its config too"):
+        load(llama_of_ones_own(tmp_path / "alone", "llama", alone), trust_remote_code=True)
+
+
+@pytest.mark.parametrize("declared", [False, True], ids=["told transformers", "register_for_auto_class"])
+def test_a_class_that_is_registered_goes_along_where_its_author_has_said_so(tmp_path, monkeypatch, declared):
+    """Composites and stock models alike. Otherwise they load wherever it is registered again."""
+    family = f"own_registered_{declared}".lower()
+    (package := tmp_path / family).mkdir()
+    (package / "configuration_own.py").write_text(OF_LLAMA.replace("FAMILY", family))
+    (package / "modeling_own.py").write_text(NET_OF_LLAMA)
+    monkeypatch.syspath_prepend(tmp_path)
+    config: Any = importlib.import_module(f"{family}.configuration_own").OwnConfig
+    net: Any = importlib.import_module(f"{family}.modeling_own").LlamaForCausalLM
+    AutoConfig.register(family, config)
+    AutoModelForCausalLM.register(config, net)
+    folder = tiny.save(tmp_path / "own", "llama")
+    found = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**found, "model_type": family}))
+    if declared:
+        config.register_for_auto_class()
+        net.register_for_auto_class("AutoModelForCausalLM")
+    model = load(folder)
+    joined(model, model, tmp_path / "composite")
+    write_native(tmp_path / "native", model, [0, 1], {})
+    save_net(model.net, tmp_path / "converted")
+    for name in ("composite", "native", "converted"):
+        assert len(list((tmp_path / name).glob("*own.py"))) == 2 * declared, name
+        written = json.loads((tmp_path / name / "config.json").read_text())
+        assert ("auto_map" in written.get("b_config", written)) == declared
+
+
+def test_code_that_is_not_run_is_not_named_in_what_is_made(tmp_path):
+    """`auto_map` of a Llama names files that are not copied: with it the written folder could not be loaded with the flag."""
+    folder = tiny.save(tmp_path / "llama", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    named = {**config, "auto_map": {"AutoModelForCausalLM": "modeling_old.Llama"}}
+    (folder / "config.json").write_text(json.dumps(named))
+    model = load(folder)
+    write_native(tmp_path / "native", model, [0, 1], {})
+    save_net(model.net, tmp_path / "converted")
+    for name in ("native", "converted"):
+        assert "auto_map" not in json.loads((tmp_path / name / "config.json").read_text())
+        AutoModelForCausalLM.from_pretrained(tmp_path / name, trust_remote_code=True)
+
+
+def test_code_on_the_hub_is_downloaded_with_the_flag_alone(hub, tmp_path):  # noqa: F811
+    folder = mine(tmp_path / "mine")
+    hub.add("user/mine", {file.name: file.read_bytes() for file in folder.iterdir()})
+    source = resolve("user/mine")
+    assert not list(source.folder.glob("*.py"))
+    with pytest.raises(UsageError, match="set `trust_remote_code`"):
+        load(source.folder)
+    source = resolve("user/mine", trust_remote_code=True)
+    assert {file.name for file in source.folder.glob("*.py")} == {"configuration_mine.py", "modeling_mine.py"}
+    assert load(source.folder, trust_remote_code=True).depth == 4
+    with pytest.raises(UsageError, match="set `trust_remote_code`"):  # the code is in the cache now
+        load(resolve("user/mine").folder)
+
+
+def test_every_command_with_the_flag_hands_it_to_the_download():
+    """The others: `inspect` of a name, a compiled tool's host, what a report names, and `undo` run no code."""
+    without = {
+        "models/describe.py",
+        "synthesis/compile.py",
+        "synthesis/tool/report.py",
+        "conversions/consolidation/undo.py",
+    }
+    package, found = Path(cli.__file__).parent / "stitch", {}
+    for file in package.rglob("*.py"):
+        for call in ast.walk(ast.parse(file.read_text())):
+            name = call.func.id if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) else ""
+            if isinstance(call, ast.Call) and name in ("resolve", "resolve_all"):
+                hands = any(given.arg == "trust_remote_code" for given in call.keywords)
+                found.setdefault(file.relative_to(package).as_posix(), []).append(hands)
+    assert len(found) > 10
+    lacking = {file: calls for file, calls in found.items() if not all(calls)}
+    assert lacking.keys() - without == {"jobs/tasks.py"} and sorted(lacking["jobs/tasks.py"]) == [False, True]
+
+
 def test_a_tokenizer_takes_its_code_along(tmp_path):
     for name in ("from", "to"):
         (tmp_path / name).mkdir()
@@ -240,6 +421,33 @@ def test_a_tokenizer_takes_its_code_along(tmp_path):
 def stitched(*words) -> None:
     done = CliRunner().invoke(cli.app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.slow
+def test_commands_that_write_stock_models_of_a_family_of_the_users_own_copy_its_code(tmp_path):
+    own, text = llama_of_ones_own(tmp_path / "own"), write_text(tmp_path)
+    small = [
+        "--device",
+        "cpu",
+        "--quiet",
+        "--trust-remote-code",
+        "--text",
+        text,
+        "--tokens",
+        4096,
+        "--context",
+        32,
+        "--out",
+    ]
+    outs = {name: tmp_path / name for name in ("native", "ngram", "retokenized")}
+    stitched("join", own, own, *"--layer 2 --layer-b 3 --native --features 64 --k 8".split(), *small, outs["native"])
+    stitched("convert", "ngram", own, "--drop", 1, *small, outs["ngram"])
+    stitched("retokenize", own, "--tokenizer", "demo:neox", *small, outs["retokenized"])
+    shutil.rmtree(own)
+    reloaded(tmp_path, tiny.ids(2, 9), *outs.values())
+    for folder in outs.values():
+        card = (folder / "README.md").read_text()
+        assert "trust_remote_code=True" in card and "brings code of its own, which is copied with it" in card
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def find_circuit(
     Raises: UsageError for a model family that is not supported, and as `choose_circuit`; StitchError when the model does not have
     the behaviour.
     """
-    source = resolve(model, progress=progress)
+    source = resolve(model, trust_remote_code=trust_remote_code, progress=progress)
     arguments = {"dtype": torch_dtype(dtype), "device": torch_device(device), "trust_remote_code": trust_remote_code}
     net = load(source.folder, name=source.name, progress=progress, **arguments)
     put_features(net, features or {})

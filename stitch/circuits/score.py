@@ -41,7 +41,7 @@ def score_model(
     Raises: UsageError as `make_prompts`, or when the prompts are longer than the model's context; StitchError when the model does
     not know all ids of its tokenizer, or gives logits that are not finite.
     """
-    source = resolve(model, progress=progress)
+    source = resolve(model, trust_remote_code=trust_remote_code, progress=progress)
     loaded = load_any(source, torch_dtype(dtype), torch_device(device), trust_remote_code, progress)
     writer = Writer(source.name, loaded.net, loaded.tokenizer, source.folder, seed)
     longest = LONGEST if loaded.longest is None else loaded.longest

@@ -81,12 +81,12 @@ def write_checkpoint(
         tensors[f"translation.{name}"] = Held(tensor)
     config = copy.deepcopy(config)
     set_dtype(config, model_dtype)
-    of_donors = carry(config, loaded or {})
+    of_donors = carry(config)
 
     def fill(folder: Path) -> None:
         write_shards(folder, tensors, max_shard_bytes, progress)
         (folder / "config.json").write_text(_config_json(config))
-        (folder / "generation_config.json").write_text(_generation_json(config, b, other is not None))
+        (folder / "generation_config.json").write_text(_generation_json(config, b if other is None else other.folder))
         for name in CODE:
             shutil.copyfile(Path(modeling.__file__).parent / name, folder / name)
         copy_tokenizer(b if other is None else other.folder, folder)
@@ -175,24 +175,20 @@ def _config_json(config: StitchConfig) -> str:
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-def _generation_json(config: StitchConfig, b: Path, other_tokens: bool) -> str:
-    """B's generation settings, without the static cache that some families ask for and a composite cannot use.
-
-    With `other_tokens` the ids in them are not B's.
+def _generation_json(config: StitchConfig, donor: Path) -> str:
+    """The generation settings of the donor whose tokens are read, without the static cache that some families ask for and a
+    composite cannot use.
     """
-    special: dict = {
+    content: dict = {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
         "pad_token_id": config.pad_token_id,
     }
-    content = special
-    path = b / "generation_config.json"
+    path = donor / "generation_config.json"
     if path.is_file():
         try:
             content = json.loads(path.read_text())
         except ValueError as error:
             raise StitchError(f"{path} must be JSON; it cannot be read: download it again.") from error
     content.pop("cache_implementation", None)
-    if other_tokens:
-        content = {key: value for key, value in content.items() if not key.endswith(("_id", "_ids"))} | special
     return json.dumps(content, indent=2, sort_keys=True) + "\n"

@@ -39,7 +39,8 @@ def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translati
     share(composite.a, a.body)
     share(composite.b, b.net)
     fill(composite.translation, translation, b.dtype, b.device)
-    composite.generation_config = copy.deepcopy(b.net.generation_config)
+    reader = b if b.original is None else a  # whose tokens are read
+    composite.generation_config = copy.deepcopy(reader.net.generation_config)
     composite.generation_config.cache_implementation = None  # some families ask for a static cache
     return composite.eval()
 

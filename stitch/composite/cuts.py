@@ -76,7 +76,8 @@ def require_exact_everywhere(model: Model, own: Answers | None = None) -> None:
     if found:
         raise UsageError(
             f"a sweep cuts at every layer; {model.name} ({model.config.model_type}) does not stay the same when it is cut and "
-            f"joined to itself at {_listed([*found])}: {found[min(found)]}. Use `join` at other layers."
+            f"joined to itself at {_listed([*found])}: {found[min(found)]}. "
+            + ("Use `join` at other layers." if len(found) <= model.depth else "Choose another model.")
         )
 
 

@@ -1,19 +1,23 @@
-"""Code of donors that are no part of transformers, as files of a composite, which then loads where nobody else has it.
+"""Code of models that are no part of transformers, as files of what is made from them, which then loads where nobody else has it.
 
 transformers copies the file that `auto_map` names, and files that it and these import with a dot in front, from one folder, and
-knows them by name. So the files of a donor get a name that no other donor's have: `donor_`, a hash of all of them, and their own.
+knows them by name. In a stock model they keep their names. A composite can have those of several models, so there they get a name
+that no other model's have: `donor_`, a hash of all of them, and their own.
 """
 
+import copy
 import hashlib
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from stitch.modeling.modeling_composite import CLASSES, StitchConfig, code_of_donor
+from stitch.errors import StitchError
+from stitch.modeling.modeling_composite import CLASSES, StitchConfig, code_of_donor, parts_of
+from stitch.modeling.modeling_recurrent import RecurrentConfig
 from stitch.models.donor_code import brings_code, is_foreign
 
 AUTO = ("AutoConfig", "AutoModelForCausalLM")
@@ -21,65 +25,86 @@ INDEX = "modeling_donors.py"
 RELATIVE = re.compile(r"^(\s*from\s+\.)(\w+)(\s+import)", re.MULTILINE)  # as transformers finds them
 
 
-def carry(config: StitchConfig, loaded: Mapping[str, PreTrainedModel]) -> dict[str, bytes]:
-    """The files with the code of the donors in `config`, and the one that imports their classes. None where transformers has all.
+def save_net(net: PreTrainedModel, folder: Path) -> None:
+    """As `net.save_pretrained`, with the code of the models that `net` is made from."""
+    net.save_pretrained(folder)
+    config = copy.deepcopy(net.config)
+    files = carry(config)
+    config.save_pretrained(folder)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
-    In `config`, `auto_map` of every part then names what is in these files; of a part that transformers has, it is taken out.
-    `loaded` are the donors by "a" and "b".
+
+def carry(config: PreTrainedConfig) -> dict[str, bytes]:
+    """The files with the code of all stock models in `config`; of a composite also the one that imports their classes. None
+    where transformers has all.
+
+    In `config`, `auto_map` of every stock model then names what is in these files; of one without any it is taken out.
     """
-    files: dict[str, bytes] = {}
-    for part, classes in _parts(config, loaded):
-        if brings_code(part) and len(classes) == len(AUTO) and all(map(_can_go, classes)):
-            part.auto_map = _taken(classes, files)
-        else:
-            vars(part).pop("auto_map", None)
-    return {**files, INDEX: _index(config)} if files else {}
+    if not isinstance(config, (StitchConfig, RecurrentConfig)):
+        return _code_of(config, is_part=False)
+    parts = [*parts_of(config.base_config if isinstance(config, RecurrentConfig) else config)]
+    files = {name: content for part in parts for name, content in _code_of(part, is_part=True).items()}
+    return {**files, INDEX: _index(parts)} if files else {}
 
 
-def _parts(config: StitchConfig, loaded: Mapping[str, PreTrainedModel]) -> list[tuple[PreTrainedConfig, list[type]]]:
-    """Every stock part with the classes of its config and its model, of those that are known."""
-    early = config.a_config
-    found = [(config.b_config, _classes(config.b_config, loaded.get("b")))]
-    if not isinstance(early, StitchConfig):
-        return [(early, _classes(early, loaded.get("a"))), *found]
-    return [*_parts(early, {}), *found]
+def _code_of(model: PreTrainedConfig, *, is_part: bool) -> dict[str, bytes]:
+    """The files of one stock model, which has `auto_map` set or taken out. Those of a part of others get new names."""
+    named = getattr(model, "auto_map", None) or {}
+    classes = _classes(model, named) if brings_code(model) else []
+    vars(model).pop("auto_map", None)
+    if not classes or not all(map(_can_go, classes)):
+        return {}
+    sources = _sources(classes)
+    names = _new_names(sources) if is_part else {stem: stem for stem in sources}
+    others = {} if is_part else {auto: name for auto, name in named.items() if str(name).partition(".")[0] in sources}
+    own = {auto: f"{names[_file(one).stem]}.{one.__name__}" for auto, one in zip(AUTO, classes, strict=True)}
+    model.auto_map = {**others, **own}
+    return {f"{names[stem]}.py": _renamed(text, names).encode() for stem, text in sources.items()}
 
 
-def _classes(part: PreTrainedConfig, net: PreTrainedModel | None) -> list[type]:
-    own = [CLASSES[name] for name in code_of_donor(getattr(part, "auto_map", None)) if name in CLASSES]
-    return own or [type(part), *([] if net is None else [type(net)])]
+def _classes(model: PreTrainedConfig, named: Any) -> list[type]:
+    """The classes of config and model. A composite that was loaded has those of its parts."""
+    own = [CLASSES[name] for name in code_of_donor(named) if name in CLASSES]
+    net: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model), None)
+    return own or ([type(model), net] if net else [])
 
 
 def _can_go(one: type) -> bool:
-    """Not a class of transformers, and not one that was typed in a notebook."""
-    return is_foreign(one) and getattr(sys.modules[one.__module__], "__file__", None) is not None
+    """Not a class of transformers, and one of a file that can be imported: none that was typed in a notebook, or in the program
+    that runs."""
+    return is_foreign(one) and one.__module__.rpartition(".")[2] == _file(one).stem
 
 
-def _taken(classes: list[type], files: dict[str, bytes]) -> dict[str, str]:
-    """Adds the files that `classes` need to `files`, and returns the names of the classes there."""
-    sources: dict[str, str] = {}
+def _file(one: type) -> Path:
+    return Path(getattr(sys.modules[one.__module__], "__file__", None) or "")
+
+
+def _sources(classes: list[type]) -> dict[str, str]:
+    """The text of all files that `classes` need, by the stems of their names."""
+    found: dict[str, str] = {}
     for one in classes:
-        first = Path(sys.modules[one.__module__].__file__ or "")
-        for file in (first, *map(Path, get_relative_import_files(first))):
-            sources[file.stem] = file.read_text(encoding="utf-8")
+        try:
+            for file in (_file(one), *map(Path, get_relative_import_files(_file(one)))):
+                found[file.stem] = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise StitchError(
+                f"code that is copied must be files of one folder; those that {one.__name__} needs are not: {error}."
+            ) from error
+    return found
+
+
+def _new_names(sources: dict[str, str]) -> dict[str, str]:
     digest = hashlib.sha256("".join(f"{name}\n{sources[name]}\n" for name in sorted(sources)).encode()).hexdigest()[:12]
-
-    def renamed(stem: str) -> str:
-        return stem if stem.startswith("donor_") else f"donor_{digest}_{stem}"
-
-    for stem, text in sources.items():
-        moved = RELATIVE.sub(
-            lambda found: f"{found[1]}{renamed(found[2]) if found[2] in sources else found[2]}{found[3]}", text
-        )
-        files[f"{renamed(stem)}.py"] = moved.encode()
-    stems = [one.__module__.rpartition(".")[2] for one in classes]
-    return {auto: f"{renamed(stem)}.{one.__name__}" for auto, stem, one in zip(AUTO, stems, classes, strict=True)}
+    return {stem: stem if stem.startswith("donor_") else f"donor_{digest}_{stem}" for stem in sources}
 
 
-def _index(config: StitchConfig) -> bytes:
-    names = sorted(
-        {name for part, _ in _parts(config, {}) for name in code_of_donor(getattr(part, "auto_map", None)) if name}
-    )
+def _renamed(text: str, names: dict[str, str]) -> str:
+    return RELATIVE.sub(lambda found: f"{found[1]}{names.get(found[2], found[2])}{found[3]}", text)
+
+
+def _index(parts: list[PreTrainedConfig]) -> bytes:
+    names = sorted({name for part in parts for name in code_of_donor(getattr(part, "auto_map", None)) if name})
     lines = ['"""Classes of the models that this one consists of, whose code is no part of transformers."""', ""]
     for number, name in enumerate(names):
         stem, _, one = name.partition(".")

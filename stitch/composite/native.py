@@ -1,7 +1,7 @@
 """A model that leaves out or repeats some of its blocks, as a standard checkpoint of its family.
 
-It loads without this package's code. Tensors are copied by byte range from the donor's safetensors files, with blocks
-renumbered; only changed weights are new.
+It loads without this package's code; that of a family of one's own is copied. Tensors are copied by byte range from the donor's
+safetensors files, with blocks renumbered; only changed weights are new.
 """
 
 import copy
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from stitch.composite.donor_code import carry
 from stitch.errors import StitchError, UsageError
 from stitch.files.folders import appear
 from stitch.files.shards import Held, Stored, named_tensors, write_shards
 from stitch.files.tokenizer import copy_tokenizer
-from stitch.models.anatomy import Anatomy
+from stitch.models.anatomy import Anatomy, dotted
 from stitch.models.model import Model
 from stitch.models.shared import share
 from stitch.models.text_part import text_tensors
@@ -40,7 +41,7 @@ def config_with_blocks(config: PreTrainedConfig, order: Sequence[int]) -> PreTra
 
 def with_blocks(model: Model, order: Sequence[int]) -> Model:
     """`model` with the blocks `order`, which may leave out and repeat some. All tensors share memory with those of `model`."""
-    prefix = f"{model.anatomy.body}.{model.anatomy.blocks}"
+    prefix = dotted(model.anatomy.body, model.anatomy.blocks)
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config_with_blocks(model.config, order))
     share(net, model.net, lambda path: _renumbered(path, prefix, lambda block: order[block]))
@@ -53,7 +54,7 @@ def require_stored(model: Model) -> None:
 
     Some families rename or merge tensors when they are loaded.
     """
-    blocks, names = f"{model.anatomy.body}.{model.anatomy.blocks}", text_tensors(model.folder).keys()
+    blocks, names = dotted(model.anatomy.body, model.anatomy.blocks), text_tensors(model.folder).keys()
     for block in range(model.depth):
         down = _names_in_files(f"{blocks}.{block}.{model.anatomy.down}.weight", model.anatomy)
         prefixes = tuple(f"{prefix}.{block}." for prefix in _names_in_files(blocks, model.anatomy))
@@ -81,14 +82,15 @@ def write_native(
     """
     config = config_with_blocks(model.config, order)
     config.architectures, config.dtype = [type(model.net).__name__], model.dtype
-    tensors = _tensors(model, order, changed)
+    tensors, of_donor = _tensors(model, order, changed), carry(config)
     content = config.to_dict()
-    for name in ("_name_or_path", "auto_map"):
-        content.pop(name, None)
+    content.pop("_name_or_path", None)
 
     def fill(folder: Path) -> None:
         write_shards(folder, tensors, max_shard_bytes)
         (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        for name, data in of_donor.items():
+            (folder / name).write_bytes(data)
         copy_tokenizer(model.folder, folder)
         if (model.folder / "generation_config.json").is_file():
             shutil.copyfile(model.folder / "generation_config.json", folder / "generation_config.json")
@@ -100,7 +102,7 @@ def write_native(
 
 def _tensors(model: Model, order: Sequence[int], changed: Mapping[str, Tensor]) -> dict[str, Stored | Held]:
     """The new checkpoint's tensors, by the names in the donor's files, so that tied weights are stored once as before."""
-    prefixes = _names_in_files(f"{model.anatomy.body}.{model.anatomy.blocks}", model.anatomy)
+    prefixes = _names_in_files(dotted(model.anatomy.body, model.anatomy.blocks), model.anatomy)
     named, own = named_tensors(model.folder), model.net.state_dict().keys()
     tensors: dict[str, Stored | Held] = {}
     for name, stored in text_tensors(model.folder).items():

@@ -16,6 +16,7 @@ from stitch.composite.exact import require_renumbered
 from stitch.composite.native import with_blocks
 from stitch.composite.splice import Splice
 from stitch.errors import UsageError
+from stitch.models.anatomy import dotted
 from stitch.models.model import Model
 from stitch.translation.rows import NATIVE
 
@@ -95,14 +96,15 @@ def parameters_of(spliced: Model, bridge: Bridge) -> dict[str, Tensor]:
     """The bridge as parameters of the new model, by name, in the model's dtype."""
     found = {}
     for block, matrix in bridge.downs.items():
-        path = f"{spliced.anatomy.body}.{spliced.anatomy.blocks}.{block}.{spliced.anatomy.down}"
+        path = dotted(spliced.anatomy.body, spliced.anatomy.blocks, str(block), spliced.anatomy.down)
         down: Any = spliced.down(block)
         rows = matrix.to(down.weight.device, down.weight.dtype)
         if down.bias is not None:
             rows, found[f"{path}.bias"] = rows[:-1], rows[-1].clone()
         found[f"{path}.weight"] = (rows.T if isinstance(down, nn.Linear) else rows).contiguous()
     for block, gain in bridge.gains.items():
-        path = f"{spliced.anatomy.body}.{spliced.anatomy.blocks}.{block}.{spliced.anatomy.mlp_out_norm}.weight"
+        norm = spliced.anatomy.mlp_out_norm or ""
+        path = dotted(spliced.anatomy.body, spliced.anatomy.blocks, str(block), norm, "weight")
         weight, own = spliced.net.get_parameter(path), gain_of(spliced, block)
         assert own is not None, "only families with a norm after the MLP have gains"
         found[path] = weight.detach() + (gain - own).to(weight.device, weight.dtype)

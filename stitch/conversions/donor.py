@@ -65,7 +65,7 @@ def read_donor(
     """
     if tokens < LEAST_TOKENS:
         raise UsageError(f"tokens must be at least {LEAST_TOKENS:,}; got {tokens:,}.")
-    source = resolve(name, progress=progress)
+    source = resolve(name, trust_remote_code=trust_remote_code, progress=progress)
     model = load(
         source.folder, name=source.name, dtype=torch_dtype(dtype), device=torch_device(device),
         trust_remote_code=trust_remote_code, progress=progress,

@@ -1,11 +1,12 @@
 """Saves a converted model: a folder with weights, the donor's tokenizer, the report and a model card."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from stitch.composite.donor_code import save_net
 from stitch.conversions.report import footnotes, model_card, table
 from stitch.files.folders import to_json
 from stitch.files.tokenizer import copy_tokenizer
@@ -14,16 +15,10 @@ from stitch.pages.card import page_and_card
 from stitch.pages.conversion import conversion_page
 
 
-def save_stock(net: PreTrainedModel, donor: Model, folder: Path, report: dict) -> None:
-    """Writes a checkpoint that plain `transformers` loads."""
-    save(donor, folder, report, net.save_pretrained)
-
-
-def save(donor: Model, folder: Path, report: dict, write: Callable[[Path], object]) -> None:
-    """Calls `write` for config, weights and modeling code if needed, then adds tokenizer, report, page and model card."""
-
+def save(net: PreTrainedModel, donor: Model, folder: Path, report: dict) -> None:
+    """Writes weights, config and the code that these need, then tokenizer, report, page and model card."""
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder)
+    save_net(net, folder)
     copy_tokenizer(donor.folder, folder)
     (folder / "report.json").write_bytes(to_json(report))
     page = conversion_page(report, table(report), footnotes(report))

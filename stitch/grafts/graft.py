@@ -12,6 +12,7 @@ import torch
 from stitch.circuits.behaviours import Prompts
 from stitch.circuits.circuit_file import read_arrangement
 from stitch.circuits.find import ChosenCircuit, choose_circuit
+from stitch.composite.donor_code import save_net
 from stitch.errors import UsageError
 from stitch.files.job import Job, run
 from stitch.files.recipe import recipe
@@ -316,7 +317,7 @@ def _load(
     name: str, role: str, *, device: torch.device, trust_remote_code: bool, progress: Progress | None
 ) -> tuple[Model, Source]:
     """A donor or a trained host in fp32. Raises UsageError for a model whose weights cannot be read or written head by head."""
-    source = resolve(name, progress=progress)
+    source = resolve(name, trust_remote_code=trust_remote_code, progress=progress)
     model = load(
         source.folder, name=name, dtype=torch.float32, device=device, trust_remote_code=trust_remote_code, progress=progress
     )  # fmt: skip
@@ -332,7 +333,7 @@ def _load(
 def _save(host: Model, donor: Model, folder: Path, report: dict) -> None:
     """Writes a stock checkpoint with the donor's tokenizer, and report, page and model card beside it."""
     folder.mkdir()
-    host.net.save_pretrained(folder)
+    save_net(host.net, folder)
     copy_tokenizer(donor.folder, folder)
     (folder / "graft.json").write_text(json.dumps(report, indent=2) + "\n")
     page = graft_page(report, plan_tables(report), plan_notes(report), result_tables(report), result_notes(report))

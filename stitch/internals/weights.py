@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stitch.errors import StitchError, UsageError
 from stitch.internals.transcoders import FeatureMlp
+from stitch.models.donor_code import is_foreign
 from stitch.models.model import Model
 
 FAMILIES = ("gpt2", "llama", "mistral", "qwen2")
@@ -97,6 +98,11 @@ def check(model: Model, role: str, families: tuple[str, ...] = (*FAMILIES, ONE_K
         raise UsageError(
             f"{role} must be of one of {', '.join(families)}; {model.name} is "
             f"{config.model_type}{why.get(config.model_type, '')}: choose another."
+        )
+    if is_foreign(type(config)):
+        raise UsageError(
+            f"{role} must have the code of transformers; {model.name} is a {config.model_type} with code of its own: "
+            "choose another."
         )
     if not getattr(config, "multi_query", True):
         raise UsageError(

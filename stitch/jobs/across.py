@@ -22,6 +22,7 @@ from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of
 from stitch.conversions.retokenization.streams import embedding, final_of
 from stitch.conversions.retokenization.variants import Workshop
+from stitch.errors import UsageError
 from stitch.evaluation.scores import Logits
 from stitch.evaluation.stage import Stage
 from stitch.jobs.heads import CLOSED, candidates, choose_head, late_streams, marginal_head, pursued_rows, read_and_next
@@ -101,7 +102,8 @@ def fit_across(
     whole = {"reference:b-retokenized": with_rows(b, rows, whole_head)}
     if embedded is not None:
         whole["reference:b-retokenized-omp"] = with_rows(b, embedded, by_omp[min(by_omp)])
-    whole = {name: replace(model, original=None) for name, model in whole.items()}  # they read A's tokens throughout
+    # They read A's tokens throughout.
+    whole = {name: replace(model, original=None).with_flow(model.flow) for name, model in whole.items()}
     return Across(
         with_rows(b, rows, choice.head), tuple(choice.losses), choice.others, whole,
         {
@@ -123,8 +125,9 @@ def lost_bytes(b: Model, fit: Windows, corpus: Corpus) -> dict[str, float]:
     original = b.original
     assert isinstance(original, Original)
     given = original.rewriter.given
+    some = corpus.documents[:: max(1, len(corpus.documents) // CHECKED)][:CHECKED]
     return {
-        "a": require_lossless([given.read(content[:LONGEST]) for _, content in corpus.documents[:CHECKED]], given.name),
+        "a": require_lossless([given.read(content[:LONGEST]) for _, content in some], given.name),
         "b": require_lossless([passage.own for passage in _passages(original, fit)], b.name),
     }
 
@@ -138,13 +141,21 @@ def workshop(b: Model, fit: Windows, seed: int, progress: Progress | None = None
 
 
 def _passages(original: Original, windows: Windows) -> list[Passage]:
-    """Text without special tokens from the first windows, together FIT tokens of A."""
+    """Text without special tokens from the first windows, together FIT tokens of A, in runs that B takes at once.
+
+    Raises: UsageError where there is no such run.
+    """
     found, count = [], 0
     for ids in windows.ids:
         for given, own in original.rewriter.runs(ids.tolist()):
-            if len(given.ids) >= SHORTEST and len(own.ids) and count < FIT:
+            if len(given.ids) >= SHORTEST and 0 < len(own.ids) < original.longest and count < FIT:
                 found.append(Passage(own, given))
                 count += len(given.ids)
         if count >= FIT:
             break
+    if not found:
+        raise UsageError(
+            f"text must have runs of at least {SHORTEST} tokens that {original.model.name} reads in at most {original.longest} "
+            f"of its own, with one at the start; the first {len(windows.ids)} windows have none: lower `context`."
+        )
     return found

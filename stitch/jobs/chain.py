@@ -159,7 +159,12 @@ def load_all(
     """
     settings = seams[0]
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
-    sources = resolve_all([part.model for part in parts], check=tried_small(seams), progress=progress)
+    sources = resolve_all(
+        [part.model for part in parts],
+        check=tried_small(seams),
+        trust_remote_code=settings.trust_remote_code,
+        progress=progress,
+    )
     found: dict[Path, Model] = {}
     for source in sources:
         if (place := source.folder.resolve()) not in found:

@@ -49,7 +49,7 @@ def evaluate_models(
     require_text_size(tokens, context)
     place, precision = torch_device(device), torch_dtype(dtype)
     names = [model] if against is None else [model, against]
-    sources = resolve_all(names, progress=progress)
+    sources = resolve_all(names, trust_remote_code=trust_remote_code, progress=progress)
     found = [load_any(source, precision, place, trust_remote_code, progress) for source in sources]
     writer = Writer(sources[-1].name, found[-1].net, found[-1].tokenizer, sources[-1].folder, seed)
     windows = report_windows(

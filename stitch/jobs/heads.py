@@ -19,9 +19,10 @@ from stitch.conversions.retokenization.passages import Passage
 from stitch.conversions.retokenization.rows import Rows
 from stitch.conversions.retokenization.scoring import Head, head_of, nats, passes_over
 from stitch.conversions.retokenization.solve import Products, passes_of_ridge, ridge
-from stitch.conversions.retokenization.streams import final
+from stitch.conversions.retokenization.streams import final, read_by
 from stitch.conversions.retokenization.variants import Workshop
 from stitch.evaluation.stage import Stage
+from stitch.modeling.modeling_halves import Half
 from stitch.models.model import Model
 from stitch.progress import Progress, Steps, counted
 from stitch.text.correspondence import Correspondence
@@ -42,9 +43,16 @@ def late_streams(
     for passage in counted(passages, "head for A's tokens (passages)", progress):
         ids = torch.cat([torch.tensor([original.rewriter.given.bos]), passage.new.ids])[None]
         stream = original.residuals(ids, [site])[site].to(half.dtype)
-        last = half.run(stream, base=True, use_cache=False, input_ids=ids.to(b.device)).last_hidden_state
-        found.append(last[0].float())
+        found.append(_read_behind(half, stream, ids)[0].float())
     return found
+
+
+def _read_behind(
+    half: Half, stream: Float[Tensor, "batch positions d"], ids: Tensor
+) -> Float[Tensor, "batch positions d"]:
+    """What the head of a second half reads."""
+    head, ids = half.net.get_submodule(half.flow["head"]), ids.to(stream.device)
+    return read_by(head, lambda: half.run(stream, use_cache=False, input_ids=ids))
 
 
 def pursued_rows(a: Model, shop: Workshop, occurring: Tensor) -> tuple[dict[int, Head], Rows | None]:
@@ -164,7 +172,7 @@ def _behind_late(
     for rows in torch.arange(len(windows.ids)).split(rows_at_once(windows.context, TOKENS_AT_ONCE)):
         ids = windows.ids[rows].long()
         stream = on.y[rows].to(on.b.device, on.late.dtype)
-        last = on.late.run(stream, base=True, use_cache=False, input_ids=ids.to(on.b.device)).last_hidden_state
+        last = _read_behind(on.late, stream, ids)
         chosen = on.counted[ids[:, 1:]]
         read.append(last[:, :-1][chosen.to(last.device)].float())
         targets.append(ids[:, 1:][chosen])

@@ -52,7 +52,7 @@ def _read(
     progress: Progress | None = None,
 ) -> tuple[Model, Source, Windows]:
     require_text_size(tokens, context, shortest)
-    source = resolve(model, progress=progress)
+    source = resolve(model, trust_remote_code=trust_remote_code, progress=progress)
     loaded = load(
         source.folder, name=source.name, dtype=torch_dtype(dtype), device=torch_device(device),
         trust_remote_code=trust_remote_code, progress=progress,

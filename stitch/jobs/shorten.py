@@ -30,6 +30,7 @@ from stitch.jobs.inputs import check_inputs
 from stitch.jobs.shorten_plan import disk_of_shortened, plan_shorten
 from stitch.jobs.small import tried_small
 from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
+from stitch.models.donor_code import brings_code
 from stitch.models.flops import block_parameters
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
@@ -131,7 +132,7 @@ def _make(
     report["breakdown"] = breakdown(bins, scores, ("b", "composite"), windows["report"])
     with clock.stage("writing"):
         changed = parameters_of(with_blocks(model, splice.order), bridges[chosen])
-        files = page_and_card(join_page(report), model_card(report))
+        files = page_and_card(join_page(report), model_card(report, remote_code=brings_code(model.config)))
         write_native(output, model, splice.order, changed, extra_files=files)
     report["seconds"] = clock.seconds
     report["cache"] = store.counts() if store else {}

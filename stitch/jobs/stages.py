@@ -74,7 +74,8 @@ def load_any_pair(
 ) -> tuple[Model, Model, dict[str, Source]]:
     """The same of models whose tokenizers may differ. Raises: UsageError when the second is a composite."""
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
-    found = resolve_all([settings.model_a, settings.model_b], check=check, progress=progress)
+    both = [settings.model_a, settings.model_b]
+    found = resolve_all(both, check=check, trust_remote_code=settings.trust_remote_code, progress=progress)
     sources = dict(zip("ab", found, strict=True))
     arguments = {
         "dtype": dtype,

@@ -45,7 +45,7 @@ def evaluate_tasks(
     manager = index(_readable(folder, trust_remote_code), progress)
     wanted = _known(tasks, manager)
     named = {MODEL: model} if against is None else {MODEL: model, AGAINST: against}
-    sources = dict(zip(named, resolve_all([*named.values()]), strict=True))
+    sources = dict(zip(named, resolve_all([*named.values()], trust_remote_code=trust_remote_code), strict=True))
 
     def scored(source: Source, trusted: bool) -> dict:
         found = load_any(source, precision, place, trusted)

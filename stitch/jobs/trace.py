@@ -55,7 +55,7 @@ def find_trace(
     require_text_size(tokens, context)
     text_of(document, "trace")  # said before models are loaded
     names = [model] if against is None else [model, against]
-    sources = resolve_all(names, progress=progress)
+    sources = resolve_all(names, trust_remote_code=trust_remote_code, progress=progress)
     for source in sources:
         _require_memory(source, memory)
     found = [load_any(source, torch.float32, torch_device(device), trust_remote_code, progress) for source in sources]

@@ -138,7 +138,8 @@ def late_net(config: PreTrainedConfig, flow: dict, start: int, stop: int, *, end
 def _whole(config: PreTrainedConfig, flow: dict) -> PreTrainedModel:
     """The causal model of `config`, of the class that `flow` names where transformers has it: some families have several."""
     known = getattr(transformers, flow["class"], None)
-    if known is None or not isinstance(config, known.config_class):
+    own = type(config).__module__.startswith("transformers.")  # code of others may have classes of the same names
+    if not own or known is None or not isinstance(config, known.config_class):
         return AutoModelForCausalLM.from_config(config)
     return known._from_config(config)
 

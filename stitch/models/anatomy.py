@@ -9,6 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from stitch.errors import UsageError
 from stitch.modeling.modeling_composite import StitchConfig
 from stitch.modeling.modeling_recurrent import RecurrentConfig
+from stitch.models.donor_code import is_foreign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,13 @@ def register_anatomy(model_type: str, anatomy: Anatomy) -> None:
     ANATOMIES[model_type] = replace(anatomy, tested=False)
 
 
+def entry_of(config: PreTrainedConfig) -> Anatomy | None:
+    """The entry of ANATOMIES for a stock model. Code of others under the name of a family may be another model: it has none but
+    what a user has registered."""
+    found = ANATOMIES.get(config.model_type)
+    return None if found and found.tested and is_foreign(type(config)) else found
+
+
 def anatomy_of(config: PreTrainedConfig, flow: dict | None = None) -> Anatomy:
     """The anatomy of the model that `config` describes: that in ANATOMIES, or of a family without tests what `flow` says.
 
@@ -138,7 +146,8 @@ def anatomy_of(config: PreTrainedConfig, flow: dict | None = None) -> Anatomy:
     """
     if isinstance(config, StitchConfig):
         return _joined(anatomy_of(config.a_config, config.a_flow), anatomy_of(config.b_config, config.b_flow))
-    anatomy = find_anatomy(config.model_type, config.architectures or [], bool(config.is_encoder_decoder))
+    find_anatomy(config.model_type, config.architectures or [], bool(config.is_encoder_decoder))
+    anatomy = entry_of(config)
     if flow is not None and not (anatomy and anatomy.tested):
         anatomy = _from_flow(anatomy or Anatomy(family=config.model_type), flow)
     if anatomy is None:

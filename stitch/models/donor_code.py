@@ -14,9 +14,10 @@ from stitch.modeling.modeling_composite import CLASSES, code_of_donor
 
 
 def brings_code(config: PreTrainedConfig) -> bool:
-    """Whether the stock model that `config` describes has code that its config names, and that ran. A class that was only
-    registered is named nowhere, and stays where it is."""
-    return is_foreign(type(config)) and bool(getattr(config, "auto_map", None))
+    """Whether the stock model that `config` describes has code that its config names, and that ran, or that its author has
+    declared by `register_for_auto_class`. A class that transformers was only told of is named nowhere, and stays where it is."""
+    own: Any = type(config)
+    return is_foreign(own) and bool(getattr(config, "auto_map", None) or own._auto_class)
 
 
 def is_foreign(one: type) -> bool:

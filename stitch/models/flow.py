@@ -4,6 +4,7 @@ The blocks are the module list in which every block takes what the one before it
 says. What is found is the `flow` of `stitch/modeling/modeling_halves.py`.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -45,10 +46,14 @@ class _Chain:
 
 # What a family's own code raises where it is run in a way that it does not provide for.
 FAMILY_ERRORS = (AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError)
+# Said of what `modeling_halves.py` has in the place of parts that do not run.
+LEFT_OUT = re.compile(r"(?:PassingBlock|Unused|UnusedEmbedding)'?(?: object)? has no attribute ['`](\w+)['`]")
 
 
 def one_line(error: Exception) -> str:
     """Such an error as messages quote it."""
+    if missing := LEFT_OUT.search(str(error)):
+        return f"the model reads `{missing[1]}` of a part of it that would not run"
     said = printable(" ".join(str(error).split()))[:200]
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 

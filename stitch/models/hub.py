@@ -19,9 +19,10 @@ from stitch.hub.access import access_token
 from stitch.hub.errors import asked
 from stitch.progress import Progress
 
-# The files that transformers reads, and the card, which has the licence: no pickles, no code, nothing from subfolders, which
-# hold exports to other runtimes.
+# The files that transformers reads, and the card, which has the licence: no pickles, no code but where it may run, nothing from
+# subfolders, which hold exports to other runtimes.
 MODEL_FILES = ["README.md", "model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+CODE_FILES = ["*.py"]
 SUBFOLDERS = ["*/*"]
 LOOKED_AT = ["config.json", INDEX, f"{TEMPLATES}/*.jinja"]  # before the others
 REPO_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -29,16 +30,26 @@ XET_ENDPOINTS = ("https://huggingface.co", "https://hub-ci.huggingface.co")
 
 
 def download(
-    repo: str, revision: str | None = None, *, endpoint: str | None = None, progress: Progress | None = None
+    repo: str,
+    revision: str | None = None,
+    *,
+    code: bool = False,
+    endpoint: str | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Path, str]:
-    """The folder with the model files of `repo` at `revision` (None: its main branch), and their commit.
+    """The folder with the model files of `repo` at `revision` (None: its main branch), and their commit. With `code` also those
+    of the model's own code.
 
     Files already in the client's cache are not downloaded again, and without network its last snapshot is used. `progress`
     gets ("download REPO", bytes on disk, bytes known so far) of the files that were not in the cache.
     Raises: StitchError when the download fails.
     """
     shards = set(weight_map(config(repo, revision, endpoint=endpoint)).values())
-    files = [*MODEL_FILES, *sorted(shard for shard in shards if shard.endswith(".safetensors"))]
+    files = [
+        *MODEL_FILES,
+        *(CODE_FILES if code else []),
+        *sorted(shard for shard in shards if shard.endswith(".safetensors")),
+    ]
     bar = _bar(f"download {repo}", progress)
     folder = _snapshot(repo, revision, endpoint, allow_patterns=files, ignore_patterns=SUBFOLDERS, tqdm_class=bar)
     return folder, folder.name

@@ -22,11 +22,11 @@ from stitch.modeling.modeling_composite import (
     parts_of,
 )
 from stitch.modeling.modeling_recurrent import RecurrentConfig, RecurrentForCausalLM
-from stitch.models.anatomy import ANATOMIES, anatomy_of
+from stitch.models.anatomy import anatomy_of, entry_of
 from stitch.models.bars import told
 from stitch.models.causal import require_causal
 from stitch.models.described import require_described, require_stored
-from stitch.models.donor_code import take_code
+from stitch.models.donor_code import is_foreign, take_code
 from stitch.models.finite import require_finite
 from stitch.models.flow import one_line
 from stitch.models.given_anatomy import flow_and_anatomy
@@ -62,10 +62,16 @@ def load(
             f"the weights of {name} must be those of a whole causal model; {len(missing)} tensors are missing, {missing[0]} "
             "first: download it again, or choose one with such a head."
         )
+    of_others = {role: is_foreign(type(one)) for role, one in (("net", net), ("config", net.config))}
+    if of_others == {"net": True, "config": False}:  # what is made from its config would be another model
+        raise UsageError(
+            f"code that comes with a model must have a class for its config too; {name} has {type(net).__name__} alone, and the "
+            f"{type(net.config).__name__} of transformers: add one that is derived from it, and name it in `auto_map`."
+        )
     net = net.to(device).eval()
     if isinstance(net.config, StitchConfig):
         _require_running(net, name)
-    given = None if isinstance(net.config, StitchConfig) else ANATOMIES.get(net.config.model_type)
+    given = None if isinstance(net.config, StitchConfig) else entry_of(net.config)
     if isinstance(net.config, StitchConfig) or (given and given.tested):
         return Model(name, net, tokenizer, anatomy_of(net.config), folder)
     flow, anatomy = flow_and_anatomy(net, given)

@@ -49,30 +49,37 @@ Check = Callable[[Mapping[str, Path]], None]
 """Raises what can be said against models before they are downloaded, given folders that hold the config.json of each."""
 
 
-def resolve(source: str, *, for_tokenizer: bool = False, progress: Progress | None = None) -> Source:
+def resolve(
+    source: str, *, for_tokenizer: bool = False, trust_remote_code: bool = False, progress: Progress | None = None
+) -> Source:
     """The model named `source`, on local disk and with intact, plain safetensors weights.
 
-    `for_tokenizer`: only its tokenizer will be used, so it need be no decoder.
+    `for_tokenizer`: only its tokenizer will be used, so it need be no decoder. `trust_remote_code`: code that it brings is
+    downloaded too; nothing of it is run here.
     Raises: UsageError when there is no such path or demo, the model is no decoder, or its weights are pickled or quantised in a
     way that is not undone here; StitchError when a file is damaged, a package is missing or the download fails.
     """
     look_ahead(source, for_tokenizer=for_tokenizer)
-    return _resolved(source, for_tokenizer, progress)
+    return _resolved(source, for_tokenizer, trust_remote_code, progress)
 
 
 def resolve_all(
-    sources: Sequence[str], *, check: Check | None = None, progress: Progress | None = None
+    sources: Sequence[str],
+    *,
+    check: Check | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
 ) -> list[Source]:
     """As `resolve` for each. All are looked at before the first is downloaded, and `check` is called with those that have a
     config.json by then."""
     described = {source: look_ahead(source) for source in dict.fromkeys(sources)}
     if check is not None:
         check({source: folder for source, folder in described.items() if folder is not None})
-    return [_resolved(source, False, progress) for source in sources]
+    return [_resolved(source, False, trust_remote_code, progress) for source in sources]
 
 
-def _resolved(source: str, for_tokenizer: bool, progress: Progress | None) -> Source:
-    found = _locate(source, progress)
+def _resolved(source: str, for_tokenizer: bool, code: bool, progress: Progress | None) -> Source:
+    found = _locate(source, code, progress)
     config = read_config(found.folder, found.name)
     require_usable(found.folder, config, found.name, for_tokenizer)
     check_model_folder(found.folder, found.name)
@@ -138,7 +145,7 @@ def _hub_name(source: str) -> re.Match | None:
     return HUB_NAME.fullmatch(source)
 
 
-def _locate(source: str, progress: Progress | None) -> Source:
+def _locate(source: str, code: bool, progress: Progress | None) -> Source:
     if (lent := LENT.get(source)) is not None:
         return lent
     if source in PACKAGED:
@@ -146,7 +153,7 @@ def _locate(source: str, progress: Progress | None) -> Source:
     if (name := _hub_name(source)) is not None:
         from stitch.models import hub
 
-        folder, commit = hub.download(name["repo"], name["revision"], progress=progress)
+        folder, commit = hub.download(name["repo"], name["revision"], code=code, progress=progress)
         return Source(source, folder, commit, "hub")
     place = _place(source)
     if place.is_file():

@@ -105,8 +105,8 @@ def footnotes(report: dict) -> list[str]:
     return [*lines, *across.differences(report)]
 
 
-def model_card(report: dict) -> ModelCard:
-    """The card of the composite, with a model-index that the Hub reads."""
+def model_card(report: dict, *, remote_code: bool = True) -> ModelCard:
+    """The card of what was joined, with a model-index that the Hub reads. `remote_code`: whether its folder has code."""
     name, made = _subject(report)
     return ModelCard(
         name=name,
@@ -115,7 +115,7 @@ def model_card(report: dict) -> ModelCard:
         models=[*report["provenance"]["models"].values()],
         saes=report["provenance"].get("saes", []),
         relation="merge",
-        example=loading_example(remote_code="native" not in report),
+        example=loading_example(remote_code=remote_code),
         tables=[table(report)],
         notes=footnotes(report),
         report="report.json",

@@ -29,7 +29,7 @@ from stitch.conversions.consolidation.work import stages
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.plan import plan_conversion
 from stitch.conversions.report import difference
-from stitch.conversions.save import save_stock
+from stitch.conversions.save import save
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Scores
 from stitch.files.job import Job, run
@@ -91,7 +91,7 @@ def consolidate(
             }  # fmt: skip
             report = assemble_report(donor, document.name, len(ids), rows, settings)
             replaced = apply_edit(model, edit, scale)
-            save_stock(model.net, model, output, report)
+            save(model.net, model, output, report)
             keep(output, replaced, document.name, model.folder)
             return report
 

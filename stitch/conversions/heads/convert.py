@@ -21,7 +21,7 @@ from stitch.conversions.heads.refine import AttentionRows
 from stitch.conversions.heads.work import STREAMS
 from stitch.conversions.plan import plan_conversion
 from stitch.conversions.report import difference
-from stitch.conversions.save import save_stock
+from stitch.conversions.save import save
 from stitch.errors import UsageError
 from stitch.estimates.plan import Plan
 from stitch.evaluation.documents import counted
@@ -96,7 +96,7 @@ def convert_heads(
             )  # fmt: skip
             settings = {"kv_heads": kv_heads, "steps": steps, "seed": seed}
             report = assemble_report(donor, old, grouping, errors, scores, rows, chosen, settings)
-            save_stock(rows["converted"], model, output, report)
+            save(rows["converted"], model, output, report)
             return report
 
         def planned() -> Plan:

@@ -100,7 +100,7 @@ def convert_ngram(
                 "drop": drop, **dataclasses.asdict(shape), "tolerance": tolerance, "seed": seed, "memory": memory,
             }  # fmt: skip
             report = assemble_report(donor, fit_data, fitted, scores, r2, audit, known, tried, settings)
-            save(donor.model, output, report, net.save_pretrained)
+            save(net, donor.model, output, report)
             return report
 
         def planned() -> Plan:

@@ -120,7 +120,7 @@ def convert_recurrent(
                 "fit": divergences,
                 **donor.origin("convert recurrent", options, without=("keys", "dimension")),
             }
-            save(model, output, report, net.save_pretrained)
+            save(net, model, output, report)
             return report
 
         def planned() -> Plan:

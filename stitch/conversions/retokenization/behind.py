@@ -47,4 +47,5 @@ def with_rows(model: Model, rows: Rows, head: Head) -> Model:
     original = model.original
     assert isinstance(original, Original)
     new = original.rewriter.given
-    return replace(model, net=with_vocabulary(original.model, rows, head, new), tokenizer=new.tokenizer)
+    made = replace(model, net=with_vocabulary(original.model, rows, head, new), tokenizer=new.tokenizer)
+    return made.with_flow(original.model.flow)  # of which embeddings leave nothing to be found

@@ -7,6 +7,7 @@ from stitch.conversions.retokenization.report import assemble, files_of
 from stitch.conversions.retokenization.request import Asked, prepare
 from stitch.conversions.retokenization.write import with_vocabulary, write
 from stitch.files.job import Job, run
+from stitch.models.donor_code import brings_code
 from stitch.progress import Progress
 
 
@@ -45,7 +46,7 @@ def retokenize(
             scores, best = scored(given, progress)
             net = with_vocabulary(given.shop.model, *best.rows, given.shop.new)
             report = assemble(given, scores, best, tied=bool(net.config.tie_word_embeddings))
-            write(net, given.sources["tokenizer"].folder, output, files_of(report))
+            write(net, given.sources["tokenizer"].folder, output, files_of(report, remote_code=brings_code(net.config)))
             return report
 
         return Job(make=make)

@@ -167,7 +167,7 @@ def _sentence(one: dict) -> str:
     return f"{one['name']} − {one['minus']}: {found}."
 
 
-def files_of(report: dict) -> dict[str, bytes]:
+def files_of(report: dict, *, remote_code: bool) -> dict[str, bytes]:
     """report.json, the page, and the model card with its picture."""
     card = ModelCard(
         name=report["title"],
@@ -175,7 +175,7 @@ def files_of(report: dict) -> dict[str, bytes]:
         tags=["retokenize"],
         models=report["provenance"]["models"].values(),
         relation="finetune",
-        example=loading_example(remote_code=False),
+        example=loading_example(remote_code=remote_code),
         tables=[table(report)],
         notes=footnotes(report),
         report="report.json",

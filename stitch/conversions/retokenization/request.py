@@ -65,8 +65,8 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
         if value < least:
             raise UsageError(f"{option} must be at least {least:,}; got {value:,}.")
     sources = {
-        "model": resolve(asked.model, progress=progress),
-        "tokenizer": _tokenizer_source(asked.tokenizer, progress),
+        "model": resolve(asked.model, trust_remote_code=asked.trust_remote_code, progress=progress),
+        "tokenizer": _tokenizer_source(asked.tokenizer, asked.trust_remote_code, progress),
     }
     model = _load(sources["model"], asked, progress)
     if len(model.parts) > 1:
@@ -80,7 +80,9 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
     require_plain_ends(model, new)
     donor = None
     if asked.donor_model is not None:
-        sources["donor_model"] = resolve(asked.donor_model, progress=progress)
+        sources["donor_model"] = resolve(
+            asked.donor_model, trust_remote_code=asked.trust_remote_code, progress=progress
+        )
         donor = _load(sources["donor_model"], asked, progress)
         _check_donor(donor, new)
     context = min(model.longest, CONTEXT) if asked.context is None else asked.context
@@ -106,12 +108,12 @@ def prepare(asked: Asked, progress: Progress | None) -> Given:
     return Given(asked, context, sources, shop, held_out, lost, share, text)
 
 
-def _tokenizer_source(name: str, progress: Progress | None) -> Source:
+def _tokenizer_source(name: str, trust_remote_code: bool, progress: Progress | None) -> Source:
     """A model, or a folder that holds a tokenizer and no weights."""
     folder = Path(name).expanduser()
     if name and folder.is_dir() and not any(folder.glob("*.safetensors*")):
         return Source(name, folder, None, "folder")
-    return resolve(name, for_tokenizer=True, progress=progress)
+    return resolve(name, for_tokenizer=True, trust_remote_code=trust_remote_code, progress=progress)
 
 
 def _load_tokenizer(source: Source, trust_remote_code: bool) -> Any:

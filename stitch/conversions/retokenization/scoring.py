@@ -15,6 +15,10 @@ from stitch.models.model import Model
 from stitch.progress import Progress, Steps
 
 Head = Float[Tensor, "_ columns"]  # rows by token id, with a bias as one column more where there is one
+# What configs of families call what they do to logits.
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+FACTORS = ("logit_scale", "lm_head_multiplier")
+DIVISORS = ("logits_scaling",)
 
 
 def with_one(stream: Float[Tensor, "positions d"], columns: int) -> Float[Tensor, "positions columns"]:
@@ -85,11 +89,24 @@ def score(
 
 
 def softcap(model: Model) -> float | None:
-    return getattr(model.config, "final_logit_softcapping", None)
+    return _first_of(model, SOFTCAPS)
+
+
+def scale(model: Model) -> float:
+    """What the family multiplies the head's output by."""
+    return (_first_of(model, FACTORS) or 1.0) / (_first_of(model, DIVISORS) or 1.0)
+
+
+def _first_of(model: Model, names: tuple[str, ...]) -> float | None:
+    config = model.config.get_text_config(decoder=True)
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
 
 
 def head_of(model: Model) -> Head:
-    """The head's rows in float32, with its bias as a last column where it has one."""
+    """The rows that give the model's logits, in float32: those of its head, with its bias as a last column where it has one,
+    times what the family multiplies logits by.
+    """
     head = model.head
     rows, bias = head.weight.detach().float(), getattr(head, "bias", None)  # pyright: ignore[reportCallIssue]
-    return rows if bias is None else torch.cat([rows, bias.detach().float()[:, None]], 1)
+    found = rows if bias is None else torch.cat([rows, bias.detach().float()[:, None]], 1)
+    return found if scale(model) == 1.0 else found * scale(model)

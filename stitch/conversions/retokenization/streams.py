@@ -1,6 +1,6 @@
 """Residual streams on passages, and a model's embedding exchanged for another."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,11 +25,27 @@ def embedding(model: Model, rows: Float[Tensor, "vocabulary d"]) -> Iterator[Non
         model.embedding.weight = before
 
 
+def read_by(head: nn.Module, run: Callable[[], object]) -> Float[Tensor, "batch positions d"]:
+    """What `head` reads in `run`. It computes logits for the last position alone, as those of all may not fit into memory."""
+    seen: list[Tensor] = []
+
+    def last_alone(_: nn.Module, args: tuple) -> tuple:
+        seen.append(args[0])
+        return (args[0][:, -1:], *args[1:])
+
+    hook = head.register_forward_pre_hook(last_alone)
+    try:
+        run()
+    finally:
+        hook.remove()
+    return seen[-1]
+
+
 @torch.no_grad()
 def final(model: Model, ids: Int[Tensor, " tokens"], bos: int) -> Float[Tensor, "positions d"]:
     """What the head reads, after the final norm, behind BOS and each token: position t predicts token t."""
     sequence = torch.cat([torch.tensor([bos]), ids]).to(model.device)
-    return model.body(input_ids=sequence[None], use_cache=False).last_hidden_state[0].float()
+    return read_by(model.head, lambda: model.net(input_ids=sequence[None], use_cache=False))[0].float()
 
 
 def final_of(

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stitch.composite.donor_code import save_net
 from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.files.job import Job, run
@@ -123,7 +124,7 @@ def compile_tool(
 
 def _write(folder: Path, tool: Tool, host: Model) -> None:
     """The model with its tool, the host's tokenizer, and the readout."""
-    tool.net.net.save_pretrained(folder)
+    save_net(tool.net.net, folder)
     copy_tokenizer(host.folder, folder)
     save_file({"states": tool.read.float().contiguous()}, folder / READOUT, metadata={"format": "pt"})
 
