@@ -5,13 +5,14 @@ Sizes are given by the names that configs share; `OWN` has what a family needs b
 
 import copy
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from stitch.models.pico import drawn
 
 KINDS = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
@@ -108,7 +109,7 @@ def net(kind: str) -> PreTrainedModel:
         count = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(small).parameters())
     if count > LARGEST:
         raise ValueError(f"a pico {kind} has {count:,} parameters")
-    return _drawn(lambda: AutoModelForCausalLM.from_config(small, dtype=torch.float32))
+    return drawn(lambda: AutoModelForCausalLM.from_config(small, dtype=torch.float32))
 
 
 def with_window(net: PreTrainedModel, tokens: int) -> PreTrainedModel:
@@ -118,19 +119,4 @@ def with_window(net: PreTrainedModel, tokens: int) -> PreTrainedModel:
     for name in ("sliding_window", "attention_window_size", "attention_chunk_size"):
         if getattr(text, name, None):
             setattr(text, name, tokens)
-    return _drawn(lambda: type(net)._from_config(wide, dtype=torch.float32))
-
-
-def _drawn(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = make().eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim >= 2:
-                parameter.copy_(noise if "emb" in name else noise * parameter.shape[-1] ** -0.5)
-            else:
-                parameter.add_(0.1 * noise)
-    return model
+    return drawn(lambda: type(net)._from_config(wide, dtype=torch.float32))

@@ -1,26 +1,65 @@
 """At which layers a model can be cut, and the refusal of all others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
 
 from stitch.composite.compose import Streams, streams_from
-from stitch.composite.exact import TOKENS, Answers, answers, inexact, inexact_before, is_known
+from stitch.composite.exact import TOKENS, WHOLE, Answers, answers, inexact, inexact_before, is_known
 from stitch.errors import UsageError
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
+from stitch.models.pico import small_model
 
 FLOPS = 2e12  # of a search for other layers: about half a minute on two cores
 LEAST = 6  # layers that are tried at any cost
+TRIED = "This was tried on a small copy of the model, made from its config.json, before its weights are read."
 
 
-def require_exact(model: Model, site: int, *, first: bool = False) -> None:
+@dataclass(frozen=True)
+class Cut:
+    """Of one model: at layer `site`, or at every layer where that is None; `first` as in `require_exact`."""
+
+    site: int | None
+    first: bool = False
+
+
+def require_exact_small(folder: Path, name: str, cuts: Iterable[Cut], trust_remote_code: bool = False) -> None:
+    """As `require_exact` for each of the cuts, of a small copy of the model whose config.json is in `folder`.
+
+    A model of which no small copy can be made, or one without finite logits, is not refused: the model itself will be tried.
+    """
+    asked = dict.fromkeys(cuts)
+    try:
+        model = small_model(folder, name, trust_remote_code) if asked else None
+        if model is None or not _is_finite(own := answers(model, model.net)):
+            return
+        for cut in asked:
+            if cut.site is None:
+                require_exact_everywhere(model, own)
+            elif cut.site in range(model.depth + 1):  # others are refused in any case
+                require_exact(model, cut.site, first=cut.first, own=own)
+    except UsageError as error:
+        raise UsageError(f"{error} {TRIED}") from error
+
+
+def _is_finite(own: Answers) -> bool:
+    """Whether a network read a whole text, and all of its logits are numbers."""
+    tensors = [one for one in own.values() if isinstance(one, Tensor)]
+    return isinstance(own[WHOLE], Tensor) and all(bool(one.isfinite().all()) for one in tensors)
+
+
+def require_exact(model: Model, site: int, *, first: bool = False, own: Answers | None = None) -> None:
     """Raises UsageError where the model joined to itself at `site` has other logits than before, with layers where it has not.
 
     As the `first` part of a composite it may be cut where the blocks before the cut give the same stream without those after it.
-    Families that tests have tried, and composites of them, are not tried again.
+    Families that tests have tried, and composites of them, are not tried again. `own` are the model's `answers`, where known.
     """
     if is_known(model):
         return
-    own = answers(model, model.net)
+    own = own or answers(model, model.net)
     if different := _why_not(model, site, first, own):
         raise UsageError(
             f"a model must stay the same when it is cut and joined to itself; {model.name} ({model.config.model_type}) does not "
@@ -28,11 +67,11 @@ def require_exact(model: Model, site: int, *, first: bool = False) -> None:
         )
 
 
-def require_exact_everywhere(model: Model) -> None:
+def require_exact_everywhere(model: Model, own: Answers | None = None) -> None:
     """Raises UsageError where the model joined to itself has other logits than before at some layer."""
     if is_known(model):
         return
-    own = answers(model, model.net)
+    own = own or answers(model, model.net)
     found = {site: why for site in range(model.depth + 1) if (why := inexact(model, site, own))}
     if found:
         raise UsageError(

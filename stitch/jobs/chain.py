@@ -29,6 +29,7 @@ from stitch.jobs.across import lost_bytes
 from stitch.jobs.chain_plan import plan_chain
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.join import stitch
+from stitch.jobs.small import tried_small
 from stitch.jobs.stages import complete, read_corpus, windows_of
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
@@ -76,7 +77,7 @@ def chain(
             )
             for early, late in pairwise(named)
         ]  # fmt: skip
-        models, sources = load_all(named, asked[0], progress)
+        models, sources = load_all(named, asked, progress)
         seams = complete_all(named, asked, models)
         shared = {name: value for name, value in seams[0].to_dict().items() if name not in PER_SEAM}
         request = {**shared, "parts": [dataclasses.asdict(part) for part in named]}
@@ -149,16 +150,20 @@ def _join_all(
 
 
 def load_all(
-    parts: Sequence[Part], settings: Settings, progress: Progress | None = None
+    parts: Sequence[Part], seams: Sequence[Settings], progress: Progress | None = None
 ) -> tuple[list[Model], list[Source]]:
-    """A model and its source for each part. Each folder is loaded once.
+    """A model and its source for each part, and `seams` as they are asked for. Each folder is loaded once.
 
     Models that read other tokens than the first are put behind its tokenizer (`stitch.conversions.retokenization.behind`).
     Raises: UsageError for a composite as another part than the first, and for a tokenizer that shares no token with the first.
     """
+    settings = seams[0]
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
     sources = resolve_all(
-        [part.model for part in parts], trust_remote_code=settings.trust_remote_code, progress=progress
+        [part.model for part in parts],
+        check=tried_small(seams),
+        trust_remote_code=settings.trust_remote_code,
+        progress=progress,
     )
     found: dict[Path, Model] = {}
     for source in sources:

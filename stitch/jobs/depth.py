@@ -21,6 +21,7 @@ from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.jobs.depth_plan import plan_depth
 from stitch.jobs.inputs import check_inputs
+from stitch.jobs.small import tried_small
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_folder import write_sweep
 from stitch.jobs.sweep_plan import disk_of_sweep
@@ -80,7 +81,7 @@ def sweep_depth(
             model_a=model, model_b=model, layer=0, layer_b=0, text=text, tokens=tokens, held_out=held_out, native=True,
             seed=seed, memory=memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        loaded, _, sources = load_pair(asked, progress)
+        loaded, _, sources = load_pair(asked, progress, tried_small([asked]))
         tried = list(lengths) if lengths else [*range(1, loaded.depth // 3 + 1)]
         check_lengths(loaded, tried)
         window = context if context is not None else min(CONTEXT, loaded.longest)

@@ -30,6 +30,7 @@ from stitch.jobs.across import fit_across, lost_bytes
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.join_plan import disk_of_join, plan_join
 from stitch.jobs.shorten import shorten
+from stitch.jobs.small import tried_small
 from stitch.jobs.stages import (
     bridge_pair,
     check,
@@ -89,7 +90,7 @@ def stitch(
 
     def plan() -> Job:
         with clock.stage("load"):
-            pair = Pair.of(*(loaded or load_any_pair(settings, progress)))
+            pair = Pair.of(*(loaded or load_any_pair(settings, progress, tried_small([settings]))))
             check(settings, pair.a, pair.b)
             size = text_size(settings, pair.a, pair.b)
         if settings.layer_b == "auto":

@@ -28,6 +28,7 @@ from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.shorten_plan import disk_of_shortened, plan_shorten
+from stitch.jobs.small import tried_small
 from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
 from stitch.models.donor_code import brings_code
 from stitch.models.flops import block_parameters
@@ -76,7 +77,7 @@ def shorten(
         if settings.layer_b == "auto":
             raise UsageError("layer_b must be a block's number with `native`; got auto: name the block.")
         with clock.stage("load"):
-            model, other, sources = load_pair(settings, progress)
+            model, other, sources = load_pair(settings, progress, tried_small([settings]))
             if other is not model:
                 raise UsageError(
                     f"`native` changes one model, so `model_a` and `model_b` must be the same; got {model.name} and "

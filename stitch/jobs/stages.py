@@ -29,7 +29,7 @@ from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load
 from stitch.models.model import Model
-from stitch.models.sources import Source, resolve_all
+from stitch.models.sources import Check, Source, resolve_all
 from stitch.models.writer import Writer
 from stitch.progress import Progress
 from stitch.text.documents import Split
@@ -57,21 +57,25 @@ class TextSize:
         return {"fit": self.fit, "sweep": self.held_out, "report": self.held_out}
 
 
-def load_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
-    """Both models and their sources by side. If both are the same folder, it is loaded once.
+def load_pair(
+    settings: AnySettings, progress: Progress | None = None, check: Check | None = None
+) -> tuple[Model, Model, dict[str, Source]]:
+    """Both models and their sources by side. If both are the same folder, it is loaded once. `check` is called before.
 
     Raises: UsageError when they do not read the same token ids, and when the second is a composite.
     """
-    a, b, sources = load_any_pair(settings, progress)
+    a, b, sources = load_any_pair(settings, progress, check)
     require_same_ids(a.tokenizer, b.tokenizer, a.name, b.name)
     return a, b, sources
 
 
-def load_any_pair(settings: AnySettings, progress: Progress | None = None) -> tuple[Model, Model, dict[str, Source]]:
+def load_any_pair(
+    settings: AnySettings, progress: Progress | None = None, check: Check | None = None
+) -> tuple[Model, Model, dict[str, Source]]:
     """The same of models whose tokenizers may differ. Raises: UsageError when the second is a composite."""
     dtype, device = torch_dtype(settings.dtype), torch_device(settings.device)
     both = [settings.model_a, settings.model_b]
-    found = resolve_all(both, trust_remote_code=settings.trust_remote_code, progress=progress)
+    found = resolve_all(both, check=check, trust_remote_code=settings.trust_remote_code, progress=progress)
     sources = dict(zip("ab", found, strict=True))
     arguments = {
         "dtype": dtype,

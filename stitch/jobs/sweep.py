@@ -22,6 +22,7 @@ from stitch.frontier.alternative import Means
 from stitch.frontier.own_tables import at_every_depth
 from stitch.jobs.cluster import connected
 from stitch.jobs.inputs import check_inputs
+from stitch.jobs.small import tried_small_everywhere
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.jobs.sweep_folder import write_sweep
 from stitch.jobs.sweep_plan import disk_of_sweep, plan_sweep
@@ -86,7 +87,7 @@ def sweep(
     used = None if cluster else store
 
     def plan() -> Job:
-        a, b, sources = load_pair(settings, progress)
+        a, b, sources = load_pair(settings, progress, tried_small_everywhere(trust_remote_code))
         for model in (a, b):
             check_target(model.config, model.name)  # both directions are tried
             if model.depth < 2:

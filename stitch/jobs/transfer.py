@@ -18,6 +18,7 @@ from stitch.files.job import Clock, Job, run
 from stitch.files.recipe import recipe
 from stitch.files.store import Store
 from stitch.files.workspace import short_name
+from stitch.jobs.small import tried_small
 from stitch.jobs.stages import complete, harvest_pair, load_pair, read_windows
 from stitch.models.model import Model
 from stitch.models.provenance import provenance
@@ -125,7 +126,7 @@ def transfer(
 
     def plan() -> Job:
         with clock.stage("load"):
-            a, b, sources = load_pair(settings, progress)
+            a, b, sources = load_pair(settings, progress, tried_small([settings], whole=True))
             completed = complete(settings, a, b)
             require_exact(a, settings.layer)  # the blocks after it run alone as well
             carried = read(Loaded(completed, a, b, sources))

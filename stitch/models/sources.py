@@ -12,7 +12,7 @@ GGUF file or quantised weights are converted.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -45,6 +45,8 @@ class Source:
 
 
 LENT: Lent[Source] = Lent("lent models")
+Check = Callable[[Mapping[str, Path]], None]
+"""Raises what can be said against models before they are downloaded, given folders that hold the config.json of each."""
 
 
 def resolve(
@@ -62,11 +64,17 @@ def resolve(
 
 
 def resolve_all(
-    sources: Sequence[str], *, trust_remote_code: bool = False, progress: Progress | None = None
+    sources: Sequence[str],
+    *,
+    check: Check | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
 ) -> list[Source]:
-    """As `resolve` for each. All are looked at before the first is downloaded."""
-    for source in dict.fromkeys(sources):
-        look_ahead(source)
+    """As `resolve` for each. All are looked at before the first is downloaded, and `check` is called with those that have a
+    config.json by then."""
+    described = {source: look_ahead(source) for source in dict.fromkeys(sources)}
+    if check is not None:
+        check({source: folder for source, folder in described.items() if folder is not None})
     return [_resolved(source, False, trust_remote_code, progress) for source in sources]
 
 
@@ -86,25 +94,30 @@ def _resolved(source: str, for_tokenizer: bool, code: bool, progress: Progress |
     return replace(found, folder=folder, note=", ".join(filter(None, notes)) or None)
 
 
-def look_ahead(source: str, *, for_tokenizer: bool = False) -> None:
+def look_ahead(source: str, *, for_tokenizer: bool = False) -> Path | None:
     """Raises what can be said against a model before any weights are downloaded or converted.
 
-    That it is not there, gated, in a package that is not installed, no GGUF file, and all that config.json says.
+    That it is not there, gated, in a package that is not installed, no GGUF file, and all that config.json says. Returns the
+    folder with its config.json; None where there is none yet, or the model is in memory.
     """
     if LENT.get(source) is not None:
-        return
+        return None
     if source in PACKAGED:
-        return packaged.require_installed(source)
+        packaged.require_installed(source)
+        return None
     if (name := _hub_name(source)) is not None:
         from stitch.models import hub
 
         folder = hub.config(name["repo"], name["revision"])
     elif (place := _place(source)).is_file():
-        return gguf.require_gguf(place, source)
+        gguf.require_gguf(place, source)
+        return None
     else:
         folder = place
-    if (folder / "config.json").is_file():
-        require_usable(folder, read_config(folder, source), source, for_tokenizer)
+    if not (folder / "config.json").is_file():
+        return None
+    require_usable(folder, read_config(folder, source), source, for_tokenizer)
+    return folder
 
 
 def require_usable(folder: Path, config: dict, name: str, for_tokenizer: bool = False) -> None:
