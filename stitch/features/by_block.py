@@ -42,7 +42,7 @@ class Side:
     @property
     def sites(self) -> list[int]:
         """The sites to read at. Of a composite those behind its last seam: before it streams have another basis."""
-        return sites_around(self.site, blocks_before_last_part(self.model.config), self.model.depth)
+        return sites_around(self.site, blocks_before_last_part(self.model.config), self.model.last_site)
 
 
 def by_block(

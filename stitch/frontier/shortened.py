@@ -34,7 +34,8 @@ def shortened(model: Model, means: Means) -> Alternative | None:
     start = least_change(model, length, means)
     stop = start + length
     made = f"{model.name} without blocks {start} to {stop - 1} of {model.depth}"
-    if why_not_foldable(model, start, stop, means.memory) is not None:
+    unread = model.last_site < model.depth  # a bridge is fitted on the last stream as well
+    if unread or why_not_foldable(model, start, stop, means.memory) is not None:
         return skip(model, start, stop, AFFINE, f"{made}, an affine map in their place", means)
     splice = Splice(model.depth, start, stop)
     short = bridged(model, splice, _bridge(model, splice, means))
@@ -45,7 +46,7 @@ def blocks_to_remove(model: Model, means: Means) -> int | None:
     """The fewest blocks, at least one, without which the model takes no more FLOPs than the composite. Blocks count alike."""
     flops = whole(model, means.context).flops
     block = block_flops(model.config, model.depth // 2, means.context)
-    lengths = range(1, model.depth - 1)
+    lengths = range(1, model.last_site - 1)
     return next((length for length in lengths if flops - length * block <= means.limit.flops), None)
 
 
@@ -54,10 +55,10 @@ def least_change(model: Model, length: int, means: Means) -> int:
     """The first of `length` blocks across which the stream changes least in direction; block 0 is never removed."""
     windows = means.windows["sweep"]
     ids = windows.ids[: max(1, SAMPLE // windows.context)].long()
-    similarity = torch.zeros(model.depth - length, dtype=torch.float64)
+    similarity = torch.zeros(model.last_site - length, dtype=torch.float64)
     for part in ids.split(max(1, 2048 // windows.context)):
-        streams = residuals(model, part.to(model.device), range(model.depth + 1))
-        for start in range(1, model.depth - length + 1):
+        streams = residuals(model, part.to(model.device), range(model.last_site + 1))
+        for start in range(1, model.last_site - length + 1):
             similarity[start - 1] += _cosines(streams[start], streams[start + length]).sum().cpu()
     return 1 + int(similarity.argmax())
 

@@ -26,10 +26,10 @@ AFFINE = "translation:affine"
 def a_exit(model: Model, means: Means) -> Alternative | None:
     """As many first blocks of A as keep within the composite's FLOPs, a ridge to its last stream, its final norm and head.
 
-    None for a composite, and where not even one block is within.
+    None for a composite, where not even one block is within, and where no module takes the last stream.
     Source: the tuned lens, Belrose et al. 2023 (2303.08112), with a ridge in the place of training.
     """
-    if isinstance(model.config, StitchConfig):
+    if isinstance(model.config, StitchConfig) or model.last_site < model.depth:
         return None
     site = last_site_within(model, model.depth, AFFINE, means)
     if site is None:

@@ -189,6 +189,12 @@ class Model:
         """Number of attention heads (query heads) of `block`."""
         return self.in_part(block)[0].config.num_attention_heads
 
+    @property
+    def last_site(self) -> int:
+        """The last site where the stream can be read and replaced: after the last block, if a module takes it there."""
+        last = self.parts[-1]
+        return self.depth if last.anatomy.tested or last.flow["exit"] is not None else self.depth - 1
+
     @cached_property
     def final_norm(self) -> nn.Module:
         """The module that takes the stream after the last block, which in some families is the head or a part of it.
@@ -198,7 +204,7 @@ class Model:
         last = self.parts[-1]
         if last.anatomy.tested:
             return self.body.get_submodule(self.anatomy.final_norm)
-        if last.flow["exit"] is None:
+        if self.last_site < self.depth:
             raise UsageError(
                 f"no module takes the stream after the last block of {self.name}: choose an earlier layer."
             )
