@@ -68,6 +68,7 @@ def transfer_sae(
     alone that match one of A's; the SAE `native` of B, if given; A's through a Procrustes map, a random one, and as it is.
     Every row has FVU, L0, the cross-entropy of B with the reconstruction in place of its stream, and the share of A's features
     that fire on the same text.
+    Where the models read different tokens, each is measured in its own; matches and contexts are of places where both end.
     Where refitting needs more than `memory`, the first is written.
     Raises: UsageError when the SAE or the request do not fit; SAEError when the SAE cannot be read.
     """
