@@ -214,9 +214,12 @@ def test_tokens_alike_stand_for_the_same_bytes():
 def test_log_probabilities_are_added_in_parts_for_a_large_vocabulary(monkeypatch):
     logits, documents = tiny.noise(50, 90), torch.arange(50) % 7
     sums = []
-    for at_once in (effects.AT_ONCE, 4 * 80 * 3):
+    for at_once in (effects.AT_ONCE, 4 * 80 * 3):  # bytes: of all tokens, and of three
         monkeypatch.setattr(effects, "AT_ONCE", at_once)
         found = Effects(torch.ones(7), vocabulary=80)
         found.add("b", logits, documents)
         sums.append(found.sums["b"])
     assert torch.equal(*sums)
+    for document in range(7):
+        wanted = logits[documents == document, :80].log_softmax(-1).sum(0)
+        assert torch.allclose(sums[1][found.group[document]], wanted, atol=1e-4)
