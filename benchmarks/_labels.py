@@ -19,6 +19,22 @@ CLOSED_CLASSES = {
     4: "is are was were be been being has have had do does did can could may might must shall should will would",
     5: "it its they them their you your we our he she his her which who what",
 }
+SENTIMENT = {
+    1: "accurate advantage advantages best better clean clear clearly convenient correct correctly easier easily easy effective "
+    "efficient efficiently elegant excellent fast faster fine flexible friendly good great happy helpful helps ideal improve "
+    "improved improvement improves nice nicely perfect perfectly pleasant popular powerful precise recommended reliable robust "
+    "safe safely simple simpler smart smooth stable succeed succeeds success successful successfully useful valid well welcome",
+    2: "abnormal abort aborted annoying bad badly broken bug bugs complain confusing corrupt corrupted costly crash crashes "
+    "danger dangerous defect difficult disadvantage error errors expensive fail failed failing fails failure failures "
+    "fault faulty hard harmful illegal impossible inaccurate inconsistent incorrect incorrectly inefficient invalid lost "
+    "malformed mistake mistakes naive obsolete pathological poor poorly problem problems risk slow slower suffer suffers "
+    "trouble ugly unable undesirable unexpected unfortunately unreliable unsafe unstable useless violates warning warnings weak "
+    "worse worst wrong wrongly",
+}
+SENTIMENT_OF = {word: number for number, words in SENTIMENT.items() for word in words.split()}
+PROMPTS = (">>>", "...")  # of a doctest
+FENCE = "```"
+PROSE, LEAST_WORDS = re.compile(r"[A-Za-z]['A-Za-z-]*[.,;:)]?"), 5  # a word of prose, and how many a line of it has
 CLASS_OF = {word: number for number, words in CLOSED_CLASSES.items() for word in words.split()}
 
 
@@ -54,15 +70,54 @@ def part_of_speech(text: str) -> Spans:
     return [(one.start(), one.end(), CLASS_OF.get(one[0].lower(), 0)) for one in WORD.finditer(text)]
 
 
+def code_or_prose(text: str) -> Spans:
+    """1 for lines of code: at the prompt of a doctest, in an indented block after a line that ends with two colons, and between
+    fences. 0 for lines of prose: at least LEAST_WORDS words, and little else. Other lines are not labelled, nor is a text without
+    both kinds."""
+    found, place = [], 0
+    fenced, block = False, None  # the indentation of the line that announced a block
+    for line in text.splitlines(keepends=True):
+        bare, words = line.strip(), line.split()
+        indent = len(line) - len(line.lstrip())
+        if block is not None and bare and indent <= block:
+            block = None
+        is_fence = bare.startswith(FENCE)
+        if bare and not is_fence:
+            if fenced or block is not None or bare.startswith(PROMPTS):
+                found.append((place, place + len(line), 1))
+            elif len(words) >= LEAST_WORDS and sum(bool(PROSE.fullmatch(word)) for word in words) >= 0.8 * len(words):
+                found.append((place, place + len(line), 0))
+        fenced ^= is_fence
+        if bare.endswith("::") and not fenced and block is None:
+            block = indent
+        place += len(line)
+    return found if len({which for _, _, which in found}) == 2 else []
+
+
+def sentiment(text: str) -> Spans:
+    """1 for a word that a small lexicon has as positive, 2 for one that it has as negative; 0 for other words."""
+    return [(one.start(), one.end(), SENTIMENT_OF.get(one[0].lower(), 0)) for one in WORD.finditer(text)]
+
+
 SETS: dict[str, Callable[[str], Spans]] = {
     "in brackets": in_brackets, "in quotes": in_quotes, "section": section, "part of speech": part_of_speech,
+    "code or prose": code_or_prose, "sentiment": sentiment,
 }  # fmt: skip
 
 
-def write_labels(documents: Iterable[Document], label: Callable[[str], Spans], count: int, file: Path) -> None:
-    """The first `count` documents that have labels, one per line."""
+def with_sentiment(text: str) -> str:
+    """The paragraphs in which a word of SENTIMENT stands: in others there is nothing to tell, and such words are rare."""
+    return "\n\n".join(one for one in text.split("\n\n") if any(which for _, _, which in sentiment(one)))
+
+
+SHORTENED: dict[str, Callable[[str], str]] = {"sentiment": with_sentiment}
+
+
+def write_labels(documents: Iterable[Document], name: str, count: int, file: Path) -> None:
+    """The first `count` documents that have labels of the set called `name`, one per line."""
+    label, shortened = SETS[name], SHORTENED.get(name, str)
     lines = []
-    for _, text in documents:
+    for text in (shortened(text) for _, text in documents):
         if spans := label(text):
             lines.append(json.dumps({"text": text, "labels": merged(spans)}))
         if len(lines) == count:

@@ -1,5 +1,5 @@
-"""What `stitch transfer` carries between the embedded models, or between two layers of SmolLM2: an SAE, four probes and steering
-vectors, in both directions.
+"""What `stitch transfer` carries between the embedded models, between two layers of SmolLM2, or between models that read other
+tokens: an SAE, six probes and steering vectors, in both directions.
 
     python benchmarks/transfer.py --work build/benchmarks
     stitch join smollm2 smollm2 --layer 14 --layer-b 20 --brief --tokens 20000 --features 2304 --context 128 --out small
@@ -7,9 +7,12 @@ vectors, in both directions.
         --context 128 --tokens 20000
     python benchmarks/transfer.py --direction smollm2.20-14 --saes small/sae-b small/sae-a --kinds sae probe vector --texts 100 \
         --context 128 --tokens 20000
+    python benchmarks/transfer.py --direction smollm2-gemma3 --direction gemma3-smollm2 --sae-tokens 100000 --texts 100 \
+        --context 128 --tokens 10000 --held-out 4096
 
 The SAEs of both sites are trained on a million tokens; the maps are fitted on a hundredth of that. So the row `reference:native`
-has B's tokens of the maps alone, and `reference:native, given` a hundred times as many. Probes are trained on labels that rules
+has B's tokens of the maps alone, and `reference:native, given` a hundred times as many. Where models read different tokens, the
+SAEs are trained on --sae-tokens of each model's own tokens, unless --saes names others. Probes are trained on labels that rules
 give (see `_labels.py`); steering vectors are differences of the class means of the same labels, at A's site. One JSON line per
 transfer and direction. `warm start` lines have the unexplained share of an SAE that is trained on, by training step: from new
 weights, from the transferred SAE, and from the same SAE through a random or a Procrustes map; each also by its directions alone.
@@ -18,6 +21,7 @@ They need the SAEs that `sae` has left in --work.
 
 import argparse
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +30,7 @@ from _labels import SETS, write_labels
 from _pair import DIRECTIONS, trained_saes
 from safetensors.torch import save_file
 
+import sae
 import stitch
 from sae.config import SAEConfig
 from sae.convert import to_dictionary
@@ -33,20 +38,30 @@ from sae.metrics import measure
 from sae.storage import load
 from sae.trainer import new_trainer
 from sae.types import Dictionary
+from stitch.activations.harvest import harvest
 from stitch.activations.observe import residuals
-from stitch.activations.paired import Paired
+from stitch.activations.paired import without_sinks
 from stitch.config import Settings
+from stitch.features.saes import place_of
+from stitch.files.job import Clock
 from stitch.jobs import stages
+from stitch.jobs.transfer_sites import read_sites
 from stitch.models.loading import load as load_model
 from stitch.models.model import Model
 from stitch.models.sources import resolve
 from stitch.text.documents import read, select
 from stitch.text.labels import UNLABELLED, read_labelled
+from stitch.text.windows import sample
 from stitch.transfers.autoencoders import transferred
-from stitch.transfers.maps import PROCRUSTES, RANDOM, all_maps, pair_moments
+from stitch.transfers.maps import PROCRUSTES, RANDOM
 from stitch.transfers.probes import trained
 
 REAL = {"smollm2.14-20": ("smollm2", "smollm2", 14, 20), "smollm2.20-14": ("smollm2", "smollm2", 20, 14)}
+ACROSS = {
+    "gpt2-neox": ("demo:gpt2", "demo:neox", 3, 3), "neox-gpt2": ("demo:neox", "demo:gpt2", 3, 3),
+    "smollm2-gemma3": ("smollm2", "gemma3", 15, 9), "gemma3-smollm2": ("gemma3", "smollm2", 9, 15),
+}  # fmt: skip
+FEATURES, SAE_PASSES = 4, 5.0  # per dimension, and over the text, of the SAEs that are trained for the pairs of ACROSS
 KINDS = ("sae", "warm", "probe", "vector")
 STEPS, EVERY = 800, 50  # of the warm start, and between its measurements
 
@@ -71,24 +86,51 @@ def write_probe_and_vectors(x: torch.Tensor, classes: torch.Tensor, folder: Path
     save_file({"classes": (means[1:] - means[0]).contiguous()}, folder / "vectors.safetensors")
 
 
-def warm_start(settings: Settings, sae_a: Path, sae: Path, work: Path) -> Iterator[dict]:
+def site_sae(name: str, layer: int, given: argparse.Namespace) -> Path:
+    """An SAE of one site, trained on --sae-tokens of the fit split in the model's own tokens; kept in --work."""
+    place = given.work / f"sae-{name.replace(':', '-')}-{layer}-{given.sae_tokens}"
+    if place.exists():
+        return place
+    source = resolve(name)
+    model = load_model(source.folder, name=name, dtype=torch.float32)
+    context = given.context or min(512, model.longest)
+    windows = sample(select(read("docs"), "fit"), model.tokenizer, context, given.sae_tokens)
+    with tempfile.TemporaryDirectory(dir=given.work) as folder:
+        streams = harvest(model, windows, [layer], Path(folder))
+        x = streams.all(layer)[without_sinks(streams, [layer])].float()
+    made = sae.train(x, features=FEATURES * model.width, passes=SAE_PASSES)
+    site = f"resid_pre.{layer}"
+    sae.save(made, place, {"model": source.name, "site": site, "tokens": given.sae_tokens}, place_of(source.name, site))
+    return place
+
+
+def saes_of(direction: str, given: argparse.Namespace) -> tuple[Path, Path]:
+    """The SAEs of A's and of B's site."""
+    if given.saes:
+        return given.saes[0], given.saes[1]
+    if direction in ACROSS:
+        a_name, b_name, layer, layer_b = ACROSS[direction]
+        return site_sae(a_name, layer, given), site_sae(b_name, layer_b, given)
+    a_name, b_name, _ = DIRECTIONS[direction]
+    saes = trained_saes(0, given.work)
+    return saes[a_name], saes[b_name]
+
+
+def warm_start(settings: Settings, sae_a: Path, carried_sae: Path, work: Path) -> Iterator[dict]:
     """The unexplained share on held-out tokens by step, from several kinds of first weights, on the same batches.
 
-    `sae` is the transferred form of `sae_a`; nulls are that SAE through a random map and through a Procrustes map.
+    `carried_sae` is the transferred form of `sae_a`; nulls are that SAE through a random map and through a Procrustes map.
     """
-    a, b, _ = stages.load_pair(settings)
-    completed = stages.complete(settings, a, b)
-    windows = stages.read_windows(completed, a, b)
-    paired: dict[str, Paired] = {
-        split: stages.harvest_pair(completed, a, b, found, work / split) for split, found in windows.items()
-    }
-    carried = load(sae)
-    x = torch.cat([y for _, y, _ in paired["report"].chunks()]).float()
+    a, b, _ = stages.load_any_pair(settings)
+    sites = read_sites(stages.complete(settings, a, b), a, b, work, Clock())
+    fit = sites.own_b["fit"]
+    carried = load(carried_sae)
+    x = torch.cat([*sites.own_stream_b("report")])
     k = max(1, round(measure(to_dictionary(carried), [x]).l0))
     config = SAEConfig(features=carried.W_enc.shape[1], k=k, steps=STEPS, batch_size=256)
-    mean = torch.cat([y for _, y, _ in paired["fit"].chunks()]).float().mean(0)
+    mean = torch.cat([*sites.own_stream_b("fit")]).mean(0)
     scale = b.width**0.5 / float(x.norm(dim=1).mean())
-    maps = all_maps(pair_moments(paired["fit"], paired["sweep"]), seed=0)
+    maps = sites.maps
     source = to_dictionary(load(sae_a))
     first = {
         "new": None, "transferred": to_dictionary(carried), "null": transferred(source, maps[RANDOM]),
@@ -98,7 +140,7 @@ def warm_start(settings: Settings, sae_a: Path, sae: Path, work: Path) -> Iterat
         trainer = new_trainer(config, b.width, "cpu")
         trainer.activation_scaler.scaling_factor = scale
         _start(trainer.sae, first[start.partition(",")[0]], start.endswith("alone"), mean, scale)
-        batches = (y for _, y in paired["fit"].batches(256, seed=0, group=4))
+        batches = (y for _, y in fit.batches(256, seed=0, group=4))
         for step in range(STEPS + 1):
             if step % EVERY == 0:
                 yield {"start": start, "step": step, "k": k, "fvu": _unexplained(trainer.sae, scale * x)}
@@ -129,14 +171,9 @@ def _unexplained(weights, x: torch.Tensor) -> float:
 
 
 def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
-    a_name, b_name, layer, layer_b = REAL.get(direction) or (*DIRECTIONS[direction], None)
+    a_name, b_name, layer, layer_b = (REAL | ACROSS).get(direction) or (*DIRECTIONS[direction], None)
     work = given.work / f"transfer-{direction}"
     work.mkdir(parents=True, exist_ok=True)
-    if given.saes:
-        sae_a, sae_b = given.saes
-    elif {"sae", "warm"} & set(given.kinds):
-        saes = trained_saes(0, given.work)
-        sae_a, sae_b = saes[a_name], saes[b_name]
     common = {
         "layer": layer, "layer_b": layer_b, "tokens": given.tokens, "held_out": given.held_out, "context": given.context,
         "quiet": True, "device": "cpu",
@@ -145,11 +182,14 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
         model_a=a_name,
         model_b=b_name,
         layer=layer,
+        layer_b=layer_b,
         tokens=given.tokens,
         held_out=given.held_out,
+        context=given.context,
         device="cpu",
         brief=True,
     )
+    sae_a, sae_b = saes_of(direction, given) if {"sae", "warm"} & set(given.kinds) else (Path(), Path())
     if "sae" in given.kinds:
         found = stitch.transfer.sae(a_name, b_name, sae_a, native=sae_b, out=work / "sae", overwrite=True, **common)
         yield {"transfer": "sae", **found.report}
@@ -160,10 +200,10 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
         return
     model = load_model(resolve(a_name).folder, name=a_name, dtype=torch.float32)
     documents = select(read("docs"), "report")
-    for name, label in ((name, SETS[name]) for name in given.sets):
+    for name in given.sets:
         folder = work / name.replace(" ", "-")
         folder.mkdir(exist_ok=True)
-        write_labels(documents, label, given.texts, folder / "labels.jsonl")
+        write_labels(documents, name, given.texts, folder / "labels.jsonl")
         x, classes = class_streams(model, layer, folder / "labels.jsonl", given.context or min(512, model.longest))
         write_probe_and_vectors(x, classes, folder)
         options = {**common, "out": folder / "carried", "overwrite": True}
@@ -178,10 +218,13 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--direction", action="append", choices=[*DIRECTIONS, *REAL])
+    parser.add_argument("--direction", action="append", choices=[*DIRECTIONS, *REAL, *ACROSS])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--sets", nargs="+", choices=[*SETS], default=[*SETS], help="of labels")
     parser.add_argument("--saes", type=Path, nargs=2, help="SAEs of A's and of B's site, in place of trained ones")
+    parser.add_argument(
+        "--sae-tokens", type=int, default=1_000_000, help="for SAEs of models that read different tokens"
+    )
     parser.add_argument("--texts", type=int, default=400, help="labelled texts per set; half of them are scored on")
     parser.add_argument("--context", type=int)
     parser.add_argument("--tokens", type=int, default=10_000)

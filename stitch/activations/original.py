@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -13,6 +13,7 @@ from stitch.activations.in_own_tokens import InOwnTokens
 from stitch.activations.observe import observe
 from stitch.activations.passes import Passes
 from stitch.models.model import Model
+from stitch.text.reader import Reader
 from stitch.text.rewrite import Rewriter
 
 
@@ -48,3 +49,13 @@ class Original(InOwnTokens):
             )
             for site, stream in found.items()
         }
+
+
+def at_tokens_of(model: Model, other: Model) -> Model:
+    """`model` with its streams read at the tokens of `other`. Its network still has rows and logits for its own tokens alone.
+
+    Raises: UsageError for a tokenizer without a token to start a text with.
+    """
+    given = Reader.of(other.name, other.tokenizer)
+    own = Reader.of(model.name, model.tokenizer, len(model.embedding.weight))
+    return replace(model, original=Original.of(model, Rewriter(given, own)))

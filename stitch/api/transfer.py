@@ -1,4 +1,7 @@
-"""`stitch.transfer`: a sparse autoencoder, a linear probe or steering vectors of one model rewritten for another."""
+"""`stitch.transfer`: a sparse autoencoder, a linear probe or steering vectors of one model rewritten for another.
+
+The models may read different tokens: the report then says what the maps were fitted on, under `across`.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -57,6 +57,7 @@ ModelA = Annotated[str, argument("MODEL_A", f"First model: {MODELS}.")]
 MODEL_B = argument("MODEL_B", "Second model, given in the same ways. Both must use the same token ids.")
 ModelB = Annotated[str, MODEL_B]
 OptionalModelB = Annotated[str | None, MODEL_B]
+AnyModelB = Annotated[str, argument("MODEL_B", "Second model, given in the same ways. It may read other tokens.")]
 Folder = Annotated[Path, argument("FOLDER", "Folder that `stitch compile` wrote.")]
 Automaton = Annotated[
     str,

@@ -33,7 +33,7 @@ def sae_of(model: str) -> str:
 )
 def join(
     model_a: o.ModelA,
-    model_b: o.ModelB,
+    model_b: o.AnyModelB,
     layer: Annotated[
         int,
         o.option(

@@ -30,7 +30,7 @@ Out = Annotated[Path | None, o.out_folder("named after the models, such as gpt2-
 @command(commands, PANEL, "stitch transfer sae demo:gpt2 demo:llama joined/sae-a --layer 3")
 def sae(
     model_a: o.ModelA,
-    model_b: o.ModelB,
+    model_b: o.AnyModelB,
     file: Annotated[
         str,
         o.argument("SAE", "SAE of MODEL_A: a folder of SAELens, sparsify or dictionary_learning, or release:sae_id."),
@@ -81,7 +81,7 @@ def sae(
 @command(commands, PANEL, "stitch transfer probe demo:gpt2 demo:llama probe.safetensors --layer 3")
 def probe(
     model_a: o.ModelA,
-    model_b: o.ModelB,
+    model_b: o.AnyModelB,
     file: Annotated[
         Path, o.argument("PROBE", "safetensors file with `weight` [classes, width of MODEL_A] and `bias` [classes].")
     ],
@@ -131,7 +131,7 @@ def probe(
 @command(commands, PANEL, "stitch transfer vector demo:gpt2 demo:llama steer.safetensors --layer 3")
 def vector(
     model_a: o.ModelA,
-    model_b: o.ModelB,
+    model_b: o.AnyModelB,
     file: Annotated[
         Path, o.argument("VECTORS", "safetensors file of tensors [width of MODEL_A] or [n, width of MODEL_A].")
     ],

@@ -11,7 +11,8 @@ from stitch.activations.observe import residuals
 from stitch.config import Settings
 from stitch.errors import UsageError
 from stitch.files.store import Store
-from stitch.jobs.transfer import Loaded, Sites, transfer
+from stitch.jobs.transfer import Loaded, transfer
+from stitch.jobs.transfer_sites import Sites
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.labels import UNLABELLED, LabelledText, read_labelled
@@ -24,12 +25,22 @@ FILE = "probe.safetensors"
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled tokens with the streams of both models at their sites, and the document of each."""
+    """Labelled tokens with the stream of a model at its site, and the document of each."""
 
-    x: Float[Tensor, "tokens d_a"]
-    y: Float[Tensor, "tokens d_b"]
+    stream: Float[Tensor, "tokens d"]
     truth: Int64[Tensor, " tokens"]
     document: Int64[Tensor, " tokens"]
+
+    def predicted(self, probe: Probe) -> "Predicted":
+        return Predicted(predicted(probe, self.stream), self)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The class that a probe gives to each of some examples."""
+
+    classes: Int64[Tensor, " tokens"]
+    examples: Examples
 
 
 def transfer_probe(
@@ -47,13 +58,15 @@ def transfer_probe(
     Without `labels` the truth is what the probe predicts on A, on held-out text. With them, half of their texts train a probe
     on A, one on B, and one on B with a hundredth of the labels; the other half are scored on. Rows: the probe on A; carried to
     B; through a Procrustes map, a random one, and as it is; and those trained. Accuracies are balanced: every class weighs as
-    much.
+    much. Where the models read different tokens, labels are those of each model's own, and predictions are compared where tokens
+    of both end.
     Raises: UsageError when the probe, the labels or the request do not fit.
     """
 
     def read(loaded: Loaded) -> Probe:
         if labels is not None:
-            read_labelled(labels, loaded.a.tokenizer, loaded.a.longest)
+            for model in (loaded.a, loaded.b):
+                read_labelled(labels, model.tokenizer, model.longest)
         return read_probe(file, loaded.a.width)
 
     def make(sites: Sites, probe: Probe, output: Path) -> dict:
@@ -79,40 +92,48 @@ def _scored_by_a(sites: Sites, probe: Probe, carried: dict[str, Probe]) -> dict:
     x, y = (torch.cat(part) for part in zip(*chunks, strict=True))
     truth = predicted(probe, x)
     document = held.a.windows.document[held.keep].long()
-    rows = {"a": predicted(probe, x), **{name: predicted(one, y) for name, one in carried.items()}}
-    return _report(rows, Examples(x, y, truth, document), classes_of(probe), "what it predicts on A")
+    on_a, on_b = Examples(x, truth, document), Examples(y, truth, document)
+    rows = {"a": on_a.predicted(probe), **{name: on_b.predicted(one) for name, one in carried.items()}}
+    return _report(rows, on_b, classes_of(probe), "what it predicts on A")
 
 
 def _scored(sites: Sites, probe: Probe, carried: dict[str, Probe], labels: Path) -> dict:
-    texts = read_labelled(labels, sites.a.tokenizer, sites.settings.context)
-    fit, held = (_examples(sites, texts[start::2]) for start in (0, 1))
-    if not len(fit.truth) or not len(held.truth):
+    fit_a, held_a = _examples(sites, sites.a, sites.settings.layer, labels)
+    fit_b, held_b = _examples(sites, sites.b, sites.settings.layer_b, labels)
+    if not all(len(some.truth) for some in (fit_a, held_a, fit_b, held_b)):
         raise UsageError(f"labels must stand in two texts or more, half of them to train on; {labels} has too few.")
-    classes = max(classes_of(probe), int(max(fit.truth.max(), held.truth.max())) + 1)
-    rows = {"a": predicted(probe, held.x), **{name: predicted(one, held.y) for name, one in carried.items()}}
-    rows["reference:trained on a"] = predicted(trained(fit.x, fit.truth, classes), held.x)
-    rows["reference:native"] = predicted(trained(fit.y, fit.truth, classes), held.y)
-    few = torch.randperm(len(fit.truth), generator=torch.Generator().manual_seed(sites.settings.seed))[
-        : -(-len(fit.truth) // 100)
+    highest = max(int(some.truth.max()) for some in (fit_a, held_a, fit_b, held_b))
+    classes = max(classes_of(probe), highest + 1)
+    rows = {"a": held_a.predicted(probe), **{name: held_b.predicted(one) for name, one in carried.items()}}
+    rows["reference:trained on a"] = held_a.predicted(trained(fit_a.stream, fit_a.truth, classes))
+    rows["reference:native"] = held_b.predicted(trained(fit_b.stream, fit_b.truth, classes))
+    few = torch.randperm(len(fit_b.truth), generator=torch.Generator().manual_seed(sites.settings.seed))[
+        : -(-len(fit_b.truth) // 100)
     ]
-    rows["reference:native, 1 % of the labels"] = predicted(trained(fit.y[few], fit.truth[few], classes), held.y)
-    return {"trained_on": len(fit.truth), **_report(rows, held, classes, "its label")}
+    of_few = trained(fit_b.stream[few], fit_b.truth[few], classes)
+    rows["reference:native, 1 % of the labels"] = held_b.predicted(of_few)
+    return {"trained_on": len(fit_b.truth), **_report(rows, held_b, classes, "its label")}
 
 
-def _examples(sites: Sites, texts: list[LabelledText]) -> Examples:
-    """Every labelled token of `texts`, each text read by both models on its own."""
+def _examples(sites: Sites, model: Model, site: int, labels: Path) -> tuple[Examples, Examples]:
+    """Every labelled token of the texts to train on and of those to score on, each text read by the model on its own."""
+    texts = read_labelled(labels, model.tokenizer, sites.settings.context)
+    fit, held = (_read_by(sites, model, site, texts[start::2]) for start in (0, 1))
+    return fit, held
+
+
+def _read_by(sites: Sites, model: Model, site: int, texts: list[LabelledText]) -> Examples:
     parts = []
     for number, text in enumerate(texts):
         chosen = text.classes != UNLABELLED
         if chosen.any():
-            x, y = (_stream(model, text.ids, site)[chosen] for model, site in
-                    ((sites.a, sites.settings.layer), (sites.b, sites.settings.layer_b)))  # fmt: skip
-            parts.append((x, y, text.classes[chosen], torch.full((int(chosen.sum()),), number)))
+            stream = _stream(model, text.ids, site)[chosen]
+            parts.append((stream, text.classes[chosen], torch.full((int(chosen.sum()),), number)))
         if sites.progress:
-            sites.progress("labelled texts", number + 1, len(texts))
+            sites.progress(f"labelled texts of {model.name}", number + 1, len(texts))
     if not parts:
         empty = torch.zeros(0, dtype=torch.long)
-        return Examples(torch.zeros(0, sites.a.width), torch.zeros(0, sites.b.width), empty, empty)
+        return Examples(torch.zeros(0, model.width_at(site)), empty, empty)
     return Examples(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
@@ -121,9 +142,13 @@ def _stream(model: Model, ids: Int64[Tensor, " tokens"], site: int) -> Float[Ten
     return residuals(model, ids[None].to(model.device), [site])[site][0].float().cpu()
 
 
-def _report(rows: dict[str, Tensor], held: Examples, classes: int, truth: str) -> dict:
+def _report(rows: dict[str, Predicted], held: Examples, classes: int, truth: str) -> dict:
+    """Every row on its own examples. `held` are those of B."""
     shares = torch.bincount(held.truth, minlength=classes) / len(held.truth)
-    results = [{"name": name, **accuracy(found, held.truth, held.document, classes)} for name, found in rows.items()]
+    results = [
+        {"name": name, **accuracy(found.classes, found.examples.truth, found.examples.document, classes)}
+        for name, found in rows.items()
+    ]
     documents = len(held.document.unique())
     return {
         "truth": truth, "classes": classes, "shares": shares.tolist(), "scored_tokens": len(held.truth),

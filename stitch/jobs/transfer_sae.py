@@ -17,14 +17,14 @@ from sae.trainer import train_sites
 from sae.types import Dictionary
 from stitch.config import Settings
 from stitch.evaluation.documents import counted
-from stitch.evaluation.scores import evaluate
 from stitch.features.codes import code_stream
 from stitch.features.given import Place, look_at, require_fitting
 from stitch.features.matching import match
 from stitch.features.saes import place_of
 from stitch.files.store import Store
 from stitch.jobs.stages import chunk_tokens
-from stitch.jobs.transfer import Loaded, Sites, transfer
+from stitch.jobs.transfer import Loaded, transfer
+from stitch.jobs.transfer_sites import Sites
 from stitch.models.model import Model
 from stitch.models.published_saes import load
 from stitch.progress import Progress
@@ -68,6 +68,7 @@ def transfer_sae(
     alone that match one of A's; the SAE `native` of B, if given; A's through a Procrustes map, a random one, and as it is.
     Every row has FVU, L0, the cross-entropy of B with the reconstruction in place of its stream, and the share of A's features
     that fire on the same text.
+    Where the models read different tokens, each is measured in its own; matches and contexts are of places where both end.
     Where refitting needs more than `memory`, the first is written.
     Raises: UsageError when the SAE or the request do not fit; SAEError when the SAE cannot be read.
     """
@@ -103,21 +104,21 @@ def _read(file: str, model: Model) -> Dictionary:
 
 def _make(sites: Sites, saes: SAEsGiven, output: Path) -> dict:
     source, given = saes.a, saes.b
-    own = measure(source, sites.streams_a("report"))
+    own = measure(source, sites.own_stream_a())
     mapped = {name: transferred(source, maps) for name, maps in sites.maps.items()}
     found = {TRANSFERRED: mapped.pop(TRANSFERRED)}
     if memory_to_refit(source) <= sites.settings.memory:
-        found[REFITTED] = refitted(found[TRANSFERRED], sites.streams_b("fit"), sites.streams_b("sweep"))
+        found[REFITTED] = refitted(found[TRANSFERRED], sites.own_stream_b("fit"), sites.own_stream_b("sweep"))
     if given is not None:
         found[GIVEN] = given
     with sites.clock.stage("native"):
-        found[NATIVE] = _native(sites, source, measure(source, sites.streams_a("sweep")))
+        found[NATIVE] = _native(sites, source, measure(source, sites.paired_stream_a("sweep")))
     with sites.clock.stage("matching"):
         partners = _partners(sites, source, found[NATIVE])
         found[MATCHED] = without_features(found[NATIVE], partners[partners >= 0].tolist())
     found |= mapped
     ours = [name for name in (TRANSFERRED, REFITTED) if name in found]
-    choice = {name: measure(found[name], sites.streams_b("sweep")).fvu for name in ours}
+    choice = {name: measure(found[name], sites.own_stream_b("sweep")).fvu for name in ours}
     chosen = min(choice, key=lambda name: choice[name])
     with sites.clock.stage("evaluation"):
         report = {"chosen": chosen, "sae_notes": saes.notes, **_scored(sites, source, own, found, partners, chosen)}
@@ -132,7 +133,7 @@ def _make(sites: Sites, saes: SAEsGiven, output: Path) -> dict:
 
 def _native(sites: Sites, source: Dictionary, quality: Quality) -> Dictionary:
     """An SAE trained on B's fit tokens, with the size of `source` and its number of active features."""
-    fit, settings = sites.paired["fit"], sites.settings
+    fit, settings = sites.own_b["fit"], sites.settings
     batch = batch_size_for(fit.tokens)
     config = SAEConfig(
         features=max(len(source.encoder_bias), fit.width_b), k=max(1, round(quality.l0)), batch_size=batch,
@@ -173,23 +174,21 @@ def _scored(
     partners: Int64[np.ndarray, " features"],
     chosen: str,
 ) -> dict:
-    stage = sites.stage
-    logits = {"a": stage.whole(sites.a.net), "a with its SAE": stage.spliced_a(source), "b": stage.whole(sites.b.net)}
-    logits |= {name: stage.spliced_b(dictionary) for name, dictionary in found.items()}
-    scores = evaluate(
-        logits, stage.windows, vocabulary=stage.vocabulary, memory=stage.memory, progress=sites.progress
-    )  # fmt: skip
-    ours = top_tokens(source, sites.streams_a("report"))
+    on_a, on_b = sites.side_a.stage, sites.side_b.stage
+    of_a = {"a": on_a.whole(sites.a.net), "a with its SAE": on_a.spliced_a(source)}
+    of_b = {"b": on_b.whole(sites.b.net), **{name: on_b.spliced_b(one) for name, one in found.items()}}
+    scores = sites.side_a.scores(of_a, sites.progress) | sites.side_b.scores(of_b, sites.progress)
+    ours = top_tokens(source, sites.paired_stream_a("report"))
     results = []
-    for name in logits:
-        row = {key: value for key, value in scores[name].row(name).items() if key not in ("kl_to_b", "top1")}
+    for name in scores:
+        row = (sites.side_a if name in of_a else sites.side_b).row(name, scores[name])
         if name == "a with its SAE":
             row |= {"fvu": own.fvu, "l0": own.l0, "dead": own.dead}
         elif name in found:
-            quality = measure(found[name], sites.streams_b("report"))
+            quality = measure(found[name], sites.own_stream_b("report"))
             row |= {"fvu": quality.fvu, "l0": quality.l0, "dead": quality.dead}
             if name != GIVEN:  # whose features were matched with none of A's
-                theirs = top_tokens(found[name], sites.streams_b("report"))
+                theirs = top_tokens(found[name], sites.paired_stream_b("report"))
                 row["agree"] = agreement(ours, theirs, partners if name in (NATIVE, MATCHED) else None)
         results.append(row)
     differences = []
@@ -197,7 +196,8 @@ def _scored(
         if name != chosen:
             low, high = scores[chosen].interval(minus=scores[name])
             ce = scores[chosen].ce - scores[name].ce
-            differences.append({"name": chosen, "minus": name, "ce": ce, "ce_low": low, "ce_high": high})
+            found_here = {"name": chosen, "minus": name, "ce": ce, "ce_low": low, "ce_high": high}
+            differences.append(sites.side_b.in_bits(found_here))
     return {
         "kind": "sae",
         "features": len(source.encoder_bias),

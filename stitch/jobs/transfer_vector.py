@@ -10,12 +10,13 @@ from torch import Tensor
 from stitch.composite.compose import late_half, late_logits
 from stitch.config import Settings
 from stitch.evaluation.documents import counted
-from stitch.evaluation.scores import Batch, Logits, evaluate, mean_of
+from stitch.evaluation.scores import Batch, Logits, Scores, mean_of
 from stitch.files.store import Store
-from stitch.jobs.transfer import Loaded, Sites, transfer
+from stitch.jobs.transfer import Loaded, transfer
+from stitch.jobs.transfer_sites import Side, Sites
 from stitch.progress import Progress
 from stitch.text.windows import Windows
-from stitch.transfers.effects import Effects, correlation, size, with_interval
+from stitch.transfers.effects import Effects, correlation, groups, size, with_interval
 from stitch.transfers.maps import TRANSFERRED
 from stitch.transfers.vectors import Vectors, carried, read_vectors, write
 
@@ -38,7 +39,8 @@ def transfer_vector(
     log probability over held-out text. Rows have, averaged over vectors: `effect`, the correlation over the vocabulary of the
     effect in B with that in A; `size`, the ratio of their standard deviations; the cross-entropy of the steered model, and
     `side`, by how much it is above that of the model as it is. All have intervals over documents. Rows: A steered with the
-    vectors; B with them carried; through a Procrustes map, a random one, and as they are.
+    vectors; B with them carried; through a Procrustes map, a random one, and as they are. Where the models read different tokens,
+    effects are compared over those that stand for the same bytes.
     Raises: UsageError when the file or the request do not fit.
     """
 
@@ -57,37 +59,52 @@ def transfer_vector(
 
 
 def _scored(sites: Sites, vectors: Vectors, moved: dict[str, Vectors], strength: float) -> dict:
-    stage = sites.stage
-    late_a, stream_a = late_half(sites.a, sites.settings.layer), stage.stream(sites.settings.layer)
-    plain: dict[str, Logits] = {"a": _steered(late_a, stream_a, None), "b": _steered(stage.late, stage.y, None)}
+    side_a, side_b = sites.side_a, sites.side_b
+    late_a, stream_a = late_half(sites.a, sites.settings.layer), side_a.stage.stream(sites.settings.layer)
+    late_b, stream_b = side_b.stage.late, side_b.stage.y
     names = [name for name, _ in _each(vectors)]
-    steered: dict[str, dict[str, Logits]] = {
-        "a steered": {name: _steered(late_a, stream_a, strength * one) for name, one in _each(vectors)},
-        **{
-            row: {name: _steered(stage.late, stage.y, strength * one) for name, one in _each(found)}
-            for row, found in moved.items()
-        },
-    }
-    logits = {**plain, **{f"{row}/{name}": one for row, found in steered.items() for name, one in found.items()}}
-    windows = stage.windows
-    effects = Effects(torch.bincount(windows.document[:, 1:].flatten().long()).double(), stage.vocabulary)
-    rows = {name: _recorded(name, row, effects, windows) for name, row in logits.items()}
-    scores = evaluate(rows, windows, vocabulary=stage.vocabulary, memory=stage.memory, progress=sites.progress)
-    results = [
-        {key: value for key, value in scores[name].row(name).items() if key not in ("kl_to_b", "top1")}
-        for name in plain
-    ]
-    for row in steered:
-        before = "a" if row == "a steered" else "b"
-        here = [effects.change(f"{row}/{name}", before) for name in names]
-        there = [effects.change(f"a steered/{name}", "a") for name in names]
+    of_a = {"a": _steered(late_a, stream_a, None)}
+    of_a |= {f"a steered/{name}": _steered(late_a, stream_a, strength * one) for name, one in _each(vectors)}
+    of_b = {"b": _steered(late_b, stream_b, None)}
+    for row, found in moved.items():
+        of_b |= {f"{row}/{name}": _steered(late_b, stream_b, strength * one) for name, one in _each(found)}
+    documents = _tokens_by_document(side_a, side_b)
+    group = groups(documents[0] + documents[1])
+    effects_a, effects_b = (
+        Effects(tokens, side.stage.vocabulary, group) for tokens, side in zip(documents, (side_a, side_b), strict=True)
+    )
+    scores = _scores(side_a, of_a, effects_a, sites) | _scores(side_b, of_b, effects_b, sites)
+    same_a, same_b = (slice(None),) * 2 if sites.across is None else (sites.across.shared_a, sites.across.shared_b)
+    there = [effects_a.change(f"a steered/{name}", "a")[:, same_a] for name in names]
+    results = [side_a.row("a", scores["a"]), side_b.row("b", scores["b"])]
+    for row in ("a steered", *moved):
+        side, before = (side_a, "a") if row == "a steered" else (side_b, "b")
+        here = there
+        if before == "b":
+            here = [effects_b.change(f"{row}/{name}", "b")[:, same_b] for name in names]
         total = mean_of([scores[f"{row}/{name}"] for name in names])
-        results.append({
-            "name": row, **_ends("ce", (total.ce, *total.interval())),
+        cost = {
+            **_ends("ce", (total.ce, *total.interval())),
             **_ends("side", (total.ce - scores[before].ce, *total.interval(minus=scores[before]))),
+        }
+        results.append({
+            "name": row, **side.in_bits(cost),
             **_ends("effect", with_interval(correlation, here, there)), **_ends("size", with_interval(size, here, there)),
         })  # fmt: skip
     return {"vectors": len(names), "documents": counted(scores["b"]), "results": results}
+
+
+def _tokens_by_document(*sides: Side) -> list[Float[Tensor, " documents"]]:
+    """The predicted tokens of every document, on each side: both have the same documents."""
+    owners = [side.windows.document[:, 1:].flatten().long() for side in sides]
+    number = max(int(side.windows.document.max()) for side in sides) + 1
+    return [torch.bincount(owner, minlength=number).double() for owner in owners]
+
+
+def _scores(side: Side, rows: dict[str, Logits], effects: Effects, sites: Sites) -> dict[str, Scores]:
+    """The scores of some rows, whose log probabilities are added to `effects` on the way."""
+    recorded = {name: _recorded(name, row, effects, side.windows) for name, row in rows.items()}
+    return side.scores(recorded, sites.progress)
 
 
 def _ends(key: str, found: tuple[float, float, float]) -> dict[str, float]:

@@ -1,11 +1,12 @@
 """The page of a transfer: what was carried over beside what was trained on B, the other maps and the nulls."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stitch.pages.chart import Chart
 from stitch.pages.intervals import intervals
 from stitch.pages.page import Page
 from stitch.pages.section import Section, Table, ungrouped
+from stitch.report.across import IN_BITS
 
 NAMES = {"a": "A's own", "b": "trained on B, or B itself", "composite": "carried over"}
 
@@ -35,11 +36,19 @@ MEASURES = {
 
 def transfer_page(report: dict, table: Table, notes: list[str]) -> Page:
     """The page of a transfer, with the table and sentences that the terminal shows."""
-    charts = [found for measure in MEASURES[report["kind"]] if (found := _chart(report, measure)) is not None]
-    rows = Section(name="rows", heading="All rows", charts=charts, tables=[ungrouped(table)], notes=notes[1:])
-    models = report["models"]
+    measures = [_in_bits(one) if "across" in report else one for one in MEASURES[report["kind"]]]
+    charts = [found for measure in measures if (found := _chart(report, measure)) is not None]
+    models, facts = report["models"], 2 if "across" in report else 1  # that models read different tokens is one
+    rows = Section(name="rows", heading="All rows", charts=charts, tables=[ungrouped(table)], notes=notes[facts:])
     title = f"{report['kind']} of {models['a']} for {models['b']}".replace("sae", "SAE", 1)
-    return Page(title=title, lead=table[2], facts=notes[:1], sections=[rows])
+    return Page(title=title, lead=table[2], facts=notes[:facts], sections=[rows])
+
+
+def _in_bits(measure: Measure) -> Measure:
+    """Models with different tokens are compared in bits per byte."""
+    if measure.key not in IN_BITS:
+        return measure
+    return replace(measure, key=IN_BITS[measure.key], what="bits per byte")
 
 
 def _chart(report: dict, measure: Measure) -> Chart | None:

@@ -2,24 +2,28 @@
 
 from math import log
 
+IN_BITS = {"ce": "bpb", "side": "side_bpb"}  # cross-entropy, and how much it is above another
+
 
 def across_tokenizers(report: dict, described: dict) -> dict:
     """The report with bits per byte in every row and difference, and with `across`, which is `described`.
 
     Cross-entropy is in nats per token of A. Bits per byte are that over ln 2 and the bytes of such a token, for all rows alike.
     """
-    scale = 1 / (log(2) * described["bytes_per_token"])
-
-    def more(row: dict) -> dict:
-        names = {"ce": "bpb", "ce_low": "bpb_low", "ce_high": "bpb_high"}
-        return {**row, **{new: row[old] * scale for old, new in names.items() if row.get(old) is not None}}
-
+    size = described["bytes_per_token"]
     return {
         **report,
         "across": described,
-        "results": [more(row) for row in report["results"]],
-        "differences": [more(row) for row in report["differences"]],
+        "results": [bits_per_byte(row, size) for row in report["results"]],
+        "differences": [bits_per_byte(row, size) for row in report["differences"]],
     }
+
+
+def bits_per_byte(row: dict, bytes_per_token: float) -> dict:
+    """The row with what it has in nats per token in bits per byte too, under the names that IN_BITS gives."""
+    scale = 1 / (log(2) * bytes_per_token)
+    names = {f"{old}{end}": f"{new}{end}" for old, new in IN_BITS.items() for end in ("", "_low", "_high")}
+    return {**row, **{new: row[old] * scale for old, new in names.items() if row.get(old) is not None}}
 
 
 def eval_notes(report: dict) -> list[str]:

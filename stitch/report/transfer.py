@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from stitch.evaluation.documents import phrase, warning
+from stitch.report.across import IN_BITS, differences
 from stitch.report.notes import sae_notes, text_notes
 
 Table = tuple[list[str], list[list[str]], str]
@@ -21,7 +22,7 @@ def _interval(form: str) -> Callable[[dict, str], str]:
     return shown
 
 
-# Columns by kind: head, key of the row, how it is shown.
+# Columns by kind: head, key of the row, how it is shown. Across tokenizers bits per byte are shown in place of nats per token.
 COLUMNS = {
     "sae": [
         ("FVU", "fvu", _number(".3f")), ("L0", "l0", _number(".1f")), ("CE", "ce", _number(".3f")),
@@ -38,9 +39,14 @@ COLUMNS = {
 
 def table(report: dict) -> Table:
     """Header, rows and title."""
-    columns = COLUMNS[report["kind"]]
+    columns = [_in_bits(column) if "across" in report else column for column in COLUMNS[report["kind"]]]
     rows = [[_label(row["name"], report), *(show(row, key) for _, key, show in columns)] for row in report["results"]]
     return ["", *(head for head, _, _ in columns)], rows, title(report)
+
+
+def _in_bits(column: tuple) -> tuple:
+    head, key, show = column
+    return ("bits/byte" if head == "CE" else head), IN_BITS.get(key, key), show
 
 
 def _label(name: str, report: dict) -> str:
@@ -55,7 +61,8 @@ def title(report: dict) -> str:
     carried = f"{what} of {models['a']} at resid_pre.{site['a']}, carried to {models['b']} at resid_pre.{site['b']}"
     if report["kind"] == "probe":
         return f"{carried}; {report['scored_tokens']:,} tokens of {report['scored_documents']:,} documents, balanced accuracy"
-    return f"{carried}; {report['tokens']['report']:,} held-out tokens{phrase(report)}, nats per token"
+    unit = "bits per byte" if "across" in report else "nats per token"
+    return f"{carried}; {report['tokens']['report']:,} held-out tokens{phrase(report)}, {unit}"
 
 
 def notes(report: dict) -> list[str]:
@@ -64,6 +71,7 @@ def notes(report: dict) -> list[str]:
     lines = [
         f"The map leaves a share of {errors['there']:.3f} of the variance of B's stream unexplained, the map back "
         f"{errors['back']:.3f} of A's.",
+        *_across(report),
         *text_notes(report),
     ]
     if report["kind"] == "sae":
@@ -72,10 +80,7 @@ def notes(report: dict) -> list[str]:
             f"{report['matched']:,} of {report['features']:,} features of A match one of the SAE trained on B better than its "
             "null. Same contexts: the share of A's features half of whose ten strongest tokens are the same in B."
         )
-        lines += [
-            f"{one['name']} − {one['minus']}: {one['ce']:+.3f} nats ({one['ce_low']:+.3f} to {one['ce_high']:+.3f}, paired)."
-            for one in report["differences"]
-        ]
+        lines += differences(report)
     if report["kind"] == "probe":
         shares = ", ".join(f"{share:.1%}" for share in report["shares"])
         lines.append(
@@ -90,3 +95,34 @@ def notes(report: dict) -> list[str]:
             "vocabulary of the mean change of log probabilities with that in A. Size: ratio of their standard deviations."
         )
     return [*lines, *warning(report)]
+
+
+def _across(report: dict) -> list[str]:
+    """What is different where both models read different tokens; nothing where they read the same."""
+    if not (found := report.get("across")):
+        return []
+    a, b, sizes, lost = report["models"]["a"], report["models"]["b"], found["bytes_per_token"], found["lost"]
+    pairs, shared = found["pairs"], found["shared"]
+    own = (
+        f"Rows of {a} read its own tokens, all others those of {b}, of the same documents. Predictions of special tokens do not "
+        "count."
+    )
+    said = {
+        "sae": f"{own} Features are matched, and contexts compared, where tokens of both end: {pairs['report']:,} held-out "
+        "places.",
+        "probe": _probe(report, pairs["report"]),
+        "vector": f"{own} Effects are means over each model's tokens, compared over the {shared:,} of its vocabulary that stand "
+        "for the same bytes in both.",
+    }
+    return [
+        f"{a} and {b} read different tokens, of {sizes['a']:.2f} and {sizes['b']:.2f} bytes. {found['coinciding']:.1%} of those "
+        f"of {b} end where one of {a} does: the maps are fitted there, at {pairs['fit']:,} places. The tokenizers lose "
+        f"{lost['a']:.2%} and {lost['b']:.2%} of the bytes.",
+        said[report["kind"]],
+    ]
+
+
+def _probe(report: dict, pairs: int) -> str:
+    if "trained_on" in report:
+        return "Probes of A are scored on A's tokens, all others on B's; a token of either has the label of its last character."
+    return f"Predictions are compared where tokens of both end: {pairs:,} held-out places."

@@ -52,6 +52,12 @@ def correspond(own: Reader, new: Reader) -> Correspondence:
     )
 
 
+def alike(one: Reader, other: Reader) -> tuple[Int[Tensor, " shared"], Int[Tensor, " shared"]]:
+    """The ids of one and of the other for all strings of bytes that have a token in both."""
+    pairs = [(token, other.by_bytes[piece]) for piece, token in one.by_bytes.items() if piece in other.by_bytes]
+    return tuple(torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T)  # pyright: ignore[reportReturnType]
+
+
 def by_role(own: Reader, new: Reader) -> dict[int, int]:
     """New special tokens and the model's for the same role, or else with the same spelling."""
     spellings = {spelling: index for index, spelling in own.vocabulary.special.items()}

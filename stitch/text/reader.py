@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from stitch.text.alignment import Aligned, align
 from stitch.text.tokenizers import bos_of
 from stitch.text.vocabulary import Vocabulary, vocabulary_of
@@ -31,6 +35,11 @@ class Reader:
 
     def read(self, text: str) -> Aligned:
         return align(text, self.tokenizer, self.vocabulary)
+
+    @cached_property
+    def lengths(self) -> Float[Tensor, " vocabulary"]:
+        """Bytes of text that each token stands for; 0 for special ones."""
+        return torch.tensor([len(piece or b"") for piece in self.vocabulary.pieces], dtype=torch.float64)
 
     @cached_property
     def adds_space(self) -> bool:

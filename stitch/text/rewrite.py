@@ -49,10 +49,10 @@ class Rewriter:
         """The own token for each special one that has the same role or spelling."""
         return by_role(self.own, self.given)
 
-    @cached_property
+    @property
     def lengths(self) -> Float[Tensor, " vocabulary"]:
         """Bytes of text that each given token stands for; 0 for special ones."""
-        return torch.tensor([len(piece or b"") for piece in self.given.vocabulary.pieces], dtype=torch.float64)
+        return self.given.lengths
 
     def __call__(self, ids: Int[Tensor, " tokens"]) -> Rewritten:
         key = np.asarray(ids, dtype=np.int32).tobytes()

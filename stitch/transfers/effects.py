@@ -7,17 +7,21 @@ from jaxtyping import Float, Int
 from scipy.special import stdtrit
 from torch import Tensor
 
+AT_ONCE = 2**25  # bytes of log probabilities: those of a whole window take half a gigabyte with a large vocabulary
 GROUPS = 20  # of documents, left out one at a time; the sums of a row take this many vocabularies
 
 
 class Effects:
     """Log probabilities of every token of the vocabulary, summed by row and group of documents.
 
-    Groups have about the same number of tokens. `tokens` [documents] are those of each document.
+    Groups have about the same number of tokens. `tokens` [documents] are those of each document; `group` is that of each
+    document, where it is another than `groups` of these tokens.
     """
 
-    def __init__(self, tokens: Float[Tensor, " documents"], vocabulary: int):
-        self.group = groups(tokens)
+    def __init__(
+        self, tokens: Float[Tensor, " documents"], vocabulary: int, group: Int[Tensor, " documents"] | None = None
+    ):
+        self.group = groups(tokens) if group is None else group
         self.predictions = torch.zeros(int(self.group.max()) + 1, dtype=torch.float64)
         self.predictions.index_add_(0, self.group, tokens.double())
         self.vocabulary = vocabulary
@@ -27,9 +31,11 @@ class Effects:
         """Adds the log probabilities at some tokens, which are of these documents."""
         if row not in self.sums:
             self.sums[row] = torch.zeros(len(self.predictions), self.vocabulary)
-        found = logits[:, : self.vocabulary].float().log_softmax(-1)
-        summed = found.new_zeros(len(self.predictions), self.vocabulary)
-        summed.index_add_(0, self.group[documents].to(found.device), found)
+        summed = logits.new_zeros(len(self.predictions), self.vocabulary, dtype=torch.float32)
+        group = self.group[documents].to(logits.device)
+        some = max(1, AT_ONCE // (4 * self.vocabulary))
+        for part, of in zip(logits.split(some), group.split(some), strict=True):
+            summed.index_add_(0, of, part[:, : self.vocabulary].float().log_softmax(-1))
         self.sums[row] += summed.cpu()
 
     def change(self, row: str, before: str) -> Float[Tensor, "groups_and_all vocabulary"]:
