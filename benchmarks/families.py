@@ -1,6 +1,6 @@
 """Which families of transformers can be cut and joined to themselves without a change, and what other commands do with them.
 
-    python benchmarks/families.py > build/families.jsonl        # all of transformers' causal language models: half an hour
+    python benchmarks/families.py > build/families.jsonl        # all of transformers' causal language models: 40 minutes
     python benchmarks/families.py llama qwen3_moe
 
 A model of six blocks, saved and loaded, is joined to itself at every site, and its logits are compared with the model's bit by
