@@ -165,6 +165,24 @@ def test_so_many_blocks_that_the_copy_would_take_long_are_not_built(tmp_path, mo
     assert small_model(folder_of(config.to_json_string().encode(), tmp_path), "deep") is None
 
 
+def test_code_that_a_config_names_does_not_run(tmp_path, monkeypatch):
+    """transformers has a config of this type and no causal model, and would ask whether to run the code of the folder."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    config = CONFIG_MAPPING["clip_text_model"](num_hidden_layers=2)
+    described = json.loads(config.to_json_string()) | {"auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil"}}
+    folder = folder_of(json.dumps(described).encode(), tmp_path)
+    (folder / "modeling_evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert small_model(folder, "evil") is None and not (tmp_path / "ran").exists()
+
+
+def test_a_deep_copy_is_tried_at_few_layers_for_a_sweep(tmp_path, monkeypatch):
+    seen: list[int] = []
+    monkeypatch.setattr(cuts, "inexact", lambda _, site, *__: seen.append(site))
+    config = CONFIG_MAPPING["qwen3_moe"](**{**MIXTURE, "num_hidden_layers": 40})
+    require_exact_small(folder_of(config.to_json_string().encode(), tmp_path), "deep", [Cut(None)])
+    assert seen == [0, 5, 10, 15, 20, 25, 30, 35, 40]
+
+
 def nothing_said(folders, kind: str, site: int) -> None:
     require_exact_small(folders[kind], kind, [Cut(site)])
 
@@ -208,10 +226,13 @@ def test_no_exact_family_is_refused_for_its_small_copy(kind, tmp_path, monkeypat
     """Also those that are known by name, which are not tried otherwise."""
     monkeypatch.setattr(pico, "ANATOMIES", {})
     monkeypatch.setattr(cuts, "is_known", lambda _: False)
+    made: list[bool] = []
     configs = [_families.config(kind), *([] if kind in NOT_BY_DEFAULT else [CONFIG_MAPPING[kind]()])]
     for config in configs:
         if config.is_encoder_decoder:  # refused as such
             continue
         config.save_pretrained(tmp_path)
         depth = pico.depth_of(tmp_path) or 2
+        made.append(small_model(tmp_path, kind) is not None)
         require_exact_small(tmp_path, kind, [Cut(depth // 2), Cut(depth - 1)])
+    assert any(made)

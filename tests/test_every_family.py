@@ -226,6 +226,8 @@ def test_a_head_whose_logits_are_changed_in_an_unknown_way_is_not_retokenised(tm
     model, new = saved("granite", tmp_path), Reader.of("new", made("byte fallback"))
     model.config.logits_scaling = 2.0  # pyright: ignore[reportAttributeAccessIssue]
     require_plain_ends(model, new)
+    model.config.logit_scale = 3.0  # pyright: ignore[reportAttributeAccessIssue] (no name of this family, so nothing reads it)
+    require_plain_ends(model, new)
     monkeypatch.setattr(scoring, "DIVISORS", ())
     with pytest.raises(UsageError, match="its logits are not those of its head alone"):
         require_plain_ends(model, new)

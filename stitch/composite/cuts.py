@@ -14,7 +14,9 @@ from stitch.models.model import Model
 from stitch.models.pico import small_model
 
 FLOPS = 2e12  # of a search for other layers: about half a minute on two cores
+BLOCKS = 2_000  # that are run in it: of small models these take the time
 LEAST = 6  # layers that are tried at any cost
+SPREAD = 8  # parts of a small copy between the layers that are tried for a sweep
 TRIED = "This was tried on a small copy of the model, made from its config.json, before its weights are read."
 
 
@@ -38,7 +40,8 @@ def require_exact_small(folder: Path, name: str, cuts: Iterable[Cut], trust_remo
             return
         for cut in asked:
             if cut.site is None:
-                require_exact_everywhere(model, own)
+                sites = sorted({round(part * model.depth / SPREAD) for part in range(SPREAD + 1)})
+                require_exact_everywhere(model, own, sites)
             elif cut.site in range(model.depth + 1):  # others are refused in any case
                 require_exact(model, cut.site, first=cut.first, own=own)
     except UsageError as error:
@@ -67,17 +70,17 @@ def require_exact(model: Model, site: int, *, first: bool = False, own: Answers 
         )
 
 
-def require_exact_everywhere(model: Model, own: Answers | None = None) -> None:
-    """Raises UsageError where the model joined to itself has other logits than before at some layer."""
+def require_exact_everywhere(model: Model, own: Answers | None = None, sites: Sequence[int] | None = None) -> None:
+    """Raises UsageError where the model joined to itself has other logits than before at some layer, or at one of `sites`."""
     if is_known(model):
         return
-    own = own or answers(model, model.net)
-    found = {site: why for site in range(model.depth + 1) if (why := inexact(model, site, own))}
+    own, sites = own or answers(model, model.net), sites or range(model.depth + 1)
+    found = {site: why for site in sites if (why := inexact(model, site, own))}
     if found:
         raise UsageError(
             f"a sweep cuts at every layer; {model.name} ({model.config.model_type}) does not stay the same when it is cut and "
             f"joined to itself at {_listed([*found])}: {found[min(found)]}. "
-            + ("Use `join` at other layers." if len(found) <= model.depth else "Choose another model.")
+            + ("Use `join` at other layers." if len(found) < len(sites) else "Choose another model.")
         )
 
 
@@ -110,7 +113,7 @@ def _advice(model: Model, site: int, first: bool, own: Answers) -> str:
 
 def _affordable(model: Model) -> int:
     """The number of layers that are tried."""
-    return max(LEAST, int(FLOPS / (2 * model.net.num_parameters() * TOKENS)))
+    return max(LEAST, min(int(FLOPS / (2 * model.net.num_parameters() * TOKENS)), BLOCKS // model.depth))
 
 
 def _listed(layers: Sequence[int]) -> str:

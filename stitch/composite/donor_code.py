@@ -73,7 +73,7 @@ def _classes(model: PreTrainedConfig, named: Any) -> list[type]:
 def _can_go(one: type) -> bool:
     """Not a class of transformers, and one of a file that can be imported: none that was typed in a notebook, or in the program
     that runs."""
-    return is_foreign(one) and one.__module__.rpartition(".")[2] == _file(one).stem
+    return is_foreign(one) and one.__module__ != "__main__" and one.__module__.rpartition(".")[2] == _file(one).stem
 
 
 def _file(one: type) -> Path:

@@ -82,6 +82,11 @@ def sweep_depth(
             seed=seed, memory=memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
         )  # fmt: skip
         loaded, _, sources = load_pair(asked, progress, tried_small([asked]))
+        if loaded.last_site < loaded.depth:
+            raise UsageError(
+                f"a search of blocks to remove reads the stream after the last block; in {loaded.name} no module takes it: "
+                "remove blocks of your choice by `join` with `native`."
+            )
         tried = list(lengths) if lengths else [*range(1, loaded.depth // 3 + 1)]
         check_lengths(loaded, tried)
         window = context if context is not None else min(CONTEXT, loaded.longest)

@@ -14,7 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from sae.json_file import read_object
 from stitch.modeling.modeling_composite import StitchConfig
@@ -88,14 +94,18 @@ def depth_of(folder: Path) -> int | None:
 
 
 def _config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig | None:
-    """The config with which the model in `folder` is loaded, of a model that also sees that of its text part."""
+    """The config with which the model in `folder` is loaded; of a multimodal model, that of its text part.
+
+    None where it cannot be read, and where transformers has no causal model for it.
+    """
     try:
         described = read_object(folder / "config.json")
         if described.get("model_type") in OURS or (trust_remote_code and "auto_map" in described):
             return None
-        return text_part(folder) or AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = text_part(folder) or AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception:  # of the family's config, which raises errors of any type
         return None
+    return config if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else None
 
 
 @torch.no_grad()
@@ -107,16 +117,21 @@ def _net(config: PreTrainedConfig) -> PreTrainedModel | None:
             if max(_sizes(small.to_dict(), "blocks"), default=0) > DEEPEST:
                 return None
             with torch.device("meta"):
-                empty = AutoModelForCausalLM.from_config(small)
+                empty = _made(small)
             if sum(one.numel() for one in [*empty.parameters(), *empty.buffers()]) > LARGEST:
                 continue
-            net = drawn(lambda small=small: AutoModelForCausalLM.from_config(small, dtype=torch.float32))
+            net = drawn(lambda small=small: _made(small))
             read = net(input_ids=torch.arange(2, 8)[None], use_cache=False).logits
         except Exception:  # of the family's code, whose sizes may depend on one another in a way of its own
             continue
         if bool(read.isfinite().all()):
             return net
     return None
+
+
+def _made(small: PreTrainedConfig) -> PreTrainedModel:
+    """Without the code that a config may name, which nobody has allowed to run."""
+    return AutoModelForCausalLM.from_config(small, dtype=torch.float32, trust_remote_code=False)
 
 
 def drawn(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """Bits per byte of documents, the one measure that two tokenizers have in common."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from math import log
 
@@ -98,8 +99,12 @@ def scale(model: Model) -> float:
 
 
 def _first_of(model: Model, names: tuple[str, ...]) -> float | None:
+    """The first of these numbers in the config, among names that its family has: files may hold others, which nothing reads."""
     config = model.config.get_text_config(decoder=True)
-    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+    declared = {*inspect.signature(type(config).__init__).parameters}
+    declared |= {name for cls in type(config).__mro__ for name in getattr(cls, "__annotations__", {})}
+    values = (getattr(config, name, None) for name in names if name in declared)
+    return next((value for value in values if isinstance(value, (int, float))), None)
 
 
 def head_of(model: Model) -> Head:
