@@ -13,7 +13,7 @@ from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose
 from stitch.composite.exact import inexact
 from stitch.errors import UsageError
-from stitch.models import anatomy, loading
+from stitch.models import anatomy
 from stitch.models.given_anatomy import flow_and_anatomy
 from stitch.models.loading import load
 from stitch.translation.types import Residual, Term, Translation
@@ -26,7 +26,6 @@ FOUND = {"body": "", "blocks": "stack", "embedding": "words", "head": "out", "fi
 def registered(monkeypatch) -> None:
     """Each test registers anatomies for itself alone."""
     monkeypatch.setattr(anatomy, "ANATOMIES", dict(anatomy.ANATOMIES))
-    monkeypatch.setattr(loading, "ANATOMIES", anatomy.ANATOMIES)
 
 
 def register(folder, text: str) -> None:
