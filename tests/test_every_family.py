@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 
@@ -19,19 +20,20 @@ from typer.testing import CliRunner
 import cli
 import stitch
 import tiny
-from jobs import write_text
+from jobs import settings, write_text
 from stitch.circuits.find import choose_circuit
 from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose, late_half, late_logits
 from stitch.composite.cuts import can_be_cut, require_exact
 from stitch.composite.exact import inexact, require_renumbered
-from stitch.composite.native import require_stored
+from stitch.composite.native import is_stored, with_blocks, write_native
 from stitch.composite.surgery import why_not_foldable
 from stitch.conversions.ngrams.assemble import build_composite, table_scale
 from stitch.conversions.recurrence.forms import check_convertible
 from stitch.conversions.retokenization import scoring
 from stitch.conversions.retokenization.write import require_plain_ends
 from stitch.errors import UsageError
+from stitch.jobs.join import stitch as stitch_two
 from stitch.models import anatomy
 from stitch.models.flow import flow_of
 from stitch.models.loading import load
@@ -194,11 +196,28 @@ def test_a_down_projection_behind_a_factor_or_among_experts_is_not_found():
     assert down_of(experts, flow_of(experts)) == ""
 
 
-def test_a_model_whose_files_have_other_names_is_not_shortened(tmp_path):
-    """Copied by these names, its blocks would keep their old numbers."""
-    require_stored(saved("bloom", tmp_path / "bloom"))
-    with pytest.raises(UsageError, match=r"files of fuyu \(fuyu\) have other names than the model"):
-        require_stored(saved("fuyu", tmp_path / "fuyu"))
+@pytest.mark.parametrize(
+    ("kind", "order"), [("qwen3_moe", [0, 1, 4, 5]), ("mixtral", [0, 1, 2, 1, 2, 3, 4, 5]), ("fuyu", [0, 3])]
+)
+def test_blocks_of_a_model_whose_files_have_other_names_are_written_by_transformers(kind, order, tmp_path):
+    model = saved(kind, tmp_path / kind)
+    assert not is_stored(model) and is_stored(saved("bloom", tmp_path / "bloom"))
+    write_native(tmp_path / "out", model, order, {})
+    again, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values())
+    ids, wanted = tiny.ids(2, 9), with_blocks(model, order).net
+    assert apart(again(ids).logits, wanted(ids).logits) < of_a_pass(model, condition=4)
+
+
+def test_a_mixture_of_experts_is_shortened_without_a_refit(tmp_path):
+    model, text = saved("qwen3_moe", tmp_path / "whole"), write_text(tmp_path)
+    asked = settings(model.folder, model.folder, text, layer=2, layer_b=4, native=True, features=None)
+    report, out = stitch_two(asked, tmp_path / "out")
+    rows = {row["name"]: row["ce"] for row in report["results"]}
+    assert report["chosen"] == "passthrough" and rows["composite"] == rows["reference:passthrough"] != rows["a"]
+    assert load(out).depth == 4
+    with pytest.raises(UsageError, match="`down` of qwen3_moe models is not known"):
+        stitch_two(replace(asked, translation="down-projection"), tmp_path / "other")
 
 
 def test_circuits_refuse_an_unknown_family_before_they_read_prompts(tmp_path):

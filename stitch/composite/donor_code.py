@@ -25,9 +25,9 @@ INDEX = "modeling_donors.py"
 RELATIVE = re.compile(r"^(\s*from\s+\.)(\w+)(\s+import)", re.MULTILINE)  # as transformers finds them
 
 
-def save_net(net: PreTrainedModel, folder: Path) -> None:
+def save_net(net: PreTrainedModel, folder: Path, max_shard_bytes: int = 50_000_000_000) -> None:
     """As `net.save_pretrained`, with the code of the models that `net` is made from."""
-    net.save_pretrained(folder)
+    net.save_pretrained(folder, max_shard_size=max_shard_bytes)
     config = copy.deepcopy(net.config)
     files = carry(config)
     config.save_pretrained(folder)

@@ -1,7 +1,8 @@
 """A model that leaves out or repeats some of its blocks, as a standard checkpoint of its family.
 
 It loads without this package's code; that of a family of one's own is copied. Tensors are copied by byte range from the donor's
-safetensors files, with blocks renumbered; only changed weights are new.
+safetensors files, with blocks renumbered; only changed weights are new. Where the files have other names than the model, as many
+mixtures of experts do, transformers writes the model in memory.
 """
 
 import copy
@@ -13,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from stitch.composite.donor_code import carry
-from stitch.errors import StitchError, UsageError
+from stitch.composite.donor_code import carry, save_net
+from stitch.errors import StitchError
 from stitch.files.folders import appear
 from stitch.files.shards import Held, Stored, named_tensors, write_shards
 from stitch.files.tokenizer import copy_tokenizer
@@ -49,20 +50,15 @@ def with_blocks(model: Model, order: Sequence[int]) -> Model:
     return dataclasses.replace(model, net=net.eval()).with_flow({**model.flow, "depth": len(order)})
 
 
-def require_stored(model: Model) -> None:
-    """Raises UsageError unless the files have the tensors of all blocks under their numbers, and the down projections by name.
-
-    Some families rename or merge tensors when they are loaded.
-    """
-    blocks, names = dotted(model.anatomy.body, model.anatomy.blocks), text_tensors(model.folder).keys()
-    for block in range(model.depth):
-        down = _names_in_files(f"{blocks}.{block}.{model.anatomy.down}.weight", model.anatomy)
-        prefixes = tuple(f"{prefix}.{block}." for prefix in _names_in_files(blocks, model.anatomy))
-        if names.isdisjoint(down) or not any(name.startswith(prefixes) for name in names):
-            raise UsageError(
-                f"`native` copies tensors by name; the files of {model.name} ({model.config.model_type}) have other names than "
-                f"the model, such as for {down[0]}: leave `native` out."
-            )
+def is_stored(model: Model) -> bool:
+    """Whether the files have the tensors of all blocks under their names in the model: some families rename or merge them."""
+    if model.anatomy.tested:
+        return True
+    held, names = {name for name, _ in model.net.named_parameters()}, text_tensors(model.folder).keys()
+    prefix = dotted(model.anatomy.body, model.anatomy.blocks)
+    return {name for name in names if name.startswith(f"{prefix}.")} == {
+        name for name in held if name.startswith(f"{prefix}.")
+    }
 
 
 def write_native(
@@ -82,15 +78,18 @@ def write_native(
     """
     config = config_with_blocks(model.config, order)
     config.architectures, config.dtype = [type(model.net).__name__], model.dtype
-    tensors, of_donor = _tensors(model, order, changed), carry(config)
+    tensors, of_donor = _tensors(model, order, changed) if is_stored(model) else None, carry(config)
     content = config.to_dict()
     content.pop("_name_or_path", None)
 
     def fill(folder: Path) -> None:
-        write_shards(folder, tensors, max_shard_bytes)
-        (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-        for name, data in of_donor.items():
-            (folder / name).write_bytes(data)
+        if tensors is None:  # transformers knows the names that its family has in files
+            save_net(_changed(with_blocks(model, order), changed), folder, max_shard_bytes)
+        else:
+            write_shards(folder, tensors, max_shard_bytes)
+            (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+            for name, data in of_donor.items():
+                (folder / name).write_bytes(data)
         copy_tokenizer(model.folder, folder)
         if (model.folder / "generation_config.json").is_file():
             shutil.copyfile(model.folder / "generation_config.json", folder / "generation_config.json")
@@ -98,6 +97,19 @@ def write_native(
             (folder / name).write_bytes(data)
 
     appear(target, fill, "join")
+
+
+def _changed(model: Model, changed: Mapping[str, Tensor]) -> PreTrainedModel:
+    """The network with these parameters, and with blocks that share no memory: in files each has weights of its own."""
+    for name, value in changed.items():
+        path, _, last = name.rpartition(".")
+        setattr(model.net.get_submodule(path), last, nn.Parameter(value, requires_grad=False))
+    seen: set[int] = set()
+    for parameter in model.blocks.parameters():
+        if parameter.data_ptr() in seen:
+            parameter.data = parameter.data.clone()
+        seen.add(parameter.data_ptr())
+    return model.net
 
 
 def _tensors(model: Model, order: Sequence[int], changed: Mapping[str, Tensor]) -> dict[str, Stored | Held]:

@@ -46,9 +46,14 @@ class Bridge:
         return self.patch is None and not self.maps
 
 
-def why_not_foldable(model: Model, early: int, late: int, memory: int) -> str | None:
-    """Why the model of its first `early` blocks and those from `late` on cannot be bridged within the family, as an error
-    message; None if it can."""
+def refits(model: Model) -> bool:
+    """Whether a down projection of its blocks is known, which a bridge can refit. That of a mixture of experts is not."""
+    return bool(model.anatomy.down)
+
+
+def why_not_spliced(model: Model, early: int, late: int) -> str | None:
+    """Why the first `early` blocks of a model and those from `late` on are no model of its family, as an error message; None if
+    they are."""
     if not (0 < early <= model.depth and 0 <= late <= model.depth and early != late):
         return (
             "`native` removes blocks `layer` to `layer_b` − 1 or repeats blocks `layer_b` to `layer` − 1, so `layer` must be "
@@ -62,6 +67,17 @@ def why_not_foldable(model: Model, early: int, late: int, memory: int) -> str | 
     try:
         require_renumbered(model)
         with_blocks(model, Splice(model.depth, early, late).order)  # its last block may have weights that others lack
+    except UsageError as cannot:
+        return str(cannot)
+    return None
+
+
+def why_not_foldable(model: Model, early: int, late: int, memory: int) -> str | None:
+    """Why the model of its first `early` blocks and those from `late` on cannot be bridged within the family, as an error
+    message; None if it can."""
+    if (reason := why_not_spliced(model, early, late)) is not None:
+        return reason
+    try:
         neurons = len(weight_of(model.down(early - 1)))
     except UsageError as cannot:
         return str(cannot)

@@ -9,9 +9,18 @@ from pathlib import Path
 import torch
 
 from stitch.activations.paired import Paired
-from stitch.composite.native import require_stored, with_blocks, write_native
+from stitch.composite.native import with_blocks, write_native
 from stitch.composite.splice import Splice
-from stitch.composite.surgery import TRANSLATIONS, Bridge, bridged, described, parameters_of, why_not_foldable
+from stitch.composite.surgery import (
+    TRANSLATIONS,
+    Bridge,
+    bridged,
+    described,
+    parameters_of,
+    refits,
+    why_not_foldable,
+    why_not_spliced,
+)
 from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.evaluation.bins import Bins
@@ -85,7 +94,6 @@ def shorten(
                 )
             completed = complete(settings, model, model)
         check_foldable(completed, model)
-        require_stored(model)
         splice = Splice(model.depth, *completed.sites)
 
         def make(scratch: Path, output: Path) -> dict:
@@ -119,7 +127,7 @@ def _make(
         for split in SPLITS:
             paired[split] = harvest_pair(settings, model, model, windows[split], scratch / split, progress, store)
     with clock.stage("translations"):
-        bridges = bridge_pair(settings, model, model, paired, progress)
+        bridges = bridge_pair(settings, model, model, paired, progress) or {"reference:passthrough": Bridge({})}
         adapters = _adapters(settings, model, paired)
     with clock.stage("choice"):
         chosen = _choose(settings, bridges, stage(settings, model, model, paired["sweep"]), progress)
@@ -141,8 +149,15 @@ def _make(
 
 
 def check_foldable(settings: CompleteSettings, model: Model) -> None:
-    """Raises UsageError when the blocks cannot be removed or repeated and bridged by the model's own weights."""
-    if (reason := why_not_foldable(model, *settings.sites, settings.memory)) is not None:
+    """Raises UsageError when the blocks cannot be removed or repeated, or bridged by the model's own weights.
+
+    Where no down projection is known, as in mixtures of experts, nothing is refitted unless that was asked for.
+    """
+    if not refits(model) and settings.translation in ("auto", "identity"):
+        reason = why_not_spliced(model, *settings.sites)
+    else:
+        reason = why_not_foldable(model, *settings.sites, settings.memory)
+    if reason is not None:
         raise UsageError(reason)
     if settings.translation == "down-projections" and max(settings.sites) == model.depth:
         raise UsageError(

@@ -6,7 +6,7 @@ from stitch.activations.kept import counted, kept
 from stitch.composite.costs import whole
 from stitch.composite.cuts import exact_streams_from
 from stitch.composite.splice import Splice
-from stitch.composite.surgery import weight_of
+from stitch.composite.surgery import refits, weight_of
 from stitch.config import CompleteSettings
 from stitch.estimates import counts
 from stitch.estimates.disk import Disk, streams
@@ -38,7 +38,7 @@ def plan_shorten(settings: CompleteSettings, model: Model, store: Store | None, 
     splice = Splice(model.depth, *settings.sites)
     block = block_flops(model.config, splice.order[splice.seam - 1], settings.context)
     changed = cost.flops + block * (len(splice.order) - model.depth)
-    neurons = len(weight_of(model.down(splice.order[splice.seam - 1])))
+    neurons = len(weight_of(model.down(splice.order[splice.seam - 1]))) if refits(model) else 0
     ridges = 2 * counts.moments(machine, fitted, neurons, 2 * model.width, double=True)
     ridges += 3 * counts.ridge(machine, neurons, model.width) + 4 * counts.ridge(machine, model.width, model.width)
     sites = harvest_requests(settings, model, model)[0].sites
