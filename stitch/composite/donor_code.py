@@ -36,8 +36,8 @@ def save_net(net: PreTrainedModel, folder: Path, max_shard_bytes: int = 50_000_0
 
 
 def carry(config: PreTrainedConfig) -> dict[str, bytes]:
-    """The files with the code of all stock models in `config`; of a composite also the one that imports their classes. None
-    where transformers has all.
+    """The files with the code of all stock models in `config`; of a composite also the one that imports their classes.
+    Empty where transformers has all.
 
     In `config`, `auto_map` of every stock model then names what is in these files; of one without any it is taken out.
     """
