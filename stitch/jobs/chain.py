@@ -152,7 +152,7 @@ def _join_all(
 def load_all(
     parts: Sequence[Part], seams: Sequence[Settings], progress: Progress | None = None
 ) -> tuple[list[Model], list[Source]]:
-    """A model and its source for each part, and `seams` as they are asked for. Each folder is loaded once.
+    """A model and its source for each part. Each folder is loaded once. `seams` are the joins that are asked for.
 
     Models that read other tokens than the first are put behind its tokenizer (`stitch.conversions.retokenization.behind`).
     Raises: UsageError for a composite as another part than the first, and for a tokenizer that shares no token with the first.

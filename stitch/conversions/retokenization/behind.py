@@ -2,15 +2,13 @@
 
 from dataclasses import replace
 
-from stitch.activations.original import Original
+from stitch.activations.original import Original, at_tokens_of
 from stitch.conversions.retokenization.rows import Rows, clipped, mean_of_pieces
 from stitch.conversions.retokenization.scoring import Head, head_of
 from stitch.conversions.retokenization.write import require_plain_ends, with_vocabulary
 from stitch.errors import UsageError
 from stitch.models.model import Model
 from stitch.text.correspondence import correspond
-from stitch.text.reader import Reader
-from stitch.text.rewrite import Rewriter
 from stitch.text.tokenizers import same_ids
 
 
@@ -18,23 +16,23 @@ def behind(model: Model, other: Model) -> Model:
     """`model` reading the token ids of `other`. Its `original` reads the same bytes in its own tokens.
 
     Raises: UsageError when the tokenizers share no token, for a composite, which looks things up by its own ids, and for a family
-    whose head does more than multiply.
+    that another embedding and head are not enough for.
     """
     if len(model.parts) > 1:
         raise UsageError(
             f"a composite keeps its tokenizer; {model.name} is one, and {other.name} reads other ids: put it first."
         )
-    new, own = (
-        Reader.of(other.name, other.tokenizer),
-        Reader.of(model.name, model.tokenizer, len(model.embedding.weight)),
-    )
+    there = at_tokens_of(model, other)
+    original = there.original
+    assert isinstance(original, Original)
+    new, own = original.rewriter.given, original.rewriter.own
     require_plain_ends(model, new)
     found = correspond(own, new)
     if not found.shared:
         raise UsageError(f"both tokenizers must share some tokens; those of {model.name} and {other.name} share none.")
     rows, _ = clipped(mean_of_pieces(model.embedding.weight.detach(), found), model.embedding.weight, found)
     head, _ = clipped(mean_of_pieces(head_of(model), found), head_of(model), found)
-    return with_rows(replace(model, original=Original.of(model, Rewriter(new, own))), rows, head)
+    return with_rows(there, rows, head)
 
 
 def reading(model: Model, other: Model) -> Model:
