@@ -132,6 +132,7 @@ def sweep_report() -> dict:
         "alternatives": [{"model": "b", "made": "demo:llama with tables", **interval(3.25), **numbers}],
         "best_layers": best, "fronts": {"flops": [whole], "bytes": [whole]}, "rule": "the lowest cross-entropy",
         "tokens": {"fit": 8192, "report": 2048}, "documents": {"number": 40, "effective": 33.0},
+        "provenance": {"models": {"a": {"width": 160}, "b": {"width": 192}}},
     }  # fmt: skip
 
 
@@ -156,6 +157,7 @@ def depth_report() -> dict:
     return {
         "models": {"a": "demo:llama"}, "depth": 4, "tokens": {"fit": 8192, "sweep": 2048, "report": 2048},
         "documents": {"number": 40, "effective": 33.0}, "whole": {"sweep_ce": 3.2, **interval(3.2)}, "cells": cells, "best": best,
+        "provenance": {"models": {"a": {"width": 192}}},
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from stitch.pages.rows import role
-from stitch.report.figure import interval, legend, marks, panels, rule, save, style
+from stitch.report.figure import interval, legend, marks, panels, rule, save, style, wide
 from stitch.report.palette import ROLES
 
 ROWS = {
@@ -54,7 +54,7 @@ def main() -> None:
     left.set_yticks(range(0, -len(ROWS), -1), list(ROWS.values()))
     left.set(xlabel="cross-entropy, nats", ylim=(0.6 - len(ROWS), 0.8))
     right.set(xlabel="worse than the\ncomposite by, nats", xlim=(-0.3, 1.4))
-    figure.suptitle(f"A = {report['models']['a']}, B = {report['models']['b']}")
+    figure.suptitle(f"A = {wide(report, 'a')}, B = {wide(report, 'b')}")
     legend(figure, 3)
     save(figure, Path(target))
 

@@ -29,7 +29,12 @@ def surroundings(settings: dict, models: dict[str, tuple[Model, Source]]) -> dic
     return {
         "settings": settings,
         "models": {
-            role: {**described(source), **_note(model, source), "attention": model.config._attn_implementation}
+            role: {
+                **described(source),
+                **_note(model, source),
+                "width": model.width,
+                "attention": model.config._attn_implementation,
+            }
             for role, (model, source) in models.items()
         },
         "tokenizer_sha256": hash_of(last.tokenizer),

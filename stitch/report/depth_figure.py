@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stitch.report.depth import ROWS, best_in, heat, kinds, rows
-from stitch.report.figure import heat_legend, heat_map, legend, marks, panels, rule, save, style, whole_numbers
+from stitch.report.figure import heat_legend, heat_map, legend, marks, panels, rule, save, style, whole_numbers, wide
 from stitch.report.palette import ends_of
 
 ROLE = {"passthrough": "baseline", "down-projection": "composite"}
@@ -20,7 +20,7 @@ def draw_depth(report: dict, path: Path) -> None:
         _, header, texts, values = heat(report, kind, row)
         framed = [(one["length"], one["first"]) for one in best_in(report, kind, row)]
         heat_map(axis, values, (int(texts[0][0]), int(header[1])), framed, ends)
-        title = f"{report['models']['a']}, {ROWS[row].replace('`', '')}"
+        title = f"{wide(report, 'a')}, {ROWS[row].replace('`', '')}"
         axis.set(title=title, xlabel=f"first block {kind}", ylabel=f"blocks {kind}")
     what = "nats above the whole model, sweep split"
     heat_legend(figure, axes[: len(shown)], ends, what)
@@ -53,5 +53,5 @@ def _draw_best(axis, report: dict, kind: str) -> None:
             axis.plot(*zip(*elsewhere, strict=True), **marks("null", variant, line=False), label=label)
     rule(axis, 0)
     whole_numbers(axis, "x")
-    axis.set(title=f"{report['models']['a']}, best range of each length", xlabel=f"blocks {kind}",
+    axis.set(title=f"{wide(report, 'a')}, best range of each length", xlabel=f"blocks {kind}",
              ylabel="nats above the whole")  # fmt: skip

@@ -73,6 +73,11 @@ def series(count: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def wide(report: dict, side: str) -> str:
+    """What a model is called in a title, such as `demo:gpt2 (width 160)`."""
+    return f"{report['models'][side]} (width {report['provenance']['models'][side]['width']})"
+
+
 def curve(axis: "Axes", points: Iterable[tuple[float, Sequence[float]]], how: dict[str, Any], label: str) -> None:
     """A line through the means of several values at each place, in a band from the lowest to the highest."""
     at, values = zip(*points, strict=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stitch.report.figure import heat_legend, heat_map, legend, marks, panels, save, style
+from stitch.report.figure import heat_legend, heat_map, legend, marks, panels, save, style, wide
 from stitch.report.palette import ROLES, ends_of
 from stitch.report.sweep import UNITS, heat, swept_directions
 
@@ -21,7 +21,9 @@ def draw_sweep(report: dict, path: Path) -> None:
         framed = [(row["i"], row["j"]) for row in report["best_layers"] if row["source"] == source]
         heat_map(axis, maps[source], (0, 0), framed, ends)
         axis.set(
-            title=f"{early} → {late}", xlabel=f"j: {late} goes on at block j", ylabel=f"i: first i blocks of {early}"
+            title=f"{wide(report, source)} → {wide(report, target)}",
+            xlabel=f"j: {late} goes on at block j",
+            ylabel=f"i: first i blocks of {early}",
         )
     what = "nats above the best alternative with no more FLOPs"
     heat_legend(figure, axes[: len(directions)], ends, what)
