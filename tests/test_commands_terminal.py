@@ -4,13 +4,17 @@ import json
 import time
 
 import pytest
+from typer.main import get_command
 
 from stitch.api import progress as progressing
 from stitch.api.page import Page
 from stitch.api.progress import progress
+from stitch.commands import stitching
+from stitch.commands.app import app
 from stitch.commands.terminal import print_json
 from stitch.progress import counted
 
+main = get_command(app)
 TABLE = (["", "CE"], [["a", "3.158"], ["composite (affine)", "3.073"]], "demo:gpt2, nats per token")
 
 
@@ -38,6 +42,20 @@ def test_a_heat_map_shows_every_number(high, capsys):
     Page(heats=[("CE", ["", "1", "2"], [["0", "1.00", "2.00"]], [[1.0, high]])]).print()
     shown = capsys.readouterr().out.split()
     assert shown == ["CE", "1", "2", "0", "1.00", "2.00"]
+
+
+@pytest.mark.parametrize(
+    "words, said", [((), "starting...\r"), (("--quiet",), ""), (("--resume", "--dry-run"), "starting...\r")]
+)
+def test_a_command_says_at_once_that_it_starts(words, said, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(
+        stitching, "or_estimate", lambda *given: seen.append(capsys.readouterr().err) or (lambda *a, **b: None)
+    )
+    monkeypatch.setattr(stitching, "print_result", lambda *given: None)
+    main(["join", "demo:gpt2", "demo:llama", "--layer", "3", *words], standalone_mode=False)
+    assert seen == [said]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from stitch.commands.errors import reported
 from stitch.commands.spelling import is_argument, spelling
+from stitch.commands.streams import say_starting
 
 SHORT = 40  # characters of a default that stays on one line
 HEAD = 21  # columns for an option's name; a longer one has a line of its own
@@ -35,6 +36,7 @@ class Command(TyperCommand):
     """A command with this page's help, whose errors are one line."""
 
     def invoke(self, ctx: Any) -> Any:
+        say_starting(quiet=ctx.params.get("quiet", True))  # commands without --quiet take no time
         with reported(self.params, debug=bool(ctx.params.get("debug")), words=ctx.meta.get(WORDS, ())):
             return super().invoke(ctx)
 

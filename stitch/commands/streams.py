@@ -1,4 +1,4 @@
-"""What a shell may hand over: closed and full streams, an encoding without the characters of tables, names that are not UTF-8."""
+"""The standard streams: what a shell may hand over, such as closed ones or names that are not UTF-8, and a first word on a terminal."""
 
 import io
 import os
@@ -58,3 +58,9 @@ def require_utf8(words: Iterable[str]) -> None:
             raise UsageError(
                 f"file names and options must be UTF-8; got {word!a}: rename the file, or set PYTHONUTF8=1."
             )
+
+
+def say_starting(quiet: bool) -> None:
+    """A word on a terminal while libraries are imported, which takes seconds. What comes next is written over it."""
+    if not quiet and sys.stderr is not None and sys.stderr.isatty():
+        print("starting...", end="\r", file=sys.stderr, flush=True)
