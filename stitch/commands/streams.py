@@ -1,4 +1,4 @@
-"""The standard streams: what a shell may hand over, such as closed ones or names that are not UTF-8, and a first word on a terminal."""
+"""The standard streams: what a shell may hand over, such as closed ones or odd names, and a first word on a terminal."""
 
 import io
 import os
