@@ -27,6 +27,7 @@ from stitch.jobs.transfer_vector import transfer_vector
 from stitch.text.labels import UNLABELLED, read_labelled
 from stitch.transfers.agreement import agreement, top_tokens
 from stitch.transfers.autoencoders import memory_to_refit, refitted, transferred, without_features
+from stitch.transfers.encoders import codes_and_streams, firing_at, firings, with_encoder
 from stitch.transfers.maps import PROCRUSTES, RANDOM, TRANSFERRED, UNCHANGED, all_maps, pair_moments, unexplained
 from stitch.transfers.probes import accuracy, predicted, trained
 from stitch.transfers.vectors import carried, carried_probe, read_probe, read_vectors
@@ -106,6 +107,34 @@ def test_a_refitted_decoder_explains_more_and_keeps_the_codes(maps, streams):
     assert measure(found, [y[2000:]]).fvu < 0.5 * measure(mapped, [y[2000:]]).fvu
     assert torch.equal(found.encode(y) > 0, mapped.encode(y) > 0)
     assert torch.allclose(found.decoder.norm(dim=1), torch.ones(FEATURES), atol=1e-5)
+
+
+def test_features_fire_as_often_as_asked_with_any_room(maps, streams):
+    _, y = streams
+    mapped = transferred(dictionary(), maps[0][RANDOM])
+    counts = firings(dictionary(), [streams[0]])
+    asked = counts.clone()
+    asked[:3] = torch.tensor([0, 1, len(y)])
+    for memory in (1, 2**30):
+        found = firing_at(mapped, asked, lambda: y.split(700), memory)
+        positive = (y @ mapped.encoder + mapped.encoder_bias > 0).sum(0)
+        assert torch.equal(firings(found, [y]), torch.minimum(asked, positive))
+    assert not torch.equal(firings(mapped, [y])[3:], counts[3:])
+
+
+def test_a_refitted_encoder_predicts_codes_whatever_the_map(maps, streams):
+    x, y = streams
+    source = dictionary("relu")
+    fit, held_out = (codes_and_streams(source, [x[part]], [y[part]]) for part in (slice(2000), slice(2000, None)))
+    wide = transferred(source, maps[0][RANDOM])
+    found = with_encoder(wide, fit, held_out)
+    again = firing_at(found, firings(source, [x]), lambda: [y], 2**30)
+    ours, theirs = top_tokens(source, [x]), top_tokens(again, [y])
+    assert agreement(ours, theirs) > 0.5
+    assert (
+        agreement(ours, top_tokens(firing_at(found, firings(source, [x]), lambda: [y.flip(0)], 2**30), [y.flip(0)]))
+        < 0.1
+    )
 
 
 def test_features_that_share_no_text_do_not_agree():

@@ -36,9 +36,10 @@ from stitch.transfers.autoencoders import (
     transferred,
     without_features,
 )
-from stitch.transfers.maps import TRANSFERRED
+from stitch.transfers.encoders import codes_and_streams, firing_at, firings, with_encoder
+from stitch.transfers.maps import PROCRUSTES, RANDOM, TRANSFERRED
 
-REFITTED = "transferred, decoder refitted"
+REFITTED, WHOLLY_REFITTED = "transferred, decoder refitted", "transferred, encoder and decoder refitted"
 NATIVE, MATCHED, GIVEN = "reference:native", "reference:native, matched features", "reference:native, given"
 
 
@@ -63,13 +64,15 @@ def transfer_sae(
 ) -> tuple[dict, Path]:
     """Rewrites the SAE `file` of A's site for B's, and writes it to `out`/sae in SAELens's format. Returns report and folder.
 
-    Of the SAE that is only mapped and the one whose decoder is refitted to B's stream, the better on the sweep split is written.
+    Of the SAE that is only mapped, the one whose decoder is refitted to B's stream, and the one whose encoder is refitted to A's
+    codes as well, the best on the sweep split is written.
     Rows: A's SAE on A; both; an SAE trained on B's tokens with as many features and as many active, whole and with those features
-    alone that match one of A's; the SAE `native` of B, if given; A's through a Procrustes map, a random one, and as it is.
+    alone that match one of A's; the SAE `native` of B, if given; A's through a Procrustes map, a random one, and as it is, the
+    first two also with thresholds and decoder refitted.
     Every row has FVU, L0, the cross-entropy of B with the reconstruction in place of its stream, and the share of A's features
     that fire on the same text.
     Where the models read different tokens, each is measured in its own; matches and contexts are of places where both end.
-    Where refitting needs more than `memory`, the first is written.
+    Where refitting needs more than `memory`, the first is written, and no row is refitted.
     Raises: UsageError when the SAE or the request do not fit; SAEError when the SAE cannot be read.
     """
 
@@ -108,7 +111,11 @@ def _make(sites: Sites, saes: SAEsGiven, output: Path) -> dict:
     mapped = {name: transferred(source, maps) for name, maps in sites.maps.items()}
     found = {TRANSFERRED: mapped.pop(TRANSFERRED)}
     if memory_to_refit(source) <= sites.settings.memory:
-        found[REFITTED] = refitted(found[TRANSFERRED], sites.own_stream_b("fit"), sites.own_stream_b("sweep"))
+        with sites.clock.stage("refits"):
+            found[REFITTED] = _decoder_refitted(sites, found[TRANSFERRED])
+            found[WHOLLY_REFITTED] = _decoder_refitted(sites, _encoder_refitted(sites, source))
+            for name in (PROCRUSTES, RANDOM):
+                mapped[f"{name}, refitted"] = _decoder_refitted(sites, _firing_as(sites, source, mapped[name]))
     if given is not None:
         found[GIVEN] = given
     with sites.clock.stage("native"):
@@ -117,7 +124,7 @@ def _make(sites: Sites, saes: SAEsGiven, output: Path) -> dict:
         partners = _partners(sites, source, found[NATIVE])
         found[MATCHED] = without_features(found[NATIVE], partners[partners >= 0].tolist())
     found |= mapped
-    ours = [name for name in (TRANSFERRED, REFITTED) if name in found]
+    ours = [name for name in (TRANSFERRED, REFITTED, WHOLLY_REFITTED) if name in found]
     choice = {name: measure(found[name], sites.own_stream_b("sweep")).fvu for name in ours}
     chosen = min(choice, key=lambda name: choice[name])
     with sites.clock.stage("evaluation"):
@@ -129,6 +136,26 @@ def _make(sites: Sites, saes: SAEsGiven, output: Path) -> dict:
     }
     save(from_dictionary(found[chosen]), output / "sae", provenance, place_of(provenance["model"], provenance["site"]))
     return report
+
+
+def _decoder_refitted(sites: Sites, carried: Dictionary) -> Dictionary:
+    return refitted(carried, sites.own_stream_b("fit"), sites.own_stream_b("sweep"))
+
+
+def _firing_as(sites: Sites, source: Dictionary, carried: Dictionary) -> Dictionary:
+    """The carried features with thresholds at which they fire as often as A's do at the same bytes."""
+    counts = firings(source, sites.paired_stream_a("fit"))
+    return firing_at(carried, counts, lambda: sites.paired_stream_b("fit"), sites.settings.memory // 2)
+
+
+def _encoder_refitted(sites: Sites, source: Dictionary) -> Dictionary:
+    """An encoder that predicts A's codes from B's stream, behind which A's decoder still is to be replaced."""
+    fit, held_out = (
+        codes_and_streams(source, sites.paired_stream_a(split), sites.paired_stream_b(split))
+        for split in ("fit", "sweep")
+    )
+    carried = transferred(source, sites.maps[TRANSFERRED])
+    return _firing_as(sites, source, with_encoder(carried, fit, held_out))
 
 
 def _native(sites: Sites, source: Dictionary, quality: Quality) -> Dictionary:
