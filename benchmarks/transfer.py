@@ -16,7 +16,8 @@ SAEs are trained on --sae-tokens of each model's own tokens, unless --saes names
 give (see `_labels.py`); steering vectors are differences of the class means of the same labels, at A's site. One JSON line per
 transfer and direction. `warm start` lines have the unexplained share of an SAE that is trained on, by training step: from new
 weights, from the transferred SAE, and from the same SAE through a random or a Procrustes map; each also by its directions alone.
-They need the SAEs that `sae` has left in --work.
+They and `native` lines need the SAEs that `sae` has left in --work. `native` has the transferred SAE beside ones trained on B with
+every channel divided by its standard deviation, since one channel may have most of a stream's variance.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from stitch.activations.harvest import harvest
 from stitch.activations.observe import residuals
 from stitch.activations.paired import without_sinks
 from stitch.config import Settings
+from stitch.evaluation.documents import counted
 from stitch.features.saes import place_of
 from stitch.files.job import Clock
 from stitch.jobs import stages
@@ -53,7 +55,7 @@ from stitch.text.documents import read, select
 from stitch.text.labels import UNLABELLED, read_labelled
 from stitch.text.windows import sample
 from stitch.transfers.autoencoders import transferred
-from stitch.transfers.maps import PROCRUSTES, RANDOM
+from stitch.transfers.maps import PROCRUSTES, RANDOM, Affine, Maps
 from stitch.transfers.probes import trained
 
 REAL = {"smollm2.14-20": ("smollm2", "smollm2", 14, 20), "smollm2.20-14": ("smollm2", "smollm2", 20, 14)}
@@ -62,7 +64,8 @@ ACROSS = {
     "smollm2-gemma3": ("smollm2", "gemma3", 15, 9), "gemma3-smollm2": ("gemma3", "smollm2", 9, 15),
 }  # fmt: skip
 FEATURES, SAE_PASSES = 4, 5.0  # per dimension, and over the text, of the SAEs that are trained for the pairs of ACROSS
-KINDS = ("sae", "warm", "probe", "vector")
+NATIVE_PASSES = 20.0  # over the fewer tokens of the maps, as `transfer sae` trains its reference
+KINDS = ("sae", "native", "warm", "probe", "vector")
 STEPS, EVERY = 800, 50  # of the warm start, and between its measurements
 
 
@@ -93,15 +96,19 @@ def site_sae(name: str, layer: int, given: argparse.Namespace) -> Path:
         return place
     source = resolve(name)
     model = load_model(source.folder, name=name, dtype=torch.float32)
+    made = sae.train(site_streams(model, layer, given), features=FEATURES * model.width, passes=SAE_PASSES)
+    site = f"resid_pre.{layer}"
+    sae.save(made, place, {"model": source.name, "site": site, "tokens": given.sae_tokens}, place_of(source.name, site))
+    return place
+
+
+def site_streams(model: Model, layer: int, given: argparse.Namespace) -> torch.Tensor:
+    """The streams at a site over --sae-tokens of the fit split in the model's own tokens."""
     context = given.context or min(512, model.longest)
     windows = sample(select(read("docs"), "fit"), model.tokenizer, context, given.sae_tokens)
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
         streams = harvest(model, windows, [layer], Path(folder))
-        x = streams.all(layer)[without_sinks(streams, [layer])].float()
-    made = sae.train(x, features=FEATURES * model.width, passes=SAE_PASSES)
-    site = f"resid_pre.{layer}"
-    sae.save(made, place, {"model": source.name, "site": site, "tokens": given.sae_tokens}, place_of(source.name, site))
-    return place
+        return streams.all(layer)[without_sinks(streams, [layer])].float()
 
 
 def saes_of(direction: str, given: argparse.Namespace) -> tuple[Path, Path]:
@@ -114,6 +121,51 @@ def saes_of(direction: str, given: argparse.Namespace) -> tuple[Path, Path]:
     a_name, b_name, _ = DIRECTIONS[direction]
     saes = trained_saes(0, given.work)
     return saes[a_name], saes[b_name]
+
+
+def natives(settings: Settings, carried_sae: Path, sae_b: Path, given: argparse.Namespace) -> dict:
+    """Cross-entropy of B behind the carried SAE and behind SAEs trained on B, as streams are and with standardised channels."""
+    a, b, _ = stages.load_any_pair(settings)
+    with tempfile.TemporaryDirectory(dir=given.work) as folder:
+        sites = read_sites(stages.complete(settings, a, b), a, b, Path(folder), Clock())
+        x, y = torch.cat([*sites.own_stream_b("fit")]), site_streams(b, settings.layer_b or 0, given)
+        rows = {
+            "transferred": to_dictionary(load(carried_sae)),
+            "reference:native": to_dictionary(sae.train(x, features=FEATURES * b.width, passes=NATIVE_PASSES)),
+            "reference:native, standardised": standardised(x, NATIVE_PASSES),
+            "reference:native, given": to_dictionary(load(sae_b)),
+            "reference:native, given, standardised": standardised(y, SAE_PASSES),
+        }
+        side, splice = sites.side_b, sites.side_b.stage.spliced_b
+        scores = side.scores({"b": side.stage.whole(b.net), **{name: splice(one) for name, one in rows.items()}}, None)
+        streams = torch.cat([*sites.own_stream_b("report")])
+        variance = streams.var(0)
+        found = []
+        for name, one in scores.items():
+            row = side.row(name, one)
+            if name in rows:
+                left = (streams - rows[name](streams)).var(0)
+                low, high = scores["transferred"].interval(minus=one)
+                row |= {
+                    "fvu": float(left.sum() / variance.sum()), "fvu_by_channel": float((left / variance).mean()),
+                    "l0": measure(rows[name], [streams]).l0,
+                    "ours_minus": {"ce": scores["transferred"].ce - one.ce, "ce_low": low, "ce_high": high},
+                }  # fmt: skip
+            found.append(row)
+    return {
+        "largest_channel": float(variance.max() / variance.sum()),
+        "documents": counted(scores["b"]),
+        "results": found,
+    }
+
+
+def standardised(x: torch.Tensor, passes: float) -> Dictionary:
+    """An SAE trained on streams whose channels have a standard deviation of 1, for the streams as they are."""
+    scale = x.std(0)
+    made = to_dictionary(sae.train(x / scale, features=FEATURES * x.shape[1], passes=passes))
+    none = torch.zeros((), dtype=torch.float64).expand(x.shape[1])
+    there, back = scale.double().diag(), (1 / scale.double()).diag()
+    return transferred(made, Maps(Affine(there, none), Affine(back, none)))
 
 
 def warm_start(settings: Settings, sae_a: Path, carried_sae: Path, work: Path) -> Iterator[dict]:
@@ -189,10 +241,12 @@ def lines(direction: str, given: argparse.Namespace) -> Iterator[dict]:
         device="cpu",
         brief=True,
     )
-    sae_a, sae_b = saes_of(direction, given) if {"sae", "warm"} & set(given.kinds) else (Path(), Path())
+    sae_a, sae_b = saes_of(direction, given) if {"sae", "native", "warm"} & set(given.kinds) else (Path(), Path())
     if "sae" in given.kinds:
         found = stitch.transfer.sae(a_name, b_name, sae_a, native=sae_b, out=work / "sae", overwrite=True, **common)
         yield {"transfer": "sae", **found.report}
+    if "native" in given.kinds:
+        yield {"transfer": "native", **natives(settings, work / "sae" / "sae", sae_b, given)}
     if "warm" in given.kinds:
         for line in warm_start(settings, sae_a, work / "sae" / "sae", work / "warm"):
             yield {"transfer": "warm start", **line}
