@@ -16,8 +16,8 @@ SAEs are trained on --sae-tokens of each model's own tokens, unless --saes names
 give (see `_labels.py`); steering vectors are differences of the class means of the same labels, at A's site. One JSON line per
 transfer and direction. `warm start` lines have the unexplained share of an SAE that is trained on, by training step: from new
 weights, from the transferred SAE, and from the same SAE through a random or a Procrustes map; each also by its directions alone.
-They and `native` lines need the SAEs that `sae` has left in --work. `native` has the transferred SAE beside ones that are trained on
-B with every channel divided by its standard deviation, since one channel may have most of a stream's variance.
+They and `native` lines need the SAEs that `sae` has left in --work. `native` has the transferred SAE beside ones that are
+trained on B with every channel divided by its standard deviation, since one channel may have most of a stream's variance.
 """
 
 import argparse
