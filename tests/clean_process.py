@@ -12,6 +12,8 @@ from torch import Tensor
 
 PROMPTS = ["one fine day", "so", "the quick"]
 CLEAN = """
+import gc
+gc.disable()  # a fifth of the time of the imports
 import functools, json, sys
 for name in ("stitch", "sae", "matching"):
     sys.modules[name] = None  # importing the package would now fail
