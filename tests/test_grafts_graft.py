@@ -317,7 +317,7 @@ def test_a_circuit_without_a_previous_token_head_needs_a_host_with_the_donors_po
     assert graft([GraftRequest(str(gpt2), "induction", alone)], str(config(tmp_path, GPT2)), None, count=8)["grafts"]
     compile_induction(tmp_path / "made", arch="llama", context=80, tokenizer=str(gpt2))
     report = graft(
-        [GraftRequest(str(tmp_path / "made"), "induction")], str(config(tmp_path, LLAMA)), tmp_path / "out", count=8
+        [GraftRequest(str(tmp_path / "made"), "induction")], str(config(tmp_path, LLAMA)), tmp_path / "out", count=16
     )
     assert right(report)["host, grafted"] > 0.99 > 0.01 > right(report)["noise of the same norm"]
 
