@@ -3,12 +3,11 @@ it.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from torch import Tensor
+
+from without_package import run_without_package
 
 PROMPTS = ["one fine day", "so", "the quick"]
 CLEAN = """
@@ -61,25 +60,5 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
-# Which instructions products are computed with. Both processes must have the same, as their results are compared bit by bit.
-CPU_SETTINGS = ("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ATEN_CPU_CAPABILITY")
-
-
 def run_clean(folder: Path, ids: Tensor, deeply: str, cwd: Path) -> None:
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "HF_MODULES_CACHE": str(cwd / "modules"),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        **{name: os.environ[name] for name in CPU_SETTINGS if name in os.environ},
-    }
-    arguments = [str(folder), json.dumps(ids.tolist()), deeply, json.dumps(PROMPTS)]
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", CLEAN, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_without_package(CLEAN, str(folder), json.dumps(ids.tolist()), deeply, json.dumps(PROMPTS), cwd=cwd)

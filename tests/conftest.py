@@ -3,10 +3,13 @@
 Modules of this project must not be imported here: only modules imported after the hook below are checked.
 """
 
+import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 _CACHE = tempfile.TemporaryDirectory(prefix="stitch-tests-")
@@ -21,6 +24,11 @@ os.environ.update(
     STITCH_CACHE=os.path.join(_CACHE.name, "stitch"),
 )
 
+# Compiled code is kept, also where the user's environment says otherwise: each worker and each process that a test starts
+# would compile hundreds of files again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Checks shapes and types in modules that name shapes. Other modules have no shapes to check, and the models' own code
 # is called thousands of times per test.
 _ROOT = Path(__file__).parents[1]
@@ -30,4 +38,15 @@ _SHAPED = [
     for file in sorted((_ROOT / package).rglob("*.py"))
     if "from jaxtyping import" in file.read_text()
 ]
-install_import_hook(_SHAPED, "shapes.beartype")
+install_import_hook(_SHAPED, "shapes.checked")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Imports leave hundreds of thousands of objects and hardly any garbage: looking for it took a third of the time, and what
+    is there to stay need not be looked at again during the tests."""
+    gc.disable()
+    found = yield
+    gc.freeze()
+    gc.enable()
+    return found

@@ -1,28 +1,59 @@
 """Shape checks while tests run: beartype, on functions and classes whose annotations name a shape.
 
 jaxtyping's hook decorates everything that a module defines, and decorates nested functions again on every call: in the
-tests of chains, half of all Python calls came from it. Types without shapes are checked by pyright instead.
+tests of chains, half of all Python calls came from it. Types without shapes are checked by pyright instead. Its decorator
+of functions checks all arguments again with each result; the one here checks them once.
 """
 
 import ast
+import functools
+import inspect
 
 import jaxtyping
-from beartype import beartype  # noqa: F401 (used by the hook)
+from beartype import BeartypeConf
+from beartype import beartype as plain
 from jaxtyping import _import_hook
+from jaxtyping._storage import pop_shape_memo, push_shape_memo
+
+_beartype = plain(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
+
+
+def checked(function):
+    """Names of axes have one size in all arguments and the result of a call."""
+    if inspect.isgeneratorfunction(function):  # runs later than its call
+        return jaxtyping.jaxtyped(function, typechecker=_beartype)
+    inner = _beartype(function)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        push_shape_memo({})
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            pop_shape_memo()
+
+    return call
 
 
 class _OfShapes(_import_hook.JaxtypingTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef):  # noqa: N802 (name given by ast.NodeTransformer)
         arguments = [part.annotation for part in ast.walk(node.args) if isinstance(part, ast.arg)]
-        return self._visit(node, [*arguments, node.returns], super().visit_FunctionDef)
+        return self._visit(node, [*arguments, node.returns], self._decorated)
+
+    def _decorated(self, node: ast.FunctionDef):
+        node = super().visit_FunctionDef(node)
+        jaxtyped = node.decorator_list[-1]
+        assert isinstance(jaxtyped, ast.Call)
+        node.decorator_list[-1] = jaxtyped.keywords[0].value  # `checked` itself
+        return node
 
     def visit_ClassDef(self, node: ast.ClassDef):  # noqa: N802
         fields = [part.annotation for part in node.body if isinstance(part, ast.AnnAssign)]
         return self._visit(node, fields, super().visit_ClassDef)
 
-    def _visit(self, node, annotations: list, checked):
+    def _visit(self, node, annotations: list, decorated):
         if any(_names_a_shape(part) for annotation in annotations if annotation for part in ast.walk(annotation)):
-            return checked(node)
+            return decorated(node)
         return self.generic_visit(node)
 
 

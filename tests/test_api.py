@@ -19,7 +19,9 @@ from stitch.text.documents import read
 OF_THE_COMMAND_LINE = {"as_json", "debug", "dry_run", "recipe"}
 # In Python an option of another name or form.
 RENAMED = {"graft": {"graft": "requests"}, "push": {}}
-SMALL: Any = dict(tokens=4096, context=32, features=64, k=8, device="cpu", memory="256M", quiet=True)
+SMALL: Any = dict(
+    tokens=4096, context=32, features=64, k=8, sae_passes=0.2, device="cpu", memory="256M", quiet=True
+)  # fmt: skip
 
 
 def _name(word: str) -> str:

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,7 @@ from stitch.errors import StitchError, UsageError
 from stitch.internals import weights
 from stitch.internals.attend import heads_of, rotated, scores
 from tolerance import apart, rounding
+from without_package import run_without_package
 
 # Exact cases
 
@@ -414,9 +413,8 @@ for folder in {folders!r}:
         steps.append(done.logits[0, -1])
     print(type(net).__name__, float((torch.stack(steps) - whole[0]).abs().max()), past.layers[0].keys.shape[1])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folders[0])
-    assert done.returncode == 0, done.stderr
-    found = [line.split() for line in done.stdout.splitlines()]
+    printed = run_without_package(code, cwd=made["gpt2"][1])
+    found = [line.split() for line in printed.splitlines()]
     stock = ["GPTBigCodeForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM"]
     assert [(name, heads) for name, _, heads in found] == list(zip(stock, "122", strict=True))
     assert max(float(apart) for _, apart, _ in found) < 1e-4

@@ -1,6 +1,6 @@
 """The same everywhere: locales, closed streams, names, folders that cannot be written, threads.
 
-Each test runs a command in a process of its own.
+Each test runs a command in a process of its own, and compares with one that ran in this process.
 """
 
 import json
@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import cli
 from jobs import gpt2_and_qwen3
 
 ROOT = Path(__file__).parent.parent
@@ -61,9 +63,11 @@ def place(tmp_path_factory) -> Place:
 @pytest.fixture(scope="module")
 def row(place) -> str:
     """The last line of an evaluation, in a folder whose name has about everything that a name may have."""
-    done = place.evaluate()
-    assert done.returncode == 0, done.stderr
-    return done.stdout.decode().splitlines()[-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place.folder)
+        done = CliRunner().invoke(cli.app, EVALUATE)
+    assert done.exit_code == 0, done.stderr
+    return done.stdout.splitlines()[-1]
 
 
 def test_a_bare_environment_gives_the_same_numbers(place, row):

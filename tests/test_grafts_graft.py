@@ -352,7 +352,7 @@ def test_a_host_file_that_is_no_config_is_refused(gpt2: Path, tmp_path: Path, te
 def test_the_command_plans_then_writes_and_does_not_overwrite(gpt2: Path, circuit: Path, tmp_path: Path):
     host, out = config(tmp_path, LLAMA), tmp_path / "out"
     arguments = ["graft", str(gpt2), "--behaviour", "induction", "--host", str(host), "--circuit", str(circuit)]
-    arguments += ["--out", str(out), "--prompts", "16", "-q"]
+    arguments += ["--out", str(out), "--prompts", "6", "-q"]
     planned = CliRunner().invoke(cli.app, [*arguments, "--dry-run"], env={"COLUMNS": "120"})
     assert planned.exit_code == 0 and not out.exists()
     assert "1 back" in planned.output and "111 of 320 channels are left." in planned.output

@@ -35,6 +35,7 @@ from stitch.models.model import Model
 from stitch.models.sources import resolve
 from stitch.text.reader import Reader
 from stitch.translation.types import Residual, Term, Translation
+from without_package import run_without_package
 
 # Code as people publish it: two files, of which one imports the other.
 CONFIG = f"""
@@ -192,8 +193,7 @@ def elsewhere(place: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def reloaded(place: Path, ids: torch.Tensor, *folders: Path) -> dict:
-    done = elsewhere(place, "-I", "-c", RELOADS, json.dumps(ids.tolist()), *map(str, folders))
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_without_package(RELOADS, json.dumps(ids.tolist()), *map(str, folders), cwd=place)
     return json.loads((place / "found.json").read_text())
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import cli
 from stitch.errors import StitchError, UsageError
 from stitch.synthesis import checkpoint, interpreters, kinds
+from stitch.synthesis import compile as compile_module
 from stitch.synthesis.certify import certify
 from stitch.synthesis.compile import compile_machine
 from stitch.synthesis.description import described as described_in
@@ -27,6 +28,14 @@ TURING = sorted(path for path in EXAMPLES.glob("*.json") if "rules" in json.load
 SUBLEQ = sorted(EXAMPLES.glob("subleq_*.json"))
 WINDOW, CELLS = 10, 20
 FLIP = {"start": "go", "blank": "_", "rules": {"go": {"0": ["1", "R", "go"], "1": ["0", "R", "go"]}}, "tape": "0110"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_first_certificates():
+    """Those of compiling; tests that need a certificate make one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compile_module, "FIRST_TOKENS", 500)
+        yield
 
 
 @pytest.fixture(scope="module")
