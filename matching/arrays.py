@@ -47,10 +47,11 @@ def match(features_a: Any, features_b: Any, *, seed: int = 0, memory: int = 2**3
     """The one-to-one matching of the features of A and B with the highest sum of correlations over the same tokens.
 
     `features_a` [tokens, features_a] and `features_b` [tokens, features_b] are numpy arrays, torch tensors, scipy.sparse
-    matrices, or what numpy makes an array of, such as a DataFrame; row i of both is the same token. Only positive correlations are matched, and only features that are not zero on
-    ten tokens or more. `pairs.scores` are Pearson's r, `pairs.null_scores` the best r among 16 random partners, drawn with
-    `seed`. `certificate.gap` is at most how far the sum is below that of any matching, as a share. `memory` in bytes is a limit
-    on working space besides the arrays, `threads` the number of threads.
+    matrices, or what numpy makes an array of, such as a DataFrame; row i of both is the same token. Only positive correlations
+    are matched, and only features that are not zero on ten tokens or more. `pairs.scores` are Pearson's r,
+    `pairs.null_scores` the best r among 16 random partners, drawn with `seed`. `certificate.gap` is at most how far the sum is
+    below that of any matching, as a share. `memory` in bytes is a limit on working space besides the arrays, `threads` the
+    number of threads.
 
     Raises: MatchError for what is no array of numbers, when the arrays differ in tokens or hold NaN or infinity, and when no
     feature varies.

@@ -156,12 +156,17 @@ def test_texts_are_named_by_number_and_content():
             assert other != name
     with pytest.raises(UsageError):
         next(iter(read("./" + name)))
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
-    with text_named(Dataset.from_dict({"text": ["one", "two"]})) as of_dataset:
+    one_split = Dataset.from_dict({"text": ["one", "two"]})
+    with text_named(one_split) as of_dataset:
         assert of_dataset == name
     with pytest.raises(UsageError, match="`text` column"), text_named(Dataset.from_dict({"words": ["one"]})):
         pass
+    for splits in (DatasetDict({"train": one_split, "test": one_split}), {"train": ["one"], "test": ["two"]}):
+        said = rf"text must be one split, not a {type(splits).__name__} of train, test: choose one, such as text\['train'\]"
+        with pytest.raises(UsageError, match=said), text_named(splits):  # pyright: ignore[reportArgumentType]
+            pass
     with pytest.raises(UsageError, match="list of strings"), text_named([1]):  # pyright: ignore[reportArgumentType]
         pass
 

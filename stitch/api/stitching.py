@@ -124,8 +124,8 @@ def chain(
 ) -> Composite:
     """Joins parts of any number of models, with a translation at each seam, fitted on the stream of the composite so far.
 
-    `parts` are `Part`s, mappings {model, from, to}, or a YAML file with a list `parts` of such mappings. Options are those of `join` and apply to every
-    seam; models and `out` as there.
+    `parts` are `Part`s, mappings {model, from, to}, or a YAML file with a list `parts` of such mappings. Options are
+    those of `join` and apply to every seam; models and `out` as there.
     Raises: UsageError when the request cannot be met; StitchError, SAEError or MatchError when the work fails.
     """
     from stitch.jobs import chain as job
