@@ -14,10 +14,9 @@ from stitch.api.progress import progress
 from stitch.api.result import FolderResult
 
 if TYPE_CHECKING:
-    import sae_lens
     from torch import Tensor
 
-    SAELike: TypeAlias = PathLike | sae_lens.SAE
+    SAELike: TypeAlias = PathLike | Any  # an SAE of SAELens, whose types are known in `sae` alone
     ProbeLike: TypeAlias = PathLike | Mapping[str, Tensor]
     VectorsLike: TypeAlias = ProbeLike | Tensor
     LabelsLike: TypeAlias = PathLike | Sequence[Mapping[str, Any]]
