@@ -78,6 +78,7 @@ def match(features_a: Any, features_b: Any, *, seed: int = 0, memory: int = 2**3
 
 def _rows(features: Any, name: str) -> Any:
     """The array as something that can be cut by rows."""
+    found: Any
     if hasattr(features, "detach"):  # of torch
         found = features.detach().cpu()
     else:
