@@ -1,6 +1,7 @@
 """`matching.match`: the features of two arrays matched one to one."""
 
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -22,17 +23,38 @@ class Match:
     certificate: Certificate
     graph: Candidates
 
+    def _facts(self) -> dict[str, str]:
+        scores, null_scores = (float(x.mean()) if len(x) else 0.0 for x in (self.pairs.scores, self.pairs.null_scores))
+        return {
+            "pairs": f"{len(self.pairs):,}",
+            "mean correlation": f"{scores:.3f}",
+            "best of 16 random partners": f"{null_scores:.3f}",
+            "below the best matching at most": f"{100 * self.certificate.gap:.2g} %",
+        }
+
+    def __repr__(self) -> str:
+        return f"Match({', '.join(f'{name}: {value}' for name, value in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        heads, cells = (
+            "".join(f"<{tag}>{escape(one)}</{tag}>" for one in line)
+            for tag, line in (("th", self._facts().keys()), ("td", self._facts().values()))
+        )
+        return f"<table><thead><tr>{heads}</tr></thead><tbody><tr>{cells}</tr></tbody></table>"
+
 
 def match(features_a: Any, features_b: Any, *, seed: int = 0, memory: int = 2**30, threads: int = 1) -> Match:
     """The one-to-one matching of the features of A and B with the highest sum of correlations over the same tokens.
 
-    `features_a` [tokens, features_a] and `features_b` [tokens, features_b] are numpy arrays, torch tensors or scipy.sparse
-    matrices; row i of both is the same token. Only positive correlations are matched, and only features that are not zero on
-    ten tokens or more. `pairs.scores` are Pearson's r, `pairs.null_scores` the best r among 16 random partners, drawn with
-    `seed`. `certificate.gap` is at most how far the sum is below that of any matching, as a share. `memory` in bytes is a limit
-    on working space besides the arrays, `threads` the number of threads.
+    `features_a` [tokens, features_a] and `features_b` [tokens, features_b] are numpy arrays, torch tensors, scipy.sparse
+    matrices, or what numpy makes an array of, such as a DataFrame; row i of both is the same token. Only positive correlations
+    are matched, and only features that are not zero on ten tokens or more. `pairs.scores` are Pearson's r,
+    `pairs.null_scores` the best r among 16 random partners, drawn with `seed`. `certificate.gap` is at most how far the sum is
+    below that of any matching, as a share. `memory` in bytes is a limit on working space besides the arrays, `threads` the
+    number of threads.
 
-    Raises: MatchError when the arrays differ in tokens or hold NaN or infinity, and when no feature varies.
+    Raises: MatchError for what is no array of numbers, when the arrays differ in tokens or hold NaN or infinity, and when no
+    feature varies.
 
     >>> import numpy as np, matching
     >>> a = np.random.default_rng(0).random((500, 8)) ** 4
@@ -56,14 +78,35 @@ def match(features_a: Any, features_b: Any, *, seed: int = 0, memory: int = 2**3
 
 def _rows(features: Any, name: str) -> Any:
     """The array as something that can be cut by rows."""
-    found = features.detach().cpu() if hasattr(features, "detach") else features
+    found: Any
+    if hasattr(features, "detach"):  # of torch
+        found = features.detach().cpu()
+    else:
+        found = features if sp.issparse(features) else _array(features, name)
     if len(found.shape) != 2:
         raise MatchError(f"{name} must be [tokens, features]; got the shape {tuple(found.shape)}.")
-    if getattr(found, "layout", None) is not None and "sparse" in str(found.layout):  # of torch
+    if "complex" in str(found.dtype):
+        raise MatchError(f"{name} must hold real numbers; got {found.dtype}.")
+    if "sparse" in str(getattr(found, "layout", "")):  # of torch
+        found = found.to_dense() if found.dense_dim() else found  # whose entries are rows
         entries = found.to_sparse_coo().coalesce()
         places = tuple(entries.indices().numpy())
         return sp.csr_array((entries.values().double().numpy(), places), shape=tuple(found.shape))
     return found.tocsr() if sp.issparse(found) else found
+
+
+def _array(features: Any, name: str) -> np.ndarray:
+    try:
+        found = np.asarray(features)
+        found = found.astype(np.float64) if found.dtype == object else found  # columns of several types
+    except (TypeError, ValueError):  # rows of unequal length, and what is no number
+        found = None
+    if found is None or found.dtype.kind not in "biuf":
+        raise MatchError(
+            f"{name} must be an array of numbers [tokens, features]: numpy's, torch's, scipy's or a DataFrame; "
+            f"got {type(features).__name__}{'' if found is None else f' of {found.dtype}'}."
+        )
+    return found
 
 
 def _sparse(rows: Any) -> sp.csr_array:

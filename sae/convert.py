@@ -1,4 +1,4 @@
-"""Converts SAEs and transcoders of SAELens into Dictionary, and a Dictionary into an SAE of SAELens."""
+"""Converts SAEs and transcoders of SAELens into Dictionary, and a Dictionary or a training SAE into an SAE for inference."""
 
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,19 @@ def from_dictionary(dictionary: Dictionary) -> "sae_lens.SAE":
         weights["threshold"] = dictionary.threshold
     sae.load_state_dict({name: tensor.cpu() for name, tensor in weights.items()})
     return sae
+
+
+def for_inference(sae: "sae_lens.SAE") -> "sae_lens.SAE":
+    """The SAE that SAELens writes for a training SAE and loads again: batchtopk and matryoshka become jumprelu.
+
+    Its codes of a row do not depend on the other rows of a call, as those of batchtopk do.
+    """
+    from sae_lens import SAE
+
+    config, weights = _inference_form(sae)
+    found = SAE.from_dict(config)
+    found.load_state_dict(weights)
+    return found.eval()
 
 
 def _folded(architecture: str, config: dict, weights: dict[str, torch.Tensor]) -> Dictionary:

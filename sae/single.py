@@ -26,6 +26,9 @@ def train(
 ) -> "sae_lens.SAE":
     """Trains an SAE on `activations` [tokens, width], a torch or numpy array of any float dtype, and returns SAELens's SAE.
 
+    It is an SAE for inference, what `sae.save` and its `save_model` write and SAELens loads: batchtopk and matryoshka are
+    JumpReLU by then, whose codes of a token do not depend on the others.
+
     `features` is by default 8 per dimension, or half the number of tokens if that is less; `k` are active per token. Tokens are
     shuffled anew in each of `passes` passes; `batch_size` is 256, or 1,024 from 65,536 tokens on. `lr` None is the scaling law
     of Gao et al. 2024, arXiv 2406.04093. The input's normalisation is folded into the weights, so that the SAE reads
@@ -41,6 +44,7 @@ def train(
     """
     import torch
 
+    from sae.convert import for_inference
     from sae.trainer import train_sites
 
     x = torch.as_tensor(activations)
@@ -66,4 +70,4 @@ def train(
                 order = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed + number))
             yield {"x": x[order[place * size : (place + 1) * size]]}
 
-    return train_sites({"x": config}, {"x": width}, batches, device=device, progress=progress)["x"]
+    return for_inference(train_sites({"x": config}, {"x": width}, batches, device=device, progress=progress)["x"])

@@ -21,14 +21,17 @@ SAFETENSORS_READERS = {"sae_lens", "gemma_3", "llama_scope", "llama_scope_r1_dis
 
 
 def save(
-    sae: "sae_lens.SAE", folder: Path, provenance: dict, metadata: Mapping[str, str | int | None] | None = None
+    sae: "sae_lens.SAE",
+    folder: str | Path,
+    provenance: dict | None = None,
+    metadata: Mapping[str, str | int | None] | None = None,
 ) -> None:
     """Writes the inference form of `sae` (batchtopk and matryoshka become jumprelu), and `provenance` as JSON.
 
     `folder` is written completely or not at all; `sae_lens.SAE.load_from_disk(folder)` reads it. `metadata` is added to
     SAELens's own; `hook_name` says where SAELens attaches the SAE.
 
-    Raises: SAEError when the folder exists or cannot be written.
+    Raises: SAEError for what is no SAE of SAELens, and when the folder exists or cannot be written.
 
     >>> import tempfile, torch, sae
     >>> from pathlib import Path
@@ -38,8 +41,11 @@ def save(
     >>> sae.load(folder, width=16).cfg.metadata.hook_name
     'blocks.3.hook_resid_pre'
     """
-    from sae_lens import TrainingSAE
+    from sae_lens import SAE, TrainingSAE
 
+    if not isinstance(sae, SAE):
+        raise SAEError(f"an SAE must be one of SAELens, as `sae.train` gives it; got {type(sae).__name__}.")
+    folder = Path(folder)
     if folder.exists():
         raise SAEError(f"the folder of an SAE must not exist; {folder} does. Remove it or give another folder.")
     try:
@@ -52,7 +58,7 @@ def save(
             config = json.loads((partial / CONFIG).read_text())
             config["metadata"] = {**config.get("metadata", {}), **(metadata or {})}
             (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-            (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+            (partial / PROVENANCE).write_text(json.dumps(provenance or {}, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise SAEError(f"{folder} cannot be written: {error.strerror or error}.") from error
 

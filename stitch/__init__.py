@@ -29,6 +29,7 @@ _HOMES = {
     "certify": "stitch.api.compiled",
     "run": "stitch.api.compiled",
     "push": "stitch.api.sharing",
+    "read_recipe": "stitch.api.recipes",
     "Anatomy": "stitch.models.anatomy",
     "register_anatomy": "stitch.models.anatomy",
     "read_anatomies": "stitch.models.anatomy_file",
@@ -54,6 +55,7 @@ __all__ = [
     "join",
     "push",
     "read_anatomies",
+    "read_recipe",
     "register_anatomy",
     "retokenize",
     "run",
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from stitch.api.compiled import certify, run
     from stitch.api.estimate import estimate
     from stitch.api.evaluation import evaluate, inspect
+    from stitch.api.recipes import read_recipe
     from stitch.api.retokenize import retokenize
     from stitch.api.sharing import push
     from stitch.api.stitching import chain, join

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,12 +158,17 @@ def test_texts_are_named_by_number_and_content():
             assert other != name
     with pytest.raises(UsageError):
         next(iter(read("./" + name)))
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
-    with text_named(Dataset.from_dict({"text": ["one", "two"]})) as of_dataset:
+    one_split = Dataset.from_dict({"text": ["one", "two"]})
+    with text_named(one_split) as of_dataset:
         assert of_dataset == name
     with pytest.raises(UsageError, match="`text` column"), text_named(Dataset.from_dict({"words": ["one"]})):
         pass
+    for splits in (DatasetDict({"train": one_split, "test": one_split}), {"train": ["one"], "test": ["two"]}):
+        said = rf"text must be one split, not a {type(splits).__name__} of train, test: choose one, such as text\['train'\]"
+        with pytest.raises(UsageError, match=said), text_named(splits):  # pyright: ignore[reportArgumentType]
+            pass
     with pytest.raises(UsageError, match="list of strings"), text_named([1]):  # pyright: ignore[reportArgumentType]
         pass
 
@@ -198,6 +204,37 @@ def test_conversions_sweeps_and_chains_return_results(pair, tmp_path):
     parts = [stitch.Part(loaded, 0, 2), stitch.Part(str(pair["qwen3"]), 2, None)]
     chained = stitch.chain(parts, **{**SMALL, "text": pair["text"]})
     assert chained.rows.loc["composite", "ce"] > 0
+
+
+def test_parts_of_a_chain_are_mappings_as_in_the_file_or_parts(monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def job(parts, out, **options):
+        raise Reached(parts)
+
+    monkeypatch.setattr("stitch.jobs.chain.chain", job)
+    loaded = tiny.net("gpt2"), tiny.tokenizer()
+    given = [{"model": Path("here/a"), "to": 2}, stitch.Part("demo:llama", 2, 3), {"model": loaded, "from": 4}]
+    with pytest.raises(Reached) as reached:
+        stitch.chain(given, quiet=True)
+    named = [stitch.Part("here/a", 0, 2), stitch.Part("demo:llama", 2, 3), stitch.Part("GPT2LMHeadModel", 4)]
+    assert reached.value.args == (named,)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ([{"model": "a", "to": 2}, {"model": "b", "form": 3}], r"parts\[1\] has 'form' \(did you mean from\?\)"),
+        ([{"to": 2}, "b"], r"parts\[0\] needs 'model'; parts\[1\] must be an object with model, from, to, got 'b'"),
+        ([stitch.Part("a"), stitch.Part("b", 3)], r"parts\[0\] \('a'\) needs 'to'"),
+        ([stitch.Part("a", 0, 2)], "parts must have at least 2"),
+    ],
+)
+def test_parts_that_are_no_chain_are_refused_in_one_line(wrong, said):
+    with pytest.raises(UsageError, match=f"the list of parts must be corrected: {said}") as refusal:
+        stitch.chain(wrong, quiet=True)
+    assert "\n" not in str(refusal.value)
 
 
 def test_the_public_surface_is_what_is_listed():

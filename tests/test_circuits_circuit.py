@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 import cli
+import stitch
 import tiny
 from stitch.circuits.attribution import attribute
 from stitch.circuits.behaviours import make_prompts
@@ -214,6 +215,14 @@ def test_prompts_of_a_file_are_split_into_choosing_and_reporting(donor: Path, tm
     path.write_text(json.dumps(right))
     with pytest.raises(UsageError, match="at least 2 prompts, to choose on and to report on"):
         find_circuit(str(donor), str(path))
+
+
+def test_prompts_longer_than_the_context_are_refused_in_one_line(donor: Path, tmp_path: Path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text((json.dumps({"clean": "ab" * 200, "corrupt": "cd" * 200, "answer": "a"}) + "\n") * 4)
+    for call in (stitch.circuit, stitch.evaluate):
+        with pytest.raises(UsageError, match=r"needs a context of 401 tokens; .* takes 64: choose another model"):
+            call(str(donor), behaviour=str(path), quiet=True, device="cpu")
 
 
 def test_a_model_without_the_behaviour_is_refused(donor: Path):

@@ -15,8 +15,9 @@ from stitch.commands import help, options
 from stitch.commands.app import may_be_model
 from stitch.commands.errors import reported
 from stitch.commands.spelling import spelt
-from stitch.commands.values import block_or_auto, donor_and_behaviour, sae_by_block
+from stitch.commands.values import block_or_auto
 from stitch.errors import StitchError, UsageError
+from stitch.files.recipe import donor_and_behaviour, sae_by_block
 
 
 def invoke(*arguments: str):

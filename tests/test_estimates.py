@@ -164,10 +164,10 @@ COMMANDS = {
     "join, native": ["join", "{gpt2}", "{gpt2}", "--layer", "2", "--layer-b", "4", "--native"],
     "sweep": ["sweep", "{gpt2}", "{qwen3}"],
     "sweep, depth": ["sweep", "{gpt2}", "--depth", "--repeat"],
-    "heads": ["convert", "heads", "{gpt2}", "--kv-heads", "1", "--steps", "2", "--out", "out"],
-    "ngram": ["convert", "ngram", "{gpt2}", "--drop", "auto", "--out", "out"],
-    "recurrent": ["convert", "recurrent", "{gpt2}", "--out", "out"],
-    "consolidate": ["convert", "consolidate", "{gpt2}", "--context", "{text}", "--out", "out"],
+    "heads": ["convert", "heads", "{gpt2}", "--kv-heads", "1", "--steps", "2"],
+    "ngram": ["convert", "ngram", "{gpt2}", "--drop", "auto"],
+    "recurrent": ["convert", "recurrent", "{gpt2}"],
+    "consolidate": ["convert", "consolidate", "{gpt2}", "--context", "{text}"],
 }
 
 
@@ -184,6 +184,12 @@ def test_a_dry_run_of_every_command_says_what_it_would_take_and_writes_nothing(n
     assert list(tmp_path.iterdir()) == []
     if "chosen" in name:
         assert next(stage for stage in report["stages"] if stage["name"] == "layer")["seconds"] > 0
+
+
+@pytest.mark.parametrize("name", ["heads", "ngram", "recurrent", "consolidate"])
+def test_a_conversion_without_a_folder_is_refused_before_any_work(name, pair):
+    done = CliRunner().invoke(cli.app, [word.format(**pair) for word in COMMANDS[name]])
+    assert done.exit_code == 2 and "--out must be a folder to write; got none" in done.output, done.output
 
 
 @pytest.mark.slow

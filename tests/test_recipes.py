@@ -10,12 +10,13 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import cli
+import stitch
 from jobs import gpt2_and_qwen3
-from stitch.commands.recipes import APART, NOT_IN_RECIPES, known_options
+from stitch.commands.recipes import APART, known_options
 from stitch.commands.reference import command_table
 from stitch.commands.spelling import is_argument, spelling
 from stitch.errors import UsageError
-from stitch.files.recipe import card_section, check_options, read_recipe, recipe
+from stitch.files.recipe import NOT_IN_RECIPES, card_section, check_options, read_recipe, recipe
 
 SMALL = dict(
     layer=2, tokens=4096, context=32, features=64, k=8, reference_steps=0, device="cpu", memory="256M", brief=True
@@ -60,6 +61,30 @@ def test_a_run_made_again_from_its_card_has_the_same_bytes(made):
     assert read_recipe(made / "first" / "report.json") == read_recipe(made / "first" / "README.md")
 
 
+def test_a_function_makes_it_again_from_its_folder(made):
+    again = stitch.join(**stitch.read_recipe(made / "first", stitch.join), quiet=True)
+    assert (again.folder / "model.safetensors").read_bytes() == (made / "first" / "model.safetensors").read_bytes()
+
+
+def test_a_recipe_is_read_into_arguments_in_the_forms_of_python(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("command: graft\ndonor: a\ngraft: [b=induction]\nfeatures: 1=sae\nprompts: 64\nchannels: null\n")
+    found = stitch.read_recipe(file, stitch.graft)
+    assert found == {"donor": "a", "requests": [("b", "induction")], "features": {1: "sae"}, "count": 64}
+    file.write_text("context: note.txt\nheld-out: 10")
+    assert stitch.read_recipe(file, stitch.convert.consolidate) == {"document": "note.txt", "held_out": 10}
+    file.write_text("leyer: 3\nquiet: true")
+    said = "unknown option 'leyer' of `stitch join` .did you mean layer.*; it says what to make, .* has quiet"
+    with pytest.raises(UsageError, match=said):
+        stitch.read_recipe(file, stitch.join)
+    for command, function in (
+        ("sweep", stitch.join), ("convert heads", stitch.convert.ngram), ("transfer sae", stitch.transfer.probe),
+    ):  # fmt: skip
+        file.write_text(f"command: {command}\nmodel_a: a")
+        with pytest.raises(UsageError, match=f"is a recipe for `stitch {command}`"):
+            stitch.read_recipe(file, function)
+
+
 @pytest.mark.slow
 def test_what_is_given_goes_before_the_file(made):
     changed = run("join", "--recipe", made / "first" / "report.json", "--out", made / "other", "-q", "--seed", 7)
@@ -70,7 +95,7 @@ def test_what_is_given_goes_before_the_file(made):
 def test_an_unknown_option_is_refused_with_the_nearest(tmp_path):
     (tmp_path / "wrong.yaml").write_text("leyer: 3")
     done = run("join", "--recipe", tmp_path / "wrong.yaml")
-    assert done.exit_code == 2 and "unknown option 'leyer'" in done.output and "Did you mean layer?" in done.output
+    assert done.exit_code == 2 and "unknown option 'leyer'" in done.output and "did you mean layer?" in done.output
     (tmp_path / "other.yaml").write_text("command: sweep\nmodel_a: demo:gpt2")
     assert "recipe for `stitch sweep`" in run("join", "--recipe", tmp_path / "other.yaml").output
     with pytest.raises(UsageError, match="unknown option 'trust_remote_code'"):
@@ -205,7 +230,7 @@ def test_every_option_has_both_spellings_in_a_recipe_and_none_means_two_options(
         )
         for spelt in spellings:
             if param.name in NOT_IN_RECIPES:
-                with pytest.raises(UsageError, match=f"not how to run; .* has {spelt}: give it with the command"):
+                with pytest.raises(UsageError, match=f"not how to run, and has {spelt}: give it with the command"):
                     check_options({spelt: 1}, known, path, tmp_path, apart=APART)
             else:
                 assert check_options({spelt: 1}, known, path, tmp_path, apart=APART) == {param.name: 1}, spelt
@@ -227,7 +252,13 @@ def test_an_option_whose_names_differ_is_read_under_either(pair, tmp_path):
     "recipe, said",
     [
         ("layer_b: 3\nlayer-b: 4", "has one option twice, as layer_b and as layer-b: leave one out"),
-        ("layer-c: 3", "unknown option 'layer-c' of `stitch join`. Did you mean layer_b?"),
+        ("layer-c: 3", "unknown option 'layer-c' of `stitch join` (did you mean layer_b?)"),
+        (
+            "leyer: 3\nlayer-c: 3\njson: true\nk: no\nseed: 1.5",
+            "unknown option 'leyer' of `stitch join` (did you mean layer?); it has the unknown option 'layer-c' of `stitch join` "
+            "(did you mean layer_b?); it says what to make, not how to run, and has json: give it with the command; "
+            "k must be a whole number, got False; seed must be a whole number, got 1.5.",
+        ),
         ("trust-remote-code: true", "says what to make, not how to run"),
         ("json: true", "says what to make, not how to run"),
         ("cache_size: 1G", "says what to make, not how to run"),

@@ -39,3 +39,17 @@ def test_what_cannot_be_trained_on_is_refused():
     ]:
         with pytest.raises(sae.SAEError, match=message):
             sae.train(wrong)
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "topk"])
+def test_codes_of_a_token_do_not_depend_on_the_others_and_saelens_loads_what_it_writes(architecture, tmp_path):
+    import sae_lens
+
+    x = _activations()
+    found = sae.train(x, features=64, k=4, passes=20, architecture=architecture)
+    codes = found.encode(x[:100])
+    alone = torch.cat([found.encode(row[None]) for row in x[:100]])
+    torch.testing.assert_close(alone, codes)
+    assert len({int(count) for count in (codes > 0).sum(1)}) > (architecture != "topk")
+    found.save_model(tmp_path / "sae")
+    torch.testing.assert_close(sae_lens.SAE.load_from_disk(tmp_path / "sae").encode(x[:100]), codes)

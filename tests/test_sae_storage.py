@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae.config import ARCHITECTURES, SAEConfig
-from sae.convert import to_dictionary
+from sae.convert import for_inference, to_dictionary
 from sae.errors import SAEError
 from sae.storage import load, read_provenance, save
 
@@ -52,6 +52,7 @@ def test_saelens_reads_a_saved_sae_and_computes_the_same(architecture, tmp_path)
     x = torch.randn(100, D, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(to_dictionary(sae)(x), ours(x), rtol=0, atol=0)
+    torch.testing.assert_close(for_inference(sae)(x), theirs(x), rtol=0, atol=0)
     assert read_provenance(tmp_path / "sae") == PROVENANCE
 
 
@@ -59,6 +60,18 @@ def test_a_loaded_sae_can_be_saved_again(saved, tmp_path):
     save(load(saved), tmp_path / "again", {})
     for name, tensor in load_file(saved / "sae_weights.safetensors").items():
         assert torch.equal(load_file(tmp_path / "again" / "sae_weights.safetensors")[name], tensor)
+
+
+def test_a_folder_may_be_text_and_nothing_need_be_said_of_what_it_was_made_from(saved, tmp_path):
+    save(load(saved), str(tmp_path / "plain"))
+    assert torch.equal(load(tmp_path / "plain").W_dec, load(saved).W_dec)
+    assert read_provenance(tmp_path / "plain") == {}
+
+
+def test_what_is_no_sae_is_not_saved(tmp_path):
+    with pytest.raises(SAEError, match=r"an SAE must be one of SAELens, as `sae.train` gives it; got dict"):
+        save({}, tmp_path / "sae")  # pyright: ignore[reportArgumentType]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_sae_is_saved_as_the_same_bytes(saved, tmp_path):

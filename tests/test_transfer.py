@@ -18,6 +18,7 @@ import stitch
 import tiny
 from jobs import gpt2_and_qwen3
 from sae.convert import from_dictionary, to_dictionary
+from sae.errors import SAEError
 from sae.metrics import measure
 from sae.types import Dictionary
 from stitch.config import Settings
@@ -324,6 +325,53 @@ def test_labels_train_a_probe_to_compare_with(pair):
     written = load_file(result.folder / "probe.safetensors")
     assert written["weight"].shape == (2, 48) and written["bias"].shape == (2,)
     assert "accuracy" in result._repr_html_() and "Always giving one class scores 50.0%" in repr(result)
+
+
+SMALL: Any = dict(tokens=4096, context=32, device="cpu", quiet=True)
+
+
+@pytest.mark.parametrize("kind", ["sae", "probe", "vector"])
+def test_what_is_in_memory_is_carried_as_from_its_file(pair, kind):
+    folder = pair["folder"]
+    given = {"labels": folder / "labels.jsonl"} if kind == "probe" else {}
+    file = folder / {"sae": "sae", "probe": "probe.safetensors", "vector": "vectors.safetensors"}[kind]
+    in_memory = {"sae": sae.load, "probe": load_file, "vector": lambda file: load_file(file)["v"].numpy()}[kind](file)
+    held = {"labels": [*map(json.loads, given["labels"].read_text().splitlines())]} if given else {}
+    call = getattr(stitch.transfer, kind)
+    of_file, of_memory = (
+        call(pair["gpt2"], pair["qwen3"], what, 2, text=pair["text"], **more, **SMALL)
+        for what, more in ((file, given), (in_memory, held))
+    )
+    assert of_memory.report["results"] == of_file.report["results"]
+    name = of_memory.report["provenance"]["settings"]["file"]
+    assert name.startswith("given ") and "(sha256 " in name and "/" not in name
+    assert of_memory.report["recipe"]["file"] == name
+
+
+def test_a_native_sae_may_be_in_memory(pair):
+    of_b = sae.train(noise(512, 48), features=64, k=4, passes=1)
+    found = stitch.transfer.sae(
+        pair["gpt2"], pair["qwen3"], pair["folder"] / "sae", 2, native=of_b, text=pair["text"], **SMALL
+    )
+    assert found.rows.loc["reference:native, given", "fvu"] > 0
+
+
+def test_what_cannot_be_carried_is_refused_in_one_line(pair):
+    a, b = pair["gpt2"], pair["qwen3"]
+    for call, given, error, said in [
+        (stitch.transfer.sae, {}, SAEError, "one of SAELens, .*; got dict"),
+        (stitch.transfer.probe, {"weight": "no"}, UsageError, "a mapping of tensors is needed; got weight: str"),
+        (stitch.transfer.vector, object(), UsageError, "a mapping of tensors is needed; got vector: object"),
+        (stitch.transfer.vector, {}, UsageError, "a mapping of tensors is needed; got nothing"),
+        (stitch.transfer.vector, noise(31), UsageError, r"must be \[32\].*is \[31\]"),
+    ]:
+        with pytest.raises(error, match=said) as refusal:
+            call(a, b, given, 2, text=pair["text"], **SMALL)
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(UsageError, match=r"labels are a \.jsonl file, or a list"):
+        stitch.transfer.probe(a, b, {"weight": noise(2, 32)}, 2, labels=[noise(1)], text=pair["text"], **SMALL)
+    with pytest.raises(UsageError, match=r"labels.*line 1"):
+        stitch.transfer.probe(a, b, {"weight": noise(2, 32)}, 2, labels=[{"text": "a"}], text=pair["text"], **SMALL)
 
 
 def test_a_file_of_another_width_is_refused_before_anything_costs(pair, tmp_path):

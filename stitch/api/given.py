@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from inspect import signature
 from pathlib import Path
@@ -129,7 +129,7 @@ def _free(name: str, taken: set[str]) -> str:
 def text_named(text: TextLike) -> Iterator[str]:
     """The name of a text inside the block: itself, or for strings their number and a part of their SHA-256.
 
-    Raises: UsageError for a dataset without the column `text`, and for what is no text.
+    Raises: UsageError for a dataset without the column `text`, for several splits at once, and for what is no text.
     """
     from stitch.text.documents import LENT
 
@@ -144,6 +144,12 @@ def text_named(text: TextLike) -> Iterator[str]:
 
 
 def _strings(text: Any) -> list[str]:
+    if isinstance(text, Mapping):  # a DatasetDict
+        splits = list(map(str, text))
+        example = f": choose one, such as text[{splits[0]!r}]" if splits else ""
+        raise UsageError(
+            f"text must be one split, not a {type(text).__name__} of {', '.join(splits) or 'none'}{example}."
+        )
     columns = getattr(text, "column_names", None)
     if columns is not None and "text" not in columns:
         raise UsageError(f"a dataset needs a `text` column; it has {', '.join(map(str, columns))}: rename one.")

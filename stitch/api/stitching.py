@@ -1,9 +1,9 @@
 """`stitch.join` and `stitch.chain`: two or more models made into one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stitch.api.given import ModelLike, Output, PathLike, TextLike, byte_count, named, store_of, text_named
 from stitch.api.page import Page
@@ -11,7 +11,7 @@ from stitch.api.progress import progress
 from stitch.api.result import ModelResult
 from stitch.api.sharing import push as push_folder
 from stitch.api.sharing import require_pushable
-from stitch.composite.parts import Part, read_parts
+from stitch.composite.parts import Part, given_parts, read_parts
 from stitch.errors import StitchError
 from stitch.files.output import check_output
 
@@ -92,7 +92,7 @@ def join(
 
 
 def chain(
-    parts: Sequence[Part] | PathLike,
+    parts: Sequence[Part | Mapping[str, Any]] | PathLike,
     *,
     text: TextLike = "docs",
     tokens: int | None = None,
@@ -124,8 +124,8 @@ def chain(
 ) -> Composite:
     """Joins parts of any number of models, with a translation at each seam, fitted on the stream of the composite so far.
 
-    `parts` are `Part`s, or a YAML file with a list `parts` of {model, from, to}. Options are those of `join` and apply to every
-    seam; models and `out` as there.
+    `parts` are `Part`s, mappings {model, from, to}, or a YAML file with a list `parts` of such mappings. Options are
+    those of `join` and apply to every seam; models and `out` as there.
     Raises: UsageError when the request cannot be met; StitchError, SAEError or MatchError when the work fails.
     """
     from stitch.jobs import chain as job
@@ -134,7 +134,7 @@ def chain(
     place = Output(out)
     if place.folder is not None and not resume:
         check_output(place.folder, overwrite)  # before a file is read
-    listed = read_parts(Path(parts)) if isinstance(parts, (str, Path)) else parts
+    listed = read_parts(Path(parts)) if isinstance(parts, (str, Path)) else given_parts(parts)
     models = [part.model for part in listed]
     with named(*models) as names, text_named(text) as source, progress(quiet) as update:
         named_parts = [replace(part, model=name) for part, name in zip(listed, names, strict=True)]

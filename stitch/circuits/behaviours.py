@@ -376,6 +376,15 @@ def make_prompts(
     raise UsageError(f"behaviour must be one of {', '.join(BEHAVIOURS)}, or a .jsonl file; got {behaviour}.")
 
 
+def require_room(prompts: Prompts, behaviour: str, model: str, longest: int | None) -> None:
+    """Raises: UsageError where prompts, which may come from a file, are longer than the model's context."""
+    length = prompts.clean.shape[1]
+    if longest is not None and length > longest:
+        raise UsageError(
+            f"{behaviour} needs a context of {length} tokens; {model} takes {longest}: choose another model."
+        )
+
+
 class PromptLine(Schema):
     clean: str
     corrupt: str

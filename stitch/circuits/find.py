@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stitch.circuits.attribution import attribute, looks_up_ids
-from stitch.circuits.behaviours import LONGEST, Prompts, make_prompts
+from stitch.circuits.behaviours import LONGEST, Prompts, make_prompts, require_room
 from stitch.circuits.circuit_file import read_circuit
 from stitch.circuits.components import Components, Place, check_located, replaced, watched
 from stitch.circuits.edges import circuit_edges, name_of
@@ -171,8 +171,8 @@ def choose_circuit(
     """The circuit that `find_circuit` reports on, chosen with the same arguments. Prompts whose length is not fixed fit into
     `longest` tokens as well as into the model's context. `constant` as in `choose_on`.
 
-    Raises: UsageError for a `keep` that is no share, a single prompt, and as `make_prompts` and `read_circuit`; StitchError when
-    the model does not have the behaviour.
+    Raises: UsageError for a `keep` that is no share, a single prompt, prompts longer than the model's context, and as
+    `make_prompts` and `read_circuit`; StitchError when the model does not have the behaviour.
     """
     if not 0 < keep <= 1:
         raise UsageError(f"keep must be a share of the right answers, above 0 and at most 1; got {keep}.")
@@ -183,6 +183,7 @@ def choose_circuit(
             behaviour, net.tokenizer, count=2 * count, seed=seed, longest=min(longest, net.longest), text=text,
             writer=writer, progress=progress,
         )  # fmt: skip
+    require_room(both, behaviour, net.name, net.longest)
     if len(both.clean) < 2:
         raise UsageError(
             f"a circuit needs at least 2 prompts, to choose on and to report on; {behaviour} has 1: add prompts."

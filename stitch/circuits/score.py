@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from stitch.circuits.behaviours import LONGEST, Prompts, make_prompts
-from stitch.errors import StitchError, UsageError
+from stitch.circuits.behaviours import LONGEST, Prompts, make_prompts, require_room
+from stitch.errors import StitchError
 from stitch.evaluation.intervals import ratio_interval
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.loading import load_any
@@ -55,11 +55,7 @@ def score_model(
         writer=writer,
         progress=progress,
     )
-    length = prompts.clean.shape[1]
-    if loaded.longest is not None and length > loaded.longest:
-        raise UsageError(
-            f"{behaviour} needs a context of {length} tokens; {model} takes {loaded.longest}: choose another model."
-        )
+    require_room(prompts, behaviour, model, loaded.longest)
     if int(prompts.clean.max()) >= loaded.vocabulary:
         raise StitchError(
             f"{model} must know all ids of its tokenizer; it has {loaded.vocabulary:,} rows: choose another model."

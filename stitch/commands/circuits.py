@@ -10,7 +10,7 @@ from stitch.api.given import NAMED
 from stitch.commands import options as o
 from stitch.commands.help import Group, command
 from stitch.commands.terminal import print_result
-from stitch.commands.values import donor_and_behaviour, sae_by_block
+from stitch.files.recipe import donor_and_behaviour, sae_by_block
 
 commands = typer.Typer(cls=Group)
 PANEL = "Find and move circuits"

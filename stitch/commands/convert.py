@@ -8,7 +8,7 @@ import typer
 import stitch
 from stitch.commands import options as o
 from stitch.commands.help import Group, command
-from stitch.commands.terminal import or_estimate, print_result
+from stitch.commands.terminal import or_estimate, print_result, require_out
 from stitch.commands.values import block_or_auto
 
 commands = typer.Typer(
@@ -23,7 +23,6 @@ PANEL = "Convert a trained model"
 @command(commands, PANEL, "stitch convert heads demo:gpt2 --kv-heads 1 --out mqa")
 def heads(
     model: o.Model,
-    out: o.Out,
     kv_heads: Annotated[
         int,
         o.option(
@@ -53,6 +52,7 @@ def heads(
     seed: o.Seed = 0,
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",
+    out: o.OutUnlessDry = None,
     overwrite: o.Overwrite = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
@@ -67,6 +67,7 @@ def heads(
     with mean pooling and other baselines that are refitted in the same way. A GPT-2 becomes a GPTBigCode, which has a single key
     head.
     """
+    require_out(out, dry_run)
     result = or_estimate(stitch.convert.heads, dry_run)(
         model, kv_heads, steps=steps, text=text, tokens=tokens, held_out=held_out, context=context, seed=seed, device=device,
         dtype=dtype, out=out, overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,
@@ -84,7 +85,6 @@ def heads(
 )
 def ngram(
     model: o.Model,
-    out: o.Out,
     drop: Annotated[
         str,
         o.option(
@@ -120,6 +120,7 @@ def ngram(
     memory: o.Memory = "4G",
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",
+    out: o.OutUnlessDry = None,
     overwrite: o.Overwrite = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
@@ -133,6 +134,7 @@ def ngram(
     Instead of being computed, the residual stream after these blocks is looked up by the last tokens. The tables are
     fitted in closed form. The result is a composite, which can also be a model for `stitch join`.
     """
+    require_out(out, dry_run)
     result = or_estimate(stitch.convert.ngram, dry_run)(
         model, block_or_auto("drop", drop), tolerance=tolerance, order=order, rows=rows, skips=skips, text=text, tokens=tokens,
         held_out=held_out, context=context, seed=seed, memory=memory, device=device, dtype=dtype, out=out,
@@ -155,7 +157,6 @@ def consolidate(
         Path,
         o.option("Input", "--context", "FILE", "The document: a text file that fits into the model's context."),
     ],
-    out: o.Out,
     queries: Annotated[
         Path | None,
         o.option(
@@ -189,6 +190,7 @@ def consolidate(
     seed: o.Seed = 0,
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",
+    out: o.OutUnlessDry = None,
     overwrite: o.Overwrite = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
@@ -202,6 +204,7 @@ def consolidate(
     The model then answers much as if the document were in its context. The report compares with training on the document,
     with another document and with noise, each at the same cost on other text.
     """
+    require_out(out, dry_run)
     result = or_estimate(stitch.convert.consolidate, dry_run)(
         model, document, queries=queries, cost=cost, text=text, tokens=tokens, held_out=held_out, seed=seed, device=device,
         dtype=dtype, out=out, overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,

@@ -241,6 +241,7 @@ Keep = Annotated[
 
 # Output
 Out = Annotated[Path, out_folder()]
+OutUnlessDry = Annotated[Path | None, out_folder("none, which is enough for --dry-run alone")]
 Push = Annotated[
     str | None,
     option(

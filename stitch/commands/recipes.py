@@ -8,23 +8,9 @@ import typer
 
 from stitch.commands.spelling import is_argument, spelling
 from stitch.errors import UsageError
+from stitch.files.recipe import NOT_IN_RECIPES
 from stitch.files.specification import shown
 
-# How to run, not what. Recipes also come from others, who have no say in running a model's code or in where work is sent.
-NOT_IN_RECIPES = {
-    "recipe",
-    "dry_run",
-    "cache_size",
-    "cluster",
-    "trust_remote_code",
-    "help",
-    "quiet",
-    "debug",
-    "as_json",
-    "overwrite",
-    "resume",
-    "restart",
-}
 APART = NOT_IN_RECIPES | {"json"}  # with the spelling of `as_json`
 
 
@@ -36,11 +22,12 @@ def use_recipe(ctx: typer.Context, value: Path | None) -> Path | None:
 
     command = " ".join(ctx.command_path.split()[1:])
     try:
-        options = check_options(read_recipe(value), known_options(ctx.command), command, value, apart=APART)
+        options = check_options(
+            read_recipe(value), known_options(ctx.command), command, value, apart=APART,
+            misfits=lambda options: misfits(options, ctx.command),
+        )  # fmt: skip
     except UsageError as error:
         raise typer.BadParameter(str(error), ctx=ctx) from None
-    if wrong := misfits(options, ctx.command):
-        raise typer.BadParameter(f"{value} must be corrected: {'; '.join(wrong)}.", ctx=ctx)
     several = {param.name for param in ctx.command.params if getattr(param, "multiple", False)}
     for name, found in options.items():
         if name == "parts":

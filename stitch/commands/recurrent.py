@@ -8,7 +8,7 @@ import stitch
 from stitch.commands import options as o
 from stitch.commands.convert import PANEL
 from stitch.commands.help import Group, command
-from stitch.commands.terminal import or_estimate, print_result
+from stitch.commands.terminal import or_estimate, print_result, require_out
 
 commands = typer.Typer(cls=Group)
 
@@ -23,7 +23,6 @@ commands = typer.Typer(cls=Group)
 )
 def recurrent(
     model: o.Model,
-    out: o.Out,
     features: Annotated[
         str,
         o.option(
@@ -108,6 +107,7 @@ def recurrent(
     seed: o.Seed = 0,
     device: o.Device = "auto",
     dtype: o.Dtype = "fp32",
+    out: o.OutUnlessDry = None,
     overwrite: o.Overwrite = False,
     trust_remote_code: o.RemoteCode = False,
     recipe: o.Recipe = None,
@@ -121,6 +121,7 @@ def recurrent(
     The result is a recurrent network: each head keeps some keys exactly and remembers the others in fast weights. The
     report compares with a plain window and other controls of the same size in bytes.
     """
+    require_out(out, dry_run)
     result = or_estimate(stitch.convert.recurrent, dry_run)(
         model, features=features, window=window, sinks=sinks, slots=slots, allocation=allocation, multiple=multiple,
         hidden=hidden, layers=layers, steps=steps, logit_steps=logit_steps, text=text, tokens=tokens, held_out=held_out,

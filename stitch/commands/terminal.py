@@ -3,15 +3,23 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import stitch
 from stitch.api.result import Result
+from stitch.errors import UsageError
 
 
 def or_estimate(function: Callable[..., Result], dry_run: bool) -> Callable[..., Result]:
     """The function, or for a dry run what estimates it."""
     return partial(stitch.estimate, function) if dry_run else function
+
+
+def require_out(out: Path | None, dry_run: bool) -> None:
+    """Raises: UsageError where a folder will be written, and none was given."""
+    if out is None and not dry_run:
+        raise UsageError("out must be a folder to write; got none, which is enough for `dry_run` alone.")
 
 
 def print_json(report: Any) -> None:

@@ -1,4 +1,4 @@
-"""Values that are more than a number or a word: a block or auto, numbers, BLOCK=SAE. Each raises UsageError."""
+"""Values that are more than a number or a word: a block or auto, numbers. Each raises UsageError."""
 
 from typing import Literal
 
@@ -21,22 +21,3 @@ def whole_numbers(name: str, text: str) -> list[int]:
     if not all(part.strip().isdecimal() for part in parts):
         raise UsageError(f"{name} must be whole numbers separated by commas, such as 1,2,4; got {text!r}.")
     return [int(part) for part in parts]
-
-
-def sae_by_block(sources: list[str] | None) -> dict[int, str]:
-    """From BLOCK=SAE, given any number of times."""
-    found = {}
-    for one in sources or []:
-        block, _, source = one.partition("=")
-        if not block.isdecimal() or not source or int(block) in found:
-            raise UsageError(f"features must be BLOCK=SAE, once per block; got {one}.")
-        found[int(block)] = source
-    return found
-
-
-def donor_and_behaviour(text: str) -> tuple[str, str]:
-    """From DONOR=BEHAVIOUR."""
-    donor, _, behaviour = text.partition("=")
-    if not behaviour:
-        raise UsageError(f"`requests` must be DONOR=BEHAVIOUR; got {text}.")
-    return donor, behaviour

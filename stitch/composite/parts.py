@@ -8,8 +8,8 @@ parts:
 The last part may run no block: from: 6 is the final norm and the head of demo:gpt2 alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,20 @@ def read_parts(file: Path) -> list[Part]:
 def parts_of(entries: list, where: str) -> list[Part]:
     """The parts that a list of {model, from, to} names, checked in the same way. `where` it stands begins a message."""
     return _checked({"parts": entries}, where)
+
+
+def given_parts(given: Sequence[Part | Mapping[str, Any]]) -> list[Part]:
+    """The parts of a list of `Part`s and of {model, from, to} as in the file, checked in the same way. Models may be loaded."""
+    entries = [
+        {"model": one.model, "from": one.start, "to": one.stop} if isinstance(one, Part) else one for one in given
+    ]
+    models = [entry.get("model") if isinstance(entry, Mapping) else None for entry in entries]
+    named: list[Any] = []
+    for entry, model in zip(entries, models, strict=True):
+        name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
+        named.append(entry if model is None else {**entry, "model": name})
+    checked = parts_of(named, "the list of parts")
+    return [replace(part, model=model) for part, model in zip(checked, models, strict=True)]
 
 
 def _checked(found: Any, where: str) -> list[Part]:

@@ -1,8 +1,9 @@
-"""What a caller holds in memory, known by name inside a block: loaded models, texts."""
+"""What a caller holds in memory, known by name inside a block: loaded models, texts, and what is carried over."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -25,3 +26,11 @@ class Lent(Generic[T]):
 
     def get(self, name: str) -> T | None:
         return (self._known.get() or {}).get(name)
+
+
+FILES: Lent[Path] = Lent("lent files")
+
+
+def lent_file(file: str | Path) -> Path:
+    """Where a file is that may be known by a name of this block alone."""
+    return FILES.get(str(file)) or Path(file)

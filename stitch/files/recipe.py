@@ -1,14 +1,29 @@
 """Recipes: every option of a command as YAML, as it stands in a report, in a model card, or in a file of its own."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stitch.errors import UsageError
-from stitch.files.specification import MOST_BYTES, MOST_REPORT, json_of, read_text, shown, yaml_of
+from stitch.files.specification import MOST_BYTES, MOST_REPORT, faulty, json_of, read_text, shown, yaml_of
 
 QUOTES = "'\""
+# How to run, not what. Recipes also come from others, who have no say in running a model's code or in where work is sent.
+NOT_IN_RECIPES = {
+    "recipe",
+    "dry_run",
+    "cache_size",
+    "cluster",
+    "trust_remote_code",
+    "help",
+    "quiet",
+    "debug",
+    "as_json",
+    "overwrite",
+    "resume",
+    "restart",
+}
 # Whether to run code of others is for the person to say who runs the recipe.
 LEFT_OUT = ("trust_remote_code",)
 MODELS = (
@@ -96,13 +111,20 @@ def in_card(card: str) -> str | None:
 
 
 def check_options(
-    found: dict, known: Mapping[str, str], command: str, place: Path, *, apart: Collection[str] = ()
+    found: dict,
+    known: Mapping[str, str],
+    command: str,
+    place: Path,
+    *,
+    apart: Collection[str] = (),
+    misfits: Callable[[dict[str, Any]], list[str]] = lambda options: [],
 ) -> dict[str, Any]:
     """The options of a recipe for `command`, by their names in Python.
 
     `known` are these names by every spelling that a recipe may use, with _ where the command line has -. `apart` are options of
-    the command that no recipe may have.
-    Raises: UsageError for another command's recipe, for an option that is unknown, `apart`, or there in two spellings.
+    the command that no recipe may have. `misfits` says what is wrong with values.
+    Raises: UsageError for another command's recipe, and for all that is wrong in it: options that are unknown, `apart`, or there
+    in two spellings, and values that are misfits.
     """
     from difflib import get_close_matches
 
@@ -113,18 +135,38 @@ def check_options(
         )
     options: dict[str, Any] = {}
     spelt: dict[str, str] = {}
+    faults = []
     for key, value in given.items():
         spelling = key.replace("-", "_")
         if spelling in apart:
-            raise UsageError(
-                f"a recipe says what to make, not how to run; {place} has {key}: give it with the command."
-            )
-        if spelling not in known:
+            faults.append(f"it says what to make, not how to run, and has {key}: give it with the command")
+        elif spelling not in known:
             close = get_close_matches(spelling, known, n=1, cutoff=0.5)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise UsageError(f"{place} has the unknown option {shown(key)} of `stitch {command}`.{hint}")
-        name = known[spelling]
-        if name in options:
-            raise UsageError(f"{place} has one option twice, as {spelt[name]} and as {key}: leave one out.")
-        options[name], spelt[name] = value, key
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            faults.append(f"it has the unknown option {shown(key)} of `stitch {command}`{hint}")
+        elif (name := known[spelling]) in options:
+            faults.append(f"it has one option twice, as {spelt[name]} and as {key}: leave one out")
+        else:
+            options[name], spelt[name] = value, key
+    if faults := [*faults, *misfits(options)]:
+        raise faulty(str(place), faults)
     return options
+
+
+def sae_by_block(sources: list[str] | None) -> dict[int, str]:
+    """From BLOCK=SAE, given any number of times."""
+    found = {}
+    for one in sources or []:
+        block, _, source = one.partition("=")
+        if not block.isdecimal() or not source or int(block) in found:
+            raise UsageError(f"features must be BLOCK=SAE, once per block; got {one}.")
+        found[int(block)] = source
+    return found
+
+
+def donor_and_behaviour(text: str) -> tuple[str, str]:
+    """From DONOR=BEHAVIOUR."""
+    donor, _, behaviour = text.partition("=")
+    if not behaviour:
+        raise UsageError(f"`requests` must be DONOR=BEHAVIOUR; got {text}.")
+    return donor, behaviour

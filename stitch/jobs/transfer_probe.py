@@ -10,6 +10,7 @@ from torch import Tensor
 from stitch.activations.observe import residuals
 from stitch.config import Settings
 from stitch.errors import UsageError
+from stitch.files.lent import lent_file
 from stitch.files.store import Store
 from stitch.jobs.transfer import Loaded, transfer
 from stitch.jobs.transfer_sites import Sites
@@ -66,8 +67,8 @@ def transfer_probe(
     def read(loaded: Loaded) -> Probe:
         if labels is not None:
             for model in (loaded.a, loaded.b):
-                read_labelled(labels, model.tokenizer, model.longest)
-        return read_probe(file, loaded.a.width)
+                read_labelled(lent_file(labels), model.tokenizer, model.longest)
+        return read_probe(lent_file(file), loaded.a.width)
 
     def make(sites: Sites, probe: Probe, output: Path) -> dict:
         carried = {name: carried_probe(*probe, maps) for name, maps in sites.maps.items()}
@@ -117,7 +118,7 @@ def _scored(sites: Sites, probe: Probe, carried: dict[str, Probe], labels: Path)
 
 def _examples(sites: Sites, model: Model, site: int, labels: Path) -> tuple[Examples, Examples]:
     """Every labelled token of the texts to train on and of those to score on, each text read by the model on its own."""
-    texts = read_labelled(labels, model.tokenizer, sites.settings.context)
+    texts = read_labelled(lent_file(labels), model.tokenizer, sites.settings.context)
     fit, held = (_read_by(sites, model, site, texts[start::2]) for start in (0, 1))
     return fit, held
 

@@ -11,6 +11,7 @@ from stitch.composite.compose import late_half, late_logits
 from stitch.config import Settings
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Batch, Logits, Scores, mean_of
+from stitch.files.lent import lent_file
 from stitch.files.store import Store
 from stitch.jobs.transfer import Loaded, transfer
 from stitch.jobs.transfer_sites import Side, Sites
@@ -45,7 +46,7 @@ def transfer_vector(
     """
 
     def read(loaded: Loaded) -> Vectors:
-        return read_vectors(file, loaded.a.width)
+        return read_vectors(lent_file(file), loaded.a.width)
 
     def make(sites: Sites, vectors: Vectors, output: Path) -> dict:
         moved = {name: carried(vectors, maps) for name, maps in sites.maps.items()}

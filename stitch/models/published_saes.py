@@ -5,6 +5,7 @@ from typing import Any
 
 import sae.storage
 from sae.errors import SAEError
+from stitch.files.lent import lent_file
 from stitch.hub.access import access_token
 from stitch.hub.errors import explanation
 from stitch.hub.patience import patiently
@@ -15,8 +16,8 @@ def load(source: str | Path, width: int | None = None, device: str = "cpu") -> A
 
     Raises: SAEError as `sae.load` does; StitchError where the Hub or the network is the reason.
     """
-    if Path(source).exists():
-        return sae.storage.load(source, width, device)
+    if (place := lent_file(source)).exists():
+        return sae.storage.load(place, width, device)
     try:
         return patiently(lambda: sae.storage.load(source, width, device))
     except SAEError as error:
