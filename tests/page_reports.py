@@ -111,6 +111,10 @@ def chain_report() -> dict:
     return {**join_report(), "chain": {"parts": [first, last], "models": models, "seams": [seam]}}
 
 
+def described(name: str, width: int) -> dict:
+    return {"name": name, "revision": None, "width": width}
+
+
 def sweep_report() -> dict:
     numbers = {"flops": 6e6, "bytes": 1e7, "parameters": 2e6}
     cells = [
@@ -132,7 +136,7 @@ def sweep_report() -> dict:
         "alternatives": [{"model": "b", "made": "demo:llama with tables", **interval(3.25), **numbers}],
         "best_layers": best, "fronts": {"flops": [whole], "bytes": [whole]}, "rule": "the lowest cross-entropy",
         "tokens": {"fit": 8192, "report": 2048}, "documents": {"number": 40, "effective": 33.0},
-        "provenance": {"models": {"a": {"width": 160}, "b": {"width": 192}}},
+        "provenance": {"models": {"a": described("demo:gpt2", 160), "b": described("demo:llama", 192)}},
     }  # fmt: skip
 
 
@@ -157,7 +161,7 @@ def depth_report() -> dict:
     return {
         "models": {"a": "demo:llama"}, "depth": 4, "tokens": {"fit": 8192, "sweep": 2048, "report": 2048},
         "documents": {"number": 40, "effective": 33.0}, "whole": {"sweep_ce": 3.2, **interval(3.2)}, "cells": cells, "best": best,
-        "provenance": {"models": {"a": {"width": 192}}},
+        "provenance": {"models": {"a": described("demo:llama", 192)}},
     }  # fmt: skip
 
 

@@ -383,8 +383,24 @@ def test_a_card_shows_the_main_chart_of_its_page(kind):
     assert files["chart.png"].startswith(b"\x89PNG") and len(files["chart.png"]) < 200_000
     charts = {chart.name: chart for section in page.sections for chart in section.charts}
     title = charts["rows" if kind == "chain" else next(iter(charts))].title
+    if kind in ("join", "chain"):  # whose charts have groups
+        title += ". 6 of 10 rows. Also in the table: floors and ceilings, nulls, more than 1.5 nats worse"
     assert f"![{title}](chart.png)" in files["README.md"].decode()
     assert files == card_files(model_card(join_report()), page)
+
+
+def test_a_picture_says_how_many_rows_it_has_and_where_the_others_are():
+    def words(report: dict) -> str:
+        svg = vl_convert.vegalite_to_svg({**with_legend(rows_chart(report)), "config": CONFIG}, vl_version=VEGA_LITE)
+        return " ".join(text for text in ElementTree.fromstring(svg).itertext() if text.strip())
+
+    report = join_report()
+    shown = words(report)
+    names = [row["name"] for row in report["results"]]
+    assert f"{sum(name in shown.split() for name in names)} of {len(names)} rows" in shown
+    assert "nulls" in shown and "null:no-source" not in shown.split()
+    report["results"] = [row for row in report["results"] if row["name"] in ("a", "b", "composite")]
+    assert " rows" not in words(report)
 
 
 def legend_ends(chart) -> tuple[list[float], float]:
