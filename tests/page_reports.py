@@ -1,5 +1,6 @@
 """Small reports of every kind, for the tests of pages. Numbers are made up; `HOSTILE` stands where text of a corpus may."""
 
+from stitch.layers.choose import RULE
 from stitch.pages.certificate import certificate_page
 from stitch.pages.chain import chain_page
 from stitch.pages.circuit import circuit_page
@@ -134,7 +135,7 @@ def sweep_report() -> dict:
     return {
         "models": {"a": "demo:gpt2", "b": "demo:llama"}, "depth": {"a": 2, "b": 2}, "donors": donors, "cells": cells,
         "alternatives": [{"model": "b", "made": "demo:llama with tables", **interval(3.25), **numbers}],
-        "best_layers": best, "fronts": {"flops": [whole], "bytes": [whole]}, "rule": "the lowest cross-entropy",
+        "best_layers": best, "fronts": {"flops": [whole], "bytes": [whole]}, "rule": RULE,
         "tokens": {"fit": 8192, "report": 2048}, "documents": {"number": 40, "effective": 33.0},
         "provenance": {"models": {"a": described("demo:gpt2", 160), "b": described("demo:llama", 192)}},
     }  # fmt: skip

@@ -34,6 +34,7 @@ from stitch.pages.rows import FAR, differences_section, rows_chart
 from stitch.pages.section import Section
 from stitch.report.card import model_card
 from stitch.report.palette import BACKGROUND, FRAME, HEAT, ROLES, ink_on_heat
+from stitch.report.sweep_card import sweep_card
 
 MEGABYTE = 10**6
 
@@ -158,6 +159,17 @@ def test_a_map_of_zeros_has_colours_that_begin_below_their_end():
     for chart in section.charts:
         low, high = chart.spec["layer"][0]["encoding"]["color"]["scale"]["domain"]
         assert low == 0 < high
+
+
+def test_a_sweep_says_by_what_rule_squares_are_framed():
+    report = page_reports.sweep_report()
+    words = f"Framed is the chosen j of each i from 1: {report['rule']}."
+    assert (
+        words in Parsed(pages()["sweep"]).text
+        and words in sweep_card({**report, "recipe": {"command": "sweep"}}).decode()
+    )
+    framed = [one for one in specs(pages()["sweep"])[0]["data"]["values"] if one["best"]]
+    assert [(one["y"], one["x"]) for one in framed] == [(1, 2)]
 
 
 def test_the_front_is_what_no_cheaper_point_beats():
