@@ -110,6 +110,7 @@ def test_a_result_is_saved_and_is_a_model_for_other_functions(joined, tmp_path):
     result, _ = joined
     folder = result.save(tmp_path / "kept")
     assert (folder / "model.safetensors").read_bytes() == (result.folder / "model.safetensors").read_bytes()
+    assert (folder / "stitch.json").read_bytes() == (result.folder / "stitch.json").read_bytes()
     with pytest.raises(UsageError, match="overwrite"):
         result.save(folder)
     result.save(folder, overwrite=True)

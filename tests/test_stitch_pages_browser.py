@@ -64,7 +64,10 @@ class Tab:
         self.page = context.new_page()
         self.errors: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        self.page.on(
+            "console",
+            lambda message: self.errors.append(message.text) if message.type in ("error", "warning") else None,
+        )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(place.as_uri() + anchor)
@@ -105,6 +108,9 @@ def test_a_phone_needs_no_scrolling_to_the_side(chromium, folder, kind):
         for details in tab.page.locator("details").all():
             details.evaluate("one => { one.open = true; }")
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        for caption in tab.page.locator("caption:not(.unseen) span").all():
+            box = caption.bounding_box()
+            assert box["x"] + box["width"] <= PHONE["width"]
         assert tab.errors == []
 
 

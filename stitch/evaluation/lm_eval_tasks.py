@@ -40,10 +40,8 @@ def index(folder: Path | None, progress: Progress | None) -> Any:
 def read_data(tasks: Sequence[str], manager: Any, progress: Progress | None) -> None:
     """Reads the tasks with their data, as `score` does again. Raises: StitchError where it would fail after loading a model."""
     with _quietly("read its tasks"):
-        from lm_eval.tasks import get_task_dict
-
         step = Steps("data of the tasks", 1, progress)
-        get_task_dict(list(tasks), manager)
+        manager.load(list(tasks))
         step()
 
 
