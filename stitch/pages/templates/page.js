@@ -4,7 +4,6 @@
   const darkened = JSON.parse(document.getElementById("darkened").textContent);
   const config = JSON.parse(document.getElementById("config").textContent);
   const views = new Map();
-  const QUIET = 1; // errors alone: Vega-Lite warns that it does not fit the height of charts whose rows have one
 
   // Every colour of the light mode becomes that of the dark mode, wherever it stands in a specification.
   function inMode(value) {
@@ -20,7 +19,7 @@
   async function draw(element, spec) {
     const width = element.clientWidth;
     if (!width) return; // inside closed details: drawn when they open
-    const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, logLevel: QUIET, config: configFor(width) };
+    const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config: configFor(width) };
     const result = await vegaEmbed(element, inMode(spec), options);
     element.dataset.drawn = "yes";
     views.set(element.id, result.view);
