@@ -62,9 +62,13 @@ class Terminated(Interrupted):
 
 def require_extra(extra: str, what: str) -> None:
     """Raises: UsageError where a package of `extra` is not installed. `what` needs it, and begins the message."""
-    missing = [package for module, package in EXTRAS[extra].items() if importlib.util.find_spec(module) is None]
-    if missing:
+    if missing := missing_of(extra):
         raise missing_extra(extra, what, missing)
+
+
+def missing_of(extra: str) -> list[str]:
+    """The packages of `extra` that are not installed."""
+    return [package for module, package in EXTRAS[extra].items() if importlib.util.find_spec(module) is None]
 
 
 def missing_extra(extra: str, what: str, packages: list[str]) -> UsageError:

@@ -1,5 +1,6 @@
 """Small reports of every kind, for the tests of pages. Numbers are made up; `HOSTILE` stands where text of a corpus may."""
 
+from stitch.layers.choose import RULE
 from stitch.pages.certificate import certificate_page
 from stitch.pages.chain import chain_page
 from stitch.pages.circuit import circuit_page
@@ -111,6 +112,10 @@ def chain_report() -> dict:
     return {**join_report(), "chain": {"parts": [first, last], "models": models, "seams": [seam]}}
 
 
+def described(name: str, width: int) -> dict:
+    return {"name": name, "revision": None, "width": width}
+
+
 def sweep_report() -> dict:
     numbers = {"flops": 6e6, "bytes": 1e7, "parameters": 2e6}
     cells = [
@@ -130,9 +135,9 @@ def sweep_report() -> dict:
     return {
         "models": {"a": "demo:gpt2", "b": "demo:llama"}, "depth": {"a": 2, "b": 2}, "donors": donors, "cells": cells,
         "alternatives": [{"model": "b", "made": "demo:llama with tables", **interval(3.25), **numbers}],
-        "best_layers": best, "fronts": {"flops": [whole], "bytes": [whole]}, "rule": "the lowest cross-entropy",
+        "best_layers": best, "fronts": {"flops": [whole], "bytes": [whole]}, "rule": RULE,
         "tokens": {"fit": 8192, "report": 2048}, "documents": {"number": 40, "effective": 33.0},
-        "provenance": {"models": {"a": {"width": 160}, "b": {"width": 192}}},
+        "provenance": {"models": {"a": described("demo:gpt2", 160), "b": described("demo:llama", 192)}},
     }  # fmt: skip
 
 
@@ -157,7 +162,7 @@ def depth_report() -> dict:
     return {
         "models": {"a": "demo:llama"}, "depth": 4, "tokens": {"fit": 8192, "sweep": 2048, "report": 2048},
         "documents": {"number": 40, "effective": 33.0}, "whole": {"sweep_ce": 3.2, **interval(3.2)}, "cells": cells, "best": best,
-        "provenance": {"models": {"a": {"width": 192}}},
+        "provenance": {"models": {"a": described("demo:llama", 192)}},
     }  # fmt: skip
 
 

@@ -113,11 +113,13 @@ def test_a_result_is_saved_and_is_a_model_for_other_functions(joined, tmp_path):
     result, _ = joined
     folder = result.save(tmp_path / "kept")
     assert (folder / "model.safetensors").read_bytes() == (result.folder / "model.safetensors").read_bytes()
+    assert (folder / "stitch.json").read_bytes() == (result.folder / "stitch.json").read_bytes()
     with pytest.raises(UsageError, match="overwrite"):
         result.save(folder)
     result.save(folder, overwrite=True)
     scored = stitch.evaluate(result, text=["a text of words " * 4] * 400, tokens=64, context=32, quiet=True)
     assert scored.rows.loc["model", "ce"] > 0
+    assert scored.report["documents"]["effective"] < 30 and "Few documents" in repr(scored)
 
 
 def test_a_temporary_folder_goes_with_its_result(pair):

@@ -17,7 +17,7 @@ import cli
 import composites
 import stitch
 from jobs import gpt2_and_qwen3, settings
-from stitch.errors import UsageError
+from stitch.errors import StitchError, UsageError
 from stitch.evaluation import lm_eval_tasks
 from stitch.jobs.join import stitch as join
 from stitch.jobs.tasks import evaluate_tasks
@@ -255,6 +255,20 @@ def test_a_model_that_a_report_names_brings_no_code(joined, tasks, tmp_path):
 def test_a_task_that_is_unknown_is_refused_before_a_model_is_looked_for(task, hint):
     with pytest.raises(UsageError, match=f"names of lm-eval's tasks; got '{task}'. {hint}"):
         stitch.evaluate("no/such/model", tasks=task, quiet=True)
+
+
+def test_the_tasks_of_the_examples_are_read_from_any_working_directory(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    examples = Path(__file__).parent.parent / "examples" / "tasks"
+    report = scored(folder, examples, "next-words")
+    assert {row["documents"] for row in report["results"]} == {24}
+
+
+def test_a_task_whose_data_are_gone_is_refused_before_a_model_is_loaded(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("stitch.jobs.tasks.load_any", lambda *arguments: pytest.fail("a model was loaded"))
+    (tmp_path / "gone.yaml").write_text(TASK.format(name="gone", file="gone.jsonl") + MULTIPLE_CHOICE)
+    with pytest.raises(StitchError, match=r"^lm-eval failed to read its tasks: .*gone\.jsonl"):
+        scored(folder, tmp_path, "gone")
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_workspace_inside_another_is_not_listed(tmp_path: Path):
 
 def test_clean_removes_what_is_chosen(tmp_path: Path):
     old, new, other = interrupted(tmp_path / "a", days=40), interrupted(tmp_path / "b"), interrupted(tmp_path / "c")
-    assert "1 workspaces removed" in invoke("clean", "--older-than", "30").stdout
+    assert "1 workspace removed" in invoke("clean", "--older-than", "30").stdout
     assert (old.exists(), new.exists(), other.exists()) == (False, True, True)
     assert invoke("clean", new).exit_code == 0 and not new.exists() and other.exists()
     assert invoke("clean", "--all").exit_code == 0 and not other.exists() and listed() == []

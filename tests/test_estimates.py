@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import cli
 import stitch
 from jobs import gpt2_and_qwen3, settings
-from stitch.api.estimate import _duration
+from stitch.api.estimate import _duration, _estimate
 from stitch.composite.costs import whole
 from stitch.config import CompleteSettings
 from stitch.conversions.donor import read_donor
@@ -18,7 +18,9 @@ from stitch.conversions.plan import Counted
 from stitch.conversions.recurrence.work import stages as recurrent_stages
 from stitch.errors import UsageError
 from stitch.estimates import counts, machine
+from stitch.estimates.disk import Disk
 from stitch.estimates.machine import Machine
+from stitch.estimates.plan import Plan
 from stitch.estimates.work import Work
 from stitch.files.job import planning
 from stitch.files.sizes import size_in_words
@@ -236,6 +238,13 @@ def test_an_estimate_shows_itself_and_fails_where_the_call_would(pair):
         stitch.estimate(stitch.join, pair["gpt2"], pair["qwen3"], 20, **small)
     with pytest.raises(UsageError, match="can be estimated"):
         stitch.estimate(stitch.inspect, pair["gpt2"])
+
+
+@pytest.mark.parametrize("load, busy", [(99.0, True), (0.5, False), (None, False)])
+def test_an_estimate_says_that_the_machine_was_busy(load, busy):
+    measured = dataclasses.replace(FIXED, load=load, cores=2)
+    plan = Plan(stages={"a": Work(1.0, 1.0)}, tokens={}, disk=Disk(scratch=0, output=0), memory=0, machine=measured)
+    assert ("was busy while it was measured (load 99.0 on 2 cores)" in repr(_estimate(plan))) == busy
 
 
 def test_the_machine_is_measured(pair):

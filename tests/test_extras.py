@@ -47,10 +47,11 @@ def connect(folder: Path) -> None:
         pass
 
 
-def sweep(folder: Path) -> None:
-    from stitch.jobs.sweep import sweep
+def picture(folder: Path) -> None:
+    from stitch.report.no_picture import no_picture
 
-    sweep("a", "b", folder / "out")
+    [sentence] = no_picture()
+    raise UsageError(sentence)
 
 
 def quantised(folder: Path) -> None:
@@ -68,7 +69,7 @@ NEEDS: list[tuple[str, Callable[[Path], object]]] = [
     ("gguf", lambda folder: dequantised(gguf_file(folder), "a.gguf")),
     ("ot", join_with_transport),
     ("cluster", connect),
-    ("plot", sweep),
+    ("plot", picture),
     ("quantised", quantised),
     ("eval", tasks),
 ]
@@ -103,6 +104,13 @@ def test_the_table_is_that_of_the_package():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for extra, packages in EXTRAS.items():
         assert {re.split(r"[<>=]", one)[0] for one in declared[extra]} == set(packages.values())
+
+
+def test_start_has_a_line_for_every_extra():
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    listed = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs" / "start.md").read_text(), re.MULTILINE)
+    assert listed and set(declared) <= set(listed)
 
 
 def test_the_package_matching_says_the_same(monkeypatch):

@@ -107,6 +107,18 @@ def test_an_interrupted_harvest_continues_with_the_missing_shards(tmp_path: Path
             assert done.path(shard, site).read_bytes() == again.path(shard, site).read_bytes()
 
 
+def test_progress_says_of_which_split_activations_are(tmp_path: Path):
+    told: list[str] = []
+    harvest(
+        tiny.model("llama"),
+        replace(windows(), split="fit"),
+        [1],
+        tmp_path / "fit",
+        progress=lambda *one: told.append(one[0]),
+    )
+    assert told and all(" on the fit split (tokens)" in stage for stage in told)
+
+
 def test_a_batch_is_written_while_the_next_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     text = windows()
     wanted = harvest(tiny.model("llama"), text, [1, 3], tmp_path / "at once", per_shard=5)

@@ -75,6 +75,7 @@ def test_a_pushed_cards_example_names_the_repository(hub, model, files):
     push(model, REPO, token=hub.token)
     pushed = hub.files(REPO)["README.md"].decode()
     assert f'AutoModelForCausalLM.from_pretrained("{REPO}", trust_remote_code=True)' in pushed
+    assert f'AutoTokenizer.from_pretrained("{REPO}", trust_remote_code=False)' in pushed
     assert "FOLDER_OR_REPO" not in pushed and (model / "README.md").read_text() == card
 
 

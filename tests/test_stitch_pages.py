@@ -34,6 +34,7 @@ from stitch.pages.rows import FAR, differences_section, rows_chart
 from stitch.pages.section import Section
 from stitch.report.card import model_card
 from stitch.report.palette import BACKGROUND, FRAME, HEAT, ROLES, ink_on_heat
+from stitch.report.sweep_card import sweep_card
 
 MEGABYTE = 10**6
 
@@ -158,6 +159,17 @@ def test_a_map_of_zeros_has_colours_that_begin_below_their_end():
     for chart in section.charts:
         low, high = chart.spec["layer"][0]["encoding"]["color"]["scale"]["domain"]
         assert low == 0 < high
+
+
+def test_a_sweep_says_by_what_rule_squares_are_framed():
+    report = page_reports.sweep_report()
+    words = f"Framed is the chosen j of each i from 1: {report['rule']}."
+    assert (
+        words in Parsed(pages()["sweep"]).text
+        and words in sweep_card({**report, "recipe": {"command": "sweep"}}).decode()
+    )
+    framed = [one for one in specs(pages()["sweep"])[0]["data"]["values"] if one["best"]]
+    assert [(one["y"], one["x"]) for one in framed] == [(1, 2)]
 
 
 def test_the_front_is_what_no_cheaper_point_beats():
@@ -383,8 +395,24 @@ def test_a_card_shows_the_main_chart_of_its_page(kind):
     assert files["chart.png"].startswith(b"\x89PNG") and len(files["chart.png"]) < 200_000
     charts = {chart.name: chart for section in page.sections for chart in section.charts}
     title = charts["rows" if kind == "chain" else next(iter(charts))].title
+    if kind in ("join", "chain"):  # whose charts have groups
+        title += ". 6 of 10 rows. Also in the table: floors and ceilings, nulls, more than 1.5 nats worse"
     assert f"![{title}](chart.png)" in files["README.md"].decode()
     assert files == card_files(model_card(join_report()), page)
+
+
+def test_a_picture_says_how_many_rows_it_has_and_where_the_others_are():
+    def words(report: dict) -> str:
+        svg = vl_convert.vegalite_to_svg({**with_legend(rows_chart(report)), "config": CONFIG}, vl_version=VEGA_LITE)
+        return " ".join(text for text in ElementTree.fromstring(svg).itertext() if text.strip())
+
+    report = join_report()
+    shown = words(report)
+    names = [row["name"] for row in report["results"]]
+    assert f"{sum(name in shown.split() for name in names)} of {len(names)} rows" in shown
+    assert "nulls" in shown and "null:no-source" not in shown.split()
+    report["results"] = [row for row in report["results"] if row["name"] in ("a", "b", "composite")]
+    assert " rows" not in words(report)
 
 
 def legend_ends(chart) -> tuple[list[float], float]:

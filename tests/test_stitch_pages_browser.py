@@ -105,6 +105,9 @@ def test_a_phone_needs_no_scrolling_to_the_side(chromium, folder, kind):
         for details in tab.page.locator("details").all():
             details.evaluate("one => { one.open = true; }")
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        for caption in tab.page.locator("caption:not(.unseen) span").all():
+            box = caption.bounding_box()
+            assert box["x"] + box["width"] <= PHONE["width"]
         assert tab.errors == []
 
 
@@ -167,14 +170,15 @@ def test_tokens_are_coloured_by_their_codes(chromium, folder):
         assert tab.page.locator(".side.b .token").nth(1).get_attribute("title") == "A 0.500, B 0.00"
 
 
-def test_groups_of_rows_are_folded_in_the_chart_and_the_table(chromium, folder):
+def test_groups_of_rows_are_folded_in_the_chart_and_open_in_the_table(chromium, folder):
     with Tab(chromium, folder / "join.html") as tab:
         marks = tab.page.locator("#plot-rows .mark-symbol.role-mark path")
         before = marks.count()
-        assert tab.page.locator("tbody[data-group=null]").is_hidden()
+        assert all(body.is_visible() for body in tab.page.locator("#rows tbody").all())
         tab.page.check("fieldset[data-chart=rows] input[value=null]")
         marks.nth(before).wait_for(state="attached")
         assert marks.count() == before + 1
+        tab.page.uncheck("fieldset[data-chart=rows] input[value=null]")
         assert tab.page.locator("tbody[data-group=null]").is_visible()
 
 

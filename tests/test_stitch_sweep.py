@@ -2,7 +2,6 @@
 bytes.
 """
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +21,15 @@ from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.jobs.join import stitch
 from stitch.jobs.sweep import all_cells, sweep
+from stitch.jobs.sweep_folder import write_sweep
 from stitch.layers.cells import Cell, Side, _groups_within, harvest_all, needed_products, score_cells
 from stitch.layers.choose import choose_layer
 from stitch.models.loading import load
 from stitch.models.model import Model
+from stitch.pages.sweep import sweep_page
 from stitch.report import sweep as sweep_report
+from stitch.report.sweep_card import sweep_card
+from stitch.report.sweep_figure import draw_sweep
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
 from stitch.translation.types import Residual, Term, Token, Translation
@@ -284,9 +287,14 @@ def test_the_command_prints_heat_tables_fronts_and_best_layers(swept, donors, tm
     monkeypatch.setattr("stitch.jobs.sweep.sweep", lambda *arguments, **more: (report, folder))
     shown = command(donors, "--out", tmp_path / "s")
     assert shown.exit_code == 0, shown.stderr
-    for text in ("i \\ j", "Best model at every budget of MFLOPs", "Best j for every i", f"written to {folder}"):
+    for text in (
+        "i \\ j",
+        "Best model at every budget of MFLOPs",
+        "The chosen j of each i from 1: the lowest",
+        f"written to {folder}",
+    ):
         assert text in shown.stdout, text
-    assert shown.stdout.count("*") == len(report["best_layers"])
+    assert shown.stdout.count("*") == len(report["best_layers"]) + shown.stdout.count("* marks the chosen j")
     assert json.loads(command(donors, "--json").stdout) == report
 
 
@@ -348,8 +356,14 @@ def test_models_of_one_block_other_tokenizers_and_existing_folders_are_refused(s
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "short"]
 
 
-def test_without_matplotlib_a_sweep_is_refused_before_any_work(donors, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+def test_without_matplotlib_a_sweep_has_all_but_its_picture(swept, donors, tmp_path, monkeypatch):
+    report, whole = swept
+    monkeypatch.setattr("stitch.report.no_picture.missing_of", lambda extra: ["matplotlib"])
+    write_sweep(tmp_path / "s", report, sweep_card, sweep_page, draw_sweep, "sweep.png")
+    assert {file.name for file in whole.iterdir()} - {file.name for file in (tmp_path / "s").iterdir()} >= {"sweep.png"}
+    card = (tmp_path / "s" / "README.md").read_text()
+    assert "No picture was made: it needs the extra plot" in card and "sweep.png" not in card
+    assert "](sweep.png)" in (whole / "README.md").read_text()
+    monkeypatch.setattr("stitch.jobs.sweep.sweep", lambda *arguments, **more: (report, tmp_path / "s"))
     done = command(donors, "--out", tmp_path / "s")
-    assert done.exit_code == 2 and "pip install '.[plot]'" in done.stderr and done.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert done.exit_code == 0 and "pip install '.[plot]'" in done.stdout

@@ -321,7 +321,9 @@ def test_labels_train_a_probe_to_compare_with(pair):
     assert {"reference:native", "reference:trained on a", "reference:native, 1 % of the labels"} <= set(
         result.rows.index
     )
-    assert result.report["scored_documents"] == 6
+    assert result.report["scored_documents"] == 6 and 5 < result.report["documents"]["effective"] <= 6
+    assert " tokens of 6 documents (effective number 6), balanced accuracy" in repr(result)
+    assert "Few documents: their effective number is 6, below 30" in repr(result)
     written = load_file(result.folder / "probe.safetensors")
     assert written["weight"].shape == (2, 48) and written["bias"].shape == (2,)
     assert "accuracy" in result._repr_html_() and "Always giving one class scores 50.0%" in repr(result)

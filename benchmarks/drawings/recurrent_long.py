@@ -17,7 +17,7 @@ ROWS = {
     "adakv": ("Ada-KV", "alternative", 2),
     "tail": ("null: window + mean", "null", 0),
     "window": ("window", "null", 1),
-    "fast weights": ("fast weights alone", "b", 0),
+    "fast weights": ("fast weights alone", "composite", 2),
 }
 TITLES = {"documents": "whole documents", "streams": "streams of documents"}
 

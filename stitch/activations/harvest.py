@@ -135,7 +135,8 @@ def harvest(
 
     def tell(done: int) -> None:
         if progress:
-            progress(f"activations of {model.name} (tokens)", done * windows.context, windows.tokens)
+            where = f" on the {windows.split} split" if windows.split else ""
+            progress(f"activations of {model.name}{where} (tokens)", done * windows.context, windows.tokens)
 
     folder.mkdir(parents=True, exist_ok=True)
     for file in range(part[0], result.files, part[1]):

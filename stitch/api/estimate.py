@@ -64,6 +64,11 @@ def _estimate(plan: "Plan") -> Estimate:
         f"Memory: at most about {size_in_words(report['bytes']['memory'])}.",
     ]
     notes += [f"In the cache: {there} of {of} {kind}." for kind, (of, there) in plan.cached.items() if of]
+    if plan.machine.was_busy:
+        notes.append(
+            f"The machine was busy while it was measured (load {plan.machine.load:.1f} on {plan.machine.cores} cores): without "
+            "other work it takes less time."
+        )
     table = (
         ["stage", "TFLOP", "time"],
         [*rows, ["all", f"{whole.flops / 1e12:,.2f}", _duration(whole.seconds)]],

@@ -77,6 +77,7 @@ def evaluate(
         refuse_unread(evaluate, "with `trace`", controls=controls, rate=rate)
         if behaviour is None:
             refuse_unread(evaluate, "with `behaviour`", count=count)
+            from stitch.evaluation.documents import warning
             from stitch.jobs.evaluate import evaluate_models
             from stitch.report.across import differences, eval_notes
             from stitch.report.card import table
@@ -84,7 +85,7 @@ def evaluate(
             report = evaluate_models(
                 name, other, tokens=tokens, context=context, seed=seed, memory=byte_count(memory), **common
             )
-            notes = [*eval_notes(report), *text_notes(report), *differences(report)]
+            notes = [*eval_notes(report), *text_notes(report), *differences(report), *warning(report)]
             page = Page(tables=[table(report)], notes=notes)
         else:
             refuse_unread(

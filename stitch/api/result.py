@@ -54,7 +54,7 @@ class FolderResult(Result):
         Raises: UsageError when it exists and may not be replaced; StitchError when the disk refuses.
         """
         from stitch.files.folders import appear
-        from stitch.files.output import MARKER
+        from stitch.files.output import MARKER, written_by
 
         target = Path(folder)
         if target.resolve() == self.folder.resolve():
@@ -63,7 +63,7 @@ class FolderResult(Result):
         def fill(new: Path) -> None:
             shutil.copytree(self.folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MARKER))
 
-        appear(target, fill, "save", overwrite=overwrite)
+        appear(target, fill, written_by(self.folder), overwrite=overwrite)
         return target
 
 

@@ -86,21 +86,23 @@ def _check(one: bool, depth: bool, repeat: bool, lengths: Sequence[int] | None, 
 
 def _pairs(report: dict) -> dict:
     from stitch.report.cached import reused
+    from stitch.report.no_picture import no_picture
     from stitch.report.sweep import best_table, footnotes, front_table, heat, swept_directions
 
     return {
         "heats": [heat(report, source) for source, _ in swept_directions(report)],
         "tables": [best_table(report), front_table(report, "flops"), front_table(report, "bytes")],
-        "notes": [*footnotes(report), *reused(report)],
+        "notes": [*footnotes(report), *reused(report), *no_picture()],
     }
 
 
 def _ranges(report: dict) -> dict:
     from stitch.report.cached import reused
     from stitch.report.depth import best_table, footnotes, heat, kinds, rows
+    from stitch.report.no_picture import no_picture
 
     return {
         "heats": [heat(report, kind, row) for kind in kinds(report) for row in rows(report)],
         "tables": [best_table(report)],
-        "notes": [*footnotes(report), *reused(report)],
+        "notes": [*footnotes(report), *reused(report), *no_picture()],
     }

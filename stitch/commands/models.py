@@ -159,12 +159,12 @@ def inspect(
 
 @command(commands, PANEL, "stitch push joined USER/REPO --private")
 def push(
-    folder: Annotated[Path, o.argument("FOLDER", "Folder of a composite, as `stitch` wrote it.")],
+    folder: Annotated[Path, o.argument("FOLDER", "Folder of a model, as `stitch` wrote it.")],
     repo: Annotated[str, o.argument("USER/REPO", "Repository on the Hub; created if it does not exist.")],
     private: Annotated[bool, o.switch("Output", "--private", "Make a new repository private.")] = False,
     debug: o.Debug = False,
 ) -> None:
-    """Upload a composite to the Hugging Face Hub.
+    """Upload a model that stitch wrote to the Hugging Face Hub.
 
     The access token comes from HF_TOKEN or `hf auth login`.
     """

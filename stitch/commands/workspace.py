@@ -77,7 +77,7 @@ def clean(
     for folder in chosen:
         remove_workspace(folder)
         print(printable(f"removed {folder}"))
-    print(f"{len(chosen):,} workspaces removed")
+    print(f"{len(chosen):,} workspace{'' if len(chosen) == 1 else 's'} removed")
 
 
 def described(one: Found) -> dict:

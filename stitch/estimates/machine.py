@@ -1,5 +1,6 @@
 """How fast a machine is at what commands spend their time with, measured in about two seconds."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,13 +21,21 @@ ROWS = 2048  # tokens in a product
 @dataclass(frozen=True)
 class Machine:
     """Rates: FLOPs per second of forward passes by model, and of products in float32 and float64; bytes per second that pass
-    through element-wise operations. `compared` is the seconds per token that scoring logits takes after the forward pass."""
+    through element-wise operations. `compared` is the seconds per token that scoring logits takes after the forward pass.
+    `load` is how many processes ran or waited while it was measured, on average of a minute; None where that is unknown. `cores`
+    are those that this process may use."""
 
     passes: dict[str, float]
     single: float
     double: float
     bytes: float
     compared: float
+    load: float | None = None
+    cores: int = 1
+
+    @property
+    def was_busy(self) -> bool:
+        return self.load is not None and self.load > self.cores
 
     def forward(self, model: str, flops: float) -> Work:
         """Forward passes of a model, of its blocks and head."""
@@ -63,6 +72,8 @@ def calibrate(models: Mapping[str, Model], context: int, progress: Progress | No
         _product(width, torch.float64, torch.device("cpu")),
         _bytes(),
         _compared(min(model.vocabulary for model in models.values()), context, first.device),
+        os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     )
 
 

@@ -37,6 +37,14 @@ def index(folder: Path | None, progress: Progress | None) -> Any:
         return found
 
 
+def read_data(tasks: Sequence[str], manager: Any, progress: Progress | None) -> None:
+    """Reads the tasks with their data, as `score` does again. Raises: StitchError where it would fail after loading a model."""
+    with _quietly("read its tasks"):
+        step = Steps("data of the tasks", 1, progress)
+        manager.load(list(tasks))
+        step()
+
+
 def score(
     model: AnyModel, name: str, tasks: Sequence[str], manager: Any, *, memory: int, progress: Progress | None
 ) -> dict:

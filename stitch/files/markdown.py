@@ -25,14 +25,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 
 def loading_example(*, remote_code: bool, prompt: str | None = "The") -> list[str]:
-    """The lines of a Python example that loads a checkpoint and continues `prompt`; None: that loads it alone."""
-    argument = ", trust_remote_code=True" if remote_code else ""
+    """The lines of a Python example that loads a checkpoint and continues `prompt`; None: that loads it alone.
+
+    The tokenizer needs none of the folder's code. Unless it is told so, transformers asks whether to run it.
+    """
+    run, leave = (", trust_remote_code=True", ", trust_remote_code=False") if remote_code else ("", "")
     return [
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f'model = AutoModelForCausalLM.from_pretrained("{PLACE}"{argument})',
-        f'tokenizer = AutoTokenizer.from_pretrained("{PLACE}"{argument})',
+        f'model = AutoModelForCausalLM.from_pretrained("{PLACE}"{run})',
+        f'tokenizer = AutoTokenizer.from_pretrained("{PLACE}"{leave})',
         *(
             [f'print(tokenizer.decode(model.generate(**tokenizer("{prompt}", return_tensors="pt"))[0]))']
             if prompt is not None

@@ -69,6 +69,11 @@ def mark(folder: Path, command: str) -> None:
     (folder / MARKER).write_text(json.dumps(content, indent=1) + "\n")
 
 
+def written_by(folder: Path) -> str:
+    """The command that wrote a folder which has a marker."""
+    return json.loads((folder / MARKER).read_text())["command"]
+
+
 def files_in(folder: Path) -> list[str]:
     """Paths of everything below `folder` that is not a plain folder, relative to it, sorted. Links are not followed."""
     found = []

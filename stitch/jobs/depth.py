@@ -10,7 +10,7 @@ from stitch.composite.cuts import exact_streams_from
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import why_not_foldable
 from stitch.config import CompleteSettings, Settings
-from stitch.errors import UsageError, require_extra
+from stitch.errors import UsageError
 from stitch.estimates.plan import Plan
 from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Scores, evaluate, mean_of, whole_model
@@ -74,7 +74,6 @@ def sweep_depth(
     disk.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
-    require_extra("plot", "the picture of a sweep")  # said before any work, not at the end
 
     def plan() -> Job:
         asked = Settings(

@@ -76,7 +76,6 @@ def sweep(
     see the folder that holds `out`. Its workers know nothing of `store`, which is then not used.
     Raises: UsageError when the request cannot be met; StitchError when the work fails. Either way nothing is left on disk.
     """
-    require_extra("plot", "the picture of a sweep")  # said before any work, not at the end
     if cluster:
         require_extra("cluster", "`cluster`")
     settings = Settings(

@@ -1,10 +1,11 @@
-"""The folder of a sweep: report.json, a page, a card and a picture."""
+"""The folder of a sweep: report.json, a page, a card, and a picture where matplotlib is installed."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from stitch.files.folders import to_json
 from stitch.pages.page import Page, html
+from stitch.report.no_picture import no_picture
 
 
 def write_sweep(
@@ -19,4 +20,5 @@ def write_sweep(
     (folder / "report.json").write_bytes(to_json(report))
     (folder / "README.md").write_bytes(card(report))
     (folder / "report.html").write_bytes(html(page(report)))
-    draw(report, folder / picture)
+    if not no_picture():
+        draw(report, folder / picture)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sae.messages import one_line, printable
 from stitch.errors import StitchError, UsageError, require_extra
-from stitch.evaluation.lm_eval_tasks import index, score
+from stitch.evaluation.lm_eval_tasks import index, read_data, score
 from stitch.models.device import torch_device, torch_dtype
 from stitch.models.identity import weights_hash
 from stitch.models.loading import load_any
@@ -44,6 +44,7 @@ def evaluate_tasks(
     place, precision = torch_device(device), torch_dtype(dtype)
     manager = index(_readable(folder, trust_remote_code), progress)
     wanted = _known(tasks, manager)
+    read_data(wanted, manager, progress)
     named = {MODEL: model} if against is None else {MODEL: model, AGAINST: against}
     sources = dict(zip(named, resolve_all([*named.values()], trust_remote_code=trust_remote_code), strict=True))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from stitch.activations.observe import residuals
 from stitch.config import Settings
 from stitch.errors import UsageError
+from stitch.evaluation.intervals import effective_number
 from stitch.files.lent import lent_file
 from stitch.files.store import Store
 from stitch.jobs.transfer import Loaded, transfer
@@ -150,8 +151,10 @@ def _report(rows: dict[str, Predicted], held: Examples, classes: int, truth: str
         {"name": name, **accuracy(found.classes, found.examples.truth, found.examples.document, classes)}
         for name, found in rows.items()
     ]
-    documents = len(held.document.unique())
+    tokens = held.document.bincount().double()  # of every document
+    documents = int((tokens > 0).sum())
     return {
         "truth": truth, "classes": classes, "shares": shares.tolist(), "scored_tokens": len(held.truth),
-        "scored_documents": documents, "chance": 1 / int((shares > 0).sum()), "results": results,
+        "scored_documents": documents, "documents": {"number": documents, "effective": round(effective_number(tokens), 1)},
+        "chance": 1 / int((shares > 0).sum()), "results": results,
     }  # fmt: skip

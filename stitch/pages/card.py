@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from stitch.files.markdown import inert
+from stitch.pages.chart import left_out
 from stitch.pages.javascript import png
 from stitch.pages.page import NAME, Page, html
 from stitch.report.readme import ModelCard
@@ -16,7 +17,9 @@ def card_files(card: ModelCard, page: Page) -> dict[str, bytes]:
     picture = None if chart is None else png(chart)
     if chart is None or picture is None:
         return card.files()
-    shown = f"![{inert(chart.title)}]({PICTURE})"
+    absent = left_out(chart)
+    title = f"{chart.title}. {' '.join(absent)}" if absent else chart.title
+    shown = f"![{inert(title)}]({PICTURE})"
     return {**replace(card, pictures=[shown, ""]).files(), PICTURE: picture}
 
 

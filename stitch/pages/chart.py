@@ -63,12 +63,23 @@ def shape(roles: Iterable[str]) -> Spec:
     return {"shape": {"field": "role", "type": "nominal", "scale": scale, "legend": None}}
 
 
+def drawn(chart: Chart) -> list[dict]:
+    """The data of a picture: those of the groups shown at first."""
+    values = chart.spec["data"]["values"]
+    return [one for one in values if chart.groups[one["group"]][1]] if chart.groups else values
+
+
+def left_out(chart: Chart) -> list[str]:
+    """What a picture says below its title of the groups that it leaves out, in two lines; empty where it has all."""
+    absent = [heading for heading, shown in chart.groups.values() if not shown]
+    if not absent:
+        return []
+    return [f"{len(drawn(chart))} of {len(chart.spec['data']['values'])} rows. Also in the table:", ", ".join(absent)]
+
+
 def with_legend(chart: Chart) -> Spec:
-    """The specification with its title and a legend below it, for a picture. The legend has the groups shown at first."""
-    there = chart.roles
-    if chart.groups:
-        on = [group for group, (_, shown) in chart.groups.items() if shown]
-        there = roles_in(one for one in chart.spec["data"]["values"] if one["group"] in on)
+    """The specification with its title and a legend below it, for a picture. It has the groups shown at first."""
+    there = roles_in(drawn(chart)) if chart.groups else chart.roles
     labels = {name: printable(chart.names.get(name, ROLES[name].name)) for name in there}
     legend = {
         "orient": "bottom",
@@ -92,8 +103,9 @@ def with_legend(chart: Chart) -> Spec:
             for key, one in value.items()
         }
 
+    title = {"text": printable(chart.title), "subtitle": left_out(chart)}
     # Charts of a page fit their place. A picture has room for all that is drawn, and grows where its legend is wide.
-    return {**shown(chart.spec), "title": printable(chart.title), "autosize": "pad"}
+    return {**shown(chart.spec), "title": title, "autosize": "pad"}
 
 
 def axis(field: str, title: str, kind: str = "quantitative", **more: Any) -> Spec:

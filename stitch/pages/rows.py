@@ -56,11 +56,11 @@ def rows_chart(report: dict, name: str = "rows") -> Chart:
         if group in there
     }
     names = {side: f"{side.upper()}: {report['models'][side]}" for side in "ab"}
-    return intervals(name, "Cross-entropy of every row, with 95 % intervals", rows, CE, groups=groups, names=names)
+    return intervals(name, "Cross-entropy with 95 % intervals", rows, CE, groups=groups, names=names)
 
 
 def rows_table(report: dict) -> Grouped:
-    """The table that the terminal shows, in the groups of the chart."""
+    """The table that the terminal shows, in the groups of the chart. All are open: a table has its nulls."""
     header, cells, title = table(report)
     names = [row["name"] for row in report["results"]]
     before = len(cells) - len(names)  # a chain's rows

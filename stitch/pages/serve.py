@@ -1,7 +1,9 @@
 """A page served on this machine: one file, over HTTP, to no other machine."""
 
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from stitch.errors import UsageError
 from stitch.pages.page import NAME
@@ -21,8 +23,19 @@ def page_in(place: Path) -> Path:
     raise UsageError(f"open needs a folder that stitch wrote, or its page; got {place}, {what}.")
 
 
-def server_of(page: Path) -> ThreadingHTTPServer:
-    """A server of `page` alone, at a free port of this machine's own address. It reads the file for every request."""
+class Server(ThreadingHTTPServer):
+    """Says nothing of a client that leaves before it has the page."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def server_of(page: Path, port: int = 0) -> ThreadingHTTPServer:
+    """A server of `page` alone, at a port (0: any free one) of this machine's own address. It reads the file for every request.
+
+    Raises: UsageError where the port cannot be had.
+    """
     paths = ("/", f"/{page.name}")
 
     class OnePage(BaseHTTPRequestHandler):
@@ -41,7 +54,12 @@ def server_of(page: Path) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: object) -> None:
             """Nothing is printed for a request."""
 
-    return ThreadingHTTPServer((HERE, 0), OnePage)
+    try:
+        return Server((HERE, port), OnePage)
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"open needs a `port` that is free; got {port}: {error}. Give another, or 0 for any."
+        ) from error
 
 
 def address(server: ThreadingHTTPServer) -> str:

@@ -6,7 +6,7 @@ from stitch.pages.heatmap import heatmap
 from stitch.pages.page import Page
 from stitch.pages.section import Section, ungrouped
 from stitch.report.palette import ends_of
-from stitch.report.sweep import best_table, footnotes, front_table, heat, swept_directions
+from stitch.report.sweep import best_table, footnotes, framed, front_table, heat, swept_directions
 
 
 def sweep_page(report: dict) -> Page:
@@ -25,8 +25,8 @@ def _maps(report: dict) -> Section:
     ends = ends_of(value for *_, values in found.values() for line in values for value in line)
     words = [
         "A square is a composite: the first i blocks of one model, a translation, and the other model from block j on. Its "
-        "colour is how far it is above the best alternative with no more FLOPs; below zero it is better. The frame marks the "
-        "best j of each i."
+        "colour is how far it is above the best alternative with no more FLOPs; below zero it is better.",
+        framed(report),
     ]
     return Section(
         name="layers",

@@ -3,6 +3,7 @@
 from stitch.files.markdown import inert, markdown_table
 from stitch.files.recipe import card_section
 from stitch.report.depth import best_table, footnotes
+from stitch.report.no_picture import no_picture
 
 
 def depth_card(report: dict) -> bytes:
@@ -13,7 +14,7 @@ def depth_card(report: dict) -> bytes:
         "",
         "`report.json` has every range of blocks that was tried, and the best of each length with intervals and nulls.",
         "",
-        "![Cross-entropy by first block and number of blocks](depth.png)",
+        *(no_picture() or ["![Cross-entropy by first block and number of blocks](depth.png)"]),
         "",
         f"## {inert(title)}",
         "",

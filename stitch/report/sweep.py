@@ -4,6 +4,7 @@ from stitch.evaluation.documents import phrase, warning
 from stitch.report.notes import text_notes
 from stitch.report.origin import origin_notes
 
+CHOSEN = "the chosen j of each i from 1"
 UNITS = {"flops": "MFLOPs per token", "bytes": "MB on disk"}
 SAME = 1e-3  # nats. Where the target runs whole, its composite differs from its null by rounding alone
 
@@ -27,7 +28,7 @@ def heat(report: dict, source: str) -> tuple[str, list[str], list[list[str]], li
     ]
     title = (
         f"first i blocks of {report['models'][source]} (down), then {report['models'][target]} from block j (across): "
-        "cross-entropy above the best alternative with no more FLOPs, nats per token"
+        f"cross-entropy above the best alternative with no more FLOPs, nats per token; * marks {CHOSEN}"
     )
     return title, ["i \\ j", *map(str, range(depth_j + 1))], rows, values
 
@@ -49,7 +50,7 @@ def front_table(report: dict, cost: str) -> tuple[list[str], list[list[str]], st
 
 
 def best_table(report: dict) -> tuple[list[str], list[list[str]], str]:
-    """Header, rows and title of the best layer j for every i."""
+    """Header, rows and title of the layer j that the rule chooses for every i."""
     rows = [
         [
             _describe(row, report) + ("" if row["within_budget"] else " (over budget)"),
@@ -61,7 +62,12 @@ def best_table(report: dict) -> tuple[list[str], list[list[str]], str]:
         for row in report["best_layers"]
     ]
     header = ["", "MFLOPs per token", "CE", "95 % interval", "line"]
-    return header, rows, f"Best j for every i: {report['rule']}"
+    return header, rows, f"{CHOSEN.capitalize()}: {report['rule']}"
+
+
+def framed(report: dict) -> str:
+    """The sentence beside a map on which the chosen j is framed."""
+    return f"Framed is {CHOSEN}: {report['rule']}."
 
 
 def footnotes(report: dict) -> list[str]:

@@ -1,11 +1,13 @@
 """The picture of a sweep. Needs matplotlib."""
 
 from pathlib import Path
+from textwrap import fill
 
 from stitch.report.figure import heat_legend, heat_map, legend, marks, panels, save, style, wide
 from stitch.report.palette import ROLES, ends_of
-from stitch.report.sweep import UNITS, heat, swept_directions
+from stitch.report.sweep import UNITS, framed, heat, swept_directions
 
+LINE = 62  # characters that fit in a column
 MILLION = 1e6  # FLOPs and bytes are shown in millions
 
 
@@ -18,14 +20,14 @@ def draw_sweep(report: dict, path: Path) -> None:
     ends = ends_of(value for values in maps.values() for line in values for value in line)
     for axis, (source, target) in zip(axes, directions, strict=False):
         early, late = report["models"][source], report["models"][target]
-        framed = [(row["i"], row["j"]) for row in report["best_layers"] if row["source"] == source]
-        heat_map(axis, maps[source], (0, 0), framed, ends)
+        chosen = [(row["i"], row["j"]) for row in report["best_layers"] if row["source"] == source]
+        heat_map(axis, maps[source], (0, 0), chosen, ends)
         axis.set(
             title=f"{wide(report, source)} → {wide(report, target)}",
             xlabel=f"j: {late} goes on at block j",
             ylabel=f"i: first i blocks of {early}",
         )
-    what = "nats above the best alternative with no more FLOPs"
+    what = f"nats above the best alternative with no more FLOPs\n{fill(framed(report), LINE)}"
     heat_legend(figure, axes[: len(directions)], ends, what)
     for axis, cost in zip(axes[len(directions) :], report["fronts"], strict=True):
         _draw_front(axis, report, cost)

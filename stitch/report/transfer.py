@@ -60,7 +60,7 @@ def title(report: dict) -> str:
     what = {"sae": "SAE", "probe": "probe", "vector": "steering vectors"}[report["kind"]]
     carried = f"{what} of {models['a']} at resid_pre.{site['a']}, carried to {models['b']} at resid_pre.{site['b']}"
     if report["kind"] == "probe":
-        return f"{carried}; {report['scored_tokens']:,} tokens of {report['scored_documents']:,} documents, balanced accuracy"
+        return f"{carried}; {report['scored_tokens']:,} tokens{phrase(report)}, balanced accuracy"
     unit = "bits per byte" if "across" in report else "nats per token"
     return f"{carried}; {report['tokens']['report']:,} held-out tokens{phrase(report)}, {unit}"
 

@@ -32,11 +32,12 @@ WORD = 8  # tokens; few words have more
 @dataclass(frozen=True)
 class Windows:
     """`ids[w, t]` is a token id, `document[w, t]` the index of its document. A window's first token, BOS, counts to the document
-    of the token after it. `text` says what was read to make them, where they are of a text with splits."""
+    of the token after it. `text` says what was read to make them, where they are of a text with splits, and `split` of which."""
 
     ids: Int[Tensor, "windows context"]
     document: Int[Tensor, "windows context"]
     text: TextRead | None = None
+    split: Split | None = None
 
     @property
     def context(self) -> int:
@@ -191,7 +192,7 @@ def split_windows(
     fingerprint, windows = text_read(corpus.name, documents, corpus.written), {}
     for number, split in enumerate(SPLITS):
         found = sample(select(documents, split), tokenizer, context, limits[split])
-        windows[split] = replace(found, text=fingerprint)
+        windows[split] = replace(found, text=fingerprint, split=split)
         if progress:
             progress("text", number + 1, len(SPLITS))
     least = {"fit": LEAST_TOKENS, "sweep": context, "report": context}

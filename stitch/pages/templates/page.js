@@ -29,8 +29,6 @@
 
   function show(groups) {
     const on = [...groups.querySelectorAll("input:checked")].map((input) => input.value);
-    const section = groups.closest("section");
-    for (const body of section.querySelectorAll("tbody[data-group]")) body.hidden = !on.includes(body.dataset.group);
     const view = views.get(`plot-${groups.dataset.chart}`);
     if (view) view.signal("shown", on).runAsync();
   }

@@ -37,7 +37,7 @@ def from_regex(expression: str, alphabet: str | None = None) -> Automaton:
     except UsageError:
         raise
     except Exception as error:  # its exceptions have no common class
-        raise UsageError(f"{where} must be one that automata-lib reads; {error}.") from error
+        raise UsageError(f"{where} must be one that automata-lib reads; {str(error).removesuffix('.')}.") from error
     if not symbols:
         raise UsageError(f"{where} must name a symbol; give an `alphabet`.")
     return from_library(nfa, where)
