@@ -128,7 +128,7 @@ def natives(settings: Settings, carried_sae: Path, sae_b: Path, given: argparse.
     a, b, _ = stages.load_any_pair(settings)
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
         sites = read_sites(stages.complete(settings, a, b), a, b, Path(folder), Clock())
-        x, y = torch.cat([*sites.own_stream_b("fit")]), site_streams(b, settings.layer_b or 0, given)
+        x, y = torch.cat([*sites.own_stream_b("fit")]), site_streams(b, sites.settings.layer_b, given)
         rows = {
             "transferred": to_dictionary(load(carried_sae)),
             "reference:native": to_dictionary(sae.train(x, features=FEATURES * b.width, passes=NATIVE_PASSES)),

@@ -244,7 +244,7 @@ def test_an_estimate_shows_itself_and_fails_where_the_call_would(pair):
 def test_an_estimate_says_that_the_machine_was_busy(load, busy):
     measured = dataclasses.replace(FIXED, load=load, cores=2)
     plan = Plan(stages={"a": Work(1.0, 1.0)}, tokens={}, disk=Disk(scratch=0, output=0), memory=0, machine=measured)
-    assert ("was busy while it was measured (load 99.0 on 2 cores)" in repr(_estimate(plan))) == busy
+    assert ("was busy while it was measured (its load was 99.0, its cores are 2)" in repr(_estimate(plan))) == busy
 
 
 def test_the_machine_is_measured(pair):

@@ -66,8 +66,8 @@ def _estimate(plan: "Plan") -> Estimate:
     notes += [f"In the cache: {there} of {of} {kind}." for kind, (of, there) in plan.cached.items() if of]
     if plan.machine.was_busy:
         notes.append(
-            f"The machine was busy while it was measured (load {plan.machine.load:.1f} on {plan.machine.cores} cores): without "
-            "other work it takes less time."
+            f"The machine was busy while it was measured (its load was {plan.machine.load:.1f}, its cores are "
+            f"{plan.machine.cores}): without other work it takes less time."
         )
     table = (
         ["stage", "TFLOP", "time"],

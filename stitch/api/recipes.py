@@ -32,9 +32,9 @@ def read_recipe(place: PathLike, function: Callable[..., Any]) -> dict[str, Any]
     known = {one: one for one in signature(function).parameters if one not in NOT_IN_RECIPES}
     known |= {spelt: one for spelt, one in SPELT.items() if one in known and spelt not in known}
     found = check_options(read_recipe(Path(place)), known, command, Path(place), apart=NOT_IN_RECIPES)
-    if "requests" in found:
+    if found.get("requests"):
         found["requests"] = [donor_and_behaviour(one) for one in _several(found["requests"])]
-    if isinstance(found.get("features"), (str, list)):  # by block; of a join it is their number
+    if name in ("circuit", "graft") and found.get("features"):  # by block; elsewhere a number, or a kind
         found["features"] = sae_by_block(_several(found["features"]))
     return {one: value for one, value in found.items() if value is not None}
 

@@ -73,7 +73,7 @@ def calibrate(models: Mapping[str, Model], context: int, progress: Progress | No
         _bytes(),
         _compared(min(model.vocabulary for model in models.values()), context, first.device),
         os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        os.cpu_count() or 1,  # the load is that of all cores, also where this process may use some of them
     )
 
 

@@ -110,7 +110,8 @@ def _make(sites: Sites, saes: SAEsGiven, output: Path) -> dict:
     own = measure(source, sites.own_stream_a())
     mapped = {name: transferred(source, maps) for name, maps in sites.maps.items()}
     found = {TRANSFERRED: mapped.pop(TRANSFERRED)}
-    if memory_to_refit(source) <= sites.settings.memory:
+    needed = memory_to_refit(source)
+    if needed <= sites.settings.memory and own.l0 > 0:
         with sites.clock.stage("refits"):
             found[REFITTED] = _decoder_refitted(sites, found[TRANSFERRED])
             found[WHOLLY_REFITTED] = _decoder_refitted(sites, _encoder_refitted(sites, source))
@@ -129,6 +130,8 @@ def _make(sites: Sites, saes: SAEsGiven, output: Path) -> dict:
     chosen = min(choice, key=lambda name: choice[name])
     with sites.clock.stage("evaluation"):
         report = {"chosen": chosen, "sae_notes": saes.notes, **_scored(sites, source, own, found, partners, chosen)}
+    if needed > sites.settings.memory:
+        report["memory_to_refit"] = needed
     provenance = {
         "transferred_from": sites.a.name,
         "model": sites.b.name,

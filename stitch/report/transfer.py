@@ -76,6 +76,11 @@ def notes(report: dict) -> list[str]:
     ]
     if report["kind"] == "sae":
         lines += sae_notes(report)
+        if needed := report.get("memory_to_refit"):
+            lines.append(
+                f"Neither encoder nor decoder was refitted, which would make a far better SAE: for {report['features']:,} "
+                f"features that takes --memory {-(-needed // 2**30)}G."
+            )
         lines.append(
             f"{report['matched']:,} of {report['features']:,} features of A match one of the SAE trained on B better than its "
             "null. Same contexts: the share of A's features half of whose ten strongest tokens are the same in B."

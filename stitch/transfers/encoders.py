@@ -1,7 +1,7 @@
 """Encoders for B's stream that fire where A's features do, fitted to A's codes of the same text.
 
-A regression predicts less than there is: the stream that B's is mapped to varies less than A's, so carried features reach A's
-thresholds more rarely than A's features do. Here each feature fires as often as A's.
+Behind a fitted map features reach A's thresholds more rarely than A's do: a regression predicts less variance than there is, and
+a rotation puts less of it where a feature reads. Here each feature fires as often as A's.
 """
 
 import dataclasses
@@ -55,23 +55,25 @@ def firings(dictionary: Dictionary, streams: Iterable[Float[Tensor, "_ d"]]) -> 
 
 @torch.no_grad()
 def firing_at(dictionary: Dictionary, counts: Int64[Tensor, " features"], streams: Streams, memory: int) -> Dictionary:
-    """The dictionary as JumpReLU, with the thresholds at which each feature fires at `counts` tokens of `streams`; at fewer where
-    its code is positive at fewer. A feature with the count 0 never fires there.
+    """The dictionary as JumpReLU, with the thresholds at which each feature fires at `counts` tokens of `streams`: at fewer where
+    its code is positive at fewer, or equal at several. A feature with the count 0 never fires there.
 
-    Sorts the codes of as many features at a time as `memory` bytes have room for.
+    Sorts the codes of as many features at a time as `memory` bytes have room for, and reads the streams for each part.
     """
     tokens = sum(len(y) for y in streams())
     at_once = max(
-        1, memory // (tokens * 4 * 4)
-    )  # codes in float32, as they are and in order, and their places in int64
+        1, memory // (tokens * 6 * 4)
+    )  # codes in float32 before and after sorting, and places in int64, twice
     found = []
     for block in torch.arange(len(counts)).split(at_once):
         encoder, bias = dictionary.encoder[:, block].float(), dictionary.encoder_bias[block].float()
         codes = torch.cat([y.to(encoder) @ encoder + bias for y in streams()]).clamp_min_(0)
-        ordered = codes.sort(dim=0, descending=True).values
-        ordered = torch.cat([2 * ordered[:1], ordered, codes.new_zeros(1, len(block))])
-        place = counts[block].to(codes.device)[None]
-        found.append((ordered.gather(0, place)[0] + ordered.gather(0, place + 1)[0]) / 2)  # apart from both by rounding
+        codes = codes.sort(dim=0, descending=True).values
+        place = counts[block].to(codes.device)
+        last = codes.gather(0, (place - 1).clamp_min(0)[None])[0] * torch.where(place > 0, 1.0, 2.0)
+        following = codes.gather(0, place.clamp_max(tokens - 1)[None])[0] * (place < tokens)
+        found.append((last + following) / 2)  # apart from both, so that rounding does not matter
+        del codes
     return dataclasses.replace(
         dictionary, activation="jumprelu", threshold=torch.cat(found).to(dictionary.encoder_bias)
     )
