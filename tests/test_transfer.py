@@ -157,6 +157,7 @@ def test_without_memory_to_refit_the_mapped_sae_is_written(pair):
     common: Any = dict(text=pair["text"], tokens=4096, context=32, device="cpu", quiet=True)
     found = stitch.transfer.sae(pair["gpt2"], pair["qwen3"], pair["folder"] / "wide", 2, memory="64M", **common)
     assert found.report["chosen"] == "transferred" and "transferred, decoder refitted" not in found.rows.index
+    assert "Neither encoder nor decoder was refitted" in repr(found)
     assert memory_to_refit(to_dictionary(sae.load(pair["folder"] / "wide"))) > 2**26
 
 

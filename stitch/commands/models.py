@@ -164,7 +164,7 @@ def push(
     private: Annotated[bool, o.switch("Output", "--private", "Make a new repository private.")] = False,
     debug: o.Debug = False,
 ) -> None:
-    """Upload a model that stitch wrote to the Hugging Face Hub.
+    """Upload a model to the Hugging Face Hub.
 
     The access token comes from HF_TOKEN or `hf auth login`.
     """
