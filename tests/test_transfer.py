@@ -366,6 +366,9 @@ def test_what_cannot_be_carried_is_refused_in_one_line(pair):
         (stitch.transfer.probe, {"weight": "no"}, UsageError, "a mapping of tensors is needed; got weight: str"),
         (stitch.transfer.vector, object(), UsageError, "a mapping of tensors is needed; got vector: object"),
         (stitch.transfer.vector, {}, UsageError, "a mapping of tensors is needed; got nothing"),
+        (stitch.transfer.vector, noise(32) * 1j, UsageError, "a mapping of tensors is needed; got vector: Tensor"),
+        (stitch.transfer.vector, noise(32) / 0, UsageError, "must be finite; vector is not"),
+        (stitch.transfer.vector, noise(31).numpy()[::-1], UsageError, r"must be \[32\].*is \[31\]"),
         (stitch.transfer.vector, noise(31), UsageError, r"must be \[32\].*is \[31\]"),
     ]:
         with pytest.raises(error, match=said) as refusal:

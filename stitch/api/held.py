@@ -44,26 +44,37 @@ def write_tensors(given: Any, file: Path) -> None:
 
     Raises: UsageError for anything else.
     """
-    import torch
     from safetensors.torch import save_file
 
     named = given if isinstance(given, Mapping) else {"vector": given}
     try:
-        tensors = {
-            str(name): torch.as_tensor(one).detach().float().cpu().contiguous().clone() for name, one in named.items()
-        }
+        tensors = {str(name): _real(one) for name, one in named.items()}
     except (TypeError, ValueError, RuntimeError):
         tensors = {}
     if not tensors:
         kinds = ", ".join(f"{name}: {type(one).__name__}" for name, one in named.items()) or "nothing"
         raise UsageError(f"a safetensors file, a tensor or a mapping of tensors is needed; got {kinds}.")
+    if unreal := [name for name, one in tensors.items() if not one.isfinite().all()]:
+        raise UsageError(f"tensors to carry must be finite; {', '.join(unreal)} is not.")
     save_file(tensors, file)
+
+
+def _real(given: Any) -> Any:
+    """A tensor of its own in float32. Raises: TypeError for complex numbers, whose imaginary part would be dropped."""
+    import numpy as np
+    import torch
+
+    found = torch.as_tensor(np.ascontiguousarray(given) if isinstance(given, np.ndarray) else given).detach()
+    if found.is_complex():
+        raise TypeError("complex")
+    return found.float().cpu().contiguous().clone()
 
 
 def write_labels(given: Any, file: Path) -> None:
     """A list of {"text": …, "labels": [[start, end, class], …]}. Raises: UsageError for what JSON cannot say."""
     try:
-        file.write_text("".join(f"{json.dumps(entry)}\n" for entry in given), encoding="utf-8")
+        entries = [dict(entry) for entry in given]
+        file.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries), encoding="utf-8")
     except (TypeError, ValueError):
         raise UsageError(
             'labels are a .jsonl file, or a list of {"text": …, "labels": [[start, end, class], …]} of text and whole '
