@@ -113,10 +113,17 @@ def _make(sites: Sites, saes: SAEsGiven, output: Path) -> dict:
     needed = memory_to_refit(source)
     if needed <= sites.settings.memory and own.l0 > 0:
         with sites.clock.stage("refits"):
+            counts = firings(source, sites.paired_stream_a("fit"))
+
+            def refitted_as_often(one: Dictionary) -> Dictionary:
+                """With thresholds at which features fire as often as A's at the same bytes, and a decoder behind them."""
+                room = sites.settings.memory // 2
+                return _decoder_refitted(sites, firing_at(one, counts, lambda: sites.paired_stream_b("fit"), room))
+
             found[REFITTED] = _decoder_refitted(sites, found[TRANSFERRED])
-            found[WHOLLY_REFITTED] = _decoder_refitted(sites, _encoder_refitted(sites, source))
+            found[WHOLLY_REFITTED] = refitted_as_often(_encoder_refitted(sites, source))
             for name in (PROCRUSTES, RANDOM):
-                mapped[f"{name}, refitted"] = _decoder_refitted(sites, _firing_as(sites, source, mapped[name]))
+                mapped[f"{name}, refitted"] = refitted_as_often(mapped[name])
     if given is not None:
         found[GIVEN] = given
     with sites.clock.stage("native"):
@@ -145,20 +152,13 @@ def _decoder_refitted(sites: Sites, carried: Dictionary) -> Dictionary:
     return refitted(carried, sites.own_stream_b("fit"), sites.own_stream_b("sweep"))
 
 
-def _firing_as(sites: Sites, source: Dictionary, carried: Dictionary) -> Dictionary:
-    """The carried features with thresholds at which they fire as often as A's do at the same bytes."""
-    counts = firings(source, sites.paired_stream_a("fit"))
-    return firing_at(carried, counts, lambda: sites.paired_stream_b("fit"), sites.settings.memory // 2)
-
-
 def _encoder_refitted(sites: Sites, source: Dictionary) -> Dictionary:
     """An encoder that predicts A's codes from B's stream, behind which A's decoder still is to be replaced."""
     fit, held_out = (
         codes_and_streams(source, sites.paired_stream_a(split), sites.paired_stream_b(split))
         for split in ("fit", "sweep")
     )
-    carried = transferred(source, sites.maps[TRANSFERRED])
-    return _firing_as(sites, source, with_encoder(carried, fit, held_out))
+    return with_encoder(transferred(source, sites.maps[TRANSFERRED]), fit, held_out)
 
 
 def _native(sites: Sites, source: Dictionary, quality: Quality) -> Dictionary:
