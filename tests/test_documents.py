@@ -75,7 +75,7 @@ class Command:
 
     @property
     def runs_here(self) -> bool:
-        return bool(self.args) and not ELSEWHERE.search(self.line)
+        return bool(self.args) and self.args[0] != "open" and not ELSEWHERE.search(self.line)  # `open` ends when stopped
 
     @property
     def name(self) -> str:
