@@ -4,9 +4,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surgery.py wide_lift.py)
 SCALE := $(addprefix benchmarks/,matching_at_scale.py matching_real.py sae_training.py checkpoint.py harvest.py decode.py end_to_end.py)
-REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py few_pairs.py other_text.py shared_code.py lifts.py trained.py)
+REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py other_text.py beside_tables.py)
 
-.PHONY: setup demo test test-slow test-cpus fuzz lint types docs sbom bench bench-scale bench-graft bench-reuse bench-synthesis bench-conjectures bench-conversions bench-translations bench-regimes clean
+.PHONY: setup demo test test-slow test-cpus fuzz lint types docs sbom bench bench-scale bench-graft bench-reuse bench-synthesis bench-conjectures bench-conversions bench-regimes clean
 
 setup: $(READY)
 
@@ -67,10 +67,7 @@ bench-scale: demo
 	done
 	@$(BIN)/python benchmarks/_scale_table.py build/bench-scale.jsonl
 
-# These two take hours. Options of the scripts select smaller grids. Finished parts are kept in build/benchmarks.
-bench-translations: $(READY)
-	$(BIN)/python benchmarks/translations.py
-
+# Takes hours. Options of the scripts select smaller grids. Activations and SAEs are kept in build/benchmarks.
 bench-regimes: $(READY)
 	@set -e; for script in $(REGIMES); do echo "$$script" >&2; $(BIN)/python $$script; done
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from _lines import read
 from drawings import (
     consolidate,
-    curves,
     graft_training,
     heads,
     healing,
     inspected,
     main_job,
     ngram,
+    readable,
     recurrent,
     recurrent_long,
     seam_bytes,
@@ -37,18 +37,16 @@ FIGURES: dict[str, tuple[Callable[[list[dict]], Figure], tuple[str, ...]]] = {  
     "conversions-heads": (heads.draw, ("conversions_heads",)),
     "conversions-ngram": (ngram.draw, ("conversions_ngram",)),
     "conversions-recurrent": (recurrent.draw, ("conversions_recurrent",)),
-    "few_pairs": (curves.few_pairs, ("few_pairs",)),
     "graft-training": (graft_training.draw, ("graft_training",)),
     "head-maps": (inspected.draw_heads, ("conjectures",)),
     "healing": (healing.draw, ("healing",)),
     "main_job": (main_job.draw, ("main_job",)),
-    "readable": (curves.readable, ("readable",)),
+    "readable": (readable.draw, ("readable",)),
     "seam-bytes": (seam_bytes.draw, ("seam_bytes",)),
     "recurrent-long": (recurrent_long.draw, ("recurrent_long",)),
     "sites": (inspected.draw_sites, ("conjectures",)),
     "slopes": (slopes.draw, ("scale",)),
     "synthesis": (synthesis.draw, ("synthesis",)),
-    "translations": (curves.translations, ("translations",)),
 }
 
 

@@ -18,8 +18,7 @@ from _pair import prepare, print_lines, row
 
 from stitch.jobs import stages
 from stitch.text.document import Document
-from stitch.text.documents import select
-from stitch.text.windows import pack
+from stitch.text.windows import sample
 
 WIDEST = 200_000  # characters read of one file, at most
 MOST = 1_000_000  # characters of one kind of text, at most
@@ -97,22 +96,18 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path, texts
     found = {"docstrings": pair.paired["report"]}
     assert settings.context is not None
     for kind, read in texts.items():
-        windows = pack(select_all(read), pair.b.tokenizer, settings.context, held_out)
+        windows = sample(read, pair.b.tokenizer, settings.context, held_out)
         found[kind] = stages.harvest_pair(settings, pair.a, pair.b, windows, folder / kind.replace(" ", "-"))
     results = {}
     for kind, paired in found.items():
         scores = pair.scores(rows, paired)
         results[kind] = {
             "tokens": paired.a.windows.tokens,
+            "documents": scores["b"].documents,
             "results": [row(scores, name) for name in scores],
             "differences": [row(scores, *pair_of) for pair_of in AGAINST],
         }
     return {"benchmark": "other_text", "direction": direction, "seed": seed, "tokens": fit.tokens, "texts": results}
-
-
-def select_all(read: list[Document]) -> list[Document]:
-    """All documents in the order that `select` gives each split, so that a prefix is a random sample."""
-    return [document for split in ("report", "sweep", "fit") for document in select(read, split)]
 
 
 def main() -> None:

@@ -199,6 +199,7 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path) -> di
     against += [(f"sae, m={m}", "dense") for m in PARTNERS]
     return {
         "benchmark": "readable", "direction": direction, "seed": seed, "tokens": fit_pair.tokens,
+        "documents": scores["b"].documents,
         "results": [{**row(scores, name), "nonzeros": sizes.get(name)} for name in scores],
         "differences": [row(scores, name, other) for name, other in against],
     }  # fmt: skip

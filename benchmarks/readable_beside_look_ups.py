@@ -112,6 +112,7 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work) -> dict:
     against += [(f"sae, m={m}", other) for m in PARTNERS for other in ("dense", "look-ups")]
     return {
         "benchmark": "readable_beside_look_ups", "direction": direction, "seed": seed, "tokens": pair.paired["fit"].tokens,
+        "documents": scores["b"].documents,
         "results": [{**row(scores, name), "nonzeros": sizes.get(name)} for name in scores],
         "differences": [row(scores, name, other) for name, other in against],
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """Cross-entropy of a composite against the bytes of its seam, beside both models with n-gram tables in as many bytes.
 
     python benchmarks/seam_bytes.py > build/seam_bytes.jsonl
+    python benchmarks/seam_bytes.py --percent 10 --tokens 5000 --context 64 > build/regimes.jsonl
 
 For the embedded pair in both directions a JSON line per limit, in percent of the bytes of both halves. Everything is
 fitted once and then cut to each limit. The translation is chosen on the sweep split among those that read no SAE. Every
@@ -11,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stitch.activations.paired import Paired
@@ -38,16 +40,18 @@ LIFTS = {row.name for row in registry.ROWS if set(row.reads) & set(registry.LIFT
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=250_000)
+    parser.add_argument("--context", type=int, help="Tokens of a window. Default: as for `stitch join`.")
+    parser.add_argument("--percent", type=float, action="append", help=f"May be repeated. Default: {PERCENT}.")
     given = parser.parse_args()
     for a_name, b_name, layer in DIRECTIONS:
-        settings = Settings(model_a=a_name, model_b=b_name, layer=layer, tokens=given.tokens)
+        settings = Settings(model_a=a_name, model_b=b_name, layer=layer, tokens=given.tokens, context=given.context)
         a, b, _ = load_pair(settings)
         with tempfile.TemporaryDirectory() as folder:
-            for line in curve(complete(settings, a, b), a, b, Path(folder)):
+            for line in curve(complete(settings, a, b), a, b, given.percent or PERCENT, Path(folder)):
                 print(json.dumps(line), flush=True)
 
 
-def curve(settings: CompleteSettings, a: Model, b: Model, folder: Path):
+def curve(settings: CompleteSettings, a: Model, b: Model, limits: Sequence[float], folder: Path) -> Iterator[dict]:
     """A line per limit."""
     windows = read_windows(settings, a, b)
     paired: dict[Split, Paired] = {
@@ -55,7 +59,7 @@ def curve(settings: CompleteSettings, a: Model, b: Model, folder: Path):
     }
     fitted, costs = translations(settings, a, b, paired), Costs(a, b, settings.context)
     tables: dict[tuple[str, int], Translation | None] = {}
-    for percent in PERCENT:
+    for percent in limits:
         asked = dataclasses.replace(settings, seam_bytes=percent)
         packed = pack_pair(asked, costs, fitted, paired["fit"])
         chosen = choose(asked, fitted, packed, stage(settings, a, b, paired["sweep"]), None)
@@ -79,7 +83,7 @@ def curve(settings: CompleteSettings, a: Model, b: Model, folder: Path):
         scores = evaluate(rows, windows["report"], vocabulary=b.config.vocab_size, memory=settings.memory)
         yield {
             "benchmark": "seam_bytes", "source": a.name, "target": b.name, "percent": percent,
-            "chosen": registry.row(chosen).short,
+            "chosen": registry.row(chosen).short, "context": settings.context,
             "tokens": windows["report"].tokens, "documents": scores["b"].documents, "fitted": windows["fit"].tokens,
             **{name: {**described(scores, name), **millions(sizes[name])} for name in rows},
         }  # fmt: skip

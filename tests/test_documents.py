@@ -75,7 +75,8 @@ class Command:
 
     @property
     def runs_here(self) -> bool:
-        return bool(self.args) and self.args[0] != "open" and not ELSEWHERE.search(self.line)  # `open` ends when stopped
+        is_endless = self.args[:1] == ["open"]  # it serves until it is stopped
+        return bool(self.args) and not is_endless and not ELSEWHERE.search(self.line)
 
     @property
     def name(self) -> str:

@@ -132,7 +132,7 @@ def test_titles_say_how_wide_the_models_are():
         config = json.loads((ROOT / "stitch" / "demo" / name / "config.json").read_text())
         width = config.get("n_embd") or config["hidden_size"]
         assert f"demo:{name}" not in models.WIDTHS or models.WIDTHS[f"demo:{name}"] == width
-    (axis, *_) = figures.drawn("few_pairs", figures.results("few_pairs")).axes
+    (axis, *_) = figures.drawn("readable", figures.results("readable")).axes
     assert axis.get_title() == "demo:gpt2 (width 160) → demo:llama (width 192)"
 
 
