@@ -266,6 +266,11 @@ def _nulls() -> list[Row]:
             "Look-ups and n-gram tables without A: what B and the tables know of the text on their own.",
             *LOOK_UPS, made_by=TABLES, base="null:look-ups", headline=True, alternative=True, brief=True,
         ),
+        Row(
+            name="null:untrained-a", headline=True, alternative=True, costs="the translation's",
+            help="The composite with an A whose weights are drawn at random, and the same kind of translation, fitted to it. "
+            "What the composite gains on this row is due to what A learnt.",
+        ),
         null(
             "random-routes", "routed",
             "`routed` with classes of tokens drawn at random: what more parameters alone are worth.",
