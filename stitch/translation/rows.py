@@ -215,7 +215,7 @@ def _alternatives() -> list[Row]:
             help="The same with A: its first blocks replaced by n-gram tables. No B.",
         ),
         row(
-            "b-shortened", costs="nothing",
+            "b-shortened", brief=True, costs="nothing",
             help="B without some neighbouring blocks, with the gap bridged in closed form. No A.",
         ),
         row(
