@@ -212,7 +212,9 @@ def test_an_import_of_a_higher_room_is_found_and_named(monkeypatch):
 
 @pytest.mark.parametrize("library", HOMES)
 def test_a_library_is_imported_in_one_place_only(library):
-    elsewhere = [str(each) for each in imports() if each.package == library and not each.file.startswith(HOMES[library])]
+    elsewhere = [
+        str(each) for each in imports() if each.package == library and not each.file.startswith(HOMES[library])
+    ]
     assert elsewhere == []
 
 

@@ -121,7 +121,8 @@ class _Composite(BaseModel):
 
 
 def is_composite(config: Mapping[str, Any]) -> bool:
-    from stitch.modeling.modeling_composite import StitchConfig  # imports torch, which a missing model need not wait for
+    """It is asked of a config that was read, so a model that is not there is refused before torch is imported here."""
+    from stitch.modeling.modeling_composite import StitchConfig
 
     return config.get("model_type") == StitchConfig.model_type
 
