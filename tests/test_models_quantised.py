@@ -77,7 +77,7 @@ def test_a_composite_of_a_quantised_model_is_that_of_its_plain_weights(tmp_path)
     text = jobs.write_text(tmp_path)
     made = {}
     for name, folder in (("packed", packed), ("plain", plain)):
-        settings = jobs.settings(folder, plain, text, translation="affine", brief=True, features=None)
+        settings = jobs.settings(folder, plain, text, translation="affine", brief=True)
         made[name] = stitch(settings, tmp_path / "out" / name)
     weights, config = (
         {name: (folder / file).read_bytes() for name, (_, folder) in made.items()}

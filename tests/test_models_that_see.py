@@ -136,8 +136,7 @@ def kinds_in(config: dict) -> set[str]:
 def test_a_join_with_a_model_that_sees_gives_a_model_of_text_and_says_so(kind, tmp_path):
     saved(kind, tmp_path / "sees")
     plain = tiny.save(tmp_path / "plain", "gpt2")
-    what = dict(translation="affine", brief=True, features=None)
-    settings = jobs.settings(tmp_path / "sees", plain, jobs.write_text(tmp_path), **what)
+    settings = jobs.settings(tmp_path / "sees", plain, jobs.write_text(tmp_path), translation="affine", brief=True)
     report, folder = stitch(settings, tmp_path / "out")
     family = TEXT_FAMILY[kind]
     note = f"the text part of a {kind} alone, a {family}"
