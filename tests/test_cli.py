@@ -19,7 +19,7 @@ import tiny
 from jobs import write_text
 from stitch.circuits.behaviours import make_prompts
 
-RUN = ["--tokens", "4096", "--context", "32", "--features", "64", "--k", "8", "--memory", "256M", "--device", "cpu"]
+RUN = ["--tokens", "8192", "--context", "32", "--features", "64", "--k", "8", "--memory", "256M", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def brief(donors, tmp_path_factory):
 def test_the_default_command_prints_json_alone_on_stdout_and_progress_on_stderr(brief):
     folder, done = brief
     assert json.loads(done.stdout) == json.loads((folder / "report.json").read_text())
-    assert "SAE training (steps): 7 of 7" in done.stderr
+    assert "SAE training (steps): 15 of 15" in done.stderr
 
 
 def test_a_join_shows_every_row_in_a_table_and_scores_as_it_says(brief, donors, tmp_path):
