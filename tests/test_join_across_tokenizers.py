@@ -458,6 +458,5 @@ def test_a_composite_generates_with_the_settings_of_the_model_whose_tokens_it_re
 
 def test_a_composite_can_be_the_first_of_two_that_read_different_tokens(joined, tmp_path):
     settings, _, out = joined
-    asked = replace(settings, model_a=str(out), layer=4, layer_b=3, brief=True, features=None)
-    found, _ = stitch(asked, tmp_path / "out")
+    found, _ = stitch(replace(settings, model_a=str(out), layer=4, layer_b=3, brief=True), tmp_path / "out")
     assert "head-a" in found["across"]["heads"] and isfinite(found["results"][0]["ce"])

@@ -80,7 +80,7 @@ def test_a_chain_equals_separate_stitches_made_one_after_another(run, donors, tm
     }.items() <= facts.items()
     # The same fit on the donor's own stream at that site gives another translation.
     donors_own = settings(
-        donors["qwen3"], donors["llama"], donors["text"], layer=5, layer_b=3, **{**shared, "features": None}
+        donors["qwen3"], donors["llama"], donors["text"], layer=5, layer_b=3, **{**shared, "features": 64}
     )
     donors_report, _ = stitch(donors_own, tmp_path / "donors-own")
     assert donors_report["ridge"]["translation:affine"] != report["ridge"]["translation:affine"]
@@ -172,8 +172,7 @@ def test_a_chain_interrupted_at_either_seam_and_resumed_writes_the_same_bytes(ru
 def test_a_model_in_three_parts_with_identity_seams_gives_its_own_logits_bit_for_bit(donors, tmp_path):
     name = str(donors["llama"])
     parts = [Part(name, 0, 2), Part(name, 2, 4), Part(name, 4)]
-    asked = {**OPTIONS, "features": None, "translation": "identity"}
-    report, folder = chain(parts, tmp_path / "out", text=str(donors["text"]), **asked)
+    report, folder = chain(parts, tmp_path / "out", text=str(donors["text"]), translation="identity", **OPTIONS)
     whole = AutoModelForCausalLM.from_pretrained(donors["llama"])
     composite = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     padded = tiny.ids(3, 12)
@@ -332,7 +331,8 @@ def test_a_composite_may_be_the_first_part_of_a_chain_only(run, donors, tmp_path
         [Part(str(folder), 0, 6), Part(llama, 5)],
         tmp_path / "out",
         text=str(donors["text"]),
-        **{**OPTIONS, "features": None, "translation": "identity"},
+        translation="identity",
+        **OPTIONS,
     )
     # Its last part is blocks 3 and 4 of the Llama, so with block 5 it is the composite again.
     assert row(report, "composite")["ce"] == pytest.approx(row(report, "a")["ce"], abs=1e-6)

@@ -101,7 +101,7 @@ def test_they_predict_unseen_documentation_from_its_context(trained):
     bits_per_byte = {}
     for name, model in trained.items():
         vocabulary = len(model.tokenizer)
-        windows = pack(text, model.tokenizer, 256, 4 * 256)
+        windows = pack(text, model.tokenizer, 256, 8 * 256)
         right = evaluate({"m": whole_model(model.net)}, windows, vocabulary=vocabulary)["m"].ce
 
         def without_context(batch, net=model.net):
