@@ -8,8 +8,10 @@ scored on the sweep split; for each K the L and M are kept that are furthest ahe
 which is B or A, whole or with tables of any depth. Lines hold losses on the report split, with paired differences to
 
     alternative     the best alternative with no more FLOPs, chosen on the sweep split
+    dearer          the cheapest alternative with more FLOPs that is better on the sweep split
     tables          the same tables without A
     refitted        ridge on the stream behind the tables alone: what the second fit gives without A
+    own blocks      as many first blocks of B in the place of A's
     null            A's stream of the next window
 
 Tables are not packed, so that every number of blocks has tables of the same size.
@@ -93,19 +95,29 @@ def main() -> None:
 
 
 def read(model: Model, windows: dict[Split, Windows], folder: Path) -> Streams:
-    found = {split: harvest(model, some, range(1, model.depth), folder / split) for split, some in windows.items()}
-    return {split: {site: some.all(site) for site in some.sites} for split, some in found.items()}
+    streams: Streams = {}
+    for split, some in windows.items():
+        found = harvest(model, some, range(1, model.depth), folder / split)
+        streams[split] = {site: found.all(site) for site in found.sites}
+    return streams
+
+
+def tables_of(model: Model, means: Means) -> dict[int, Translation]:
+    """Tables in the place of the first 1, 2, … blocks."""
+    found = {}
+    for site in range(1, model.depth):
+        found[site] = fitted_tables(model, site, means)
+        assert found[site] is not None, "the budget of memory holds the tables of the embedded models"
+    return found
 
 
 def lines(setting: Setting, means: Means) -> Iterator[dict]:
     a, b = setting.a, setting.b
-    tables = {
-        model.name: {site: fitted_tables(model, site, means) for site in range(1, model.depth)} for model in (a, b)
-    }
+    tables = {model.name: tables_of(model, means) for model in (a, b)}
     alternatives = [alternative for model in (a, b) for alternative in alone(model, tables[model.name], setting)]
     swept = setting.score(alternatives, "sweep")
     for site, found in tables[b.name].items():
-        behind = {split: behind_tables(b, site, found, some) for split, some in setting.windows.items()}
+        behind: Streams = {split: behind_tables(b, site, found, some) for split, some in setting.windows.items()}
         cells = list(added(setting, site, found, behind))
         scores = setting.score([cell for cell, _ in cells], "sweep")
 
@@ -118,24 +130,32 @@ def lines(setting: Setting, means: Means) -> Iterator[dict]:
 
         best, controls = max(cells, key=ahead)
         same = next(one for one in alternatives if one.name == f"{b.name} {site}")
-        others = {"alternative": rival(best), "tables": same, **{one.name: one for one in controls()}}
+        dearer = min(
+            (
+                one
+                for one in alternatives
+                if one.cost.flops > best.cost.flops and swept[one.name].ce < scores[best.name].ce
+            ),
+            key=lambda one: one.cost.flops,
+        )
+        others = {"alternative": rival(best), "dearer": dearer, "tables": same, **{one.name: one for one in controls()}}
         report = setting.score([best, *{one.name: one for one in others.values()}.values()], "report")
         print(f"{a.name} → {b.name}, tables for {site}: {best.name}", file=sys.stderr)
         yield {
             "benchmark": "beside_tables", "source": a.name, "target": b.name, "blocks": site, "cells": len(cells),
             "documents": report[best.name].documents, "tokens": setting.windows["report"].tokens,
-            "fitted": setting.windows["fit"].tokens, "kept": best.name, "rival": others["alternative"].name,
+            "fitted": setting.windows["fit"].tokens, "kept": best.name,
+            "rival": others["alternative"].name, "next": dearer.name,
             **described(report[best.name], best),
             **{name: described(report[one.name], one, report[best.name]) for name, one in others.items()},
         }  # fmt: skip
 
 
-def alone(model: Model, tables: dict[int, Translation | None], setting: Setting) -> Iterator[Row]:
+def alone(model: Model, tables: dict[int, Translation], setting: Setting) -> Iterator[Row]:
     """The model, whole and with its first blocks as tables."""
     untouched = whole_model(model.net)
     yield Row(f"{model.name} 0", whole(model, setting.context), dict.fromkeys(setting.windows, untouched))
     for site, found in tables.items():
-        assert found is not None, "the budget of memory holds the tables of the embedded models"
         logits = LateBlocks(model, site).reading(found)
         yield Row(f"{model.name} {site}", tabled(model, site, found, setting), dict.fromkeys(setting.windows, logits))
 
@@ -175,13 +195,15 @@ def added(setting: Setting, site: int, tables: Translation, behind: Streams) -> 
             return Row(name, cost + more + matrix(found), logits)
 
         for here in range(1, a.depth):
-            of_a = {split: streams[here] for split, streams in setting.streams_a.items()}
+            of_a: dict[Split, Tensor] = {split: streams[here] for split, streams in setting.streams_a.items()}
             of_source = early(a, here, setting.context)
 
-            def controls(row=row, own=own, of_a=of_a, of_source=of_source) -> list[Row]:
-                other = {split: stream.roll(1, 0) for split, stream in of_a.items()}
+            def controls(row=row, here=here, own=own, of_a=of_a, of_source=of_source) -> list[Row]:
+                other: dict[Split, Tensor] = {split: stream.roll(1, 0) for split, stream in of_a.items()}
+                of_b: dict[Split, Tensor] = {split: streams[here] for split, streams in setting.streams_b.items()}
                 return [
                     row("refitted", {"own": own}, Cost(0, 0, 0, 0)),
+                    row("own blocks", {"own": own, "b": of_b}, early(b, here, setting.context)),
                     row("null", {"own": own, "a": other}, of_source),
                 ]
 

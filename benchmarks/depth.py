@@ -13,7 +13,8 @@ One JSON line per method and number of blocks. Each range of blocks is chosen on
     own tables          the first blocks as n-gram tables (`convert ngram`)
     down-projection(s)  the range with the lowest cross-entropy when the down projection is refitted
 
-The nulls are random ranges with nothing refitted, and the down projection fitted to the streams of other tokens. A line's
+The nulls are random ranges, with nothing refitted and with both down projections refitted as ours are, and the down projection
+fitted to the streams of other tokens. A line's
 `minus_ours` is the paired difference to `down-projections`.
 """
 
@@ -47,6 +48,7 @@ from stitch.text.windows import Windows
 PERCENT = (10, 20, 33)
 RANDOM = 4  # ranges of the null
 OURS = "down-projections"
+BOTH = f"translation:{OURS}"
 Streams = dict[Split, Activations]
 
 
@@ -122,7 +124,7 @@ def rows_of(
         "LinearPatch, our range": bridge(ours, "reference:linear-patch"),
         "own tables": (tables, {"range": f"0–{count - 1}", "table_bytes": size}),
         "down-projection": bridge(ours, "translation:down-projection"),
-        OURS: bridge(ours, "translation:down-projections"),
+        OURS: bridge(ours, BOTH),
         "null: shuffled": bridge(ours, "null:shuffled-down-projection"),
     }
 
@@ -136,11 +138,19 @@ def _range(splice: Splice) -> dict:
     return {"range": str(first) if first == last else f"{first}–{last}"}
 
 
-def null_ranges(model: Model, streams: Streams, count: int, seed: int) -> list[Logits]:
-    """Removal of random ranges."""
+def null_ranges(model: Model, streams: Streams, count: int, memory: int, seed: int) -> dict[str, list[Logits]]:
+    """Random ranges removed, by row: with nothing refitted, and refitted as ours are."""
     every = splices(model.depth, [count], repeat=False)
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:RANDOM]
-    return [_plain(model, every[number], streams) for number in order.tolist()]
+    drawn = [every[number] for number in order.tolist()]
+    refitted = []
+    for splice in drawn:
+        bridge = fit_bridges(model, splice, streams, memory=memory, seed=seed)[BOTH]
+        refitted.append(from_shared(bridged(model, splice, bridge), splice, streams["report"].all(splice.shared)))
+    return {
+        "null: random ranges": [_plain(model, splice, streams) for splice in drawn],
+        "null: random ranges, refitted": refitted,
+    }
 
 
 def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
@@ -162,12 +172,14 @@ def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
         began = time.perf_counter()
         rows = rows_of(model, completed, windows, streams, count)
         logits = {name: row for name, (row, _) in rows.items()}
-        nulls = {f"random {number}": row for number, row in enumerate(null_ranges(model, streams, count, given.seed))}
+        drawn = null_ranges(model, streams, count, settings.memory, given.seed)
+        nulls = {f"{name} {number}": row for name, draws in drawn.items() for number, row in enumerate(draws)}
         scores = evaluate(
             {"whole": whole_model(model.net), **logits, **nulls}, windows["report"], vocabulary=model.config.vocab_size,
             memory=settings.memory,
         )  # fmt: skip
-        scores["null: random ranges"] = mean_of([scores.pop(name) for name in nulls])
+        for name, draws in drawn.items():
+            scores[name] = mean_of([scores.pop(f"{name} {number}") for number in range(len(draws))])
         seconds = round(time.perf_counter() - began)
         tell(f"{given.model}: {count} blocks in {seconds} s")
         removed = sum(block_parameters(model.config, block) for block in range(count)) * model.dtype.itemsize

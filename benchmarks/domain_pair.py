@@ -131,6 +131,8 @@ def lines(joined: Joined, tokens: int, held_out: int, work: Path) -> Iterator[di
     models = {name: load(path, dtype=torch.float32) for name, path in folders.items()}
     costs = {name: whole(load(path), CONTEXT) for name, path in folders.items()}
     costs["average"] = costs["a"] + costs["b"]
+    kept = {name: cost.to_dict() for name, cost in costs.items()}
+    kept["router"] = {name: kept["average"][name] for name in ("parameters", "bytes")}  # FLOPs depend on the documents
     report = json.loads((folder / "report.json").read_text().replace(f"{work}/", ""))  # names, without their folder
     for text, file in texts(work).items():
         documents = select(read(str(file)), "report")
@@ -151,9 +153,7 @@ def lines(joined: Joined, tokens: int, held_out: int, work: Path) -> Iterator[di
             "tokens": windows.tokens,
             "documents": scores["a"].documents,
             "effective_documents": scores["a"].effective_documents,
-            "results": [
-                found.row(name) | (costs[name].to_dict() if name in costs else {}) for name, found in scores.items()
-            ],
+            "results": [found.row(name) | kept.get(name, {}) for name, found in scores.items()],
             "differences": [difference(scores, "composite", other) for other in AGAINST],
             "report": {name: report[name] for name in KEPT if name in report} if text == "mixture" else None,
         }

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from _healing import ARMS, A, B, make, prepare
+from _healing_costs import costs
 from _healing_summary import summary
 from _lines import read
 from torch import Tensor, nn
@@ -123,6 +124,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.summary is not None:
         lines = summary(read(given.lines))
+        lines += costs(lines)
         given.summary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return
     given.work.mkdir(parents=True, exist_ok=True)

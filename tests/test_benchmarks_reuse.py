@@ -5,6 +5,7 @@ from pathlib import Path
 
 import _domains
 import _healing
+import _healing_costs
 import _healing_summary
 import domain_pair
 import healing
@@ -15,6 +16,8 @@ from _learning import tokens_to
 
 import tiny
 from stitch.composite.compose import late_half, late_logits
+from stitch.composite.costs import whole
+from stitch.evaluation.intervals import ratio_interval
 from stitch.evaluation.scores import Batch
 from stitch.models.loading import load
 from stitch.models.sources import resolve
@@ -95,6 +98,55 @@ def test_healing_compares_the_tokens_that_arms_need():
     assert found["composite", "last of fresh"]["needed"] == 0
     middle = found["composite", "between A and B"]
     np.testing.assert_allclose([middle["needed"], middle["needed_low"], middle["needed_high"]], 75)
+    assert middle["told"] == "75" and found["fresh", "B"]["told"] == "not reached"
+
+
+def test_healing_has_the_intervals_of_reports_and_reaches_a_loss_where_their_ends_do():
+    counts = torch.tensor([4.0, 9.0, 16.0, 25.0], dtype=torch.float64)
+    spread = torch.tensor([0.03, -0.01, 0.02, -0.02], dtype=torch.float64)
+
+    def line(arm: str, tokens: int, ce: float, share: float) -> dict:
+        nats = (ce + share * spread) * counts
+        return {
+            "arm": arm,
+            "seed": 0,
+            "budget": 100,
+            "tokens": tokens,
+            "counts": counts.tolist(),
+            "nats": nats.tolist(),
+        }
+
+    lines = [line("demo:gpt2", 0, 3.0, 0), line("demo:llama", 0, 2.5, 0)]
+    lines += [
+        line("composite", 0, 4.0, 1),
+        line("composite", 100, 2.0, 1),
+        line("fresh", 0, 9, 0),
+        line("fresh", 100, 8, 0),
+    ]
+    found = _healing_summary.summary(lines)
+    first = next(one for one in found if one["arm"] == "composite" and one.get("tokens") == 0)
+    low, high = ratio_interval((1.5 + spread) * counts, counts)
+    np.testing.assert_allclose([first["over_b_low"], first["over_b_high"]], [low, high], atol=5e-5)
+    goal = next(one for one in found if one["arm"] == "composite" and one.get("goal") == "B")
+    np.testing.assert_allclose([goal["needed_low"], goal["needed_high"]], [50 * low, 50 * high], atol=5e-3)
+
+
+def test_healing_bounds_what_arms_cost():
+    lines = [
+        {"arm": "composite, seam only", "trained": 176_179, "parameters": 4_161_363},
+        {"arm": "own tables", "trained": 12_439_680, "parameters": 12_439_680},
+    ]
+    found = {one["cost_of"]: one for one in _healing_costs.costs(lines)}
+    b, short = (load(resolve(_healing.B).folder, dtype=torch.float32) for _ in range(2))
+    short = replace(short, net=_healing.make("fresh", 0, Path(), b))
+    assert found["fresh"] == found["fresh"] | whole(short, _healing_costs.CONTEXT).to_dict()
+    joined = {
+        "flops": 7_544_832.0,
+        "parameters": 5_048_723,
+        "bytes": 17_534_756,
+        "bytes_read": 13_810_921,
+    }  # seam_bytes.jsonl
+    assert all(0.99 * found["composite"][key] < value <= found["composite"][key] for key, value in joined.items())
 
 
 def test_random_blocks_are_followed_by_the_late_half_of_the_donor(tmp_path: Path):

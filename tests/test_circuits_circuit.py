@@ -139,7 +139,7 @@ def test_means_are_those_of_the_corrupt_prompts(donor: Path):
 
 @pytest.mark.numeric
 def test_an_edited_circuit_file_is_scored(donor: Path, tmp_path: Path):
-    report = find_circuit(str(donor), "previous-token", count=16)
+    report = find_circuit(str(donor), "previous-token", count=8)
     assert '"1": [1]' in to_json(report) and json.loads(to_json(report)) == report
     for name, circuit in (
         ("same", report),
@@ -148,7 +148,7 @@ def test_an_edited_circuit_file_is_scored(donor: Path, tmp_path: Path):
     ):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(circuit))
-        again = find_circuit(str(donor), "previous-token", count=16, circuit=path)
+        again = find_circuit(str(donor), "previous-token", count=8, circuit=path)
         rows = {row["name"]: row["right"] for row in again["results"]}
         assert (rows["circuit alone"] > 0.9) == (name == "same")
         assert again["stability"] is None
@@ -163,7 +163,7 @@ def test_the_command_shows_the_table_and_writes_the_file(donor: Path, tmp_path: 
         "--behaviour",
         "previous-token",
         "--prompts",
-        "16",
+        "8",
         "-q",
         "--out",
         str(tmp_path / "found.json"),
@@ -171,7 +171,7 @@ def test_the_command_shows_the_table_and_writes_the_file(donor: Path, tmp_path: 
     done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 0, done.stderr
     report = json.loads((tmp_path / "found.json").read_text())
-    assert report == find_circuit(str(donor), "previous-token", count=16)
+    assert report == find_circuit(str(donor), "previous-token", count=8)
     assert all(row["name"] in done.stdout for row in report["results"])
     assert footnotes(report)[0] in done.stdout
     again = CliRunner().invoke(cli.app, [*command[:-2], "--circuit", str(tmp_path / "found.json"), "--json"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -41,11 +42,23 @@ def stitch(donors: dict[str, Path], *more: str | Path, a: Path | str | None = No
     return invoke(*place, *layer, *RUN, *more)
 
 
-def test_the_default_command_prints_json_alone_on_stdout_and_progress_on_stderr(donors, tmp_path):
-    done = stitch(donors, "--json", "--out", tmp_path / "c", "--sae-passes", "0.5", "--brief")
+@pytest.fixture(scope="module")
+def brief(donors, tmp_path_factory):
+    """A brief join: its folder, and what the command printed."""
+    folder = tmp_path_factory.mktemp("brief") / "c"
+    done = stitch(donors, "--json", "--out", folder, "--sae-passes", "0.5", "--brief")
     assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads((tmp_path / "c" / "report.json").read_text())
+    return folder, done
+
+
+def test_the_default_command_prints_json_alone_on_stdout_and_progress_on_stderr(brief):
+    folder, done = brief
+    assert json.loads(done.stdout) == json.loads((folder / "report.json").read_text())
     assert "SAE training (steps): 15 of 15" in done.stderr
+
+
+def test_a_join_shows_every_row_in_a_table_and_scores_as_it_says(brief, donors, tmp_path):
+    shutil.copytree(brief[0], tmp_path / "c")
     table = stitch(donors, "--out", tmp_path / "c", "--overwrite", "--quiet", "--sae-passes", "0.5")
     assert table.exit_code == 0 and not table.stderr
     report = json.loads((tmp_path / "c" / "report.json").read_text())
@@ -157,9 +170,8 @@ def test_impossible_requests_are_refused_in_one_line(more, code, message, donors
     assert not list(tmp_path.iterdir())
 
 
-def test_an_sae_of_another_width_is_refused(donors, tmp_path):
-    first = stitch(donors, "--out", tmp_path / "c", "--quiet", "--brief", "--sae-passes", "0.2")
-    assert first.exit_code == 0, first.stderr
+def test_an_sae_of_another_width_is_refused(brief, donors, tmp_path):
+    folder, _ = brief
     given = stitch(
         donors,
         "--out",
@@ -167,14 +179,14 @@ def test_an_sae_of_another_width_is_refused(donors, tmp_path):
         "--quiet",
         "--brief",
         "--sae-a",
-        tmp_path / "c" / "sae-a",
+        folder / "sae-a",
         "--sae-b",
-        tmp_path / "c" / "sae-b",
+        folder / "sae-b",
     )
     assert given.exit_code == 0, given.stderr
-    swapped = stitch(donors, "--out", tmp_path / "e", "--quiet", "--sae-a", tmp_path / "c" / "sae-b")
+    swapped = stitch(donors, "--out", tmp_path / "e", "--quiet", "--sae-a", folder / "sae-b")
     assert swapped.exit_code == 1 and "reads 48" in swapped.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "d"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d"]
 
 
 def test_missing_models_and_texts_are_named(donors, tmp_path):

@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,15 @@ def test_a_task_that_is_unknown_is_refused_before_a_model_is_looked_for(task, hi
         stitch.evaluate("no/such/model", tasks=task, quiet=True)
 
 
+@pytest.fixture
+def own_tasks_alone(monkeypatch):
+    """Without the 13,000 files of lm-eval's own tasks, which take five seconds to read. The slow tests read them."""
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
+
+
+@pytest.mark.usefixtures("own_tasks_alone")
 def test_the_tasks_of_the_examples_are_read_from_any_working_directory(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     examples = Path(__file__).parent.parent / "examples" / "tasks"
@@ -264,6 +274,7 @@ def test_the_tasks_of_the_examples_are_read_from_any_working_directory(folder, t
     assert {row["documents"] for row in report["results"]} == {24}
 
 
+@pytest.mark.usefixtures("own_tasks_alone")
 def test_a_task_whose_data_are_gone_is_refused_before_a_model_is_loaded(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("stitch.jobs.tasks.load_any", lambda *arguments: pytest.fail("a model was loaded"))
     (tmp_path / "gone.yaml").write_text(TASK.format(name="gone", file="gone.jsonl") + MULTIPLE_CHOICE)

@@ -132,6 +132,16 @@ def test_help_is_quick_and_imports_nothing_heavy(words):
     assert min(seconds) < 0.6, f"help takes {min(seconds):.2f} s of processor time: what do commands import?"
 
 
+def test_a_model_that_is_not_there_is_said_before_anything_heavy_is_imported():
+    code = "import sys, cli; sys.argv = ['stitch', 'inspect', 'absent.gguf']\n"
+    code += "try: cli.main()\nexcept SystemExit as end: print(end.code, *sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    ended, *modules = done.stdout.split()
+    assert ended == "2" and done.stderr.startswith("stitch: no such file or folder: 'absent.gguf'")
+    assert {"torch", "numpy", "transformers"}.isdisjoint(modules)
+
+
 def test_version():
     done = CliRunner().invoke(cli.app, ["--version"])
     assert done.exit_code == 0 and done.stdout.startswith("stitch ") and done.stdout.count("\n") == 1

@@ -44,14 +44,15 @@ V = tiny.VOCABULARY
 SMALL = dict(tokens=4096, held_out=1024, context=32, device="cpu")
 
 
-def chain(*families: str, gauge: bool = False) -> Model:
-    """Two blocks of each family but the last, which has three. Seams have every kind of input."""
+def chain(*families: str, gauge: bool = False, blocks: int = 2) -> Model:
+    """So many blocks of each family but the last, which has one more. Seams have every kind of input."""
     donors = [tiny.model(family) for family in families]
     if gauge:
         donors = [shared_behind_a_gauge(donor) for donor in donors]
-    model, site = donors[0], 2
+    model, site = donors[0], blocks
     for after in donors[1:]:
-        model, site = as_model(compose(model, after, site, 3, everything(model, after, site))), site + 2
+        translation = everything(model, after, site)
+        model, site = as_model(compose(model, after, site, tiny.DEPTH - blocks - 1, translation)), site + blocks
     return model
 
 
@@ -276,10 +277,10 @@ def test_every_part_must_have_plain_attention():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """A composite of three parts, and a text."""
+    """A composite of three parts with one block, one and two, since what a conversion takes grows with them; and a text."""
     folder = tmp_path_factory.mktemp("composites")
     write_text(folder)
-    chain("llama", "gpt2", "qwen2").net.save_pretrained(folder / "three")
+    chain("llama", "gpt2", "qwen2", blocks=1).net.save_pretrained(folder / "three")
     tiny.tokenizer().save_pretrained(folder / "three")
     return folder
 
@@ -300,12 +301,11 @@ def read_back(folder: Path):
 def made(root, tmp_path_factory) -> tuple[Path, dict[str, dict]]:
     folder, text = tmp_path_factory.mktemp("converted"), str(root / "text.jsonl")
     given: dict = dict(text=text, **SMALL)
-    found = {
-        "heads": convert_heads(str(root / "three"), folder / "heads", kv_heads=1, steps=2, **given),
-        "recurrent": convert_recurrent(
-            str(root / "three"), folder / "recurrent", window=4, steps=6, logit_steps=1, **given
-        ),
-    }
+    found = {"heads": convert_heads(str(root / "three"), folder / "heads", kv_heads=1, steps=2, **given)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stitch.conversions.recurrence.recall.TOKENS", 256)
+        recurrent = dict(window=4, steps=6, logit_steps=1)
+        found["recurrent"] = convert_recurrent(str(root / "three"), folder / "recurrent", **recurrent, **given)
     (folder.parent / "note.txt").write_text("Zoe keeps 3 owls and a fox. Zoe: fox.")
     (folder.parent / "queries.txt").write_text(
         "What does Zoe keep? Zoe keeps 3 owls and a fox, said Zoe to the owl of Zoe. "

@@ -51,7 +51,7 @@ def setup_of(model: Model) -> arms.ModelAndText:
 
 @pytest.fixture(scope="module")
 def pico() -> arms.ModelAndText:
-    return setup_of(tiny.model("gpt2"))
+    return setup_of(tiny.model("gpt2", num_hidden_layers=3))
 
 
 @pytest.fixture(scope="module")
@@ -392,8 +392,8 @@ def texts(tmp_path_factory):
     (folder / "queries.txt").write_text("What does Zoe keep? Zoe keeps 3 owls and a fox, said Zoe to the owl of Zoe. ")
     (folder / "empty.txt").write_text("")
     (folder / "long.txt").write_text("word " * 40)
-    tiny.save(folder / "gpt2", "gpt2")
-    tiny.save(folder / "llama", "llama")
+    for family in ("gpt2", "llama"):
+        tiny.save(folder / family, family, num_hidden_layers=2)
     tiny.save(folder / "gemma2", "gemma2")
     return folder
 

@@ -438,11 +438,11 @@ def test_fine_tuning_reduces_the_loss_and_is_applied_to_baselines(tmp_path):
     donor = tiny.save(tmp_path / "llama", "llama", num_hidden_layers=2)
     report = convert_heads(
         str(donor), tmp_path / "out", kv_heads=1, text=str(tmp_path / "text.txt"), tokens=4096, held_out=1024, context=64,
-        steps=30, device="cpu",
+        steps=12, device="cpu",
     )  # fmt: skip
     rows = {row["name"]: row["kl_to_b"] for row in report["results"]}
     for name in ("baseline:mean pooling", "baseline:first head", "baseline:rotate-mean", "null:random"):
-        assert rows[f"{name} + refit, 30 steps"] < rows[f"{name} + refit"]
+        assert rows[f"{name} + refit, 12 steps"] < rows[f"{name} + refit"]
     chosen = report["notes"][0].removeprefix("converted: ").partition(",")[0]
     assert rows["converted"] < rows[chosen]
 

@@ -74,7 +74,7 @@ def test_documents_come_out_in_the_opposite_order(tmp_path):
 
 
 def test_the_command_takes_out_what_consolidate_wrote(tmp_path):
-    donor, text, note = tiny.save(tmp_path / "donor", "gpt2"), write_text(tmp_path), tmp_path / "note.txt"
+    donor, text, note = tiny.save(tmp_path / "donor", "gpt2", n_layer=2), write_text(tmp_path), tmp_path / "note.txt"
     note.write_text("the feature of a model is a layer of the stream and the head is early")
     words = ("--context", note, "--text", text, "--tokens", 4096, "--held-out", 600, "--device", "cpu")
     done = run("consolidate", donor, *words, "--out", tmp_path / "read")

@@ -38,6 +38,8 @@ LLAMA = dict(
 )  # fmt: skip
 NO_BIASES = {name: value for name, value in LLAMA.items() if not name.endswith("_bias")}  # settings of Llamas only
 GPT2 = dict(model_type="gpt2", n_embd=400, n_layer=4, n_head=5, n_positions=planted.POSITIONS, n_inner=64)
+# Prompts fit into the host, so that they are short as well.
+SHORT = {"num_hidden_layers": 3, "max_position_embeddings": 48}
 CIRCUIT = {"heads": {"0": [1], "1": [2]}, "neurons": {}}
 
 
@@ -149,14 +151,16 @@ def test_the_host_is_a_stock_checkpoint(llama: Path):
 @pytest.mark.parametrize(
     ("base", "changes", "count"),
     [
-        pytest.param(LLAMA, {"attention_bias": False, "mlp_bias": False}, 6, id="no biases"),
+        pytest.param(LLAMA | SHORT, {"attention_bias": False, "mlp_bias": False}, 6, id="no biases"),
         pytest.param(
-            LLAMA, {"num_attention_heads": 10, "num_key_value_heads": 5, "head_dim": 64}, 6, id="grouped heads"
+            LLAMA | SHORT, {"num_attention_heads": 10, "num_key_value_heads": 5, "head_dim": 64}, 6, id="grouped heads"
         ),
-        pytest.param(LLAMA, {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3}, 6, id="narrower"),
+        pytest.param(
+            LLAMA | SHORT, {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3}, 6, id="narrower"
+        ),
         # Some of its answers are wrong, so more prompts are needed to compare it with 0.97 of the donor's.
         pytest.param(GPT2, {"n_embd": 160}, 12, id="narrower GPT-2, smaller heads"),
-        pytest.param({**NO_BIASES, "model_type": "qwen2"}, {}, 6, id="Qwen2"),
+        pytest.param({**NO_BIASES, **SHORT, "model_type": "qwen2"}, {}, 6, id="Qwen2"),
     ],
 )
 def test_hosts_of_other_shapes(gpt2: Path, tmp_path: Path, base: dict, changes: dict, count: int):
@@ -317,7 +321,10 @@ def test_a_circuit_without_a_previous_token_head_needs_a_host_with_the_donors_po
     assert graft([GraftRequest(str(gpt2), "induction", alone)], str(config(tmp_path, GPT2)), None, count=8)["grafts"]
     compile_induction(tmp_path / "made", arch="llama", context=80, tokenizer=str(gpt2))
     report = graft(
-        [GraftRequest(str(tmp_path / "made"), "induction")], str(config(tmp_path, LLAMA)), tmp_path / "out", count=16
+        [GraftRequest(str(tmp_path / "made"), "induction")],
+        str(config(tmp_path, LLAMA | SHORT)),
+        tmp_path / "out",
+        count=8,
     )
     assert right(report)["host, grafted"] > 0.99 > 0.01 > right(report)["noise of the same norm"]
 
@@ -350,7 +357,7 @@ def test_a_host_file_that_is_no_config_is_refused(gpt2: Path, tmp_path: Path, te
 
 
 def test_the_command_plans_then_writes_and_does_not_overwrite(gpt2: Path, circuit: Path, tmp_path: Path):
-    host, out = config(tmp_path, LLAMA), tmp_path / "out"
+    host, out = config(tmp_path, LLAMA | SHORT, num_hidden_layers=2), tmp_path / "out"
     arguments = ["graft", str(gpt2), "--behaviour", "induction", "--host", str(host), "--circuit", str(circuit)]
     arguments += ["--out", str(out), "--prompts", "6", "-q"]
     planned = CliRunner().invoke(cli.app, [*arguments, "--dry-run"], env={"COLUMNS": "120"})

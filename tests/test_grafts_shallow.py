@@ -33,6 +33,7 @@ from stitch.models.model import Model
 DEEP = ((2, 1), (4, 2))  # heads of a circuit in a model of six blocks
 BIASED = {"attention_bias": True, "mlp_bias": True}
 WORDS = torch.arange(3, tiny.VOCABULARY)
+LONGEST = 48  # tokens of a prompt, of the 80 that the deep model takes: what a search takes grows with them
 
 
 def pico(family: str) -> Model:
@@ -51,7 +52,7 @@ def deep(tmp_path_factory) -> Model:
 
 @pytest.fixture(scope="module")
 def of(deep: Model) -> Prompts:
-    return make_prompts("induction", deep.tokenizer, count=12, longest=deep.longest)
+    return make_prompts("induction", deep.tokenizer, count=12, longest=LONGEST)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,7 +87,7 @@ def test_blocks_that_do_not_compose_merge_without_loss_and_others_do_not(deep: M
 @torch.no_grad()
 def test_a_planted_circuit_is_found_in_as_many_blocks_as_it_needs(deep: Model, of: Prompts):
     whole = answered(lambda ids: deep.net(ids).logits, of.clean, of)["right"]
-    others = make_prompts("induction", deep.tokenizer, count=48, seed=1, longest=deep.longest)
+    others = make_prompts("induction", deep.tokenizer, count=32, seed=1, longest=LONGEST)
     two = squeeze(deep, of, 2)
     layers = two.layers
     assert len(two.groups) == 2 and layers[2] < layers[4]
@@ -217,7 +218,7 @@ def test_a_host_with_fewer_blocks_than_the_heads_need_is_refused(
     shape = dict(
         hidden_size=320, num_hidden_layers=1, num_attention_heads=5, num_key_value_heads=5, intermediate_size=64
     )
-    path.write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 128, **shape}))
+    path.write_text(json.dumps({"model_type": "llama", "max_position_embeddings": LONGEST, **shape}))
     with pytest.raises(StitchError, match=r"is in 2 blocks, .* rearranged into the 1 of host .* choose a deeper host"):
         graft([GraftRequest(str(deep.folder), "induction")], str(path), tmp_path / "out", count=12)
     assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -125,11 +126,14 @@ def room_of(module: str) -> str:
     return "/".join(parts[:2]) if parts[0] == "stitch" and len(parts) > 1 else parts[0]
 
 
-IMPORTS = [found for path in FILES for found in imports_of(path.read_text(), relative(path))]
+@cache
+def imports() -> list[Import]:
+    """Of all files. Not read on load, which every process of a test run does."""
+    return [found for path in FILES for found in imports_of(path.read_text(), relative(path))]
 
 
 def breaches(room: str, *forbidden: str) -> list[str]:
-    return [str(each) for each in IMPORTS if each.file.startswith(room) and each.package in forbidden]
+    return [str(each) for each in imports() if each.file.startswith(room) and each.package in forbidden]
 
 
 def test_the_reader_of_imports_sees_every_form():
@@ -160,7 +164,7 @@ def module_of(file: str) -> str:
 def climbing() -> list[str]:
     """Imports of a room that is not of a lower rank, each with what to do about it."""
     found = []
-    for each in IMPORTS:
+    for each in imports():
         here, there = room_of(module_of(each.file)), room_of(each.module)
         if each.package not in OURS or here == there or "stitch" in (here, there):
             continue
@@ -189,7 +193,7 @@ def test_imports_go_within_a_room_or_down():
 def test_there_are_few_floors():
     """A room is one floor above the highest room that it imports."""
     below: dict[str, set[str]] = {room: set() for room in RANK}
-    for each in IMPORTS:
+    for each in imports():
         here, there = room_of(module_of(each.file)), room_of(each.module)
         if here in below and there in below and here != there:
             below[here].add(there)
@@ -201,14 +205,16 @@ def test_there_are_few_floors():
 
 def test_an_import_of_a_higher_room_is_found_and_named(monkeypatch):
     wrong = Import("stitch/files/shards.py", 7, "stitch.jobs.join.stitch", False)
-    monkeypatch.setitem(globals(), "IMPORTS", [wrong])
+    monkeypatch.setitem(globals(), "imports", lambda: [wrong])
     (message,) = climbing()
     assert message.startswith("stitch/files/shards.py:7 imports stitch.jobs.join.stitch: stitch/files has rank 1")
 
 
 @pytest.mark.parametrize("library", HOMES)
 def test_a_library_is_imported_in_one_place_only(library):
-    elsewhere = [str(each) for each in IMPORTS if each.package == library and not each.file.startswith(HOMES[library])]
+    elsewhere = [
+        str(each) for each in imports() if each.package == library and not each.file.startswith(HOMES[library])
+    ]
     assert elsewhere == []
 
 
@@ -218,7 +224,7 @@ def test_sae_lens_is_imported_only_inside_functions():
     while True:
         more = {
             each.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-            for each in IMPORTS
+            for each in imports()
             if each.on_load and any(f"{each.module}.".startswith(f"{module}.") for module in loading)
         }
         if more <= loading:
@@ -254,7 +260,7 @@ def test_sae_lens_is_imported_only_inside_functions():
 def test_the_code_that_ships_with_checkpoints_has_no_other_dependencies(file, beside):
     """Except for the files shipped with it, which it must import relatively to find them in a checkpoint."""
     allowed = sys.stdlib_module_names | {"torch", "transformers"}
-    found = [each for each in IMPORTS if each.file == file]
+    found = [each for each in imports() if each.file == file]
     assert found, f"{file} imports nothing: has it moved?"
     others = [each for each in found if each.package not in allowed]
     assert [str(each) for each in others if not each.module.startswith(beside or "-")] == []
@@ -276,7 +282,7 @@ def declared_dependencies() -> tuple[set[str], set[str]]:
 def test_every_import_is_a_declared_dependency():
     core, extra = declared_dependencies()
     undeclared = []
-    for each in IMPORTS:
+    for each in imports():
         name = DISTRIBUTIONS.get(each.package, each.package.replace("_", "-")).lower()
         known = core if each.on_load else core | extra
         if each.package not in sys.stdlib_module_names | OURS and name not in known:

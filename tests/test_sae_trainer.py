@@ -219,7 +219,7 @@ def test_the_result_depends_only_on_the_seed_and_the_callers_random_state_is_unc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_steps_shared_by_threads_are_reproducible(architecture):
     """In batches large enough to be shared; torch adds up the gradient of indexing in the order of the threads."""
-    config = SAEConfig(architecture=architecture, features=256, k=40, steps=10, batch_size=1024)
+    config = SAEConfig(architecture=architecture, features=256, k=40, steps=4, batch_size=1024)
     batches = [{"site": tiny.noise(1024, 32, seed=step)} for step in range(config.steps)]
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -61,7 +61,7 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
                  "translation:permutation+error", "translation:barycentric", "null:look-ups", "null:random-relu",
                  "null:exemplars", "null:rbf", "null:random-topk", "null:no-source", "null:shuffled-matching",
                  "translation:routed", "translation:routed+tables", "null:random-routes",
-                 "null:random-rotation", "null:untrained-sae", "reference:affine-trained"):  # fmt: skip
+                 "null:random-rotation", "null:untrained-sae", "null:untrained-a", "reference:affine-trained"):  # fmt: skip
         assert names.count(name) == 1, name
     fitted = {name.removeprefix("translation:") for name in names if name.startswith("translation:")}
     assert fitted == set(registry.translations()) - set(registry.NATIVE)
@@ -71,6 +71,8 @@ def test_the_report_has_every_row_and_its_numbers_agree(run):
     assert to_line["ce"] == pytest.approx(rows["composite"]["above_line"]) and to_line["ce_low"] < to_line["ce_high"]
     assert to_line["ce_low"] <= to_line["ce"] <= to_line["ce_high"]
     assert rows["translation:affine"]["seam"]["flops"] == 2 * 32 * 48
+    assert rows["null:untrained-a"]["flops"] <= rows["composite"]["flops"]
+    assert ("composite", "null:untrained-a") in [(row["name"], row["minus"]) for row in report["differences"]]
     for row in rows.values():
         if row["name"] != "line":
             assert row["ce_low"] <= row["ce"] <= row["ce_high"]

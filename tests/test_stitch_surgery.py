@@ -270,6 +270,11 @@ def grown(donors, tmp_path_factory) -> tuple[dict, Path]:
     return stitch(shorten(donors, layer=4, layer_b=2), tmp_path_factory.mktemp("grown") / "long")
 
 
+@pytest.fixture(scope="module")
+def plain(donors, tmp_path_factory) -> tuple[dict, Path]:
+    return stitch(shorten(donors, layer_b=4, translation="identity"), tmp_path_factory.mktemp("plain") / "plain")
+
+
 def shorten(donors, **changes):
     return settings(donors["llama"], donors["llama"], donors["text"], native=True, **changes)
 
@@ -342,11 +347,11 @@ def test_activations_of_an_earlier_run_are_used_planned_for_and_change_nothing(r
     assert plans[1].cached == {"files of activations": (count, count)} and plans[1].stages["activations"].flops == 0
 
 
-def test_a_requested_bridge_is_the_one_written(donors, tmp_path):
-    report, folder = stitch(shorten(donors, layer_b=4, translation="identity"), tmp_path / "plain")
+def test_a_requested_bridge_is_the_one_written(plain, donors):
+    report, folder = plain
     assert report["chosen"] == "passthrough"
-    plain = by_hand(load(donors["llama"]), tiny.ids(), REMOVED, Bridge({}))
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(tiny.ids(), use_cache=False).logits, plain)
+    wanted = by_hand(load(donors["llama"]), tiny.ids(), REMOVED, Bridge({}))
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(tiny.ids(), use_cache=False).logits, wanted)
 
 
 def test_with_the_first_layer_above_the_second_blocks_are_repeated(grown):
@@ -414,29 +419,26 @@ def test_the_verdict_is_that_against_the_best_that_costs_no_more(run, grown):
     assert "a" in grown[0]["verdict"]["rivals"] and "b" not in grown[0]["verdict"]["rivals"]
 
 
-def test_a_model_is_not_its_own_rival(donors, tmp_path):
+def test_a_model_is_not_its_own_rival(run, donors, tmp_path):
     """Neither as the row of the bridge that is written, nor as the range that changes least."""
-    shorter = stitch(shorten(donors, layer=2, layer_b=4), tmp_path / "first")[0]["alternatives"][
-        "reference:b-shortened"
-    ]
+    shorter = run[0]["alternatives"]["reference:b-shortened"]
     first, last = map(int, re.findall(r"blocks (\d) to (\d) of 6", shorter)[0])
     assert (first, last) != (2, 3)
-    report, _ = stitch(shorten(donors, layer=first, layer_b=last + 1, translation="identity"), tmp_path / "second")
+    report, _ = stitch(shorten(donors, layer=first, layer_b=last + 1, translation="identity"), tmp_path / "out")
     assert report["chosen"] == "passthrough" and "reference:passthrough" not in report["verdict"]["rivals"]
     rows = {row["name"] for row in report["results"]}
     assert "reference:b-shortened" not in rows and {"reference:own-tables", "reference:passthrough"} <= rows
 
 
-def test_the_null_bridges_other_ranges_as_the_written_one(run, donors, tmp_path):
+def test_the_null_bridges_other_ranges_as_the_written_one(run, plain, donors, tmp_path):
     """Against all bridges of each range, fitted here; where nothing is refitted, against plain removal."""
     assert [other.changed for other in REMOVED.elsewhere] == [range(1, 3), range(3, 5), range(4, 6)]
     assert [other.changed[0] for other in REPEATED.elsewhere] == [0, 1, 3, 4]
     model = load(donors["llama"])
     text = read_windows(shorten(donors, layer_b=4), model, model)
     fitted: tuple[Split, Split] = ("fit", "sweep")
-    plain, _ = stitch(shorten(donors, layer_b=4, translation="identity"), tmp_path / "plain")
     assert run[0]["chosen"] == "down-projections"
-    for report, bridge_of in ((run[0], lambda found: found), (plain, lambda found: {})):
+    for report, bridge_of in ((run[0], lambda found: found), (plain[0], lambda found: {})):
         nats = []
         for other in REMOVED.elsewhere:
             folder = tmp_path / other.in_words

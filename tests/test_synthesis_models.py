@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import cli
 from stitch.errors import StitchError, UsageError
 from stitch.internals.positions import offset_head
+from stitch.synthesis import compile as compile_module
 from stitch.synthesis import kinds
 from stitch.synthesis.automata.automaton import Automaton
 from stitch.synthesis.automata.read import from_description
@@ -36,6 +37,14 @@ A5 = {
     "start": "0",
     "outputs": {str(q): str(q) for q in range(5)},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_first_certificates():
+    """Compiling certifies; most tests here do it again, on a number of tokens of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compile_module, "FIRST_TOKENS", 1_000)
+        yield
 
 
 def random_automaton(generator: random.Random, states: int = 16, symbols: int = 8) -> Automaton:

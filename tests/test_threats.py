@@ -613,13 +613,13 @@ def test_names_make_no_markup_in_a_notebook():
 def test_no_card_or_report_holds_the_token(tmp_path, monkeypatch):
     secret = "hf_" + "s" * 34
     monkeypatch.setenv("HF_TOKEN", secret)
-    donor, text = tiny.save(tmp_path / "donor", "llama"), jobs.write_text(tmp_path)
+    donor, text = tiny.save(tmp_path / "donor", "llama", num_hidden_layers=1), jobs.write_text(tmp_path)
     stitch.convert.heads(
         str(donor),
         kv_heads=1,
         text=str(text),
         tokens=4096,
-        held_out=4096,
+        held_out=1024,
         context=32,
         out=tmp_path / "out",
         quiet=True,

@@ -14,7 +14,8 @@ KINDS = ("translation", "reference", "ceiling", "null")  # models first; floors 
 def draw(lines: list[dict]) -> Figure:
     """Rows are in the order of the first direction in both panels: models, then by kind, best first."""
     first, *_ = DIRECTIONS
-    rows = [line for line in lines if line["kind"] == "row" and "ce_low" in line[first] and _kind(line) in ("", *KINDS)]
+    lines = [line for line in lines if line["kind"] == "row"]
+    rows = [line for line in lines if line[first]["ce_low"] is not None and _kind(line) in ("", *KINDS)]
     rows.sort(key=lambda line: (("", *KINDS).index(_kind(line)), line[first]["ce"] if _kind(line) else 0))
     bound = next(line for line in lines if line["name"] == "line")
     figure, axes = panels(1, len(DIRECTIONS), 6.2, sharey=True)

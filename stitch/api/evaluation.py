@@ -151,6 +151,9 @@ def inspect(
 
 
 def _described(name: str) -> Result:
+    from stitch.models.sources import look_ahead
+
+    look_ahead(name)  # before torch is imported, which takes seconds
     from stitch.models.describe import describe
 
     facts = describe(name)

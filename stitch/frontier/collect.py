@@ -10,15 +10,16 @@ from stitch.frontier.alternative import Alternative, Means
 from stitch.frontier.own_tables import own_tables
 from stitch.frontier.shortened import shortened
 from stitch.frontier.skips import a_exit, b_skip
+from stitch.frontier.untrained import untrained_a
 from stitch.models.model import Model
 
 
 def alternatives(
-    a: Model, b: Model, onto: int, chosen: str, means: Means, wants: Callable[[str], bool],
+    a: Model, b: Model, sites: tuple[int, int], chosen: str, means: Means, wants: Callable[[str], bool],
     reading: Mapping[str, Model] = MappingProxyType({}),
 ) -> dict[str, Alternative]:  # fmt: skip
-    """The alternatives that `wants` accepts, to a composite that ends in B's blocks from `onto` on and has the translation
-    `chosen`. Those that cannot keep within its cost are left out.
+    """The alternatives that `wants` accepts, to a composite of A up to the first of `sites` and B from the second on, which has
+    the translation `chosen`. Those that cannot keep within its cost are left out.
 
     Where both models are the same, the composite itself skips blocks of B: `reference:b-skip` is left out, as is the second
     `own-tables`. Where they read different tokens, `reading` has B retokenised, by row name: the first of them is what blocks
@@ -30,7 +31,8 @@ def alternatives(
         "reference:a-own-tables": lambda: None if a is b else own_tables(a, means),
         "reference:b-shortened": lambda: shortened(whole_b, means),
         "reference:a-exit": lambda: a_exit(a, means),
-        "reference:b-skip": lambda: None if a is b else b_skip(whole_b, onto, chosen, means),
+        "reference:b-skip": lambda: None if a is b else b_skip(whole_b, sites[1], chosen, means),
+        "null:untrained-a": lambda: untrained_a(a, b, sites, chosen, means),
         **{name: lambda model=model: retokenized(model, means) for name, model in reading.items()},
     }
     found = {name: one for name, make in made.items() if wants(name) and (one := make()) is not None}

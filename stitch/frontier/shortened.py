@@ -12,7 +12,7 @@ from stitch.composite.splice import Splice
 from stitch.composite.surgery import Bridge, bridged, why_not_foldable
 from stitch.evaluation.scores import whole_model
 from stitch.frontier.alternative import Alternative, Means
-from stitch.frontier.skips import AFFINE, skip
+from stitch.frontier.skips import AFFINE, joined
 from stitch.models.flops import block_flops
 from stitch.models.model import Model
 from stitch.text.documents import Split
@@ -36,7 +36,7 @@ def shortened(model: Model, means: Means) -> Alternative | None:
     made = f"{model.name} without blocks {start} to {stop - 1} of {model.depth}"
     unread = model.last_site < model.depth  # a bridge is fitted on the last stream as well
     if unread or why_not_foldable(model, start, stop, means.memory) is not None:
-        return skip(model, start, stop, AFFINE, f"{made}, an affine map in their place", means)
+        return joined(model, model, start, stop, AFFINE, f"{made}, an affine map in their place", means)
     splice = Splice(model.depth, start, stop)
     short = bridged(model, splice, _bridge(model, splice, means))
     return Alternative(made, whole(short, means.context), whole_model(short.net))

@@ -1,6 +1,9 @@
 """Alternatives that run a model's first blocks and skip some of the others: `reference:a-exit` and `reference:b-skip`."""
 
-from stitch.activations.harvest import harvest, windows_per_shard
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.compose import compose
 from stitch.composite.costs import early, late, of_translation
@@ -11,6 +14,7 @@ from stitch.modeling.modeling_composite import StitchConfig
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
 from stitch.text.documents import Split
+from stitch.text.windows import Windows
 from stitch.translation import rows as registry
 from stitch.translation.available import earlier_sites, free_inputs
 from stitch.translation.fit import LEAST_SQUARES_TOKENS, Evidence, Options, translate
@@ -35,7 +39,7 @@ def a_exit(model: Model, means: Means) -> Alternative | None:
     if site is None:
         return None
     made = f"{model.name} with an exit after {site} of {model.depth} blocks"
-    return skip(model, site, model.depth, AFFINE, made, means)
+    return joined(model, model, site, model.depth, AFFINE, made, means)
 
 
 def b_skip(model: Model, onto: int, row: str, means: Means) -> Alternative | None:
@@ -49,7 +53,7 @@ def b_skip(model: Model, onto: int, row: str, means: Means) -> Alternative | Non
     if site is None:
         return None
     made = f"{model.name} without blocks {site} to {onto - 1} ({registry.row(row).short})"
-    return skip(model, site, onto, row, made, means)
+    return joined(model, model, site, onto, row, made, means)
 
 
 def last_site_within(model: Model, onto: int, row: str, means: Means) -> int | None:
@@ -67,41 +71,53 @@ def without_features(row: str) -> str:
     return name if name in found else AFFINE
 
 
-def skip(model: Model, site: int, onto: int, row: str, made: str, means: Means) -> Alternative | None:
-    """The model joined to itself, with tables cut and packed to the bytes that the composite leaves.
+def joined(a: Model, b: Model, site: int, onto: int, row: str, made: str, means: Means) -> Alternative | None:
+    """A up to `site` and B from `onto` on, which may be one model, with tables cut and packed to the bytes that the composite
+    leaves.
 
-    None where its blocks from `onto` on cannot run alone.
+    None where B's blocks from `onto` on cannot run alone.
     """
-    if not can_be_cut(model, onto):
+    if not can_be_cut(b, onto):
         return None
-    halves = early(model, site, means.context) + late(model, onto, means.context)
-    translation = pack(
-        _fit(model, site, onto, row, means), means.limit.bytes - halves.bytes, means.windows["fit"].ids,
-        model.vocabulary, model.dtype,
-    )  # fmt: skip
-    cost = halves + of_translation(translation, model, model, site)
-    return Alternative(made, cost, whole_model(compose(model, model, site, onto, translation)))
+    halves = early(a, site, means.context) + late(b, onto, means.context)
+    means.scratch.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=means.scratch) as folder:
+        fitted = _fitted(a, b, row, _paired(a, b, site, onto, row, means, Path(folder)), means)
+    translation = pack(fitted, means.limit.bytes - halves.bytes, means.windows["fit"].ids, b.vocabulary, b.dtype)
+    cost = halves + of_translation(translation, a, b, site)
+    return Alternative(made, cost, whole_model(compose(a, b, site, onto, translation)))
 
 
-def _fit(model: Model, site: int, onto: int, row: str, means: Means) -> Translation:
-    """The translation `row` from the model's stream at `site` to that at `onto`, fitted as the composite's."""
-    read = sorted({site, onto, *(earlier_sites(site, blocks_before_last_part(model.config)) if row != AFFINE else ())})
+def _paired(
+    a: Model, b: Model, site: int, onto: int, row: str, means: Means, folder: Path
+) -> dict[Split, Paired]:  # fmt: skip
+    """A's streams up to `site` as far as `row` reads them, and B's at `onto`."""
+    read = sorted({site, *(earlier_sites(site, blocks_before_last_part(a.config)) if row != AFFINE else ())})
+    # A shard has as many windows of either model: they are read side by side.
+    per_shard = windows_per_shard(means.context, (len(read) + 1) * max(a.width, b.width), a.dtype, means.memory)
     splits: tuple[Split, ...] = ("fit", "sweep")
-    per_shard = windows_per_shard(means.context, len(read) * model.width, model.dtype, means.memory)
     paired: dict[Split, Paired] = {}
     for split in splits:
-        folder = means.scratch / f"{site}-to-{onto}-{split}"
         windows = means.windows[split].first(LEAST_SQUARES_TOKENS) if row == AFFINE else means.windows[split]
-        found = harvest(model, windows, read, folder, per_shard=per_shard, progress=means.progress)
-        paired[split] = pair(found, found, site, onto)
-    inputs: dict[str, Input] = {"x": Stream(site)}
+
+        def streams(model: Model, sites: list[int], place: Path, windows: Windows = windows) -> Activations:
+            return harvest(model, windows, sites, place, per_shard=per_shard, progress=means.progress)
+
+        of_a = streams(a, [*read, onto] if a is b else read, folder / f"{split}-a")
+        paired[split] = pair(of_a, of_a if a is b else streams(b, [onto], folder / f"{split}-b"), site, onto)
+    return paired
+
+
+def _fitted(a: Model, b: Model, row: str, paired: dict[Split, Paired], means: Means) -> Translation:
+    """The translation `row` from A's stream to B's, fitted as the composite's."""
+    fit = paired["fit"]
+    inputs: dict[str, Input] = {"x": Stream(fit.site_a)}
     if row != AFFINE:
-        texts = paired["fit"].b.windows, paired["sweep"].b.windows
-        tokens = token_tables(model, model, *texts, onto, means.progress)
-        inputs = free_inputs(model, model, paired["fit"], tokens)
+        tokens = token_tables(a, b, fit.b.windows, paired["sweep"].b.windows, fit.site_b, means.progress)
+        inputs = free_inputs(a, b, fit, tokens)
     evidence = Evidence(
-        fit=paired["fit"], held_out=paired["sweep"], inputs=inputs,
-        first=paired["fit"].b.read(0, onto)[0, 0].float(), vocabulary=model.vocabulary,
+        fit=fit, held_out=paired["sweep"], inputs=inputs,
+        first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.vocabulary,
     )  # fmt: skip
     options = Options(
         ngrams=means.ngrams, routes=means.routes, seed=means.seed, chunk=CHUNK, memory=means.memory

@@ -195,7 +195,7 @@ def _make(
             progress=progress,
         )  # fmt: skip
         rivals = alternatives(
-            a, b, settings.layer_b, chosen, means, settings.wants, reading=across.whole if across else {}
+            a, b, settings.sites, chosen, means, settings.wants, reading=across.whole if across else {}
         )
     with clock.stage("evaluation"):
         composite = compose(a, b, *settings.sites, written)

@@ -257,16 +257,19 @@ class JoinWork:
             "reference:a-own-tables": lambda: Work() if ends.same else own_tables(self.machine, a, text),
             "reference:b-shortened": lambda: cut(self.machine, b, text),
             "reference:a-exit": lambda: cut(self.machine, a, text),
-            "reference:b-skip": lambda: Work() if ends.same else self.b_skip(),
+            "reference:b-skip": lambda: Work() if ends.same else self.joined_again("b", ends.early_b),
+            "null:untrained-a": lambda: (
+                self.joined_again("a", ends.early_a) + self.machine.forward("b", text.fit * ends.early_b)
+            ),
         }
         for name, make in made.items():
             total += make() if self.settings.wants(name) else Work()
         return total
 
-    def b_skip(self) -> Work:
-        """The composite's kind of translation again, from B's own blocks."""
+    def joined_again(self, name: str, early: float) -> Work:
+        """The composite's kind of translation again, from other first blocks, those of a model called `name` in the rates."""
         reads = self.there(registry.row("translation:affine+free+tables").reads)
-        passes = self.machine.forward("b", (self.fit + self.held_out + self.ids) * self.ends.early_b)
+        passes = self.machine.forward(name, (self.fit + self.held_out + self.ids) * early)
         sample = min(self.fit, LEAST_SQUARES_TOKENS) + self.held_out
         tables = counts.added_to_tables(self.machine, self.fit + self.held_out, 3, self.ends.width_b)
         return passes + self.moments([reads], sample) + self.solved(reads) + self.residuals(reads) + tables

@@ -38,7 +38,7 @@ def rivals(model: Model, splice: Splice, chosen: str, means: Means) -> dict[str,
     if splice.removes:
         wanted |= {EXIT} if exit_is_small(model, splice, means) else set()
         wanted |= set() if is_least_change(model, splice, means) else {SHORTENED}
-    found = alternatives(model, model, splice.late, chosen, means, wanted.__contains__)
+    found = alternatives(model, model, (splice.early, splice.late), chosen, means, wanted.__contains__)
     tables = tables_within(model, means)
     made = {**({} if tables is None else {TABLES: tables}), **found}
     return {row: one for row, one in made.items() if one.cost.within(means.limit)}

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
 from sae.json_file import faults
-from stitch.modeling.modeling_composite import StitchConfig
 from stitch.models.config_file import Blocks, Count, Id, ModelConfig, Size
 
 Path = Annotated[str, Field(strict=True, pattern=r"^(\w+(\.\w+)*)?$", max_length=300)]  # to a module
@@ -122,6 +121,9 @@ class _Composite(BaseModel):
 
 
 def is_composite(config: Mapping[str, Any]) -> bool:
+    """It is asked of a config that was read, so a model that is not there is refused before torch is imported here."""
+    from stitch.modeling.modeling_composite import StitchConfig
+
     return config.get("model_type") == StitchConfig.model_type
 
 

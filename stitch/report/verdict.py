@@ -1,5 +1,7 @@
 """The verdict on a composite in one sentence: on the frontier, level with an alternative, or dominated by one."""
 
+from stitch.translation.rows import ROWS
+
 
 def verdict_sentence(report: dict) -> str:
     """The sentence that a report begins with, made from its "verdict", "alternatives" and "models".
@@ -7,7 +9,7 @@ def verdict_sentence(report: dict) -> str:
     Where a model wrote the text that decides, the sentence says so first: it is the best of all on that.
     """
     written = report.get("provenance", {}).get("text", {}).get("written")
-    return (f"On text that {written['model']} wrote: " if written else "") + _sentence(report)
+    return (f"On text that {written['model']} wrote: " if written else "") + _sentence(report) + _not_tried(report)
 
 
 def _sentence(report: dict) -> str:
@@ -24,6 +26,17 @@ def _sentence(report: dict) -> str:
     if found["status"] == "dominated":
         return f"Dominated: {name} is better {nats} {price}."
     return f"On the frontier: the best alternative with at most its FLOPs and bytes is worse {nats}. It is {name}, {price}."
+
+
+def _not_tried(report: dict) -> str:
+    """The alternatives that `--brief` left out, where one of them might change the verdict."""
+    is_brief = report.get("provenance", {}).get("settings", {}).get("brief")
+    if not is_brief or report["verdict"].get("status") == "dominated":
+        return ""
+    same = report["models"]["a"] == report["models"]["b"]
+    rows = [row for row in ROWS if same or not row.one_model]
+    names = [row.name for row in rows if row.alternative and not row.brief and not row.across_tokenizers]
+    return f" Not tried, because of --brief: {', '.join(names)}."
 
 
 def named(row: str, report: dict) -> str:

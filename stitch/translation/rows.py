@@ -216,7 +216,7 @@ def _alternatives() -> list[Row]:
             help="The same with A: its first blocks replaced by n-gram tables. No B.",
         ),
         row(
-            "b-shortened", costs="nothing",
+            "b-shortened", brief=True, costs="nothing",
             help="B without some neighbouring blocks, with the gap bridged in closed form. No A.",
         ),
         row(
@@ -266,6 +266,11 @@ def _nulls() -> list[Row]:
             "no-source", "affine+free+tables",
             "Look-ups and n-gram tables without A: what B and the tables know of the text on their own.",
             *LOOK_UPS, made_by=TABLES, base="null:look-ups", headline=True, alternative=True, brief=True,
+        ),
+        Row(
+            name="null:untrained-a", headline=True, alternative=True, costs="the translation's",
+            help="The composite with an A whose weights are drawn at random, and the same kind of translation, fitted to it. "
+            "What the composite gains on this row is due to what A learnt.",
         ),
         null(
             "random-routes", "routed",
