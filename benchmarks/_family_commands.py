@@ -68,7 +68,7 @@ READERS = (
 )
 LESS: dict[str, int] = {
     **{f"{place}.LEAST_TOKENS": TOKENS for place in READERS}, "stitch.conversions.donor.LONGEST_CONTEXT": LONGEST,
-    "stitch.conversions.recurrence.recall.TOKENS": 256, "stitch.jobs.shorten.DRAWS": 1,
+    "stitch.conversions.recurrence.recall.TOKENS": 256, "stitch.jobs.other_ranges.DRAWS": 1,
     "stitch.jobs.stages.LEAST_HELD_OUT": 8,
 }  # fmt: skip
 EDITS = ("converted", "baseline:closed form")  # of the eight that `convert consolidate` compares

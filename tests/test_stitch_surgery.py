@@ -5,6 +5,7 @@ changes are refused.
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
+from heard import Heard
 from jobs import settings, write_text
 from stitch.activations.harvest import Activations, harvest
 from stitch.composite.bridges import fit_bridges, sites_of
@@ -37,6 +39,8 @@ from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.regression.moments import accumulate
 from stitch.regression.prior import ridge_towards
+from stitch.report.card import table
+from stitch.report.verdict import verdict_sentence
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
 
@@ -250,9 +254,25 @@ def donors(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def run(donors, tmp_path_factory) -> tuple[dict, Path]:
+def heard() -> Heard:
+    """What `run` tells of its progress."""
+    return Heard()
+
+
+@pytest.fixture(scope="module")
+def run(donors, heard, tmp_path_factory) -> tuple[dict, Path]:
     out = tmp_path_factory.mktemp("run") / "short"
-    return stitch(shorten(donors, layer=2, layer_b=4), out)
+    return stitch(shorten(donors, layer=2, layer_b=4), out, progress=heard)
+
+
+@pytest.fixture(scope="module")
+def grown(donors, tmp_path_factory) -> tuple[dict, Path]:
+    return stitch(shorten(donors, layer=4, layer_b=2), tmp_path_factory.mktemp("grown") / "long")
+
+
+@pytest.fixture(scope="module")
+def plain(donors, tmp_path_factory) -> tuple[dict, Path]:
+    return stitch(shorten(donors, layer_b=4, translation="identity"), tmp_path_factory.mktemp("plain") / "plain")
 
 
 def shorten(donors, **changes):
@@ -267,6 +287,7 @@ def test_the_report_has_every_bridge_beside_removal_replaceme_adapters_and_null(
     assert set(list(rows)[3:]) == {
         "translation:down-projection", "translation:down-projections", "translation:affine", "translation:affine+token",
         "reference:passthrough", "reference:replaceme", "reference:replaceme-relative", "reference:linear-patch",
+        "reference:own-tables", "reference:b-shortened", "reference:a-exit",
         "null:shuffled-down-projection", "null:random-range",
     }  # fmt: skip
     assert rows["translation:down-projection"]["kl_to_b"] < rows["reference:replaceme"]["kl_to_b"]
@@ -274,6 +295,7 @@ def test_the_report_has_every_bridge_beside_removal_replaceme_adapters_and_null(
     assert report["native"]["blocks"] == 4 and report["native"]["of"] == 6
     compared = {(item["name"], item["minus"]) for item in report["differences"]}
     assert {("reference:passthrough", "composite"), ("reference:replaceme", "composite")} <= compared
+    assert {("null:random-range", "composite"), ("composite", "reference:own-tables")} <= compared
     card = (folder / "README.md").read_text()
     assert "trust_remote_code" not in card and "without blocks 2 to 3" in card
     assert all(row in card for row in rows)
@@ -321,18 +343,19 @@ def test_activations_of_an_earlier_run_are_used_planned_for_and_change_nothing(r
     assert found[1]["reused"] == {"activations": count} and count > 0
     with planning() as plans:
         stitch(shorten(donors, layer=2, layer_b=4), tmp_path / "third", store=Store(tmp_path / "store"))
+    assert set(plans[1].stages) == set(report["seconds"]) - {"load"}
     assert plans[1].cached == {"files of activations": (count, count)} and plans[1].stages["activations"].flops == 0
 
 
-def test_a_requested_bridge_is_the_one_written(donors, tmp_path):
-    report, folder = stitch(shorten(donors, layer_b=4, translation="identity"), tmp_path / "plain")
+def test_a_requested_bridge_is_the_one_written(plain, donors):
+    report, folder = plain
     assert report["chosen"] == "passthrough"
-    plain = by_hand(load(donors["llama"]), tiny.ids(), REMOVED, Bridge({}))
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(tiny.ids(), use_cache=False).logits, plain)
+    wanted = by_hand(load(donors["llama"]), tiny.ids(), REMOVED, Bridge({}))
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(tiny.ids(), use_cache=False).logits, wanted)
 
 
-def test_with_the_first_layer_above_the_second_blocks_are_repeated(donors, tmp_path):
-    report, folder = stitch(shorten(donors, layer=4, layer_b=2), tmp_path / "long")
+def test_with_the_first_layer_above_the_second_blocks_are_repeated(grown):
+    report, folder = grown
     rows = {row["name"]: row for row in report["results"]}
     assert report["native"]["order"] == [0, 1, 2, 3, 2, 3, 4, 5] == REPEATED.order
     assert report["native"]["change"] == "with blocks 2 to 3 twice" and report["native"]["weights_added"] > 0
@@ -342,17 +365,98 @@ def test_with_the_first_layer_above_the_second_blocks_are_repeated(donors, tmp_p
     assert "with blocks 2 to 3 twice" in (folder / "README.md").read_text()
 
 
-def test_the_null_removes_or_repeats_as_many_blocks_elsewhere(run, donors):
-    report, _ = run
-    model = load(donors["llama"])
+def stored(folder: Path) -> tuple[int, int]:
+    """Numbers and bytes of the tensors in a checkpoint."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+    return sum(one.numel() for one in tensors), sum(one.numel() * one.element_size() for one in tensors)
+
+
+def test_every_row_has_its_costs_and_the_written_one_those_of_its_files(run, grown, donors):
+    """The embedding is tied to the head, and is stored once; blocks that run twice are stored twice."""
+    for (report, folder), blocks in ((run, 4), (grown, 8)):
+        rows = {row["name"]: row for row in report["results"]}
+        assert all(row["flops"] > 0 < row["bytes_read"] for row in rows.values())
+        written, whole = rows["composite"], rows["a"]
+        assert (written["parameters"], written["bytes"]) == stored(folder)
+        assert (whole["parameters"], whole["bytes"]) == stored(donors["llama"])
+        each = (whole["flops"] - 2 * tiny.VOCABULARY * 40) / 6  # the head is a product of vocabulary × width
+        assert written["flops"] == pytest.approx(blocks * each + 2 * tiny.VOCABULARY * 40)
+        assert rows["null:random-range"]["bytes"] == written["bytes"]
+        assert rows["reference:linear-patch"]["flops"] == written["flops"] + 2 * 40 * 40
+        assert rows["translation:affine"]["bytes"] > written["bytes"]
+        header, cells, _ = table(report)
+        assert header[-4:] == ["MFLOP", "M param.", "MB", "MB read"] and all(all(row[-4:]) for row in cells)
+
+
+def test_the_verdict_is_that_against_the_best_that_costs_no_more(run, grown):
+    for report, folder in (run, grown):
+        rows = {row["name"]: row for row in report["results"]}
+        limit = rows["composite"]
+        models = {"a", "reference:passthrough", "reference:replaceme", "reference:replaceme-relative"}
+        models |= {"reference:linear-patch", "reference:own-tables", "reference:b-shortened", "reference:a-exit"} & set(
+            rows
+        )
+        cheap = [
+            name for name in models - {f"reference:{report['chosen']}"}
+            if rows[name]["flops"] <= limit["flops"] and rows[name]["bytes"] <= limit["bytes"]
+        ]  # fmt: skip
+        found = report["verdict"]
+        assert found["rivals"] == sorted(cheap, key=lambda name: rows[name]["ce"])
+        best = rows[found["rivals"][0]]
+        assert found["row"] == best["name"] and found["ce"] == pytest.approx(limit["ce"] - best["ce"])
+        assert found["flops"] == pytest.approx(best["flops"] / limit["flops"]) and found["bytes"] <= 1
+        paired = {
+            frozenset((one["name"], one["minus"])): sorted(abs(one[end]) for end in ("ce_low", "ce_high"))
+            for one in report["differences"]
+        }
+        ends = sorted(abs(found[end]) for end in ("ce_low", "ce_high"))
+        assert ends == pytest.approx(paired[frozenset(("composite", best["name"]))])
+        sentence = verdict_sentence(report)
+        assert best["name"] in sentence and f"{found['flops']:.2f} of its FLOPs" in sentence
+        assert sentence in (folder / "README.md").read_text() and sentence in (folder / "report.html").read_text()
+    assert "reference:own-tables" in run[0]["verdict"]["rivals"] and "a" not in run[0]["verdict"]["rivals"]
+    assert "a" in grown[0]["verdict"]["rivals"] and "b" not in grown[0]["verdict"]["rivals"]
+
+
+def test_a_model_is_not_its_own_rival(run, donors, tmp_path):
+    """Neither as the row of the bridge that is written, nor as the range that changes least."""
+    shorter = run[0]["alternatives"]["reference:b-shortened"]
+    first, last = map(int, re.findall(r"blocks (\d) to (\d) of 6", shorter)[0])
+    assert (first, last) != (2, 3)
+    report, _ = stitch(shorten(donors, layer=first, layer_b=last + 1, translation="identity"), tmp_path / "out")
+    assert report["chosen"] == "passthrough" and "reference:passthrough" not in report["verdict"]["rivals"]
+    rows = {row["name"] for row in report["results"]}
+    assert "reference:b-shortened" not in rows and {"reference:own-tables", "reference:passthrough"} <= rows
+
+
+def test_the_null_bridges_other_ranges_as_the_written_one(run, plain, donors, tmp_path):
+    """Against all bridges of each range, fitted here; where nothing is refitted, against plain removal."""
     assert [other.changed for other in REMOVED.elsewhere] == [range(1, 3), range(3, 5), range(4, 6)]
     assert [other.changed[0] for other in REPEATED.elsewhere] == [0, 1, 3, 4]
-    text = read_windows(shorten(donors, layer_b=4), model, model)["report"]
-    rows = {other.in_words: whole_model(with_blocks(model, other.order).net) for other in REMOVED.elsewhere}
-    scores = evaluate(rows, text, vocabulary=tiny.VOCABULARY)
-    expected = sum(found.ce for found in scores.values()) / 3
-    found = next(row for row in report["results"] if row["name"] == "null:random-range")
-    assert found["ce"] == pytest.approx(expected, abs=1e-6)
+    model = load(donors["llama"])
+    text = read_windows(shorten(donors, layer_b=4), model, model)
+    fitted: tuple[Split, Split] = ("fit", "sweep")
+    assert run[0]["chosen"] == "down-projections"
+    for report, bridge_of in ((run[0], lambda found: found), (plain[0], lambda found: {})):
+        nats = []
+        for other in REMOVED.elsewhere:
+            folder = tmp_path / other.in_words
+            streams: dict[Split, Activations] = {
+                split: harvest(model, text[split], sites_of(other), folder / split) for split in fitted
+            }
+            found = bridge_of(fit_bridges(model, other, streams, memory=2**28))
+            last = found.get("translation:down-projections") or found.get("translation:down-projection") or Bridge({})
+            rows = {"other": whole_model(bridged(model, other, last).net)}
+            nats.append(evaluate(rows, text["report"], vocabulary=tiny.VOCABULARY)["other"].ce)
+        null = next(row for row in report["results"] if row["name"] == "null:random-range")
+        assert null["ce"] == pytest.approx(sum(nats) / 3, abs=1e-6)
+        assert report["native"]["other_ranges"] == [other.in_words for other in REMOVED.elsewhere]
+
+
+def test_the_tables_of_adapters_and_the_null_are_heard_of(run, heard):
+    splits = [f"moments of adapters on the {split} split (chunks, at most)" for split in ("fit", "sweep")]
+    heard.require([*splits, "bridges of other ranges (ranges)"])
 
 
 def test_a_bridge_is_fitted_on_less_text_than_a_stitch_by_default(donors):

@@ -80,9 +80,7 @@ def fit_bridges(
     if patch is not None:
         bridges["reference:linear-patch"] = Bridge({}, patch=patch)
     if splice.expected < splice.depth:
-        after = _Place(splice.seam, splice.expected + 1, first)
-        fit, sweep = (evidence.moments(split, after, ALONE) for split in FITTED)
-        bridges["translation:down-projections"] = evidence.refitted(after, fit, sweep)
+        bridges["translation:down-projections"] = _block_after(evidence, first)
     return bridges
 
 
@@ -91,10 +89,34 @@ def fit_down_projection(
     model: Model, splice: Splice, streams: Mapping[Split, Activations], *, memory: int, progress: Progress | None = None
 ) -> Bridge:
     """The bridge `translation:down-projection` alone; the arguments are those of `fit_bridges`."""
+    return fit_bridge("translation:down-projection", model, splice, streams, memory=memory, progress=progress)
+
+
+@torch.no_grad()
+def fit_bridge(
+    row: str,
+    model: Model,
+    splice: Splice,
+    streams: Mapping[Split, Activations],
+    *,
+    memory: int,
+    progress: Progress | None = None,
+) -> Bridge:
+    """The bridge of one row that folds into the weights, as `fit_bridges` fits it; the other arguments are the same.
+
+    Where no block follows the seam, `down-projections` is `down-projection`.
+    """
+    if row == "reference:passthrough":
+        return Bridge({})
     evidence = _Evidence(model, splice, streams, memory, 0, progress)
-    place = _Place(splice.seam - 1, splice.expected, Bridge({}))
-    fit, sweep = (evidence.moments(split, place, ALONE) for split in FITTED)
-    return evidence.refitted(place, fit, sweep)
+    before = _Place(splice.seam - 1, splice.expected, Bridge({}))
+    is_map = row.startswith("reference:replaceme")
+    fit, sweep = (evidence.moments(split, before, PRODUCTS if is_map else ALONE) for split in FITTED)
+    if is_map:
+        return _replace_me(evidence, before, fit, sweep)[row]
+    first = evidence.refitted(before, fit, sweep)
+    has_next = row == "translation:down-projections" and splice.expected < splice.depth
+    return _block_after(evidence, first) if has_next else first
 
 
 @dataclass(frozen=True)
@@ -136,6 +158,13 @@ class _Evidence:
         pieces = ((one.neurons @ found.weight, one.gap, one.goal) for one in self.seen("fit", place))
         gain = fit_gain(pieces, seed)
         return dataclasses.replace(bridge, gains={**bridge.gains, place.block: gain})
+
+
+def _block_after(evidence: _Evidence, first: Bridge) -> Bridge:
+    """The bridge `first`, and then the block after the seam refitted in the same way."""
+    after = _Place(evidence.splice.seam, evidence.splice.expected + 1, first)
+    fit, sweep = (evidence.moments(split, after, ALONE) for split in FITTED)
+    return evidence.refitted(after, fit, sweep)
 
 
 def _replace_me(evidence: _Evidence, place: _Place, fit: Moments, sweep: Moments) -> dict[str, Bridge]:

@@ -4,7 +4,7 @@ A bridge consists of new down projections (see stitch/composite/bridges.py for h
 parts that its family has.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,12 @@ from stitch.translation.rows import NATIVE
 
 # Translations that fold into the weights, and their rows.
 TRANSLATIONS = {name: f"translation:{name}" for name in NATIVE}
+PUBLISHED = {
+    "reference:passthrough": "nothing refitted",
+    "reference:replaceme": "bridged by ReplaceMe",
+    "reference:replaceme-relative": "bridged by ReplaceMe with tokens weighed",
+    "reference:linear-patch": "bridged by LinearPatch",
+}
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,11 @@ def _patched(args: tuple, kwargs: dict, patch: Tensor) -> tuple[tuple, dict]:
     if args:
         return (args[0] @ patch, *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": kwargs["hidden_states"] @ patch}
+
+
+def in_words(model: Model, splice: Splice, bridges: Iterable[str]) -> dict[str, str]:
+    """What the bridges that others have published make of the model, by row name."""
+    return {row: f"{model.name} {splice.in_words}, {how}" for row, how in PUBLISHED.items() if row in bridges}
 
 
 def described(bridges: Mapping[str, Bridge]) -> dict[str, dict]:

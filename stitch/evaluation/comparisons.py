@@ -1,6 +1,6 @@
 """How the rows of a report compare: the verdict, their order, the line between both models, and paired differences."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from stitch.composite.costs import Cost, Costs
 from stitch.evaluation.scores import Scores
@@ -20,14 +20,16 @@ def ranked(scores: dict[str, Scores]) -> list[str]:
     ]
 
 
-def verdict(scores: Mapping[str, Scores], costs: Mapping[str, Cost]) -> dict:
+def verdict(scores: Mapping[str, Scores], costs: Mapping[str, Cost], *, itself: Collection[str] = ()) -> dict:
     """How the composite compares with the best alternative that takes no more FLOPs and no more bytes on disk.
 
     `status` is "dominated" where the alternative is better and the paired 95 % interval of the difference is clear of zero,
     "frontier" where the composite is better in that sense, and "level" in between. `rivals` are all alternatives within the
-    composite's cost, best first; where there is none, the composite is on the frontier by its cost alone.
+    composite's cost, best first; where there is none, the composite is on the frontier by its cost alone. Rows of `itself` are
+    the composite, or another name of a row.
     """
-    names = [row.name for row in registry.ROWS if row.alternative and row.name in scores and row.name in costs]
+    known = [row.name for row in registry.ROWS if row.alternative and row.name in scores and row.name in costs]
+    names = [name for name in known if name not in itself]
     limit, composite = costs["composite"], scores["composite"]
     rivals = sorted((name for name in names if costs[name].within(limit)), key=lambda name: scores[name].ce)
     if not rivals:

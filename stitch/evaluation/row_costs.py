@@ -1,6 +1,6 @@
 """What every row of a report costs: FLOPs, parameters, bytes on disk and bytes read per token."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from stitch.composite.costs import Cost, Costs, of_dictionary, of_translation, whole
 from stitch.composite.splice import Splice
@@ -36,6 +36,31 @@ def row_costs(
         "floor:wrong-text": costs.whole_target,
         "ceiling:sae-b": costs.whole_target + of_dictionary(saes.b),
     }
+
+
+def surgery_costs(
+    costs: Costs,
+    splice: Splice,
+    bridges: Mapping[str, Bridge],
+    adapters: Mapping[str, Translation],
+    others: Mapping[Splice, Bridge],
+) -> dict[str, Cost]:
+    """Costs by row name of a model with blocks removed or repeated: all rows but the composite, which is one of the bridges, and
+    the alternatives."""
+    drawn = [of_bridge(costs, other, bridge) for other, bridge in others.items()]
+    return {
+        "a": costs.whole_source,
+        "b": costs.whole_target,
+        **{name: of_bridge(costs, splice, bridge) for name, bridge in bridges.items()},
+        **{name: costs.composite(splice.early, splice.late, adapter) for name, adapter in adapters.items()},
+        **({"null:random-range": mean_of(drawn)} if drawn else {}),
+    }
+
+
+def mean_of(drawn: Sequence[Cost]) -> Cost:
+    """The mean cost of the draws of a null, whose blocks may differ in size."""
+    total = sum(drawn, Cost())
+    return Cost(*(type(value)(value / len(drawn)) for value in total.to_dict().values()))
 
 
 def of_bridge(costs: Costs, splice: Splice, bridge: Bridge) -> Cost:

@@ -9,6 +9,8 @@ from stitch.activations.paired import Paired
 from stitch.composite.checkpoint import OtherTokenizer, head_tensors, write_checkpoint
 from stitch.composite.compose import compose, stitch_config
 from stitch.composite.costs import Costs
+from stitch.composite.splice import Splice
+from stitch.composite.surgery import in_words
 from stitch.config import AnySettings, CompleteSettings, Settings
 from stitch.conversions.retokenization.behind import reading
 from stitch.estimates.plan import Plan
@@ -207,10 +209,11 @@ def _make(
         )  # fmt: skip
         unseen = loss_at_unseen(on, written, progress)
 
+    made = in_words(a, Splice(a.depth, *settings.sites), bridges) | {name: found.made for name, found in rivals.items()}
     step = Steps("report, page and files (steps)", 3, progress)
     found = Joined(
         a=a, b=b, sources=pair.sources, windows=windows, saes=saes, matching=matching, fitted=fitted, bridges=bridges,
-        chosen=chosen, written=written, scores=scores, alternatives={name: found.made for name, found in rivals.items()},
+        chosen=chosen, written=written, scores=scores, alternatives=made,
         sae_notes=sae_notes,
         costs={**known, **{name: found.cost for name, found in rivals.items()}}, pair_costs=costs,
     )  # fmt: skip

@@ -281,6 +281,7 @@ class JoinWork:
         rivals = [
             row for row in registry.ROWS
             if row.alternative and ":" in row.name and wants(row.name) and not row.across_tokenizers
+            and (ends.same or not row.one_model)
         ]  # fmt: skip
         others = [row for row in scored_rows() if wants(row.name) and not row.alternative]
         half = (first + held) / 2

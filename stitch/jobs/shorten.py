@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
+from stitch.activations.harvest import Activations
 from stitch.activations.paired import Paired
+from stitch.composite.bridges import FITTED
+from stitch.composite.costs import Cost, Costs
 from stitch.composite.native import with_blocks, write_native
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import (
@@ -16,6 +19,7 @@ from stitch.composite.surgery import (
     Bridge,
     bridged,
     described,
+    in_words,
     parameters_of,
     refits,
     why_not_foldable,
@@ -25,8 +29,9 @@ from stitch.config import CompleteSettings, Settings
 from stitch.errors import UsageError
 from stitch.evaluation.bins import Bins
 from stitch.evaluation.breakdown import breakdown
-from stitch.evaluation.comparisons import differences, ranked
-from stitch.evaluation.documents import counted
+from stitch.evaluation.comparisons import differences, ranked, verdict
+from stitch.evaluation.documents import counted as counted_documents
+from stitch.evaluation.row_costs import surgery_costs
 from stitch.evaluation.scores import Logits, Scores, evaluate, mean_of
 from stitch.evaluation.scoring import stage
 from stitch.evaluation.stage import Stage
@@ -35,8 +40,11 @@ from stitch.files.job import Clock, Job, run
 from stitch.files.recipe import recipe
 from stitch.files.store import Store
 from stitch.files.workspace import short_name
+from stitch.frontier.alternative import Alternative
 from stitch.jobs.inputs import check_inputs
+from stitch.jobs.other_ranges import bridge_ranges, other_ranges, sites_of_ranges
 from stitch.jobs.shorten_plan import disk_of_shortened, plan_shorten
+from stitch.jobs.shorten_rivals import means_of, rivals
 from stitch.jobs.small import tried_small
 from stitch.jobs.stages import bridge_pair, complete, harvest_pair, load_pair, read_windows
 from stitch.models.donor_code import brings_code
@@ -46,19 +54,19 @@ from stitch.models.provenance import provenance
 from stitch.models.sources import Source
 from stitch.pages.card import page_and_card
 from stitch.pages.join import join_page
-from stitch.progress import Progress
+from stitch.progress import Progress, counted
 from stitch.regression.moments import accumulate
 from stitch.regression.ridge import ridge
 from stitch.report.card import model_card
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows, tokens_of
-from stitch.translation import rows
+from stitch.translation import rows as registry
 from stitch.translation.fit import from_ridge
 from stitch.translation.inputs import Stream, streams
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 
-DRAWS = 4  # other ranges of blocks that the null removes or repeats
+CHUNK = 8192  # tokens read at a time
 
 
 def shorten(
@@ -122,22 +130,34 @@ def _make(
         windows = read_windows(settings, model, model, progress, store=store)
         check_inputs({"model_a": model}, windows, {}, progress)
     disk_of_shortened(settings, model, tokens_of(windows)).require(scratch)
+    drawn = other_ranges(model, settings)
     with clock.stage("activations"):
         paired: dict[Split, Paired] = {}
         for split in SPLITS:
-            paired[split] = harvest_pair(settings, model, model, windows[split], scratch / split, progress, store)
+            also = sites_of_ranges(model, drawn, settings) if split in FITTED else []
+            paired[split] = harvest_pair(settings, model, model, windows[split], scratch / split, progress, store, also)
     with clock.stage("translations"):
         bridges = bridge_pair(settings, model, model, paired, progress) or {"reference:passthrough": Bridge({})}
-        adapters = _adapters(settings, model, paired)
+        adapters = _adapters(settings, model, paired, progress)
     with clock.stage("choice"):
         chosen = _choose(settings, bridges, stage(settings, model, model, paired["sweep"]), progress)
+    with clock.stage("other ranges"):
+        fitted_on: dict[Split, Activations] = {split: paired[split].a for split in FITTED}
+        others = bridge_ranges(chosen, model, drawn, fitted_on, settings.memory, progress)
+    costs = surgery_costs(Costs(model, model, settings.context), splice, bridges, adapters, others)
+    with clock.stage("alternatives"):
+        means = means_of(settings, windows, costs[chosen], scratch / "alternatives", progress)
+        alternatives = rivals(model, splice, chosen, means)
     with clock.stage("evaluation"):
         bins = Bins.of(windows["fit"], settings.context, model.vocabulary)
-        scores = _evaluate(
-            stage(settings, model, model, paired["report"]), bridges, adapters, chosen, settings.seed, bins, progress
-        )
-    report = _surgery_report(settings, model, sources, windows, bridges, chosen, scores)
-    report["breakdown"] = breakdown(bins, scores, ("b", "composite"), windows["report"])
+        on = stage(settings, model, model, paired["report"])
+        scores = _evaluate(on, bridges, adapters, alternatives, others, chosen, bins, progress)
+    costs |= {"composite": costs[chosen], **{name: found.cost for name, found in alternatives.items()}}
+    made = {**in_words(model, splice, bridges), **{name: found.made for name, found in alternatives.items()}}
+    report = _surgery_report(settings, model, sources, windows, bridges, chosen, scores, costs, made)
+    report["native"]["other_ranges"] = [other.in_words for other in others]
+    shown = dict.fromkeys(["b", "composite", *(row for row in report["verdict"]["rivals"][:1] if row != "a")])  # A is B
+    report["breakdown"] = breakdown(bins, scores, shown, windows["report"])
     with clock.stage("writing"):
         changed = parameters_of(with_blocks(model, splice.order), bridges[chosen])
         files = page_and_card(join_page(report), model_card(report, remote_code=brings_code(model.config)))
@@ -195,19 +215,21 @@ def _evaluate(
     on: Stage,
     bridges: dict[str, Bridge],
     adapters: dict[str, Translation],
+    alternatives: dict[str, Alternative],
+    others: dict[Splice, Bridge],
     chosen: str,
-    seed: int,
     bins: Bins,
     progress: Progress | None,
 ) -> dict[str, Scores]:
-    """Scores of the whole model, every bridge, other ranges, and the adapters that a composite would have instead."""
+    """Scores of the whole model, every bridge, the adapters that a composite would have instead, alternatives, other ranges."""
     rows = {"b": on.whole(on.b.net), **{name: _row(on, bridge) for name, bridge in bridges.items()}}
     rows |= {name: on.translated(translation) for name, translation in adapters.items()}
-    others = Splice(on.a.depth, on.site_a, on.site_b).drawn(DRAWS, seed)
-    rows |= {other.in_words: on.whole(with_blocks(on.a, other.order).net) for other in others}
+    rows |= {name: found.logits for name, found in alternatives.items()}
+    rows |= {other.in_words: on.whole(bridged(on.a, other, bridge).net) for other, bridge in others.items()}
+    could_be_used = {row.name for row in registry.ROWS if row.alternative}
     scores = evaluate(
-        rows, on.windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, bins=bins, binned=("b", chosen),
-        progress=progress,
+        rows, on.windows, vocabulary=on.vocabulary, reference=rows["b"], memory=on.memory, bins=bins,
+        binned={"b", chosen, *could_be_used}, progress=progress,
     )  # fmt: skip
     draws = [scores.pop(other.in_words) for other in others]
     return {
@@ -219,16 +241,20 @@ def _evaluate(
 
 
 @torch.no_grad()
-def _adapters(settings: CompleteSettings, model: Model, paired: dict[Split, Paired]) -> dict[str, Translation]:
+def _adapters(
+    settings: CompleteSettings, model: Model, paired: dict[Split, Paired], progress: Progress | None
+) -> dict[str, Translation]:
     """The rows `affine` and `affine+token`, fitted as in the main job. In a composite they would be an additional module."""
     first = paired["fit"].b.read(0, settings.layer_b)[0, 0].float()
-    tokens = token_tables(model, model, paired["fit"].a.windows, paired["sweep"].a.windows, None)
+    tokens = token_tables(model, model, paired["fit"].a.windows, paired["sweep"].a.windows, None, progress)
     inputs = {"x": Stream(settings.layer), "embedding": tokens.input("embedding")}
-    reads = {name: rows.row(name).reads for name in ("translation:affine", "translation:affine+token")}
+    reads = {name: registry.row(name).reads for name in ("translation:affine", "translation:affine+token")}
     pairs = [("x", "x"), ("x", "embedding"), ("embedding", "embedding"), ("x", "target"), ("embedding", "target")]
 
     def variables(split: Split):
-        for tokens in paired[split].with_history(streams(inputs.values()), 0):
+        text, most = paired[split], paired[split].tokens // CHUNK + paired[split].a.shards
+        chunks = text.with_history(streams(inputs.values()), 0, CHUNK)
+        for tokens in counted(chunks, f"moments of adapters on the {split} split (chunks, at most)", progress, most):
             yield {name: found.columns(tokens) for name, found in inputs.items()} | {"target": tokens.target}
 
     fit, sweep = (accumulate(variables(split), pairs) for split in ("fit", "sweep"))
@@ -245,15 +271,20 @@ def _surgery_report(
     bridges: dict[str, Bridge],
     chosen: str,
     scores: dict[str, Scores],
+    costs: dict[str, Cost],
+    alternatives: dict[str, str],
 ) -> dict:
     """report.json, with the timings still to be filled in. It has those keys of the main job's report that apply."""
     splice = Splice(model.depth, *settings.sites)
     # References are compared with the new model, whichever bridge it has.
     compared = {
-        name: "composite" if name.startswith("reference:") else other for name, other in rows.compared_with().items()
+        name: "composite" if name.startswith("reference:") else other
+        for name, other in registry.compared_with().items()
     }
     surroundings = {**provenance(settings.to_dict(), model, model, sources), **windows["fit"].provenance}
     return {
+        "verdict": verdict(scores, costs, itself={"b", chosen}),  # b is a
+        "alternatives": alternatives,
         "models": {"a": model.name, "b": model.name},
         "site": {"a": settings.layer, "b": settings.layer_b},
         "native": {
@@ -267,9 +298,9 @@ def _surgery_report(
             ),
         },
         "tokens": tokens_of(windows),
-        "documents": counted(scores["b"]),
+        "documents": counted_documents(scores["b"]),
         "ridge": described(bridges),
-        "results": [scores[name].row(name) for name in ranked(scores)],
+        "results": [{**scores[name].row(name), **costs[name].to_dict()} for name in ranked(scores)],
         "differences": differences(scores, compared),
         "chosen": chosen.partition(":")[2],
         "seconds": {},

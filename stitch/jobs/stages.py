@@ -1,6 +1,7 @@
 """The stages of the main job, from the text to the translations: functions of the settings and of earlier stages' results."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,8 +218,12 @@ def harvest_pair(
     folder: Path,
     progress: Progress | None = None,
     store: Store | None = None,
+    also: Sequence[int] = (),
 ) -> Paired:
-    """Writes the activations of both sites to `folder`, in one pass when A is B; those that `store` has are taken from there."""
+    """Writes the activations of both sites to `folder`, in one pass when A is B; those that `store` has are taken from there.
+
+    `also` are further sites of a model that is both A and B.
+    """
 
     def one(request: HarvestRequest) -> Activations:
         return harvest(
@@ -226,7 +231,7 @@ def harvest_pair(
             late=exact_streams_from, progress=progress,
         )  # fmt: skip
 
-    found = [one(request) for request in harvest_requests(settings, a, b)]
+    found = [one(request) for request in harvest_requests(settings, a, b, also)]
     return pair(found[0], found[-1], settings.layer, settings.layer_b)
 
 
@@ -240,10 +245,10 @@ class HarvestRequest:
     per_shard: int
 
 
-def harvest_requests(settings: CompleteSettings, a: Model, b: Model) -> list[HarvestRequest]:
+def harvest_requests(settings: CompleteSettings, a: Model, b: Model, also: Sequence[int] = ()) -> list[HarvestRequest]:
     """What `harvest_pair` writes of each split: a request for each model, or one where A is B."""
     early = [*earlier_sites(settings.layer, blocks_before_last_part(a.config)), settings.layer]
-    sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b)}) if a is b else early
+    sites = sorted({*early, settings.layer_b, *bridging_sites(settings, a, b), *also}) if a is b else early
     width = sum(map(a.width_at, sites)) + (0 if a is b else b.width)
     per_shard = windows_per_shard(settings.context, width, a.dtype, settings.memory)
     if a is b:

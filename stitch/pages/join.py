@@ -60,6 +60,7 @@ def frontier_section(report: dict) -> Section:
         }
         for row in report["results"]
         if row.get("bytes") and (group_of(row["name"]) not in ("bound", "null") or row["name"] in ALTERNATIVES)
+        if row["name"] != f"reference:{report['chosen']}"  # the composite itself
     ]
     composite = next((row for row in rows if row["label"] == "composite"), {})
     charts = [frontier(cost, rows, cost, limit=composite.get(cost)) for cost in ("flops", "bytes")]

@@ -95,6 +95,10 @@ def footnotes(report: dict) -> list[str]:
         )
     if found := report.get("left_out"):
         lines.append(f"Not fitted, because they need more than `memory`: {', '.join(found)}.")
+    if others := report.get("native", {}).get("other_ranges"):
+        lines.append(
+            f"null:random-range is the mean of {len(others)} other models, bridged as the composite is: {'; '.join(others)}."
+        )
     lines += across.notes(report)
     lines += warning(report)
     if stopped := [row["tokens"] for row in report["results"] if "tokens" in row]:

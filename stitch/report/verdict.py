@@ -33,7 +33,9 @@ def _not_tried(report: dict) -> str:
     is_brief = report.get("provenance", {}).get("settings", {}).get("brief")
     if not is_brief or report["verdict"].get("status") == "dominated":
         return ""
-    names = [row.name for row in ROWS if row.alternative and not row.brief and not row.across_tokenizers]
+    same = report["models"]["a"] == report["models"]["b"]
+    rows = [row for row in ROWS if same or not row.one_model]
+    names = [row.name for row in rows if row.alternative and not row.brief and not row.across_tokenizers]
     return f" Not tried, because of --brief: {', '.join(names)}."
 
 

@@ -47,6 +47,7 @@ class Row:
     needs_products: bool = False
     matched: bool = False  # made from decoder rows of matched features
     across_tokenizers: bool = False  # only where B reads other tokens than A
+    one_model: bool = False  # only where A is B
 
     @property
     def saes(self) -> str:
@@ -285,7 +286,10 @@ def _depth_surgery() -> list[Row]:
     def surgery(
         name: str, help: str, compared_with: str | None = "translation:down-projection", costs: str | None = None
     ) -> Row:
-        return Row(name=name, help=f"Depth surgery: {help}", compared_with=compared_with, costs=costs)
+        return Row(
+            name=name, help=f"Depth surgery: {help}", compared_with=compared_with, costs=costs, one_model=True,
+            alternative=name.startswith("reference:"),
+        )  # fmt: skip
 
     return [
         surgery(
@@ -301,8 +305,8 @@ def _depth_surgery() -> list[Row]:
         surgery("null:shuffled-down-projection", "the down projection refitted to the streams of other tokens."),
         surgery(
             "null:random-range",
-            "as many blocks removed or repeated elsewhere, with nothing refitted: the mean over a few ranges.",
-            "reference:passthrough",
+            "as many blocks removed or repeated elsewhere, bridged as the composite is: the mean over a few ranges.",
+            "composite",
         ),
         surgery(
             "reference:passthrough",

@@ -1,0 +1,81 @@
+"""What a shortened or grown model is compared with: models made of the same one, with no more FLOPs and no more bytes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from stitch.composite.costs import Cost, early, late
+from stitch.composite.splice import Splice
+from stitch.config import CompleteSettings
+from stitch.frontier.alternative import Alternative, Means
+from stitch.frontier.collect import alternatives
+from stitch.frontier.own_tables import SKIPS, first_site_within, own_tables, shape_within
+from stitch.frontier.shortened import blocks_to_remove, least_change
+from stitch.models.model import Model
+from stitch.progress import Progress
+from stitch.text.documents import Split
+from stitch.text.windows import Windows
+
+TABLES, SHORTENED, EXIT = "reference:own-tables", "reference:b-shortened", "reference:a-exit"
+
+
+def means_of(
+    settings: CompleteSettings, windows: dict[Split, Windows], limit: Cost, scratch: Path, progress: Progress | None
+) -> Means:
+    """What alternatives are made with, at most as costly as `limit`."""
+    return Means(
+        limit=limit, windows=windows, context=settings.context, ngrams=settings.ngrams, routes=settings.routes,
+        seed=settings.seed, memory=settings.memory, scratch=scratch, progress=progress,
+    )  # fmt: skip
+
+
+def rivals(model: Model, splice: Splice, chosen: str, means: Means) -> dict[str, Alternative]:
+    """The alternatives within `means.limit`, the cost of the model with the change `splice`, by row name.
+
+    A grown model is compared with tables and, in the report, with the whole model: what is shortened further is worse than that.
+    `reference:b-shortened` is left out where its range is that of the splice.
+    """
+    wanted = set()
+    if splice.removes:
+        wanted |= {EXIT} if exit_is_small(model, splice, means) else set()
+        wanted |= set() if is_least_change(model, splice, means) else {SHORTENED}
+    found = alternatives(model, model, (splice.early, splice.late), chosen, means, wanted.__contains__)
+    tables = tables_within(model, means)
+    made = {**({} if tables is None else {TABLES: tables}), **found}
+    return {row: one for row, one in made.items() if one.cost.within(means.limit)}
+
+
+def exit_is_small(model: Model, splice: Splice, means: Means) -> bool:
+    """Whether an exit keeps within the bytes. It has a block less than the shortened model, as its map takes FLOPs, but a head of
+    its own also where the model's is tied to the embedding."""
+    if model.last_site < model.depth:
+        return False
+    halves = early(model, len(splice.order) - 1, means.context) + late(model, model.depth, means.context)
+    return halves.bytes <= means.limit.bytes
+
+
+def is_least_change(model: Model, splice: Splice, means: Means) -> bool:
+    """Whether the blocks that the splice removes are those that `reference:b-shortened` would."""
+    length = len(splice.changed)
+    return blocks_to_remove(model, means) == length and least_change(model, length, means) == splice.early
+
+
+def tables_within(model: Model, means: Means) -> Alternative | None:
+    """`own_tables`. Blocks that run alone may take all FLOPs of a model without as many blocks, and tables that are packed in
+    few bytes multiply: they then replace one block more."""
+    for limit in limits_for_tables(model, means):
+        found = own_tables(model, replace(means, limit=limit))
+        if found is None or found.cost.within(means.limit):
+            return found
+    return None
+
+
+def limits_for_tables(model: Model, means: Means) -> list[Cost]:
+    """The limits to try in turn: the whole one, unless tables must be packed in it, and one that leaves FLOPs for a product of
+    width × width for every table."""
+    room = replace(means.limit, flops=means.limit.flops - 2.0 * (SKIPS + 2) * model.width**2)
+    site, shape = first_site_within(model, means), shape_within(model, means)
+    if site is None or shape is None:
+        return [means.limit]
+    rows = len(means.windows["fit"].ids.unique()) * (1 + shape.skips)
+    is_packed = rows * model.width * model.dtype.itemsize > means.limit.bytes - late(model, site, means.context).bytes
+    return [room] if is_packed else [means.limit, room]
