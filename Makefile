@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py depth_surgery.py wide_lift.py)
+SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py wide_lift.py)
 SCALE := $(addprefix benchmarks/,matching_at_scale.py matching_real.py sae_training.py checkpoint.py harvest.py decode.py end_to_end.py)
 REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py other_text.py beside_tables.py)
 
