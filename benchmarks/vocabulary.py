@@ -5,6 +5,9 @@ One JSON line for each, in a process of its own; `--label` names the version tha
 
 `--large` measures instead a pair of Llamas in the shapes of Qwen2 0.5B and 1.5B, with 151,936 ids and random weights stored as
 bfloat16. Its command runs as a process of its own with `--tokens 20000` and what `--options` says besides.
+
+`--unseen` measures what is lost at tokens without a row, and by not having rows for all ids, on the embedded pair with so many
+tokens to fit on (default 40,000).
 """
 
 import argparse
@@ -110,6 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--options", default="")
+    parser.add_argument("--unseen", type=int, nargs="?", const=40_000, metavar="TOKENS")
     parser.add_argument("--label", default="now")
     parser.add_argument("--vocabulary", type=int, action="append")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
@@ -121,6 +125,11 @@ def main() -> None:
         print("{}")
     elif given.one:
         print(json.dumps(one_run(*given.vocabulary)))
+    elif given.unseen:
+        from _unseen import unseen
+
+        for line in unseen(given.unseen):
+            print(json.dumps(line), flush=True)
     elif given.large:
         print(json.dumps(large_run(given.options)))
     else:

@@ -23,7 +23,7 @@ def every_look_up(a: Model, b: Model, site: int) -> Translation:
     terms = (
         Term(Residual(site), tiny.noise(a.width, width) / a.width**0.5),
         Term(Routed(site, 1, torch.arange(vocabulary) % 3), tiny.noise(3, a.width, width, seed=1) / 20),
-        Term(Token(), Packed.of(tiny.noise(vocabulary, 6, seed=2) + 1, tiny.noise(6, width, seed=3) / 6)),
+        Term(Token(), Packed.of(lambda: [tiny.noise(vocabulary, 6, seed=2) + 1], tiny.noise(6, width, seed=3) / 6)),
         Term(Token(1), tiny.noise(vocabulary, width, seed=4) / 4 + 1),
         Term(
             Token(0, known), tiny.noise(80, width, seed=5), Fallback("a", tiny.noise(a.width + 1, width, seed=6), 0.1)

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 
@@ -80,6 +82,24 @@ def test_parts_of_a_window_give_the_numbers_of_whole_windows(monkeypatch):
     for name, found in whole.items():
         for column in ("nats", "kl", "agreements", "tokens"):
             assert torch.equal(getattr(found, column), getattr(parts[name], column)), (name, column)
+
+
+def test_no_other_logits_are_there_while_those_of_a_row_are_computed():
+    """With a vocabulary of 262,144, those of a window take half a gigabyte. Of the reference its probabilities are kept."""
+    made: list[weakref.ref] = []
+    alive = []
+
+    def row(seed: int):
+        def logits(batch: Batch) -> torch.Tensor:
+            alive.append(sum(one() is not None for one in made))
+            made.append(weakref.ref(found := tiny.noise(len(batch.ids), 9, tiny.VOCABULARY, seed=seed)))
+            return found
+
+        return logits
+
+    rows = {"first": row(1), "reference": row(2), "last": row(3)}
+    evaluate(rows, windows(), vocabulary=tiny.VOCABULARY, reference=rows["reference"], memory=4 * 9 * 128 * 4 * 6 * 2)
+    assert alive == 4 * 3 * [0]
 
 
 def test_the_interval_resamples_documents_not_tokens():

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from allocations import Largest
 from stitch.activations.paired import Tokens
 from stitch.translation import tables as module
-from stitch.translation.tables import fit_tables
+from stitch.translation.tables import contexts_within, fit_tables
 from stitch.translation.types import Ngram, Term, Token
 
 pytestmark = pytest.mark.numeric
@@ -102,6 +103,20 @@ def test_ngrams_do_not_cross_the_start_of_a_window():
     starts = found[2].input.keys // VOCABULARY == BOS  # "BOS, t" is the only pair at the start of a window
     assert found[2].weight[starts].mean() > 0.5
     assert found[2].weight[~starts].abs().max() < 0.2
+
+
+def test_what_is_held_while_tables_are_fitted_takes_at_most_half_of_the_memory():
+    fit, held = windows(4000, 1), windows(400, 2)
+    streams = [residuals(ids, lambda ids: BY_TOKEN[ids[:, 0]], 0.1, seed) for seed, ids in enumerate((fit, held))]
+    most = contexts_within(2**14, D)
+    assert most == 2**13 // (12 * 8 * D)
+    largest = []
+    for number in (most, None):
+        with Largest() as seen:
+            terms = fit_tables(fit, *streams, VOCABULARY, 2000, number)
+        largest.append(seen.numbers)
+    assert largest[0] == 100 * D  # the residuals of a part of the text
+    assert largest[1] == 11 * 11 * 12 * D and terms  # trigrams, of which 121 begin with BOS
 
 
 def test_counting_in_parts_finds_the_same_ngrams_and_drops_only_rare_ones(monkeypatch):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
+from allocations import Largest
 from chains import as_model
 from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose, early_half
@@ -17,7 +17,7 @@ from stitch.models.model import Model
 from stitch.text.windows import Windows
 from stitch.translation import look_ups
 from stitch.translation.module import embeddings_of, translation_module, unfolded_module
-from stitch.translation.token_tables import TokenTables, token_tables
+from stitch.translation.token_tables import SMALL, TokenTables, token_tables
 from stitch.translation.types import Residual, Term, Token, Translation, merged
 from stitch.translation.unfolded import Unfolded
 
@@ -99,6 +99,17 @@ def test_a_vocabulary_no_larger_than_the_text_has_all_rows():
     assert found.keys is None and len(found.tables["state"]) == tiny.VOCABULARY and not found.fallbacks
 
 
+def test_a_large_vocabulary_has_rows_for_what_occurs_also_where_the_text_is_longer():
+    vocabulary = SMALL + 2_000
+    b = tiny.model("llama", vocab_size=vocabulary)
+    ids = text(0).ids.repeat(vocabulary // text(0).tokens + 1, 1)
+    long = Windows(ids, torch.zeros_like(ids))
+    found = token_tables(b, b, long, text(1), SITE_B)
+    assert long.tokens > vocabulary and found.keys is not None
+    assert torch.equal(found.keys, torch.cat([text(0).ids, text(1).ids]).unique().long())
+    assert len(found.tables["state"]) == len(found.keys) < 60 and found.fallbacks.keys() == found.tables.keys()
+
+
 @pytest.mark.numeric
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 @torch.no_grad()
@@ -164,18 +175,6 @@ def test_a_fall_back_predicts_the_rows_of_tokens_that_did_not_occur():
     predicted = b.embedding.weight[others] @ weight[:-1] + weight[-1]
     assert (predicted - wanted).square().sum() < 0.1 * (wanted - wanted.mean(0)).square().sum()
     assert found.share == pytest.approx(float((~torch.isin(text(1).ids, wide.ids)).float().mean()))
-
-
-class Largest(TorchDispatchMode):
-    """The most numbers that any tensor had which was made meanwhile."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor) and found.is_floating_point() and found.untyped_storage().nbytes():
-            self.numbers = max(self.numbers, found.numel())
-        return found
 
 
 @torch.no_grad()

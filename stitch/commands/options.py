@@ -185,7 +185,12 @@ Translation = Annotated[
 ]
 Ngrams = Annotated[
     int,
-    option("Translation", "--ngrams", "N", "Rows in the n-gram tables of the translations `…+tables`. 0: no tables."),
+    option(
+        "Translation",
+        "--ngrams",
+        "N",
+        "Rows in the n-gram tables of the translations `…+tables`, as far as `--memory` holds them. 0: no tables.",
+    ),
 ]
 SeamBytes = Annotated[
     float,

@@ -157,8 +157,8 @@ def batches(windows: Windows, vocabulary: int, memory: int, part: range) -> Iter
     """Windows of `part` in batches whose logits take about 16 MiB, and six copies of them at most a quarter of `memory` bytes.
 
     Larger batches are slower on a CPU: their arrays are returned to the system after every use. A batch has at least one window.
-    With a large vocabulary its logits alone may exceed the budget: `evaluate` then holds them twice, the row's and the
-    reference's.
+    With a large vocabulary its logits alone may exceed the budget: `evaluate` then holds them twice, the row's and, as
+    probabilities, the reference's.
     """
     window = windows.context * vocabulary * 4
     size = max(1, min(CACHED // window, memory // 4 // (window * 6)))
@@ -193,14 +193,15 @@ def evaluate(
     documents = int(windows.document.max()) + 1
     sums = {name: torch.zeros(5, documents, dtype=torch.float64) for name in rows}
     by_bin: dict[str, Tensor] = {}
+    in_order = sorted(rows, key=lambda name: rows[name] is not reference)  # its own row first: then its logits can go
     for batch in batches(windows, vocabulary, memory, range(len(windows.ids)) if part is None else part):
         owner = windows.document[batch.rows][:, 1:].flatten().long()
         target = batch.ids[:, 1:].flatten()
         known = None if reference is None or isinstance(reference, NextByte) else reference(batch)
         base = reference.of(batch.rows) if isinstance(reference, NextByte) else _References.of(known, vocabulary)
-        for number, (name, logits) in enumerate(rows.items(), 1):
-            found = known if known is not None and logits is reference else logits(batch)
-            columns = _compared(found, target, base, vocabulary)
+        for number, name in enumerate(in_order, 1):
+            known = known if rows[name] is reference else None
+            columns = _compared(rows[name](batch) if known is None else known, target, base, vocabulary)
             if not torch.isfinite(columns[0]).all():
                 raise StitchError(f"logits must be finite; {name} gives NaN or infinity: try `dtype=fp32`.")
             if counted is not None:

@@ -36,7 +36,7 @@ def loss_at_unseen(on: Stage, translation: Translation, progress: Progress | Non
     rows = {
         **({"b": on.whole(on.b.net)} if on.b.original is None else {}),
         "fallback": on.translated(translation),
-        "mean_row": on.translated(_with_mean_rows(translation)),
+        "mean_row": on.translated(with_mean_rows(translation)),
     }
     scores = evaluate(
         rows, Windows(windows.ids, made_at), vocabulary=on.vocabulary, memory=on.memory,
@@ -50,7 +50,7 @@ def loss_at_unseen(on: Stage, translation: Translation, progress: Progress | Non
     }  # fmt: skip
 
 
-def _with_mean_rows(translation: Translation) -> Translation:
+def with_mean_rows(translation: Translation) -> Translation:
     terms = tuple(
         replace(term, fallback=term.fallback.always(_mean_row(term))) if term.fallback is not None else term
         for term in translation.terms

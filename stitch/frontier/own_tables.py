@@ -55,7 +55,8 @@ def within_bytes(model: Model, site: int, tables: Translation, means: Means) -> 
     """The model with `tables` in the place of its blocks before `site`, cut and packed to the bytes that the composite leaves."""
     blocks = late(model, site, means.context)
     packed = pack(
-        tables, means.limit.bytes - blocks.bytes, means.windows["fit"].ids, model.vocabulary, model.dtype
+        tables, means.limit.bytes - blocks.bytes, means.windows["fit"].ids, model.vocabulary, model.dtype,
+        memory=means.memory,
     )  # fmt: skip
     return Alternative(
         f"{model.name} with its first {site} of {model.depth} blocks as n-gram tables",

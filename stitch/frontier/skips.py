@@ -83,7 +83,10 @@ def joined(a: Model, b: Model, site: int, onto: int, row: str, made: str, means:
     means.scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=means.scratch) as folder:
         fitted = _fitted(a, b, row, _paired(a, b, site, onto, row, means, Path(folder)), means)
-    translation = pack(fitted, means.limit.bytes - halves.bytes, means.windows["fit"].ids, b.vocabulary, b.dtype)
+    translation = pack(
+        fitted, means.limit.bytes - halves.bytes, means.windows["fit"].ids, b.vocabulary, b.dtype,
+        memory=means.memory,
+    )  # fmt: skip
     cost = halves + of_translation(translation, a, b, site)
     return Alternative(made, cost, whole_model(compose(a, b, site, onto, translation)))
 

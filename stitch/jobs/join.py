@@ -180,7 +180,7 @@ def _make(
         bridges = bridge_pair(settings, a, b, paired, progress)
     costs = Costs(a, b, settings.context, across.described["own_tokens_per_token"] if across else 1.0)
     with clock.stage("choice"):
-        packed = pack_pair(settings, costs, fitted, paired["fit"])
+        packed = pack_pair(settings, costs, fitted, paired["fit"], progress)
         chosen = choose(settings, fitted, packed, stage(settings, a, b, paired["sweep"]), progress)
         written = packed[chosen]
     with clock.stage("references"):

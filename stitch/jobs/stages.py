@@ -32,14 +32,14 @@ from stitch.models.loading import load
 from stitch.models.model import Model
 from stitch.models.sources import Check, Source, resolve_all
 from stitch.models.writer import Writer
-from stitch.progress import Progress
+from stitch.progress import Progress, Steps
 from stitch.text.documents import Split
 from stitch.text.sources import Corpus
 from stitch.text.tokenizers import require_same_ids
 from stitch.text.windows import CONTEXT, HELD_OUT, LEAST_HELD_OUT, Windows, read_for, split_windows
 from stitch.translation.available import available, earlier_sites
 from stitch.translation.fit import Evidence, Fitted, MatchedFeatures, Options, inputs_read, translate
-from stitch.translation.packing import bytes_without_tables, pack
+from stitch.translation.packing import bytes_without_tables, pack, steps
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 
@@ -391,7 +391,9 @@ def codes_of_pair(settings: CompleteSettings, fit: Paired, saes: SAEs, work: Pat
     return code_stream(fit, saes.a, saes.b, chunk=chunk, folder=work / "codes", progress=progress)
 
 
-def pack_pair(settings: CompleteSettings, costs: Costs, fitted: Fitted, fit: Paired) -> dict[str, Translation]:
+def pack_pair(
+    settings: CompleteSettings, costs: Costs, fitted: Fitted, fit: Paired, progress: Progress | None = None
+) -> dict[str, Translation]:
     """Translations that may be written, by row name, within the bytes that the settings leave to the seam.
 
     Those whose matrices alone take more are left out; where that is all of them, the smallest remains. A translation that the
@@ -404,11 +406,14 @@ def pack_pair(settings: CompleteSettings, costs: Costs, fitted: Fitted, fit: Pai
         allowed = {name for name, size in sizes.items() if size <= limit} or {min(sizes, key=lambda name: sizes[name])}
     else:
         allowed = {f"translation:{settings.translation}"}
-    return {
-        name: pack(found, limit, fit.a.windows.ids, b.vocabulary, b.dtype)
-        for name, found in fitted.translations.items()
-        if name in allowed
+    written = {name: found for name, found in fitted.translations.items() if name in allowed}
+    step = Steps("packing (tables, at most)", sum(map(steps, written.values())), progress)
+    packed = {
+        name: pack(found, limit, fit.a.windows.ids, b.vocabulary, b.dtype, memory=settings.memory, tick=step)
+        for name, found in written.items()
     }
+    step.end()
+    return packed
 
 
 def translate_pair(

@@ -23,7 +23,7 @@ from stitch.translation.inputs import ByToken, Input, Lift, Stream, reach, strea
 from stitch.translation.module import Applied
 from stitch.translation.routes import classes_at_random, classes_by_state, fit_routes, how_many, over_vocabulary, routed
 from stitch.translation.rows import Row
-from stitch.translation.tables import Residuals, fit_tables
+from stitch.translation.tables import Residuals, contexts_within, fit_tables
 from stitch.translation.types import Translation, merged
 
 # Tokens that least squares reads. It has a few thousand columns: more tokens lower its error by less than 1 % at the same cost
@@ -324,7 +324,8 @@ def _add_tables(
             base = solved[row.base]
             left = _left_by(base, evidence, options.chunk, progress, row.short)
             ids = evidence.fit.a.windows.ids
-            terms = fit_tables(ids, *left, evidence.vocabulary, options.ngrams) if options.ngrams else []
+            most = contexts_within(options.memory, len(evidence.first))
+            terms = fit_tables(ids, *left, evidence.vocabulary, options.ngrams, most) if options.ngrams else []
             solved[row.name] = merged(replace(base, name=row.short, terms=(*base.terms, *terms)))
 
 

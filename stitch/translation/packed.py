@@ -1,5 +1,6 @@
 """Look-up tables in few bytes: 8-bit numbers with a scale per row, times a small matrix."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,15 +19,18 @@ class Packed:
     basis: Float[Tensor, "rank d_out"] | None
 
     @classmethod
-    def of(cls, rows: Float[Tensor, "entries rank"], basis: Float[Tensor, "rank d_out"] | None) -> "Packed":
-        """`rows` @ `basis`, with `rows` rounded to 8 bits. With a basis, columns are brought to one size first."""
+    def of(cls, parts: Callable[[], Iterable[Tensor]], basis: Float[Tensor, "rank d_out"] | None) -> "Packed":
+        """Rows [entries, rank] @ `basis`, with the rows rounded to 8 bits. `parts` gives them some at a time.
+
+        With a basis they are read twice: columns are brought to one size first.
+        """
+        size = None
         if basis is not None:
-            size = rows.square().mean(0).sqrt().clamp_min(1e-12)
-            rows, basis = rows / size, size[:, None] * basis
-        largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
-        scales = (largest / LARGEST).clamp_min(1e-12)
-        codes = (rows / scales[:, None]).round().to(torch.int8)
-        return cls(codes, scales.float(), None if basis is None else basis.float())
+            size = _column_sizes(parts())
+            basis = (size[:, None] * basis).float()
+        rounded = [_rounded(rows if size is None else rows / size) for rows in parts()]
+        codes, scales = (torch.cat(column) for column in zip(*rounded, strict=True))
+        return cls(codes, scales, basis)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -56,3 +60,18 @@ class Packed:
         """The rows with these numbers."""
         chosen = self.codes[index].float() * self.scales[index][:, None]
         return chosen if self.basis is None else chosen @ self.basis
+
+
+def _column_sizes(parts: Iterable[Tensor]) -> Float[Tensor, " rank"]:
+    """Root mean squares of the columns."""
+    squares, count = torch.tensor(0.0), 0
+    for rows in parts:
+        squares, count = squares + rows.square().sum(0), count + len(rows)
+    return (squares / count).sqrt().clamp_min(1e-12)
+
+
+def _rounded(rows: Float[Tensor, "n rank"]) -> tuple[Int8[Tensor, "n rank"], Float[Tensor, " n"]]:
+    """Codes and scales."""
+    largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
+    scales = (largest / LARGEST).clamp_min(1e-12)
+    return (rows / scales[:, None]).round().to(torch.int8), scales.float()

@@ -17,6 +17,9 @@ from stitch.modeling.modeling_translation import ngram_keys
 from stitch.translation.types import Ngram, Term, Token
 
 CANDIDATES = 2  # times as many n-grams of each order are considered as may be kept, the most frequent ones
+ARRAYS = (
+    12  # float64 arrays of the contexts of one order: sums on two splits of three orders, and one table in the making
+)
 COUNTED, REMEMBERED = 2**18, 2**20  # tokens counted at a time; n-grams whose counts are kept in between
 SHRINKAGES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, torch.inf)
 
@@ -45,17 +48,28 @@ class Table:
         return self.rows[place] * (self.keys[place] == keys)[:, None]
 
 
+def contexts_within(memory: int, width: int) -> int:
+    """Contexts of an order with which `fit_tables` takes at most half of `memory` bytes."""
+    return max(1, memory // 2 // (ARRAYS * 8 * width))
+
+
 def fit_tables(
-    windows: Int[Tensor, "windows context"], fit: Residuals, held_out: Residuals, vocabulary: int, budget: int
+    windows: Int[Tensor, "windows context"],
+    fit: Residuals,
+    held_out: Residuals,
+    vocabulary: int,
+    budget: int,
+    most: int | None = None,
 ) -> list[Term]:
     """Terms that add the tables to a translation with these residuals. The n-grams are those of `windows`.
 
     The token table has a row for each id that helps. Bigrams and trigrams share `budget` rows, which go to those that explain
-    most.
+    most. Of each order at most `most` contexts are considered.
     """
     shares = {1: vocabulary, 2: budget // 2, 3: budget - budget // 2}
     shares = {order: share for order, share in shares.items() if share and vocabulary**order < 2**63}
-    keys = {order: _candidates(windows, order, vocabulary, CANDIDATES * share) for order, share in shares.items()}
+    considered = {order: min(CANDIDATES * share, most or CANDIDATES * share) for order, share in shares.items()}
+    keys = {order: _candidates(windows, order, vocabulary, number) for order, number in considered.items()}
     keys = {order: found for order, found in keys.items() if len(found)}
     seen, other = _sums(fit, keys, vocabulary), _sums(held_out, keys, vocabulary)
     built: list[Table] = []

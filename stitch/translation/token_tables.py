@@ -1,6 +1,6 @@
 """B's embeddings and context-free states of the tokens of a text as inputs of a regression, with a fall-back for other tokens.
 
-Cost follows the text: no more tokens have rows than the text has tokens. A composite also meets others. Their embedding and state
+Cost follows the text: the tokens that occur in it have rows. A composite also meets others. Their embedding and state
 are predicted from an embedding that the composite holds anyway: B's if it is tied to B's head, otherwise A's. For B's tied
 embedding the first prediction is exact; all others are ridge regressions on the tokens that occur, with λ and the reported loss
 from tokens that are left out of the fit.
@@ -24,6 +24,7 @@ from stitch.translation.types import Fallback
 
 HELD_OUT = 8  # every 8th token chooses λ
 AT_ONCE = 8192  # tokens whose products are formed at a time
+SMALL = 16_384  # ids whose states are computed in seconds, whether they occur or not: then none needs a fall-back
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,21 @@ class TokenTables:
 
 
 def token_tables(
-    a: Model, b: Model, fit: Windows, held_out: Windows, site: int | None, progress: Progress | None = None
+    a: Model,
+    b: Model,
+    fit: Windows,
+    held_out: Windows,
+    site: int | None,
+    progress: Progress | None = None,
+    *,
+    small: int = SMALL,
 ) -> TokenTables:
     """Tables of the tokens of both texts: `embedding`, and with a `site` the `state` entering that block of B.
 
-    Where the vocabulary is no larger than the text that is fitted on, they are tables of all ids.
+    Where the vocabulary has at most `small` ids, and no more than the fit text has tokens, they are tables of all ids.
     """
     vocabulary = min(b.vocabulary, b.embedding.num_embeddings)  # they differ in a composite of such parts
-    is_small = vocabulary <= fit.tokens
+    is_small = vocabulary <= min(small, fit.tokens)
     ids = torch.arange(vocabulary) if is_small else look_ups.occurring(fit.ids, held_out.ids)
     tables = {"embedding": look_ups.embeddings(b, ids)}
     if site is not None:

@@ -4,7 +4,7 @@ Many translations of one pair look up the same embeddings and states through dif
 rows × width numbers each; the factors are shared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +43,27 @@ class Unfolded:
             total += chosen if weight is None else chosen @ weight.to(total)
         return total.float().to(index.device)
 
+    def parts(
+        self, together: int = TOGETHER, index: Int64[Tensor, " n"] | None = None
+    ) -> Iterator[Float[Tensor, "_ d_out"]]:
+        """All rows, or those with the numbers `index`, so many at a time."""
+        for some in (torch.arange(len(self)) if index is None else index).split(together):
+            yield self.rows(some)
+
     def folded(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "entries d_out"]:
         """The whole table, made a few thousand rows at a time."""
         table = torch.empty(self.shape, dtype=dtype)
-        for start in range(0, len(self), TOGETHER):
-            index = torch.arange(start, min(start + TOGETHER, len(self)))
-            table[index] = self.rows(index).to(dtype)
+        for place, rows in zip(table.split(TOGETHER), self.parts(), strict=True):
+            place.copy_(rows)
         return table
+
+
+def unfolded(table: Tensor | Unfolded, weight: Float[Tensor, "d_out d_new"] | None = None) -> Unfolded:
+    """`table`, or its product with `weight`, without computing either."""
+    found = factors_of(table)
+    if weight is None:
+        return Unfolded(found)
+    return Unfolded(tuple((rows, weight if own is None else own.to(weight) @ weight) for rows, own in found))
 
 
 def factors_of(table: Tensor | Unfolded) -> tuple[Factor, ...]:
