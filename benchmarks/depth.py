@@ -87,8 +87,8 @@ def own_tables(model: Model, windows: dict[Split, Windows], drop: int, memory: i
 
 def rows_of(
     model: Model, settings: CompleteSettings, windows: dict[Split, Windows], streams: Streams, count: int
-) -> dict[str, tuple[Logits, dict]]:
-    """Logits and description of every method at `count` removed blocks."""
+) -> tuple[dict[str, tuple[Logits, dict]], Splice]:
+    """Logits and description of every method at `count` removed blocks, and our range."""
     cells = score_depth(
         model,
         splices(model.depth, [count], repeat=False),
@@ -115,7 +115,7 @@ def rows_of(
     kept = shortgpt(streams["sweep"], model.depth, count)
     gone = ", ".join(str(block) for block in range(model.depth) if block not in kept)
     tables, size = own_tables(model, windows, count, settings.memory)
-    return {
+    rows = {
         "plain removal": (_plain(model, plain, streams), _range(plain)),
         "ShortGPT": (whole_model(with_blocks(model, kept).net), {"range": gone}),
         "ReplaceMe": bridge(similar, "reference:replaceme"),
@@ -127,6 +127,7 @@ def rows_of(
         OURS: bridge(ours, BOTH),
         "null: shuffled": bridge(ours, "null:shuffled-down-projection"),
     }
+    return rows, ours
 
 
 def _plain(model: Model, splice: Splice, streams: Streams) -> Logits:
@@ -138,9 +139,11 @@ def _range(splice: Splice) -> dict:
     return {"range": str(first) if first == last else f"{first}–{last}"}
 
 
-def null_ranges(model: Model, streams: Streams, count: int, memory: int, seed: int) -> dict[str, list[Logits]]:
-    """Random ranges removed, by row: with nothing refitted, and refitted as ours are."""
-    every = splices(model.depth, [count], repeat=False)
+def null_ranges(
+    model: Model, streams: Streams, count: int, ours: Splice, memory: int, seed: int
+) -> dict[str, list[Logits]]:  # fmt: skip
+    """Random ranges removed that are not ours, by row: with nothing refitted, and refitted as ours are."""
+    every = [splice for splice in splices(model.depth, [count], repeat=False) if splice != ours]
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:RANDOM]
     drawn = [every[number] for number in order.tolist()]
     refitted = []
@@ -170,9 +173,9 @@ def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
     tell(f"{given.model}: streams are on disk")
     for count in sorted({max(1, round(percent * model.depth / 100)) for percent in given.percent}):
         began = time.perf_counter()
-        rows = rows_of(model, completed, windows, streams, count)
+        rows, ours = rows_of(model, completed, windows, streams, count)
         logits = {name: row for name, (row, _) in rows.items()}
-        drawn = null_ranges(model, streams, count, settings.memory, given.seed)
+        drawn = null_ranges(model, streams, count, ours, settings.memory, given.seed)
         nulls = {f"{name} {number}": row for name, draws in drawn.items() for number, row in enumerate(draws)}
         scores = evaluate(
             {"whole": whole_model(model.net), **logits, **nulls}, windows["report"], vocabulary=model.config.vocab_size,

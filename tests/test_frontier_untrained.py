@@ -1,13 +1,15 @@
 """A's architecture with weights drawn at random, in A's place."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 import tiny
+from own_family import my_decoder
 from stitch.composite.costs import Cost
 from stitch.frontier.alternative import Means
-from stitch.frontier.untrained import untrained, untrained_a
+from stitch.frontier.untrained import untrained, untrained_a, why_no_untrained_a
 
 
 def means(folder, memory: int) -> Means:
@@ -29,19 +31,15 @@ def test_all_weights_are_drawn_anew_and_a_seed_fixes_them():
     assert first.tokenizer is model.tokenizer and first.depth == model.depth
 
 
-def test_a_quantised_model_is_drawn_in_its_dtype():
-    model = tiny.model("llama")
-    model.net.config.quantization_config = {"quant_method": "bitsandbytes"}
-    assert untrained(model, 0).net.get_parameter("lm_head.weight").dtype == model.dtype
-
-
 def test_there_is_no_second_a_beyond_half_of_the_memory(tmp_path):
     a, b = tiny.model("llama"), tiny.model("gpt2")
     size = sum(parameter.nbytes for parameter in a.net.parameters())
     assert untrained_a(a, b, (1, 1), "translation:affine", means(tmp_path, 2 * size - 1)) is None
+    assert why_no_untrained_a(a, b, 2 * size) is None
 
 
-def test_models_that_read_other_tokens_have_no_untrained_a(tmp_path):
+def test_models_that_read_other_tokens_and_code_of_others_have_no_untrained_a(tmp_path):
     a, b = tiny.model("llama"), tiny.model("gpt2")
-    other = replace(b, original=a)  # anything but None: B in another tokenizer
-    assert untrained_a(a, other, (1, 1), "translation:affine", means(tmp_path, 2**30)) is None
+    other: Any = a  # anything but None: B in another tokenizer
+    assert why_no_untrained_a(a, replace(b, original=other), 2**30) == "the models read different tokens"
+    assert "code of others" in str(why_no_untrained_a(replace(a, net=my_decoder(tmp_path).net), b, 2**30))

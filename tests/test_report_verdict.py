@@ -32,6 +32,17 @@ def test_a_brief_report_names_what_was_not_tried_where_it_might_change_the_verdi
     assert "reference:own-tables" not in told and "b-shortened" not in told  # a brief report has them
 
 
+def test_rows_that_these_models_cannot_have_are_not_missed():
+    one = {
+        **report("level", True),
+        "models": {"a": "first", "b": "first"},
+        "not_made": {"null:untrained-a": "it is large"},
+    }
+    told = verdict_sentence(one)
+    assert "reference:passthrough" in told
+    assert not [name for name in ("b-skip", "untrained-a", "linear-patch") if name in told]
+
+
 def test_a_composite_without_rivals_is_on_the_frontier_by_its_cost():
     told = verdict_sentence({**NAMES, "verdict": {"rivals": []}, "provenance": {"settings": {"brief": True}}})
     assert told.startswith("On the frontier by its cost") and "Not tried" in told

@@ -25,6 +25,7 @@ from stitch.translation.types import Translation
 
 CHUNK = 2048  # tokens read at a time
 AFFINE = "translation:affine"
+LEAST = 0.1  # of the bytes that are left for a translation: fewer are not tried to bring its FLOPs within the limit
 
 
 def a_exit(model: Model, means: Means) -> Alternative | None:
@@ -73,7 +74,7 @@ def without_features(row: str) -> str:
 
 def joined(a: Model, b: Model, site: int, onto: int, row: str, made: str, means: Means) -> Alternative | None:
     """A up to `site` and B from `onto` on, which may be one model, with tables cut and packed to the bytes that the composite
-    leaves.
+    leaves, and to fewer where the packed tables would multiply more than the composite's.
 
     None where B's blocks from `onto` on cannot run alone.
     """
@@ -83,11 +84,14 @@ def joined(a: Model, b: Model, site: int, onto: int, row: str, made: str, means:
     means.scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=means.scratch) as folder:
         fitted = _fitted(a, b, row, _paired(a, b, site, onto, row, means, Path(folder)), means)
-    translation = pack(
-        fitted, means.limit.bytes - halves.bytes, means.windows["fit"].ids, b.vocabulary, b.dtype,
-        memory=means.memory,
-    )  # fmt: skip
-    cost = halves + of_translation(translation, a, b, site)
+    room, ids = means.limit.bytes - halves.bytes, means.windows["fit"].ids
+    share = 1.0
+    while True:
+        translation = pack(fitted, int(share * room), ids, b.vocabulary, b.dtype, memory=means.memory)
+        cost = halves + of_translation(translation, a, b, site)
+        if cost.flops <= means.limit.flops or share < LEAST:
+            break
+        share *= 0.9
     return Alternative(made, cost, whole_model(compose(a, b, site, onto, translation)))
 
 

@@ -28,6 +28,7 @@ from stitch.files.store import Store
 from stitch.files.workspace import short_name
 from stitch.frontier.alternative import Means
 from stitch.frontier.collect import alternatives
+from stitch.frontier.untrained import why_no_untrained_a
 from stitch.jobs.across import fit_across, lost_bytes
 from stitch.jobs.inputs import check_inputs
 from stitch.jobs.join_plan import disk_of_join, plan_join
@@ -229,6 +230,8 @@ def _make(
     report["look_ups"] = {**fitted.look_ups, "unseen": unseen}
     if layer_choice is not None:
         report["layer_choice"] = layer_choice
+    if (why := why_no_untrained_a(a, b, settings.memory)) is not None:
+        report["not_made"] = {"null:untrained-a": why}
     step()
     with clock.stage("page"):
         page = join_page(report, json.loads(explained["features.json"]))

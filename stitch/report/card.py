@@ -95,6 +95,7 @@ def footnotes(report: dict) -> list[str]:
         )
     if found := report.get("left_out"):
         lines.append(f"Not fitted, because they need more than `memory`: {', '.join(found)}.")
+    lines += [f"{row} is left out: {why}." for row, why in report.get("not_made", {}).items()]
     if others := report.get("native", {}).get("other_ranges"):
         lines.append(
             f"null:random-range is the mean of {len(others)} other models, bridged as the composite is: {'; '.join(others)}."

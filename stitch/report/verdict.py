@@ -29,14 +29,20 @@ def _sentence(report: dict) -> str:
 
 
 def _not_tried(report: dict) -> str:
-    """The alternatives that `--brief` left out, where one of them might change the verdict."""
+    """The alternatives that `--brief` left out, where one of them might change the verdict.
+
+    LinearPatch keeps a matrix of its own, so that it is never within the cost.
+    """
     is_brief = report.get("provenance", {}).get("settings", {}).get("brief")
     if not is_brief or report["verdict"].get("status") == "dominated":
         return ""
     same = report["models"]["a"] == report["models"]["b"]
     rows = [row for row in ROWS if same or not row.one_model]
-    names = [row.name for row in rows if row.alternative and not row.brief and not row.across_tokenizers]
-    return f" Not tried, because of --brief: {', '.join(names)}."
+    never = {*report.get("not_made", {}), "reference:linear-patch", *(["reference:b-skip"] if same else [])}
+    names = [
+        row.name for row in rows if row.alternative and not (row.brief or row.across_tokenizers or row.name in never)
+    ]
+    return f" Not tried, because of --brief: {', '.join(names)}." if names else ""
 
 
 def named(row: str, report: dict) -> str:

@@ -269,8 +269,8 @@ def _nulls() -> list[Row]:
         ),
         Row(
             name="null:untrained-a", headline=True, alternative=True, costs="the translation's",
-            help="The composite with an A whose weights are drawn at random, and the same kind of translation, fitted to it. "
-            "What the composite gains on this row is due to what A learnt.",
+            help="The composite with an A whose weights are drawn at random, and the same kind of translation, without "
+            "features, fitted to it. What a composite without features gains on this row is due to what A learnt.",
         ),
         null(
             "random-routes", "routed",
