@@ -12,7 +12,7 @@ which is B or A, whole or with tables of any depth. Lines hold losses on the rep
     tables          the same tables without A
     refitted        ridge on the stream behind the tables alone: what the second fit gives without A
     own blocks      as many first blocks of B in the place of A's
-    null            A's stream of the next window
+    null            A's stream of the window before
 
 Tables are not packed, so that every number of blocks has tables of the same size.
 """
@@ -200,10 +200,11 @@ def added(setting: Setting, site: int, tables: Translation, behind: Streams) -> 
 
             def controls(row=row, here=here, own=own, of_a=of_a, of_source=of_source) -> list[Row]:
                 other: dict[Split, Tensor] = {split: stream.roll(1, 0) for split, stream in of_a.items()}
-                of_b: dict[Split, Tensor] = {split: streams[here] for split, streams in setting.streams_b.items()}
+                own_site = min(here, b.depth - 1)
+                of_b: dict[Split, Tensor] = {split: streams[own_site] for split, streams in setting.streams_b.items()}
                 return [
                     row("refitted", {"own": own}, Cost(0, 0, 0, 0)),
-                    row("own blocks", {"own": own, "b": of_b}, early(b, here, setting.context)),
+                    row("own blocks", {"own": own, "b": of_b}, early(b, own_site, setting.context)),
                     row("null", {"own": own, "a": other}, of_source),
                 ]
 
