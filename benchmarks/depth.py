@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
-from stitch.composite.bridges import fit_bridges
+from stitch.composite.bridges import fit_bridge, fit_bridges
 from stitch.composite.native import with_blocks
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import bridged
@@ -148,7 +148,7 @@ def null_ranges(
     drawn = [every[number] for number in order.tolist()]
     refitted = []
     for splice in drawn:
-        bridge = fit_bridges(model, splice, streams, memory=memory, seed=seed)[BOTH]
+        bridge = fit_bridge(BOTH, model, splice, streams, memory=memory)
         refitted.append(from_shared(bridged(model, splice, bridge), splice, streams["report"].all(splice.shared)))
     return {
         "null: random ranges": [_plain(model, splice, streams) for splice in drawn],
