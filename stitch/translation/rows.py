@@ -268,7 +268,7 @@ def _nulls() -> list[Row]:
             *LOOK_UPS, made_by=TABLES, base="null:look-ups", headline=True, alternative=True, brief=True,
         ),
         Row(
-            name="null:untrained-a", headline=True, alternative=True, costs="the translation's",
+            name="null:untrained-a", compared_with="composite", alternative=True, costs="the translation's",
             help="The composite with an A whose weights are drawn at random, and the same kind of translation, without "
             "features, fitted to it. What a composite without features gains on this row is due to what A learnt.",
         ),
