@@ -22,6 +22,7 @@ ROWS = {
     "reference:b-skip": "B, its own blocks\nin place of A's",
     "reference:b-shortened": "B without some blocks",
     "null:no-source": "look-ups without A",
+    "null:untrained-a": "composite of an A\nwith random weights",
     "translation:affine": "affine map\nfrom A to B",
 }
 
@@ -31,7 +32,13 @@ def main() -> None:
     source, target = sys.argv[1:]
     report = json.loads(Path(source).read_text())
     rows = {row["name"]: row for row in report["results"]}
-    paired = {item["minus"]: item for item in report["differences"] if item["name"] == "composite"}
+    paired = {}
+    for item in report["differences"]:
+        low, high = item["ce_low"], item["ce_high"]
+        if item["name"] == "composite":
+            paired[item["minus"]] = {"ce": -item["ce"], "ce_low": -high, "ce_high": -low}
+        elif item["minus"] == "composite":
+            paired[item["name"]] = {"ce": item["ce"], "ce_low": low, "ce_high": high}
 
     figure, (left, right) = panels(1, 2, 3.6, sharey=True)
     for number, name in enumerate(ROWS):
@@ -41,7 +48,7 @@ def main() -> None:
             f"{rows[name]['ce']:.3f}", (rows[name]["ce"], -number), (0, 4), textcoords="offset points", ha="center"
         )
         if name != "composite":
-            worse = {"ce": -paired[name]["ce"], "ce_low": -paired[name]["ce_high"], "ce_high": -paired[name]["ce_low"]}
+            worse = paired[name]
             interval(right, -number, worse, how)
             right.annotate(
                 f"{worse['ce']:+.3f}",
