@@ -5,15 +5,15 @@ from jobs import write_text
 from stitch.composite.costs import Cost, early, late
 from stitch.frontier.alternative import Means
 from stitch.frontier.skips import joined
-from stitch.text.documents import SPLITS, read, select
-from stitch.text.windows import sample
+from stitch.text.documents import SPLITS, Split, read, select
+from stitch.text.windows import Windows, sample
 
 
 def test_packed_tables_keep_within_the_bytes_and_the_flops(tmp_path):
     """A packed table multiplies with a small matrix, so that fewer bytes are what brings FLOPs down."""
     a, b = tiny.model("gpt2"), tiny.model("qwen3")
     documents = [*read(str(write_text(tmp_path)))]
-    windows = {split: sample(select(documents, split), b.tokenizer, 16, 1024) for split in SPLITS}
+    windows: dict[Split, Windows] = {split: sample(select(documents, split), b.tokenizer, 16, 1024) for split in SPLITS}
     size = early(a, 2, 16).bytes + late(b, 2, 16).bytes + 4 * 3 * a.width * b.width + 12_000
 
     def cost(flops: float) -> Cost:
