@@ -10,7 +10,7 @@ One JSON line per method and number of blocks. Each range of blocks is chosen on
     ShortGPT            not contiguous: the blocks whose input and output have the highest mean cosine (arXiv 2403.03853)
     ReplaceMe           the range whose ends have the highest mean cosine, as published; and our range
     LinearPatch         the same rule, as published; and our range
-    own tables          the first blocks as n-gram tables (`convert ngram`)
+    own tables          the first blocks as n-gram tables (`convert ngram`), also packed into the bytes of these blocks
     down-projection(s)  the range with the lowest cross-entropy when the down projection is refitted
 
 The nulls are random ranges, with nothing refitted and with both down projections refitted as ours are, and the down projection
@@ -44,6 +44,7 @@ from stitch.models.flops import block_parameters
 from stitch.models.model import Model
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
+from stitch.translation.packing import pack
 
 PERCENT = (10, 20, 33)
 RANDOM = 4  # ranges of the null
@@ -77,12 +78,27 @@ def shortgpt(streams: Activations, depth: int, count: int) -> list[int]:
     return [block for block in range(depth) if block not in removed]
 
 
-def own_tables(model: Model, windows: dict[Split, Windows], drop: int, memory: int) -> tuple[Logits, int]:
-    """The logits with the first blocks as n-gram tables, and the bytes of the tables."""
+def own_tables(
+    model: Model, windows: dict[Split, Windows], drop: int, memory: int
+) -> dict[str, tuple[Logits, dict]]:  # fmt: skip
+    """The first blocks as n-gram tables, of any size and packed into the bytes of the blocks."""
     shape = NgramShape(rows=65_536 if model.config.vocab_size < 2**15 else 16_384)
     indices = tables_for(model, windows["fit"], shape, memory)
     fitted = fit_full_memory(read_fit_data(model, windows, drop, shape, indices)).translation
-    return LateBlocks(model, drop).reading(fitted), bytes_of(fitted, model.dtype, model.config.vocab_size)
+    packed = pack(
+        fitted, bytes_removed(model, drop), windows["fit"].ids, model.vocabulary, model.dtype, memory=memory
+    )  # fmt: skip
+    late, where = LateBlocks(model, drop), {"range": f"0–{drop - 1}"}
+    size = bytes_of(fitted, model.dtype, model.config.vocab_size)
+    return {
+        "own tables": (late.reading(fitted), where | {"table_bytes": size}),
+        "own tables, packed": (late.reading(packed), where | {"table_bytes": packed.bytes(model.dtype)}),
+    }
+
+
+def bytes_removed(model: Model, count: int) -> int:
+    """Bytes of the first blocks' parameters."""
+    return sum(block_parameters(model.config, block) for block in range(count)) * model.dtype.itemsize
 
 
 def rows_of(
@@ -114,7 +130,6 @@ def rows_of(
 
     kept = shortgpt(streams["sweep"], model.depth, count)
     gone = ", ".join(str(block) for block in range(model.depth) if block not in kept)
-    tables, size = own_tables(model, windows, count, settings.memory)
     rows = {
         "plain removal": (_plain(model, plain, streams), _range(plain)),
         "ShortGPT": (whole_model(with_blocks(model, kept).net), {"range": gone}),
@@ -122,7 +137,7 @@ def rows_of(
         "ReplaceMe, our range": bridge(ours, "reference:replaceme"),
         "LinearPatch": bridge(similar, "reference:linear-patch"),
         "LinearPatch, our range": bridge(ours, "reference:linear-patch"),
-        "own tables": (tables, {"range": f"0–{count - 1}", "table_bytes": size}),
+        **own_tables(model, windows, count, settings.memory),
         "down-projection": bridge(ours, "translation:down-projection"),
         OURS: bridge(ours, BOTH),
         "null: shuffled": bridge(ours, "null:shuffled-down-projection"),
@@ -159,7 +174,7 @@ def null_ranges(
 def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
     settings = Settings(
         model_a=given.model, model_b=given.model, layer=0, layer_b=0, native=True, tokens=given.tokens,
-        held_out=given.held_out, context=given.context, seed=given.seed,
+        held_out=given.held_out, context=given.context, seed=given.seed, dtype=given.dtype,
     )  # fmt: skip
     model, _, _ = load_pair(settings)
     completed = complete(settings, model, model)
@@ -185,7 +200,7 @@ def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
             scores[name] = mean_of([scores.pop(f"{name} {number}") for number in range(len(draws))])
         seconds = round(time.perf_counter() - began)
         tell(f"{given.model}: {count} blocks in {seconds} s")
-        removed = sum(block_parameters(model.config, block) for block in range(count)) * model.dtype.itemsize
+        removed = bytes_removed(model, count)
         for name, found in scores.items():
             yield {
                 "benchmark": "depth",
@@ -201,6 +216,7 @@ def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
                 "tokens": {split: one.tokens for split, one in windows.items()},
                 "documents": found.documents,
                 "context": given.context,
+                "dtype": given.dtype,
                 "seconds": seconds,
             }
 
@@ -240,6 +256,7 @@ def main() -> None:
     parser.add_argument("--on-cells", type=int, default=8_192, help="Tokens that every range is tried on.")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--percent", type=int, nargs="+", default=PERCENT, help="Of the blocks, to remove.")
+    parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sweep", type=Path, metavar="REPORT", help="Print the lines of this report; measure nothing.")
     given = parser.parse_args()
