@@ -1,10 +1,12 @@
 """Loss after an n-gram memory replaces the first blocks: by number of blocks, by tokens in the tables, by table size.
 
     python benchmarks/conversions_ngram.py --model demo:llama --drop 1,2,3,4,5,6,7 --tokens 300000
-    python benchmarks/conversions_ngram.py --model demo:llama --drop 4 --tokens 30000,100000,1000000
+    python benchmarks/conversions_ngram.py --model demo:llama --drop 2 --tokens 30000,100000,1000000 --sizes 3,10,30,300
 
-One JSON line per model, number of blocks, number of tokens and table size, with every row of the conversion's table
-(KL, held-out R², bytes), paired differences, and the leakage audit. No checkpoint is written.
+One JSON line per model, number of blocks, number of tokens and number of rows, with every row of the conversion's table
+(KL, held-out R², bytes), what it costs (`cost`, nats above the donor), the cost of the tables packed into other `sizes`, and
+the leakage audit. `above` and `packing` are paired differences to the donor and to the tables before packing. No checkpoint is
+written.
 """
 
 import argparse
@@ -13,11 +15,14 @@ import itertools
 import json
 import time
 
-from stitch.conversions.donor import read_donor
+from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.ngrams import convert
+from stitch.conversions.ngrams.late import LateBlocks
 from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
-from stitch.conversions.report import difference
+from stitch.errors import UsageError
+from stitch.evaluation.scores import Scores, evaluate
 from stitch.files.job import Clock
+from stitch.translation.types import Translation
 
 MEMORY = 8 * 2**30
 
@@ -29,7 +34,14 @@ def numbers(text: str) -> list[int]:
 def lines(given: argparse.Namespace):
     """One dict per combination of tokens, rows and blocks."""
     for tokens in given.tokens:
-        donor = read_donor(given.model, text=given.text, tokens=tokens, held_out=given.held_out, context=given.context)
+        donor = read_donor(
+            given.model,
+            text=given.text,
+            tokens=tokens,
+            held_out=given.held_out,
+            context=given.context,
+            dtype=given.dtype,
+        )
         for rows, drop in itertools.product(given.rows, given.drop):
             clock = Clock()
             began = time.perf_counter()
@@ -45,7 +57,7 @@ def lines(given: argparse.Namespace):
                     convert.tables_for(donor.model, donor.windows["fit"], shape, MEMORY),
                 )
             with clock.stage("fits and scores"):
-                fitted, scores, r2 = convert.measure(donor, fit_data, given.seed, MEMORY, None)
+                fitted, scores, r2 = convert.measure(donor, fit_data, given.table_bytes, given.seed, MEMORY, None)
             known = convert.loss_by_leakage(donor, drop, fitted["converted"].translation, audit, MEMORY)
             yield {
                 "benchmark": "conversions_ngram",
@@ -53,6 +65,10 @@ def lines(given: argparse.Namespace):
                 "drop": drop,
                 "blocks": donor.model.depth,
                 "shape": dataclasses.asdict(shape),
+                "table_bytes": given.table_bytes,
+                "bytes_replaced": convert.bytes_replaced(donor.model, drop),
+                "documents": scores["donor"].documents,
+                "dtype": given.dtype,
                 "tokens": {split: found.tokens for split, found in donor.windows.items()},
                 "context": donor.context,
                 "results": [found.row(name) | {"r2": r2.get(name)} for name, found in scores.items()],
@@ -60,7 +76,14 @@ def lines(given: argparse.Namespace):
                     name: convert.bytes_of(found.translation, donor.model.dtype, donor.model.config.vocab_size)
                     for name, found in fitted.items()
                 },
-                "differences": [difference(scores, *pair) for pair in convert.COMPARED],
+                "cost": {_short(name): found.ce - scores["donor"].ce for name, found in scores.items()},
+                "above": _difference(scores, "donor"),
+                "packing": _difference(scores, convert.UNPACKED) if convert.UNPACKED in scores else None,
+                "sizes": [
+                    one
+                    for percent in given.sizes
+                    if (one := packed_into(donor, drop, fitted[convert.UNPACKED].translation, percent, scores["donor"]))
+                ],
                 "passes": [
                     error / found for found in fitted["converted"].errors[:1] for error in fitted["converted"].errors
                 ],
@@ -71,16 +94,45 @@ def lines(given: argparse.Namespace):
             }
 
 
+def packed_into(donor: Donor, drop: int, tables: Translation, percent: float, whole: Scores) -> dict | None:
+    """What the tables cost in `percent` of the bytes of the blocks. None where there is no room for any."""
+    try:
+        small = convert.packed(donor, drop, tables, percent, MEMORY)
+    except UsageError:
+        return None
+    row = {"converted": LateBlocks(donor.model, drop).reading(small)}
+    scores = evaluate(row, donor.windows["report"], vocabulary=donor.model.vocabulary, memory=MEMORY)
+    size = convert.bytes_of(small, donor.model.dtype, donor.model.vocabulary)
+    return {"percent": percent, "bytes": size, **_difference({**scores, "donor": whole}, "donor")}
+
+
+def _difference(scores: dict[str, Scores], minus: str) -> dict:
+    one, other = scores["converted"], scores[minus]
+    low, high = one.interval(minus=other)
+    return {"ce": one.ce - other.ce, "low": low, "high": high}
+
+
+def _short(name: str) -> str:
+    return (name.partition(":")[2] or name).replace("-", "_")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="demo:llama")
     parser.add_argument("--drop", type=numbers, default=[1, 2, 3, 4, 5, 6, 7])
     parser.add_argument("--tokens", type=numbers, default=[300_000])
     parser.add_argument("--rows", type=numbers, default=[65_536])
+    parser.add_argument(
+        "--table-bytes", type=float, default=convert.TABLE_BYTES, help="In percent of those of the blocks."
+    )
+    parser.add_argument(
+        "--sizes", type=numbers, default=[], help="Further percentages that the tables are packed into."
+    )
     parser.add_argument("--order", type=int, default=3)
     parser.add_argument("--skips", type=int, default=4)
     parser.add_argument("--held-out", type=int, default=32_768)
     parser.add_argument("--context", type=int, default=None)
+    parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--text", default="docs")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

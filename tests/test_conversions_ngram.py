@@ -307,6 +307,65 @@ def test_decoding_token_by_token_and_with_padding_agrees_with_one_pass(converted
     assert torch.allclose(found[1, -4:], net(padded[1:, -4:]).logits[0], atol=2e-5)
 
 
+@pytest.fixture(scope="module")
+def small(root, tmp_path_factory) -> Path:
+    """Memories in a fifth of the bytes of two blocks: the embedding of the llama is its head, that of the mistral is not."""
+    folder = tmp_path_factory.mktemp("small")
+    for name in ("llama", "three"):
+        convert(root, name, folder / name, drop=2, shape=NgramShape(order=2, rows=2000, skips=2), table_bytes=20)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["llama", "three"])
+@torch.no_grad()
+def test_tables_are_packed_into_a_share_of_the_bytes_of_the_blocks(root, small, name):
+    report = json.loads((small / name / "report.json").read_text())
+    rows, given = {row["name"]: row for row in report["results"]}, donor(root, name)
+    beside = 0 if name == "llama" else 4 * V * given.model.width  # the table in the place of the embedding
+    limit = sum(p.numel() for block in given.model.blocks[:2] for p in block.parameters()) * 4 / 5
+    assert 0.8 * limit < rows["converted"]["table_bytes"] - beside <= limit
+    assert rows["reference:unpacked"]["table_bytes"] > 1.5 * limit
+    assert rows["converted"]["ce"] == pytest.approx(rows["reference:unpacked"]["ce"], abs=0.05)
+    again = evaluate({"again": whole_model(load(small / name).net)}, given.windows["report"], vocabulary=V)["again"]
+    assert again.ce == pytest.approx(rows["converted"]["ce"], abs=1e-6)
+    sizes = {folder: (folder / "model.safetensors").stat().st_size for folder in (small / name, root / name)}
+    assert sizes[small / name] < sizes[root / name] + 20_000  # names and shapes of tensors
+
+
+@torch.no_grad()
+def test_a_memory_with_packed_tables_has_one_matrix_for_embedding_and_head(small, tmp_path):
+    net, ids = load(small / "llama").net, tiny.ids()
+    assert net.get_output_embeddings().weight is net.get_input_embeddings().weight
+    stored = load_file(small / "llama" / "model.safetensors")
+    assert [name for name, tensor in stored.items() if tensor.shape == (V, 40)] == ["a.embed_tokens.weight"]
+    logits = net(ids).logits
+    net.resize_token_embeddings(V + 7)
+    net.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    assert torch.equal(again(ids).logits[..., :V], logits) and again(ids).logits.shape[-1] == V + 7
+
+
+@torch.no_grad()
+def test_a_memory_with_packed_tables_can_come_first(root, small, tmp_path):
+    wanted = Settings(
+        model_a=str(small / "llama"), model_b=str(root / "gpt2"), layer=2, layer_b=3, text=str(root / "text.jsonl"),
+        tokens=4096, context=32, features=64, k=8, sae_passes=0.3, device="cpu", memory=BUDGET, brief=True,
+    )  # fmt: skip
+    report, folder = stitch(wanted, tmp_path / "joined")
+    scores = evaluate({"net": whole_model(load(folder).net)}, donor(root, "gpt2").windows["report"], vocabulary=V)
+    ce = next(row["ce"] for row in report["results"] if row["name"] == "composite")
+    assert scores["net"].ce == pytest.approx(ce, abs=0.2)
+    again = load(convert_again(root, small / "llama", tmp_path / "again"))
+    assert again.depth == 3
+
+
+def convert_again(root: Path, model: Path, out: Path) -> Path:
+    shape = NgramShape(order=2, rows=500, skips=1)
+    convert_ngram(str(model), out, text=str(root / "text.jsonl"), drop=1, shape=shape, **SMALL)
+    return out
+
+
 @pytest.mark.parametrize("name, site", [("llama", 2), ("gpt2", 1), ("gemma2", 3)])
 @torch.no_grad()
 def test_the_written_model_computes_what_the_report_scored(root, converted, name, site):
@@ -422,6 +481,8 @@ def test_auto_drops_as_many_blocks_as_the_tolerance_allows(root, tmp_path):
         (["--drop", "2", "--skips", "1"], "skips must be at least"),
         (["--drop", "2", "--rows", "-1"], "rows must be 0 or more"),
         (["--drop", "auto", "--tolerance", "-1"], "tolerance must be 0 or more nats"),
+        (["--drop", "2", "--table-bytes", "0"], "table_bytes must be more than 0 percent; got 0"),
+        (["--drop", "2", "--table-bytes", "0.1"], "table_bytes must leave room for a table; 0.1 % are"),
         (["--drop", "2", "--tokens", "100"], "tokens must be at least 4,096"),
         (["--drop", "2", "--context", "4"], "context must be in 8..128"),
     ],

@@ -332,6 +332,7 @@ COMPOSED = {
     "a late cut": (dict(site_a=7), "site_a: must be at most the 6 blocks of a_config, got 7"),
     "an early cut": (dict(site_a=-1), "site_a: "),
     "wrong order": (dict(site_b=5, stop_b=4), "site_b, stop_b: must be in order"),
+    "nothing to share": (dict(shares_embedding=True, a_flow=None), "shares_embedding: needs a_flow and b_flow"),
     "no part": (dict(b_config=None), "b_config: "),
     "a part of another kind": (dict(a_config={"model_type": "llama", "hidden_size": "x"}), "a_config.hidden_size: "),
     "a flow with nothing in it": (dict(a_flow={}), "a_flow.class: field required; a_flow.body: field required"),

@@ -54,6 +54,7 @@ def ngram(
     order: int = 3,
     rows: int = 65_536,
     skips: int = 4,
+    table_bytes: float = 100.0,
     text: TextLike = "docs",
     tokens: int = 300_000,
     held_out: int = 32_768,
@@ -69,6 +70,7 @@ def ngram(
 ) -> Converted:
     """Replaces the first `drop` blocks by n-gram look-up tables; "auto": as many as cost at most `tolerance` nats per token.
 
+    Tables are packed into `table_bytes` percent of the bytes of the blocks.
     Options are those of `stitch convert ngram`; models, `text` and `out` as in `stitch.join`.
     Raises: UsageError for a request that cannot be met, StitchError for weights or text that fail.
     """
@@ -78,9 +80,10 @@ def ngram(
     place = Output(out)
     with named(model) as (name,), text_named(text) as source, progress(quiet) as update:
         report = convert_ngram(
-            name, place.path, drop=drop, shape=NgramShape(order=order, rows=rows, skips=skips), tolerance=tolerance,
-            text=source, tokens=tokens, held_out=held_out, context=context, seed=seed, memory=byte_count(memory),
-            device=device, dtype=dtype, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=update,
+            name, place.path, drop=drop, shape=NgramShape(order=order, rows=rows, skips=skips),
+            table_bytes=table_bytes, tolerance=tolerance, text=source, tokens=tokens, held_out=held_out, context=context,
+            seed=seed, memory=byte_count(memory), device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+            overwrite=overwrite, progress=update,
         )  # fmt: skip
     return _converted(report, place)
 

@@ -112,6 +112,16 @@ def ngram(
     skips: Annotated[
         int, o.option("Conversion", "--skips", "N", "Number of preceding tokens that are also looked up one by one.")
     ] = 4,
+    table_bytes: Annotated[
+        float,
+        o.option(
+            "Conversion",
+            "--table-bytes",
+            "PERCENT",
+            "Bytes of the tables, in percent of those of the blocks that they replace. They are cut and packed to 8 bits to keep "
+            "within them.",
+        ),
+    ] = 100.0,
     text: o.Text = "docs",
     tokens: o.FitTokens = 300_000,
     held_out: o.HeldOut = 32_768,
@@ -136,9 +146,9 @@ def ngram(
     """
     require_out(out, dry_run)
     result = or_estimate(stitch.convert.ngram, dry_run)(
-        model, block_or_auto("drop", drop), tolerance=tolerance, order=order, rows=rows, skips=skips, text=text, tokens=tokens,
-        held_out=held_out, context=context, seed=seed, memory=memory, device=device, dtype=dtype, out=out,
-        overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,
+        model, block_or_auto("drop", drop), tolerance=tolerance, order=order, rows=rows, skips=skips,
+        table_bytes=table_bytes, text=text, tokens=tokens, held_out=held_out, context=context, seed=seed, memory=memory,
+        device=device, dtype=dtype, out=out, overwrite=overwrite, trust_remote_code=trust_remote_code, quiet=quiet,
     )  # fmt: skip
     print_result(result, as_json)
 

@@ -16,7 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrain
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from stitch.errors import StitchError
-from stitch.modeling.modeling_composite import CLASSES, StitchConfig, code_of_donor, parts_of
+from stitch.modeling.modeling_composite import CLASSES, StitchBaseModel, StitchConfig, code_of_donor, parts_of
 from stitch.modeling.modeling_recurrent import RecurrentConfig
 from stitch.models.donor_code import brings_code, is_foreign
 
@@ -30,6 +30,8 @@ def save_net(net: PreTrainedModel, folder: Path, max_shard_bytes: int = 50_000_0
     net.save_pretrained(folder, max_shard_size=max_shard_bytes)
     config = copy.deepcopy(net.config)
     files = carry(config)
+    if isinstance(config, StitchConfig):  # save_pretrained enters the class of `net` alone
+        config.auto_map = {**config.auto_map, "AutoModel": f"modeling_composite.{StitchBaseModel.__name__}"}
     config.save_pretrained(folder)
     for name, content in files.items():
         (folder / name).write_bytes(content)

@@ -42,6 +42,7 @@ class StitchConfig(PreTrainedConfig):
     None.
     `translation` is the config of `TranslationModule`.
     `train_seam_only`: `from_pretrained` freezes both halves, so that training changes the translation alone.
+    `shares_embedding`: A's embedding and B's head are one matrix. A is a stock model then.
     `hidden_size` and `num_attention_heads` are those of the last part, whose states the model returns.
     `max_position_embeddings` is the longest context that all parts accept.
 
@@ -63,6 +64,7 @@ class StitchConfig(PreTrainedConfig):
         b_flow: Any = None,
         stop_b: int | None = None,
         train_seam_only: bool = False,
+        shares_embedding: bool = False,
         **kwargs,
     ):
         a_config, b_config = config_of(a_config), config_of(b_config)
@@ -78,9 +80,9 @@ class StitchConfig(PreTrainedConfig):
             self.site_b, self.stop_b = 0, None
         self.a_flow, self.b_flow = a_flow, b_flow
         self.translation = translation
-        self.train_seam_only = train_seam_only
+        self.train_seam_only, self.shares_embedding = train_seam_only, shares_embedding
         # `generate` needs the number of cache layers, one per block, and B's vocabulary and special tokens.
-        kwargs = {**kwargs, "tie_word_embeddings": False}
+        kwargs = {**kwargs, "tie_word_embeddings": shares_embedding}
         for derived in ("per_layer_config", "seam"):
             kwargs.pop(derived, None)
         windows: list = []
@@ -242,6 +244,10 @@ class Stitched(PreTrainedModel):
             self.a = early_net(config.a_config, config.a_flow, config.site_a)
         self.translation = TranslationModule(config.translation)
         self.b = late_net(config.b_config, config.b_flow, config.site_b, config.last_block)
+        if config.shares_embedding:
+            flow: Any = config.a_flow
+            embedding = flow["input"].removeprefix(f"{flow['body']}.")
+            self._tied_weights_keys = {f"b.{config.b_flow['head']}.weight": f"a.{embedding}.weight"}
         self.connect()
         self.post_init()
 
@@ -314,6 +320,7 @@ class Stitched(PreTrainedModel):
         embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         if new_num_tokens is not None or pad_to_multiple_of is not None:
             self._resize_seams(embedding.weight.shape[0])
+            self.tie_weights()
         return embedding
 
     def _resize_seams(self, vocabulary: int) -> None:

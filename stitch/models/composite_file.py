@@ -114,6 +114,7 @@ class _Composite(BaseModel):
     site_b: Blocks
     stop_b: Blocks | None = None
     train_seam_only: StrictBool = False
+    shares_embedding: StrictBool = False
     max_position_embeddings: Size | None = None
     translation: _Translation
     a_flow: _Flow | None = None
@@ -149,6 +150,8 @@ def _disagreements(config: Mapping[str, Any]) -> Iterator[str]:
         depth = _depth(config)
         if depth is not None and site > depth:
             yield f"site_a: must be at most the {depth} blocks of a_config, got {site}"
+    if config.get("shares_embedding") and (flow is None or config.get("a_flow") is None):
+        yield "shares_embedding: needs a_flow and b_flow, so a_config must be that of a stock model"
     if translation.get("first") and translation.get("bos_token_id") is None:
         yield "translation.bos_token_id: is needed by translation.first"
     for number, term in enumerate(translation["terms"]):

@@ -35,6 +35,10 @@ class Packed:
     def __len__(self) -> int:
         return len(self.codes)
 
+    def __getitem__(self, order: Int64[Tensor, " n"]) -> "Packed":
+        """The table of the rows with these numbers."""
+        return Packed(self.codes[order], self.scales[order], self.basis)
+
     @property
     def width(self) -> int:
         return (self.codes if self.basis is None else self.basis).shape[1]

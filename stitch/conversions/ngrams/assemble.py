@@ -1,4 +1,8 @@
-"""An n-gram memory and the blocks after it as one model: a composite whose first half is only an embedding, the token table."""
+"""An n-gram memory and the blocks after it as one model: a composite whose first half is only an embedding.
+
+The embedding is the table by the current token. Where the donor's embedding is its head too, and that table is packed, the
+composite keeps the donor's matrix, once, and the table is part of the translation.
+"""
 
 import copy
 import dataclasses
@@ -8,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stitch.composite.compose import late_half, stitch_config
+from stitch.composite.compose import early_half, late_half, stitch_config
 from stitch.errors import UsageError
-from stitch.modeling.modeling_composite import StitchForCausalLM
+from stitch.modeling.modeling_composite import StitchConfig, StitchForCausalLM
 from stitch.modeling.modeling_halves import Half, early_net
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.flow import FAMILY_ERRORS
 from stitch.models.model import Model
 from stitch.translation.module import embeddings_of, translation_module
+from stitch.translation.packed import Packed
 from stitch.translation.types import Residual, Term, Token, Translation
 
 TOGETHER = 4096  # rows of the token table that are computed at a time
@@ -31,26 +36,38 @@ def build_composite(model: Model, site: int, translation: Translation) -> Stitch
     last, before = model.parts[-1], blocks_before_last_part(model.config)
     by_token = tuple(term for term in translation.terms if term.input == Token())
     others = tuple(term for term in translation.terms if term.input != Token())
-    read = dataclasses.replace(translation, terms=(Term(Residual(0), None), *others))
-    scale = table_scale(last)
+    shares = is_tied(model) and all(isinstance(term.weight, Packed) for term in by_token)
+    read = translation if shares else dataclasses.replace(translation, terms=(Term(Residual(0), None), *others))
     config = stitch_config(last, last, 0, site - before + (last.kept.start if last.kept else 0), read)
+    config.shares_embedding = config.tie_word_embeddings = shares
     with torch.device("meta"):
         net = StitchForCausalLM(config)
-    early = _empty(last)
-    with torch.no_grad():
-        embedding = _table(early, last.flow)
-        tables = Translation("by token", by_token, torch.zeros(last.width))
-        rows, held = translation_module(tables, model, model, site), embeddings_of(model, model)
-        for ids in torch.arange(config.vocab_size, device=model.device).split(TOGETHER):
-            embedding.weight[ids] = (rows({}, ids[None], torch.ones_like(ids)[None], embeddings=held)[0] / scale).to(
-                model.dtype
-            )
-    net.a, net.b = early, late_half(model, site).net
-    net.translation = translation_module(read, model, model, site)
+    net.a = early_half(last, 0) if shares else _with_table(model, site, by_token)
+    net.b, net.translation = late_half(model, site).net, translation_module(read, model, model, site)
+    net.tie_weights()
     net.connect()
     net.generation_config = copy.deepcopy(model.net.generation_config)
     net.generation_config.cache_implementation = None  # some families ask for a static cache
     return net.eval()
+
+
+def is_tied(model: Model) -> bool:
+    """Whether the model is a stock one whose embedding is the matrix of the head."""
+    head = model.head.get_parameter("weight")
+    return not isinstance(model.config, StitchConfig) and head.data_ptr() == model.embedding.weight.data_ptr()
+
+
+@torch.no_grad()
+def _with_table(model: Model, site: int, by_token: tuple[Term, ...]) -> PreTrainedModel:
+    """The last part before its first block, with the sum of the tables `by_token` as its embedding."""
+    last = model.parts[-1]
+    scale, early = table_scale(last), _empty(last)
+    embedding, held = _table(early, last.flow), embeddings_of(model, model)
+    rows = translation_module(Translation("by token", by_token, torch.zeros(last.width)), model, model, site)
+    for ids in torch.arange(last.vocabulary, device=model.device).split(TOGETHER):
+        found = rows({}, ids[None], torch.ones_like(ids)[None], embeddings=held)[0]
+        embedding.weight[ids] = (found / scale).to(model.dtype)
+    return early
 
 
 def _empty(model: Model) -> PreTrainedModel:

@@ -9,7 +9,7 @@ import torch
 
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.ngrams import work
-from stitch.conversions.ngrams.assemble import build_composite, table_scale
+from stitch.conversions.ngrams.assemble import build_composite, is_tied, table_scale
 from stitch.conversions.ngrams.late import LateBlocks, explained_variance
 from stitch.conversions.ngrams.leakage import RUN, LeakageAudit, audit_leakage, require_apart
 from stitch.conversions.ngrams.memory import (
@@ -37,12 +37,16 @@ from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.windows import Windows
 from stitch.translation.look_ups import positions
+from stitch.translation.packed import Packed
+from stitch.translation.packing import pack
 from stitch.translation.types import Ngram, Token, Translation
 
 TOLERANCE = 0.05  # default of the nats that `drop` "auto" may cost on the sweep split
 TOKENS, HELD_OUT = 300_000, 32_768  # defaults
+TABLE_BYTES = 100.0  # default of the bytes of the tables, in percent of those of the blocks that they replace
+UNPACKED = "reference:unpacked"
 COMPARED = (
-    ("converted", "donor"), ("reference:passthrough", "converted"), ("null:random-table", "converted"),
+    ("converted", "donor"), ("converted", UNPACKED), ("reference:passthrough", "converted"), ("null:random-table", "converted"),
     ("floor:mean", "converted"), ("baseline:tables-alone", "converted"), ("baseline:ridge-alone", "converted"),
 )  # fmt: skip
 
@@ -53,6 +57,7 @@ def convert_ngram(
     *,
     drop: int | str,
     shape: NgramShape | None = None,
+    table_bytes: float = TABLE_BYTES,
     tolerance: float = TOLERANCE,
     text: str = "docs",
     tokens: int = TOKENS,
@@ -69,7 +74,8 @@ def convert_ngram(
     """Writes the converted model to `out` and returns its report.
 
     `drop` is L, or "auto": the most blocks whose replacement costs at most `tolerance` nats per token on the sweep split. Rows
-    are fitted on the fit split; λ, κ and least counts are chosen on the sweep split. `memory` is the budget in bytes.
+    are fitted on the fit split; λ, κ and least counts are chosen on the sweep split. Tables are packed into `table_bytes` percent
+    of the bytes of the blocks. `memory` is the budget in bytes.
     Raises UsageError for a request that cannot be met, StitchError for weights or text that fail.
     """
     shape = shape or NgramShape()
@@ -77,6 +83,8 @@ def convert_ngram(
     def plan() -> Job:
         if tolerance < 0:
             raise UsageError(f"tolerance must be 0 or more nats; got {tolerance}.")
+        if not table_bytes > 0:
+            raise UsageError(f"table_bytes must be more than 0 percent; got {table_bytes:g}.")
         donor = read_donor(
             name, text=text, tokens=tokens, held_out=held_out, context=context, seed=seed, device=device, dtype=dtype,
             trust_remote_code=trust_remote_code, progress=progress,
@@ -91,13 +99,14 @@ def convert_ngram(
             if isinstance(drop, int):
                 fit_data = read_fit_data(donor.model, donor.windows, drop, shape, indices, progress)
             else:
-                fit_data, tried = deepest_within(donor, shape, indices, tolerance, memory, progress)
-            fitted, scores, r2 = measure(donor, fit_data, seed, memory, progress)
+                fit_data, tried = deepest_within(donor, shape, indices, table_bytes, tolerance, memory, progress)
+            fitted, scores, r2 = measure(donor, fit_data, table_bytes, seed, memory, progress)
             net = build_composite(donor.model, fit_data.site, fitted["converted"].translation)
             scores |= _evaluate({"converted": whole_model(net)}, donor.model, donor.windows["report"], memory, progress)
             known = loss_by_leakage(donor, fit_data.site, fitted["converted"].translation, audit, memory, progress)
             settings = {
-                "drop": drop, **dataclasses.asdict(shape), "tolerance": tolerance, "seed": seed, "memory": memory,
+                "drop": drop, **dataclasses.asdict(shape), "table_bytes": table_bytes, "tolerance": tolerance, "seed": seed,
+                "memory": memory,
             }  # fmt: skip
             report = assemble_report(donor, fit_data, fitted, scores, r2, audit, known, tried, settings)
             save(net, donor.model, output, report)
@@ -145,7 +154,13 @@ def tables_for(model: Model, windows: Windows, shape: NgramShape, memory: int) -
 
 
 def deepest_within(
-    donor: Donor, shape: NgramShape, indices: list[TableIndex], tolerance: float, memory: int, progress: Progress | None
+    donor: Donor,
+    shape: NgramShape,
+    indices: list[TableIndex],
+    table_bytes: float,
+    tolerance: float,
+    memory: int,
+    progress: Progress | None,
 ) -> tuple[NgramFitData, dict[int, float]]:
     """The data of the deepest memory within the tolerance, and the cost of each tried depth on the sweep split, in nats.
 
@@ -156,7 +171,8 @@ def deepest_within(
     best, tried = None, {}
     for site in range(blocks_before_last_part(model.config) + 1, model.depth):
         fit_data = read_fit_data(donor.model, donor.windows, site, shape, indices, progress)
-        row = LateBlocks(model, site).reading(fit_full_memory(fit_data, progress).translation)
+        tables = fit_full_memory(fit_data, progress).translation
+        row = LateBlocks(model, site).reading(packed(donor, site, tables, table_bytes, memory))
         tried[site] = _evaluate({"memory": row}, model, sweep, memory, progress)["memory"].ce - base
         if tried[site] > tolerance:
             break
@@ -174,15 +190,40 @@ def fit_full_memory(fit_data: NgramFitData, progress: Progress | None = None) ->
     return fit_memory(fit_data, *list(cumulative_stages(fit_data).values())[-1], progress=progress)
 
 
+def packed(donor: Donor, site: int, tables: Translation, percent: float, memory: int) -> Translation:
+    """The tables within `percent` of the bytes of the blocks that they replace; see `stitch.translation.packing`.
+
+    Where the donor's embedding is not its head, the table by the current token takes its place. It is neither packed nor counted.
+    Raises: UsageError where no table is within the bytes.
+    """
+    model = donor.model
+    limit = int(bytes_replaced(model, site) * percent / 100)
+    kept = () if is_tied(model) else tuple(term for term in tables.terms if term.input == Token())
+    others = dataclasses.replace(
+        tables, terms=tuple(term for term in tables.terms if not kept or term.input != Token())
+    )
+    found = pack(others, limit, donor.windows["fit"].ids, model.vocabulary, model.dtype, memory=memory)
+    if not found.terms:
+        raise UsageError(f"table_bytes must leave room for a table; {percent:g} % are {limit:,} bytes: raise it.")
+    return dataclasses.replace(found, terms=(*kept, *found.terms))
+
+
 def measure(
-    donor: Donor, fit_data: NgramFitData, seed: int, memory: int, progress: Progress | None
+    donor: Donor, fit_data: NgramFitData, table_bytes: float, seed: int, memory: int, progress: Progress | None
 ) -> tuple[dict[str, NgramMemory], dict[str, Scores], dict[str, float]]:
-    """Memories by row name, for every order and in full; scores of all rows on the report split; held-out R²."""
+    """Memories by row name, for every order and in full; scores of all rows on the report split; held-out R².
+
+    That in full is there as packed, and as it was before where that is another.
+    """
     steps = cumulative_stages(fit_data)
     everything = list(steps.values())[-1]
     memory_of = partial(fit_memory, fit_data, progress=progress)
     fitted = {f"baseline:{name}": memory_of(*step) for name, step in list(steps.items())[:-1]}
-    fitted["converted"] = memory_of(*everything)
+    whole = memory_of(*everything)
+    small = packed(donor, fit_data.site, whole.translation, table_bytes, memory)
+    fitted["converted"] = dataclasses.replace(whole, translation=small)
+    if any(isinstance(term.weight, Packed) for term in small.terms):
+        fitted[UNPACKED] = whole
     fitted["baseline:tables-alone"] = memory_of(everything[0], [])
     translations: dict[str, Translation] = {
         **{name: found.translation for name, found in fitted.items()},
@@ -244,6 +285,11 @@ def loss_by_leakage(
     return {"seen": over([1, 3]), "unseen": over([0, 2]), "not copied": over([0, 1])}
 
 
+def differences(scores: dict[str, Scores]) -> list[dict]:
+    """Entries of `differences` in report.json."""
+    return [difference(scores, *pair) for pair in COMPARED if {*pair} <= {*scores}]
+
+
 def assemble_report(
     donor: Donor,
     fit_data: NgramFitData,
@@ -257,12 +303,10 @@ def assemble_report(
 ) -> dict:
     """report.json; see `stitch.conversions.report`."""
     model, site = donor.model, fit_data.site
-    start = blocks_before_last_part(model.config)
-    dropped = sum(block_parameters(model.config, block) for block in range(start, site))
     size = {name: bytes_of(found.translation, model.dtype, model.vocabulary) for name, found in fitted.items()}
-    order = ["donor", "converted", *(name for name in scores if name.startswith("baseline")), "reference:passthrough"]
+    kinds = ("donor", "converted", "baseline", "reference", "floor", "null")
     results = []
-    for name in [*order, "floor:mean", "null:random-table"]:
+    for name in sorted(scores, key=lambda name: kinds.index(name.partition(":")[0])):
         row = scores[name].row(name)
         row |= {"r2": r2[name]} if name in r2 else {}
         row |= {"table_bytes": size[name]} if name in size else {}
@@ -279,9 +323,15 @@ def assemble_report(
         "documents": counted(scores["donor"]),
         "context": donor.context,
         "results": results,
-        "differences": [difference(scores, *pair) for pair in COMPARED if pair[0] in scores],
+        "differences": differences(scores),
         "tables": [
-            {"by": _label(index), "rows": rows, "shrinkage": kappa, "least_count": least}
+            {
+                "by": _label(index),
+                "rows": rows,
+                "shrinkage": kappa,
+                "least_count": least,
+                **_stored(memory.translation, index),
+            }
             for index, rows, kappa, least in zip(
                 memory.indices, memory.rows, memory.shrinkages, memory.least_counts, strict=True
             )
@@ -294,17 +344,34 @@ def assemble_report(
         },
         "knowledge": {name: dataclasses.asdict(found) for name, found in known.items()},
         "tried": {str(depth): cost for depth, cost in tried.items()},
-        "notes": _notes(fit_data, audit, known, tried, dropped * model.dtype.itemsize, size["converted"], settings),
+        "notes": _notes(model, fit_data, audit, known, tried, bytes_replaced(model, site), size["converted"], settings),
         **donor.origin("convert ngram", settings),
     }
 
 
+def bytes_replaced(model: Model, site: int) -> int:
+    """Bytes of the blocks of the last part before `site`, in the model's dtype."""
+    blocks = range(blocks_before_last_part(model.config), site)
+    return sum(block_parameters(model.config, block) for block in blocks) * model.dtype.itemsize
+
+
 def bytes_of(translation: Translation, dtype: torch.dtype, vocabulary: int) -> int:
-    """Of tables in the model's dtype, their keys and fall-backs. The table by the current token has a row for every id."""
-    others = tuple(term for term in translation.terms if term.input != Token())
+    """Of tables in the model's dtype or packed, their keys and fall-backs.
+
+    Unless it is packed, the table by the current token is an embedding, with a row for every id.
+    """
+    others = tuple(term for term in translation.terms if term.input != Token() or isinstance(term.weight, Packed))
     width = len(translation.bias)
     beside = dataclasses.replace(translation, terms=others).bytes(dtype) - 4 * width
     return beside + (len(others) < len(translation.terms)) * vocabulary * width * dtype.itemsize
+
+
+def _stored(translation: Translation, index: TableIndex) -> dict:
+    """What is stored of a table that is packed: rows of n-grams, or directions."""
+    for term in translation.terms:
+        if term.input == index.by and isinstance(term.weight, Packed):
+            return {"stored_rows": len(term.weight), "directions": term.weight.codes.shape[1]}
+    return {}
 
 
 def _label(index: TableIndex) -> str:
@@ -315,6 +382,7 @@ def _label(index: TableIndex) -> str:
 
 
 def _notes(
+    model: Model,
     fit_data: NgramFitData,
     audit: LeakageAudit,
     known: dict[str, SubsetLoss],
@@ -326,7 +394,8 @@ def _notes(
     order = fit_data.shape.order
     shares = ", ".join(f"{share:.1%} of {n}-grams" for n, share in audit.seen.items())
     notes = [
-        f"Tables take {tables / 2**20:,.1f} MiB; the blocks they replace took {dropped / 2**20:,.1f} MiB.",
+        f"Tables take {tables / 2**20:,.1f} MiB; the blocks they replace took {dropped / 2**20:,.1f} MiB."
+        + ("" if is_tied(model) else " The table by the current token takes the place of the embedding."),
         "R² is measured on held-out tokens for the stream entering the first remaining block, with weights 1 / ‖stream‖². Rows "
         "by order are fitted with n-grams up to that order.",
         f"Leakage: the fit text has {shares} of the reported text; {audit.share_copied:.1%} of the reported tokens are in runs "

@@ -28,6 +28,7 @@ from stitch.text.windows import Windows
 from stitch.translation.fit import LEAST_SQUARES_TOKENS, from_ridge
 from stitch.translation.inputs import ByPosition, ByToken, Input
 from stitch.translation.look_ups import positions
+from stitch.translation.packed import Packed
 from stitch.translation.token_tables import TokenTables, token_tables
 from stitch.translation.types import Ngram, Position, Term, Token, Translation, merged
 from stitch.translation.unfolded import Unfolded
@@ -285,6 +286,7 @@ def with_shuffled_rows(translation: Translation, seed: int) -> Translation:
     generator = torch.Generator().manual_seed(seed)
     terms = []
     for term in translation.terms:
-        order = torch.randperm(len(term.matrix), generator=generator)
-        terms.append(dataclasses.replace(term, weight=term.matrix[order]))
+        assert isinstance(term.weight, (Tensor, Packed))
+        order = torch.randperm(len(term.weight), generator=generator)
+        terms.append(dataclasses.replace(term, weight=term.weight[order]))
     return dataclasses.replace(translation, name="random-table", terms=tuple(terms))
