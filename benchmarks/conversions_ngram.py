@@ -16,7 +16,7 @@ import json
 import time
 
 from stitch.conversions.donor import Donor, read_donor
-from stitch.conversions.ngrams import convert
+from stitch.conversions.ngrams import convert, size
 from stitch.conversions.ngrams.late import LateBlocks
 from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
 from stitch.errors import UsageError
@@ -66,24 +66,27 @@ def lines(given: argparse.Namespace):
                 "blocks": donor.model.depth,
                 "shape": dataclasses.asdict(shape),
                 "table_bytes": given.table_bytes,
-                "bytes_replaced": convert.bytes_replaced(donor.model, drop),
+                "bytes_replaced": size.bytes_replaced(donor.model, drop),
                 "documents": scores["donor"].documents,
                 "dtype": given.dtype,
                 "tokens": {split: found.tokens for split, found in donor.windows.items()},
                 "context": donor.context,
                 "results": [found.row(name) | {"r2": r2.get(name)} for name, found in scores.items()],
                 "bytes": {
-                    name: convert.bytes_of(found.translation, donor.model.dtype, donor.model.config.vocab_size)
+                    name: size.bytes_of(found.translation, donor.model.dtype, donor.model.config.vocab_size)
                     for name, found in fitted.items()
                 },
                 "cost": {_short(name): found.ce - scores["donor"].ce for name, found in scores.items()},
                 "above": _difference(scores, "donor"),
                 "packing": _difference(scores, convert.UNPACKED) if convert.UNPACKED in scores else None,
-                "sizes": [
-                    one
+                "sizes": {
+                    str(percent): one
                     for percent in given.sizes
                     if (one := packed_into(donor, drop, fitted[convert.UNPACKED].translation, percent, scores["donor"]))
-                ],
+                },
+                "ce": scores["donor"].ce,
+                "kl": scores["converted"].row("")["kl_to_b"],
+                "r2": r2["converted"],
                 "passes": [
                     error / found for found in fitted["converted"].errors[:1] for error in fitted["converted"].errors
                 ],
@@ -97,13 +100,13 @@ def lines(given: argparse.Namespace):
 def packed_into(donor: Donor, drop: int, tables: Translation, percent: float, whole: Scores) -> dict | None:
     """What the tables cost in `percent` of the bytes of the blocks. None where there is no room for any."""
     try:
-        small = convert.packed(donor, drop, tables, percent, MEMORY)
+        small = size.packed(donor.model, donor.windows["fit"], drop, tables, percent, MEMORY)
     except UsageError:
         return None
     row = {"converted": LateBlocks(donor.model, drop).reading(small)}
     scores = evaluate(row, donor.windows["report"], vocabulary=donor.model.vocabulary, memory=MEMORY)
-    size = convert.bytes_of(small, donor.model.dtype, donor.model.vocabulary)
-    return {"percent": percent, "bytes": size, **_difference({**scores, "donor": whole}, "donor")}
+    stored = size.bytes_of(small, donor.model.dtype, donor.model.vocabulary)
+    return {"bytes": stored, **_difference({**scores, "donor": whole}, "donor")}
 
 
 def _difference(scores: dict[str, Scores], minus: str) -> dict:
@@ -123,7 +126,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=numbers, default=[300_000])
     parser.add_argument("--rows", type=numbers, default=[65_536])
     parser.add_argument(
-        "--table-bytes", type=float, default=convert.TABLE_BYTES, help="In percent of those of the blocks."
+        "--table-bytes", type=float, default=size.TABLE_BYTES, help="In percent of those of the blocks."
     )
     parser.add_argument(
         "--sizes", type=numbers, default=[], help="Further percentages that the tables are packed into."

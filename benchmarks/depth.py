@@ -34,17 +34,17 @@ from stitch.composite.native import with_blocks
 from stitch.composite.splice import Splice
 from stitch.composite.surgery import bridged
 from stitch.config import CompleteSettings, Settings
-from stitch.conversions.ngrams.convert import bytes_of, fit_full_memory, tables_for
+from stitch.conversions.ngrams.convert import fit_full_memory, tables_for
 from stitch.conversions.ngrams.late import LateBlocks
 from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
+from stitch.conversions.ngrams.size import bytes_of, bytes_replaced, packed
 from stitch.evaluation.scores import Logits, Scores, evaluate, mean_of, whole_model
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.layers.depth import BRIDGED, PLAIN, from_shared, score_depth, splices
-from stitch.models.flops import block_parameters
 from stitch.models.model import Model
 from stitch.text.documents import SPLITS, Split
 from stitch.text.windows import Windows
-from stitch.translation.packing import pack
+from stitch.translation.types import Translation
 
 PERCENT = (10, 20, 33)
 RANDOM = 4  # ranges of the null
@@ -85,20 +85,14 @@ def own_tables(
     shape = NgramShape(rows=65_536 if model.config.vocab_size < 2**15 else 16_384)
     indices = tables_for(model, windows["fit"], shape, memory)
     fitted = fit_full_memory(read_fit_data(model, windows, drop, shape, indices)).translation
-    packed = pack(
-        fitted, bytes_removed(model, drop), windows["fit"].ids, model.vocabulary, model.dtype, memory=memory
-    )  # fmt: skip
-    late, where = LateBlocks(model, drop), {"range": f"0–{drop - 1}"}
-    size = bytes_of(fitted, model.dtype, model.config.vocab_size)
-    return {
-        "own tables": (late.reading(fitted), where | {"table_bytes": size}),
-        "own tables, packed": (late.reading(packed), where | {"table_bytes": packed.bytes(model.dtype)}),
-    }
+    small = packed(model, windows["fit"], drop, fitted, 100, memory)
+    late = LateBlocks(model, drop)
 
+    def row(tables: Translation) -> tuple[Logits, dict]:
+        size = bytes_of(tables, model.dtype, model.config.vocab_size)
+        return late.reading(tables), {"range": f"0–{drop - 1}", "table_bytes": size}
 
-def bytes_removed(model: Model, count: int) -> int:
-    """Bytes of the first blocks' parameters."""
-    return sum(block_parameters(model.config, block) for block in range(count)) * model.dtype.itemsize
+    return {"own tables": row(fitted), "own tables, packed": row(small)}
 
 
 def rows_of(
@@ -200,7 +194,7 @@ def lines(given: argparse.Namespace, folder: Path, tell: Callable[[str], None]):
             scores[name] = mean_of([scores.pop(f"{name} {number}") for number in range(len(draws))])
         seconds = round(time.perf_counter() - began)
         tell(f"{given.model}: {count} blocks in {seconds} s")
-        removed = bytes_removed(model, count)
+        removed = bytes_replaced(model, count)
         for name, found in scores.items():
             yield {
                 "benchmark": "depth",

@@ -23,6 +23,7 @@ from stitch.conversions.ngrams.memory import (
     with_shuffled_rows,
 )
 from stitch.conversions.ngrams.reading import TableIndex
+from stitch.conversions.ngrams.size import TABLE_BYTES, bytes_of, bytes_replaced, packed, stored
 from stitch.conversions.plan import plan_conversion
 from stitch.conversions.report import difference
 from stitch.conversions.save import save
@@ -32,18 +33,15 @@ from stitch.evaluation.documents import counted
 from stitch.evaluation.scores import Logits, Scores, evaluate, whole_model
 from stitch.files.job import Job, run
 from stitch.models.anatomy import blocks_before_last_part
-from stitch.models.flops import block_parameters
 from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.windows import Windows
 from stitch.translation.look_ups import positions
 from stitch.translation.packed import Packed
-from stitch.translation.packing import pack
-from stitch.translation.types import Ngram, Token, Translation
+from stitch.translation.types import Ngram, Translation
 
 TOLERANCE = 0.05  # default of the nats that `drop` "auto" may cost on the sweep split
 TOKENS, HELD_OUT = 300_000, 32_768  # defaults
-TABLE_BYTES = 100.0  # default of the bytes of the tables, in percent of those of the blocks that they replace
 UNPACKED = "reference:unpacked"
 COMPARED = (
     ("converted", "donor"), ("converted", UNPACKED), ("reference:passthrough", "converted"), ("null:random-table", "converted"),
@@ -172,7 +170,7 @@ def deepest_within(
     for site in range(blocks_before_last_part(model.config) + 1, model.depth):
         fit_data = read_fit_data(donor.model, donor.windows, site, shape, indices, progress)
         tables = fit_full_memory(fit_data, progress).translation
-        row = LateBlocks(model, site).reading(packed(donor, site, tables, table_bytes, memory))
+        row = LateBlocks(model, site).reading(packed(model, donor.windows["fit"], site, tables, table_bytes, memory))
         tried[site] = _evaluate({"memory": row}, model, sweep, memory, progress)["memory"].ce - base
         if tried[site] > tolerance:
             break
@@ -190,24 +188,6 @@ def fit_full_memory(fit_data: NgramFitData, progress: Progress | None = None) ->
     return fit_memory(fit_data, *list(cumulative_stages(fit_data).values())[-1], progress=progress)
 
 
-def packed(donor: Donor, site: int, tables: Translation, percent: float, memory: int) -> Translation:
-    """The tables within `percent` of the bytes of the blocks that they replace; see `stitch.translation.packing`.
-
-    Where the donor's embedding is not its head, the table by the current token takes its place. It is neither packed nor counted.
-    Raises: UsageError where no table is within the bytes.
-    """
-    model = donor.model
-    limit = int(bytes_replaced(model, site) * percent / 100)
-    kept = () if is_tied(model) else tuple(term for term in tables.terms if term.input == Token())
-    others = dataclasses.replace(
-        tables, terms=tuple(term for term in tables.terms if not kept or term.input != Token())
-    )
-    found = pack(others, limit, donor.windows["fit"].ids, model.vocabulary, model.dtype, memory=memory)
-    if not found.terms:
-        raise UsageError(f"table_bytes must leave room for a table; {percent:g} % are {limit:,} bytes: raise it.")
-    return dataclasses.replace(found, terms=(*kept, *found.terms))
-
-
 def measure(
     donor: Donor, fit_data: NgramFitData, table_bytes: float, seed: int, memory: int, progress: Progress | None
 ) -> tuple[dict[str, NgramMemory], dict[str, Scores], dict[str, float]]:
@@ -220,7 +200,7 @@ def measure(
     memory_of = partial(fit_memory, fit_data, progress=progress)
     fitted = {f"baseline:{name}": memory_of(*step) for name, step in list(steps.items())[:-1]}
     whole = memory_of(*everything)
-    small = packed(donor, fit_data.site, whole.translation, table_bytes, memory)
+    small = packed(donor.model, donor.windows["fit"], fit_data.site, whole.translation, table_bytes, memory)
     fitted["converted"] = dataclasses.replace(whole, translation=small)
     if any(isinstance(term.weight, Packed) for term in small.terms):
         fitted[UNPACKED] = whole
@@ -330,7 +310,7 @@ def assemble_report(
                 "rows": rows,
                 "shrinkage": kappa,
                 "least_count": least,
-                **_stored(memory.translation, index),
+                **stored(memory.translation, index),
             }
             for index, rows, kappa, least in zip(
                 memory.indices, memory.rows, memory.shrinkages, memory.least_counts, strict=True
@@ -347,31 +327,6 @@ def assemble_report(
         "notes": _notes(model, fit_data, audit, known, tried, bytes_replaced(model, site), size["converted"], settings),
         **donor.origin("convert ngram", settings),
     }
-
-
-def bytes_replaced(model: Model, site: int) -> int:
-    """Bytes of the blocks of the last part before `site`, in the model's dtype."""
-    blocks = range(blocks_before_last_part(model.config), site)
-    return sum(block_parameters(model.config, block) for block in blocks) * model.dtype.itemsize
-
-
-def bytes_of(translation: Translation, dtype: torch.dtype, vocabulary: int) -> int:
-    """Of tables in the model's dtype or packed, their keys and fall-backs.
-
-    Unless it is packed, the table by the current token is an embedding, with a row for every id.
-    """
-    others = tuple(term for term in translation.terms if term.input != Token() or isinstance(term.weight, Packed))
-    width = len(translation.bias)
-    beside = dataclasses.replace(translation, terms=others).bytes(dtype) - 4 * width
-    return beside + (len(others) < len(translation.terms)) * vocabulary * width * dtype.itemsize
-
-
-def _stored(translation: Translation, index: TableIndex) -> dict:
-    """What is stored of a table that is packed: rows of n-grams, or directions."""
-    for term in translation.terms:
-        if term.input == index.by and isinstance(term.weight, Packed):
-            return {"stored_rows": len(term.weight), "directions": term.weight.codes.shape[1]}
-    return {}
 
 
 def _label(index: TableIndex) -> str:
