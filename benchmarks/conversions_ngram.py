@@ -73,7 +73,7 @@ def lines(given: argparse.Namespace):
                 "context": donor.context,
                 "results": [found.row(name) | {"r2": r2.get(name)} for name, found in scores.items()],
                 "bytes": {
-                    name: size.bytes_of(found.translation, donor.model.dtype, donor.model.config.vocab_size)
+                    _short(name): size.bytes_of(found.translation, donor.model.dtype, donor.model.config.vocab_size)
                     for name, found in fitted.items()
                 },
                 "cost": {_short(name): found.ce - scores["donor"].ce for name, found in scores.items()},

@@ -91,6 +91,18 @@ def test_frequent_tokens_and_long_rows_are_kept_first(ids):
     assert torch.equal(kept.keys, keys[worth.argsort(descending=True)[:10]].sort().values)
 
 
+@pytest.mark.parametrize("most", [0, 100, 1000])
+def test_directions_keep_within_multiply_adds_and_rows_take_their_bytes(pair, ids, most):
+    a, b = pair
+    whole = translation(ids, a.width)
+    limit = bytes_without_tables(whole, b.dtype) + 8_000
+    packed = partial(packed_to, whole, limit, ids, tiny.VOCABULARY, b.dtype)
+    free, found = packed(), packed(multiply_adds=most)
+    products = [sum(term.weight.multiply_adds for term in one.terms if term.is_table) for one in (found, free)]
+    rows = [sum(len(term.weight) for term in one.terms if isinstance(term.input, Ngram)) for one in (found, free)]
+    assert products[0] <= most < products[1] and rows[0] > rows[1] and found.bytes(b.dtype) <= limit
+
+
 def test_a_table_of_low_rank_needs_no_more_than_its_rank(ids):
     table = tiny.noise(tiny.VOCABULARY, 3) @ tiny.noise(3, WIDTH, seed=1)
     of_one = of_tokens(table)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from stitch.composite.costs import late, of_translation
+from stitch.composite.costs import Cost, late, of_translation
 from stitch.composite.cuts import can_be_cut
 from stitch.conversions.ngrams.convert import fit_full_memory, tables_for
 from stitch.conversions.ngrams.late import LateBlocks
@@ -56,13 +56,21 @@ def within_bytes(model: Model, site: int, tables: Translation, means: Means) -> 
     blocks = late(model, site, means.context)
     packed = pack(
         tables, means.limit.bytes - blocks.bytes, means.windows["fit"].ids, model.vocabulary, model.dtype,
-        memory=means.memory,
+        memory=means.memory, multiply_adds=_left(tables, blocks, means.limit),
     )  # fmt: skip
     return Alternative(
         f"{model.name} with its first {site} of {model.depth} blocks as n-gram tables",
         of_translation(packed, model, model, site) + blocks,
         LateBlocks(model, site).reading(packed),
     )
+
+
+def _left(tables: Translation, blocks: Cost, limit: Cost) -> int | None:
+    """Multiply-adds per token that are left to directions of packed tables. None where the blocks alone are beyond the FLOPs."""
+    if blocks.flops > limit.flops:
+        return None
+    fallbacks = sum(term.fallback.multiply_adds for term in tables.terms if term.fallback is not None)
+    return max(0, int(limit.flops - blocks.flops) // 2 - fallbacks)
 
 
 def first_site_within(model: Model, means: Means) -> int | None:

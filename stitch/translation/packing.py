@@ -46,9 +46,12 @@ def pack(
     dtype: torch.dtype,
     *,
     memory: int,
+    multiply_adds: int | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Translation:
     """The translation with tables that bring it to at most `limit` bytes, if its matrices leave any for them.
+
+    Directions take no more than `multiply_adds` per token in all; None: any number. Rows of n-grams take none.
 
     `ids`, below `vocabulary`, are the windows of the text that it was fitted on. Tables without any byte are left out. `dtype` is
     that of the composite, in which tables would be stored otherwise; where they fit as they are, nothing is changed. Of `memory`
@@ -60,7 +63,7 @@ def pack(
     for term in _tables(translation):
         plans.append(_plan(term, ids, vocabulary, memory))
         tick()
-    kept = _kept(plans, limit - bytes_without_tables(translation, dtype))
+    kept = _kept(plans, limit - bytes_without_tables(translation, dtype), multiply_adds)
     terms = []
     for plan, count in zip(plans, kept, strict=True):
         terms += [_term(plan, count, memory)] if count else []
@@ -153,13 +156,16 @@ def _times_read(term: Term, ids: Int[Tensor, "windows context"], vocabulary: int
     return torch.bincount(place[known], minlength=entries).double()
 
 
-def _kept(plans: list[_Plan], budget: int) -> list[int]:
+def _kept(plans: list[_Plan], budget: int, multiply_adds: int | None) -> list[int]:
     """How many items of each table are kept, in the order of gain per byte until the budget is used up."""
     kept = [0] * len(plans)
+    room = float("inf") if multiply_adds is None else multiply_adds
     for worth, table, item, price in sorted(_items(plans), reverse=True):
-        if worth > 0 and item == -kept[table] and price <= budget:
+        directions = plans[table].directions
+        products = 0 if directions is None else len(directions)
+        if worth > 0 and item == -kept[table] and price <= budget and products <= room:
             kept[table] += 1
-            budget -= price
+            budget, room = budget - price, room - products
     return kept
 
 
