@@ -39,7 +39,7 @@ def measure(pair: str, tokens: int, options: str) -> dict:
         weights = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     del report["provenance"]
     return {
-        **report, "benchmark": "real_models", "pair": pair, "asked_tokens": tokens, "options": options, "process": process,
+        **report, "benchmark": "real_models", "joined": pair, "asked_tokens": tokens, "options": options, "process": process,
         "weights_bytes": weights, "decode": decode,
     }  # fmt: skip
 
@@ -62,7 +62,7 @@ def main() -> None:
     finished = read(given.lines) if given.lines.exists() else []
     for pair in given.only or PAIRS:
         asked = pair, given.tokens, given.options
-        if any((line["pair"], line["asked_tokens"], line["options"]) == asked for line in finished):
+        if any((line["joined"], line["asked_tokens"], line["options"]) == asked for line in finished):
             continue
         line = json.dumps(measure(*asked))
         with given.lines.open("a") as file:
