@@ -98,6 +98,10 @@ class Activations:
         with safe_open(self.path(number, site), framework="pt") as file:
             return file.get_slice(f"resid_pre.{site}")[max(rows.start, first) - first : min(rows.stop, stop) - first]
 
+    def first(self, site: int) -> Float[Tensor, " width"]:
+        """The stream of the first token. No other is read, and none is kept in memory behind it."""
+        return self._part(0, site, slice(0, 1))[0, 0].float()
+
     def all(self, site: int) -> Float[Tensor, "windows context width"]:
         """The streams of one site over all windows, in memory."""
         return torch.cat([self.read(shard, site) for shard in range(self.shards)])

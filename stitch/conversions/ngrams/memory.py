@@ -16,7 +16,14 @@ from torch import Tensor
 
 from stitch.activations.observe import residuals
 from stitch.activations.paired import SINK_RATIO, Tokens
-from stitch.conversions.ngrams.backfit import TableSamples, TableStatistics, backfit, collect, relative_weights
+from stitch.conversions.ngrams.backfit import (
+    TableSamples,
+    TableStatistics,
+    backfit,
+    collect,
+    relative_weights,
+    with_rows,
+)
 from stitch.conversions.ngrams.reading import TableIndex, frequent, stream
 from stitch.errors import UsageError
 from stitch.models.model import Model
@@ -247,10 +254,12 @@ def fit_memory(
         if (term := by_input.get(index.by)) is not None:
             prior[seen.of(place)] = _rows_at(term, index.keys).double()
     held = TableSamples(fit_data.held.places[list(tables)], fit_data.held.weights, fit_data.held.y - linear.bias)
-    for place, rows in enumerate(held.places):
-        has = rows >= 0
-        held.y[has] -= prior[seen.of(place)][rows[has]].float()
-    fit = backfit(seen.less(prior, linear.bias.double()), held, progress=progress)
+    for place, every in enumerate(held.places):
+        for tokens, rows in with_rows(every):
+            held.y[tokens] -= prior[seen.of(place)][rows].float()
+    seen = seen.less(prior, linear.bias.double())
+    del prior
+    fit = backfit(seen, held, progress=progress)
     added = [_term(index, rows.float()) for index, rows in zip(indices, fit.rows, strict=True)]
     together = merged(dataclasses.replace(linear, terms=(*linear.terms, *added)))
     terms = tuple(term for term in map(_dense, together.terms) if term.weight is not None and len(term.weight))
