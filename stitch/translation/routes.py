@@ -117,7 +117,7 @@ def fit_routes(
         gram = torch.zeros(number, len(mean) + 1, len(mean) + 1, dtype=torch.float64)
         cross = torch.zeros(number, len(mean) + 1, left.shape[1], dtype=torch.float64)
         for x, of, y in _together(rows(), streams, classes):
-            x = torch.cat([(x - mean.float()) / deviation.float(), x.new_ones(len(x), 1)], 1)
+            x = torch.cat([x.sub_(mean.float()).div_(deviation.float()), x.new_ones(len(x), 1)], 1)
             for one in of.unique():
                 mine = x[of == one]
                 gram[one] += mine.T @ mine
@@ -177,13 +177,14 @@ def _together(
         waiting.append((_side_by_side(tokens, streams), classes[tokens.ids[:, 0]], left))
         if sum(len(part[0]) for part in waiting) >= TOGETHER:
             yield _joined(waiting)
-            waiting = []
     if waiting:
         yield _joined(waiting)
 
 
 def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """New arrays of all parts. The list is emptied, so that its arrays are not held beside them."""
     x, of, left = zip(*parts, strict=True)
+    parts.clear()
     return torch.cat(x), torch.cat(of), torch.cat(left)
 
 
