@@ -308,11 +308,12 @@ def _add_routes(
         read = [found for one in row.reads if isinstance(found := inputs.get(one), Stream)]
         distinct = len(fit.a.windows.ids.unique())
         width = sum(fit.a.width(stream.site) for stream in read)
-        number = how_many(options.routes, width, distinct, options.memory)
+        number = how_many(options.routes, width, distinct, options.memory, len(evidence.first))
         if number > 1:
             step = Steps(f"classes of tokens for {row.short} (clusterings)", 1, progress)
             classes = _classes(row, evidence, number, options.seed)
             step()
+            give_back()
             left = _left_by(solved[row.base], evidence, options.chunk, progress, row.short)
             solved[row.name] = routed(row.short, solved[row.base], fit_routes(streams(read), classes, *left, progress))
             give_back()

@@ -24,7 +24,7 @@ LEAST_COUNTS = (1, 2, 3, 5, 9)
 PASSES = 10  # at most
 GAIN = 1e-3  # relative decrease of the held-out error below which passes end
 TOKENS_PER_COUNT = 2**18  # tokens whose meetings are counted at a time
-TOGETHER = 2**13  # held-out tokens whose rows are looked up at a time
+TOGETHER = 2**11  # held-out tokens whose rows are looked up at a time, and rows that are multiplied
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def collect(sizes: Sequence[int], parts: Iterable[TableSamples]) -> TableStatist
     starts = _starts(sizes)
     counts, mass = (torch.zeros(starts[-1], dtype=torch.float64) for _ in range(2))
     totals, meetings = None, sp.csr_array((starts[-1], starts[-1]))
-    waiting: list[TableSamples] = []
+    waiting: list[tuple[Tensor, Tensor]] = []  # places and weights: their streams are not held
     for part in parts:
         weighed = part.weights[:, None] * part.y.double()
         totals = torch.zeros(starts[-1], part.y.shape[1], dtype=torch.float64) if totals is None else totals
@@ -107,8 +107,8 @@ def collect(sizes: Sequence[int], parts: Iterable[TableSamples]) -> TableStatist
             counts.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
             mass.index_add_(0, rows, part.weights[has])
             totals.index_add_(0, rows, weighed[has])
-        waiting.append(part)
-        if sum(len(each.weights) for each in waiting) >= TOKENS_PER_COUNT:
+        waiting.append((part.places, part.weights))
+        if sum(len(weights) for _, weights in waiting) >= TOKENS_PER_COUNT:
             meetings, waiting = meetings + _meetings(waiting, starts), []
     if waiting:
         meetings = meetings + _meetings(waiting, starts)
@@ -120,9 +120,9 @@ def _starts(sizes: Sequence[int]) -> list[int]:
     return [0, *itertools.accumulate(sizes)]
 
 
-def _meetings(waiting: list[TableSamples], starts: list[int]) -> sp.csr_array:
-    places = torch.cat([part.places for part in waiting], 1).numpy()
-    weights = torch.cat([part.weights for part in waiting]).numpy()
+def _meetings(waiting: list[tuple[Tensor, Tensor]], starts: list[int]) -> sp.csr_array:
+    places = torch.cat([places for places, _ in waiting], 1).numpy()
+    weights = torch.cat([weights for _, weights in waiting]).numpy()
     table, token = np.nonzero(places >= 0)
     columns = places[table, token] + np.asarray(starts)[table]
     shape = (places.shape[1], starts[-1])
@@ -138,7 +138,7 @@ def backfit(
 ) -> Fit:
     """Fits the tables in order, repeatedly, as long as a pass lowers the error on `held` by at least the share GAIN."""
     tables = range(len(seen.starts) - 1)
-    meetings = [seen.meetings[seen.of(table)] for table in tables]
+    meetings = [_rows_of(seen.meetings, seen.of(table)) for table in tables]
     rows = torch.zeros_like(seen.totals)
     left = held.y.to(torch.float64, copy=True)
     chosen: dict[int, tuple[float, int]] = {}
@@ -158,6 +158,7 @@ def backfit(
             rows[own], chosen[table] = _shrunken(seen.counts[own], seen.mass[own], residual, mass_held, totals_held)
             for tokens, place in with_rows(held.places[table]):
                 left[tokens] -= rows[own][place]
+            del others, residual, totals_held  # before there are those of the next table
             step()
         errors.append(_error(held, left))
         if errors[-1] > errors[-2] * (1 - GAIN):
@@ -176,8 +177,22 @@ def backfit(
     )
 
 
+def _rows_of(matrix: sp.csr_array, rows: slice) -> sp.csr_array:
+    """Neighbouring rows of a square matrix. Its entries are not copied."""
+    ends = matrix.indptr[rows.start : rows.stop + 1]
+    entries = slice(ends[0], ends[-1])
+    shape = (rows.stop - rows.start, len(matrix.indptr) - 1)
+    return sp.csr_array((matrix.data[entries], matrix.indices[entries], ends - ends[0]), shape)
+
+
 def _error(held: TableSamples, left: Tensor) -> float:
-    return float(held.weights @ torch.cat([part.square().sum(1) for part in left.split(TOGETHER)]))
+    return float(held.weights @ _dots(left, left))
+
+
+def _dots(one: Float[Tensor, "rows d"], other: Float[Tensor, "rows d"]) -> Float[Tensor, " rows"]:
+    """The dot product of each row with that of the other array, some rows at a time."""
+    parts = zip(one.split(TOGETHER), other.split(TOGETHER), strict=True)
+    return torch.cat([(first * second).sum(1) for first, second in parts])
 
 
 def _shrunken(
@@ -186,7 +201,7 @@ def _shrunken(
     """Rows of one table, written over `residual`, and the κ and least count that minimise the held-out error."""
     means = residual.div_(mass.clamp_min(1e-300)[:, None])
     means[counts == 0] = 0.0
-    squares, agreement = mass_held * means.square().sum(1), (means * totals_held).sum(1)
+    squares, agreement = mass_held * _dots(means, means), _dots(means, totals_held)
 
     def error(choice: tuple[float, int]) -> float:
         """Held-out squared error minus that without the table."""
