@@ -54,7 +54,7 @@ def lines(given: argparse.Namespace):
                     donor.windows,
                     drop,
                     shape,
-                    convert.tables_for(donor.model, donor.windows["fit"], shape, MEMORY),
+                    convert.tables_for(donor.model, donor.windows, shape, MEMORY),
                 )
             with clock.stage("fits and scores"):
                 fitted, scores, r2 = convert.measure(donor, fit_data, given.table_bytes, given.seed, MEMORY, None)

@@ -83,7 +83,7 @@ def own_tables(
 ) -> dict[str, tuple[Logits, dict]]:  # fmt: skip
     """The first blocks as n-gram tables, of any size and packed into the bytes of the blocks."""
     shape = NgramShape(rows=65_536 if model.config.vocab_size < 2**15 else 16_384)
-    indices = tables_for(model, windows["fit"], shape, memory)
+    indices = tables_for(model, windows, shape, memory)
     fitted = fit_full_memory(read_fit_data(model, windows, drop, shape, indices)).translation
     small = packed(model, windows["fit"], drop, fitted, 100, memory)
     late = LateBlocks(model, drop)

@@ -4,6 +4,8 @@ decode.
 
 import functools
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 
 import cli
 import tiny
+from allocations import resident_growth
 from clean_process import run_clean
 from jobs import write_text
 from passes import in_chunks, left_padded
@@ -30,14 +33,16 @@ from stitch.conversions.ngrams.convert import convert_ngram, loss_by_leakage, ta
 from stitch.conversions.ngrams.late import LateBlocks, explained_variance
 from stitch.conversions.ngrams.leakage import RUN, audit_leakage, copies
 from stitch.conversions.ngrams.memory import (
+    NgramFitData,
     NgramMemory,
     NgramShape,
     cumulative_stages,
     fit_memory,
+    memory_needed,
     read_fit_data,
     with_shuffled_rows,
 )
-from stitch.conversions.ngrams.reading import history
+from stitch.conversions.ngrams.reading import TableIndex, history
 from stitch.errors import UsageError
 from stitch.evaluation.scores import evaluate, whole_model
 from stitch.jobs.join import stitch
@@ -79,7 +84,7 @@ def memory(
     """A memory of n-grams up to `order` and its R² by stage. `plain` has no ridge and no skipped tokens."""
     given, shape = donor(root, name), NgramShape(order=order, rows=4000, skips=order - 1)
     fit_data = read_fit_data(
-        given.model, given.windows, site, shape, tables_for(given.model, given.windows["fit"], shape, BUDGET)
+        given.model, given.windows, site, shape, tables_for(given.model, given.windows, shape, BUDGET)
     )
     steps = {}
     for step, (tables, inputs) in cumulative_stages(fit_data).items():
@@ -222,6 +227,28 @@ def test_rows_of_rare_contexts_are_left_out():
     found = backfit(collect((600,), [tokens(1)]), tokens(2))
     assert found.least_counts[0] > 1 and found.rows[0][:500].abs().max() == 0
     assert torch.allclose(found.rows[0][500:], signal[500:].double(), atol=0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how much memory a stage took")
+def test_a_fit_holds_no_more_than_it_says():
+    """Arrays are larger than what the allocator keeps for itself: 38 MB of all rows, and 34 of held-out tokens."""
+    sizes, width, tokens = (24_000, 24_000, 26_000), 64, 65_536
+    shape = NgramShape(order=1, rows=0, skips=2)
+
+    def parts(seed: int, count: int) -> Iterator[TableSamples]:
+        for number in range(0, tokens, count):
+            drawn = one_hot_problem(count, sizes, seed + number)
+            yield replace(drawn, y=tiny.noise(count, width, seed=seed + number))
+
+    def fit(sizes: tuple[int, ...]) -> None:
+        (held,) = parts(1, tokens)
+        nothing = torch.zeros(width)
+        indices = [TableIndex(Token(back), torch.arange(size)) for back, size in enumerate(sizes)]
+        data = NgramFitData(0, V, shape, indices, {}, {}, collect(sizes, parts(2, 2048)), held, nothing, nothing)
+        fit_memory(data, range(len(sizes)), [])
+
+    fit(sizes)  # what is loaded and compiled on the way stays
+    assert resident_growth(lambda: fit(sizes)) <= memory_needed(shape, width, sum(sizes), tokens)
 
 
 # -------------------------------------------------------------------------------------------------------------------- audit

@@ -106,6 +106,16 @@ def test_matched_features_at_other_blocks_are_counted_unless_the_report_is_brief
     assert whole - without == 1024 * (2 * passes + encoded)  # the tokens are read once more for the streams' lengths
 
 
+def test_memory_counts_what_is_held_until_it_is_scored():
+    def held(**changes) -> int:
+        return work(settings=dataclasses.replace(work().settings, **changes)).held()
+
+    tables = [row.name for row in scored_rows() if row.name.endswith("+tables")] + ["null:no-source"]
+    assert held(ngrams=1000) - held(ngrams=0) == 4 * 48 * 1000 * len(tables)
+    assert held(features=128) - held(features=64) == 4 * 2 * 64 * (32 + 48)
+    assert held(brief=True) < held()
+
+
 def test_every_row_that_is_scored_is_counted(joined):
     _, report, _ = joined
     beside = {"a", "b", "composite", "line"} | {row["name"] for row in report["results"] if row["name"][:3] == "ref"}

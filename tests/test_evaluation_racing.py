@@ -144,12 +144,13 @@ def test_the_choice_is_that_of_scoring_every_row_on_all_text(tmp_path, monkeypat
     windows = Windows(ids, (torch.arange(64) % 40)[:, None].expand(-1, 16).int())
     paired = pair(harvest(a, windows, [2], tmp_path / "a"), harvest(b, windows, [3], tmp_path / "b"), 2, 3)
     on = Stage(a, b, 2, 3, paired, 2**30)
-    weight = torch.linalg.lstsq(on.stream(2).flatten(0, 1), on.y.flatten(0, 1)).solution
+    x, y = on.stream(2, slice(0, 64)), on.y(slice(0, 64))
+    weight = torch.linalg.lstsq(x.flatten(0, 1), y.flatten(0, 1)).solution
     fitted: Any = SimpleNamespace(translations={}, left_out=[])
     for number, noise in enumerate((0.0, 0.02, 0.05, 0.5, 2.0)):
         changed = weight + noise * tiny.noise(*weight.shape, seed=number)
         fitted.translations[f"translation:{number}"] = Translation(
-            f"{number}", (Term(Residual(2), changed),), torch.zeros(b.width), on.y[0, 0]
+            f"{number}", (Term(Residual(2), changed),), torch.zeros(b.width), y[0, 0]
         )
     settings: Any = SimpleNamespace(translation="auto", memory=2**30)
     whole = evaluate(

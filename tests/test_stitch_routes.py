@@ -139,8 +139,8 @@ def test_classes_depend_on_the_states_and_not_on_the_ids():
 
 @pytest.mark.parametrize(
     ("wanted", "columns", "memory", "expected"),
-    [(None, 512, 2**32, 64), (None, 8192, 2**40, 4), (7, 512, 2**32, 7), (None, 512, 2**26, 7), (0, 512, 2**32, 0),
+    [(None, 512, 2**32, 64), (None, 8192, 2**40, 4), (7, 512, 2**32, 7), (None, 512, 2**26, 2), (0, 512, 2**32, 0),
      (None, 8, 2**40, VOCABULARY)],
 )  # fmt: skip
 def test_the_number_of_matrices_is_limited_by_table_size_and_memory(wanted, columns, memory, expected):
-    assert how_many(wanted, columns, VOCABULARY if columns == 8 else 10**6, memory) == expected
+    assert how_many(wanted, columns, VOCABULARY if columns == 8 else 10**6, memory, 512) == expected

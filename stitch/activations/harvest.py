@@ -85,7 +85,10 @@ class Activations:
             return file.get_slice(f"resid_pre.{site}").get_shape()[-1]
 
     def read(self, shard: int, site: int) -> Float[Tensor, "windows context width"]:
-        rows = self.rows(shard)
+        return self.at(site, self.rows(shard))
+
+    def at(self, site: int, rows: slice) -> Float[Tensor, "windows context width"]:
+        """The streams of the windows `rows`, which are neighbours."""
         files = range(rows.start // self.per_file, -(-rows.stop // self.per_file))
         parts = [self._part(file, site, rows) for file in files]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -97,6 +100,10 @@ class Activations:
         first, stop = self.in_file(number).start, self.in_file(number).stop
         with safe_open(self.path(number, site), framework="pt") as file:
             return file.get_slice(f"resid_pre.{site}")[max(rows.start, first) - first : min(rows.stop, stop) - first]
+
+    def first(self, site: int) -> Float[Tensor, " width"]:
+        """The stream of the first token, with no other behind it in memory."""
+        return self.at(site, slice(0, 1))[0, 0].float().clone()
 
     def all(self, site: int) -> Float[Tensor, "windows context width"]:
         """The streams of one site over all windows, in memory."""

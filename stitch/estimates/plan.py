@@ -8,6 +8,7 @@ from stitch.estimates.work import Work
 from stitch.text.documents import Split
 
 PROCESS = 640 * 2**20  # bytes of Python and the libraries
+OF_SAES = 96 * 2**20  # bytes of SAELens with what it imports, and of compiled code of the matching
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The logits of a report's rows: B's late half, run on what a row puts in place of B's stream."""
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,9 +22,9 @@ from stitch.translation.types import Translation
 
 @dataclass(frozen=True)
 class Stage:
-    """Both models and their cached activations on one split.
+    """Both models and their activations on one split.
 
-    Rows read A's stream from the cache, so only B's late half is run.
+    Rows read A's stream from disk, some windows at a time, so only B's late half is run.
     """
 
     a: Model
@@ -33,7 +34,6 @@ class Stage:
     paired: Paired
     memory: int
     late_of_b: Half | None = None  # B's late half, if it has been built already
-    _streams: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def windows(self) -> Windows:
@@ -49,16 +49,13 @@ class Stage:
         """The tokens whose predictions count; None: all. Across tokenizers those that stand for text, as special ones differ."""
         return None if self.b.original is None else self.b.original.bytes_of > 0
 
-    def stream(self, site: int) -> Float[Tensor, "windows context d_a"]:
-        """A's stream entering block `site`."""
-        if site not in self._streams:
-            shards = range(self.paired.a.shards)
-            self._streams[site] = torch.cat([self.paired.a.read(shard, site) for shard in shards])
-        return self._streams[site]
+    def stream(self, site: int, rows: slice) -> Float[Tensor, "windows context d_a"]:
+        """A's stream entering block `site`, in the windows `rows`."""
+        return self.paired.a.at(site, rows)
 
-    @cached_property
-    def y(self) -> Float[Tensor, "windows context d_b"]:
-        return torch.cat([self.paired.b.read(shard, self.site_b) for shard in range(self.paired.b.shards)])
+    def y(self, rows: slice) -> Float[Tensor, "windows context d_b"]:
+        """B's stream in the windows `rows`."""
+        return self.paired.b.at(self.site_b, rows)
 
     @cached_property
     def late(self) -> Half:
@@ -76,7 +73,7 @@ class Stage:
         def logits(batch: Batch) -> Tensor:
             ids = batch.ids.to(self.b.device)
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            streams = {site: self.stream(site)[batch.rows].to(ids.device) for site in sites}
+            streams = {site: self.stream(site, batch.rows).to(ids.device) for site in sites}
             translated = torch.empty(*ids.shape, self.b.width, device=ids.device)
             for number, module in enumerate(modules):
                 mine = slice((number - batch.rows.start) % len(modules), None, len(modules))
@@ -101,7 +98,7 @@ class Stage:
         """B's own stream. Where B reads other tokens than A, it is that at the token which ends last."""
 
         def logits(batch: Batch) -> Tensor:
-            return late_logits(self.late, self.y[batch.rows].to(self.b.device), ids=batch.ids.to(self.b.device))
+            return late_logits(self.late, self.y(batch.rows).to(self.b.device), ids=batch.ids.to(self.b.device))
 
         return logits
 
@@ -110,8 +107,10 @@ class Stage:
         count = len(self.windows.ids)
 
         def logits(batch: Batch) -> Tensor:
-            other = (torch.arange(batch.rows.start, batch.rows.stop) + 1) % count
-            return late_logits(self.late, self.y[other].to(self.b.device), ids=batch.ids.to(self.b.device))
+            other = slice(batch.rows.start + 1, min(batch.rows.stop + 1, count))
+            around = [self.y(slice(0, 1))] if batch.rows.stop == count else []
+            y = torch.cat([self.y(other), *around]) if other.start < count else around[0]
+            return late_logits(self.late, y.to(self.b.device), ids=batch.ids.to(self.b.device))
 
         return logits
 
@@ -122,15 +121,15 @@ class Stage:
     def spliced_a(self, dictionary: Dictionary) -> Logits:
         """A with its SAE's reconstruction in place of its stream: what A's SAE loses before any translation."""
         late = late_half if can_be_cut(self.a, self.site_a) else whole_from
-        return _spliced(late(self.a, self.site_a), self.stream(self.site_a), self.paired, dictionary)
+        return _spliced(late(self.a, self.site_a), partial(self.stream, self.site_a), self.paired, dictionary)
 
 
-def _spliced(late: Half, stream: Tensor, paired: Paired, dictionary: Dictionary) -> Logits:
+def _spliced(late: Half, stream: Callable[[slice], Tensor], paired: Paired, dictionary: Dictionary) -> Logits:
     device = dictionary.decoder.device
     spliced = paired.keep if paired.b.exact is None else paired.keep | ~paired.b.exact
 
     def logits(batch: Batch) -> Tensor:
-        own = stream[batch.rows].to(device)
+        own = stream(batch.rows).to(device)
         # SAEs are not trained on BOS and attention sinks: these are kept as they are.
         keep = spliced[batch.rows].to(device)
         hidden = torch.where(keep[..., None], dictionary(own).to(own.dtype), own)

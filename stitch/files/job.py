@@ -12,6 +12,7 @@ from typing import Any
 from stitch.errors import UsageError
 from stitch.files.finished import finished
 from stitch.files.folders import publish
+from stitch.files.heap import give_back
 from stitch.files.left import PUBLISHING
 from stitch.files.output import check_output
 from stitch.files.stages import entered
@@ -20,7 +21,7 @@ from stitch.files.workspace import check_workspace, workspace
 
 @dataclass
 class Clock:
-    """Seconds that stages took, by name."""
+    """Seconds that stages took, by name. After each, what it no longer needs goes back to the system."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -29,6 +30,7 @@ class Clock:
         start = time.perf_counter()
         entered(name)
         yield
+        give_back()
         self.seconds[name] = round(time.perf_counter() - start, 2)
 
 

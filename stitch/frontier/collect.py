@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from stitch.composite.costs import whole
 from stitch.evaluation.scores import whole_model
+from stitch.files.heap import give_back
 from stitch.frontier.alternative import Alternative, Means
 from stitch.frontier.own_tables import own_tables
 from stitch.frontier.shortened import shortened
@@ -35,7 +36,11 @@ def alternatives(
         "null:untrained-a": lambda: untrained_a(a, b, sites, chosen, means),
         **{name: lambda model=model: retokenized(model, means) for name, model in reading.items()},
     }
-    found = {name: one for name, make in made.items() if wants(name) and (one := make()) is not None}
+    found: dict[str, Alternative] = {}
+    for name, make in made.items():
+        if wants(name) and (one := make()) is not None:
+            found[name] = one
+        give_back()  # what one was fitted with, before the next is
     shutil.rmtree(means.scratch, ignore_errors=True)  # activations; what was made of them is in memory
     return found
 

@@ -46,7 +46,7 @@ def fitted_tables(model: Model, site: int, means: Means) -> Translation | None:
     shape = shape_within(model, means)
     if shape is None:
         return None
-    indices = tables_for(model, means.windows["fit"], shape, means.memory)
+    indices = tables_for(model, means.windows, shape, means.memory)
     read = read_fit_data(model, means.windows, site, shape, indices, means.progress)
     return fit_full_memory(read, means.progress).translation
 
@@ -85,13 +85,11 @@ def first_site_within(model: Model, means: Means) -> int | None:
 
 def shape_within(model: Model, means: Means) -> NgramShape | None:
     """The largest tables whose fit keeps within the memory; None if not even the smallest do."""
-    ids = len(means.windows["fit"].ids.unique())
+    ids, held_out = len(means.windows["fit"].ids.unique()), means.windows["sweep"].tokens
     for skips in range(SKIPS, -1, -1):
         order = min(ORDER, skips + 1)
         rows = means.ngrams if order > 1 else 0
-        if (
-            memory_needed(NgramShape(order=order, rows=rows, skips=skips), model.width, ids * (1 + skips) + rows)
-            <= means.memory
-        ):
-            return NgramShape(order=order, rows=rows, skips=skips)
+        shape = NgramShape(order=order, rows=rows, skips=skips)
+        if memory_needed(shape, model.width, ids * (1 + skips) + rows, held_out) <= means.memory:
+            return shape
     return None

@@ -124,7 +124,7 @@ def _fitted(a: Model, b: Model, row: str, paired: dict[Split, Paired], means: Me
         inputs = free_inputs(a, b, fit, tokens)
     evidence = Evidence(
         fit=fit, held_out=paired["sweep"], inputs=inputs,
-        first=fit.b.read(0, fit.site_b)[0, 0].float(), vocabulary=b.vocabulary,
+        first=fit.b.first(fit.site_b), vocabulary=b.vocabulary,
     )  # fmt: skip
     options = Options(
         ngrams=means.ngrams, routes=means.routes, seed=means.seed, chunk=CHUNK, memory=means.memory

@@ -7,7 +7,7 @@ from stitch.composite.parts import Part
 from stitch.config import CompleteSettings
 from stitch.estimates.disk import Disk
 from stitch.estimates.machine import calibrate
-from stitch.estimates.plan import Plan
+from stitch.estimates.plan import OF_SAES, Plan
 from stitch.estimates.work import Work
 from stitch.files.job import Clock
 from stitch.files.store import Store
@@ -41,7 +41,7 @@ def plan_chain(
     with clock.stage("text"):
         windows = read_windows(first, models[0], models[1], progress, store=store)
     size, ids = text_size(first, models[0], models[1]), len(windows["fit"].ids.unique())
-    streams, halves, kept, widest = 0, 0, 0, 0
+    streams, halves, kept, widest, held = 0, 0, 0, 0, 0
     cached: dict[str, tuple[int, int]] = {}
     before, blocks = 0.0, 0  # FLOPs per token and number of blocks of the composite before its last part
     machines = []
@@ -81,6 +81,7 @@ def plan_chain(
         for name, one in work.stages().items():
             total[name] = total.get(name, Work()) + one
         total["text"] += Work(seconds=clock.seconds["text"])
+        held = max(held, work.held())
         before, blocks = before + used, blocks + settings.layer - start
         streams = max(streams, own.width_a + ends.earlier * widest + own.width_b)
         kept += sum(4 * (2 * width + 1) * work.features(width) for width in (own.width_a, own.width_b))
@@ -95,6 +96,6 @@ def plan_chain(
             scratch=models[0].dtype.itemsize * streams * sum(tokens.values()) + 2 * halves,
             output=int(halves * (1 + first.seam_bytes / 100)) + kept + REPORT,
         ),
-        memory=models_held + halves + first.memory,
+        memory=OF_SAES + models_held + halves + held + first.memory,
         machine=machines[0], cached=cached,
     )  # fmt: skip

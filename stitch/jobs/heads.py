@@ -171,7 +171,7 @@ def _behind_late(
     read, targets = [], []
     for rows in torch.arange(len(windows.ids)).split(rows_at_once(windows.context, TOKENS_AT_ONCE)):
         ids = windows.ids[rows].long()
-        stream = on.y[rows].to(on.b.device, on.late.dtype)
+        stream = on.y(slice(int(rows[0]), int(rows[-1]) + 1)).to(on.b.device, on.late.dtype)
         last = _read_behind(on.late, stream, ids)
         chosen = on.counted[ids[:, 1:]]
         read.append(last[:, :-1][chosen.to(last.device)].float())

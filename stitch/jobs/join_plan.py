@@ -10,7 +10,7 @@ from stitch.composite.cuts import exact_streams_from
 from stitch.config import CompleteSettings
 from stitch.estimates.disk import Disk, streams
 from stitch.estimates.machine import calibrate
-from stitch.estimates.plan import Plan
+from stitch.estimates.plan import OF_SAES, Plan
 from stitch.estimates.work import Work
 from stitch.features.saes import KIND, about
 from stitch.files.job import Clock
@@ -71,7 +71,7 @@ def plan_join(
         },
         tokens=tokens,
         disk=disk_of_join(settings, a, b, tokens),
-        memory=models + settings.memory,
+        memory=OF_SAES + models + work.held() + settings.memory,
         machine=machine,
         cached=cached,
     )

@@ -100,6 +100,14 @@ class JoinWork:
             "writing": Work(seconds=WRITING),
         }
 
+    def held(self) -> int:
+        """Bytes of what stages leave to later ones: SAEs; of translations matrices by class of token, and tables."""
+        wants, width = self.settings.wants, self.ends.width_b
+        saes = sum(2 * one * self.features(one) for one in (self.ends.width_a, width))
+        routed = sum(registry.leads_to(row, wants) for row in registry.made_by(registry.ROUTES))
+        with_tables = sum(registry.leads_to(row, wants) for row in registry.made_by(registry.TABLES))
+        return 4 * (saes + width * (ROUTE_ROWS * routed + (self.ids + self.settings.ngrams) * with_tables))
+
     def activations(self) -> Work:
         """`harvest_pair` for the three splits."""
         tokens, ends = self.fit + 2 * self.held_out, self.ends

@@ -245,7 +245,7 @@ def _adapters(
     settings: CompleteSettings, model: Model, paired: dict[Split, Paired], progress: Progress | None
 ) -> dict[str, Translation]:
     """The rows `affine` and `affine+token`, fitted as in the main job. In a composite they would be an additional module."""
-    first = paired["fit"].b.read(0, settings.layer_b)[0, 0].float()
+    first = paired["fit"].b.first(settings.layer_b)
     tokens = token_tables(model, model, paired["fit"].a.windows, paired["sweep"].a.windows, None, progress)
     inputs = {"x": Stream(settings.layer), "embedding": tokens.input("embedding")}
     reads = {name: registry.row(name).reads for name in ("translation:affine", "translation:affine+token")}

@@ -430,7 +430,7 @@ def translate_pair(
     tokens = token_tables(a, b, fit.a.windows, held_out.a.windows, fit.site_b, progress)
     inputs = available(a, b, fit, saes, settings.seed, inputs_read(settings.wants), tokens=tokens)
     evidence = Evidence(
-        fit=fit, held_out=held_out, inputs=inputs, first=fit.b.read(0, fit.site_b)[0, 0].float(),
+        fit=fit, held_out=held_out, inputs=inputs, first=fit.b.first(fit.site_b),
         vocabulary=b.vocabulary, features=MatchedFeatures(saes.a, saes.b, matching),
     )  # fmt: skip
     options = Options(

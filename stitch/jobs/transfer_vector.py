@@ -1,6 +1,7 @@
 """`stitch transfer vector`: steering vectors of A rewritten for B, with what they do to the next token in both models."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def transfer_vector(
 
 def _scored(sites: Sites, vectors: Vectors, moved: dict[str, Vectors], strength: float) -> dict:
     side_a, side_b = sites.side_a, sites.side_b
-    late_a, stream_a = late_half(sites.a, sites.settings.layer), side_a.stage.stream(sites.settings.layer)
+    late_a, stream_a = late_half(sites.a, sites.settings.layer), partial(side_a.stage.stream, sites.settings.layer)
     late_b, stream_b = side_b.stage.late, side_b.stage.y
     names = [name for name, _ in _each(vectors)]
     of_a = {"a": _steered(late_a, stream_a, None)}
@@ -119,11 +120,11 @@ def _each(vectors: Vectors) -> Iterator[tuple[str, Float[Tensor, " d"]]]:
             yield (name if found.ndim == 1 else f"{name}.{number}"), one
 
 
-def _steered(late, stream: Float[Tensor, "windows context d"], vector: Float[Tensor, " d"] | None) -> Logits:
+def _steered(late, stream: Callable[[slice], Tensor], vector: Float[Tensor, " d"] | None) -> Logits:
     """The logits of a late half on its own stream, to which `vector` is added at every token but BOS."""
 
     def logits(batch: Batch) -> Tensor:
-        own = stream[batch.rows].to(late.net.device)
+        own = stream(batch.rows).to(late.net.device)
         if vector is not None:
             own = own.clone()
             own[:, 1:] += vector.to(own)

@@ -13,6 +13,7 @@ from matching.measures import linear_cka, svcca
 from sae.types import Dictionary
 from stitch.activations.paired import Paired, Tokens
 from stitch.features.matching import Matching
+from stitch.files.heap import give_back
 from stitch.progress import Progress, Steps
 from stitch.regression.moments import Key, Moments, accumulate
 from stitch.regression.ridge import STRENGTHS, Ridge, ridge, shares
@@ -237,6 +238,7 @@ def _least_squares(
         ridges |= solved
         parts |= {name: shares(found, moments) for name, found in solved.items()}
         del moments, moments_held
+        give_back()
     assert first is not None  # there is at least one group
     translations = {name: from_ridge(name, found, inputs) for name, found in ridges.items()}
     return translations, replace(first, ridges=ridges, shares=parts)
@@ -306,13 +308,15 @@ def _add_routes(
         read = [found for one in row.reads if isinstance(found := inputs.get(one), Stream)]
         distinct = len(fit.a.windows.ids.unique())
         width = sum(fit.a.width(stream.site) for stream in read)
-        number = how_many(options.routes, width, distinct, options.memory)
+        number = how_many(options.routes, width, distinct, options.memory, len(evidence.first))
         if number > 1:
             step = Steps(f"classes of tokens for {row.short} (clusterings)", 1, progress)
             classes = _classes(row, evidence, number, options.seed)
             step()
+            give_back()
             left = _left_by(solved[row.base], evidence, options.chunk, progress, row.short)
             solved[row.name] = routed(row.short, solved[row.base], fit_routes(streams(read), classes, *left, progress))
+            give_back()
 
 
 def _add_tables(
@@ -327,6 +331,7 @@ def _add_tables(
             most = contexts_within(options.memory, len(evidence.first))
             terms = fit_tables(ids, *left, evidence.vocabulary, options.ngrams, most) if options.ngrams else []
             solved[row.name] = merged(replace(base, name=row.short, terms=(*base.terms, *terms)))
+            give_back()
 
 
 def _left_by(

@@ -42,13 +42,14 @@ class Routes:
     strength: float
 
 
-def how_many(wanted: int | None, columns: int, distinct: int, memory: int) -> int:
+def how_many(wanted: int | None, columns: int, distinct: int, memory: int, width: int) -> int:
     """The number of classes: `wanted`, or as many as keep all matrices of `columns` rows within ROWS.
 
-    There are no more classes than `distinct` token ids, and no more than keep the moments within half of `memory` bytes.
+    There are no more classes than `distinct` token ids, and no more than keep moments and weights of two splits and two λ, with
+    targets of `width` numbers, within half of `memory` bytes.
     """
     number = ROWS // columns if wanted is None else wanted
-    return min(number, distinct, memory // 2 // (2 * 8 * (columns + 1) ** 2))
+    return min(number, distinct, memory // 2 // (2 * 8 * (columns + 1) * (columns + 1 + 2 * width)))
 
 
 def classes_by_state(
@@ -117,11 +118,12 @@ def fit_routes(
         gram = torch.zeros(number, len(mean) + 1, len(mean) + 1, dtype=torch.float64)
         cross = torch.zeros(number, len(mean) + 1, left.shape[1], dtype=torch.float64)
         for x, of, y in _together(rows(), streams, classes):
-            x = torch.cat([(x - mean.float()) / deviation.float(), x.new_ones(len(x), 1)], 1)
+            x[:, :-1].sub_(mean.float()).div_(deviation.float())
             for one in of.unique():
                 mine = x[of == one]
                 gram[one] += mine.T @ mine
                 cross[one] += mine.T @ y[of == one]
+            del x, of, y  # before the next are collected
         return gram, cross
 
     (gram, cross), (gram_held, cross_held) = moments(fit), moments(held_out)
@@ -171,20 +173,25 @@ def routed(name: str, translation: Translation, found: Routes) -> Translation:
 def _together(
     rows: Iterator[tuple[Tokens, Tensor]], streams: Sequence[Stream], classes: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Streams, classes and residuals of TOGETHER tokens at a time, as adding to the moments of each class has a fixed cost."""
+    """Streams with a column of ones, classes and residuals of TOGETHER tokens at a time, as adding to the moments of each class
+    has a fixed cost."""
     waiting: list[tuple[Tensor, Tensor, Tensor]] = []
     for tokens, left in rows:
         waiting.append((_side_by_side(tokens, streams), classes[tokens.ids[:, 0]], left))
         if sum(len(part[0]) for part in waiting) >= TOGETHER:
             yield _joined(waiting)
-            waiting = []
     if waiting:
         yield _joined(waiting)
 
 
 def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """New arrays of all parts, whose list is emptied so that they are not held beside the new ones."""
     x, of, left = zip(*parts, strict=True)
-    return torch.cat(x), torch.cat(of), torch.cat(left)
+    parts.clear()
+    beside = torch.ones(sum(map(len, x)), x[0].shape[1] + 1)
+    for place, one in zip(beside.split([*map(len, x)]), x, strict=True):
+        place[:, :-1] = one
+    return beside, torch.cat(of), torch.cat(left)
 
 
 def _side_by_side(tokens: Tokens, streams: Sequence[Stream]) -> Float[Tensor, "_ d_in"]:

@@ -17,9 +17,9 @@ from stitch.modeling.modeling_translation import ngram_keys
 from stitch.translation.types import Ngram, Term, Token
 
 CANDIDATES = 2  # times as many n-grams of each order are considered as may be kept, the most frequent ones
-ARRAYS = (
-    12  # float64 arrays of the contexts of one order: sums on two splits of three orders, and one table in the making
-)
+# float64 arrays of the contexts of one order: sums on two splits of three orders, tables of two, and one in the making
+ARRAYS = 12
+TOGETHER = 1024  # contexts whose gains are computed at a time
 COUNTED, REMEMBERED = 2**18, 2**20  # tokens counted at a time; n-grams whose counts are kept in between
 SHRINKAGES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, torch.inf)
 
@@ -75,7 +75,7 @@ def fit_tables(
     built: list[Table] = []
     for order, share in shares.items():
         if order in keys:
-            table = _table(order, keys[order], seen[order], other[order], built, vocabulary, share)
+            table = _table(order, keys[order], seen.pop(order), other.pop(order), built, vocabulary, share)
             built += [table] if len(table.keys) else []
     return [
         Term(Token(0, table.keys) if table.order == 1 else Ngram(table.order, table.keys), table.rows.float())
@@ -122,14 +122,17 @@ def _sums(residuals: Residuals, keys: dict[int, Tensor], vocabulary: int) -> dic
 def _table(
     order: int, keys: Tensor, seen: Sums, other: Sums, shorter: list[Table], vocabulary: int, most: int
 ) -> Table:
-    """Shrunken means of what shorter contexts leave, with the κ that is best on the held-out tokens; at most `most` rows."""
+    """Shrunken means of what shorter contexts leave, with the κ that is best on the held-out tokens; at most `most` rows.
+
+    The totals of `seen` and `other` are overwritten by what is left of them.
+    """
     explained = torch.zeros_like(seen.totals)
     for table in shorter:
         explained += table.look_up(keys % vocabulary**table.order)
-    left = seen.totals - seen.counts[:, None] * explained
-    left_other = other.totals - other.counts[:, None] * explained
-
+    left = seen.totals.sub_(seen.counts[:, None] * explained)
+    left_other = other.totals.sub_(explained.mul_(other.counts[:, None]))
     squares, agreement = left.square().sum(1), (left * left_other).sum(1)
+    del explained
 
     def error(shrinkage: float) -> float:
         """Squared error on the held-out tokens minus that without the table."""
@@ -137,7 +140,8 @@ def _table(
         return float((other.counts * weight**2 * squares - 2 * weight * agreement).sum())
 
     rows = left / (seen.counts + min(SHRINKAGES, key=error))[:, None]
-    gain = (2 * rows * left - seen.counts[:, None] * rows.square()).sum(1)
+    parts = zip(rows.split(TOGETHER), left.split(TOGETHER), seen.counts.split(TOGETHER), strict=True)
+    gain = torch.cat([(2 * row * one - count[:, None] * row.square()).sum(1) for row, one, count in parts])
     kept = gain.argsort(descending=True, stable=True)[:most].sort().values
     kept = kept[gain[kept] > 0]
     return Table(order, keys[kept], rows[kept])

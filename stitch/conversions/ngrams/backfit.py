@@ -8,7 +8,7 @@ joint solution. Sources: backfitting, Buja, Hastie & Tibshirani 1989 (Annals of 
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ LEAST_COUNTS = (1, 2, 3, 5, 9)
 PASSES = 10  # at most
 GAIN = 1e-3  # relative decrease of the held-out error below which passes end
 TOKENS_PER_COUNT = 2**18  # tokens whose meetings are counted at a time
+TOGETHER = 2**11  # held-out tokens whose rows are looked up at a time, and rows that are multiplied
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class TableStatistics:
         return slice(self.starts[table], self.starts[table + 1])
 
     def chosen(self, tables: Sequence[int]) -> "TableStatistics":
-        """The statistics of some of the tables."""
+        """The statistics of some of the tables; these themselves where it is all of them."""
+        if list(tables) == list(range(len(self.starts) - 1)):
+            return self
         rows = torch.cat([torch.arange(self.starts[table], self.starts[table + 1]) for table in tables])
         sizes = [self.starts[table + 1] - self.starts[table] for table in tables]
         place = rows.numpy()
@@ -62,8 +65,10 @@ class TableStatistics:
 
     def less(self, prior: Float[Tensor, "rows d"], bias: Float[Tensor, " d"]) -> "TableStatistics":
         """The statistics of the stream minus `bias` and minus the rows `prior`."""
-        explained = torch.from_numpy(self.meetings @ prior.numpy()) + self.mass[:, None] * (prior + bias)
-        return TableStatistics(self.starts, self.counts, self.mass, self.totals - explained, self.meetings)
+        explained = torch.from_numpy(self.meetings @ prior.numpy())
+        explained += (prior + bias).mul_(self.mass[:, None])
+        left = torch.sub(self.totals, explained, out=explained)
+        return TableStatistics(self.starts, self.counts, self.mass, left, self.meetings)
 
 
 @dataclass(frozen=True)
@@ -81,12 +86,18 @@ def relative_weights(y: Float[Tensor, "tokens d"]) -> Float[Tensor, " tokens"]:
     return 1 / y.double().square().sum(1).clamp_min(1e-30)
 
 
+def with_rows(places: Int64[Tensor, " tokens"]) -> Iterator[tuple[Int64[Tensor, " _"], Int64[Tensor, " _"]]]:
+    """Tokens that have a row in a table, and these rows, some at a time."""
+    for tokens in (places >= 0).nonzero()[:, 0].split(TOGETHER):
+        yield tokens, places[tokens]
+
+
 def collect(sizes: Sequence[int], parts: Iterable[TableSamples]) -> TableStatistics:
     """Collects statistics in one pass over the fit tokens. `sizes` are the numbers of rows of the tables."""
     starts = _starts(sizes)
     counts, mass = (torch.zeros(starts[-1], dtype=torch.float64) for _ in range(2))
     totals, meetings = None, sp.csr_array((starts[-1], starts[-1]))
-    waiting: list[TableSamples] = []
+    waiting: list[tuple[Tensor, Tensor]] = []  # places and weights: their streams are not held
     for part in parts:
         weighed = part.weights[:, None] * part.y.double()
         totals = torch.zeros(starts[-1], part.y.shape[1], dtype=torch.float64) if totals is None else totals
@@ -96,8 +107,8 @@ def collect(sizes: Sequence[int], parts: Iterable[TableSamples]) -> TableStatist
             counts.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
             mass.index_add_(0, rows, part.weights[has])
             totals.index_add_(0, rows, weighed[has])
-        waiting.append(part)
-        if sum(len(each.weights) for each in waiting) >= TOKENS_PER_COUNT:
+        waiting.append((part.places, part.weights))
+        if sum(len(weights) for _, weights in waiting) >= TOKENS_PER_COUNT:
             meetings, waiting = meetings + _meetings(waiting, starts), []
     if waiting:
         meetings = meetings + _meetings(waiting, starts)
@@ -109,9 +120,9 @@ def _starts(sizes: Sequence[int]) -> list[int]:
     return [0, *itertools.accumulate(sizes)]
 
 
-def _meetings(waiting: list[TableSamples], starts: list[int]) -> sp.csr_array:
-    places = torch.cat([part.places for part in waiting], 1).numpy()
-    weights = torch.cat([part.weights for part in waiting]).numpy()
+def _meetings(waiting: list[tuple[Tensor, Tensor]], starts: list[int]) -> sp.csr_array:
+    places = torch.cat([places for places, _ in waiting], 1).numpy()
+    weights = torch.cat([weights for _, weights in waiting]).numpy()
     table, token = np.nonzero(places >= 0)
     columns = places[table, token] + np.asarray(starts)[table]
     shape = (places.shape[1], starts[-1])
@@ -127,31 +138,36 @@ def backfit(
 ) -> Fit:
     """Fits the tables in order, repeatedly, as long as a pass lowers the error on `held` by at least the share GAIN."""
     tables = range(len(seen.starts) - 1)
-    meetings = [seen.meetings[seen.of(table)] for table in tables]
+    meetings = [_rows_of(seen.meetings, seen.of(table)) for table in tables]
     rows = torch.zeros_like(seen.totals)
-    left = held.y.double().clone()
+    left = held.y.to(torch.float64, copy=True)
     chosen: dict[int, tuple[float, int]] = {}
     errors = [_error(held, left)]
-    best = rows.clone(), dict(chosen)
+    best, best_chosen = rows.clone(), dict(chosen)
     step = Steps("backfitting (tables, at most)", passes * len(tables), progress)
     for _ in range(passes):
         for table in tables:
             own = seen.of(table)
             others = torch.from_numpy(meetings[table] @ rows.numpy())
-            place = held.places[table]
-            has = place >= 0
-            without = left[has] + rows[own][place[has]]
-            residual = seen.totals[own] - others
-            rows[own], chosen[table] = _shrunken(seen, own, residual, place[has], held.weights[has], without)
-            left[has] = without - rows[own][place[has]]
+            residual = torch.sub(seen.totals[own], others, out=others)
+            mass_held, totals_held = torch.zeros_like(seen.mass[own]), torch.zeros_like(residual)
+            for tokens, place in with_rows(held.places[table]):
+                left[tokens] += rows[own][place]
+                mass_held.index_add_(0, place, held.weights[tokens])
+                totals_held.index_add_(0, place, held.weights[tokens, None] * left[tokens])
+            rows[own], chosen[table] = _shrunken(seen.counts[own], seen.mass[own], residual, mass_held, totals_held)
+            for tokens, place in with_rows(held.places[table]):
+                left[tokens] -= rows[own][place]
+            del others, residual, totals_held  # before there are those of the next table
             step()
         errors.append(_error(held, left))
         if errors[-1] > errors[-2] * (1 - GAIN):
             if errors[-1] > errors[-2]:
-                rows, chosen = best
+                rows, chosen = best, best_chosen
                 errors.pop()
             break
-        best = rows.clone(), dict(chosen)
+        best_chosen = dict(chosen)
+        best.copy_(rows)
     step.end()
     return Fit(
         [rows[seen.of(table)] for table in tables],
@@ -161,20 +177,31 @@ def backfit(
     )
 
 
+def _rows_of(matrix: sp.csr_array, rows: slice) -> sp.csr_array:
+    """Neighbouring rows of a square matrix. Its entries are not copied."""
+    ends = matrix.indptr[rows.start : rows.stop + 1]
+    entries = slice(ends[0], ends[-1])
+    shape = (rows.stop - rows.start, len(matrix.indptr) - 1)
+    return sp.csr_array((matrix.data[entries], matrix.indices[entries], ends - ends[0]), shape)
+
+
 def _error(held: TableSamples, left: Tensor) -> float:
-    return float(held.weights @ left.square().sum(1))
+    return float(held.weights @ _dots(left, left))
+
+
+def _dots(one: Float[Tensor, "rows d"], other: Float[Tensor, "rows d"]) -> Float[Tensor, " rows"]:
+    """The dot product of each row with that of the other array, some rows at a time."""
+    parts = zip(one.split(TOGETHER), other.split(TOGETHER), strict=True)
+    return torch.cat([(first * second).sum(1) for first, second in parts])
 
 
 def _shrunken(
-    seen: TableStatistics, own: slice, residual: Tensor, place: Tensor, weights: Tensor, wanted: Tensor
+    counts: Tensor, mass: Tensor, residual: Tensor, mass_held: Tensor, totals_held: Tensor
 ) -> tuple[Tensor, tuple[float, int]]:
-    """Rows of one table, and the κ and least count that minimise the held-out error."""
-    counts, mass = seen.counts[own], seen.mass[own]
-    means = residual / mass.clamp_min(1e-300)[:, None]
+    """Rows of one table, written over `residual`, and the κ and least count that minimise the held-out error."""
+    means = residual.div_(mass.clamp_min(1e-300)[:, None])
     means[counts == 0] = 0.0
-    mass_held = torch.zeros_like(mass).index_add_(0, place, weights)
-    totals_held = torch.zeros_like(means).index_add_(0, place, weights[:, None] * wanted)
-    squares, agreement = mass_held * means.square().sum(1), (means * totals_held).sum(1)
+    squares, agreement = mass_held * _dots(means, means), _dots(means, totals_held)
 
     def error(choice: tuple[float, int]) -> float:
         """Held-out squared error minus that without the table."""
@@ -182,7 +209,7 @@ def _shrunken(
         return float((share.square() * squares - 2 * share * agreement).sum())
 
     best = min(((kappa, least) for kappa in SHRINKAGES for least in LEAST_COUNTS), key=error)
-    return means * _share(counts, *best)[:, None], best
+    return means.mul_(_share(counts, *best)[:, None]), best
 
 
 def _share(counts: Tensor, shrinkage: float, least: int) -> Tensor:

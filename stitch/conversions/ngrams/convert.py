@@ -1,6 +1,7 @@
 """`stitch convert ngram`: replaces the first L blocks of a decoder by an n-gram memory."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from stitch.files.job import Job, run
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
 from stitch.progress import Progress
+from stitch.text.documents import Split
 from stitch.text.windows import Windows
 from stitch.translation.look_ups import positions
 from stitch.translation.packed import Packed
@@ -91,7 +93,7 @@ def convert_ngram(
         table_scale(donor.model.parts[-1])
 
         def make(scratch: Path, output: Path) -> dict:
-            indices = tables_for(donor.model, donor.windows["fit"], shape, memory)
+            indices = tables_for(donor.model, donor.windows, shape, memory)
             audit = audited_leakage(donor, shape)
             tried: dict[int, float] = {}
             if isinstance(drop, int):
@@ -144,11 +146,11 @@ def audited_leakage(donor: Donor, shape: NgramShape) -> LeakageAudit:
     return found
 
 
-def tables_for(model: Model, windows: Windows, shape: NgramShape, memory: int) -> list[TableIndex]:
-    """The tables for memories of any depth, fitted on `windows`."""
+def tables_for(model: Model, texts: Mapping[Split, Windows], shape: NgramShape, memory: int) -> list[TableIndex]:
+    """The tables for memories of any depth, fitted on `texts`."""
     learned = positions(model)
     length = 0 if learned is None else len(learned)
-    return choose_tables(windows, shape, model.vocabulary, length, memory, model.width)
+    return choose_tables(texts, shape, model.vocabulary, length, memory, model.width)
 
 
 def deepest_within(

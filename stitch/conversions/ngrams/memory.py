@@ -16,9 +16,17 @@ from torch import Tensor
 
 from stitch.activations.observe import residuals
 from stitch.activations.paired import SINK_RATIO, Tokens
-from stitch.conversions.ngrams.backfit import TableSamples, TableStatistics, backfit, collect, relative_weights
+from stitch.conversions.ngrams.backfit import (
+    TableSamples,
+    TableStatistics,
+    backfit,
+    collect,
+    relative_weights,
+    with_rows,
+)
 from stitch.conversions.ngrams.reading import TableIndex, frequent, stream
 from stitch.errors import UsageError
+from stitch.files.heap import give_back
 from stitch.models.model import Model
 from stitch.progress import Progress, Steps, counted
 from stitch.regression.moments import Moments, accumulate
@@ -87,7 +95,7 @@ class NgramMemory:
 
 
 def choose_tables(
-    windows: Windows, shape: NgramShape, vocabulary: int, learned_positions: int, memory: int, width: int
+    texts: Mapping[Split, Windows], shape: NgramShape, vocabulary: int, learned_positions: int, memory: int, width: int
 ) -> list[TableIndex]:
     """Tables by token, up to `skips` ago, and of the most frequent n-grams that occur at least twice, evenly by order.
 
@@ -97,6 +105,7 @@ def choose_tables(
         raise UsageError(
             f"order must be below {shape.order} for a vocabulary of {vocabulary:,} ids; got {shape.order}: lower it."
         )
+    windows = texts["fit"]
     ids = windows.ids.unique().long()
     indices, left = [TableIndex(Token(), ids)], shape.rows
     for order in range(2, shape.order + 1):
@@ -109,19 +118,20 @@ def choose_tables(
     if learned_positions:
         indices.append(TableIndex(Position(), torch.arange(learned_positions)))
     rows = sum(len(index.keys) for index in indices)
-    needed = memory_needed(shape, width, rows)
+    needed = memory_needed(shape, width, rows, texts["sweep"].tokens)
     if needed > memory:
         raise UsageError(
             f"memory must be at least {needed / 2**30:.2f} GiB to fit {rows:,} rows of {width} numbers; got "
-            f"{memory / 2**30:.2f} GiB: raise it, or lower `rows`, `skips` or `tokens`."
+            f"{memory / 2**30:.2f} GiB: raise it, or lower `rows`, `skips`, `tokens` or `held_out`."
         )
     return indices
 
 
-def memory_needed(shape: NgramShape, width: int, rows: int) -> int:
-    """Bytes that fitting `rows` rows takes: the rows, and of the ridge the moments of two splits, a factor and a copy."""
+def memory_needed(shape: NgramShape, width: int, rows: int, held_out: int) -> int:
+    """Bytes that fitting `rows` rows takes: the rows; of so many held-out tokens the streams, what the ridge leaves of them, and
+    that in float64 again; and of the ridge the moments of two splits, a factor and a copy."""
     columns = width * (shape.order + shape.skips + 1)
-    return COPIES * 8 * width * rows + 4 * 8 * columns**2
+    return COPIES * 8 * width * rows + (4 + 4 + 8) * width * held_out + 4 * 8 * columns**2
 
 
 @torch.no_grad()
@@ -150,7 +160,8 @@ def read_fit_data(
         return stream(model, windows, site, shape.skips, progress, f"block {site}, {split} text")
 
     def twice(windows: Windows, split: Split) -> Callable[[], Iterable[Tokens]]:
-        held = list(tokens(windows, split)) if 4 * windows.tokens * model.width <= HELD else None
+        fits = 4 * windows.tokens * model.width <= HELD
+        held = _in_one_array(tokens(windows, split), windows.tokens, model.width) if fits else None
         again = f"block {site}, {split} text again (batches)"
         return lambda: tokens(windows, split) if held is None else counted(held, again, progress)
 
@@ -189,6 +200,16 @@ def read_fit_data(
     by_token = seen.of(0)  # every token has a row of this table
     mean = seen.totals[by_token].sum(0) / seen.mass[by_token].sum()
     return NgramFitData(site, vocabulary, shape, indices, inputs, moments, seen, held, mean, first)
+
+
+def _in_one_array(parts: Iterable[Tokens], tokens: int, width: int) -> list[Tokens]:
+    """The parts, with views of one array as targets. Arrays of their own, kept between those of forward passes, would leave the
+    allocator gaps that nothing fits into."""
+    found, left = [], torch.empty(tokens, width)
+    for part in parts:
+        target, left = left.split([len(part.target), len(left) - len(part.target)])
+        found.append(dataclasses.replace(part, target=target.copy_(part.target)))
+    return found
 
 
 def _input(tables: TokenTables, name: str, back: int) -> ByToken:
@@ -233,6 +254,7 @@ def fit_memory(
     progress: Progress | None = None,
 ) -> NgramMemory:
     """A memory of some of the tables, with rows that start from ridge regression on `inputs`. Without inputs they start at 0."""
+    give_back()  # streams that `fit_data` was collected from
     indices = [fit_data.indices[place] for place in tables]
     if inputs:
         step = Steps("ridge behind the tables (strengths, at most)", len(STRENGTHS), progress)
@@ -248,10 +270,13 @@ def fit_memory(
         if (term := by_input.get(index.by)) is not None:
             prior[seen.of(place)] = _rows_at(term, index.keys).double()
     held = TableSamples(fit_data.held.places[list(tables)], fit_data.held.weights, fit_data.held.y - linear.bias)
-    for place, rows in enumerate(held.places):
-        has = rows >= 0
-        held.y[has] -= prior[seen.of(place)][rows[has]].float()
-    fit = backfit(seen.less(prior, linear.bias.double()), held, progress=progress)
+    for place, every in enumerate(held.places):
+        for tokens, rows in with_rows(every):
+            held.y[tokens] -= prior[seen.of(place)][rows].float()
+    seen = seen.less(prior, linear.bias.double())
+    del prior
+    give_back()
+    fit = backfit(seen, held, progress=progress)
     added = [_term(index, rows.float()) for index, rows in zip(indices, fit.rows, strict=True)]
     together = merged(dataclasses.replace(linear, terms=(*linear.terms, *added)))
     terms = tuple(term for term in map(_dense, together.terms) if term.weight is not None and len(term.weight))
