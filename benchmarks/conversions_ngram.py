@@ -73,8 +73,7 @@ def lines(given: argparse.Namespace):
                 "context": donor.context,
                 "results": [found.row(name) | {"r2": r2.get(name)} for name, found in scores.items()],
                 "bytes": {
-                    _short(name): size.bytes_of(found.translation, donor.model.dtype, donor.model.config.vocab_size)
-                    for name, found in fitted.items()
+                    _short(name): size.bytes_of(found.translation, donor.model) for name, found in fitted.items()
                 },
                 "cost": {_short(name): found.ce - scores["donor"].ce for name, found in scores.items()},
                 "above": _difference(scores, "donor"),
@@ -82,7 +81,15 @@ def lines(given: argparse.Namespace):
                 "sizes": {
                     str(percent): one
                     for percent in given.sizes
-                    if (one := packed_into(donor, drop, fitted[convert.UNPACKED].translation, percent, scores["donor"]))
+                    if (
+                        one := packed_into(
+                            donor,
+                            drop,
+                            fitted.get(convert.UNPACKED, fitted["converted"]).translation,
+                            percent,
+                            scores["donor"],
+                        )
+                    )
                 },
                 "ce": scores["donor"].ce,
                 "kl": scores["converted"].row("")["kl_to_b"],
@@ -105,7 +112,7 @@ def packed_into(donor: Donor, drop: int, tables: Translation, percent: float, wh
         return None
     row = {"converted": LateBlocks(donor.model, drop).reading(small)}
     scores = evaluate(row, donor.windows["report"], vocabulary=donor.model.vocabulary, memory=MEMORY)
-    stored = size.bytes_of(small, donor.model.dtype, donor.model.vocabulary)
+    stored = size.bytes_of(small, donor.model)
     return {"bytes": stored, **_difference({**scores, "donor": whole}, "donor")}
 
 

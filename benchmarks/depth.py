@@ -89,8 +89,7 @@ def own_tables(
     late = LateBlocks(model, drop)
 
     def row(tables: Translation) -> tuple[Logits, dict]:
-        size = bytes_of(tables, model.dtype, model.config.vocab_size)
-        return late.reading(tables), {"range": f"0–{drop - 1}", "table_bytes": size}
+        return late.reading(tables), {"range": f"0–{drop - 1}", "table_bytes": bytes_of(tables, model)}
 
     return {"own tables": row(fitted), "own tables, packed": row(small)}
 

@@ -27,6 +27,7 @@ from stitch.composite.compose import compose
 from stitch.config import Settings
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.ngrams import backfit as backfitting
+from stitch.conversions.ngrams import memory as fitting
 from stitch.conversions.ngrams.assemble import build_composite
 from stitch.conversions.ngrams.backfit import TableSamples, backfit, collect
 from stitch.conversions.ngrams.convert import convert_ngram, loss_by_leakage, tables_for
@@ -48,6 +49,7 @@ from stitch.evaluation.scores import evaluate, whole_model
 from stitch.jobs.join import stitch
 from stitch.models.loading import load
 from stitch.text.windows import Windows
+from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Ngram, Position, Residual, Term, Token, Translation
 
 BUDGET, V = 2**28, tiny.VOCABULARY
@@ -62,6 +64,7 @@ def root(tmp_path_factory) -> Path:
     tiny.save(folder / "llama", "llama")
     tiny.save(folder / "gpt2", "gpt2")
     tiny.save(folder / "gemma2", "gemma2")
+    tiny.save(folder / "untied", "gemma2", tie_word_embeddings=False)
     tiny.save(folder / "two", "mistral", sliding_window=2)  # block 0 sees a token and the one before
     tiny.save(folder / "three", "mistral", sliding_window=3)
     alone = tiny.net("llama")
@@ -299,7 +302,7 @@ def test_losses_on_seen_and_unseen_ngrams_add_up_to_the_whole(root):
 def converted(root, tmp_path_factory) -> Path:
     """Memories of three families in one folder. Gemma scales its embeddings; GPT-2 has learned positions."""
     folder = tmp_path_factory.mktemp("converted")
-    for name, drop, order in (("llama", 2, 3), ("gpt2", 1, 2), ("gemma2", 3, 2)):
+    for name, drop, order in (("llama", 2, 3), ("gpt2", 1, 2), ("gemma2", 3, 2), ("untied", 2, 2)):
         convert(root, name, folder / name, drop=drop, shape=NgramShape(order=order, rows=2000, skips=3))
     return folder
 
@@ -373,6 +376,32 @@ def test_a_memory_with_packed_tables_has_one_matrix_for_embedding_and_head(small
     assert torch.equal(again(ids).logits[..., :V], logits) and again(ids).logits.shape[-1] == V + 7
 
 
+@pytest.mark.parametrize("percent", [20, 100, float("inf")])
+def test_bytes_are_those_written_also_where_most_ids_do_not_occur(root, tmp_path, monkeypatch, percent):
+    monkeypatch.setattr(fitting, "token_tables", functools.partial(token_tables, small=0))
+    shape = NgramShape(order=1, rows=0, skips=0)
+    report = convert(root, "llama", tmp_path / "out", drop=1, shape=shape, table_bytes=percent)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    size = sum(one.numel() * one.element_size() for name, one in stored.items() if name.startswith("translation.terms"))
+    row = next(row for row in report["results"] if row["name"] == "converted")
+    assert row["table_bytes"] - 4 * 40 == size  # B's state for BOS
+    assert [name for name, tensor in stored.items() if tensor.shape == (V, 40)] == ["a.embed_tokens.weight"]
+    assert report["tables"][0]["stored_rows"] < V and ("directions" in report["tables"][0]) == (percent == 20)
+
+
+def test_a_single_table_of_an_untied_donor_is_its_embedding(root, tmp_path):
+    report = convert(root, "three", tmp_path / "out", drop=1, shape=NgramShape(order=1, rows=0, skips=0))
+    row = next(row for row in report["results"] if row["name"] == "converted")
+    assert row["table_bytes"] - 4 * 32 == 4 * V * 32 and any("takes the place" in note for note in report["notes"])
+
+
+def test_tables_without_a_byte_are_named(root, tmp_path):
+    shape = NgramShape(order=2, rows=2000, skips=2)
+    report = convert(root, "llama", tmp_path / "out", drop=2, shape=shape, table_bytes=0.5)
+    gone = [one["by"] for one in report["tables"] if not one["stored_rows"]]
+    assert gone and any(f"No byte was left for the tables by {', '.join(gone)}." in note for note in report["notes"])
+
+
 @torch.no_grad()
 def test_a_memory_with_packed_tables_can_come_first(root, small, tmp_path):
     wanted = Settings(
@@ -384,7 +413,7 @@ def test_a_memory_with_packed_tables_can_come_first(root, small, tmp_path):
     ce = next(row["ce"] for row in report["results"] if row["name"] == "composite")
     assert scores["net"].ce == pytest.approx(ce, abs=0.2)
     again = load(convert_again(root, small / "llama", tmp_path / "again"))
-    assert again.depth == 3
+    assert again.depth == 3 and again.net.config.shares_embedding
 
 
 def convert_again(root: Path, model: Path, out: Path) -> Path:
@@ -393,10 +422,10 @@ def convert_again(root: Path, model: Path, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name, site", [("llama", 2), ("gpt2", 1), ("gemma2", 3)])
+@pytest.mark.parametrize("name, site", [("llama", 2), ("gpt2", 1), ("gemma2", 3), ("untied", 2)])
 @torch.no_grad()
 def test_the_written_model_computes_what_the_report_scored(root, converted, name, site):
-    """Its embedding is the table by token, for any embedding scale of the family; learned positions are in the
+    """An embedding that is not the head is the table by token, for any scale of the family; learned positions are in the
     memory only.
     """
     report = json.loads((converted / name / "report.json").read_text())

@@ -1,12 +1,44 @@
 """Alternatives that join blocks in the place of the composite's: within its bytes and its FLOPs."""
 
+import torch
+
 import tiny
 from jobs import write_text
 from stitch.composite.costs import Cost, early, late
-from stitch.frontier.alternative import Means
+from stitch.frontier.alternative import Alternative, Means
+from stitch.frontier.own_tables import own_tables
 from stitch.frontier.skips import joined
+from stitch.models.model import Model
 from stitch.text.documents import SPLITS, Split, read, select
 from stitch.text.windows import Windows, sample
+
+
+@torch.no_grad()
+def test_own_tables_without_room_for_products_are_made_one_block_deeper(tmp_path):
+    """On text that the model writes, tables without directions are worse than one block more as tables."""
+    model = tiny.model("llama")
+    windows: dict[Split, Windows] = {split: written_by(model, seed) for seed, split in enumerate(SPLITS)}
+
+    def found(flops: float) -> Alternative:
+        means = Means(
+            limit=Cost(flops, 0, late(model, 2, 16).bytes + 20_000, 0), windows=windows, context=16, ngrams=0, routes=0,
+            seed=0, memory=2**28, scratch=tmp_path / "scratch",
+        )  # fmt: skip
+        one = own_tables(model, means)
+        assert one is not None and one.cost.flops <= flops and one.cost.bytes <= means.limit.bytes
+        return one
+
+    blocks = late(model, 2, 16).flops
+    assert "first 3 of 6 blocks" in found(blocks).made
+    assert "first 2 of 6 blocks" in found(blocks + 2 * model.width * 250).made
+
+
+def written_by(model: Model, seed: int) -> Windows:
+    """Windows of 16 tokens, drawn from what the model says."""
+    generator, ids = torch.Generator().manual_seed(seed), torch.full((128, 1), tiny.BOS)
+    for _ in range(15):
+        ids = torch.cat([ids, torch.multinomial(model.net(ids).logits[:, -1].softmax(-1), 1, generator=generator)], 1)
+    return Windows(ids.int(), torch.arange(128, dtype=torch.int32)[:, None].expand(-1, 16).contiguous())
 
 
 def test_packed_tables_keep_within_the_bytes_and_the_flops(tmp_path):

@@ -333,6 +333,7 @@ COMPOSED = {
     "an early cut": (dict(site_a=-1), "site_a: "),
     "wrong order": (dict(site_b=5, stop_b=4), "site_b, stop_b: must be in order"),
     "nothing to share": (dict(shares_embedding=True, a_flow=None), "shares_embedding: needs a_flow and b_flow"),
+    "two sizes to share": (dict(shares_embedding=True), "shares_embedding: needs one size of embedding"),
     "no part": (dict(b_config=None), "b_config: "),
     "a part of another kind": (dict(a_config={"model_type": "llama", "hidden_size": "x"}), "a_config.hidden_size: "),
     "a flow with nothing in it": (dict(a_flow={}), "a_flow.class: field required; a_flow.body: field required"),

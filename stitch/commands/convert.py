@@ -119,7 +119,7 @@ def ngram(
             "--table-bytes",
             "PERCENT",
             "Bytes of the tables, in percent of those of the blocks that they replace. They are cut and packed to 8 bits to keep "
-            "within them.",
+            "within them. inf: tables of any size.",
         ),
     ] = 100.0,
     text: o.Text = "docs",

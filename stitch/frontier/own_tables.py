@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
-from stitch.composite.costs import Cost, late, of_translation
+from stitch.composite.costs import late, of_translation
 from stitch.composite.cuts import can_be_cut
 from stitch.conversions.ngrams.convert import fit_full_memory, tables_for
 from stitch.conversions.ngrams.late import LateBlocks
 from stitch.conversions.ngrams.memory import NgramShape, memory_needed, read_fit_data
+from stitch.evaluation.scores import evaluate
 from stitch.frontier.alternative import Alternative, Means
 from stitch.modeling.modeling_composite import StitchConfig
 from stitch.models.model import Model
@@ -19,12 +20,26 @@ ORDER, SKIPS = 3, 4  # those of `convert ngram`, or fewer where memory allows no
 def own_tables(model: Model, means: Means) -> Alternative | None:
     """The model with the fewest first blocks as tables that keeps within the FLOPs and bytes of the composite.
 
-    None for a composite, and where its late blocks do not fit within the bytes.
+    Directions of packed tables cost products. Where these exceed the FLOPs, it has as many directions as keep within, or one more
+    block as tables: what is better on the sweep split. None for a composite, and where late blocks do not fit within the bytes.
     """
     if isinstance(model.config, StitchConfig):
         return None
     site = first_site_within(model, means)
-    return None if site is None else _made(model, site, means)
+    tables = None if site is None else _tables_at(model, site, means)
+    if site is None or tables is None:
+        return None
+    free = within_bytes(model, site, tables, means)
+    if free.cost.flops <= means.limit.flops:
+        return free
+    cut = within_bytes(model, site, tables, means, multiply_adds=_left(model, site, tables, means))
+    deeper = _made(model, site + 1, means) if site + 1 < model.depth else None
+    rivals = [cut, *([deeper] if deeper is not None and deeper.cost.flops <= means.limit.flops else [])]
+    scores = evaluate(
+        {str(number): one.logits for number, one in enumerate(rivals)}, means.windows["sweep"],
+        vocabulary=model.vocabulary, memory=means.memory, progress=means.progress, task="depth of tables (tokens)",
+    )  # fmt: skip
+    return rivals[min(range(len(rivals)), key=lambda number: scores[str(number)].ce)]
 
 
 def at_every_depth(model: Model, means: Means) -> Iterator[Alternative]:
@@ -35,10 +50,14 @@ def at_every_depth(model: Model, means: Means) -> Iterator[Alternative]:
 
 
 def _made(model: Model, site: int, means: Means) -> Alternative | None:
-    if late(model, site, means.context).bytes >= means.limit.bytes:
-        return None
-    tables = fitted_tables(model, site, means)
+    tables = _tables_at(model, site, means)
     return None if tables is None else within_bytes(model, site, tables, means)
+
+
+def _tables_at(model: Model, site: int, means: Means) -> Translation | None:
+    """Tables for `site`. None where the blocks behind them take all bytes."""
+    fits = late(model, site, means.context).bytes < means.limit.bytes
+    return fitted_tables(model, site, means) if fits else None
 
 
 def fitted_tables(model: Model, site: int, means: Means) -> Translation | None:
@@ -51,12 +70,17 @@ def fitted_tables(model: Model, site: int, means: Means) -> Translation | None:
     return fit_full_memory(read, means.progress).translation
 
 
-def within_bytes(model: Model, site: int, tables: Translation, means: Means) -> Alternative:
-    """The model with `tables` in the place of its blocks before `site`, cut and packed to the bytes that the composite leaves."""
+def within_bytes(
+    model: Model, site: int, tables: Translation, means: Means, multiply_adds: int | None = None
+) -> Alternative:
+    """The model with `tables` in the place of its blocks before `site`, cut and packed to the bytes that the composite leaves.
+
+    Directions of the tables take at most `multiply_adds` per token; None: any number.
+    """
     blocks = late(model, site, means.context)
     packed = pack(
         tables, means.limit.bytes - blocks.bytes, means.windows["fit"].ids, model.vocabulary, model.dtype,
-        memory=means.memory, multiply_adds=_left(tables, blocks, means.limit),
+        memory=means.memory, multiply_adds=multiply_adds,
     )  # fmt: skip
     return Alternative(
         f"{model.name} with its first {site} of {model.depth} blocks as n-gram tables",
@@ -65,12 +89,10 @@ def within_bytes(model: Model, site: int, tables: Translation, means: Means) -> 
     )
 
 
-def _left(tables: Translation, blocks: Cost, limit: Cost) -> int | None:
-    """Multiply-adds per token that are left to directions of packed tables. None where the blocks alone are beyond the FLOPs."""
-    if blocks.flops > limit.flops:
-        return None
+def _left(model: Model, site: int, tables: Translation, means: Means) -> int:
+    """Multiply-adds per token that the composite's FLOPs leave to directions."""
     fallbacks = sum(term.fallback.multiply_adds for term in tables.terms if term.fallback is not None)
-    return max(0, int(limit.flops - blocks.flops) // 2 - fallbacks)
+    return max(0, int(means.limit.flops - late(model, site, means.context).flops) // 2 - fallbacks)
 
 
 def first_site_within(model: Model, means: Means) -> int | None:

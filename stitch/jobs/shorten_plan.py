@@ -1,7 +1,6 @@
 """What `stitch join --native` would do: the work of its stages, disk, memory, and what earlier runs have left in the store."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from stitch.activations.kept import counted, kept
@@ -24,7 +23,7 @@ from stitch.frontier.alternative import Means
 from stitch.frontier.own_tables import first_site_within
 from stitch.frontier.work import Donor, cut, own_tables
 from stitch.jobs.other_ranges import is_refitted, other_ranges, sites_of_ranges
-from stitch.jobs.shorten_rivals import exit_is_small, limits_for_tables, means_of
+from stitch.jobs.shorten_rivals import exit_is_small, means_of
 from stitch.jobs.stages import harvest_requests, read_windows
 from stitch.models.flops import block_flops
 from stitch.models.model import Model
@@ -91,11 +90,10 @@ def _alternatives(model: Model, splice: Splice, means: Means, machine: Machine) 
         fit=means.windows["fit"].tokens, held_out=means.windows["sweep"].tokens, ids=len(means.windows["fit"].ids.unique())
     )  # fmt: skip
     total, rows = Work(), 0
-    for limit in limits_for_tables(model, means):
-        site = first_site_within(model, replace(means, limit=limit))
-        if site is not None:
-            early = sum(block_flops(model.config, block, means.context) for block in range(site))
-            total, rows = total + own_tables(machine, _donor(model, early, means.context), text), 1
+    site = first_site_within(model, means)
+    if site is not None:
+        early = sum(block_flops(model.config, block, means.context) for block in range(site))
+        total, rows = own_tables(machine, _donor(model, early, means.context), text), 1
     if splice.removes:  # blocks removed elsewhere, and an exit
         cuts = 1 + exit_is_small(model, splice, means)
         total, rows = total + cuts * cut(machine, _donor(model, 0.0, means.context), text), rows + cuts

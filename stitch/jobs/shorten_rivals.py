@@ -1,6 +1,5 @@
 """What a shortened or grown model is compared with: models made of the same one, with no more FLOPs and no more bytes."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from stitch.composite.costs import Cost, early, late
@@ -8,7 +7,7 @@ from stitch.composite.splice import Splice
 from stitch.config import CompleteSettings
 from stitch.frontier.alternative import Alternative, Means
 from stitch.frontier.collect import alternatives
-from stitch.frontier.own_tables import SKIPS, first_site_within, own_tables, shape_within
+from stitch.frontier.own_tables import own_tables
 from stitch.frontier.shortened import blocks_to_remove, least_change
 from stitch.models.model import Model
 from stitch.progress import Progress
@@ -39,7 +38,7 @@ def rivals(model: Model, splice: Splice, chosen: str, means: Means) -> dict[str,
         wanted |= {EXIT} if exit_is_small(model, splice, means) else set()
         wanted |= set() if is_least_change(model, splice, means) else {SHORTENED}
     found = alternatives(model, model, (splice.early, splice.late), chosen, means, wanted.__contains__)
-    tables = tables_within(model, means)
+    tables = own_tables(model, means)
     made = {**({} if tables is None else {TABLES: tables}), **found}
     return {row: one for row, one in made.items() if one.cost.within(means.limit)}
 
@@ -57,25 +56,3 @@ def is_least_change(model: Model, splice: Splice, means: Means) -> bool:
     """Whether the blocks that the splice removes are those that `reference:b-shortened` would."""
     length = len(splice.changed)
     return blocks_to_remove(model, means) == length and least_change(model, length, means) == splice.early
-
-
-def tables_within(model: Model, means: Means) -> Alternative | None:
-    """`own_tables`. Blocks that run alone may take all FLOPs of a model without as many blocks, and tables that are packed in
-    few bytes multiply: they then replace one block more."""
-    for limit in limits_for_tables(model, means):
-        found = own_tables(model, replace(means, limit=limit))
-        if found is None or found.cost.within(means.limit):
-            return found
-    return None
-
-
-def limits_for_tables(model: Model, means: Means) -> list[Cost]:
-    """The limits to try in turn: the whole one, unless tables must be packed in it, and one that leaves FLOPs for a product of
-    width × width for every table."""
-    room = replace(means.limit, flops=means.limit.flops - 2.0 * (SKIPS + 2) * model.width**2)
-    site, shape = first_site_within(model, means), shape_within(model, means)
-    if site is None or shape is None:
-        return [means.limit]
-    rows = len(means.windows["fit"].ids.unique()) * (1 + shape.skips)
-    is_packed = rows * model.width * model.dtype.itemsize > means.limit.bytes - late(model, site, means.context).bytes
-    return [room] if is_packed else [means.limit, room]

@@ -150,13 +150,22 @@ def _disagreements(config: Mapping[str, Any]) -> Iterator[str]:
         depth = _depth(config)
         if depth is not None and site > depth:
             yield f"site_a: must be at most the {depth} blocks of a_config, got {site}"
-    if config.get("shares_embedding") and (flow is None or config.get("a_flow") is None):
-        yield "shares_embedding: needs a_flow and b_flow, so a_config must be that of a stock model"
+    if config.get("shares_embedding"):
+        yield from _of_shared(config)
     if translation.get("first") and translation.get("bos_token_id") is None:
         yield "translation.bos_token_id: is needed by translation.first"
     for number, term in enumerate(translation["terms"]):
         for what in _of_term(term, site):
             yield f"translation.terms.{number}.{what}"
+
+
+def _of_shared(config: Mapping[str, Any]) -> Iterator[str]:
+    """What keeps A's embedding and B's head from being one matrix."""
+    a, b = config.get("a_flow"), config.get("b_flow")
+    if a is None or b is None:
+        yield "shares_embedding: needs a_flow and b_flow, so a_config must be that of a stock model"
+    elif a["embedded"] != b["embedded"] or config["a_config"].get("vocab_size") != config["b_config"].get("vocab_size"):
+        yield "shares_embedding: needs one size of embedding and one vocabulary in a_config and b_config"
 
 
 def _depth(config: Mapping[str, Any]) -> int | None:

@@ -1,12 +1,12 @@
 """An n-gram memory and the blocks after it as one model: a composite whose first half is only an embedding.
 
-The embedding is the table by the current token. Where the donor's embedding is its head too, and that table is packed, the
-composite keeps the donor's matrix, once, and the table is part of the translation.
+The embedding is the table by the current token. Where the donor's embedding is its head too, the composite keeps that matrix, and
+the table is part of the translation.
 """
 
 import copy
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from stitch.modeling.modeling_halves import Half, early_net
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.flow import FAMILY_ERRORS
 from stitch.models.model import Model
+from stitch.models.shared import share
 from stitch.translation.module import embeddings_of, translation_module
-from stitch.translation.packed import Packed
 from stitch.translation.types import Residual, Term, Token, Translation
 
 TOGETHER = 4096  # rows of the token table that are computed at a time
@@ -36,13 +36,13 @@ def build_composite(model: Model, site: int, translation: Translation) -> Stitch
     last, before = model.parts[-1], blocks_before_last_part(model.config)
     by_token = tuple(term for term in translation.terms if term.input == Token())
     others = tuple(term for term in translation.terms if term.input != Token())
-    shares = is_tied(model) and all(isinstance(term.weight, Packed) for term in by_token)
+    shares = is_tied(model)
     read = translation if shares else dataclasses.replace(translation, terms=(Term(Residual(0), None), *others))
     config = stitch_config(last, last, 0, site - before + (last.kept.start if last.kept else 0), read)
     config.shares_embedding = config.tie_word_embeddings = shares
     with torch.device("meta"):
         net = StitchForCausalLM(config)
-    net.a = early_half(last, 0) if shares else _with_table(model, site, by_token)
+    net.a = _with_own(model) if shares else _with_table(model, site, by_token)
     net.b, net.translation = late_half(model, site).net, translation_module(read, model, model, site)
     net.tie_weights()
     net.connect()
@@ -52,9 +52,21 @@ def build_composite(model: Model, site: int, translation: Translation) -> Stitch
 
 
 def is_tied(model: Model) -> bool:
-    """Whether the model is a stock one whose embedding is the matrix of the head."""
-    head = model.head.get_parameter("weight")
-    return not isinstance(model.config, StitchConfig) and head.data_ptr() == model.embedding.weight.data_ptr()
+    """Whether the embedding is the matrix of the head. A composite's config says it."""
+    if isinstance(model.config, StitchConfig):
+        return model.config.shares_embedding
+    return model.head.get_parameter("weight").data_ptr() == model.embedding.weight.data_ptr()
+
+
+def _with_own(model: Model) -> PreTrainedModel:
+    """The model before its first block, with its own embedding. A tied composite has that as its first half."""
+    if not isinstance(model.config, StitchConfig):
+        return early_half(model, 0)
+    config, net = model.config, cast(Any, model.net)
+    with torch.device("meta"):
+        early = early_net(config.a_config, config.a_flow, 0)
+    share(early, net.a)
+    return early.eval()
 
 
 @torch.no_grad()

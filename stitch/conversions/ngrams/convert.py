@@ -1,6 +1,7 @@
 """`stitch convert ngram`: replaces the first L blocks of a decoder by an n-gram memory."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -116,7 +117,8 @@ def convert_ngram(
             first = blocks_before_last_part(donor.model.config) + 1
             sites = [drop] if isinstance(drop, int) else range(first, donor.model.depth)
             shown = partial(work.stages, sites=sites, order=shape.order, skips=shape.skips)
-            added = shape.rows * donor.model.width * donor.model.dtype.itemsize
+            share = 0.0 if math.isinf(table_bytes) else table_bytes / 100 - 1
+            added = int(bytes_replaced(donor.model, sites[-1]) * share)
             return plan_conversion(donor, shown, memory=memory, added=added, progress=progress)
 
         return Job(make=make, plan=planned)
@@ -169,17 +171,25 @@ def deepest_within(
     model, sweep = donor.model, donor.windows["sweep"]
     base = _evaluate({"donor": whole_model(model.net)}, model, sweep, memory, progress)["donor"].ce
     best, tried = None, {}
+    no_room = None
     for site in range(blocks_before_last_part(model.config) + 1, model.depth):
         fit_data = read_fit_data(donor.model, donor.windows, site, shape, indices, progress)
         tables = fit_full_memory(fit_data, progress).translation
-        row = LateBlocks(model, site).reading(packed(model, donor.windows["fit"], site, tables, table_bytes, memory))
+        try:
+            small = packed(model, donor.windows["fit"], site, tables, table_bytes, memory)
+        except UsageError as error:  # more blocks leave more bytes
+            no_room = error
+            continue
+        row = LateBlocks(model, site).reading(small)
         tried[site] = _evaluate({"memory": row}, model, sweep, memory, progress)["memory"].ce - base
         if tried[site] > tolerance:
             break
         best = fit_data
+    if not tried and no_room is not None:
+        raise no_room
     if best is None:
         raise UsageError(
-            f"tolerance must be at least {min(tried.values()):.3f} nats for {model.name}, the cost of the first block; got "
+            f"tolerance must be at least {min(tried.values()):.3f} nats for {model.name}, the cost of the fewest blocks; got "
             f"{tolerance:g}: raise it, or raise `tokens`."
         )
     return best, tried
@@ -285,7 +295,7 @@ def assemble_report(
 ) -> dict:
     """report.json; see `stitch.conversions.report`."""
     model, site = donor.model, fit_data.site
-    size = {name: bytes_of(found.translation, model.dtype, model.vocabulary) for name, found in fitted.items()}
+    size = {name: bytes_of(found.translation, model) for name, found in fitted.items()}
     kinds = ("donor", "converted", "baseline", "reference", "floor", "null")
     results = []
     for name in sorted(scores, key=lambda name: kinds.index(name.partition(":")[0])):
@@ -294,6 +304,18 @@ def assemble_report(
         row |= {"table_bytes": size[name]} if name in size else {}
         results.append(row)
     memory = fitted["converted"]
+    described = [
+        {
+            "by": _label(index),
+            "rows": rows,
+            "shrinkage": kappa,
+            "least_count": least,
+            **stored(memory.translation, index),
+        }
+        for index, rows, kappa, least in zip(
+            memory.indices, memory.rows, memory.shrinkages, memory.least_counts, strict=True
+        )
+    ]
     return {
         "conversion": "ngram",
         "model": model.name,
@@ -306,18 +328,7 @@ def assemble_report(
         "context": donor.context,
         "results": results,
         "differences": differences(scores),
-        "tables": [
-            {
-                "by": _label(index),
-                "rows": rows,
-                "shrinkage": kappa,
-                "least_count": least,
-                **stored(memory.translation, index),
-            }
-            for index, rows, kappa, least in zip(
-                memory.indices, memory.rows, memory.shrinkages, memory.least_counts, strict=True
-            )
-        ],
+        "tables": described,
         "passes": [error / memory.errors[0] for error in memory.errors],
         "overlap": {
             "copied": audit.share_copied,
@@ -326,7 +337,9 @@ def assemble_report(
         },
         "knowledge": {name: dataclasses.asdict(found) for name, found in known.items()},
         "tried": {str(depth): cost for depth, cost in tried.items()},
-        "notes": _notes(model, fit_data, audit, known, tried, bytes_replaced(model, site), size["converted"], settings),
+        "notes": _notes(
+            model, fit_data, described, audit, known, tried, bytes_replaced(model, site), size["converted"], settings
+        ),
         **donor.origin("convert ngram", settings),
     }
 
@@ -341,6 +354,7 @@ def _label(index: TableIndex) -> str:
 def _notes(
     model: Model,
     fit_data: NgramFitData,
+    described: list[dict],
     audit: LeakageAudit,
     known: dict[str, SubsetLoss],
     tried: dict[int, float],
@@ -348,11 +362,12 @@ def _notes(
     tables: int,
     settings: dict,
 ) -> list[str]:
-    order = fit_data.shape.order
+    order, left_out = fit_data.shape.order, [one["by"] for one in described if not one["stored_rows"]]
     shares = ", ".join(f"{share:.1%} of {n}-grams" for n, share in audit.seen.items())
     notes = [
         f"Tables take {tables / 2**20:,.1f} MiB; the blocks they replace took {dropped / 2**20:,.1f} MiB."
-        + ("" if is_tied(model) else " The table by the current token takes the place of the embedding."),
+        + ("" if is_tied(model) else " The table by the current token takes the place of the embedding.")
+        + (f" No byte was left for the tables by {', '.join(left_out)}." if left_out else ""),
         "R² is measured on held-out tokens for the stream entering the first remaining block, with weights 1 / ‖stream‖². Rows "
         "by order are fitted with n-grams up to that order.",
         f"Leakage: the fit text has {shares} of the reported text; {audit.share_copied:.1%} of the reported tokens are in runs "

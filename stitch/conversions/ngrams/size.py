@@ -1,8 +1,7 @@
 """How large an n-gram memory is: bytes of its tables and of the blocks that they replace, and packing into a share of these."""
 
 import dataclasses
-
-import torch
+import math
 
 from stitch.conversions.ngrams.assemble import is_tied
 from stitch.conversions.ngrams.reading import TableIndex
@@ -13,7 +12,7 @@ from stitch.models.model import Model
 from stitch.text.windows import Windows
 from stitch.translation.packed import Packed
 from stitch.translation.packing import pack
-from stitch.translation.types import Token, Translation
+from stitch.translation.types import Term, Token, Translation
 
 TABLE_BYTES = 100.0  # default of the bytes of the tables, in percent of those of the blocks that they replace
 
@@ -24,15 +23,21 @@ def packed(model: Model, text: Windows, site: int, tables: Translation, percent:
     Where the donor's embedding is not its head, the table by the current token takes its place. It is neither packed nor counted.
     Raises: UsageError where no table is within the bytes.
     """
+    if math.isinf(percent):
+        return tables
     limit = int(bytes_replaced(model, site) * percent / 100)
-    kept = () if is_tied(model) else tuple(term for term in tables.terms if term.input == Token())
-    others = dataclasses.replace(
-        tables, terms=tuple(term for term in tables.terms if not kept or term.input != Token())
-    )
+    embedding, others = _apart(tables, model)
     found = pack(others, limit, text.ids, model.vocabulary, model.dtype, memory=memory)
-    if not found.terms:
+    if others.terms and not found.terms:
         raise UsageError(f"table_bytes must leave room for a table; {percent:g} % are {limit:,} bytes: raise it.")
-    return dataclasses.replace(found, terms=(*kept, *found.terms))
+    return dataclasses.replace(found, terms=(*embedding, *found.terms))
+
+
+def _apart(tables: Translation, model: Model) -> tuple[tuple[Term, ...], Translation]:
+    """The tables that become the embedding, and the others."""
+    embedding = () if is_tied(model) else tuple(term for term in tables.terms if term.input == Token())
+    others = tuple(term for term in tables.terms if not embedding or term.input != Token())
+    return embedding, dataclasses.replace(tables, terms=others)
 
 
 def bytes_replaced(model: Model, site: int) -> int:
@@ -41,20 +46,18 @@ def bytes_replaced(model: Model, site: int) -> int:
     return sum(block_parameters(model.config, block) for block in blocks) * model.dtype.itemsize
 
 
-def bytes_of(translation: Translation, dtype: torch.dtype, vocabulary: int) -> int:
-    """Of tables in the model's dtype or packed, their keys and fall-backs.
-
-    Unless it is packed, the table by the current token is an embedding, with a row for every id.
-    """
-    others = tuple(term for term in translation.terms if term.input != Token() or isinstance(term.weight, Packed))
-    width = len(translation.bias)
-    beside = dataclasses.replace(translation, terms=others).bytes(dtype) - 4 * width
-    return beside + (len(others) < len(translation.terms)) * vocabulary * width * dtype.itemsize
+def bytes_of(translation: Translation, model: Model) -> int:
+    """Of tables in the model's dtype or packed, their keys and fall-backs. A table that becomes the embedding has all ids."""
+    embedding, others = _apart(translation, model)
+    return (
+        others.bytes(model.dtype)
+        - 4 * model.width
+        + bool(embedding) * model.vocabulary * model.width * model.dtype.itemsize
+    )
 
 
 def stored(translation: Translation, index: TableIndex) -> dict:
-    """What is stored of a table that is packed: rows of n-grams, or directions."""
-    for term in translation.terms:
-        if term.input == index.by and isinstance(term.weight, Packed):
-            return {"stored_rows": len(term.weight), "directions": term.weight.codes.shape[1]}
-    return {}
+    """What is stored of a table: its rows, none where packing left it out, and of a packed one the numbers per row."""
+    weight = next((term.weight for term in translation.terms if term.input == index.by), None)
+    found = {"stored_rows": 0 if weight is None else len(weight)}
+    return {**found, "directions": weight.codes.shape[1]} if isinstance(weight, Packed) else found

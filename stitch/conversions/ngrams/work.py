@@ -70,5 +70,5 @@ def stages(counted: Counted, *, sites: Sequence[int], order: int, skips: int) ->
     for lower in range(1, order + (skips >= order)):
         width = model.width
         smaller += memory_fitted(counted.machine, 2 * lower - 1, 2 * lower * width, width, text, PASSES)
-    evaluated = counted.scored(3 * tokens["report"]) + counted.scored((fits + 6) * tokens["report"], share)
+    evaluated = counted.scored(3 * tokens["report"]) + counted.scored((fits + 7) * tokens["report"], share)
     return {"tables": total, "smaller tables": smaller, "evaluation": evaluated}
