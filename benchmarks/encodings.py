@@ -51,6 +51,7 @@ GROUP = 32  # numbers of 4 bits that share a scale
 ROUNDED = 0.008  # share of the variance that 4 bits lose: a step of a seventh of 2.2 deviations, squared, over 12
 RANKS = (2, 4, 8)
 FACTORS = (1 / 16, 1 / 4, 4, 16)
+HALVINGS = 12
 CHOICE = 8_192  # tokens of the sweep split that bytes are shared out on
 GRADIENTS = 32  # windows that the metric is measured on
 
@@ -79,6 +80,7 @@ class Plan:
     directions: tuple[Tensor, Tensor] | None  # into the metric's leading directions, and back
     left: Tensor
     explained: Tensor | None = None
+    start: float = 0.0
 
 
 def plan(term: Term, how: Encoding, ids: Tensor, vocabulary: int) -> Plan:
@@ -112,7 +114,14 @@ def plan(term: Term, how: Encoding, ids: Tensor, vocabulary: int) -> Plan:
     if explained is not None:
         gains[0] += (read[:, None] * (explained @ forward).square()).sum()
     return Plan(
-        term, gains, prices, len(table) - how.price(len(table)), (forward @ vectors, vectors.T @ back), table, explained
+        term,
+        gains,
+        prices,
+        len(table) - how.price(len(table)),
+        (forward @ vectors, vectors.T @ back),
+        table,
+        explained,
+        start,
     )
 
 
@@ -140,6 +149,23 @@ def items(plans: list[Plan], budget: float, favour: list[float]) -> list[tuple[i
     return [(count, fine if one.upgrade else count) for count, fine, one in zip(kept, better, plans, strict=True)]
 
 
+def bytes_stored(one: Plan, count: int, fine: int) -> float:
+    """Bytes of a table with `count` items, the first `fine` of them in 8 bits."""
+
+    def numbers(in_8: int, in_4: int) -> int:
+        """Of a row: 8-bit numbers with a 32-bit scale, 4-bit numbers with a 16-bit scale per group."""
+        return in_8 + packing.SCALE * bool(in_8) + -(-in_4 // 2) + 2 * -(-in_4 // GROUP)
+
+    if not count:
+        return 0
+    entries, width = one.left.shape
+    if isinstance(one.term.input, Ngram):
+        return count * packing.KEY + fine * numbers(width, 0) + (count - fine) * numbers(0, width)
+    keys = packing.KEY * packing._has_keys(one.term) * entries
+    fallback = 0 if one.term.fallback is None else packing.NUMBER * one.term.fallback.weight.numel()
+    return entries * numbers(fine, count - fine) + packing.NUMBER * width * count + keys + fallback + one.start
+
+
 def written(one: Plan, count: int, fine: int) -> Term:
     """The term with `count` items, the first `fine` of them in 8 bits, as its table is after storing, in float32."""
     if isinstance(one.term.input, Ngram):
@@ -162,6 +188,7 @@ def rounded(rows: Tensor, bits: int) -> Tensor:
     parts = [rows] if bits == 8 else rows.split(GROUP, 1)
     largest = 2 ** (bits - 1) - 1
     scales = [(part.abs().amax(1, keepdim=True) / largest).clamp_min(1e-12) for part in parts]
+    scales = scales if bits == 8 else [scale.half().double().clamp_min(1e-7) for scale in scales]
     return torch.cat([(part / scale).round() * scale for part, scale in zip(parts, scales, strict=True)], 1)
 
 
@@ -176,7 +203,17 @@ class Packer:
         self.budget = limit - packing.bytes_without_tables(found, dtype)
 
     def packed(self, favour: list[float] | None = None) -> Translation:
-        kept = items(self.plans, self.budget, favour or [1.0] * len(self.plans))
+        """As much as the bytes hold. Prices of 4-bit numbers are estimates, as scales are for whole groups: the budget that
+        items are chosen with is the largest with which what is stored keeps within the bytes.
+        """
+        favour = favour or [1.0] * len(self.plans)
+        low, high = 0.0, 2 * self.budget
+        kept = items(self.plans, low, favour)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            tried = items(self.plans, middle, favour)
+            stored = sum(bytes_stored(one, *counts) for one, counts in zip(self.plans, tried, strict=True))
+            low, high, kept = (middle, high, tried) if stored <= self.budget else (low, middle, kept)
         terms = [written(one, *counts) for one, counts in zip(self.plans, kept, strict=True) if counts[0]]
         return dataclasses.replace(self.found, terms=(*packing._others(self.found), *terms))
 
