@@ -37,7 +37,7 @@ def test_pairs_that_are_in_the_file_are_not_measured_again(tmp_path, monkeypatch
 
     def measure(pair: str, tokens: int, options: str) -> dict:
         done.append((pair, tokens, options))
-        return {"pair": pair, "asked_tokens": tokens, "options": options}
+        return {"joined": pair, "asked_tokens": tokens, "options": options}
 
     def run(*words: str) -> None:
         monkeypatch.setattr(sys, "argv", ["real_models.py", "--lines", str(lines), *words])

@@ -21,18 +21,20 @@ def own_tables(model: Model, means: Means) -> Alternative | None:
     """The model with the fewest first blocks as tables that keeps within the FLOPs and bytes of the composite.
 
     Directions of packed tables cost products. Where these exceed the FLOPs, it has as many directions as keep within, or one more
-    block as tables: what is better on the sweep split. None for a composite, and where late blocks do not fit within the bytes.
+    block as tables: what is better on the sweep split. The same where bytes are so few that a table is left out. None for a
+    composite, and where no late blocks are within.
     """
     if isinstance(model.config, StitchConfig):
         return None
     site = first_site_within(model, means)
-    tables = None if site is None else _tables_at(model, site, means)
+    tables = None if site is None else fitted_tables(model, site, means)
     if site is None or tables is None:
         return None
-    free = within_bytes(model, site, tables, means)
-    if free.cost.flops <= means.limit.flops:
+    packed = _packed(model, site, tables, means)
+    free = _alternative(model, site, packed, means)
+    if free.cost.flops <= means.limit.flops and len(packed.terms) == len(tables.terms):
         return free
-    cut = within_bytes(model, site, tables, means, multiply_adds=_left(model, site, tables, means))
+    cut = _alternative(model, site, _packed(model, site, tables, means, _left(model, site, tables, means)), means)
     deeper = _made(model, site + 1, means) if site + 1 < model.depth else None
     rivals = [cut, *([deeper] if deeper is not None and deeper.cost.flops <= means.limit.flops else [])]
     scores = evaluate(
@@ -50,14 +52,10 @@ def at_every_depth(model: Model, means: Means) -> Iterator[Alternative]:
 
 
 def _made(model: Model, site: int, means: Means) -> Alternative | None:
-    tables = _tables_at(model, site, means)
+    if late(model, site, means.context).bytes >= means.limit.bytes:
+        return None
+    tables = fitted_tables(model, site, means)
     return None if tables is None else within_bytes(model, site, tables, means)
-
-
-def _tables_at(model: Model, site: int, means: Means) -> Translation | None:
-    """Tables for `site`. None where the blocks behind them take all bytes."""
-    fits = late(model, site, means.context).bytes < means.limit.bytes
-    return fitted_tables(model, site, means) if fits else None
 
 
 def fitted_tables(model: Model, site: int, means: Means) -> Translation | None:
@@ -70,21 +68,23 @@ def fitted_tables(model: Model, site: int, means: Means) -> Translation | None:
     return fit_full_memory(read, means.progress).translation
 
 
-def within_bytes(
-    model: Model, site: int, tables: Translation, means: Means, multiply_adds: int | None = None
-) -> Alternative:
-    """The model with `tables` in the place of its blocks before `site`, cut and packed to the bytes that the composite leaves.
+def within_bytes(model: Model, site: int, tables: Translation, means: Means) -> Alternative:
+    """The model with `tables` in the place of its blocks before `site`, cut and packed to the bytes that the composite leaves."""
+    return _alternative(model, site, _packed(model, site, tables, means), means)
 
-    Directions of the tables take at most `multiply_adds` per token; None: any number.
-    """
-    blocks = late(model, site, means.context)
-    packed = pack(
-        tables, means.limit.bytes - blocks.bytes, means.windows["fit"].ids, model.vocabulary, model.dtype,
-        memory=means.memory, multiply_adds=multiply_adds,
-    )  # fmt: skip
+
+def _packed(
+    model: Model, site: int, tables: Translation, means: Means, multiply_adds: int | None = None
+) -> Translation:
+    left = means.limit.bytes - late(model, site, means.context).bytes
+    ids = means.windows["fit"].ids
+    return pack(tables, left, ids, model.vocabulary, model.dtype, memory=means.memory, multiply_adds=multiply_adds)
+
+
+def _alternative(model: Model, site: int, packed: Translation, means: Means) -> Alternative:
     return Alternative(
         f"{model.name} with its first {site} of {model.depth} blocks as n-gram tables",
-        of_translation(packed, model, model, site) + blocks,
+        of_translation(packed, model, model, site) + late(model, site, means.context),
         LateBlocks(model, site).reading(packed),
     )
 
@@ -96,13 +96,13 @@ def _left(model: Model, site: int, tables: Translation, means: Means) -> int:
 
 
 def first_site_within(model: Model, means: Means) -> int | None:
-    """The smallest site, at least 1, from which the model's late blocks run alone with no more FLOPs than the composite."""
+    """The smallest site, at least 1, from which the model's late blocks run alone within the composite's FLOPs and bytes."""
 
-    def flops(site: int) -> float:
-        return late(model, site, means.context).flops
+    def is_within(site: int) -> bool:
+        blocks = late(model, site, means.context)
+        return blocks.flops <= means.limit.flops and blocks.bytes < means.limit.bytes
 
-    sites = (site for site in range(1, model.depth) if flops(site) <= means.limit.flops)
-    return next((site for site in sites if can_be_cut(model, site)), None)
+    return next((site for site in range(1, model.depth) if is_within(site) and can_be_cut(model, site)), None)
 
 
 def shape_within(model: Model, means: Means) -> NgramShape | None:
