@@ -1,7 +1,7 @@
 """An n-gram memory and the blocks after it as one model: a composite whose first half is only an embedding.
 
 The embedding is the table by the current token. Where the donor's embedding is its head too, the composite keeps that matrix, and
-the table is part of the translation.
+the table is part of the translation (`shares_matrix`).
 """
 
 import copy
@@ -36,7 +36,7 @@ def build_composite(model: Model, site: int, translation: Translation) -> Stitch
     last, before = model.parts[-1], blocks_before_last_part(model.config)
     by_token = tuple(term for term in translation.terms if term.input == Token())
     others = tuple(term for term in translation.terms if term.input != Token())
-    shares = is_tied(model)
+    shares = shares_matrix(model)
     read = translation if shares else dataclasses.replace(translation, terms=(Term(Residual(0), None), *others))
     config = stitch_config(last, last, 0, site - before + (last.kept.start if last.kept else 0), read)
     config.shares_embedding = config.tie_word_embeddings = shares
@@ -51,11 +51,15 @@ def build_composite(model: Model, site: int, translation: Translation) -> Stitch
     return net.eval()
 
 
-def is_tied(model: Model) -> bool:
-    """Whether the embedding is the matrix of the head. A composite's config says it."""
+def shares_matrix(model: Model) -> bool:
+    """Whether the embedding is the matrix of the head, so that a composite can hold it once.
+
+    Not in families whose late blocks read token ids or positions through an embedding of their own, which is that matrix too.
+    """
     if isinstance(model.config, StitchConfig):
         return model.config.shares_embedding
-    return model.head.get_parameter("weight").data_ptr() == model.embedding.weight.data_ptr()
+    is_read = model.flow["input"] not in model.flow["unused"]
+    return not is_read and model.head.get_parameter("weight").data_ptr() == model.embedding.weight.data_ptr()
 
 
 def _with_own(model: Model) -> PreTrainedModel:

@@ -11,7 +11,7 @@ import torch
 
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.ngrams import work
-from stitch.conversions.ngrams.assemble import build_composite, is_tied, table_scale
+from stitch.conversions.ngrams.assemble import build_composite, shares_matrix, table_scale
 from stitch.conversions.ngrams.late import LateBlocks, explained_variance
 from stitch.conversions.ngrams.leakage import RUN, LeakageAudit, audit_leakage, require_apart
 from stitch.conversions.ngrams.memory import (
@@ -366,7 +366,11 @@ def _notes(
     shares = ", ".join(f"{share:.1%} of {n}-grams" for n, share in audit.seen.items())
     notes = [
         f"Tables take {tables / 2**20:,.1f} MiB; the blocks they replace took {dropped / 2**20:,.1f} MiB."
-        + ("" if is_tied(model) else " The table by the current token takes the place of the embedding.")
+        + (
+            ""
+            if shares_matrix(model)
+            else " The table by the current token is the embedding, which is not counted against the limit."
+        )
         + (f" No byte was left for the tables by {', '.join(left_out)}." if left_out else ""),
         "R² is measured on held-out tokens for the stream entering the first remaining block, with weights 1 / ‖stream‖². Rows "
         "by order are fitted with n-grams up to that order.",
