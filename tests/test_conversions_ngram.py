@@ -30,7 +30,7 @@ from stitch.conversions.ngrams import backfit as backfitting
 from stitch.conversions.ngrams import memory as fitting
 from stitch.conversions.ngrams.assemble import build_composite
 from stitch.conversions.ngrams.backfit import TableSamples, backfit, collect
-from stitch.conversions.ngrams.convert import convert_ngram, loss_by_leakage, tables_for
+from stitch.conversions.ngrams.convert import UNPACKED, convert_ngram, loss_by_leakage, packing_notes, tables_for
 from stitch.conversions.ngrams.late import LateBlocks, explained_variance
 from stitch.conversions.ngrams.leakage import RUN, audit_leakage, copies
 from stitch.conversions.ngrams.memory import (
@@ -45,7 +45,7 @@ from stitch.conversions.ngrams.memory import (
 )
 from stitch.conversions.ngrams.reading import TableIndex, history
 from stitch.errors import UsageError
-from stitch.evaluation.scores import evaluate, whole_model
+from stitch.evaluation.scores import Scores, evaluate, whole_model
 from stitch.jobs.join import stitch
 from stitch.models.loading import load
 from stitch.text.windows import Windows
@@ -393,6 +393,15 @@ def test_a_single_table_of_an_untied_donor_is_its_embedding(root, tmp_path):
     report = convert(root, "three", tmp_path / "out", drop=1, shape=NgramShape(order=1, rows=0, skips=0))
     row = next(row for row in report["results"] if row["name"] == "converted")
     assert row["table_bytes"] - 4 * 32 == 4 * V * 32 and any("is the embedding" in note for note in report["notes"])
+
+
+def test_a_report_says_where_packing_loses_much():
+    def row(ce: float) -> Scores:
+        return Scores(torch.tensor([10 * ce]), None, None, torch.tensor([10.0]))
+
+    (note,) = packing_notes({"converted": row(3.23), UNPACKED: row(3.0)})
+    assert note == "Packing loses 0.230 nats: a higher `table_bytes` keeps more of the tables."
+    assert packing_notes({"converted": row(3.01), UNPACKED: row(3.0)}) == packing_notes({"converted": row(3.0)}) == []
 
 
 def test_tables_without_a_byte_are_named(root, tmp_path):

@@ -46,6 +46,7 @@ from stitch.translation.types import Ngram, Translation
 TOLERANCE = 0.05  # default of the nats that `drop` "auto" may cost on the sweep split
 TOKENS, HELD_OUT = 300_000, 32_768  # defaults
 UNPACKED = "reference:unpacked"
+MUCH = 0.02  # nats lost by packing, above which a report says what would help
 COMPARED = (
     ("converted", "donor"), ("converted", UNPACKED), ("reference:passthrough", "converted"), ("null:random-table", "converted"),
     ("floor:mean", "converted"), ("baseline:tables-alone", "converted"), ("baseline:ridge-alone", "converted"),
@@ -277,6 +278,13 @@ def loss_by_leakage(
     return {"seen": over([1, 3]), "unseen": over([0, 2]), "not copied": over([0, 1])}
 
 
+def packing_notes(scores: dict[str, Scores]) -> list[str]:
+    """A note where packing loses more than MUCH."""
+    if UNPACKED not in scores or (lost := scores["converted"].ce - scores[UNPACKED].ce) <= MUCH:
+        return []
+    return [f"Packing loses {lost:.3f} nats: a higher `table_bytes` keeps more of the tables."]
+
+
 def differences(scores: dict[str, Scores]) -> list[dict]:
     """Entries of `differences` in report.json."""
     return [difference(scores, *pair) for pair in COMPARED if {*pair} <= {*scores}]
@@ -337,9 +345,20 @@ def assemble_report(
         },
         "knowledge": {name: dataclasses.asdict(found) for name, found in known.items()},
         "tried": {str(depth): cost for depth, cost in tried.items()},
-        "notes": _notes(
-            model, fit_data, described, audit, known, tried, bytes_replaced(model, site), size["converted"], settings
-        ),
+        "notes": [
+            *_notes(
+                model,
+                fit_data,
+                described,
+                audit,
+                known,
+                tried,
+                bytes_replaced(model, site),
+                size["converted"],
+                settings,
+            ),
+            *packing_notes(scores),
+        ],
         **donor.origin("convert ngram", settings),
     }
 
