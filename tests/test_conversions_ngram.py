@@ -312,19 +312,20 @@ def convert(root: Path, name: str, out: Path, **more) -> dict:
 
 
 @pytest.mark.slow
-def test_checkpoints_decode_and_reload_where_this_package_is_missing(root, converted, tmp_path):
-    ids = tiny.ids()
+@pytest.mark.parametrize("made, batched", [("converted", "gpt2"), ("small", "llama")])
+def test_checkpoints_decode_and_reload_where_this_package_is_missing(root, request, made, batched, tmp_path):
+    folders, ids = request.getfixturevalue(made), tiny.ids()
     expected = {}
-    for folder in converted.iterdir():
+    for folder in folders.iterdir():
         net = load(folder).net
         with torch.no_grad():
             expected[folder.name] = net(ids).logits
-    run_clean(converted, ids, "gpt2", tmp_path)
+    run_clean(folders, ids, batched, tmp_path)
     for name, logits in expected.items():
-        found = load_file(converted / name / "result")
+        found = load_file(folders / name / "result")
         assert torch.equal(found["logits"], logits) and torch.equal(found["again"], logits), name
         assert torch.equal(found["cached"], found["uncached"]), name
-        assert not torch.equal(found["logits"], tiny.net(name)(ids).logits)
+        assert not torch.equal(found["logits"], load(root / name).net(ids).logits)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
