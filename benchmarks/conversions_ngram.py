@@ -19,6 +19,7 @@ from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.ngrams import convert, size
 from stitch.conversions.ngrams.late import LateBlocks
 from stitch.conversions.ngrams.memory import NgramShape, read_fit_data
+from stitch.conversions.report import difference
 from stitch.errors import UsageError
 from stitch.evaluation.scores import Scores, evaluate
 from stitch.files.job import Clock
@@ -76,8 +77,8 @@ def lines(given: argparse.Namespace):
                     _short(name): size.bytes_of(found.translation, donor.model) for name, found in fitted.items()
                 },
                 "cost": {_short(name): found.ce - scores["donor"].ce for name, found in scores.items()},
-                "above": _difference(scores, "donor"),
-                "packing": _difference(scores, convert.UNPACKED) if convert.UNPACKED in scores else None,
+                "above": difference(scores, "converted", "donor"),
+                "packing": difference(scores, "converted", convert.UNPACKED) if convert.UNPACKED in scores else None,
                 "sizes": {
                     str(percent): one
                     for percent in given.sizes
@@ -113,13 +114,7 @@ def packed_into(donor: Donor, drop: int, tables: Translation, percent: float, wh
     row = {"converted": LateBlocks(donor.model, drop).reading(small)}
     scores = evaluate(row, donor.windows["report"], vocabulary=donor.model.vocabulary, memory=MEMORY)
     stored = size.bytes_of(small, donor.model)
-    return {"bytes": stored, **_difference({**scores, "donor": whole}, "donor")}
-
-
-def _difference(scores: dict[str, Scores], minus: str) -> dict:
-    one, other = scores["converted"], scores[minus]
-    low, high = one.interval(minus=other)
-    return {"ce": one.ce - other.ce, "low": low, "high": high}
+    return {"bytes": stored, **difference({**scores, "donor": whole}, "converted", "donor")}
 
 
 def _short(name: str) -> str:

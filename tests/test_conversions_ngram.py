@@ -414,16 +414,20 @@ def test_tables_without_a_byte_are_named(root, tmp_path):
 
 @torch.no_grad()
 def test_a_memory_with_packed_tables_can_come_first(root, small, tmp_path):
-    wanted = Settings(
-        model_a=str(small / "llama"), model_b=str(root / "gpt2"), layer=2, layer_b=3, text=str(root / "text.jsonl"),
-        tokens=4096, context=32, features=64, k=8, sae_passes=0.3, device="cpu", memory=BUDGET, brief=True,
-    )  # fmt: skip
-    report, folder = stitch(wanted, tmp_path / "joined")
+    report, folder = joined_to_gpt2(root, small / "llama", tmp_path / "joined")
     scores = evaluate({"net": whole_model(load(folder).net)}, donor(root, "gpt2").windows["report"], vocabulary=V)
     ce = next(row["ce"] for row in report["results"] if row["name"] == "composite")
     assert scores["net"].ce == pytest.approx(ce, abs=0.2)
     again = load(convert_again(root, small / "llama", tmp_path / "again"))
     assert again.depth == 3 and again.net.config.shares_embedding
+
+
+def joined_to_gpt2(root: Path, first: Path, out: Path) -> tuple[dict, Path]:
+    wanted = Settings(
+        model_a=str(first), model_b=str(root / "gpt2"), layer=2, layer_b=3, text=str(root / "text.jsonl"),
+        tokens=4096, context=32, features=64, k=8, sae_passes=0.3, device="cpu", memory=BUDGET, brief=True,
+    )  # fmt: skip
+    return stitch(wanted, out)
 
 
 def convert_again(root: Path, model: Path, out: Path) -> Path:
@@ -497,11 +501,7 @@ def test_a_converted_model_continued_by_its_donor_is_unchanged(root, converted):
 
 
 def test_a_converted_model_can_be_a_donor_and_a_composite_can_be_converted(root, converted, tmp_path):
-    wanted = Settings(
-        model_a=str(converted / "llama"), model_b=str(root / "gpt2"), layer=2, layer_b=3, text=str(root / "text.jsonl"),
-        tokens=4096, context=32, features=64, k=8, sae_passes=0.3, device="cpu", memory=BUDGET, brief=True,
-    )  # fmt: skip
-    report, folder = stitch(wanted, tmp_path / "joined")
+    report, folder = joined_to_gpt2(root, converted / "llama", tmp_path / "joined")
     net = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     ce = next(row["ce"] for row in report["results"] if row["name"] == "composite")
     given = donor(root, "gpt2")

@@ -28,7 +28,7 @@ from stitch.composite.cuts import can_be_cut, require_exact
 from stitch.composite.exact import inexact, require_renumbered
 from stitch.composite.native import is_stored, with_blocks, write_native
 from stitch.composite.surgery import why_not_foldable
-from stitch.conversions.ngrams.assemble import build_composite, table_scale
+from stitch.conversions.ngrams.assemble import build_composite, shares_matrix, table_scale
 from stitch.conversions.recurrence.forms import check_convertible
 from stitch.conversions.retokenization import scoring
 from stitch.conversions.retokenization.write import require_plain_ends
@@ -126,6 +126,11 @@ def test_a_last_block_with_weights_that_others_lack_is_not_removed(tmp_path):
     model = saved("gpt_neox_japanese", tmp_path)
     assert "has no dense_bias" in str(why_not_foldable(model, 4, 6, 2**30))
     assert why_not_foldable(model, 3, 5, 2**30) is None
+
+
+def test_an_embedding_that_late_blocks_hold_as_well_is_not_shared_with_the_head(tmp_path):
+    assert shares_matrix(saved("gemma2", tmp_path / "gemma2"))
+    assert not shares_matrix(saved("marian", tmp_path / "marian"))
 
 
 def test_a_model_without_a_chain_of_blocks_is_refused(tmp_path):
