@@ -303,7 +303,7 @@ def lines(settings: CompleteSettings, a: Model, b: Model, folder: Path) -> Itera
     known = encodings(b, gradient_root(b, settings.layer_b, paired["fit"]))
     sweep, report = stage(settings, a, b, paired["sweep"]), stage(settings, a, b, paired["report"])
     ids, vocabulary = windows["fit"].ids, b.vocabulary
-    halves = costs.early(settings.layer) + costs.late(settings.layer_b)
+    halves = costs.halves(settings.layer, settings.layer_b)
 
     def score(translation: Translation) -> float:
         rows = {"": sweep.translated(translation)}

@@ -113,9 +113,10 @@ def donor_tensors(
     a_anatomy, b_anatomy = anatomy_of(config.a_config, config.a_flow), anatomy_of(config.b_config, config.b_flow)
     a_stored, b_stored = text_tensors(a), text_tensors(b)
     tensors: dict[str, Stored | Held] = {}
+    shared = f"b.{b_anatomy.head}.weight" if config.shares_embedding else None  # stored as A's embedding
     for name, slot in slots.items():
         half, _, path = name.partition(".")
-        if half not in ("a", "b"):
+        if half not in ("a", "b") or name == shared:
             continue
         if name in replaced:
             tensors[name] = replaced[name]

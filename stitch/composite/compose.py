@@ -38,6 +38,7 @@ def compose(a: Model, b: Model, site_a: int, site_b: int, translation: Translati
         composite = StitchForCausalLM(config)
     share(composite.a, a.body)
     share(composite.b, b.net)
+    composite.tie_weights()
     fill(composite.translation, translation, b.dtype, b.device)
     reader = b if b.original is None else a  # whose tokens are read
     composite.generation_config = copy.deepcopy(reader.net.generation_config)
@@ -59,11 +60,25 @@ def stitch_config(a: Model, b: Model, site_a: int, site_b: int, translation: Tra
     config = StitchConfig(
         _early_config(a.config, site_a), _late_config(b.config), site_a, site_b,
         translation_config(translation, b.bos, site_a, a.width, b.config.get_text_config(decoder=True).vocab_size),
-        None if isinstance(a.config, StitchConfig) else a.flow, b.flow,
+        None if isinstance(a.config, StitchConfig) else a.flow, b.flow, shares_embedding=shares_matrix(a, b),
     )  # fmt: skip
     config.architectures = [StitchForCausalLM.__name__]
     set_dtype(config, b.dtype)
     return config
+
+
+def shares_matrix(a: Model, b: Model) -> bool:
+    """Whether A's embedding is the matrix of B's head, as in a tied model that is joined to itself: a composite holds it once.
+
+    Not where A is a composite, where B's logits are not of its own tokens, and in families whose late blocks read token ids or
+    positions through an embedding of their own, which is that matrix too.
+    """
+    if isinstance(a.config, StitchConfig) or isinstance(b.config, StitchConfig) or b.original is not None:
+        return False
+    embedding = getattr(a.embedding, "weight", None)  # the last part of a composite has none
+    if embedding is None or b.flow["input"] not in b.flow["unused"]:
+        return False
+    return b.head.get_parameter("weight") is embedding
 
 
 def _early_config(config: PreTrainedConfig, site: int) -> PreTrainedConfig:

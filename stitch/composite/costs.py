@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sae.types import Dictionary
-from stitch.composite.compose import early_half, late_half
+from stitch.composite.compose import early_half, late_half, shares_matrix
 from stitch.modeling.modeling_translation import TranslationModule
 from stitch.models.flops import block_flops
 from stitch.models.model import Model
@@ -38,6 +38,14 @@ class Cost:
             self.parameters + other.parameters,
             self.bytes + other.bytes,
             self.bytes_read + other.bytes_read,
+        )
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.flops - other.flops,
+            self.parameters - other.parameters,
+            self.bytes - other.bytes,
+            self.bytes_read - other.bytes_read,
         )
 
     def within(self, other: "Cost") -> bool:
@@ -112,6 +120,20 @@ def late(model: Model, site: int, context: int) -> Cost:
     return cost_of(late_half(model, site).net, blocks + head_flops(model))
 
 
+def halves(a: Model, site: int, b: Model, onto: int, context: int) -> Cost:
+    """The cost of A's embedding and blocks before `site`, and of B's from `onto` on and its head, which may share a matrix."""
+    return early(a, site, context) + late(b, onto, context) - _stored_once(a, b)
+
+
+def _stored_once(a: Model, b: Model) -> Cost:
+    """What the sum of two halves counts twice: the matrix that is A's embedding and B's head, and a row of it that is read."""
+    if not shares_matrix(a, b):
+        return Cost()
+    weight = a.embedding.weight
+    size = weight.numel() * weight.element_size()
+    return Cost(0.0, weight.numel(), size, size // len(weight))
+
+
 def head_flops(model: Model) -> float:
     """FLOPs per token of the product with the head's weights."""
     return 2.0 * model.head.get_parameter("weight").numel()
@@ -172,6 +194,10 @@ class Costs:
             self._late[site] = late(self.target, site, self.context)
         return self._late[site]
 
+    def halves(self, site: int, onto: int) -> Cost:
+        """Both halves of a composite, without a translation."""
+        return self.early(site) + self.late(onto) - _stored_once(self.source, self.target)
+
     @property
     def costlier_donor(self) -> float:
         """FLOPs per token of the donor that costs more."""
@@ -184,11 +210,11 @@ class Costs:
         if translation.sites:
             return self.joined(site, onto, seam)
         reads_embedding = any(term.fallback is not None and term.fallback.of == "a" for term in translation.terms)
-        return seam + self.late(onto) + (self.early(0) if reads_embedding else Cost())
+        return seam + (self.halves(0, onto) if reads_embedding else self.late(onto))
 
     def joined(self, site: int, onto: int, seam: Cost) -> Cost:
         """The source's first `site` blocks, a translation that costs `seam`, and the target's blocks from `onto` on."""
-        return self.early(site) + seam + self.late(onto)
+        return self.halves(site, onto) + seam
 
     def flops(self, site: int, onto: int, multiply_adds: int) -> float:
         """FLOPs per token of the source's first `site` blocks, a translation of `multiply_adds`, the target's from `onto`."""

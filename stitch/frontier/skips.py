@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from stitch.activations.harvest import Activations, harvest, windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.compose import compose
-from stitch.composite.costs import early, late, of_translation
+from stitch.composite.costs import early, halves, late, of_translation
 from stitch.composite.cuts import can_be_cut
 from stitch.evaluation.scores import whole_model
 from stitch.frontier.alternative import Alternative, Means
@@ -80,15 +80,15 @@ def joined(a: Model, b: Model, site: int, onto: int, row: str, made: str, means:
     """
     if not can_be_cut(b, onto):
         return None
-    halves = early(a, site, means.context) + late(b, onto, means.context)
+    kept = halves(a, site, b, onto, means.context)
     means.scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=means.scratch) as folder:
         fitted = _fitted(a, b, row, _paired(a, b, site, onto, row, means, Path(folder)), means)
-    room, ids = means.limit.bytes - halves.bytes, means.windows["fit"].ids
+    room, ids = means.limit.bytes - kept.bytes, means.windows["fit"].ids
     share = 1.0
     while True:
         translation = pack(fitted, int(share * room), ids, b.vocabulary, b.dtype, memory=means.memory)
-        cost = halves + of_translation(translation, a, b, site)
+        cost = kept + of_translation(translation, a, b, site)
         if cost.flops <= means.limit.flops or share < LEAST:
             break
         share *= 0.9

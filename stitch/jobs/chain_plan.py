@@ -85,7 +85,7 @@ def plan_chain(
         before, blocks = before + used, blocks + settings.layer - start
         streams = max(streams, own.width_a + ends.earlier * widest + own.width_b)
         kept += sum(4 * (2 * width + 1) * work.features(width) for width in (own.width_a, own.width_b))
-        halves = (costs.early(settings.layer) + costs.late(settings.layer_b)).bytes
+        halves = costs.halves(settings.layer, settings.layer_b).bytes
     tokens = tokens_of(windows)
     models_held = sum(
         Costs(model, model, first.context).whole_source.bytes for model in {id(m): m for m in models}.values()

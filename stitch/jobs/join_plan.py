@@ -80,7 +80,7 @@ def plan_join(
 def disk_of_join(settings: CompleteSettings, a: Model, b: Model, tokens: Mapping[Split, int]) -> Disk:
     """Streams and codes on the way; in the end two halves, a seam and two SAEs."""
     costs = Costs(a, b, settings.context)
-    halves = costs.early(settings.layer) + costs.late(settings.layer_b)
+    halves = costs.halves(settings.layer, settings.layer_b)
     saes = sum(
         4 * (2 * width + 1) * (settings.features or default_features(width, tokens["fit"]))
         for width in (a.width, b.width)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stitch.composite.costs import Cost, early, late
+from stitch.composite.costs import Cost, halves
 from stitch.composite.splice import Splice
 from stitch.config import CompleteSettings
 from stitch.frontier.alternative import Alternative, Means
@@ -44,12 +44,10 @@ def rivals(model: Model, splice: Splice, chosen: str, means: Means) -> dict[str,
 
 
 def exit_is_small(model: Model, splice: Splice, means: Means) -> bool:
-    """Whether an exit keeps within the bytes. It has a block less than the shortened model, as its map takes FLOPs, but a head of
-    its own also where the model's is tied to the embedding."""
+    """Whether an exit keeps within the bytes. It has a block less than the shortened model, as its map takes FLOPs."""
     if model.last_site < model.depth:
         return False
-    halves = early(model, len(splice.order) - 1, means.context) + late(model, model.depth, means.context)
-    return halves.bytes <= means.limit.bytes
+    return halves(model, len(splice.order) - 1, model, model.depth, means.context).bytes <= means.limit.bytes
 
 
 def is_least_change(model: Model, splice: Splice, means: Means) -> bool:

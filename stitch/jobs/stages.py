@@ -399,8 +399,8 @@ def pack_pair(
     Those whose matrices alone take more are left out; where that is all of them, the smallest remains. A translation that the
     settings name is the only one, and is kept in any case.
     """
-    b, halves = costs.target, costs.early(settings.layer) + costs.late(settings.layer_b)
-    limit = int(halves.bytes * settings.seam_bytes / 100)
+    b = costs.target
+    limit = int(costs.halves(settings.layer, settings.layer_b).bytes * settings.seam_bytes / 100)
     if settings.translation == "auto":
         sizes = {name: bytes_without_tables(found, b.dtype) for name, found in fitted.translations.items()}
         allowed = {name for name, size in sizes.items() if size <= limit} or {min(sizes, key=lambda name: sizes[name])}

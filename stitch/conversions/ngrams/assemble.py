@@ -1,7 +1,7 @@
 """An n-gram memory and the blocks after it as one model: a composite whose first half is only an embedding.
 
 The embedding is the table by the current token. Where the donor's embedding is its head too, the composite keeps that matrix, and
-the table is part of the translation (`shares_matrix`).
+the table is part of the translation (`keeps_embedding`).
 """
 
 import copy
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stitch.composite.compose import early_half, late_half, stitch_config
+from stitch.composite.compose import early_half, late_half, shares_matrix, stitch_config
 from stitch.errors import UsageError
 from stitch.modeling.modeling_composite import StitchConfig, StitchForCausalLM
 from stitch.modeling.modeling_halves import Half, early_net
@@ -36,7 +36,7 @@ def build_composite(model: Model, site: int, translation: Translation) -> Stitch
     last, before = model.parts[-1], blocks_before_last_part(model.config)
     by_token = tuple(term for term in translation.terms if term.input == Token())
     others = tuple(term for term in translation.terms if term.input != Token())
-    shares = shares_matrix(model)
+    shares = keeps_embedding(model)
     read = translation if shares else dataclasses.replace(translation, terms=(Term(Residual(0), None), *others))
     config = stitch_config(last, last, 0, site - before + (last.kept.start if last.kept else 0), read)
     config.shares_embedding = config.tie_word_embeddings = shares
@@ -51,15 +51,9 @@ def build_composite(model: Model, site: int, translation: Translation) -> Stitch
     return net.eval()
 
 
-def shares_matrix(model: Model) -> bool:
-    """Whether the embedding is the matrix of the head, so that a composite can hold it once.
-
-    Not in families whose late blocks read token ids or positions through an embedding of their own, which is that matrix too.
-    """
-    if isinstance(model.config, StitchConfig):
-        return model.config.shares_embedding
-    is_read = model.flow["input"] not in model.flow["unused"]
-    return not is_read and model.head.get_parameter("weight").data_ptr() == model.embedding.weight.data_ptr()
+def keeps_embedding(model: Model) -> bool:
+    """Whether the embedding is the matrix of the head, so that the composite keeps it."""
+    return model.config.shares_embedding if isinstance(model.config, StitchConfig) else shares_matrix(model, model)
 
 
 def _with_own(model: Model) -> PreTrainedModel:

@@ -11,7 +11,7 @@ import torch
 
 from stitch.conversions.donor import Donor, read_donor
 from stitch.conversions.ngrams import work
-from stitch.conversions.ngrams.assemble import build_composite, shares_matrix, table_scale
+from stitch.conversions.ngrams.assemble import build_composite, keeps_embedding, table_scale
 from stitch.conversions.ngrams.late import LateBlocks, explained_variance
 from stitch.conversions.ngrams.leakage import RUN, LeakageAudit, audit_leakage, require_apart
 from stitch.conversions.ngrams.memory import (
@@ -387,7 +387,7 @@ def _notes(
         f"Tables take {tables / 2**20:,.1f} MiB; the blocks they replace took {dropped / 2**20:,.1f} MiB."
         + (
             ""
-            if shares_matrix(model)
+            if keeps_embedding(model)
             else " The table by the current token is the embedding, which is not counted against the limit."
         )
         + (f" No byte was left for the tables by {', '.join(left_out)}." if left_out else ""),

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from stitch.conversions.ngrams.assemble import shares_matrix
+from stitch.conversions.ngrams.assemble import keeps_embedding
 from stitch.conversions.ngrams.reading import TableIndex
 from stitch.errors import UsageError
 from stitch.models.anatomy import blocks_before_last_part
@@ -35,7 +35,7 @@ def packed(model: Model, text: Windows, site: int, tables: Translation, percent:
 
 def _apart(tables: Translation, model: Model) -> tuple[tuple[Term, ...], Translation]:
     """The tables that become the embedding, and the others."""
-    embedding = () if shares_matrix(model) else tuple(term for term in tables.terms if term.input == Token())
+    embedding = () if keeps_embedding(model) else tuple(term for term in tables.terms if term.input == Token())
     others = tuple(term for term in tables.terms if not embedding or term.input != Token())
     return embedding, dataclasses.replace(tables, terms=others)
 
