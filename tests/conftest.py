@@ -22,6 +22,8 @@ os.environ.update(
     HF_HUB_OFFLINE="1",  # tests of the Hub start their own server
     HF_HOME=os.path.join(_CACHE.name, "huggingface"),
     STITCH_CACHE=os.path.join(_CACHE.name, "stitch"),
+    # torch would use headers again that an environment compiled which may be gone.
+    TORCHINDUCTOR_CACHE_DIR=os.path.join(_CACHE.name, "inductor"),
 )
 
 # Compiled code is kept, also where the user's environment says otherwise: each worker and each process that a test starts
