@@ -14,9 +14,6 @@ With `own_positions` they stand where they were read. Learned positions are part
 a cache of that size would compute, token by token; storage is not simulated. Scores of keys are not counted as bytes.
 
 `_cache_settings.py` chooses their settings.
-
-Left out: Attention Matching (arXiv:2602.16284) compacts a finished prompt once, with queries that read it again, where a stream
-must be compacted as it goes on.
 """
 
 from abc import ABC, abstractmethod

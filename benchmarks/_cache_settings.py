@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from _attention_matching import Matched, entries_of_bytes
 from _cache_peers import NEIGHBOURS, CachePeer, HeavyHitters, Snapshots, Streaming, keys_of_bytes, largest
 from jaxtyping import Float
 from torch import Tensor
@@ -16,12 +17,13 @@ from torch import Tensor
 from stitch.conversions.recurrence.forms import memories
 from stitch.modeling.modeling_recurrent import RecurrentForCausalLM
 
-PEERS = ("streaming", "h2o", "snapkv", "adakv", "duo")
+PEERS = ("streaming", "h2o", "snapkv", "adakv", "duo", "matching")
 IN_CACHE, OWN = "in the cache", "own"  # positions
 # Of each option, the first value is where a policy starts.
 SINKS = (4, 0, 1, 8)
 RECENT = (1 / 2, 1 / 4, 3 / 4, 7 / 8)  # of the keys
 LAST, STEP = (8, 4, 16, 32), (8, 4, 2)  # tokens
+STAYS, ASKED, STRENGTH = (1 / 4, 1 / 8, 1 / 2), (32, 64, 128), (1e-1, 1e-2)  # of Attention Matching
 
 Loss = Callable[[CachePeer], float]
 Setting = dict[str, Any]
@@ -37,15 +39,15 @@ class Tuned:
 def tuned(
     net: RecurrentForCausalLM, size: int, context: int, loss: Loss, names: Collection[str] = PEERS
 ) -> Iterator[tuple[str, Tuned]]:
-    """The policies `names` with at most `size` bytes of keys and values, each in its setting of least loss.
+    """The policies `names` with at most `size` bytes of keys, values and biases, each in its setting of least loss.
 
     One of DuoAttention's full heads has `context` keys.
     """
-    keys = keys_of_bytes(net, size)
     for name in names:
+        keys = entries_of_bytes(net, size) if name == "matching" else keys_of_bytes(net, size)
         gains = gains_of_heads(net, keys, context, loss) if name == "duo" else None
 
-        def built(setting: Setting, name: str = name, gains: Tensor | None = gains) -> CachePeer:
+        def built(setting: Setting, name: str = name, gains: Tensor | None = gains, keys: int = keys) -> CachePeer:
             return policy(name, net, keys, context, gains, setting)
 
         setting, tried = least(lambda setting, built=built: loss(built(setting)), options(name, net, keys, context))
@@ -61,6 +63,8 @@ def options(name: str, net: RecurrentForCausalLM, keys: int, context: int) -> di
             return {"sinks": SINKS, **positions}
         case "h2o":
             return {"recent": RECENT, **positions}
+        case "matching":
+            return {"recent": STAYS, "step": STEP, "asked": ASKED, "strength": STRENGTH}
         case "duo":
             return {"full": range(keys * heads_of(net) // context + 1), "sinks": SINKS, **positions}
         case _:
@@ -76,6 +80,8 @@ def policy(
     setting: Setting,
 ) -> CachePeer:
     """A policy in a setting. `gains` are by which DuoAttention's heads are full. Raises ValueError where its keys are too few."""
+    if name == "matching":
+        return Matched(net, [[keys] * memory.shape.groups for memory in memories(net)], **setting)
     own = setting["positions"] == OWN
     if name == "h2o":
         return HeavyHitters(net, keys, setting["recent"], own)

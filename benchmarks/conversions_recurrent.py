@@ -18,7 +18,8 @@ and with exact keys allocated to heads by need (`allocation.py`):
 
 other work at no more bytes (`_cache_peers.py`), in settings chosen on the first windows of the sweep split by KL:
 
-    streaming, h2o, snapkv, adakv, duo
+    streaming, h2o, snapkv, adakv, duo, matching
+    matching by head    Attention Matching in its best setting, with the sizes of `slots by head`
 
 and with sizes of their own:
 
@@ -39,6 +40,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from _attention_matching import Matched
 from _cache_peers import CachePeer
 from _cache_settings import PEERS, Tuned, tuned
 from torch import Tensor, nn
@@ -77,6 +79,7 @@ SHARES = (0.1, 0.2, 0.4)
 BY_HEAD = " by head"
 AT_RANDOM = "slots at random"
 BY_STRONGEST = "slots by strongest keys"
+MATCHING_BY_HEAD = "matching by head"
 AT_SHARES = (
     "tail", "window", "slots", "slots by head", "tail by head", "hybrid by head", "double by head", AT_RANDOM, BY_STRONGEST,
 )  # fmt: skip
@@ -287,6 +290,12 @@ def measure(given: argparse.Namespace):
         others = tuned_peers(
             first, donor, state_bytes(like, donor.context), [one for one in PEERS if one in given.rows]
         )
+        if MATCHING_BY_HEAD in given.rows and "matching" in others:
+            if "slots" not in shared:
+                shared["slots"] = allocate(first, donor, recipes["slots"], sums)
+            setting = others["matching"].setting
+            peer = Matched(first, [[1 + size for size in block] for block in shared["slots"]], **setting)
+            others[MATCHING_BY_HEAD] = Tuned(peer, setting, [])
         nets = {kind: one.peer for kind, one in others.items()}
         for kind, score in scores_of(nets, donor, donor.windows["report"]).items() if nets else ():
             yield {"at": share, **of_peer(others[kind], donor, kind, score)}
@@ -305,7 +314,7 @@ def measure(given: argparse.Namespace):
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("model", nargs="?")
-    everything = [*AT_SHARES, "hindsight", *PEERS, "pure", "linear", "closed", "exact"]
+    everything = [*AT_SHARES, "hindsight", *PEERS, MATCHING_BY_HEAD, "pure", "linear", "closed", "exact"]
     options.add_argument("--rows", nargs="*", default=everything, choices=everything)
     options.add_argument("--shares", nargs="*", type=float, default=SHARES)
     options.add_argument("--tokens", type=int, default=65_536)

@@ -8,6 +8,7 @@ import conversions_recurrent
 import pytest
 import recurrent_long
 import torch
+from _attention_matching import Matched
 from _cache_peers import Streaming
 from _cache_settings import IN_CACHE, OWN, PEERS, by_block, gains_of_heads, least, tuned, windows_by_gain
 
@@ -60,17 +61,20 @@ def test_where_nothing_helps_a_policy_stays_as_its_paper_says():
 def test_every_policy_takes_its_best_setting_and_no_more_bytes(llama):
 
     def loss(peer):  # planted: own positions, and the fewest keys that nobody chose
+        if isinstance(peer, Matched):
+            return peer.step + peer.asked
         few = peer.sinks if isinstance(peer, Streaming) else peer.last + peer.step
         return few - 100 * peer.own_positions
 
     found = dict(tuned(llama, BYTES, CONTEXT, loss))
     assert tuple(found) == PEERS
-    for one in found.values():
-        assert one.setting["positions"] == OWN and one.peer.own_positions
+    for name, one in found.items():
+        assert one.peer.own_positions and (name == "matching" or one.setting["positions"] == OWN)
         assert loss(one.peer) == min(tried["loss"] for tried in one.tried)
         assert one.peer.state_bytes() <= BYTES
     assert found["streaming"].setting["sinks"] == found["streaming"].peer.sinks == 0
     assert found["h2o"].setting["recent"] == 1 / 4
+    assert (found["matching"].setting["step"], found["matching"].setting["asked"]) == (2, 32)
     assert (found["snapkv"].setting["last"], found["adakv"].setting["step"]) == (4, 2)
 
 
