@@ -28,12 +28,13 @@ from stitch.composite.cuts import can_be_cut, require_exact
 from stitch.composite.exact import inexact, require_renumbered
 from stitch.composite.native import is_stored, with_blocks, write_native
 from stitch.composite.surgery import why_not_foldable
-from stitch.conversions.ngrams.assemble import build_composite, shares_matrix, table_scale
+from stitch.conversions.ngrams.assemble import build_composite, keeps_embedding, table_scale
 from stitch.conversions.recurrence.forms import check_convertible
 from stitch.conversions.retokenization import scoring
 from stitch.conversions.retokenization.write import require_plain_ends
 from stitch.errors import UsageError
 from stitch.jobs.join import stitch as stitch_two
+from stitch.modeling.modeling_composite import StitchForCausalLM
 from stitch.models import anatomy
 from stitch.models.flow import flow_of
 from stitch.models.loading import load
@@ -129,8 +130,8 @@ def test_a_last_block_with_weights_that_others_lack_is_not_removed(tmp_path):
 
 
 def test_an_embedding_that_late_blocks_hold_as_well_is_not_shared_with_the_head(tmp_path):
-    assert shares_matrix(saved("gemma2", tmp_path / "gemma2"))
-    assert not shares_matrix(saved("marian", tmp_path / "marian"))
+    assert keeps_embedding(saved("gemma2", tmp_path / "gemma2"))
+    assert not keeps_embedding(saved("marian", tmp_path / "marian"))
 
 
 def test_a_model_without_a_chain_of_blocks_is_refused(tmp_path):
@@ -257,6 +258,19 @@ def test_an_embedding_is_looked_up_with_its_factor_but_not_behind_a_norm(tmp_pat
         assert torch.allclose(net(ids).logits, wanted, atol=1e-4)
     with pytest.raises(UsageError, match="must be a row of the embedding times a number"):
         table_scale(saved("bert", tmp_path / "bert"))
+
+
+@torch.no_grad()
+def test_a_tied_embedding_stays_also_behind_a_norm(tmp_path):
+    """The norm is in both halves, which must not share it in the file."""
+    model, ids = saved("bloom", tmp_path / "bloom"), tiny.ids()
+    assert keeps_embedding(model)
+    rows = tiny.noise(tiny.VOCABULARY, model.width)
+    net = build_composite(model, 2, Translation("by token", (Term(Token(), rows),), torch.zeros(model.width)))
+    wanted = late_logits(late_half(model, 2), rows[ids])
+    assert torch.allclose(net(ids).logits, wanted, atol=1e-4)
+    net.save_pretrained(tmp_path / "written")
+    assert torch.equal(StitchForCausalLM.from_pretrained(tmp_path / "written").eval()(ids).logits, net(ids).logits)
 
 
 def test_a_head_whose_logits_are_changed_in_an_unknown_way_is_not_retokenised(tmp_path, monkeypatch):

@@ -44,6 +44,8 @@ def build_composite(model: Model, site: int, translation: Translation) -> Stitch
         net = StitchForCausalLM(config)
     net.a = _with_own(model) if shares else _with_table(model, site, by_token)
     net.b, net.translation = late_half(model, site).net, translation_module(read, model, model, site)
+    if shares:
+        _copy_shared(net.a, net.b, but=model.parts[0].embedding.weight)
     net.tie_weights()
     net.connect()
     net.generation_config = copy.deepcopy(model.net.generation_config)
@@ -54,6 +56,16 @@ def build_composite(model: Model, site: int, translation: Translation) -> Stitch
 def keeps_embedding(model: Model) -> bool:
     """Whether the embedding is the matrix of the head, so that the composite keeps it."""
     return model.config.shares_embedding if isinstance(model.config, StitchConfig) else shares_matrix(model, model)
+
+
+def _copy_shared(early: nn.Module, late: nn.Module, but: Tensor) -> None:
+    """Gives `early` tensors of its own where they are those of `late`, such as a norm behind the embedding, `but` for that of the
+    embedding: a file holds no others once for both."""
+    taken = {parameter.data_ptr() for parameter in late.parameters()} - {but.data_ptr()}
+    for module in early.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.data_ptr() in taken:
+                module._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
 
 
 def _with_own(model: Model) -> PreTrainedModel:

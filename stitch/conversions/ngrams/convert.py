@@ -92,7 +92,8 @@ def convert_ngram(
             trust_remote_code=trust_remote_code, progress=progress,
         )  # fmt: skip
         check_drop(donor.model, drop)
-        table_scale(donor.model.parts[-1])
+        if not keeps_embedding(donor.model):
+            table_scale(donor.model.parts[-1])
 
         def make(scratch: Path, output: Path) -> dict:
             indices = tables_for(donor.model, donor.windows, shape, memory)
