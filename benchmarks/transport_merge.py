@@ -2,10 +2,10 @@
 
     python benchmarks/transport_merge.py > build/transport_merge.jsonl
 
-Transport and Merge (arXiv:2602.05495), from its formulas: plans between the channels of both models, by the correlation of what the
-four matrices of attention read and write on some text; a plan between their blocks from what these plans cost, of which three
-blocks of A stay for each of B; then W ← (1 − α) W + α Σ (share of the block) · plan of outputs · A's W · plan of inputs. The training
-that the paper does afterwards is left out. α is chosen on the sweep split, from those that the paper searches.
+Transport and Merge (arXiv:2602.05495), from its formulas: plans between the channels of both models, by the correlation of what
+the four matrices of attention read and write on some text; a plan between their blocks from what these plans cost, of which three
+blocks of A stay for each of B; then W ← (1 − α) W + α Σ (share of the block) · plan of outputs · A's W · plan of inputs. The
+training that the paper does afterwards is left out. α is chosen on the sweep split, from those that the paper searches.
 
     plans       plans as they are, whose entries sum to one, as in the authors' code
     maps        plans whose rows sum to one, so that A's weights keep their size
