@@ -27,8 +27,6 @@ Compacted = tuple[Tensor, Tensor, Tensor]  # keys, values, biases
 class Matched(CachePeer):
     """At most `sizes[block][group]` keys. When they are all there, a share `recent` of them, the last, stays, and the others are
     compacted, so that `step` more have room, or a quarter of the keys. `asked` is how many of the last queries that is done for.
-
-    A head of one or two keys has the last ones.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ IN_CACHE, OWN = "in the cache", "own"  # positions
 SINKS = (4, 0, 1, 8)
 RECENT = (1 / 2, 1 / 4, 3 / 4, 7 / 8)  # of the keys
 LAST, STEP = (8, 4, 16, 32), (8, 4, 2)  # tokens
-STAYS, ASKED, STRENGTH = (1 / 4, 1 / 8, 1 / 2), (32, 64, 128), (1e-1, 1e-2)  # of Attention Matching
+STAYS, ASKED, STRENGTH = (1 / 4, 1 / 8, 0, 1 / 2), (32, 64, 128), (1e-2, 1e-1, 1e-3)  # of Attention Matching
 
 Loss = Callable[[CachePeer], float]
 Setting = dict[str, Any]

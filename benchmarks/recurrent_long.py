@@ -12,7 +12,7 @@ Nothing is trained on long texts: forms are fitted in windows of the donor's con
     tail                the null of every form: the last keys, the first, and the mean of all others
     window              only the last keys
     fast weights        no exact keys at all: fitted features in linear attention
-    streaming, h2o, snapkv, adakv, duo    other work (`_cache_peers.py`), each in its best setting
+    streaming, h2o, snapkv, adakv, duo, matching    other work (`_cache_peers.py`), each in its best setting
 
 and references: `donor` as it is, and `re-reading`, the donor on windows of its context, each half a context after the one before,
 so that it computes every token twice.

@@ -2,7 +2,7 @@
 
     python benchmarks/stitch_objectives.py > build/stitch_objectives.jsonl
 
-All rows are one affine map from A's stream to B's, so they cost as many FLOPs and bytes. Both models are frozen.
+All rows but the nulls are one affine map from A's stream to B's, so they cost as many FLOPs and bytes. Both models are frozen.
 
     ridge       closed form: B's own stream at the site (SLM; the row `affine` of this kit)
     task loss   trained on the cross-entropy of B's late blocks (model stitching, Bansal et al. 2021, arXiv:2106.07682)
@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from beside_tables import fitted, read, through
+from beside_tables import fitted, through
 from torch import Tensor
 from torch.nn import functional
 
@@ -48,9 +48,9 @@ from stitch.text.documents import Split
 from stitch.text.windows import Windows
 
 DIRECTIONS = (("demo:gpt2", 3, "demo:llama", 4), ("demo:llama", 4, "demo:gpt2", 3))
-SEEDS = (0, 1)  # of training; nulls are trained once
-RATES = (1e-2, 3e-2)  # of the first step, relative to a parameter's root mean square
-STEPS, WINDOWS = 150, 4  # of training, and windows per step
+SEEDS = (0, 1)  # of training; nulls are trained once, at the rate of the task loss
+RATES = (1e-2, 3e-2, 1e-1)  # of the first step, relative to a parameter's root mean square
+STEPS, WINDOWS = 100, 4  # of training, and windows per step
 NOISE = 0.1  # of a random vector's standard deviation
 Stream = dict[Split, Tensor]  # [windows, context, width]
 # The loss of B's late half on some rows of the fit split, behind the stream that enters it.
@@ -142,9 +142,12 @@ def lines(names: tuple[str, int, str, int], tokens: int, folder: Path) -> Iterat
     site, onto = settings.sites
     windows = read_windows(settings, a, b)
     of_a = at(a, site, windows, folder / "a")
-    of_b = read(b, windows, folder / "b")
+    of_b: dict[Split, dict[int, Tensor]] = {}
+    for split, some in windows.items():
+        harvested = harvest(b, some, range(onto, b.depth + 1), folder / "b" / split)
+        of_b[split] = {one: harvested.all(one) for one in harvested.sites}
     target: Stream = {split: streams[onto] for split, streams in of_b.items()}
-    own = {one: stream for one, stream in of_b["fit"].items() if one >= onto}
+    own = of_b["fit"]
     late = late_half(b, onto)
     ids = windows["fit"].ids.long()
 
@@ -157,18 +160,15 @@ def lines(names: tuple[str, int, str, int], tokens: int, folder: Path) -> Iterat
     def score(rows: dict[str, Logits], split: Split) -> dict[str, Scores]:
         return evaluate(rows, windows[split], vocabulary=b.vocabulary, reference=rows.get("b"))
 
-    def best(
-        source: Stream, start: Ridge, objective: Objective, seeds: tuple[int, ...] = SEEDS
-    ) -> tuple[list[Ridge], float]:
+    def draw(source: Stream, start: Ridge, objective: Objective, rate: float, seed: int) -> Ridge:
+        return trained(start, source["fit"], target["fit"][0, 0], late, ids, objective, rate, seed)
+
+    def best(source: Stream, start: Ridge, objective: Objective) -> tuple[list[Ridge], float]:
         """The draws at the rate that is best on the sweep split, and this rate."""
-
-        def draw(rate: float, seed: int) -> Ridge:
-            return trained(start, source["fit"], target["fit"][0, 0], late, ids, objective, rate, seed)
-
-        first = {rate: draw(rate, seeds[0]) for rate in RATES}
+        first = {rate: draw(source, start, objective, rate, SEEDS[0]) for rate in RATES}
         swept = score({str(rate): row(found, source, "sweep") for rate, found in first.items()}, "sweep")
         rate = min(RATES, key=lambda one: swept[str(one)].ce)
-        return [first[rate], *(draw(rate, seed) for seed in seeds[1:])], rate
+        return [first[rate], *(draw(source, start, objective, rate, seed) for seed in SEEDS[1:])], rate
 
     start = ridge_of(of_a)
     found: dict[str, tuple[list[Ridge], Stream, float | None]] = {"ridge": ([start], of_a, None)}
@@ -186,9 +186,9 @@ def lines(names: tuple[str, int, str, int], tokens: int, folder: Path) -> Iterat
     for name, source in nulls.items():
         fit = ridge_of(source)
         found[f"null: {name}, ridge"] = [fit], source, None
-        draws, rate = best(source, fit, task_loss, SEEDS[:1])
-        found[f"null: {name}, task loss"] = draws, source, rate
-        print(f"{a.name} → {b.name}: {name}, rate {rate}", file=sys.stderr)
+        rate = found["task loss"][2]
+        assert rate is not None
+        found[f"null: {name}, task loss"] = [draw(source, fit, task_loss, rate, SEEDS[0])], source, rate
     logits = {"a": whole_model(a.net), "b": whole_model(b.net)}
     logits |= {
         f"{name} {number}": row(one, source, "report")
@@ -203,13 +203,14 @@ def lines(names: tuple[str, int, str, int], tokens: int, folder: Path) -> Iterat
     for name, one in scores.items():
         low, high = one.interval()
         minus = dict(zip(("minus_ridge_low", "minus_ridge_high"), one.interval(minus=scores["ridge"]), strict=True))
-        draws, _, rate = found.get(name, ([], {}, None))
+        draws, source, rate = found.get(name, ([], {}, None))
+        joint = source is of_a  # what the nulls stand for is not counted
         yield {
             "benchmark": "stitch_objectives", "source": a.name, "site": site, "target": b.name, "onto": onto, "row": name,
             "ce": one.ce, "ce_low": low, "ce_high": high, "kl": one.row("")["kl_to_b"],
             "minus_ridge": one.ce - scores["ridge"].ce, **minus,
-            "rate": rate, "draws": len(draws), "flops": flops if draws else None,
-            "bytes": 4 * (multiply_adds + b.width) if draws else None,
+            "rate": rate, "draws": len(draws), "flops": flops if joint else None,
+            "bytes": 4 * (multiply_adds + b.width) if joint else None,
             "fitted": windows["fit"].tokens, "tokens": windows["report"].tokens, "documents": one.documents,
         }  # fmt: skip
 

@@ -8,9 +8,12 @@ from safetensors import safe_open
 
 import composites
 import tiny
+from jobs import gpt2_and_qwen3, settings
 from stitch.composite.checkpoint import write_checkpoint
 from stitch.composite.compose import compose, shares_matrix
 from stitch.composite.costs import Costs, cost_of
+from stitch.conversions.ngrams.assemble import keeps_embedding
+from stitch.jobs.join import stitch
 from stitch.modeling.modeling_composite import StitchForCausalLM
 from stitch.models.loading import load
 from stitch.translation.types import Fallback, Ngram, Residual, Term, Token, Translation
@@ -115,3 +118,24 @@ def test_such_a_composite_can_come_first(tmp_path):
     write_checkpoint(written, net.config, folder, second, made)
     loaded = load(written)
     assert torch.equal(loaded.net(ids).logits, net(ids).logits)
+
+
+@torch.no_grad()
+def test_a_head_that_was_trained_apart_is_not_taken_for_the_embedding(tmp_path):
+    """Its config still says that they are shared."""
+    model = load(self_join(tmp_path))
+    assert keeps_embedding(model)
+    head = f"{model.net.config.b_flow['head']}.weight"
+    model.net.b.get_submodule(head.rpartition(".")[0]).weight = torch.nn.Parameter(tiny.noise(V, model.width))
+    assert not keeps_embedding(model)
+
+
+def test_an_untrained_a_has_the_bytes_of_the_composite(tmp_path):
+    """It shares no matrix with B, and has as many bytes for tables as if it did."""
+    paths = gpt2_and_qwen3(tmp_path)
+    model = str(tiny.save(tmp_path / "donor", "llama"))
+    asked = settings(
+        model, model, paths["text"], layer_b=3, translation="affine+free+tables", seam_bytes=5.0, sae_passes=0.3
+    )
+    rows = {row["name"]: row for row in stitch(asked, tmp_path / "joined")[0]["results"]}
+    assert 0.9 < rows["null:untrained-a"]["bytes"] / rows["composite"]["bytes"] <= 1

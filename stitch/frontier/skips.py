@@ -72,15 +72,17 @@ def without_features(row: str) -> str:
     return name if name in found else AFFINE
 
 
-def joined(a: Model, b: Model, site: int, onto: int, row: str, made: str, means: Means) -> Alternative | None:
+def joined(
+    a: Model, b: Model, site: int, onto: int, row: str, made: str, means: Means, counted_as: Model | None = None
+) -> Alternative | None:
     """A up to `site` and B from `onto` on, which may be one model, with tables cut and packed to the bytes that the composite
     leaves, and to fewer where the packed tables would multiply more than the composite's.
 
-    None where B's blocks from `onto` on cannot run alone.
+    A costs what the model `counted_as` does. None where B's blocks from `onto` on cannot run alone.
     """
     if not can_be_cut(b, onto):
         return None
-    kept = halves(a, site, b, onto, means.context)
+    kept = halves(counted_as or a, site, b, onto, means.context)
     means.scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=means.scratch) as folder:
         fitted = _fitted(a, b, row, _paired(a, b, site, onto, row, means, Path(folder)), means)

@@ -29,14 +29,15 @@ def untrained_a(a: Model, b: Model, sites: tuple[int, int], row: str, means: Mea
     """A's architecture with weights drawn anew, joined to B as the composite is: same sites, same text, same kind of translation.
 
     `row` is that of the composite's translation; features are left out of it, as they need an SAE of their own. Even an untrained
-    network tells tokens and contexts apart, and B's late blocks can be reached from it. None where `why_no_untrained_a` says why.
+    network tells tokens and contexts apart, and B's late blocks can be reached from it. It is counted as A is, also where A
+    shares a matrix with B: it has as many bytes for tables as the composite. None where `why_no_untrained_a` says why.
     Source: Bansal et al. 2021 (2106.07682) stitch to untrained networks; Smith et al. 2025 (ICML) say why controls are needed.
     """
     if why_no_untrained_a(a, b, means.memory) is not None:
         return None
     row = without_features(row)
     made = f"{a.name} with random weights, then {b.name} ({registry.row(row).short})"
-    return joined(untrained(a, means.seed), b, *sites, row, made, means)
+    return joined(untrained(a, means.seed), b, *sites, row, made, means, counted_as=a)
 
 
 def untrained(model: Model, seed: int) -> Model:

@@ -85,7 +85,9 @@ def plan_chain(
         before, blocks = before + used, blocks + settings.layer - start
         streams = max(streams, own.width_a + ends.earlier * widest + own.width_b)
         kept += sum(4 * (2 * width + 1) * work.features(width) for width in (own.width_a, own.width_b))
-        halves = costs.halves(settings.layer, settings.layer_b).bytes
+        # Behind the first seam A is a composite, which shares no matrix with B.
+        sites = settings.layer, settings.layer_b
+        halves = (costs.early(sites[0]) + costs.late(sites[1]) if number else costs.halves(*sites)).bytes
     tokens = tokens_of(windows)
     models_held = sum(
         Costs(model, model, first.context).whole_source.bytes for model in {id(m): m for m in models}.values()

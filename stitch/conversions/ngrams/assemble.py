@@ -55,7 +55,10 @@ def build_composite(model: Model, site: int, translation: Translation) -> Stitch
 
 def keeps_embedding(model: Model) -> bool:
     """Whether the embedding is the matrix of the head, so that the composite keeps it."""
-    return model.config.shares_embedding if isinstance(model.config, StitchConfig) else shares_matrix(model, model)
+    if isinstance(model.config, StitchConfig):
+        embedding = model.parts[0].embedding
+        return model.config.shares_embedding and embedding.weight is model.head.get_parameter("weight")
+    return shares_matrix(model, model)
 
 
 def _copy_shared(early: nn.Module, late: nn.Module, but: Tensor) -> None:
