@@ -14,6 +14,7 @@ from stitch.internals import weights
 from stitch.internals.weights import Spot
 
 DOMINANT = 4.0  # length of dominant lanes, relative to the longest mean length of the stream
+BESIDE_OTHERS = 8.0  # the same of a constant lane beside the streams of other donors
 SLIGHT = 0.05  # share of the stream's smallest mean square that is in a constant lane which only replaces biases
 
 
@@ -45,12 +46,15 @@ def frame_for(
     has_constant: bool,
     channels: int | None,
     dominant: bool = False,
+    beside_others: bool = False,
 ) -> Frame:
     """Takes the frame's channels from the host's free space: the donor's whole width if it fits and `channels` allows it, else as
     many as there are, for the directions that the circuit reads most.
 
     `inputs` are the donor's normalised streams by spot, `lengths` the streams' root mean squares. `dominant`: the lanes are so
-    long beside the stream that norms, and with them what is read of the codes, hardly depend on it.
+    long beside the stream that norms, and with them what is read of the codes, hardly depend on it. `beside_others`: so is the
+    constant lane, since the norms that a donor reads through would depend on the streams of the others. That its own length does
+    not count then either costs less.
     Raises: UsageError when no channel is left.
     """
     donor, host, space, scheme = transfer.donor, transfer.host, transfer.space, transfer.scheme
@@ -68,8 +72,11 @@ def frame_for(
         moment = _mean_moment(inputs)
         write, read, kept = narrowed(stream_lanes, moment, _maps_of_equal_weight(placed, unembedding, moment))
     length = _lane_length(scheme, [head for head in placed.heads if head.offset is not None], lengths)
+    longest = max(float(each.mean()) for each in lengths.values())
     if dominant and code_columns:
-        length = max(length, DOMINANT * max(float(each.mean()) for each in lengths.values()))
+        length = max(length, DOMINANT * longest)
+    if beside_others:
+        length = max(length, BESIDE_OTHERS * longest)
     return Frame(
         lanes=lanes,
         write=write,

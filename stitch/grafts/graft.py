@@ -129,6 +129,7 @@ def graft(
                 space,
                 channels,
                 chosen.shallow,
+                beside_others=trained is None and len(requests) > 1,
             )
             report["grafts"].append(_described(request, chosen, plan))
             if trained is not None:

@@ -111,10 +111,12 @@ def make_plan(
     space: FreeSpace,
     channels: int | None = None,
     shallow: ShallowModel | None = None,
+    beside_others: bool = False,
 ) -> Plan:
     """Plans how the components `kept` of the donor go into the free space of the host, all others giving their `means`.
 
     The donor's stream gets at most `channels` channels. `shallow` is the donor rearranged into fewer blocks, if it has to be.
+    `beside_others`: the host gets other donors' circuits too.
     Raises: UsageError when the circuit does not fit into the host; StitchError for an empty circuit, and for induction without a
     head that attends one token back if positions work differently in the host.
     """
@@ -144,9 +146,10 @@ def make_plan(
         streams.in_host,
         # BOS has lanes of its own length if blocks are rearranged, so the lanes of the others suit the others.
         streams.lengths if shallow is None else {spot: each[:, 1:] for spot, each in streams.lengths.items()},
-        has_constant=needs_constant_lane(host, placed, constants, shift),
+        has_constant=beside_others or needs_constant_lane(host, placed, constants, shift),
         channels=channels,
         dominant=shallow is not None,
+        beside_others=beside_others,
     )
     table = weights.positions(donor)
     return Plan(
