@@ -49,7 +49,7 @@ from stitch.text.windows import Windows
 
 DIRECTIONS = (("demo:gpt2", 3, "demo:llama", 4), ("demo:llama", 4, "demo:gpt2", 3))
 SEEDS = (0, 1)  # of training; nulls are trained once, at the rate of the task loss
-RATES = (1e-2, 3e-2, 1e-1)  # of the first step, relative to a parameter's root mean square
+RATES = (3e-3, 1e-2, 3e-2)  # of the first step, relative to a parameter's root mean square
 STEPS, WINDOWS = 100, 4  # of training, and windows per step
 NOISE = 0.1  # of a random vector's standard deviation
 Stream = dict[Split, Tensor]  # [windows, context, width]
