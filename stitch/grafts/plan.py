@@ -48,6 +48,8 @@ class Plan:
     without biases by the neurons `spares`. `shift` is added to the output of the final norm. `targets` are the donor's
     normalised streams on the prompts `ids`, by spot of the host. `output` is set for trained hosts. `arrangement` is set if the
     donor's blocks were rearranged; then BOS has longer lanes than other tokens, by the factor `first`, as its stream is longer.
+    `quiet` is set beside other donors' circuits: what this one adds to the logits on average on the corrupt ones of these
+    prompts, where it has nothing to do, is left out.
     """
 
     donor: str
@@ -68,6 +70,7 @@ class Plan:
     output: OutputLanes | None = None
     arrangement: Arrangement | None = None
     first: float = 1.0
+    quiet: Prompts | None = None
 
     def described(self) -> dict:
         """The plan as the report has it: numbers and no weights."""
@@ -170,6 +173,7 @@ def make_plan(
         targets={(stage, 0 if stage == "final" else layers[block]): x for (stage, block), x in streams.in_host.items()},
         arrangement=None if shallow is None else shallow.arrangement,
         first=1.0 if shallow is None else _length_of_first(streams.lengths),
+        quiet=prompts if beside_others else None,
     )
 
 

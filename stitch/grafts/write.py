@@ -209,16 +209,21 @@ def _write_output_bias(host: Model, reading: _Reading, bias: Tensor | None) -> N
 
 
 def _write_unembedding(host: Model, readings: Sequence[_Reading]) -> None:
-    """Writes the unembeddings of all plans, whose logits add up. What the host's head reads of other channels stays."""
+    """Writes the unembeddings of all plans, whose logits add up: beside others less what a circuit says on average where it has
+    nothing to do. What the host's head reads of other channels stays."""
     head: Tensor = host.head.weight  # pyright: ignore[reportAssignmentType]
     lanes = torch.cat([reading.plan.frame.lanes for reading in readings])
     before = head.double().cpu()
     total = before - before @ lanes.T @ lanes
     for reading in readings:
-        plan = reading.plan
-        biased = plan.frame.constant is None
-        total += reading.host_map(plan.unembedding, plan.shift @ plan.unembedding, biased=biased).T
-        final = weights.norm(host, "final")
+        plan, final = reading.plan, weights.norm(host, "final")
+        bias = plan.shift @ plan.unembedding if final.bias is None else torch.zeros_like(plan.unembedding[0])
+        found = reading.host_map(plan.unembedding, bias, biased=plan.frame.constant is None)
+        if plan.quiet is not None and plan.frame.constant is not None:
+            stream = normalised_inputs(host, [reading.spot], plan.quiet.corrupt)[reading.spot]
+            usual = (stream[plan.quiet.asked] @ found).mean(0)
+            found = found - torch.outer(plan.frame.constant, usual) / reading.constant
+        total += found.T
         if final.bias is not None:
             final.bias.add_(_like(plan.shift @ torch.linalg.pinv(plan.frame.read) / reading.scale, host))
     head.copy_(total)
