@@ -49,7 +49,10 @@ from stitch.text.windows import Windows
 
 DIRECTIONS = (("demo:gpt2", 3, "demo:llama", 4), ("demo:llama", 4, "demo:gpt2", 3))
 SEEDS = (0, 1)  # of training; nulls are trained once, at the rate of the task loss
-RATES = (3e-3, 1e-2, 3e-2)  # of the first step, relative to a parameter's root mean square
+RATES = (
+    1e-2,
+    3e-2,
+)  # of the first step, relative to a parameter's root mean square; three times more or less while that helps
 STEPS, WINDOWS = 100, 4  # of training, and windows per step
 NOISE = 0.1  # of a random vector's standard deviation
 Stream = dict[Split, Tensor]  # [windows, context, width]
@@ -164,10 +167,19 @@ def lines(names: tuple[str, int, str, int], tokens: int, folder: Path) -> Iterat
         return trained(start, source["fit"], target["fit"][0, 0], late, ids, objective, rate, seed)
 
     def best(source: Stream, start: Ridge, objective: Objective) -> tuple[list[Ridge], float]:
-        """The draws at the rate that is best on the sweep split, and this rate."""
-        first = {rate: draw(source, start, objective, rate, SEEDS[0]) for rate in RATES}
-        swept = score({str(rate): row(found, source, "sweep") for rate, found in first.items()}, "sweep")
-        rate = min(RATES, key=lambda one: swept[str(one)].ce)
+        """The draws at the rate that is best on the sweep split, which has a worse one on either side, and this rate."""
+        first: dict[float, Ridge] = {}
+        swept: dict[float, float] = {}
+
+        def swept_at(rate: float) -> float:
+            if rate not in swept:
+                first[rate] = draw(source, start, objective, rate, SEEDS[0])
+                swept[rate] = score({"it": row(first[rate], source, "sweep")}, "sweep")["it"].ce
+            return swept[rate]
+
+        rate = min(RATES, key=swept_at)
+        while (near := min((rate, rate * 3, rate / 3), key=swept_at)) != rate:
+            rate = near
         return [first[rate], *(draw(source, start, objective, rate, seed) for seed in SEEDS[1:])], rate
 
     start = ridge_of(of_a)
