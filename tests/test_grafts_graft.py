@@ -22,8 +22,9 @@ from stitch.circuits.score import score_model
 from stitch.errors import StitchError, UsageError
 from stitch.grafts.allocation import FreeSpace
 from stitch.grafts.fresh_host import read_host
-from stitch.grafts.graft import GraftRequest, graft
+from stitch.grafts.graft import GraftRequest, _can_be_set_apart, graft
 from stitch.grafts.hosts import widened
+from stitch.grafts.norm_inputs import input_lengths
 from stitch.grafts.plan import make_plan
 from stitch.grafts.report import result_notes, result_tables
 from stitch.grafts.write import write
@@ -277,6 +278,32 @@ def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
     )  # where there is nothing to copy, neither circuit says anything
     with pytest.raises(UsageError, match="needs channels"):
         graft([*requests, *requests], str(config(tmp_path, LLAMA, hidden_size=420)), None, count=8)
+
+
+def test_beside_others_the_constant_lane_is_longer_than_any_stream(gpt2: Path, circuit: Path, tmp_path: Path):
+    donor = load(gpt2)
+    chosen = choose_circuit(donor, "induction", circuit=circuit, constant=True, count=4)
+    lengths = {}
+    for beside_others in (False, True):
+        host = read_host(config(tmp_path, LLAMA), donor, 0)
+        plan = make_plan(
+            donor, "induction", chosen.kept, chosen.means, chosen.first, host, FreeSpace.of(host), beside_others=beside_others
+        )  # fmt: skip
+        lengths[beside_others] = plan.frame.length / host.width**0.5
+        assert (plan.quiet is not None) == beside_others
+        assert not beside_others or plan.frame.constant is not None
+    with replaced(donor, chosen.kept, chosen.means):
+        inputs = input_lengths(donor, weights.norm_spots(chosen.kept.blocks()), chosen.first.clean)
+    longest = max(float(each.mean()) for each in inputs.values())
+    assert lengths[True] > 6 * longest > 6 * lengths[False]
+
+
+def test_long_lanes_are_for_hosts_without_layer_norm(gpt2: Path, circuit: Path, tmp_path: Path):
+    donor = load(gpt2)
+    chosen = choose_circuit(donor, "induction", circuit=circuit, constant=True, count=4)
+    llama, other = (read_host(config(tmp_path, kind), donor, 0) for kind in (LLAMA, GPT2))
+    assert _can_be_set_apart(llama, [chosen] * 2) and not _can_be_set_apart(llama, [chosen])
+    assert not _can_be_set_apart(other, [chosen] * 2)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def graft(
                 for request, donor, chosen in zip(requests, donors, circuits, strict=True)
             ]
         report = {"host": target.config.to_diff_dict(), "trained": trained is not None, "seed": seed, "grafts": []}
-        grafts = []
+        grafts, apart = [], trained is None and _can_be_set_apart(target, circuits)
         for request, donor, chosen in zip(requests, donors, circuits, strict=True):
             plan = make_plan(
                 donor,
@@ -129,7 +129,7 @@ def graft(
                 space,
                 channels,
                 chosen.shallow,
-                beside_others=trained is None and len(requests) > 1,
+                beside_others=apart,
             )
             report["grafts"].append(_described(request, chosen, plan))
             if trained is not None:
@@ -160,6 +160,14 @@ def graft(
         return Job(make=make)
 
     return run("graft", plan, out, overwrite=overwrite)[0]
+
+
+def _can_be_set_apart(host: Model, circuits: Sequence[ChosenCircuit]) -> bool:
+    """Whether several circuits get long constant lanes. In a host with LayerNorm a free channel lies on all of its channels, so
+    that in half precision a long lane would drown the others; and where blocks are rearranged BOS has a longer lane, which others
+    would read through."""
+    is_centred = weights.norm(host, "final").centred
+    return len(circuits) > 1 and not is_centred and all(chosen.shallow is None for chosen in circuits)
 
 
 @dataclass(frozen=True)
