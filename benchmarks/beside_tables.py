@@ -21,7 +21,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,10 +94,11 @@ def main() -> None:
                 print(json.dumps(line), flush=True)
 
 
-def read(model: Model, windows: dict[Split, Windows], folder: Path) -> Streams:
+def read(model: Model, windows: dict[Split, Windows], folder: Path, sites: Sequence[int] | None = None) -> Streams:
+    """The streams at `sites`; None: at all inner ones."""
     streams: Streams = {}
     for split, some in windows.items():
-        found = harvest(model, some, range(1, model.depth), folder / split)
+        found = harvest(model, some, range(1, model.depth) if sites is None else sites, folder / split)
         streams[split] = {site: found.all(site) for site in found.sites}
     return streams
 

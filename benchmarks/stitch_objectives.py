@@ -30,11 +30,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from beside_tables import fitted, through
+from beside_tables import fitted, read, through
 from torch import Tensor
 from torch.nn import functional
 
-from stitch.activations.harvest import harvest
 from stitch.composite.compose import late_half, late_logits
 from stitch.composite.costs import Costs
 from stitch.config import Settings
@@ -135,7 +134,7 @@ def predictions(model: Model, windows: Windows) -> Tensor:
 
 
 def at(model: Model, site: int, windows: dict[Split, Windows], folder: Path) -> Stream:
-    return {split: harvest(model, some, (site,), folder / split).all(site) for split, some in windows.items()}
+    return {split: streams[site] for split, streams in read(model, windows, folder, (site,)).items()}
 
 
 def lines(names: tuple[str, int, str, int], tokens: int, folder: Path) -> Iterator[dict]:
@@ -145,10 +144,7 @@ def lines(names: tuple[str, int, str, int], tokens: int, folder: Path) -> Iterat
     site, onto = settings.sites
     windows = read_windows(settings, a, b)
     of_a = at(a, site, windows, folder / "a")
-    of_b: dict[Split, dict[int, Tensor]] = {}
-    for split, some in windows.items():
-        harvested = harvest(b, some, range(onto, b.depth + 1), folder / "b" / split)
-        of_b[split] = {one: harvested.all(one) for one in harvested.sites}
+    of_b = read(b, windows, folder / "b", range(onto, b.depth + 1))
     target: Stream = {split: streams[onto] for split, streams in of_b.items()}
     own = of_b["fit"]
     late = late_half(b, onto)

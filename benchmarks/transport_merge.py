@@ -28,6 +28,7 @@ from stitch.internals import weights
 from stitch.jobs.stages import complete, load_pair, read_windows
 from stitch.models.model import Model
 from stitch.models.module_inputs import module_inputs
+from stitch.text.documents import Split
 
 DIRECTIONS = (("demo:gpt2", "demo:llama"), ("demo:llama", "demo:gpt2"))
 ALPHAS = (0.005, 0.01, 0.03, 0.05, 0.1, 0.2)
@@ -145,18 +146,16 @@ def lines(names: tuple[str, str], tokens: int) -> Iterator[dict]:
         "shrunk": None,
     }
 
-    def scored(split: str, added: dict[str, list[Tensor]] | None, alpha: float) -> Scores:
+    def scored(split: Split, added: dict[str, list[Tensor]] | None, alpha: float) -> Scores:
         put(b, target, added, alpha)
-        part = windows["sweep" if split == "sweep" else "report"]
-        return evaluate({"it": whole_model(b.net)}, part, vocabulary=b.vocabulary)["it"]
+        return evaluate({"it": whole_model(b.net)}, windows[split], vocabulary=b.vocabulary)["it"]
 
-    untouched = scored("report", None, 0.0)
+    untouched, whole = scored("report", None, 0.0), scored("sweep", None, 0.0).ce
     yield described(names, "b", untouched, untouched, None, {}, windows["report"].tokens)
     for name, added in rows.items():
         swept = {alpha: scored("sweep", added, alpha).ce for alpha in ALPHAS}
         alpha = min(swept, key=lambda one: swept[one])
         found = scored("report", added, alpha)
-        whole = scored("sweep", None, 0.0).ce
         course = {str(one): ce - whole for one, ce in swept.items()}
         yield described(names, name, found, untouched, alpha, course, windows["report"].tokens)
 

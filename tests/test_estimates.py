@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
 
 import cli
 import stitch
+import tiny
 from jobs import gpt2_and_qwen3, settings
 from stitch.api.estimate import _duration, _estimate
 from stitch.composite.costs import whole
@@ -216,6 +218,19 @@ def test_a_chain_is_the_sum_of_its_seams(pair, tmp_path):
     one = stitch.estimate(stitch.chain, [parts[0], stitch.Part(str(pair["qwen3"]), 2)], **small)
     flops = [found.rows["flops"]["saes"] for found in (one, both)]
     assert flops[1] == pytest.approx(2 * flops[0])
+
+
+@pytest.mark.slow
+def test_a_chain_of_one_tied_model_has_its_matrix_twice(pair, tmp_path):
+    """Behind the first seam the first model is a composite, which shares nothing with the last: as with copies of the model."""
+    model = tiny.save(tmp_path / "model", "llama")
+    again = shutil.copytree(model, tmp_path / "again")
+    small = dict(text=pair["text"], tokens=4096, context=32, features=64, device="cpu", quiet=True)
+    found = []
+    for middle in (model, again):  # the last seam joins what follows a composite to the same model, or to a copy
+        parts = [stitch.Part(str(again), 0, 2), stitch.Part(str(middle), 2, 4), stitch.Part(str(model), 5)]
+        found.append(stitch.estimate(stitch.chain, parts, **small).report["bytes"]["output"])
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

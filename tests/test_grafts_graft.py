@@ -273,9 +273,8 @@ def test_two_donors_share_a_host(gpt2: Path, circuit: Path, tmp_path: Path):
     prompts = choose_circuit(donor, "induction", circuit=circuit, constant=True, count=4).first
     with torch.no_grad():
         of_donor, of_both = (model.net(prompts.corrupt).logits[prompts.asked].mean(0) for model in (donor, grafted))
-    assert (
-        of_both.abs().mean() < 0.3 * of_donor.abs().mean()
-    )  # where there is nothing to copy, neither circuit says anything
+    # Where there is nothing to copy, neither circuit says anything.
+    assert of_both.abs().mean() < 0.3 * of_donor.abs().mean()
     with pytest.raises(UsageError, match="needs channels"):
         graft([*requests, *requests], str(config(tmp_path, LLAMA, hidden_size=420)), None, count=8)
 

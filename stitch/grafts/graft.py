@@ -81,7 +81,8 @@ def graft(
 
     Circuits that are looked for keep a share `keep` of the donor's right answers on `count` prompts. A donor's stream gets at
     most `channels` channels. If a circuit lies in more blocks than a fresh host has, the donor is rearranged into as many
-    blocks (`stitch.circuits.shallow`) and the circuit is looked for again.
+    blocks (`stitch.circuits.shallow`) and the circuit is looked for again. Where several share a fresh host with RMSNorm, norms
+    depend on no donor's stream, and a circuit's mean logits on corrupt prompts are left out, also in the control of one alone.
 
     For each request the report has the plan and rows of scores: the donor, the rearranged donor if there is one, its circuit
     alone with all else constant, the grafted host, and controls: the host without the graft, noise in place of the circuit, its
@@ -117,7 +118,8 @@ def graft(
                 for request, donor, chosen in zip(requests, donors, circuits, strict=True)
             ]
         report = {"host": target.config.to_diff_dict(), "trained": trained is not None, "seed": seed, "grafts": []}
-        grafts, apart = [], trained is None and _can_be_set_apart(target, circuits)
+        apart = trained is None and _can_be_set_apart(target, circuits)
+        grafts = []
         for request, donor, chosen in zip(requests, donors, circuits, strict=True):
             plan = make_plan(
                 donor,
