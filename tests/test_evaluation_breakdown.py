@@ -8,6 +8,7 @@ import torch
 from stitch.evaluation.bins import Bins
 from stitch.evaluation.breakdown import breakdown
 from stitch.evaluation.scores import evaluate
+from stitch.evaluation.unseen import MEAN_ROW, loss_at_unseen
 from stitch.text.windows import Windows
 
 CONTEXT, VOCABULARY, WINDOWS = 13, 11, 9
@@ -115,3 +116,36 @@ def test_a_bin_of_one_document_has_no_interval(fit):
     scores = evaluate(ROWS, alone, vocabulary=VOCABULARY, bins=bins, binned=("composite",))
     row = breakdown(bins, scores, ["composite"], alone)["position"][0]["rows"]["composite"]
     assert row["ce_low"] is None and row["ce_high"] is None
+
+
+@pytest.mark.parametrize("counts_all", [True, False])
+def test_predictions_at_tokens_without_a_row_are_counted_apart(fit, counts_all: bool):
+    text, with_row = windows(5), torch.tensor([0, 2, 3])
+    counted = None if counts_all else torch.arange(VOCABULARY) != 1
+    bins = Bins.of(fit, CONTEXT, VOCABULARY, with_row)
+    rows = {**ROWS, MEAN_ROW: ROWS["a"]}
+    scores = evaluate(rows, text, vocabulary=VOCABULARY, bins=bins, binned=rows, counted=counted)
+    found = loss_at_unseen(bins, scores, text, counted, comparable=True)
+    assert found is not None
+    by_row = {"b": "b", "fallback": "composite", "mean_row": "a"}
+    for name, row in by_row.items():
+        apart: dict[bool, list[float]] = {True: [], False: []}
+        for number, (read, target, nats) in enumerate(nats_by_token(row)):
+            at = int(text.ids[number // (CONTEXT - 1), read - 1])
+            if counts_all or target != 1:
+                apart[at in (0, 2, 3)].append(nats)
+        assert found["ce_without_rows"][name] == pytest.approx(sum(apart[False]) / len(apart[False]), rel=1e-6)
+        assert found["ce_with_rows"][name] == pytest.approx(sum(apart[True]) / len(apart[True]), rel=1e-6)
+        assert found["tokens_without_rows"] == len(apart[False])
+        assert found["tokens"] == len(apart[False]) + len(apart[True])
+    without_b = loss_at_unseen(bins, scores, text, counted, comparable=False)
+    assert without_b is not None and "b" not in without_b["ce_with_rows"]
+
+
+def test_nothing_is_told_of_tokens_without_rows_where_there_are_none(fit):
+    for with_row in (None, torch.arange(VOCABULARY)):
+        bins = Bins.of(fit, CONTEXT, VOCABULARY, with_row)
+        scores = evaluate(
+            {**ROWS, MEAN_ROW: ROWS["a"]}, windows(5), vocabulary=VOCABULARY, bins=bins, binned=[*ROWS, MEAN_ROW]
+        )
+        assert loss_at_unseen(bins, scores, windows(5), None, comparable=True) is None

@@ -191,7 +191,14 @@ def test_another_seed_gives_other_saes(run, donors, tmp_path):
     assert not torch.equal(*weights)
 
 
-def test_a_model_stitched_to_itself_chooses_the_identity_and_loses_nothing(donors, tmp_path):
+def test_a_model_stitched_to_itself_chooses_the_identity_and_loses_nothing(donors, tmp_path, monkeypatch):
+    scored: list[set[str]] = []
+
+    def told(rows, *given, **more):
+        scored.append(set(rows))
+        return evaluate(rows, *given, **more)
+
+    monkeypatch.setattr("stitch.evaluation.scoring.evaluate", told)
     wanted = settings(
         donors["qwen3"], donors["qwen3"], donors["text"], layer=3, layer_b=3, sae_passes=0.2, brief=True,
         reference_steps=None,
@@ -201,6 +208,7 @@ def test_a_model_stitched_to_itself_chooses_the_identity_and_loses_nothing(donor
     assert report["chosen"] == "identity"
     assert report["similarity"] == pytest.approx({"cka": 1.0, "svcca": 1.0})
     assert rows["composite"]["ce"] == rows["b"]["ce"] == rows["a"]["ce"] == rows["line"]["ce"]
+    assert any("b" in names for names in scored) and not any("a" in names for names in scored)  # one model is run once
 
 
 @pytest.mark.parametrize("method", ["ot", "unbalanced"])

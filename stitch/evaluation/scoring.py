@@ -128,7 +128,7 @@ def evaluate_all(
     if own is not None:
         yardsticks["ceiling:aligned"] = on.aligned()
     rows = {
-        "a": on.whole(on.a.net),
+        **({} if on.a is on.b else {"a": on.whole(on.a.net)}),
         **({"b": on.whole(on.b.net)} if own is None else {}),
         "composite": on.whole(composite),
         **{name: on.translated(translation) for name, translation in fitted.translations.items()},
@@ -150,4 +150,6 @@ def evaluate_all(
     always = {"composite", *whole, *bridges, *alternatives, *(row.name for row in registry.ROWS if row.headline)}
     first = max(LEAST_WINDOWS, -(-FIRST // windows.context))
     scores = race_against("composite", rows, score, len(windows.ids), first, always)
+    if on.a is on.b:
+        return {"a": scores["b"], **scores}
     return scores if own is None else {**scores, "b": own}

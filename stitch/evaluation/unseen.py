@@ -1,52 +1,57 @@
-"""What a composite loses at tokens that did not occur in the text its tables are of: they get a fall-back in place of a row."""
+"""What a composite loses at tokens that did not occur in the text its tables are of: they get a fall-back in place of a row.
 
+The sums are those by `Bins.of_read`, kept while the rows of the report are scored.
+"""
+
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stitch.evaluation.scores import evaluate
-from stitch.evaluation.stage import Stage
-from stitch.progress import Progress
+from stitch.evaluation.bins import Bins
+from stitch.evaluation.scores import Scores
 from stitch.text.windows import Windows
 from stitch.translation.packed import Packed
 from stitch.translation.types import Term, Token, Translation
 from stitch.translation.unfolded import factors_of
 
-AT_MOST = 16_384  # tokens of the text that are read for it
+MEAN_ROW = "mean_row"  # the composite with mean rows in place of its fall-backs, as a row that is scored
 
 
-def loss_at_unseen(on: Stage, translation: Translation, progress: Progress | None = None) -> dict | None:
+def ids_with_row(translation: Translation) -> Int[Tensor, " ids"] | None:
+    """The tokens that have a row; None where all have one or the translation has no fall-back."""
+    tables = (term for term in translation.terms if isinstance(term.input, Token) and not term.input.back)
+    return next((term.input.keys for term in tables if term.fallback is not None), None)
+
+
+def loss_at_unseen(
+    bins: Bins,
+    scores: Mapping[str, Scores],
+    windows: Windows,
+    counted: Bool[Tensor, " vocabulary"] | None,
+    comparable: bool,
+) -> dict | None:
     """Cross-entropy, in nats, of predictions made at tokens without a row and at all others.
 
-    They are those of B, where it reads the same tokens, of the translation, and of the translation with the mean row in place of
-    its fall-back. None where every token has a row or the translation has no fall-back.
+    They are those of B, where its predictions are `comparable`, of the composite, and of `MEAN_ROW`. None where every token of
+    the text has a row.
     """
-    windows = on.windows.first(AT_MOST)
-    keys = next((term.input.keys for term in translation.terms
-                 if isinstance(term.input, Token) and not term.input.back and term.fallback is not None), None)  # fmt: skip
-    if keys is None:
+    if bins.of_read is None:
         return None
-    unseen = ~torch.isin(windows.ids, keys.to(windows.ids.dtype))
-    made_at = torch.zeros_like(windows.ids)
-    made_at[:, 1:] = unseen[:, :-1]  # `Windows.document` labels predicted tokens, and `unseen` the tokens before them
-    if not made_at.any():
+    targets = windows.ids[:, 1:].flatten().long()
+    ones = torch.ones(len(targets)) if counted is None else counted[targets].float()
+    with_rows, without = bins.sums(windows.ids, torch.zeros_like(targets), ones, 1)[bins.named :, 0].tolist()
+    if not without:
         return None
-    rows = {
-        **({"b": on.whole(on.b.net)} if on.b.original is None else {}),
-        "fallback": on.translated(translation),
-        "mean_row": on.translated(with_mean_rows(translation)),
-    }
-    scores = evaluate(
-        rows, Windows(windows.ids, made_at), vocabulary=on.vocabulary, memory=on.memory,
-        counted=on.counted, progress=progress, task="tokens without rows (tokens)",
-    )  # fmt: skip
-    counts = scores["fallback"].tokens
+    rows = {**({"b": "b"} if comparable else {}), "fallback": "composite", "mean_row": MEAN_ROW}
+    binned = {name: scores[row].binned for name, row in rows.items()}
+    nats = {name: found[bins.named :].sum(1).tolist() for name, found in binned.items() if found is not None}
     return {
-        "tokens_without_rows": int(counts[1]), "tokens": int(counts.sum()),
-        "ce_without_rows": {name: float(found.nats[1] / counts[1]) for name, found in scores.items()},
-        "ce_with_rows": {name: float(found.nats[0] / counts[0]) for name, found in scores.items()},
+        "tokens_without_rows": int(without), "tokens": int(with_rows + without),
+        "ce_without_rows": {name: at_others / without for name, (_, at_others) in nats.items()},
+        "ce_with_rows": {name: at_rows / with_rows for name, (at_rows, _) in nats.items()},
     }  # fmt: skip
 
 

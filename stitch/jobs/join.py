@@ -18,7 +18,7 @@ from stitch.evaluation.bins import Bins
 from stitch.evaluation.breakdown import breakdown
 from stitch.evaluation.row_costs import row_costs
 from stitch.evaluation.scoring import choose, evaluate_all, stage, train_references
-from stitch.evaluation.unseen import loss_at_unseen
+from stitch.evaluation.unseen import MEAN_ROW, ids_with_row, loss_at_unseen, with_mean_rows
 from stitch.features.explain import explain
 from stitch.features.given import GivenSAE
 from stitch.files.folders import to_json
@@ -201,14 +201,19 @@ def _make(
     with clock.stage("evaluation"):
         composite = compose(a, b, *settings.sites, written)
         on = stage(settings, a, b, paired["report"])
-        bins = Bins.of(windows["fit"], settings.context, on.vocabulary)
+        with_row = ids_with_row(written)
+        bins = Bins.of(windows["fit"], settings.context, on.vocabulary, with_row)
         variants = across.variants(on, written, settings) if across else {}
+        if with_row is not None:
+            variants |= {MEAN_ROW: on.translated(with_mean_rows(written))}
         scores = evaluate_all(
             on, composite, fitted, saes, wants=settings.wants, references=references, bridges=bridges,
-            alternatives={name: found.logits for name, found in rivals.items()}, variants=variants, whole=[chosen],
+            alternatives={name: found.logits for name, found in rivals.items()}, variants=variants,
+            whole=[chosen, MEAN_ROW],
             bins=bins, progress=progress,
         )  # fmt: skip
-        unseen = loss_at_unseen(on, written, progress)
+        unseen = loss_at_unseen(bins, scores, on.windows, on.counted, comparable=b.original is None)
+        scores.pop(MEAN_ROW, None)
 
     made = in_words(a, Splice(a.depth, *settings.sites), bridges) | {name: found.made for name, found in rivals.items()}
     step = Steps("report, page and files (steps)", 3, progress)
