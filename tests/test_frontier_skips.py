@@ -1,13 +1,20 @@
 """Alternatives that join blocks in the place of the composite's: within its bytes and its FLOPs."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 import tiny
 from jobs import write_text
+from stitch.activations.harvest import harvest
 from stitch.composite.costs import Cost, early, late
+from stitch.evaluation.scores import Batch
+from stitch.files.store import Store
 from stitch.frontier.alternative import Alternative, Means
 from stitch.frontier.own_tables import own_tables
 from stitch.frontier.skips import joined
+from stitch.frontier.untrained import untrained
 from stitch.models.model import Model
 from stitch.text.documents import SPLITS, Split, read, select
 from stitch.text.windows import Windows, sample
@@ -62,3 +69,27 @@ def test_packed_tables_keep_within_the_bytes_and_the_flops(tmp_path):
     assert least < most, "tables multiply"
     between = (least + most) / 2
     assert cost(between).flops <= between
+
+
+@pytest.mark.parametrize("of_a_stranger", [False, True])
+def test_streams_of_donors_are_taken_from_the_store_and_those_of_a_stranger_are_not(tmp_path, of_a_stranger: bool):
+    """An untrained model has the folder of its donor, and so its mark in the store."""
+    model, store = tiny.model("llama"), Store(tmp_path / "store")
+    windows: dict[Split, Windows] = {split: written_by(model, seed) for seed, split in enumerate(SPLITS)}
+    without = Means(
+        limit=Cost(1e9, 0, 10**7, 0), windows=windows, context=16, ngrams=0, routes=0, seed=0, memory=2**28,
+        scratch=tmp_path / "scratch",
+    )  # fmt: skip
+    for split in ("fit", "sweep"):
+        harvest(model, windows[split], range(model.depth + 1), tmp_path / split, store=store)
+    a = untrained(model, seed=0) if of_a_stranger else model
+
+    def logits(means: Means) -> torch.Tensor:
+        found = joined(a, model, 2, 4, "translation:affine", "", means, counted_as=model if of_a_stranger else None)
+        assert found is not None
+        return found.logits(Batch(windows["report"].ids.long(), slice(0, 128)))
+
+    fresh = logits(without)
+    before = dict(store.reused)
+    assert torch.equal(logits(replace(without, store=store)), fresh)
+    assert store.reused != before

@@ -22,8 +22,10 @@ MEAN_ROW = "mean_row"  # the composite with mean rows in place of its fall-backs
 
 def ids_with_row(translation: Translation) -> Int[Tensor, " ids"] | None:
     """The tokens that have a row; None where all have one or the translation has no fall-back."""
-    tables = (term for term in translation.terms if isinstance(term.input, Token) and not term.input.back)
-    return next((term.input.keys for term in tables if term.fallback is not None), None)
+    for term in translation.terms:
+        if isinstance(term.input, Token) and not term.input.back and term.fallback is not None:
+            return term.input.keys
+    return None
 
 
 def loss_at_unseen(

@@ -1,10 +1,15 @@
 """What every alternative to a composite is made from, and what it is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stitch.activations.harvest import Activations, harvest
 from stitch.composite.costs import Cost
+from stitch.composite.cuts import exact_streams_from
 from stitch.evaluation.scores import Logits
+from stitch.files.store import Store
+from stitch.models.model import Model
 from stitch.progress import Progress
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
@@ -23,7 +28,8 @@ class Alternative:
 class Means:
     """What alternatives are made with, the same as the composite's: text, n-gram rows, seed, memory in bytes.
 
-    `limit` is the cost of the composite. Activations are written to `scratch`.
+    `limit` is the cost of the composite. Activations are written to `scratch`. `store` has those of earlier runs, and of the
+    composite's own fit: a model runs on from the last site that is there.
     """
 
     limit: Cost
@@ -35,3 +41,13 @@ class Means:
     memory: int
     scratch: Path
     progress: Progress | None = None
+    store: Store | None = None
+
+    def harvested(
+        self, model: Model, windows: Windows, sites: Sequence[int], place: Path, per_shard: int
+    ) -> Activations:  # fmt: skip
+        """The streams of `model` at `sites`, written to `place`; `per_shard` as in `harvest`."""
+        return harvest(
+            model, windows, sites, place, per_shard=per_shard, store=self.store, late=exact_streams_from,
+            progress=self.progress,
+        )  # fmt: skip

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stitch.activations.harvest import Activations, harvest, windows_per_shard
+from stitch.activations.harvest import Activations, windows_per_shard
 from stitch.activations.observe import residuals
 from stitch.composite.bridges import fit_down_projection, sites_of
 from stitch.composite.costs import whole
@@ -73,9 +73,9 @@ def _bridge(model: Model, splice: Splice, means: Means) -> Bridge:
     per_shard = windows_per_shard(means.context, len(read) * model.width, model.dtype, means.memory)
     splits: tuple[Split, ...] = ("fit", "sweep")
     streams: dict[Split, Activations] = {
-        split: harvest(
+        split: means.harvested(
             model, means.windows[split].first(LEAST_SQUARES_TOKENS), read,
-            means.scratch / f"cut-{splice.early}-{splice.late}-{split}", per_shard=per_shard, progress=means.progress,
+            means.scratch / f"cut-{splice.early}-{splice.late}-{split}", per_shard,
         )
         for split in splits
     }  # fmt: skip

@@ -1,9 +1,10 @@
 """Alternatives that run a model's first blocks and skip some of the others: `reference:a-exit` and `reference:b-skip`."""
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stitch.activations.harvest import Activations, harvest, windows_per_shard
+from stitch.activations.harvest import windows_per_shard
 from stitch.activations.paired import Paired, pair
 from stitch.composite.compose import compose
 from stitch.composite.costs import early, halves, late, of_translation
@@ -14,7 +15,6 @@ from stitch.modeling.modeling_composite import StitchConfig
 from stitch.models.anatomy import blocks_before_last_part
 from stitch.models.model import Model
 from stitch.text.documents import Split
-from stitch.text.windows import Windows
 from stitch.translation import rows as registry
 from stitch.translation.available import earlier_sites, free_inputs
 from stitch.translation.fit import LEAST_SQUARES_TOKENS, Evidence, Options, translate
@@ -78,14 +78,17 @@ def joined(
     """A up to `site` and B from `onto` on, which may be one model, with tables cut and packed to the bytes that the composite
     leaves, and to fewer where the packed tables would multiply more than the composite's.
 
-    A costs what the model `counted_as` does. None where B's blocks from `onto` on cannot run alone.
+    A costs what the model `counted_as` does, of which it has the folder and other weights. None where B's blocks from `onto` on
+    cannot run alone.
     """
     if not can_be_cut(b, onto):
         return None
     kept = halves(counted_as or a, site, b, onto, means.context)
     means.scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=means.scratch) as folder:
-        fitted = _fitted(a, b, row, _paired(a, b, site, onto, row, means, Path(folder)), means)
+        # The store knows a model by its folder.
+        of_a = means if counted_as is None else replace(means, store=None)
+        fitted = _fitted(a, b, row, _paired(a, b, site, onto, row, (of_a, means), Path(folder)), means)
     room, ids = means.limit.bytes - kept.bytes, means.windows["fit"].ids
     share = 1.0
     while True:
@@ -98,22 +101,21 @@ def joined(
 
 
 def _paired(
-    a: Model, b: Model, site: int, onto: int, row: str, means: Means, folder: Path
+    a: Model, b: Model, site: int, onto: int, row: str, means: tuple[Means, Means], folder: Path
 ) -> dict[Split, Paired]:  # fmt: skip
-    """A's streams up to `site` as far as `row` reads them, and B's at `onto`."""
+    """A's streams up to `site` as far as `row` reads them, and B's at `onto`, made with `means` for A and for B."""
+    of_a, of_b = means
     read = sorted({site, *(earlier_sites(site, blocks_before_last_part(a.config)) if row != AFFINE else ())})
     # A shard has as many windows of either model: they are read side by side.
-    per_shard = windows_per_shard(means.context, (len(read) + 1) * max(a.width, b.width), a.dtype, means.memory)
+    width = (len(read) + 1) * max(a.width, b.width)
+    per_shard = windows_per_shard(of_a.context, width, a.dtype, of_a.memory)
     splits: tuple[Split, ...] = ("fit", "sweep")
     paired: dict[Split, Paired] = {}
     for split in splits:
-        windows = means.windows[split].first(LEAST_SQUARES_TOKENS) if row == AFFINE else means.windows[split]
-
-        def streams(model: Model, sites: list[int], place: Path, windows: Windows = windows) -> Activations:
-            return harvest(model, windows, sites, place, per_shard=per_shard, progress=means.progress)
-
-        of_a = streams(a, [*read, onto] if a is b else read, folder / f"{split}-a")
-        paired[split] = pair(of_a, of_a if a is b else streams(b, [onto], folder / f"{split}-b"), site, onto)
+        windows = of_b.windows[split].first(LEAST_SQUARES_TOKENS) if row == AFFINE else of_b.windows[split]
+        x = of_a.harvested(a, windows, [*read, onto] if a is b else read, folder / f"{split}-a", per_shard)
+        y = x if a is b else of_b.harvested(b, windows, [onto], folder / f"{split}-b", per_shard)
+        paired[split] = pair(x, y, site, onto)
     return paired
 
 

@@ -193,7 +193,7 @@ def _make(
         means = Means(
             limit=known["composite"], windows=windows, context=settings.context, ngrams=settings.ngrams,
             routes=settings.routes, seed=settings.seed, memory=settings.memory, scratch=scratch / "alternatives",
-            progress=progress,
+            progress=progress, store=store,
         )  # fmt: skip
         rivals = alternatives(
             a, b, settings.sites, chosen, means, settings.wants, reading=across.whole if across else {}

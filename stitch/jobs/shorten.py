@@ -146,7 +146,7 @@ def _make(
         others = bridge_ranges(chosen, model, drawn, fitted_on, settings.memory, progress)
     costs = surgery_costs(Costs(model, model, settings.context), splice, bridges, adapters, others)
     with clock.stage("alternatives"):
-        means = means_of(settings, windows, costs[chosen], scratch / "alternatives", progress)
+        means = means_of(settings, windows, costs[chosen], scratch / "alternatives", progress, store)
         alternatives = rivals(model, splice, chosen, means)
     with clock.stage("evaluation"):
         bins = Bins.of(windows["fit"], settings.context, model.vocabulary)

@@ -5,6 +5,7 @@ from pathlib import Path
 from stitch.composite.costs import Cost, halves
 from stitch.composite.splice import Splice
 from stitch.config import CompleteSettings
+from stitch.files.store import Store
 from stitch.frontier.alternative import Alternative, Means
 from stitch.frontier.collect import alternatives
 from stitch.frontier.own_tables import own_tables
@@ -18,12 +19,13 @@ TABLES, SHORTENED, EXIT = "reference:own-tables", "reference:b-shortened", "refe
 
 
 def means_of(
-    settings: CompleteSettings, windows: dict[Split, Windows], limit: Cost, scratch: Path, progress: Progress | None
-) -> Means:
+    settings: CompleteSettings, windows: dict[Split, Windows], limit: Cost, scratch: Path, progress: Progress | None,
+    store: Store | None = None,
+) -> Means:  # fmt: skip
     """What alternatives are made with, at most as costly as `limit`."""
     return Means(
         limit=limit, windows=windows, context=settings.context, ngrams=settings.ngrams, routes=settings.routes,
-        seed=settings.seed, memory=settings.memory, scratch=scratch, progress=progress,
+        seed=settings.seed, memory=settings.memory, scratch=scratch, progress=progress, store=store,
     )  # fmt: skip
 
 
