@@ -216,7 +216,7 @@ ENTRIES = [
     Entry(
         UNNUMBERED,
         "An intended attention pattern converts to query-key weights and positions.",
-        "holds",
+        "partly",
         answer("compiled-precision"),
         page="compiled-precision",
     ),
