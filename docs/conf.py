@@ -12,7 +12,7 @@ author = "the authors of stitch"
 copyright = author  # Sphinx wants this name
 version = release = installed("stitch-lm")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "command_options", "notebook", "python_api", "report_rows"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "command_options", "notebook", "python_api"]
 smartquotes = False  # `--option` in plain text keeps its two hyphens
 exclude_patterns = ["_ext"]
 myst_enable_extensions = ["colon_fence", "deflist"]

@@ -1,5 +1,6 @@
 """Adding a translation takes one file and one entry in the registry of rows; a temporary translation shows it."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,10 @@ def test_an_entry_is_complete(row: Row):
         from stitch.translation.fit import function_of
 
         assert callable(function_of(row))
+
+
+def test_the_page_on_reports_shows_all_rows_of_the_registry():
+    script = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "rows.py"))
+    page = script["PAGE"].read_text()
+    assert script["rewritten"](page) == page, "run python docs/rows.py"
+    assert {kind for _, kind, _ in script["BLOCK"].findall(page)} == set(script["KINDS"])

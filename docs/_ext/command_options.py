@@ -19,10 +19,14 @@ PAGES = {page.path: page for page in command_table()}
 
 
 class CommandOptions(SphinxDirective):
-    """`{command-options} convert heads`: usage, then arguments and options by panel, as `--help` has them."""
+    """`{command-options} convert heads`: usage, then arguments and options by panel, as `--help` has them.
+
+    What stands in the block is for readers of the source, and not shown.
+    """
 
     required_arguments = 1
     final_argument_whitespace = True
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
         path = " ".join(self.arguments[0].split())
