@@ -8,7 +8,8 @@
     ranks       errors of soft patterns by rank, fitted in three ways
     turing      steps of random machines, teacher-forced and decoded greedily in batches
     subleq      the same for programs that rewrite themselves
-    tasks       parity and balanced brackets, beside Tracr (`--tracr PYTHON`, an environment that has `tracr-pypi`)
+    tasks       parity and balanced brackets, beside Tracr (`--tracr PYTHON`, an environment that has `tracr-pypi`) and ALTA
+                (`--alta PYTHON CLONE`, one that has jax, scipy and absl-py, and a clone of google-deepmind/alta)
 
 `python benchmarks/synthesis.py vsa ranks` measures only these. All parts take a quarter of an hour on two cores.
 """
@@ -314,8 +315,8 @@ def subleq(work: Path, tokens: int) -> dict:
     }
 
 
-def same_tasks(work: Path, peer: str | None) -> list[dict]:
-    """Parity and balanced brackets, compiled here and by Tracr (run by the Python `peer`), on the same strings.
+def same_tasks(work: Path, tracr: str | None, alta: list[str] | None) -> list[dict]:
+    """Parity and balanced brackets, compiled here, by Tracr and by ALTA (run by Pythons of their own), on the same strings.
 
     The answer is the output after the last symbol. For parity, every number of ones is equally frequent; half of the
     bracket words are balanced, and half have one bracket flipped.
@@ -342,10 +343,18 @@ def same_tasks(work: Path, peer: str | None) -> list[dict]:
                 net = checkpoint.load(work / "task", dtype, "sdpa")
                 row[f"wrong_{name}"] = _wrong(net, automaton, mode, cases)
             rows.append({**row, "strings": len(cases)})
-        for exactness in (100, 10_000) if peer else ():
+        for exactness in (100, 10_000) if tracr else ():
             script = Path(__file__).with_name("_tracr_peer.py")
-            found = last_line([peer, script, task, length, exactness, work / "cases.json"])
+            found = last_line([tracr, script, task, length, exactness, work / "cases.json"])
             rows.append({"task": task, "length": length, "by": f"Tracr, mlp_exactness {exactness}", **found})
+        for scalar in (100, 10_000) if alta else ():
+            python, clone = alta
+            script = Path(__file__).with_name("_alta_peer.py")
+            found = last_line([python, script, clone, task, length, scalar, work / "cases.json"])
+            rows += [
+                {"task": task, "length": length, "by": f"ALTA, {row.pop('program')}, scalar {scalar:,}", **row}
+                for row in found["programs"]
+            ]
     return rows
 
 
@@ -411,6 +420,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000, help="Teacher-forced steps of Turing machines.")
     parser.add_argument("--decoded", type=int, default=10_000, help="Decoded steps of Turing machines.")
     parser.add_argument("--tracr", help="Python of an environment that has tracr-pypi, to compare with.")
+    parser.add_argument(
+        "--alta",
+        nargs=2,
+        metavar=("PYTHON", "CLONE"),
+        help="Python of an environment that has what ALTA needs, and its code.",
+    )
     parser.add_argument("--lines", type=Path, help="File of finished parts, which are not measured again.")
     given = parser.parse_args()
     found: dict = {}
@@ -425,7 +440,7 @@ def main() -> None:
         "ranks": ranks,
         "turing": lambda work: turing(work, given.steps, given.decoded),
         "subleq": lambda work: subleq(work, 50_000),
-        "tasks": lambda work: same_tasks(work, given.tracr),
+        "tasks": lambda work: same_tasks(work, given.tracr, given.alta),
     }
     with tempfile.TemporaryDirectory() as folder:
         for part in given.parts or measure:
