@@ -17,7 +17,7 @@ START = 2  # the id in front of the string, as in ALTA's own programs; `sum mod 
 
 
 def programs(task: str, length: int) -> dict[str, tuple[Any, Callable[[list[int]], list[int]], int]]:
-    """By name: a program (ALTA's own are its sparse ones, the smallest), what it reads for a string, and how often its block runs."""
+    """By name: a program (ALTA's own are its sparse ones, the smallest), what it reads for a string, how often its block runs."""
     from examples import parity_sparse as parity
 
     def led(ids: list[int]) -> list[int]:
