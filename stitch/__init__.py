@@ -5,7 +5,8 @@
     result = stitch.join("demo:gpt2", "demo:llama", layer=3)
     result.model.generate(...)
 
-One function per command, with the same names and defaults; docs/python.md shows them. What is not listed here is private.
+One function for every command but `open`, `cache` and `workspace`, with the same names and defaults; docs/python.md shows them.
+What is not listed here is private.
 Every name is loaded on first use, so that `import stitch` costs nothing.
 """
 

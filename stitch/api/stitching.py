@@ -62,11 +62,12 @@ def join(
 
     The residual stream between them is translated by a map fitted on text without gradient descent. Options are those of
     `stitch join`. A model is a name, a folder, an earlier result, or a pair (PreTrainedModel, tokenizer); `text` is a name, a
-    list of strings or a dataset with a column `text`. Lengths are in tokens, `memory` is in bytes, `seam_bytes` in percent of
-    the bytes of both halves. `sae_a` and `sae_b`, folders of SAEs or release:sae_id, are checked before any work,
-    and refused where they say that they belong to another hook or model, unless `sae_any_hook`. Activations and SAEs are kept
-    for later runs, at most `cache_size` bytes of them; the result has the same bytes with and without them. With `out` None
-    nothing else is written but a temporary folder that goes with the result; "auto" names a folder after models and blocks.
+    list of strings or a dataset with a column `text`. Lengths are in tokens, `memory` and `cache_size` are sizes such as "4G" (a
+    number is in bytes), `seam_bytes` is in percent of the bytes of both halves. `sae_a` and `sae_b`, folders of SAEs or
+    release:sae_id, are checked before any work, and refused where they say that they belong to another hook or model, unless
+    `sae_any_hook`. Activations and SAEs are kept for later runs, at most `cache_size` of them; the result has the same bytes with
+    and without them. With `out` None nothing else is written but a temporary folder that goes with the result; "auto" names a
+    folder after models and blocks.
 
     Raises: UsageError when the request cannot be met; StitchError, SAEError or MatchError when the work fails.
     """
@@ -125,7 +126,7 @@ def chain(
     """Joins parts of any number of models, with a translation at each seam, fitted on the stream of the composite so far.
 
     `parts` are `Part`s, mappings {model, from, to}, or a YAML file with a list `parts` of such mappings. Options are
-    those of `join` and apply to every seam; models and `out` as there.
+    those of `join` without `layer_b`, `native` and given SAEs, and apply to every seam; `reference_steps` is 0 by default.
     Raises: UsageError when the request cannot be met; StitchError, SAEError or MatchError when the work fails.
     """
     from stitch.jobs import chain as job

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 RIDGE, ROUTES, TABLES = "ridge", "routes", "tables"
 
-# What costs next to nothing at inference: look-ups, and streams of A that are computed anyway.
+# What is there anyway: look-ups, which multiply nothing, and three more streams of A, with a product each.
 LOOK_UPS = ("embedding", "embedding-1", "embedding-2", "state", "state-1", "state-2", "position")
 FREE = ("x-1", "earlier-1", "earlier-2", *LOOK_UPS)
 STREAMS = ("x", "x-1", "earlier-1", "earlier-2")  # of A
@@ -143,13 +143,13 @@ def _regressions() -> list[Row]:
 
     affine_free = ridge(
         "affine+free",
-        "Ridge on A's stream and all that costs next to nothing: look-ups of the last three tokens and of the position, A's "
+        "Ridge on A's stream and what has been computed anyway: look-ups of the last three tokens and of the position, A's "
         "stream one token ago and at two earlier sites.",
         *("x", *FREE),
     )
     features_free = ridge(
         "features+free",
-        "`features` with all that costs next to nothing, as in `affine+free`.",
+        "`features` with what has been computed anyway, as in `affine+free`.",
         *("codes", "x", *FREE),
     )
     routed = on(affine_free, ROUTES, "routed", "`affine+free` with a matrix of its own for each class of tokens.")
