@@ -10,25 +10,26 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 START = 2  # the id in front of the string, as in ALTA's own programs; `sum mod 2` has it at the end
 
 
-def programs(task: str, length: int) -> dict[str, tuple[Any, Callable[[list[int]], list[int]], int]]:
-    """By name: a program (ALTA's own are its sparse ones, the smallest), what it reads for a string, how often its block runs."""
+def programs(task: str, length: int) -> dict[str, tuple[Callable[[], Any], Callable[[list[int]], list[int]], int]]:
+    """By name: how a program is built (ALTA's own are its sparse ones, the smallest), what it reads, how often its block runs."""
     from examples import parity_sparse as parity
 
     def led(ids: list[int]) -> list[int]:
         return [START, *ids]
 
     if task == "brackets":
-        return {"sequential": (brackets(length), led, length + 1)}
-    absolute = parity.build_sequential_program_absolute(max_input_length=length)
-    counting = parity.build_sum_mod_2_program_spec(max_input_length=length + 1)
+        return {"sequential": (partial(brackets, length), led, length + 1)}
+    absolute = partial(parity.build_sequential_program_absolute, max_input_length=length)
+    counting = partial(parity.build_sum_mod_2_program_spec, max_input_length=length + 1)
     return {
-        "sequential": (parity.build_sequential_program_relative(), led, length + 1),
+        "sequential": (parity.build_sequential_program_relative, led, length + 1),
         "sequential, absolute positions": (absolute, list, length + 1),
         "sum mod 2": (counting, lambda ids: [*ids, START], 1),
     }
@@ -83,9 +84,9 @@ def main() -> None:
     cases = json.loads(Path(path).read_text())
     letters = "ba" if task == "parity" else "()"  # by id
     rows = []
-    for name, (program, reads, runs) in programs(task, length).items():
+    for name, (build, reads, runs) in programs(task, length).items():
         start = time.perf_counter()
-        net = compiler_utils.compile_transformer(program, compiler_config.Config(expansion_scalar_1=scalar))
+        net = compiler_utils.compile_transformer(build(), compiler_config.Config(expansion_scalar_1=scalar))
         seconds = time.perf_counter() - start
         said = [
             transformer_utils.run_transformer(net, None, reads([*map(letters.index, text)]), max_layers=runs)[-1]
@@ -96,7 +97,7 @@ def main() -> None:
             "parameters": size(net),
             "blocks": f"1, run {runs} times" if runs > 1 else 1,
             "width": net.embeddings.input_embeddings.shape[1],
-            "seconds": round(seconds, 2),
+            "seconds": round(seconds, 4),
             "strings": len(cases),
             "wrong": sum(one != answer for one, (_, answer) in zip(said, cases, strict=True)),
         }

@@ -54,7 +54,7 @@ def compared(settings: Settings, work: Path, ways: list[str]) -> dict:
         line["report"] |= agreement(found["racing"], found["all"])
         raise Measured
 
-    join.choose, join.evaluate_all, join.alternatives = choice, evaluation, lambda *given: {}
+    join.choose, join.evaluate_all, join.alternatives = choice, evaluation, lambda *given, **more: {}
     with suppress(Measured):
         join.stitch(settings, work, overwrite=True)
     return line

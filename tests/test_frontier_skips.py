@@ -72,7 +72,9 @@ def test_packed_tables_keep_within_the_bytes_and_the_flops(tmp_path):
 
 
 @pytest.mark.parametrize("of_a_stranger", [False, True])
-def test_streams_of_donors_are_taken_from_the_store_and_those_of_a_stranger_are_not(tmp_path, of_a_stranger: bool):
+def test_streams_of_donors_are_taken_from_the_store_and_those_of_a_stranger_are_not(
+    tmp_path, monkeypatch, of_a_stranger: bool
+):
     """An untrained model has the folder of its donor, and so its mark in the store."""
     model, store = tiny.model("llama"), Store(tmp_path / "store")
     windows: dict[Split, Windows] = {split: written_by(model, seed) for seed, split in enumerate(SPLITS)}
@@ -90,6 +92,9 @@ def test_streams_of_donors_are_taken_from_the_store_and_those_of_a_stranger_are_
         return found.logits(Batch(windows["report"].ids.long(), slice(0, 128)))
 
     fresh = logits(without)
-    before = dict(store.reused)
+    kept, taken = [entry.key for entry in store.entries()], []
+    take = store.take
+    monkeypatch.setattr(store, "take", lambda *given: taken.append(take(*given)) or taken[-1])
     assert torch.equal(logits(replace(without, store=store)), fresh)
-    assert store.reused != before
+    assert any(taken) and store.counts() == {"reused": {}, "made": {"activations": 14}}
+    assert sorted(entry.key for entry in store.entries()) == sorted(kept)  # nothing that others need is driven out

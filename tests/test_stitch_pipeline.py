@@ -35,6 +35,7 @@ from stitch.translation import look_ups
 from stitch.translation import rows as registry
 from stitch.translation.fit import Evidence, MatchedFeatures, Options, translate
 from stitch.translation.inputs import ByToken, Lift, Stream
+from stitch.translation.token_tables import token_tables
 from turned import rotated_copy
 
 
@@ -209,6 +210,30 @@ def test_a_model_stitched_to_itself_chooses_the_identity_and_loses_nothing(donor
     assert report["similarity"] == pytest.approx({"cka": 1.0, "svcca": 1.0})
     assert rows["composite"]["ce"] == rows["b"]["ce"] == rows["a"]["ce"] == rows["line"]["ce"]
     assert any("b" in names for names in scored) and not any("a" in names for names in scored)  # one model is run once
+
+
+def test_the_loss_at_tokens_without_rows_agrees_with_the_rows_of_the_report(donors, tmp_path, monkeypatch):
+    """Of a large vocabulary tables have rows for tokens that occur; here of a small one too."""
+    monkeypatch.setitem(token_tables.__kwdefaults__, "small", 0)
+    lines = [json.loads(line) for line in donors["text"].read_text().splitlines()]
+    for rare, line in zip("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", lines, strict=False):
+        line["text"] = f"{rare} {line['text']}"
+    text = tmp_path / "text.jsonl"
+    text.write_text("\n".join(map(json.dumps, lines)))
+    wanted = settings(
+        donors["gpt2"], donors["qwen3"], text, translation="affine+free+tables", sae_passes=0.2, brief=True,
+        reference_steps=None,
+    )  # fmt: skip
+    report, _ = stitch(wanted, tmp_path / "rare")
+    rows = {row["name"]: row["ce"] for row in report["results"]}
+    assert "mean_row" not in rows
+    unseen = report["look_ups"]["unseen"]
+    without, tokens = unseen["tokens_without_rows"], unseen["tokens"]
+    assert 0 < without < tokens
+    for name, row in (("b", "b"), ("fallback", "composite")):
+        parts = unseen["ce_without_rows"][name] * without + unseen["ce_with_rows"][name] * (tokens - without)
+        assert parts / tokens == pytest.approx(rows[row], rel=1e-6)
+    assert unseen["ce_without_rows"]["mean_row"] != pytest.approx(unseen["ce_without_rows"]["fallback"], rel=1e-6)
 
 
 @pytest.mark.parametrize("method", ["ot", "unbalanced"])

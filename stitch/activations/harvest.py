@@ -125,13 +125,15 @@ def harvest(
     per_shard: int = WINDOWS_PER_SHARD,
     part: tuple[int, int] = (0, 1),
     store: Store | None = None,
+    keep: bool = True,
     late: Late | None = None,
     progress: Progress | None = None,
 ) -> Activations:
     """Writes the residual streams of `model` at `sites` over `windows` into `folder`. Files already there are kept.
 
     `per_shard` is for reading, see `Activations`. `part` (k, n) writes only every n-th file, from the k-th on, so that n calls
-    can share the work. What `store` has of an earlier run is taken from there, and what it lacks is kept in it. With `late` the
+    can share the work. What `store` has of an earlier run is taken from there, and what it lacks is kept in it; unless `keep`, it is only read,
+    and counts nothing. With `late` the
     model runs from the nearest earlier site that the store has, not from its first block.
     Raises: StitchError when activations are not finite.
     """
@@ -152,13 +154,14 @@ def harvest(
         contents = {site: digest(model, site, ids, identity) for site in sites}
         missing = [site for site in sites if not _holds(result.path(file, site), contents[site])]
         if store:
-            missing = [site for site in missing if not store.get(KIND, contents[site], result.path(file, site))]
+            found = store.get if keep else store.take
+            missing = [site for site in missing if not found(KIND, contents[site], result.path(file, site))]
         if missing:
             batches = _told(_streams(model, ids.split(batch), missing, store, identity, late), rows.start, tell)
             _write({site: (result.path(file, site), contents[site]) for site in missing}, len(ids), batches)
             for site in missing:
                 seal(result.path(file, site))
-        if store:
+        if store and keep:
             for site in missing:
                 about = f"{model.name}, resid_pre.{site}, {ids.numel():,} tokens"
                 store.put(KIND, contents[site], result.path(file, site), about)

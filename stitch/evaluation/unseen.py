@@ -48,8 +48,11 @@ def loss_at_unseen(
     if not without:
         return None
     rows = {**({"b": "b"} if comparable else {}), "fallback": "composite", "mean_row": MEAN_ROW}
-    binned = {name: scores[row].binned for name, row in rows.items()}
-    nats = {name: found[bins.named :].sum(1).tolist() for name, found in binned.items() if found is not None}
+    nats = {}
+    for name, row in rows.items():
+        binned = scores[row].binned
+        assert binned is not None, f"{row} is scored on all text"
+        nats[name] = binned[bins.named :].sum(1).tolist()
     return {
         "tokens_without_rows": int(without), "tokens": int(with_rows + without),
         "ce_without_rows": {name: at_others / without for name, (_, at_others) in nats.items()},

@@ -29,7 +29,8 @@ class Means:
     """What alternatives are made with, the same as the composite's: text, n-gram rows, seed, memory in bytes.
 
     `limit` is the cost of the composite. Activations are written to `scratch`. `store` has those of earlier runs, and of the
-    composite's own fit: a model runs on from the last site that is there.
+    composite's own fit: a model runs on from the last site that is there. It is only read, as what is new is larger than what
+    the composite itself needs, and would drive that out.
     """
 
     limit: Cost
@@ -48,6 +49,6 @@ class Means:
     ) -> Activations:  # fmt: skip
         """The streams of `model` at `sites`, written to `place`; `per_shard` as in `harvest`."""
         return harvest(
-            model, windows, sites, place, per_shard=per_shard, store=self.store, late=exact_streams_from,
+            model, windows, sites, place, per_shard=per_shard, store=self.store, keep=False, late=exact_streams_from,
             progress=self.progress,
         )  # fmt: skip

@@ -283,8 +283,7 @@ class JoinWork:
         return passes + self.moments([reads], sample) + self.solved(reads) + self.residuals(reads) + tables
 
     def evaluation(self) -> Work:
-        """`evaluate_all`: rows that matter on all text, floors and nulls on its first part, translations on about half, and the
-        composite without fall-backs on all."""
+        """`evaluate_all`: rows that matter on all text, floors and nulls on its first part, translations on about half."""
         ends, wants, held = self.ends, self.settings.wants, self.held_out
         first = min(held, max(LEAST_WINDOWS * self.settings.context, FIRST))
         rivals = [
@@ -295,7 +294,6 @@ class JoinWork:
         others = [row for row in scored_rows() if wants(row.name) and not row.alternative]
         half = (first + held) / 2
         tokens = sum(held if row.headline else half if row.kind == "translation" else first for row in others)
-        tokens += held
         total = counts.scored(self.machine, "b", held, ends.early_b + ends.late_b)
         total += Work() if ends.same else counts.scored(self.machine, "a", held, ends.whole_a)
         total += (1 + len(rivals)) * counts.scored(self.machine, "b", held, ends.early_a + ends.late_b)
