@@ -132,9 +132,9 @@ def harvest(
     """Writes the residual streams of `model` at `sites` over `windows` into `folder`. Files already there are kept.
 
     `per_shard` is for reading, see `Activations`. `part` (k, n) writes only every n-th file, from the k-th on, so that n calls
-    can share the work. What `store` has of an earlier run is taken from there, and what it lacks is kept in it; unless `keep`, it is only read,
-    and counts nothing. With `late` the
-    model runs from the nearest earlier site that the store has, not from its first block.
+    can share the work. What `store` has of an earlier run is taken from there, and what it lacks is kept in it; with `keep` False
+    the store is only read, and counts nothing. With `late` the model runs from the nearest earlier site that the store has, not
+    from its first block.
     Raises: StitchError when activations are not finite.
     """
     identity = "" if store is None else identity_of(model, progress)

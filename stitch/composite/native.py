@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,9 @@ def with_blocks(model: Model, order: Sequence[int]) -> Model:
         net = AutoModelForCausalLM.from_config(config_with_blocks(model.config, order))
     share(net, model.net, lambda path: _renumbered(path, prefix, lambda block: order[block]))
     net.generation_config = copy.deepcopy(model.net.generation_config)
-    return dataclasses.replace(model, net=net.eval()).with_flow({**model.flow, "depth": len(order)})
+    return dataclasses.replace(model, net=net.eval(), altered=uuid4().hex).with_flow(
+        {**model.flow, "depth": len(order)}
+    )
 
 
 def is_stored(model: Model) -> bool:

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 
 from stitch.composite.costs import whole
@@ -28,14 +27,12 @@ def alternatives(
     are taken out of. B's own tables are fitted as the composite is, on its streams in its own tokens.
     """
     whole_b = next(iter(reading.values()), b)
-    # A retokenised model has the folder of B, by which the store would take it for B.
-    of_whole_b = means if whole_b is b else replace(means, store=None)
     made: dict[str, Callable[[], Alternative | None]] = {
         "reference:own-tables": lambda: own_tables(b, means),
         "reference:a-own-tables": lambda: None if a is b else own_tables(a, means),
-        "reference:b-shortened": lambda: shortened(whole_b, of_whole_b),
+        "reference:b-shortened": lambda: shortened(whole_b, means),
         "reference:a-exit": lambda: a_exit(a, means),
-        "reference:b-skip": lambda: None if a is b else b_skip(whole_b, sites[1], chosen, of_whole_b),
+        "reference:b-skip": lambda: None if a is b else b_skip(whole_b, sites[1], chosen, means),
         "null:untrained-a": lambda: untrained_a(a, b, sites, chosen, means),
         **{name: lambda model=model: retokenized(model, means) for name, model in reading.items()},
     }

@@ -1,6 +1,5 @@
 """Alternatives that run a model's first blocks and skip some of the others: `reference:a-exit` and `reference:b-skip`."""
 
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -78,17 +77,14 @@ def joined(
     """A up to `site` and B from `onto` on, which may be one model, with tables cut and packed to the bytes that the composite
     leaves, and to fewer where the packed tables would multiply more than the composite's.
 
-    A costs what the model `counted_as` does, of which it has the folder and other weights. None where B's blocks from `onto` on
-    cannot run alone.
+    A costs what the model `counted_as` does. None where B's blocks from `onto` on cannot run alone.
     """
     if not can_be_cut(b, onto):
         return None
     kept = halves(counted_as or a, site, b, onto, means.context)
     means.scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=means.scratch) as folder:
-        # The store knows a model by its folder.
-        of_a = means if counted_as is None else replace(means, store=None)
-        fitted = _fitted(a, b, row, _paired(a, b, site, onto, row, (of_a, means), Path(folder)), means)
+        fitted = _fitted(a, b, row, _paired(a, b, site, onto, row, means, Path(folder)), means)
     room, ids = means.limit.bytes - kept.bytes, means.windows["fit"].ids
     share = 1.0
     while True:
@@ -101,20 +97,19 @@ def joined(
 
 
 def _paired(
-    a: Model, b: Model, site: int, onto: int, row: str, means: tuple[Means, Means], folder: Path
+    a: Model, b: Model, site: int, onto: int, row: str, means: Means, folder: Path
 ) -> dict[Split, Paired]:  # fmt: skip
-    """A's streams up to `site` as far as `row` reads them, and B's at `onto`, made with `means` for A and for B."""
-    of_a, of_b = means
+    """A's streams up to `site` as far as `row` reads them, and B's at `onto`."""
     read = sorted({site, *(earlier_sites(site, blocks_before_last_part(a.config)) if row != AFFINE else ())})
     # A shard has as many windows of either model: they are read side by side.
     width = (len(read) + 1) * max(a.width, b.width)
-    per_shard = windows_per_shard(of_a.context, width, a.dtype, of_a.memory)
+    per_shard = windows_per_shard(means.context, width, a.dtype, means.memory)
     splits: tuple[Split, ...] = ("fit", "sweep")
     paired: dict[Split, Paired] = {}
     for split in splits:
-        windows = of_b.windows[split].first(LEAST_SQUARES_TOKENS) if row == AFFINE else of_b.windows[split]
-        x = of_a.harvested(a, windows, [*read, onto] if a is b else read, folder / f"{split}-a", per_shard)
-        y = x if a is b else of_b.harvested(b, windows, [onto], folder / f"{split}-b", per_shard)
+        windows = means.windows[split].first(LEAST_SQUARES_TOKENS) if row == AFFINE else means.windows[split]
+        x = means.harvested(a, windows, [*read, onto] if a is b else read, folder / f"{split}-a", per_shard)
+        y = x if a is b else means.harvested(b, windows, [onto], folder / f"{split}-b", per_shard)
         paired[split] = pair(x, y, site, onto)
     return paired
 

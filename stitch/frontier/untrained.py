@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from uuid import uuid4
 
 import torch
 
@@ -49,4 +50,5 @@ def untrained(model: Model, seed: int) -> Model:
     finally:
         torch.random.set_rng_state(state)
     net.to(model.device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
-    return replace(model, name=f"{model.name} with random weights", net=net).with_flow(model.flow)
+    made = replace(model, name=f"{model.name} with random weights", net=net, altered=uuid4().hex)
+    return made.with_flow(model.flow)

@@ -7,6 +7,7 @@ streams, so it depends on no translation.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from uuid import uuid4
 
 import torch
 
@@ -103,7 +104,9 @@ def fit_across(
     if embedded is not None:
         whole["reference:b-retokenized-omp"] = with_rows(b, embedded, by_omp[min(by_omp)])
     # They read A's tokens throughout.
-    whole = {name: replace(model, original=None).with_flow(model.flow) for name, model in whole.items()}
+    whole = {
+        name: replace(model, original=None, altered=uuid4().hex).with_flow(model.flow) for name, model in whole.items()
+    }
     return Across(
         with_rows(b, rows, choice.head), tuple(choice.losses), choice.others, whole,
         {

@@ -18,8 +18,9 @@ TIMED = "report.json"  # tells how long the model took to make, so a model made 
 
 
 def identity_of(model: Model, progress: Progress | None = None) -> str:
-    """What a model computes from token ids, as a hash: `identity_of_net`, and the tokenizer that it is behind, if any."""
-    other = "" if model.original is None else f" {model.original.mark}"
+    """What a model computes from token ids, as a hash: `identity_of_net`, the tokenizer that it is behind, if any, and the mark
+    of one whose weights are not those of its folder."""
+    other = ("" if model.original is None else f" {model.original.mark}") + model.altered
     return identity_of_net(model.folder, model.net, other, progress)
 
 

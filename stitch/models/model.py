@@ -42,6 +42,7 @@ class Model:
 
     A part of a composite has only the blocks in `kept` of its family's stock model, and counts them from 0. `original` is the
     model in its first tokenizer, where it has been given another one: its streams are read in place of the model's own.
+    `altered` marks a model whose weights are not those in `folder`, so that nothing of it is taken for the folder's.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Model:
     folder: Path
     kept: range | None = None
     original: "ReadsItself | None" = field(default=None, compare=False)
+    altered: str = field(default="", compare=False)
 
     @property
     def config(self) -> PreTrainedConfig:
