@@ -4,7 +4,7 @@
     python benchmarks/figures.py healing                    draws one
     python benchmarks/figures.py healing --lines NEW.jsonl --out NEW.png
 
-`sweep.png` and `depth.png` are not drawn here: `stitch sweep` writes them. Colours are those of `stitch/report/palette.py`.
+`sweep.png` and `depth….png` are not drawn here: `stitch sweep` writes them. Colours are those of `stitch/report/palette.py`.
 """
 
 import argparse

@@ -124,7 +124,7 @@ def inside(figure: Figure, box: Bbox) -> bool:
 
 def test_the_committed_figures_are_those_that_are_drawn():
     there = {path.stem for path in (ROOT / "benchmarks" / "figures").glob("*.png")}
-    assert there == set(DRAWN)
+    assert there == {*DRAWN, "depth-smollm2"}  # the last is `stitch sweep`'s of another model
 
 
 def test_titles_say_how_wide_the_models_are():
@@ -146,3 +146,21 @@ def test_colours_of_a_map_end_before_its_largest_numbers():
     assert ends_of(range(101)) == (0, 85)
     low, high = ends_of([2.0, 2.0])
     assert low == 2.0 < high
+
+
+def test_rows_of_a_depth_map_have_the_lengths_that_were_asked_for(monkeypatch):
+    """Lengths need not follow one another."""
+    report = page_reports.depth_report()
+    longest = max(cell["length"] for cell in report["cells"])
+    for one in (*report["cells"], *report["best"]):
+        one["length"] = 7 if one["length"] == longest else one["length"]
+    monkeypatch.setattr(page_reports, "depth_report", lambda: report)
+    figure = drawn("depth", monkeypatch)
+    FigureCanvasAgg(figure).draw()
+    maps = [axis for axis in figure.axes if axis.images]
+    for axis in maps:
+        low, high = sorted(axis.get_ylim())
+        labels = {tick.get_text(): place for tick, place in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)}
+        framed = {round(patch.get_y() + 0.46) for patch in axis.patches}
+        assert low < labels["7"] < high and labels["7"] in framed
+    assert maps

@@ -27,7 +27,7 @@ def draw_heads(lines: list[dict]) -> Figure:
             values[head["head"]][head["block"]] = value(head)
         flat = [one for row in values for one in row if one == one]
         ends = min(flat), max(flat)
-        heat_map(axis, values, (0, 0), [], ends)
+        heat_map(axis, values, range(len(values)), 0, [], ends)
         axis.set(title=f"{WITH_HEADS}: {title}", xlabel="block", ylabel="head")
         heat_legend(figure, [axis], ends, "")
     _draw_losses(losses, lines)

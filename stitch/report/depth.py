@@ -15,7 +15,7 @@ def kinds(report: dict) -> list[str]:
 
 def rows(report: dict) -> list[str]:
     """passthrough, down-projection: the rows that every range has."""
-    return list(report["cells"][0]["sweep_ce"])
+    return [row for row in ROWS if row in report["cells"][0]["sweep_ce"]]
 
 
 def heat(report: dict, kind: str, row: str) -> tuple[str, list[str], list[list[str]], list[list[float]]]:

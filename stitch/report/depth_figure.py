@@ -19,7 +19,7 @@ def draw_depth(report: dict, path: Path) -> None:
     for axis, (kind, row) in zip(axes, shown, strict=False):
         _, header, texts, values = heat(report, kind, row)
         framed = [(one["length"], one["first"]) for one in best_in(report, kind, row)]
-        heat_map(axis, values, (int(texts[0][0]), int(header[1])), framed, ends)
+        heat_map(axis, values, [int(line[0]) for line in texts], int(header[1]), framed, ends)
         title = f"{wide(report, 'a')}, {ROWS[row].replace('`', '')}"
         axis.set(title=title, xlabel=f"first block {kind}", ylabel=f"blocks {kind}")
     what = "nats above the whole model, sweep split"

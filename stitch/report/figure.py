@@ -144,30 +144,31 @@ def heat_colours() -> Any:
 def heat_map(
     axis: "Axes",
     values: Sequence[Sequence[float]],
-    first: tuple[int, int],
+    rows: Sequence[int],
+    first: int,
     framed: Iterable[tuple[int, int]],
     ends: tuple[float, float],
 ) -> None:
-    """A square for each of `values`, by row and column, which are numbered from `first` on; NaN leaves a gap.
+    """A square for each of `values`, by row, of the numbers `rows`, and column, numbered from `first` on; NaN leaves a gap.
 
     Squares at the (row, column) of `framed` have a frame. Colours change between the numbers `ends`.
     """
     from matplotlib.patches import Rectangle
 
-    down, across = first
-    left, top = across - 0.5, down - 0.5
-    extent = (left, left + len(values[0]), top + len(values), top)
+    left = first - 0.5
+    extent = (left, left + len(values[0]), len(values) - 0.5, -0.5)
     axis.imshow(values, cmap=heat_colours(), vmin=ends[0], vmax=ends[1], aspect="auto", extent=extent)
     axis.grid(visible=False)
     for which in "xy":
         whole_numbers(axis, which)
+    axis.yaxis.set_major_formatter(lambda place, _: str(rows[int(place)]) if 0 <= place < len(rows) else "")
     for row, column in framed:
         box = {"fill": False, "edgecolor": FRAME, "linewidth": 1.5}
-        axis.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, **box))
+        axis.add_patch(Rectangle((column - 0.46, rows.index(row) - 0.46), 0.92, 0.92, **box))
     if len(values[0]) > MOST_COLUMNS:
         return
-    for row, line in enumerate(values, down):
-        for column, value in enumerate(line, across):
+    for row, line in enumerate(values):
+        for column, value in enumerate(line, first):
             if value == value:
                 ink = ink_on_heat((value - ends[0]) / (ends[1] - ends[0]))
                 axis.text(column, row, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", color=ink)

@@ -21,7 +21,7 @@ def draw_sweep(report: dict, path: Path) -> None:
     for axis, (source, target) in zip(axes, directions, strict=False):
         early, late = report["models"][source], report["models"][target]
         chosen = [(row["i"], row["j"]) for row in report["best_layers"] if row["source"] == source]
-        heat_map(axis, maps[source], (0, 0), chosen, ends)
+        heat_map(axis, maps[source], range(len(maps[source])), 0, chosen, ends)
         axis.set(
             title=f"{wide(report, source)} → {wide(report, target)}",
             xlabel=f"j: {late} goes on at block j",
