@@ -56,7 +56,7 @@ def compared(settings: Settings, work: Path, ways: list[str]) -> dict:
 
     join.choose, join.evaluate_all, join.alternatives = choice, evaluation, lambda *given, **more: {}
     with suppress(Measured):
-        join.stitch(settings, work, overwrite=True)
+        join.stitch(settings, work, overwrite=True, restart=True)  # the last one was left by `Measured`
     return line
 
 
