@@ -75,7 +75,7 @@ def test_packed_tables_keep_within_the_bytes_and_the_flops(tmp_path):
 def test_streams_of_donors_are_taken_from_the_store_and_those_of_a_stranger_are_not(
     tmp_path, monkeypatch, of_a_stranger: bool
 ):
-    """An untrained model has the folder of its donor, and so its mark in the store."""
+    """An untrained model has the folder of its donor; a mark of its own tells them apart in the store."""
     model, store = tiny.model("llama"), Store(tmp_path / "store")
     windows: dict[Split, Windows] = {split: written_by(model, seed) for seed, split in enumerate(SPLITS)}
     without = Means(
