@@ -210,9 +210,9 @@ def _consolidate(desk: Desk, out: Path) -> None:
     small = {name: value for name, value in SMALL.items() if name != "context"}
     consolidate(
         desk(desk.family),
-        Path(desk("note.txt")),
+        [Path(desk("note.txt"))],
         out,
-        queries=Path(desk("queries.txt")),
+        queries=[Path(desk("queries.txt"))],
         cost=0.05,
         text=desk.text,
         **small,

@@ -8,6 +8,7 @@ documents.
     documents  all methods at the same cost on other text, with unseen prefixes of 128 tokens and with none
     peers      the same for the conversion, methods of other work (`_consolidate_peers.py`) and the wrong document
     costs      the gain kept and the cost on other text when the same edits are scaled down
+    together   four documents written together, one after another, and one after another with the earlier ones fitted again
     capacity   documents written one after another into the same weights: the gain kept for the first and for all, the cost
     repeat     one document consolidated several times, each time with the edited model as donor
     facts      1 to 16 invented associations in one document; associations that were never seen are the control
@@ -37,7 +38,7 @@ from stitch.conversions.consolidation.arms import (
     FIRST_TOKENS,
     ModelAndText,
     arms,
-    consolidate_document,
+    consolidate_documents,
     fit,
     prepare,
     queries_about,
@@ -179,7 +180,7 @@ Makers = dict[str, Callable[[], Edit]]  # edits by row
 
 def run_documents(setup: ModelAndText, count: int, budget: float, name: str, done: list[dict]) -> Iterator[dict]:
     first = documents(setup, "report", 1)[0][1][:CONTEXT]
-    yield from measured(setup, setup, count, budget, done, lambda document: arms(setup, document, first, budget))
+    yield from measured(setup, setup, count, budget, done, lambda document: arms(setup, [document], [first], budget))
 
 
 def run_peers(setup: ModelAndText, count: int, budget: float, name: str, done: list[dict]) -> Iterator[dict]:
@@ -298,7 +299,7 @@ def run_costs(setup: ModelAndText, count: int, budget: float, name: str) -> Iter
     for _, ids in documents(setup, "report", count + 1)[1:]:
         query_sets = prefixed_queries(setup, ids)
         without, with_context = score_sets(setup, query_sets), ceilings(query_sets)
-        edit, scale = consolidate_document(setup, ids[:CONTEXT], budget)
+        edit, scale = consolidate_documents(setup, [ids[:CONTEXT]], budget)
         for share, table in tables.items():
             costs[share].append(setup.retention_cost(edit, share * scale)[0])
             add(table, "converted", score_sets(setup, query_sets, edit, share * scale))
@@ -308,6 +309,69 @@ def run_costs(setup: ModelAndText, count: int, budget: float, name: str) -> Iter
         for line in summary(table, {"converted": costs[share]}):
             if line["row"] == "converted":
                 yield {"share": share, **line}
+
+
+GROUP = 4  # documents
+
+
+def run_together(setup: ModelAndText, count: int, budget: float, name: str, done: list[dict]) -> Iterator[dict]:
+    """A line for each of `count` groups of documents, with the sums of every row, then the summary over groups: of all documents
+    of a group, of its first and of its last. `converted` is all at once. Each way may cost `budget` for every document.
+    """
+    found = documents(setup, "report", GROUP * count)
+    known = {line["documents"][0]: line for line in done if "scores" in line}
+    lines = []
+    for start in range(0, GROUP * count, GROUP):
+        group = found[start : start + GROUP]
+        line = known.get(group[0][0])
+        if line is None:
+            line = written_each_way(setup, group, budget)
+            yield line
+        lines.append(line)
+    for part, chosen in {"all": slice(None), "first": slice(1), "last": slice(-1, None)}.items():
+        table: Table = defaultdict(list)
+        for line in lines:
+            for row, by_condition in line["scores"].items():
+                scores = {
+                    key: Scores(*torch.tensor(sums[chosen]).double().sum(0)[:, None])
+                    for key, sums in by_condition.items()
+                }
+                add(table, row, scores)
+        costs = {row: [line["costs"][row] for line in lines] for row in lines[0]["costs"]}
+        for line in summary(table, costs):
+            yield {"of": part, "groups": line.pop("documents"), **line}
+
+
+def written_each_way(setup: ModelAndText, group: list[tuple[str, Tensor]], budget: float) -> dict:
+    """The line of a group: sums of every document, by row and condition."""
+    start, query_sets = time.monotonic(), [prefixed_queries(setup, ids) for _, ids in group]
+    contexts = [ids[:CONTEXT] for _, ids in group]
+    original = {b: down_projection(setup.model, b).clone() for b in range(setup.model.depth)}
+    compute_before_editing(setup)
+    rows = {
+        "without context": [score_sets(setup, queries) for queries in query_sets],
+        "with context": [ceilings(queries) for queries in query_sets],
+    }
+    costs: dict[str, float] = {}
+    ways = {  # the documents of every edit
+        "converted": [contexts],
+        "one after another": [[one] for one in contexts],
+        "earlier ones again": [contexts[: number + 1] for number in range(len(contexts))],
+    }
+    for row, steps in ways.items():
+        current = setup
+        for written in steps:
+            edit, scale = consolidate_documents(current, written, budget * len(contexts) / len(steps))
+            write_edit(setup, edit, scale)
+            current = with_old_curvature(setup)
+        rows[row] = [score_sets(setup, queries) for queries in query_sets]
+        costs[row] = rounded(cost_of_all(setup))
+        restore(setup, original)
+    scores = {
+        row: {key: [sums(one[key]) for one in by_document] for key in CONDITIONS} for row, by_document in rows.items()
+    }
+    seconds = round(time.monotonic() - start)
+    return {"documents": [one for one, _ in group], "seconds": seconds, "costs": costs, "scores": scores}
 
 
 def run_capacity(setup: ModelAndText, count: int, budget: float, name: str) -> Iterator[dict]:
@@ -320,7 +384,7 @@ def run_capacity(setup: ModelAndText, count: int, budget: float, name: str) -> I
     with_context = [ceilings(queries) for queries in query_sets]
     current, original = setup, {b: down_projection(setup.model, b).clone() for b in range(setup.model.depth)}
     for number, (_, ids) in enumerate(found, 1):
-        edit, scale = consolidate_document(current, ids[:CONTEXT], budget)
+        edit, scale = consolidate_documents(current, [ids[:CONTEXT]], budget)
         write_edit(setup, edit, scale)
         current = with_old_curvature(setup)
         total = {b: down_projection(setup.model, b) - original[b] for b in original}
@@ -349,7 +413,7 @@ def run_repeat(setup: ModelAndText, count: int, budget: float, name: str, times:
         without, with_context = score_sets(setup, query_sets), ceilings(query_sets)
         current = setup
         for number in range(1, times + 1):
-            edit, scale = consolidate_document(current, ids[:CONTEXT], budget, seed=number)
+            edit, scale = consolidate_documents(current, [ids[:CONTEXT]], budget, seed=number)
             write_edit(setup, edit, scale)
             current = with_old_curvature(setup)
             costs[number].append(cost_of_all(setup))
@@ -415,7 +479,7 @@ def run_facts(setup: ModelAndText, count: int, budget: float, name: str) -> Iter
                 for pairs in drawn
             ]
             document = both[0].flatten()
-            edit, scale = consolidate_document(setup, document, budget, seed=trial)
+            edit, scale = consolidate_documents(setup, [document], budget, seed=trial)
             retained["converted"].append(setup.retention_cost(edit, scale)[0])
             for kind, queries in zip(("", "unrelated "), both, strict=True):
                 labelled = label_queries(setup.model, document, queries, given=queries.shape[1] - 1)
@@ -442,7 +506,7 @@ def run_tune(setup: ModelAndText, count: int, budget: float, name: str) -> Itera
         text = type(labelled)(pieces, labelled.target)
         add(table, "without context", score_sets(setup, query_sets))
         add(table, "with context", ceilings(query_sets))
-        edit, scale = consolidate_document(setup, ids[:CONTEXT], budget)
+        edit, scale = consolidate_documents(setup, [ids[:CONTEXT]], budget)
         add(table, "converted", score_sets(setup, query_sets, edit, scale))
         for optimiser, rate, labels in choices:
             learnt: Any = labelled if labels == "donor" else text
@@ -544,10 +608,11 @@ def run_choices(setup: ModelAndText, count: int, budget: float, name: str) -> It
     yield from summary(table, retained)
 
 
-PARTS = {  # each with its number of documents, or of sets of facts
+PARTS = {  # each with its number of documents, of groups of documents, or of sets of facts
     "documents": (run_documents, 24),
     "peers": (run_peers, 60),
     "costs": (run_costs, 12),
+    "together": (run_together, 12),
     "capacity": (run_capacity, 8),
     "repeat": (run_repeat, 4),
     "facts": (run_facts, 4),
@@ -556,7 +621,7 @@ PARTS = {  # each with its number of documents, or of sets of facts
     "choices": (run_choices, 3),
 }
 ON_SWEEP = ("tune", "tune-peers", "choices")
-CONTINUED = ("documents", "peers", "tune-peers")  # from the lines of an earlier run
+CONTINUED = ("documents", "peers", "together", "tune-peers")  # from the lines of an earlier run
 
 
 def main() -> None:

@@ -311,8 +311,8 @@ def made(root, tmp_path_factory) -> tuple[Path, dict[str, dict]]:
         "What does Zoe keep? Zoe keeps 3 owls and a fox, said Zoe to the owl of Zoe. "
     )
     found["consolidate"] = consolidate(
-        str(root / "three"), folder.parent / "note.txt", folder / "consolidate", queries=folder.parent / "queries.txt", text=text,
-        tokens=4096, held_out=1024, device="cpu",
+        str(root / "three"), [folder.parent / "note.txt"], folder / "consolidate", queries=[folder.parent / "queries.txt"],
+        text=text, tokens=4096, held_out=1024, device="cpu",
     )  # fmt: skip
     return folder, found
 

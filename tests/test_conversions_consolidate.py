@@ -343,14 +343,14 @@ def association(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_planted_association_is_recalled_without_context_and_others_do_not_change(induction):
     (document, asked), (wrong, elsewhere) = association(1), association(2)
     budget = 0.05
-    edit, scale = arms.consolidate_document(induction, document, budget)
+    edit, scale = arms.consolidate_documents(induction, [document], budget)
     without, with_it = recall(induction, document, asked), queries.scores_with_context(
         queries.label_queries(induction.model, document, asked, given=2)
     ).ce  # fmt: skip
     assert with_it < 1 < 8 < without
     assert recall(induction, document, asked, edit, scale) < without - 0.5 * (without - with_it)
     assert abs(recall(induction, document, elsewhere, edit, scale) - recall(induction, document, elsewhere)) < 0.5
-    other, other_scale = arms.consolidate_document(induction, wrong, budget)
+    other, other_scale = arms.consolidate_documents(induction, [wrong], budget)
     assert recall(induction, document, asked, other, other_scale) > without - 0.5  # the other document does not help
     cost, low, high = induction.retention_cost(edit, scale)
     assert low <= cost <= high and cost < 2 * budget
@@ -373,9 +373,20 @@ def test_natural_gradient_stays_within_reach_and_approaches_the_donor(pico):
     assert before is not None and after is not None and after.sum() < before.sum()
 
 
+def test_two_documents_are_both_answered_after_a_fit_on_both(induction):
+    found = [association(1), association(2)]
+    edit, scale = arms.consolidate_documents(induction, [document for document, _ in found], 0.05)
+    for document, asked in found:
+        without, with_it = (
+            recall(induction, document, asked),
+            queries.scores_with_context(queries.label_queries(induction.model, document, asked, given=2)).ce,
+        )
+        assert recall(induction, document, asked, edit, scale) < without - 0.2 * (without - with_it)
+
+
 def test_all_methods_run_and_the_noise_has_the_norm_of_the_edit(pico):
     document, other = tiny.ids(2, 30, seed=5)
-    edits = {name: make() for name, make in arms.arms(pico, document, other, 0.02).items()}
+    edits = {name: make() for name, make in arms.arms(pico, [document], [other], 0.02).items()}
     assert all(set(edit) == set(range(pico.model.depth)) for edit in edits.values())
     assert all(0 < slow.edit_norm(edit) < 1e3 for edit in edits.values())
     assert slow.edit_norm(edits["null:noise"]) == pytest.approx(slow.edit_norm(edits["converted"]), rel=1e-5)
@@ -390,6 +401,7 @@ def texts(tmp_path_factory):
     (folder / "other.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in DOCUMENTS))
     (folder / "note.txt").write_text("Zoe keeps 3 owls and a fox. Zoe: fox.")
     (folder / "queries.txt").write_text("What does Zoe keep? Zoe keeps 3 owls and a fox, said Zoe to the owl of Zoe. ")
+    (folder / "second.txt").write_text("Max sails 7 boats and a raft. Max: raft, by the sea.")
     (folder / "empty.txt").write_text("")
     (folder / "long.txt").write_text("word " * 40)
     for family in ("gpt2", "llama"):
@@ -425,9 +437,9 @@ def test_the_checkpoint_computes_what_the_reported_edit_does(texts):
 
     folder = texts / "again"
     arguments = dict(
-        text=str(texts / "other.jsonl"), tokens=4096, held_out=600, queries=texts / "queries.txt", cost=0.05
+        text=str(texts / "other.jsonl"), tokens=4096, held_out=600, queries=[texts / "queries.txt"], cost=0.05
     )
-    report = consolidate(str(texts / "gpt2"), texts / "note.txt", folder, **arguments)  # pyright: ignore[reportArgumentType]
+    report = consolidate(str(texts / "gpt2"), [texts / "note.txt"], folder, **arguments)  # pyright: ignore[reportArgumentType]
     donor, model = load(texts / "gpt2"), load(folder)
     ids = queries.read_document(donor, texts / "note.txt")
     asked = queries.cut_queries(queries.read_ids(donor, texts / "queries.txt", "queries"), queries.query_length(donor))
@@ -438,6 +450,23 @@ def test_the_checkpoint_computes_what_the_reported_edit_does(texts):
     assert row["kept_bare"] == pytest.approx(share, abs=1e-3)
 
 
+def test_two_documents_are_written_together_and_told_apart_in_the_report(texts):
+    result = run(texts, "gpt2", "note.txt", "two", "--context", str(texts / "second.txt"), "--cost", "0.05")
+    assert result.exit_code == 0, result.output
+    assert "note.txt and second.txt in its weights" in result.output
+    report = json.loads((texts / "two" / "report.json").read_text())
+    assert [one["document"] for one in report["by_document"]] == ["note.txt", "second.txt"]
+    assert "Gain kept by document: note.txt" in result.output.replace("\n", " ")
+    assert report["recipe"]["document"] == [str(texts / "note.txt"), str(texts / "second.txt")]
+    assert json.loads((texts / "two" / "undo" / "undo.json").read_text())["document"] == "note.txt and second.txt"
+    found = CliRunner().invoke(
+        app, ["convert", "consolidate", "--recipe", str(texts / "two"), "--out", str(texts / "two-again"), "-q"]
+    )
+    assert found.exit_code == 0, found.output
+    again = (texts / "two-again" / "model.safetensors").read_bytes()
+    assert again == (texts / "two" / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("family", "context", "more", "message"),
     [
@@ -446,6 +475,12 @@ def test_the_checkpoint_computes_what_the_reported_edit_does(texts):
         ("gpt2", "none.txt", [], "there is no file"),
         ("gpt2", "note.txt", ["--cost", "0"], "cost must be above 0"),
         ("gpt2", "note.txt", ["--queries", "empty.txt"], "queries must hold at least 32 tokens; got 0"),
+        (
+            "gpt2",
+            "note.txt",
+            ["--context", "second.txt", "--queries", "queries.txt"],
+            "one file for each of the 2 documents",
+        ),
         ("gemma2", "note.txt", [], "Gemma 2 has a norm between them"),
     ],
 )

@@ -1,5 +1,6 @@
 """`stitch.convert`: a trained model in another form, with a table of what that costs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -133,9 +134,9 @@ def recurrent(
 
 def consolidate(
     model: ModelLike,
-    document: PathLike,
+    document: PathLike | Sequence[PathLike],
     *,
-    queries: PathLike | None = None,
+    queries: PathLike | Sequence[PathLike] | None = None,
     cost: float = 0.02,
     text: TextLike = "docs",
     tokens: int = 40_000,
@@ -148,7 +149,8 @@ def consolidate(
     trust_remote_code: bool = False,
     quiet: bool = False,
 ) -> Converted:
-    """Writes the text file `document` into the MLP weights, at a `cost` of so many nats per token on other text.
+    """Writes the text file `document`, or several together, into the MLP weights, at a `cost` of so many nats per token on
+    other text. `queries` are as many files.
 
     Options are those of `stitch convert consolidate`; models, `text` and `out` as in `stitch.join`.
     Raises: UsageError for a request that cannot be met, StitchError for weights, text or a solve that fail.
@@ -158,11 +160,17 @@ def consolidate(
     place = Output(out)
     with named(model) as (name,), text_named(text) as source, progress(quiet) as update:
         report = job(
-            name, Path(document), place.path, queries=None if queries is None else Path(queries), cost=cost, text=source,
-            tokens=tokens, held_out=held_out, seed=seed, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
-            overwrite=overwrite, progress=update,
+            name, _files(document), place.path, queries=_files(queries), cost=cost, text=source, tokens=tokens,
+            held_out=held_out, seed=seed, device=device, dtype=dtype, trust_remote_code=trust_remote_code, overwrite=overwrite,
+            progress=update,
         )  # fmt: skip
     return _converted(report, place)
+
+
+def _files(given: PathLike | Sequence[PathLike] | None) -> list[Path]:
+    if given is None:
+        return []
+    return [Path(given)] if isinstance(given, str | Path) else [Path(one) for one in given]
 
 
 def undo(model: ModelLike, *, out: PathLike | None = None, overwrite: bool = False, quiet: bool = False) -> Converted:

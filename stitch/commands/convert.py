@@ -164,16 +164,21 @@ def ngram(
 def consolidate(
     model: o.Model,
     document: Annotated[
-        Path,
-        o.option("Input", "--context", "FILE", "The document: a text file that fits into the model's context."),
+        list[Path],
+        o.option(
+            "Input",
+            "--context",
+            "FILE",
+            "A text file that fits into the model's context. Several, each with --context, are written together.",
+        ),
     ],
     queries: Annotated[
-        Path | None,
+        list[Path] | None,
         o.option(
             "Input",
             "--queries",
             "FILE",
-            "Text about the document to evaluate on.",
+            "Text about the document to evaluate on; one for each --context.",
             "continuations of the document that the model writes",
         ),
     ] = None,
@@ -209,9 +214,10 @@ def consolidate(
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Write a document into the MLP weights.
+    """Write documents into the MLP weights.
 
-    The model then answers much as if the document were in its context. The report compares with training on the document,
+    The model then answers much as if the document were in its context. To write another one later, name the earlier ones too,
+    or they fade. The report compares with training on the document,
     with another document and with noise, each at the same cost on other text.
     """
     require_out(out, dry_run)

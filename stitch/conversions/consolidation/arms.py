@@ -1,6 +1,6 @@
 """All arms of the consolidation table: converted model, baselines and nulls, each scaled to the same cost on other text."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 
@@ -12,6 +12,7 @@ from stitch.conversions.consolidation import fitting
 from stitch.conversions.consolidation.queries import (
     LabelledQueries,
     continuations,
+    joined,
     label_queries,
     passages,
     query_length,
@@ -130,43 +131,54 @@ def fit(
     )  # fmt: skip
 
 
-def consolidate_document(
-    setup: ModelAndText, document: Int[Tensor, " tokens"], budget: float, seed: int = 0
+def consolidate_documents(
+    setup: ModelAndText, documents: Sequence[Int[Tensor, " tokens"]], budget: float, seed: int = 0
 ) -> tuple[Edit, float]:
-    """The edit for the document, and the factor that scales it to the budget."""
-    edit = fit(setup, queries_about(setup.model, document, seed, progress=setup.progress), budget, seed)
+    """The edit for several documents together, and the factor that scales it to the budget. Takes as many steps for each."""
+    labelled = joined([queries_about(setup.model, one, seed, progress=setup.progress) for one in documents])
+    edit = fit(setup, labelled, budget, seed, fitting.STEPS * len(documents))
     return edit, setup.scale(edit, budget)
 
 
 def arms(
-    setup: ModelAndText, document: Int[Tensor, " tokens"], other: Int[Tensor, " tokens"], budget: float, seed: int = 0
+    setup: ModelAndText,
+    documents: Sequence[Int[Tensor, " tokens"]],
+    others: Sequence[Int[Tensor, " tokens"]],
+    budget: float,
+    seed: int = 0,
 ) -> dict[str, Callable[[], Edit]]:
-    """Functions that compute the edits, by the names of their rows. `other` is the wrong document of a null."""
-    model, pool = setup.model, setup.windows["fit"]
-    labelled, length = queries_about(model, document, seed, progress=setup.progress), query_length(model)
-    # Plain training uses as many passages of the document as there are queries. It ignores the target.
-    text = LabelledQueries(
-        passages(document, len(labelled.queries), length, torch.Generator().manual_seed(seed)), labelled.target
-    )
+    """Functions that compute the edits for all `documents` together, by the names of their rows.
+
+    `others` are the wrong documents of a null.
+    """
+    model, pool, steps = setup.model, setup.windows["fit"], fitting.STEPS * len(documents)
+    about = [queries_about(model, one, seed, progress=setup.progress) for one in documents]
+    labelled, length = joined(about), query_length(model)
+    asked = [(one, labels.queries) for one, labels in zip(documents, about, strict=True)]
+    # Plain training uses as many passages of a document as there are queries about it. It ignores the target.
+    read = [passages(one, QUERIES, length, torch.Generator().manual_seed(seed)) for one in documents]
+    text = LabelledQueries(torch.cat(read), labelled.target)
 
     @cache  # also needed for the norm of the noise
     def converted() -> Edit:
-        return fit(setup, labelled, budget, seed)
+        return fit(setup, labelled, budget, seed, steps)
 
     def train(asked: LabelledQueries, **how) -> Edit:
-        return fitting.train(model, asked, pool, seed=seed, progress=setup.progress, **how)
+        return fitting.train(model, asked, pool, seed=seed, steps=steps, progress=setup.progress, **how)
+
+    def wrong() -> Edit:
+        others_about = [queries_about(model, one, seed, progress=setup.progress) for one in others]
+        return fit(setup, joined(others_about), budget, seed, steps)
 
     return {
         "converted": converted,
         "baseline:closed form": lambda: fitting.closed_form(
-            model, document, labelled.queries, pool, setup.curvature, seed=seed, progress=setup.progress
+            model, asked, pool, setup.curvature, seed=seed, progress=setup.progress
         ),
         "baseline:one step": lambda: fit(setup, labelled, budget, seed, steps=1),
         "baseline:sgd": lambda: train(text, optimiser="sgd", rate=SGD_RATE, labels="text"),
         "baseline:adamw": lambda: train(text, optimiser="adamw", rate=ADAMW_RATE, labels="text"),
         "baseline:adamw, queries": lambda: train(labelled, optimiser="adamw", rate=ADAMW_RATE, labels="donor"),
-        "null:other document": lambda: fit(
-            setup, queries_about(model, other, seed, progress=setup.progress), budget, seed
-        ),
+        "null:other document": wrong,
         "null:noise": lambda: fitting.random_direction(converted(), seed),
     }

@@ -150,8 +150,7 @@ def train(
 @torch.no_grad()
 def closed_form(
     model: Model,
-    document: Int[Tensor, " tokens"],
-    queries: Int[Tensor, "queries length"],
+    asked: Sequence[tuple[Int[Tensor, " tokens"], Int[Tensor, "queries length"]]],
     pool: Windows,
     curvature: Curvature,
     *,
@@ -161,14 +160,17 @@ def closed_form(
 ) -> Edit:
     """Block after block, ΔW = argmin |K ΔW − R|² + strength · tr(ΔWᵀ C ΔW), as in MEMIT.
 
-    K are the neurons without the document. R is the difference between the streams leaving the block with and without it, divided
-    by the number of blocks from this one on. Without the document, queries follow unrelated prefixes.
+    `asked` are documents, each with its queries. K are the neurons without the document. R is the difference between the streams
+    leaving the block with and without it, divided by the number of blocks from this one on. Without the document, queries follow
+    unrelated prefixes.
     """
     generator = torch.Generator().manual_seed(seed)
-    parts = queries.tensor_split(3)
-    lengths = _prefix_lengths(queries.shape[1])
-    prefixes = [unrelated_prefixes(pool, len(some), size, generator) for size, some in zip(lengths, parts, strict=True)]
-    documents = [document.expand(len(some), -1) for some in parts]
+    documents, prefixes, parts = [], [], []
+    for document, queries in asked:
+        for size, some in zip(_prefix_lengths(queries.shape[1]), queries.tensor_split(3), strict=True):
+            documents.append(document.expand(len(some), -1))
+            prefixes.append(unrelated_prefixes(pool, len(some), size, generator))
+            parts.append(some)
     streams: CapturePoints = {str(block): (model.blocks[block], False) for block in range(model.depth)}
     goals = capture(model, streams, documents, parts, {})
     edit: Edit = {}

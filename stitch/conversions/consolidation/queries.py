@@ -44,6 +44,11 @@ class LabelledQueries:
         return self.queries.shape[1] - self.target.shape[1]
 
 
+def joined(parts: Sequence[LabelledQueries]) -> LabelledQueries:
+    """The queries of all `parts`, which are of one length, with their targets."""
+    return LabelledQueries(torch.cat([one.queries for one in parts]), torch.cat([one.target for one in parts]))
+
+
 @dataclass(frozen=True)
 class PrefixedQueries:
     """Queries to be scored, each after its own prefix."""
@@ -75,7 +80,7 @@ def check_document(model: Model, ids: Int[Tensor, " tokens"]) -> Int[Tensor, " t
     if len(ids) > room:
         raise UsageError(
             f"document must have at most {room} tokens, so that it fits into the context of {model.longest} together "
-            f"with a query of {query_length(model)}; got {len(ids)}: cut it into several files and consolidate one after another."
+            f"with a query of {query_length(model)}; got {len(ids)}: cut it into several files."
         )
     return ids
 

@@ -12,21 +12,21 @@ TRIES = 3  # scales of an edit that are tried on either text
 EIGEN = 10  # FLOPs per cubed size of an eigendecomposition
 
 
-def stages(counted: Counted) -> dict[str, Work]:
-    """Work by stage."""
+def stages(counted: Counted, documents: int = 1) -> dict[str, Work]:
+    """Work by stage, for so many documents."""
     machine, model, tokens = counted.machine, counted.donor.model, counted.tokens
     neurons, width = down_projection(model, 0).shape
     curved = min(CURVATURE_TOKENS, tokens["fit"])
     squares = 2.0 * curved * (neurons**2 + width**2) + EIGEN * (neurons**3 + width**3)
     curvature = counted.trained(curved) + model.depth * machine.product(squares, double=True)
     read = min(model.longest, 2 * query_length(model) + counted.donor.context // 2)
-    steps = TRAINED * STEPS * counted.trained(PER_STEP * 2 * query_length(model))
-    labelled = 3 * counted.scored(QUERIES * read)
+    steps = documents * TRAINED * STEPS * counted.trained(PER_STEP * 2 * query_length(model))
+    labelled = 3 * counted.scored(documents * QUERIES * read)
     searched = sum(min(count, tokens["sweep"]) for count in (FIRST_TOKENS, SEARCH_TOKENS))
     scaled = ARMS * counted.scored(TRIES * searched + min(REPORT_TOKENS, tokens["report"]))
     return {
         "curvature": curvature,
         "edits": steps + labelled,
         "scales": scaled,
-        "evaluation": (ARMS + 2) * 2 * counted.scored(UNSEEN * read),
+        "evaluation": (ARMS + 2) * 2 * counted.scored(documents * UNSEEN * read),
     }
