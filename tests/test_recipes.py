@@ -73,6 +73,8 @@ def test_a_recipe_is_read_into_arguments_in_the_forms_of_python(tmp_path):
     assert found == {"donor": "a", "requests": [("b", "induction")], "features": {1: "sae"}, "count": 64}
     file.write_text("context: note.txt\nheld-out: 10")
     assert stitch.read_recipe(file, stitch.convert.consolidate) == {"document": "note.txt", "held_out": 10}
+    file.write_text("context: [note.txt, other.txt]")
+    assert stitch.read_recipe(file, stitch.convert.consolidate) == {"document": ["note.txt", "other.txt"]}
     file.write_text("model: a\nfeatures: hybrid")
     assert stitch.read_recipe(file, stitch.convert.recurrent) == {"model": "a", "features": "hybrid"}
     file.write_text("leyer: 3\nquiet: true")

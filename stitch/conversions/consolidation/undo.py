@@ -25,8 +25,8 @@ BESIDE = ("config.json", "generation_config.json", "*.py")  # the weights, besid
 def undo(name: str, out: Path, *, overwrite: bool = False, progress: Progress | None = None) -> dict:
     """Writes the donor of the consolidated model `name` to `out`, with its tensors as they were, from the model's folder alone.
 
-    They are in the dtype that the conversion ran in. Of several documents that were consolidated one after another it is the last
-    that is taken out; the others can be taken out of the result.
+    They are in the dtype that the conversion ran in. Of documents that were consolidated one after another it is the last that is
+    taken out; the others can be taken out of the result. Documents that were written together come out together.
     Raises UsageError for a model that was not consolidated or has changed since, StitchError where its `undo/` is damaged.
     """
 
