@@ -144,7 +144,7 @@ def test_an_edit_counts_its_steps():
     ids = torch.randint(3, tiny.VOCABULARY, (24, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     windows = Windows(ids, torch.arange(24, dtype=torch.int32)[:, None].expand(-1, 64).contiguous())
     setup = arms.prepare(tiny.model("gpt2"), dict.fromkeys(SPLITS, windows), heard)
-    edits = arms.arms(setup, ids[0, 1:20].long(), ids[1, 1:20].long(), 0.02)
+    edits = arms.arms(setup, [ids[0, 1:20].long()], [ids[1, 1:20].long()], 0.02)
     for name in ("converted", "baseline:closed form", "baseline:adamw"):
         edits[name]()
     heard.require(

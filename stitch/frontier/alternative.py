@@ -10,9 +10,11 @@ from stitch.composite.cuts import exact_streams_from
 from stitch.evaluation.scores import Logits
 from stitch.files.store import Store
 from stitch.models.model import Model
-from stitch.progress import Progress
+from stitch.progress import Progress, Steps
 from stitch.text.documents import Split
 from stitch.text.windows import Windows
+from stitch.translation.packing import pack, steps
+from stitch.translation.types import Translation
 
 
 @dataclass(frozen=True)
@@ -52,3 +54,15 @@ class Means:
             model, windows, sites, place, per_shard=per_shard, store=self.store, keep=False, late=exact_streams_from,
             progress=self.progress,
         )  # fmt: skip
+
+    def packed(
+        self, tables: Translation, limit: int, model: Model, multiply_adds: int | None = None
+    ) -> Translation:  # fmt: skip
+        """The translation within `limit` bytes, read by `model`, as `pack` makes it."""
+        step = Steps("packing of an alternative (tables, at most)", steps(tables), self.progress)
+        found = pack(
+            tables, limit, self.windows["fit"].ids, model.vocabulary, model.dtype, memory=self.memory,
+            multiply_adds=multiply_adds, tick=step,
+        )  # fmt: skip
+        step.end()
+        return found

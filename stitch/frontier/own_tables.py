@@ -11,7 +11,6 @@ from stitch.evaluation.scores import evaluate
 from stitch.frontier.alternative import Alternative, Means
 from stitch.modeling.modeling_composite import StitchConfig
 from stitch.models.model import Model
-from stitch.translation.packing import pack
 from stitch.translation.types import Translation
 
 ORDER, SKIPS = 3, 4  # those of `convert ngram`, or fewer where memory allows no more
@@ -77,8 +76,7 @@ def _packed(
     model: Model, site: int, tables: Translation, means: Means, multiply_adds: int | None = None
 ) -> Translation:
     left = means.limit.bytes - late(model, site, means.context).bytes
-    ids = means.windows["fit"].ids
-    return pack(tables, left, ids, model.vocabulary, model.dtype, memory=means.memory, multiply_adds=multiply_adds)
+    return means.packed(tables, left, model, multiply_adds)
 
 
 def _alternative(model: Model, site: int, packed: Translation, means: Means) -> Alternative:

@@ -15,6 +15,7 @@ from stitch.frontier.alternative import Alternative, Means
 from stitch.frontier.skips import AFFINE, joined
 from stitch.models.flops import block_flops
 from stitch.models.model import Model
+from stitch.progress import counted
 from stitch.text.documents import Split
 from stitch.translation.fit import LEAST_SQUARES_TOKENS
 
@@ -56,7 +57,8 @@ def least_change(model: Model, length: int, means: Means) -> int:
     windows = means.windows["sweep"]
     ids = windows.ids[: max(1, SAMPLE // windows.context)].long()
     similarity = torch.zeros(model.last_site - length, dtype=torch.float64)
-    for part in ids.split(max(1, 2048 // windows.context)):
+    parts = ids.split(max(1, 2048 // windows.context))
+    for part in counted(parts, "change of the stream across blocks (batches)", means.progress):
         streams = residuals(model, part.to(model.device), range(model.last_site + 1))
         for start in range(1, model.last_site - length + 1):
             similarity[start - 1] += _cosines(streams[start], streams[start + length]).sum().cpu()

@@ -18,7 +18,6 @@ from stitch.translation import rows as registry
 from stitch.translation.available import earlier_sites, free_inputs
 from stitch.translation.fit import LEAST_SQUARES_TOKENS, Evidence, Options, translate
 from stitch.translation.inputs import Input, Stream
-from stitch.translation.packing import pack
 from stitch.translation.token_tables import token_tables
 from stitch.translation.types import Translation
 
@@ -85,10 +84,9 @@ def joined(
     means.scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=means.scratch) as folder:
         fitted = _fitted(a, b, row, _paired(a, b, site, onto, row, means, Path(folder)), means)
-    room, ids = means.limit.bytes - kept.bytes, means.windows["fit"].ids
-    share = 1.0
+    room, share = means.limit.bytes - kept.bytes, 1.0
     while True:
-        translation = pack(fitted, int(share * room), ids, b.vocabulary, b.dtype, memory=means.memory)
+        translation = means.packed(fitted, int(share * room), b)
         cost = kept + of_translation(translation, a, b, site)
         if cost.flops <= means.limit.flops or share < LEAST:
             break

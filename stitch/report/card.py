@@ -95,6 +95,7 @@ def footnotes(report: dict) -> list[str]:
         )
     if found := report.get("left_out"):
         lines.append(f"Not fitted, because they need more than `memory`: {', '.join(found)}.")
+    lines += _without_rows(report)
     lines += [f"{row} is left out: {why}." for row, why in report.get("not_made", {}).items()]
     if others := report.get("native", {}).get("other_ranges"):
         lines.append(
@@ -108,6 +109,20 @@ def footnotes(report: dict) -> list[str]:
             "over to all text by regression on it."
         )
     return [*lines, *across.differences(report)]
+
+
+def _without_rows(report: dict) -> list[str]:
+    """What is lost at tokens that did not occur in the text of the tables, beside all others."""
+    if not (found := report.get("look_ups", {}).get("unseen")):
+        return []
+    there, elsewhere = found["ce_without_rows"], found["ce_with_rows"]
+    share = f"{found['tokens_without_rows']:,} of {found['tokens']:,} predictions"
+    beside = f", {report['models']['b']} {there['b']:.3f} ({elsewhere['b']:.3f})" if "b" in there else ""
+    return [
+        f"{share} are made at tokens that the tables have no row for, as "
+        f"they did not occur in the text to fit on. There the composite has {there['fallback']:.3f} nats (elsewhere "
+        f"{elsewhere['fallback']:.3f}){beside}; with mean rows in place of its fall-back it would have {there['mean_row']:.3f}."
+    ]
 
 
 def model_card(report: dict, *, remote_code: bool = True) -> ModelCard:
