@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py wide_lift.py)
+SCRIPTS := $(addprefix benchmarks/,main_job.py memory.py start_up.py wide_lift.py vocabulary.py)
 SCALE := $(addprefix benchmarks/,matching_at_scale.py matching_real.py sae_training.py checkpoint.py harvest.py decode.py end_to_end.py)
 REGIMES := $(addprefix benchmarks/,readable.py readable_beside_look_ups.py other_text.py beside_tables.py)
 
@@ -93,6 +93,7 @@ bench-conjectures: $(READY)
 	@set -e; for row in $(CONJECTURES); do \
 		echo "$$row" >&2; $(BIN)/python benchmarks/conjectures/$$row.py $(SMALL) > build/benchmarks/conjectures/$$row.jsonl; \
 	done
+	$(BIN)/python benchmarks/conjectures/ledger.py > build/benchmarks/conjectures/ledger.jsonl
 
 # Takes hours. Parts that are in build/benchmarks/conversions are not repeated.
 bench-conversions: $(READY)

@@ -30,6 +30,14 @@ class Entry:
     evidence: Callable[[], str]
     documents: Callable[[], str] = lambda: ""
     page: str = ""
+    script: str = ""  # in `benchmarks/conjectures`
+
+    @property
+    def more(self) -> str:
+        """Links to limits and to how it is rerun: those of its page, or of the page of all, and the script."""
+        if self.page:
+            return f"[limits]({self.page}.md#limits), [rerun]({self.page}.md#rerun)"
+        return f"[limits](#limits), `{self.script}.py`" if self.script else ""
 
 
 def lines(conjecture: str, file: str = "conjectures") -> list[dict]:
@@ -204,56 +212,64 @@ ENTRIES = [
         "A behaviour can be written into a freshly initialised model of another architecture.",
         "holds",
         answer("grafts"),
-        page="grafts",
+        lambda: "prompts",
+        "grafts",
     ),
     Entry(
         UNNUMBERED,
         "A finite automaton's definition converts to transformer weights.",
         "holds",
         answer("compiled"),
-        page="compiled",
+        lambda: "strings",
+        "compiled",
     ),
     Entry(
         UNNUMBERED,
         "An intended attention pattern converts to query-key weights and positions.",
         "partly",
         answer("compiled-precision"),
-        page="compiled-precision",
+        lambda: "no text",
+        "compiled-precision",
     ),
     Entry(
         UNNUMBERED,
         "Shallow transformers with induction heads are stored-program machines.",
         "holds",
         answer("long-trace"),
-        page="long-trace",
+        lambda: "runs",
+        "long-trace",
     ),
     Entry(
         UNNUMBERED,
         "Multi-head attention contracts to multi-query attention by SVD.",
         "partly",
         answer("convert-heads"),
-        page="convert-heads",
+        lambda: "110",
+        "convert-heads",
     ),
     Entry(
         UNNUMBERED,
         "A transformer converts to a recurrent network with fast weights.",
         "partly",
         answer("convert-recurrent"),
-        page="convert-recurrent",
+        lambda: "110 to 175",
+        "convert-recurrent",
     ),
     Entry(
         UNNUMBERED,
         "Fast weights convert to slow weights.",
         "partly",
         answer("convert-consolidate"),
-        page="convert-consolidate",
+        lambda: "12 to 24",
+        "convert-consolidate",
     ),
     Entry(
         UNNUMBERED,
         "Early layers convert to an explicit n-gram memory.",
         "partly",
         answer("convert-ngram"),
-        page="convert-ngram",
+        lambda: "110 to 121",
+        "convert-ngram",
     ),
     Entry(
         "3, 10",
@@ -269,6 +285,7 @@ ENTRIES = [
         verdicts("multilinear"),
         products,
         lambda: counted("multilinear"),
+        script="multilinear",
     ),
     Entry(
         "5",
@@ -284,10 +301,16 @@ ENTRIES = [
         "Layers of two models, joined without training, are worth their cost.",
         "refuted on one pair",
         answer("seam-bytes"),
-        page="seam-bytes",
+        lambda: "110",
+        "seam-bytes",
     ),
     Entry(
-        "14", "Value maps are near-orthogonal, so one read tells heads apart.", verdicts("rotation_binding"), binding
+        "14",
+        "Value maps are near-orthogonal, so one read tells heads apart.",
+        verdicts("rotation_binding"),
+        binding,
+        lambda: "weights",
+        script="rotation_binding",
     ),
     Entry(
         "15",
@@ -318,6 +341,7 @@ ENTRIES = [
         of_traces(),
         traces,
         lambda: str(arms()["unlearned"]["documents"]),
+        script="traces",
     ),
     Entry(
         "21",
@@ -347,6 +371,8 @@ ENTRIES = [
         "Recurrent networks with eigenvalues inside the unit circle stay stable.",
         verdicts("spectral"),
         eigenvalues,
+        lambda: "no text",
+        script="spectral",
     ),
     Entry(
         "28",
@@ -363,6 +389,7 @@ def main() -> None:
             "numbers": entry.numbers, "claim": entry.claim, "verdict": entry.verdict, "evidence": entry.evidence(),
             **({"documents": found} if (found := entry.documents()) else {}),
             **({"page": f"[{entry.page}]({entry.page}.md)"} if entry.page else {}),
+            **({"more": entry.more} if entry.more else {}),
         }, ensure_ascii=False))  # fmt: skip
 
 
