@@ -5,8 +5,9 @@
     shortened       B without two blocks, with its bridge in closed form (`stitch B B --native`)
     random blocks   B's late half, head and embedding behind random blocks
     fresh           random weights alone
+    whole B         B with all its blocks, which costs the most: what the same training does to the untouched donor
 
-The last four have six of B's eight blocks or as many in their place, so none costs more than the composite.
+All but the composite and B itself have six of B's eight blocks or as many in their place, so none costs more than the composite.
 """
 
 import copy
@@ -23,12 +24,14 @@ from stitch.demo.train import held_out
 from stitch.jobs.join import stitch
 from stitch.models.loading import load
 from stitch.models.model import Model
+from stitch.models.sources import resolve
 
 A, B, SITES, REMOVED = "demo:gpt2", "demo:llama", (3, 4), 2
 CUTS = (1, 2, 3, 4, 5, 6)  # first removed block, chosen on the sweep split
 SEAMS = {"composite": "translation.", "own tables": ("translation.", "a.")}  # of the two, what is not a donor's block
 SEAM_ONLY = {f"{name}, seam only": name for name in SEAMS}
-ARMS = (*SEAMS, "shortened", "fresh", "random blocks", *SEAM_ONLY)
+WHOLE = "whole B"
+ARMS = (*SEAMS, "shortened", "fresh", "random blocks", WHOLE, *SEAM_ONLY)
 
 
 def prepare(work: Path, tokens: int, sweep: Tensor) -> None:
@@ -53,7 +56,9 @@ def prepare(work: Path, tokens: int, sweep: Tensor) -> None:
 def make(arm: str, seed: int, work: Path, b: Model) -> PreTrainedModel:
     """The model of an arm before its first step, in float32, with the parameters to train marked."""
     whole = SEAM_ONLY.get(arm, arm)
-    if whole not in ("random blocks", "fresh"):
+    if arm == WHOLE:
+        net = load(resolve(B).folder, dtype=torch.float32).net
+    elif whole not in ("random blocks", "fresh"):
         net = load(work / whole, dtype=torch.float32).net
     else:
         torch.manual_seed(seed)

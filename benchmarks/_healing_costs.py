@@ -5,7 +5,7 @@ allows, and multiplies no more numbers than are trained in it; of own tables eve
 """
 
 import torch
-from _healing import REMOVED, SITES, A, B
+from _healing import REMOVED, SITES, WHOLE, A, B
 
 from stitch.composite.costs import Cost, Costs
 from stitch.config import Settings
@@ -24,7 +24,14 @@ def costs(lines: list[dict]) -> list[dict]:
     a, b = (load(resolve(name).folder, dtype=torch.float32, name=name) for name in (A, B))
     made = Costs(a, b, CONTEXT)
     short = made.late(REMOVED)  # six blocks of B with embedding and head: the other arms have as many
-    exact = {A: made.whole_source, B: made.whole_target, "shortened": short, "random blocks": short, "fresh": short}
+    exact = {
+        A: made.whole_source,
+        B: made.whole_target,
+        WHOLE: made.whole_target,
+        "shortened": short,
+        "random blocks": short,
+        "fresh": short,
+    }
     bounds = {
         "composite": composite(made, sizes["composite, seam only"]["trained"]),
         "own tables": tables(short, sizes["own tables"]["parameters"] - short.parameters, b),

@@ -149,6 +149,13 @@ def test_healing_bounds_what_arms_cost():
     assert all(0.99 * found["composite"][key] < value <= found["composite"][key] for key, value in joined.items())
 
 
+def test_the_whole_donor_is_an_arm_as_it_is(tmp_path: Path):
+    b = load(resolve(_healing.B).folder, dtype=torch.float32)
+    net = _healing.make("whole B", 0, tmp_path, b)
+    assert all(torch.equal(one, other) for one, other in zip(net.parameters(), b.net.parameters(), strict=True))
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
 def test_random_blocks_are_followed_by_the_late_half_of_the_donor(tmp_path: Path):
     b = load(resolve(_healing.B).folder, dtype=torch.float32)
     net = _healing.make("random blocks", 0, tmp_path, b)

@@ -12,6 +12,7 @@ ARMS = {
     "own tables": ("alternative", 0),
     "own tables, seam only": ("alternative", 1),
     "shortened": ("alternative", 2),
+    "whole B": ("b", 0),
     "fresh": ("baseline", 0),
     "random blocks": ("null", 0),
 }
@@ -19,7 +20,7 @@ PANELS = {
     "ce": (f"{wide(A)} × {wide(B)}", "cross-entropy, nats", None),
     "over_b": (f"the same minus {B}, paired", "nats", (-0.05, 0.3)),
 }
-TICKS = (65_536, 131_072, 300_000)
+TICKS = (65_536, 262_144, 1_048_576, 3_000_000)
 
 
 def draw(lines: list[dict]) -> Figure:
