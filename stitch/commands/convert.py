@@ -216,8 +216,8 @@ def consolidate(
 ) -> None:
     """Write documents into the MLP weights.
 
-    The model then answers much as if the document were in its context. To write another one later, name the earlier ones too,
-    or they fade. The report compares with training on the document,
+    The model then answers much as if the document were in its context. Several are best written together: one that is written
+    later makes the earlier ones fade. The report compares with training on the document,
     with another document and with noise, each at the same cost on other text.
     """
     require_out(out, dry_run)
