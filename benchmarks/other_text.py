@@ -91,7 +91,8 @@ def run(direction: str, seed: int, tokens: int, held_out: int, work: Path, texts
     settings, fit = pair.settings, pair.paired["fit"]
     folder = work / f"{direction}-{tokens}-{held_out}"
     matching = stages.match_pair(settings, fit, pair.saes, folder / f"seed-{seed}")
-    fitted = stages.translate_pair(settings, pair.a, pair.b, pair.paired, pair.saes, matching)
+    tables = stages.states_of_tokens(pair.a, pair.b, pair.paired)
+    fitted = stages.translate_pair(settings, pair.a, pair.b, pair.paired, pair.saes, matching, tables)
     rows = {name: (fitted.translations | fitted.nulls)[name] for name in ROWS}
     found = {"docstrings": pair.paired["report"]}
     assert settings.context is not None

@@ -47,6 +47,7 @@ from stitch.jobs.stages import (
     match_pair,
     pack_pair,
     read_corpus,
+    states_of_tokens,
     text_size,
     train_pair,
     translate_pair,
@@ -176,8 +177,11 @@ def _make(
         decoders = saes.a.decoder, saes.b.decoder
         explained = explain(paired["fit"], codes, matching.graph, matching.pairs, b.tokenizer, decoders, progress)
         by_block = match_by_block(settings, a, b, windows["sweep"], saes, matching, progress)
+    with clock.stage("states"):
+        tokens = states_of_tokens(a, b, paired, progress)
     with clock.stage("translations"):
-        fitted = translate_pair(settings, a, b, paired, saes, matching, progress)
+        fitted = translate_pair(settings, a, b, paired, saes, matching, tokens, progress)
+        del tokens
         bridges = bridge_pair(settings, a, b, paired, progress)
     costs = Costs(a, b, settings.context, across.described["own_tokens_per_token"] if across else 1.0)
     with clock.stage("choice"):

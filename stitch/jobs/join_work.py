@@ -91,6 +91,7 @@ class JoinWork:
             "activations": self.activations(),
             "saes": self.saes(),
             "matching": self.matching(),
+            "states": self.states(),
             "translations": self.translations(),
             "choice": self.choice(),
             "references": self.references(),
@@ -160,14 +161,17 @@ class JoinWork:
             total += self.machine.moved(CODES * 4 * tokens * sites * features)
         return total
 
+    def states(self) -> Work:
+        """`states_of_tokens`: every token that occurs, alone behind BOS, through B's early half."""
+        return self.machine.forward("b", self.ids * self.ends.early_b)
+
     def translations(self) -> Work:
-        """`translate_pair`: states of tokens, moments, ridges, closed forms, routes and tables."""
+        """`translate_pair`: moments, ridges, closed forms, routes and tables."""
         wants = self.settings.wants
-        total = self.machine.forward("b", self.ids * self.ends.early_b)
         reads = [self.there(row.reads) for row in registry.made_by(registry.RIDGE) if registry.leads_to(row, wants)]
         widest = self.features(self.ends.width_a) if any(set(one) & set(registry.LIFTS) for one in reads) else 0
         sample = min(self.fit, max(LEAST_SQUARES_TOKENS, 8 * widest)) + self.held_out
-        total += self.moments(reads, sample) + sum((self.solved(one) for one in reads), Work())
+        total = self.moments(reads, sample) + sum((self.solved(one) for one in reads), Work())
         closed = [row for row in registry.closed_forms() if registry.leads_to(row, wants)]
         total += len(closed) * self.machine.product(SVD * max(self.ends.width_a, self.ends.width_b) ** 3, double=True)
         for row in registry.made_by(registry.ROUTES):

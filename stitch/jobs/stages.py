@@ -40,7 +40,7 @@ from stitch.text.windows import CONTEXT, HELD_OUT, LEAST_HELD_OUT, Windows, read
 from stitch.translation.available import available, earlier_sites
 from stitch.translation.fit import Evidence, Fitted, MatchedFeatures, Options, inputs_read, translate
 from stitch.translation.packing import bytes_without_tables, pack, steps
-from stitch.translation.token_tables import token_tables
+from stitch.translation.token_tables import TokenTables, token_tables
 from stitch.translation.types import Translation
 
 
@@ -416,6 +416,14 @@ def pack_pair(
     return packed
 
 
+def states_of_tokens(
+    a: Model, b: Model, paired: dict[Split, Paired], progress: Progress | None = None
+) -> TokenTables:  # fmt: skip
+    """B's embedding of every token that occurs, and its state at B's site, behind BOS alone."""
+    fit, held_out = paired["fit"], paired["sweep"]
+    return token_tables(a, b, fit.a.windows, held_out.a.windows, fit.site_b, progress)
+
+
 def translate_pair(
     settings: CompleteSettings,
     a: Model,
@@ -423,11 +431,11 @@ def translate_pair(
     paired: dict[Split, Paired],
     saes: SAEs,
     matching: Matching,
+    tokens: TokenTables,
     progress: Progress | None = None,
 ) -> Fitted:
     """Every translation and null that the settings ask for, fitted on the fit split, with λ chosen on the sweep split."""
     fit, held_out = paired["fit"], paired["sweep"]
-    tokens = token_tables(a, b, fit.a.windows, held_out.a.windows, fit.site_b, progress)
     inputs = available(a, b, fit, saes, settings.seed, inputs_read(settings.wants), tokens=tokens)
     evidence = Evidence(
         fit=fit, held_out=held_out, inputs=inputs, first=fit.b.first(fit.site_b),
